@@ -1,0 +1,24 @@
+"""Fixtures shared by all tests."""
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(os.environ.get("FAIR_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture
+def shared_data() -> Path:
+  """The folder of real routes, images and small networks; a test that needs it skips where it is absent."""
+  if not SHARED_DATA.is_dir():
+    pytest.skip(f"no shared data at {SHARED_DATA}: set FAIR_SHARED_DATA to run this test")
+  return SHARED_DATA
+
+
+@pytest.fixture
+def prefix(monkeypatch, tmp_path) -> str:
+  """A private OPENPILOT_PREFIX, so that tests never meet a running openpilot or each other."""
+  name = f"test-{os.getpid()}-{abs(hash(str(tmp_path))) % 10**8}"
+  monkeypatch.setenv("OPENPILOT_PREFIX", name)
+  monkeypatch.setenv("PARAMS_ROOT", str(tmp_path / "params"))
+  return name

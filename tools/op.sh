@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# The front door. `tools/op.sh help` lists the commands; each makes the virtual environment that it needs by itself.
+set -euo pipefail
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="${FAIR_VENV:-$ROOT/.venv}"
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+
+die() { echo "error: $*" >&2; exit 2; }
+
+find_python() {
+  local p
+  for p in "${FAIR_PYTHON:-}" python3.11 python3.12 python3.13 python3 python; do
+    [ -n "$p" ] || continue
+    if "$p" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then command -v "$p"; return; fi
+  done
+  die "no Python 3.11, 3.12 or 3.13 with venv on the path; install one, or name it in FAIR_PYTHON"
+}
+
+# setup EXTRAS: the virtual environment with what `pyproject.toml` lists under these extras. Nothing is done where that is there already.
+setup() {
+  local extras="$1" stamp
+  stamp="$VENV/.installed-$extras-$(cksum < "$ROOT/pyproject.toml" | cut -d' ' -f1)"
+  [ -e "$stamp" ] && return
+  if [ ! -x "$VENV/bin/python" ]; then
+    local python; python="$(find_python)"
+    echo "making the virtual environment $VENV"
+    "$python" -m venv "$VENV" || die "could not make $VENV; on Debian and Ubuntu: apt-get install python3-venv"
+  fi
+  echo "installing: runtime${extras:+, ${extras//,/, }} (once; FAIR_PIP_ARGS is passed on to pip)"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check ${FAIR_PIP_ARGS:-} -e "$ROOT${extras:+[$extras]}" \
+    || die "pip could not install the packages; is a package index reachable? Run the command again to go on"
+  touch "$stamp"
+}
+
+py() { exec "$VENV/bin/python" -m "$@"; }
+
+lint() {
+  setup tools,train,test
+  cd "$ROOT"
+  "$VENV/bin/python" -m ruff check cereal selfdrive tools tests
+  "$VENV/bin/python" -m mypy -p openpilot.cereal -p openpilot.common -p openpilot.selfdrive.manager -p openpilot.selfdrive.modeld -p openpilot.tools
+}
+
+usage() {
+  cat <<'EOF'
+tools/op.sh COMMAND [ARGUMENTS]        every command has --help
+
+  demo             make a sample route, replay it through fairmodeld, leave video, log and report in out/demo
+  test             install all that the tests need and run them; arguments go to pytest
+  lint             ruff and mypy
+
+  replay ROUTE     publish a route's messages and camera frames
+  fairmodeld       the student process: camera frames in, fair messages out
+  manager          start and stop fairmodeld as the flag and deviceState say
+  flag             on | off | status: the feature flag FairEnabled, and the bundle to run
+  record OUT       write the live fair messages to a log
+  show LOG         render an overlay video from a log and its video
+  process-replay ROUTE     run fairmodeld over a route without a clock: the same bytes every time
+  compare-logs A B         say where two logs differ
+
+  sim OUT          write a simulated route with exact truth
+  train-scene      render, train, export, evaluate the first bundle (installs torch)
+  setup            only make the virtual environment
+EOF
+}
+
+cmd="${1:-help}"
+[ $# -gt 0 ] && shift
+case "$cmd" in
+  demo) setup tools; py openpilot.tools.demo "$@" ;;
+  test)
+    setup tools,train,test
+    cd "$ROOT"
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    if [ $# -gt 0 ]; then py pytest "$@"; fi
+    # fast ones first: what is broken shows in the first minute
+    status=0
+    "$VENV/bin/python" -m pytest -m "not slow" || status=$?
+    "$VENV/bin/python" -m pytest -m slow || status=$?
+    exit $status ;;
+  lint) lint ;;
+  replay) setup tools; py openpilot.tools.replay.replay "$@" ;;
+  record) setup tools; py openpilot.tools.replay.record "$@" ;;
+  show) setup tools; py openpilot.tools.replay.show "$@" ;;
+  process-replay) setup tools; py openpilot.tools.replay.process_replay "$@" ;;
+  compare-logs) setup tools; py openpilot.tools.replay.compare_logs "$@" ;;
+  sim) setup tools; py openpilot.tools.sim.write_route "$@" ;;
+  flag) setup tools; py openpilot.tools.flag "$@" ;;
+  manager) setup tools; py openpilot.selfdrive.manager.manager "$@" ;;
+  fairmodeld) setup tools; py openpilot.selfdrive.modeld.fair.fairmodeld "$@" ;;
+  train-scene) setup tools,train; py openpilot.tools.fair.training.train_scene "$@" ;;
+  setup) setup tools; echo "ready: $VENV" ;;
+  help|-h|--help) usage ;;
+  *) usage >&2; die "unknown command '$cmd'" ;;
+esac

@@ -1,0 +1,117 @@
+"""The services: whether they are logged, how often they come, every how many go into the qlog, and how large their queue is.
+
+Names are those of August 2026; `service_name` takes the older spellings too.
+"""
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class QueueSize(IntEnum):
+  BIG = 10 * 1024 * 1024
+  MEDIUM = 2 * 1024 * 1024
+  SMALL = 250 * 1024
+
+
+class Service(NamedTuple):
+  should_log: bool
+  frequency: float          # Hz, 0: whenever something happens
+  decimation: int | None    # every how many go into the qlog; None: none
+  queue_size: int           # bytes; a message may take a third of it
+
+
+BIG, MEDIUM, SMALL = QueueSize.BIG, QueueSize.MEDIUM, QueueSize.SMALL
+
+# older spelling -> the one since August 2026 (openpilot #38585, #38601)
+RENAMED = {
+  "roadCameraState": "narrowRoadCameraState",
+  "driverCameraState": "cabinCameraState",
+  "roadEncodeIdx": "narrowRoadEncodeIdx",
+  "driverEncodeIdx": "cabinEncodeIdx",
+  "wideEncodeIdx": "wideRoadEncodeIdx",
+  "roadEncodeData": "narrowRoadEncodeData",
+  "driverEncodeData": "cabinEncodeData",
+  "qRoadEncodeIdx": "qNarrowRoadEncodeIdx",
+  "qRoadEncodeData": "qNarrowRoadEncodeData",
+  "liveCalibration": "extrinsicsCalibration",
+  "liveParameters": "vehicleParameters",
+  "liveTorqueParameters": "lateralTorqueParameters",
+  "livePose": "deviceMotion",
+  "liveTracks": "radarTracks",
+  "liveDelay": "lateralDelay",
+  "userFlag": "userBookmark",
+  "androidLog": "operatingSystemLog",
+}
+
+SERVICE_LIST: dict[str, Service] = {
+  # sensors and the car
+  "gyroscope": Service(True, 104., 104, SMALL),
+  "accelerometer": Service(True, 104., 104, SMALL),
+  "temperatureSensor": Service(True, 2., 200, SMALL),
+  "touch": Service(True, 20., 1, SMALL),
+  "can": Service(True, 100., 2053, BIG),
+  "sendcan": Service(True, 100., 139, MEDIUM),
+  "pandaStates": Service(True, 10., 1, SMALL),
+  "peripheralState": Service(True, 2., 1, SMALL),
+  "carState": Service(True, 100., 10, SMALL),
+  "carControl": Service(True, 100., 10, SMALL),
+  "carOutput": Service(True, 100., 10, SMALL),
+  "carParams": Service(True, 0.02, 1, SMALL),
+  "radarTracks": Service(True, 20., None, SMALL),
+  # the device
+  "deviceState": Service(True, 2., 1, SMALL),
+  "managerState": Service(True, 2., 1, SMALL),
+  "procLog": Service(True, 0.5, 15, BIG),
+  "clocks": Service(True, 0.1, 1, SMALL),
+  "logMessage": Service(True, 0., None, SMALL),
+  "errorLogMessage": Service(True, 0., 1, SMALL),
+  "operatingSystemLog": Service(True, 0., None, SMALL),
+  "gpsLocation": Service(True, 1., 1, SMALL),
+  "gpsLocationExternal": Service(True, 10., 10, SMALL),
+  "userBookmark": Service(True, 0., 1, SMALL),
+  # cameras
+  "narrowRoadCameraState": Service(True, 20., 20, SMALL),
+  "cabinCameraState": Service(True, 20., 20, SMALL),
+  "wideRoadCameraState": Service(True, 20., 20, SMALL),
+  "narrowRoadEncodeIdx": Service(False, 20., 1, SMALL),
+  "cabinEncodeIdx": Service(False, 20., 1, SMALL),
+  "wideRoadEncodeIdx": Service(False, 20., 1, SMALL),
+  "qNarrowRoadEncodeIdx": Service(False, 20., 1, SMALL),
+  "narrowRoadEncodeData": Service(False, 20., None, BIG),
+  "cabinEncodeData": Service(False, 20., None, BIG),
+  "wideRoadEncodeData": Service(False, 20., None, BIG),
+  "qNarrowRoadEncodeData": Service(False, 20., None, BIG),
+  "thumbnail": Service(True, 1 / 60., 1, SMALL),
+  # driving
+  "modelV2": Service(True, 20., None, BIG),
+  "drivingModelData": Service(True, 20., 10, SMALL),
+  "cameraOdometry": Service(True, 20., 10, SMALL),
+  "extrinsicsCalibration": Service(True, 4., 4, SMALL),
+  "vehicleParameters": Service(True, 20., 5, SMALL),
+  "lateralTorqueParameters": Service(True, 4., 1, SMALL),
+  "lateralDelay": Service(True, 4., 1, SMALL),
+  "deviceMotion": Service(True, 20., 4, SMALL),
+  "radarState": Service(True, 20., 5, SMALL),
+  "longitudinalPlan": Service(True, 20., 10, SMALL),
+  "lateralManeuverPlan": Service(True, 20., None, SMALL),
+  "driverAssistance": Service(True, 20., 20, SMALL),
+  "selfdriveState": Service(True, 100., 10, SMALL),
+  "controlsState": Service(True, 100., 10, SMALL),
+  "onroadEvents": Service(True, 1., 1, SMALL),
+  "driverStateV2": Service(True, 20., 10, SMALL),
+  "driverMonitoringState": Service(True, 20., 10, SMALL),
+  "alertDebug": Service(True, 20., 5, SMALL),
+  "testJoystick": Service(True, 0., None, SMALL),
+  "customReservedRawData0": Service(True, 0., None, SMALL),
+  # ours; decimation takes fairDepth and fairSegmentation to 1 Hz in the qlog
+  "fairState": Service(True, 1., 1, SMALL),
+  "fairDepth": Service(True, 20., 20, MEDIUM),
+  "fairObjects": Service(True, 20., 10, MEDIUM),
+  "fairSegmentation": Service(True, 20., 20, MEDIUM),
+  "fairLanes": Service(True, 20., 10, SMALL),
+  "fairFeatures": Service(False, 20., None, BIG),
+}
+
+
+def service_name(name: str) -> str:
+  """Either spelling of a service to the one since August 2026; names that were never changed come back as they are."""
+  return RENAMED.get(name, name)

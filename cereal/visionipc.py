@@ -1,0 +1,248 @@
+"""VisionIPC: camera frames in shared memory. The server hands its buffers' file descriptors over a unix socket, and announces each frame on a
+messaging endpoint, as openpilot's does. Memory is anonymous: a killed server leaves nothing behind.
+"""
+import array
+import contextlib
+import json
+import mmap
+import os
+import socket
+import struct
+import tempfile
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from openpilot.cereal.messaging import PubSocket, SubSocket, endpoint_path
+
+ANNOUNCE = struct.Struct("<QIIQQB")   # server id, buffer index, frame id, start and end of frame in ns, valid
+MAX_BUFFERS = 253                     # what one message of a unix socket may carry
+
+
+class VisionStreamType:
+  VISION_STREAM_NARROW_ROAD = 0
+  VISION_STREAM_CABIN = 1
+  VISION_STREAM_WIDE_ROAD = 2
+  VISION_STREAM_MAP = 3
+  # the names before August 2026
+  VISION_STREAM_ROAD = 0
+  VISION_STREAM_DRIVER = 1
+
+
+def align(x: int, to: int) -> int:
+  return (x + to - 1) // to * to
+
+
+def nv12_info(width: int, height: int) -> tuple[int, int, int, int]:
+  """stride, y_height, uv_height, buffer size of an NV12 frame as the Snapdragon's camera and video blocks lay it out (openpilot: nv12_info.py).
+
+  The chroma plane begins at stride * y_height. The size leaves room for the decoder's alignment: 16 kB, 8 more lines, whole pages.
+  """
+  stride, y_height, uv_height = align(width, 128), align(height, 32), align(height // 2, 16)
+  y_plane, uv_plane = stride * y_height, stride * uv_height + 4096
+  size = align(y_plane + uv_plane + max(16 * 1024, 8 * stride), 4096)
+  size += align(stride, 512) * 512 if False else 0
+  return stride, y_height, uv_height, size
+
+
+class VisionBuf:
+  """One frame buffer. data: 1-D uint8 over shared memory, no copy."""
+
+  def __init__(self, fd: int, idx: int, size: int, width: int, height: int, stride: int, uv_offset: int):
+    self.fd, self.idx, self.width, self.height, self.stride, self.uv_offset = fd, idx, width, height, stride, uv_offset
+    self.map = mmap.mmap(fd, size)
+    self.data = np.frombuffer(self.map, dtype=np.uint8)
+    self.frame_id = 0
+
+
+def _memory(size: int) -> int:
+  if hasattr(os, "memfd_create"):
+    fd = os.memfd_create("visionbuf")
+  else:   # macOS
+    fd, path = tempfile.mkstemp()
+    os.unlink(path)
+  os.ftruncate(fd, size)
+  return fd
+
+
+class VisionIpcServer:
+  def __init__(self, name: str):
+    self.name = name
+    self.id = int.from_bytes(os.urandom(8), "little")
+    self.buffers: dict[int, list[VisionBuf]] = {}
+    self.next: dict[int, int] = {}
+    self.pub: dict[int, PubSocket] = {}
+    self.listener: socket.socket | None = None
+    self.thread: threading.Thread | None = None
+
+  def create_buffers(self, stream: int, num_buffers: int, width: int, height: int) -> None:
+    stride, y_height, _, size = nv12_info(width, height)
+    self.create_buffers_with_sizes(stream, num_buffers, width, height, size, stride, stride * y_height)
+
+  def create_buffers_with_sizes(self, stream: int, num_buffers: int, width: int, height: int, size: int, stride: int, uv_offset: int) -> None:
+    """Raises MultiplePublishersError where a living process serves the stream, ValueError on impossible sizes."""
+    if not 1 <= num_buffers <= MAX_BUFFERS:
+      raise ValueError(f"{num_buffers} buffers; 1 to {MAX_BUFFERS} are possible")
+    if size < uv_offset + stride * (height // 2):
+      raise ValueError(f"buffers of {size} bytes do not hold {width}x{height} NV12 with stride {stride}")
+    assert self.listener is None, "create all buffers before start_listener()"
+    self.pub[stream] = PubSocket(f"visionipc_{self.name}_{stream}")
+    self.buffers[stream] = [VisionBuf(_memory(size), i, size, width, height, stride, uv_offset) for i in range(num_buffers)]
+    self.next[stream] = 0
+
+  def start_listener(self) -> None:
+    path = endpoint_path(f"visionipc_{self.name}")
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(path)   # of a killed server; a living one holds the lock of its streams, and we would not be here
+    self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    self.listener.bind(path)
+    self.listener.listen(16)
+    self.thread = threading.Thread(target=self._listen, args=(self.listener,), daemon=True)
+    self.thread.start()
+
+  def _listen(self, listener: socket.socket) -> None:
+    while True:
+      try:
+        conn, _ = listener.accept()
+      except OSError:   # closed
+        return
+      with conn, contextlib.suppress(OSError, ValueError):
+        conn.settimeout(1.)
+        request = conn.recv(64).decode()
+        if request == "streams":
+          conn.sendall(json.dumps(sorted(self.buffers)).encode())
+          continue
+        bufs = self.buffers.get(int(request))
+        if bufs is None:
+          conn.sendall(b"{}")
+          continue
+        b = bufs[0]
+        info = {"server": self.id, "width": b.width, "height": b.height, "stride": b.stride, "uv_offset": b.uv_offset, "size": len(b.map)}
+        socket.send_fds(conn, [json.dumps(info).encode()], [x.fd for x in bufs])
+
+  def get_buffer(self, stream: int) -> VisionBuf:
+    """The buffer to fill next; hand it over with send_buffer()."""
+    bufs = self.buffers[stream]
+    buf = bufs[self.next[stream]]
+    self.next[stream] = (self.next[stream] + 1) % len(bufs)
+    return buf
+
+  def send_buffer(self, stream: int, buf: VisionBuf, frame_id: int, timestamp_sof: int, timestamp_eof: int, valid: bool = True) -> None:
+    self.pub[stream].send(ANNOUNCE.pack(self.id, buf.idx, frame_id & 0xffffffff, timestamp_sof, timestamp_eof, valid))
+
+  def send(self, stream: int, data: Any, frame_id: int = 0, timestamp_sof: int = 0, timestamp_eof: int = 0) -> None:
+    """data: bytes-like, a whole buffer or its beginning. One copy."""
+    buf = self.get_buffer(stream)
+    src = np.frombuffer(data, dtype=np.uint8)
+    np.copyto(buf.data[:src.size], src)
+    self.send_buffer(stream, buf, frame_id, timestamp_sof, timestamp_eof)
+
+  def close(self) -> None:
+    if self.listener is not None:
+      with contextlib.suppress(OSError):
+        self.listener.shutdown(socket.SHUT_RDWR)
+      self.listener.close()
+      with contextlib.suppress(FileNotFoundError):
+        os.unlink(endpoint_path(f"visionipc_{self.name}"))
+    for pub in self.pub.values():
+      pub.close()
+    for bufs in self.buffers.values():
+      for b in bufs:
+        os.close(b.fd)
+    self.buffers, self.pub = {}, {}
+
+
+class VisionIpcClient:
+  """recv() gives the next frame, with conflate the newest. A restarted server is found again at the next recv() or connect()."""
+
+  def __init__(self, name: str, stream: int, conflate: bool):
+    self.name, self.stream, self.conflate = name, stream, conflate
+    self.sub: SubSocket | None = None
+    self.server = 0
+    self.buffers: list[VisionBuf] = []
+    self.frame_id = self.timestamp_sof = self.timestamp_eof = 0
+    self.valid = False
+    self.width = self.height = self.stride = self.uv_offset = self.buffer_len = 0
+
+  @staticmethod
+  def _ask(name: str, request: str, max_fds: int = 0) -> tuple[Any, list[int]]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
+      s.settimeout(1.)
+      s.connect(endpoint_path(f"visionipc_{name}"))
+      s.sendall(request.encode())
+      if max_fds:
+        dat, fds, _, _ = socket.recv_fds(s, 4096, max_fds)
+      else:
+        dat, fds = s.recv(4096), []
+      return json.loads(dat), list(fds)
+
+  @staticmethod
+  def available_streams(name: str, block: bool = True) -> set[int]:
+    while True:
+      with contextlib.suppress(OSError, ValueError):
+        return set(VisionIpcClient._ask(name, "streams")[0])
+      if not block:
+        return set()
+      time.sleep(0.05)
+
+  def connect(self, blocking: bool = True) -> bool:
+    while True:
+      with contextlib.suppress(OSError, ValueError):
+        info, fds = self._ask(self.name, str(self.stream), MAX_BUFFERS)
+        if fds:
+          self._take(info, fds)
+          return True
+      if not blocking:
+        return False
+      time.sleep(0.05)
+
+  def _take(self, info: dict[str, int], fds: list[int]) -> None:
+    self._release()
+    self.server = info["server"]
+    self.width, self.height, self.stride, self.uv_offset, self.buffer_len = (info[k] for k in ("width", "height", "stride", "uv_offset", "size"))
+    self.buffers = [VisionBuf(fd, i, info["size"], self.width, self.height, self.stride, self.uv_offset) for i, fd in enumerate(fds)]
+    if self.sub is None:   # kept over a server's restart: it finds the new socket by itself
+      self.sub = SubSocket(f"visionipc_{self.name}_{self.stream}", conflate=self.conflate)
+
+  def _release(self) -> None:
+    for b in self.buffers:
+      os.close(b.fd)   # the mapping goes with the last array over it
+    self.buffers, self.server = [], 0
+
+  def is_connected(self) -> bool:
+    return bool(self.buffers)
+
+  @property
+  def num_buffers(self) -> int:
+    return len(self.buffers)
+
+  def recv(self, timeout_ms: int = 100) -> VisionBuf | None:
+    """None after timeout_ms without a frame, and where the server has gone or been replaced: is_connected() tells which."""
+    if self.sub is None or not self.buffers:
+      return None
+    self.sub.setTimeout(timeout_ms)
+    dat = self.sub.receive()
+    if dat is None:
+      with contextlib.suppress(OSError, ValueError):
+        self._ask(self.name, "streams")
+        return None          # the server lives, it only sent nothing
+      self._release()
+      return None
+    server, idx, self.frame_id, self.timestamp_sof, self.timestamp_eof, valid = ANNOUNCE.unpack(dat)
+    if server != self.server:   # a new server: its buffers must be fetched first
+      self._release()
+      self.connect(blocking=False)
+      if server != self.server:
+        return None
+    self.valid = bool(valid)
+    buf = self.buffers[idx]
+    buf.frame_id = self.frame_id
+    return buf
+
+  def close(self) -> None:
+    self._release()
+    if self.sub is not None:
+      self.sub.close()
+      self.sub = None

@@ -1,0 +1,133 @@
+"""Student bundles: a folder with ONNX graphs and a manifest.json that says all that the runtime needs. Here it is read, checked and, for the tools, written."""
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SCHEMA_PATH = Path(__file__).with_name("bundle.schema.json")
+MANIFEST = "manifest.json"
+TYPES: dict[str, tuple[type, ...]] = {"object": (dict,), "array": (list,), "string": (str,), "number": (int, float), "integer": (int,), "boolean": (bool,)}
+
+
+class BundleError(ValueError):
+  """A bundle that cannot be run. The message is one line: what, where, what to do."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+  path: Path
+  manifest: dict[str, Any]
+  manifest_hash: str   # sha256 of manifest.json's bytes
+
+  @property
+  def name(self) -> str:
+    return self.manifest["name"]
+
+  @property
+  def graphs(self) -> list[dict[str, Any]]:
+    return self.manifest["graphs"]
+
+
+@cache
+def schema() -> dict[str, Any]:
+  return json.loads(SCHEMA_PATH.read_text())
+
+
+def violation(value: Any, rule: dict[str, Any], at: str = "manifest") -> str | None:
+  """The first breach of a JSON Schema by `value`, or None. Knows the keywords that bundle.schema.json uses: the device has no jsonschema package."""
+  kind = rule.get("type")
+  if kind is not None and (not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "boolean")):
+    return f"{at} must be of type {kind}, is {json.dumps(value)[:60]}"
+  if "enum" in rule and value not in rule["enum"]:
+    return f"{at} is {json.dumps(value)[:60]}, must be one of {', '.join(map(str, rule['enum']))}"
+  if "pattern" in rule and not re.search(rule["pattern"], value):
+    return f"{at} is {json.dumps(value)[:60]}, must match {rule['pattern']}"
+  if "minimum" in rule and value < rule["minimum"]:
+    return f"{at} is {value}, must be at least {rule['minimum']}"
+  if "maximum" in rule and value > rule["maximum"]:
+    return f"{at} is {value}, must be at most {rule['maximum']}"
+  if isinstance(value, list):
+    if len(value) < rule.get("minItems", 0):
+      return f"{at} needs at least {rule['minItems']} entries"
+    for i, v in enumerate(value):
+      if "items" in rule and (found := violation(v, rule["items"], f"{at}[{i}]")):
+        return found
+  if isinstance(value, dict):
+    for k in rule.get("required", []):
+      if k not in value:
+        return f"{at}.{k} is missing"
+    for k, v in value.items():
+      if k in rule.get("properties", {}):
+        if found := violation(v, rule["properties"][k], f"{at}.{k}"):
+          return found
+      elif rule.get("additionalProperties") is False:
+        return f"{at}.{k} is not known"
+  return None
+
+
+def sha256(path: Path) -> str:
+  h = hashlib.sha256()
+  with open(path, "rb") as f:
+    while chunk := f.read(1 << 20):
+      h.update(chunk)
+  return h.hexdigest()
+
+
+def load_bundle(path: str | Path) -> Bundle:
+  """Reads and checks a bundle folder: manifest against the schema, every file against its hash. Raises BundleError with one line on anything wrong."""
+  path = Path(path)
+  if not path.is_dir():
+    raise BundleError(f"no bundle at {path}; a bundle is a folder with {MANIFEST} and its ONNX files")
+  try:
+    raw = (path / MANIFEST).read_bytes()
+  except OSError:
+    raise BundleError(f"{path} has no readable {MANIFEST}; export the bundle again") from None
+  try:
+    manifest = json.loads(raw)
+  except ValueError as e:
+    raise BundleError(f"{path / MANIFEST} is not JSON ({e}); export the bundle again") from None
+  if found := violation(manifest, schema()):
+    raise BundleError(f"{path / MANIFEST}: {found}")
+  names = [g["name"] for g in manifest["graphs"]]
+  if len(set(names)) != len(names):
+    raise BundleError(f"{path / MANIFEST}: two graphs have the same name; names are {', '.join(names)}")
+  for graph in manifest["graphs"]:
+    if graph["file"] not in manifest["sha256"]:
+      raise BundleError(f"{path / MANIFEST}: sha256 has no hash of {graph['file']}; export the bundle again")
+  for name, expected in manifest["sha256"].items():
+    if "/" in name or name == MANIFEST:
+      raise BundleError(f"{path / MANIFEST}: sha256 names '{name}', which is not a file of the bundle")
+    if not (path / name).is_file():
+      raise BundleError(f"{path} lacks {name}, which its manifest lists; copy the whole folder again")
+    if (actual := sha256(path / name)) != expected:
+      raise BundleError(f"{path / name} has sha256 {actual[:12]}..., its manifest says {str(expected)[:12]}...; it was changed or cut short: copy or export it again")
+  return Bundle(path, manifest, hashlib.sha256(raw).hexdigest())
+
+
+def find_bundle(name: str | None, models_dir: str | Path) -> Bundle:
+  """The bundle of that name in models_dir, or with no name the first there. Raises BundleError naming what is there."""
+  models_dir = Path(models_dir)
+  there = sorted(p.parent.name for p in models_dir.glob(f"*/{MANIFEST}"))
+  if name:
+    if "/" in name or name not in there:
+      raise BundleError(f"no bundle '{name}' in {models_dir}; there {'are ' + ', '.join(there) if there else 'is none'}")
+    return load_bundle(models_dir / name)
+  if not there:
+    raise BundleError(f"no bundle in {models_dir}; put one there, or name its folder with --bundle")
+  return load_bundle(models_dir / there[0])
+
+
+def write_manifest(path: str | Path, manifest: dict[str, Any]) -> Bundle:
+  """Adds sha256 of every file in the folder, checks against the schema and writes manifest.json atomically."""
+  path = Path(path)
+  manifest = {**manifest, "sha256": {p.name: sha256(p) for p in sorted(path.iterdir()) if p.is_file() and p.name != MANIFEST and not p.name.startswith(".")}}
+  if found := violation(manifest, schema()):
+    raise BundleError(f"{path / MANIFEST} was not written: {found}")
+  tmp = path / f".{MANIFEST}.tmp"
+  tmp.write_text(json.dumps(manifest, indent=1) + "\n")
+  os.replace(tmp, path / MANIFEST)
+  return load_bundle(path)

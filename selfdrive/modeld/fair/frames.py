@@ -1,0 +1,107 @@
+"""Camera frames to model frames: openpilot's calibrated warp into a 512x256 view, YUV 4:2:0 packed to uint8 (6, 128, 256).
+
+The warp is openpilot's own (selfdrive/modeld/compile_modeld.py): nearest neighbour, pixels outside the image clamped to its border.
+"""
+import numpy as np
+
+from openpilot.common.transformations.camera import DEVICE_CAMERAS
+from openpilot.common.transformations.model import get_warp_matrix
+
+VIEW_W, VIEW_H = 512, 256
+FRAME_SHAPE = (6, VIEW_H // 2, VIEW_W // 2)
+VIEWS = ("medmodel", "sbigmodel")
+QCAMERA_SIZE = (526, 330)   # the road camera, scaled by the encoder
+
+
+class CameraError(ValueError):
+  """A camera whose intrinsics are not known."""
+
+
+def camera_intrinsics(width: int, height: int, device_type: str | None = None, sensor: str | None = None, wide: bool = False) -> np.ndarray:
+  """(3, 3) pinhole matrix of comma's road camera (wide=True: the wide one) that gives images of this size.
+
+  device_type and sensor, as the log spells them, decide where both are known and their size agrees; else the size does. The qcamera is the 1928x1208
+  road camera scaled to 526x330, or another one's where device and sensor say so. Raises CameraError on a size that no camera has.
+  """
+  side = "wide_road" if wide else "narrow_road"
+  known = [getattr(c, side) for c in DEVICE_CAMERAS.values()]
+  given = DEVICE_CAMERAS.get((device_type or "unknown", sensor or "unknown"))
+  if (width, height) == QCAMERA_SIZE and not wide:
+    camera = given.narrow_road if given is not None else DEVICE_CAMERAS[("tizi", "ox03c10")].narrow_road
+    return np.diag([width / camera.width, height / camera.height, 1.]) @ camera.intrinsics
+  if given is not None and getattr(given, side).size == (width, height):
+    return getattr(given, side).intrinsics
+  for camera in known:
+    if camera.size == (width, height):
+      return camera.intrinsics
+  sizes = sorted({f"{c.width}x{c.height}" for c in known if c.width} | {"526x330 (qcamera)"})
+  raise CameraError(f"no camera is known that gives {width}x{height} frames; known are {', '.join(sizes)}; name the device and sensor, or add it to DEVICE_CAMERAS")
+
+
+class ModelFrame:
+  """Warps the frames of one camera size and NV12 layout. Set the calibration once, and again whenever it changes."""
+
+  def __init__(self, width: int, height: int, stride: int, uv_offset: int, view: str = "medmodel"):
+    if view not in VIEWS:
+      raise ValueError(f"view '{view}' is not known; one of {', '.join(VIEWS)}")
+    self.width, self.height, self.stride, self.uv_offset, self.view = width, height, stride, uv_offset, view
+    self.indices = np.zeros(FRAME_SHAPE, dtype=np.intp)   # of the byte in the NV12 buffer that each value comes from; intp spares take() a conversion
+    self.valid = np.zeros((VIEW_H, VIEW_W), dtype=bool)   # view pixels that lie in the image
+    self.frame = np.zeros(FRAME_SHAPE, dtype=np.uint8)
+
+  def set_calibration(self, rpy, intrinsics: np.ndarray) -> None:
+    """rpy: (3,) radians, extrinsicsCalibration.rpyCalib; intrinsics: (3, 3) of the camera."""
+    m = get_warp_matrix(rpy, intrinsics, self.view == "sbigmodel")
+    x, y, inside = self._source(m, VIEW_W, VIEW_H, self.width, self.height)
+    luma = y * self.stride + x
+    m_uv = m * np.array([[1., 1., .5], [1., 1., .5], [2., 2., 1.]])
+    x, y, _ = self._source(m_uv, VIEW_W // 2, VIEW_H // 2, self.width // 2, self.height // 2)
+    chroma = self.uv_offset + y * self.stride + 2 * x
+    self.indices[0], self.indices[1], self.indices[2], self.indices[3] = luma[0::2, 0::2], luma[1::2, 0::2], luma[0::2, 1::2], luma[1::2, 1::2]
+    self.indices[4], self.indices[5] = chroma, chroma + 1
+    self.valid[:] = inside
+
+  @staticmethod
+  def _source(m: np.ndarray, w: int, h: int, src_w: int, src_h: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    u, v = np.meshgrid(np.arange(w), np.arange(h))
+    p = m @ np.stack([u.ravel(), v.ravel(), np.ones(w * h)])
+    with np.errstate(divide="ignore", invalid="ignore"):
+      q = np.round(p[:2] / p[2])
+    ahead = p[2] > 0
+    q = np.where(ahead & np.isfinite(q), q, 0)
+    inside = ahead & (q[0] >= 0) & (q[0] < src_w) & (q[1] >= 0) & (q[1] < src_h)
+    x, y = np.clip(q[0], 0, src_w - 1).astype(np.intp), np.clip(q[1], 0, src_h - 1).astype(np.intp)
+    return x.reshape(h, w), y.reshape(h, w), inside.reshape(h, w)
+
+  @property
+  def filled(self) -> float:
+    """Fraction of the view that the camera covers."""
+    return float(self.valid.mean())
+
+  def warp(self, buf: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """buf: the NV12 buffer, 1-D uint8, at least uv_offset + stride * height / 2 long -> (6, 128, 256) uint8. Without `out` the same array every time."""
+    out = self.frame if out is None else out
+    if buf.size < self.uv_offset + (self.height // 2 - 1) * self.stride + self.width // 2 * 2:
+      raise ValueError(f"a buffer of {buf.size} bytes is too short for {self.width}x{self.height} NV12 with stride {self.stride}")
+    # the indices are in range by construction; mode 'clip' spares take() a buffered copy
+    return np.take(buf, self.indices, out=out, mode="clip")
+
+
+def pack_rgb(rgb: np.ndarray) -> np.ndarray:
+  """(256, 512, 3) uint8 RGB of the model view -> (6, 128, 256) uint8: BT.601 limited range, chroma averaged over 2x2, as the cameras' NV12."""
+  f = rgb.astype(np.float32)
+  y = 16 + f @ np.array([65.481, 128.553, 24.966], dtype=np.float32) / 255
+  c = f.reshape(VIEW_H // 2, 2, VIEW_W // 2, 2, 3).mean(axis=(1, 3))
+  u = 128 + c @ np.array([-37.797, -74.203, 112.], dtype=np.float32) / 255
+  v = 128 + c @ np.array([112., -93.786, -18.214], dtype=np.float32) / 255
+  planes = [y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2], u, v]
+  return np.clip(np.round(np.stack(planes)), 0, 255).astype(np.uint8)
+
+
+def unpack_rgb(frame: np.ndarray) -> np.ndarray:
+  """(6, 128, 256) uint8 -> (256, 512, 3) uint8 RGB, the inverse of pack_rgb up to chroma resolution: to look at, and for teachers."""
+  y = np.empty((VIEW_H, VIEW_W), dtype=np.float32)
+  y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2] = frame[:4].astype(np.float32)
+  u, v = (np.repeat(np.repeat(frame[i].astype(np.float32) - 128, 2, 0), 2, 1) for i in (4, 5))
+  y = 1.164384 * (y - 16)
+  return np.clip(np.round(np.stack([y + 1.596027 * v, y - .391762 * u - .812968 * v, y + 2.017232 * u], axis=-1)), 0, 255).astype(np.uint8)

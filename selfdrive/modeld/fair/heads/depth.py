@@ -1,0 +1,27 @@
+"""Depth: z along the optical axis of the model view."""
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class Depth:
+  z: np.ndarray   # (H, W) float32, nan outside the camera image
+  metric: bool    # True: metres; False: up to one scale
+
+
+def map_valid(valid: np.ndarray, h: int, w: int) -> np.ndarray:
+  """(256, 512) bool of the view -> (h, w) bool: is the view pixel at the map pixel's centre, (i + .5) * 512 / w - .5, rounded down, in the image?"""
+  sy, sx = valid.shape[0] // h, valid.shape[1] // w
+  return valid[(sy - 1) // 2::sy, (sx - 1) // 2::sx]
+
+
+def decode(raw: np.ndarray, spec: dict[str, Any], valid: np.ndarray) -> Depth:
+  """raw: (1, 1, H, W) float; parameters: activation 'exp' (raw is the logarithm) or 'none', metric. valid: (256, 512) bool."""
+  parameters = spec.get("parameters", {})
+  z = raw[0, 0].astype(np.float32, copy=True)
+  if parameters.get("activation", "none") == "exp":
+    np.exp(np.minimum(z, 11., out=z), out=z)   # e^11 m is far enough; more would overflow float16
+  z[~map_valid(valid, *z.shape)] = np.nan
+  return Depth(z, bool(parameters.get("metric", False)))

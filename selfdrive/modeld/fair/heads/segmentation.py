@@ -1,0 +1,54 @@
+"""Segmentation: one class per map pixel, and its run-length form."""
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from openpilot.selfdrive.modeld.fair.heads.depth import map_valid
+
+OUTSIDE = 255     # class of pixels outside the camera image
+MAX_RUN = 65535   # of the message's UInt16
+
+
+@dataclass
+class Segmentation:
+  classes: list[str]
+  class_map: np.ndarray    # (H, W) uint8, index into classes, 255 outside the camera image
+  class_prob: np.ndarray   # (C,) float32, mean probability of a class over the pixels that it was given to, 0 where it has none
+
+
+def decode(raw: np.ndarray, spec: dict[str, Any], valid: np.ndarray) -> Segmentation:
+  """raw: (1, C, H, W) logits; spec['classes']: C names; valid: (256, 512) bool."""
+  logits = raw[0]
+  best = logits.argmax(0)
+  top = logits.max(0)
+  prob = 1. / np.exp(logits - top).sum(0)   # softmax at its maximum
+  class_map = best.astype(np.uint8)
+  class_map[~map_valid(valid, *class_map.shape)] = OUTSIDE
+  flat, n = class_map.ravel(), len(spec["classes"])
+  counts = np.bincount(flat, minlength=256)[:n]
+  sums = np.bincount(flat, weights=prob.ravel(), minlength=256)[:n]
+  return Segmentation(list(spec["classes"]), class_map, (sums / np.maximum(counts, 1)).astype(np.float32))
+
+
+def encode_runs(class_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(H, W) uint8 -> the class (R,) uint8 and length (R,) uint16 of each run, down the columns as in COCO's RLE. H * W must not exceed 65535 per run: longer ones are split."""
+  flat = class_map.T.ravel()
+  starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
+  lengths = np.diff(starts, append=flat.size)
+  values = flat[starts]
+  if lengths.size and lengths.max() > MAX_RUN:
+    parts = -(-lengths // MAX_RUN)
+    values = np.repeat(values, parts)
+    split = np.full(values.size, MAX_RUN)
+    split[np.cumsum(parts) - 1] = lengths - (parts - 1) * MAX_RUN
+    lengths = split
+  return values, lengths.astype(np.uint16)
+
+
+def decode_runs(values: np.ndarray, lengths: np.ndarray, h: int, w: int) -> np.ndarray:
+  """The inverse of encode_runs -> (h, w) uint8. Raises ValueError where the runs do not fill the map."""
+  flat = np.repeat(np.asarray(values, dtype=np.uint8), np.asarray(lengths, dtype=np.int64))
+  if flat.size != h * w:
+    raise ValueError(f"runs cover {flat.size} pixels, the map has {h * w}")
+  return flat.reshape(w, h).T

@@ -1,0 +1,56 @@
+"""Runs one graph of a bundle with ONNX Runtime on the CPU."""
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from openpilot.selfdrive.modeld.fair.bundle import BundleError
+
+ORT_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int32)": "int32", "tensor(int64)": "int64", "tensor(bool)": "bool"}
+
+
+class OnnxRunner:
+  """`run({name: array}) -> {name: array}`. Outputs are the same arrays at every call: copy what must outlive the next one.
+
+  Inputs and outputs are bound once to buffers of this object, so that a call allocates nothing. Raises BundleError where the graph cannot be
+  loaded or disagrees with the manifest.
+  """
+
+  def __init__(self, path: str | Path, graph: dict[str, Any], threads: int = 1):
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")   # a waiting thread must not burn the driving stack's cores
+    options.log_severity_level = 3
+    try:
+      self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # ONNX Runtime's exceptions have no common base
+      raise BundleError(f"{path} is not a graph that ONNX Runtime can load: {str(e).splitlines()[0][:200]}") from None
+    self.inputs = self._buffers(path, "input", self.session.get_inputs(), graph["inputs"])
+    self.outputs = self._buffers(path, "output", self.session.get_outputs(), graph["outputs"])
+    self.binding = self.session.io_binding()
+    self._values = []   # OrtValues over the buffers, kept alive
+    for buffers, bind in ((self.inputs, self.binding.bind_ortvalue_input), (self.outputs, self.binding.bind_ortvalue_output)):
+      for name, array in buffers.items():
+        value = ort.OrtValue.ortvalue_from_numpy(array)   # on the CPU it is a view of the array
+        self._values.append(value)
+        bind(name, value)
+
+  @staticmethod
+  def _buffers(path: str | Path, side: str, nodes: list[Any], specs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    there, said = {n.name: n for n in nodes}, {s["name"]: s for s in specs}
+    if there.keys() != said.keys():
+      raise BundleError(f"{path}: the graph's {side}s are {', '.join(sorted(there))}, the manifest's {', '.join(sorted(said))}; export the bundle again")
+    for name, node in there.items():
+      shape, dtype = list(node.shape), ORT_TYPES.get(node.type, node.type)
+      if shape != said[name]["shape"] or dtype != said[name]["dtype"]:
+        raise BundleError(f"{path}: {side} '{name}' is {dtype}{shape}, the manifest says {said[name]['dtype']}{said[name]['shape']}; export the bundle again")
+    return {s["name"]: np.zeros(s["shape"], dtype=s["dtype"]) for s in specs}
+
+  def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    for name, buffer in self.inputs.items():
+      if inputs[name] is not buffer:
+        np.copyto(buffer, inputs[name], casting="no")
+    self.session.run_with_iobinding(self.binding)
+    return self.outputs
+

@@ -1,0 +1,272 @@
+#!/usr/bin/env python3
+"""scene-nano from the simulator's exact truth: render, train, evaluate, export. `all` does the four in a row, with defaults that take two cores about half an hour.
+
+Every step resumes: a killed `render` or `train` goes on where it stopped when the same command is given again.
+"""
+import argparse
+import copy
+import hashlib
+import json
+import math
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from openpilot.selfdrive.modeld.fair.bundle import write_manifest
+from openpilot.tools.fair.students.scene import MAP_H, MAP_W, SceneStudent
+from openpilot.tools.fair.training.losses import depth_loss, depth_mask, segmentation_loss
+from openpilot.tools.fair.training.scene_data import FRAMES_PER_WORLD, IGNORE, TIMES, SceneData, render_data
+from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.sim.render import CLASSES
+
+ROOT = Path(__file__).resolve().parents[3]
+CLASS_WEIGHTS = (1., 1., 3., 2., 5.)   # lane markings and pedestrians are a few pixels each
+TRAIN_SEED, VAL_SEED = 1, 1_000_000    # first seeds: no world is in both
+OPSET = 17
+
+
+def augment(frames: Tensor, depth: Tensor, classes: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
+  """Exposure, contrast, white balance, noise, mirrored roads and pixels outside the image, alike for frames (B, 6, 128, 256) and labels, in place.
+
+  Returns frames uint8 and the depth. Border pixels repeat, as the warp clamps them, and their labels count nowhere.
+  """
+  b = len(frames)
+  x = frames.float()
+  def u(lo: float, hi: float, *shape: int) -> Tensor:
+    return torch.rand(b, *shape, generator=g) * (hi - lo) + lo
+  luma = (x[:, :4] - 16) * u(.6, 1.5, 1, 1, 1) + 16 + u(-12, 22, 1, 1, 1)
+  x[:, :4] = 16 + 219 * ((luma - 16).clamp(0, 219) / 219) ** u(.75, 1.3, 1, 1, 1)
+  x[:, 4:] = (x[:, 4:] - 128) * u(.2, 1.4, 1, 1, 1) + 128 + u(-8, 8, 2, 1, 1)
+  x += torch.randn(x.shape, generator=g) * u(0, 5, 1, 1, 1) ** 2 / 3
+  x = x.round().clamp(0, 255)
+  for i in range(b):
+    if torch.rand((), generator=g) < .5:   # columns 2i and 2i+1 of the view change places when it is mirrored
+      x[i] = x[i][[2, 3, 0, 1, 4, 5]].flip(-1)
+      depth[i], classes[i] = depth[i].flip(-1), classes[i].flip(-1)
+    if torch.rand((), generator=g) < .1:
+      cut, side = int(torch.randint(1, 10, (), generator=g)), int(torch.randint(4, (), generator=g))
+      n = 2 * cut
+      if side == 0:
+        x[i, :, :n], classes[i, :cut] = x[i, :, n:n + 1], IGNORE
+      elif side == 1:
+        x[i, :, -n:], classes[i, -cut:] = x[i, :, -n - 1:-n], IGNORE
+      elif side == 2:
+        x[i, :, :, :n], classes[i, :, :cut] = x[i, :, :, n:n + 1], IGNORE
+      else:
+        x[i, :, :, -n:], classes[i, :, -cut:] = x[i, :, :, -n - 1:-n], IGNORE
+  return x.to(torch.uint8), depth
+
+
+def batch(data: SceneData, index: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+  index = np.sort(index)
+  return torch.from_numpy(data.frames[index]), torch.from_numpy(data.depth[index].astype(np.float32)), torch.from_numpy(data.classes[index].astype(np.int64))
+
+
+@torch.inference_mode()
+def evaluate(model: torch.nn.Module, data: SceneData, limit: int | None = None) -> dict[str, dict[str, float]]:
+  """Metrics by time of day and over all. Depth: AbsRel mean(|d - d*| / d*), delta1 share of max(d/d*, d*/d) < 1.25, SiLog sqrt(var(log d - log d*)),
+  no alignment, over truth below 200 m. Segmentation: IoU per class from one confusion matrix over all frames, mIoU their mean."""
+  confusion = {k: np.zeros((len(CLASSES), len(CLASSES))) for k in TIMES}
+  sums = {k: np.zeros(5) for k in TIMES}   # n, abs rel, delta1, g, g^2
+  was_training = model.training
+  model.eval()
+  for start in range(0, min(data.done, limit or data.done), FRAMES_PER_WORLD):
+    time_of_day = data.times[start // FRAMES_PER_WORLD]
+    frames, depth, classes = batch(data, np.arange(start, start + FRAMES_PER_WORLD))
+    log_depth, logits = model(frames)
+    mask = depth_mask(depth, classes)
+    truth, pred = depth[mask].double(), log_depth[:, 0][mask].double().exp()
+    g = (pred / truth).log()
+    sums[time_of_day] += [mask.sum(), ((pred - truth).abs() / truth).sum(), (g.abs() < math.log(1.25)).sum(), g.sum(), (g * g).sum()]
+    k = classes * len(CLASSES) + logits.argmax(1)
+    confusion[time_of_day] += np.bincount(k[classes != IGNORE].numpy().ravel(), minlength=len(CLASSES) ** 2).reshape(len(CLASSES), -1)
+  model.train(was_training)
+  out = {}
+  for name, keys in [(k, [k]) for k in TIMES] + [("all", list(TIMES))]:
+    c, s = sum(confusion[k] for k in keys), sum(sums[k] for k in keys)
+    if not isinstance(s, np.ndarray) or s[0] == 0:
+      continue
+    iou = np.diag(c) / np.maximum(1, c.sum(0) + c.sum(1) - np.diag(c))
+    out[name] = {"abs_rel": s[1] / s[0], "delta1": s[2] / s[0], "silog": math.sqrt(max(0., s[4] / s[0] - (s[3] / s[0]) ** 2)), "miou": iou.mean(),
+                 **{f"iou_{n}": v for n, v in zip(CLASSES, iou, strict=True)}}
+    out[name] = {k: round(float(v), 4) for k, v in out[name].items()}
+  return out
+
+
+def save(path: Path, state: dict) -> None:
+  tmp = path.with_suffix(".tmp")
+  torch.save(state, tmp)
+  os.replace(tmp, path)
+
+
+def train(data_dir: Path, run: Path, steps: int, batch_size: int, lr: float, seed: int) -> None:
+  data, val = SceneData(data_dir), SceneData(val_dir(data_dir))
+  run.mkdir(parents=True, exist_ok=True)
+  torch.manual_seed(seed)
+  model = SceneStudent().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+  ema = copy.deepcopy(model).eval()
+  opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.02)
+  weights = torch.tensor(CLASS_WEIGHTS)
+  step, last = 0, run / "last.pt"
+  if last.exists():
+    state = torch.load(last, weights_only=True)
+    if state["steps"] != steps or state["batch_size"] != batch_size or state["lr"] != lr:
+      raise UserError(f"{last} is of a run with other settings (steps {state['steps']}, batch {state['batch_size']}, lr {state['lr']}); choose another --run")
+    model.load_state_dict(state["model"])
+    ema.load_state_dict(state["ema"])
+    opt.load_state_dict(state["opt"])
+    step = state["step"]
+  def checkpoint() -> None:
+    save(last, {"model": model.state_dict(), "ema": ema.state_dict(), "opt": opt.state_dict(), "step": step, "steps": steps, "batch_size": batch_size, "lr": lr})
+  progress = tqdm(total=steps, initial=step, desc="train", unit="step")
+  log = open(run / "log.jsonl", "a")
+  try:
+    while step < steps:
+      # everything random is a function of the step, so that a resumed run is the unbroken one
+      g = torch.Generator().manual_seed(seed * 1_000_003 + step)
+      frames, depth, classes = batch(data, torch.randint(data.done, (batch_size,), generator=g).numpy())
+      frames, depth = augment(frames, depth, classes, g)
+      rate = lr * min(1., (step + 1) / 200) * (.02 + .98 * .5 * (1 + math.cos(math.pi * step / steps)))
+      for group in opt.param_groups:
+        group["lr"] = rate
+      log_depth, logits = model(frames.contiguous(memory_format=torch.channels_last))
+      loss_depth = depth_loss(log_depth[:, 0], depth, depth_mask(depth, classes))
+      loss_seg = segmentation_loss(logits, classes, weights)
+      opt.zero_grad(set_to_none=True)
+      (loss_depth + loss_seg).backward()
+      torch.nn.utils.clip_grad_norm_(model.parameters(), 5.)
+      opt.step()
+      step += 1
+      decay = min(.998, (1 + step) / (10 + step))
+      with torch.no_grad():
+        for a, b in zip(ema.state_dict().values(), model.state_dict().values(), strict=True):
+          if a.is_floating_point():
+            a.lerp_(b, 1 - decay)
+          else:
+            a.copy_(b)
+      progress.update()
+      if step % 20 == 0:
+        progress.set_postfix(depth=f"{loss_depth.item():.3f}", seg=f"{loss_seg.item():.3f}")
+      if step % 500 == 0 or step == steps:
+        metrics = evaluate(ema, val, None if step == steps else 160)["all"]
+        log.write(json.dumps({"step": step, "loss_depth": loss_depth.item(), "loss_seg": loss_seg.item(), **metrics}) + "\n")
+        log.flush()
+        tqdm.write(f"step {step}: AbsRel {metrics['abs_rel']:.3f} delta1 {metrics['delta1']:.3f} mIoU {metrics['miou']:.3f}")
+        checkpoint()
+  except KeyboardInterrupt:
+    checkpoint()
+    raise
+  finally:
+    progress.close()
+    log.close()
+
+
+def val_dir(data_dir: Path) -> Path:
+  return data_dir.with_name(data_dir.name + "-val")
+
+
+def load_student(run: Path) -> SceneStudent:
+  path = run / "last.pt"
+  if not path.is_file():
+    raise UserError(f"no checkpoint at {path}; train first: `tools/op.sh train-scene train --run {run}`")
+  model = SceneStudent()
+  model.load_state_dict(torch.load(path, weights_only=True)["ema"])
+  return model.eval()
+
+
+def export(run: Path, data_dir: Path, out: Path) -> None:
+  """Writes the bundle: scene.onnx, manifest.json with metrics on worlds that were not trained on, README.md. Checks ONNX Runtime against torch."""
+  import onnx
+  import onnxruntime
+  model, data, val = load_student(run), SceneData(data_dir), SceneData(val_dir(data_dir))
+  metrics = evaluate(model, val)
+  out.mkdir(parents=True, exist_ok=True)
+  path = out / "scene.onnx"
+  example = torch.from_numpy(val.frames[:1].copy())
+  torch.onnx.export(model, (example,), str(path), input_names=["frame"], output_names=["depth", "segmentation"], opset_version=OPSET, dynamo=False)
+  onnx.checker.check_model(onnx.load(str(path)))
+  session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+  worst = 0.
+  for i in range(0, min(val.done, 64), 4):
+    frame = val.frames[i:i + 1].copy()
+    for a, b in zip(session.run(None, {"frame": frame}), model(torch.from_numpy(frame)), strict=True):
+      worst = max(worst, float(np.abs(a - b.detach().numpy()).max()))
+  if worst > 1e-3:
+    raise UserError(f"{path}: ONNX Runtime and torch differ by {worst:.2g}, more than 1e-3; nothing was shipped")
+  commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or "unknown"
+  data_name = f"simulator, {data.done} frames, seeds from {data.info['first_seed']}"
+  val_name = f"simulator, {val.done} frames, seeds from {val.info['first_seed']}"
+  checkpoint_hash = hashlib.sha256((run / "last.pt").read_bytes()).hexdigest()
+  (out / "README.md").write_text(card(metrics, data_name, val_name, sum(p.numel() for p in model.parameters()), worst))
+  write_manifest(out, {
+    "name": out.name, "version": "1", "size": "nano", "view": "medmodel", "streams": ["narrowRoad"],
+    "graphs": [{
+      "name": "scene", "file": "scene.onnx", "period": 1,
+      "inputs": [{"name": "frame", "shape": [1, 6, 128, 256], "dtype": "uint8", "frames": [0], "spacing_ms": 50, "gap": "ignore"}],
+      "state": [],
+      "outputs": [
+        {"name": "depth", "shape": [1, 1, MAP_H, MAP_W], "dtype": "float32", "head": "depth", "parameters": {"activation": "exp", "metric": True}},
+        {"name": "segmentation", "shape": [1, len(CLASSES), MAP_H, MAP_W], "dtype": "float32", "head": "segmentation", "parameters": {}, "classes": list(CLASSES)},
+      ]}],
+    "provenance": {"teachers": [], "data": [f"{data_name}; exact truth, MIT"], "licence": "MIT", "checkpoint_hash": checkpoint_hash, "git_commit": commit},
+    "metrics": [{"name": f"{k}/{time_of_day}", "value": v, "data": val_name} for time_of_day, m in metrics.items() for k, v in m.items()],
+  })
+  print(json.dumps(metrics, indent=1))
+  print(f"torch and ONNX Runtime differ by at most {worst:.2g}; bundle in {out}")
+
+
+def card(metrics: dict[str, dict[str, float]], data: str, val: str, parameters: int, worst: float) -> str:
+  keys = ["abs_rel", "delta1", "silog", "miou", *[f"iou_{c}" for c in CLASSES]]
+  rows = "\n".join(f"| {k} | " + " | ".join(f"{m[k]:.3f}" for m in metrics.values()) + " |" for k in keys)
+  return f"""# scene-nano
+
+Depth and road-scene segmentation ({', '.join(CLASSES)}) from one model frame; {parameters / 1e6:.2f}M parameters.
+
+**Not made for real streets.** It has seen nothing but this project's ray-cast simulator: boxes for cars, hashes for asphalt. It is the first bundle, there to
+carry the runtime; its depth on a real camera is a guess. No teacher was used, so no licence but MIT applies.
+
+- Trained on: {data}, exact truth, by `tools/op.sh train-scene all`.
+- Measured on: {val}; the same simulator, worlds that were not trained on, clean and spoiled pictures alike.
+- Input `frame` uint8 (1, 6, 128, 256), the medmodel view; the graph normalises. Outputs (64, 128): `depth`, the natural log of metres along the optical axis;
+  `segmentation`, logits. Map pixel i is centred on view pixel 4i + 1.5.
+- A map pixel's class is the vote of its 4x4 view pixels, lane pixels counting three times and pedestrians twice; truth in the table is made the same way.
+- Depth metrics: truth below {200} m, no alignment: AbsRel mean(abs(d - d*) / d*), delta1 the share within a factor 1.25, SiLog the standard deviation of log d - log d*.
+- ONNX Runtime and torch agree to {worst:.1g}.
+
+| metric | {' | '.join(metrics)} |
+|---|{'---|' * len(metrics)}
+{rows}
+"""
+
+
+def main() -> None:
+  p = argparse.ArgumentParser(prog="train-scene", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p.add_argument("step", choices=["render", "train", "evaluate", "export", "all"])
+  p.add_argument("--data", type=Path, default=ROOT / "out" / "scene", help="rendered frames; the held-out ones lie beside it in <data>-val")
+  p.add_argument("--run", type=Path, default=ROOT / "out" / "scene-run", help="checkpoints and log")
+  p.add_argument("--out", type=Path, default=ROOT / "models" / "scene-nano", help="the bundle")
+  p.add_argument("--frames", type=int, default=10000)
+  p.add_argument("--val-frames", type=int, default=640)
+  p.add_argument("--steps", type=int, default=4000)
+  p.add_argument("--batch-size", type=int, default=16)
+  p.add_argument("--lr", type=float, default=2e-3)
+  p.add_argument("--seed", type=int, default=0)
+  args = p.parse_args()
+  if args.step in ("render", "all"):
+    render_data(args.data, args.frames, TRAIN_SEED)
+    render_data(val_dir(args.data), args.val_frames, VAL_SEED)
+  if args.step in ("train", "all"):
+    train(args.data, args.run, args.steps, args.batch_size, args.lr, args.seed)
+  if args.step == "evaluate":
+    print(json.dumps(evaluate(load_student(args.run), SceneData(val_dir(args.data))), indent=1))
+  if args.step in ("export", "all"):
+    export(args.run, args.data, args.out)
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main)())

@@ -1,7 +1,6 @@
 """VisionIPC: camera frames in shared memory. The server hands its buffers' file descriptors over a unix socket, and announces each frame on a
 messaging endpoint, as openpilot's does. Memory is anonymous: a killed server leaves nothing behind.
 """
-import array
 import contextlib
 import json
 import mmap
@@ -38,13 +37,12 @@ def align(x: int, to: int) -> int:
 def nv12_info(width: int, height: int) -> tuple[int, int, int, int]:
   """stride, y_height, uv_height, buffer size of an NV12 frame as the Snapdragon's camera and video blocks lay it out (openpilot: nv12_info.py).
 
-  The chroma plane begins at stride * y_height. The size leaves room for the decoder's alignment: 16 kB, 8 more lines, whole pages.
+  The chroma plane begins at stride * y_height. The size is what the video block asks for: a page behind the chroma plane, eight more lines, and half a
+  kilobyte for each column of the width rounded up to 512.
   """
   stride, y_height, uv_height = align(width, 128), align(height, 32), align(height // 2, 16)
-  y_plane, uv_plane = stride * y_height, stride * uv_height + 4096
-  size = align(y_plane + uv_plane + max(16 * 1024, 8 * stride), 4096)
-  size += align(stride, 512) * 512 if False else 0
-  return stride, y_height, uv_height, size
+  planes = stride * y_height + stride * uv_height + 4096
+  return stride, y_height, uv_height, align(planes + max(16 * 1024, 8 * stride), 4096) + align(width, 512) * 512
 
 
 class VisionBuf:

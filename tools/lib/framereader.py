@@ -1,0 +1,170 @@
+"""Video frames over PyAV: raw HEVC without a container (fcamera.hevc), qcamera.ts, mp4. In order, or at random by group of pictures; memory is bounded."""
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from openpilot.tools.lib.errors import UserError
+
+CACHE_BYTES = 256 * 1024 * 1024   # of decoded groups
+PIX_FMTS = ("rgb24", "nv12")
+HEVC_VCL = 32                     # NAL types below are slices
+HEVC_IRAP = range(16, 24)         # pictures at which decoding may begin
+HEVC_PARAMETER_SETS = (32, 33, 34)
+
+
+class FrameReader:
+  """pix_fmt 'rgb24': frames (h, w, 3) uint8; 'nv12': (h * 3 // 2, w) uint8, no padding.
+
+  `for frame in reader` and `read_from(i)` decode in order; `get(i)` decodes the group that frame i is in and keeps a few groups.
+  Raises UserError where the file cannot be read as video, IndexError beyond its end.
+  """
+
+  def __init__(self, path: str | Path, pix_fmt: str = "rgb24"):
+    if pix_fmt not in PIX_FMTS:
+      raise ValueError(f"pix_fmt '{pix_fmt}' is not known; one of {', '.join(PIX_FMTS)}")
+    self.path, self.pix_fmt = Path(path), pix_fmt
+    if not self.path.is_file():
+      raise UserError(f"no video at {self.path}")
+    self.raw = self.path.suffix in (".hevc", ".h265")
+    self.cache: OrderedDict[int, list[np.ndarray]] = OrderedDict()
+    try:
+      self._index()
+    except (av.FFmpegError, StopIteration, IndexError, ValueError) as e:
+      raise UserError(f"{self.path} is not a video that can be read ({e}); copy it again, or leave this segment out") from None
+    if not self.frame_count:
+      raise UserError(f"{self.path} holds no frames; the recording stopped before any was written: leave this segment out")
+
+  def _index(self) -> None:
+    """Frame count, size and where groups begin, from the packets alone."""
+    self.packets: list[tuple[int, int]] = []   # raw HEVC: offset and end of each picture
+    self.keys: list[int] = []                  # frames at which a group begins
+    self.times: list[int] = []                 # containers: presentation time of each frame
+    if self.raw:
+      self._scan_hevc()
+    else:
+      with av.open(str(self.path)) as c:
+        stream = c.streams.video[0]
+        stamps = [(p.pts, p.is_keyframe) for p in c.demux(stream) if p.pts is not None and p.size]
+        stamps.sort(key=lambda x: x[0])
+        self.times, self.keys = [t for t, _ in stamps], [i for i, (_, key) in enumerate(stamps) if key]
+        self.w, self.h = stream.codec_context.width, stream.codec_context.height
+        self.fps = float(stream.average_rate or 20)
+    self.frame_count = len(self.packets) if self.raw else len(self.times)
+    if not self.frame_count:
+      return
+    if not self.keys or self.keys[0] != 0:
+      self.keys.insert(0, 0)
+    if self.raw:
+      self.fps = 20.
+      first = next(self._decode(0, 1))
+      self.h, self.w = (first.shape[0], first.shape[1]) if self.pix_fmt == "rgb24" else (first.shape[0] * 2 // 3, first.shape[1])
+
+  def _scan_hevc(self) -> None:
+    """Access units of an Annex B stream: a picture begins with the first slice (first_slice_segment_in_pic_flag) or the parameter sets before it."""
+    dat = self.dat = self.path.read_bytes()
+    pos, unit, sets = dat.find(b"\x00\x00\x01"), -1, b""
+    begin = -1
+    while pos >= 0 and pos + 6 <= len(dat):
+      kind = (dat[pos + 3] >> 1) & 63
+      at = pos - 1 if pos > 0 and dat[pos - 1] == 0 else pos
+      if kind < HEVC_VCL:
+        if dat[pos + 5] & 0x80:   # the first slice of a picture
+          start = begin if begin >= 0 else at
+          if unit >= 0:
+            self.packets.append((unit, start))
+          if kind in HEVC_IRAP:
+            self.keys.append(len(self.packets))
+          unit = start
+        begin = -1
+      elif kind in HEVC_PARAMETER_SETS or kind in (35, 39):   # parameter sets, delimiter, prefix SEI belong to the next picture
+        begin = at if begin < 0 else begin
+        if kind in HEVC_PARAMETER_SETS and not self.packets and unit < 0:
+          following = dat.find(b"\x00\x00\x01", pos + 3)
+          sets += dat[at:following if following >= 0 else len(dat)]
+      pos = dat.find(b"\x00\x00\x01", pos + 3)
+    if unit >= 0:
+      self.packets.append((unit, len(dat)))
+    self.sets = sets
+
+  def __len__(self) -> int:
+    return self.frame_count
+
+  def __iter__(self) -> Iterator[np.ndarray]:
+    return self.read_from(0)
+
+  def read_from(self, start: int) -> Iterator[np.ndarray]:
+    """Frames from `start` to the end, in order, decoded by several threads."""
+    key = max(k for k in self.keys if k <= start)
+    frames = self._decode(key, self.frame_count)
+    for _ in range(key, start):
+      next(frames, None)
+    yield from frames
+
+  def get(self, i: int) -> np.ndarray:
+    if not 0 <= i < self.frame_count:
+      raise IndexError(f"{self.path} has frames 0 to {self.frame_count - 1}, not {i}")
+    g = int(np.searchsorted(self.keys, i, side="right")) - 1
+    key, end = self.keys[g], self.keys[g + 1] if g + 1 < len(self.keys) else self.frame_count
+    if key not in self.cache:
+      self.cache[key] = list(self._decode(key, end))
+      size = self.cache[key][0].nbytes * (end - key) if self.cache[key] else 1
+      while len(self.cache) > 1 and len(self.cache) * size > CACHE_BYTES:
+        self.cache.popitem(last=False)
+    self.cache.move_to_end(key)
+    group = self.cache[key]
+    if i - key >= len(group):
+      raise UserError(f"{self.path}: frame {i} cannot be decoded; the file is damaged there")
+    return group[i - key]
+
+  def _decode(self, key: int, end: int) -> Iterator[np.ndarray]:
+    """Frames key..end-1; key begins a group."""
+    n = 0
+    for frame in self._raw_frames(key, end) if self.raw else self._container_frames(key):
+      yield self._convert(frame)
+      n += 1
+      if key + n >= end:
+        return
+
+  def _raw_frames(self, key: int, end: int) -> Iterator[Any]:
+    codec: Any = av.CodecContext.create("hevc", "r")
+    codec.thread_type, codec.thread_count = ("AUTO", 0) if end - key > 1 else ("NONE", 1)
+    prefix = self.sets if key else b""   # the file's own parameter sets: a group need not repeat them
+    for a, b in self.packets[key:end]:
+      try:
+        yield from codec.decode(av.Packet(prefix + self.dat[a:b]))
+      except av.FFmpegError:
+        pass                             # a damaged picture; the next keyframe is whole again
+      prefix = b""
+    yield from codec.decode(None)
+
+  def _container_frames(self, key: int) -> Iterator[Any]:
+    with av.open(str(self.path)) as c:
+      stream = c.streams.video[0]
+      stream.thread_type = "AUTO"
+      begin = self.times[key]
+      if key:
+        c.seek(begin, stream=stream)
+      try:
+        for frame in c.decode(stream):
+          if frame.pts is None or frame.pts >= begin:
+            yield frame
+      except av.FFmpegError:
+        return                           # the file's end is damaged: what came before it was whole
+
+  def _convert(self, frame: Any) -> np.ndarray:
+    if self.pix_fmt == "rgb24":
+      return frame.to_ndarray(format="rgb24")
+    if frame.format.name in ("yuv420p", "yuvj420p"):   # no scaler: the planes are interleaved as they are
+      h, w = frame.height, frame.width
+      out = np.empty((h * 3 // 2, w), dtype=np.uint8)
+      y, u, v = (np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, :p.width] for p in frame.planes)
+      out[:h], out[h:, 0::2], out[h:, 1::2] = y, u[:h // 2, :w // 2], v[:h // 2, :w // 2]
+      return out
+    return frame.to_ndarray(format="nv12")
+
+  def close(self) -> None:
+    self.cache.clear()

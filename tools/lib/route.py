@@ -1,0 +1,163 @@
+"""Routes on disk, in openpilot's three local layouts and as plain folders.
+
+  DIR/<dongle>|<log id>--<n>/rlog.zst      (also <log id>--<n>/, <dongle>_<log id>--<n>/)
+  DIR/<dongle>_<log id>--<n>--rlog.zst     (flat)
+  DIR/<route>/<n>/rlog.zst
+"""
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from openpilot.tools.lib.errors import UserError
+
+FILES = {   # attribute -> file names, the newest spelling first
+  "rlog": ("rlog.zst", "rlog.bz2", "rlog"),
+  "qlog": ("qlog.zst", "qlog.bz2", "qlog"),
+  "fcamera": ("fcamera.hevc", "fcamera.mp4", "video.hevc"),
+  "ecamera": ("ecamera.hevc", "ecamera.mp4"),
+  "dcamera": ("dcamera.hevc", "dcamera.mp4"),
+  "qcamera": ("qcamera.ts", "qcamera.mp4"),
+}
+NAMES = {name: attribute for attribute, names in FILES.items() for name in names}
+VIDEO_SUFFIXES = (".hevc", ".mp4", ".ts", ".mkv", ".avi", ".mov")
+SEGMENT = re.compile(r"^(?:(?P<dongle>[0-9a-f]{16})[|_])?(?P<log>.+?)--(?P<n>\d+)$")
+FLAT = re.compile(r"^(?P<route>.+?)--(?P<n>\d+)--(?P<file>[^-]+)$")
+RANGE = re.compile(r"^(?P<first>-?\d+)?(?P<colon>:)?(?P<last>-?\d+)?$")
+
+
+@dataclass
+class Segment:
+  """One minute of a route. Files that are not there are None."""
+  route: str
+  num: int
+  dir: Path
+  files: dict[str, Path] = field(default_factory=dict)
+
+  @property
+  def name(self) -> str:
+    return f"{self.route}--{self.num}"
+
+  @property
+  def rlog(self) -> Path | None:
+    return self.files.get("rlog")
+
+  @property
+  def qlog(self) -> Path | None:
+    return self.files.get("qlog")
+
+  @property
+  def fcamera(self) -> Path | None:
+    return self.files.get("fcamera")
+
+  @property
+  def ecamera(self) -> Path | None:
+    return self.files.get("ecamera")
+
+  @property
+  def dcamera(self) -> Path | None:
+    return self.files.get("dcamera")
+
+  @property
+  def qcamera(self) -> Path | None:
+    return self.files.get("qcamera")
+
+  @property
+  def log_path(self) -> Path | None:
+    """The rlog, else the qlog."""
+    return self.rlog or self.qlog
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+  found = {}
+  for attribute, names in FILES.items():
+    for name in names:
+      if (folder / name).is_file():
+        found[attribute] = folder / name
+        break
+  return found
+
+
+def segments_in(folder: Path) -> list[Segment]:
+  """All segments in a folder, of any layout, sorted by route and number."""
+  found: dict[tuple[str, int], Segment] = {}
+  for p in sorted(folder.iterdir()):
+    if p.is_dir() and (m := SEGMENT.match(p.name)) and (files := files_in(p)):
+      found[(m["log"], int(m["n"]))] = Segment(m["log"], int(m["n"]), p, files)
+    elif p.is_dir() and p.name.isdigit() and (files := files_in(p)):
+      found[(folder.name, int(p.name))] = Segment(folder.name, int(p.name), p, files)
+    elif p.is_file() and (m := FLAT.match(p.name)) and m["file"] in NAMES:
+      route = m["route"].split("_", 1)[-1] if re.match(r"^[0-9a-f]{16}_", m["route"]) else m["route"]
+      key = (route, int(m["n"]))
+      found.setdefault(key, Segment(*key, folder)).files.setdefault(NAMES[m["file"]], p)
+  return [found[k] for k in sorted(found)]
+
+
+class Route:
+  """`Route("dir")`, `Route("dir/route/2:5")`, `Route("route", data_dir)`: the segments of one route that are on disk.
+
+  name: a folder with segments, a segment's folder, one video or log file, or a route's name (dongle and separator optional) looked for in data_dir;
+  each may be followed by /n or /first:last, a Python slice of segment numbers. Raises UserError saying where it looked and what is there.
+  """
+
+  def __init__(self, name: str | Path, data_dir: str | Path | None = None):
+    text = str(name).rstrip("/")
+    self.segments = self._find(text, Path(data_dir) if data_dir else None)
+    if not self.segments:
+      head, _, tail = text.rpartition("/")
+      m = RANGE.match(tail)
+      if not head or not m or not tail:
+        raise UserError(self._nothing(text, data_dir))
+      whole = self._find(head, Path(data_dir) if data_dir else None)
+      if not whole:
+        raise UserError(self._nothing(head, data_dir))
+      self.segments = self._cut(whole, m, text)
+    self.name = self.segments[0].route
+
+  @staticmethod
+  def _cut(segments: list[Segment], m: re.Match, text: str) -> list[Segment]:
+    top = segments[-1].num + 1
+    first, last = (None if m[k] is None else int(m[k]) for k in ("first", "last"))
+    if not m["colon"]:
+      first = first + top if first is not None and first < 0 else first
+      wanted = range(first or 0, (first or 0) + 1)
+    else:
+      wanted = range(*slice(first, last).indices(top))
+    cut = [s for s in segments if s.num in wanted]
+    if not cut:
+      raise UserError(f"'{text}': no such segments; there are {', '.join(str(s.num) for s in segments[:20])}")
+    return cut
+
+  @staticmethod
+  def _nothing(text: str, data_dir: str | Path | None) -> str:
+    where = Path(data_dir) if data_dir else Path(text)
+    if not where.exists():
+      return f"no route at '{text}'{f' in {data_dir}' if data_dir else ''}: there is no such file or folder; give a folder with segments, or a route's name and --data-dir"
+    there = sorted(p.name for p in where.iterdir())[:6] if where.is_dir() else []
+    return f"no route '{text}' in {where}: no folder there holds rlog, qlog or camera files; there {'are ' + ', '.join(there) if there else 'is nothing'}"
+
+  @staticmethod
+  def _find(text: str, data_dir: Path | None) -> list[Segment]:
+    path = Path(text) if data_dir is None else data_dir / text
+    if path.is_file():
+      kind = NAMES.get(path.name) or ("fcamera" if path.suffix in VIDEO_SUFFIXES else "rlog")
+      m = SEGMENT.match(path.parent.name)
+      return [Segment(m["log"], int(m["n"]), path.parent, {kind: path})] if m else [Segment(path.stem, 0, path.parent, {kind: path})]
+    if path.is_dir():
+      if files := files_in(path):
+        m = SEGMENT.match(path.name)
+        return [Segment(m["log"] if m else path.name, int(m["n"]) if m else 0, path, files)]
+      all_there = segments_in(path)
+      routes = sorted({s.route for s in all_there})
+      if len(routes) > 1:
+        raise UserError(f"{path} holds {len(routes)} routes; name one: {', '.join(routes[:6])}{' ...' if len(routes) > 6 else ''}, as {path}/{routes[0]}")
+      return all_there
+    # a route's name inside a folder: DIR/<dongle>|<log id>
+    folder, name = (path.parent, path.name)
+    if folder.is_dir():
+      log_id = re.split(r"[|_]", name, maxsplit=1)[-1] if re.match(r"^[0-9a-f]{16}[|_]", name) else name
+      if m := SEGMENT.match(log_id):
+        exact = [s for s in segments_in(folder) if s.route == m["log"] and s.num == int(m["n"])]
+        if exact:
+          return exact
+      return [s for s in segments_in(folder) if s.route == log_id]
+    return []

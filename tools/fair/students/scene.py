@@ -5,8 +5,6 @@ from torch import Tensor, nn
 
 from openpilot.tools.sim.render import CLASSES
 
-MAP_H, MAP_W = 64, 128   # of both outputs: a quarter of the 512x256 view
-
 
 def conv(cin: int, cout: int, k: int = 3, stride: int = 1) -> nn.Sequential:
   return nn.Sequential(nn.Conv2d(cin, cout, k, stride, k // 2, bias=False), nn.BatchNorm2d(cout), nn.ReLU(inplace=True))

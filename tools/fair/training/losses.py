@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openpilot.tools.fair.training.scene_data import IGNORE, MAX_DEPTH
+from openpilot.tools.sim.truth import IGNORE, MAX_DEPTH
 
 
 def depth_mask(depth: Tensor, classes: Tensor) -> Tensor:

@@ -11,31 +11,14 @@ from tqdm import tqdm
 
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, pack_rgb
-from openpilot.tools.fair.students.scene import MAP_H, MAP_W
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.sim.render import CLASSES, Frame, library, render
+from openpilot.tools.sim.render import library, render
+from openpilot.tools.sim.truth import MAP_H, MAP_W, map_labels
 from openpilot.tools.sim.world import World
 
 FRAMES_PER_WORLD = 8
 TIMES = ("day", "dusk", "night")
 TIME_SHARES = (.5, .2, .3)
-IGNORE = 255
-MAX_DEPTH = 200.   # metres; beyond, nothing is learned or measured
-# how much a pixel of each class counts when a map pixel's 4x4 block votes: thin things would lose every vote
-VOTES = np.array([1, 1, 3, 1, 2])
-
-
-def map_labels(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-  """Truth of the 512x256 view -> depth (64, 128) float16, metres at the centre of each map pixel, inf in the sky; classes (64, 128) uint8.
-
-  Depth: the mean of 1/z over the block's four central pixels, which is exact on planes. Class: the block's vote, weighted by VOTES.
-  """
-  inverse = 1. / frame.depth.reshape(MAP_H, 4, MAP_W, 4)[:, 1:3, :, 1:3]
-  with np.errstate(divide="ignore"):
-    depth = (1. / inverse.mean(axis=(1, 3))).astype(np.float16)
-  blocks = frame.semantic.reshape(MAP_H, 4, MAP_W, 4).transpose(0, 2, 1, 3).reshape(MAP_H, MAP_W, 16)
-  counts = np.stack([(blocks == k).sum(-1) * VOTES[k] for k in range(len(CLASSES))], axis=-1)
-  return depth, counts.argmax(-1).astype(np.uint8)
 
 
 def spoil(rgb: np.ndarray, r: np.random.Generator) -> np.ndarray:
@@ -62,7 +45,7 @@ def render_world(job: tuple[int, bool]) -> tuple[np.ndarray, np.ndarray, np.ndar
   for i, t in enumerate(np.sort(r.uniform(0, 20, FRAMES_PER_WORLD))):
     frame = render(world, float(t), medmodel_intrinsics, VIEW_W, VIEW_H, rpy=r.normal(0, .006, 3))   # the calibration is never quite right
     frames[i] = pack_rgb(spoil(frame.rgb, r) if spoiled else frame.rgb)
-    depths[i], classes[i] = map_labels(frame)
+    depths[i], classes[i] = map_labels(frame.depth, frame.semantic)
   return frames, depths, classes, time_of_day
 
 

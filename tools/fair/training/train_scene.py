@@ -18,11 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.bundle import write_manifest
-from openpilot.tools.fair.students.scene import MAP_H, MAP_W, SceneStudent
+from openpilot.tools.fair.students.scene import SceneStudent
 from openpilot.tools.fair.training.losses import depth_loss, depth_mask, segmentation_loss
-from openpilot.tools.fair.training.scene_data import FRAMES_PER_WORLD, IGNORE, TIMES, SceneData, render_data
+from openpilot.tools.fair.training.scene_data import FRAMES_PER_WORLD, TIMES, SceneData, render_data
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.sim.render import CLASSES
+from openpilot.tools.sim.truth import IGNORE, MAP_H, MAP_W, MAX_DEPTH
 
 ROOT = Path(__file__).resolve().parents[3]
 CLASS_WEIGHTS = (1., 1., 3., 2., 5.)   # lane markings and pedestrians are a few pixels each
@@ -235,7 +236,7 @@ carry the runtime; its depth on a real camera is a guess. No teacher was used, s
 - Input `frame` uint8 (1, 6, 128, 256), the medmodel view; the graph normalises. Outputs (64, 128): `depth`, the natural log of metres along the optical axis;
   `segmentation`, logits. Map pixel i is centred on view pixel 4i + 1.5.
 - A map pixel's class is the vote of its 4x4 view pixels, lane pixels counting three times and pedestrians twice; truth in the table is made the same way.
-- Depth metrics: truth below {200} m, no alignment: AbsRel mean(abs(d - d*) / d*), delta1 the share within a factor 1.25, SiLog the standard deviation of log d - log d*.
+- Depth metrics: truth below {MAX_DEPTH:.0f} m, no alignment: AbsRel mean(abs(d - d*) / d*), delta1 the share within a factor 1.25, SiLog the standard deviation of log d - log d*.
 - ONNX Runtime and torch agree to {worst:.1g}.
 
 | metric | {' | '.join(metrics)} |

@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""Says where two logs differ: first in number and order of messages, then field by field. Exit code 0: the same, 1: they differ."""
+import argparse
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from openpilot.cereal import messaging
+from openpilot.tools.lib.errors import cli
+from openpilot.tools.lib.logreader import TAG_NAMES, LogReader
+
+
+def differences(a: Any, b: Any, at: str = "", tolerance: float = 0.) -> Iterator[tuple[str, Any, Any]]:
+  """(field path, value in a, value in b) of all that differs between two dicts, lists or values. Floats: |a - b| <= tolerance * (1 + |a|) is equal, and nan equals nan."""
+  if isinstance(a, dict) and isinstance(b, dict):
+    for k in sorted(a.keys() | b.keys()):
+      yield from differences(a.get(k), b.get(k), f"{at}.{k}" if at else str(k), tolerance)
+  elif isinstance(a, list) and isinstance(b, list):
+    if len(a) != len(b):
+      yield f"{at} (length)", len(a), len(b)
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+      yield from differences(x, y, f"{at}[{i}]", tolerance)
+  elif isinstance(a, float) and isinstance(b, float):
+    if not (a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= tolerance * (1 + abs(a))):
+      yield at, a, b
+  elif a != b:
+    yield at, a, b
+
+
+def compare_logs(a: Iterable[tuple[int, int, bytes]], b: Iterable[tuple[int, int, bytes]], ignore_fields: Sequence[str] = (), tolerance: float = 0., limit: int = 20) -> list[str]:
+  """Two streams of (time, union tag, bytes) -> a line per difference, at most `limit`; [] where they are the same. ignore_fields: e.g. 'logMonoTime', 'fairDepth.modelExecutionTime'."""
+  first, second = list(a), list(b)
+  lines: list[str] = []
+  counts = [Counter(TAG_NAMES[tag] for _, tag, _ in x) for x in (first, second)]
+  for service in sorted(counts[0].keys() | counts[1].keys()):
+    if counts[0][service] != counts[1][service]:
+      lines.append(f"{service}: {counts[0][service]} messages and {counts[1][service]}")
+  for i, ((_, tag_a, dat_a), (_, tag_b, dat_b)) in enumerate(zip(first, second, strict=False)):
+    if dat_a == dat_b:
+      continue
+    if tag_a != tag_b:
+      lines.append(f"message {i}: {TAG_NAMES[tag_a]} and {TAG_NAMES[tag_b]}; from here on the order differs")
+      break
+    for path, x, y in differences(*(messaging.log_from_bytes(d).to_dict(verbose=True) for d in (dat_a, dat_b)), tolerance=tolerance):
+      if not any(path == f or path.startswith((f + ".", f + "[")) for f in ignore_fields):
+        lines.append(f"message {i} ({TAG_NAMES[tag_a]}): {path} is {str(x)[:60]} and {str(y)[:60]}")
+        if len(lines) >= limit:
+          return [*lines, "..."]
+  return lines
+
+
+def main() -> int:
+  p = argparse.ArgumentParser(prog="compare-logs", description=__doc__)
+  p.add_argument("a", type=Path)
+  p.add_argument("b", type=Path)
+  p.add_argument("--ignore", default="", metavar="FIELDS", help="comma-separated field paths, e.g. logMonoTime,fairState.memoryMB")
+  p.add_argument("--tolerance", type=float, default=0., help="of floats, absolute and relative")
+  args = p.parse_args()
+  lines = compare_logs(LogReader(args.a).raw(), LogReader(args.b).raw(), [f for f in args.ignore.split(",") if f], args.tolerance)
+  print("\n".join(lines) if lines else "the logs are the same")
+  return 1 if lines else 0
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main)())

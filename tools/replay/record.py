@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Keeps what fairmodeld says: a log of the live fair* messages, and the merging of such a log into the route's own."""
+import argparse
+import heapq
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from openpilot.cereal import messaging
+from openpilot.cereal.services import SERVICE_LIST
+from openpilot.tools.lib.errors import cli
+from openpilot.tools.lib.logreader import LogReader
+from openpilot.tools.lib.logwriter import write_log
+from openpilot.tools.replay.replay import with_time
+
+FAIR = tuple(s for s in SERVICE_LIST if s.startswith("fair"))
+
+
+class Recorder:
+  """Collects raw messages from the moment it is made, in a thread, until stop()."""
+
+  def __init__(self, services: Sequence[str] = FAIR):
+    self.messages: list[bytes] = []
+    self.done = threading.Event()
+    self.poller = messaging.Poller()
+    self.socks = [messaging.sub_sock(s, self.poller) for s in services]
+    self.thread = threading.Thread(target=self._run, daemon=True)
+    self.thread.start()
+
+  def _run(self) -> None:
+    while not self.done.is_set():
+      for sock in self.poller.poll(100):
+        self.messages += messaging.drain_sock_raw(sock)
+
+  def stop(self) -> list[bytes]:
+    self.done.set()
+    self.thread.join()
+    for s in self.socks:
+      s.close()
+    return self.messages
+
+
+def on_route_clock(live: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
+  """Live messages -> (time, bytes) on the clock of the replayed route.
+
+  A replay sends frames with the route's own times, while fairmodeld stamps its messages with the machine's clock. The smallest distance between a
+  message and the end of its frame's exposure is taken as the offset of the two clocks plus the fastest latency; what a message took longer than that stays in its time.
+  """
+  stamped = []
+  for dat in live:
+    event = messaging.log_from_bytes(dat)
+    stamped.append((event.logMonoTime, getattr(event, event.which()).timestampEof, event.which() != "fairState", dat))
+  offsets = [t - eof for t, eof, about_frame, _ in stamped if about_frame and eof]
+  if not offsets:
+    return
+  fastest = min(offsets)
+  for t, _, _, dat in sorted(stamped, key=lambda x: x[0]):
+    yield t - fastest, with_time(dat, t - fastest)
+
+
+def merge(source: Sequence[Path], live: Sequence[bytes], out: Path) -> int:
+  """The logs' own messages (fair* of an earlier run left out) and the live ones, by time -> out. Returns how many were written."""
+  own = ((t, dat) for t, tag, dat in LogReader(source).raw() if not is_fair(tag)) if source else iter(())
+  return write_log(out, (dat for _, dat in heapq.merge(own, sorted(on_route_clock(live), key=lambda x: x[0]), key=lambda x: x[0])))
+
+
+def is_fair(tag: int) -> bool:
+  return 134 <= tag <= 139   # Event @136 .. @141; a tag is its ordinal less two
+
+
+def main() -> None:
+  p = argparse.ArgumentParser(prog="record", description=__doc__)
+  p.add_argument("out", type=Path, help="the log to write: .zst, .bz2 or raw")
+  p.add_argument("--seconds", type=float, help="stop by itself; else Ctrl-C ends and writes")
+  args = p.parse_args()
+  recorder, stop = Recorder(), threading.Event()
+  for sig in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(sig, lambda *_: stop.set())
+  print(f"recording {', '.join(FAIR)}; Ctrl-C ends")
+  end = time.monotonic() + args.seconds if args.seconds else None
+  while not stop.wait(.2) and (end is None or time.monotonic() < end):
+    pass
+  n = write_log(args.out, recorder.stop())
+  print(f"{args.out}: {n} messages")
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main)())

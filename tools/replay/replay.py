@@ -175,15 +175,17 @@ class Replay:
       return str(getattr(event, state).sensor)
     return "unknown"
 
-  def _serve(self, frame: np.ndarray) -> VisionIpcServer:
-    if self.server is None:
-      self.server = VisionIpcServer("camerad")
-      self.server.create_buffers(STREAMS[self.camera], BUFFERS, frame.shape[1], frame.shape[0] * 2 // 3)
-      self.server.start_listener()
-    return self.server
+  def _serve(self) -> None:
+    """Opens the camera before its first frame, so that clients are there for that one."""
+    first = next(p for s in self.segments if (p := getattr(s, VIDEOS[self.camera])) is not None)
+    reader = FrameReader(first, "nv12")
+    self.server = VisionIpcServer("camerad")
+    self.server.create_buffers(STREAMS[self.camera], BUFFERS, reader.w, reader.h)
+    self.server.start_listener()
 
   def send_frame(self, entry: EncodeEntry, frame: np.ndarray, frame_id: int, shift: int) -> None:
-    server = self._serve(frame)
+    server = self.server
+    assert server is not None
     stream = STREAMS[self.camera]
     buf = server.get_buffer(stream)
     w, h = frame.shape[1], frame.shape[0] * 2 // 3
@@ -200,6 +202,8 @@ class Replay:
     last_time = last_id = 0
     bar = tqdm(total=None, unit="s", desc=f"replay {self.segments[0].route}", disable=not progress, bar_format="{desc}: {n:.1f} s {postfix}")
     try:
+      if self.has_video:
+        self._serve()
       self._started(0)
       self.stop.wait(warm_up)
       while not self.stop.is_set():

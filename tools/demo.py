@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""The main job on a sample: makes a simulated drive (or takes a route), replays it through the manager with the flag on, and leaves what fairmodeld made of it.
+
+out/demo/overlay.mp4, rlog.zst (the route's log with the fair messages merged in), report.html and report.json.
+"""
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+START_TIMEOUT = 30.   # s that fairmodeld may take from deviceState's `started` to its first fairState
+PICTURES = 4
+
+
+def wait_for_fairmodeld(manager: subprocess.Popen) -> None:
+  """Sends deviceState until fairmodeld waits for the camera. Raises UserError where it does not come."""
+  from openpilot.cereal import messaging
+  from openpilot.tools.lib.errors import UserError
+  pm, sm = messaging.PubMaster(["deviceState"]), messaging.SubMaster(["fairState"])
+  end, fault = time.monotonic() + START_TIMEOUT, ""
+  try:
+    while time.monotonic() < end:
+      msg = messaging.new_message("deviceState", valid=True)
+      msg.deviceState.started = True
+      pm.send("deviceState", msg)
+      sm.update(200)
+      if sm.updated["fairState"]:
+        if str(sm["fairState"].status) == "waitingForCamera":
+          return
+        fault = sm["fairState"].fault
+      if manager.poll() is not None:
+        raise UserError(f"the manager ended with exit code {manager.returncode}; its words stand above")
+    raise UserError(f"fairmodeld did not get ready within {START_TIMEOUT:.0f} s{': ' + fault if fault else ''}")
+  finally:
+    pm.close()
+    sm.close()
+
+
+def run(args: argparse.Namespace) -> None:
+  from openpilot.common.params import Params
+  from openpilot.selfdrive.modeld.fair.bundle import find_bundle, load_bundle
+  from openpilot.selfdrive.modeld.fair.fairmodeld import MODELS_DIR
+  from openpilot.tools.lib.errors import UserError
+  from openpilot.tools.lib.route import Route
+  from openpilot.tools.replay.record import Recorder, merge
+  from openpilot.tools.replay.replay import VIDEOS, Replay, choose_camera
+  from openpilot.tools.replay.report import measure, write_report
+  from openpilot.tools.replay.show import show
+  from openpilot.tools.sim.write_route import write_route
+
+  out: Path = args.out
+  bundle = load_bundle(args.bundle) if args.bundle else find_bundle(None, MODELS_DIR)
+  if args.bundle:
+    os.environ["FAIR_MODELS_DIR"] = str(args.bundle.resolve().parent)
+  source = args.route or write_route(out / "route" / f"{args.seed}-{args.time}-{args.seconds:g}", args.seed, args.seconds, "mici", args.time)
+  segments = Route(source).segments
+  camera = choose_camera(segments, args.camera)
+  if not any(getattr(s, VIDEOS[camera]) for s in segments):
+    raise UserError(f"{source} has no video; fairmodeld needs camera frames")
+  params = Params()
+  params.put_bool("FairEnabled", True)
+  params.put("FairBundle", bundle.path.name)
+  manager = subprocess.Popen([sys.executable, "-m", "openpilot.selfdrive.manager.manager"])
+  try:
+    wait_for_fairmodeld(manager)
+    recorder = Recorder()
+    replay = Replay(segments, camera, seconds=args.seconds if args.route else None)
+    replay.run()
+    time.sleep(1.2)   # the last frame's messages, and one more fairState
+    live = recorder.stop()
+  finally:
+    manager.send_signal(signal.SIGINT)
+    manager.wait()
+  if not live:
+    raise UserError("fairmodeld said nothing; its words stand above")
+  logs = [s.log_path for s in segments if s.log_path is not None]
+  merge(logs, live, out / "rlog.zst")
+  numbers = measure(out / "rlog.zst", segments)
+  frames, pictures = show([out / "rlog.zst"], segments, camera, out / "overlay.mp4", keep=PICTURES)
+  title = f"openpilot-fair: {segments[0].route}" + ("" if args.route else f", a simulated drive by {args.time}")
+  write_report(out, title, numbers, bundle, pictures)
+  table(numbers, bundle.name, replay.late_frames)
+  for name, what in (("overlay.mp4", f"{frames} annotated frames"), ("rlog.zst", "the log with the fair messages"), ("report.html", "latency, drops, quality, frames")):
+    print(f"  {out / name}   {what}")
+
+
+def table(r: dict, bundle: str, late: int) -> None:
+  q = r["quality"]
+  rows = [("bundle", bundle), ("frames processed / dropped / invalid", f"{r['frames']} / {r.get('dropped', 0)} / {r.get('invalid', 0)}"),
+          ("network, ms, p50 / p99", f"{r['execution_ms'].get('p50')} / {r['execution_ms'].get('p99')}"),
+          ("warp + decode + publish, ms, mean", f"{r.get('warp_ms', 0)} + {r.get('decode_ms', 0)} + {r.get('publish_ms', 0)}"), ("memory, MB", r.get("memory_mb")), ("frames that the replay sent late", late)]
+  if q:
+    rows += [("depth AbsRel / delta1, against truth", f"{q.get('abs_rel')} / {q.get('delta1')}"), ("segmentation mIoU, against truth", q.get("miou"))]
+  if r["faults"]:
+    rows.append(("faults", "; ".join(r["faults"])))
+  print()
+  for name, value in rows:
+    print(f"  {name:<38} {value}")
+  print()
+
+
+def main() -> None:
+  p = argparse.ArgumentParser(prog="demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p.add_argument("--out", type=Path, default=ROOT / "out" / "demo")
+  p.add_argument("--route", help="replay this route in place of a simulated one")
+  p.add_argument("--camera", choices=["road", "wide", "qcamera"], default="road")
+  p.add_argument("--seconds", type=float, default=12., help="of the simulated drive, or at most of the route")
+  p.add_argument("--seed", type=int, default=2_000_003)
+  p.add_argument("--time", choices=["day", "dusk", "night"], default="day")
+  p.add_argument("--bundle", type=Path, help="a bundle's folder; default: the first in models/")
+  args = p.parse_args()
+  args.out.mkdir(parents=True, exist_ok=True)
+  # a life of its own: nothing of a running openpilot, or of the user's params, is touched
+  with tempfile.TemporaryDirectory(prefix="fair-demo-") as params_root:
+    os.environ |= {"OPENPILOT_PREFIX": f"demo-{os.getpid()}", "PARAMS_ROOT": params_root}
+    run(args)
+
+
+if __name__ == "__main__":
+  from openpilot.selfdrive.modeld.fair.bundle import BundleError
+  from openpilot.tools.lib.errors import cli
+  raise SystemExit(cli(main, (BundleError,))())

@@ -1,0 +1,180 @@
+"""The page that a run leaves: latency, drops, quality against truth where there is truth, pictures, and where the bundle comes from. HTML and JSON."""
+import base64
+import io
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from openpilot.selfdrive.modeld.fair.bundle import Bundle
+from openpilot.selfdrive.modeld.fair.publish import class_map_from_message, depth_from_message
+from openpilot.tools.lib.logreader import LogReader
+from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.route import Segment
+from openpilot.tools.sim.truth import IGNORE, MAX_DEPTH, Truth, map_labels
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+FAIR = ["fairState", "fairDepth", "fairSegmentation"]
+
+
+def measure(log: Path, segments: list[Segment], live: bool = True) -> dict[str, Any]:
+  """Numbers of a log with fair messages: frames, drops, times in ms, faults, and quality where the segments have truth."""
+  execution, latency, ids, states = [], [], [], []
+  quality = Quality(segments)
+  for event in LogReader([log], services=FAIR):
+    m = getattr(event, event.which())
+    if event.which() == "fairState":
+      states.append(m)
+      continue
+    if event.which() == "fairSegmentation" or not ids or m.frameId != ids[-1]:
+      ids.append(m.frameId)
+      execution.append(m.modelExecutionTime * 1e3)
+      latency.append((event.logMonoTime - m.timestampEof) * 1e-6)
+    if event.valid:
+      quality.add(event.which(), m)
+  ids = sorted(set(ids))
+  last = states[-1] if states else None
+  def pct(values: list[float]) -> dict[str, float]:
+    return {k: round(float(np.percentile(values, q)), 2) for k, q in (("p50", 50), ("p99", 99), ("max", 100))} if values else {}
+  out: dict[str, Any] = {
+    "frames": len(ids), "frames_span": ids[-1] - ids[0] + 1 if ids else 0, "gaps": (ids[-1] - ids[0] + 1 - len(ids)) if ids else 0,
+    "execution_ms": pct(execution), "times_ms": execution if live else [], "latency_ms": pct(latency) if live else {},
+    "faults": sorted({s.fault for s in states if s.fault}), "quality": quality.result(),
+  }
+  if last is not None:
+    out |= {"received": last.framesReceived, "dropped": last.framesDropped, "invalid": last.framesInvalid, "memory_mb": round(max(s.memoryMB for s in states), 1),
+            "calibrated": last.calibrated, "camera": f"{last.cameraWidth}x{last.cameraHeight}", "view_filled": round(last.viewFilled, 4),
+            "warp_ms": mean_ms(states, "warpTime"), "decode_ms": mean_ms(states, "decodeTime"), "publish_ms": mean_ms(states, "publishTime")}
+  return out
+
+
+def mean_ms(states: list[Any], field: str) -> float:
+  values = [getattr(s, field) for s in states if getattr(s, field) > 0]
+  return round(float(np.mean(values)) * 1e3, 2) if values else 0.
+
+
+class Quality:
+  """Depth and classes against exact truth. Truth is sampled at the map's own pixels (tools/sim/truth.py); nothing is aligned."""
+
+  def __init__(self, segments: list[Segment]):
+    self.truths = [Truth(s.dir) for s in segments if (s.dir / "truth").is_dir()]
+    self.classes = self.truths[0].classes if self.truths else []
+    self.confusion = np.zeros((len(self.classes), len(self.classes)))
+    self.sums = np.zeros(5)
+
+  def truth_of(self, frame_id: int) -> tuple[np.ndarray, np.ndarray] | None:
+    for t in self.truths:
+      i = frame_id - t.info["frame_id_offset"]
+      if 0 <= i < t.frame_count:
+        frame = t.frame(i)
+        return map_labels(frame.depth, frame.semantic)
+    return None
+
+  def add(self, which: str, m: Any) -> None:
+    truth = self.truth_of(m.frameId)
+    if truth is None or (m.height, m.width) != truth[0].shape:
+      return
+    depth, classes = truth
+    if which == "fairDepth" and m.metric:
+      pred, wanted = depth_from_message(m), depth.astype(np.float32)
+      ok = np.isfinite(pred) & np.isfinite(wanted) & (wanted < MAX_DEPTH) & (wanted > 0)
+      g = np.log(pred[ok] / wanted[ok]).astype(np.float64)
+      self.sums += [ok.sum(), np.abs(pred[ok] / wanted[ok] - 1).sum(), (np.abs(g) < np.log(1.25)).sum(), g.sum(), (g * g).sum()]
+    elif which == "fairSegmentation" and list(m.classes) == self.classes:
+      pred = class_map_from_message(m)
+      ok = pred != IGNORE
+      n = len(self.classes)
+      self.confusion += np.bincount(classes[ok].astype(int) * n + pred[ok], minlength=n * n).reshape(n, n)
+
+  def result(self) -> dict[str, float]:
+    out = {}
+    n = self.sums[0]
+    if n:
+      out |= {"abs_rel": self.sums[1] / n, "delta1": self.sums[2] / n, "silog": np.sqrt(max(0., self.sums[4] / n - (self.sums[3] / n) ** 2))}
+    if self.confusion.sum():
+      c = self.confusion
+      union = c.sum(0) + c.sum(1) - np.diag(c)
+      iou = {k: np.diag(c)[i] / union[i] for i, k in enumerate(self.classes) if c.sum(1)[i]}   # classes that occur
+      out |= {"miou": np.mean(list(iou.values())), **{f"iou_{k}": v for k, v in iou.items()}}
+    return {k: round(float(v), 4) for k, v in out.items()}
+
+
+def png(image: np.ndarray) -> str:
+  data = io.BytesIO()
+  Image.fromarray(image).save(data, "JPEG", quality=88)
+  return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def latency_plot(times: list[float]) -> str:
+  fig, (left, right) = plt.subplots(1, 2, figsize=(11, 2.8), width_ratios=(3, 1), layout="constrained")
+  left.plot(times, lw=.8)
+  left.axhline(10, color="tab:red", lw=.8, ls="--")
+  left.set(xlabel="frame", ylabel="execution time, ms", ylim=(0, max(12, np.percentile(times, 99.5) * 1.2)))
+  right.hist(times, bins=40, orientation="vertical")
+  right.set(xlabel="ms", ylabel="frames")
+  data = io.StringIO()
+  fig.savefig(data, format="svg")
+  plt.close(fig)
+  return data.getvalue()[data.getvalue().index("<svg"):]
+
+
+PAGE = jinja2.Template("""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{{ title }}</title><style>
+body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:24px auto;padding:0 16px;color:#222}h1{font-size:24px}h2{font-size:18px;margin-top:28px}
+table{border-collapse:collapse}td,th{padding:3px 14px 3px 0;text-align:left;vertical-align:top}th{font-weight:600}img,svg{max-width:100%;height:auto}
+.grid{display:grid;grid-template-columns:1fr 1fr;gap:10px}.note{color:#666}.bad{color:#b00}</style>
+<h1>{{ title }}</h1>
+<p>{{ r.frames }} frames of {{ r.frames_span }} by <b>{{ bundle.name }}</b>{% if r.camera %}, camera {{ r.camera }}, {{ 'calibrated' if r.calibrated else 'not calibrated' }}{% endif %}.
+{% if r.faults %}<span class="bad">Faults: {{ r.faults|join('; ') }}</span>{% else %}No faults.{% endif %}</p>
+<h2>Latency and drops</h2>
+{{ plot }}
+<table>
+<tr><th></th><th>p50</th><th>p99</th><th>max</th></tr>
+<tr><td>execution time of the network, ms</td>{% for k in ('p50','p99','max') %}<td>{{ r.execution_ms[k] }}</td>{% endfor %}</tr>
+{% if r.latency_ms %}<tr><td>from the fastest message of the run, ms</td>{% for k in ('p50','p99','max') %}<td>{{ r.latency_ms[k] }}</td>{% endfor %}</tr>{% endif %}
+</table>
+<table>
+<tr><td>outside the network, mean ms: warp, decode, publish</td><td>{{ r.warp_ms }}, {{ r.decode_ms }}, {{ r.publish_ms }}</td></tr>
+<tr><td>frames received, dropped, invalid</td><td>{{ r.received }}, {{ r.dropped }}, {{ r.invalid }}</td></tr>
+<tr><td>resident memory of fairmodeld, MB</td><td>{{ r.memory_mb }}</td></tr>
+<tr><td>machine</td><td>{{ r.machine }}; a replay, the simulator's video decoder and fairmodeld share it</td></tr>
+</table>
+<h2>Quality against truth</h2>
+{% if r.quality %}<table>{% for k, v in r.quality.items() %}<tr><td>{{ k }}</td><td>{{ '%.3f'|format(v) }}</td></tr>{% endfor %}</table>
+<p class="note">The simulator's exact truth of this drive, sampled at the student's map pixels; depth below 200 m, not aligned. AbsRel: mean(|d - d*| / d*); delta1: share within a factor 1.25;
+SiLog: standard deviation of log d - log d*; IoU per class over all frames. A simulated road says nothing about a real one.</p>
+{% else %}<p>This route has no truth to compare with.</p>{% endif %}
+<h2>Frames</h2><div class="grid">{% for p in pictures %}<img src="{{ p }}" alt="annotated frame">{% endfor %}</div>
+<p class="note">Tint: the student's classes. White lines: modelV2's lane lines in the log. Inset: the student's depth, red near, blue far, metres.</p>
+<h2>The bundle</h2><table>
+<tr><td>name, version, size</td><td>{{ bundle.name }}, {{ bundle.manifest.version }}, {{ bundle.manifest['size'] }}</td></tr>
+<tr><td>sha256 of the manifest</td><td>{{ bundle.manifest_hash }}</td></tr>
+<tr><td>licence</td><td>{{ bundle.manifest.provenance.licence }}</td></tr>
+<tr><td>teachers</td><td>{% for t in bundle.manifest.provenance.teachers %}{{ t.model }} ({{ t.licence }}) {% else %}none: exact truth{% endfor %}</td></tr>
+<tr><td>learned from</td><td>{{ bundle.manifest.provenance.data|join('; ') }}</td></tr>
+</table></html>
+""", autoescape=True)
+
+
+def write_report(folder: Path, title: str, numbers: dict[str, Any], bundle: Bundle, pictures: list[np.ndarray]) -> None:
+  """report.html, self-contained, and report.json."""
+  numbers = {**numbers, "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, Python {platform.python_version()}", "bundle": bundle.name, "bundle_hash": bundle.manifest_hash}
+  plot = jinja2.utils.markupsafe.Markup(latency_plot(numbers["times_ms"])) if numbers["times_ms"] else ""
+  with atomic_path(folder / "report.html") as tmp:
+    tmp.write_text(PAGE.render(title=title, r=numbers, bundle=bundle, plot=plot, pictures=[png(p) for p in pictures]))
+  with atomic_path(folder / "report.json") as tmp:
+    tmp.write_text(json.dumps({k: v for k, v in numbers.items() if k != "times_ms"}, indent=1) + "\n")
+
+
+def cpu_name() -> str:
+  try:
+    return next(line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+  except (OSError, StopIteration):
+    return platform.processor() or "unknown CPU"

@@ -3,6 +3,7 @@
 
 out/demo/overlay.mp4, rlog.zst (the route's log with the fair messages merged in), report.html and report.json.
 """
+
 import argparse
 import os
 import signal
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-START_TIMEOUT = 30.   # s that fairmodeld may take from deviceState's `started` to its first fairState
+START_TIMEOUT = 30.0  # s that fairmodeld may take from deviceState's `started` to its first fairState
 PICTURES = 4
 
 
@@ -21,6 +22,7 @@ def wait_for_fairmodeld(manager: subprocess.Popen) -> None:
   """Sends deviceState until fairmodeld waits for the camera. Raises UserError where it does not come."""
   from openpilot.cereal import messaging
   from openpilot.tools.lib.errors import UserError
+
   pm, sm = messaging.PubMaster(["deviceState"]), messaging.SubMaster(["fairState"])
   end, fault = time.monotonic() + START_TIMEOUT, ""
   try:
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     recorder = Recorder()
     replay = Replay(segments, camera, seconds=args.seconds if args.route else None)
     replay.run()
-    time.sleep(1.2)   # the last frame's messages, and one more fairState
+    time.sleep(1.2)  # the last frame's messages, and one more fairState
     live = recorder.stop()
   finally:
     manager.send_signal(signal.SIGINT)
@@ -85,15 +87,24 @@ def run(args: argparse.Namespace) -> None:
   title = f"openpilot-fair: {segments[0].route}" + ("" if args.route else f", a simulated drive by {args.time}")
   write_report(out, title, numbers, bundle, pictures)
   table(numbers, bundle.name, replay.late_frames)
-  for name, what in (("overlay.mp4", f"{frames} annotated frames"), ("rlog.zst", "the log with the fair messages"), ("report.html", "latency, drops, quality, frames")):
+  for name, what in (
+    ("overlay.mp4", f"{frames} annotated frames"),
+    ("rlog.zst", "the log with the fair messages"),
+    ("report.html", "latency, drops, quality, frames"),
+  ):
     print(f"  {out / name}   {what}")
 
 
 def table(r: dict, bundle: str, late: int) -> None:
   q = r["quality"]
-  rows = [("bundle", bundle), ("frames processed / dropped / invalid", f"{r['frames']} / {r.get('dropped', 0)} / {r.get('invalid', 0)}"),
-          ("network, ms, p50 / p99", f"{r['execution_ms'].get('p50')} / {r['execution_ms'].get('p99')}"),
-          ("warp + decode + publish, ms, mean", f"{r.get('warp_ms', 0)} + {r.get('decode_ms', 0)} + {r.get('publish_ms', 0)}"), ("memory, MB", r.get("memory_mb")), ("frames that the replay sent late", late)]
+  rows = [
+    ("bundle", bundle),
+    ("frames processed / dropped / invalid", f"{r['frames']} / {r.get('dropped', 0)} / {r.get('invalid', 0)}"),
+    ("network, ms, p50 / p99", f"{r['execution_ms'].get('p50')} / {r['execution_ms'].get('p99')}"),
+    ("warp + decode + publish, ms, mean", f"{r.get('warp_ms', 0)} + {r.get('decode_ms', 0)} + {r.get('publish_ms', 0)}"),
+    ("memory, MB", r.get("memory_mb")),
+    ("frames that the replay sent late", late),
+  ]
   if q:
     rows += [("depth AbsRel / delta1, against truth", f"{q.get('abs_rel')} / {q.get('delta1')}"), ("segmentation mIoU, against truth", q.get("miou"))]
   if r["faults"]:
@@ -109,7 +120,7 @@ def main() -> None:
   p.add_argument("--out", type=Path, default=ROOT / "out" / "demo")
   p.add_argument("--route", help="replay this route in place of a simulated one")
   p.add_argument("--camera", choices=["road", "wide", "qcamera"], default="road")
-  p.add_argument("--seconds", type=float, default=12., help="of the simulated drive, or at most of the route")
+  p.add_argument("--seconds", type=float, default=12.0, help="of the simulated drive, or at most of the route")
   p.add_argument("--seed", type=int, default=2_000_003)
   p.add_argument("--time", choices=["day", "dusk", "night"], default="day")
   p.add_argument("--bundle", type=Path, help="a bundle's folder; default: the first in models/")
@@ -124,4 +135,5 @@ def main() -> None:
 if __name__ == "__main__":
   from openpilot.selfdrive.modeld.fair.bundle import BundleError
   from openpilot.tools.lib.errors import cli
+
   raise SystemExit(cli(main, (BundleError,))())

@@ -1,4 +1,5 @@
 """openpilot's parameter store: one file per key under <root>/<prefix>, written atomically. An openpilot checkout's own Params takes this one's place."""
+
 import contextlib
 import datetime
 import fcntl
@@ -69,7 +70,7 @@ DECODE: dict[ParamKeyType, Callable[[bytes], Any]] = {
 }
 
 
-class UnknownKeyName(Exception):  # noqa: N818 - openpilot's name
+class UnknownKeyName(Exception):
   """The key is not in the registry above."""
 
 
@@ -121,7 +122,10 @@ class Params:
     return bool(self.get(key, block=block, return_default=True))
 
   def put(self, key: str, value: Any, block: bool = False) -> None:
-    """Atomic: a reader sees the old value or the new one, also after a crash. Writes before it returns, whatever `block` says. Raises TypeError on a wrong type."""
+    """Atomic: a reader sees the old value or the new one, also after a crash. Writes before it returns, whatever `block` says.
+
+    Raises TypeError on a wrong type.
+    """
     kinds, encode = ENCODE[KEYS[self.check_key(key)].type]
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
       raise TypeError(f"'{key}' takes {kinds[0].__name__}, got {type(value).__name__}")
@@ -152,7 +156,7 @@ class Params:
       for key, spec in KEYS.items():
         if spec.flags & flag:
           (self.path / key).unlink(missing_ok=True)
-      for leftover in self.path.glob(".tmp*"):   # of a writer that was killed; none writes while we hold the lock
+      for leftover in self.path.glob(".tmp*"):  # of a writer that was killed; none writes while we hold the lock
         leftover.unlink(missing_ok=True)
       self._sync()
 

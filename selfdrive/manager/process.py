@@ -42,7 +42,7 @@ class ManagerProcess:
       return
     print(f"manager: starting {self.name}", flush=True)
     self.started_at = time.monotonic()
-    self.proc = subprocess.Popen(self.cmdline, cwd=self.cwd, preexec_fn=_die_with_parent)  # noqa: PLW1509 - one short call, no locks
+    self.proc = subprocess.Popen(self.cmdline, cwd=self.cwd, preexec_fn=_die_with_parent)
 
   def _crashed(self) -> None:
     assert self.proc is not None
@@ -95,7 +95,7 @@ class NativeProcess(ManagerProcess):
     super().__init__(name, cmdline, should_run, enabled, sigkill, cwd)
 
 
-def ensure_running(procs: Iterable[ManagerProcess], started: bool, params: Params, CP: Any = None) -> None:  # noqa: N803 - openpilot's name
+def ensure_running(procs: Iterable[ManagerProcess], started: bool, params: Params, CP: Any = None) -> None:
   """Brings every process to the state that its predicate asks for."""
   for p in procs:
     if p.enabled and p.should_run(started, params, CP):

@@ -7,27 +7,27 @@ from openpilot.selfdrive.manager.process import ManagerProcess, NativeProcess, P
 __all__ = ["ManagerProcess", "NativeProcess", "PythonProcess", "managed_processes"]
 
 
-def always_run(started: bool, params: Params, CP: Any) -> bool:  # noqa: N803
+def always_run(started: bool, params: Params, CP: Any) -> bool:
   return True
 
 
-def only_onroad(started: bool, params: Params, CP: Any) -> bool:  # noqa: N803
+def only_onroad(started: bool, params: Params, CP: Any) -> bool:
   return started
 
 
-def only_offroad(started: bool, params: Params, CP: Any) -> bool:  # noqa: N803
+def only_offroad(started: bool, params: Params, CP: Any) -> bool:
   return not started
 
 
-def notcar(started: bool, params: Params, CP: Any) -> bool:  # noqa: N803
+def notcar(started: bool, params: Params, CP: Any) -> bool:
   return started and CP is not None and CP.notCar
 
 
-def iscar(started: bool, params: Params, CP: Any) -> bool:  # noqa: N803
+def iscar(started: bool, params: Params, CP: Any) -> bool:
   return started and (CP is None or not CP.notCar)
 
 
-def fair(started: bool, params: Params, CP: Any) -> bool:  # noqa: N803
+def fair(started: bool, params: Params, CP: Any) -> bool:
   return params.get_bool("FairEnabled")
 
 

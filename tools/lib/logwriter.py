@@ -5,7 +5,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import zstandard
 
@@ -33,13 +33,13 @@ def write_log(path: str | Path, messages: Iterable[bytes]) -> int:
   path = Path(path)
   n = 0
   with atomic_path(path) as tmp, open(tmp, "wb") as raw:
-    out: IO[bytes]
+    out: Any
     if path.suffix == ".zst":
-      out = zstandard.ZstdCompressor(level=6).stream_writer(raw, closefd=False)  # type: ignore[assignment]
+      out = zstandard.ZstdCompressor(level=6).stream_writer(raw, closefd=False)
     elif path.suffix == ".bz2":
-      out = bz2.open(raw, "wb")  # type: ignore[assignment]
+      out = bz2.open(raw, "wb")
     else:
-      out = contextlib.nullcontext(raw)  # type: ignore[assignment]
+      out = contextlib.nullcontext(raw)
     with out as f:
       for m in messages:
         f.write(m)

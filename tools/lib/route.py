@@ -1,16 +1,17 @@
 """Routes on disk, in openpilot's three local layouts and as plain folders.
 
-  DIR/<dongle>|<log id>--<n>/rlog.zst      (also <log id>--<n>/, <dongle>_<log id>--<n>/)
-  DIR/<dongle>_<log id>--<n>--rlog.zst     (flat)
-  DIR/<route>/<n>/rlog.zst
+DIR/<dongle>|<log id>--<n>/rlog.zst      (also <log id>--<n>/, <dongle>_<log id>--<n>/)
+DIR/<dongle>_<log id>--<n>--rlog.zst     (flat)
+DIR/<route>/<n>/rlog.zst
 """
+
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from openpilot.tools.lib.errors import UserError
 
-FILES = {   # attribute -> file names, the newest spelling first
+FILES = {  # attribute -> file names, the newest spelling first
   "rlog": ("rlog.zst", "rlog.bz2", "rlog"),
   "qlog": ("qlog.zst", "qlog.bz2", "qlog"),
   "fcamera": ("fcamera.hevc", "fcamera.mp4", "video.hevc"),
@@ -28,6 +29,7 @@ RANGE = re.compile(r"^(?P<first>-?\d+)?(?P<colon>:)?(?P<last>-?\d+)?$")
 @dataclass
 class Segment:
   """One minute of a route. Files that are not there are None."""
+
   route: str
   num: int
   dir: Path
@@ -131,7 +133,8 @@ class Route:
   def _nothing(text: str, data_dir: str | Path | None) -> str:
     where = Path(data_dir) if data_dir else Path(text)
     if not where.exists():
-      return f"no route at '{text}'{f' in {data_dir}' if data_dir else ''}: there is no such file or folder; give a folder with segments, or a route's name and --data-dir"
+      place = f"'{text}'{f' in {data_dir}' if data_dir else ''}"
+      return f"no route at {place}: there is no such file or folder; give a folder with segments, or a route's name and --data-dir"
     there = sorted(p.name for p in where.iterdir())[:6] if where.is_dir() else []
     return f"no route '{text}' in {where}: no folder there holds rlog, qlog or camera files; there {'are ' + ', '.join(there) if there else 'is nothing'}"
 

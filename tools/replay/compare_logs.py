@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Says where two logs differ: first in number and order of messages, then field by field. Exit code 0: the same, 1: they differ."""
+
 import argparse
 import math
 from collections import Counter
@@ -12,8 +13,11 @@ from openpilot.tools.lib.errors import cli
 from openpilot.tools.lib.logreader import TAG_NAMES, LogReader
 
 
-def differences(a: Any, b: Any, at: str = "", tolerance: float = 0.) -> Iterator[tuple[str, Any, Any]]:
-  """(field path, value in a, value in b) of all that differs between two dicts, lists or values. Floats: |a - b| <= tolerance * (1 + |a|) is equal, and nan equals nan."""
+def differences(a: Any, b: Any, at: str = "", tolerance: float = 0.0) -> Iterator[tuple[str, Any, Any]]:
+  """(field path, value in a, value in b) of all that differs between two dicts, lists or values.
+
+  Floats: |a - b| <= tolerance * (1 + |a|) is equal, and nan equals nan.
+  """
   if isinstance(a, dict) and isinstance(b, dict):
     for k in sorted(a.keys() | b.keys()):
       yield from differences(a.get(k), b.get(k), f"{at}.{k}" if at else str(k), tolerance)
@@ -29,8 +33,13 @@ def differences(a: Any, b: Any, at: str = "", tolerance: float = 0.) -> Iterator
     yield at, a, b
 
 
-def compare_logs(a: Iterable[tuple[int, int, bytes]], b: Iterable[tuple[int, int, bytes]], ignore_fields: Sequence[str] = (), tolerance: float = 0., limit: int = 20) -> list[str]:
-  """Two streams of (time, union tag, bytes) -> a line per difference, at most `limit`; [] where they are the same. ignore_fields: e.g. 'logMonoTime', 'fairDepth.modelExecutionTime'."""
+def compare_logs(
+  a: Iterable[tuple[int, int, bytes]], b: Iterable[tuple[int, int, bytes]], ignore_fields: Sequence[str] = (), tolerance: float = 0.0, limit: int = 20
+) -> list[str]:
+  """Two streams of (time, union tag, bytes) -> a line per difference, at most `limit`; [] where they are the same.
+
+  ignore_fields: e.g. 'logMonoTime', 'fairDepth.modelExecutionTime'.
+  """
   first, second = list(a), list(b)
   lines: list[str] = []
   counts = [Counter(TAG_NAMES[tag] for _, tag, _ in x) for x in (first, second)]
@@ -43,7 +52,8 @@ def compare_logs(a: Iterable[tuple[int, int, bytes]], b: Iterable[tuple[int, int
     if tag_a != tag_b:
       lines.append(f"message {i}: {TAG_NAMES[tag_a]} and {TAG_NAMES[tag_b]}; from here on the order differs")
       break
-    for path, x, y in differences(*(messaging.log_from_bytes(d).to_dict(verbose=True) for d in (dat_a, dat_b)), tolerance=tolerance):
+    one, other = (messaging.log_from_bytes(d).to_dict(verbose=True) for d in (dat_a, dat_b))
+    for path, x, y in differences(one, other, tolerance=tolerance):
       if not any(path == f or path.startswith((f + ".", f + "[")) for f in ignore_fields):
         lines.append(f"message {i} ({TAG_NAMES[tag_a]}): {path} is {str(x)[:60]} and {str(y)[:60]}")
         if len(lines) >= limit:
@@ -56,7 +66,7 @@ def main() -> int:
   p.add_argument("a", type=Path)
   p.add_argument("b", type=Path)
   p.add_argument("--ignore", default="", metavar="FIELDS", help="comma-separated field paths, e.g. logMonoTime,fairState.memoryMB")
-  p.add_argument("--tolerance", type=float, default=0., help="of floats, absolute and relative")
+  p.add_argument("--tolerance", type=float, default=0.0, help="of floats, absolute and relative")
   args = p.parse_args()
   lines = compare_logs(LogReader(args.a).raw(), LogReader(args.b).raw(), [f for f in args.ignore.split(",") if f], args.tolerance)
   print("\n".join(lines) if lines else "the logs are the same")

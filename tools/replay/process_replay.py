@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Drives fairmodeld's model over a route without clock or sockets: the same route and bundle give the same bytes every time. Execution times are zero."""
+
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,18 +19,20 @@ from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route, Segment
 from openpilot.tools.replay.replay import STATE_SERVICES, VIDEOS, add_route_arguments, choose_camera, frames
 
-PROCESSING_NS = 20_000_000   # stands for the time that fairmodeld takes
+PROCESSING_NS = 20_000_000  # stands for the time that fairmodeld takes
 
 
 def padded(frame: np.ndarray, out: np.ndarray, stride: int, uv_offset: int) -> np.ndarray:
   """Tight NV12 (h * 3 // 2, w) -> the camera's buffer layout, as VisionIPC hands it to fairmodeld."""
   h, w = frame.shape[0] * 2 // 3, frame.shape[1]
-  out[:h * stride].reshape(h, stride)[:, :w] = frame[:h]
-  out[uv_offset:uv_offset + h // 2 * stride].reshape(h // 2, stride)[:, :w] = frame[h:]
+  out[: h * stride].reshape(h, stride)[:, :w] = frame[:h]
+  out[uv_offset : uv_offset + h // 2 * stride].reshape(h // 2, stride)[:, :w] = frame[h:]
   return out
 
 
-def process_replay(segments: list[Segment], model: FairModel, camera: str, start: float = 0., seconds: float | None = None, progress: bool = True) -> Iterator[bytes]:
+def process_replay(
+  segments: list[Segment], model: FairModel, camera: str, start: float = 0.0, seconds: float | None = None, progress: bool = True
+) -> Iterator[bytes]:
   """Serialised fair* messages in order. logMonoTime: the end of the frame's exposure plus PROCESSING_NS."""
   state_service = STATE_SERVICES[camera]
   paths = [s.log_path for s in segments if s.log_path is not None]

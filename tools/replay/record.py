@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Keeps what fairmodeld says: a log of the live fair* messages, and the merging of such a log into the route's own."""
+
 import argparse
 import heapq
 import signal
@@ -46,7 +47,8 @@ def on_route_clock(live: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
   """Live messages -> (time, bytes) on the clock of the replayed route.
 
   A replay sends frames with the route's own times, while fairmodeld stamps its messages with the machine's clock. The smallest distance between a
-  message and the end of its frame's exposure is taken as the offset of the two clocks plus the fastest latency; what a message took longer than that stays in its time.
+  message and the end of its frame's exposure is taken as the offset of the two clocks plus the fastest latency;
+  what a message took longer than that stays in its time.
   """
   stamped = []
   for dat in live:
@@ -67,7 +69,7 @@ def merge(source: Sequence[Path], live: Sequence[bytes], out: Path) -> int:
 
 
 def is_fair(tag: int) -> bool:
-  return 134 <= tag <= 139   # Event @136 .. @141; a tag is its ordinal less two
+  return 134 <= tag <= 139  # Event @136 .. @141; a tag is its ordinal less two
 
 
 def main() -> None:
@@ -80,7 +82,7 @@ def main() -> None:
     signal.signal(sig, lambda *_: stop.set())
   print(f"recording {', '.join(FAIR)}; Ctrl-C ends")
   end = time.monotonic() + args.seconds if args.seconds else None
-  while not stop.wait(.2) and (end is None or time.monotonic() < end):
+  while not stop.wait(0.2) and (end is None or time.monotonic() < end):
     pass
   n = write_log(args.out, recorder.stop())
   print(f"{args.out}: {n} messages")

@@ -4,6 +4,7 @@
 Frames are joined to the log by frameId and segmentId, and sent when the log says that their exposure ended. fair* messages in the log are left out,
 since fairmodeld beside this makes new ones. A segment without video plays its messages; a video without log plays at its own rate, uncalibrated.
 """
+
 import argparse
 import heapq
 import os
@@ -30,21 +31,26 @@ from openpilot.tools.lib.route import Route, Segment
 
 CAMERAS = tuple(VIDEOS)
 BUFFERS = 20
-AHEAD = 8               # frames decoded before they are due
+AHEAD = 8  # frames decoded before they are due
 STATE_SERVICES = {"road": "narrowRoadCameraState", "qcamera": "narrowRoadCameraState", "wide": "wideRoadCameraState"}
-STREAMS = {"road": VisionStreamType.VISION_STREAM_NARROW_ROAD, "qcamera": VisionStreamType.VISION_STREAM_NARROW_ROAD, "wide": VisionStreamType.VISION_STREAM_WIDE_ROAD}
-TIME_OFFSET = 8         # of logMonoTime behind a root pointer that stands right before it
+STREAMS = {
+  "road": VisionStreamType.VISION_STREAM_NARROW_ROAD,
+  "qcamera": VisionStreamType.VISION_STREAM_NARROW_ROAD,
+  "wide": VisionStreamType.VISION_STREAM_WIDE_ROAD,
+}
+TIME_OFFSET = 8  # of logMonoTime behind a root pointer that stands right before it
 
 
 @dataclass(order=True)
 class Item:
   """Something to publish at `time` ns of the log's clock: a message, or a camera frame."""
+
   time: int
   order: int
   service: str = field(compare=False)
   dat: bytes = field(compare=False, default=b"")
   entry: EncodeEntry | None = field(compare=False, default=None)
-  frame: np.ndarray | None = field(compare=False, default=None)   # NV12 (h * 3 // 2, w)
+  frame: np.ndarray | None = field(compare=False, default=None)  # NV12 (h * 3 // 2, w)
 
 
 def choose_camera(segments: list[Segment], camera: str) -> str:
@@ -68,7 +74,7 @@ def segment_index(segment: Segment, camera: str, reader: FrameReader, first_id: 
   return encode_index(segment, camera)
 
 
-def frames(segments: list[Segment], camera: str, start: float = 0., pix_fmt: str = "nv12") -> Iterator[tuple[EncodeEntry, np.ndarray]]:
+def frames(segments: list[Segment], camera: str, start: float = 0.0, pix_fmt: str = "nv12") -> Iterator[tuple[EncodeEntry, np.ndarray]]:
   """(entry, frame) of a route's video over all its segments, in order, from `start` seconds after the first one on."""
   origin: int | None = None
   next_id, next_time = 0, 1_000_000_000
@@ -107,14 +113,24 @@ def with_time(dat: bytes, t: int) -> bytes:
   """The message with another logMonoTime, which stands at a fixed place; one whose root is elsewhere stays as it is."""
   segment_count = int.from_bytes(dat[:4], "little") + 1
   at = (4 * (segment_count + 1) + 7) // 8 * 8
-  if int.from_bytes(dat[at:at + 4], "little") != 0:
+  if int.from_bytes(dat[at : at + 4], "little") != 0:
     return dat
-  return dat[:at + TIME_OFFSET] + t.to_bytes(8, "little") + dat[at + TIME_OFFSET + 8:]
+  return dat[: at + TIME_OFFSET] + t.to_bytes(8, "little") + dat[at + TIME_OFFSET + 8 :]
 
 
 class Replay:
-  def __init__(self, segments: list[Segment], camera: str = "road", start: float = 0., seconds: float | None = None, speed: float = 1., loop: bool = False,
-               allow: Iterable[str] | None = None, block: Iterable[str] = (), vipc: bool = True):
+  def __init__(
+    self,
+    segments: list[Segment],
+    camera: str = "road",
+    start: float = 0.0,
+    seconds: float | None = None,
+    speed: float = 1.0,
+    loop: bool = False,
+    allow: Iterable[str] | None = None,
+    block: Iterable[str] = (),
+    vipc: bool = True,
+  ):
     self.segments, self.start, self.seconds, self.speed, self.loop, self.vipc = segments, start, seconds, speed, loop, vipc
     self.allow = {service_name(s) for s in allow} if allow is not None else None
     self.block = {service_name(s) for s in block}
@@ -191,12 +207,12 @@ class Replay:
     w, h = frame.shape[1], frame.shape[0] * 2 // 3
     if (w, h) != (buf.width, buf.height):
       raise UserError(f"frames change from {buf.width}x{buf.height} to {w}x{h} within the route; replay the segments one at a time")
-    buf.data[:h * buf.stride].reshape(h, buf.stride)[:, :w] = frame[:h]
-    buf.data[buf.uv_offset:buf.uv_offset + h // 2 * buf.stride].reshape(h // 2, buf.stride)[:, :w] = frame[h:]
+    buf.data[: h * buf.stride].reshape(h, buf.stride)[:, :w] = frame[:h]
+    buf.data[buf.uv_offset : buf.uv_offset + h // 2 * buf.stride].reshape(h // 2, buf.stride)[:, :w] = frame[h:]
     server.send_buffer(stream, buf, frame_id, entry.timestamp_sof + shift, entry.timestamp_eof + shift)
     self.sent_frames += 1
 
-  def run(self, progress: bool = True, warm_up: float = .3) -> None:
+  def run(self, progress: bool = True, warm_up: float = 0.3) -> None:
     """Plays to the end, or until stop is set. warm_up: seconds that subscribers get to connect, deviceState alive meanwhile."""
     shift = id_shift = 0
     last_time = last_id = 0
@@ -211,7 +227,7 @@ class Replay:
         feeder = threading.Thread(target=self._feed, args=(waiting,), daemon=True)
         feeder.start()
         base: int | None = None
-        begun, device_due = 0., 0.
+        begun, device_due = 0.0, 0.0
         while not self.stop.is_set():
           item = waiting.get()
           if isinstance(item, BaseException):
@@ -220,7 +236,7 @@ class Replay:
             break
           if base is None:
             base, begun = item.time, time.monotonic()
-            if last_time:   # a new round goes on where the last one ended
+            if last_time:  # a new round goes on where the last one ended
               shift = last_time + 50_000_000 - base
               id_shift = last_id + 1 - (item.entry.frame_id if item.entry else 0) if not self.has_video else id_shift
           at = (item.time - base) * 1e-9
@@ -231,10 +247,10 @@ class Replay:
           if lead > 0 and self.stop.wait(lead):
             break
           if item.entry is not None and item.frame is not None:
-            if last_id and item.entry.frame_id + id_shift <= last_id:   # the first frame of a new round
+            if last_id and item.entry.frame_id + id_shift <= last_id:  # the first frame of a new round
               id_shift = last_id + 1 - item.entry.frame_id
             last_id = item.entry.frame_id + id_shift
-            self.late_frames += lead < -.02
+            self.late_frames += lead < -0.02
             self.send_frame(item.entry, item.frame, last_id, shift)
             bar.n = at
             bar.set_postfix_str(f"segment {item.entry.segment_num}, {self.sent_frames} frames, {self.late_frames} late")
@@ -248,7 +264,7 @@ class Replay:
           if time.monotonic() > device_due:
             if "deviceState" not in self.logged:
               self._started(item.time + shift)
-            device_due = time.monotonic() + .5
+            device_due = time.monotonic() + 0.5
           last_time = max(last_time, item.time + shift)
         if not self.loop:
           break
@@ -262,7 +278,7 @@ class Replay:
       for item in self._items():
         while not self.stop.is_set():
           try:
-            waiting.put(item, timeout=.2)
+            waiting.put(item, timeout=0.2)
             break
           except queue.Full:
             continue
@@ -275,7 +291,7 @@ class Replay:
   def _put(self, waiting: "queue.Queue[Item | BaseException | None]", item: BaseException | None) -> None:
     while not self.stop.is_set():
       try:
-        waiting.put(item, timeout=.2)
+        waiting.put(item, timeout=0.2)
         return
       except queue.Full:
         continue
@@ -300,17 +316,19 @@ def names(text: str | None) -> list[str] | None:
 
 
 def add_route_arguments(p: argparse.ArgumentParser) -> None:
-  p.add_argument("route", help="a folder with segments, one segment's folder, a route's name (with --data-dir), or a video; /2 or /2:5 at its end picks segments")
+  p.add_argument(
+    "route", help="a folder with segments, one segment's folder, a route's name (with --data-dir), or a video; /2 or /2:5 at its end picks segments"
+  )
   p.add_argument("--data-dir", type=Path, help="where routes lie")
   p.add_argument("--camera", choices=CAMERAS, default="road", help="which video plays (qcamera: as road camera)")
-  p.add_argument("--start", type=float, default=0., metavar="S", help="seconds into the route")
+  p.add_argument("--start", type=float, default=0.0, metavar="S", help="seconds into the route")
   p.add_argument("--seconds", type=float, help="stop after so many seconds of the route")
 
 
 def main() -> None:
   p = argparse.ArgumentParser(prog="replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   add_route_arguments(p)
-  p.add_argument("--speed", type=float, default=1., metavar="X")
+  p.add_argument("--speed", type=float, default=1.0, metavar="X")
   p.add_argument("--loop", action="store_true", help="begin again at the end; times and frame ids go on")
   p.add_argument("--allow", metavar="SERVICES", help="publish only these, comma-separated, in either spelling")
   p.add_argument("--block", metavar="SERVICES", help="do not publish these")
@@ -322,7 +340,17 @@ def main() -> None:
   if args.speed <= 0 or args.start < 0:
     raise UserError("--speed must be above 0 and --start not below 0")
   try:
-    replay = Replay(Route(args.route, args.data_dir).segments, args.camera, args.start, args.seconds, args.speed, args.loop, names(args.allow), names(args.block) or (), not args.no_vipc)
+    replay = Replay(
+      Route(args.route, args.data_dir).segments,
+      args.camera,
+      args.start,
+      args.seconds,
+      args.speed,
+      args.loop,
+      names(args.allow),
+      names(args.block) or (),
+      not args.no_vipc,
+    )
   except messaging.MultiplePublishersError as e:
     raise UserError(str(e)) from None
   for sig in (signal.SIGINT, signal.SIGTERM):

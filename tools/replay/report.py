@@ -1,4 +1,5 @@
 """The page that a run leaves: latency, drops, quality against truth where there is truth, pictures, and where the bundle comes from. HTML and JSON."""
+
 import base64
 import io
 import json
@@ -26,7 +27,10 @@ FAIR = ["fairState", "fairDepth", "fairSegmentation"]
 
 def measure(log: Path, segments: list[Segment], live: bool = True) -> dict[str, Any]:
   """Numbers of a log with fair messages: frames, drops, times in ms, faults, and quality where the segments have truth."""
-  execution, latency, ids, states = [], [], [], []
+  execution: list[float] = []
+  latency: list[float] = []
+  ids: list[int] = []
+  states: list[Any] = []
   quality = Quality(segments)
   for event in LogReader([log], services=FAIR):
     m = getattr(event, event.which())
@@ -41,23 +45,39 @@ def measure(log: Path, segments: list[Segment], live: bool = True) -> dict[str, 
       quality.add(event.which(), m)
   ids = sorted(set(ids))
   last = states[-1] if states else None
+
   def pct(values: list[float]) -> dict[str, float]:
     return {k: round(float(np.percentile(values, q)), 2) for k, q in (("p50", 50), ("p99", 99), ("max", 100))} if values else {}
+
   out: dict[str, Any] = {
-    "frames": len(ids), "frames_span": ids[-1] - ids[0] + 1 if ids else 0, "gaps": (ids[-1] - ids[0] + 1 - len(ids)) if ids else 0,
-    "execution_ms": pct(execution), "times_ms": execution if live else [], "latency_ms": pct(latency) if live else {},
-    "faults": sorted({s.fault for s in states if s.fault}), "quality": quality.result(),
+    "frames": len(ids),
+    "frames_span": ids[-1] - ids[0] + 1 if ids else 0,
+    "gaps": (ids[-1] - ids[0] + 1 - len(ids)) if ids else 0,
+    "execution_ms": pct(execution),
+    "times_ms": execution if live else [],
+    "latency_ms": pct(latency) if live else {},
+    "faults": sorted({s.fault for s in states if s.fault}),
+    "quality": quality.result(),
   }
   if last is not None:
-    out |= {"received": last.framesReceived, "dropped": last.framesDropped, "invalid": last.framesInvalid, "memory_mb": round(max(s.memoryMB for s in states), 1),
-            "calibrated": last.calibrated, "camera": f"{last.cameraWidth}x{last.cameraHeight}", "view_filled": round(last.viewFilled, 4),
-            "warp_ms": mean_ms(states, "warpTime"), "decode_ms": mean_ms(states, "decodeTime"), "publish_ms": mean_ms(states, "publishTime")}
+    out |= {
+      "received": last.framesReceived,
+      "dropped": last.framesDropped,
+      "invalid": last.framesInvalid,
+      "memory_mb": round(max(s.memoryMB for s in states), 1),
+      "calibrated": last.calibrated,
+      "camera": f"{last.cameraWidth}x{last.cameraHeight}",
+      "view_filled": round(last.viewFilled, 4),
+      "warp_ms": mean_ms(states, "warpTime"),
+      "decode_ms": mean_ms(states, "decodeTime"),
+      "publish_ms": mean_ms(states, "publishTime"),
+    }
   return out
 
 
 def mean_ms(states: list[Any], field: str) -> float:
   values = [getattr(s, field) for s in states if getattr(s, field) > 0]
-  return round(float(np.mean(values)) * 1e3, 2) if values else 0.
+  return round(float(np.mean(values)) * 1e3, 2) if values else 0.0
 
 
 class Quality:
@@ -94,14 +114,14 @@ class Quality:
       self.confusion += np.bincount(classes[ok].astype(int) * n + pred[ok], minlength=n * n).reshape(n, n)
 
   def result(self) -> dict[str, float]:
-    out = {}
+    out: dict[str, Any] = {}
     n = self.sums[0]
     if n:
-      out |= {"abs_rel": self.sums[1] / n, "delta1": self.sums[2] / n, "silog": np.sqrt(max(0., self.sums[4] / n - (self.sums[3] / n) ** 2))}
+      out |= {"abs_rel": self.sums[1] / n, "delta1": self.sums[2] / n, "silog": np.sqrt(max(0.0, self.sums[4] / n - (self.sums[3] / n) ** 2))}
     if self.confusion.sum():
       c = self.confusion
       union = c.sum(0) + c.sum(1) - np.diag(c)
-      iou = {k: np.diag(c)[i] / union[i] for i, k in enumerate(self.classes) if c.sum(1)[i]}   # classes that occur
+      iou = {k: np.diag(c)[i] / union[i] for i, k in enumerate(self.classes) if c.sum(1)[i]}  # classes that occur
       out |= {"miou": np.mean(list(iou.values())), **{f"iou_{k}": v for k, v in iou.items()}}
     return {k: round(float(v), 4) for k, v in out.items()}
 
@@ -114,31 +134,35 @@ def png(image: np.ndarray) -> str:
 
 def latency_plot(times: list[float]) -> str:
   fig, (left, right) = plt.subplots(1, 2, figsize=(11, 2.8), width_ratios=(3, 1), layout="constrained")
-  left.plot(times, lw=.8)
-  left.axhline(10, color="tab:red", lw=.8, ls="--")
+  left.plot(times, lw=0.8)
+  left.axhline(10, color="tab:red", lw=0.8, ls="--")
   left.set(xlabel="frame", ylabel="execution time, ms", ylim=(0, max(12, np.percentile(times, 99.5) * 1.2)))
   right.hist(times, bins=40, orientation="vertical")
   right.set(xlabel="ms", ylabel="frames")
   data = io.StringIO()
   fig.savefig(data, format="svg")
   plt.close(fig)
-  return data.getvalue()[data.getvalue().index("<svg"):]
+  return data.getvalue()[data.getvalue().index("<svg") :]
 
 
-PAGE = jinja2.Template("""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+PAGE = jinja2.Template(
+  """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{{ title }}</title><style>
-body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:24px auto;padding:0 16px;color:#222}h1{font-size:24px}h2{font-size:18px;margin-top:28px}
-table{border-collapse:collapse}td,th{padding:3px 14px 3px 0;text-align:left;vertical-align:top}th{font-weight:600}img,svg{max-width:100%;height:auto}
+body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:24px auto;padding:0 16px;color:#222}
+h1{font-size:24px}h2{font-size:18px;margin-top:28px}table{border-collapse:collapse}img,svg{max-width:100%;height:auto}
+td,th{padding:3px 14px 3px 0;text-align:left;vertical-align:top}th{font-weight:600}
 .grid{display:grid;grid-template-columns:1fr 1fr;gap:10px}.note{color:#666}.bad{color:#b00}</style>
 <h1>{{ title }}</h1>
-<p>{{ r.frames }} frames of {{ r.frames_span }} by <b>{{ bundle.name }}</b>{% if r.camera %}, camera {{ r.camera }}, {{ 'calibrated' if r.calibrated else 'not calibrated' }}{% endif %}.
+<p>{{ r.frames }} frames of {{ r.frames_span }} by <b>{{ bundle.name }}</b>{% if r.camera %}, camera {{ r.camera }},
+{{ 'calibrated' if r.calibrated else 'not calibrated' }}{% endif %}.
 {% if r.faults %}<span class="bad">Faults: {{ r.faults|join('; ') }}</span>{% else %}No faults.{% endif %}</p>
 <h2>Latency and drops</h2>
 {{ plot }}
 <table>
 <tr><th></th><th>p50</th><th>p99</th><th>max</th></tr>
 <tr><td>execution time of the network, ms</td>{% for k in ('p50','p99','max') %}<td>{{ r.execution_ms[k] }}</td>{% endfor %}</tr>
-{% if r.latency_ms %}<tr><td>from the fastest message of the run, ms</td>{% for k in ('p50','p99','max') %}<td>{{ r.latency_ms[k] }}</td>{% endfor %}</tr>{% endif %}
+{% if r.latency_ms %}<tr><td>from the fastest message of the run, ms</td>
+{% for k in ('p50','p99','max') %}<td>{{ r.latency_ms[k] }}</td>{% endfor %}</tr>{% endif %}
 </table>
 <table>
 <tr><td>outside the network, mean ms: warp, decode, publish</td><td>{{ r.warp_ms }}, {{ r.decode_ms }}, {{ r.publish_ms }}</td></tr>
@@ -148,7 +172,8 @@ table{border-collapse:collapse}td,th{padding:3px 14px 3px 0;text-align:left;vert
 </table>
 <h2>Quality against truth</h2>
 {% if r.quality %}<table>{% for k, v in r.quality.items() %}<tr><td>{{ k }}</td><td>{{ '%.3f'|format(v) }}</td></tr>{% endfor %}</table>
-<p class="note">The simulator's exact truth of this drive, sampled at the student's map pixels; depth below 200 m, not aligned. AbsRel: mean(|d - d*| / d*); delta1: share within a factor 1.25;
+<p class="note">The simulator's exact truth of this drive, sampled at the student's map pixels; depth below 200 m, not aligned.
+AbsRel: mean(|d - d*| / d*); delta1: share within a factor 1.25;
 SiLog: standard deviation of log d - log d*; IoU per class over all frames. A simulated road says nothing about a real one.</p>
 {% else %}<p>This route has no truth to compare with.</p>{% endif %}
 <h2>Frames</h2><div class="grid">{% for p in pictures %}<img src="{{ p }}" alt="annotated frame">{% endfor %}</div>
@@ -160,12 +185,19 @@ SiLog: standard deviation of log d - log d*; IoU per class over all frames. A si
 <tr><td>teachers</td><td>{% for t in bundle.manifest.provenance.teachers %}{{ t.model }} ({{ t.licence }}) {% else %}none: exact truth{% endfor %}</td></tr>
 <tr><td>learned from</td><td>{{ bundle.manifest.provenance.data|join('; ') }}</td></tr>
 </table></html>
-""", autoescape=True)
+""",
+  autoescape=True,
+)
 
 
 def write_report(folder: Path, title: str, numbers: dict[str, Any], bundle: Bundle, pictures: list[np.ndarray]) -> None:
   """report.html, self-contained, and report.json."""
-  numbers = {**numbers, "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, Python {platform.python_version()}", "bundle": bundle.name, "bundle_hash": bundle.manifest_hash}
+  numbers = {
+    **numbers,
+    "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, Python {platform.python_version()}",
+    "bundle": bundle.name,
+    "bundle_hash": bundle.manifest_hash,
+  }
   plot = jinja2.utils.markupsafe.Markup(latency_plot(numbers["times_ms"])) if numbers["times_ms"] else ""
   with atomic_path(folder / "report.html") as tmp:
     tmp.write_text(PAGE.render(title=title, r=numbers, bundle=bundle, plot=plot, pictures=[png(p) for p in pictures]))

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Renders an overlay video from a log with fair* messages and the route's video: classes tinted, depth inset, openpilot's lane lines, a line of numbers."""
+
 import argparse
 import fractions
 from collections.abc import Iterator
@@ -24,10 +25,10 @@ from openpilot.tools.lib.route import Route, Segment
 from openpilot.tools.replay.replay import CAMERAS, choose_camera, frames
 
 COLOURS = {"road": (70, 110, 255), "lane": (255, 220, 0), "vehicle": (255, 50, 50), "pedestrian": (40, 230, 90)}
-OTHER = (200, 80, 220)      # of classes without a colour
-TINT = .4
-NEAR, FAR = 2., 120.        # metres, ends of the depth colours
-TURBO = (matplotlib.colormaps["turbo"](np.linspace(1, 0, 256))[:, :3] * 255).astype(np.uint8)   # near is red
+OTHER = (200, 80, 220)  # of classes without a colour
+TINT = 0.4
+NEAR, FAR = 2.0, 120.0  # metres, ends of the depth colours
+TURBO = (matplotlib.colormaps["turbo"](np.linspace(1, 0, 256))[:, :3] * 255).astype(np.uint8)  # near is red
 LOGGED = ["fairDepth", "fairSegmentation", "fairState", "modelV2", "carState", "extrinsicsCalibration", "deviceState", "narrowRoadCameraState"]
 
 
@@ -52,7 +53,8 @@ class Overlay:
     self.latest: dict[str, Any] = {}
     self.by_frame: dict[int, dict[str, Any]] = {}
     self.maps: tuple[Any, ...] | None = None
-    self.font = ImageFont.load_default(size=15 * self.size[0] // 1344 + 4)
+    self.font_size = 15 * self.size[0] // 1344 + 4
+    self.font = ImageFont.load_default(size=self.font_size)
 
   def message(self, event: Any) -> None:
     which = event.which()
@@ -78,7 +80,7 @@ class Overlay:
       p = inverse @ np.stack([u.ravel(), v.ravel(), np.ones(u.size)])
       with np.errstate(divide="ignore", invalid="ignore"):
         x, y = (p[:2] / p[2]).reshape(2, *u.shape)
-      inside = (p[2].reshape(u.shape) > 0) & (x >= -.5) & (x < VIEW_W - .5) & (y >= -.5) & (y < VIEW_H - .5)
+      inside = (p[2].reshape(u.shape) > 0) & (x >= -0.5) & (x < VIEW_W - 0.5) & (y >= -0.5) & (y < VIEW_H - 0.5)
       self.maps = (intrinsics, np.where(inside, np.round(x), 0).astype(int), np.where(inside, np.round(y), 0).astype(int), inside)
     return self.maps
 
@@ -112,7 +114,7 @@ class Overlay:
 
   def _lane_lines(self, d: ImageDraw.ImageDraw, m: Any, intrinsics: np.ndarray) -> None:
     for line, prob in zip(m.laneLines, m.laneLineProbs, strict=False):
-      if prob < .3:
+      if prob < 0.3:
         continue
       px, z = project(np.stack([list(line.x), list(line.y), list(line.z)], axis=1), intrinsics, rot_from_euler(self.rpy))
       points = [(float(a * self.scale), float(b * self.scale)) for (a, b), depth in zip(px, z, strict=True) if 2 < depth < 100]
@@ -122,14 +124,22 @@ class Overlay:
   def _inset(self, image: Image.Image, d: ImageDraw.ImageDraw, z: np.ndarray) -> None:
     w = self.size[0] // 4
     h = w * z.shape[0] // z.shape[1]
-    at = (self.size[0] - w - 8, self.font.size + 16)
+    at = (self.size[0] - w - 8, self.font_size + 16)
     image.paste(Image.fromarray(depth_picture(z)).resize((w, h), Image.Resampling.NEAREST), at)
     d.rectangle((at[0] - 1, at[1] - 1, at[0] + w, at[1] + h), outline=(255, 255, 255))
     bar = Image.fromarray(TURBO[None].repeat(8, 0)).resize((w, 8))
     image.paste(bar, (at[0], at[1] + h + 3))
     for metres in (2, 5, 10, 20, 50, 120):
       k = np.log(metres / NEAR) / np.log(FAR / NEAR)
-      d.text((at[0] + k * (w - 14), at[1] + h + 12), f"{metres}", fill=(255, 255, 255), font=self.font, anchor="lt" if metres < 120 else "mt", stroke_width=2, stroke_fill=(0, 0, 0))
+      d.text(
+        (at[0] + k * (w - 14), at[1] + h + 12),
+        f"{metres}",
+        fill=(255, 255, 255),
+        font=self.font,
+        anchor="lt" if metres < 120 else "mt",
+        stroke_width=2,
+        stroke_fill=(0, 0, 0),
+      )
 
   def _header(self, d: ImageDraw.ImageDraw, frame_id: int, seg: Any, depth: Any) -> None:
     parts = [f"frame {frame_id}"]
@@ -146,16 +156,16 @@ class Overlay:
       parts.append(f"drops {s.framesDropped} of {s.framesReceived}")
       if s.fault:
         parts.append(f"fault: {s.fault[:60]}")
-    d.rectangle((0, 0, self.size[0], self.font.size + 10), fill=(0, 0, 0))
+    d.rectangle((0, 0, self.size[0], self.font_size + 10), fill=(0, 0, 0))
     d.text((8, 4), "   ".join(parts), fill=(255, 255, 255), font=self.font)
     names = list(COLOURS)
     for i, name in enumerate(names):
-      d.text((8 + i * self.font.size * 7, self.size[1] - self.font.size - 8), name, fill=COLOURS[name], font=self.font, stroke_width=2, stroke_fill=(0, 0, 0))
+      d.text((8 + i * self.font_size * 7, self.size[1] - self.font_size - 8), name, fill=COLOURS[name], font=self.font, stroke_width=2, stroke_fill=(0, 0, 0))
 
 
-def overlay_frames(logs: list[Path], segments: list[Segment], camera: str, start: float = 0.) -> Iterator[tuple[int, np.ndarray, bool]]:
+def overlay_frames(logs: list[Path], segments: list[Segment], camera: str, start: float = 0.0) -> Iterator[tuple[int, np.ndarray, bool]]:
   """(frame id, annotated picture, has fair messages) of every frame of the video from the first with fair messages to the last."""
-  events = sorted((e for path in logs for e in LogReader([path], services=LOGGED)), key=lambda e: e.logMonoTime)   # logs of the same time: not one stream
+  events = sorted((e for path in logs for e in LogReader([path], services=LOGGED)), key=lambda e: e.logMonoTime)  # logs of the same time: not one stream
   about = {getattr(e, e.which()).frameId for e in events if e.which() in ("fairDepth", "fairSegmentation")}
   if not about:
     raise UserError(f"no fair messages in {', '.join(map(str, logs))}; run fairmodeld beside a replay and record it, or process-replay the route")
@@ -171,7 +181,11 @@ def overlay_frames(logs: list[Path], segments: list[Segment], camera: str, start
     if overlay is None:
       overlay = Overlay(rgb.shape[1], rgb.shape[0], camera == "wide")
       for e in events:
-        if e.which() in ("fairDepth", "fairSegmentation", "modelV2") or e.which() in ("extrinsicsCalibration", "deviceState", "narrowRoadCameraState") and e.logMonoTime <= entry.timestamp_eof:
+        if (
+          e.which() in ("fairDepth", "fairSegmentation", "modelV2")
+          or (e.which() in ("extrinsicsCalibration", "deviceState", "narrowRoadCameraState")
+          and e.logMonoTime <= entry.timestamp_eof)
+        ):
           overlay.message(e)
     while k < len(timed) and timed[k].logMonoTime <= entry.timestamp_eof:
       overlay.message(timed[k])
@@ -179,7 +193,9 @@ def overlay_frames(logs: list[Path], segments: list[Segment], camera: str, start
     yield entry.frame_id, overlay.draw(rgb, entry.frame_id), entry.frame_id in about
 
 
-def show(logs: list[Path], segments: list[Segment], camera: str, out: Path, limit: int | None = None, start: float = 0., keep: int = 0) -> tuple[int, list[np.ndarray]]:
+def show(
+  logs: list[Path], segments: list[Segment], camera: str, out: Path, limit: int | None = None, start: float = 0.0, keep: int = 0
+) -> tuple[int, list[np.ndarray]]:
   """Writes out (.mp4, H.264) atomically. Returns how many frames, and `keep` of them, evenly spread."""
   n, kept = 0, []
   with atomic_path(out) as tmp:
@@ -206,7 +222,7 @@ def show(logs: list[Path], segments: list[Segment], camera: str, out: Path, limi
       if container is not None:
         container.close()
   step = max(1, len(kept) // keep) if keep else 1
-  return n, kept[step // 2::step][:keep] if keep else []
+  return n, kept[step // 2 :: step][:keep] if keep else []
 
 
 def main() -> None:
@@ -221,7 +237,7 @@ def main() -> None:
   segments = Route(args.route, args.data_dir).segments
   camera = choose_camera(segments, args.camera)
   logs = list(args.log)
-  if not any(True for _ in LogReader(logs, services=["carState"])):   # fair messages alone: the rest comes from the route
+  if not any(True for _ in LogReader(logs, services=["carState"])):  # fair messages alone: the rest comes from the route
     logs += [s.log_path for s in segments if s.log_path is not None]
   n, _ = show(logs, segments, camera, args.out, args.frames)
   print(f"{args.out}: {n} frames")

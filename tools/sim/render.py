@@ -1,4 +1,5 @@
 """Renders a World through any pinhole camera with the C ray-caster beside this file, which is compiled on first use."""
+
 import ctypes
 import hashlib
 import os
@@ -30,17 +31,44 @@ P = ctypes.POINTER(F)
 
 class Scene(ctypes.Structure):
   """Mirrors `Scene` in raycast.c, field by field."""
-  _fields_ = [("height", ctypes.c_double), ("s0", ctypes.c_double), ("n_table", ctypes.c_int32), ("table_step", F),
-              ("table_y", P), ("table_s", P), ("table_heading", P), ("n_lines", ctypes.c_int32), ("lines", P), ("d_left", F), ("d_right", F),
-              ("shoulder", F), ("walk", F), ("asphalt", F * 3), ("terrain", F * 3), ("sky_top", F * 3), ("sky_low", F * 3), ("sun", F * 3),
-              ("sun_dir", F * 3), ("ambient", F * 3), ("walk_rgb", F * 3), ("headlight", F), ("street_light", F), ("haze", F), ("texture", F), ("wet", F),
-              ("seed", ctypes.c_uint32), ("n_boxes", ctypes.c_int32), ("boxes", P)]
+
+  _fields_ = [
+    ("height", ctypes.c_double),
+    ("s0", ctypes.c_double),
+    ("n_table", ctypes.c_int32),
+    ("table_step", F),
+    ("table_y", P),
+    ("table_s", P),
+    ("table_heading", P),
+    ("n_lines", ctypes.c_int32),
+    ("lines", P),
+    ("d_left", F),
+    ("d_right", F),
+    ("shoulder", F),
+    ("walk", F),
+    ("asphalt", F * 3),
+    ("terrain", F * 3),
+    ("sky_top", F * 3),
+    ("sky_low", F * 3),
+    ("sun", F * 3),
+    ("sun_dir", F * 3),
+    ("ambient", F * 3),
+    ("walk_rgb", F * 3),
+    ("headlight", F),
+    ("street_light", F),
+    ("haze", F),
+    ("texture", F),
+    ("wet", F),
+    ("seed", ctypes.c_uint32),
+    ("n_boxes", ctypes.c_int32),
+    ("boxes", P),
+  ]
 
 
 @dataclass
 class Frame:
-  rgb: np.ndarray       # (H, W, 3) uint8
-  depth: np.ndarray     # (H, W) float32, metres along the optical axis, inf in the sky
+  rgb: np.ndarray  # (H, W, 3) uint8
+  depth: np.ndarray  # (H, W) float32, metres along the optical axis, inf in the sky
   semantic: np.ndarray  # (H, W) uint8, index into CLASSES
   instance: np.ndarray  # (H, W) uint16, identity of the vehicle or pedestrian, 0 elsewhere
 
@@ -62,7 +90,7 @@ def library() -> Any:
     if r.returncode:
       os.unlink(tmp)
       raise UserError(f"'{compiler}' could not compile {SOURCE.name}: {r.stderr.strip()[-300:]}")
-    os.replace(tmp, path)   # atomic: two processes may build at once
+    os.replace(tmp, path)  # atomic: two processes may build at once
   lib = ctypes.CDLL(str(path))
   lib.raycast.argtypes = [ctypes.POINTER(Scene)] + [ctypes.c_void_p] * 2 + [ctypes.c_int, ctypes.c_int] + [ctypes.c_void_p] * 4
   lib.raycast.restype = None
@@ -73,8 +101,9 @@ def _floats(a: np.ndarray) -> Any:
   return a.ctypes.data_as(P)
 
 
-def render(world: "World", t: float, intrinsics: np.ndarray, width: int, height: int, rpy=(0., 0., 0.), camera_height: float | None = None,
-           rgb: bool = True) -> Frame:
+def render(
+  world: "World", t: float, intrinsics: np.ndarray, width: int, height: int, rpy=(0.0, 0.0, 0.0), camera_height: float | None = None, rgb: bool = True
+) -> Frame:
   """What a camera with `intrinsics` (3, 3) sees of `world` at `t` seconds.
 
   rpy: radians, how the camera is mounted (extrinsicsCalibration.rpyCalib); with medmodel's intrinsics and rpy 0 the image is the model view itself.
@@ -83,19 +112,46 @@ def render(world: "World", t: float, intrinsics: np.ndarray, width: int, height:
   view = world.view(t)
   arrays = {k: np.ascontiguousarray(view[k], dtype=np.float32) for k in ("table_y", "table_s", "table_heading", "lines", "boxes")}
   look = world.look
-  scene = Scene(height=world.camera_height if camera_height is None else camera_height, s0=view["s0"], n_table=len(arrays["table_y"]), table_step=view["table_step"],
-                table_y=_floats(arrays["table_y"]), table_s=_floats(arrays["table_s"]), table_heading=_floats(arrays["table_heading"]),
-                n_lines=len(arrays["lines"]), lines=_floats(arrays["lines"]), n_boxes=len(arrays["boxes"]), boxes=_floats(arrays["boxes"]),
-                d_left=world.d_left, d_right=world.d_right, shoulder=world.shoulder, walk=world.walk, seed=world.seed & 0xffffffff,
-                **{k: (F * 3)(*look[k]) for k in ("asphalt", "terrain", "sky_top", "sky_low", "sun", "sun_dir", "ambient", "walk_rgb")},
-                **{k: look[k] for k in ("headlight", "street_light", "haze", "texture", "wet")})
+  scene = Scene(
+    height=world.camera_height if camera_height is None else camera_height,
+    s0=view["s0"],
+    n_table=len(arrays["table_y"]),
+    table_step=view["table_step"],
+    table_y=_floats(arrays["table_y"]),
+    table_s=_floats(arrays["table_s"]),
+    table_heading=_floats(arrays["table_heading"]),
+    n_lines=len(arrays["lines"]),
+    lines=_floats(arrays["lines"]),
+    n_boxes=len(arrays["boxes"]),
+    boxes=_floats(arrays["boxes"]),
+    d_left=world.d_left,
+    d_right=world.d_right,
+    shoulder=world.shoulder,
+    walk=world.walk,
+    seed=world.seed & 0xFFFFFFFF,
+    **{k: (F * 3)(*look[k]) for k in ("asphalt", "terrain", "sky_top", "sky_low", "sun", "sun_dir", "ambient", "walk_rgb")},
+    **{k: look[k] for k in ("headlight", "street_light", "haze", "texture", "wet")},
+  )
   rot = np.ascontiguousarray(rot_from_euler(rpy).T @ device_frame_from_view_frame)
   k = np.array([intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]], dtype=np.float64)
   linear = np.empty((height, width, 3), dtype=np.float32)
-  out = Frame(np.zeros((height, width, 3), dtype=np.uint8), np.empty((height, width), dtype=np.float32), np.empty((height, width), dtype=np.uint8),
-              np.empty((height, width), dtype=np.uint16))
-  library().raycast(ctypes.byref(scene), rot.ctypes.data, k.ctypes.data, width, height, linear.ctypes.data, out.depth.ctypes.data,
-                    out.semantic.ctypes.data, out.instance.ctypes.data)
+  out = Frame(
+    np.zeros((height, width, 3), dtype=np.uint8),
+    np.empty((height, width), dtype=np.float32),
+    np.empty((height, width), dtype=np.uint8),
+    np.empty((height, width), dtype=np.uint16),
+  )
+  library().raycast(
+    ctypes.byref(scene),
+    rot.ctypes.data,
+    k.ctypes.data,
+    width,
+    height,
+    linear.ctypes.data,
+    out.depth.ctypes.data,
+    out.semantic.ctypes.data,
+    out.instance.ctypes.data,
+  )
   if rgb:
     # exposure, sensor noise, then a display curve; seeded by the moment, so that a frame is the same whenever it is rendered
     rng = np.random.default_rng([world.seed, round(t * 1e6), width])

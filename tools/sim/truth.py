@@ -1,7 +1,9 @@
 """Exact truth of a simulated segment, in `<segment>/truth/`.
 
-Dense truth is of the medmodel view (512x256) of a perfectly calibrated camera: the pixels that a student's model frame shows. Ragged truth is one JSON line a frame.
+Dense truth is of the medmodel view (512x256) of a perfectly calibrated camera: the pixels that a student's model frame shows.
+Ragged truth is one JSON line a frame.
 """
+
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,11 +14,11 @@ import numpy as np
 
 from openpilot.tools.lib.errors import UserError
 
-CHUNK = 20                 # frames a file
+CHUNK = 20  # frames a file
 VIEW_W, VIEW_H = 512, 256
-MAP_H, MAP_W = 64, 128     # of a student's maps
-IGNORE = 255               # class of what counts nowhere
-MAX_DEPTH = 200.           # metres; beyond, nothing is learned or measured
+MAP_H, MAP_W = 64, 128  # of a student's maps
+IGNORE = 255  # class of what counts nowhere
+MAX_DEPTH = 200.0  # metres; beyond, nothing is learned or measured
 # how much a pixel of each class counts when a map pixel's 4x4 block votes: thin things would lose every vote
 VOTES = (1, 1, 3, 1, 2)
 
@@ -28,8 +30,8 @@ def map_labels(depth: np.ndarray, semantic: np.ndarray) -> tuple[np.ndarray, np.
   Depth: the mean of 1/z over the block's four central pixels, which is exact on planes. Class: the block's vote, weighted by VOTES.
   """
   with np.errstate(divide="ignore"):
-    inverse = 1. / depth.reshape(MAP_H, 4, MAP_W, 4)[:, 1:3, :, 1:3]
-    at_centre = (1. / inverse.mean(axis=(1, 3))).astype(np.float16)
+    inverse = 1.0 / depth.reshape(MAP_H, 4, MAP_W, 4)[:, 1:3, :, 1:3]
+    at_centre = (1.0 / inverse.mean(axis=(1, 3))).astype(np.float16)
   blocks = semantic.reshape(MAP_H, 4, MAP_W, 4).transpose(0, 2, 1, 3).reshape(MAP_H, MAP_W, 16)
   counts = np.stack([(blocks == k).sum(-1) * v for k, v in enumerate(VOTES)], axis=-1)
   return at_centre, counts.argmax(-1).astype(np.uint8)
@@ -37,9 +39,9 @@ def map_labels(depth: np.ndarray, semantic: np.ndarray) -> tuple[np.ndarray, np.
 
 @dataclass
 class TruthFrame:
-  depth: np.ndarray      # (256, 512) float32, metres along the optical axis, inf in the sky; stored as float16
-  semantic: np.ndarray   # (256, 512) uint8, index into Truth.classes
-  instance: np.ndarray   # (256, 512) uint16, identity of the vehicle or pedestrian, 0 elsewhere
+  depth: np.ndarray  # (256, 512) float32, metres along the optical axis, inf in the sky; stored as float16
+  semantic: np.ndarray  # (256, 512) uint8, index into Truth.classes
+  instance: np.ndarray  # (256, 512) uint16, identity of the vehicle or pedestrian, 0 elsewhere
 
 
 class Truth:
@@ -68,8 +70,9 @@ class Truth:
     return TruthFrame(chunk["depth"][i].astype(np.float32), chunk["semantic"][i], chunk["instance"][i])
 
   def objects(self, segment_id: int) -> list[dict[str, Any]]:
-    """id, cls, box_view and box_camera of what is visible [x0, y0, x1, y1] or None, visible_fraction of the pixels it would have alone, occluded, position [x, y, z] of its centre
-    on the road, size, yaw, v_rel: in the calibrated frame."""
+    """id, cls, box_view and box_camera of what is visible ([x0, y0, x1, y1] or None), visible_fraction of its bounding rectangle, occluded,
+    position [x, y, z] of its centre on the road, size, yaw, v_rel: in the calibrated frame.
+    """
     return self._objects[segment_id]
 
   def lanes(self, segment_id: int) -> list[dict[str, Any]]:

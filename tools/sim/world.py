@@ -3,6 +3,7 @@
 Road coordinates: s is arc length along the centreline, d the lateral offset, positive to the right. Everything else is openpilot's calibrated
 frame: x forward, y right, z down, metres, origin at the camera. Nothing here depends on the order of calls: the state at t is a function of t.
 """
+
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,12 +12,12 @@ import numpy as np
 
 from openpilot.common.transformations.camera import CameraConfig, DEVICE_CAMERAS
 
-TABLE_STEP = 0.5      # metres of x between entries of the centreline table
-TABLE_REACH = 260.    # metres ahead
-BEHIND, AHEAD = 40., 200.   # traffic lives in this window around the ego
+TABLE_STEP = 0.5  # metres of x between entries of the centreline table
+TABLE_REACH = 260.0  # metres ahead
+BEHIND, AHEAD = 40.0, 200.0  # traffic lives in this window around the ego
 SOLID, DASHED, DOUBLE = 1, 2, 3
 KINDS = {SOLID: "solid", DASHED: "dashed", DOUBLE: "double"}
-VEHICLE, PEDESTRIAN = 3, 4   # as render.CLASSES
+VEHICLE, PEDESTRIAN = 3, 4  # as render.CLASSES
 PLAIN, BODY, CABIN, WHEEL, FOLIAGE, BUILDING = range(6)
 TIMES = ("day", "dusk", "night")
 
@@ -39,21 +40,22 @@ class Line:
 @dataclass(frozen=True)
 class Actor:
   """Something that moves: s = s0 + v t, wrapped around the ego's window; each wrap is somebody new with a new identity."""
+
   cls: int
   s0: float
   v: float
   d: float
   sway: float
-  size: tuple[float, float, float]   # length, width, height
+  size: tuple[float, float, float]  # length, width, height
   rgb: tuple[float, float, float]
-  shape: int                         # 0 car, 1 van, 2 truck
-  cross: float                       # m/s across the road, pedestrians only
+  shape: int  # 0 car, 1 van, 2 truck
+  cross: float  # m/s across the road, pedestrians only
 
 
 class World:
   """`World(seed, time_of_day)`; time_of_day in TIMES. The road is long enough for `seconds` of driving."""
 
-  def __init__(self, seed: int, time_of_day: str = "day", seconds: float = 60.):
+  def __init__(self, seed: int, time_of_day: str = "day", seconds: float = 60.0):
     if time_of_day not in TIMES:
       raise ValueError(f"time of day '{time_of_day}' is not known; one of {', '.join(TIMES)}")
     self.seed, self.time_of_day = seed, time_of_day
@@ -72,10 +74,10 @@ class World:
   # *** what is there ***
 
   def _road(self, r: np.random.Generator) -> None:
-    s = np.arange(-60., self.length, TABLE_STEP)
+    s = np.arange(-60.0, self.length, TABLE_STEP)
     curvature = np.zeros_like(s)
-    sharp = r.uniform(0, 1) ** 2 * min(0.012, 2.5 / self.speed**2 + 0.001)   # lateral acceleration stays below about 3 m/s^2
-    for wavelength in (180., 330., 610.):
+    sharp = r.uniform(0, 1) ** 2 * min(0.012, 2.5 / self.speed**2 + 0.001)  # lateral acceleration stays below about 3 m/s^2
+    for wavelength in (180.0, 330.0, 610.0):
       curvature += sharp * r.uniform(0.2, 0.8) * np.sin(2 * np.pi * s / (wavelength * r.uniform(0.7, 1.4)) + r.uniform(0, 6.28))
     heading = np.cumsum(curvature) * TABLE_STEP
     self.s, self.curvature, self.heading = s, curvature, heading
@@ -83,113 +85,131 @@ class World:
 
   def _paint(self, r: np.random.Generator) -> None:
     self.lane_width = float(r.uniform(2.9, 3.8))
-    self.n_same, self.n_oncoming = int(r.choice([1, 2, 3], p=[.4, .4, .2])), int(r.choice([0, 1, 2], p=[.25, .6, .15]))
+    self.n_same, self.n_oncoming = int(r.choice([1, 2, 3], p=[0.4, 0.4, 0.2])), int(r.choice([0, 1, 2], p=[0.25, 0.6, 0.15]))
     self.ego_lane = int(r.integers(self.n_same))
     white, yellow = (0.62, 0.62, 0.6), (0.6, 0.42, 0.08)
     fresh = float(r.uniform(0.6, 1.2))
     white = (white[0] * fresh, white[1] * fresh, white[2] * fresh)
-    wear = float(r.choice([0., .15, .35, .5], p=[.45, .25, .2, .1]))
-    dash = [(3., 12.), (3., 9.), (6., 18.), (2., 6.)][int(r.integers(4))]
+    wear = float(r.choice([0.0, 0.15, 0.35, 0.5], p=[0.45, 0.25, 0.2, 0.1]))
+    dash = [(3.0, 12.0), (3.0, 9.0), (6.0, 18.0), (2.0, 6.0)][int(r.integers(4))]
     margin = float(r.uniform(0.15, 0.6))
-    middle_kind = int(r.choice([SOLID, DASHED, DOUBLE], p=[.3, .35, .35]))
+    middle_kind = int(r.choice([SOLID, DASHED, DOUBLE], p=[0.3, 0.35, 0.35]))
     middle_rgb = yellow if r.uniform() < 0.6 else white
     edge = SOLID if r.uniform() < 0.8 else 0
     w = self.lane_width
     lines = [(-self.n_oncoming * w, edge if self.n_oncoming else SOLID, white)]
     lines += [(-i * w, DASHED, white) for i in range(self.n_oncoming - 1, 0, -1)]
     if self.n_oncoming:
-      lines.append((0., middle_kind, middle_rgb))
+      lines.append((0.0, middle_kind, middle_rgb))
     lines += [(i * w, DASHED, white) for i in range(1, self.n_same)]
     lines.append((self.n_same * w, edge, white))
     self.lines = [Line(d, k, rgb, wear if k != SOLID else wear * 0.6, *dash) for d, k, rgb in lines]
     self.line_width = float(r.uniform(0.1, 0.17))
     self.d_left, self.d_right = -self.n_oncoming * w - margin, self.n_same * w + margin
-    self.shoulder = float(r.choice([0., r.uniform(0.5, 1.2), r.uniform(2.2, 3.2)]))
+    self.shoulder = float(r.choice([0.0, r.uniform(0.5, 1.2), r.uniform(2.2, 3.2)]))
     self.city = bool(r.uniform() < 0.5)
-    self.walk = float(r.uniform(1.5, 4)) if self.city else 0.
+    self.walk = float(r.uniform(1.5, 4)) if self.city else 0.0
     self.ego_d = (self.ego_lane + 0.5) * w
 
   def _look(self, r: np.random.Generator) -> None:
     grey = r.uniform(0.05, 0.26)
-    terrain = [(0.1, 0.17, 0.05), (0.22, 0.19, 0.1), (0.3, 0.24, 0.16), (0.16, 0.16, 0.15), (0.5, 0.52, 0.55)][int(r.choice(5, p=[.4, .2, .15, .2, .05]))]
+    terrain = [(0.1, 0.17, 0.05), (0.22, 0.19, 0.1), (0.3, 0.24, 0.16), (0.16, 0.16, 0.15), (0.5, 0.52, 0.55)][int(r.choice(5, p=[0.4, 0.2, 0.15, 0.2, 0.05]))]
     azimuth, elevation = r.uniform(-np.pi, np.pi), {"day": r.uniform(0.35, 1.3), "dusk": r.uniform(0.05, 0.2), "night": 0.9}[self.time_of_day]
-    overcast = r.uniform(0, 1) if self.time_of_day == "day" else 0.
+    overcast = r.uniform(0, 1) if self.time_of_day == "day" else 0.0
     sun, ambient, top, low = {
-      "day": ((1.0 - .8 * overcast) * np.array([1., .96, .88]), (.45 + .35 * overcast) * np.array([.9, .97, 1.1]),
-              (1 - overcast) * np.array([.18, .36, .75]) + overcast * np.array([.55, .58, .62]), (1 - overcast) * np.array([.6, .72, .85]) + overcast * np.array([.7, .72, .74])),
-      "dusk": (np.array([.5, .3, .15]), np.array([.2, .2, .27]), np.array([.1, .13, .3]), np.array([.55, .33, .22])),
-      "night": (np.zeros(3), np.full(3, r.uniform(.008, .03)), np.array([.002, .003, .008]), np.array([.008, .008, .012]) * r.uniform(.5, 3)),
+      "day": (
+        (1.0 - 0.8 * overcast) * np.array([1.0, 0.96, 0.88]),
+        (0.45 + 0.35 * overcast) * np.array([0.9, 0.97, 1.1]),
+        (1 - overcast) * np.array([0.18, 0.36, 0.75]) + overcast * np.array([0.55, 0.58, 0.62]),
+        (1 - overcast) * np.array([0.6, 0.72, 0.85]) + overcast * np.array([0.7, 0.72, 0.74]),
+      ),
+      "dusk": (np.array([0.5, 0.3, 0.15]), np.array([0.2, 0.2, 0.27]), np.array([0.1, 0.13, 0.3]), np.array([0.55, 0.33, 0.22])),
+      "night": (np.zeros(3), np.full(3, r.uniform(0.008, 0.03)), np.array([0.002, 0.003, 0.008]), np.array([0.008, 0.008, 0.012]) * r.uniform(0.5, 3)),
     }[self.time_of_day]
     lit = self.time_of_day == "night"
     self.look: dict[str, Any] = {
-      "asphalt": tuple(grey * np.array([1., 1., 1.02])), "terrain": tuple(np.array(terrain) * r.uniform(.6, 1.3)), "walk_rgb": tuple(np.array([.38, .36, .34]) * r.uniform(.6, 1.2)),
-      "sun": tuple(sun), "ambient": tuple(ambient), "sky_top": tuple(top), "sky_low": tuple(low),
+      "asphalt": tuple(grey * np.array([1.0, 1.0, 1.02])),
+      "terrain": tuple(np.array(terrain) * r.uniform(0.6, 1.3)),
+      "walk_rgb": tuple(np.array([0.38, 0.36, 0.34]) * r.uniform(0.6, 1.2)),
+      "sun": tuple(sun),
+      "ambient": tuple(ambient),
+      "sky_top": tuple(top),
+      "sky_low": tuple(low),
       "sun_dir": (np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), -np.sin(elevation)),
-      "headlight": float(r.uniform(.5, 1.1)) if lit else (.25 if self.time_of_day == "dusk" else 0.), "street_light": float(r.uniform(.15, .6)) if lit and self.city else 0.,
-      "haze": float(r.choice([0., r.uniform(0, .004), r.uniform(.004, .012)], p=[.5, .35, .15])), "texture": float(r.uniform(.1, .6)), "wet": float(r.choice([0., r.uniform(.2, 1)], p=[.75, .25])),
-      "exposure": float(r.uniform(.75, 1.35) * (1.6 if lit else 1.)), "noise": float(r.uniform(.002, .012) * (2.5 if lit else 1.)),
+      "headlight": float(r.uniform(0.5, 1.1)) if lit else (0.25 if self.time_of_day == "dusk" else 0.0),
+      "street_light": float(r.uniform(0.15, 0.6)) if lit and self.city else 0.0,
+      "haze": float(r.choice([0.0, r.uniform(0, 0.004), r.uniform(0.004, 0.012)], p=[0.5, 0.35, 0.15])),
+      "texture": float(r.uniform(0.1, 0.6)),
+      "wet": float(r.choice([0.0, r.uniform(0.2, 1)], p=[0.75, 0.25])),
+      "exposure": float(r.uniform(0.75, 1.35) * (1.6 if lit else 1.0)),
+      "noise": float(r.uniform(0.002, 0.012) * (2.5 if lit else 1.0)),
     }
 
   def _traffic(self, r: np.random.Generator) -> None:
     actors: list[Actor] = []
     w, window = self.lane_width, BEHIND + AHEAD
+
     def colour() -> tuple[float, float, float]:
-      base = r.uniform(.02, .75) * np.ones(3) if r.uniform() < .65 else r.uniform(.03, .6, 3)
+      base = r.uniform(0.02, 0.75) * np.ones(3) if r.uniform() < 0.65 else r.uniform(0.03, 0.6, 3)
       return (float(base[0]), float(base[1]), float(base[2]))
-    def vehicle(s0: float, v: float, d: float, sway: float = .15) -> Actor:
-      shape = int(r.choice(3, p=[.7, .18, .12]))
+
+    def vehicle(s0: float, v: float, d: float, sway: float = 0.15) -> Actor:
+      shape = int(r.choice(3, p=[0.7, 0.18, 0.12]))
       size = [(4.5, 1.82, 1.48), (5.2, 2.0, 2.1), (9.5, 2.45, 3.4)][shape]
-      k = r.uniform(.92, 1.1)
-      return Actor(VEHICLE, float(s0), float(v), float(d), sway, (size[0] * k, size[1] * k, size[2] * k), colour(), shape, 0.)
+      k = r.uniform(0.92, 1.1)
+      return Actor(VEHICLE, float(s0), float(v), float(d), sway, (size[0] * k, size[1] * k, size[2] * k), colour(), shape, 0.0)
+
     for lane in range(self.n_same):
-      rel = 0. if lane == self.ego_lane else float(r.uniform(-5, 6))
+      rel = 0.0 if lane == self.ego_lane else float(r.uniform(-5, 6))
       gap = r.uniform(25, 110)
       s0 = r.uniform(12, 55) if lane == self.ego_lane else r.uniform(0, 40)
       while s0 < window - BEHIND - 15:
-        actors.append(vehicle(s0, self.speed + rel, (lane + .5) * w))
+        actors.append(vehicle(s0, self.speed + rel, (lane + 0.5) * w))
         s0 += 14 + r.exponential(gap)
     for lane in range(self.n_oncoming):
-      v, s0, gap = -float(r.uniform(.7, 1.1) * self.speed), r.uniform(0, 60), r.uniform(20, 90)
+      v, s0, gap = -float(r.uniform(0.7, 1.1) * self.speed), r.uniform(0, 60), r.uniform(20, 90)
       while s0 < window - 15:
-        actors.append(vehicle(s0, v, -(lane + .5) * w))
+        actors.append(vehicle(s0, v, -(lane + 0.5) * w))
         s0 += 14 + r.exponential(gap)
     if self.shoulder > 2 and self.city:
       s0 = r.uniform(0, 30)
       while s0 < window - 10:
-        actors.append(vehicle(s0, 0., self.d_right + 1.1, 0.))
+        actors.append(vehicle(s0, 0.0, self.d_right + 1.1, 0.0))
         s0 += 6.5 + r.exponential(12)
     for _ in range(int(r.integers(3, 22)) if self.city else int(r.integers(0, 3))):
-      right = r.uniform() < .65
-      d = self.d_right + self.shoulder + r.uniform(.4, 2.5) if right else self.d_left - self.shoulder - r.uniform(.4, 2.5)
-      cross = float(r.uniform(.8, 1.6)) if r.uniform() < .25 else 0.
-      actors.append(Actor(PEDESTRIAN, float(r.uniform(0, window)), float(r.uniform(-1.5, 1.5)), float(d), 0.1, (.4, .5, float(r.uniform(1.45, 1.9))), colour(), 0, cross))
+      right = r.uniform() < 0.65
+      d = self.d_right + self.shoulder + r.uniform(0.4, 2.5) if right else self.d_left - self.shoulder - r.uniform(0.4, 2.5)
+      cross = float(r.uniform(0.8, 1.6)) if r.uniform() < 0.25 else 0.0
+      actors.append(
+        Actor(PEDESTRIAN, float(r.uniform(0, window)), float(r.uniform(-1.5, 1.5)), float(d), 0.1, (0.4, 0.5, float(r.uniform(1.45, 1.9))), colour(), 0, cross)
+      )
     self.actors = actors
 
   def _background(self, r: np.random.Generator) -> None:
     """Buildings, trees and poles beside the road: rows of (s, d, yaw, half length, half width, z low, z high, r, g, b, paint, emission)."""
     rows: list[list[float]] = []
-    night = 1. if self.time_of_day == "night" else 0.
+    night = 1.0 if self.time_of_day == "night" else 0.0
     for side in (-1, 1):
       edge = (self.d_right if side > 0 else -self.d_left) + self.shoulder + self.walk
-      s = -40.
+      s = -40.0
       while s < self.length:
         kind = r.uniform()
-        if kind < (.45 if self.city else .05):
+        if kind < (0.45 if self.city else 0.05):
           half, deep, high = r.uniform(5, 14), r.uniform(4, 8), r.uniform(4, 22)
-          c = r.uniform(.12, .55) * np.array([1, r.uniform(.85, 1), r.uniform(.7, 1)])
-          rows.append([s + half, side * (edge + r.uniform(.5, 9) + deep), r.uniform(-.05, .05), half, deep, 0, high, *c, BUILDING, .5 * night])
+          c = r.uniform(0.12, 0.55) * np.array([1, r.uniform(0.85, 1), r.uniform(0.7, 1)])
+          rows.append([s + half, side * (edge + r.uniform(0.5, 9) + deep), r.uniform(-0.05, 0.05), half, deep, 0, high, *c, BUILDING, 0.5 * night])
           s += 2 * half + r.uniform(0, 12)
-        elif kind < .85:
-          d, high, wide = side * (edge + r.uniform(1.2, 14)), r.uniform(3, 9), r.uniform(.9, 2.4)
-          rows.append([s, d, 0., .16, .16, 0, high * .5, .12, .08, .05, PLAIN, 0.])
-          green = np.array([.06, .13, .04]) * r.uniform(.5, 1.6)
-          rows.append([s, d, r.uniform(0, 1.5), wide, wide, high * .3, high, *green, FOLIAGE, 0.])
-          rows.append([s, d, r.uniform(0, 1.5), wide * .7, wide * .7, high * .8, high * 1.2, *green, FOLIAGE, 0.])
+        elif kind < 0.85:
+          d, high, wide = side * (edge + r.uniform(1.2, 14)), r.uniform(3, 9), r.uniform(0.9, 2.4)
+          rows.append([s, d, 0.0, 0.16, 0.16, 0, high * 0.5, 0.12, 0.08, 0.05, PLAIN, 0.0])
+          green = np.array([0.06, 0.13, 0.04]) * r.uniform(0.5, 1.6)
+          rows.append([s, d, r.uniform(0, 1.5), wide, wide, high * 0.3, high, *green, FOLIAGE, 0.0])
+          rows.append([s, d, r.uniform(0, 1.5), wide * 0.7, wide * 0.7, high * 0.8, high * 1.2, *green, FOLIAGE, 0.0])
           s += r.uniform(3, 25)
         else:
-          d, high = side * (edge + .3), r.uniform(5, 9)
-          rows.append([s, d, 0., .08, .08, 0, high, .25, .25, .25, PLAIN, 0.])
-          rows.append([s, d - side * .8, 0., .2, .8, high, high + .15, .7, .65, .5, PLAIN, 1.2 * night])
+          d, high = side * (edge + 0.3), r.uniform(5, 9)
+          rows.append([s, d, 0.0, 0.08, 0.08, 0, high, 0.25, 0.25, 0.25, PLAIN, 0.0])
+          rows.append([s, d - side * 0.8, 0.0, 0.2, 0.8, high, high + 0.15, 0.7, 0.65, 0.5, PLAIN, 1.2 * night])
           s += r.uniform(8, 35)
     self.scenery = np.array(rows)
 
@@ -197,13 +217,21 @@ class World:
 
   def ego(self, t: float) -> dict[str, float]:
     """s, d: road coordinates; v_ego m/s, a_ego m/s^2; curvature 1/m and yaw_rate rad/s, positive to the right; heading_error rad from the road's direction."""
-    w = 2 * np.pi / 23.
-    s = self.speed * (t + self.speed_swing / w * (1 - np.cos(w * t))) + 5.
+    w = 2 * np.pi / 23.0
+    s = self.speed * (t + self.speed_swing / w * (1 - np.cos(w * t))) + 5.0
     v, a = self.speed * (1 + self.speed_swing * np.sin(w * t)), self.speed * self.speed_swing * w * np.cos(w * t)
-    wander, wd = .22, 2 * np.pi / 11.
+    wander, wd = 0.22, 2 * np.pi / 11.0
     d, d_dot = self.ego_d + wander * np.sin(wd * t + self.seed), wander * wd * np.cos(wd * t + self.seed)
     curvature = float(np.interp(s, self.s, self.curvature))
-    return {"s": float(s), "d": float(d), "v_ego": float(v), "a_ego": float(a), "curvature": curvature, "yaw_rate": float(curvature * v), "heading_error": float(np.arctan2(d_dot, v))}
+    return {
+      "s": float(s),
+      "d": float(d),
+      "v_ego": float(v),
+      "a_ego": float(a),
+      "curvature": curvature,
+      "yaw_rate": float(curvature * v),
+      "heading_error": float(np.arctan2(d_dot, v)),
+    }
 
   def to_ego(self, t: float, s, d) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Road coordinates -> x, y in the calibrated frame at t and the road's heading there, radians, clockwise from above."""
@@ -224,40 +252,59 @@ class World:
     out = []
     for i, a in enumerate(self.actors):
       # vehicles of the ego's lane keep their distance to it, so that nobody drives into anybody
-      own = a.cls == VEHICLE and abs(a.d - self.ego_d) < .1
-      rel = a.s0 + (6. * np.sin(2 * np.pi * t / 19. + i) * (a.s0 > 20) if own else a.s0 * 0 + a.v * t - (e["s"] - 5.)) + (0 if own else BEHIND)
+      own = a.cls == VEHICLE and abs(a.d - self.ego_d) < 0.1
+      rel = a.s0 + (6.0 * np.sin(2 * np.pi * t / 19.0 + i) * (a.s0 > 20) if own else a.s0 * 0 + a.v * t - (e["s"] - 5.0)) + (0 if own else BEHIND)
       lap = 0 if own else int(np.floor(rel / (BEHIND + AHEAD)))
       rel = rel if own else rel - lap * (BEHIND + AHEAD) - BEHIND
-      d = a.d + a.sway * np.sin(t * .5 + i)
-      yaw_extra = np.pi if a.v < 0 else 0.
+      d = a.d + a.sway * np.sin(t * 0.5 + i)
+      yaw_extra = np.pi if a.v < 0 else 0.0
       if a.cross:
         # walks across and back, seen from its pavement
         span = (self.d_right - self.d_left) + 4
-        d = a.d - np.sign(a.d - self.ego_d) * span * (.5 - .5 * np.cos(np.pi * a.cross * t / span + i))
+        d = a.d - np.sign(a.d - self.ego_d) * span * (0.5 - 0.5 * np.cos(np.pi * a.cross * t / span + i))
         yaw_extra = np.pi / 2
       x, y, h = self.to_ego(t, e["s"] + rel, d)
       if -30 < x < AHEAD:
-        out.append({"id": 1 + i + (lap % 400) * len(self.actors), "cls": a.cls, "x": float(x), "y": float(y), "yaw": float(h + yaw_extra), "size": a.size, "rgb": a.rgb, "shape": a.shape,
-                    "v_rel": 0. if own else float(a.v - e["v_ego"]), "lane_d": float(d - e["d"])})
+        out.append(
+          {
+            "id": 1 + i + (lap % 400) * len(self.actors),
+            "cls": a.cls,
+            "x": float(x),
+            "y": float(y),
+            "yaw": float(h + yaw_extra),
+            "size": a.size,
+            "rgb": a.rgb,
+            "shape": a.shape,
+            "v_rel": 0.0 if own else float(a.v - e["v_ego"]),
+            "lane_d": float(d - e["d"]),
+          }
+        )
     return out
 
   @lru_cache(maxsize=4)  # noqa: B019 - worlds are few and live as long as their frames are rendered
   def view(self, t: float) -> dict[str, Any]:
     """What the ray-caster needs at t: the centreline table, lines and boxes in the calibrated frame."""
     e = self.ego(t)
-    s = np.arange(e["s"] - 2., e["s"] + TABLE_REACH + 40, TABLE_STEP)
+    s = np.arange(e["s"] - 2.0, e["s"] + TABLE_REACH + 40, TABLE_STEP)
     x, y, h = self.to_ego(t, s, np.zeros_like(s))
     bent = (np.abs(h) > 1.2) | (np.diff(x, prepend=x[0] - 1) <= 0)
     n = int(np.argmax(bent)) if bent.any() else len(x)
-    grid = np.arange(0., min(TABLE_REACH, x[n - 1]), TABLE_STEP)
-    night = 0. if self.time_of_day == "day" else 1.2
+    grid = np.arange(0.0, min(TABLE_REACH, x[n - 1]), TABLE_STEP)
+    night = 0.0 if self.time_of_day == "day" else 1.2
     boxes = [b for o in self.objects(t) for b in actor_boxes(o, night)]
     near = self.scenery[(self.scenery[:, 0] > e["s"] - 25) & (self.scenery[:, 0] < e["s"] + AHEAD)]
     bx, by, bh = self.to_ego(t, near[:, 0], near[:, 1])
     boxes += [[x0, y0, h0 + r[2], *r[3:10], 0, 0, r[10], r[11]] for x0, y0, h0, r in zip(bx, by, bh, near, strict=True)]
-    lines = [[ln.d, ln.kind, self.line_width, *ln.rgb, ln.wear, ln.dash, ln.period, 0.] for ln in self.lines if ln.kind]
-    return {"s0": e["s"], "table_step": TABLE_STEP, "table_y": np.interp(grid, x[:n], y[:n]), "table_s": np.interp(grid, x[:n], s[:n] - e["s"]),
-            "table_heading": np.interp(grid, x[:n], h[:n]), "lines": np.array(lines, dtype=np.float32).reshape(-1, 10), "boxes": np.array(boxes, dtype=np.float32).reshape(-1, 14)}
+    lines = [[ln.d, ln.kind, self.line_width, *ln.rgb, ln.wear, ln.dash, ln.period, 0.0] for ln in self.lines if ln.kind]
+    return {
+      "s0": e["s"],
+      "table_step": TABLE_STEP,
+      "table_y": np.interp(grid, x[:n], y[:n]),
+      "table_s": np.interp(grid, x[:n], s[:n] - e["s"]),
+      "table_heading": np.interp(grid, x[:n], h[:n]),
+      "lines": np.array(lines, dtype=np.float32).reshape(-1, 10),
+      "boxes": np.array(boxes, dtype=np.float32).reshape(-1, 14),
+    }
 
   def lane_lines(self, t: float, x: np.ndarray) -> list[dict[str, Any]]:
     """Every painted line at distances x, metres: id, kind, d, y (nan beyond the road's table), in the calibrated frame."""
@@ -275,17 +322,35 @@ def actor_boxes(o: dict[str, Any], night: float) -> list[list[float]]:
   """An actor's boxes, as rows for the ray-caster."""
   length, width, height = o["size"]
   c, s = np.cos(o["yaw"]), np.sin(o["yaw"])
-  def box(along, across, half_l, half_w, z0, z1, rgb, paint, emission=0.):
+
+  def box(along, across, half_l, half_w, z0, z1, rgb, paint, emission=0.0):
     return [o["x"] + c * along - s * across, o["y"] + s * along + c * across, o["yaw"], half_l, half_w, z0, z1, *rgb, o["cls"], o["id"], paint, emission]
+
   if o["cls"] == PEDESTRIAN:
-    dark = tuple(k * .5 for k in o["rgb"])
-    return [box(0, -.1, .1, .09, 0, height * .5, dark, PLAIN), box(0, .1, .1, .09, 0, height * .5, dark, PLAIN),
-            box(0, 0, .13, .25, height * .48, height * .84, o["rgb"], PLAIN), box(0, 0, .11, .1, height * .86, height, (.35, .24, .18), PLAIN)]
+    dark = tuple(k * 0.5 for k in o["rgb"])
+    return [
+      box(0, -0.1, 0.1, 0.09, 0, height * 0.5, dark, PLAIN),
+      box(0, 0.1, 0.1, 0.09, 0, height * 0.5, dark, PLAIN),
+      box(0, 0, 0.13, 0.25, height * 0.48, height * 0.84, o["rgb"], PLAIN),
+      box(0, 0, 0.11, 0.1, height * 0.86, height, (0.35, 0.24, 0.18), PLAIN),
+    ]
   l2, w2 = length / 2, width / 2
-  wheels = [box(a, b, .33, .12, 0, .62, (.02, .02, .02), WHEEL) for a in (-.6 * l2, .6 * l2) for b in (-.88 * w2, .88 * w2)]
+  wheels = [box(a, b, 0.33, 0.12, 0, 0.62, (0.02, 0.02, 0.02), WHEEL) for a in (-0.6 * l2, 0.6 * l2) for b in (-0.88 * w2, 0.88 * w2)]
   if o["shape"] == 0:
-    return [*wheels, box(0, 0, l2, w2, .28, height * .62, o["rgb"], BODY, night), box(-.08 * l2, 0, .55 * l2, w2 * .88, height * .6, height, o["rgb"], CABIN)]
+    return [
+      *wheels,
+      box(0, 0, l2, w2, 0.28, height * 0.62, o["rgb"], BODY, night),
+      box(-0.08 * l2, 0, 0.55 * l2, w2 * 0.88, height * 0.6, height, o["rgb"], CABIN),
+    ]
   if o["shape"] == 1:
-    return [*wheels, box(0, 0, l2, w2, .3, height * .55, o["rgb"], BODY, night), box(-.05 * l2, 0, .93 * l2, w2 * .95, height * .55, height, o["rgb"], CABIN)]
-  return [*wheels, box(-.12 * l2, 0, .85 * l2, w2, .7, height, o["rgb"], PLAIN), box(0, 0, l2, w2 * .95, .4, 1.15, (.1, .1, .1), BODY, night),
-          box(.86 * l2, 0, .14 * l2, w2 * .95, 1.1, height * .8, o["rgb"], CABIN)]
+    return [
+      *wheels,
+      box(0, 0, l2, w2, 0.3, height * 0.55, o["rgb"], BODY, night),
+      box(-0.05 * l2, 0, 0.93 * l2, w2 * 0.95, height * 0.55, height, o["rgb"], CABIN),
+    ]
+  return [
+    *wheels,
+    box(-0.12 * l2, 0, 0.85 * l2, w2, 0.7, height, o["rgb"], PLAIN),
+    box(0, 0, l2, w2 * 0.95, 0.4, 1.15, (0.1, 0.1, 0.1), BODY, night),
+    box(0.86 * l2, 0, 0.14 * l2, w2 * 0.95, 1.1, height * 0.8, o["rgb"], CABIN),
+  ]

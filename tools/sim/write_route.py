@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Writes a simulated drive as an ordinary openpilot route: logs, videos, and beside them exact truth. Equal arguments give equal logs and truth."""
+
 import argparse
 import fractions
 import json
@@ -24,7 +25,7 @@ from openpilot.tools.sim.truth import CHUNK, VIEW_H, VIEW_W
 from openpilot.tools.sim.world import CAMERAS, TIMES, World
 
 FPS = 20
-LANE_X = np.concatenate([np.arange(3., 20., 1.), np.arange(20., 100., 4.)])
+LANE_X = np.concatenate([np.arange(3.0, 20.0, 1.0), np.arange(20.0, 100.0, 4.0)])
 QCAMERA = (526, 330)
 
 
@@ -39,9 +40,14 @@ def alone_pixels(o: dict[str, Any], height: float) -> int:
   l2, w2, h = o["size"][0] / 2, o["size"][1] / 2, o["size"][2]
   corners = np.array([[o["x"] + c * a - s * b, o["y"] + s * a + c * b, height - z] for a in (-l2, l2) for b in (-w2, w2) for z in (0, h)])
   px, depth = project(corners, medmodel_intrinsics)
-  if (depth <= .3).any():
+  if (depth <= 0.3).any():
     return 0
-  x0, y0, x1, y1 = np.clip(px[:, 0].min(), 0, VIEW_W), np.clip(px[:, 1].min(), 0, VIEW_H), np.clip(px[:, 0].max(), 0, VIEW_W), np.clip(px[:, 1].max(), 0, VIEW_H)
+  x0, y0, x1, y1 = (
+    np.clip(px[:, 0].min(), 0, VIEW_W),
+    np.clip(px[:, 1].min(), 0, VIEW_H),
+    np.clip(px[:, 0].max(), 0, VIEW_W),
+    np.clip(px[:, 1].max(), 0, VIEW_H),
+  )
   return int((x1 - x0) * (y1 - y0))
 
 
@@ -57,10 +63,21 @@ def render_frame(job: tuple[int, str, float, str, int]) -> dict[str, Any]:
     alone, seen = alone_pixels(o, world.camera_height), int(mask.sum())
     if not alone and not seen:
       continue
-    fraction = min(1., seen / max(1, alone))   # of its bounding rectangle: an unoccluded car fills 0.6 to 1 of it
-    objects.append({"id": o["id"], "cls": CLASSES[o["cls"]], "box_view": box_of(mask), "box_camera": box_of(shot.instance == o["id"]), "visible_fraction": round(fraction, 4),
-                    "occluded": fraction < .3, "position": [round(v, 3) for v in (o["x"], o["y"], world.camera_height)], "size": [round(v, 3) for v in o["size"]],
-                    "yaw": round(o["yaw"], 4), "v_rel": round(o["v_rel"], 3)})
+    fraction = min(1.0, seen / max(1, alone))  # of its bounding rectangle: an unoccluded car fills 0.6 to 1 of it
+    objects.append(
+      {
+        "id": o["id"],
+        "cls": CLASSES[o["cls"]],
+        "box_view": box_of(mask),
+        "box_camera": box_of(shot.instance == o["id"]),
+        "visible_fraction": round(fraction, 4),
+        "occluded": fraction < 0.3,
+        "position": [round(v, 3) for v in (o["x"], o["y"], world.camera_height)],
+        "size": [round(v, 3) for v in o["size"]],
+        "yaw": round(o["yaw"], 4),
+        "v_rel": round(o["v_rel"], 3),
+      }
+    )
   lanes = []
   for line in world.lane_lines(t, LANE_X):
     road = np.stack([LANE_X, line["y"], np.full_like(LANE_X, world.camera_height)], axis=1)
@@ -69,10 +86,17 @@ def render_frame(job: tuple[int, str, float, str, int]) -> dict[str, Any]:
     ij = np.round(np.where(ok[:, None], px, -1)).astype(int)
     inside = ok & (ij[:, 0] >= 0) & (ij[:, 0] < VIEW_W) & (ij[:, 1] >= 0) & (ij[:, 1] < VIEW_H)
     visible = inside.copy()
-    visible[inside] = view.depth[ij[inside, 1], ij[inside, 0]] > z[inside] * .9
+    visible[inside] = view.depth[ij[inside, 1], ij[inside, 0]] > z[inside] * 0.9
     keep = np.isfinite(line["y"])
-    lanes.append({"id": line["id"], "kind": line["kind"], "road": road[keep].round(3).tolist(), "view": [p if ok[i] else None for i, p in enumerate(px.round(2).tolist()) if keep[i]],
-                  "visible": visible[keep].tolist()})
+    lanes.append(
+      {
+        "id": line["id"],
+        "kind": line["kind"],
+        "road": road[keep].round(3).tolist(),
+        "view": [p if ok[i] else None for i, p in enumerate(px.round(2).tolist()) if keep[i]],
+        "visible": visible[keep].tolist(),
+      }
+    )
   return {"rgb": shot.rgb, "depth": view.depth.astype(np.float16), "semantic": view.semantic, "instance": view.instance, "objects": objects, "lanes": lanes}
 
 
@@ -98,7 +122,7 @@ class VideoWriter:
     self.stream.width, self.stream.height, self.stream.pix_fmt, self.stream.gop_size = width, height, "yuv420p", gop
     self.stream.codec_context.max_b_frames = 0
     # one thread's worth of decisions: more would make the bytes depend on the machine
-    common = {"preset": "ultrafast", "crf": str(crf)}
+    common: dict[str, Any] = {"preset": "ultrafast", "crf": str(crf)}
     self.stream.options = {**common, "x265-params": f"log-level=none:bframes=0:keyint={gop}:min-keyint={gop}:scenecut=0:frame-threads=1"} if hevc else common
     self.n = 0
 
@@ -115,7 +139,7 @@ class VideoWriter:
 
 def route_name(seed: int, camera: str, time_of_day: str) -> str:
   """8 hex digits of a count, 10 of an id, as openpilot names routes since 2024."""
-  return f"{seed & 0xffffffff:08x}--{(seed * 2654435761 + 97 * TIMES.index(time_of_day) + sum(map(ord, camera))) % 16**10:010x}"
+  return f"{seed & 0xFFFFFFFF:08x}--{(seed * 2654435761 + 97 * TIMES.index(time_of_day) + sum(map(ord, camera))) % 16**10:010x}"
 
 
 def write_segment(folder: Path, num: int, world: World, rendered: Iterator[dict[str, Any]], first: int, count: int, camera: str, last: bool) -> None:
@@ -141,19 +165,30 @@ def write_segment(folder: Path, num: int, world: World, rendered: Iterator[dict[
   messages = segment_messages(world, num, first, count, config, camera, sensor, last)
   write_log(folder / "rlog.zst", [m for _, m in messages])
   write_log(folder / "qlog.zst", qlog_of(messages))
-  info = {"seed": world.seed, "time_of_day": world.time_of_day, "camera": camera, "frames": count, "frame_id_offset": FRAME_ID_OFFSET + first, "classes": list(CLASSES),
-          "view": "medmodel", "camera_height": world.camera_height, "rpy": world.rpy.tolist(),
-          "timestamp_eof": [START_NS + (first + i) * FRAME_NS + SOF_TO_EOF_NS for i in range(count)]}
+  info = {
+    "seed": world.seed,
+    "time_of_day": world.time_of_day,
+    "camera": camera,
+    "frames": count,
+    "frame_id_offset": FRAME_ID_OFFSET + first,
+    "classes": list(CLASSES),
+    "view": "medmodel",
+    "camera_height": world.camera_height,
+    "rpy": world.rpy.tolist(),
+    "timestamp_eof": [START_NS + (first + i) * FRAME_NS + SOF_TO_EOF_NS for i in range(count)],
+  }
   (truth / "truth.json").write_text(json.dumps(info))
 
 
-def write_route(out_dir: str | Path, seed: int = 1, seconds: float = 12., camera: str = "mici", time_of_day: str = "day", segment_seconds: float = 60.) -> Path:
+def write_route(
+  out_dir: str | Path, seed: int = 1, seconds: float = 12.0, camera: str = "mici", time_of_day: str = "day", segment_seconds: float = 60.0
+) -> Path:
   """Writes `<out_dir>/<route>--<n>/` for each segment and returns out_dir. A segment appears whole or not at all; those that are there already are kept."""
   out, route = Path(out_dir), route_name(seed, camera, time_of_day)
   total, per = round(seconds * FPS), round(segment_seconds * FPS)
   if total < 1 or per < 1:
     raise UserError(f"{seconds} seconds in segments of {segment_seconds} hold no frame; at 20 Hz 0.05 is the least")
-  library()   # compiled once, before the workers start
+  library()  # compiled once, before the workers start
   world = world_of(seed, time_of_day, seconds)
   starts = range(0, total, per)
   missing = [(n, first) for n, first in enumerate(starts) if not (out / f"{route}--{n}" / "rlog.zst").exists()]
@@ -185,8 +220,8 @@ def main() -> None:
   p = argparse.ArgumentParser(prog="sim", description=__doc__)
   p.add_argument("out", type=Path, help="folder for the segments")
   p.add_argument("--seed", type=int, default=1)
-  p.add_argument("--seconds", type=float, default=12.)
-  p.add_argument("--segment-seconds", type=float, default=60.)
+  p.add_argument("--seconds", type=float, default=12.0)
+  p.add_argument("--segment-seconds", type=float, default=60.0)
   p.add_argument("--camera", choices=sorted(CAMERAS), default="mici")
   p.add_argument("--time", choices=TIMES, default="day")
   args = p.parse_args()

@@ -1,4 +1,5 @@
 """Student bundles: a folder with ONNX graphs and a manifest.json that says all that the runtime needs. Here it is read, checked and, for the tools, written."""
+
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ class BundleError(ValueError):
 class Bundle:
   path: Path
   manifest: dict[str, Any]
-  manifest_hash: str   # sha256 of manifest.json's bytes
+  manifest_hash: str  # sha256 of manifest.json's bytes
 
   @property
   def name(self) -> str:
@@ -104,7 +105,9 @@ def load_bundle(path: str | Path) -> Bundle:
     if not (path / name).is_file():
       raise BundleError(f"{path} lacks {name}, which its manifest lists; copy the whole folder again")
     if (actual := sha256(path / name)) != expected:
-      raise BundleError(f"{path / name} has sha256 {actual[:12]}..., its manifest says {str(expected)[:12]}...; it was changed or cut short: copy or export it again")
+      raise BundleError(
+        f"{path / name} has sha256 {actual[:12]}..., its manifest says {str(expected)[:12]}...; it was changed or cut short: copy or export it again"
+      )
   return Bundle(path, manifest, hashlib.sha256(raw).hexdigest())
 
 

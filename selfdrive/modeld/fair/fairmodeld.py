@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """fairmodeld: camera frames in, fair* messages out. It runs beside modeld, advises, controls nothing, and never waits on anything that waits on it."""
+
 import argparse
 import gc
 import os
@@ -18,11 +19,11 @@ from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.publish import SERVICES
 
 MODELS_DIR = Path(os.environ.get("FAIR_MODELS_DIR") or Path(__file__).resolve().parents[3] / "models")
-STATE_PERIOD = 1.           # s between two fairState
-MODEL_WAIT = 0.05           # s that a frame waits for its modelV2 while modelV2 is alive
-BACKOFF, MAX_BACKOFF = .5, 10.   # s between two tries after a fault
-CORE, PRIORITY = 7, 50      # modeld's core, below its priority of 54
-DROP_FILTER = .05           # weight of a frame in frameDropPerc, as modeld's
+STATE_PERIOD = 1.0  # s between two fairState
+MODEL_WAIT = 0.05  # s that a frame waits for its modelV2 while modelV2 is alive
+BACKOFF, MAX_BACKOFF = 0.5, 10.0  # s between two tries after a fault
+CORE, PRIORITY = 7, 50  # modeld's core, below its priority of 54
+DROP_FILTER = 0.05  # weight of a frame in frameDropPerc, as modeld's
 EXTRINSICS, CAMERA_STATE = service("extrinsicsCalibration"), service("narrowRoadCameraState")
 
 
@@ -48,10 +49,10 @@ class FairModeld:
     self.layout: tuple[Any, ...] = ()
     self.fault, self.faults = "", 0
     self.received = self.dropped = 0
-    self.drop_perc = self.publish_time = 0.
+    self.drop_perc = self.publish_time = 0.0
     self.last_id: int | None = None
-    self.last_state = 0.
-    self.retry_at, self.backoff = 0., BACKOFF
+    self.last_state = 0.0
+    self.retry_at, self.backoff = 0.0, BACKOFF
 
   # *** faults ***
 
@@ -63,7 +64,13 @@ class FairModeld:
     self.send_state("fault")
 
   def send_state(self, status: str) -> None:
-    more = {"framesReceived": self.received, "framesDropped": self.dropped, "frameDropPerc": self.drop_perc * 100, "stream": self.stream, "memoryMB": memory_mb()}
+    more = {
+      "framesReceived": self.received,
+      "framesDropped": self.dropped,
+      "frameDropPerc": self.drop_perc * 100,
+      "stream": self.stream,
+      "memoryMB": memory_mb(),
+    }
     if self.model is not None:
       runs = max(1, max(g.count for g in self.model.stats.values()))
       _, msg = self.model.state_message(status, **more, publishTime=self.publish_time / runs)
@@ -74,8 +81,8 @@ class FairModeld:
       for k, v in more.items():
         setattr(msg.fairState, k, v)
     self.pm.send("fairState", msg)
-    self.publish_time, self.last_state = 0., time.monotonic()
-    gc.collect(0)   # collection is off: what the builders leave goes here, between frames
+    self.publish_time, self.last_state = 0.0, time.monotonic()
+    gc.collect(0)  # collection is off: what the builders leave goes here, between frames
 
   # *** what a frame needs ***
 
@@ -112,8 +119,14 @@ class FairModeld:
     """Follows the frames' size and the device's word on its camera and mounting."""
     assert self.model is not None and self.client is not None
     device, sensor = str(self.sm["deviceState"].deviceType), str(self.sm[CAMERA_STATE].sensor)
-    layout = (self.client.width, self.client.height, self.client.stride, self.client.uv_offset,
-              device if self.sm.seen["deviceState"] else None, sensor if self.sm.seen[CAMERA_STATE] else None)
+    layout = (
+      self.client.width,
+      self.client.height,
+      self.client.stride,
+      self.client.uv_offset,
+      device if self.sm.seen["deviceState"] else None,
+      sensor if self.sm.seen[CAMERA_STATE] else None,
+    )
     if layout != self.layout:
       try:
         self.model.set_camera(*layout, wide=self.stream == "wideRoad")
@@ -138,7 +151,7 @@ class FairModeld:
   def step(self) -> None:
     """At most one frame. Returns within about 0.1 s."""
     if not self.ready():
-      time.sleep(.02)
+      time.sleep(0.02)
       self.sm.update(0)
       if time.monotonic() - self.last_state > STATE_PERIOD:
         self.send_state("fault" if time.monotonic() < self.retry_at else "waitingForCamera")
@@ -162,7 +175,7 @@ class FairModeld:
           self.pm.send(name, msg)
         self.publish_time += time.perf_counter() - t0
         self.last_id, self.backoff, self.fault = frame_id, BACKOFF, ""
-        if self.model.faults > faults and (faults == 0 or time.monotonic() - self.last_state > .1):   # at once, but not 20 times a second
+        if self.model.faults > faults and (faults == 0 or time.monotonic() - self.last_state > 0.1):  # at once, but not 20 times a second
           self.send_state("fault")
     if time.monotonic() - self.last_state > STATE_PERIOD:
       healthy = buf is not None and all(g.valid for g in self.model.stats.values())
@@ -172,7 +185,7 @@ class FairModeld:
 def param(params: Params, key: str) -> str | None:
   try:
     value = params.get(key)
-  except UnknownKeyName:   # a fork that did not add the key: the first bundle runs
+  except UnknownKeyName:  # a fork that did not add the key: the first bundle runs
     return None
   return value.decode() if isinstance(value, bytes) else value
 
@@ -183,7 +196,7 @@ def main() -> int:
   p.add_argument("--stream", choices=["narrowRoad", "wideRoad"], help="default: the first that the bundle can take and the camera gives")
   args = p.parse_args()
   signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-  if args.bundle is not None:   # run by hand: what is wrong is said at once
+  if args.bundle is not None:  # run by hand: what is wrong is said at once
     try:
       FairModel(load_bundle(args.bundle))
     except BundleError as e:

@@ -2,6 +2,7 @@
 
 The warp is openpilot's own (selfdrive/modeld/compile_modeld.py): nearest neighbour, pixels outside the image clamped to its border.
 """
+
 import numpy as np
 
 from openpilot.common.transformations.camera import DEVICE_CAMERAS
@@ -10,7 +11,7 @@ from openpilot.common.transformations.model import get_warp_matrix
 VIEW_W, VIEW_H = 512, 256
 FRAME_SHAPE = (6, VIEW_H // 2, VIEW_W // 2)
 VIEWS = ("medmodel", "sbigmodel")
-QCAMERA_SIZE = (526, 330)   # the road camera, scaled by the encoder
+QCAMERA_SIZE = (526, 330)  # the road camera, scaled by the encoder
 
 
 class CameraError(ValueError):
@@ -28,14 +29,16 @@ def camera_intrinsics(width: int, height: int, device_type: str | None = None, s
   given = DEVICE_CAMERAS.get((device_type or "unknown", sensor or "unknown"))
   if (width, height) == QCAMERA_SIZE and not wide:
     camera = given.narrow_road if given is not None else DEVICE_CAMERAS[("tizi", "ox03c10")].narrow_road
-    return np.diag([width / camera.width, height / camera.height, 1.]) @ camera.intrinsics
+    return np.diag([width / camera.width, height / camera.height, 1.0]) @ camera.intrinsics
   if given is not None and getattr(given, side).size == (width, height):
     return getattr(given, side).intrinsics
   for camera in known:
     if camera.size == (width, height):
       return camera.intrinsics
   sizes = sorted({f"{c.width}x{c.height}" for c in known if c.width} | {"526x330 (qcamera)"})
-  raise CameraError(f"no camera is known that gives {width}x{height} frames; known are {', '.join(sizes)}; name the device and sensor, or add it to DEVICE_CAMERAS")
+  raise CameraError(
+    f"no camera is known that gives {width}x{height} frames; known are {', '.join(sizes)}; name the device and sensor, or add it to DEVICE_CAMERAS"
+  )
 
 
 class ModelFrame:
@@ -45,8 +48,8 @@ class ModelFrame:
     if view not in VIEWS:
       raise ValueError(f"view '{view}' is not known; one of {', '.join(VIEWS)}")
     self.width, self.height, self.stride, self.uv_offset, self.view = width, height, stride, uv_offset, view
-    self.indices = np.zeros(FRAME_SHAPE, dtype=np.intp)   # of the byte in the NV12 buffer that each value comes from; intp spares take() a conversion
-    self.valid = np.zeros((VIEW_H, VIEW_W), dtype=bool)   # view pixels that lie in the image
+    self.indices = np.zeros(FRAME_SHAPE, dtype=np.intp)  # of the byte in the NV12 buffer that each value comes from; intp spares take() a conversion
+    self.valid = np.zeros((VIEW_H, VIEW_W), dtype=bool)  # view pixels that lie in the image
     self.frame = np.zeros(FRAME_SHAPE, dtype=np.uint8)
 
   def set_calibration(self, rpy, intrinsics: np.ndarray) -> None:
@@ -54,7 +57,7 @@ class ModelFrame:
     m = get_warp_matrix(rpy, intrinsics, self.view == "sbigmodel")
     x, y, inside = self._source(m, VIEW_W, VIEW_H, self.width, self.height)
     luma = y * self.stride + x
-    m_uv = m * np.array([[1., 1., .5], [1., 1., .5], [2., 2., 1.]])
+    m_uv = m * np.array([[1.0, 1.0, 0.5], [1.0, 1.0, 0.5], [2.0, 2.0, 1.0]])
     x, y, _ = self._source(m_uv, VIEW_W // 2, VIEW_H // 2, self.width // 2, self.height // 2)
     chroma = self.uv_offset + y * self.stride + 2 * x
     self.indices[0], self.indices[1], self.indices[2], self.indices[3] = luma[0::2, 0::2], luma[1::2, 0::2], luma[0::2, 1::2], luma[1::2, 1::2]
@@ -92,8 +95,8 @@ def pack_rgb(rgb: np.ndarray) -> np.ndarray:
   f = rgb.astype(np.float32)
   y = 16 + f @ np.array([65.481, 128.553, 24.966], dtype=np.float32) / 255
   c = f.reshape(VIEW_H // 2, 2, VIEW_W // 2, 2, 3).mean(axis=(1, 3))
-  u = 128 + c @ np.array([-37.797, -74.203, 112.], dtype=np.float32) / 255
-  v = 128 + c @ np.array([112., -93.786, -18.214], dtype=np.float32) / 255
+  u = 128 + c @ np.array([-37.797, -74.203, 112.0], dtype=np.float32) / 255
+  v = 128 + c @ np.array([112.0, -93.786, -18.214], dtype=np.float32) / 255
   planes = [y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2], u, v]
   return np.clip(np.round(np.stack(planes)), 0, 255).astype(np.uint8)
 
@@ -104,4 +107,4 @@ def unpack_rgb(frame: np.ndarray) -> np.ndarray:
   y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2] = frame[:4].astype(np.float32)
   u, v = (np.repeat(np.repeat(frame[i].astype(np.float32) - 128, 2, 0), 2, 1) for i in (4, 5))
   y = 1.164384 * (y - 16)
-  return np.clip(np.round(np.stack([y + 1.596027 * v, y - .391762 * u - .812968 * v, y + 2.017232 * u], axis=-1)), 0, 255).astype(np.uint8)
+  return np.clip(np.round(np.stack([y + 1.596027 * v, y - 0.391762 * u - 0.812968 * v, y + 2.017232 * u], axis=-1)), 0, 255).astype(np.uint8)

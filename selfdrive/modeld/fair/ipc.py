@@ -4,7 +4,7 @@ try:
   from openpilot.cereal.services import SERVICE_LIST
 except ImportError:   # openpilot before June 2026: cereal was a package of its own
   from cereal import log, messaging  # type: ignore[no-redef]
-  from cereal.services import SERVICE_LIST  # type: ignore[no-redef]
+  from cereal.services import SERVICE_LIST  # type: ignore[assignment]
 
 try:
   from openpilot.cereal.visionipc import VisionIpcClient, VisionStreamType
@@ -18,7 +18,7 @@ except ImportError:   # an openpilot checkout: VisionIPC is msgq's
 from openpilot.common.params import Params, UnknownKeyName
 from openpilot.common.realtime import config_realtime_process
 
-__all__ = ["Params", "SERVICE_LIST", "UnknownKeyName", "VisionIpcClient", "config_realtime_process", "log", "messaging", "service", "stream_type"]
+__all__ = ["SERVICE_LIST", "Params", "UnknownKeyName", "VisionIpcClient", "config_realtime_process", "log", "messaging", "service", "stream_type"]
 
 # the spelling since August 2026 -> the one before
 OLD_NAMES = {"narrowRoadCameraState": "roadCameraState", "extrinsicsCalibration": "liveCalibration"}

@@ -1,4 +1,5 @@
 """A bundle at work: model frame in, messages out. No process, no sockets, and no clock but the one it is given."""
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +13,18 @@ from openpilot.selfdrive.modeld.fair.ipc import messaging
 from openpilot.selfdrive.modeld.fair.publish import PUBLISH, Stamp
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 
-MAX_PITCH = MAX_YAW = MAX_ROLL = 0.35   # rad; beyond, a calibration is not one
+MAX_PITCH = MAX_YAW = MAX_ROLL = 0.35  # rad; beyond, a calibration is not one
 
 
 def no_clock() -> float:
-  return 0.
+  return 0.0
 
 
 @dataclass
 class GraphStats:
   runs: int = 0
-  total: float = 0.     # s since the last fairState
-  longest: float = 0.
+  total: float = 0.0  # s since the last fairState
+  longest: float = 0.0
   count: int = 0
   valid: bool = True
   fault: str = ""
@@ -46,19 +47,23 @@ class FairModel:
         if out.get("head", "depth") not in HEADS:
           raise BundleError(f"{where}: output '{out['name']}' wants the head '{out['head']}', this runtime has {', '.join(sorted(HEADS))}")
         if out.get("head") == "segmentation" and len(out.get("classes", [])) != out["shape"][1]:
-          raise BundleError(f"{where}: output '{out['name']}' has {out['shape'][1]} channels and {len(out.get('classes', []))} classes; export the bundle again")
+          raise BundleError(
+            f"{where}: output '{out['name']}' has {out['shape'][1]} channels and {len(out.get('classes', []))} classes; export the bundle again"
+          )
       if graph.get("state") or graph.get("point_slots") or [i["name"] for i in graph["inputs"]] != ["frame"] or graph["inputs"][0].get("frames", [0]) != [0]:
         raise BundleError(f"{where}: only graphs of the single input 'frame', the newest model frame, run here so far; update selfdrive/modeld/fair")
       self.runners[graph["name"]] = OnnxRunner(bundle.path / graph["file"], graph, threads)
     self.warp: ModelFrame | None = None
-    self.rpy: np.ndarray | None = None        # None: not calibrated, the warp takes a level and straight mounting
+    self.rpy: np.ndarray | None = None  # None: not calibrated, the warp takes a level and straight mounting
     self.intrinsics: np.ndarray | None = None
     self.frames = self.invalid = self.faults = 0
     self.fault = ""
-    self.warp_time = self.decode_time = 0.    # s since the last fairState
+    self.warp_time = self.decode_time = 0.0  # s since the last fairState
     self.last_frame_id = self.last_eof = 0
 
-  def set_camera(self, width: int, height: int, stride: int, uv_offset: int, device_type: str | None = None, sensor: str | None = None, wide: bool = False) -> None:
+  def set_camera(
+    self, width: int, height: int, stride: int, uv_offset: int, device_type: str | None = None, sensor: str | None = None, wide: bool = False
+  ) -> None:
     """The layout of the NV12 buffers to come. Raises CameraError where no camera gives frames of this size."""
     self.intrinsics = camera_intrinsics(width, height, device_type, sensor, wide)
     self.warp = ModelFrame(width, height, stride, uv_offset, self.bundle.manifest["view"])
@@ -70,7 +75,7 @@ class FairModel:
       rpy = np.asarray(rpy, dtype=np.float64)
       if rpy.shape != (3,) or not np.isfinite(rpy).all() or np.abs(rpy).max() > MAX_PITCH:
         return False
-      if self.rpy is not None and np.abs(rpy - self.rpy).max() < 1e-4:   # 0.1 pixel of the view
+      if self.rpy is not None and np.abs(rpy - self.rpy).max() < 1e-4:  # 0.1 pixel of the view
         return False
     elif self.rpy is None:
       return False
@@ -151,8 +156,8 @@ class FairModel:
       g = self.stats[graph["name"]]
       entry.name, entry.runs, entry.period, entry.valid, entry.fault = graph["name"], g.runs, graph["period"], g.valid, g.fault
       entry.executionTime, entry.executionTimeMax = g.total / max(1, g.count), g.longest
-      g.total, g.longest, g.count = 0., 0., 0
-    self.warp_time = self.decode_time = 0.
+      g.total, g.longest, g.count = 0.0, 0.0, 0
+    self.warp_time = self.decode_time = 0.0
     for k, v in more.items():
       setattr(s, k, v)
     return "fairState", msg

@@ -1,4 +1,5 @@
 """Physical quantities to fair* messages, and back."""
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,7 @@ def segmentation_message(seg: Segmentation, stamp: Stamp) -> tuple[str, Any]:
   return "fairSegmentation", msg
 
 
-PUBLISH = {"depth": depth_message, "segmentation": segmentation_message}
+PUBLISH: dict[str, Callable[[Any, Stamp], tuple[str, Any]]] = {"depth": depth_message, "segmentation": segmentation_message}
 SERVICES = ("fairDepth", "fairSegmentation", "fairState")
 
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -74,7 +75,7 @@ def render_data(root: Path, frames: int, first_seed: int, spoiled: bool = True) 
   worlds = -(-frames // FRAMES_PER_WORLD)
   root.mkdir(parents=True, exist_ok=True)
   info_path = root / "info.json"
-  info = {"frames": worlds * FRAMES_PER_WORLD, "first_seed": first_seed, "spoiled": spoiled, "times": []}
+  info: dict[str, Any] = {"frames": worlds * FRAMES_PER_WORLD, "first_seed": first_seed, "spoiled": spoiled, "times": []}
   if info_path.exists():
     old = json.loads(info_path.read_text())
     if {k: old[k] for k in ("frames", "first_seed", "spoiled")} != {k: info[k] for k in ("frames", "first_seed", "spoiled")}:
@@ -82,8 +83,8 @@ def render_data(root: Path, frames: int, first_seed: int, spoiled: bool = True) 
     info = old
   else:
     for name, size in (("frames.u8", int(np.prod(FRAME_SHAPE))), ("depth.f16", 2 * MAP_H * MAP_W), ("classes.u8", MAP_H * MAP_W)):
-      with open(root / name, "wb") as f:
-        f.truncate(worlds * FRAMES_PER_WORLD * size)
+      with open(root / name, "wb") as file:
+        file.truncate(worlds * FRAMES_PER_WORLD * size)
     info_path.write_text(json.dumps(info))
   data = SceneData(root, "r+")
   library()   # compile once, before the workers start

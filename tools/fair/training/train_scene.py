@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""scene-nano from the simulator's exact truth: render, train, evaluate, export. `all` does the four in a row, with defaults that take two cores about half an hour.
+"""scene-nano from the simulator's exact truth: render, train, evaluate, export. `all` does the four in a row; the defaults take two cores about an hour.
 
 Every step resumes: a killed `render` or `train` goes on where it stopped when the same command is given again.
 """
+
 import argparse
 import copy
 import hashlib
@@ -26,8 +27,8 @@ from openpilot.tools.sim.render import CLASSES
 from openpilot.tools.sim.truth import IGNORE, MAP_H, MAP_W, MAX_DEPTH
 
 ROOT = Path(__file__).resolve().parents[3]
-CLASS_WEIGHTS = (1., 1., 3., 2., 5.)   # lane markings and pedestrians are a few pixels each
-TRAIN_SEED, VAL_SEED = 1, 1_000_000    # first seeds: no world is in both
+CLASS_WEIGHTS = (1.0, 1.0, 3.0, 2.0, 5.0)  # lane markings and pedestrians are a few pixels each
+TRAIN_SEED, VAL_SEED = 1, 1_000_000  # first seeds: no world is in both
 OPSET = 17
 
 
@@ -38,28 +39,30 @@ def augment(frames: Tensor, depth: Tensor, classes: Tensor, g: torch.Generator) 
   """
   b = len(frames)
   x = frames.float()
+
   def u(lo: float, hi: float, *shape: int) -> Tensor:
     return torch.rand(b, *shape, generator=g) * (hi - lo) + lo
-  luma = (x[:, :4] - 16) * u(.6, 1.5, 1, 1, 1) + 16 + u(-12, 22, 1, 1, 1)
-  x[:, :4] = 16 + 219 * ((luma - 16).clamp(0, 219) / 219) ** u(.75, 1.3, 1, 1, 1)
-  x[:, 4:] = (x[:, 4:] - 128) * u(.2, 1.4, 1, 1, 1) + 128 + u(-8, 8, 2, 1, 1)
+
+  luma = (x[:, :4] - 16) * u(0.6, 1.5, 1, 1, 1) + 16 + u(-12, 22, 1, 1, 1)
+  x[:, :4] = 16 + 219 * ((luma - 16).clamp(0, 219) / 219) ** u(0.75, 1.3, 1, 1, 1)
+  x[:, 4:] = (x[:, 4:] - 128) * u(0.2, 1.4, 1, 1, 1) + 128 + u(-8, 8, 2, 1, 1)
   x += torch.randn(x.shape, generator=g) * u(0, 5, 1, 1, 1) ** 2 / 3
   x = x.round().clamp(0, 255)
   for i in range(b):
-    if torch.rand((), generator=g) < .5:   # columns 2i and 2i+1 of the view change places when it is mirrored
+    if torch.rand((), generator=g) < 0.5:  # columns 2i and 2i+1 of the view change places when it is mirrored
       x[i] = x[i][[2, 3, 0, 1, 4, 5]].flip(-1)
       depth[i], classes[i] = depth[i].flip(-1), classes[i].flip(-1)
-    if torch.rand((), generator=g) < .1:
+    if torch.rand((), generator=g) < 0.1:
       cut, side = int(torch.randint(1, 10, (), generator=g)), int(torch.randint(4, (), generator=g))
       n = 2 * cut
       if side == 0:
-        x[i, :, :n], classes[i, :cut] = x[i, :, n:n + 1], IGNORE
+        x[i, :, :n], classes[i, :cut] = x[i, :, n : n + 1], IGNORE
       elif side == 1:
-        x[i, :, -n:], classes[i, -cut:] = x[i, :, -n - 1:-n], IGNORE
+        x[i, :, -n:], classes[i, -cut:] = x[i, :, -n - 1 : -n], IGNORE
       elif side == 2:
-        x[i, :, :, :n], classes[i, :, :cut] = x[i, :, :, n:n + 1], IGNORE
+        x[i, :, :, :n], classes[i, :, :cut] = x[i, :, :, n : n + 1], IGNORE
       else:
-        x[i, :, :, -n:], classes[i, :, -cut:] = x[i, :, :, -n - 1:-n], IGNORE
+        x[i, :, :, -n:], classes[i, :, -cut:] = x[i, :, :, -n - 1 : -n], IGNORE
   return x.to(torch.uint8), depth
 
 
@@ -73,7 +76,7 @@ def evaluate(model: torch.nn.Module, data: SceneData, limit: int | None = None) 
   """Metrics by time of day and over all. Depth: AbsRel mean(|d - d*| / d*), delta1 share of max(d/d*, d*/d) < 1.25, SiLog sqrt(var(log d - log d*)),
   no alignment, over truth below 200 m. Segmentation: IoU per class from one confusion matrix over all frames, mIoU their mean."""
   confusion = {k: np.zeros((len(CLASSES), len(CLASSES))) for k in TIMES}
-  sums = {k: np.zeros(5) for k in TIMES}   # n, abs rel, delta1, g, g^2
+  sums = {k: np.zeros(5) for k in TIMES}  # n, abs rel, delta1, g, g^2
   was_training = model.training
   model.eval()
   for start in range(0, min(data.done, limit or data.done), FRAMES_PER_WORLD):
@@ -89,12 +92,17 @@ def evaluate(model: torch.nn.Module, data: SceneData, limit: int | None = None) 
   model.train(was_training)
   out = {}
   for name, keys in [(k, [k]) for k in TIMES] + [("all", list(TIMES))]:
-    c, s = sum(confusion[k] for k in keys), sum(sums[k] for k in keys)
-    if not isinstance(s, np.ndarray) or s[0] == 0:
+    c, s = np.sum([confusion[k] for k in keys], axis=0), np.sum([sums[k] for k in keys], axis=0)
+    if s[0] == 0:
       continue
     iou = np.diag(c) / np.maximum(1, c.sum(0) + c.sum(1) - np.diag(c))
-    out[name] = {"abs_rel": s[1] / s[0], "delta1": s[2] / s[0], "silog": math.sqrt(max(0., s[4] / s[0] - (s[3] / s[0]) ** 2)), "miou": iou.mean(),
-                 **{f"iou_{n}": v for n, v in zip(CLASSES, iou, strict=True)}}
+    out[name] = {
+      "abs_rel": s[1] / s[0],
+      "delta1": s[2] / s[0],
+      "silog": math.sqrt(max(0.0, s[4] / s[0] - (s[3] / s[0]) ** 2)),
+      "miou": iou.mean(),
+      **{f"iou_{n}": v for n, v in zip(CLASSES, iou, strict=True)},
+    }
     out[name] = {k: round(float(v), 4) for k, v in out[name].items()}
   return out
 
@@ -111,7 +119,7 @@ def train(data_dir: Path, run: Path, steps: int, batch_size: int, lr: float, see
   torch.manual_seed(seed)
   model = SceneStudent().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
   ema = copy.deepcopy(model).eval()
-  opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=.02)
+  opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.02)
   weights = torch.tensor(CLASS_WEIGHTS)
   step, last = 0, run / "last.pt"
   if last.exists():
@@ -122,8 +130,12 @@ def train(data_dir: Path, run: Path, steps: int, batch_size: int, lr: float, see
     ema.load_state_dict(state["ema"])
     opt.load_state_dict(state["opt"])
     step = state["step"]
+
   def checkpoint() -> None:
-    save(last, {"model": model.state_dict(), "ema": ema.state_dict(), "opt": opt.state_dict(), "step": step, "steps": steps, "batch_size": batch_size, "lr": lr})
+    save(
+      last, {"model": model.state_dict(), "ema": ema.state_dict(), "opt": opt.state_dict(), "step": step, "steps": steps, "batch_size": batch_size, "lr": lr}
+    )
+
   progress = tqdm(total=steps, initial=step, desc="train", unit="step")
   log = open(run / "log.jsonl", "a")
   try:
@@ -132,7 +144,7 @@ def train(data_dir: Path, run: Path, steps: int, batch_size: int, lr: float, see
       g = torch.Generator().manual_seed(seed * 1_000_003 + step)
       frames, depth, classes = batch(data, torch.randint(data.done, (batch_size,), generator=g).numpy())
       frames, depth = augment(frames, depth, classes, g)
-      rate = lr * min(1., (step + 1) / 200) * (.02 + .98 * .5 * (1 + math.cos(math.pi * step / steps)))
+      rate = lr * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
       for group in opt.param_groups:
         group["lr"] = rate
       log_depth, logits = model(frames.contiguous(memory_format=torch.channels_last))
@@ -140,10 +152,10 @@ def train(data_dir: Path, run: Path, steps: int, batch_size: int, lr: float, see
       loss_seg = segmentation_loss(logits, classes, weights)
       opt.zero_grad(set_to_none=True)
       (loss_depth + loss_seg).backward()
-      torch.nn.utils.clip_grad_norm_(model.parameters(), 5.)
+      torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
       opt.step()
       step += 1
-      decay = min(.998, (1 + step) / (10 + step))
+      decay = min(0.998, (1 + step) / (10 + step))
       with torch.no_grad():
         for a, b in zip(ema.state_dict().values(), model.state_dict().values(), strict=True):
           if a.is_floating_point():
@@ -184,6 +196,7 @@ def export(run: Path, data_dir: Path, out: Path) -> None:
   """Writes the bundle: scene.onnx, manifest.json with metrics on worlds that were not trained on, README.md. Checks ONNX Runtime against torch."""
   import onnx
   import onnxruntime
+
   model, data, val = load_student(run), SceneData(data_dir), SceneData(val_dir(data_dir))
   metrics = evaluate(model, val)
   out.mkdir(parents=True, exist_ok=True)
@@ -192,9 +205,9 @@ def export(run: Path, data_dir: Path, out: Path) -> None:
   torch.onnx.export(model, (example,), str(path), input_names=["frame"], output_names=["depth", "segmentation"], opset_version=OPSET, dynamo=False)
   onnx.checker.check_model(onnx.load(str(path)))
   session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-  worst = 0.
+  worst = 0.0
   for i in range(0, min(val.done, 64), 4):
-    frame = val.frames[i:i + 1].copy()
+    frame = val.frames[i : i + 1].copy()
     for a, b in zip(session.run(None, {"frame": frame}), model(torch.from_numpy(frame)), strict=True):
       worst = max(worst, float(np.abs(a - b.detach().numpy()).max()))
   if worst > 1e-3:
@@ -204,19 +217,38 @@ def export(run: Path, data_dir: Path, out: Path) -> None:
   val_name = f"simulator, {val.done} frames, seeds from {val.info['first_seed']}"
   checkpoint_hash = hashlib.sha256((run / "last.pt").read_bytes()).hexdigest()
   (out / "README.md").write_text(card(metrics, data_name, val_name, sum(p.numel() for p in model.parameters()), worst))
-  write_manifest(out, {
-    "name": out.name, "version": "1", "size": "nano", "view": "medmodel", "streams": ["narrowRoad"],
-    "graphs": [{
-      "name": "scene", "file": "scene.onnx", "period": 1,
-      "inputs": [{"name": "frame", "shape": [1, 6, 128, 256], "dtype": "uint8", "frames": [0], "spacing_ms": 50, "gap": "ignore"}],
-      "state": [],
-      "outputs": [
-        {"name": "depth", "shape": [1, 1, MAP_H, MAP_W], "dtype": "float32", "head": "depth", "parameters": {"activation": "exp", "metric": True}},
-        {"name": "segmentation", "shape": [1, len(CLASSES), MAP_H, MAP_W], "dtype": "float32", "head": "segmentation", "parameters": {}, "classes": list(CLASSES)},
-      ]}],
-    "provenance": {"teachers": [], "data": [f"{data_name}; exact truth, MIT"], "licence": "MIT", "checkpoint_hash": checkpoint_hash, "git_commit": commit},
-    "metrics": [{"name": f"{k}/{time_of_day}", "value": v, "data": val_name} for time_of_day, m in metrics.items() for k, v in m.items()],
-  })
+  write_manifest(
+    out,
+    {
+      "name": out.name,
+      "version": "1",
+      "size": "nano",
+      "view": "medmodel",
+      "streams": ["narrowRoad"],
+      "graphs": [
+        {
+          "name": "scene",
+          "file": "scene.onnx",
+          "period": 1,
+          "inputs": [{"name": "frame", "shape": [1, 6, 128, 256], "dtype": "uint8", "frames": [0], "spacing_ms": 50, "gap": "ignore"}],
+          "state": [],
+          "outputs": [
+            {"name": "depth", "shape": [1, 1, MAP_H, MAP_W], "dtype": "float32", "head": "depth", "parameters": {"activation": "exp", "metric": True}},
+            {
+              "name": "segmentation",
+              "shape": [1, len(CLASSES), MAP_H, MAP_W],
+              "dtype": "float32",
+              "head": "segmentation",
+              "parameters": {},
+              "classes": list(CLASSES),
+            },
+          ],
+        }
+      ],
+      "provenance": {"teachers": [], "data": [f"{data_name}; exact truth, MIT"], "licence": "MIT", "checkpoint_hash": checkpoint_hash, "git_commit": commit},
+      "metrics": [{"name": f"{k}/{time_of_day}", "value": v, "data": val_name} for time_of_day, m in metrics.items() for k, v in m.items()],
+    },
+  )
   print(json.dumps(metrics, indent=1))
   print(f"torch and ONNX Runtime differ by at most {worst:.2g}; bundle in {out}")
 
@@ -236,7 +268,8 @@ carry the runtime; its depth on a real camera is a guess. No teacher was used, s
 - Input `frame` uint8 (1, 6, 128, 256), the medmodel view; the graph normalises. Outputs (64, 128): `depth`, the natural log of metres along the optical axis;
   `segmentation`, logits. Map pixel i is centred on view pixel 4i + 1.5.
 - A map pixel's class is the vote of its 4x4 view pixels, lane pixels counting three times and pedestrians twice; truth in the table is made the same way.
-- Depth metrics: truth below {MAX_DEPTH:.0f} m, no alignment: AbsRel mean(abs(d - d*) / d*), delta1 the share within a factor 1.25, SiLog the standard deviation of log d - log d*.
+- Depth metrics: truth below {MAX_DEPTH:.0f} m, no alignment: AbsRel mean(abs(d - d*) / d*), delta1 the share within a factor 1.25, SiLog the standard
+  deviation of log d - log d*.
 - ONNX Runtime and torch agree to {worst:.1g}.
 
 | metric | {' | '.join(metrics)} |

@@ -1,4 +1,5 @@
 """Segmentation: one class per map pixel, and its run-length form."""
+
 from dataclasses import dataclass
 from typing import Any
 
@@ -6,15 +7,15 @@ import numpy as np
 
 from openpilot.selfdrive.modeld.fair.heads.depth import map_valid
 
-OUTSIDE = 255     # class of pixels outside the camera image
-MAX_RUN = 65535   # of the message's UInt16
+OUTSIDE = 255  # class of pixels outside the camera image
+MAX_RUN = 65535  # of the message's UInt16
 
 
 @dataclass
 class Segmentation:
   classes: list[str]
-  class_map: np.ndarray    # (H, W) uint8, index into classes, 255 outside the camera image
-  class_prob: np.ndarray   # (C,) float32, mean probability of a class over the pixels that it was given to, 0 where it has none
+  class_map: np.ndarray  # (H, W) uint8, index into classes, 255 outside the camera image
+  class_prob: np.ndarray  # (C,) float32, mean probability of a class over the pixels that it was given to, 0 where it has none
 
 
 def decode(raw: np.ndarray, spec: dict[str, Any], valid: np.ndarray) -> Segmentation:
@@ -22,7 +23,7 @@ def decode(raw: np.ndarray, spec: dict[str, Any], valid: np.ndarray) -> Segmenta
   logits = raw[0]
   best = logits.argmax(0)
   top = logits.max(0)
-  prob = 1. / np.exp(logits - top).sum(0)   # softmax at its maximum
+  prob = 1.0 / np.exp(logits - top).sum(0)  # softmax at its maximum
   class_map = best.astype(np.uint8)
   class_map[~map_valid(valid, *class_map.shape)] = OUTSIDE
   flat, n = class_map.ravel(), len(spec["classes"])
@@ -32,7 +33,7 @@ def decode(raw: np.ndarray, spec: dict[str, Any], valid: np.ndarray) -> Segmenta
 
 
 def encode_runs(class_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(H, W) uint8 -> the class (R,) uint8 and length (R,) uint16 of each run, down the columns as in COCO's RLE. H * W must not exceed 65535 per run: longer ones are split."""
+  """(H, W) uint8 -> the class (R,) uint8 and length (R,) uint16 of each run, down the columns as in COCO's RLE. Runs over 65535 pixels are split."""
   flat = class_map.T.ravel()
   starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
   lengths = np.diff(starts, append=flat.size)

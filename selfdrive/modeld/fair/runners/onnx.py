@@ -1,4 +1,5 @@
 """Runs one graph of a bundle with ONNX Runtime on the CPU."""
+
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,14 @@ import onnxruntime as ort
 
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
 
-ORT_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int32)": "int32", "tensor(int64)": "int64", "tensor(bool)": "bool"}
+ORT_TYPES = {
+  "tensor(uint8)": "uint8",
+  "tensor(float)": "float32",
+  "tensor(float16)": "float16",
+  "tensor(int32)": "int32",
+  "tensor(int64)": "int64",
+  "tensor(bool)": "bool",
+}
 
 
 class OnnxRunner:
@@ -20,7 +28,7 @@ class OnnxRunner:
   def __init__(self, path: str | Path, graph: dict[str, Any], threads: int = 1):
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")   # a waiting thread must not burn the driving stack's cores
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread must not burn the driving stack's cores
     options.log_severity_level = 3
     try:
       self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -29,10 +37,10 @@ class OnnxRunner:
     self.inputs = self._buffers(path, "input", self.session.get_inputs(), graph["inputs"])
     self.outputs = self._buffers(path, "output", self.session.get_outputs(), graph["outputs"])
     self.binding = self.session.io_binding()
-    self._values = []   # OrtValues over the buffers, kept alive
+    self._values = []  # OrtValues over the buffers, kept alive
     for buffers, bind in ((self.inputs, self.binding.bind_ortvalue_input), (self.outputs, self.binding.bind_ortvalue_output)):
       for name, array in buffers.items():
-        value = ort.OrtValue.ortvalue_from_numpy(array)   # on the CPU it is a view of the array
+        value = ort.OrtValue.ortvalue_from_numpy(array)  # on the CPU it is a view of the array
         self._values.append(value)
         bind(name, value)
 
@@ -53,4 +61,3 @@ class OnnxRunner:
         np.copyto(buffer, inputs[name], casting="no")
     self.session.run_with_iobinding(self.binding)
     return self.outputs
-

@@ -1,0 +1,119 @@
+"""The real process over real sockets, fed by a camera server in the test."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from fair_bundle import write_bundle
+from openpilot.cereal import messaging
+from openpilot.cereal.visionipc import VisionIpcServer, VisionStreamType, nv12_info
+
+ROAD = VisionStreamType.VISION_STREAM_NARROW_ROAD
+DEADLINE = 30.   # s; generous: only a hang reaches it
+
+
+class Rig:
+  def __init__(self, bundle):
+    self.proc = subprocess.Popen([sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--bundle", str(bundle)], stderr=subprocess.PIPE, text=True)
+    self.sm = messaging.SubMaster(["fairState", "fairDepth", "fairSegmentation"])
+    self.server = None
+    self.frame_id = 0
+
+  def camera(self, w=1344, h=760):
+    self.server = VisionIpcServer("camerad")
+    self.server.create_buffers(ROAD, 6, w, h)
+    self.server.start_listener()
+    self.size = nv12_info(w, h)[3]
+
+  def until(self, condition, what, step=1):
+    """Sends frames, if there is a camera, until condition(sm) holds."""
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end:
+      assert self.proc.poll() is None, f"fairmodeld died with {self.proc.returncode} while waiting for {what}"
+      if self.server is not None:
+        self.frame_id += step
+        self.server.send(ROAD, np.full(self.size, self.frame_id % 256, np.uint8), self.frame_id, self.frame_id * 50_000_000, self.frame_id * 50_000_000 + 1)
+      self.sm.update(50)
+      if condition(self.sm):
+        return
+    raise AssertionError(f"no {what} within {DEADLINE} s; fairState: {self.sm['fairState']}")
+
+  def close(self):
+    if self.server is not None:
+      self.server.close()
+    self.proc.send_signal(signal.SIGINT)
+    self.proc.wait(10)
+
+
+@pytest.fixture
+def rig(tmp_path, prefix):
+  r = Rig(write_bundle(tmp_path / "tiny").path)
+  yield r
+  r.close()
+
+
+def test_frames_in_messages_out(rig):
+  rig.until(lambda sm: str(sm["fairState"].status) == "waitingForCamera", "fairState that waits")
+  rig.camera()
+  rig.until(lambda sm: sm.updated["fairDepth"] and sm["fairDepth"].frameId == rig.frame_id, "fairDepth of the newest frame")
+  assert rig.sm["fairDepth"].timestampEof == rig.frame_id * 50_000_000 + 1 and rig.sm.valid["fairDepth"]
+  rig.until(lambda sm: sm.seen["fairSegmentation"] and str(sm["fairState"].status) == "running", "running")
+  s = rig.sm["fairState"]
+  assert s.bundle == "tiny" and s.framesProcessed > 0 and s.cameraWidth == 1344 and not s.calibrated and s.graphs[0].executionTime > 0
+  # every second frame id is missing: counted as drops
+  dropped = s.framesDropped
+  rig.until(lambda sm: sm["fairState"].framesDropped >= dropped + 5, "drops counted", step=2)
+
+
+def test_camera_server_restarts(rig):
+  rig.camera()
+  rig.until(lambda sm: sm.updated["fairDepth"], "first fairDepth")
+  rig.server.close()
+  rig.server = None
+  time.sleep(.3)
+  rig.camera()
+  rig.frame_id = 0
+  rig.sm.update(0)
+  rig.until(lambda sm: sm.updated["fairDepth"] and sm["fairDepth"].frameId == rig.frame_id, "fairDepth from the new server")
+
+
+def test_unknown_camera_is_a_fault_and_the_process_lives(rig):
+  rig.camera(640, 480)
+  rig.until(lambda sm: "640x480" in sm["fairState"].fault, "fault that names the size")
+  assert str(rig.sm["fairState"].status) == "fault"
+  rig.server.close()
+  rig.server = None
+  rig.camera()
+  rig.until(lambda sm: sm.updated["fairDepth"], "fairDepth once the camera is one that is known")
+
+
+def test_calibration_is_taken(rig):
+  rig.camera()
+  pm = messaging.PubMaster(["liveCalibration"])   # the older spelling reaches the same endpoint
+  def calibrated(sm):
+    msg = messaging.new_message("liveCalibration", valid=True)
+    msg.extrinsicsCalibration.calStatus, msg.extrinsicsCalibration.rpyCalib = "calibrated", [0., .02, .01]
+    pm.send("liveCalibration", msg)
+    return sm["fairState"].calibrated
+  rig.until(calibrated, "calibrated")
+  pm.close()
+
+
+def test_second_instance_says_so(rig, tmp_path):
+  rig.until(lambda sm: sm.seen["fairState"], "fairState")
+  r = subprocess.run([sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--bundle", str(tmp_path / "tiny")], capture_output=True, text=True, timeout=DEADLINE)
+  assert r.returncode == 2 and r.stderr.startswith("error: ") and str(rig.proc.pid) in r.stderr and r.stderr.count("\n") == 1
+
+
+def test_killed_and_started_again(rig, tmp_path):
+  rig.camera()
+  rig.until(lambda sm: sm.updated["fairDepth"], "fairDepth")
+  os.kill(rig.proc.pid, signal.SIGKILL)
+  rig.proc.wait()
+  rig.proc = subprocess.Popen([sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--bundle", str(tmp_path / "tiny")])
+  rig.sm.update(0)
+  rig.until(lambda sm: sm.updated["fairDepth"] and sm["fairDepth"].frameId == rig.frame_id, "fairDepth after kill -9")

@@ -1,10 +1,12 @@
 """Video frames over PyAV: raw HEVC without a container (fcamera.hevc), qcamera.ts, mp4. In order, or at random by group of pictures; memory is bounded."""
+import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import av
+import av.logging
 import numpy as np
 
 from openpilot.tools.lib.errors import UserError
@@ -14,6 +16,16 @@ PIX_FMTS = ("rgb24", "nv12")
 HEVC_VCL = 32                     # NAL types below are slices
 HEVC_IRAP = range(16, 24)         # pictures at which decoding may begin
 HEVC_PARAMETER_SETS = (32, 33, 34)
+
+
+@contextlib.contextmanager
+def drained(codec: Any) -> Iterator[None]:
+  """Lets a decoder's threads finish before it is freed: PyAV frees it with the GIL held, for which a thread that still decodes may be waiting."""
+  try:
+    yield
+  finally:
+    with contextlib.suppress(av.FFmpegError):
+      codec.decode(None)
 
 
 class FrameReader:
@@ -26,6 +38,8 @@ class FrameReader:
   def __init__(self, path: str | Path, pix_fmt: str = "rgb24"):
     if pix_fmt not in PIX_FMTS:
       raise ValueError(f"pix_fmt '{pix_fmt}' is not known; one of {', '.join(PIX_FMTS)}")
+    # damaged pictures are counted here; libav would print a line for each
+    av.logging.set_libav_level(av.logging.PANIC)
     self.path, self.pix_fmt = Path(path), pix_fmt
     if not self.path.is_file():
       raise UserError(f"no video at {self.path}")
@@ -132,14 +146,15 @@ class FrameReader:
   def _raw_frames(self, key: int, end: int) -> Iterator[Any]:
     codec: Any = av.CodecContext.create("hevc", "r")
     codec.thread_type, codec.thread_count = ("AUTO", 0) if end - key > 1 else ("NONE", 1)
-    prefix = self.sets if key else b""   # the file's own parameter sets: a group need not repeat them
-    for a, b in self.packets[key:end]:
-      try:
-        yield from codec.decode(av.Packet(prefix + self.dat[a:b]))
-      except av.FFmpegError:
-        pass                             # a damaged picture; the next keyframe is whole again
-      prefix = b""
-    yield from codec.decode(None)
+    prefix = self.sets if key else b""  # the file's own parameter sets: a group need not repeat them
+    with drained(codec):
+      for a, b in self.packets[key:end]:
+        try:
+          yield from codec.decode(av.Packet(prefix + self.dat[a:b]))
+        except av.FFmpegError:
+          pass  # a damaged picture; the next keyframe is whole again
+        prefix = b""
+      yield from codec.decode(None)
 
   def _container_frames(self, key: int) -> Iterator[Any]:
     with av.open(str(self.path)) as c:
@@ -148,12 +163,13 @@ class FrameReader:
       begin = self.times[key]
       if key:
         c.seek(begin, stream=stream)
-      try:
-        for frame in c.decode(stream):
-          if frame.pts is None or frame.pts >= begin:
-            yield frame
-      except av.FFmpegError:
-        return                           # the file's end is damaged: what came before it was whole
+      with drained(stream.codec_context):
+        try:
+          for frame in c.decode(stream):
+            if frame.pts is None or frame.pts >= begin:
+              yield frame
+        except av.FFmpegError:
+          return  # the file's end is damaged: what came before it was whole
 
   def _convert(self, frame: Any) -> np.ndarray:
     if self.pix_fmt == "rgb24":

@@ -1,0 +1,95 @@
+import fractions
+
+import av
+import numpy as np
+import pytest
+
+from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.framereader import FrameReader
+from openpilot.tools.sim.write_route import VideoWriter
+
+W, H, N, GOP = 256, 144, 47, 10
+
+
+def picture(i):
+  """A bright square that moves, and the number of the frame in the brightness of a stripe."""
+  p = np.zeros((H, W, 3), np.uint8)
+  p[20:60, 4 * i:4 * i + 40] = (200, 80, 30)
+  p[100:] = 4 * i + 20
+  return p
+
+
+def write(path):
+  if path.suffix == ".mp4":
+    c = av.open(str(path), "w")
+    s = c.add_stream("libx264", rate=20)
+    s.width, s.height, s.pix_fmt, s.gop_size, s.options = W, H, "yuv420p", GOP, {"bf": "2"}
+    for i in range(N):
+      f = av.VideoFrame.from_ndarray(picture(i), format="rgb24")
+      f.pts, f.time_base = i, fractions.Fraction(1, 20)
+      c.mux(s.encode(f))
+    c.mux(s.encode(None))
+    c.close()
+  else:
+    v = VideoWriter(path, W, H, GOP, 18)
+    for i in range(N):
+      v.write(picture(i))
+    v.close()
+  return path
+
+
+@pytest.fixture(params=["fcamera.hevc", "qcamera.ts", "clip.mp4"])
+def video(request, tmp_path):
+  return write(tmp_path / request.param)
+
+
+@pytest.mark.parametrize("pix_fmt", ["rgb24", "nv12"])
+def test_random_access_is_bit_equal_to_the_sequence(video, pix_fmt):
+  reader = FrameReader(video, pix_fmt)
+  assert (reader.w, reader.h, reader.frame_count, reader.fps) == (W, H, N, 20.)
+  frames = list(reader)
+  assert len(frames) == N and frames[0].shape == ((H, W, 3) if pix_fmt == "rgb24" else (H * 3 // 2, W))
+  stripe = [int(round((f[120].mean() - (0 if pix_fmt == "rgb24" else 16)) * (1 if pix_fmt == "rgb24" else 255 / 219))) for f in frames]
+  assert all(abs(s - (4 * i + 20)) < 6 for i, s in enumerate(stripe))   # frames are the right ones: neighbours differ by 4, the codec by less
+  for i in np.random.default_rng(0).permutation(N):
+    assert (FrameReader(video, pix_fmt).get(int(i)) if i % 7 == 0 else reader.get(int(i))).tobytes() == frames[i].tobytes()
+  for start in (0, 3, GOP, 33):
+    assert next(reader.read_from(start)).tobytes() == frames[start].tobytes()
+  with pytest.raises(IndexError):
+    reader.get(N)
+
+
+def test_nv12_planes(tmp_path):
+  path = write(tmp_path / "fcamera.hevc")
+  with av.open(str(path), format="hevc") as c:
+    want = next(c.decode(video=0)).reformat(format="nv12").to_ndarray()
+  assert (FrameReader(path, "nv12").get(0) == want).all()
+
+
+@pytest.mark.parametrize("name", ["fcamera.hevc", "qcamera.ts", "clip.mp4"])
+@pytest.mark.parametrize("content", [b"", b"no video " * 1000])
+def test_what_is_no_video_is_said(tmp_path, name, content):
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(UserError, match=name):
+    FrameReader(tmp_path / name)
+  with pytest.raises(UserError, match="no video at"):
+    FrameReader(tmp_path / "absent.hevc")
+
+
+@pytest.mark.parametrize("name", ["fcamera.hevc", "qcamera.ts"])
+def test_cut_short(tmp_path, name):
+  path = write(tmp_path / name)
+  whole = path.read_bytes()
+  path.write_bytes(whole[:len(whole) * 2 // 3])
+  reader = FrameReader(path)
+  assert 10 < len(list(reader)) <= reader.frame_count < N
+
+
+@pytest.mark.slow
+def test_shared_qcamera(shared_data):
+  reader = FrameReader(shared_data / "realdata" / "0000002c--d68dde99ca--1" / "qcamera.ts", "nv12")
+  assert (reader.w, reader.h, reader.frame_count) == (526, 330, 1200)
+  frames = {i: f for i, f in enumerate(reader) if i % 97 == 0}
+  assert sum(1 for _ in reader) == 1200
+  for i, f in frames.items():
+    assert (reader.get(i) == f).all()

@@ -1,0 +1,146 @@
+import bz2
+import errno
+from collections import Counter
+
+import pytest
+import zstandard
+
+from openpilot.cereal import log, messaging
+from openpilot.tools.lib import logwriter
+from openpilot.tools.lib.encode_index import encode_index, synthetic_index
+from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.logreader import LogReader, raw_events
+from openpilot.tools.lib.logwriter import write_log
+from openpilot.tools.lib.route import Route
+
+
+def car_state(t, v=0.):
+  m = messaging.new_message("carState", valid=True, logMonoTime=t)
+  m.carState.vEgo = v
+  return m.to_bytes()
+
+
+def camera(t, frame_id):
+  m = messaging.new_message("narrowRoadCameraState", valid=True, logMonoTime=t)
+  m.narrowRoadCameraState.frameId = frame_id
+  return m.to_bytes()
+
+
+MESSAGES = [car_state(30, 3), camera(10, 1), car_state(20, 2), camera(40, 4), car_state(20, 2.5)]
+
+
+@pytest.mark.parametrize("suffix", [".zst", ".bz2", ""])
+def test_order_selection_spelling(tmp_path, suffix):
+  path = tmp_path / f"rlog{suffix}"
+  assert write_log(path, MESSAGES) == 5
+  assert [e.logMonoTime for e in LogReader(path)] == [10, 20, 20, 30, 40]
+  assert [e.logMonoTime for e in LogReader(path, sort_by_time=False)] == [30, 10, 20, 40, 20]
+  assert [e.carState.vEgo for e in LogReader(path, services=["carState"])] == [2, 2.5, 3]   # equal times keep their order
+  for name in ("roadCameraState", "narrowRoadCameraState"):
+    assert [e.narrowRoadCameraState.frameId for e in LogReader(path, services=[name])] == [1, 4]
+  assert sorted(dat for _, _, dat in raw_events(path)) == sorted(MESSAGES)
+  with pytest.raises(UserError, match="no service noSuch"):
+    LogReader(path, services=["noSuch"])
+
+
+def test_several_segments_are_one_stream(tmp_path):
+  second = 1_000_000_000
+  a = [car_state(t * second, t) for t in range(0, 60)] + [camera(60 * second + 300, 7)]
+  b = [camera(59 * second + 700_000_000, 6)] + [car_state(t * second, t) for t in range(60, 120)]   # begins before the first ends
+  for n, m in enumerate((a, b)):
+    write_log(tmp_path / f"0000002c--d68dde99ca--{n}" / "rlog.zst", m)
+  times = [e.logMonoTime for e in LogReader(Route(tmp_path))]
+  assert len(times) == 122 and times == sorted(times)
+
+
+def test_unknown_unions_are_skipped_and_counted(tmp_path):
+  strange = bytearray(car_state(25))
+  at = 8 + 8 + 8   # segment table, root pointer, time; the tag is next
+  assert int.from_bytes(strange[at:at + 2], "little") == log.Event.schema.fields["carState"].proto.discriminantValue
+  strange[at:at + 2] = (999).to_bytes(2, "little")
+  path = tmp_path / "rlog"
+  write_log(path, [*MESSAGES, bytes(strange), bytes(strange)])
+  reader = LogReader(path)
+  assert len(list(reader)) == 5 and reader.unknown == Counter({999: 2})
+
+
+def test_messages_of_several_segments_of_memory(tmp_path):
+  m = messaging.new_message("can", 3000, logMonoTime=15)
+  for c in m.can:
+    c.dat = b"12345678" * 4
+  assert int.from_bytes(m.to_bytes()[:4], "little") > 0, "one memory segment: make it larger"
+  write_log(tmp_path / "rlog", [*MESSAGES, m.to_bytes()])
+  assert [e.which() for e in LogReader(tmp_path / "rlog")][1] == "can" and len(list(LogReader(tmp_path / "rlog", services=["can"]))[0].can) == 3000
+
+
+@pytest.mark.parametrize("suffix", [".zst", ".bz2", ""])
+def test_truncated_tails_are_tolerated_and_said(tmp_path, suffix, capsys):
+  path, many = tmp_path / f"rlog{suffix}", [car_state(i, i) for i in range(30_000)]
+  write_log(path, many)
+  whole = path.read_bytes()
+  path.write_bytes(whole[:len(whole) * 2 // 3])
+  reader = LogReader(path, services=["carState"])
+  got = [e.carState.vEgo for e in reader]
+  assert 0 < len(got) < 30_000 and got == [float(i) for i in range(len(got))]
+  assert len(reader.truncated) == 1 and str(path) in reader.truncated[0]
+  assert capsys.readouterr().err.count("warning:") == 1
+
+
+@pytest.mark.parametrize(("content", "message"), [
+  (b"", "is empty"), (b"this is no log at all, but text of some length", "is not a log"), (zstandard.compress(b"text " * 100), "is not a log"),
+  (bz2.compress(b"\0" * 100), "is not a log"), (b"\x28\xb5\x2f\xfd" + b"rubbish", "no readable data"), (b"BZh9rubbish", "no readable data"),
+])
+def test_what_is_no_log_is_said(tmp_path, content, message):
+  (tmp_path / "rlog").write_bytes(content)
+  with pytest.raises(UserError, match=message):
+    list(LogReader(tmp_path / "rlog"))
+
+
+def test_segment_without_log_is_named(tmp_path):
+  (tmp_path / "0000002c--d68dde99ca--3").mkdir()
+  (tmp_path / "0000002c--d68dde99ca--3" / "qcamera.ts").write_bytes(b"x")
+  with pytest.raises(UserError, match="no rlog or qlog in segment 0000002c--d68dde99ca--3"):
+    list(LogReader(tmp_path))
+
+
+def test_disk_full_leaves_the_old_file(tmp_path, monkeypatch):
+  path = tmp_path / "rlog.zst"
+  write_log(path, MESSAGES)
+  before = path.read_bytes()
+  def full():
+    yield MESSAGES[0]
+    raise OSError(errno.ENOSPC, "No space left on device")
+  with pytest.raises(UserError, match="disk is full"):
+    write_log(path, full())
+  assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["rlog.zst"]
+  with pytest.raises(KeyError), logwriter.atomic_path(tmp_path / "x") as tmp:
+    tmp.write_text("half")
+    raise KeyError
+  assert [p.name for p in tmp_path.iterdir()] == ["rlog.zst"]
+
+
+def test_shared_logs_equal_pycapnp(shared_data):
+  paths = sorted((shared_data / "realdata").glob("*/?log.*"))
+  for path in paths:
+    dat = path.read_bytes()
+    dat = bz2.decompress(dat) if path.suffix == ".bz2" else zstandard.ZstdDecompressor().decompressobj().decompress(dat)
+    want = [(e.logMonoTime, e.which()) for e in log.Event.read_multiple_bytes(dat, traversal_limit_in_words=2**64 - 1)]
+    reader = LogReader(path, sort_by_time=False)
+    assert [(e.logMonoTime, e.which()) for e in reader] == want and not reader.unknown and not reader.truncated
+    chosen = [(e.logMonoTime, e.which()) for e in LogReader(path, services=["carState", "liveCalibration"])]
+    assert chosen == sorted((x for x in want if x[1] in ("carState", "extrinsicsCalibration")), key=lambda x: x[0])
+
+
+def test_shared_video_joins_its_log(shared_data):
+  last = None
+  for s in Route(shared_data / "realdata" / "0000002c--d68dde99ca").segments:
+    entries = encode_index(s, "qcamera")
+    assert [e.segment_id for e in entries] == list(range(1200)) and {e.segment_num for e in entries} == {s.num}
+    ids = [e.frame_id for e in entries]
+    assert ids == list(range(ids[0], ids[0] + 1200)) and (last is None or ids[0] == last + 1)
+    last = ids[-1]
+
+
+def test_index_without_log():
+  entries = synthetic_index(5, 25., 3, start=1000, first_id=10)
+  assert [e.frame_id for e in entries] == [10, 11, 12, 13, 14] and entries[4].timestamp_sof == 1000 + 160_000_000 and entries[0].segment_num == 3

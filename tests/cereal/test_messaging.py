@@ -9,14 +9,14 @@ import pytest
 from openpilot.cereal import messaging
 from openpilot.cereal.services import SERVICE_LIST
 
-DEADLINE = 20.
+DEADLINE = 20.0
 
 
 def until(f, what):
   end = time.monotonic() + DEADLINE
   while (value := f()) is None or value is False:
     assert time.monotonic() < end, f"no {what} within {DEADLINE} s"
-    time.sleep(.005)
+    time.sleep(0.005)
   return value
 
 
@@ -45,7 +45,7 @@ def test_both_spellings_meet(pm, spelling):
 
 def connected(pm, sock):
   until(lambda: pm.send("narrowRoadCameraState", camera_state(0)) or sock.receive(non_blocking=True), "connection")
-  time.sleep(.05)
+  time.sleep(0.05)
   messaging.drain_sock_raw(sock)
 
 
@@ -56,12 +56,12 @@ def test_drain_conflate_and_timeout(pm):
   messaging.drain_sock_raw(every)
   for i in range(20):
     pm.send("narrowRoadCameraState", camera_state(i))
-  time.sleep(.1)
+  time.sleep(0.1)
   assert [m.narrowRoadCameraState.frameId for m in messaging.drain_sock(every)] == list(range(20))
   assert messaging.recv_one(newest).narrowRoadCameraState.frameId == 19
   t0 = time.monotonic()
   assert messaging.recv_one(every) is None and messaging.recv_one_or_none(newest) is None
-  assert time.monotonic() - t0 >= .045
+  assert time.monotonic() - t0 >= 0.045
   every.close()
   newest.close()
 
@@ -69,22 +69,31 @@ def test_drain_conflate_and_timeout(pm):
 def test_submaster_alive_valid_freq(prefix):
   sm = messaging.SubMaster(["carState", "deviceState", "onroadEvents", "logMessage"])
   assert not any(sm.seen.values()) and sm["carState"].vEgo == 0 and len(sm["onroadEvents"]) == 0
+
   def event(t, vego, valid=True):
     m = messaging.new_message("carState", valid=valid, logMonoTime=int(t * 1e9))
     m.carState.vEgo = vego
     return messaging.log_from_bytes(m.to_bytes())
-  for i in range(200):   # 100 Hz, as promised
-    sm.update_msgs(i * .01, [event(i * .01, i)])
-  assert sm.updated["carState"] and sm.seen["carState"] and sm.alive["carState"] and sm.valid["carState"] and sm.freq_ok["carState"] and sm.recv_frame["carState"] == 199
+
+  for i in range(200):  # 100 Hz, as promised
+    sm.update_msgs(i * 0.01, [event(i * 0.01, i)])
+  assert (
+    sm.updated["carState"]
+    and sm.seen["carState"]
+    and sm.alive["carState"]
+    and sm.valid["carState"]
+    and sm.freq_ok["carState"]
+    and sm.recv_frame["carState"] == 199
+  )
   assert not sm.alive["deviceState"] and not sm.all_alive() and sm.all_checks(["carState"]) and sm["carState"].vEgo == 199
   sm.update_msgs(2.05, [])
   assert not sm.updated["carState"] and sm.alive["carState"]
-  sm.update_msgs(1.99 + 10 / SERVICE_LIST["carState"].frequency + .01, [])
+  sm.update_msgs(1.99 + 10 / SERVICE_LIST["carState"].frequency + 0.01, [])
   assert not sm.alive["carState"] and not sm.all_checks(["carState"])
-  sm.update_msgs(3., [event(3., 0, valid=False)])
+  sm.update_msgs(3.0, [event(3.0, 0, valid=False)])
   assert sm.alive["carState"] and not sm.valid["carState"] and not sm.all_valid(["carState"])
-  for i in range(300):   # 25 Hz in place of 100
-    sm.update_msgs(4 + i * .04, [event(4 + i * .04, 0)])
+  for i in range(300):  # 25 Hz in place of 100
+    sm.update_msgs(4 + i * 0.04, [event(4 + i * 0.04, 0)])
   assert not sm.freq_ok["carState"]
   sm.close()
   with pytest.raises(KeyError):
@@ -123,7 +132,7 @@ def test_publisher_killed_and_started_again(prefix):
     os.kill(proc.pid, signal.SIGKILL)
     proc.wait()
     messaging.drain_sock_raw(sock)
-  pm = messaging.PubMaster(["fairState"])   # what it left behind is taken over
+  pm = messaging.PubMaster(["fairState"])  # what it left behind is taken over
   until(lambda: pm.send("fairState", messaging.new_message("fairState")) or messaging.recv_one_or_none(sock), "message of a new publisher")
   pm.close()
   sock.close()

@@ -1,4 +1,5 @@
 """The schema against the field tables that it was written from: every ordinal on the same bits and the same union tag."""
+
 import re
 
 import pytest
@@ -6,16 +7,40 @@ import pytest
 from openpilot.cereal import car, log
 from openpilot.cereal.services import RENAMED, SERVICE_LIST
 
-BITS = {"bool": 1, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16, "enum": 16, "int32": 32, "uint32": 32, "float32": 32, "int64": 64, "uint64": 64, "float64": 64}
+BITS = {
+  "bool": 1,
+  "int8": 8,
+  "uint8": 8,
+  "int16": 16,
+  "uint16": 16,
+  "enum": 16,
+  "int32": 32,
+  "uint32": 32,
+  "float32": 32,
+  "int64": 64,
+  "uint64": 64,
+  "float64": 64,
+}
 
 # struct, field, where upstream's compiler put it
 SELECTION = [
-  ("FrameData", "frameId", "data bits 0..31"), ("FrameData", "timestampSof", "data bits 256..319"), ("FrameData", "sensor", "data bits 640..655"),
-  ("EncodeIndex", "segmentId", "data bits 128..159"), ("EncodeIndex", "timestampEof", "data bits 256..319"),
-  ("ModelDataV2", "laneLines", "ptr 4"), ("ModelDataV2", "leadsV3", "ptr 12"), ("ModelDataV2", "timestampEof", "data bits 128..191"),
-  ("ExtrinsicsCalibration", "rpyCalib", "ptr 4"), ("ExtrinsicsCalibration", "calStatus", "data bits 16..31"), ("DeviceState", "started", "data bit 192"),
-  ("Car.CarState", "vEgo", "data bits 0..31"), ("Car.CarState", "steeringAngleDeg", "data bits 128..159"), ("Car.CarState", "leftBlinker", "data bit 69"),
-  ("CameraOdometry", "wideFromDeviceEuler", "ptr 4"), ("DeviceMotion", "angularVelocityDevice", "ptr 3"), ("RadarState.LeadData", "radarTrackId", "data bits 416..447"),
+  ("FrameData", "frameId", "data bits 0..31"),
+  ("FrameData", "timestampSof", "data bits 256..319"),
+  ("FrameData", "sensor", "data bits 640..655"),
+  ("EncodeIndex", "segmentId", "data bits 128..159"),
+  ("EncodeIndex", "timestampEof", "data bits 256..319"),
+  ("ModelDataV2", "laneLines", "ptr 4"),
+  ("ModelDataV2", "leadsV3", "ptr 12"),
+  ("ModelDataV2", "timestampEof", "data bits 128..191"),
+  ("ExtrinsicsCalibration", "rpyCalib", "ptr 4"),
+  ("ExtrinsicsCalibration", "calStatus", "data bits 16..31"),
+  ("DeviceState", "started", "data bit 192"),
+  ("Car.CarState", "vEgo", "data bits 0..31"),
+  ("Car.CarState", "steeringAngleDeg", "data bits 128..159"),
+  ("Car.CarState", "leftBlinker", "data bit 69"),
+  ("CameraOdometry", "wideFromDeviceEuler", "ptr 4"),
+  ("DeviceMotion", "angularVelocityDevice", "ptr 3"),
+  ("RadarState.LeadData", "radarTrackId", "data bits 416..447"),
 ]
 
 
@@ -50,7 +75,7 @@ def test_selected_fields(struct, field, place):
 
 def test_event_tags():
   tags = {f.ordinal.explicit: f.discriminantValue for f in log.Event.schema.node.struct.fields}
-  assert tags[0] == tags[67] == 0xFFFF   # outside the union
+  assert tags[0] == tags[67] == 0xFFFF  # outside the union
   for ordinal, tag in tags.items():
     if ordinal not in (0, 67):
       assert tag == ordinal - (1 if ordinal < 67 else 2)

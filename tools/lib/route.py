@@ -147,6 +147,8 @@ class Route:
       return [Segment(m["log"], int(m["n"]), path.parent, {kind: path})] if m else [Segment(path.stem, 0, path.parent, {kind: path})]
     if path.is_dir():
       if files := files_in(path):
+        if path.name.isdigit():  # DIR/<route>/<n>
+          return [Segment(path.resolve().parent.name, int(path.name), path, files)]
         m = SEGMENT.match(path.name)
         return [Segment(m["log"] if m else path.name, int(m["n"]) if m else 0, path, files)]
       all_there = segments_in(path)

@@ -74,9 +74,10 @@ def segment_index(segment: Segment, camera: str, reader: FrameReader, first_id: 
   return encode_index(segment, camera)
 
 
-def frames(segments: list[Segment], camera: str, start: float = 0.0, pix_fmt: str = "nv12") -> Iterator[tuple[EncodeEntry, np.ndarray]]:
-  """(entry, frame) of a route's video over all its segments, in order, from `start` seconds after the first one on."""
-  origin: int | None = None
+def frames(
+  segments: list[Segment], camera: str, start: float = 0.0, pix_fmt: str = "nv12", origin: int | None = None
+) -> Iterator[tuple[EncodeEntry, np.ndarray]]:
+  """(entry, frame) of a route's video over all its segments, in order, from `start` seconds after `origin` ns, or the first one, on."""
   next_id, next_time = 0, 1_000_000_000
   for segment in segments:
     path: Path | None = getattr(segment, VIDEOS[camera])
@@ -157,9 +158,8 @@ class Replay:
   def _items(self) -> Iterator[Item]:
     """Messages and frames, merged in time."""
     state = STATE_SERVICES[self.camera]
-    count = {state: 0}
-    video = frames(self.segments, self.camera, self.start) if self.has_video else iter(())
     first_time = next((t for t, _, _ in messages(self.segments, None, set())), None)
+    video = frames(self.segments, self.camera, self.start, origin=first_time) if self.has_video else iter(())
 
     def logged() -> Iterator[Item]:
       for t, service, dat in messages(self.segments, self.allow, self.block):
@@ -171,9 +171,6 @@ class Replay:
 
     def filmed() -> Iterator[Item]:
       for entry, frame in video:
-        if first_time is not None and self.start and (entry.timestamp_eof - first_time) * 1e-9 < self.start:
-          continue
-        count[state] += 1
         if state in self.services:
           msg = messaging.new_message(state, valid=True, logMonoTime=entry.timestamp_eof)
           cam = getattr(msg, state)

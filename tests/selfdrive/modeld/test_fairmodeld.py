@@ -1,4 +1,5 @@
 """The real process over real sockets, fed by a camera server in the test."""
+
 import os
 import signal
 import subprocess
@@ -13,12 +14,14 @@ from openpilot.cereal import messaging
 from openpilot.cereal.visionipc import VisionIpcServer, VisionStreamType, nv12_info
 
 ROAD = VisionStreamType.VISION_STREAM_NARROW_ROAD
-DEADLINE = 30.   # s; generous: only a hang reaches it
+DEADLINE = 30.0  # s; generous: only a hang reaches it
 
 
 class Rig:
   def __init__(self, bundle):
-    self.proc = subprocess.Popen([sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--bundle", str(bundle)], stderr=subprocess.PIPE, text=True)
+    self.proc = subprocess.Popen(
+      [sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--bundle", str(bundle)], stderr=subprocess.PIPE, text=True
+    )
     self.sm = messaging.SubMaster(["fairState", "fairDepth", "fairSegmentation"])
     self.server = None
     self.frame_id = 0
@@ -74,7 +77,7 @@ def test_camera_server_restarts(rig):
   rig.until(lambda sm: sm.updated["fairDepth"], "first fairDepth")
   rig.server.close()
   rig.server = None
-  time.sleep(.3)
+  time.sleep(0.3)
   rig.camera()
   rig.frame_id = 0
   rig.sm.update(0)
@@ -93,19 +96,23 @@ def test_unknown_camera_is_a_fault_and_the_process_lives(rig):
 
 def test_calibration_is_taken(rig):
   rig.camera()
-  pm = messaging.PubMaster(["liveCalibration"])   # the older spelling reaches the same endpoint
+  pm = messaging.PubMaster(["liveCalibration"])  # the older spelling reaches the same endpoint
+
   def calibrated(sm):
     msg = messaging.new_message("liveCalibration", valid=True)
-    msg.extrinsicsCalibration.calStatus, msg.extrinsicsCalibration.rpyCalib = "calibrated", [0., .02, .01]
+    msg.extrinsicsCalibration.calStatus, msg.extrinsicsCalibration.rpyCalib = "calibrated", [0.0, 0.02, 0.01]
     pm.send("liveCalibration", msg)
     return sm["fairState"].calibrated
+
   rig.until(calibrated, "calibrated")
   pm.close()
 
 
 def test_second_instance_says_so(rig, tmp_path):
   rig.until(lambda sm: sm.seen["fairState"], "fairState")
-  r = subprocess.run([sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--bundle", str(tmp_path / "tiny")], capture_output=True, text=True, timeout=DEADLINE)
+  r = subprocess.run(
+    [sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--bundle", str(tmp_path / "tiny")], capture_output=True, text=True, timeout=DEADLINE
+  )
   assert r.returncode == 2 and r.stderr.startswith("error: ") and str(rig.proc.pid) in r.stderr and r.stderr.count("\n") == 1
 
 

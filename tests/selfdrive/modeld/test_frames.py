@@ -12,13 +12,18 @@ DEVICE_FROM_VIEW = np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]], dtype=np.float64)
 def rotation(roll, pitch, yaw):
   def r(axis, a):
     c, s = np.cos(a), np.sin(a)
-    return {"x": np.array([[1, 0, 0], [0, c, -s], [0, s, c]]), "y": np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]]), "z": np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])}[axis]
+    return {
+      "x": np.array([[1, 0, 0], [0, c, -s], [0, s, c]]),
+      "y": np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]]),
+      "z": np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]),
+    }[axis]
+
   return r("z", yaw) @ r("y", pitch) @ r("x", roll)
 
 
 def source_pixel(x, y, k_model, k, rpy):
   """Where a model pixel comes from: its ray in the calibrated frame, turned into the device's, seen by the camera. Scalar float64, no matrix of ours."""
-  ray = DEVICE_FROM_VIEW @ np.array([(x - k_model[0, 2]) / k_model[0, 0], (y - k_model[1, 2]) / k_model[1, 1], 1.])
+  ray = DEVICE_FROM_VIEW @ np.array([(x - k_model[0, 2]) / k_model[0, 0], (y - k_model[1, 2]) / k_model[1, 1], 1.0])
   view = DEVICE_FROM_VIEW.T @ rotation(*rpy) @ ray
   return view[0] / view[2] * k[0, 0] + k[0, 2], view[1] / view[2] * k[1, 1] + k[1, 2]
 
@@ -31,7 +36,7 @@ def test_warp_is_the_nearest_camera_pixel(size, view):
   stride, y_height, _, length = nv12_info(w, h)
   uv = stride * y_height
   buf = r.integers(0, 256, length, dtype=np.uint8)
-  rpy = r.uniform(-.04, .04, 3)
+  rpy = r.uniform(-0.04, 0.04, 3)
   k, k_model = camera_intrinsics(w, h), medmodel_intrinsics if view == "medmodel" else sbigmodel_intrinsics
   frame = ModelFrame(w, h, stride, uv, view)
   frame.set_calibration(rpy, k)
@@ -40,9 +45,9 @@ def test_warp_is_the_nearest_camera_pixel(size, view):
   for _ in range(3000):
     x, y = int(r.integers(512)), int(r.integers(256))
     sx, sy = source_pixel(x, y, k_model, k, rpy)
-    if abs(sx % 1 - .5) < 1e-6 or abs(sy % 1 - .5) < 1e-6:
-      continue   # a tie: either neighbour is the nearest
-    inside = -.5 < sx < w - .5 and -.5 < sy < h - .5
+    if abs(sx % 1 - 0.5) < 1e-6 or abs(sy % 1 - 0.5) < 1e-6:
+      continue  # a tie: either neighbour is the nearest
+    inside = -0.5 < sx < w - 0.5 and -0.5 < sy < h - 0.5
     assert frame.valid[y, x] == inside
     px, py = min(max(round(sx), 0), w - 1), min(max(round(sy), 0), h - 1)
     assert out[(y % 2) + 2 * (x % 2), y // 2, x // 2] == buf[py * stride + px]
@@ -52,10 +57,10 @@ def test_warp_is_the_nearest_camera_pixel(size, view):
   for _ in range(1000):
     x, y = int(r.integers(256)), int(r.integers(128))
     sx, sy = (v / 2 for v in source_pixel(2 * x, 2 * y, k_model, k, rpy))
-    if abs(sx % 1 - .5) < 1e-6 or abs(sy % 1 - .5) < 1e-6:
+    if abs(sx % 1 - 0.5) < 1e-6 or abs(sy % 1 - 0.5) < 1e-6:
       continue
     px, py = min(max(round(sx), 0), w // 2 - 1), min(max(round(sy), 0), h // 2 - 1)
-    assert [out[4, y, x], out[5, y, x]] == list(buf[uv + py * stride + 2 * px:][:2])
+    assert [out[4, y, x], out[5, y, x]] == list(buf[uv + py * stride + 2 * px :][:2])
 
 
 def test_medmodel_fits_every_road_camera():
@@ -63,7 +68,7 @@ def test_medmodel_fits_every_road_camera():
     stride, y_height, _, _ = nv12_info(*size)
     frame = ModelFrame(*size, stride, stride * y_height)
     frame.set_calibration(np.zeros(3), camera_intrinsics(*size))
-    assert frame.filled >= 255 / 256   # the view's last row lies half a pixel below the 1928x1208 image
+    assert frame.filled >= 255 / 256  # the view's last row lies half a pixel below the 1928x1208 image
 
 
 def test_pack_rgb_is_what_the_encoder_makes():
@@ -73,7 +78,11 @@ def test_pack_rgb_is_what_the_encoder_makes():
   y, x = np.mgrid[0:4:256j, 0:8:512j]
   i, j = np.minimum(y.astype(int), 3), np.minimum(x.astype(int), 7)
   u, v = (y - i)[..., None], (x - j)[..., None]
-  rgb = ((1 - u) * (1 - v) * corners[i, j] + (1 - u) * v * corners[i, j + 1] + u * (1 - v) * corners[i + 1, j] + u * v * corners[i + 1, j + 1]).round().astype(np.uint8)
+  rgb = (
+    ((1 - u) * (1 - v) * corners[i, j] + (1 - u) * v * corners[i, j + 1] + u * (1 - v) * corners[i + 1, j] + u * v * corners[i + 1, j + 1])
+    .round()
+    .astype(np.uint8)
+  )
   nv12 = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format="nv12", dst_colorspace="ITU601").to_ndarray()
   luma, chroma = nv12[:256], nv12[256:].reshape(128, 256, 2)
   want = np.stack([luma[0::2, 0::2], luma[1::2, 0::2], luma[0::2, 1::2], luma[1::2, 1::2], chroma[..., 0], chroma[..., 1]]).astype(int)
@@ -83,10 +92,10 @@ def test_pack_rgb_is_what_the_encoder_makes():
 
 
 def test_unknown_camera_is_named():
-  with pytest.raises(CameraError, match="640x480.*1344x760"):
+  with pytest.raises(CameraError, match=r"640x480.*1344x760"):
     camera_intrinsics(640, 480)
   assert camera_intrinsics(1344, 760)[0, 0] == 1141.5
-  assert camera_intrinsics(1928, 1208, "tizi", "ox03c10")[0, 0] == 2648.
+  assert camera_intrinsics(1928, 1208, "tizi", "ox03c10")[0, 0] == 2648.0
   assert camera_intrinsics(526, 330)[0, 0] == pytest.approx(2648 * 526 / 1928)
 
 

@@ -1,0 +1,213 @@
+"""Replay over real sockets, and the deterministic one without."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import av
+import pytest
+
+from openpilot.cereal import log, messaging
+from openpilot.cereal.visionipc import VisionIpcClient, VisionStreamType
+from openpilot.selfdrive.modeld.fair.bundle import find_bundle
+from openpilot.selfdrive.modeld.fair.fairmodeld import MODELS_DIR
+from openpilot.selfdrive.modeld.fair.model import FairModel
+from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.logreader import LogReader
+from openpilot.tools.lib.logwriter import write_log
+from openpilot.tools.lib.route import Route
+from openpilot.tools.replay.compare_logs import compare_logs
+from openpilot.tools.replay.process_replay import process_replay
+from openpilot.tools.replay.record import merge
+from openpilot.tools.replay.replay import Replay, choose_camera, frames, with_time
+from openpilot.tools.replay.report import measure
+from openpilot.tools.replay.show import show
+from openpilot.tools.sim.write_route import write_route
+
+ROAD = VisionStreamType.VISION_STREAM_NARROW_ROAD
+
+
+@pytest.fixture(scope="module")
+def route(tmp_path_factory):
+  """1.5 s in two segments: over a boundary."""
+  return write_route(tmp_path_factory.mktemp("route"), seed=11, seconds=1.5, segment_seconds=1.0)
+
+
+class Listener:
+  """Hears camera frames and messages while a replay runs."""
+
+  def __init__(self, services):
+    self.poller, self.done, self.frames, self.events = messaging.Poller(), threading.Event(), [], []
+    self.socks = [messaging.sub_sock(s, self.poller) for s in services]
+    self.client = VisionIpcClient("camerad", ROAD, False)
+    self.threads = [threading.Thread(target=self._messages), threading.Thread(target=self._camera)]
+    for t in self.threads:
+      t.start()
+
+  def _messages(self):
+    while not self.done.is_set():
+      for sock in self.poller.poll(50):
+        self.events += messaging.drain_sock(sock)
+
+  def _camera(self):
+    while not self.done.is_set():
+      if not self.client.is_connected():
+        self.client.connect(False) or time.sleep(0.005)
+      elif (buf := self.client.recv(50)) is not None:
+        self.frames.append(
+          (self.client.frame_id, self.client.timestamp_eof, buf.data[: buf.stride * buf.height].reshape(buf.height, buf.stride)[:, : buf.width].mean())
+        )
+
+  def stop(self):
+    time.sleep(0.2)
+    self.done.set()
+    for t in self.threads:
+      t.join()
+    self.client.close()
+    return self
+
+
+def heard(replay, services=("carState", "modelV2", "deviceState", "narrowRoadCameraState")):
+  listener = Listener(services)
+  replay.run(progress=False, warm_up=0.5)
+  return listener.stop()
+
+
+def test_frames_and_messages_come_as_recorded(route, prefix):
+  segments = Route(route).segments
+  got = heard(Replay(segments))
+  want = list(frames(segments, "road"))
+  assert [f[0] for f in got.frames] == [e.frame_id for e, _ in want] and len(want) == 30
+  assert [f[1] for f in got.frames] == [e.timestamp_eof for e, _ in want]
+  for (_, _, mean), (_, frame) in zip(got.frames, want, strict=True):
+    assert abs(mean - frame[:760].mean()) < 1e-9
+  logged = [e.logMonoTime for e in LogReader(Route(route), services=["modelV2"])]
+  assert [e.logMonoTime for e in got.events if e.which() == "modelV2"] == logged and len(logged) == 30
+  assert sum(e.which() == "carState" for e in got.events) == 150
+  assert all(e.deviceState.started for e in got.events if e.which() == "deviceState")
+  assert [e.narrowRoadCameraState.frameId for e in got.events if e.which() == "narrowRoadCameraState"] == [e.frame_id for e, _ in want]
+
+
+def test_start_allow_block_and_loop(route, prefix):
+  segments = Route(route).segments
+  got = heard(Replay(segments, start=1.0, allow=["carState", "roadCameraState"], block=["carState"]))
+  assert {e.which() for e in got.events} == {"narrowRoadCameraState", "deviceState"} and len(got.frames) in (9, 10, 11)
+  replay = Replay(segments, loop=True, speed=2.0)
+  threading.Timer(2.6, replay.stop.set).start()
+  got = heard(replay)
+  ids, times = [f[0] for f in got.frames], [f[1] for f in got.frames]
+  assert len(ids) > 40 and ids == list(range(ids[0], ids[0] + len(ids))) and times == sorted(set(times))
+  times = [e.logMonoTime for e in got.events if e.which() == "modelV2"]
+  assert len(times) > 40 and times == sorted(set(times))
+  with pytest.raises(UserError, match="no service nonsense"):
+    Replay(segments, allow=["nonsense"])
+
+
+def test_live_publisher_is_one_line_and_2(route, prefix):
+  pm = messaging.PubMaster(["deviceState"])
+  r = subprocess.run([sys.executable, "-m", "openpilot.tools.replay.replay", str(route)], capture_output=True, text=True)
+  assert r.returncode == 2 and r.stderr.startswith("error: 'deviceState' is being published already") and r.stderr.count("\n") == 1
+  pm.close()
+
+
+def test_video_without_log_and_log_without_video(route, prefix, tmp_path, capsys):
+  segment = Route(route).segments[0]
+  (tmp_path / "v").mkdir()
+  (tmp_path / "v" / "qcamera.ts").write_bytes(segment.qcamera.read_bytes())
+  segments = Route(tmp_path / "v").segments
+  assert choose_camera(segments, "road") == "qcamera"
+  got = heard(Replay(segments, seconds=0.5))
+  assert len(got.frames) >= 9 and "no log" in capsys.readouterr().err
+  (tmp_path / "l").mkdir()
+  (tmp_path / "l" / "rlog.zst").write_bytes(segment.rlog.read_bytes())
+  got = heard(Replay(Route(tmp_path / "l").segments, seconds=0.3))
+  assert not got.frames and len(got.events) > 20 and "no video" in capsys.readouterr().err
+  with pytest.raises(UserError, match=r"no ecamera.*its cameras are qcamera"):
+    choose_camera(segments, "wide")
+
+
+def test_time_is_patched_in_place():
+  msg = messaging.new_message("carState", valid=True, logMonoTime=5)
+  msg.carState.vEgo = 3.0
+  with log.Event.from_bytes(with_time(msg.to_bytes(), 77)) as e:
+    assert (e.logMonoTime, e.carState.vEgo, e.valid) == (77, 3.0, True)
+
+
+def run(route):
+  return list(process_replay(Route(route).segments, FairModel(find_bundle(None, MODELS_DIR)), "road", progress=False))
+
+
+def test_process_replay_is_equal_byte_for_byte(route, tmp_path):
+  a, b = run(route), run(route)
+  assert a == b and len(a) == 62  # 30 frames of two messages, and fairState at 1 Hz
+  write_log(tmp_path / "a.zst", a)
+  write_log(tmp_path / "b.zst", b)
+  assert (tmp_path / "a.zst").read_bytes() == (tmp_path / "b.zst").read_bytes()
+  assert compare_logs(LogReader(tmp_path / "a.zst").raw(), LogReader(tmp_path / "b.zst").raw()) == []
+  events = list(LogReader(tmp_path / "a.zst"))
+  ids = [e.fairDepth.frameId for e in events if e.which() == "fairDepth"]
+  assert ids == [e.frame_id for e, _ in frames(Route(route).segments, "road")]
+  assert all(e.valid and e.fairDepth.modelExecutionTime == 0 for e in events if e.which() == "fairDepth")
+  numbers = measure(tmp_path / "a.zst", Route(route).segments, live=False)
+  assert numbers["frames"] == 30 and numbers["calibrated"] and numbers["gaps"] == 0
+  # scene-nano on a world that it has not seen; its card says .07 and .89 over many
+  assert numbers["quality"]["abs_rel"] < 0.25 and numbers["quality"]["iou_road"] > 0.85
+
+
+def test_compare_logs_finds_a_planted_difference(route, tmp_path):
+  a = run(route)
+  event = messaging.log_from_bytes(a[5]).as_builder()
+  which = event.which()
+  getattr(event, which).frameId += 1
+  write_log(tmp_path / "a.zst", a)
+  write_log(tmp_path / "b.zst", [*a[:5], event.to_bytes(), *a[6:-1]])
+  r = subprocess.run(
+    [sys.executable, "-m", "openpilot.tools.replay.compare_logs", str(tmp_path / "a.zst"), str(tmp_path / "b.zst")], capture_output=True, text=True
+  )
+  assert r.returncode == 1 and f"{which}.frameId is" in r.stdout and " messages and " in r.stdout
+  r = subprocess.run(
+    [sys.executable, "-m", "openpilot.tools.replay.compare_logs", str(tmp_path / "a.zst"), str(tmp_path / "none")], capture_output=True, text=True
+  )
+  assert r.returncode == 2 and r.stderr.startswith("error:")
+
+
+def test_overlay_and_merge(route, tmp_path):
+  segments = Route(route).segments
+  merge([s.log_path for s in segments], run(route), tmp_path / "rlog.zst")
+  times = [e.logMonoTime for e in LogReader(tmp_path / "rlog.zst", sort_by_time=False)]
+  assert times == sorted(times)
+  n, kept = show([tmp_path / "rlog.zst"], segments, "road", tmp_path / "o.mp4", keep=2)
+  assert n == 30 and len(kept) == 2
+  with av.open(str(tmp_path / "o.mp4")) as c:
+    pictures = [f.to_ndarray(format="rgb24") for f in c.decode(video=0)]
+  assert len(pictures) == 30 and pictures[0].shape == (760, 1344, 3)
+  plain = [f for _, f in frames(segments, "road", pix_fmt="rgb24")]
+  tint = (pictures[10].astype(int) - plain[10])[500:640, 500:840]
+  assert tint[..., 2].mean() > 20 > tint[..., 0].mean()  # the road before the car is blue
+  with pytest.raises(UserError, match="no fair messages"):
+    show([segments[0].rlog], segments, "road", tmp_path / "none.mp4")
+  assert not (tmp_path / "none.mp4").exists()
+
+
+@pytest.mark.slow
+def test_real_route_over_its_boundary(shared_data, prefix):
+  segments = Route(shared_data / "realdata" / "0000002c--d68dde99ca").segments
+  got = heard(Replay(segments, camera="road", start=57.0, seconds=6.0, speed=2.0), ("narrowRoadCameraState", "liveCalibration"))
+  ids = [f[0] for f in got.frames]
+  assert len(ids) > 100 and ids == list(range(ids[0], ids[0] + len(ids))) and ids[0] < 1202 < ids[-1]  # segment 1 begins at 1202
+  assert any(e.which() == "extrinsicsCalibration" and len(e.extrinsicsCalibration.rpyCalib) == 3 for e in got.events)
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+  r = subprocess.run([sys.executable, "-m", "openpilot.tools.demo", "--seconds", "3", "--out", str(tmp_path / "demo")], capture_output=True, text=True)
+  assert r.returncode == 0, r.stdout + r.stderr
+  assert {"overlay.mp4", "rlog.zst", "report.html", "report.json"} <= {p.name for p in (tmp_path / "demo").iterdir()}
+  numbers = json.loads((tmp_path / "demo" / "report.json").read_text())
+  assert numbers["frames"] >= 30 and numbers["calibrated"] and numbers["invalid"] == 0 and numbers["quality"]["iou_road"] > 0.8
+  page = (tmp_path / "demo" / "report.html").read_text()
+  assert page.count("<img") == 4 and "scene-nano" in page and "<svg" in page
+  kinds = {e.which() for e in LogReader(tmp_path / "demo" / "rlog.zst")}
+  assert {"fairState", "fairDepth", "fairSegmentation", "modelV2", "carState"} <= kinds

@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""A 1928x1208 NV12 frame from a server process to a client process: VisionIPC against sending its bytes through ZeroMQ. One-way time, from before
+send() to the frame in hand.
+
+python tests/bench/bench_visionipc.py [FRAMES]
+"""
+import multiprocessing
+import os
+import sys
+import time
+
+import numpy as np
+
+from openpilot.cereal.messaging import PubSocket, SubSocket
+from openpilot.cereal.visionipc import VisionIpcClient, VisionIpcServer, VisionStreamType, nv12_info
+
+W, H = 1928, 1208
+ROAD = VisionStreamType.VISION_STREAM_ROAD
+PERIOD = .02
+
+
+def serve_vision(n, go):
+  server = VisionIpcServer("bench")
+  server.create_buffers(ROAD, 8, W, H)
+  server.start_listener()
+  frames = [np.full(nv12_info(W, H)[3], i, np.uint8) for i in range(4)]
+  go.wait()
+  time.sleep(.3)
+  for i in range(n):
+    time.sleep(PERIOD)
+    server.send(ROAD, frames[i % 4], i, 0, time.monotonic_ns())
+  time.sleep(.5)
+
+
+def serve_zmq(n, go):
+  pub = PubSocket("benchframes", 3 * (nv12_info(W, H)[3] + 100))
+  frame = bytes(nv12_info(W, H)[3])
+  go.wait()
+  time.sleep(.3)
+  for _ in range(n):
+    time.sleep(PERIOD)
+    pub.send(time.monotonic_ns().to_bytes(8, "little") + frame)
+  time.sleep(.5)
+
+
+def run(target, n, receive):
+  ctx = multiprocessing.get_context("spawn")
+  go = ctx.Event()
+  proc = ctx.Process(target=target, args=(n, go))
+  proc.start()
+  try:
+    times = receive(n, go)
+  finally:
+    proc.join()
+  return np.array(times) * 1e-6
+
+
+def receive_vision(n, go):
+  client = VisionIpcClient("bench", ROAD, False)
+  client.connect()
+  go.set()
+  times = []
+  while len(times) < n and (buf := client.recv(3000)) is not None:
+    now = time.monotonic_ns()
+    assert buf.data[0] == buf.data[-1] == client.frame_id % 4
+    times.append(now - client.timestamp_eof)
+  return times
+
+
+def receive_zmq(n, go):
+  sub = SubSocket("benchframes", timeout=3000)
+  go.set()
+  times = []
+  while len(times) < n and (dat := sub.receive()) is not None:
+    times.append(time.monotonic_ns() - int.from_bytes(dat[:8], "little"))
+  return times
+
+
+def main():
+  n = int(sys.argv[1]) if len(sys.argv) > 1 else 300
+  os.environ["OPENPILOT_PREFIX"] = f"bench-{os.getpid()}"
+  ours, zmq = run(serve_vision, n, receive_vision), run(serve_zmq, n, receive_zmq)
+  print(f"{W}x{H} NV12, {nv12_info(W, H)[3] / 1e6:.1f} MB, {len(ours)} and {len(zmq)} frames; one way, ms")
+  for name, t in (("VisionIPC", ours), ("ZeroMQ", zmq)):
+    print(f"{name:<10} median {np.median(t):6.3f}   p99 {np.percentile(t, 99):6.3f}")
+  print(f"ratio of medians {np.median(zmq) / np.median(ours):.1f}")
+
+
+if __name__ == "__main__":
+  main()

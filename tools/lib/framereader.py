@@ -1,7 +1,8 @@
 """Video frames over PyAV: raw HEVC without a container (fcamera.hevc), qcamera.ts, mp4. In order, or at random by group of pictures; memory is bounded."""
 import contextlib
+import itertools
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def drained(codec: Any) -> Iterator[None]:
 class FrameReader:
   """pix_fmt 'rgb24': frames (h, w, 3) uint8; 'nv12': (h * 3 // 2, w) uint8, no padding.
 
-  `for frame in reader` and `read_from(i)` decode in order; `get(i)` decodes the group that frame i is in and keeps a few groups.
+  `for frame in reader` and `read_from(i)` decode in order; `get(i)` decodes the group that frame i is in, up to i, and keeps a few groups.
   Raises UserError where the file cannot be read as video, IndexError beyond its end.
   """
 
@@ -44,7 +45,7 @@ class FrameReader:
     if not self.path.is_file():
       raise UserError(f"no video at {self.path}")
     self.raw = self.path.suffix in (".hevc", ".h265")
-    self.cache: OrderedDict[int, list[np.ndarray]] = OrderedDict()
+    self.cache: OrderedDict[int, tuple[list[np.ndarray], Generator[np.ndarray, None, None]]] = OrderedDict()
     try:
       self._index()
     except (av.FFmpegError, StopIteration, IndexError, ValueError) as e:
@@ -124,26 +125,24 @@ class FrameReader:
     g = int(np.searchsorted(self.keys, i, side="right")) - 1
     key, end = self.keys[g], self.keys[g + 1] if g + 1 < len(self.keys) else self.frame_count
     if key not in self.cache:
-      self.cache[key] = list(self._decode(key, end))
-      size = self.cache[key][0].nbytes * (end - key) if self.cache[key] else 1
-      while len(self.cache) > 1 and len(self.cache) * size > CACHE_BYTES:
-        self.cache.popitem(last=False)
+      self.cache[key] = ([], self._decode(key, end))
     self.cache.move_to_end(key)
-    group = self.cache[key]
-    if i - key >= len(group):
+    group, rest = self.cache[key]
+    while len(group) <= i - key and (frame := next(rest, None)) is not None:  # only as far as is asked for; the decoder waits
+      group.append(frame)
+    if len(group) <= i - key:
       raise UserError(f"{self.path}: frame {i} cannot be decoded; the file is damaged there")
+    while len(self.cache) > 1 and sum(len(g) for g, _ in self.cache.values()) * group[0].nbytes > CACHE_BYTES:
+      self.cache.popitem(last=False)[1][1].close()
     return group[i - key]
 
-  def _decode(self, key: int, end: int) -> Iterator[np.ndarray]:
+  def _decode(self, key: int, end: int) -> Generator[np.ndarray, None, None]:
     """Frames key..end-1; key begins a group."""
-    n = 0
-    for frame in self._raw_frames(key, end) if self.raw else self._container_frames(key):
-      yield self._convert(frame)
-      n += 1
-      if key + n >= end:
-        return
+    with contextlib.closing(self._raw_frames(key, end) if self.raw else self._container_frames(key)) as decoded:
+      for frame in itertools.islice(decoded, end - key):
+        yield self._convert(frame)
 
-  def _raw_frames(self, key: int, end: int) -> Iterator[Any]:
+  def _raw_frames(self, key: int, end: int) -> Generator[Any, None, None]:
     codec: Any = av.CodecContext.create("hevc", "r")
     codec.thread_type, codec.thread_count = ("AUTO", 0) if end - key > 1 else ("NONE", 1)
     prefix = self.sets if key else b""  # the file's own parameter sets: a group need not repeat them
@@ -156,7 +155,7 @@ class FrameReader:
         prefix = b""
       yield from codec.decode(None)
 
-  def _container_frames(self, key: int) -> Iterator[Any]:
+  def _container_frames(self, key: int) -> Generator[Any, None, None]:
     with av.open(str(self.path)) as c:
       stream = c.streams.video[0]
       stream.thread_type = "AUTO"
@@ -183,4 +182,6 @@ class FrameReader:
     return frame.to_ndarray(format="nv12")
 
   def close(self) -> None:
+    for _, rest in self.cache.values():
+      rest.close()
     self.cache.clear()

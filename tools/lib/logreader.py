@@ -6,6 +6,7 @@ import bz2
 import itertools
 import struct
 import sys
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -72,7 +73,8 @@ def scan(dat: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, in
   Only the chain of lengths is walked in Python, a few operations a message; everything else is one gather for all.
   """
   count = len(dat) // 8
-  words = memoryview(dat)[: count * 8].cast("Q")
+  words = array("Q")
+  words.frombytes(memoryview(dat)[: count * 8])  # indexing an array is twice as fast as a memoryview
   starts: list[int] = []  # in words, as all here
   bodies: dict[int, int] = {}  # of messages of several memory segments, by number
   pos = 0

@@ -286,7 +286,7 @@ def main() -> None:
   p.add_argument("--out", type=Path, default=ROOT / "models" / "scene-nano", help="the bundle")
   p.add_argument("--frames", type=int, default=10000)
   p.add_argument("--val-frames", type=int, default=640)
-  p.add_argument("--steps", type=int, default=4000)
+  p.add_argument("--steps", type=int, default=3000)
   p.add_argument("--batch-size", type=int, default=16)
   p.add_argument("--lr", type=float, default=2e-3)
   p.add_argument("--seed", type=int, default=0)

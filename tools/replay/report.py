@@ -30,6 +30,7 @@ def measure(log: Path, segments: list[Segment], live: bool = True) -> dict[str, 
   execution: list[float] = []
   latency: list[float] = []
   ids: list[int] = []
+  seen: set[int] = set()
   states: list[Any] = []
   quality = Quality(segments)
   for event in LogReader([log], services=FAIR):
@@ -37,13 +38,14 @@ def measure(log: Path, segments: list[Segment], live: bool = True) -> dict[str, 
     if event.which() == "fairState":
       states.append(m)
       continue
-    if event.which() == "fairSegmentation" or not ids or m.frameId != ids[-1]:
+    if m.frameId not in seen:  # one time a frame, however many messages it has
+      seen.add(m.frameId)
       ids.append(m.frameId)
       execution.append(m.modelExecutionTime * 1e3)
       latency.append((event.logMonoTime - m.timestampEof) * 1e-6)
     if event.valid:
       quality.add(event.which(), m)
-  ids = sorted(set(ids))
+  ids.sort()
   last = states[-1] if states else None
 
   def pct(values: list[float]) -> dict[str, float]:

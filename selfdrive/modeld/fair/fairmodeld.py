@@ -195,7 +195,6 @@ def main() -> int:
   p.add_argument("--bundle", type=Path, help="a bundle's folder; default: the one named by the param FairBundle, else the first in models/")
   p.add_argument("--stream", choices=["narrowRoad", "wideRoad"], help="default: the first that the bundle can take and the camera gives")
   args = p.parse_args()
-  signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
   if args.bundle is not None:  # run by hand: what is wrong is said at once
     try:
       FairModel(load_bundle(args.bundle))
@@ -209,13 +208,20 @@ def main() -> int:
   except getattr(messaging, "MultiplePublishersError", ()) as e:
     print(f"error: {e}", file=sys.stderr)
     return 2
-  try:
-    daemon.send_state("starting")
-    while True:
-      daemon.step()
-  except KeyboardInterrupt:
-    daemon.send_state("stopped")
-    return 0
+  # a flag looked at between two frames: an exception from the handler could come up anywhere, a destructor included
+  stop = False
+
+  def end(*_: object) -> None:
+    nonlocal stop
+    stop = True
+
+  signal.signal(signal.SIGINT, end)
+  signal.signal(signal.SIGTERM, end)
+  daemon.send_state("starting")
+  while not stop:
+    daemon.step()
+  daemon.send_state("stopped")
+  return 0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from openpilot.cereal import messaging
 from openpilot.cereal.services import SERVICE_LIST
 from openpilot.tools.lib.errors import cli
-from openpilot.tools.lib.logreader import LogReader
+from openpilot.tools.lib.logreader import TAG_NAMES, LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.replay.replay import with_time
 
@@ -69,7 +69,7 @@ def merge(source: Sequence[Path], live: Sequence[bytes], out: Path) -> int:
 
 
 def is_fair(tag: int) -> bool:
-  return 134 <= tag <= 139  # Event @136 .. @141; a tag is its ordinal less two
+  return TAG_NAMES[tag] in FAIR
 
 
 def main() -> None:

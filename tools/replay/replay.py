@@ -273,19 +273,14 @@ class Replay:
   def _feed(self, waiting: "queue.Queue[Item | BaseException | None]") -> None:
     try:
       for item in self._items():
-        while not self.stop.is_set():
-          try:
-            waiting.put(item, timeout=0.2)
-            break
-          except queue.Full:
-            continue
+        self._put(waiting, item)
         if self.stop.is_set():
           return
       self._put(waiting, None)
     except BaseException as e:  # the player raises it where the user sees it
       self._put(waiting, e)
 
-  def _put(self, waiting: "queue.Queue[Item | BaseException | None]", item: BaseException | None) -> None:
+  def _put(self, waiting: "queue.Queue[Item | BaseException | None]", item: Item | BaseException | None) -> None:
     while not self.stop.is_set():
       try:
         waiting.put(item, timeout=0.2)

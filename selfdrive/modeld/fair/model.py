@@ -13,7 +13,7 @@ from openpilot.selfdrive.modeld.fair.ipc import messaging
 from openpilot.selfdrive.modeld.fair.publish import PUBLISH, Stamp
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 
-MAX_PITCH = MAX_YAW = MAX_ROLL = 0.35  # rad; beyond, a calibration is not one
+MAX_ANGLE = 0.35  # rad; beyond, a calibration is not one
 
 
 def no_clock() -> float:
@@ -73,7 +73,7 @@ class FairModel:
     """(3,) radians, extrinsicsCalibration.rpyCalib, or None for the default mounting. True if the warp changed; nonsense is refused with False."""
     if rpy is not None:
       rpy = np.asarray(rpy, dtype=np.float64)
-      if rpy.shape != (3,) or not np.isfinite(rpy).all() or np.abs(rpy).max() > MAX_PITCH:
+      if rpy.shape != (3,) or not np.isfinite(rpy).all() or np.abs(rpy).max() > MAX_ANGLE:
         return False
       if self.rpy is not None and np.abs(rpy - self.rpy).max() < 1e-4:  # 0.1 pixel of the view
         return False

@@ -1,6 +1,7 @@
 """Video frames over PyAV: raw HEVC without a container (fcamera.hevc), qcamera.ts, mp4. In order, or at random by group of pictures; memory is bounded."""
 import contextlib
 import itertools
+import os
 from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -32,7 +33,8 @@ def drained(codec: Any) -> Iterator[None]:
 class FrameReader:
   """pix_fmt 'rgb24': frames (h, w, 3) uint8; 'nv12': (h * 3 // 2, w) uint8, no padding.
 
-  `for frame in reader` and `read_from(i)` decode in order; `get(i)` decodes the group that frame i is in, up to i, and keeps a few groups.
+  `for frame in reader` and `read_from(i)` decode in order. `get(i)` decodes from the beginning of i's group up to i; asked for a later frame of that group,
+  it decodes the whole group. A few groups are kept.
   Raises UserError where the file cannot be read as video, IndexError beyond its end.
   """
 
@@ -45,7 +47,8 @@ class FrameReader:
     if not self.path.is_file():
       raise UserError(f"no video at {self.path}")
     self.raw = self.path.suffix in (".hevc", ".h265")
-    self.cache: OrderedDict[int, tuple[list[np.ndarray], Generator[np.ndarray, None, None]]] = OrderedDict()
+    self.cache: OrderedDict[int, list[Any]] = OrderedDict()  # first frame of a group -> its first frames, as decoded
+    self.reordered = True  # frames may come out in another order than they went in
     try:
       self._index()
     except (av.FFmpegError, StopIteration, IndexError, ValueError) as e:
@@ -75,8 +78,8 @@ class FrameReader:
       self.keys.insert(0, 0)
     if self.raw:
       self.fps = 20.
-      first = next(self._decode(0, 1))
-      self.h, self.w = (first.shape[0], first.shape[1]) if self.pix_fmt == "rgb24" else (first.shape[0] * 2 // 3, first.shape[1])
+      first = next(self._decode(0, 1, 1))
+      self.w, self.h = first.width, first.height
 
   def _scan_hevc(self) -> None:
     """Access units of an Annex B stream: a picture begins with the first slice (first_slice_segment_in_pic_flag) or the parameter sets before it."""
@@ -114,42 +117,43 @@ class FrameReader:
   def read_from(self, start: int) -> Iterator[np.ndarray]:
     """Frames from `start` to the end, in order, decoded by several threads."""
     key = max(k for k in self.keys if k <= start)
-    frames = self._decode(key, self.frame_count)
-    for _ in range(key, start):
-      next(frames, None)
-    yield from frames
+    with contextlib.closing(self._decode(key, self.frame_count, self.frame_count)) as decoded:
+      for frame in itertools.islice(decoded, start - key, None):
+        yield self._convert(frame)
 
   def get(self, i: int) -> np.ndarray:
     if not 0 <= i < self.frame_count:
       raise IndexError(f"{self.path} has frames 0 to {self.frame_count - 1}, not {i}")
     g = int(np.searchsorted(self.keys, i, side="right")) - 1
     key, end = self.keys[g], self.keys[g + 1] if g + 1 < len(self.keys) else self.frame_count
-    if key not in self.cache:
-      self.cache[key] = ([], self._decode(key, end))
+    group = self.cache.get(key, [])
+    if len(group) <= i - key:
+      # one frame of a group is what a shuffling data loader asks for; a second one means that more will follow
+      with contextlib.closing(self._decode(key, end if group else i + 1, end)) as decoded:
+        group = self.cache[key] = list(decoded)
     self.cache.move_to_end(key)
-    group, rest = self.cache[key]
-    while len(group) <= i - key and (frame := next(rest, None)) is not None:  # only as far as is asked for; the decoder waits
-      group.append(frame)
     if len(group) <= i - key:
       raise UserError(f"{self.path}: frame {i} cannot be decoded; the file is damaged there")
-    while len(self.cache) > 1 and sum(len(g) for g, _ in self.cache.values()) * group[0].nbytes > CACHE_BYTES:
-      self.cache.popitem(last=False)[1][1].close()
-    return group[i - key]
+    while len(self.cache) > 1 and sum(map(len, self.cache.values())) * self.w * self.h * 3 // 2 > CACHE_BYTES:
+      self.cache.popitem(last=False)
+    return self._convert(group[i - key])
 
-  def _decode(self, key: int, end: int) -> Generator[np.ndarray, None, None]:
-    """Frames key..end-1; key begins a group."""
-    with contextlib.closing(self._raw_frames(key, end) if self.raw else self._container_frames(key)) as decoded:
-      for frame in itertools.islice(decoded, end - key):
-        yield self._convert(frame)
+  def _decode(self, key: int, stop: int, end: int) -> Generator[Any, None, None]:
+    """Frames key..stop-1 as libav has them; key begins a group, end ends one."""
+    with contextlib.closing(self._raw_frames(key, end if self.reordered else stop) if self.raw else self._container_frames(key)) as decoded:
+      yield from itertools.islice(decoded, stop - key)
 
   def _raw_frames(self, key: int, end: int) -> Generator[Any, None, None]:
     codec: Any = av.CodecContext.create("hevc", "r")
-    codec.thread_type, codec.thread_count = ("AUTO", 0) if end - key > 1 else ("NONE", 1)
+    # twice the cores: a frame's thread often waits for rows of the frame before
+    codec.thread_type, codec.thread_count = ("AUTO", min(16, 2 * (os.cpu_count() or 1))) if end - key > 1 else ("NONE", 1)
     prefix = self.sets if key else b""  # the file's own parameter sets: a group need not repeat them
     with drained(codec):
       for a, b in self.packets[key:end]:
         try:
-          yield from codec.decode(av.Packet(prefix + self.dat[a:b]))
+          out = codec.decode(av.Packet(prefix + self.dat[a:b]))
+          self.reordered = bool(codec.has_b_frames)  # said by the parameter sets
+          yield from out
         except av.FFmpegError:
           pass  # a damaged picture; the next keyframe is whole again
         prefix = b""
@@ -182,6 +186,4 @@ class FrameReader:
     return frame.to_ndarray(format="nv12")
 
   def close(self) -> None:
-    for _, rest in self.cache.values():
-      rest.close()
     self.cache.clear()

@@ -17,17 +17,9 @@ from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route, Segment
-from openpilot.tools.replay.replay import STATE_SERVICES, VIDEOS, add_route_arguments, choose_camera, frames
+from openpilot.tools.replay.replay import STATE_SERVICES, VIDEOS, add_route_arguments, choose_camera, fill_nv12, frames
 
 PROCESSING_NS = 20_000_000  # stands for the time that fairmodeld takes
-
-
-def padded(frame: np.ndarray, out: np.ndarray, stride: int, uv_offset: int) -> np.ndarray:
-  """Tight NV12 (h * 3 // 2, w) -> the camera's buffer layout, as VisionIPC hands it to fairmodeld."""
-  h, w = frame.shape[0] * 2 // 3, frame.shape[1]
-  out[: h * stride].reshape(h, stride)[:, :w] = frame[:h]
-  out[uv_offset : uv_offset + h // 2 * stride].reshape(h // 2, stride)[:, :w] = frame[h:]
-  return out
 
 
 def process_replay(
@@ -63,7 +55,7 @@ def process_replay(
       model.set_camera(w, h, stride, stride * y_height, device, sensor, wide=camera == "wide")
       buffer, layout = np.zeros(size, dtype=np.uint8), (w, h, device, sensor)
     assert buffer is not None
-    messages = model.process(padded(frame, buffer, stride, stride * y_height), entry.frame_id, entry.timestamp_sof, eof)
+    messages = model.process(fill_nv12(frame, buffer, stride, stride * y_height), entry.frame_id, entry.timestamp_sof, eof)
     if not last_state or (eof - last_state) * 1e-9 >= STATE_PERIOD:
       messages.append(model.state_message())
       last_state = eof

@@ -119,6 +119,14 @@ def with_time(dat: bytes, t: int) -> bytes:
   return dat[: at + TIME_OFFSET] + t.to_bytes(8, "little") + dat[at + TIME_OFFSET + 8 :]
 
 
+def fill_nv12(frame: np.ndarray, out: np.ndarray, stride: int, uv_offset: int) -> np.ndarray:
+  """Tight NV12 (h * 3 // 2, w) -> `out`, 1-D uint8, in the camera's buffer layout, as VisionIPC hands it to fairmodeld."""
+  h, w = frame.shape[0] * 2 // 3, frame.shape[1]
+  out[: h * stride].reshape(h, stride)[:, :w] = frame[:h]
+  out[uv_offset : uv_offset + h // 2 * stride].reshape(h // 2, stride)[:, :w] = frame[h:]
+  return out
+
+
 class Replay:
   def __init__(
     self,
@@ -141,32 +149,40 @@ class Replay:
     self.camera = choose_camera(segments, camera)
     self.has_video = vipc and any(getattr(s, VIDEOS[self.camera]) for s in segments)
     self.sent_frames = self.sent_messages = self.late_frames = 0
-    self.services = self._services()
+    self._survey()
     self.pm = messaging.PubMaster(sorted(self.services))
     self.server: VisionIpcServer | None = None
     self.stop = threading.Event()
 
-  def _services(self) -> set[str]:
-    """What will be published: known before the sockets are made. deviceState always, or nothing would start; camera states per frame."""
-    found = {service for _, service, _ in messages(self.segments, self.allow, self.block)}
-    self.logged = set(found)
-    found.add("deviceState")
+  def _survey(self) -> None:
+    """One pass over the logs, before the sockets are made: what will be published, where the log begins, which sensor films. deviceState goes out always,
+    or nothing would start; camera states for every frame."""
+    self.logged: set[str] = set()
+    self.first_time: int | None = None
+    self.sensor = "unknown"
+    state = STATE_SERVICES[self.camera]
+    for t, service, dat in messages(self.segments, None, set()):
+      if self.first_time is None:
+        self.first_time = t
+      if service == state and self.sensor == "unknown":
+        self.sensor = str(getattr(messaging.log_from_bytes(dat), state).sensor)
+      self.logged.add(service)
+    self.logged = {s for s in self.logged if s not in self.block and (self.allow is None or s in self.allow)}
+    self.services = self.logged | {"deviceState"}
     if self.has_video:
-      found |= {STATE_SERVICES[self.camera], INDEX_SERVICES[self.camera]} - self.block
-    return found
+      self.services |= {state, INDEX_SERVICES[self.camera]} - self.block
 
   def _items(self) -> Iterator[Item]:
     """Messages and frames, merged in time."""
     state = STATE_SERVICES[self.camera]
-    first_time = next((t for t, _, _ in messages(self.segments, None, set())), None)
-    video = frames(self.segments, self.camera, self.start, origin=first_time) if self.has_video else iter(())
+    video = frames(self.segments, self.camera, self.start, origin=self.first_time) if self.has_video else iter(())
 
     def logged() -> Iterator[Item]:
       for t, service, dat in messages(self.segments, self.allow, self.block):
         # camera states are decimated in a qlog: all are made from the encoder's index instead
         if service == state and self.has_video:
           continue
-        if first_time is None or (t - first_time) * 1e-9 >= self.start:
+        if self.first_time is None or (t - self.first_time) * 1e-9 >= self.start:
           yield Item(t, 0, service, dat)
 
     def filmed() -> Iterator[Item]:
@@ -179,14 +195,7 @@ class Replay:
           yield Item(entry.timestamp_eof, 1, state, msg.to_bytes())
         yield Item(entry.timestamp_eof, 2, "", b"", entry, frame)
 
-    self.sensor = self._sensor(state)
     return heapq.merge(logged(), filmed())
-
-  def _sensor(self, state: str) -> str:
-    paths = [s.log_path for s in self.segments if s.log_path is not None]
-    for event in LogReader(paths[:1], services=[state]) if paths else ():
-      return str(getattr(event, state).sensor)
-    return "unknown"
 
   def _serve(self) -> None:
     """Opens the camera before its first frame, so that clients are there for that one."""
@@ -204,15 +213,13 @@ class Replay:
     w, h = frame.shape[1], frame.shape[0] * 2 // 3
     if (w, h) != (buf.width, buf.height):
       raise UserError(f"frames change from {buf.width}x{buf.height} to {w}x{h} within the route; replay the segments one at a time")
-    buf.data[: h * buf.stride].reshape(h, buf.stride)[:, :w] = frame[:h]
-    buf.data[buf.uv_offset : buf.uv_offset + h // 2 * buf.stride].reshape(h // 2, buf.stride)[:, :w] = frame[h:]
+    fill_nv12(frame, buf.data, buf.stride, buf.uv_offset)
     server.send_buffer(stream, buf, frame_id, entry.timestamp_sof + shift, entry.timestamp_eof + shift)
     self.sent_frames += 1
 
   def run(self, progress: bool = True, warm_up: float = 0.3) -> None:
     """Plays to the end, or until stop is set. warm_up: seconds that subscribers get to connect, deviceState alive meanwhile."""
-    shift = id_shift = 0
-    last_time = last_id = 0
+    self.last_time = self.last_id = 0  # as sent
     bar = tqdm(total=None, unit="s", desc=f"replay {self.segments[0].route}", disable=not progress, bar_format="{desc}: {n:.1f} s {postfix}")
     try:
       if self.has_video:
@@ -220,55 +227,56 @@ class Replay:
       self._started(0)
       self.stop.wait(warm_up)
       while not self.stop.is_set():
-        waiting: queue.Queue[Item | BaseException | None] = queue.Queue(maxsize=64 if not self.has_video else AHEAD * 40)
-        feeder = threading.Thread(target=self._feed, args=(waiting,), daemon=True)
-        feeder.start()
-        base: int | None = None
-        begun, device_due = 0.0, 0.0
-        while not self.stop.is_set():
-          item = waiting.get()
-          if isinstance(item, BaseException):
-            raise item
-          if item is None:
-            break
-          if base is None:
-            base, begun = item.time, time.monotonic()
-            if last_time:  # a new round goes on where the last one ended
-              shift = last_time + 50_000_000 - base
-              id_shift = last_id + 1 - (item.entry.frame_id if item.entry else 0) if not self.has_video else id_shift
-          at = (item.time - base) * 1e-9
-          if self.seconds is not None and at >= self.seconds:
-            self.stop.set()
-            break
-          lead = begun + at / self.speed - time.monotonic()
-          if lead > 0 and self.stop.wait(lead):
-            break
-          if item.entry is not None and item.frame is not None:
-            if last_id and item.entry.frame_id + id_shift <= last_id:  # the first frame of a new round
-              id_shift = last_id + 1 - item.entry.frame_id
-            last_id = item.entry.frame_id + id_shift
-            self.late_frames += lead < -0.02
-            self.send_frame(item.entry, item.frame, last_id, shift)
-            bar.n = at
-            bar.set_postfix_str(f"segment {item.entry.segment_num}, {self.sent_frames} frames, {self.late_frames} late")
-          else:
-            dat = item.dat
-            if service_name(item.service) == "deviceState":
-              self._started(item.time + shift, dat)
-            else:
-              self.pm.send(item.service, with_time(dat, item.time + shift) if shift else dat)
-            self.sent_messages += 1
-          if time.monotonic() > device_due:
-            if "deviceState" not in self.logged:
-              self._started(item.time + shift)
-            device_due = time.monotonic() + 0.5
-          last_time = max(last_time, item.time + shift)
+        self._round(bar)
         if not self.loop:
           break
     finally:
       self.stop.set()
       bar.close()
       self.close()
+
+  def _round(self, bar: tqdm) -> None:
+    """The route once. Times and frame ids go on where the last round ended."""
+    waiting: queue.Queue[Item | BaseException | None] = queue.Queue(maxsize=64 if not self.has_video else AHEAD * 40)
+    threading.Thread(target=self._feed, args=(waiting,), daemon=True).start()
+    base: int | None = None
+    shift, id_shift = 0, None if self.last_id else 0
+    begun, device_due = 0.0, 0.0
+    while not self.stop.is_set():
+      item = waiting.get()
+      if isinstance(item, BaseException):
+        raise item
+      if item is None:
+        return
+      if base is None:
+        base, begun = item.time, time.monotonic()
+        shift = self.last_time + 50_000_000 - base if self.last_time else 0
+      at = (item.time - base) * 1e-9
+      if self.seconds is not None and at >= self.seconds:
+        self.stop.set()
+        return
+      lead = begun + at / self.speed - time.monotonic()
+      if lead > 0 and self.stop.wait(lead):
+        return
+      if item.entry is not None and item.frame is not None:
+        if id_shift is None:
+          id_shift = self.last_id + 1 - item.entry.frame_id
+        self.last_id = item.entry.frame_id + id_shift
+        self.late_frames += lead < -0.02
+        self.send_frame(item.entry, item.frame, self.last_id, shift)
+        bar.n = at
+        bar.set_postfix_str(f"segment {item.entry.segment_num}, {self.sent_frames} frames, {self.late_frames} late")
+      else:
+        if item.service == "deviceState":
+          self._started(item.time + shift, item.dat)
+        else:
+          self.pm.send(item.service, with_time(item.dat, item.time + shift) if shift else item.dat)
+        self.sent_messages += 1
+      if time.monotonic() > device_due:
+        if "deviceState" not in self.logged:
+          self._started(item.time + shift)
+        device_due = time.monotonic() + 0.5
+      self.last_time = max(self.last_time, item.time + shift)
 
   def _feed(self, waiting: "queue.Queue[Item | BaseException | None]") -> None:
     try:

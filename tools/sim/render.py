@@ -1,11 +1,6 @@
 """Renders a World through any pinhole camera with the C ray-caster beside this file, which is compiled on first use."""
 
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,14 +10,12 @@ import numpy as np
 
 from openpilot.common.transformations.camera import device_frame_from_view_frame
 from openpilot.common.transformations.orientation import rot_from_euler
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.native import compile_library
 
 if TYPE_CHECKING:
   from openpilot.tools.sim.world import World
 
 SOURCE = Path(__file__).with_name("raycast.c")
-# -ffp-contract=off: fused multiply-adds would make the last bits depend on the machine
-CFLAGS = ["-O3", "-std=c99", "-ffp-contract=off", "-shared", "-fPIC"]
 CLASSES = ("background", "road", "lane", "vehicle", "pedestrian")
 
 F = ctypes.c_float
@@ -76,22 +69,7 @@ class Frame:
 @cache
 def library() -> Any:
   """The compiled ray-caster. Raises UserError where there is no C compiler or it fails."""
-  compiler = os.environ.get("CC") or next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
-  if compiler is None:
-    raise UserError("no C compiler for the simulator; looked for cc, gcc and clang on the path; install one (Debian: apt-get install gcc), or name it in CC")
-  key = hashlib.sha256(SOURCE.read_bytes() + " ".join([compiler, *CFLAGS]).encode()).hexdigest()[:16]
-  folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openpilot-fair"
-  path = folder / f"raycast-{key}.so"
-  if not path.exists():
-    folder.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=folder, suffix=".so")
-    os.close(fd)
-    r = subprocess.run([*compiler.split(), *CFLAGS, "-o", tmp, str(SOURCE), "-lm"], capture_output=True, text=True)
-    if r.returncode:
-      os.unlink(tmp)
-      raise UserError(f"'{compiler}' could not compile {SOURCE.name}: {r.stderr.strip()[-300:]}")
-    os.replace(tmp, path)  # atomic: two processes may build at once
-  lib = ctypes.CDLL(str(path))
+  lib = compile_library(SOURCE)
   lib.raycast.argtypes = [ctypes.POINTER(Scene)] + [ctypes.c_void_p] * 2 + [ctypes.c_int, ctypes.c_int] + [ctypes.c_void_p] * 4
   lib.raycast.restype = None
   return lib

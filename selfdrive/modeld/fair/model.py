@@ -1,5 +1,6 @@
 """A bundle at work: model frame in, messages out. No process, no sockets, and no clock but the one it is given."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,9 @@ class FairModel:
           )
       if graph.get("state") or graph.get("point_slots") or [i["name"] for i in graph["inputs"]] != ["frame"] or graph["inputs"][0].get("frames", [0]) != [0]:
         raise BundleError(f"{where}: only graphs of the single input 'frame', the newest model frame, run here so far; update selfdrive/modeld/fair")
-      self.runners[graph["name"]] = OnnxRunner(bundle.path / graph["file"], graph, threads)
+      runner = self.runners[graph["name"]] = OnnxRunner(bundle.path / graph["file"], graph, threads)
+      with contextlib.suppress(Exception):  # the first run allocates and would cost the first frame; what fails here fails there, and is reported then
+        runner.run({i["name"]: np.zeros(i["shape"], i["dtype"]) for i in graph["inputs"]})
     self.warp: ModelFrame | None = None
     self.rpy: np.ndarray | None = None  # None: not calibrated, the warp takes a level and straight mounting
     self.intrinsics: np.ndarray | None = None

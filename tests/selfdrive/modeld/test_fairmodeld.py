@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from fair_bundle import write_bundle
 from openpilot.cereal import messaging
 from openpilot.cereal.visionipc import VisionIpcServer, VisionStreamType, nv12_info
+from openpilot.selfdrive.modeld.fair.fairmodeld import MODEL_WAIT, FairModeld
 
 ROAD = VisionStreamType.VISION_STREAM_NARROW_ROAD
 DEADLINE = 30.0  # s; generous: only a hang reaches it
@@ -124,3 +126,30 @@ def test_killed_and_started_again(rig, tmp_path):
   rig.proc = subprocess.Popen([sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--bundle", str(tmp_path / "tiny")])
   rig.sm.update(0)
   rig.until(lambda sm: sm.updated["fairDepth"] and sm["fairDepth"].frameId == rig.frame_id, "fairDepth after kill -9")
+
+
+class FakeSubMaster:
+  """modelV2 of the frames before `late` is there; each update() brings one more frame's."""
+
+  def __init__(self, frame_id, alive=True, comes=True):
+    self.model, self.alive, self.comes, self.updates = SimpleNamespace(frameId=frame_id), {"modelV2": alive}, comes, 0
+
+  def __getitem__(self, service):
+    return self.model
+
+  def update(self, timeout_ms):
+    self.updates += 1
+    self.model.frameId += self.comes
+    time.sleep(0 if self.comes else timeout_ms / 1000)
+
+
+def test_a_frame_waits_for_its_modelV2():
+  sm = FakeSubMaster(4)
+  FairModeld.await_model(SimpleNamespace(sm=sm), 7)
+  assert sm.updates == 3 and sm.model.frameId == 7
+  sm = FakeSubMaster(4, alive=False)  # modeld does not run: nothing to wait for
+  FairModeld.await_model(SimpleNamespace(sm=sm), 7)
+  assert sm.updates == 0
+  sm, begun = FakeSubMaster(4, comes=False), time.monotonic()  # modeld dropped this frame: fairmodeld goes on after MODEL_WAIT
+  FairModeld.await_model(SimpleNamespace(sm=sm), 7)
+  assert time.monotonic() - begun >= MODEL_WAIT and sm.model.frameId == 4

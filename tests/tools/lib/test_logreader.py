@@ -2,11 +2,12 @@ import bz2
 import errno
 from collections import Counter
 
+import numpy as np
 import pytest
 import zstandard
 
 from openpilot.cereal import log, messaging
-from openpilot.tools.lib import logwriter
+from openpilot.tools.lib import logreader, logwriter
 from openpilot.tools.lib.encode_index import encode_index, synthetic_index
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.logreader import LogReader, raw_events
@@ -72,6 +73,28 @@ def test_messages_of_several_segments_of_memory(tmp_path):
   m.clear_write_flag()
   write_log(tmp_path / "rlog", [*MESSAGES, m.to_bytes()])
   assert [e.which() for e in LogReader(tmp_path / "rlog")][1] == "can" and len(next(iter(LogReader(tmp_path / "rlog", services=["can"]))).can) == 3000
+
+
+def test_the_chain_in_c_equals_that_in_python():
+  """On whole, cut and damaged logs, with messages of one and of several memory segments."""
+  lib = logreader.library()
+  if lib is None:
+    pytest.skip("no C compiler")
+  r = np.random.default_rng(1)
+  m = messaging.new_message("can", 3000, logMonoTime=15)
+  for c in m.can:
+    c.dat = b"12345678" * 4
+  big = m.to_bytes()
+  m.clear_write_flag()
+  for trial in range(300):
+    dat = bytearray(b"".join(big if k == 3 else MESSAGES[k % 3] for k in r.integers(0, 4, 12)))
+    if trial % 3 == 1:
+      dat = dat[: int(r.integers(8, len(dat)))]
+    elif trial % 3 == 2:
+      dat[int(r.integers(len(dat)))] ^= 1 << int(r.integers(8))
+    words = np.frombuffer(bytes(dat), "<u8", len(dat) // 8)
+    (s, b, e), (s2, b2, e2) = logreader.chain_native(lib, words), logreader.chain_python(words)
+    assert e == e2 and (s == s2).all() and (b == b2).all() and len(s) == len(s2), trial
 
 
 @pytest.mark.parametrize("suffix", [".zst", ".bz2", ""])

@@ -175,14 +175,14 @@ def test_camera_frame_through_the_warp_is_the_view(route):
   s = Route(route).segments[0]
   nv12 = FrameReader(s.fcamera, "nv12").get(5)
   stride, y_height, _, size = nv12_info(1344, 760)
-  from openpilot.tools.replay.process_replay import padded
+  from openpilot.tools.replay.replay import fill_nv12
   warp = ModelFrame(1344, 760, stride, stride * y_height)
   rpy = next(list(e.extrinsicsCalibration.rpyCalib) for e in LogReader([s.rlog], services=["liveCalibration"]))
   from openpilot.selfdrive.modeld.fair.frames import pack_rgb
   want = pack_rgb(view(World(4, "day", 1.5), 5 / 20).rgb)[:4].astype(float)
   def error(angles):
     warp.set_calibration(angles, camera_intrinsics(1344, 760))
-    return np.abs(warp.warp(padded(nv12, np.zeros(size, np.uint8), stride, stride * y_height))[:4].astype(float) - want).mean()
+    return np.abs(warp.warp(fill_nv12(nv12, np.zeros(size, np.uint8), stride, stride * y_height))[:4].astype(float) - want).mean()
   right = error(rpy)
   assert right < 6   # of 219: noise and compression
   assert error(np.array(rpy) + [0, .01, 0]) > right * 1.3 and error(np.array(rpy) + [0, 0, .01]) > right * 1.3

@@ -1,0 +1,160 @@
+"""What a teacher is: a clip of frames in, named labels out. And what all teachers share: where weights are looked for, and licences that must be accepted.
+
+Nothing here imports torch, so that `tools/op.sh teachers` answers at once.
+"""
+
+import hashlib
+import importlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from openpilot.tools.lib.errors import UserError
+
+# what stands behind a model's weights; True: free to use for any purpose, False: shown, and to be accepted by name before use
+LICENCES = {
+  "Apache-2.0": True,
+  "MIT": True,
+  "BSD-3-Clause": True,
+  "CC-BY-NC-4.0": False,  # no commercial use
+  "DINOv3": False,  # Meta's: passed on only under the same terms, no military use
+  "SAM": False,  # Meta's, SAM 3: the same
+}
+
+
+@dataclass(frozen=True)
+class Label:
+  """One thing that a teacher says of every frame.
+
+  kind: 'dense', an array of `shape` for each frame; or a table with any number of rows a frame: 'boxes' (x0, y0, x1, y1, score, cls, and where the
+  teacher gives them track and rle), 'points' (track, x, y, visible, cls).
+  """
+
+  name: str
+  kind: str
+  dtype: str = "float16"
+  shape: tuple[int, ...] = ()
+  unit: str = ""
+  classes: tuple[str, ...] = ()
+
+
+@dataclass
+class Clip:
+  """Consecutive frames of one view. A teacher without state may be given frames of several segments."""
+
+  rgb: np.ndarray  # (T, 3, H, W) uint8, RGB; any strides
+  intrinsics: np.ndarray | None = None  # (3, 3) of these pixels
+  rpy: np.ndarray | None = None  # (3,) rad, calibration
+  frame_ids: list[int] = field(default_factory=list)
+  times: list[int] = field(default_factory=list)  # end of exposure, ns
+  log_path: Path | None = None
+
+
+Labels = dict[str, Any]  # label's name -> (T, ...) array, or a table: {column: array or list}, of which column 'frame' counts the clip's frames
+State = dict[str, np.ndarray]
+
+
+class Teacher(Protocol):
+  """Boxes, points and masks are in pixels of the clip they were given, (x, y), integers at pixel centres."""
+
+  name: str
+  model_id: str  # hub id or file, for people
+  checkpoint_hash: str  # sha256 of the weights
+  licence: str  # of LICENCES
+  labels: list[Label]  # may be known only after `prepare`
+  stateful: bool  # frames must come in order, `state` goes from one call to the next
+
+  def prepare(self, height: int, width: int) -> None:
+    """Told once of the frames' size, before the first clip. Raises UserError where it cannot take them."""
+
+  def settings(self) -> dict[str, Any]:
+    """All else that decides the labels, as JSON: preprocessing, thresholds, precision, tables."""
+
+  def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]: ...
+
+
+@dataclass(frozen=True)
+class Entry:
+  """A teacher's line in the registry."""
+
+  make: str  # module:callable, called with (name, entry, weights path or None, **options) -> Teacher
+  weights: str  # file name, or hub id 'owner/name'; "" where there are none
+  licence: str
+  size: str  # parameters
+  says: str  # what it labels, for people
+  options: dict[str, Any] = field(default_factory=dict)
+
+
+def weight_dirs() -> list[Path]:
+  """Where weights are looked for: FAIR_WEIGHTS (several, separated as in PATH), then ./weights."""
+  return [Path(p).expanduser() for p in os.environ.get("FAIR_WEIGHTS", "").split(os.pathsep) if p] + [Path("weights")]
+
+
+def find_weights(weights: str, given: str | Path | None = None, download: bool = False) -> Path:
+  """-> file or folder. Looked for: `given`; then, in each of weight_dirs(), the file, or the hub id's folder; then the hub's cache; then, with
+  `download`, the hub. Raises UserError saying where it looked."""
+  if given is not None:
+    if Path(given).exists():
+      return Path(given)
+    raise UserError(f"no weights at {given}; give a checkpoint's file or folder")
+  looked = []
+  for folder in weight_dirs():
+    for name in dict.fromkeys((weights, weights.split("/")[-1])):
+      path = folder / name
+      if path.exists():
+        return path
+      looked.append(str(path))
+  is_hub_id = "/" in weights
+  if is_hub_id:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.yaml"]
+    try:
+      return Path(snapshot_download(weights, allow_patterns=patterns, local_files_only=not download))
+    except LocalEntryNotFoundError:
+      looked.append("the hub's cache")
+    except (HfHubHTTPError, OSError) as e:
+      raise UserError(f"{weights} could not be downloaded: {str(e).splitlines()[0]}; accept its terms on the hub and log in, or copy it to {looked[0]}") from None
+  hint = " or let it be downloaded with --download" if is_hub_id and not download else ""
+  raise UserError(f"no weights '{weights}'; looked at {', '.join(looked)}; put them there, name the folder in FAIR_WEIGHTS{hint}")
+
+
+@cache
+def hash_weights(path: Path) -> str:
+  """sha256 of a file, or of a folder's weight and configuration files by name."""
+  if path.is_file():
+    with open(path, "rb") as f:
+      return hashlib.file_digest(f, "sha256").hexdigest()
+  h = hashlib.sha256()
+  for p in sorted(p for p in path.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".yaml")):
+    h.update(f"{p.relative_to(path)} {hash_weights(p)}\n".encode())
+  return h.hexdigest()
+
+
+def check_licence(name: str, licence: str, accepted: Iterable[str]) -> None:
+  """Raises UserError where the licence restricts use and was not accepted."""
+  if not LICENCES[licence] and licence not in accepted:
+    raise UserError(f"teacher '{name}' is under the licence {licence}, which restricts use of it and of what learns from it; read it, then add --accept-licence {licence}")
+
+
+def load_teacher(name: str, weights: str | Path | None = None, accepted: Iterable[str] = (), download: bool = False, **options: Any) -> Teacher:
+  """A teacher by its registry name. options override the entry's. Raises UserError on an unknown name, missing weights, a licence not accepted."""
+  from openpilot.tools.fair.registry import TEACHERS
+
+  if name not in TEACHERS:
+    raise UserError(f"no teacher '{name}'; there are {', '.join(TEACHERS)}")
+  entry = TEACHERS[name]
+  check_licence(name, entry.licence, accepted)
+  path = find_weights(entry.weights, weights, download) if entry.weights else None
+  module, attribute = entry.make.split(":")
+  try:
+    make = getattr(importlib.import_module(f"openpilot.tools.fair.{module}"), attribute)
+  except ModuleNotFoundError as e:
+    raise UserError(f"teacher '{name}' needs the package {e.name}; install it: see tools/fair/README.md") from None
+  return make(name, entry, path, **{**entry.options, **options})

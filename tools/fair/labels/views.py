@@ -1,0 +1,143 @@
+"""Frames of a route as teachers and students see them: the camera image warped by the segment's one calibration into the model view."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from openpilot.common.transformations.model import get_warp_matrix, medmodel_intrinsics, sbigmodel_intrinsics
+from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, CameraError, ModelFrame, camera_intrinsics
+from openpilot.tools.lib.encode_index import VIDEOS, EncodeEntry
+from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.framereader import FrameReader
+from openpilot.tools.lib.logreader import LogReader
+from openpilot.tools.lib.route import Segment
+from openpilot.tools.replay.replay import STATE_SERVICES, segment_index
+
+
+@dataclass
+class SegmentView:
+  """One segment's video, which of its frames are labelled, and the one calibration of all of them."""
+
+  segment: Segment
+  stream: str  # road, wide, qcamera
+  width: int
+  height: int
+  intrinsics: np.ndarray  # (3, 3) of the camera
+  rpy: np.ndarray  # (3,) rad
+  calibrated: bool
+  entries: list[EncodeEntry]
+  video_hash: str
+
+  @property
+  def path(self) -> Path:
+    return self.segment.files[VIDEOS[self.stream]]
+
+  def camera(self) -> dict[str, Any]:
+    return {
+      "stream": self.stream,
+      "width": self.width,
+      "height": self.height,
+      "intrinsics": self.intrinsics.tolist(),
+      "rpy": self.rpy.tolist(),
+      "calibrated": self.calibrated,
+      "video": self.video_hash,
+    }
+
+
+def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | None = None) -> SegmentView:
+  """focal: pixels, for a camera that is none of comma's. Raises UserError where there is no video, or its camera is not known."""
+  path = segment.files.get(VIDEOS[stream])
+  if path is None:
+    raise UserError(f"segment {segment.name} in {segment.dir} has no {VIDEOS[stream]}; there are {', '.join(sorted(segment.files))}: choose another --camera")
+  reader = FrameReader(path, "nv12")
+  entries = [e for e in segment_index(segment, stream, reader, 0, 1_000_000_000) if e.segment_id < reader.frame_count and e.segment_id % every == 0]
+  device = sensor = rpy = None
+  if segment.log_path is not None:
+    state = STATE_SERVICES[stream]
+    for event in LogReader([segment.log_path], services=["extrinsicsCalibration", "deviceState", state]):
+      which = event.which()
+      if which == "deviceState":
+        device = str(event.deviceState.deviceType)
+      elif which == state:
+        sensor = str(getattr(event, state).sensor)
+      elif str(event.extrinsicsCalibration.calStatus) == "calibrated" and len(event.extrinsicsCalibration.rpyCalib) == 3:
+        rpy = np.array(list(event.extrinsicsCalibration.rpyCalib), np.float64)  # the segment's last, and best, one holds for all of it
+  if focal is not None:
+    intrinsics = np.array([[focal, 0.0, reader.w / 2], [0.0, focal, reader.h / 2], [0.0, 0.0, 1.0]])
+  else:
+    try:
+      intrinsics = camera_intrinsics(reader.w, reader.h, device, sensor, stream == "wide")
+    except CameraError as e:
+      raise UserError(f"{path}: {e}; or give its focal length in pixels with --focal") from None
+  with open(path, "rb") as f:
+    video_hash = hashlib.file_digest(f, "sha256").hexdigest()
+  return SegmentView(segment, stream, reader.w, reader.h, intrinsics, np.zeros(3) if rpy is None else rpy, rpy is not None, entries, video_hash)
+
+
+class ViewWarp:
+  """Renders the model view of one SegmentView, as RGB of any size or as the model frame that students see."""
+
+  def __init__(self, view: SegmentView, name: str = "medmodel", width: int = VIEW_W, height: int = VIEW_H):
+    self.view, self.width, self.height = view, width, height
+    self.model_frame = ModelFrame(view.width, view.height, view.width, view.width * view.height, name)
+    self.model_frame.set_calibration(view.rpy, view.intrinsics)
+    s = np.array([width / VIEW_W, height / VIEW_H])
+    # from this picture's pixels to those of the 512x256 view, both counted from pixel centres
+    to_view = np.array([[1 / s[0], 0, (1 / s[0] - 1) / 2], [0, 1 / s[1], (1 / s[1] - 1) / 2], [0, 0, 1]])
+    base = sbigmodel_intrinsics if name == "sbigmodel" else medmodel_intrinsics
+    self.intrinsics = np.linalg.inv(to_view) @ base
+    m = get_warp_matrix(view.rpy, view.intrinsics, name == "sbigmodel") @ to_view
+    # a camera that sees finer than the view is made smaller first: bilinear alone would alias
+    self.shrink = max(1, int(view.intrinsics[0, 0] / self.intrinsics[0, 0] + 0.2))
+    self.luma = self._maps(m, width, height, self.shrink)
+    self.chroma = self._maps(m * np.array([[1, 1, 0.5], [1, 1, 0.5], [2, 2, 1]]), width // 2, height // 2, self.shrink)
+
+  @staticmethod
+  def _maps(m: np.ndarray, w: int, h: int, shrink: int) -> tuple[np.ndarray, np.ndarray]:
+    u, v = np.meshgrid(np.arange(w), np.arange(h))
+    p = m @ np.stack([u.ravel(), v.ravel(), np.ones(w * h)])
+    with np.errstate(divide="ignore", invalid="ignore"):
+      x, y = np.where(p[2] > 0, p[:2] / p[2], -1e4)
+    x, y = (((q + 0.5) / shrink - 0.5).reshape(h, w).astype(np.float32) for q in (x, y))
+    return cv2.convertMaps(x, y, cv2.CV_16SC2)
+
+  def _sample(self, plane: np.ndarray, maps: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    if self.shrink > 1:
+      plane = cv2.resize(plane, (plane.shape[1] // self.shrink, plane.shape[0] // self.shrink), interpolation=cv2.INTER_AREA)
+    return cv2.remap(plane, maps[0], maps[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+  def rgb(self, nv12: np.ndarray) -> np.ndarray:
+    """(h * 3 // 2, w) uint8 -> (height, width, 3) uint8 RGB."""
+    h, w = self.view.height, self.view.width
+    out = np.empty((self.height * 3 // 2, self.width), np.uint8)
+    out[: self.height] = self._sample(nv12[:h], self.luma)
+    out[self.height :] = self._sample(nv12[h:].reshape(h // 2, w // 2, 2), self.chroma).reshape(self.height // 2, self.width)
+    return cv2.cvtColor(out, cv2.COLOR_YUV2RGB_NV12)
+
+  def frame(self, nv12: np.ndarray) -> np.ndarray:
+    """(h * 3 // 2, w) uint8 -> (6, 128, 256) uint8, bit for bit what fairmodeld makes of it."""
+    return self.model_frame.warp(nv12.reshape(-1)).copy()
+
+  @property
+  def valid(self) -> np.ndarray:
+    """(256, 512) bool, view pixels that lie in the image."""
+    return self.model_frame.valid
+
+
+def read_frames(view: SegmentView, positions: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+  """(position in view.entries, NV12 frame) of the positions asked for, in order; decodes from the first to the last of them. Fewer where the end is damaged."""
+  if not positions:
+    return
+  wanted = {view.entries[p].segment_id: p for p in positions}
+  reader = FrameReader(view.path, "nv12")
+  first, last = min(wanted), max(wanted)
+  for i, frame in enumerate(reader.read_from(first), first):
+    if i in wanted:
+      yield wanted[i], frame
+    if i >= last:
+      break

@@ -1,0 +1,226 @@
+"""Any ONNX detector or segmenter as a teacher, described by a small YAML beside this file or anywhere else: input layout, colour order, scaling, decoding.
+
+decode: 'yolox' (grids of distances, objectness, classes: Ge et al. 2021), 'dets' (boxes and labels after suppression, as mmdeploy exports them), 'maps'
+(a dense output of which one channel is kept).
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime as ort
+import yaml
+
+from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, hash_weights
+from openpilot.tools.lib.errors import UserError
+
+REQUIRED = ("input", "decode")
+DECODES = ("yolox", "dets", "maps")
+BOX_COLUMNS = ("frame", "x0", "y0", "x1", "y1", "score", "cls")
+
+
+def free_batch(model: onnx.ModelProto) -> onnx.ModelProto:
+  """A graph exported for one image -> for any number: the first axis of inputs and outputs, and of reshapes that wrote it down as 1."""
+  for value in [*model.graph.input, *model.graph.output]:
+    dims = value.type.tensor_type.shape.dim
+    if len(dims) and dims[0].dim_value == 1:
+      dims[0].dim_param = "batch"
+  constants: dict[str, onnx.TensorProto] = {t.name: t for t in model.graph.initializer}
+  constants.update({n.output[0]: a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"})
+  for node in model.graph.node:
+    if node.op_type == "Reshape" and node.input[1] in constants:
+      shape = onnx.numpy_helper.to_array(constants[node.input[1]]).copy()
+      if shape.size > 1 and shape[0] == 1:
+        shape[0] = 0  # as the input has it
+        constants[node.input[1]].CopyFrom(onnx.numpy_helper.from_array(shape, constants[node.input[1]].name))
+  del model.graph.value_info[:]  # says the old shapes
+  return model
+
+
+def nms(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, iou: float) -> np.ndarray:
+  """Greedy suppression within each class. boxes (N, 4) -> indices kept, best first."""
+  if not len(boxes):
+    return np.zeros(0, np.int64)
+  order = np.argsort(-scores, kind="stable")
+  b = boxes[order]
+  area = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
+  wh = np.clip(np.minimum(b[:, None, 2:], b[None, :, 2:]) - np.maximum(b[:, None, :2], b[None, :, :2]), 0, None)
+  inter = wh[..., 0] * wh[..., 1]
+  over = (inter > iou * (area[:, None] + area[None] - inter)) & (classes[order][:, None] == classes[order][None])
+  keep = np.ones(len(b), bool)
+  for i in range(len(b)):
+    if keep[i]:
+      keep[i + 1 :] &= ~over[i, i + 1 :]
+  return order[keep]
+
+
+class OnnxTeacher:
+  stateful = False
+
+  def __init__(self, name: str, entry: Entry, path: Path | None, config: str | Path | dict[str, Any] = "", device: str | None = None, **override: Any):
+    """config: a YAML's path, or its name in this folder. override: values of its 'boxes', e.g. score. Raises UserError where file and YAML disagree."""
+    assert path is not None
+    self.name, self.licence, self.model_id = name, entry.licence, path.name
+    self.config = self._read(config)
+    if "boxes" in self.config:
+      self.config["boxes"].update({k: v for k, v in override.items() if k in self.config["boxes"]})
+    self.checkpoint_hash = hash_weights(path)
+    try:
+      model = onnx.load(str(path))
+    except Exception as e:  # protobuf's errors have no common base
+      raise UserError(f"{path} is not an ONNX file: {str(e).splitlines()[0][:120]}; copy it again") from None
+    names = [i.name for i in model.graph.input]
+    inp = self.config["input"]
+    if inp["name"] not in names:
+      raise UserError(f"{path} has the inputs {', '.join(names)}, its description wants '{inp['name']}'; it is another network, or the YAML is wrong")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = int(os.environ.get("FAIR_ORT_THREADS", "0"))
+    providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in ort.get_available_providers() and (device != "cpu" or p[0:3] == "CPU")]
+    self.session = ort.InferenceSession(free_batch(model).SerializeToString(), options, providers=providers)
+    self.output_names = [o.name for o in self.session.get_outputs()]
+    self.input_h, self.input_w = inp["size"]
+    self.single = not self._batches()
+    self.classes = tuple(self.config.get("boxes", {}).get("classes", {}).values())
+    self.labels: list[Label] = []
+    self.height = self.width = 0
+    self.blob = np.zeros((0, 3, self.input_h, self.input_w), np.float32)
+
+  @staticmethod
+  def _read(config: str | Path | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(config, dict):
+      return dict(config)
+    path = Path(config) if Path(config).suffix in (".yaml", ".yml") else Path(__file__).with_name(f"{config}.yaml")
+    try:
+      read = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as e:
+      raise UserError(f"cannot read the network's description {path}: {' '.join(str(e).split())[:160]}") from None
+    lacking = [k for k in REQUIRED if not isinstance(read, dict) or k not in read]
+    if lacking or read["decode"] not in DECODES:
+      raise UserError(f"{path} is no description of a network: it needs {', '.join(REQUIRED)}, and decode one of {', '.join(DECODES)}; see yolox_nano.yaml")
+    return read
+
+  def _batches(self) -> bool:
+    """Whether two images at once give what each gives alone."""
+    x = np.random.default_rng(0).uniform(0, 1, (2, 3, self.input_h, self.input_w)).astype(np.float32) / self.config["input"]["scale"] * 0.5
+    name = self.config["input"]["name"]
+    try:
+      both = self.session.run(None, {name: x})
+      alone = [self.session.run(None, {name: x[i : i + 1]}) for i in range(2)]
+    except Exception:  # a graph whose inner shapes depend on one image
+      return False
+    return all(len(b) == 2 and a[0].shape[1:] == b.shape[1:] and np.allclose(b[i], a[0], atol=1e-3) for i, one in enumerate(alone) for b, a in zip(both, [[o] for o in one], strict=True)
+               if a[0].ndim)
+
+  def prepare(self, height: int, width: int) -> None:
+    self.height, self.width = height, width
+    fit = self.config["input"]["fit"]
+    self.ratio = min(self.input_h / height, self.input_w / width)
+    self.fit_w, self.fit_h = (self.input_w, self.input_h) if fit == "stretch" else (round(width * self.ratio), round(height * self.ratio))
+    if self.config["decode"] == "maps":
+      self.map_shape = (height // 2, width // 2)
+      self.labels = [Label(k, "dense", "float16", self.map_shape, "probability") for k in self.config["maps"]]
+    else:
+      self.labels = [Label("boxes", "boxes", unit="px", classes=self.classes)]
+
+  def settings(self) -> dict[str, Any]:
+    return {"description": self.config, "size": [self.height, self.width]}
+
+  def prepare_batch(self, rgb: np.ndarray) -> np.ndarray:
+    """(T, 3, H, W) uint8 RGB -> (T, 3, h, w) float32, the network's input. The same buffer every time."""
+    inp = self.config["input"]
+    if len(self.blob) < len(rgb):
+      self.blob = np.full((len(rgb), 3, self.input_h, self.input_w), float(inp.get("pad", 0)) * inp["scale"], np.float32)
+      mean, std = np.array(inp["mean"], np.float32), np.array(inp["std"], np.float32)
+      self.blob = (self.blob - mean[:, None, None]) / std[:, None, None]
+    plain = not any(inp["mean"]) and all(s == 1 for s in inp["std"])
+    for t, image in enumerate(rgb):
+      hwc = np.ascontiguousarray(image.transpose(1, 2, 0))  # no copy where the clip was made of pictures
+      small = cv2.resize(hwc, (self.fit_w, self.fit_h), interpolation=cv2.INTER_LINEAR) if hwc.shape[:2] != (self.fit_h, self.fit_w) else hwc
+      planes = cv2.split(small)
+      for c, plane in enumerate(planes if inp["colour"] == "RGB" else planes[::-1]):
+        target = self.blob[t, c, : self.fit_h, : self.fit_w]
+        np.multiply(plane, np.float32(inp["scale"]), out=target)
+        if not plain:
+          target -= np.float32(inp["mean"][c])
+          target /= np.float32(inp["std"][c])
+    return self.blob[: len(rgb)]
+
+  def forward(self, blob: np.ndarray) -> dict[str, np.ndarray]:
+    name = self.config["input"]["name"]
+    if self.single:
+      runs = [self.session.run(None, {name: blob[i : i + 1]}) for i in range(len(blob))]
+      return {k: np.array([r[j][0] for r in runs], dtype=object) if len({r[j].shape for r in runs}) > 1 else np.concatenate([r[j] for r in runs]) for j, k in enumerate(self.output_names)}
+    return dict(zip(self.output_names, self.session.run(None, {name: blob}), strict=True))
+
+  def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
+    out = self.forward(self.prepare_batch(clip.rgb))
+    decode = self.config["decode"]
+    return (self._maps(out) if decode == "maps" else self._boxes(out, len(clip.rgb), decode)), None
+
+  def _maps(self, out: dict[str, np.ndarray]) -> Labels:
+    labels: Labels = {}
+    h, w = self.map_shape
+    for name, spec in self.config["maps"].items():
+      x = out[spec["output"]]
+      if spec.get("softmax"):
+        # of two channels: a sigmoid of their difference
+        others = np.delete(x, spec["channel"], axis=1)
+        p = 1 / (1 + np.exp(others - x[:, spec["channel"] : spec["channel"] + 1]).sum(axis=1))
+      else:
+        p = x[:, spec["channel"]]
+      p = p[:, : self.fit_h, : self.fit_w]
+      labels[name] = np.stack([cv2.resize(m, (w, h), interpolation=cv2.INTER_LINEAR) for m in p.astype(np.float32)]).astype(np.float16)
+    return labels
+
+  def _boxes(self, out: dict[str, np.ndarray], n: int, decode: str) -> Labels:
+    spec = self.config["boxes"]
+    index = {int(k): i for i, k in enumerate(spec["classes"])}
+    columns: dict[str, list[Any]] = {c: [] for c in BOX_COLUMNS}
+    for t in range(n):
+      boxes, scores, classes = self._yolox(out[spec["output"]][t], spec, index) if decode == "yolox" else self._dets(out, t, spec, index)
+      # to the clip's pixels; the networks count from the corner, we from the pixel's centre
+      scale = np.array([self.width / self.fit_w, self.height / self.fit_h] * 2, np.float32)
+      boxes = np.clip(boxes * scale, 0, [self.width, self.height] * 2) - 0.5
+      good = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+      columns["frame"].append(np.full(int(good.sum()), t, np.int32))
+      for k in range(4):
+        columns[BOX_COLUMNS[1 + k]].append(boxes[good, k].astype(np.float32))
+      columns["score"].append(scores[good].astype(np.float32))
+      columns["cls"].append(classes[good].astype(np.int16))
+    return {"boxes": {c: np.concatenate(v) for c, v in columns.items()}}
+
+  def _yolox(self, x: np.ndarray, spec: dict[str, Any], index: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(A, 5 + C): centre and size in strides (size as logarithm), objectness, class scores."""
+    wanted = np.array(list(index))
+    likely = np.flatnonzero(x[:, 4] >= spec["score"])  # a score is at most its objectness
+    x = x[likely]
+    centres, strides = self._grid(tuple(spec["strides"]))
+    scores = x[:, 4:5] * x[:, 5 + wanted]
+    best = scores.argmax(axis=1) if len(x) else np.zeros(0, np.int64)
+    score = scores[np.arange(len(x)), best]
+    good = score >= spec["score"]
+    x, score, best, likely = x[good], score[good], best[good], likely[good]
+    stride = strides[likely, None]
+    middle, size = (x[:, :2] + centres[likely]) * stride, np.exp(x[:, 2:4]) * stride
+    boxes = np.concatenate([middle - size / 2, middle + size / 2], axis=1)
+    keep = nms(boxes, score, best, spec["iou"])
+    return boxes[keep], score[keep], best[keep]
+
+  def _grid(self, strides: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    if not hasattr(self, "_grids"):
+      centres, each = [], []
+      for s in strides:
+        v, u = np.mgrid[: self.input_h // s, : self.input_w // s]
+        centres.append(np.stack([u.ravel(), v.ravel()], axis=1))
+        each.append(np.full(u.size, s))
+      self._grids = np.concatenate(centres).astype(np.float32), np.concatenate(each).astype(np.float32)
+    return self._grids
+
+  def _dets(self, out: dict[str, np.ndarray], t: int, spec: dict[str, Any], index: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    dets, labels = np.asarray(out[spec["output"]][t], np.float32), np.asarray(out[spec["labels"]][t], np.int64)
+    good = (dets[:, 4] >= spec["score"]) & np.isin(labels, list(index))
+    return dets[good, :4], dets[good, 4], np.array([index[int(k)] for k in labels[good]], np.int64)

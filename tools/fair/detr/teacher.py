@@ -1,0 +1,213 @@
+"""Detection transformers as teachers: DETR (on ResNet or DINOv3), RT-DETR v1 and v2, D-FINE, DEIMv2, from a local folder in transformers' format.
+
+Here is also what all of transformers' folders share: they are checked before anything is loaded, and pictures are resized and normalised as
+preprocessor_config.json says, with torch alone (transformers' own processors want torchvision).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from openpilot.tools.fair.device import Device, choose_device, halve_on_oom
+from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, hash_weights
+from openpilot.tools.lib.errors import UserError
+
+# transformers' model_type -> how its logits become scores: 'softmax' (the last class is "nothing") or 'sigmoid' (the best of all queries and classes)
+SCORES = {"detr": "softmax", "rt_detr": "sigmoid", "rt_detr_v2": "sigmoid", "d_fine": "sigmoid", "deimv2": "sigmoid"}
+PREPROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")  # any of them describes the same pictures
+MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+
+
+def read_json(path: Path, why: str) -> dict[str, Any]:
+  """Raises UserError saying what the file is needed for."""
+  try:
+    read = json.loads(path.read_text())
+  except FileNotFoundError:
+    raise UserError(f"no {path.name} in {path.parent}, which {why}; copy the checkpoint's whole folder") from None
+  except (OSError, ValueError) as e:
+    raise UserError(f"cannot read {path} ({e}); copy it again") from None
+  if not isinstance(read, dict):
+    raise UserError(f"{path} holds no JSON object; copy it again")
+  return read
+
+
+def read_folder(path: Path, known: tuple[str, ...], what: str) -> tuple[dict[str, Any], dict[str, Any]]:
+  """-> config.json and the description of its pictures. Raises UserError where a file is missing or the architecture is none of `known` model_types."""
+  if not path.is_dir():
+    raise UserError(f"{path} is a file; {what} is read from a folder with config.json, preprocessor_config.json and model.safetensors")
+  config = read_json(path / "config.json", "says the architecture")
+  if config.get("model_type") not in known:
+    raise UserError(f"{path} holds a '{config.get('model_type')}', which is no {what} ({', '.join(known)}); give another folder")
+  if not list(path.glob("model*.safetensors")):
+    raise UserError(f"no model.safetensors in {path}; copy the checkpoint's whole folder")
+  found = next((path / name for name in PREPROCESSORS if (path / name).exists()), path / PREPROCESSORS[0])
+  pictures = read_json(found, "says how pictures are resized and normalised")
+  return config, pictures.get("image_processor", pictures.get("video_processor", pictures))
+
+
+def load_model(cls: Any, path: Path, device: Device, **kwargs: Any) -> Any:
+  """cls.from_pretrained(path), frozen, in eval mode, on the device. Raises UserError where weights are missing: they would be random."""
+  from safetensors import SafetensorError
+  from transformers.utils import logging
+
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.CRITICAL)  # its table of what does not fit; ours is one line
+  logging.disable_progress_bar()
+  try:
+    model, info = cls.from_pretrained(path, local_files_only=True, dtype=device.dtype, output_loading_info=True, **kwargs)
+  except ImportError as e:
+    lacking = "timm" if "timm" in str(e) else str(e).strip().splitlines()[0]
+    raise UserError(f"{path} needs the package {lacking}, which is not here; install it, or take the hub's revision of this checkpoint without it") from None
+  except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as e:
+    raise UserError(f"{path} cannot be loaded: {' '.join(str(e).split())[:200]}; copy the checkpoint again") from None
+  finally:
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
+  missing = sorted(k for k in info["missing_keys"] if not k.endswith("num_batches_tracked"))
+  if missing:
+    raise UserError(f"{path} lacks {len(missing)} weights of its architecture ({missing[0]}); config.json and model.safetensors are of different models")
+  model.eval().requires_grad_(False)
+  return model.to(device.device, memory_format=torch.channels_last) if device.device.type == "cuda" else model.to(device.device)
+
+
+@dataclass
+class Pictures:
+  """Resizing and normalising as preprocessor_config.json says. `fit`: (height, width) of the frames -> of the network's input."""
+
+  config: dict[str, Any]
+
+  def fit(self, height: int, width: int) -> tuple[int, int]:
+    size = self.config.get("size")
+    if not self.config.get("do_resize", True) or size is None:
+      return height, width
+    if isinstance(size, int):  # DETR's first files
+      size = {"shortest_edge": size, "longest_edge": self.config.get("max_size", 1333)}
+    if "height" in size:
+      return int(size["height"]), int(size["width"])
+    if "max_height" in size:
+      ratio = min(size["max_height"] / height, size["max_width"] / width)
+      return int(height * ratio), int(width * ratio)
+    if "shortest_edge" not in size:
+      raise UserError(f"preprocessor_config.json: size {size} is not known; height and width, or shortest_edge and longest_edge")
+    # the official rule, with its roundings
+    short, long = min(height, width), max(height, width)
+    edge, raw = int(size["shortest_edge"]), None
+    if size.get("longest_edge") and long / short * edge > size["longest_edge"]:
+      raw = size["longest_edge"] * short / long
+      edge = round(raw)
+    other = int((edge if raw is None else raw) * long / short) if short != edge else long
+    return (edge, other) if height <= width else (other, edge)
+
+  def __call__(self, rgb: np.ndarray | torch.Tensor, device: Device) -> torch.Tensor:
+    """(T, 3, H, W) uint8 RGB -> (T, 3, h, w) of the device's dtype. Resized with antialiasing and rounded to whole grey levels, as officially."""
+    c = self.config
+    x = torch.as_tensor(np.ascontiguousarray(rgb) if isinstance(rgb, np.ndarray) else rgb).to(device.device, torch.float32)
+    size = self.fit(*x.shape[-2:])
+    if size != tuple(x.shape[-2:]):
+      x = F.interpolate(x, size, mode=MODES.get(c.get("resample", 2), "bilinear"), antialias=True, align_corners=False).round().clamp(0, 255)
+    if c.get("do_rescale", True):
+      x = x * c.get("rescale_factor", 1 / 255)
+    if c.get("do_normalize", True):
+      mean, std = (torch.tensor(c[k], device=x.device).view(3, 1, 1) for k in ("image_mean", "image_std"))
+      x = (x - mean) / std
+    x = x.to(device.dtype)
+    return x.contiguous(memory_format=torch.channels_last) if device.device.type == "cuda" else x
+
+
+def road_classes(names: dict[int, str], table: str | Path | None = None) -> tuple[tuple[str, ...], np.ndarray]:
+  """names: the network's class index -> its name. -> road classes, and (C,) int16 of the network's class -> road class or -1.
+  table: another road_classes.json."""
+  path = Path(table) if table else Path(__file__).with_name("road_classes.json")
+  read = read_json(path, "maps a network's classes to road classes")
+  index = {alias.lower(): i for i, c in enumerate(read["classes"]) for alias in read["names"].get(c, [c])}
+  lut = np.full(max(names, default=0) + 1, -1, np.int16)
+  for k, name in names.items():
+    lut[k] = index.get(str(name).strip().lower(), -1)
+  return tuple(read["classes"]), lut
+
+
+def to_table(found: list[tuple[np.ndarray, np.ndarray, np.ndarray]], height: int, width: int) -> dict[str, np.ndarray]:
+  """A frame each: boxes (N, 4) counted from the picture's corner, scores, classes -> the table of a 'boxes' label, clipped to the picture, integers at
+  pixel centres."""
+  frame = np.repeat(np.arange(len(found), dtype=np.int32), [len(b) for b, _, _ in found])
+  boxes = np.concatenate([b for b, _, _ in found] or [np.zeros((0, 4), np.float32)]).astype(np.float32)
+  boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32)) - np.float32(0.5)
+  good = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+  columns = {"frame": frame, **{k: boxes[:, i] for i, k in enumerate(("x0", "y0", "x1", "y1"))}}
+  columns["score"] = np.concatenate([s for _, s, _ in found] or [np.zeros(0)]).astype(np.float32)
+  columns["cls"] = np.concatenate([c for _, _, c in found] or [np.zeros(0)]).astype(np.int16)
+  return {k: v[good] for k, v in columns.items()}
+
+
+class DetrTeacher:
+  """score: boxes below are dropped. batch: frames at once. table: another road_classes.json.
+
+  float32 also on a GPU (with TF32): bf16's 8 bits would move a box's edge by up to 2 pixels in 512.
+  """
+
+  stateful = False
+
+  def __init__(self, name: str, entry: Entry, path: Path | None, device: str | None = None, precision: str | None = None, score: float = 0.3, batch: int = 8,
+               table: str | Path | None = None):
+    import transformers
+
+    assert path is not None
+    config, pictures = read_folder(path, tuple(SCORES), "detection transformer")
+    if pictures.get("pad_size"):
+      raise UserError(f"{path}: its pictures are padded to {pictures['pad_size']}, which is not supported; remove pad_size from preprocessor_config.json")
+    self.name, self.licence, self.model_id = name, entry.licence, entry.weights or path.name
+    self.checkpoint_hash = hash_weights(path)
+    self.device = choose_device(device, precision or "float32")
+    self.pictures, self.scoring, self.threshold, self.batch = Pictures(pictures), SCORES[config["model_type"]], score, batch
+    self.model: Any = load_model(transformers.AutoModelForObjectDetection, path, self.device)
+    self.names: dict[int, str] = dict(self.model.config.id2label)
+    self.classes, self.lut = road_classes(self.names, table)
+    if (self.lut < 0).all():
+      some = ", ".join(list(self.names.values())[:4])
+      raise UserError(f"{path}: none of its classes ({some}...) is a road class; name them in config.json's id2label, or give another table")
+    self.labels = [Label("boxes", "boxes", unit="px", classes=self.classes)]
+    self.size = [0, 0]
+
+  def prepare(self, height: int, width: int) -> None:
+    self.size = [height, width]
+    self.pictures.fit(height, width)
+
+  def settings(self) -> dict[str, Any]:
+    roads = {name: self.classes[self.lut[k]] for k, name in self.names.items() if self.lut[k] >= 0}
+    return {"pictures": self.pictures.config, "score": self.threshold, "precision": self.device.precision, "classes": roads, "size": self.size}
+
+  @torch.inference_mode()
+  def forward(self, rgb: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """(T, 3, H, W) uint8 RGB -> logits (T, Q, C) and boxes (T, Q, 4), centre and size relative to the picture, float32: the official forward's."""
+    out = self.model(pixel_values=self.pictures(rgb, self.device))
+    return out.logits.float(), out.pred_boxes.float()
+
+  @torch.inference_mode()
+  def detect(self, rgb: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(T, 3, H, W) uint8 RGB -> of each frame boxes (N, 4) x0 y0 x1 y1 in pixels from the picture's corner, scores (N,), the network's classes (N,):
+    what the official post_process_object_detection gives."""
+    logits, relative = self.forward(rgb)
+    centre, size = relative[..., :2], relative[..., 2:]
+    boxes = torch.cat([centre - size / 2, centre + size / 2], -1) * torch.tensor([rgb.shape[-1], rgb.shape[-2]] * 2, device=logits.device)
+    if self.scoring == "softmax":
+      scores, classes = logits.softmax(-1)[..., :-1].max(-1)
+    else:
+      count = logits.shape[-1]
+      scores, flat = logits.sigmoid().flatten(1).topk(logits.shape[1], dim=-1)
+      classes, query = flat % count, flat // count
+      boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
+    good = scores > self.threshold
+    return [(b[g].cpu().numpy(), s[g].cpu().numpy(), c[g].cpu().numpy()) for b, s, c, g in zip(boxes, scores, classes, good, strict=True)]
+
+  def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
+    found = []
+    for start in range(0, len(clip.rgb), self.batch):
+      for boxes, scores, classes in halve_on_oom(self.detect, clip.rgb[start : start + self.batch]):
+        roads = self.lut[classes]
+        found.append((boxes[roads >= 0], scores[roads >= 0], roads[roads >= 0]))
+    return {"boxes": to_table(found, *clip.rgb.shape[-2:])}, None

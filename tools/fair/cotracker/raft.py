@@ -80,7 +80,8 @@ class ConvGRU(nn.Module):
   def of_context(self, context: Tensor) -> Tensor:
     """(B, 64, h, w) -> (B, 3 * 96, h, w), biases included"""
     convs = (self.convz, self.convr, self.convq)
-    return F.conv2d(context, torch.cat([c.weight[:, HIDDEN : HIDDEN + CONTEXT] for c in convs]), torch.cat([c.bias for c in convs if c.bias is not None]), padding=1)
+    weight, bias = torch.cat([c.weight[:, HIDDEN : HIDDEN + CONTEXT] for c in convs]), torch.cat([c.bias for c in convs if c.bias is not None])
+    return F.conv2d(context, weight, bias, padding=1)
 
   def step_weights(self) -> tuple[Tensor, Tensor]:
     """Weights for [hidden, motion]: of z and r together, and of q."""

@@ -1,0 +1,66 @@
+"""DINOv3 (Simeoni et al. 2025), ViT and ConvNeXt: dense features from a local Hugging Face folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openpilot.tools.fair.dinov3.config import DinoV3Config
+from openpilot.tools.fair.hf import DenseTeacher, load_model, preprocess
+from openpilot.tools.fair.teacher import Entry, Label, hash_weights
+
+
+class DinoV3Teacher(DenseTeacher):
+  """Frozen and in eval mode, whatever holds it. Images are (B, 3, H, W) RGB, uint8 or float of 0 to 1, of any size: resized as the config says, normalised."""
+
+  def __init__(self, cfg: DinoV3Config, device: str | torch.device | None = None, precision: str | None = None, name: str = "", licence: str = "DINOv3"):
+    super().__init__(name or cfg.root.name, cfg.root.name, hash_weights(cfg.root), licence, device, precision)
+    self.cfg = cfg
+    self.model = load_model(cfg.root, self.where)
+
+  def _tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """-> (B, prefix + h w, C) after the final norm, and (h, w)."""
+    size = self.cfg.input_size(*images.shape[-2:])
+    tokens = self.model(preprocess(images, self.cfg.how, size, self.where)).last_hidden_state
+    return tokens, (size[0] // self.cfg.patch, size[1] // self.cfg.patch)
+
+  def _map(self, images: Tensor) -> Tensor:
+    tokens, grid = self._tokens(images)
+    return tokens[:, self.cfg.prefix :].transpose(1, 2).unflatten(2, grid)
+
+  @torch.no_grad()
+  def extract_features(self, images: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, C) float32, the CLS token after the final norm; of a ConvNeXt the normed mean, which stands for it."""
+    return self._tokens(images)[0][:, 0].float()
+
+  @torch.no_grad()
+  def extract_feature_map(self, images: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, C, h/patch, w/patch) float32, the patches after the final norm; h, w: the size after resizing, cfg.input_size(H, W)."""
+    return self._map(images).float()
+
+  # as a teacher
+
+  def input_size(self, height: int, width: int) -> tuple[int, int]:
+    return self.cfg.input_size(height, width)
+
+  def describe(self, height: int, width: int) -> list[Label]:
+    h, w = self.input_size(height, width)
+    return [Label("features", "dense", "float16", (self.cfg.channels, h // self.cfg.patch, w // self.cfg.patch))]
+
+  def settings(self) -> dict[str, Any]:
+    size = None if self.view is None else self.input_size(*self.view)
+    return {"model": self.cfg.model_type, "layer": "last, after the final norm", "patch": self.cfg.patch, "tokens_dropped": self.cfg.prefix,
+            "resize": self.cfg.resize, "scale": self.cfg.scale, "input": size and list(size),
+            "preprocess": self.cfg.how.settings(), "precision": self.where.precision}
+
+  def encode(self, frames: Tensor) -> dict[str, Tensor]:
+    return {"features": self._map(frames)}
+
+
+def make(name: str, entry: Entry, path: Path | None, resize: str = "multiple", scale: float = 1.0, **options: Any) -> DinoV3Teacher:
+  """The registry's way to a teacher."""
+  assert path is not None
+  teacher = DinoV3Teacher(DinoV3Config(path, resize, scale), name=name, licence=entry.licence, **options)
+  teacher.model_id = entry.weights
+  return teacher

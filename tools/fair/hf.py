@@ -1,0 +1,166 @@
+"""Hugging Face folders (config.json, preprocessor_config.json, model.safetensors): checked, loaded from the disk only, fed as their preprocessor says.
+
+transformers' own image processors are not used: several need torchvision, and none runs on the GPU in the batch that it is given.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openpilot.tools.fair.device import Device, choose_device, halve_on_oom
+from openpilot.tools.fair.teacher import Clip, Label, Labels, State
+from openpilot.tools.lib.errors import UserError
+
+FILES = "config.json, preprocessor_config.json and model.safetensors"
+MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+UNUSED = ("mask_token", "fusion_stage.layers.0.residual_layer1")  # in the classes, but no forward of ours reads them, and some checkpoints leave them out
+
+
+@dataclass(frozen=True)
+class Preprocess:
+  """preprocessor_config.json, as far as it is needed here. Never a crop: what is cut off would have no labels."""
+
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  mode: str = "bilinear"
+  size: tuple[int, int] | int | None = None  # (height, width), the shorter edge, or none: as the image comes
+
+  def settings(self) -> dict[str, Any]:
+    return asdict(self)
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+  """Raises UserError where the file is not there or no JSON object."""
+  if not path.is_file():
+    raise UserError(f"no {path.name} in {path.parent}; {what} is a Hugging Face folder with {FILES}: copy the whole folder")
+  try:
+    value = json.loads(path.read_text())
+  except ValueError as e:
+    raise UserError(f"{path} is not JSON: {e}; copy it again") from None
+  if not isinstance(value, dict):
+    raise UserError(f"{path} holds no JSON object; copy it again")
+  return value
+
+
+def read_config(folder: Path, model_types: tuple[str, ...], what: str) -> dict[str, Any]:
+  """config.json of a folder whose model_type must be one of these, its weights there. what: for people, 'DINOv2'. Raises UserError."""
+  if not folder.is_dir():
+    raise UserError(f"{folder} is no folder; {what} is a Hugging Face folder with {FILES}")
+  config = read_json(folder / "config.json", what)
+  if config.get("model_type") not in model_types:
+    kinds = ", ".join(model_types)
+    raise UserError(f"{folder / 'config.json'} is of a '{config.get('model_type')}', not of {what} ({kinds}); name another folder or another teacher")
+  if not any((folder / f"model.safetensors{s}").is_file() for s in ("", ".index.json")):
+    raise UserError(f"no model.safetensors in {folder}; copy it there (weights in pickles are not opened)")
+  return config
+
+
+def read_preprocess(folder: Path, what: str) -> Preprocess:
+  """preprocessor_config.json of a folder. Raises UserError where it is missing or does not say what is needed."""
+  path = folder / "preprocessor_config.json"
+  raw = read_json(path, what)
+  mean, std, size, resample = raw.get("image_mean"), raw.get("image_std"), raw.get("size"), raw.get("resample", 2)
+  if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
+    raise UserError(f"{path} has no image_mean and image_std of three channels; take the file that came with the checkpoint")
+  if resample not in MODES:
+    raise UserError(f"{path} resamples by {resample}; only bilinear (2) and bicubic (3) are known")
+  edges: tuple[int, int] | int | None = None
+  if raw.get("do_resize", True) and size is not None:
+    if isinstance(size, int):
+      edges = size
+    elif "height" in size and "width" in size:
+      edges = int(size["height"]), int(size["width"])
+    elif "shortest_edge" in size:
+      edges = int(size["shortest_edge"])
+    else:
+      raise UserError(f"{path} has a size of {', '.join(size)}; height and width, or shortest_edge, are known")
+  return Preprocess(tuple(map(float, mean)), tuple(map(float, std)), MODES[resample], edges)
+
+
+def load_model(folder: Path, device: Device, kind: str = "AutoModel") -> Any:
+  """The official transformers model: frozen, in eval mode, on the device in its precision. kind: the transformers class. Raises UserError."""
+  import transformers
+
+  try:
+    model, info = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=device.dtype, output_loading_info=True)
+  except Exception as e:  # transformers has no class of its own for any of this
+    why = (str(e) or repr(e)).strip().splitlines()[0]
+    raise UserError(f"the checkpoint in {folder} does not load: {why}; config.json and model.safetensors must be of one model") from None
+  missing = sorted(k for k in info["missing_keys"] if not any(u in k for u in UNUSED))
+  if missing:
+    raise UserError(f"the checkpoint in {folder} lacks {len(missing)} of the weights that its config.json asks for ({missing[0]}); both must be of one model")
+  model.eval().requires_grad_(False).to(device.device)
+  return model.to(memory_format=torch.channels_last) if device.device.type == "cuda" else model
+
+
+def to_multiple(height: int, width: int, multiple: int) -> tuple[int, int]:
+  """The nearest size, at least one `multiple`, that both edges' patches fill."""
+  return max(1, round(height / multiple)) * multiple, max(1, round(width / multiple)) * multiple
+
+
+def preprocess(images: Tensor, how: Preprocess, size: tuple[int, int], device: Device) -> Tensor:
+  """(B, 3, H, W) RGB, uint8 or float of 0 to 1 -> (B, 3, *size) in the device's precision, scaled, resized (antialiased), normalised. Raises UserError."""
+  if images.ndim != 4 or images.shape[1] != 3 or not (images.dtype == torch.uint8 or images.is_floating_point()):
+    raise UserError(f"images are {tuple(images.shape)} {images.dtype}; they must be (B, 3, H, W) RGB, uint8 or float of 0 to 1")
+  x = images.to(device.device, non_blocking=True)
+  x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+  if x.shape[2:] != size:
+    x = F.interpolate(x, size, mode=how.mode, antialias=True, align_corners=False)
+    if how.mode == "bicubic":
+      x = x.clamp(0, 1)  # it overshoots; images of bytes, which the networks have learnt from, cannot
+  mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (how.mean, how.std))
+  x = ((x - mean) / std).to(device.dtype)
+  return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
+
+
+class DenseTeacher(nn.Module):
+  """A teacher without state whose labels are images: what DINOv2 and DINOv3 share. One says in `input_size` and `encode` what it is."""
+
+  stateful = False
+
+  def __init__(self, name: str, model_id: str, checkpoint_hash: str, licence: str, device: str | torch.device | None, precision: str | None):
+    super().__init__()
+    self.name, self.model_id, self.checkpoint_hash, self.licence = name, model_id, checkpoint_hash, licence
+    self.where = choose_device(None if device is None else str(device), precision)
+    self.labels: list[Label] = []
+    self.view: tuple[int, int] | None = None
+
+  def train(self, mode: bool = True) -> "DenseTeacher":
+    """Stays in eval mode, also where a student that holds it is trained."""
+    return super().train(False)
+
+  def input_size(self, height: int, width: int) -> tuple[int, int]:
+    """-> (height, width) that frames of this size are resized to for the network."""
+    raise NotImplementedError
+
+  def describe(self, height: int, width: int) -> list[Label]:
+    """The labels of frames of this size."""
+    raise NotImplementedError
+
+  def encode(self, frames: Tensor) -> dict[str, Tensor]:
+    """(T, 3, H, W) uint8 -> each label's (T, ...)."""
+    raise NotImplementedError
+
+  def prepare(self, height: int, width: int) -> None:
+    self.labels, self.view = self.describe(height, width), (height, width)
+
+  def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
+    """Every label as (T, ...) float16. Halves the batch where the GPU's memory is too small. Raises UserError on frames of another size than prepared."""
+    if self.view is None:
+      self.prepare(*clip.rgb.shape[2:])
+    if clip.rgb.shape[2:] != self.view:
+      raise UserError(f"teacher '{self.name}' was prepared for frames of {self.view}, height and width, and got {clip.rgb.shape[2:]}; label one view at a time")
+    parts = halve_on_oom(self._run, clip.rgb)
+    return {label.name: np.concatenate([part[label.name] for part in parts]) for label in self.labels}, None
+
+  @torch.inference_mode()
+  def _run(self, rgb: np.ndarray) -> list[dict[str, np.ndarray]]:
+    frames = torch.from_numpy(np.ascontiguousarray(rgb))
+    out = self.encode(frames.pin_memory() if self.where.device.type == "cuda" else frames)
+    return [{name: value.to(torch.float16).cpu().numpy() for name, value in out.items()}]

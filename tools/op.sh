@@ -36,7 +36,7 @@ setup() {
 py() { exec "$VENV/bin/python" -m "$@"; }
 
 lint() {
-  setup tools,train,test
+  setup tools,train,teach,test
   cd "$ROOT"
   "$VENV/bin/python" -m ruff check cereal selfdrive tools tests
   "$VENV/bin/python" -m mypy -p openpilot.cereal -p openpilot.common -p openpilot.selfdrive.manager -p openpilot.selfdrive.modeld -p openpilot.tools
@@ -59,6 +59,10 @@ tools/op.sh COMMAND [ARGUMENTS]        every command has --help
   process-replay ROUTE     run fairmodeld over a route without a clock: the same bytes every time
   compare-logs A B         say where two logs differ
 
+  teachers         list the teachers, their licences, and whether their weights are here
+  label ROUTE...   label routes with teachers into a store
+  labels DIR       list, check and render a label store
+
   sim OUT          write a simulated route with exact truth
   train-scene      render, train, export, evaluate the first bundle (installs torch)
   setup            only make the virtual environment
@@ -70,7 +74,7 @@ cmd="${1:-help}"
 case "$cmd" in
   demo) setup tools; py openpilot.tools.demo "$@" ;;
   test)
-    setup tools,train,test
+    setup tools,train,teach,test
     cd "$ROOT"
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     if [ $# -gt 0 ]; then py pytest "$@"; fi
@@ -90,6 +94,9 @@ case "$cmd" in
   manager) setup tools; py openpilot.selfdrive.manager.manager "$@" ;;
   fairmodeld) setup tools; py openpilot.selfdrive.modeld.fair.fairmodeld "$@" ;;
   train-scene) setup tools,train; py openpilot.tools.fair.training.train_scene "$@" ;;
+  teachers) setup tools,teach; py openpilot.tools.fair.teachers "$@" ;;
+  label) setup tools,teach; py openpilot.tools.fair.labels.label "$@" ;;
+  labels) setup tools,teach; py openpilot.tools.fair.labels.labels "$@" ;;
   setup) setup tools; echo "ready: $VENV" ;;
   help|-h|--help) usage ;;
   *) usage >&2; die "unknown command '$cmd'" ;;

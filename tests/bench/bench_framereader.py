@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from openpilot.tools.lib.framereader import FrameReader
-from openpilot.tools.sim.write_route import VideoWriter
+from openpilot.tools.lib.videowriter import VideoWriter
 
 W, H, N, GOP = 1344, 760, 1200, 20
 PATH = Path(__file__).resolve().parents[2] / "out" / "bench" / "fcamera.hevc"

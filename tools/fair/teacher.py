@@ -120,7 +120,8 @@ def find_weights(weights: str, given: str | Path | None = None, download: bool =
     except LocalEntryNotFoundError:
       looked.append("the hub's cache")
     except (HfHubHTTPError, OSError) as e:
-      raise UserError(f"{weights} could not be downloaded: {str(e).splitlines()[0]}; accept its terms on the hub and log in, or copy it to {looked[0]}") from None
+      why = str(e).splitlines()[0]
+      raise UserError(f"{weights} could not be downloaded: {why}; accept its terms on the hub and log in, or copy it to {looked[0]}") from None
   hint = " or let it be downloaded with --download" if is_hub_id and not download else ""
   raise UserError(f"no weights '{weights}'; looked at {', '.join(looked)}; put them there, name the folder in FAIR_WEIGHTS{hint}")
 
@@ -139,17 +140,25 @@ def hash_weights(path: Path) -> str:
 
 def check_licence(name: str, licence: str, accepted: Iterable[str]) -> None:
   """Raises UserError where the licence restricts use and was not accepted."""
-  if not LICENCES[licence] and licence not in accepted:
-    raise UserError(f"teacher '{name}' is under the licence {licence}, which restricts use of it and of what learns from it; read it, then add --accept-licence {licence}")
+  if not LICENCES.get(licence, False) and licence not in accepted:
+    what = f"teacher '{name}' is under the licence {licence}, which restricts use of it and of what learns from it"
+    raise UserError(f"{what}; read it, then add --accept-licence {licence}")
 
 
 def load_teacher(name: str, weights: str | Path | None = None, accepted: Iterable[str] = (), download: bool = False, **options: Any) -> Teacher:
-  """A teacher by its registry name. options override the entry's. Raises UserError on an unknown name, missing weights, a licence not accepted."""
+  """A teacher by its registry name, or an ONNX network by its description (*.yaml; tools/fair/onnx). options override the entry's.
+
+  Raises UserError on an unknown name, missing weights, a licence not accepted."""
   from openpilot.tools.fair.registry import TEACHERS
 
-  if name not in TEACHERS:
-    raise UserError(f"no teacher '{name}'; there are {', '.join(TEACHERS)}")
-  entry = TEACHERS[name]
+  if name.endswith((".yaml", ".yml")):
+    from openpilot.tools.fair.onnx.teacher import describe
+
+    name, entry = describe(Path(name))
+  elif name not in TEACHERS:
+    raise UserError(f"no teacher '{name}'; there are {', '.join(TEACHERS)}, or name the description of an ONNX network, as net.yaml")
+  else:
+    entry = TEACHERS[name]
   check_licence(name, entry.licence, accepted)
   path = find_weights(entry.weights, weights, download) if entry.weights else None
   module, attribute = entry.make.split(":")

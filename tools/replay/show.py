@@ -2,12 +2,11 @@
 """Renders an overlay video from a log with fair* messages and the route's video: classes tinted, depth inset, openpilot's lane lines, a line of numbers."""
 
 import argparse
-import fractions
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -22,6 +21,7 @@ from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import atomic_path
 from openpilot.tools.lib.route import Route, Segment
+from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.replay.replay import CAMERAS, choose_camera, frames
 
 COLOURS = {"road": (70, 110, 255), "lane": (255, 220, 0), "vehicle": (255, 50, 50), "pedestrian": (40, 230, 90)}
@@ -198,29 +198,19 @@ def show(
 ) -> tuple[int, list[np.ndarray]]:
   """Writes out (.mp4, H.264) atomically. Returns how many frames, and `keep` of them, evenly spread."""
   n, kept = 0, []
-  with atomic_path(out) as tmp:
-    container, stream = None, None
-    try:
-      for _, picture, _ in tqdm(overlay_frames(logs, segments, camera, start), desc="overlay", unit="frame", total=limit):
-        if container is None:
-          container = av.open(str(tmp), "w", format="mp4")
-          stream = container.add_stream("libx264", rate=20)
-          stream.width, stream.height, stream.pix_fmt, stream.options = picture.shape[1], picture.shape[0], "yuv420p", {"preset": "veryfast", "crf": "24"}
-        assert stream is not None
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-        frame.pts, frame.time_base = n, fractions.Fraction(1, 20)
-        container.mux(stream.encode(frame))
-        if keep and n % 10 == 5:
-          kept.append(picture)
-        n += 1
-        if limit is not None and n >= limit:
-          break
-      if container is None or stream is None:
-        raise UserError(f"the video of {segments[0].route} shows none of the frames that the log's fair messages are about; is it the same route?")
-      container.mux(stream.encode(None))
-    finally:
-      if container is not None:
-        container.close()
+  with atomic_path(out) as tmp, contextlib.ExitStack() as stack:
+    video: VideoWriter | None = None
+    for _, picture, _ in tqdm(overlay_frames(logs, segments, camera, start), desc="overlay", unit="frame", total=limit):
+      if video is None:
+        video = stack.enter_context(VideoWriter(tmp, picture.shape[1], picture.shape[0]))
+      video.write(picture)
+      if keep and n % 10 == 5:
+        kept.append(picture)
+      n += 1
+      if limit is not None and n >= limit:
+        break
+    if video is None:
+      raise UserError(f"the video of {segments[0].route} shows none of the frames that the log's fair messages are about; is it the same route?")
   step = max(1, len(kept) // keep) if keep else 1
   return n, kept[step // 2 :: step][:keep] if keep else []
 

@@ -2,7 +2,6 @@
 """Writes a simulated drive as an ordinary openpilot route: logs, videos, and beside them exact truth. Equal arguments give equal logs and truth."""
 
 import argparse
-import fractions
 import json
 import multiprocessing
 import os
@@ -11,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from tqdm import tqdm
 
@@ -19,6 +17,7 @@ from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import write_log
+from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.sim.messages import FRAME_ID_OFFSET, FRAME_NS, SOF_TO_EOF_NS, START_NS, qlog_of, segment_messages
 from openpilot.tools.sim.render import CLASSES, library, render
 from openpilot.tools.sim.truth import CHUNK, VIEW_H, VIEW_W
@@ -110,31 +109,6 @@ def world_of(seed: int, time_of_day: str, seconds: float) -> World:
   if _world is None or _world[0] != key:
     _world = (key, World(seed, time_of_day, seconds))
   return _world[1]
-
-
-class VideoWriter:
-  """HEVC without container (.hevc) or H.264 in MPEG-TS (.ts): no B frames, groups as comma's encoders make them, limited range BT.601."""
-
-  def __init__(self, path: Path, width: int, height: int, gop: int, crf: int):
-    hevc = path.suffix == ".hevc"
-    self.container = av.open(str(path), "w", format="hevc" if hevc else "mpegts")
-    self.stream: Any = self.container.add_stream("libx265" if hevc else "libx264", rate=FPS)
-    self.stream.width, self.stream.height, self.stream.pix_fmt, self.stream.gop_size = width, height, "yuv420p", gop
-    self.stream.codec_context.max_b_frames = 0
-    # one thread's worth of decisions: more would make the bytes depend on the machine
-    common: dict[str, Any] = {"preset": "ultrafast", "crf": str(crf)}
-    self.stream.options = {**common, "x265-params": f"log-level=none:bframes=0:keyint={gop}:min-keyint={gop}:scenecut=0:frame-threads=1"} if hevc else common
-    self.n = 0
-
-  def write(self, rgb: np.ndarray) -> None:
-    frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(self.stream.width, self.stream.height, "yuv420p", dst_colorspace="ITU601")
-    frame.pts, frame.time_base = self.n, fractions.Fraction(1, FPS)
-    self.n += 1
-    self.container.mux(self.stream.encode(frame))
-
-  def close(self) -> None:
-    self.container.mux(self.stream.encode(None))
-    self.container.close()
 
 
 def route_name(seed: int, camera: str, time_of_day: str) -> str:

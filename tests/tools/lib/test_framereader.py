@@ -6,7 +6,7 @@ import pytest
 
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.framereader import FrameReader
-from openpilot.tools.sim.write_route import VideoWriter
+from openpilot.tools.lib.videowriter import VideoWriter
 
 W, H, N, GOP = 256, 144, 47, 10
 

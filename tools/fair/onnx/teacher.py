@@ -22,6 +22,29 @@ DECODES = ("yolox", "dets", "maps")
 BOX_COLUMNS = ("frame", "x0", "y0", "x1", "y1", "score", "cls")
 
 
+def read_description(config: str | Path) -> dict[str, Any]:
+  """A YAML's path, or the name of one in this folder -> what it says. Raises UserError where it does not describe a network."""
+  path = Path(config) if Path(config).suffix in (".yaml", ".yml") else Path(__file__).with_name(f"{config}.yaml")
+  try:
+    read = yaml.safe_load(path.read_text())
+  except (OSError, yaml.YAMLError) as e:
+    raise UserError(f"cannot read the network's description {path}: {' '.join(str(e).split())[:160]}") from None
+  lacking = [k for k in REQUIRED if not isinstance(read, dict) or k not in read]
+  if lacking or read["decode"] not in DECODES:
+    raise UserError(f"{path} is no description of a network: it needs {', '.join(REQUIRED)}, and decode one of {', '.join(DECODES)}; see yolox_nano.yaml")
+  return read
+
+
+def describe(path: Path) -> tuple[str, Entry]:
+  """A user's own YAML, which also says weights (a path from its folder) and licence -> name and registry entry."""
+  read = read_description(path)
+  if "weights" not in read or "licence" not in read:
+    raise UserError(f"{path} does not say weights and licence: add 'weights: net.onnx' and 'licence: MIT', or whatever the network's is")
+  weights = path.parent / str(read["weights"])
+  entry = Entry("onnx.teacher:OnnxTeacher", str(weights if weights.exists() else read["weights"]), str(read["licence"]), "", "", {"config": str(path)})
+  return str(read.get("name", path.stem)), entry
+
+
 def free_batch(model: onnx.ModelProto) -> onnx.ModelProto:
   """A graph exported for one image -> for any number: the first axis of inputs and outputs, and of reshapes that wrote it down as 1."""
   for value in [*model.graph.input, *model.graph.output]:
@@ -64,7 +87,7 @@ class OnnxTeacher:
     """config: a YAML's path, or its name in this folder. override: values of its 'boxes', e.g. score. Raises UserError where file and YAML disagree."""
     assert path is not None
     self.name, self.licence, self.model_id = name, entry.licence, path.name
-    self.config = self._read(config)
+    self.config = dict(config) if isinstance(config, dict) else read_description(config)
     if "boxes" in self.config:
       self.config["boxes"].update({k: v for k, v in override.items() if k in self.config["boxes"]})
     self.checkpoint_hash = hash_weights(path)
@@ -77,7 +100,7 @@ class OnnxTeacher:
     if inp["name"] not in names:
       raise UserError(f"{path} has the inputs {', '.join(names)}, its description wants '{inp['name']}'; it is another network, or the YAML is wrong")
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # the batch test below may fail, and is not the user's business
     options.intra_op_num_threads = int(os.environ.get("FAIR_ORT_THREADS", "0"))
     providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in ort.get_available_providers() and (device != "cpu" or p[0:3] == "CPU")]
     self.session = ort.InferenceSession(free_batch(model).SerializeToString(), options, providers=providers)
@@ -89,20 +112,6 @@ class OnnxTeacher:
     self.height = self.width = 0
     self.blob = np.zeros((0, 3, self.input_h, self.input_w), np.float32)
 
-  @staticmethod
-  def _read(config: str | Path | dict[str, Any]) -> dict[str, Any]:
-    if isinstance(config, dict):
-      return dict(config)
-    path = Path(config) if Path(config).suffix in (".yaml", ".yml") else Path(__file__).with_name(f"{config}.yaml")
-    try:
-      read = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as e:
-      raise UserError(f"cannot read the network's description {path}: {' '.join(str(e).split())[:160]}") from None
-    lacking = [k for k in REQUIRED if not isinstance(read, dict) or k not in read]
-    if lacking or read["decode"] not in DECODES:
-      raise UserError(f"{path} is no description of a network: it needs {', '.join(REQUIRED)}, and decode one of {', '.join(DECODES)}; see yolox_nano.yaml")
-    return read
-
   def _batches(self) -> bool:
     """Whether two images at once give what each gives alone."""
     x = np.random.default_rng(0).uniform(0, 1, (2, 3, self.input_h, self.input_w)).astype(np.float32) / self.config["input"]["scale"] * 0.5
@@ -112,8 +121,7 @@ class OnnxTeacher:
       alone = [self.session.run(None, {name: x[i : i + 1]}) for i in range(2)]
     except Exception:  # a graph whose inner shapes depend on one image
       return False
-    return all(len(b) == 2 and a[0].shape[1:] == b.shape[1:] and np.allclose(b[i], a[0], atol=1e-3) for i, one in enumerate(alone) for b, a in zip(both, [[o] for o in one], strict=True)
-               if a[0].ndim)
+    return all(len(b) == 2 and b.shape[1:] == a.shape[1:] and np.allclose(b[i], a[0], atol=1e-3) for i in range(2) for b, a in zip(both, alone[i], strict=True))
 
   def prepare(self, height: int, width: int) -> None:
     self.height, self.width = height, width
@@ -149,11 +157,11 @@ class OnnxTeacher:
           target /= np.float32(inp["std"][c])
     return self.blob[: len(rgb)]
 
-  def forward(self, blob: np.ndarray) -> dict[str, np.ndarray]:
+  def forward(self, blob: np.ndarray) -> dict[str, Any]:
     name = self.config["input"]["name"]
     if self.single:
       runs = [self.session.run(None, {name: blob[i : i + 1]}) for i in range(len(blob))]
-      return {k: np.array([r[j][0] for r in runs], dtype=object) if len({r[j].shape for r in runs}) > 1 else np.concatenate([r[j] for r in runs]) for j, k in enumerate(self.output_names)}
+      return {k: [r[j][0] for r in runs] for j, k in enumerate(self.output_names)}  # their shapes may differ
     return dict(zip(self.output_names, self.session.run(None, {name: blob}), strict=True))
 
   def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
@@ -161,11 +169,11 @@ class OnnxTeacher:
     decode = self.config["decode"]
     return (self._maps(out) if decode == "maps" else self._boxes(out, len(clip.rgb), decode)), None
 
-  def _maps(self, out: dict[str, np.ndarray]) -> Labels:
+  def _maps(self, out: dict[str, Any]) -> Labels:
     labels: Labels = {}
     h, w = self.map_shape
     for name, spec in self.config["maps"].items():
-      x = out[spec["output"]]
+      x = np.asarray(out[spec["output"]])
       if spec.get("softmax"):
         # of two channels: a sigmoid of their difference
         others = np.delete(x, spec["channel"], axis=1)
@@ -173,10 +181,11 @@ class OnnxTeacher:
       else:
         p = x[:, spec["channel"]]
       p = p[:, : self.fit_h, : self.fit_w]
-      labels[name] = np.stack([cv2.resize(m, (w, h), interpolation=cv2.INTER_LINEAR) for m in p.astype(np.float32)]).astype(np.float16)
+      p = np.stack([cv2.resize(m, (w, h), interpolation=cv2.INTER_LINEAR) for m in p.astype(np.float32)])
+      labels[name] = (np.round(p * 256) / 256).astype(np.float16)  # finer would be noise that does not compress
     return labels
 
-  def _boxes(self, out: dict[str, np.ndarray], n: int, decode: str) -> Labels:
+  def _boxes(self, out: dict[str, Any], n: int, decode: str) -> Labels:
     spec = self.config["boxes"]
     index = {int(k): i for i, k in enumerate(spec["classes"])}
     columns: dict[str, list[Any]] = {c: [] for c in BOX_COLUMNS}
@@ -220,7 +229,7 @@ class OnnxTeacher:
       self._grids = np.concatenate(centres).astype(np.float32), np.concatenate(each).astype(np.float32)
     return self._grids
 
-  def _dets(self, out: dict[str, np.ndarray], t: int, spec: dict[str, Any], index: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  def _dets(self, out: dict[str, Any], t: int, spec: dict[str, Any], index: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     dets, labels = np.asarray(out[spec["output"]][t], np.float32), np.asarray(out[spec["labels"]][t], np.int64)
     good = (dets[:, 4] >= spec["score"]) & np.isin(labels, list(index))
     return dets[good, :4], dets[good, 4], np.array([index[int(k)] for k in labels[good]], np.int64)

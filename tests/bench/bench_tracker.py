@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Points on the simulator's static surfaces followed through 20 frames: chained RAFT flow (LaneTracker) against chained pyramidal Lucas-Kanade (OpenCV) with
+the same forward-backward check. Truth is exact: the rendered depth, and the camera's motion.
+
+python tests/bench/bench_tracker.py [--seeds 3 5 8] [--time day] [--iters 12]      (RAFT's weights: FAIR_WEIGHTS=folder of raft-small.pth)
+"""
+
+import argparse
+import time
+
+import cv2
+import numpy as np
+
+from openpilot.common.transformations.camera import device_frame_from_view_frame, project
+from openpilot.common.transformations.model import medmodel_intrinsics
+from openpilot.tools.fair.cotracker.lane_points import inside, road_grid
+from openpilot.tools.fair.cotracker.tracker import LaneTracker
+from openpilot.tools.lib.errors import cli
+from openpilot.tools.sim.render import CLASSES, Frame, render
+from openpilot.tools.sim.world import World
+
+FPS, W, H = 20, 512, 256
+SPANS = (1, 5, 10, 20)
+STATIC = [CLASSES.index(c) for c in ("background", "road", "lane")]
+FAR = 80.0  # metres
+
+
+def truth(world: World, frames: list[Frame], start: float, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """points (N, 2), integers, in the first frame -> where their surfaces are in every frame (T, N, 2), and whether they are seen (T, N)."""
+  ij = points.astype(int)
+  depth = frames[0].depth[ij[:, 1], ij[:, 0]].astype(np.float64)
+  rays = np.concatenate([points, np.ones((len(points), 1))], 1) @ np.linalg.inv(medmodel_intrinsics).T
+  at = (rays * depth[:, None]) @ device_frame_from_view_frame.T  # calibrated frame of the first picture
+  # a point of the road with the road's heading there: rigid between any two moments
+  s = world.ego(start)["s"] + 20.0
+  anchors = [[float(v) for v in world.to_ego(start + k / FPS, s, 0.0)] for k in range(len(frames))]
+  x0, y0, h0 = anchors[0]
+  tracks, seen = np.zeros((len(frames), len(points), 2)), np.zeros((len(frames), len(points)), bool)
+  for k, (x, y, h) in enumerate(anchors):
+    c, sn = np.cos(h - h0), np.sin(h - h0)
+    dx, dy = at[:, 0] - x0, at[:, 1] - y0
+    tracks[k], z = project(np.stack([x + c * dx - sn * dy, y + sn * dx + c * dy, at[:, 2]], 1), medmodel_intrinsics)
+    ok = inside(tracks[k], H, W) & (z > 0.5)
+    px = np.round(np.where(ok[:, None], tracks[k], 0)).astype(int)
+    there = frames[k].depth[px[:, 1], px[:, 0]]
+    seen[k] = ok & (np.abs(there - z) < 0.05 * z) & np.isin(frames[k].semantic[px[:, 1], px[:, 0]], STATIC)
+  return tracks, seen
+
+
+def lucas_kanade(video: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The named alternative, with OpenCV's defaults and LaneTracker's check."""
+  grey = [cv2.cvtColor(np.ascontiguousarray(f.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY) for f in video]
+  tracks, visible = np.repeat(points[None].astype(np.float32), len(video), 0), np.zeros((len(video), len(points)), bool)
+  visible[0] = True
+  for t in range(1, len(video)):
+    tracks[t] = tracks[t - 1]
+    alive = np.flatnonzero(visible[t - 1])
+    if len(alive):
+      p = tracks[t - 1, alive]
+      q, ok, _ = cv2.calcOpticalFlowPyrLK(grey[t - 1], grey[t], p[:, None], None)
+      r, ok2, _ = cv2.calcOpticalFlowPyrLK(grey[t], grey[t - 1], q, None)
+      missed, way = np.linalg.norm(r[:, 0] - p, axis=1), np.linalg.norm(q[:, 0] - p, axis=1)
+      seen = (ok[:, 0] > 0) & (ok2[:, 0] > 0) & inside(q[:, 0], H, W) & (missed <= 1.0 + 0.02 * way)
+      tracks[t, alive[seen]], visible[t, alive[seen]] = q[seen, 0], True
+  return tracks, visible
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--seeds", type=int, nargs="+", default=[3, 5, 8], help="worlds of the simulator")
+  parser.add_argument("--time", default="day", choices=("day", "dusk", "night"))
+  parser.add_argument("--iters", type=int, default=12, help="RAFT's refinements a pair")
+  parser.add_argument("--weights", help="raft-small.pth")
+  args = parser.parse_args()
+  tracker = LaneTracker(args.weights, iters=args.iters)
+  trackers = {"RAFT": tracker.track_lane_points, "Lucas-Kanade": lucas_kanade}
+  sums: dict[str, dict[int, list[np.ndarray]]] = {name: {k: [] for k in SPANS} for name in trackers}
+  spent = dict.fromkeys(trackers, 0.0)
+  for seed in args.seeds:
+    world, start = World(seed, args.time), 2.0
+    frames = [render(world, start + k / FPS, medmodel_intrinsics, W, H) for k in range(max(SPANS) + 1)]
+    video = np.stack([f.rgb for f in frames]).transpose(0, 3, 1, 2)
+    grid = road_grid(H, W, None, 16)
+    points = np.concatenate([grid, road_grid(H, W, medmodel_intrinsics, 16) - 8])  # the lower part, whatever stands there, and more of the road
+    ij = points.astype(int)
+    first = frames[0]
+    points = ij[(first.depth[ij[:, 1], ij[:, 0]] < FAR) & np.isin(first.semantic[ij[:, 1], ij[:, 0]], STATIC)].astype(np.float64)
+    true, seen = truth(world, frames, start, points)
+    for name, track in trackers.items():
+      t0 = time.perf_counter()
+      tracks, visible = track(video, points)
+      spent[name] += time.perf_counter() - t0
+      for k in SPANS:
+        error = np.linalg.norm(tracks[k] - np.nan_to_num(true[k], nan=1e6), axis=1)
+        sums[name][k].append(np.stack([error, seen[k], visible[k]], 1))
+  print(f"worlds {args.seeds}, {args.time}, medmodel view {W}x{H}, {FPS} frames/s; pixels over points that are seen and said to be seen")
+  print("tracker       frames  points  mean px  median  p90   kept of seen  right of kept (< 3 px)")
+  for name, by_span in sums.items():
+    for k, parts in by_span.items():
+      rows = np.concatenate(parts)
+      seen, said = rows[:, 1] > 0, rows[:, 2] > 0
+      e = rows[seen & said, 0]
+      if not len(e):
+        print(f"{name:13} {k:6}       0")
+        continue
+      right = (seen & said & (rows[:, 0] < 3)).sum() / said.sum()
+      print(f"{name:13} {k:6}  {len(e):6}  {e.mean():7.2f}  {np.median(e):6.2f}  {np.quantile(e, 0.9):5.2f} {len(e) / seen.sum():10.1%} {right:16.1%}")
+  pairs = len(args.seeds) * max(SPANS)
+  print(", ".join(f"{name} {1000 * s / pairs:.1f} ms a frame" for name, s in spent.items()) + f" on {tracker.device}")
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main)())

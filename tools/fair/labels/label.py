@@ -1,0 +1,411 @@
+#!/usr/bin/env python3
+"""Labels routes with teachers. Killed at any moment, the same command goes on where it stopped, and the result is that of an unbroken run.
+
+Decoding and warping, the teacher, and writing overlap. A teacher without state gets batches over the boundaries of segments.
+"""
+
+import argparse
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, VIEWS
+from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
+from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, read_frames, segment_view
+from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher, load_teacher
+from openpilot.tools.lib.encode_index import VIDEOS
+from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.route import Route, Segment
+from openpilot.tools.replay.replay import CAMERAS, choose_camera
+
+T = TypeVar("T")
+AHEAD = 3  # batches decoded before they are due
+COORDINATES = {"x0": 0, "y0": 1, "x1": 0, "y1": 1, "x": 0, "y": 1}  # column -> axis
+
+
+class FrameTeacher:
+  """The model frames themselves, bit for bit what fairmodeld would see: what students learn from."""
+
+  name, model_id, checkpoint_hash, licence, stateful, wants = "frames", "", "", "MIT", False, "frame"
+  labels = [Label("frame", "dense", "uint8", FRAME_SHAPE, "YUV 4:2:0")]
+
+  def prepare(self, height: int, width: int) -> None: ...
+
+  def settings(self) -> dict[str, Any]:
+    return {}
+
+  def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
+    return {"frame": clip.rgb}, None
+
+
+@dataclass
+class Work:
+  """What is to be done in one segment."""
+
+  view: SegmentView
+  group: Group
+  todo: set[int]  # chunks
+  start: int = 0  # row at which a teacher with state begins
+  state: State | None = None
+
+
+@dataclass
+class Item:
+  work: Work
+  row: int
+  image: np.ndarray | None = None  # (H, W, 3) uint8, or the model frame
+  good: bool = True  # False: not decodable, the frame before stands for it
+
+
+@dataclass
+class Pending:
+  """A chunk that is being filled."""
+
+  dense: dict[str, np.ndarray]
+  tables: dict[str, list[dict[str, Any]]]
+  filled: int = 0
+  bad: list[int] = field(default_factory=list)
+
+
+def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
+  """The same items, made by a thread that stays up to `depth` ahead. Its exceptions come up here."""
+  waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+  stop = threading.Event()
+
+  def put(x: tuple[bool, Any]) -> None:
+    while not stop.is_set():
+      try:
+        return waiting.put(x, timeout=0.1)
+      except queue.Full:
+        continue
+
+  def work() -> None:
+    try:
+      for item in items:
+        put((True, item))
+        if stop.is_set():
+          return
+      put((False, None))
+    except BaseException as e:  # raised again where the user's code waits
+      put((False, e))
+
+  thread = threading.Thread(target=work, daemon=True)
+  thread.start()
+  try:
+    while True:
+      more, x = waiting.get()
+      if not more:
+        if x is not None:
+          raise x
+        return
+      yield x
+  finally:
+    stop.set()
+    thread.join()
+
+
+def batches(works: list[Work], size: int, stateful: bool) -> list[list[Item]]:
+  """A fixed grid over all rows, so that every row meets the same neighbours in every run, less the batches of which nothing is to be done."""
+  if stateful:  # one segment at a time, cut at chunks, from where the state is known
+    grid = [
+      [Item(w, r) for r in range(a, min(a + size, stop))]
+      for w in works
+      if w.todo
+      for k in range(w.start // CHUNK, max(w.todo) + 1)
+      for stop in [w.group.rows(k).stop]
+      for a in range(k * CHUNK, stop, size)
+    ]
+    return grid
+  items = [Item(w, r) for w in works for r in range(w.group.n)]
+  grid = [items[i : i + size] for i in range(0, len(items), size)]
+  return [b for b in grid if any(i.row // CHUNK in i.work.todo for i in b)]
+
+
+def load(grid: list[list[Item]], wants: str, view: str, size: tuple[int, int]) -> Iterator[list[Item]]:
+  """The batches with their images."""
+  rows: dict[int, list[int]] = {}
+  for batch in grid:
+    for item in batch:
+      rows.setdefault(id(item.work), []).append(item.row)
+  current: Work | None = None
+  source: Iterator[tuple[int, np.ndarray]] = iter(())
+  held: tuple[int, np.ndarray] | None = None
+  last: np.ndarray | None = None
+  warp: ViewWarp | None = None
+  for batch in grid:
+    for item in batch:
+      if wants == "none":
+        continue
+      if item.work is not current:
+        current, last = item.work, None
+        warp = ViewWarp(current.view, view, *size)
+        source = read_frames(current.view, rows[id(current)])
+        held = next(source, None)
+      assert warp is not None
+      if held is not None and held[0] == item.row:
+        last = warp.frame(held[1]) if wants == "frame" else warp.rgb(held[1])
+        held = next(source, None)
+      else:
+        item.good = False
+        if last is None:
+          last = np.zeros(FRAME_SHAPE if wants == "frame" else (size[1], size[0], 3), np.uint8)
+      item.image = last
+    yield batch
+
+
+def clip_of(batch: list[Item], wants: str, intrinsics: np.ndarray | None) -> Clip:
+  view = batch[0].work.view
+  entries = [i.work.view.entries[i.row] for i in batch]
+  if wants == "none":
+    images = np.zeros((len(batch), 0), np.uint8)
+  else:
+    images = np.stack([i.image for i in batch])  # type: ignore[misc]
+    images = images if wants == "frame" else images.transpose(0, 3, 1, 2)
+  return Clip(images, intrinsics, view.rpy, [e.frame_id for e in entries], [e.timestamp_eof for e in entries], view.segment.log_path)
+
+
+def to_view(table: dict[str, Any], scale: tuple[float, float]) -> dict[str, Any]:
+  """A table's coordinates from the pixels of the teacher's picture to those of the 512x256 view, both at pixel centres."""
+  return {k: ((np.asarray(v) + 0.5) / scale[COORDINATES[k]] - 0.5).astype(np.float32) if k in COORDINATES else v for k, v in table.items()}
+
+
+def take(table: dict[str, Any], keep: np.ndarray, frames: np.ndarray) -> dict[str, Any]:
+  return {k: frames if k == "frame" else [v[i] for i in keep] if isinstance(v, list) else np.asarray(v)[keep] for k, v in table.items()}
+
+
+class Collector:
+  """Takes labels batch by batch, and hands whole chunks to the writer."""
+
+  def __init__(self, labels: list[Label], scale: tuple[float, float], write: Callable[..., None]):
+    self.labels, self.scale, self.write = labels, scale, write
+    self.pending: dict[tuple[Path, int], Pending] = {}
+
+  def add(self, batch: list[Item], labels: Labels, state: State | None) -> None:
+    at = 0
+    while at < len(batch):  # one run of rows within one chunk at a time
+      work, k = batch[at].work, batch[at].row // CHUNK
+      end = at
+      while end < len(batch) and batch[end].work is work and batch[end].row // CHUNK == k:
+        end += 1
+      if k in work.todo:
+        self._add(work, k, batch[at:end], labels, at, end, state)
+      at = end
+
+  def _add(self, work: Work, k: int, items: list[Item], labels: Labels, at: int, end: int, state: State | None) -> None:
+    rows = work.group.rows(k)
+    key = (work.group.path, k)
+    if key not in self.pending:
+      dense = {x.name: np.zeros((len(rows), *x.shape), x.dtype) for x in self.labels if x.kind == "dense"}
+      self.pending[key] = Pending(dense, {x.name: [] for x in self.labels if x.kind != "dense"})
+    p = self.pending[key]
+    first = items[0].row - rows.start
+    for label in self.labels:
+      if label.kind == "dense":
+        p.dense[label.name][first : first + len(items)] = labels[label.name][at:end]
+      else:
+        table = labels[label.name]
+        frame = np.asarray(table["frame"], np.int64)
+        keep = np.flatnonzero((frame >= at) & (frame < end))
+        p.tables[label.name].append(to_view(take(table, keep, frame[keep] - at + first), self.scale))
+    p.filled += len(items)
+    p.bad += [i.row for i in items if not i.good]
+    if p.filled == len(rows):
+      del self.pending[key]
+      done: Labels = dict(p.dense)
+      for name, parts in p.tables.items():
+        done[name] = {c: sum((x[c] for x in parts), []) if isinstance(parts[0][c], list) else np.concatenate([x[c] for x in parts]) for c in parts[0]}
+      self.write(work.group, k, done, state, p.bad)
+
+
+def plan(teacher: Teacher, views: list[SegmentView], store: LabelStore, view: str, size: tuple[int, int], every: int, repair: bool) -> list[Work]:
+  works = []
+  for v in views:
+    meta = {
+      "version": VERSION,
+      "segment": v.segment.name,
+      "teacher": {
+        "name": teacher.name,
+        "model_id": teacher.model_id,
+        "checkpoint": teacher.checkpoint_hash,
+        "licence": teacher.licence,
+        "settings": teacher.settings(),
+      },
+      "labels": [{**vars(x), "shape": list(x.shape), "classes": list(x.classes)} for x in teacher.labels],
+      "view": {"name": view, "width": size[0], "height": size[1]},
+      "camera": v.camera(),
+      "every": every,
+      "chunk": CHUNK,
+    }
+    group = store.group(meta, v.entries)
+    if repair:
+      for k, problem in group.problems():
+        print(f"repair: {problem}; its chunk is labelled again", file=sys.stderr)
+        group.drop_chunk(k)
+    done = group.done()
+    work = Work(v, group, set(range(group.chunk_count)) - done)
+    if teacher.stateful and work.todo:
+      k = min(work.todo)
+      work.state = group.state(k - 1)
+      work.start = k * CHUNK if work.state is not None else 0
+    works.append(work)
+  return works
+
+
+def run_teacher(
+  teacher: Teacher,
+  views: list[SegmentView],
+  store: LabelStore,
+  view: str = "medmodel",
+  size: tuple[int, int] = (VIEW_W, VIEW_H),
+  batch: int = 8,
+  every: int = 1,
+  repair: bool = False,
+  progress: bool = True,
+) -> list[Group]:
+  """Labels all of `views` that is not labelled yet. -> the groups."""
+  wants = getattr(teacher, "wants", "rgb")
+  if wants != "rgb":  # not of the picture: its size does not matter
+    size = (VIEW_W, VIEW_H)
+  teacher.prepare(size[1], size[0])
+  works = plan(teacher, views, store, view, size, every, repair)
+  grid = batches(works, batch, teacher.stateful)
+  total = sum(len(b) for b in grid)
+  writing: list[Future[None]] = []
+  with ThreadPoolExecutor(1) as writer, tqdm(total=total, desc=teacher.name, unit="frame", disable=not progress or not total) as bar:
+
+    def write(group: Group, k: int, labels: Labels, state: State | None, bad: list[int]) -> None:
+      while len(writing) > 1 or (writing and writing[0].done()):  # memory for two chunks
+        writing.pop(0).result()
+      if bad:
+        print(f"warning: {group.segment}: {len(bad)} frames from row {bad[0]} on cannot be decoded; the frame before stands for them", file=sys.stderr)
+      writing.append(writer.submit(group.write_chunk, k, labels, state, bad))
+
+    collector = Collector(teacher.labels, (size[0] / VIEW_W, size[1] / VIEW_H), write)
+    state: State | None = None
+    before: Work | None = None
+    intrinsics = None
+    for items in prefetch(load(grid, wants, view, size), AHEAD):
+      if items[0].work is not before:
+        before, state = items[0].work, items[0].work.state
+        intrinsics = ViewWarp(before.view, view, *size).intrinsics if wants == "rgb" else None
+      if teacher.stateful:
+        labels, state = teacher.label(clip_of(items, wants, intrinsics), state)
+        collector.add(items, labels, state)
+      else:
+        at = 0
+        for labels, n in label_batch(teacher, items, wants, intrinsics):
+          collector.add(items[at : at + n], labels, None)
+          at += n
+      bar.update(len(items))
+    for f in writing:
+      f.result()
+  return [w.group for w in works]
+
+
+def label_batch(teacher: Teacher, items: list[Item], wants: str, intrinsics: np.ndarray | None) -> list[tuple[Labels, int]]:
+  """In one piece, or in halves where the GPU's memory is too small."""
+
+  def run(part: list[Item]) -> list[tuple[Labels, int]]:
+    return [(teacher.label(clip_of(part, wants, intrinsics))[0], len(part))]
+
+  if "torch" not in sys.modules:
+    return run(items)
+  from openpilot.tools.fair.device import halve_on_oom
+
+  return halve_on_oom(run, items)
+
+
+def find_views(routes: list[str], data_dir: Path | None, camera: str, every: int, focal: float | None) -> list[SegmentView]:
+  """Of all segments that have video. Raises UserError where none has."""
+  segments: list[Segment] = []
+  for r in routes:
+    segments += Route(r, data_dir).segments
+  views, seen = [], set()
+  for s in segments:
+    if s.name in seen:
+      continue
+    seen.add(s.name)
+    if not any(v in s.files for v in VIDEOS.values()):
+      print(f"warning: segment {s.name} in {s.dir} has no video, it is left out", file=sys.stderr)
+      continue
+    views.append(segment_view(s, choose_camera([s], camera), every, focal))
+  if not views:
+    raise UserError(f"no video in {', '.join(routes)}; teachers need fcamera.hevc, ecamera.hevc or qcamera.ts")
+  return views
+
+
+def parse_size(text: str) -> tuple[int, int]:
+  w, x, h = text.partition("x")
+  if not x or not w.isdigit() or not h.isdigit() or int(w) < 64 or int(h) < 32 or int(w) % 32 or int(h) % 32:
+    raise UserError(f"--view {text} is not a size; two multiples of 32, as 512x256")
+  return int(w), int(h)
+
+
+def parse_weights(items: list[str], teachers: list[str]) -> dict[str, str]:
+  pairs = dict(i.split("=", 1) for i in items if "=" in i)
+  wrong = [i for i in items if "=" not in i] + [k for k in pairs if k not in teachers]
+  if wrong:
+    raise UserError(f"--weights {wrong[0]}: write TEACHER=PATH, with one of --teachers ({', '.join(teachers)})")
+  return pairs
+
+
+def main() -> None:
+  p = argparse.ArgumentParser(prog="label", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p.add_argument("routes", nargs="+", metavar="ROUTE", help="a folder with segments, one segment's folder, a route's name (with --data-dir), or a video")
+  p.add_argument("--teachers", required=True, help="comma-separated; `tools/op.sh teachers` lists them")
+  p.add_argument("--out", type=Path, required=True, help="the label store")
+  p.add_argument("--data-dir", type=Path, help="where routes lie")
+  p.add_argument("--camera", choices=CAMERAS, default="road")
+  p.add_argument("--every", type=int, default=1, metavar="N", help="label each Nth frame of a video")
+  p.add_argument("--view", default=f"{VIEW_W}x{VIEW_H}", metavar="WxH", help="size of the view that teachers are shown")
+  p.add_argument("--view-name", choices=VIEWS, default="medmodel")
+  p.add_argument("--batch", type=int, default=8)
+  p.add_argument("--focal", type=float, help="focal length in pixels, of a camera that is none of comma's")
+  p.add_argument(
+    "--weights", action="append", default=[], metavar="TEACHER=PATH", help="a checkpoint's file or folder; else FAIR_WEIGHTS and ./weights are searched"
+  )
+  p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of a teacher whose licence restricts use")
+  p.add_argument("--download", action="store_true", help="let weights be downloaded from the hub")
+  p.add_argument("--device", help="cuda, mps or cpu; chosen by itself")
+  p.add_argument("--no-frames", action="store_true", help="do not store the model frames; they can be made again from the video")
+  p.add_argument("--repair", action="store_true", help="check what is there first, and label damaged chunks again")
+  p.add_argument("--prune", action="store_true", help="afterwards delete labels of these teachers and segments that were made with other settings")
+  args = p.parse_args()
+  if args.every < 1 or args.batch < 1:
+    raise UserError("--every and --batch are at least 1")
+  names = list(dict.fromkeys(n for n in args.teachers.replace(" ", "").split(",") if n))
+  weights, size = parse_weights(args.weights, names), parse_size(args.view)
+  cv2.setNumThreads(1)  # its threads would fight the teacher's
+  # everything that can be wrong is found before the first frame
+  teachers: list[Teacher] = [load_teacher(n, weights.get(n), args.accept_licence, args.download, device=args.device) for n in names]
+  views = find_views(args.routes, args.data_dir, args.camera, args.every, args.focal)
+  if not args.no_frames:
+    teachers.insert(0, FrameTeacher())
+  store = LabelStore(args.out, create=True)
+  current: list[Group] = []
+  with store.writing():
+    for teacher in teachers:
+      begun = time.monotonic()
+      groups = run_teacher(teacher, views, store, args.view_name, size, args.batch, args.every, args.repair)
+      current += groups
+      rows, taken = sum(g.row_count for g in groups), time.monotonic() - begun
+      print(f"{teacher.name:<22} {len(groups)} segments, {rows} frames, {sum(g.size for g in groups) / 1e6:.1f} MB, {taken:.1f} s, licence {teacher.licence}")
+    stale = store.stale(current)
+    for g in stale:
+      if args.prune:
+        store.remove(g)
+      print(f"{'removed' if args.prune else 'stale'}: {g.path}{'' if args.prune else ' (made with other settings; --prune deletes it)'}")
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main)())

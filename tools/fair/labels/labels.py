@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Lists a label store: what is there, whether it is whole, how large it is, and what its labels are like. With --video it renders them."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from openpilot.tools.fair.labels.store import Group, LabelStore
+from openpilot.tools.fair.labels.video import pictures
+from openpilot.tools.fair.teacher import Label
+from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.videowriter import VideoWriter
+
+SAMPLE = 16  # rows of a dense label that its statistics are taken of
+
+
+def statistics(group: Group, label: Label) -> str:
+  done = group.done()
+  if not done:
+    return "nothing yet"
+  if label.kind == "dense":
+    rows = [r for k in sorted(done) for r in group.rows(k)]
+    x = group.dense(label.name).oindex[np.array(rows)[np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(int))]].astype(np.float32)
+    return f"{label.dtype}{list(label.shape)} {label.unit}: min {x.min():.3g}, mean {x.mean():.3g}, max {x.max():.3g}, std {x.std():.3g}"
+  table = group.table(label.name)
+  counts = np.bincount(table["cls"].to_numpy().astype(int), minlength=len(label.classes)) if "cls" in table.column_names else np.zeros(0, int)
+  classes = ", ".join(f"{label.classes[i]} {n}" for i, n in enumerate(counts) if n and i < len(label.classes))
+  tracks = f", {len(np.unique(table['track'].to_numpy()))} tracks" if "track" in table.column_names else ""
+  return f"{table.num_rows} {label.kind}, {table.num_rows / max(1, group.row_count):.2f} a frame{tracks}{': ' + classes if classes else ''}"
+
+
+def check(groups: list[Group]) -> int:
+  """Prints what is damaged. -> how many chunks."""
+  bad = 0
+  for g in tqdm(groups, desc="check", unit="group", leave=False):
+    for k, problem in g.problems():
+      tqdm.write(f"damaged: chunk {k} of {g.segment} by {g.teacher}: {problem}; run its labelling command again with --repair")
+      bad += 1
+  return bad
+
+
+def render(store: LabelStore, teachers: list[str] | None, segment: str | None, out: Path, limit: int | None) -> int:
+  frames = store.groups("frames", segment)
+  if not frames:
+    raise UserError(f"{store.root} holds no model frames{f' of {segment}' if segment else ''} to draw on; label again without --no-frames")
+  if len({g.segment for g in frames}) < len(frames):
+    raise UserError(f"{store.root} holds frames of one segment made with several settings; label again with --prune")
+  n = 0
+  with atomic_path(out) as tmp:
+    video: VideoWriter | None = None
+    try:
+      for f in frames:
+        groups = [g for g in store.groups(segment=f.segment) if g.teacher != "frames" and (teachers is None or g.teacher in teachers) and g.done()]
+        if not groups:
+          raise UserError(f"{f.segment} has no labels{' by ' + ', '.join(teachers) if teachers else ''} in {store.root}; label it first")
+        for picture in tqdm(pictures(f, groups, limit), desc=f.segment, unit="frame", total=limit or f.n):
+          if video is None:
+            video = VideoWriter(tmp, picture.shape[1], picture.shape[0], fps=max(1, 20 // f.meta["every"]))
+          video.write(picture)
+          n += 1
+    finally:
+      if video is not None:
+        video.close()
+  return n
+
+
+def main() -> int:
+  p = argparse.ArgumentParser(prog="labels", description=__doc__)
+  p.add_argument("store", type=Path)
+  p.add_argument("--video", type=Path, metavar="OUT.mp4", help="render the labels over the model frames")
+  p.add_argument("--teachers", help="only these, comma-separated")
+  p.add_argument("--segment", help="only this one, as ROUTE--N")
+  p.add_argument("--frames", type=int, help="at most so many of each segment")
+  args = p.parse_args()
+  teachers = args.teachers.replace(" ", "").split(",") if args.teachers else None
+  store = LabelStore(args.store)
+  if args.video is not None:
+    print(f"{args.video}: {render(store, teachers, args.segment, args.video, args.frames)} frames")
+    return 0
+  groups = [g for g in store.groups(segment=args.segment) if teachers is None or g.teacher in teachers]
+  if not groups:
+    raise UserError(f"{args.store} holds no such labels; it has {', '.join(sorted({g.teacher for g in store.groups()})) or 'nothing'}")
+  segment = None
+  for g in groups:
+    if g.segment != segment:
+      segment = g.segment
+      print(segment)
+    t = g.meta["teacher"]
+    print(f"  {g.teacher:<22} {g.row_count:>6}/{g.n} frames {g.size / 1e6:>9.1f} MB  {t['licence']}  {t['model_id']} {t['checkpoint'][:12]}")
+    for label in g.labels:
+      print(f"    {label.name}: {statistics(g, label)}")
+  bad = check(groups)
+  print(f"{len(groups)} groups, {sum(g.size for g in groups) / 1e6:.1f} MB, {'all whole' if not bad else f'{bad} damaged chunks'}")
+  return 1 if bad else 0
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main)())

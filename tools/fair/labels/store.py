@@ -1,0 +1,284 @@
+"""The label store: what teachers say of routes, one group per segment, teacher and key.
+
+DIR/store.json
+DIR/<route>--<segment>/<teacher>-<key>/group.json      all that decides the labels; the key is its hash
+                                      frames.parquet   frame_id, segment_id, timestamp_eof of every row
+                                      <label>.zarr     dense: Zarr v3, (rows, ...), one shard per chunk of rows
+                                      <label>/00000.parquet   tables: one file per chunk, with frame_id and segment_id
+                                      chunks/00000.json       written last: the chunk's files and their sha256. Without it the chunk is not there
+
+A killed run leaves at worst files of a chunk without its json, which the next run writes again. Coordinates are in the 512x256 model view.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from zarr.codecs import BloscCodec
+
+from openpilot.tools.fair.teacher import Label, Labels, State
+from openpilot.tools.lib.encode_index import EncodeEntry
+from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.logwriter import atomic_path
+
+VERSION = 1
+CHUNK = 64  # rows of a shard, of a table's file, and of what a killed run loses
+INNER_BYTES = 1 << 20  # of what must be decompressed to read one row, at most about
+
+
+def key_of(meta: dict[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def file_hash(path: Path) -> str:
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def disk_full_is_said(where: Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as e:
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+      raise UserError(f"the disk is full: {where} stays at its last whole chunk; free some space and run the command again") from e
+    raise
+
+
+class Group:
+  """One segment's labels by one teacher."""
+
+  def __init__(self, path: Path):
+    self.path = path
+    try:
+      self.meta: dict[str, Any] = json.loads((path / "group.json").read_text())
+      self.frames = pq.read_table(path / "frames.parquet")
+    except (OSError, ValueError) as e:
+      raise UserError(f"{path} is no group of labels: {' '.join(str(e).split())[:120]}; delete it and label again") from None
+    self.n: int = self.frames.num_rows
+    self.labels = [Label(**{**m, "shape": tuple(m["shape"]), "classes": tuple(m["classes"])}) for m in self.meta["labels"]]
+    self._arrays: dict[str, zarr.Array] = {}
+
+  @property
+  def teacher(self) -> str:
+    return self.meta["teacher"]["name"]
+
+  @property
+  def segment(self) -> str:
+    return self.meta["segment"]
+
+  @property
+  def chunk_count(self) -> int:
+    return -(-self.n // CHUNK)
+
+  def rows(self, k: int) -> range:
+    return range(k * CHUNK, min(self.n, (k + 1) * CHUNK))
+
+  def commit_path(self, k: int) -> Path:
+    return self.path / "chunks" / f"{k:05d}.json"
+
+  def done(self) -> set[int]:
+    return {int(p.stem) for p in (self.path / "chunks").glob("[0-9]*.json")}
+
+  @property
+  def row_count(self) -> int:
+    """Rows that are labelled."""
+    return sum(len(self.rows(k)) for k in self.done())
+
+  # *** writing ***
+
+  def array(self, label: Label) -> zarr.Array:
+    if label.name not in self._arrays:
+      path = self.path / f"{label.name}.zarr"
+      if path.exists():
+        self._arrays[label.name] = zarr.open_array(str(path), mode="r+")
+      else:
+        row = int(np.prod(label.shape)) * np.dtype(label.dtype).itemsize
+        inner = 1
+        while inner * 2 <= CHUNK and inner * 2 * row <= INNER_BYTES:
+          inner *= 2
+        shuffle = "shuffle" if np.dtype(label.dtype).itemsize > 1 else "noshuffle"
+        self._arrays[label.name] = zarr.create_array(
+          str(path),
+          shape=(self.n, *label.shape),
+          dtype=label.dtype,
+          chunks=(inner, *label.shape),
+          shards=(CHUNK, *label.shape),
+          compressors=BloscCodec(cname="zstd", clevel=1, shuffle=shuffle),  # type: ignore[arg-type]
+          fill_value=0,
+        )
+    return self._arrays[label.name]
+
+  def write_chunk(self, k: int, labels: Labels, state: State | None = None, bad: list[int] | None = None) -> None:
+    """labels: dense arrays of the chunk's rows; tables whose column 'frame' counts rows from the chunk's first. state: the teacher's, behind this chunk.
+    bad: rows whose frame could not be decoded. Raises UserError where the disk is full; then nothing of this chunk counts."""
+    rows = self.rows(k)
+    files: list[Path] = []
+    with disk_full_is_said(self.path):
+      for label in self.labels:
+        if label.kind == "dense":
+          array = self.array(label)
+          array[rows.start : rows.stop] = labels[label.name]
+          shard = self.path / f"{label.name}.zarr" / "c" / "/".join([str(k)] + ["0"] * len(label.shape))
+          if shard.exists():  # a chunk of nothing but the fill value has none
+            files.append(shard)
+        else:
+          path = self.path / label.name / f"{k:05d}.parquet"
+          with atomic_path(path) as tmp:
+            pq.write_table(self._table(labels[label.name], rows.start), tmp, compression="zstd")
+          files.append(path)
+      if state is not None:
+        path = self.path / "chunks" / f"{k:05d}.npz"
+        with atomic_path(path) as tmp:
+          np.savez(tmp, **state)  # type: ignore[arg-type]
+        files.append(path)
+      commit = {"files": {str(f.relative_to(self.path)): file_hash(f) for f in files}, "bad": bad or []}
+      with atomic_path(self.commit_path(k)) as tmp:
+        tmp.write_text(json.dumps(commit))
+    before = self.path / "chunks" / f"{k - 1:05d}.npz"
+    if state is not None and before.exists():  # only the newest is ever gone on from
+      self._forget(k - 1, before)
+
+  def _forget(self, k: int, path: Path) -> None:
+    commit = json.loads(self.commit_path(k).read_text())
+    commit["files"].pop(str(path.relative_to(self.path)), None)
+    with atomic_path(self.commit_path(k)) as tmp:
+      tmp.write_text(json.dumps(commit))
+    path.unlink()
+
+  def _table(self, table: dict[str, Any], first: int) -> pa.Table:
+    rows = np.asarray(table["frame"], np.int64) + first
+    columns: dict[str, Any] = {c: self.frames[c].take(pa.array(rows)) for c in ("frame_id", "segment_id")}
+    for name, values in table.items():
+      if name != "frame":
+        columns[name] = pa.array(values, pa.binary()) if isinstance(values, list) else pa.array(values)
+    return pa.table({"row": pa.array(rows.astype(np.int32)), **columns})
+
+  def state(self, k: int) -> State | None:
+    """The teacher's state behind chunk k, if it was kept."""
+    path = self.path / "chunks" / f"{k:05d}.npz"
+    if k not in self.done() or not path.exists():
+      return None
+    with np.load(path) as z:
+      return dict(z)
+
+  def drop_chunk(self, k: int) -> None:
+    self.commit_path(k).unlink(missing_ok=True)
+
+  # *** reading ***
+
+  def label(self, name: str) -> Label:
+    for label in self.labels:
+      if label.name == name:
+        return label
+    raise UserError(f"{self.path} has no label '{name}'; it has {', '.join(x.name for x in self.labels)}")
+
+  def dense(self, name: str) -> zarr.Array:
+    """(rows, ...) Zarr array; rows of chunks that are not done are zero: see done()."""
+    label = self.label(name)
+    if name not in self._arrays:
+      self._arrays[name] = zarr.open_array(str(self.path / f"{label.name}.zarr"), mode="r")
+    return self._arrays[name]
+
+  def table(self, name: str) -> pa.Table:
+    """All rows so far: row, frame_id, segment_id and the label's columns."""
+    self.label(name)
+    parts = [pq.read_table(self.path / name / f"{k:05d}.parquet") for k in sorted(self.done())]
+    if not parts:
+      raise UserError(f"{self.path} holds no finished chunk yet; run the labelling command again")
+    return pa.concat_tables(parts, promote_options="permissive")
+
+  def problems(self) -> Iterator[tuple[int, str]]:
+    """(chunk, what is wrong) of every finished chunk whose files are not what was written."""
+    for k in sorted(self.done()):
+      try:
+        files = json.loads(self.commit_path(k).read_text())["files"]
+      except (ValueError, KeyError):
+        yield k, f"{self.commit_path(k)} is damaged"
+        continue
+      for name, digest in files.items():
+        path = self.path / name
+        if not path.exists():
+          yield k, f"{path} is gone"
+        elif file_hash(path) != digest:
+          yield k, f"{path} is not what was written"
+
+  @property
+  def size(self) -> int:
+    return sum(p.stat().st_size for p in self.path.rglob("*") if p.is_file())
+
+
+class LabelStore:
+  """Raises UserError where DIR holds something else, or the labels of another version."""
+
+  def __init__(self, root: str | Path, create: bool = False):
+    self.root = Path(root)
+    info = self.root / "store.json"
+    if not info.exists():
+      if not create:
+        raise UserError(f"no label store in {self.root}: store.json is missing; make one with `tools/op.sh label ROUTE --teachers ... --out {self.root}`")
+      if self.root.exists() and any(self.root.iterdir()):
+        raise UserError(f"{self.root} holds other files and is no label store; choose an empty or a new folder for --out")
+      with disk_full_is_said(self.root), atomic_path(info) as tmp:
+        tmp.write_text(json.dumps({"version": VERSION}))
+    try:
+      version = json.loads(info.read_text())["version"]
+    except (ValueError, KeyError, TypeError):
+      raise UserError(f"{info} is damaged; write {{\"version\": {VERSION}}} into it if this is a label store of this version") from None
+    if version != VERSION:
+      raise UserError(f"{self.root} is a label store of version {version}, this program writes {VERSION}; label again into another folder")
+
+  def groups(self, teacher: str | None = None, segment: str | None = None) -> list[Group]:
+    found = [Group(p.parent) for p in sorted(self.root.glob("*/*/group.json"))]
+    return [g for g in found if teacher in (None, g.teacher) and segment in (None, g.segment)]
+
+  def group(self, meta: dict[str, Any], entries: list[EncodeEntry]) -> Group:
+    """The group of `meta`, made if it is not there."""
+    path = self.root / meta["segment"] / f"{meta['teacher']['name']}-{key_of(meta)}"
+    if not (path / "group.json").exists():
+      with disk_full_is_said(self.root):
+        columns = {
+          "frame_id": [e.frame_id for e in entries],
+          "segment_id": [e.segment_id for e in entries],
+          "timestamp_eof": [e.timestamp_eof for e in entries],
+        }
+        with atomic_path(path / "frames.parquet") as tmp:
+          pq.write_table(pa.table({k: pa.array(v, pa.int64()) for k, v in columns.items()}), tmp)
+        with atomic_path(path / "group.json") as tmp:
+          tmp.write_text(json.dumps(meta, indent=1))
+    return Group(path)
+
+  def stale(self, current: list[Group]) -> list[Group]:
+    """Groups of the same segments and teachers as `current`, with another key."""
+    kept = {g.path for g in current}
+    named = {(g.segment, g.teacher) for g in current}
+    return [g for g in self.groups() if (g.segment, g.teacher) in named and g.path not in kept]
+
+  def remove(self, group: Group) -> None:
+    (group.path / "group.json").unlink()  # from here on it is no group, whatever is left of it
+    shutil.rmtree(group.path)
+
+  @contextlib.contextmanager
+  def writing(self) -> Iterator[None]:
+    """One labelling run at a time. Clears what a killed one left half-written."""
+    with open(self.root / ".lock", "w") as lock:
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except OSError:
+        raise UserError(f"another run is filling {self.root}; wait for it, or choose another --out") from None
+      for pattern in ("*.partial", ".*.tmp*"):
+        for p in self.root.rglob(pattern):
+          if p.is_file():
+            os.unlink(p)
+      yield

@@ -32,7 +32,7 @@ class Preprocess:
   size: tuple[int, int] | int | None = None  # (height, width), the shorter edge, or none: as the image comes
 
   def settings(self) -> dict[str, Any]:
-    return asdict(self)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}  # as JSON gives it back
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -87,6 +87,7 @@ def load_model(folder: Path, device: Device, kind: str = "AutoModel") -> Any:
   """The official transformers model: frozen, in eval mode, on the device in its precision. kind: the transformers class. Raises UserError."""
   import transformers
 
+  transformers.utils.logging.disable_progress_bar()  # the command that loads it has its own
   try:
     model, info = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=device.dtype, output_loading_info=True)
   except Exception as e:  # transformers has no class of its own for any of this

@@ -1,0 +1,316 @@
+"""DINOv2 and the depth networks on it, against transformers' own forward with random weights, and DINOv2's linear head against its definition."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL import Image
+
+from openpilot.tools.fair import hf
+from openpilot.tools.fair.dinov2.teacher import DINOv2Wrapper, LinearDepthHead
+from openpilot.tools.fair.registry import TEACHERS
+from openpilot.tools.fair.teacher import Clip, find_weights, load_teacher
+from openpilot.tools.lib.errors import UserError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+VIT: dict = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 70, "patch_size": 14}
+NECK: dict = {"neck_hidden_sizes": [8, 8, 16, 16], "fusion_hidden_size": 16}
+
+
+def save(model: transformers.PreTrainedModel, folder: Path, **extra) -> Path:
+  """A folder as the hub has it. Norms and layer scales are drawn too, so that leaving one out would show."""
+  generator = torch.Generator().manual_seed(1)
+  with torch.no_grad():
+    for p in model.parameters():
+      p.add_(torch.randn(p.shape, generator=generator) * 0.1)
+  model.eval().save_pretrained(folder)
+  (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD, "resample": 3, "size": {"shortest_edge": 256}, **extra}))
+  return folder
+
+
+def backbone_config(registers: bool = False, **options):
+  return transformers.Dinov2WithRegistersConfig(num_register_tokens=4, **VIT, **options) if registers else transformers.Dinov2Config(**VIT, **options)
+
+
+def official(folder: Path, kind: str = "AutoModel"):
+  return getattr(transformers, kind).from_pretrained(folder, local_files_only=True).eval()
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+  """fp32 on one machine: only the order of sums differs (ours scales and normalises in two steps), which the layers enlarge from 1e-7."""
+  torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def images(height: int, width: int, n: int = 2, seed: int = 0) -> torch.Tensor:
+  return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, 3, height, width), dtype=np.uint8))
+
+
+def normalised(rgb: torch.Tensor) -> torch.Tensor:
+  """What torch's users write: (x / 255 - mean) / std."""
+  return torch.stack([(rgb[:, c].double() / 255 - MEAN[c]) / STD[c] for c in range(3)], 1).float()
+
+
+@pytest.fixture
+def dinov2(tmp_path) -> Path:
+  torch.manual_seed(0)
+  return save(transformers.Dinov2Model(backbone_config()), tmp_path / "dinov2")
+
+
+@pytest.mark.parametrize("registers", [False, True])
+@pytest.mark.parametrize("size", [(70, 70), (28, 98)])  # the size of the position table, and another aspect
+def test_features_and_cls_are_the_official_ones(tmp_path, registers, size):
+  torch.manual_seed(0)
+  model = transformers.Dinov2WithRegistersModel(backbone_config(True)) if registers else transformers.Dinov2Model(backbone_config())
+  folder = save(model, tmp_path / "model")
+  ours, rgb = DINOv2Wrapper(weights=folder, device="cpu"), images(*size)
+  with torch.no_grad():
+    out = official(folder)(normalised(rgb)).last_hidden_state
+  h, w = size[0] // 14, size[1] // 14
+  assert out.shape[1] == 1 + 4 * registers + h * w
+  features = ours.extract_features(rgb)
+  assert features.shape == (2, 32, h, w) and features.dtype == torch.float32 and not features.requires_grad
+  patches = out[:, -h * w :]
+  for y, x in ((0, 0), (0, w - 1), (h - 1, 0), (1, 2)):  # row by row, the first token at the top left
+    close(features[:, :, y, x], patches[:, y * w + x])
+  close(ours.extract_cls(rgb), out[:, 0])
+  close(ours.extract_features(rgb.float() / 255), features)  # floats of 0 to 1 are the same images
+
+
+def test_chosen_layers_are_the_backbones_stages(dinov2):
+  rgb = images(28, 42)
+  stages = transformers.Dinov2Backbone.from_pretrained(dinov2, out_features=["stage2", "stage4"]).eval()
+  with torch.no_grad():
+    expected = torch.cat(stages(normalised(rgb)).feature_maps, dim=1)
+  ours = DINOv2Wrapper(weights=dinov2, layers=(1, -1), device="cpu")
+  close(ours.extract_features(rgb), expected)
+  close(ours.extract_features(rgb, layers=(1,)), expected[:, :32])
+  with pytest.raises(UserError, match="4 blocks"):
+    ours.extract_features(rgb, layers=(4,))
+
+
+def depth_anything(folder: Path, kind: str, max_depth: int, registers: bool = False) -> Path:
+  torch.manual_seed(0)
+  vit = backbone_config(registers, out_indices=[1, 2, 3, 4], reshape_hidden_states=False)
+  head: dict = {"reassemble_hidden_size": 32, "head_hidden_size": 8, "depth_estimation_type": kind, "max_depth": max_depth}
+  config = transformers.DepthAnythingConfig(backbone_config=vit, **head, **NECK)
+  return save(transformers.DepthAnythingForDepthEstimation(config), folder)
+
+
+@pytest.mark.parametrize(("kind", "unit", "max_depth"), [("metric", "m", 80), ("relative", "relative", 1)])
+def test_depth_anything_is_the_official_one(tmp_path, kind, unit, max_depth):
+  folder, rgb = depth_anything(tmp_path / "model", kind, max_depth), images(42, 70)
+  model = official(folder, "DepthAnythingForDepthEstimation")
+  with torch.no_grad():
+    expected = model(normalised(rgb)).predicted_depth
+  assert expected.std() > 1e-3  # it says something of the images
+  ours = DINOv2Wrapper(weights=folder, device="cpu", outputs=("features", "depth"))
+  assert ours.depth_unit == unit
+  depth = ours.estimate_depth(rgb)
+  assert depth.shape == (2, 1, 42, 70)
+  torch.testing.assert_close(depth[:, 0], expected, rtol=1e-4, atol=1e-4 * max_depth)
+  both = ours._encode(ours._prepare(rgb), ours.layers, ("features", "depth"))  # of one pass
+  close(both["features"], ours.extract_features(rgb))
+  close(both["depth"], depth)
+
+
+def dpt(folder: Path) -> Path:
+  torch.manual_seed(0)
+  vit = backbone_config(out_indices=[1, 2, 3, 4], reshape_hidden_states=False)
+  # the projection of DPT's class has 256 channels whatever its config says
+  config = transformers.DPTConfig(backbone_config=vit, is_hybrid=False, add_projection=True, **{**NECK, "fusion_hidden_size": 256})
+  return save(transformers.DPTForDepthEstimation(config), folder)
+
+
+def test_dpt_is_the_official_one(tmp_path):
+  folder, rgb = dpt(tmp_path / "model"), images(42, 70)
+  with torch.no_grad():
+    raw = official(folder, "DPTForDepthEstimation")(normalised(rgb)).predicted_depth
+  expected = F.interpolate(raw[:, None], (42, 70), mode="bilinear", align_corners=False)
+  assert expected.std() > 1e-3 and raw.shape[1:] != (42, 70)
+  ours = DINOv2Wrapper(weights=folder, unit="m", device="cpu")
+  torch.testing.assert_close(ours.estimate_depth(rgb), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+  with pytest.raises(UserError, match="does not say whether"):
+    DINOv2Wrapper(weights=folder, device="cpu")
+
+
+def published_linear_head(maps: list[torch.Tensor], cls: list[torch.Tensor], weight: torch.Tensor, bias: torch.Tensor, max_depth: float) -> torch.Tensor:
+  """DINOv2's linear head as its paper and hub describe it, step by step in numpy's manner: tokens enlarged first, every depth weighed by itself."""
+  x = torch.cat([torch.cat([m, c[:, :, None, None].repeat(1, 1, *m.shape[2:])], 1) for m, c in zip(maps, cls, strict=True)], 1).double()
+  x = F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False)
+  logits = torch.einsum("kc,bchw->bkhw", weight[:, :, 0, 0].double(), x) + bias.double()[None, :, None, None]
+  p = logits.clamp(min=0) + 0.1
+  p = p / p.sum(1, keepdim=True)
+  step = (max_depth - 0.001) / (len(bias) - 1)
+  return sum(p[:, k] * (0.001 + k * step) for k in range(len(bias)))[:, None].float()  # type: ignore
+
+
+@pytest.mark.parametrize("layers", [1, 4])
+@pytest.mark.parametrize("max_depth", [80.0, 10.0])
+def test_linear_head_is_the_published_one(tmp_path, layers, max_depth):
+  torch.manual_seed(0)
+  config = transformers.Dinov2Config(**{**VIT, "num_hidden_layers": 12})
+  folder, rgb = save(transformers.Dinov2Model(config), tmp_path / "model"), images(28, 42)
+  weight, bias = torch.randn(256, 64 * layers, 1, 1), torch.randn(256)
+  head = tmp_path / "dinov2_kitti_linear_head.pth"
+  torch.save({"meta": {"epoch": 1}, "state_dict": {"decode_head.conv_depth.weight": weight, "decode_head.conv_depth.bias": bias}}, head)
+  with torch.no_grad():
+    hidden = official(folder)(normalised(rgb), output_hidden_states=True).hidden_states
+  hidden = [hidden[i + 1] for i in ((11,) if layers == 1 else (2, 5, 8, 11))]
+  maps = [t[:, 1:].transpose(1, 2).reshape(2, 32, 2, 3) for t in hidden]
+  expected = F.interpolate(published_linear_head(maps, [t[:, 0] for t in hidden], weight, bias, max_depth), (28, 42), mode="bilinear", align_corners=False)
+  ours = DINOv2Wrapper(weights=folder, depth_head=head, max_depth=max_depth, device="cpu")
+  assert ours.depth_unit == "m" and ours.checkpoint_hash.count("+") == 1
+  depth = ours.estimate_depth(rgb)
+  assert depth.shape == (2, 1, 28, 42) and 0 < float(depth.min()) and float(depth.max()) < max_depth and float(depth.std()) > 1e-3
+  torch.testing.assert_close(depth, expected, rtol=1e-4, atol=1e-4 * max_depth)
+
+
+def test_linear_head_learns_and_its_state_loads(tmp_path, dinov2):
+  """A head trained here is kept as safetensors and says the same when it is loaded."""
+  from safetensors.torch import save_file
+
+  torch.manual_seed(0)
+  head = LinearDepthHead(32, layers=1)
+  tokens, cls, target = torch.randn(4, 32, 2, 3), torch.randn(4, 32), torch.rand(4, 1, 28, 42) * 20 + 5
+  optimizer = torch.optim.AdamW(head.parameters(), lr=0.05)
+  losses = []
+  for _ in range(30):
+    loss = (head([tokens], [cls], (28, 42)) - target).abs().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    losses.append(float(loss.detach()))
+  assert losses[-1] < 0.5 * losses[0]
+  save_file(head.state_dict(), tmp_path / "head.safetensors")
+  loaded = DINOv2Wrapper(weights=dinov2, depth_head=tmp_path / "head.safetensors", device="cpu").depth_head
+  assert loaded is not None
+  torch.testing.assert_close(loaded([tokens], [cls], (28, 42)), head([tokens], [cls], (28, 42)))
+
+
+def test_teacher_labels_the_view(dinov2):
+  """Frames of 512x256 go in as 518x252, and come out as float16 of what extract_features says of them."""
+  teacher = load_teacher("dinov2-small", dinov2, device="cpu")
+  teacher.prepare(256, 512)
+  rgb = images(256, 512, 2).numpy()
+  labels, state = teacher.label(Clip(rgb))
+  label = teacher.labels[0]
+  assert (label.name, label.kind, label.dtype, label.shape) == ("features", "dense", "float16", (32, 18, 37)) and state is None
+  assert labels["features"].shape == (2, *label.shape) and labels["features"].dtype == np.float16
+  settings = teacher.settings()
+  assert settings["input"] == [252, 518] and json.loads(json.dumps(settings)) == settings
+  assert (teacher.model_id, teacher.licence, teacher.stateful, len(teacher.checkpoint_hash)) == ("facebook/dinov2-small", "Apache-2.0", False, 64)
+  # PIL's antialiased bicubic in floating point, an independent one
+  planes = [np.asarray(Image.fromarray(p.astype(np.float32)).resize((518, 252), Image.Resampling.BICUBIC)) for p in rgb.reshape(-1, 256, 512)]
+  small = torch.from_numpy(np.stack(planes)).view(2, 3, 252, 518).clamp(0, 255) / 255
+  with torch.no_grad():
+    expected = official(dinov2)(normalised(small * 255)).last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, (18, 37))
+  torch.testing.assert_close(torch.from_numpy(labels["features"]).float(), expected, rtol=5e-3, atol=5e-3)  # float16, and PIL's order of sums
+  with pytest.raises(UserError, match="one view at a time"):
+    teacher.label(Clip(rgb[:, :, :128]))
+
+
+def test_teacher_labels_depth_at_the_frames_size(tmp_path):
+  folder = depth_anything(tmp_path / "model", "metric", 80)
+  teacher = load_teacher("depth-anything-v2-metric-outdoor-small", folder, device="cpu", outputs=("depth", "features"))
+  rgb = images(64, 128, 3)
+  teacher.prepare(64, 128)
+  depth, features = teacher.labels
+  assert (depth.shape, depth.unit, depth.dtype) == ((1, 64, 128), "m", "float16") and features.shape == (32, 5, 9)
+  labels, _ = teacher.label(Clip(rgb.numpy()))
+  resized = hf.preprocess(rgb, teacher.how, (70, 126), teacher.where)  # type: ignore[attr-defined]
+  with torch.no_grad():
+    official_depth = official(tmp_path / "model", "DepthAnythingForDepthEstimation")(resized).predicted_depth[:, None]
+  expected = F.interpolate(official_depth, (64, 128), mode="bilinear", align_corners=False)
+  # float16 keeps 11 bits: 2^-11 of 80 m is 0.04 m
+  torch.testing.assert_close(torch.from_numpy(labels["depth"]).float(), expected, rtol=1e-3, atol=0.02)
+  assert labels["features"].shape == (3, 32, 5, 9) and teacher.settings()["depth"]["unit"] == "m"
+
+
+def test_low_precision_keeps_depths_head_in_fp32(tmp_path):
+  """bf16 has 8 bits, half a metre at 80 m. The head after a bf16 backbone still gives more values than that."""
+  folder, rgb = depth_anything(tmp_path / "model", "metric", 80), images(42, 70)
+  depth = DINOv2Wrapper(weights=folder, device="cpu", precision="bfloat16").estimate_depth(rgb)
+  exact = DINOv2Wrapper(weights=folder, device="cpu").estimate_depth(rgb)
+  assert float((depth.to(torch.bfloat16).float() - depth).abs().max()) > 0
+  assert float((depth - exact).abs().mean()) < 0.1 * float(exact.std()) + 0.5
+
+
+def test_frozen(dinov2):
+  model = DINOv2Wrapper(weights=dinov2, device="cpu")
+  assert not any(p.requires_grad for p in model.parameters())
+  assert not any(m.training for m in model.train().modules())
+
+
+def test_every_entry_names_a_maker_and_a_hub_id():
+  entries = {k: e for k, e in TEACHERS.items() if e.make == "dinov2.teacher:make"}
+  assert {"dinov2-small", "dinov2-with-registers-giant", "depth-anything-v2-small", "depth-anything-v2-metric-outdoor-small"} <= set(entries)
+  assert all(e.weights.count("/") == 1 for e in entries.values())
+
+
+def test_wrong_folders_say_what_to_do(tmp_path, dinov2, monkeypatch):
+  def fails(match: str, **options):
+    with pytest.raises(UserError, match=match) as e:
+      DINOv2Wrapper(**{"weights": dinov2, "device": "cpu", **options})
+    assert "\n" not in str(e.value)
+
+  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+  monkeypatch.setenv("FAIR_WEIGHTS", str(tmp_path / "none"))
+  monkeypatch.chdir(tmp_path)
+  fails("vit_tiny", model_size="vit_tiny")
+  fails("no weights at", weights=tmp_path / "absent")
+  fails("no weights 'facebook/dinov2-with-registers-giant'", weights=None, model_size="vit_giant", registers=True)
+  fails("layers", layers=(12,))
+  fails("no depth head", outputs=("depth",))
+  fails("normals", outputs=("normals",))
+  fails("no depth head at", depth_head=tmp_path / "absent.pth")
+  (tmp_path / "text.pth").write_text("text")
+  fails("is no linear depth head", depth_head=tmp_path / "text.pth")
+  torch.save({"conv_depth.weight": torch.zeros(256, 768, 1, 1), "conv_depth.bias": torch.zeros(256)}, tmp_path / "other.pth")
+  torch.save({"conv_depth.weight": torch.zeros(256, 66, 1, 1), "conv_depth.bias": torch.zeros(256)}, tmp_path / "odd.pth")
+  fails("of one layer, or of four", depth_head=tmp_path / "other.pth")
+  fails("of the same size", depth_head=tmp_path / "odd.pth")
+  (dinov2 / "preprocessor_config.json").rename(dinov2 / "kept")
+  fails("no preprocessor_config.json")
+  (dinov2 / "preprocessor_config.json").write_text("{")
+  fails("is not JSON")
+  (dinov2 / "preprocessor_config.json").write_text("{}")
+  fails("image_mean")
+  (dinov2 / "kept").rename(dinov2 / "preprocessor_config.json")
+  config = json.loads((dinov2 / "config.json").read_text())
+  (dinov2 / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 5}))
+  fails("lacks")
+  (dinov2 / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+  fails("one model")
+  (dinov2 / "config.json").write_text(json.dumps({**config, "model_type": "vit"}))
+  fails("is of a 'vit'")
+  (dinov2 / "config.json").write_text(json.dumps({"model_type": "depth_anything", "backbone_config": {"model_type": "swin"}}))
+  fails("not on DINOv2")
+  (dinov2 / "config.json").write_text(json.dumps(config))
+  (dinov2 / "model.safetensors").write_bytes(b"x" * 100)
+  fails("does not load")
+  (dinov2 / "model.safetensors").unlink()
+  fails("no model.safetensors")
+
+
+def test_wrong_images(dinov2):
+  model = DINOv2Wrapper(weights=dinov2, device="cpu")
+  with pytest.raises(UserError, match="multiple of the patch"):
+    model.extract_features(images(256, 512))
+  with pytest.raises(UserError, match="RGB"):
+    model.extract_features(torch.zeros(1, 4, 28, 28))
+  with pytest.raises(UserError, match="RGB"):
+    model.extract_features(torch.zeros(1, 3, 28, 28, dtype=torch.int64))
+  with pytest.raises(UserError, match="no depth head"):
+    model.estimate_depth(images(28, 28))
+
+
+def test_weights_are_found_where_they_are_kept(dinov2, monkeypatch):
+  """model_size alone is enough where FAIR_WEIGHTS holds the hub id's folder."""
+  dinov2.rename(dinov2.with_name("dinov2-base"))
+  monkeypatch.setenv("FAIR_WEIGHTS", str(dinov2.parent))
+  assert find_weights("facebook/dinov2-base") == dinov2.with_name("dinov2-base")
+  assert DINOv2Wrapper("vit_base", device="cpu").extract_cls(images(28, 28)).shape == (2, 32)

@@ -1,10 +1,8 @@
 """Detection transformers as teachers: DETR (on ResNet or DINOv3), RT-DETR v1 and v2, D-FINE, DEIMv2, from a local folder in transformers' format.
 
-Here is also what all of transformers' folders share: they are checked before anything is loaded, and pictures are resized and normalised as
-preprocessor_config.json says, with torch alone (transformers' own processors want torchvision).
+Pictures are resized and rounded as the official processors do it, so that what was published as accuracy holds.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,65 +12,20 @@ import torch
 import torch.nn.functional as F
 
 from openpilot.tools.fair.device import Device, choose_device, halve_on_oom
+from openpilot.tools.fair.hf import MODES, load_model, read_config, read_json
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, hash_weights
 from openpilot.tools.lib.errors import UserError
 
 # transformers' model_type -> how its logits become scores: 'softmax' (the last class is "nothing") or 'sigmoid' (the best of all queries and classes)
 SCORES = {"detr": "softmax", "rt_detr": "sigmoid", "rt_detr_v2": "sigmoid", "d_fine": "sigmoid", "deimv2": "sigmoid"}
 PREPROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")  # any of them describes the same pictures
-MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
-
-
-def read_json(path: Path, why: str) -> dict[str, Any]:
-  """Raises UserError saying what the file is needed for."""
-  try:
-    read = json.loads(path.read_text())
-  except FileNotFoundError:
-    raise UserError(f"no {path.name} in {path.parent}, which {why}; copy the checkpoint's whole folder") from None
-  except (OSError, ValueError) as e:
-    raise UserError(f"cannot read {path} ({e}); copy it again") from None
-  if not isinstance(read, dict):
-    raise UserError(f"{path} holds no JSON object; copy it again")
-  return read
 
 
 def read_folder(path: Path, known: tuple[str, ...], what: str) -> tuple[dict[str, Any], dict[str, Any]]:
-  """-> config.json and the description of its pictures. Raises UserError where a file is missing or the architecture is none of `known` model_types."""
-  if not path.is_dir():
-    raise UserError(f"{path} is a file; {what} is read from a folder with config.json, preprocessor_config.json and model.safetensors")
-  config = read_json(path / "config.json", "says the architecture")
-  if config.get("model_type") not in known:
-    raise UserError(f"{path} holds a '{config.get('model_type')}', which is no {what} ({', '.join(known)}); give another folder")
-  if not list(path.glob("model*.safetensors")):
-    raise UserError(f"no model.safetensors in {path}; copy the checkpoint's whole folder")
-  found = next((path / name for name in PREPROCESSORS if (path / name).exists()), path / PREPROCESSORS[0])
-  pictures = read_json(found, "says how pictures are resized and normalised")
+  """-> config.json, and the description of its pictures. Raises UserError where a file is missing or the architecture is none of `known` model_types."""
+  config = read_config(path, known, what)
+  pictures = read_json(next((path / name for name in PREPROCESSORS if (path / name).exists()), path / PREPROCESSORS[0]), what)
   return config, pictures.get("image_processor", pictures.get("video_processor", pictures))
-
-
-def load_model(cls: Any, path: Path, device: Device, **kwargs: Any) -> Any:
-  """cls.from_pretrained(path), frozen, in eval mode, on the device. Raises UserError where weights are missing: they would be random."""
-  from safetensors import SafetensorError
-  from transformers.utils import logging
-
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.CRITICAL)  # its table of what does not fit; ours is one line
-  logging.disable_progress_bar()
-  try:
-    model, info = cls.from_pretrained(path, local_files_only=True, dtype=device.dtype, output_loading_info=True, **kwargs)
-  except ImportError as e:
-    lacking = "timm" if "timm" in str(e) else str(e).strip().splitlines()[0]
-    raise UserError(f"{path} needs the package {lacking}, which is not here; install it, or take the hub's revision of this checkpoint without it") from None
-  except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as e:
-    raise UserError(f"{path} cannot be loaded: {' '.join(str(e).split())[:200]}; copy the checkpoint again") from None
-  finally:
-    logging.set_verbosity(verbosity)
-    logging.enable_progress_bar()
-  missing = sorted(k for k in info["missing_keys"] if not k.endswith("num_batches_tracked"))
-  if missing:
-    raise UserError(f"{path} lacks {len(missing)} weights of its architecture ({missing[0]}); config.json and model.safetensors are of different models")
-  model.eval().requires_grad_(False)
-  return model.to(device.device, memory_format=torch.channels_last) if device.device.type == "cuda" else model.to(device.device)
 
 
 @dataclass
@@ -123,7 +76,7 @@ def road_classes(names: dict[int, str], table: str | Path | None = None) -> tupl
   """names: the network's class index -> its name. -> road classes, and (C,) int16 of the network's class -> road class or -1.
   table: another road_classes.json."""
   path = Path(table) if table else Path(__file__).with_name("road_classes.json")
-  read = read_json(path, "maps a network's classes to road classes")
+  read = read_json(path, "a table of road classes")
   index = {alias.lower(): i for i, c in enumerate(read["classes"]) for alias in read["names"].get(c, [c])}
   lut = np.full(max(names, default=0) + 1, -1, np.int16)
   for k, name in names.items():
@@ -154,17 +107,15 @@ class DetrTeacher:
 
   def __init__(self, name: str, entry: Entry, path: Path | None, device: str | None = None, precision: str | None = None, score: float = 0.3, batch: int = 8,
                table: str | Path | None = None):
-    import transformers
-
     assert path is not None
-    config, pictures = read_folder(path, tuple(SCORES), "detection transformer")
+    config, pictures = read_folder(path, tuple(SCORES), "a detection transformer")
     if pictures.get("pad_size"):
       raise UserError(f"{path}: its pictures are padded to {pictures['pad_size']}, which is not supported; remove pad_size from preprocessor_config.json")
     self.name, self.licence, self.model_id = name, entry.licence, entry.weights or path.name
     self.checkpoint_hash = hash_weights(path)
     self.device = choose_device(device, precision or "float32")
     self.pictures, self.scoring, self.threshold, self.batch = Pictures(pictures), SCORES[config["model_type"]], score, batch
-    self.model: Any = load_model(transformers.AutoModelForObjectDetection, path, self.device)
+    self.model: Any = load_model(path, self.device, "AutoModelForObjectDetection")
     self.names: dict[int, str] = dict(self.model.config.id2label)
     self.classes, self.lut = road_classes(self.names, table)
     if (self.lut < 0).all():

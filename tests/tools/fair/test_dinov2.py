@@ -191,6 +191,74 @@ def test_linear_head_learns_and_its_state_loads(tmp_path, dinov2):
   torch.testing.assert_close(loaded([tokens], [cls], (28, 42)), head([tokens], [cls], (28, 42)))
 
 
+def published_state(registers: int, gated: bool, width: int = 128, blocks: int = 2) -> dict[str, torch.Tensor]:
+  """A state with the names and shapes of dinov2_vit*14_pretrain.pth."""
+  g, hidden = torch.Generator().manual_seed(0), (width * 4 * 2 // 3 + 7) // 8 * 8 if gated else width * 4
+  shapes: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, width), "pos_embed": (1, 26, width), "mask_token": (1, width)}
+  shapes |= {"norm.weight": (width,), "norm.bias": (width,), "patch_embed.proj.weight": (width, 3, 14, 14), "patch_embed.proj.bias": (width,)}
+  if registers:
+    shapes["register_tokens"] = (1, registers, width)
+  linears = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+  linears |= {"mlp.w12": (2 * hidden, width), "mlp.w3": (width, hidden)} if gated else {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
+  for i in range(blocks):
+    for name, (n, m) in linears.items():
+      shapes |= {f"blocks.{i}.{name}.weight": (n, m), f"blocks.{i}.{name}.bias": (n,)}
+    shapes |= {f"blocks.{i}.{name}": (width,) for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma")}
+  return {k: torch.randn(s, generator=g) * (0.05 if len(s) == 2 else 0.5) for k, s in shapes.items()}
+
+
+def published_forward(state: dict[str, torch.Tensor], x: torch.Tensor, heads: int) -> torch.Tensor:
+  """The ViT of the paper in plain operations on the published names; images of the position table's size -> tokens after the final norm."""
+  def norm(x, name):
+    return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
+
+  def linear(x, name):
+    return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+  x = F.conv2d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=14).flatten(2).transpose(1, 2)
+  x = torch.cat([state["cls_token"].expand(len(x), -1, -1), x], 1) + state["pos_embed"]
+  if "register_tokens" in state:
+    x = torch.cat([x[:, :1], state["register_tokens"].expand(len(x), -1, -1), x[:, 1:]], 1)
+  for i in range(2):
+    b = f"blocks.{i}"
+    q, k, v = linear(norm(x, f"{b}.norm1"), f"{b}.attn.qkv").view(*x.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
+    y = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
+    x = x + state[f"{b}.ls1.gamma"] * linear(y.transpose(1, 2).flatten(2), f"{b}.attn.proj")
+    y = norm(x, f"{b}.norm2")
+    if f"{b}.mlp.w12.weight" in state:
+      gate, up = linear(y, f"{b}.mlp.w12").chunk(2, -1)
+      y = linear(F.silu(gate) * up, f"{b}.mlp.w3")
+    else:
+      y = linear(F.gelu(linear(y, f"{b}.mlp.fc1")), f"{b}.mlp.fc2")
+    x = x + state[f"{b}.ls2.gamma"] * y
+  return norm(x, "norm")
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("gated", [False, True])  # the giant's feed-forward layers are gated
+def test_published_pth_is_the_papers_network(tmp_path, registers, gated):
+  state, rgb = published_state(registers, gated), images(70, 70)
+  torch.save(state, tmp_path / "dinov2_vits14_pretrain.pth")
+  tokens = published_forward(state, normalised(rgb), heads=2)
+  ours = DINOv2Wrapper(weights=tmp_path / "dinov2_vits14_pretrain.pth", device="cpu")
+  close(ours.extract_cls(rgb), tokens[:, 0])
+  close(ours.extract_features(rgb), tokens[:, 1 + registers :].transpose(1, 2).unflatten(2, (5, 5)))
+  teacher = load_teacher("dinov2-base", tmp_path / "dinov2_vits14_pretrain.pth", device="cpu")
+  teacher.prepare(28, 56)
+  assert teacher.label(Clip(images(28, 56).numpy()))[0]["features"].shape == (2, 128, 2, 4)
+
+
+def test_other_pth_are_refused(tmp_path):
+  path = tmp_path / "resnet.pth"
+  for state in ({"conv1.weight": torch.zeros(2)}, published_state(0, False) | {"blocks.0.attn.bias": torch.zeros(2)}, "text", [1, 2]):
+    torch.save(state, path)
+    with pytest.raises(UserError, match="is no DINOv2 checkpoint"):
+      DINOv2Wrapper(weights=path, device="cpu")
+  path.write_bytes(b"no zip")
+  with pytest.raises(UserError, match="is no DINOv2 checkpoint"):
+    DINOv2Wrapper(weights=path, device="cpu")
+
+
 def test_teacher_labels_the_view(dinov2):
   """Frames of 512x256 go in as 518x252, and come out as float16 of what extract_features says of them."""
   teacher = load_teacher("dinov2-small", dinov2, device="cpu")

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openpilot.tools.fair.hf import DenseTeacher, load_model, preprocess, read_config, read_preprocess, to_multiple
+from openpilot.tools.fair.dinov2.pth import load_pth, read_state
+from openpilot.tools.fair.hf import DenseTeacher, Preprocess, load_model, preprocess, read_config, read_preprocess, to_multiple
 from openpilot.tools.fair.teacher import Entry, Label, find_weights, hash_weights
 from openpilot.tools.lib.errors import UserError
 
@@ -17,6 +18,7 @@ DEPTH_MODELS = {"depth_anything": "DepthAnythingForDepthEstimation", "dpt": "DPT
 # the blocks that DINOv2's linear heads of four layers read, by the number of blocks
 HEAD_LAYERS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}
 OUTPUTS = ("features", "depth")
+IMAGENET = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of the published .pth, which have no preprocessor file
 
 
 class LinearDepthHead(nn.Module):
@@ -43,17 +45,10 @@ class LinearDepthHead(nn.Module):
   @classmethod
   def load(cls, path: Path, channels: int, max_depth: float) -> "LinearDepthHead":
     """A published dinov2_*_linear_head.pth or *_linear4_head.pth, or the state of a head trained here (.pth or .safetensors). Raises UserError."""
-    try:
-      if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        read: dict[str, Any] = {"state_dict": load_file(path)}
-      else:
-        read = torch.load(path, map_location="cpu", weights_only=True)
-      state = {k.removeprefix("decode_head."): v for k, v in read.get("state_dict", read).items()}
-      weight, bias = state["conv_depth.weight"], state["conv_depth.bias"]
-    except Exception as e:  # unpickling raises anything
-      raise UserError(f"{path} is no linear depth head: {(str(e) or repr(e)).strip().splitlines()[0][:160]}; give a dinov2_*_linear_head.pth") from None
+    state = {k.removeprefix("decode_head."): v for k, v in read_state(path, "linear depth head").items()}
+    if not {"conv_depth.weight", "conv_depth.bias"} <= set(state):
+      raise UserError(f"{path} is no linear depth head: it holds {', '.join(list(state)[:3])}; give a dinov2_*_linear_head.pth")
+    weight, bias = state["conv_depth.weight"], state["conv_depth.bias"]
     layers, rest = divmod(weight.shape[1], 2 * channels)
     if rest or not layers or weight.shape[2:] != (1, 1):
       raise UserError(f"the head {path} reads {weight.shape[1]} channels, this DINOv2 gives {channels} twice for each layer; take the head of the same size")
@@ -72,7 +67,7 @@ class DINOv2Wrapper(DenseTeacher):
   def __init__(self, model_size: str = "vit_base", weights: str | Path | None = None, registers: bool = False, layers: tuple[int, ...] = (-1,),
                depth_head: str | Path | None = None, max_depth: float = 80.0, unit: str | None = None, outputs: tuple[str, ...] | None = None,
                scale: float = 1.0, device: str | torch.device | None = None, precision: str | None = None, name: str = "", licence: str = "Apache-2.0"):
-    """model_size: vit_small, vit_base, vit_large or vit_giant, from where weights are kept; or weights, a folder or hub id, instead of it.
+    """model_size: vit_small, vit_base, vit_large or vit_giant, from where weights are kept; or weights, a folder, hub id or published .pth, instead.
     layers: blocks whose features are given, counted from 0, or from the end as -1; several are stacked along C.
     depth_head: file of a linear head for this size; max_depth: what it was trained to, 80 m on KITTI, 10 m on NYU.
     unit: 'm' or 'relative', for a DPT, whose config does not say.  outputs: labels as a teacher, 'features' and 'depth'.
@@ -83,14 +78,18 @@ class DINOv2Wrapper(DenseTeacher):
     is_path = weights is not None and (Path(weights).exists() or isinstance(weights, Path) or weights.count("/") != 1)
     path = find_weights(hub_id, weights if is_path else None)
     checkpoint_hash = hash_weights(path)
-    config = read_config(path, BACKBONES + tuple(DEPTH_MODELS), "DINOv2")
-    kind = config["model_type"]
-    vit = config if kind in BACKBONES else (config.get("backbone_config") or {})
-    if vit.get("model_type") not in BACKBONES:
-      raise UserError(f"the {kind} in {path} stands on a '{vit.get('model_type')}', not on DINOv2; name another folder")
     super().__init__(name or hub_id, hub_id, checkpoint_hash, licence, device, precision)
-    self.how, self.scale, self.max_depth = read_preprocess(path, "DINOv2"), scale, max_depth
-    self.model = load_model(path, self.where, DEPTH_MODELS.get(kind, "AutoModel"))
+    config: dict[str, Any] = {}
+    if path.is_file():
+      self.how, self.model = IMAGENET, load_pth(path, self.where)
+    else:
+      config = read_config(path, BACKBONES + tuple(DEPTH_MODELS), "DINOv2")
+      vit = config if config["model_type"] in BACKBONES else (config.get("backbone_config") or {})
+      if vit.get("model_type") not in BACKBONES:
+        raise UserError(f"the {config['model_type']} in {path} stands on a '{vit.get('model_type')}', not on DINOv2; name another folder")
+      self.how, self.model = read_preprocess(path, "DINOv2"), load_model(path, self.where, DEPTH_MODELS.get(config["model_type"], "AutoModel"))
+    kind = self.model.config.model_type
+    self.scale, self.max_depth = scale, max_depth
     self.vit = self.model.backbone if kind in DEPTH_MODELS else self.model
     self.patch, self.channels, self.blocks = self.vit.config.patch_size, self.vit.config.hidden_size, self.vit.config.num_hidden_layers
     self.prefix = 1 + getattr(self.vit.config, "num_register_tokens", 0)  # CLS, registers, then the patches

@@ -109,6 +109,12 @@ def test_frames_and_labels_are_what_they_say(route, network, tmp_path):
   assert len(data) == 50 + 24 and data[7]["frames/frame"].shape == (6, 128, 256) and (data[7]["tiny/thing"] == tiny.dense("thing")[7]).all()
   many = data.__getitems__([60, 3, 49, 7])
   assert [m["segment"][-1] for m in many] == ["1", "0", "0", "0"] and (many[3]["frames/frame"] == data[7]["frames/frame"]).all()
+  alone = {i: data[i] for i in range(0, 74, 5)}
+  for window in (1, 8):
+    order = data.shuffled(seed=window, window=window).tolist()
+    assert sorted(order) == list(range(74)) and order != sorted(order)
+    for i, item in zip(order, data.__getitems__(order), strict=True):
+      assert i not in alone or (item["frame_id"] == alone[i]["frame_id"] and (item["tiny/thing"] == alone[i]["tiny/thing"]).all())
 
 
 def test_the_rgb_view_shows_what_the_model_frame_shows(route):

@@ -2,7 +2,7 @@
 """Points on the simulator's static surfaces followed through 20 frames: chained RAFT flow (LaneTracker) against chained pyramidal Lucas-Kanade (OpenCV) with
 the same forward-backward check. Truth is exact: the rendered depth, and the camera's motion.
 
-python tests/bench/bench_tracker.py [--seeds 3 5 8] [--time day] [--iters 12]      (RAFT's weights: FAIR_WEIGHTS=folder of raft-small.pth)
+python tests/bench/bench_tracker.py [--seeds 3 5 8] [--time day] [--iters 8] [--scale 1]      (RAFT's weights: FAIR_WEIGHTS=folder of raft-small.pth)
 """
 
 import argparse
@@ -69,10 +69,11 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--seeds", type=int, nargs="+", default=[3, 5, 8], help="worlds of the simulator")
   parser.add_argument("--time", default="day", choices=("day", "dusk", "night"))
-  parser.add_argument("--iters", type=int, default=12, help="RAFT's refinements a pair")
+  parser.add_argument("--iters", type=int, default=8, help="RAFT's refinements a pair")
+  parser.add_argument("--scale", type=int, default=1, help="pictures are enlarged by this before RAFT")
   parser.add_argument("--weights", help="raft-small.pth")
   args = parser.parse_args()
-  tracker = LaneTracker(args.weights, iters=args.iters)
+  tracker = LaneTracker(args.weights, iters=args.iters, scale=args.scale)
   trackers = {"RAFT": tracker.track_lane_points, "Lucas-Kanade": lucas_kanade}
   sums: dict[str, dict[int, list[np.ndarray]]] = {name: {k: [] for k in SPANS} for name in trackers}
   spent = dict.fromkeys(trackers, 0.0)

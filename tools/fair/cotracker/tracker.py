@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from openpilot.tools.fair.cotracker.lane_points import LaneLog, inside, project_lines, road_grid
 from openpilot.tools.fair.cotracker.raft import MIN_SIDE, Encoded, load_raft
@@ -45,7 +46,8 @@ def check_video(video: Any, points: Any) -> tuple[np.ndarray, np.ndarray]:
 
 class LaneTracker:
   """RAFT flow, chained. weights: raft-small.pth, looked for as every teacher's where not given. fb_pixels, fb_share: a point is lost where going forth and
-  back misses its start by more than fb_pixels + fb_share * the way gone.
+  back misses its start by more than fb_pixels + fb_share * the way gone. scale: pictures are enlarged by it first; 2 costs five times as much and leaves a
+  tenth of the gross errors (tests/bench/bench_tracker.py). More than 8 iters gain nothing there.
 
   float32 unless told otherwise: a million parameters cost little, and bfloat16 adds 0.05 px to every step of the chain.
   """
@@ -55,20 +57,24 @@ class LaneTracker:
     weights: str | Path | None = None,
     device: str | None = None,
     precision: str | None = None,
-    iters: int = 12,
+    iters: int = 8,
+    scale: int = 1,
     fb_pixels: float = 1.0,
     fb_share: float = 0.02,
   ):
     self.path = find_weights(WEIGHTS, weights)
     chosen = choose_device(device, precision or "float32")
     self.device, self.precision = chosen.device, chosen.precision
-    self.iters, self.fb_pixels, self.fb_share = iters, fb_pixels, fb_share
+    self.iters, self.scale, self.fb_pixels, self.fb_share = iters, scale, fb_pixels, fb_share
     self.model = load_raft(self.path, chosen.device, chosen.dtype)
 
   @torch.inference_mode()
   def encode(self, frame: np.ndarray) -> Encoded:
     """(3, H, W) uint8 -> what `step` needs of it."""
-    return self.model.encode(torch.from_numpy(np.ascontiguousarray(frame))[None].to(self.device))
+    image = torch.from_numpy(np.ascontiguousarray(frame))[None].to(self.device)
+    if self.scale != 1:
+      image = F.interpolate(image.float(), scale_factor=self.scale, mode="bilinear", align_corners=False)
+    return self.model.encode(image)
 
   @torch.inference_mode()
   def step(self, a: Encoded, b: Encoded, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -76,11 +82,12 @@ class LaneTracker:
     if not len(points):
       return np.zeros((0, 2)), np.zeros(0, bool)
     forth, back = (f.cpu().numpy() for f in self.model.flow_both(a, b, self.iters))
-    moved = sample(forth, points)
+    k = self.scale
+    moved = sample(forth, (points + 0.5) * k - 0.5) / k
     there = points + moved
-    missed = np.linalg.norm(moved + sample(back, there), axis=1)
+    missed = np.linalg.norm(moved + sample(back, (there + 0.5) * k - 0.5) / k, axis=1)
     way = np.linalg.norm(moved, axis=1)
-    return there, inside(there, *b.size) & (missed <= self.fb_pixels + self.fb_share * way)
+    return there, inside(there, b.size[0] // k, b.size[1] // k) & (missed <= self.fb_pixels + self.fb_share * way)
 
   def track_lane_points(self, video: Any, lane_points: Any) -> tuple[Any, Any]:
     """video (T, 3, H, W) uint8 RGB and lane_points (N, 2) in its first frame, x and y in pixels -> tracks (T, N, 2) float32 and visible (T, N) bool; tensors
@@ -214,16 +221,17 @@ class PointTeacher:
 
 
 class RaftTeacher(PointTeacher):
-  """A track's last row is the one in which it is no longer seen. device, precision, iters, fb_pixels, fb_share: of LaneTracker; the rest: of PointTeacher."""
+  """A track's last row is the one in which it is no longer seen. device, precision and what OWN names: of LaneTracker; the rest: of PointTeacher."""
+
+  OWN = ("iters", "scale", "fb_pixels", "fb_share")
 
   def __init__(self, name: str, entry: Entry, path: Path | None, device: str | None = None, precision: str | None = None, **options: Any):
-    own = {k: options.pop(k) for k in ("iters", "fb_pixels", "fb_share") if k in options}
+    own = {k: options.pop(k) for k in self.OWN if k in options}
     super().__init__(name, entry, path, **options)
     self.tracker = LaneTracker(path, device, precision, **own)
 
   def settings(self) -> dict[str, Any]:
-    t = self.tracker
-    return {**super().settings(), "iters": t.iters, "fb_pixels": t.fb_pixels, "fb_share": t.fb_share, "precision": t.precision}
+    return {**super().settings(), **{k: getattr(self.tracker, k) for k in self.OWN}, "precision": self.tracker.precision}
 
   def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
     """clip.rgb (T, 3, H, W) -> {'points': table}, and the state behind the clip."""
@@ -237,7 +245,7 @@ class RaftTeacher(PointTeacher):
         there, seen = self.tracker.step(last, now, points.xy)
         rows.add(i, there, points.track, seen, points.cls)
         points.xy, points.age = there, points.age + 1
-        points.keep(seen & (points.age < self.max_age))
+        points.keep(seen & (points.age + 1 < self.max_age))
       added = self.seed(points, clip, i)
       if added:
         rows.add(i, points.xy[-added:], points.track[-added:], np.ones(added, bool), points.cls[-added:])

@@ -1,0 +1,260 @@
+import json
+import weakref
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers as t
+
+from openpilot.tools.fair.sam import rle
+from openpilot.tools.fair.sam.sam2 import SAM2VideoWrapper
+from openpilot.tools.fair.teacher import Clip, Entry, Label, hash_weights
+from openpilot.tools.lib.errors import UserError
+
+ENTRY = Entry("sam.sam2:SAM2VideoWrapper", "", "Apache-2.0", "", "")
+H, W, S = 40, 72, 64
+BOXES = np.array([[5, 6, 30, 25], [36.5, 10, 60, 36]], np.float32)
+LATE = np.array([[10, 28, 33, 38, 0.9, 2]], np.float32)
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+KINDS = ("sam2_video", "edgetam_video")
+
+
+def save(kind, path):
+  """A small model of the official class, random weights that see some objects and not others."""
+  hiera = t.Sam2HieraDetConfig(hidden_size=8, embed_dim_per_stage=[8, 16, 24, 32], num_attention_heads_per_stage=[1, 2, 2, 2], image_size=[S, S],
+                               blocks_per_stage=[1, 1, 2, 1], window_size_per_stage=[4, 2, 2, 2], global_attention_blocks=[3],
+                               window_positional_embedding_background_size=[4, 4])
+  vision = t.Sam2VisionConfig(backbone_config=hiera, backbone_channel_list=[32, 24, 16, 8], backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
+                              fpn_hidden_size=128)
+  common = {
+    "vision_config": vision,
+    "image_size": S,
+    "prompt_encoder_config": {"hidden_size": 128, "image_size": S, "mask_input_channels": 4},
+    "mask_decoder_config": {"hidden_size": 128, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 128},
+    "memory_attention_num_layers": 1,
+    "memory_attention_rope_feat_sizes": [4, 4],
+    "memory_encoder_output_channels": 64,
+    "memory_fuser_intermediate_dim": 32,
+    **dict.fromkeys(("memory_attention_hidden_size", "memory_encoder_hidden_size", "mask_downsampler_embed_dim", "memory_fuser_embed_dim"), 128),
+  }
+  torch.manual_seed(3)
+  if kind == "sam2_video":
+    model = t.Sam2VideoModel(t.Sam2VideoConfig(memory_attention_feed_forward_hidden_size=32, **common))
+  else:
+    model = t.EdgeTamVideoModel(t.EdgeTamVideoConfig(memory_attention_mlp_hidden_size=32, memory_attention_rope_k_sizes=[2, 2],
+                                                     perceiver_resampler_num_latents=4, perceiver_resampler_num_latents_2d=4, **common))
+  with torch.no_grad():
+    for name, p in model.named_parameters():
+      if p.ndim > 1:
+        p.normal_(0, 1.5 / p[0].numel() ** 0.5)
+      elif name.endswith("pred_obj_score_head.proj_out.bias"):
+        p.fill_(2.0 if kind == "sam2_video" else 0.35)  # so that they see some and not others
+  model.eval().save_pretrained(path)
+  pictures = {"image_mean": MEAN, "image_std": STD, "do_resize": True, "resample": 2, "size": {"height": S, "width": S}}
+  (path / "preprocessor_config.json").write_text(json.dumps(pictures))
+  return model
+
+
+def frames(n, seed=0):
+  r = np.random.default_rng(seed)
+  x = F.interpolate(torch.tensor(r.uniform(0, 255, (n, 3, 6, 8)), dtype=torch.float32), (H, W), mode="bicubic")
+  return x.clamp(0, 255).to(torch.uint8).numpy()
+
+
+def official(model, rgb, boxes, start=0):
+  """The official streaming session, nothing dropped: masks (T, N, H, W), logits (T, N). It begins with frame `start`."""
+  session = getattr(t, type(model).__name__.replace("Model", "InferenceSession"))(video_height=H, video_width=W, dtype=torch.float32)
+  for i, box in enumerate(boxes):
+    # pixel centres of the frame -> of the network's input
+    corners = (torch.tensor(box[:4]).view(2, 2) + 0.5) * torch.tensor([S / W, S / H]) - 0.5
+    session.add_point_inputs(session.obj_id_to_idx(i), start, {"point_coords": corners[None, None], "point_labels": torch.tensor([[[2, 3]]])})
+    session.obj_with_new_inputs.append(i)
+  masks, logits = [], []
+  for n in range(start, len(rgb)):
+    x = F.interpolate(torch.from_numpy(rgb[n : n + 1]).float(), (S, S), mode="bilinear", antialias=True).round()
+    x = (x * (1 / 255) - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    out = model(session, frame=x[0], frame_idx=n)
+    masks.append((F.interpolate(out.pred_masks, (H, W), mode="bilinear")[:, 0] > 0).numpy())
+    logits.append(out.object_score_logits.flatten())
+  return np.stack(masks), torch.sigmoid(torch.stack(logits)).numpy()
+
+
+def same(masks, scores, want):
+  # the same operations on the same input. Memory is kept in bfloat16: a difference in the last bit would grow to 1e-3, so there must be none before it
+  np.testing.assert_array_equal(masks, want[0])
+  np.testing.assert_allclose(scores, want[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_official_session(kind, tmp_path):
+  model = save(kind, tmp_path)
+  sam = SAM2VideoWrapper("t", ENTRY, tmp_path, device="cpu")
+  rgb = frames(24)  # longer than the 15 frames whose pointers are kept
+  masks, ids, scores = sam.track_objects(rgb, BOXES)
+  assert masks.dtype == bool and masks.shape == (24, 2, H, W) and ids.tolist() == [0, 1] and scores.shape == (24, 2)
+  want = official(model, rgb, BOXES)
+  assert 0.01 < want[0].mean() < 0.99 and (want[1] > 0.5).any() and np.ptp(want[1]) > 1e-3
+  same(masks, scores, want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_joining_leaves_the_others_as_they_were(kind, tmp_path):
+  model = save(kind, tmp_path)
+  sam = SAM2VideoWrapper("t", ENTRY, tmp_path, device="cpu", join_iou=1.0)
+  rgb = frames(14)
+  asked = []
+
+  def detector(frame):
+    asked.append(frame)
+    return LATE if len(asked) == 1 else np.zeros((0, 6), np.float32)
+
+  masks, ids, scores = sam.track_objects(iter(rgb), BOXES, detector, every=5)
+  assert ids.tolist() == [0, 1, 2] and [next(n for n in range(14) if a is rgb[n] or (a == rgb[n]).all()) for a in asked] == [5, 10]
+  same(masks[:, :2], scores[:, :2], official(model, rgb, BOXES))
+  same(masks[5:, 2:], scores[5:, 2:], official(model, rgb, LATE, start=5))
+  assert not masks[:5, 2].any() and not scores[:5, 2].any()
+
+
+def test_those_behind_one_let_go_are_as_they_were(tmp_path):
+  model = save("sam2_video", tmp_path)
+  sam = SAM2VideoWrapper("t", ENTRY, tmp_path, device="cpu", lost_after=5, join_iou=1.0)
+  rgb = frames(12)
+  three = np.concatenate([BOXES, LATE[:, :4]])
+  video = sam.start(H, W)
+  got = []
+  for n, frame in enumerate(rgb):
+    got.append(sam.step(video, frame, three if n == 0 else None, every_box=True))
+    if n == 5:
+      video.last_seen[1] = 0
+      sam._forget(video)  # the middle one, as if it had not been seen since frame 0
+  assert [len(g.ids) for g in got] == [3] * 6 + [2] * 6 and got[-1].ids.tolist() == [0, 2]
+  want = official(model, rgb, three)
+  for n in range(12):
+    columns = [0, 1, 2] if n < 6 else [0, 2]
+    same(got[n].masks, got[n].scores, (want[0][n, columns], want[1][n, columns]))
+  assert sam.step(video, rgb[0], LATE).ids.tolist() == [0, 2, 3]  # no identity twice
+
+
+def tensors(x, seen=None):
+  """Bytes of all tensors that are reachable from a session's dicts, each counted once."""
+  seen = {} if seen is None else seen
+  if isinstance(x, torch.Tensor):
+    seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+  elif isinstance(x, dict):
+    for v in x.values():
+      tensors(v, seen)
+  elif isinstance(x, (list, tuple)):
+    for v in x:
+      tensors(v, seen)
+  return sum(seen.values())
+
+
+def test_memory_does_not_grow_with_the_video(tmp_path):
+  save("sam2_video", tmp_path)
+  sam = SAM2VideoWrapper("t", ENTRY, tmp_path, device="cpu")
+  given: list[weakref.ref] = []
+
+  def endless():
+    for frame in frames(40):
+      given.append(weakref.ref(f := frame.copy()))
+      yield f
+
+  assert all(sum(r() is not None for r in given) <= 2 for _ in sam.stream(endless(), BOXES)) and len(given) == 40
+  video = sam.start(H, W)
+  sizes = []
+  for n, frame in enumerate(frames(40)):
+    sam.step(video, frame, BOXES if n == 0 else None, every_box=True)
+    sizes.append(tensors([vars(video.session), vars(video.session.cache)]))
+  assert sizes[39] == sizes[20] and not video.session.processed_frames
+  assert all(len(v) == 0 for v in video.session.frames_tracked_per_obj.values())
+
+
+class Detector:
+  """A teacher of boxes that answers what it is told."""
+
+  name, checkpoint_hash, stateful, labels = "told", "0" * 64, False, [Label("boxes", "boxes", classes=("person", "bicycle", "car"))]
+
+  def prepare(self, height, width):
+    assert (height, width) == (H, W)
+
+  def settings(self):
+    return {"told": 1}
+
+  def label(self, clip, state=None):
+    assert len(clip.rgb) == 1
+    rows = np.concatenate([np.c_[BOXES, [[0.5, 0], [0.8, 2]]], LATE if clip.rgb[0, 0, 0, 0] > 100 else LATE[:0]]).astype(np.float32)
+    return {"boxes": {"frame": np.zeros(len(rows), np.int32), **{k: rows[:, n] for n, k in enumerate(("x0", "y0", "x1", "y1", "score", "cls"))}}}, None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_in_pieces_are_those_of_an_unbroken_run(kind, tmp_path):
+  save(kind, tmp_path)
+  sam = SAM2VideoWrapper("t", ENTRY, tmp_path, device="cpu", every=4, max_objects=5, lost_after=6)
+  sam.detector = Detector()
+  sam.prepare(H, W)
+  rgb = frames(25, seed=5)
+  (whole,), last = [labels["objects"] for labels, _ in [sam.label(Clip(rgb))]], sam.label(Clip(rgb))[1]
+  assert len(np.unique(whole["track"])) >= 3 and set(whole["cls"]) <= {0, 2} and len(whole["rle"]) == len(whole["frame"])
+  state, parts, start = None, [], 0
+  for n in (1, 9, 8, 7):
+    if state is not None:  # as it comes back from a file
+      np.savez(tmp_path / "state.npz", **{k.replace("/", "|"): v for k, v in state.items()})
+      state = {k.replace("|", "/"): v for k, v in np.load(tmp_path / "state.npz").items()}
+    labels, state = sam.label(Clip(rgb[start : start + n]), state)
+    part = dict(labels["objects"])
+    part["frame"] = part["frame"] + start
+    parts.append(part)
+    start += n
+  for k, v in whole.items():
+    assert [x for p in parts for x in p[k]] == list(v), k
+  assert sorted(state) == sorted(last) and all(np.array_equal(state[k], last[k]) for k in last)
+  # what the table says is what the masks are
+  masks = rle.decode(whole["rle"], H, W)
+  np.testing.assert_array_equal(np.stack([whole[k] for k in ("x0", "y0", "x1", "y1")], 1), rle.boxes_of(masks))
+  s = sam.settings()
+  assert json.loads(json.dumps(s)) == s and s["detector"]["name"] == "told"
+  with pytest.raises(UserError, match="begin again"):
+    sam.label(Clip(rgb[:, :, :20]), state)
+
+
+def test_boxes_join_only_where_nobody_is(tmp_path):
+  save("sam2_video", tmp_path)
+  sam = SAM2VideoWrapper("t", ENTRY, tmp_path, device="cpu", max_objects=3)
+  there = np.zeros((1, H, W), bool)
+  there[0, 6:25, 5:30] = True
+  rows = np.c_[np.concatenate([BOXES, LATE[:, :4], [[60, 1, 70, 9]]]), [0.9, 0.3, 0.5, 0.4]].astype(np.float32)
+  new = sam._new(rows, there, room=2)
+  np.testing.assert_array_equal(new[:, 4], np.float32([0.5, 0.4]))  # not who is there; best first; as many as there is room
+
+
+def test_rle_round_trip():
+  r = np.random.default_rng(0)
+  masks = r.uniform(size=(6, 33, 47)) > np.array([0.5, 0.1, 0.9, 2, -1, 0.99])[:, None, None]
+  counts = rle.encode(masks)
+  np.testing.assert_array_equal(rle.decode(counts, 33, 47), masks)
+  np.testing.assert_array_equal(rle.decode(counts[2], 33, 47), masks[2])
+  assert [rle.total(c) for c in counts] == [33 * 47] * 6 and rle.encode(masks[:0]) == [] and rle.decode([], 3, 4).shape == (0, 3, 4)
+  assert np.isnan(rle.boxes_of(masks[3:4])).all() and rle.boxes_of(masks[4:5]).tolist() == [[-0.5, -0.5, 46.5, 32.5]]
+  for bad in (counts[0], "", "~~~~", "0"):
+    with pytest.raises(UserError, match="run lengths"):
+      rle.decode(bad, 10, 10)
+
+
+def test_bad_input_is_named(tmp_path):
+  save("sam2_video", tmp_path)
+  sam = SAM2VideoWrapper("t", ENTRY, tmp_path, device="cpu")
+  assert sam.checkpoint_hash == hash_weights(tmp_path)
+  with pytest.raises(UserError, match="has no area"):
+    sam.track_objects(frames(2), np.array([[5, 5, 5, 9]]))
+  with pytest.raises(UserError, match="boxes of shape"):
+    sam.track_objects(frames(2), np.zeros((2, 3)))
+  with pytest.raises(UserError, match="frame 1 is uint8 of shape"):
+    sam.track_objects([frames(1)[0], frames(1)[0, :, :9]], BOXES)
+  with pytest.raises(UserError, match="nobody to tell it"):
+    sam.prepare(H, W)
+  (tmp_path / "sam2.1_hiera_tiny.pt").touch()
+  with pytest.raises(UserError, match="of the sam2 package"):
+    SAM2VideoWrapper("t", ENTRY, tmp_path / "sam2.1_hiera_tiny.pt", device="cpu")
+  masks, ids, scores = sam.track_objects(frames(3))  # nobody to follow
+  assert masks.shape == (3, 0, H, W) and len(ids) == 0 and scores.shape == (3, 0)

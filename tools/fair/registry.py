@@ -40,7 +40,9 @@ TEACHERS: dict[str, Entry] = {
   "dinov3-convnext-large": Entry("dinov3.teacher:make", "facebook/dinov3-convnext-large-pretrain-lvd1689m", "DINOv3", "196M", "dense features"),
   "sam2.1-tiny": Entry("sam.sam2:SAM2VideoWrapper", "facebook/sam2.1-hiera-tiny", "Apache-2.0", "38.9M", "masks with identity", {"detector": "yolox-nano"}),
   "sam2.1-small": Entry("sam.sam2:SAM2VideoWrapper", "facebook/sam2.1-hiera-small", "Apache-2.0", "46M", "masks with identity", {"detector": "yolox-nano"}),
-  "sam2.1-base-plus": Entry("sam.sam2:SAM2VideoWrapper", "facebook/sam2.1-hiera-base-plus", "Apache-2.0", "80.8M", "masks with identity", {"detector": "yolox-nano"}),
+  "sam2.1-base-plus": Entry(
+    "sam.sam2:SAM2VideoWrapper", "facebook/sam2.1-hiera-base-plus", "Apache-2.0", "80.8M", "masks with identity", {"detector": "yolox-nano"}
+  ),
   "sam2.1-large": Entry("sam.sam2:SAM2VideoWrapper", "facebook/sam2.1-hiera-large", "Apache-2.0", "224M", "masks with identity", {"detector": "yolox-nano"}),
   "edgetam": Entry("sam.sam2:SAM2VideoWrapper", "yonigozlan/EdgeTAM-hf", "Apache-2.0", "13.9M", "masks with identity", {"detector": "yolox-nano"}),
 }

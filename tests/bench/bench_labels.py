@@ -36,8 +36,9 @@ def main():
   teacher = load_teacher(args.teacher, DATA / "weights" / names[args.teacher])
   views = find_views([str(DATA / "realdata/0000002c--d68dde99ca--1")], None, "qcamera", 1, None)
   views[0].entries = views[0].entries[: args.frames]
-  teacher.prepare(256, 512)
-  rgb = np.random.default_rng(0).integers(0, 256, (8, 256, 512, 3), dtype=np.uint8).transpose(0, 3, 1, 2)
+  w, h = teacher.view_size()
+  teacher.prepare(h, w)
+  rgb = np.random.default_rng(0).integers(0, 256, (8, h, w, 3), dtype=np.uint8).transpose(0, 3, 1, 2)
   blob = teacher.prepare_batch(rgb).copy()
   bare, whole = [], []
   root = Path(tempfile.mkdtemp())
@@ -55,7 +56,8 @@ def main():
     print(f"{args.teacher}, {args.frames} frames of a qcamera, batch 8, {args.rounds} rounds; ms a frame")
     print(f"bare network      median {np.median(bare) * 1e3:6.2f}   best {min(bare) * 1e3:6.2f}")
     print(f"labelling         median {np.median(whole) * 1e3:6.2f}   best {min(whole) * 1e3:6.2f}")
-    print(f"overhead of labelling over the bare network, median of the rounds: {(np.median(ratios) - 1) * 100:.0f}%   of the best: {(min(whole) / min(bare) - 1) * 100:.0f}%")
+    over, best = (np.median(ratios) - 1) * 100, (min(whole) / min(bare) - 1) * 100
+    print(f"overhead of labelling over the bare network, median of the rounds: {over:.0f}%   of the best: {best:.0f}%")
     run_teacher(FrameTeacher(), views, store, progress=False)
     for what in ([f"{teacher.name}/{x.name}" for x in teacher.labels], ["frames/frame", *[f"{teacher.name}/{x.name}" for x in teacher.labels]]):
       data = LabelDataset(store.root, what)
@@ -65,10 +67,11 @@ def main():
         data.__getitems__(order[i : i + 16].tolist())
       read = (time.perf_counter() - t) / len(order)
       t = time.perf_counter()
-      for i in range(0, 64, 8):
+      for _ in range(8):
         teacher.label(Clip(rgb))
       run = (time.perf_counter() - t) / 64
-      print(f"reading {' + '.join(what)} shuffled, batches of 16: {read * 1e3:.3f} ms a frame; the teacher takes {run * 1e3:.2f}: {run / read:.0f} times as long")
+      how = f"reading {' + '.join(what)} shuffled, batches of 16: {read * 1e3:.3f} ms a frame"
+      print(f"{how}; the teacher takes {run * 1e3:.2f}: {run / read:.0f} times as long")
   finally:
     shutil.rmtree(root)
 

@@ -18,7 +18,9 @@ class VideoWriter:
     kind, codec = FORMATS[path.suffix]
     self.fps, self.n = fps, 0
     self.container = av.open(str(path), "w", format=kind)
-    self.stream: Any = self.container.add_stream(codec, rate=fps)
+    stream = self.container.add_stream(codec, rate=fps)
+    assert isinstance(stream, av.VideoStream)
+    self.stream = stream
     self.stream.width, self.stream.height, self.stream.pix_fmt, self.stream.gop_size = width, height, "yuv420p", gop
     self.stream.codec_context.max_b_frames = 0
     # one thread's worth of decisions: more would make the bytes depend on the machine

@@ -79,7 +79,6 @@ class DINOv2Wrapper(DenseTeacher):
     path = find_weights(hub_id, weights if is_path else None)
     checkpoint_hash = hash_weights(path)
     super().__init__(name or hub_id, hub_id, checkpoint_hash, licence, device, precision)
-    config: dict[str, Any] = {}
     if path.is_file():
       self.how, self.model = IMAGENET, load_pth(path, self.where)
     else:
@@ -102,7 +101,7 @@ class DINOv2Wrapper(DenseTeacher):
       # bf16 would round 80 m to half a metre
       self.model.neck.float().register_forward_pre_hook(lambda _, args: ([t.float() for t in args[0]], *args[1:]))
       self.model.head.float()
-      self.depth_unit = {"metric": "m", "relative": "relative"}[config.get("depth_estimation_type", "relative")] if kind == "depth_anything" else unit
+      self.depth_unit = {"metric": "m", "relative": "relative"}[self.model.config.depth_estimation_type] if kind == "depth_anything" else unit
       if self.depth_unit not in ("m", "relative"):
         raise UserError(f"the config of the DPT in {path} does not say whether it gives metres; give unit='m' or unit='relative'")
     elif depth_head is not None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -223,7 +224,8 @@ class Collector:
       del self.pending[key]
       done: Labels = dict(p.dense)
       for name, parts in p.tables.items():
-        done[name] = {c: sum((x[c] for x in parts), []) if isinstance(parts[0][c], list) else np.concatenate([x[c] for x in parts]) for c in parts[0]}
+        columns = {c: [x[c] for x in parts] for c in parts[0]}
+        done[name] = {c: list(chain.from_iterable(x)) if isinstance(x[0], list) else np.concatenate(x) for c, x in columns.items()}
       self.write(work.group, k, done, state, p.bad)
 
 
@@ -266,16 +268,18 @@ def run_teacher(
   views: list[SegmentView],
   store: LabelStore,
   view: str = "medmodel",
-  size: tuple[int, int] = (VIEW_W, VIEW_H),
+  size: tuple[int, int] | None = None,
   batch: int = 8,
   every: int = 1,
   repair: bool = False,
   progress: bool = True,
 ) -> list[Group]:
-  """Labels all of `views` that is not labelled yet. -> the groups."""
+  """Labels all of `views` that is not labelled yet. size: of the pictures that the teacher is given, (width, height); None: what it likes. -> the groups."""
   wants = getattr(teacher, "wants", "rgb")
   if wants != "rgb":  # not of the picture: its size does not matter
     size = (VIEW_W, VIEW_H)
+  elif size is None:
+    size = teacher.view_size() if hasattr(teacher, "view_size") else (VIEW_W, VIEW_H)
   teacher.prepare(size[1], size[0])
   works = plan(teacher, views, store, view, size, every, repair)
   grid = batches(works, batch, teacher.stateful)
@@ -367,7 +371,7 @@ def main() -> None:
   p.add_argument("--data-dir", type=Path, help="where routes lie")
   p.add_argument("--camera", choices=CAMERAS, default="road")
   p.add_argument("--every", type=int, default=1, metavar="N", help="label each Nth frame of a video")
-  p.add_argument("--view", default=f"{VIEW_W}x{VIEW_H}", metavar="WxH", help="size of the view that teachers are shown")
+  p.add_argument("--view", metavar="WxH", help="size at which teachers are shown the view; by itself what each likes, else 512x256")
   p.add_argument("--view-name", choices=VIEWS, default="medmodel")
   p.add_argument("--batch", type=int, default=8)
   p.add_argument("--focal", type=float, help="focal length in pixels, of a camera that is none of comma's")
@@ -384,7 +388,7 @@ def main() -> None:
   if args.every < 1 or args.batch < 1:
     raise UserError("--every and --batch are at least 1")
   names = list(dict.fromkeys(n for n in args.teachers.replace(" ", "").split(",") if n))
-  weights, size = parse_weights(args.weights, names), parse_size(args.view)
+  weights, size = parse_weights(args.weights, names), parse_size(args.view) if args.view else None
   cv2.setNumThreads(1)  # its threads would fight the teacher's
   # everything that can be wrong is found before the first frame
   teachers: list[Teacher] = [load_teacher(n, weights.get(n), args.accept_licence, args.download, device=args.device) for n in names]

@@ -68,7 +68,7 @@ class Group:
       raise UserError(f"{path} is no group of labels: {' '.join(str(e).split())[:120]}; delete it and label again") from None
     self.n: int = self.frames.num_rows
     self.labels = [Label(**{**m, "shape": tuple(m["shape"]), "classes": tuple(m["classes"])}) for m in self.meta["labels"]]
-    self._arrays: dict[str, zarr.Array] = {}
+    self._arrays: dict[str, Any] = {}  # zarr.Array: what it types as the result of indexing is of no use
 
   @property
   def teacher(self) -> str:
@@ -98,7 +98,7 @@ class Group:
 
   # *** writing ***
 
-  def array(self, label: Label) -> zarr.Array:
+  def array(self, label: Label) -> Any:
     if label.name not in self._arrays:
       path = self.path / f"{label.name}.zarr"
       if path.exists():
@@ -163,7 +163,7 @@ class Group:
     columns: dict[str, Any] = {c: self.frames[c].take(pa.array(rows)) for c in ("frame_id", "segment_id")}
     for name, values in table.items():
       if name != "frame":
-        columns[name] = pa.array(values, pa.binary()) if isinstance(values, list) else pa.array(values)
+        columns[name] = pa.array(values, pa.string()) if isinstance(values, list) else pa.array(values)
     return pa.table({"row": pa.array(rows.astype(np.int32)), **columns})
 
   def state(self, k: int) -> State | None:
@@ -185,7 +185,7 @@ class Group:
         return label
     raise UserError(f"{self.path} has no label '{name}'; it has {', '.join(x.name for x in self.labels)}")
 
-  def dense(self, name: str) -> zarr.Array:
+  def dense(self, name: str) -> Any:
     """(rows, ...) Zarr array; rows of chunks that are not done are zero: see done()."""
     label = self.label(name)
     if name not in self._arrays:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, unpack_rgb
 from openpilot.tools.fair.labels.store import Group
+from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.replay.show import TURBO, depth_picture
@@ -96,9 +97,7 @@ class Painter:
       track = int(columns["track"][i]) if "track" in columns else -1
       colour = colour_of(track if track >= 0 else int(columns["cls"][i]) + 7)
       if "rle" in columns and columns["rle"][i]:
-        from openpilot.tools.fair.sam.rle import decode_rle
-
-        mask = Image.fromarray(decode_rle(columns["rle"][i], (self.group.meta["view"]["height"], self.group.meta["view"]["width"])).astype(np.uint8) * 110)
+        mask = Image.fromarray(rle.decode(columns["rle"][i], *label.shape).astype(np.uint8) * 110)
         image.paste(Image.new("RGB", image.size, colour), (0, 0), mask.resize(image.size, Image.Resampling.NEAREST))
         draw = ImageDraw.Draw(image)
       box = [(float(columns[c][i]) + 0.5) * SCALE for c in ("x0", "y0", "x1", "y1")]

@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 import yaml
 
+from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, hash_weights
 from openpilot.tools.lib.errors import UserError
 
@@ -123,13 +124,20 @@ class OnnxTeacher:
       return False
     return all(len(b) == 2 and b.shape[1:] == a.shape[1:] and np.allclose(b[i], a[0], atol=1e-3) for i in range(2) for b, a in zip(both, alone[i], strict=True))
 
+  def view_size(self) -> tuple[int, int]:
+    """(width, height) at which the view needs no more resizing: even numbers, as its chroma is halved."""
+    if self.config["input"]["fit"] == "stretch":
+      return self.input_w // 2 * 2, self.input_h // 2 * 2
+    ratio = min(self.input_h / VIEW_H, self.input_w / VIEW_W)
+    return round(VIEW_W * ratio) // 2 * 2, round(VIEW_H * ratio) // 2 * 2
+
   def prepare(self, height: int, width: int) -> None:
     self.height, self.width = height, width
     fit = self.config["input"]["fit"]
     self.ratio = min(self.input_h / height, self.input_w / width)
     self.fit_w, self.fit_h = (self.input_w, self.input_h) if fit == "stretch" else (round(width * self.ratio), round(height * self.ratio))
     if self.config["decode"] == "maps":
-      self.map_shape = (height // 2, width // 2)
+      self.map_shape = (VIEW_H // 2, VIEW_W // 2)
       self.labels = [Label(k, "dense", "float16", self.map_shape, "probability") for k in self.config["maps"]]
     else:
       self.labels = [Label("boxes", "boxes", unit="px", classes=self.classes)]
@@ -151,7 +159,10 @@ class OnnxTeacher:
       planes = cv2.split(small)
       for c, plane in enumerate(planes if inp["colour"] == "RGB" else planes[::-1]):
         target = self.blob[t, c, : self.fit_h, : self.fit_w]
-        np.multiply(plane, np.float32(inp["scale"]), out=target)
+        if inp["scale"] == 1:
+          np.copyto(target, plane)
+        else:
+          np.multiply(plane, np.float32(inp["scale"]), out=target)
         if not plain:
           target -= np.float32(inp["mean"][c])
           target /= np.float32(inp["std"][c])

@@ -244,6 +244,16 @@ class LabelStore:
     found = [Group(p.parent) for p in sorted(self.root.glob("*/*/group.json"))]
     return [g for g in found if teacher in (None, g.teacher) and segment in (None, g.segment)]
 
+  def by_segment(self, teachers: set[str]) -> dict[str, dict[str, Group]]:
+    """segment -> teacher -> group. Raises UserError where one of `teachers` has two sets of labels for one segment."""
+    out: dict[str, dict[str, Group]] = {}
+    for g in self.groups():
+      there = out.setdefault(g.segment, {})
+      if g.teacher in there and g.teacher in teachers:
+        raise UserError(f"segment {g.segment} has two sets of labels by '{g.teacher}'; delete one: {g.path} or {there[g.teacher].path}")
+      there[g.teacher] = g
+    return out
+
   def group(self, meta: dict[str, Any], entries: list[EncodeEntry]) -> Group:
     """The group of `meta`, made if it is not there."""
     path = self.root / meta["segment"] / f"{meta['teacher']['name']}-{key_of(meta)}"

@@ -15,6 +15,15 @@ TEACHERS: dict[str, Entry] = {
   "d-fine-nano": Entry("detr.teacher:DetrTeacher", "ustc-community/dfine-nano-coco", "Apache-2.0", "3.8M", "boxes of road users, signs, animals"),
   "d-fine-small": Entry("detr.teacher:DetrTeacher", "ustc-community/dfine-small-coco", "Apache-2.0", "10.3M", "boxes of road users, signs, animals"),
   "raft-tracker": Entry("cotracker.tracker:RaftTeacher", "raft-small.pth", "BSD-3-Clause", "1.0M", "tracks of points on the road and its lines"),
+  "cotracker3-offline": Entry(
+    "cotracker.cotracker:CoTrackerTeacher", "scaled_offline.pth", "CC-BY-NC-4.0", "25M", "tracks of points, also while they are covered", {"mode": "offline"}
+  ),
+  "cotracker3-online": Entry(
+    "cotracker.cotracker:CoTrackerTeacher", "scaled_online.pth", "CC-BY-NC-4.0", "25M", "tracks of points, also while they are covered", {"mode": "online"}
+  ),
+  "cotracker2": Entry(
+    "cotracker.cotracker:CoTrackerTeacher", "cotracker2.pth", "CC-BY-NC-4.0", "45M", "tracks of points, also while they are covered", {"mode": "v2"}
+  ),
   "dinov2-small": Entry("dinov2.teacher:make", "facebook/dinov2-small", "Apache-2.0", "22M", "dense features"),
   "dinov2-with-registers-small": Entry("dinov2.teacher:make", "facebook/dinov2-with-registers-small", "Apache-2.0", "22M", "dense features"),
   "dinov2-base": Entry("dinov2.teacher:make", "facebook/dinov2-base", "Apache-2.0", "87M", "dense features"),

@@ -308,7 +308,7 @@ def published(package, folder, mode, learnt):
     model.updateformer.flow_head.weight.normal_(0, 0.01)
     head = model.vis_predictor[0] if mode == "v2" else model.updateformer.vis_conf_head
     head.weight.normal_(0, 0.05)
-    head.bias.copy_(torch.tensor({"offline": [1.33, 1.85], "online": [0.98, 1.5], "v2": [3.25]}[mode]))
+    head.bias.copy_(torch.tensor({"offline": [1.33, 1.85], "online": [1.1, 1.6], "v2": [3.25]}[mode]))
   path = folder / "published.pth"
   torch.save(model.state_dict() if mode == "online" else {"model": model.state_dict()}, path)
   return path

@@ -1,0 +1,58 @@
+"""Heads that put out maps: depth and DINO features; prompt-free instance masks with identity, and classes."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openpilot.tools.fair.students.layers import separable
+from openpilot.tools.sim.render import CLASSES
+
+OBJECT_CLASSES = ("vehicle", "pedestrian", "cyclist")
+PROTOTYPES = 16
+EMBEDDING = 16
+BOX_STRIDE = 8
+
+
+class DepthHead(nn.Module):
+  """depth (B, 1, 64, 128), natural log of metres along the optical axis; features (B, F, 16, 32), which a projector of the training maps to a teacher's."""
+
+  def __init__(self, neck: int, fine: int, features: int):
+    super().__init__()
+    metres = nn.Conv2d(fine, 1, 1)
+    self.depth = nn.Sequential(separable(fine, fine), metres)
+    self.features = nn.Sequential(separable(neck, features), nn.Conv2d(features, features, 1))
+    assert metres.bias is not None
+    nn.init.constant_(metres.bias, 3.0)  # about 20 m
+
+  def forward(self, maps: dict[int, Tensor], fine: Tensor) -> dict[str, Tensor]:
+    return {"depth": self.depth(fine), "features": self.features(maps[16])}
+
+
+class ObjectsHead(nn.Module):
+  """Objects at their centres, local maxima of the heat instead of NMS: box distances, mask coefficients and an identity embedding per cell of view stride 8.
+
+  objects_heat (B, K, 32, 64) logits; objects_box (B, 4, 32, 64) left, top, right, bottom >= 0, view pixels from the cell's centre (8j + 3.5);
+  objects_coef (B, 16, 32, 64) in -1..1; objects_proto (B, 16, 64, 128): mask logits = sum over coef x proto; objects_embed (B, 16, 32, 64);
+  segmentation (B, 5, 64, 128) logits of CLASSES.
+  """
+
+  def __init__(self, neck: int, fine: int, width: int):
+    super().__init__()
+    self.tower = nn.Sequential(separable(neck, width), separable(width, width))
+    self.heat, self.box = nn.Conv2d(width, len(OBJECT_CLASSES), 1), nn.Conv2d(width, 4, 1)
+    self.coef, self.embed = nn.Conv2d(width, PROTOTYPES, 1), nn.Conv2d(width, EMBEDDING, 1)
+    self.proto = nn.Sequential(separable(fine, fine), nn.Conv2d(fine, PROTOTYPES, 1))
+    self.segmentation = nn.Conv2d(fine, len(CLASSES), 1)
+    assert self.heat.bias is not None
+    nn.init.constant_(self.heat.bias, -4.0)  # objects are rare: a focal loss starts calm
+
+  def forward(self, maps: dict[int, Tensor], fine: Tensor) -> dict[str, Tensor]:
+    x = self.tower(maps[8])
+    return {
+      "segmentation": self.segmentation(fine),
+      "objects_heat": self.heat(x),
+      "objects_box": F.softplus(self.box(x)) * BOX_STRIDE,
+      "objects_coef": torch.tanh(self.coef(x)),
+      "objects_proto": self.proto(fine),
+      "objects_embed": self.embed(x),
+    }

@@ -1,0 +1,112 @@
+"""A DETR without its slowness: learned queries with reference boxes that every decoder layer refines, looking around where the box is. No NMS."""
+
+import torch
+from torch import Tensor, nn
+
+from openpilot.tools.fair.students.dense import OBJECT_CLASSES
+from openpilot.tools.fair.students.layers import Attention, feed_forward, up
+
+QUERIES = 60
+SMALLEST = 0.05  # of the view: the least extent that a query looks over
+
+
+def grid(h: int, w: int) -> Tensor:
+  """(h * w, 2) float32: x, y of the cells' centres in 0..1 of the view, row-major."""
+  y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
+  return torch.stack([x, y], dim=-1).reshape(-1, 2)
+
+
+def sine(places: Tensor, d: int) -> Tensor:
+  """(L, 2) in 0..1 -> (L, d): sines and cosines of x, then of y, at d / 4 frequencies each."""
+  angles = places[..., None] * 2 * torch.pi * 2.0 ** torch.linspace(-1, 5, d // 4)
+  return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+class EncoderLayer(nn.Module):
+  def __init__(self, d: int, hidden: int):
+    super().__init__()
+    self.attention, self.ffn, self.norm1, self.norm2 = Attention(d), feed_forward(d, hidden), nn.LayerNorm(d), nn.LayerNorm(d)
+
+  def forward(self, x: Tensor, pos: Tensor) -> Tensor:
+    x = self.norm1(x + self.attention(x + pos, x + pos, x))
+    return self.norm2(x + self.ffn(x))
+
+
+class DecoderLayer(nn.Module):
+  """Queries look at each other, then at the tokens, by what they hold and, as in SMCA, by a learned Gaussian around their box."""
+
+  def __init__(self, d: int, hidden: int, heads: int = 4):
+    super().__init__()
+    self.heads = heads
+    self.self_attention, self.cross = Attention(d, heads), Attention(d, heads, project=False)
+    self.ffn, self.norm1, self.norm2, self.norm3 = feed_forward(d, hidden), nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
+    self.where = nn.Linear(d, 4 * heads)  # per head the Gaussian's offset and sharpness, both relative to the box
+    self.place = nn.Linear(4, d)
+    nn.init.zeros_(self.where.weight)
+    nn.init.zeros_(self.where.bias)
+
+  def forward(self, x: Tensor, query: Tensor, box: Tensor, key: Tensor, value: Tensor, places: Tensor) -> Tensor:
+    """x, query (B, Q, d); box (B, Q, 4) cx cy w h in 0..1; key, value (B, L, d); places (L, 2) -> (B, Q, d)."""
+    pos = query + self.place(box)
+    x = self.norm1(x + self.self_attention(x + pos, x + pos, x))
+    b, q, _ = x.shape
+    where = self.where(x).reshape(b, q, self.heads, 4)
+    centre, extent = box[:, :, None, :2], box[:, :, None, 2:] + SMALLEST
+    sharp = (1.0 + where[..., 2:]) / extent  # (B, Q, heads, 2)
+    shift = (centre + where[..., :2] * extent) * sharp
+    # -(sharp x place - sharp x centre)^2 per axis, in the layout of the logits (B, heads, Q, L)
+    sharp, shift = sharp.transpose(1, 2)[..., None, :], shift.transpose(1, 2)[..., None, :]
+    dx, dy = sharp[..., 0] * places[:, 0] - shift[..., 0], sharp[..., 1] * places[:, 1] - shift[..., 1]
+    x = self.norm2(x + self.cross(x + pos, key, value, -(dx * dx + dy * dy)))
+    return self.norm3(x + self.ffn(x))
+
+
+class DetectorHead(nn.Module):
+  """detector_logits (B, Q, K), for a sigmoid; detector_boxes (B, Q, 4) cx cy w h in 0..1 of the view. In training also detector_aux, one (logits, boxes) for
+  each earlier decoder layer.
+
+  Tokens are the neck's cells of view stride 16 and 32, 640 in all; the coarse ones first look at each other (one encoder layer).
+  """
+
+  def __init__(self, neck: int, d: int = 128, hidden: int = 256, layers: int = 3):
+    super().__init__()
+    self.project16, self.project32 = (nn.Sequential(nn.Conv2d(neck, d, 1, bias=False), nn.BatchNorm2d(d)) for _ in range(2))
+    self.encoder = EncoderLayer(d, hidden)
+    self.key, self.value = nn.Linear(d, d), nn.Linear(d, d)  # of the tokens, for all layers: they look at the same ones
+    self.decoder = nn.ModuleList(DecoderLayer(d, hidden) for _ in range(layers))
+    self.content, self.query = nn.Parameter(torch.randn(1, QUERIES, d) * 0.02), nn.Parameter(torch.randn(1, QUERIES, d) * 0.02)
+    self.logits = nn.ModuleList(nn.Linear(d, len(OBJECT_CLASSES)) for _ in range(layers))
+    self.boxes = nn.ModuleList(nn.Sequential(nn.Linear(d, d), nn.ReLU(inplace=True), nn.Linear(d, 4)) for _ in range(layers))
+    places = grid(6, 10)
+    assert len(places) == QUERIES
+    self.reference = nn.Parameter(torch.cat([torch.logit(places), torch.full((QUERIES, 2), -2.0)], dim=1)[None])  # (1, Q, 4) logits of boxes
+    for linear, box in zip(self.logits, self.boxes, strict=True):
+      nn.init.constant_(linear.bias, -4.0)
+      nn.init.zeros_(box[2].weight)
+      nn.init.zeros_(box[2].bias)
+    cells = torch.cat([grid(16, 32), grid(8, 16)])
+    self.places: Tensor
+    self.pos: Tensor
+    self.register_buffer("places", cells, persistent=False)
+    self.register_buffer("pos", sine(cells, d)[None], persistent=False)
+
+  def forward(self, maps: dict[int, Tensor]) -> dict[str, Tensor | list[tuple[Tensor, Tensor]]]:
+    coarse = self.project32(maps[32])  # (B, d, 8, 16)
+    tokens = self.encoder(coarse.flatten(2).transpose(1, 2), self.pos[:, 512:])
+    b, _, d = tokens.shape
+    coarse = tokens.transpose(1, 2).reshape(b, d, 8, 16)
+    fine = self.project16(maps[16]) + up(coarse)
+    tokens = torch.cat([fine.flatten(2).transpose(1, 2), tokens], dim=1)  # (B, 640, d)
+    key, value = self.key(tokens + self.pos), self.value(tokens)
+    x, query = self.content.expand(b, -1, -1), self.query.expand(b, -1, -1)
+    reference = self.reference.expand(b, -1, -1)
+    out: list[tuple[Tensor, Tensor]] = []
+    for layer, logits, boxes in zip(self.decoder, self.logits, self.boxes, strict=True):
+      x = layer(x, query, reference.sigmoid(), key, value, self.places)
+      refined = reference + boxes(x)
+      out.append((logits(x), refined.sigmoid()))
+      reference = refined.detach()  # a layer answers for its own step
+    result: dict[str, Tensor | list[tuple[Tensor, Tensor]]] = {"detector_logits": out[-1][0], "detector_boxes": out[-1][1]}
+    if self.training:
+      result["detector_aux"] = out[:-1]
+    return result

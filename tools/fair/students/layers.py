@@ -1,0 +1,71 @@
+"""What necks and heads are made of: plain convolutions, matmul attention. All of it runs in ONNX Runtime and tinygrad, and quantises."""
+
+import torch
+from torch import Tensor, nn
+
+from openpilot.tools.fair.students.scene import conv, up
+
+
+def separable(cin: int, cout: int, k: int = 3) -> nn.Sequential:
+  """Depthwise k x k, then pointwise, each with BatchNorm and ReLU."""
+  depthwise = nn.Sequential(nn.Conv2d(cin, cin, k, 1, k // 2, groups=cin, bias=False), nn.BatchNorm2d(cin), nn.ReLU(inplace=True))
+  return nn.Sequential(depthwise, conv(cin, cout, 1))
+
+
+class Attention(nn.Module):
+  """Multi-head attention by two matmuls and a softmax. `project` false: keys and values come projected already, shared between layers."""
+
+  def __init__(self, d: int, heads: int = 4, project: bool = True):
+    super().__init__()
+    self.heads, self.scale = heads, (d // heads) ** -0.5
+    self.q, self.out = nn.Linear(d, d), nn.Linear(d, d)
+    self.k: nn.Module = nn.Linear(d, d) if project else nn.Identity()
+    self.v: nn.Module = nn.Linear(d, d) if project else nn.Identity()
+
+  def split(self, x: Tensor) -> Tensor:
+    return x.reshape(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)  # (B, heads, L, d / heads)
+
+  def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """query (B, Q, d), key and value (B, L, d), bias broadcastable to (B, heads, Q, L), added to the logits -> (B, Q, d)."""
+    scores = (self.split(self.q(query)) * self.scale) @ self.split(self.k(key)).transpose(2, 3)
+    weights = torch.softmax(scores if bias is None else scores + bias, dim=-1)
+    y = (weights @ self.split(self.v(value))).transpose(1, 2)
+    return self.out(y.reshape(y.shape[0], y.shape[1], -1))
+
+
+def feed_forward(d: int, hidden: int) -> nn.Sequential:
+  return nn.Sequential(nn.Linear(d, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, d))
+
+
+class Neck(nn.Module):
+  """Feature pyramid: {view stride: map of the backbone} -> {8, 16, 32: (B, width, 256 / stride, 512 / stride)}, coarse added to fine.
+
+  Its convolutions are plain ones: all heads share them, and on a CPU they cost little more time than depthwise ones and train far faster.
+  """
+
+  def __init__(self, channels: dict[int, int], width: int):
+    super().__init__()
+    self.strides = [s for s in channels if s >= 8]
+    self.lateral = nn.ModuleDict({str(s): nn.Sequential(nn.Conv2d(channels[s], width, 1, bias=False), nn.BatchNorm2d(width)) for s in self.strides})
+    self.smooth = nn.ModuleDict({str(s): conv(width, width) for s in (8, 16, 32)})
+
+  def forward(self, maps: dict[int, Tensor]) -> dict[int, Tensor]:
+    out: dict[int, Tensor] = {}
+    above: Tensor | None = None
+    for s in reversed(self.strides):
+      x = self.lateral[str(s)](maps[s])
+      above = x if above is None else x + up(above)
+      if s <= 32:
+        above = out[s] = self.smooth[str(s)](above)
+    return out
+
+
+class Fine(nn.Module):
+  """The map of view stride 4 that dense outputs share: (B, width, 64, 128) of the backbone's stride-4 map and the neck's stride-8 one."""
+
+  def __init__(self, channels: int, neck: int, width: int):
+    super().__init__()
+    self.lateral, self.coarse, self.fuse = nn.Conv2d(channels, width, 1, bias=False), nn.Conv2d(neck, width, 1), conv(width, width)
+
+  def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+    return self.fuse(self.lateral(fine) + up(self.coarse(coarse)))

@@ -1,0 +1,83 @@
+"""A student as one ONNX graph (opset 17, fixed shapes, uint8 frame in), and what a bundle's manifest says of it."""
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openpilot.tools.fair.students.dense import OBJECT_CLASSES
+from openpilot.tools.fair.students.lanes import POINTS
+from openpilot.tools.fair.students.student import Student
+from openpilot.tools.lib.errors import UserError
+from openpilot.tools.sim.render import CLASSES
+
+OPSET = 17
+STATE = {"lanes_template": "lanes_template_out", "lanes_hidden": "lanes_hidden_out"}
+# output -> head that decodes it, its parameters, its classes
+OUTPUTS: dict[str, dict[str, Any]] = {
+  "depth": {"head": "depth", "parameters": {"activation": "exp", "metric": True}},
+  "features": {"head": "features", "parameters": {}},
+  "segmentation": {"head": "segmentation", "parameters": {}, "classes": list(CLASSES)},
+  **{f"objects_{part}": {"head": "objects", "parameters": {"part": part}} for part in ("heat", "box", "coef", "proto", "embed")},
+  **{f"detector_{part}": {"head": "detector", "parameters": {"part": part}} for part in ("logits", "boxes")},
+  "lanes_points_out": {"head": "lanes", "parameters": {"part": "points"}},
+  "lanes_visible": {"head": "lanes", "parameters": {"part": "visible"}},
+}
+OUTPUTS["objects_heat"]["classes"] = OUTPUTS["detector_logits"]["classes"] = list(OBJECT_CLASSES)
+
+
+class Graph(nn.Module):
+  """The student with inputs and outputs by position, as the exporter wants them."""
+
+  def __init__(self, student: Student):
+    super().__init__()
+    self.student, self.names = student, list(student.inputs())
+
+  def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return tuple(self.student(**dict(zip(self.names, inputs, strict=True))).values())
+
+
+def export_onnx(student: Student, path: str | Path) -> dict[str, Any]:
+  """Writes the student, as it is now, to `path` (an .onnx file) and returns the manifest's entry of the graph (bundle.schema.json).
+
+  The student is left in eval mode. Raises UserError where a weight is not finite, or torch lacks its exporter's packages.
+  """
+  path = Path(path)
+  student.eval()
+  for name, tensor in student.state_dict().items():
+    if not torch.isfinite(tensor).all():
+      raise UserError(f"{student.name} has NaN or Inf in {name}; export an earlier checkpoint")
+  device = next(student.parameters()).device
+  inputs = student.inputs(device)
+  with torch.no_grad():
+    outputs = student(**inputs)
+  with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+    warnings.simplefilter("ignore")  # of the tracer: shapes are constants here, and meant to be
+    try:
+      # the tracing exporter: its graphs are plain opset 17, which the newer one reaches only by converting down
+      torch.onnx.export(
+        Graph(student).eval(), tuple(inputs.values()), str(path), opset_version=OPSET, dynamo=False,
+        input_names=list(inputs), output_names=list(outputs), do_constant_folding=True,
+      )
+    except ImportError as e:
+      raise UserError(f"{student.name} cannot be exported ({e}); install the package onnx") from None
+  return graph_entry(student, path.name, inputs, outputs)
+
+
+def graph_entry(student: Student, file: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> dict[str, Any]:
+  entry: dict[str, Any] = {"name": student.name, "file": file, "period": 1, "inputs": [specify(k, v) for k, v in inputs.items()], "state": []}
+  entry["inputs"][0].update(frames=[0], spacing_ms=50, gap="ignore")
+  if student.lanes is not None:
+    # a gap does not reset: templates outlive one, and the host moves or renews the points
+    entry["state"] = [{"input": k, "output": v, "initial": 0, "reset": "stream"} for k, v in STATE.items()]
+    entry["point_slots"] = {"count": POINTS, "mask": "lanes_mask"}
+  entry["outputs"] = [{**specify(k, v), **OUTPUTS.get(k, {})} for k, v in outputs.items()]
+  return entry
+
+
+def specify(name: str, tensor: Tensor) -> dict[str, Any]:
+  return {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}

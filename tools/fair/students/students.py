@@ -1,0 +1,34 @@
+#!/usr/bin/env python3
+"""Lists the students: backbone, parameters, multiply-accumulates of one frame, outputs."""
+
+import argparse
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from openpilot.tools.fair.students.student import STUDENTS, Student, build, parameters
+from openpilot.tools.lib.errors import cli
+
+
+def macs(student: Student) -> int:
+  """Multiply-accumulates of convolutions and matmuls for one frame, as torch counts them."""
+  student.eval()
+  with FlopCounterMode(display=False) as counter:  # under no_grad its module tracker fails on the detector's learned queries
+    student(**student.inputs())
+  return counter.get_total_flops() // 2
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(prog="students", description=__doc__)
+  parser.add_argument("--backbone", help="put all students on this backbone of timm instead of their own")
+  args = parser.parse_args()
+  print(f"{'student':<15} {'backbone':<27} {'parameters':>10} {'MACs':>6}  outputs")
+  for name in STUDENTS:
+    student = build(name, args.backbone).eval()
+    with torch.no_grad():
+      outputs = [k for k in student(**student.inputs()) if k not in ("lanes_template_out", "lanes_hidden_out")]
+    print(f"{name:<15} {student.backbone.name:<27} {parameters(student) / 1e6:>9.2f}M {macs(student) / 1e6:>5.0f}M  {', '.join(outputs)}")
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main)())

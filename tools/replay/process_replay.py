@@ -30,6 +30,9 @@ def process_replay(
   paths = [s.log_path for s in segments if s.log_path is not None]
   inputs = iter(LogReader(paths, services=["extrinsicsCalibration", "deviceState", state_service])) if paths else iter(())
   event = next(inputs, None)
+  # openpilot's model of a frame comes after it; fairmodeld waits for it, so here it is looked up by the frame's number
+  models = iter(LogReader(paths, services=["modelV2"])) if paths else iter(())
+  model_event = next(models, None)
   device = sensor = None
   buffer: np.ndarray | None = None
   layout: tuple[object, ...] = ()
@@ -43,7 +46,8 @@ def process_replay(
     while event is not None and event.logMonoTime <= eof:
       which = event.which()
       if which == "extrinsicsCalibration" and str(event.extrinsicsCalibration.calStatus) == "calibrated":
-        model.set_calibration(list(event.extrinsicsCalibration.rpyCalib))
+        height = event.extrinsicsCalibration.height
+        model.set_calibration(list(event.extrinsicsCalibration.rpyCalib), height[0] if len(height) else None)
       elif which == "deviceState":
         device = str(event.deviceState.deviceType)
       elif which == state_service:
@@ -55,7 +59,10 @@ def process_replay(
       model.set_camera(w, h, stride, stride * y_height, device, sensor, wide=camera == "wide")
       buffer, layout = np.zeros(size, dtype=np.uint8), (w, h, device, sensor)
     assert buffer is not None
-    messages = model.process(fill_nv12(frame, buffer, stride, stride * y_height), entry.frame_id, entry.timestamp_sof, eof)
+    while model_event is not None and model_event.modelV2.frameId < entry.frame_id:
+      model_event = next(models, None)
+    of_frame = model_event.modelV2 if model_event is not None and model_event.modelV2.frameId == entry.frame_id and model_event.valid else None
+    messages = model.process(fill_nv12(frame, buffer, stride, stride * y_height), entry.frame_id, entry.timestamp_sof, eof, of_frame)
     if not last_state or (eof - last_state) * 1e-9 >= STATE_PERIOD:
       messages.append(model.state_message())
       last_state = eof

@@ -16,7 +16,7 @@ from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, find_bun
 from openpilot.selfdrive.modeld.fair.frames import CameraError
 from openpilot.selfdrive.modeld.fair.ipc import Params, UnknownKeyName, VisionIpcClient, config_realtime_process, messaging, service, stream_type
 from openpilot.selfdrive.modeld.fair.model import FairModel
-from openpilot.selfdrive.modeld.fair.publish import SERVICES
+from openpilot.selfdrive.modeld.fair.publish import SERVICES, serialise
 
 MODELS_DIR = Path(os.environ.get("FAIR_MODELS_DIR") or Path(__file__).resolve().parents[3] / "models")
 STATE_PERIOD = 1.0  # s between two fairState
@@ -126,17 +126,19 @@ class FairModeld:
       self.client.uv_offset,
       device if self.sm.seen["deviceState"] else None,
       sensor if self.sm.seen[CAMERA_STATE] else None,
+      self.stream,
     )
     if layout != self.layout:
       try:
-        self.model.set_camera(*layout, wide=self.stream == "wideRoad")
+        self.model.set_camera(*layout[:-1], wide=self.stream == "wideRoad")
       except CameraError as e:
         self.fail(str(e))
         return False
       self.layout = layout
     if self.sm.updated[EXTRINSICS]:
       calibration = self.sm[EXTRINSICS]
-      if str(calibration.calStatus) == "calibrated" and not self.model.set_calibration(list(calibration.rpyCalib)) and self.model.rpy is None:
+      height = calibration.height[0] if len(calibration.height) else None
+      if str(calibration.calStatus) == "calibrated" and not self.model.set_calibration(list(calibration.rpyCalib), height) and self.model.rpy is None:
         self.model.report(f"calibration {list(calibration.rpyCalib)} is not one; the default mounting is used")
     return True
 
@@ -145,6 +147,13 @@ class FairModeld:
     deadline = time.monotonic() + MODEL_WAIT
     while self.sm.alive["modelV2"] and self.sm["modelV2"].frameId < frame_id and (left := deadline - time.monotonic()) > 0:
       self.sm.update(max(1, min(5, int(left * 1000))))
+
+  def model_of(self, frame_id: int) -> Any:
+    """The modelV2 of this frame, or of the one before where this one's is late; None without."""
+    if not (self.sm.seen["modelV2"] and self.sm.alive["modelV2"] and self.sm.valid["modelV2"]):
+      return None
+    model = self.sm["modelV2"]
+    return model if 0 <= frame_id - model.frameId <= 1 else None
 
   # *** the loop ***
 
@@ -169,10 +178,13 @@ class FairModeld:
         self.dropped += missed
         self.drop_perc += DROP_FILTER * (missed / (1 + missed) - self.drop_perc)
         faults = self.model.faults
-        messages = self.model.process(buf.data, frame_id, self.client.timestamp_sof, self.client.timestamp_eof)
+        messages = self.model.process(buf.data, frame_id, self.client.timestamp_sof, self.client.timestamp_eof, self.model_of(frame_id))
         t0 = time.perf_counter()
         for name, msg in messages:
-          self.pm.send(name, msg)
+          try:
+            self.pm.send(name, serialise(name, msg))
+          except ValueError as e:
+            self.model.report(str(e))
         self.publish_time += time.perf_counter() - t0
         self.last_id, self.backoff, self.fault = frame_id, BACKOFF, ""
         if self.model.faults > faults and (faults == 0 or time.monotonic() - self.last_state > 0.1):  # at once, but not 20 times a second

@@ -2,19 +2,32 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError
-from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
-from openpilot.selfdrive.modeld.fair.heads import HEADS
+from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, ModelFrame, camera_intrinsics
+from openpilot.selfdrive.modeld.fair.heads import HEADS, part_of
+from openpilot.selfdrive.modeld.fair.heads.depth import Depth
+from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
+from openpilot.selfdrive.modeld.fair.heads.lanes import map_lines, model_lines
+from openpilot.selfdrive.modeld.fair.heads.objects import Detections
+from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation
 from openpilot.selfdrive.modeld.fair.ipc import messaging
-from openpilot.selfdrive.modeld.fair.publish import PUBLISH, Stamp
+from openpilot.selfdrive.modeld.fair.lanes import MAX_HIDDEN, MAX_LINES, LaneTracker, spec_slots
+from openpilot.selfdrive.modeld.fair.publish import PUBLISH, Stamp, lanes_message, objects_message
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
+from openpilot.selfdrive.modeld.fair.tracking import Tracker, merge
 
 MAX_ANGLE = 0.35  # rad; beyond, a calibration is not one
+JUMP = 0.005  # rad; a calibration that moved further since the last reset is another one: over one pixel of a map
+MAX_STEP = 5  # frames; more between two, or a number that falls, is a gap
+VIEW = (VIEW_H, VIEW_W)
+OBJECT_HEADS = ("objects", "detector")  # the order in which they are preferred where both see one thing
+# what happened -> the `reset` of the states that begin anew
+RESETS = {"stream": ("stream", "gap", "calibration"), "gap": ("gap", "calibration"), "calibration": ("calibration",)}
 
 
 def no_clock() -> float:
@@ -31,6 +44,72 @@ class GraphStats:
   fault: str = ""
 
 
+@dataclass
+class Plan:
+  """One graph: what goes in, what its outputs are decoded by, what it remembers."""
+
+  graph: dict[str, Any]
+  heads: dict[str, dict[str, dict[str, Any]]]  # head -> part -> entry of the output
+  inputs: dict[str, np.ndarray] = field(default_factory=dict)  # all but the frame: the same arrays at every call
+  slots: LaneTracker | None = None
+  last_frame: int | None = None
+
+
+def plan_heads(where: str, graph: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+  """Groups a graph's outputs by head. Raises BundleError where a head is not known, lacks a part, or disagrees with its classes."""
+  heads: dict[str, dict[str, dict[str, Any]]] = {}
+  for out in graph["outputs"]:
+    if "head" not in out:
+      continue
+    if out["head"] not in HEADS:
+      raise BundleError(f"{where}: output '{out['name']}' wants the head '{out['head']}', this runtime has {', '.join(sorted(HEADS))}")
+    part, there = part_of(out), heads.setdefault(out["head"], {})
+    head = HEADS[out["head"]]
+    if part in there or part not in head.parts + head.more:
+      why = "two outputs are" if part in there else f"output '{out['name']}' is"
+      raise BundleError(f"{where}: {why} part '{part}' of the head '{out['head']}', its parts are {', '.join(head.parts + head.more)}; export the bundle again")
+    there[part] = out
+  for name, there in heads.items():
+    head = HEADS[name]
+    wanted = (*head.parts, *(("coef", "proto") if "coef" in there or "proto" in there else ()))
+    if missing := [p for p in wanted if p not in there]:
+      raise BundleError(f"{where}: the head '{name}' lacks its part {', '.join(missing)}; there are {', '.join(there)}; export the bundle again")
+    if head.classes:
+      out = there[head.classes]
+      channels = out["shape"][head.axis] if len(out["shape"]) > head.axis else 0
+      if len(out.get("classes", [])) != channels:
+        raise BundleError(f"{where}: output '{out['name']}' has {channels} channels and {len(out.get('classes', []))} classes; export the bundle again")
+  return heads
+
+
+def plan_inputs(where: str, plan: Plan) -> None:
+  """Makes the arrays of a graph's state and point slots. Raises BundleError where its inputs are not the newest frame, its state and its slots."""
+  graph = plan.graph
+  inputs, outputs = {i["name"]: i for i in graph["inputs"]}, {o["name"]: o for o in graph["outputs"]}
+  for state in graph.get("state", []):
+    into, out = inputs.get(state["input"]), outputs.get(state["output"])
+    if into is None or out is None or (into["shape"], into["dtype"]) != (out["shape"], out["dtype"]):
+      raise BundleError(f"{where}: state goes from output '{state['output']}' to input '{state['input']}', which must both exist and be alike; export it again")
+    plan.inputs[into["name"]] = np.full(into["shape"], state["initial"], into["dtype"])
+  if (found := spec_slots(graph)) is not None:
+    count, names = found
+    plan.slots = LaneTracker(count, VIEW)
+    for key, array in (("points", plan.slots.points), ("mask", plan.slots.mask), ("fresh", plan.slots.fresh)):
+      spec = inputs.get(names[key])
+      if spec is None or spec["shape"] != list(array.shape) or spec["dtype"] != "float32":
+        raise BundleError(f"{where}: its {count} point slots need an input '{names[key]}', float32{list(array.shape)}; export the bundle again")
+      plan.inputs[names[key]] = array
+  if (plan.slots is None) != ("lanes" not in plan.heads):
+    raise BundleError(f"{where}: point slots and the head 'lanes' belong together, it has one of them; export the bundle again")
+  if plan.slots is not None and plan.heads["lanes"]["points"]["shape"] != list(plan.slots.points.shape):
+    name = plan.heads["lanes"]["points"]["name"]
+    raise BundleError(f"{where}: output '{name}' must be of the shape {list(plan.slots.points.shape)}; export the bundle again")
+  more = inputs.keys() - plan.inputs.keys() - {"frame"}
+  if more or "frame" not in inputs or inputs["frame"].get("frames", [0]) != [0]:
+    what = f"not '{sorted(more)[0]}'" if more else "and the newest frame as 'frame'"
+    raise BundleError(f"{where}: inputs are the newest frame, states and point slots, {what}; export the bundle again, or update selfdrive/modeld/fair")
+
+
 class FairModel:
   """Runs every graph of a bundle on camera frames.
 
@@ -41,28 +120,34 @@ class FairModel:
   def __init__(self, bundle: Bundle, clock: Callable[[], float] | None = None, threads: int = 1):
     self.bundle, self.clock = bundle, clock or no_clock
     self.runners: dict[str, OnnxRunner] = {}
+    self.plans: list[Plan] = []
     self.stats = {g["name"]: GraphStats() for g in bundle.graphs}
+    classes: list[str] = []
     for graph in bundle.graphs:
       where = f"{bundle.path}: graph '{graph['name']}'"
-      for out in graph["outputs"]:
-        if out.get("head", "depth") not in HEADS:
-          raise BundleError(f"{where}: output '{out['name']}' wants the head '{out['head']}', this runtime has {', '.join(sorted(HEADS))}")
-        if out.get("head") == "segmentation" and len(out.get("classes", [])) != out["shape"][1]:
-          raise BundleError(
-            f"{where}: output '{out['name']}' has {out['shape'][1]} channels and {len(out.get('classes', []))} classes; export the bundle again"
-          )
-      if graph.get("state") or graph.get("point_slots") or [i["name"] for i in graph["inputs"]] != ["frame"] or graph["inputs"][0].get("frames", [0]) != [0]:
-        raise BundleError(f"{where}: only graphs of the single input 'frame', the newest model frame, run here so far; update selfdrive/modeld/fair")
+      plan = Plan(graph, plan_heads(where, graph))
+      plan_inputs(where, plan)
+      self.plans.append(plan)
+      for name in OBJECT_HEADS:
+        if name in plan.heads:
+          classes += [c for c in plan.heads[name][HEADS[name].classes]["classes"] if c not in classes]
       runner = self.runners[graph["name"]] = OnnxRunner(bundle.path / graph["file"], graph, threads)
       with contextlib.suppress(Exception):  # the first run allocates and would cost the first frame; what fails here fails there, and is reported then
         runner.run({i["name"]: np.zeros(i["shape"], i["dtype"]) for i in graph["inputs"]})
+    self.tracker = Tracker(classes, VIEW)
     self.warp: ModelFrame | None = None
     self.rpy: np.ndarray | None = None  # None: not calibrated, the warp takes a level and straight mounting
+    self.rpy_at_reset = np.zeros(3)
+    self.ground = view_ground(bundle.manifest["view"])
     self.intrinsics: np.ndarray | None = None
     self.frames = self.invalid = self.faults = 0
     self.fault = ""
     self.warp_time = self.decode_time = 0.0  # s since the last fairState
     self.last_frame_id = self.last_eof = 0
+    # of the frame at hand
+    self.depth: Depth | None = None
+    self.found: dict[str, Detections] = {}
+    self.segmentation: Segmentation | None = None  # the newest: its lane markings are where lines begin if modelV2 has none
 
   def set_camera(
     self, width: int, height: int, stride: int, uv_offset: int, device_type: str | None = None, sensor: str | None = None, wide: bool = False
@@ -71,27 +156,52 @@ class FairModel:
     self.intrinsics = camera_intrinsics(width, height, device_type, sensor, wide)
     self.warp = ModelFrame(width, height, stride, uv_offset, self.bundle.manifest["view"])
     self._calibrate()
+    self._reset("stream")
 
-  def set_calibration(self, rpy: np.ndarray | list[float] | None) -> bool:
-    """(3,) radians, extrinsicsCalibration.rpyCalib, or None for the default mounting. True if the warp changed; nonsense is refused with False."""
+  def set_calibration(self, rpy: np.ndarray | list[float] | None, height: float | None = None) -> bool:
+    """rpy: (3,) radians, extrinsicsCalibration.rpyCalib, or None for the default mounting; height: of the camera above the road, m, where it is known.
+
+    True if the warp changed; nonsense is refused with False.
+    """
     if rpy is not None:
       rpy = np.asarray(rpy, dtype=np.float64)
       if rpy.shape != (3,) or not np.isfinite(rpy).all() or np.abs(rpy).max() > MAX_ANGLE:
         return False
+    self.ground = view_ground(self.bundle.manifest["view"], height)
+    if rpy is not None:
       if self.rpy is not None and np.abs(rpy - self.rpy).max() < 1e-4:  # 0.1 pixel of the view
         return False
     elif self.rpy is None:
       return False
     self.rpy = rpy
     self._calibrate()
+    now = np.zeros(3) if rpy is None else rpy
+    if np.abs(now - self.rpy_at_reset).max() > JUMP:
+      self._reset("calibration")
     return True
 
   def _calibrate(self) -> None:
     if self.warp is not None and self.intrinsics is not None:
       self.warp.set_calibration(np.zeros(3) if self.rpy is None else self.rpy, self.intrinsics)
 
-  def process(self, buf: np.ndarray, frame_id: int, timestamp_sof: int, timestamp_eof: int) -> list[tuple[str, Any]]:
-    """buf: NV12 buffer, 1-D uint8, in the layout of set_camera() -> (service, message) of every graph that is due at this frame.
+  def _reset(self, event: str) -> None:
+    """Begins anew what the manifest says does not outlive the event: 'stream', 'gap' or 'calibration'."""
+    self.rpy_at_reset = np.zeros(3) if self.rpy is None else self.rpy
+    if event == "stream":
+      self.tracker.reset()
+    for plan in self.plans:
+      self._reset_plan(plan, RESETS[event])
+
+  @staticmethod
+  def _reset_plan(plan: Plan, which: tuple[str, ...]) -> None:
+    states = [s for s in plan.graph.get("state", []) if s["reset"] in which]
+    for state in states:
+      plan.inputs[state["input"]].fill(state["initial"])
+    if states and plan.slots is not None:  # a point without its template is lost
+      plan.slots.reset()
+
+  def process(self, buf: np.ndarray, frame_id: int, timestamp_sof: int, timestamp_eof: int, model: Any = None) -> list[tuple[str, Any]]:
+    """buf: NV12 buffer, 1-D uint8, in the layout of set_camera(); model: this frame's modelV2 reader if there is one -> (service, message) of all that is due.
 
     A graph that fails or puts out what is not finite gives messages with valid False and a fault; the others go on.
     """
@@ -101,13 +211,20 @@ class FairModel:
     self.warp_time += self.clock() - t0
     messages: list[tuple[str, Any]] = []
     ok = True
-    for graph in self.bundle.graphs:
+    self.depth, self.found = None, {}
+    objects: list[Stamp] = []  # of the graphs that have objects
+    for plan in self.plans:
+      graph = plan.graph
       if self.frames % graph["period"]:
         continue
       stats = self.stats[graph["name"]]
+      step = self._advance(plan, frame_id)
+      if plan.slots is not None:
+        self._seed(plan.slots, model)
+      plan.inputs["frame"] = frame[None]
       t0 = self.clock()
       try:
-        outputs = self.runners[graph["name"]].run({"frame": frame[None]})
+        outputs = self.runners[graph["name"]].run(plan.inputs)
         fault = ""
       except Exception as e:  # ONNX Runtime's exceptions have no common base; one bad graph must not stop the others
         outputs, fault = None, f"graph '{graph['name']}' failed: {str(e).splitlines()[0][:160]}"
@@ -121,25 +238,83 @@ class FairModel:
         bad = [name for name, a in outputs.items() if a.dtype.kind == "f" and not np.isfinite(a.sum(dtype=np.float64)) and not np.isfinite(a).all()]
         if bad:
           fault = f"graph '{graph['name']}' put out NaN or Inf in {', '.join(bad)} at frame {frame_id}"
-        messages += self._decode(graph, outputs, Stamp(frame_id, timestamp_eof, self.bundle.name, execution_time, not fault))
+          self._reset_plan(plan, ("never", "stream", "gap", "calibration"))  # or it would come back every frame
+        else:
+          for state in graph.get("state", []):
+            np.copyto(plan.inputs[state["input"]], outputs[state["output"]])
+      stamp = Stamp(frame_id, timestamp_eof, self.bundle.name, execution_time, not fault)
+      if outputs is not None:
+        messages += self._decode(plan, outputs, stamp, step)
+      if any(name in plan.heads for name in OBJECT_HEADS):
+        objects.append(stamp)
       stats.valid, stats.fault = not fault, fault
       if fault:
         self.report(fault)
         ok = False
+      self.decode_time += self.clock() - t0
+    if objects:
+      t0 = self.clock()
+      messages.append(self._track(objects))
       self.decode_time += self.clock() - t0
     self.frames += 1
     self.invalid += not ok
     self.last_frame_id, self.last_eof = frame_id, timestamp_eof
     return messages
 
-  def _decode(self, graph: dict[str, Any], outputs: dict[str, np.ndarray], stamp: Stamp) -> list[tuple[str, Any]]:
+  def _advance(self, plan: Plan, frame_id: int) -> int:
+    """Frames since the graph's last one; what a gap ends is ended."""
+    step = 1 if plan.last_frame is None else frame_id - plan.last_frame
+    plan.last_frame = frame_id
+    if not 0 <= step <= MAX_STEP * plan.graph["period"]:
+      self._reset_plan(plan, RESETS["gap"])
+      if plan.slots is not None and not 0 <= step <= MAX_HIDDEN:
+        plan.slots.reset()
+    return max(1, step)
+
+  def _seed(self, slots: LaneTracker, model: Any) -> None:
+    """Free slots begin on modelV2's lane lines; without modelV2, on the lane markings of the newest segmentation."""
+    assert self.warp is not None
+    seeds: list[np.ndarray] = []
+    if slots.wants_seeds:
+      if model is not None:
+        seeds = model_lines(model, self.ground)
+      elif self.segmentation is not None and "lane" in self.segmentation.classes:
+        seeds = map_lines(self.segmentation.class_map, self.segmentation.classes.index("lane"), self.ground, MAX_LINES)
+    slots.seed(seeds, self.ground, self.warp.valid)
+
+  def _decode(self, plan: Plan, outputs: dict[str, np.ndarray], stamp: Stamp, step: int) -> list[tuple[str, Any]]:
+    """Messages of the heads that need no other graph; detections are kept for _track(). What is not valid is told but not remembered."""
     assert self.warp is not None
     messages = []
     with np.errstate(invalid="ignore", over="ignore"):
-      for spec in graph["outputs"]:
-        if "head" in spec:
-          messages.append(PUBLISH[spec["head"]](HEADS[spec["head"]](outputs[spec["name"]], spec, self.warp.valid), stamp))
+      for name, specs in plan.heads.items():
+        if not stamp.valid and name not in PUBLISH:
+          if name == "lanes":
+            messages.append(lanes_message([], stamp))
+          continue
+        value = HEADS[name].decode({part: outputs[spec["name"]] for part, spec in specs.items()}, specs, self.warp.valid)
+        if name in OBJECT_HEADS:
+          self.found[name] = value
+        elif name == "lanes":
+          assert plan.slots is not None
+          messages.append(lanes_message(plan.slots.update(value, self.ground, step), stamp))
+        else:
+          if name == "depth" and stamp.valid:
+            self.depth = value
+          elif name == "segmentation" and stamp.valid:
+            self.segmentation = value
+          if (message := PUBLISH[name](value, stamp)) is not None:
+            messages.append(message)
     return messages
+
+  def _track(self, stamps: list[Stamp]) -> tuple[str, Any]:
+    """One fairObjects of all that was found in this frame; valid while any of the graphs that find objects is."""
+    first = stamps[0]
+    found = [self.found[name] for name in OBJECT_HEADS if name in self.found]
+    stamp = Stamp(first.frame_id, first.timestamp_eof, first.bundle, sum(s.execution_time for s in stamps), bool(found))
+    if not found:
+      return objects_message(None, stamp)
+    return objects_message(self.tracker.update(first.frame_id, merge(found, self.tracker.classes), self.ground, self.depth), stamp)
 
   def report(self, fault: str) -> None:
     self.fault = fault

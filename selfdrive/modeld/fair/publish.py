@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
+from openpilot.selfdrive.modeld.fair.heads.rle import decode_mask, encode_masks
 from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation, decode_runs, encode_runs
-from openpilot.selfdrive.modeld.fair.ipc import messaging
+from openpilot.selfdrive.modeld.fair.ipc import SERVICE_LIST, messaging
+from openpilot.selfdrive.modeld.fair.lanes import Line
+from openpilot.selfdrive.modeld.fair.tracking import Tracked
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,73 @@ def segmentation_message(seg: Segmentation, stamp: Stamp) -> tuple[str, Any]:
   return "fairSegmentation", msg
 
 
-PUBLISH: dict[str, Callable[[Any, Stamp], tuple[str, Any]]] = {"depth": depth_message, "segmentation": segmentation_message}
-SERVICES = ("fairDepth", "fairSegmentation", "fairState")
+def features_message(features: np.ndarray | None, stamp: Stamp) -> tuple[str, Any] | None:
+  if features is None:
+    return None
+  msg = messaging.new_message("fairFeatures", valid=stamp.valid)
+  m = msg.fairFeatures   # it alone has no time of its graph
+  m.frameId, m.timestampEof, m.bundle = stamp.frame_id, stamp.timestamp_eof, stamp.bundle
+  m.channels, m.height, m.width = features.shape
+  m.data = features.astype("<f2").tobytes()
+  return "fairFeatures", msg
+
+
+def objects_message(tracked: Tracked | None, stamp: Stamp) -> tuple[str, Any]:
+  """None: there is nothing to say, as of a frame that is not valid."""
+  msg, m = _message("fairObjects", stamp)
+  if tracked is None:
+    return "fairObjects", msg
+  m.classes = tracked.classes
+  with_mask = np.flatnonzero(tracked.mask_of >= 0)
+  texts = [""] * len(tracked.ids)
+  h = w = 0
+  if tracked.masks is not None and len(with_mask):
+    masks = tracked.masks[tracked.mask_of[with_mask]]
+    h, w = masks.shape[1:]
+    room = size_limit("fairObjects") // 2   # the rest of 96 objects is 20 kB; masks are the first to go
+    for i, text, some in zip(with_mask.tolist(), encode_masks(masks), masks.any((1, 2)).tolist(), strict=True):
+      if some and len(text) <= room:
+        texts[i], room = text, room - len(text)
+  known = np.isfinite(tracked.position).all(1).tolist()
+  columns = (tracked.ids, tracked.class_ids, tracked.scores, tracked.boxes, tracked.ages, tracked.occluded, tracked.visibility,
+             tracked.position, tracked.position_std)
+  rows = zip(m.init("objects", len(texts)), texts, known, *(c.tolist() for c in columns), strict=True)
+  for o, text, where, track, cls, score, box, age, occluded, visibility, position, std in rows:
+    o.trackId, o.classId, o.prob, o.box, o.age, o.occluded, o.visibility = track, cls, score, box, age, occluded, visibility
+    if text:
+      o.mask, o.maskWidth, o.maskHeight = text, w, h
+    if where:
+      o.position, o.positionStd = position, std
+  return "fairObjects", msg
+
+
+def lanes_message(lines: list[Line], stamp: Stamp) -> tuple[str, Any]:
+  msg, m = _message("fairLanes", stamp)
+  for entry, line in zip(m.init("lines", len(lines)), lines, strict=True):
+    entry.lineId, entry.prob, entry.kind, entry.fit = line.line_id, line.prob, line.kind, line.fit.tolist()
+    entry.x, entry.y, entry.visibility = line.points[:, 0].tolist(), line.points[:, 1].tolist(), line.visibility.tolist()
+    entry.roadX, entry.roadY, entry.roadZ = (line.road[:, k].tolist() for k in range(3))
+  return "fairLanes", msg
+
+
+# of the heads whose quantities go out as they are; objects, detector and lanes are tracked first
+PUBLISH: dict[str, Callable[[Any, Stamp], tuple[str, Any] | None]] = {
+  "depth": depth_message, "segmentation": segmentation_message, "features": features_message,
+}
+SERVICES = ("fairDepth", "fairObjects", "fairSegmentation", "fairLanes", "fairFeatures", "fairState")
+
+
+def size_limit(service: str) -> int:
+  """Bytes that a message may have: msgq takes a third of a queue."""
+  return int(SERVICE_LIST[service].queue_size) // 3
+
+
+def serialise(service: str, msg: Any) -> bytes:
+  """The message's bytes. Raises ValueError where msgq would end the process over their number."""
+  data = msg.to_bytes()
+  if len(data) > size_limit(service):
+    raise ValueError(f"{service} of {len(data)} bytes was not sent, at most {size_limit(service)} fit its queue")
+  return data
 
 
 def depth_from_message(m: Any) -> np.ndarray:
@@ -54,3 +122,8 @@ def depth_from_message(m: Any) -> np.ndarray:
 def class_map_from_message(m: Any) -> np.ndarray:
   """A fairSegmentation reader -> (H, W) uint8, index into m.classes, 255 outside the camera image."""
   return decode_runs(np.frombuffer(m.runClass, dtype=np.uint8), np.array(list(m.runLength)), m.height, m.width)
+
+
+def mask_from_message(o: Any) -> np.ndarray | None:
+  """A reader of one object of fairObjects -> (H, W) bool over the whole view, None where it has no mask."""
+  return decode_mask(o.mask, o.maskHeight, o.maskWidth) if len(o.mask) else None

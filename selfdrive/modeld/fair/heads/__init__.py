@@ -1,14 +1,50 @@
-"""Heads: pure numpy functions from a graph's raw output to physical quantities; the manifest names them."""
+"""Heads: pure numpy functions from a graph's raw output to physical quantities; the manifest names them.
+
+Outputs of one graph that name the same head are decoded together; parameters.part says which is which.
+"""
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.heads import depth, segmentation
+from openpilot.selfdrive.modeld.fair.heads import depth, detector, features, lanes, objects, segmentation
 
-# decode(raw output, its entry in the manifest, valid (H, W) bool of the model view) -> named quantities
-Decode = Callable[[np.ndarray, dict[str, Any], np.ndarray], Any]
-HEADS: dict[str, Decode] = {
-  "depth": depth.decode,
-  "segmentation": segmentation.decode,
+# decode({part: raw output}, {part: its entry in the manifest}, valid (256, 512) bool of the model view) -> named quantities
+Decode = Callable[[dict[str, np.ndarray], dict[str, dict[str, Any]], np.ndarray], Any]
+
+
+@dataclass(frozen=True)
+class Head:
+  decode: Decode
+  parts: tuple[str, ...]          # that a graph must put out
+  more: tuple[str, ...] = ()      # that it may
+  classes: str = ""               # the part whose manifest entry names the classes
+  axis: int = 1                   # of that part's shape that counts them
+
+
+def single(name: str, decode: Callable[[np.ndarray, dict[str, Any], np.ndarray], Any]) -> Decode:
+  """A head of one output."""
+  return lambda raw, specs, valid: decode(raw[name], specs[name], valid)
+
+
+HEADS: dict[str, Head] = {
+  "depth": Head(single("depth", depth.decode), ("depth",)),
+  "segmentation": Head(single("segmentation", segmentation.decode), ("segmentation",), classes="segmentation"),
+  "features": Head(single("features", features.decode), ("features",)),
+  "objects": Head(objects.decode, ("heat", "box"), ("coef", "proto", "embed"), classes="heat"),
+  "detector": Head(detector.decode, ("logits", "boxes"), classes="logits", axis=2),
+  "lanes": Head(lanes.decode, ("points", "visible")),
 }
+
+
+def part_of(spec: dict[str, Any]) -> str:
+  """Which part of its head an output is: parameters.part, else what its name says: 'objects_heat' is 'heat', 'lanes_points_out' is 'points'.
+
+  A head of one output takes it whatever it is called.
+  """
+  head = spec["head"]
+  parts = HEADS[head].parts
+  if len(parts) == 1 and not HEADS[head].more:
+    return parts[0]
+  return str(spec.get("parameters", {}).get("part", spec["name"])).removeprefix(head + "_").removesuffix("_out")

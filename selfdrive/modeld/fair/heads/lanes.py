@@ -1,0 +1,108 @@
+"""Lanes: points on lane lines as a student tracks them, where such lines are to begin with, and the curve through a line's points."""
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from openpilot.selfdrive.modeld.fair.heads.ground import Ground
+from openpilot.selfdrive.modeld.fair.heads.objects import sigmoid
+
+SCALE = 50.0                     # m; the fit is made in x / SCALE
+PRIOR = np.array([20.0, 15.0, 10.0, 5.0])   # m; standard deviations of the four coefficients in x / SCALE: what few or near points leave open stays straight
+SIDE_STD, SIDE_PIXELS = 0.05, 1.5           # of a point across the road: m, and pixels
+MIN_LINE_PROB = 0.3              # of modelV2's lane lines
+SEED_FAR = 60.0                  # m
+ROW_REACH, COLUMN_REACH, MIN_ROWS, MAX_WIDTH = 3, 4, 6, 24   # map pixels: a line goes on over so many rows, within so many columns of where it points
+
+
+@dataclass
+class LanePoints:
+  points: np.ndarray      # (N, 2) float32 view pixels
+  visibility: np.ndarray  # (N,) float32, 0 outside the camera image
+
+
+def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: np.ndarray) -> LanePoints:
+  """raw: points (1, N, 2) view pixels, visible (1, N) logits; valid: (256, 512) bool."""
+  points = raw["points"][0].astype(np.float32)
+  h, w = valid.shape
+  with np.errstate(invalid="ignore"):
+    inside = ((points > -0.5) & (points < np.array([w, h]) - 0.5)).all(1)
+    px = np.where(inside[:, None], np.round(points), 0).astype(int)
+  inside &= valid[px[:, 1].clip(0, h - 1), px[:, 0].clip(0, w - 1)]
+  return LanePoints(points, np.where(inside, sigmoid(raw["visible"][0]), 0).astype(np.float32))
+
+
+def model_lines(model: Any, ground: Ground) -> list[np.ndarray]:
+  """A modelV2 reader -> per lane line that it believes in (P, 2) view pixels, from far to near, within SEED_FAR."""
+  found = []
+  for line, prob in zip(model.laneLines, model.laneLineProbs, strict=False):
+    if prob < MIN_LINE_PROB or not (len(line.x) == len(line.y) == len(line.z)):
+      continue
+    points = np.array([list(line.x), list(line.y), list(line.z)], np.float64).T
+    points = points[np.isfinite(points).all(1)]
+    # modelV2's first points are metres apart, and the view begins at 5 m: on a straight line between them, as openpilot draws it
+    ok = (points[:, 0] > 1) & (points[:, 0] <= SEED_FAR)
+    px = ground.view(points[ok])
+    px = px[np.argsort(px[:, 1], kind="stable")]
+    if len(px) > 1:
+      found.append(px)
+  return found
+
+
+def map_lines(class_map: np.ndarray, lane: int, ground: Ground, most: int) -> list[np.ndarray]:
+  """A class map (h, w) over the whole view -> up to `most` longest lines of class `lane`, each (P, 2) view pixels, from far to near.
+
+  Row by row from the bottom: the middle of each run of the class joins the line that points at it, or begins one.
+  """
+  h, w = class_map.shape
+  s = 2 * ground.cx / w   # view pixels a map pixel, across and down
+  horizon = (ground.cy + ground.f * ground.height / SEED_FAR + 0.5) / s - 0.5
+  lines: list[list[tuple[float, float]]] = []
+  for i in range(h - 1, int(np.ceil(horizon)) - 1, -1):
+    row = np.flatnonzero(np.diff((class_map[i] == lane).astype(np.int8), prepend=0, append=0))
+    for a, b in zip(row[0::2].tolist(), row[1::2].tolist(), strict=True):
+      if b - a > MAX_WIDTH:   # a stop line, a crossing
+        continue
+      j, best, nearest = (a + b - 1) / 2, None, float(COLUMN_REACH)
+      for line in lines:
+        di = line[-1][0] - i
+        if not 0 < di <= ROW_REACH * (4 if len(line) >= MIN_ROWS else 1):   # over the gap of a dashed line, once it has a direction
+          continue
+        back = line[-min(len(line), 5)]
+        slope = (line[-1][1] - back[1]) / (back[0] - line[-1][0]) if back[0] > line[-1][0] else 0.0
+        off = abs(line[-1][1] + slope * di - j) if len(line) > 1 else abs(line[-1][1] - j) / 2
+        if off < nearest:
+          best, nearest = line, off
+      if best is not None:
+        best.append((i, j))
+      else:
+        lines.append([(i, j)])
+  lines = sorted((line for line in lines if len(line) >= MIN_ROWS), key=len, reverse=True)[:most]
+  return [np.array([((j + 0.5) * s - 0.5, (i + 0.5) * s - 0.5) for i, j in reversed(line)]) for line in lines]
+
+
+def fit_lines(x: np.ndarray, y: np.ndarray, weight: np.ndarray, f: float) -> tuple[np.ndarray, np.ndarray]:
+  """Points of L lines on the road, x, y (L, P) metres, weight (L, P) >= 0, 0 for none; f: focal length, pixels -> coefficients (L, 4) of
+  y = sum c_i x^i, and how far the points lie from it in standard deviations of a point (L, P).
+
+  Weighted least squares with a prior, reweighted twice so that strays count little.
+  """
+  t = np.where(weight > 0, x, 0) / SCALE
+  y = np.where(weight > 0, y, 0)
+  basis = t[..., None] ** np.arange(4)
+  sigma = np.hypot(SIDE_STD, t * SCALE * SIDE_PIXELS / f)
+  w = weight / sigma ** 2
+  prior = np.diag(PRIOR ** -2.0)
+  off = np.zeros_like(y)
+  coef = np.zeros((len(x), 4))
+  for _ in range(3):
+    b = basis * (w / (1 + off ** 2 / 9))[..., None]
+    coef = np.linalg.solve(b.swapaxes(1, 2) @ basis + prior, (b * y[..., None]).sum(1)[..., None])[..., 0]
+    off = ((basis @ coef[..., None])[..., 0] - y) / sigma
+  return coef / SCALE ** np.arange(4), np.where(weight > 0, np.abs(off), 0)
+
+
+def on_line(coef: np.ndarray, x: np.ndarray) -> np.ndarray:
+  """(4,) coefficients, (P,) metres ahead -> (P,) metres to the right."""
+  return ((coef[3] * x + coef[2]) * x + coef[1]) * x + coef[0]
+

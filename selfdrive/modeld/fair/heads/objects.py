@@ -1,0 +1,95 @@
+"""Objects: boxes, classes, masks and identity embeddings from a centre-based student."""
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from openpilot.selfdrive.modeld.fair.heads.depth import map_valid
+
+MAX_OBJECTS = 50
+THRESHOLD = 0.3        # where the manifest has none
+SAME_IOU, SAME_CELLS = 0.7, 2
+
+
+@dataclass
+class Detections:
+  classes: list[str]
+  boxes: np.ndarray         # (M, 4) float32 x0, y0, x1, y1, view pixels
+  scores: np.ndarray        # (M,) float32, falling
+  class_ids: np.ndarray     # (M,) int64, index into classes
+  masks: np.ndarray | None  # (M, h, w) bool over the whole view
+  embed: np.ndarray | None  # (M, E) float32 of length 1
+
+
+def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """(N, 4), (M, 4) boxes -> (N, M) intersection over union."""
+  low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+  side = np.maximum(high - low, 0)
+  inter = side[..., 0] * side[..., 1]
+  area_a, area_b = (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1]), (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
+  return inter / np.maximum(area_a[:, None] + area_b[None] - inter, 1e-6)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+  return 1 / (1 + np.exp(-np.clip(x, -60, 60)))
+
+
+def logit(p: float) -> float:
+  p = min(max(p, 1e-6), 1 - 1e-6)
+  return float(np.log(p / (1 - p)))
+
+
+def peaks(heat: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """(K, h, w) logits -> class, row, column and logit of every cell over `floor` that none of its eight neighbours of the same class exceeds; best first."""
+  k, i, j = np.nonzero(heat >= floor)   # few: the neighbours are looked up for these only
+  own = heat[k, i, j]
+  top = np.ones(len(k), bool)
+  _, h, w = heat.shape
+  for di in (-1, 0, 1):
+    for dj in (-1, 0, 1):
+      top &= own >= heat[k, np.clip(i + di, 0, h - 1), np.clip(j + dj, 0, w - 1)]
+  at = np.flatnonzero(top)
+  at = at[np.argsort(-own[at], kind="stable")]
+  return k[at], i[at], j[at], own[at]
+
+
+def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: np.ndarray) -> Detections:
+  """raw: heat (1, K, h, w) logits, box (1, 4, h, w) left, top, right, bottom >= 0 from the cell's centre, view pixels; and where the bundle has them
+  coef (1, P, h, w), proto (1, P, H, W), embed (1, E, h, w). specs['heat']: classes, parameters threshold.
+  valid: (256, 512) bool; centres outside the camera image do not count.
+  """
+  heat = raw["heat"][0]
+  _, h, w = heat.shape
+  view_h, view_w = valid.shape
+  c, i, j, score = peaks(heat, logit(specs["heat"].get("parameters", {}).get("threshold", THRESHOLD)))
+  ok = map_valid(valid, h, w)[i, j]
+  c, i, j, score = (a[ok][:MAX_OBJECTS] for a in (c, i, j, score))
+  centre = np.stack([(j + 0.5) * (view_w / w) - 0.5, (i + 0.5) * (view_h / h) - 0.5], axis=1).astype(np.float32)
+  reach = np.maximum(raw["box"][0][:, i, j].T, 0)
+  boxes = np.concatenate([centre - reach[:, :2], centre + reach[:, 2:]], axis=1)
+  np.clip(boxes, -0.5, np.array([view_w, view_h, view_w, view_h], np.float32) - 0.5, out=boxes)
+  # A large object may peak twice, two cells apart, and one that could be of two classes peaks in both maps. Only neighbours with nearly the same box are such
+  # twins: cars one behind the other overlap as much, but their centres are further apart, and a suppression by overlap alone would lose the occluded one.
+  twin = (box_iou(boxes, boxes) > SAME_IOU) & (np.abs(i[:, None] - i) <= SAME_CELLS) & (np.abs(j[:, None] - j) <= SAME_CELLS)
+  keep = np.ones(len(c), bool)
+  for a in np.flatnonzero(twin.sum(1) > 1):
+    if keep[a]:
+      keep[a + 1:] &= ~twin[a, a + 1:]
+  c, i, j, score, boxes = (x[keep] for x in (c, i, j, score, boxes))
+  masks = embed = None
+  if "coef" in raw:
+    masks = decode_masks(raw["coef"][0][:, i, j].T, raw["proto"][0], boxes, (view_h, view_w))
+  if "embed" in raw:
+    embed = raw["embed"][0][:, i, j].T.astype(np.float32)
+    embed = embed / np.maximum(np.linalg.norm(embed, axis=1, keepdims=True), 1e-6)
+  return Detections(list(specs["heat"]["classes"]), boxes, sigmoid(score).astype(np.float32), c, masks, embed)
+
+
+def decode_masks(coef: np.ndarray, proto: np.ndarray, boxes: np.ndarray, view: tuple[int, int]) -> np.ndarray:
+  """coef (M, P), proto (P, H, W), boxes (M, 4) view pixels -> (M, H, W) bool: sum of coef times proto over 0, at map pixels whose centre lies in the box."""
+  p, h, w = proto.shape
+  masks = (np.ascontiguousarray(coef) @ proto.reshape(p, -1)).reshape(-1, h, w) > 0
+  x, y = (np.arange(w) + 0.5) * (view[1] / w) - 0.5, (np.arange(h) + 0.5) * (view[0] / h) - 0.5
+  masks &= ((x >= boxes[:, 0:1]) & (x <= boxes[:, 2:3]))[:, None, :]
+  masks &= ((y >= boxes[:, 1:2]) & (y <= boxes[:, 3:4]))[:, :, None]
+  return masks

@@ -178,10 +178,9 @@ def heat_loss(heat: Tensor, o: Flat, cells: Tensor, keep: Tensor, valid: Tensor)
   Objects that are not kept (their centre is where nothing counts) are no positives, but their Gaussians still spare their surroundings."""
   target = heat_targets(cells, o, heat.shape)
   kept, (x, y) = o.take(keep), cells[keep].T
-  weight = torch.zeros_like(heat)
-  weight = weight.index_put((kept.image, kept.cls, y, x), kept.score)
-  positive = torch.zeros_like(heat, dtype=torch.bool)
-  positive[kept.image, kept.cls, y, x] = True
+  at = ((kept.image * heat.shape[1] + kept.cls) * heat.shape[2] + y) * heat.shape[3] + x
+  weight = heat.new_full((heat.numel(),), -1.0).scatter_reduce(0, at, kept.score, "amax").reshape(heat.shape)
+  positive = weight >= 0
   p = torch.sigmoid(heat)
   hit = -weight * (1 - p) ** 2 * F.logsigmoid(heat)
   miss = -((1 - target) ** 4) * p**2 * F.logsigmoid(-heat)

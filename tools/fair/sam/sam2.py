@@ -21,6 +21,7 @@ from openpilot.tools.fair.detr.teacher import Pictures, read_folder
 from openpilot.tools.fair.device import choose_device
 from openpilot.tools.fair.hf import load_model
 from openpilot.tools.fair.sam import rle
+from openpilot.tools.fair.sam.checkpoint import PICTURES, load_pt
 from openpilot.tools.fair.sam.track import iou
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, Teacher, hash_weights, load_teacher
 from openpilot.tools.lib.errors import UserError
@@ -67,23 +68,38 @@ class SAM2VideoWrapper:
   """detector: a teacher of boxes by its registry name, asked every `every` frames; its boxes join that overlap no object by more than `join_iou`,
   best first, while there are fewer than `max_objects`. lost_after: frames after which an object unseen is let go.
 
-  Raises UserError where the folder is no SAM 2 video model.
+  path: a Hugging Face folder, or a checkpoint of the sam2 package. Raises UserError where it is no SAM 2 video model.
   """
 
   stateful = True
 
-  def __init__(self, name: str, entry: Entry, path: Path | None, device: str | None = None, precision: str | None = None, detector: str | None = None,
-               detector_weights: str | None = None, every: int = 10, join_iou: float = 0.3, max_objects: int = 16, lost_after: int = 60):
+  def __init__(
+    self,
+    name: str,
+    entry: Entry,
+    path: Path | None,
+    device: str | None = None,
+    precision: str | None = None,
+    detector: str | None = None,
+    detector_weights: str | None = None,
+    every: int = 10,
+    join_iou: float = 0.3,
+    max_objects: int = 16,
+    lost_after: int = 60,
+  ):
     import transformers
 
     assert path is not None
-    if path.suffix in (".pt", ".pth"):
-      raise UserError(f"{path} is a checkpoint of the sam2 package; take the same weights in transformers' format, facebook/sam2.1-hiera-*")
-    config, pictures = read_folder(path, tuple(MODELS), "a SAM 2 video model")
-    kind = MODELS[config["model_type"]]
     self.name, self.licence, self.model_id = name, entry.licence, entry.weights or path.name
     self.device = choose_device(device, precision)
-    self.model: Any = load_model(path, self.device, f"{kind}Model")
+    self.model: Any
+    if path.suffix in (".pt", ".pth"):
+      kind, pictures = MODELS["sam2_video"], PICTURES
+      self.model = load_pt(path, self.device)
+    else:
+      config, pictures = read_folder(path, tuple(MODELS), "a SAM 2 video model")
+      kind = MODELS[config["model_type"]]
+      self.model = load_model(path, self.device, f"{kind}Model")
     self.session_class: Any = getattr(transformers, f"{kind}InferenceSession")
     self.image_size = int(self.model.config.image_size)
     self.pictures = Pictures({**pictures, "do_resize": True, "size": {"height": self.image_size, "width": self.image_size}})
@@ -100,8 +116,11 @@ class SAM2VideoWrapper:
 
   def start(self, height: int, width: int) -> Video:
     where = self.device.device
-    return Video(self.session_class(video_height=height, video_width=width, inference_device=where, inference_state_device=where, video_storage_device=where,
-                                    dtype=self.device.dtype))
+    return Video(
+      self.session_class(
+        video_height=height, video_width=width, inference_device=where, inference_state_device=where, video_storage_device=where, dtype=self.device.dtype
+      )
+    )
 
   @torch.inference_mode()
   def step(self, video: Video, rgb: np.ndarray, boxes: np.ndarray | None = None, every_box: bool = False) -> Tracked:
@@ -206,8 +225,9 @@ class SAM2VideoWrapper:
 
   # *** whole videos ***
 
-  def stream(self, frames: Iterable[np.ndarray], initial_boxes: np.ndarray | None = None, detector: Detector | None = None, every: int | None = None
-             ) -> Iterator[Tracked]:
+  def stream(
+    self, frames: Iterable[np.ndarray], initial_boxes: np.ndarray | None = None, detector: Detector | None = None, every: int | None = None
+  ) -> Iterator[Tracked]:
     """frames: any number of (3, H, W) uint8 RGB, one is held at a time. initial_boxes (N, 4 to 6): the objects of the first frame. detector: asked on the
     first frame where there are no initial boxes, then every `every` frames, for objects to join."""
     video: Video | None = None
@@ -221,8 +241,9 @@ class SAM2VideoWrapper:
       else:
         yield self.step(video, rgb, detector(rgb) if detector and t % (every or self.every) == 0 else None)
 
-  def track_objects(self, video_frames: Any, initial_boxes: np.ndarray | None = None, detector: Detector | None = None, every: int | None = None
-                    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  def track_objects(
+    self, video_frames: Any, initial_boxes: np.ndarray | None = None, detector: Detector | None = None, every: int | None = None
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """video_frames (T, 3, H, W) uint8 RGB, or an iterable of (3, H, W); the rest as `stream`.
 
     -> masks (T, N, H, W) bool, ids (N,) int64, scores (T, N) float32, of all objects that there ever were, the initial ones first and in their order;
@@ -251,8 +272,16 @@ class SAM2VideoWrapper:
 
   def settings(self) -> dict[str, Any]:
     detector = {"name": self.detector.name, "checkpoint": self.detector.checkpoint_hash, "settings": self.detector.settings()} if self.detector else None
-    return {"pictures": self.pictures.config, "precision": self.device.precision, "detector": detector, "every": self.every, "join_iou": self.join_iou,
-            "max_objects": self.max_objects, "lost_after": self.lost_after, "size": self.size}
+    return {
+      "pictures": self.pictures.config,
+      "precision": self.device.precision,
+      "detector": detector,
+      "every": self.every,
+      "join_iou": self.join_iou,
+      "max_objects": self.max_objects,
+      "lost_after": self.lost_after,
+      "size": self.size,
+    }
 
   def detect(self, rgb: np.ndarray) -> np.ndarray:
     """The detector's boxes of a frame: (M, 6)."""
@@ -277,8 +306,10 @@ class SAM2VideoWrapper:
   def save(video: Video) -> State:
     """A video's state as arrays, bit for bit."""
     session = video.session
-    state: State = {"video": np.array([session.video_height, session.video_width, video.frame, video.next_id], np.int64),
-                    "objects": np.array([(i, video.last_seen[i], video.classes[i]) for i in session.obj_ids], np.int64).reshape(-1, 3)}
+    state: State = {
+      "video": np.array([session.video_height, session.video_width, video.frame, video.next_id], np.int64),
+      "objects": np.array([(i, video.last_seen[i], video.classes[i]) for i in session.obj_ids], np.int64).reshape(-1, 3),
+    }
 
     def put(key: str, x: torch.Tensor) -> None:
       # numpy has no bfloat16

@@ -1,0 +1,284 @@
+"""Data, augmentation and the training loop, on a made-up store: labels move with the picture, a resumed run is the unbroken one, and what is wrong is said."""
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from label_fixture import LABELS, write_store
+
+from openpilot.selfdrive.modeld.fair.frames import pack_rgb, unpack_rgb
+from openpilot.tools.fair.distillation import distill
+from openpilot.tools.fair.distillation.augment import NONE, draw, grid_matrix, warp_boxes, warp_frame, warp_grid, warp_points
+from openpilot.tools.fair.distillation.batch import Batches, class_maps
+from openpilot.tools.fair.distillation.data import SEGMENTATION, Clips
+from openpilot.tools.fair.distillation.distiller import Distiller
+from openpilot.tools.fair.distillation.trainer import Config, Run, Stage, load_checkpoint
+from openpilot.tools.fair.teacher import Label
+from openpilot.tools.lib.errors import UserError
+
+ALL = ["depth", "segmentation", "objects", "detector", "points"]
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+  root = tmp_path_factory.mktemp("labels") / "s"
+  write_store(root)
+  return root
+
+
+def config(**more):
+  return Config(**{"student": "unified-nano", "tasks": ALL, "steps": 6, "batch": 4, "clip": 2, "warmup": 2, "eval_every": 3, "hard": 0.3, **more})
+
+
+def run(root, out, conf, **more):
+  out.mkdir(parents=True, exist_ok=True)
+  return Run(conf, Clips(root, conf.tasks, conf.clip), Clips(root, conf.tasks, conf.clip), out, "labels", workers=0, **more)
+
+
+def weights(path):
+  return {k: v for k, v in load_checkpoint(path).items() if k in ("model", "ema", "optimizer", "step", "losses", "best")}
+
+
+def same(a, b):
+  if torch.is_tensor(a):
+    return torch.equal(a, b)
+  if isinstance(a, dict):
+    return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+  if isinstance(a, list):
+    return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+  return a == b
+
+
+# *** augmentation ***
+
+
+def test_nothing_drawn_changes_nothing():
+  frame = np.random.default_rng(0).integers(0, 256, (6, 128, 256), dtype=np.uint8)
+  assert np.array_equal(warp_frame(NONE, frame), frame)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_labels_move_with_the_picture(seed):
+  r = np.random.default_rng(seed)
+  a = draw(r)
+  a.gain, a.bias, a.gamma, a.noise, a.blur = 1.0, 0.0, 1.0, 0.0, 0.0  # the geometry alone
+  x, y = r.integers(150, 350), r.integers(70, 180)
+  rgb = np.full((256, 512, 3), 40, np.uint8)
+  rgb[y - 8 : y + 9, x - 8 : x + 9] = 230
+  seen = unpack_rgb(warp_frame(a, pack_rgb(rgb)))[..., 1] > 135
+  ys, xs = np.nonzero(seen)
+  # the square's middle, to a pixel of bilinear sampling and chroma
+  assert np.allclose(warp_points(a, np.array([x, y], float)), [xs.mean(), ys.mean()], atol=0.6)
+  box = warp_boxes(a, np.array([[x - 8.5, y - 8.5, x + 8.5, y + 8.5]]))[0]
+  assert np.allclose(box, [xs.min() - 0.5, ys.min() - 0.5, xs.max() + 0.5, ys.max() + 0.5], atol=1.6)
+  # a map of the same square, at a quarter of the size
+  grid = (rgb[..., 0] == 230).reshape(64, 4, 128, 4).mean(axis=(1, 3)).astype(np.float32)
+  gy, gx = np.nonzero(warp_grid(a, grid, True) > 0.5)
+  in_grid = grid_matrix(128, 64) @ [*warp_points(a, np.array([x, y], float)), 1]
+  assert np.allclose([gx.mean(), gy.mean()], in_grid[:2], atol=0.5)
+  assert a.zoom == pytest.approx(np.sqrt(abs(np.linalg.det(a.matrix[:2, :2]))), rel=1e-6)
+
+
+def test_a_batch_holds_what_the_store_says(labels):
+  clips = Clips(labels, ALL, 2)
+  batch = Batches(clips, 0, True)[(0, [0, 3], False)]
+  assert batch["frame"].shape == (4, 6, 128, 256) and batch["points"].shape == (2, 2, 128, 2)
+  first = batch["objects"][0]
+  x0, y0, x1, y1 = first["boxes"][0].tolist()
+  assert batch["segmentation"][0, SEGMENTATION.index("vehicle")].sum() == pytest.approx((x1 - x0) * (y1 - y0) / 16, rel=0.2)
+  assert first["mask"][0].sum() == pytest.approx((x1 - x0) * (y1 - y0) / 16, rel=0.2)
+  inside = first["mask"][0] > 0
+  assert (batch["depth"][0][inside] == 10).float().mean() > 0.8  # its edge is of both
+  assert batch["points_known"][0].sum(1).tolist() == [4, 4] and batch["points_visible"][0, 0].sum() == 4
+  near = np.abs(batch["points"][0, 0][batch["points_known"][0, 0]].numpy() - [x0 + 0.5, y0 + 0.5]).sum(1).min()
+  assert near < 1e-4
+  # in the same step the same is drawn, in another something else
+  again, other = (Batches(clips, 0, True)[(step, [0, 3], True)] for step in (5, 6))
+  assert torch.equal(again["frame"], Batches(clips, 0, True)[(5, [0, 3], True)]["frame"]) and not torch.equal(again["frame"], other["frame"])
+  # what is enlarged is nearer
+  zoom = draw(np.random.default_rng([0, 5, 0]), True).zoom
+  known = again["depth"][0][torch.isfinite(again["depth"][0])]
+  assert np.isin(np.round(known.numpy() * zoom, 3), [10.0, 20.0, 50.0]).all()
+
+
+def test_a_teacher_of_some_classes_teaches_those_and_the_sum_of_the_rest():
+  r = np.random.default_rng(0)
+  drivable, lanes = (r.uniform(0, 1, (128, 256)).astype(np.float32) for _ in range(2))
+  said = [Label("drivable", "dense", unit="probability"), Label("lanes", "dense", unit="probability")]
+  p, rest = class_maps(NONE, said, np.stack([drivable, lanes]))
+  d, l = (x.reshape(64, 2, 128, 2).mean(axis=(1, 3)) for x in (drivable, lanes))
+  assert np.allclose(p[2], l, atol=1e-6) and np.allclose(p[1], d * (1 - l), atol=1e-6) and np.allclose(p.sum(0) + rest, 1, atol=1e-6)
+  logits = torch.from_numpy(r.normal(size=(1, 5, 64, 128))).float()
+  batch = {
+    "segmentation": torch.from_numpy(p)[None],
+    "segmentation_rest": torch.from_numpy(rest)[None],
+    "segmentation_named": torch.tensor([[False, True, True, False, False]]),
+  }
+  valid = torch.ones(1, 64, 128, dtype=torch.bool)
+  model = Distiller.__new__(Distiller)
+  torch.nn.Module.__init__(model)
+  model.class_weights = torch.ones(5)
+  loss = model.segmentation(logits, batch, valid)
+  # a logit moved from one unnamed class to another changes nothing as long as their sum stays
+  q = logits.double().softmax(1)
+  moved = q.clone()
+  moved[:, 0], moved[:, 3], moved[:, 4] = q[:, 3], q[:, 4], q[:, 0]
+  assert torch.allclose(model.segmentation(moved.log().float(), batch, valid), loss, atol=1e-5)
+  other = q.clone()
+  other[:, 0], other[:, 1] = q[:, 1], q[:, 0]
+  assert (model.segmentation(other.log().float(), batch, valid) - loss).abs() > 1e-3
+
+
+# *** the loop ***
+
+
+def test_a_resumed_run_is_the_unbroken_one(labels, tmp_path):
+  whole = run(labels, tmp_path / "a", config())
+  whole.fit()
+  part = run(labels, tmp_path / "b", config())
+  before = signal.getsignal(signal.SIGINT)
+  step, real = part.update_ema, os.kill
+
+  def stop():
+    step()
+    if part.step == 4:
+      real(os.getpid(), signal.SIGINT)
+
+  part.update_ema = stop
+  with pytest.raises(KeyboardInterrupt):
+    part.fit()
+  assert signal.getsignal(signal.SIGINT) is before
+  state = load_checkpoint(tmp_path / "b" / "last.pt")
+  assert state["step"] == 4
+  rest = run(labels, tmp_path / "b", config())
+  rest.load(state)
+  rest.fit()
+  a, b = weights(tmp_path / "a" / "last.pt"), weights(tmp_path / "b" / "last.pt")
+  assert a["step"] == b["step"] == 6 and same(a, b)
+
+
+@pytest.mark.slow
+def test_it_learns_a_few_clips_by_heart(labels, tmp_path):
+  conf = config(steps=120, batch=4, lr=3e-3, warmup=10, ema=0.9, eval_every=60)
+  r = run(labels, tmp_path, conf, overfit=2)
+  start = r.evaluate()
+  end = r.fit()
+  for task in ("depth/metric", "segmentation/segmentation", "objects/heat", "detector/class"):
+    assert end[task] < 0.6 * start[task], task
+  assert (tmp_path / "best.pt").exists() and list((tmp_path / "samples").glob("*.png"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(labels, tmp_path):
+  r = run(labels, tmp_path, config(eval_every=2))
+  real = r.distiller.total
+
+  def total(parts):
+    return real(parts) * (float("nan") if r.step == 3 else 1.0)
+
+  r.distiller.total = total
+  with pytest.raises(UserError, match=r"step 3 is not finite.*--aaaaaaaaaa--0 frames|step 3 is not finite.*--bbbbbbbbbb--0 frames"):
+    r.fit()
+  assert load_checkpoint(tmp_path / "last.pt")["step"] == 2
+
+
+def test_what_a_stage_freezes_stays(labels, tmp_path):
+  r = run(labels, tmp_path, config(steps=3, stages=[Stage(steps=3, tasks=["depth"], freeze=["backbone"])]))
+  before = {k: v.clone() for k, v in r.distiller.student.state_dict().items()}
+  r.fit()
+  after = r.distiller.student.state_dict()
+  changed = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
+  assert "backbone" not in changed and "depth" in changed
+
+
+def test_missing_labels_say_which_teacher_gives_them(tmp_path):
+  write_store(tmp_path / "s", labels=LABELS[:2])
+  with pytest.raises(UserError, match="nothing that teaches 'points'; add a teacher of tracks: raft-tracker"):
+    Clips(tmp_path / "s", ["depth", "points"], 2)
+  with pytest.raises(UserError, match="no 40 consecutive"):
+    Clips(tmp_path / "s", ["depth"], 40)
+
+
+def test_labels_of_two_checkpoints_are_not_mixed(tmp_path):
+  write_store(tmp_path / "s", routes=("00000001--aaaaaaaaaa",))
+  write_store(tmp_path / "s", routes=("00000002--bbbbbbbbbb",), checkpoint="b")
+  with pytest.raises(UserError, match="two checkpoints"):
+    Clips(tmp_path / "s", ["depth"], 1)
+
+
+def test_a_tenth_of_the_routes_is_distill.held_out(tmp_path):
+  routes = [f"{i:08x}--aaaaaaaaaa" for i in range(12)]
+  write_store(tmp_path / "s", routes=routes, n=2, labels=LABELS[:1])
+  out = distill.held_out(tmp_path / "s")
+  assert len(out) == 1 and out == distill.held_out(tmp_path / "s")
+
+
+def command(*args):
+  return subprocess.run([sys.executable, "-m", "openpilot.tools.fair.distillation.distill", *map(str, args)], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_the_command_from_start_to_new_labels(labels, tmp_path):
+  root, out = tmp_path / "s", tmp_path / "run"
+  write_store(root, routes=[f"{i:08x}--aaaaaaaaaa" for i in range(3)])
+  base = ("--labels", root, "--student", "depth-nano", "--out", out, "--batch", 4, "--eval-every", 2)
+  r = command(*base, "--steps", 4)
+  assert r.returncode == 0, r.stderr
+  assert {p.name for p in out.iterdir()} >= {"config.json", "environment.json", "log.jsonl", "samples", "last.pt", "best.pt"}
+  again = command(*base, "--steps", 4)
+  assert again.returncode == 2 and "add --resume" in again.stderr
+  other = command(*base, "--steps", 5, "--resume")
+  assert other.returncode == 2 and "steps 4 then, 5 now" in other.stderr
+  assert "is complete" in command(*base, "--steps", 4, "--resume").stdout
+  # a changed teacher: the same command starts from the student that is there
+  shutil.rmtree(root)
+  write_store(root, routes=[f"{i:08x}--aaaaaaaaaa" for i in range(3)], checkpoint="b")
+  r = command(*base, "--steps", 4)
+  assert r.returncode == 0 and "the labels have changed" in r.stdout and "->" in r.stdout and (out / "before.pt").exists(), r.stderr
+
+
+@pytest.mark.parametrize(
+  ("args", "message"),
+  [
+    (("--student", "dinosaur"), "no student 'dinosaur'; there are"),
+    (("--student", "depth-nano", "--tasks", "points"), "depth-nano cannot learn it"),
+    (("--student", "depth-nano", "--weight", "depth"), "write TASK=NUMBER"),
+    (("--student", "depth-nano", "--clip", "8", "--batch", "4"), "--batch at least the clip's 8 frames"),
+    (("--student", "depth-nano", "--resume"), "no checkpoint to go on from"),
+  ],
+)
+def test_bad_input_is_said(labels, tmp_path, monkeypatch, args, message):
+  monkeypatch.setattr(sys, "argv", ["distill", "--labels", str(labels), "--out", str(tmp_path / "run"), *args])
+  with pytest.raises(UserError, match=message):
+    distill.main()
+  assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_restricted_licences_are_asked_for(tmp_path, monkeypatch):
+  write_store(tmp_path / "s", licence="CC-BY-NC-4.0")
+  monkeypatch.setattr(sys, "argv", ["distill", "--labels", str(tmp_path / "s"), "--student", "depth-nano", "--out", str(tmp_path / "run")])
+  with pytest.raises(UserError, match=r"--accept-licence CC-BY-NC-4\.0"):
+    distill.main()
+  assert not (tmp_path / "run").exists()
+
+
+class Evil:
+  def __reduce__(self):
+    return os.mkdir, ("evil",)
+
+
+def test_a_pickle_with_code_is_not_opened(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "last.pt").write_bytes(pickle.dumps(Evil()))
+  with pytest.raises(UserError, match="not opened"):
+    load_checkpoint(tmp_path / "last.pt")
+  torch.save({"x": Evil()}, tmp_path / "zip.pt")
+  with pytest.raises(UserError, match="not opened"):
+    load_checkpoint(tmp_path / "zip.pt")
+  assert not (tmp_path / "evil").exists()

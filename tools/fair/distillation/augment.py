@@ -1,0 +1,115 @@
+"""One random change of a clip, geometric and photometric, applied alike to its frames and to all of its labels.
+
+The geometric change is affine, of the 512x256 view's pixels: x' = A x. Where it enlarges the picture by s, things look s times nearer to a camera whose
+focal length is fixed: metric depth is divided by s. Pixels that come from outside the view, or from outside the camera's image, count nowhere.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
+
+IDENTITY = np.eye(3)
+
+
+@dataclass
+class Augmentation:
+  matrix: np.ndarray  # (3, 3) from the view's pixels to the augmented view's
+  zoom: float
+  gain: float = 1.0
+  bias: float = 0.0  # of luma, in steps of 255
+  gamma: float = 1.0
+  chroma: float = 1.0
+  tint: tuple[float, float] = (0.0, 0.0)
+  noise: float = 0.0
+  blur: float = 0.0
+  seed: int = 0
+
+  @property
+  def is_geometric(self) -> bool:
+    return not np.array_equal(self.matrix, IDENTITY)
+
+
+NONE = Augmentation(IDENTITY, 1.0)
+
+
+def draw(r: np.random.Generator, mirror: bool = True) -> Augmentation:
+  """mirror=False where labels are a ViT's features: its grid of a mirrored picture is not the mirrored grid (position embeddings)."""
+  matrix, zoom = IDENTITY.copy(), 1.0
+  if r.uniform() < 0.7:
+    zoom = float(np.exp(r.uniform(np.log(0.9), np.log(1.35))))
+    roll = r.normal(0, 0.015)
+    c, s = zoom * np.cos(roll), zoom * np.sin(roll)
+    cx, cy = (VIEW_W - 1) / 2, 47.6 + r.uniform(-10, 40)  # near the horizon
+    shift = r.uniform(-20, 20), r.uniform(-8, 8)
+    matrix = np.array([[c, -s, cx - c * cx + s * cy + shift[0]], [s, c, cy - s * cx - c * cy + shift[1]], [0, 0, 1]])
+  if mirror and r.uniform() < 0.5:
+    matrix = np.array([[-1.0, 0, VIEW_W - 1], [0, 1, 0], [0, 0, 1]]) @ matrix
+  return Augmentation(
+    matrix,
+    zoom,
+    gain=float(np.exp(r.normal(0, 0.2))),
+    bias=float(r.normal(0, 0.04)),
+    gamma=float(np.exp(r.normal(0, 0.15))),
+    chroma=float(r.uniform(0.5, 1.4)),
+    tint=(float(r.normal(0, 3)), float(r.normal(0, 3))),
+    noise=float(r.choice([0.0, 2.0, 6.0])),
+    blur=float(r.choice([0.0, 0.0, 0.6, 1.2])),
+    seed=int(r.integers(1 << 31)),
+  )
+
+
+def grid_matrix(w: int, h: int) -> np.ndarray:
+  """(3, 3) from the view's pixels to those of a grid of w x h that covers all of it; both are counted from pixel centres."""
+  sx, sy = w / VIEW_W, h / VIEW_H
+  return np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1]])
+
+
+def warp_grid(a: Augmentation, grid: np.ndarray, linear: bool, fill: float = 0.0) -> np.ndarray:
+  """grid (h, w) or (h, w, C up to any) over the whole view -> the same of the augmented view; what comes from outside is `fill`."""
+  if not a.is_geometric:
+    return grid
+  h, w = grid.shape[:2]
+  g = grid_matrix(w, h)
+  m = (g @ a.matrix @ np.linalg.inv(g))[:2]
+  flags = cv2.INTER_LINEAR if linear else cv2.INTER_NEAREST
+  if grid.ndim == 3 and grid.shape[2] > 4:  # OpenCV's borders have up to four channels
+    return np.stack([cv2.warpAffine(np.ascontiguousarray(grid[..., c]), m, (w, h), flags=flags, borderValue=fill) for c in range(grid.shape[2])], axis=-1)
+  return cv2.warpAffine(np.ascontiguousarray(grid), m, (w, h), flags=flags, borderValue=[fill] * 4).reshape(grid.shape)
+
+
+def warp_points(a: Augmentation, xy: np.ndarray) -> np.ndarray:
+  """(..., 2) pixels of the view -> of the augmented view."""
+  return xy @ a.matrix[:2, :2].T + a.matrix[:2, 2]
+
+
+def warp_boxes(a: Augmentation, boxes: np.ndarray) -> np.ndarray:
+  """(N, 4) x0 y0 x1 y1 -> the upright boxes around what they become, not cut at the view's border."""
+  corners = warp_points(a, boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]])
+  return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+
+
+def warp_frame(a: Augmentation, frame: np.ndarray, t: int = 0) -> np.ndarray:
+  """(6, 128, 256) uint8 -> the same, changed. t: of the clip, so that noise differs from frame to frame."""
+  y = np.empty((VIEW_H, VIEW_W), np.uint8)
+  y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2] = frame[:4]
+  uv = np.ascontiguousarray(frame[4:].transpose(1, 2, 0))
+  if a.is_geometric:
+    y = cv2.warpAffine(y, a.matrix[:2], (VIEW_W, VIEW_H), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    g = grid_matrix(VIEW_W // 2, VIEW_H // 2)
+    uv = cv2.warpAffine(uv, (g @ a.matrix @ np.linalg.inv(g))[:2], (VIEW_W // 2, VIEW_H // 2), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+  if a.blur:
+    y = cv2.GaussianBlur(y, (0, 0), a.blur)
+  level = np.arange(256, dtype=np.float32) / 255
+  y = cv2.LUT(y, np.clip(255 * (a.gain * level**a.gamma + a.bias) + 0.5, 0, 255).astype(np.uint8))
+  if a.noise:
+    r = np.random.default_rng([a.seed, t])
+    y = cv2.add(y, (r.standard_normal((VIEW_H, VIEW_W), np.float32) * a.noise).astype(np.int16), dtype=cv2.CV_8U)
+  centred = np.arange(256, dtype=np.float32) - 128
+  out = np.empty_like(frame)
+  out[0], out[1], out[2], out[3] = y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2]
+  for k in range(2):
+    out[4 + k] = cv2.LUT(np.ascontiguousarray(uv[..., k]), np.clip(128 + a.chroma * centred + a.tint[k] + 0.5, 0, 255).astype(np.uint8))
+  return out

@@ -1,0 +1,334 @@
+"""The training loop: clips of a label store in, a student out.
+
+Everything random is a function of the seed and the step, so that a resumed run is the unbroken one.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from openpilot.tools.fair.distillation.batch import Batch, Batches
+from openpilot.tools.fair.distillation.data import Clips
+from openpilot.tools.fair.distillation.distiller import Distiller
+from openpilot.tools.fair.distillation.samples import draw_samples
+from openpilot.tools.fair.students.student import build
+from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.logwriter import atomic_path
+
+LOG_EVERY = 20  # steps
+
+
+@dataclass
+class Stage:
+  """A part of the run. tasks: those that count, all where empty; freeze: parameters whose names start so stay as they are; lr: a factor."""
+
+  steps: int
+  tasks: list[str] = field(default_factory=list)
+  freeze: list[str] = field(default_factory=list)
+  lr: float = 1.0
+
+
+@dataclass
+class Config:
+  """All that decides a run, beside the labels."""
+
+  student: str
+  tasks: list[str]
+  backbone: str | None = None
+  pretrained: bool = False
+  steps: int = 4000
+  batch: int = 16  # frames
+  clip: int = 1  # frames of a clip
+  lr: float = 1.5e-3
+  weight_decay: float = 0.02
+  warmup: int = 200  # steps
+  clip_norm: float = 5.0
+  ema: float = 0.998
+  seed: int = 0
+  weights: dict[str, float] = field(default_factory=dict)  # of tasks; 1 where not named
+  learned_weights: bool = False  # by uncertainty
+  hard: float = 0.2  # share of an epoch that goes to the clips of the highest loss
+  mirror: bool = True
+  augment: bool = True
+  eval_every: int = 500
+  eval_clips: int = 64
+  precision: str = "no"  # accelerate's mixed precision: no, bf16, fp16
+  stages: list[Stage] = field(default_factory=list)
+
+  def stage(self, step: int) -> Stage:
+    for s in self.stages:
+      if step < s.steps:
+        return s
+      step -= s.steps
+    return Stage(self.steps)
+
+  @classmethod
+  def from_dict(cls, d: dict[str, Any]) -> "Config":
+    return cls(**{**d, "stages": [Stage(**s) for s in d.get("stages", [])]})
+
+
+def rate(config: Config, step: int) -> float:
+  """Linear warm-up, then a cosine down to a fiftieth."""
+  warm = min(1.0, (step + 1) / max(1, config.warmup))
+  return config.lr * config.stage(step).lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+  """Raises UserError where it is missing, damaged, or a pickle that holds code."""
+  try:
+    return torch.load(path, weights_only=True, map_location="cpu")
+  except FileNotFoundError:
+    raise UserError(f"no checkpoint at {path}; train first: `tools/op.sh distill`") from None
+  except Exception as e:  # pickle's many ways to fail; weights_only refuses code
+    raise UserError(f"{path} is no checkpoint of tensors: {' '.join(str(e).split())[:160]}; it is damaged or holds code, and is not opened") from None
+
+
+def to_device(x: Any, device: torch.device) -> Any:
+  if torch.is_tensor(x):
+    return x.to(device, non_blocking=True)
+  if isinstance(x, dict):
+    return {k: to_device(v, device) for k, v in x.items()}
+  if isinstance(x, list):
+    return [to_device(v, device) for v in x]
+  return x
+
+
+class Run:
+  """One training run in the folder `out`. A checkpoint is made every eval_every steps, at the end, and on Ctrl-C."""
+
+  def __init__(
+    self, config: Config, train: Clips, val: Clips | None, out: Path, labels: str, workers: int = 1, overfit: int = 0, trackers: tuple[str, ...] = ()
+  ):
+    self.config, self.train, self.val, self.out, self.labels, self.workers = config, train, val, out, labels, workers
+    self.chosen = np.linspace(0, len(train) - 1, min(overfit, len(train))).astype(int) if overfit else None
+    self.accelerator = Accelerator(mixed_precision=config.precision, log_with=list(trackers) or None, project_dir=str(out))
+    torch.manual_seed(config.seed)
+    shape = next((c.labels[0].shape[-3:] for s in train.segments for t, c in s.sources.items() if t == "features"), None)
+    student = build(config.student, config.backbone, config.pretrained)
+    model = Distiller(student, config.tasks, config.weights, config.learned_weights, shape)
+    if "features" in config.tasks:
+      sample = np.linspace(0, len(train) - 1, min(64, len(train))).astype(int)
+      model.fit_features(Batches(train, config.seed, False)[(0, [int(i)], False)] for i in sample)
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=config.lr)
+    self.ema = copy.deepcopy(model).eval().requires_grad_(False).to(self.accelerator.device)
+    self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+    self.step, self.best = 0, math.inf
+    self.losses = np.zeros(len(train), np.float32)  # of each clip, when it was last seen; of its batch, which is all that is known
+    self.order: list[int] = []  # of the epoch that runs
+    self.epoch = -1
+    self.at = 0  # place in the epoch
+
+  @property
+  def distiller(self) -> Distiller:
+    return self.accelerator.unwrap_model(self.model)
+
+  # *** what is seen next ***
+
+  def clips_per_step(self) -> int:
+    return max(1, self.config.batch // self.config.clip)
+
+  def next_epoch(self) -> None:
+    self.epoch += 1
+    self.at = 0
+    if self.chosen is not None:
+      need = self.clips_per_step()
+      self.order = [int(self.chosen[i % len(self.chosen)]) for i in range(need)] * max(1, 200 // need)
+      return
+    order = self.train.order([self.config.seed, self.epoch])
+    hardest = np.argsort(-self.losses, kind="stable")[: int(self.config.hard * len(order))]
+    if self.epoch and len(hardest):  # they take the places of as many others, spread over the epoch
+      r = np.random.default_rng([self.config.seed, self.epoch, 1])
+      order[r.choice(len(order), len(hardest), replace=False)] = hardest
+    self.order = [int(i) for i in order]
+    while len(self.order) < self.clips_per_step():
+      self.order += self.order
+
+  def batches(self) -> Iterator[Batch]:
+    """The rest of this epoch. Each process takes its share of every step's clips."""
+    n, rank, world = self.clips_per_step(), self.accelerator.process_index, self.accelerator.num_processes
+    first = self.step
+    starts = range(self.at, len(self.order) - n + 1, n)
+    what = [(first + k, self.order[a : a + n][rank::world], self.config.augment and self.chosen is None) for k, a in enumerate(starts)]
+    data = Batches(self.train, self.config.seed, self.config.mirror)
+    workers = 0 if self.train.live else self.workers
+    return iter(DataLoader(data, batch_size=None, sampler=what, num_workers=workers, prefetch_factor=3 if workers else None))
+
+  # *** checkpoints ***
+
+  def state(self) -> dict[str, Any]:
+    return {
+      "config": dataclasses.asdict(self.config),
+      "labels": self.labels,
+      "step": self.step,
+      "best": self.best,
+      "model": self.distiller.state_dict(),
+      "ema": self.ema.state_dict(),
+      "optimizer": self.optimizer.state_dict(),
+      "losses": torch.from_numpy(self.losses),
+      "order": self.order,
+      "epoch": self.epoch,
+      "at": self.at,
+      "provenance": self.train.provenance(),
+    }
+
+  def save(self, name: str) -> None:
+    if self.accelerator.is_main_process:
+      with atomic_path(self.out / name) as tmp:
+        torch.save(self.state(), tmp)
+
+  def load(self, state: dict[str, Any]) -> None:
+    self.distiller.load_state_dict(state["model"])
+    self.ema.load_state_dict(state["ema"])
+    self.optimizer.load_state_dict(state["optimizer"])
+    self.step, self.best, self.order, self.epoch, self.at = state["step"], state["best"], state["order"], state["epoch"], state["at"]
+    self.losses = state["losses"].numpy()
+
+  def warm_start(self, state: dict[str, Any]) -> list[str]:
+    """Takes an earlier student's weights where names and shapes agree. -> names of the student's that found none."""
+    own = self.distiller.state_dict()
+    fit = {k: v for k, v in state["ema"].items() if k.startswith("student.") and k in own and own[k].shape == v.shape}
+    for model in (self.distiller, self.ema):
+      model.load_state_dict({**own, **fit})
+    return [k for k in own if k.startswith("student.") and k not in fit]
+
+  # *** the loop ***
+
+  def evaluate(self, limit: int | None = None) -> dict[str, float]:
+    """Losses of the averaged student on held-out clips, not augmented. {} where there are none."""
+    clips = self.val if self.chosen is None else self.train
+    if clips is None:
+      return {}
+    which = np.unique(np.linspace(0, len(clips) - 1, min(limit or self.config.eval_clips, len(clips))).astype(int)) if self.chosen is None else self.chosen
+    data, sums, counts = Batches(clips, 0, False), dict[str, float](), dict[str, int]()
+    n = self.clips_per_step()
+    for a in range(0, len(which), n):
+      batch = data[(0, [int(i) for i in which[a : a + n]], False)]
+      with torch.no_grad(), self.accelerator.autocast():
+        parts, out = self.ema.losses(to_device(batch, self.accelerator.device))
+      for k, v in parts.items():
+        sums[k], counts[k] = sums.get(k, 0.0) + float(v), counts.get(k, 0) + 1
+      if a == 0:
+        draw_samples(self.out / "samples" / f"{self.step:06d}.png", batch, {k: v for k, v in out.items() if torch.is_tensor(v)})
+    means = {k: v / counts[k] for k, v in sums.items()}
+    tasks = {t: sum(v for k, v in means.items() if k.split("/")[0] == t) for t in self.config.tasks if any(k.split("/")[0] == t for k in means)}
+    return {**means, "total": sum(self.config.weights.get(t, 1.0) * v for t, v in tasks.items())}
+
+  def update_ema(self) -> None:
+    decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+    with torch.no_grad():
+      for a, b in zip(self.ema.state_dict().values(), self.distiller.state_dict().values(), strict=True):
+        if a.is_floating_point():
+          a.lerp_(b, 1 - decay)
+        else:
+          a.copy_(b)
+
+  def fit(self) -> dict[str, float]:
+    """Trains to the end. -> the last evaluation. Raises UserError where the loss stops being finite; KeyboardInterrupt after saving."""
+    config, device = self.config, self.accelerator.device
+    main = self.accelerator.is_main_process
+    self.accelerator.init_trackers("distill", config={k: v for k, v in dataclasses.asdict(config).items() if isinstance(v, (int, float, str, bool))})
+    metrics: dict[str, float] = {}
+    frozen: Stage | None = None
+    waited, spent, mark = 0.0, 0.0, time.perf_counter()
+    interrupted: list[int] = []  # Ctrl-C waits for the end of the step, so that what is saved is whole
+    before = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
+    bar = tqdm(total=config.steps, initial=self.step, desc=config.student, unit="step", disable=not main)
+    log = open(self.out / "log.jsonl", "a") if main else contextlib.nullcontext()
+    with log as lines:
+      try:
+        while self.step < config.steps:
+          if self.at + self.clips_per_step() > len(self.order):
+            self.next_epoch()
+          batches = self.batches()
+          while self.step < config.steps:
+            t = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+              self.at = len(self.order)
+              break
+            waited += time.perf_counter() - t
+            stage = config.stage(self.step)
+            if stage is not frozen:
+              freeze(self.distiller, stage)
+              frozen = stage
+            torch.manual_seed(config.seed * 1_000_003 + self.step)
+            for group in self.optimizer.param_groups:
+              group["lr"] = rate(config, self.step)
+            with self.accelerator.autocast():
+              parts = self.model(to_device(batch, device))
+            parts = {k: v for k, v in parts.items() if not stage.tasks or k.split("/")[0] in stage.tasks}
+            if not parts:  # no clip of this batch has labels of this stage's tasks
+              self.step, self.at = self.step + 1, self.at + self.clips_per_step()
+              continue
+            loss = self.distiller.total(parts)
+            if not torch.isfinite(loss):
+              bad = [k for k, v in parts.items() if not torch.isfinite(v)] or ["the sum"]
+              kept = self.out / "last.pt"
+              hint = f"the last good checkpoint is {kept}" if kept.exists() else "no checkpoint was written yet"
+              where = f"the loss of step {self.step} is not finite ({', '.join(bad)}) on {'; '.join(batch['names'])}"
+              raise UserError(f"{where}; {hint}: take a lower --lr, or look at these labels")
+            self.optimizer.zero_grad(set_to_none=True)
+            self.accelerator.backward(loss)
+            self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+            self.optimizer.step()
+            self.step, self.at = self.step + 1, self.at + self.clips_per_step()
+            self.update_ema()
+            self.losses[batch["clips"]] = float(loss.detach())
+            bar.update()
+            if self.step % LOG_EVERY == 0:
+              spent, mark = time.perf_counter() - mark, time.perf_counter()
+              values = {k: float(v.detach()) for k, v in parts.items()}
+              bar.set_postfix(loss=f"{float(loss):.3f}", wait=f"{waited / spent * 100:.0f}%")
+              if lines is not None:
+                entry = {"step": self.step, "loss": float(loss), "lr": rate(config, self.step), "wait": waited / spent, "seconds": spent, **values}
+                lines.write(json.dumps(entry) + "\n")
+                lines.flush()
+              self.accelerator.log({"loss": float(loss), **values}, step=self.step)
+              waited = 0.0
+            if self.step % config.eval_every == 0 or self.step == config.steps:
+              if main:
+                metrics = self.evaluate(limit=None)
+                lines.write(json.dumps({"step": self.step, "val": metrics}) + "\n")
+                lines.flush()
+                self.accelerator.log({f"val/{k}": v for k, v in metrics.items()}, step=self.step)
+                tqdm.write(f"step {self.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+              if metrics.get("total", math.inf) <= self.best:
+                self.best = metrics.get("total", math.inf)
+                self.save("best.pt")
+              self.save("last.pt")
+              self.accelerator.wait_for_everyone()
+            if interrupted:
+              self.save("last.pt")
+              tqdm.write(f"stopped at step {self.step}, saved; the same command with --resume goes on")
+              raise KeyboardInterrupt
+      finally:
+        signal.signal(signal.SIGINT, before)
+        bar.close()
+        self.accelerator.end_training()
+    if not (self.out / "best.pt").exists():
+      self.save("best.pt")
+    return metrics
+
+
+def freeze(model: Distiller, stage: Stage) -> None:
+  for name, p in model.named_parameters():
+    p.requires_grad_(not any(name.removeprefix("student.").startswith(f) for f in stage.freeze))
+  for name, m in model.named_modules():
+    if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):  # statistics are parameters too
+      m.train(not any(name.removeprefix("student.").startswith(f) for f in stage.freeze))

@@ -67,7 +67,7 @@ def write_store(root, routes=("00000001--aaaaaaaaaa", "00000002--bbbbbbbbbb"), n
           points[key].append(v)
     g = group_of(store, segment, "frames", FRAME, n, "")
     h = group_of(store, segment, teacher, labels, n, checkpoint, licence)
-    to = {k: np.float32 for k in ("x0", "y0", "x1", "y1", "score", "x", "y")}
+    to = dict.fromkeys(("x0", "y0", "x1", "y1", "score", "x", "y"), np.float32)
     tables = {"objects": boxes, "points": points}
     for k in range(g.chunk_count):
       rows = g.rows(k)

@@ -212,7 +212,7 @@ def test_labels_of_two_checkpoints_are_not_mixed(tmp_path):
     Clips(tmp_path / "s", ["depth"], 1)
 
 
-def test_a_tenth_of_the_routes_is_distill.held_out(tmp_path):
+def test_a_tenth_of_the_routes_is_held_out(tmp_path):
   routes = [f"{i:08x}--aaaaaaaaaa" for i in range(12)]
   write_store(tmp_path / "s", routes=routes, n=2, labels=LABELS[:1])
   out = distill.held_out(tmp_path / "s")

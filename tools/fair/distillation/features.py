@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openpilot.tools.fair.distillation.losses import masked_mean, wide
+from openpilot.tools.fair.distillation.losses import masked_mean, no_autocast, wide
 
 
 def shrink_valid(valid: Tensor, height: int, width: int) -> Tensor:
@@ -135,12 +135,14 @@ class Standardiser(nn.Module):
     """(B, C, h, w) the teacher's features -> (B, C, h, w) standardised. RuntimeError: not fitted."""
     self.check()
     centred = features.to(self.mean.dtype) - self.mean[:, None, None]
-    return torch.einsum("dc,bchw->bdhw", self.rotation, centred) / self.scale
+    with no_autocast(centred):
+      return torch.einsum("dc,bchw->bdhw", self.rotation, centred) / self.scale
 
   def inverse(self, standardised: Tensor) -> Tensor:
     """(B, C, h, w) standardised -> (B, C, h, w) as the teacher gives them. RuntimeError: not fitted."""
     self.check()
-    return torch.einsum("dc,bdhw->bchw", self.rotation, standardised.to(self.mean.dtype)) * self.scale + self.mean[:, None, None]
+    with no_autocast(standardised):
+      return torch.einsum("dc,bdhw->bchw", self.rotation, standardised.to(self.mean.dtype)) * self.scale + self.mean[:, None, None]
 
 
 # the student's side
@@ -195,8 +197,10 @@ def gram_loss(student: Tensor, teacher: Tensor, valid: Tensor, temperature: floa
 
   def log_likeness(x: Tensor) -> Tensor:
     x = unit(x.flatten(2).transpose(1, 2))
+    with no_autocast(x):
+      likeness = x @ x.transpose(1, 2) / temperature
     # a large negative number, not -inf, which would make NaN of rows that have no other token
-    return F.log_softmax((x @ x.transpose(1, 2) / temperature).masked_fill(~other, -1e4), -1)
+    return F.log_softmax(likeness.masked_fill(~other, -1e4), -1)
 
   log_p, log_q = log_likeness(teacher).to(student.dtype), log_likeness(student)
   divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).masked_fill(~other, 0.0).sum(-1)

@@ -1,6 +1,6 @@
 """Losses of single heads, and how they are summed. A loss of several parts gives a dict of scalars, already weighted: sum(parts.values()) is the loss.
 
-All compute in the dtype given (half precision in float32: call them outside autocast), skip what is not known, and are 0 with zero gradients where
+All compute in the dtype given (half precision in float32, under autocast, too), skip what is not known, and are 0 with zero gradients where
 nothing is known. Label tensors carry no gradient. Boxes and objects are in matching.py, features in features.py.
 """
 
@@ -16,6 +16,11 @@ LOG_NEAR, LOG_FAR = -3.0, 9.0  # log metres, 5 cm and 8 km: beyond them inverse 
 def wide(x: Tensor) -> Tensor:
   """Half precision as float32; all else as it is."""
   return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def no_autocast(x: Tensor) -> torch.autocast:
+  """Products of matrices stay in the dtype of their factors here, whatever the trainer's autocast says."""
+  return torch.autocast(x.device.type, enabled=False)
 
 
 def masked_mean(x: Tensor, weight: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.tools.fair.distillation.features import shrink_valid, unit
-from openpilot.tools.fair.distillation.losses import masked_mean, sigmoid_focal_loss, wide
+from openpilot.tools.fair.distillation.losses import masked_mean, no_autocast, sigmoid_focal_loss, wide
 
 CELL = 8  # view pixels of a cell of the centre-based head; cell j is centred on view pixel 8 j + 3.5
 MAP = 4  # view pixels of a map pixel; map pixel i is centred on view pixel 4 i + 1.5
@@ -222,7 +222,8 @@ def mask_losses(coef: Tensor, proto: Tensor, o: Flat, valid: Tensor) -> tuple[Te
   counts = torch.bincount(o.image, minlength=b)
   slot = torch.arange(n, device=coef.device) - (counts.cumsum(0) - counts)[o.image]  # the objects are ordered by image
   padded = coef.new_zeros(b, int(counts.max()) if n else 0, p).index_put((o.image, slot), coef)
-  logits = padded @ proto.flatten(2)  # (B, most objects of an image, H W)
+  with no_autocast(coef):
+    logits = padded @ proto.flatten(2)  # (B, most objects of an image, H W)
   row, pixel = torch.nonzero((in_y[:, :, None] & in_x[:, None] & valid[o.image]).flatten(1), as_tuple=True)
   logit = logits[o.image[row], slot[row], pixel]
   truth = o.mask.flatten(1)[row, pixel]
@@ -246,7 +247,9 @@ def embedding_loss(embedding: Tensor, o: Flat, clips: Tensor, temperature: float
   e, image, track = unit(embedding[known]), o.image[known], o.track[known]
   same = track[:, None] == track
   positive = same & (clips[image][:, None] == clips[image]) & (image[:, None] != image)
-  log_p = F.log_softmax((e @ e.T / temperature).masked_fill(same & ~positive, -1e4), -1)
+  with no_autocast(e):
+    likeness = e @ e.T / temperature
+  log_p = F.log_softmax(likeness.masked_fill(same & ~positive, -1e4), -1)
   n = positive.sum(-1)
   return masked_mean(-(log_p * positive).sum(-1) / n.clamp(min=1), (n > 0).to(e.dtype))
 

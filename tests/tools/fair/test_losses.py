@@ -1,0 +1,376 @@
+"""Every loss of distillation against a reference written plainly in numpy and scipy, in float64, on fresh random input; and its edges."""
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cosine
+from scipy.special import expit, huber, log_expit, log_softmax, rel_entr, softmax
+
+from openpilot.tools.fair.distillation import features as ft
+from openpilot.tools.fair.distillation import losses as ls
+
+TIGHT = {"rtol": 1e-9, "atol": 1e-11}  # float64 on both sides, another order of sums
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+  seed = int(np.random.SeedSequence().entropy) % 2**32  # fresh each run; pytest shows it where a test fails
+  print("seed", seed)
+  return np.random.default_rng(seed)
+
+
+def t(a, grad: bool = False) -> torch.Tensor:
+  return torch.as_tensor(np.asarray(a)).requires_grad_(grad)
+
+
+def value(x) -> float:
+  return float(x.detach())
+
+
+def finite_gradients(loss: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Tensor]:
+  assert torch.isfinite(loss)
+  grads = torch.autograd.grad(loss, inputs, allow_unused=True)
+  grads = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
+  assert all(torch.isfinite(g).all() for g in grads)
+  return grads
+
+
+# soft labels
+
+def test_soft_labels(rng):
+  s, q, targets = rng.normal(size=(2, 5, 3, 4)) * 3, rng.normal(size=(2, 5, 3, 4)) * 3, rng.integers(0, 5, (2, 3, 4))
+  targets[0, 0, :2] = 255
+  soft, hard = [], []
+  for b, y, x in zip(*np.nonzero(targets != 255), strict=True):
+    soft.append(rel_entr(softmax(q[b, :, y, x] / 3), softmax(s[b, :, y, x] / 3)).sum() * 9)
+    hard.append(-log_softmax(s[b, :, y, x])[targets[b, y, x]])
+  expected = 0.6 * np.mean(soft) + 0.4 * np.mean(hard)
+  assert value(ls.soft_label_loss(t(s), t(q), t(targets), 3.0, 0.6)) == pytest.approx(expected, rel=1e-10)
+  last = ls.soft_label_loss(t(s).movedim(1, -1).reshape(-1, 5), t(q).movedim(1, -1).reshape(-1, 5), t(targets).reshape(-1), 3.0, 0.6)
+  assert value(last) == pytest.approx(expected, rel=1e-10)
+
+
+def test_soft_labels_at_the_edges(rng):
+  s, q = t(rng.normal(size=(6, 4)), True), t(rng.normal(size=(6, 4)))
+  loss = ls.soft_label_loss(s, q, torch.full((6,), 255))
+  assert value(loss) == 0 and not finite_gradients(loss, s)[0].any()
+  wild = t(np.array([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]]), True)
+  assert finite_gradients(ls.soft_label_loss(wild, -wild.detach(), torch.tensor([1, 0])), wild)[0].any()
+  assert ls.soft_label_loss(s.half(), q.half(), torch.zeros(6, dtype=torch.int64)).dtype == torch.float32
+
+
+def segmentation_reference(logits, p, valid, w, rest):
+  n, c = logits.shape[:2]
+  shared = np.zeros((n, c), bool)
+  for b in range(n):
+    if (rest[b] * valid[b]).max() > 0:
+      shared[b] = [(p[b, k] * valid[b]).max() == 0 for k in range(c)]
+  mass = entropy = 0.0
+  inter, pp, qq = np.zeros(c), np.zeros(c), np.zeros(c)
+  for b, y, x in np.ndindex(valid.shape):
+    if not valid[b, y, x] or p[b, :, y, x].sum() + rest[b, y, x] == 0:
+      continue
+    q = softmax(logits[b, :, y, x])
+    mass += (w * p[b, :, y, x]).sum()
+    entropy -= (w * p[b, :, y, x] * np.log(q)).sum()
+    if shared[b].any():
+      wr = w[shared[b]].mean() * rest[b, y, x]
+      mass, entropy = mass + wr, entropy - wr * np.log(q[shared[b]].sum())
+    for k in np.flatnonzero(~shared[b]):
+      inter[k] += p[b, k, y, x] * q[k]
+      pp[k] += p[b, k, y, x] ** 2
+      qq[k] += q[k] ** 2
+  seen = pp > 0
+  return entropy / mass + np.average(1 - (2 * inter + 1) / (pp + qq + 1), weights=w * seen)
+
+
+def test_segmentation(rng):
+  logits, p = rng.normal(size=(2, 4, 5, 6)) * 2, rng.dirichlet(np.ones(4), (2, 5, 6)).transpose(0, 3, 1, 2)
+  valid, w = rng.random((2, 5, 6)) < 0.7, rng.random(4) + 0.1
+  p[:, :, :2, 3] = 0  # unknown
+  p[:, 3] = 0  # a class that the teacher never sees
+  none = np.zeros_like(valid, float)
+  args = t(logits), t(p), t(valid)
+  assert value(ls.segmentation_loss(*args)) == pytest.approx(segmentation_reference(logits, p, valid, np.ones(4), none), rel=1e-10)
+  assert value(ls.segmentation_loss(*args, weights=t(w))) == pytest.approx(segmentation_reference(logits, p, valid, w, none), rel=1e-10)
+  rest = none.copy()
+  p[1, [1, 2]] = 0  # the second image's teacher only knows class 0
+  rest[1] = 1 - p[1, 0]
+  assert value(ls.segmentation_loss(*args, weights=t(w), rest=t(rest))) == pytest.approx(segmentation_reference(logits, p, valid, w, rest), rel=1e-10)
+
+
+def test_segmentation_at_the_edges(rng):
+  logits, p = t(rng.normal(size=(2, 3, 4, 5)), True), rng.dirichlet(np.ones(3), (2, 4, 5)).transpose(0, 3, 1, 2)
+  valid = rng.random((2, 4, 5)) < 0.5
+  p[:, :, 0, 0] = 0
+  counts = valid.copy()
+  counts[:, 0, 0] = False
+  grad, = finite_gradients(ls.segmentation_loss(logits, t(p), t(valid)), logits)
+  np.testing.assert_array_equal(grad.abs().sum(1).numpy() > 0, counts)
+  for nothing in (ls.segmentation_loss(logits, t(p), t(valid) & False), ls.segmentation_loss(logits, t(p * 0), t(valid), rest=t(valid * 0.0))):
+    assert value(nothing) == 0 and not finite_gradients(nothing, logits)[0].any()
+  wild = t(rng.choice([-1e4, 1e4], (2, 3, 4, 5)), True)
+  finite_gradients(ls.segmentation_loss(wild, t(p), t(valid), rest=t(valid * 0.3)), wild)
+
+
+# depth
+
+def depth_reference(log_depth, depth, valid, metric):
+  sums = {k: [] for k in ("invariant", "gradient", "silog", "metric")}
+  for z, d, v in zip(log_depth[:, 0], depth, valid, strict=True):
+    known = v & np.isfinite(d) & ((d > 0) | (not metric))
+    if not known.any():
+      continue
+    difference = np.zeros(z.shape)
+    for sign, q in ((1, np.exp(-z)), (-1, 1 / d if metric else d)):
+      values = np.sort(q[known])
+      median = values[(len(values) - 1) // 2]
+      difference[known] += sign * (q[known] - median) / np.mean(np.abs(values - median))
+    sums["invariant"].append(np.abs(difference[known]).mean())
+    gradient = 0.0
+    for step in (1, 2, 4, 8):
+      total = 0.0
+      h, w = range(0, z.shape[0], step), range(0, z.shape[1], step)
+      for y, x in itertools.product(h, w):
+        for yy, xx in ((y + step, x), (y, x + step)):
+          if yy < z.shape[0] and xx < z.shape[1] and known[y, x] and known[yy, xx]:
+            total += abs(difference[yy, xx] - difference[y, x])
+      gradient += total / max(sum(known[y, x] for y in h for x in w), 1)
+    sums["gradient"].append(0.5 * gradient)
+    if metric:
+      g = z[known] - np.log(d[known])
+      sums["silog"].append(math.sqrt((g**2).mean() - 0.85 * g.mean() ** 2 + 1e-8) - 1e-4)
+      sums["metric"].append(np.abs(g).mean())
+  return {k: np.mean(v) for k, v in sums.items() if v}
+
+
+def random_depth(rng, b=3, h=12, w=17):
+  depth, valid = np.exp(rng.normal(2, 1, (b, h, w))), rng.random((b, h, w)) < 0.8
+  depth[rng.random((b, h, w)) < 0.1] = np.nan
+  depth[0, 0] = np.inf
+  return rng.normal(2, 1, (b, 1, h, w)), depth, valid
+
+
+@pytest.mark.parametrize("metric", [True, False])
+def test_depth(rng, metric):
+  log_depth, depth, valid = random_depth(rng)
+  depth[1, 3, :4] = -1.0
+  valid[2] = False  # an image that knows nothing is no part of the mean
+  parts = ls.depth_loss(t(log_depth), t(depth), t(valid), metric)
+  expected = depth_reference(log_depth, depth, valid, metric)
+  assert parts.keys() == expected.keys()
+  for k, v in expected.items():
+    assert value(parts[k]) == pytest.approx(v, rel=1e-9), k
+
+
+def test_depth_invariances(rng):
+  log_depth, depth, valid = random_depth(rng)
+  one = ls.depth_loss(t(log_depth), t(depth), t(valid), metric=False)
+  two = ls.depth_loss(t(log_depth), t(7.3 * depth - 2.1), t(valid), metric=False)  # any scale and shift of inverse depth
+  three = ls.depth_loss(t(log_depth) + 0.4, t(depth), t(valid), metric=False)  # any scale of the student's
+  for k in one:
+    assert value(one[k]) == pytest.approx(value(two[k]), rel=1e-9) == pytest.approx(value(three[k]), rel=1e-9)
+  right = ls.depth_loss(t(np.log(depth))[:, None].nan_to_num(0.0, 0.0, 0.0), t(depth), t(valid))
+  assert all(abs(value(v)) < 1e-12 for v in right.values())
+
+
+def test_depth_at_the_edges(rng):
+  z, depth, valid = random_depth(rng)
+  for metric in (True, False):
+    log_depth = t(z, True)
+    grad, = finite_gradients(sum(ls.depth_loss(log_depth, t(depth), t(valid), metric).values()), log_depth)
+    assert not grad[:, 0][~(t(valid) & torch.isfinite(t(depth)))].any()
+    for nothing in (ls.depth_loss(log_depth, t(depth), t(valid) & False, metric), ls.depth_loss(log_depth, t(depth) * np.nan, t(valid), metric)):
+      assert all(value(v) == 0 for v in nothing.values()) and not finite_gradients(sum(nothing.values()), log_depth)[0].any()
+    single = np.zeros_like(valid)
+    single[0, 3, 4] = True
+    for wild in (np.zeros_like(z), np.full_like(z, 1e3), np.full_like(z, -1e3), z * 1e3):
+      for where in (valid, single):
+        for d in (depth, np.full_like(depth, 5.0)):
+          x = t(wild.astype(np.float32), True)
+          finite_gradients(sum(ls.depth_loss(x, t(d.astype(np.float32)), t(where), metric).values()), x)
+
+
+def test_depth_gradient_is_right(rng):
+  log_depth, depth, valid = random_depth(rng, 2, 4, 5)
+  x = t(log_depth, True)
+  assert torch.autograd.gradcheck(lambda x: sum(ls.depth_loss(x, t(depth), t(valid)).values()), (x,), atol=1e-5)
+
+
+# masks
+
+def test_focal_and_dice(rng):
+  x, y, known = rng.normal(size=(3, 4, 5)) * 3, rng.integers(0, 2, (3, 4, 5)).astype(float), rng.random((3, 4, 5)) < 0.6
+  p = expit(x)
+  expected = np.where(y == 1, -0.3 * (1 - p) ** 1.5 * np.log(p), -0.7 * p**1.5 * np.log(1 - p))
+  np.testing.assert_allclose(ls.sigmoid_focal_loss(t(x), t(y), 0.3, 1.5).numpy(), expected, **TIGHT)
+  for i in range(3):
+    a, b = p[i][known[i]], y[i][known[i]]
+    assert value(ls.dice_loss(t(x), t(y), t(known))[i]) == pytest.approx(1 - (2 * (a @ b) + 1) / (a.sum() + b.sum() + 1), rel=1e-10)
+  wild = t(rng.choice([-1e5, 0.0, 1e5], (3, 4, 5)), True)
+  finite_gradients(ls.sigmoid_focal_loss(wild, t(y)).sum() + ls.dice_loss(wild, t(y), t(known & False)).sum(), wild)
+
+
+# points
+
+def test_points(rng):
+  pred, logits = rng.normal(size=(3, 2, 4, 5, 2)) * 9, rng.normal(size=(3, 2, 4, 5))
+  points, visible, known = rng.normal(size=(2, 4, 5, 2)) * 9, rng.random((2, 4, 5)).round(), rng.random((2, 4, 5)) < 0.7
+  error = total = entropy = count = 0.0
+  for i, c, k, n in np.ndindex(logits.shape):
+    if known[c, k, n]:
+      w = 0.8 ** (2 - i) * (1.0 if visible[c, k, n] else 0.2)
+      error += w * huber(6.0, pred[i, c, k, n] - points[c, k, n]).sum()
+      total += w
+      entropy -= 0.8 ** (2 - i) * (log_expit(logits[i, c, k, n]) if visible[c, k, n] else log_expit(-logits[i, c, k, n]))
+      count += 0.8 ** (2 - i)
+  points[~known] = np.nan
+  parts = ls.points_loss(t(pred), t(logits), t(points), t(visible), t(known))
+  assert value(parts["points"]) == pytest.approx(0.05 * error / total, rel=1e-10)
+  assert value(parts["visible"]) == pytest.approx(entropy / count, rel=1e-10)
+  single = ls.points_loss(t(pred[2]), t(logits[2]), t(points), t(visible), t(known))
+  twice = ls.points_loss(t(pred[[2, 2]]), t(logits[[2, 2]]), t(points), t(visible), t(known))
+  assert all(value(single[k]) == pytest.approx(value(twice[k]), rel=1e-12) for k in parts)
+  x, v = t(pred * 1e6, True), t(logits * 1e6, True)
+  for where in (known, known & False):
+    loss = sum(ls.points_loss(x, v, t(points), t(visible), t(where)).values())
+    grads = finite_gradients(loss, x, v)
+    assert all(not g[:, ~where].any() for g in grads) and (where.any() or value(loss) == 0)
+
+
+# task weights
+
+def test_task_weights():
+  losses = {"depth": torch.tensor(2.0, requires_grad=True), "points": torch.tensor(3.0, requires_grad=True)}
+  fixed = ls.TaskWeights({"depth": 0.5, "points": 2.0, "objects": 9.0})
+  assert value(fixed(losses)) == 7.0 and not list(fixed.parameters()) and fixed.effective()["points"] == 2.0
+  learned = ls.TaskWeights({"depth": 1.0, "points": 1.0, "objects": 1.0}, learned=True)
+  assert value(learned(losses)) == 2.5
+  parameters = [learned.log_variance[k] for k in losses]
+  for _ in range(100):
+    for p, g in zip(parameters, torch.autograd.grad(learned(losses), parameters), strict=True):
+      p.data -= g
+  # the optimum of exp(-s) L + s is s = log L: the noisier task weighs less; the task without a loss is as it was
+  assert learned.effective() == pytest.approx({"depth": 0.25, "points": 1 / 6, "objects": 0.5}, rel=1e-4)
+  again = ls.TaskWeights({"depth": 1.0, "points": 1.0, "objects": 1.0}, learned=True)
+  again.load_state_dict(learned.state_dict())
+  assert again.effective() == learned.effective()
+  for wrong, said in (({"lanes": torch.ones(())}, "lanes"), ({}, "no task")):
+    with pytest.raises(ValueError, match=said):
+      fixed(wrong)
+
+
+# features
+
+def test_hadamard_matrices():
+  for n in (1, 2, 4, 12, 16, 20, 28, 36, 192, 384, 768, 1024, 1280):
+    h = ft.hadamard(n)
+    assert h is not None and h.abs().eq(1).all() and torch.equal(h @ h.T, n * torch.eye(n, dtype=torch.float64)), n
+  assert all(ft.hadamard(n) is None for n in (3, 5, 6, 10, 14))  # none can exist
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5, 6, 12, 16])
+def test_standardiser(rng, channels):
+  mix = rng.normal(size=(channels, channels)) * np.geomspace(1, 30, channels)
+  x = np.einsum("dc,bchw->bdhw", mix, rng.normal(size=(6, channels, 5, 7))) + 100 * rng.normal(size=channels)[:, None, None]
+  valid = rng.random((6, 5, 7)) < 0.9
+  s = ft.Standardiser(channels, torch.float64)
+  with pytest.raises(RuntimeError, match="not fitted"):
+    s(t(x))
+  for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
+    s.update(t(x[part]), t(valid[part]))
+  s.update(t(x), t(valid) & False)
+  s.finish()
+  y = s(t(x)).numpy()
+  inside = y.transpose(0, 2, 3, 1)[valid]
+  np.testing.assert_allclose(inside.mean(0), 0, atol=1e-9)
+  np.testing.assert_allclose(inside.var(0), 1, rtol=1e-8)  # every channel alike
+  np.testing.assert_allclose(s.inverse(t(y)).numpy(), x, rtol=1e-9, atol=1e-9)
+  # a rotation and one scalar: all distances are those of the teacher, over the root of numpy's mean variance
+  scale = np.sqrt(np.trace(np.atleast_2d(np.cov(x.transpose(0, 2, 3, 1)[valid].T, bias=True))) / channels)
+  a, b = x[0, :, 0, 0] - x[1, :, 2, 3], y[0, :, 0, 0] - y[1, :, 2, 3]
+  assert np.linalg.norm(a) / np.linalg.norm(b) == pytest.approx(scale, rel=1e-9)
+  again = ft.Standardiser(channels, torch.float64)
+  again.load_state_dict(s.state_dict())
+  np.testing.assert_array_equal(again(t(x)).numpy(), y)
+
+
+def test_standardiser_refuses(rng):
+  s = ft.Standardiser(4)
+  with pytest.raises(ValueError, match="at least 2"):
+    s.finish()
+  s.update(torch.ones(1, 4, 3, 3))
+  with pytest.raises(ValueError, match="mean variance is 0"):
+    s.finish()
+  s.update(torch.full((1, 4, 3, 3), torch.nan))
+  with pytest.raises(ValueError, match="cannot be standardised"):
+    s.finish()
+
+
+def test_shrink_valid(rng):
+  valid = rng.random((2, 8, 12)) < 0.8
+  small = ft.shrink_valid(t(valid), 4, 3).numpy()
+  for b, y, x in np.ndindex(small.shape):
+    assert small[b, y, x] == valid[b, 2 * y : 2 * y + 2, 4 * x : 4 * x + 4].all()
+  assert torch.equal(ft.shrink_valid(t(valid), 8, 12), t(valid)) and ft.shrink_valid(t(valid), 3, 5).shape == (2, 3, 5)
+
+
+def test_feature_loss(rng):
+  p, q, valid = rng.normal(size=(2, 6, 3, 4)), rng.normal(size=(2, 6, 3, 4)) * 2, rng.random((2, 6, 8)) < 0.95
+  each = []
+  for b, y, x in np.ndindex(2, 3, 4):
+    if valid[b, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].all():
+      d = np.abs(p[b, :, y, x] - q[b, :, y, x])
+      each.append(0.9 * cosine(p[b, :, y, x], q[b, :, y, x]) + 0.1 * np.where(d < 1, d * d / 2, d - 0.5).mean())
+  # the loss guards its roots with 1e-6, beside norms of about 6 and more
+  assert value(ft.feature_loss(t(p), t(q), t(valid))) == pytest.approx(np.mean(each), rel=1e-5)
+  for x, where in ((p, valid & False), (p * 0, valid), (p * 1e8, valid)):
+    x = t(x, True)
+    grad, = finite_gradients(ft.feature_loss(x, t(q), t(where)), x)
+    assert grad.abs().max() < 1e3 and (where.any() or not grad.any())
+
+
+def test_gram_loss(rng):
+  a, b, valid = rng.normal(size=(3, 6, 3, 4)), rng.normal(size=(3, 9, 3, 4)), rng.random((3, 3, 4)) < 0.7
+  valid[2] = False
+  valid[2, 1, 1] = True  # one token has nothing to be like
+  each = []
+  for i in range(2):
+    at = np.flatnonzero(valid[i])
+    for j in at if len(at) > 1 else ():
+      others = [k for k in at if k != j]
+      q, p = (softmax([(1 - cosine(m[i].reshape(len(m[i]), -1)[:, j], m[i].reshape(len(m[i]), -1)[:, k])) / 0.07 for k in others]) for m in (a, b))
+      each.append(rel_entr(p, q).sum())
+  assert value(ft.gram_loss(t(a), t(b), t(valid))) == pytest.approx(np.mean(each), rel=1e-4)  # as above, over a temperature of 0.07
+  assert abs(value(ft.gram_loss(t(b[:, ::-1].copy() * 3), t(b), t(valid)))) < 1e-4  # any rotation and scale of the student's space will do
+  for x, where in ((a, valid & False), (a * 0, valid), (a * 1e8, valid)):
+    x = t(x, True)
+    finite_gradients(ft.gram_loss(x, t(b), t(where)), x)
+
+
+def test_projector(rng):
+  x = t(rng.normal(size=(2, 5, 4, 6)).astype(np.float32))
+  linear, mlp = ft.Projector(5, 8), ft.Projector(5, 8, hidden=16)
+  weight, bias = linear.layers[0].weight.detach().numpy()[:, :, 0, 0], linear.layers[0].bias.detach().numpy()
+  np.testing.assert_allclose(linear(x).detach().numpy(), np.einsum("dc,bchw->bdhw", weight, x.numpy()) + bias[:, None, None], rtol=1e-4, atol=1e-5)
+  assert linear(x, (2, 3)).shape == mlp(x, (2, 3)).shape == (2, 8, 2, 3) and mlp(x).shape == (2, 8, 4, 6)
+
+
+def test_autocast_changes_nothing(rng):
+  """Losses run inside the trainer's autocast; products of matrices would lose most of their digits there."""
+  x, y = (t(rng.normal(size=(2, 4, 6, 5)).astype(np.float32)) for _ in range(2))
+  valid = torch.ones(2, 6, 5, dtype=torch.bool)
+  s = ft.Standardiser(4)
+  s.update(y)
+  s.finish()
+
+  def run() -> list[float]:
+    return [value(ft.gram_loss(x, y, valid)), value(ft.feature_loss(x, s(y), valid)), value(s.inverse(s(y)).sum()),
+            value(ls.segmentation_loss(x, y.softmax(1), valid)), value(ls.soft_label_loss(x, y, torch.zeros(2, 6, 5, dtype=torch.int64))),
+            value(sum(ls.depth_loss(x[:, :1], y[:, 0].exp(), valid).values()))]
+
+  expected = run()
+  with torch.autocast("cpu", torch.bfloat16):
+    assert run() == expected

@@ -33,17 +33,19 @@ OUTPUTS["objects_heat"]["classes"] = OUTPUTS["detector_logits"]["classes"] = lis
 class Graph(nn.Module):
   """The student with inputs and outputs by position, as the exporter wants them."""
 
-  def __init__(self, student: Student):
+  def __init__(self, student: Student, outputs: list[str]):
     super().__init__()
-    self.student, self.names = student, list(student.inputs())
+    self.student, self.names, self.outputs = student, list(student.inputs()), outputs
 
   def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-    return tuple(self.student(**dict(zip(self.names, inputs, strict=True))).values())
+    out = self.student(**dict(zip(self.names, inputs, strict=True)))
+    return tuple(out[k] for k in self.outputs)
 
 
-def export_onnx(student: Student, path: str | Path) -> dict[str, Any]:
+def export_onnx(student: Student, path: str | Path, keep: tuple[str, ...] = ("",)) -> dict[str, Any]:
   """Writes the student, as it is now, to `path` (an .onnx file) and returns the manifest's entry of the graph (bundle.schema.json).
 
+  keep: how the names of the outputs begin that are exported: a head that nobody taught has nothing to say.
   The student is left in eval mode. Raises UserError where a weight is not finite, or torch lacks its exporter's packages.
   """
   path = Path(path)
@@ -54,14 +56,20 @@ def export_onnx(student: Student, path: str | Path) -> dict[str, Any]:
   device = next(student.parameters()).device
   inputs = student.inputs(device)
   with torch.no_grad():
-    outputs = student(**inputs)
+    outputs = {k: v for k, v in student(**inputs).items() if k.startswith(keep)}
   with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
     warnings.simplefilter("ignore")  # of the tracer: shapes are constants here, and meant to be
     try:
       # the tracing exporter: its graphs are plain opset 17, which the newer one reaches only by converting down
       torch.onnx.export(
-        Graph(student).eval(), tuple(inputs.values()), str(path), opset_version=OPSET, dynamo=False,
-        input_names=list(inputs), output_names=list(outputs), do_constant_folding=True,
+        Graph(student, list(outputs)).eval(),
+        tuple(inputs.values()),
+        str(path),
+        opset_version=OPSET,
+        dynamo=False,
+        input_names=list(inputs),
+        output_names=list(outputs),
+        do_constant_folding=True,
       )
     except ImportError as e:
       raise UserError(f"{student.name} cannot be exported ({e}); install the package onnx") from None

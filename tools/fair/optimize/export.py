@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""Exports a training run's best student as a bundle: ONNX checked against torch, manifest with provenance and metrics, model card."""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+
+from openpilot.selfdrive.modeld.fair.bundle import sha256, write_manifest
+from openpilot.tools.fair.distillation.trainer import Config, load_checkpoint
+from openpilot.tools.fair.labels.dataset import LabelDataset
+from openpilot.tools.fair.students.onnx_export import export_onnx
+from openpilot.tools.fair.students.student import STUDENTS, Student, build
+from openpilot.tools.fair.teacher import LICENCES, check_licence
+from openpilot.tools.lib.errors import UserError, cli
+
+OUTPUTS = {  # what a task's training makes worth publishing
+  "depth": ("depth",),
+  "features": ("features",),
+  "segmentation": ("segmentation",),
+  "objects": ("objects_",),
+  "detector": ("detector_",),
+  "points": ("lanes_",),
+}
+TOLERANCE = 2e-3  # of an output's largest value: float32 summed in another order, some 60 layers deep
+FRAMES = 8
+
+
+def load_student(run: Path) -> tuple[Student, Config, dict[str, Any]]:
+  """The best student of a run, in eval mode, its configuration, and its checkpoint. Raises UserError where the run is not finished."""
+  last, state = load_checkpoint(run / "last.pt"), load_checkpoint(run / "best.pt")
+  config = Config.from_dict(state["config"])
+  if last["step"] < config.steps:
+    raise UserError(f"{run} is at step {last['step']} of {config.steps}; let it finish: the same `tools/op.sh distill` command with --resume")
+  student = build(config.student, config.backbone)
+  student.load_state_dict({k.removeprefix("student."): v for k, v in state["ema"].items() if k.startswith("student.")})
+  return student.eval(), config, state
+
+
+def real_inputs(student: Student, labels: Path | None, seed: int) -> list[dict[str, torch.Tensor]]:
+  """Frames of a label store where one is given, else noise; the tracker's inputs are made up, its state too."""
+  r = np.random.default_rng(seed)
+  if labels is not None:
+    data = LabelDataset(labels, ["frames/frame"])
+    frames = [data[int(i)]["frames/frame"][None] for i in np.linspace(0, len(data) - 1, FRAMES)]
+  else:
+    frames = [r.integers(0, 256, (1, 6, 128, 256), dtype=np.uint8) for _ in range(FRAMES)]
+  out = []
+  for k, frame in enumerate(frames):
+    inputs = {name: torch.from_numpy(r.normal(0, 0.3, x.shape).astype(np.float32)) for name, x in student.inputs().items() if name != "frame"}
+    if inputs:
+      inputs["lanes_points"] = torch.from_numpy(r.uniform([0, 0], [511, 255], inputs["lanes_points"].shape).astype(np.float32))
+      inputs["lanes_mask"] = torch.from_numpy((r.uniform(size=inputs["lanes_mask"].shape) < 0.8).astype(np.float32))
+      inputs["lanes_fresh"] = torch.from_numpy((r.uniform(size=inputs["lanes_fresh"].shape) < (1.0 if k == 0 else 0.2)).astype(np.float32))
+    out.append({"frame": torch.from_numpy(frame.copy()), **inputs})
+  return out
+
+
+def parity(student: Student, path: Path, inputs: list[dict[str, torch.Tensor]], names: list[str]) -> float:
+  """The largest difference between ONNX Runtime and torch over `inputs`, in parts of each output's largest value."""
+  session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+  worst = 0.0
+  for x in inputs:
+    want = student(**x)
+    for name, got in zip(names, session.run(names, {k: v.numpy() for k, v in x.items()}), strict=True):
+      a = want[name].detach().numpy()
+      worst = max(worst, float(np.abs(a - got).max() / max(1e-6, np.abs(a).max())))
+  return worst
+
+
+def metrics_of(evaluation: Path | None, run: Path) -> list[dict[str, Any]]:
+  """From an evaluation's JSON where one is given, else the run's own held-out losses."""
+  if evaluation is not None:
+    try:
+      found = json.loads(evaluation.read_text())["metrics"]
+      return [{"name": str(m["name"]), "value": float(m["value"]), "data": str(m["data"])} for m in found]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+      raise UserError(f"{evaluation} is no evaluation's JSON ({type(e).__name__}: {e}); make one with `tools/op.sh evaluate`") from None
+  lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+  held = next((x["val"] for x in reversed(lines) if x.get("val")), {})
+  return [{"name": f"held-out loss {k}", "value": v, "data": "routes of the training store that were held out"} for k, v in held.items()]
+
+
+def card(name: str, student: Student, config: Config, state: dict[str, Any], environment: dict[str, Any], metrics: list[dict[str, Any]], worst: float) -> str:
+  count = sum(p.numel() for p in student.parameters())
+  teachers = "\n".join(f"- {t['model']} ({t['licence']}, {t['checkpoint_hash'][:12]})" for t in state["provenance"])
+  rows = "\n".join(f"| {m['name']} | {m['value']:.4g} | {m['data']} |" for m in metrics)
+  simulated = any(t["model"].startswith("simulator") for t in state["provenance"])
+  toy = "**Not made for real streets.** It has learned from this project's ray-cast simulator: boxes for cars, hashes for asphalt."
+  warning = f"{toy} What it says of a real camera is a guess.\n" if simulated else "It advises; it must control nothing.\n"
+  return f"""# {name}
+
+{config.student}: {count / 1e6:.2f}M parameters, learned {', '.join(config.tasks)} in {state['step']} steps of {config.batch} frames.
+
+{warning}
+## Taught by
+
+{teachers}
+
+{environment.get('clips', 0)} clips of {config.clip} frames from {len(environment.get('segments', []))} segments:
+`tools/op.sh distill {environment.get('command', '')}`
+
+## Measured
+
+| metric | value | data |
+|---|---|---|
+{rows}
+
+Input `frame` uint8 (1, 6, 128, 256), the medmodel view; the graph normalises.
+ONNX Runtime and torch differ by at most {worst:.1g} of an output's largest value.
+"""
+
+
+def main() -> None:
+  p = argparse.ArgumentParser(prog="export", description=__doc__)
+  p.add_argument("run", type=Path, help="a finished run of `tools/op.sh distill`")
+  p.add_argument("--out", type=Path, required=True, help="the bundle's folder, as models/NAME")
+  p.add_argument("--evaluation", type=Path, help="JSON of `tools/op.sh evaluate`, for manifest and card")
+  p.add_argument("--labels", type=Path, help="a label store whose frames ONNX Runtime and torch are compared on; else noise")
+  p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of teachers whose licence restricts what learns from them")
+  args = p.parse_args()
+  student, config, state = load_student(args.run)
+  for t in state["provenance"]:
+    check_licence(t["model"], t["licence"], args.accept_licence)
+  environment = json.loads((args.run / "environment.json").read_text())
+  wanted = tuple(o for t in config.tasks for o in OUTPUTS[t])
+  restricted = sorted({t["licence"] for t in state["provenance"] if not LICENCES.get(t["licence"], False)})
+  args.out.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as tmp:
+    folder = Path(tmp)
+    path = folder / f"{config.student}.onnx"
+    graph = export_onnx(student, path, wanted)
+    worst = parity(student, path, real_inputs(student, args.labels, 0), [o["name"] for o in graph["outputs"]])
+    if worst > TOLERANCE:
+      raise UserError(f"ONNX Runtime and torch differ by {worst:.2g} of an output's largest value, more than {TOLERANCE}; nothing was written to {args.out}")
+    metrics = metrics_of(args.evaluation, args.run)
+    (folder / "README.md").write_text(card(args.out.name, student, config, state, environment, metrics, worst))
+    manifest = {
+      "name": args.out.name,
+      "version": "1",
+      "size": STUDENTS[config.student][1],
+      "view": "medmodel",
+      "streams": ["narrowRoad"],
+      "graphs": [graph],
+      "provenance": {
+        "teachers": state["provenance"],
+        "data": [f"{environment['clips']} clips of {config.clip} frames from {len(environment['segments'])} segments, label store {environment['labels']}"],
+        "licence": " and ".join(restricted) or "MIT",
+        "checkpoint_hash": sha256(args.run / "best.pt"),
+        "git_commit": environment["commit"] or "unknown",
+      },
+      "metrics": metrics,
+    }
+    write_manifest(folder, manifest)
+    if args.out.exists():
+      shutil.rmtree(args.out)
+    folder.chmod(0o755)
+    folder.rename(args.out)
+    folder.mkdir()  # the temporary folder's own end expects it
+  size = sum(f.stat().st_size for f in args.out.iterdir()) / 1e6
+  print(f"{args.out}: {', '.join(o['name'] for o in graph['outputs'])}; {size:.1f} MB; ONNX Runtime and torch differ by at most {worst:.1g}")
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main)())

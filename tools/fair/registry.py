@@ -54,4 +54,5 @@ TEACHERS: dict[str, Entry] = {
   ),
   "sam2.1-large": Entry("sam.sam2:SAM2VideoWrapper", "facebook/sam2.1-hiera-large", "Apache-2.0", "224M", "masks with identity", {"detector": "yolox-nano"}),
   "edgetam": Entry("sam.sam2:SAM2VideoWrapper", "yonigozlan/EdgeTAM-hf", "Apache-2.0", "13.9M", "masks with identity", {"detector": "yolox-nano"}),
+  "sam3": Entry("sam.sam3:Sam3Teacher", "facebook/sam3", "SAM", "860M", "masks with identity of what answers to a word"),
 }

@@ -275,7 +275,7 @@ class FairModel:
     """Free slots begin on modelV2's lane lines; without modelV2, on the lane markings of the newest segmentation."""
     assert self.warp is not None
     seeds: list[np.ndarray] = []
-    if slots.wants_seeds:
+    if slots.wants_seeds():
       if model is not None:
         seeds = model_lines(model, self.ground)
       elif self.segmentation is not None and "lane" in self.segmentation.classes:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
-from openpilot.selfdrive.modeld.fair.heads.ground import Ground
-from openpilot.selfdrive.modeld.fair.heads.objects import MAX_OBJECTS, Detections, box_iou
+from openpilot.selfdrive.modeld.fair.heads.ground import HEIGHT_STD, PITCH_STD, Ground
+from openpilot.selfdrive.modeld.fair.heads.objects import MAX_OBJECTS, Detections, box_iou, intersection
 
 MAX_LOST = 40          # frames without a detection that a track outlives: 2 s
 MAX_TRACKS = 96        # over that the longest unseen go
@@ -22,6 +22,7 @@ COVERED = 0.3                          # share of a box behind a nearer one, fro
 EMBED_RATE, VOTE_RATE = 0.1, 0.1
 PIXEL_STD, EDGE_STD = 2.0, 0.03        # of a box's lower edge: pixels, and share of its height
 DEPTH_STD = 0.1                        # of a student's depth, where nothing says better
+MIDDLE = np.array([0.3, 0.4, 0.5, 0.6, 0.7], np.float32)   # where in a box its depth is sampled, across and down
 
 
 @dataclass
@@ -44,72 +45,73 @@ class Tracked:
 def assign(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """(N, M) -> rows and columns of the pairs that make the largest sum of positive values, each row and column at most once. Exact.
 
-  A row whose best column no other row can have takes it: in any solution that column is free or the row's already, so nothing better is lost. What is left,
-  where rows compete, is solved by the Hungarian method with shortest augmenting paths, O(n^3).
+  Rows that share no possible column, by however many steps, do not touch each other, so each such group is solved by itself: most have one row or one column,
+  where the best pair is the answer, the others take the Hungarian method.
   """
-  value = np.maximum(value, 0)
-  rows, cols = np.arange(value.shape[0]), np.arange(value.shape[1])
-  out_r, out_c = [], []
-  while rows.size and cols.size:
-    left = value[np.ix_(rows, cols)]
-    best = left.argmax(1)
-    alone = ((left > 0).sum(0)[best] == 1) & (left[np.arange(len(rows)), best] > 0)
-    out_r.append(rows[alone])
-    out_c.append(cols[best[alone]])
-    live, open_ = ~alone & (left > 0).any(1), (left > 0).any(0)
-    open_[best[alone]] = False
-    if alone.any():
-      rows, cols = rows[live], cols[open_]
+  rows, cols = np.nonzero(value > 0)
+  pairs: dict[int, dict[int, float]] = {}   # row -> column -> value
+  for i, j, v in zip(rows.tolist(), cols.tolist(), value[rows, cols].tolist(), strict=True):
+    pairs.setdefault(i, {})[j] = v
+  group: dict[int, list[int]] = {}   # column -> the rows of its group; the same list for all columns of a group
+  for i, of_row in pairs.items():
+    joined = [i]
+    for j in of_row:
+      other = group.get(j)
+      if other is not None and other is not joined:
+        joined += other
+        for k in other:
+          group.update(dict.fromkeys(pairs[k], joined))
+      group[j] = joined
+  out: list[tuple[int, int]] = []
+  for r in {id(g): g for g in group.values()}.values():
+    if len(r) == 1:
+      of_row = pairs[r[0]]
+      out.append((r[0], max(of_row, key=of_row.__getitem__)))
       continue
-    rows, cols = rows[live], cols[open_]
-    if rows.size and cols.size:
-      r, c = hungarian(value[np.ix_(rows, cols)])
-      out_r.append(rows[r])
-      out_c.append(cols[c])
-    break
-  if not out_r:
-    return np.zeros(0, np.intp), np.zeros(0, np.intp)
-  r, c = np.concatenate(out_r), np.concatenate(out_c)
-  order = np.argsort(r)
-  return r[order], c[order]
+    r.sort()
+    c = sorted({j for i in r for j in pairs[i]})
+    if len(c) == 1:
+      out.append((max(r, key=lambda i: pairs[i][c[0]]), c[0]))
+    else:
+      out += [(r[i], c[j]) for i, j in hungarian([[pairs[i].get(j, 0.0) for j in c] for i in r])]
+  out.sort()
+  return np.array([i for i, _ in out], np.intp), np.array([j for _, j in out], np.intp)
 
 
-def hungarian(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """As assign(), on values >= 0, by the Hungarian method alone."""
-  if value.shape[0] > value.shape[1]:
-    c, r = hungarian(value.T)
-    return r, c
-  n, m = value.shape
-  cost = -value.astype(np.float64)
-  u, v = np.zeros(n + 1), np.zeros(m + 1)       # potentials; index 0 stands for 'none'
-  owner, way = np.zeros(m + 1, np.intp), np.zeros(m + 1, np.intp)
+def hungarian(value: list[list[float]]) -> list[tuple[int, int]]:
+  """The pairs of assign() in a small matrix: shortest augmenting paths, O(n^2 m). Values of 0 and less stand for 'not'. Of this size lists beat arrays."""
+  n, m = len(value), len(value[0])
+  if n > m:
+    return [(i, j) for j, i in hungarian([list(c) for c in zip(*value, strict=True)])]
+  cost = [[-max(v, 0.0) for v in row] for row in value]
+  u, v = [0.0] * (n + 1), [0.0] * (m + 1)       # potentials; index 0 stands for 'none'
+  owner, way = [0] * (m + 1), [0] * (m + 1)     # the row of each column; the column before it on the path
   for row in range(1, n + 1):
     owner[0], j = row, 0
-    least = np.full(m + 1, np.inf)
-    free = np.ones(m + 1, bool)
+    least, used, free = [float("inf")] * (m + 1), [0], list(range(1, m + 1))
     while True:
-      free[j] = False
-      i = owner[j]
-      reduced = cost[i - 1] - u[i] - v[1:]
-      better = free[1:] & (reduced < least[1:])
-      least[1:][better], way[1:][better] = reduced[better], j
-      nearest = np.where(free, least, np.inf)
-      k = int(nearest.argmin())
-      delta = nearest[k]
-      taken = ~free
-      u[owner[taken]] += delta
-      v[taken] -= delta
-      least[free] -= delta
-      j = k
+      i, delta, best = owner[j], float("inf"), 0
+      line, at = cost[i - 1], u[i]
+      for k in free:
+        reduced = line[k - 1] - at - v[k]
+        if reduced < least[k]:
+          least[k], way[k] = reduced, j
+        if least[k] < delta:
+          delta, best = least[k], k
+      for k in used:
+        u[owner[k]] += delta
+        v[k] -= delta
+      for k in free:
+        least[k] -= delta
+      j = best
       if owner[j] == 0:
         break
+      used.append(j)
+      free.remove(j)
     while j:
       owner[j] = owner[way[j]]
-      j = int(way[j])
-  c = np.flatnonzero(owner[1:])
-  r = owner[1:][c] - 1
-  ok = value[r, c] > 0
-  return r[ok], c[ok]
+      j = way[j]
+  return [(owner[j] - 1, j - 1) for j in range(1, m + 1) if owner[j] and value[owner[j] - 1][j - 1] > 0]
 
 
 def merge(found: list[Detections], classes: list[str]) -> Detections:
@@ -159,30 +161,29 @@ def locate(
   foot = np.stack([(boxes[:, 0] + boxes[:, 2]) / 2, boxes[:, 3]], axis=1)
   x = ground.road(foot)[:, 0]
   x[boxes[:, 3] > height - 1.5] = np.nan
-  var = ground.forward_std(x, edge_std) ** 2
-  weight = np.where(np.isnan(x), 0, 1 / np.where(np.isnan(var), 1, var))
-  total, mean = weight, np.where(np.isnan(x), 0, x) * weight
-  spread = np.zeros(len(boxes))
+  weight = np.nan_to_num(ground.forward_std(x, edge_std) ** -2.0)
+  total, mean = weight, np.nan_to_num(x) * weight
+  spread = 0.0
   if depth is not None and depth.metric:
     h, w = depth.z.shape
-    at = np.array([0.3, 0.4, 0.5, 0.6, 0.7], np.float32)
-    px = boxes[:, 0:1] + (boxes[:, 2:3] - boxes[:, 0:1]) * at
-    py = boxes[:, 1:2] + (boxes[:, 3:4] - boxes[:, 1:2]) * at
-    j, i = np.clip(((px + 0.5) * (w / width)).astype(int), 0, w - 1), np.clip(((py + 0.5) * (h / height)).astype(int), 0, h - 1)
-    z = depth.z[i[:, :, None], j[:, None, :]].reshape(len(boxes), -1)
+    side = boxes[:, 2:] - boxes[:, :2]
+    j = ((boxes[:, :1] + side[:, :1] * MIDDLE + 0.5) * (w / width)).astype(np.intp)
+    i = ((boxes[:, 1:2] + side[:, 1:] * MIDDLE + 0.5) * (h / height)).astype(np.intp)
+    z = np.sort(depth.z[i.clip(0, h - 1)[:, :, None], j.clip(0, w - 1)[:, None, :]].reshape(len(boxes), -1), axis=1)   # nan comes last
     known = np.isfinite(z).sum(1)
-    z = np.sort(z, axis=1)[np.arange(len(boxes)), np.maximum(known - 1, 0) // 2].astype(np.float64)   # nan sorts last
+    z = z[np.arange(len(z)), np.maximum(known - 1, 0) // 2]
     seen = clear & (known > 0) & (z > 0)   # behind an occluder the map shows that
-    w_depth = np.where(seen, 1 / (DEPTH_STD * np.where(seen, z, 1)) ** 2, 0)
-    both = seen & (weight > 0)
-    spread[both] = np.maximum(np.abs(z - x)[both] / 2 - 1 / np.sqrt(total + w_depth)[both], 0)
-    total, mean = total + w_depth, mean + w_depth * np.where(seen, z, 0)
-  with np.errstate(divide="ignore", invalid="ignore"):
-    x, std_x = np.where(total > 0, mean / total, np.nan), np.where(total > 0, np.hypot(1 / np.sqrt(total), spread), np.nan)
-  side = (foot[:, 0] - ground.cx) / ground.f
-  position = np.stack([x, x * side, np.where(np.isnan(x), np.nan, ground.height)], axis=1)
-  std = np.stack([std_x, np.hypot(std_x * side, x * PIXEL_STD / ground.f), np.full(len(x), ground.height * 0.05) + x * 0.005], axis=1)
-  return position.astype(np.float32), std.astype(np.float32)
+    z = np.where(seen, z, 1)
+    more = np.where(seen, (DEPTH_STD * z) ** -2.0, 0)
+    spread = np.where(seen & (weight > 0), np.maximum(np.abs(z - np.nan_to_num(x)) / 2 - np.sqrt(1 / np.maximum(total + more, 1e-9)), 0), 0)
+    total, mean = total + more, mean + more * z
+  total = np.where(total > 0, total, np.nan)
+  x, std_x = mean / total, np.sqrt(1 / total + spread * spread)
+  slope = (foot[:, 0] - ground.cx) * (1 / ground.f)
+  position, std = np.empty((2, len(x), 3), np.float32)
+  position[:, 0], position[:, 1], position[:, 2] = x, x * slope, np.where(np.isnan(x), np.nan, ground.height)
+  std[:, 0], std[:, 1], std[:, 2] = std_x, np.hypot(std_x * slope, x * (PIXEL_STD / ground.f)), ground.height * HEIGHT_STD + x * PITCH_STD
+  return position, std
 
 
 class Tracker:
@@ -225,40 +226,44 @@ class Tracker:
     self.p01 += dt * self.p11 + Q * Q * dt ** 3 / 2
     self.p11 += Q * Q * dt * dt
 
-  def _values(self, d: Detections, boxes: np.ndarray, bits: np.ndarray | None) -> np.ndarray:
-    """(N, M) of assign(): over 0 where track and detection may be the same."""
-    iou = box_iou(boxes, d.boxes)
+  def _values(self, d: Detections, inter: np.ndarray, area: np.ndarray, bits: np.ndarray | None) -> np.ndarray:
+    """(N, M) of assign(): over 0 where track and detection may be the same. inter: (N, M) that predicted boxes share with detections, area: (N,) of boxes."""
+    b = d.boxes
+    wide, high = b[:, 2] - b[:, 0], b[:, 3] - b[:, 1]
+    iou = inter / np.maximum(area[:, None] + wide * high - inter, 1e-6)
+    mean = self.mean.astype(np.float32)
+    std = np.minimum(np.sqrt(self.p00 + R * R), MAX_STD).astype(np.float32)
+    reach = 1 / (std * std * mean[:, 2] * mean[:, 3])[:, None]
+    dx, dy = (b[:, 0] + b[:, 2]) / 2 - mean[:, :1], (b[:, 1] + b[:, 3]) / 2 - mean[:, 1:2]
+    off2 = (dx * dx + dy * dy) * reach
+    i, j = np.nonzero((iou > MIN_OVERLAP) | (off2 < MAX_SIGMA ** 2))   # of the others no more has to be known
+    overlap, away = iou[i, j], off2[i, j]
+    lost = self.lost[i] > 0
+    same = (self.votes.argmax(1)[i] == d.class_ids[j]) | (overlap > 0.5)
+    may = same
+    motion = np.exp(-0.5 * away)
+    # a lost car is not found again in one of half its width
+    w0, h0, w1, h1 = mean[i, 2], mean[i, 3], wide[j], high[j]
+    motion *= np.sqrt(np.minimum(w0, w1) * np.minimum(h0, h1) / np.maximum(np.maximum(w0, w1) * np.maximum(h0, h1), 1))
     if bits is not None and self.bits is not None:
       # a mask is compared where it last was: in one frame it hardly moves, and in longer it says less than the predicted box
-      i, j = np.nonzero((iou > 0) & (self.has_bits & (self.lost == 0))[:, None] & bits.any(1)[None])
-      if i.size:
-        both = np.bitwise_count(self.bits[i] & bits[j]).sum(1, dtype=np.int64)
-        either = np.bitwise_count(self.bits[i] | bits[j]).sum(1, dtype=np.int64)
-        iou[i, j] = both / np.maximum(either, 1)
-    size = np.sqrt(self.mean[:, 2] * self.mean[:, 3])
-    centre = (d.boxes[:, :2] + d.boxes[:, 2:]) / 2
-    off = (self.mean[:, None, :2] - centre[None]) / size[:, None, None]
-    std = np.minimum(np.sqrt(self.p00 + R * R), MAX_STD)[:, None]
-    off2 = (off * off).sum(2) / (std * std)
-    # how near the size is, as overlap says it for boxes on one centre: a lost car is not found again in one of half its width
-    w, h = d.boxes[:, 2] - d.boxes[:, 0], d.boxes[:, 3] - d.boxes[:, 1]
-    ratio = np.minimum(w[None], self.mean[:, 2:3]) * np.minimum(h[None], self.mean[:, 3:4]) / np.maximum(
-      np.maximum(w[None], self.mean[:, 2:3]) * np.maximum(h[None], self.mean[:, 3:4]), 1)
-    value = W_OVERLAP * iou + W_MOTION * np.exp(-off2 / 2) * np.sqrt(ratio)
-    weight = np.full(iou.shape, W_OVERLAP + W_MOTION)
-    may = (iou > MIN_OVERLAP) | (off2 < MAX_SIGMA ** 2)
+      k = np.flatnonzero(~lost & (overlap > 0) & self.has_bits[i] & bits.any(1)[j])
+      mine, theirs = self.bits[i[k]], bits[j[k]]
+      both = np.bitwise_count(mine & theirs).sum(1, dtype=np.int32)
+      either = np.bitwise_count(mine | theirs).sum(1, dtype=np.int32)
+      overlap[k] = both / np.maximum(either, 1)
+    # out of sight, overlap with a vague prediction says little: motion, which knows how vague, speaks in its place
+    overlap += np.where(lost, np.maximum(motion - overlap, 0) * np.minimum(std[i] / MAX_STD, 1), 0)
+    value, weight = W_OVERLAP * overlap + W_MOTION * motion, W_OVERLAP + W_MOTION
     if self.embed is not None and d.embed is not None:
-      known = self.has_embed[:, None] & d.embed.any(1)[None]
-      cosine = self.embed @ d.embed.T
+      known = self.has_embed[i] & d.embed.any(1)[j]
+      cosine = (self.embed @ d.embed.T)[i, j]
       value += np.where(known, W_EMBED * np.maximum(cosine, 0), 0)
-      weight += np.where(known, W_EMBED, 0)
-      may &= ~known | (cosine > MIN_COSINE) | ((self.lost == 0)[:, None] & (iou > 0.5))
-    same = self.votes.argmax(1)[:, None] == d.class_ids[None]
-    may &= same | (iou > 0.5)
-    # out of sight, overlap with a vague prediction says little: the mean is of looks and motion then, by how vague it is
-    vague = np.minimum(std / MAX_STD, 1) * (self.lost > 0)[:, None]
-    value += W_OVERLAP * vague * (np.exp(-off2 / 2) * np.sqrt(ratio) - iou).clip(0)
-    return np.where(may, value / weight - MIN_VALUE, 0)
+      weight = np.where(known, W_EMBED + weight, weight)
+      may &= ~known | (cosine > MIN_COSINE) | (~lost & (overlap > 0.5))
+    out = np.zeros(iou.shape)
+    out[i, j] = np.where(may, value / weight - MIN_VALUE, 0)
+    return out
 
   def update(self, frame_id: int, d: Detections, ground: Ground, depth: Depth | None = None) -> Tracked:
     """d: what the heads found in this frame, class_ids into this tracker's classes. After a jump of the frame's number beyond MAX_LOST, or back, all is new."""
@@ -268,12 +273,19 @@ class Tracker:
       dt = 1
     self.last_frame = frame_id
     self.predict(dt)
-    boxes = self.boxes
+    boxes = self.boxes.astype(np.float32)
     bits = pack(d.masks) if d.masks is not None else None
-    i, j = assign(self._values(d, boxes, bits)) if len(self.ids) and len(d.boxes) else (np.zeros(0, np.intp), np.zeros(0, np.intp))
+    area, inter = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), intersection(boxes, d.boxes)
+    i = j = np.zeros(0, np.intp)
+    if inter.size:
+      i, j = assign(self._values(d, inter, area, bits))
     found = np.full(len(self.ids), -1)
     found[i] = j
-    cover = self._cover(boxes, d.boxes, found)
+    cover = np.zeros(len(boxes), np.float32)   # share of each predicted box behind the box of one nearer detection, nearer being the one that reaches lower
+    if inter.size:
+      share = np.where(d.boxes[:, 3] > boxes[:, 3:4], inter, 0)
+      share[i, j] = 0
+      cover = np.minimum(share.max(1) / np.maximum(area, 1), 1)
     self._correct(i, j, d, cover[i])
     self.lost = np.where(found >= 0, 0, self.lost + dt)
     self.hits[i] += 1
@@ -283,27 +295,22 @@ class Tracker:
       self.bits[i], self.has_bits[i] = bits[j], bits[j].any(1)
     self._remember(i, j, d, cover[i])
     # leave: unseen too long, seen once and weakly, or gone out of the view
-    inside = box_iou(boxes, np.array([[-0.5, -0.5, self.view[1] - 0.5, self.view[0] - 0.5]]))[:, 0] > 0
+    inside = (boxes[:, 2] > 0) & (boxes[:, 3] > 0) & (boxes[:, 0] < self.view[1] - 1) & (boxes[:, 1] < self.view[0] - 1)
     stay = (self.lost == 0) | ((self.lost <= MAX_LOST) & ((self.hits > 1) | (self.scores >= PROBABLE)) & inside)
-    new = np.setdiff1d(np.arange(len(d.boxes)), j)
+    unknown = np.ones(len(d.boxes), bool)
+    unknown[j] = False
+    new = np.flatnonzero(unknown)
     over = int(stay.sum()) + len(new) - MAX_TRACKS
     if over > 0:
       stay[np.argsort(-np.where(stay, self.lost, -1), kind="stable")[:over]] = False
-    at = np.flatnonzero(stay)
-    self._select(at)
-    self._start(new, d, frame_id, bits)
-    found, cover = np.concatenate([found[at], new]), np.concatenate([cover[at], np.zeros(len(new))])
+    if not stay.all():
+      at = np.flatnonzero(stay)
+      self._select(at)
+      found, cover = found[at], cover[at]
+    if new.size:
+      self._start(new, d, frame_id, bits)
+      found, cover = np.concatenate([found, new]), np.concatenate([cover, np.zeros(len(new), np.float32)])
     return self._tracked(frame_id, d, found, cover, ground, depth)
-
-  def _cover(self, boxes: np.ndarray, seen: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """(N,) share of each predicted box that lies behind the box of one nearer detection, nearer being the one that reaches lower."""
-    if not len(boxes) or not len(seen):
-      return np.zeros(len(boxes))
-    low, high = np.maximum(boxes[:, None, :2], seen[None, :, :2]), np.minimum(boxes[:, None, 2:], seen[None, :, 2:])
-    side = np.maximum(high - low, 0)
-    share = side[..., 0] * side[..., 1] / np.maximum((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), 1)[:, None]
-    share[(seen[None, :, 3] <= boxes[:, None, 3]) | (found[:, None] == np.arange(len(seen))[None])] = 0
-    return np.minimum(share.max(1), 1)
 
   def _correct(self, i: np.ndarray, j: np.ndarray, d: Detections, cover: np.ndarray) -> None:
     """The filter's step. Edges that an occluder or the view cuts off are not the object's: such a detection moves the track little."""

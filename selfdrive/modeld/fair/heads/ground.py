@@ -27,16 +27,18 @@ class Ground:
   def road(self, px: np.ndarray) -> np.ndarray:
     """(..., 2) view pixels -> (..., 3) metres on the road, nan at and above the horizon and beyond FAR."""
     below = px[..., 1] - self.cy
-    with np.errstate(divide="ignore", invalid="ignore"):
-      x = self.f * self.height / below
-    x = np.where((below > 0) & (x <= FAR), x, np.nan)
-    return np.stack([x, x * (px[..., 0] - self.cx) / self.f, np.where(np.isnan(x), np.nan, self.height)], axis=-1)
+    out = np.empty((*below.shape, 3), np.result_type(px.dtype, np.float32))
+    least = self.f * self.height / FAR
+    x = np.where(below >= least, self.f * self.height / np.maximum(below, least), np.nan)   # maximum: nan stays nan
+    out[..., 0] = x
+    out[..., 1] = x * (px[..., 0] - self.cx) * (1 / self.f)
+    out[..., 2] = np.where(np.isnan(x), np.nan, self.height)
+    return out
 
   def view(self, points: np.ndarray) -> np.ndarray:
     """(..., 3) metres, calibrated frame -> (..., 2) view pixels, nan where x is not ahead."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-      x = np.where(points[..., 0] > 0.1, points[..., 0], np.nan)
-      return np.stack([self.cx + self.f * points[..., 1] / x, self.cy + self.f * points[..., 2] / x], axis=-1)
+    x = np.where(points[..., :1] > 0.1, points[..., :1], np.nan)
+    return points[..., 1:] * (self.f / x) + np.array([self.cx, self.cy])
 
   def forward_std(self, x: np.ndarray, pixel_std: np.ndarray | float) -> np.ndarray:
     """Standard deviation, m, of the forward distance x that the plane gives to a pixel known to pixel_std rows."""

@@ -9,6 +9,7 @@ from openpilot.selfdrive.modeld.fair.heads.objects import sigmoid
 
 SCALE = 50.0                     # m; the fit is made in x / SCALE
 PRIOR = np.array([20.0, 15.0, 10.0, 5.0])   # m; standard deviations of the four coefficients in x / SCALE: what few or near points leave open stays straight
+PRECISION, SCALES = np.diag(PRIOR ** -2.0), SCALE ** np.arange(4)
 SIDE_STD, SIDE_PIXELS = 0.05, 1.5           # of a point across the road: m, and pixels
 MIN_LINE_PROB = 0.3              # of modelV2's lane lines
 SEED_FAR = 60.0                  # m
@@ -36,15 +37,16 @@ def model_lines(model: Any, ground: Ground) -> list[np.ndarray]:
   """A modelV2 reader -> per lane line that it believes in (P, 2) view pixels, from far to near, within SEED_FAR."""
   found = []
   for line, prob in zip(model.laneLines, model.laneLineProbs, strict=False):
-    if prob < MIN_LINE_PROB or not (len(line.x) == len(line.y) == len(line.z)):
+    if not prob >= MIN_LINE_PROB:   # nan too
       continue
-    points = np.array([list(line.x), list(line.y), list(line.z)], np.float64).T
-    points = points[np.isfinite(points).all(1)]
-    # modelV2's first points are metres apart, and the view begins at 5 m: on a straight line between them, as openpilot draws it
-    ok = (points[:, 0] > 1) & (points[:, 0] <= SEED_FAR)
-    px = ground.view(points[ok])
-    px = px[np.argsort(px[:, 1], kind="stable")]
-    if len(px) > 1:
+    x, y, z = list(line.x), list(line.y), list(line.z)
+    if not len(x) == len(y) == len(z):
+      continue
+    points = np.array([x, y, z]).T[::-1]   # modelV2 counts from the car
+    # its first points are metres apart and the view begins at 5 m: between them the line is straight, as openpilot draws it
+    points = points[np.isfinite(points).all(1) & (points[:, 0] > 1) & (points[:, 0] <= SEED_FAR)]
+    px = ground.view(points)
+    if len(px) > 1 and (np.diff(px[:, 1]) > 0).all():   # else it climbs out of sight, or is no line
       found.append(px)
   return found
 
@@ -87,19 +89,23 @@ def fit_lines(x: np.ndarray, y: np.ndarray, weight: np.ndarray, f: float) -> tup
 
   Weighted least squares with a prior, reweighted twice so that strays count little.
   """
-  t = np.where(weight > 0, x, 0) / SCALE
-  y = np.where(weight > 0, y, 0)
-  basis = t[..., None] ** np.arange(4)
-  sigma = np.hypot(SIDE_STD, t * SCALE * SIDE_PIXELS / f)
-  w = weight / sigma ** 2
-  prior = np.diag(PRIOR ** -2.0)
-  off = np.zeros_like(y)
-  coef = np.zeros((len(x), 4))
-  for _ in range(3):
-    b = basis * (w / (1 + off ** 2 / 9))[..., None]
-    coef = np.linalg.solve(b.swapaxes(1, 2) @ basis + prior, (b * y[..., None]).sum(1)[..., None])[..., 0]
-    off = ((basis @ coef[..., None])[..., 0] - y) / sigma
-  return coef / SCALE ** np.arange(4), np.where(weight > 0, np.abs(off), 0)
+  there = weight > 0
+  t = np.where(there, x, 0) * (1 / SCALE)
+  y = np.where(there, y, 0)
+  basis = np.empty((*t.shape, 4))
+  basis[..., 0], basis[..., 1] = 1, t
+  np.multiply(t, t, out=basis[..., 2])
+  np.multiply(basis[..., 2], t, out=basis[..., 3])
+  sigma = np.hypot(SIDE_STD, t * (SCALE * SIDE_PIXELS / f))
+  w = weight / (sigma * sigma)
+  k = w
+  for i in range(3):
+    b = (basis * k[..., None]).swapaxes(1, 2)
+    coef = np.linalg.solve(b @ basis + PRECISION, b @ y[..., None])
+    off = ((basis @ coef)[..., 0] - y) / sigma
+    if i < 2:
+      k = w / (1 + off * off / 9)
+  return coef[..., 0] / SCALES, np.where(there, np.abs(off), 0)
 
 
 def on_line(coef: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -21,13 +21,18 @@ class Detections:
   embed: np.ndarray | None  # (M, E) float32 of length 1
 
 
+def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """(N, 4), (M, 4) boxes -> (N, M) square pixels that they share."""
+  w = np.minimum(a[:, 2:3], b[:, 2]) - np.maximum(a[:, 0:1], b[:, 0])
+  h = np.minimum(a[:, 3:4], b[:, 3]) - np.maximum(a[:, 1:2], b[:, 1])
+  return np.maximum(w, 0) * np.maximum(h, 0)
+
+
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """(N, 4), (M, 4) boxes -> (N, M) intersection over union."""
-  low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-  side = np.maximum(high - low, 0)
-  inter = side[..., 0] * side[..., 1]
+  inter = intersection(a, b)
   area_a, area_b = (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1]), (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
-  return inter / np.maximum(area_a[:, None] + area_b[None] - inter, 1e-6)
+  return inter / np.maximum(area_a[:, None] + area_b - inter, 1e-6)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -193,6 +193,14 @@ def test_depth_at_the_edges(rng):
           finite_gradients(sum(ls.depth_loss(x, t(d.astype(np.float32)), t(where), metric).values()), x)
 
 
+def test_depth_of_a_flat_student(rng):
+  """A student that still says the same depth everywhere: its deviation is next to none, but what it is told to do is not without bounds."""
+  _, depth, valid = random_depth(rng)
+  log_depth = t(2 + 1e-6 * rng.normal(size=(3, 1, 12, 17)), True)
+  grad, = finite_gradients(sum(ls.depth_loss(log_depth, t(depth), t(valid), metric=False).values()), log_depth)
+  assert 0 < grad.norm() < 100
+
+
 def test_depth_gradient_is_right(rng):
   log_depth, depth, valid = random_depth(rng, 2, 4, 5)
   x = t(log_depth, True)

@@ -27,7 +27,7 @@ def value(x) -> float:
 
 
 def random_boxes(rng, n):
-  centre, size = rng.uniform([0, 0], [511, 255], (n, 2)), np.exp(rng.uniform(1, 5, (n, 2)))
+  centre, size = rng.uniform([0, 0], [511, 255], (n, 2)), np.exp(rng.uniform(1, 5.5, (n, 2)))
   return np.concatenate([centre - size / 2, centre + size / 2], 1)
 
 
@@ -174,7 +174,8 @@ def objects_reference(out, objects, valid, clips):
   yy, xx = np.mgrid[:32, :64]
   for i, m, x, y, _ in everyone:
     o = objects[i]
-    r = int(mt.gaussian_radius((o["boxes"][m, 2:] - o["boxes"][m, :2]) / 8))
+    w, h = ((o["boxes"][m, 2:] - o["boxes"][m, :2]) / 8).tolist()
+    r = max(int(next(r for r in np.arange(1, 200) if (w - 2 * r) * (h - 2 * r) < 0.7 * w * h or 2 * r > min(w, h)) - 1), 1)
     k = int(o["cls"][m])
     target[i, k] = np.maximum(target[i, k], np.exp(-((xx - x) ** 2 + (yy - y) ** 2) / (2 * ((2 * r + 1) / 6) ** 2)))
   positives: dict[tuple, float] = {}
@@ -251,13 +252,23 @@ def random_valid(rng, b):
   return valid
 
 
+def add_object(o, centre, size, track):
+  centre, size = t(np.array(centre, float)), t(np.array(size, float))
+  new = {"boxes": torch.cat([centre - size / 2, centre + size / 2]), "cls": torch.tensor(1), "track": torch.tensor(track), "score": torch.tensor(0.7).double()}
+  o.update({k: torch.cat([o[k], v[None]]) for k, v in new.items()})
+  if o["mask"] is not None:
+    o["mask"] = torch.cat([o["mask"], 1 - o["mask"][:1]])
+
+
 def test_objects_loss(rng):
   clips = [0, 0, 0, 1, 1]
   objects, out, valid = random_objects(rng, 5, 7), random_outputs(rng, 5), random_valid(rng, 5)
-  near = objects[1]["boxes"]
-  objects[2]["boxes"] = torch.cat([objects[2]["boxes"], near[:1], near[:1] + t([-9.0, -9, 9, 9])])  # two with one centre: the smaller has the cell
-  for k, extra in (("cls", [0, 1]), ("track", [objects[1]["track"][0], 17]), ("score", [0.9, 0.8])):
-    objects[2][k] = torch.cat([objects[2][k], torch.tensor(extra, dtype=objects[2][k].dtype)])
+  # centres: just over a cell's edge; the same, smaller, in the same frame; the same again in the clip's next frame; a cell that a smaller neighbour wants
+  add_object(objects[1], [295.7, 160.2], [60, 40], track=20)
+  add_object(objects[1], [295.7, 160.2], [40, 30], track=21)
+  add_object(objects[2], [303.7, 160.2], [60, 40], track=21)
+  add_object(objects[3], [323.5, 163.5], [120, 80], track=21)
+  add_object(objects[3], [331.5, 163.5], [30, 30], track=22)
   parts = mt.objects_loss({k: t(v) for k, v in out.items()}, objects, t(valid), clips)
   for k, v in objects_reference(out, objects, valid, clips).items():
     assert value(parts[k]) == pytest.approx(v, rel=1e-4 if k == "embed" else 1e-9, abs=1e-12), k  # unit() guards its root with 1e-6

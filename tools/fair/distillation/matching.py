@@ -152,20 +152,19 @@ def flatten_objects(objects: Sequence[Mapping[str, Any]], like: Tensor, height: 
 
 
 def gaussian_radius(size: Tensor, overlap: float = 0.7) -> Tensor:
-  """(n, 2) widths and heights -> (n,): how far both corners may move while the box still has IoU >= overlap with its old place (CornerNet, Law and Deng 2018).
+  """(n, 2) widths and heights -> (n,): how far the corners may each move, in x and y, while the box keeps IoU >= overlap (CornerNet, Law and Deng 2018).
 
-  The least of the three cases: moved alike, both inwards, both outwards."""
+  The worst way is both inwards: (w - 2 r) (h - 2 r) = overlap w h."""
   total, area = size.sum(-1), size.prod(-1)
-  alike = (total - torch.sqrt(total**2 - 4 * area * (1 - overlap) / (1 + overlap))) / 2
-  inwards = (total - torch.sqrt(total**2 - 4 * area * (1 - overlap))) / 4
-  outwards = (torch.sqrt(total**2 + 4 * area * (1 - overlap) / overlap) - total) / 4
-  return torch.minimum(torch.minimum(alike, inwards), outwards)
+  return (total - torch.sqrt(total**2 - 4 * area * (1 - overlap))) / 4
 
 
 def heat_targets(cells: Tensor, o: Flat, shape: torch.Size) -> Tensor:
-  """(B, K, h, w) of shape: the largest of the objects' Gaussians around their cells ((n, 2) x, y), sigma = (2 r + 1) / 6 (CenterNet, Zhou et al. 2019)."""
+  """(B, K, h, w) of shape: the largest of the objects' Gaussians around their cells ((n, 2) x, y), sigma = (2 r + 1) / 6 (CenterNet, Zhou et al. 2019).
+
+  r is gaussian_radius in whole cells, at least 1: on so coarse a grid a teacher's centre often falls into the next cell."""
   b, k, h, w = shape
-  sigma = (2 * gaussian_radius((o.boxes[:, 2:] - o.boxes[:, :2]).clamp(min=0) / CELL).floor() + 1) / 6
+  sigma = (2 * gaussian_radius((o.boxes[:, 2:] - o.boxes[:, :2]).clamp(min=0) / CELL).floor().clamp(min=1) + 1) / 6
   x, y = (torch.exp(-((torch.arange(m, device=cells.device) - cells[:, i, None]) ** 2) / (2 * sigma[:, None] ** 2)) for i, m in ((0, w), (1, h)))
   gaussians = (y[:, :, None] * x[:, None]).flatten(1)
   place = (o.image * k + o.cls)[:, None].expand(-1, h * w)

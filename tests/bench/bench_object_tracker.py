@@ -6,6 +6,7 @@ python tests/bench/bench_object_tracker.py [--seeds 1 2 3 4] [--time day]
 """
 
 import argparse
+import itertools
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from openpilot.common.transformations.model import medmodel_intrinsics
-from openpilot.tools.fair.sam.track import ObjectTracker, Tracks, flow_of, iou
+from openpilot.tools.fair.sam.track import ObjectTracker, Tracks, flow_of, iou, looks_of
 from openpilot.tools.lib.errors import cli
 from openpilot.tools.sim.render import render
 from openpilot.tools.sim.world import VEHICLE, World
@@ -39,8 +40,18 @@ class Crossed(World):
     y = -self.reach + self.lorry_speed * (t - LEAD_IN / FPS)
     # nobody else between the camera and the lorry
     others = [o for o in super().objects(t) if o["x"] > AT + 4]
-    lorry = {"id": LORRY, "cls": VEHICLE, "x": AT, "y": y, "yaw": np.pi / 2, "size": (LENGTH, 2.4, 3.6), "rgb": (0.3, 0.05, 0.05), "shape": 2, "v_rel": 0.0,
-             "lane_d": 0.0}
+    lorry = {
+      "id": LORRY,
+      "cls": VEHICLE,
+      "x": AT,
+      "y": y,
+      "yaw": np.pi / 2,
+      "size": (LENGTH, 2.4, 3.6),
+      "rgb": (0.3, 0.05, 0.05),
+      "shape": 2,
+      "v_rel": 0.0,
+      "lane_d": 0.0,
+    }
     return [*others, lorry] if abs(y) < self.reach else others
 
 
@@ -54,6 +65,7 @@ class Scene:
   truth: list[np.ndarray] = field(default_factory=list)
   pixels: list[dict[int, int]] = field(default_factory=list)  # identity -> pixels to be seen
   grey: list[np.ndarray] = field(default_factory=list)
+  looks: list[np.ndarray] = field(default_factory=list)
 
 
 def boxes_of(instance: np.ndarray) -> dict[int, tuple[int, np.ndarray]]:
@@ -91,15 +103,16 @@ def make_scene(seed: int, hidden: int, time_of_day: str = "day", rgb: bool = Tru
     scene.classes.append(table[:, 5].astype(np.int64))
     scene.truth.append(table[:, 6].astype(np.int64))
     scene.grey.append(frame.rgb.mean(-1).astype(np.uint8))
+    scene.looks.append(looks_of(frame.rgb.transpose(2, 0, 1), table[:, :4]))
   return scene
 
 
-def follow(scene: Scene, flow: bool) -> list[np.ndarray]:
+def follow(scene: Scene, flow: bool, looks: bool) -> list[np.ndarray]:
   """-> ObjectTracker's identity of every box."""
   tracker, tracks, out = ObjectTracker(), Tracks(), []
   for n, (boxes, scores, classes) in enumerate(zip(scene.boxes, scene.scores, scene.classes, strict=True)):
     moved = flow_of(scene.grey[n - 1], scene.grey[n], tracks) if flow and n else None
-    out.append(tracker.update(tracks, boxes, scores, classes, (H, W), moved))
+    out.append(tracker.update(tracks, boxes, scores, classes, (H, W), moved, scene.looks[n] if looks else None))
   return out
 
 
@@ -134,7 +147,7 @@ class Figures:
     names, tracks = np.unique(true[true >= 0]), np.unique(said[said >= 0])
     for i in names.tolist():
       at = [(n, int(s[k])) for n, (who, s) in enumerate(zip(scene.truth, ids, strict=True)) for k in np.flatnonzero((who == i) & (s >= 0))]
-      steps = list(zip(at, at[1:], strict=False))
+      steps = list(itertools.pairwise(at))
       self.switches += sum(a[1] != b[1] for a, b in steps)
       for k, (a, b) in enumerate(steps):
         # hidden, not just overlooked: followed for half a second before, and no pixel to be seen at some moment between
@@ -153,7 +166,12 @@ def main() -> None:
   parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4], help="worlds of the simulator")
   parser.add_argument("--time", default="day", choices=("day", "dusk", "night"))
   args = parser.parse_args()
-  ways = {"tracker": lambda s: follow(s, False), "tracker + flow": lambda s: follow(s, True), "no memory": without_memory}
+  ways = {
+    "motion": lambda s: follow(s, False, False),
+    "+ looks": lambda s: follow(s, False, True),
+    "+ looks, flow": lambda s: follow(s, True, True),
+    "no memory": without_memory,
+  }
   print(f"{'hidden for':>10}  {'':15} {'kept':>12} {'switches':>9} {'boxes':>6} {'IDF1':>6} {'ms/frame':>9}")
   for hidden in HIDDEN:
     figures, spent, frames = {k: Figures() for k in ways}, dict.fromkeys(ways, 0.0), 0

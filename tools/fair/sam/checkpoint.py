@@ -57,8 +57,12 @@ SIZES: dict[tuple[int, int], dict[str, Any]] = {
   (96, 12): {"blocks_per_stage": [1, 2, 7, 2], "global_attention_blocks": [5, 7, 9]},
   (96, 16): {"blocks_per_stage": [1, 2, 11, 2], "global_attention_blocks": [7, 10, 13]},
   (112, 24): {"blocks_per_stage": [2, 3, 16, 3], "global_attention_blocks": [12, 16, 20], "num_attention_heads_per_stage": [2, 4, 8, 16]},
-  (144, 48): {"blocks_per_stage": [2, 6, 36, 4], "global_attention_blocks": [23, 33, 43], "num_attention_heads_per_stage": [2, 4, 8, 16],
-              "window_size_per_stage": [8, 4, 16, 8]},
+  (144, 48): {
+    "blocks_per_stage": [2, 6, 36, 4],
+    "global_attention_blocks": [23, 33, 43],
+    "num_attention_heads_per_stage": [2, 4, 8, 16],
+    "window_size_per_stage": [8, 4, 16, 8],
+  },
 }
 # what the preprocessor_config.json of facebook/sam2.1-hiera-* says
 PICTURES: dict[str, Any] = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "do_resize": True, "resample": 2}
@@ -93,9 +97,11 @@ def config_of(state: dict[str, Tensor]) -> Any:
   window = list(state["vision_encoder.backbone.pos_embed"].shape[2:])
   hiera = Sam2HieraDetConfig(hidden_size=width, embed_dim_per_stage=widths, window_positional_embedding_background_size=window, **SIZES[width, len(blocks)])
   # SAM 2 lacks what 2.1 added
-  return Sam2VideoConfig(vision_config=Sam2VisionConfig(backbone_config=hiera, backbone_channel_list=widths[::-1]),
-                         enable_occlusion_spatial_embedding="occlusion_spatial_embedding_parameter" in state,
-                         enable_temporal_pos_encoding_for_object_pointers="temporal_positional_encoding_projection_layer.weight" in state)
+  return Sam2VideoConfig(
+    vision_config=Sam2VisionConfig(backbone_config=hiera, backbone_channel_list=widths[::-1]),
+    enable_occlusion_spatial_embedding="occlusion_spatial_embedding_parameter" in state,
+    enable_temporal_pos_encoding_for_object_pointers="temporal_positional_encoding_projection_layer.weight" in state,
+  )
 
 
 def load_pt(path: Path, device: Device, config: Any = None) -> Any:

@@ -24,6 +24,10 @@ TEACHERS: dict[str, Entry] = {
   "cotracker2": Entry(
     "cotracker.cotracker:CoTrackerTeacher", "cotracker2.pth", "CC-BY-NC-4.0", "45M", "tracks of points, also while they are covered", {"mode": "v2"}
   ),
+  "yolox-tracker": Entry("sam.track:TrackerTeacher", "yolox_nano.onnx", "Apache-2.0", "0.9M", "boxes with identity", {"detector": "yolox-nano"}),
+  "rtdetr-v2-r18-tracker": Entry(
+    "sam.track:TrackerTeacher", "PekingU/rtdetr_v2_r18vd", "Apache-2.0", "20.2M", "boxes with identity", {"detector": "rtdetr-v2-r18"}
+  ),
   "dinov2-small": Entry("dinov2.teacher:make", "facebook/dinov2-small", "Apache-2.0", "22M", "dense features"),
   "dinov2-with-registers-small": Entry("dinov2.teacher:make", "facebook/dinov2-with-registers-small", "Apache-2.0", "22M", "dense features"),
   "dinov2-base": Entry("dinov2.teacher:make", "facebook/dinov2-base", "Apache-2.0", "87M", "dense features"),

@@ -11,40 +11,17 @@ import time
 import cv2
 import numpy as np
 
-from openpilot.common.transformations.camera import device_frame_from_view_frame, project
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.tools.fair.cotracker.lane_points import inside, road_grid
 from openpilot.tools.fair.cotracker.tracker import LaneTracker
 from openpilot.tools.lib.errors import cli
-from openpilot.tools.sim.render import CLASSES, Frame, render
+from openpilot.tools.sim.points import FPS, STATIC, follow
+from openpilot.tools.sim.render import render
 from openpilot.tools.sim.world import World
 
-FPS, W, H = 20, 512, 256
+W, H = 512, 256
 SPANS = (1, 5, 10, 20)
-STATIC = [CLASSES.index(c) for c in ("background", "road", "lane")]
 FAR = 80.0  # metres
-
-
-def truth(world: World, frames: list[Frame], start: float, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """points (N, 2), integers, in the first frame -> where their surfaces are in every frame (T, N, 2), and whether they are seen (T, N)."""
-  ij = points.astype(int)
-  depth = frames[0].depth[ij[:, 1], ij[:, 0]].astype(np.float64)
-  rays = np.concatenate([points, np.ones((len(points), 1))], 1) @ np.linalg.inv(medmodel_intrinsics).T
-  at = (rays * depth[:, None]) @ device_frame_from_view_frame.T  # calibrated frame of the first picture
-  # a point of the road with the road's heading there: rigid between any two moments
-  s = world.ego(start)["s"] + 20.0
-  anchors = [[float(v) for v in world.to_ego(start + k / FPS, s, 0.0)] for k in range(len(frames))]
-  x0, y0, h0 = anchors[0]
-  tracks, seen = np.zeros((len(frames), len(points), 2)), np.zeros((len(frames), len(points)), bool)
-  for k, (x, y, h) in enumerate(anchors):
-    c, sn = np.cos(h - h0), np.sin(h - h0)
-    dx, dy = at[:, 0] - x0, at[:, 1] - y0
-    tracks[k], z = project(np.stack([x + c * dx - sn * dy, y + sn * dx + c * dy, at[:, 2]], 1), medmodel_intrinsics)
-    ok = inside(tracks[k], H, W) & (z > 0.5)
-    px = np.round(np.where(ok[:, None], tracks[k], 0)).astype(int)
-    there = frames[k].depth[px[:, 1], px[:, 0]]
-    seen[k] = ok & (np.abs(there - z) < 0.05 * z) & np.isin(frames[k].semantic[px[:, 1], px[:, 0]], STATIC)
-  return tracks, seen
 
 
 def lucas_kanade(video: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +63,7 @@ def main() -> None:
     ij = points.astype(int)
     first = frames[0]
     points = ij[(first.depth[ij[:, 1], ij[:, 0]] < FAR) & np.isin(first.semantic[ij[:, 1], ij[:, 0]], STATIC)].astype(np.float64)
-    true, seen = truth(world, frames, start, points)
+    true, seen = follow(world, frames, start, points)
     for name, track in trackers.items():
       t0 = time.perf_counter()
       tracks, visible = track(video, points)

@@ -4,6 +4,7 @@ from openpilot.tools.fair.teacher import Entry
 
 TEACHERS: dict[str, Entry] = {
   "openpilot": Entry("openpilot.teacher:OpenpilotTeacher", "", "MIT", "", "lane lines, path, leads out of the route's own log"),
+  "simulator": Entry("simulator.teacher:SimulatorTeacher", "", "MIT", "", "depth, classes, objects, points: exact, of simulated routes"),
   "yolox-nano": Entry("onnx.teacher:OnnxTeacher", "yolox_nano.onnx", "Apache-2.0", "0.9M", "boxes of COCO's road users", {"config": "yolox_nano"}),
   "rtmdet-nano-person": Entry(
     "onnx.teacher:OnnxTeacher", "rtmdet_nano_person.onnx", "Apache-2.0", "1.0M", "boxes of persons", {"config": "rtmdet_nano_person"}

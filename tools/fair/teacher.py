@@ -69,7 +69,8 @@ class Teacher(Protocol):
   labels: list[Label]  # may be known only after `prepare`
   stateful: bool  # frames must come in order, `state` goes from one call to the next
 
-  # may have: view_size() -> (width, height) of the pictures it likes best; wants = "none" where it reads only the log
+  # may have: view_size() -> (width, height) of the pictures it likes best; wants = "none" where it reads only the log;
+  # source(segment) -> what else decides the labels of one segment, as JSON
 
   def prepare(self, height: int, width: int) -> None:
     """Told once of the frames' size, before the first clip. Raises UserError where it cannot take them."""

@@ -52,6 +52,8 @@ class Scene(ctypes.Structure):
     ("haze", F),
     ("texture", F),
     ("wet", F),
+    ("mirror", F),
+    ("rain", F),
     ("seed", ctypes.c_uint32),
     ("n_boxes", ctypes.c_int32),
     ("boxes", P),
@@ -64,14 +66,18 @@ class Frame:
   depth: np.ndarray  # (H, W) float32, metres along the optical axis, inf in the sky
   semantic: np.ndarray  # (H, W) uint8, index into CLASSES
   instance: np.ndarray  # (H, W) uint16, identity of the vehicle or pedestrian, 0 elsewhere
+  alone: np.ndarray | None = None  # (65536,) int32, how many pixels each identity would fill with nothing before it
 
 
 @cache
 def library() -> Any:
   """The compiled ray-caster. Raises UserError where there is no C compiler or it fails."""
   lib = compile_library(SOURCE)
-  lib.raycast.argtypes = [ctypes.POINTER(Scene)] + [ctypes.c_void_p] * 2 + [ctypes.c_int, ctypes.c_int] + [ctypes.c_void_p] * 4
+  address = ctypes.c_void_p
+  lib.raycast.argtypes = [ctypes.POINTER(Scene), address, address, ctypes.c_int, ctypes.c_int, ctypes.c_double, *[address] * 6]
   lib.raycast.restype = None
+  lib.develop.argtypes = [address, address, address, F, F, ctypes.c_int, address]
+  lib.develop.restype = None
   return lib
 
 
@@ -80,12 +86,13 @@ def _floats(a: np.ndarray) -> Any:
 
 
 def render(
-  world: "World", t: float, intrinsics: np.ndarray, width: int, height: int, rpy=(0.0, 0.0, 0.0), camera_height: float | None = None, rgb: bool = True
+  world: "World", t: float, intrinsics: np.ndarray, width: int, height: int, rpy=(0.0, 0.0, 0.0), camera_height: float | None = None, rgb: bool = True,
+  alone: bool = False,
 ) -> Frame:
   """What a camera with `intrinsics` (3, 3) sees of `world` at `t` seconds.
 
   rpy: radians, how the camera is mounted (extrinsicsCalibration.rpyCalib); with medmodel's intrinsics and rpy 0 the image is the model view itself.
-  rgb=False leaves the picture black and saves its noise; depth, semantic and instance are the same.
+  rgb=False leaves the picture black and saves its shading; depth, semantic and instance are the same. alone=True counts Frame.alone.
   """
   view = world.view(t)
   arrays = {k: np.ascontiguousarray(view[k], dtype=np.float32) for k in ("table_y", "table_s", "table_heading", "lines", "boxes")}
@@ -108,36 +115,32 @@ def render(
     walk=world.walk,
     seed=world.seed & 0xFFFFFFFF,
     **{k: (F * 3)(*look[k]) for k in ("asphalt", "terrain", "sky_top", "sky_low", "sun", "sun_dir", "ambient", "walk_rgb")},
-    **{k: look[k] for k in ("headlight", "street_light", "haze", "texture", "wet")},
+    **{k: look[k] for k in ("headlight", "street_light", "haze", "texture", "wet", "mirror", "rain")},
   )
   rot = np.ascontiguousarray(rot_from_euler(rpy).T @ device_frame_from_view_frame)
   k = np.array([intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]], dtype=np.float64)
-  linear = np.empty((height, width, 3), dtype=np.float32)
+  linear = np.empty((height, width, 3), dtype=np.float32) if rgb else None
   out = Frame(
     np.zeros((height, width, 3), dtype=np.uint8),
     np.empty((height, width), dtype=np.float32),
     np.empty((height, width), dtype=np.uint8),
     np.empty((height, width), dtype=np.uint16),
+    np.zeros(1 << 16, dtype=np.int32) if alone else None,
   )
-  library().raycast(
-    ctypes.byref(scene),
-    rot.ctypes.data,
-    k.ctypes.data,
-    width,
-    height,
-    linear.ctypes.data,
-    out.depth.ctypes.data,
-    out.semantic.ctypes.data,
-    out.instance.ctypes.data,
-  )
-  if rgb:
+  stamp = np.empty((height, width), dtype=np.uint16) if alone else None
+  lib = library()
+  arrays_out = (linear, out.depth, out.semantic, out.instance, out.alone, stamp)
+  lib.raycast(ctypes.byref(scene), rot.ctypes.data, k.ctypes.data, width, height, t, *map(_address, arrays_out))
+  if linear is not None:
     # exposure, sensor noise, then a display curve; seeded by the moment, so that a frame is the same whenever it is rendered
     rng = np.random.default_rng([world.seed, round(t * 1e6), width])
-    linear *= np.float32(look["exposure"])
-    linear += rng.standard_normal((height, width, 1), dtype=np.float32) * np.float32(look["noise"])
-    np.clip(linear, 0, 1, out=linear)
-    out.rgb[:] = GAMMA[(linear * 4095 + 0.5).astype(np.uint16)]
+    noise = rng.standard_normal((height, width), dtype=np.float32)
+    lib.develop(linear.ctypes.data, noise.ctypes.data, GAMMA.ctypes.data, look["exposure"], look["noise"], height * width, out.rgb.ctypes.data)
   return out
+
+
+def _address(a: np.ndarray | None) -> int | None:
+  return None if a is None else a.ctypes.data
 
 
 GAMMA = np.round(255 * (np.arange(4096) / 4095) ** (1 / 2.0)).astype(np.uint8)

@@ -20,6 +20,7 @@ KINDS = {SOLID: "solid", DASHED: "dashed", DOUBLE: "double"}
 VEHICLE, PEDESTRIAN = 3, 4  # as render.CLASSES
 PLAIN, BODY, CABIN, WHEEL, FOLIAGE, BUILDING = range(6)
 TIMES = ("day", "dusk", "night")
+WEATHERS = ("clear", "rain")
 
 CAMERAS: dict[str, tuple[CameraConfig, str]] = {  # name -> narrow road camera, sensor
   "mici": (DEVICE_CAMERAS[("mici", "os04c10")].narrow_road, "os04c10"),
@@ -53,12 +54,16 @@ class Actor:
 
 
 class World:
-  """`World(seed, time_of_day)`; time_of_day in TIMES. The road is long enough for `seconds` of driving."""
+  """`World(seed, time_of_day)`; time_of_day in TIMES, weather in WEATHERS. The road is long enough for `seconds` of driving.
 
-  def __init__(self, seed: int, time_of_day: str = "day", seconds: float = 60.0):
+  Rain changes only how it looks: the same seed in clear weather has the same truth."""
+
+  def __init__(self, seed: int, time_of_day: str = "day", seconds: float = 60.0, weather: str = "clear"):
     if time_of_day not in TIMES:
       raise ValueError(f"time of day '{time_of_day}' is not known; one of {', '.join(TIMES)}")
-    self.seed, self.time_of_day = seed, time_of_day
+    if weather not in WEATHERS:
+      raise ValueError(f"weather '{weather}' is not known; one of {', '.join(WEATHERS)}")
+    self.seed, self.time_of_day, self.weather = seed, time_of_day, weather
     r = self._rng = np.random.default_rng([seed, 7])
     self.speed = float(r.uniform(6, 31))
     self.speed_swing = float(r.uniform(0, 0.25))
@@ -68,6 +73,8 @@ class World:
     self._road(r)
     self._paint(r)
     self._look(r)
+    if weather == "rain":
+      self._wet(np.random.default_rng([seed, 13]))  # its own numbers: those that decide the traffic stay
     self._traffic(r)
     self._background(r)
 
@@ -143,7 +150,21 @@ class World:
       "wet": float(r.choice([0.0, r.uniform(0.2, 1)], p=[0.75, 0.25])),
       "exposure": float(r.uniform(0.75, 1.35) * (1.6 if lit else 1.0)),
       "noise": float(r.uniform(0.002, 0.012) * (2.5 if lit else 1.0)),
+      "mirror": 0.0,
+      "rain": 0.0,
     }
+
+  def _wet(self, r: np.random.Generator) -> None:
+    """Rain: no sun, a low grey sky, a dark road that mirrors, haze, lights on, drops."""
+    look, strength = self.look, float(r.uniform(0.4, 1.0))
+    bright = float(np.mean(look["ambient"]) + 0.35 * np.mean(look["sun"]))
+    grey = {"day": r.uniform(0.45, 0.62), "dusk": r.uniform(0.16, 0.24), "night": float(np.mean(look["sky_low"])) * 1.5}[self.time_of_day]
+    look["sun"], look["ambient"] = tuple(0.1 * np.array(look["sun"])), tuple(0.8 * bright * np.array([0.95, 1.0, 1.05]))
+    look["sky_low"], look["sky_top"] = tuple(grey * np.array([0.97, 1.0, 1.03])), tuple(0.8 * grey * np.array([0.95, 1.0, 1.06]))
+    look["asphalt"] = tuple(0.6 * np.array(look["asphalt"]))
+    look["headlight"] = max(look["headlight"], 0.1)
+    look["haze"], look["wet"], look["noise"] = 0.003 + 0.010 * strength, float(r.uniform(0.5, 1.0)), look["noise"] * 1.3
+    look["mirror"], look["rain"] = float(r.uniform(0.35, 0.8)), strength
 
   def _traffic(self, r: np.random.Generator) -> None:
     actors: list[Actor] = []
@@ -214,6 +235,12 @@ class World:
     self.scenery = np.array(rows)
 
   # *** where it is ***
+
+  def pose(self, t: float) -> tuple[float, float, float]:
+    """x, y metres and heading, radians, clockwise from above, of the calibrated frame in one that stands still."""
+    e = self.ego(t)
+    x, y, h = self._path(e["s"], e["d"])
+    return float(x), float(y), float(h + e["heading_error"])
 
   def ego(self, t: float) -> dict[str, float]:
     """s, d: road coordinates; v_ego m/s, a_ego m/s^2; curvature 1/m and yaw_rate rad/s, positive to the right; heading_error rad from the road's direction."""
@@ -290,7 +317,7 @@ class World:
     bent = (np.abs(h) > 1.2) | (np.diff(x, prepend=x[0] - 1) <= 0)
     n = int(np.argmax(bent)) if bent.any() else len(x)
     grid = np.arange(0.0, min(TABLE_REACH, x[n - 1]), TABLE_STEP)
-    night = 0.0 if self.time_of_day == "day" else 1.2
+    night = 1.2 if self.time_of_day != "day" else 0.8 if self.weather == "rain" else 0.0  # lamps of cars
     boxes = [b for o in self.objects(t) for b in actor_boxes(o, night)]
     near = self.scenery[(self.scenery[:, 0] > e["s"] - 25) & (self.scenery[:, 0] < e["s"] + AHEAD)]
     bx, by, bh = self.to_ego(t, near[:, 0], near[:, 1])

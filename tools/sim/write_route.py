@@ -6,7 +6,10 @@ import json
 import multiprocessing
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +18,48 @@ from tqdm import tqdm
 
 from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import medmodel_intrinsics
+from openpilot.selfdrive.modeld.fair.frames import QCAMERA_SIZE, camera_intrinsics
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.sim.messages import FRAME_ID_OFFSET, FRAME_NS, SOF_TO_EOF_NS, START_NS, qlog_of, segment_messages
-from openpilot.tools.sim.render import CLASSES, library, render
+from openpilot.tools.sim.render import CLASSES, Frame, library, render
 from openpilot.tools.sim.truth import CHUNK, VIEW_H, VIEW_W
-from openpilot.tools.sim.world import CAMERAS, TIMES, World
+from openpilot.tools.sim.world import CAMERAS, TIMES, WEATHERS, World
 
 FPS = 20
 LANE_X = np.concatenate([np.arange(3.0, 20.0, 1.0), np.arange(20.0, 100.0, 4.0)])
-QCAMERA = (526, 330)
+
+
+@dataclass(frozen=True)
+class Drive:
+  """All that decides a route but its cut into segments."""
+
+  seed: int = 1
+  seconds: float = 12.0
+  camera: str = "mici"
+  time_of_day: str = "day"
+  weather: str = "clear"
+  qcamera_only: bool = False  # no fcamera: the picture is rendered at the qcamera's size
+
+  @property
+  def name(self) -> str:
+    """8 hex digits of a count, 10 of an id, as openpilot names routes since 2024."""
+    salt = 97 * TIMES.index(self.time_of_day) + sum(map(ord, self.camera)) + 7919 * WEATHERS.index(self.weather)
+    return f"{self.seed & 0xFFFFFFFF:08x}--{(self.seed * 2654435761 + salt) % 16**10:010x}"
+
+  def lens(self) -> tuple[np.ndarray, int, int]:
+    """Intrinsics, width and height of the picture that is rendered: of the road camera, or of the qcamera as every reader of the route takes it."""
+    config, sensor = CAMERAS[self.camera]
+    if self.qcamera_only:
+      return camera_intrinsics(*QCAMERA_SIZE, self.camera, sensor), *QCAMERA_SIZE
+    return config.intrinsics, config.width, config.height
+
+
+@lru_cache(1)
+def world_of(drive: Drive) -> World:
+  """The last world that was asked for is kept: a worker renders many frames of one."""
+  return World(drive.seed, drive.time_of_day, drive.seconds, drive.weather)
 
 
 def box_of(mask: np.ndarray) -> list[int] | None:
@@ -33,50 +67,33 @@ def box_of(mask: np.ndarray) -> list[int] | None:
   return [int(xs[0]), int(ys[0]), int(xs[-1]), int(ys[-1])] if len(xs) else None
 
 
-def alone_pixels(o: dict[str, Any], height: float) -> int:
-  """How many pixels of the view an object would fill with nothing before it, counted from its upright box: the base of its visible fraction."""
-  c, s = np.cos(o["yaw"]), np.sin(o["yaw"])
-  l2, w2, h = o["size"][0] / 2, o["size"][1] / 2, o["size"][2]
-  corners = np.array([[o["x"] + c * a - s * b, o["y"] + s * a + c * b, height - z] for a in (-l2, l2) for b in (-w2, w2) for z in (0, h)])
-  px, depth = project(corners, medmodel_intrinsics)
-  if (depth <= 0.3).any():
-    return 0
-  x0, y0, x1, y1 = (
-    np.clip(px[:, 0].min(), 0, VIEW_W),
-    np.clip(px[:, 1].min(), 0, VIEW_H),
-    np.clip(px[:, 0].max(), 0, VIEW_W),
-    np.clip(px[:, 1].max(), 0, VIEW_H),
-  )
-  return int((x1 - x0) * (y1 - y0))
-
-
-def render_frame(job: tuple[int, str, float, str, int]) -> dict[str, Any]:
-  seed, time_of_day, seconds, camera, n = job
-  world, t = world_of(seed, time_of_day, seconds), n / FPS
-  config = CAMERAS[camera][0]
-  shot = render(world, t, config.intrinsics, config.width, config.height, rpy=world.rpy)
-  view = render(world, t, medmodel_intrinsics, VIEW_W, VIEW_H, rgb=False)
+def object_truth(world: World, t: float, shot: Frame, view: Frame) -> list[dict[str, Any]]:
+  assert view.alone is not None
   objects = []
+  seen = np.bincount(view.instance.reshape(-1), minlength=1 << 16)
   for o in world.objects(t):
-    mask = view.instance == o["id"]
-    alone, seen = alone_pixels(o, world.camera_height), int(mask.sum())
-    if not alone and not seen:
+    alone = int(view.alone[o["id"]])
+    if not alone:
       continue
-    fraction = min(1.0, seen / max(1, alone))  # of its bounding rectangle: an unoccluded car fills 0.6 to 1 of it
+    fraction = int(seen[o["id"]]) / alone
     objects.append(
       {
         "id": o["id"],
         "cls": CLASSES[o["cls"]],
-        "box_view": box_of(mask),
+        "box_view": box_of(view.instance == o["id"]) if seen[o["id"]] else None,
         "box_camera": box_of(shot.instance == o["id"]),
         "visible_fraction": round(fraction, 4),
-        "occluded": fraction < 0.3,
+        "occluded": fraction < 0.5,
         "position": [round(v, 3) for v in (o["x"], o["y"], world.camera_height)],
         "size": [round(v, 3) for v in o["size"]],
         "yaw": round(o["yaw"], 4),
         "v_rel": round(o["v_rel"], 3),
       }
     )
+  return objects
+
+
+def lane_truth(world: World, t: float, view: Frame) -> list[dict[str, Any]]:
   lanes = []
   for line in world.lane_lines(t, LANE_X):
     road = np.stack([LANE_X, line["y"], np.full_like(LANE_X, world.camera_height)], axis=1)
@@ -96,32 +113,41 @@ def render_frame(job: tuple[int, str, float, str, int]) -> dict[str, Any]:
         "visible": visible[keep].tolist(),
       }
     )
-  return {"rgb": shot.rgb, "depth": view.depth.astype(np.float16), "semantic": view.semantic, "instance": view.instance, "objects": objects, "lanes": lanes}
+  return lanes
 
 
-_world: tuple[tuple[int, str, float], World] | None = None
+def render_frame(job: tuple[Drive, int]) -> dict[str, Any]:
+  drive, n = job
+  world, t = world_of(drive), n / FPS
+  shot = render(world, t, *drive.lens(), rpy=world.rpy)
+  view = render(world, t, medmodel_intrinsics, VIEW_W, VIEW_H, rgb=False, alone=True)
+  with np.errstate(over="ignore"):  # beyond 65504 m there is only the sky
+    depth = view.depth.astype(np.float16)
+  return {
+    "rgb": shot.rgb,
+    "depth": depth,
+    "semantic": view.semantic,
+    "instance": view.instance,
+    "objects": object_truth(world, t, shot, view),
+    "lanes": lane_truth(world, t, view),
+  }
 
 
-def world_of(seed: int, time_of_day: str, seconds: float) -> World:
-  """The last world that was asked for is kept: a worker renders many frames of one."""
-  global _world
-  key = (seed, time_of_day, seconds)
-  if _world is None or _world[0] != key:
-    _world = (key, World(seed, time_of_day, seconds))
-  return _world[1]
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+  """As np.savez_compressed, in a third of its time and a fifth more space."""
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as z:
+    for name, a in arrays.items():
+      with z.open(f"{name}.npy", "w", force_zip64=True) as f:
+        np.lib.format.write_array(f, a)
 
 
-def route_name(seed: int, camera: str, time_of_day: str) -> str:
-  """8 hex digits of a count, 10 of an id, as openpilot names routes since 2024."""
-  return f"{seed & 0xFFFFFFFF:08x}--{(seed * 2654435761 + 97 * TIMES.index(time_of_day) + sum(map(ord, camera))) % 16**10:010x}"
-
-
-def write_segment(folder: Path, num: int, world: World, rendered: Iterator[dict[str, Any]], first: int, count: int, camera: str, last: bool) -> None:
-  config, sensor = CAMERAS[camera]
+def write_segment(folder: Path, num: int, drive: Drive, rendered: Iterator[dict[str, Any]], first: int, count: int, last: bool) -> None:
+  world, (config, sensor) = world_of(drive), CAMERAS[drive.camera]
   truth = folder / "truth"
   truth.mkdir(parents=True)
-  wide = config.width > 1344
-  videos = [VideoWriter(folder / "fcamera.hevc", config.width, config.height, 30 if wide else 20, 24), VideoWriter(folder / "qcamera.ts", *QCAMERA, 15, 27)]
+  videos = [VideoWriter(folder / "qcamera.ts", *QCAMERA_SIZE, 15, 27)]
+  if not drive.qcamera_only:
+    videos.append(VideoWriter(folder / "fcamera.hevc", config.width, config.height, 30 if config.width > 1344 else 20, 24))
   chunk: list[dict[str, Any]] = []
   with open(truth / "objects.jsonl", "w") as objects, open(truth / "lanes.jsonl", "w") as lanes:
     for i in range(count):
@@ -132,17 +158,20 @@ def write_segment(folder: Path, num: int, world: World, rendered: Iterator[dict[
       lanes.write(json.dumps(r["lanes"]) + "\n")
       chunk.append(r)
       if len(chunk) == CHUNK or i == count - 1:
-        np.savez_compressed(truth / f"dense-{i // CHUNK:04d}.npz", **{k: np.stack([c[k] for c in chunk]) for k in ("depth", "semantic", "instance")})  # type: ignore[arg-type]
+        save_arrays(truth / f"dense-{i // CHUNK:04d}.npz", {k: np.stack([c[k] for c in chunk]) for k in ("depth", "semantic", "instance")})
         chunk = []
   for v in videos:
     v.close()
-  messages = segment_messages(world, num, first, count, config, camera, sensor, last)
+  messages = segment_messages(world, num, first, count, config, drive.camera, sensor, last)
   write_log(folder / "rlog.zst", [m for _, m in messages])
   write_log(folder / "qlog.zst", qlog_of(messages))
   info = {
     "seed": world.seed,
     "time_of_day": world.time_of_day,
-    "camera": camera,
+    "weather": world.weather,
+    "camera": drive.camera,
+    "camera_size": drive.lens()[1:],  # of box_camera's pixels
+    "seconds": drive.seconds,
     "frames": count,
     "frame_id_offset": FRAME_ID_OFFSET + first,
     "classes": list(CLASSES),
@@ -150,57 +179,121 @@ def write_segment(folder: Path, num: int, world: World, rendered: Iterator[dict[
     "camera_height": world.camera_height,
     "rpy": world.rpy.tolist(),
     "timestamp_eof": [START_NS + (first + i) * FRAME_NS + SOF_TO_EOF_NS for i in range(count)],
+    "pose": [world.pose((first + i) / FPS) for i in range(count)],
   }
   (truth / "truth.json").write_text(json.dumps(info))
 
 
-def write_route(
-  out_dir: str | Path, seed: int = 1, seconds: float = 12.0, camera: str = "mici", time_of_day: str = "day", segment_seconds: float = 60.0
-) -> Path:
-  """Writes `<out_dir>/<route>--<n>/` for each segment and returns out_dir. A segment appears whole or not at all; those that are there already are kept."""
-  out, route = Path(out_dir), route_name(seed, camera, time_of_day)
-  total, per = round(seconds * FPS), round(segment_seconds * FPS)
+def cut(drive: Drive, segment_seconds: float) -> list[tuple[int, int, int]]:
+  """(segment, first frame, frames). Raises UserError where there is none."""
+  total, per = round(drive.seconds * FPS), round(segment_seconds * FPS)
   if total < 1 or per < 1:
-    raise UserError(f"{seconds} seconds in segments of {segment_seconds} hold no frame; at 20 Hz 0.05 is the least")
-  library()  # compiled once, before the workers start
-  world = world_of(seed, time_of_day, seconds)
-  starts = range(0, total, per)
-  missing = [(n, first) for n, first in enumerate(starts) if not (out / f"{route}--{n}" / "rlog.zst").exists()]
-  frames = [f for _, first in missing for f in range(first, min(total, first + per))]
-  if not frames:
-    return out
-  out.mkdir(parents=True, exist_ok=True)
-  with multiprocessing.get_context("spawn").Pool(os.cpu_count() or 1) as pool:
-    jobs = ((seed, time_of_day, seconds, camera, f) for f in frames)
-    rendered = iter(tqdm(pool.imap(render_frame, jobs, chunksize=2), total=len(frames), desc="simulate", unit="frame"))
-    for n, first in missing:
-      tmp, final = out / f".{route}--{n}.tmp", out / f"{route}--{n}"
-      shutil.rmtree(tmp, ignore_errors=True)
+    raise UserError(f"{drive.seconds} seconds in segments of {segment_seconds} hold no frame; at 20 Hz 0.05 is the least")
+  return [(n, first, min(per, total - first)) for n, first in enumerate(range(0, total, per))]
+
+
+def write_missing(out: Path, drive: Drive, missing: list[tuple[int, int, int]], last: int, rendered: Iterator[dict[str, Any]]) -> None:
+  """The segments `missing`, of which each appears whole or not at all. rendered: all their frames in order."""
+  for n, first, count in missing:
+    tmp, final = out / f".{drive.name}--{n}.tmp", out / f"{drive.name}--{n}"
+    shutil.rmtree(tmp, ignore_errors=True)
+    try:
       tmp.mkdir(parents=True)
-      try:
-        write_segment(tmp, n, world, rendered, first, min(per, total - first), camera, first + per >= total)
-      except OSError as e:
-        shutil.rmtree(tmp, ignore_errors=True)
-        raise UserError(f"{final} was not written: {e.strerror or e}; make room and run the same command again") from e
-      except BaseException:
-        shutil.rmtree(tmp, ignore_errors=True)
-        raise
-      shutil.rmtree(final, ignore_errors=True)
-      tmp.rename(final)
+      write_segment(tmp, n, drive, rendered, first, count, n == last)
+    except OSError as e:
+      shutil.rmtree(tmp, ignore_errors=True)
+      raise UserError(f"{final} was not written: {e.strerror or e}; make room and run the same command again") from e
+    except BaseException:
+      shutil.rmtree(tmp, ignore_errors=True)
+      raise
+    shutil.rmtree(final, ignore_errors=True)
+    tmp.rename(final)
+
+
+def missing_of(out: Path, drive: Drive, segments: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+  return [s for s in segments if not (out / f"{drive.name}--{s[0]}" / "rlog.zst").exists()]
+
+
+def write_route(
+  out_dir: str | Path,
+  seed: int = 1,
+  seconds: float = 12.0,
+  camera: str = "mici",
+  time_of_day: str = "day",
+  segment_seconds: float = 60.0,
+  weather: str = "clear",
+  qcamera_only: bool = False,
+) -> Path:
+  """Writes `<out_dir>/<route>--<n>/` for each segment and returns out_dir. Segments that are there already are kept."""
+  out, drive = Path(out_dir), Drive(seed, seconds, camera, time_of_day, weather, qcamera_only)
+  segments = cut(drive, segment_seconds)
+  missing = missing_of(out, drive, segments)
+  frames = [f for _, first, count in missing for f in range(first, first + count)]
+  if frames:
+    library()  # compiled once, before the workers start
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count() or 1) as pool:
+      rendered = pool.imap(render_frame, ((drive, f) for f in frames), chunksize=2)
+      write_missing(out, drive, missing, segments[-1][0], iter(tqdm(rendered, total=len(frames), desc="simulate", unit="frame")))
   return out
+
+
+def write_whole(job: tuple[Path, Drive, float]) -> int:
+  """One route in this process. -> frames written."""
+  out, drive, segment_seconds = job
+  segments = cut(drive, segment_seconds)
+  missing = missing_of(out, drive, segments)
+  write_missing(out, drive, missing, segments[-1][0], (render_frame((drive, f)) for _, first, count in missing for f in range(first, first + count)))
+  return sum(count for _, _, count in missing)
+
+
+def write_routes(out_dir: str | Path, drives: list[Drive], segment_seconds: float = 60.0, jobs: int | None = None) -> int:
+  """Many routes side by side, `jobs` at a time (one a core), each in a process of its own. -> frames written; routes that are there already are kept."""
+  out = Path(out_dir)
+  library()
+  n = 0
+  with multiprocessing.get_context("spawn").Pool(min(len(drives), jobs or os.cpu_count() or 1)) as pool:
+    bar = tqdm(total=sum(count for d in drives for _, _, count in cut(d, segment_seconds)), desc="simulate", unit="frame")
+    for drive, written in zip(drives, pool.imap(write_whole, [(out, d, segment_seconds) for d in drives]), strict=True):
+      n += written
+      bar.update(round(drive.seconds * FPS))
+    bar.close()
+  return n
+
+
+def conditions(seed: int, time_of_day: str, weather: str) -> tuple[str, str]:
+  """Time of day and weather of one route; 'any' takes them in turn: seeds 0, 1, 2 are day, dusk, night, and of every nine seeds the last three have rain."""
+  return TIMES[seed % 3] if time_of_day == "any" else time_of_day, WEATHERS[seed // 3 % 3 == 2] if weather == "any" else weather
+
+
+def parse_seeds(text: str) -> range:
+  first, colon, last = text.partition(":")
+  if not colon or not first.isdigit() or not last.isdigit() or int(last) <= int(first):
+    raise UserError(f"--seeds {text} names no seeds; write FIRST:END, as 1000:1080 for 1000 to 1079")
+  return range(int(first), int(last))
 
 
 def main() -> None:
   p = argparse.ArgumentParser(prog="sim", description=__doc__)
   p.add_argument("out", type=Path, help="folder for the segments")
   p.add_argument("--seed", type=int, default=1)
+  p.add_argument("--seeds", metavar="FIRST:END", help="a route for each of them, 1000:1080 for 1000 to 1079; the same command goes on where it was stopped")
   p.add_argument("--seconds", type=float, default=12.0)
   p.add_argument("--segment-seconds", type=float, default=60.0)
   p.add_argument("--camera", choices=sorted(CAMERAS), default="mici")
-  p.add_argument("--time", choices=TIMES, default="day")
+  p.add_argument("--time", choices=(*TIMES, "any"), default="day", help="any: in turn by the seed")
+  p.add_argument("--weather", choices=(*WEATHERS, "any"), default="clear", help="any: rain in a third of the seeds")
+  p.add_argument("--qcamera-only", action="store_true", help="only qcamera.ts, rendered at its size: several times as fast")
+  p.add_argument("--jobs", type=int, help="processes with --seeds; one a core")
   args = p.parse_args()
-  write_route(args.out, args.seed, args.seconds, args.camera, args.time, args.segment_seconds)
-  print(f"{args.out}: route {route_name(args.seed, args.camera, args.time)}, {args.seconds} s, truth beside each segment")
+  seeds = parse_seeds(args.seeds) if args.seeds else range(args.seed, args.seed + 1)
+  drives = [Drive(s, args.seconds, args.camera, *conditions(s, args.time, args.weather), args.qcamera_only) for s in seeds]
+  if args.seeds:
+    n = write_routes(args.out, drives, args.segment_seconds, args.jobs)
+    print(f"{args.out}: {len(drives)} routes of {args.seconds} s, {n} frames written, truth beside each segment")
+    return
+  (d,) = drives
+  write_route(args.out, d.seed, d.seconds, d.camera, d.time_of_day, args.segment_seconds, d.weather, d.qcamera_only)
+  print(f"{args.out}: route {d.name}, {d.seconds} s, {d.time_of_day}, {d.weather}, truth beside each segment")
 
 
 if __name__ == "__main__":

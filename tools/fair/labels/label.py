@@ -245,6 +245,7 @@ def plan(teacher: Teacher, views: list[SegmentView], store: LabelStore, view: st
       "labels": [{**vars(x), "shape": list(x.shape), "classes": list(x.classes)} for x in teacher.labels],
       "view": {"name": view, "width": size[0], "height": size[1]},
       "camera": v.camera(),
+      **({"source": teacher.source(v.segment)} if hasattr(teacher, "source") else {}),
       "every": every,
       "chunk": CHUNK,
     }

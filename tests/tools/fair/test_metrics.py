@@ -1,0 +1,356 @@
+"""Every metric against another way to compute it: the reference library, scipy, or the definition written out in loops."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import ndimage, stats
+
+from openpilot.tools.fair.evaluation.detections import Detections, Objects, best_iou, make_objects
+from openpilot.tools.fair.evaluation.metrics import Classes, Depth, Tracks, bootstrap, lower_is_better, paired_bootstrap
+from openpilot.tools.fair.evaluation.video import Identities, IouTracker, Video, VideoMasks, boundary_accuracy, region_similarity
+from openpilot.tools.fair.sam import rle
+
+
+def test_depth_by_definition():
+  r = np.random.default_rng(0)
+  acc, expected = Depth(), []
+  for _ in range(3):
+    truth = r.uniform(2, 250, (64, 128))  # beyond 200 counts nowhere
+    truth[:5] = np.inf
+    depth = truth * np.exp(r.normal(0.1, 0.2, truth.shape))
+    depth[:, :7] = np.nan
+    depth[:5] = 30
+    acc.add(depth.astype(np.float32), truth.astype(np.float32))
+    e = []
+    for i, j in itertools.product(range(64), range(128)):
+      d, t = float(np.float32(depth[i, j])), float(np.float32(truth[i, j]))
+      if t < 200 and d == d:
+        e.append((d, t))
+    p, t = np.array(e).T
+    slope, shift = np.polyfit(1 / p, 1 / t, 1)
+    fitted = 1 / np.maximum(slope / p + shift, 1 / 200)
+    scaled = p * np.median(t) / np.median(p)
+    rel = [np.mean(np.abs(x - t) / t) for x in (p, scaled, fitted)]
+    delta = [np.mean(np.maximum(x / t, t / x) < 1.25) for x in (p, scaled, fitted)]
+    silog = [np.std(np.log(x) - np.log(t)) for x in (p, scaled, fitted)]
+    expected.append((*rel, *delta, silog[0], silog[2]))
+  names = ("abs_rel", "abs_rel_median", "abs_rel_lsq", "delta1", "delta1_median", "delta1_lsq", "silog", "silog_lsq")
+  result = acc.result()
+  assert result.keys() == set(names)
+  for name, v in zip(names, np.mean(expected, axis=0), strict=True):
+    assert result[name] == pytest.approx(v, rel=1e-6), name
+
+
+def test_depth_up_to_scale_or_shift_is_judged_only_where_that_means_something():
+  r = np.random.default_rng(1)
+  truth = r.uniform(2, 100, (64, 128))
+  scale, affine = Depth(), Depth()
+  assert scale.add(truth * 3, truth, "scale") == pytest.approx(0, abs=1e-9)
+  assert affine.add(1 / (5 / truth + 0.3), truth, "affine") == pytest.approx(0, abs=1e-6)
+  assert "abs_rel" not in scale.result() and "abs_rel_median" in scale.result()
+  assert affine.result().keys() == {"abs_rel_lsq", "delta1_lsq", "silog_lsq"}
+  assert np.isnan(Depth().add(np.full((64, 128), np.nan), truth)) and Depth().result() == {}
+
+
+def test_classes_by_sets_of_pixels():
+  r = np.random.default_rng(2)
+  names = ["a", "b", "c", "never"]
+  acc, truths, found = Classes(names), [], []
+  for _ in range(2):
+    t, p = r.integers(0, 3, (64, 128)).astype(np.uint8), r.integers(0, 4, (64, 128)).astype(np.uint8)
+    t[:9], p[:, :5] = 255, 255
+    acc.add(p, t)
+    ok = (t != 255) & (p != 255)
+    truths += t[ok].tolist()
+    found += p[ok].tolist()
+  iou = []
+  for k in range(3):
+    a, b = ({i for i, v in enumerate(x) if v == k} for x in (truths, found))
+    iou.append(len(a & b) / len(a | b))
+    assert acc.result()[f"iou_{names[k]}"] == pytest.approx(iou[-1], abs=1e-12)
+  assert acc.result()["miou"] == pytest.approx(np.mean(iou), abs=1e-12)
+  assert "iou_never" not in acc.result()  # the truth has none
+  two = Classes.pooled([acc, acc])
+  assert two.result() == acc.result() and two.sums.sum() == 2 * acc.sums.sum()
+
+
+def tapvid(tracks, visible, truth, truth_visible):
+  """The definition in loops: (frames, points, 2) at 256x256, the query is frame 0."""
+  frames, n = visible.shape
+  right = total = seen = 0
+  within, tp, fp = (dict.fromkeys((1, 2, 4, 8, 16), 0) for _ in range(3))
+  for f in range(1, frames):
+    for k in range(n):
+      error = float(np.sqrt(((tracks[f, k] - truth[f, k]) ** 2).sum()))
+      right += visible[f, k] == truth_visible[f, k]
+      total += 1
+      seen += truth_visible[f, k]
+      for t in within:
+        good = error < t
+        within[t] += truth_visible[f, k] and good
+        if visible[f, k]:
+          if truth_visible[f, k] and good:
+            tp[t] += 1
+          else:
+            fp[t] += 1
+  delta = np.mean([within[t] / seen for t in within])
+  # FN: visible points that are no TP
+  jaccard = np.mean([tp[t] / (tp[t] + (seen - tp[t]) + fp[t]) for t in within])
+  return delta, right / total, jaccard
+
+
+def test_tracks_by_tap_vid():
+  r = np.random.default_rng(3)
+  truth = r.uniform(0, 256, (9, 20, 2))
+  found = truth + r.normal(0, 1, truth.shape) * r.choice([0.5, 3, 12], truth.shape)
+  truth_visible, visible = r.random((9, 20)) < 0.7, r.random((9, 20)) < 0.6
+  acc = Tracks()
+  wide = np.array([2.0, 1.0])  # the view is twice as wide as TAP-Vid's picture
+  hidden = np.zeros(20, bool)
+  after = []
+  for f in range(1, 9):
+    acc.add(found[f] * wide, visible[f], truth[f] * wide, truth_visible[f], hidden)
+    error = np.linalg.norm(found[f] - truth[f], axis=1)
+    after += [np.mean(e < np.array([1, 2, 4, 8, 16])) for e in error[hidden & truth_visible[f]]]
+    hidden = hidden | ~truth_visible[f]
+  delta, oa, aj = tapvid(found, visible, truth, truth_visible)
+  got = acc.result()
+  assert (got["delta_avg"], got["occlusion_accuracy"], got["average_jaccard"]) == pytest.approx((delta, oa, aj), abs=1e-12)
+  assert got["delta_after"] == pytest.approx(np.mean(after), abs=1e-12)
+
+
+def random_scene(r, masks=True):
+  """Truth, some of which counts nowhere, and detections near and far of it."""
+  n = int(r.integers(0, 6))
+  corner, size = r.uniform(0, 80, (n, 2)) * [4, 2], r.uniform(12, 120, (n, 2))
+  boxes = np.concatenate([corner, corner + size], axis=1)
+  truth = make_objects(boxes, r.integers(0, 2, n), visible=r.random(n).astype(np.float32), ignore=r.random(n) < 0.25)
+  m = int(r.integers(0, 8))
+  take = r.integers(0, max(n, 1), m)
+  base = boxes[take] if n else np.tile([10.0, 10, 60, 60], (m, 1))
+  near = base + r.normal(0, 1, base.shape) * r.choice([1, 6, 30], (m, 1))
+  near = np.concatenate([np.minimum(near[:, :2], near[:, 2:] - 4), near[:, 2:]], axis=1)
+  cls = np.where(r.random(m) < 0.8, truth.cls[take] if n else 0, 1)
+  found = make_objects(near, cls, r.random(m))
+  for o in (found, truth):
+    maps = np.zeros((len(o), 64, 128), bool)
+    for k, (x0, y0, x1, y1) in enumerate(np.clip(o.boxes / 4, 0, [128, 64, 128, 64]).astype(int)):
+      maps[k, y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = True
+    o.rle = rle.encode(maps)
+  return found, truth
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_detections_by_two_libraries(kind):
+  """Ours, which the intervals need, faster-coco-eval, which is reported, and pycocotools are one."""
+  r = np.random.default_rng(4)
+  parts = []
+  for _ in range(3):
+    parts.append(Detections(["vehicle", "pedestrian"], kind))
+    for _ in range(12):
+      parts[-1].add(*random_scene(r))
+  acc = Detections.pooled(parts)
+  ours, fast, slow = acc.result(), acc.coco(), acc.coco("pycocotools")
+  assert 0.05 < slow["ap"] < slow["ap50"] < 0.95  # says something
+  for k, v in slow.items():
+    assert fast[k] == pytest.approx(v, abs=1e-9) and ours[k] == pytest.approx(v, abs=1e-9), k
+
+
+def test_detections_without_any():
+  truth, none = make_objects([[0, 0, 50, 50]], [0]), Objects()
+  acc = Detections(["vehicle"])
+  assert np.isnan(acc.add(none, none)) and acc.result() == {} and acc.coco() == {}
+  assert acc.add(none, truth) == 1 and acc.coco() == {"ap": 0, "ap50": 0, "ar": 0} and acc.result()["ap"] == 0
+  assert acc.add(truth, truth) == 0
+
+
+def test_recall_at_a_score_and_by_occlusion():
+  boxes = np.array([[0, 0, 40, 40], [100, 0, 140, 40], [200, 0, 240, 40], [300, 0, 340, 40]])
+  truth = make_objects(boxes, [0, 0, 0, 0], visible=np.array([1, 0.95, 0.6, 0.2], np.float32))
+  found = make_objects(boxes[[0, 2, 3]] + 1, [0, 0, 0], [0.9, 0.6, 0.3])  # the third is too unsure
+  acc = Detections(["vehicle"], score=0.5)
+  assert acc.add(found, truth) == pytest.approx(1 - 2 * 2 / (2 * 2 + 2))
+  got = acc.result()
+  assert (got["recall"], got["precision"], got["recall_clear"], got["recall_partly"], got["recall_mostly"]) == (0.5, 1.0, 0.5, 1.0, 0.0)
+
+
+def test_mask_iou_takes_the_best_pairs():
+  r = np.random.default_rng(5)
+  iou = r.random((4, 3))
+  best = max(sum(iou[p[j], j] for j in range(3)) for p in itertools.permutations(range(4), 3))
+  assert best_iou(iou) == pytest.approx(best)
+  masks = np.zeros((2, 64, 128), bool)
+  masks[0, :10, :10], masks[1, 20:30, 20:40] = True, True
+  moved = np.roll(masks[:1], 5, axis=2)
+  truth = make_objects(rle.boxes_of(masks) * 4, [0, 0], rle=rle.encode(masks))
+  acc = Detections(["vehicle"], "segm")
+  acc.add(make_objects(rle.boxes_of(moved) * 4, [0], rle=rle.encode(moved)), truth)
+  assert acc.result()["mask_iou"] == pytest.approx((50 / 150 + 0) / 2)
+
+
+def blob(r, shape=(64, 128)):
+  y, x = np.mgrid[: shape[0], : shape[1]]
+  cy, cx = r.uniform(0, shape[0]), r.uniform(0, shape[1])
+  return ((y - cy) / r.uniform(4, 14)) ** 2 + ((x - cx) / r.uniform(4, 20)) ** 2 < 1
+
+
+def reference_f(found, truth, radius):
+  """F by distances: no dilation, and the boundary pixel by pixel."""
+
+  def edge(m):
+    out = np.zeros(m.shape, bool)
+    for i, j in itertools.product(*map(range, m.shape)):
+      out[i, j] = any(m[min(i + a, m.shape[0] - 1), min(j + b, m.shape[1] - 1)] != m[i, j] for a, b in ((0, 1), (1, 0), (1, 1)))
+    return out
+
+  f, t = edge(found), edge(truth)
+  if not f.any() or not t.any():
+    return 1.0 if f.any() == t.any() else 0.0
+  p = (ndimage.distance_transform_edt(~t)[f] <= radius).mean()
+  q = (ndimage.distance_transform_edt(~f)[t] <= radius).mean()
+  return 2 * p * q / (p + q) if p + q else 0.0
+
+
+def test_j_and_f_of_a_frame():
+  r = np.random.default_rng(6)
+  assert np.ceil(0.008 * np.hypot(64, 128)) == 2 and np.ceil(0.008 * np.hypot(256, 512)) == 5
+  values = []
+  for _ in range(6):
+    a = blob(r)
+    b = np.roll(a, r.integers(-4, 5, 2), (0, 1)) ^ (blob(r) if r.random() < 0.3 else False)
+    values.append(boundary_accuracy(a, b))
+    assert values[-1] == pytest.approx(reference_f(a, b, 2), abs=1e-12)
+    assert region_similarity(a, b) == pytest.approx(1 - sum(x != y for x, y in zip(a.ravel(), b.ravel(), strict=True)) / (a | b).sum())
+  assert min(values) < 0.8 < max(values)
+  empty = np.zeros((64, 128), bool)
+  assert boundary_accuracy(empty, empty) == region_similarity(empty, empty) == 1 and boundary_accuracy(a, empty) == 0
+
+
+def test_j_and_f_of_a_video_by_trying_all_matchings():
+  r = np.random.default_rng(7)
+  start = [blob(r) for _ in range(3)]
+  video, frames = Video(), []
+  for f in range(5):
+    truth = {k: np.roll(m, 3 * f, 1) for k, m in enumerate(start) if not (k == 1 and f > 2)}
+    found = {10 + k: np.roll(m, r.integers(-2, 3, 2), (0, 1)) for k, m in truth.items() if r.random() < 0.8}
+    found[20] = blob(r)
+    frames.append((found, truth))
+    o = [make_objects(np.zeros((len(x), 4)), np.zeros(len(x)), track=np.array(list(x)), rle=rle.encode(np.stack(list(x.values())))) for x in (found, truth)]
+    video.add(*o, "segm")
+
+  def quality(a, b):
+    there = [(x.get(a), t.get(b)) for x, t in frames if a in x or b in t]
+    zero = np.zeros((64, 128), bool)
+    both = [(zero if x is None else x, zero if t is None else t) for x, t in there]
+    return np.mean([(x & t).sum() / (x | t).sum() for x, t in both]), np.mean([boundary_accuracy(x, t) for x, t in both])
+
+  tracks = sorted({k for x, _ in frames for k in x})
+  best = max(((sum(sum(quality(a, b)) for a, b in zip(p, range(3), strict=True)), p) for p in itertools.permutations(tracks, 3)), key=lambda x: x[0])[1]
+  expected = np.mean([quality(a, b) for a, b in zip(best, range(3), strict=True)], axis=0)
+  got = VideoMasks().close(video).result()
+  # F of pairs that do not overlap is left out, where it can be a little over 0
+  assert (got["j"], got["f"]) == pytest.approx(tuple(expected), abs=0.01)
+  assert got["j"] == pytest.approx(expected[0], abs=1e-9) and got["j_and_f"] == pytest.approx((got["j"] + got["f"]) / 2)
+
+
+def box_at(x, size=40):
+  return [x, 50, x + size, 50 + size]
+
+
+def test_idf1_by_trying_all_matchings():
+  r = np.random.default_rng(8)
+  video, counts, n_truth, n_found = Video(), {}, 0, 0
+  swap = {f: bool(r.random() < 0.4) for f in range(30)}
+  for f in range(30):
+    truth = [(k, box_at(100 * k + f)) for k in range(3) if not (k == 2 and f > 20)]
+    found = [((1 - k if swap[f] and k < 2 else k) + 7, b) for k, b in truth if r.random() < 0.9] + ([(40, box_at(420))] if f % 3 == 0 else [])
+    for a, x in found:
+      for b, y in truth:
+        counts[a, b] = counts.get((a, b), 0) + (x == y)
+    n_truth, n_found = n_truth + len(truth), n_found + len(found)
+    o = [make_objects(np.array([b for _, b in x]), np.zeros(len(x)), track=np.array([k for k, _ in x])) for x in (found, truth)]
+    video.add(*o, "bbox")
+  tracks = sorted({a for a, _ in counts})
+  idtp = max(sum(counts.get((a, b), 0) for a, b in zip(p, range(3), strict=True)) for p in itertools.permutations(tracks, 3))
+  assert Identities().close(video).result()["idf1"] == pytest.approx(2 * idtp / (n_truth + n_found))
+  assert 0.4 < 2 * idtp / (n_truth + n_found) < 0.95
+
+
+def identities(frames):
+  """frames: ({found track: x}, {true track: (x, visible)})."""
+  video = Video()
+  for found, truth in frames:
+    f = make_objects([box_at(x) for x in found.values()], np.zeros(len(found)), track=np.array(list(found), int))
+    seen = np.array([v for _, v in truth.values()], np.float32)
+    t = make_objects([box_at(x) for x, _ in truth.values()], np.zeros(len(truth)), track=np.array(list(truth), int), visible=seen, ignore=seen < 0.1)
+    video.add(f, t, "bbox")
+  return Identities().close(video)
+
+
+def test_switches_through_occlusion():
+  # true 1 is hidden twice: the first time its track goes on as 5, the second time it comes back as 9; true 2 switches in plain sight
+  frames = [
+    ({5: 0, 6: 200}, {1: (0, 1.0), 2: (200, 1.0)}),
+    ({6: 200}, {1: (2, 0.05), 2: (200, 1.0)}),
+    ({5: 4, 6: 200}, {1: (4, 0.9), 2: (200, 1.0)}),
+    ({7: 200}, {2: (200, 1.0)}),  # 1 is not even in the label
+    ({9: 8, 7: 200}, {1: (8, 1.0), 2: (200, 1.0)}),
+  ]
+  idtp, truth, found, switches, occlusions, lost = identities(frames).sums
+  assert (truth, found, switches, occlusions, lost) == (8, 8, 2, 2, 1)  # a true object of which a twentieth is seen counts nowhere
+  assert idtp == 2 + 3
+  got = identities(frames).result()
+  assert got["kept_occluded"] == 0.5 and got["switches_occluded"] == 50 and got["switches"] == 25
+  assert lower_is_better("switches") and not lower_is_better("kept_occluded")
+
+
+def test_what_is_found_where_the_truth_counts_nowhere_is_no_error():
+  s = identities([({5: 0}, {1: (0, 0.05)}), ({5: 0}, {1: (0, 1.0)})]).sums
+  assert s[:3].tolist() == [1, 1, 1]
+
+
+def test_the_rival_keeps_what_overlaps_and_no_more():
+  t = IouTracker(max_age=2)
+
+  def step(*xs, cls=0):
+    return t.step(make_objects([box_at(x) for x in xs], [cls] * len(xs))).track.tolist()
+
+  assert step(0, 200) == [0, 1] and step(204, 3) == [1, 0]
+  assert step() == [] and step(6) == [0]  # over a gap
+  assert step(90) == [2] and step(92, cls=1) == [3]  # elsewhere; of another class
+  assert step() == step() == [] and step(92) == [4]  # forgotten
+
+
+def test_bootstrap_against_scipy():
+  r = np.random.default_rng(9)
+  parts = []
+  for _ in range(12):
+    c = Classes(["a", "b"])
+    c.sums[:] = r.integers(20, 200, (2, 2))
+    parts.append(c)
+  low, high = bootstrap(parts, 3000)["iou_a"]
+
+  def iou(idx):
+    c = np.sum([parts[i].sums for i in idx], axis=0)
+    return c[0, 0] / (c[0].sum() + c[:, 0].sum() - c[0, 0])
+
+  ref = stats.bootstrap((np.arange(12),), iou, n_resamples=3000, vectorized=False, method="percentile", rng=np.random.default_rng(1)).confidence_interval
+  width = ref.high - ref.low
+  assert abs(low - ref.low) < 0.1 * width and abs(high - ref.high) < 0.1 * width  # 3000 draws each
+  assert bootstrap(parts[:2]) == {} and bootstrap(parts, 50) == bootstrap(parts, 50)
+
+
+def test_paired_differences_see_what_intervals_hide():
+  """Segments differ more than the two do, but all in the same direction."""
+  r = np.random.default_rng(10)
+  a, b = [], []
+  for level in r.uniform(0.1, 0.6, 10):
+    for out, more in ((a, 0.02), (b, 0.0)):
+      out.append(Depth())
+      truth = np.full((4, 4), 10.0)
+      out[-1].add(truth * (1 + level + more), truth)
+  low, high = paired_bootstrap(a, b)["abs_rel"]
+  assert (low, high) == pytest.approx((0.02, 0.02), abs=1e-9)
+  (a_low, _), (_, b_high) = bootstrap(a)["abs_rel"], bootstrap(b)["abs_rel"]
+  assert a_low < b_high

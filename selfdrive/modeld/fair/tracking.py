@@ -17,6 +17,7 @@ MIN_OVERLAP, MAX_SIGMA = 0.1, 3.0      # a pair needs so much overlap, or a cent
 MIN_COSINE = 0.3                       # once the track was out of sight its looks have to agree
 # the filter's noises, in sizes (square root of the area) of the box: a detection, acceleration per frame^2, the speed of a new track per frame
 R, Q, V0 = 0.04, 0.004, 0.1
+UNSEEN = 3.0                           # times Q, out of sight: who brakes there brakes on, while the noise of the filter changes every frame
 MAX_STD = 1.5                          # sizes; a prediction vaguer than that would match anything
 COVERED = 0.3                          # share of a box behind a nearer one, from which on its edges are the other's
 EMBED_RATE, VOTE_RATE = 0.1, 0.1
@@ -144,7 +145,7 @@ def merge(found: list[Detections], classes: list[str]) -> Detections:
 
 def pack(masks: np.ndarray) -> np.ndarray:
   """(M, h, w) bool -> (M, words) bits, to count overlaps in a few instructions a pair."""
-  bits = np.packbits(masks.reshape(len(masks), -1), axis=1)
+  bits = np.packbits(masks.reshape(len(masks), masks.shape[1] * masks.shape[2]), axis=1)
   return bits.view(np.uint64) if bits.shape[1] % 8 == 0 else bits
 
 
@@ -163,13 +164,13 @@ def locate(
   x[boxes[:, 3] > height - 1.5] = np.nan
   weight = np.nan_to_num(ground.forward_std(x, edge_std) ** -2.0)
   total, mean = weight, np.nan_to_num(x) * weight
-  spread = 0.0
+  spread = np.zeros(len(boxes))
   if depth is not None and depth.metric:
     h, w = depth.z.shape
     side = boxes[:, 2:] - boxes[:, :2]
     j = ((boxes[:, :1] + side[:, :1] * MIDDLE + 0.5) * (w / width)).astype(np.intp)
     i = ((boxes[:, 1:2] + side[:, 1:] * MIDDLE + 0.5) * (h / height)).astype(np.intp)
-    z = np.sort(depth.z[i.clip(0, h - 1)[:, :, None], j.clip(0, w - 1)[:, None, :]].reshape(len(boxes), -1), axis=1)   # nan comes last
+    z = np.sort(depth.z[i.clip(0, h - 1)[:, :, None], j.clip(0, w - 1)[:, None, :]].reshape(len(boxes), MIDDLE.size ** 2), axis=1)   # nan last
     known = np.isfinite(z).sum(1)
     z = z[np.arange(len(z)), np.maximum(known - 1, 0) // 2]
     seen = clear & (known > 0) & (z > 0)   # behind an occluder the map shows that
@@ -222,9 +223,10 @@ class Tracker:
     self.mean += self.speed * dt
     self.mean[:, 2:] = np.clip(self.mean[:, 2:], 4, 2 * max(self.view))
     self.speed[self.lost > 0, 2:] *= 0.8 ** dt
-    self.p00 += 2 * dt * self.p01 + dt * dt * self.p11 + Q * Q * dt ** 4 / 4
-    self.p01 += dt * self.p11 + Q * Q * dt ** 3 / 2
-    self.p11 += Q * Q * dt * dt
+    q = np.where(self.lost > 0, (UNSEEN * Q) ** 2, Q * Q)
+    self.p00 += 2 * dt * self.p01 + dt * dt * self.p11 + q * (dt ** 4 / 4)
+    self.p01 += dt * self.p11 + q * (dt ** 3 / 2)
+    self.p11 += q * (dt * dt)
 
   def _values(self, d: Detections, inter: np.ndarray, area: np.ndarray, bits: np.ndarray | None) -> np.ndarray:
     """(N, M) of assign(): over 0 where track and detection may be the same. inter: (N, M) that predicted boxes share with detections, area: (N,) of boxes."""
@@ -238,9 +240,8 @@ class Tracker:
     off2 = (dx * dx + dy * dy) * reach
     i, j = np.nonzero((iou > MIN_OVERLAP) | (off2 < MAX_SIGMA ** 2))   # of the others no more has to be known
     overlap, away = iou[i, j], off2[i, j]
-    lost = self.lost[i] > 0
-    same = (self.votes.argmax(1)[i] == d.class_ids[j]) | (overlap > 0.5)
-    may = same
+    lost: np.ndarray = self.lost[i] > 0
+    may = (self.votes.argmax(1)[i] == d.class_ids[j]) | (overlap > 0.5)
     motion = np.exp(-0.5 * away)
     # a lost car is not found again in one of half its width
     w0, h0, w1, h1 = mean[i, 2], mean[i, 3], wide[j], high[j]
@@ -254,12 +255,12 @@ class Tracker:
       overlap[k] = both / np.maximum(either, 1)
     # out of sight, overlap with a vague prediction says little: motion, which knows how vague, speaks in its place
     overlap += np.where(lost, np.maximum(motion - overlap, 0) * np.minimum(std[i] / MAX_STD, 1), 0)
-    value, weight = W_OVERLAP * overlap + W_MOTION * motion, W_OVERLAP + W_MOTION
+    value, weight = W_OVERLAP * overlap + W_MOTION * motion, np.full(len(i), W_OVERLAP + W_MOTION)
     if self.embed is not None and d.embed is not None:
       known = self.has_embed[i] & d.embed.any(1)[j]
       cosine = (self.embed @ d.embed.T)[i, j]
       value += np.where(known, W_EMBED * np.maximum(cosine, 0), 0)
-      weight = np.where(known, W_EMBED + weight, weight)
+      weight[known] += W_EMBED
       may &= ~known | (cosine > MIN_COSINE) | (~lost & (overlap > 0.5))
     out = np.zeros(iou.shape)
     out[i, j] = np.where(may, value / weight - MIN_VALUE, 0)
@@ -282,11 +283,14 @@ class Tracker:
     found = np.full(len(self.ids), -1)
     found[i] = j
     cover = np.zeros(len(boxes), np.float32)   # share of each predicted box behind the box of one nearer detection, nearer being the one that reaches lower
+    seen = d.boxes[j]
     if inter.size:
       share = np.where(d.boxes[:, 3] > boxes[:, 3:4], inter, 0)
       share[i, j] = 0
-      cover = np.minimum(share.max(1) / np.maximum(area, 1), 1)
-    self._correct(i, j, d, cover[i])
+      front = share.argmax(1)
+      cover = np.minimum(share[np.arange(len(share)), front] / np.maximum(area, 1), 1)
+      seen = self._uncover(seen, boxes[i], d.boxes[front[i]], cover[i])
+    self._correct(i, seen, cover[i])
     self.lost = np.where(found >= 0, 0, self.lost + dt)
     self.hits[i] += 1
     if bits is not None:
@@ -312,12 +316,26 @@ class Tracker:
       found, cover = np.concatenate([found, new]), np.concatenate([cover, np.zeros(len(new), np.float32)])
     return self._tracked(frame_id, d, found, cover, ground, depth)
 
-  def _correct(self, i: np.ndarray, j: np.ndarray, d: Detections, cover: np.ndarray) -> None:
-    """The filter's step. Edges that an occluder or the view cuts off are not the object's: such a detection moves the track little."""
-    b = d.boxes[j]
+  def _uncover(self, seen: np.ndarray, predicted: np.ndarray, front: np.ndarray, cover: np.ndarray) -> np.ndarray:
+    """(K, 4) detected boxes with the edges that the box in front, or the view's end, hides put where the other edge and the known size say they are."""
+    hides = cover > 0.02
+    right = self.view[1] - 1
+    low = hides & (front[:, 0] <= predicted[:, 0]) & (front[:, 2] < predicted[:, 2]) | (seen[:, 0] <= 0)
+    high = hides & (front[:, 2] >= predicted[:, 2]) & (front[:, 0] > predicted[:, 0]) | (seen[:, 2] >= right)
+    foot = hides & (front[:, 0] <= predicted[:, 0]) & (front[:, 2] >= predicted[:, 2]) & (front[:, 1] > predicted[:, 1]) | (seen[:, 3] >= self.view[0] - 1)
+    if not (low.any() or high.any() or foot.any()):
+      return seen
+    out = seen.copy()
+    w, h = predicted[:, 2] - predicted[:, 0], predicted[:, 3] - predicted[:, 1]
+    out[:, 0] = np.where(low & ~high, np.minimum(seen[:, 0], seen[:, 2] - w), seen[:, 0])
+    out[:, 2] = np.where(high & ~low, np.maximum(seen[:, 2], seen[:, 0] + w), seen[:, 2])
+    out[:, 3] = np.where(foot, np.maximum(seen[:, 3], seen[:, 1] + h), seen[:, 3])
+    return out
+
+  def _correct(self, i: np.ndarray, b: np.ndarray, cover: np.ndarray) -> None:
+    """The filter's step. What is partly hidden is known less well."""
     z = np.concatenate([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], axis=1)
-    cut = (b[:, 0] <= 0) | (b[:, 2] >= self.view[1] - 1) | (b[:, 3] >= self.view[0] - 1)
-    r = R * R * (1 + 60 * np.maximum(cover - 0.05, 0) + 3 * cut)
+    r = R * R * (1 + 10 * cover)
     s = self.p00[i] + r
     k0, k1 = self.p00[i] / s, self.p01[i] / s
     off = z - self.mean[i]

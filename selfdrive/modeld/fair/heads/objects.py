@@ -93,7 +93,7 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
 def decode_masks(coef: np.ndarray, proto: np.ndarray, boxes: np.ndarray, view: tuple[int, int]) -> np.ndarray:
   """coef (M, P), proto (P, H, W), boxes (M, 4) view pixels -> (M, H, W) bool: sum of coef times proto over 0, at map pixels whose centre lies in the box."""
   p, h, w = proto.shape
-  masks = (np.ascontiguousarray(coef) @ proto.reshape(p, -1)).reshape(-1, h, w) > 0
+  masks = (np.ascontiguousarray(coef) @ proto.reshape(p, h * w)).reshape(len(coef), h, w) > 0
   x, y = (np.arange(w) + 0.5) * (view[1] / w) - 0.5, (np.arange(h) + 0.5) * (view[0] / h) - 0.5
   masks &= ((x >= boxes[:, 0:1]) & (x <= boxes[:, 2:3]))[:, None, :]
   masks &= ((y >= boxes[:, 1:2]) & (y <= boxes[:, 3:4]))[:, :, None]

@@ -58,7 +58,7 @@ def load_timm(name: str, deepest: int, pretrained: bool) -> tuple[Any, bool]:
   def create(weights: bool) -> Any:
     options: dict[str, Any] = {"img_size": FRAME_SHAPE[1:], "out_indices": (VIT_BLOCKS - 1,)} if vit else {}
     try:
-      net = timm.create_model(name, features_only=True, pretrained=weights, **options)
+      net: Any = timm.create_model(name, features_only=True, pretrained=weights, **options)
       used = [i for i, r in enumerate(net.feature_info.reduction()) if r * VIEW_STRIDE <= deepest]
       if not vit and len(used) < len(net.feature_info.reduction()):
         net = timm.create_model(name, features_only=True, pretrained=weights, out_indices=tuple(used))
@@ -121,7 +121,7 @@ class Backbone(nn.Module):
 
   def normalise(self, frame: Tensor) -> Tensor:
     """(B, 6, 128, 256) uint8 -> float32, zero mean colour, about unit variance."""
-    return (frame.float() - self.offset) / SCALE
+    return (frame.float() - self.offset) * (1.0 / SCALE)
 
   def forward(self, frame: Tensor) -> dict[int, Tensor]:
     x = self.normalise(frame)

@@ -1,13 +1,17 @@
 """A DETR without its slowness: learned queries with reference boxes that every decoder layer refines, looking around where the box is. No NMS."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from openpilot.tools.fair.students.dense import OBJECT_CLASSES
-from openpilot.tools.fair.students.layers import Attention, feed_forward, up
+from openpilot.tools.fair.students.layers import Attention, feed_forward
+from openpilot.tools.fair.students.scene import up
 
 QUERIES = 60
-SMALLEST = 0.05  # of the view: the least extent that a query looks over
+LEVELS = ((16, 32), (8, 16))  # cells of view stride 16 and 32
+SMALLEST = 0.1  # of the view: the least extent that a query looks over
 
 
 def grid(h: int, w: int) -> Tensor:
@@ -20,6 +24,18 @@ def sine(places: Tensor, d: int) -> Tensor:
   """(L, 2) in 0..1 -> (L, d): sines and cosines of x, then of y, at d / 4 frequencies each."""
   angles = places[..., None] * 2 * torch.pi * 2.0 ** torch.linspace(-1, 5, d // 4)
   return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+class SharedAttention(Attention):
+  """Attention to tokens whose keys and values all layers share, and whose keys hold [x^2, y^2, x, y] of their place beside what they are."""
+
+  def __init__(self, d: int, heads: int):
+    super().__init__(d, heads, project=False)
+
+  def forward(self, query: Tensor, key: Tensor, value: Tensor, looks: Tensor) -> Tensor:  # type: ignore[override]
+    """query (B, Q, d), key (B, heads, L, d / heads + 4), value (B, heads, L, d / heads), looks (B, heads, Q, 4): weights of the place -> (B, Q, d)."""
+    q = torch.cat([self.split(self.q(query)) * self.scale, looks], dim=-1)
+    return self.merge(torch.softmax(q @ key.transpose(2, 3), dim=-1) @ value)
 
 
 class EncoderLayer(nn.Module):
@@ -35,29 +51,30 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
   """Queries look at each other, then at the tokens, by what they hold and, as in SMCA, by a learned Gaussian around their box."""
 
-  def __init__(self, d: int, hidden: int, heads: int = 4):
+  def __init__(self, d: int, hidden: int, heads: int):
     super().__init__()
     self.heads = heads
-    self.self_attention, self.cross = Attention(d, heads), Attention(d, heads, project=False)
+    self.self_attention, self.cross = Attention(d, heads), SharedAttention(d, heads)
     self.ffn, self.norm1, self.norm2, self.norm3 = feed_forward(d, hidden), nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
     self.where = nn.Linear(d, 4 * heads)  # per head the Gaussian's offset and sharpness, both relative to the box
     self.place = nn.Linear(4, d)
     nn.init.zeros_(self.where.weight)
     nn.init.zeros_(self.where.bias)
 
-  def forward(self, x: Tensor, query: Tensor, box: Tensor, key: Tensor, value: Tensor, places: Tensor) -> Tensor:
-    """x, query (B, Q, d); box (B, Q, 4) cx cy w h in 0..1; key, value (B, L, d); places (L, 2) -> (B, Q, d)."""
+  def forward(self, x: Tensor, query: Tensor, box: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """x, query (B, Q, d); box (B, Q, 4) cx cy w h in 0..1; key (B, heads, L, d / heads + 4), value (B, heads, L, d / heads), of the cells of all LEVELS
+    -> (B, Q, d).
+    """
     pos = query + self.place(box)
     x = self.norm1(x + self.self_attention(x + pos, x + pos, x))
     b, q, _ = x.shape
     where = self.where(x).reshape(b, q, self.heads, 4)
-    centre, extent = box[:, :, None, :2], box[:, :, None, 2:] + SMALLEST
-    sharp = (1.0 + where[..., 2:]) / extent  # (B, Q, heads, 2)
-    shift = (centre + where[..., :2] * extent) * sharp
-    # -(sharp x place - sharp x centre)^2 per axis, in the layout of the logits (B, heads, Q, L)
-    sharp, shift = sharp.transpose(1, 2)[..., None, :], shift.transpose(1, 2)[..., None, :]
-    dx, dy = sharp[..., 0] * places[:, 0] - shift[..., 0], sharp[..., 1] * places[:, 1] - shift[..., 1]
-    x = self.norm2(x + self.cross(x + pos, key, value, -(dx * dx + dy * dy)))
+    extent = box[:, :, None, 2:] + SMALLEST
+    centre = box[:, :, None, :2] - 0.5 + where[..., :2] * extent
+    sharp = ((1.0 + where[..., 2:]) / extent) ** 2
+    # -sharp x (place - centre)^2 but for what is the same at all places, which a softmax ignores: as a product, it costs the attention next to nothing
+    looks = torch.cat([-sharp, 2.0 * sharp * centre], dim=-1).transpose(1, 2)  # (B, heads, Q, 4)
+    x = self.norm2(x + self.cross(x + pos, key, value, looks))
     return self.norm3(x + self.ffn(x))
 
 
@@ -68,12 +85,13 @@ class DetectorHead(nn.Module):
   Tokens are the neck's cells of view stride 16 and 32, 640 in all; the coarse ones first look at each other (one encoder layer).
   """
 
-  def __init__(self, neck: int, d: int = 128, hidden: int = 256, layers: int = 3):
+  def __init__(self, neck: int, d: int = 128, hidden: int = 256, layers: int = 3, heads: int = 4):
     super().__init__()
+    self.heads = heads
     self.project16, self.project32 = (nn.Sequential(nn.Conv2d(neck, d, 1, bias=False), nn.BatchNorm2d(d)) for _ in range(2))
     self.encoder = EncoderLayer(d, hidden)
     self.key, self.value = nn.Linear(d, d), nn.Linear(d, d)  # of the tokens, for all layers: they look at the same ones
-    self.decoder = nn.ModuleList(DecoderLayer(d, hidden) for _ in range(layers))
+    self.decoder = nn.ModuleList(DecoderLayer(d, hidden, heads) for _ in range(layers))
     self.content, self.query = nn.Parameter(torch.randn(1, QUERIES, d) * 0.02), nn.Parameter(torch.randn(1, QUERIES, d) * 0.02)
     self.logits = nn.ModuleList(nn.Linear(d, len(OBJECT_CLASSES)) for _ in range(layers))
     self.boxes = nn.ModuleList(nn.Sequential(nn.Linear(d, d), nn.ReLU(inplace=True), nn.Linear(d, 4)) for _ in range(layers))
@@ -81,13 +99,14 @@ class DetectorHead(nn.Module):
     assert len(places) == QUERIES
     self.reference = nn.Parameter(torch.cat([torch.logit(places), torch.full((QUERIES, 2), -2.0)], dim=1)[None])  # (1, Q, 4) logits of boxes
     for linear, box in zip(self.logits, self.boxes, strict=True):
-      nn.init.constant_(linear.bias, -4.0)
-      nn.init.zeros_(box[2].weight)
-      nn.init.zeros_(box[2].bias)
-    cells = torch.cat([grid(16, 32), grid(8, 16)])
-    self.places: Tensor
+      last = cast(nn.Sequential, box)[2]
+      nn.init.constant_(cast(nn.Linear, linear).bias, -4.0)
+      nn.init.zeros_(cast(nn.Linear, last).weight)
+      nn.init.zeros_(cast(nn.Linear, last).bias)
     self.pos: Tensor
-    self.register_buffer("places", cells, persistent=False)
+    cells = torch.cat([grid(h, w) for h, w in LEVELS])
+    self.places: Tensor
+    self.register_buffer("places", torch.cat([(cells - 0.5) ** 2, cells - 0.5], dim=1)[None, None], persistent=False)
     self.register_buffer("pos", sine(cells, d)[None], persistent=False)
 
   def forward(self, maps: dict[int, Tensor]) -> dict[str, Tensor | list[tuple[Tensor, Tensor]]]:
@@ -97,12 +116,14 @@ class DetectorHead(nn.Module):
     coarse = tokens.transpose(1, 2).reshape(b, d, 8, 16)
     fine = self.project16(maps[16]) + up(coarse)
     tokens = torch.cat([fine.flatten(2).transpose(1, 2), tokens], dim=1)  # (B, 640, d)
-    key, value = self.key(tokens + self.pos), self.value(tokens)
+    split = self.decoder[0].cross.split
+    places = self.places.expand(b, self.heads, -1, -1)
+    key, value = torch.cat([split(self.key(tokens + self.pos)), places], dim=-1), split(self.value(tokens))
     x, query = self.content.expand(b, -1, -1), self.query.expand(b, -1, -1)
     reference = self.reference.expand(b, -1, -1)
     out: list[tuple[Tensor, Tensor]] = []
     for layer, logits, boxes in zip(self.decoder, self.logits, self.boxes, strict=True):
-      x = layer(x, query, reference.sigmoid(), key, value, self.places)
+      x = layer(x, query, reference.sigmoid(), key, value)
       refined = reference + boxes(x)
       out.append((logits(x), refined.sigmoid()))
       reference = refined.detach()  # a layer answers for its own step

@@ -4,15 +4,17 @@ The state holds each point's appearance as the earlier frames showed it, so no f
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openpilot.tools.fair.students.layers import Attention, conv, separable, up
+from openpilot.tools.fair.students.layers import Attention, separable
+from openpilot.tools.fair.students.scene import conv, up
 
 POINTS = 128
-PATCH = 3  # a template is a patch of 3 x 3 cells around the point
-RADIUS = 4  # cells: a window of 9 x 9 places is looked at in each map
 STRIDES = (8, 4)  # the maps, coarse first: the tracker reaches 32 view pixels a frame from where the host thinks the point is
+RADIUS = 4  # cells: a window of 9 x 9 places is looked at in each map
 WINDOW = 2 * RADIUS + 1
+BORDER = WINDOW + 1  # cells of zeros around a map: the side of the largest square that is ever gathered
 
 
 def view_to_cell(points: Tensor, stride: int) -> Tensor:
@@ -20,49 +22,46 @@ def view_to_cell(points: Tensor, stride: int) -> Tensor:
   return (points - (stride - 1) / 2) / stride
 
 
-def gather(m: Tensor, corner: Tensor, size: int) -> Tensor:
-  """m (B, C, h, w), corner (B, N, 2) int64 x, y of a cell -> (B, N, size * size, C): the cells of the square that starts there, zero outside the map.
+def pad(m: Tensor) -> Tensor:
+  """(B, C, h, w) -> (B, h + 2 * BORDER, w + 2 * BORDER, C): unit feature vectors in rows, zeros around them, so that no sample needs a mask."""
+  x = m.permute(0, 2, 3, 1)
+  x = x * torch.rsqrt((x * x).sum(dim=3, keepdim=True) + 1e-6)
+  return F.pad(x, (0, 0, BORDER, BORDER, BORDER, BORDER))
+
+
+def gather(padded: Tensor, corner: Tensor, size: int) -> Tensor:
+  """padded: as pad() gives it; corner (B, N, 2) whole cells x, y of the map -> (B, N, size * size, C): the square that starts there, zero outside the map.
 
   An integer gather of whole feature vectors: GridSample is not in tinygrad.
   """
-  b, c, h, w = (int(s) for s in m.shape)
-  step = torch.arange(size, device=m.device)
-  x = corner[..., 0, None, None] + step  # (B, N, 1, size)
-  y = corner[..., 1, None, None] + step[:, None]  # (B, N, size, 1)
-  inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
-  index = y.clamp(0, h - 1) * w + x.clamp(0, w - 1) + torch.arange(b, device=m.device).view(b, 1, 1, 1) * (h * w)
-  rows = m.permute(0, 2, 3, 1).reshape(b * h * w, c).index_select(0, index.reshape(-1))
-  return rows.reshape(b, -1, size * size, c) * inside.reshape(b, -1, size * size, 1).to(m.dtype)
+  b, h, w, c = (int(s) for s in padded.shape)
+  corner = torch.minimum((corner + BORDER).clamp(min=0), corner.new_tensor([w - BORDER, h - BORDER]))
+  first = (corner @ corner.new_tensor([[1.0], [w]])).long()  # (B, N, 1); float32 counts that far exactly
+  step = torch.arange(size, device=padded.device)
+  square = (step[:, None] * w + step).flatten() + torch.arange(b, device=padded.device).view(b, 1, 1) * (h * w)  # (B, 1, size * size)
+  return padded.reshape(b * h * w, c).index_select(0, (first + square).reshape(-1)).reshape(b, -1, size * size, c)
 
 
-def blend(values: Tensor, fraction: Tensor) -> Tensor:
-  """Bilinear: values (B, N, size, size, C) at whole cells, fraction (B, N, 2) of x, y in 0..1 -> (B, N, size - 1, size - 1, C)."""
-  fx, fy = fraction[..., 0, None, None, None], fraction[..., 1, None, None, None]
-  values = values[..., :-1, :] * (1 - fx) + values[..., 1:, :] * fx
-  return values[..., :-1, :, :] * (1 - fy) + values[..., 1:, :, :] * fy
-
-
-def sample(m: Tensor, cells: Tensor, size: int) -> Tensor:
-  """m (B, C, h, w), cells (B, N, 2) float -> (B, N, size, size, C): bilinear samples at the size x size (odd) places a cell apart around each point."""
+def sample(padded: Tensor, cells: Tensor) -> Tensor:
+  """cells (B, N, 2) float -> (B, N, C): bilinear samples, zero outside the map."""
   low = torch.floor(cells)
-  values = gather(m, low.long() - size // 2, size + 1)
-  return blend(values.reshape(*values.shape[:2], size + 1, size + 1, -1), cells - low)
+  f = (cells - low)[..., None]  # (B, N, 2, 1)
+  f = torch.cat([1 - f, f], dim=-1)
+  weights = f[:, :, 1, :, None] * f[:, :, 0, None, :]  # (B, N, 2, 2) rows y, columns x
+  return (weights.flatten(2)[:, :, None] @ gather(padded, low, 2))[:, :, 0]
 
 
-def correlate(m: Tensor, template: Tensor, cells: Tensor) -> Tensor:
-  """m (B, C, h, w), template (B, N, PATCH * PATCH * C), cells (B, N, 2) -> (B, N, 9, WINDOW, WINDOW): each template cell's product with the map.
-
-  Entry [k, j, i] belongs to the point being at cells + (i - RADIUS, j - RADIUS), template cell k laid on the map accordingly.
+def correlate(padded: Tensor, template: Tensor, cells: Tensor) -> Tensor:
+  """padded map, template (B, N, C), cells (B, N, 2) -> (B, N, WINDOW, WINDOW): the template's product with the map, entry [.., j, i] for the point being at
+  cells + (i - RADIUS, j - RADIUS).
   """
-  b, n = int(m.shape[0]), int(cells.shape[1])
-  size = WINDOW + PATCH - 1
   low = torch.floor(cells)
-  rows = gather(m, low.long() - size // 2, size + 1)  # (B, N, 12 * 12, C)
-  products = rows @ template.reshape(b, n, PATCH * PATCH, -1).transpose(2, 3)  # (B, N, 144, 9)
+  fx, fy = (cells - low)[..., None, None].unbind(dim=2)  # (B, N, 1, 1)
+  rows = gather(padded, low - RADIUS, WINDOW + 1)
+  x = (template[:, :, None] @ rows.transpose(2, 3)).reshape(*cells.shape[:2], WINDOW + 1, WINDOW + 1)
   # interpolating the products is interpolating the features, at a fraction of the work
-  products = blend(products.reshape(b, n, size + 1, size + 1, PATCH * PATCH), cells - low)
-  aligned = [products[:, :, k // PATCH : k // PATCH + WINDOW, k % PATCH : k % PATCH + WINDOW, k] for k in range(PATCH * PATCH)]
-  return torch.stack(aligned, dim=2)
+  x = x[..., :-1] + (x[..., 1:] - x[..., :-1]) * fx
+  return x[..., :-1, :] + (x[..., 1:, :] - x[..., :-1, :]) * fy
 
 
 class Stage(nn.Module):
@@ -70,8 +69,8 @@ class Stage(nn.Module):
 
   def __init__(self, d: int, hidden: int, together: bool):
     super().__init__()
-    self.look, self.remember, self.place = nn.Linear(PATCH * PATCH * WINDOW * WINDOW, d), nn.Linear(hidden, d, bias=False), nn.Linear(2, d, bias=False)
-    self.attention = Attention(d) if together else None
+    self.look, self.remember = nn.Linear(WINDOW * WINDOW, d), nn.Linear(hidden + 2, d)
+    self.attention = Attention(d, heads=2) if together else None
     self.norm = nn.LayerNorm(d) if together else None
     self.gate, self.candidate = nn.Linear(2 * d, d), nn.Linear(2 * d, d)
     self.move = nn.Linear(d, 3)  # trust in the correlation's peak, and a movement beside it
@@ -83,11 +82,13 @@ class Stage(nn.Module):
     self.window: Tensor
     self.register_buffer("window", torch.stack([x, y], dim=-1).reshape(-1, 2), persistent=False)
 
-  def forward(self, correlation: Tensor, place: Tensor, hidden: Tensor, memory: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """correlation (B, N, 9, WINDOW, WINDOW), place (B, N, 2) in -1..1, hidden (B, N, H), memory (B, N, d), bias (B, 1, 1, N) -> movement in cells, memory."""
-    score = correlation.mean(dim=2).flatten(2) * self.sharpness
-    peak = torch.softmax(score, dim=-1) @ self.window
-    x = torch.relu(self.look(correlation.flatten(2)) + self.remember(hidden) + self.place(place))
+  def forward(self, padded: Tensor, template: Tensor, cells: Tensor, known: Tensor, memory: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """padded map, template (B, N, C), cells (B, N, 2): where to look; known (B, N, H + 2): hidden state and place in the view; memory (B, N, d); bias
+    (B, 1, 1, N) of the attention between points -> movement (B, N, 2) in cells, memory.
+    """
+    correlation = correlate(padded, template, cells).flatten(2)
+    peak = torch.softmax(correlation * self.sharpness, dim=-1) @ self.window
+    x = torch.relu(self.look(correlation) + self.remember(known))
     if self.attention is not None and self.norm is not None:
       x = self.norm(x + self.attention(x, x, x, bias))
     both = torch.cat([x, memory], dim=-1)
@@ -99,55 +100,54 @@ class Stage(nn.Module):
 class LanesHead(nn.Module):
   """Point tracker on a stride-4 branch of its own.
 
-  encode: (frame, neck maps) -> the two maps, unit vectors: [(B, C, 32, 64), (B, C, 64, 128)].
-  step: one frame of tracking. C is `channels`; a template has 2 * 9 * C entries, the hidden state d of memory and the last movement.
+  encode: (normalised frame, neck maps) -> the two maps of unit vectors, of view stride 8 and 4, as pad() gives them.
+  step: one frame of tracking. A template holds a vector of each map, the hidden state d of memory and the last movement.
   """
 
   def __init__(self, neck: int, channels: int, d: int, branch: int):
     super().__init__()
     self.stem, self.context, self.mix = conv(6, branch, 3, 2), nn.Conv2d(neck, branch, 1), separable(branch, branch)
-    self.fine, self.coarse, self.pooled = nn.Conv2d(branch, channels, 1), nn.Conv2d(neck, channels, 1), nn.AvgPool2d(2)
-    self.d, self.channels = d, channels
-    self.template_size, self.hidden_size = len(STRIDES) * PATCH * PATCH * channels, d + 2
+    self.fine, self.coarse = nn.Conv2d(branch, channels, 1), nn.Conv2d(neck, channels, 1)
+    self.d, self.template_size, self.hidden_size = d, len(STRIDES) * channels, d + 2
     self.stages = nn.ModuleList(Stage(d, self.hidden_size, together=i == 0) for i in range(len(STRIDES)))  # coarse: where do the points go together
-    self.visible, self.renew = nn.Linear(d, 1), nn.Linear(d, 1)
-    nn.init.zeros_(self.renew.weight)
-    nn.init.constant_(self.renew.bias, -3.0)  # a template follows slowly at first: it must not drift
+    self.report = nn.Linear(d, 2)  # visible; how far the template follows what the point looks like now
+    nn.init.zeros_(self.report.weight)
+    self.report.bias.data.copy_(torch.tensor([0.0, -3.0]))  # slowly at first: it must not drift
 
   def encode(self, normalised: Tensor, maps: dict[int, Tensor]) -> list[Tensor]:
     fine = self.fine(self.mix(self.stem(normalised) + up(self.context(maps[8]))))
-    coarse = self.coarse(maps[8]) + self.pooled(fine)
-    return [x * torch.rsqrt((x * x).sum(dim=1, keepdim=True) + 1e-6) for x in (coarse, fine)]
+    return [pad(x) for x in (self.coarse(maps[8]), fine)]
 
   def template(self, maps: list[Tensor], points: Tensor) -> Tensor:
     """What the frame shows at points (B, N, 2) view pixels -> (B, N, template_size)."""
-    return torch.cat([sample(m, view_to_cell(points, s), PATCH).flatten(2) for m, s in zip(maps, STRIDES, strict=True)], dim=-1)
+    return torch.cat([sample(m, view_to_cell(points, s)) for m, s in zip(maps, STRIDES, strict=True)], dim=-1)
 
   def step(
     self, maps: list[Tensor], points: Tensor, mask: Tensor, fresh: Tensor, template: Tensor, hidden: Tensor
   ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """points (B, N, 2) view pixels, where each is thought to be; mask, fresh (B, N) 1 or 0; template, hidden: the state, zeros at start.
 
-    -> points (B, N, 2), visible (B, N) logits, template, hidden. A fresh point gets its template here and stays; the state of unused slots is zero. Where the
-    correlation looks is taken as given, as RAFT does: gradients flow through the movements, the templates and the memory.
+    -> points (B, N, 2), visible (B, N) logits, template, hidden. A fresh point gets its template here and stays; an unused slot stays too, its state is zero and
+    it is never visible. Where the correlation looks is taken as given, as RAFT does: gradients flow through the movements, the templates and the memory.
     """
-    new, kept = (fresh * mask)[..., None], (mask - fresh * mask)[..., None]
-    template = new * self.template(maps, points.detach()) + kept * template
-    hidden = kept * hidden
+    used = mask[..., None]
+    new = fresh[..., None] * used
+    kept = used - new
+    template, hidden = kept * template, kept * hidden
     memory, position = hidden[..., : self.d], points
     bias = (mask[:, None, None, :] - 1.0) * 1e4
     for stage, m, stride, part in zip(self.stages, maps, STRIDES, template.chunk(len(STRIDES), dim=-1), strict=True):
       at = position.detach()
-      correlation = correlate(m, part, view_to_cell(at, stride))
-      place = at / at.new_tensor([256.0, 128.0]) - 1.0
-      move, memory = stage(correlation, place, hidden, memory, bias)
+      known = torch.cat([hidden, at / 256.0 - 1.0], dim=-1)
+      move, memory = stage(m, part, view_to_cell(at, stride), known, memory, bias)
       position = position + move * stride
-    position = kept * position + (1.0 - kept) * points
-    visible = self.visible(memory)[..., 0]
-    rate = kept * torch.sigmoid(self.renew(memory)) * torch.sigmoid(visible)[..., None]
+    moved = kept * (position - points)
+    position = points + moved
+    visible, renew = self.report(memory).split(1, dim=-1)
+    rate = new + kept * torch.sigmoid(renew) * torch.sigmoid(visible)  # a new point takes all of its template from here
     template = template + rate * (self.template(maps, position.detach()) - template)
-    hidden = torch.cat([memory, (position - points) / 16.0], dim=-1) * mask[..., None]
-    return position, visible * mask + (mask - 1.0) * 20.0, template * mask[..., None], hidden
+    hidden = torch.cat([memory * used, moved / 16.0], dim=-1)
+    return position, (visible * used + (used - 1.0) * 20.0)[..., 0], template, hidden
 
   def zeros(self, b: int, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """The state at start."""

@@ -13,7 +13,7 @@ def separable(cin: int, cout: int, k: int = 3) -> nn.Sequential:
 
 
 class Attention(nn.Module):
-  """Multi-head attention by two matmuls and a softmax. `project` false: keys and values come projected already, shared between layers."""
+  """Multi-head attention by two matmuls and a softmax. `project` false: keys and values come projected already."""
 
   def __init__(self, d: int, heads: int = 4, project: bool = True):
     super().__init__()
@@ -23,14 +23,19 @@ class Attention(nn.Module):
     self.v: nn.Module = nn.Linear(d, d) if project else nn.Identity()
 
   def split(self, x: Tensor) -> Tensor:
-    return x.reshape(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)  # (B, heads, L, d / heads)
+    """(B, L, d) -> (B, heads, L, d / heads)"""
+    return x.reshape(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
+
+  def merge(self, x: Tensor) -> Tensor:
+    """(B, heads, Q, d / heads) -> (B, Q, d), projected."""
+    x = x.transpose(1, 2)
+    return self.out(x.reshape(x.shape[0], x.shape[1], -1))
 
   def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
     """query (B, Q, d), key and value (B, L, d), bias broadcastable to (B, heads, Q, L), added to the logits -> (B, Q, d)."""
     scores = (self.split(self.q(query)) * self.scale) @ self.split(self.k(key)).transpose(2, 3)
     weights = torch.softmax(scores if bias is None else scores + bias, dim=-1)
-    y = (weights @ self.split(self.v(value))).transpose(1, 2)
-    return self.out(y.reshape(y.shape[0], y.shape[1], -1))
+    return self.merge(weights @ self.split(self.v(value)))
 
 
 def feed_forward(d: int, hidden: int) -> nn.Sequential:

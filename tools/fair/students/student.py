@@ -26,9 +26,9 @@ class Size:
 
 
 SIZES: dict[str, Size] = {
-  "nano": Size("mobilenetv4_conv_small_050", neck=48, fine=16, features=64, tower=48, tokens=128, template=16, tracker=48),
-  "small": Size("mobilenetv4_conv_small", neck=80, fine=24, features=128, tower=64, tokens=128, template=24, tracker=64),
-  "base": Size("mobilenetv4_conv_medium", neck=128, fine=32, features=192, tower=96, tokens=128, template=32, tracker=96),
+  "nano": Size("mobilenetv4_conv_small_050", neck=48, fine=16, features=64, tower=48, tokens=128, template=24, tracker=48),
+  "small": Size("mobilenetv4_conv_small", neck=80, fine=16, features=128, tower=64, tokens=128, template=32, tracker=64),
+  "base": Size("mobilenetv4_conv_medium", neck=128, fine=32, features=192, tower=96, tokens=128, template=48, tracker=96),
 }
 TASKS: dict[str, tuple[str, ...]] = {
   "depth": ("depth",),

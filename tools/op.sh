@@ -36,7 +36,7 @@ setup() {
 py() { exec "$VENV/bin/python" -m "$@"; }
 
 lint() {
-  setup tools,train,teach,test
+  setup tools,train,test
   cd "$ROOT"
   "$VENV/bin/python" -m ruff check cereal selfdrive tools tests
   "$VENV/bin/python" -m mypy -p openpilot.cereal -p openpilot.common -p openpilot.selfdrive.manager -p openpilot.selfdrive.modeld -p openpilot.tools
@@ -63,6 +63,11 @@ tools/op.sh COMMAND [ARGUMENTS]        every command has --help
   label ROUTE...   label routes with teachers into a store
   labels DIR       list, check and render a label store
 
+  students         list the students: parameters, multiply-adds, outputs
+  distill          teach a student from a label store
+  evaluate BUNDLE DATA     a bundle against its teachers and the truth: one page, and JSON
+  export RUN       a finished run as a bundle
+
   sim OUT          write a simulated route with exact truth
   train-scene      render, train, export, evaluate the first bundle (installs torch)
   setup            only make the virtual environment
@@ -74,7 +79,7 @@ cmd="${1:-help}"
 case "$cmd" in
   demo) setup tools; py openpilot.tools.demo "$@" ;;
   test)
-    setup tools,train,teach,test
+    setup tools,train,test
     cd "$ROOT"
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     if [ $# -gt 0 ]; then py pytest "$@"; fi
@@ -97,6 +102,10 @@ case "$cmd" in
   teachers) setup tools,teach; py openpilot.tools.fair.teachers "$@" ;;
   label) setup tools,teach; py openpilot.tools.fair.labels.label "$@" ;;
   labels) setup tools,teach; py openpilot.tools.fair.labels.labels "$@" ;;
+  students) setup tools,train; py openpilot.tools.fair.students.students "$@" ;;
+  distill) setup tools,train; py openpilot.tools.fair.distillation.distill "$@" ;;
+  evaluate) setup tools,train; py openpilot.tools.fair.evaluation.evaluate "$@" ;;
+  export) setup tools,train; py openpilot.tools.fair.optimize.export "$@" ;;
   setup) setup tools; echo "ready: $VENV" ;;
   help|-h|--help) usage ;;
   *) usage >&2; die "unknown command '$cmd'" ;;

@@ -22,7 +22,8 @@ from openpilot.tools.sim.truth import IGNORE, MAX_DEPTH, Truth, map_labels
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-FAIR = ["fairState", "fairDepth", "fairSegmentation"]
+FAIR = ["fairState", "fairDepth", "fairSegmentation", "fairObjects", "fairLanes"]
+COMPARE_AT = 15.0  # m ahead, where lines are held against modelV2's
 
 
 def measure(log: Path, segments: list[Segment], live: bool = True) -> dict[str, Any]:
@@ -32,11 +33,14 @@ def measure(log: Path, segments: list[Segment], live: bool = True) -> dict[str, 
   ids: list[int] = []
   seen: set[int] = set()
   states: list[Any] = []
-  quality = Quality(segments)
-  for event in LogReader([log], services=FAIR):
+  quality, counts = Quality(segments), Counts()
+  for event in LogReader([log], services=[*FAIR, "modelV2"]):
     m = getattr(event, event.which())
     if event.which() == "fairState":
       states.append(m)
+      continue
+    counts.add(event.which(), m, event.valid)
+    if event.which() == "modelV2":
       continue
     if m.frameId not in seen:  # one time a frame, however many messages it has
       seen.add(m.frameId)
@@ -60,6 +64,7 @@ def measure(log: Path, segments: list[Segment], live: bool = True) -> dict[str, 
     "latency_ms": pct(latency) if live else {},
     "faults": sorted({s.fault for s in states if s.fault}),
     "quality": quality.result(),
+    **counts.result(),
   }
   if last is not None:
     out |= {
@@ -80,6 +85,53 @@ def measure(log: Path, segments: list[Segment], live: bool = True) -> dict[str, 
 def mean_ms(states: list[Any], field: str) -> float:
   values = [getattr(s, field) for s in states if getattr(s, field) > 0]
   return round(float(np.mean(values)) * 1e3, 2) if values else 0.0
+
+
+class Counts:
+  """How much there is of objects and lanes, and how far lines lie from openpilot's own."""
+
+  def __init__(self) -> None:
+    self.objects: list[tuple[int, int, int, int]] = []  # of a message: all, out of sight, with a mask, with a place on the road
+    self.tracks: dict[int, int] = {}  # identity -> messages
+    self.lines: list[tuple[int, int, int]] = []  # of a message: lines, points, visible points
+    self.line_ids: set[int] = set()
+    self.model: dict[int, list[float]] = {}  # frame -> modelV2's lines at COMPARE_AT, metres to the right
+    self.fits: list[tuple[int, float]] = []  # frame, ours
+
+  def add(self, which: str, m: Any, valid: bool) -> None:
+    if not valid:
+      return
+    if which == "fairObjects":
+      hidden, masks, placed = sum(o.occluded for o in m.objects), sum(len(o.mask) > 0 for o in m.objects), sum(len(o.position) > 0 for o in m.objects)
+      self.objects.append((len(m.objects), hidden, masks, placed))
+      for o in m.objects:
+        self.tracks[o.trackId] = self.tracks.get(o.trackId, 0) + 1
+    elif which == "fairLanes":
+      visibility = [v for line in m.lines for v in line.visibility]
+      self.lines.append((len(m.lines), len(visibility), sum(v >= 0.5 for v in visibility)))
+      for line in m.lines:
+        self.line_ids.add(line.lineId)
+        if len(line.roadX) and min(line.roadX) < COMPARE_AT < max(line.roadX) and len(line.fit) == 4:
+          self.fits.append((m.frameId, sum(c * COMPARE_AT**i for i, c in enumerate(line.fit))))
+    elif which == "modelV2":
+      lines = [e for e, prob in zip(m.laneLines, m.laneLineProbs, strict=False) if prob > 0.5 and len(e.x) > 1]
+      self.model[m.frameId] = [float(np.interp(COMPARE_AT, list(e.x), list(e.y))) for e in lines]
+
+  def result(self) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    if self.objects:
+      there, hidden, masks, placed = np.array(self.objects).mean(0).round(2).tolist()
+      out["objects"] = {
+        "messages": len(self.objects), "each": there, "occluded_each": hidden, "masks_each": masks, "on_the_road_each": placed, "identities": len(self.tracks),
+        "median_life_frames": float(np.median(list(self.tracks.values()))) if self.tracks else 0.0,
+      }
+    if self.lines:
+      lines, points, visible = np.array(self.lines).mean(0).round(2).tolist()
+      out["lanes"] = {"messages": len(self.lines), "lines_each": lines, "points_each": points, "visible_points_each": visible, "identities": len(self.line_ids)}
+      off = [min(abs(y - other) for other in self.model[frame]) for frame, y in self.fits if self.model.get(frame)]
+      if off:
+        out["lanes"][f"median_from_modelV2_at_{COMPARE_AT:.0f}_m"] = round(float(np.median(off)), 3)
+    return out
 
 
 class Quality:
@@ -178,8 +230,12 @@ td,th{padding:3px 14px 3px 0;text-align:left;vertical-align:top}th{font-weight:6
 AbsRel: mean(|d - d*| / d*); delta1: share within a factor 1.25;
 SiLog: standard deviation of log d - log d*; IoU per class over all frames. A simulated road says nothing about a real one.</p>
 {% else %}<p>This route has no truth to compare with.</p>{% endif %}
+{% for name in ('objects', 'lanes') if r[name] %}<h2>{{ name|capitalize }}</h2>
+<table>{% for k, v in r[name].items() %}<tr><td>{{ k|replace('_', ' ') }}</td><td>{{ v }}</td></tr>{% endfor %}</table>{% endfor %}
 <h2>Frames</h2><div class="grid">{% for p in pictures %}<img src="{{ p }}" alt="annotated frame">{% endfor %}</div>
-<p class="note">Tint: the student's classes. White lines: modelV2's lane lines in the log. Inset: the student's depth, red near, blue far, metres.</p>
+<p class="note">Tint: the student's classes, and where it has objects their masks, with the number of their track; a thin box is where an object
+out of sight should be. Dots: lane points, hollow where not visible, with the line through them. White lines: modelV2's lane lines in the log.
+Inset: the student's depth, red near, blue far, metres.</p>
 <h2>The bundle</h2><table>
 <tr><td>name, version, size</td><td>{{ bundle.name }}, {{ bundle.manifest.version }}, {{ bundle.manifest['size'] }}</td></tr>
 <tr><td>sha256 of the manifest</td><td>{{ bundle.manifest_hash }}</td></tr>

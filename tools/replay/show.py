@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Renders an overlay video from a log with fair* messages and the route's video: classes tinted, depth inset, openpilot's lane lines, a line of numbers."""
+"""Renders an overlay video from a log with fair* messages and the route's video: classes tinted, objects with their identities, lane points and lines,
+depth inset, openpilot's lane lines, a line of numbers."""
 
 import argparse
+import colorsys
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,9 @@ from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import get_warp_matrix
 from openpilot.common.transformations.orientation import rot_from_euler
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, camera_intrinsics
-from openpilot.selfdrive.modeld.fair.publish import class_map_from_message, depth_from_message
+from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
+from openpilot.selfdrive.modeld.fair.heads.lanes import on_line
+from openpilot.selfdrive.modeld.fair.publish import class_map_from_message, depth_from_message, mask_from_message
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import atomic_path
@@ -29,7 +33,14 @@ OTHER = (200, 80, 220)  # of classes without a colour
 TINT = 0.4
 NEAR, FAR = 2.0, 120.0  # metres, ends of the depth colours
 TURBO = (matplotlib.colormaps["turbo"](np.linspace(1, 0, 256))[:, :3] * 255).astype(np.uint8)  # near is red
-LOGGED = ["fairDepth", "fairSegmentation", "fairState", "modelV2", "carState", "extrinsicsCalibration", "deviceState", "narrowRoadCameraState"]
+ABOUT = ("fairDepth", "fairSegmentation", "fairObjects", "fairLanes")  # each about one frame
+LOGGED = [*ABOUT, "fairState", "modelV2", "carState", "extrinsicsCalibration", "deviceState", "narrowRoadCameraState"]
+
+
+def colour_of(identity: int) -> tuple[int, int, int]:
+  """One of a track or line, the same in every frame; neighbours differ."""
+  r, g, b = colorsys.hsv_to_rgb(identity * 0.381966 % 1.0, 0.75, 1.0)
+  return round(r * 255), round(g * 255), round(b * 255)
 
 
 def depth_picture(z: np.ndarray) -> np.ndarray:
@@ -59,7 +70,7 @@ class Overlay:
   def message(self, event: Any) -> None:
     which = event.which()
     m = getattr(event, which)
-    if which in ("fairDepth", "fairSegmentation", "modelV2"):
+    if which in (*ABOUT, "modelV2"):
       self.by_frame.setdefault(m.frameId, {})[which] = event
     elif which == "extrinsicsCalibration":
       if str(m.calStatus) == "calibrated" and len(m.rpyCalib) == 3:
@@ -101,16 +112,58 @@ class Overlay:
       cls = class_map[y * m.height // VIEW_H, x * m.width // VIEW_W]
       at = inside & tinted[cls]
       picture[at] = (picture[at] * (1 - TINT) + colours[cls[at]] * TINT).astype(np.uint8)
+    objects, lanes = found.get("fairObjects"), found.get("fairLanes")
+    if objects is not None and objects.valid:
+      self._masks(picture, objects.fairObjects, x, y, inside)
     image = Image.fromarray(picture)
     d = ImageDraw.Draw(image)
     if "modelV2" in found:
       self._lane_lines(d, found["modelV2"].modelV2, intrinsics)
+    to_camera = get_warp_matrix(self.rpy, intrinsics)
+    if lanes is not None and lanes.valid:
+      self._lanes(d, lanes.fairLanes, to_camera)
+    if objects is not None and objects.valid:
+      self._objects(d, objects.fairObjects, to_camera)
     if depth is not None and depth.valid:
       self._inset(image, d, depth_from_message(depth.fairDepth))
-    self._header(d, frame_id, seg, depth)
+    self._header(d, frame_id, [e for e in (seg, depth, objects, lanes) if e is not None])
     for old in [k for k in self.by_frame if k <= frame_id]:
       del self.by_frame[old]
     return np.asarray(image)
+
+  def _picture(self, px: np.ndarray, to_camera: np.ndarray) -> np.ndarray:
+    """(N, 2) view pixels -> (N, 2) picture pixels."""
+    p = np.concatenate([px, np.ones((len(px), 1))], axis=1) @ to_camera.T
+    return p[:, :2] / p[:, 2:] * self.scale
+
+  def _masks(self, picture: np.ndarray, m: Any, x: np.ndarray, y: np.ndarray, inside: np.ndarray) -> None:
+    for o in m.objects:
+      mask = mask_from_message(o)
+      if mask is not None:
+        at = inside & mask[y * mask.shape[0] // VIEW_H, x * mask.shape[1] // VIEW_W]
+        picture[at] = (picture[at] * (1 - TINT) + np.array(colour_of(o.trackId)) * TINT).astype(np.uint8)
+
+  def _objects(self, d: ImageDraw.ImageDraw, m: Any, to_camera: np.ndarray) -> None:
+    """Boxes, thin where the object is out of sight, with identity, class and distance."""
+    for o in m.objects:
+      b, colour = list(o.box), colour_of(o.trackId)
+      corners = self._picture(np.array([[b[0], b[1]], [b[2], b[1]], [b[2], b[3]], [b[0], b[3]]]), to_camera)
+      d.line([tuple(c) for c in [*corners.tolist(), corners[0].tolist()]], fill=colour, width=1 if o.occluded else 3)
+      text = f"{o.trackId} {m.classes[o.classId]}" + (f" {o.position[0]:.0f} m" if len(o.position) else "")
+      d.text((corners[0, 0], corners[0, 1] - 2), text, fill=colour, font=self.font, anchor="lb", stroke_width=2, stroke_fill=(0, 0, 0))
+
+  def _lanes(self, d: ImageDraw.ImageDraw, m: Any, to_camera: np.ndarray) -> None:
+    """Points, hollow where they are not visible, and each line's curve."""
+    ground = None
+    for line in m.lines:
+      colour = colour_of(line.lineId)
+      if len(line.roadX) > 1 and len(line.fit) == 4:
+        ground = ground or view_ground("medmodel", line.roadZ[0])
+        ahead = np.linspace(min(line.roadX), max(line.roadX), 30)
+        px = ground.view(np.stack([ahead, on_line(np.array(list(line.fit)), ahead), np.full(30, ground.height)], axis=1))
+        d.line([tuple(c) for c in self._picture(px, to_camera).tolist()], fill=colour, width=max(1, round(3 * line.prob)))
+      for (u, v), seen in zip(self._picture(np.stack([list(line.x), list(line.y)], axis=1), to_camera).tolist(), line.visibility, strict=True):
+        d.ellipse((u - 3, v - 3, u + 3, v + 3), fill=colour if seen >= 0.5 else None, outline=colour)
 
   def _lane_lines(self, d: ImageDraw.ImageDraw, m: Any, intrinsics: np.ndarray) -> None:
     for line, prob in zip(m.laneLines, m.laneLineProbs, strict=False):
@@ -141,14 +194,13 @@ class Overlay:
         stroke_fill=(0, 0, 0),
       )
 
-  def _header(self, d: ImageDraw.ImageDraw, frame_id: int, seg: Any, depth: Any) -> None:
+  def _header(self, d: ImageDraw.ImageDraw, frame_id: int, events: list[Any]) -> None:
     parts = [f"frame {frame_id}"]
     if "carState" in self.latest:
       parts.append(f"{self.latest['carState'].carState.vEgo * 3.6:.0f} km/h")
-    first = seg or depth
-    if first is not None:
-      m = getattr(first, first.which())
-      parts += [m.bundle, f"{m.modelExecutionTime * 1e3:.1f} ms", "valid" if first.valid else "INVALID"]
+    if events:
+      m = getattr(events[0], events[0].which())
+      parts += [m.bundle, f"{m.modelExecutionTime * 1e3:.1f} ms", "valid" if all(e.valid for e in events) else "INVALID"]
     else:
       parts.append("no fair message of this frame")
     if "fairState" in self.latest:
@@ -166,12 +218,12 @@ class Overlay:
 def overlay_frames(logs: list[Path], segments: list[Segment], camera: str, start: float = 0.0) -> Iterator[tuple[int, np.ndarray, bool]]:
   """(frame id, annotated picture, has fair messages) of every frame of the video from the first with fair messages to the last."""
   events = sorted((e for path in logs for e in LogReader([path], services=LOGGED)), key=lambda e: e.logMonoTime)  # logs of the same time: not one stream
-  about = {getattr(e, e.which()).frameId for e in events if e.which() in ("fairDepth", "fairSegmentation")}
+  about = {getattr(e, e.which()).frameId for e in events if e.which() in ABOUT}
   if not about:
     raise UserError(f"no fair messages in {', '.join(map(str, logs))}; run fairmodeld beside a replay and record it, or process-replay the route")
   overlay: Overlay | None = None
   # a message about a frame comes after it, so all of those are handed over first; the others by time
-  timed = [e for e in events if e.which() not in ("fairDepth", "fairSegmentation", "modelV2")]
+  timed = [e for e in events if e.which() not in (*ABOUT, "modelV2")]
   k = 0
   for entry, rgb in frames(segments, camera, start, "rgb24"):
     if entry.frame_id < min(about):
@@ -182,7 +234,7 @@ def overlay_frames(logs: list[Path], segments: list[Segment], camera: str, start
       overlay = Overlay(rgb.shape[1], rgb.shape[0], camera == "wide")
       for e in events:
         if (
-          e.which() in ("fairDepth", "fairSegmentation", "modelV2")
+          e.which() in (*ABOUT, "modelV2")
           or (e.which() in ("extrinsicsCalibration", "deviceState", "narrowRoadCameraState")
           and e.logMonoTime <= entry.timestamp_eof)
         ):

@@ -240,7 +240,7 @@ class Tracker:
     off2 = (dx * dx + dy * dy) * reach
     i, j = np.nonzero((iou > MIN_OVERLAP) | (off2 < MAX_SIGMA ** 2))   # of the others no more has to be known
     overlap, away = iou[i, j], off2[i, j]
-    lost: np.ndarray = self.lost[i] > 0
+    lost = self.lost[i] > 0
     may = (self.votes.argmax(1)[i] == d.class_ids[j]) | (overlap > 0.5)
     motion = np.exp(-0.5 * away)
     # a lost car is not found again in one of half its width
@@ -248,7 +248,7 @@ class Tracker:
     motion *= np.sqrt(np.minimum(w0, w1) * np.minimum(h0, h1) / np.maximum(np.maximum(w0, w1) * np.maximum(h0, h1), 1))
     if bits is not None and self.bits is not None:
       # a mask is compared where it last was: in one frame it hardly moves, and in longer it says less than the predicted box
-      k = np.flatnonzero(~lost & (overlap > 0) & self.has_bits[i] & bits.any(1)[j])
+      k = np.flatnonzero(~lost & (overlap > 0) & self.has_bits[i] & bits[j].any(1))
       mine, theirs = self.bits[i[k]], bits[j[k]]
       both = np.bitwise_count(mine & theirs).sum(1, dtype=np.int32)
       either = np.bitwise_count(mine | theirs).sum(1, dtype=np.int32)
@@ -257,7 +257,7 @@ class Tracker:
     overlap += np.where(lost, np.maximum(motion - overlap, 0) * np.minimum(std[i] / MAX_STD, 1), 0)
     value, weight = W_OVERLAP * overlap + W_MOTION * motion, np.full(len(i), W_OVERLAP + W_MOTION)
     if self.embed is not None and d.embed is not None:
-      known = self.has_embed[i] & d.embed.any(1)[j]
+      known = self.has_embed[i] & d.embed[j].any(1)
       cosine = (self.embed @ d.embed.T)[i, j]
       value += np.where(known, W_EMBED * np.maximum(cosine, 0), 0)
       weight[known] += W_EMBED

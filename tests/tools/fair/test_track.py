@@ -102,7 +102,7 @@ def test_flow_and_looks():
   tracker.update(t, np.array([[100, 60, 160, 110], [300, 100, 340, 130]]), np.ones(2), np.zeros(2, np.int64))
   moved, variance = flow_of(picture, np.roll(picture, (2, -3), (0, 1)), t)
   np.testing.assert_allclose(moved, [[-3, 2], [-3, 2]], atol=0.1)
-  assert (variance < 1).all()
+  assert (variance < 4).all()
   moved, variance = flow_of(picture, r.integers(0, 255, (H, W), np.uint8), t)
   assert np.isinf(variance).all()  # nothing found again
   rgb = np.zeros((3, H, W), np.uint8)
@@ -185,9 +185,9 @@ def test_settings_and_bad_input(monkeypatch):
 @pytest.mark.slow
 def test_identity_behind_a_lorry_in_the_simulator():
   """Far fewer scenes than tests/bench/bench_object_tracker.py has, which prints the figures."""
-  for hidden, seed, least in ((5, 2, 0.8), (15, 2, 0.6)):
+  for hidden, seed, least in ((5, 2, 0.8), (15, 2, 0.6), (40, 2, 0.5)):
     scene, figures = make_scene(seed, hidden), {}
-    for name, way in (("tracker", lambda s: follow(s, True, True)), ("no memory", without_memory)):
+    for name, way in (("tracker", lambda s: follow(s, False, True)), ("no memory", without_memory)):
       figures[name] = Figures()
       figures[name].add(scene, way(scene), hidden)
     ours, other = figures["tracker"], figures["no memory"]

@@ -1,7 +1,7 @@
 """Identity through occlusion without SAM: what a detector sees, where things were going, and what colours they had. The permissive stand-in.
 
 Between two frames a thing is taken to keep its velocity in space, not in the picture: then what comes nearer moves and grows faster and faster, and
-exactly so without knowing its depth or the camera. With flow, Lucas-Kanade says how fast it moves.
+exactly so without knowing its depth or the camera. Lucas-Kanade's flow may be added.
 """
 
 from dataclasses import dataclass, field
@@ -276,7 +276,7 @@ def flow_of(before: np.ndarray, after: np.ndarray, t: Tracks) -> tuple[np.ndarra
     if good[i].sum() >= 5:
       d = (there.reshape(-1, 25, 2)[i] - points[i])[good[i]].astype(np.float64)
       moved[k] = np.median(d, axis=0)
-      variance[k] = (0.3 + 1.5 * np.abs(d - moved[k]).mean()) ** 2
+      variance[k] = (1 + 1.5 * np.abs(d - moved[k]).mean()) ** 2
   return moved, variance
 
 
@@ -295,8 +295,9 @@ def looks_of(rgb: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 class TrackerTeacher:
-  """Boxes with identity: those of another teacher, `detector`, followed from frame to frame. detector_options: the detector's; flow: with Lucas-Kanade;
-  tracker: of ObjectTracker. Boxes that are not followed are left out.
+  """Boxes with identity: those of another teacher, `detector`, followed from frame to frame. detector_options: the detector's;
+  tracker: of ObjectTracker. flow: with Lucas-Kanade, which costs 4 ms a frame and gains nothing in the simulator (tests/bench/bench_object_tracker.py). Boxes
+  that are not followed are left out.
 
   The detector is asked frame by frame, so that the labels do not depend on how a video is cut into clips. Raises UserError where it gives no boxes.
   """
@@ -312,7 +313,7 @@ class TrackerTeacher:
     precision: str | None = None,
     detector: str = "yolox-nano",
     detector_options: dict[str, Any] | None = None,
-    flow: bool = True,
+    flow: bool = False,
     **tracker: Any,
   ):
     chosen: dict[str, Any] = {k: v for k, v in (("device", device), ("precision", precision)) if v is not None}

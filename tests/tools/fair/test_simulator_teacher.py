@@ -8,6 +8,7 @@ import pytest
 
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.label import FrameTeacher, find_views, run_teacher
+from openpilot.tools.fair.labels.labels import statistics
 from openpilot.tools.fair.labels.store import CHUNK, LabelStore
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.simulator.teacher import CLEARANCE, LEAST, LIFE, MOST, POINTS, SimulatorTeacher
@@ -61,6 +62,8 @@ def test_maps_are_those_of_the_truth(groups, folders):
       depth, classes = map_labels(f.depth, f.semantic)
       assert (group.dense("depth")[i] == depth).all() and (group.dense("segmentation")[i] == classes).all()
     assert np.isinf(group.dense("depth")[0]).any() and group.dense("depth")[0].min() > 1  # the sky is infinitely far
+    said = statistics(group, group.label("depth"))
+    assert "that are finite" in said and "nan" not in said and "inf," not in said
     assert group.meta["source"]["weather"] == truth.info["weather"] and group.meta["teacher"]["licence"] == "MIT"
 
 

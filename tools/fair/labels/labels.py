@@ -24,7 +24,10 @@ def statistics(group: Group, label: Label) -> str:
   if label.kind == "dense":
     rows = [r for k in sorted(done) for r in group.rows(k)]
     x = group.dense(label.name).oindex[np.array(rows)[np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(int))]].astype(np.float32)
-    return f"{label.dtype}{list(label.shape)} {label.unit}: min {x.min():.3g}, mean {x.mean():.3g}, max {x.max():.3g}, std {x.std():.3g}"
+    finite = np.isfinite(x)
+    rest = "" if finite.all() else f", of the {finite.mean():.0%} that are finite"  # a sky's depth is not
+    x = x[finite] if finite.any() else np.zeros(1, np.float32)
+    return f"{label.dtype}{list(label.shape)} {label.unit}: min {x.min():.3g}, mean {x.mean():.3g}, max {x.max():.3g}, std {x.std():.3g}{rest}"
   table = group.table(label.name)
   counts = np.bincount(table["cls"].to_numpy().astype(int), minlength=len(label.classes)) if "cls" in table.column_names else np.zeros(0, int)
   classes = ", ".join(f"{label.classes[i]} {n}" for i, n in enumerate(counts) if n and i < len(label.classes))

@@ -59,25 +59,24 @@ def segmentation_loss(logits: Tensor, probabilities: Tensor, valid: Tensor, weig
   Cross-entropy is the mean over known pixels, weighted by class (sum of w p; the mean w of its classes for the rest); Dice is taken per class over the
   whole batch, smoothed by one pixel, its mean over classes weighted alike, over those the teacher sees at all.
   """
-  logits, p = wide(logits), wide(probabilities).detach()
+  logits, p = wide(logits), wide(probabilities).detach().to(wide(logits).dtype)
   r = torch.zeros_like(p[:, 0]) if rest is None else rest.to(p.dtype)
   known = valid & (p.sum(1) + r > 0)
-  unnamed = ((r > 0) & known).flatten(1).any(1)[:, None] & ~((p > 0) & known[:, None]).flatten(2).any(2)  # (B, C)
-  image = torch.nonzero(known)[:, 0]
-  log_q = F.log_softmax(logits.movedim(1, -1)[known], -1)  # (n, C)
-  p = p.movedim(1, -1)[known].to(log_q.dtype)
+  p, r = torch.where(known[:, None], p, 0.0), torch.where(known, r, 0.0)
   w = torch.ones(p.shape[1], dtype=p.dtype, device=p.device) if weights is None else weights.to(p)
-  mass, entropy = (w * p).sum(), -(w * p * log_q).sum()
-  q = log_q.exp()
+  log_q = F.log_softmax(logits, 1)
+  q = log_q.exp() * known[:, None]
+  sums = p.sum((2, 3))  # (B, C)
+  mass, entropy = (w * sums).sum(), -(w * (p * log_q).sum((0, 2, 3))).sum()
   if rest is not None:
-    shared = unnamed[image]  # (n, C)
-    weight = torch.where(shared.any(1), (w * shared).sum(1) / shared.sum(1).clamp(min=1), 0.0) * r[known].to(p.dtype)
-    log_rest = torch.logsumexp(log_q.masked_fill(~shared, -1e4), 1)
+    shared = (sums == 0) & (r > 0).flatten(1).any(1)[:, None]  # (B, C)
+    weight = ((w * shared).sum(1) / shared.sum(1).clamp(min=1))[:, None, None] * r  # 0 where the teacher names every class
+    log_rest = torch.logsumexp(log_q.masked_fill(~shared[:, :, None, None], -1e4), 1)
     mass, entropy = mass + weight.sum(), entropy - (weight * log_rest).sum()
-    q = q * ~shared
+    q = q * ~shared[:, :, None, None]
   cross_entropy = entropy / torch.where(mass > 0, mass, torch.ones_like(mass))
-  dice = 1 - (2 * (p * q).sum(0) + 1) / ((p * p).sum(0) + (q * q).sum(0) + 1)
-  return cross_entropy + masked_mean(dice, w * (p.sum(0) > 0))
+  dice = 1 - (2 * (p * q).sum((0, 2, 3)) + 1) / ((p * p).sum((0, 2, 3)) + (q * q).sum((0, 2, 3)) + 1)
+  return cross_entropy + masked_mean(dice, w * (sums.sum(0) > 0))
 
 
 # depth

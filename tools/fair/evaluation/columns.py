@@ -55,6 +55,8 @@ def learn_maps(segments: Sequence[Segment], truth: str) -> dict[str, MeanMaps]:
   reader, out = Reader(window=1), {}
   reader.labels = 2
   for s in segments:
+    if truth not in s.groups or not s.groups[truth].done():
+      continue
     labels, out[s.name] = Labels(s, truth, reader), MeanMaps()
     for frame_id in s.ids[::RIVAL_STEP]:
       scene = labels.scene(frame_id)

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle
 from openpilot.tools.fair.evaluation import report
 from openpilot.tools.fair.evaluation.columns import Card, Hold, MeanMaps, TeacherTracks, learn_maps, pool_maps
-from openpilot.tools.fair.evaluation.detections import Detections
+from openpilot.tools.fair.evaluation.detections import Detections, Objects
 from openpilot.tools.fair.evaluation.metrics import bootstrap, lower_is_better, paired_bootstrap
-from openpilot.tools.fair.evaluation.scenes import SLOTS, Labels, Queries, QueryMaker, Scene, Segment, check_label, info_of, open_segments
+from openpilot.tools.fair.evaluation.scenes import SLOTS, Labels, QueryMaker, Scene, Segment, check_label, info_of, open_segments
 from openpilot.tools.fair.evaluation.student import Student
 from openpilot.tools.fair.evaluation.video import IouTracker
 from openpilot.tools.fair.labels.dataset import Reader
@@ -59,15 +59,16 @@ class Worst:
 class Evaluation:
   """cards: (reference, column) -> segment -> Card. Columns are named as on the page; kinds says what each is."""
 
-  def __init__(self, students: list[Student], segments: list[Segment], truth: str | None, teachers: list[str], rival: MeanMaps | None):
-    self.students, self.segments, self.truth, self.teachers, self.rival = students, segments, truth, teachers, rival
+  def __init__(self, students: list[Student], segments: list[Segment], truth: str | None, teachers: list[str], rivals: dict[str, MeanMaps]):
+    """rivals: reference -> what its labels of other data teach; of references that are not in it the other segments do."""
+    self.students, self.segments, self.truth, self.teachers, self.rivals = students, segments, truth, teachers, rivals
     self.references = [*([truth] if truth else []), *(t for t in teachers if t != truth)]
     self.cards: dict[tuple[str, str], dict[str, Card]] = {}
     self.kinds: dict[str, str] = {}
     self.worst: dict[tuple[str, str], Worst] = {}
     self.frames = 0
     self.slots = min([SLOTS, *(s.slots for s in students if s.slots is not None)])
-    self.own_maps = learn_maps(segments, truth) if truth and rival is None and len(segments) > 1 else {}
+    self.maps = {r: learn_maps(segments, r) for r in self.references if r not in rivals}
 
   def _card(self, reference: str, column: str, kind: str, segment: Segment, score: dict[str, float]) -> Card:
     self.kinds[column] = kind
@@ -87,8 +88,8 @@ class Evaluation:
     logged = Labels(segment, "openpilot", reader) if "openpilot" in segment.groups and "simulator" not in segment.groups else None
     for s in self.students:
       s.reset()
-    by_iou = [IouTracker() for _ in self.students]
-    rivals = self._rival_scene(segment), Hold()
+    by_iou = {s.name: IouTracker() for s in self.students}
+    means, hold = {name: self._mean_scene(name, segment) for name in labels}, Hold()
     teacher_tracks = {t: TeacherTracks() for t in self.teachers}
     mine: list[Card] = []
     for i, (row, frame_id) in enumerate(zip(segment.rows, segment.ids, strict=True)):
@@ -96,29 +97,35 @@ class Evaluation:
       said = {name: x.scene(frame_id) for name, x in labels.items()}
       q = queries[follow].step(i) if follow is not None else None
       found = [s.step(frame, frame_id, segment.valid, q) for s in self.students]
+      plain: dict[str, Objects | None] = dict.fromkeys(by_iou)
+      for s, scene in zip(self.students, found, strict=True):
+        if scene.objects is not None:
+          plain[s.name] = by_iou[s.name].step(scene.objects.take(scene.objects.score >= s.scores["objects"]))
       self.frames += 1
       bar.update()
       if logged is not None and frame_id in logged.rows:
         self._log(segment, logged, logged.rows[frame_id], reader, found, said)
+      judged: set[str] = set()  # tasks
       for name, ref in said.items():
         asked = q if name == follow else None
-        first = name == next(iter(said))
-        for s, scene, tracker in zip(self.students, found, by_iou, strict=True):
+        fresh: set[str] = set()
+        for s, scene in zip(self.students, found, strict=True):
           card = self._card(name, s.name, "student", segment, s.scores)
           errors = card.add(scene, ref, asked)
           mine.append(card)
-          if first:
-            self._worst(s.name, errors, segment, i, frame, scene, ref, asked)
-            if scene.objects is not None and ref.objects is not None and name == self.truth:
-              mine.append(self._card(name, f"{s.name}, IoU only", "rival", segment, s.scores))
-              mine[-1].follow(Scene(tracked=tracker.step(scene.objects.take(scene.objects.score >= s.scores["objects"]))), ref)
+          fresh |= errors.keys() - judged
+          self._worst(s.name, {k: v for k, v in errors.items() if k not in judged}, segment, i, frame, scene, name, ref, asked)
+          if plain[s.name] is not None and ref.tracked is not None:
+            mine.append(self._card(name, f"{s.name}, IoU only", "rival", segment, s.scores))
+            mine[-1].follow(Scene(tracked=plain[s.name]), ref)
+        judged |= fresh
+        if means[name] is not None:
+          mine.append(self._card(name, "mean map", "rival", segment, {}))
+          mine[-1].add(means[name], ref, None)
+        if asked is not None:
+          mine.append(self._card(name, "hold still", "rival", segment, {}))
+          mine[-1].add(hold.step(asked), ref, asked)
         if name == self.truth:
-          if rivals[0] is not None:
-            mine.append(self._card(name, "mean map", "rival", segment, {}))
-            mine[-1].add(rivals[0], ref, None)
-          if asked is not None:
-            mine.append(self._card(name, "hold still", "rival", segment, {}))
-            mine[-1].add(rivals[1].step(asked), ref, asked)
           for t in self.teachers:
             if t != name and t in said:
               scene, answered = said[t], None
@@ -130,10 +137,10 @@ class Evaluation:
     for card in {id(c): c for c in mine}.values():
       card.close()
 
-  def _rival_scene(self, segment: Segment) -> Scene | None:
-    if self.rival is not None:
-      return self.rival.scene(segment.map_valid)
-    others = [m for name, m in self.own_maps.items() if name != segment.name]
+  def _mean_scene(self, reference: str, segment: Segment) -> Scene | None:
+    if reference in self.rivals:
+      return self.rivals[reference].scene(segment.map_valid)
+    others = [self.maps[reference][s.name] for s in self.segments if s.route != segment.route and s.name in self.maps[reference]]
     return pool_maps(others).scene(segment.map_valid) if others else None
 
   def _log(self, segment: Segment, logged: Labels, row: int, reader: Reader, found: list[Scene], said: dict[str, Scene]) -> None:
@@ -143,9 +150,12 @@ class Evaluation:
     for name, scene in said.items():
       self._card("openpilot", name, "teacher", segment, {}).log(scene, lines, leads)
 
-  def _worst(self, name: str, errors: dict[str, float], segment: Segment, i: int, frame: np.ndarray, found: Scene, ref: Scene, q: Queries | None) -> None:
+  def _worst(self, name: str, errors: dict[str, float], segment: Segment, i: int, frame: np.ndarray, found: Scene, reference: str, ref: Scene, q: Any) -> None:
+    def make() -> dict[str, Any]:
+      title = f"{segment.name} frame {segment.ids[i]}"
+      return {"frame": frame.copy(), "found": found, "ref": ref, "reference": reference, "queries": q, "title": title}
+
     for task, error in errors.items():
-      make = lambda: {"frame": frame.copy(), "found": found, "ref": ref, "queries": q, "title": f"{segment.name} frame {segment.ids[i]}"}  # noqa: E731
       self.worst.setdefault((name, task), Worst()).add(error, segment.name, i, make)
 
   # *** results ***
@@ -161,7 +171,7 @@ class Evaluation:
         values = values_of(parts)
         if any(c.partial for c in cards.values()) and task == "segmentation":
           values = {k: v for k, v in values.items() if k not in ("miou", "iou_background")}
-        ranges = bootstrap(parts, DETECTION_DRAWS if isinstance(parts[0], Detections) else DRAWS)
+        ranges = bootstrap(self._by_route(task, cards), DETECTION_DRAWS if isinstance(parts[0], Detections) else DRAWS)
         cells = {k: {"value": v, **({"low": ranges[k][0], "high": ranges[k][1]} if k in ranges else {})} for k, v in values.items()}
         if cells:
           tables.setdefault(reference, {}).setdefault(task, {})[column] = cells
@@ -176,6 +186,18 @@ class Evaluation:
       "differences": self._differences(),
       "latency_ms": {s.name: {g: percentiles(t) for g, t in s.times.items()} for s in self.students},
     }
+
+  def _by_route(self, task: str, *cards: dict[str, Card]) -> Any:
+    """Parts of the segments that all of `cards` have, pooled by route: its segments are no independent draws. One list for each of `cards`."""
+    routes: dict[str, list[str]] = {}
+    for s in self.segments:
+      if all(s.name in c and task in c[s.name].sums for c in cards):
+        routes.setdefault(s.route, []).append(s.name)
+    out = []
+    for c in cards:
+      lists = [[c[n].sums[task] for n in names] for names in routes.values()]
+      out.append([type(x[0]).pooled(x) for x in lists])
+    return out if len(cards) > 1 else out[0]
 
   def _gaps(self, reference: str, columns: dict[str, Any], task: str) -> None:
     """To the reference itself, which would be perfect, and, where it is the truth, to how far the best teacher of the metric gets."""
@@ -205,27 +227,31 @@ class Evaluation:
     return out
 
   def _differences(self) -> list[dict[str, Any]]:
-    """Paired over segments: of every student to its rivals, to the other students, and to the same network trained otherwise, by the task's headline metric."""
+    """Paired over routes: of every student to its rivals and to the students behind it, by the task's headline metric and the first reference that has it."""
     out = []
-    for reference in self.references[:1]:
-      columns = [c for (r, c) in self.cards if r == reference]
-      mine = [s.name for s in self.students]
-      pairs = [(a, b) for a in mine for b in columns if b != a and (self.kinds[b] == "rival" or b in mine[mine.index(a) + 1 :])]
-      for a, b in pairs:
+    mine = [s.name for s in self.students]
+    columns = list(dict.fromkeys(c for _, c in self.cards))
+    for a in mine:
+      for b in columns:
+        own = b.startswith(f"{a}, ") if b.endswith(", IoU only") else True
+        if not own or (b not in mine[mine.index(a) + 1 :] and self.kinds[b] != "rival"):
+          continue
         for task, metric in report.HEADLINE.items():
-          x, y = self.cards[reference, a], self.cards[reference, b]
-          both = [n for n in x if n in y and task in x[n].sums and task in y[n].sums]
-          if not both or (b.endswith(", IoU only") and not b.startswith(f"{a},")):
-            continue
-          p, q = [x[n].sums[task] for n in both], [y[n].sums[task] for n in both]
-          va, vb = values_of(p).get(metric), values_of(q).get(metric)
-          if va is None or vb is None:
-            continue
-          low, high = paired_bootstrap(p, q, DETECTION_DRAWS if isinstance(p[0], Detections) else DRAWS).get(metric, (None, None))
-          row = {"a": a, "b": b, "task": task, "metric": metric, "a_value": va, "b_value": vb, "difference": va - vb, "low": low, "high": high}
-          sure = low is not None and high is not None and (high < 0 if lower_is_better(metric) else low > 0)
-          out.append({**row, "better": sure, "segments": len(both)})
+          if row := next(filter(None, (self._difference(r, a, b, task, metric) for r in self.references)), None):
+            out.append(row)
     return out
+
+  def _difference(self, reference: str, a: str, b: str, task: str, metric: str) -> dict[str, Any] | None:
+    if (reference, a) not in self.cards or (reference, b) not in self.cards:
+      return None
+    p, q = self._by_route(task, self.cards[reference, a], self.cards[reference, b])
+    va, vb = (values_of(x).get(metric) if x else None for x in (p, q))
+    if va is None or vb is None:
+      return None
+    low, high = paired_bootstrap(p, q, DETECTION_DRAWS if isinstance(p[0], Detections) else DRAWS).get(metric, (None, None))
+    sure = low is not None and high is not None and (high < 0 if lower_is_better(metric) else low > 0)
+    row = {"reference": reference, "task": task, "metric": metric, "a": a, "b": b, "a_value": va, "b_value": vb}
+    return {**row, "difference": va - vb, "low": low, "high": high, "better": sure, "routes": len(p)}
 
 
 def values_of(parts: list[Any]) -> dict[str, float]:
@@ -282,21 +308,22 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     kept |= {s.name: s for s in check_label(segments, name, args.data)}
   segments = [kept[k] for k in sorted(kept)] if truth is None else check_label(segments, truth, args.data)
   check_tasks(students, segments, truth, references, args.data)
-  rival = None
-  if args.rival_data is not None and truth is not None:
-    others = check_label(open_segments(args.rival_data, {truth}, []), truth, args.rival_data)
+  rivals = {}
+  if args.rival_data is not None:
+    others = open_segments(args.rival_data, set(references), [])
     if same := {s.name for s in others} & {s.name for s in segments}:
       raise UserError(f"--rival-data {args.rival_data} has segments that are evaluated, as {sorted(same)[0]}; give the labels of the training routes")
-    rival = pool_maps(list(learn_maps(others, truth).values()))
-  run = Evaluation(students, segments, truth, args.teacher, rival)
+    rivals = {r: pool_maps(list(learn_maps(check_label(others, r, args.rival_data), r).values())) for r in references}
+  run = Evaluation(students, segments, truth, args.teacher, rivals)
   run.run()
   results = {
     "data": str(args.data),
     "frames": run.frames,
     "segments": [{"name": s.name, "frames": len(s.ids), "conditions": s.conditions} for s in segments],
+    "routes": len({s.route for s in segments}),
     "truth": truth,
     "teachers": {t: info_of(next(s.groups[t] for s in segments if t in s.groups)) for t in references if any(t in s.groups for s in segments)},
-    "rival_data": str(args.rival_data) if args.rival_data else "the other segments",
+    "rival_data": str(args.rival_data) if args.rival_data else "the other routes of DATA",
     "bundles": {s.name: {"version": s.bundle.manifest["version"], "hash": s.bundle.manifest_hash, "tasks": sorted(s.tasks)} for s in students},
     "threads": args.threads,
     "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, Python {platform.python_version()}",

@@ -167,12 +167,12 @@ class Tracks(Sums):
 
 
 def bootstrap(parts: Sequence[Any], n: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
-  """95% percentile interval of every metric (Efron 1979): segments, which are independent where frames are not, drawn with replacement. {} for fewer than 3."""
+  """95% percentile interval of every metric (Efron 1979): routes, which are independent where frames are not, drawn with replacement. {} for fewer than 3."""
   return _resample(parts, lambda idx: type(parts[0]).pooled([parts[i] for i in idx]).result(), n, seed)
 
 
 def paired_bootstrap(a: Sequence[Any], b: Sequence[Any], n: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
-  """95% interval of a's metric less b's, both on the same drawn segments: a difference that all segments share shows, however much they differ."""
+  """95% interval of a's metric less b's, both on the same drawn routes: a difference that all share shows, however much they differ."""
   assert len(a) == len(b)
 
   def difference(idx: np.ndarray) -> dict[str, float]:

@@ -153,12 +153,11 @@ def page(results: dict[str, Any], worst: dict[tuple[str, str], Any]) -> str:
   """-> HTML, with its pictures in it. worst: (student, task) -> its worst frames."""
   env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
   template = env.from_string(Path(__file__).with_name("page.html.j2").read_text())
-  reference = results["truth"] or next(iter(results["teachers"]), "")
   shown = []
   for (student, task), w in worst.items():
     frames: Sequence[dict[str, Any]] = [f for _, _, f in sorted(w.frames, key=lambda f: -f[0])]
     if frames:
-      pictures = [{"data": png(picture(task, f)), "title": f["title"], "error": f["error"], "reference": reference} for f in frames]
+      pictures = [{"data": png(picture(task, f)), **{k: f[k] for k in ("title", "error", "reference")}} for f in frames]
       shown.append({"student": student, "task": task, "pictures": pictures})
   by_condition: dict[str, Any] = {}
   for condition, said in results["conditions"].items():

@@ -22,6 +22,7 @@ MIN_VISIBLE = 0.1  # true objects of which less is seen,
 MIN_SIDE = 6.0  # or whose box has a side shorter than this, view pixels, count nowhere
 SLOTS = 128  # points that are followed at a time
 NO_POINTS = {"track": np.zeros(0, np.int64), "x": np.zeros(0), "y": np.zeros(0), "visible": np.zeros(0, bool)}
+CONDITIONS = ("time_of_day", "weather")
 DEPTH_KINDS = {"m": "metric", "relative": "affine"}
 
 
@@ -52,6 +53,10 @@ class Segment:
   conditions: list[str] = field(default_factory=list)
 
   @property
+  def route(self) -> str:
+    return self.name.rsplit("--", 1)[0]
+
+  @property
   def frames(self) -> Group:
     return self.groups["frames"]
 
@@ -71,14 +76,17 @@ def open_segments(root: Path, teachers: set[str], routes: list[Path], only: str 
     frames = groups["frames"]
     rows = sorted(rows_by_frame(frames).values())[:limit]
     ids = frames.frames["frame_id"].to_numpy()[rows].tolist()
-    out.append(Segment(name, groups, rows, ids, valid_of(frames), conditions_of(name, routes)))
+    out.append(Segment(name, groups, rows, ids, valid_of(frames), conditions_of(name, groups, routes)))
   if not out:
     raise UserError(f"{root} holds no model frames{f' of {only}' if only else ''} to run a student on; label its routes without --no-frames")
   return out
 
 
-def conditions_of(name: str, routes: list[Path]) -> list[str]:
-  """'night', 'rain', ... as the simulator wrote them in the route's truth.json; [] where the route is not at hand."""
+def conditions_of(name: str, groups: dict[str, Group], routes: list[Path]) -> list[str]:
+  """'night', 'rain', ... as the simulator wrote them in the route's truth.json, which its labels remember; [] where neither is at hand."""
+  for group in groups.values():
+    if source := group.meta.get("source"):
+      return [str(source[k]) for k in CONDITIONS if source.get(k)]
   for folder in routes:
     for path in (folder / name, *folder.glob(f"*/{name}")):
       info = path / "truth" / "truth.json"
@@ -87,7 +95,7 @@ def conditions_of(name: str, routes: list[Path]) -> list[str]:
           said = json.loads(info.read_text())
         except ValueError:
           raise UserError(f"{info} is not JSON; write the route again, or leave out --routes") from None
-        return [str(said[k]) for k in ("time_of_day", "weather") if said.get(k)]
+        return [str(said[k]) for k in CONDITIONS if said.get(k)]
   return []
 
 

@@ -12,7 +12,7 @@ from openpilot.tools.fair.evaluation.metrics import Sums, known, ratio
 from openpilot.tools.fair.sam import rle
 
 MATCH = 0.5  # IoU from which two are the same object
-HIDDEN, CLEAR = 0.5, 0.5  # share seen: under HIDDEN an object is occluded, from CLEAR on it is back
+HIDDEN = 0.3  # share seen, under which an object is occluded
 BOUNDARY = 0.008  # of the picture's diagonal
 
 
@@ -138,10 +138,10 @@ def pairs_there(video: Video, found: list[int], truth: list[int]) -> np.ndarray:
 
 class Identities(Sums):
   """IDF1 (Ristani et al. 2016): of the one-to-one matching of whole tracks that has the most frames with IoU >= 0.5 in common, 2 IDTP / (true + found boxes).
-  switches: of CLEAR MOT (Bernardin and Stiefelhagen 2008): times that a true object's track is another than before; a match of the frame before is kept as long
-  as its IoU is 0.5, the rest is matched to overlap most; here for 100 true boxes, since counts of different data cannot be compared.
-  kept_occluded: of the times that an object that was found is less than half seen, or gone, and then found again at least half seen, how often its track is
-  the same; switches_occluded, the others, for 100 of those times.
+  switches: of CLEAR MOT (Bernardin and Stiefelhagen 2008): times that a true object's track is another than its last; that one it keeps as long as
+  their IoU is 0.5, the rest is matched to overlap most; here for 100 true boxes, since counts of different data cannot be compared.
+  kept_occluded: of the times that an object that was found is occluded (visible_fraction under 0.3), or gone, and then found again when it is not, how often
+  its track is the same; switches_occluded, the others, for 100 of those times.
   """
 
   def __init__(self) -> None:
@@ -159,7 +159,6 @@ class Identities(Sums):
   def _follow(video: Video) -> tuple[int, int, int]:
     """-> switches, occlusions that were survived with any identity, and those with another one than before."""
     last: dict[int, int] = {}  # true track -> track it had
-    before: dict[int, int] = {}  # the same, in the frame before only
     clear: dict[int, int] = {}  # true track -> track it had when last well seen
     hidden: set[int] = set()  # true tracks that have been hidden since
     switches = occlusions = lost = 0
@@ -168,7 +167,7 @@ class Identities(Sums):
       matched: dict[int, int] = {}
       free_f, free_t = set(range(len(f))), set(range(len(t)))
       for j, k in enumerate(t):
-        i = next((i for i in free_f if before.get(int(k)) == f[i] and s.iou[i, j] >= MATCH), None)
+        i = next((i for i in free_f if last.get(int(k)) == f[i] and s.iou[i, j] >= MATCH), None)
         if i is not None:
           matched[int(k)] = int(f[i])
           free_f.discard(i)
@@ -183,14 +182,13 @@ class Identities(Sums):
       seen = {int(k): float(v) for k, v in zip(t, s.truth.visible, strict=True)}
       hidden |= {k for k in clear if seen.get(k, 0.0) < HIDDEN}
       for k, v in matched.items():
-        if seen[k] >= CLEAR:
+        if seen[k] >= HIDDEN:
           if k in hidden:
             occlusions += 1
             lost += clear[k] != v
             hidden.discard(k)
           clear[k] = v
       last |= matched
-      before = matched
     return switches, occlusions, lost
 
   def result(self) -> dict[str, float]:

@@ -2,7 +2,7 @@
 """Identity through occlusion: a lorry drives across the simulator's picture and hides all behind it for 5, 15 or 40 frames at 20 Hz; a stand-in of a detector
 sees the exact visible boxes with noise, drop-outs and false alarms. ObjectTracker, with and without flow, against one without memory (IoU with the last frame).
 
-python tests/bench/bench_object_tracker.py [--seeds 1 2 3] [--time day]
+python tests/bench/bench_object_tracker.py [--seeds 11 12 13] [--time day]      (seeds 1 to 10 were used to choose the tracker's constants: they flatter it)
 """
 
 import argparse
@@ -163,7 +163,7 @@ class Figures:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="worlds of the simulator")
+  parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13], help="worlds of the simulator")
   parser.add_argument("--time", default="day", choices=("day", "dusk", "night"))
   args = parser.parse_args()
   ways = {

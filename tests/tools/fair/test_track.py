@@ -184,7 +184,7 @@ def test_settings_and_bad_input(monkeypatch):
 
 @pytest.mark.slow
 def test_identity_behind_a_lorry_in_the_simulator():
-  """Far fewer scenes than tests/bench/bench_object_tracker.py has, which prints the figures."""
+  """A world in which the constants were chosen, so this shows that nothing broke; how good it is tests/bench/bench_object_tracker.py says, on others."""
   for hidden, seed, least in ((5, 2, 0.8), (15, 2, 0.6), (40, 2, 0.5)):
     scene, figures = make_scene(seed, hidden), {}
     for name, way in (("tracker", lambda s: follow(s, False, True)), ("no memory", without_memory)):

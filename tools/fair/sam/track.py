@@ -296,7 +296,8 @@ def looks_of(rgb: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 class TrackerTeacher:
   """Boxes with identity: those of another teacher, `detector`, followed from frame to frame. detector_options: the detector's;
-  tracker: of ObjectTracker. flow: with Lucas-Kanade, which costs 4 ms a frame and gains nothing in the simulator (tests/bench/bench_object_tracker.py). Boxes
+  tracker: of ObjectTracker. flow: with Lucas-Kanade, several times slower, and in the simulator no more identities
+  survive with it (tests/bench/bench_object_tracker.py). Boxes
   that are not followed are left out.
 
   The detector is asked frame by frame, so that the labels do not depend on how a video is cut into clips. Raises UserError where it gives no boxes.

@@ -61,29 +61,17 @@ def test_soft_labels_at_the_edges(rng):
   assert ls.soft_label_loss(s.half(), q.half(), torch.zeros(6, dtype=torch.int64)).dtype == torch.float32
 
 
-def segmentation_reference(logits, p, valid, w, rest):
-  n, c = logits.shape[:2]
-  shared = np.zeros((n, c), bool)
-  for b in range(n):
-    if (rest[b] * valid[b]).max() > 0:
-      shared[b] = [(p[b, k] * valid[b]).max() == 0 for k in range(c)]
+def segmentation_reference(logits, p, valid, w):
+  c = logits.shape[1]
   mass = entropy = 0.0
   inter, pp, qq = np.zeros(c), np.zeros(c), np.zeros(c)
   for b, y, x in np.ndindex(valid.shape):
-    if not valid[b, y, x] or p[b, :, y, x].sum() + rest[b, y, x] == 0:
-      continue
-    q = softmax(logits[b, :, y, x])
-    mass += (w * p[b, :, y, x]).sum()
-    entropy -= (w * p[b, :, y, x] * np.log(q)).sum()
-    if shared[b].any():
-      wr = w[shared[b]].mean() * rest[b, y, x]
-      mass, entropy = mass + wr, entropy - wr * np.log(q[shared[b]].sum())
-    for k in np.flatnonzero(~shared[b]):
-      inter[k] += p[b, k, y, x] * q[k]
-      pp[k] += p[b, k, y, x] ** 2
-      qq[k] += q[k] ** 2
-  seen = pp > 0
-  return entropy / mass + np.average(1 - (2 * inter + 1) / (pp + qq + 1), weights=w * seen)
+    if valid[b, y, x] and p[b, :, y, x].sum() > 0:
+      q = softmax(logits[b, :, y, x])
+      mass += (w * p[b, :, y, x]).sum()
+      entropy -= (w * p[b, :, y, x] * np.log(q)).sum()
+      inter, pp, qq = inter + p[b, :, y, x] * q, pp + p[b, :, y, x] ** 2, qq + q**2
+  return entropy / mass + np.average(1 - (2 * inter + 1) / (pp + qq + 1), weights=w * (pp > 0))
 
 
 def test_segmentation(rng):
@@ -91,14 +79,10 @@ def test_segmentation(rng):
   valid, w = rng.random((2, 5, 6)) < 0.7, rng.random(4) + 0.1
   p[:, :, :2, 3] = 0  # unknown
   p[:, 3] = 0  # a class that the teacher never sees
-  none = np.zeros_like(valid, float)
+  p[:, :, 3, 3], valid[:, 3, 3] = np.nan, False
   args = t(logits), t(p), t(valid)
-  assert value(ls.segmentation_loss(*args)) == pytest.approx(segmentation_reference(logits, p, valid, np.ones(4), none), rel=1e-10)
-  assert value(ls.segmentation_loss(*args, weights=t(w))) == pytest.approx(segmentation_reference(logits, p, valid, w, none), rel=1e-10)
-  rest = none.copy()
-  p[1, [1, 2]] = 0  # the second image's teacher only knows class 0
-  rest[1] = 1 - p[1, 0]
-  assert value(ls.segmentation_loss(*args, weights=t(w), rest=t(rest))) == pytest.approx(segmentation_reference(logits, p, valid, w, rest), rel=1e-10)
+  assert value(ls.segmentation_loss(*args)) == pytest.approx(segmentation_reference(logits, p, valid, np.ones(4)), rel=1e-10)
+  assert value(ls.segmentation_loss(*args, weights=t(w))) == pytest.approx(segmentation_reference(logits, p, valid, w), rel=1e-10)
 
 
 def test_segmentation_at_the_edges(rng):
@@ -109,10 +93,10 @@ def test_segmentation_at_the_edges(rng):
   counts[:, 0, 0] = False
   grad, = finite_gradients(ls.segmentation_loss(logits, t(p), t(valid)), logits)
   np.testing.assert_array_equal(grad.abs().sum(1).numpy() > 0, counts)
-  for nothing in (ls.segmentation_loss(logits, t(p), t(valid) & False), ls.segmentation_loss(logits, t(p * 0), t(valid), rest=t(valid * 0.0))):
+  for nothing in (ls.segmentation_loss(logits, t(p), t(valid) & False), ls.segmentation_loss(logits, t(p * 0), t(valid))):
     assert value(nothing) == 0 and not finite_gradients(nothing, logits)[0].any()
   wild = t(rng.choice([-1e4, 1e4], (2, 3, 4, 5)), True)
-  finite_gradients(ls.segmentation_loss(wild, t(p), t(valid), rest=t(valid * 0.3)), wild)
+  finite_gradients(ls.segmentation_loss(wild, t(p), t(valid)), wild)
 
 
 # depth

@@ -50,33 +50,25 @@ def soft_label_loss(student_logits: Tensor, teacher_logits: Tensor, targets: Ten
   return alpha * soft + (1 - alpha) * hard
 
 
-def segmentation_loss(logits: Tensor, probabilities: Tensor, valid: Tensor, weights: Tensor | None = None, rest: Tensor | None = None) -> Tensor:
+def segmentation_loss(logits: Tensor, probabilities: Tensor, valid: Tensor, weights: Tensor | None = None) -> Tensor:
   """Cross-entropy with a teacher's probabilities plus soft Dice (Milletari et al. 2016, squares in the denominator: least at q = p for soft p, too).
 
-  logits, probabilities: (B, C, H, W).  valid: (B, H, W) bool.  weights: (C,) of the classes.  rest: (B, H, W), the probability of whatever the teacher
-  has no class for. A pixel is unknown where all of these are zero. An image's rest is shared by the classes that its teacher gives no probability at any
-  of its pixels: it is their sum that is held to it; Dice leaves those classes of that image out.
-  Cross-entropy is the mean over known pixels, weighted by class (sum of w p; the mean w of its classes for the rest); Dice is taken per class over the
-  whole batch, smoothed by one pixel, its mean over classes weighted alike, over those the teacher sees at all.
+  logits, probabilities: (B, C, H, W); an all-zero vector is an unknown pixel.  valid: (B, H, W) bool.  weights: (C,) of the classes.
+  Cross-entropy is the mean over known pixels, weighted by class (sum of w p); Dice is taken per class over the whole batch, smoothed by one pixel, its
+  mean over classes weighted alike, over those the teacher sees at all.
   """
-  logits, p = wide(logits), wide(probabilities).detach().to(wide(logits).dtype)
-  r = torch.zeros_like(p[:, 0]) if rest is None else rest.to(p.dtype)
-  known = valid & (p.sum(1) + r > 0)
-  p, r = torch.where(known[:, None], p, 0.0), torch.where(known, r, 0.0)
+  logits = wide(logits)
+  p = probabilities.detach().to(logits.dtype)
+  known = (valid & (p.sum(1) > 0))[:, None]
+  p = torch.where(known, p, 0.0)
   w = torch.ones(p.shape[1], dtype=p.dtype, device=p.device) if weights is None else weights.to(p)
   log_q = F.log_softmax(logits, 1)
-  q = log_q.exp() * known[:, None]
-  sums = p.sum((2, 3))  # (B, C)
-  mass, entropy = (w * sums).sum(), -(w * (p * log_q).sum((0, 2, 3))).sum()
-  if rest is not None:
-    shared = (sums == 0) & (r > 0).flatten(1).any(1)[:, None]  # (B, C)
-    weight = ((w * shared).sum(1) / shared.sum(1).clamp(min=1))[:, None, None] * r  # 0 where the teacher names every class
-    log_rest = torch.logsumexp(log_q.masked_fill(~shared[:, :, None, None], -1e4), 1)
-    mass, entropy = mass + weight.sum(), entropy - (weight * log_rest).sum()
-    q = q * ~shared[:, :, None, None]
-  cross_entropy = entropy / torch.where(mass > 0, mass, torch.ones_like(mass))
+  q = log_q.exp() * known
+  sums = p.sum((0, 2, 3))  # (C,)
+  mass = (w * sums).sum()
+  cross_entropy = -(w * (p * log_q).sum((0, 2, 3))).sum() / torch.where(mass > 0, mass, torch.ones_like(mass))
   dice = 1 - (2 * (p * q).sum((0, 2, 3)) + 1) / ((p * p).sum((0, 2, 3)) + (q * q).sum((0, 2, 3)) + 1)
-  return cross_entropy + masked_mean(dice, w * (sums.sum(0) > 0))
+  return cross_entropy + masked_mean(dice, w * (sums > 0))
 
 
 # depth

@@ -254,7 +254,7 @@ def embedding_loss(embedding: Tensor, o: Flat, clips: Tensor, temperature: float
 
 
 def objects_loss(outputs: Mapping[str, Tensor], objects: Sequence[Mapping[str, Any]], valid: Tensor,
-                 clips: Sequence[int] | None = None) -> dict[str, Tensor]:
+                 clips: Sequence[int] | Tensor | None = None) -> dict[str, Tensor]:
   """The centre-based head's losses. valid: (B, 64, 128) bool.  clips: of which clip each of the B images is, for identities; None: each is its own.
 
   outputs: 'objects_heat' (B, K, 32, 64) logits, 'objects_box' (B, 4, 32, 64) left, top, right, bottom >= 0 in view px from the cell's centre,

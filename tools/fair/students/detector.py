@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from openpilot.tools.fair.students.dense import OBJECT_CLASSES
-from openpilot.tools.fair.students.layers import Attention, feed_forward
+from openpilot.tools.fair.students.layers import Attention, feed_forward, merge_heads, split_heads
 from openpilot.tools.fair.students.scene import up
 
 QUERIES = 60
@@ -26,16 +26,18 @@ def sine(places: Tensor, d: int) -> Tensor:
   return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
-class SharedAttention(Attention):
+class SharedAttention(nn.Module):
   """Attention to tokens whose keys and values all layers share, and whose keys hold [x^2, y^2, x, y] of their place beside what they are."""
 
   def __init__(self, d: int, heads: int):
-    super().__init__(d, heads, project=False)
+    super().__init__()
+    self.heads, self.scale = heads, (d // heads) ** -0.5
+    self.q, self.out = nn.Linear(d, d), nn.Linear(d, d)
 
-  def forward(self, query: Tensor, key: Tensor, value: Tensor, looks: Tensor) -> Tensor:  # type: ignore[override]
+  def forward(self, query: Tensor, key: Tensor, value: Tensor, looks: Tensor) -> Tensor:
     """query (B, Q, d), key (B, heads, L, d / heads + 4), value (B, heads, L, d / heads), looks (B, heads, Q, 4): weights of the place -> (B, Q, d)."""
-    q = torch.cat([self.split(self.q(query)) * self.scale, looks], dim=-1)
-    return self.merge(torch.softmax(q @ key.transpose(2, 3), dim=-1) @ value)
+    q = torch.cat([split_heads(self.q(query) * self.scale, self.heads), looks], dim=-1)
+    return self.out(merge_heads(torch.softmax(q @ key.transpose(2, 3), dim=-1) @ value))
 
 
 class EncoderLayer(nn.Module):
@@ -116,9 +118,8 @@ class DetectorHead(nn.Module):
     coarse = tokens.transpose(1, 2).reshape(b, d, 8, 16)
     fine = self.project16(maps[16]) + up(coarse)
     tokens = torch.cat([fine.flatten(2).transpose(1, 2), tokens], dim=1)  # (B, 640, d)
-    split = self.decoder[0].cross.split
     places = self.places.expand(b, self.heads, -1, -1)
-    key, value = torch.cat([split(self.key(tokens + self.pos)), places], dim=-1), split(self.value(tokens))
+    key, value = torch.cat([split_heads(self.key(tokens + self.pos), self.heads), places], dim=-1), split_heads(self.value(tokens), self.heads)
     x, query = self.content.expand(b, -1, -1), self.query.expand(b, -1, -1)
     reference = self.reference.expand(b, -1, -1)
     out: list[tuple[Tensor, Tensor]] = []

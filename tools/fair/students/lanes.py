@@ -19,7 +19,7 @@ BORDER = WINDOW + 1  # cells of zeros around a map: the side of the largest squa
 
 def view_to_cell(points: Tensor, stride: int) -> Tensor:
   """View pixels -> cells of a map of that stride: cell j is centred on view pixel stride * j + (stride - 1) / 2."""
-  return (points - (stride - 1) / 2) / stride
+  return points * (1.0 / stride) - (stride - 1) / (2.0 * stride)
 
 
 def pad(m: Tensor) -> Tensor:
@@ -127,8 +127,8 @@ class LanesHead(nn.Module):
   ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """points (B, N, 2) view pixels, where each is thought to be; mask, fresh (B, N) 1 or 0; template, hidden: the state, zeros at start.
 
-    -> points (B, N, 2), visible (B, N) logits, template, hidden. A fresh point gets its template here and stays; an unused slot stays too, its state is zero and
-    it is never visible. Where the correlation looks is taken as given, as RAFT does: gradients flow through the movements, the templates and the memory.
+    -> points (B, N, 2), visible (B, N) logits, template, hidden. A fresh point gets its template here and stays; an unused slot stays too, its state is zero
+    and it is never visible. Where the correlation looks is taken as given, as RAFT does: gradients flow through movements, templates and memory.
     """
     used = mask[..., None]
     new = fresh[..., None] * used
@@ -138,7 +138,7 @@ class LanesHead(nn.Module):
     bias = (mask[:, None, None, :] - 1.0) * 1e4
     for stage, m, stride, part in zip(self.stages, maps, STRIDES, template.chunk(len(STRIDES), dim=-1), strict=True):
       at = position.detach()
-      known = torch.cat([hidden, at / 256.0 - 1.0], dim=-1)
+      known = torch.cat([hidden, at * (1.0 / 256.0) - 1.0], dim=-1)
       move, memory = stage(m, part, view_to_cell(at, stride), known, memory, bias)
       position = position + move * stride
     moved = kept * (position - points)
@@ -146,7 +146,7 @@ class LanesHead(nn.Module):
     visible, renew = self.report(memory).split(1, dim=-1)
     rate = new + kept * torch.sigmoid(renew) * torch.sigmoid(visible)  # a new point takes all of its template from here
     template = template + rate * (self.template(maps, position.detach()) - template)
-    hidden = torch.cat([memory * used, moved / 16.0], dim=-1)
+    hidden = torch.cat([memory * used, moved * (1.0 / 16.0)], dim=-1)
     return position, (visible * used + (used - 1.0) * 20.0)[..., 0], template, hidden
 
   def zeros(self, b: int, n: int, like: Tensor) -> tuple[Tensor, Tensor]:

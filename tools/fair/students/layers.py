@@ -12,30 +12,30 @@ def separable(cin: int, cout: int, k: int = 3) -> nn.Sequential:
   return nn.Sequential(depthwise, conv(cin, cout, 1))
 
 
-class Attention(nn.Module):
-  """Multi-head attention by two matmuls and a softmax. `project` false: keys and values come projected already."""
+def split_heads(x: Tensor, heads: int) -> Tensor:
+  """(B, L, d) -> (B, heads, L, d / heads)."""
+  return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
 
-  def __init__(self, d: int, heads: int = 4, project: bool = True):
+
+def merge_heads(x: Tensor) -> Tensor:
+  """(B, heads, L, d / heads) -> (B, L, d)."""
+  x = x.transpose(1, 2)
+  return x.reshape(x.shape[0], x.shape[1], -1)
+
+
+class Attention(nn.Module):
+  """Multi-head attention by two matmuls and a softmax."""
+
+  def __init__(self, d: int, heads: int = 4):
     super().__init__()
     self.heads, self.scale = heads, (d // heads) ** -0.5
-    self.q, self.out = nn.Linear(d, d), nn.Linear(d, d)
-    self.k: nn.Module = nn.Linear(d, d) if project else nn.Identity()
-    self.v: nn.Module = nn.Linear(d, d) if project else nn.Identity()
-
-  def split(self, x: Tensor) -> Tensor:
-    """(B, L, d) -> (B, heads, L, d / heads)"""
-    return x.reshape(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
-
-  def merge(self, x: Tensor) -> Tensor:
-    """(B, heads, Q, d / heads) -> (B, Q, d), projected."""
-    x = x.transpose(1, 2)
-    return self.out(x.reshape(x.shape[0], x.shape[1], -1))
+    self.q, self.k, self.v, self.out = (nn.Linear(d, d) for _ in range(4))
 
   def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
     """query (B, Q, d), key and value (B, L, d), bias broadcastable to (B, heads, Q, L), added to the logits -> (B, Q, d)."""
-    scores = (self.split(self.q(query)) * self.scale) @ self.split(self.k(key)).transpose(2, 3)
-    weights = torch.softmax(scores if bias is None else scores + bias, dim=-1)
-    return self.merge(weights @ self.split(self.v(value)))
+    q, k, v = (split_heads(x, self.heads) for x in (self.q(query) * self.scale, self.k(key), self.v(value)))
+    scores = q @ k.transpose(2, 3)
+    return self.out(merge_heads(torch.softmax(scores if bias is None else scores + bias, dim=-1) @ v))
 
 
 def feed_forward(d: int, hidden: int) -> nn.Sequential:

@@ -364,6 +364,12 @@ def test_truth_that_says_nothing_of_the_students_task(made, tmp_path):
     run(made / "solo", tmp_path / "store", "--out", tmp_path / "out")
 
 
+def test_nan_is_no_result(made, tmp_path):
+  folder = write_bundle(tmp_path / "nan", ("depth",), float("nan"))
+  with pytest.raises(UserError, match="puts out NaN or Inf in depth at frame 1000"):
+    run(folder, made / "store", "--out", tmp_path / "out")
+
+
 def test_what_cannot_be_decoded_is_refused(made, tmp_path):
   folder = write_bundle(tmp_path / "odd", ("depth",))
   manifest = json.loads((folder / "manifest.json").read_text())

@@ -130,7 +130,9 @@ class Labels:
     if labels := self.by_task.get("segmentation"):
       s.classes, s.named = self._classes(labels, row)
     if labels := self.by_task.get("objects"):
-      s.objects = s.detector = s.tracked = self._objects(labels[0], self.reader.table(self.group, labels[0].name, row))
+      table = self.reader.table(self.group, labels[0].name, row)
+      s.objects = s.detector = self._objects(labels[0], table)
+      s.tracked = s.objects if "track" in table else None
     s.points = self.points(frame_id)
     return s
 

@@ -74,6 +74,9 @@ class Student:
       out = self.runners[name].run({**plan.inputs, "frame": frame[None]})
       self.times[name].append(time.perf_counter() - begun)
       took += self.times[name][-1]
+      bad = [k for k, v in out.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
+      if bad:  # what is no number must not drop out of the means
+        raise UserError(f"{self.bundle.path}: graph '{name}' puts out NaN or Inf in {', '.join(bad)} at frame {frame_id}; export a checkpoint that is sound")
       for state in plan.graph.get("state", []):
         np.copyto(plan.inputs[state["input"]], out[state["output"]])
       for head, specs in plan.heads.items():

@@ -1,0 +1,448 @@
+"""Students: sizes and shapes held, the exported graph equal to torch in ONNX Runtime and tinygrad, the tracker's arithmetic against float64 references."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("timm", reason="students are built on timm")
+
+import torch.nn.functional as F
+from torch import nn
+
+from openpilot.selfdrive.modeld.fair.bundle import schema, violation
+from openpilot.tools.fair.students import backbone as backbones
+from openpilot.tools.fair.students.backbone import Backbone, packed_stem
+from openpilot.tools.fair.students.detector import SharedAttention, grid
+from openpilot.tools.fair.students.lanes import RADIUS, STRIDES, WINDOW, LanesHead, correlate, pad, sample, view_to_cell
+from openpilot.tools.fair.students.layers import Attention, split_heads
+from openpilot.tools.fair.students.onnx_export import export_onnx
+from openpilot.tools.fair.students.student import BUDGETS, SIZES, STUDENTS, TASKS, Student, build, parameters
+from openpilot.tools.fair.students.students import macs
+from openpilot.tools.lib.errors import UserError
+
+TABLE = {  # name: parameters, multiply-accumulates in millions; timm may change a layer, hence a range of 2%
+  "depth-nano": (444385, 139),
+  "depth-small": (1561121, 336),
+  "depth-base": (2185841, 906),
+  "objects-nano": (444604, 153),
+  "objects-small": (1547164, 351),
+  "objects-base": (2151212, 935),
+  "detector-nano": (1183925, 220),
+  "detector-small": (2288341, 409),
+  "detector-base": (2878533, 890),
+  "lanes-nano": (477594, 132),
+  "lanes-small": (1604042, 327),
+  "lanes-base": (2269114, 852),
+  "unified-nano": (1249724, 298),
+  "unified-small": (2410700, 519),
+  "unified-base": (3150732, 1179),
+}
+SHAPES = {
+  "depth": (1, 64, 128), "segmentation": (5, 64, 128), "objects_heat": (3, 32, 64), "objects_box": (4, 32, 64), "objects_coef": (16, 32, 64),
+  "objects_proto": (16, 64, 128), "objects_embed": (16, 32, 64), "detector_logits": (60, 3), "detector_boxes": (60, 4),
+  "lanes_points_out": (128, 2), "lanes_visible": (128,),
+}
+
+
+def randomise(student: Student, seed: int = 0) -> Student:
+  """BatchNorm statistics and whatever starts at zero become random: a freshly made network would hide a term that is dropped or used twice."""
+  g = torch.Generator().manual_seed(seed)
+  with torch.no_grad():
+    for m in student.modules():
+      if isinstance(m, nn.BatchNorm2d):
+        m.running_mean.normal_(0, 0.2, generator=g)
+        m.running_var.uniform_(0.5, 1.5, generator=g)
+        m.weight.uniform_(0.7, 1.3, generator=g)
+        m.bias.normal_(0, 0.2, generator=g)
+    for p in student.parameters():
+      if p.numel() > 1 and p.ndim == 2 and not p.any():
+        p.normal_(0, 0.05, generator=g)
+  return student.eval()
+
+
+def some_inputs(student: Student, seed: int = 1, b: int = 1) -> dict:
+  """Fresh random inputs of the graph; points also outside the view, some slots unused, some points new."""
+  g = torch.Generator().manual_seed(seed)
+  out = {}
+  for name, like in student.inputs().items():
+    shape = (b, *like.shape[1:])
+    if name == "frame":
+      out[name] = torch.randint(0, 256, shape, generator=g, dtype=torch.uint8)
+    elif name == "lanes_points":
+      out[name] = torch.rand(shape, generator=g) * torch.tensor([560.0, 300.0]) - 24
+    elif name in ("lanes_mask", "lanes_fresh"):
+      out[name] = (torch.rand(shape, generator=g) < 0.7).float()
+    else:
+      out[name] = torch.randn(shape, generator=g) * 0.3
+  return out
+
+
+def assert_close(name: str, got: np.ndarray, want: np.ndarray, rel: float) -> None:
+  """Against the largest value of the output: float32 sums in another order differ by parts of the largest term, not of each result."""
+  assert got.shape == want.shape, name
+  assert np.abs(got - want).max() <= rel * max(1.0, np.abs(want).max()), name
+
+
+@pytest.mark.slow
+def test_table():
+  assert set(TABLE) == set(STUDENTS)
+  for name, (count, mega) in TABLE.items():
+    student = build(name)
+    assert parameters(student) == pytest.approx(count, rel=0.02), name
+    assert macs(student) / 1e6 == pytest.approx(mega, rel=0.02), name
+    assert parameters(student) <= BUDGETS.get(student.task, 10_000_000)
+
+
+def test_macs_are_counted_as_by_hand():
+  student = build("depth-nano")
+  before = macs(student)
+  student.depth.depth[1] = nn.Conv2d(16, 3, 1)  # two more outputs of 16 products each at 64 x 128 places
+  assert macs(student) - before == 2 * 16 * 64 * 128
+
+
+@pytest.mark.parametrize("name", ["efficientvit_b0", "efficientvit_b1", "vit_tiny_patch16_224"])
+def test_other_backbones(name):
+  student = build("depth-small", name).eval()
+  out = student(torch.zeros(1, 6, 128, 256, dtype=torch.uint8))
+  assert out["depth"].shape == (1, 1, 64, 128) and out["features"].shape == (1, SIZES["small"].features, 16, 32)
+
+
+def test_shapes_and_training_outputs():
+  student = build("unified-nano")
+  inputs = some_inputs(student, b=2)
+  out = student.eval()(**inputs)
+  expected = {**SHAPES, "features": (64, 16, 32)}
+  expected.update({f"{k}_out": tuple(inputs[k].shape[1:]) for k in ("lanes_template", "lanes_hidden")})
+  assert {k: tuple(v.shape) for k, v in out.items()} == {k: (2, *v) for k, v in expected.items()}
+  assert (out["objects_box"] >= 0).all() and (out["objects_coef"].abs() <= 1).all() and ((out["detector_boxes"] >= 0) & (out["detector_boxes"] <= 1)).all()
+  out = student.train()(inputs["frame"])
+  assert not [k for k in out if k.startswith("lanes")]
+  assert [(a.shape, b.shape) for a, b in out["detector_aux"]] == [((2, 60, 3), (2, 60, 4))] * 2
+
+
+def test_frames_of_a_batch_do_not_mix():
+  student = randomise(build("unified-nano"))
+  inputs = some_inputs(student, b=2)
+  both, second = student(**inputs), student(**{k: v[1:] for k, v in inputs.items()})
+  for name, value in both.items():
+    assert_close(name, value[1:].detach().numpy(), second[name].detach().numpy(), 1e-5)
+
+
+def test_every_parameter_learns():
+  student = randomise(build("unified-nano")).train()
+  g = torch.Generator().manual_seed(3)
+  frame = torch.randint(0, 256, (4, 6, 128, 256), generator=g, dtype=torch.uint8)
+  points = torch.rand(2, 2, 16, 2, generator=g) * torch.tensor([500.0, 250.0])
+  out = student.forward_clips(frame, points, torch.ones(2, 2, 16))
+  assert out["lanes_points_out"].shape == (2, 2, 16, 2) and out["lanes_visible"].shape == (2, 2, 16)
+  aux = out.pop("detector_aux")
+  loss = sum((v * torch.randn(v.shape, generator=g)).mean() for v in [*out.values(), *(x for pair in aux for x in pair)])
+  loss.backward()
+  assert [n for n, p in student.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all() or not p.grad.any()] == []
+
+
+# -- backbone
+
+
+def test_packed_stem_is_the_rgb_stem():
+  """float64; what is left is the rounding of the BT.601 coefficients to six digits."""
+  g = torch.Generator().manual_seed(0)
+  weight = torch.randn(8, 3, 3, 3, generator=g, dtype=torch.float64)
+  mean, std = backbones.RGB_MEAN, backbones.RGB_STD
+  yuv = torch.rand(1, 6, 32, 32, generator=g, dtype=torch.float64) * 255
+  half = torch.stack([yuv[:, :4].mean(1), yuv[:, 4], yuv[:, 5]], 1)
+  r = 1.164384 * (half[:, 0] - 16) + 1.596027 * (half[:, 2] - 128)
+  gr = 1.164384 * (half[:, 0] - 16) - 0.391762 * (half[:, 1] - 128) - 0.812968 * (half[:, 2] - 128)
+  b = 1.164384 * (half[:, 0] - 16) + 2.017232 * (half[:, 1] - 128)
+  rgb = (torch.stack([r, gr, b], 1) / 255 - torch.tensor(mean, dtype=torch.float64).view(1, 3, 1, 1)) / torch.tensor(std, dtype=torch.float64).view(1, 3, 1, 1)
+  want = F.conv2d(rgb, weight, stride=2, padding=1)  # padded: zero must mean the same colour in both
+  normalised = (yuv - backbones.yuv_offset(mean).view(1, 6, 1, 1)) / backbones.SCALE
+  got = F.conv2d(normalised, packed_stem(weight, std), stride=2, padding=1)
+  assert torch.allclose(got, want, atol=1e-9)
+
+
+def test_pretrained_weights_reach_the_packed_stem(monkeypatch):
+  import timm
+  create = timm.create_model
+  kept = {}
+
+  def fake(name, pretrained=False, **kw):
+    net = create(name, pretrained=False, **kw)
+    kept["stem"], kept["std"] = net.conv_stem.weight.detach().clone(), net.pretrained_cfg["std"]  # this one's is not ImageNet's
+    return net
+  monkeypatch.setattr(timm, "create_model", fake)
+  b = Backbone("mobilenetv4_conv_small_050", pretrained=True)
+  assert b.pretrained and torch.equal(b.net.conv_stem.weight, packed_stem(kept["stem"], kept["std"]))
+
+
+def test_offline_is_said_and_goes_on(monkeypatch, capsys):
+  import timm
+  create = timm.create_model
+
+  def offline(name, pretrained=False, **kw):
+    if pretrained:
+      raise OSError("no route to the hub")
+    return create(name, pretrained=False, **kw)
+  monkeypatch.setattr(timm, "create_model", offline)
+  b = Backbone("mobilenetv4_conv_small_050", pretrained=True)
+  assert not b.pretrained and "no route to the hub" in capsys.readouterr().err
+
+
+def test_backbone_levels():
+  b = Backbone("vit_tiny_patch16_224", deepest=32).eval()
+  maps = b(torch.zeros(1, 6, 128, 256, dtype=torch.uint8))
+  assert {s: tuple(m.shape[1:]) for s, m in maps.items()} == {s: (b.channels[s], 256 // s, 512 // s) for s in (4, 8, 16, 32)}
+
+
+def test_wrong_names(monkeypatch):
+  with pytest.raises(UserError, match=r"no student 'unified-huge'.*unified-small"):
+    build("unified-huge")
+  with pytest.raises(UserError, match="timm has no backbone 'resnet9000'"):
+    build("depth-nano", "resnet9000")
+  with pytest.raises(UserError, match="over its budget of 3M"):
+    build("lanes-nano", "vit_tiny_patch16_224")
+  monkeypatch.setitem(sys.modules, "timm", None)
+  with pytest.raises(UserError, match="timm cannot be imported"):
+    build("depth-nano")
+
+
+# -- attention
+
+
+def test_attention_against_torch():
+  torch.manual_seed(0)
+  ours = Attention(32, heads=4).double()
+  theirs = nn.MultiheadAttention(32, 4, batch_first=True).double()
+  with torch.no_grad():
+    theirs.in_proj_weight.copy_(torch.cat([ours.q.weight, ours.k.weight, ours.v.weight]))
+    theirs.in_proj_bias.copy_(torch.cat([ours.q.bias, ours.k.bias, ours.v.bias]))
+    theirs.out_proj.weight.copy_(ours.out.weight)
+    theirs.out_proj.bias.copy_(ours.out.bias)
+  q, k, v = (torch.randn(2, n, 32, dtype=torch.float64) for n in (5, 9, 9))
+  bias = torch.randn(5, 9, dtype=torch.float64)
+  assert torch.allclose(ours(q, k, v, bias), theirs(q, k, v, attn_mask=bias)[0], atol=1e-12)
+
+
+def test_place_in_the_keys_is_a_gaussian():
+  """The detector's four numbers beside a query and a key, against the Gaussian written out."""
+  torch.manual_seed(0)
+  attention = SharedAttention(32, heads=4).double()
+  places = grid(4, 6).double()
+  query, tokens, value = (torch.randn(2, n, 32, dtype=torch.float64) for n in (5, 24, 24))
+  centre, sharp = torch.rand(2, 4, 5, 2, dtype=torch.float64), 1 + 9 * torch.rand(2, 4, 5, 2, dtype=torch.float64)
+  key = torch.cat([split_heads(tokens, 4), torch.cat([(places - 0.5) ** 2, places - 0.5], 1).expand(2, 4, -1, -1)], -1)
+  got = attention(query, key, split_heads(value, 4), torch.cat([-sharp, 2 * sharp * (centre - 0.5)], -1))
+  gauss = -(sharp[..., None, :] * (places - centre[..., None, :]) ** 2).sum(-1)
+  y = F.scaled_dot_product_attention(split_heads(attention.q(query), 4), split_heads(tokens, 4), split_heads(value, 4), attn_mask=gauss)
+  assert torch.allclose(got, attention.out(y.transpose(1, 2).flatten(2)), atol=1e-10)
+
+
+# -- tracker
+
+
+def reference_samples(m: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+  """Bilinear samples of unit vectors at cells (B, N, 2), zero outside the map: (B, N, C), by torch's own grid_sample."""
+  h, w = m.shape[2:]
+  unit = m / torch.sqrt((m * m).sum(1, keepdim=True) + 1e-6)
+  at = 2 * cells / torch.tensor([w - 1, h - 1], dtype=m.dtype) - 1
+  return F.grid_sample(unit, at[:, :, None], mode="bilinear", padding_mode="zeros", align_corners=True)[..., 0].transpose(1, 2)
+
+
+def test_correlation_against_grid_sample():
+  g = torch.Generator().manual_seed(0)
+  m = torch.randn(2, 8, 32, 64, generator=g, dtype=torch.float64)
+  cells = torch.rand(2, 40, 2, generator=g, dtype=torch.float64) * torch.tensor([80.0, 50.0], dtype=torch.float64) - 8  # outside too
+  cells[:, :4] = torch.tensor([[0.0, 0.0], [63.0, 31.0], [-500.0, 10.0], [20.0, 9000.0]], dtype=torch.float64)  # corners, whole cells, far outside
+  template = torch.randn(2, 40, 8, generator=g, dtype=torch.float64)
+  assert torch.allclose(sample(pad(m), cells), reference_samples(m, cells), atol=1e-10)
+  got = correlate(pad(m), template, cells)
+  for j in range(WINDOW):
+    for i in range(WINDOW):
+      step = torch.tensor([i - RADIUS, j - RADIUS], dtype=torch.float64)
+      want = (template * reference_samples(m, cells + step)).sum(-1)
+      assert torch.allclose(got[:, :, j, i], want, atol=1e-10)
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+def test_cells_are_centred_as_the_maps_are(stride):
+  assert torch.equal(view_to_cell(torch.tensor([[stride * 5 + (stride - 1) / 2, (stride - 1) / 2]]), stride), torch.tensor([[5.0, 0.0]]))
+
+
+def test_a_moved_picture_moves_the_peak():
+  g = torch.Generator().manual_seed(0)
+  m = torch.randn(1, 16, 64, 128, generator=g)
+  cells = torch.rand(1, 30, 2, generator=g).mul(torch.tensor([80.0, 30.0])).floor() + torch.tensor([20.0, 15.0])  # between cells a blend may lose to noise
+  template = sample(pad(m), cells)
+  for dx, dy in ((0, 0), (3, -2), (-4, 4)):
+    peak = correlate(pad(m.roll((dy, dx), dims=(2, 3))), template, cells).flatten(2).argmax(-1)
+    assert (peak == (dy + RADIUS) * WINDOW + dx + RADIUS).all()
+
+
+def test_a_fresh_network_follows_exact_motion():
+  """Both maps moved by whole cells, 16 view pixels: the untrained tracker's peak finds it to within a pixel and a half (its gate opens to 95% at first)."""
+  g = torch.Generator().manual_seed(0)
+  head = LanesHead(neck=8, channels=32, d=16, branch=8).eval()
+  coarse, fine = torch.randn(1, 32, 32, 64, generator=g), torch.randn(1, 32, 64, 128, generator=g)
+  points = torch.rand(1, 20, 2, generator=g) * torch.tensor([300.0, 120.0]) + torch.tensor([80.0, 60.0])
+  ones = torch.ones(1, 20)
+  at, _, template, hidden = head.step([pad(coarse), pad(fine)], points, ones, ones, *head.zeros(1, 20, points))
+  assert torch.equal(at, points)
+  moved = [pad(coarse.roll(2, dims=3)), pad(fine.roll(4, dims=3))]
+  at, _, _, _ = head.step(moved, at, ones, 0 * ones, template, hidden)
+  error = (at - points - torch.tensor([16.0, 0.0])).norm(dim=-1)
+  assert error.median() < 1.5
+
+
+def test_state():
+  student = randomise(build("lanes-nano"))
+  inputs = some_inputs(student)
+  mask, fresh, points = inputs["lanes_mask"], inputs["lanes_fresh"], inputs["lanes_points"]
+  out = student(**inputs)
+  new, old, unused = (mask * fresh) > 0, (mask * (1 - fresh)) > 0, mask == 0
+  assert new.any() and old.any() and unused.any()
+  assert torch.equal(out["lanes_points_out"][new], points[new]) and torch.equal(out["lanes_points_out"][unused], points[unused])
+  assert (out["lanes_points_out"][old] != points[old]).any(-1).all()
+  assert not out["lanes_template_out"][unused].any() and not out["lanes_hidden_out"][unused].any() and (out["lanes_visible"][unused] == -20).all()
+  # a new point owes nothing to what its slot held before; an unused one is as if it were not there
+  again = student(**{**inputs, "lanes_template": torch.where((old)[..., None], inputs["lanes_template"], 9.0),
+                     "lanes_hidden": torch.where((old)[..., None], inputs["lanes_hidden"], 9.0), "lanes_points": torch.where(unused[..., None], 7.0, points)})
+  used = ~unused
+  for name in ("lanes_points_out", "lanes_visible", "lanes_template_out", "lanes_hidden_out"):
+    assert torch.equal(again[name][used], out[name][used]), name
+
+
+def test_a_new_point_takes_its_template_here():
+  student = build("lanes-nano").eval()
+  inputs = some_inputs(student)
+  ones = torch.ones_like(inputs["lanes_mask"])
+  out = student(inputs["frame"], inputs["lanes_points"], ones, ones)
+  _, maps = student.encode(inputs["frame"])
+  assert torch.allclose(out["lanes_template_out"], student.lanes.template(maps, inputs["lanes_points"]), atol=1e-6)
+
+
+def test_clips_are_tracked_frame_by_frame():
+  """forward_clips against the exported graph's way: one frame and the state in, again and again."""
+  student = randomise(build("lanes-nano"))
+  g = torch.Generator().manual_seed(5)
+  t, n = 3, 12
+  frame = torch.randint(0, 256, (2 * t, 6, 128, 256), generator=g, dtype=torch.uint8)
+  points = torch.rand(2, t, n, 2, generator=g) * torch.tensor([500.0, 250.0])
+  fresh, mask = torch.zeros(2, t, n), torch.ones(2, t, n)
+  fresh[:, 0], fresh[:, 0, 3:6], fresh[:, 1, 3:6], mask[:, 0, 3:6] = 1, 0, 1, 0  # three points come in frame 1
+  out = student.forward_clips(frame, points, mask, fresh)
+  clips = frame.reshape(2, t, 6, 128, 256)
+  at, state = points[:, 0], {}
+  for i in range(t):
+    at = torch.where(fresh[:, i, :, None] > 0, points[:, i], at)
+    one = student(clips[:, i], at, mask[:, i], fresh[:, i], **state)
+    at, state = one["lanes_points_out"], {"lanes_template": one["lanes_template_out"], "lanes_hidden": one["lanes_hidden_out"]}
+    # pixels; the same sums in batches of another size
+    assert torch.allclose(out["lanes_points_out"][:, i], at, atol=1e-2) and torch.allclose(out["lanes_visible"][:, i], one["lanes_visible"], atol=1e-3)
+
+
+def test_default_clips_start_fresh_and_learn_through_time():
+  head = LanesHead(neck=8, channels=8, d=16, branch=8)
+  maps = [torch.randn(3, 8, 32, 64, requires_grad=True), torch.randn(3, 8, 64, 128, requires_grad=True)]
+  points = torch.rand(1, 3, 10, 2) * torch.tensor([400.0, 200.0]) + 20
+  tracked, _ = head.track([pad(m) for m in maps], points, torch.ones(1, 3, 10))
+  assert torch.equal(tracked[:, 0], points[:, 0])
+  tracked[:, 2].square().mean().backward()
+  assert all(m.grad[0].any() for m in maps)  # the last frame's error reaches the first frame's features, through the templates
+
+
+# -- export
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_onnx_runtime_parity(task, tmp_path):
+  """1e-4 of each output's largest value: some hundred float32 sums deep, in another order."""
+  ort = pytest.importorskip("onnxruntime")
+  onnx = pytest.importorskip("onnx")
+  student = randomise(build(f"{task}-small"), seed=7)
+  entry = export_onnx(student, tmp_path / "student.onnx")
+  assert not student.training
+  graph = onnx.load(tmp_path / "student.onnx")
+  assert [(o.domain, o.version) for o in graph.opset_import] == [("", 17)]
+  assert violation(entry, schema()["properties"]["graphs"]["items"]) is None
+  session = ort.InferenceSession(str(tmp_path / "student.onnx"), providers=["CPUExecutionProvider"])
+  for side, found in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+    assert [(i.name, i.shape) for i in found] == [(i["name"], i["shape"]) for i in entry[side]]
+  assert session.get_inputs()[0].type == "tensor(uint8)"
+  state = {s["input"]: s["output"] for s in entry["state"]}
+  assert state == ({} if student.lanes is None else {"lanes_template": "lanes_template_out", "lanes_hidden": "lanes_hidden_out"})
+  assert json.loads(json.dumps(entry)) == entry
+  for seed in (1, 2):
+    inputs = some_inputs(student, seed)
+    with torch.no_grad():
+      want = student(**inputs)
+    got = session.run(list(want), {k: v.numpy() for k, v in inputs.items()})
+    for (name, w), o in zip(want.items(), got, strict=True):
+      assert_close(name, o, w.numpy(), 1e-4)
+
+
+def test_heads_in_the_manifest(tmp_path):
+  pytest.importorskip("onnx")
+  entry = export_onnx(build("unified-nano"), tmp_path / "fair.onnx")
+  heads = {o["name"]: (o.get("head"), o.get("parameters", {}).get("part")) for o in entry["outputs"]}
+  assert heads == {
+    "depth": ("depth", None), "features": ("features", None), "segmentation": ("segmentation", None),
+    **{f"objects_{p}": ("objects", p) for p in ("heat", "box", "coef", "proto", "embed")},
+    "detector_logits": ("detector", "logits"), "detector_boxes": ("detector", "boxes"),
+    "lanes_points_out": ("lanes", "points"), "lanes_visible": ("lanes", "visible"), "lanes_template_out": (None, None), "lanes_hidden_out": (None, None),
+  }
+  assert entry["point_slots"] == {"count": 128, "mask": "lanes_mask"} and entry["file"] == "fair.onnx"
+
+
+def test_nan_is_not_exported(tmp_path):
+  student = build("depth-nano")
+  with torch.no_grad():
+    student.depth.depth[1].bias.fill_(float("nan"))
+  with pytest.raises(UserError, match=r"NaN or Inf in depth\.depth\.1\.bias"):
+    export_onnx(student, tmp_path / "student.onnx")
+
+
+TINYGRAD = """
+import sys
+import numpy as np
+from tinygrad import Tensor
+from tinygrad.nn.onnx import OnnxRunner
+inputs = dict(np.load(sys.argv[2]))
+out = OnnxRunner(sys.argv[1])({k: Tensor(v) for k, v in inputs.items()})
+np.savez(sys.argv[3], **{k: v.numpy() for k, v in out.items()})
+"""
+
+
+@pytest.mark.slow
+def test_tinygrad_parity(tmp_path):
+  """All heads. In a process of its own: tinygrad reads its settings when it is imported. 1e-4 as for ONNX Runtime."""
+  pytest.importorskip("onnx")
+  if importlib.util.find_spec("tinygrad") is None:
+    pytest.skip("tinygrad is not installed")
+  compiler = shutil.which("clang")
+  if compiler is None and importlib.util.find_spec("ziglang") is not None:
+    wrapper = tmp_path / "cc"
+    wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ziglang clang "$@"\n')
+    wrapper.chmod(0o755)
+    compiler = str(wrapper)
+  if compiler is None:
+    pytest.skip("tinygrad's CPU device needs clang, or the ziglang package")
+  student = randomise(build("unified-nano"), seed=9)
+  export_onnx(student, tmp_path / "student.onnx")
+  inputs = some_inputs(student, 4)
+  np.savez(tmp_path / "in.npz", **{k: v.numpy() for k, v in inputs.items()})
+  command = [sys.executable, "-c", TINYGRAD, *(str(tmp_path / f) for f in ("student.onnx", "in.npz", "out.npz"))]
+  done = subprocess.run(command, env={**os.environ, "CC": compiler, "DEV": "CPU"}, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-2000:]
+  got = np.load(tmp_path / "out.npz")
+  with torch.no_grad():
+    want = student(**inputs)
+  for name, w in want.items():
+    assert_close(name, got[name], w.numpy(), 1e-4)

@@ -60,7 +60,7 @@ def test_overlay_draws_masks_boxes_points_and_lines():
 
   np.testing.assert_allclose(at((290, 115)), np.array(colour_of(3)) * 0.4, atol=2)   # mask: a tint
   assert (at((270, 120)) == colour_of(3)).all() and (at((130, 100)) == colour_of(7)).all()   # boxes
-  for px in GROUND.view(np.array([[40.0, 1.7, 1.22], [12.0, 1.7, 1.22], [25.3, 1.7, 1.22]])):   # points and the line between them
+  for px in GROUND.view(np.array([[20.0, 1.7, 1.22], [12.0, 1.7, 1.22], [25.3, 1.7, 1.22]])):   # points and the line between them
     assert (at(px) == colour_of(4)).all()
   assert (at((450, 60)) == 0).all() and colour_of(3) != colour_of(7)
   # what is not valid, or about another frame, is not drawn

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
-from openpilot.selfdrive.modeld.fair.heads.ground import HEIGHT_STD, PITCH_STD, Ground
+from openpilot.selfdrive.modeld.fair.heads.ground import FAR, HEIGHT_STD, PITCH_STD, Ground
 from openpilot.selfdrive.modeld.fair.heads.objects import MAX_OBJECTS, Detections, box_iou, intersection
 
 MAX_LOST = 40          # frames without a detection that a track outlives: 2 s
@@ -23,7 +23,7 @@ COVERED = 0.3                          # share of a box behind a nearer one, fro
 EMBED_RATE, VOTE_RATE = 0.1, 0.1
 PIXEL_STD, EDGE_STD = 2.0, 0.03        # of a box's lower edge: pixels, and share of its height
 DEPTH_STD = 0.1                        # of a student's depth, where nothing says better
-MIDDLE = np.array([0.3, 0.4, 0.5, 0.6, 0.7], np.float32)   # where in a box its depth is sampled, across and down
+MIDDLE = np.array([0.35, 0.45, 0.55, 0.65], np.float32)   # where in a box its depth is sampled, across and down
 
 
 @dataclass
@@ -41,6 +41,9 @@ class Tracked:
   mask_of: np.ndarray      # (N,) index into masks, -1: none
   position: np.ndarray     # (N, 3) metres, nan unknown
   position_std: np.ndarray  # (N, 3)
+
+
+TRACK_FIELDS = ("ids", "class_ids", "scores", "boxes", "ages", "occluded", "visibility", "mask_of", "position", "position_std")   # one row a track
 
 
 def assign(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -159,32 +162,35 @@ def locate(
   the box. They are weighed by their variances; where they contradict each other the deviation says so. nan where there is neither.
   """
   height, width = view
-  foot = np.stack([(boxes[:, 0] + boxes[:, 2]) / 2, boxes[:, 3]], axis=1)
-  x = ground.road(foot)[:, 0]
-  x[boxes[:, 3] > height - 1.5] = np.nan
-  weight = np.nan_to_num(ground.forward_std(x, edge_std) ** -2.0)
-  total, mean = weight, np.nan_to_num(x) * weight
-  spread = np.zeros(len(boxes))
+  row, near = boxes[:, 3] - ground.cy, ground.f * ground.height
+  ok = (row >= near / FAR) & (boxes[:, 3] <= height - 1.5)
+  x = near / np.where(ok, row, near)
+  std = ground.forward_std(x, edge_std)
+  total = np.where(ok, 1 / (std * std), 0)
+  mean = x * total
+  spread2: np.ndarray | float = 0.0
   if depth is not None and depth.metric:
     h, w = depth.z.shape
     side = boxes[:, 2:] - boxes[:, :2]
     j = ((boxes[:, :1] + side[:, :1] * MIDDLE + 0.5) * (w / width)).astype(np.intp)
     i = ((boxes[:, 1:2] + side[:, 1:] * MIDDLE + 0.5) * (h / height)).astype(np.intp)
-    z = np.sort(depth.z[i.clip(0, h - 1)[:, :, None], j.clip(0, w - 1)[:, None, :]].reshape(len(boxes), MIDDLE.size ** 2), axis=1)   # nan last
-    known = np.isfinite(z).sum(1)
+    at = np.minimum(np.maximum(i, 0), h - 1)[:, :, None] * w + np.minimum(np.maximum(j, 0), w - 1)[:, None, :]
+    z = np.sort(depth.z.reshape(h * w)[at.reshape(len(boxes), MIDDLE.size ** 2)], axis=1)   # nan comes last
+    known = (z == z).sum(1)
     z = z[np.arange(len(z)), np.maximum(known - 1, 0) // 2]
-    seen = clear & (known > 0) & (z > 0)   # behind an occluder the map shows that
+    seen = clear & (known > 0) & (z > 0) & (z < np.inf)   # behind an occluder the map shows that
     z = np.where(seen, z, 1)
-    more = np.where(seen, (DEPTH_STD * z) ** -2.0, 0)
-    spread = np.where(seen & (weight > 0), np.maximum(np.abs(z - np.nan_to_num(x)) / 2 - np.sqrt(1 / np.maximum(total + more, 1e-9)), 0), 0)
-    total, mean = total + more, mean + more * z
+    more = np.where(seen, 1 / (DEPTH_STD * DEPTH_STD * z * z), 0)
+    both = total + more
+    spread2 = np.where(seen & ok, np.maximum(np.abs(z - x) / 2 - np.sqrt(1 / np.maximum(both, 1e-9)), 0), 0) ** 2
+    total, mean = both, mean + more * z
   total = np.where(total > 0, total, np.nan)
-  x, std_x = mean / total, np.sqrt(1 / total + spread * spread)
-  slope = (foot[:, 0] - ground.cx) * (1 / ground.f)
-  position, std = np.empty((2, len(x), 3), np.float32)
-  position[:, 0], position[:, 1], position[:, 2] = x, x * slope, np.where(np.isnan(x), np.nan, ground.height)
-  std[:, 0], std[:, 1], std[:, 2] = std_x, np.hypot(std_x * slope, x * (PIXEL_STD / ground.f)), ground.height * HEIGHT_STD + x * PITCH_STD
-  return position, std
+  x, std_x = mean / total, np.sqrt(1 / total + spread2)
+  slope = ((boxes[:, 0] + boxes[:, 2]) / 2 - ground.cx) * (1 / ground.f)
+  position, out = np.empty((2, len(x), 3), np.float32)
+  position[:, 0], position[:, 1], position[:, 2] = x, x * slope, ground.height + 0 * x
+  out[:, 0], out[:, 1], out[:, 2] = std_x, np.hypot(std_x * slope, x * (PIXEL_STD / ground.f)), ground.height * HEIGHT_STD + x * PITCH_STD
+  return position, out
 
 
 class Tracker:
@@ -248,7 +254,7 @@ class Tracker:
     motion *= np.sqrt(np.minimum(w0, w1) * np.minimum(h0, h1) / np.maximum(np.maximum(w0, w1) * np.maximum(h0, h1), 1))
     if bits is not None and self.bits is not None:
       # a mask is compared where it last was: in one frame it hardly moves, and in longer it says less than the predicted box
-      k = np.flatnonzero(~lost & (overlap > 0) & self.has_bits[i] & bits[j].any(1))
+      k = np.flatnonzero(~lost & (overlap > 0) & self.has_bits[i] & np.asarray(bits.any(1))[j])
       mine, theirs = self.bits[i[k]], bits[j[k]]
       both = np.bitwise_count(mine & theirs).sum(1, dtype=np.int32)
       either = np.bitwise_count(mine | theirs).sum(1, dtype=np.int32)
@@ -257,7 +263,7 @@ class Tracker:
     overlap += np.where(lost, np.maximum(motion - overlap, 0) * np.minimum(std[i] / MAX_STD, 1), 0)
     value, weight = W_OVERLAP * overlap + W_MOTION * motion, np.full(len(i), W_OVERLAP + W_MOTION)
     if self.embed is not None and d.embed is not None:
-      known = self.has_embed[i] & d.embed[j].any(1)
+      known = self.has_embed[i] & np.asarray(d.embed.any(1))[j]
       cosine = (self.embed @ d.embed.T)[i, j]
       value += np.where(known, W_EMBED * np.maximum(cosine, 0), 0)
       weight[known] += W_EMBED
@@ -390,9 +396,14 @@ class Tracker:
     size = np.sqrt(np.maximum(self.mean[:, 2] * self.mean[:, 3], 1))
     edge = np.hypot(np.hypot(PIXEL_STD, EDGE_STD * height), np.where(clear, 0, np.sqrt(self.p00) * size))
     position, std = locate(whole, edge, clear, ground, depth, self.view)
-    low, high = np.array([-0.5, -0.5, -0.5, -0.5], np.float32), np.array([self.view[1], self.view[0]] * 2, np.float32) - 0.5
+    boxes = np.minimum(np.maximum(boxes, -0.5), np.array([self.view[1], self.view[0]] * 2, np.float32) - 0.5)
     visibility = np.where(seen, 1 - cover, 0).astype(np.float32)
-    told = np.flatnonzero((self.hits > 1) | (self.scores >= PROBABLE))
-    return Tracked(
-      self.classes, self.ids[told], self.votes[told].argmax(1), self.scores[told], np.clip(boxes[told], low, high), frame_id - self.born[told],
-      (visibility < 0.5)[told], visibility[told], d.masks, found[told] if d.masks is not None else np.full(len(told), -1), position[told], std[told])
+    mask_of = found if d.masks is not None else np.full(len(found), -1)
+    # scores is the tracker's own and changes in place: a copy goes out
+    out = Tracked(self.classes, self.ids, self.votes.argmax(1), self.scores.copy(), boxes, frame_id - self.born, visibility < 0.5, visibility,
+                  d.masks, mask_of, position, std)
+    told = (self.hits > 1) | (self.scores >= PROBABLE)
+    if not told.all():
+      for name in TRACK_FIELDS:
+        setattr(out, name, getattr(out, name)[told])
+    return out

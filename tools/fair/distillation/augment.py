@@ -93,7 +93,7 @@ def warp_boxes(a: Augmentation, boxes: np.ndarray) -> np.ndarray:
 
 def warp_frame(a: Augmentation, frame: np.ndarray, t: int = 0) -> np.ndarray:
   """(6, 128, 256) uint8 -> the same, changed. t: of the clip, so that noise differs from frame to frame."""
-  y = np.empty((VIEW_H, VIEW_W), np.uint8)
+  y: np.ndarray = np.empty((VIEW_H, VIEW_W), np.uint8)
   y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2] = frame[:4]
   uv = np.ascontiguousarray(frame[4:].transpose(1, 2, 0))
   if a.is_geometric:

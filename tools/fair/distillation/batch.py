@@ -4,7 +4,7 @@ A batch, with T consecutive frames of each clip, B = clips x T, clip-major; maps
   frame          (B, 6, 128, 256) uint8
   clip           (B,) int64            which of the batch's clips a frame is of
   valid          (B, 64, 128) bool     inside the camera's image and the augmented picture
-  depth          (B, 64, 128) float32  metres, or up to a scale where `metric` (B,) is False; nan: unknown
+  depth          (B, 64, 128) float32  metres, or where `metric` (B,) is False inverse depth up to scale and shift; nan: unknown
   segmentation   (B, 5, 64, 128) float32, segmentation_rest (B, 64, 128): probability of the classes that the teacher does not name; all zero: unknown;
                  segmentation_named (B, 5) bool: those that it names
   features       (B, C, h, w) float32, nan: unknown

@@ -20,6 +20,8 @@ LEARNS = {"depth": ("depth", "features"), "objects": ("objects", "segmentation")
 class Distiller(nn.Module):
   """forward(batch) -> {"task/part": scalar}; total(parts) -> the loss. feature_shape: (C, h, w) of the teacher's features, where the student learns them."""
 
+  class_weights: Tensor
+
   def __init__(self, student: Student, tasks: list[str], weights: Mapping[str, float], learned: bool = False, feature_shape: tuple[int, ...] | None = None):
     super().__init__()
     self.student, self.tasks = student, tasks

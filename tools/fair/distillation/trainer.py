@@ -302,7 +302,7 @@ class Run:
               self.accelerator.log({"loss": float(loss), **values}, step=self.step)
               waited = 0.0
             if self.step % config.eval_every == 0 or self.step == config.steps:
-              if main:
+              if lines is not None:
                 metrics = self.evaluate(limit=None)
                 lines.write(json.dumps({"step": self.step, "val": metrics}) + "\n")
                 lines.flush()

@@ -83,7 +83,7 @@ def metrics_of(evaluation: Path | None, run: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as e:
       raise UserError(f"{evaluation} is no evaluation's JSON ({type(e).__name__}: {e}); make one with `tools/op.sh evaluate`") from None
   lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-  held = next((x["val"] for x in reversed(lines) if x.get("val")), {})
+  held: dict[str, float] = next((x["val"] for x in reversed(lines) if x.get("val")), {})
   return [{"name": f"held-out loss {k}", "value": v, "data": "routes of the training store that were held out"} for k, v in held.items()]
 
 

@@ -117,7 +117,7 @@ def train(data_dir: Path, run: Path, steps: int, batch_size: int, lr: float, see
   data, val = SceneData(data_dir), SceneData(val_dir(data_dir))
   run.mkdir(parents=True, exist_ok=True)
   torch.manual_seed(seed)
-  model = SceneStudent().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+  model = SceneStudent().to(memory_format=torch.channels_last)
   ema = copy.deepcopy(model).eval()
   opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.02)
   weights = torch.tensor(CLASS_WEIGHTS)

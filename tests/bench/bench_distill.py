@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Training from the label store against the same loop with the live teacher, in turns, in the same run; and the share of a step spent waiting for data.
+
+python tests/bench/bench_distill.py [--student detector-small] [--teacher yolox-nano] [--steps 20]      (needs the shared data's weights and routes)
+"""
+
+import argparse
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
+from openpilot.tools.fair.distillation.data import Clips
+from openpilot.tools.fair.distillation.trainer import Config, Run, to_device
+from openpilot.tools.fair.labels.label import FrameTeacher, find_views, run_teacher
+from openpilot.tools.fair.labels.store import LabelStore
+from openpilot.tools.fair.teacher import load_teacher
+
+DATA = Path(__file__).resolve().parents[3] / "shared/data"
+WEIGHTS = {"yolox-nano": "yolox_nano.onnx", "twinlitenet": "twinlitenet.onnx", "rtmdet-nano-person": "rtmdet_nano_person.onnx"}
+
+
+def main():
+  p = argparse.ArgumentParser()
+  p.add_argument("--student", default="detector-small")
+  p.add_argument("--tasks", default="detector")
+  p.add_argument("--teacher", default="yolox-nano", choices=WEIGHTS)
+  p.add_argument("--steps", type=int, default=20)
+  p.add_argument("--rounds", type=int, default=3)
+  p.add_argument("--batch", type=int, default=8)
+  p.add_argument("--threads", type=int, default=1)
+  args = p.parse_args()
+  if not DATA.exists():
+    print("skipped: the shared data is not here")
+    return
+  torch.set_num_threads(args.threads)
+  cv2.setNumThreads(1)
+  root = Path(tempfile.mkdtemp())
+  try:
+    teacher = load_teacher(args.teacher, DATA / "weights" / WEIGHTS[args.teacher])
+    views = find_views([str(DATA / "realdata/0000002c--d68dde99ca--1")], None, "qcamera", 1, None)
+    views[0].entries = views[0].entries[:320]
+    store = LabelStore(root / "labels", create=True)
+    for t in (FrameTeacher(), teacher):
+      run_teacher(t, views, store, progress=False)
+    teacher.prepare(VIEW_H, VIEW_W)
+    tasks = args.tasks.split(",")
+    config = Config(student=args.student, tasks=tasks, steps=10**6, batch=args.batch, clip=1)
+    seconds, waits = {"stored": [], "live": []}, []
+    runs = {}
+    for kind, live in (("stored", None), ("live", teacher)):
+      (root / kind).mkdir()
+      runs[kind] = Run(config, Clips(root / "labels", tasks, 1, live=live), None, root / kind, "x", workers=1)
+    for k in range(args.rounds + 1):  # the first warms up
+      for kind, run in runs.items():
+        run.next_epoch()
+        batches = run.batches()
+        begun, waited = time.perf_counter(), 0.0
+        for n in range(args.steps + 1):
+          t = time.perf_counter()
+          batch = next(batches)
+          if n == 0:  # the worker's start is not a step's
+            begun = time.perf_counter()
+            continue
+          waited += time.perf_counter() - t
+          loss = run.distiller.total(run.model(to_device(batch, run.accelerator.device)))
+          run.optimizer.zero_grad(set_to_none=True)
+          run.accelerator.backward(loss)
+          run.optimizer.step()
+          run.step += 1
+          run.update_ema()
+        if k:
+          took = time.perf_counter() - begun
+          seconds[kind].append(took / args.steps)
+          if kind == "stored":
+            waits.append(waited / took)
+        del batches
+    a, b = (np.array(seconds[k]) for k in ("stored", "live"))
+    print(f"{args.student}, {args.teacher}, batch {args.batch}, {args.steps} steps a round, {args.threads} thread(s), 1 worker")
+    print(f"from the store    {1 / np.median(a):6.2f} steps/s   {np.median(waits) * 100:.1f}% of the time waiting for data")
+    print(f"live teacher      {1 / np.median(b):6.2f} steps/s")
+    print(f"the store is {np.median(b / a):.2f} times as fast")
+  finally:
+    shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+  main()

@@ -124,7 +124,7 @@ class LaneTracker:
     shape = (self.lines, self.per)
     used_at, seen_at = used[: self.n].reshape(shape), visibility[: self.n].reshape(shape)
     weight = np.where(used_at, np.maximum(seen_at, FLOOR), 0)
-    coef, off = fit_lines(road[: self.n, 0].reshape(shape), road[: self.n, 1].reshape(shape), weight, ground.f)
+    coef, off = fit_lines(road[: self.n, 0].reshape(shape), road[: self.n, 1].reshape(shape), weight, ground.f, self.fit)
     self.stray[: self.n] = np.where(off.ravel() > STRAY, self.stray[: self.n] + dt, 0)
     used &= self.stray <= MAX_STRAY
     many, seen = used_at.sum(1), (used_at & (seen_at >= VISIBLE)).sum(1)

@@ -244,10 +244,10 @@ class Tracker:
     reach = 1 / (std * std * mean[:, 2] * mean[:, 3])[:, None]
     dx, dy = (b[:, 0] + b[:, 2]) / 2 - mean[:, :1], (b[:, 1] + b[:, 3]) / 2 - mean[:, 1:2]
     off2 = (dx * dx + dy * dy) * reach
-    i, j = np.nonzero((iou > MIN_OVERLAP) | (off2 < MAX_SIGMA ** 2))   # of the others no more has to be known
+    alike = self.votes.argmax(1)[:, None] == d.class_ids
+    i, j = np.nonzero((alike & ((iou > MIN_OVERLAP) | (off2 < MAX_SIGMA ** 2))) | (iou > 0.5))   # of the others no more has to be known
     overlap, away = iou[i, j], off2[i, j]
     lost = self.lost[i] > 0
-    may = (self.votes.argmax(1)[i] == d.class_ids[j]) | (overlap > 0.5)
     motion = np.exp(-0.5 * away)
     # a lost car is not found again in one of half its width
     w0, h0, w1, h1 = mean[i, 2], mean[i, 3], wide[j], high[j]
@@ -262,14 +262,15 @@ class Tracker:
     # out of sight, overlap with a vague prediction says little: motion, which knows how vague, speaks in its place
     overlap += np.where(lost, np.maximum(motion - overlap, 0) * np.minimum(std[i] / MAX_STD, 1), 0)
     value, weight = W_OVERLAP * overlap + W_MOTION * motion, np.full(len(i), W_OVERLAP + W_MOTION)
+    may = np.ones(len(i), bool)
     if self.embed is not None and d.embed is not None:
       known = self.has_embed[i] & np.asarray(d.embed.any(1))[j]
       cosine = (self.embed @ d.embed.T)[i, j]
       value += np.where(known, W_EMBED * np.maximum(cosine, 0), 0)
       weight[known] += W_EMBED
-      may &= ~known | (cosine > MIN_COSINE) | (~lost & (overlap > 0.5))
+      may = ~known | (cosine > MIN_COSINE) | (~lost & (overlap > 0.5))
     out = np.zeros(iou.shape)
-    out[i, j] = np.where(may, value / weight - MIN_VALUE, 0)
+    out[i, j] = (value / weight - MIN_VALUE) * may
     return out
 
   def update(self, frame_id: int, d: Detections, ground: Ground, depth: Depth | None = None) -> Tracked:

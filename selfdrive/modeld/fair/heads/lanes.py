@@ -83,11 +83,11 @@ def map_lines(class_map: np.ndarray, lane: int, ground: Ground, most: int) -> li
   return [np.array([((j + 0.5) * s - 0.5, (i + 0.5) * s - 0.5) for i, j in reversed(line)]) for line in lines]
 
 
-def fit_lines(x: np.ndarray, y: np.ndarray, weight: np.ndarray, f: float) -> tuple[np.ndarray, np.ndarray]:
+def fit_lines(x: np.ndarray, y: np.ndarray, weight: np.ndarray, f: float, start: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
   """Points of L lines on the road, x, y (L, P) metres, weight (L, P) >= 0, 0 for none; f: focal length, pixels -> coefficients (L, 4) of
   y = sum c_i x^i, and how far the points lie from it in standard deviations of a point (L, P).
 
-  Weighted least squares with a prior, reweighted twice so that strays count little.
+  Weighted least squares with a prior, reweighted twice so that strays count little; from `start` (L, 4), e.g. the frame before's, once.
   """
   there = weight > 0
   t = np.where(there, x, 0) * (1 / SCALE)
@@ -98,13 +98,17 @@ def fit_lines(x: np.ndarray, y: np.ndarray, weight: np.ndarray, f: float) -> tup
   np.multiply(basis[..., 2], t, out=basis[..., 3])
   sigma = np.hypot(SIDE_STD, t * (SCALE * SIDE_PIXELS / f))
   w = weight / (sigma * sigma)
-  k = w
-  for i in range(3):
+  coef = None if start is None else (start * SCALES)[..., None]
+  for _ in range(2 + (coef is None)):
+    if coef is None:
+      k = w
+    else:
+      off = ((basis @ coef)[..., 0] - y) / sigma
+      k = w / (1 + off * off / 9)
     b = (basis * k[..., None]).swapaxes(1, 2)
     coef = np.linalg.solve(b @ basis + PRECISION, b @ y[..., None])
-    off = ((basis @ coef)[..., 0] - y) / sigma
-    if i < 2:
-      k = w / (1 + off * off / 9)
+  assert coef is not None
+  off = ((basis @ coef)[..., 0] - y) / sigma
   return coef[..., 0] / SCALES, np.where(there, np.abs(off), 0)
 
 

@@ -20,7 +20,7 @@ from openpilot.selfdrive.modeld.fair.bundle import schema, violation
 from openpilot.tools.fair.students import backbone as backbones
 from openpilot.tools.fair.students.backbone import Backbone, packed_stem
 from openpilot.tools.fair.students.detector import SharedAttention, grid
-from openpilot.tools.fair.students.lanes import RADIUS, STRIDES, WINDOW, LanesHead, correlate, pad, sample, view_to_cell
+from openpilot.tools.fair.students.lanes import BORDER, RADIUS, STRIDES, WINDOW, LanesHead, correlate, sample, unit, view_to_cell
 from openpilot.tools.fair.students.layers import Attention, split_heads
 from openpilot.tools.fair.students.onnx_export import export_onnx
 from openpilot.tools.fair.students.student import BUDGETS, SIZES, STUDENTS, TASKS, Student, build, parameters
@@ -37,12 +37,12 @@ TABLE = {  # name: parameters, multiply-accumulates in millions; timm may change
   "detector-nano": (1183925, 220),
   "detector-small": (2288341, 409),
   "detector-base": (2878533, 890),
-  "lanes-nano": (477594, 132),
-  "lanes-small": (1604042, 327),
-  "lanes-base": (2269114, 852),
-  "unified-nano": (1249724, 298),
-  "unified-small": (2410700, 519),
-  "unified-base": (3150732, 1179),
+  "lanes-nano": (477546, 136),
+  "lanes-small": (1603978, 335),
+  "lanes-base": (2269018, 873),
+  "unified-nano": (1249676, 303),
+  "unified-small": (2410636, 527),
+  "unified-base": (3150636, 1200),
 }
 SHAPES = {
   "depth": (1, 64, 128), "segmentation": (5, 64, 128), "objects_heat": (3, 32, 64), "objects_box": (4, 32, 64), "objects_coef": (16, 32, 64),
@@ -245,6 +245,10 @@ def test_place_in_the_keys_is_a_gaussian():
 
 
 # -- tracker
+
+
+def pad(m: torch.Tensor) -> torch.Tensor:
+  return unit(F.pad(m, [BORDER] * 4))
 
 
 def reference_samples(m: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:

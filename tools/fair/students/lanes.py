@@ -4,7 +4,6 @@ The state holds each point's appearance as the earlier frames showed it, so no f
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openpilot.tools.fair.students.layers import Attention, separable
@@ -22,15 +21,18 @@ def view_to_cell(points: Tensor, stride: int) -> Tensor:
   return points * (1.0 / stride) - (stride - 1) / (2.0 * stride)
 
 
-def pad(m: Tensor) -> Tensor:
-  """(B, C, h, w) -> (B, h + 2 * BORDER, w + 2 * BORDER, C): unit feature vectors in rows, zeros around them, so that no sample needs a mask."""
-  x = m.permute(0, 2, 3, 1)
-  x = x * torch.rsqrt((x * x).sum(dim=3, keepdim=True) + 1e-6)
-  return F.pad(x, (0, 0, BORDER, BORDER, BORDER, BORDER))
+def unit(padded: Tensor) -> Tensor:
+  """(B, C, h + 2 * BORDER, w + 2 * BORDER), zeros around the map -> the same as unit vectors in rows, (B, h + 2 * BORDER, w + 2 * BORDER, C).
+
+  With the border no sample needs a mask. It comes out of the convolution and not out of a Pad, which tinygrad would fuse into each gather and so make it
+  search all rows.
+  """
+  x = padded.permute(0, 2, 3, 1)
+  return x * torch.rsqrt((x * x).sum(dim=3, keepdim=True) + 1e-6)
 
 
 def gather(padded: Tensor, corner: Tensor, size: int) -> Tensor:
-  """padded: as pad() gives it; corner (B, N, 2) whole cells x, y of the map -> (B, N, size * size, C): the square that starts there, zero outside the map.
+  """padded: as unit() gives it; corner (B, N, 2) whole cells x, y of the map -> (B, N, size * size, C): the square that starts there, zero outside the map.
 
   An integer gather of whole feature vectors: GridSample is not in tinygrad.
   """
@@ -100,14 +102,14 @@ class Stage(nn.Module):
 class LanesHead(nn.Module):
   """Point tracker on a stride-4 branch of its own.
 
-  encode: (normalised frame, neck maps) -> the two maps of unit vectors, of view stride 8 and 4, as pad() gives them.
+  encode: (normalised frame, neck maps) -> the two maps of unit vectors, of view stride 8 and 4, as unit() gives them.
   step: one frame of tracking. A template holds a vector of each map, the hidden state d of memory and the last movement.
   """
 
   def __init__(self, neck: int, channels: int, d: int, branch: int):
     super().__init__()
     self.stem, self.context, self.mix = conv(6, branch, 3, 2), nn.Conv2d(neck, branch, 1), separable(branch, branch)
-    self.fine, self.coarse = nn.Conv2d(branch, channels, 1), nn.Conv2d(neck, channels, 1)
+    self.fine, self.coarse = (nn.Conv2d(c, channels, 1, padding=BORDER, bias=False) for c in (branch, neck))
     self.d, self.template_size, self.hidden_size = d, len(STRIDES) * channels, d + 2
     self.stages = nn.ModuleList(Stage(d, self.hidden_size, together=i == 0) for i in range(len(STRIDES)))  # coarse: where do the points go together
     self.report = nn.Linear(d, 2)  # visible; how far the template follows what the point looks like now
@@ -116,7 +118,7 @@ class LanesHead(nn.Module):
 
   def encode(self, normalised: Tensor, maps: dict[int, Tensor]) -> list[Tensor]:
     fine = self.fine(self.mix(self.stem(normalised) + up(self.context(maps[8]))))
-    return [pad(x) for x in (self.coarse(maps[8]), fine)]
+    return [unit(x) for x in (self.coarse(maps[8]), fine)]
 
   def template(self, maps: list[Tensor], points: Tensor) -> Tensor:
     """What the frame shows at points (B, N, 2) view pixels -> (B, N, template_size)."""

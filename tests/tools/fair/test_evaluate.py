@@ -326,6 +326,8 @@ def test_openpilot_in_a_real_log(made, tmp_path):
   assert log["unified"]["log_lane_recall"]["value"] == pytest.approx(2 / 3) and log["unified"]["log_lead_recall"]["value"] == 1
   assert log["unified"]["abs_rel_lead"]["value"] == pytest.approx(1.25 * np.exp(BIAS) - 1, abs=2e-3)
   assert log["expert"]["abs_rel_lead"]["value"] == pytest.approx(0.25, abs=2e-3)
+  alone = run(made / "unified", root, "--teacher", "openpilot", "--out", tmp_path / "alone")  # its lines are no tracks of points
+  assert set(alone["tables"]) == {"openpilot"} and alone["tables"]["openpilot"]["log"]["unified"] == log["unified"]
 
 
 def test_bad_input_is_one_line(made, tmp_path):

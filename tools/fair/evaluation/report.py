@@ -42,6 +42,7 @@ HEADLINE = {  # the metric that stands for a task
   "identity": "idf1",
   "detector": "ap",
   "lanes": "average_jaccard",
+  "log": "log_lane_recall",
 }
 
 

@@ -47,7 +47,7 @@ def measure(log: Path, segments: list[Segment], live: bool = True) -> dict[str, 
       ids.append(m.frameId)
       execution.append(m.modelExecutionTime * 1e3)
       latency.append((event.logMonoTime - m.timestampEof) * 1e-6)
-    if event.valid:
+    if event.valid and event.which() in ("fairDepth", "fairSegmentation"):
       quality.add(event.which(), m)
   ids.sort()
   last = states[-1] if states else None

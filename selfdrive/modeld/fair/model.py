@@ -140,6 +140,7 @@ class FairModel:
     self.rpy_at_reset = np.zeros(3)
     self.ground = view_ground(bundle.manifest["view"])
     self.intrinsics: np.ndarray | None = None
+    self.stream: tuple[int, int, bool] | None = None  # width, height, wide
     self.frames = self.invalid = self.faults = 0
     self.fault = ""
     self.warp_time = self.decode_time = 0.0  # s since the last fairState
@@ -153,10 +154,12 @@ class FairModel:
     self, width: int, height: int, stride: int, uv_offset: int, device_type: str | None = None, sensor: str | None = None, wide: bool = False
   ) -> None:
     """The layout of the NV12 buffers to come. Raises CameraError where no camera gives frames of this size."""
-    self.intrinsics = camera_intrinsics(width, height, device_type, sensor, wide)
+    intrinsics, before = camera_intrinsics(width, height, device_type, sensor, wide), (self.stream, self.intrinsics)
+    self.stream, self.intrinsics = (width, height, wide), intrinsics
     self.warp = ModelFrame(width, height, stride, uv_offset, self.bundle.manifest["view"])
     self._calibrate()
-    self._reset("stream")
+    if before[0] != self.stream or before[1] is None or not np.array_equal(before[1], intrinsics):  # the same camera, only known by name now, goes on
+      self._reset("stream")
 
   def set_calibration(self, rpy: np.ndarray | list[float] | None, height: float | None = None) -> bool:
     """rpy: (3,) radians, extrinsicsCalibration.rpyCalib, or None for the default mounting; height: of the camera above the road, m, where it is known.

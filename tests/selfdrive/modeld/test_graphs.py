@@ -137,7 +137,9 @@ def test_state_begins_anew_as_the_manifest_says(tmp_path, reset, at):
     assert state(model) == 3
     frame_id += 3
     if event == "stream":
-      model.set_camera(W, H, STRIDE, STRIDE * Y_HEIGHT)
+      model.set_camera(W, H, STRIDE, STRIDE * Y_HEIGHT, "mici", "os04c10")
+      assert state(model) == 3   # the same camera, known by name
+      model.set_camera(W, H, STRIDE, STRIDE * Y_HEIGHT, wide=True)
     elif event == "gap":
       frame_id += MAX_STEP
     else:

@@ -10,7 +10,7 @@ from openpilot.selfdrive.modeld.fair.lanes import Line
 from openpilot.selfdrive.modeld.fair.publish import Stamp, lanes_message, objects_message
 from openpilot.selfdrive.modeld.fair.tracking import Tracked
 from openpilot.tools.lib.logwriter import write_log
-from openpilot.tools.replay.report import PAGE, measure
+from openpilot.tools.replay.report import PAGE, Quality, measure
 from openpilot.tools.replay.show import Overlay, colour_of
 
 W, H = 1344, 760
@@ -69,7 +69,8 @@ def test_overlay_draws_masks_boxes_points_and_lines():
   assert (overlay.draw(black, 6)[300:500] == 0).all()
 
 
-def test_report_counts(tmp_path):
+def test_report_counts(tmp_path, monkeypatch):
+  monkeypatch.setattr(Quality, "truth_of", lambda self, frame_id: (np.ones((64, 128)), np.ones((64, 128), np.uint8)))   # a route with truth
   log = [m.to_bytes() for t in range(10) for m in events(t, valid=t != 9)]
   write_log(tmp_path / "log.zst", log)
   numbers = measure(tmp_path / "log.zst", [], live=False)

@@ -119,9 +119,9 @@ class Evaluation:
             mine.append(self._card(name, f"{s.name}, IoU only", "rival", segment, s.scores))
             mine[-1].follow(Scene(tracked=plain[s.name]), ref)
         judged |= fresh
-        if means[name] is not None:
+        if (mean := means[name]) is not None:
           mine.append(self._card(name, "mean map", "rival", segment, {}))
-          mine[-1].add(means[name], ref, None)
+          mine[-1].add(mean, ref, None)
         if asked is not None:
           mine.append(self._card(name, "hold still", "rival", segment, {}))
           mine[-1].add(hold.step(asked), ref, asked)

@@ -34,7 +34,7 @@ def task_of(label: Label) -> tuple[str, ...]:
   if label.kind == "boxes":
     return ("objects", "detector")
   if label.kind == "points":
-    return ("points",)
+    return ("points",) if label.name == "points" else ()  # openpilot's lines and leads are no points of the picture that are followed
   named = {"m": "depth", "relative": "depth", "features": "features", "class": "segmentation", "probability": "segmentation"}
   task = named.get(label.unit)
   if label.unit == "probability" and label.name not in NAMES["segmentation_names"]:

@@ -15,7 +15,7 @@ from label_fixture import LABELS, write_store
 from openpilot.selfdrive.modeld.fair.frames import pack_rgb, unpack_rgb
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.augment import NONE, draw, grid_matrix, warp_boxes, warp_frame, warp_grid, warp_points
-from openpilot.tools.fair.distillation.batch import Batches, class_maps
+from openpilot.tools.fair.distillation.batch import Batches, class_maps, object_list
 from openpilot.tools.fair.distillation.data import SEGMENTATION, Clips
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.trainer import Config, Run, Stage, load_checkpoint
@@ -106,6 +106,13 @@ def test_a_batch_holds_what_the_store_says(labels):
   zoom = draw(np.random.default_rng([0, 5, 0]), True).zoom
   known = again["depth"][0][torch.isfinite(again["depth"][0])]
   assert np.isin(np.round(known.numpy() * zoom, 3), [10.0, 20.0, 50.0]).all()
+
+
+def test_one_thing_of_two_names_is_one_object():
+  box = np.array([[10, 10, 60, 50], [11, 10, 60, 51], [11, 10, 60, 51], [100, 10, 150, 50]], np.float32)
+  table = dict(zip(("x0", "y0", "x1", "y1"), box.T, strict=True)) | {"score": np.array([0.5, 0.9, 0.9, 0.4], np.float32), "cls": np.array([0, 1, 2, 0])}
+  said = object_list(NONE, Label("boxes", "boxes", classes=("car", "truck", "person")), table)
+  assert said["boxes"][:, 0].tolist() == [11, 11, 100] and said["cls"].tolist() == [0, 1, 0]  # the person is another thing
 
 
 def test_a_teacher_of_some_classes_teaches_those_and_the_sum_of_the_rest():

@@ -23,6 +23,7 @@ from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.tools.fair.distillation.augment import NONE, Augmentation, draw, warp_boxes, warp_frame, warp_grid, warp_points
 from openpilot.tools.fair.distillation.data import NAMES, OBJECTS, SEGMENTATION, Clips, RawClip
 from openpilot.tools.fair.sam import rle
+from openpilot.tools.fair.sam.track import iou
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.sim.truth import MAP_H, MAP_W
 
@@ -30,6 +31,7 @@ Batch = dict[str, Any]
 MIN_SIDE = 3.0  # view pixels: smaller boxes teach nothing
 MIN_INSIDE = 0.3  # of a box's area that the augmented view must still hold
 SLOTS = 128  # tracked points of a clip
+SAME = 0.8  # intersection over union
 
 
 def depth_map(a: Augmentation, label: Label, z: np.ndarray) -> np.ndarray:
@@ -66,6 +68,13 @@ def class_maps(a: Augmentation, labels: list[Label], x: np.ndarray) -> tuple[np.
   return out * sure, free * sure
 
 
+def doubles(boxes: np.ndarray, cls: np.ndarray, score: np.ndarray) -> np.ndarray:
+  """(N,) bool: boxes of the same thing under two of the teacher's names, of which only one is left here, say car and truck: all but the best."""
+  same = (iou(boxes, boxes) > SAME) & (cls[:, None] == cls)
+  better = (score[None] > score[:, None]) | ((score[None] == score[:, None]) & (np.arange(len(score))[None] < np.arange(len(score))[:, None]))
+  return (same & better).any(axis=1)
+
+
 def named_classes(labels: list[Label]) -> np.ndarray:
   """(5,) bool: the classes of which a teacher speaks."""
   said = labels[0].classes if labels[0].unit == "class" else [x.name for x in labels]
@@ -82,7 +91,8 @@ def object_list(a: Augmentation, label: Label, table: dict[str, np.ndarray]) -> 
   cut = np.concatenate([np.clip(moved[:, :2], low, high), np.clip(moved[:, 2:], low, high)], axis=1)
   side = cut[:, 2:] - cut[:, :2]
   area = np.prod(np.maximum(moved[:, 2:] - moved[:, :2], 1e-6), axis=1)
-  keep = np.flatnonzero((cls >= 0) & (side >= MIN_SIDE).all(axis=1) & (np.prod(side, axis=1) >= MIN_INSIDE * area))
+  good = (cls >= 0) & (side >= MIN_SIDE).all(axis=1) & (np.prod(side, axis=1) >= MIN_INSIDE * area)
+  keep = np.flatnonzero(good & ~doubles(boxes, cls, table["score"]))
   n = len(keep)
   track = table["track"][keep].astype(np.int64) if "track" in table else np.full(n, -1, np.int64)
   mask = None

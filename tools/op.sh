@@ -63,6 +63,7 @@ tools/op.sh COMMAND [ARGUMENTS]        every command has --help
   label ROUTE...   label routes with teachers into a store
   labels DIR       list, check and render a label store
 
+  import-images    put a folder of pictures with class maps into a label store
   students         list the students: parameters, multiply-adds, outputs
   distill          teach a student from a label store
   evaluate BUNDLE DATA     a bundle against its teachers and the truth: one page, and JSON
@@ -102,6 +103,7 @@ case "$cmd" in
   teachers) setup tools,teach; py openpilot.tools.fair.teachers "$@" ;;
   label) setup tools,teach; py openpilot.tools.fair.labels.label "$@" ;;
   labels) setup tools,teach; py openpilot.tools.fair.labels.labels "$@" ;;
+  import-images) setup tools,teach; py openpilot.tools.fair.labels.images "$@" ;;
   students) setup tools,train; py openpilot.tools.fair.students.students "$@" ;;
   distill) setup tools,train; py openpilot.tools.fair.distillation.distill "$@" ;;
   evaluate) setup tools,train; py openpilot.tools.fair.evaluation.evaluate "$@" ;;

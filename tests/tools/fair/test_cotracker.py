@@ -20,14 +20,6 @@ POLE = (60, 75)  # columns behind which points of the known world are not seen
 NC = "CC-BY-NC-4.0"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-  before = torch.get_num_threads()
-  torch.set_num_threads(1)
-  yield
-  torch.set_num_threads(before)
-
-
 # *** the package's interface over a world of known motion: the first pixel of a frame holds its number and the speed ***
 
 

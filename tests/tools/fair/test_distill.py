@@ -23,7 +23,6 @@ from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
 
 ALL = ["depth", "segmentation", "objects", "detector", "points"]
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

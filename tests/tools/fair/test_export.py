@@ -14,8 +14,6 @@ from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.optimize import export
 from openpilot.tools.lib.errors import UserError
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

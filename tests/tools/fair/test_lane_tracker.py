@@ -20,14 +20,6 @@ from openpilot.tools.sim.world import CAMERAS, World
 H, W = 96, 128
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-  before = torch.get_num_threads()
-  torch.set_num_threads(1)
-  yield
-  torch.set_num_threads(before)
-
-
 @pytest.fixture
 def weights(shared_data):
   return shared_data / "weights" / "raft-small.pth"

@@ -14,13 +14,6 @@ from openpilot.tools.fair.distillation import losses as ls
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}  # float64 on both sides, another order of sums
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-  seed = int(np.random.SeedSequence().entropy) % 2**32  # fresh each run; pytest shows it where a test fails
-  print("seed", seed)
-  return np.random.default_rng(seed)
-
-
 def t(a, grad: bool = False) -> torch.Tensor:
   return torch.as_tensor(np.asarray(a)).requires_grad_(grad)
 

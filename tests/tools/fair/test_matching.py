@@ -11,13 +11,6 @@ from openpilot.tools.fair.distillation import matching as mt
 MASK = (64, 128)
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-  seed = int(np.random.SeedSequence().entropy) % 2**32  # fresh each run; pytest shows it where a test fails
-  print("seed", seed)
-  return np.random.default_rng(seed)
-
-
 def t(a, grad: bool = False) -> torch.Tensor:
   return torch.as_tensor(np.asarray(a)).requires_grad_(grad)
 

@@ -12,14 +12,6 @@ from openpilot.tools.fair.cotracker.raft import LEVELS, RADIUS, RaftSmall, corre
 from openpilot.tools.lib.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-  before = torch.get_num_threads()
-  torch.set_num_threads(1)
-  yield
-  torch.set_num_threads(before)
-
-
 load_once = cache(load_raft)
 
 

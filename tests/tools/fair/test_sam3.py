@@ -22,14 +22,6 @@ PROMPTS = ("car", "traffic light")
 MEAN, STD = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-  before = torch.get_num_threads()
-  torch.set_num_threads(1)
-  yield
-  torch.set_num_threads(before)
-
-
 def tokenizer():
   letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
   words = ["<|startoftext|>", "<|endoftext|>", *letters, *(c + "</w>" for c in letters), "ca", "car</w>"]

@@ -108,7 +108,6 @@ def test_render_train_resume_export(tmp_path):
   assert (SceneData(data).frames == before).all()
   with pytest.raises(UserError, match="other frames"):
     render_data(data, 24, 50)
-  torch.set_num_threads(1)
   torch.use_deterministic_algorithms(True)
   try:
     train(data, tmp_path / "whole", 4, 2, 1e-3, 0)

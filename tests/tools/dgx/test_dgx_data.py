@@ -1,0 +1,380 @@
+"""Training data for the driving model: integrated paths against exact motion, routes to shards and back, filters, resuming, bad input."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openpilot.cereal import messaging
+from openpilot.common.transformations.orientation import rot_from_euler
+from openpilot.tools.dgx.training import dataloader
+from openpilot.tools.dgx.training.constants import T_IDXS
+from openpilot.tools.dgx.training.dataloader import columns_of, find_segments, make_data, table
+from openpilot.tools.dgx.training.drive_log import DriveLog, between, held, motion_of, pulses, read_log
+from openpilot.tools.dgx.training.paths import DrivenPath, rodrigues
+from openpilot.tools.dgx.training.shards import DrivingClips, epoch_batches, make_loader, read_dataset, split
+from openpilot.tools.fair.labels.views import ViewWarp, read_frames, segment_view
+from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.logreader import LogReader
+from openpilot.tools.lib.logwriter import write_log
+from openpilot.tools.lib.route import Route
+from openpilot.tools.sim.messages import START_NS
+from openpilot.tools.sim.world import World
+from openpilot.tools.sim.write_route import write_route
+
+T = np.array(T_IDXS)
+OPTIONS = {"camera": "road", "fps": 20, "min_speed": 0.0, "engaged": False, "gps_box": None, "traffic": "log", "focal": None}
+
+
+# *** paths ***
+
+
+def test_rodrigues_is_the_matrix_exponential():
+  scipy_linalg = pytest.importorskip("scipy.linalg")
+  r = np.random.default_rng(0)
+  for scale in (1e-9, 1e-4, 0.3, 3.0):
+    phi = r.normal(0, scale, 3)
+    k = np.array([[0, -phi[2], phi[1]], [phi[2], 0, -phi[0]], [-phi[1], phi[0], 0]])
+    turn, carry = rodrigues(phi[None])
+    # the exponential of [[K, I], [0, 0]] holds both in its upper rows
+    both = scipy_linalg.expm(np.block([[k, np.eye(3)], [np.zeros((3, 6))]]))
+    assert np.abs(turn[0] - both[:3, :3]).max() < 1e-10 and np.abs(carry[0] - both[:3, 3:]).max() < 1e-10
+
+
+def circle(v: float, w: float, t: np.ndarray) -> np.ndarray:
+  """(N, 15) exact plan of a circle to the right (w > 0)."""
+  a = w * t
+  zero = np.zeros_like(t)
+  return np.stack([v / w * np.sin(a), v / w * (1 - np.cos(a)), zero, v * np.cos(a), v * np.sin(a), zero, -v * w * np.sin(a), v * w * np.cos(a), zero,
+                   zero, zero, (a + np.pi) % (2 * np.pi) - np.pi, zero, zero, zero + w], -1)
+
+
+@pytest.mark.parametrize("hertz", [20, 5, 2])
+def test_circle_is_exact_at_every_rate(hertz):
+  v, w = 14.0, -0.12
+  t = np.arange(0, 30, 1 / hertz)
+  path = DrivenPath(t, np.tile([v, 0, 0], (len(t), 1)), np.tile([0, 0, w], (len(t), 1)))
+  plan = path.plan(np.array([3.21, 7.777]))
+  exact = circle(v, w, T)
+  assert np.abs(plan[..., :3] - exact[:, :3]).max() < 1e-4  # float32 of 140 m
+  assert np.abs(plan[..., 3:6] - exact[:, 3:6]).max() < 1e-4
+  # a difference over half a second: v w (1 - sinc), 2e-4 of 1.7 m/s^2
+  assert np.abs(plan[..., 6:9] - exact[:, 6:9]).max() < 1e-3
+  assert np.abs(plan[..., 9:] - exact[:, 9:]).max() < 1e-5
+
+
+def test_braking_straight_in_a_tilted_frame():
+  """Constant braking, and a constant roll rate, which must turn nothing but the frame."""
+  t = np.arange(0, 20, 0.05)
+  speed = 20 - 0.8 * t
+  path = DrivenPath(t, np.stack([speed, 0 * t, 0 * t], -1), np.tile([0.05, 0, 0], (len(t), 1)))
+  plan = path.plan(np.array([1.0]))[0]
+  assert np.abs(plan[:, 0] - (19.2 * T - 0.4 * T**2)).max() < 1e-3
+  assert np.abs(plan[:, 6] + 0.8).max() < 1e-4 and np.abs(plan[:, [1, 2]]).max() < 1e-6
+  assert np.abs(plan[:, 9] - 0.05 * T).max() < 1e-6
+
+
+def test_what_the_log_does_not_say_is_nan():
+  t = np.concatenate([np.arange(0, 5, 0.05), np.arange(7, 12, 0.05)])  # two seconds are missing
+  one = np.tile([10.0, 0, 0], (len(t), 1))
+  path = DrivenPath(t, one, 0 * one)
+  plan = path.plan(np.array([0.0, 4.0, 6.0, 7.5, -1.0]))
+  ends = [4.95, 4.95, None, 11.95, None]
+  for row, t0, end in zip(plan, [0.0, 4.0, 6.0, 7.5, -1.0], ends, strict=True):
+    known = (t0 + T <= end) if end is not None else np.zeros(33, bool)
+    assert (np.isfinite(row).all(1) == known).all() and (np.isnan(row).all(1) == ~known).all()
+  assert np.isnan(DrivenPath(np.zeros(1), one[:1], one[:1]).plan(np.zeros(2))).all()
+  assert np.isnan(DrivenPath(np.zeros(0), np.zeros((0, 3)), np.zeros((0, 3))).state(np.zeros(2))[0]).all()
+
+
+def test_simulated_motion():
+  """The simulator's world says exactly where its car is; speeds and turn rates by small differences of that, sampled as in logs, must lead back there."""
+  world = World(5, "day", seconds=40)
+  h = 1e-4
+
+  def motion(t: float) -> np.ndarray:
+    (x0, y0, a0), (x1, y1, a1) = world.pose(t - h), world.pose(t + h)
+    a = (a0 + a1) / 2
+    dx, dy = (x1 - x0) / (2 * h), (y1 - y0) / (2 * h)
+    return np.array([np.cos(a) * dx + np.sin(a) * dy, -np.sin(a) * dx + np.cos(a) * dy, 0, 0, 0, (a1 - a0) / (2 * h)])
+
+  for hertz, bound in ((20, 0.05), (5, 0.4)):  # the world's road is interpolated between points, so its turn rate has steps that samples miss
+    t = np.arange(1, 32, 1 / hertz)
+    m = np.array([motion(x) for x in t])
+    plan = DrivenPath(t, m[:, :3], m[:, 3:]).plan(np.array([2.013, 11.4, 20.25]))
+    for row, t0 in zip(plan, (2.013, 11.4, 20.25), strict=True):
+      x, y, a = world.pose(t0)
+      truth = np.array([world.pose(t0 + dt)[:2] for dt in T]) - (x, y)
+      truth = np.stack([np.cos(a) * truth[:, 0] + np.sin(a) * truth[:, 1], -np.sin(a) * truth[:, 0] + np.cos(a) * truth[:, 1]], -1)
+      assert truth[-1, 0] > 50
+      assert np.linalg.norm(row[:, :2] - truth, axis=1).max() < bound
+
+
+# *** logs ***
+
+
+def test_device_velocities_are_turned_into_the_calibrated_frame():
+  rpy = np.array([0.01, -0.03, 0.05])
+  device_from_calib = rot_from_euler(rpy)
+  log = DriveLog()
+  for k in range(5):
+    log.motion.append((float(k), *(device_from_calib @ [12.0, 0, 0]), *(device_from_calib @ [0, 0, 0.2])))
+  motion, source, hertz = motion_of([log], rpy)
+  assert source == "deviceMotion" and hertz == 1.0
+  assert np.abs(motion[:, 1:] - [12, 0, 0, 0, 0, 0.2]).max() < 1e-12
+  odometry = DriveLog(odometry=[(0.0, 12, 0, 0, 0, 0, 0.2), (0.5, 12, 0, 0, 0, 0, 0.2)])  # is in that frame already
+  assert motion_of([odometry], rpy)[1:] == ("cameraOdometry", 2.0)
+  assert motion_of([DriveLog()], rpy)[1] == "none"
+
+
+def test_desire_pulses():
+  t = np.arange(0, 5, 0.05)
+  code = np.array([[0.0, 0], [1.0, 3], [2.0, 3], [2.5, 0], [3.0, 4], [3.6, 3], [4.0, 0]])
+  p = pulses(t, code)
+  at = [(int(np.flatnonzero(t >= s)[0]), k) for s, k in ((1.0, 3), (3.0, 4), (3.6, 3))]
+  assert [(int(i), int(k)) for i, k in zip(*np.nonzero(p), strict=True)] == at
+  assert not pulses(t, np.zeros((0, 2))).any()
+  assert not pulses(t, np.array([[-0.5, 3.0], [0.5, 3.0], [1.5, 0]])).any()  # began before this segment
+
+
+def test_blinkers_stand_in_for_the_lane_change_state():
+  log = DriveLog(car=[(0.0, 15, 0, 0, 0, 0), (0.1, 15, 0, 0, 1, 0), (0.2, 15, 0, 0, 1, 1), (0.3, 5, 0, 0, 0, 1)])
+  rows, source = log.desires()
+  assert source == "carState blinkers" and rows[:, 1].tolist() == [0, 3, 0, 2]  # lane change, hazard lights, slow: a turn
+  log.desire["drivingModelData"] = [(0.0, 4)]
+  assert log.desires()[1] == "drivingModelData.meta.laneChangeState"
+
+
+def test_last_and_interpolated_values():
+  rows = np.array([[1.0, 10.0], [2.0, 20.0]])
+  assert held(np.array([0.5, 1.0, 1.9, 4.1]), rows)[:, 0].tolist()[1:3] == [10, 10]
+  assert np.isnan(held(np.array([0.5, 4.1]), rows)).all()
+  b = between(np.array([-2.0, 1.5, 9.0]), rows)[:, 0]
+  assert np.isnan(b[[0, 2]]).all() and b[1] == 15
+  assert np.isnan(between(np.array([1.0]), np.zeros((0, 2)))).all()
+
+
+# *** a simulated route ***
+
+
+@pytest.fixture(scope="module")
+def route(tmp_path_factory) -> Path:
+  root = tmp_path_factory.mktemp("sim")
+  write_route(root, 3, 4.0, "tizi", segment_seconds=2.0, qcamera_only=True)
+  return root
+
+
+@pytest.fixture(scope="module")
+def data(route, tmp_path_factory) -> Path:
+  out = tmp_path_factory.mktemp("data") / "d"
+  make_data([str(route)], out, OPTIONS, progress=False)
+  return out
+
+
+def test_shards_hold_what_modeld_sees(route, data):
+  _, shards = read_dataset(data)
+  segments = Route(str(route)).segments
+  assert [s.name for s in shards] == [s.name for s in segments] and len(shards) == 2
+  clips = DrivingClips(shards, 3, hop=1)
+  item = clips[0]
+  assert item["frames"].shape == item["big_frames"].shape == (3, 12, 128, 256) and item["plan"].shape == (3, 33, 15)
+  view = segment_view(segments[0], "qcamera")
+  start = int(clips.clips[0][1])
+  assert start == 4  # the first frame with one 4 before it
+  for name, kind in (("frames", "medmodel"), ("big_frames", "sbigmodel")):
+    warp = ViewWarp(view, kind)
+    frames = {p: warp.frame(f) for p, f in read_frames(view, list(range(13)))}
+    for k in range(3):
+      at = start + 4 * k
+      assert (item[name][k].numpy() == np.concatenate([frames[at - 4], frames[at]])).all()
+  assert not (item["frames"][0] == item["frames"][1]).all()
+  assert item["frame_id"].tolist() == [view.entries[start + 4 * k].frame_id for k in range(3)]
+
+
+def test_columns_are_the_worlds(route, data):
+  """Speed as the simulator's world has it at the frame's time; plans reach into the next segment, and end where the log does."""
+  _, shards = read_dataset(data)
+  world = World(3, "day", seconds=4.0)
+  c = shards[0].columns
+  t = (c["time"] - START_NS) * 1e-9
+  speed = np.array([world.ego(x)["v_ego"] for x in t])
+  assert np.nanmax(np.abs(c["speed"] - speed)) < 0.02
+  known = np.isfinite(c["plan"][:, :, 0])
+  reach = t[:, None] + T
+  assert known[2:][reach[2:] < 3.9].all() and not known[reach > 4.1].any()  # segments are 2 s long
+  assert np.isfinite(shards[1].columns["plan"][0, 0]).all()  # a frame before its own log's first pose: the segment before has one
+  log = read_log(Route(str(route)).segments[0])
+  alone, _ = columns_of(segment_view(Route(str(route)).segments[0], "qcamera"), log, [log], OPTIONS)
+  assert not np.isfinite(alone["plan"][:, :, 0])[reach > 2.1].any()
+  ahead = c["plan"][10, 12]  # 1.4 s
+  assert abs(ahead[0] - speed[10] * T[12]) < 0.3 and abs(ahead[3] - speed[10]) < 1.0
+
+
+def test_resuming_writes_what_is_lacking(route, tmp_path, monkeypatch):
+  out = tmp_path / "d"
+  make_data([str(route)], out, OPTIONS, progress=False)
+  first, second = (s.name for s in Route(str(route)).segments)
+  before = (out / first / "frames.u8").stat().st_mtime_ns
+  whole = (out / second / "frames.u8").read_bytes()
+  shutil.rmtree(out / second)
+  write = dataloader.write_frames
+
+  def dies(*args):
+    write(*args)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as m:
+    m.setattr(dataloader, "write_frames", dies)
+    with pytest.raises(KeyboardInterrupt):
+      make_data([str(route)], out, OPTIONS, progress=False)
+  assert not (out / second).exists() and not list(out.glob(".*"))
+  stats = make_data([str(route)], out, OPTIONS, progress=False)
+  assert (out / first / "frames.u8").stat().st_mtime_ns == before
+  assert (out / second / "frames.u8").read_bytes() == whole
+  assert json.loads((out / "statistics.json").read_text()) == stats
+  with pytest.raises(UserError, match="other options: fps 20 then, 5 now"):
+    make_data([str(route)], out, {**OPTIONS, "fps": 5}, progress=False)
+
+
+def test_filters_say_why(route, tmp_path):
+  segments = Route(str(route)).segments
+  view, log = segment_view(segments[0], "qcamera"), read_log(segments[0])
+
+  def reasons(**options) -> set[str]:
+    columns, _ = columns_of(view, log, [log], {**OPTIONS, **options})
+    return {dataloader.REASONS[k] for k in np.unique(columns["reason"])}
+
+  assert reasons() == {"kept", "no frame 4 before"}
+  assert reasons(min_speed=99.0) == {"no frame 4 before", "too slow or backwards"}
+  assert reasons(fps=5) == {"kept", "another phase", "no frame 4 before"}
+  assert reasons(gps_box=[0, 0, -1, -1]) == {"no frame 4 before", "outside the box"}
+  assert reasons(gps_box=[-90, -180, 90, 180]) == {"kept", "no frame 4 before"}
+  assert reasons(engaged=True) == {"kept", "no frame 4 before"}
+  log.engaged, log.gps = [(r[0], 0) for r in log.engaged], {}
+  assert reasons(engaged=True) == {"no frame 4 before", "not engaged"}
+  assert reasons(gps_box=[-90, -180, 90, 180]) == {"no frame 4 before", "no GPS"}
+  view.calibrated = False
+  assert reasons() == {"not calibrated"}
+  stats = make_data([str(route)], tmp_path / "slow", {**OPTIONS, "min_speed": 99.0}, progress=False)
+  assert "too slow" in table(stats)
+  with pytest.raises(UserError, match="no kept frames"):
+    read_dataset(tmp_path / "slow")
+
+
+def test_five_a_second_hold_the_same_pairs(route, data, tmp_path):
+  make_data([str(route)], tmp_path / "d", {**OPTIONS, "fps": 5}, progress=False)
+  few, many = DrivingClips(read_dataset(tmp_path / "d")[1], 2, 1), DrivingClips(read_dataset(data)[1], 2, 1)
+  place = {int(many[i]["frame_id"][0]): i for i in range(len(many))}
+  assert 0 < len(few) < len(many) / 3
+  for i in range(0, len(few), 3):
+    other = many[place[int(few[i]["frame_id"][0])]]
+    assert (few[i]["frames"] == other["frames"]).all() and (few[i]["desire"] == other["desire"]).all()
+
+
+def test_batches(data):
+  _, shards = read_dataset(data)
+  train, val, how = split(shards, 2, 2, 0.5)
+  assert val is not None and "1 of 2 segments" in how
+  assert {s.name for s in train.shards}.isdisjoint(s.name for s in val.shards)
+  order = epoch_batches(len(train), 3, 0, 1)
+  assert order == epoch_batches(len(train), 3, 0, 1) != epoch_batches(len(train), 3, 0, 2)
+  ranks = [epoch_batches(len(train), 4, 0, 1, k, 2) for k in range(2)]
+  assert [sorted(a + b) for a, b in zip(*ranks, strict=True)] == [sorted(b) for b in epoch_batches(len(train), 4, 0, 1)]
+  batch = next(iter(make_loader(train, order)))
+  assert batch["frames"].shape == (3, 2, 12, 128, 256) and batch["desire"].shape == (3, 2, 8) and batch["traffic_convention"].shape == (3, 2)
+  two = next(iter(make_loader(train, order, workers=1)))
+  assert all((batch[k] == two[k]).all() for k in ("frames", "big_frames", "frame_id"))
+
+
+def test_a_pulse_between_steps_is_seen_once(data):
+  _, shards = read_dataset(data)
+  shards[0].columns["desire"][:] = 0
+  shards[0].columns["desire"][10, 3] = 1  # between the steps at 8 and 12
+  clips = DrivingClips(shards[:1], 3, 1)
+  item = clips[int(np.flatnonzero(clips.clips[:, 1] == 4)[0])]
+  assert item["desire"].sum() == 1 and item["desire"][2, 3] == 1
+
+
+# *** bad input ***
+
+
+def test_bad_input(route, data, tmp_path, monkeypatch, capsys):
+  empty = tmp_path / "empty"
+  empty.mkdir()
+  with pytest.raises(UserError, match="no route"):
+    find_segments([str(empty)])
+  lone = tmp_path / "lone--0"
+  lone.mkdir()
+  shutil.copy(Route(str(route)).segments[0].qcamera, lone / "qcamera.ts")
+  with pytest.raises(UserError, match="no rlog or qlog"):
+    find_segments([str(lone)])
+  with pytest.raises(UserError, match="no training data"):
+    read_dataset(empty)
+  copy = tmp_path / "copy"
+  shutil.copytree(data, copy)
+  first = sorted(p for p in copy.iterdir() if p.is_dir())[0]
+  (first / "frames.u8").write_bytes(b"short")
+  with pytest.raises(UserError, match="has not the"):
+    read_dataset(copy)
+  (first / "columns.npz").write_bytes(b"no zip")
+  with pytest.raises(UserError, match="no segment of training data"):
+    read_dataset(copy)
+  monkeypatch.setattr("sys.argv", ["dataloader", "--routes", str(route), "--output", str(tmp_path / "no"), "--min-speed", "99"])
+  assert dataloader.cli(dataloader.main)() == 2
+  assert "no frame was kept" in capsys.readouterr().err
+
+
+def test_another_camera_and_no_calibration(route, tmp_path):
+  """The route's own log without its calibration: nothing is kept, and the statistics say why."""
+  old = Route(str(route)).segments[0]
+  new = tmp_path / "r" / old.dir.name
+  new.mkdir(parents=True)
+  kept = []
+  for event in LogReader([old.log_path]):
+    if event.which() == "extrinsicsCalibration":
+      m = messaging.new_message("extrinsicsCalibration", valid=True, logMonoTime=event.logMonoTime)
+      m.extrinsicsCalibration.calStatus = "uncalibrated"
+      kept.append(m.to_bytes())
+    else:
+      kept.append(event.as_builder().to_bytes())
+  write_log(new / "qlog.zst", kept)
+  shutil.copy(old.qcamera, new / "qcamera.ts")
+  stats = make_data([str(tmp_path / "r")], tmp_path / "d", OPTIONS, progress=False)
+  assert stats["total"] == {"not calibrated": 40}
+  from openpilot.tools.lib.videowriter import VideoWriter
+
+  writer = VideoWriter(new / "fcamera.hevc", 320, 240, 10, 24)
+  for _ in range(20):
+    writer.write(np.zeros((240, 320, 3), np.uint8))
+  writer.close()
+  with pytest.raises(UserError, match="320x240"):
+    make_data([str(tmp_path / "r")], tmp_path / "e", OPTIONS, progress=False)
+
+
+# *** real routes ***
+
+
+@pytest.mark.slow
+def test_real_segments(shared_data, tmp_path):
+  stats = make_data([str(shared_data / "realdata")], tmp_path / "d", {**OPTIONS, "fps": 5}, progress=False)
+  print(table(stats))
+  assert sorted(stats["segments"]) == ["0000002c--d68dde99ca--0", "0000002c--d68dde99ca--1"]
+  assert stats["left_out"]["2024-02-11--13-07-23--0"] == "no rlog or qlog" and len(stats["left_out"]) == 8
+  _, shards = read_dataset(tmp_path / "d")
+  city = shards[1]
+  assert city.meta["sources"]["path"] == "deviceMotion" and 4 < city.meta["sources"]["path_hz"] < 6
+  c = city.columns
+  whole = np.isfinite(c["plan"]).all((1, 2))
+  assert whole.sum() > 900
+  # the wheels, a sensor that the path does not use, agree on its length to a few percent
+  travelled = np.concatenate([[0], np.cumsum(c["speed"][:-1] * np.diff(c["time"]) * 1e-9)])
+  i = np.flatnonzero(whole[:-200])
+  length = np.linalg.norm(np.diff(c["plan"][i][:, :, :3].astype(float), axis=1), axis=-1).sum(1)
+  ratio = np.median(length / (travelled[i + 200] - travelled[i]))
+  print(f"length of 10 s of path over the wheels': median {ratio:.3f}")
+  assert 0.94 < ratio < 1.03
+  # a car does not slide: at each point of the path the velocity looks along it, and lateral acceleration is speed times turn rate
+  assert np.median(np.abs(c["plan"][i][:, :, 7][:, 0] - c["pose"][i, 0] * c["pose"][i, 5])) < 0.2
+  assert np.abs(c["plan"][i][:, :, 2]).max() < 8 and np.abs(c["plan"][i][:, 0, :3]).max() < 1e-5

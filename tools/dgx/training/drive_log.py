@@ -1,0 +1,149 @@
+"""What a segment's log says of the drive, as arrays over time: the car, the driver's desire, GPS, and how the device moved."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from openpilot.common.transformations.orientation import rot_from_euler
+from openpilot.tools.dgx.training.constants import DESIRE_LEN
+from openpilot.tools.lib.logreader import LogReader
+from openpilot.tools.lib.route import Segment
+
+SERVICES = [
+  "carState", "selfdriveState", "carControl", "carParams", "deviceMotion", "cameraOdometry", "modelV2", "drivingModelData",
+  "gpsLocation", "gpsLocationExternal", "driverMonitoringState", "lateralDelay",
+]
+TURN_LEFT, TURN_RIGHT, CHANGE_LEFT, CHANGE_RIGHT = 1, 2, 3, 4  # log.Desire
+LANE_CHANGE_SPEED = 8.94  # m/s, 20 mph: openpilot changes lanes only above
+MODEL_DELAY = 0.075  # s, of frame and action: modeld adds it to the car's delays
+STALE = 2.0  # s, after which the last value no longer holds
+
+Rows = list[tuple[float, ...]]
+
+
+@dataclass
+class DriveLog:
+  """Rows begin with the time in seconds since the device started. Empty where the log has no such messages."""
+
+  car: Rows = field(default_factory=list)  # speed, acceleration, steering angle in degrees, left and right blinker
+  engaged: Rows = field(default_factory=list)
+  motion: Rows = field(default_factory=list)  # velocity, turn rates in the device's frame
+  odometry: Rows = field(default_factory=list)  # the same in the calibrated frame, from the model
+  desire: dict[str, Rows] = field(default_factory=dict)  # source -> log.Desire
+  gps: dict[str, Rows] = field(default_factory=dict)  # source -> latitude, longitude, altitude
+  left_hand: bool | None = None  # traffic keeps to the left
+  lateral_delay: float | None = None  # s
+  longitudinal_delay: float = 0.0
+  truncated: list[str] = field(default_factory=list)
+
+  def add(self, event: Any) -> None:
+    which, t = event.which(), event.logMonoTime * 1e-9
+    m = getattr(event, which)
+    if which == "carState":
+      self.car.append((t, m.vEgo, m.aEgo, m.steeringAngleDeg, m.leftBlinker, m.rightBlinker))
+    elif which == "deviceMotion":
+      v, w = m.velocityDevice, m.angularVelocityDevice
+      if v.valid and w.valid and m.inputsOK:
+        self.motion.append((m.timestamp * 1e-9 or t, v.x, v.y, v.z, w.x, w.y, w.z))
+    elif which == "cameraOdometry":
+      if event.valid and len(m.trans) == 3 and len(m.rot) == 3:
+        self.odometry.append((m.timestampEof * 1e-9, *m.trans, *m.rot))
+    elif which in ("modelV2", "drivingModelData"):
+      state, side = str(m.meta.laneChangeState), str(m.meta.laneChangeDirection)
+      changing = state in ("laneChangeStarting", "laneChangeFinishing")
+      code = {"left": CHANGE_LEFT, "right": CHANGE_RIGHT}.get(side, 0) if changing else 0
+      self.desire.setdefault(which, []).append((t, code))
+    elif which in ("gpsLocation", "gpsLocationExternal"):
+      if m.hasFix:
+        self.gps.setdefault(which, []).append((t, m.latitude, m.longitude, m.altitude))
+    elif which == "selfdriveState":
+      self.engaged.append((t, m.enabled))
+    elif which == "carControl":
+      if not self.engaged:  # logs older than selfdriveState
+        self.desire.setdefault("carControl", []).append((t, m.enabled))
+    elif which == "driverMonitoringState":
+      self.left_hand = m.isRHD
+    elif which == "lateralDelay":
+      self.lateral_delay = m.lateralDelay
+    elif which == "carParams":
+      self.longitudinal_delay = m.longitudinalActuatorDelay
+      if self.lateral_delay is None:
+        self.lateral_delay = m.steerActuatorDelay + 0.2
+
+  def desires(self) -> tuple[np.ndarray, str]:
+    """(N, 2) time and log.Desire, and which messages say so: the model's own lane-change state, else what the blinkers ask for."""
+    for source in ("modelV2", "drivingModelData"):
+      if self.desire.get(source):
+        return np.array(self.desire[source], np.float64), f"{source}.meta.laneChangeState"
+    if not self.car:
+      return np.zeros((0, 2)), "none"
+    car = np.array(self.car, np.float64)
+    left, right = (car[:, 4] > 0) & (car[:, 5] == 0), (car[:, 5] > 0) & (car[:, 4] == 0)
+    fast = car[:, 1] >= LANE_CHANGE_SPEED
+    code = np.where(left, np.where(fast, CHANGE_LEFT, TURN_LEFT), np.where(right, np.where(fast, CHANGE_RIGHT, TURN_RIGHT), 0))
+    return np.stack([car[:, 0], code], 1), "carState blinkers"
+
+  def action_t(self) -> tuple[float, float]:
+    return (self.lateral_delay or 0.2) + MODEL_DELAY, self.longitudinal_delay + MODEL_DELAY
+
+
+def read_log(segment: Segment) -> DriveLog:
+  """Raises UserError where the log cannot be read. A damaged end is said in `truncated`."""
+  assert segment.log_path is not None
+  out = DriveLog()
+  reader = LogReader([segment.log_path], services=SERVICES)
+  for event in reader:
+    out.add(event)
+  if not out.engaged:
+    out.engaged = out.desire.get("carControl", [])
+  out.desire.pop("carControl", None)
+  out.truncated = reader.truncated
+  return out
+
+
+def motion_of(logs: Iterable[DriveLog], rpy: np.ndarray) -> tuple[np.ndarray, str, float]:
+  """-> (N, 7) time, velocity and turn rates in the calibrated frame, over all `logs`; their source; its rate in Hz. rpy: of the segment that looks ahead."""
+  logs = list(logs)
+  device = [r for g in logs for r in g.motion]
+  odometry = [r for g in logs for r in g.odometry]
+  source, rows = ("deviceMotion", device) if len(device) >= 2 else ("cameraOdometry", odometry)
+  if len(rows) < 2:
+    return np.zeros((0, 7)), "none", 0.0
+  m = np.array(sorted(rows), np.float64)
+  if source == "deviceMotion":
+    device_from_calib = rot_from_euler(rpy)
+    m[:, 1:4], m[:, 4:7] = m[:, 1:4] @ device_from_calib, m[:, 4:7] @ device_from_calib  # by the transposed, as rows
+  return m, source, float(1 / np.median(np.diff(m[:, 0])))
+
+
+def held(t: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  """rows (N, 1 + C) -> (len(t), C): the last value before each t; NaN before the first, and where it is stale."""
+  out = np.full((len(t), rows.shape[1] - 1), np.nan)
+  if len(rows):
+    i = np.searchsorted(rows[:, 0], t, side="right") - 1
+    good = (i >= 0) & (t - rows[np.maximum(i, 0), 0] <= STALE)
+    out[good] = rows[i[good], 1:]
+  return out
+
+
+def between(t: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  """As held(), but linear between samples; NaN further than STALE from the nearest."""
+  out = np.full((len(t), rows.shape[1] - 1), np.nan)
+  if len(rows):
+    i = np.clip(np.searchsorted(rows[:, 0], t), 1, max(1, len(rows) - 1))
+    near = np.minimum(np.abs(t - rows[i - 1, 0]), np.abs(t - rows[np.minimum(i, len(rows) - 1), 0])) <= STALE
+    values = np.stack([np.interp(t, rows[:, 0], rows[:, k]) for k in range(1, rows.shape[1])], -1)
+    out[near] = values[near]
+  return out
+
+
+def pulses(t: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  """rows (N, 2) of time and log.Desire -> (len(t), 8) uint8, one at the frame at which a desire begins, as modeld makes them; index 0, none, stays clear."""
+  out = np.zeros((len(t), DESIRE_LEN), np.uint8)
+  code = np.nan_to_num(held(t, rows)[:, 0]).astype(int) if len(rows) else np.zeros(len(t), int)
+  before = np.concatenate([code[:1], code[:-1]])
+  rise = (code != before) & (code > 0)
+  out[rise, code[rise]] = 1
+  return out

@@ -1,0 +1,488 @@
+"""DoRA against PEFT's, against float64 references written out here, and on disk in both directions.
+
+"Relative" is the largest difference over the largest value of what is compared with, both in fp32 unless said otherwise.
+"""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import nn
+
+from openpilot.tools.dgx.training.dora import (DoRAConv2d, DoRAGRU, DoRALinear, adapter_parameters, apply_dora, base_hash, dora_layers, load_adapter, merge,
+                                               save_adapter, set_adapter, unload, unmerge)
+from openpilot.tools.dgx.training.lowrank import Adapter, DoRAProduct
+from openpilot.tools.lib.errors import UserError
+
+peft = pytest.importorskip("peft")
+
+
+@pytest.fixture(autouse=True)
+def seed():
+  torch.manual_seed(0)
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+  return float((a.detach().double() - b.detach().double()).abs().max() / b.detach().double().abs().max())
+
+
+def stir(model: nn.Module) -> None:
+  """An adapter as after training: B and m away from where they start."""
+  with torch.no_grad():
+    for layer in dora_layers(model).values():
+      for adapter in layer.adapters[layer.active].values():
+        adapter.b.normal_(std=0.1)
+        adapter.m.mul_(1 + 0.2 * torch.randn_like(adapter.m))
+
+
+def twin(layer: nn.Module, rank: int):
+  """Ours and PEFT's on the same layer with the same A, B, m: (our model, PEFT's model, [(ours, PEFT's)])."""
+  ours = nn.Sequential(nn.Sequential(), layer)
+  apply_dora(ours, rank, 2 * rank, targets=["1"], clip_rank=False)
+  stir(ours)
+  base = ours[1].base_layer
+  copy = type(base)(base.in_features, base.out_features) if isinstance(base, nn.Linear) else \
+    nn.Conv2d(base.in_channels, base.out_channels, base.kernel_size, base.stride, base.padding, bias=base.bias is not None)
+  copy.load_state_dict(base.state_dict())
+  config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, use_dora=True, target_modules=["1"])
+  theirs = peft.get_peft_model(nn.Sequential(nn.Sequential(), copy), config)
+  x, mine = theirs.base_model.model[1], ours[1].adapters["default"]["weight"]
+  pairs = [(mine.a, x.lora_A["default"].weight), (mine.b, x.lora_B["default"].weight), (mine.m, x.lora_magnitude_vector["default"].weight)]
+  with torch.no_grad():
+    for a, b in pairs:
+      b.copy_(a.view(b.shape))
+  return ours, theirs, pairs
+
+
+def assert_same_step(ours, theirs, pairs, x):
+  x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
+  y1, y2 = ours(x1), theirs(x2)
+  g = torch.randn_like(y1)
+  y1.backward(g)
+  y2.backward(g)
+  found = {"y": (y1, y2), "dx": (x1.grad, x2.grad), **{n: (a.grad, b.grad.view(a.shape)) for n, (a, b) in zip(("dA", "dB", "dm"), pairs, strict=True)}}
+  assert {n: e for n, (a, b) in found.items() if not (e := relative(a, b)) < 1e-6} == {}
+
+
+@pytest.mark.parametrize("rank", [1, 2, 8, 16, 33, 64])
+def test_linear_is_pefts(rank):
+  assert_same_step(*twin(nn.Linear(96, 160), rank), torch.randn(3, 41, 96))
+
+
+@pytest.mark.parametrize("rank, kernel, stride, padding", [(1, 3, 1, 1), (8, 3, 2, 1), (16, 1, 1, 0), (64, (3, 5), (2, 1), (0, 2))])
+def test_conv2d_is_pefts(rank, kernel, stride, padding):
+  assert_same_step(*twin(nn.Conv2d(24, 64, kernel, stride, padding), rank), torch.randn(2, 24, 13, 17))
+
+
+def test_function_gradients_in_float64():
+  """Finite differences, with the scale c an input: the norm is a constant, as it should be."""
+  x, w, a, b, c, bias = (torch.randn(s, dtype=torch.float64, requires_grad=s != (4, 3)) for s in ((5, 7, 3), (4, 3), (2, 3), (4, 2), (4,), (4,)))
+  mask = torch.rand(35, 3) > 0.3
+  for m in (None, mask):
+    assert torch.autograd.gradcheck(lambda x, a, b, c, bias, m=m: DoRAProduct.apply(x, w, a, b, c, bias, m, 0.7), (x, a, b, c, bias))
+
+
+def dense(adapter: Adapter, w: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+  """The plain form in float64, and the leaves that learn."""
+  leaves = [p.detach().double().requires_grad_() for p in (adapter.a, adapter.b, adapter.m)]
+  a, b, m = leaves
+  g = adapter.groups
+  delta = torch.cat([bi.flatten(1) @ ai.flatten(1) for ai, bi in zip(a.chunk(g), b.chunk(g), strict=True)])
+  v = w.detach().double() + adapter.scaling * delta.view(w.shape)
+  norm = v.detach().flatten(1).pow(2).sum(1).sqrt()
+  return v * (m / norm).view(-1, *(1,) * (w.ndim - 1)), leaves
+
+
+@pytest.mark.parametrize("groups, stride, padding, dilation, mode", [
+  (1, 1, 2, 2, "zeros"), (4, 2, 1, 1, "zeros"), (8, 1, 1, 1, "zeros"), (2, 1, 1, 1, "reflect")])
+def test_conv2d_groups_dilation_and_padding(groups, stride, padding, dilation, mode):
+  model = nn.Sequential(nn.Conv2d(8, 16, 3, stride, padding, dilation, groups, padding_mode=mode))
+  apply_dora(model, 4, targets=["0"])
+  stir(model)
+  layer = model[0]
+  assert isinstance(layer, DoRAConv2d)
+  adapter = layer.adapters["default"]["weight"]
+  weight, leaves = dense(adapter, layer.base_layer.weight)
+  x = torch.randn(2, 8, 9, 11)
+  y = model(x)
+  ref = F.conv2d(F.pad(x.double(), (1,) * 4, mode=mode) if mode != "zeros" else x.double(), weight, layer.base_layer.bias.double(), stride,
+                 padding if mode == "zeros" else 0, dilation, groups)
+  g = torch.randn_like(y)
+  y.backward(g)
+  ref.backward(g.double())
+  assert relative(y, ref) < 1e-6
+  for p, q in zip((adapter.a, adapter.b, adapter.m), leaves, strict=True):
+    assert relative(p.grad, q.grad) < 2e-6
+
+
+def gru_reference(base: nn.GRU, weights: dict[str, torch.Tensor], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+  """The published equations, step by step, in float64. x (B, T, in) -> (B, T, H * directions), (layers * directions, B, H)."""
+  last = []
+  for k in range(base.num_layers):
+    outs = []
+    for suffix in (f"l{k}", f"l{k}_reverse")[:2 if base.bidirectional else 1]:
+      wi, wh = weights[f"weight_ih_{suffix}"], weights[f"weight_hh_{suffix}"]
+      bi, bh = (getattr(base, f"bias_{n}_{suffix}").detach().double() for n in ("ih", "hh"))
+      h, seq = x.new_zeros(len(x), base.hidden_size), []
+      steps = range(x.shape[1])
+      for t in reversed(steps) if "reverse" in suffix else steps:
+        (ir, iz, inew), (hr, hz, hn) = (x[:, t] @ wi.T + bi).chunk(3, 1), (h @ wh.T + bh).chunk(3, 1)
+        r, z = torch.sigmoid(ir + hr), torch.sigmoid(iz + hz)
+        h = (1 - z) * torch.tanh(inew + r * hn) + z * h
+        seq.append(h)
+      last.append(h)
+      outs.append(torch.stack(seq[::-1] if "reverse" in suffix else seq, 1))
+    x = torch.cat(outs, -1)
+  return x, torch.stack(last)
+
+
+@pytest.mark.parametrize("layers, both", [(1, False), (2, True)])
+def test_gru_against_float64(layers, both):
+  model = nn.ModuleDict({"gru": nn.GRU(12, 20, layers, batch_first=True, bidirectional=both)})
+  assert apply_dora(model, 4, 8) == ["gru"]
+  stir(model)
+  layer = model["gru"]
+  assert isinstance(layer, DoRAGRU)
+  parts = {n: dense(layer.adapters["default"][n], getattr(layer.base_layer, n)) for n in layer.names}
+  x = torch.randn(3, 9, 12)
+  y, h = layer(x)
+  ref, ref_h = gru_reference(layer.base_layer, {n: w for n, (w, _) in parts.items()}, x.double())
+  g = torch.randn_like(y)
+  (y * g).sum().backward()
+  (ref * g.double()).sum().backward()
+  # 9 steps of sigmoid and tanh in fp32 against float64: a few units of 6e-8 each.
+  assert relative(y, ref) < 2e-6 and relative(h, ref_h) < 2e-6
+  for n, (_, leaves) in parts.items():
+    adapter = layer.adapters["default"][n]
+    for p, q in zip((adapter.a, adapter.b, adapter.m), leaves, strict=True):
+      assert relative(p.grad, q.grad) < 3e-6, n
+  assert layer.base_layer.weight_ih_l0.grad is None
+  with torch.no_grad():
+    merge(model)
+    assert relative(layer(x)[0], y) < 1e-6
+
+
+@pytest.mark.parametrize("layer, shape", [(nn.Linear(6, 5), (4, 6)), (nn.Conv2d(6, 5, 3), (2, 6, 5, 5))])
+def test_zero_rows_stay_finite(layer, shape):
+  with torch.no_grad():
+    layer.weight[2] = 0
+  model = nn.Sequential(layer)
+  apply_dora(model, 2, targets=["0"])
+  for stirred in (False, True):
+    if stirred:
+      with torch.no_grad():
+        model[0].adapters["default"]["weight"].b.normal_()
+    y = model(torch.randn(shape))
+    y.square().sum().backward()
+    assert torch.isfinite(y).all() and all(torch.isfinite(p.grad).all() for p in adapter_parameters(model))
+    assert torch.equal(y.select(1, 2), layer.bias[2].expand_as(y.select(1, 2)))
+
+
+def test_norm_where_the_update_cancels_the_weight():
+  """The factored sum has lost its digits there; the rows are computed directly."""
+  w = torch.randn(12, 3) @ torch.randn(3, 40)
+  u, s, v = torch.linalg.svd(w, full_matrices=False)
+  adapter = Adapter.new(w, 3, 1.0)
+  with torch.no_grad():
+    adapter.a.copy_(v[:3])
+    adapter.b.copy_(-(1 - 1e-3) * u[:, :3] * s[:3])
+    adapter.b[6:] *= -1
+  with torch.no_grad():
+    exact = (w.double() + adapter.b.double() @ adapter.a.double()).norm(dim=1)
+    error = (adapter.norm(w) - exact).abs() / exact
+  # A thousandth of the weight is left: fp32's rounding of W and BA themselves is then 1e-4 of it. The factored sum alone would be off by tens of per cent.
+  assert float(error.max()) < 1e-3 and float(error[6:].max()) < 1e-6
+
+
+def test_dropout_is_on_the_low_rank_path_only():
+  model = nn.Sequential(nn.Linear(30, 20))
+  apply_dora(model, 4, dropout=0.5, targets=["0"])
+  x = torch.randn(200, 30)
+  base = model[0].base_layer
+  with torch.no_grad():
+    assert relative(model(x), base(x)) < 1e-6  # B is zero: nothing is dropped from the base's path
+  stir(model)
+  adapter = model[0].adapters["default"]["weight"]
+  x.requires_grad_()
+  y = model(x)
+  # Rows of y say which mask was drawn: compare with autograd's own on a mask drawn from the same seed.
+  torch.manual_seed(7)
+  y = model(x)
+  torch.manual_seed(7)
+  mask = torch.empty(200, 30, dtype=torch.bool).bernoulli_(0.5)
+  g = torch.randn_like(y)
+  grads = torch.autograd.grad(y, [x, *adapter.parameters()], g)
+  ref = adapter.scale(base.weight) * (F.linear(x, base.weight) + adapter.scaling * (x * mask / 0.5) @ adapter.a.T @ adapter.b.T) + base.bias
+  assert relative(y, ref) < 1e-6
+  for p, q in zip(grads, torch.autograd.grad(ref, [x, *adapter.parameters()], g), strict=True):
+    assert relative(p, q) < 2e-6
+  model.eval()
+  assert torch.equal(model(x), model(x)) and 0.4 < float(mask.float().mean()) < 0.6
+
+
+def test_norm_stays_fp32_under_autocast():
+  model = nn.Sequential(nn.Linear(64, 48))
+  apply_dora(model, 8, targets=["0"])
+  stir(model)
+  layer = model[0]
+  adapter = layer.adapters["default"]["weight"]
+  exact = adapter.norm(layer.base_layer.weight)
+  x = torch.randn(32, 64)
+  full = model(x)
+  with torch.autocast("cpu", torch.bfloat16):
+    norm = adapter.norm(layer.base_layer.weight)
+    y = model(x)
+    y.float().square().sum().backward()
+  assert norm.dtype == torch.float32 and torch.equal(norm, exact)
+  assert y.dtype == torch.bfloat16 and relative(y, full) < 0.02
+  assert all(p.grad.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in adapter_parameters(model))
+  half = nn.Linear(64, 48).bfloat16()
+  wide = Adapter.new(half.weight, 8, 1.0)
+  assert wide.norm(half.weight).dtype == torch.float32 and relative(wide.norm(half.weight), half.weight.double().norm(dim=1)) < 1e-6
+
+
+class Net(nn.Module):
+  def __init__(self):
+    super().__init__()
+    self.vision = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 24))
+    self.gru = nn.GRU(24, 24, batch_first=True)
+    self.policy = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 8))
+    self.head = nn.Conv2d(16, 4, 1)
+
+  def forward(self, x):
+    f = self.vision(x)
+    return self.policy(self.gru(f[:, None])[0][:, 0]), self.head(self.vision[0](x))
+
+
+class PeftNet(nn.Module):
+  """What PEFT can adapt too."""
+  def __init__(self):
+    super().__init__()
+    self.conv = nn.Conv2d(3, 6, 3, 2, 1)
+    self.blocks = nn.ModuleList([nn.Linear(96, 40), nn.Linear(40, 40), nn.Linear(40, 5)])
+
+  def forward(self, x):
+    x = F.relu(self.conv(x)).flatten(1)
+    for b in self.blocks:
+      x = torch.tanh(b(x))
+    return x
+
+
+def test_default_targets_clipping_and_freezing():
+  net = Net()
+  assert apply_dora(net, 16) == ["gru", "policy.0", "policy.2"]
+  ranks = {n: layer.adapters["default"][layer.names[0]].b.shape[1] for n, layer in dora_layers(net).items()}
+  assert ranks == {"gru": 16, "policy.0": 16, "policy.2": 8}
+  assert {id(p) for p in net.parameters() if p.requires_grad} == {id(p) for p in adapter_parameters(net)}
+
+
+def test_bad_input():
+  with pytest.raises(UserError, match=r"rank 16 is larger than policy.2, which takes at most 8"):
+    apply_dora(Net(), 16, clip_rank=False)
+  net = Net()
+  with pytest.raises(UserError, match="nothing to adapt under no_such"):
+    apply_dora(net, 4, targets=["policy.0", "no_such"])
+  assert not dora_layers(net) and all(q.requires_grad for q in net.parameters())  # refused before anything changed
+  with pytest.raises(UserError, match="a rank is at least 1"):
+    apply_dora(net, 0)
+  apply_dora(net, 4)
+  with pytest.raises(UserError, match="not in use"):
+    apply_dora(net, 4)
+  with pytest.raises(UserError, match="no adapter 'b'"):
+    set_adapter(net, "b")
+  merge(net)
+  with pytest.raises(UserError, match="unmerge"):
+    set_adapter(net, None)
+
+
+def test_a_layer_under_two_names_is_adapted_once():
+  class Tied(nn.Module):
+    def __init__(self):
+      super().__init__()
+      self.a = nn.Linear(4, 4)
+      self.b = self.a
+  net = Tied()
+  assert apply_dora(net, 2) == ["a"] and net.a is net.b and isinstance(net.b, DoRALinear)
+
+
+def test_merge_unmerge_and_several_adapters():
+  net, x = Net().eval(), torch.randn(2, 3, 8, 8)
+  with torch.no_grad():
+    base = net(x)[0]
+    before = {n: p.clone() for n, p in net.state_dict().items()}
+    h = base_hash(net)
+    results = {}
+    for name in ("town", "rain"):
+      apply_dora(net, 4, 8, name=name)
+      stir(net)
+      results[name] = net(x)[0]
+    assert relative(results["town"], results["rain"]) > 1e-2
+    for name, want in (("town", results["town"]), (None, base), ("rain", results["rain"])):
+      set_adapter(net, name)
+      assert torch.equal(net(x)[0], want)
+      merge(net)
+      assert base_hash(net) == h
+      assert relative(net(x)[0], want) < 1e-6
+      unmerge(net)
+      assert torch.equal(net(x)[0], want)
+    unload(net)
+    assert not dora_layers(net) and net.state_dict().keys() == before.keys()
+    assert relative(net(x)[0], results["rain"]) < 1e-6
+    assert base_hash(net) != h
+
+
+def test_merged_exports_to_onnx(tmp_path):
+  """The file of an adapted network has the operators and shapes of the base's, and computes what the network did before merging."""
+  x, files = torch.randn(1, 3, 8, 8), []
+  net = Net().eval()
+  for name in ("base", "adapted"):
+    if name == "adapted":
+      apply_dora(net, 4, targets=["gru", "policy.*", "head"])
+      stir(net)
+      with torch.no_grad():
+        want = net(x)
+      unload(net)
+    files.append(tmp_path / f"{name}.onnx")
+    torch.onnx.export(net, (x,), files[-1], opset_version=14, dynamo=False, input_names=["x"])
+  ops = [[(n.op_type, len(n.input)) for n in onnx.load(f).graph.node] for f in files]
+  assert ops[0] == ops[1] and ("GRU", 6) in ops[1]
+  got = onnxruntime.InferenceSession(files[1], providers=["CPUExecutionProvider"]).run(None, {"x": x.numpy()})
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_allclose(a, b.numpy(), atol=1e-5 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("make, shape", [
+  (lambda: nn.Linear(12, 10), (4, 12)), (lambda: nn.Conv2d(4, 10, 3), (2, 4, 6, 6)), (lambda: nn.GRU(12, 10), (5, 2, 12))])
+def test_quantisation_aware_training(make, shape):
+  """With a fake-quantised weight the forward pass is exactly that of the exported, quantised layer; gradients reach A, B and m."""
+  net = nn.ModuleDict({"l": make()})
+  apply_dora(net, 4, targets=["l"])
+  stir(net)
+  layer = net["l"]
+
+  def quantise(w):
+    return torch.fake_quantize_per_channel_affine(w, w.detach().flatten(1).abs().amax(1) / 127, torch.zeros(len(w), dtype=torch.int32), 0, -127, 127)
+  x = torch.randn(shape)
+  with torch.no_grad():
+    plain = layer(x)
+  layer.fake_quant = quantise
+  y = layer(x)
+  first = y[0] if isinstance(y, tuple) else y
+  first.square().sum().backward()
+  assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in adapter_parameters(net))
+  unload(net)
+  with torch.no_grad():
+    for n in layer.names:
+      getattr(net["l"], n).copy_(quantise(getattr(net["l"], n)))
+    want = net["l"](x)
+  want = want[0] if isinstance(want, tuple) else want
+  assert relative(first, want) < 1e-6
+  assert 1e-4 < relative(first, plain[0] if isinstance(plain, tuple) else plain) < 0.1
+
+
+def test_adapter_file(tmp_path):
+  net, x = Net().eval(), torch.randn(2, 3, 8, 8)
+  fresh = Net().eval()
+  fresh.load_state_dict(net.state_dict())
+  h = base_hash(net)
+  names = apply_dora(net, 16, 8, targets=["gru", "policy.*", "head"], dropout=0.1)
+  stir(net)
+  save_adapter(net, tmp_path / "a", h)
+  with safe_open(tmp_path / "a/adapter_model.safetensors", "pt") as f:
+    assert f.metadata()["base_hash"] == h
+    assert sum(f.get_tensor(k).numel() for k in f.keys()) == sum(p.numel() for p in adapter_parameters(net))
+  assert sorted(load_adapter(fresh, tmp_path / "a", base_hash(fresh))) == sorted(names)
+  with torch.no_grad():
+    for a, b in zip(fresh(x), net(x), strict=True):
+      assert torch.equal(a, b)
+  assert fresh.policy[0].adapters["default"]["weight"].dropout == 0.1
+  load_adapter(fresh, tmp_path / "a", h, name="second")
+  assert sorted(fresh.gru.adapters) == ["default", "second"] and fresh.gru.active == "second"
+  other = Net()
+  with pytest.raises(UserError, match="trained on another base"):
+    load_adapter(other, tmp_path / "a", base_hash(other))
+  assert not dora_layers(other) and all(q.requires_grad for q in other.parameters())
+
+
+def test_damaged_adapters_are_refused(tmp_path):
+  net = PeftNet()
+  h = base_hash(net)
+  apply_dora(net, 4)
+  folder = tmp_path / "a"
+  save_adapter(net, folder, h)
+  config, tensors = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+  good = config.read_text(), tensors.read_bytes()
+  for change, message in (({"use_dora": False}, "only DoRA"), ({"lora_bias": True}, "lora_bias"), ({"peft_type": "IA3"}, "only DoRA")):
+    config.write_text(json.dumps({**json.loads(good[0]), **change}))
+    with pytest.raises(UserError, match=message):
+      load_adapter(PeftNet(), folder, h)
+  config.write_text("{")
+  with pytest.raises(UserError, match="cannot be read"):
+    load_adapter(PeftNet(), folder, h)
+  config.write_text(good[0])
+  tensors.write_bytes(good[1][:100])
+  with pytest.raises(UserError, match="cannot be read"):
+    load_adapter(PeftNet(), folder, h)
+  tensors.write_bytes(good[1])
+  with pytest.raises(UserError, match="does not fit"):
+    load_adapter(Net(), folder, h)
+  with pytest.raises(UserError, match="cannot be read"):
+    load_adapter(net, tmp_path / "nowhere", h)
+
+
+def test_ours_loads_into_peft(tmp_path):
+  """With a rank clipped in one layer only, and a module whose name ends like another's."""
+  net, x = PeftNet().eval(), torch.randn(3, 3, 8, 8)
+  base = PeftNet().eval()
+  base.load_state_dict(net.state_dict())
+  apply_dora(net, 16, 24, targets=["conv", "blocks.0", "blocks.2"])
+  stir(net)
+  save_adapter(net, tmp_path, base_hash(net))
+  theirs = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+  adapted = [n for n, _ in theirs.named_modules() if n.endswith(".lora_magnitude_vector")]
+  assert len(adapted) == 3
+  with torch.no_grad():
+    assert relative(theirs(x), net(x)) < 1e-6
+    assert relative(theirs(x), theirs.get_base_model().eval()(x)) == 0.0
+    merge(net)
+    assert relative(theirs.merge_and_unload()(x), net(x)) < 1e-6
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_pefts_loads_into_ours(tmp_path, rslora):
+  net, x = PeftNet().eval(), torch.randn(3, 3, 8, 8)
+  mine = PeftNet().eval()
+  mine.load_state_dict(net.state_dict())
+  config = peft.LoraConfig(r=8, lora_alpha=12, use_dora=True, use_rslora=rslora, target_modules=["conv", "0", "1", "2"], lora_dropout=0.1,
+                           rank_pattern={"blocks.1": 3}, alpha_pattern={"2": 5})
+  theirs = peft.get_peft_model(net, config).eval()
+  with torch.no_grad():
+    for n, p in theirs.named_parameters():
+      if "lora_B" in n or "magnitude" in n:
+        p.add_(0.1 * torch.randn_like(p))
+    want = theirs(x)
+  theirs.save_pretrained(tmp_path)
+  names = load_adapter(mine, tmp_path, "any")
+  assert sorted(names) == ["blocks.0", "blocks.1", "blocks.2", "conv"]
+  assert mine.blocks[1].adapters["default"]["weight"].b.shape[1] == 3
+  with torch.no_grad():
+    assert relative(mine(x), want) < 1e-6
+
+
+def test_share_of_a_full_size_model():
+  """Parameters of A, B and m at the default rank over all parameters of the base, for a network of the size of openpilot's (30 M: 61 MB of fp16), with its
+  dense policy, recurrence and heads adapted. Counted on shapes, without memory."""
+  with torch.device("meta"):
+    vision = nn.Sequential(*[nn.Conv2d(c, 2 * c, 3) for c in (64, 128, 256, 512)], *[nn.Conv2d(1024, 1024, 3) for _ in range(2)], nn.Conv2d(1024, 512, 1))
+    heads = nn.ModuleList([nn.Linear(512, n) for n in (990, 528, 264, 102)])
+    net = nn.ModuleDict({"vision": vision, "gru": nn.GRU(512, 512), "policy": nn.Linear(512, 512), "heads": heads})
+    base = sum(p.numel() for p in net.parameters())
+    apply_dora(net)
+  share = sum(p.numel() for p in adapter_parameters(net)) / base
+  assert 25e6 < base < 35e6 and len(dora_layers(net)) == 6
+  assert share < 0.01

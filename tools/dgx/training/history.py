@@ -36,13 +36,19 @@ class History:
     return next((s for k, s in self.shapes.items() if k in ("desire_pulse", "desire")), (1, HISTORY + 1, DESIRE_LEN))
 
   def see(self, frame: Tensor, big_frame: Tensor, desire: Tensor, traffic_convention: Tensor, action_t: Tensor) -> dict[str, Tensor]:
-    """One frame's (B, 6, 128, 256) uint8 of both cameras, desire as pulse (B, 8), traffic_convention (B, 2), action_t (B, 2) -> the model's inputs."""
+    """One step's frames of both cameras, (B, 6, 128, 256) uint8, or (B, 12, ...) where they are paired already; the desire's pulse (B, 8), traffic_convention
+    (B, 2), action_t (B, 2) -> the model's inputs."""
+    images = {}
     for k, f in (("img", frame), ("big_img", big_frame)):
-      self.frames[k].append(f.to(self.device))
+      f = f.to(self.device)
+      if f.shape[1] == FRAME_SHAPE[0]:
+        self.frames[k].append(f)
+        f = torch.cat([self.frames[k][0], f], 1)
+      images[k] = f
     self.desires.append(desire.to(self.device, self.dtype))
     pulses = torch.stack(list(self.desires), 1)
     pulses = pulses.reshape(self.batch, -1, self.desire_every, DESIRE_LEN).amax(2)
-    out = {**{k: torch.cat([q[0], q[-1]], 1) for k, q in self.frames.items()}, "desire_pulse": pulses, "desire": pulses,
+    out = {**images, "desire_pulse": pulses, "desire": pulses,
            "traffic_convention": traffic_convention.to(self.device, self.dtype), "action_t": action_t.to(self.device, self.dtype)}
     if not self.includes_present:
       out["features_buffer"] = self.features_buffer()

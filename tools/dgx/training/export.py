@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+"""A trained checkpoint -> an ONNX file that openpilot's modeld loads as it loads the base: the adapter merged into the base's own graph, with its names, shapes,
+dtypes and metadata. The file is checked against torch in ONNX Runtime and tinygrad, and what it says is compared with what the base says.
+
+python tools/dgx/training/export.py --checkpoint best_model.pt --output custom_driving_policy.onnx
+"""
+
+import argparse
+import copy
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+  sys.path[0] = str(Path(__file__).resolve().parents[3])
+
+import numpy as np
+import onnx
+import torch
+from onnx import version_converter
+from torch import Tensor
+
+from openpilot.tools.dgx.training.model import OnnxModule, hash_file, load_onnx
+from openpilot.tools.dgx.training.outputs import SLICES_KEY, model_slices, parse_outputs
+from openpilot.tools.dgx.training.runners import OrtRunner
+from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.logwriter import atomic_path
+
+OPSET = 14
+# Of ONNX Runtime's outputs beside torch's, in parts of the largest: kernels sum in another order, and half precision keeps 11 bits
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
+SAMPLES = 8
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+  """{"base", "base_hash", "adapter", "dora", "epoch", "step", "config", "val"} of train.py: tensors and plain values, a file with code is refused."""
+  try:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+  except FileNotFoundError:
+    raise UserError(f"there is no {path}; train.py writes best_model.pt beside last.pt") from None
+  except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as e:
+    raise UserError(f"{path} is no checkpoint of train.py, or holds code and is refused ({str(e).splitlines()[0][:100]}); take one that you trained") from None
+  missing = [k for k in ("base", "base_hash", "adapter", "dora") if k not in state] if isinstance(state, dict) else ["everything"]
+  if missing:
+    raise UserError(f"{path} lacks {', '.join(missing)}; it is no checkpoint of train.py")
+  return state
+
+
+def load_student(state: dict[str, Any], base: Path) -> OnnxModule:
+  """The base with the checkpoint's adapter on it, not merged. Raises UserError where the adapter is another base's."""
+  from openpilot.tools.dgx.training import dora
+  model = load_onnx(base).eval()
+  if state["base_hash"] not in (hash_file(base), dora.base_hash(model)):
+    raise UserError(f"the checkpoint was trained on another base than {base} (hash {str(state['base_hash'])[:12]}); give that one with --base")
+  settings = state["dora"]
+  if settings:
+    dora.apply_dora(model, int(settings["rank"]), settings.get("alpha"), settings.get("targets"))
+  learned = {n for n, p in model.named_parameters() if p.requires_grad} if settings else {n for n, _ in model.named_parameters()}
+  adapter: dict[str, Tensor] = state["adapter"]
+  own = model.state_dict()
+  wrong = [n for n, t in adapter.items() if n not in own or own[n].shape != t.shape]
+  lacking = learned - set(adapter) if settings else set()
+  if wrong or lacking:
+    raise UserError(f"the checkpoint does not fit {base}: {', '.join(sorted([*wrong, *lacking])[:4])}; it was trained with other targets or another rank")
+  model.load_state_dict(adapter, strict=False)
+  return model
+
+
+def merged(student: OnnxModule) -> OnnxModule:
+  """A copy with the adapter in the weights and plain layers in place."""
+  from openpilot.tools.dgx.training import dora
+  out = copy.deepcopy(student).eval()
+  dora.unload(out)
+  return out
+
+
+def to_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+  """The same graph in `opset` where it can be said in it; a newer graph stays in its own, and that is said."""
+  have = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+  if have == opset:
+    return model
+  try:
+    out = version_converter.convert_version(model, opset)
+    onnx.checker.check_model(out)
+  except Exception as e:  # the converter's errors have no common base
+    print(f"warning: the base is in opset {have}, which does not convert to {opset} ({str(e).splitlines()[0][:100]}); it stays in {have}", file=sys.stderr)
+    return model
+  del out.metadata_props[:]
+  out.metadata_props.extend(model.metadata_props)
+  for now, was in zip((*out.graph.input, *out.graph.output), (*model.graph.input, *model.graph.output), strict=False):
+    now.CopyFrom(was)
+  out.producer_name, out.producer_version, out.graph.name = model.producer_name, model.producer_version, model.graph.name
+  return out
+
+
+def interface(model: onnx.ModelProto) -> dict[str, Any]:
+  """All that modeld reads: names, shapes, dtypes in order, and the metadata."""
+  constants = {i.name for i in model.graph.initializer}
+  return {"inputs": [v.SerializeToString() for v in model.graph.input if v.name not in constants],
+          "outputs": [v.SerializeToString() for v in model.graph.output],
+          "metadata": {p.key: p.value for p in model.metadata_props}}
+
+
+def samples(model: OnnxModule, count: int, data: Path | None) -> list[dict[str, Tensor]]:
+  """Inputs to compare with: of a route's clips where the model takes frames and `data` is given, else noise in the range that each input has."""
+  g = torch.Generator().manual_seed(0)
+  out = []
+  for _ in range(count):
+    x = {}
+    for v in model.inputs:
+      shape = [d if isinstance(d, int) and d > 0 else 1 for d in v.shape]
+      x[v.name] = torch.randint(0, 256, shape, generator=g, dtype=torch.uint8) if v.dtype == torch.uint8 else torch.rand(shape, generator=g)
+    out.append(x)
+  if data is None:
+    return out
+  from openpilot.tools.dgx.training.shards import DrivingClips, read_dataset
+  clips = DrivingClips(read_dataset(data)[1], 1)
+  if not len(clips):
+    raise UserError(f"{data} has no frames that were kept; give another folder of dataloader.py, or none")
+  for x, i in zip(out, np.linspace(0, len(clips) - 1, count).astype(int), strict=True):
+    clip = clips[int(i)]
+    given = {"img": clip["frames"], "big_img": clip["big_frames"], "traffic_convention": clip["traffic_convention"][None], "action_t": clip["action_t"][None]}
+    x.update({k: t.to(x[k].dtype) for k, t in given.items() if k in x and t.shape == x[k].shape})
+    for k in set(x) & {"features_buffer", "desire_pulse", "desire"}:
+      x[k] = torch.zeros_like(x[k])  # as on the first frame of a drive
+  return out
+
+
+@torch.no_grad()
+def worst_difference(a: list[Tensor], b: list[Tensor]) -> float:
+  """The largest difference in parts of the largest value."""
+  return max(float((x - y).abs().max()) / max(1e-6, float(x.abs().max())) for x, y in zip(a, b, strict=True))
+
+
+def in_tinygrad(path: Path, x: dict[str, Tensor], want: Tensor) -> str:
+  """The file run by tinygrad, which runs it on the device. -> what to say. Raises UserError where it computes something else."""
+  try:
+    from tinygrad import Tensor as TinyTensor
+    from tinygrad.nn.onnx import OnnxRunner
+  except ImportError as e:
+    return f"not checked: {e}"
+  try:
+    runner = OnnxRunner(str(path))
+    got = next(iter(runner({k: TinyTensor(np.ascontiguousarray(v.numpy())) for k, v in x.items()}).values())).numpy().astype(np.float32)
+  except (FileNotFoundError, OSError) as e:  # tinygrad's CPU device needs a compiler
+    return f"not checked: tinygrad cannot run here ({' '.join(str(e).split())[:80]}); install clang"
+  except Exception as e:
+    if "clang" in str(e) or "compil" in str(e).lower():
+      return f"not checked: tinygrad has no compiler here ({' '.join(str(e).split())[:80]})"
+    raise UserError(f"tinygrad does not run {path}: {type(e).__name__}: {' '.join(str(e).split())[:120]}; modeld could not load it") from None
+  d = worst_difference([want], [torch.from_numpy(got)])
+  if not d < TOLERANCE["float16"]:
+    raise UserError(f"tinygrad computes something else from {path} than torch: {d:.2g} of the largest output")
+  return f"differs from torch by {d:.1e} of the largest output"
+
+
+@torch.no_grad()
+def moved(base: OnnxModule, new: OnnxModule, inputs: list[dict[str, Tensor]]) -> list[tuple[str, float, float]]:
+  """(output, mean |new - base|, mean |base|) over `inputs`, in the outputs' own units."""
+  name = base.outputs[0].name
+  a, b = (torch.cat([m(**x)[name].reshape(1, -1) for x in inputs]) for m in (base, new))
+  if not any(p.key == SLICES_KEY for p in base.base.metadata_props):
+    return [(name, float((a - b).abs().mean()), float(a.abs().mean()))]
+  slices = model_slices(base.base, base.where)
+  was, now = parse_outputs(a, slices), parse_outputs(b, slices)
+  return [(k, float((now[k] - was[k]).abs().mean()), float(was[k].abs().mean())) for k in was if not k.endswith(("_hypotheses", "_weights"))]
+
+
+def export(checkpoint: Path, output: Path, base: Path | None = None, opset: int = OPSET, data: Path | None = None) -> dict[str, Any]:
+  """Writes `output`. -> what was measured: torch_merge (merged beside unmerged), onnxruntime, tinygrad, moved. Raises UserError; then nothing is written."""
+  state = read_checkpoint(checkpoint)
+  path = base or Path(state["base"])
+  if not path.is_file():
+    raise UserError(f"the base model {path} is not there; give it with --base")
+  student = load_student(state, path)
+  new, old = merged(student), load_onnx(path).eval()
+  inputs = samples(old, SAMPLES, data)
+  name = old.outputs[0].name
+  with torch.no_grad():
+    want, plain = [student(**x)[name] for x in inputs], [new(**x)[name] for x in inputs]
+  found: dict[str, Any] = {"torch_merge": worst_difference(want, plain)}
+  model = to_opset(new.to_onnx(), opset)
+  if interface(model) != interface(old.base):
+    raise UserError(f"the merged graph's interface is not {path}'s: a fault of export.py; please report it")
+  half = any(i.data_type == onnx.TensorProto.FLOAT16 for i in model.graph.initializer)
+  with atomic_path(output) as tmp:
+    onnx.save(model, str(tmp))
+    runner = OrtRunner(tmp, "cpu")
+    found["onnxruntime"] = worst_difference(plain, [runner.run(x).reshape(p.shape) for x, p in zip(inputs, plain, strict=True)])
+    if not found["onnxruntime"] < TOLERANCE["float16" if half else "float32"]:
+      raise UserError(f"ONNX Runtime computes something else than torch from the merged graph: {found['onnxruntime']:.2g} of the largest")
+    found["tinygrad"] = in_tinygrad(tmp, inputs[0], plain[0])
+  found["moved"] = moved(old, new, inputs)
+  found["opset"] = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+  return found
+
+
+@cli
+def main(argv: list[str] | None = None) -> int:
+  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p.add_argument("--checkpoint", type=Path, required=True, help="best_model.pt of train.py")
+  p.add_argument("--output", type=Path, required=True, help="the ONNX file to write")
+  p.add_argument("--base", type=Path, help="the base model's ONNX file, where it is not where the checkpoint says")
+  p.add_argument("--data", type=Path, help="a folder of dataloader.py: outputs are compared on its frames instead of noise")
+  p.add_argument("--opset", type=int, default=OPSET, help="of the file, where the base's operators can be said in it")
+  args = p.parse_args(argv)
+  found = export(args.checkpoint, args.output, args.base, args.opset, args.data)
+  print(f"{args.output}: opset {found['opset']}, interface and metadata as the base's")
+  print(f"merged beside unmerged in torch: {found['torch_merge']:.1e} of the largest output; ONNX Runtime beside torch: {found['onnxruntime']:.1e}")
+  print(f"tinygrad: {found['tinygrad']}")
+  where = f"frames of {args.data}" if args.data else "noise, not a drive: give --data"
+  print(f"\nmoved from the base on {SAMPLES} samples ({where})\n{'output':32} {'mean |change|':>14} {'mean |base|':>12}")
+  for name, change, size in found["moved"]:
+    print(f"{name:32} {change:14.4g} {size:12.4g}")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

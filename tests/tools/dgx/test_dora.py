@@ -3,6 +3,7 @@
 "Relative" is the largest difference over the largest value of what is compared with, both in fp32 unless said otherwise.
 """
 
+import copy
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from openpilot.tools.dgx.training.dora import (DoRAConv2d, DoRAGRU, DoRALinear, adapter_parameters, apply_dora, base_hash, dora_layers, load_adapter, merge,
@@ -46,11 +48,11 @@ def twin(layer: nn.Module, rank: int):
   apply_dora(ours, rank, 2 * rank, targets=["1"], clip_rank=False)
   stir(ours)
   base = ours[1].base_layer
-  copy = type(base)(base.in_features, base.out_features) if isinstance(base, nn.Linear) else \
+  bare = type(base)(base.in_features, base.out_features) if isinstance(base, nn.Linear) else \
     nn.Conv2d(base.in_channels, base.out_channels, base.kernel_size, base.stride, base.padding, bias=base.bias is not None)
-  copy.load_state_dict(base.state_dict())
+  bare.load_state_dict(base.state_dict())
   config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, use_dora=True, target_modules=["1"])
-  theirs = peft.get_peft_model(nn.Sequential(nn.Sequential(), copy), config)
+  theirs = peft.get_peft_model(nn.Sequential(nn.Sequential(), bare), config)
   x, mine = theirs.base_model.model[1], ours[1].adapters["default"]["weight"]
   pairs = [(mine.a, x.lora_A["default"].weight), (mine.b, x.lora_B["default"].weight), (mine.m, x.lora_magnitude_vector["default"].weight)]
   with torch.no_grad():
@@ -306,8 +308,17 @@ def test_a_layer_under_two_names_is_adapted_once():
       super().__init__()
       self.a = nn.Linear(4, 4)
       self.b = self.a
+      self.c = nn.Linear(4, 4)
+      self.c.weight = self.a.weight
+
   net = Tied()
-  assert apply_dora(net, 2) == ["a"] and net.a is net.b and isinstance(net.b, DoRALinear)
+  h, c = base_hash(net), net.c.weight.clone()
+  assert apply_dora(net, 2, targets=["a"]) == ["a"] and net.a is net.b and isinstance(net.b, DoRALinear)
+  stir(net)
+  merge(net)
+  assert torch.equal(net.c.weight, c) and base_hash(net) == h  # a layer that shared the weight keeps its own
+  unmerge(net)
+  assert net.a.base_layer.weight is net.c.weight
 
 
 def test_merge_unmerge_and_several_adapters():
@@ -412,7 +423,7 @@ def test_adapter_file(tmp_path):
 def test_damaged_adapters_are_refused(tmp_path):
   net = PeftNet()
   h = base_hash(net)
-  apply_dora(net, 4)
+  apply_dora(net, 4, targets=["conv", "blocks.*"])
   folder = tmp_path / "a"
   save_adapter(net, folder, h)
   config, tensors = folder / "adapter_config.json", folder / "adapter_model.safetensors"
@@ -421,6 +432,13 @@ def test_damaged_adapters_are_refused(tmp_path):
     config.write_text(json.dumps({**json.loads(good[0]), **change}))
     with pytest.raises(UserError, match=message):
       load_adapter(PeftNet(), folder, h)
+  config.write_text(good[0])
+  save_file({**load_file(tensors), "base_model.model.conv.lora_magnitude_vector": torch.full((6,), torch.nan)}, tensors)
+  with pytest.raises(UserError, match="not finite"):
+    load_adapter(PeftNet(), folder, h)
+  save_file({k: v for k, v in load_file(tensors).items() if not k.endswith("conv.lora_magnitude_vector")}, tensors)
+  with pytest.raises(UserError, match="lacks lora_magnitude_vector"):
+    load_adapter(PeftNet(), folder, h)
   config.write_text("{")
   with pytest.raises(UserError, match="cannot be read"):
     load_adapter(PeftNet(), folder, h)
@@ -433,6 +451,30 @@ def test_damaged_adapters_are_refused(tmp_path):
     load_adapter(Net(), folder, h)
   with pytest.raises(UserError, match="cannot be read"):
     load_adapter(net, tmp_path / "nowhere", h)
+
+
+def test_models_can_be_copied_checkpointed_and_compiled():
+  net, x = Net().eval(), torch.randn(2, 3, 8, 8)
+  apply_dora(net, 4, targets=["gru", "policy.*", "head"])
+  stir(net)
+  want = net(x)
+  twin_net = copy.deepcopy(net)
+  with torch.no_grad():
+    for p in adapter_parameters(net):
+      p.add_(1)
+  assert torch.equal(twin_net(x)[0], want[0]) and not torch.equal(net(x)[0], want[0])
+  net.load_state_dict(twin_net.state_dict())
+  assert torch.equal(net(x)[0], want[0])
+  with torch.no_grad():  # another base in place: the cached squares of the old one do not stay
+    net.policy[0].base_layer.weight.mul_(3)
+    adapter, w = net.policy[0].adapters["default"]["weight"], net.policy[0].base_layer.weight
+    assert relative(adapter.norm(w), (w.double() + adapter.scaling * adapter.b.double() @ adapter.a.double()).norm(dim=1)) < 1e-6
+  layer = twin_net.policy[0]
+  v = torch.randn(5, 24, requires_grad=True)
+  grads = torch.autograd.grad(layer(v).square().sum(), [v, *layer.adapters.parameters()])
+  compiled = torch.compile(layer, backend="aot_eager")
+  for a, b in zip(torch.autograd.grad(compiled(v).square().sum(), [v, *layer.adapters.parameters()]), grads, strict=True):
+    assert relative(a, b) < 1e-6
 
 
 def test_ours_loads_into_peft(tmp_path):

@@ -80,21 +80,30 @@ def read_adapter(folder: Path) -> tuple[list[Matrix], str | None, float]:
     raise UserError(f"{folder / TENSORS} cannot be read: {e}; give a folder that holds a saved adapter") from e
   if not found:
     raise UserError(f"{folder / TENSORS} holds no adapter; give a folder that holds a saved adapter")
-  scalings = json.loads(header.get("scaling", "{}"))
+  try:
+    scalings = {k: float(v) for k, v in json.loads(header.get("scaling", "{}")).items()}
+  except (AttributeError, TypeError, ValueError) as e:
+    raise UserError(f"{folder / TENSORS}: the header's scaling is damaged: {e}; save the adapter again") from e
   out = []
   for (module, weight), parts in found.items():
     lacking = [p for p in PARTS if p not in parts]
     if lacking:
       raise UserError(f"{folder / TENSORS}: {module} lacks {', '.join(lacking)}; the file is not whole, save it again")
     a, b, m = (parts[p] for p in PARTS)
+    if not all(t.isfinite().all() for t in (a, b, m)):
+      raise UserError(f"{folder / TENSORS}: {module} holds numbers that are not finite; take an earlier checkpoint")
+    if a.ndim not in (2, 4) or b.ndim != a.ndim:
+      raise UserError(f"{folder / TENSORS}: {module} is {a.ndim}-dimensional; only adapters of dense layers, 2-D convolutions and GRUs are read")
     scaling = scalings.get(f"{module}.{weight}")
-    out.append(Matrix(module, weight, a, b, m.reshape(-1), _scaling(config, module, b.shape[1]) if scaling is None else float(scaling)))
+    out.append(Matrix(module, weight, a, b, m.reshape(-1), _scaling(config, module, b.shape[1]) if scaling is None else scaling))
   return out, header.get("base_hash"), float(config.get("lora_dropout") or 0.0)
 
 
 def _config(path: Path) -> dict[str, Any]:
   try:
     config = json.loads(path.read_text())
+    if not isinstance(config, dict):
+      raise ValueError("not a JSON object")
   except (OSError, ValueError) as e:
     raise UserError(f"{path} cannot be read: {e}; give a folder that holds a saved adapter") from e
   if config.get("peft_type") != "LORA" or not config.get("use_dora"):

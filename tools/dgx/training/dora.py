@@ -279,11 +279,11 @@ def _not_merged(model: nn.Module) -> None:
 
 def base_hash(model: nn.Module) -> str:
   """Of the base's parameters (names, shapes, values), the same before and after apply_dora, with an adapter merged or not: which base an adapter is for."""
-  originals = {f"{n}.{w}": p for n, layer in dora_layers(model).items() for w, p in layer.originals.items()}
+  originals = {id(getattr(layer.base_layer, w)): p for layer in dora_layers(model).values() for w, p in layer.originals.items()}
   adapters = {id(p) for layer in dora_layers(model).values() for p in layer.adapters.parameters()}
   h = hashlib.sha256()
-  for n, p in sorted((n.replace(".base_layer.", "."), p) for n, p in model.named_parameters() if id(p) not in adapters):
-    t = originals.get(n, p).detach().cpu().contiguous()
+  for n, p in sorted((n.replace(".base_layer.", "."), p) for n, p in model.named_parameters(remove_duplicate=False) if id(p) not in adapters):
+    t = originals.get(id(p), p).detach().cpu().contiguous()
     h.update(f"{n} {tuple(t.shape)} {t.dtype} ".encode())
     h.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
   return h.hexdigest()

@@ -13,12 +13,13 @@ import torch
 from label_fixture import LABELS, write_store
 
 from openpilot.selfdrive.modeld.fair.frames import pack_rgb, unpack_rgb
+from openpilot.tools.fair.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.augment import NONE, draw, grid_matrix, warp_boxes, warp_frame, warp_grid, warp_points
 from openpilot.tools.fair.distillation.batch import Batches, class_maps, object_list
 from openpilot.tools.fair.distillation.data import SEGMENTATION, Clips
 from openpilot.tools.fair.distillation.distiller import Distiller
-from openpilot.tools.fair.distillation.trainer import Config, Run, Stage, load_checkpoint
+from openpilot.tools.fair.distillation.trainer import Config, Run, Stage
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
 

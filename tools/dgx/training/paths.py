@@ -110,3 +110,26 @@ class DrivenPath:
 
   def _fixed_velocity(self, t: np.ndarray) -> np.ndarray:
     return (self.pose(t)[0] @ self._interp(t, self.velocity)[..., None])[..., 0]
+
+
+def position_at(plan: np.ndarray, seconds: float) -> np.ndarray:
+  """(..., 33, 15) -> (..., 2): x, y after so many seconds, linear between T_IDXS."""
+  k = int(np.searchsorted(T_IDXS, seconds, side="right")) - 1
+  share = (seconds - T_IDXS[k]) / (T_IDXS[k + 1] - T_IDXS[k])
+  return (1 - share) * plan[..., k, :2] + share * plan[..., k + 1, :2]
+
+
+def path_error(plan: np.ndarray, driven: np.ndarray, seconds: float) -> np.ndarray:
+  """(..., 33, 15) each -> (...,) metres between them after so many seconds; NaN where the drive's is not known."""
+  return np.linalg.norm(position_at(plan, seconds) - position_at(driven, seconds), axis=-1)
+
+
+def constant_curvature(pose: np.ndarray) -> np.ndarray:
+  """(..., 6) velocity and turn rates of the moment -> (..., 33, 15), of which x and y are filled: what no network is needed for. 0 elsewhere."""
+  t = np.asarray(T_IDXS)
+  v, w = pose[..., :1].astype(np.float64), pose[..., 5:6].astype(np.float64)
+  a = w * t
+  out = np.zeros((*pose.shape[:-1], IDX_N, PLAN_WIDTH))
+  out[..., 0] = v * t * np.sinc(a / np.pi)
+  out[..., 1] = v * t * np.sinc(a / 2 / np.pi) * np.sin(a / 2)
+  return out

@@ -21,9 +21,10 @@ import torch
 import yaml
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
+from openpilot.tools.fair.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation.data import TASKS, Clips, task_of
 from openpilot.tools.fair.distillation.distiller import LEARNS
-from openpilot.tools.fair.distillation.trainer import Config, Run, Stage, load_checkpoint
+from openpilot.tools.fair.distillation.trainer import Config, Run, Stage
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.students.student import BACKBONES, STUDENTS
 from openpilot.tools.fair.teacher import check_licence, load_teacher

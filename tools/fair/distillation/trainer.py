@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from openpilot.tools.fair.checkpoint import to_device
 from openpilot.tools.fair.distillation.batch import Batch, Batches
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.distiller import Distiller
@@ -85,26 +86,6 @@ def rate(config: Config, step: int) -> float:
   """Linear warm-up, then a cosine down to a fiftieth."""
   warm = min(1.0, (step + 1) / max(1, config.warmup))
   return config.lr * config.stage(step).lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-  """Raises UserError where it is missing, damaged, or a pickle that holds code."""
-  try:
-    return torch.load(path, weights_only=True, map_location="cpu")
-  except FileNotFoundError:
-    raise UserError(f"no checkpoint at {path}; train first: `tools/op.sh distill`") from None
-  except Exception as e:  # pickle's many ways to fail; weights_only refuses code
-    raise UserError(f"{path} is no checkpoint of tensors: {' '.join(str(e).split())[:160]}; it is damaged or holds code, and is not opened") from None
-
-
-def to_device(x: Any, device: torch.device) -> Any:
-  if torch.is_tensor(x):
-    return x.to(device, non_blocking=True)
-  if isinstance(x, dict):
-    return {k: to_device(v, device) for k, v in x.items()}
-  if isinstance(x, list):
-    return [to_device(v, device) for v in x]
-  return x
 
 
 class Run:

@@ -13,7 +13,8 @@ import onnxruntime
 import torch
 
 from openpilot.selfdrive.modeld.fair.bundle import sha256, write_manifest
-from openpilot.tools.fair.distillation.trainer import Config, load_checkpoint
+from openpilot.tools.fair.checkpoint import load_checkpoint
+from openpilot.tools.fair.distillation.trainer import Config
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.students.onnx_export import export_onnx
 from openpilot.tools.fair.students.student import STUDENTS, Student, build

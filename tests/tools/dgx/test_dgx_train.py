@@ -1,0 +1,287 @@
+"""The training loop on small data and a small network: what learns, what is saved, going on bit for bit, and bad input."""
+
+import dataclasses
+import json
+import os
+import pickle
+import signal
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from openpilot.tools.dgx import hardware
+from openpilot.tools.dgx.training import train as training
+from openpilot.tools.dgx.training.constants import DESIRE_LEN, FRAME_SHAPE, T_IDXS
+from openpilot.tools.dgx.training.dora import adapter_parameters
+from openpilot.tools.dgx.training.model import load_onnx
+from openpilot.tools.dgx.training.paths import constant_curvature, path_error
+from openpilot.tools.dgx.training.reference import save_reference
+from openpilot.tools.dgx.training.shards import VERSION, DrivingClips, read_dataset, split
+from openpilot.tools.dgx.training.student import Student
+from openpilot.tools.dgx.training.teacher import DrivingTeacher
+from openpilot.tools.dgx.training.train import BEST, LAST, Config, Run, rate
+from openpilot.tools.fair.checkpoint import load_checkpoint
+from openpilot.tools.lib.errors import UserError, cli
+
+T = np.array(T_IDXS)
+SMALL = Config(epochs=2, batch_size=3, clip=2, lr=1e-3, val_share=0.5, dora_rank=4)
+
+
+def write_data(root: Path, segments: int = 2, frames: int = 44, seed: int = 0) -> Path:
+  """Noise pictures whose brightness tells the turn of the road, and the plan of that turn."""
+  r = np.random.default_rng(seed)
+  root.mkdir(parents=True)
+  (root / "dataset.json").write_text(json.dumps({"version": VERSION}))
+  for k in range(segments):
+    folder = root / f"00000001--aaaaaaaaaa--{k}"
+    folder.mkdir()
+    rates = np.repeat(r.uniform(-0.05, 0.05, -(-frames // 12)), 12)[:frames]
+    speed = np.full(frames, 12.0)
+    pose = np.stack([speed, 0 * speed, 0 * speed, 0 * speed, 0 * speed, rates], -1).astype(np.float32)
+    plan = constant_curvature(pose).astype(np.float32)
+    plan[..., 3], plan[..., 11], plan[..., 14] = 12.0, rates[:, None] * T, rates[:, None]
+    plan[-6:, 20:] = np.nan  # the end of the log
+    pair = np.arange(frames) - 4
+    pair[pair < 0] = -1
+    columns = {
+      "frame_id": np.arange(frames) + 100, "segment_id": np.arange(frames), "time": np.arange(frames) * 50_000_000, "pair": pair, "keep": pair >= 0,
+      "row": np.arange(frames), "desire": np.zeros((frames, DESIRE_LEN), np.uint8), "speed": pose[:, 0], "acceleration": pose[:, 1], "steering": pose[:, 2],
+      "blinkers": np.zeros((frames, 2), np.float32), "gps": np.zeros((frames, 3)), "pose": pose, "plan": plan,
+    }
+    np.savez(folder / "columns.npz", **columns)
+    pictures = (r.normal(128, 6, (frames, *FRAME_SHAPE)) + rates[:, None, None, None] * 1500).clip(0, 255).astype(np.uint8)
+    pictures.tofile(folder / "frames.u8")
+    pictures.tofile(folder / "big.u8")
+    meta = {"rows": frames, "traffic_convention": [1.0, 0.0], "action_t": [0.3, 0.2], "rpy": [0.0, 0.0, 0.0]}
+    (folder / "segment.json").write_text(json.dumps(meta))
+  return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+  before = torch.get_num_threads()
+  torch.set_num_threads(1)
+  yield
+  torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+  return write_data(tmp_path_factory.mktemp("data") / "d")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+  return save_reference(tmp_path_factory.mktemp("base") / "reference.onnx")
+
+
+def make_run(data: Path, base: Path, out: Path, config: Config = SMALL, teacher: DrivingTeacher | None = None) -> Run:
+  out.mkdir(exist_ok=True, parents=True)
+  train, val, _ = split(read_dataset(data)[1], config.clip, config.hop or None, config.val_share)
+  return Run(config, base, None, teacher, train, val, out)
+
+
+def command(monkeypatch, *words) -> int:
+  monkeypatch.setattr("sys.argv", ["train", *map(str, words)])
+  return cli(training.main)()
+
+
+def test_losses_fall_and_only_the_adapter_learns(data, base, tmp_path):
+  config = dataclasses.replace(SMALL, epochs=3, lr=4e-3)
+  run = make_run(data, base, tmp_path, config)
+  frozen = {n: p.clone() for n, p in run.student.model.named_parameters() if n not in run.learned}
+  start = run.evaluate()
+  assert {id(p) for p in run.learned.values()} == {id(p) for p in adapter_parameters(run.student.model)}
+  end = run.fit()
+  assert end["total"] < start["total"] and end["path_2s"] < start["path_2s"]
+  now = dict(run.student.model.named_parameters())
+  assert all(torch.equal(now[n], p) for n, p in frozen.items())
+  lines = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+  assert [x["epoch"] for x in lines] == [1, 2, 3]
+  best = load_checkpoint(tmp_path / BEST)
+  assert best["val"]["total"] == min(x["val"]["total"] for x in lines)
+  assert set(best) == {"base", "base_hash", "adapter", "dora", "epoch", "step", "config", "val"}
+  assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+  # on this data, whose roads are arcs, the rival knows all
+  assert end["constant_curvature_3s"] < 0.01
+
+
+def test_going_on_is_bit_for_bit_the_unbroken_run(data, base, tmp_path, monkeypatch):
+  config = dataclasses.replace(SMALL, dora_dropout=0.1, batch_size=2)
+  whole = make_run(data, base, tmp_path / "whole", config)
+  whole.fit()
+  broken = make_run(data, base, tmp_path / "broken", config)
+  step_on = broken.step_on
+
+  def stops(batch):
+    out = step_on(batch)
+    if broken.step == 0:  # Ctrl-C in the middle of the first step
+      os.kill(os.getpid(), signal.SIGINT)
+    return out
+
+  monkeypatch.setattr(broken, "step_on", stops)
+  with pytest.raises(KeyboardInterrupt):
+    broken.fit()
+  state = load_checkpoint(tmp_path / "broken" / LAST)
+  assert state["step"] == 1 and state["at"] == 1 and broken.steps_per_epoch > 1
+  again = make_run(data, base, tmp_path / "broken", config)
+  again.load(state)
+  again.fit()
+  a, b = (load_checkpoint(tmp_path / k / LAST) for k in ("whole", "broken"))
+  assert a["step"] == b["step"] == 2 * whole.steps_per_epoch
+  assert all(torch.equal(a["adapter"][n], b["adapter"][n]) for n in a["adapter"])
+  assert a["val"] == b["val"] and a["best"] == b["best"] and a["sums"] == b["sums"]
+  assert all(torch.equal(x["exp_avg_sq"], y["exp_avg_sq"]) for x, y in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True))
+
+
+def test_parts_of_a_batch_are_the_batch(data, base, tmp_path):
+  """Gradients of three parts of one clip each are those of the whole: every clip knows as many numbers here."""
+  config = dataclasses.replace(SMALL, lr=1e-3)
+  runs = [make_run(data, base, tmp_path / str(n), dataclasses.replace(config, accumulate=n)) for n in (1, 3)]
+  grads = []
+  for run in runs:
+    clips = DrivingClips(run.train.shards, 2)
+    batch = torch.utils.data.default_collate([clips[i] for i in range(3)])
+    values = run.step_on(batch)
+    grads.append((values["total"], torch.cat([p.grad.flatten() for p in run.learned.values() if p.grad is not None])))
+  assert grads[0][0] == pytest.approx(grads[1][0], rel=1e-5)
+  assert (grads[0][1] - grads[1][1]).abs().max() < 1e-5 * grads[0][1].abs().max()
+
+
+def test_features_are_carried(data, base):
+  """The second step's plan depends on the first step's picture, and not on what comes after; burnt-in steps teach nothing."""
+  student = Student(load_onnx(base), None, {"plan": 1.0}, 1.0, 1.0).eval()
+  batch = torch.utils.data.default_collate([DrivingClips(read_dataset(data)[1], 3)[0]])
+  other = {**batch, "frames": batch["frames"].clone()}
+  other["frames"][:, 0] = 255 - other["frames"][:, 0]
+  with torch.no_grad():
+    a, b = [o["plan"] for o in student.run(batch)], [o["plan"] for o in student.run(other)]
+  assert all(not torch.equal(x, y) for x, y in zip(a, b, strict=True))
+  other["frames"] = batch["frames"].clone()
+  other["frames"][:, 2] = 0
+  with torch.no_grad():
+    b = [o["plan"] for o in student.run(other)]
+  assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and not torch.equal(a[2], b[2])
+  burnt = Student(student.model, None, {"plan": 1.0}, 1.0, 1.0, burn_in=2)
+  out = list(burnt.run(batch))
+  assert [o["plan"].requires_grad for o in out] == [False, False, True]
+  assert burnt.losses(out, batch)["total"] != student.losses(out, batch)["total"]
+
+
+def test_a_teacher_that_is_the_student_costs_what_certainty_is_worth(data, base):
+  """Labels by the base itself, run by ONNX Runtime: means agree, so that only the losses' constants are left; another net's labels cost more."""
+  weights = {"plan": 0.0, "lane_lines": 1.0, "lead": 1.0, "road_edges": 1.0}
+  student = Student(load_onnx(base), None, weights, 0.0, 1.0).eval()
+  batch = torch.utils.data.default_collate([DrivingClips(read_dataset(data)[1], 2)[i] for i in range(2)])
+  labels = DrivingTeacher(base, device="cpu").label(batch)
+  assert labels["plan"].shape == (2, 2, 33, 15)
+  with torch.no_grad():
+    own = student({**batch, "labels": labels})
+    off = student({**batch, "labels": {**labels, "lane_lines": labels["lane_lines"] + 1.0}})
+  assert float(own["total"]) < 1e-3 and float(off["teacher/lane_lines"]) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good(data, base, tmp_path):
+  run = make_run(data, base, tmp_path, dataclasses.replace(SMALL, epochs=1))
+  run.fit()
+  good = (tmp_path / LAST).read_bytes()
+  again = make_run(data, base, tmp_path, SMALL)
+  kept = {n: p.clone() for n, p in again.learned.items() if not torch.isnan(p).any()}
+  frozen = next(p for n, p in again.student.model.named_parameters() if n not in again.learned)
+  frozen.data.fill_(float("nan"))
+  with pytest.raises(UserError, match=r"of step 0 is not finite on 00000001--aaaaaaaaaa--0; the last good checkpoint is .*last.pt"):
+    again.fit()
+  assert (tmp_path / LAST).read_bytes() == good
+  assert all(torch.equal(again.learned[n], p) for n, p in kept.items())
+
+
+def test_rate():
+  config = Config(lr=1.0, warmup=0.1)
+  r = [rate(config, s, 100) for s in range(100)]
+  assert r[0] == pytest.approx(0.1) and r[9] == r[10] == pytest.approx(1.0)
+  assert all(a >= b for a, b in pairwise(r[10:])) and 0.01 <= r[-1] < 0.02
+
+
+def test_path_errors():
+  plan, truth = np.zeros((2, 33, 15)), np.zeros((2, 33, 15))
+  plan[..., 0], truth[..., 0] = 10 * T, 12 * T
+  truth[1, 20:] = np.nan
+  assert path_error(plan, truth, 2.0)[0] == pytest.approx(4.0, abs=1e-9)
+  assert np.isnan(path_error(plan, truth, 9.0)[1]) and path_error(plan, truth, 1.0)[1] == pytest.approx(2.0)
+  straight = constant_curvature(np.array([10.0, 0, 0, 0, 0, 0]))
+  assert np.allclose(straight[:, 0], 10 * T) and np.allclose(straight[:, 1], 0)
+  arc = constant_curvature(np.array([10.0, 0, 0, 0, 0, 0.2]))
+  assert np.allclose(arc[:, 0], 50 * np.sin(0.2 * T)) and np.allclose(arc[:, 1], 50 * (1 - np.cos(0.2 * T)))
+
+
+def test_the_command(data, base, tmp_path, monkeypatch, capsys):
+  """All of it as typed: reference, table, checkpoints, resume, export's reading of the checkpoint."""
+  words = ["--data", data, "--clip", 2, "--batch-size", 3, "--val-share", 0.5, "--workers", 0, "--output", tmp_path / "o", "--dora-rank", 4, "--reference"]
+  assert command(monkeypatch, *words, "--epochs", 1) == 0
+  out = capsys.readouterr().out
+  assert "DoRA rank 4" in out and "held-out path after 3 s" in out and "trainable" in out
+  assert {p.name for p in (tmp_path / "o").iterdir()} == {BEST, LAST, "adapter", "reference.onnx", "train_log.jsonl"}
+  assert command(monkeypatch, *words, "--epochs", 1) == 2
+  assert "add --resume" in capsys.readouterr().err
+  assert command(monkeypatch, *words, "--epochs", 2, "--resume") == 2
+  assert "epochs 1 then, 2 now" in capsys.readouterr().err
+  assert command(monkeypatch, *words, "--epochs", 1, "--resume") == 0
+  from openpilot.tools.dgx.training.export import load_student, read_checkpoint
+
+  state = read_checkpoint(tmp_path / "o" / BEST)
+  student = load_student(state, Path(state["base"]))
+  own = dict(student.named_parameters())
+  assert all(torch.equal(own[n], t) for n, t in state["adapter"].items()) and len(state["adapter"]) > 10
+
+
+def test_full_training_moves_everything(data, base, tmp_path):
+  run = make_run(data, base, tmp_path, dataclasses.replace(SMALL, epochs=1, full=True))
+  before = {n: p.clone() for n, p in run.learned.items()}
+  assert sum(p.numel() for p in run.learned.values()) == run.size
+  run.fit()
+  assert sum(not torch.equal(before[n], p) for n, p in run.learned.items()) > 0.5 * len(before)
+  best = load_checkpoint(tmp_path / BEST)
+  assert best["dora"] is None and set(best["adapter"]) == set(before)
+
+
+def test_bad_input(data, base, tmp_path, monkeypatch, capsys):
+  def refused(*words) -> str:
+    assert command(monkeypatch, *words) == 2
+    err = capsys.readouterr().err.strip().splitlines()
+    return err[-1]
+
+  assert "no training data" in refused("--data", tmp_path, "--output", tmp_path)
+  good = ["--data", data, "--output", tmp_path / "x", "--base", base, "--workers", 0]
+  assert "no clip of 40 steps" in refused(*good, "--clip", 40)
+  assert "no loss speed" in refused(*good, "--weight", "speed=1", "--clip", 2)
+  assert "LOSS=NUMBER" in refused(*good, "--weight", "plan")
+  assert "nothing to learn from" in refused(*good, "--path-weight", 0)
+  assert "batch_size" in refused(*good, "--batch-size", 0)
+  assert "nothing to adapt" in refused(*good, "--targets", "nowhere", "--clip", 2)
+  assert "leave --resume out" in refused(*good, "--resume")
+
+  class Code:
+    def __reduce__(self):
+      return (os.mkdir, (str(tmp_path / "ran"),))
+
+  (tmp_path / "x").mkdir(exist_ok=True)
+  (tmp_path / "x" / LAST).write_bytes(pickle.dumps(Code()))
+  assert "holds code" in refused(*good, "--resume") and not (tmp_path / "ran").exists()
+
+
+def test_checkpoints_of_another_base_are_refused(data, base, tmp_path):
+  run = make_run(data, base, tmp_path, dataclasses.replace(SMALL, epochs=1))
+  run.fit()
+  other = save_reference(tmp_path / "other.onnx", seed=1)
+  with pytest.raises(UserError, match="other base"):
+    make_run(data, other, tmp_path, dataclasses.replace(SMALL, epochs=1)).load(load_checkpoint(tmp_path / LAST))
+  with pytest.raises(UserError, match="no checkpoint to go on from"):
+    run.load(load_checkpoint(tmp_path / BEST))
+
+
+def test_hardware_says_something():
+  d = hardware.describe()
+  assert d["memory_gb"] > 0 and d["cpus"] >= 1 and str(d["cpus"]) in hardware.one_line()

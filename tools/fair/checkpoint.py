@@ -1,0 +1,28 @@
+"""Checkpoints of tensors and plain values; one that holds code is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openpilot.tools.lib.errors import UserError
+
+
+def load_checkpoint(path: Path, hint: str = "train first: `tools/op.sh distill`") -> dict[str, Any]:
+  """Raises UserError where it is missing, damaged, or a pickle that holds code."""
+  try:
+    return torch.load(path, weights_only=True, map_location="cpu")
+  except FileNotFoundError:
+    raise UserError(f"no checkpoint at {path}; {hint}") from None
+  except Exception as e:  # pickle's many ways to fail; weights_only refuses code
+    raise UserError(f"{path} is no checkpoint of tensors: {' '.join(str(e).split())[:160]}; it is damaged or holds code, and is not opened") from None
+
+
+def to_device(x: Any, device: torch.device) -> Any:
+  if torch.is_tensor(x):
+    return x.to(device, non_blocking=True)
+  if isinstance(x, dict):
+    return {k: to_device(v, device) for k, v in x.items()}
+  if isinstance(x, list):
+    return [to_device(v, device) for v in x]
+  return x

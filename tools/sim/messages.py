@@ -8,6 +8,7 @@ import numpy as np
 from openpilot.cereal import log, messaging
 from openpilot.cereal.services import SERVICE_LIST
 from openpilot.common.transformations.camera import CameraConfig
+from openpilot.common.transformations.orientation import rot_from_euler
 from openpilot.tools.sim.world import World
 
 FRAME_NS = 50_000_000
@@ -136,13 +137,14 @@ def frame_messages(add: Any, world: World, i: int, segment_id: int, num: int, co
   dm.laneLineMeta.leftY, dm.laneLineMeta.rightY, dm.laneLineMeta.leftProb, dm.laneLineMeta.rightProb = laterals[1], laterals[2], probs[1], probs[2]
   od = add(done + 2000, "cameraOdometry")
   od.frameId, od.timestampEof = frame_id, eof
-  od.trans, od.rot = (
-    [e["v_ego"] + r.normal(0, 0.05), r.normal(0, 0.02), r.normal(0, 0.02)],
-    [r.normal(0, 0.001), r.normal(0, 0.001), e["yaw_rate"] + r.normal(0, 0.001)],
-  )
+  velocity, rates = world.motion(t)
+  od.trans, od.rot = (velocity + r.normal(0, [0.05, 0.02, 0.02])).tolist(), (rates + r.normal(0, 0.001, 3)).tolist()
   od.transStd, od.rotStd = [0.05, 0.02, 0.02], [0.001] * 3
   pose = add(done + 3000, "deviceMotion")
-  pose.velocityDevice.x, pose.velocityDevice.valid, pose.angularVelocityDevice.z, pose.angularVelocityDevice.valid = e["v_ego"], True, e["yaw_rate"], True
+  device_from_calib = rot_from_euler(world.rpy)
+  for field, value in ((pose.velocityDevice, device_from_calib @ velocity), (pose.angularVelocityDevice, device_from_calib @ rates)):
+    field.x, field.y, field.z, field.valid = *value.tolist(), True
+  pose.timestamp = eof
   pose.inputsOK = pose.posenetOK = pose.sensorsOK = True
   rs = add(done + 4000, "radarState")
   for name, o in zip(("leadOne", "leadTwo"), (vehicles + [None, None])[:2], strict=True):

@@ -242,6 +242,13 @@ class World:
     x, y, h = self._path(e["s"], e["d"])
     return float(x), float(y), float(h + e["heading_error"])
 
+  def motion(self, t: float) -> tuple[np.ndarray, np.ndarray]:
+    """Velocity m/s and turn rates rad/s at t, (3,) each, of the calibrated frame and in it: the derivative of pose()."""
+    h = 1e-3
+    (x0, y0, a0), (x1, y1, a1) = self.pose(t - h), self.pose(t + h)
+    a, vx, vy = (a0 + a1) / 2, (x1 - x0) / (2 * h), (y1 - y0) / (2 * h)
+    return np.array([np.cos(a) * vx + np.sin(a) * vy, np.cos(a) * vy - np.sin(a) * vx, 0.0]), np.array([0.0, 0.0, (a1 - a0) / (2 * h)])
+
   def ego(self, t: float) -> dict[str, float]:
     """s, d: road coordinates; v_ego m/s, a_ego m/s^2; curvature 1/m and yaw_rate rad/s, positive to the right; heading_error rad from the road's direction."""
     w = 2 * np.pi / 23.0

@@ -89,6 +89,7 @@ def command(monkeypatch, *words) -> int:
   return cli(training.main)()
 
 
+@pytest.mark.slow
 def test_losses_fall_and_only_the_adapter_learns(data, base, tmp_path):
   config = dataclasses.replace(SMALL, epochs=3, lr=4e-3)
   run = make_run(data, base, tmp_path, config)
@@ -109,6 +110,7 @@ def test_losses_fall_and_only_the_adapter_learns(data, base, tmp_path):
   assert end["constant_curvature_3s"] < 0.01
 
 
+@pytest.mark.slow
 def test_going_on_is_bit_for_bit_the_unbroken_run(data, base, tmp_path, monkeypatch):
   config = dataclasses.replace(SMALL, dora_dropout=0.1, batch_size=2)
   whole = make_run(data, base, tmp_path / "whole", config)

@@ -91,7 +91,10 @@ class Run:
                out: Path, workers: int = 0, trackers: tuple[str, ...] = ()):
     self.config, self.base, self.teacher, self.train, self.val, self.out, self.workers = config, base, teacher, train, val, out, workers
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]  # heads that nothing teaches
-    self.accelerator = Accelerator(mixed_precision=config.precision, log_with=list(trackers) or None, project_dir=str(out), kwargs_handlers=handlers)
+    cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()  # said, else several processes on a CPU do not find each other
+    self.accelerator = Accelerator(
+      mixed_precision=config.precision, log_with=list(trackers) or None, project_dir=str(out), kwargs_handlers=handlers, cpu=cpu
+    )
     torch.manual_seed(config.seed)
     self.base_hash = hash_file(base)
     model = load_onnx(base)

@@ -16,6 +16,7 @@ from openpilot.tools.dgx import hardware
 from openpilot.tools.dgx.training import train as training
 from openpilot.tools.dgx.training.constants import DESIRE_LEN, FRAME_SHAPE, T_IDXS
 from openpilot.tools.dgx.training.dora import adapter_parameters
+from openpilot.tools.dgx.training.evaluate import compare, drives, errors_of, interval
 from openpilot.tools.dgx.training.model import load_onnx
 from openpilot.tools.dgx.training.paths import constant_curvature, path_error
 from openpilot.tools.dgx.training.reference import save_reference
@@ -282,6 +283,32 @@ def test_checkpoints_of_another_base_are_refused(data, base, tmp_path):
     make_run(data, other, tmp_path, dataclasses.replace(SMALL, epochs=1)).load(load_checkpoint(tmp_path / LAST))
   with pytest.raises(UserError, match="no checkpoint to go on from"):
     run.load(load_checkpoint(tmp_path / BEST))
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+  """Frames of a block are alike: intervals by frames would be far too narrow. Of 200 means of 40 blocks, about 95% of the intervals hold the truth."""
+  r = np.random.default_rng(0)
+  blocks = np.repeat(np.arange(40), 20)
+  held = 0
+  for k in range(200):
+    values = r.normal(3, 1, 40)[blocks] + r.normal(0, 0.1, 800)
+    mean, low, high = interval(values, blocks, k)
+    held += low <= 3 <= high
+    assert low <= mean <= high
+  assert 180 <= held <= 198
+  assert np.isnan(interval(np.full(3, np.nan), np.zeros(3))).all()
+
+
+def test_evaluation_compares_on_the_same_frames(data, base):
+  clips = drives(data, 4)
+  teacher = DrivingTeacher(base, device="cpu")
+  errors, blocks = errors_of({"a": teacher, "b": teacher}, clips, 1, progress=False)
+  assert set(errors) == {"constant curvature", "a", "b"} and len(blocks) == len(errors["a"]) == 3 * len(clips)
+  result = compare(errors, blocks, "a")
+  assert all(v == 0 for row in result["gain"]["b"] for v in row)
+  assert result["error"]["constant curvature"][0][0] < 0.01 < result["error"]["a"][0][0]  # arcs: the rival knows all
+  with pytest.raises(UserError, match="no 99 steps"):
+    drives(data, 99)
 
 
 def test_hardware_says_something():

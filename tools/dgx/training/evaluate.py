@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""How far driving models' plans are from the path that the car really drove, after 1, 2 and 3 s, beside the path of constant curvature that needs no network.
+
+python tools/dgx/training/evaluate.py --data DATA MODEL.onnx [MODEL.onnx ...]
+
+Runs each file with ONNX Runtime and modeld's memory over whole segments. Intervals are of 95%, by resampling blocks of ten seconds: frames beside each other
+are too alike to count as many. "less than" is the first file's error minus the other's on the same frames: above 0 with all of its interval, it is better.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: the modules beside it must not be found under their bare names
+  sys.path[0] = str(Path(__file__).resolve().parents[3])
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from openpilot.tools.dgx.training.paths import constant_curvature, path_error
+from openpilot.tools.dgx.training.shards import DrivingClips, read_dataset
+from openpilot.tools.dgx.training.teacher import DrivingTeacher
+from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.logwriter import atomic_path
+
+SECONDS = (1.0, 2.0, 3.0)
+BLOCK = 50  # steps at 5 Hz
+RESAMPLED = 2000
+
+
+def interval(errors: np.ndarray, blocks: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+  """(N,) values and the block of each -> their mean and its 95% interval, by resampling blocks. NaN values count nothing."""
+  good = np.isfinite(errors)
+  errors, blocks = errors[good], blocks[good]
+  names, index = np.unique(blocks, return_inverse=True)
+  if not len(names):
+    return (np.nan,) * 3
+  sums, counts = np.bincount(index, errors), np.bincount(index)
+  chosen = np.random.default_rng(seed).integers(0, len(names), (RESAMPLED, len(names)))
+  means = sums[chosen].sum(1) / counts[chosen].sum(1)
+  return float(errors.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def drives(data: Path, length: int) -> DrivingClips:
+  """Clips that follow each other without overlap, each as long as `length` steps. Raises UserError where there is none."""
+  clips = DrivingClips(read_dataset(data)[1], length)
+  if not len(clips):
+    raise UserError(f"{data} has no {length} steps that follow each other, each kept; take a smaller --clip, or data that is less filtered")
+  return clips
+
+
+def errors_of(models: dict[str, DrivingTeacher], clips: DrivingClips, warm: int, progress: bool = True) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  """-> {name: (N, len(SECONDS)) metres}, 'constant curvature' among them, and the ten seconds that each lies in. warm: steps of a clip that only fill memory."""
+  found: dict[str, list[np.ndarray]] = {}
+  blocks: list[np.ndarray] = []
+  for i in tqdm(range(len(clips)), desc="evaluate", unit="clip", disable=not progress):
+    clip = clips[i]
+    driven, pose = clip["plan"].numpy()[warm:], clip["pose"].numpy()[warm:]
+    plans = {"constant curvature": constant_curvature(pose)}
+    for name, model in models.items():
+      labels = model.label(clip)
+      if "plan" not in labels:
+        raise UserError(f"{name} puts out no plan; give a driving model")
+      plans[name] = labels["plan"].float().cpu().numpy()[warm:]
+    for name, plan in plans.items():
+      found.setdefault(name, []).append(np.stack([path_error(plan, driven, s) for s in SECONDS], -1))
+    blocks.append(int(clips.clips[i, 0]) * 100_000 + (int(clips.clips[i, 1]) // 4 + np.arange(warm, clips.length)) // BLOCK)
+  return {k: np.concatenate(v) for k, v in found.items()}, np.concatenate(blocks)
+
+
+def compare(errors: dict[str, np.ndarray], blocks: np.ndarray, first: str) -> dict[str, Any]:
+  """errors_of's -> error {name: an interval per second}, gain {name: of first's error minus its own}, frames that are known to the end, blocks."""
+  known = int(np.isfinite(errors[first][:, -1]).sum())
+  out: dict[str, Any] = {"frames": known, "blocks": len(np.unique(blocks)), "seconds": list(SECONDS), "error": {}, "gain": {}}
+  for name, e in errors.items():
+    out["error"][name] = [interval(e[:, k], blocks) for k in range(len(SECONDS))]
+    if name != first:
+      out["gain"][name] = [interval(errors[first][:, k] - e[:, k], blocks) for k in range(len(SECONDS))]
+  return out
+
+
+def main() -> None:
+  p = argparse.ArgumentParser(prog="evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p.add_argument("models", type=Path, nargs="+", metavar="MODEL.onnx", help="whole driving models; the others are compared with the first")
+  p.add_argument("--data", type=Path, required=True, help="a folder of dataloader.py that was not trained on")
+  p.add_argument("--clip", type=int, default=50, help="steps at 5 Hz of one drive")
+  p.add_argument("--warm", type=int, default=5, help="of them, steps at the start that are not judged")
+  p.add_argument("--json", type=Path, help="write the numbers there too")
+  args = p.parse_args()
+  if not 0 <= args.warm < args.clip:
+    raise UserError("--warm is at least 0 and below --clip")
+  torch.set_grad_enabled(False)
+  names = [m.stem if [x.stem for x in args.models].count(m.stem) == 1 else str(m) for m in args.models]
+  models = {n: DrivingTeacher(m) for n, m in zip(names, args.models, strict=True)}
+  clips = drives(args.data, args.clip)
+  errors, blocks = errors_of(models, clips, args.warm)
+  result = compare(errors, blocks, names[0])
+  print(f"{args.data}: {result['frames']} frames in {result['blocks']} blocks of 10 s; metres between plan and drive, mean and 95% interval")
+  print(f"{'':<24}" + "".join(f"{f'after {s:g} s':>26}" for s in SECONDS))
+  for name, e in result["error"].items():
+    print(f"{name:<24}" + "".join(f"{f'{m:.2f} ({a:.2f} to {b:.2f})':>26}" for m, a, b in e))
+  for name, e in result["gain"].items():
+    print(f"{f'{name}: less than {names[0]}':<24}\n{'':<24}" + "".join(f"{f'{m:+.2f} ({a:+.2f} to {b:+.2f})':>26}" for m, a, b in e))
+  if args.json:
+    with atomic_path(args.json) as tmp:
+      tmp.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main)())

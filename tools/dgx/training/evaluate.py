@@ -53,7 +53,7 @@ def drives(data: Path, length: int) -> DrivingClips:
 
 
 def errors_of(models: dict[str, DrivingTeacher], clips: DrivingClips, warm: int, progress: bool = True) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """-> {name: (N, len(SECONDS)) metres}, 'constant curvature' among them, and the ten seconds that each lies in. warm: steps of a clip that only fill memory."""
+  """-> {name: (N, len(SECONDS)) metres}, 'constant curvature' among them, and the ten seconds that each lies in. warm: a clip's steps that only fill memory."""
   found: dict[str, list[np.ndarray]] = {}
   blocks: list[np.ndarray] = []
   for i in tqdm(range(len(clips)), desc="evaluate", unit="clip", disable=not progress):

@@ -8,6 +8,7 @@ DATA/<route>--<segment>/segment.json the segment's own: camera, calibration, sou
 """
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,11 @@ def epoch_batches(count: int, batch: int, seed: int, epoch: int, rank: int = 0, 
   return [order[a : a + batch][rank::world] for a in range(0, len(order) - batch + 1, batch)]
 
 
+def leave_interrupts_to_the_trainer(_: int) -> None:
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def make_loader(data: DrivingClips, batches: list[list[int]], workers: int = 0, pin: bool = False) -> DataLoader:
   """torch's loader over the batches that are named; items get a leading axis B."""
-  return DataLoader(data, batch_sampler=batches, num_workers=workers, pin_memory=pin, prefetch_factor=2 if workers else None)
+  return DataLoader(data, batch_sampler=batches, num_workers=workers, pin_memory=pin, prefetch_factor=2 if workers else None,
+                    worker_init_fn=leave_interrupts_to_the_trainer)

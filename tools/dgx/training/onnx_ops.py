@@ -107,7 +107,7 @@ def gather(x: Inputs, a: Attributes, opset: int) -> Tensor:
   axis = a.get("axis", 0) % x[0].dim()
   index = x[1].long()
   index = torch.where(index < 0, index + x[0].shape[axis], index)
-  return x[0].index_select(axis, index.flatten()).reshape(*x[0].shape[:axis], *index.shape, *x[0].shape[axis + 1 :])
+  return x[0].index_select(axis, index.flatten()).reshape((*x[0].shape[:axis], *index.shape, *x[0].shape[axis + 1 :]))
 
 
 def concat(x: Inputs, a: Attributes, opset: int) -> Tensor:

@@ -4,6 +4,7 @@ set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${FAIR_VENV:-$ROOT/.venv}"
+[ -t 2 ] || export TQDM_MININTERVAL="${TQDM_MININTERVAL:-10}"  # logs want few lines of a progress bar
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 
 die() { echo "error: $*" >&2; exit 2; }

@@ -87,8 +87,9 @@ CASES = [
   ("MaxPool", IMG, {}, {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 0, 1, 1]}, 17),
   ("AveragePool", IMG, {}, {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}, 17),
   ("AveragePool", IMG, {}, {"kernel_shape": [2, 2], "count_include_pad": 1}, 17),
- 
-  *[(o, X, {}, {"axes": [-1], "keepdims": k}, 11) for o in ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare") for k in (0, 1)],
+
+  *[(o, X, {}, {"axes": [-1], "keepdims": k}, 11) for k in (0, 1)
+    for o in ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare")],
   ("ReduceMean", X, {"c": i(1, 2)}, {}, 18), ("ReduceMean", X, {}, {}, 17),
   ("LayerNormalization", X, {"a": f(8), "b": f(8)}, {"epsilon": 1e-3}, 17), ("LayerNormalization", X, {"a": f(8)}, {}, 17),
   ("LayerNormalization", X, {"a": f(3, 8), "b": f(3, 8)}, {"axis": 1}, 17), ("LayerNormalization", X, {"a": f(3, 8), "b": f(3, 8)}, {"axis": -2}, 17),

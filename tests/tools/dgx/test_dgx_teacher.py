@@ -194,6 +194,19 @@ def test_export_is_the_base_but_for_the_plan(reference, tuned, tmp_path, capsys)
   assert float((was["plan"] - now["plan"]).abs().mean()) > 0.005 and torch.equal(was["lane_lines"], now["lane_lines"])
 
 
+def test_export_compares_along_a_drive(reference, tuned, tmp_path, monkeypatch):
+  """Each file with its own memory: what is said is what teachers say of the same clips."""
+  clips = [clip(3, channels=12, seed=k) for k in range(2)]
+  monkeypatch.setattr("openpilot.tools.dgx.training.export.read_dataset", lambda root: ({}, []))
+  monkeypatch.setattr("openpilot.tools.dgx.training.export.DrivingClips", lambda shards, length: clips)
+  out = tmp_path / "out.onnx"
+  rows = {name: change for name, change, _ in export(tuned, out, data=tmp_path, tinygrad=False)["moved"]}
+  was, now = ([DrivingTeacher(p, device="cpu").label(c)["plan"] for c in clips] for p in (reference, out))
+  assert rows["plan"] == pytest.approx(float((torch.cat(now) - torch.cat(was)).abs().mean()), rel=1e-4)
+  d = (torch.cat(now) - torch.cat(was))[:, 14, :2].norm(dim=-1).mean()
+  assert rows["plan at 1.9 s, m"] == pytest.approx(float(d), rel=1e-4) and rows["lane_lines"] == 0
+
+
 def test_export_measures_what_it_says(tuned, tmp_path):
   found = export(tuned, tmp_path / "out.onnx", tinygrad=False)
   assert found["torch_merge"] < 1e-5 and found["onnxruntime"] < 1e-5 and found["opset"] == 14

@@ -26,9 +26,12 @@ import torch
 from onnx import version_converter
 from torch import Tensor
 
+from openpilot.tools.dgx.training.constants import T_IDXS
 from openpilot.tools.dgx.training.model import OnnxModule, hash_file, load_onnx
 from openpilot.tools.dgx.training.outputs import SLICES_KEY, model_slices, parse_outputs
 from openpilot.tools.dgx.training.runners import OrtRunner
+from openpilot.tools.dgx.training.shards import DrivingClips, read_dataset
+from openpilot.tools.dgx.training.teacher import NAMES, DrivingTeacher
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import atomic_path
 
@@ -36,6 +39,7 @@ OPSET = 14
 # Of ONNX Runtime's outputs beside torch's, in parts of the largest: kernels sum in another order, and half precision keeps 11 bits
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
 SAMPLES = 8
+CLIP = 8  # steps at 5 Hz
 TINYGRAD_LIMIT = 900  # s
 TINYGRAD = """
 import sys
@@ -116,8 +120,8 @@ def interface(model: onnx.ModelProto) -> dict[str, Any]:
           "metadata": {p.key: p.value for p in model.metadata_props}}
 
 
-def samples(model: OnnxModule, count: int, data: Path | None) -> list[dict[str, Tensor]]:
-  """Inputs to compare with: of a route's clips where the model takes frames and `data` is given, else noise in the range that each input has."""
+def samples(model: OnnxModule, count: int) -> list[dict[str, Tensor]]:
+  """Noise in the range that each input has."""
   g = torch.Generator().manual_seed(0)
   out = []
   for _ in range(count):
@@ -126,18 +130,6 @@ def samples(model: OnnxModule, count: int, data: Path | None) -> list[dict[str, 
       shape = [d if isinstance(d, int) and d > 0 else 1 for d in v.shape]
       x[v.name] = torch.randint(0, 256, shape, generator=g, dtype=torch.uint8) if v.dtype == torch.uint8 else torch.rand(shape, generator=g)
     out.append(x)
-  if data is None:
-    return out
-  from openpilot.tools.dgx.training.shards import DrivingClips, read_dataset
-  clips = DrivingClips(read_dataset(data)[1], 1)
-  if not len(clips):
-    raise UserError(f"{data} has no frames that were kept; give another folder of dataloader.py, or none")
-  for x, i in zip(out, np.linspace(0, len(clips) - 1, count).astype(int), strict=True):
-    clip = clips[int(i)]
-    given = {"img": clip["frames"], "big_img": clip["big_frames"], "traffic_convention": clip["traffic_convention"][None], "action_t": clip["action_t"][None]}
-    x.update({k: t.to(x[k].dtype) for k, t in given.items() if k in x and t.shape == x[k].shape})
-    for k in set(x) & {"features_buffer", "desire_pulse", "desire"}:
-      x[k] = torch.zeros_like(x[k])  # as on the first frame of a drive
   return out
 
 
@@ -184,8 +176,29 @@ def moved(base: OnnxModule, new: OnnxModule, inputs: list[dict[str, Tensor]]) ->
   if not any(p.key == SLICES_KEY for p in base.base.metadata_props):
     return [(name, float((a - b).abs().mean()), float(a.abs().mean()))]
   slices = model_slices(base.base, base.where)
-  was, now = parse_outputs(a, slices), parse_outputs(b, slices)
-  return [(k, float((now[k] - was[k]).abs().mean()), float(was[k].abs().mean())) for k in was if not k.endswith(("_hypotheses", "_weights"))]
+  return table(parse_outputs(a, slices), parse_outputs(b, slices))
+
+
+def table(was: dict[str, Tensor], now: dict[str, Tensor]) -> list[tuple[str, float, float]]:
+  """(output, mean |now - was|, mean |was|), and of the plan its position's distance in metres at 1, 2 and 3 s."""
+  rows = [(k, float((now[k] - was[k]).abs().mean()), float(was[k].abs().mean())) for k in was if not k.endswith(("_hypotheses", "_weights"))]
+  if "plan" in was:
+    for second in (1, 2, 3):
+      k = int(np.abs(np.array(T_IDXS) - second).argmin())
+      d = torch.linalg.vector_norm(now["plan"][..., k, :2] - was["plan"][..., k, :2], dim=-1)
+      rows.append((f"plan at {T_IDXS[k]:.1f} s, m", float(d.mean()), float(torch.linalg.vector_norm(was["plan"][..., k, :2], dim=-1).mean())))
+  return rows
+
+
+def moved_along(data: Path, base: Path, new: Path) -> list[tuple[str, float, float]]:
+  """The same over a route's clips, each file with its own memory. Raises UserError where there are no clips."""
+  clips = DrivingClips(read_dataset(data)[1], CLIP)
+  if not len(clips):
+    raise UserError(f"{data} has no {CLIP} frames in a row that were kept; give another folder of dataloader.py, or none")
+  chosen = [clips[int(i)] for i in np.unique(np.linspace(0, len(clips) - 1, SAMPLES).astype(int))]
+  was, now = ([teacher.label(c) for c in chosen] for teacher in (DrivingTeacher(p, "onnxruntime", "cpu") for p in (base, new)))
+  a, b = ({k: torch.cat([x[k] for x in labels]) for k in labels[0]} for labels in (was, now))
+  return table(a, b)
 
 
 def export(checkpoint: Path, output: Path, base: Path | None = None, opset: int = OPSET, data: Path | None = None, tinygrad: bool = True) -> dict[str, Any]:
@@ -196,7 +209,7 @@ def export(checkpoint: Path, output: Path, base: Path | None = None, opset: int 
     raise UserError(f"the base model {path} is not there; give it with --base")
   student = load_student(state, path)
   new, old = merged(student), load_onnx(path).eval()
-  inputs = samples(old, SAMPLES, data)
+  inputs = samples(old, SAMPLES)
   name = old.outputs[0].name
   with torch.no_grad():
     want, plain = [student(**x)[name] for x in inputs], [new(**x)[name] for x in inputs]
@@ -212,7 +225,9 @@ def export(checkpoint: Path, output: Path, base: Path | None = None, opset: int 
     if not found["onnxruntime"] < TOLERANCE["float16" if half else "float32"]:
       raise UserError(f"ONNX Runtime computes something else than torch from the merged graph: {found['onnxruntime']:.2g} of the largest")
     found["tinygrad"] = in_tinygrad(tmp, inputs[0], plain[0]) if tinygrad else "not checked: --no-tinygrad"
-  found["moved"] = moved(old, new, inputs)
+    whole = {NAMES.get(v.name, v.name) for v in old.inputs} >= {"img", "features_buffer"}
+    found["along"] = data is not None and whole
+    found["moved"] = moved_along(data, path, tmp) if data is not None and whole else moved(old, new, inputs)
   found["opset"] = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
   return found
 
@@ -223,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
   p.add_argument("--checkpoint", type=Path, required=True, help="best_model.pt of train.py")
   p.add_argument("--output", type=Path, required=True, help="the ONNX file to write")
   p.add_argument("--base", type=Path, help="the base model's ONNX file, where it is not where the checkpoint says")
-  p.add_argument("--data", type=Path, help="a folder of dataloader.py: outputs are compared on its frames instead of noise")
+  p.add_argument("--data", type=Path, help="a folder of dataloader.py: a supercombo's outputs are compared along its clips instead of on noise")
   p.add_argument("--opset", type=int, default=OPSET, help="of the file, where the base's operators can be said in it")
   p.add_argument("--no-tinygrad", action="store_true", help="do not check the file in tinygrad")
   args = p.parse_args(argv)
@@ -231,8 +246,8 @@ def main(argv: list[str] | None = None) -> int:
   print(f"{args.output}: opset {found['opset']}, interface and metadata as the base's")
   print(f"merged beside unmerged in torch: {found['torch_merge']:.1e} of the largest output; ONNX Runtime beside torch: {found['onnxruntime']:.1e}")
   print(f"tinygrad: {found['tinygrad']}")
-  where = f"frames of {args.data}" if args.data else "noise, not a drive: give --data"
-  print(f"\nmoved from the base on {SAMPLES} samples ({where})\n{'output':32} {'mean |change|':>14} {'mean |base|':>12}")
+  where = f"clips of {args.data}" if found["along"] else "samples of noise, which is no drive" + ("" if args.data else ": give --data")
+  print(f"\nmoved from the base on {SAMPLES} {where}\n{'output':32} {'mean |change|':>14} {'mean |base|':>12}")
   for name, change, size in found["moved"]:
     print(f"{name:32} {change:14.4g} {size:12.4g}")
   return 0

@@ -102,6 +102,7 @@ class OnnxModule(nn.Module):
     self._params: dict[str, str] = {}  # constant's name -> key in values_
     self._made: dict[tuple[Any, ...], str] = {}
     self._batches: bool | None = None
+    self._moved: dict[tuple[str, torch.device], Tensor] = {}
     for number, node in enumerate(graph.node):
       try:
         self._add(number, node, initializers)
@@ -245,12 +246,21 @@ class OnnxModule(nn.Module):
       else:
         device = next((t.device for t in args if t is not None and t.device.type != "cpu"), None)
         if device is not None and step.op not in SHAPE_OPS:
-          args = [t if t is None else t.to(device) for t in args]
+          args = [t if t is None or t.device == device else self._on(device, n, t) for n, t in zip(step.inputs, args, strict=True)]
         out = OPS[step.op](args, {**step.attributes, "batch": batch}, self.opset)
       env.update(zip(step.outputs, out if isinstance(out, tuple) else (out,), strict=False))
       for name in free:
         env.pop(name, None)
     return {o.name: env[o.name].to(self.dtype) if env[o.name].dtype in FLOATS else env[o.name] for o in self.outputs}
+
+  def _on(self, device: torch.device, name: str, t: Tensor) -> Tensor:
+    """A tensor of the CPU on a GPU; constants are brought there once."""
+    if name not in self.constants:
+      return t.to(device)
+    key = (name, device)
+    if key not in self._moved:
+      self._moved[key] = t.to(device)
+    return self._moved[key]
 
   @torch.no_grad()
   def to_onnx(self) -> onnx.ModelProto:

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from openpilot.cereal import messaging
 from openpilot.common.transformations.orientation import rot_from_euler
@@ -213,6 +215,37 @@ def test_columns_are_the_worlds(route, data):
     truth = np.array([world.pose(t[i] + dt)[:2] for dt in T[:13]]) - (x, y)
     truth = np.stack([np.cos(a) * truth[:, 0] + np.sin(a) * truth[:, 1], -np.sin(a) * truth[:, 0] + np.cos(a) * truth[:, 1]], -1)
     assert truth[-1, 0] > 15 and np.linalg.norm(c["plan"][i, :13, :2] - truth, axis=1).max() < 0.1  # 1.4 s; the device is mounted askew in this world
+
+
+def test_the_wide_camera_is_joined_by_time(route, tmp_path, monkeypatch):
+  """The wide camera began three frames later, runs 2 ms behind and lost a frame: each pair's wide half is of the same moment, or the pair is left out."""
+  main = segment_view(Route(str(route)).segments[0], "qcamera")
+  main.entries = main.entries[:24]
+  there = [e for k, e in enumerate(main.entries) if k >= 3 and k != 15]
+  late = [replace(e, segment_id=i, timestamp_eof=e.timestamp_eof + 2_000_000) for i, e in enumerate(there)]
+  wide = replace(main, stream="wide", entries=late)
+  expected = [-1] * 3 + list(range(12)) + [-1] + list(range(12, 20))
+  assert dataloader.wide_positions(main, wide).tolist() == expected
+
+  def pictures(view, positions):
+    for q in positions:  # a picture's brightness tells its camera and moment
+      level = 10 + main.entries.index(next(e for e in main.entries if abs(e.timestamp_eof - view.entries[q].timestamp_eof) < 3e6)) + 100 * (view is wide)
+      yield q, np.full((main.height * 3 // 2, main.width), level, np.uint8)
+
+  monkeypatch.setattr(dataloader, "read_frames", pictures)
+  log = read_log(main.segment)
+  columns, _ = columns_of(main, log, [log], OPTIONS)
+  with open(tmp_path / "a", "wb") as a, open(tmp_path / "b", "wb") as b:
+    rows = dataloader.write_frames(main, wide, columns, (a, b), tqdm(disable=True))
+  frames, big = (np.fromfile(tmp_path / k, np.uint8).reshape(-1, 6, 128, 256) for k in "ab")
+  kept = np.flatnonzero(columns["keep"])
+  assert kept.tolist() == [k for k in range(4, 24) if k not in (4, 5, 6, 15, 19)]  # of 4, 5, 6 and 19 it is the frame 4 before that is lacking
+  assert len(frames) == len(big) == rows
+  for k in kept:
+    for at in (k, columns["pair"][k]):
+      r = columns["row"][at]
+      assert (frames[r] == 10 + at).all() and (big[r] == 110 + at).all()
+  assert {dataloader.REASONS[x] for x in columns["reason"][[4, 5, 6, 15, 19]]} == {"no wide frame"}
 
 
 def test_resuming_writes_what_is_lacking(route, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import torch
 
 from openpilot.tools.dgx import hardware
 from openpilot.tools.dgx.training import train as training
+from openpilot.tools.dgx.training.config import Config, rate
 from openpilot.tools.dgx.training.constants import DESIRE_LEN, FRAME_SHAPE, T_IDXS
 from openpilot.tools.dgx.training.dora import adapter_parameters
 from openpilot.tools.dgx.training.evaluate import compare, drives, errors_of, interval
@@ -23,7 +24,7 @@ from openpilot.tools.dgx.training.reference import save_reference
 from openpilot.tools.dgx.training.shards import VERSION, DrivingClips, read_dataset, split
 from openpilot.tools.dgx.training.student import Student
 from openpilot.tools.dgx.training.teacher import DrivingTeacher
-from openpilot.tools.dgx.training.train import BEST, LAST, Config, Run, rate
+from openpilot.tools.dgx.training.train import BEST, LAST, Run
 from openpilot.tools.fair.checkpoint import load_checkpoint
 from openpilot.tools.lib.errors import UserError, cli
 

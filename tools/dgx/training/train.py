@@ -14,7 +14,6 @@ import math
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from tqdm import tqdm
 
 from openpilot.tools.dgx import hardware
+from openpilot.tools.dgx.training.config import Config, rate
 from openpilot.tools.dgx.training.dora import apply_dora, save_adapter
 from openpilot.tools.dgx.training.losses import check_weights
 from openpilot.tools.dgx.training.model import hash_file, load_onnx
@@ -41,39 +41,6 @@ from openpilot.tools.lib.logwriter import atomic_path
 
 SECONDS = (1.0, 2.0, 3.0)  # at which path errors are given
 BEST, LAST = "best_model.pt", "last.pt"
-
-
-@dataclass
-class Config:
-  """All that decides a run, beside the base, the teacher and the data."""
-
-  epochs: int = 10
-  batch_size: int = 32  # clips
-  accumulate: int = 1  # parts that a batch is cut into, to save memory
-  clip: int = 8  # steps at 5 Hz
-  burn_in: int = 0
-  hop: int = 0  # frames from clip to clip; 0: clips do not overlap
-  dora_rank: int = 16
-  dora_alpha: float | None = None
-  dora_dropout: float = 0.0
-  targets: list[str] | None = None
-  full: bool = False  # all parameters learn, no adapter
-  lr: float = 1e-4
-  weight_decay: float = 0.0
-  warmup: float = 0.05  # share of the run
-  clip_norm: float = 1.0
-  path_weight: float = 1.0
-  teacher_weight: float = 1.0
-  weights: dict[str, float] = field(default_factory=dict)  # of losses
-  val_share: float = 0.1
-  precision: str = "no"
-  seed: int = 0
-
-
-def rate(config: Config, step: int, total: int) -> float:
-  """Linear warm-up, then a cosine down to a hundredth."""
-  warm = max(1, round(config.warmup * total))
-  return config.lr * min(1.0, (step + 1) / warm) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, step - warm) / max(1, total - warm)))))
 
 
 def digest(shards: list[Shard]) -> str:

@@ -1,0 +1,37 @@
+"""What decides a run of train.py, and its learning rate."""
+
+import math
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Config:
+  """All that decides a run, beside the base, the teacher and the data."""
+
+  epochs: int = 10
+  batch_size: int = 32  # clips
+  accumulate: int = 1  # parts that a batch is cut into, to save memory
+  clip: int = 8  # steps at 5 Hz
+  burn_in: int = 0
+  hop: int = 0  # frames from clip to clip; 0: clips do not overlap
+  dora_rank: int = 16
+  dora_alpha: float | None = None
+  dora_dropout: float = 0.0
+  targets: list[str] | None = None
+  full: bool = False  # all parameters learn, no adapter
+  lr: float = 1e-4
+  weight_decay: float = 0.0
+  warmup: float = 0.05  # share of the run
+  clip_norm: float = 1.0
+  path_weight: float = 1.0
+  teacher_weight: float = 1.0
+  weights: dict[str, float] = field(default_factory=dict)  # of losses
+  val_share: float = 0.1
+  precision: str = "no"
+  seed: int = 0
+
+
+def rate(config: Config, step: int, total: int) -> float:
+  """Linear warm-up, then a cosine down to a hundredth."""
+  warm = max(1, round(config.warmup * total))
+  return config.lr * min(1.0, (step + 1) / warm) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, step - warm) / max(1, total - warm)))))

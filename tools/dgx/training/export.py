@@ -134,12 +134,19 @@ def samples(model: OnnxModule, count: int) -> list[dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def worst_difference(a: list[Tensor], b: list[Tensor]) -> float:
-  """The largest difference in parts of the largest value."""
-  return max(float((x - y).abs().max()) / max(1e-6, float(x.abs().max())) for x, y in zip(a, b, strict=True))
+def worst_difference(a: list[Tensor], b: list[Tensor], slices: dict[str, slice]) -> float:
+  """The largest difference in parts of the largest value, of each output by itself: metres must not hide curvatures."""
+  whole = [torch.cat([x.reshape(1, -1) for x in t]) for t in (a, b)]
+  parts = slices or {"all": slice(None)}
+  return max(float((whole[0][:, s] - whole[1][:, s]).abs().max()) / max(1e-6, float(whole[0][:, s].abs().max())) for s in parts.values())
 
 
-def in_tinygrad(path: Path, x: dict[str, Tensor], want: Tensor) -> str:
+def slices_of(model: OnnxModule) -> dict[str, slice]:
+  """Empty where the file has none, as the driver-monitoring network."""
+  return model_slices(model.base, model.where) if any(p.key == SLICES_KEY for p in model.base.metadata_props) else {}
+
+
+def in_tinygrad(path: Path, x: dict[str, Tensor], want: Tensor, slices: dict[str, slice], limit: float) -> str:
   """The file run by tinygrad, which runs it on the device; in a process of its own, as tinygrad reads its settings on import. Its CPU device and plain
   loops unless DEV is set: operators are checked, not speed. -> what to say. Raises UserError where it computes something else."""
   if importlib.util.find_spec("tinygrad") is None:
@@ -162,10 +169,10 @@ def in_tinygrad(path: Path, x: dict[str, Tensor], want: Tensor) -> str:
     if done.returncode:
       reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:160]
       raise UserError(f"tinygrad does not run {path}: {reason}; modeld could not load it. --no-tinygrad writes it anyway")
-    d = worst_difference([want], [torch.from_numpy(np.load(got).astype(np.float32)).reshape(want.shape)])
-  if not d < TOLERANCE["float16"]:
-    raise UserError(f"tinygrad computes something else from {path} than torch: {d:.2g} of the largest output. --no-tinygrad writes it anyway")
-  return f"differs from torch by {d:.1e} of the largest output"
+    d = worst_difference([want], [torch.from_numpy(np.load(got).astype(np.float32)).reshape(want.shape)], slices)
+  if not d < limit:
+    raise UserError(f"tinygrad computes something else from {path} than torch: {d:.2g} of the largest. --no-tinygrad writes it anyway")
+  return f"differs from torch by {d:.1e} of an output's largest value"
 
 
 @torch.no_grad()
@@ -173,9 +180,9 @@ def moved(base: OnnxModule, new: OnnxModule, inputs: list[dict[str, Tensor]]) ->
   """(output, mean |new - base|, mean |base|) over `inputs`, in the outputs' own units."""
   name = base.outputs[0].name
   a, b = (torch.cat([m(**x)[name].reshape(1, -1) for x in inputs]) for m in (base, new))
-  if not any(p.key == SLICES_KEY for p in base.base.metadata_props):
+  slices = slices_of(base)
+  if not slices:
     return [(name, float((a - b).abs().mean()), float(a.abs().mean()))]
-  slices = model_slices(base.base, base.where)
   return table(parse_outputs(a, slices), parse_outputs(b, slices))
 
 
@@ -209,11 +216,11 @@ def export(checkpoint: Path, output: Path, base: Path | None = None, opset: int 
     raise UserError(f"the base model {path} is not there; give it with --base")
   student = load_student(state, path)
   new, old = merged(student), load_onnx(path).eval()
-  inputs = samples(old, SAMPLES)
+  inputs, slices = samples(old, SAMPLES), slices_of(old)
   name = old.outputs[0].name
   with torch.no_grad():
     want, plain = [student(**x)[name] for x in inputs], [new(**x)[name] for x in inputs]
-  found: dict[str, Any] = {"torch_merge": worst_difference(want, plain)}
+  found: dict[str, Any] = {"torch_merge": worst_difference(want, plain, slices)}
   model = to_opset(new.to_onnx(), opset)
   if interface(model) != interface(old.base):
     raise UserError(f"the merged graph's interface is not {path}'s: a fault of export.py; please report it")
@@ -221,10 +228,16 @@ def export(checkpoint: Path, output: Path, base: Path | None = None, opset: int 
   with atomic_path(output) as tmp:
     onnx.save(model, str(tmp))
     runner = OrtRunner(tmp, "cpu")
-    found["onnxruntime"] = worst_difference(plain, [runner.run(x).reshape(p.shape) for x, p in zip(inputs, plain, strict=True)])
-    if not found["onnxruntime"] < TOLERANCE["float16" if half else "float32"]:
-      raise UserError(f"ONNX Runtime computes something else than torch from the merged graph: {found['onnxruntime']:.2g} of the largest")
-    found["tinygrad"] = in_tinygrad(tmp, inputs[0], plain[0]) if tinygrad else "not checked: --no-tinygrad"
+    found["onnxruntime"] = worst_difference(plain, [runner.run(x).reshape(p.shape) for x, p in zip(inputs, plain, strict=True)], slices)
+    limit = TOLERANCE["float16" if half else "float32"]
+    if not found["onnxruntime"] < limit:  # then as far as the base's own file is from torch
+      base_runner = OrtRunner(path, "cpu")
+      with torch.no_grad():
+        own = [old(**x)[name] for x in inputs]
+      limit = max(limit, 3 * worst_difference(own, [base_runner.run(x).reshape(p.shape) for x, p in zip(inputs, own, strict=True)], slices))
+    if not found["onnxruntime"] < limit:
+      raise UserError(f"ONNX Runtime computes something else than torch from the merged graph: {found['onnxruntime']:.2g} of an output's largest")
+    found["tinygrad"] = in_tinygrad(tmp, inputs[0], plain[0], slices, max(limit, TOLERANCE["float16"])) if tinygrad else "not checked: --no-tinygrad"
     whole = {NAMES.get(v.name, v.name) for v in old.inputs} >= {"img", "features_buffer"}
     found["along"] = data is not None and whole
     found["moved"] = moved_along(data, path, tmp) if data is not None and whole else moved(old, new, inputs)
@@ -244,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
   args = p.parse_args(argv)
   found = export(args.checkpoint, args.output, args.base, args.opset, args.data, not args.no_tinygrad)
   print(f"{args.output}: opset {found['opset']}, interface and metadata as the base's")
-  print(f"merged beside unmerged in torch: {found['torch_merge']:.1e} of the largest output; ONNX Runtime beside torch: {found['onnxruntime']:.1e}")
+  print(f"merged beside unmerged in torch: {found['torch_merge']:.1e} of an output's largest value; ONNX Runtime beside torch: {found['onnxruntime']:.1e}")
   print(f"tinygrad: {found['tinygrad']}")
   where = f"clips of {args.data}" if found["along"] else "samples of noise, which is no drive" + ("" if args.data else ": give --data")
   print(f"\nmoved from the base on {SAMPLES} {where}\n{'output':32} {'mean |change|':>14} {'mean |base|':>12}")

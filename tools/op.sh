@@ -72,6 +72,7 @@ tools/op.sh COMMAND [ARGUMENTS]        every command has --help
 
   sim OUT          write a simulated route with exact truth
   train-scene      render, train, export, evaluate the first bundle (installs torch)
+  python ARGS      that virtual environment's Python with all of it: tools/op.sh python tools/dgx/training/train.py ...
   setup            only make the virtual environment
 EOF
 }
@@ -109,6 +110,7 @@ case "$cmd" in
   distill) setup tools,train; py openpilot.tools.fair.distillation.distill "$@" ;;
   evaluate) setup tools,train; py openpilot.tools.fair.evaluation.evaluate "$@" ;;
   export) setup tools,train; py openpilot.tools.fair.optimize.export "$@" ;;
+  python) setup tools,train; exec "$VENV/bin/python" "$@" ;;
   setup) setup tools; echo "ready: $VENV" ;;
   help|-h|--help) usage ;;
   *) usage >&2; die "unknown command '$cmd'" ;;

@@ -143,7 +143,8 @@ def frame_messages(add: Any, world: World, i: int, segment_id: int, num: int, co
   pose = add(done + 3000, "deviceMotion")
   device_from_calib = rot_from_euler(world.rpy)
   for field, value in ((pose.velocityDevice, device_from_calib @ velocity), (pose.angularVelocityDevice, device_from_calib @ rates)):
-    field.x, field.y, field.z, field.valid = *value.tolist(), True
+    field.x, field.y, field.z = value.tolist()
+    field.valid = True
   pose.timestamp = eof
   pose.inputsOK = pose.posenetOK = pose.sensorsOK = True
   rs = add(done + 4000, "radarState")

@@ -15,7 +15,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from openpilot.common.transformations.model import medmodel_intrinsics
-from openpilot.tools.fair.sam.track import ObjectTracker, Tracks, flow_of, iou, looks_of
+from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
+from openpilot.tools.fair.sam.track import ObjectTracker, Tracks, flow_of, looks_of
 from openpilot.tools.lib.errors import cli
 from openpilot.tools.sim.render import render
 from openpilot.tools.sim.world import VEHICLE, World
@@ -121,7 +122,7 @@ def without_memory(scene: Scene) -> list[np.ndarray]:
   out: list[np.ndarray] = []
   last, last_ids, next_id = np.zeros((0, 4)), np.zeros(0, np.int64), 0
   for boxes in scene.boxes:
-    ids, over = np.full(len(boxes), -1, np.int64), iou(last, boxes)
+    ids, over = np.full(len(boxes), -1, np.int64), box_iou(last, boxes)
     rows, columns = linear_sum_assignment(-over)
     good = over[rows, columns] > 0.2
     ids[columns[good]] = last_ids[rows[good]]

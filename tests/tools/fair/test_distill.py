@@ -17,9 +17,10 @@ from openpilot.tools.fair.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.augment import NONE, draw, grid_matrix, warp_boxes, warp_frame, warp_grid, warp_points
 from openpilot.tools.fair.distillation.batch import Batches, class_maps, object_list
-from openpilot.tools.fair.distillation.data import SEGMENTATION, Clips
+from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.trainer import Config, Run, Stage
+from openpilot.tools.fair.students.classes import SEGMENTATION
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
 

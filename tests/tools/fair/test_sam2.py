@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 import transformers as t
 
+from tensor_bytes import tensors
 from openpilot.tools.fair.device import choose_device
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.sam.checkpoint import config_of, load_pt, rename
@@ -152,20 +153,6 @@ def test_those_behind_one_let_go_are_as_they_were(tmp_path):
     columns = [0, 1, 2] if n < 6 else [0, 2]
     same(got[n].masks, got[n].scores, (want[0][n, columns], want[1][n, columns]))
   assert sam.step(video, rgb[0], LATE).ids.tolist() == [0, 2, 3]  # no identity twice
-
-
-def tensors(x, seen=None):
-  """Bytes of all tensors that are reachable from a session's dicts, each counted once."""
-  seen = {} if seen is None else seen
-  if isinstance(x, torch.Tensor):
-    seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-  elif isinstance(x, dict):
-    for v in x.values():
-      tensors(v, seen)
-  elif isinstance(x, (list, tuple)):
-    for v in x:
-      tensors(v, seen)
-  return sum(seen.values())
 
 
 def test_memory_does_not_grow_with_the_video(tmp_path):

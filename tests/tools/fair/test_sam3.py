@@ -10,6 +10,7 @@ from scipy import ndimage
 from transformers.models.sam3_video import modeling_sam3_video
 from transformers.models.sam3_video.processing_sam3_video import Sam3VideoProcessor
 
+from tensor_bytes import tensors
 from openpilot.tools.fair.registry import TEACHERS
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.sam.sam3 import MaskTools, Sam3Teacher
@@ -118,20 +119,6 @@ def test_equals_the_official_streaming(saved, monkeypatch):
     np.testing.assert_array_equal(g.masks, masks)
     np.testing.assert_allclose(g.scores, scores, atol=1e-6)
     np.testing.assert_array_equal(g.classes, prompts)
-
-
-def tensors(x, seen=None):
-  """Bytes of all tensors that are reachable, each storage counted once."""
-  seen = {} if seen is None else seen
-  if isinstance(x, torch.Tensor):
-    seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-  elif isinstance(x, dict):
-    for v in x.values():
-      tensors(v, seen)
-  elif isinstance(x, (list, tuple)):
-    for v in x:
-      tensors(v, seen)
-  return sum(seen.values())
 
 
 def test_memory_is_bounded_and_identities_are_not_used_twice(saved, monkeypatch):

@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openpilot.tools.fair.sam.track import TrackerTeacher, ObjectTracker, Tracks, flow_of, iou, looks_of, to_boxes, to_measure
+from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
+from openpilot.tools.fair.sam.track import TrackerTeacher, ObjectTracker, Tracks, flow_of, looks_of, to_boxes, to_measure
 from openpilot.tools.fair.teacher import Clip, Entry, Label
 from openpilot.tools.lib.errors import UserError
 from tests.bench.bench_object_tracker import Figures, follow, make_scene, without_memory
@@ -30,7 +31,7 @@ def test_measures_and_iou():
   boxes = np.array([[1, 2, 11, 7], [3.5, 4, 5, 9]])
   np.testing.assert_allclose(to_boxes(to_measure(boxes)), boxes)
   # by hand: 5x5 of 50 and 25 in common; nothing in common
-  np.testing.assert_allclose(iou(boxes[:1], np.array([[6, 2, 11, 7], [20, 20, 21, 21]])), [[0.5, 0.0]])
+  np.testing.assert_allclose(box_iou(boxes[:1], np.array([[6, 2, 11, 7], [20, 20, 21, 21]])), [[0.5, 0.0]])
 
 
 @pytest.mark.parametrize("motion", [{"vx": 0.05}, {"vz": -0.4}, {"vx": 0.04, "vz": 0.6}, {"x": 4.0, "vx": -0.1, "vz": -0.2}])

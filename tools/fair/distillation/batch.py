@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
+from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
 from openpilot.tools.fair.distillation.augment import NONE, Augmentation, draw, warp_boxes, warp_frame, warp_grid, warp_points
-from openpilot.tools.fair.distillation.data import NAMES, OBJECTS, SEGMENTATION, Clips, RawClip
+from openpilot.tools.fair.distillation.data import NAMES, Clips, RawClip
 from openpilot.tools.fair.sam import rle
-from openpilot.tools.fair.sam.track import iou
+from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.sim.truth import MAP_H, MAP_W
 
@@ -70,7 +71,7 @@ def class_maps(a: Augmentation, labels: list[Label], x: np.ndarray) -> tuple[np.
 
 def doubles(boxes: np.ndarray, cls: np.ndarray, score: np.ndarray) -> np.ndarray:
   """(N,) bool: boxes of the same thing under two of the teacher's names, of which only one is left here, say car and truck: all but the best."""
-  same = (iou(boxes, boxes) > SAME) & (cls[:, None] == cls)
+  same = (box_iou(boxes, boxes) > SAME) & (cls[:, None] == cls)
   better = (score[None] > score[:, None]) | ((score[None] == score[:, None]) & (np.arange(len(score))[None] < np.arange(len(score))[:, None]))
   return (same & better).any(axis=1)
 

@@ -16,8 +16,6 @@ from openpilot.tools.fair.teacher import LICENCES, Clip, Label, Teacher
 from openpilot.tools.lib.errors import UserError
 
 NAMES: dict[str, Any] = json.loads(Path(__file__).with_name("classes.json").read_text())
-SEGMENTATION: list[str] = NAMES["segmentation"]
-OBJECTS: list[str] = NAMES["objects"]
 TASKS = ("depth", "features", "segmentation", "objects", "detector", "points")
 WANTED = {  # what to say where a student's task has no labels
   "depth": "a teacher of depth: depth-anything-v2-metric-outdoor-small, or simulator on simulated routes",

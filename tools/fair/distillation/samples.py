@@ -8,12 +8,14 @@ import torch
 from PIL import Image, ImageDraw
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, unpack_rgb
-from openpilot.tools.fair.distillation.data import OBJECTS, SEGMENTATION
+from openpilot.selfdrive.modeld.fair.heads import detector, objects
 from openpilot.tools.fair.labels.video import colour_of
+from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.lib.logwriter import atomic_path
 from openpilot.tools.replay.show import COLOURS, depth_picture
 
 ROWS = 6
+EVERYWHERE = np.ones((VIEW_H, VIEW_W), bool)
 TINTS = np.array([COLOURS.get(c, (0, 0, 0)) for c in SEGMENTATION], np.float32)
 
 
@@ -41,16 +43,6 @@ def points_on(rgb: np.ndarray, points: np.ndarray, visible: np.ndarray) -> np.nd
   return np.asarray(image)
 
 
-def peaks(heat: np.ndarray, box: np.ndarray, score: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
-  """heat (K, 32, 64) logits, box (4, 32, 64) -> boxes (M, 4) x0 y0 x1 y1, cls (M,) of its local maxima over `score`."""
-  t = torch.from_numpy(heat)[None]
-  top = torch.nn.functional.max_pool2d(t, 3, 1, 1)[0].numpy()
-  cls, j, i = np.nonzero((heat == top) & (heat > np.log(score / (1 - score))))
-  x, y = 8 * i + 3.5, 8 * j + 3.5
-  left, up, right, down = box[:, j, i]
-  return np.stack([x - left, y - up, x + right, y + down], axis=1), cls
-
-
 def draw_samples(path: Path, batch: dict[str, Any], out: dict[str, torch.Tensor]) -> None:
   host = {k: v.detach().float().cpu().numpy() for k, v in out.items()}
   rows = []
@@ -68,12 +60,11 @@ def draw_samples(path: Path, batch: dict[str, Any], out: dict[str, torch.Tensor]
         p = batch["segmentation"][i].numpy()
         row.append(classes_on(rgb, np.where(p.sum(0) > 0, p.argmax(0), 255)))
     truth = batch["objects"][i] if batch.get("objects") else None
-    if "objects_heat" in host:
-      row.append(boxes_on(rgb, *peaks(host["objects_heat"][i], host["objects_box"][i])))
-    if "detector_logits" in host:
-      q = np.flatnonzero(host["detector_logits"][i].max(1) > 0)
-      cx, cy, w, h = host["detector_boxes"][i][q].T * np.array([[VIEW_W], [VIEW_H], [VIEW_W], [VIEW_H]])
-      row.append(boxes_on(rgb, np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1) - 0.5, host["detector_logits"][i][q].argmax(1)))
+    for head, decode, parts in (("objects", objects.decode, ("heat", "box")), ("detector", detector.decode, ("logits", "boxes"))):
+      if f"{head}_{parts[0]}" in host:
+        raw = {part: host[f"{head}_{part}"][i : i + 1] for part in parts}
+        found = decode(raw, {parts[0]: {"classes": OBJECTS}}, EVERYWHERE)
+        row.append(boxes_on(rgb, found.boxes, found.class_ids))
     if truth is not None:
       row.append(boxes_on(rgb, truth["boxes"].numpy(), truth["cls"].numpy()))
     if "lanes_points_out" in host and "points" in batch:

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.tools.fair.distillation.data import OBJECTS, SEGMENTATION
 from openpilot.tools.fair.evaluation.detections import MAP, Detections
 from openpilot.tools.fair.evaluation.logged import Logged
-from openpilot.tools.fair.evaluation.metrics import IGNORE, Classes, Depth, Tracks
+from openpilot.tools.fair.evaluation.metrics import Classes, Depth, Tracks
 from openpilot.tools.fair.evaluation.scenes import Labels, Queries, Scene, Segment, restrict
 from openpilot.tools.fair.evaluation.video import Identities, Video, VideoMasks
 from openpilot.tools.fair.labels.dataset import Reader
+from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
+from openpilot.tools.sim.truth import IGNORE
 
 RIVAL_STEP = 5  # each so many-th frame teaches the mean maps
 

@@ -9,16 +9,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, unpack_rgb
-from openpilot.tools.fair.distillation.data import OBJECTS, SEGMENTATION
 from openpilot.tools.fair.evaluation.detections import MAP, Detections, Objects
 from openpilot.tools.fair.evaluation.logged import Logged
-from openpilot.tools.fair.evaluation.metrics import IGNORE, Classes, Depth, Tracks, align_least_squares, depth_errors, lower_is_better
+from openpilot.tools.fair.evaluation.metrics import Classes, Depth, Tracks, align_least_squares, depth_errors, lower_is_better
 from openpilot.tools.fair.evaluation.scenes import MIN_SIDE, MIN_VISIBLE, Scene
 from openpilot.tools.fair.evaluation.video import Identities, IouTracker, VideoMasks
 from openpilot.tools.fair.labels.video import colour_of
 from openpilot.tools.fair.sam import rle
+from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.replay.report import png
 from openpilot.tools.replay.show import COLOURS, OTHER, TINT, depth_picture
+from openpilot.tools.sim.truth import IGNORE
 
 NAMES = {
   "depth": "Depth",

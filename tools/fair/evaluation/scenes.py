@@ -9,14 +9,15 @@ import cv2
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
-from openpilot.tools.fair.distillation.data import NAMES, OBJECTS, SEGMENTATION, task_of, valid_of
+from openpilot.tools.fair.distillation.data import NAMES, task_of, valid_of
 from openpilot.tools.fair.evaluation.detections import MAP, Objects, make_objects
-from openpilot.tools.fair.evaluation.metrics import IGNORE
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame
 from openpilot.tools.fair.labels.store import Group, LabelStore
 from openpilot.tools.fair.sam import rle
+from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.sim.truth import IGNORE
 
 MIN_VISIBLE = 0.1  # true objects of which less is seen,
 MIN_SIDE = 6.0  # or whose box has a side shorter than this, view pixels, count nowhere

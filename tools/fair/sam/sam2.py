@@ -17,12 +17,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
 from openpilot.tools.fair.detr.teacher import Pictures, read_folder
 from openpilot.tools.fair.device import choose_device
 from openpilot.tools.fair.hf import load_model
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.sam.checkpoint import PICTURES, load_pt
-from openpilot.tools.fair.sam.track import iou
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, Teacher, hash_weights, load_teacher
 from openpilot.tools.lib.errors import UserError
 
@@ -160,7 +160,7 @@ class SAM2VideoWrapper:
     if boxes.shape[1] > 4:
       boxes = boxes[np.argsort(-boxes[:, 4], kind="stable")]
     there = rle.boxes_of(masks)
-    free = ~(iou(boxes[:, :4], there[np.isfinite(there[:, 0])]) > self.join_iou).any(axis=1)
+    free = ~(box_iou(boxes[:, :4], there[np.isfinite(there[:, 0])]) > self.join_iou).any(axis=1)
     return boxes[free][: max(room, 0)]
 
   def _prompt(self, video: Video, boxes: np.ndarray) -> Any:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from openpilot.selfdrive.modeld.fair.heads.objects import intersection
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, Teacher, load_teacher
 from openpilot.tools.lib.errors import UserError
 
@@ -23,19 +24,6 @@ MAX_RATE = 0.2  # growth a frame, as logarithm; more is noise
 ROWS = ("mean", "cov", "ids", "classes", "hits", "missed", "looks")
 LOOKS = 64  # colours that are told apart
 COLUMNS = {"frame": np.int32, **dict.fromkeys(("x0", "y0", "x1", "y1", "score"), np.float32), "cls": np.int16, "track": np.int64}
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """Boxes x0 y0 x1 y1, (N, 4) and (M, 4) -> (N, M) intersection over union."""
-  inter = overlap(a, b)
-  area_a, area_b = ((x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1]) for x in (a, b))
-  return inter / np.maximum(area_a[:, None] + area_b[None] - inter, 1e-9)
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """(N, 4) and (M, 4) -> (N, M) pixels in both."""
-  wh = np.clip(np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2]), 0, None)
-  return wh[..., 0] * wh[..., 1]
 
 
 def to_measure(boxes: np.ndarray) -> np.ndarray:
@@ -223,7 +211,7 @@ class ObjectTracker:
     whole, cut = complete(there[rows], boxes[columns])
     # a box cut by what stands before it (lower in the picture) says less
     before = (boxes[None, :, 3] > there[rows, 3, None]) & (np.arange(len(m)) != columns[:, None])
-    hidden = (overlap(there[rows], boxes) * before).sum(1) / np.maximum(np.prod(there[rows, 2:] - there[rows, :2], axis=1), 1e-9)
+    hidden = (intersection(there[rows], boxes) * before).sum(1) / np.maximum(np.prod(there[rows, 2:] - there[rows, :2], axis=1), 1e-9)
     m = np.concatenate([to_measure(whole)[:, :2], m[columns, 2:]], axis=1)
     less = 1 + 8 * np.minimum(np.maximum(hidden, cut), 1)
     self.correct(t, rows, slice(None), 0, m, self.noise(m) * less[:, None] ** 2)

@@ -4,10 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.fair.students.layers import separable
-from openpilot.tools.sim.render import CLASSES
 
-OBJECT_CLASSES = ("vehicle", "pedestrian", "cyclist")
 PROTOTYPES = 16
 EMBEDDING = 16
 BOX_STRIDE = 8
@@ -39,10 +38,10 @@ class ObjectsHead(nn.Module):
   def __init__(self, neck: int, fine: int, width: int):
     super().__init__()
     self.tower = nn.Sequential(separable(neck, width), separable(width, width))
-    self.heat, self.box = nn.Conv2d(width, len(OBJECT_CLASSES), 1), nn.Conv2d(width, 4, 1)
+    self.heat, self.box = nn.Conv2d(width, len(OBJECTS), 1), nn.Conv2d(width, 4, 1)
     self.coef, self.embed = nn.Conv2d(width, PROTOTYPES, 1), nn.Conv2d(width, EMBEDDING, 1)
     self.proto = nn.Sequential(separable(fine, fine), nn.Conv2d(fine, PROTOTYPES, 1))
-    self.segmentation = nn.Conv2d(fine, len(CLASSES), 1)
+    self.segmentation = nn.Conv2d(fine, len(SEGMENTATION), 1)
     assert self.heat.bias is not None
     nn.init.constant_(self.heat.bias, -4.0)  # objects are rare: a focal loss starts calm
 

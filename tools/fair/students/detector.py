@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from openpilot.tools.fair.students.dense import OBJECT_CLASSES
+from openpilot.tools.fair.students.classes import OBJECTS
 from openpilot.tools.fair.students.layers import Attention, feed_forward, merge_heads, split_heads
 from openpilot.tools.fair.students.scene import up
 
@@ -95,7 +95,7 @@ class DetectorHead(nn.Module):
     self.key, self.value = nn.Linear(d, d), nn.Linear(d, d)  # of the tokens, for all layers: they look at the same ones
     self.decoder = nn.ModuleList(DecoderLayer(d, hidden, heads) for _ in range(layers))
     self.content, self.query = nn.Parameter(torch.randn(1, QUERIES, d) * 0.02), nn.Parameter(torch.randn(1, QUERIES, d) * 0.02)
-    self.logits = nn.ModuleList(nn.Linear(d, len(OBJECT_CLASSES)) for _ in range(layers))
+    self.logits = nn.ModuleList(nn.Linear(d, len(OBJECTS)) for _ in range(layers))
     self.boxes = nn.ModuleList(nn.Sequential(nn.Linear(d, d), nn.ReLU(inplace=True), nn.Linear(d, 4)) for _ in range(layers))
     places = grid(6, 10)
     assert len(places) == QUERIES

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openpilot.tools.fair.students.dense import OBJECT_CLASSES
+from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.fair.students.lanes import POINTS
 from openpilot.tools.fair.students.student import Student
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.sim.render import CLASSES
 
 OPSET = 17
 STATE = {"lanes_template": "lanes_template_out", "lanes_hidden": "lanes_hidden_out"}
@@ -21,13 +20,13 @@ STATE = {"lanes_template": "lanes_template_out", "lanes_hidden": "lanes_hidden_o
 OUTPUTS: dict[str, dict[str, Any]] = {
   "depth": {"head": "depth", "parameters": {"activation": "exp", "metric": True}},
   "features": {"head": "features", "parameters": {}},
-  "segmentation": {"head": "segmentation", "parameters": {}, "classes": list(CLASSES)},
+  "segmentation": {"head": "segmentation", "parameters": {}, "classes": list(SEGMENTATION)},
   **{f"objects_{part}": {"head": "objects", "parameters": {"part": part}} for part in ("heat", "box", "coef", "proto", "embed")},
   **{f"detector_{part}": {"head": "detector", "parameters": {"part": part}} for part in ("logits", "boxes")},
   "lanes_points_out": {"head": "lanes", "parameters": {"part": "points"}},
   "lanes_visible": {"head": "lanes", "parameters": {"part": "visible"}},
 }
-OUTPUTS["objects_heat"]["classes"] = OUTPUTS["detector_logits"]["classes"] = list(OBJECT_CLASSES)
+OUTPUTS["objects_heat"]["classes"] = OUTPUTS["detector_logits"]["classes"] = list(OBJECTS)
 
 
 class Graph(nn.Module):

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from openpilot.selfdrive.modeld.fair.assignment import assign, hungarian
 from openpilot.selfdrive.modeld.fair.heads import objects as objects_head
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
@@ -20,7 +21,7 @@ from openpilot.selfdrive.modeld.fair.heads.lanes import LanePoints, model_lines
 from openpilot.selfdrive.modeld.fair.heads.objects import Detections
 from openpilot.selfdrive.modeld.fair.lanes import LaneTracker
 from openpilot.selfdrive.modeld.fair.publish import Stamp, lanes_message, objects_message, serialise
-from openpilot.selfdrive.modeld.fair.tracking import Tracker, assign, hungarian
+from openpilot.selfdrive.modeld.fair.tracking import Tracker
 
 VIEW = (256, 512)
 CLASSES = ["vehicle", "pedestrian", "cyclist"]

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from openpilot.selfdrive.modeld.fair.assignment import assign
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import FAR, HEIGHT_STD, PITCH_STD, Ground
 from openpilot.selfdrive.modeld.fair.heads.objects import MAX_OBJECTS, Detections, box_iou, intersection
@@ -46,78 +47,6 @@ class Tracked:
 TRACK_FIELDS = ("ids", "class_ids", "scores", "boxes", "ages", "occluded", "visibility", "mask_of", "position", "position_std")   # one row a track
 
 
-def assign(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(N, M) -> rows and columns of the pairs that make the largest sum of positive values, each row and column at most once. Exact.
-
-  Rows that share no possible column, by however many steps, do not touch each other, so each such group is solved by itself: most have one row or one column,
-  where the best pair is the answer, the others take the Hungarian method.
-  """
-  rows, cols = np.nonzero(value > 0)
-  pairs: dict[int, dict[int, float]] = {}   # row -> column -> value
-  for i, j, v in zip(rows.tolist(), cols.tolist(), value[rows, cols].tolist(), strict=True):
-    pairs.setdefault(i, {})[j] = v
-  group: dict[int, list[int]] = {}   # column -> the rows of its group; the same list for all columns of a group
-  for i, of_row in pairs.items():
-    joined = [i]
-    for j in of_row:
-      other = group.get(j)
-      if other is not None and other is not joined:
-        joined += other
-        for k in other:
-          group.update(dict.fromkeys(pairs[k], joined))
-      group[j] = joined
-  out: list[tuple[int, int]] = []
-  for r in {id(g): g for g in group.values()}.values():
-    if len(r) == 1:
-      of_row = pairs[r[0]]
-      out.append((r[0], max(of_row, key=of_row.__getitem__)))
-      continue
-    r.sort()
-    c = sorted({j for i in r for j in pairs[i]})
-    if len(c) == 1:
-      out.append((max(r, key=lambda i: pairs[i][c[0]]), c[0]))
-    else:
-      out += [(r[i], c[j]) for i, j in hungarian([[pairs[i].get(j, 0.0) for j in c] for i in r])]
-  out.sort()
-  return np.array([i for i, _ in out], np.intp), np.array([j for _, j in out], np.intp)
-
-
-def hungarian(value: list[list[float]]) -> list[tuple[int, int]]:
-  """The pairs of assign() in a small matrix: shortest augmenting paths, O(n^2 m). Values of 0 and less stand for 'not'. Of this size lists beat arrays."""
-  n, m = len(value), len(value[0])
-  if n > m:
-    return [(i, j) for j, i in hungarian([list(c) for c in zip(*value, strict=True)])]
-  cost = [[-max(v, 0.0) for v in row] for row in value]
-  u, v = [0.0] * (n + 1), [0.0] * (m + 1)       # potentials; index 0 stands for 'none'
-  owner, way = [0] * (m + 1), [0] * (m + 1)     # the row of each column; the column before it on the path
-  for row in range(1, n + 1):
-    owner[0], j = row, 0
-    least, used, free = [float("inf")] * (m + 1), [0], list(range(1, m + 1))
-    while True:
-      i, delta, best = owner[j], float("inf"), 0
-      line, at = cost[i - 1], u[i]
-      for k in free:
-        reduced = line[k - 1] - at - v[k]
-        if reduced < least[k]:
-          least[k], way[k] = reduced, j
-        if least[k] < delta:
-          delta, best = least[k], k
-      for k in used:
-        u[owner[k]] += delta
-        v[k] -= delta
-      for k in free:
-        least[k] -= delta
-      j = best
-      if owner[j] == 0:
-        break
-      used.append(j)
-      free.remove(j)
-    while j:
-      owner[j] = owner[way[j]]
-      j = way[j]
-  return [(owner[j] - 1, j - 1) for j in range(1, m + 1) if owner[j] and value[owner[j] - 1][j - 1] > 0]
-
-
 def merge(found: list[Detections], classes: list[str]) -> Detections:
   """Detections of several heads as one, classes renumbered: where two of one class are the same thing, the earlier head's stays, with the better score."""
   ids = [np.array([classes.index(c) for c in d.classes], np.int64)[d.class_ids] for d in found]
@@ -146,10 +75,12 @@ def merge(found: list[Detections], classes: list[str]) -> Detections:
   return Detections(classes, np.concatenate([d.boxes for d in found])[at], score[order], np.concatenate(ids)[at], masks, embed)
 
 
-def pack(masks: np.ndarray) -> np.ndarray:
-  """(M, h, w) bool -> (M, words) bits, to count overlaps in a few instructions a pair."""
+def pack(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(M, h, w) bool -> (M, words) bits, to count overlaps in a few instructions a pair, and (M,) int32 how many are set."""
   bits = np.packbits(masks.reshape(len(masks), masks.shape[1] * masks.shape[2]), axis=1)
-  return bits.view(np.uint64) if bits.shape[1] % 8 == 0 else bits
+  if bits.shape[1] % 8 == 0:
+    bits = bits.view(np.uint64)
+  return bits, np.bitwise_count(bits).sum(1, dtype=np.int32)
 
 
 def locate(
@@ -211,8 +142,8 @@ class Tracker:
     self.scores, self.votes = np.zeros(n, np.float32), np.zeros((n, len(self.classes)), np.float32)
     self.embed: np.ndarray | None = None
     self.bits: np.ndarray | None = None
-    self.has_bits, self.has_embed = np.zeros(n, bool), np.zeros(n, bool)
-    self.tracks = ["ids", "born", "hits", "lost", "mean", "speed", "p00", "p01", "p11", "scores", "votes", "embed", "bits", "has_bits", "has_embed"]
+    self.pixels, self.has_embed = np.zeros(n, np.int32), np.zeros(n, bool)   # of the mask last seen, 0 without one
+    self.tracks = ["ids", "born", "hits", "lost", "mean", "speed", "p00", "p01", "p11", "scores", "votes", "embed", "bits", "pixels", "has_embed"]
 
   def _select(self, at: np.ndarray) -> None:
     for name in self.tracks:
@@ -221,57 +152,65 @@ class Tracker:
 
   @property
   def boxes(self) -> np.ndarray:
-    half = self.mean[:, 2:] / 2
-    return np.concatenate([self.mean[:, :2] - half, self.mean[:, :2] + half], axis=1)
+    half, out = self.mean[:, 2:] / 2, np.empty_like(self.mean)
+    np.subtract(self.mean[:, :2], half, out=out[:, :2])
+    np.add(self.mean[:, :2], half, out=out[:, 2:])
+    return out
 
   def predict(self, dt: int) -> None:
     """Constant velocity in the image. The size of a track out of sight soon stops changing: its last change was the occluder's edge."""
     self.mean += self.speed * dt
-    self.mean[:, 2:] = np.clip(self.mean[:, 2:], 4, 2 * max(self.view))
-    self.speed[self.lost > 0, 2:] *= 0.8 ** dt
-    q = np.where(self.lost > 0, (UNSEEN * Q) ** 2, Q * Q)
+    size = self.mean[:, 2:]
+    np.minimum(np.maximum(size, 4, out=size), 2 * max(self.view), out=size)
+    q: np.ndarray | float = Q * Q
+    if (lost := self.lost > 0).any():
+      self.speed[lost, 2:] *= 0.8 ** dt
+      q = np.where(lost, (UNSEEN * Q) ** 2, Q * Q)
     self.p00 += 2 * dt * self.p01 + dt * dt * self.p11 + q * (dt ** 4 / 4)
     self.p01 += dt * self.p11 + q * (dt ** 3 / 2)
     self.p11 += q * (dt * dt)
 
-  def _values(self, d: Detections, inter: np.ndarray, area: np.ndarray, bits: np.ndarray | None) -> np.ndarray:
-    """(N, M) of assign(): over 0 where track and detection may be the same. inter: (N, M) that predicted boxes share with detections, area: (N,) of boxes."""
-    b = d.boxes
-    wide, high = b[:, 2] - b[:, 0], b[:, 3] - b[:, 1]
+  def _values(self, d: Detections, inter: np.ndarray, area: np.ndarray, bits: np.ndarray | None, pixels: np.ndarray, looks: np.ndarray) -> np.ndarray:
+    """(N, M) of assign(): over 0 where track and detection may be the same. inter: (N, M) that predicted boxes share with detections, area: (N,) of boxes;
+    bits, pixels: pack() of the detections' masks; looks: (M,) which of them have an embedding.
+    """
+    x0, y0, x1, y1 = d.boxes.T
+    wide, high = x1 - x0, y1 - y0
     iou = inter / np.maximum(area[:, None] + wide * high - inter, 1e-6)
-    mean = self.mean.astype(np.float32)
+    x, y, w, h = self.mean.T.astype(np.float32)
     std = np.minimum(np.sqrt(self.p00 + R * R), MAX_STD).astype(np.float32)
-    reach = 1 / (std * std * mean[:, 2] * mean[:, 3])[:, None]
-    dx, dy = (b[:, 0] + b[:, 2]) / 2 - mean[:, :1], (b[:, 1] + b[:, 3]) / 2 - mean[:, 1:2]
-    off2 = (dx * dx + dy * dy) * reach
+    dx, dy = (x0 + x1) / 2 - x[:, None], (y0 + y1) / 2 - y[:, None]
+    off2 = (dx * dx + dy * dy) * (1 / (std * std * w * h))[:, None]
     alike = self.votes.argmax(1)[:, None] == d.class_ids
-    i, j = np.nonzero((alike & ((iou > MIN_OVERLAP) | (off2 < MAX_SIGMA ** 2))) | (iou > 0.5))   # of the others no more has to be known
-    overlap, away = iou[i, j], off2[i, j]
-    lost = self.lost[i] > 0
+    at = np.flatnonzero((alike & ((iou > MIN_OVERLAP) | (off2 < MAX_SIGMA ** 2))) | (iou > 0.5))   # of the other pairs no more has to be known
+    i = at // len(wide)
+    j = at - i * len(wide)
+    overlap, away = iou.ravel()[at], off2.ravel()[at]
     motion = np.exp(-0.5 * away)
     # a lost car is not found again in one of half its width
-    w0, h0, w1, h1 = mean[i, 2], mean[i, 3], wide[j], high[j]
+    w0, h0, w1, h1 = w[i], h[i], wide[j], high[j]
     motion *= np.sqrt(np.minimum(w0, w1) * np.minimum(h0, h1) / np.maximum(np.maximum(w0, w1) * np.maximum(h0, h1), 1))
+    lost = self.lost[i] > 0
     if bits is not None and self.bits is not None:
       # a mask is compared where it last was: in one frame it hardly moves, and in longer it says less than the predicted box
-      k = np.flatnonzero(~lost & (overlap > 0) & self.has_bits[i] & np.asarray(bits.any(1))[j])
-      mine, theirs = self.bits[i[k]], bits[j[k]]
-      both = np.bitwise_count(mine & theirs).sum(1, dtype=np.int32)
-      either = np.bitwise_count(mine | theirs).sum(1, dtype=np.int32)
-      overlap[k] = both / np.maximum(either, 1)
-    # out of sight, overlap with a vague prediction says little: motion, which knows how vague, speaks in its place
-    overlap += np.where(lost, np.maximum(motion - overlap, 0) * np.minimum(std[i] / MAX_STD, 1), 0)
-    value, weight = W_OVERLAP * overlap + W_MOTION * motion, np.full(len(i), W_OVERLAP + W_MOTION)
-    may = np.ones(len(i), bool)
+      mine, theirs = self.pixels[i], pixels[j]
+      k = np.flatnonzero((overlap > 0) & (mine > 0) & (theirs > 0) & ~lost)
+      both = np.bitwise_count(self.bits[i[k]] & bits[j[k]]).sum(1, dtype=np.int32)
+      overlap[k] = both / (mine[k] + theirs[k] - both)
+    if lost.any():   # out of sight, overlap with a vague prediction says little: motion, which knows how vague, speaks in its place
+      overlap += np.where(lost, np.maximum(motion - overlap, 0) * np.minimum(std[i] / MAX_STD, 1), 0)
+    value = W_OVERLAP * overlap + W_MOTION * motion
     if self.embed is not None and d.embed is not None:
-      known = self.has_embed[i] & np.asarray(d.embed.any(1))[j]
-      cosine = (self.embed @ d.embed.T)[i, j]
+      known = self.has_embed[i] & looks[j]
+      cosine = (self.embed @ d.embed.T).ravel()[at]
       value += np.where(known, W_EMBED * np.maximum(cosine, 0), 0)
-      weight[known] += W_EMBED
-      may = ~known | (cosine > MIN_COSINE) | (~lost & (overlap > 0.5))
-    out = np.zeros(iou.shape)
-    out[i, j] = (value / weight - MIN_VALUE) * may
-    return out
+      value = value / (W_OVERLAP + W_MOTION + W_EMBED * known) - MIN_VALUE
+      value *= ~known | (cosine > MIN_COSINE) | (~lost & (overlap > 0.5))
+    else:
+      value = value / (W_OVERLAP + W_MOTION) - MIN_VALUE
+    out = np.zeros(iou.size)
+    out[at] = value
+    return out.reshape(iou.shape)
 
   def update(self, frame_id: int, d: Detections, ground: Ground, depth: Depth | None = None) -> Tracked:
     """d: what the heads found in this frame, class_ids into this tracker's classes. After a jump of the frame's number beyond MAX_LOST, or back, all is new."""
@@ -282,11 +221,12 @@ class Tracker:
     self.last_frame = frame_id
     self.predict(dt)
     boxes = self.boxes.astype(np.float32)
-    bits = pack(d.masks) if d.masks is not None else None
+    bits, pixels = pack(d.masks) if d.masks is not None else (None, np.zeros(len(d.boxes), np.int32))
+    looks = d.embed.any(1) if d.embed is not None else np.zeros(len(d.boxes), bool)
     area, inter = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), intersection(boxes, d.boxes)
     i = j = np.zeros(0, np.intp)
     if inter.size:
-      i, j = assign(self._values(d, inter, area, bits))
+      i, j = assign(self._values(d, inter, area, bits, pixels, looks))
     found = np.full(len(self.ids), -1)
     found[i] = j
     cover = np.zeros(len(boxes), np.float32)   # share of each predicted box behind the box of one nearer detection, nearer being the one that reaches lower
@@ -303,8 +243,8 @@ class Tracker:
     if bits is not None:
       if self.bits is None:
         self.bits = np.zeros((len(self.ids), bits.shape[1]), bits.dtype)
-      self.bits[i], self.has_bits[i] = bits[j], bits[j].any(1)
-    self._remember(i, j, d, cover[i])
+      self.bits[i], self.pixels[i] = bits[j], pixels[j]
+    self._remember(i, j, d, looks, cover[i])
     # leave: unseen too long, seen once and weakly, or gone out of the view
     inside = (boxes[:, 2] > 0) & (boxes[:, 3] > 0) & (boxes[:, 0] < self.view[1] - 1) & (boxes[:, 1] < self.view[0] - 1)
     stay = (self.lost == 0) | ((self.lost <= MAX_LOST) & ((self.hits > 1) | (self.scores >= PROBABLE)) & inside)
@@ -319,7 +259,7 @@ class Tracker:
       self._select(at)
       found, cover = found[at], cover[at]
     if new.size:
-      self._start(new, d, frame_id, bits)
+      self._start(new, d, frame_id, bits, pixels, looks)
       found, cover = np.concatenate([found, new]), np.concatenate([cover, np.zeros(len(new), np.float32)])
     return self._tracked(frame_id, d, found, cover, ground, depth)
 
@@ -341,18 +281,20 @@ class Tracker:
 
   def _correct(self, i: np.ndarray, b: np.ndarray, cover: np.ndarray) -> None:
     """The filter's step. What is partly hidden is known less well."""
-    z = np.concatenate([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], axis=1)
-    r = R * R * (1 + 10 * cover)
-    s = self.p00[i] + r
-    k0, k1 = self.p00[i] / s, self.p01[i] / s
+    z = np.empty_like(b)
+    z[:, :2] = (b[:, :2] + b[:, 2:]) / 2
+    z[:, 2:] = b[:, 2:] - b[:, :2]
+    p00, p01 = self.p00[i], self.p01[i]
+    s = p00 + R * R * (1 + 10 * cover)
+    k0, k1 = p00 / s, p01 / s
     off = z - self.mean[i]
     self.mean[i] += k0[:, None] * off
     self.speed[i] += k1[:, None] * off
-    self.p11[i] -= k1 * self.p01[i]
-    self.p01[i] *= 1 - k0
-    self.p00[i] *= 1 - k0
+    self.p11[i] -= k1 * p01
+    self.p01[i] = p01 * (1 - k0)
+    self.p00[i] = p00 * (1 - k0)
 
-  def _remember(self, i: np.ndarray, j: np.ndarray, d: Detections, cover: np.ndarray) -> None:
+  def _remember(self, i: np.ndarray, j: np.ndarray, d: Detections, looks: np.ndarray, cover: np.ndarray) -> None:
     """Score, class and looks."""
     self.scores[i] = d.scores[j]
     self.votes[i] *= 1 - VOTE_RATE
@@ -361,14 +303,15 @@ class Tracker:
       return
     if self.embed is None:
       self.embed = np.zeros((len(self.ids), d.embed.shape[1]), np.float32)
-    ok = d.embed[j].any(1) & ((cover < COVERED) | ~self.has_embed[i])   # half hidden, it looks like its occluder
+    has = self.has_embed[i]
+    ok = looks[j] & ((cover < COVERED) | ~has)   # half hidden, it looks like its occluder
     i, j = i[ok], j[ok]
-    rate = np.where(self.has_embed[i], EMBED_RATE, 1)[:, None]
+    rate = np.where(has[ok], EMBED_RATE, 1)[:, None]
     e = (1 - rate) * self.embed[i] + rate * d.embed[j]
-    self.embed[i] = e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), 1e-6)
+    self.embed[i] = e / np.maximum(np.sqrt((e * e).sum(1, keepdims=True)), 1e-6)
     self.has_embed[i] = True
 
-  def _start(self, new: np.ndarray, d: Detections, frame_id: int, bits: np.ndarray | None) -> None:
+  def _start(self, new: np.ndarray, d: Detections, frame_id: int, bits: np.ndarray | None, pixels: np.ndarray, looks: np.ndarray) -> None:
     n, b = len(new), d.boxes[new].astype(np.float64)
     votes = np.zeros((n, len(self.classes)), np.float32)
     votes[np.arange(n), d.class_ids[new]] = d.scores[new]
@@ -376,7 +319,7 @@ class Tracker:
       "ids": np.arange(self.next_id, self.next_id + n), "born": np.full(n, frame_id), "hits": np.ones(n, np.int64), "lost": np.zeros(n, np.int64),
       "mean": np.concatenate([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], axis=1), "speed": np.zeros((n, 4)),
       "p00": np.full(n, R * R), "p01": np.zeros(n), "p11": np.full(n, V0 * V0), "scores": d.scores[new], "votes": votes,
-      "has_bits": bits[new].any(1) if bits is not None else np.zeros(n, bool), "has_embed": d.embed[new].any(1) if d.embed is not None else np.zeros(n, bool),
+      "pixels": pixels[new], "has_embed": looks[new],
     }
     if self.bits is not None:
       more["bits"] = bits[new] if bits is not None else np.zeros((n, self.bits.shape[1]), self.bits.dtype)

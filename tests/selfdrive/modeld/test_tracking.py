@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from openpilot.selfdrive.modeld.fair.assignment import assign, hungarian
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.objects import Detections, box_iou
-from openpilot.selfdrive.modeld.fair.tracking import MAX_LOST, MAX_TRACKS, Tracker, assign, hungarian, locate, merge
+from openpilot.selfdrive.modeld.fair.tracking import MAX_LOST, MAX_TRACKS, Tracker, locate, merge
 
 VIEW = (256, 512)
 CLASSES = ["vehicle", "pedestrian", "cyclist"]

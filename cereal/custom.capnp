@@ -28,6 +28,10 @@ struct FairState @0xcb9fd56c7057593a {
   calibrated @19 :Bool;            # false: the warp uses the default (level, straight) mounting
   memoryMB @20 :Float32;           # resident set size of the process
   viewFilled @21 :Float32;         # fraction of the model view that the camera covers
+  rate @22 :Float32;               # frames a second that are taken: the bundle's, less when the device is hot
+  budget @23 :Float32;             # seconds that a frame may take
+  framesNotDue @24 :UInt32;        # received, but not wanted at this rate: no drops
+  framesLate @25 :UInt32;          # over the budget: dropped as modelV2 came too late (in framesDropped too), or a graph put off, or finished after it
 
   enum Status {
     starting @0;
@@ -45,6 +49,7 @@ struct FairState @0xcb9fd56c7057593a {
     period @4 :UInt32;             # frames
     valid @5 :Bool;
     fault @6 :Text;
+    late @7 :UInt32;               # times it was put off to the next frame, since the budget had no room for it
   }
 }
 
@@ -57,6 +62,8 @@ struct FairDepth @0xc2243c65e0340384 {
   data @5 :Data;                   # height x width little-endian float16, row-major, z along the view's optical axis; NaN outside the camera image
   metric @6 :Bool;                 # true: metres; false: relative, up to one scale
   modelExecutionTime @7 :Float32;  # seconds
+  scale @8 :Float32;               # factor in data that made metres of what the student gave: 1 where it gives metres itself, 0 while unknown
+  scaleStd @9 :Float32;            # its standard deviation, as a share of it
 }
 
 struct FairObjects @0x9ccdc8676701b412 {
@@ -80,6 +87,7 @@ struct FairObjects @0x9ccdc8676701b412 {
     visibility @9 :Float32;        # 0..1
     position @10 :List(Float32);   # x, y, z on the road, empty if unknown
     positionStd @11 :List(Float32);
+    depth @12 :Float32;            # metres, of a metric depth map in the middle of the box; 0 where there is none
   }
 }
 
@@ -114,6 +122,7 @@ struct FairLanes @0xb057204d7deadf3f {
     roadY @7 :List(Float32);
     roadZ @8 :List(Float32);
     fit @9 :List(Float32);         # y = sum fit[i] x^i on the road
+    depth @10 :List(Float32);      # metres, of a metric depth map at each point, NaN where it has none; empty without such a map
   }
 }
 

@@ -2,29 +2,32 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError
-from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, ModelFrame, camera_intrinsics
-from openpilot.selfdrive.modeld.fair.heads import HEADS, part_of
+from openpilot.selfdrive.modeld.fair.bundle import Bundle
+from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
+from openpilot.selfdrive.modeld.fair.heads import HEADS
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.lanes import map_lines, model_lines
 from openpilot.selfdrive.modeld.fair.heads.objects import Detections
 from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation
 from openpilot.selfdrive.modeld.fair.ipc import messaging
-from openpilot.selfdrive.modeld.fair.lanes import MAX_HIDDEN, MAX_LINES, LaneTracker, spec_slots
+from openpilot.selfdrive.modeld.fair.lanes import MAX_HIDDEN, MAX_LINES, LaneTracker
+from openpilot.selfdrive.modeld.fair.plan import VIEW, Plan, make_plan, try_heads
 from openpilot.selfdrive.modeld.fair.publish import PUBLISH, Stamp, lanes_message, objects_message
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
+from openpilot.selfdrive.modeld.fair.schedule import FrameSchedule, due
 from openpilot.selfdrive.modeld.fair.tracking import Tracker, merge
 
 MAX_ANGLE = 0.35  # rad; beyond, a calibration is not one
 JUMP = 0.005  # rad; a calibration that moved further since the last reset is another one: over one pixel of a map
 MAX_STEP = 5  # frames; more between two, or a number that falls, is a gap
-VIEW = (VIEW_H, VIEW_W)
+USUAL = 0.1  # weight of a run in a graph's usual time
+MAX_FAULT = 240  # characters
 OBJECT_HEADS = ("objects", "detector")  # the order in which they are preferred where both see one thing
 # what happened -> the `reset` of the states that begin anew
 RESETS = {"stream": ("stream", "gap", "calibration"), "gap": ("gap", "calibration"), "calibration": ("calibration",)}
@@ -32,6 +35,10 @@ RESETS = {"stream": ("stream", "gap", "calibration"), "gap": ("gap", "calibratio
 
 def no_clock() -> float:
   return 0.0
+
+
+def first_line(e: Exception) -> str:
+  return (str(e) or type(e).__name__).splitlines()[0][:160]
 
 
 @dataclass
@@ -42,72 +49,8 @@ class GraphStats:
   count: int = 0
   valid: bool = True
   fault: str = ""
-
-
-@dataclass
-class Plan:
-  """One graph: what goes in, what its outputs are decoded by, what it remembers."""
-
-  graph: dict[str, Any]
-  heads: dict[str, dict[str, dict[str, Any]]]  # head -> part -> entry of the output
-  inputs: dict[str, np.ndarray] = field(default_factory=dict)  # all but the frame: the same arrays at every call
-  slots: LaneTracker | None = None
-  last_frame: int | None = None
-
-
-def plan_heads(where: str, graph: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-  """Groups a graph's outputs by head. Raises BundleError where a head is not known, lacks a part, or disagrees with its classes."""
-  heads: dict[str, dict[str, dict[str, Any]]] = {}
-  for out in graph["outputs"]:
-    if "head" not in out:
-      continue
-    if out["head"] not in HEADS:
-      raise BundleError(f"{where}: output '{out['name']}' wants the head '{out['head']}', this runtime has {', '.join(sorted(HEADS))}")
-    part, there = part_of(out), heads.setdefault(out["head"], {})
-    head = HEADS[out["head"]]
-    if part in there or part not in head.parts + head.more:
-      why = "two outputs are" if part in there else f"output '{out['name']}' is"
-      raise BundleError(f"{where}: {why} part '{part}' of the head '{out['head']}', its parts are {', '.join(head.parts + head.more)}; export the bundle again")
-    there[part] = out
-  for name, there in heads.items():
-    head = HEADS[name]
-    wanted = (*head.parts, *(("coef", "proto") if "coef" in there or "proto" in there else ()))
-    if missing := [p for p in wanted if p not in there]:
-      raise BundleError(f"{where}: the head '{name}' lacks its part {', '.join(missing)}; there are {', '.join(there)}; export the bundle again")
-    if head.classes:
-      out = there[head.classes]
-      channels = out["shape"][head.axis] if len(out["shape"]) > head.axis else 0
-      if len(out.get("classes", [])) != channels:
-        raise BundleError(f"{where}: output '{out['name']}' has {channels} channels and {len(out.get('classes', []))} classes; export the bundle again")
-  return heads
-
-
-def plan_inputs(where: str, plan: Plan) -> None:
-  """Makes the arrays of a graph's state and point slots. Raises BundleError where its inputs are not the newest frame, its state and its slots."""
-  graph = plan.graph
-  inputs, outputs = {i["name"]: i for i in graph["inputs"]}, {o["name"]: o for o in graph["outputs"]}
-  for state in graph.get("state", []):
-    into, out = inputs.get(state["input"]), outputs.get(state["output"])
-    if into is None or out is None or (into["shape"], into["dtype"]) != (out["shape"], out["dtype"]):
-      raise BundleError(f"{where}: state goes from output '{state['output']}' to input '{state['input']}', which must both exist and be alike; export it again")
-    plan.inputs[into["name"]] = np.full(into["shape"], state["initial"], into["dtype"])
-  if (found := spec_slots(graph)) is not None:
-    count, names = found
-    plan.slots = LaneTracker(count, VIEW)
-    for key, array in (("points", plan.slots.points), ("mask", plan.slots.mask), ("fresh", plan.slots.fresh)):
-      spec = inputs.get(names[key])
-      if spec is None or spec["shape"] != list(array.shape) or spec["dtype"] != "float32":
-        raise BundleError(f"{where}: its {count} point slots need an input '{names[key]}', float32{list(array.shape)}; export the bundle again")
-      plan.inputs[names[key]] = array
-  if (plan.slots is None) != ("lanes" not in plan.heads):
-    raise BundleError(f"{where}: point slots and the head 'lanes' belong together, it has one of them; export the bundle again")
-  if plan.slots is not None and plan.heads["lanes"]["points"]["shape"] != list(plan.slots.points.shape):
-    name = plan.heads["lanes"]["points"]["name"]
-    raise BundleError(f"{where}: output '{name}' must be of the shape {list(plan.slots.points.shape)}; export the bundle again")
-  more = inputs.keys() - plan.inputs.keys() - {"frame"}
-  if more or "frame" not in inputs or inputs["frame"].get("frames", [0]) != [0]:
-    what = f"not '{sorted(more)[0]}'" if more else "and the newest frame as 'frame'"
-    raise BundleError(f"{where}: inputs are the newest frame, states and point slots, {what}; export the bundle again, or update selfdrive/modeld/fair")
+  usual: float = 0.0  # s, filtered: run and decode
+  late: int = 0
 
 
 class FairModel:
@@ -119,21 +62,24 @@ class FairModel:
 
   def __init__(self, bundle: Bundle, clock: Callable[[], float] | None = None, threads: int = 1):
     self.bundle, self.clock = bundle, clock or no_clock
+    self.schedule = FrameSchedule(bundle.manifest)
     self.runners: dict[str, OnnxRunner] = {}
     self.plans: list[Plan] = []
     self.stats = {g["name"]: GraphStats() for g in bundle.graphs}
     classes: list[str] = []
     for graph in bundle.graphs:
       where = f"{bundle.path}: graph '{graph['name']}'"
-      plan = Plan(graph, plan_heads(where, graph))
-      plan_inputs(where, plan)
+      plan = make_plan(where, graph)
       self.plans.append(plan)
       for name in OBJECT_HEADS:
         if name in plan.heads:
           classes += [c for c in plan.heads[name][HEADS[name].classes]["classes"] if c not in classes]
       runner = self.runners[graph["name"]] = OnnxRunner(bundle.path / graph["file"], graph, threads)
+      outputs = None
       with contextlib.suppress(Exception):  # the first run allocates and would cost the first frame; what fails here fails there, and is reported then
-        runner.run({i["name"]: np.zeros(i["shape"], i["dtype"]) for i in graph["inputs"]})
+        outputs = runner.run({i["name"]: np.zeros(i["shape"], i["dtype"]) for i in graph["inputs"]})
+      if outputs is not None:
+        try_heads(where, plan, outputs)
     self.tracker = Tracker(classes, VIEW)
     self.warp: ModelFrame | None = None
     self.rpy: np.ndarray | None = None  # None: not calibrated, the warp takes a level and straight mounting
@@ -141,7 +87,7 @@ class FairModel:
     self.ground = view_ground(bundle.manifest["view"])
     self.intrinsics: np.ndarray | None = None
     self.stream: tuple[int, int, bool] | None = None  # width, height, wide
-    self.frames = self.invalid = self.faults = 0
+    self.frames = self.invalid = self.late = self.faults = 0
     self.fault = ""
     self.warp_time = self.decode_time = 0.0  # s since the last fairState
     self.last_frame_id = self.last_eof = 0
@@ -206,69 +152,92 @@ class FairModel:
   def process(self, buf: np.ndarray, frame_id: int, timestamp_sof: int, timestamp_eof: int, model: Any = None) -> list[tuple[str, Any]]:
     """buf: NV12 buffer, 1-D uint8, in the layout of set_camera(); model: this frame's modelV2 reader if there is one -> (service, message) of all that is due.
 
-    A graph that fails or puts out what is not finite gives messages with valid False and a fault; the others go on.
+    A graph that fails or puts out what is not finite gives messages with valid False and a fault; the others go on. One that the frame's budget has no
+    room for is put off to the next frame and counted. Raises ValueError on a buffer that is too short.
     """
     assert self.warp is not None, "set_camera() comes first"
-    t0 = self.clock()
+    begun = self.clock()
     frame = self.warp.warp(buf)
-    self.warp_time += self.clock() - t0
+    self.warp_time += self.clock() - begun
     messages: list[tuple[str, Any]] = []
-    ok = True
+    ok, late = True, False
     self.depth, self.found = None, {}
     objects: list[Stamp] = []  # of the graphs that have objects
-    for plan in self.plans:
-      graph = plan.graph
-      if self.frames % graph["period"]:
+    turn = [p for p in self.plans if p.owed or due(self.frames, p.graph)]
+    for n, plan in enumerate(sorted(turn, key=lambda p: not p.owed)):
+      stats = self.stats[plan.graph["name"]]
+      plan.owed = n > 0 and self.clock() - begun + stats.usual > self.schedule.budget
+      if plan.owed:
+        late = True
+        stats.late += 1
         continue
-      stats = self.stats[graph["name"]]
-      step = self._advance(plan, frame_id)
-      if plan.slots is not None:
-        self._seed(plan.slots, model)
-      plan.inputs["frame"] = frame[None]
-      t0 = self.clock()
-      try:
-        outputs = self.runners[graph["name"]].run(plan.inputs)
-        fault = ""
-      except Exception as e:  # ONNX Runtime's exceptions have no common base; one bad graph must not stop the others
-        outputs, fault = None, f"graph '{graph['name']}' failed: {str(e).splitlines()[0][:160]}"
-      execution_time = self.clock() - t0
-      stats.runs += 1
-      stats.count += 1
-      stats.total += execution_time
-      stats.longest = max(stats.longest, execution_time)
-      t0 = self.clock()
-      if outputs is not None:
-        bad = [name for name, a in outputs.items() if a.dtype.kind == "f" and not np.isfinite(a.sum(dtype=np.float64)) and not np.isfinite(a).all()]
-        if bad:
-          fault = f"graph '{graph['name']}' put out NaN or Inf in {', '.join(bad)} at frame {frame_id}"
-          self._reset_plan(plan, ("never", "stream", "gap", "calibration"))  # or it would come back every frame
-        else:
-          for state in graph.get("state", []):
-            np.copyto(plan.inputs[state["input"]], outputs[state["output"]])
-      stamp = Stamp(frame_id, timestamp_eof, self.bundle.name, execution_time, not fault)
-      if outputs is not None:
-        messages += self._decode(plan, outputs, stamp, step)
+      sent, stamp = self._run(plan, stats, frame, frame_id, timestamp_eof, model)
+      messages += sent
       if any(name in plan.heads for name in OBJECT_HEADS):
         objects.append(stamp)
-      stats.valid, stats.fault = not fault, fault
-      if fault:
-        self.report(fault)
-        ok = False
-      self.decode_time += self.clock() - t0
+      ok &= stamp.valid
     if objects:
       t0 = self.clock()
-      messages.append(self._track(objects))
+      messages += self._track(objects)
       self.decode_time += self.clock() - t0
     self.frames += 1
     self.invalid += not ok
+    self.late += late or self.clock() - begun > self.schedule.budget
     self.last_frame_id, self.last_eof = frame_id, timestamp_eof
     return messages
+
+  def _run(
+    self, plan: Plan, stats: GraphStats, frame: np.ndarray, frame_id: int, timestamp_eof: int, model: Any
+  ) -> tuple[list[tuple[str, Any]], Stamp]:
+    """One graph on one model frame -> its messages, and what they are stamped with."""
+    graph = plan.graph
+    begun = self.clock()
+    step = self._advance(plan, frame_id)
+    if plan.slots is not None:
+      self._seed(plan.slots, model)
+    plan.inputs["frame"] = frame[None]
+    t0 = self.clock()
+    try:
+      outputs = self.runners[graph["name"]].run(plan.inputs)
+      fault = ""
+    except Exception as e:  # runners' exceptions have no common base; one bad graph must not stop the others
+      outputs, fault = None, f"graph '{graph['name']}' failed: {first_line(e)}"
+    execution_time = self.clock() - t0
+    stats.runs += 1
+    stats.count += 1
+    stats.total += execution_time
+    stats.longest = max(stats.longest, execution_time)
+    t0 = self.clock()
+    messages: list[tuple[str, Any]] = []
+    if outputs is not None:
+      bad = [name for name, a in outputs.items() if a.dtype.kind == "f" and not np.isfinite(a.sum(dtype=np.float64)) and not np.isfinite(a).all()]
+      if bad:
+        fault = f"graph '{graph['name']}' put out NaN or Inf in {', '.join(bad)} at frame {frame_id}"
+        self._reset_plan(plan, ("never", "stream", "gap", "calibration"))  # or it would come back every frame
+      else:
+        for state in graph.get("state", []):
+          np.copyto(plan.inputs[state["input"]], outputs[state["output"]])
+    stamp = Stamp(frame_id, timestamp_eof, self.bundle.name, execution_time, not fault)
+    if outputs is not None:
+      try:
+        messages = self._decode(plan, outputs, stamp, step)
+      except Exception as e:  # finite numbers of which a head makes nothing: its graph's frame is lost, no more
+        fault = f"outputs of graph '{graph['name']}' cannot be decoded at frame {frame_id}: {first_line(e)}"
+        stamp = replace(stamp, valid=False)
+    plan.runs += 1
+    stats.valid, stats.fault = not fault, fault
+    if fault:
+      self.report(fault)
+    now = self.clock()
+    self.decode_time += now - t0
+    stats.usual += (now - begun - stats.usual) * (USUAL if stats.runs > 1 else 1)
+    return messages, stamp
 
   def _advance(self, plan: Plan, frame_id: int) -> int:
     """Frames since the graph's last one; what a gap ends is ended."""
     step = 1 if plan.last_frame is None else frame_id - plan.last_frame
     plan.last_frame = frame_id
-    if not 0 <= step <= MAX_STEP * plan.graph["period"]:
+    if not 0 <= step <= MAX_STEP * plan.graph["period"] * self.schedule.step:
       self._reset_plan(plan, RESETS["gap"])
       if plan.slots is not None and not 0 <= step <= MAX_HIDDEN:
         plan.slots.reset()
@@ -280,7 +249,10 @@ class FairModel:
     seeds: list[np.ndarray] = []
     if slots.wants_seeds():
       if model is not None:
-        seeds = model_lines(model, self.ground)
+        try:
+          seeds = model_lines(model, self.ground)
+        except Exception as e:  # a message is read when its fields are; what is in it is not ours
+          self.report(f"lane lines of modelV2 cannot be read: {first_line(e)}")
       elif self.segmentation is not None and "lane" in self.segmentation.classes:
         seeds = map_lines(self.segmentation.class_map, self.segmentation.classes.index("lane"), self.ground, MAX_LINES)
     slots.seed(seeds, self.ground, self.warp.valid)
@@ -291,6 +263,8 @@ class FairModel:
     messages = []
     with np.errstate(invalid="ignore", over="ignore"):
       for name, specs in plan.heads.items():
+        if not all(due(plan.runs, spec) for spec in specs.values()):
+          continue
         if not stamp.valid and name not in PUBLISH:
           if name == "lanes":
             messages.append(lanes_message([], stamp))
@@ -310,18 +284,37 @@ class FairModel:
             messages.append(message)
     return messages
 
-  def _track(self, stamps: list[Stamp]) -> tuple[str, Any]:
-    """One fairObjects of all that was found in this frame; valid while any of the graphs that find objects is."""
+  def _track(self, stamps: list[Stamp]) -> list[tuple[str, Any]]:
+    """One fairObjects of all that was found in this frame; valid while any of the graphs that find objects is. None where no head had its turn."""
     first = stamps[0]
     found = [self.found[name] for name in OBJECT_HEADS if name in self.found]
+    if not found and all(s.valid for s in stamps):
+      return []
     stamp = Stamp(first.frame_id, first.timestamp_eof, first.bundle, sum(s.execution_time for s in stamps), bool(found))
-    if not found:
-      return objects_message(None, stamp)
-    return objects_message(self.tracker.update(first.frame_id, merge(found, self.tracker.classes), self.ground, self.depth), stamp)
+    if found:
+      try:
+        return [objects_message(self.tracker.update(first.frame_id, merge(found, self.tracker.classes), self.ground, self.depth), stamp)]
+      except Exception as e:
+        self.report(f"objects cannot be tracked at frame {first.frame_id}: {first_line(e)}")
+        self.tracker.reset()
+        stamp = replace(stamp, valid=False)
+    return [objects_message(None, stamp)]
 
   def report(self, fault: str) -> None:
-    self.fault = fault
+    self.fault = fault[:MAX_FAULT]
     self.faults += 1
+
+  def follow(self, other: "FairModel") -> None:
+    """Takes the place of another bundle in mid-run: calibration, counts and faults go on, ids are not used twice; identities and states begin anew."""
+    self.rpy, self.rpy_at_reset = other.rpy, other.rpy_at_reset
+    self.ground = view_ground(self.bundle.manifest["view"], other.ground.height)
+    self.frames, self.invalid, self.late, self.faults, self.fault = other.frames, other.invalid, other.late, other.faults, other.fault
+    self.tracker.next_id = other.tracker.next_id
+    lines = max((p.slots.next_id for p in other.plans if p.slots is not None), default=1)
+    for plan in self.plans:
+      if plan.slots is not None:
+        plan.slots.next_id = lines
+    self.schedule.follow(other.schedule)
 
   def state_message(self, status: str = "running", **more: Any) -> tuple[str, Any]:
     """("fairState", message) of what happened since the last one; `more` sets fields that only the process knows."""
@@ -330,12 +323,14 @@ class FairModel:
     n = max(1, max((g.count for g in self.stats.values()), default=0))
     s.frameId, s.timestampEof, s.bundle, s.bundleHash, s.status = self.last_frame_id, self.last_eof, self.bundle.name, self.bundle.manifest_hash, status
     s.fault, s.faultCount, s.framesProcessed, s.framesInvalid = self.fault, self.faults, self.frames, self.invalid
+    s.framesLate, s.rate, s.budget = self.late, self.schedule.rate_now, self.schedule.budget
     s.warpTime, s.decodeTime, s.calibrated = self.warp_time / n, self.decode_time / n, self.rpy is not None
     if self.warp is not None:
       s.cameraWidth, s.cameraHeight, s.viewFilled = self.warp.width, self.warp.height, self.warp.filled
     for entry, graph in zip(s.init("graphs", len(self.bundle.graphs)), self.bundle.graphs, strict=True):
       g = self.stats[graph["name"]]
       entry.name, entry.runs, entry.period, entry.valid, entry.fault = graph["name"], g.runs, graph["period"], g.valid, g.fault
+      entry.late = g.late
       entry.executionTime, entry.executionTimeMax = g.total / max(1, g.count), g.longest
       g.total, g.longest, g.count = 0.0, 0.0, 0
     self.warp_time = self.decode_time = 0.0

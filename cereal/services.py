@@ -102,9 +102,9 @@ SERVICE_LIST: dict[str, Service] = {
   "alertDebug": Service(True, 20., 5, SMALL),
   "testJoystick": Service(True, 0., None, SMALL),
   "customReservedRawData0": Service(True, 0., None, SMALL),
-  # ours; decimation takes fairDepth and fairSegmentation to 1 Hz in the qlog
+  # ours; a bundle may send at a lower rate, not at a higher; decimation takes fairDepth and fairSegmentation to 1 Hz in the qlog
   "fairState": Service(True, 1., 1, SMALL),
-  "fairDepth": Service(True, 20., 20, MEDIUM),
+  "fairDepth": Service(True, 10., 10, MEDIUM),
   "fairObjects": Service(True, 20., 10, MEDIUM),
   "fairSegmentation": Service(True, 20., 20, MEDIUM),
   "fairLanes": Service(True, 20., 10, SMALL),

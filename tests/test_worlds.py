@@ -67,7 +67,7 @@ stride, y_height, _, size = nv12_info(1344, 760)
 model.set_camera(1344, 760, stride, stride * y_height)
 for i in range(3):
   messages = model.process(np.random.default_rng(i).integers(0, 256, size, dtype=np.uint8), i, 0, 1)
-  assert [n for n, m in messages if m.valid] == ["fairDepth", "fairSegmentation"]
+  assert [n for n, m in messages if m.valid] == ["fairDepth", "fairSegmentation"][i % 2:]  # depth at 10 Hz
 heavy = {"torch", "transformers", "matplotlib", "av", "onnx"} & set(sys.modules)
 assert not heavy, heavy
 print("ran", model.bundle.name)

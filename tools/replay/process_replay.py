@@ -13,6 +13,7 @@ from openpilot.selfdrive.modeld.fair.bundle import BundleError, find_bundle, loa
 from openpilot.selfdrive.modeld.fair.fairmodeld import MODELS_DIR, STATE_PERIOD
 from openpilot.selfdrive.modeld.fair.frames import CameraError
 from openpilot.selfdrive.modeld.fair.model import FairModel
+from openpilot.selfdrive.modeld.fair.schedule import Verdict
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import write_log
@@ -28,7 +29,7 @@ def process_replay(
   """Serialised fair* messages in order. logMonoTime: the end of the frame's exposure plus PROCESSING_NS."""
   state_service = STATE_SERVICES[camera]
   paths = [s.log_path for s in segments if s.log_path is not None]
-  inputs = iter(LogReader(paths, services=["extrinsicsCalibration", "deviceState", state_service])) if paths else iter(())
+  inputs = iter(LogReader(paths, services=["extrinsicsCalibration", "deviceState", "carState", state_service])) if paths else iter(())
   event = next(inputs, None)
   # openpilot's model of a frame comes after it; fairmodeld waits for it, so here it is looked up by the frame's number
   models = iter(LogReader(paths, services=["modelV2"])) if paths else iter(())
@@ -50,9 +51,14 @@ def process_replay(
         model.set_calibration(list(event.extrinsicsCalibration.rpyCalib), height[0] if len(height) else None)
       elif which == "deviceState":
         device = str(event.deviceState.deviceType)
+        model.schedule.heat(str(event.deviceState.thermalStatus))
+      elif which == "carState":
+        model.speed = event.carState.vEgo
       elif which == state_service:
         sensor = str(getattr(event, state_service).sensor)
       event = next(inputs, None)
+    if model.schedule.look(entry.frame_id, eof)[0] is not Verdict.TAKE:
+      continue
     h, w = frame.shape[0] * 2 // 3, frame.shape[1]
     if (w, h, device, sensor) != layout:
       stride, y_height, _, size = nv12_info(w, h)

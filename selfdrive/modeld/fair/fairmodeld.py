@@ -12,18 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, find_bundle, load_bundle
+from openpilot.selfdrive.modeld.fair.bundle import BundleError, bundle_path, fingerprint, load_bundle
 from openpilot.selfdrive.modeld.fair.frames import CameraError
 from openpilot.selfdrive.modeld.fair.ipc import Params, UnknownKeyName, VisionIpcClient, config_realtime_process, messaging, service, stream_type
-from openpilot.selfdrive.modeld.fair.model import FairModel
+from openpilot.selfdrive.modeld.fair.model import FairModel, first_line, plain
 from openpilot.selfdrive.modeld.fair.publish import SERVICES, serialise
+from openpilot.selfdrive.modeld.fair.schedule import Verdict
 
 MODELS_DIR = Path(os.environ.get("FAIR_MODELS_DIR") or Path(__file__).resolve().parents[3] / "models")
 STATE_PERIOD = 1.0  # s between two fairState
-MODEL_WAIT = 0.05  # s that a frame waits for its modelV2 while modelV2 is alive
+LOOK_PERIOD = 1.0  # s between two looks at whether the bundle is another one
+MODEL_WAIT = 0.1  # s that a frame waits for its modelV2 while modelV2 is alive: openpilot's came 52 to 64 ms after the exposure in a log of its own
+OTHER_CAMERA = 20  # frames; a modelV2 further behind is not one of this stream
 BACKOFF, MAX_BACKOFF = 0.5, 10.0  # s between two tries after a fault
 CORE, PRIORITY = 7, 50  # modeld's core, below its priority of 54
 DROP_FILTER = 0.05  # weight of a frame in frameDropPerc, as modeld's
+NO_SOCKETS = (messaging.MultiplePublishersError,) if hasattr(messaging, "MultiplePublishersError") else ()
 EXTRINSICS, CAMERA_STATE = service("extrinsicsCalibration"), service("narrowRoadCameraState")
 
 
@@ -37,20 +41,27 @@ def memory_mb() -> float:
 
 
 class FairModeld:
-  """The process around a FairModel: where frames come from, where messages go, and what happens when something is missing."""
+  """The process around a FairModel: where frames come from, where messages go, and what happens when something is missing.
 
-  def __init__(self, choose_bundle: Callable[[], Bundle], stream: str | None):
-    self.choose_bundle, self.wanted_stream = choose_bundle, stream
+  choose: the folder of the bundle that is wanted now; it may raise BundleError. stream: 'narrowRoad', 'wideRoad', or None for the first there is.
+  """
+
+  def __init__(self, choose: Callable[[], Path], stream: str | None):
+    self.choose, self.wanted_stream = choose, stream
     self.pm = messaging.PubMaster(list(SERVICES))
-    self.sm = messaging.SubMaster([EXTRINSICS, CAMERA_STATE, "deviceState", "modelV2"], ignore_avg_freq=[EXTRINSICS, CAMERA_STATE, "deviceState", "modelV2"])
+    services = [EXTRINSICS, CAMERA_STATE, "deviceState", "modelV2"]
+    self.sm = messaging.SubMaster(services, ignore_avg_freq=services)
     self.model: FairModel | None = None
+    self.loaded: tuple[Any, ...] = ()  # folder and fingerprint of the model's bundle, or of the newest that was refused
+    self.looked: tuple[Any, ...] = ()  # the same at the last look
+    self.next_look = 0.0
+    self.refused = ""
+    self.taken: dict[str, int] = {}  # service -> SubMaster's number of the update whose message was taken last
     self.client: VisionIpcClient | None = None
     self.stream = ""
     self.layout: tuple[Any, ...] = ()
     self.fault, self.faults = "", 0
-    self.received = self.dropped = 0
     self.drop_perc = self.publish_time = 0.0
-    self.last_id: int | None = None
     self.last_state = 0.0
     self.retry_at, self.backoff = 0.0, BACKOFF
 
@@ -58,23 +69,29 @@ class FairModeld:
 
   def fail(self, what: str) -> None:
     """Says what went wrong and waits longer each time before the next try; the process lives on."""
-    print(f"fairmodeld: {what}", file=sys.stderr, flush=True)
-    self.fault, self.faults = what, self.faults + 1
+    self.note(what)
     self.retry_at, self.backoff = time.monotonic() + self.backoff, min(MAX_BACKOFF, self.backoff * 2)
+
+  def note(self, what: str) -> None:
+    """A fault that stops nothing: on stderr and at once in fairState."""
+    self.report(what)
+    print(f"fairmodeld: {what.encode(errors='replace').decode()}", file=sys.stderr, flush=True)
     self.send_state("fault")
 
-  def send_state(self, status: str) -> None:
-    more = {
-      "framesReceived": self.received,
-      "framesDropped": self.dropped,
-      "frameDropPerc": self.drop_perc * 100,
-      "stream": self.stream,
-      "memoryMB": memory_mb(),
-    }
+  def report(self, what: str) -> None:
+    """Counts a fault; the next fairState tells it."""
     if self.model is not None:
+      self.model.report(what)
+    else:
+      self.fault, self.faults = plain(what), self.faults + 1
+
+  def send_state(self, status: str) -> None:
+    more = {"frameDropPerc": self.drop_perc * 100, "stream": self.stream, "memoryMB": memory_mb()}
+    if self.model is not None:
+      schedule = self.model.schedule
+      more.update(framesReceived=schedule.received, framesDropped=schedule.dropped, framesNotDue=schedule.not_due)
       runs = max(1, max(g.count for g in self.model.stats.values()))
       _, msg = self.model.state_message(status, **more, publishTime=self.publish_time / runs)
-      msg.fairState.fault, msg.fairState.faultCount = self.model.fault or self.fault, self.model.faults + self.faults
     else:
       msg = messaging.new_message("fairState", valid=False)
       msg.fairState.status, msg.fairState.fault, msg.fairState.faultCount = status, self.fault, self.faults
@@ -82,7 +99,7 @@ class FairModeld:
         setattr(msg.fairState, k, v)
     self.pm.send("fairState", msg)
     self.publish_time, self.last_state = 0.0, time.monotonic()
-    gc.collect(0)  # collection is off: what the builders leave goes here, between frames
+    gc.collect()  # collection is off: what the builders leave goes here, between frames; what was there at the start is frozen and costs nothing
 
   # *** what a frame needs ***
 
@@ -92,13 +109,49 @@ class FairModeld:
       return False
     if self.model is None:
       try:
-        self.model = FairModel(self.choose_bundle(), time.perf_counter)
+        path = self.choose()
+        self.loaded = self.looked = (path, fingerprint(path))
+        self.take(FairModel(load_bundle(path), time.perf_counter))
       except BundleError as e:
         self.fail(str(e))
         return False
     if self.client is None or not self.client.is_connected():
       return self.connect()
     return True
+
+  def take(self, model: FairModel) -> None:
+    """Goes on with this model; where another one ran before, from its calibration, counts and ids on."""
+    if self.model is not None:
+      model.follow(self.model)
+    else:
+      model.fault, model.faults = self.fault, self.faults
+    self.model, self.layout = model, ()
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+  def watch(self) -> None:
+    """Between two frames: a bundle that was replaced, or another one that is wanted, takes over; one that cannot run is refused and the old one goes on."""
+    if self.model is None or time.monotonic() < self.next_look:
+      return
+    self.next_look = time.monotonic() + LOOK_PERIOD
+    try:
+      path = self.choose()
+      seen = (path, fingerprint(path))
+      settled = seen == self.looked  # a copy under way changes from look to look
+      self.looked = seen
+      if seen == self.loaded or not settled:
+        return
+      self.loaded = seen
+      bundle = load_bundle(path)
+      if bundle.manifest_hash != self.model.bundle.manifest_hash:
+        self.take(FairModel(bundle, time.perf_counter))
+        print(f"fairmodeld: bundle '{bundle.name}' ({bundle.manifest_hash[:12]}) from {path} took over", file=sys.stderr, flush=True)
+      self.refused = ""
+    except BundleError as e:
+      if str(e) != self.refused:
+        self.refused = str(e)
+        self.note(f"bundle '{self.model.bundle.name}' goes on: {e}")
 
   def connect(self) -> bool:
     assert self.model is not None
@@ -111,23 +164,38 @@ class FairModeld:
           self.client = None
         if self.client is None:
           self.client = VisionIpcClient("camerad", stream_type(stream), True)
-        self.stream, self.last_id = stream, None
+        self.stream = stream
+        self.model.schedule.begin()
         return self.client.connect(False)
     return False
+
+  def listen(self, timeout_ms: int = 0) -> None:
+    """Takes the newest messages. Bytes that are no message are left out and counted: whoever sent them must not stop this process."""
+    try:
+      self.sm.update(timeout_ms)
+    except Exception as e:  # capnp's exceptions come from its C++ side
+      self.report(f"bytes came that are no message: {first_line(e)}")
+    if self.model is not None and self.is_new("deviceState"):
+      try:
+        self.model.schedule.heat(str(self.sm["deviceState"].thermalStatus))
+      except Exception as e:
+        self.report(f"deviceState cannot be read: {first_line(e)}")
+
+  def is_new(self, service: str) -> bool:
+    """Whether a message came since the last time this was asked."""
+    before, self.taken[service] = self.taken.get(service), self.sm.recv_frame[service]
+    return self.sm.seen[service] and self.taken[service] != before
 
   def update_camera(self) -> bool:
     """Follows the frames' size and the device's word on its camera and mounting."""
     assert self.model is not None and self.client is not None
-    device, sensor = str(self.sm["deviceState"].deviceType), str(self.sm[CAMERA_STATE].sensor)
-    layout = (
-      self.client.width,
-      self.client.height,
-      self.client.stride,
-      self.client.uv_offset,
-      device if self.sm.seen["deviceState"] else None,
-      sensor if self.sm.seen[CAMERA_STATE] else None,
-      self.stream,
-    )
+    device = sensor = None
+    try:
+      device = str(self.sm["deviceState"].deviceType) if self.sm.seen["deviceState"] else None
+      sensor = str(self.sm[CAMERA_STATE].sensor) if self.sm.seen[CAMERA_STATE] else None
+    except Exception as e:
+      self.report(f"deviceState or {CAMERA_STATE} cannot be read: {first_line(e)}")
+    layout = (self.client.width, self.client.height, self.client.stride, self.client.uv_offset, device, sensor, self.stream)
     if layout != self.layout:
       try:
         self.model.set_camera(*layout[:-1], wide=self.stream == "wideRoad")
@@ -135,63 +203,98 @@ class FairModeld:
         self.fail(str(e))
         return False
       self.layout = layout
-    if self.sm.updated[EXTRINSICS]:
-      calibration = self.sm[EXTRINSICS]
-      height = calibration.height[0] if len(calibration.height) else None
-      if str(calibration.calStatus) == "calibrated" and not self.model.set_calibration(list(calibration.rpyCalib), height) and self.model.rpy is None:
-        self.model.report(f"calibration {list(calibration.rpyCalib)} is not one; the default mounting is used")
+    if self.is_new(EXTRINSICS):
+      try:
+        self.calibrate(self.sm[EXTRINSICS])
+      except Exception as e:
+        self.report(f"{EXTRINSICS} cannot be read: {first_line(e)}")
     return True
 
-  def await_model(self, frame_id: int) -> None:
-    """While modelV2 is alive a frame starts only after its modelV2, so that modeld has had the GPU first."""
+  def calibrate(self, calibration: Any) -> None:
+    """calibration: a reader of extrinsicsCalibration. What is not one is refused."""
+    assert self.model is not None
+    if str(calibration.calStatus) != "calibrated":
+      return
+    rpy, height = list(calibration.rpyCalib), calibration.height[0] if len(calibration.height) else None
+    if not self.model.set_calibration(rpy, height) and self.model.rpy is None:
+      self.model.report(f"calibration {rpy[:3]} is not one; the default mounting is used")
+
+  def await_model(self, frame_id: int) -> bool:
+    """While modelV2 is alive a frame starts only after its modelV2, so that modeld has had the GPU first. False: it did not come, the frame is late."""
     deadline = time.monotonic() + MODEL_WAIT
-    while self.sm.alive["modelV2"] and self.sm["modelV2"].frameId < frame_id and (left := deadline - time.monotonic()) > 0:
-      self.sm.update(max(1, min(5, int(left * 1000))))
+    while (behind := self.model_behind(frame_id)) is not None and 0 < behind < OTHER_CAMERA:
+      left = deadline - time.monotonic()
+      if left <= 0:
+        return False
+      self.listen(max(1, min(5, int(left * 1000))))
+    return True
+
+  def model_behind(self, frame_id: int) -> int | None:
+    """Frames that the newest modelV2 is behind this one; None where modelV2 is not alive or says nothing."""
+    if not (self.sm.seen["modelV2"] and self.sm.alive["modelV2"]):
+      return None
+    try:
+      return frame_id - self.sm["modelV2"].frameId
+    except Exception as e:
+      self.report(f"modelV2 cannot be read: {first_line(e)}")
+      return None
 
   def model_of(self, frame_id: int) -> Any:
     """The modelV2 of this frame, or of the one before where this one's is late; None without."""
-    if not (self.sm.seen["modelV2"] and self.sm.alive["modelV2"] and self.sm.valid["modelV2"]):
-      return None
-    model = self.sm["modelV2"]
-    return model if 0 <= frame_id - model.frameId <= 1 else None
+    behind = self.model_behind(frame_id)
+    return self.sm["modelV2"] if behind is not None and self.sm.valid["modelV2"] and 0 <= behind <= 1 else None
 
   # *** the loop ***
 
   def step(self) -> None:
-    """At most one frame. Returns within about 0.1 s."""
+    """At most one frame. Returns within about 0.2 s."""
     if not self.ready():
       time.sleep(0.02)
-      self.sm.update(0)
+      self.listen()
+      self.watch()
       if time.monotonic() - self.last_state > STATE_PERIOD:
         self.send_state("fault" if time.monotonic() < self.retry_at else "waitingForCamera")
       return
     assert self.model is not None and self.client is not None
     buf = self.client.recv(100)
-    self.sm.update(0)
+    self.listen()
     if buf is not None and self.update_camera():
-      frame_id = self.client.frame_id
-      # a frame id that jumps back, or far ahead, is a new stream, not a drop
-      missed = frame_id - self.last_id - 1 if self.last_id is not None and 0 < frame_id - self.last_id < 1000 else 0
-      if self.last_id is None or frame_id != self.last_id:
-        self.await_model(frame_id)
-        self.received += 1 + missed
-        self.dropped += missed
-        self.drop_perc += DROP_FILTER * (missed / (1 + missed) - self.drop_perc)
-        faults = self.model.faults
-        messages = self.model.process(buf.data, frame_id, self.client.timestamp_sof, self.client.timestamp_eof, self.model_of(frame_id))
-        t0 = time.perf_counter()
-        for name, msg in messages:
-          try:
-            self.pm.send(name, serialise(name, msg))
-          except ValueError as e:
-            self.model.report(str(e))
-        self.publish_time += time.perf_counter() - t0
-        self.last_id, self.backoff, self.fault = frame_id, BACKOFF, ""
-        if self.model.faults > faults and (faults == 0 or time.monotonic() - self.last_state > 0.1):  # at once, but not 20 times a second
-          self.send_state("fault")
+      verdict, missed = self.model.schedule.look(self.client.frame_id, self.client.timestamp_eof)
+      if verdict is Verdict.TAKE:
+        self.frame(buf, missed)
+    self.watch()
     if time.monotonic() - self.last_state > STATE_PERIOD:
       healthy = buf is not None and all(g.valid for g in self.model.stats.values())
       self.send_state("running" if healthy else "fault" if buf is not None else "waitingForCamera")
+
+  def frame(self, buf: Any, missed: int) -> None:
+    """One camera frame that is due; missed: those that were, and are gone."""
+    assert self.model is not None and self.client is not None
+    frame_id, sof, eof = self.client.frame_id, self.client.timestamp_sof, self.client.timestamp_eof
+    in_time = self.await_model(frame_id)
+    missed += not in_time
+    self.drop_perc += DROP_FILTER * (missed / (missed + in_time) - self.drop_perc)
+    if not in_time:
+      self.model.late += 1
+      self.model.schedule.dropped += 1
+      return
+    faults = self.model.faults
+    messages = []
+    try:
+      messages = self.model.process(buf.data, frame_id, sof, eof, self.model_of(frame_id))
+      self.backoff = BACKOFF
+    except Exception as e:  # one bad frame, e.g. a buffer cut short, must not end the process
+      self.model.invalid += 1
+      self.model.report(f"frame {frame_id} failed: {first_line(e)}")
+    t0 = time.perf_counter()
+    for name, msg in messages:
+      try:
+        self.pm.send(name, serialise(name, msg))
+      except ValueError as e:
+        self.model.report(str(e))
+    self.publish_time += time.perf_counter() - t0
+    if self.model.faults > faults and (faults == 0 or time.monotonic() - self.last_state > 0.1):  # at once, but not 20 times a second
+      self.send_state("fault")
 
 
 def param(params: Params, key: str) -> str | None:
@@ -216,8 +319,8 @@ def main() -> int:
   config_realtime_process(CORE, PRIORITY)
   params = Params()
   try:
-    daemon = FairModeld((lambda: load_bundle(args.bundle)) if args.bundle else (lambda: find_bundle(param(params, "FairBundle"), MODELS_DIR)), args.stream)
-  except getattr(messaging, "MultiplePublishersError", ()) as e:
+    daemon = FairModeld((lambda: args.bundle) if args.bundle else (lambda: bundle_path(param(params, "FairBundle"), MODELS_DIR)), args.stream)
+  except (OSError, *NO_SOCKETS) as e:  # another instance runs, or the disk that holds the sockets is full: the manager tries again, with back-off
     print(f"error: {e}", file=sys.stderr)
     return 2
   # a flag looked at between two frames: an exception from the handler could come up anywhere, a destructor included

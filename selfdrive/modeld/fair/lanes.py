@@ -4,8 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import Ground
 from openpilot.selfdrive.modeld.fair.heads.lanes import SEED_FAR, LanePoints, fit_lines
+from openpilot.selfdrive.modeld.fair.heads.scale import sample
 
 MAX_LINES = 4
 MAX_HIDDEN = 40        # frames that a point, or a whole line, lives without being visible: 2 s
@@ -29,6 +31,7 @@ class Line:
   visibility: np.ndarray  # (P,) float32
   road: np.ndarray       # (P, 3) float32 metres
   fit: np.ndarray        # (4,) y = sum fit[i] x^i, metres
+  depth: np.ndarray | None = None   # (P,) float32 metres, of a metric depth map at the points, nan where it has none
 
 
 class LaneTracker:
@@ -111,8 +114,11 @@ class LaneTracker:
     self.mask[0, slot] = self.fresh[0, slot] = 1
     self.hidden[slot] = self.stray[slot] = 0
 
-  def update(self, found: LanePoints, ground: Ground, dt: int = 1) -> list[Line]:
-    """found: what the graph made of the slots; dt: frames since the last one. Returns the lines that have points, nearest to the car first."""
+  def update(self, found: LanePoints, ground: Ground, dt: int = 1, depth: Depth | None = None) -> list[Line]:
+    """found: what the graph made of the slots; dt: frames since the last one; depth: of this frame.
+
+    Returns the lines that have points, nearest to the car first.
+    """
     used = self.mask[0] > 0
     self.points[0][used] = found.points[used]
     visibility = np.where(used, found.visibility, 0).astype(np.float32)
@@ -140,9 +146,11 @@ class LaneTracker:
     told = np.flatnonzero((self.ids > 0) & (many > 1))
     self.fit[told] = coef[told]
     lines = []
+    z = sample(depth, self.points[0]) if depth is not None and depth.metric else None
     for line in told[np.argsort(np.abs(coef[told, 0] + 10 * coef[told, 1]), kind="stable")].tolist():
       at = order[line, : many[line]] + line * self.per
-      lines.append(Line(int(self.ids[line]), float(prob[line]), self.kind, self.points[0, at], visibility[at], road[at], coef[line]))
+      lines.append(Line(int(self.ids[line]), float(prob[line]), self.kind, self.points[0, at], visibility[at], road[at], coef[line],
+                        z[at] if z is not None else None))
     return lines
 
 

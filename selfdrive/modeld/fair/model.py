@@ -14,11 +14,12 @@ from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.lanes import map_lines, model_lines
 from openpilot.selfdrive.modeld.fair.heads.objects import Detections
+from openpilot.selfdrive.modeld.fair.heads.scale import DepthScale
 from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation
 from openpilot.selfdrive.modeld.fair.ipc import messaging
-from openpilot.selfdrive.modeld.fair.lanes import MAX_HIDDEN, MAX_LINES, LaneTracker
+from openpilot.selfdrive.modeld.fair.lanes import MAX_HIDDEN, MAX_LINES, VISIBLE, LaneTracker
 from openpilot.selfdrive.modeld.fair.plan import VIEW, Plan, make_plan, try_heads
-from openpilot.selfdrive.modeld.fair.publish import PUBLISH, Stamp, lanes_message, objects_message
+from openpilot.selfdrive.modeld.fair.publish import PUBLISH, Stamp, lanes_message, objects_message, period
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.selfdrive.modeld.fair.schedule import FrameSchedule, due
 from openpilot.selfdrive.modeld.fair.tracking import Tracker, merge
@@ -38,7 +39,12 @@ def no_clock() -> float:
 
 
 def first_line(e: Exception) -> str:
-  return (str(e) or type(e).__name__).splitlines()[0][:160]
+  return (str(e).strip() or type(e).__name__).splitlines()[0][:160]
+
+
+def plain(fault: str) -> str:
+  """What a message can carry: one line, not too long, nothing that is no text."""
+  return " ".join(fault.encode(errors="replace").decode().split())[:MAX_FAULT]
 
 
 @dataclass
@@ -86,6 +92,9 @@ class FairModel:
     self.rpy_at_reset = np.zeros(3)
     self.ground = view_ground(bundle.manifest["view"])
     self.intrinsics: np.ndarray | None = None
+    self.scale = DepthScale()
+    self.speed: float | None = None  # m/s, carState.vEgo; whoever drives the model sets it
+    self.sent: dict[str, int] = {}  # head -> frame of its last message
     self.stream: tuple[int, int, bool] | None = None  # width, height, wide
     self.frames = self.invalid = self.late = self.faults = 0
     self.fault = ""
@@ -138,6 +147,7 @@ class FairModel:
     self.rpy_at_reset = np.zeros(3) if self.rpy is None else self.rpy
     if event == "stream":
       self.tracker.reset()
+      self.scale.reset()
     for plan in self.plans:
       self._reset_plan(plan, RESETS[event])
 
@@ -162,6 +172,7 @@ class FairModel:
     messages: list[tuple[str, Any]] = []
     ok, late = True, False
     self.depth, self.found = None, {}
+    self.scale.drive(timestamp_eof, self.speed)
     objects: list[Stamp] = []  # of the graphs that have objects
     turn = [p for p in self.plans if p.owed or due(self.frames, p.graph)]
     for n, plan in enumerate(sorted(turn, key=lambda p: not p.owed)):
@@ -274,15 +285,24 @@ class FairModel:
           self.found[name] = value
         elif name == "lanes":
           assert plan.slots is not None
-          messages.append(lanes_message(plan.slots.update(value, self.ground, step), stamp))
+          lines = plan.slots.update(value, self.ground, step, self.depth)
+          self.scale.points(plan.slots.points[0], (plan.slots.mask[0] > 0) & (value.visibility >= VISIBLE), plan.slots.fresh[0] > 0)
+          messages.append(lanes_message(lines, stamp))
         else:
           if name == "depth" and stamp.valid:
-            self.depth = value
+            self.depth = value = self.scale.metres(value, self.ground, self.segmentation)
           elif name == "segmentation" and stamp.valid:
             self.segmentation = value
-          if (message := PUBLISH[name](value, stamp)) is not None:
+          if self._due(name, stamp) and (message := PUBLISH[name](value, stamp)) is not None:
             messages.append(message)
     return messages
+
+  def _due(self, name: str, stamp: Stamp) -> bool:
+    """Whether a map goes out with this frame: at the rate of its service, and whenever it is not valid."""
+    if stamp.valid and 0 <= stamp.frame_id - self.sent.get(name, -1_000_000) < period(f"fair{name.capitalize()}"):
+      return False
+    self.sent[name] = stamp.frame_id
+    return True
 
   def _track(self, stamps: list[Stamp]) -> list[tuple[str, Any]]:
     """One fairObjects of all that was found in this frame; valid while any of the graphs that find objects is. None where no head had its turn."""
@@ -301,7 +321,7 @@ class FairModel:
     return [objects_message(None, stamp)]
 
   def report(self, fault: str) -> None:
-    self.fault = fault[:MAX_FAULT]
+    self.fault = plain(fault)
     self.faults += 1
 
   def follow(self, other: "FairModel") -> None:

@@ -5,12 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.heads.depth import Depth
+from openpilot.selfdrive.modeld.fair.heads.depth import Depth, shrink
 from openpilot.selfdrive.modeld.fair.heads.rle import decode_mask, encode_masks
 from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation, decode_runs, encode_runs
 from openpilot.selfdrive.modeld.fair.ipc import SERVICE_LIST, messaging
 from openpilot.selfdrive.modeld.fair.lanes import Line
 from openpilot.selfdrive.modeld.fair.tracking import Tracked
+
+
+CAMERA_RATE = 20.0       # Hz
+MAX_DEPTH_BYTES = 38_000  # of a map; with all else fairDepth stays under 40 kB
+MAX_DEPTH = 65504.0      # float16's largest
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,13 @@ def _message(service: str, stamp: Stamp) -> tuple[Any, Any]:
 
 
 def depth_message(depth: Depth, stamp: Stamp) -> tuple[str, Any]:
+  """In float16: a step is at most a thousandth. A map over MAX_DEPTH_BYTES is halved until it fits."""
   msg, m = _message("fairDepth", stamp)
-  m.height, m.width = depth.z.shape
-  m.data, m.metric = depth.z.astype("<f2").tobytes(), depth.metric
+  z = depth.z
+  while z.size * 2 > MAX_DEPTH_BYTES:
+    z = shrink(z)
+  m.height, m.width = z.shape
+  m.data, m.metric, m.scale, m.scaleStd = np.minimum(z, MAX_DEPTH).astype("<f2").tobytes(), depth.metric, depth.scale, depth.scale_std
   return "fairDepth", msg
 
 
@@ -74,10 +83,10 @@ def objects_message(tracked: Tracked | None, stamp: Stamp) -> tuple[str, Any]:
         texts[i], room = text, room - len(text)
   known = np.isfinite(tracked.position).all(1).tolist()
   columns = (tracked.ids, tracked.class_ids, tracked.scores, tracked.boxes, tracked.ages, tracked.occluded, tracked.visibility,
-             tracked.position, tracked.position_std)
+             tracked.position, tracked.position_std, np.nan_to_num(tracked.depth))
   rows = zip(m.init("objects", len(texts)), texts, known, *(c.tolist() for c in columns), strict=True)
-  for o, text, where, track, cls, score, box, age, occluded, visibility, position, std in rows:
-    o.trackId, o.classId, o.prob, o.box, o.age, o.occluded, o.visibility = track, cls, score, box, age, occluded, visibility
+  for o, text, where, track, cls, score, box, age, occluded, visibility, position, std, depth in rows:
+    o.trackId, o.classId, o.prob, o.box, o.age, o.occluded, o.visibility, o.depth = track, cls, score, box, age, occluded, visibility, depth
     if text:
       o.mask, o.maskWidth, o.maskHeight = text, w, h
     if where:
@@ -91,6 +100,8 @@ def lanes_message(lines: list[Line], stamp: Stamp) -> tuple[str, Any]:
     entry.lineId, entry.prob, entry.kind, entry.fit = line.line_id, line.prob, line.kind, line.fit.tolist()
     entry.x, entry.y, entry.visibility = line.points[:, 0].tolist(), line.points[:, 1].tolist(), line.visibility.tolist()
     entry.roadX, entry.roadY, entry.roadZ = (line.road[:, k].tolist() for k in range(3))
+    if line.depth is not None:
+      entry.depth = line.depth.tolist()
   return "fairLanes", msg
 
 
@@ -99,6 +110,11 @@ PUBLISH: dict[str, Callable[[Any, Stamp], tuple[str, Any] | None]] = {
   "depth": depth_message, "segmentation": segmentation_message, "features": features_message,
 }
 SERVICES = ("fairDepth", "fairObjects", "fairSegmentation", "fairLanes", "fairFeatures", "fairState")
+
+
+def period(service: str) -> int:
+  """Frames between two messages of a service; fewer come where the manifest gives a head fewer turns."""
+  return max(1, round(CAMERA_RATE / SERVICE_LIST[service].frequency))
 
 
 def size_limit(service: str) -> int:

@@ -42,9 +42,10 @@ class Tracked:
   mask_of: np.ndarray      # (N,) index into masks, -1: none
   position: np.ndarray     # (N, 3) metres, nan unknown
   position_std: np.ndarray  # (N, 3)
+  depth: np.ndarray        # (N,) float32 metres, of a metric depth map in the middle of the box, nan without or while something hides it
 
 
-TRACK_FIELDS = ("ids", "class_ids", "scores", "boxes", "ages", "occluded", "visibility", "mask_of", "position", "position_std")   # one row a track
+TRACK_FIELDS = ("ids", "class_ids", "scores", "boxes", "ages", "occluded", "visibility", "mask_of", "position", "position_std", "depth")   # one row a track
 
 
 def merge(found: list[Detections], classes: list[str]) -> Detections:
@@ -85,9 +86,9 @@ def pack(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def locate(
   boxes: np.ndarray, edge_std: np.ndarray, clear: np.ndarray, ground: Ground, depth: Depth | None, view: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(N, 4) boxes, standard deviation of their lower edges in pixels (N,), whether nothing hides them (N,) bool -> position of the point where each meets
-  the road (N, 3), metres, and its standard deviation (N, 3).
+  the road (N, 3), metres, its standard deviation (N, 3), and what the depth map says by itself (N,).
 
   Two witnesses of the distance: the road plane at the lower edge, unless the view cuts that off, and the median of a metric depth map over the middle of
   the box. They are weighed by their variances; where they contradict each other the deviation says so. nan where there is neither.
@@ -100,6 +101,7 @@ def locate(
   total = np.where(ok, 1 / (std * std), 0)
   mean = x * total
   spread2: np.ndarray | float = 0.0
+  shown = np.full(len(boxes), np.nan, np.float32)
   if depth is not None and depth.metric:
     h, w = depth.z.shape
     side = boxes[:, 2:] - boxes[:, :2]
@@ -110,8 +112,9 @@ def locate(
     known = (z == z).sum(1)
     z = z[np.arange(len(z)), np.maximum(known - 1, 0) // 2]
     seen = clear & (known > 0) & (z > 0) & (z < np.inf)   # behind an occluder the map shows that
+    shown[seen] = z[seen]
     z = np.where(seen, z, 1)
-    more = np.where(seen, 1 / (DEPTH_STD * DEPTH_STD * z * z), 0)
+    more = np.where(seen, 1 / ((DEPTH_STD * DEPTH_STD + depth.scale_std * depth.scale_std) * z * z), 0)
     both = total + more
     spread2 = np.where(seen & ok, np.maximum(np.abs(z - x) / 2 - np.sqrt(1 / np.maximum(both, 1e-9)), 0), 0) ** 2
     total, mean = both, mean + more * z
@@ -121,7 +124,7 @@ def locate(
   position, out = np.empty((2, len(x), 3), np.float32)
   position[:, 0], position[:, 1], position[:, 2] = x, x * slope, ground.height + 0 * x
   out[:, 0], out[:, 1], out[:, 2] = std_x, np.hypot(std_x * slope, x * (PIXEL_STD / ground.f)), ground.height * HEIGHT_STD + x * PITCH_STD
-  return position, out
+  return position, out, shown
 
 
 class Tracker:
@@ -339,13 +342,13 @@ class Tracker:
     height = whole[:, 3] - whole[:, 1]
     size = np.sqrt(np.maximum(self.mean[:, 2] * self.mean[:, 3], 1))
     edge = np.hypot(np.hypot(PIXEL_STD, EDGE_STD * height), np.where(clear, 0, np.sqrt(self.p00) * size))
-    position, std = locate(whole, edge, clear, ground, depth, self.view)
+    position, std, shown = locate(whole, edge, clear, ground, depth, self.view)
     boxes = np.minimum(np.maximum(boxes, -0.5), np.array([self.view[1], self.view[0]] * 2, np.float32) - 0.5)
     visibility = np.where(seen, 1 - cover, 0).astype(np.float32)
     mask_of = found if d.masks is not None else np.full(len(found), -1)
     # scores is the tracker's own and changes in place: a copy goes out
     out = Tracked(self.classes, self.ids, self.votes.argmax(1), self.scores.copy(), boxes, frame_id - self.born, visibility < 0.5, visibility,
-                  d.masks, mask_of, position, std)
+                  d.masks, mask_of, position, std, shown)
     told = (self.hits > 1) | (self.scores >= PROBABLE)
     if not told.all():
       for name in TRACK_FIELDS:

@@ -98,7 +98,7 @@ def test_a_graph_that_fails_leaves_the_others(tmp_path):
   write_bundle(tmp_path)
   scene = manifest()["graphs"][0]
   model = ready(write_graphs(tmp_path, [objects_graph(tmp_path, raw_objects()), lanes_graph(tmp_path), scene]))
-  for t in range(4):
+  for t in range(3):
     sent = run(model, t, 100, lines_at(-1.7, 1.7))
   assert all(m.valid for m in sent.values()) and set(sent) == {"fairObjects", "fairLanes", "fairDepth", "fairSegmentation"}
   ids = [o.trackId for o in sent["fairObjects"].fairObjects.objects]
@@ -286,6 +286,7 @@ def test_the_largest_messages_fit_and_larger_are_refused(tmp_path):
   msg = run(model, 0)["fairObjects"]
   assert len(msg.fairObjects.objects) == 50 and any(len(o.mask) > 8000 for o in msg.fairObjects.objects)
   assert len(serialise("fairObjects", msg)) < size_limit("fairObjects")
+  msg = run(model, 1)["fairObjects"]   # pycapnp warns where one message is written twice
   with pytest.raises(ValueError, match=r"fairLanes of \d+ bytes was not sent"):
     serialise("fairLanes", msg)
 
@@ -301,4 +302,4 @@ def test_equal_input_gives_equal_bytes(tmp_path):
         m.logMonoTime = 5
         out.append(m.to_bytes())
     runs.append(out)
-  assert runs[0] == runs[1] and len(runs[0]) == 24
+  assert runs[0] == runs[1] and len(runs[0]) == 21   # depth at half the rate

@@ -230,13 +230,16 @@ def test_position_on_the_road():
   foot = GROUND.view(car)
   b = np.array([[foot[0] - 30, foot[1] - 40, foot[0] + 30, foot[1]]])
   one, yes = np.ones(1), np.ones(1, bool)
-  position, std = locate(b, one, yes, GROUND, None, VIEW)
+  position, std, shown = locate(b, one, yes, GROUND, None, VIEW)
+  assert np.isnan(shown).all()
   np.testing.assert_allclose(position[0], car, rtol=1e-5)
   assert std[0, 0] == pytest.approx(float(GROUND.forward_std(np.array(20.0), 1.0)), rel=1e-5)
   z = np.full((64, 128), np.nan, np.float32)
   z[:, int(foot[0] // 4) - 4:int(foot[0] // 4) + 5] = 22.0
-  both, both_std = locate(b, one, yes, GROUND, Depth(z, True), VIEW)
-  assert 20 < both[0, 0] < 22 and both_std[0, 0] < std[0, 0]
+  both, both_std, shown = locate(b, one, yes, GROUND, Depth(z, True), VIEW)
+  assert 20 < both[0, 0] < 22 and both_std[0, 0] < std[0, 0] and shown[0] == 22
+  vague = locate(b, one, yes, GROUND, Depth(z, True, 3.0, 0.3), VIEW)[0]   # metres by a scale that is known to 30 %
+  assert 20 < vague[0, 0] < both[0, 0]
   w0, w1 = std[0, 0] ** -2.0, (0.1 * 22.0) ** -2.0
   assert both[0, 0] == pytest.approx((20 * w0 + 22 * w1) / (w0 + w1), rel=1e-4) and both[0, 1] / both[0, 0] == pytest.approx(0.1, rel=1e-4)
   z[:] = 60.0   # they contradict each other

@@ -22,7 +22,8 @@ def tracked():
   masks[0, 20:30, 60:80] = True
   boxes = np.array([[240, 80, 320, 120], [100, 60, 160, 100]], np.float32)
   return Tracked(["vehicle"], np.array([3, 7]), np.zeros(2, int), np.array([0.9, 0.8], np.float32), boxes, np.array([5, 9]), np.array([False, True]),
-                 np.array([1, 0], np.float32), masks, np.array([0, -1]), np.array([[17, 1, 1.22], [np.nan] * 3], np.float32), np.ones((2, 3), np.float32))
+                 np.array([1, 0], np.float32), masks, np.array([0, -1]), np.array([[17, 1, 1.22], [np.nan] * 3], np.float32), np.ones((2, 3), np.float32),
+                 np.array([16.5, np.nan], np.float32))
 
 
 def line():

@@ -4,11 +4,26 @@ from typing import Any
 
 import numpy as np
 
+from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
+
 
 @dataclass
 class Depth:
   z: np.ndarray   # (H, W) float32, nan outside the camera image
   metric: bool    # True: metres; False: up to one scale
+  scale: float = 1.0      # factor from what the student gave to z: 1 where it gives metres itself, 0 while nobody knows
+  scale_std: float = 0.0  # its standard deviation, as a share of it
+
+
+def map_centres(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
+  """View pixels x (w,), y (h,) of the centres of a map's pixels."""
+  return (np.arange(w) + 0.5) * (VIEW_W / w) - 0.5, (np.arange(h) + 0.5) * (VIEW_H / h) - 0.5
+
+
+def shrink(z: np.ndarray) -> np.ndarray:
+  """(H, W) with even sides -> half as high and wide. Of each four the second nearest: of a surface that is there, where a mean would float between two."""
+  a, b, c, d = z[::2, ::2], z[::2, 1::2], z[1::2, ::2], z[1::2, 1::2]
+  return np.fmin(np.fmax(np.fmin(a, b), np.fmin(c, d)), np.fmin(np.fmax(a, b), np.fmax(c, d)))   # f: nan only where all are
 
 
 def map_valid(valid: np.ndarray, h: int, w: int) -> np.ndarray:

@@ -49,7 +49,7 @@ class FairModeld:
   def __init__(self, choose: Callable[[], Path], stream: str | None):
     self.choose, self.wanted_stream = choose, stream
     self.pm = messaging.PubMaster(list(SERVICES))
-    services = [EXTRINSICS, CAMERA_STATE, "deviceState", "modelV2"]
+    services = [EXTRINSICS, CAMERA_STATE, "deviceState", "modelV2", "carState"]
     self.sm = messaging.SubMaster(services, ignore_avg_freq=services)
     self.model: FairModel | None = None
     self.loaded: tuple[Any, ...] = ()  # folder and fingerprint of the model's bundle, or of the newest that was refused
@@ -267,6 +267,14 @@ class FairModeld:
       healthy = buf is not None and all(g.valid for g in self.model.stats.values())
       self.send_state("running" if healthy else "fault" if buf is not None else "waitingForCamera")
 
+  def speed(self) -> float | None:
+    """m/s, None where nobody tells it: by it relative depth finds its scale."""
+    try:
+      return self.sm["carState"].vEgo if self.sm.alive["carState"] else None
+    except Exception as e:
+      self.report(f"carState cannot be read: {first_line(e)}")
+      return None
+
   def frame(self, buf: Any, missed: int) -> None:
     """One camera frame that is due; missed: those that were, and are gone."""
     assert self.model is not None and self.client is not None
@@ -281,6 +289,7 @@ class FairModeld:
     faults = self.model.faults
     messages = []
     try:
+      self.model.speed = self.speed()
       messages = self.model.process(buf.data, frame_id, sof, eof, self.model_of(frame_id))
       self.backoff = BACKOFF
     except Exception as e:  # one bad frame, e.g. a buffer cut short, must not end the process

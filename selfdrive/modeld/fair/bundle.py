@@ -1,5 +1,6 @@
 """Student bundles: a folder with ONNX graphs and a manifest.json that says all that the runtime needs. Here it is read, checked and, for the tools, written."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -111,17 +112,33 @@ def load_bundle(path: str | Path) -> Bundle:
   return Bundle(path, manifest, hashlib.sha256(raw).hexdigest())
 
 
-def find_bundle(name: str | None, models_dir: str | Path) -> Bundle:
-  """The bundle of that name in models_dir, or with no name the first there. Raises BundleError naming what is there."""
+def bundle_path(name: str | None, models_dir: str | Path) -> Path:
+  """The folder of that name in models_dir, or with no name the first bundle there. Raises BundleError naming what is there."""
   models_dir = Path(models_dir)
   there = sorted(p.parent.name for p in models_dir.glob(f"*/{MANIFEST}"))
   if name:
     if "/" in name or name not in there:
       raise BundleError(f"no bundle '{name}' in {models_dir}; there {'are ' + ', '.join(there) if there else 'is none'}")
-    return load_bundle(models_dir / name)
+    return models_dir / name
   if not there:
     raise BundleError(f"no bundle in {models_dir}; put one there, or name its folder with --bundle")
-  return load_bundle(models_dir / there[0])
+  return models_dir / there[0]
+
+
+def find_bundle(name: str | None, models_dir: str | Path) -> Bundle:
+  """bundle_path(), loaded."""
+  return load_bundle(bundle_path(name, models_dir))
+
+
+def fingerprint(path: str | Path) -> tuple[tuple[str, int, int, int], ...]:
+  """What of a bundle's files changes when they do: name, inode, size and time of change, without reading them; empty where there is no folder."""
+  found = []
+  with contextlib.suppress(OSError), os.scandir(path) as entries:
+    for e in entries:
+      with contextlib.suppress(OSError):
+        st = e.stat()
+        found.append((e.name, st.st_ino, st.st_size, st.st_mtime_ns))
+  return tuple(sorted(found))
 
 
 def write_manifest(path: str | Path, manifest: dict[str, Any]) -> Bundle:

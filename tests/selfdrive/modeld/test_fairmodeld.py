@@ -13,7 +13,7 @@ import pytest
 from fair_bundle import write_bundle
 from openpilot.cereal import messaging
 from openpilot.cereal.visionipc import VisionIpcServer, VisionStreamType, nv12_info
-from openpilot.selfdrive.modeld.fair.fairmodeld import MODEL_WAIT, FairModeld
+from openpilot.selfdrive.modeld.fair.fairmodeld import MODEL_WAIT, OTHER_CAMERA, FairModeld
 
 ROAD = VisionStreamType.VISION_STREAM_NARROW_ROAD
 DEADLINE = 30.0  # s; generous: only a hang reaches it
@@ -132,7 +132,8 @@ class FakeSubMaster:
   """modelV2 of the frames before `late` is there; each update() brings one more frame's."""
 
   def __init__(self, frame_id, alive=True, comes=True):
-    self.model, self.alive, self.comes, self.updates = SimpleNamespace(frameId=frame_id), {"modelV2": alive}, comes, 0
+    self.model, self.comes, self.updates = SimpleNamespace(frameId=frame_id), comes, 0
+    self.alive, self.seen, self.recv_frame = {"modelV2": alive}, {"modelV2": True}, {"deviceState": 0}
 
   def __getitem__(self, service):
     return self.model
@@ -143,13 +144,18 @@ class FakeSubMaster:
     time.sleep(0 if self.comes else timeout_ms / 1000)
 
 
+def awaits(sm, frame_id):
+  daemon = FairModeld.__new__(FairModeld)
+  daemon.sm, daemon.model = sm, None
+  return daemon.await_model(frame_id)
+
+
 def test_a_frame_waits_for_its_modelV2():
   sm = FakeSubMaster(4)
-  FairModeld.await_model(SimpleNamespace(sm=sm), 7)
-  assert sm.updates == 3 and sm.model.frameId == 7
+  assert awaits(sm, 7) and sm.updates == 3 and sm.model.frameId == 7
   sm = FakeSubMaster(4, alive=False)  # modeld does not run: nothing to wait for
-  FairModeld.await_model(SimpleNamespace(sm=sm), 7)
-  assert sm.updates == 0
-  sm, begun = FakeSubMaster(4, comes=False), time.monotonic()  # modeld dropped this frame: fairmodeld goes on after MODEL_WAIT
-  FairModeld.await_model(SimpleNamespace(sm=sm), 7)
-  assert time.monotonic() - begun >= MODEL_WAIT and sm.model.frameId == 4
+  assert awaits(sm, 7) and sm.updates == 0
+  sm = FakeSubMaster(4)  # of another camera
+  assert awaits(sm, 4 + OTHER_CAMERA) and sm.updates == 0
+  sm, begun = FakeSubMaster(4, comes=False), time.monotonic()  # modeld is late: the frame is dropped
+  assert not awaits(sm, 7) and time.monotonic() - begun >= MODEL_WAIT and sm.model.frameId == 4

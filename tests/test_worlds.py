@@ -37,7 +37,7 @@ def test_selfdrive_imports_no_tools_and_nothing_heavy():
 
 
 def test_the_runtime_can_be_lifted_out():
-  """Only the standard library, numpy, ONNX Runtime, its own folder and openpilot's API; and the process API through ipc.py alone."""
+  """Only the standard library, numpy, what runs graphs, its own folder and openpilot's API; and the process API through ipc.py alone."""
   for path, name in imports(FAIR):
     top = name.split(".")[0]
     if top == "openpilot":
@@ -47,7 +47,7 @@ def test_the_runtime_can_be_lifted_out():
     elif name in OLDER:
       assert path.name == "ipc.py"
     else:
-      assert top in sys.stdlib_module_names | {"numpy", "onnxruntime"}, f"{path} imports {name}"
+      assert top in sys.stdlib_module_names | {"numpy", "onnxruntime", "tinygrad", "tensorrt"}, f"{path} imports {name}"
 
 
 def test_no_file_of_this_project_is_long_beyond_reading():
@@ -68,7 +68,7 @@ model.set_camera(1344, 760, stride, stride * y_height)
 for i in range(3):
   messages = model.process(np.random.default_rng(i).integers(0, 256, size, dtype=np.uint8), i, 0, 1)
   assert [n for n, m in messages if m.valid] == ["fairDepth", "fairSegmentation"][i % 2:]  # depth at 10 Hz
-heavy = {"torch", "transformers", "matplotlib", "av", "onnx"} & set(sys.modules)
+heavy = {"torch", "transformers", "matplotlib", "av", "onnx", "tinygrad"} & set(sys.modules)
 assert not heavy, heavy
 print("ran", model.bundle.name)
 """

@@ -17,6 +17,7 @@ from openpilot.selfdrive.modeld.fair.frames import CameraError
 from openpilot.selfdrive.modeld.fair.ipc import Params, UnknownKeyName, VisionIpcClient, config_realtime_process, messaging, service, stream_type
 from openpilot.selfdrive.modeld.fair.model import FairModel, first_line, plain
 from openpilot.selfdrive.modeld.fair.publish import SERVICES, serialise
+from openpilot.selfdrive.modeld.fair.runners import RUNNERS
 from openpilot.selfdrive.modeld.fair.schedule import Verdict
 
 MODELS_DIR = Path(os.environ.get("FAIR_MODELS_DIR") or Path(__file__).resolve().parents[3] / "models")
@@ -44,10 +45,11 @@ class FairModeld:
   """The process around a FairModel: where frames come from, where messages go, and what happens when something is missing.
 
   choose: the folder of the bundle that is wanted now; it may raise BundleError. stream: 'narrowRoad', 'wideRoad', or None for the first there is.
+  runner: one of runners.RUNNERS, or None for what is preferred here.
   """
 
-  def __init__(self, choose: Callable[[], Path], stream: str | None):
-    self.choose, self.wanted_stream = choose, stream
+  def __init__(self, choose: Callable[[], Path], stream: str | None, runner: str | None = None):
+    self.choose, self.wanted_stream, self.runner = choose, stream, runner
     self.pm = messaging.PubMaster(list(SERVICES))
     services = [EXTRINSICS, CAMERA_STATE, "deviceState", "modelV2", "carState"]
     self.sm = messaging.SubMaster(services, ignore_avg_freq=services)
@@ -111,7 +113,7 @@ class FairModeld:
       try:
         path = self.choose()
         self.loaded = self.looked = (path, fingerprint(path))
-        self.take(FairModel(load_bundle(path), time.perf_counter))
+        self.take(FairModel(load_bundle(path), time.perf_counter, runner=self.runner))
       except BundleError as e:
         self.fail(str(e))
         return False
@@ -145,7 +147,7 @@ class FairModeld:
       self.loaded = seen
       bundle = load_bundle(path)
       if bundle.manifest_hash != self.model.bundle.manifest_hash:
-        self.take(FairModel(bundle, time.perf_counter))
+        self.take(FairModel(bundle, time.perf_counter, runner=self.runner))
         print(f"fairmodeld: bundle '{bundle.name}' ({bundle.manifest_hash[:12]}) from {path} took over", file=sys.stderr, flush=True)
       self.refused = ""
     except BundleError as e:
@@ -318,17 +320,19 @@ def main() -> int:
   p = argparse.ArgumentParser(prog="fairmodeld", description=__doc__)
   p.add_argument("--bundle", type=Path, help="a bundle's folder; default: the one named by the param FairBundle, else the first in models/")
   p.add_argument("--stream", choices=["narrowRoad", "wideRoad"], help="default: the first that the bundle can take and the camera gives")
+  p.add_argument("--runner", choices=RUNNERS, help="default: the param FairRunner, else the GPU's where the bundle was compiled for it, else ONNX Runtime")
   args = p.parse_args()
   if args.bundle is not None:  # run by hand: what is wrong is said at once
     try:
-      FairModel(load_bundle(args.bundle))
+      FairModel(load_bundle(args.bundle), runner=args.runner)
     except BundleError as e:
       print(f"error: {e}", file=sys.stderr)
       return 2
   config_realtime_process(CORE, PRIORITY)
   params = Params()
+  choose = (lambda: args.bundle) if args.bundle else (lambda: bundle_path(param(params, "FairBundle"), MODELS_DIR))
   try:
-    daemon = FairModeld((lambda: args.bundle) if args.bundle else (lambda: bundle_path(param(params, "FairBundle"), MODELS_DIR)), args.stream)
+    daemon = FairModeld(choose, args.stream, args.runner or param(params, "FairRunner"))
   except (OSError, *NO_SOCKETS) as e:  # another instance runs, or the disk that holds the sockets is full: the manager tries again, with back-off
     print(f"error: {e}", file=sys.stderr)
     return 2

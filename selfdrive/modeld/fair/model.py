@@ -20,7 +20,7 @@ from openpilot.selfdrive.modeld.fair.ipc import messaging
 from openpilot.selfdrive.modeld.fair.lanes import MAX_HIDDEN, MAX_LINES, VISIBLE, LaneTracker
 from openpilot.selfdrive.modeld.fair.plan import VIEW, Plan, make_plan, try_heads
 from openpilot.selfdrive.modeld.fair.publish import PUBLISH, Stamp, lanes_message, objects_message, period
-from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
+from openpilot.selfdrive.modeld.fair.runners import Runner, open_runner
 from openpilot.selfdrive.modeld.fair.schedule import FrameSchedule, due
 from openpilot.selfdrive.modeld.fair.tracking import Tracker, merge
 
@@ -63,13 +63,14 @@ class FairModel:
   """Runs every graph of a bundle on camera frames.
 
   clock: seconds, e.g. time.perf_counter; None leaves all execution times at zero, so that equal inputs give equal bytes.
+  runner: one of runners.RUNNERS for all graphs, else what is preferred here.
   Raises BundleError where a graph cannot be loaded, or wants what this runtime does not have.
   """
 
-  def __init__(self, bundle: Bundle, clock: Callable[[], float] | None = None, threads: int = 1):
+  def __init__(self, bundle: Bundle, clock: Callable[[], float] | None = None, threads: int = 1, runner: str | None = None):
     self.bundle, self.clock = bundle, clock or no_clock
     self.schedule = FrameSchedule(bundle.manifest)
-    self.runners: dict[str, OnnxRunner] = {}
+    self.runners: dict[str, Runner] = {}
     self.plans: list[Plan] = []
     self.stats = {g["name"]: GraphStats() for g in bundle.graphs}
     classes: list[str] = []
@@ -80,10 +81,10 @@ class FairModel:
       for name in OBJECT_HEADS:
         if name in plan.heads:
           classes += [c for c in plan.heads[name][HEADS[name].classes]["classes"] if c not in classes]
-      runner = self.runners[graph["name"]] = OnnxRunner(bundle.path / graph["file"], graph, threads)
+      opened = self.runners[graph["name"]] = open_runner(bundle, graph, runner, threads)
       outputs = None
       with contextlib.suppress(Exception):  # the first run allocates and would cost the first frame; what fails here fails there, and is reported then
-        outputs = runner.run({i["name"]: np.zeros(i["shape"], i["dtype"]) for i in graph["inputs"]})
+        outputs = opened.run({i["name"]: np.zeros(i["shape"], i["dtype"]) for i in graph["inputs"]})
       if outputs is not None:
         try_heads(where, plan, outputs)
     self.tracker = Tracker(classes, VIEW)
@@ -286,7 +287,7 @@ class FairModel:
         elif name == "lanes":
           assert plan.slots is not None
           lines = plan.slots.update(value, self.ground, step, self.depth)
-          self.scale.points(plan.slots.points[0], (plan.slots.mask[0] > 0) & (value.visibility >= VISIBLE), plan.slots.fresh[0] > 0)
+          self.scale.points(plan.slots.points[0], (plan.slots.mask[0] > 0) & (value.visibility >= VISIBLE), plan.slots.fresh[0] > 0, self.ground)
           messages.append(lanes_message(lines, stamp))
         else:
           if name == "depth" and stamp.valid:

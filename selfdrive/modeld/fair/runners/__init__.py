@@ -1,0 +1,68 @@
+"""What runs a graph here, in the order in which it is preferred. Nothing is imported before it is wanted: a device has no ONNX Runtime, a PC no tinygrad."""
+
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from openpilot.selfdrive.modeld.fair.artefact import ArtefactError
+from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError
+
+QCOM_GPU = Path("/dev/kgsl-3d0")
+NVIDIA_GPU = Path("/dev/nvidiactl")
+RUNNERS = ("tinygrad-qcom", "tinygrad-cuda", "tinygrad-cpu", "tensorrt", "onnx")
+
+
+class Runner(Protocol):
+  """`run({name: array}) -> {name: array}`: the outputs are the same arrays at every call. `what` says which runner, for people."""
+
+  what: str
+
+  def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+
+def preferred() -> tuple[str, ...]:
+  """Runners that are tried here when none is named: the GPU's where there is one, then ONNX Runtime. tinygrad's CPU code is slower than that, and the last."""
+  first = ("tinygrad-qcom",) if QCOM_GPU.exists() else ("tensorrt", "tinygrad-cuda") if NVIDIA_GPU.exists() else ()
+  return (*first, "onnx", "tinygrad-cpu")
+
+
+def make_runner(name: str, bundle: Bundle, graph: dict[str, Any], threads: int = 1, folder: Path | None = None) -> Runner:
+  """Raises ArtefactError, ImportError or BundleError where this runner cannot run the graph here."""
+  if name == "onnx":
+    from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
+
+    return OnnxRunner(bundle.path / graph["file"], graph, threads)
+  if name == "tensorrt":
+    from openpilot.selfdrive.modeld.fair.runners.tensorrt import TensorRTRunner
+
+    return TensorRTRunner(bundle, graph, folder)
+  if name in RUNNERS:
+    from openpilot.selfdrive.modeld.fair.runners.tinygrad import TinygradRunner
+
+    return TinygradRunner(bundle, graph, name, folder)
+  raise BundleError(f"runner '{name}' is not known; one of {', '.join(RUNNERS)}")
+
+
+def open_runner(bundle: Bundle, graph: dict[str, Any], choice: str | None = None, threads: int = 1, folder: Path | None = None) -> Runner:
+  """The chosen runner, else the first of preferred() that can; ONNX Runtime where the chosen one cannot, saying why on stderr.
+
+  folder: where artefacts are, if not with the bundle. Raises BundleError with every reason where none can.
+  """
+  if choice is not None and choice not in RUNNERS:
+    raise BundleError(f"runner '{choice}' is not known; one of {', '.join(RUNNERS)}")
+  where = f"{bundle.path}: graph '{graph['name']}'"
+  reasons = []
+  for name in preferred() if choice is None else dict.fromkeys((choice, "onnx")):
+    try:
+      runner = make_runner(name, bundle, graph, threads, folder)
+    except (ArtefactError, ImportError, BundleError) as e:
+      reasons.append(f"{name}: {e}")
+      continue
+    if reasons:
+      print(f"fairmodeld: {where} runs in {runner.what}; {'; '.join(reasons)}", file=sys.stderr, flush=True)
+    return runner
+  if len(reasons) == 1 or reasons[0].startswith("onnx: "):
+    raise BundleError(reasons[0].split(": ", 1)[1])
+  raise BundleError(f"{where} has no runner here; {'; '.join(reasons)}")

@@ -25,6 +25,8 @@ class OnnxRunner:
   loaded or disagrees with the manifest.
   """
 
+  what = "ONNX Runtime"
+
   def __init__(self, path: str | Path, graph: dict[str, Any], threads: int = 1):
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

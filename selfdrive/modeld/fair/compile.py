@@ -1,0 +1,235 @@
+#!/usr/bin/env python3
+"""Compiles the graphs of a bundle for one target, as openpilot compiles its own networks: ONNX -> a pickled TinyJit, with a sidecar of hashes.
+
+python -m openpilot.selfdrive.modeld.fair.compile BUNDLE [--target tinygrad-cpu] [--output DIR]
+
+Artefacts lie in BUNDLE/compiled and are for this machine, this tinygrad and this manifest: after a change of any of them they are refused and the graph runs in
+ONNX Runtime. On a comma four and wherever else the target's device is, run it there; what a PC can say of a comma four is `op compile --report`.
+"""
+
+import argparse
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, folder_of, package_version, read_sidecar, stem, write_artefact
+from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, load_bundle
+from openpilot.selfdrive.modeld.fair.lanes import spec_slots
+from openpilot.selfdrive.modeld.fair.runners import NVIDIA_GPU, QCOM_GPU
+from openpilot.selfdrive.modeld.fair.runners.tinygrad import FLAGS, find_clang, requirements, set_flags
+
+TARGETS = (*FLAGS, "tensorrt", "onnx")
+# of ONNX Runtime's outputs, in parts of an output's largest value: sums in another order; on Adreno the weights and what lies between layers are half precision
+TOLERANCE = {"tinygrad-cpu": 1e-4, "tinygrad-cuda": 1e-3, "tinygrad-qcom": 5e-2, "tensorrt": 5e-2}
+
+
+class CompileError(ValueError):
+  """A graph that was not compiled. One line: what, where, what to do."""
+
+
+def missing(target: str) -> str | None:
+  """Why this target cannot be built here, in one line; None where it can."""
+  if target == "onnx":
+    return None
+  if target == "tensorrt":
+    from openpilot.selfdrive.modeld.fair.runners.tensorrt import missing as tensorrt_missing
+
+    return tensorrt_missing()
+  if target not in TARGETS:
+    return f"target '{target}' is not known; one of {', '.join(TARGETS)}"
+  if importlib.util.find_spec("tinygrad") is None:
+    return "tinygrad is not installed; pip install tinygrad"
+  if target == "tinygrad-qcom" and not QCOM_GPU.exists():
+    return f"no Adreno GPU here ({QCOM_GPU}); run it on the device, or see `op compile --report` for what it would be"
+  if target == "tinygrad-cuda" and not NVIDIA_GPU.exists():
+    return f"no NVIDIA GPU here ({NVIDIA_GPU})"
+  if target == "tinygrad-cpu":
+    return None if find_clang() else "tinygrad's CPU device wants a C compiler: install clang, or pip install ziglang"
+  return None
+
+
+# *** in the process that compiles ***
+
+
+def sample_inputs(graph: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
+  """Noise in each input's range: bytes, 0 to 1, and point slots somewhere in the view of which some are in use and some fresh."""
+  r = np.random.default_rng(seed)
+  x = {}
+  for i in graph["inputs"]:
+    kind = np.dtype(i["dtype"]).kind
+    x[i["name"]] = (r.random(i["shape"]) if kind == "f" else r.integers(0, 256 if kind == "u" else 2, i["shape"])).astype(i["dtype"])
+  if (found := spec_slots(graph)) is not None:
+    names = found[1]
+    x[names["points"]] *= np.array([511, 255], x[names["points"]].dtype)
+    for name in (names["mask"], names["fresh"]):
+      x[name] = np.round(x[name])
+  return x
+
+
+def differences(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict[str, float]:
+  """Of each output the largest difference, in parts of its largest value. Not a number where one is not finite and the other is."""
+  with np.errstate(invalid="ignore"):
+    return {k: float(np.abs(got[k].astype(np.float64) - w).max() / max(1e-6, np.abs(w).max())) for k, w in want.items()}
+
+
+def slim(linear: Any, done: dict[Any, Any] | None = None) -> Any:
+  """A captured jit's work without what kernels were made of (their loops, their source): a run needs machine code and signatures, and reading it takes time."""
+  from tinygrad.uop.ops import Ops
+
+  done = {} if done is None else done
+  if linear not in done:
+    src = linear.src
+    if linear.op is Ops.PROGRAM:
+      kernel, lines, text, binary = src
+      new = (kernel.replace(src=()), lines.replace(src=tuple(u for u in lines.src if u.op is Ops.PARAM)), text.replace(arg=""), binary)
+    elif linear.op in (Ops.LINEAR, Ops.CALL, Ops.CUSTOM_FUNCTION):
+      new = tuple(slim(s, done) for s in src)
+    else:
+      new = src
+    done[linear] = linear.replace(src=new)
+  return done[linear]
+
+
+def make_jit(path: Path, graph: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, np.ndarray], dict[str, Any]]:
+  """(jit, arrays, tensors): the tensors are the arrays, which are filled before each call of jit(**tensors) -> {output: Tensor}. See runners/tinygrad.py."""
+  from tinygrad import Device, Tensor, TinyJit
+  from tinygrad.dtype import _from_np_dtype
+  from tinygrad.nn.onnx import OnnxRunner
+
+  net = OnnxRunner(str(path))
+  kinds = {o["name"]: _from_np_dtype(np.dtype(o["dtype"]).type) for o in graph["outputs"]}
+
+  def step(**inputs: Tensor) -> dict[str, Tensor]:
+    here = {k: v.to(Device.DEFAULT) for k, v in inputs.items()}
+    Tensor.realize(*here.values())
+    outputs = net(here)
+    return {k: outputs[k].cast(kind).contiguous() for k, kind in kinds.items()}
+
+  arrays = {i["name"]: np.zeros(i["shape"], i["dtype"]) for i in graph["inputs"]}
+  return TinyJit(step, prune=True), arrays, {k: Tensor(v, device="NPY").realize() for k, v in arrays.items()}
+
+
+def compile_graph(bundle: Bundle, graph: dict[str, Any], target: str, folder: Path) -> dict[str, Any]:
+  """Compiles, checks and writes one graph; returns what its sidecar says. tinygrad's settings are in the environment already. Raises CompileError."""
+  t0 = time.perf_counter()
+  path = bundle.path / graph["file"]
+  try:
+    jit, arrays, tensors = make_jit(path, graph)
+
+    def run(step: Callable[..., Any], seed: int) -> dict[str, np.ndarray]:
+      for k, v in sample_inputs(graph, seed).items():
+        np.copyto(arrays[k], v)
+      return {k: v.numpy().copy() for k, v in step(**tensors).items()}
+
+    for seed in (0, 1):  # the first runs as it is, the second is captured
+      run(jit, seed)
+    want = run(jit, 2)
+  except (NotImplementedError, RuntimeError, AssertionError, KeyError, TypeError, subprocess.CalledProcessError) as e:
+    raise CompileError(f"{path}: tinygrad does not compile it for {target}: {(str(e).splitlines() or [type(e).__name__])[0][:200]}") from e
+  captured: Any = jit.captured  # type: ignore[attr-defined]
+  kernels = captured.linear
+  if hasattr(captured, "free_intermediates"):
+    captured.free_intermediates()  # or what lies between the layers would be written too
+  for reduced in (True, False):
+    captured._linear = slim(kernels) if reduced else kernels
+    blob = pickle.dumps(jit, protocol=5)
+    try:
+      got = run(pickle.loads(blob), 2)
+    except Exception:  # a tinygrad whose programs look otherwise: then all of it is written
+      if not reduced:
+        raise
+      continue
+    if all(np.array_equal(got[k], w, equal_nan=True) for k, w in want.items()):
+      break
+    if not reduced:
+      raise CompileError(f"{path}: the jit for {target} computes something else when it is read back; report it to tinygrad {package_version('tinygrad')}")
+  about = {"bundle": bundle.name, "manifest": bundle.manifest_hash, "graph": graph["name"], "onnx": bundle.manifest["sha256"][graph["file"]], "target": target}
+  about |= requirements(target) | {"parity": parity(bundle, graph, target, want), "seconds": round(time.perf_counter() - t0, 1)}
+  return read_sidecar(folder, write_artefact(folder, stem(graph["name"], target), blob, about).stem)
+
+
+def parity(bundle: Bundle, graph: dict[str, Any], target: str, got: dict[str, np.ndarray]) -> float | None:
+  """Worst difference from ONNX Runtime on sample_inputs(seed 2), None where there is none here. Raises CompileError beyond TOLERANCE."""
+  if importlib.util.find_spec("onnxruntime") is None:
+    return None
+  from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
+
+  found = differences(got, OnnxRunner(bundle.path / graph["file"], graph).run(sample_inputs(graph, 2)))
+  name, worst = max(found.items(), key=lambda x: x[1] if np.isfinite(x[1]) else np.inf)
+  if not worst <= TOLERANCE[target]:
+    raise CompileError(f"{bundle.path / graph['file']}: output '{name}' in {target} is off from ONNX Runtime by {worst:.2g} of its largest value")
+  return worst
+
+
+# *** the process that is asked ***
+
+
+def build(bundle: Bundle, target: str, folder: Path | None = None, timeout: float | None = None) -> list[dict[str, Any]]:
+  """Builds every graph of the bundle in processes of their own, as tinygrad reads its settings on import. -> their sidecars. Raises CompileError."""
+  if (why := missing(target)) is not None:
+    raise CompileError(f"{target} cannot be built here: {why}")
+  if target == "onnx":  # the graph is the artefact
+    return []
+  folder, built = folder_of(bundle, folder), []
+  env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+  for graph in bundle.graphs:
+    command = [sys.executable, "-m", "openpilot.selfdrive.modeld.fair.compile", str(bundle.path), "--target", target, "--graph", graph["name"]]
+    try:
+      done = subprocess.run([*command, "--output", str(folder)], env=env, stdout=subprocess.PIPE, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+      raise CompileError(f"{bundle.path}: graph '{graph['name']}' was not compiled for {target} within {timeout:.0f} s") from None
+    if done.returncode:
+      raise CompileError((done.stdout.strip().splitlines() or [f"graph '{graph['name']}': exit code {done.returncode}"])[-1].removeprefix("error: "))
+    built.append(read_sidecar(folder, stem(graph["name"], target)))
+  return built
+
+
+def one_graph(bundle: Bundle, name: str, target: str, folder: Path) -> None:
+  graph = next((g for g in bundle.graphs if g["name"] == name), None)
+  if graph is None:
+    raise CompileError(f"{bundle.path} has no graph '{name}'; it has {', '.join(g['name'] for g in bundle.graphs)}")
+  if target == "tensorrt":
+    from openpilot.selfdrive.modeld.fair.runners.tensorrt import build_engine
+
+    build_engine(bundle, graph, folder)
+  else:
+    set_flags(target)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("PARALLEL", str(cores if cores > 2 else 0))  # processes that compile kernels; NUM_CPU_THREADS would decide it
+    compile_graph(bundle, graph, target, folder)
+
+
+def main() -> int:
+  p = argparse.ArgumentParser(prog="compile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p.add_argument("bundle", type=Path, help="a bundle's folder")
+  p.add_argument("--target", choices=TARGETS, action="append", help="several times for several; default: all that can be built here")
+  p.add_argument("--output", type=Path, help="default: BUNDLE/compiled")
+  p.add_argument("--graph", help=argparse.SUPPRESS)
+  args = p.parse_args()
+  try:
+    bundle = load_bundle(args.bundle)
+    if args.graph is not None:
+      one_graph(bundle, args.graph, args.target[0], folder_of(bundle, args.output))
+      return 0
+    for target in args.target or [t for t in TARGETS if missing(t) is None]:
+      for said in build(bundle, target, args.output):
+        off = "not compared with ONNX Runtime" if said["parity"] is None else f"off from ONNX Runtime by {said['parity']:.1e} of the largest value"
+        print(f"{bundle.name}, graph '{said['graph']}', {target}: {said['size'] / 1e6:.1f} MB in {said['seconds']:.0f} s, {off}")
+      if target == "onnx":
+        print(f"{bundle.name}, onnx: nothing to build, {', '.join(g['file'] for g in bundle.graphs)} runs as it is")
+  except (ArtefactError, BundleError, CompileError) as e:
+    print(f"error: {e}", file=sys.stdout if args.graph is not None else sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  raise SystemExit(main())

@@ -1,0 +1,220 @@
+"""Artefacts: what is written is read back, what does not match is never opened, and a graph compiled by tinygrad computes what ONNX Runtime does."""
+import importlib.util
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fair_bundle import lanes_graph, write_bundle, write_graphs
+from openpilot.selfdrive.modeld.fair import compile as fair_compile
+from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, read_artefact, write_artefact
+from openpilot.selfdrive.modeld.fair.bundle import load_bundle
+from openpilot.selfdrive.modeld.fair.compile import CompileError, build, differences, missing, sample_inputs
+from openpilot.selfdrive.modeld.fair.runners.tinygrad import FLAGS, TinygradRunner, find_clang, requirements
+
+ROOT = Path(__file__).resolve().parents[3]
+TARGET = "tinygrad-cpu"
+
+
+def about(bundle, **more):
+  return {"manifest": bundle.manifest_hash, "graph": "scene", "target": TARGET, **requirements(TARGET), **more}
+
+
+def read(bundle, folder):
+  return read_artefact(bundle, "scene", TARGET, requirements(TARGET), folder)
+
+
+def test_written_is_read_back_whole_and_in_chunks(tmp_path):
+  bundle, blob = write_bundle(tmp_path / "b"), bytes(range(256)) * 40
+  for chunk, files in ((1 << 20, 1), (4096, 3), (1024, 10), (1 << 20, 1)):   # smaller and larger again: no chunk of another cut is left
+    write_artefact(tmp_path / "a", f"scene.{TARGET}", blob, about(bundle), chunk)
+    got, said = read(bundle, tmp_path / "a")
+    assert got == blob and len(said["files"]) == files and said["size"] == len(blob)
+    there = {p.name for p in (tmp_path / "a").iterdir()}
+    manifest = f"scene.{TARGET}.pkl.chunkmanifest"
+    assert there == {f"scene.{TARGET}.json", *said["files"], *([manifest] if files > 1 else [])}
+    if files > 1:   # as openpilot's file_chunker names and counts them
+      assert said["files"][0] == f"scene.{TARGET}.pkl.chunk01of{files:02d}" and (tmp_path / "a" / manifest).read_text() == str(files)
+
+
+@pytest.mark.parametrize("change, says", [
+  ({"manifest": "0" * 64}, "was built for manifest"), ({"tinygrad": "0.1+0"}, "was built for tinygrad"), ({"flags": {"DEV": "CL"}}, "was built for flags"),
+  ({"machine": "vax"}, "was built for machine"), ({"graph": "other"}, "was built for graph"), ({"target": "tinygrad-qcom"}, "was built for target"),
+  ({"files": ["../../x.pkl"]}, "no files of its own"), ({"files": []}, "no files of its own"), ({"format": 2}, "was built for format"),
+  ({"sha256": "0" * 64}, "it was not opened"), ({"files": [f"scene.{TARGET}.pkl.gone"]}, "No such file"),
+])
+def test_a_sidecar_that_disagrees_is_refused(tmp_path, change, says):
+  bundle = write_bundle(tmp_path / "b")
+  sidecar = write_artefact(tmp_path / "a", f"scene.{TARGET}", b"x" * 100, about(bundle))
+  sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), **change}))
+  with pytest.raises(ArtefactError, match=says) as e:
+    read(bundle, tmp_path / "a")
+  assert "\n" not in str(e.value)
+
+
+def test_no_artefact_and_no_json(tmp_path):
+  bundle = write_bundle(tmp_path / "b")
+  with pytest.raises(ArtefactError, match="no artefact"):
+    read(bundle, tmp_path / "a")
+  sidecar = write_artefact(tmp_path / "a", f"scene.{TARGET}", b"x", about(bundle))
+  for text in (b"{", b"[]", b"\xff\xfe", b"null"):
+    sidecar.write_bytes(text)
+    with pytest.raises(ArtefactError):
+      read(bundle, tmp_path / "a")
+
+
+class Malice:
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_of_another_hash_is_not_executed(tmp_path):
+  """The counter-test first: the same bytes with their own hash are opened, and do what they say."""
+  bundle, proof = write_bundle(tmp_path / "b"), tmp_path / "executed"
+  evil = pickle.dumps(Malice(proof))
+  if importlib.util.find_spec("tinygrad") is not None:   # else there is nothing that would open it
+    write_artefact(tmp_path / "a", f"scene.{TARGET}", evil, about(bundle))
+    code = f"""
+from pathlib import Path
+from openpilot.selfdrive.modeld.fair.bundle import load_bundle
+from openpilot.selfdrive.modeld.fair.runners.tinygrad import TinygradRunner
+b = load_bundle({str(bundle.path)!r})
+TinygradRunner(b, b.graphs[0], {TARGET!r}, Path({str(tmp_path / 'a')!r})).run
+"""
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True).returncode == 0
+    assert proof.is_dir()
+    proof.rmdir()
+  write_artefact(tmp_path / "a", f"scene.{TARGET}", b"y" * len(evil), about(bundle))
+  (tmp_path / "a" / f"scene.{TARGET}.pkl").write_bytes(evil)
+  with pytest.raises(ArtefactError, match=r"it was not opened|not installed"):
+    TinygradRunner(bundle, bundle.graphs[0], TARGET, tmp_path / "a")
+  assert not proof.exists()
+
+
+def test_a_write_that_is_cut_short_leaves_what_was_there(tmp_path, monkeypatch):
+  bundle = write_bundle(tmp_path / "b")
+  write_artefact(tmp_path / "a", f"scene.{TARGET}", b"old", about(bundle))
+
+  def full(fd):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(os, "fsync", full)
+  with pytest.raises(OSError):
+    write_artefact(tmp_path / "a", f"scene.{TARGET}", b"new", about(bundle))
+  assert read(bundle, tmp_path / "a")[0] == b"old" and len(list((tmp_path / "a").iterdir())) == 2
+
+
+def test_flags_of_the_comma_four_are_openpilots():
+  assert FLAGS["tinygrad-qcom"] == {"DEV": "QCOM", "IMAGE": "1", "FLOAT16": "1", "NOLOCALS": "1", "JIT_BATCH_SIZE": "0", "OPENPILOT_HACKS": "1"}
+
+
+def test_sample_inputs_are_in_range(tmp_path):
+  graph = write_graphs(tmp_path, [lanes_graph(tmp_path)]).graphs[0]
+  x = sample_inputs(graph, 1)
+  assert {k: (v.shape, v.dtype) for k, v in x.items()} == {i["name"]: (tuple(i["shape"]), np.dtype(i["dtype"])) for i in graph["inputs"]}
+  points = x["lanes_points"]
+  assert set(np.unique(x["lanes_mask"])) == set(np.unique(x["lanes_fresh"])) == {0.0, 1.0} and x["frame"].max() > 250
+  assert points[..., 0].max() > 300 and points[..., 0].max() <= 511 and 150 < points[..., 1].max() <= 255
+  assert all(np.array_equal(v, w) for v, w in zip(x.values(), sample_inputs(graph, 1).values(), strict=True))
+  assert not np.array_equal(x["frame"], sample_inputs(graph, 2)["frame"])
+
+
+def test_differences():
+  want = {"a": np.array([0.0, -4.0], np.float32), "b": np.array([1.0], np.float32)}
+  assert differences({"a": np.array([1.0, -4.0]), "b": np.array([1.0])}, want) == {"a": 0.25, "b": 0.0}
+  assert np.isnan(differences({"a": np.array([np.nan, -4.0]), "b": want["b"]}, want)["a"])
+
+
+def test_what_is_missing_is_said(tmp_path, monkeypatch):
+  bundle = write_bundle(tmp_path / "b")
+  assert missing("onnx") is None and build(bundle, "onnx") == []
+  monkeypatch.setattr(fair_compile, "QCOM_GPU", tmp_path / "none")
+  monkeypatch.setattr(fair_compile, "NVIDIA_GPU", tmp_path / "none")
+  if importlib.util.find_spec("tinygrad") is not None:
+    for target, says in (("tinygrad-qcom", "no Adreno GPU here"), ("tinygrad-cuda", "no NVIDIA GPU here")):
+      with pytest.raises(CompileError, match=says):
+        build(bundle, target)
+  monkeypatch.setenv("PATH", "")
+  monkeypatch.delenv("CC", raising=False)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  assert find_clang() is None and "not installed" in (missing(TARGET) or "")
+
+
+def test_the_compiler_of_the_ziglang_package_is_found(tmp_path, monkeypatch):
+  pytest.importorskip("ziglang")
+  monkeypatch.setenv("PATH", "/bin")
+  monkeypatch.delenv("CC", raising=False)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  if (cc := find_clang()) == "/bin/clang":
+    pytest.skip("clang is in /bin, which a shell wants")
+  source = "int f(int x) { return x + 1; }"
+  r = subprocess.run([cc, "-c", "-x", "c", "-", "-o", "-", "--target=x86_64-none-unknown-elf"], input=source.encode(), capture_output=True)
+  assert r.returncode == 0 and r.stdout[:4] == b"\x7fELF"
+
+
+def can_compile():
+  if (why := missing(TARGET)) is not None:
+    pytest.skip(why)
+
+
+@pytest.mark.slow
+def test_tinygrad_computes_what_onnx_runtime_does(tmp_path):
+  """State, point slots, a uint8 frame; read in another process, with nothing cached and no torch. 1e-4 of an output's largest value."""
+  can_compile()
+  bundle = write_graphs(tmp_path / "b", [lanes_graph((tmp_path / "b").mkdir() or tmp_path / "b")])
+  said, = build(bundle, TARGET, timeout=300)
+  assert said["parity"] <= 1e-4 and said["manifest"] == bundle.manifest_hash
+  code = f"""
+import sys
+import numpy as np
+from openpilot.selfdrive.modeld.fair.bundle import load_bundle
+from openpilot.selfdrive.modeld.fair.compile import differences, sample_inputs
+from openpilot.selfdrive.modeld.fair.runners import open_runner
+b = load_bundle({str(bundle.path)!r})
+g = b.graphs[0]
+tiny, onnx = open_runner(b, g, {TARGET!r}), open_runner(b, g, "onnx")
+assert tiny.what.startswith("tinygrad") and onnx.what == "ONNX Runtime"
+x = [sample_inputs(g, 7), sample_inputs(g, 7)]
+for step in range(4):
+  out = [tiny.run(x[0]), onnx.run(x[1])]
+  assert max(differences(*out).values()) < 1e-4, (step, differences(*out))
+  for i in (0, 1):
+    for s in g["state"]:
+      x[i][s["input"]] = out[i][s["output"]].copy()
+assert not {{"torch", "onnx"}} & set(sys.modules)
+print("same")
+"""
+  env = {"PYTHONPATH": str(ROOT), "PATH": "/bin", "HOME": str(tmp_path)}
+  r = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+  assert r.returncode == 0 and r.stdout == "same\n", r.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_a_changed_bundle_runs_in_onnx_runtime_and_says_why(tmp_path, capfd):
+  can_compile()
+  bundle = write_bundle(tmp_path / "b")
+  command = [sys.executable, "-m", "openpilot.selfdrive.modeld.fair.compile", str(bundle.path), "--target", TARGET]
+  done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+  assert done.returncode == 0 and "off from ONNX Runtime by" in done.stdout, done.stderr
+  code = """
+import sys
+from openpilot.selfdrive.modeld.fair.bundle import load_bundle
+from openpilot.selfdrive.modeld.fair.model import FairModel
+print(next(iter(FairModel(load_bundle(sys.argv[1]), runner="tinygrad-cpu").runners.values())).what)
+"""
+  env = {**os.environ, "PYTHONPATH": str(ROOT), "OPENPILOT_PREFIX": "test-compile"}
+  run = [sys.executable, "-c", code, str(bundle.path)]
+  first = subprocess.run(run, env=env, capture_output=True, text=True)
+  assert first.stdout.startswith("tinygrad"), first.stderr
+  write_bundle(tmp_path / "b", name="renamed")
+  second = subprocess.run(run, env=env, capture_output=True, text=True)
+  assert second.stdout == "ONNX Runtime\n" and "was built for manifest" in second.stderr
+  assert load_bundle(tmp_path / "b").name == "renamed"

@@ -16,9 +16,9 @@ ROAD = ("road", "lane")          # classes on the plane
 NEAR, FAR, LANE = 4.0, 30.0, 1.5  # m; the plane is looked at from here to there, without a segmentation so far to either side
 MIN_PIXELS = 20
 MAX_SPREAD = 0.3                 # of the logarithms: more, and what is looked at is no plane
-WAY, MAX_WAY = 4.0, 12.0         # m driven between two looks at a point: least; most, then it is looked at anew
+WAY, MAX_WAY = 5.0, 12.0         # m driven between two looks at a point: least; most, then it is looked at anew
 MIN_POINTS = 4
-SLIP = 0.15                      # of the way: a point on an even line may slide along it
+SLIP = 0.25                      # of the way: a point that comes nearer on the road plane by so much more or less slides along its line, and is not believed
 DRIFT = 0.1                      # of the scale, per square root of a second
 MAX_STD = 0.3                    # with a vaguer scale depth stays relative
 STRAY = 4.0                      # standard deviations; a witness that far off is believed that much less
@@ -37,7 +37,8 @@ class DepthScale:
     self.way = 0.0                       # m driven
     self.last: int | None = None         # ns
     self.relative: Depth | None = None   # of the frame at hand, as the student gave it
-    self.first = self.since = np.zeros(0)   # of each point slot: its relative depth when it was first looked at, and the way then; nan before
+    # of each point slot when it was first looked at: its relative depth, its distance on the road plane, and the way driven then; nan before
+    self.first, self.ahead, self.since = np.zeros((3, 0))
 
   @property
   def known(self) -> bool:
@@ -64,25 +65,25 @@ class DepthScale:
     scale = float(np.exp(self.log))
     return Depth(depth.z * np.float32(scale), True, scale, float(np.sqrt(self.var)))
 
-  def points(self, points: np.ndarray, sure: np.ndarray, fresh: np.ndarray) -> None:
+  def points(self, points: np.ndarray, sure: np.ndarray, fresh: np.ndarray, ground: Ground) -> None:
     """points: (N, 2) view pixels of point slots in this frame; sure: (N,) bool, in use and visible; fresh: (N,) bool, not the point of the frame before."""
     if self.relative is None:
       return
     if len(self.first) != len(points):
-      self.first, self.since = np.full((2, len(points)), np.nan)
-    now = sample(self.relative, points)
+      self.first, self.ahead, self.since = np.full((3, len(points)), np.nan)
+    now, ahead = sample(self.relative, points), ground.road(points)[:, 0]
     self.since[fresh] = np.nan
     way, gone = self.way - self.since, self.first - now
-    ready = sure & (way >= WAY) & (gone > 0)   # False for nan
-    if ready.sum() >= MIN_POINTS:
-      logs = np.log(way[ready] / gone[ready])
-      middle = float(np.median(logs))
-      spread = 1.48 * float(np.median(np.abs(logs - middle)))
-      if spread < 2 * MAX_SPREAD:
-        self._hear(middle, float(np.hypot(SLIP, spread / np.sqrt(len(logs)))))
+    ready = sure & (way >= WAY) & (self.first < np.inf) & (now < np.inf) & (np.abs(self.ahead - ahead - way) < SLIP * way)   # False for nan
+    n, total, less = int(ready.sum()), float(way[ready].sum()), float(gone[ready].sum())
+    if n >= MIN_POINTS and less > 0:   # one ratio of sums: each point's own would be far off as often as its depth hardly changed
+      scale = total / less
+      spread = float(np.std(scale * gone[ready] - way[ready])) * np.sqrt(n) / total
+      if spread < MAX_SPREAD / 2:
+        self._hear(float(np.log(scale)), float(np.hypot(SLIP / 2, spread)))
       self.since[ready & (way >= (WAY + MAX_WAY) / 2)] = np.nan
     begin = sure & np.isfinite(now) & (now > 0) & ~(self.way - self.since <= MAX_WAY)
-    self.first[begin], self.since[begin] = now[begin], self.way
+    self.first[begin], self.ahead[begin], self.since[begin] = now[begin], ahead[begin], self.way
 
   def _hear(self, log: float, std: float) -> None:
     """One witness: the logarithm of the scale and its standard deviation, inf for nothing. Errors last over frames, so none is believed beyond its own."""

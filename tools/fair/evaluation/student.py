@@ -9,7 +9,7 @@ from openpilot.selfdrive.modeld.fair.bundle import Bundle
 from openpilot.selfdrive.modeld.fair.heads import HEADS
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.objects import THRESHOLD
-from openpilot.selfdrive.modeld.fair.model import VIEW, Plan, plan_heads, plan_inputs
+from openpilot.selfdrive.modeld.fair.plan import VIEW, Plan, plan_heads, plan_inputs
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.selfdrive.modeld.fair.tracking import Tracker
 from openpilot.tools.fair.distillation.data import NAMES

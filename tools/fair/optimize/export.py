@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Exports a training run's best student as a bundle: ONNX checked against torch, manifest with provenance and metrics, model card."""
+"""Exports a training run's best student as a bundle: ONNX checked against torch and in tinygrad, manifest with provenance and metrics, model card."""
 
 import argparse
 import json
@@ -12,11 +12,13 @@ import numpy as np
 import onnxruntime
 import torch
 
-from openpilot.selfdrive.modeld.fair.bundle import sha256, write_manifest
+from openpilot.selfdrive.modeld.fair.bundle import load_bundle, sha256, write_manifest
+from openpilot.selfdrive.modeld.fair.compile import CompileError, build as compile_bundle, missing
 from openpilot.tools.fair.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation.trainer import Config
 from openpilot.tools.fair.labels.dataset import LabelDataset
-from openpilot.tools.fair.students.onnx_export import export_onnx
+from openpilot.tools.fair.optimize.card import card, metrics_of, read_evaluation
+from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
 from openpilot.tools.fair.students.student import STUDENTS, Student, build
 from openpilot.tools.fair.teacher import LICENCES, check_licence
 from openpilot.tools.lib.errors import UserError, cli
@@ -30,6 +32,7 @@ OUTPUTS = {  # what a task's training makes worth publishing
   "points": ("lanes_",),
 }
 TOLERANCE = 2e-3  # of an output's largest value: float32 summed in another order, some 60 layers deep
+HALF_TOLERANCE = 1e-2  # with weights that keep 11 bits
 FRAMES = 8
 
 
@@ -75,57 +78,34 @@ def parity(student: Student, path: Path, inputs: list[dict[str, torch.Tensor]], 
   return worst
 
 
-def metrics_of(evaluation: Path | None, run: Path) -> list[dict[str, Any]]:
-  """From an evaluation's JSON where one is given, else the run's own held-out losses."""
-  if evaluation is not None:
+def in_tinygrad(folder: Path) -> str:
+  """Compiles the bundle in `folder` for tinygrad's CPU device, which compares it with ONNX Runtime. -> what to say. Raises UserError where they differ."""
+  if why := missing("tinygrad-cpu"):
+    return f"tinygrad was not checked: {why}"
+  with tempfile.TemporaryDirectory() as tmp:
     try:
-      found = json.loads(evaluation.read_text())["metrics"]
-      return [{"name": str(m["name"]), "value": float(m["value"]), "data": str(m["data"])} for m in found]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-      raise UserError(f"{evaluation} is no evaluation's JSON ({type(e).__name__}: {e}); make one with `tools/op.sh evaluate`") from None
-  lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-  held: dict[str, float] = next((x["val"] for x in reversed(lines) if x.get("val")), {})
-  return [{"name": f"held-out loss {k}", "value": v, "data": "routes of the training store that were held out"} for k, v in held.items()]
-
-
-def card(name: str, student: Student, config: Config, state: dict[str, Any], environment: dict[str, Any], metrics: list[dict[str, Any]], worst: float) -> str:
-  count = sum(p.numel() for p in student.parameters())
-  teachers = "\n".join(f"- {t['model']} ({t['licence']}, {t['checkpoint_hash'][:12]})" for t in state["provenance"])
-  rows = "\n".join(f"| {m['name']} | {m['value']:.4g} | {m['data']} |" for m in metrics)
-  simulated = any(t["model"].startswith("simulator") for t in state["provenance"])
-  toy = "**Not made for real streets.** It has learned from this project's ray-cast simulator: boxes for cars, hashes for asphalt."
-  warning = f"{toy} What it says of a real camera is a guess.\n" if simulated else "It advises; it must control nothing.\n"
-  return f"""# {name}
-
-{config.student}: {count / 1e6:.2f}M parameters, learned {', '.join(config.tasks)} in {state['step']} steps of {config.batch} frames.
-
-{warning}
-## Taught by
-
-{teachers}
-
-{environment.get('clips', 0)} clips of {config.clip} frames from {len(environment.get('segments', []))} segments:
-`tools/op.sh distill {environment.get('command', '')}`
-
-## Measured
-
-| metric | value | data |
-|---|---|---|
-{rows}
-
-Input `frame` uint8 (1, 6, 128, 256), the medmodel view; the graph normalises.
-ONNX Runtime and torch differ by at most {worst:.1g} of an output's largest value.
-"""
+      said = compile_bundle(load_bundle(folder), "tinygrad-cpu", Path(tmp))
+    except CompileError as e:
+      raise UserError(f"{e}; nothing was written. --no-tinygrad exports it anyway") from None
+  return f"tinygrad and ONNX Runtime differ by at most {max(s['parity'] for s in said):.1g}"
 
 
 def main() -> None:
   p = argparse.ArgumentParser(prog="export", description=__doc__)
   p.add_argument("run", type=Path, help="a finished run of `tools/op.sh distill`")
   p.add_argument("--out", type=Path, required=True, help="the bundle's folder, as models/NAME")
-  p.add_argument("--evaluation", type=Path, help="JSON of `tools/op.sh evaluate`, for manifest and card")
+  p.add_argument("--evaluation", type=Path, action="append", default=[], help="JSON of `tools/op.sh evaluate` on the same bundle, for manifest and card")
+  p.add_argument("--notes", type=Path, help="a text file with what users must know of it; goes into the card")
   p.add_argument("--labels", type=Path, help="a label store whose frames ONNX Runtime and torch are compared on; else noise")
+  p.add_argument("--weights", choices=("float16", "float32"), default="float16", help="how the file stores them; it computes in float32 either way")
+  p.add_argument("--no-tinygrad", action="store_true", help="do not compile it in tinygrad, which takes a minute or more")
   p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of teachers whose licence restricts what learns from them")
   args = p.parse_args()
+  evaluations = [read_evaluation(e, args.out.name) for e in args.evaluation]
+  try:
+    notes = args.notes.read_text() if args.notes else ""
+  except OSError as e:
+    raise UserError(f"--notes {args.notes}: {e.strerror}") from None
   student, config, state = load_student(args.run)
   for t in state["provenance"]:
     check_licence(t["model"], t["licence"], args.accept_licence)
@@ -140,8 +120,14 @@ def main() -> None:
     worst = parity(student, path, real_inputs(student, args.labels, 0), [o["name"] for o in graph["outputs"]])
     if worst > TOLERANCE:
       raise UserError(f"ONNX Runtime and torch differ by {worst:.2g} of an output's largest value, more than {TOLERANCE}; nothing was written to {args.out}")
-    metrics = metrics_of(args.evaluation, args.run)
-    (folder / "README.md").write_text(card(args.out.name, student, config, state, environment, metrics, worst))
+    checked = [f"ONNX Runtime and torch differ by at most {worst:.1g}"]
+    if args.weights == "float16":
+      store_half(path)
+      worst = parity(student, path, real_inputs(student, args.labels, 0), [o["name"] for o in graph["outputs"]])
+      if worst > HALF_TOLERANCE:
+        raise UserError(f"float16 weights change an output by {worst:.2g} of its largest value, more than {HALF_TOLERANCE}; export with --weights float32")
+      checked.append(f"with the weights stored as float16 by {worst:.1g}")
+    metrics = metrics_of(evaluations, args.out.name, args.run)
     manifest = {
       "name": args.out.name,
       "version": "1",
@@ -159,13 +145,17 @@ def main() -> None:
       "metrics": metrics,
     }
     write_manifest(folder, manifest)
+    if not args.no_tinygrad:
+      checked.append(in_tinygrad(folder))
+    (folder / "README.md").write_text(card(args.out.name, student, config, state, environment, metrics, evaluations, checked, notes))
+    write_manifest(folder, manifest)  # again, with the card's hash
     if args.out.exists():
       shutil.rmtree(args.out)
     folder.chmod(0o755)
     folder.rename(args.out)
     folder.mkdir()  # the temporary folder's own end expects it
   size = sum(f.stat().st_size for f in args.out.iterdir()) / 1e6
-  print(f"{args.out}: {', '.join(o['name'] for o in graph['outputs'])}; {size:.1f} MB; ONNX Runtime and torch differ by at most {worst:.1g}")
+  print(f"{args.out}: {', '.join(o['name'] for o in graph['outputs'])}; {size:.1f} MB; {'; '.join(checked)}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from openpilot.tools.fair.students.student import Student
 from openpilot.tools.lib.errors import UserError
 
 OPSET = 17
+HALF_FROM = 256  # elements: smaller tensors, biases among them, would save nothing
 STATE = {"lanes_template": "lanes_template_out", "lanes_hidden": "lanes_hidden_out"}
 # output -> head that decodes it, its parameters, its classes
 OUTPUTS: dict[str, dict[str, Any]] = {
@@ -73,6 +75,30 @@ def export_onnx(student: Student, path: str | Path, keep: tuple[str, ...] = ("",
     except ImportError as e:
       raise UserError(f"{student.name} cannot be exported ({e}); install the package onnx") from None
   return graph_entry(student, path.name, inputs, outputs)
+
+
+def store_half(path: str | Path) -> int:
+  """Rewrites the ONNX file so that its weights are stored as float16 and cast to float32 where they are used: half the file, the same arithmetic; ONNX Runtime
+  casts once, on load, and tinygrad in the kernel that reads them. -> how many tensors. Values beyond float16 stay as they are.
+  """
+  import onnx
+  from onnx import numpy_helper
+
+  model = onnx.load(str(path))
+  casts = []
+  for tensor in model.graph.initializer:
+    x = numpy_helper.to_array(tensor)
+    if x.dtype != np.float32 or x.size < HALF_FROM or not np.abs(x).max() < np.finfo(np.float16).max:
+      continue
+    name = tensor.name
+    tensor.CopyFrom(numpy_helper.from_array(x.astype(np.float16), f"{name}.half"))
+    casts.append(onnx.helper.make_node("Cast", [f"{name}.half"], [name], name=f"{name}.cast", to=onnx.TensorProto.FLOAT))
+  nodes = [*casts, *model.graph.node]
+  del model.graph.node[:]
+  model.graph.node.extend(nodes)
+  onnx.checker.check_model(model)
+  onnx.save(model, str(path))
+  return len(casts)
 
 
 def graph_entry(student: Student, file: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> dict[str, Any]:

@@ -1,0 +1,127 @@
+"""A bundle's model card, and its manifest's metrics, from the evaluations of `tools/op.sh evaluate`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from openpilot.tools.fair.distillation.trainer import Config
+from openpilot.tools.fair.evaluation.report import HEADLINE, NAMES
+from openpilot.tools.fair.students.student import Student
+from openpilot.tools.lib.errors import UserError
+
+
+def read_evaluation(path: Path, name: str) -> dict[str, Any]:
+  """An evaluation.json in which the bundle `name` is a student's column. Raises UserError."""
+  try:
+    found = json.loads(path.read_text())
+    columns = [c for c, kind in found["kinds"].items() if kind == "student"]
+    missing = [k for k in ("tables", "differences", "data", "frames", "routes") if k not in found]
+    if missing:
+      raise KeyError(missing[0])
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    raise UserError(f"{path} is no evaluation's JSON ({type(e).__name__}: {e}); make one with `tools/op.sh evaluate`") from None
+  if name not in columns:
+    raise UserError(f"{path} evaluates {', '.join(columns)}, not {name}; export to a folder of that name, evaluate it, and export again with --evaluation")
+  return found
+
+
+def headlines(evaluation: dict[str, Any], name: str) -> list[dict[str, Any]]:
+  """Of every reference and task the headline metric of `name`: task, metric, reference, value, low, high (95%; None where routes are too few), others."""
+  out = []
+  for reference, tasks in evaluation["tables"].items():
+    for task, columns in tasks.items():
+      metric = HEADLINE.get(task)
+      if metric in columns.get(name, {}):
+        cell = columns[name][metric]
+        mine = [c for c in columns if not c.endswith(", IoU only") or c.startswith(f"{name}, ")]
+        others = {c: columns[c][metric]["value"] for c in mine if c != name and metric in columns[c]}
+        found = {"task": task, "metric": metric, "reference": reference, "others": others}
+        out.append({**found, "value": cell["value"], "low": cell.get("low"), "high": cell.get("high")})
+  return out
+
+
+def metrics_of(evaluations: list[dict[str, Any]], name: str, run: Path) -> list[dict[str, Any]]:
+  """The manifest's metrics: headlines of the evaluations where there are any, else the run's own held-out losses."""
+  if evaluations:
+    out = []
+    for e in evaluations:
+      for h in headlines(e, name):
+        interval = "" if h["low"] is None else f", 95% interval {h['low']:.3f} to {h['high']:.3f}"
+        data = f"{e['frames']} frames of {e['routes']} routes not trained on, {e['data']}, by {h['reference']}{interval}"
+        out.append({"name": f"{NAMES[h['task']]}: {h['metric']}", "value": h["value"], "data": data})
+    return out
+  lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+  held: dict[str, float] = next((x["val"] for x in reversed(lines) if x.get("val")), {})
+  return [{"name": f"held-out loss {k}", "value": v, "data": "routes of the training store that were held out"} for k, v in held.items()]
+
+
+def interval(low: float | None, high: float | None) -> str:
+  return "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+
+
+def tables(evaluations: list[dict[str, Any]], name: str) -> str:
+  """Each evaluation as a table, then what `name` is better than, route by route."""
+  out = []
+  for e in evaluations:
+    rows = [
+      f"| {NAMES[h['task']]} | {h['metric']} | {h['reference']} | {h['value']:.3f}{interval(h['low'], h['high'])} | "
+      + "; ".join(f"{c.removeprefix(name + ', ')} {v:.3f}" for c, v in h["others"].items())
+      + " |"
+      for h in headlines(e, name)
+    ]
+    what = f"{e['frames']} frames of {e['routes']} route{'s' if e['routes'] != 1 else ''} that were not trained on (`{e['data']}`)"
+    out.append(f"{what}:\n\n| what | metric | by | value [95%] | others |\n|---|---|---|---|---|\n" + "\n".join(rows))
+    pairs = [d for d in e["differences"] if d["a"] == name]
+    if pairs:
+      lines = [
+        f"| {NAMES[d['task']]}, {d['metric']} | {d['b'].removeprefix(name + ', ')} | {d['difference']:+.3f}{interval(d['low'], d['high'])} | "
+        + ("better" if d["better"] else "not shown to be better")
+        + " |"
+        for d in pairs
+      ]
+      out.append("Its difference to others, paired by route:\n\n| metric | other | difference [95%] | |\n|---|---|---|---|\n" + "\n".join(lines))
+  return "\n\n".join(out)
+
+
+def card(
+  name: str,
+  student: Student,
+  config: Config,
+  state: dict[str, Any],
+  environment: dict[str, Any],
+  metrics: list[dict[str, Any]],
+  evaluations: list[dict[str, Any]],
+  checked: list[str],
+  notes: str,
+) -> str:
+  """Markdown. notes: the author's own words, put first."""
+  count = sum(p.numel() for p in student.parameters())
+  teachers = "\n".join(f"- {t['model']} ({t['licence']}, {t['checkpoint_hash'][:12]})" for t in state["provenance"])
+  simulated = any(t["model"].startswith("simulator") for t in state["provenance"])
+  only = "nothing but" if len(state["provenance"]) == 1 else "mostly"
+  toy = f"**Not made for real streets.** It has learned from {only} this project's ray-cast simulator: boxes for cars, hashes for asphalt."
+  warning = f"{toy} What it says of a real camera is a guess, and must control nothing.\n" if simulated else "It advises; it must control nothing.\n"
+  losses = "\n".join(f"| {m['name']} | {m['value']:.4g} | {m['data']} |" for m in metrics)
+  measured = tables(evaluations, name) or f"| metric | value | data |\n|---|---|---|\n{losses}"
+  return f"""# {name}
+
+{config.student}: {count / 1e6:.2f}M parameters, learned {", ".join(config.tasks)} in {state["step"]} steps of {config.batch} frames.
+
+{warning}
+{notes.strip() + chr(10) if notes.strip() else ""}
+## Taught by
+
+{teachers}
+
+{environment.get("clips", 0)} clips of {config.clip} frames from {len(environment.get("segments", []))} segments:
+`tools/op.sh distill {environment.get("command", "")}`
+
+## Measured
+
+{measured}
+
+Metrics are defined on the page that `tools/op.sh evaluate` writes. "mean map", "hold still" and "IoU only" are rivals without a network.
+
+Input `frame` uint8 (1, 6, 128, 256), the medmodel view; the graph normalises.
+In parts of an output's largest value: {"; ".join(checked)}.
+"""

@@ -2,10 +2,10 @@
 
 Both spellings of the services renamed in August 2026 meet at one endpoint. Inside an openpilot checkout its own messaging (msgq) takes this one's place.
 """
+import contextlib
 import fcntl
 import hashlib
 import os
-import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -45,9 +45,11 @@ def context() -> zmq.Context:
 def endpoint_path(endpoint: str) -> str:
   """The socket file of an endpoint: <tmp>/openpilot-<uid>/<prefix>/<endpoint>, the folder made if need be."""
   prefix = os.environ.get("OPENPILOT_PREFIX", "") or "default"
-  folder = os.path.join(tempfile.gettempdir(), f"openpilot-{os.getuid()}", prefix)
+  # not tempfile.gettempdir(): with a full disk that is another folder, where nobody listens
+  own = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"openpilot-{os.getuid()}")
+  folder = os.path.join(own, prefix)
   if len(folder) + 1 + len(endpoint) > MAX_IPC_PATH:
-    folder = os.path.join(tempfile.gettempdir(), f"openpilot-{os.getuid()}", hashlib.sha256(prefix.encode()).hexdigest()[:16])
+    folder = os.path.join(own, hashlib.sha256(prefix.encode()).hexdigest()[:16])
   os.makedirs(folder, mode=0o700, exist_ok=True)
   return os.path.join(folder, endpoint)
 
@@ -67,8 +69,9 @@ class PubSocket:
       self.lock.close()
       raise MultiplePublishersError(f"'{endpoint}' is being published already, by process {owner}; stop it, or set another OPENPILOT_PREFIX") from None
     self.lock.truncate(0)
-    self.lock.write(str(os.getpid()))
-    self.lock.flush()
+    # whoever comes second is told this process's id, unless the disk is full: the lock holds all the same
+    with contextlib.suppress(OSError):
+      os.write(self.lock.fileno(), str(os.getpid()).encode())
     self.sock = context().socket(zmq.PUB)
     self.sock.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
     self.sock.setsockopt(zmq.LINGER, 0)

@@ -27,11 +27,11 @@ def manifest(name: str = "tiny") -> dict:
   }
 
 
-def write_bundle(folder: Path, nan: bool = False, name: str = "tiny") -> Bundle:
+def write_bundle(folder: Path, nan: bool = False, name: str = "tiny", bad: float = np.nan) -> Bundle:
   folder.mkdir(parents=True, exist_ok=True)
   w_depth = np.full((1, 6, 1, 1), 1 / 255 / 2, np.float32)
   w_seg = np.linspace(-1, 1, 30, dtype=np.float32).reshape(5, 6, 1, 1) / 255
-  bias = np.array([np.nan if nan else 1.], np.float32)
+  bias = np.array([bad if nan else 1.], np.float32)
   nodes = [
     helper.make_node("Cast", ["frame"], ["x"], to=TensorProto.FLOAT),
     helper.make_node("AveragePool", ["x"], ["pooled"], kernel_shape=[2, 2], strides=[2, 2]),

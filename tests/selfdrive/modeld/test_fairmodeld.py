@@ -3,55 +3,15 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from fair_bundle import write_bundle
+from fair_rig import DEADLINE, FAIRMODELD, Rig
 from openpilot.cereal import messaging
-from openpilot.cereal.visionipc import VisionIpcServer, VisionStreamType, nv12_info
 from openpilot.selfdrive.modeld.fair.fairmodeld import MODEL_WAIT, OTHER_CAMERA, FairModeld
-
-ROAD = VisionStreamType.VISION_STREAM_NARROW_ROAD
-DEADLINE = 30.0  # s; generous: only a hang reaches it
-
-
-class Rig:
-  def __init__(self, bundle):
-    self.proc = subprocess.Popen(
-      [sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--bundle", str(bundle)], stderr=subprocess.PIPE, text=True
-    )
-    self.sm = messaging.SubMaster(["fairState", "fairDepth", "fairSegmentation"])
-    self.server = None
-    self.frame_id = 0
-
-  def camera(self, w=1344, h=760):
-    self.server = VisionIpcServer("camerad")
-    self.server.create_buffers(ROAD, 6, w, h)
-    self.server.start_listener()
-    self.size = nv12_info(w, h)[3]
-
-  def until(self, condition, what, step=1):
-    """Sends frames, if there is a camera, until condition(sm) holds."""
-    end = time.monotonic() + DEADLINE
-    while time.monotonic() < end:
-      assert self.proc.poll() is None, f"fairmodeld died with {self.proc.returncode} while waiting for {what}"
-      if self.server is not None:
-        self.frame_id += step
-        self.server.send(ROAD, np.full(self.size, self.frame_id % 256, np.uint8), self.frame_id, self.frame_id * 50_000_000, self.frame_id * 50_000_000 + 1)
-      self.sm.update(50)
-      if condition(self.sm):
-        return
-    raise AssertionError(f"no {what} within {DEADLINE} s; fairState: {self.sm['fairState']}")
-
-  def close(self):
-    if self.server is not None:
-      self.server.close()
-    self.proc.send_signal(signal.SIGINT)
-    self.proc.wait(10)
 
 
 @pytest.fixture
@@ -113,7 +73,7 @@ def test_calibration_is_taken(rig):
 def test_second_instance_says_so(rig, tmp_path):
   rig.until(lambda sm: sm.seen["fairState"], "fairState")
   r = subprocess.run(
-    [sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--bundle", str(tmp_path / "tiny")], capture_output=True, text=True, timeout=DEADLINE
+    [*FAIRMODELD, "--bundle", str(tmp_path / "tiny")], capture_output=True, text=True, timeout=DEADLINE
   )
   assert r.returncode == 2 and r.stderr.startswith("error: ") and str(rig.proc.pid) in r.stderr and r.stderr.count("\n") == 1
 
@@ -123,7 +83,7 @@ def test_killed_and_started_again(rig, tmp_path):
   rig.until(lambda sm: sm.updated["fairDepth"], "fairDepth")
   os.kill(rig.proc.pid, signal.SIGKILL)
   rig.proc.wait()
-  rig.proc = subprocess.Popen([sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--bundle", str(tmp_path / "tiny")])
+  rig.proc = subprocess.Popen([*FAIRMODELD, "--bundle", str(tmp_path / "tiny")])
   rig.sm.update(0)
   rig.until(lambda sm: sm.updated["fairDepth"] and sm["fairDepth"].frameId == rig.frame_id, "fairDepth after kill -9")
 

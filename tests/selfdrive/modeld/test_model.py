@@ -92,10 +92,11 @@ def test_messages_hold_what_the_heads_made(tmp_path):
   assert len(sent["fairDepth"].to_bytes()) < 40_000
 
 
-def test_nan_marks_the_frame_and_the_model_goes_on(tmp_path):
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_inf_mark_the_frame_and_the_model_goes_on(tmp_path, bad):
   r = np.random.default_rng(5)
   layout, buf = camera(r)
-  model = FairModel(write_bundle(tmp_path / "b", nan=True))
+  model = FairModel(write_bundle(tmp_path / "b", nan=True, bad=bad))
   model.set_camera(*layout)
   for i in range(3):
     sent = model.process(buf, i, 0, 1)

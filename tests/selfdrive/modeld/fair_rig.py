@@ -1,0 +1,81 @@
+"""The real fairmodeld as a process, with a camera server and ears beside it."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from openpilot.cereal import messaging
+from openpilot.cereal.visionipc import VisionIpcServer, VisionStreamType, nv12_info
+
+ROAD = VisionStreamType.VISION_STREAM_NARROW_ROAD
+DEADLINE = 40.0  # s; generous: only a hang reaches it
+FAIRMODELD = [sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld"]
+PERIOD_NS = 50_000_000
+
+
+def wait(condition, what):
+  """Until condition() is true, whose value it returns."""
+  end = time.monotonic() + DEADLINE
+  while not (value := condition()):
+    assert time.monotonic() < end, f"no {what} within {DEADLINE} s"
+    time.sleep(0.02)
+  return value
+
+
+class Rig:
+  """bundle: its folder, or None: what FAIR_MODELS_DIR and the params say."""
+
+  def __init__(self, bundle=None, services=("fairState", "fairDepth", "fairSegmentation"), **env):
+    args = [] if bundle is None else ["--bundle", str(bundle)]
+    self.proc = subprocess.Popen(FAIRMODELD + args, stderr=subprocess.PIPE, text=True, env={**os.environ, **env})
+    self.sm = messaging.SubMaster(list(services))
+    self.server = None
+    self.frame_id = 0
+    self.level = None  # of all bytes of a frame; None: changes from frame to frame
+
+  def camera(self, w=1344, h=760):
+    if self.server is not None:
+      self.server.close()
+    self.server = VisionIpcServer("camerad")
+    self.server.create_buffers(ROAD, 6, w, h)
+    self.server.start_listener()
+    self.size = nv12_info(w, h)[3]
+
+  def send(self, frame_id, eof=None):
+    level = frame_id % 250 if self.level is None else self.level
+    eof = frame_id * PERIOD_NS + 1 if eof is None else eof
+    self.server.send(ROAD, np.full(self.size, level, np.uint8), frame_id, max(0, eof - 1), eof)
+
+  def until(self, condition, what, step=1):
+    """Sends frames, if there is a camera, until condition(sm) holds."""
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end:
+      assert self.proc.poll() is None, f"fairmodeld died with {self.proc.returncode} while waiting for {what}"
+      if self.server is not None:
+        self.frame_id += step
+        self.send(self.frame_id)
+      self.sm.update(50)
+      if condition(self.sm):
+        return
+    raise AssertionError(f"no {what} within {DEADLINE} s; fairState: {self.sm['fairState']}")
+
+  def flows(self, service="fairSegmentation"):
+    """Until the newest frame's message is there, and valid."""
+    self.sm.update(0)
+    self.until(lambda sm: sm.updated[service] and sm.valid[service] and sm[service].frameId == self.frame_id, f"valid {service} of the newest frame")
+
+  def fault(self, text):
+    self.until(lambda sm: text in sm["fairState"].fault, f"fault that says '{text}'")
+    return self.sm["fairState"]
+
+  def close(self):
+    """Ends everything; what fairmodeld wrote to stderr."""
+    if self.server is not None:
+      self.server.close()
+    self.proc.send_signal(signal.SIGINT)
+    err = self.proc.communicate(timeout=DEADLINE)[1]
+    self.sm.close()
+    return err

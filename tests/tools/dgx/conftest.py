@@ -14,3 +14,8 @@ def one_thread(monkeypatch) -> Iterator[None]:
   torch.set_num_threads(1)
   yield
   torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+  torch.manual_seed(0)

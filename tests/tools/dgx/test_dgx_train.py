@@ -202,6 +202,18 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good(data, base, tmp
   assert all(torch.equal(again.learned[n], p) for n, p in kept.items())
 
 
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory: you tried ...")])
+def test_out_of_memory_says_what_to_lower(data, base, tmp_path, monkeypatch, error):
+  run = make_run(data, base, tmp_path)
+
+  def full(_):
+    raise error
+
+  monkeypatch.setattr(run.student, "forward", full)
+  with pytest.raises(UserError, match="does not hold 3 clips of 2 steps in 1 parts; raise --accumulate, or lower --batch-size or --clip"):
+    run.fit()
+
+
 def test_rate():
   config = Config(lr=1.0, warmup=0.1)
   r = [rate(config, s, 100) for s in range(100)]

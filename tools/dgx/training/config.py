@@ -19,6 +19,7 @@ class Config:
   dora_dropout: float = 0.0
   targets: list[str] | None = None
   full: bool = False  # all parameters learn, no adapter
+  augment: bool = False  # mirrors, light, noise
   lr: float = 1e-4
   weight_decay: float = 0.0
   warmup: float = 0.05  # share of the run

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openpilot.tools.fair.distillation.losses import masked_mean
 from openpilot.tools.lib.errors import UserError
 
 LOG_STD = (-5.0, 5.0)  # a scale beyond these is held there: neither overflow nor an infinite reward for being sure
@@ -42,12 +43,6 @@ def laplacian_nll_loss(pred_mean: Tensor, pred_std: Tensor, target: Tensor, mask
   nll = per_hypothesis(pred_mean, pred_std, target, mask)
   best = nll.detach().argmin(1, keepdim=True)
   return nll.gather(1, best).mean()
-
-
-def masked_mean(x: Tensor, known: Tensor) -> Tensor:
-  """Mean of x where known; 0, with a gradient of 0, where nothing is."""
-  known = known.expand(x.shape)
-  return torch.where(known, x, torch.zeros_like(x)).sum() / known.sum().clamp(min=1)
 
 
 def _filled(target: Tensor) -> tuple[Tensor, Tensor]:

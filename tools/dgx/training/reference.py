@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openpilot.tools.dgx.training.constants import (
-  ACTION_T_LEN, DESIRE_HISTORY, DESIRE_LEN, FEATURE_LEN, FRAME_SHAPE, HISTORY, IDX_N, INPUTS, LEAD_HYPOTHESES, LEAD_STEPS, OUTPUT_NAME, OUTPUT_SIZES, T_IDXS,
-  TRAFFIC_CONVENTION_LEN, X_IDXS, output_slices,
+  ACTION_T_LEN, DESIRE_HISTORY, DESIRE_LEN, FEATURE_LEN, FRAME_SHAPE, HISTORY, IDX_N, INPUTS, LEAD_HYPOTHESES, LEAD_STEPS, OUTPUT_NAME, OUTPUT_SIZES,
+  PLAN_WIDTH, T_IDXS, TRAFFIC_CONVENTION_LEN, X_IDXS, output_slices,
 )
 from openpilot.tools.dgx.training.outputs import SLICES_KEY, encode_slices
 from openpilot.tools.lib.logwriter import atomic_path
@@ -21,6 +21,7 @@ WIDTHS = (24, 48, 96, 160, 256)  # channels after each halving: 64x128 to 4x8
 OPSET = 14
 POLICY = ("plan", "desire_state", "action")  # what depends on the past and on what is wanted; the rest the image alone decides
 SPEED = 12.0  # m/s, of the drive that an untrained network expects: straight on
+SPEED_INPUT = "lateral_control_params"  # (1, 2): m/s, and s of lateral delay; openpilot's policies took it until 2025
 
 
 def prior() -> tuple[Tensor, Tensor]:
@@ -50,6 +51,20 @@ def prior() -> tuple[Tensor, Tensor]:
   return torch.cat(offsets), torch.cat(scales)
 
 
+def speed_prior(offset: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+  """prior() for a network that is told its speed -> offset, scale, and what of both each m/s adds: straight on at that speed, from which it strays by what
+  brakes, wheels and seconds allow; sideways in proportion to the speed, so that it is the road's turn that heads put out."""
+  t = torch.tensor(T_IDXS)
+  start = output_slices()["plan"].start
+  x, y, vx, vy, ay = (slice(start + k, start + IDX_N * PLAN_WIDTH, PLAN_WIDTH) for k in (0, 1, 3, 4, 7))
+  offset, scale, per_offset, per_scale = offset.clone(), scale.clone(), torch.zeros_like(offset), torch.zeros_like(scale)
+  for part, rate, stray in ((x, t, 0.05 + 0.2 * t + 0.5 * t**2), (vx, torch.ones_like(t), 0.3 + t)):
+    offset[part], per_offset[part], scale[part] = 0.0, rate, stray
+  for part in (y, vy, ay):
+    per_scale[part], scale[part] = scale[part] / SPEED, 0.05 * scale[part]
+  return offset, scale, per_offset, per_scale
+
+
 class Block(nn.Module):
   """Halves the image: a strided convolution and a residual one, ELU as openpilot's network has it."""
 
@@ -65,7 +80,7 @@ class Block(nn.Module):
 
 
 class Vision(nn.Module):
-  """img, big_img -> features (B, 512)."""
+  """img, big_img, and a vector that is added before the features are squashed -> features (B, 512)."""
 
   def __init__(self) -> None:
     super().__init__()
@@ -74,9 +89,10 @@ class Vision(nn.Module):
     self.squeeze = nn.Conv2d(WIDTHS[-1], 48, 1)
     self.features = nn.Linear(48 * 4 * 8, FEATURE_LEN)
 
-  def forward(self, img: Tensor, big_img: Tensor) -> Tensor:
+  def forward(self, img: Tensor, big_img: Tensor, more: Tensor | None = None) -> Tensor:
     x = torch.cat([img, big_img], 1).to(self.features.weight.dtype) * (1 / 64) - 2.0
-    return torch.tanh(self.features(F.elu(self.squeeze(self.blocks(x))).flatten(1)))
+    features = self.features(F.elu(self.squeeze(self.blocks(x))).flatten(1))
+    return torch.tanh(features if more is None else features + more)
 
 
 class Temporal(nn.Module):
@@ -108,9 +124,11 @@ class Head(nn.Module):
 
 
 class ReferenceDriving(nn.Module):
-  """Inputs as constants.INPUTS (any batch, images uint8 or float of 0-255) -> (B, OUTPUT_SIZE): the raw vector that outputs.parse_outputs reads."""
+  """Inputs as constants.INPUTS (any batch, images uint8 or float of 0-255) -> (B, OUTPUT_SIZE): the raw vector that outputs.parse_outputs reads.
 
-  def __init__(self, seed: int = 0):
+  speed: it takes SPEED_INPUT too, remembers it among its features, and starts from driving straight on at that speed."""
+
+  def __init__(self, seed: int = 0, speed: bool = False):
     with torch.random.fork_rng(devices=[]):
       torch.manual_seed(seed)
       super().__init__()
@@ -119,18 +137,27 @@ class ReferenceDriving(nn.Module):
       wide = {"plan": 512, "lane_lines": 256, "road_edges": 256, "lead": 128}
       inside = {name: FEATURE_LEN + (128 if name in POLICY else 0) for name in OUTPUT_SIZES}
       self.heads = nn.ModuleDict({n: Head(inside[n], size, wide.get(n, 64)) for n, size in OUTPUT_SIZES.items() if n != "hidden_state"})
-      self.offset, self.scale = (nn.Buffer(x) for x in prior())
+      self.speed = nn.Linear(2, FEATURE_LEN) if speed else None
+      offset, scale, *per_speed = speed_prior(*prior()) if speed else prior()
+      self.offset, self.scale = nn.Buffer(offset), nn.Buffer(scale)
+      if per_speed:
+        self.per_offset, self.per_scale = (nn.Buffer(x) for x in per_speed)
 
-  def forward(self, img: Tensor, big_img: Tensor, desire_pulse: Tensor, traffic_convention: Tensor, action_t: Tensor, features_buffer: Tensor) -> Tensor:
-    features = self.vision(img, big_img)
+  def forward(self, img: Tensor, big_img: Tensor, desire_pulse: Tensor, traffic_convention: Tensor, action_t: Tensor, features_buffer: Tensor,
+              lateral_control_params: Tensor | None = None) -> Tensor:
+    told = None if self.speed is None or lateral_control_params is None else self.speed(lateral_control_params / SPEED)
+    features = self.vision(img, big_img, told)
     wanted = F.elu(self.wanted(torch.cat([desire_pulse.flatten(1), traffic_convention, action_t], 1)))
     summary = torch.cat([self.temporal(features, features_buffer), wanted], 1)
     raw = torch.cat([features if n == "hidden_state" else self.heads[n](summary if n in POLICY else features) for n in OUTPUT_SIZES], 1)
-    return raw * self.scale + self.offset
+    if told is None:
+      return raw * self.scale + self.offset
+    v = lateral_control_params[:, :1]
+    return raw * (self.scale + v * self.per_scale) + (self.offset + v * self.per_offset)
 
 
-def sample_inputs(batch: int = 1, seed: int = 0) -> dict[str, Tensor]:
-  """Inputs of the right shapes and ranges: noise images, a desire, right-hand traffic, small features."""
+def sample_inputs(batch: int = 1, seed: int = 0, speed: bool = False) -> dict[str, Tensor]:
+  """Inputs of the right shapes and ranges: noise images, a desire, right-hand traffic, small features, and where asked for 12 m/s."""
   g = torch.Generator().manual_seed(seed)
   out = {}
   for name, (shape, dtype) in INPUTS.items():
@@ -139,19 +166,22 @@ def sample_inputs(batch: int = 1, seed: int = 0) -> dict[str, Tensor]:
   out["desire_pulse"] = (out["desire_pulse"] > 0.8).float()
   out["traffic_convention"] = torch.tensor([[1.0, 0.0]]).repeat(batch, 1)
   out["action_t"] = torch.full((batch, ACTION_T_LEN), 0.2)
+  if speed:
+    out[SPEED_INPUT] = torch.tensor([[SPEED, 0.2]]).repeat(batch, 1)
   return out
 
 
-def save_reference(path: str | Path, model: ReferenceDriving | None = None, seed: int = 0) -> Path:
+def save_reference(path: str | Path, model: ReferenceDriving | None = None, seed: int = 0, speed: bool = False) -> Path:
   """Writes a ReferenceDriving (a fresh one of `seed` if none is given) as openpilot writes its model: ONNX with batch 1 and output_slices metadata."""
   path = Path(path)
-  model = (model if model is not None else ReferenceDriving(seed)).eval()
+  model = (model if model is not None else ReferenceDriving(seed, speed)).eval()
   device = next(model.parameters()).device
-  args = tuple(v.to(device) for v in sample_inputs().values())
+  inputs = sample_inputs(speed=model.speed is not None)
+  args = tuple(v.to(device) for v in inputs.values())
   with atomic_path(path) as tmp:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # of torch's: the old exporter is the one that writes opset 14
-      torch.onnx.export(model, args, str(tmp), input_names=list(INPUTS), output_names=[OUTPUT_NAME], opset_version=OPSET, dynamo=False)
+      torch.onnx.export(model, args, str(tmp), input_names=list(inputs), output_names=[OUTPUT_NAME], opset_version=OPSET, dynamo=False)
     graph = onnx.load(str(tmp))
     for key, value in ((SLICES_KEY, encode_slices(output_slices())), ("model_checkpoint", "reference")):
       graph.metadata_props.add(key=key, value=value)

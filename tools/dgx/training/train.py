@@ -26,6 +26,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from tqdm import tqdm
 
 from openpilot.tools.dgx import hardware
+from openpilot.tools.dgx.training.augment import augment
 from openpilot.tools.dgx.training.config import Config, rate
 from openpilot.tools.dgx.training.dora import apply_dora, save_adapter
 from openpilot.tools.dgx.training.losses import check_weights
@@ -181,6 +182,8 @@ class Run:
     """One optimiser step over a batch, in parts. Raises UserError where a loss or gradient is not finite: then nothing has changed."""
     config, acc = self.config, self.accelerator
     torch.manual_seed(config.seed * 1_000_003 + self.step)
+    if config.augment:
+      batch = augment(batch, np.random.default_rng([config.seed, self.step]))
     n = len(batch["frames"])
     parts = [p for p in np.array_split(np.arange(n), config.accumulate) if len(p)]
     self.optimizer.zero_grad(set_to_none=True)
@@ -241,9 +244,11 @@ class Run:
             tqdm.write(f"stopped at step {self.step}, saved; the same command with --resume goes on")
             raise KeyboardInterrupt
         self.end_epoch(per_epoch, waited, time.perf_counter() - begun)
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as e:
+      if not isinstance(e, torch.cuda.OutOfMemoryError) and "not enough memory" not in str(e):  # the latter is a CPU's
+        raise
       now = f"{config.batch_size} clips of {config.clip} steps in {config.accumulate} parts"
-      raise UserError(f"the GPU's memory does not hold {now}; raise --accumulate, or lower --batch-size or --clip") from None
+      raise UserError(f"the memory does not hold {now}; raise --accumulate, or lower --batch-size or --clip") from None
     finally:
       signal.signal(signal.SIGINT, before)
       bar.close()
@@ -313,7 +318,8 @@ def main() -> None:
   p.add_argument("--val", type=Path, help="another such folder to validate on; else a share of the routes, or segments, is held out")
   base = p.add_mutually_exclusive_group()
   base.add_argument("--base", type=Path, metavar="MODEL.onnx", help="openpilot's driving model, or its policy with --vision")
-  base.add_argument("--reference", action="store_true", help="a small network of the same interface, for those who have no weights; the default without --base")
+  base.add_argument("--reference", nargs="?", const="plain", choices=("plain", "speed"),
+                    help="a small network of the same interface, for those who have no weights; the default without --base. speed: it is told the car's, too")
   p.add_argument("--vision", type=Path, help="the network that makes a policy's features; it stays as it is")
   p.add_argument("--teacher", type=Path, nargs="+", metavar="ONNX", help="a driving model, or vision and policy, whose outputs are learned")
   p.add_argument("--output", type=Path, default=Path("."))
@@ -328,6 +334,7 @@ def main() -> None:
   p.add_argument("--dora-dropout", type=float, default=d.dora_dropout)
   p.add_argument("--targets", nargs="+", help="patterns of layers' names to adapt; dense layers, recurrent ones and heads by themselves")
   p.add_argument("--full", action="store_true", help="train all parameters, without an adapter")
+  p.add_argument("--augment", action="store_true", help="mirror half of the clips, and vary light, contrast and noise of all")
   p.add_argument("--lr", type=float, default=d.lr)
   p.add_argument("--weight-decay", type=float, default=d.weight_decay)
   p.add_argument("--path-weight", type=float, default=d.path_weight, help="of the path really driven; 0 leaves it out")
@@ -360,7 +367,7 @@ def main() -> None:
     if not args.reference:
       print("warning: no --base: the small reference network is trained, which knows nothing yet; give openpilot's driving model with --base", file=sys.stderr)
     if not path.exists():
-      save_reference(path, seed=config.seed)
+      save_reference(path, seed=config.seed, speed=args.reference == "speed")
   teacher = DrivingTeacher(args.teacher) if args.teacher else None
   run = Run(config, path, args.vision, teacher, train, val, args.output, args.workers, tuple(t for t in args.trackers.replace(" ", "").split(",") if t))
   if state is not None:

@@ -24,7 +24,7 @@ def no_autocast(x: Tensor) -> torch.autocast:
 
 
 def masked_mean(x: Tensor, weight: Tensor) -> Tensor:
-  """Sum of x * weight over the sum of weight, scalar; 0 where the weights sum to 0. x must be finite everywhere."""
+  """Sum of x * weight over the sum of weight (numbers or bool, of x's shape), scalar; 0 where the weights sum to 0. x must be finite everywhere."""
   total = weight.sum()
   return (x * weight).sum() / torch.where(total > 0, total, torch.ones_like(total))
 

@@ -5,31 +5,29 @@ Decoding and warping, the teacher, and writing overlap. A teacher without state 
 """
 
 import argparse
-import queue
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, VIEWS
+from openpilot.tools.fair.labels.pipeline import Item, Work, ahead, batches, clip_of, label_batch, load, prefetch
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
-from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, read_frames, segment_view
+from openpilot.tools.fair.labels.views import SegmentView, segment_view, view_intrinsics
 from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher, load_teacher
 from openpilot.tools.lib.encode_index import VIDEOS
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.route import Route, Segment
 from openpilot.tools.replay.replay import CAMERAS, choose_camera
 
-T = TypeVar("T")
 AHEAD = 3  # batches decoded before they are due
 COORDINATES = {"x0": 0, "y0": 1, "x1": 0, "y1": 1, "x": 0, "y": 1}  # column -> axis
 
@@ -50,25 +48,6 @@ class FrameTeacher:
 
 
 @dataclass
-class Work:
-  """What is to be done in one segment."""
-
-  view: SegmentView
-  group: Group
-  todo: set[int]  # chunks
-  start: int = 0  # row at which a teacher with state begins
-  state: State | None = None
-
-
-@dataclass
-class Item:
-  work: Work
-  row: int
-  image: np.ndarray | None = None  # (H, W, 3) uint8, or the model frame
-  good: bool = True  # False: not decodable, the frame before stands for it
-
-
-@dataclass
 class Pending:
   """A chunk that is being filled."""
 
@@ -76,103 +55,6 @@ class Pending:
   tables: dict[str, list[dict[str, Any]]]
   filled: int = 0
   bad: list[int] = field(default_factory=list)
-
-
-def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
-  """The same items, made by a thread that stays up to `depth` ahead. Its exceptions come up here."""
-  waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
-  stop = threading.Event()
-
-  def put(x: tuple[bool, Any]) -> None:
-    while not stop.is_set():
-      try:
-        return waiting.put(x, timeout=0.1)
-      except queue.Full:
-        continue
-
-  def work() -> None:
-    try:
-      for item in items:
-        put((True, item))
-        if stop.is_set():
-          return
-      put((False, None))
-    except BaseException as e:  # raised again where the user's code waits
-      put((False, e))
-
-  thread = threading.Thread(target=work, daemon=True)
-  thread.start()
-  try:
-    while True:
-      more, x = waiting.get()
-      if not more:
-        if x is not None:
-          raise x
-        return
-      yield x
-  finally:
-    stop.set()
-    thread.join()
-
-
-def batches(works: list[Work], size: int, stateful: bool) -> list[list[Item]]:
-  """A fixed grid over all rows, so that every row meets the same neighbours in every run, less the batches of which nothing is to be done."""
-  if stateful:  # one segment at a time, cut at chunks, from where the state is known
-    grid = [
-      [Item(w, r) for r in range(a, min(a + size, stop))]
-      for w in works
-      if w.todo
-      for k in range(w.start // CHUNK, max(w.todo) + 1)
-      for stop in [w.group.rows(k).stop]
-      for a in range(k * CHUNK, stop, size)
-    ]
-    return grid
-  items = [Item(w, r) for w in works for r in range(w.group.n)]
-  grid = [items[i : i + size] for i in range(0, len(items), size)]
-  return [b for b in grid if any(i.row // CHUNK in i.work.todo for i in b)]
-
-
-def load(grid: list[list[Item]], wants: str, view: str, size: tuple[int, int]) -> Iterator[list[Item]]:
-  """The batches with their images."""
-  rows: dict[int, list[int]] = {}
-  for batch in grid:
-    for item in batch:
-      rows.setdefault(id(item.work), []).append(item.row)
-  current: Work | None = None
-  source: Iterator[tuple[int, np.ndarray]] = iter(())
-  held: tuple[int, np.ndarray] | None = None
-  last: np.ndarray | None = None
-  warp: ViewWarp | None = None
-  for batch in grid:
-    for item in batch:
-      if wants == "none":
-        continue
-      if item.work is not current:
-        current, last = item.work, None
-        warp = ViewWarp(current.view, view, *size)
-        source = read_frames(current.view, rows[id(current)])
-        held = next(source, None)
-      assert warp is not None
-      if held is not None and held[0] == item.row:
-        last = warp.frame(held[1]) if wants == "frame" else warp.rgb(held[1])
-        held = next(source, None)
-      else:
-        item.good = False
-        if last is None:
-          last = np.zeros(FRAME_SHAPE if wants == "frame" else (size[1], size[0], 3), np.uint8)
-      item.image = last
-    yield batch
-
-
-def clip_of(batch: list[Item], wants: str, intrinsics: np.ndarray | None) -> Clip:
-  view = batch[0].work.view
-  entries = [i.work.view.entries[i.row] for i in batch]
-  if wants == "none":
-    images = np.zeros((len(batch), 0), np.uint8)
-  else:
-    images = np.stack([i.image for i in batch])  # type: ignore[misc]
-    images = images if wants == "frame" else images.transpose(0, 3, 1, 2)
-  return Clip(images, intrinsics, view.rpy, [e.frame_id for e in entries], [e.timestamp_eof for e in entries], view.segment.log_path)
 
 
 def to_view(table: dict[str, Any], scale: tuple[float, float]) -> dict[str, Any]:
@@ -282,6 +164,7 @@ def run_teacher(
   elif size is None:
     size = teacher.view_size() if hasattr(teacher, "view_size") else (VIEW_W, VIEW_H)
   teacher.prepare(size[1], size[0])
+  intrinsics = view_intrinsics(view, *size) if wants == "rgb" else None
   works = plan(teacher, views, store, view, size, every, repair)
   grid = batches(works, batch, teacher.stateful)
   total = sum(len(b) for b in grid)
@@ -296,38 +179,26 @@ def run_teacher(
       writing.append(writer.submit(group.write_chunk, k, labels, state, bad))
 
     collector = Collector(teacher.labels, (size[0] / VIEW_W, size[1] / VIEW_H), write)
-    state: State | None = None
-    before: Work | None = None
-    intrinsics = None
-    for items in prefetch(load(grid, wants, view, size), AHEAD):
-      if items[0].work is not before:
-        before, state = items[0].work, items[0].work.state
-        intrinsics = ViewWarp(before.view, view, *size).intrinsics if wants == "rgb" else None
-      if teacher.stateful:
-        labels, state = teacher.label(clip_of(items, wants, intrinsics), state)
+    frames = prefetch(load(grid, wants, view, size), AHEAD)
+    if teacher.stateful:
+      before, state = None, None
+      for items, images in frames:
+        if items[0].work is not before:
+          before, state = items[0].work, items[0].work.state
+        labels, state = teacher.label(clip_of(items, images, wants, intrinsics), state)
         collector.add(items, labels, state)
-      else:
+        bar.update(len(items))
+    else:
+      at_once = teacher.at_once() if grid and hasattr(teacher, "at_once") else 1
+      for (items, _), parts in ahead(lambda x: label_batch(teacher, *x, wants, intrinsics), frames, at_once):
         at = 0
-        for labels, n in label_batch(teacher, items, wants, intrinsics):
+        for labels, n in parts:
           collector.add(items[at : at + n], labels, None)
           at += n
-      bar.update(len(items))
+        bar.update(len(items))
     for f in writing:
       f.result()
   return [w.group for w in works]
-
-
-def label_batch(teacher: Teacher, items: list[Item], wants: str, intrinsics: np.ndarray | None) -> list[tuple[Labels, int]]:
-  """In one piece, or in halves where the GPU's memory is too small."""
-
-  def run(part: list[Item]) -> list[tuple[Labels, int]]:
-    return [(teacher.label(clip_of(part, wants, intrinsics))[0], len(part))]
-
-  if "torch" not in sys.modules:
-    return run(items)
-  from openpilot.tools.fair.device import halve_on_oom
-
-  return halve_on_oom(run, items)
 
 
 def find_views(routes: list[str], data_dir: Path | None, camera: str, every: int, focal: float | None) -> list[SegmentView]:

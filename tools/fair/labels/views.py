@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 
 from openpilot.common.transformations.model import get_warp_matrix, medmodel_intrinsics, sbigmodel_intrinsics
-from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, CameraError, ModelFrame, camera_intrinsics
+from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, CameraError, ModelFrame, camera_intrinsics
 from openpilot.tools.lib.encode_index import VIDEOS, EncodeEntry
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.framereader import FrameReader
@@ -79,23 +80,39 @@ def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | N
   return SegmentView(segment, stream, reader.w, reader.h, intrinsics, np.zeros(3) if rpy is None else rpy, rpy is not None, entries, video_hash)
 
 
+def view_to_view(width: int, height: int) -> np.ndarray:
+  """(3, 3) from the pixels of a picture of this size to those of the 512x256 view that it shows, both at pixel centres."""
+  sx, sy = width / VIEW_W, height / VIEW_H
+  return np.array([[1 / sx, 0, (1 / sx - 1) / 2], [0, 1 / sy, (1 / sy - 1) / 2], [0, 0, 1]])
+
+
+def view_intrinsics(name: str, width: int, height: int) -> np.ndarray:
+  """(3, 3) pinhole matrix of the view `name` at this size."""
+  return np.linalg.inv(view_to_view(width, height)) @ (sbigmodel_intrinsics if name == "sbigmodel" else medmodel_intrinsics)
+
+
 class ViewWarp:
-  """Renders the model view of one SegmentView, as RGB of any size or as the model frame that students see."""
+  """Renders the model view of one SegmentView, as RGB of any size or as the model frame that students see. For one thread: it reuses its memory."""
 
   def __init__(self, view: SegmentView, name: str = "medmodel", width: int = VIEW_W, height: int = VIEW_H):
-    self.view, self.width, self.height = view, width, height
-    self.model_frame = ModelFrame(view.width, view.height, view.width, view.width * view.height, name)
-    self.model_frame.set_calibration(view.rpy, view.intrinsics)
-    s = np.array([width / VIEW_W, height / VIEW_H])
-    # from this picture's pixels to those of the 512x256 view, both counted from pixel centres
-    to_view = np.array([[1 / s[0], 0, (1 / s[0] - 1) / 2], [0, 1 / s[1], (1 / s[1] - 1) / 2], [0, 0, 1]])
-    base = sbigmodel_intrinsics if name == "sbigmodel" else medmodel_intrinsics
-    self.intrinsics = np.linalg.inv(to_view) @ base
-    m = get_warp_matrix(view.rpy, view.intrinsics, name == "sbigmodel") @ to_view
+    self.view, self.name, self.width, self.height = view, name, width, height
+    self.intrinsics = view_intrinsics(name, width, height)
     # a camera that sees finer than the view is made smaller first: bilinear alone would alias
     self.shrink = max(1, int(view.intrinsics[0, 0] / self.intrinsics[0, 0] + 0.2))
-    self.luma = self._maps(m, width, height, self.shrink)
-    self.chroma = self._maps(m * np.array([[1, 1, 0.5], [1, 1, 0.5], [2, 2, 1]]), width // 2, height // 2, self.shrink)
+    self.yuv = np.empty((height * 3 // 2, width), np.uint8)
+
+  @cached_property
+  def model_frame(self) -> ModelFrame:
+    frame = ModelFrame(self.view.width, self.view.height, self.view.width, self.view.width * self.view.height, self.name)
+    frame.set_calibration(self.view.rpy, self.view.intrinsics)
+    return frame
+
+  @cached_property
+  def maps(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of brightness and of colour: where in the camera's picture each pixel is."""
+    m = get_warp_matrix(self.view.rpy, self.view.intrinsics, self.name == "sbigmodel") @ view_to_view(self.width, self.height)
+    half = m * np.array([[1, 1, 0.5], [1, 1, 0.5], [2, 2, 1]])
+    return [self._maps(m, self.width, self.height, self.shrink), self._maps(half, self.width // 2, self.height // 2, self.shrink)]
 
   @staticmethod
   def _maps(m: np.ndarray, w: int, h: int, shrink: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,22 +123,22 @@ class ViewWarp:
     x, y = (((q + 0.5) / shrink - 0.5).reshape(h, w).astype(np.float32) for q in (x, y))
     return cv2.convertMaps(x, y, cv2.CV_16SC2)
 
-  def _sample(self, plane: np.ndarray, maps: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+  def _sample(self, plane: np.ndarray, maps: tuple[np.ndarray, np.ndarray], out: np.ndarray) -> None:
     if self.shrink > 1:
       plane = cv2.resize(plane, (plane.shape[1] // self.shrink, plane.shape[0] // self.shrink), interpolation=cv2.INTER_AREA)
-    return cv2.remap(plane, maps[0], maps[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    cv2.remap(plane, maps[0], maps[1], cv2.INTER_LINEAR, dst=out, borderMode=cv2.BORDER_REPLICATE)
 
-  def rgb(self, nv12: np.ndarray) -> np.ndarray:
-    """(h * 3 // 2, w) uint8 -> (height, width, 3) uint8 RGB."""
+  def rgb(self, nv12: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """(h * 3 // 2, w) uint8 -> (height, width, 3) uint8 RGB, in `out` where given."""
     h, w = self.view.height, self.view.width
-    out = np.empty((self.height * 3 // 2, self.width), np.uint8)
-    out[: self.height] = self._sample(nv12[:h], self.luma)
-    out[self.height :] = self._sample(nv12[h:].reshape(h // 2, w // 2, 2), self.chroma).reshape(self.height // 2, self.width)
-    return cv2.cvtColor(out, cv2.COLOR_YUV2RGB_NV12)
+    luma, chroma = self.maps
+    self._sample(nv12[:h], luma, self.yuv[: self.height])
+    self._sample(nv12[h:].reshape(h // 2, w // 2, 2), chroma, self.yuv[self.height :].reshape(self.height // 2, self.width // 2, 2))
+    return cv2.cvtColor(self.yuv, cv2.COLOR_YUV2RGB_NV12, out)
 
-  def frame(self, nv12: np.ndarray) -> np.ndarray:
-    """(h * 3 // 2, w) uint8 -> (6, 128, 256) uint8, bit for bit what fairmodeld makes of it."""
-    return self.model_frame.warp(nv12.reshape(-1)).copy()
+  def frame(self, nv12: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """(h * 3 // 2, w) uint8 -> (6, 128, 256) uint8, bit for bit what fairmodeld makes of it, in `out` where given."""
+    return self.model_frame.warp(nv12.reshape(-1), np.empty(FRAME_SHAPE, np.uint8) if out is None else out)
 
   @property
   def valid(self) -> np.ndarray:

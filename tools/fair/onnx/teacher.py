@@ -5,6 +5,8 @@ decode: 'yolox' (grids of distances, objectness, classes: Ge et al. 2021), 'dets
 """
 
 import os
+import threading
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,14 @@ from openpilot.tools.lib.errors import UserError
 
 REQUIRED = ("input", "decode")
 DECODES = ("yolox", "dets", "maps")
+MOST_AT_ONCE = 16  # clips: memory for that many batches
+Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # frame, boxes (N, 4) in input pixels, score, class
 BOX_COLUMNS = ("frame", "x0", "y0", "x1", "y1", "score", "cls")
+
+
+def threads_of_cpu() -> int:
+  """FAIR_ORT_THREADS, else as many as there are cores."""
+  return int(os.environ.get("FAIR_ORT_THREADS", "0")) or os.cpu_count() or 1
 
 
 def read_description(config: str | Path) -> dict[str, Any]:
@@ -100,18 +109,31 @@ class OnnxTeacher:
     inp = self.config["input"]
     if inp["name"] not in names:
       raise UserError(f"{path} has the inputs {', '.join(names)}, its description wants '{inp['name']}'; it is another network, or the YAML is wrong")
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # the batch test below may fail, and is not the user's business
-    options.intra_op_num_threads = int(os.environ.get("FAIR_ORT_THREADS", "0"))
-    providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in ort.get_available_providers() and (device != "cpu" or p[0:3] == "CPU")]
-    self.session = ort.InferenceSession(free_batch(model).SerializeToString(), options, providers=providers)
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")[device == "cpu" :]
+    self.providers = [p for p in wanted if p in ort.get_available_providers()]
+    self.graph = free_batch(model).SerializeToString()
+    self.session = self._open(threads_of_cpu())
     self.output_names = [o.name for o in self.session.get_outputs()]
     self.input_h, self.input_w = inp["size"]
     self.single = not self._batches()
     self.classes = tuple(self.config.get("boxes", {}).get("classes", {}).values())
     self.labels: list[Label] = []
     self.height = self.width = 0
-    self.blob = np.zeros((0, 3, self.input_h, self.input_w), np.float32)
+    self.memory = threading.local()  # of each thread that labels
+
+  def _open(self, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # the batch test below may fail, and is not the user's business
+    options.intra_op_num_threads = threads
+    return ort.InferenceSession(self.graph, options, providers=self.providers)
+
+  def at_once(self) -> int:
+    """How many clips are labelled best at the same time, each by a thread of its own; from now on they may be. Small networks on a CPU get a core for each
+    clip: cores that share one clip wait for each other after every layer, and all the longer where frames are being decoded beside them."""
+    threads = max(1, min(threads_of_cpu(), MOST_AT_ONCE)) if self.providers[0] == "CPUExecutionProvider" else 1
+    if threads > 1:
+      self.session = self._open(1)
+    return threads
 
   def _batches(self) -> bool:
     """Whether two images at once give what each gives alone."""
@@ -146,19 +168,20 @@ class OnnxTeacher:
     return {"description": self.config, "size": [self.height, self.width]}
 
   def prepare_batch(self, rgb: np.ndarray) -> np.ndarray:
-    """(T, 3, H, W) uint8 RGB -> (T, 3, h, w) float32, the network's input. The same buffer every time."""
+    """(T, 3, H, W) uint8 RGB -> (T, 3, h, w) float32, the network's input. In one thread the same buffer every time."""
     inp = self.config["input"]
-    if len(self.blob) < len(rgb):
-      self.blob = np.full((len(rgb), 3, self.input_h, self.input_w), float(inp.get("pad", 0)) * inp["scale"], np.float32)
-      mean, std = np.array(inp["mean"], np.float32), np.array(inp["std"], np.float32)
-      self.blob = (self.blob - mean[:, None, None]) / std[:, None, None]
+    blob = getattr(self.memory, "blob", None)
+    if blob is None or len(blob) < len(rgb):
+      mean, std = (np.array(inp[k], np.float32)[:, None, None] for k in ("mean", "std"))
+      pad = np.full((len(rgb), 3, self.input_h, self.input_w), float(inp.get("pad", 0)) * inp["scale"], np.float32)
+      blob = self.memory.blob = (pad - mean) / std
     plain = not any(inp["mean"]) and all(s == 1 for s in inp["std"])
     for t, image in enumerate(rgb):
       hwc = np.ascontiguousarray(image.transpose(1, 2, 0))  # no copy where the clip was made of pictures
       small = cv2.resize(hwc, (self.fit_w, self.fit_h), interpolation=cv2.INTER_LINEAR) if hwc.shape[:2] != (self.fit_h, self.fit_w) else hwc
       planes = cv2.split(small)
       for c, plane in enumerate(planes if inp["colour"] == "RGB" else planes[::-1]):
-        target = self.blob[t, c, : self.fit_h, : self.fit_w]
+        target = blob[t, c, : self.fit_h, : self.fit_w]
         if inp["scale"] == 1:
           np.copyto(target, plane)
         else:
@@ -166,7 +189,7 @@ class OnnxTeacher:
         if not plain:
           target -= np.float32(inp["mean"][c])
           target /= np.float32(inp["std"][c])
-    return self.blob[: len(rgb)]
+    return blob[: len(rgb)]
 
   def forward(self, blob: np.ndarray) -> dict[str, Any]:
     name = self.config["input"]["name"]
@@ -199,36 +222,30 @@ class OnnxTeacher:
   def _boxes(self, out: dict[str, Any], n: int, decode: str) -> Labels:
     spec = self.config["boxes"]
     index = {int(k): i for i, k in enumerate(spec["classes"])}
-    columns: dict[str, list[Any]] = {c: [] for c in BOX_COLUMNS}
-    for t in range(n):
-      boxes, scores, classes = self._yolox(out[spec["output"]][t], spec, index) if decode == "yolox" else self._dets(out, t, spec, index)
-      # to the clip's pixels; the networks count from the corner, we from the pixel's centre
-      scale = np.array([self.width / self.fit_w, self.height / self.fit_h] * 2, np.float32)
-      boxes = np.clip(boxes * scale, 0, [self.width, self.height] * 2) - 0.5
-      good = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-      columns["frame"].append(np.full(int(good.sum()), t, np.int32))
-      for k in range(4):
-        columns[BOX_COLUMNS[1 + k]].append(boxes[good, k].astype(np.float32))
-      columns["score"].append(scores[good].astype(np.float32))
-      columns["cls"].append(classes[good].astype(np.int16))
-    return {"boxes": {c: np.concatenate(v) for c, v in columns.items()}}
+    frame, boxes, scores, classes = self._yolox(np.asarray(out[spec["output"]]), spec, index) if decode == "yolox" else self._dets(out, n, spec, index)
+    # to the clip's pixels; the networks count from the corner, we from the pixel's centre
+    scale = np.array([self.width / self.fit_w, self.height / self.fit_h] * 2, np.float32)
+    boxes = np.clip(boxes * scale, 0, np.array([self.width, self.height] * 2, np.float32)) - np.float32(0.5)
+    good = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    columns = (frame.astype(np.int32), *boxes.T, scores.astype(np.float32), classes.astype(np.int16))
+    return {"boxes": {k: v[good] for k, v in zip(BOX_COLUMNS, columns, strict=True)}}
 
-  def _yolox(self, x: np.ndarray, spec: dict[str, Any], index: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(A, 5 + C): centre and size in strides (size as logarithm), objectness, class scores."""
-    wanted = np.array(list(index))
-    likely = np.flatnonzero(x[:, 4] >= spec["score"])  # a score is at most its objectness
-    x = x[likely]
-    centres, strides = self._grid(tuple(spec["strides"]))
-    scores = x[:, 4:5] * x[:, 5 + wanted]
-    best = scores.argmax(axis=1) if len(x) else np.zeros(0, np.int64)
+  def _yolox(self, x: np.ndarray, spec: dict[str, Any], index: dict[int, int]) -> Found:
+    """(T, A, 5 + C): centre and size in strides (size as logarithm), objectness, class scores."""
+    frame, likely = np.nonzero(x[:, :, 4] >= spec["score"])  # a score is at most its objectness
+    x = x[frame, likely]
+    scores = x[:, 4:5] * x[:, 5 + np.array(list(index))]
+    best = scores.argmax(axis=1)
     score = scores[np.arange(len(x)), best]
     good = score >= spec["score"]
-    x, score, best, likely = x[good], score[good], best[good], likely[good]
+    x, frame, score, best, likely = x[good], frame[good], score[good], best[good], likely[good]
+    centres, strides = self._grid(tuple(spec["strides"]))
     stride = strides[likely, None]
     middle, size = (x[:, :2] + centres[likely]) * stride, np.exp(x[:, 2:4]) * stride
     boxes = np.concatenate([middle - size / 2, middle + size / 2], axis=1)
-    keep = nms(boxes, score, best, spec["iou"])
-    return boxes[keep], score[keep], best[keep]
+    ends = np.searchsorted(frame, np.arange(1, frame.max(initial=-1) + 2))  # frames are in order
+    keep = np.concatenate([np.zeros(0, np.int64), *[a + nms(boxes[a:b], score[a:b], best[a:b], spec["iou"]) for a, b in pairwise([0, *ends.tolist()])]])
+    return frame[keep], boxes[keep], score[keep], best[keep]
 
   def _grid(self, strides: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     if not hasattr(self, "_grids"):
@@ -240,7 +257,9 @@ class OnnxTeacher:
       self._grids = np.concatenate(centres).astype(np.float32), np.concatenate(each).astype(np.float32)
     return self._grids
 
-  def _dets(self, out: dict[str, Any], t: int, spec: dict[str, Any], index: dict[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    dets, labels = np.asarray(out[spec["output"]][t], np.float32), np.asarray(out[spec["labels"]][t], np.int64)
-    good = (dets[:, 4] >= spec["score"]) & np.isin(labels, list(index))
-    return dets[good, :4], dets[good, 4], np.array([index[int(k)] for k in labels[good]], np.int64)
+  def _dets(self, out: dict[str, Any], n: int, spec: dict[str, Any], index: dict[int, int]) -> Found:
+    """Of each frame (M, 5) boxes with scores, and (M,) labels."""
+    dets, labels = ([np.asarray(x, kind) for x in out[spec[k]]] for k, kind in (("output", np.float32), ("labels", np.int64)))
+    frame, rows, label = np.repeat(np.arange(n), [len(d) for d in dets]), np.concatenate(dets), np.concatenate(labels)
+    good = (rows[:, 4] >= spec["score"]) & np.isin(label, list(index))
+    return frame[good], rows[good, :4], rows[good, 4], np.array([index[int(k)] for k in label[good]], np.int64)

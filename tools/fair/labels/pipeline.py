@@ -1,0 +1,160 @@
+"""Frames on their way to a teacher: which, in which batches, decoded and warped ahead of time."""
+
+import queue
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE
+from openpilot.tools.fair.labels.store import CHUNK, Group
+from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, read_frames
+from openpilot.tools.fair.teacher import Clip, Labels, State, Teacher
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass
+class Work:
+  """What is to be done in one segment."""
+
+  view: SegmentView
+  group: Group
+  todo: set[int]  # chunks
+  start: int = 0  # row at which a teacher with state begins
+  state: State | None = None
+
+
+@dataclass
+class Item:
+  work: Work
+  row: int
+  good: bool = True  # False: not decodable, the frame before stands for it
+
+
+def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
+  """The same items, made by a thread that stays up to `depth` ahead. Its exceptions come up here."""
+  waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+  stop = threading.Event()
+
+  def put(x: tuple[bool, Any]) -> None:
+    while not stop.is_set():
+      try:
+        return waiting.put(x, timeout=0.1)
+      except queue.Full:
+        continue
+
+  def work() -> None:
+    try:
+      for item in items:
+        put((True, item))
+        if stop.is_set():
+          return
+      put((False, None))
+    except BaseException as e:  # raised again where the user's code waits
+      put((False, e))
+
+  thread = threading.Thread(target=work, daemon=True)
+  thread.start()
+  try:
+    while True:
+      more, x = waiting.get()
+      if not more:
+        if x is not None:
+          raise x
+        return
+      yield x
+  finally:
+    stop.set()
+    thread.join()
+
+
+def ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:
+  """(item, function(item)) in the items' order, by so many threads, while what they made is used."""
+  running: deque[tuple[T, Future[R]]] = deque()
+  with ThreadPoolExecutor(threads) as pool:
+    for item in items:
+      running.append((item, pool.submit(function, item)))
+      if len(running) > threads:
+        first, future = running.popleft()
+        yield first, future.result()
+    for first, future in running:
+      yield first, future.result()
+
+
+def batches(works: list[Work], size: int, stateful: bool) -> list[list[Item]]:
+  """A fixed grid over all rows, so that every row meets the same neighbours in every run, less the batches of which nothing is to be done."""
+  if stateful:  # one segment at a time, cut at chunks, from where the state is known
+    grid = [
+      [Item(w, r) for r in range(a, min(a + size, stop))]
+      for w in works
+      if w.todo
+      for k in range(w.start // CHUNK, max(w.todo) + 1)
+      for stop in [w.group.rows(k).stop]
+      for a in range(k * CHUNK, stop, size)
+    ]
+    return grid
+  items = [Item(w, r) for w in works for r in range(w.group.n)]
+  grid = [items[i : i + size] for i in range(0, len(items), size)]
+  return [b for b in grid if any(i.row // CHUNK in i.work.todo for i in b)]
+
+
+def load(grid: list[list[Item]], wants: str, view: str, size: tuple[int, int]) -> Iterator[tuple[list[Item], np.ndarray]]:
+  """The batches and their pictures, (T, H, W, 3) uint8 RGB, or what the teacher wants: model frames, or nothing."""
+  rows: dict[int, list[int]] = {}
+  for batch in grid:
+    for item in batch:
+      rows.setdefault(id(item.work), []).append(item.row)
+  shape = {"none": (0,), "frame": FRAME_SHAPE}.get(wants, (size[1], size[0], 3))
+  current: Work | None = None
+  source: Iterator[tuple[int, np.ndarray]] = iter(())
+  held: tuple[int, np.ndarray] | None = None
+  last: np.ndarray | None = None
+  warp: ViewWarp | None = None
+  for batch in grid:
+    images = np.zeros((len(batch), *shape), np.uint8)
+    for image, item in zip(images, batch, strict=True):
+      if wants == "none":
+        continue
+      if item.work is not current:
+        current, last = item.work, None
+        warp = ViewWarp(current.view, view, *size)
+        source = read_frames(current.view, rows[id(current)])
+        held = next(source, None)
+      assert warp is not None
+      if held is not None and held[0] == item.row:
+        last = warp.frame(held[1], image) if wants == "frame" else warp.rgb(held[1], image)
+        held = next(source, None)
+      else:
+        item.good = False
+        if last is not None:
+          image[:] = last
+    yield batch, images
+
+
+def clip_of(batch: list[Item], images: np.ndarray, wants: str, intrinsics: np.ndarray | None) -> Clip:
+  view = batch[0].work.view
+  entries = [i.work.view.entries[i.row] for i in batch]
+  if wants == "rgb":
+    images = images.transpose(0, 3, 1, 2)
+  return Clip(images, intrinsics, view.rpy, [e.frame_id for e in entries], [e.timestamp_eof for e in entries], view.segment.log_path)
+
+
+def label_batch(teacher: Teacher, batch: list[Item], images: np.ndarray, wants: str, intrinsics: np.ndarray | None) -> list[tuple[Labels, int]]:
+  """-> labels, and of how many frames: of all at once, or of halves where the GPU's memory is too small."""
+
+  def run(part: range) -> list[tuple[Labels, int]]:
+    a, b = part.start, part.stop
+    return [(teacher.label(clip_of(batch[a:b], images[a:b], wants, intrinsics))[0], b - a)]
+
+  if "torch" not in sys.modules:
+    return run(range(len(batch)))
+  from openpilot.tools.fair.device import halve_on_oom
+
+  return halve_on_oom(run, range(len(batch)))

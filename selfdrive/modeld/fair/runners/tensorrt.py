@@ -17,7 +17,6 @@ from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 
 TARGET = "tensorrt"
 PRECISIONS = ("float16", "float32")
-PRECISION = "float16"
 WORKSPACE = 1 << 30  # bytes that the builder may try tactics with
 
 
@@ -74,13 +73,20 @@ def missing() -> str | None:
   return None
 
 
+def usual_precision() -> str:
+  """float16 where the builder turns a graph of floats into it; from TensorRT 11 on a network keeps its own types."""
+  import tensorrt as trt
+
+  return "float16" if hasattr(trt.BuilderFlag, "FP16") else "float32"
+
+
 def requirements(gpu: str, precision: str) -> dict[str, Any]:
   return {"gpu": gpu, "precision": precision, "tensorrt": package_version("tensorrt")}
 
 
-def build_engine(bundle: Bundle, graph: dict[str, Any], folder: Path | None = None, precision: str = PRECISION) -> None:
-  """Builds, compares with ONNX Runtime and writes the engine of one graph; minutes. Raises ArtefactError."""
-  if precision not in PRECISIONS:
+def build_engine(bundle: Bundle, graph: dict[str, Any], folder: Path | None = None, precision: str | None = None) -> None:
+  """Builds, compares with ONNX Runtime and writes the engine of one graph; minutes. precision: one of PRECISIONS or the usual. Raises ArtefactError."""
+  if precision not in (None, *PRECISIONS):
     raise ArtefactError(f"precision '{precision}' is not known; one of {', '.join(PRECISIONS)}")
   if (why := missing()) is not None:
     raise ArtefactError(why)
@@ -89,6 +95,7 @@ def build_engine(bundle: Bundle, graph: dict[str, Any], folder: Path | None = No
   from openpilot.selfdrive.modeld.fair.compile import TOLERANCE, differences, sample_inputs
 
   t0 = time.perf_counter()
+  precision = precision or usual_precision()
   cuda, path = Cuda(), bundle.path / graph["file"]
   logger = trt.Logger(trt.Logger.ERROR)
   builder = trt.Builder(logger)
@@ -99,6 +106,8 @@ def build_engine(bundle: Bundle, graph: dict[str, Any], folder: Path | None = No
   config = builder.create_builder_config()
   config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
   if precision == "float16":
+    if not hasattr(trt.BuilderFlag, "FP16"):
+      raise ArtefactError(f"TensorRT {trt.__version__} keeps a graph's own types; build it in float32, or export the graph in half precision")
     config.set_flag(trt.BuilderFlag.FP16)
   plan = builder.build_serialized_network(network, config)
   if plan is None:
@@ -164,10 +173,10 @@ class TensorRTRunner:
   Raises ArtefactError where there is no TensorRT, no GPU, or no engine of this bundle for this GPU: building one takes minutes and is compile.py's.
   """
 
-  def __init__(self, bundle: Bundle, graph: dict[str, Any], folder: Path | None = None, precision: str = PRECISION):
+  def __init__(self, bundle: Bundle, graph: dict[str, Any], folder: Path | None = None, precision: str | None = None):
     if (why := missing()) is not None:
       raise ArtefactError(why)
-    cuda = Cuda()
+    cuda, precision = Cuda(), precision or usual_precision()
     gpu = cuda.name()
     blob, _ = read_artefact(bundle, graph["name"], TARGET, requirements(gpu, precision), folder)
     self.engine = Engine(blob, graph, cuda)

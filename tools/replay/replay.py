@@ -243,7 +243,10 @@ class Replay:
     shift, id_shift = 0, None if self.last_id else 0
     begun, device_due = 0.0, 0.0
     while not self.stop.is_set():
-      item = waiting.get()
+      try:
+        item = waiting.get(timeout=0.2)
+      except queue.Empty:  # the decoder is slow, or stopped with us
+        continue
       if isinstance(item, BaseException):
         raise item
       if item is None:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any
 
 SCHEMA_PATH = Path(__file__).with_name("bundle.schema.json")
 MANIFEST = "manifest.json"
+DEFAULT = "fair_unified_small"  # what runs where nothing is named
+MAX_VALUES = 1 << 26  # of one input or output
 TYPES: dict[str, tuple[type, ...]] = {"object": (dict,), "array": (list,), "string": (str,), "number": (int, float), "integer": (int,), "boolean": (bool,)}
 
 
@@ -44,6 +47,10 @@ def violation(value: Any, rule: dict[str, Any], at: str = "manifest") -> str | N
   kind = rule.get("type")
   if kind is not None and (not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "boolean")):
     return f"{at} must be of type {kind}, is {json.dumps(value)[:60]}"
+  if isinstance(value, float) and not math.isfinite(value):
+    return f"{at} is {value}, must be a finite number"
+  if isinstance(value, str) and len(value) > rule.get("maxLength", len(value)):
+    return f"{at} has {len(value)} characters, may have {rule['maxLength']}"
   if "enum" in rule and value not in rule["enum"]:
     return f"{at} is {json.dumps(value)[:60]}, must be one of {', '.join(map(str, rule['enum']))}"
   if "pattern" in rule and not re.search(rule["pattern"], value):
@@ -55,6 +62,8 @@ def violation(value: Any, rule: dict[str, Any], at: str = "manifest") -> str | N
   if isinstance(value, list):
     if len(value) < rule.get("minItems", 0):
       return f"{at} needs at least {rule['minItems']} entries"
+    if len(value) > rule.get("maxItems", len(value)):
+      return f"{at} has {len(value)} entries, may have {rule['maxItems']}"
     for i, v in enumerate(value):
       if "items" in rule and (found := violation(v, rule["items"], f"{at}[{i}]")):
         return found
@@ -67,8 +76,12 @@ def violation(value: Any, rule: dict[str, Any], at: str = "manifest") -> str | N
         if found := violation(v, rule["properties"][k], f"{at}.{k}"):
           return found
       elif rule.get("additionalProperties") is False:
-        return f"{at}.{k} is not known"
+        return f"{at}.{json.dumps(k)[1:-1][:60]} is not known"
   return None
+
+
+def no_number(text: str) -> None:
+  raise ValueError(f"{text} is no number")
 
 
 def sha256(path: Path) -> str:
@@ -89,8 +102,8 @@ def load_bundle(path: str | Path) -> Bundle:
   except OSError:
     raise BundleError(f"{path} has no readable {MANIFEST}; export the bundle again") from None
   try:
-    manifest = json.loads(raw)
-  except ValueError as e:
+    manifest = json.loads(raw, parse_constant=no_number)
+  except (ValueError, RecursionError) as e:
     raise BundleError(f"{path / MANIFEST} is not JSON ({e}); export the bundle again") from None
   if found := violation(manifest, schema()):
     raise BundleError(f"{path / MANIFEST}: {found}")
@@ -98,13 +111,16 @@ def load_bundle(path: str | Path) -> Bundle:
   if len(set(names)) != len(names):
     raise BundleError(f"{path / MANIFEST}: two graphs have the same name; names are {', '.join(names)}")
   for graph in manifest["graphs"]:
+    for spec in graph["inputs"] + graph["outputs"]:
+      if math.prod(spec["shape"]) > MAX_VALUES:
+        raise BundleError(f"{path / MANIFEST}: '{spec['name'][:60]}' of graph '{graph['name']}' has over {MAX_VALUES} values; export the bundle again")
     if graph["file"] not in manifest["sha256"]:
       raise BundleError(f"{path / MANIFEST}: sha256 has no hash of {graph['file']}; export the bundle again")
   for name, expected in manifest["sha256"].items():
     if "/" in name or name == MANIFEST:
-      raise BundleError(f"{path / MANIFEST}: sha256 names '{name}', which is not a file of the bundle")
+      raise BundleError(f"{path / MANIFEST}: sha256 names {json.dumps(name)[:60]}, which is not a file of the bundle")
     if not (path / name).is_file():
-      raise BundleError(f"{path} lacks {name}, which its manifest lists; copy the whole folder again")
+      raise BundleError(f"{path} lacks {name.encode(errors='replace').decode()[:100]!r}, which its manifest lists; copy the whole folder again")
     if (actual := sha256(path / name)) != expected:
       raise BundleError(
         f"{path / name} has sha256 {actual[:12]}..., its manifest says {str(expected)[:12]}...; it was changed or cut short: copy or export it again"
@@ -113,7 +129,7 @@ def load_bundle(path: str | Path) -> Bundle:
 
 
 def bundle_path(name: str | None, models_dir: str | Path) -> Path:
-  """The folder of that name in models_dir, or with no name the first bundle there. Raises BundleError naming what is there."""
+  """The folder of that name in models_dir, or with no name DEFAULT where it is there, else the first. Raises BundleError naming what is there."""
   models_dir = Path(models_dir)
   there = sorted(p.parent.name for p in models_dir.glob(f"*/{MANIFEST}"))
   if name:
@@ -122,7 +138,7 @@ def bundle_path(name: str | None, models_dir: str | Path) -> Path:
     return models_dir / name
   if not there:
     raise BundleError(f"no bundle in {models_dir}; put one there, or name its folder with --bundle")
-  return models_dir / there[0]
+  return models_dir / (DEFAULT if DEFAULT in there else there[0])
 
 
 def find_bundle(name: str | None, models_dir: str | Path) -> Bundle:

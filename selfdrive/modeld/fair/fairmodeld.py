@@ -27,6 +27,7 @@ MODEL_WAIT = 0.1  # s that a frame waits for its modelV2 while modelV2 is alive:
 OTHER_CAMERA = 20  # frames; a modelV2 further behind is not one of this stream
 BACKOFF, MAX_BACKOFF = 0.5, 10.0  # s between two tries after a fault
 CORE, PRIORITY = 7, 50  # modeld's core, below its priority of 54
+MAX_SPEED = 100.0  # m/s
 DROP_FILTER = 0.05  # weight of a frame in frameDropPerc, as modeld's
 NO_SOCKETS = (messaging.MultiplePublishersError,) if hasattr(messaging, "MultiplePublishersError") else ()
 EXTRINSICS, CAMERA_STATE = service("extrinsicsCalibration"), service("narrowRoadCameraState")
@@ -270,9 +271,10 @@ class FairModeld:
       self.send_state("running" if healthy else "fault" if buf is not None else "waitingForCamera")
 
   def speed(self) -> float | None:
-    """m/s, None where nobody tells it: by it relative depth finds its scale."""
+    """m/s, None where nobody tells it or no car goes so fast: by it relative depth finds its scale."""
     try:
-      return self.sm["carState"].vEgo if self.sm.alive["carState"] else None
+      v = self.sm["carState"].vEgo if self.sm.alive["carState"] else None
+      return v if v is not None and abs(v) <= MAX_SPEED else None  # False for nan
     except Exception as e:
       self.report(f"carState cannot be read: {first_line(e)}")
       return None

@@ -70,7 +70,10 @@ def plan_inputs(where: str, plan: Plan) -> None:
     into, out = inputs.get(state["input"]), outputs.get(state["output"])
     if into is None or out is None or (into["shape"], into["dtype"]) != (out["shape"], out["dtype"]):
       raise BundleError(f"{where}: state goes from output '{state['output']}' to input '{state['input']}', which must both exist and be alike; export it again")
-    plan.inputs[into["name"]] = np.full(into["shape"], state["initial"], into["dtype"])
+    try:
+      plan.inputs[into["name"]] = np.full(into["shape"], state["initial"], into["dtype"])
+    except (OverflowError, ValueError) as e:
+      raise BundleError(f"{where}: state '{state['input']}' of {into['dtype']} cannot begin with {state['initial']} ({e}); export the bundle again") from None
   if (found := spec_slots(graph)) is not None:
     count, names = found
     plan.slots = LaneTracker(count, VIEW)

@@ -11,7 +11,7 @@ from openpilot.cereal import messaging
 from openpilot.cereal.visionipc import VisionIpcServer, VisionStreamType, nv12_info
 
 ROAD = VisionStreamType.VISION_STREAM_NARROW_ROAD
-DEADLINE = 40.0  # s; generous: only a hang reaches it
+DEADLINE = 120.0  # s; generous: only a hang reaches it
 FAIRMODELD = [sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld"]
 PERIOD_NS = 50_000_000
 

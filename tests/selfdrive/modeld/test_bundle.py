@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from fair_bundle import manifest, write_bundle
-from openpilot.selfdrive.modeld.fair.bundle import BundleError, find_bundle, load_bundle, schema, violation
+from openpilot.selfdrive.modeld.fair.bundle import DEFAULT, BundleError, find_bundle, load_bundle, schema, violation
 from openpilot.selfdrive.modeld.fair.model import FairModel
 
 
@@ -28,6 +28,10 @@ def test_loads(bundle):
   b = load_bundle(bundle)
   assert b.name == "tiny" and b.graphs[0]["name"] == "scene" and len(b.manifest_hash) == 64
   assert find_bundle(None, bundle.parent).name == find_bundle("tiny", bundle.parent).name == "tiny"
+  write_bundle(bundle.parent / "a", name="a")
+  assert find_bundle(None, bundle.parent).name == "a"  # the first
+  write_bundle(bundle.parent / DEFAULT, name=DEFAULT)
+  assert find_bundle(None, bundle.parent).name == DEFAULT
 
 
 BREAK = {
@@ -38,7 +42,7 @@ BREAK = {
   r"manifest\.view is missing": lambda b: edit(b, lambda m: m.pop("view")),
   r"manifest\.colour is not known": lambda b: edit(b, lambda m: m.update(colour=1)),
   "its manifest says": lambda b: (b / "scene.onnx").write_bytes(b"x"),
-  "lacks scene.onnx": lambda b: (b / "scene.onnx").unlink(),
+  "lacks 'scene.onnx'": lambda b: (b / "scene.onnx").unlink(),
   "has no hash of scene.onnx": lambda b: edit(b, lambda m: m.update(sha256={})),
   "not a file of the bundle": lambda b: edit(b, lambda m: m["sha256"].update({"../x": "0"})),
 }

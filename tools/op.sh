@@ -59,6 +59,7 @@ tools/op.sh COMMAND [ARGUMENTS]        every command has --help
   show LOG         render an overlay video from a log and its video
   process-replay ROUTE     run fairmodeld over a route without a clock: the same bytes every time
   compare-logs A B         say where two logs differ
+  model-replay     what every bundle says of two drives, against its reference; --update keeps it anew
 
   teachers         list the teachers, their licences, and whether their weights are here
   label ROUTE...   label routes with teachers into a store
@@ -96,6 +97,7 @@ case "$cmd" in
   record) setup tools; py openpilot.tools.replay.record "$@" ;;
   show) setup tools; py openpilot.tools.replay.show "$@" ;;
   process-replay) setup tools; py openpilot.tools.replay.process_replay "$@" ;;
+  model-replay) setup tools; py openpilot.tools.replay.model_replay "$@" ;;
   compare-logs) setup tools; py openpilot.tools.replay.compare_logs "$@" ;;
   sim) setup tools; py openpilot.tools.sim.write_route "$@" ;;
   flag) setup tools; py openpilot.tools.flag "$@" ;;

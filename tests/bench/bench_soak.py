@@ -124,14 +124,14 @@ def main() -> None:
   states = messaging.drain_sock(state)
   proc.send_signal(signal.SIGINT)
   proc.wait(30)
-  after = [row for row in rows if row[0] >= warm]
+  after = [row for row in rows if row[0] >= warm] or rows[-1:]
   growth = after[-1][1] - after[0][1]
   s = states[-1].fairState if states else None
   took = time.monotonic() - begun
   print(f"{done} frames of {args.frames} in {took:.0f} s, {cpu / max(1, done) * 1e3:.2f} ms of CPU a frame, {lost} frames without an answer")
   print(f"messages: {', '.join(f'{k} {v}' for k, v in heard.items())}; faults {s.faultCount if s else 'unknown'}{': ' + s.fault if s and s.fault else ''}")
-  print(f"memory after {after[0][0]} frames {after[0][1]:.2f} MB, at the end {after[-1][1]:.2f}, most {max(r[1] for r in after):.2f}: "
-        f"{growth:+.2f} MB, {'within' if growth < LIMIT else 'OVER'} {LIMIT:g}")
+  print(f"memory after {after[0][0]} frames {after[0][1]:.2f} MB, at the end {after[-1][1]:.2f}, most {max(r[1] for r in after):.2f}")
+  print(f"growth after warm-up {growth:+.2f} MB, {'within' if growth < LIMIT else 'OVER'} {LIMIT:g}")
   print(f"open files {after[0][2]} -> {after[-1][2]}; most messages that waited in one reader's queue {max(r[3] for r in after)}")
   server.close()
   scratch.cleanup()

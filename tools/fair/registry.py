@@ -15,6 +15,10 @@ TEACHERS: dict[str, Entry] = {
   "rtdetr-v2-r50": Entry("detr.teacher:DetrTeacher", "PekingU/rtdetr_v2_r50vd", "Apache-2.0", "42.9M", "boxes of road users, signs, animals"),
   "d-fine-nano": Entry("detr.teacher:DetrTeacher", "ustc-community/dfine-nano-coco", "Apache-2.0", "3.8M", "boxes of road users, signs, animals"),
   "d-fine-small": Entry("detr.teacher:DetrTeacher", "ustc-community/dfine-small-coco", "Apache-2.0", "10.3M", "boxes of road users, signs, animals"),
+  # on a ViT distilled from DINOv3; converted by the author of transformers' class
+  "deimv2-dinov3-s": Entry(
+    "detr.teacher:DetrTeacher", "harshaljanjani/DEIMv2_DINOv3_S_COCO_Transformers", "DINOv3", "9.7M", "boxes of road users, signs, animals"
+  ),
   "raft-tracker": Entry("cotracker.tracker:RaftTeacher", "raft-small.pth", "BSD-3-Clause", "1.0M", "tracks of points on the road and its lines"),
   "cotracker3-offline": Entry(
     "cotracker.cotracker:CoTrackerTeacher", "scaled_offline.pth", "CC-BY-NC-4.0", "25M", "tracks of points, also while they are covered", {"mode": "offline"}

@@ -9,7 +9,8 @@ from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImage
 
 from openpilot.tools.fair.device import Device
 from openpilot.tools.fair.detr.teacher import DetrTeacher, Pictures, road_classes, to_table
-from openpilot.tools.fair.teacher import Clip, Entry
+from openpilot.tools.fair.registry import TEACHERS
+from openpilot.tools.fair.teacher import Clip, Entry, load_teacher
 from openpilot.tools.lib.errors import UserError
 
 DEVICE = Device(torch.device("cpu"), torch.float32)
@@ -35,6 +36,14 @@ def make(kind: str):
   if kind == "detr on dinov3":
     vit = t.DINOv3ViTConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_register_tokens=4, out_features=["stage2"])
     return t.DetrForObjectDetection(t.DetrConfig(backbone_config=vit, **SMALL_DETR)), DetrImageProcessorPil(size=fixed)
+  if kind == "detr on dinov3 convnext":
+    net = t.DINOv3ConvNextConfig(hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], out_features=["stage4"])
+    return t.DetrForObjectDetection(t.DetrConfig(backbone_config=net, **SMALL_DETR)), DetrImageProcessorPil(size=fixed)
+  if kind == "deimv2 on dinov3":  # as the published S, M, L and X: three layers of a ViT beside a small convolutional network
+    layers = ["stage1", "stage2", "stage3"]
+    vit = t.DINOv3ViTConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, num_register_tokens=4, out_features=layers)
+    config = t.Deimv2Config(backbone_config=vit, encoder_has_trailing_conv=False, spatial_tuning_adapter_inplanes=8, **SMALL_RT)
+    return t.Deimv2ForObjectDetection(config), RTDetrImageProcessorPil(size=fixed)
   if kind == "rt_detr_v2":
     back = t.RTDetrResNetConfig(hidden_sizes=[8, 16, 24, 32], out_features=THREE, **basic)
     return t.RTDetrV2ForObjectDetection(t.RTDetrV2Config(backbone_config=back, **SMALL_RT)), RTDetrImageProcessorPil(size=fixed)
@@ -63,7 +72,7 @@ def frames(n=3, h=50, w=120, seed=0):
   return (x.numpy() + r.normal(0, 20, (n, 3, h, w))).clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("kind", ["detr", "detr on dinov3", "rt_detr_v2", "d_fine"])
+@pytest.mark.parametrize("kind", ["detr", "detr on dinov3", "detr on dinov3 convnext", "deimv2 on dinov3", "rt_detr_v2", "d_fine"])
 def test_equals_the_official_forward_and_postprocessing(kind, tmp_path):
   official, processor = save(kind, tmp_path)
   teacher = DetrTeacher("t", ENTRY, tmp_path, device="cpu", score=0.2, batch=2)
@@ -89,7 +98,7 @@ def test_equals_the_official_forward_and_postprocessing(kind, tmp_path):
   wanted = [(t, *(b.numpy().clip(0, [120, 50, 120, 50]) - 0.5), s.item(), roads[k.item()])
             for t, w in enumerate(want) for b, s, k in zip(w["boxes"], w["scores"], w["labels"], strict=True) if k.item() in roads]
   wanted = [r for r in wanted if r[3] > r[1] and r[4] > r[2]]
-  assert 0 < len(wanted) < sum(len(s) for _, s, _ in got) + (kind[:4] == "detr")  # a DETR of random weights sees one class only
+  assert 0 < len(wanted) < sum(len(s) for _, s, _ in got) + kind.startswith(("detr", "deim"))  # of random weights they see few classes
   np.testing.assert_allclose(np.stack([table[k] for k in ("frame", "x0", "y0", "x1", "y1", "score", "cls")], 1), np.array(wanted), atol=2e-3)
 
 
@@ -136,6 +145,12 @@ def test_road_classes_are_data(tmp_path):
   assert len(classes) == 10 and [lut[0], lut[3], lut[17]] == [-1, classes.index("car"), classes.index("animal")]
   (tmp_path / "mine.json").write_text(json.dumps({"classes": ["wheels"], "names": {"wheels": ["car", "zebra"]}}))
   assert road_classes({0: "car", 1: "dog"}, tmp_path / "mine.json")[1].tolist() == [0, -1]
+
+
+def test_those_on_dinov3_are_under_its_licence():
+  assert TEACHERS["deimv2-dinov3-s"].licence == "DINOv3"
+  with pytest.raises(UserError, match="--accept-licence DINOv3"):
+    load_teacher("deimv2-dinov3-s", "/nowhere")
 
 
 def test_bad_folders_are_named_in_one_line(tmp_path):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 
+from dino_models import close, images, normalise, save_folder
 from openpilot.tools.fair import hf
 from openpilot.tools.fair.dinov2.teacher import DINOv2Wrapper, LinearDepthHead
 from openpilot.tools.fair.registry import TEACHERS
@@ -22,14 +23,7 @@ NECK: dict = {"neck_hidden_sizes": [8, 8, 16, 16], "fusion_hidden_size": 16}
 
 
 def save(model: transformers.PreTrainedModel, folder: Path, **extra) -> Path:
-  """A folder as the hub has it. Norms and layer scales are drawn too, so that leaving one out would show."""
-  generator = torch.Generator().manual_seed(1)
-  with torch.no_grad():
-    for p in model.parameters():
-      p.add_(torch.randn(p.shape, generator=generator) * 0.1)
-  model.eval().save_pretrained(folder)
-  (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD, "resample": 3, "size": {"shortest_edge": 256}, **extra}))
-  return folder
+  return save_folder(model, folder, **{"image_mean": MEAN, "image_std": STD, "resample": 3, "size": {"shortest_edge": 256}, **extra})
 
 
 def backbone_config(registers: bool = False, **options):
@@ -40,18 +34,8 @@ def official(folder: Path, kind: str = "AutoModel"):
   return getattr(transformers, kind).from_pretrained(folder, local_files_only=True).eval()
 
 
-def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-  """fp32 on one machine: only the order of sums differs (ours scales and normalises in two steps), which the layers enlarge from 1e-7."""
-  torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
-
-
-def images(height: int, width: int, n: int = 2, seed: int = 0) -> torch.Tensor:
-  return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, 3, height, width), dtype=np.uint8))
-
-
 def normalised(rgb: torch.Tensor) -> torch.Tensor:
-  """What torch's users write: (x / 255 - mean) / std."""
-  return torch.stack([(rgb[:, c].double() / 255 - MEAN[c]) / STD[c] for c in range(3)], 1).float()
+  return normalise(rgb, MEAN, STD)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 
+from dino_models import close, images, normalise, save_folder
 from openpilot.tools.fair.dinov3.config import DinoV3Config
 from openpilot.tools.fair.dinov3.losses import masked_cosine_loss
 from openpilot.tools.fair.dinov3.teacher import DinoV3Teacher
@@ -32,28 +33,12 @@ def model_of(kind: str) -> transformers.PreTrainedModel:
 
 
 def save(folder: Path, kind: str = "vit", **preprocessor) -> Path:
-  """A folder as the hub has it. Norms, layer scales and registers are drawn too, so that leaving one out would show."""
-  model, generator = model_of(kind), torch.Generator().manual_seed(1)
-  with torch.no_grad():
-    for p in model.parameters():
-      p.add_(torch.randn(p.shape, generator=generator) * 0.1)
-  model.eval().save_pretrained(folder)
   written = {"image_mean": MEAN, "image_std": STD, "resample": 2, "do_resize": True, "size": {"height": 518, "width": 518}, **preprocessor}
-  (folder / "preprocessor_config.json").write_text(json.dumps(written))
-  return folder
-
-
-def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-  """fp32 on one machine: only the order of sums differs (ours scales and normalises in two steps), which the layers enlarge from 1e-7."""
-  torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
-
-
-def images(height: int, width: int, n: int = 2, seed: int = 0) -> torch.Tensor:
-  return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, 3, height, width), dtype=np.uint8))
+  return save_folder(model_of(kind), folder, **written)
 
 
 def normalised(rgb: torch.Tensor) -> torch.Tensor:
-  return torch.stack([(rgb[:, c].double() / 255 - MEAN[c]) / STD[c] for c in range(3)], 1).float()
+  return normalise(rgb, MEAN, STD)
 
 
 def by_pil(rgb: torch.Tensor, height: int, width: int) -> torch.Tensor:

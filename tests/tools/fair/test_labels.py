@@ -11,6 +11,7 @@ import time
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import helper
 
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
@@ -262,6 +263,36 @@ def test_masks_are_stored_and_drawn(route, tmp_path):
   plain, masked = (p[2:-2, 40:-40].astype(float) for p in pictures(frames, [group], 2))
   change = np.abs(masked - plain).mean(axis=2)
   assert np.median(change[:, 600:]) > 2 * np.median(change[:, :400])  # the pattern moves between the two frames, the mask tints only its own half
+
+
+class Large(Counter):
+  """More than `most` frames at once do not fit into the GPU's memory."""
+
+  def __init__(self, most, stateful):
+    super().__init__()
+    self.most, self.stateful = most, stateful
+
+  def label(self, clip, state):
+    if len(clip.rgb) > self.most:
+      raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    labels, after = super().label(clip, state)
+    return labels, after if self.stateful else None
+
+
+@pytest.mark.parametrize("stateful", [True, False])
+def test_out_of_gpu_memory_halves_the_batch_and_goes_on(route, tmp_path, capsys, stateful):
+  views = find_views([str(route)], None, "qcamera", 10, None)
+  results = []
+  for most in (8, 3):
+    teacher = Large(most, stateful)
+    groups = run_teacher(teacher, views, LabelStore(tmp_path / str(most), create=True), batch=8, progress=False)
+    assert teacher.calls == 15 + 7  # no frame twice
+    # the sum depends on the batches where nothing is carried on from one to the next; the points on none
+    results.append([g.dense("sum")[:].tolist() if stateful else g.table("points").column("row").to_pylist() for g in groups])
+  assert results[0] == results[1] and len(results[0][0]) == 15
+  assert "out of GPU memory with 8 frames at once; going on with 4" in capsys.readouterr().err
+  with pytest.raises(UserError, match="does not hold a single frame"):
+    run_teacher(Large(0, stateful), views, LabelStore(tmp_path / "none", create=True), batch=2, progress=False)
 
 
 def test_a_damaged_chunk_is_named_and_repaired(route, network, tmp_path):

@@ -1,4 +1,4 @@
-"""Detection transformers as teachers: DETR (on ResNet or DINOv3), RT-DETR v1 and v2, D-FINE, DEIMv2, from a local folder in transformers' format.
+"""Detection transformers as teachers: DETR (on ResNet or DINOv3), RT-DETR v1 and v2, D-FINE, DEIMv2 (on DINOv3), from a local folder in transformers' format.
 
 Pictures are resized and rounded as the official processors do it, so that what was published as accuracy holds.
 """

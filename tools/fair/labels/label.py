@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, VIEWS
-from openpilot.tools.fair.labels.pipeline import Item, Work, ahead, batches, clip_of, label_batch, load, prefetch
+from openpilot.tools.fair.labels.pipeline import Item, Work, ahead, batches, label_batch, load, prefetch
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
 from openpilot.tools.fair.labels.views import SegmentView, segment_view, view_intrinsics
 from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher, load_teacher
@@ -72,6 +72,13 @@ class Collector:
   def __init__(self, labels: list[Label], scale: tuple[float, float], write: Callable[..., None]):
     self.labels, self.scale, self.write = labels, scale, write
     self.pending: dict[tuple[Path, int], Pending] = {}
+
+  def add_parts(self, batch: list[Item], parts: list[tuple[Labels, int]], state: State | None) -> None:
+    """A batch's labels in pieces of so many frames. state: behind the batch, which no chunk's end cuts."""
+    at = 0
+    for labels, n in parts:
+      self.add(batch[at : at + n], labels, state)
+      at += n
 
   def add(self, batch: list[Item], labels: Labels, state: State | None) -> None:
     at = 0
@@ -181,20 +188,18 @@ def run_teacher(
     collector = Collector(teacher.labels, (size[0] / VIEW_W, size[1] / VIEW_H), write)
     frames = prefetch(load(grid, wants, view, size), AHEAD)
     if teacher.stateful:
-      before, state = None, None
+      before: Work | None = None
+      state: State | None = None
       for items, images in frames:
         if items[0].work is not before:
           before, state = items[0].work, items[0].work.state
-        labels, state = teacher.label(clip_of(items, images, wants, intrinsics), state)
-        collector.add(items, labels, state)
+        parts, state = label_batch(teacher, items, images, wants, intrinsics, state)
+        collector.add_parts(items, parts, state)
         bar.update(len(items))
     else:
       at_once = teacher.at_once() if grid and hasattr(teacher, "at_once") else 1
-      for (items, _), parts in ahead(lambda x: label_batch(teacher, *x, wants, intrinsics), frames, at_once):
-        at = 0
-        for labels, n in parts:
-          collector.add(items[at : at + n], labels, None)
-          at += n
+      for (items, _), (parts, _) in ahead(lambda x: label_batch(teacher, *x, wants, intrinsics), frames, at_once):
+        collector.add_parts(items, parts, None)
         bar.update(len(items))
     for f in writing:
       f.result()

@@ -146,15 +146,20 @@ def clip_of(batch: list[Item], images: np.ndarray, wants: str, intrinsics: np.nd
   return Clip(images, intrinsics, view.rpy, [e.frame_id for e in entries], [e.timestamp_eof for e in entries], view.segment.log_path)
 
 
-def label_batch(teacher: Teacher, batch: list[Item], images: np.ndarray, wants: str, intrinsics: np.ndarray | None) -> list[tuple[Labels, int]]:
-  """-> labels, and of how many frames: of all at once, or of halves where the GPU's memory is too small."""
+def label_batch(
+  teacher: Teacher, batch: list[Item], images: np.ndarray, wants: str, intrinsics: np.ndarray | None, state: State | None = None
+) -> tuple[list[tuple[Labels, int]], State | None]:
+  """-> labels, and of how many frames: of all at once, or of halves where the GPU's memory is too small; and the state behind them."""
 
   def run(part: range) -> list[tuple[Labels, int]]:
+    nonlocal state
     a, b = part.start, part.stop
-    return [(teacher.label(clip_of(batch[a:b], images[a:b], wants, intrinsics))[0], b - a)]
+    labels, state = teacher.label(clip_of(batch[a:b], images[a:b], wants, intrinsics), state)
+    return [(labels, b - a)]
 
   if "torch" not in sys.modules:
-    return run(range(len(batch)))
+    return run(range(len(batch))), state
   from openpilot.tools.fair.device import halve_on_oom
 
-  return halve_on_oom(run, range(len(batch)))
+  parts = halve_on_oom(run, range(len(batch)))
+  return parts, state

@@ -20,6 +20,9 @@ from openpilot.tools.lib.route import Segment
 from openpilot.tools.replay.replay import STATE_SERVICES, segment_index
 
 
+SMALL = 640 * 480  # pixels of a picture
+
+
 @dataclass
 class SegmentView:
   """One segment's video, which of its frames are labelled, and the one calibration of all of them."""
@@ -151,7 +154,8 @@ def read_frames(view: SegmentView, positions: list[int]) -> Iterator[tuple[int, 
   if not positions:
     return
   wanted = {view.entries[p].segment_id: p for p in positions}
-  reader = FrameReader(view.path, "nv12")
+  # of a small picture decoding takes less than a teacher: the cores are the teacher's
+  reader = FrameReader(view.path, "nv12", threads=1 if view.width * view.height < SMALL else None)
   first, last = min(wanted), max(wanted)
   for i, frame in enumerate(reader.read_from(first), first):
     if i in wanted:

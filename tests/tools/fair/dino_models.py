@@ -1,0 +1,33 @@
+"""Folders of small DINO models with random weights, and pictures: for the tests of both versions."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+
+def save_folder(model: transformers.PreTrainedModel, folder: Path, **preprocessor) -> Path:
+  """A folder as the hub has it. Norms, layer scales and registers are drawn too, so that leaving one out would show."""
+  generator = torch.Generator().manual_seed(1)
+  with torch.no_grad():
+    for p in model.parameters():
+      p.add_(torch.randn(p.shape, generator=generator) * 0.1)
+  model.eval().save_pretrained(folder)
+  (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+  return folder
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+  """fp32 on one machine: only the order of sums differs (ours scales and normalises in two steps), which the layers enlarge from 1e-7."""
+  torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def images(height: int, width: int, n: int = 2, seed: int = 0) -> torch.Tensor:
+  return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, 3, height, width), dtype=np.uint8))
+
+
+def normalise(rgb: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+  """What torch's users write: (x / 255 - mean) / std."""
+  return torch.stack([(rgb[:, c].double() / 255 - mean[c]) / std[c] for c in range(3)], 1).float()

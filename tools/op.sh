@@ -70,6 +70,7 @@ tools/op.sh COMMAND [ARGUMENTS]        every command has --help
   distill          teach a student from a label store
   evaluate BUNDLE DATA     a bundle against its teachers and the truth: one page, and JSON
   export RUN       a finished run as a bundle
+  compile BUNDLE   for what is here: tinygrad, TensorRT; --target comma-four --report: what a comma four would have to do
 
   sim OUT          write a simulated route with exact truth
   train-scene      render, train, export, evaluate the first bundle (installs torch)
@@ -112,6 +113,7 @@ case "$cmd" in
   distill) setup tools,train; py openpilot.tools.fair.distillation.distill "$@" ;;
   evaluate) setup tools,train; py openpilot.tools.fair.evaluation.evaluate "$@" ;;
   export) setup tools,train; py openpilot.tools.fair.optimize.export "$@" ;;
+  compile) setup tools,compile; py openpilot.tools.fair.compile.report "$@" ;;
   python) setup tools,train; exec "$VENV/bin/python" "$@" ;;
   setup) setup tools; echo "ready: $VENV" ;;
   help|-h|--help) usage ;;

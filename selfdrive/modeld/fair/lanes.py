@@ -16,6 +16,7 @@ STRAY = 6.0            # standard deviations
 SAME_LINE = 0.9        # m; a lane is some 3 m wide
 COMPARED = 40.0        # m; up to there a line that is offered is compared with those there are
 UNSUPPORTED = 100      # frames that a line lives which the source of seeds does not see
+LOST_AFTER, LOST = 5, 4.0   # frames out of sight, and pixels beside the line that is offered: such a point has lost its line and begins on it again
 SEED_PERIOD = 3        # frames between two looks for new points: a fast car loses few in them
 VISIBLE = 0.5
 ENOUGH = 6             # visible points that make a line certain
@@ -105,6 +106,10 @@ class LaneTracker:
     used = self.mask[0, : self.n].reshape(self.lines, self.per) > 0
     nearest = np.clip(np.round((self.points[0, : self.n, 1] - top) * ((self.per - 1) / (h - 1 - top))), 0, self.per - 1).astype(int).reshape(used.shape)
     line_of = np.broadcast_to(np.arange(self.lines)[:, None], used.shape)
+    # what is hidden in its place, e.g. by a car, stays; what glare or a gap has led astray does not
+    astray = np.abs(self.points[0, : self.n, 0].reshape(used.shape) - at[line_of, nearest]) > LOST   # False where the line offered does not reach
+    used &= ~(astray & (self.hidden[: self.n].reshape(used.shape) > LOST_AFTER))
+    self.mask[0, : self.n] = used.ravel()
     empty[line_of[used], nearest[used]] = False
     many = np.minimum(empty.sum(1), (~used).sum(1))[:, None]
     row_line, row = np.nonzero(empty & (np.cumsum(empty, axis=1) <= many))

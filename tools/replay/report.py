@@ -95,13 +95,17 @@ class Counts:
     self.tracks: dict[int, int] = {}  # identity -> messages
     self.lines: list[tuple[int, int, int]] = []  # of a message: lines, points, visible points
     self.line_ids: set[int] = set()
+    self.depth: list[tuple[int, bool, float, int]] = []  # frame, metric, scale, bytes
+    self.probs: list[float] = []  # of lines
     self.model: dict[int, list[float]] = {}  # frame -> modelV2's lines at COMPARE_AT, metres to the right
     self.fits: list[tuple[int, float]] = []  # frame, ours
 
   def add(self, which: str, m: Any, valid: bool) -> None:
     if not valid:
       return
-    if which == "fairObjects":
+    if which == "fairDepth":
+      self.depth.append((m.frameId, m.metric, m.scale, len(m.data)))
+    elif which == "fairObjects":
       hidden, masks, placed = sum(o.occluded for o in m.objects), sum(len(o.mask) > 0 for o in m.objects), sum(len(o.position) > 0 for o in m.objects)
       self.objects.append((len(m.objects), hidden, masks, placed))
       for o in m.objects:
@@ -111,6 +115,7 @@ class Counts:
       self.lines.append((len(m.lines), len(visibility), sum(v >= 0.5 for v in visibility)))
       for line in m.lines:
         self.line_ids.add(line.lineId)
+        self.probs.append(line.prob)
         if len(line.roadX) and min(line.roadX) < COMPARE_AT < max(line.roadX) and len(line.fit) == 4:
           self.fits.append((m.frameId, sum(c * COMPARE_AT**i for i, c in enumerate(line.fit))))
     elif which == "modelV2":
@@ -119,6 +124,12 @@ class Counts:
 
   def result(self) -> dict[str, Any]:
     out: dict[str, Any] = {}
+    if self.depth:
+      frames, metric, scales, sizes = zip(*self.depth, strict=True)
+      out["depth"] = {
+        "messages": len(frames), "frames_between_two": float(np.median(np.diff(frames))) if len(frames) > 1 else 0.0, "metric_share": float(np.mean(metric)),
+        "median_scale": round(float(np.median(scales)), 3), "largest_map_kB": max(sizes) / 1000,
+      }
     if self.objects:
       there, hidden, masks, placed = np.array(self.objects).mean(0).round(2).tolist()
       out["objects"] = {
@@ -128,6 +139,7 @@ class Counts:
     if self.lines:
       lines, points, visible = np.array(self.lines).mean(0).round(2).tolist()
       out["lanes"] = {"messages": len(self.lines), "lines_each": lines, "points_each": points, "visible_points_each": visible, "identities": len(self.line_ids)}
+      out["lanes"]["mean_confidence"] = round(float(np.mean(self.probs)), 3) if self.probs else 0.0
       off = [min(abs(y - other) for other in self.model[frame]) for frame, y in self.fits if self.model.get(frame)]
       if off:
         out["lanes"][f"median_from_modelV2_at_{COMPARE_AT:.0f}_m"] = round(float(np.median(off)), 3)
@@ -230,7 +242,7 @@ td,th{padding:3px 14px 3px 0;text-align:left;vertical-align:top}th{font-weight:6
 AbsRel: mean(|d - d*| / d*); delta1: share within a factor 1.25;
 SiLog: standard deviation of log d - log d*; IoU per class over all frames. A simulated road says nothing about a real one.</p>
 {% else %}<p>This route has no truth to compare with.</p>{% endif %}
-{% for name in ('objects', 'lanes') if r[name] %}<h2>{{ name|capitalize }}</h2>
+{% for name in ('depth', 'objects', 'lanes') if r[name] %}<h2>{{ name|capitalize }}</h2>
 <table>{% for k, v in r[name].items() %}<tr><td>{{ k|replace('_', ' ') }}</td><td>{{ v }}</td></tr>{% endfor %}</table>{% endfor %}
 <h2>Frames</h2><div class="grid">{% for p in pictures %}<img src="{{ p }}" alt="annotated frame">{% endfor %}</div>
 <p class="note">Tint: the student's classes, and where it has objects their masks, with the number of their track; a thin box is where an object

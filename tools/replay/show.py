@@ -32,6 +32,7 @@ COLOURS = {"road": (70, 110, 255), "lane": (255, 220, 0), "vehicle": (255, 50, 5
 OTHER = (200, 80, 220)  # of classes without a colour
 TINT = 0.4
 NEAR, FAR = 2.0, 120.0  # metres, ends of the depth colours
+HELD = 3  # frames that a map of depth stays in the picture
 TURBO = (matplotlib.colormaps["turbo"](np.linspace(1, 0, 256))[:, :3] * 255).astype(np.uint8)  # near is red
 ABOUT = ("fairDepth", "fairSegmentation", "fairObjects", "fairLanes")  # each about one frame
 LOGGED = [*ABOUT, "fairState", "modelV2", "carState", "extrinsicsCalibration", "deviceState", "narrowRoadCameraState"]
@@ -62,6 +63,7 @@ class Overlay:
     self.device: str | None = None
     self.sensor: str | None = None
     self.latest: dict[str, Any] = {}
+    self.depth: tuple[int, Any] | None = None  # frame and message of the newest: it comes at half the rate
     self.by_frame: dict[int, dict[str, Any]] = {}
     self.maps: tuple[Any, ...] | None = None
     self.font_size = 15 * self.size[0] // 1344 + 4
@@ -124,8 +126,11 @@ class Overlay:
       self._lanes(d, lanes.fairLanes, to_camera)
     if objects is not None and objects.valid:
       self._objects(d, objects.fairObjects, to_camera)
-    if depth is not None and depth.valid:
-      self._inset(image, d, depth_from_message(depth.fairDepth))
+    if depth is not None:
+      self.depth = (frame_id, depth)
+    if self.depth is not None and 0 <= frame_id - self.depth[0] <= HELD and self.depth[1].valid:
+      m = self.depth[1].fairDepth
+      self._inset(image, d, depth_from_message(m), "depth, m" if m.metric else "depth, relative: its scale is not known")
     self._header(d, frame_id, [e for e in (seg, depth, objects, lanes) if e is not None])
     for old in [k for k in self.by_frame if k <= frame_id]:
       del self.by_frame[old]
@@ -144,12 +149,13 @@ class Overlay:
         picture[at] = (picture[at] * (1 - TINT) + np.array(colour_of(o.trackId)) * TINT).astype(np.uint8)
 
   def _objects(self, d: ImageDraw.ImageDraw, m: Any, to_camera: np.ndarray) -> None:
-    """Boxes, thin where the object is out of sight, with identity, class and distance."""
+    """Boxes, thin where the object is out of sight, with identity, class, distance with its standard deviation, and what is seen of it."""
     for o in m.objects:
       b, colour = list(o.box), colour_of(o.trackId)
       corners = self._picture(np.array([[b[0], b[1]], [b[2], b[1]], [b[2], b[3]], [b[0], b[3]]]), to_camera)
       d.line([tuple(c) for c in [*corners.tolist(), corners[0].tolist()]], fill=colour, width=1 if o.occluded else 3)
-      text = f"{o.trackId} {m.classes[o.classId]}" + (f" {o.position[0]:.0f} m" if len(o.position) else "")
+      text = f"{o.trackId} {m.classes[o.classId]}" + (f" {o.position[0]:.0f} \u00b1{o.positionStd[0]:.0f} m" if len(o.position) else "")
+      text += "" if o.visibility == 1 else " hidden" if o.visibility == 0 else f" {100 * o.visibility:.0f} % seen"
       d.text((corners[0, 0], corners[0, 1] - 2), text, fill=colour, font=self.font, anchor="lb", stroke_width=2, stroke_fill=(0, 0, 0))
 
   def _lanes(self, d: ImageDraw.ImageDraw, m: Any, to_camera: np.ndarray) -> None:
@@ -162,6 +168,9 @@ class Overlay:
         ahead = np.linspace(min(line.roadX), max(line.roadX), 30)
         px = ground.view(np.stack([ahead, on_line(np.array(list(line.fit)), ahead), np.full(30, ground.height)], axis=1))
         d.line([tuple(c) for c in self._picture(px, to_camera).tolist()], fill=colour, width=max(1, round(3 * line.prob)))
+        near = self._picture(px[:1], to_camera)[0]
+        d.text((min(max(near[0], 4), self.size[0] - 60), min(near[1], self.size[1] - 3 * self.font_size)), f"{line.lineId}: {line.prob:.2f}", fill=colour,
+               font=self.font, stroke_width=2, stroke_fill=(0, 0, 0))
       for (u, v), seen in zip(self._picture(np.stack([list(line.x), list(line.y)], axis=1), to_camera).tolist(), line.visibility, strict=True):
         d.ellipse((u - 3, v - 3, u + 3, v + 3), fill=colour if seen >= 0.5 else None, outline=colour)
 
@@ -174,12 +183,13 @@ class Overlay:
       if len(points) > 1:
         d.line(points, fill=(255, 255, 255), width=max(1, round(2 * prob)))
 
-  def _inset(self, image: Image.Image, d: ImageDraw.ImageDraw, z: np.ndarray) -> None:
+  def _inset(self, image: Image.Image, d: ImageDraw.ImageDraw, z: np.ndarray, title: str) -> None:
     w = self.size[0] // 4
     h = w * z.shape[0] // z.shape[1]
     at = (self.size[0] - w - 8, self.font_size + 16)
     image.paste(Image.fromarray(depth_picture(z)).resize((w, h), Image.Resampling.NEAREST), at)
     d.rectangle((at[0] - 1, at[1] - 1, at[0] + w, at[1] + h), outline=(255, 255, 255))
+    d.text((at[0] + 4, at[1] + 2), title, fill=(255, 255, 255), font=self.font, stroke_width=2, stroke_fill=(0, 0, 0))
     bar = Image.fromarray(TURBO[None].repeat(8, 0)).resize((w, 8))
     image.paste(bar, (at[0], at[1] + h + 3))
     for metres in (2, 5, 10, 20, 50, 120):
@@ -210,9 +220,9 @@ class Overlay:
         parts.append(f"fault: {s.fault[:60]}")
     d.rectangle((0, 0, self.size[0], self.font_size + 10), fill=(0, 0, 0))
     d.text((8, 4), "   ".join(parts), fill=(255, 255, 255), font=self.font)
-    names = list(COLOURS)
-    for i, name in enumerate(names):
-      d.text((8 + i * self.font_size * 7, self.size[1] - self.font_size - 8), name, fill=COLOURS[name], font=self.font, stroke_width=2, stroke_fill=(0, 0, 0))
+    names = {**COLOURS, "openpilot's lane lines": (255, 255, 255)}
+    for i, (name, colour) in enumerate(names.items()):
+      d.text((8 + i * self.font_size * 7, self.size[1] - self.font_size - 8), name, fill=colour, font=self.font, stroke_width=2, stroke_fill=(0, 0, 0))
 
 
 def overlay_frames(logs: list[Path], segments: list[Segment], camera: str, start: float = 0.0) -> Iterator[tuple[int, np.ndarray, bool]]:

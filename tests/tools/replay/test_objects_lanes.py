@@ -81,7 +81,8 @@ def test_report_counts(tmp_path, monkeypatch):
   assert {k: lanes[k] for k in ("messages", "lines_each", "points_each", "visible_points_each", "identities")} == {
     "messages": 9, "lines_each": 1.0, "points_each": 20.0, "visible_points_each": 15.0, "identities": 1}
   assert lanes["median_from_modelV2_at_15_m"] == pytest.approx(0.2, abs=1e-3) and numbers["frames"] == 10
-  assert "{% for name in ('objects', 'lanes')" not in PAGE.render(title="t", r={**numbers, "machine": ""}, bundle=None_bundle(), plot="", pictures=[])
+  assert lanes["mean_confidence"] == pytest.approx(0.9, abs=1e-3)
+  assert "{% for name in ('depth', 'objects', 'lanes')" not in PAGE.render(title="t", r={**numbers, "machine": ""}, bundle=None_bundle(), plot="", pictures=[])
 
 
 def None_bundle():

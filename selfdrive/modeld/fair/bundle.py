@@ -14,12 +14,16 @@ from typing import Any
 SCHEMA_PATH = Path(__file__).with_name("bundle.schema.json")
 MANIFEST = "manifest.json"
 DEFAULT = "fair_unified_small"  # what runs where nothing is named
+MAX_MESSAGE = 1500  # characters
 MAX_VALUES = 1 << 26  # of one input or output
 TYPES: dict[str, tuple[type, ...]] = {"object": (dict,), "array": (list,), "string": (str,), "number": (int, float), "integer": (int,), "boolean": (bool,)}
 
 
 class BundleError(ValueError):
-  """A bundle that cannot be run. The message is one line: what, where, what to do."""
+  """A bundle that cannot be run. The message is one line, whatever names are in it: what, where, what to do."""
+
+  def __init__(self, message: str):
+    super().__init__("".join(c if c.isprintable() else "?" for c in message[:MAX_MESSAGE]))
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ def violation(value: Any, rule: dict[str, Any], at: str = "manifest") -> str | N
     return f"{at} must be of type {kind}, is {json.dumps(value)[:60]}"
   if isinstance(value, float) and not math.isfinite(value):
     return f"{at} is {value}, must be a finite number"
+  if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+    return f"{at} is {json.dumps(value)[:60]}, half a character of UTF-16: no message can carry it"
   if isinstance(value, str) and len(value) > rule.get("maxLength", len(value)):
     return f"{at} has {len(value)} characters, may have {rule['maxLength']}"
   if "enum" in rule and value not in rule["enum"]:

@@ -17,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
 from openpilot.tools.fair.sam.track import ObjectTracker, Tracks, flow_of, looks_of
+from openpilot.tools.fair.sam.turn import turned
 from openpilot.tools.lib.errors import cli
 from openpilot.tools.sim.render import render
 from openpilot.tools.sim.world import VEHICLE, World
@@ -25,6 +26,7 @@ FPS, W, H = 20, 512, 256
 HIDDEN = (5, 15, 40)
 LORRY, LENGTH, AT = 60000, 9.5, 9.0  # identity, metres long, metres ahead
 LEAD_IN, AFTER = 30, 15  # frames before it comes and after it has gone
+TURN_NOISE = 0.003  # rad/s; the real logs' rotStd is 0.001 to 0.004
 MIN_PIXELS = 60  # a detector's smallest object
 
 
@@ -67,6 +69,7 @@ class Scene:
   pixels: list[dict[int, int]] = field(default_factory=list)  # identity -> pixels to be seen
   grey: list[np.ndarray] = field(default_factory=list)
   looks: list[np.ndarray] = field(default_factory=list)
+  turns: list[np.ndarray] = field(default_factory=list)  # since the frame before, (3,) radians, as cameraOdometry says
 
 
 def boxes_of(instance: np.ndarray) -> dict[int, tuple[int, np.ndarray]]:
@@ -81,6 +84,7 @@ def boxes_of(instance: np.ndarray) -> dict[int, tuple[int, np.ndarray]]:
 def make_scene(seed: int, hidden: int, time_of_day: str = "day", rgb: bool = True, noise: float = 0.03, drop: float = 0.08, false: float = 0.05) -> Scene:
   """noise: of a box's edges, as part of its size; drop: share of boxes that the detector overlooks; false: alarms a frame."""
   world, scene, r = Crossed(seed, hidden, time_of_day), Scene(), np.random.default_rng([seed, hidden])
+  spin = np.random.default_rng([seed, hidden, 1])
   largest: dict[int, float] = {}
   for n in range(world.frames):
     frame = render(world, n / FPS, medmodel_intrinsics, W, H, rgb=rgb)
@@ -104,16 +108,18 @@ def make_scene(seed: int, hidden: int, time_of_day: str = "day", rgb: bool = Tru
     scene.classes.append(table[:, 5].astype(np.int64))
     scene.truth.append(table[:, 6].astype(np.int64))
     scene.grey.append(frame.rgb.mean(-1).astype(np.uint8))
+    scene.turns.append((world.motion((n - 0.5) / FPS)[1] + spin.normal(0, TURN_NOISE, 3)) / FPS)
     scene.looks.append(looks_of(frame.rgb.transpose(2, 0, 1), table[:, :4]))
   return scene
 
 
-def follow(scene: Scene, flow: bool, looks: bool) -> list[np.ndarray]:
+def follow(scene: Scene, flow: bool, looks: bool, turn: bool = False) -> list[np.ndarray]:
   """-> ObjectTracker's identity of every box."""
   tracker, tracks, out = ObjectTracker(), Tracks(), []
   for n, (boxes, scores, classes) in enumerate(zip(scene.boxes, scene.scores, scene.classes, strict=True)):
     moved = flow_of(scene.grey[n - 1], scene.grey[n], tracks) if flow and n else None
-    out.append(tracker.update(tracks, boxes, scores, classes, (H, W), moved, scene.looks[n] if looks else None))
+    way = turned(scene.turns[n], medmodel_intrinsics) if turn else None
+    out.append(tracker.update(tracks, boxes, scores, classes, (H, W), moved, scene.looks[n] if looks else None, way))
   return out
 
 
@@ -170,6 +176,7 @@ def main() -> None:
   ways = {
     "motion": lambda s: follow(s, False, False),
     "+ looks": lambda s: follow(s, False, True),
+    "+ looks, turn": lambda s: follow(s, False, True, True),
     "+ looks, flow": lambda s: follow(s, True, True),
     "no memory": without_memory,
   }

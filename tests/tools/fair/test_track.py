@@ -1,13 +1,21 @@
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from openpilot.common.transformations.camera import project
+from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
 from openpilot.tools.fair.sam.track import TrackerTeacher, ObjectTracker, Tracks, flow_of, looks_of, to_boxes, to_measure
+from openpilot.tools.fair.sam.turn import TurnLog, turned
 from openpilot.tools.fair.teacher import Clip, Entry, Label
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.logwriter import write_log
+from openpilot.tools.sim.messages import segment_messages
+from openpilot.tools.sim.points import from_still
+from openpilot.tools.sim.world import CAMERAS, World
 from tests.bench.bench_object_tracker import Figures, follow, make_scene, without_memory
 
 ENTRY = Entry("sam.track:TrackerTeacher", "", "MIT", "", "")
@@ -194,3 +202,48 @@ def test_identity_behind_a_lorry_in_the_simulator():
     ours, other = figures["tracker"], figures["no memory"]
     assert ours.hidden >= 3 and ours.kept >= least * ours.hidden and other.kept == 0
     assert ours.idf1[0] > other.idf1[0] + 0.1 and ours.switches < other.switches
+
+
+def test_turns_of_the_camera_are_taken_out():
+  """A still thing, hidden while the camera turns into a bend: 0.25 rad/s come on within half a second, at 20 Hz."""
+  k = np.array([[400.0, 0, W / 2], [0, 400.0, 100], [0, 0, 1]])
+  rates = np.interp(np.arange(45), [25, 35], [0, 0.25]) / 20
+  heading = np.cumsum(rates)
+
+  def seen(n):  # a thing 60 m ahead, 2 m wide, 1.5 m high
+    angle = 0.1 - heading[n]
+    x, z = 60 * np.sin(angle), 60 * np.cos(angle)
+    u, w, h = W / 2 + 400 * x / z, 800 / z, 600 / z
+    return [u - w / 2, 110 - h / 2, u + w / 2, 110 + h / 2]
+
+  ends = []
+  for told in (True, False):
+    tracker, t = ObjectTracker(), Tracks()
+    for n in range(45):
+      boxes = np.array([seen(n)] if not 26 <= n < 44 else np.zeros((0, 4)))
+      way = turned(np.array([0, 0, rates[n]]), k) if told else None
+      ids = tracker.update(t, boxes, np.ones(len(boxes)), np.zeros(len(boxes), np.int64), (H, W), turn=way)
+    ends.append(ids.tolist())
+  assert ends == [[0], [1]]
+  assert seen(25)[0] - seen(44)[0] > 60  # pixels, against a box of 13
+
+
+def test_turned_is_the_geometry_of_the_simulator():
+  """Directions of places far away, in the frames of two poses that differ by a turn only."""
+  places = np.array([[3000.0, 400, -50], [5000, -900, 20], [2000, 10, 300]])
+  pixels = [project(from_still(places, (0.0, 0.0, h)), medmodel_intrinsics)[0] for h in (0.02, 0.05)]
+  p = np.c_[pixels[0], np.ones(3)] @ turned(np.array([0, 0, 0.03]), medmodel_intrinsics).T
+  np.testing.assert_allclose(p[:, :2] / p[:, 2:], pixels[1], atol=1e-6)
+
+
+def test_turn_log_of_a_simulated_drive(tmp_path):
+  world = World(5, "day", 3.0)
+  config, sensor = CAMERAS["mici"]
+  write_log(tmp_path / "rlog.zst", [dat for _, dat in segment_messages(world, 0, 0, 40, config, "mici", sensor, True)])
+  log = TurnLog(tmp_path / "rlog.zst")
+  assert len(log.times) == 40
+  first, last = int(log.times[0]), int(log.times[-1])
+  steps = [log.between(a, b) for a, b in pairwise(np.linspace(first, last, 40).astype(np.int64).tolist())]
+  true = np.trapezoid([world.motion(k / 20)[1][2] for k in range(40)], dx=1 / 20)
+  assert abs(np.sum(steps, axis=0)[2] - true) < 4 * 0.001 / 20 * np.sqrt(40)  # the message's noise, 0.001 rad/s
+  assert log.between(last + 3_000_000_000, last + 3_050_000_000) is None

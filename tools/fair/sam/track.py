@@ -14,6 +14,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from openpilot.selfdrive.modeld.fair.heads.objects import intersection
+from openpilot.tools.fair.sam.turn import TurnLog, turned
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, Teacher, load_teacher
 from openpilot.tools.lib.errors import UserError
 
@@ -186,12 +187,17 @@ class ObjectTracker:
     size: tuple[int, int] | None = None,
     flow: tuple[np.ndarray, np.ndarray] | None = None,
     looks: np.ndarray | None = None,
+    turn: np.ndarray | None = None,
   ) -> np.ndarray:
     """The next frame: boxes (M, 4) x0 y0 x1 y1, scores and classes (M,) -> (M,) int64 identities, never used twice, -1 of those not followed.
 
     size: height and width of the picture; what leaves it is let go. flow: how far each track moved since the last frame, (N, 2), and its variance, (N,): of
-    `flow_of`. looks: of the boxes, (M, LOOKS), of `looks_of`.
+    `flow_of`. looks: of the boxes, (M, LOOKS), of `looks_of`. turn: (3, 3), where directions have
+    gone in the picture as the camera turned, of `turn.turned`; without it a turn is taken for the things' own motion.
     """
+    if turn is not None:
+      p = np.concatenate([t.mean[:, :2, 0], np.ones((len(t.ids), 1))], axis=1) @ turn.T
+      t.mean[:, :2, 0] = p[:, :2] / np.maximum(p[:, 2:], 0.1)
     self.predict(t)
     m, classes = to_measure(boxes), np.asarray(classes, np.int64)
     if flow is not None:
@@ -285,8 +291,8 @@ def looks_of(rgb: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 class TrackerTeacher:
   """Boxes with identity: those of another teacher, `detector`, followed from frame to frame. detector_options: the detector's;
   tracker: of ObjectTracker. flow: with Lucas-Kanade, several times slower, and in the simulator no more identities
-  survive with it (tests/bench/bench_object_tracker.py). Boxes
-  that are not followed are left out.
+  survive with it (tests/bench/bench_object_tracker.py). turn: the camera's turns are read from the route's log and taken out. Boxes that are not followed
+  are left out.
 
   The detector is asked frame by frame, so that the labels do not depend on how a video is cut into clips. Raises UserError where it gives no boxes.
   """
@@ -303,17 +309,19 @@ class TrackerTeacher:
     detector: str = "yolox-nano",
     detector_options: dict[str, Any] | None = None,
     flow: bool = False,
+    turn: bool = True,
     **tracker: Any,
   ):
     chosen: dict[str, Any] = {k: v for k, v in (("device", device), ("precision", precision)) if v is not None}
     # who has accepted this teacher's licence, which is its detector's, has accepted that
     self.detector: Teacher = load_teacher(detector, path, (entry.licence,), **chosen, **(detector_options or {}))
     self.name, self.licence, self.model_id = name, self.detector.licence, self.detector.model_id
-    self.checkpoint_hash, self.flow = self.detector.checkpoint_hash, flow
+    self.checkpoint_hash, self.flow, self.turn = self.detector.checkpoint_hash, flow, turn
+    self.log: tuple[Path, TurnLog] | None = None
     try:
       self.tracker = ObjectTracker(**tracker)
     except TypeError as e:
-      raise UserError(f"teacher '{name}': {str(e).split('.')[-1]}; it has flow, {', '.join(ObjectTracker().settings())}") from None
+      raise UserError(f"teacher '{name}': {str(e).split('.')[-1]}; it has flow, turn, {', '.join(ObjectTracker().settings())}") from None
     self.labels: list[Label] = []
     self.size = [0, 0]
 
@@ -330,9 +338,19 @@ class TrackerTeacher:
     return {
       "detector": {"name": self.detector.name, "settings": self.detector.settings()},
       "flow": self.flow,
+      "turn": self.turn,
       "tracker": self.tracker.settings(),
       "size": self.size,
     }
+
+  def turn_between(self, clip: Clip, before: int | None, after: int | None) -> np.ndarray | None:
+    """Times of two frames, ns -> (3, 3) of `turned`; None where the log does not say."""
+    if not self.turn or clip.log_path is None or clip.intrinsics is None or before is None or after is None:
+      return None
+    if self.log is None or self.log[0] != clip.log_path:
+      self.log = (clip.log_path, TurnLog(clip.log_path))
+    rotation = self.log[1].between(before, after)
+    return None if rotation is None else turned(rotation, clip.intrinsics)
 
   def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
     """'boxes': the detector's, with the column track: identity, never used twice in a video."""
@@ -343,14 +361,17 @@ class TrackerTeacher:
       raise UserError(f"the frames are {width}x{height}, those before were {state['size'][1]}x{state['size'][0]}; begin again with these frames")
     t, parts = Tracks.of_state(state), []
     before = None if state is None else state.get("grey")
+    last = int(state["time"]) if state is not None and "time" in state else None
     for n, rgb in enumerate(clip.rgb):
       table = self.detector.label(Clip(rgb[None]))[0][self.found]
       boxes = np.stack([np.asarray(table[k], np.float64) for k in ("x0", "y0", "x1", "y1")], axis=1)
       grey = cv2.cvtColor(np.ascontiguousarray(rgb.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY) if self.flow else None
       moved = None if grey is None or before is None else flow_of(before, grey, t)
-      ids = self.tracker.update(t, boxes, np.asarray(table["score"]), np.asarray(table["cls"]), (height, width), moved, looks_of(rgb, boxes))
-      good, before = ids >= 0, grey
+      now = clip.times[n] if clip.times else None
+      turn = self.turn_between(clip, last, now)
+      ids = self.tracker.update(t, boxes, np.asarray(table["score"]), np.asarray(table["cls"]), (height, width), moved, looks_of(rgb, boxes), turn)
+      good, before, last = ids >= 0, grey, now
       parts.append({**{k: np.asarray(table[k])[good] for k in COLUMNS if k in table}, "frame": np.full(int(good.sum()), n), "track": ids[good]})
     labels = {k: np.concatenate([np.zeros(0, dtype), *[np.asarray(p[k], dtype) for p in parts]]) for k, dtype in COLUMNS.items()}
-    more = {"size": np.array([height, width])} | ({} if before is None else {"grey": before})
+    more = {"size": np.array([height, width])} | ({} if before is None else {"grey": before}) | ({} if last is None else {"time": np.array(last)})
     return {"boxes": labels}, t.state() | more

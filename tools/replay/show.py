@@ -155,7 +155,10 @@ class Overlay:
       corners = self._picture(np.array([[b[0], b[1]], [b[2], b[1]], [b[2], b[3]], [b[0], b[3]]]), to_camera)
       d.line([tuple(c) for c in [*corners.tolist(), corners[0].tolist()]], fill=colour, width=1 if o.occluded else 3)
       text = f"{o.trackId} {m.classes[o.classId]}" + (f" {o.position[0]:.0f} \u00b1{o.positionStd[0]:.0f} m" if len(o.position) else "")
-      text += "" if o.visibility == 1 else " hidden" if o.visibility == 0 else f" {100 * o.visibility:.0f} % seen"
+      if o.visibility == 0:
+        text = f"{o.trackId} hidden"   # there are many, far away, on one spot
+      elif o.visibility < 1:
+        text += f" {100 * o.visibility:.0f} % seen"
       d.text((corners[0, 0], corners[0, 1] - 2), text, fill=colour, font=self.font, anchor="lb", stroke_width=2, stroke_fill=(0, 0, 0))
 
   def _lanes(self, d: ImageDraw.ImageDraw, m: Any, to_camera: np.ndarray) -> None:

@@ -161,6 +161,7 @@ def main() -> None:
   p.add_argument("--batch", type=int, default=d.batch, help="frames a step")
   p.add_argument("--clip", type=int, help="consecutive frames of a clip: 8 where points are tracked, 4 where objects are told apart, else 1")
   p.add_argument("--lr", type=float, default=d.lr)
+  p.add_argument("--warmup", type=int, default=d.warmup, help="steps in which the learning rate rises; few where --init starts from a student")
   p.add_argument("--weight", action="append", default=[], metavar="TASK=W", help="of a task's loss; 1 by itself")
   p.add_argument("--learned-weights", action="store_true", help="weigh tasks by learned uncertainty")
   p.add_argument("--hard", type=float, default=d.hard, help="share of an epoch given to the clips of the highest loss")
@@ -196,6 +197,7 @@ def main() -> None:
     batch=args.batch,
     clip=args.clip or (8 if "points" in tasks else 4 if "objects" in tasks else 1),
     lr=args.lr,
+    warmup=args.warmup,
     seed=args.seed,
     weights=parse_pairs(args.weight),
     learned_weights=args.learned_weights,

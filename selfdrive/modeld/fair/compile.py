@@ -188,6 +188,7 @@ def build(bundle: Bundle, target: str, folder: Path | None = None, timeout: floa
       raise CompileError(f"{bundle.path}: graph '{graph['name']}' was not compiled for {target} within {timeout:.0f} s") from None
     if done.returncode:
       raise CompileError((done.stdout.strip().splitlines() or [f"graph '{graph['name']}': exit code {done.returncode}"])[-1].removeprefix("error: "))
+    print(done.stdout, end="")  # what DEBUG=2 makes tinygrad say of its kernels
     built.append(read_sidecar(folder, stem(graph["name"], target)))
   return built
 

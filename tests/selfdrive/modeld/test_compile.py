@@ -160,6 +160,20 @@ def test_the_compiler_of_the_ziglang_package_is_found(tmp_path, monkeypatch):
   assert r.returncode == 0 and r.stdout[:4] == b"\x7fELF"
 
 
+def test_scons_builds_what_changed(tmp_path):
+  """Which commands it would run: one a bundle and target that is here; none that is not."""
+  pytest.importorskip("SCons")
+  write_bundle(tmp_path / "models" / "one")
+  write_bundle(tmp_path / "models" / "two")
+  env = {**os.environ, "FAIR_MODELS_DIR": str(tmp_path / "models"), "PYTHONPATH": str(ROOT)}
+  r = subprocess.run([sys.executable, "-m", "SCons", "-n", "-C", str(ROOT), "fair"], env=env, capture_output=True, text=True)
+  assert r.returncode == 0, r.stderr
+  commands = [line for line in r.stdout.splitlines() if "modeld.fair.compile" in line]
+  wanted = [t for t in fair_compile.TARGETS if t != "onnx" and missing(t) is None]
+  assert sorted(commands) == sorted(c for c in commands if any(f'{tmp_path}/models/{n}" --target {t}' in c for n in ("one", "two") for t in wanted))
+  assert len(commands) == 2 * len(wanted)
+
+
 def can_compile():
   if (why := missing(TARGET)) is not None:
     pytest.skip(why)

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from openpilot.selfdrive.modeld.fair.bundle import schema, violation
+from openpilot.selfdrive.modeld.fair.runners.tinygrad import find_clang
 from openpilot.tools.fair.students import backbone as backbones
 from openpilot.tools.fair.students.backbone import Backbone, packed_stem
 from openpilot.tools.fair.students.detector import SharedAttention, grid
@@ -430,13 +430,7 @@ def test_tinygrad_parity(tmp_path):
   pytest.importorskip("onnx")
   if importlib.util.find_spec("tinygrad") is None:
     pytest.skip("tinygrad is not installed")
-  compiler = shutil.which("clang")
-  if compiler is None and importlib.util.find_spec("ziglang") is not None:
-    wrapper = tmp_path / "cc"
-    wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ziglang clang "$@"\n')
-    wrapper.chmod(0o755)
-    compiler = str(wrapper)
-  if compiler is None:
+  if (compiler := find_clang()) is None:
     pytest.skip("tinygrad's CPU device needs clang, or the ziglang package")
   student = randomise(build("unified-nano"), seed=9)
   export_onnx(student, tmp_path / "student.onnx")

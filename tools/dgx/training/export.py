@@ -10,7 +10,6 @@ import copy
 import importlib.util
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import torch
 from onnx import version_converter
 from torch import Tensor
 
+from openpilot.selfdrive.modeld.fair.runners.tinygrad import find_clang
 from openpilot.tools.dgx.training.constants import T_IDXS
 from openpilot.tools.dgx.training.model import OnnxModule, hash_file, load_onnx
 from openpilot.tools.dgx.training.outputs import SLICES_KEY, model_slices, parse_outputs
@@ -153,13 +153,9 @@ def in_tinygrad(path: Path, x: dict[str, Tensor], want: Tensor, slices: dict[str
     return "not checked: tinygrad is not installed"
   with tempfile.TemporaryDirectory() as folder:
     env = {**os.environ} if "DEV" in os.environ else {**os.environ, "DEV": "CPU", "NOOPT": "1"}
-    if shutil.which(env.get("CC", "clang")) is None:
-      if importlib.util.find_spec("ziglang") is None:
-        return "not checked: its CPU device needs clang, or the ziglang package"
-      wrapper = Path(folder) / "cc"
-      wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ziglang clang "$@"\n')
-      wrapper.chmod(0o755)
-      env["CC"] = str(wrapper)
+    if (cc := find_clang()) is None:
+      return "not checked: its CPU device needs clang, or the ziglang package"
+    env["CC"] = cc
     given, got = Path(folder) / "in.npz", Path(folder) / "out.npy"
     np.savez(given, **{k: v.numpy() for k, v in x.items()})  # type: ignore[arg-type]
     try:

@@ -104,11 +104,11 @@ def locate(
   shown = np.full(len(boxes), np.nan, np.float32)
   if depth is not None and depth.metric:
     h, w = depth.z.shape
-    side = boxes[:, 2:] - boxes[:, :2]
-    j = ((boxes[:, :1] + side[:, :1] * MIDDLE + 0.5) * (w / width)).astype(np.intp)
-    i = ((boxes[:, 1:2] + side[:, 1:] * MIDDLE + 0.5) * (h / height)).astype(np.intp)
-    at = np.minimum(np.maximum(i, 0), h - 1)[:, :, None] * w + np.minimum(np.maximum(j, 0), w - 1)[:, None, :]
-    z = np.sort(depth.z.reshape(h * w)[at.reshape(len(boxes), MIDDLE.size ** 2)], axis=1)   # nan comes last
+    corner = boxes[:, :2, None]
+    ij = ((corner + (boxes[:, 2:, None] - corner) * MIDDLE + 0.5) * np.array([[w / width], [h / height]], boxes.dtype)).astype(np.intp)   # (N, 2, 4)
+    ij = np.minimum(np.maximum(ij, 0), np.array([[w - 1], [h - 1]]))
+    z = depth.z.ravel().take(ij[:, 1, :, None] * w + ij[:, 0, None]).reshape(len(boxes), MIDDLE.size ** 2)
+    z.sort(axis=1)   # nan comes last
     known = (z == z).sum(1)
     z = z[np.arange(len(z)), np.maximum(known - 1, 0) // 2]
     seen = clear & (known > 0) & (z > 0) & (z < np.inf)   # behind an occluder the map shows that

@@ -92,24 +92,25 @@ def fit_lines(x: np.ndarray, y: np.ndarray, weight: np.ndarray, f: float, start:
   there = weight > 0
   t = np.where(there, x, 0) * (1 / SCALE)
   y = np.where(there, y, 0)
-  basis = np.empty((*t.shape, 4))
-  basis[..., 0], basis[..., 1] = 1, t
-  np.multiply(t, t, out=basis[..., 2])
-  np.multiply(basis[..., 2], t, out=basis[..., 3])
+  rows = np.empty((len(t), 5, t.shape[1]))   # 1, t, t^2, t^3, y: one product of these gives both sides of the normal equations
+  rows[:, 0], rows[:, 1], rows[:, 4] = 1, t, y
+  np.multiply(t, t, out=rows[:, 2])
+  np.multiply(rows[:, 2], t, out=rows[:, 3])
+  basis, columns = rows[:, :4], rows.swapaxes(1, 2)
   sigma = np.hypot(SIDE_STD, t * (SCALE * SIDE_PIXELS / f))
   w = weight / (sigma * sigma)
-  coef = None if start is None else (start * SCALES)[..., None]
+  coef = None if start is None else (start * SCALES)[:, None]   # (L, 1, 4)
   for _ in range(2 + (coef is None)):
     if coef is None:
       k = w
     else:
-      off = ((basis @ coef)[..., 0] - y) / sigma
+      off = ((coef @ basis)[:, 0] - y) / sigma
       k = w / (1 + off * off / 9)
-    b = (basis * k[..., None]).swapaxes(1, 2)
-    coef = np.linalg.solve(b @ basis + PRECISION, b @ y[..., None])
+    normal = (basis * k[:, None]) @ columns   # (L, 4, 5)
+    coef = np.linalg.solve(normal[..., :4] + PRECISION, normal[..., 4:]).swapaxes(1, 2)
   assert coef is not None
-  off = ((basis @ coef)[..., 0] - y) / sigma
-  return coef[..., 0] / SCALES, np.where(there, np.abs(off), 0)
+  off = ((coef @ basis)[:, 0] - y) / sigma
+  return coef[:, 0] / SCALES, np.where(there, np.abs(off), 0)
 
 
 def on_line(coef: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -26,13 +26,13 @@ def capture(path: Path) -> list[Any]:
 
   net = OnnxRunner(str(path))
   net({k: Tensor.zeros(*v.shape, dtype=v.dtype) for k, v in net.graph_inputs.items()})  # nothing is computed but what Python has to know: it is kept by name
-  DEV.value = DEVICE  # type: ignore[assignment]
+  DEV.value = DEVICE
   net.to("NULL")
   inputs = {k: Tensor.empty(*v.shape, dtype=v.dtype).realize() for k, v in net.graph_inputs.items()}
   jit = TinyJit(lambda **x: {k: v.contiguous() for k, v in net(x).items()}, prune=True)
   for _ in range(2):
     jit(**inputs)
-  calls = []
+  calls: list[Any] = []
   for call in jit.captured._linear.src:  # type: ignore[union-attr]
     calls += call.src[0].src[0].src if call.src[0].op is Ops.CUSTOM_FUNCTION else [call]
   return [c for c in calls if c.src[0].op is Ops.PROGRAM]

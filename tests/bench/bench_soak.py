@@ -4,9 +4,10 @@
 The next frame goes out when the message of the one before is there, with modelV2 before it, and calibration, deviceState and carState at their rates. Two small
 graphs made here find objects and lane points in every frame, so that tracking works; --bundle takes another.
 
-python tests/bench/bench_soak.py [--frames 72000] [--bundle models/scene-nano] [--minutes 20]
+python tests/bench/bench_soak.py [--frames 72000] [--bundle models/scene-nano] [--minutes 20] [--inside]
 """
 import argparse
+import gc
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ W, H = 1344, 760
 
 def small_bundle(folder: Path) -> Path:
   sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "selfdrive" / "modeld"))
+  from openpilot.selfdrive.modeld.fair.bundle import write_manifest
   from fair_bundle import lanes_graph, manifest, objects_graph, write_bundle, write_graphs
 
   write_bundle(folder)
@@ -34,7 +36,8 @@ def small_bundle(folder: Path) -> Path:
          "coef": np.tanh(r.normal(0, 1, (1, 16, 32, 64))).astype(np.float32), "proto": r.normal(0, 1, (1, 16, 64, 128)).astype(np.float32)}
   for n in range(12):
     raw["heat"][0, n % 3, 3 + 2 * n, 5 * n + 2] = -0.5 - n / 20  # the frame's level takes it over the threshold, and under it again
-  return write_graphs(folder, [objects_graph(folder, raw), lanes_graph(folder), manifest()["graphs"][0]]).path
+  bundle = write_graphs(folder, [objects_graph(folder, raw), lanes_graph(folder), manifest()["graphs"][0]])
+  return write_manifest(folder, {**bundle.manifest, "budget_ms": 1000}).path  # on a busy machine too every graph runs in every frame
 
 
 def memory(pid: int) -> float:
@@ -47,6 +50,7 @@ def main() -> None:
   p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   p.add_argument("--frames", type=int, default=HOUR)
   p.add_argument("--minutes", type=float, help="stop after so many, with the frames that there are")
+  p.add_argument("--inside", action="store_true", help="fairmodeld's loop in this process: nothing waits for the scheduler; memory is then of both")
   p.add_argument("--bundle", type=Path, help="a bundle's folder; default: a small one made here")
   args = p.parse_args()
   scratch = tempfile.TemporaryDirectory(prefix="soak")
@@ -71,9 +75,19 @@ def main() -> None:
   for line, y in zip(model.modelV2.init("laneLines", 4), (-5.1, -1.7, 1.7, 5.1), strict=True):
     line.x, line.y, line.z = x.tolist(), (y + 0 * x).tolist(), [1.2] * 33
   model.modelV2.laneLineProbs = [0.9] * 4
-  proc = subprocess.Popen([sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--bundle", str(bundle)])
+  daemon = proc = None
+  if args.inside:
+    from openpilot.selfdrive.modeld.fair.fairmodeld import FairModeld
+
+    gc.disable()  # as config_realtime_process()
+    daemon = FairModeld(lambda: bundle, None)
+    daemon.send_state("starting")
+  else:
+    proc = subprocess.Popen([sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--bundle", str(bundle)])
+  pid = os.getpid() if proc is None else proc.pid
   poller = messaging.Poller()
-  poller.registerSocket(socks["fairSegmentation"])
+  for sock in socks.values():
+    poller.registerSocket(sock)
 
   def send(n: int) -> None:
     model.modelV2.frameId = n  # a number in place: nothing of the message grows
@@ -102,28 +116,30 @@ def main() -> None:
     n += 1
     send(n)
     end, answered = time.monotonic() + 3.0, False
-    while not answered and time.monotonic() < end and proc.poll() is None:
-      poller.poll(200)
+    while not answered and time.monotonic() < end and (proc is None or proc.poll() is None):
+      if daemon is not None:
+        daemon.step()
+      poller.poll(200 if daemon is None else 1)
       for s, sock in socks.items():
         got = messaging.drain_sock_raw(sock)
         heard[s] += len(got)
         most = max(most, len(got))
-        if s == "fairSegmentation" and got:
-          answered = messaging.log_from_bytes(got[-1]).fairSegmentation.frameId == n
-    assert proc.poll() is None, f"fairmodeld ended with {proc.returncode} after {done} frames"
+        answered |= any(getattr(messaging.log_from_bytes(dat), s).frameId == n for dat in got[-1:])
+    assert proc is None or proc.poll() is None, f"fairmodeld ended with {proc.returncode} after {done} frames"
     done += answered
     lost += not answered and done > 0
     if answered and (done == warm or done % max(1, args.frames // 24) == 0):
-      rows.append((done, memory(proc.pid), len(os.listdir(f"/proc/{proc.pid}/fd")), most))
+      rows.append((done, memory(pid), len(os.listdir(f"/proc/{pid}/fd")), most))
       print(f"{done:8d} {time.monotonic() - begun:7.0f} {rows[-1][1]:11.2f} {rows[-1][2]:11d} {most:22d}", flush=True)
       most = 0
-  rows.append((done, memory(proc.pid), len(os.listdir(f"/proc/{proc.pid}/fd")), most))
-  with open(f"/proc/{proc.pid}/stat") as f:
+  rows.append((done, memory(pid), len(os.listdir(f"/proc/{pid}/fd")), most))
+  with open(f"/proc/{pid}/stat") as f:
     ticks = f.read().rsplit(")", 1)[1].split()
   cpu = (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK")
   states = messaging.drain_sock(state)
-  proc.send_signal(signal.SIGINT)
-  proc.wait(30)
+  if proc is not None:
+    proc.send_signal(signal.SIGINT)
+    proc.wait(30)
   after = [row for row in rows if row[0] >= warm] or rows[-1:]
   growth = after[-1][1] - after[0][1]
   s = states[-1].fairState if states else None

@@ -225,7 +225,7 @@ class Tracker:
     self.predict(dt)
     boxes = self.boxes.astype(np.float32)
     bits, pixels = pack(d.masks) if d.masks is not None else (None, np.zeros(len(d.boxes), np.int32))
-    looks = d.embed.any(1) if d.embed is not None else np.zeros(len(d.boxes), bool)
+    looks = np.asarray(d.embed.any(1)) if d.embed is not None else np.zeros(len(d.boxes), bool)
     area, inter = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), intersection(boxes, d.boxes)
     i = j = np.zeros(0, np.intp)
     if inter.size:

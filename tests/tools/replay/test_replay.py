@@ -136,7 +136,7 @@ def test_time_is_patched_in_place():
 
 
 def run(route):
-  return list(process_replay(Route(route).segments, FairModel(find_bundle(None, MODELS_DIR)), "road", progress=False))
+  return list(process_replay(Route(route).segments, FairModel(find_bundle("scene-nano", MODELS_DIR)), "road", progress=False))
 
 
 def test_process_replay_is_equal_byte_for_byte(route, tmp_path):
@@ -208,6 +208,6 @@ def test_demo(tmp_path):
   numbers = json.loads((tmp_path / "demo" / "report.json").read_text())
   assert numbers["frames"] >= 30 and numbers["calibrated"] and numbers["invalid"] == 0 and numbers["quality"]["iou_road"] > 0.8
   page = (tmp_path / "demo" / "report.html").read_text()
-  assert page.count("<img") == 4 and "scene-nano" in page and "<svg" in page
+  assert page.count("<img") == 4 and find_bundle(None, MODELS_DIR).name in page and "<svg" in page
   kinds = {e.which() for e in LogReader(tmp_path / "demo" / "rlog.zst")}
   assert {"fairState", "fairDepth", "fairSegmentation", "modelV2", "carState"} <= kinds

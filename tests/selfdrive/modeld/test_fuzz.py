@@ -187,23 +187,19 @@ def change(value, r: random.Random):
       parent.append(copy.deepcopy(old))
     elif kind == 2 and isinstance(parent, dict):
       name = r.choice(["extra", "phase", "period", "rate", "budget_ms", "state", "point_slots", "classes", "head", "parameters", key + "\n"])
-      parent[name] = r.choice(VALUES)
+      parent[name] = copy.deepcopy(r.choice(VALUES))
     elif kind == 3 and isinstance(old, (int, float)) and not isinstance(old, bool):
       parent[key] = r.choice([old + 1, old - 1, -old, old * 2, float(old), old * 10**12, 1e999])
     elif kind == 4 and isinstance(old, str):
       parent[key] = r.choice([old + "\n", old[:-1], old.upper(), old + "x", " " + old])
     elif kind == 5:
       other, k = r.choice(list(nodes(value)))
-      parent[key] = copy.deepcopy(other[k]) if not contains(other[k], parent) else None
+      parent[key] = copy.deepcopy(other[k])
     else:
-      parent[key] = r.choice(VALUES)
+      parent[key] = copy.deepcopy(r.choice(VALUES))
     if not any(nodes(value)):
       break
   return value
-
-
-def contains(a, b):
-  return a is b or (isinstance(a, (dict, list)) and any(contains(p[k], b) for p, k in nodes(a)))
 
 
 def spoil_text(text: bytes, r: random.Random) -> bytes:

@@ -105,12 +105,14 @@ def test_a_driving_network_learns_from_dinov2_and_the_simulators_depth(base, tmp
   assert command(monkeypatch, *sorted((tmp_path / "routes").iterdir()), *words, "--out", tmp_path / "labels", main=labelling.main) == 0
   words = ["--labels", tmp_path / "labels", "--base", base, "--output", tmp_path / "run", "--batch-size", 4, "--workers", 0, "--no-augment"]
   assert command(monkeypatch, *words, "--steps", 16, "--eval-every", 8, "--lr", 1e-2, "--dora-rank", 4) == 0
-  assert "depth, " in capsys.readouterr().out.replace("features, depth", "depth, features") and (tmp_path / "run" / "adapter").is_dir()
+  assert "features, depth of 10 clips of 3 frames" in capsys.readouterr().out and (tmp_path / "run" / "adapter").is_dir()
   first, *_, last = held_out(tmp_path / "run")
   assert first["keep"] < 1e-5  # an adapter begins as nothing
-  assert part(last, "depth") < 0.8 * part(first, "depth") and part(last, "features") < part(first, "features")
+  assert part(last, "depth") < 0.8 * part(first, "depth")  # on a route that it has not seen
+  lines = [x["features/features"] for x in map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines()) if "loss" in x]
+  assert len(lines) == 16 and np.mean(lines[-4:]) < 0.9 * lines[0]  # what a random DINOv2 sees can be learned by heart only
   state = load_checkpoint(tmp_path / "run" / "best_model.pt")
-  assert {t["model"] for t in state["provenance"]} == {"simulator", "facebook/dinov2-small"} or len(state["provenance"]) == 2
+  assert len(state["provenance"]) == 2
   found = export_driving(tmp_path / "run" / "best_model.pt", tmp_path / "tuned.onnx", tinygrad=False)
   assert found["torch_merge"] < 1e-4 and found["onnxruntime"] < 1e-4
   was, now = onnx.load(str(base)), onnx.load(str(tmp_path / "tuned.onnx"))

@@ -33,8 +33,8 @@ def task_of(label: Label) -> tuple[str, ...]:
     return ("objects", "detector")
   if label.kind == "points":
     return ("points",) if label.name == "points" else ()  # openpilot's lines and leads are no points of the picture that are followed
-  named = {"m": "depth", "relative": "depth", "features": "features", "class": "segmentation", "probability": "segmentation"}
-  task = named.get(label.unit)
+  named = {"m": "depth", "relative": "depth", "class": "segmentation", "probability": "segmentation"}
+  task = "features" if label.name == "features" else named.get(label.unit)  # a network's features have no unit
   if label.unit == "probability" and label.name not in NAMES["segmentation_names"]:
     task = None
   return (task,) if task else ()

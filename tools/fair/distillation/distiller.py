@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from openpilot.tools.fair.distillation.batch import Batch
 from openpilot.tools.fair.distillation.features import Projector, Standardiser, feature_loss, gram_loss
@@ -59,9 +60,8 @@ class Distiller(nn.Module):
       parts["segmentation"] = {"segmentation": self.segmentation(out["segmentation"], batch, valid)}
     if "features" in self.tasks and "features" in batch:
       assert self.projector is not None and self.standardiser is not None
-      known = valid & torch.isfinite(batch["features"]).all(1).repeat_interleave(valid.shape[1] // batch["features"].shape[2], 1).repeat_interleave(
-        valid.shape[2] // batch["features"].shape[3], 2
-      )
+      finite = torch.isfinite(batch["features"]).all(1, keepdim=True).float()  # of a grid that need not divide the map's
+      known = valid & (functional.interpolate(finite, valid.shape[1:])[:, 0] > 0)
       teacher = self.standardiser(batch["features"].nan_to_num(0.0))
       parts["features"] = {
         "features": feature_loss(self.projector(out["features"], tuple(teacher.shape[2:])), teacher, known),

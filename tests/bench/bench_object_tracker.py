@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Identity through occlusion: a lorry drives across the simulator's picture and hides all behind it for 5, 15 or 40 frames at 20 Hz; a stand-in of a detector
-sees the exact visible boxes with noise, drop-outs and false alarms. ObjectTracker, with and without flow, against one without memory (IoU with the last frame).
+sees the exact visible boxes with noise, drop-outs and false alarms. ObjectTracker, with and without colours, the camera's turn and flow, against one without
+memory (IoU with the last frame).
 
-python tests/bench/bench_object_tracker.py [--seeds 11 12 13] [--time day]      (seeds 1 to 10 were used to choose the tracker's constants: they flatter it)
+python -m tests.bench.bench_object_tracker [--seeds 11 12 13] [--time day]      (seeds 1 to 10 and 21 to 26 were used to choose the constants: they flatter it)
 """
 
 import argparse
@@ -16,7 +17,8 @@ from scipy.optimize import linear_sum_assignment
 
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
-from openpilot.tools.fair.sam.track import ObjectTracker, Tracks, flow_of, looks_of
+from openpilot.tools.fair.sam.motion import ObjectTracker, Tracks
+from openpilot.tools.fair.sam.track import flow_of, looks_of
 from openpilot.tools.fair.sam.turn import turned
 from openpilot.tools.lib.errors import cli
 from openpilot.tools.sim.render import render

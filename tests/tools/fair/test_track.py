@@ -8,7 +8,8 @@ import pytest
 from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
-from openpilot.tools.fair.sam.track import TrackerTeacher, ObjectTracker, Tracks, flow_of, looks_of, to_boxes, to_measure
+from openpilot.tools.fair.sam.motion import U, ObjectTracker, Tracks, covered_edges, to_boxes, to_measure
+from openpilot.tools.fair.sam.track import TrackerTeacher, flow_of, looks_of
 from openpilot.tools.fair.sam.turn import TurnLog, turned
 from openpilot.tools.fair.teacher import Clip, Entry, Label
 from openpilot.tools.lib.errors import UserError
@@ -69,11 +70,11 @@ def test_identity_survives(hidden):
 
 def test_identities_are_never_used_twice():
   here = [in_space(0)]
-  ids = run([here] * 5 + [[]] * 46 + [here] * 5)
-  assert ids[:5] == [[0]] * 5 and ids[-5:] == [[1]] * 5  # 46 frames unseen are one too many
-  ids = run([here] * 5 + [[]] * 45 + [here] * 5)
+  ids = run([here] * 5 + [[]] * 61 + [here] * 5)
+  assert ids[:5] == [[0]] * 5 and ids[-5:] == [[1]] * 5  # 61 frames unseen are one too many
+  ids = run([here] * 5 + [[]] * 60 + [here] * 5)
   assert ids[-1] == [0]
-  assert run([here] + [[]] * 2 + [here] * 2) == [[0], [], [], [1], [1]]  # a false alarm does not wait for 45 frames
+  assert run([here] + [[]] * 2 + [here] * 2) == [[0], [], [], [1], [1]]  # a false alarm does not wait for 60 frames
 
 
 def test_classes_and_scores():
@@ -102,6 +103,37 @@ def test_a_box_cut_by_something_before_it_stays_the_same():
   cut = [[whole[0], whole[1], whole[0] + share * (whole[2] - whole[0]), whole[3]] for share in (1, 1, 1, 1, 1, 0.8, 0.6, 0.4)]
   ids = run([[c] for c in cut] + [[]] * 10 + [[c] for c in reversed(cut)])
   assert {i for frame in ids for i in frame} == {0}
+
+
+def test_what_comes_before_a_thing_does_not_push_it():
+  """A tall box comes from the left at 6 px a frame, and a detector sees less and less of what stands behind: that does not flee to the right."""
+  thing = np.array([200.0, 100, 260, 140])
+  ends = []
+  for told in (True, False):
+    tracker, t = ObjectTracker(), Tracks()
+    for n in range(28):
+      edge = 100 + 6.0 * n
+      seen = np.array([max(thing[0], edge), thing[1], thing[2], thing[3]])
+      tall = [[edge - 200, 40, edge, 200]] if told else []
+      boxes = np.array([*([seen] if seen[2] - seen[0] > 25 else []), *tall]).reshape(-1, 4)
+      tracker.update(t, boxes, np.ones(len(boxes)), np.zeros(len(boxes), np.int64), (H, W))
+    ends.append(t.mean[t.ids == 0][0, U, 1])
+  assert abs(ends[0]) < 0.1 < ends[1]  # px a frame
+  there, lorry = thing[None], np.array([[20.0, 40, 195, 200], [270, 40, 400, 200], [220, 40, 240, 90]])
+  nearer = np.ones((1, 3), bool)
+  # slack 2 + 5% of sqrt(175 * 160) = 10.4 px and of sqrt(130 * 160) = 9.2 px; the third stands above, over less than a third of its height
+  assert covered_edges(there, lorry, nearer).tolist() == [[True, False]]
+  assert covered_edges(there, lorry - [[0, 0, 0, 0], [2, 0, 2, 0], [0, 0, 0, 0]], nearer).tolist() == [[True, True]]
+  assert covered_edges(there, lorry, ~nearer).tolist() == [[False, False]]
+
+
+@pytest.mark.parametrize(("aside", "down", "taller", "want"), [(0, 0, 1, 0), (35, 0, 1, 0), (140, 0, 1, 1), (35, 35, 1, 1), (35, 0, 3, 1)])
+def test_who_comes_back_elsewhere_is_known_by_height_and_place(aside, down, taller, want):
+  """Unseen for 10 frames: 35 px to the side of where it was it is the same; not 140, nor lower on the road, nor three times as tall."""
+  here = np.array([200.0, 100, 240, 130])
+  x, y, h = here[0] + aside, here[1] + down, 30 * taller
+  ids = run([[here]] * 20 + [[]] * 10 + [[[x, y + 30 - h, x + 40, y + 30]]])
+  assert ids[-1] == [want]
 
 
 def test_flow_and_looks():

@@ -97,7 +97,7 @@ def card(
   """Markdown. notes: the author's own words, put first."""
   count = sum(p.numel() for p in student.parameters())
   teachers = "\n".join(f"- {t['model']} ({t['licence']}, {t['checkpoint_hash'][:12]})" for t in state["provenance"])
-  simulated = any(t["model"].startswith("simulator") for t in state["provenance"])
+  simulated = any("simulator" in t["model"] for t in state["provenance"])
   only = "nothing but" if len(state["provenance"]) == 1 else "mostly"
   toy = f"**Not made for real streets.** It has learned from {only} this project's ray-cast simulator: boxes for cars, hashes for asphalt."
   warning = f"{toy} What it says of a real camera is a guess, and must control nothing.\n" if simulated else "It advises; it must control nothing.\n"

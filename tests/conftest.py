@@ -1,10 +1,13 @@
 """Fixtures shared by all tests."""
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 SHARED_DATA = Path(os.environ.get("FAIR_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts us in the background has it ignored, which children inherit
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ class ReferenceDriving(nn.Module):
     wanted = F.elu(self.wanted(torch.cat([desire_pulse.flatten(1), traffic_convention, action_t], 1)))
     summary = torch.cat([self.temporal(features, features_buffer), wanted], 1)
     raw = torch.cat([features if n == "hidden_state" else self.heads[n](summary if n in POLICY else features) for n in OUTPUT_SIZES], 1)
-    if told is None:
+    if told is None or lateral_control_params is None:
       return raw * self.scale + self.offset
     v = lateral_control_params[:, :1]
     return raw * (self.scale + v * self.per_scale) + (self.offset + v * self.per_offset)

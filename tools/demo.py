@@ -116,6 +116,7 @@ def table(r: dict, bundle: str, late: int) -> None:
 
 
 def main() -> None:
+  signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background; the processes below are stopped by it
   p = argparse.ArgumentParser(prog="demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   p.add_argument("--out", type=Path, default=ROOT / "out" / "demo")
   p.add_argument("--route", help="replay this route in place of a simulated one")

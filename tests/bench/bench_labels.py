@@ -5,7 +5,7 @@ labels back for training against running the teacher.
 The bare network is run in two ways: a batch at a time on all cores, and a batch on each core, as labelling runs it. The overhead is over the faster one of the
 same round. Processor time is what to look at where other work runs on the machine.
 
-python tests/bench/bench_labels.py [--frames 240] [--teacher yolox-nano]      (needs the shared data's weights and routes)
+python tests/bench/bench_labels.py [--frames 1200] [--teacher yolox-nano]      (needs the shared data's weights and routes)
 """
 
 import argparse
@@ -43,9 +43,9 @@ class Pace:
 
 def main():
   p = argparse.ArgumentParser()
-  p.add_argument("--frames", type=int, default=240)
+  p.add_argument("--frames", type=int, default=1200)
   p.add_argument("--teacher", default="yolox-nano")
-  p.add_argument("--rounds", type=int, default=5)
+  p.add_argument("--rounds", type=int, default=3)
   args = p.parse_args()
   if not DATA.exists():
     print("skipped: the shared data is not here")

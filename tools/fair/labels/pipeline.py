@@ -1,5 +1,6 @@
 """Frames on their way to a teacher: which, in which batches, decoded and warped ahead of time."""
 
+import os
 import queue
 import sys
 import threading
@@ -38,6 +39,12 @@ class Item:
   good: bool = True  # False: not decodable, the frame before stands for it
 
 
+def long_slices() -> None:
+  """Of the calling thread: it does not push others off their core when it wakes up. Who labels wants much done, not soon, and the caches kept."""
+  if hasattr(os, "sched_setscheduler"):
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
   """The same items, made by a thread that stays up to `depth` ahead. Its exceptions come up here."""
   waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
@@ -51,6 +58,7 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
         continue
 
   def work() -> None:
+    long_slices()
     try:
       for item in items:
         put((True, item))
@@ -78,7 +86,7 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
 def ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:
   """(item, function(item)) in the items' order, by so many threads, while what they made is used."""
   running: deque[tuple[T, Future[R]]] = deque()
-  with ThreadPoolExecutor(threads) as pool:
+  with ThreadPoolExecutor(threads, initializer=long_slices) as pool:
     for item in items:
       running.append((item, pool.submit(function, item)))
       if len(running) > threads:

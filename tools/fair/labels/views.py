@@ -123,8 +123,9 @@ class ViewWarp:
     p = m @ np.stack([u.ravel(), v.ravel(), np.ones(w * h)])
     with np.errstate(divide="ignore", invalid="ignore"):
       x, y = np.where(p[2] > 0, p[:2] / p[2], -1e4)
+    # in float: faster than OpenCV's 16-bit maps, and they round the place to 1/32 of a pixel
     x, y = (((q + 0.5) / shrink - 0.5).reshape(h, w).astype(np.float32) for q in (x, y))
-    return cv2.convertMaps(x, y, cv2.CV_16SC2)
+    return x, y
 
   def _sample(self, plane: np.ndarray, maps: tuple[np.ndarray, np.ndarray], out: np.ndarray) -> None:
     if self.shrink > 1:

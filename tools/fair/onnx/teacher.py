@@ -124,14 +124,14 @@ class OnnxTeacher:
   def _open(self, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # the batch test below may fail, and is not the user's business
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = self.threads = threads
     return ort.InferenceSession(self.graph, options, providers=self.providers)
 
   def at_once(self) -> int:
     """How many clips are labelled best at the same time, each by a thread of its own; from now on they may be. Small networks on a CPU get a core for each
     clip: cores that share one clip wait for each other after every layer, and all the longer where frames are being decoded beside them."""
     threads = max(1, min(threads_of_cpu(), MOST_AT_ONCE)) if self.providers[0] == "CPUExecutionProvider" else 1
-    if threads > 1:
+    if threads > 1 and self.threads > 1:
       self.session = self._open(1)
     return threads
 

@@ -281,6 +281,29 @@ class Evil:
     return os.mkdir, ("evil",)
 
 
+def test_a_student_is_put_together_from_two(labels, tmp_path):
+  """The second run's tracker on the first one's trunk; and a licence that either learned under stays."""
+  first, second = (run(labels, tmp_path / name, config(steps=2, seed=seed)) for name, seed in (("a", 1), ("b", 2)))
+  second.inherited = [{"model": "dinov3", "checkpoint_hash": "0", "licence": "DINOv3"}]
+  for r, name in ((first, "a"), (second, "b")):
+    r.save("best.pt")
+    assert (tmp_path / name / "best.pt").exists()
+  state = distill.initial([str(tmp_path / "a"), f"{tmp_path / 'b'}:lanes"])
+  for k, v in state["ema"].items():
+    assert torch.equal(v, (second if ".lanes." in k else first).ema.state_dict()[k])
+  third = run(labels, tmp_path / "c", config(seed=3))
+  assert third.warm_start(state) == []
+  assert "DINOv3" in {t["licence"] for t in third.provenance()} and "DINOv3" not in {t["licence"] for t in first.provenance()}
+  third.save("last.pt")
+  again = run(labels, tmp_path / "d", config(seed=3))
+  again.load(load_checkpoint(tmp_path / "c/last.pt"))
+  assert again.provenance() == third.provenance()
+  with pytest.raises(UserError, match=r"no part 'wheels'; it has .*lanes"):
+    distill.initial([f"{tmp_path / 'a'}:wheels"])
+  with pytest.raises(UserError, match="nowhere"):
+    distill.initial([str(tmp_path / "nowhere")])
+
+
 def test_a_pickle_with_code_is_not_opened(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "last.pt").write_bytes(pickle.dumps(Evil()))

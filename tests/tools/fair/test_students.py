@@ -237,7 +237,7 @@ def test_place_in_the_keys_is_a_gaussian():
   places = grid(4, 6).double()
   query, tokens, value = (torch.randn(2, n, 32, dtype=torch.float64) for n in (5, 24, 24))
   centre, sharp = torch.rand(2, 4, 5, 2, dtype=torch.float64), 1 + 9 * torch.rand(2, 4, 5, 2, dtype=torch.float64)
-  key = torch.cat([split_heads(tokens, 4), torch.cat([(places - 0.5) ** 2, places - 0.5], 1).expand(2, 4, -1, -1)], -1)
+  key = torch.cat([split_heads(tokens, 4), torch.cat([(places - 0.5) ** 2, places - 0.5], 1).expand(2, 4, -1, -1)], -1).transpose(2, 3)
   got = attention(query, key, split_heads(value, 4), torch.cat([-sharp, 2 * sharp * (centre - 0.5)], -1))
   gauss = -(sharp[..., None, :] * (places - centre[..., None, :]) ** 2).sum(-1)
   y = F.scaled_dot_product_attention(split_heads(attention.q(query), 4), split_heads(tokens, 4), split_heads(value, 4), attn_mask=gauss)

@@ -143,6 +143,26 @@ def same_config(state: dict[str, Any], config: Config, path: Path) -> None:
     raise UserError(f"{path} is of a run with another configuration: {what}; give the same options, or choose another --out")
 
 
+def initial(runs: list[str]) -> dict[str, Any] | None:
+  """The checkpoint of the first of `runs`, with what the later ones have of the averaged student in its place; None of none. Raises UserError where one is
+  missing or has no such part."""
+  before: dict[str, Any] | None = None
+  for run in runs:
+    path, part = (run, "") if Path(run).exists() else (run.rpartition(":")[0] or run, run.rpartition(":")[2])
+    state = load_checkpoint(Path(path) / "best.pt" if Path(path).is_dir() else Path(path))
+    prefix = f"student.{part}." if part else "student."
+    taken = {k: v for k, v in state["ema"].items() if k.startswith(prefix)}
+    if not taken:
+      parts = sorted({k.split(".")[1] for k in state["ema"] if k.startswith("student.")})
+      raise UserError(f"--init {run}: the student there has no part '{part}'; it has {', '.join(parts)}")
+    if before is None:
+      before = {**state, "ema": taken}
+    else:
+      before["ema"] = {**before["ema"], **taken}
+      before["provenance"] = before["provenance"] + state["provenance"]
+  return before
+
+
 def main() -> None:
   p = argparse.ArgumentParser(prog="distill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   d = Config("", [])
@@ -156,7 +176,8 @@ def main() -> None:
   p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of teachers whose licence restricts what learns from them")
   p.add_argument("--backbone", help=f"of timm: {', '.join(BACKBONES)}")
   p.add_argument("--pretrained", action="store_true", help="start from the hub's ImageNet weights")
-  p.add_argument("--init", type=Path, help="start from another run's best student, where shapes agree")
+  text = "start from another run's best student, where shapes agree; several times: from a later one what it has too, or PART alone"
+  p.add_argument("--init", action="append", default=[], metavar="RUN[:PART]", help=f"{text}, as its tracker in `--init RUN --init OTHER:lanes`")
   p.add_argument("--steps", type=int, default=d.steps)
   p.add_argument("--batch", type=int, default=d.batch, help="frames a step")
   p.add_argument("--clip", type=int, help="consecutive frames of a clip: 8 where points are tracked, 4 where objects are told apart, else 1")
@@ -212,10 +233,11 @@ def main() -> None:
     raise UserError(f"--steps is at least 1, --batch at least the clip's {config.clip} frames, --hard from 0 to below 1")
   prefer = [t for t in args.prefer.replace(" ", "").split(",") if t]
   train, val = split(args.labels, args.val, config, prefer, live)
-  for teacher in train.provenance():
-    check_licence(teacher["model"], teacher["licence"], args.accept_licence)
   labels = digest(args.labels)
   trackers = tuple(t for t in args.trackers.replace(" ", "").split(",") if t)
+  initials = initial(args.init)
+  for teacher in train.provenance() + (initials["provenance"] if initials is not None else []):
+    check_licence(teacher["model"], teacher["licence"], args.accept_licence)
   run = Run(config, train, val, args.out, labels, args.workers, args.overfit, trackers)
   last = args.out / "last.pt"
   before: dict[str, Any] | None = None
@@ -231,12 +253,13 @@ def main() -> None:
         return
     else:  # the labels changed: start from the student that there is, and keep it to compare with
       before = load_checkpoint(args.out / "best.pt") if (args.out / "best.pt").exists() else state
+      for teacher in before["provenance"]:
+        check_licence(teacher["model"], teacher["licence"], args.accept_licence)
       last.replace(args.out / "before.pt")
       print(f"the labels have changed: a new run starts from the student that {args.out} holds, which stays there as before.pt")
   elif args.resume:
     raise UserError(f"{args.out} holds no checkpoint to go on from; leave --resume out to start")
-  if before is None and args.init is not None:
-    before = load_checkpoint(args.init / "best.pt" if args.init.is_dir() else args.init)
+  before = before or initials
   args.out.mkdir(parents=True, exist_ok=True)
   if run.step == 0:
     with atomic_path(args.out / "config.json") as tmp:

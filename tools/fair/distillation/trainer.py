@@ -110,6 +110,7 @@ class Run:
     self.ema = copy.deepcopy(model).eval().requires_grad_(False).to(self.accelerator.device)
     self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
     self.step, self.best = 0, math.inf
+    self.inherited: list[dict[str, str]] = []  # teachers of the student that this one started from
     self.losses = np.zeros(len(train), np.float32)  # of each clip, when it was last seen; of its batch, which is all that is known
     self.order: list[int] = []  # of the epoch that runs
     self.epoch = -1
@@ -165,8 +166,13 @@ class Run:
       "order": self.order,
       "epoch": self.epoch,
       "at": self.at,
-      "provenance": self.train.provenance(),
+      "provenance": self.provenance(),
     }
+
+  def provenance(self) -> list[dict[str, str]]:
+    """All teachers, those of the student that this one started from too: a licence that restricts use stays with whatever learned from it."""
+    every = self.train.provenance() + self.inherited
+    return [dict(x) for x in sorted({tuple(sorted(t.items())) for t in every})]
 
   def save(self, name: str) -> None:
     if self.accelerator.is_main_process:
@@ -179,6 +185,7 @@ class Run:
     self.optimizer.load_state_dict(state["optimizer"])
     self.step, self.best, self.order, self.epoch, self.at = state["step"], state["best"], state["order"], state["epoch"], state["at"]
     self.losses = state["losses"].numpy()
+    self.inherited = state["provenance"]
 
   def warm_start(self, state: dict[str, Any]) -> list[str]:
     """Takes an earlier student's weights where names and shapes agree. -> names of the student's that found none."""
@@ -186,6 +193,7 @@ class Run:
     fit = {k: v for k, v in state["ema"].items() if k.startswith("student.") and k in own and own[k].shape == v.shape}
     for model in (self.distiller, self.ema):
       model.load_state_dict({**own, **fit})
+    self.inherited = state["provenance"]
     return [k for k in own if k.startswith("student.") and k not in fit]
 
   # *** the loop ***

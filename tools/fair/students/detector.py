@@ -35,9 +35,9 @@ class SharedAttention(nn.Module):
     self.q, self.out = nn.Linear(d, d), nn.Linear(d, d)
 
   def forward(self, query: Tensor, key: Tensor, value: Tensor, looks: Tensor) -> Tensor:
-    """query (B, Q, d), key (B, heads, L, d / heads + 4), value (B, heads, L, d / heads), looks (B, heads, Q, 4): weights of the place -> (B, Q, d)."""
+    """query (B, Q, d), key (B, heads, d / heads + 4, L), value (B, heads, L, d / heads), looks (B, heads, Q, 4): weights of the place -> (B, Q, d)."""
     q = torch.cat([split_heads(self.q(query) * self.scale, self.heads), looks], dim=-1)
-    return self.out(merge_heads(torch.softmax(q @ key.transpose(2, 3), dim=-1) @ value))
+    return self.out(merge_heads(torch.softmax(q @ key, dim=-1) @ value))
 
 
 class EncoderLayer(nn.Module):
@@ -64,7 +64,7 @@ class DecoderLayer(nn.Module):
     nn.init.zeros_(self.where.bias)
 
   def forward(self, x: Tensor, query: Tensor, box: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """x, query (B, Q, d); box (B, Q, 4) cx cy w h in 0..1; key (B, heads, L, d / heads + 4), value (B, heads, L, d / heads), of the cells of all LEVELS
+    """x, query (B, Q, d); box (B, Q, 4) cx cy w h in 0..1; key (B, heads, d / heads + 4, L), value (B, heads, L, d / heads), of the cells of all LEVELS
     -> (B, Q, d).
     """
     pos = query + self.place(box)
@@ -119,7 +119,8 @@ class DetectorHead(nn.Module):
     fine = self.project16(maps[16]) + up(coarse)
     tokens = torch.cat([fine.flatten(2).transpose(1, 2), tokens], dim=1)  # (B, 640, d)
     places = self.places.expand(b, self.heads, -1, -1)
-    key, value = torch.cat([split_heads(self.key(tokens + self.pos), self.heads), places], dim=-1), split_heads(self.value(tokens), self.heads)
+    key = torch.cat([split_heads(self.key(tokens + self.pos), self.heads), places], dim=-1).transpose(2, 3)  # once, for all layers
+    value = split_heads(self.value(tokens), self.heads)
     x, query = self.content.expand(b, -1, -1), self.query.expand(b, -1, -1)
     reference = self.reference.expand(b, -1, -1)
     out: list[tuple[Tensor, Tensor]] = []

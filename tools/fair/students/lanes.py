@@ -27,8 +27,9 @@ def unit(padded: Tensor) -> Tensor:
   With the border no sample needs a mask. It comes out of the convolution and not out of a Pad, which tinygrad would fuse into each gather and so make it
   search all rows.
   """
-  x = padded.permute(0, 2, 3, 1)
-  return x * torch.rsqrt((x * x).sum(dim=3, keepdim=True) + 1e-6)
+  # the sum as a convolution: the map then stays in one memory layout until the end, where ONNX Runtime would turn it twice for a ReduceSum
+  length2 = nn.functional.conv2d(padded * padded, padded.new_ones(1, padded.shape[1], 1, 1))
+  return (padded * torch.rsqrt(length2 + 1e-6)).permute(0, 2, 3, 1)
 
 
 def gather(padded: Tensor, corner: Tensor, size: int) -> Tensor:

@@ -60,9 +60,16 @@ def map_lines(class_map: np.ndarray, lane: int, ground: Ground, most: int) -> li
   s = 2 * ground.cx / w   # view pixels a map pixel, across and down
   horizon = (ground.cy + ground.f * ground.height / SEED_FAR + 0.5) / s - 0.5
   lines: list[list[tuple[float, float]]] = []
-  for i in range(h - 1, int(np.ceil(horizon)) - 1, -1):
-    row = np.flatnonzero(np.diff((class_map[i] == lane).astype(np.int8), prepend=0, append=0))
-    for a, b in zip(row[0::2].tolist(), row[1::2].tolist(), strict=True):
+  top = max(0, int(np.ceil(horizon)))
+  there = np.zeros((h - min(top, h), w + 2), bool)   # with a column of nothing on either side: runs do not go on in the next row
+  there[:, 1:-1] = class_map[top:] == lane
+  edges = np.flatnonzero(there.ravel()[1:] != there.ravel()[:-1])
+  rows, columns = np.divmod(edges, w + 2)
+  first = np.searchsorted(rows, np.arange(len(there) + 1)).tolist()
+  columns = columns.tolist()
+  for i in range(h - 1, top - 1, -1):
+    row = columns[first[i - top]:first[i - top + 1]]
+    for a, b in zip(row[0::2], row[1::2], strict=True):
       if b - a > MAX_WIDTH:   # a stop line, a crossing
         continue
       j, best, nearest = (a + b - 1) / 2, None, float(COLUMN_REACH)

@@ -21,10 +21,12 @@ class Segmentation:
 def decode(raw: np.ndarray, spec: dict[str, Any], valid: np.ndarray) -> Segmentation:
   """raw: (1, C, H, W) logits; spec['classes']: C names; valid: (256, 512) bool."""
   logits = raw[0]
-  best = logits.argmax(0)
   top = logits.max(0)
   prob = 1.0 / np.exp(logits - top).sum(0)  # softmax at its maximum
-  class_map = best.astype(np.uint8)
+  class_map = np.zeros(top.shape, np.uint8)
+  for c in range(len(logits) - 1, 0, -1):  # argmax, the first of equals: numpy's own takes four times as long over the first axis
+    np.copyto(class_map, np.uint8(c), where=logits[c] == top)
+  class_map[logits[0] == top] = 0
   class_map[~map_valid(valid, *class_map.shape)] = OUTSIDE
   flat, n = class_map.ravel(), len(spec["classes"])
   counts = np.bincount(flat, minlength=256)[:n]

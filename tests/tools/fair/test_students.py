@@ -1,4 +1,4 @@
-"""Students: sizes and shapes held, the exported graph equal to torch in ONNX Runtime and tinygrad, the tracker's arithmetic against float64 references."""
+"""Students: sizes and shapes held, the exported graph equal to torch in ONNX Runtime and tinygrad."""
 
 import importlib.util
 import json
@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("timm", reason="students are built on timm")
 
 import torch.nn.functional as F
+from student_inputs import assert_close, randomise, some_inputs
 from torch import nn
 
 from openpilot.selfdrive.modeld.fair.bundle import schema, violation
@@ -20,10 +21,9 @@ from openpilot.selfdrive.modeld.fair.runners.tinygrad import find_clang
 from openpilot.tools.fair.students import backbone as backbones
 from openpilot.tools.fair.students.backbone import Backbone, packed_stem
 from openpilot.tools.fair.students.detector import SharedAttention, grid
-from openpilot.tools.fair.students.lanes import BORDER, RADIUS, STRIDES, WINDOW, LanesHead, correlate, sample, unit, view_to_cell
 from openpilot.tools.fair.students.layers import Attention, split_heads
 from openpilot.tools.fair.students.onnx_export import export_onnx
-from openpilot.tools.fair.students.student import BUDGETS, SIZES, STUDENTS, TASKS, Student, build, parameters
+from openpilot.tools.fair.students.student import BUDGETS, SIZES, STUDENTS, TASKS, build, parameters
 from openpilot.tools.fair.students.students import macs
 from openpilot.tools.lib.errors import UserError
 
@@ -49,45 +49,6 @@ SHAPES = {
   "objects_proto": (16, 64, 128), "objects_embed": (16, 32, 64), "detector_logits": (60, 3), "detector_boxes": (60, 4),
   "lanes_points_out": (128, 2), "lanes_visible": (128,),
 }
-
-
-def randomise(student: Student, seed: int = 0) -> Student:
-  """BatchNorm statistics and whatever starts at zero become random: a freshly made network would hide a term that is dropped or used twice."""
-  g = torch.Generator().manual_seed(seed)
-  with torch.no_grad():
-    for m in student.modules():
-      if isinstance(m, nn.BatchNorm2d):
-        m.running_mean.normal_(0, 0.2, generator=g)
-        m.running_var.uniform_(0.5, 1.5, generator=g)
-        m.weight.uniform_(0.7, 1.3, generator=g)
-        m.bias.normal_(0, 0.2, generator=g)
-    for p in student.parameters():
-      if p.numel() > 1 and p.ndim == 2 and not p.any():
-        p.normal_(0, 0.05, generator=g)
-  return student.eval()
-
-
-def some_inputs(student: Student, seed: int = 1, b: int = 1) -> dict:
-  """Fresh random inputs of the graph; points also outside the view, some slots unused, some points new."""
-  g = torch.Generator().manual_seed(seed)
-  out = {}
-  for name, like in student.inputs().items():
-    shape = (b, *like.shape[1:])
-    if name == "frame":
-      out[name] = torch.randint(0, 256, shape, generator=g, dtype=torch.uint8)
-    elif name == "lanes_points":
-      out[name] = torch.rand(shape, generator=g) * torch.tensor([560.0, 300.0]) - 24
-    elif name in ("lanes_mask", "lanes_fresh"):
-      out[name] = (torch.rand(shape, generator=g) < 0.7).float()
-    else:
-      out[name] = torch.randn(shape, generator=g) * 0.3
-  return out
-
-
-def assert_close(name: str, got: np.ndarray, want: np.ndarray, rel: float) -> None:
-  """Against the largest value of the output: float32 sums in another order differ by parts of the largest term, not of each result."""
-  assert got.shape == want.shape, name
-  assert np.abs(got - want).max() <= rel * max(1.0, np.abs(want).max()), name
 
 
 @pytest.mark.slow
@@ -242,123 +203,6 @@ def test_place_in_the_keys_is_a_gaussian():
   gauss = -(sharp[..., None, :] * (places - centre[..., None, :]) ** 2).sum(-1)
   y = F.scaled_dot_product_attention(split_heads(attention.q(query), 4), split_heads(tokens, 4), split_heads(value, 4), attn_mask=gauss)
   assert torch.allclose(got, attention.out(y.transpose(1, 2).flatten(2)), atol=1e-10)
-
-
-# -- tracker
-
-
-def pad(m: torch.Tensor) -> torch.Tensor:
-  return unit(F.pad(m, [BORDER] * 4))
-
-
-def reference_samples(m: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-  """Bilinear samples of unit vectors at cells (B, N, 2), zero outside the map: (B, N, C), by torch's own grid_sample."""
-  h, w = m.shape[2:]
-  unit = m / torch.sqrt((m * m).sum(1, keepdim=True) + 1e-6)
-  at = 2 * cells / torch.tensor([w - 1, h - 1], dtype=m.dtype) - 1
-  return F.grid_sample(unit, at[:, :, None], mode="bilinear", padding_mode="zeros", align_corners=True)[..., 0].transpose(1, 2)
-
-
-def test_correlation_against_grid_sample():
-  g = torch.Generator().manual_seed(0)
-  m = torch.randn(2, 8, 32, 64, generator=g, dtype=torch.float64)
-  cells = torch.rand(2, 40, 2, generator=g, dtype=torch.float64) * torch.tensor([80.0, 50.0], dtype=torch.float64) - 8  # outside too
-  cells[:, :4] = torch.tensor([[0.0, 0.0], [63.0, 31.0], [-500.0, 10.0], [20.0, 9000.0]], dtype=torch.float64)  # corners, whole cells, far outside
-  template = torch.randn(2, 40, 8, generator=g, dtype=torch.float64)
-  assert torch.allclose(sample(pad(m), cells), reference_samples(m, cells), atol=1e-10)
-  got = correlate(pad(m), template, cells)
-  for j in range(WINDOW):
-    for i in range(WINDOW):
-      step = torch.tensor([i - RADIUS, j - RADIUS], dtype=torch.float64)
-      want = (template * reference_samples(m, cells + step)).sum(-1)
-      assert torch.allclose(got[:, :, j, i], want, atol=1e-10)
-
-
-@pytest.mark.parametrize("stride", STRIDES)
-def test_cells_are_centred_as_the_maps_are(stride):
-  assert torch.equal(view_to_cell(torch.tensor([[stride * 5 + (stride - 1) / 2, (stride - 1) / 2]]), stride), torch.tensor([[5.0, 0.0]]))
-
-
-def test_a_moved_picture_moves_the_peak():
-  g = torch.Generator().manual_seed(0)
-  m = torch.randn(1, 16, 64, 128, generator=g)
-  cells = torch.rand(1, 30, 2, generator=g).mul(torch.tensor([80.0, 30.0])).floor() + torch.tensor([20.0, 15.0])  # between cells a blend may lose to noise
-  template = sample(pad(m), cells)
-  for dx, dy in ((0, 0), (3, -2), (-4, 4)):
-    peak = correlate(pad(m.roll((dy, dx), dims=(2, 3))), template, cells).flatten(2).argmax(-1)
-    assert (peak == (dy + RADIUS) * WINDOW + dx + RADIUS).all()
-
-
-def test_a_fresh_network_follows_exact_motion():
-  """Both maps moved by whole cells, 16 view pixels: the untrained tracker's peak finds it to within a pixel and a half (its gate opens to 95% at first)."""
-  g = torch.Generator().manual_seed(0)
-  head = LanesHead(neck=8, channels=32, d=16, branch=8).eval()
-  coarse, fine = torch.randn(1, 32, 32, 64, generator=g), torch.randn(1, 32, 64, 128, generator=g)
-  points = torch.rand(1, 20, 2, generator=g) * torch.tensor([300.0, 120.0]) + torch.tensor([80.0, 60.0])
-  ones = torch.ones(1, 20)
-  at, _, template, hidden = head.step([pad(coarse), pad(fine)], points, ones, ones, *head.zeros(1, 20, points))
-  assert torch.equal(at, points)
-  moved = [pad(coarse.roll(2, dims=3)), pad(fine.roll(4, dims=3))]
-  at, _, _, _ = head.step(moved, at, ones, 0 * ones, template, hidden)
-  error = (at - points - torch.tensor([16.0, 0.0])).norm(dim=-1)
-  assert error.median() < 1.5
-
-
-def test_state():
-  student = randomise(build("lanes-nano"))
-  inputs = some_inputs(student)
-  mask, fresh, points = inputs["lanes_mask"], inputs["lanes_fresh"], inputs["lanes_points"]
-  out = student(**inputs)
-  new, old, unused = (mask * fresh) > 0, (mask * (1 - fresh)) > 0, mask == 0
-  assert new.any() and old.any() and unused.any()
-  assert torch.equal(out["lanes_points_out"][new], points[new]) and torch.equal(out["lanes_points_out"][unused], points[unused])
-  assert (out["lanes_points_out"][old] != points[old]).any(-1).all()
-  assert not out["lanes_template_out"][unused].any() and not out["lanes_hidden_out"][unused].any() and (out["lanes_visible"][unused] == -20).all()
-  # a new point owes nothing to what its slot held before; an unused one is as if it were not there
-  again = student(**{**inputs, "lanes_template": torch.where((old)[..., None], inputs["lanes_template"], 9.0),
-                     "lanes_hidden": torch.where((old)[..., None], inputs["lanes_hidden"], 9.0), "lanes_points": torch.where(unused[..., None], 7.0, points)})
-  used = ~unused
-  for name in ("lanes_points_out", "lanes_visible", "lanes_template_out", "lanes_hidden_out"):
-    assert torch.equal(again[name][used], out[name][used]), name
-
-
-def test_a_new_point_takes_its_template_here():
-  student = build("lanes-nano").eval()
-  inputs = some_inputs(student)
-  ones = torch.ones_like(inputs["lanes_mask"])
-  out = student(inputs["frame"], inputs["lanes_points"], ones, ones)
-  _, maps = student.encode(inputs["frame"])
-  assert torch.allclose(out["lanes_template_out"], student.lanes.template(maps, inputs["lanes_points"]), atol=1e-6)
-
-
-def test_clips_are_tracked_frame_by_frame():
-  """forward_clips against the exported graph's way: one frame and the state in, again and again."""
-  student = randomise(build("lanes-nano"))
-  g = torch.Generator().manual_seed(5)
-  t, n = 3, 12
-  frame = torch.randint(0, 256, (2 * t, 6, 128, 256), generator=g, dtype=torch.uint8)
-  points = torch.rand(2, t, n, 2, generator=g) * torch.tensor([500.0, 250.0])
-  fresh, mask = torch.zeros(2, t, n), torch.ones(2, t, n)
-  fresh[:, 0], fresh[:, 0, 3:6], fresh[:, 1, 3:6], mask[:, 0, 3:6] = 1, 0, 1, 0  # three points come in frame 1
-  out = student.forward_clips(frame, points, mask, fresh)
-  clips = frame.reshape(2, t, 6, 128, 256)
-  at, state = points[:, 0], {}
-  for i in range(t):
-    at = torch.where(fresh[:, i, :, None] > 0, points[:, i], at)
-    one = student(clips[:, i], at, mask[:, i], fresh[:, i], **state)
-    at, state = one["lanes_points_out"], {"lanes_template": one["lanes_template_out"], "lanes_hidden": one["lanes_hidden_out"]}
-    # pixels; the same sums in batches of another size
-    assert torch.allclose(out["lanes_points_out"][:, i], at, atol=1e-2) and torch.allclose(out["lanes_visible"][:, i], one["lanes_visible"], atol=1e-3)
-
-
-def test_default_clips_start_fresh_and_learn_through_time():
-  head = LanesHead(neck=8, channels=8, d=16, branch=8)
-  maps = [torch.randn(3, 8, 32, 64, requires_grad=True), torch.randn(3, 8, 64, 128, requires_grad=True)]
-  points = torch.rand(1, 3, 10, 2) * torch.tensor([400.0, 200.0]) + 20
-  tracked, _ = head.track([pad(m) for m in maps], points, torch.ones(1, 3, 10))
-  assert torch.equal(tracked[:, 0], points[:, 0])
-  tracked[:, 2].square().mean().backward()
-  assert all(m.grad[0].any() for m in maps)  # the last frame's error reaches the first frame's features, through the templates
 
 
 # -- export

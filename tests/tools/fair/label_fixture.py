@@ -5,7 +5,7 @@ import numpy as np
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, pack_rgb
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, LabelStore
 from openpilot.tools.fair.sam import rle
-from openpilot.tools.fair.teacher import Label
+from openpilot.tools.fair.teacher import Clip, Label
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.sim.truth import MAP_H, MAP_W
 
@@ -81,3 +81,20 @@ def write_store(root, routes=("00000001--aaaaaaaaaa", "00000002--bbbbbbbbbb"), n
           chunk[x.name]["frame"] = chunk[x.name]["frame"] - rows.start
       h.write_chunk(k, chunk)
   return store
+
+
+def same_in_pieces(teacher, rgb, sizes, whole, last, folder):
+  """Labels of the clip in pieces of `sizes` frames, with the state through a file in between, are `whole`, and the state behind them is `last`."""
+  state, parts, start = None, [], 0
+  for n in sizes:
+    if state is not None:
+      np.savez(folder / "state.npz", **{k.replace("/", "|"): v for k, v in state.items()})
+      state = {k.replace("|", "/"): v for k, v in np.load(folder / "state.npz").items()}
+    labels, state = teacher.label(Clip(rgb[start : start + n]), state)
+    part = dict(labels["objects"])
+    part["frame"] = part["frame"] + start
+    parts.append(part)
+    start += n
+  for k, v in whole.items():
+    assert [x for p in parts for x in p[k]] == list(v), k
+  assert sorted(state) == sorted(last) and all(np.array_equal(state[k], last[k]) for k in last)

@@ -8,6 +8,7 @@ from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.sam.sam2 import SAM2VideoWrapper
 from openpilot.tools.fair.teacher import Clip, Entry, Label, hash_weights
 from openpilot.tools.lib.errors import UserError
+from label_fixture import same_in_pieces
 from sam2_models import BOXES, KINDS, H, W, frames, official, save
 from tensor_bytes import tensors
 
@@ -118,26 +119,14 @@ def test_labels_in_pieces_are_those_of_an_unbroken_run(kind, tmp_path):
   rgb = frames(25, seed=5)
   (whole,), last = [labels["objects"] for labels, _ in [sam.label(Clip(rgb))]], sam.label(Clip(rgb))[1]
   assert len(np.unique(whole["track"])) >= 3 and set(whole["cls"]) <= {0, 2} and len(whole["rle"]) == len(whole["frame"])
-  state, parts, start = None, [], 0
-  for n in (1, 9, 8, 7):
-    if state is not None:  # as it comes back from a file
-      np.savez(tmp_path / "state.npz", **{k.replace("/", "|"): v for k, v in state.items()})
-      state = {k.replace("|", "/"): v for k, v in np.load(tmp_path / "state.npz").items()}
-    labels, state = sam.label(Clip(rgb[start : start + n]), state)
-    part = dict(labels["objects"])
-    part["frame"] = part["frame"] + start
-    parts.append(part)
-    start += n
-  for k, v in whole.items():
-    assert [x for p in parts for x in p[k]] == list(v), k
-  assert sorted(state) == sorted(last) and all(np.array_equal(state[k], last[k]) for k in last)
+  same_in_pieces(sam, rgb, (1, 9, 8, 7), whole, last, tmp_path)
   # what the table says is what the masks are
   masks = rle.decode(whole["rle"], H, W)
   np.testing.assert_array_equal(np.stack([whole[k] for k in ("x0", "y0", "x1", "y1")], 1), rle.boxes_of(masks))
   s = sam.settings()
   assert json.loads(json.dumps(s)) == s and s["detector"]["name"] == "told"
   with pytest.raises(UserError, match="begin again"):
-    sam.label(Clip(rgb[:, :, :20]), state)
+    sam.label(Clip(rgb[:, :, :20]), last)
 
 
 def test_boxes_join_only_where_nobody_is(tmp_path):

@@ -10,6 +10,7 @@ from scipy import ndimage
 from transformers.models.sam3_video import modeling_sam3_video
 from transformers.models.sam3_video.processing_sam3_video import Sam3VideoProcessor
 
+from label_fixture import same_in_pieces
 from tensor_bytes import tensors
 from openpilot.tools.fair.registry import TEACHERS
 from openpilot.tools.fair.sam import rle
@@ -149,25 +150,13 @@ def test_labels_in_pieces_are_those_of_an_unbroken_run(saved, tmp_path):
   labels, last = sam.label(Clip(rgb))
   whole = labels["objects"]
   assert len(np.unique(whole["track"])) >= 3 and len(whole["rle"]) == len(whole["frame"]) > 10
-  state, parts, start = None, [], 0
   again = Sam3Teacher("t", ENTRY, saved[0], device="cpu", prompts=PROMPTS, max_objects=5, lost_after=4)
-  for n in (1, 4, 2, 3):
-    if state is not None:  # as it comes back from a file
-      np.savez(tmp_path / "state.npz", **{k.replace("/", "|"): v for k, v in state.items()})
-      state = {k.replace("|", "/"): v for k, v in np.load(tmp_path / "state.npz").items()}
-    labels, state = again.label(Clip(rgb[start : start + n]), state)
-    part = dict(labels["objects"])
-    part["frame"] = part["frame"] + start
-    parts.append(part)
-    start += n
-  for k, v in whole.items():
-    assert [x for p in parts for x in p[k]] == list(v), k
-  assert sorted(state) == sorted(last) and all(np.array_equal(state[k], last[k]) for k in last)
+  same_in_pieces(again, rgb, (1, 4, 2, 3), whole, last, tmp_path)
   np.testing.assert_array_equal(np.stack([whole[k] for k in ("x0", "y0", "x1", "y1")], 1), rle.boxes_of(rle.decode(whole["rle"], H, W)))
   settings = sam.settings()
   assert json.loads(json.dumps(settings)) == settings and settings["prompts"] == list(PROMPTS)
   with pytest.raises(UserError, match="begin again"):
-    sam.label(Clip(rgb[:, :, :20]), state)
+    sam.label(Clip(rgb[:, :, :20]), last)
 
 
 def test_mask_tools():

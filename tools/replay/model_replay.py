@@ -156,11 +156,11 @@ def compare(want: VALUES, got: VALUES) -> list[dict[str, Any]]:
     off = np.where(both_nan, 0, np.where(one_nan, np.inf, off))
     beyond = off > absolute + share * np.abs(np.where(np.isnan(a), 0, a))
     finite = np.where(np.isfinite(off), off, 0)
-    frames = want[field][:, 0]
+    frames = np.concatenate([want[field][:, 0], got[field][:, 0]])  # either may have no row at all: nothing was ever found
     moved = int(beyond.sum()) > FEW * off.size or parted > PARTED * (len(want[field]) + len(got[field]))
     row = int(off.max(1).argmax()) if off.size else 0
     out.append({"field": field.replace("#", ""), "values": off.size, "max": float(finite.max(initial=0)), "mean": float(finite.mean()) if off.size else 0.0,
-                "beyond": int(beyond.sum()), "parted": parted, "tolerance": (absolute, share), "frame": int(frames[min(row, len(frames) - 1)]), "moved": moved})
+                "beyond": int(beyond.sum()), "parted": parted, "tolerance": (absolute, share), "frame": int(frames[row]) if len(frames) else 0, "moved": moved})
   return out
 
 

@@ -244,6 +244,12 @@ def test_the_command_from_start_to_new_labels(labels, tmp_path):
   other = command(*base, "--steps", 5, "--resume")
   assert other.returncode == 2 and "steps 4 then, 5 now" in other.stderr
   assert "is complete" in command(*base, "--steps", 4, "--resume").stdout
+  # --steps 0: what --init names, as it is
+  joined = tmp_path / "joined"
+  r = command("--labels", root, "--student", "depth-nano", "--out", joined, "--batch", 4, "--steps", 0, "--init", out)
+  assert r.returncode == 0, r.stderr
+  was, now = load_checkpoint(out / "best.pt"), load_checkpoint(joined / "last.pt")
+  assert now["step"] == 0 and all(torch.equal(v, now["ema"][k]) for k, v in was["ema"].items() if k.startswith("student."))
   # a changed teacher: the same command starts from the student that is there
   shutil.rmtree(root)
   write_store(root, routes=[f"{i:08x}--aaaaaaaaaa" for i in range(3)], checkpoint="b")
@@ -258,6 +264,8 @@ def test_the_command_from_start_to_new_labels(labels, tmp_path):
     (("--student", "depth-nano", "--tasks", "points"), "depth-nano cannot learn it"),
     (("--student", "depth-nano", "--weight", "depth"), "write TASK=NUMBER"),
     (("--student", "depth-nano", "--clip", "8", "--batch", "4"), "--batch at least the clip's 8 frames"),
+    (("--student", "depth-nano", "--steps", "0"), "or 0 to put together what --init names"),
+    (("--student", "depth-nano", "--init", "nowhere"), "nowhere"),
     (("--student", "depth-nano", "--resume"), "no checkpoint to go on from"),
   ],
 )

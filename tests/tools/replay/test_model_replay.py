@@ -43,6 +43,12 @@ def test_what_moved_and_by_how_much():
   everywhere["fairDepth.log"][:, 1:] *= 1.02
   row = compare(want, everywhere)[0]
   assert row["moved"] and row["mean"] == pytest.approx(0.05, abs=0.005)
+  # of identities that one run has and the other never: all rows are without a partner
+  some, none = {"a#": np.array([[3, 1, 0.5], [4, 1, 0.5]])}, {"a#": np.zeros((0, 3))}
+  for x, y in ((some, none), (none, some)):
+    row = compare(x, y)[0]
+    assert row["moved"] and row["parted"] == 2 and row["values"] == 0 and row["frame"] == 3
+  assert not compare(none, none)[0]["moved"]
 
 
 def test_identities_and_fields_that_only_one_has():

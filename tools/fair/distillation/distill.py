@@ -229,8 +229,9 @@ def main() -> None:
     precision=precision,
     stages=read_stages(args.stages),
   )
-  if config.steps < 1 or config.batch < config.clip or not 0 <= config.hard < 1:
-    raise UserError(f"--steps is at least 1, --batch at least the clip's {config.clip} frames, --hard from 0 to below 1")
+  if config.steps < (0 if args.init else 1) or config.batch < config.clip or not 0 <= config.hard < 1:
+    steps = "--steps is at least 1, or 0 to put together what --init names"
+    raise UserError(f"{steps}; --batch at least the clip's {config.clip} frames, --hard from 0 to below 1")
   prefer = [t for t in args.prefer.replace(" ", "").split(",") if t]
   train, val = split(args.labels, args.val, config, prefer, live)
   labels = digest(args.labels)

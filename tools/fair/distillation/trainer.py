@@ -310,6 +310,9 @@ class Run:
         signal.signal(signal.SIGINT, before)
         bar.close()
         self.accelerator.end_training()
+    if config.steps == 0:  # the student that it started from, as it is
+      metrics = self.evaluate()
+      self.save("last.pt")
     if not (self.out / "best.pt").exists():
       self.save("best.pt")
     return metrics

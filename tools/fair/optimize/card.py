@@ -102,10 +102,12 @@ def card(
   toy = f"**Not made for real streets.** It has learned from {only} this project's ray-cast simulator: boxes for cars, hashes for asphalt."
   warning = f"{toy} What it says of a real camera is a guess, and must control nothing.\n" if simulated else "It advises; it must control nothing.\n"
   losses = "\n".join(f"| {m['name']} | {m['value']:.4g} | {m['data']} |" for m in metrics)
+  learned = f"learned {', '.join(config.tasks)} in {state['step']} steps of {config.batch} frames"
+  how = learned if config.steps else "put together from students that had learned before"
   measured = tables(evaluations, name) or f"| metric | value | data |\n|---|---|---|\n{losses}"
   return f"""# {name}
 
-{config.student}: {count / 1e6:.2f}M parameters, learned {", ".join(config.tasks)} in {state["step"]} steps of {config.batch} frames.
+{config.student}: {count / 1e6:.2f}M parameters, {how}.
 
 {warning}
 {notes.strip() + chr(10) if notes.strip() else ""}

@@ -4,7 +4,8 @@ Runtime, and against a plain torch pipeline of the same student (grid_sample, th
 
 python tests/bench/bench_fairmodeld.py [BUNDLE] [--frames 300]      (frames are a simulated drive's; without torch its rows are left out)
 
-The torch student has random weights, which is to its advantage: trained ones make subnormal numbers, which our runner takes as zero. Then the warp alone against one without precomputed indices, and memory.
+The torch student has random weights, which is to its advantage: trained ones make subnormal numbers, which our runner takes as zero.
+Then the warp alone against one without precomputed indices, and memory.
 """
 
 import argparse

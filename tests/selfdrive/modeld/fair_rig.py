@@ -49,23 +49,24 @@ class Rig:
     eof = frame_id * PERIOD_NS + 1 if eof is None else eof
     self.server.send(ROAD, np.full(self.size, level, np.uint8), frame_id, max(0, eof - 1), eof)
 
-  def until(self, condition, what, step=1):
-    """Sends frames, if there is a camera, until condition(sm) holds."""
+  def until(self, condition, what, step=1, period=0.05):
+    """Sends a frame every period s, as a camera would, if there is one, until condition(sm) holds."""
     end = time.monotonic() + DEADLINE
-    while time.monotonic() < end:
+    while (now := time.monotonic()) < end:
       assert self.proc.poll() is None, f"fairmodeld died with {self.proc.returncode} while waiting for {what}"
       if self.server is not None:
         self.frame_id += step
         self.send(self.frame_id)
-      self.sm.update(50)
-      if condition(self.sm):
-        return
+      while (left := now + period - time.monotonic()) > 0:
+        self.sm.update(max(1, int(left * 1000)))
+        if condition(self.sm):
+          return
     raise AssertionError(f"no {what} within {DEADLINE} s; fairState: {self.sm['fairState']}")
 
   def flows(self, service="fairSegmentation"):
-    """Until the newest frame's message is there, and valid."""
+    """Until the newest frame's message is there, and valid. Each frame is given time for it: sent on every message, they would stay one ahead for ever."""
     self.sm.update(0)
-    self.until(lambda sm: sm.updated[service] and sm.valid[service] and sm[service].frameId == self.frame_id, f"valid {service} of the newest frame")
+    self.until(lambda sm: sm.updated[service] and sm.valid[service] and sm[service].frameId == self.frame_id, f"valid {service} of the newest frame", period=0.3)
 
   def fault(self, text):
     self.until(lambda sm: text in sm["fairState"].fault, f"fault that says '{text}'")

@@ -24,7 +24,7 @@ def rig(tmp_path, prefix):
 def test_frames_in_messages_out(rig):
   rig.until(lambda sm: str(sm["fairState"].status) == "waitingForCamera", "fairState that waits")
   rig.camera()
-  rig.until(lambda sm: sm.updated["fairDepth"] and sm["fairDepth"].frameId == rig.frame_id, "fairDepth of the newest frame")
+  rig.flows("fairDepth")
   assert rig.sm["fairDepth"].timestampEof == rig.frame_id * 50_000_000 + 1 and rig.sm.valid["fairDepth"]
   rig.until(lambda sm: sm.seen["fairSegmentation"] and str(sm["fairState"].status) == "running", "running")
   s = rig.sm["fairState"]
@@ -43,7 +43,7 @@ def test_camera_server_restarts(rig):
   rig.camera()
   rig.frame_id = 0
   rig.sm.update(0)
-  rig.until(lambda sm: sm.updated["fairDepth"] and sm["fairDepth"].frameId == rig.frame_id, "fairDepth from the new server")
+  rig.flows("fairDepth")
 
 
 def test_unknown_camera_is_a_fault_and_the_process_lives(rig):
@@ -85,7 +85,7 @@ def test_killed_and_started_again(rig, tmp_path):
   rig.proc.wait()
   rig.proc = subprocess.Popen([*FAIRMODELD, "--bundle", str(tmp_path / "tiny")])
   rig.sm.update(0)
-  rig.until(lambda sm: sm.updated["fairDepth"] and sm["fairDepth"].frameId == rig.frame_id, "fairDepth after kill -9")
+  rig.flows("fairDepth")
 
 
 class FakeSubMaster:

@@ -19,9 +19,9 @@ from openpilot.selfdrive.modeld.fair.bundle import Bundle
 
 FOLDER = "compiled"  # in the bundle's own: it goes with the bundle and is no part of it
 CHUNK_SIZE = 45 * 1024 * 1024  # openpilot's, under what its hosts take as one file
-FORMAT = 1
+FORMAT = 2
 SUFFIX = {"tensorrt": "engine"}  # of a target's files; else pkl
-TINYGRAD_FILES = ("device.py", "dtype.py", "engine/jit.py", "engine/realize.py", "uop/ops.py")  # what a pickled jit is made of
+TINYGRAD_FILES = ("device.py", "dtype.py", "engine/jit.py", "engine/realize.py", "runtime/ops_cpu.py", "uop/ops.py")  # what a pickled jit is made of
 
 
 class ArtefactError(ValueError):

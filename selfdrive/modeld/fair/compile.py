@@ -24,7 +24,7 @@ from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, folder_of, p
 from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.lanes import spec_slots
 from openpilot.selfdrive.modeld.fair.runners import NVIDIA_GPU, QCOM_GPU
-from openpilot.selfdrive.modeld.fair.runners.tinygrad import FLAGS, find_clang, requirements, set_flags
+from openpilot.selfdrive.modeld.fair.runners.tinygrad import FLAGS, find_clang, read_jit, requirements, set_flags
 
 TARGETS = (*FLAGS, "tensorrt", "onnx")
 # of ONNX Runtime's outputs, in parts of an output's largest value: sums in another order; on Adreno the weights and what lies between layers are half precision
@@ -80,24 +80,6 @@ def differences(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict
     return {k: float(np.abs(got[k].astype(np.float64) - w).max() / max(1e-6, np.abs(w).max())) for k, w in want.items()}
 
 
-def slim(linear: Any, done: dict[Any, Any] | None = None) -> Any:
-  """A captured jit's work without what kernels were made of (their loops, their source): a run needs machine code and signatures, and reading it takes time."""
-  from tinygrad.uop.ops import Ops
-
-  done = {} if done is None else done
-  if linear not in done:
-    src = linear.src
-    if linear.op is Ops.PROGRAM:
-      kernel, lines, text, binary = src
-      new = (kernel.replace(src=()), lines.replace(src=tuple(u for u in lines.src if u.op is Ops.PARAM)), text.replace(arg=""), binary)
-    elif linear.op in (Ops.LINEAR, Ops.CALL, Ops.CUSTOM_FUNCTION):
-      new = tuple(slim(s, done) for s in src)
-    else:
-      new = src
-    done[linear] = linear.replace(src=new)
-  return done[linear]
-
-
 def make_jit(path: Path, graph: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, np.ndarray], dict[str, Any]]:
   """(jit, arrays, tensors): the tensors are the arrays, which are filled before each call of jit(**tensors) -> {output: Tensor}. See runners/tinygrad.py."""
   from tinygrad import Device, Tensor, TinyJit
@@ -134,22 +116,24 @@ def compile_graph(bundle: Bundle, graph: dict[str, Any], target: str, folder: Pa
     want = run(jit, 2)
   except (NotImplementedError, RuntimeError, AssertionError, KeyError, TypeError, subprocess.CalledProcessError) as e:
     raise CompileError(f"{path}: tinygrad does not compile it for {target}: {(str(e).splitlines() or [type(e).__name__])[0][:200]}") from e
+  from openpilot.selfdrive.modeld.fair.slim import device_programs, first_number, slim, with_own_numbers
+
   captured: Any = jit.captured  # type: ignore[attr-defined]
-  kernels = captured.linear
   if hasattr(captured, "free_intermediates"):
     captured.free_intermediates()  # or what lies between the layers would be written too
-  for reduced in (True, False):
-    captured._linear = slim(kernels) if reduced else kernels
-    blob = pickle.dumps(jit, protocol=5)
+  programs = pickle.dumps(device_programs(), protocol=5)
+  whole = with_own_numbers(jit, first_number(bundle.manifest_hash, graph["name"], target))
+  for change in (slim, lambda jit: jit):
     try:
-      got = run(pickle.loads(blob), 2)
+      blob = programs + pickle.dumps(change(whole), protocol=5)
+      got = run(read_jit(blob), 2)
     except Exception:  # a tinygrad whose programs look otherwise: then all of it is written
-      if not reduced:
+      if change is not slim:
         raise
       continue
     if all(np.array_equal(got[k], w, equal_nan=True) for k, w in want.items()):
       break
-    if not reduced:
+    if change is not slim:
       raise CompileError(f"{path}: the jit for {target} computes something else when it is read back; report it to tinygrad {package_version('tinygrad')}")
   about = {"bundle": bundle.name, "manifest": bundle.manifest_hash, "graph": graph["name"], "onnx": bundle.manifest["sha256"][graph["file"]], "target": target}
   about |= requirements(target) | {"parity": parity(bundle, graph, target, want), "seconds": round(time.perf_counter() - t0, 1)}

@@ -8,12 +8,12 @@ pytest.importorskip("timm", reason="students are built on timm")
 import torch.nn.functional as F
 from student_inputs import randomise, some_inputs
 
-from openpilot.tools.fair.students.lanes import BORDER, RADIUS, STRIDES, WINDOW, LanesHead, correlate, sample, unit, view_to_cell
+from openpilot.tools.fair.students.lanes import RADIUS, STRIDES, WINDOW, LanesHead, correlate, sample, unit, view_to_cell
 from openpilot.tools.fair.students.student import build
 
 
-def pad(m: torch.Tensor) -> torch.Tensor:
-  return unit(F.pad(m, [BORDER] * 4))
+def rows(m: torch.Tensor) -> torch.Tensor:
+  return unit(m.permute(0, 2, 3, 1))
 
 
 def reference_samples(m: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
@@ -30,13 +30,24 @@ def test_correlation_against_grid_sample():
   cells = torch.rand(2, 40, 2, generator=g, dtype=torch.float64) * torch.tensor([80.0, 50.0], dtype=torch.float64) - 8  # outside too
   cells[:, :4] = torch.tensor([[0.0, 0.0], [63.0, 31.0], [-500.0, 10.0], [20.0, 9000.0]], dtype=torch.float64)  # corners, whole cells, far outside
   template = torch.randn(2, 40, 8, generator=g, dtype=torch.float64)
-  assert torch.allclose(sample(pad(m), cells), reference_samples(m, cells), atol=1e-10)
-  got = correlate(pad(m), template, cells)
+  assert torch.allclose(sample(rows(m), cells.flatten(0, 1)), reference_samples(m, cells).flatten(0, 1), atol=1e-10)
+  got = correlate(rows(m), template.flatten(0, 1), cells.flatten(0, 1)).unflatten(0, (2, 40))
   for j in range(WINDOW):
     for i in range(WINDOW):
       step = torch.tensor([i - RADIUS, j - RADIUS], dtype=torch.float64)
       want = (template * reference_samples(m, cells + step)).sum(-1)
       assert torch.allclose(got[:, :, j, i], want, atol=1e-10)
+
+
+def test_widening_after_sampling_is_sampling_the_widened():
+  """The fine map is kept as narrow as the branch: what it looks like, unit vectors of more channels, and their products with templates come out the same."""
+  g = torch.Generator().manual_seed(2)
+  m, w = torch.randn(2, 6, 64, 128, generator=g, dtype=torch.float64), torch.randn(9, 6, generator=g, dtype=torch.float64)
+  cells = torch.rand(2, 40, 2, generator=g, dtype=torch.float64) * torch.tensor([140.0, 70.0], dtype=torch.float64) - 6
+  narrow, wide = unit(m.permute(0, 2, 3, 1), w), torch.einsum("tc,bchw->bthw", w, m)
+  at, template = cells.flatten(0, 1), torch.randn(80, 9, generator=g, dtype=torch.float64)
+  assert torch.allclose(sample(narrow, at) @ w.T, reference_samples(wide, cells).flatten(0, 1), atol=1e-9)
+  assert torch.allclose(correlate(narrow, template @ w, at), correlate(rows(wide), template, at), atol=1e-9)
 
 
 @pytest.mark.parametrize("stride", STRIDES)
@@ -48,22 +59,24 @@ def test_a_moved_picture_moves_the_peak():
   g = torch.Generator().manual_seed(0)
   m = torch.randn(1, 16, 64, 128, generator=g)
   cells = torch.rand(1, 30, 2, generator=g).mul(torch.tensor([80.0, 30.0])).floor() + torch.tensor([20.0, 15.0])  # between cells a blend may lose to noise
-  template = sample(pad(m), cells)
+  cells = cells[0]
+  template = sample(rows(m), cells)
   for dx, dy in ((0, 0), (3, -2), (-4, 4)):
-    peak = correlate(pad(m.roll((dy, dx), dims=(2, 3))), template, cells).flatten(2).argmax(-1)
+    peak = correlate(rows(m.roll((dy, dx), dims=(2, 3))), template, cells).flatten(1).argmax(-1)
     assert (peak == (dy + RADIUS) * WINDOW + dx + RADIUS).all()
 
 
 def test_a_fresh_network_follows_exact_motion():
   """Both maps moved by whole cells, 16 view pixels: the untrained tracker's peak finds it to within a pixel and a half (its gate opens to 95% at first)."""
   g = torch.Generator().manual_seed(0)
-  head = LanesHead(neck=8, channels=32, d=16, branch=8).eval()
+  head = LanesHead(neck=8, channels=32, d=16, branch=32).eval()
+  head.fine.weight.data.copy_(torch.eye(32)[:, :, None, None])
   coarse, fine = torch.randn(1, 32, 32, 64, generator=g), torch.randn(1, 32, 64, 128, generator=g)
   points = torch.rand(1, 20, 2, generator=g) * torch.tensor([300.0, 120.0]) + torch.tensor([80.0, 60.0])
   ones = torch.ones(1, 20)
-  at, _, template, hidden = head.step([pad(coarse), pad(fine)], points, ones, ones, *head.zeros(1, 20, points))
+  at, _, template, hidden = head.step([rows(coarse), rows(fine)], points, ones, ones, *head.zeros(1, 20, points))
   assert torch.equal(at, points)
-  moved = [pad(coarse.roll(2, dims=3)), pad(fine.roll(4, dims=3))]
+  moved = [rows(coarse.roll(2, dims=3)), rows(fine.roll(4, dims=3))]
   at, _, _, _ = head.step(moved, at, ones, 0 * ones, template, hidden)
   error = (at - points - torch.tensor([16.0, 0.0])).norm(dim=-1)
   assert error.median() < 1.5
@@ -93,7 +106,7 @@ def test_a_new_point_takes_its_template_here():
   ones = torch.ones_like(inputs["lanes_mask"])
   out = student(inputs["frame"], inputs["lanes_points"], ones, ones)
   _, maps = student.encode(inputs["frame"])
-  assert torch.allclose(out["lanes_template_out"], student.lanes.template(maps, inputs["lanes_points"]), atol=1e-6)
+  assert torch.allclose(out["lanes_template_out"][0], student.lanes.template(maps, inputs["lanes_points"][0]), atol=1e-6)
 
 
 def test_clips_are_tracked_frame_by_frame():
@@ -120,7 +133,7 @@ def test_default_clips_start_fresh_and_learn_through_time():
   head = LanesHead(neck=8, channels=8, d=16, branch=8)
   maps = [torch.randn(3, 8, 32, 64, requires_grad=True), torch.randn(3, 8, 64, 128, requires_grad=True)]
   points = torch.rand(1, 3, 10, 2) * torch.tensor([400.0, 200.0]) + 20
-  tracked, _ = head.track([pad(m) for m in maps], points, torch.ones(1, 3, 10))
+  tracked, _ = head.track([rows(m) for m in maps], points, torch.ones(1, 3, 10))
   assert torch.equal(tracked[:, 0], points[:, 0])
   tracked[:, 2].square().mean().backward()
   assert all(m.grad[0].any() for m in maps)  # the last frame's error reaches the first frame's features, through the templates

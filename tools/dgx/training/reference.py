@@ -96,12 +96,12 @@ class Vision(nn.Module):
 
 
 class Temporal(nn.Module):
-  """Attention of the present over the past features. -> summary (B, 512)."""
+  """Attention of the present over `past` features. -> summary (B, 512)."""
 
-  def __init__(self, heads: int = 8):
+  def __init__(self, past: int = HISTORY, heads: int = 8):
     super().__init__()
     self.heads = heads
-    self.positions = nn.Parameter(torch.randn(1, HISTORY + 1, FEATURE_LEN) * 0.02)
+    self.positions = nn.Parameter(torch.randn(1, past + 1, FEATURE_LEN) * 0.02)
     self.query, self.key, self.value, self.project = (nn.Linear(FEATURE_LEN, FEATURE_LEN) for _ in range(4))
 
   def forward(self, present: Tensor, past: Tensor) -> Tensor:
@@ -171,12 +171,12 @@ def sample_inputs(batch: int = 1, seed: int = 0, speed: bool = False) -> dict[st
   return out
 
 
-def save_reference(path: str | Path, model: ReferenceDriving | None = None, seed: int = 0, speed: bool = False) -> Path:
+def save_reference(path: str | Path, model: nn.Module | None = None, seed: int = 0, speed: bool = False) -> Path:
   """Writes a ReferenceDriving (a fresh one of `seed` if none is given) as openpilot writes its model: ONNX with batch 1 and output_slices metadata."""
   path = Path(path)
   model = (model if model is not None else ReferenceDriving(seed, speed)).eval()
   device = next(model.parameters()).device
-  inputs = sample_inputs(speed=model.speed is not None)
+  inputs = sample_inputs(speed=getattr(model, "speed", None) is not None)
   args = tuple(v.to(device) for v in inputs.values())
   with atomic_path(path) as tmp:
     with warnings.catch_warnings():

@@ -33,6 +33,7 @@ from openpilot.tools.dgx.training.losses import check_weights
 from openpilot.tools.dgx.training.model import hash_file, load_onnx
 from openpilot.tools.dgx.training.paths import constant_curvature, path_error
 from openpilot.tools.dgx.training.reference import save_reference
+from openpilot.tools.dgx.training.reference_turn import TurnDriving
 from openpilot.tools.dgx.training.shards import DrivingClips, Shard, epoch_batches, make_loader, read_dataset, split
 from openpilot.tools.dgx.training.student import Student
 from openpilot.tools.dgx.training.teacher import DrivingTeacher
@@ -318,8 +319,9 @@ def main() -> None:
   p.add_argument("--val", type=Path, help="another such folder to validate on; else a share of the routes, or segments, is held out")
   base = p.add_mutually_exclusive_group()
   base.add_argument("--base", type=Path, metavar="MODEL.onnx", help="openpilot's driving model, or its policy with --vision")
-  base.add_argument("--reference", nargs="?", const="plain", choices=("plain", "speed"),
-                    help="a small network of the same interface, for those who have no weights; the default without --base. speed: it is told the car's, too")
+  base.add_argument("--reference", nargs="?", const="plain", choices=("plain", "speed", "turn"),
+                    help="a small network of the same interface, for those who have no weights; the default without --base. speed: it is told the car's, too; "
+                    "turn: it starts from that speed and the turn rate that it sees")
   p.add_argument("--vision", type=Path, help="the network that makes a policy's features; it stays as it is")
   p.add_argument("--teacher", type=Path, nargs="+", metavar="ONNX", help="a driving model, or vision and policy, whose outputs are learned")
   p.add_argument("--output", type=Path, default=Path("."))
@@ -367,7 +369,7 @@ def main() -> None:
     if not args.reference:
       print("warning: no --base: the small reference network is trained, which knows nothing yet; give openpilot's driving model with --base", file=sys.stderr)
     if not path.exists():
-      save_reference(path, seed=config.seed, speed=args.reference == "speed")
+      save_reference(path, TurnDriving(config.seed) if args.reference == "turn" else None, config.seed, args.reference == "speed")
   teacher = DrivingTeacher(args.teacher) if args.teacher else None
   run = Run(config, path, args.vision, teacher, train, val, args.output, args.workers, tuple(t for t in args.trackers.replace(" ", "").split(",") if t))
   if state is not None:

@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openpilot.tools.fair.students.scene import conv
@@ -96,7 +97,7 @@ class Backbone(nn.Module):
     cfg = getattr(self.net, "pretrained_cfg", None) or getattr(getattr(self.net, "model", None), "pretrained_cfg", {})
     mean, std = tuple(cfg.get("mean", RGB_MEAN)), tuple(cfg.get("std", RGB_STD))
     self.offset: Tensor
-    self.register_buffer("offset", yuv_offset(mean).float().view(1, 6, 1, 1), persistent=False)
+    self.register_buffer("offset", yuv_offset(mean).float(), persistent=False)
     self._replace_stem(std)
     self.finer = nn.ModuleList()
     cin, stride = FRAME_SHAPE[0], 2 * VIEW_STRIDE
@@ -121,7 +122,8 @@ class Backbone(nn.Module):
 
   def normalise(self, frame: Tensor) -> Tensor:
     """(B, 6, 128, 256) uint8 -> float32, zero mean colour, about unit variance."""
-    return (frame.float() - self.offset) * (1.0 / SCALE)
+    scale = torch.full_like(self.offset, SCALE**2)  # as one operation, a batch norm: half the time of two
+    return F.batch_norm(frame.float(), self.offset, scale, eps=1e-5)
 
   def forward(self, frame: Tensor) -> dict[int, Tensor]:
     x = self.normalise(frame)

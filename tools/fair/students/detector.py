@@ -35,7 +35,7 @@ class SharedAttention(nn.Module):
     self.q, self.out = nn.Linear(d, d), nn.Linear(d, d)
 
   def forward(self, query: Tensor, key: Tensor, value: Tensor, looks: Tensor) -> Tensor:
-    """query (B, Q, d), key (B, heads, d / heads + 4, L), value (B, heads, L, d / heads), looks (B, heads, Q, 4): weights of the place -> (B, Q, d)."""
+    """query (..., Q, d), key (..., heads, d / heads + 4, L), value (..., heads, L, d / heads), looks (..., heads, Q, 4): weights of the place -> (..., Q, d)."""
     q = torch.cat([split_heads(self.q(query) * self.scale, self.heads), looks], dim=-1)
     return self.out(merge_heads(torch.softmax(q @ key, dim=-1) @ value))
 
@@ -46,7 +46,8 @@ class EncoderLayer(nn.Module):
     self.attention, self.ffn, self.norm1, self.norm2 = Attention(d), feed_forward(d, hidden), nn.LayerNorm(d), nn.LayerNorm(d)
 
   def forward(self, x: Tensor, pos: Tensor) -> Tensor:
-    x = self.norm1(x + self.attention(x + pos, x + pos, x))
+    place = x + pos
+    x = self.norm1(x + self.attention(place, place, x))
     return self.norm2(x + self.ffn(x))
 
 
@@ -64,18 +65,19 @@ class DecoderLayer(nn.Module):
     nn.init.zeros_(self.where.bias)
 
   def forward(self, x: Tensor, query: Tensor, box: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """x, query (B, Q, d); box (B, Q, 4) cx cy w h in 0..1; key (B, heads, d / heads + 4, L), value (B, heads, L, d / heads), of the cells of all LEVELS
-    -> (B, Q, d).
+    """x, query (..., Q, d); box (..., Q, 4) cx cy w h in 0..1; key (..., heads, d / heads + 4, L), value (..., heads, L, d / heads), of the cells of all LEVELS
+    -> (..., Q, d).
     """
     pos = query + self.place(box)
-    x = self.norm1(x + self.self_attention(x + pos, x + pos, x))
-    b, q, _ = x.shape
-    where = self.where(x).reshape(b, q, self.heads, 4)
-    extent = box[:, :, None, 2:] + SMALLEST
-    centre = box[:, :, None, :2] - 0.5 + where[..., :2] * extent
+    place = x + pos
+    x = self.norm1(x + self.self_attention(place, place, x))
+    where = split_heads(self.where(x), self.heads)  # (..., heads, Q, 4)
+    box = box.unsqueeze(-3)
+    extent = box[..., 2:] + SMALLEST
+    centre = box[..., :2] - 0.5 + where[..., :2] * extent
     sharp = ((1.0 + where[..., 2:]) / extent) ** 2
     # -sharp x (place - centre)^2 but for what is the same at all places, which a softmax ignores: as a product, it costs the attention next to nothing
-    looks = torch.cat([-sharp, 2.0 * sharp * centre], dim=-1).transpose(1, 2)  # (B, heads, Q, 4)
+    looks = torch.cat([-sharp, 2.0 * sharp * centre], dim=-1)
     x = self.norm2(x + self.cross(x + pos, key, value, looks))
     return self.norm3(x + self.ffn(x))
 
@@ -108,27 +110,29 @@ class DetectorHead(nn.Module):
     self.pos: Tensor
     cells = torch.cat([grid(h, w) for h, w in LEVELS])
     self.places: Tensor
-    self.register_buffer("places", torch.cat([(cells - 0.5) ** 2, cells - 0.5], dim=1)[None, None], persistent=False)
-    self.register_buffer("pos", sine(cells, d)[None], persistent=False)
+    self.register_buffer("places", torch.cat([(cells - 0.5) ** 2, cells - 0.5], dim=1), persistent=False)
+    self.register_buffer("pos", sine(cells, d), persistent=False)
 
   def forward(self, maps: dict[int, Tensor]) -> dict[str, Tensor | list[tuple[Tensor, Tensor]]]:
-    coarse = self.project32(maps[32])  # (B, d, 8, 16)
-    tokens = self.encoder(coarse.flatten(2).transpose(1, 2), self.pos[:, 512:])
-    b, _, d = tokens.shape
-    coarse = tokens.transpose(1, 2).reshape(b, d, 8, 16)
-    fine = self.project16(maps[16]) + up(coarse)
-    tokens = torch.cat([fine.flatten(2).transpose(1, 2), tokens], dim=1)  # (B, 640, d)
-    places = self.places.expand(b, self.heads, -1, -1)
-    key = torch.cat([split_heads(self.key(tokens + self.pos), self.heads), places], dim=-1).transpose(2, 3)  # once, for all layers
-    value = split_heads(self.value(tokens), self.heads)
-    x, query = self.content.expand(b, -1, -1), self.query.expand(b, -1, -1)
-    reference = self.reference.expand(b, -1, -1)
+    coarse, fine = self.project32(maps[32]), self.project16(maps[16])  # (B, d, 8, 16), (B, d, 16, 32)
+    single = len(coarse) == 1  # then without the batch: see layers.py
+    tokens = coarse.flatten(2).transpose(1, 2)
+    tokens = self.encoder(tokens[0] if single else tokens, self.pos[512:])
+    fine = fine + up(tokens.transpose(-2, -1).reshape(coarse.shape))
+    fine_tokens = fine.flatten(2).transpose(1, 2)
+    tokens = torch.cat([fine_tokens[0] if single else fine_tokens, tokens], dim=-2)  # (..., 640, d)
+    batch = tokens.shape[:-2]
+    key = torch.cat([split_heads(self.key(tokens + self.pos), self.heads), self.places.expand(*batch, self.heads, -1, -1)], dim=-1)
+    key, value = key.transpose(-2, -1), split_heads(self.value(tokens), self.heads)  # once, for all layers
+    x, query, reference = (p[0].expand(*batch, -1, -1) for p in (self.content, self.query, self.reference))
     out: list[tuple[Tensor, Tensor]] = []
     for layer, logits, boxes in zip(self.decoder, self.logits, self.boxes, strict=True):
       x = layer(x, query, reference.sigmoid(), key, value)
       refined = reference + boxes(x)
       out.append((logits(x), refined.sigmoid()))
       reference = refined.detach()  # a layer answers for its own step
+    if single:
+      out = [(l[None], b[None]) for l, b in out]
     result: dict[str, Tensor | list[tuple[Tensor, Tensor]]] = {"detector_logits": out[-1][0], "detector_boxes": out[-1][1]}
     if self.training:
       result["detector_aux"] = out[:-1]

@@ -1,6 +1,11 @@
-"""What necks and heads are made of: plain convolutions, matmul attention. All of it runs in ONNX Runtime and tinygrad, and quantises."""
+"""What necks and heads are made of: plain convolutions, matmul attention. All of it runs in ONNX Runtime and tinygrad, and quantises.
+
+Tokens may come without a batch, (L, d): heads drop it where they run on a single frame. ONNX Runtime puts two copies around each dense layer of more than two
+dimensions, and has a LayerNorm for those that is three times slower.
+"""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openpilot.tools.fair.students.scene import conv, up
@@ -13,14 +18,13 @@ def separable(cin: int, cout: int, k: int = 3) -> nn.Sequential:
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-  """(B, L, d) -> (B, heads, L, d / heads)."""
-  return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
+  """(..., L, d) -> (..., heads, L, d / heads)."""
+  return x.reshape(*x.shape[:-1], heads, -1).transpose(-3, -2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-  """(B, heads, L, d / heads) -> (B, L, d)."""
-  x = x.transpose(1, 2)
-  return x.reshape(x.shape[0], x.shape[1], -1)
+  """(..., heads, L, d / heads) -> (..., L, d)."""
+  return x.transpose(-3, -2).flatten(-2)
 
 
 class Attention(nn.Module):
@@ -32,9 +36,14 @@ class Attention(nn.Module):
     self.q, self.k, self.v, self.out = (nn.Linear(d, d) for _ in range(4))
 
   def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-    """query (B, Q, d), key and value (B, L, d), bias broadcastable to (B, heads, Q, L), added to the logits -> (B, Q, d)."""
-    q, k, v = (split_heads(x, self.heads) for x in (self.q(query) * self.scale, self.k(key), self.v(value)))
-    scores = q @ k.transpose(2, 3)
+    """query (..., Q, d), key and value (..., L, d), bias broadcastable to (..., heads, Q, L), added to the logits -> (..., Q, d)."""
+    if query is key:  # one product for both
+      both = F.linear(query, torch.cat([self.q.weight * self.scale, self.k.weight]), torch.cat([self.q.bias * self.scale, self.k.bias]))
+      q, k = split_heads(both, 2 * self.heads).split(self.heads, dim=-3)
+    else:
+      q, k = split_heads(self.q(query) * self.scale, self.heads), split_heads(self.k(key), self.heads)
+    v = split_heads(self.v(value), self.heads)
+    scores = q @ k.transpose(-2, -1)
     return self.out(merge_heads(torch.softmax(scores if bias is None else scores + bias, dim=-1) @ v))
 
 

@@ -32,14 +32,15 @@ def with_own_numbers(jit: Any, first: int) -> Any:
   for root in (captured._linear, *(t.uop for t in captured.ret.values())):
     for u in root.toposort():
       if u.op is Ops.BUFFER and u not in mine and isinstance(u.device, str):
-        mine[u] = backed(UOp.new_buffer(u.device, u.max_numel(), u.dtype, num=first + len(mine)), buffers.get(u))
+        mine[u] = numbered(u, first + len(mine), buffers.get(u))
   ret = {k: Tensor(t.uop.substitute(mine)) for k, t in captured.ret.items()}
   return rebuilt(jit, captured._linear.substitute(mine, walk=True), ret)
 
 
 def slim(jit: Any) -> Any:
   """The same jit without what kernels were made of (their loops, their source), all weights in one buffer, and what lies between layers as views that are cut
-  already: tinygrad would find each of them by rewriting its expression."""
+  already: tinygrad would find each of them by rewriting its expression.
+  """
   captured = jit.captured
   found = sorted((u for u in captured._linear.toposort() if u.op is Ops.BUFFER and isinstance(u.device, str)), key=lambda u: u.arg.slot)
   number = found[-1].arg.slot + 1
@@ -56,7 +57,7 @@ def slim(jit: Any) -> Any:
       data[at : at + b.nbytes] = b.as_memoryview()
     arena = Buffer(weights[0][1].device, offset, dtypes.uint8, initial_value=bytes(data))
     for u, b, at in weights:
-      done[u] = backed(UOp.new_buffer(b.device, b.size, b.dtype, num=number), arena.view(b.size, b.dtype, at).ensure_allocated())
+      done[u] = numbered(u, number, arena.view(b.size, b.dtype, at).ensure_allocated())
       number += 1
 
   def light(u: UOp) -> UOp:
@@ -69,7 +70,7 @@ def slim(jit: Any) -> Any:
       elif u.op in (Ops.LINEAR, Ops.CALL, Ops.CUSTOM_FUNCTION):
         src = tuple(light(s) for s in src)
       elif u.op in (Ops.BITCAST, Ops.SHRINK) and u.buf_uop.op is Ops.BUFFER and isinstance(u.device, str):
-        done[u] = backed(UOp.new_buffer(u.device, u.max_numel(), u.dtype, num=number), u.buffer)
+        done[u] = numbered(UOp.new_buffer(u.device, u.max_numel(), u.dtype, num=number), number, u.buffer)
         number += 1
         return done[u]
       done[u] = u.replace(src=src)
@@ -95,8 +96,9 @@ def device_programs() -> dict[str, TinyELF]:
   return {f.__name__: do_to_program(f().sink(arg=KernelInfo(f.__name__), tag=1), clang).to_elf() for f in device.prgs}
 
 
-def backed(u: UOp, b: Any) -> UOp:
-  """The BUFFER u, with memory where there is some."""
+def numbered(u: UOp, number: int, b: Any) -> UOp:
+  """The BUFFER u by another number, with memory b where there is some."""
+  new = u.replace(arg=replace(u.arg, slot=number))
   if b is not None:
-    buffers[u] = b.ref(1)
-  return u
+    buffers[new] = b.ref(1)
+  return new

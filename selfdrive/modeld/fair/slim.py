@@ -1,4 +1,4 @@
-"""What a captured tinygrad jit needs to run, and no more: reading it back is most of a start. Imported where tinygrad's settings are in the environment already.
+"""What a captured tinygrad jit needs to run, and no more: reading it was most of a start. Imported where tinygrad's settings are in the environment.
 
 Everything here is checked by who writes the result: read back, it must compute the same bits as the jit that was captured (compile.py).
 """

@@ -65,8 +65,10 @@ def set_flags(target: str) -> None:
 
 
 def read_jit(blob: bytes) -> Any:
-  """An artefact's bytes, which are known to be ours -> the jit. They are two pickles: first the programs that tinygrad's CPU device compiles for itself whenever it
-  is opened, a third of a second's work and a compiler for what no jit of ours calls; so it is given them ready.
+  """An artefact's bytes, which are known to be ours -> the jit.
+
+  They are two pickles. First come the programs that tinygrad's CPU device compiles for itself whenever it is opened: a quarter of a second and a compiler, for
+  what no jit of ours calls. It is given them ready.
   """
   stream = io.BytesIO(blob)
   programs = pickle.load(stream)

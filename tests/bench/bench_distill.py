@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """Training from the label store against the same loop with the live teacher, in turns, in the same run; and the share of a step spent waiting for data.
 
-python tests/bench/bench_distill.py [--student detector-small] [--teacher yolox-nano] [--steps 20]      (needs the shared data's weights and routes)
+python tests/bench/bench_distill.py [--teacher yolox-nano] [--steps 20]      (needs the shared data's weights and routes)
+
+dinov2-small, -base: networks of those sizes with random weights, for which a frame takes as long as with the published ones; nothing is learned from them.
 """
 
 import argparse
+import json
 import shutil
 import tempfile
 import time
@@ -24,17 +27,31 @@ from openpilot.tools.fair.teacher import load_teacher
 DATA = Path(__file__).resolve().parents[3] / "shared/data"
 WEIGHTS = {"yolox-nano": "yolox_nano.onnx", "twinlitenet": "twinlitenet.onnx", "rtmdet-nano-person": "rtmdet_nano_person.onnx"}
 
+DINO = {"dinov2-small": (384, 6), "dinov2-base": (768, 12)}  # width, heads; 12 layers
+
+
+def random_dino(folder: Path, width: int, heads: int) -> Path:
+  """A DINOv2 of the published architecture, in the published format."""
+  import transformers
+
+  transformers.Dinov2Model(transformers.Dinov2Config(hidden_size=width, num_attention_heads=heads, image_size=518, patch_size=14)).save_pretrained(folder)
+  preprocessing = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3, "size": {"shortest_edge": 256}}
+  (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+  return folder
+
 
 def main():
   p = argparse.ArgumentParser()
-  p.add_argument("--student", default="detector-small")
-  p.add_argument("--tasks", default="detector")
-  p.add_argument("--teacher", default="yolox-nano", choices=WEIGHTS)
+  p.add_argument("--student", help="default: detector-small; of DINO's features, depth-small")
+  p.add_argument("--tasks", help="default: detector; features")
+  p.add_argument("--teacher", default="yolox-nano", choices=[*WEIGHTS, *DINO])
   p.add_argument("--steps", type=int, default=20)
   p.add_argument("--rounds", type=int, default=3)
   p.add_argument("--batch", type=int, default=8)
   p.add_argument("--threads", type=int, default=1)
   args = p.parse_args()
+  args.student = args.student or ("depth-small" if args.teacher in DINO else "detector-small")
+  args.tasks = args.tasks or ("features" if args.teacher in DINO else "detector")
   if not DATA.exists():
     print("skipped: the shared data is not here")
     return
@@ -42,9 +59,10 @@ def main():
   cv2.setNumThreads(1)
   root = Path(tempfile.mkdtemp())
   try:
-    teacher = load_teacher(args.teacher, DATA / "weights" / WEIGHTS[args.teacher])
+    weights = random_dino(root / "dino", *DINO[args.teacher]) if args.teacher in DINO else DATA / "weights" / WEIGHTS[args.teacher]
+    teacher = load_teacher(args.teacher, weights)
     views = find_views([str(DATA / "realdata/0000002c--d68dde99ca--1")], None, "qcamera", 1, None)
-    views[0].entries = views[0].entries[:320]
+    views[0].entries = views[0].entries[: args.batch * (args.steps + 1) * 2]
     store = LabelStore(root / "labels", create=True)
     for t in (FrameTeacher(), teacher):
       run_teacher(t, views, store, progress=False)

@@ -65,8 +65,12 @@ class Rig:
 
   def flows(self, service="fairSegmentation"):
     """Until the newest frame's message is there, and valid. Each frame is given time for it: sent on every message, they would stay one ahead for ever."""
+
+    def newest(sm):
+      return sm.updated[service] and sm.valid[service] and sm[service].frameId == self.frame_id
+
     self.sm.update(0)
-    self.until(lambda sm: sm.updated[service] and sm.valid[service] and sm[service].frameId == self.frame_id, f"valid {service} of the newest frame", period=0.3)
+    self.until(newest, f"valid {service} of the newest frame", period=0.3)
 
   def fault(self, text):
     self.until(lambda sm: text in sm["fairState"].fault, f"fault that says '{text}'")

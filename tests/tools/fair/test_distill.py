@@ -1,5 +1,6 @@
 """Data, augmentation and the training loop, on a made-up store: labels move with the picture, a resumed run is the unbroken one, and what is wrong is said."""
 
+import json
 import os
 import pickle
 import shutil
@@ -255,6 +256,20 @@ def test_the_command_from_start_to_new_labels(labels, tmp_path):
   write_store(root, routes=[f"{i:08x}--aaaaaaaaaa" for i in range(3)], checkpoint="b")
   r = command(*base, "--steps", 4)
   assert r.returncode == 0 and "the labels have changed" in r.stdout and "->" in r.stdout and (out / "before.pt").exists(), r.stderr
+
+
+def test_a_live_teacher_of_features(labels, tmp_path, monkeypatch, capsys):
+  """A small DINOv2 of the real architecture labels while the student learns: nothing of it is in the store."""
+  transformers = pytest.importorskip("transformers")
+  config = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=70, patch_size=14)
+  transformers.Dinov2Model(config).save_pretrained(tmp_path / "dino")
+  preprocessing = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3, "size": {"shortest_edge": 256}}
+  (tmp_path / "dino" / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+  live = ["--live-teacher", f"dinov2-small={tmp_path / 'dino'}", "--tasks", "depth,features", "--steps", "2", "--batch", "4", "--eval-every", "2"]
+  monkeypatch.setattr(sys, "argv", ["distill", "--labels", str(labels), "--student", "depth-nano", "--out", str(tmp_path / "run"), *live])
+  assert distill.main() in (0, None)
+  state = load_checkpoint(tmp_path / "run/last.pt")
+  assert state["step"] == 2 and any("dinov2" in t["model"] for t in state["provenance"])
 
 
 @pytest.mark.parametrize(

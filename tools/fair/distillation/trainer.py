@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from openpilot.tools.fair.checkpoint import to_device
 from openpilot.tools.fair.distillation.batch import Batch, Batches
-from openpilot.tools.fair.distillation.data import Clips
+from openpilot.tools.fair.distillation.data import Clips, task_of
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.samples import draw_samples
 from openpilot.tools.fair.students.student import build
@@ -98,7 +98,9 @@ class Run:
     self.chosen = np.linspace(0, len(train) - 1, min(overfit, len(train))).astype(int) if overfit else None
     self.accelerator = Accelerator(mixed_precision=config.precision, log_with=list(trackers) or None, project_dir=str(out))
     torch.manual_seed(config.seed)
-    shape = next((c.labels[0].shape[-3:] for s in train.segments for t, c in s.sources.items() if t == "features"), None)
+    stored = [c.labels[0] for s in train.segments for t, c in s.sources.items() if t == "features"]
+    live = [x for x in (train.live.labels if train.live else ()) if "features" in task_of(x)]
+    shape = next((x.shape[-3:] for x in [*stored, *live]), None)
     student = build(config.student, config.backbone, config.pretrained).to(memory_format=torch.channels_last)  # a quarter less time a step
     model = Distiller(student, config.tasks, config.weights, config.learned_weights, shape)
     if "features" in config.tasks:

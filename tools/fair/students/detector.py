@@ -35,7 +35,7 @@ class SharedAttention(nn.Module):
     self.q, self.out = nn.Linear(d, d), nn.Linear(d, d)
 
   def forward(self, query: Tensor, key: Tensor, value: Tensor, looks: Tensor) -> Tensor:
-    """query (..., Q, d), key (..., heads, d / heads + 4, L), value (..., heads, L, d / heads), looks (..., heads, Q, 4): weights of the place -> (..., Q, d)."""
+    """query (..., Q, d), key (..., heads, d / heads + 4, L), value (..., heads, L, d / heads), looks (..., heads, Q, 4) -> (..., Q, d)."""
     q = torch.cat([split_heads(self.q(query) * self.scale, self.heads), looks], dim=-1)
     return self.out(merge_heads(torch.softmax(q @ key, dim=-1) @ value))
 

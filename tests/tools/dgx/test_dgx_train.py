@@ -17,10 +17,11 @@ from openpilot.tools.dgx.training import train as training
 from openpilot.tools.dgx.training.config import Config, rate
 from openpilot.tools.dgx.training.constants import DESIRE_LEN, FRAME_SHAPE, T_IDXS
 from openpilot.tools.dgx.training.dora import adapter_parameters
-from openpilot.tools.dgx.training.evaluate import compare, drives, errors_of, interval
+from openpilot.tools.dgx.training.evaluate import accelerated, compare, drives, errors_of, interval
 from openpilot.tools.dgx.training.model import load_onnx
-from openpilot.tools.dgx.training.paths import constant_curvature, path_error
-from openpilot.tools.dgx.training.reference import save_reference
+from openpilot.tools.dgx.training.paths import DrivenPath, constant_curvature, path_error
+from openpilot.tools.dgx.training.reference import SPEED_INPUT, save_reference
+from openpilot.tools.dgx.training.reference_turn import SETTLING
 from openpilot.tools.dgx.training.shards import VERSION, DrivingClips, read_dataset, split
 from openpilot.tools.dgx.training.student import Student
 from openpilot.tools.dgx.training.teacher import DrivingTeacher
@@ -312,16 +313,41 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
   assert np.isnan(interval(np.full(3, np.nan), np.zeros(3))).all()
 
 
+@pytest.mark.slow
+def test_a_reference_that_sees_turns_is_trained_whole(data, tmp_path, monkeypatch):
+  words = ["--data", data, "--clip", 2, "--batch-size", 2, "--val-share", 0.5, "--workers", 0, "--epochs", 1, "--full", "--augment", "--reference", "turn"]
+  assert command(monkeypatch, *words, "--output", tmp_path / "o") == 0
+  module = load_onnx(tmp_path / "o" / "reference.onnx")
+  assert [v.name for v in module.inputs][-1] == SPEED_INPUT
+  learned = torch.load(tmp_path / "o" / BEST, weights_only=True)["adapter"]
+  before = dict(module.named_parameters())
+  moved = {k for k, v in learned.items() if not torch.equal(v, before[k])}
+  assert set(learned) == set(before) and len(moved) > 0.5 * len(before)
+
+
 def test_evaluation_compares_on_the_same_frames(data, base):
   clips = drives(data, 4)
   teacher = DrivingTeacher(base, device="cpu")
   errors, blocks = errors_of({"a": teacher, "b": teacher}, clips, 1, progress=False)
-  assert set(errors) == {"constant curvature", "a", "b"} and len(blocks) == len(errors["a"]) == 3 * len(clips)
+  assert set(errors) == {"constant curvature", "and acceleration", "a", "b"} and len(blocks) == len(errors["a"]) == 3 * len(clips)
   result = compare(errors, blocks, "a")
   assert all(v == 0 for row in result["gain"]["b"] for v in row)
   assert result["error"]["constant curvature"][0][0] < 0.01 < result["error"]["a"][0][0]  # arcs: the rival knows all
   with pytest.raises(UserError, match="no 99 steps"):
     drives(data, 99)
+
+
+def test_the_rival_that_accelerates_knows_the_drive_by_its_speeds():
+  """A car on an arc that gains 1.5 m/s^2, less and less: known from the third step on, half after one, not at all before."""
+  t = np.arange(0, 14, 0.2)
+  v = 8 + 1.5 * SETTLING * (1 - np.exp(-t / SETTLING))
+  pose = np.stack([v, *[0 * v] * 4, 0.02 * v], -1)
+  driven = DrivenPath(t, pose[:, :3], pose[:, 3:]).plan(t[:15])
+  plans = {"accelerated": accelerated(pose[:15]), "constant": constant_curvature(pose[:15])}
+  off = {k: path_error(p, driven, 2.0) for k, p in plans.items()}
+  assert (off["accelerated"][2:] < 0.25 * off["constant"][2:]).all()
+  assert off["accelerated"][0] == pytest.approx(off["constant"][0], rel=1e-3) and off["accelerated"][1] < 0.75 * off["constant"][1]
+  assert accelerated(pose[:1]).shape == (1, 33, 15)
 
 
 def test_hardware_says_something():

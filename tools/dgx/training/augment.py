@@ -53,9 +53,10 @@ def light(x: Tensor, r: np.random.Generator) -> Tensor:
   out = np.empty_like(planes)
   for k in range(FRAME_SHAPE[0]):
     np.take(luma if k < 4 else colour, planes[:, k], out=out[:, k])
-  if noise:  # one pattern for the whole clip: drawing it is dear
+  if noise:  # one pattern for the whole clip, since drawing it is dear, but elsewhere in each frame: noise that stands still says that the car does
     pattern = (r.standard_normal(FRAME_SHAPE, np.float32) * np.float32(noise)).astype(np.int16)
-    out = (out + pattern).clip(0, 255).astype(np.uint8)
+    for frame, (dy, dx) in zip(out, r.integers(0, FRAME_SHAPE[1:], (len(out), 2)), strict=True):
+      frame[:] = (frame + np.roll(pattern, (dy, dx), (1, 2))).clip(0, 255)
   return torch.from_numpy(out.reshape(x.shape))
 
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""How far driving models' plans are from the path that the car really drove, after 1, 2 and 3 s, beside the path of constant curvature that needs no network.
+"""How far driving models' plans are from the path that the car really drove, after 1, 2 and 3 s, beside two paths that need no network: of constant curvature,
+and of constant curvature with the acceleration of the last 0.4 s, fading. Both are told the car's true turn rate, which models must see.
 
 python tools/dgx/training/evaluate.py --data DATA MODEL.onnx [MODEL.onnx ...]
 
@@ -20,12 +21,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from openpilot.tools.dgx.training.constants import T_IDXS
 from openpilot.tools.dgx.training.paths import constant_curvature, path_error
+from openpilot.tools.dgx.training.reference_turn import arc
 from openpilot.tools.dgx.training.shards import DrivingClips, read_dataset
 from openpilot.tools.dgx.training.teacher import DrivingTeacher
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import atomic_path
 
+RIVALS = ("constant curvature", "and acceleration")
 SECONDS = (1.0, 2.0, 3.0)
 BLOCK = 50  # steps at 5 Hz
 RESAMPLED = 2000
@@ -52,14 +56,21 @@ def drives(data: Path, length: int) -> DrivingClips:
   return clips
 
 
+def accelerated(pose: np.ndarray) -> np.ndarray:
+  """(T, 6) velocity and turn rates along a clip at 5 Hz -> (T, 33, 15): reference_turn.arc from them. Steps without a past have no acceleration yet."""
+  v, turn = (torch.from_numpy(pose[:, k : k + 1].astype(np.float64)) for k in (0, 5))
+  gains = torch.stack([torch.nn.functional.pad(v[k:] - v[: len(v) - k], (0, 0, k, 0))[: len(v)] / (0.2 * k) for k in (1, 2)])
+  return arc(v, turn, gains.mean(0), torch.tensor(T_IDXS, dtype=torch.float64)).numpy()
+
+
 def errors_of(models: dict[str, DrivingTeacher], clips: DrivingClips, warm: int, progress: bool = True) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """-> {name: (N, len(SECONDS)) metres}, 'constant curvature' among them, and the ten seconds that each lies in. warm: a clip's steps that only fill memory."""
+  """-> {name: (N, len(SECONDS)) metres}, RIVALS among them, and the ten seconds that each lies in. warm: a clip's steps that only fill memory."""
   found: dict[str, list[np.ndarray]] = {}
   blocks: list[np.ndarray] = []
   for i in tqdm(range(len(clips)), desc="evaluate", unit="clip", disable=not progress):
     clip = clips[i]
-    driven, pose = clip["plan"].numpy()[warm:], clip["pose"].numpy()[warm:]
-    plans = {"constant curvature": constant_curvature(pose)}
+    driven, pose = clip["plan"].numpy()[warm:], clip["pose"].numpy()
+    plans = dict(zip(RIVALS, (constant_curvature(pose)[warm:], accelerated(pose)[warm:]), strict=True))
     for name, model in models.items():
       labels = model.label(clip)
       if "plan" not in labels:

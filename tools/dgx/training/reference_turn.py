@@ -23,6 +23,7 @@ SETTLING = 2.0  # s: the acceleration of the moment fades so fast
 SHIFTS = 12  # cells of 4 pixels, either way, that something may have moved between two frames
 # Of the map of (64, 128) cells: rows and columns about the horizon that every camera fills, of the narrow and of the wide view
 WINDOWS = {"img": (slice(0, 24), slice(0, 128)), "big_img": (slice(20, 52), slice(20, 108))}
+FOCAL = {"img": 910.0, "big_img": 455.0}  # pixels
 HEADING = 1.5  # rad, half of the turn beyond which a path is not followed
 
 
@@ -35,30 +36,46 @@ def correlate(a: Tensor, b: Tensor, reach: int) -> Tensor:
   return flat.reshape(n, h, w, wide + 1)[..., : 2 * reach + 1].permute(0, 3, 1, 2)
 
 
+def local(y: Tensor) -> Tensor:
+  """(B, C, H, W) brightness -> the same about its surroundings' mean, in units of their contrast: by night as by day."""
+  d = y - F.avg_pool2d(y, (5, 9), 1, (2, 4))
+  contrast = F.avg_pool2d((d * d).mean(1, keepdim=True), (5, 9), 1, (2, 4))
+  return d / torch.sqrt(contrast + 9.0)
+
+
 class Shift(nn.Module):
-  """One view's pair of frames -> (B, size): how far what is near the horizon moved sideways, which is what turning does."""
+  """One view's pair of frames -> the turn rate (B, 1) rad/s that best explains how what is near the horizon moved sideways, and what else is seen (B, size)."""
 
   def __init__(self, view: str, size: int):
     super().__init__()
     self.rows, self.columns = WINDOWS[view]
-    self.look = nn.Conv2d(FRAME_SHAPE[0], 16, 3, 2, 1)
-    self.find = nn.Conv2d(16, 16, 3, (2, 1), 1)  # sideways shifts want fine columns, not rows
-    self.read = nn.Conv2d(2 * SHIFTS + 1, 32, 1)
-    self.join = nn.Conv2d(32, 32, 3, 2, 1)
-    cells = (self.rows.stop - self.rows.start) // 8 * ((self.columns.stop - self.columns.start) // 8)
-    self.pool = nn.AvgPool2d((2, 4))
-    self.out = nn.Linear(32 * cells, size)
+    h, w = self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+    self.look = nn.Conv2d(4, 16, 3, 2, 1, bias=False)
+    self.gate = nn.Conv2d(2 * SHIFTS + 1, 1, 1)  # which cells to believe
+    self.read = nn.Conv2d(2 * SHIFTS + 1, 24, 1)
+    self.join = nn.Conv2d(24, 24, 3, 2, 1)
+    self.pool = nn.AvgPool2d(4)
+    self.out = nn.Linear(24 * (h // 8) * (w // 8), size)
+    nn.init.zeros_(self.gate.weight)
+    nn.init.zeros_(self.gate.bias)
+    self.sure = nn.Parameter(torch.tensor(6.0))
+    shifts = torch.arange(-SHIFTS, SHIFTS + 1.0)
+    self.rates = nn.Buffer(shifts / (FOCAL[view] / 4 * 0.2))  # a cell is 4 pixels of the view, the frames are 0.2 s apart
+    self.share = nn.Buffer((w - shifts.abs()) / w)  # of the cells that have a partner
 
   def seen(self, frame: Tensor) -> Tensor:
     r, c = self.rows, self.columns
-    x = frame[:, :, 2 * r.start : 2 * r.stop, 2 * c.start : 2 * c.stop]
-    y = self.find(F.elu(self.look(x)))
+    y = self.look(local(frame[:, :4, 2 * r.start : 2 * r.stop, 2 * c.start : 2 * c.stop]))
     return y / torch.sqrt((y * y).sum(1, keepdim=True) + 1e-3)
 
-  def forward(self, pair: Tensor) -> Tensor:
-    before, now = self.seen(pair[:, : FRAME_SHAPE[0]]), self.seen(pair[:, FRAME_SHAPE[0] :])
-    x = F.elu(self.read(4 * correlate(now, before, SHIFTS)))
-    return F.elu(self.out(self.pool(F.elu(self.join(x))).flatten(1)))
+  def forward(self, pair: Tensor) -> tuple[Tensor, Tensor]:
+    alike = correlate(self.seen(pair[:, FRAME_SHAPE[0] :]), self.seen(pair[:, : FRAME_SHAPE[0]]), SHIFTS)
+    gate = torch.sigmoid(self.gate(4 * alike))
+    profile = (alike * gate).mean((2, 3)) / self.share
+    profile = profile - profile.mean(1, keepdim=True)
+    profile = profile / torch.sqrt((profile * profile).mean(1, keepdim=True) + 1e-8)
+    rate = (torch.softmax(self.sure * profile, 1) * self.rates).sum(1, keepdim=True)
+    return rate, F.elu(self.out(self.pool(F.elu(self.join(F.elu(self.read(4 * alike))))).flatten(1)))
 
 
 class Road(nn.Module):
@@ -72,7 +89,7 @@ class Road(nn.Module):
     self.features = nn.Linear(48 * 4 * 8, size)
 
   def forward(self, narrow: Tensor, wide: Tensor, more: Tensor) -> Tensor:
-    x = self.blocks(F.elu(self.stem(torch.cat([narrow, wide], 1))))
+    x = self.blocks(F.elu(self.stem(torch.cat([narrow, wide], 1) * (1 / 64) - 2.0)))
     return torch.tanh(self.features(F.elu(self.squeeze(x)).flatten(1)) + more)
 
 
@@ -107,7 +124,7 @@ class TurnDriving(nn.Module):
       super().__init__()
       self.road, self.temporal = Road(FEATURE_LEN - TOLD), Temporal(REACH)
       self.narrow, self.wide = Shift("img", 64), Shift("big_img", 64)
-      self.turn = Head(128 + 1, 1, 64)
+      self.turn = Head(128 + 3, 2, 64)
       self.trend = nn.Linear(REACH, 1, bias=False)
       self.speed = nn.Linear(2, FEATURE_LEN - TOLD)
       self.wanted = nn.Linear(DESIRE_HISTORY * DESIRE_LEN + TRAFFIC_CONVENTION_LEN + ACTION_T_LEN, 64)
@@ -117,7 +134,7 @@ class TurnDriving(nn.Module):
       self.heads = nn.ModuleDict({n: Head(inside[n], size, width.get(n, 64)) for n, size in OUTPUT_SIZES.items() if n != "hidden_state"})
       with torch.no_grad():  # what is not learned yet shall not hide what is known
         self.trend.weight.copy_(torch.tensor([[0.5, 0.5, *[0.0] * (REACH - 2)]]))
-        for head in (self.heads["plan"], self.heads["pose"]):
+        for head in (self.heads["plan"], self.heads["pose"], self.turn):
           head.out.weight.mul_(0.2)
     offset, scale, per_offset, per_scale = speed_prior(*prior())
     plan, pose = output_slices()["plan"].start, output_slices()["pose"].start
@@ -131,9 +148,12 @@ class TurnDriving(nn.Module):
 
   def forward(self, img: Tensor, big_img: Tensor, desire_pulse: Tensor, traffic_convention: Tensor, action_t: Tensor, features_buffer: Tensor,
               lateral_control_params: Tensor) -> Tensor:
-    narrow, wide = (x.to(self.offset.dtype) * (1 / 64) - 2.0 for x in (img, big_img))
     v = lateral_control_params[:, :1]
-    turn = 0.1 * self.turn(torch.cat([self.narrow(narrow), self.wide(wide), v / SPEED], 1))
+    narrow, wide = (x.to(self.offset.dtype) for x in (img, big_img))
+    (near, near_seen), (far, far_seen) = self.narrow(narrow), self.wide(wide)  # the narrow view is finer, the wide one sees faster turns
+    mixed = self.turn(torch.cat([near_seen, far_seen, v / SPEED, 5 * near, 5 * far], 1))
+    share = torch.sigmoid(mixed[:, 1:] - 1)
+    turn = share * near + (1 - share) * far + 0.1 * mixed[:, :1]
     past = features_buffer[:, -REACH:]
     told = past[:, :, -TOLD:].flip(1)  # (B, REACH, TOLD): the moment before first
     trends = told[:, :, 0] * (v - 20 * told[:, :, 1]) / self.ago

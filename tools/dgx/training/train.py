@@ -320,8 +320,7 @@ def main() -> None:
   base = p.add_mutually_exclusive_group()
   base.add_argument("--base", type=Path, metavar="MODEL.onnx", help="openpilot's driving model, or its policy with --vision")
   base.add_argument("--reference", nargs="?", const="plain", choices=("plain", "speed", "turn"),
-                    help="a small network of the same interface, for those who have no weights; the default without --base. speed: it is told the car's, too; "
-                    "turn: it starts from that speed and the turn rate that it sees")
+                    help="a small network of openpilot's interface, the default without --base. speed: told the car's too; turn: that, and it sees turns")
   p.add_argument("--vision", type=Path, help="the network that makes a policy's features; it stays as it is")
   p.add_argument("--teacher", type=Path, nargs="+", metavar="ONNX", help="a driving model, or vision and policy, whose outputs are learned")
   p.add_argument("--output", type=Path, default=Path("."))

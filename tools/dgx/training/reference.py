@@ -172,7 +172,8 @@ def sample_inputs(batch: int = 1, seed: int = 0, speed: bool = False) -> dict[st
 
 
 def save_reference(path: str | Path, model: nn.Module | None = None, seed: int = 0, speed: bool = False) -> Path:
-  """Writes a ReferenceDriving (a fresh one of `seed` if none is given), or a network of the same inputs and outputs, as openpilot writes its model: ONNX with batch 1 and output_slices metadata."""
+  """Writes a ReferenceDriving (a fresh one of `seed` if none is given), or another network of its inputs and outputs, as openpilot writes its model: ONNX with
+  batch 1 and output_slices metadata."""
   path = Path(path)
   model = (model if model is not None else ReferenceDriving(seed, speed)).eval()
   device = next(model.parameters()).device

@@ -146,6 +146,18 @@ def test_recurrent_layers(kind, directions):
   agree(written, {"x": x, "h": h})
 
 
+def test_a_constant_that_exporters_shared_is_written_for_those_that_stayed_too():
+  """Exporters write equal constants once, and an Identity for each other place. One place learns; the other computes what it did."""
+  nodes = [helper.make_node("Identity", ["one"], ["same"]), helper.make_node("Mul", ["x", "one"], ["a"]), node("Add", ["a", "same"])]
+  module = agree(graph(nodes, {"x": f(2, 4)}, {"one": np.ones(4, np.float32)}), {"x": f(2, 4)})
+  with torch.no_grad():
+    next(iter(module.parameters())).mul_(3)
+  x = f(2, 4)
+  (got,) = session(module.to_onnx()).run(None, {"x": x})
+  np.testing.assert_allclose(got, 3 * x + 1, atol=1e-6)
+  np.testing.assert_allclose(module(x=torch.from_numpy(x))["y"].detach().numpy(), got, atol=1e-6)
+
+
 def test_what_is_not_known_is_named():
   x = f(1, 8)
   odd = [helper.make_node("Hardmax", ["x"], ["a"]), helper.make_node("NonZero", ["a"], ["b"]), node("FusedGemm", ["x"], domain="com.microsoft")]

@@ -289,6 +289,13 @@ class OnnxModule(nn.Module):
       value = self.values_[key].detach().cpu()
       if not torch.equal(value, self._known[name]):
         new[name] = value
+    for n in graph.node:  # what was computed from a constant that has changed since, and stayed: exporters share equal constants by Identity
+      moved = [i for i in n.input if i in new and i in self._known]
+      if moved and all(i in self._known for i in n.input if i) and all(o in self._known for o in n.output):
+        kind = next((a.i for a in n.attribute if a.name == "to"), dtypes.get(moved[0], onnx.TensorProto.FLOAT))
+        for o in n.output:
+          if o not in new and self._known[o].dtype in FLOATS:
+            new[o], dtypes[o] = self._known[o], kind
     folded = [n for n in graph.node if set(n.output) & set(new)]
     for n in folded:  # a constant that the graph computes from others is now one of its own
       graph.node.remove(n)

@@ -125,8 +125,8 @@ class LaneTracker:
     Returns the lines that have points, nearest to the car first.
     """
     used = self.mask[0] > 0
-    self.points[0][used] = found.points[used]
-    visibility = np.where(used, found.visibility, 0).astype(np.float32)
+    np.copyto(self.points[0], found.points, where=used[:, None])
+    visibility = np.where(used, found.visibility, 0).astype(np.float32, copy=False)
     self.hidden = np.where(visibility >= VISIBLE, 0, self.hidden + dt)
     road = ground.road(self.points[0])
     h, w = self.view

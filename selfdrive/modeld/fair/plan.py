@@ -21,6 +21,7 @@ class Plan:
   heads: dict[str, dict[str, dict[str, Any]]]  # head -> part -> entry of the output
   inputs: dict[str, np.ndarray] = field(default_factory=dict)  # all but the frame: the same arrays at every call
   slots: LaneTracker | None = None
+  rare: frozenset[str] = frozenset()  # heads that do not have their turn at every run
   last_frame: int | None = None
   runs: int = 0
   owed: bool = False  # its turn came and the budget had no room for it: it is the first of the next frame
@@ -96,7 +97,8 @@ def plan_inputs(where: str, plan: Plan) -> None:
 def make_plan(where: str, graph: dict[str, Any]) -> Plan:
   """where: what a BundleError begins with; graph: its entry in the manifest. Raises BundleError where this runtime cannot run it."""
   plan_turns(where, graph)
-  plan = Plan(graph, plan_heads(where, graph))
+  heads = plan_heads(where, graph)
+  plan = Plan(graph, heads, rare=frozenset(name for name, specs in heads.items() if any(s.get("period", 1) > 1 for s in specs.values())))
   plan_inputs(where, plan)
   return plan
 

@@ -1,6 +1,7 @@
 """Physical quantities to fair* messages, and back."""
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,8 @@ class Stamp:
 
 
 def _message(service: str, stamp: Stamp) -> tuple[Any, Any]:
-  msg = messaging.new_message(service, valid=stamp.valid)
-  m = getattr(msg, service)
+  msg = messaging.new_message(None, valid=stamp.valid)
+  m = msg.init(service)
   m.frameId, m.timestampEof, m.bundle, m.modelExecutionTime = stamp.frame_id, stamp.timestamp_eof, stamp.bundle, stamp.execution_time
   return msg, m
 
@@ -78,12 +79,12 @@ def objects_message(tracked: Tracked | None, stamp: Stamp) -> tuple[str, Any]:
     masks = tracked.masks[tracked.mask_of[with_mask]]
     h, w = masks.shape[1:]
     room = size_limit("fairObjects") // 2   # the rest of 96 objects is 20 kB; masks are the first to go
-    for i, text, some in zip(with_mask.tolist(), encode_masks(masks), masks.any((1, 2)).tolist(), strict=True):
+    for i, text, some in zip(with_mask.tolist(), encode_masks(masks), masks.reshape(len(masks), h * w).any(1).tolist(), strict=True):
       if some and len(text) <= room:
         texts[i], room = text, room - len(text)
   known = np.isfinite(tracked.position).all(1).tolist()
   columns = (tracked.ids, tracked.class_ids, tracked.scores, tracked.boxes, tracked.ages, tracked.occluded, tracked.visibility,
-             tracked.position, tracked.position_std, np.nan_to_num(tracked.depth))
+             tracked.position, tracked.position_std, np.where(tracked.depth == tracked.depth, tracked.depth, 0))
   rows = zip(m.init("objects", len(texts)), texts, known, *(c.tolist() for c in columns), strict=True)
   for o, text, where, track, cls, score, box, age, occluded, visibility, position, std, depth in rows:
     o.trackId, o.classId, o.prob, o.box, o.age, o.occluded, o.visibility, o.depth = track, cls, score, box, age, occluded, visibility, depth
@@ -98,8 +99,8 @@ def lanes_message(lines: list[Line], stamp: Stamp) -> tuple[str, Any]:
   msg, m = _message("fairLanes", stamp)
   for entry, line in zip(m.init("lines", len(lines)), lines, strict=True):
     entry.lineId, entry.prob, entry.kind, entry.fit = line.line_id, line.prob, line.kind, line.fit.tolist()
-    entry.x, entry.y, entry.visibility = line.points[:, 0].tolist(), line.points[:, 1].tolist(), line.visibility.tolist()
-    entry.roadX, entry.roadY, entry.roadZ = (line.road[:, k].tolist() for k in range(3))
+    (entry.x, entry.y), entry.visibility = line.points.T.tolist(), line.visibility.tolist()
+    entry.roadX, entry.roadY, entry.roadZ = line.road.T.tolist()
     if line.depth is not None:
       entry.depth = line.depth.tolist()
   return "fairLanes", msg
@@ -112,6 +113,7 @@ PUBLISH: dict[str, Callable[[Any, Stamp], tuple[str, Any] | None]] = {
 SERVICES = ("fairDepth", "fairObjects", "fairSegmentation", "fairLanes", "fairFeatures", "fairState")
 
 
+@cache
 def period(service: str) -> int:
   """Frames between two messages of a service; fewer come where the manifest gives a head fewer turns."""
   return max(1, round(CAMERA_RATE / SERVICE_LIST[service].frequency))

@@ -1,5 +1,6 @@
 """Identities: detections of each frame to tracks that live on through occlusion, and where on the road they are. Equal input gives equal output."""
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -50,7 +51,7 @@ TRACK_FIELDS = ("ids", "class_ids", "scores", "boxes", "ages", "occluded", "visi
 
 def merge(found: list[Detections], classes: list[str]) -> Detections:
   """Detections of several heads as one, classes renumbered: where two of one class are the same thing, the earlier head's stays, with the better score."""
-  ids = [np.array([classes.index(c) for c in d.classes], np.int64)[d.class_ids] for d in found]
+  ids = [renumbering(tuple(d.classes), tuple(classes))[d.class_ids] for d in found]
   if len(found) == 1:
     d = found[0]
     return Detections(classes, d.boxes, d.scores, ids[0], d.masks, d.embed)
@@ -68,12 +69,17 @@ def merge(found: list[Detections], classes: list[str]) -> Detections:
   n = len(first.boxes)
   mine = at < n   # what the others found has neither mask nor embedding: empty, zero
   if first.masks is not None:
-    masks = np.zeros((len(at), *first.masks.shape[1:]), bool)
-    masks[mine] = first.masks[at[mine]]
+    masks = first.masks.take(at, 0, mode="clip") if n else np.zeros((len(at), *first.masks.shape[1:]), bool)
+    masks[~mine] = False
   if first.embed is not None:
-    embed = np.zeros((len(at), first.embed.shape[1]), np.float32)
-    embed[mine] = first.embed[at[mine]]
+    embed = first.embed.take(at, 0, mode="clip") if n else np.zeros((len(at), first.embed.shape[1]), np.float32)
+    embed[~mine] = 0
   return Detections(classes, np.concatenate([d.boxes for d in found])[at], score[order], np.concatenate(ids)[at], masks, embed)
+
+
+@cache
+def renumbering(theirs: tuple[str, ...], mine: tuple[str, ...]) -> np.ndarray:
+  return np.array([mine.index(c) for c in theirs], np.int64)
 
 
 def pack(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

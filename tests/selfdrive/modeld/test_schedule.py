@@ -13,6 +13,7 @@ from fair_bundle import lanes_graph, manifest, objects_graph, write_bundle, writ
 from openpilot.cereal.visionipc import nv12_info
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
 from openpilot.selfdrive.modeld.fair.model import FairModel
+from openpilot.selfdrive.modeld.fair.plan import make_plan
 from openpilot.selfdrive.modeld.fair.schedule import CAMERA_RATE, HEAT, JUMPED, REORDERED, FrameSchedule, Verdict
 
 W, H = 1344, 760
@@ -147,7 +148,9 @@ def test_phases_spread_heavy_graphs_over_frames(tmp_path):
 
 def test_heads_have_turns_of_their_own(tmp_path):
   model, _ = rig(tmp_path, [0.01])
-  model.plans[0].heads["segmentation"]["segmentation"].update(period=3, phase=1)
+  graph = model.plans[0].graph
+  graph["outputs"][1].update(period=3, phase=1)
+  model.plans[0] = make_plan("here", graph)
   assert ["fairSegmentation" in dict(frame(model, t)) for t in range(6)] == [False, True, False] * 2
   assert model.stats["g0"].runs == 6
 

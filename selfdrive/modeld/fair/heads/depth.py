@@ -35,8 +35,11 @@ def map_valid(valid: np.ndarray, h: int, w: int) -> np.ndarray:
 def decode(raw: np.ndarray, spec: dict[str, Any], valid: np.ndarray) -> Depth:
   """raw: (1, 1, H, W) float; parameters: activation 'exp' (raw is the logarithm) or 'none', metric. valid: (256, 512) bool."""
   parameters = spec.get("parameters", {})
-  z = raw[0, 0].astype(np.float32, copy=True)
+  z = raw[0, 0].astype(np.float32, copy=False)
   if parameters.get("activation", "none") == "exp":
-    np.exp(np.minimum(z, 11., out=z), out=z)   # e^11 m is far enough; more would overflow float16
+    z = np.minimum(z, 11.)   # e^11 m is far enough; more would overflow float16
+    np.exp(z, out=z)
+  else:
+    z = z.copy()   # raw is the graph's, and written again
   z[~map_valid(valid, *z.shape)] = np.nan
   return Depth(z, bool(parameters.get("metric", False)))

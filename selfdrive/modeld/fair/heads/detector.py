@@ -19,11 +19,11 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
   centre = boxes[at, :2] * size - 0.5
   inside = ((centre > -0.5) & (centre < size - 0.5)).all(1)   # False for nan
   at, centre = at[inside], centre[inside]
-  px = np.clip(np.round(centre).astype(int), 0, size.astype(int) - 1)
+  px = np.rint(centre).astype(int)   # in the view, as the centres are
   ok = valid[px[:, 1], px[:, 0]]
   at, centre = at[ok], centre[ok]
   order = np.argsort(-top[at], kind="stable")[:MAX_OBJECTS]
   at, centre = at[order], centre[order]
   half = np.maximum(boxes[at, 2:], 0) * size / 2
-  found = np.clip(np.concatenate([centre - half, centre + half], axis=1), -0.5, np.concatenate([size, size]) - 0.5).astype(np.float32)
+  found = np.minimum(np.maximum(np.concatenate([centre - half, centre + half], axis=1), -0.5), np.concatenate([size, size]) - 0.5).astype(np.float32)
   return Detections(list(specs["logits"]["classes"]), found, sigmoid(top[at]).astype(np.float32), best[at], None, None)

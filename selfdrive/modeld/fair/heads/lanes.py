@@ -28,8 +28,8 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
   h, w = valid.shape
   with np.errstate(invalid="ignore"):
     inside = ((points > -0.5) & (points < np.array([w, h]) - 0.5)).all(1)
-    px = np.where(inside[:, None], np.round(points), 0).astype(int)
-  inside &= valid[px[:, 1].clip(0, h - 1), px[:, 0].clip(0, w - 1)]
+    px = np.where(inside[:, None], np.rint(points), 0).astype(int)
+  inside &= valid[px[:, 1], px[:, 0]]
   return LanePoints(points, np.where(inside, sigmoid(raw["visible"][0]), 0).astype(np.float32))
 
 

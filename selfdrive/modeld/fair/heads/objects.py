@@ -1,5 +1,6 @@
 """Objects: boxes, classes, masks and identity embeddings from a centre-based student."""
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,10 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-  return 1 / (1 + np.exp(-np.clip(x, -60, 60)))
+  return 1 / (1 + np.exp(-np.minimum(np.maximum(x, -60), 60)))
 
 
+@cache
 def logit(p: float) -> float:
   p = min(max(p, 1e-6), 1 - 1e-6)
   return float(np.log(p / (1 - p)))
@@ -47,9 +49,11 @@ def logit(p: float) -> float:
 
 def peaks(heat: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
   """(K, h, w) logits -> class, row, column and logit of every cell over `floor` that none of its eight neighbours of the same class exceeds; best first."""
-  k, i, j = np.nonzero(heat >= floor)   # few: the neighbours are looked up for these only
-  own = heat[k, i, j]
   _, h, w = heat.shape
+  at = (heat.reshape(-1) >= floor).nonzero()[0]   # few: the neighbours are looked up for these only
+  own = heat.reshape(-1)[at]
+  k, i = np.divmod(at, h * w)
+  i, j = np.divmod(i, w)
   rows, columns = (np.minimum(np.maximum(x + NEAR, 0), most - 1) for x, most in ((i, h), (j, w)))   # (3, n)
   at = np.flatnonzero(own >= heat[k, rows[:, None], columns].max(axis=(0, 1)))
   at = at[np.argsort(-own[at], kind="stable")]
@@ -70,7 +74,7 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
   centre = np.stack([(j + 0.5) * (view_w / w) - 0.5, (i + 0.5) * (view_h / h) - 0.5], axis=1).astype(np.float32)
   reach = np.maximum(raw["box"][0][:, i, j].T, 0)
   boxes = np.concatenate([centre - reach[:, :2], centre + reach[:, 2:]], axis=1)
-  np.clip(boxes, -0.5, np.array([view_w, view_h, view_w, view_h], np.float32) - 0.5, out=boxes)
+  np.minimum(np.maximum(boxes, -0.5), np.array([view_w, view_h, view_w, view_h], np.float32) - 0.5, out=boxes)
   # A large object may peak twice, two cells apart, and one that could be of two classes peaks in both maps. Only neighbours with nearly the same box are such
   # twins: cars one behind the other overlap as much, but their centres are further apart, and a suppression by overlap alone would lose the occluded one.
   twin = (box_iou(boxes, boxes) > SAME_IOU) & (np.abs(i[:, None] - i) <= SAME_CELLS) & (np.abs(j[:, None] - j) <= SAME_CELLS)
@@ -78,21 +82,28 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
   for a in np.flatnonzero(twin.sum(1) > 1):
     if keep[a]:
       keep[a + 1:] &= ~twin[a, a + 1:]
-  c, i, j, score, boxes = (x[keep] for x in (c, i, j, score, boxes))
+  if not keep.all():
+    c, i, j, score, boxes = (x[keep] for x in (c, i, j, score, boxes))
   masks = embed = None
   if "coef" in raw:
     masks = decode_masks(raw["coef"][0][:, i, j].T, raw["proto"][0], boxes, (view_h, view_w))
   if "embed" in raw:
     embed = raw["embed"][0][:, i, j].T.astype(np.float32)
-    embed = embed / np.maximum(np.linalg.norm(embed, axis=1, keepdims=True), 1e-6)
+    embed = embed / np.maximum(np.sqrt((embed * embed).sum(1, keepdims=True)), 1e-6)
   return Detections(list(specs["heat"]["classes"]), boxes, sigmoid(score).astype(np.float32), c, masks, embed)
 
 
 def decode_masks(coef: np.ndarray, proto: np.ndarray, boxes: np.ndarray, view: tuple[int, int]) -> np.ndarray:
   """coef (M, P), proto (P, H, W), boxes (M, 4) view pixels -> (M, H, W) bool: sum of coef times proto over 0, at map pixels whose centre lies in the box."""
   p, h, w = proto.shape
-  masks = (np.ascontiguousarray(coef) @ proto.reshape(p, h * w)).reshape(len(coef), h, w) > 0
+  masks = np.zeros((len(coef), h, w), bool)
   x, y = (np.arange(w) + 0.5) * (view[1] / w) - 0.5, (np.arange(h) + 0.5) * (view[0] / h) - 0.5
-  masks &= ((x >= boxes[:, 0:1]) & (x <= boxes[:, 2:3]))[:, None, :]
-  masks &= ((y >= boxes[:, 1:2]) & (y <= boxes[:, 3:4]))[:, :, None]
+  high = (y >= boxes[:, 1:2]) & (y <= boxes[:, 3:4])
+  rows = high.any(0).nonzero()[0]
+  if len(rows):   # from the highest box's upper edge to the lowest one's lower edge: often half of the map
+    a, b = int(rows[0]), int(rows[-1]) + 1
+    part = masks[:, a:b]
+    np.greater((np.ascontiguousarray(coef) @ proto.reshape(p, h * w)[:, a * w : b * w]).reshape(part.shape), 0, out=part)
+    part &= ((x >= boxes[:, 0:1]) & (x <= boxes[:, 2:3]))[:, None, :]
+    part &= high[:, a:b, None]
   return masks

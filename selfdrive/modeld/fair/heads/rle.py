@@ -6,16 +6,19 @@ CHUNKS = 7   # five bits each: enough for any 32-bit difference
 
 def encode_masks(masks: np.ndarray) -> list[str]:
   """(M, H, W) bool -> M strings: runs down the columns, beginning with one of False, each after the second less the one two before, base 32 from '0' up."""
-  m = len(masks)
+  m, h, w = masks.shape
   if not m:
     return []
-  flat = np.ascontiguousarray(masks.transpose(0, 2, 1)).reshape(m, -1)
-  size = flat.shape[1]
-  edges = np.empty((m, size), bool)   # where a run begins; the first begins with False
-  edges[:, 0] = flat[:, 0]
-  np.not_equal(flat[:, 1:], flat[:, :-1], out=edges[:, 1:])
-  at = np.flatnonzero(edges)
-  row = at // size
+  size = h * w
+  edges = np.empty((m, h, w), bool)   # where a run begins; the first begins with False
+  np.not_equal(masks[:, 1:], masks[:, :-1], out=edges[:, 1:])
+  np.not_equal(masks[:, 0, 1:], masks[:, -1, :-1], out=edges[:, 0, 1:])
+  edges[:, 0, 0] = masks[:, 0, 0]
+  at = edges.reshape(-1).nonzero()[0]
+  row, i = np.divmod(at, size)
+  i, j = np.divmod(i, w)
+  at = row * size + j * h + i   # down the columns. They are few: putting them in order takes less than turning the masks
+  at.sort()
   per = np.bincount(row, minlength=m) + 1          # runs of each mask
   last = np.cumsum(per) - 1                        # index of each mask's last run
   first = last - per + 1
@@ -24,14 +27,16 @@ def encode_masks(masks: np.ndarray) -> list[str]:
   inner = np.ones(len(ends), bool)
   inner[last] = False
   ends[inner] = at - row * size
-  counts = np.diff(ends, prepend=0)
+  counts = ends.copy()
+  counts[1:] -= ends[:-1]
   counts[first] = ends[first]
   delta = counts.copy()
   rank = np.arange(len(ends)) - np.repeat(first, per)
-  later = np.flatnonzero(rank > 2)
+  later = (rank > 2).nonzero()[0]
   delta[later] -= counts[later - 2]
   # little end first, bit 5 says that more follow; the sign is bit 4 of the last
-  parts = delta[:, None] >> (5 * np.arange(CHUNKS))
+  chunks = (int(np.abs(delta).max()).bit_length() + 5) // 5   # with the sign
+  parts = delta[:, None] >> (5 * np.arange(chunks))
   rest = parts >> 5
   more = np.where(parts & 0x10, rest != -1, rest != 0)
   chars = ((parts & 0x1f) | (more << 5)).astype(np.uint8) + 48

@@ -44,6 +44,11 @@ class DepthScale:
   def known(self) -> bool:
     return self.var < MAX_STD ** 2
 
+  @property
+  def listens(self) -> bool:
+    """Whether points can say anything of this frame: its depth is there, and not metres already."""
+    return self.relative is not None
+
   def drive(self, timestamp: int, speed: float | None) -> None:
     """A frame of timestamp, ns, with the car's speed, m/s, None where nobody tells it: then points say nothing."""
     dt = 0.0 if self.last is None else (timestamp - self.last) * 1e-9

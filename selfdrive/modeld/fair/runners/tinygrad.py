@@ -78,7 +78,7 @@ def read_jit(blob: bytes) -> Any:
 
     compile_one: Any = ops_cpu.do_to_program
     try:
-      ops_cpu.do_to_program = lambda ast, renderer: SimpleNamespace(to_elf=lambda: programs[ast.arg.name])  # type: ignore[assignment, return-value]
+      ops_cpu.do_to_program = lambda ast, renderer: SimpleNamespace(to_elf=lambda: programs[ast.arg.name])
       Device["CPU"]
     finally:
       ops_cpu.do_to_program = compile_one

@@ -56,8 +56,9 @@ class Shift(nn.Module):
     self.join = nn.Conv2d(24, 24, 3, 2, 1)
     self.pool = nn.AvgPool2d(4)
     self.out = nn.Linear(24 * (h // 8) * (w // 8), size)
-    nn.init.zeros_(self.gate.weight)
-    nn.init.zeros_(self.gate.bias)
+    with torch.no_grad():  # all alike at first
+      for p in self.gate.parameters():
+        p.zero_()
     self.sure = nn.Parameter(torch.tensor(6.0))
     shifts = torch.arange(-SHIFTS, SHIFTS + 1.0)
     self.rates = nn.Buffer(shifts / (FOCAL[view] / 4 * 0.2))  # a cell is 4 pixels of the view, the frames are 0.2 s apart
@@ -134,8 +135,8 @@ class TurnDriving(nn.Module):
       self.heads = nn.ModuleDict({n: Head(inside[n], size, width.get(n, 64)) for n, size in OUTPUT_SIZES.items() if n != "hidden_state"})
       with torch.no_grad():  # what is not learned yet shall not hide what is known
         self.trend.weight.copy_(torch.tensor([[0.5, 0.5, *[0.0] * (REACH - 2)]]))
-        for head in (self.heads["plan"], self.heads["pose"], self.turn):
-          head.out.weight.mul_(0.2)
+        for weight in (self.heads.get_parameter("plan.out.weight"), self.heads.get_parameter("pose.out.weight"), self.turn.out.weight):
+          weight.mul_(0.2)
     offset, scale, per_offset, per_scale = speed_prior(*prior())
     plan, pose = output_slices()["plan"].start, output_slices()["pose"].start
     offset[plan : plan + IDX_N * PLAN_WIDTH] = 0.0  # arc() says it

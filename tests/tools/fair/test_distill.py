@@ -311,7 +311,7 @@ def test_a_student_is_put_together_from_two(labels, tmp_path):
   for r, name in ((first, "a"), (second, "b")):
     r.save("best.pt")
     assert (tmp_path / name / "best.pt").exists()
-  state = distill.initial([str(tmp_path / "a"), f"{tmp_path / 'b'}:lanes"])
+  state = distill.initial([str(tmp_path / "a"), f"{tmp_path / 'b'}:lanes"], first.train)
   for k, v in state["ema"].items():
     assert torch.equal(v, (second if ".lanes." in k else first).ema.state_dict()[k])
   third = run(labels, tmp_path / "c", config(seed=3))
@@ -322,9 +322,9 @@ def test_a_student_is_put_together_from_two(labels, tmp_path):
   again.load(load_checkpoint(tmp_path / "c/last.pt"))
   assert again.provenance() == third.provenance()
   with pytest.raises(UserError, match=r"no part 'wheels'; it has .*lanes"):
-    distill.initial([f"{tmp_path / 'a'}:wheels"])
+    distill.initial([f"{tmp_path / 'a'}:wheels"], first.train)
   with pytest.raises(UserError, match="nowhere"):
-    distill.initial([str(tmp_path / "nowhere")])
+    distill.initial([str(tmp_path / "nowhere")], first.train)
 
 
 def test_a_pickle_with_code_is_not_opened(tmp_path, monkeypatch):

@@ -20,12 +20,14 @@ import numpy as np
 import torch
 import yaml
 
+from openpilot.selfdrive.modeld.fair.bundle import BundleError
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.tools.fair.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation.data import TASKS, Clips, task_of
 from openpilot.tools.fair.distillation.distiller import LEARNS
 from openpilot.tools.fair.distillation.trainer import Config, Run, Stage
 from openpilot.tools.fair.labels.store import LabelStore
+from openpilot.tools.fair.students.onnx_import import bundle_state
 from openpilot.tools.fair.students.student import BACKBONES, STUDENTS
 from openpilot.tools.fair.teacher import check_licence, load_teacher
 from openpilot.tools.lib.errors import UserError, cli
@@ -143,13 +145,17 @@ def same_config(state: dict[str, Any], config: Config, path: Path) -> None:
     raise UserError(f"{path} is of a run with another configuration: {what}; give the same options, or choose another --out")
 
 
-def initial(runs: list[str]) -> dict[str, Any] | None:
-  """The checkpoint of the first of `runs`, with what the later ones have of the averaged student in its place; None of none. Raises UserError where one is
-  missing or has no such part."""
+def initial(runs: list[str], train: Clips) -> dict[str, Any] | None:
+  """The checkpoint of the first of `runs` (runs or bundles), with what the later ones have of the averaged student in its place; None of none. Raises UserError
+  where one is missing or has no such part."""
   before: dict[str, Any] | None = None
   for run in runs:
     path, part = (run, "") if Path(run).exists() else (run.rpartition(":")[0] or run, run.rpartition(":")[2])
-    state = load_checkpoint(Path(path) / "best.pt" if Path(path).is_dir() else Path(path))
+    if (Path(path) / "manifest.json").exists():
+      some = np.linspace(0, len(train) - 1, min(32, len(train))).astype(int)
+      state = bundle_state(path, torch.from_numpy(np.stack([train.read(int(i)).frames[0] for i in some])))
+    else:
+      state = load_checkpoint(Path(path) / "best.pt" if Path(path).is_dir() else Path(path))
     prefix = f"student.{part}." if part else "student."
     taken = {k: v for k, v in state["ema"].items() if k.startswith(prefix)}
     if not taken:
@@ -176,8 +182,8 @@ def main() -> None:
   p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of teachers whose licence restricts what learns from them")
   p.add_argument("--backbone", help=f"of timm: {', '.join(BACKBONES)}")
   p.add_argument("--pretrained", action="store_true", help="start from the hub's ImageNet weights")
-  text = "start from another run's best student, where shapes agree; several times: from a later one what it has too, or PART alone"
-  p.add_argument("--init", action="append", default=[], metavar="RUN[:PART]", help=f"{text}, as its tracker in `--init RUN --init OTHER:lanes`")
+  text = "start from another run's best student or from a bundle, as models/fair_unified_small, where shapes agree; several times: from a later one what it has"
+  p.add_argument("--init", action="append", default=[], metavar="RUN[:PART]", help=f"{text} too, or PART alone, as its tracker in `--init RUN --init OTHER:lanes`")
   p.add_argument("--steps", type=int, default=d.steps)
   p.add_argument("--batch", type=int, default=d.batch, help="frames a step")
   p.add_argument("--clip", type=int, help="consecutive frames of a clip: 8 where points are tracked, 4 where objects are told apart, else 1")
@@ -236,7 +242,7 @@ def main() -> None:
   train, val = split(args.labels, args.val, config, prefer, live)
   labels = digest(args.labels)
   trackers = tuple(t for t in args.trackers.replace(" ", "").split(",") if t)
-  initials = initial(args.init)
+  initials = initial(args.init, train)
   for teacher in train.provenance() + (initials["provenance"] if initials is not None else []):
     check_licence(teacher["model"], teacher["licence"], args.accept_licence)
   run = Run(config, train, val, args.out, labels, args.workers, args.overfit, trackers)
@@ -286,4 +292,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  raise SystemExit(cli(main)())
+  raise SystemExit(cli(main, (BundleError,))())

@@ -1,0 +1,174 @@
+"""The weights of a student out of its exported ONNX graph, so that a bundle can be trained on: the way back of onnx_export.py.
+
+An exported graph has no BatchNorm, and few of its constants bear a parameter's name or shape: some are folded, turned, scaled or joined. Where each number of a
+parameter went is found by exporting the same student with numbers that tell their place.
+"""
+
+import copy
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from openpilot.selfdrive.modeld.fair.bundle import load_bundle
+from openpilot.tools.fair.students.onnx_export import export_onnx
+from openpilot.tools.fair.students.student import STUDENTS, Student, build
+from openpilot.tools.lib.errors import UserError
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+OTHER = "it is of another student, or was exported by another version of this code"
+
+
+def constants(model: Any) -> list[tuple[str, list[np.ndarray | None]]]:
+  """onnx.ModelProto -> of each node that computes, in order: its operator and its inputs, those that are constant as arrays."""
+  from onnx import numpy_helper
+
+  known = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+  nodes = []
+  for node in model.graph.node:
+    if node.op_type == "Constant":
+      known[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    elif node.op_type == "Cast" and node.input[0] in known:  # store_half()
+      known[node.output[0]] = known[node.input[0]].astype(np.float32)
+    elif node.op_type == "Identity" and node.input[0] in known:  # of constants that are equal the exporter keeps one
+      known[node.output[0]] = known[node.input[0]]
+    else:
+      nodes.append((node.op_type, [known.get(i) for i in node.input]))
+  return nodes
+
+
+def plain_norms(student: Student) -> None:
+  """Every BatchNorm adds its bias and does nothing else, in eval mode."""
+  for m in student.modules():
+    if isinstance(m, BatchNorm):
+      for tensor, value in ((m.weight, 1.0), (m.bias, 0.0), (m.running_mean, 0.0), (m.running_var, 1.0 - m.eps)):
+        assert tensor is not None
+        tensor.data.fill_(value)
+
+
+def tagged(student: Student, keep: tuple[str, ...]) -> list[list[tuple[str, list[np.ndarray | None]]]]:
+  """constants() of three exports, in which number i of parameter t is a number of t's own times 1, i + 2 and t + 2: a factor that the export puts to it drops
+  out of their ratios, which are 1 for what is no parameter."""
+  import onnx
+
+  student = copy.deepcopy(student)
+  plain_norms(student)
+  norms = {f"{n}.weight" for n, m in student.named_modules() if isinstance(m, BatchNorm)}
+  out = []
+  with tempfile.TemporaryDirectory() as tmp:
+    for k in range(3):
+      for t, (name, p) in enumerate(student.named_parameters()):
+        if name not in norms:
+          place = torch.ones(p.numel()), torch.arange(p.numel()) + 2.0, torch.full((p.numel(),), t + 2.0)
+          p.data.copy_((place[k] * own(t)).reshape(p.shape))
+      export_onnx(student, Path(tmp) / "tagged.onnx", keep)
+      out.append(constants(onnx.load(str(Path(tmp) / "tagged.onnx"))))
+  return out
+
+
+def own(t: int) -> float:
+  """A number of parameter t's own: the exporter shares constants that are equal. It is small, since the exporter runs the network, which must not overflow."""
+  return 1e-12 * (1.0 + (t * 0.6180339887) % 1.0)
+
+
+def import_onnx(student: Student, path: str | Path) -> dict[str, Tensor]:
+  """path: an ONNX file that export_onnx() wrote of a student of the same name, its weights stored in float32 or float16. -> the state dict of all that is in it:
+  loaded over plain_norms() of the student, it computes what the file does. What the graph does not use, as heads that were not exported, is missing.
+
+  Raises UserError where the file is no such graph.
+  """
+  import onnx
+
+  try:
+    model = onnx.load(str(path))
+    onnx.checker.check_model(model)
+  except Exception as e:  # protobuf's, the checker's and the file system's have no common base
+    raise UserError(f"{path} is no ONNX file: {' '.join(str(e).split())[:120]}") from None
+  keep = tuple(o.name for o in model.graph.output)
+  lacks = [k for k in keep if k not in _outputs(student)]
+  if lacks:
+    raise UserError(f"{path} puts out '{lacks[0]}', which {student.name} does not; {OTHER}")
+  there, tags = constants(model), tagged(student, keep)
+  if [op for op, _ in there] != [op for op, _ in tags[0]]:
+    raise UserError(f"{path} is not the graph of {student.name}; {OTHER}")
+  params = list(student.named_parameters())
+  values = [np.full(p.numel(), np.nan, np.float64) for _, p in params]
+  for (_, got), *marks in zip(there, *tags, strict=True):
+    for x, one, place, number in zip(got, *(inputs for _, inputs in marks), strict=True):
+      if x is None or one is None or place is None or number is None or one.dtype != np.float32:
+        continue
+      if x.shape != one.shape:
+        raise UserError(f"{path} has a constant {list(x.shape)} where {student.name} has {list(one.shape)}; {OTHER}")
+      read(x, one, place, number, values)
+  out = {n: torch.from_numpy(v.astype(np.float32)).reshape(p.shape) for (n, p), v in zip(params, values, strict=True) if not np.isnan(v).any()}
+  for name, m in student.named_modules():
+    if isinstance(m, BatchNorm) and f"{name}.bias" in out:
+      out[f"{name}.weight"], out[f"{name}.running_mean"] = torch.ones_like(m.weight), torch.zeros_like(m.weight)
+      out[f"{name}.running_var"], out[f"{name}.num_batches_tracked"] = torch.full_like(m.weight, 1.0 - m.eps), torch.tensor(0)
+  return out
+
+
+def read(x: np.ndarray, one: np.ndarray, place: np.ndarray, number: np.ndarray, values: list[np.ndarray]) -> None:
+  """Puts the numbers of constant x where its tags say; one that is no parameter, or mixes several, is left out."""
+  with np.errstate(divide="ignore", invalid="ignore"):
+    i, t = (np.nan_to_num(a.astype(np.float64).ravel() / one.astype(np.float64).ravel()) - 2 for a in (place, number))
+  which, at = np.rint(t).astype(int), np.rint(i).astype(int)
+  if not len(which) or (np.abs(t - which) > 0.01).any() or (np.abs(i - at) > 0.3).any() or which.min() < 0 or which.max() >= len(values):
+    return
+  for k in np.unique(which):
+    here = which == k
+    if at[here].min() >= 0 and at[here].max() < len(values[k]):
+      values[k][at[here]] = x.ravel()[here] * own(int(k)) / one.ravel()[here]
+
+
+def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
+  """A bundle's folder -> what a training run's checkpoint holds of its student: "ema" (names begin with student.), "provenance" (its teachers), "step".
+
+  frames: (B, 6, 128, 256) uint8, such as it will be trained on: see settle_norms(). Raises BundleError on a damaged bundle, UserError where its graph is none of
+  our students as they are now.
+  """
+  bundle = load_bundle(Path(folder))
+  graph = bundle.graphs[0]
+  if graph["name"] not in STUDENTS:
+    raise UserError(f"{folder}: its graph '{graph['name']}' is none of the students ({', '.join(STUDENTS)}), and cannot be trained on")
+  student = build(graph["name"])
+  plain_norms(student)
+  weights = import_onnx(student, bundle.path / graph["file"])
+  student.load_state_dict(weights, strict=False)
+  settle_norms(student, frames)
+  mine = student.state_dict()
+  teachers = json.loads(json.dumps(bundle.manifest["provenance"]["teachers"]))
+  return {"ema": {f"student.{k}": mine[k].clone() for k in weights}, "provenance": teachers, "step": 0}
+
+
+def _outputs(student: Student) -> list[str]:
+  with torch.no_grad():
+    return list(student.eval()(**student.inputs()))
+
+
+def settle_norms(student: Student, frames: Tensor) -> None:
+  """After import_onnx(): gives every BatchNorm the statistics of what it sees over frames (B, 6, 128, 256) uint8, and the weight and bias with which it computes
+  the same as before. Without it, the first step of training would normalise what is normalised already."""
+  seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+  def watch(m: nn.Module, args: tuple[Tensor, ...]) -> None:
+    x = args[0].detach()
+    dims = [d for d in range(x.dim()) if d != 1]
+    seen[m] = x.mean(dims), x.var(dims, unbiased=False)
+
+  hooks = [m.register_forward_pre_hook(watch) for m in student.modules() if isinstance(m, BatchNorm)]
+  with torch.no_grad():
+    student.eval().encode(frames)
+    for h in hooks:
+      h.remove()
+    for m, (mean, var) in seen.items():
+      assert isinstance(m, BatchNorm) and m.running_mean is not None and m.running_var is not None
+      gain = m.weight / torch.sqrt(m.running_var + m.eps)
+      m.bias += gain * (mean - m.running_mean)
+      m.weight.copy_(gain * torch.sqrt(var + m.eps))
+      m.running_mean.copy_(mean)
+      m.running_var.copy_(var)

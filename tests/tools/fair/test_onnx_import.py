@@ -44,7 +44,7 @@ def test_what_was_exported_comes_back(name, backbone, tmp_path):
   lost = {k for k in student.state_dict() if k not in weights}
   unused = {f"detector.logits.{k}.{x}" for k in (0, 1) for x in ("weight", "bias")}  # only training uses those
   assert lost == (unused if name == "unified-nano" else set())
-  folded = {n for n, m in student.named_modules() if isinstance(m, torch.nn.BatchNorm2d)} | {n for n, m in student.named_modules() if isinstance(m, torch.nn.Conv2d)}
+  folded = {n for n, m in student.named_modules() if isinstance(m, (torch.nn.BatchNorm2d, torch.nn.Conv2d))}
   for k, v in weights.items():
     if k.rpartition(".")[0] not in folded:
       assert torch.allclose(v, student.state_dict()[k], rtol=1e-6, atol=0), k  # scaled there and back
@@ -81,7 +81,7 @@ def test_what_is_no_such_graph_is_refused(tmp_path):
   export_onnx(student, tmp_path / "s.onnx")
   with pytest.raises(UserError, match="puts out 'depth', which objects-nano does not"):
     import_onnx(build("objects-nano"), tmp_path / "s.onnx")
-  with pytest.raises(UserError, match="has a constant .* where depth-small has"):
+  with pytest.raises(UserError, match=r"has a constant .* where depth-small has"):
     import_onnx(build("depth-small"), tmp_path / "s.onnx")
   with pytest.raises(UserError, match="is not the graph of depth-nano"):
     import_onnx(build("depth-nano", "efficientvit_b0"), tmp_path / "s.onnx")

@@ -182,8 +182,8 @@ def main() -> None:
   p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of teachers whose licence restricts what learns from them")
   p.add_argument("--backbone", help=f"of timm: {', '.join(BACKBONES)}")
   p.add_argument("--pretrained", action="store_true", help="start from the hub's ImageNet weights")
-  text = "start from another run's best student or from a bundle, as models/fair_unified_small, where shapes agree; several times: from a later one what it has"
-  p.add_argument("--init", action="append", default=[], metavar="RUN[:PART]", help=f"{text} too, or PART alone, as its tracker in `--init RUN --init OTHER:lanes`")
+  text = "start from another run's best student or from a bundle, as models/fair_unified_small, where shapes agree; several times: from a later one"
+  p.add_argument("--init", action="append", default=[], metavar="RUN[:PART]", help=f"{text} what it has too, or PART alone: `--init RUN --init OTHER:lanes`")
   p.add_argument("--steps", type=int, default=d.steps)
   p.add_argument("--batch", type=int, default=d.batch, help="frames a step")
   p.add_argument("--clip", type=int, help="consecutive frames of a clip: 8 where points are tracked, 4 where objects are told apart, else 1")

@@ -76,8 +76,8 @@ def own(t: int) -> float:
 
 
 def import_onnx(student: Student, path: str | Path) -> dict[str, Tensor]:
-  """path: an ONNX file that export_onnx() wrote of a student of the same name, its weights stored in float32 or float16. -> the state dict of all that is in it:
-  loaded over plain_norms() of the student, it computes what the file does. What the graph does not use, as heads that were not exported, is missing.
+  """path: an ONNX file that export_onnx() wrote of a student of the same name, its weights stored in float32 or float16. -> the state dict of all that is in
+  it: loaded over plain_norms() of the student, it computes what the file does. What the graph does not use, as heads that were not exported, is missing.
 
   Raises UserError where the file is no such graph.
   """
@@ -128,8 +128,8 @@ def read(x: np.ndarray, one: np.ndarray, place: np.ndarray, number: np.ndarray, 
 def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
   """A bundle's folder -> what a training run's checkpoint holds of its student: "ema" (names begin with student.), "provenance" (its teachers), "step".
 
-  frames: (B, 6, 128, 256) uint8, such as it will be trained on: see settle_norms(). Raises BundleError on a damaged bundle, UserError where its graph is none of
-  our students as they are now.
+  frames: (B, 6, 128, 256) uint8, such as it will be trained on: see settle_norms(). Raises BundleError on a damaged bundle, UserError where its graph is none
+  of our students as they are now.
   """
   bundle = load_bundle(Path(folder))
   graph = bundle.graphs[0]
@@ -151,8 +151,8 @@ def _outputs(student: Student) -> list[str]:
 
 
 def settle_norms(student: Student, frames: Tensor) -> None:
-  """After import_onnx(): gives every BatchNorm the statistics of what it sees over frames (B, 6, 128, 256) uint8, and the weight and bias with which it computes
-  the same as before. Without it, the first step of training would normalise what is normalised already."""
+  """After import_onnx(): gives every BatchNorm the statistics of what it sees over frames (B, 6, 128, 256) uint8, and the weight and bias with which it
+  computes the same as before. Without it, the first step of training would normalise what is normalised already."""
   seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
   def watch(m: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -168,7 +168,7 @@ def settle_norms(student: Student, frames: Tensor) -> None:
     for m, (mean, var) in seen.items():
       assert isinstance(m, BatchNorm) and m.running_mean is not None and m.running_var is not None
       gain = m.weight / torch.sqrt(m.running_var + m.eps)
-      m.bias += gain * (mean - m.running_mean)
+      m.bias.add_(gain * (mean - m.running_mean))
       m.weight.copy_(gain * torch.sqrt(var + m.eps))
       m.running_mean.copy_(mean)
       m.running_var.copy_(var)

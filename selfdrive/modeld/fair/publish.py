@@ -50,7 +50,7 @@ def depth_message(depth: Depth, stamp: Stamp) -> tuple[str, Any]:
 def segmentation_message(seg: Segmentation, stamp: Stamp) -> tuple[str, Any]:
   msg, m = _message("fairSegmentation", stamp)
   m.height, m.width = seg.class_map.shape
-  values, lengths = encode_runs(seg.class_map)
+  values, lengths = encode_runs(seg.class_map) if seg.runs is None else seg.runs
   m.classes, m.runClass, m.runLength, m.classProb = seg.classes, values.tobytes(), lengths.tolist(), seg.class_prob.tolist()
   return "fairSegmentation", msg
 

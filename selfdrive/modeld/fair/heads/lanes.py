@@ -26,11 +26,13 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
   """raw: points (1, N, 2) view pixels, visible (1, N) logits; valid: (256, 512) bool."""
   points = raw["points"][0].astype(np.float32)
   h, w = valid.shape
-  with np.errstate(invalid="ignore"):
-    inside = ((points > -0.5) & (points < np.array([w, h]) - 0.5)).all(1)
-    px = np.where(inside[:, None], np.rint(points), 0).astype(int)
-  inside &= valid[px[:, 1], px[:, 0]]
-  return LanePoints(points, np.where(inside, sigmoid(raw["visible"][0]), 0).astype(np.float32))
+  x, y = points.T
+  inside = ((x > -0.5) & (x < w - 0.5) & (y > -0.5) & (y < h - 0.5)).nonzero()[0]   # without nan
+  px = np.rint(points[inside]).astype(int)
+  inside = inside[valid[px[:, 1], px[:, 0]]]
+  visibility = np.zeros(len(points), np.float32)
+  visibility[inside] = sigmoid(raw["visible"][0][inside])
+  return LanePoints(points, visibility)
 
 
 def model_lines(model: Any, ground: Ground) -> list[np.ndarray]:
@@ -60,34 +62,37 @@ def map_lines(class_map: np.ndarray, lane: int, ground: Ground, most: int) -> li
   s = 2 * ground.cx / w   # view pixels a map pixel, across and down
   horizon = (ground.cy + ground.f * ground.height / SEED_FAR + 0.5) / s - 0.5
   lines: list[list[tuple[float, float]]] = []
+  ends: list[tuple[int, float, int, float]] = []   # of each line its last row and column, how many rows on it may go on, and how many columns it moves a row
   top = max(0, int(np.ceil(horizon)))
   there = np.zeros((h - min(top, h), w + 2), bool)   # with a column of nothing on either side: runs do not go on in the next row
   there[:, 1:-1] = class_map[top:] == lane
-  edges = np.flatnonzero(there.ravel()[1:] != there.ravel()[:-1])
+  edges = (there.ravel()[1:] != there.ravel()[:-1]).nonzero()[0]
   rows, columns = np.divmod(edges, w + 2)
-  first = np.searchsorted(rows, np.arange(len(there) + 1)).tolist()
+  first = rows.searchsorted(np.arange(len(there) + 1)).tolist()
   columns = columns.tolist()
   for i in range(h - 1, top - 1, -1):
     row = columns[first[i - top]:first[i - top + 1]]
     for a, b in zip(row[0::2], row[1::2], strict=True):
       if b - a > MAX_WIDTH:   # a stop line, a crossing
         continue
-      j, best, nearest = (a + b - 1) / 2, None, float(COLUMN_REACH)
-      for line in lines:
-        di = line[-1][0] - i
-        if not 0 < di <= ROW_REACH * (4 if len(line) >= MIN_ROWS else 1):   # over the gap of a dashed line, once it has a direction
-          continue
-        back = line[-min(len(line), 5)]
-        slope = (line[-1][1] - back[1]) / (back[0] - line[-1][0]) if back[0] > line[-1][0] else 0.0
-        off = abs(line[-1][1] + slope * di - j) if len(line) > 1 else abs(line[-1][1] - j) / 2
-        if off < nearest:
-          best, nearest = line, off
-      if best is not None:
-        best.append((i, j))
-      else:
+      j, best, nearest = (a + b - 1) / 2, -1, float(COLUMN_REACH)
+      for k, (row_end, column_end, reach, slope) in enumerate(ends):
+        di = row_end - i
+        if 0 < di <= reach:
+          off = abs(column_end + slope * di - j) if len(lines[k]) > 1 else abs(column_end - j) / 2
+          if off < nearest:
+            best, nearest = k, off
+      if best < 0:
         lines.append([(i, j)])
+        ends.append((i, j, ROW_REACH, 0.0))
+      else:
+        line = lines[best]
+        line.append((i, j))
+        back = line[-min(len(line), 5)]
+        # over the gap of a dashed line, once it has a direction
+        ends[best] = i, j, ROW_REACH * (4 if len(line) >= MIN_ROWS else 1), (j - back[1]) / (back[0] - i)
   lines = sorted((line for line in lines if len(line) >= MIN_ROWS), key=len, reverse=True)[:most]
-  return [np.array([((j + 0.5) * s - 0.5, (i + 0.5) * s - 0.5) for i, j in reversed(line)]) for line in lines]
+  return [(np.array(line)[::-1, ::-1] + 0.5) * s - 0.5 for line in lines]
 
 
 def fit_lines(x: np.ndarray, y: np.ndarray, weight: np.ndarray, f: float, start: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

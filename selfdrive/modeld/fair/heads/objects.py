@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.heads.depth import map_valid
+from openpilot.selfdrive.modeld.fair.heads.depth import map_centres, map_valid
 
 MAX_OBJECTS = 50
 THRESHOLD = 0.3        # where the manifest has none
@@ -55,8 +55,9 @@ def peaks(heat: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray, np.nd
   k, i = np.divmod(at, h * w)
   i, j = np.divmod(i, w)
   rows, columns = (np.minimum(np.maximum(x + NEAR, 0), most - 1) for x, most in ((i, h), (j, w)))   # (3, n)
-  at = np.flatnonzero(own >= heat[k, rows[:, None], columns].max(axis=(0, 1)))
-  at = at[np.argsort(-own[at], kind="stable")]
+  near = heat.reshape(-1).take(((k * h + rows) * w)[:, None] + columns).reshape(9, -1)
+  at = (own >= near.max(0)).nonzero()[0]
+  at = at[(-own[at]).argsort(kind="stable")]
   return k[at], i[at], j[at], own[at]
 
 
@@ -71,33 +72,39 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
   c, i, j, score = peaks(heat, logit(specs["heat"].get("parameters", {}).get("threshold", THRESHOLD)))
   ok = map_valid(valid, h, w)[i, j]
   c, i, j, score = (a[ok][:MAX_OBJECTS] for a in (c, i, j, score))
-  centre = np.stack([(j + 0.5) * (view_w / w) - 0.5, (i + 0.5) * (view_h / h) - 0.5], axis=1).astype(np.float32)
+  x, y = map_centres(h, w)
+  centre = np.empty((len(c), 2), np.float32)
+  centre[:, 0], centre[:, 1] = x[j], y[i]
   reach = np.maximum(raw["box"][0][:, i, j].T, 0)
-  boxes = np.concatenate([centre - reach[:, :2], centre + reach[:, 2:]], axis=1)
-  np.minimum(np.maximum(boxes, -0.5), np.array([view_w, view_h, view_w, view_h], np.float32) - 0.5, out=boxes)
+  boxes = np.empty((len(c), 4), np.float32)
+  boxes[:, :2], boxes[:, 2:] = centre - reach[:, :2], centre + reach[:, 2:]
+  np.maximum(boxes, -0.5, out=boxes)
+  np.minimum(boxes, np.array([view_w - 0.5, view_h - 0.5] * 2, np.float32), out=boxes)
   # A large object may peak twice, two cells apart, and one that could be of two classes peaks in both maps. Only neighbours with nearly the same box are such
   # twins: cars one behind the other overlap as much, but their centres are further apart, and a suppression by overlap alone would lose the occluded one.
-  twin = (box_iou(boxes, boxes) > SAME_IOU) & (np.abs(i[:, None] - i) <= SAME_CELLS) & (np.abs(j[:, None] - j) <= SAME_CELLS)
-  keep = np.ones(len(c), bool)
-  for a in np.flatnonzero(twin.sum(1) > 1):
-    if keep[a]:
-      keep[a + 1:] &= ~twin[a, a + 1:]
-  if not keep.all():
-    c, i, j, score, boxes = (x[keep] for x in (c, i, j, score, boxes))
+  twin = (np.abs(i[:, None] - i) <= SAME_CELLS) & (np.abs(j[:, None] - j) <= SAME_CELLS)
+  if np.count_nonzero(twin) > len(c):
+    twin &= box_iou(boxes, boxes) > SAME_IOU
+    keep = np.ones(len(c), bool)
+    for a in (twin.sum(1) > 1).nonzero()[0].tolist():
+      if keep[a]:
+        keep[a + 1:] &= ~twin[a, a + 1:]
+    if not keep.all():
+      c, i, j, score, boxes = (a[keep] for a in (c, i, j, score, boxes))
   masks = embed = None
   if "coef" in raw:
-    masks = decode_masks(raw["coef"][0][:, i, j].T, raw["proto"][0], boxes, (view_h, view_w))
+    masks = decode_masks(raw["coef"][0][:, i, j].T, raw["proto"][0], boxes)
   if "embed" in raw:
     embed = raw["embed"][0][:, i, j].T.astype(np.float32)
     embed = embed / np.maximum(np.sqrt((embed * embed).sum(1, keepdims=True)), 1e-6)
   return Detections(list(specs["heat"]["classes"]), boxes, sigmoid(score).astype(np.float32), c, masks, embed)
 
 
-def decode_masks(coef: np.ndarray, proto: np.ndarray, boxes: np.ndarray, view: tuple[int, int]) -> np.ndarray:
+def decode_masks(coef: np.ndarray, proto: np.ndarray, boxes: np.ndarray) -> np.ndarray:
   """coef (M, P), proto (P, H, W), boxes (M, 4) view pixels -> (M, H, W) bool: sum of coef times proto over 0, at map pixels whose centre lies in the box."""
   p, h, w = proto.shape
   masks = np.zeros((len(coef), h, w), bool)
-  x, y = (np.arange(w) + 0.5) * (view[1] / w) - 0.5, (np.arange(h) + 0.5) * (view[0] / h) - 0.5
+  x, y = map_centres(h, w)
   high = (y >= boxes[:, 1:2]) & (y <= boxes[:, 3:4])
   rows = high.any(0).nonzero()[0]
   if len(rows):   # from the highest box's upper edge to the lowest one's lower edge: often half of the map

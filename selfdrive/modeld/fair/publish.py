@@ -72,7 +72,7 @@ def objects_message(tracked: Tracked | None, stamp: Stamp) -> tuple[str, Any]:
   if tracked is None:
     return "fairObjects", msg
   m.classes = tracked.classes
-  with_mask = np.flatnonzero(tracked.mask_of >= 0)
+  with_mask = (tracked.mask_of >= 0).nonzero()[0]
   texts = [""] * len(tracked.ids)
   h = w = 0
   if tracked.masks is not None and len(with_mask):

@@ -1,5 +1,6 @@
 """Lanes: points on lane lines as a student tracks them, where such lines are to begin with, and the curve through a line's points."""
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -61,36 +62,32 @@ def map_lines(class_map: np.ndarray, lane: int, ground: Ground, most: int) -> li
   h, w = class_map.shape
   s = 2 * ground.cx / w   # view pixels a map pixel, across and down
   horizon = (ground.cy + ground.f * ground.height / SEED_FAR + 0.5) / s - 0.5
-  lines: list[list[tuple[float, float]]] = []
-  ends: list[tuple[int, float, int, float]] = []   # of each line its last row and column, how many rows on it may go on, and how many columns it moves a row
-  top = max(0, int(np.ceil(horizon)))
-  there = np.zeros((h - min(top, h), w + 2), bool)   # with a column of nothing on either side: runs do not go on in the next row
+  top = min(h, max(0, ceil(horizon)))
+  there = np.zeros((h - top, w + 2), bool)   # with a column of nothing on either side: runs do not go on in the next row
   there[:, 1:-1] = class_map[top:] == lane
   edges = (there.ravel()[1:] != there.ravel()[:-1]).nonzero()[0]
-  rows, columns = np.divmod(edges, w + 2)
-  first = rows.searchsorted(np.arange(len(there) + 1)).tolist()
-  columns = columns.tolist()
-  for i in range(h - 1, top - 1, -1):
-    row = columns[first[i - top]:first[i - top + 1]]
-    for a, b in zip(row[0::2], row[1::2], strict=True):
-      if b - a > MAX_WIDTH:   # a stop line, a crossing
-        continue
-      j, best, nearest = (a + b - 1) / 2, -1, float(COLUMN_REACH)
-      for k, (row_end, column_end, reach, slope) in enumerate(ends):
-        di = row_end - i
-        if 0 < di <= reach:
-          off = abs(column_end + slope * di - j) if len(lines[k]) > 1 else abs(column_end - j) / 2
-          if off < nearest:
-            best, nearest = k, off
-      if best < 0:
-        lines.append([(i, j)])
-        ends.append((i, j, ROW_REACH, 0.0))
-      else:
-        line = lines[best]
-        line.append((i, j))
-        back = line[-min(len(line), 5)]
-        # over the gap of a dashed line, once it has a direction
-        ends[best] = i, j, ROW_REACH * (4 if len(line) >= MIN_ROWS else 1), (j - back[1]) / (back[0] - i)
+  rows, columns = np.divmod(edges[::2], w + 2)
+  wide = edges[1::2] - edges[::2]
+  runs = (-rows).argsort(kind="stable")
+  runs = runs[wide[runs] <= MAX_WIDTH]   # more is a stop line, a crossing
+  lines: list[list[tuple[int, float]]] = []
+  ends: list[tuple[int, float, int, float, float]] = []   # of each line its last row and column, rows it may go on, columns a row, weight of being off
+  for i, j in zip((rows[runs] + top).tolist(), (columns[runs] + (wide[runs] - 1) / 2).tolist(), strict=True):
+    best, nearest = -1, float(COLUMN_REACH)
+    for k, (row, column, reach, slope, weight) in enumerate(ends):
+      if 0 < row - i <= reach:
+        off = abs(column + slope * (row - i) - j) * weight
+        if off < nearest:
+          best, nearest = k, off
+    if best < 0:
+      lines.append([(i, j)])
+      ends.append((i, j, ROW_REACH, 0.0, 0.5))   # one point does not say where it goes
+    else:
+      line = lines[best]
+      line.append((i, j))
+      back = line[-min(len(line), 5)]
+      # over the gap of a dashed line, once it has a direction
+      ends[best] = i, j, ROW_REACH * (4 if len(line) >= MIN_ROWS else 1), (j - back[1]) / (back[0] - i), 1.0
   lines = sorted((line for line in lines if len(line) >= MIN_ROWS), key=len, reverse=True)[:most]
   return [(np.array(line)[::-1, ::-1] + 0.5) * s - 0.5 for line in lines]
 

@@ -25,16 +25,16 @@ class Detections:
 
 def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """(N, 4), (M, 4) boxes -> (N, M) square pixels that they share."""
-  w = np.minimum(a[:, 2:3], b[:, 2]) - np.maximum(a[:, 0:1], b[:, 0])
-  h = np.minimum(a[:, 3:4], b[:, 3]) - np.maximum(a[:, 1:2], b[:, 1])
-  return np.maximum(w, 0) * np.maximum(h, 0)
+  a, b = a.T[:, :, None], b.T[:, None]
+  sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])   # width and height at once
+  np.maximum(sides, 0, out=sides)
+  return sides[0] * sides[1]
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """(N, 4), (M, 4) boxes -> (N, M) intersection over union."""
-  inter = intersection(a, b)
-  area_a, area_b = (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1]), (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
-  return inter / np.maximum(area_a[:, None] + area_b - inter, 1e-6)
+  inter, sides_a, sides_b = intersection(a, b), a[:, 2:] - a[:, :2], b[:, 2:] - b[:, :2]
+  return inter / np.maximum((sides_a[:, 0] * sides_a[:, 1])[:, None] + sides_b[:, 0] * sides_b[:, 1] - inter, 1e-6)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -61,6 +61,12 @@ def peaks(heat: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray, np.nd
   return k[at], i[at], j[at], own[at]
 
 
+def at_cells(maps: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+  """(1, C, h, w) maps at N rows i and columns j -> (N, C), a copy."""
+  _, c, h, w = maps.shape
+  return maps.reshape(c, h * w).take(i * w + j, axis=1).T
+
+
 def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: np.ndarray) -> Detections:
   """raw: heat (1, K, h, w) logits, box (1, 4, h, w) left, top, right, bottom >= 0 from the cell's centre, view pixels; and where the bundle has them
   coef (1, P, h, w), proto (1, P, H, W), embed (1, E, h, w). specs['heat']: classes, parameters threshold.
@@ -75,7 +81,7 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
   x, y = map_centres(h, w)
   centre = np.empty((len(c), 2), np.float32)
   centre[:, 0], centre[:, 1] = x[j], y[i]
-  reach = np.maximum(raw["box"][0][:, i, j].T, 0)
+  reach = np.maximum(at_cells(raw["box"], i, j), 0)
   boxes = np.empty((len(c), 4), np.float32)
   boxes[:, :2], boxes[:, 2:] = centre - reach[:, :2], centre + reach[:, 2:]
   np.maximum(boxes, -0.5, out=boxes)
@@ -93,9 +99,9 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
       c, i, j, score, boxes = (a[keep] for a in (c, i, j, score, boxes))
   masks = embed = None
   if "coef" in raw:
-    masks = decode_masks(raw["coef"][0][:, i, j].T, raw["proto"][0], boxes)
+    masks = decode_masks(at_cells(raw["coef"], i, j), raw["proto"][0], boxes)
   if "embed" in raw:
-    embed = raw["embed"][0][:, i, j].T.astype(np.float32)
+    embed = at_cells(raw["embed"], i, j).astype(np.float32, copy=False)
     embed = embed / np.maximum(np.sqrt((embed * embed).sum(1, keepdims=True)), 1e-6)
   return Detections(list(specs["heat"]["classes"]), boxes, sigmoid(score).astype(np.float32), c, masks, embed)
 

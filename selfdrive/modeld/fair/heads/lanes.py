@@ -70,7 +70,7 @@ def map_lines(class_map: np.ndarray, lane: int, ground: Ground, most: int) -> li
   wide = edges[1::2] - edges[::2]
   runs = (-rows).argsort(kind="stable")
   runs = runs[wide[runs] <= MAX_WIDTH]   # more is a stop line, a crossing
-  lines: list[list[tuple[int, float]]] = []
+  lines: list[tuple[list[int], list[float]]] = []   # rows and columns
   ends: list[tuple[int, float, int, float, float]] = []   # of each line its last row and column, rows it may go on, columns a row, weight of being off
   for i, j in zip((rows[runs] + top).tolist(), (columns[runs] + (wide[runs] - 1) / 2).tolist(), strict=True):
     best, nearest = -1, float(COLUMN_REACH)
@@ -80,16 +80,17 @@ def map_lines(class_map: np.ndarray, lane: int, ground: Ground, most: int) -> li
         if off < nearest:
           best, nearest = k, off
     if best < 0:
-      lines.append([(i, j)])
+      lines.append(([i], [j]))
       ends.append((i, j, ROW_REACH, 0.0, 0.5))   # one point does not say where it goes
     else:
-      line = lines[best]
-      line.append((i, j))
-      back = line[-min(len(line), 5)]
+      of_rows, of_columns = lines[best]
+      of_rows.append(i)
+      of_columns.append(j)
+      back = -min(len(of_rows), 5)
       # over the gap of a dashed line, once it has a direction
-      ends[best] = i, j, ROW_REACH * (4 if len(line) >= MIN_ROWS else 1), (j - back[1]) / (back[0] - i), 1.0
-  lines = sorted((line for line in lines if len(line) >= MIN_ROWS), key=len, reverse=True)[:most]
-  return [(np.array(line)[::-1, ::-1] + 0.5) * s - 0.5 for line in lines]
+      ends[best] = i, j, ROW_REACH * (4 if len(of_rows) >= MIN_ROWS else 1), (j - of_columns[back]) / (of_rows[back] - i), 1.0
+  found = sorted((line for line in lines if len(line[0]) >= MIN_ROWS), key=lambda line: len(line[0]), reverse=True)[:most]
+  return [(np.array([of_columns[::-1], of_rows[::-1]], float).T + 0.5) * s - 0.5 for of_rows, of_columns in found]
 
 
 def fit_lines(x: np.ndarray, y: np.ndarray, weight: np.ndarray, f: float, start: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -76,7 +76,7 @@ def objects_message(tracked: Tracked | None, stamp: Stamp) -> tuple[str, Any]:
   h = w = 0
   if tracked.masks is not None and len(tracked.masks):
     h, w = tracked.masks.shape[1:]
-    some = tracked.masks.reshape(-1, h * w).any(1)   # what only the detector saw has an empty one
+    some = np.asarray(tracked.masks.reshape(-1, h * w).any(1))   # what only the detector saw has an empty one
     with_mask = ((tracked.mask_of >= 0) & some[tracked.mask_of]).nonzero()[0]
     room = size_limit("fairObjects") // 2   # the rest of 96 objects is 20 kB; masks are the first to go
     for i, text in zip(with_mask.tolist(), encode_masks(tracked.masks[tracked.mask_of[with_mask]]), strict=True):

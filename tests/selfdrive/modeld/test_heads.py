@@ -237,7 +237,7 @@ def plain_lines(class_map, lane, most):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.floats(0.0, 0.2), st.integers(1, 6), st.booleans())
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.02, 0.1, 0.2]), st.integers(1, 6), st.booleans())
 def test_lines_of_a_map_against_a_loop(seed, noise, count, all_lane):
   r = np.random.default_rng(seed)
   class_map = np.where(r.random((64, 128)) < noise, 2, r.integers(0, 2, (64, 128))).astype(np.uint8)

@@ -112,7 +112,7 @@ def decode_masks(coef: np.ndarray, proto: np.ndarray, boxes: np.ndarray) -> np.n
   masks = np.zeros((len(coef), h, w), bool)
   x, y = map_centres(h, w)
   high = (y >= boxes[:, 1:2]) & (y <= boxes[:, 3:4])
-  rows = high.any(0).nonzero()[0]
+  rows = np.flatnonzero(high.any(0))
   if len(rows):   # from the highest box's upper edge to the lowest one's lower edge: often half of the map
     a, b = int(rows[0]), int(rows[-1]) + 1
     part = masks[:, a:b]

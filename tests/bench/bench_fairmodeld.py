@@ -9,6 +9,7 @@ Then the warp alone against one without precomputed indices, and memory.
 """
 
 import argparse
+import gc
 import itertools
 import os
 import tempfile
@@ -137,10 +138,13 @@ def main():
     print(f"no torch pipeline: {e}")
   order = itertools.cycle([*range(SCENES), *range(SCENES - 2, 0, -1)])
   t, start, i = defaultdict(list), 0.0, 0
+  gc.disable()  # as in the process, which collects between frames, once a second
+  gc.freeze()
   while i < args.frames + WARM_UP:  # in turns, not frame by frame: each finds the caches as it left them
     turn = [(buffers[next(order)], i + k) for k in range(min(TURN, args.frames + WARM_UP - i))]
     i += len(turn)
     times = defaultdict(list)
+    gc.collect()
     for buf, n in turn:
       before = model.warp_time, model.stats[graph].total
       begun = time.perf_counter()

@@ -3,28 +3,42 @@ import numpy as np
 
 
 def assign(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(N, M) -> rows and columns of the pairs that make the largest sum of positive values, each row and column at most once. Exact.
+  """(N, M) -> rows and columns of the pairs that make the largest sum of positive values, each row and column at most once, by rising row. Exact.
 
-  Rows that share no possible column, by however many steps, do not touch each other, so each such group is solved by itself: most are one pair, in those of
-  one row or one column the best pair is the answer, the others take the Hungarian method.
+  A pair worth more than what its row and its column could get elsewhere, together, is in every such set: without it the sum would be less. Most are, and only
+  the others are solved.
   """
   n, m = value.shape
-  at = np.flatnonzero(value > 0)
+  at = (value > 0).ravel().nonzero()[0]
   rows = at // max(m, 1)
-  cols = at - rows * m
-  alone = (np.bincount(rows, minlength=n)[rows] == 1) & (np.bincount(cols, minlength=m)[cols] == 1)
-  if alone.all():
-    return rows, cols
-  i, j = solve(value.ravel()[at[~alone]], rows[~alone], cols[~alone])
-  rows, cols = np.concatenate([rows[alone], i]), np.concatenate([cols[alone], j])
-  order = rows.argsort()
-  return rows[order], cols[order]
+  pairs = list(zip(rows.tolist(), (at - rows * m).tolist(), value.ravel()[at].tolist(), strict=True))   # few: lists beat arrays
+  row_best, row_next, column_best, column_next = [0.0] * n, [0.0] * n, [0.0] * m, [0.0] * m
+  for i, j, v in pairs:
+    if v > row_best[i]:
+      row_best[i], row_next[i] = v, row_best[i]
+    elif v > row_next[i]:
+      row_next[i] = v
+    if v > column_best[j]:
+      column_best[j], column_next[j] = v, column_best[j]
+    elif v > column_next[j]:
+      column_next[j] = v
+  found = [(i, j) for i, j, v in pairs if v == row_best[i] == column_best[j] and v > row_next[i] + column_next[j]]
+  if len(found) < len(pairs):
+    for i, j in found:
+      row_best[i] = column_best[j] = 0.0   # taken
+    if rest := [(i, j, v) for i, j, v in pairs if row_best[i] and column_best[j]]:
+      found = sorted(found + solve(rest))
+  return np.array([i for i, _ in found], np.intp), np.array([j for _, j in found], np.intp)
 
 
-def solve(values: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> tuple[list[int], list[int]]:
-  """The pairs of assign() among those given: their positive values, their rows and their columns, all (K,) with K > 0."""
+def solve(pairs_left: list[tuple[int, int, float]]) -> list[tuple[int, int]]:
+  """The pairs of assign() among those given: row, column, positive value.
+
+  Rows that share no possible column, by however many steps, do not touch each other, so each such group is solved by itself: in those of one row or one column
+  the best pair is the answer, the others take the Hungarian method.
+  """
   pairs: dict[int, dict[int, float]] = {}   # row -> column -> value
-  for i, j, v in zip(rows.tolist(), cols.tolist(), values.tolist(), strict=True):
+  for i, j, v in pairs_left:
     pairs.setdefault(i, {})[j] = v
   group: dict[int, list[int]] = {}   # column -> the rows of its group; the same list for all columns of a group
   for i, of_row in pairs.items():
@@ -48,7 +62,7 @@ def solve(values: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> tuple[list[
       out.append((max(r, key=lambda i: pairs[i][c[0]]), c[0]))
     else:
       out += [(r[i], c[j]) for i, j in hungarian([[pairs[i].get(j, 0.0) for j in c] for i in r])]
-  return [i for i, _ in out], [j for _, j in out]
+  return out
 
 
 def hungarian(value: list[list[float]]) -> list[tuple[int, int]]:

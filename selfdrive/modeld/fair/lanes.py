@@ -1,5 +1,6 @@
 """The host's side of a graph that tracks lane points: which slots are in use, where points begin, which line they belong to, and the lines that come of it."""
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,14 @@ class Line:
   depth: np.ndarray | None = None   # (P,) float32 metres, of a metric depth map at the points, nan where it has none
 
 
+@lru_cache(maxsize=4)
+def seed_rows(ground: Ground, height: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Where points of a line begin: (count,) rows of a view so high from SEED_FAR to its lower edge, metres ahead there, and their powers 0 to 3 (4, count)."""
+  rows = np.linspace(ground.cy + ground.f * ground.height / SEED_FAR, height - 1, count)
+  ahead = ground.f * ground.height / (rows - ground.cy)
+  return rows, ahead, ahead ** np.arange(4)[:, None]
+
+
 class LaneTracker:
   """N slots, shared evenly by up to MAX_LINES lines. Each frame: seed(), run the graph on points, mask and fresh, update()."""
 
@@ -48,6 +57,7 @@ class LaneTracker:
     self.hidden, self.stray = np.zeros(count, np.int64), np.zeros(count, np.int64)
     self.ids, self.unsupported, self.unseen = (np.zeros(self.lines, np.int64) for _ in range(3))   # id 0: no line
     self.fit = np.zeros((self.lines, 4))
+    self.line_of = np.arange(self.lines).repeat(self.per).reshape(self.lines, self.per)
     self.next_id = 1
     self.since_seed = SEED_PERIOD
 
@@ -69,12 +79,11 @@ class LaneTracker:
     self.unsupported[self.ids > 0] += self.since_seed
     self.since_seed = 0
     h, w = self.view
-    top = ground.cy + ground.f * ground.height / SEED_FAR
-    rows = np.linspace(top, h - 1, self.per)
+    rows, ahead, powers = seed_rows(ground, h, self.per)
+    top = float(rows[0])
     columns = np.array([np.interp(rows, s[:, 1], s[:, 0], left=np.nan, right=np.nan) for s in seeds])   # (seeds, per)
-    ahead = ground.f * ground.height / (rows - ground.cy)
     # how far each line there is lies from each one offered: metres, over the rows that the offered one has
-    mine = self.fit @ (ahead ** np.arange(4)[:, None])
+    mine = self.fit @ powers
     offered = (columns - ground.cx) * (ahead / ground.f)
     counts = np.isfinite(offered) & (ahead < COMPARED)
     off = np.where(counts[:, None], np.abs(offered[:, None] - mine[None]), 0).sum(2) / np.maximum(counts.sum(1), 1)[:, None]
@@ -82,7 +91,7 @@ class LaneTracker:
     off[~counts.any(1)] = np.inf
     chosen = np.full(self.lines, -1)   # the seed of each line
     taken: list[int] = []
-    for flat in np.argsort(off, axis=None, kind="stable").tolist():
+    for flat in off.ravel().argsort(kind="stable").tolist():
       k, line = divmod(flat, self.lines)
       if off[k, line] >= SAME_LINE:
         break
@@ -90,7 +99,7 @@ class LaneTracker:
         chosen[line] = k
         taken.append(k)
     # lines that begin, those nearest to the car first, while there are free blocks
-    free_lines = np.flatnonzero(self.ids == 0).tolist()
+    free_lines = (self.ids == 0).nonzero()[0].tolist()
     rest = [k for k in range(len(seeds)) if k not in taken and counts[k].any()]
     for k in sorted(rest, key=lambda k: float(np.abs(offered[k][counts[k]][-1])))[: len(free_lines)]:
       line = free_lines.pop(0)
@@ -102,18 +111,18 @@ class LaneTracker:
     # slots, line by line: a row is empty where no point of the line is nearest to it
     at = np.where((chosen >= 0)[:, None], columns[chosen], np.nan)
     inside = (at >= 0) & (at <= w - 1)
-    empty = inside & valid[np.round(rows).astype(int)[None], np.where(inside, np.round(at), 0).astype(int)]
+    empty = inside & valid[np.rint(rows).astype(int)[None], np.where(inside, np.rint(at), 0).astype(int)]
     used = self.mask[0, : self.n].reshape(self.lines, self.per) > 0
-    nearest = np.clip(np.round((self.points[0, : self.n, 1] - top) * ((self.per - 1) / (h - 1 - top))), 0, self.per - 1).astype(int).reshape(used.shape)
-    line_of = np.broadcast_to(np.arange(self.lines)[:, None], used.shape)
+    nearest = np.rint((self.points[0, : self.n, 1] - top) * ((self.per - 1) / (h - 1 - top)))
+    nearest = np.minimum(np.maximum(nearest, 0), self.per - 1).astype(int).reshape(used.shape)
     # what is hidden in its place, e.g. by a car, stays; what glare or a gap has led astray does not
-    astray = np.abs(self.points[0, : self.n, 0].reshape(used.shape) - at[line_of, nearest]) > LOST   # False where the line offered does not reach
+    astray = np.abs(self.points[0, : self.n, 0].reshape(used.shape) - at[self.line_of, nearest]) > LOST   # False where the line offered does not reach
     used &= ~(astray & (self.hidden[: self.n].reshape(used.shape) > LOST_AFTER))
     self.mask[0, : self.n] = used.ravel()
-    empty[line_of[used], nearest[used]] = False
+    empty[self.line_of[used], nearest[used]] = False
     many = np.minimum(empty.sum(1), (~used).sum(1))[:, None]
-    row_line, row = np.nonzero(empty & (np.cumsum(empty, axis=1) <= many))
-    slot_line, slot = np.nonzero(~used & (np.cumsum(~used, axis=1) <= many))   # as many a line as there are rows: the two lists pair up
+    row_line, row = (empty & (empty.cumsum(1) <= many)).nonzero()
+    slot_line, slot = (~used & ((~used).cumsum(1) <= many)).nonzero()   # as many a line as there are rows: the two lists pair up
     slot = slot_line * self.per + slot
     self.points[0, slot, 0], self.points[0, slot, 1] = at[row_line, row], rows[row]
     self.mask[0, slot] = self.fresh[0, slot] = 1
@@ -147,12 +156,12 @@ class LaneTracker:
     weight = np.where(used_at, weight, 0)
     rms2 = (weight * off * off).sum(1) / np.maximum(weight.sum(1), 1e-6)
     prob = np.where(used_at, seen_at, 0).sum(1) / np.maximum(many, 1) * np.minimum(1, seen / ENOUGH) * np.exp(-rms2 / 18)   # three deviations: 0.6
-    order = np.argsort(np.where(used_at, -py[: self.n].reshape(shape), np.inf), axis=1, kind="stable")
-    told = np.flatnonzero((self.ids > 0) & (many > 1))
+    order = np.where(used_at, -py[: self.n].reshape(shape), np.inf).argsort(1, kind="stable")
+    told = ((self.ids > 0) & (many > 1)).nonzero()[0]
     self.fit[told] = coef[told]
     lines = []
     z = sample(depth, self.points[0]) if depth is not None and depth.metric else None
-    for line in told[np.argsort(np.abs(coef[told, 0] + 10 * coef[told, 1]), kind="stable")].tolist():
+    for line in told[np.abs(coef[told, 0] + 10 * coef[told, 1]).argsort(kind="stable")].tolist():
       at = order[line, : many[line]] + line * self.per
       lines.append(Line(int(self.ids[line]), float(prob[line]), self.kind, self.points[0, at], visibility[at], road[at], coef[line],
                         z[at] if z is not None else None))

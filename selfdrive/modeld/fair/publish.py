@@ -50,7 +50,7 @@ def depth_message(depth: Depth, stamp: Stamp) -> tuple[str, Any]:
 def segmentation_message(seg: Segmentation, stamp: Stamp) -> tuple[str, Any]:
   msg, m = _message("fairSegmentation", stamp)
   m.height, m.width = seg.class_map.shape
-  values, lengths = encode_runs(seg.class_map)
+  values, lengths = encode_runs(seg.class_map) if seg.runs is None else seg.runs
   m.classes, m.runClass, m.runLength, m.classProb = seg.classes, values.tobytes(), lengths.tolist(), seg.class_prob.tolist()
   return "fairSegmentation", msg
 
@@ -72,15 +72,15 @@ def objects_message(tracked: Tracked | None, stamp: Stamp) -> tuple[str, Any]:
   if tracked is None:
     return "fairObjects", msg
   m.classes = tracked.classes
-  with_mask = np.flatnonzero(tracked.mask_of >= 0)
   texts = [""] * len(tracked.ids)
   h = w = 0
-  if tracked.masks is not None and len(with_mask):
-    masks = tracked.masks[tracked.mask_of[with_mask]]
-    h, w = masks.shape[1:]
+  if tracked.masks is not None and len(tracked.masks):
+    h, w = tracked.masks.shape[1:]
+    some = np.asarray(tracked.masks.reshape(-1, h * w).any(1))   # what only the detector saw has an empty one
+    with_mask = ((tracked.mask_of >= 0) & some[tracked.mask_of]).nonzero()[0]
     room = size_limit("fairObjects") // 2   # the rest of 96 objects is 20 kB; masks are the first to go
-    for i, text, some in zip(with_mask.tolist(), encode_masks(masks), masks.reshape(len(masks), h * w).any(1).tolist(), strict=True):
-      if some and len(text) <= room:
+    for i, text in zip(with_mask.tolist(), encode_masks(tracked.masks[tracked.mask_of[with_mask]]), strict=True):
+      if len(text) <= room:
         texts[i], room = text, room - len(text)
   known = np.isfinite(tracked.position).all(1).tolist()
   columns = (tracked.ids, tracked.class_ids, tracked.scores, tracked.boxes, tracked.ages, tracked.occluded, tracked.visibility,

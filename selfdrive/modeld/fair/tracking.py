@@ -25,6 +25,8 @@ COVERED = 0.3                          # share of a box behind a nearer one, fro
 EMBED_RATE, VOTE_RATE = 0.1, 0.1
 PIXEL_STD, EDGE_STD = 2.0, 0.03        # of a box's lower edge: pixels, and share of its height
 DEPTH_STD = 0.1                        # of a student's depth, where nothing says better
+TO_BOX = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]])    # centre, size @ it: corners, in one product, which rounds once
+FROM_BOX = np.array([[0.5, 0, -1, 0], [0, 0.5, 0, -1], [0.5, 0, 1, 0], [0, 0.5, 0, 1]], np.float32)   # and back
 MIDDLE = np.array([0.35, 0.45, 0.55, 0.65], np.float32)   # where in a box its depth is sampled, across and down
 
 
@@ -63,8 +65,8 @@ def merge(found: list[Detections], classes: list[str]) -> Detections:
     keep.append(~twin.any(1))
   kept = np.concatenate(keep)
   score = np.concatenate(scores)[kept]
-  order = np.argsort(-score, kind="stable")[:MAX_OBJECTS]
-  at = np.flatnonzero(kept)[order]
+  order = (-score).argsort(kind="stable")[:MAX_OBJECTS]
+  at = kept.nonzero()[0][order]
   masks = embed = None
   n = len(first.boxes)
   mine = at < n   # what the others found has neither mask nor embedding: empty, zero
@@ -161,10 +163,7 @@ class Tracker:
 
   @property
   def boxes(self) -> np.ndarray:
-    half, out = self.mean[:, 2:] / 2, np.empty_like(self.mean)
-    np.subtract(self.mean[:, :2], half, out=out[:, :2])
-    np.add(self.mean[:, :2], half, out=out[:, 2:])
-    return out
+    return self.mean @ TO_BOX
 
   def predict(self, dt: int) -> None:
     """Constant velocity in the image. The size of a track out of sight soon stops changing: its last change was the occluder's edge."""
@@ -173,7 +172,7 @@ class Tracker:
     np.minimum(np.maximum(size, 4, out=size), 2 * max(self.view), out=size)
     q: np.ndarray | float = Q * Q
     if (lost := self.lost > 0).any():
-      self.speed[lost, 2:] *= 0.8 ** dt
+      self.speed[:, 2:] *= np.where(lost, 0.8 ** dt, 1)[:, None]
       q = np.where(lost, (UNSEEN * Q) ** 2, Q * Q)
     self.p00 += 2 * dt * self.p01 + dt * dt * self.p11 + q * (dt ** 4 / 4)
     self.p01 += dt * self.p11 + q * (dt ** 3 / 2)
@@ -183,15 +182,14 @@ class Tracker:
     """(N, M) of assign(): over 0 where track and detection may be the same. inter: (N, M) that predicted boxes share with detections, area: (N,) of boxes;
     bits, pixels: pack() of the detections' masks; looks: (M,) which of them have an embedding.
     """
-    x0, y0, x1, y1 = d.boxes.T
-    wide, high = x1 - x0, y1 - y0
+    middle_x, middle_y, wide, high = (d.boxes @ FROM_BOX).T
     iou = inter / np.maximum(area[:, None] + wide * high - inter, 1e-6)
     x, y, w, h = self.mean.T.astype(np.float32)
     std = np.minimum(np.sqrt(self.p00 + R * R), MAX_STD).astype(np.float32)
-    dx, dy = (x0 + x1) / 2 - x[:, None], (y0 + y1) / 2 - y[:, None]
+    dx, dy = middle_x - x[:, None], middle_y - y[:, None]
     off2 = (dx * dx + dy * dy) * (1 / (std * std * w * h))[:, None]
     alike = self.votes.argmax(1)[:, None] == d.class_ids
-    at = np.flatnonzero((alike & ((iou > MIN_OVERLAP) | (off2 < MAX_SIGMA ** 2))) | (iou > 0.5))   # of the other pairs no more has to be known
+    at = ((alike & ((iou > MIN_OVERLAP) | (off2 < MAX_SIGMA ** 2))) | (iou > 0.5)).ravel().nonzero()[0]   # of the other pairs no more has to be known
     i = at // len(wide)
     j = at - i * len(wide)
     overlap, away = iou.ravel()[at], off2.ravel()[at]
@@ -203,7 +201,7 @@ class Tracker:
     if bits is not None and self.bits is not None:
       # a mask is compared where it last was: in one frame it hardly moves, and in longer it says less than the predicted box
       mine, theirs = self.pixels[i], pixels[j]
-      k = np.flatnonzero((overlap > 0) & (mine > 0) & (theirs > 0) & ~lost)
+      k = ((overlap > 0) & (mine > 0) & (theirs > 0) & ~lost).nonzero()[0]
       both = np.bitwise_count(self.bits[i[k]] & bits[j[k]]).sum(1, dtype=np.int32)
       overlap[k] = both / (mine[k] + theirs[k] - both)
     if lost.any():   # out of sight, overlap with a vague prediction says little: motion, which knows how vague, speaks in its place
@@ -259,7 +257,7 @@ class Tracker:
     stay = (self.lost == 0) | ((self.lost <= MAX_LOST) & ((self.hits > 1) | (self.scores >= PROBABLE)) & inside)
     unknown = np.ones(len(d.boxes), bool)
     unknown[j] = False
-    new = np.flatnonzero(unknown)
+    new = unknown.nonzero()[0]
     over = int(stay.sum()) + len(new) - MAX_TRACKS
     if over > 0:
       stay[np.argsort(-np.where(stay, self.lost, -1), kind="stable")[:over]] = False
@@ -290,13 +288,10 @@ class Tracker:
 
   def _correct(self, i: np.ndarray, b: np.ndarray, cover: np.ndarray) -> None:
     """The filter's step. What is partly hidden is known less well."""
-    z = np.empty_like(b)
-    z[:, :2] = (b[:, :2] + b[:, 2:]) / 2
-    z[:, 2:] = b[:, 2:] - b[:, :2]
     p00, p01 = self.p00[i], self.p01[i]
     s = p00 + R * R * (1 + 10 * cover)
     k0, k1 = p00 / s, p01 / s
-    off = z - self.mean[i]
+    off = b @ FROM_BOX - self.mean[i]
     self.mean[i] += k0[:, None] * off
     self.speed[i] += k1[:, None] * off
     self.p11[i] -= k1 * p01
@@ -326,7 +321,7 @@ class Tracker:
     votes[np.arange(n), d.class_ids[new]] = d.scores[new]
     more = {
       "ids": np.arange(self.next_id, self.next_id + n), "born": np.full(n, frame_id), "hits": np.ones(n, np.int64), "lost": np.zeros(n, np.int64),
-      "mean": np.concatenate([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], axis=1), "speed": np.zeros((n, 4)),
+      "mean": b @ FROM_BOX, "speed": np.zeros((n, 4)),
       "p00": np.full(n, R * R), "p01": np.zeros(n), "p11": np.full(n, V0 * V0), "scores": d.scores[new], "votes": votes,
       "pixels": pixels[new], "has_embed": looks[new],
     }
@@ -349,7 +344,8 @@ class Tracker:
     size = np.sqrt(np.maximum(self.mean[:, 2] * self.mean[:, 3], 1))
     edge = np.hypot(np.hypot(PIXEL_STD, EDGE_STD * height), np.where(clear, 0, np.sqrt(self.p00) * size))
     position, std, shown = locate(whole, edge, clear, ground, depth, self.view)
-    boxes = np.minimum(np.maximum(boxes, -0.5), np.array([self.view[1], self.view[0]] * 2, np.float32) - 0.5)
+    np.maximum(boxes, -0.5, out=boxes)
+    np.minimum(boxes, np.array([self.view[1] - 0.5, self.view[0] - 0.5] * 2, np.float32), out=boxes)
     visibility = np.where(seen, 1 - cover, 0).astype(np.float32)
     mask_of = found if d.masks is not None else np.full(len(found), -1)
     # scores is the tracker's own and changes in place: a copy goes out

@@ -203,6 +203,65 @@ def test_lines_are_found_in_a_class_map():
   assert lanes.map_lines(np.zeros((64, 128), np.uint8), 2, GROUND, 4) == []
 
 
+def plain_lines(class_map, lane, most):
+  """map_lines() as its contract says it: row by row, each run looking at every line."""
+  h, w = class_map.shape
+  s = 2 * GROUND.cx / w
+  top = int(np.ceil((GROUND.cy + GROUND.f * GROUND.height / lanes.SEED_FAR + 0.5) / s - 0.5))
+  found = []
+  for i in range(h - 1, max(0, top) - 1, -1):
+    j = 0
+    while j < w:
+      if class_map[i, j] != lane:
+        j += 1
+        continue
+      a = j
+      while j < w and class_map[i, j] == lane:
+        j += 1
+      if j - a > lanes.MAX_WIDTH:
+        continue
+      middle, best, nearest = (a + j - 1) / 2, None, lanes.COLUMN_REACH
+      for line in found:
+        (row, column), back = line[-1], line[-min(len(line), 5)]
+        reach = lanes.ROW_REACH * (4 if len(line) >= lanes.MIN_ROWS else 1)
+        if 0 < row - i <= reach:
+          slope = (column - back[1]) / (back[0] - row) if len(line) > 1 else 0
+          off = abs(column + slope * (row - i) - middle) / (1 if len(line) > 1 else 2)
+          if off < nearest:
+            best, nearest = line, off
+      if best is None:
+        found.append([])
+      (found[-1] if best is None else best).append((i, middle))
+  found = sorted((line for line in found if len(line) >= lanes.MIN_ROWS), key=len, reverse=True)[:most]
+  return [np.array([[(j + 0.5) * s - 0.5, (i + 0.5) * s - 0.5] for i, j in line[::-1]]) for line in found]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.02, 0.1, 0.2]), st.integers(1, 6), st.booleans())
+def test_lines_of_a_map_against_a_loop(seed, noise, count, all_lane):
+  r = np.random.default_rng(seed)
+  class_map = np.where(r.random((64, 128)) < noise, 2, r.integers(0, 2, (64, 128))).astype(np.uint8)
+  rows = np.arange(64)
+  for _ in range(count):
+    a, b, wide = r.uniform(0, 128), r.uniform(-1.5, 1.5), r.integers(1, 4)
+    for row, column in zip(rows, np.round(a + b * (63 - rows)).astype(int), strict=True):
+      if 0 <= column < 128 and r.random() < 0.8:
+        class_map[row, column:column + wide] = 2
+  class_map[r.integers(64)] = 2 if all_lane else 0
+  got, want = lanes.map_lines(class_map, 2, GROUND, 4), plain_lines(class_map, 2, 4)
+  assert len(got) == len(want) and all((a == b).all() for a, b in zip(got, want, strict=True))
+
+
+def test_maps_at_cells_and_overlaps_of_boxes_against_loops():
+  r = np.random.default_rng(8)
+  maps, i, j = r.normal(0, 1, (1, 5, 32, 64)).astype(np.float32), r.integers(0, 32, 20), r.integers(0, 64, 20)
+  assert (objects.at_cells(maps, i, j) == [[m[a, b] for m in maps[0]] for a, b in zip(i, j, strict=True)]).all()
+  assert objects.at_cells(maps, i[:0], j[:0]).shape == (0, 5)
+  low = r.uniform(0, 100, (30, 2))
+  boxes = np.concatenate([low, low + r.uniform(1, 80, (30, 2))], axis=1)
+  np.testing.assert_allclose(objects.box_iou(boxes[:10], boxes[10:]), [[iou(a, b) for b in boxes[10:]] for a in boxes[:10]], rtol=1e-12)
+
+
 def test_fit_is_weighted_least_squares_with_a_prior():
   r = np.random.default_rng(3)
   x = np.sort(r.uniform(6, 60, (2, 24)))

@@ -54,6 +54,7 @@ def test_segmentation_head_against_float64():
   assert (s.class_map[ok] == want[ok]).all() and (s.class_map[~ok] == 255).all()
   for k in range(5):
     assert s.class_prob[k] == pytest.approx(p[k][ok & (want == k)].mean(), rel=1e-5)   # float32 exponentials
+  assert s.runs is not None and all((a == b).all() for a, b in zip(s.runs, encode_runs(s.class_map), strict=True))
 
 
 @settings(max_examples=60, deadline=None)

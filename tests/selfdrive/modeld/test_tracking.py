@@ -9,7 +9,7 @@ from openpilot.selfdrive.modeld.fair.assignment import assign, hungarian
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.objects import Detections, box_iou
-from openpilot.selfdrive.modeld.fair.tracking import MAX_LOST, MAX_TRACKS, Tracker, locate, merge
+from openpilot.selfdrive.modeld.fair.tracking import FROM_BOX, MAX_LOST, MAX_TRACKS, TO_BOX, Tracker, locate, merge
 
 VIEW = (256, 512)
 CLASSES = ["vehicle", "pedestrian", "cyclist"]
@@ -44,6 +44,31 @@ def test_large_assignment_equals_scipys():
     i, j = scipy.linear_sum_assignment(value, maximize=True)
     assert value[rows, cols].sum() == pytest.approx(value[i, j].sum())
   assert all(a.size == 0 for a in assign(np.zeros((4, 3)))) and all(a.size == 0 for a in assign(np.zeros((0, 3))))
+
+
+def test_assignment_of_a_crowd_that_moved_a_little_equals_scipys():
+  """Most tracks have one detection that is plainly theirs, some neighbours are worth nearly as much."""
+  scipy = pytest.importorskip("scipy.optimize")
+  for seed in range(40):
+    r = np.random.default_rng(seed)
+    value = np.where(r.random((30, 27)) < 0.1, r.uniform(0, 0.5, (30, 27)), 0)
+    own = r.permutation(30)[:27]
+    value[own, np.arange(27)] = r.uniform(0.2, 0.75, 27)
+    rows, cols = assign(value)
+    i, j = scipy.linear_sum_assignment(value, maximize=True)
+    wanted = value[i, j] > 0
+    assert (np.diff(rows) > 0).all() and (rows == i[wanted]).all() and (cols == j[wanted]).all()
+
+
+def test_boxes_to_centres_and_back_round_once():
+  """As products they are the same bits as halves of sums and differences."""
+  r = np.random.default_rng(4)
+  state = np.concatenate([r.uniform(-50, 600, (500, 2)), r.uniform(0, 400, (500, 2))], axis=1)
+  half = state[:, 2:] / 2
+  assert (state @ TO_BOX == np.concatenate([state[:, :2] - half, state[:, :2] + half], axis=1)).all()
+  for boxes in (state @ TO_BOX, (state @ TO_BOX).astype(np.float32)):
+    got = boxes @ FROM_BOX
+    assert got.dtype == boxes.dtype and (got == np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1)).all()
 
 
 def looks(seed):

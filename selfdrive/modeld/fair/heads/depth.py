@@ -1,5 +1,6 @@
 """Depth: z along the optical axis of the model view."""
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ class Depth:
   scale_std: float = 0.0  # its standard deviation, as a share of it
 
 
+@cache
 def map_centres(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
-  """View pixels x (w,), y (h,) of the centres of a map's pixels."""
-  return (np.arange(w) + 0.5) * (VIEW_W / w) - 0.5, (np.arange(h) + 0.5) * (VIEW_H / h) - 0.5
+  """View pixels x (w,), y (h,) of the centres of a map's pixels. The same arrays every time, not to be written."""
+  x, y = (np.arange(w) + 0.5) * (VIEW_W / w) - 0.5, (np.arange(h) + 0.5) * (VIEW_H / h) - 0.5
+  x.flags.writeable = y.flags.writeable = False
+  return x, y
 
 
 def shrink(z: np.ndarray) -> np.ndarray:
@@ -41,5 +45,7 @@ def decode(raw: np.ndarray, spec: dict[str, Any], valid: np.ndarray) -> Depth:
     np.exp(z, out=z)
   else:
     z = z.copy()   # raw is the graph's, and written again
-  z[~map_valid(valid, *z.shape)] = np.nan
+  inside = map_valid(valid, *z.shape)
+  if not inside.all():   # cameras fill the view, most of the time
+    z[~inside] = np.nan
   return Depth(z, bool(parameters.get("metric", False)))

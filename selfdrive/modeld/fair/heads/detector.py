@@ -14,16 +14,18 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
   view_h, view_w = valid.shape
   best = logits.argmax(1)
   top = logits.max(1)
-  at = np.flatnonzero(top >= logit(specs["logits"].get("parameters", {}).get("threshold", THRESHOLD)))
+  at = (top >= logit(specs["logits"].get("parameters", {}).get("threshold", THRESHOLD))).nonzero()[0]
   size = np.array([view_w, view_h], np.float32)
   centre = boxes[at, :2] * size - 0.5
-  inside = ((centre > -0.5) & (centre < size - 0.5)).all(1)   # False for nan
+  x, y = centre.T
+  inside = ((x > -0.5) & (x < view_w - 0.5) & (y > -0.5) & (y < view_h - 0.5)).nonzero()[0]   # without nan
+  px = np.rint(centre[inside]).astype(int)   # in the view, as the centres are
+  inside = inside[valid[px[:, 1], px[:, 0]]]
+  inside = inside[(-top[at[inside]]).argsort(kind="stable")[:MAX_OBJECTS]]
   at, centre = at[inside], centre[inside]
-  px = np.rint(centre).astype(int)   # in the view, as the centres are
-  ok = valid[px[:, 1], px[:, 0]]
-  at, centre = at[ok], centre[ok]
-  order = np.argsort(-top[at], kind="stable")[:MAX_OBJECTS]
-  at, centre = at[order], centre[order]
   half = np.maximum(boxes[at, 2:], 0) * size / 2
-  found = np.minimum(np.maximum(np.concatenate([centre - half, centre + half], axis=1), -0.5), np.concatenate([size, size]) - 0.5).astype(np.float32)
+  found = np.empty((len(at), 4), np.float32)
+  found[:, :2], found[:, 2:] = centre - half, centre + half
+  np.maximum(found, -0.5, out=found)
+  np.minimum(found, np.array([view_w - 0.5, view_h - 0.5] * 2, np.float32), out=found)
   return Detections(list(specs["logits"]["classes"]), found, sigmoid(top[at]).astype(np.float32), best[at], None, None)

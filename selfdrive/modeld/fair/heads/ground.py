@@ -27,12 +27,12 @@ class Ground:
   def road(self, px: np.ndarray) -> np.ndarray:
     """(..., 2) view pixels -> (..., 3) metres on the road, nan at and above the horizon and beyond FAR."""
     below = px[..., 1] - self.cy
-    out = np.empty((*below.shape, 3), np.result_type(px.dtype, np.float32))
+    out = np.empty((*below.shape, 3), below.dtype)
     least = self.f * self.height / FAR
     x = np.where(below >= least, self.f * self.height / np.maximum(below, least), np.nan)   # maximum: nan stays nan
     out[..., 0] = x
     out[..., 1] = x * (px[..., 0] - self.cx) * (1 / self.f)
-    out[..., 2] = np.where(np.isnan(x), np.nan, self.height)
+    out[..., 2] = self.height + 0 * x
     return out
 
   def view(self, points: np.ndarray) -> np.ndarray:

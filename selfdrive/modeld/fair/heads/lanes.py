@@ -1,5 +1,6 @@
 """Lanes: points on lane lines as a student tracks them, where such lines are to begin with, and the curve through a line's points."""
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,13 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
   """raw: points (1, N, 2) view pixels, visible (1, N) logits; valid: (256, 512) bool."""
   points = raw["points"][0].astype(np.float32)
   h, w = valid.shape
-  with np.errstate(invalid="ignore"):
-    inside = ((points > -0.5) & (points < np.array([w, h]) - 0.5)).all(1)
-    px = np.where(inside[:, None], np.rint(points), 0).astype(int)
-  inside &= valid[px[:, 1], px[:, 0]]
-  return LanePoints(points, np.where(inside, sigmoid(raw["visible"][0]), 0).astype(np.float32))
+  x, y = points.T
+  inside = ((x > -0.5) & (x < w - 0.5) & (y > -0.5) & (y < h - 0.5)).nonzero()[0]   # without nan
+  px = np.rint(points[inside]).astype(int)
+  inside = inside[valid[px[:, 1], px[:, 0]]]
+  visibility = np.zeros(len(points), np.float32)
+  visibility[inside] = sigmoid(raw["visible"][0][inside])
+  return LanePoints(points, visibility)
 
 
 def model_lines(model: Any, ground: Ground) -> list[np.ndarray]:
@@ -59,35 +62,35 @@ def map_lines(class_map: np.ndarray, lane: int, ground: Ground, most: int) -> li
   h, w = class_map.shape
   s = 2 * ground.cx / w   # view pixels a map pixel, across and down
   horizon = (ground.cy + ground.f * ground.height / SEED_FAR + 0.5) / s - 0.5
-  lines: list[list[tuple[float, float]]] = []
-  top = max(0, int(np.ceil(horizon)))
-  there = np.zeros((h - min(top, h), w + 2), bool)   # with a column of nothing on either side: runs do not go on in the next row
+  top = min(h, max(0, ceil(horizon)))
+  there = np.zeros((h - top, w + 2), bool)   # with a column of nothing on either side: runs do not go on in the next row
   there[:, 1:-1] = class_map[top:] == lane
-  edges = np.flatnonzero(there.ravel()[1:] != there.ravel()[:-1])
-  rows, columns = np.divmod(edges, w + 2)
-  first = np.searchsorted(rows, np.arange(len(there) + 1)).tolist()
-  columns = columns.tolist()
-  for i in range(h - 1, top - 1, -1):
-    row = columns[first[i - top]:first[i - top + 1]]
-    for a, b in zip(row[0::2], row[1::2], strict=True):
-      if b - a > MAX_WIDTH:   # a stop line, a crossing
-        continue
-      j, best, nearest = (a + b - 1) / 2, None, float(COLUMN_REACH)
-      for line in lines:
-        di = line[-1][0] - i
-        if not 0 < di <= ROW_REACH * (4 if len(line) >= MIN_ROWS else 1):   # over the gap of a dashed line, once it has a direction
-          continue
-        back = line[-min(len(line), 5)]
-        slope = (line[-1][1] - back[1]) / (back[0] - line[-1][0]) if back[0] > line[-1][0] else 0.0
-        off = abs(line[-1][1] + slope * di - j) if len(line) > 1 else abs(line[-1][1] - j) / 2
+  edges = (there.ravel()[1:] != there.ravel()[:-1]).nonzero()[0]
+  rows, columns = np.divmod(edges[::2], w + 2)
+  wide = edges[1::2] - edges[::2]
+  runs = (-rows).argsort(kind="stable")
+  runs = runs[wide[runs] <= MAX_WIDTH]   # more is a stop line, a crossing
+  lines: list[tuple[list[int], list[float]]] = []   # rows and columns
+  ends: list[tuple[int, float, int, float, float]] = []   # of each line its last row and column, rows it may go on, columns a row, weight of being off
+  for i, j in zip((rows[runs] + top).tolist(), (columns[runs] + (wide[runs] - 1) / 2).tolist(), strict=True):
+    best, nearest = -1, float(COLUMN_REACH)
+    for k, (row, column, reach, slope, weight) in enumerate(ends):
+      if 0 < row - i <= reach:
+        off = abs(column + slope * (row - i) - j) * weight
         if off < nearest:
-          best, nearest = line, off
-      if best is not None:
-        best.append((i, j))
-      else:
-        lines.append([(i, j)])
-  lines = sorted((line for line in lines if len(line) >= MIN_ROWS), key=len, reverse=True)[:most]
-  return [np.array([((j + 0.5) * s - 0.5, (i + 0.5) * s - 0.5) for i, j in reversed(line)]) for line in lines]
+          best, nearest = k, off
+    if best < 0:
+      lines.append(([i], [j]))
+      ends.append((i, j, ROW_REACH, 0.0, 0.5))   # one point does not say where it goes
+    else:
+      of_rows, of_columns = lines[best]
+      of_rows.append(i)
+      of_columns.append(j)
+      back = -min(len(of_rows), 5)
+      # over the gap of a dashed line, once it has a direction
+      ends[best] = i, j, ROW_REACH * (4 if len(of_rows) >= MIN_ROWS else 1), (j - of_columns[back]) / (of_rows[back] - i), 1.0
+  found = sorted((line for line in lines if len(line[0]) >= MIN_ROWS), key=lambda line: len(line[0]), reverse=True)[:most]
+  return [(np.array([of_columns[::-1], of_rows[::-1]], float).T + 0.5) * s - 0.5 for of_rows, of_columns in found]
 
 
 def fit_lines(x: np.ndarray, y: np.ndarray, weight: np.ndarray, f: float, start: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.heads.depth import map_valid
+from openpilot.selfdrive.modeld.fair.heads.depth import map_centres, map_valid
 
 MAX_OBJECTS = 50
 THRESHOLD = 0.3        # where the manifest has none
@@ -25,16 +25,16 @@ class Detections:
 
 def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """(N, 4), (M, 4) boxes -> (N, M) square pixels that they share."""
-  w = np.minimum(a[:, 2:3], b[:, 2]) - np.maximum(a[:, 0:1], b[:, 0])
-  h = np.minimum(a[:, 3:4], b[:, 3]) - np.maximum(a[:, 1:2], b[:, 1])
-  return np.maximum(w, 0) * np.maximum(h, 0)
+  a, b = a.T[:, :, None], b.T[:, None]
+  sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])   # width and height at once
+  np.maximum(sides, 0, out=sides)
+  return sides[0] * sides[1]
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """(N, 4), (M, 4) boxes -> (N, M) intersection over union."""
-  inter = intersection(a, b)
-  area_a, area_b = (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1]), (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
-  return inter / np.maximum(area_a[:, None] + area_b - inter, 1e-6)
+  inter, sides_a, sides_b = intersection(a, b), a[:, 2:] - a[:, :2], b[:, 2:] - b[:, :2]
+  return inter / np.maximum((sides_a[:, 0] * sides_a[:, 1])[:, None] + sides_b[:, 0] * sides_b[:, 1] - inter, 1e-6)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -55,9 +55,16 @@ def peaks(heat: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray, np.nd
   k, i = np.divmod(at, h * w)
   i, j = np.divmod(i, w)
   rows, columns = (np.minimum(np.maximum(x + NEAR, 0), most - 1) for x, most in ((i, h), (j, w)))   # (3, n)
-  at = np.flatnonzero(own >= heat[k, rows[:, None], columns].max(axis=(0, 1)))
-  at = at[np.argsort(-own[at], kind="stable")]
+  near = heat.reshape(-1).take(((k * h + rows) * w)[:, None] + columns).reshape(9, -1)
+  at = (own >= near.max(0)).nonzero()[0]
+  at = at[(-own[at]).argsort(kind="stable")]
   return k[at], i[at], j[at], own[at]
+
+
+def at_cells(maps: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+  """(1, C, h, w) maps at N rows i and columns j -> (N, C), a copy."""
+  _, c, h, w = maps.shape
+  return maps.reshape(c, h * w).take(i * w + j, axis=1).T
 
 
 def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: np.ndarray) -> Detections:
@@ -71,35 +78,41 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
   c, i, j, score = peaks(heat, logit(specs["heat"].get("parameters", {}).get("threshold", THRESHOLD)))
   ok = map_valid(valid, h, w)[i, j]
   c, i, j, score = (a[ok][:MAX_OBJECTS] for a in (c, i, j, score))
-  centre = np.stack([(j + 0.5) * (view_w / w) - 0.5, (i + 0.5) * (view_h / h) - 0.5], axis=1).astype(np.float32)
-  reach = np.maximum(raw["box"][0][:, i, j].T, 0)
-  boxes = np.concatenate([centre - reach[:, :2], centre + reach[:, 2:]], axis=1)
-  np.minimum(np.maximum(boxes, -0.5), np.array([view_w, view_h, view_w, view_h], np.float32) - 0.5, out=boxes)
+  x, y = map_centres(h, w)
+  centre = np.empty((len(c), 2), np.float32)
+  centre[:, 0], centre[:, 1] = x[j], y[i]
+  reach = np.maximum(at_cells(raw["box"], i, j), 0)
+  boxes = np.empty((len(c), 4), np.float32)
+  boxes[:, :2], boxes[:, 2:] = centre - reach[:, :2], centre + reach[:, 2:]
+  np.maximum(boxes, -0.5, out=boxes)
+  np.minimum(boxes, np.array([view_w - 0.5, view_h - 0.5] * 2, np.float32), out=boxes)
   # A large object may peak twice, two cells apart, and one that could be of two classes peaks in both maps. Only neighbours with nearly the same box are such
   # twins: cars one behind the other overlap as much, but their centres are further apart, and a suppression by overlap alone would lose the occluded one.
-  twin = (box_iou(boxes, boxes) > SAME_IOU) & (np.abs(i[:, None] - i) <= SAME_CELLS) & (np.abs(j[:, None] - j) <= SAME_CELLS)
-  keep = np.ones(len(c), bool)
-  for a in np.flatnonzero(twin.sum(1) > 1):
-    if keep[a]:
-      keep[a + 1:] &= ~twin[a, a + 1:]
-  if not keep.all():
-    c, i, j, score, boxes = (x[keep] for x in (c, i, j, score, boxes))
+  twin = (np.abs(i[:, None] - i) <= SAME_CELLS) & (np.abs(j[:, None] - j) <= SAME_CELLS)
+  if np.count_nonzero(twin) > len(c):
+    twin &= box_iou(boxes, boxes) > SAME_IOU
+    keep = np.ones(len(c), bool)
+    for a in (twin.sum(1) > 1).nonzero()[0].tolist():
+      if keep[a]:
+        keep[a + 1:] &= ~twin[a, a + 1:]
+    if not keep.all():
+      c, i, j, score, boxes = (a[keep] for a in (c, i, j, score, boxes))
   masks = embed = None
   if "coef" in raw:
-    masks = decode_masks(raw["coef"][0][:, i, j].T, raw["proto"][0], boxes, (view_h, view_w))
+    masks = decode_masks(at_cells(raw["coef"], i, j), raw["proto"][0], boxes)
   if "embed" in raw:
-    embed = raw["embed"][0][:, i, j].T.astype(np.float32)
+    embed = at_cells(raw["embed"], i, j).astype(np.float32, copy=False)
     embed = embed / np.maximum(np.sqrt((embed * embed).sum(1, keepdims=True)), 1e-6)
   return Detections(list(specs["heat"]["classes"]), boxes, sigmoid(score).astype(np.float32), c, masks, embed)
 
 
-def decode_masks(coef: np.ndarray, proto: np.ndarray, boxes: np.ndarray, view: tuple[int, int]) -> np.ndarray:
+def decode_masks(coef: np.ndarray, proto: np.ndarray, boxes: np.ndarray) -> np.ndarray:
   """coef (M, P), proto (P, H, W), boxes (M, 4) view pixels -> (M, H, W) bool: sum of coef times proto over 0, at map pixels whose centre lies in the box."""
   p, h, w = proto.shape
   masks = np.zeros((len(coef), h, w), bool)
-  x, y = (np.arange(w) + 0.5) * (view[1] / w) - 0.5, (np.arange(h) + 0.5) * (view[0] / h) - 0.5
+  x, y = map_centres(h, w)
   high = (y >= boxes[:, 1:2]) & (y <= boxes[:, 3:4])
-  rows = high.any(0).nonzero()[0]
+  rows = np.flatnonzero(high.any(0))
   if len(rows):   # from the highest box's upper edge to the lowest one's lower edge: often half of the map
     a, b = int(rows[0]), int(rows[-1]) + 1
     part = masks[:, a:b]

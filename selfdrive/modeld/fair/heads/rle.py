@@ -14,36 +14,32 @@ def encode_masks(masks: np.ndarray) -> list[str]:
   np.not_equal(masks[:, 1:], masks[:, :-1], out=edges[:, 1:])
   np.not_equal(masks[:, 0, 1:], masks[:, -1, :-1], out=edges[:, 0, 1:])
   edges[:, 0, 0] = masks[:, 0, 0]
-  at = edges.reshape(-1).nonzero()[0]
-  row, i = np.divmod(at, size)
+  row, i = np.divmod(edges.reshape(-1).nonzero()[0], size)
   i, j = np.divmod(i, w)
-  at = row * size + j * h + i   # down the columns. They are few: putting them in order takes less than turning the masks
-  at.sort()
-  per = np.bincount(row, minlength=m) + 1          # runs of each mask
-  last = np.cumsum(per) - 1                        # index of each mask's last run
-  first = last - per + 1
-  ends = np.empty(per.sum(), np.int64)
-  ends[last] = size
-  inner = np.ones(len(ends), bool)
-  inner[last] = False
-  ends[inner] = at - row * size
+  # where runs end, counted through all masks and down the columns: there where another begins, and with the mask. They are few: putting them in order takes
+  # less than turning the masks
+  ends, bounds = np.empty(len(row) + m, np.int64), np.arange(1, m + 1) * size
+  ends[:m], ends[m:] = bounds, row * size + j * h + i
+  ends.sort()
+  last = ends.searchsorted(bounds)                 # of each mask's runs; what a mask that begins with True ends there comes after it
+  first = np.empty_like(last)
+  first[0], first[1:] = 0, last[:-1] + 1
   counts = ends.copy()
   counts[1:] -= ends[:-1]
-  counts[first] = ends[first]
   delta = counts.copy()
-  rank = np.arange(len(ends)) - np.repeat(first, per)
-  later = (rank > 2).nonzero()[0]
-  delta[later] -= counts[later - 2]
+  delta[2:] -= counts[:-2]
+  start = np.minimum(first + np.arange(3)[:, None], last)   # nothing comes off the first three
+  delta[start] = counts[start]
   # little end first, bit 5 says that more follow; the sign is bit 4 of the last
-  chunks = (int(np.abs(delta).max()).bit_length() + 5) // 5   # with the sign
-  parts = delta[:, None] >> (5 * np.arange(chunks))
-  rest = parts >> 5
-  more = np.where(parts & 0x10, rest != -1, rest != 0)
-  chars = ((parts & 0x1f) | (more << 5)).astype(np.uint8) + 48
+  size_of = delta ^ (delta >> 63)                  # what a number and its sign take: its own bits, or those of -1 - it
+  chunks = (int(size_of.max()).bit_length() + 5) // 5
+  shift = 5 * np.arange(chunks)
+  more = size_of[:, None] >= (16 << shift)
+  chars = ((delta[:, None] >> shift) & 0x1f) + (more * 32 + 48)
   used = np.ones_like(more)
-  np.logical_and.accumulate(more[:, :-1], axis=1, out=used[:, 1:])
-  text = chars[used].tobytes().decode("ascii")
-  stops = np.cumsum(np.add.reduceat(used.sum(1), first)).tolist()
+  used[:, 1:] = more[:, :-1]
+  text = chars[used].astype(np.uint8).tobytes().decode("ascii")
+  stops = used.cumsum()[(last + 1) * chunks - 1].tolist()
   return [text[a:b] for a, b in zip([0, *stops[:-1]], stops, strict=True)]
 
 

@@ -136,9 +136,7 @@ def sample(depth: Depth, px: np.ndarray) -> np.ndarray:
   """(N, 2) view pixels -> (N,) float32 depth of the map pixel that each is in; nan outside the map, and where it has none."""
   h, w = depth.z.shape
   out = np.full(len(px), np.nan, np.float32)
-  with np.errstate(invalid="ignore"):
-    at = (px + 0.5) * np.array([w / VIEW_W, h / VIEW_H])
-    inside = np.flatnonzero(((at >= 0) & (at < [w, h])).all(1))
-  j, i = at[inside].astype(np.intp).T
-  out[inside] = depth.z[i, j]
+  x, y = ((px + 0.5) * np.array([w / VIEW_W, h / VIEW_H])).T
+  inside = ((x >= 0) & (x < w) & (y >= 0) & (y < h)).nonzero()[0]
+  out[inside] = depth.z[y[inside].astype(np.intp), x[inside].astype(np.intp)]
   return out

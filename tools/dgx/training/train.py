@@ -28,7 +28,7 @@ from tqdm import tqdm
 from openpilot.tools.dgx import hardware
 from openpilot.tools.dgx.training.augment import augment
 from openpilot.tools.dgx.training.config import Config, rate
-from openpilot.tools.dgx.training.dora import apply_dora, save_adapter
+from openpilot.tools.dgx.training.dora import apply_dora, check_rank, clipped, save_adapter
 from openpilot.tools.dgx.training.losses import check_weights
 from openpilot.tools.dgx.training.model import hash_file, load_onnx
 from openpilot.tools.dgx.training.paths import constant_curvature, path_error
@@ -70,6 +70,7 @@ class Run:
     self.size = sum(p.numel() for p in model.parameters())
     self.adapted: list[str] = []
     if not config.full:
+      check_rank(model, config.dora_rank, config.targets)
       self.adapted = apply_dora(model, config.dora_rank, config.dora_alpha, config.targets, config.dora_dropout)
     self.learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
     eyes = None if vision is None else load_onnx(vision)
@@ -277,6 +278,7 @@ class Run:
 def table(run: Run, args: argparse.Namespace, how: str) -> str:
   c, learned = run.config, sum(p.numel() for p in run.learned.values())
   ranks = "all parameters" if c.full else f"DoRA rank {c.dora_rank} on {len(run.adapted)} layers"
+  cut = "" if c.full else clipped(run.student.model, c.dora_rank)
   images = c.batch_size // c.accumulate * c.clip * 2 * 12 * 128 * 256
   fixed = f"parameters {run.size * 4 / 1e6:.0f} MB, optimizer and gradients {learned * 12 / 1e6:.1f} MB"
   teacher = f"{', '.join(map(str, args.teacher))} (weight {c.teacher_weight:g})" if run.teacher is not None else "none"
@@ -284,6 +286,7 @@ def table(run: Run, args: argparse.Namespace, how: str) -> str:
   rows = [
     ("base", f"{run.base}, {run.size / 1e6:.2f}M parameters, {run.base_hash[:12]}"),
     ("trainable", f"{learned:,} ({learned / run.size * 100:.2f}% of the base): {ranks}"),
+    *([("", cut)] if cut else []),
     ("memory", f"{fixed}, images of a part {images / 1e6:.0f} MB; activations come on top"),
     ("teacher", teacher),
     ("driven path", f"weight {c.path_weight:g}"),

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from openpilot.tools.dgx.training.dora import apply_dora, base_hash, save_adapter, unload
+from openpilot.tools.dgx.training.dora import apply_dora, base_hash, check_rank, clipped, save_adapter, unload
 from openpilot.tools.dgx.training.losses import check_weights
 from openpilot.tools.dgx.training.model import hash_file, load_onnx
 from openpilot.tools.dgx.training.shards import DrivingClips, epoch_batches, make_loader, read_dataset
@@ -105,6 +105,7 @@ class DoRADistillation(nn.Module):
       else:
         frame = torch.zeros(1, 6, 128, 256, dtype=torch.uint8)
         names = [x.name for x in trace(student, lambda: student(frame)) if not x.name.startswith(("objects", "detector", "lanes"))]
+    check_rank(self.network, settings.dora_rank, names)
     self.adapted = apply_dora(self.network, settings.dora_rank, settings.dora_alpha, names, settings.dora_dropout)
     self.distiller = Distiller(cast(Student, student), tasks, settings.weights, feature_shape=feature_shape)
 
@@ -309,10 +310,12 @@ def table(run: Run) -> str:
   model, learned = run.model, sum(p.numel() for p in run.learned.values())
   size = sum(p.numel() for p in model.base.parameters())
   own = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
+  cut = clipped(model.network, run.settings.dora_rank)
   student: Any = model.distiller.student
   rows = [
     ("base", f"{run.source}, {size / 1e6:.2f}M parameters, {run.hash[:12]}"),
     ("adapter", f"{own:,} parameters ({own / size * 100:.2f}% of the base): DoRA rank {run.settings.dora_rank} on {len(model.adapted)} layers"),
+    *([("", cut)] if cut else []),
     ("besides", f"{learned - own:,} parameters that serve while training only"),
     ("map", f"{student.tap}, {student.features} channels" if model.driving else f"the student's own features, {student.size.features} channels"),
     ("teachers", ", ".join(f"{t['model']} ({t['licence']})" for t in run.clips.provenance())),

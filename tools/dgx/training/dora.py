@@ -17,8 +17,8 @@ from openpilot.tools.dgx.training.adapters import Matrix, fits, read_adapter, wr
 from openpilot.tools.dgx.training.lowrank import Adapter, DoRAProduct
 from openpilot.tools.lib.errors import UserError
 
-__all__ = ["DoRAConv2d", "DoRAGRU", "DoRALayer", "DoRALinear", "adapter_parameters", "apply_dora", "base_hash", "check_rank", "clipped", "dora_layers", "load_adapter",
-           "merge", "save_adapter", "set_adapter", "unload", "unmerge"]
+__all__ = ["DoRAConv2d", "DoRAGRU", "DoRALayer", "DoRALinear", "adapter_parameters", "apply_dora", "base_hash", "check_rank", "clipped", "dora_layers",
+           "load_adapter", "merge", "save_adapter", "set_adapter", "unload", "unmerge"]
 
 DEFAULT = "default"
 # What is adapted unless told otherwise: dense layers (final layers and heads) and recurrent projections, but not the image network.
@@ -254,7 +254,8 @@ def check_rank(model: nn.Module, rank: int, targets: Sequence[str] | None = None
   if rank <= best:
     return
   why = f"no layer to adapt takes more than {most}" if rank > most else f"{trained(rank):,} parameters would be trained beside {size:,} of the base"
-  raise UserError(f"rank {rank} is too large: {why}; " + (f"the largest sensible rank is {best}" if best else "every rank is: train all parameters, or name fewer targets"))
+  largest = f"the largest sensible rank is {best}" if best else "every rank is: train all parameters, or name fewer targets"
+  raise UserError(f"rank {rank} is too large: {why}; {largest}")
 
 
 def clipped(model: nn.Module, rank: int) -> str:

@@ -372,7 +372,7 @@ def main() -> None:
       print("warning: no --base: the small reference network is trained, which knows nothing yet; give openpilot's driving model with --base", file=sys.stderr)
     if not path.exists():
       save_reference(path, TurnDriving(config.seed) if args.reference == "turn" else None, config.seed, args.reference == "speed")
-  teacher = DrivingTeacher(args.teacher) if args.teacher else None
+  teacher = DrivingTeacher(args.teacher, batch=-(-config.batch_size // config.accumulate)) if args.teacher else None
   run = Run(config, path, args.vision, teacher, train, val, args.output, args.workers, tuple(t for t in args.trackers.replace(" ", "").split(",") if t))
   if state is not None:
     run.load(state)

@@ -34,6 +34,13 @@ def cache_folder() -> Path:
   return Path(os.environ.get("FAIR_TENSORRT_CACHE", Path.home() / ".cache" / "openpilot-fair" / "tensorrt"))
 
 
+def inputs_of(path: Path) -> list[Value]:
+  """A file's inputs, without the weights that old files list among them."""
+  graph = onnx.load(str(path), load_external_data=False).graph
+  weights = {i.name for i in graph.initializer}
+  return [v for v in values(graph.input) if v.name not in weights]
+
+
 def session_of(model: str | bytes, device: str | None) -> ort.InferenceSession:
   """Of a path, or of a graph's bytes, with the best provider here."""
   available = ort.get_available_providers()
@@ -77,9 +84,9 @@ class OrtRunner:
       self.session = session_of(str(path), device)
     except Exception as e:  # onnxruntime's errors have no common base
       raise UserError(f"ONNX Runtime does not load {path}: {str(e).splitlines()[0][:160]}; a git-lfs pointer must be pulled first") from None
-    names = {i.name for i in self.session.get_inputs()}
-    self.inputs = [v for v in values(onnx.load(str(path), load_external_data=False).graph.input) if v.name in names]
+    self.inputs = inputs_of(path)
     self.fixed = all(v.shape and v.shape[0] == 1 for v in self.inputs)
+    self.batched = {v.name for v in self.inputs if self.fixed or (v.shape and not isinstance(v.shape[0], int))}
     self.whole: ort.InferenceSession | None = None if self.fixed else self.session  # takes batches
     self.device = torch.device("cpu")
     self.what = f"ONNX Runtime ({self.session.get_providers()[0].removesuffix('ExecutionProvider')})"
@@ -94,10 +101,10 @@ class OrtRunner:
 
   def run(self, inputs: dict[str, Tensor]) -> Tensor:
     x = {v.name: np.ascontiguousarray(inputs[v.name].detach().cpu().to(v.dtype).numpy()) for v in self.inputs}
-    n = max(len(a) for a in x.values())
+    n = max((len(x[k]) for k in self.batched), default=1)
     if n > 1 and self.fixed:
       self.free()
-    x = {k: np.repeat(a, n, 0) if len(a) == 1 < n else a for k, a in x.items()}
+    x = {k: np.repeat(a, n, 0) if k in self.batched and len(a) == 1 < n else a for k, a in x.items()}
     if n == 1 or self.whole is not None:
       return torch.from_numpy(first_output(self.whole or self.session, x).astype(np.float32))
     return torch.from_numpy(np.concatenate([first_output(self.session, {k: a[i : i + 1] for k, a in x.items()}) for i in range(n)]).astype(np.float32))
@@ -135,7 +142,7 @@ class TensorRTRunner:
     if flag is not None and not hasattr(trt.BuilderFlag, flag):
       raise UserError(f"TensorRT {trt.__version__} keeps a graph's own types; take --precision float32, or a file in {precision}")
     self.device = GPU
-    found = values(onnx.load(str(path), load_external_data=False).graph.input)
+    found = inputs_of(path)
     graph, why = b"", ""
     if batch > 1 and all(v.shape and v.shape[0] == 1 for v in found):
       graph, why = with_free_batch(path, found)

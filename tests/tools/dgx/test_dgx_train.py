@@ -264,6 +264,24 @@ def test_the_table_names_what_was_clipped(data, base, tmp_path, monkeypatch, cap
   assert "rank 2 on 31 layers" in (out := capsys.readouterr().out) and "clipped" not in out
 
 
+def test_trackers(data, base, tmp_path, monkeypatch, capsys):
+  """One that is not there is said at once, and not left out."""
+  words = ["--data", data, "--base", base, "--output", tmp_path / "o", "--clip", 2, "--workers", 0, "--trackers"]
+  assert command(monkeypatch, *words, "tensorboard,wandb") == 2
+  assert capsys.readouterr().err.strip() == "error: --trackers wandb: there are tensorboard, trackio"
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "tensorboard" else None)
+  assert command(monkeypatch, *words, "tensorboard, trackio") == 2
+  assert capsys.readouterr().err.strip() == "error: --trackers trackio is not installed: `pip install -e .[track]` brings tensorboard and trackio"
+  assert not (tmp_path / "o").exists()
+  given = []
+  monkeypatch.setattr(training, "Run", lambda *a: given.append(a[-1]) or stop())
+
+  def stop():
+    raise UserError("enough")
+  assert command(monkeypatch, *words, "tensorboard") == 2 and given == [("tensorboard",)]
+  assert command(monkeypatch, *words, "") == 2 and given[1:] == [()]
+
+
 def test_full_training_moves_everything(data, base, tmp_path):
   run = make_run(data, base, tmp_path, dataclasses.replace(SMALL, epochs=1, full=True))
   before = {n: p.clone() for n, p in run.learned.items()}

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from openpilot.tools.dgx import hardware
 from openpilot.tools.dgx.training.augment import augment
-from openpilot.tools.dgx.training.config import Config, rate
+from openpilot.tools.dgx.training.config import TRACKERS, Config, parse_trackers, rate
 from openpilot.tools.dgx.training.dora import apply_dora, check_rank, clipped, save_adapter
 from openpilot.tools.dgx.training.losses import check_weights
 from openpilot.tools.dgx.training.model import hash_file, load_onnx
@@ -348,10 +348,10 @@ def main() -> None:
   p.add_argument("--precision", choices=("no", "bf16", "fp16"), help="mixed precision; bf16 on GPUs that have it")
   p.add_argument("--seed", type=int, default=0)
   p.add_argument("--workers", type=int, default=2, help="processes that read data")
-  p.add_argument("--trackers", default="", help="comma-separated: tensorboard, trackio (to be installed)")
+  p.add_argument("--trackers", default="", help=f"comma-separated: {', '.join(TRACKERS)}; `pip install -e .[track]`")
   p.add_argument("--resume", action="store_true", help="go on from OUTPUT/last.pt")
   args = p.parse_args()
-  config = config_of(args)
+  config, trackers = config_of(args), parse_trackers(args.trackers)
   if not config.path_weight and not (args.teacher and config.teacher_weight):
     raise UserError("there is nothing to learn from: give --teacher, or a --path-weight above 0")
   state = load_checkpoint(args.output / LAST, "leave --resume out to start") if args.resume else None
@@ -373,7 +373,7 @@ def main() -> None:
     if not path.exists():
       save_reference(path, TurnDriving(config.seed) if args.reference == "turn" else None, config.seed, args.reference == "speed")
   teacher = DrivingTeacher(args.teacher, batch=-(-config.batch_size // config.accumulate)) if args.teacher else None
-  run = Run(config, path, args.vision, teacher, train, val, args.output, args.workers, tuple(t for t in args.trackers.replace(" ", "").split(",") if t))
+  run = Run(config, path, args.vision, teacher, train, val, args.output, args.workers, trackers)
   if state is not None:
     run.load(state)
   if run.accelerator.is_main_process:

@@ -164,6 +164,15 @@ def row_of(name: str, precision: str, batch: int, file: File, want: Tensor, x: d
           "per_second": batch * 1e3 / float(np.mean(times)), "memory_mb": max(0, memory) / 1e6, "off": off}
 
 
+def keep(rows: list[dict[str, Any]], path: Path | None) -> None:
+  """Writes the rows as JSON where a path is given. Raises UserError where all were skipped."""
+  if all("skipped" in r for r in rows):
+    raise UserError(f"nothing was measured: {'; '.join(dict.fromkeys(r['skipped'] for r in rows))}")
+  if path is not None:
+    with atomic_path(path) as tmp:
+      tmp.write_text(json.dumps({"hardware": hardware.describe(), "rows": rows}, indent=1))
+
+
 def table(rows: list[dict[str, Any]]) -> str:
   done, rest = [r for r in rows if "skipped" not in r], [r for r in rows if "skipped" in r]
   lines = [f"{'model':<28} {'runner':<12} {'precision':<9} {'batch':>5} {'mean ms':>8} {'p50':>8} {'p99':>8} {'per s':>8} {'MB':>7} {'off':>8}"]
@@ -205,12 +214,8 @@ def main() -> None:
         for precision in args.precisions:
           for name in args.runners:
             rows.append(row_of(name, precision, batch, file, want, x, args.seconds, args.device))
-  if all("skipped" in r for r in rows):
-    raise UserError(f"nothing was measured: {'; '.join(dict.fromkeys(r['skipped'] for r in rows))}")
+  keep(rows, args.json)
   print(table(rows))
-  if args.json:
-    with atomic_path(args.json) as tmp:
-      tmp.write_text(json.dumps({"hardware": hardware.describe(), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ the bare network is measured, on noise.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from openpilot.tools.dgx import hardware
-from openpilot.tools.dgx.benchmark_inference import File, inputs_of
+from openpilot.tools.dgx.benchmark_inference import File, inputs_of, keep
 from openpilot.tools.dgx.training.constants import DESIRE_LEN, FRAME_SHAPE
 from openpilot.tools.dgx.training import runners
 from openpilot.tools.dgx.training.outputs import SLICES_KEY
@@ -32,7 +31,6 @@ from openpilot.tools.dgx.training.reference import save_reference
 from openpilot.tools.dgx.training.runners import PROVIDERS, Runner, open_runner
 from openpilot.tools.dgx.training.teacher import KNOWN, NAMES, DrivingTeacher
 from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.lib.logwriter import atomic_path
 
 TARGET = 800  # frames/s
 PEAK = {"GB10": 125.0, "H100": 989.0, "H200": 989.0, "A100": 312.0, "RTX 4090": 165.0, "RTX 5090": 209.0}  # dense bf16 TFLOPS, of the makers' sheets
@@ -131,8 +129,7 @@ def main() -> None:
     if len(paths) == 1 and not is_driving(paths[0]):
       print(f"{paths[0].name} is no driving model: the bare network, on noise")
     rows = [r for provider in PROVIDERS for r in measure(paths, provider, args.precision, args.batches, args.steps, flops)]
-  if all("skipped" in r for r in rows):
-    raise UserError(f"nothing was measured: {'; '.join(dict.fromkeys(r['skipped'] for r in rows))}")
+  keep(rows, args.json)
   if flops is not None:
     print(f"{', '.join(x.name for x in paths)}: {flops / 1e9:.2f} GFLOP a step")
   print(f"{'':<44} {'batch':>5} {'frames/s':>9} {'of 800':>7} {'TFLOPS':>7} {'of peak':>8}")
@@ -142,9 +139,6 @@ def main() -> None:
       continue
     share = f"{r['of_peak'] * 100:.1f}%" if r.get("of_peak") is not None else "unknown"
     print(f"{r['what'][:44]:<44} {r['batch']:>5} {r['frames_per_second']:>9.1f} {r['of_800']:>7.2f} {r.get('tflops', float('nan')):>7.3f} {share:>8}")
-  if args.json:
-    with atomic_path(args.json) as tmp:
-      tmp.write_text(json.dumps({"hardware": hardware.describe(), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

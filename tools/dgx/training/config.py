@@ -1,5 +1,6 @@
 """What decides a run of train.py, and its learning rate."""
 
+import argparse
 import importlib.util
 import math
 from dataclasses import dataclass, field
@@ -35,6 +36,14 @@ class Config:
   val_share: float = 0.1
   precision: str = "no"
   seed: int = 0
+
+
+def add_adapter_arguments(p: argparse.ArgumentParser, by_itself: str) -> None:
+  """Of an adapter, by the names of Config's fields. by_itself: what is adapted unless --targets says otherwise."""
+  p.add_argument("--dora-rank", type=int, default=Config.dora_rank, help="clipped where a layer is smaller")
+  p.add_argument("--dora-alpha", type=float, help="the update counts alpha / rank; the rank by itself")
+  p.add_argument("--dora-dropout", type=float, default=Config.dora_dropout)
+  p.add_argument("--targets", nargs="+", help=f"patterns of layers' names to adapt; {by_itself}")
 
 
 def parse_trackers(text: str) -> tuple[str, ...]:

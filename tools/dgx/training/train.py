@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from openpilot.tools.dgx import hardware
 from openpilot.tools.dgx.training.augment import augment
-from openpilot.tools.dgx.training.config import TRACKERS, Config, parse_trackers, rate
+from openpilot.tools.dgx.training.config import TRACKERS, Config, add_adapter_arguments, parse_trackers, rate
 from openpilot.tools.dgx.training.dora import apply_dora, check_rank, clipped, save_adapter
 from openpilot.tools.dgx.training.losses import check_weights
 from openpilot.tools.dgx.training.model import hash_file, load_onnx
@@ -333,10 +333,7 @@ def main() -> None:
   p.add_argument("--clip", type=int, default=d.clip, help="steps at 5 Hz over which the memory is carried")
   p.add_argument("--burn-in", type=int, default=d.burn_in, help="of them, steps at the start that only fill the memory")
   p.add_argument("--hop", type=int, default=d.hop, help="frames from one clip's start to the next; 0: they do not overlap")
-  p.add_argument("--dora-rank", type=int, default=d.dora_rank)
-  p.add_argument("--dora-alpha", type=float, help="the update counts alpha / rank; the rank by itself")
-  p.add_argument("--dora-dropout", type=float, default=d.dora_dropout)
-  p.add_argument("--targets", nargs="+", help="patterns of layers' names to adapt; dense layers, recurrent ones and heads by themselves")
+  add_adapter_arguments(p, "dense layers, recurrent ones and heads by themselves")
   p.add_argument("--full", action="store_true", help="train all parameters, without an adapter")
   p.add_argument("--augment", action="store_true", help="mirror half of the clips, and vary light, contrast and noise of all")
   p.add_argument("--lr", type=float, default=d.lr)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from openpilot.tools.dgx.training.config import add_adapter_arguments
 from openpilot.tools.dgx.training.dora import apply_dora, base_hash, check_rank, clipped, save_adapter, unload
 from openpilot.tools.dgx.training.losses import check_weights
 from openpilot.tools.dgx.training.model import hash_file, load_onnx
@@ -351,10 +352,7 @@ def main() -> None:
   p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of teachers whose licence restricts what learns from them")
   p.add_argument("--steps", type=int, default=d.steps)
   p.add_argument("--batch-size", type=int, default=d.batch_size, help="clips a step; a driving network sees one pair of frames of each")
-  p.add_argument("--dora-rank", type=int, default=d.dora_rank)
-  p.add_argument("--dora-alpha", type=float, help="the update counts alpha / rank; the rank by itself")
-  p.add_argument("--dora-dropout", type=float, default=d.dora_dropout)
-  p.add_argument("--targets", nargs="+", help="patterns of layers' names to adapt; by itself those that make the map, and with --data all")
+  add_adapter_arguments(p, "by itself those that make the map, and with --data all")
   p.add_argument("--tap", metavar="LAYER", help="the driving network's map that learns features: by itself the last of 8x16 cells or more")
   p.add_argument("--lr", type=float, default=d.lr)
   p.add_argument("--weight", action="append", default=[], metavar="PART=W", help=f"of the loss's parts {', '.join(WEIGHTS)}; 1 by itself")

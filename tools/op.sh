@@ -18,11 +18,24 @@ find_python() {
   die "no Python 3.11, 3.12 or 3.13 with venv on the path; install one, or name it in FAIR_PYTHON"
 }
 
+# covers HAVE EXTRAS: whether the extras HAVE bring all that EXTRAS do. `pyproject.toml` has teach in train, and compile in test.
+covers() {
+  local have=",$1," extra
+  case "$have" in *,train,*) have="${have}teach," ;; esac
+  case "$have" in *,test,*) have="${have}compile," ;; esac
+  for extra in ${2//,/ }; do
+    case "$have" in *",$extra,"*) ;; *) return 1 ;; esac
+  done
+}
+
 # setup EXTRAS: the virtual environment with what `pyproject.toml` lists under these extras. Nothing is done where that is there already.
 setup() {
-  local extras="$1" stamp
-  stamp="$VENV/.installed-$extras-$(cksum < "$ROOT/pyproject.toml" | cut -d' ' -f1)"
-  [ -e "$stamp" ] && return
+  local extras="$1" sum stamp have
+  sum="$(cksum < "$ROOT/pyproject.toml" | cut -d' ' -f1)"
+  for stamp in "$VENV"/.installed-*-"$sum"; do
+    have="${stamp##*/.installed-}"
+    if [ -e "$stamp" ] && covers "${have%-*}" "$extras"; then return; fi
+  done
   if [ ! -x "$VENV/bin/python" ]; then
     local python; python="$(find_python)"
     echo "making the virtual environment $VENV"
@@ -31,7 +44,7 @@ setup() {
   echo "installing: runtime${extras:+, ${extras//,/, }} (once; FAIR_PIP_ARGS is passed on to pip)"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check ${FAIR_PIP_ARGS:-} -e "$ROOT${extras:+[$extras]}" \
     || die "pip could not install the packages; is a package index reachable? Run the command again to go on"
-  touch "$stamp"
+  touch "$VENV/.installed-$extras-$sum"
 }
 
 py() { exec "$VENV/bin/python" -m "$@"; }

@@ -12,6 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
+if not __package__:  # run as a file
+  import from_root  # noqa: F401
+
 import numpy as np
 import torch
 
@@ -27,7 +30,7 @@ TARGET = 200
 
 
 def main():
-  p = argparse.ArgumentParser()
+  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   p.add_argument("--rounds", type=int, default=3)
   p.add_argument("--workers", type=int, default=0, help="that read clips")
   args = p.parse_args()

@@ -13,6 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
+if not __package__:  # run as a file
+  import from_root  # noqa: F401
+
 import cv2
 import numpy as np
 import torch
@@ -41,7 +44,7 @@ def random_dino(folder: Path, width: int, heads: int) -> Path:
 
 
 def main():
-  p = argparse.ArgumentParser()
+  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   p.add_argument("--student", help="default: detector-small; of DINO's features, depth-small")
   p.add_argument("--tasks", help="default: detector; features")
   p.add_argument("--teacher", default="yolox-nano", choices=[*WEIGHTS, *DINO])

@@ -9,6 +9,9 @@ Prints the medians of the paired ratios with their quartiles, and the bytes that
 import argparse
 import time
 
+if not __package__:  # run as a file
+  import from_root  # noqa: F401
+
 import numpy as np
 import peft
 import torch
@@ -69,7 +72,7 @@ def kept(model: nn.Module, x: torch.Tensor) -> int:
 
 
 def main() -> None:
-  p = argparse.ArgumentParser(description=__doc__)
+  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   p.add_argument("--layer", nargs="+", default=["768x3072", "1024x4096"])
   p.add_argument("--tokens", type=int, default=1024)
   p.add_argument("--rank", type=int, default=16)

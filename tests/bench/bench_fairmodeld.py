@@ -17,15 +17,19 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+if not __package__:  # run as a file
+  import from_root  # noqa: F401
+
 import numpy as np
 
 from openpilot.cereal import messaging
 from openpilot.cereal.visionipc import nv12_info
 from openpilot.common.transformations.model import get_warp_matrix
-from openpilot.selfdrive.modeld.fair.bundle import DEFAULT, load_bundle
+from openpilot.selfdrive.modeld.fair.bundle import DEFAULT, BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.fairmodeld import MODELS_DIR, memory_mb
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.publish import PUBLISH
+from openpilot.tools.lib.errors import cli
 from openpilot.tools.sim.render import render
 from openpilot.tools.sim.world import CAMERAS, World
 
@@ -107,7 +111,7 @@ def row(name, times, base=None):
 
 
 def main():
-  p = argparse.ArgumentParser()
+  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   p.add_argument("bundle", nargs="?", type=Path, default=MODELS_DIR / DEFAULT)
   p.add_argument("--frames", type=int, default=300)
   p.add_argument("--student", help="the torch module's name; default: from the bundle's, as unified-small")
@@ -190,4 +194,4 @@ def _quartiles(x):
 
 
 if __name__ == "__main__":
-  main()
+  raise SystemExit(cli(main, (BundleError,))())

@@ -4,10 +4,14 @@ at random over the groups.
 
 python tests/bench/bench_framereader.py      (needs an ffmpeg: on the path, or `pip install imageio-ffmpeg`)
 """
+import argparse
 import shutil
 import subprocess
 import time
 from pathlib import Path
+
+if not __package__:  # run as a file
+  import from_root  # noqa: F401
 
 import numpy as np
 
@@ -48,6 +52,7 @@ class ProcessPerGop:
 
 
 def main():
+  argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
   ffmpeg = shutil.which("ffmpeg")
   if ffmpeg is None:
     try:

@@ -16,6 +16,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+if not __package__:  # run as a file
+  import from_root  # noqa: F401
+
 import cv2
 import numpy as np
 
@@ -42,9 +45,9 @@ class Pace:
 
 
 def main():
-  p = argparse.ArgumentParser()
+  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   p.add_argument("--frames", type=int, default=1200)
-  p.add_argument("--teacher", default="yolox-nano")
+  p.add_argument("--teacher", default="yolox-nano", choices=("yolox-nano", "twinlitenet"))
   p.add_argument("--rounds", type=int, default=3)
   args = p.parse_args()
   if not DATA.exists():

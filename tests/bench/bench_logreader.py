@@ -3,14 +3,18 @@
 
 python tests/bench/bench_logreader.py [QLOG]
 """
-import sys
+import argparse
 import time
 from pathlib import Path
+
+if not __package__:  # run as a file
+  import from_root  # noqa: F401
 
 import zstandard
 
 from openpilot.cereal import log
 from openpilot.tools.lib import logreader
+from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logreader import LogFile, LogReader
 
 DEFAULT = Path(__file__).resolve().parents[3] / "shared/data/realdata/0000002c--d68dde99ca--1/qlog.zst"
@@ -26,7 +30,11 @@ def best(f, n=15):
 
 
 def main():
-  path = Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT
+  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p.add_argument("qlog", type=Path, nargs="?", default=DEFAULT, help="default: the shared data's")
+  path = p.parse_args().qlog
+  if not path.is_file():
+    raise UserError(f"there is no log {path}; name a qlog.zst")
   dat = zstandard.ZstdDecompressor().decompressobj().decompress(path.read_bytes())
 
   def naive(data):
@@ -52,4 +60,4 @@ def main():
 
 
 if __name__ == "__main__":
-  main()
+  raise SystemExit(cli(main)())

@@ -3,7 +3,7 @@
 sees the exact visible boxes with noise, drop-outs and false alarms. ObjectTracker, with and without colours, the camera's turn and flow, against one without
 memory (IoU with the last frame).
 
-python -m tests.bench.bench_object_tracker [--seeds 11 12 13] [--time day]      (seeds 1 to 10 and 21 to 26 were used to choose the constants: they flatter it)
+python tests/bench/bench_object_tracker.py [--seeds 11 12 13] [--time day]      (seeds 1 to 10 and 21 to 26 were used to choose the constants: they flatter it)
 """
 
 import argparse
@@ -11,6 +11,9 @@ import itertools
 import time
 from dataclasses import dataclass, field
 from typing import Any
+
+if not __package__:  # run as a file
+  import from_root  # noqa: F401
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -171,7 +174,7 @@ class Figures:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13], help="worlds of the simulator")
   parser.add_argument("--time", default="day", choices=("day", "dusk", "night"))
   args = parser.parse_args()

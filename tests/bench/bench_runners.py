@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-if not __package__:  # run as a file: the modules beside it must not be found under their bare names
-  sys.path[0] = str(Path(__file__).resolve().parents[2])
+if not __package__:  # run as a file
+  import from_root  # noqa: F401
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from openpilot.selfdrive.modeld.fair.compile import differences, sample_inputs
 from openpilot.selfdrive.modeld.fair.fairmodeld import MODELS_DIR, memory_mb
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
 from openpilot.selfdrive.modeld.fair.runners import RUNNERS, make_runner
+from openpilot.tools.lib.errors import UserError, cli
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = 3
@@ -127,6 +128,7 @@ def main():
   if args.child:
     child(args.bundle, args.runners[0], args.child, args.frames)
     return
+  load_bundle(args.bundle)  # what is wrong with it is said once, and here
   print(f"{args.bundle.name}, {args.frames} frames of {args.video.name if args.video else 'noise'}, one core; ms, MB, s")
   print(f"{'runner':<34} {'graph':<14} {'p50':>8} {'p99':>8} {'CPU':>8} {'of onnx':>8} {'first':>8} {'load s':>7} {'memory':>7} {'off':>8}")
   base = {}
@@ -134,7 +136,9 @@ def main():
     np.save(Path(folder) / "frames.npy", model_frames(args.video, min(args.frames, 50)))
     for name in dict.fromkeys(("onnx", *args.runners)):
       command = [sys.executable, __file__, str(args.bundle), "--runners", name, "--frames", str(args.frames), "--child", f"{folder}/frames.npy"]
-      done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+      done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+      if done.returncode:
+        raise UserError(f"{name} ended with {done.returncode} on {args.bundle.name}: what it said stands above")
       found = json.loads(done.stdout.splitlines()[-1])
       if "skipped" in found:
         print(f"{name:<34} not measured: {found['skipped']}")
@@ -150,4 +154,4 @@ def main():
 
 
 if __name__ == "__main__":
-  main()
+  raise SystemExit(cli(main, (BundleError,))())

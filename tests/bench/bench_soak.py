@@ -16,6 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
+if not __package__:  # run as a file
+  import from_root  # noqa: F401
+
 import numpy as np
 
 HOUR = 72_000  # frames at 20 Hz

@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """How far the small real teachers agree with ground truth: YOLOX-nano with COCO128's and KITTI's boxes, TwinLiteNet with CamVid's road.
 
-python -m tests.bench.bench_teacher_truth --data FOLDER    a folder with coco128, kitti_object and camvid, and weights in it
+python tests/bench/bench_teacher_truth.py --data FOLDER    a folder with coco128, kitti_object and camvid, and weights in it
 What students agree with them about is worth no more than this.
 """
 
 import argparse
 import os
 from pathlib import Path
+
+if not __package__:  # run as a file
+  import from_root  # noqa: F401
 
 import cv2
 import numpy as np

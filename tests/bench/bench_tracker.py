@@ -3,12 +3,15 @@
 flow, CoTracker 2 and 3 where their package and weights are there, and chained pyramidal Lucas-Kanade (OpenCV) with RAFT's forward-backward check. Truth is
 exact: the rendered depth, and the camera's motion. Judged as TAP-Vid does (tools/fair/evaluation/metrics.py, Tracks), and in pixels of the view.
 
-python -m tests.bench.bench_tracker [--seeds 3 5 8] [--time day] [--iters 8] [--scale 1] [--accept-licence CC-BY-NC-4.0] [--weights raft-small.pth]
+python tests/bench/bench_tracker.py [--seeds 3 5 8] [--time day] [--iters 8] [--scale 1] [--accept-licence CC-BY-NC-4.0] [--weights raft-small.pth]
 """
 
 import argparse
 import time
 from collections.abc import Callable
+
+if not __package__:  # run as a file
+  import from_root  # noqa: F401
 
 import cv2
 import numpy as np
@@ -84,7 +87,7 @@ def start_points(frame) -> np.ndarray:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--seeds", type=int, nargs="+", default=[3, 5, 8], help="worlds of the simulator")
   parser.add_argument("--time", default="day", choices=("day", "dusk", "night"))
   parser.add_argument("--iters", type=int, default=8, help="RAFT's refinements a pair")

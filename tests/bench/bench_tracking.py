@@ -11,6 +11,9 @@ import os
 import time
 from types import SimpleNamespace
 
+if not __package__:  # run as a file
+  import from_root  # noqa: F401
+
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.assignment import assign, hungarian
@@ -72,7 +75,7 @@ class Clock:
 
 
 def main() -> None:
-  p = argparse.ArgumentParser()
+  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   p.add_argument("--frames", type=int, default=400)
   p.add_argument("--objects", type=int, default=30)
   p.add_argument("--points", type=int, default=200)

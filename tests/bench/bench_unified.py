@@ -8,6 +8,9 @@ import tempfile
 import time
 from pathlib import Path
 
+if not __package__:  # run as a file
+  import from_root  # noqa: F401
+
 import numpy as np
 import onnxruntime as ort
 import torch
@@ -20,7 +23,7 @@ GOAL = 2.5
 
 
 def main() -> None:
-  p = argparse.ArgumentParser()
+  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   p.add_argument("--size", default="small")
   p.add_argument("--backbone")
   p.add_argument("--rounds", type=int, default=60)

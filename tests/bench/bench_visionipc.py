@@ -4,10 +4,13 @@ send() to the frame in hand.
 
 python tests/bench/bench_visionipc.py [FRAMES]
 """
+import argparse
 import multiprocessing
 import os
-import sys
 import time
+
+if not __package__:  # run as a file
+  import from_root  # noqa: F401
 
 import numpy as np
 
@@ -92,7 +95,9 @@ def receive_zmq(n, go):
 
 
 def main():
-  n = int(sys.argv[1]) if len(sys.argv) > 1 else 300
+  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p.add_argument("frames", type=int, nargs="?", default=300)
+  n = p.parse_args().frames
   os.environ["OPENPILOT_PREFIX"] = f"bench-{os.getpid()}"
   ours, in_place, zmq = run(serve_vision, n, receive_vision), run(serve_in_place, n, receive_vision), run(serve_zmq, n, receive_zmq)
   print(f"{W}x{H} NV12, {nv12_info(W, H)[3] / 1e6:.1f} MB, {len(ours)} and {len(zmq)} frames; one way, ms")

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How fast an ONNX driving model runs here, and how far off it is then: torch, ONNX Runtime, tinygrad, TensorRT, in each precision that they have.
+"""How fast an ONNX file runs here, a driving model or any other, and how far off it is then: torch, ONNX Runtime, tinygrad, TensorRT, in each precision.
 
 python tools/dgx/benchmark_inference.py [MODEL.onnx ...] [--batches 1 16] [--json FILE]      (without a file: the small reference network)
 
 Latencies are of one call with the inputs in host memory and the output read back, after warm-up. `off` is the largest difference from torch's float32 in
-parts of the largest output. What does not run is listed with the reason.
+parts of the largest output, or from ONNX Runtime's where torch does not know the file's operators. What does not run is listed with the reason.
 """
 
 import argparse
@@ -20,12 +20,14 @@ if not __package__:  # run as a file: the modules beside it must not be found un
   sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
+import onnx
 import psutil
 import torch
 from torch import Tensor
 
 from openpilot.tools.dgx import hardware
-from openpilot.tools.dgx.training.model import OnnxModule, load_onnx
+from openpilot.tools.dgx.training import runners
+from openpilot.tools.dgx.training.model import FLOATS, OnnxModule, Value, load_onnx
 from openpilot.tools.dgx.training.reference import save_reference
 from openpilot.tools.dgx.training.runners import OrtRunner, TensorRTRunner, TorchRunner
 from openpilot.tools.lib.errors import UserError, cli
@@ -41,25 +43,52 @@ class Skipped(Exception):
   """Why something is not measured."""
 
 
-def inputs_of(model: OnnxModule, batch: int, seed: int = 0) -> dict[str, Tensor]:
-  """Noise in the range of each input: bytes, or 0 to 1."""
+class File:
+  """An ONNX file to be measured. model: as a torch module; None where torch does not know its operators, and then `why`. Raises UserError."""
+
+  def __init__(self, path: Path):
+    self.path, self.why = path, ""
+    self.model: OnnxModule | None = None
+    try:
+      self.model = load_onnx(path).eval()
+    except UserError as e:
+      if "operators" not in str(e) and "not known here" not in str(e):
+        raise
+      self.why = str(e).removeprefix(f"{path} ")
+    self.inputs = runners.inputs_of(path)
+    weights = onnx.load(str(path), load_external_data=False).graph.initializer
+    self.half = any(i.data_type == onnx.TensorProto.FLOAT16 for i in weights)
+
+  def reference(self, x: dict[str, Tensor]) -> Tensor:
+    """The first output, to compare with."""
+    if self.model is None:
+      return OrtRunner(self.path, "cpu").run(x)
+    with torch.no_grad():
+      return next(iter(self.model(**x).values())).float()
+
+
+def inputs_of(inputs: list[Value], batch: int, seed: int = 0) -> dict[str, Tensor]:
+  """Noise in the range of each input: bytes, 0 to 1, or for other whole numbers 0 and 1. Raises UserError where no input has an axis of examples."""
   g = torch.Generator().manual_seed(seed)
   out = {}
-  for v in model.inputs:
-    shape = [batch, *(d if isinstance(d, int) else 1 for d in v.shape[1:])]
-    out[v.name] = torch.randint(0, 256, shape, generator=g, dtype=torch.uint8) if v.dtype == torch.uint8 else torch.rand(shape, generator=g)
+  for v in inputs:
+    shape = [d if isinstance(d, int) and (i or d > 1) else 1 if i else batch for i, d in enumerate(v.shape)]
+    most = 256 if v.dtype == torch.uint8 else 2
+    out[v.name] = torch.rand(shape, generator=g) if v.dtype in FLOATS else torch.randint(0, most, shape, generator=g).to(v.dtype)
+  if batch > 1 and not any(t.dim() and len(t) == batch for t in out.values()):
+    raise UserError(f"{', '.join(f'{v.name} {v.shape}' for v in inputs)}: no input has an axis of examples; take --batches 1")
   return out
 
 
-def tinygrad_run(path: Path, model: OnnxModule) -> Run:
+def tinygrad_run(file: File) -> Run:
   try:
     from tinygrad import Tensor as TinyTensor
     from tinygrad import TinyJit
     from tinygrad.nn.onnx import OnnxRunner
   except ImportError as e:
     raise Skipped(f"tinygrad is not installed ({e})") from None
-  runner = OnnxRunner(str(path))
-  kinds = {v.name: v.dtype for v in model.inputs}
+  runner = OnnxRunner(str(file.path))
+  kinds = {v.name: v.dtype for v in file.inputs}
   jit = TinyJit(lambda **x: next(iter(runner(x).values())).cast("float32").realize())
 
   def run(x: dict[str, Tensor]) -> Tensor:
@@ -70,7 +99,7 @@ def tinygrad_run(path: Path, model: OnnxModule) -> Run:
   return run
 
 
-def open_run(name: str, precision: str, path: Path, model: OnnxModule, device: str | None) -> Run:
+def open_run(name: str, precision: str, batch: int, file: File, device: str | None) -> Run:
   """Raises Skipped saying why not."""
   cuda = torch.cuda.is_available() and device != "cpu"
   if precision in ("float8", "float4"):
@@ -80,20 +109,22 @@ def open_run(name: str, precision: str, path: Path, model: OnnxModule, device: s
       raise Skipped(f"this hardware has no {precision}: a GPU of capability {least[0]}.{least[1]} has")
     raise Skipped(f"the file holds no {precision}: quantise it first, with ModelOpt, and measure that file")
   if name == "torch":
+    if file.why:
+      raise Skipped(file.why)
     if precision == "float16" and not cuda:
       raise Skipped("a CPU has no fast float16")
-    return TorchRunner(path, device, precision).run
+    return TorchRunner(file.path, device, precision).run
   if name == "onnxruntime":
-    own = "float16" if any(i.data_type == 10 for i in model.base.graph.initializer) else "float32"
+    own = "float16" if file.half else "float32"
     if precision != own:
       raise Skipped(f"ONNX Runtime runs a file in its own precision, here {own}")
-    return OrtRunner(path, device).run
+    return OrtRunner(file.path, device).run
   if name == "tinygrad":
     if precision != "float32":
       raise Skipped("tinygrad runs a file in its own precision")
-    return tinygrad_run(path, model)
+    return tinygrad_run(file)
   try:
-    return TensorRTRunner(path, precision).run
+    return TensorRTRunner(file.path, precision, batch).run
   except ImportError as e:
     raise Skipped(f"TensorRT is not here ({e})") from None
 
@@ -111,19 +142,16 @@ def measure(run: Run, x: dict[str, Tensor], seconds: float, least: int = 10) -> 
   return out, times
 
 
-def row_of(name: str, precision: str, batch: int, path: Path, model: OnnxModule, want: Tensor, x: dict[str, Tensor], seconds: float,
-           device: str | None) -> dict[str, Any]:
+def row_of(name: str, precision: str, batch: int, file: File, want: Tensor, x: dict[str, Tensor], seconds: float, device: str | None) -> dict[str, Any]:
   """One line of the table; with `skipped`, the reason, where it does not run."""
-  row: dict[str, Any] = {"model": path.name, "runner": name, "precision": precision, "batch": batch}
+  row: dict[str, Any] = {"model": file.path.name, "runner": name, "precision": precision, "batch": batch}
   if torch.cuda.is_available():
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
   before = psutil.Process().memory_info().rss
   try:
-    out, times = measure(open_run(name, precision, path, model, device), x, seconds)
-  except Skipped as e:
-    return {**row, "skipped": str(e)}
-  except UserError as e:
+    out, times = measure(open_run(name, precision, batch, file, device), x, seconds)
+  except (Skipped, UserError) as e:
     return {**row, "skipped": str(e)}
   except torch.cuda.OutOfMemoryError:
     return {**row, "skipped": f"the GPU's memory does not hold a batch of {batch}"}
@@ -134,6 +162,15 @@ def row_of(name: str, precision: str, batch: int, path: Path, model: OnnxModule,
   memory = torch.cuda.max_memory_allocated() if on_gpu else psutil.Process().memory_info().rss - before
   return {**row, "mean_ms": float(np.mean(times)), "p50_ms": float(np.median(times)), "p99_ms": float(np.quantile(times, 0.99)), "calls": len(times),
           "per_second": batch * 1e3 / float(np.mean(times)), "memory_mb": max(0, memory) / 1e6, "off": off}
+
+
+def keep(rows: list[dict[str, Any]], path: Path | None) -> None:
+  """Writes the rows as JSON where a path is given. Raises UserError where all were skipped."""
+  if all("skipped" in r for r in rows):
+    raise UserError(f"nothing was measured: {'; '.join(dict.fromkeys(r['skipped'] for r in rows))}")
+  if path is not None:
+    with atomic_path(path) as tmp:
+      tmp.write_text(json.dumps({"hardware": hardware.describe(), "rows": rows}, indent=1))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -164,18 +201,21 @@ def main() -> None:
   rows: list[dict[str, Any]] = []
   with tempfile.TemporaryDirectory() as folder:
     for path in args.models or [save_reference(Path(folder) / "reference.onnx")]:
-      model = load_onnx(path).eval()
+      file = File(path)
       for batch in args.batches:
-        x = inputs_of(model, batch)
-        with torch.inference_mode():
-          want = next(iter(model(**x).values())).float()
+        x = inputs_of(file.inputs, batch)
+        try:
+          want = file.reference(x)
+        except UserError:
+          raise
+        except Exception as e:  # graphs fail in their own ways, at shapes above all
+          shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in x.items())
+          raise UserError(f"{path} does not run on noise of {shapes}: {' '.join(str(e).split())[:160]}") from None
         for precision in args.precisions:
           for name in args.runners:
-            rows.append(row_of(name, precision, batch, path, model, want, x, args.seconds, args.device))
+            rows.append(row_of(name, precision, batch, file, want, x, args.seconds, args.device))
+  keep(rows, args.json)
   print(table(rows))
-  if args.json:
-    with atomic_path(args.json) as tmp:
-      tmp.write_text(json.dumps({"hardware": hardware.describe(), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

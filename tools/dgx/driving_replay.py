@@ -19,20 +19,17 @@ if not __package__:  # run as a file: the modules beside it must not be found un
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from openpilot.cereal import messaging
-from openpilot.cereal.visionipc import nv12_info
 from openpilot.selfdrive.modeld.fair.frames import CameraError, ModelFrame, camera_intrinsics
 from openpilot.tools.dgx.training.constants import ACTION_T_LEN, DESIRE_LEN, FRAME_SKIP, LEAD_T_IDXS, LEAD_T_OFFSETS, T_IDXS, X_IDXS
 from openpilot.tools.dgx.training.history import History
 from openpilot.tools.dgx.training.teacher import LATERAL_DELAY, DrivingTeacher
 from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route, Segment
-from openpilot.tools.replay.process_replay import PROCESSING_NS
-from openpilot.tools.replay.replay import STATE_SERVICES, VIDEOS, add_route_arguments, choose_camera, fill_nv12, frames
+from openpilot.tools.replay.process_replay import PROCESSING_NS, CameraBuffer, logged_frames
+from openpilot.tools.replay.replay import VIDEOS, add_route_arguments, choose_camera
 
 PLAN = ("position", "velocity", "acceleration", "orientation", "orientationRate")  # three columns of the plan each
 
@@ -119,41 +116,20 @@ def driving_replay(
   segments: list[Segment], model: DrivingModel, camera: str, start: float = 0.0, seconds: float | None = None, progress: bool = True
 ) -> Iterator[bytes]:
   """Serialised modelV2 in order. logMonoTime: the end of the frame's exposure plus PROCESSING_NS, as of process_replay."""
-  state_service = STATE_SERVICES[camera]
-  paths = [s.log_path for s in segments if s.log_path is not None]
-  services = ["extrinsicsCalibration", "deviceState", "carState", "driverMonitoringState", state_service]
-  inputs = iter(LogReader(paths, services=services)) if paths else iter(())
-  event = next(inputs, None)
-  device = sensor = None
-  buffer: np.ndarray | None = None
-  layout: tuple[object, ...] = ()
-  first = 0
-  for entry, frame in tqdm(frames(segments, camera, start), desc="driving replay", unit="frame", disable=not progress):
-    eof = entry.timestamp_eof
-    first = first or eof
-    if seconds is not None and (eof - first) * 1e-9 >= seconds:
-      break
-    while event is not None and event.logMonoTime <= eof:
-      which = event.which()
-      if which == "extrinsicsCalibration" and str(event.extrinsicsCalibration.calStatus) == "calibrated":
-        model.set_calibration(list(event.extrinsicsCalibration.rpyCalib))
-      elif which == "deviceState":
-        device = str(event.deviceState.deviceType)
-      elif which == "carState":
-        model.speed = event.carState.vEgo
-      elif which == "driverMonitoringState":
-        model.left_hand = event.driverMonitoringState.isRHD
-      elif which == state_service:
-        sensor = str(getattr(event, state_service).sensor)
-      event = next(inputs, None)
-    h, w = frame.shape[0] * 2 // 3, frame.shape[1]
-    if (w, h, device, sensor) != layout:
-      stride, y_height, _, size = nv12_info(w, h)
-      model.set_camera(w, h, stride, stride * y_height, device, sensor, camera == "wide")
-      buffer, layout = np.zeros(size, dtype=np.uint8), (w, h, device, sensor)
-    assert buffer is not None
-    msg = model.process(fill_nv12(frame, buffer, stride, stride * y_height), entry.frame_id, eof)
-    msg.logMonoTime = eof + PROCESSING_NS
+  buffer = CameraBuffer(model.set_camera, camera)
+
+  def hear(which: str, m: Any) -> None:
+    if which == "extrinsicsCalibration" and str(m.calStatus) == "calibrated":
+      model.set_calibration(list(m.rpyCalib))
+    elif which == "carState":
+      model.speed = m.vEgo
+    elif which == "driverMonitoringState":
+      model.left_hand = m.isRHD
+
+  services = ["extrinsicsCalibration", "carState", "driverMonitoringState"]
+  for entry, frame, device, sensor in logged_frames(segments, camera, services, hear, start, seconds, "driving replay", progress):
+    msg = model.process(buffer.fill(frame, device, sensor), entry.frame_id, entry.timestamp_eof)
+    msg.logMonoTime = entry.timestamp_eof + PROCESSING_NS
     yield msg.to_bytes()
 
 

@@ -172,11 +172,15 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield f"    {r['field']:<26}{numbers}  {r['frame']}{'   MOVED' if r['moved'] else ''}"
 
 
-def drives(data: Path, folder: Path) -> dict[str, tuple[list[Segment], str, float] | None]:
-  """name -> segments, camera, start; None where the route is not here. The simulated one is rendered into `folder`, once."""
+def drives(data: Path, folder: Path, named: bool = False) -> dict[str, tuple[list[Segment], str, float] | None]:
+  """name -> segments, camera, start; None where the route is not here. The simulated one is rendered into `folder`, once. Raises UserError where the user
+  `named` data, and the route is not in it."""
   path = data / "realdata" / str(REAL["route"])
   there = any(path.parent.glob(f"{REAL['route']}--{REAL['segment']}"))
   segments = [s for s in Route(path).segments if s.num == REAL["segment"]] if there else []
+  if named and not segments:
+    why = "has no" if data.is_dir() else "is not there, and so no"
+    raise UserError(f"{data} {why} realdata/{REAL['route']}--{REAL['segment']}; name the shared data's folder in --data or FAIR_SHARED_DATA, or leave both out")
   sim = folder / f"simulated-{'-'.join(map(str, SIM.values()))}-{SECONDS:g}"
   write_route(sim, int(str(SIM["seed"])), SECONDS, str(SIM["device"]), str(SIM["time"]))
   return {"real": (segments, "qcamera", float(str(REAL["start"]))) if segments else None, "simulated": (Route(sim).segments, "road", 0.0)}
@@ -239,14 +243,14 @@ def main() -> int:
   p = argparse.ArgumentParser(prog="model-replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   p.add_argument("bundles", nargs="*", type=Path, help="folders of bundles; default: all in models/")
   p.add_argument("--update", action="store_true", help="keep what they say now as the reference")
-  p.add_argument("--data", type=Path, default=SHARED_DATA, help="folder with realdata/; default: FAIR_SHARED_DATA")
+  p.add_argument("--data", type=Path, help="folder with realdata/; default: FAIR_SHARED_DATA")
   p.add_argument("--refs", type=Path, default=REFS, help="folder of the references")
   p.add_argument("--cache", type=Path, default=CACHE, help="where the simulated drive is kept; delete it after a change of the simulator")
   args = p.parse_args()
   bundles = [load_bundle(b) for b in args.bundles or sorted(m.parent for m in MODELS_DIR.glob(f"*/{MANIFEST}"))]
   if not bundles:
     raise UserError(f"no bundle in {MODELS_DIR}; name one")
-  there = drives(args.data, args.cache)
+  there = drives(args.data or SHARED_DATA, args.cache, args.data is not None or bool(os.environ.get("FAIR_SHARED_DATA")))
   passed = [replay_bundle(b, there, args.refs, args.update) for b in bundles]
   return 0 if all(passed) else 1
 

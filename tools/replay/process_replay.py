@@ -2,8 +2,9 @@
 """Drives fairmodeld's model over a route without clock or sockets: the same route and bundle give the same bytes every time. Execution times are zero."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -14,6 +15,7 @@ from openpilot.selfdrive.modeld.fair.fairmodeld import MODELS_DIR, STATE_PERIOD
 from openpilot.selfdrive.modeld.fair.frames import CameraError
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.schedule import Verdict
+from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import write_log
@@ -23,52 +25,83 @@ from openpilot.tools.replay.replay import STATE_SERVICES, VIDEOS, add_route_argu
 PROCESSING_NS = 20_000_000  # stands for the time that fairmodeld takes
 
 
+def logged_frames(
+  segments: list[Segment], camera: str, services: list[str], hear: Callable[[str, Any], None], start: float, seconds: float | None, what: str, progress: bool
+) -> Iterator[tuple[EncodeEntry, np.ndarray, str | None, str | None]]:
+  """Frames of a route, and the device's type and the sensor as logged until the end of the frame's exposure. What the log has of `services`, of deviceState and
+  of the camera's state until then goes to hear(service, message) before."""
+  state_service = STATE_SERVICES[camera]
+  paths = [s.log_path for s in segments if s.log_path is not None]
+  events = iter(LogReader(paths, services=[*services, "deviceState", state_service])) if paths else iter(())
+  event = next(events, None)
+  device = sensor = None
+  first = 0
+  total = sum(1200 for s in segments if getattr(s, VIDEOS[camera]))
+  for entry, frame in tqdm(frames(segments, camera, start), total=total, desc=what, unit="frame", disable=not progress):
+    first = first or entry.timestamp_eof
+    if seconds is not None and (entry.timestamp_eof - first) * 1e-9 >= seconds:
+      break
+    while event is not None and event.logMonoTime <= entry.timestamp_eof:
+      which = event.which()
+      message = getattr(event, which)
+      if which == "deviceState":
+        device = str(message.deviceType)
+      elif which == state_service:
+        sensor = str(message.sensor)
+      hear(which, message)
+      event = next(events, None)
+    yield entry, frame, device, sensor
+
+
+class CameraBuffer:
+  """Frames as camerad lays them out; set_camera (a model's) is called where size, device or sensor change."""
+
+  def __init__(self, set_camera: Callable[..., None], camera: str):
+    self.set_camera, self.wide = set_camera, camera == "wide"
+    self.layout: tuple[object, ...] = ()
+    self.buffer = np.zeros(0, np.uint8)
+    self.stride = self.uv_offset = 0
+
+  def fill(self, frame: np.ndarray, device: str | None, sensor: str | None) -> np.ndarray:
+    """frame: NV12 (H * 3 / 2, W) -> a buffer, the same at every call."""
+    h, w = frame.shape[0] * 2 // 3, frame.shape[1]
+    if (w, h, device, sensor) != self.layout:
+      self.stride, y_height, _, size = nv12_info(w, h)
+      self.uv_offset = self.stride * y_height
+      self.set_camera(w, h, self.stride, self.uv_offset, device, sensor, self.wide)
+      self.buffer, self.layout = np.zeros(size, dtype=np.uint8), (w, h, device, sensor)
+    return fill_nv12(frame, self.buffer, self.stride, self.uv_offset)
+
+
 def process_replay(
   segments: list[Segment], model: FairModel, camera: str, start: float = 0.0, seconds: float | None = None, progress: bool = True
 ) -> Iterator[bytes]:
   """Serialised fair* messages in order. logMonoTime: the end of the frame's exposure plus PROCESSING_NS."""
-  state_service = STATE_SERVICES[camera]
-  paths = [s.log_path for s in segments if s.log_path is not None]
-  inputs = iter(LogReader(paths, services=["extrinsicsCalibration", "deviceState", "carState", state_service])) if paths else iter(())
-  event = next(inputs, None)
   # openpilot's model of a frame comes after it; fairmodeld waits for it, so here it is looked up by the frame's number
+  paths = [s.log_path for s in segments if s.log_path is not None]
   models = iter(LogReader(paths, services=["modelV2"])) if paths else iter(())
   model_event = next(models, None)
-  device = sensor = None
-  buffer: np.ndarray | None = None
-  layout: tuple[object, ...] = ()
-  first = last_state = 0
-  total = sum(1200 for s in segments if getattr(s, VIDEOS[camera]))
-  for entry, frame in tqdm(frames(segments, camera, start), total=total, desc="process replay", unit="frame", disable=not progress):
+  buffer = CameraBuffer(model.set_camera, camera)
+  last_state = 0
+
+  def hear(which: str, m: Any) -> None:
+    if which == "extrinsicsCalibration" and str(m.calStatus) == "calibrated":
+      model.set_calibration(list(m.rpyCalib), m.height[0] if len(m.height) else None)
+    elif which == "deviceState":
+      model.schedule.heat(str(m.thermalStatus))
+    elif which == "carState":
+      model.speed = m.vEgo
+
+  services = ["extrinsicsCalibration", "carState"]
+  for entry, frame, device, sensor in logged_frames(segments, camera, services, hear, start, seconds, "process replay", progress):
     eof = entry.timestamp_eof
-    first = first or eof
-    if seconds is not None and (eof - first) * 1e-9 >= seconds:
-      break
-    while event is not None and event.logMonoTime <= eof:
-      which = event.which()
-      if which == "extrinsicsCalibration" and str(event.extrinsicsCalibration.calStatus) == "calibrated":
-        height = event.extrinsicsCalibration.height
-        model.set_calibration(list(event.extrinsicsCalibration.rpyCalib), height[0] if len(height) else None)
-      elif which == "deviceState":
-        device = str(event.deviceState.deviceType)
-        model.schedule.heat(str(event.deviceState.thermalStatus))
-      elif which == "carState":
-        model.speed = event.carState.vEgo
-      elif which == state_service:
-        sensor = str(getattr(event, state_service).sensor)
-      event = next(inputs, None)
     if model.schedule.look(entry.frame_id, eof)[0] is not Verdict.TAKE:
       continue
-    h, w = frame.shape[0] * 2 // 3, frame.shape[1]
-    if (w, h, device, sensor) != layout:
-      stride, y_height, _, size = nv12_info(w, h)
-      model.set_camera(w, h, stride, stride * y_height, device, sensor, wide=camera == "wide")
-      buffer, layout = np.zeros(size, dtype=np.uint8), (w, h, device, sensor)
-    assert buffer is not None
+    buf = buffer.fill(frame, device, sensor)
     while model_event is not None and model_event.modelV2.frameId < entry.frame_id:
       model_event = next(models, None)
     of_frame = model_event.modelV2 if model_event is not None and model_event.modelV2.frameId == entry.frame_id and model_event.valid else None
-    messages = model.process(fill_nv12(frame, buffer, stride, stride * y_height), entry.frame_id, entry.timestamp_sof, eof, of_frame)
+    messages = model.process(buf, entry.frame_id, entry.timestamp_sof, eof, of_frame)
     if not last_state or (eof - last_state) * 1e-9 >= STATE_PERIOD:
       messages.append(model.state_message())
       last_state = eof

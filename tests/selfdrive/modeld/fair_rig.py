@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from fair_bundle import manifest, objects_graph, write_bundle, write_graphs
 from openpilot.cereal import messaging
 from openpilot.cereal.visionipc import VisionIpcServer, VisionStreamType, nv12_info
 
@@ -84,3 +85,31 @@ class Rig:
     err = self.proc.communicate(timeout=DEADLINE)[1]
     self.sm.close()
     return err
+
+
+def write_objects(folder, name="tiny"):
+  """A scene's graph and one that sees two objects in every frame."""
+  write_bundle(folder)
+  raw = {"heat": np.full((1, 3, 32, 64), -9, np.float32), "box": np.full((1, 4, 32, 64), 20, np.float32)}
+  raw["heat"][0, 0, 10, 20] = raw["heat"][0, 1, 20, 50] = 3
+  return write_graphs(folder, [objects_graph(folder, raw), manifest()["graphs"][0]], name).path
+
+
+def objects_rig(folder):
+  """A fixture's body: fairmodeld with that bundle in folder/tiny, running."""
+  r = Rig(write_objects(folder / "tiny"), ("fairState", "fairObjects", "fairSegmentation"))
+  r.camera()
+  r.until(lambda sm: str(sm["fairState"].status) == "running", "running")
+  yield r
+  r.close()
+
+
+def ids(sm):
+  return {o.trackId for o in sm["fairObjects"].objects}
+
+
+def device(pm, **fields):
+  msg = messaging.new_message("deviceState", valid=True)
+  for k, v in fields.items():
+    setattr(msg.deviceState, k, v)
+  pm.send("deviceState", msg)

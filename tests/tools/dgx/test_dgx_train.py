@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -254,6 +255,33 @@ def test_the_command(data, base, tmp_path, monkeypatch, capsys):
   assert all(torch.equal(own[n], t) for n, t in state["adapter"].items()) and len(state["adapter"]) > 10
 
 
+def test_the_table_names_what_was_clipped(data, base, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(Run, "fit", lambda self: {})
+  words = ["--data", data, "--base", base, "--clip", 2, "--workers", 0, "--output"]
+  assert command(monkeypatch, *words, tmp_path / "a") == 0
+  assert re.search(r"rank clipped on 7 of 31 layers, to 3\.\.12: net\.heads\.pose\.out, .* and 3 more$", capsys.readouterr().out, re.M)
+  assert command(monkeypatch, *words, tmp_path / "b", "--dora-rank", 2) == 0
+  assert "rank 2 on 31 layers" in (out := capsys.readouterr().out) and "clipped" not in out
+
+
+def test_trackers(data, base, tmp_path, monkeypatch, capsys):
+  """One that is not there is said at once, and not left out."""
+  words = ["--data", data, "--base", base, "--output", tmp_path / "o", "--clip", 2, "--workers", 0, "--trackers"]
+  assert command(monkeypatch, *words, "tensorboard,wandb") == 2
+  assert capsys.readouterr().err.strip() == "error: --trackers wandb: there are tensorboard, trackio"
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "tensorboard" else None)
+  assert command(monkeypatch, *words, "tensorboard, trackio") == 2
+  assert capsys.readouterr().err.strip() == "error: --trackers trackio is not installed: `pip install -e .[track]` brings tensorboard and trackio"
+  assert not (tmp_path / "o").exists()
+  given = []
+  monkeypatch.setattr(training, "Run", lambda *a: given.append(a[-1]) or stop())
+
+  def stop():
+    raise UserError("enough")
+  assert command(monkeypatch, *words, "tensorboard") == 2 and given == [("tensorboard",)]
+  assert command(monkeypatch, *words, "") == 2 and given[1:] == [()]
+
+
 def test_full_training_moves_everything(data, base, tmp_path):
   run = make_run(data, base, tmp_path, dataclasses.replace(SMALL, epochs=1, full=True))
   before = {n: p.clone() for n, p in run.learned.items()}
@@ -279,6 +307,10 @@ def test_bad_input(data, base, tmp_path, monkeypatch, capsys):
   assert "batch_size" in refused(*good, "--batch-size", 0)
   assert "nothing to adapt" in refused(*good, "--targets", "nowhere", "--clip", 2)
   assert "leave --resume out" in refused(*good, "--resume")
+  size = sum(p.numel() for p in load_onnx(base).parameters())
+  most = re.search(r"rank 100000 is too large: .*; the largest sensible rank is (\d+)$", refused(*good, "--clip", 2, "--dora-rank", 100000))
+  assert most is not None
+  assert f"parameters would be trained beside {size:,} of the base" in refused(*good, "--clip", 2, "--dora-rank", int(most[1]) + 1)
 
   class Code:
     def __reduce__(self):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from openpilot.tools.dgx.training.dora import (
-  DoRALinear, adapter_parameters, apply_dora, base_hash, dora_layers, load_adapter, merge, save_adapter, set_adapter, unload, unmerge,
+  DoRALinear, adapter_parameters, apply_dora, base_hash, check_rank, clipped, dora_layers, load_adapter, merge, save_adapter, set_adapter, unload, unmerge,
 )
 from openpilot.tools.lib.errors import UserError
 
@@ -72,6 +72,38 @@ def test_bad_input():
   merge(net)
   with pytest.raises(UserError, match="unmerge"):
     set_adapter(net, None)
+
+
+def test_ranks_that_make_no_sense_are_refused_and_clipped_ones_said():
+  net = nn.Sequential(nn.Linear(24, 24), nn.Conv2d(24, 40, 3, groups=2))
+  size, every = sum(p.numel() for p in net.parameters()), ["0", "1"]
+  counts = {r: trained(net, r, every) for r in range(1, 25)}
+  best = max(r for r, n in counts.items() if n < size)
+  assert best < 20  # the largest that the convolution takes: A, B and m outweigh the network before
+  check_rank(net, best, every)
+  with pytest.raises(UserError, match=rf"rank {best + 1} is too large: {counts[best + 1]:,} parameters .* {size:,} of the base; .* sensible rank is {best}$"):
+    check_rank(net, best + 1, every)
+  net = Net()
+  with pytest.raises(UserError, match="rank 9 is too large: no layer to adapt takes more than 8; the largest sensible rank is 8"):
+    check_rank(net, 9, ["policy.2"])
+  with pytest.raises(UserError, match="largest sensible rank is 4"):
+    check_rank(net, 100000, ["head"])
+  with pytest.raises(UserError, match="nothing to adapt"):
+    check_rank(net, 4, ["nowhere"])
+  with pytest.raises(UserError, match="every rank is: train all parameters"):
+    check_rank(nn.Sequential(nn.Linear(2, 2)), 1)
+  assert not dora_layers(net) and all(q.requires_grad for q in net.parameters())  # a look changes nothing
+  apply_dora(net, 8)
+  assert clipped(net, 8) == ""
+  net = Net()
+  apply_dora(net, 30, targets=["gru", "policy.*", "head"])
+  assert clipped(net, 30) == "rank clipped on 4 of 4 layers, to 4..24: gru, policy.0, policy.2, head"
+
+
+def trained(net: nn.Module, rank: int, targets: list[str]) -> int:
+  net = copy.deepcopy(net)
+  apply_dora(net, rank, targets=targets)
+  return sum(p.numel() for p in adapter_parameters(net))
 
 
 def test_a_layer_under_two_names_is_adapted_once():

@@ -176,6 +176,15 @@ def test_a_student_is_adapted_and_exported_as_a_bundle(store, tmp_path, monkeypa
   assert load_bundle(tmp_path / "bundle").name == "bundle"
 
 
+def test_the_table_names_what_was_clipped(base, store, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(dora_distillation.Run, "fit", lambda self: {})
+  words = ["--labels", store, "--base", base, "--workers", 0, "--output"]
+  assert command(monkeypatch, *words, tmp_path / "a", "--dora-rank", 64) == 0
+  assert "rank clipped on " in capsys.readouterr().out
+  assert command(monkeypatch, *words, tmp_path / "b", "--dora-rank", 1) == 0
+  assert "clipped" not in capsys.readouterr().out
+
+
 def test_bad_input(base, store, tmp_path, monkeypatch, capsys):
   def refused(*words) -> str:
     assert command(monkeypatch, *words) == 2
@@ -191,6 +200,8 @@ def test_bad_input(base, store, tmp_path, monkeypatch, capsys):
   assert "labels to learn from" in refused(*good, "--tasks", "features")
   assert "leave --resume out" in refused(*good, "--resume")
   assert "nothing to adapt" in refused(*good, "--targets", "nowhere", "--workers", 0)
+  said = refused(*good, "--dora-rank", 100000, "--workers", 0)
+  assert "rank 100000 is too large: no layer to adapt takes more than" in said and "the largest sensible rank is" in said
   write_store(tmp_path / "boxes", labels=LABELS[2:])
   assert "neither dense features nor depth" in refused("--labels", tmp_path / "boxes", *good[2:])
   write_store(tmp_path / "restricted", labels=DEPTH, teacher="dinov3-vits16", licence="DINOv3")

@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from fair_bundle import write_bundle
 from openpilot.selfdrive.modeld.fair.bundle import MANIFEST, load_bundle, write_manifest
 from openpilot.selfdrive.modeld.fair.fairmodeld import MODELS_DIR
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.route import Route
 from openpilot.tools.replay import model_replay
 from openpilot.tools.replay.model_replay import REFS, compare, drives, pack, replay_bundle, unpack
@@ -90,6 +90,28 @@ def test_a_bundle_against_its_reference(tmp_path, capsys, monkeypatch):
   assert any(line.split()[0] == "fairDepth.log" and line.endswith("MOVED") for line in out.splitlines() if line.strip())
   with pytest.raises(UserError, match="real drive is not here"):
     replay_bundle(bundle, {"real": None}, refs, True)
+
+
+def test_data_that_was_named_must_be_there(tmp_path, capsys, monkeypatch):
+  """The default folder may be absent: then that half is said to be unchecked."""
+  def run(*words) -> int:
+    monkeypatch.setattr("sys.argv", ["model-replay", str(bundle), "--refs", str(tmp_path), "--cache", str(tmp_path / "cache"), *map(str, words)])
+    return cli(model_replay.main)()
+
+  bundle = write_bundle(tmp_path / "tiny").path
+  monkeypatch.setattr(model_replay, "write_route", lambda folder, *_: (tmp_path / "rendered").touch())
+  monkeypatch.setattr(model_replay, "replay_bundle", lambda *_: True)
+  monkeypatch.setattr(model_replay, "SHARED_DATA", tmp_path / "nope")
+  monkeypatch.delenv("FAIR_SHARED_DATA", raising=False)
+  assert run("--data", tmp_path / "nope") == 2
+  assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'nope'} is not there, and so no realdata/")
+  assert run("--data", tmp_path) == 2 and f"{tmp_path} has no realdata/" in capsys.readouterr().err
+  monkeypatch.setenv("FAIR_SHARED_DATA", str(tmp_path / "nope"))
+  assert run() == 2 and "is not there" in capsys.readouterr().err
+  assert not (tmp_path / "rendered").exists()  # refused before any work
+  monkeypatch.delenv("FAIR_SHARED_DATA")
+  monkeypatch.setattr(model_replay, "Route", lambda path: type("R", (), {"segments": []}))
+  assert run() == 0 and (tmp_path / "rendered").exists()
 
 
 def test_every_bundle_that_ships_has_a_reference():

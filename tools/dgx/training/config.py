@@ -1,7 +1,13 @@
 """What decides a run of train.py, and its learning rate."""
 
+import argparse
+import importlib.util
 import math
 from dataclasses import dataclass, field
+
+from openpilot.tools.lib.errors import UserError
+
+TRACKERS = ("tensorboard", "trackio")
 
 
 @dataclass
@@ -30,6 +36,24 @@ class Config:
   val_share: float = 0.1
   precision: str = "no"
   seed: int = 0
+
+
+def add_adapter_arguments(p: argparse.ArgumentParser, by_itself: str) -> None:
+  """Of an adapter, by the names of Config's fields. by_itself: what is adapted unless --targets says otherwise."""
+  p.add_argument("--dora-rank", type=int, default=Config.dora_rank, help="clipped where a layer is smaller")
+  p.add_argument("--dora-alpha", type=float, help="the update counts alpha / rank; the rank by itself")
+  p.add_argument("--dora-dropout", type=float, default=Config.dora_dropout)
+  p.add_argument("--targets", nargs="+", help=f"patterns of layers' names to adapt; {by_itself}")
+
+
+def parse_trackers(text: str) -> tuple[str, ...]:
+  """Names from a comma-separated list. Raises UserError for one that is not known, or not installed: Accelerate would leave it out without a word."""
+  names = tuple(t for t in text.replace(" ", "").split(",") if t)
+  if unknown := [t for t in names if t not in TRACKERS]:
+    raise UserError(f"--trackers {unknown[0]}: there are {', '.join(TRACKERS)}")
+  if absent := [t for t in names if importlib.util.find_spec(t) is None]:
+    raise UserError(f"--trackers {absent[0]} is not installed: `pip install -e .[track]` brings {' and '.join(TRACKERS)}")
+  return names
 
 
 def rate(config: Config, step: int, total: int) -> float:

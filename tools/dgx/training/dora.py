@@ -17,8 +17,8 @@ from openpilot.tools.dgx.training.adapters import Matrix, fits, read_adapter, wr
 from openpilot.tools.dgx.training.lowrank import Adapter, DoRAProduct
 from openpilot.tools.lib.errors import UserError
 
-__all__ = ["DoRAConv2d", "DoRAGRU", "DoRALayer", "DoRALinear", "adapter_parameters", "apply_dora", "base_hash", "dora_layers", "load_adapter", "merge",
-           "save_adapter", "set_adapter", "unload", "unmerge"]
+__all__ = ["DoRAConv2d", "DoRAGRU", "DoRALayer", "DoRALinear", "adapter_parameters", "apply_dora", "base_hash", "check_rank", "clipped", "dora_layers",
+           "load_adapter", "merge", "save_adapter", "set_adapter", "unload", "unmerge"]
 
 DEFAULT = "default"
 # What is adapted unless told otherwise: dense layers (final layers and heads) and recurrent projections, but not the image network.
@@ -233,6 +233,41 @@ def apply_dora(model: nn.Module, rank: int = 16, alpha: float | None = None, tar
     layer.add(name, {w: Adapter.new(layer.base_weight(w), min(rank, layer.limit(w)), scaling, layer.groups, p) for w in layer.names})
   set_adapter(model, name)
   return names
+
+
+def check_rank(model: nn.Module, rank: int, targets: Sequence[str] | None = None) -> None:
+  """Raises UserError, which names the largest sensible rank, for one that none of the layers that apply_dora would adapt can take, or at which what is trained
+  is as large as the model: apply_dora would clip it without a word."""
+  able = _adaptable(model)
+  weights = [(layer, w) for layer in (_adapted(able[n]) for n in _targets(model, targets)) for w in layer.names]
+  size = sum(p.numel() for n, p in model.named_parameters() if ".adapters." not in n)
+
+  def trained(r: int) -> int:
+    total = 0
+    for layer, name in weights:
+      w, of = layer.base_weight(name), min(r, layer.limit(name))
+      total += of * (layer.groups * w[0].numel() + len(w)) + len(w)  # A, B and m
+    return total
+
+  most = max(layer.limit(name) for layer, name in weights)
+  best = next((r for r in range(most, 0, -1) if trained(r) < size), 0)
+  if rank <= best:
+    return
+  why = f"no layer to adapt takes more than {most}" if rank > most else f"{trained(rank):,} parameters would be trained beside {size:,} of the base"
+  largest = f"the largest sensible rank is {best}" if best else "every rank is: train all parameters, or name fewer targets"
+  raise UserError(f"rank {rank} is too large: {why}; {largest}")
+
+
+def clipped(model: nn.Module, rank: int) -> str:
+  """Where the active adapter has a lower rank than was asked for, one line for a user; empty where nowhere."""
+  layers = {n: layer for n, layer in dora_layers(model).items() if layer.active is not None}
+  low = {n: [layer.limit(w) for w in layer.names if layer.limit(w) < rank] for n, layer in layers.items()}
+  names = [n for n, ranks in low.items() if ranks]
+  if not names:
+    return ""
+  ranks = sorted(r for n in names for r in low[n])
+  more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+  return f"rank clipped on {len(names)} of {len(layers)} layers, to {ranks[0]}..{ranks[-1]}: {', '.join(names[:4])}{more}"
 
 
 def adapter_names(model: nn.Module) -> list[str]:

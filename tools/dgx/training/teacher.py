@@ -26,9 +26,9 @@ def inputs_of(runner: Runner) -> dict[str, tuple[int, ...]]:
 class Part:
   """One ONNX file: its runner, its slices, its inputs under openpilot's present names."""
 
-  def __init__(self, path: Path, provider: str | None, device: str | None, precision: str | None):
+  def __init__(self, path: Path, provider: str | None, device: str | None, precision: str | None, batch: int):
     self.path, self.slices = path, read_slices(path)
-    self.runner = open_runner(path, provider, device, precision)
+    self.runner = open_runner(path, provider, device, precision, batch)
     self.shapes = inputs_of(self.runner)
     odd = sorted(set(self.shapes) - set(KNOWN))
     if odd:
@@ -42,12 +42,14 @@ class Part:
 class DrivingTeacher:
   """A single supercombo; or a vision file and the policies that read its features, in any order; or any ONNX file with output_slices whose inputs are of these.
 
-  `provider`: of runners.PROVIDERS, None: the best here. Raises UserError where the files do not make a driving model.
+  `provider`: of runners.PROVIDERS, None: the best here. `batch`: drives that will be labelled at once, which TensorRT wants to know before.
+  Raises UserError where the files do not make a driving model.
   """
 
-  def __init__(self, paths: str | Path | Sequence[str | Path], provider: str | None = None, device: str | None = None, precision: str | None = None):
+  def __init__(self, paths: str | Path | Sequence[str | Path], provider: str | None = None, device: str | None = None, precision: str | None = None,
+               batch: int = 1):
     several = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    self.parts = [Part(Path(p), provider, device, precision) for p in several]
+    self.parts = [Part(Path(p), provider, device, precision, batch) for p in several]
     self.vision = next((p for p in self.parts if "img" in p.shapes), None)
     if self.vision is None or sum("img" in p.shapes for p in self.parts) > 1:
       raise UserError(f"of {', '.join(p.path.name for p in self.parts)} exactly one must take images; give a supercombo, or a vision file and its policy")

@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from openpilot.tools.dgx import hardware
 from openpilot.tools.dgx.training.augment import augment
-from openpilot.tools.dgx.training.config import Config, rate
-from openpilot.tools.dgx.training.dora import apply_dora, save_adapter
+from openpilot.tools.dgx.training.config import TRACKERS, Config, add_adapter_arguments, parse_trackers, rate
+from openpilot.tools.dgx.training.dora import apply_dora, check_rank, clipped, save_adapter
 from openpilot.tools.dgx.training.losses import check_weights
 from openpilot.tools.dgx.training.model import hash_file, load_onnx
 from openpilot.tools.dgx.training.paths import constant_curvature, path_error
@@ -70,6 +70,7 @@ class Run:
     self.size = sum(p.numel() for p in model.parameters())
     self.adapted: list[str] = []
     if not config.full:
+      check_rank(model, config.dora_rank, config.targets)
       self.adapted = apply_dora(model, config.dora_rank, config.dora_alpha, config.targets, config.dora_dropout)
     self.learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
     eyes = None if vision is None else load_onnx(vision)
@@ -277,6 +278,7 @@ class Run:
 def table(run: Run, args: argparse.Namespace, how: str) -> str:
   c, learned = run.config, sum(p.numel() for p in run.learned.values())
   ranks = "all parameters" if c.full else f"DoRA rank {c.dora_rank} on {len(run.adapted)} layers"
+  cut = "" if c.full else clipped(run.student.model, c.dora_rank)
   images = c.batch_size // c.accumulate * c.clip * 2 * 12 * 128 * 256
   fixed = f"parameters {run.size * 4 / 1e6:.0f} MB, optimizer and gradients {learned * 12 / 1e6:.1f} MB"
   teacher = f"{', '.join(map(str, args.teacher))} (weight {c.teacher_weight:g})" if run.teacher is not None else "none"
@@ -284,6 +286,7 @@ def table(run: Run, args: argparse.Namespace, how: str) -> str:
   rows = [
     ("base", f"{run.base}, {run.size / 1e6:.2f}M parameters, {run.base_hash[:12]}"),
     ("trainable", f"{learned:,} ({learned / run.size * 100:.2f}% of the base): {ranks}"),
+    *([("", cut)] if cut else []),
     ("memory", f"{fixed}, images of a part {images / 1e6:.0f} MB; activations come on top"),
     ("teacher", teacher),
     ("driven path", f"weight {c.path_weight:g}"),
@@ -330,10 +333,7 @@ def main() -> None:
   p.add_argument("--clip", type=int, default=d.clip, help="steps at 5 Hz over which the memory is carried")
   p.add_argument("--burn-in", type=int, default=d.burn_in, help="of them, steps at the start that only fill the memory")
   p.add_argument("--hop", type=int, default=d.hop, help="frames from one clip's start to the next; 0: they do not overlap")
-  p.add_argument("--dora-rank", type=int, default=d.dora_rank)
-  p.add_argument("--dora-alpha", type=float, help="the update counts alpha / rank; the rank by itself")
-  p.add_argument("--dora-dropout", type=float, default=d.dora_dropout)
-  p.add_argument("--targets", nargs="+", help="patterns of layers' names to adapt; dense layers, recurrent ones and heads by themselves")
+  add_adapter_arguments(p, "dense layers, recurrent ones and heads by themselves")
   p.add_argument("--full", action="store_true", help="train all parameters, without an adapter")
   p.add_argument("--augment", action="store_true", help="mirror half of the clips, and vary light, contrast and noise of all")
   p.add_argument("--lr", type=float, default=d.lr)
@@ -345,10 +345,10 @@ def main() -> None:
   p.add_argument("--precision", choices=("no", "bf16", "fp16"), help="mixed precision; bf16 on GPUs that have it")
   p.add_argument("--seed", type=int, default=0)
   p.add_argument("--workers", type=int, default=2, help="processes that read data")
-  p.add_argument("--trackers", default="", help="comma-separated: tensorboard, trackio (to be installed)")
+  p.add_argument("--trackers", default="", help=f"comma-separated: {', '.join(TRACKERS)}; `pip install -e .[track]`")
   p.add_argument("--resume", action="store_true", help="go on from OUTPUT/last.pt")
   args = p.parse_args()
-  config = config_of(args)
+  config, trackers = config_of(args), parse_trackers(args.trackers)
   if not config.path_weight and not (args.teacher and config.teacher_weight):
     raise UserError("there is nothing to learn from: give --teacher, or a --path-weight above 0")
   state = load_checkpoint(args.output / LAST, "leave --resume out to start") if args.resume else None
@@ -369,8 +369,8 @@ def main() -> None:
       print("warning: no --base: the small reference network is trained, which knows nothing yet; give openpilot's driving model with --base", file=sys.stderr)
     if not path.exists():
       save_reference(path, TurnDriving(config.seed) if args.reference == "turn" else None, config.seed, args.reference == "speed")
-  teacher = DrivingTeacher(args.teacher) if args.teacher else None
-  run = Run(config, path, args.vision, teacher, train, val, args.output, args.workers, tuple(t for t in args.trackers.replace(" ", "").split(",") if t))
+  teacher = DrivingTeacher(args.teacher, batch=-(-config.batch_size // config.accumulate)) if args.teacher else None
+  run = Run(config, path, args.vision, teacher, train, val, args.output, args.workers, trackers)
   if state is not None:
     run.load(state)
   if run.accelerator.is_main_process:

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from openpilot.tools.dgx.training.dora import apply_dora, base_hash, save_adapter, unload
+from openpilot.tools.dgx.training.config import add_adapter_arguments
+from openpilot.tools.dgx.training.dora import apply_dora, base_hash, check_rank, clipped, save_adapter, unload
 from openpilot.tools.dgx.training.losses import check_weights
 from openpilot.tools.dgx.training.model import hash_file, load_onnx
 from openpilot.tools.dgx.training.shards import DrivingClips, epoch_batches, make_loader, read_dataset
@@ -105,6 +106,7 @@ class DoRADistillation(nn.Module):
       else:
         frame = torch.zeros(1, 6, 128, 256, dtype=torch.uint8)
         names = [x.name for x in trace(student, lambda: student(frame)) if not x.name.startswith(("objects", "detector", "lanes"))]
+    check_rank(self.network, settings.dora_rank, names)
     self.adapted = apply_dora(self.network, settings.dora_rank, settings.dora_alpha, names, settings.dora_dropout)
     self.distiller = Distiller(cast(Student, student), tasks, settings.weights, feature_shape=feature_shape)
 
@@ -309,10 +311,12 @@ def table(run: Run) -> str:
   model, learned = run.model, sum(p.numel() for p in run.learned.values())
   size = sum(p.numel() for p in model.base.parameters())
   own = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
+  cut = clipped(model.network, run.settings.dora_rank)
   student: Any = model.distiller.student
   rows = [
     ("base", f"{run.source}, {size / 1e6:.2f}M parameters, {run.hash[:12]}"),
     ("adapter", f"{own:,} parameters ({own / size * 100:.2f}% of the base): DoRA rank {run.settings.dora_rank} on {len(model.adapted)} layers"),
+    *([("", cut)] if cut else []),
     ("besides", f"{learned - own:,} parameters that serve while training only"),
     ("map", f"{student.tap}, {student.features} channels" if model.driving else f"the student's own features, {student.size.features} channels"),
     ("teachers", ", ".join(f"{t['model']} ({t['licence']})" for t in run.clips.provenance())),
@@ -348,10 +352,7 @@ def main() -> None:
   p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of teachers whose licence restricts what learns from them")
   p.add_argument("--steps", type=int, default=d.steps)
   p.add_argument("--batch-size", type=int, default=d.batch_size, help="clips a step; a driving network sees one pair of frames of each")
-  p.add_argument("--dora-rank", type=int, default=d.dora_rank)
-  p.add_argument("--dora-alpha", type=float, help="the update counts alpha / rank; the rank by itself")
-  p.add_argument("--dora-dropout", type=float, default=d.dora_dropout)
-  p.add_argument("--targets", nargs="+", help="patterns of layers' names to adapt; by itself those that make the map, and with --data all")
+  add_adapter_arguments(p, "by itself those that make the map, and with --data all")
   p.add_argument("--tap", metavar="LAYER", help="the driving network's map that learns features: by itself the last of 8x16 cells or more")
   p.add_argument("--lr", type=float, default=d.lr)
   p.add_argument("--weight", action="append", default=[], metavar="PART=W", help=f"of the loss's parts {', '.join(WEIGHTS)}; 1 by itself")

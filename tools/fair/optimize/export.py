@@ -3,7 +3,6 @@
 
 import argparse
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from openpilot.tools.fair.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation.trainer import Config
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.optimize.card import card, metrics_of, read_evaluation
+from openpilot.tools.fair.optimize.replace import check_out, new_bundle
 from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
 from openpilot.tools.fair.students.student import STUDENTS, Student, build
 from openpilot.tools.fair.teacher import LICENCES, check_licence
@@ -101,6 +101,7 @@ def main() -> None:
   p.add_argument("--no-tinygrad", action="store_true", help="do not compile it in tinygrad, which takes a minute or more")
   p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of teachers whose licence restricts what learns from them")
   args = p.parse_args()
+  check_out(args.out, args.run)
   evaluations = [read_evaluation(e, args.out.name) for e in args.evaluation]
   try:
     notes = args.notes.read_text() if args.notes else ""
@@ -112,9 +113,7 @@ def main() -> None:
   environment = json.loads((args.run / "environment.json").read_text())
   wanted = tuple(o for t in config.tasks for o in OUTPUTS[t])
   restricted = sorted({t["licence"] for t in state["provenance"] if not LICENCES.get(t["licence"], False)})
-  args.out.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as tmp:
-    folder = Path(tmp)
+  with new_bundle(args.out, args.run) as folder:
     path = folder / f"{config.student}.onnx"
     graph = export_onnx(student, path, wanted)
     worst = parity(student, path, real_inputs(student, args.labels, 0), [o["name"] for o in graph["outputs"]])
@@ -149,11 +148,6 @@ def main() -> None:
       checked.append(in_tinygrad(folder))
     (folder / "README.md").write_text(card(args.out.name, student, config, state, environment, metrics, evaluations, checked, notes))
     write_manifest(folder, manifest)  # again, with the card's hash
-    if args.out.exists():
-      shutil.rmtree(args.out)
-    folder.chmod(0o755)
-    folder.rename(args.out)
-    folder.mkdir()  # the temporary folder's own end expects it
   size = sum(f.stat().st_size for f in args.out.iterdir()) / 1e6
   print(f"{args.out}: {', '.join(o['name'] for o in graph['outputs'])}; {size:.1f} MB; {'; '.join(checked)}")
 

@@ -1,6 +1,6 @@
 """A student in training: the student, what is needed only while it learns (projector, standardiser, task weights), and its losses of a batch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from openpilot.tools.fair.distillation.batch import Batch
 from openpilot.tools.fair.distillation.features import Projector, Standardiser, feature_loss, gram_loss
 from openpilot.tools.fair.distillation.losses import TaskWeights, depth_loss, points_loss, segmentation_loss
 from openpilot.tools.fair.distillation.matching import objects_loss, set_loss
+from openpilot.tools.fair.processes import touch
 from openpilot.tools.fair.students.student import Student
 
 # of classes.json's "segmentation": thin and small things count more than their few pixels
@@ -19,7 +20,8 @@ LEARNS = {"depth": ("depth", "features"), "objects": ("objects", "segmentation")
 
 
 class Distiller(nn.Module):
-  """forward(batch) -> {"task/part": scalar}; total(parts) -> the loss. feature_shape: (C, h, w) of the teacher's features, where the student learns them."""
+  """forward(batch, tasks) -> {"task/part": scalar, "total": the loss}, of `tasks` alone where any are named; where the batch has no labels of them,
+  nothing but a "total" of 0. feature_shape: (C, h, w) of the teacher's features, where the student learns them."""
 
   class_weights: Tensor
 
@@ -34,8 +36,10 @@ class Distiller(nn.Module):
       assert feature_shape is not None
       self.projector, self.standardiser = Projector(student.size.features, feature_shape[0]), Standardiser(feature_shape[0])
 
-  def forward(self, batch: Batch) -> dict[str, Tensor]:
-    return self.losses(batch)[0]
+  def forward(self, batch: Batch, tasks: Sequence[str] = ()) -> dict[str, Tensor]:
+    # the sum is made in here, so that DistributedDataParallel sees which parameters have a share in it
+    parts = {k: v for k, v in self.losses(batch)[0].items() if not tasks or k.split("/")[0] in tasks}
+    return {**parts, "total": self.total(parts) if parts else touch(self)}
 
   def losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """-> the parts of every task that this batch has labels of, and the student's outputs."""

@@ -12,7 +12,6 @@ A killed run leaves at worst files of a chunk without its json, which the next r
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from zarr.codecs import BloscCodec, ZstdCodec
 from openpilot.tools.fair.teacher import Label, Labels, State
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.lock import only_one
 from openpilot.tools.lib.logwriter import atomic_path
 
 VERSION = 1
@@ -283,11 +283,7 @@ class LabelStore:
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:
     """One labelling run at a time. Clears what a killed one left half-written."""
-    with open(self.root / ".lock", "w") as lock:
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except OSError:
-        raise UserError(f"another run is filling {self.root}; wait for it, or choose another --out") from None
+    with only_one(self.root, f"another run is filling {self.root}; wait for it, or choose another --out"):
       for pattern in ("*.partial", ".*.tmp*"):
         for p in self.root.rglob(pattern):
           if p.is_file():

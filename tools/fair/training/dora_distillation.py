@@ -39,6 +39,7 @@ from openpilot.tools.fair.distillation.batch import Batch, Batches
 from openpilot.tools.fair.distillation.data import Clips, task_of
 from openpilot.tools.fair.distillation.distill import digest, environment, split
 from openpilot.tools.fair.distillation.distiller import Distiller
+from openpilot.tools.fair.distillation.trained import trained_on, union
 from openpilot.tools.fair.distillation.trainer import Config, rate
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.optimize.export import load_student
@@ -271,6 +272,8 @@ class Run:
     config = {**self.student_state["config"], "tasks": list(dict.fromkeys([*self.student_config.tasks, *self.clips.tasks]))}
     steps = int(config["steps"])
     state = {"config": config, "labels": self.labels, "step": steps, "ema": weights, "model": weights, "provenance": list(known.values()), "val": metrics}
+    own = {"segments": [s.name for s in self.clips.segments], "unknown": []}
+    state["trained"] = union(trained_on(self.student_state, self.source), own)
     for name in ("best.pt", "last.pt"):
       with atomic_path(self.out / name) as tmp:
         torch.save(state, tmp)

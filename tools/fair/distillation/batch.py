@@ -12,7 +12,7 @@ A batch, with T consecutive frames of each clip, B = clips x T, clip-major; maps
   points         (clips, T, N, 2) float32, points_visible (clips, T, N) float32, points_known (clips, T, N) bool, of tracks that start in the first frame
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -23,9 +23,11 @@ from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
 from openpilot.tools.fair.distillation.augment import NONE, Augmentation, draw, warp_boxes, warp_frame, warp_grid, warp_points
 from openpilot.tools.fair.distillation.data import NAMES, Clips, RawClip
+from openpilot.tools.fair.processes import leave_interrupts_to_the_trainer
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.fair.teacher import Label
+from openpilot.tools.lib.errors import UserError
 from openpilot.tools.sim.truth import MAP_H, MAP_W
 
 Batch = dict[str, Any]
@@ -204,3 +206,27 @@ class Batches(torch.utils.data.Dataset):
       parts.append(convert(clip, draw(r, self.mirror) if augmented else NONE, r))
       names.append(clip.name)
     return {**collate(parts), "step": step, "clips": list(map(int, indices)), "names": names}
+
+
+class Carried(torch.utils.data.Dataset):
+  """What is wrong comes out of a DataLoader's worker as a value: torch would put the worker's traceback into the message."""
+
+  def __init__(self, data: Batches):
+    self.data = data
+
+  def __getitem__(self, what: tuple[int, list[int], bool]) -> Batch:
+    try:
+      return self.data[what]
+    except UserError as e:
+      return {"error": str(e)}
+
+
+def load(data: Batches, what: list[tuple[int, list[int], bool]], workers: int) -> Iterator[Batch]:
+  """data[w] for each of `what`, in order, by `workers` processes. Raises UserError as data does."""
+  prefetch, quiet = 3 if workers else None, leave_interrupts_to_the_trainer
+  for batch in torch.utils.data.DataLoader(
+    Carried(data), batch_size=None, sampler=what, num_workers=workers, prefetch_factor=prefetch, worker_init_fn=quiet
+  ):
+    if "error" in batch:
+      raise UserError(batch["error"])
+    yield batch

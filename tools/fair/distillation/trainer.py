@@ -18,16 +18,15 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from openpilot.tools.fair.checkpoint import to_device
-from openpilot.tools.fair.distillation.batch import Batch, Batches
+from openpilot.tools.fair.distillation.batch import Batch, Batches, load
 from openpilot.tools.fair.distillation.data import Clips, task_of
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.samples import draw_samples
 from openpilot.tools.fair.distillation.trained import Trained, union
-from openpilot.tools.fair.processes import anywhere, gathered, leave_interrupts_to_the_trainer, make_accelerator, said_once
+from openpilot.tools.fair.processes import anywhere, gathered, make_accelerator, said_once
 from openpilot.tools.fair.students.student import build
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.logwriter import atomic_path
@@ -168,9 +167,7 @@ class Run:
     starts = range(self.at, len(self.order) - n + 1, n)
     what = [(first + k, self.order[a : a + n][rank::world], self.config.augment and self.chosen is None) for k, a in enumerate(starts)]
     data = Batches(self.train, self.config.seed, self.config.mirror)
-    workers = 0 if self.train.live else self.workers
-    quiet = leave_interrupts_to_the_trainer
-    return iter(DataLoader(data, batch_size=None, sampler=what, num_workers=workers, prefetch_factor=3 if workers else None, worker_init_fn=quiet))
+    return load(data, what, 0 if self.train.live else self.workers)
 
   # *** checkpoints ***
 

@@ -26,7 +26,6 @@ if not __package__:  # run as a file: the modules beside it must not be found un
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from openpilot.tools.dgx.training.dora import apply_dora, base_hash, save_adapter, unload
@@ -35,7 +34,7 @@ from openpilot.tools.dgx.training.model import hash_file, load_onnx
 from openpilot.tools.dgx.training.shards import DrivingClips, epoch_batches, make_loader, read_dataset
 from openpilot.tools.dgx.training.student import Student as DrivingStudent
 from openpilot.tools.fair.checkpoint import load_checkpoint, to_device
-from openpilot.tools.fair.distillation.batch import Batch, Batches
+from openpilot.tools.fair.distillation.batch import Batch, Batches, load
 from openpilot.tools.fair.distillation.data import Clips, task_of
 from openpilot.tools.fair.distillation.distill import digest, environment, split
 from openpilot.tools.fair.distillation.distiller import Distiller
@@ -179,7 +178,7 @@ class Run:
   def label_batches(self) -> Iterator[Batch]:
     """From this step on: a function of the seed and the step alone, so that a resumed run sees what the unbroken one sees."""
     what = [(s, self.chosen(s), self.settings.augment) for s in range(self.step, self.settings.steps)]
-    return iter(DataLoader(self.batches, batch_size=None, sampler=what, num_workers=self.workers, prefetch_factor=3 if self.workers else None))
+    return load(self.batches, what, self.workers)
 
   def driven_batches(self) -> Iterator[dict[str, Any]]:
     size = self.settings.batch_size

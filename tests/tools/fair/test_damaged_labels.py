@@ -1,4 +1,4 @@
-"""A file of the label store that is cut short, grown or gone is named, with what to do, by all that read it: never a traceback, and never zeros in its place."""
+"""A file of the label store that is cut short, grown or gone is named, with what to do, by all that read it: no traceback, and no zeros in its place."""
 
 import sys
 

@@ -1,6 +1,7 @@
 """From a training run to a bundle that the runtime loads: what was not learned is not published, what is unfinished is refused."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.evaluation import evaluate
 from openpilot.tools.fair.optimize import export, replace
+from openpilot.tools.fair.optimize.card import seen
 from openpilot.tools.lib.errors import UserError
 
 
@@ -66,11 +68,43 @@ def test_an_evaluation_goes_into_the_card(run, tmp_path, monkeypatch):
   card, metrics = (out / "README.md").read_text(), load_bundle(out).manifest["metrics"]
   assert f"| abs_rel | simulator | {value:.3f}" in card and "mean map" in card and "Mind the gap." in card
   assert {"Depth: abs_rel": value}.items() <= {m["name"]: m["value"] for m in metrics}.items()
+  # one of the two routes was held out
+  assert "(`" in card and "**1 of 2 segments were trained on**" in card and "not trained on" not in card
+  assert all("1 of 2 segments were trained on" in m["data"] for m in metrics)
   with pytest.raises(UserError, match="evaluates b, not c"):
     export_to(monkeypatch, run, "--out", tmp_path / "c", *licence, "--evaluation", found)
   found.write_text("{}")
   with pytest.raises(UserError, match="no evaluation's JSON"):
     export_to(monkeypatch, run, "--out", out, *licence, "--evaluation", found)
+
+
+def test_a_card_says_what_it_knows_of_what_was_trained_on():
+  evaluation = {"segments": [{"name": "a--0"}, {"name": "b--0"}]}
+  for segments, unknown, said in (
+    (["c--0"], [], "not trained on"),
+    (["b--0", "c--0"], ["models/x"], "1 of 2 segments were trained on"),
+    (["c--0"], ["models/x"], "not trained on as far as is known: it is not recorded what models/x learned from"),
+  ):
+    assert seen(evaluation, {"segments": segments, "unknown": unknown}) == said
+
+
+def test_a_run_that_is_not_whole_is_refused(run, tmp_path, monkeypatch):
+  part = tmp_path / "run"
+  shutil.copytree(run, part)
+  words = (part, "--out", tmp_path / "b", "--accept-licence", "CC-BY-NC-4.0", "--no-tinygrad")
+  (part / "log.jsonl").unlink()
+  with pytest.raises(UserError, match=r"log\.jsonl is not readable .*no --evaluation"):
+    export_to(monkeypatch, *words)
+  (part / "environment.json").write_text("{}")
+  with pytest.raises(UserError, match=r"environment\.json lacks clips"):
+    export_to(monkeypatch, *words)
+  (part / "environment.json").unlink()
+  with pytest.raises(UserError, match=r"environment\.json is missing or damaged"):
+    export_to(monkeypatch, *words)
+  torch.save({"step": 1}, part / "best.pt")
+  with pytest.raises(UserError, match=r"best\.pt lacks config, ema, provenance; it is no checkpoint of"):
+    export_to(monkeypatch, *words)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torch
 
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle, sha256, write_manifest
 from openpilot.selfdrive.modeld.fair.compile import CompileError, build as compile_bundle, missing
-from openpilot.tools.fair.checkpoint import load_checkpoint
+from openpilot.tools.fair.distillation.trained import load_student_checkpoint, trained_on
 from openpilot.tools.fair.distillation.trainer import Config
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.optimize.card import card, metrics_of, read_evaluation
@@ -38,13 +38,29 @@ FRAMES = 8
 
 def load_student(run: Path) -> tuple[Student, Config, dict[str, Any]]:
   """The best student of a run, in eval mode, its configuration, and its checkpoint. Raises UserError where the run is not finished."""
-  last, state = load_checkpoint(run / "last.pt"), load_checkpoint(run / "best.pt")
+  last, state = (load_student_checkpoint(run / name) for name in ("last.pt", "best.pt"))
   config = Config.from_dict(state["config"])
   if last["step"] < config.steps:
     raise UserError(f"{run} is at step {last['step']} of {config.steps}; let it finish: the same `tools/op.sh distill` command with --resume")
   student = build(config.student, config.backbone)
-  student.load_state_dict({k.removeprefix("student."): v for k, v in state["ema"].items() if k.startswith("student.")})
+  try:
+    student.load_state_dict({k.removeprefix("student."): v for k, v in state["ema"].items() if k.startswith("student.")})
+  except RuntimeError as e:
+    raise UserError(f"{run / 'best.pt'} does not fit {config.student}: {' '.join(str(e).split())[:120]}; it is of another version of this code") from None
   return student.eval(), config, state
+
+
+def read_environment(run: Path) -> dict[str, Any]:
+  """What `tools/op.sh distill` wrote of its surroundings. Raises UserError."""
+  path = run / "environment.json"
+  try:
+    said = json.loads(path.read_text())
+    lacks = [k for k in ("clips", "segments", "labels", "commit") if k not in said]
+  except (OSError, ValueError, TypeError) as e:
+    raise UserError(f"{path} is missing or damaged ({type(e).__name__}); it tells where the run's data came from: copy the whole run, or train again") from None
+  if lacks:
+    raise UserError(f"{path} lacks {', '.join(lacks)}; it is not of `tools/op.sh distill`: copy the run's own, or train again")
+  return said
 
 
 def real_inputs(student: Student, labels: Path | None, seed: int) -> list[dict[str, torch.Tensor]]:
@@ -110,7 +126,7 @@ def main() -> None:
   student, config, state = load_student(args.run)
   for t in state["provenance"]:
     check_licence(t["model"], t["licence"], args.accept_licence)
-  environment = json.loads((args.run / "environment.json").read_text())
+  environment, trained = read_environment(args.run), trained_on(state, args.run)
   wanted = tuple(o for t in config.tasks for o in OUTPUTS[t])
   restricted = sorted({t["licence"] for t in state["provenance"] if not LICENCES.get(t["licence"], False)})
   with new_bundle(args.out, args.run) as folder:
@@ -126,7 +142,7 @@ def main() -> None:
       if worst > HALF_TOLERANCE:
         raise UserError(f"float16 weights change an output by {worst:.2g} of its largest value, more than {HALF_TOLERANCE}; export with --weights float32")
       checked.append(f"with the weights stored as float16 by {worst:.1g}")
-    metrics = metrics_of(evaluations, args.out.name, args.run)
+    metrics = metrics_of(evaluations, args.out.name, args.run, trained)
     manifest = {
       "name": args.out.name,
       "version": "1",
@@ -146,7 +162,7 @@ def main() -> None:
     write_manifest(folder, manifest)
     if not args.no_tinygrad:
       checked.append(in_tinygrad(folder))
-    (folder / "README.md").write_text(card(args.out.name, student, config, state, environment, metrics, evaluations, checked, notes))
+    (folder / "README.md").write_text(card(args.out.name, student, config, state, environment, metrics, evaluations, checked, notes, trained))
     write_manifest(folder, manifest)  # again, with the card's hash
   size = sum(f.stat().st_size for f in args.out.iterdir()) / 1e6
   print(f"{args.out}: {', '.join(o['name'] for o in graph['outputs'])}; {size:.1f} MB; {'; '.join(checked)}")

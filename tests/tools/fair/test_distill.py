@@ -17,11 +17,13 @@ from openpilot.selfdrive.modeld.fair.frames import pack_rgb, unpack_rgb
 from openpilot.tools.fair.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.augment import NONE, draw, grid_matrix, warp_boxes, warp_frame, warp_grid, warp_points
-from openpilot.tools.fair.distillation.batch import Batches, class_maps, object_list
-from openpilot.tools.fair.distillation.data import Clips
+from openpilot.tools.fair.distillation.batch import Batches, class_maps, collate, convert, object_list
+from openpilot.tools.fair.distillation.data import Clips, RawClip
 from openpilot.tools.fair.distillation.distiller import Distiller
+from openpilot.tools.fair.distillation.losses import segmentation_loss, soft_segmentation_loss
 from openpilot.tools.fair.distillation.trainer import Config, Run, Stage
 from openpilot.tools.fair.students.classes import SEGMENTATION
+from openpilot.tools.fair.students.student import build
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
 
@@ -133,6 +135,30 @@ def test_a_teacher_of_some_classes_teaches_those_and_the_sum_of_the_rest():
   other = q.clone()
   other[:, 0], other[:, 1] = q[:, 1], q[:, 0]
   assert (model.segmentation(other.log().float(), batch, valid) - loss).abs() > 1e-3
+
+
+def test_a_teacher_that_says_how_sure_it_is_teaches_that(rng):
+  """Where classes are merged, too: what is not named may be anything as long as its sum is right. Hard labels are learned as they were."""
+  said = [Label("drivable", "dense", unit="probability"), Label("lanes", "dense", unit="probability")]
+  maps = rng.uniform(0.1, 0.4, (2, 128, 256)).astype(np.float32)
+  clip = RawClip("x", rng.integers(0, 256, (1, 6, 128, 256), dtype=np.uint8), np.ones((256, 512), bool), {"segmentation": [maps]}, {"segmentation": said})
+  hard = RawClip("y", clip.frames, clip.valid, {"segmentation": [rng.integers(0, 5, (64, 128)).astype(np.uint8)]}, {"segmentation": LABELS[1:2]})
+  batch = collate([convert(c, NONE, rng) for c in (clip, hard)])
+  assert batch["segmentation_soft"].tolist() == [True, False]
+  model = Distiller(build("objects-nano"), ["segmentation"], {})
+  valid = batch["valid"]
+  p, rest = batch["segmentation"][:1], batch["segmentation_rest"][:1]
+  logits = torch.randn(2, 5, 64, 128, requires_grad=True)
+  named = batch["segmentation_named"]
+  merged = logits[:1].log_softmax(1)
+  q = torch.cat([merged[:, named[0]], merged[:, ~named[0]].logsumexp(1, keepdim=True)], 1)
+  w = torch.tensor([0.7, 2.5, 0.5])
+  want = soft_segmentation_loss(q, torch.cat([p[:, named[0]], rest[:, None]], 1), valid[:1], w)
+  want = 0.5 * want + 0.5 * segmentation_loss(logits[1:], batch["segmentation"][1:], valid[1:], model.class_weights)
+  assert torch.allclose(model.segmentation(logits, batch, valid), want)
+  alone = {k: v[1:] for k, v in batch.items() if torch.is_tensor(v)}
+  before = segmentation_loss(logits[1:], alone["segmentation"], valid[1:], model.class_weights)
+  assert torch.equal(model.segmentation(logits[1:], alone, valid[1:]), before)
 
 
 # *** the loop ***

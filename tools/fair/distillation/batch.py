@@ -6,7 +6,7 @@ A batch, with T consecutive frames of each clip, B = clips x T, clip-major; maps
   valid          (B, 64, 128) bool     inside the camera's image and the augmented picture
   depth          (B, 64, 128) float32  metres, or where `metric` (B,) is False inverse depth up to scale and shift; nan: unknown
   segmentation   (B, 5, 64, 128) float32, segmentation_rest (B, 64, 128): probability of the classes that the teacher does not name; all zero: unknown;
-                 segmentation_named (B, 5) bool: those that it names
+                 segmentation_named (B, 5) bool: those that it names; segmentation_soft (B,) bool: it says how sure it is
   features       (B, C, h, w) float32, nan: unknown
   objects        list of B dicts: boxes (M, 4) x0 y0 x1 y1, cls, track (M,) int64, score (M,) float32, mask (M, 64, 128) float32 or None; or None: not labelled
   points         (clips, T, N, 2) float32, points_visible (clips, T, N) float32, points_known (clips, T, N) bool, of tracks that start in the first frame
@@ -156,6 +156,7 @@ def convert(clip: RawClip, a: Augmentation, r: np.random.Generator) -> Batch:
       nothing = np.zeros((len(SEGMENTATION), MAP_H, MAP_W), np.float32), np.zeros((MAP_H, MAP_W), np.float32)
       pairs = [nothing if x is None else class_maps(a, labels, x) for x in said]
       out["segmentation"], out["segmentation_rest"] = (torch.from_numpy(np.stack(x)) for x in zip(*pairs, strict=True))
+      out["segmentation_soft"] = torch.full((steps,), labels[0].unit == "probability")
       out["segmentation_named"] = torch.from_numpy(np.repeat(named_classes(labels)[None], steps, 0))
     elif task == "features":
       shape = labels[0].shape[-3:]

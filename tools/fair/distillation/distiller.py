@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from openpilot.tools.fair.distillation.batch import Batch
 from openpilot.tools.fair.distillation.features import Projector, Standardiser, feature_loss, gram_loss
-from openpilot.tools.fair.distillation.losses import TaskWeights, depth_loss, points_loss, segmentation_loss
+from openpilot.tools.fair.distillation.losses import TaskWeights, depth_loss, points_loss, segmentation_loss, soft_segmentation_loss
 from openpilot.tools.fair.distillation.matching import objects_loss, set_loss
 from openpilot.tools.fair.processes import touch
 from openpilot.tools.fair.students.student import Student
@@ -89,18 +89,21 @@ class Distiller(nn.Module):
     return {f"{task}/{k}": v for task, ps in parts.items() for k, v in ps.items()}, out
 
   def segmentation(self, logits: Tensor, batch: Batch, valid: Tensor) -> Tensor:
-    """A teacher that names only some of the classes teaches those, and the sum of the others."""
+    """A teacher that names only some of the classes teaches those, and the sum of the others; one that says how sure it is teaches that, too."""
     named, weights = batch["segmentation_named"], self.class_weights
+    soft = batch.get("segmentation_soft", torch.zeros_like(named[:, 0]))
     loss = logits.new_zeros(())
-    for pattern in torch.unique(named, dim=0):
-      some = (named == pattern).all(1)
+    for kind in torch.unique(torch.cat([named, soft[:, None]], dim=1), dim=0):
+      pattern, is_soft = kind[:-1], kind[-1]
+      some = (named == pattern).all(1) & (soft == is_soft)
       q, p, w = logits[some], batch["segmentation"][some], weights
       if not pattern.all():
         log_q = q.log_softmax(1)
         q = torch.cat([log_q[:, pattern], log_q[:, ~pattern].logsumexp(1, keepdim=True)], dim=1)
         p = torch.cat([p[:, pattern], batch["segmentation_rest"][some][:, None]], dim=1)
         w = torch.cat([weights[pattern], weights[~pattern].min()[None]])
-      loss = loss + segmentation_loss(q, p, valid[some], w) * some.float().mean()
+      of = soft_segmentation_loss if is_soft else segmentation_loss
+      loss = loss + of(q, p, valid[some], w) * some.float().mean()
     return loss
 
   def total(self, parts: Mapping[str, Tensor]) -> Tensor:

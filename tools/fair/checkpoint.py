@@ -1,5 +1,6 @@
 """Checkpoints of tensors and plain values; one that holds code is refused."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,19 @@ import torch
 from openpilot.tools.lib.errors import UserError
 
 
-def load_checkpoint(path: Path, hint: str = "train first: `tools/op.sh distill`") -> dict[str, Any]:
-  """Raises UserError where it is missing, damaged, or a pickle that holds code."""
+def load_checkpoint(path: Path, hint: str = "train first: `tools/op.sh distill`", keys: Collection[str] = (), of: str = "such a run") -> dict[str, Any]:
+  """keys: what a checkpoint of this kind holds; of: who writes it. Raises UserError where it is missing, damaged, a pickle that holds code, or of another
+  kind."""
   try:
-    return torch.load(path, weights_only=True, map_location="cpu")
+    state = torch.load(path, weights_only=True, map_location="cpu")
   except FileNotFoundError:
     raise UserError(f"no checkpoint at {path}; {hint}") from None
   except Exception as e:  # pickle's many ways to fail; weights_only refuses code
     raise UserError(f"{path} is no checkpoint of tensors: {' '.join(str(e).split())[:160]}; it is damaged or holds code, and is not opened") from None
+  lacks = [k for k in keys if k not in state] if isinstance(state, dict) else ["everything"]
+  if lacks:
+    raise UserError(f"{path} lacks {', '.join(lacks)}; it is no checkpoint of {of}")
+  return state
 
 
 def to_device(x: Any, device: torch.device) -> Any:

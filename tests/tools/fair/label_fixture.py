@@ -1,6 +1,7 @@
 """A small label store of made-up frames: a bright square that moves, its depth, class, box and tracked corners."""
 
 import numpy as np
+import torch
 
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, pack_rgb
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, LabelStore
@@ -81,6 +82,17 @@ def write_store(root, routes=("00000001--aaaaaaaaaa", "00000002--bbbbbbbbbb"), n
           chunk[x.name]["frame"] = chunk[x.name]["frame"] - rows.start
       h.write_chunk(k, chunk)
   return store
+
+
+def same(a, b):
+  """Of checkpoints."""
+  if torch.is_tensor(a):
+    return torch.equal(a, b)
+  if isinstance(a, dict):
+    return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+  if isinstance(a, list):
+    return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+  return a == b
 
 
 def same_in_pieces(teacher, rgb, sizes, whole, last, folder):

@@ -197,7 +197,7 @@ def test_bad_input(base, store, tmp_path, monkeypatch, capsys):
   assert "the parts are features, depth, keep, path" in refused(*good, "--weight", "points=1")
   assert "at least 1" in refused(*good, "--steps", 0)
   assert "there are features, depth" in refused(*good, "--tasks", "points")
-  assert "labels to learn from" in refused(*good, "--tasks", "features")
+  assert "nothing that teaches 'features'; add a teacher of dense features" in refused(*good, "--tasks", "features")
   assert "leave --resume out" in refused(*good, "--resume")
   assert "nothing to adapt" in refused(*good, "--targets", "nowhere", "--workers", 0)
   said = refused(*good, "--dora-rank", 100000, "--workers", 0)

@@ -347,6 +347,9 @@ def test_bad_input_is_one_line(made, tmp_path):
     ([made / "solo", made / "store", "--truth", "sam"], "no labels by 'sam'"),
     ([made / "solo", made / "store", "--teacher", "sam"], "no labels by 'sam'"),
     ([made / "solo", made / "store", "--rival-data", made / "store"], "segments that are evaluated"),
+    ([made / "solo", made / "store", "--frames", 0], "--frames 0: it is at least 1"),
+    ([made / "solo", made / "store", "--frames", -3], "--frames -3: it is at least 1"),
+    ([made / "solo", made / "store", "--routes", made / "nope"], "nope: there is no such folder"),
   ]
   for args, said in cases:
     with pytest.raises((UserError, module.BundleError)) as e:

@@ -1,7 +1,9 @@
 """From a training run to a bundle that the runtime loads: what was not learned is not published, what is unfinished is refused."""
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.evaluation import evaluate
-from openpilot.tools.fair.optimize import export
+from openpilot.tools.fair.optimize import export, replace
+from openpilot.tools.fair.optimize.card import seen
 from openpilot.tools.lib.errors import UserError
 
 
@@ -65,11 +68,43 @@ def test_an_evaluation_goes_into_the_card(run, tmp_path, monkeypatch):
   card, metrics = (out / "README.md").read_text(), load_bundle(out).manifest["metrics"]
   assert f"| abs_rel | simulator | {value:.3f}" in card and "mean map" in card and "Mind the gap." in card
   assert {"Depth: abs_rel": value}.items() <= {m["name"]: m["value"] for m in metrics}.items()
+  # one of the two routes was held out
+  assert "(`" in card and "**1 of 2 segments were trained on**" in card and "not trained on" not in card
+  assert all("1 of 2 segments were trained on" in m["data"] for m in metrics)
   with pytest.raises(UserError, match="evaluates b, not c"):
     export_to(monkeypatch, run, "--out", tmp_path / "c", *licence, "--evaluation", found)
   found.write_text("{}")
   with pytest.raises(UserError, match="no evaluation's JSON"):
     export_to(monkeypatch, run, "--out", out, *licence, "--evaluation", found)
+
+
+def test_a_card_says_what_it_knows_of_what_was_trained_on():
+  evaluation = {"segments": [{"name": "a--0"}, {"name": "b--0"}]}
+  for segments, unknown, said in (
+    (["c--0"], [], "not trained on"),
+    (["b--0", "c--0"], ["models/x"], "1 of 2 segments were trained on"),
+    (["c--0"], ["models/x"], "not trained on as far as is known: it is not recorded what models/x learned from"),
+  ):
+    assert seen(evaluation, {"segments": segments, "unknown": unknown}) == said
+
+
+def test_a_run_that_is_not_whole_is_refused(run, tmp_path, monkeypatch):
+  part = tmp_path / "run"
+  shutil.copytree(run, part)
+  words = (part, "--out", tmp_path / "b", "--accept-licence", "CC-BY-NC-4.0", "--no-tinygrad")
+  (part / "log.jsonl").unlink()
+  with pytest.raises(UserError, match=r"log\.jsonl is not readable .*no --evaluation"):
+    export_to(monkeypatch, *words)
+  (part / "environment.json").write_text("{}")
+  with pytest.raises(UserError, match=r"environment\.json lacks clips"):
+    export_to(monkeypatch, *words)
+  (part / "environment.json").unlink()
+  with pytest.raises(UserError, match=r"environment\.json is missing or damaged"):
+    export_to(monkeypatch, *words)
+  torch.save({"step": 1}, part / "best.pt")
+  with pytest.raises(UserError, match=r"best\.pt lacks config, ema, provenance; it is no checkpoint of"):
+    export_to(monkeypatch, *words)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
 
 
 @pytest.mark.slow
@@ -86,6 +121,72 @@ def test_weights_are_stored_as_half(run, tmp_path, monkeypatch):
   assert 0 < np.abs(a - b).max() < 1e-2 * np.abs(b).max()
   said = (small / "README.md").read_text()
   assert "stored as float16" in said and ("tinygrad and ONNX Runtime differ by at most" in said or "tinygrad was not checked" in said)
+
+
+def files(folder):
+  return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_only_a_bundle_is_ever_replaced(run, tmp_path, monkeypatch):
+  """What would be deleted is a bundle and nothing else; all other folders, and the run's own, stay as they are."""
+  monkeypatch.setattr(export, "load_student", lambda _: pytest.fail("work began before the folder was looked at"))
+  home, models = tmp_path / "home", tmp_path / "models"
+  (home / "thesis").mkdir(parents=True)
+  (home / "thesis" / "chapter.txt").write_text("x")
+  manifest = json.dumps({"sha256": {"net.onnx": "0"}, "graphs": [{"file": "net.onnx"}]})
+  for name, more in (("mine", "notes.txt"), ("odd", None)):
+    (models / name).mkdir(parents=True)
+    (models / name / "manifest.json").write_text(manifest if name == "mine" else json.dumps({"name": "a web application"}))
+    (models / name / "net.onnx").write_bytes(b"x")
+    if more:
+      (models / name / more).write_text("x")
+  (tmp_path / "file").write_text("x")
+  (tmp_path / "link").symlink_to(home)
+  before, of_run = files(tmp_path), files(run)
+  for out, said in (
+    (home, "has no manifest.json, but thesis"),
+    (models, "it holds bundles, as mine"),
+    (models / "mine", "has notes.txt, which is no part"),
+    (models / "odd", "manifest.json of something else"),
+    (tmp_path / "file", "is a file"),
+    (tmp_path / "link", "is a link"),
+    (run, "is the run"),
+    (run.parent, "holds the run"),
+    (run.parent / "s" / "..", "names no folder"),
+  ):
+    with pytest.raises(UserError, match=said):
+      export_to(monkeypatch, run, "--out", out, "--accept-licence", "CC-BY-NC-4.0")
+    assert files(tmp_path) == before and files(run) == of_run, out
+  (models / "mine" / "notes.txt").unlink()
+  (models / "mine" / "compiled").mkdir()
+  (tmp_path / "empty").mkdir()
+  for out in (models / "mine", tmp_path / "empty", tmp_path / "new"):
+    replace.check_out(out, run)
+
+
+def test_the_old_bundle_stays_until_the_new_one_is_there(run, tmp_path, monkeypatch):
+  out = tmp_path / "b"
+  out.mkdir()
+  (out / "manifest.json").write_text(json.dumps({"sha256": {}, "graphs": []}))
+  before = files(tmp_path)
+  with pytest.raises(KeyboardInterrupt), replace.new_bundle(out, run):
+    raise KeyboardInterrupt
+  assert files(tmp_path) == before
+  real = Path.rename
+
+  def rename(self, target):
+    if Path(target) == out and ".old" not in self.name:
+      raise OSError("no")
+    return real(self, target)
+
+  monkeypatch.setattr(Path, "rename", rename)
+  with pytest.raises(OSError, match="no"), replace.new_bundle(out, run) as folder:
+    (folder / "x").write_text("x")
+  assert files(tmp_path) == before
+  monkeypatch.undo()
+  with replace.new_bundle(out, run) as folder:
+    (folder / "x").write_text("x")
+  assert files(tmp_path) == {"b/x": b"x"} and [p.name for p in tmp_path.iterdir()] == ["b"]
 
 
 def test_an_unfinished_run_is_refused(run, tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ import argparse
 import copy
 import importlib.util
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from openpilot.tools.dgx.training.outputs import SLICES_KEY, model_slices, parse
 from openpilot.tools.dgx.training.runners import OrtRunner
 from openpilot.tools.dgx.training.shards import DrivingClips, read_dataset
 from openpilot.tools.dgx.training.teacher import NAMES, DrivingTeacher
+from openpilot.tools.fair.checkpoint import load_checkpoint
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import atomic_path
 
@@ -53,16 +53,7 @@ np.save(sys.argv[3], next(iter(OnnxRunner(sys.argv[1])(x).values())).numpy())
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
   """{"base", "base_hash", "adapter", "dora", "epoch", "step", "config", "val"} of train.py: tensors and plain values, a file with code is refused."""
-  try:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-  except FileNotFoundError:
-    raise UserError(f"there is no {path}; train.py writes best_model.pt beside last.pt") from None
-  except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as e:
-    raise UserError(f"{path} is no checkpoint of train.py, or holds code and is refused ({str(e).splitlines()[0][:100]}); take one that you trained") from None
-  missing = [k for k in ("base", "base_hash", "adapter", "dora") if k not in state] if isinstance(state, dict) else ["everything"]
-  if missing:
-    raise UserError(f"{path} lacks {', '.join(missing)}; it is no checkpoint of train.py")
-  return state
+  return load_checkpoint(path, "train.py writes best_model.pt beside last.pt", ("base", "base_hash", "adapter", "dora"), "train.py")
 
 
 def load_student(state: dict[str, Any], base: Path) -> OnnxModule:

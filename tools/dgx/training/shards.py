@@ -8,7 +8,6 @@ DATA/<route>--<segment>/segment.json the segment's own: camera, calibration, sou
 """
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from openpilot.tools.dgx.training.constants import FRAME_SHAPE, FRAME_SKIP
+from openpilot.tools.fair.processes import leave_interrupts_to_the_trainer
 from openpilot.tools.lib.errors import UserError
 
 VERSION = 1
@@ -148,10 +148,6 @@ def epoch_batches(count: int, batch: int, seed: int, epoch: int, rank: int = 0, 
   if len(order) < batch:
     order = (order * -(-batch // max(1, len(order))))[:batch] if order else []
   return [order[a : a + batch][rank::world] for a in range(0, len(order) - batch + 1, batch)]
-
-
-def leave_interrupts_to_the_trainer(_: int) -> None:
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def make_loader(data: DrivingClips, batches: list[list[int]], workers: int = 0, pin: bool = False) -> DataLoader:

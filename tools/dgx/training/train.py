@@ -22,7 +22,6 @@ if not __package__:  # run as a file: the modules beside it must not be found un
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from tqdm import tqdm
 
 from openpilot.tools.dgx import hardware
@@ -38,6 +37,7 @@ from openpilot.tools.dgx.training.shards import DrivingClips, Shard, epoch_batch
 from openpilot.tools.dgx.training.student import Student
 from openpilot.tools.dgx.training.teacher import DrivingTeacher
 from openpilot.tools.fair.checkpoint import load_checkpoint, to_device
+from openpilot.tools.fair.processes import make_accelerator
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import atomic_path
 
@@ -59,11 +59,7 @@ class Run:
   def __init__(self, config: Config, base: Path, vision: Path | None, teacher: DrivingTeacher | None, train: DrivingClips, val: DrivingClips | None,
                out: Path, workers: int = 0, trackers: tuple[str, ...] = ()):
     self.config, self.base, self.teacher, self.train, self.val, self.out, self.workers = config, base, teacher, train, val, out, workers
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]  # heads that nothing teaches
-    cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()  # said, else several processes on a CPU do not find each other
-    self.accelerator = Accelerator(
-      mixed_precision=config.precision, log_with=list(trackers) or None, project_dir=str(out), kwargs_handlers=handlers, cpu=cpu
-    )
+    self.accelerator = make_accelerator(config.precision, trackers, out)
     torch.manual_seed(config.seed)
     self.base_hash = hash_file(base)
     model = load_onnx(base)

@@ -6,13 +6,13 @@ A batch, with T consecutive frames of each clip, B = clips x T, clip-major; maps
   valid          (B, 64, 128) bool     inside the camera's image and the augmented picture
   depth          (B, 64, 128) float32  metres, or where `metric` (B,) is False inverse depth up to scale and shift; nan: unknown
   segmentation   (B, 5, 64, 128) float32, segmentation_rest (B, 64, 128): probability of the classes that the teacher does not name; all zero: unknown;
-                 segmentation_named (B, 5) bool: those that it names
+                 segmentation_named (B, 5) bool: those that it names; segmentation_soft (B,) bool: it says how sure it is
   features       (B, C, h, w) float32, nan: unknown
   objects        list of B dicts: boxes (M, 4) x0 y0 x1 y1, cls, track (M,) int64, score (M,) float32, mask (M, 64, 128) float32 or None; or None: not labelled
   points         (clips, T, N, 2) float32, points_visible (clips, T, N) float32, points_known (clips, T, N) bool, of tracks that start in the first frame
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -23,9 +23,11 @@ from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
 from openpilot.tools.fair.distillation.augment import NONE, Augmentation, draw, warp_boxes, warp_frame, warp_grid, warp_points
 from openpilot.tools.fair.distillation.data import NAMES, Clips, RawClip
+from openpilot.tools.fair.processes import leave_interrupts_to_the_trainer
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.fair.teacher import Label
+from openpilot.tools.lib.errors import UserError
 from openpilot.tools.sim.truth import MAP_H, MAP_W
 
 Batch = dict[str, Any]
@@ -154,6 +156,7 @@ def convert(clip: RawClip, a: Augmentation, r: np.random.Generator) -> Batch:
       nothing = np.zeros((len(SEGMENTATION), MAP_H, MAP_W), np.float32), np.zeros((MAP_H, MAP_W), np.float32)
       pairs = [nothing if x is None else class_maps(a, labels, x) for x in said]
       out["segmentation"], out["segmentation_rest"] = (torch.from_numpy(np.stack(x)) for x in zip(*pairs, strict=True))
+      out["segmentation_soft"] = torch.full((steps,), labels[0].unit == "probability")
       out["segmentation_named"] = torch.from_numpy(np.repeat(named_classes(labels)[None], steps, 0))
     elif task == "features":
       shape = labels[0].shape[-3:]
@@ -204,3 +207,27 @@ class Batches(torch.utils.data.Dataset):
       parts.append(convert(clip, draw(r, self.mirror) if augmented else NONE, r))
       names.append(clip.name)
     return {**collate(parts), "step": step, "clips": list(map(int, indices)), "names": names}
+
+
+class Carried(torch.utils.data.Dataset):
+  """What is wrong comes out of a DataLoader's worker as a value: torch would put the worker's traceback into the message."""
+
+  def __init__(self, data: Batches):
+    self.data = data
+
+  def __getitem__(self, what: tuple[int, list[int], bool]) -> Batch:
+    try:
+      return self.data[what]
+    except UserError as e:
+      return {"error": str(e)}
+
+
+def load(data: Batches, what: list[tuple[int, list[int], bool]], workers: int) -> Iterator[Batch]:
+  """data[w] for each of `what`, in order, by `workers` processes. Raises UserError as data does."""
+  prefetch, quiet = 3 if workers else None, leave_interrupts_to_the_trainer
+  for batch in torch.utils.data.DataLoader(
+    Carried(data), batch_size=None, sampler=what, num_workers=workers, prefetch_factor=prefetch, worker_init_fn=quiet
+  ):
+    if "error" in batch:
+      raise UserError(batch["error"])
+    yield batch

@@ -96,11 +96,13 @@ class Clips:
     by_segment = store.by_segment({g.teacher for g in store.groups()})
     self.segments: list[Segment] = []
     seen: dict[str, tuple[str, Path]] = {}
+    with_frames = 0
     for name, groups in by_segment.items():
       if segments and name not in segments:
         continue
       if "frames" not in groups or not groups["frames"].done():
         continue
+      with_frames += 1
       sources = {t: s for t in self.tasks if t not in self.live_tasks and (s := choose(groups, t, prefer)) is not None}
       if sources or self.live_tasks:
         self.segments.append(Segment(name, groups["frames"], sources, valid_of(groups["frames"])))
@@ -109,11 +111,12 @@ class Clips:
         before = seen.setdefault(s.group.teacher, (key, s.group.path))
         if before[0] != key:
           raise UserError(f"labels by '{s.group.teacher}' were made with two checkpoints or settings: {before[1]} and {s.group.path}; label again with --prune")
-    if not self.segments:
-      raise UserError(f"{root} holds no segment with model frames and labels to learn from; label routes without --no-frames: `tools/op.sh label`")
-    for task in self.tasks:
-      if task not in self.live_tasks and not any(task in s.sources for s in self.segments):
-        raise UserError(f"{root} holds nothing that teaches '{task}'; add {WANTED[task]}, with `tools/op.sh label ROUTE --teachers ... --out {root}`")
+    if not with_frames:
+      raise UserError(f"{root} holds no segment with model frames to learn from; label routes without --no-frames: `tools/op.sh label`")
+    lacks = [t for t in self.tasks if t not in self.live_tasks and not any(t in s.sources for s in self.segments)]
+    if lacks:
+      said = ", and ".join(f"nothing that teaches '{t}'; add {WANTED[t]}" for t in lacks)
+      raise UserError(f"{root} holds {said}, with `tools/op.sh label ROUTE --teachers ... --out {root}`")
     self.starts = np.concatenate([self._starts(i) for i in range(len(self.segments))])  # (N, 2) segment, first row
     if not len(self.starts):
       raise UserError(f"{root} holds no {length} consecutive labelled frames; label more frames, or with a smaller --every")

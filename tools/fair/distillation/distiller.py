@@ -1,6 +1,6 @@
 """A student in training: the student, what is needed only while it learns (projector, standardiser, task weights), and its losses of a batch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,8 +9,9 @@ from torch.nn import functional
 
 from openpilot.tools.fair.distillation.batch import Batch
 from openpilot.tools.fair.distillation.features import Projector, Standardiser, feature_loss, gram_loss
-from openpilot.tools.fair.distillation.losses import TaskWeights, depth_loss, points_loss, segmentation_loss
+from openpilot.tools.fair.distillation.losses import TaskWeights, depth_loss, points_loss, segmentation_loss, soft_segmentation_loss
 from openpilot.tools.fair.distillation.matching import objects_loss, set_loss
+from openpilot.tools.fair.processes import touch
 from openpilot.tools.fair.students.student import Student
 
 # of classes.json's "segmentation": thin and small things count more than their few pixels
@@ -19,7 +20,8 @@ LEARNS = {"depth": ("depth", "features"), "objects": ("objects", "segmentation")
 
 
 class Distiller(nn.Module):
-  """forward(batch) -> {"task/part": scalar}; total(parts) -> the loss. feature_shape: (C, h, w) of the teacher's features, where the student learns them."""
+  """forward(batch, tasks) -> {"task/part": scalar, "total": the loss}, of `tasks` alone where any are named; where the batch has no labels of them,
+  nothing but a "total" of 0. feature_shape: (C, h, w) of the teacher's features, where the student learns them."""
 
   class_weights: Tensor
 
@@ -34,8 +36,10 @@ class Distiller(nn.Module):
       assert feature_shape is not None
       self.projector, self.standardiser = Projector(student.size.features, feature_shape[0]), Standardiser(feature_shape[0])
 
-  def forward(self, batch: Batch) -> dict[str, Tensor]:
-    return self.losses(batch)[0]
+  def forward(self, batch: Batch, tasks: Sequence[str] = ()) -> dict[str, Tensor]:
+    # the sum is made in here, so that DistributedDataParallel sees which parameters have a share in it
+    parts = {k: v for k, v in self.losses(batch)[0].items() if not tasks or k.split("/")[0] in tasks}
+    return {**parts, "total": self.total(parts) if parts else touch(self)}
 
   def losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """-> the parts of every task that this batch has labels of, and the student's outputs."""
@@ -85,18 +89,21 @@ class Distiller(nn.Module):
     return {f"{task}/{k}": v for task, ps in parts.items() for k, v in ps.items()}, out
 
   def segmentation(self, logits: Tensor, batch: Batch, valid: Tensor) -> Tensor:
-    """A teacher that names only some of the classes teaches those, and the sum of the others."""
+    """A teacher that names only some of the classes teaches those, and the sum of the others; one that says how sure it is teaches that, too."""
     named, weights = batch["segmentation_named"], self.class_weights
+    soft = batch.get("segmentation_soft", torch.zeros_like(named[:, 0]))
     loss = logits.new_zeros(())
-    for pattern in torch.unique(named, dim=0):
-      some = (named == pattern).all(1)
+    for kind in torch.unique(torch.cat([named, soft[:, None]], dim=1), dim=0):
+      pattern, is_soft = kind[:-1], kind[-1]
+      some = (named == pattern).all(1) & (soft == is_soft)
       q, p, w = logits[some], batch["segmentation"][some], weights
       if not pattern.all():
         log_q = q.log_softmax(1)
         q = torch.cat([log_q[:, pattern], log_q[:, ~pattern].logsumexp(1, keepdim=True)], dim=1)
         p = torch.cat([p[:, pattern], batch["segmentation_rest"][some][:, None]], dim=1)
         w = torch.cat([weights[pattern], weights[~pattern].min()[None]])
-      loss = loss + segmentation_loss(q, p, valid[some], w) * some.float().mean()
+      of = soft_segmentation_loss if is_soft else segmentation_loss
+      loss = loss + of(q, p, valid[some], w) * some.float().mean()
     return loss
 
   def total(self, parts: Mapping[str, Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+LEAST = 1e-4  # probability: below it a float16 that was averaged to a smaller map says nothing, and at a high temperature that would count
 LOG_NEAR, LOG_FAR = -3.0, 9.0  # log metres, 5 cm and 8 km: beyond them inverse depth is flat, so that its gradients stay finite
 
 
@@ -29,10 +30,18 @@ def masked_mean(x: Tensor, weight: Tensor) -> Tensor:
   return (x * weight).sum() / torch.where(total > 0, total, torch.ones_like(total))
 
 
+def dice(overlap: Tensor, sizes: Tensor) -> Tensor:
+  """1 - (2 overlap + 1) / (sizes + 1): 0 where two masks are the same, smoothed by one pixel (Milletari et al. 2016, DETR). overlap: sum of q t;
+  sizes: sum q + sum t, or of their squares, with which soft masks are best where they are equal."""
+  return 1 - (2 * overlap + 1) / (sizes + 1)
+
+
 # soft labels
 
-def soft_label_loss(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, temperature: float = 4.0, alpha: float = 0.7, ignore: int = 255) -> Tensor:
-  """Hinton et al. 2015: alpha T^2 KL(teacher || student) at temperature T, plus (1 - alpha) cross-entropy with the hard targets.
+def soft_label_loss(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, temperature: float = 4.0, alpha: float = 0.7, ignore: int = 255,
+                    hard: Tensor | None = None) -> Tensor:
+  """Hinton et al. 2015: alpha T^2 KL(teacher || student) at temperature T, plus (1 - alpha) cross-entropy with the hard targets, or `hard`, the task's own
+  loss of them.
 
   student_logits, teacher_logits: (..., C), or maps (B, C, H, W): the classes are the last dimension, of a 4-D tensor dimension 1.
   targets: int64, the shape without the classes; where it is `ignore` neither term counts. KL is 'batchmean': summed over classes, the mean over positions.
@@ -46,7 +55,8 @@ def soft_label_loss(student_logits: Tensor, teacher_logits: Tensor, targets: Ten
   log_q = F.log_softmax(student / temperature, -1)
   log_p = F.log_softmax(teacher / temperature, -1)
   soft = F.kl_div(log_q, log_p, reduction="sum", log_target=True) / n * temperature**2
-  hard = F.cross_entropy(student, targets, reduction="sum") / n
+  if hard is None:
+    hard = F.cross_entropy(student, targets, reduction="sum") / n
   return alpha * soft + (1 - alpha) * hard
 
 
@@ -67,8 +77,20 @@ def segmentation_loss(logits: Tensor, probabilities: Tensor, valid: Tensor, weig
   sums = p.sum((0, 2, 3))  # (C,)
   mass = (w * sums).sum()
   cross_entropy = -(w * (p * log_q).sum((0, 2, 3))).sum() / torch.where(mass > 0, mass, torch.ones_like(mass))
-  dice = 1 - (2 * (p * q).sum((0, 2, 3)) + 1) / ((p * p).sum((0, 2, 3)) + (q * q).sum((0, 2, 3)) + 1)
-  return cross_entropy + masked_mean(dice, w * (sums > 0))
+  apart = dice((p * q).sum((0, 2, 3)), (p * p).sum((0, 2, 3)) + (q * q).sum((0, 2, 3)))
+  return cross_entropy + masked_mean(apart, w * (sums > 0))
+
+
+def soft_segmentation_loss(logits: Tensor, probabilities: Tensor, valid: Tensor, weights: Tensor | None = None) -> Tensor:
+  """soft_label_loss() of a teacher's probabilities, with segmentation_loss() of the class that it holds for the likeliest as the hard part. Arguments as there.
+
+  Classes that a teacher does not name are to be merged before, in both: the temperature then flattens two distributions over the same classes."""
+  p = probabilities.detach().to(wide(logits).dtype)
+  likeliest = p.argmax(1)
+  known = p.sum(1) > 0
+  one_hot = F.one_hot(likeliest, p.shape[1]).movedim(-1, 1).to(p) * known[:, None]
+  hard = segmentation_loss(logits, one_hot, valid, weights)
+  return soft_label_loss(logits, p.clamp(min=LEAST).log(), torch.where(valid & known, likeliest, 255), hard=hard)
 
 
 # depth
@@ -140,16 +162,6 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gam
   p = torch.sigmoid(logits)
   wrong = p * (1 - targets) + (1 - p) * targets
   return (alpha * targets + (1 - alpha) * (1 - targets)) * wrong**gamma * cross_entropy
-
-
-def dice_loss(logits: Tensor, targets: Tensor, known: Tensor | None = None) -> Tensor:
-  """(n,): 1 - (2 sum(q t) + 1) / (sum q + sum t + 1), q = sigmoid(logits), of each of n masks (DETR, MaskFormer).
-
-  logits, targets: (n, ...) ; known: (n, ...) bool, what counts."""
-  q, t = torch.sigmoid(wide(logits)).flatten(1), targets.to(wide(logits).dtype).flatten(1)
-  if known is not None:
-    q, t = torch.where(known.flatten(1), q, 0.0), torch.where(known.flatten(1), t, 0.0)
-  return 1 - (2 * (q * t).sum(1) + 1) / (q.sum(1) + t.sum(1) + 1)
 
 
 # points

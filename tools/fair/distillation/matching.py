@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.tools.fair.distillation.features import shrink_valid, unit
-from openpilot.tools.fair.distillation.losses import masked_mean, no_autocast, sigmoid_focal_loss, wide
+from openpilot.tools.fair.distillation.losses import dice, masked_mean, no_autocast, sigmoid_focal_loss, wide
 
 CELL = 8  # view pixels of a cell of the centre-based head; cell j is centred on view pixel 8 j + 3.5
 MAP = 4  # view pixels of a map pixel; map pixel i is centred on view pixel 4 i + 1.5
@@ -233,8 +233,7 @@ def mask_losses(coef: Tensor, proto: Tensor, o: Flat, valid: Tensor) -> tuple[Te
   pixels = total(torch.ones_like(logit))
   entropy = total(F.binary_cross_entropy_with_logits(logit, truth, reduction="none")) / pixels.clamp(min=1)
   q = torch.sigmoid(logit)
-  dice = 1 - (2 * total(q * truth) + 1) / (total(q) + total(truth) + 1)
-  return entropy, dice, pixels > 0
+  return entropy, dice(total(q * truth), total(q) + total(truth)), pixels > 0
 
 
 def embedding_loss(embedding: Tensor, o: Flat, clips: Tensor, temperature: float = 0.1) -> Tensor:
@@ -288,10 +287,10 @@ def objects_loss(outputs: Mapping[str, Tensor], objects: Sequence[Mapping[str, A
 
   first = o.take(row[own])  # those that have their own cell: another, smaller one may be centred there
   x, y = place[own].T
-  entropy, dice, drawn = mask_losses(coef[first.image, :, y, x], proto, first, valid)
+  entropy, apart, drawn = mask_losses(coef[first.image, :, y, x], proto, first, valid)
   masks = drawn.sum().clamp(min=1)
   parts["mask"] = (entropy * first.score * drawn).sum() / masks
-  parts["dice"] = (dice * first.score * drawn).sum() / masks
+  parts["dice"] = (apart * first.score * drawn).sum() / masks
   clip = torch.arange(len(heat), device=heat.device) if clips is None else torch.as_tensor(clips, dtype=torch.int64, device=heat.device)
   parts["embed"] = EMBED_WEIGHT * embedding_loss(embed[first.image, :, y, x], first, clip)
   return parts

@@ -10,27 +10,29 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from openpilot.tools.fair.checkpoint import to_device
-from openpilot.tools.fair.distillation.batch import Batch, Batches
+from openpilot.tools.fair.distillation.batch import Batch, Batches, load
 from openpilot.tools.fair.distillation.data import Clips, task_of
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.samples import draw_samples
+from openpilot.tools.fair.distillation.trained import Trained, union
+from openpilot.tools.fair.processes import anywhere, gathered, make_accelerator, said_once
 from openpilot.tools.fair.students.student import build
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.logwriter import atomic_path
 
 LOG_EVERY = 20  # steps
+RESUMED = ("config", "labels", "step", "best", "model", "ema", "optimizer", "losses", "order", "epoch", "at", "provenance")  # what a run goes on from
 
 
 @dataclass
@@ -65,6 +67,7 @@ class Config:
   hard: float = 0.2  # share of an epoch that goes to the clips of the highest loss
   mirror: bool = True
   augment: bool = True
+  overfit: int = 0  # clips that are all there is to learn; 0: all clips
   eval_every: int = 500
   eval_clips: int = 64
   precision: str = "no"  # accelerate's mixed precision: no, bf16, fp16
@@ -79,7 +82,11 @@ class Config:
 
   @classmethod
   def from_dict(cls, d: dict[str, Any]) -> "Config":
-    return cls(**{**d, "stages": [Stage(**s) for s in d.get("stages", [])]})
+    """Raises UserError where it is of another version of this code."""
+    try:
+      return cls(**{**d, "stages": [Stage(**s) for s in d.get("stages", [])]})
+    except TypeError as e:
+      raise UserError(f"a checkpoint's configuration is of another version of this code: {e}; train again") from None
 
 
 def rate(config: Config, step: int) -> float:
@@ -92,11 +99,16 @@ class Run:
   """One training run in the folder `out`. A checkpoint is made every eval_every steps, at the end, and on Ctrl-C."""
 
   def __init__(
-    self, config: Config, train: Clips, val: Clips | None, out: Path, labels: str, workers: int = 1, overfit: int = 0, trackers: tuple[str, ...] = ()
+    self, config: Config, train: Clips, val: Clips | None, out: Path, labels: str, workers: int = 1, trackers: tuple[str, ...] = ()
   ):
+    """Raises UserError where the processes are more than a step's clips, a stage freezes what is not there, or a tracker is not installed."""
     self.config, self.train, self.val, self.out, self.labels, self.workers = config, train, val, out, labels, workers
-    self.chosen = np.linspace(0, len(train) - 1, min(overfit, len(train))).astype(int) if overfit else None
-    self.accelerator = Accelerator(mixed_precision=config.precision, log_with=list(trackers) or None, project_dir=str(out))
+    self.chosen = np.linspace(0, len(train) - 1, min(config.overfit, len(train))).astype(int) if config.overfit else None
+    self.accelerator = make_accelerator(config.precision, trackers, out)
+    world = self.accelerator.num_processes
+    if self.clips_per_step() < world:
+      said = f"--batch {config.batch} makes {self.clips_per_step()} clips of {config.clip} frames a step, which {world} processes cannot share"
+      raise UserError(f"{said}; raise --batch to {world * config.clip} at least, or start fewer processes")
     torch.manual_seed(config.seed)
     stored = [c.labels[0] for s in train.segments for t, c in s.sources.items() if t == "features"]
     live = [x for x in (train.live.labels if train.live else ()) if "features" in task_of(x)]
@@ -106,13 +118,18 @@ class Run:
     if "features" in config.tasks:
       sample = np.linspace(0, len(train) - 1, min(64, len(train))).astype(int)
       model.fit_features(Batches(train, config.seed, False)[(0, [int(i)], False)] for i in sample)
+    for stage in config.stages:
+      if absent := [f for f in stage.freeze if not any(name.removeprefix("student.").startswith(f) for name, _ in model.named_parameters())]:
+        parts = sorted({name.removeprefix("student.").split(".")[0] for name, _ in model.named_parameters()})
+        raise UserError(f"--stages: freeze '{absent[0]}' is no part of {config.student}; it has {', '.join(parts)}")
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=config.lr)
     self.ema = copy.deepcopy(model).eval().requires_grad_(False).to(self.accelerator.device)
     self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-    self.step, self.best = 0, math.inf
+    self.step, self.best, self.saved = 0, math.inf, -1  # saved: the step of last.pt
     self.inherited: list[dict[str, str]] = []  # teachers of the student that this one started from
+    self.trained: Trained = {"segments": sorted(s.name for s in train.segments), "unknown": []}
     self.losses = np.zeros(len(train), np.float32)  # of each clip, when it was last seen; of its batch, which is all that is known
     self.order: list[int] = []  # of the epoch that runs
     self.epoch = -1
@@ -150,8 +167,7 @@ class Run:
     starts = range(self.at, len(self.order) - n + 1, n)
     what = [(first + k, self.order[a : a + n][rank::world], self.config.augment and self.chosen is None) for k, a in enumerate(starts)]
     data = Batches(self.train, self.config.seed, self.config.mirror)
-    workers = 0 if self.train.live else self.workers
-    return iter(DataLoader(data, batch_size=None, sampler=what, num_workers=workers, prefetch_factor=3 if workers else None))
+    return load(data, what, 0 if self.train.live else self.workers)
 
   # *** checkpoints ***
 
@@ -169,6 +185,7 @@ class Run:
       "epoch": self.epoch,
       "at": self.at,
       "provenance": self.provenance(),
+      "trained": self.trained,
     }
 
   def provenance(self) -> list[dict[str, str]]:
@@ -180,6 +197,8 @@ class Run:
     if self.accelerator.is_main_process:
       with atomic_path(self.out / name) as tmp:
         torch.save(self.state(), tmp)
+    if name == "last.pt":
+      self.saved = self.step
 
   def load(self, state: dict[str, Any]) -> None:
     self.distiller.load_state_dict(state["model"])
@@ -188,6 +207,8 @@ class Run:
     self.step, self.best, self.order, self.epoch, self.at = state["step"], state["best"], state["order"], state["epoch"], state["at"]
     self.losses = state["losses"].numpy()
     self.inherited = state["provenance"]
+    self.trained = union(self.trained, state["trained"])
+    self.saved = self.step
 
   def warm_start(self, state: dict[str, Any]) -> list[str]:
     """Takes an earlier student's weights where names and shapes agree. -> names of the student's that found none."""
@@ -196,6 +217,7 @@ class Run:
     for model in (self.distiller, self.ema):
       model.load_state_dict({**own, **fit})
     self.inherited = state["provenance"]
+    self.trained = union(self.trained, state["trained"])
     return [k for k in own if k.startswith("student.") and k not in fit]
 
   # *** the loop ***
@@ -219,6 +241,23 @@ class Run:
     means = {k: v / counts[k] for k, v in sums.items()}
     tasks = {t: sum(v for k, v in means.items() if k.split("/")[0] == t) for t in self.config.tasks if any(k.split("/")[0] == t for k in means)}
     return {**means, "total": sum(self.config.weights.get(t, 1.0) * v for t, v in tasks.items())}
+
+  def remember(self, losses: Sequence[float]) -> None:
+    """losses: of each process's share of the step that just ended. The same in all processes, which each choose the next epoch's hardest clips."""
+    step = self.order[self.at - self.clips_per_step() : self.at]
+    for rank, loss in enumerate(losses):
+      self.losses[step[rank :: len(losses)]] = loss
+
+  def not_finite(self, parts: dict[str, torch.Tensor], batch: Batch, losses: Sequence[float]) -> NoReturn:
+    """In every process, where the loss of any is not: `losses` are those of all."""
+    mine = [k for k, v in parts.items() if not torch.isfinite(v)] or ["the sum"]
+    found = [x for x in gather_object([(self.accelerator.process_index, mine, batch["names"])]) if not math.isfinite(losses[x[0]])]
+    bad, names = sorted({k for _, b, _ in found for k in b}), [n for _, _, ns in found for n in ns]
+    kept = self.out / "last.pt"
+    hint = f"the last good checkpoint is {kept}" if kept.exists() else "no checkpoint was written yet"
+    where = f"the loss of step {self.step} is not finite ({', '.join(bad)}) on {'; '.join(names)}"
+    with said_once():
+      raise UserError(f"{where}; {hint}: take a lower --lr, or look at these labels")
 
   def update_ema(self) -> None:
     decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
@@ -262,35 +301,35 @@ class Run:
             for group in self.optimizer.param_groups:
               group["lr"] = rate(config, self.step)
             with self.accelerator.autocast():
-              parts = self.model(to_device(batch, device))
-            parts = {k: v for k, v in parts.items() if not stage.tasks or k.split("/")[0] in stage.tasks}
-            if not parts:  # no clip of this batch has labels of this stage's tasks
+              parts = self.model(to_device(batch, device), stage.tasks)
+            loss = parts.pop("total")
+            losses, labelled = zip(*gathered(self.accelerator, loss, bool(parts)), strict=True)  # of all processes, by rank
+            if not any(labelled):  # no clip of this step has labels of this stage's tasks
               self.step, self.at = self.step + 1, self.at + self.clips_per_step()
               continue
-            loss = self.distiller.total(parts)
-            if not torch.isfinite(loss):
-              bad = [k for k, v in parts.items() if not torch.isfinite(v)] or ["the sum"]
-              kept = self.out / "last.pt"
-              hint = f"the last good checkpoint is {kept}" if kept.exists() else "no checkpoint was written yet"
-              where = f"the loss of step {self.step} is not finite ({', '.join(bad)}) on {'; '.join(batch['names'])}"
-              raise UserError(f"{where}; {hint}: take a lower --lr, or look at these labels")
+            if not np.isfinite(losses).all():
+              self.not_finite(parts, batch, losses)
+            if not loss.requires_grad:
+              with said_once():
+                raise UserError(f"--stages: at step {self.step} all that its tasks learn is frozen; freeze less")
             self.optimizer.zero_grad(set_to_none=True)
             self.accelerator.backward(loss)
             self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
             self.optimizer.step()
             self.step, self.at = self.step + 1, self.at + self.clips_per_step()
             self.update_ema()
-            self.losses[batch["clips"]] = float(loss.detach())
+            self.remember(losses)
             bar.update()
             if self.step % LOG_EVERY == 0:
               spent, mark = time.perf_counter() - mark, time.perf_counter()
               values = {k: float(v.detach()) for k, v in parts.items()}
-              bar.set_postfix(loss=f"{float(loss):.3f}", wait=f"{waited / spent * 100:.0f}%")
+              mean = float(np.mean(losses))
+              bar.set_postfix(loss=f"{mean:.3f}", wait=f"{waited / spent * 100:.0f}%")
               if lines is not None:
-                entry = {"step": self.step, "loss": float(loss), "lr": rate(config, self.step), "wait": waited / spent, "seconds": spent, **values}
+                entry = {"step": self.step, "loss": mean, "lr": rate(config, self.step), "wait": waited / spent, "seconds": spent, **values}
                 lines.write(json.dumps(entry) + "\n")
                 lines.flush()
-              self.accelerator.log({"loss": float(loss), **values}, step=self.step)
+              self.accelerator.log({"loss": mean, **values}, step=self.step)
               waited = 0.0
             if self.step % config.eval_every == 0 or self.step == config.steps:
               if lines is not None:
@@ -304,16 +343,17 @@ class Run:
                 self.save("best.pt")
               self.save("last.pt")
               self.accelerator.wait_for_everyone()
-            if interrupted:
+            if anywhere(self.accelerator, bool(interrupted)):
               self.save("last.pt")
-              tqdm.write(f"stopped at step {self.step}, saved; the same command with --resume goes on")
+              if main:
+                tqdm.write(f"stopped at step {self.step}, saved; the same command with --resume goes on")
               raise KeyboardInterrupt
       finally:
         signal.signal(signal.SIGINT, before)
         bar.close()
         self.accelerator.end_training()
-    if config.steps == 0:  # the student that it started from, as it is
-      metrics = self.evaluate()
+    if self.saved != self.step:  # no step at all: the student that it started from, as it is; or none with labels at the end
+      metrics = self.evaluate() if main else {}
       self.save("last.pt")
     if not (self.out / "best.pt").exists():
       self.save("best.pt")

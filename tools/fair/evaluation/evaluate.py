@@ -295,7 +295,11 @@ def load_students(paths: list[Path], threads: int) -> list[Student]:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-  """Runs it all, and writes evaluation.html and evaluation.json into args.out. -> what is in the JSON."""
+  """Runs it all, and writes evaluation.html and evaluation.json into args.out. -> what is in the JSON. Raises UserError."""
+  if args.frames is not None and args.frames < 1:
+    raise UserError(f"--frames {args.frames}: it is at least 1; leave it out for all frames")
+  if absent := [r for r in args.routes if not r.is_dir()]:
+    raise UserError(f"--routes {absent[0]}: there is no such folder; give the one in which the simulated routes lie")
   students = load_students(args.bundles, args.threads)
   segments = open_segments(args.data, {*args.teacher, *([args.truth] if args.truth else [])}, args.routes, args.segment, args.frames)
   truth = args.truth or next((t for t in ("simulator",) if any(t in s.groups for s in segments)), None)

@@ -23,7 +23,8 @@ def statistics(group: Group, label: Label) -> str:
     return "nothing yet"
   if label.kind == "dense":
     rows = [r for k in sorted(done) for r in group.rows(k)]
-    x = group.dense(label.name).oindex[np.array(rows)[np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(int))]].astype(np.float32)
+    some = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(int))]
+    x = np.stack([group.read(label.name, r, r + 1)[0] for r in some]).astype(np.float32)
     finite = np.isfinite(x)
     rest = "" if finite.all() else f", of the {finite.mean():.0%} that are finite"  # a sky's depth is not
     x = x[finite] if finite.any() else np.zeros(1, np.float32)
@@ -35,13 +36,13 @@ def statistics(group: Group, label: Label) -> str:
   return f"{table.num_rows} {label.kind}, {table.num_rows / max(1, group.row_count):.2f} a frame{tracks}{': ' + classes if classes else ''}"
 
 
-def check(groups: list[Group]) -> int:
-  """Prints what is damaged. -> how many chunks."""
-  bad = 0
+def check(groups: list[Group]) -> dict[Path, int]:
+  """Prints what is damaged. -> how many chunks of which groups."""
+  bad: dict[Path, int] = {}
   for g in tqdm(groups, desc="check", unit="group", leave=False):
     for k, problem in g.problems():
       tqdm.write(f"damaged: chunk {k} of {g.segment} by {g.teacher}: {problem}; run its labelling command again with --repair")
-      bad += 1
+      bad[g.path] = bad.get(g.path, 0) + 1
   return bad
 
 
@@ -86,6 +87,7 @@ def main() -> int:
   groups = [g for g in store.groups(segment=args.segment) if teachers is None or g.teacher in teachers]
   if not groups:
     raise UserError(f"{args.store} holds no such labels; it has {', '.join(sorted({g.teacher for g in store.groups()})) or 'nothing'}")
+  bad = check(groups)
   segment = None
   for g in groups:
     if g.segment != segment:
@@ -94,9 +96,8 @@ def main() -> int:
     t = g.meta["teacher"]
     print(f"  {g.teacher:<22} {g.row_count:>6}/{g.n} frames {g.size / 1e6:>9.1f} MB  {t['licence']}  {t['model_id']} {t['checkpoint'][:12]}")
     for label in g.labels:
-      print(f"    {label.name}: {statistics(g, label)}")
-  bad = check(groups)
-  print(f"{len(groups)} groups, {sum(g.size for g in groups) / 1e6:.1f} MB, {'all whole' if not bad else f'{bad} damaged chunks'}")
+      print(f"    {label.name}: {statistics(g, label) if g.path not in bad else f'{bad[g.path]} damaged chunks'}")
+  print(f"{len(groups)} groups, {sum(g.size for g in groups) / 1e6:.1f} MB, {'all whole' if not bad else f'{sum(bad.values())} damaged chunks'}")
   return 1 if bad else 0
 
 

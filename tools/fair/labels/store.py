@@ -12,7 +12,6 @@ A killed run leaves at worst files of a chunk without its json, which the next r
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from zarr.codecs import BloscCodec, ZstdCodec
 from openpilot.tools.fair.teacher import Label, Labels, State
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.lock import only_one
 from openpilot.tools.lib.logwriter import atomic_path
 
 VERSION = 1
@@ -54,6 +54,18 @@ def disk_full_is_said(where: Path) -> Iterator[None]:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
       raise UserError(f"the disk is full: {where} stays at its last whole chunk; free some space and run the command again") from e
     raise
+
+
+@contextlib.contextmanager
+def damage_is_said(path: Path) -> Iterator[None]:
+  """Around what reads one file of a chunk. Zarr's, its codecs' and Parquet's ways to fail have no common base."""
+  try:
+    yield
+  except MemoryError:
+    raise
+  except Exception as e:
+    why = " ".join(str(e).split())[:120]
+    raise UserError(f"{path} is damaged ({why}); label its route again: the same `tools/op.sh label ...` with --repair") from None
 
 
 class Group:
@@ -87,6 +99,10 @@ class Group:
 
   def commit_path(self, k: int) -> Path:
     return self.path / "chunks" / f"{k:05d}.json"
+
+  def shard(self, label: Label, k: int) -> Path:
+    """The file of a dense label's chunk."""
+    return self.path / f"{label.name}.zarr" / "c" / "/".join([str(k)] + ["0"] * len(label.shape))
 
   def done(self) -> set[int]:
     return {int(p.stem) for p in (self.path / "chunks").glob("[0-9]*.json")}
@@ -131,7 +147,7 @@ class Group:
         if label.kind == "dense":
           array = self.array(label)
           array[rows.start : rows.stop] = labels[label.name]
-          shard = self.path / f"{label.name}.zarr" / "c" / "/".join([str(k)] + ["0"] * len(label.shape))
+          shard = self.shard(label, k)
           if shard.exists():  # a chunk of nothing but the fill value has none
             files.append(shard)
         else:
@@ -186,16 +202,31 @@ class Group:
     raise UserError(f"{self.path} has no label '{name}'; it has {', '.join(x.name for x in self.labels)}")
 
   def dense(self, name: str) -> Any:
-    """(rows, ...) Zarr array; rows of chunks that are not done are zero: see done()."""
+    """(rows, ...) Zarr array; rows of chunks that are not done are zero: see done(). What it reads is not checked: see read()."""
     label = self.label(name)
     if name not in self._arrays:
-      self._arrays[name] = zarr.open_array(str(self.path / f"{label.name}.zarr"), mode="r")
+      path = self.path / f"{label.name}.zarr"
+      with damage_is_said(path / "zarr.json"):
+        self._arrays[name] = zarr.open_array(str(path), mode="r")
     return self._arrays[name]
 
+  def read(self, name: str, first: int, stop: int) -> np.ndarray:
+    """(stop - first, ...): rows of a dense label, all of one chunk. Raises UserError that names the chunk's file where it is damaged."""
+    array, k = self.dense(name), first // CHUNK
+    shard = self.shard(self.label(name), k)
+    with damage_is_said(shard):
+      if not shard.exists() and str(shard.relative_to(self.path)) in json.loads(self.commit_path(k).read_text())["files"]:
+        raise FileNotFoundError("it is gone")  # Zarr would read zeros
+      return np.asarray(array[first:stop])
+
   def table(self, name: str) -> pa.Table:
-    """All rows so far: row, frame_id, segment_id and the label's columns."""
+    """All rows so far: row, frame_id, segment_id and the label's columns. Raises UserError that names a file that is damaged."""
     self.label(name)
-    parts = [pq.read_table(self.path / name / f"{k:05d}.parquet") for k in sorted(self.done())]
+    parts = []
+    for k in sorted(self.done()):
+      path = self.path / name / f"{k:05d}.parquet"
+      with damage_is_said(path):
+        parts.append(pq.read_table(path))
     if not parts:
       raise UserError(f"{self.path} holds no finished chunk yet; run the labelling command again")
     return pa.concat_tables(parts, promote_options="permissive")
@@ -283,11 +314,7 @@ class LabelStore:
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:
     """One labelling run at a time. Clears what a killed one left half-written."""
-    with open(self.root / ".lock", "w") as lock:
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except OSError:
-        raise UserError(f"another run is filling {self.root}; wait for it, or choose another --out") from None
+    with only_one(self.root, f"another run is filling {self.root}; wait for it, or choose another --out"):
       for pattern in ("*.partial", ".*.tmp*"):
         for p in self.root.rglob(pattern):
           if p.is_file():

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from openpilot.tools.fair.distillation.trained import Trained
 from openpilot.tools.fair.distillation.trainer import Config
 from openpilot.tools.fair.evaluation.report import HEADLINE, NAMES
 from openpilot.tools.fair.students.student import Student
@@ -15,7 +16,7 @@ def read_evaluation(path: Path, name: str) -> dict[str, Any]:
   try:
     found = json.loads(path.read_text())
     columns = [c for c, kind in found["kinds"].items() if kind == "student"]
-    missing = [k for k in ("tables", "differences", "data", "frames", "routes") if k not in found]
+    missing = [k for k in ("tables", "differences", "data", "frames", "routes", "segments") if k not in found]
     if missing:
       raise KeyError(missing[0])
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
@@ -40,18 +41,32 @@ def headlines(evaluation: dict[str, Any], name: str) -> list[dict[str, Any]]:
   return out
 
 
-def metrics_of(evaluations: list[dict[str, Any]], name: str, run: Path) -> list[dict[str, Any]]:
+def seen(evaluation: dict[str, Any], trained: Trained) -> str:
+  """How much of what was evaluated the student had learned from, as the end of a sentence on it."""
+  names = [s["name"] for s in evaluation["segments"]]
+  both = sorted(set(names) & set(trained["segments"]))
+  if both:
+    return f"{len(both)} of {len(names)} segments were trained on"
+  if trained["unknown"]:
+    return f"not trained on as far as is known: it is not recorded what {', '.join(trained['unknown'])} learned from"
+  return "not trained on"
+
+
+def metrics_of(evaluations: list[dict[str, Any]], name: str, run: Path, trained: Trained) -> list[dict[str, Any]]:
   """The manifest's metrics: headlines of the evaluations where there are any, else the run's own held-out losses."""
   if evaluations:
     out = []
     for e in evaluations:
       for h in headlines(e, name):
         interval = "" if h["low"] is None else f", 95% interval {h['low']:.3f} to {h['high']:.3f}"
-        data = f"{e['frames']} frames of {e['routes']} routes not trained on, {e['data']}, by {h['reference']}{interval}"
+        data = f"{e['frames']} frames of {e['routes']} routes, {seen(e, trained)}, {e['data']}, by {h['reference']}{interval}"
         out.append({"name": f"{NAMES[h['task']]}: {h['metric']}", "value": h["value"], "data": data})
     return out
-  lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-  held: dict[str, float] = next((x["val"] for x in reversed(lines) if x.get("val")), {})
+  try:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    held: dict[str, float] = next((x["val"] for x in reversed(lines) if x.get("val")), {})
+  except (OSError, ValueError, AttributeError) as e:
+    raise UserError(f"{run / 'log.jsonl'} is not readable ({type(e).__name__}: {e}), and no --evaluation was given; train again, or give one") from None
   return [{"name": f"held-out loss {k}", "value": v, "data": "routes of the training store that were held out"} for k, v in held.items()]
 
 
@@ -59,7 +74,7 @@ def interval(low: float | None, high: float | None) -> str:
   return "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
 
 
-def tables(evaluations: list[dict[str, Any]], name: str) -> str:
+def tables(evaluations: list[dict[str, Any]], name: str, trained: Trained) -> str:
   """Each evaluation as a table, then what `name` is better than, route by route."""
   out = []
   for e in evaluations:
@@ -69,7 +84,9 @@ def tables(evaluations: list[dict[str, Any]], name: str) -> str:
       + " |"
       for h in headlines(e, name)
     ]
-    what = f"{e['frames']} frames of {e['routes']} route{'s' if e['routes'] != 1 else ''} that were not trained on (`{e['data']}`)"
+    known = seen(e, trained)
+    known = f"**{known}**" if known != "not trained on" else known
+    what = f"{e['frames']} frames of {e['routes']} route{'s' if e['routes'] != 1 else ''} (`{e['data']}`), {known}"
     out.append(f"{what}:\n\n| what | metric | by | value [95%] | others |\n|---|---|---|---|---|\n" + "\n".join(rows))
     pairs = [d for d in e["differences"] if d["a"] == name]
     if pairs:
@@ -93,6 +110,7 @@ def card(
   evaluations: list[dict[str, Any]],
   checked: list[str],
   notes: str,
+  trained: Trained,
 ) -> str:
   """Markdown. notes: the author's own words, put first."""
   count = sum(p.numel() for p in student.parameters())
@@ -104,7 +122,7 @@ def card(
   losses = "\n".join(f"| {m['name']} | {m['value']:.4g} | {m['data']} |" for m in metrics)
   learned = f"learned {', '.join(config.tasks)} in {state['step']} steps of {config.batch} frames"
   how = learned if config.steps else "put together from students that had learned before"
-  measured = tables(evaluations, name) or f"| metric | value | data |\n|---|---|---|\n{losses}"
+  measured = tables(evaluations, name, trained) or f"| metric | value | data |\n|---|---|---|\n{losses}"
   return f"""# {name}
 
 {config.student}: {count / 1e6:.2f}M parameters, {how}.

@@ -3,7 +3,6 @@
 
 import argparse
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ import torch
 
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle, sha256, write_manifest
 from openpilot.selfdrive.modeld.fair.compile import CompileError, build as compile_bundle, missing
-from openpilot.tools.fair.checkpoint import load_checkpoint
+from openpilot.tools.fair.distillation.trained import load_student_checkpoint, trained_on
 from openpilot.tools.fair.distillation.trainer import Config
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.optimize.card import card, metrics_of, read_evaluation
+from openpilot.tools.fair.optimize.replace import check_out, new_bundle
 from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
 from openpilot.tools.fair.students.student import STUDENTS, Student, build
 from openpilot.tools.fair.teacher import LICENCES, check_licence
@@ -38,13 +38,29 @@ FRAMES = 8
 
 def load_student(run: Path) -> tuple[Student, Config, dict[str, Any]]:
   """The best student of a run, in eval mode, its configuration, and its checkpoint. Raises UserError where the run is not finished."""
-  last, state = load_checkpoint(run / "last.pt"), load_checkpoint(run / "best.pt")
+  last, state = (load_student_checkpoint(run / name) for name in ("last.pt", "best.pt"))
   config = Config.from_dict(state["config"])
   if last["step"] < config.steps:
     raise UserError(f"{run} is at step {last['step']} of {config.steps}; let it finish: the same `tools/op.sh distill` command with --resume")
   student = build(config.student, config.backbone)
-  student.load_state_dict({k.removeprefix("student."): v for k, v in state["ema"].items() if k.startswith("student.")})
+  try:
+    student.load_state_dict({k.removeprefix("student."): v for k, v in state["ema"].items() if k.startswith("student.")})
+  except RuntimeError as e:
+    raise UserError(f"{run / 'best.pt'} does not fit {config.student}: {' '.join(str(e).split())[:120]}; it is of another version of this code") from None
   return student.eval(), config, state
+
+
+def read_environment(run: Path) -> dict[str, Any]:
+  """What `tools/op.sh distill` wrote of its surroundings. Raises UserError."""
+  path = run / "environment.json"
+  try:
+    said = json.loads(path.read_text())
+    lacks = [k for k in ("clips", "segments", "labels", "commit") if k not in said]
+  except (OSError, ValueError, TypeError) as e:
+    raise UserError(f"{path} is missing or damaged ({type(e).__name__}); it tells where the run's data came from: copy the whole run, or train again") from None
+  if lacks:
+    raise UserError(f"{path} lacks {', '.join(lacks)}; it is not of `tools/op.sh distill`: copy the run's own, or train again")
+  return said
 
 
 def real_inputs(student: Student, labels: Path | None, seed: int) -> list[dict[str, torch.Tensor]]:
@@ -101,6 +117,7 @@ def main() -> None:
   p.add_argument("--no-tinygrad", action="store_true", help="do not compile it in tinygrad, which takes a minute or more")
   p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of teachers whose licence restricts what learns from them")
   args = p.parse_args()
+  check_out(args.out, args.run)
   evaluations = [read_evaluation(e, args.out.name) for e in args.evaluation]
   try:
     notes = args.notes.read_text() if args.notes else ""
@@ -109,12 +126,10 @@ def main() -> None:
   student, config, state = load_student(args.run)
   for t in state["provenance"]:
     check_licence(t["model"], t["licence"], args.accept_licence)
-  environment = json.loads((args.run / "environment.json").read_text())
+  environment, trained = read_environment(args.run), trained_on(state, args.run)
   wanted = tuple(o for t in config.tasks for o in OUTPUTS[t])
   restricted = sorted({t["licence"] for t in state["provenance"] if not LICENCES.get(t["licence"], False)})
-  args.out.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as tmp:
-    folder = Path(tmp)
+  with new_bundle(args.out, args.run) as folder:
     path = folder / f"{config.student}.onnx"
     graph = export_onnx(student, path, wanted)
     worst = parity(student, path, real_inputs(student, args.labels, 0), [o["name"] for o in graph["outputs"]])
@@ -127,7 +142,7 @@ def main() -> None:
       if worst > HALF_TOLERANCE:
         raise UserError(f"float16 weights change an output by {worst:.2g} of its largest value, more than {HALF_TOLERANCE}; export with --weights float32")
       checked.append(f"with the weights stored as float16 by {worst:.1g}")
-    metrics = metrics_of(evaluations, args.out.name, args.run)
+    metrics = metrics_of(evaluations, args.out.name, args.run, trained)
     manifest = {
       "name": args.out.name,
       "version": "1",
@@ -147,13 +162,8 @@ def main() -> None:
     write_manifest(folder, manifest)
     if not args.no_tinygrad:
       checked.append(in_tinygrad(folder))
-    (folder / "README.md").write_text(card(args.out.name, student, config, state, environment, metrics, evaluations, checked, notes))
+    (folder / "README.md").write_text(card(args.out.name, student, config, state, environment, metrics, evaluations, checked, notes, trained))
     write_manifest(folder, manifest)  # again, with the card's hash
-    if args.out.exists():
-      shutil.rmtree(args.out)
-    folder.chmod(0o755)
-    folder.rename(args.out)
-    folder.mkdir()  # the temporary folder's own end expects it
   size = sum(f.stat().st_size for f in args.out.iterdir()) / 1e6
   print(f"{args.out}: {', '.join(o['name'] for o in graph['outputs'])}; {size:.1f} MB; {'; '.join(checked)}")
 

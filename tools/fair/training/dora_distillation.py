@@ -26,7 +26,6 @@ if not __package__:  # run as a file: the modules beside it must not be found un
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from openpilot.tools.dgx.training.config import add_adapter_arguments
@@ -36,10 +35,11 @@ from openpilot.tools.dgx.training.model import hash_file, load_onnx
 from openpilot.tools.dgx.training.shards import DrivingClips, epoch_batches, make_loader, read_dataset
 from openpilot.tools.dgx.training.student import Student as DrivingStudent
 from openpilot.tools.fair.checkpoint import load_checkpoint, to_device
-from openpilot.tools.fair.distillation.batch import Batch, Batches
+from openpilot.tools.fair.distillation.batch import Batch, Batches, load
 from openpilot.tools.fair.distillation.data import Clips, task_of
 from openpilot.tools.fair.distillation.distill import digest, environment, split
 from openpilot.tools.fair.distillation.distiller import Distiller
+from openpilot.tools.fair.distillation.trained import trained_on, union
 from openpilot.tools.fair.distillation.trainer import Config, rate
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.optimize.export import load_student
@@ -180,7 +180,7 @@ class Run:
   def label_batches(self) -> Iterator[Batch]:
     """From this step on: a function of the seed and the step alone, so that a resumed run sees what the unbroken one sees."""
     what = [(s, self.chosen(s), self.settings.augment) for s in range(self.step, self.settings.steps)]
-    return iter(DataLoader(self.batches, batch_size=None, sampler=what, num_workers=self.workers, prefetch_factor=3 if self.workers else None))
+    return load(self.batches, what, self.workers)
 
   def driven_batches(self) -> Iterator[dict[str, Any]]:
     size = self.settings.batch_size
@@ -273,6 +273,8 @@ class Run:
     config = {**self.student_state["config"], "tasks": list(dict.fromkeys([*self.student_config.tasks, *self.clips.tasks]))}
     steps = int(config["steps"])
     state = {"config": config, "labels": self.labels, "step": steps, "ema": weights, "model": weights, "provenance": list(known.values()), "val": metrics}
+    own = {"segments": [s.name for s in self.clips.segments], "unknown": []}
+    state["trained"] = union(trained_on(self.student_state, self.source), own)
     for name in ("best.pt", "last.pt"):
       with atomic_path(self.out / name) as tmp:
         torch.save(state, tmp)

@@ -1,0 +1,179 @@
+"""`op distill` as typed: what is wrong is said before anything is written, a run goes on only as the run that it was, and one at a time is in a folder."""
+
+import json
+import os
+import signal
+import sys
+
+import pytest
+import torch
+from label_fixture import same, write_store
+
+from openpilot.tools.fair.checkpoint import load_checkpoint
+from openpilot.tools.fair.distillation import distill
+from openpilot.tools.fair.distillation.data import Clips
+from openpilot.tools.fair.distillation.trained import trained_on
+from openpilot.tools.fair.distillation.trainer import Config, Run, Stage
+from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.lock import only_one
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+  root = tmp_path_factory.mktemp("labels") / "s"
+  write_store(root)
+  return root
+
+
+def make_run(root, out, **more):
+  out.mkdir(parents=True, exist_ok=True)
+  return Run(Config("depth-nano", ["depth"], steps=2, batch=4, **more), Clips(root, ["depth"], 1), None, out, "labels", workers=0)
+
+
+@pytest.mark.parametrize(
+  ("args", "message"),
+  [
+    (("--student", "dinosaur"), "no student 'dinosaur'; there are"),
+    (("--student", "depth-nano", "--tasks", "points"), "depth-nano cannot learn it"),
+    (("--student", "depth-nano", "--weight", "depth"), "write TASK=NUMBER"),
+    (("--student", "depth-nano", "--clip", "8", "--batch", "4"), "--batch 4: it is at least the clip's 8 frames"),
+    (("--student", "depth-nano", "--steps", "0"), "or 0 to put together what --init names"),
+    (("--student", "depth-nano", "--eval-every", "0"), "--eval-every 0: it is at least 1"),
+    (("--student", "depth-nano", "--workers", "-1"), "--workers -1: it is at least 0"),
+    (("--student", "depth-nano", "--clip", "0"), "--clip 0: it is at least 1"),
+    (("--student", "depth-nano", "--overfit", "-1"), "--overfit -1: it is at least 0"),
+    (("--student", "depth-nano", "--lr", "0"), "--lr 0: the learning rate is above 0"),
+    (("--student", "depth-nano", "--lr", "-1"), "--lr -1: the learning rate is above 0"),
+    (("--student", "depth-nano", "--lr", "nan"), "--lr nan: the learning rate is above 0"),
+    (("--student", "depth-nano", "--weight", "depth=nan"), "--weight depth=nan"),
+    (("--student", "depth-nano", "--trackers", "foo"), "--trackers foo: .* tensorboard and trackio"),
+    (("--student", "depth-nano", "--init", "nowhere"), "nowhere"),
+    (("--student", "depth-nano", "--resume"), "no checkpoint to go on from"),
+  ],
+)
+def test_bad_input_is_said(labels, tmp_path, monkeypatch, args, message):
+  monkeypatch.setattr(sys, "argv", ["distill", "--labels", str(labels), "--out", str(tmp_path / "run"), *args])
+  with pytest.raises(UserError, match=message):
+    distill.main()
+  assert not (tmp_path / "run" / "config.json").exists()
+
+
+def argv(monkeypatch, labels, out, *args):
+  words = ["--labels", labels, "--student", "depth-nano", "--out", out, "--steps", 2, "--batch", 4, "--eval-every", 2, "--workers", 0, *args]
+  monkeypatch.setattr(sys, "argv", ["distill", *map(str, words)])
+
+
+@pytest.mark.parametrize(
+  ("stages", "message"),
+  [
+    ("{}", "no stages are in it"),
+    ("[]", "no stages are in it"),
+    ("[{}]", "steps"),
+    ("[{steps: 0}]", "steps: 0 is no number of at least 1"),
+    ("[{steps: 2, lr: -1}]", "lr: -1 is no factor above 0"),
+    ("[{steps: 2, tasks: depth}]", "tasks: depth is no list"),
+    ("[{steps: 2, tasks: [dpeth]}]", "'dpeth' is no task of this run; it learns depth"),
+    ("[{steps: 2, freeze: [backbon3]}]", "freeze 'backbon3' is no part of depth-nano; it has backbone, depth"),
+    ("[{steps: 2, wheels: 4}]", "wheels"),
+    ("[", "write a list of"),
+  ],
+)
+def test_stages_that_would_do_nothing_are_refused(labels, tmp_path, monkeypatch, stages, message):
+  (tmp_path / "stages.yaml").write_text(stages)
+  argv(monkeypatch, labels, tmp_path / "run", "--stages", tmp_path / "stages.yaml")
+  with pytest.raises(UserError, match=message):
+    distill.main()
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_that_freezes_all_is_refused(labels, tmp_path):
+  r = make_run(labels, tmp_path, stages=[Stage(steps=2, freeze=[""])])
+  with pytest.raises(UserError, match="all that its tasks learn is frozen"):
+    r.fit()
+
+
+def test_a_tracker_that_is_not_installed_is_named(labels, tmp_path, monkeypatch):
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  argv(monkeypatch, labels, tmp_path / "run", "--trackers", "tensorboard")
+  with pytest.raises(UserError, match="tensorboard is not installed: pip install tensorboard"):
+    distill.main()
+
+
+def test_one_run_at_a_time_in_a_folder(labels, tmp_path, monkeypatch):
+  out = tmp_path / "run"
+  out.mkdir()
+  argv(monkeypatch, labels, out)
+  with only_one(out, "x"), pytest.raises(UserError, match=r"another run is writing .*run; wait for it"):
+    distill.main()
+  assert [p.name for p in out.iterdir()] == [".lock"]
+  assert distill.main() is None and (out / "last.pt").exists()
+
+
+def test_resume_compares_and_says_what_changed(labels, tmp_path, monkeypatch, capsys):
+  """--overfit is a part of the configuration; other labels, and a checkpoint of another kind, are no run to go on from; and --init is not taken again."""
+  root, out, first = tmp_path / "s", tmp_path / "run", tmp_path / "first"
+  write_store(root)
+  argv(monkeypatch, root, first, "--seed", 5)
+  distill.main()
+  argv(monkeypatch, root, out, "--init", first, "--steps", 4)
+  real = Run.update_ema
+
+  def stop(self):
+    real(self)
+    if self.step == 3:
+      os.kill(os.getpid(), signal.SIGINT)
+
+  with monkeypatch.context() as m:
+    m.setattr(Run, "update_ema", stop)
+    with pytest.raises(KeyboardInterrupt):
+      distill.main()
+  argv(monkeypatch, root, out, "--init", first, "--steps", 4, "--resume", "--overfit", 2)
+  with pytest.raises(UserError, match="overfit 0 then, 2 now"):
+    distill.main()
+  old = load_checkpoint(out / "last.pt")
+  del old["config"]["overfit"], old["trained"]  # as it was written before there were such
+  torch.save(old, out / "last.pt")
+  argv(monkeypatch, root, out, "--init", first, "--steps", 4, "--resume")
+  distill.main()
+  resumed = load_checkpoint(out / "last.pt")
+  argv(monkeypatch, root, tmp_path / "whole", "--init", first, "--steps", 4)
+  distill.main()
+  assert resumed["step"] == 4 and same(resumed, load_checkpoint(tmp_path / "whole" / "last.pt"))
+  write_store(root, routes=("00000003--cccccccccc",))
+  argv(monkeypatch, root, out, "--init", first, "--steps", 4, "--resume")
+  with pytest.raises(UserError, match=r"labels of .* have changed.*without --resume a new run starts from the student there"):
+    distill.main()
+  assert not (out / "before.pt").exists() and same(load_checkpoint(out / "last.pt")["model"], resumed["model"])
+  torch.save({"step": 1}, out / "last.pt")
+  with pytest.raises(UserError, match=r"last\.pt lacks config, labels, best.*no checkpoint of"):
+    distill.main()
+  argv(monkeypatch, root, tmp_path / "other", "--init", out / "last.pt")
+  with pytest.raises(UserError, match=r"last\.pt lacks config, ema, provenance"):
+    distill.main()
+  torch.save([1], out / "last.pt")
+  with pytest.raises(UserError, match=r"last\.pt lacks everything"):
+    distill.main()
+
+
+def test_it_is_known_what_a_student_was_trained_on(labels, tmp_path):
+  """Its own segments and those of what it started from; of a checkpoint from before they were kept, what environment.json says, or that it is not known."""
+  first = make_run(labels, tmp_path / "a")
+  mine = sorted(s.name for s in first.train.segments)
+  first.save("best.pt")
+  assert load_checkpoint(tmp_path / "a" / "best.pt")["trained"] == {"segments": mine, "unknown": []}
+  write_store(tmp_path / "s", routes=("00000009--dddddddddd",))
+  second = make_run(tmp_path / "s", tmp_path / "b")
+  second.warm_start(distill.initial([str(tmp_path / "a")], second.train))
+  assert second.trained == {"segments": [*mine, "00000009--dddddddddd--0"], "unknown": []}
+  old = {k: v for k, v in load_checkpoint(tmp_path / "a" / "best.pt").items() if k != "trained"}
+  assert trained_on(old, tmp_path / "a") == {"segments": [], "unknown": [str(tmp_path / "a")]}
+  (tmp_path / "a" / "environment.json").write_text(json.dumps({"segments": ["x--0"], "command": "--labels s --init models/y"}))
+  assert trained_on(old, tmp_path / "a") == {"segments": ["x--0"], "unknown": [str(tmp_path / "a")]}
+
+
+def test_restricted_licences_are_asked_for(tmp_path, monkeypatch):
+  write_store(tmp_path / "s", licence="CC-BY-NC-4.0")
+  monkeypatch.setattr(sys, "argv", ["distill", "--labels", str(tmp_path / "s"), "--student", "depth-nano", "--out", str(tmp_path / "run")])
+  with pytest.raises(UserError, match=r"--accept-licence CC-BY-NC-4\.0"):
+    distill.main()
+  assert not (tmp_path / "run").exists()

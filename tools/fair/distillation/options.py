@@ -1,0 +1,157 @@
+"""The options of `tools/op.sh distill`, and the configuration that they make. What is wrong with them is said before anything is read or written."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
+from openpilot.tools.fair.distillation.data import TASKS, task_of
+from openpilot.tools.fair.distillation.distiller import LEARNS
+from openpilot.tools.fair.distillation.trainer import Config, Stage
+from openpilot.tools.fair.labels.store import LabelStore
+from openpilot.tools.fair.students.student import BACKBONES, STUDENTS
+from openpilot.tools.fair.teacher import load_teacher
+from openpilot.tools.lib.errors import UserError
+
+OPTIONAL = ("features",)  # learned where there are labels, not missed where there are none
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+  p = argparse.ArgumentParser(prog="distill", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+  d = Config("", [])
+  p.add_argument("--labels", type=Path, required=True, help="the label store: `tools/op.sh label`")
+  p.add_argument("--student", required=True, help=f"one of {', '.join(STUDENTS)}")
+  p.add_argument("--out", type=Path, required=True, help="the run's folder")
+  p.add_argument("--val", type=Path, help="another label store to evaluate on; else a tenth of the routes is held out")
+  p.add_argument("--tasks", help=f"comma-separated, of {', '.join(TASKS)}; all that the student can learn by itself")
+  p.add_argument("--prefer", default="", help="teachers, comma-separated: who is asked first where several label the same")
+  p.add_argument("--live-teacher", metavar="NAME[=WEIGHTS]", help="a teacher that labels while training, in place of stored labels of its tasks")
+  p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of teachers whose licence restricts what learns from them")
+  p.add_argument("--backbone", help=f"of timm: {', '.join(BACKBONES)}")
+  p.add_argument("--pretrained", action="store_true", help="start from the hub's ImageNet weights")
+  text = "start from another run's best student or from a bundle, as models/fair_unified_small, where shapes agree; several times: from a later one"
+  p.add_argument("--init", action="append", default=[], metavar="RUN[:PART]", help=f"{text} what it has too, or PART alone: `--init RUN --init OTHER:lanes`")
+  p.add_argument("--steps", type=int, default=d.steps)
+  p.add_argument("--batch", type=int, default=d.batch, help="frames a step")
+  p.add_argument("--clip", type=int, help="consecutive frames of a clip: 8 where points are tracked, 4 where objects are told apart, else 1")
+  p.add_argument("--lr", type=float, default=d.lr)
+  p.add_argument("--warmup", type=int, default=d.warmup, help="steps in which the learning rate rises; few where --init starts from a student")
+  p.add_argument("--weight", action="append", default=[], metavar="TASK=W", help="of a task's loss; 1 by itself")
+  p.add_argument("--learned-weights", action="store_true", help="weigh tasks by learned uncertainty")
+  p.add_argument("--hard", type=float, default=d.hard, help="share of an epoch given to the clips of the highest loss")
+  p.add_argument("--no-augment", action="store_true")
+  p.add_argument("--stages", type=Path, help="a YAML list of {steps, tasks, freeze, lr}")
+  p.add_argument("--eval-every", type=int, default=d.eval_every, help="steps; a checkpoint is written as often")
+  p.add_argument("--seed", type=int, default=0)
+  p.add_argument("--precision", choices=("no", "bf16", "fp16"), help="mixed precision: bf16 on GPUs that have it")
+  p.add_argument("--workers", type=int, default=1, help="processes that read and augment")
+  p.add_argument("--trackers", default="", help="comma-separated: tensorboard, trackio (to be installed)")
+  p.add_argument("--overfit", type=int, default=0, metavar="N", help="train on N clips without augmentation: a student that cannot learn these has a bug")
+  p.add_argument("--resume", action="store_true", help="go on from OUT/last.pt")
+  return p
+
+
+def find_tasks(student: str, root: Path, live: Any) -> list[str]:
+  """All that the student can learn, less what is optional and not labelled."""
+  task = STUDENTS[student][0]
+  can = [t for head in (LEARNS if task == "unified" else (task,)) for t in LEARNS[head]]
+  there = {t for g in LabelStore(root).groups() if g.teacher != "frames" for x in g.labels for t in task_of(x)}
+  there |= {t for x in (live.labels if live is not None else ()) for t in task_of(x)}
+  return [t for t in can if t in there or t not in OPTIONAL]
+
+
+def parse_pairs(items: list[str]) -> dict[str, float]:
+  try:
+    pairs = {k: float(v) for k, v in (i.split("=", 1) for i in items)}
+  except ValueError:
+    raise UserError(f"--weight {' '.join(items)}: write TASK=NUMBER, as depth=2") from None
+  wrong = [k for k in pairs if k not in TASKS]
+  if wrong:
+    raise UserError(f"--weight {wrong[0]}: no such task; there are {', '.join(TASKS)}")
+  if low := [k for k, v in pairs.items() if not 0 <= v < math.inf]:
+    raise UserError(f"--weight {low[0]}={pairs[low[0]]:g}: a weight is a number of at least 0")
+  return pairs
+
+
+def read_stages(path: Path | None, tasks: list[str]) -> list[Stage]:
+  """tasks: that the run learns. Raises UserError where a stage is of none of them, or is no stage; what `freeze` names is compared with the student in Run."""
+  if path is None:
+    return []
+  form = "write a list of {steps: N, tasks: [depth], freeze: [backbone], lr: 0.5}"
+  try:
+    said = yaml.safe_load(path.read_text())
+    if not isinstance(said, list) or not said:
+      raise TypeError("no stages are in it")
+    stages = [Stage(**s) for s in said]
+    for s in stages:
+      if type(s.steps) is not int or s.steps < 1:
+        raise TypeError(f"steps: {s.steps} is no number of at least 1")
+      if isinstance(s.lr, bool) or not isinstance(s.lr, (int, float)) or not 0 < s.lr < math.inf:
+        raise TypeError(f"lr: {s.lr} is no factor above 0")
+      if bad := [k for k in ("tasks", "freeze") if not isinstance(getattr(s, k), list) or not all(isinstance(x, str) for x in getattr(s, k))]:
+        raise TypeError(f"{bad[0]}: {getattr(s, bad[0])} is no list of names")
+  except (OSError, TypeError, ValueError, yaml.YAMLError) as e:
+    raise UserError(f"--stages {path}: {' '.join(str(e).split())[:120]}; {form}") from None
+  if unknown := [t for s in stages for t in s.tasks if t not in tasks]:
+    raise UserError(f"--stages {path}: '{unknown[0]}' is no task of this run; it learns {', '.join(tasks)}")
+  return stages
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+  """Raises UserError."""
+  least = {"batch": 1, "warmup": 0, "eval_every": 1, "workers": 0, "overfit": 0, "seed": 0}
+  for name, low in {**least, **({} if args.clip is None else {"clip": 1})}.items():
+    if getattr(args, name) < low:
+      raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: it is at least {low}")
+  if not 0 < args.lr < math.inf:
+    raise UserError(f"--lr {args.lr:g}: the learning rate is above 0, as 0.0015")
+  if not 0 <= args.hard < 1:
+    raise UserError(f"--hard {args.hard:g}: it is a share, from 0 to below 1")
+  if args.steps < (0 if args.init else 1):
+    raise UserError(f"--steps {args.steps}: it is at least 1, or 0 to put together what --init names")
+
+
+def configuration(args: argparse.Namespace) -> tuple[Config, Any]:
+  """-> the configuration, and the live teacher or None. Raises UserError."""
+  if args.student not in STUDENTS:
+    raise UserError(f"no student '{args.student}'; there are {', '.join(STUDENTS)}")
+  check_numbers(args)
+  weights = parse_pairs(args.weight)
+  live = None
+  if args.live_teacher:
+    name, _, path = args.live_teacher.partition("=")
+    live = load_teacher(name, path or None, args.accept_licence)
+    live.prepare(VIEW_H, VIEW_W)
+  tasks = args.tasks.replace(" ", "").split(",") if args.tasks else find_tasks(args.student, args.labels, live)
+  able = find_tasks(args.student, args.labels, None) + list(OPTIONAL)
+  for t in tasks:
+    if t not in able:
+      raise UserError(f"--tasks {t}: {args.student} cannot learn it; it learns {', '.join(able)}")
+  config = Config(
+    student=args.student,
+    tasks=tasks,
+    backbone=args.backbone,
+    pretrained=args.pretrained,
+    steps=args.steps,
+    batch=args.batch,
+    clip=args.clip or (8 if "points" in tasks else 4 if "objects" in tasks else 1),
+    lr=args.lr,
+    warmup=args.warmup,
+    seed=args.seed,
+    weights=weights,
+    learned_weights=args.learned_weights,
+    hard=args.hard,
+    mirror="features" not in tasks,
+    augment=not args.no_augment,
+    overfit=args.overfit,
+    eval_every=args.eval_every,
+    precision=args.precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"),
+    stages=read_stages(args.stages, tasks),
+  )
+  if config.batch < config.clip:
+    raise UserError(f"--batch {config.batch}: it is at least the clip's {config.clip} frames; raise it, or lower --clip")
+  return config, live

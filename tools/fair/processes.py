@@ -1,0 +1,79 @@
+"""One training run on several processes, as torchrun or accelerate start them: what all must agree on, and who speaks."""
+
+import contextlib
+import importlib.util
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from openpilot.tools.lib.errors import UserError
+
+if TYPE_CHECKING:
+  from accelerate import Accelerator
+
+
+TRACKERS = ("tensorboard", "trackio")  # named as their packages
+
+
+def check_trackers(names: Sequence[str]) -> None:
+  """Raises UserError: accelerate leaves one out that it does not find."""
+  for name in names:
+    if name not in TRACKERS:
+      raise UserError(f"--trackers {name}: there are {' and '.join(TRACKERS)}")
+    if importlib.util.find_spec(name) is None:
+      raise UserError(f"--trackers {name}: the package {name} is not installed: pip install {name}")
+
+
+def make_accelerator(precision: str, trackers: Sequence[str], out: Path) -> "Accelerator":
+  """Raises UserError where a tracker is not there."""
+  check_trackers(trackers)
+  from accelerate import Accelerator, DistributedDataParallelKwargs  # a second, which tools that only read data need not wait
+
+  handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]  # heads that nothing teaches in a step
+  cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()  # said, else several processes on a CPU do not find each other
+  return Accelerator(mixed_precision=precision, log_with=list(trackers) or None, project_dir=str(out), kwargs_handlers=handlers, cpu=cpu)
+
+
+def is_first() -> bool:
+  """Whether this process is the one that prints and writes; known before there is an Accelerator."""
+  return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+  """For what goes wrong alike in every process: only the first says it, the others exit with its code."""
+  try:
+    yield
+  except UserError:
+    if not is_first():
+      raise SystemExit(2) from None
+    raise
+
+
+def gathered(accelerator: "Accelerator", *values: Tensor | float) -> list[list[float]]:
+  """Scalars of each process, by rank: the same in all."""
+  mine = [float(v.detach()) if isinstance(v, Tensor) else float(v) for v in values]
+  if accelerator.num_processes == 1:
+    return [mine]
+  return accelerator.gather(torch.tensor([mine], device=accelerator.device)).tolist()
+
+
+def anywhere(accelerator: "Accelerator", flag: bool) -> bool:
+  """Whether any process says so: a loop that one leaves alone hangs the others."""
+  return any(f for (f,) in gathered(accelerator, flag))
+
+
+def touch(model: nn.Module) -> Tensor:
+  """0, with a zero gradient for every parameter that learns: what a process contributes that has nothing to learn from in a step, since the others wait for it.
+  For a forward(): DistributedDataParallel takes what does not come out of there for unused."""
+  return torch.stack([0.0 * p.sum() for p in model.parameters() if p.requires_grad]).sum()
+
+
+def leave_interrupts_to_the_trainer(_: int) -> None:
+  """A DataLoader's worker_init_fn: Ctrl-C reaches the workers, too, but the trainer finishes its step first."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)

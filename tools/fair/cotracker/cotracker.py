@@ -173,6 +173,8 @@ class CoTrackerTeacher(PointTeacher):
   window, device, precision: of CoTracker; the rest: of PointTeacher.
   """
 
+  FIXED = ("mode",)  # the registry's weights are of one mode
+
   def __init__(self, name: str, entry: Entry, path: Path | None, mode: str, device: str | None = None, precision: str | None = None, window: int | None = None,
                hop: int = 8, **options: Any):
     super().__init__(name, entry, path, **options)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from openpilot.tools.fair.cotracker.lane_points import LaneLog, inside, project_lines, road_grid
 from openpilot.tools.fair.cotracker.raft import MIN_SIDE, Encoded, load_raft
 from openpilot.tools.fair.device import choose_device
-from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, find_weights, hash_weights
+from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, check_least, find_weights, hash_weights
 from openpilot.tools.lib.errors import UserError
 
 WEIGHTS = "raft-small.pth"
@@ -186,6 +186,7 @@ class PointTeacher:
   ):
     if points not in ("lanes", "grid", "lanes+grid"):
       raise UserError(f"teacher '{name}': points '{points}' are not known; 'lanes', 'grid' or 'lanes+grid'")
+    check_least(name, 1, spacing=spacing, limit=limit, max_age=max_age)
     self.name, self.licence, self.model_id = name, entry.licence, "" if path is None else path.name
     self.checkpoint_hash = "" if path is None else hash_weights(path)
     self.labels = [Label("points", "points", unit="px", classes=CLASSES)]
@@ -221,17 +222,30 @@ class PointTeacher:
 
 
 class RaftTeacher(PointTeacher):
-  """A track's last row is the one in which it is no longer seen. device, precision and what OWN names: of LaneTracker; the rest: of PointTeacher."""
+  """A track's last row is the one in which it is no longer seen. device, precision, iters, scale, fb_pixels, fb_share: of LaneTracker; the rest: of
+  PointTeacher."""
 
-  OWN = ("iters", "scale", "fb_pixels", "fb_share")
-
-  def __init__(self, name: str, entry: Entry, path: Path | None, device: str | None = None, precision: str | None = None, **options: Any):
-    own = {k: options.pop(k) for k in self.OWN if k in options}
+  def __init__(
+    self,
+    name: str,
+    entry: Entry,
+    path: Path | None,
+    device: str | None = None,
+    precision: str | None = None,
+    iters: int = 8,
+    scale: int = 1,
+    fb_pixels: float = 1.0,
+    fb_share: float = 0.02,
+    **options: Any,
+  ):
     super().__init__(name, entry, path, **options)
-    self.tracker = LaneTracker(path, device, precision, **own)
+    check_least(name, 1, iters=iters, scale=scale)
+    check_least(name, 0, fb_pixels=fb_pixels, fb_share=fb_share)
+    self.tracker = LaneTracker(path, device, precision, iters, scale, fb_pixels, fb_share)
 
   def settings(self) -> dict[str, Any]:
-    return {**super().settings(), **{k: getattr(self.tracker, k) for k in self.OWN}, "precision": self.tracker.precision}
+    own = {k: getattr(self.tracker, k) for k in ("iters", "scale", "fb_pixels", "fb_share", "precision")}
+    return {**super().settings(), **own}
 
   def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
     """clip.rgb (T, 3, H, W) -> {'points': table}, and the state behind the clip."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from openpilot.tools.fair.dinov2.pth import load_pth, read_state
 from openpilot.tools.fair.hf import DenseTeacher, Preprocess, load_model, preprocess, read_config, read_preprocess, to_multiple
-from openpilot.tools.fair.teacher import Entry, Label, find_weights, hash_weights
+from openpilot.tools.fair.teacher import Entry, Label, check_least, find_weights, hash_weights
 from openpilot.tools.lib.errors import UserError
 
 SIZES = {"vit_small": "small", "vit_base": "base", "vit_large": "large", "vit_giant": "giant"}
@@ -88,6 +88,7 @@ class DINOv2Wrapper(DenseTeacher):
         raise UserError(f"the {config['model_type']} in {path} stands on a '{vit.get('model_type')}', not on DINOv2; name another folder")
       self.how, self.model = read_preprocess(path, "DINOv2"), load_model(path, self.where, DEPTH_MODELS.get(config["model_type"], "AutoModel"))
     kind = self.model.config.model_type
+    check_least(self.name, 0.1, scale=scale, max_depth=max_depth)
     self.scale, self.max_depth = scale, max_depth
     self.vit = self.model.backbone if kind in DEPTH_MODELS else self.model
     self.patch, self.channels, self.blocks = self.vit.config.patch_size, self.vit.config.hidden_size, self.vit.config.num_hidden_layers

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from openpilot.tools.fair.dinov3.config import DinoV3Config
 from openpilot.tools.fair.hf import DenseTeacher, load_model, preprocess
-from openpilot.tools.fair.teacher import Entry, Label, hash_weights
+from openpilot.tools.fair.teacher import Entry, Label, check_least, hash_weights
 
 
 class DinoV3Teacher(DenseTeacher):
@@ -61,6 +61,7 @@ class DinoV3Teacher(DenseTeacher):
 def make(name: str, entry: Entry, path: Path | None, resize: str = "multiple", scale: float = 1.0, **options: Any) -> DinoV3Teacher:
   """The registry's way to a teacher."""
   assert path is not None
+  check_least(name, 0.1, scale=scale)
   teacher = DinoV3Teacher(DinoV3Config(path, resize, scale), name=name, licence=entry.licence, **options)
   teacher.model_id = entry.weights
   return teacher

@@ -22,6 +22,7 @@ from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, 
 from openpilot.tools.fair.labels.pipeline import Item, Work, ahead, batches, label_batch, load, prefetch
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
 from openpilot.tools.fair.labels.views import SegmentView, segment_view, view_intrinsics
+from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher, load_teacher
 from openpilot.tools.lib.encode_index import VIDEOS
 from openpilot.tools.lib.errors import UserError, cli
@@ -255,6 +256,9 @@ def main() -> None:
   p.add_argument(
     "--weights", action="append", default=[], metavar="TEACHER=PATH", help="a checkpoint's file or folder; else FAIR_WEIGHTS and ./weights are searched"
   )
+  p.add_argument(
+    "--option", action="append", default=[], metavar="TEACHER.KEY=VALUE", help="as sam3.prompts=car,tram; `tools/op.sh teachers TEACHER` lists them"
+  )
   p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of a teacher whose licence restricts use")
   p.add_argument("--download", action="store_true", help="let weights be downloaded from the hub")
   p.add_argument("--device", help="cuda, mps or cpu; chosen by itself")
@@ -266,9 +270,10 @@ def main() -> None:
     raise UserError("--every and --batch are at least 1")
   names = list(dict.fromkeys(n for n in args.teachers.replace(" ", "").split(",") if n))
   weights, size = parse_weights(args.weights, names), parse_size(args.view) if args.view else None
+  options = parse_options(args.option, names)
   cv2.setNumThreads(1)  # its threads would fight the teacher's
   # everything that can be wrong is found before the first frame
-  teachers: list[Teacher] = [load_teacher(n, weights.get(n), args.accept_licence, args.download, device=args.device) for n in names]
+  teachers: list[Teacher] = [load_teacher(n, weights.get(n), args.accept_licence, args.download, device=args.device, **options[n]) for n in names]
   views = find_views(args.routes, args.data_dir, args.camera, args.every, args.focal)
   if not args.no_frames:
     teachers.insert(0, FrameTeacher())

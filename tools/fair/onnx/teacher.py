@@ -17,7 +17,7 @@ import onnxruntime as ort
 import yaml
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
-from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, hash_weights
+from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, check_least, hash_weights
 from openpilot.tools.lib.errors import UserError
 
 REQUIRED = ("input", "decode")
@@ -93,13 +93,19 @@ def nms(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, iou: float) 
 class OnnxTeacher:
   stateful = False
 
-  def __init__(self, name: str, entry: Entry, path: Path | None, config: str | Path | dict[str, Any] = "", device: str | None = None, **override: Any):
-    """config: a YAML's path, or its name in this folder. override: values of its 'boxes', e.g. score. Raises UserError where file and YAML disagree."""
+  def __init__(self, name: str, entry: Entry, path: Path | None, config: str | Path | dict[str, Any] = "", device: str | None = None,
+               score: float | None = None, iou: float | None = None):
+    """config: a YAML's path, or its name in this folder. score: boxes below are dropped; iou: of boxes that overlap more only the best stays; both as the YAML
+    says where not given. Raises UserError where file and YAML disagree, and on an option that the YAML's network has not."""
     assert path is not None
     self.name, self.licence, self.model_id = name, entry.licence, path.name
     self.config = dict(config) if isinstance(config, dict) else read_description(config)
-    if "boxes" in self.config:
-      self.config["boxes"].update({k: v for k, v in override.items() if k in self.config["boxes"]})
+    for key, value in (("score", score), ("iou", iou)):
+      if value is not None:
+        if key not in self.config.get("boxes", {}):
+          raise UserError(f"teacher '{name}' has no option {key}: its network puts out no boxes that are chosen by it")
+        check_least(name, 0, **{key: value})
+        self.config["boxes"] = {**self.config["boxes"], key: value}
     self.checkpoint_hash = hash_weights(path)
     try:
       model = onnx.load(str(path))

@@ -23,7 +23,7 @@ from openpilot.tools.fair.device import choose_device
 from openpilot.tools.fair.hf import load_model
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.sam.checkpoint import PICTURES, load_pt
-from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, Teacher, hash_weights, load_teacher
+from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, Teacher, check_least, hash_weights, joint_licence, load_teacher
 from openpilot.tools.lib.errors import UserError
 
 Detector = Callable[[np.ndarray], np.ndarray]  # (3, H, W) uint8 RGB -> (M, 4 to 6): x0 y0 x1 y1, score, class
@@ -68,10 +68,12 @@ class SAM2VideoWrapper:
   """detector: a teacher of boxes by its registry name, asked every `every` frames; its boxes join that overlap no object by more than `join_iou`,
   best first, while there are fewer than `max_objects`. lost_after: frames after which an object unseen is let go.
 
-  path: a Hugging Face folder, or a checkpoint of the sam2 package. Raises UserError where it is no SAM 2 video model.
+  path: a Hugging Face folder, or a checkpoint of the sam2 package. detector_weights: where the detector's are, if not where all are looked for.
+  load: of the detector. Raises UserError where it is no SAM 2 video model.
   """
 
   stateful = True
+  ASKS_OTHERS = True
 
   def __init__(
     self,
@@ -86,10 +88,13 @@ class SAM2VideoWrapper:
     join_iou: float = 0.3,
     max_objects: int = 16,
     lost_after: int = 60,
+    load: Callable[..., Teacher] = load_teacher,
   ):
     import transformers
 
     assert path is not None
+    check_least(name, 1, every=every, max_objects=max_objects)
+    check_least(name, 0, join_iou=join_iou, lost_after=lost_after)
     self.name, self.licence, self.model_id = name, entry.licence, entry.weights or path.name
     self.device = choose_device(device, precision)
     self.model: Any
@@ -104,7 +109,9 @@ class SAM2VideoWrapper:
     self.image_size = int(self.model.config.image_size)
     self.pictures = Pictures({**pictures, "do_resize": True, "size": {"height": self.image_size, "width": self.image_size}})
     self.every, self.join_iou, self.max_objects, self.lost_after = every, join_iou, max_objects, lost_after
-    self.detector: Teacher | None = load_teacher(detector, detector_weights) if detector else None
+    # ONNX Runtime may have no GPU where torch has: by itself it takes the CPU then, and says so
+    self.detector: Teacher | None = load(detector, detector_weights, device=None if device != "cpu" else device) if detector else None
+    self.licence = joint_licence(name, entry.licence, self.detector.licence) if self.detector else entry.licence
     own = hash_weights(path)
     self.checkpoint_hash = hashlib.sha256(f"{own} {self.detector.checkpoint_hash}".encode()).hexdigest() if self.detector else own
     self.labels: list[Label] = []

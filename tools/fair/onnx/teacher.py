@@ -17,6 +17,8 @@ import onnxruntime as ort
 import yaml
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
+from openpilot.tools.fair.memory import halve_on_oom
+from openpilot.tools.fair.onnx.device import CPU, check_session, choose_providers, run
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, check_least, hash_weights
 from openpilot.tools.lib.errors import UserError
 
@@ -115,10 +117,11 @@ class OnnxTeacher:
     inp = self.config["input"]
     if inp["name"] not in names:
       raise UserError(f"{path} has the inputs {', '.join(names)}, its description wants '{inp['name']}'; it is another network, or the YAML is wrong")
-    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")[device == "cpu" :]
-    self.providers = [p for p in wanted if p in ort.get_available_providers()]
+    self.providers, self.provider_options = choose_providers(device)
     self.graph = free_batch(model).SerializeToString()
     self.session = self._open(threads_of_cpu())
+    if check_session(self.session, self.providers[0], device) == CPU:
+      self.providers, self.provider_options = [CPU], [{}]
     self.output_names = [o.name for o in self.session.get_outputs()]
     self.input_h, self.input_w = inp["size"]
     self.single = not self._batches()
@@ -131,7 +134,7 @@ class OnnxTeacher:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # the batch test below may fail, and is not the user's business
     options.intra_op_num_threads = self.threads = threads
-    return ort.InferenceSession(self.graph, options, providers=self.providers)
+    return ort.InferenceSession(self.graph, options, providers=self.providers, provider_options=self.provider_options)
 
   def at_once(self) -> int:
     """How many clips are labelled best at the same time, each by a thread of its own; from now on they may be. Small networks on a CPU get a core for each
@@ -200,9 +203,10 @@ class OnnxTeacher:
   def forward(self, blob: np.ndarray) -> dict[str, Any]:
     name = self.config["input"]["name"]
     if self.single:
-      runs = [self.session.run(None, {name: blob[i : i + 1]}) for i in range(len(blob))]
+      runs = [halve_on_oom(lambda x: [run(self.session, {name: x})], blob[i : i + 1])[0] for i in range(len(blob))]
       return {k: [r[j][0] for r in runs] for j, k in enumerate(self.output_names)}  # their shapes may differ
-    return dict(zip(self.output_names, self.session.run(None, {name: blob}), strict=True))
+    runs = halve_on_oom(lambda x: [run(self.session, {name: x})], blob)
+    return {k: runs[0][j] if len(runs) == 1 else [x for r in runs for x in r[j]] for j, k in enumerate(self.output_names)}
 
   def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
     out = self.forward(self.prepare_batch(clip.rgb))

@@ -166,6 +166,19 @@ def joint_licence(name: str, own: str, other: str) -> str:
   return restricts[0] if restricts else own
 
 
+def load_helper(load: Callable[..., Teacher], name: str, weights: str | None, device: str | None) -> Teacher:
+  """The teacher that another one asks, by its option. It chooses its device by itself but for the CPU: ONNX Runtime may have no GPU where torch has one."""
+  return load(name, weights, device=device if device == "cpu" else None)
+
+
+def joint_hash(own: str, helper: Teacher) -> str:
+  return hashlib.sha256(f"{own} {helper.checkpoint_hash}".encode()).hexdigest()
+
+
+def helper_settings(helper: Teacher) -> dict[str, Any]:
+  return {"name": helper.name, "checkpoint": helper.checkpoint_hash, "settings": helper.settings()}
+
+
 def find_entry(name: str) -> tuple[str, Entry]:
   """A registry name, or the description of an ONNX network (*.yaml) -> the teacher's name and entry. Raises UserError where there is none."""
   from openpilot.tools.fair.registry import TEACHERS

@@ -1,6 +1,7 @@
 import argparse
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from openpilot.tools.fair.cotracker.lane_points import LaneLog, driving_lines, i
 from openpilot.tools.fair.cotracker.tracker import LANE, ROAD, LaneTracker, Points, RaftTeacher, sample
 from openpilot.tools.fair.evaluation.metrics import Tracks
 from openpilot.tools.fair.registry import TEACHERS
-from openpilot.tools.fair.teacher import Clip, load_teacher
+from openpilot.tools.fair.teacher import Clip, Label, load_teacher
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.sim.messages import FRAME_ID_OFFSET, segment_messages
@@ -254,6 +255,88 @@ def test_lanes_of_the_log_come_first(weights, tmp_path):
   assert (cls == LANE).sum() > 10 and (cls == ROAD).sum() > 10 and (np.diff(cls) <= 0).all()
   assert (raft_teacher(weights, points="grid").label(clip, None)[0]["points"]["cls"] == ROAD).all()
   assert (raft_teacher(weights, points="lanes").label(clip, None)[0]["points"]["cls"] == LANE).all()
+
+
+class Stripes:
+  """A segmenter whose markings stand at given columns of its own 64x128 map, and move with the first pixel of the frame."""
+
+  name, model_id, checkpoint_hash, licence, stateful = "stripes", "stripes.onnx", "2" * 64, "DINOv3", False
+
+  def __init__(self, maps=("drivable", "lanes")):
+    self.maps, self.labels, self.asked = maps, [], 0
+
+  def prepare(self, height, width):
+    self.size, self.labels = [height, width], [Label(m, "dense", "float16", (64, 128), "probability") for m in self.maps]
+
+  def settings(self):
+    return {"size": self.size}
+
+  def label(self, clip, state=None):
+    assert list(clip.rgb.shape) == [1, 3, *self.size]
+    self.asked += 1
+    p = np.zeros((1, 64, 128), np.float16)
+    start = 20 + int(clip.rgb[0, 0, 0, 0])
+    p[:, :, start : start + 2] = p[:, :, 80:82] = 0.9
+    p[:, :, 100:110] = 0.4  # not sure
+    return {m: p if m == self.maps[-1] else np.ones_like(p) for m in self.maps}, None
+
+
+def test_lanes_of_a_segmentation(weights):
+  """Its own map's pixels -> the frame's, for every frame at which points start; provenance and key know who saw the markings."""
+  stripes, asked = Stripes(), []
+
+  def load(name, path=None, **options):
+    asked.append((name, path, options))
+    return stripes
+
+  def teacher(**options):
+    return raft_teacher(weights, load=load, segmenter="stripes", segmenter_weights="w", **{"points": "segmentation", "spacing": 16, **options})
+
+  video = panning_video(4, 0, 0)
+  video[:, :, 0, 0] = 0
+  video[1:, 0, 0, 0] = 10
+  raft = teacher()
+  assert asked == [("stripes", "w", {"device": "cpu"})]
+  raft.prepare(H, W)
+  seen = [raft.start_points(Clip(video), i) for i in range(2)]
+  assert set(seen[0][0][:, 0]) == {20.5, 80.5} and set(seen[1][0][:, 0]) == {30.5, 80.5}  # the map is as wide as the frame
+  assert (seen[0][1] == LANE).all() and np.ptp(seen[0][0][:, 1]) > 0.8 * H
+  big = teacher().start_points(Clip(np.zeros((1, 3, 2 * H, 2 * W), np.uint8)), 0)[0]
+  assert np.abs(big[:, :1] - [41.5, 161.5]).min(1).max() <= 0.5  # pixel centres: 2 (x + 0.5) - 0.5
+  whole, _ = label_in_clips(teacher(), video, [4])
+  parts, _ = label_in_clips(teacher(), video, [1, 2, 1])
+  assert len(whole["frame"]) > 10 and all((whole[k] == parts[k]).all() for k in whole)
+  assert (np.abs(whole["x"][whole["frame"] == 1] - 30.5) < 0.1).any()
+  both = teacher(points="segmentation+grid")
+  cls = both.label(Clip(video))[0]["points"]["cls"]
+  assert (cls == LANE).any() and (cls == ROAD).any()
+  plain = raft_teacher(weights)
+  assert raft.licence == "DINOv3" and raft.checkpoint_hash not in (plain.checkpoint_hash, stripes.checkpoint_hash)
+  assert raft.model_id == "raft-small.pth + stripes.onnx"
+  settings = raft.settings()
+  assert settings["segmenter"] == {"name": "stripes", "checkpoint": "2" * 64, "settings": {"size": [H, W]}} and settings["points"] == "segmentation"
+  assert "segmenter" not in plain.settings() and plain.licence == "BSD-3-Clause"
+  stripes.maps = ("one", "two")
+  with pytest.raises(UserError, match="no map of lane markings"):
+    teacher().prepare(H, W)
+
+
+def test_lanes_that_twinlitenet_sees_on_real_roads(shared_data, weights):
+  """TuSimple's frames and their labelled lanes. Where nobody painted between two dashes, labellers drew on; and they label four or five lanes, not all."""
+  net, folder = shared_data / "weights" / "twinlitenet.onnx", shared_data / "tusimple"
+  if not net.exists() or not folder.is_dir():
+    pytest.skip(f"no {net.name} or no tusimple in {shared_data}")
+  raft = raft_teacher(weights, points="segmentation", segmenter_weights=str(net))
+  raft.prepare(256, 512)
+  assert raft.settings()["segmenter"]["name"] == "twinlitenet" and raft.licence == "BSD-3-Clause"
+  for path in sorted((folder / "image").glob("*.png")):
+    rgb = cv2.resize(cv2.imread(str(path))[..., ::-1], (512, 256), interpolation=cv2.INTER_AREA)
+    truth = cv2.resize(cv2.imread(str(folder / "gt_binary_image" / path.name), cv2.IMREAD_GRAYSCALE), (512, 256), interpolation=cv2.INTER_AREA) > 0
+    near = cv2.dilate(truth.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    points, cls = raft.start_points(Clip(rgb.transpose(2, 0, 1)[None]), 0)
+    ij = np.round(points).astype(int)
+    print(path.name, len(points), near[ij[:, 1], ij[:, 0]].mean(), near.mean())
+    assert len(points) >= 10 and (cls == LANE).all() and near[ij[:, 1], ij[:, 0]].mean() > 0.9 > 6 * near.mean()
 
 
 def test_seeding_respects_spacing_and_limit():

@@ -7,7 +7,6 @@ The networks are transformers' Sam2VideoModel and EdgeTamVideoModel, called as t
 - objects unseen for long are let go, so that a drive does not get slower with every car that was met.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,9 @@ from openpilot.tools.fair.device import choose_device
 from openpilot.tools.fair.hf import load_model
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.sam.checkpoint import PICTURES, load_pt
-from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, Teacher, check_least, hash_weights, joint_licence, load_teacher
+from openpilot.tools.fair.teacher import (
+  Clip, Entry, Label, Labels, State, Teacher, check_least, hash_weights, helper_settings, joint_hash, joint_licence, load_helper, load_teacher,
+)
 from openpilot.tools.lib.errors import UserError
 
 Detector = Callable[[np.ndarray], np.ndarray]  # (3, H, W) uint8 RGB -> (M, 4 to 6): x0 y0 x1 y1, score, class
@@ -109,11 +110,9 @@ class SAM2VideoWrapper:
     self.image_size = int(self.model.config.image_size)
     self.pictures = Pictures({**pictures, "do_resize": True, "size": {"height": self.image_size, "width": self.image_size}})
     self.every, self.join_iou, self.max_objects, self.lost_after = every, join_iou, max_objects, lost_after
-    # ONNX Runtime may have no GPU where torch has: by itself it takes the CPU then, and says so
-    self.detector: Teacher | None = load(detector, detector_weights, device=None if device != "cpu" else device) if detector else None
+    self.detector: Teacher | None = load_helper(load, detector, detector_weights, device) if detector else None
     self.licence = joint_licence(name, entry.licence, self.detector.licence) if self.detector else entry.licence
-    own = hash_weights(path)
-    self.checkpoint_hash = hashlib.sha256(f"{own} {self.detector.checkpoint_hash}".encode()).hexdigest() if self.detector else own
+    self.checkpoint_hash = joint_hash(hash_weights(path), self.detector) if self.detector else hash_weights(path)
     self.labels: list[Label] = []
     self.size = [0, 0]
     # of how many frames before the next one memory and pointers are looked at
@@ -278,11 +277,10 @@ class SAM2VideoWrapper:
     self.labels = [Label("objects", "boxes", shape=(height, width), unit="px", classes=found[0].classes)]
 
   def settings(self) -> dict[str, Any]:
-    detector = {"name": self.detector.name, "checkpoint": self.detector.checkpoint_hash, "settings": self.detector.settings()} if self.detector else None
     return {
       "pictures": self.pictures.config,
       "precision": self.device.precision,
-      "detector": detector,
+      "detector": helper_settings(self.detector) if self.detector else None,
       "every": self.every,
       "join_iou": self.join_iou,
       "max_objects": self.max_objects,

@@ -71,6 +71,7 @@ class Teacher(Protocol):
 
   # may have: view_size() -> (width, height) of the pictures it likes best; wants = "none" where it reads only the log;
   # at_once() -> how many clips are to be labelled at the same time, each by a thread of its own;
+  # check(segment), which raises UserError where that segment cannot be labelled, before anything is stored;
   # source(segment) -> what else decides the labels of one segment, as JSON;
   # ASKS_OTHERS = True: its options name other teachers; it is given load(name, weights, **options), which loads them;
   # FIXED: keywords of its constructor that are the registry's, no options; PASSES_ON: the class that gets its ** (options.py)

@@ -134,6 +134,26 @@ def test_options_decide_the_labels_and_their_key(route, dinov2, tmp_path, monkey
   assert [g.path for g in LabelStore(tmp_path / "s").groups()] == [plain.path]
 
 
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    (("--teachers", ""), "--teachers names nobody; `tools/op.sh teachers`"),
+    (("--teachers", " , "), "--teachers names nobody"),
+    (("--teachers", "simulator"), "teacher 'simulator' reads the truth beside a log"),
+    (("--teachers", "openpilot"), "teacher 'openpilot' reads the route's log"),
+  ],
+)
+def test_what_cannot_be_labelled_is_refused_before_a_frame_is_stored(route, tmp_path, monkeypatch, capsys, words, message):
+  assert command(monkeypatch, route, *words, "--out", tmp_path / "s") == 2
+  assert message in error(capsys) and not (tmp_path / "s").exists()
+
+
+def test_the_simulators_teacher_refuses_a_real_route(shared_data, tmp_path, monkeypatch, capsys):
+  real = shared_data / "realdata" / "0000002c--d68dde99ca--1"  # with a log
+  assert command(monkeypatch, real, "--teachers", "simulator", "--camera", "qcamera", "--out", tmp_path / "s") == 2
+  assert str(real) in error(capsys) and not (tmp_path / "s").exists()
+
+
 def test_a_helper_is_under_the_same_flags(tmp_path, monkeypatch):
   """SAM 2's detector: chosen by an option; its licence must be accepted too, and stays with the labels."""
   save_sam2("sam2_video", tmp_path / "sam")

@@ -154,6 +154,13 @@ def plan(teacher: Teacher, views: list[SegmentView], store: LabelStore, view: st
   return works
 
 
+def picture_size(teacher: Teacher, size: tuple[int, int] | None) -> tuple[int, int]:
+  """(width, height) of the pictures that a teacher is given: `size`, or what it likes. Of one that reads no picture it does not matter."""
+  if size is None and hasattr(teacher, "view_size"):
+    size = teacher.view_size()
+  return size if size is not None and getattr(teacher, "wants", "rgb") == "rgb" else (VIEW_W, VIEW_H)
+
+
 def run_teacher(
   teacher: Teacher,
   views: list[SegmentView],
@@ -167,10 +174,7 @@ def run_teacher(
 ) -> list[Group]:
   """Labels all of `views` that is not labelled yet. size: of the pictures that the teacher is given, (width, height); None: what it likes. -> the groups."""
   wants = getattr(teacher, "wants", "rgb")
-  if wants != "rgb":  # not of the picture: its size does not matter
-    size = (VIEW_W, VIEW_H)
-  elif size is None:
-    size = teacher.view_size() if hasattr(teacher, "view_size") else (VIEW_W, VIEW_H)
+  size = picture_size(teacher, size)
   teacher.prepare(size[1], size[0])
   intrinsics = view_intrinsics(view, *size) if wants == "rgb" else None
   works = plan(teacher, views, store, view, size, every, repair)
@@ -269,12 +273,18 @@ def main() -> None:
   if args.every < 1 or args.batch < 1:
     raise UserError("--every and --batch are at least 1")
   names = list(dict.fromkeys(n for n in args.teachers.replace(" ", "").split(",") if n))
+  if not names:
+    raise UserError("--teachers names nobody; `tools/op.sh teachers` lists who there is")
   weights, size = parse_weights(args.weights, names), parse_size(args.view) if args.view else None
   options = parse_options(args.option, names)
   cv2.setNumThreads(1)  # its threads would fight the teacher's
   # everything that can be wrong is found before the first frame
   teachers: list[Teacher] = [load_teacher(n, weights.get(n), args.accept_licence, args.download, device=args.device, **options[n]) for n in names]
   views = find_views(args.routes, args.data_dir, args.camera, args.every, args.focal)
+  for teacher in teachers:
+    teacher.prepare(*picture_size(teacher, size)[::-1])
+    for view in views if hasattr(teacher, "check") else ():
+      teacher.check(view.segment)
   if not args.no_frames:
     teachers.insert(0, FrameTeacher())
   store = LabelStore(args.out, create=True)

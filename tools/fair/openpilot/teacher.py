@@ -16,6 +16,7 @@ from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.logreader import LogReader
+from openpilot.tools.lib.route import Segment
 
 LINES = ("lane0", "lane1", "lane2", "lane3", "edge0", "edge1", "path")  # from left to right; lane1 and lane2 are the car's own
 LEADS = ("lead0", "lead1")
@@ -87,6 +88,11 @@ class OpenpilotTeacher:
 
   def settings(self) -> dict[str, Any]:
     return {"far": FAR, "camera_height": HEIGHT}
+
+  def check(self, segment: Segment) -> None:
+    """Raises UserError where there is no log to read."""
+    if segment.log_path is None:
+      raise UserError(f"teacher '{self.name}' reads the route's log, and segment {segment.name} in {segment.dir} has none; leave this teacher out")
 
   def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
     """Rows only for frames that a message is about; leads for frames that a radarState follows within 100 ms."""

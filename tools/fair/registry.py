@@ -62,6 +62,10 @@ TEACHERS: dict[str, Entry] = {
     "sam.sam2:SAM2VideoWrapper", "facebook/sam2.1-hiera-base-plus", "Apache-2.0", "80.8M", "masks with identity", {"detector": "yolox-nano"}
   ),
   "sam2.1-large": Entry("sam.sam2:SAM2VideoWrapper", "facebook/sam2.1-hiera-large", "Apache-2.0", "224M", "masks with identity", {"detector": "yolox-nano"}),
+  "sam2-features-tiny": Entry("sam.features:Sam2FeatureTeacher", "facebook/sam2.1-hiera-tiny", "Apache-2.0", "27M", "dense features"),
+  "sam2-features-small": Entry("sam.features:Sam2FeatureTeacher", "facebook/sam2.1-hiera-small", "Apache-2.0", "34M", "dense features"),
+  "sam2-features-base-plus": Entry("sam.features:Sam2FeatureTeacher", "facebook/sam2.1-hiera-base-plus", "Apache-2.0", "69M", "dense features"),
+  "sam2-features-large": Entry("sam.features:Sam2FeatureTeacher", "facebook/sam2.1-hiera-large", "Apache-2.0", "213M", "dense features"),
   "edgetam": Entry("sam.sam2:SAM2VideoWrapper", "yonigozlan/EdgeTAM-hf", "Apache-2.0", "13.9M", "masks with identity", {"detector": "yolox-nano"}),
   "sam3": Entry("sam.sam3:Sam3Teacher", "facebook/sam3", "SAM", "860M", "masks with identity of what answers to a word"),
 }

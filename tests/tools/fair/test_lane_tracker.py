@@ -9,9 +9,11 @@ torch = pytest.importorskip("torch")
 
 from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import medmodel_intrinsics
-from openpilot.tools.fair.cotracker.lane_points import LaneLog, driving_lines, inside, mask_points, project_lines, road_grid
+from openpilot.tools.fair.cotracker.lane_points import PATH_T, LaneLog, inside, likely, mask_points, project_lines, road_grid
 from openpilot.tools.fair.cotracker.tracker import LANE, ROAD, LaneTracker, Points, RaftTeacher, sample
 from openpilot.tools.fair.evaluation.metrics import Tracks
+from openpilot.tools.fair.openpilot.lines import driving_lines
+from openpilot.tools.fair.openpilot.teacher import LINES
 from openpilot.tools.fair.registry import TEACHERS
 from openpilot.tools.fair.teacher import Clip, Label, load_teacher
 from openpilot.tools.lib.errors import UserError
@@ -78,19 +80,21 @@ def test_projected_lines_lie_on_the_line_and_in_the_view():
 def test_driving_model_lines_follow_its_path():
   path = SimpleNamespace(xCoefficients=[0.5, 12.0], yCoefficients=[0.1, 0.0], zCoefficients=[0.0])
   meta = SimpleNamespace(leftY=-1.5, rightY=1.7, leftProb=0.9, rightProb=0.2)
-  (line,) = driving_lines(SimpleNamespace(path=path, laneLineMeta=meta), camera_height=1.3)
+  (line,) = likely(driving_lines(SimpleNamespace(path=path, laneLineMeta=meta), 1.3, PATH_T))
   np.testing.assert_allclose(line[:, 1], -1.5, atol=1e-9)
   np.testing.assert_allclose(line[:, 2], 1.3)
   assert line[0, 0] == 0.5 and line[-1, 0] == 72.5
   # a path that bends right: the left line keeps its distance to it, sideways
   path.yCoefficients = [0.1, 0.0, 0.4]
-  (line,) = driving_lines(SimpleNamespace(path=path, laneLineMeta=meta))
+  (line,) = likely(driving_lines(SimpleNamespace(path=path, laneLineMeta=meta), 1.22, PATH_T))
   t = np.linspace(0, 6, 601)
   dense = np.stack([0.5 + 12 * t, 0.1 + 0.4 * t**2], 1)
   gap = np.sqrt(((line[20:40, None, :2] - dense[None]) ** 2).sum(-1)).min(1)
   np.testing.assert_allclose(gap, 1.6, atol=0.02)
+  (standing,) = driving_lines(SimpleNamespace(path=SimpleNamespace(**{**vars(path), "xCoefficients": [0.5, 0.01]}), laneLineMeta=meta), 1.22, PATH_T)
+  assert standing.name == "path"  # without a direction there is no aside
   path.xCoefficients = []
-  assert driving_lines(SimpleNamespace(path=path, laneLineMeta=meta)) == []
+  assert driving_lines(SimpleNamespace(path=path, laneLineMeta=meta), 1.22, PATH_T) == []
 
 
 def test_lane_log_of_a_simulated_drive(tmp_path):
@@ -116,6 +120,23 @@ def test_lane_log_of_a_real_drive(shared_data):
   points = [project_lines(lines, medmodel_intrinsics, 256, 512) for lines in found if lines]
   assert len(points) > 30 and np.median([len(p) for p in points]) >= 5
   assert all((p[:, 1] > 40).all() for p in points)  # below the horizon, up to a hill
+
+
+def test_trackers_and_the_openpilot_teacher_read_the_same_lines(shared_data):
+  log = shared_data / "realdata" / "0000002c--d68dde99ca--1" / "qlog.zst"
+  lanes, teacher = LaneLog(log), load_teacher("openpilot")
+  compared = 0
+  for frame_id in lanes.ids[::10]:
+    table = teacher.label(Clip(np.zeros((1, 0), np.uint8), frame_ids=[frame_id], times=[0], log_path=log))[0]["lines"]
+    sure = (table["cls"] != LINES.index("path")) & (table["score"] >= 0.5)
+    at = np.stack([table[k][sure] for k in ("road_x", "road_y", "road_z")], 1)
+    for line in lanes.at(frame_id):
+      near = line[(line[:, 0] > 1) & (line[:, 0] < 60)]
+      mine = [np.interp(near[:, 0], p[:, 0], p[:, 1]) for c in np.unique(table["cls"][sure]) for p in [at[table["cls"][sure] == c]] if len(p) > 1]
+      if len(near) > 5:
+        assert min(np.abs(m - near[:, 1])[near[:, 0] < 40].max() for m in mine) < 0.1  # 33 points over 10 s, 61 over 6 s
+        compared += 1
+  assert compared > 5
 
 
 def test_road_grid_is_road():

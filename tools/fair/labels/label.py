@@ -283,8 +283,9 @@ def main() -> None:
   views = find_views(args.routes, args.data_dir, args.camera, args.every, args.focal)
   for teacher in teachers:
     teacher.prepare(*picture_size(teacher, size)[::-1])
-    for view in views if hasattr(teacher, "check") else ():
-      teacher.check(view.segment)
+    if hasattr(teacher, "check"):
+      for view in views:
+        teacher.check(view.segment)
   if not args.no_frames:
     teachers.insert(0, FrameTeacher())
   store = LabelStore(args.out, create=True)

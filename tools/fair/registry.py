@@ -41,10 +41,29 @@ TEACHERS: dict[str, Entry] = {
   "dinov2-with-registers-large": Entry("dinov2.teacher:make", "facebook/dinov2-with-registers-large", "Apache-2.0", "304M", "dense features"),
   "dinov2-giant": Entry("dinov2.teacher:make", "facebook/dinov2-giant", "Apache-2.0", "1.1B", "dense features"),
   "dinov2-with-registers-giant": Entry("dinov2.teacher:make", "facebook/dinov2-with-registers-giant", "Apache-2.0", "1.1B", "dense features"),
+  "depth-anything-small": Entry("dinov2.teacher:make", "LiheYoung/depth-anything-small-hf", "Apache-2.0", "25M", "depth, relative (inverse)"),
+  "depth-anything-base": Entry("dinov2.teacher:make", "LiheYoung/depth-anything-base-hf", "Apache-2.0", "97M", "depth, relative (inverse)"),
+  "depth-anything-large": Entry("dinov2.teacher:make", "LiheYoung/depth-anything-large-hf", "Apache-2.0", "335M", "depth, relative (inverse)"),
   "depth-anything-v2-small": Entry("dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Small-hf", "Apache-2.0", "25M", "depth, relative (inverse)"),
   "depth-anything-v2-base": Entry("dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Base-hf", "CC-BY-NC-4.0", "97M", "depth, relative (inverse)"),
+  "depth-anything-v2-large": Entry("dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Large-hf", "CC-BY-NC-4.0", "335M", "depth, relative (inverse)"),
   "depth-anything-v2-metric-outdoor-small": Entry(
     "dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Metric-Outdoor-Small-hf", "Apache-2.0", "25M", "depth in metres"
+  ),
+  "depth-anything-v2-metric-outdoor-base": Entry(
+    "dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Metric-Outdoor-Base-hf", "CC-BY-NC-4.0", "97M", "depth in metres"
+  ),
+  "depth-anything-v2-metric-outdoor-large": Entry(
+    "dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Metric-Outdoor-Large-hf", "CC-BY-NC-4.0", "335M", "depth in metres"
+  ),
+  "depth-anything-v2-metric-indoor-small": Entry(
+    "dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf", "Apache-2.0", "25M", "depth in metres"
+  ),
+  "depth-anything-v2-metric-indoor-base": Entry(
+    "dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Metric-Indoor-Base-hf", "CC-BY-NC-4.0", "97M", "depth in metres"
+  ),
+  "depth-anything-v2-metric-indoor-large": Entry(
+    "dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Metric-Indoor-Large-hf", "CC-BY-NC-4.0", "335M", "depth in metres"
   ),
   "dpt-dinov2-small-kitti": Entry("dinov2.teacher:make", "facebook/dpt-dinov2-small-kitti", "Apache-2.0", "37M", "depth in metres", {"unit": "m"}),
   "dinov3-vits16": Entry("dinov3.teacher:make", "facebook/dinov3-vits16-pretrain-lvd1689m", "DINOv3", "22M", "dense features"),

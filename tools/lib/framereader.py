@@ -35,8 +35,9 @@ def drained(codec: Any) -> Iterator[None]:
 class FrameReader:
   """pix_fmt 'rgb24': frames (h, w, 3) uint8; 'nv12': (h * 3 // 2, w) uint8, no padding.
 
-  `for frame in reader` and `read_from(i)` decode in order; so does `planes_from(i)`, whatever pix_fmt, without copying what is 4:2:0 already. `get(i)` decodes from the beginning of i's group up to i; asked for a later frame of that group,
-  it decodes the whole group. A few groups are kept. threads: 1 decodes a container in the caller's thread alone: slower, for a quarter less processor time.
+  `for frame in reader` and `read_from(i)` decode in order; so does `planes_from(i)`, whatever pix_fmt, without copying what is 4:2:0 already.
+  `get(i)` decodes from the beginning of i's group up to i; asked for a later frame of that group, it decodes the whole group. A few groups are kept.
+  threads: 1 decodes a container in the caller's thread alone: slower, for a quarter less processor time.
   Raises UserError where the file cannot be read as video, IndexError beyond its end.
   """
 

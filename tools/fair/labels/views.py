@@ -135,17 +135,19 @@ class ViewWarp:
   def rgb(self, nv12: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """(h * 3 // 2, w) uint8 -> (height, width, 3) uint8 RGB, in `out` where given."""
     h, w = self.view.height, self.view.width
-    return self.rgb_of((nv12[:h], *cv2.split(nv12[h:].reshape(h // 2, w // 2, 2))), out)
+    u, v = cv2.split(nv12[h:].reshape(h // 2, w // 2, 2))
+    return self.rgb_of((nv12[:h], u, v), out)
 
   def rgb_of(self, planes: Planes, out: np.ndarray | None = None) -> np.ndarray:
     """As rgb(), of planes as a decoder has them: two of colour are sampled faster than one of pairs."""
     luma, chroma = self.maps
-    u, v = self.yuv[self.height :].reshape(2, self.height // 2, self.width // 2)
+    y, u, v = planes
+    to_u, to_v = self.yuv[self.height :].reshape(2, self.height // 2, self.width // 2)
     if self.shrink > 1:  # colour in pairs: OpenCV rounds the mean of one channel in another way, and labels would change
-      pairs = np.empty((*planes[1].shape, 2), np.uint8)
-      pairs[:, :, 0], pairs[:, :, 1] = planes[1:]
-      planes = (self._smaller(planes[0]), *cv2.split(self._smaller(pairs)))
-    for plane, maps, to in zip(planes, (luma, chroma, chroma), (self.yuv[: self.height], u, v), strict=True):
+      pairs = np.empty((*u.shape, 2), np.uint8)
+      pairs[:, :, 0], pairs[:, :, 1] = u, v
+      y, (u, v) = self._smaller(y), cv2.split(self._smaller(pairs))
+    for plane, maps, to in ((y, luma, self.yuv[: self.height]), (u, chroma, to_u), (v, chroma, to_v)):
       cv2.remap(plane, *maps, cv2.INTER_LINEAR, dst=to, borderMode=cv2.BORDER_REPLICATE)
     return cv2.cvtColor(self.yuv, cv2.COLOR_YUV2RGB_I420, out)
 

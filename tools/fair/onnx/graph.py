@@ -36,7 +36,7 @@ def yolox_classes(model: onnx.ModelProto, output: str, classes: list[int]) -> bo
 
   def up(name: str, kind: str, **attributes: Any) -> onnx.NodeProto:
     node = makers.get(name)
-    if node is None or node.op_type != kind or name != output and uses.count(name) != 1:
+    if node is None or node.op_type != kind or (name != output and uses.count(name) != 1):
       raise LookupError(name)
     said = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     if any(said.get(k) != v for k, v in attributes.items()):

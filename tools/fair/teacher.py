@@ -70,7 +70,7 @@ class Teacher(Protocol):
   stateful: bool  # frames must come in order, `state` goes from one call to the next
 
   # may have: view_size() -> (width, height) of the pictures it likes best; wants = "none" where it reads only the log;
-  # at_once() -> how many clips are to be labelled at the same time, each by a thread of its own;
+  # at_once() -> how many clips are to be labelled at the same time, each by a thread of its own, and none is kept;
   # check(segment), which raises UserError where that segment cannot be labelled, before anything is stored;
   # source(segment) -> what else decides the labels of one segment, as JSON;
   # ASKS_OTHERS = True: its options name other teachers; it is given load(name, weights, **options), which loads them;

@@ -191,11 +191,10 @@ def run_teacher(
       writing.append(writer.submit(group.write_chunk, k, labels, state, bad))
 
     collector = Collector(teacher.labels, (size[0] / VIEW_W, size[1] / VIEW_H), write)
-    frames = prefetch(load(grid, wants, view, size), AHEAD)
     if teacher.stateful:
       before: Work | None = None
       state: State | None = None
-      for items, images in frames:
+      for items, images in prefetch(load(grid, wants, view, size), AHEAD):
         if items[0].work is not before:
           before, state = items[0].work, items[0].work.state
         parts, state = label_batch(teacher, items, images, wants, intrinsics, state)
@@ -203,7 +202,9 @@ def run_teacher(
         bar.update(len(items))
     else:
       at_once = teacher.at_once() if grid and hasattr(teacher, "at_once") else 1
-      for (items, _), (parts, _) in ahead(lambda x: label_batch(teacher, *x, wants, intrinsics), frames, at_once):
+      frames = load(grid, wants, view, size, reuse=at_once > 1)
+      source = frames if at_once > 1 else prefetch(frames, AHEAD)
+      for (items, _), (parts, _) in ahead(lambda x: label_batch(teacher, *x, wants, intrinsics), source, at_once):
         collector.add_parts(items, parts, None)
         bar.update(len(items))
     for f in writing:

@@ -126,7 +126,7 @@ def compile_blocks(name: str, blocks: Iterable[nn.Module]) -> None:
     return forward
 
   for block in blocks:
-    block.forward = compiled(block.forward)  # type: ignore[method-assign]
+    block.forward = compiled(block.forward)
 
 
 def to_multiple(height: int, width: int, multiple: int) -> tuple[int, int]:

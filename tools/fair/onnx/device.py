@@ -31,7 +31,7 @@ def choose_providers(device: str | None) -> tuple[list[str], list[dict[str, Any]
   if kind not in PROVIDERS or (number and not number.isdigit()):
     raise UserError(f"ONNX Runtime knows no device '{device}'; {', '.join(PROVIDERS)}")
   if PROVIDERS[kind] not in there:
-    raise UserError(f"this onnxruntime has no {PROVIDERS[kind]} for --device {device}: {INSTALL[kind]}, or leave --device out for {', '.join(there)}")
+    raise UserError(f"this onnxruntime has no {PROVIDERS[kind]} for --device {device}: {INSTALL[kind]}, or leave --device out")
   options = {"device_id": number} if number and kind == "cuda" else {}
   return ([PROVIDERS[kind], CPU], [options, {}]) if kind != "cpu" else ([CPU], [{}])
 

@@ -1,16 +1,13 @@
 """Which device and precision teachers and students run on: chosen by itself, said aloud, overridable."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
 
 import torch
 
+from openpilot.tools.fair.memory import halve_on_oom as halve_on_oom
 from openpilot.tools.lib.errors import UserError
-
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -43,16 +40,3 @@ def choose_device(name: str | None = None, precision: str | None = None) -> Devi
   if device.type == "cuda":
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
   return Device(device, dtype)
-
-
-def halve_on_oom(run: Callable[[Any], list[R]], batch: Any) -> list[R]:
-  """run(batch), and where the GPU's memory is too small, run on both halves, and so on. batch: anything with len() and slices."""
-  try:
-    return run(batch)
-  except torch.cuda.OutOfMemoryError:
-    if len(batch) <= 1:
-      raise UserError("the GPU's memory does not hold a single frame of this teacher; take a smaller --view, a smaller model, or --device cpu") from None
-    torch.cuda.empty_cache()
-    half = len(batch) // 2
-    print(f"warning: out of GPU memory with {len(batch)} frames at once; going on with {half}", file=sys.stderr)
-  return halve_on_oom(run, batch[:half]) + halve_on_oom(run, batch[half:])

@@ -4,6 +4,8 @@ transformers' own image processors are not used: several need torchvision, and n
 """
 
 import json
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openpilot.tools.fair.device import Device, choose_device, halve_on_oom
+from openpilot.tools.fair.memory import is_out_of_memory
 from openpilot.tools.fair.teacher import Clip, Label, Labels, State
 from openpilot.tools.lib.errors import UserError
 
 FILES = "config.json, preprocessor_config.json and model.safetensors"
 MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+COMPILE_BACKEND = "inductor"
 UNUSED = ("mask_token", "fusion_stage.layers.0.residual_layer1")  # in the classes, but no forward of ours reads them, and some checkpoints leave them out
 
 
@@ -98,6 +102,31 @@ def load_model(folder: Path, device: Device, kind: str = "AutoModel") -> Any:
     raise UserError(f"the checkpoint in {folder} lacks {len(missing)} of the weights that its config.json asks for ({missing[0]}); both must be of one model")
   model.eval().requires_grad_(False).to(device.device)
   return model.to(memory_format=torch.channels_last) if device.device.type == "cuda" else model
+
+
+def compile_blocks(name: str, blocks: Iterable[nn.Module]) -> None:
+  """Has the forward of each of a ViT's blocks compiled when it first runs, for static shapes; equal blocks share one program. name: of the teacher. Where
+  compiling fails, they run as they are, which is said once. Hooks stay outside: transformers collects hidden states by some that cannot be compiled."""
+  failed: list[bool] = []
+
+  def compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
+    fast = torch.compile(plain, backend=COMPILE_BACKEND, dynamic=False)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+      if not failed:
+        try:
+          return fast(*args, **kwargs)
+        except Exception as e:  # whatever the compiler, or the compiler that it calls, comes to
+          if is_out_of_memory(e):
+            raise
+          failed.append(True)
+          print(f"warning: torch.compile fails for teacher '{name}' ({' '.join(str(e).split())[:160]}); it runs without", file=sys.stderr)
+      return plain(*args, **kwargs)
+
+    return forward
+
+  for block in blocks:
+    block.forward = compiled(block.forward)
 
 
 def to_multiple(height: int, width: int, multiple: int) -> tuple[int, int]:

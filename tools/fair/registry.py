@@ -41,10 +41,29 @@ TEACHERS: dict[str, Entry] = {
   "dinov2-with-registers-large": Entry("dinov2.teacher:make", "facebook/dinov2-with-registers-large", "Apache-2.0", "304M", "dense features"),
   "dinov2-giant": Entry("dinov2.teacher:make", "facebook/dinov2-giant", "Apache-2.0", "1.1B", "dense features"),
   "dinov2-with-registers-giant": Entry("dinov2.teacher:make", "facebook/dinov2-with-registers-giant", "Apache-2.0", "1.1B", "dense features"),
+  "depth-anything-small": Entry("dinov2.teacher:make", "LiheYoung/depth-anything-small-hf", "Apache-2.0", "25M", "depth, relative (inverse)"),
+  "depth-anything-base": Entry("dinov2.teacher:make", "LiheYoung/depth-anything-base-hf", "Apache-2.0", "97M", "depth, relative (inverse)"),
+  "depth-anything-large": Entry("dinov2.teacher:make", "LiheYoung/depth-anything-large-hf", "Apache-2.0", "335M", "depth, relative (inverse)"),
   "depth-anything-v2-small": Entry("dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Small-hf", "Apache-2.0", "25M", "depth, relative (inverse)"),
   "depth-anything-v2-base": Entry("dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Base-hf", "CC-BY-NC-4.0", "97M", "depth, relative (inverse)"),
+  "depth-anything-v2-large": Entry("dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Large-hf", "CC-BY-NC-4.0", "335M", "depth, relative (inverse)"),
   "depth-anything-v2-metric-outdoor-small": Entry(
     "dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Metric-Outdoor-Small-hf", "Apache-2.0", "25M", "depth in metres"
+  ),
+  "depth-anything-v2-metric-outdoor-base": Entry(
+    "dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Metric-Outdoor-Base-hf", "CC-BY-NC-4.0", "97M", "depth in metres"
+  ),
+  "depth-anything-v2-metric-outdoor-large": Entry(
+    "dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Metric-Outdoor-Large-hf", "CC-BY-NC-4.0", "335M", "depth in metres"
+  ),
+  "depth-anything-v2-metric-indoor-small": Entry(
+    "dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf", "Apache-2.0", "25M", "depth in metres"
+  ),
+  "depth-anything-v2-metric-indoor-base": Entry(
+    "dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Metric-Indoor-Base-hf", "CC-BY-NC-4.0", "97M", "depth in metres"
+  ),
+  "depth-anything-v2-metric-indoor-large": Entry(
+    "dinov2.teacher:make", "depth-anything/Depth-Anything-V2-Metric-Indoor-Large-hf", "CC-BY-NC-4.0", "335M", "depth in metres"
   ),
   "dpt-dinov2-small-kitti": Entry("dinov2.teacher:make", "facebook/dpt-dinov2-small-kitti", "Apache-2.0", "37M", "depth in metres", {"unit": "m"}),
   "dinov3-vits16": Entry("dinov3.teacher:make", "facebook/dinov3-vits16-pretrain-lvd1689m", "DINOv3", "22M", "dense features"),
@@ -62,6 +81,10 @@ TEACHERS: dict[str, Entry] = {
     "sam.sam2:SAM2VideoWrapper", "facebook/sam2.1-hiera-base-plus", "Apache-2.0", "80.8M", "masks with identity", {"detector": "yolox-nano"}
   ),
   "sam2.1-large": Entry("sam.sam2:SAM2VideoWrapper", "facebook/sam2.1-hiera-large", "Apache-2.0", "224M", "masks with identity", {"detector": "yolox-nano"}),
+  "sam2-features-tiny": Entry("sam.features:Sam2FeatureTeacher", "facebook/sam2.1-hiera-tiny", "Apache-2.0", "27M", "dense features"),
+  "sam2-features-small": Entry("sam.features:Sam2FeatureTeacher", "facebook/sam2.1-hiera-small", "Apache-2.0", "34M", "dense features"),
+  "sam2-features-base-plus": Entry("sam.features:Sam2FeatureTeacher", "facebook/sam2.1-hiera-base-plus", "Apache-2.0", "69M", "dense features"),
+  "sam2-features-large": Entry("sam.features:Sam2FeatureTeacher", "facebook/sam2.1-hiera-large", "Apache-2.0", "213M", "dense features"),
   "edgetam": Entry("sam.sam2:SAM2VideoWrapper", "yonigozlan/EdgeTAM-hf", "Apache-2.0", "13.9M", "masks with identity", {"detector": "yolox-nano"}),
   "sam3": Entry("sam.sam3:Sam3Teacher", "facebook/sam3", "SAM", "860M", "masks with identity of what answers to a word"),
 }

@@ -6,7 +6,7 @@ Nothing here imports torch, so that `tools/op.sh teachers` answers at once.
 import hashlib
 import importlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -70,8 +70,11 @@ class Teacher(Protocol):
   stateful: bool  # frames must come in order, `state` goes from one call to the next
 
   # may have: view_size() -> (width, height) of the pictures it likes best; wants = "none" where it reads only the log;
-  # at_once() -> how many clips are to be labelled at the same time, each by a thread of its own;
-  # source(segment) -> what else decides the labels of one segment, as JSON
+  # at_once() -> how many clips are to be labelled at the same time, each by a thread of its own, and none is kept;
+  # check(segment), which raises UserError where that segment cannot be labelled, before anything is stored;
+  # source(segment) -> what else decides the labels of one segment, as JSON;
+  # ASKS_OTHERS = True: its options name other teachers; it is given load(name, weights, **options), which loads them;
+  # FIXED: keywords of its constructor that are the registry's, no options; PASSES_ON: the class that gets its ** (options.py)
 
   def prepare(self, height: int, width: int) -> None:
     """Told once of the frames' size, before the first clip. Raises UserError where it cannot take them."""
@@ -149,25 +152,64 @@ def check_licence(name: str, licence: str, accepted: Iterable[str]) -> None:
     raise UserError(f"{what}; read it, then add --accept-licence {licence}")
 
 
-def load_teacher(name: str, weights: str | Path | None = None, accepted: Iterable[str] = (), download: bool = False, **options: Any) -> Teacher:
-  """A teacher by its registry name, or an ONNX network by its description (*.yaml; tools/fair/onnx). options override the entry's.
+def check_least(name: str, least: float, **values: float) -> None:
+  """Raises UserError where an option of teacher `name` is below `least`."""
+  for key, value in values.items():
+    if value < least:
+      raise UserError(f"teacher '{name}': {key} is {value}; at least {least}")
 
-  Raises UserError on an unknown name, missing weights, a licence not accepted."""
+
+def joint_licence(name: str, own: str, other: str) -> str:
+  """Of what two teachers label together: that one which restricts use. Raises UserError where both do, each in its way."""
+  restricts = sorted({x for x in (own, other) if not LICENCES.get(x, False)})
+  if len(restricts) > 1:
+    raise UserError(f"teacher '{name}' would be under the licences {' and '.join(restricts)} at once; choose a helper under another licence")
+  return restricts[0] if restricts else own
+
+
+def load_helper(load: Callable[..., Teacher], name: str, weights: str | None, device: str | None) -> Teacher:
+  """The teacher that another one asks, by its option. It chooses its device by itself but for the CPU: ONNX Runtime may have no GPU where torch has one."""
+  return load(name, weights, device=device if device == "cpu" else None)
+
+
+def joint_hash(own: str, helper: Teacher) -> str:
+  return hashlib.sha256(f"{own} {helper.checkpoint_hash}".encode()).hexdigest()
+
+
+def helper_settings(helper: Teacher) -> dict[str, Any]:
+  return {"name": helper.name, "checkpoint": helper.checkpoint_hash, "settings": helper.settings()}
+
+
+def find_entry(name: str) -> tuple[str, Entry]:
+  """A registry name, or the description of an ONNX network (*.yaml) -> the teacher's name and entry. Raises UserError where there is none."""
   from openpilot.tools.fair.registry import TEACHERS
 
   if name.endswith((".yaml", ".yml")):
     from openpilot.tools.fair.onnx.teacher import describe
 
-    name, entry = describe(Path(name))
-  elif name not in TEACHERS:
+    return describe(Path(name))
+  if name not in TEACHERS:
     raise UserError(f"no teacher '{name}'; there are {', '.join(TEACHERS)}, or name the description of an ONNX network, as net.yaml")
-  else:
-    entry = TEACHERS[name]
-  check_licence(name, entry.licence, accepted)
-  path = find_weights(entry.weights, weights, download) if entry.weights else None
+  return name, TEACHERS[name]
+
+
+def maker_of(name: str, entry: Entry) -> Callable[..., Teacher]:
+  """What entry.make names. Raises UserError where a package that it needs is not installed."""
   module, attribute = entry.make.split(":")
   try:
-    make = getattr(importlib.import_module(f"openpilot.tools.fair.{module}"), attribute)
+    return getattr(importlib.import_module(f"openpilot.tools.fair.{module}"), attribute)
   except ModuleNotFoundError as e:
     raise UserError(f"teacher '{name}' needs the package {e.name}; install it: see tools/fair/README.md") from None
+
+
+def load_teacher(name: str, weights: str | Path | None = None, accepted: Iterable[str] = (), download: bool = False, **options: Any) -> Teacher:
+  """A teacher by its registry name, or an ONNX network by its description (*.yaml; tools/fair/onnx). options override the entry's.
+
+  Raises UserError on an unknown name, missing weights, a licence not accepted."""
+  name, entry = find_entry(name)
+  check_licence(name, entry.licence, accepted)
+  path = find_weights(entry.weights, weights, download) if entry.weights else None
+  make, accepted = maker_of(name, entry), tuple(accepted)
+  if getattr(make, "ASKS_OTHERS", False):  # what holds for it holds for its helpers
+    options.setdefault("load", lambda other, path=None, **more: load_teacher(other, path, accepted, download, **more))
   return make(name, entry, path, **{**entry.options, **options})

@@ -1,25 +1,47 @@
 #!/usr/bin/env python3
-"""Lists the teachers: what they label, under which licence, and whether their weights are here."""
+"""Lists the teachers: what they label, under which licence, and whether their weights are here. Of those named, their options too."""
 
 import argparse
+from collections.abc import Sequence
 
+from openpilot.tools.fair.options import options_of
 from openpilot.tools.fair.registry import TEACHERS
-from openpilot.tools.fair.teacher import LICENCES, find_weights, weight_dirs
+from openpilot.tools.fair.teacher import LICENCES, Entry, find_entry, find_weights, weight_dirs
 from openpilot.tools.lib.errors import UserError, cli
 
 
+def columns(rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> str:
+  """Rows of cells -> lines, each column as wide as its widest cell, those of `right` set to the right."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return "\n".join("  ".join(f"{c:>{w}}" if i in right else f"{c:<{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)
+
+
+def weights_here(entry: Entry) -> str:
+  try:
+    return "here" if not entry.weights or find_weights(entry.weights) else ""
+  except UserError:
+    return "not here"
+
+
+def licence_of(entry: Entry) -> str:
+  return entry.licence + ("" if LICENCES.get(entry.licence, False) else " *")
+
+
 def main() -> None:
-  argparse.ArgumentParser(prog="teachers", description=__doc__).parse_args()
-  print(f"{'teacher':<34} {'licence':<16} {'size':>7}  {'weights':<10} labels")
-  for name, entry in TEACHERS.items():
-    try:
-      here = "here" if not entry.weights or find_weights(entry.weights) else ""
-    except UserError:
-      here = "not here"
-    licence = entry.licence + ("" if LICENCES[entry.licence] else " *")
-    print(f"{name:<34} {licence:<16} {entry.size:>7}  {here:<10} {entry.says}")
+  p = argparse.ArgumentParser(prog="teachers", description=__doc__)
+  p.add_argument("names", nargs="*", metavar="TEACHER", help="whose options are listed, or the description of an ONNX network, as net.yaml")
+  args = p.parse_args()
+  if not args.names:
+    rows = [(name, licence_of(e), e.size, weights_here(e), e.says) for name, e in TEACHERS.items()]
+    print(columns([("teacher", "licence", "size", "weights", "labels"), *rows], right=(2,)))
+  for given in args.names:
+    name, entry = find_entry(given)
+    print(f"{name}: {entry.says or 'an ONNX network'}; licence {licence_of(entry)}; weights {entry.weights or 'none'}: {weights_here(entry)}")
+    options = [(f"  --option {given}.{o.name}={o.default_text}", o.says) for o in options_of(given).values()]
+    print(columns(options) if options else "  no options")
   print(f"\n* restricts use, of what learns from it too: read it, then add --accept-licence {'|'.join(k for k, free in LICENCES.items() if not free)}")
   print(f"weights are looked for in {', '.join(map(str, weight_dirs()))} and the hub's cache; FAIR_WEIGHTS names more folders")
+  print("`tools/op.sh teachers TEACHER` lists its options, with what they are by themselves after the equals sign; `tools/op.sh label --option` sets them")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ from openpilot.tools.lib.errors import UserError
 
 CACHE_BYTES = 256 * 1024 * 1024   # of decoded groups
 PIX_FMTS = ("rgb24", "nv12")
+PLANAR = ("yuv420p", "yuvj420p")
 HEVC_VCL = 32                     # NAL types below are slices
 HEVC_IRAP = range(16, 24)         # pictures at which decoding may begin
 HEVC_PARAMETER_SETS = (32, 33, 34)
+Planes = tuple[np.ndarray, np.ndarray, np.ndarray]   # Y (h, w), U and V (h // 2, w // 2)
 
 
 @contextlib.contextmanager
@@ -33,8 +35,9 @@ def drained(codec: Any) -> Iterator[None]:
 class FrameReader:
   """pix_fmt 'rgb24': frames (h, w, 3) uint8; 'nv12': (h * 3 // 2, w) uint8, no padding.
 
-  `for frame in reader` and `read_from(i)` decode in order. `get(i)` decodes from the beginning of i's group up to i; asked for a later frame of that group,
-  it decodes the whole group. A few groups are kept. threads: 1 decodes a container in the caller's thread alone: slower, for a quarter less processor time.
+  `for frame in reader` and `read_from(i)` decode in order; so does `planes_from(i)`, whatever pix_fmt, without copying what is 4:2:0 already.
+  `get(i)` decodes from the beginning of i's group up to i; asked for a later frame of that group, it decodes the whole group. A few groups are kept.
+  threads: 1 decodes a container in the caller's thread alone: slower, for a quarter less processor time.
   Raises UserError where the file cannot be read as video, IndexError beyond its end.
   """
 
@@ -116,10 +119,16 @@ class FrameReader:
 
   def read_from(self, start: int) -> Iterator[np.ndarray]:
     """Frames from `start` to the end, in order, decoded by several threads."""
+    return map(self._convert, self._decode_from(start))
+
+  def planes_from(self, start: int) -> Iterator[Planes]:
+    """What 'nv12' frames from `start` on are made of: views of the decoder's own memory, to be read only. They stay good as long as they are held."""
+    return map(self._planes, self._decode_from(start))
+
+  def _decode_from(self, start: int) -> Iterator[Any]:
     key = max(k for k in self.keys if k <= start)
     with contextlib.closing(self._decode(key, self.frame_count, self.frame_count)) as decoded:
-      for frame in itertools.islice(decoded, start - key, None):
-        yield self._convert(frame)
+      yield from itertools.islice(decoded, start - key, None)
 
   def get(self, i: int) -> np.ndarray:
     if not 0 <= i < self.frame_count:
@@ -177,13 +186,20 @@ class FrameReader:
   def _convert(self, frame: Any) -> np.ndarray:
     if self.pix_fmt == "rgb24":
       return frame.to_ndarray(format="rgb24")
-    if frame.format.name in ("yuv420p", "yuvj420p"):   # no scaler: the planes are interleaved as they are
+    if frame.format.name in PLANAR:   # no scaler: the planes are interleaved as they are
       h, w = frame.height, frame.width
       out = np.empty((h * 3 // 2, w), dtype=np.uint8)
-      y, u, v = (np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, :p.width] for p in frame.planes)
-      out[:h], out[h:, 0::2], out[h:, 1::2] = y, u[:h // 2, :w // 2], v[:h // 2, :w // 2]
+      out[:h], out[h:, 0::2], out[h:, 1::2] = self._planes(frame)
       return out
     return frame.to_ndarray(format="nv12")
+
+  def _planes(self, frame: Any) -> Planes:
+    h, w = frame.height, frame.width
+    if frame.format.name in PLANAR:
+      y, u, v = (np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, :p.width] for p in frame.planes)
+      return y, u[:h // 2, :w // 2], v[:h // 2, :w // 2]
+    nv12 = frame.to_ndarray(format="nv12")
+    return nv12[:h], np.ascontiguousarray(nv12[h:, 0::2]), np.ascontiguousarray(nv12[h:, 1::2])
 
   def close(self) -> None:
     self.cache.clear()

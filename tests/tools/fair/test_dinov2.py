@@ -301,6 +301,9 @@ def test_every_entry_names_a_maker_and_a_hub_id():
   entries = {k: e for k, e in TEACHERS.items() if e.make == "dinov2.teacher:make"}
   assert {"dinov2-small", "dinov2-with-registers-giant", "depth-anything-v2-small", "depth-anything-v2-metric-outdoor-small"} <= set(entries)
   assert all(e.weights.count("/") == 1 for e in entries.values())
+  # Depth Anything's second version is free in its small size only, the first in all
+  depth = {k: e.licence for k, e in entries.items() if k.startswith("depth-anything")}
+  assert len(depth) == 12 and all(v == ("CC-BY-NC-4.0" if "-v2-" in k and not k.endswith("small") else "Apache-2.0") for k, v in depth.items())
 
 
 def test_wrong_folders_say_what_to_do(tmp_path, dinov2, monkeypatch):

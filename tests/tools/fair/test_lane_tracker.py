@@ -1,6 +1,7 @@
 import argparse
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -8,11 +9,13 @@ torch = pytest.importorskip("torch")
 
 from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import medmodel_intrinsics
-from openpilot.tools.fair.cotracker.lane_points import LaneLog, driving_lines, inside, mask_points, project_lines, road_grid
+from openpilot.tools.fair.cotracker.lane_points import PATH_T, LaneLog, inside, likely, mask_points, project_lines, road_grid
 from openpilot.tools.fair.cotracker.tracker import LANE, ROAD, LaneTracker, Points, RaftTeacher, sample
 from openpilot.tools.fair.evaluation.metrics import Tracks
+from openpilot.tools.fair.openpilot.lines import driving_lines
+from openpilot.tools.fair.openpilot.teacher import LINES
 from openpilot.tools.fair.registry import TEACHERS
-from openpilot.tools.fair.teacher import Clip, load_teacher
+from openpilot.tools.fair.teacher import Clip, Label, load_teacher
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.sim.messages import FRAME_ID_OFFSET, segment_messages
@@ -77,19 +80,21 @@ def test_projected_lines_lie_on_the_line_and_in_the_view():
 def test_driving_model_lines_follow_its_path():
   path = SimpleNamespace(xCoefficients=[0.5, 12.0], yCoefficients=[0.1, 0.0], zCoefficients=[0.0])
   meta = SimpleNamespace(leftY=-1.5, rightY=1.7, leftProb=0.9, rightProb=0.2)
-  (line,) = driving_lines(SimpleNamespace(path=path, laneLineMeta=meta), camera_height=1.3)
+  (line,) = likely(driving_lines(SimpleNamespace(path=path, laneLineMeta=meta), 1.3, PATH_T))
   np.testing.assert_allclose(line[:, 1], -1.5, atol=1e-9)
   np.testing.assert_allclose(line[:, 2], 1.3)
   assert line[0, 0] == 0.5 and line[-1, 0] == 72.5
   # a path that bends right: the left line keeps its distance to it, sideways
   path.yCoefficients = [0.1, 0.0, 0.4]
-  (line,) = driving_lines(SimpleNamespace(path=path, laneLineMeta=meta))
+  (line,) = likely(driving_lines(SimpleNamespace(path=path, laneLineMeta=meta), 1.22, PATH_T))
   t = np.linspace(0, 6, 601)
   dense = np.stack([0.5 + 12 * t, 0.1 + 0.4 * t**2], 1)
   gap = np.sqrt(((line[20:40, None, :2] - dense[None]) ** 2).sum(-1)).min(1)
   np.testing.assert_allclose(gap, 1.6, atol=0.02)
+  (standing,) = driving_lines(SimpleNamespace(path=SimpleNamespace(**{**vars(path), "xCoefficients": [0.5, 0.01]}), laneLineMeta=meta), 1.22, PATH_T)
+  assert standing.name == "path"  # without a direction there is no aside
   path.xCoefficients = []
-  assert driving_lines(SimpleNamespace(path=path, laneLineMeta=meta)) == []
+  assert driving_lines(SimpleNamespace(path=path, laneLineMeta=meta), 1.22, PATH_T) == []
 
 
 def test_lane_log_of_a_simulated_drive(tmp_path):
@@ -115,6 +120,23 @@ def test_lane_log_of_a_real_drive(shared_data):
   points = [project_lines(lines, medmodel_intrinsics, 256, 512) for lines in found if lines]
   assert len(points) > 30 and np.median([len(p) for p in points]) >= 5
   assert all((p[:, 1] > 40).all() for p in points)  # below the horizon, up to a hill
+
+
+def test_trackers_and_the_openpilot_teacher_read_the_same_lines(shared_data):
+  log = shared_data / "realdata" / "0000002c--d68dde99ca--1" / "qlog.zst"
+  lanes, teacher = LaneLog(log), load_teacher("openpilot")
+  compared = 0
+  for frame_id in lanes.ids[::10]:
+    table = teacher.label(Clip(np.zeros((1, 0), np.uint8), frame_ids=[frame_id], times=[0], log_path=log))[0]["lines"]
+    sure = (table["cls"] != LINES.index("path")) & (table["score"] >= 0.5)
+    at = np.stack([table[k][sure] for k in ("road_x", "road_y", "road_z")], 1)
+    for line in lanes.at(frame_id):
+      near = line[(line[:, 0] > 1) & (line[:, 0] < 60)]
+      mine = [np.interp(near[:, 0], p[:, 0], p[:, 1]) for c in np.unique(table["cls"][sure]) for p in [at[table["cls"][sure] == c]] if len(p) > 1]
+      if len(near) > 5:
+        assert min(np.abs(m - near[:, 1])[near[:, 0] < 40].max() for m in mine) < 0.1  # 33 points over 10 s, 61 over 6 s
+        compared += 1
+  assert compared > 5
 
 
 def test_road_grid_is_road():
@@ -254,6 +276,88 @@ def test_lanes_of_the_log_come_first(weights, tmp_path):
   assert (cls == LANE).sum() > 10 and (cls == ROAD).sum() > 10 and (np.diff(cls) <= 0).all()
   assert (raft_teacher(weights, points="grid").label(clip, None)[0]["points"]["cls"] == ROAD).all()
   assert (raft_teacher(weights, points="lanes").label(clip, None)[0]["points"]["cls"] == LANE).all()
+
+
+class Stripes:
+  """A segmenter whose markings stand at given columns of its own 64x128 map, and move with the first pixel of the frame."""
+
+  name, model_id, checkpoint_hash, licence, stateful = "stripes", "stripes.onnx", "2" * 64, "DINOv3", False
+
+  def __init__(self, maps=("drivable", "lanes")):
+    self.maps, self.labels, self.asked = maps, [], 0
+
+  def prepare(self, height, width):
+    self.size, self.labels = [height, width], [Label(m, "dense", "float16", (64, 128), "probability") for m in self.maps]
+
+  def settings(self):
+    return {"size": self.size}
+
+  def label(self, clip, state=None):
+    assert list(clip.rgb.shape) == [1, 3, *self.size]
+    self.asked += 1
+    p = np.zeros((1, 64, 128), np.float16)
+    start = 20 + int(clip.rgb[0, 0, 0, 0])
+    p[:, :, start : start + 2] = p[:, :, 80:82] = 0.9
+    p[:, :, 100:110] = 0.4  # not sure
+    return {m: p if m == self.maps[-1] else np.ones_like(p) for m in self.maps}, None
+
+
+def test_lanes_of_a_segmentation(weights):
+  """Its own map's pixels -> the frame's, for every frame at which points start; provenance and key know who saw the markings."""
+  stripes, asked = Stripes(), []
+
+  def load(name, path=None, **options):
+    asked.append((name, path, options))
+    return stripes
+
+  def teacher(**options):
+    return raft_teacher(weights, load=load, segmenter="stripes", segmenter_weights="w", **{"points": "segmentation", "spacing": 16, **options})
+
+  video = panning_video(4, 0, 0)
+  video[:, :, 0, 0] = 0
+  video[1:, 0, 0, 0] = 10
+  raft = teacher()
+  assert asked == [("stripes", "w", {"device": "cpu"})]
+  raft.prepare(H, W)
+  seen = [raft.start_points(Clip(video), i) for i in range(2)]
+  assert set(seen[0][0][:, 0]) == {20.5, 80.5} and set(seen[1][0][:, 0]) == {30.5, 80.5}  # the map is as wide as the frame
+  assert (seen[0][1] == LANE).all() and np.ptp(seen[0][0][:, 1]) > 0.8 * H
+  big = teacher().start_points(Clip(np.zeros((1, 3, 2 * H, 2 * W), np.uint8)), 0)[0]
+  assert np.abs(big[:, :1] - [41.5, 161.5]).min(1).max() <= 0.5  # pixel centres: 2 (x + 0.5) - 0.5
+  whole, _ = label_in_clips(teacher(), video, [4])
+  parts, _ = label_in_clips(teacher(), video, [1, 2, 1])
+  assert len(whole["frame"]) > 10 and all((whole[k] == parts[k]).all() for k in whole)
+  assert (np.abs(whole["x"][whole["frame"] == 1] - 30.5) < 0.1).any()
+  both = teacher(points="segmentation+grid")
+  cls = both.label(Clip(video))[0]["points"]["cls"]
+  assert (cls == LANE).any() and (cls == ROAD).any()
+  plain = raft_teacher(weights)
+  assert raft.licence == "DINOv3" and raft.checkpoint_hash not in (plain.checkpoint_hash, stripes.checkpoint_hash)
+  assert raft.model_id == "raft-small.pth + stripes.onnx"
+  settings = raft.settings()
+  assert settings["segmenter"] == {"name": "stripes", "checkpoint": "2" * 64, "settings": {"size": [H, W]}} and settings["points"] == "segmentation"
+  assert "segmenter" not in plain.settings() and plain.licence == "BSD-3-Clause"
+  stripes.maps = ("one", "two")
+  with pytest.raises(UserError, match="no map of lane markings"):
+    teacher().prepare(H, W)
+
+
+def test_lanes_that_twinlitenet_sees_on_real_roads(shared_data, weights):
+  """TuSimple's frames and their labelled lanes. Where nobody painted between two dashes, labellers drew on; and they label four or five lanes, not all."""
+  net, folder = shared_data / "weights" / "twinlitenet.onnx", shared_data / "tusimple"
+  if not net.exists() or not folder.is_dir():
+    pytest.skip(f"no {net.name} or no tusimple in {shared_data}")
+  raft = raft_teacher(weights, points="segmentation", segmenter_weights=str(net))
+  raft.prepare(256, 512)
+  assert raft.settings()["segmenter"]["name"] == "twinlitenet" and raft.licence == "BSD-3-Clause"
+  for path in sorted((folder / "image").glob("*.png")):
+    rgb = cv2.resize(cv2.imread(str(path))[..., ::-1], (512, 256), interpolation=cv2.INTER_AREA)
+    truth = cv2.resize(cv2.imread(str(folder / "gt_binary_image" / path.name), cv2.IMREAD_GRAYSCALE), (512, 256), interpolation=cv2.INTER_AREA) > 0
+    near = cv2.dilate(truth.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    points, cls = raft.start_points(Clip(rgb.transpose(2, 0, 1)[None]), 0)
+    ij = np.round(points).astype(int)
+    print(path.name, len(points), near[ij[:, 1], ij[:, 0]].mean(), near.mean())
+    assert len(points) >= 10 and (cls == LANE).all() and near[ij[:, 1], ij[:, 0]].mean() > 0.9 > 6 * near.mean()
 
 
 def test_seeding_respects_spacing_and_limit():

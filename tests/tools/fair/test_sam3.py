@@ -12,6 +12,7 @@ from transformers.models.sam3_video.processing_sam3_video import Sam3VideoProces
 
 from label_fixture import same_in_pieces
 from tensor_bytes import tensors
+from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.registry import TEACHERS
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.sam.sam3 import MaskTools, Sam3Teacher
@@ -214,3 +215,15 @@ def test_bad_input_is_named(saved, tmp_path):
   (tmp_path / "config.json").write_text('{"model_type": "sam2_video"}')
   with pytest.raises(UserError, match="not of a SAM 3 video model"):
     Sam3Teacher("t", ENTRY, tmp_path, device="cpu")
+
+
+def test_words_from_the_command_line(saved):
+  path, _ = saved
+  teachers = []
+  for words in ("car", "car,traffic light"):
+    (options,) = parse_options([f"sam3.prompts={words}", "sam3.max_objects=3"], ["sam3"]).values()
+    teachers.append(load_teacher("sam3", path, ["SAM"], device="cpu", **options))
+    teachers[-1].prepare(H, W)
+  one, two = teachers
+  assert one.labels[0].classes == ("car",) and two.labels[0].classes == ("car", "traffic light") and two.model.max_num_objects == 3
+  assert one.settings()["prompts"] == ["car"] and two.settings()["prompts"] == ["car", "traffic light"] and two.settings()["max_objects"] == 3

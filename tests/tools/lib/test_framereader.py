@@ -19,11 +19,11 @@ def picture(i):
   return p
 
 
-def write(path):
+def write(path, pix_fmt="yuv420p"):
   if path.suffix == ".mp4":
     c = av.open(str(path), "w")
     s = c.add_stream("libx264", rate=20)
-    s.width, s.height, s.pix_fmt, s.gop_size, s.options = W, H, "yuv420p", GOP, {"bf": "2"}
+    s.width, s.height, s.pix_fmt, s.gop_size, s.options = W, H, pix_fmt, GOP, {"bf": "2"}
     for i in range(N):
       f = av.VideoFrame.from_ndarray(picture(i), format="rgb24")
       f.pts, f.time_base = i, fractions.Fraction(1, 20)
@@ -64,6 +64,17 @@ def test_nv12_planes(tmp_path):
   with av.open(str(path), format="hevc") as c:
     want = next(c.decode(video=0)).reformat(format="nv12").to_ndarray()
   assert (FrameReader(path, "nv12").get(0) == want).all()
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p"])
+def test_planes_are_those_of_nv12_and_stay_good(tmp_path, pix_fmt):
+  path = write(tmp_path / "clip.mp4", pix_fmt)
+  reader = FrameReader(path, "nv12")
+  for start in (0, 13):
+    planes, frames = list(reader.planes_from(start)), list(reader.read_from(start))  # all of them held while the decoder goes on
+    assert len(planes) == len(frames) == N - start
+    for (y, u, v), frame in zip(planes, frames, strict=True):
+      assert (y == frame[:H]).all() and (u == frame[H:, 0::2]).all() and (v == frame[H:, 1::2]).all()
 
 
 @pytest.mark.parametrize("name", ["fcamera.hevc", "qcamera.ts", "clip.mp4"])

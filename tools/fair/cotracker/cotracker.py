@@ -173,9 +173,11 @@ class CoTrackerTeacher(PointTeacher):
   window, device, precision: of CoTracker; the rest: of PointTeacher.
   """
 
+  FIXED = ("mode",)  # the registry's weights are of one mode
+
   def __init__(self, name: str, entry: Entry, path: Path | None, mode: str, device: str | None = None, precision: str | None = None, window: int | None = None,
                hop: int = 8, **options: Any):
-    super().__init__(name, entry, path, **options)
+    super().__init__(name, entry, path, device=device, **options)
     self.tracker = CoTracker(mode, path, device, precision, window)
     self.hop = hop
     if not 2 <= hop < self.tracker.window:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from openpilot.common.transformations.camera import project
+from openpilot.tools.fair.openpilot.lines import CAMERA_HEIGHT, Line, driving_lines, model_lines
 from openpilot.tools.lib.logreader import LogReader
 
-CAMERA_HEIGHT = 1.22  # metres, where the log does not say
 NEAR, FAR = 2.0, 80.0  # metres; beyond, lines that the model draws are guesses
 PATH_T = np.linspace(0.0, 6.0, 61)  # seconds along drivingModelData's path
 MAX_GAP = 10  # frames between a picture and the nearest model message that still stands for it: qlogs hold every tenth
@@ -25,32 +25,9 @@ def inside(points: np.ndarray, height: int, width: int) -> np.ndarray:
   return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
 
-def model_lines(model: Any, min_prob: float = 0.5) -> list[np.ndarray]:
-  """modelV2 -> its likely lane lines, (33, 3) each."""
-  probs = list(model.laneLineProbs)
-  return [
-    np.stack([np.array(line.x), np.array(line.y), np.array(line.z)], 1)
-    for line, prob in zip(model.laneLines, probs, strict=False)
-    if prob >= min_prob and len(line.x) == len(line.y) == len(line.z) > 1
-  ]
-
-
-def driving_lines(data: Any, camera_height: float = CAMERA_HEIGHT, min_prob: float = 0.5) -> list[np.ndarray]:
-  """drivingModelData -> the ego lane's likely lines, (61, 3) each: its path, moved aside to where the lines pass the car. None where the log has no path."""
-  coefficients = [list(c) for c in (data.path.xCoefficients, data.path.yCoefficients, data.path.zCoefficients)]
-  if not all(coefficients):
-    return []
-  path = np.stack([np.polynomial.polynomial.polyval(PATH_T, c) for c in coefficients], 1)
-  if path[-1, 0] - path[0, 0] < 1.0:  # standing: a path without direction
-    return []
-  heading = np.arctan2(np.gradient(path[:, 1]), np.gradient(path[:, 0]))
-  lines = []
-  meta = data.laneLineMeta
-  for y, prob in ((meta.leftY, meta.leftProb), (meta.rightY, meta.rightProb)):
-    if prob >= min_prob:
-      aside = y - path[0, 1]
-      lines.append(np.stack([path[:, 0] - aside * np.sin(heading), path[:, 1] + aside * np.cos(heading), path[:, 2] + camera_height], 1))
-  return lines
+def likely(lines: list[Line], min_prob: float = 0.5) -> list[np.ndarray]:
+  """The lane lines among them that are there, (N, 3) each."""
+  return [line.road for line in lines if line.name.startswith("lane") and line.score >= min_prob]
 
 
 class LaneLog:
@@ -63,12 +40,12 @@ class LaneLog:
     for event in LogReader([path], services=["modelV2", "drivingModelData", "extrinsicsCalibration"]):
       which = event.which()
       if which == "modelV2":
-        full[event.modelV2.frameId] = model_lines(event.modelV2, min_prob)
+        full[event.modelV2.frameId] = likely(model_lines(event.modelV2), min_prob)
       elif which == "drivingModelData":
         small[event.drivingModelData.frameId] = event.drivingModelData
       elif len(event.extrinsicsCalibration.height):
         height = float(event.extrinsicsCalibration.height[0])
-    self.lines = full or {k: driving_lines(d, height, min_prob) for k, d in small.items()}
+    self.lines = full or {k: likely(driving_lines(d, height, PATH_T), min_prob) for k, d in small.items()}
     self.ids = sorted(self.lines)
 
   def at(self, frame_id: int) -> list[np.ndarray]:

@@ -8,19 +8,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from openpilot.tools.fair.cotracker.lane_points import LaneLog, inside, project_lines, road_grid
+from openpilot.tools.fair.cotracker.lane_points import LaneLog, inside, mask_points, project_lines, road_grid
 from openpilot.tools.fair.cotracker.raft import MIN_SIDE, Encoded, load_raft
 from openpilot.tools.fair.device import choose_device
-from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, find_weights, hash_weights
+from openpilot.tools.fair.teacher import (
+  Clip, Entry, Label, Labels, State, Teacher, check_least, find_weights, hash_weights, helper_settings, joint_hash, joint_licence, load_helper, load_teacher,
+)
 from openpilot.tools.lib.errors import UserError
 
 WEIGHTS = "raft-small.pth"
 CLASSES = ("road", "lane")
 ROAD, LANE = range(2)
+POINTS = ("lanes", "grid", "lanes+grid", "segmentation", "segmentation+grid")
+MARKING = 0.5  # probability from which a pixel is a marking
 Seeds = Callable[[Clip, int], tuple[np.ndarray, np.ndarray]]  # clip, frame in it -> points (N, 2), cls (N,)
 
 
@@ -167,11 +172,14 @@ class Rows:
 class PointTeacher:
   """What all teachers of tracks share: where new points start.
 
-  points: 'lanes' (lane lines of the clip's log), 'grid' (on the road), 'lanes+grid'; seeds: a callable of one's own in their place. New points start
+  points: 'lanes' (lane lines of the clip's log), 'segmentation' (the markings that `segmenter` sees, a teacher of maps by its registry name, of which 'lanes'
+  is taken, or the only one), 'grid' (on the road), or one of the first two with '+grid'; seeds: a callable of one's own in their place. New points start
   `spacing` pixels from those of the same class that are still there, up to `limit` in all; a track ends at `max_age` frames, before its drift misleads.
+  segmenter_weights: where they are, if not where all are looked for. load, device: of the segmenter.
   """
 
   stateful = True
+  ASKS_OTHERS = True
 
   def __init__(
     self,
@@ -183,22 +191,50 @@ class PointTeacher:
     spacing: int = 24,
     limit: int = 256,
     max_age: int = 40,
+    segmenter: str = "twinlitenet",
+    segmenter_weights: str | None = None,
+    device: str | None = None,
+    load: Callable[..., Teacher] = load_teacher,
   ):
-    if points not in ("lanes", "grid", "lanes+grid"):
-      raise UserError(f"teacher '{name}': points '{points}' are not known; 'lanes', 'grid' or 'lanes+grid'")
+    if points not in POINTS:
+      raise UserError(f"teacher '{name}': points '{points}' are not known; {', '.join(POINTS)}")
+    check_least(name, 1, spacing=spacing, limit=limit, max_age=max_age)
     self.name, self.licence, self.model_id = name, entry.licence, "" if path is None else path.name
     self.checkpoint_hash = "" if path is None else hash_weights(path)
     self.labels = [Label("points", "points", unit="px", classes=CLASSES)]
     self.points, self.seeds, self.spacing, self.limit, self.max_age = points, seeds, spacing, limit, max_age
     self.log: tuple[Path, LaneLog] | None = None
+    self.segmenter: Teacher | None = load_helper(load, segmenter, segmenter_weights, device) if "segmentation" in points else None
+    self.segmented: tuple[int, int] | None = None  # size of the frames that it is prepared for
+    self.map = "lanes"
+    if self.segmenter is not None:
+      self.licence = joint_licence(name, entry.licence, self.segmenter.licence)
+      self.checkpoint_hash = joint_hash(self.checkpoint_hash, self.segmenter)
+      self.model_id = f"{self.model_id} + {self.segmenter.model_id}"
 
   def settings(self) -> dict[str, Any]:
     seeds = self.points if self.seeds is None else f"{self.seeds.__module__}.{self.seeds.__qualname__}"
-    return {"points": seeds, "spacing": self.spacing, "limit": self.limit, "max_age": self.max_age}
+    more = {"segmenter": helper_settings(self.segmenter), "map": self.map, "marking": MARKING} if self.segmenter is not None else {}
+    return {"points": seeds, "spacing": self.spacing, "limit": self.limit, "max_age": self.max_age, **more}
 
   def prepare(self, height: int, width: int) -> None:
+    if self.segmenter is not None and self.segmented != (height, width):
+      self.segmenter.prepare(height, width)
+      self.segmented = height, width
+      maps = [x.name for x in self.segmenter.labels if x.kind == "dense" and x.unit == "probability"]
+      if "lanes" not in maps and len(maps) != 1:
+        raise UserError(f"teacher '{self.segmenter.name}' gives no map of lane markings; choose another segmenter for '{self.name}', as twinlitenet")
+      self.map = "lanes" if "lanes" in maps else maps[0]
     if min(height, width) < MIN_SIDE:
       raise UserError(f"teacher '{self.name}' cannot follow points in {width}x{height} pictures; take a --view of at least {MIN_SIDE}x{MIN_SIDE}")
+
+  def marked(self, rgb: np.ndarray) -> np.ndarray:
+    """(3, H, W) uint8 -> (N, 2) points on the markings that the segmenter sees. Of one frame at a time: so they do not depend on how a video is cut."""
+    assert self.segmenter is not None
+    height, width = rgb.shape[1:]
+    self.prepare(height, width)
+    seen = np.asarray(self.segmenter.label(Clip(rgb[None]))[0][self.map][0], np.float32)
+    return mask_points(cv2.resize(seen, (width, height), interpolation=cv2.INTER_LINEAR) >= MARKING, max(1, self.spacing // 2), width // 8)
 
   def start_points(self, clip: Clip, i: int) -> tuple[np.ndarray, np.ndarray]:
     """Candidates of frame i: points (N, 2) and cls (N,)."""
@@ -210,6 +246,8 @@ class PointTeacher:
       if self.log is None or self.log[0] != clip.log_path:
         self.log = (clip.log_path, LaneLog(clip.log_path))
       lanes = project_lines(self.log[1].at(clip.frame_ids[i]), clip.intrinsics, height, width, self.spacing)
+    if self.segmenter is not None:
+      lanes = self.marked(clip.rgb[i])
     if "grid" in self.points:
       grid = road_grid(height, width, clip.intrinsics, self.spacing)
     return np.concatenate([lanes, grid]), np.repeat([LANE, ROAD], [len(lanes), len(grid)])
@@ -221,17 +259,30 @@ class PointTeacher:
 
 
 class RaftTeacher(PointTeacher):
-  """A track's last row is the one in which it is no longer seen. device, precision and what OWN names: of LaneTracker; the rest: of PointTeacher."""
+  """A track's last row is the one in which it is no longer seen. device, precision, iters, scale, fb_pixels, fb_share: of LaneTracker; the rest: of
+  PointTeacher."""
 
-  OWN = ("iters", "scale", "fb_pixels", "fb_share")
-
-  def __init__(self, name: str, entry: Entry, path: Path | None, device: str | None = None, precision: str | None = None, **options: Any):
-    own = {k: options.pop(k) for k in self.OWN if k in options}
-    super().__init__(name, entry, path, **options)
-    self.tracker = LaneTracker(path, device, precision, **own)
+  def __init__(
+    self,
+    name: str,
+    entry: Entry,
+    path: Path | None,
+    device: str | None = None,
+    precision: str | None = None,
+    iters: int = 8,
+    scale: int = 1,
+    fb_pixels: float = 1.0,
+    fb_share: float = 0.02,
+    **options: Any,
+  ):
+    super().__init__(name, entry, path, device=device, **options)
+    check_least(name, 1, iters=iters, scale=scale)
+    check_least(name, 0, fb_pixels=fb_pixels, fb_share=fb_share)
+    self.tracker = LaneTracker(path, device, precision, iters, scale, fb_pixels, fb_share)
 
   def settings(self) -> dict[str, Any]:
-    return {**super().settings(), **{k: getattr(self.tracker, k) for k in self.OWN}, "precision": self.tracker.precision}
+    own = {k: getattr(self.tracker, k) for k in ("iters", "scale", "fb_pixels", "fb_share", "precision")}
+    return {**super().settings(), **own}
 
   def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
     """clip.rgb (T, 3, H, W) -> {'points': table}, and the state behind the clip."""

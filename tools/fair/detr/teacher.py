@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from openpilot.tools.fair.device import Device, choose_device, halve_on_oom
 from openpilot.tools.fair.hf import MODES, load_model, read_config, read_json
-from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, hash_weights
+from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, check_least, hash_weights
 from openpilot.tools.lib.errors import UserError
 
 # transformers' model_type -> how its logits become scores: 'softmax' (the last class is "nothing") or 'sigmoid' (the best of all queries and classes)
@@ -108,6 +108,8 @@ class DetrTeacher:
   def __init__(self, name: str, entry: Entry, path: Path | None, device: str | None = None, precision: str | None = None, score: float = 0.3, batch: int = 8,
                table: str | Path | None = None):
     assert path is not None
+    check_least(name, 1, batch=batch)
+    check_least(name, 0, score=score)
     config, pictures = read_folder(path, tuple(SCORES), "a detection transformer")
     if pictures.get("pad_size"):
       raise UserError(f"{path}: its pictures are padded to {pictures['pad_size']}, which is not supported; remove pad_size from preprocessor_config.json")

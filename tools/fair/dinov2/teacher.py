@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openpilot.tools.fair.dinov2.pth import load_pth, read_state
-from openpilot.tools.fair.hf import DenseTeacher, Preprocess, load_model, preprocess, read_config, read_preprocess, to_multiple
-from openpilot.tools.fair.teacher import Entry, Label, find_weights, hash_weights
+from openpilot.tools.fair.hf import DenseTeacher, Preprocess, compile_blocks, load_model, preprocess, read_config, read_preprocess, to_multiple
+from openpilot.tools.fair.teacher import Entry, Label, check_least, find_weights, hash_weights
 from openpilot.tools.lib.errors import UserError
 
 SIZES = {"vit_small": "small", "vit_base": "base", "vit_large": "large", "vit_giant": "giant"}
@@ -66,12 +66,13 @@ class DINOv2Wrapper(DenseTeacher):
 
   def __init__(self, model_size: str = "vit_base", weights: str | Path | None = None, registers: bool = False, layers: tuple[int, ...] = (-1,),
                depth_head: str | Path | None = None, max_depth: float = 80.0, unit: str | None = None, outputs: tuple[str, ...] | None = None,
-               scale: float = 1.0, device: str | torch.device | None = None, precision: str | None = None, name: str = "", licence: str = "Apache-2.0"):
+               scale: float = 1.0, device: str | torch.device | None = None, precision: str | None = None, name: str = "", licence: str = "Apache-2.0",
+               compile: bool = False):  # noqa: A002 (as in torch)
     """model_size: vit_small, vit_base, vit_large or vit_giant, from where weights are kept; or weights, a folder, hub id or published .pth, instead.
     layers: blocks whose features are given, counted from 0, or from the end as -1; several are stacked along C.
     depth_head: file of a linear head for this size; max_depth: what it was trained to, 80 m on KITTI, 10 m on NYU.
     unit: 'm' or 'relative', for a DPT, whose config does not say.  outputs: labels as a teacher, 'features' and 'depth'.
-    scale: frames are enlarged so much before a teacher sees them. Raises UserError."""
+    scale: frames are enlarged so much before a teacher sees them. compile: with torch.compile, for a GPU. Raises UserError."""
     if model_size not in SIZES:
       raise UserError(f"no DINOv2 of size '{model_size}'; there are {', '.join(SIZES)}")
     hub_id = f"facebook/dinov2-{'with-registers-' if registers else ''}{SIZES[model_size]}" if weights is None else str(weights)
@@ -88,11 +89,15 @@ class DINOv2Wrapper(DenseTeacher):
         raise UserError(f"the {config['model_type']} in {path} stands on a '{vit.get('model_type')}', not on DINOv2; name another folder")
       self.how, self.model = read_preprocess(path, "DINOv2"), load_model(path, self.where, DEPTH_MODELS.get(config["model_type"], "AutoModel"))
     kind = self.model.config.model_type
+    check_least(self.name, 0.1, scale=scale, max_depth=max_depth)
     self.scale, self.max_depth = scale, max_depth
     self.vit = self.model.backbone if kind in DEPTH_MODELS else self.model
     self.patch, self.channels, self.blocks = self.vit.config.patch_size, self.vit.config.hidden_size, self.vit.config.num_hidden_layers
     self.prefix = 1 + getattr(self.vit.config, "num_register_tokens", 0)  # CLS, registers, then the patches
     self.layers = self._count(layers)
+    self.compiled = compile
+    if compile:
+      compile_blocks(self.name, self.vit.encoder.layer)
     self.depth_head: LinearDepthHead | None = None
     self.depth_unit: str | None = None  # 'm', or 'relative': inverse depth of unknown scale and shift, larger is nearer
     if kind in DEPTH_MODELS:
@@ -204,7 +209,7 @@ class DINOv2Wrapper(DenseTeacher):
     return {"model": kind, "outputs": list(self.outputs), "layers": list(self.layers), "patch": self.patch, "tokens_dropped": self.prefix,
             "resize": "stretched to the nearest multiple of the patch, antialiased; depth back to the frame's size, bilinear",
             "input": size and list(size), "scale": self.scale, "preprocess": self.how.settings(), "precision": self.where.precision,
-            "depth": depth if "depth" in self.outputs else None}
+            "depth": depth if "depth" in self.outputs else None, **({"compiled": True} if self.compiled else {})}
 
   def encode(self, frames: Tensor) -> dict[str, Tensor]:
     size = tuple(frames.shape[2:])

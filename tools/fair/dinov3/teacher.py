@@ -7,17 +7,25 @@ import torch
 from torch import Tensor
 
 from openpilot.tools.fair.dinov3.config import DinoV3Config
-from openpilot.tools.fair.hf import DenseTeacher, load_model, preprocess
-from openpilot.tools.fair.teacher import Entry, Label, hash_weights
+from openpilot.tools.fair.hf import DenseTeacher, compile_blocks, load_model, preprocess
+from openpilot.tools.fair.teacher import Entry, Label, check_least, hash_weights
+from openpilot.tools.lib.errors import UserError
 
 
 class DinoV3Teacher(DenseTeacher):
   """Frozen and in eval mode, whatever holds it. Images are (B, 3, H, W) RGB, uint8 or float of 0 to 1, of any size: resized as the config says, normalised."""
 
-  def __init__(self, cfg: DinoV3Config, device: str | torch.device | None = None, precision: str | None = None, name: str = "", licence: str = "DINOv3"):
+  def __init__(self, cfg: DinoV3Config, device: str | torch.device | None = None, precision: str | None = None, name: str = "", licence: str = "DINOv3",
+               compile: bool = False):  # noqa: A002 (as in torch)
+    """compile: with torch.compile, for a GPU. Raises UserError."""
     super().__init__(name or cfg.root.name, cfg.root.name, hash_weights(cfg.root), licence, device, precision)
     self.cfg = cfg
     self.model = load_model(cfg.root, self.where)
+    self.compiled = compile
+    if compile:
+      if cfg.model_type != "dinov3_vit":
+        raise UserError(f"teacher '{self.name}': compile is for ViTs, whose blocks are all equal, and this is a ConvNeXt; leave it out")
+      compile_blocks(self.name, self.model.model.layer)
 
   def _tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """-> (B, prefix + h w, C) after the final norm, and (h, w)."""
@@ -52,7 +60,8 @@ class DinoV3Teacher(DenseTeacher):
     size = None if self.view is None else self.input_size(*self.view)
     return {"model": self.cfg.model_type, "layer": "last, after the final norm", "patch": self.cfg.patch, "tokens_dropped": self.cfg.prefix,
             "resize": self.cfg.resize, "scale": self.cfg.scale, "input": size and list(size),
-            "preprocess": self.cfg.how.settings(), "precision": self.where.precision}
+            "preprocess": self.cfg.how.settings(), "precision": self.where.precision,
+            **({"compiled": True} if self.compiled else {})}
 
   def encode(self, frames: Tensor) -> dict[str, Tensor]:
     return {"features": self._map(frames)}
@@ -61,6 +70,7 @@ class DinoV3Teacher(DenseTeacher):
 def make(name: str, entry: Entry, path: Path | None, resize: str = "multiple", scale: float = 1.0, **options: Any) -> DinoV3Teacher:
   """The registry's way to a teacher."""
   assert path is not None
+  check_least(name, 0.1, scale=scale)
   teacher = DinoV3Teacher(DinoV3Config(path, resize, scale), name=name, licence=entry.licence, **options)
   teacher.model_id = entry.weights
   return teacher

@@ -22,6 +22,7 @@ from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, 
 from openpilot.tools.fair.labels.pipeline import Item, Work, ahead, batches, label_batch, load, prefetch
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
 from openpilot.tools.fair.labels.views import SegmentView, segment_view, view_intrinsics
+from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher, load_teacher
 from openpilot.tools.lib.encode_index import VIDEOS
 from openpilot.tools.lib.errors import UserError, cli
@@ -153,6 +154,13 @@ def plan(teacher: Teacher, views: list[SegmentView], store: LabelStore, view: st
   return works
 
 
+def picture_size(teacher: Teacher, size: tuple[int, int] | None) -> tuple[int, int]:
+  """(width, height) of the pictures that a teacher is given: `size`, or what it likes. Of one that reads no picture it does not matter."""
+  if size is None and hasattr(teacher, "view_size"):
+    size = teacher.view_size()
+  return size if size is not None and getattr(teacher, "wants", "rgb") == "rgb" else (VIEW_W, VIEW_H)
+
+
 def run_teacher(
   teacher: Teacher,
   views: list[SegmentView],
@@ -166,10 +174,7 @@ def run_teacher(
 ) -> list[Group]:
   """Labels all of `views` that is not labelled yet. size: of the pictures that the teacher is given, (width, height); None: what it likes. -> the groups."""
   wants = getattr(teacher, "wants", "rgb")
-  if wants != "rgb":  # not of the picture: its size does not matter
-    size = (VIEW_W, VIEW_H)
-  elif size is None:
-    size = teacher.view_size() if hasattr(teacher, "view_size") else (VIEW_W, VIEW_H)
+  size = picture_size(teacher, size)
   teacher.prepare(size[1], size[0])
   intrinsics = view_intrinsics(view, *size) if wants == "rgb" else None
   works = plan(teacher, views, store, view, size, every, repair)
@@ -186,11 +191,10 @@ def run_teacher(
       writing.append(writer.submit(group.write_chunk, k, labels, state, bad))
 
     collector = Collector(teacher.labels, (size[0] / VIEW_W, size[1] / VIEW_H), write)
-    frames = prefetch(load(grid, wants, view, size), AHEAD)
     if teacher.stateful:
       before: Work | None = None
       state: State | None = None
-      for items, images in frames:
+      for items, images in prefetch(load(grid, wants, view, size), AHEAD):
         if items[0].work is not before:
           before, state = items[0].work, items[0].work.state
         parts, state = label_batch(teacher, items, images, wants, intrinsics, state)
@@ -198,7 +202,9 @@ def run_teacher(
         bar.update(len(items))
     else:
       at_once = teacher.at_once() if grid and hasattr(teacher, "at_once") else 1
-      for (items, _), (parts, _) in ahead(lambda x: label_batch(teacher, *x, wants, intrinsics), frames, at_once):
+      frames = load(grid, wants, view, size, reuse=at_once > 1)
+      source = frames if at_once > 1 else prefetch(frames, AHEAD)
+      for (items, _), (parts, _) in ahead(lambda x: label_batch(teacher, *x, wants, intrinsics), source, at_once):
         collector.add_parts(items, parts, None)
         bar.update(len(items))
     for f in writing:
@@ -255,6 +261,9 @@ def main() -> None:
   p.add_argument(
     "--weights", action="append", default=[], metavar="TEACHER=PATH", help="a checkpoint's file or folder; else FAIR_WEIGHTS and ./weights are searched"
   )
+  p.add_argument(
+    "--option", action="append", default=[], metavar="TEACHER.KEY=VALUE", help="as sam3.prompts=car,tram; `tools/op.sh teachers TEACHER` lists them"
+  )
   p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of a teacher whose licence restricts use")
   p.add_argument("--download", action="store_true", help="let weights be downloaded from the hub")
   p.add_argument("--device", help="cuda, mps or cpu; chosen by itself")
@@ -265,11 +274,19 @@ def main() -> None:
   if args.every < 1 or args.batch < 1:
     raise UserError("--every and --batch are at least 1")
   names = list(dict.fromkeys(n for n in args.teachers.replace(" ", "").split(",") if n))
+  if not names:
+    raise UserError("--teachers names nobody; `tools/op.sh teachers` lists who there is")
   weights, size = parse_weights(args.weights, names), parse_size(args.view) if args.view else None
+  options = parse_options(args.option, names)
   cv2.setNumThreads(1)  # its threads would fight the teacher's
   # everything that can be wrong is found before the first frame
-  teachers: list[Teacher] = [load_teacher(n, weights.get(n), args.accept_licence, args.download, device=args.device) for n in names]
+  teachers: list[Teacher] = [load_teacher(n, weights.get(n), args.accept_licence, args.download, device=args.device, **options[n]) for n in names]
   views = find_views(args.routes, args.data_dir, args.camera, args.every, args.focal)
+  for teacher in teachers:
+    teacher.prepare(*picture_size(teacher, size)[::-1])
+    if hasattr(teacher, "check"):
+      for view in views:
+        teacher.check(view.segment)
   if not args.no_frames:
     teachers.insert(0, FrameTeacher())
   store = LabelStore(args.out, create=True)

@@ -4,9 +4,8 @@ import os
 import queue
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE
 from openpilot.tools.fair.labels.store import CHUNK, Group
-from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, read_frames
+from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, read_frames, read_planes
 from openpilot.tools.fair.teacher import Clip, Labels, State, Teacher
 
 T = TypeVar("T")
@@ -84,16 +83,52 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:
-  """(item, function(item)) in the items' order, by so many threads, while what they made is used."""
-  running: deque[tuple[T, Future[R]]] = deque()
-  with ThreadPoolExecutor(threads, initializer=long_slices) as pool:
-    for item in items:
-      running.append((item, pool.submit(function, item)))
-      if len(running) > threads:
-        first, future = running.popleft()
-        yield first, future.result()
-    for first, future in running:
-      yield first, future.result()
+  """(item, function(item)) in the items' order, by so many threads, while what they made is used. Each makes its next item itself, one at a time: with
+  a thread on each core, one more that makes items would push them off their cores and out of their caches."""
+  source = iter(items)
+  running: queue.SimpleQueue[Future[tuple[T, R]] | None] = queue.SimpleQueue()  # in the items' order; None: a thread has ended
+  turn, room, stop = threading.Lock(), threading.Semaphore(2 * threads), threading.Event()
+
+  def work() -> None:
+    long_slices()
+    while True:
+      room.acquire()
+      future: Future[tuple[T, R]] = Future()
+      with turn:
+        if stop.is_set():
+          return running.put(None)
+        try:
+          item = next(source)
+        except StopIteration:
+          stop.set()
+          return running.put(None)
+        except BaseException as e:  # raised again where the user's code waits
+          stop.set()
+          future.set_exception(e)
+          return running.put(future)
+        running.put(future)
+      try:
+        future.set_result((item, function(item)))
+      except BaseException as e:
+        future.set_exception(e)
+
+  workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
+  for w in workers:
+    w.start()
+  try:
+    working = threads
+    while working:
+      future = running.get()
+      if future is None:
+        working -= 1
+      else:
+        yield future.result()
+      room.release()
+  finally:
+    stop.set()
+    room.release(threads)
+    for w in workers:
+      w.join()
 
 
 def batches(works: list[Work], size: int, stateful: bool) -> list[list[Item]]:
@@ -113,36 +148,40 @@ def batches(works: list[Work], size: int, stateful: bool) -> list[list[Item]]:
   return [b for b in grid if any(i.row // CHUNK in i.work.todo for i in b)]
 
 
-def load(grid: list[list[Item]], wants: str, view: str, size: tuple[int, int]) -> Iterator[tuple[list[Item], np.ndarray]]:
-  """The batches and their pictures, (T, H, W, 3) uint8 RGB, or what the teacher wants: model frames, or nothing."""
+def load(grid: list[list[Item]], wants: str, view: str, size: tuple[int, int], reuse: bool = False) -> Iterator[tuple[list[Item], np.ndarray]]:
+  """The batches and their pictures, (T, H, W, 3) uint8 RGB, or what the teacher wants: model frames, or nothing.
+  reuse: pictures lie in the memory of the thread that takes them, until it takes the next; new memory has its pages cleared first, a hundredth of the time."""
   rows: dict[int, list[int]] = {}
   for batch in grid:
     for item in batch:
       rows.setdefault(id(item.work), []).append(item.row)
   shape = {"none": (0,), "frame": FRAME_SHAPE}.get(wants, (size[1], size[0], 3))
   current: Work | None = None
-  source: Iterator[tuple[int, np.ndarray]] = iter(())
-  held: tuple[int, np.ndarray] | None = None
+  source: Iterator[tuple[int, Any]] = iter(())
+  held: tuple[int, Any] | None = None
   last: np.ndarray | None = None
   warp: ViewWarp | None = None
+  memory = threading.local()
   for batch in grid:
-    images = np.zeros((len(batch), *shape), np.uint8)
+    if reuse and len(getattr(memory, "images", ())) >= len(batch):
+      images = memory.images[: len(batch)]
+    else:
+      images = memory.images = np.zeros((len(batch), *shape), np.uint8)
     for image, item in zip(images, batch, strict=True):
       if wants == "none":
         continue
       if item.work is not current:
         current, last = item.work, None
         warp = ViewWarp(current.view, view, *size)
-        source = read_frames(current.view, rows[id(current)])
+        source = (read_frames if wants == "frame" else read_planes)(current.view, rows[id(current)])
         held = next(source, None)
       assert warp is not None
       if held is not None and held[0] == item.row:
-        last = warp.frame(held[1], image) if wants == "frame" else warp.rgb(held[1], image)
+        last = warp.frame(held[1], image) if wants == "frame" else warp.rgb_of(held[1], image)
         held = next(source, None)
       else:
         item.good = False
-        if last is not None:
-          image[:] = last
+        image[:] = 0 if last is None else last
     yield batch, images
 
 

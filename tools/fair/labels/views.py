@@ -1,11 +1,11 @@
 """Frames of a route as teachers and students see them: the camera image warped by the segment's one calibration into the model view."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -14,13 +14,14 @@ from openpilot.common.transformations.model import get_warp_matrix, medmodel_int
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, CameraError, ModelFrame, camera_intrinsics
 from openpilot.tools.lib.encode_index import VIDEOS, EncodeEntry
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.framereader import FrameReader
+from openpilot.tools.lib.framereader import FrameReader, Planes
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.route import Segment
 from openpilot.tools.replay.replay import STATE_SERVICES, segment_index
 
 
 SMALL = 640 * 480  # pixels of a picture
+T = TypeVar("T")
 
 
 @dataclass
@@ -115,7 +116,9 @@ class ViewWarp:
     """Of brightness and of colour: where in the camera's picture each pixel is."""
     m = get_warp_matrix(self.view.rpy, self.view.intrinsics, self.name == "sbigmodel") @ view_to_view(self.width, self.height)
     half = m * np.array([[1, 1, 0.5], [1, 1, 0.5], [2, 2, 1]])
-    return [self._maps(m, self.width, self.height, self.shrink), self._maps(half, self.width // 2, self.height // 2, self.shrink)]
+    luma, chroma = (self._maps(x, self.width // k, self.height // k, self.shrink) for x, k in ((m, 1), (half, 2)))
+    # brightness in float: faster than OpenCV's 16-bit maps, and they round the place to 1/32 of a pixel; for colour that is enough
+    return [luma, cv2.convertMaps(*chroma, cv2.CV_16SC2)]
 
   @staticmethod
   def _maps(m: np.ndarray, w: int, h: int, shrink: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,22 +126,30 @@ class ViewWarp:
     p = m @ np.stack([u.ravel(), v.ravel(), np.ones(w * h)])
     with np.errstate(divide="ignore", invalid="ignore"):
       x, y = np.where(p[2] > 0, p[:2] / p[2], -1e4)
-    # in float: faster than OpenCV's 16-bit maps, and they round the place to 1/32 of a pixel
     x, y = (((q + 0.5) / shrink - 0.5).reshape(h, w).astype(np.float32) for q in (x, y))
     return x, y
 
-  def _sample(self, plane: np.ndarray, maps: tuple[np.ndarray, np.ndarray], out: np.ndarray) -> None:
-    if self.shrink > 1:
-      plane = cv2.resize(plane, (plane.shape[1] // self.shrink, plane.shape[0] // self.shrink), interpolation=cv2.INTER_AREA)
-    cv2.remap(plane, maps[0], maps[1], cv2.INTER_LINEAR, dst=out, borderMode=cv2.BORDER_REPLICATE)
+  def _smaller(self, plane: np.ndarray) -> np.ndarray:
+    return cv2.resize(plane, (plane.shape[1] // self.shrink, plane.shape[0] // self.shrink), interpolation=cv2.INTER_AREA)
 
   def rgb(self, nv12: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """(h * 3 // 2, w) uint8 -> (height, width, 3) uint8 RGB, in `out` where given."""
     h, w = self.view.height, self.view.width
+    u, v = cv2.split(nv12[h:].reshape(h // 2, w // 2, 2))
+    return self.rgb_of((nv12[:h], u, v), out)
+
+  def rgb_of(self, planes: Planes, out: np.ndarray | None = None) -> np.ndarray:
+    """As rgb(), of planes as a decoder has them: two of colour are sampled faster than one of pairs."""
     luma, chroma = self.maps
-    self._sample(nv12[:h], luma, self.yuv[: self.height])
-    self._sample(nv12[h:].reshape(h // 2, w // 2, 2), chroma, self.yuv[self.height :].reshape(self.height // 2, self.width // 2, 2))
-    return cv2.cvtColor(self.yuv, cv2.COLOR_YUV2RGB_NV12, out)
+    y, u, v = planes
+    to_u, to_v = self.yuv[self.height :].reshape(2, self.height // 2, self.width // 2)
+    if self.shrink > 1:  # colour in pairs: OpenCV rounds the mean of one channel in another way, and labels would change
+      pairs = np.empty((*u.shape, 2), np.uint8)
+      pairs[:, :, 0], pairs[:, :, 1] = u, v
+      y, (u, v) = self._smaller(y), cv2.split(self._smaller(pairs))
+    for plane, maps, to in ((y, luma, self.yuv[: self.height]), (u, chroma, to_u), (v, chroma, to_v)):
+      cv2.remap(plane, *maps, cv2.INTER_LINEAR, dst=to, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.cvtColor(self.yuv, cv2.COLOR_YUV2RGB_I420, out)
 
   def frame(self, nv12: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """(h * 3 // 2, w) uint8 -> (6, 128, 256) uint8, bit for bit what fairmodeld makes of it, in `out` where given."""
@@ -152,13 +163,22 @@ class ViewWarp:
 
 def read_frames(view: SegmentView, positions: list[int]) -> Iterator[tuple[int, np.ndarray]]:
   """(position in view.entries, NV12 frame) of the positions asked for, in order; decodes from the first to the last of them. Fewer where the end is damaged."""
+  return _read(view, positions, FrameReader.read_from)
+
+
+def read_planes(view: SegmentView, positions: list[int]) -> Iterator[tuple[int, Planes]]:
+  """As read_frames(), the decoder's planes."""
+  return _read(view, positions, FrameReader.planes_from)
+
+
+def _read(view: SegmentView, positions: list[int], decode: Callable[[FrameReader, int], Iterator[T]]) -> Iterator[tuple[int, T]]:
   if not positions:
     return
   wanted = {view.entries[p].segment_id: p for p in positions}
   # of a small picture decoding takes less than a teacher: the cores are the teacher's
   reader = FrameReader(view.path, "nv12", threads=1 if view.width * view.height < SMALL else None)
   first, last = min(wanted), max(wanted)
-  for i, frame in enumerate(reader.read_from(first), first):
+  for i, frame in enumerate(decode(reader, first), first):
     if i in wanted:
       yield wanted[i], frame
     if i >= last:

@@ -17,7 +17,10 @@ import onnxruntime as ort
 import yaml
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
-from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, hash_weights
+from openpilot.tools.fair.memory import halve_on_oom
+from openpilot.tools.fair.onnx.device import CPU, check_session, choose_providers, run
+from openpilot.tools.fair.onnx.graph import free_batch, yolox_classes
+from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, check_least, hash_weights
 from openpilot.tools.lib.errors import UserError
 
 REQUIRED = ("input", "decode")
@@ -55,24 +58,6 @@ def describe(path: Path) -> tuple[str, Entry]:
   return str(read.get("name", path.stem)), entry
 
 
-def free_batch(model: onnx.ModelProto) -> onnx.ModelProto:
-  """A graph exported for one image -> for any number: the first axis of inputs and outputs, and of reshapes that wrote it down as 1."""
-  for value in [*model.graph.input, *model.graph.output]:
-    dims = value.type.tensor_type.shape.dim
-    if len(dims) and dims[0].dim_value == 1:
-      dims[0].dim_param = "batch"
-  constants: dict[str, onnx.TensorProto] = {t.name: t for t in model.graph.initializer}
-  constants.update({n.output[0]: a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"})
-  for node in model.graph.node:
-    if node.op_type == "Reshape" and node.input[1] in constants:
-      shape = onnx.numpy_helper.to_array(constants[node.input[1]]).copy()
-      if shape.size > 1 and shape[0] == 1:
-        shape[0] = 0  # as the input has it
-        constants[node.input[1]].CopyFrom(onnx.numpy_helper.from_array(shape, constants[node.input[1]].name))
-  del model.graph.value_info[:]  # says the old shapes
-  return model
-
-
 def nms(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, iou: float) -> np.ndarray:
   """Greedy suppression within each class. boxes (N, 4) -> indices kept, best first."""
   if not len(boxes):
@@ -93,13 +78,19 @@ def nms(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, iou: float) 
 class OnnxTeacher:
   stateful = False
 
-  def __init__(self, name: str, entry: Entry, path: Path | None, config: str | Path | dict[str, Any] = "", device: str | None = None, **override: Any):
-    """config: a YAML's path, or its name in this folder. override: values of its 'boxes', e.g. score. Raises UserError where file and YAML disagree."""
+  def __init__(self, name: str, entry: Entry, path: Path | None, config: str | Path | dict[str, Any] = "", device: str | None = None,
+               score: float | None = None, iou: float | None = None):
+    """config: a YAML's path, or its name in this folder. score: boxes below are dropped; iou: of boxes that overlap more only the best stays; both as the YAML
+    says where not given. Raises UserError where file and YAML disagree, and on an option that the YAML's network has not."""
     assert path is not None
     self.name, self.licence, self.model_id = name, entry.licence, path.name
     self.config = dict(config) if isinstance(config, dict) else read_description(config)
-    if "boxes" in self.config:
-      self.config["boxes"].update({k: v for k, v in override.items() if k in self.config["boxes"]})
+    for key, value in (("score", score), ("iou", iou)):
+      if value is not None:
+        if key not in self.config.get("boxes", {}):
+          raise UserError(f"teacher '{name}' has no option {key}: its network puts out no boxes that are chosen by it")
+        check_least(name, 0, **{key: value})
+        self.config["boxes"] = {**self.config["boxes"], key: value}
     self.checkpoint_hash = hash_weights(path)
     try:
       model = onnx.load(str(path))
@@ -109,10 +100,14 @@ class OnnxTeacher:
     inp = self.config["input"]
     if inp["name"] not in names:
       raise UserError(f"{path} has the inputs {', '.join(names)}, its description wants '{inp['name']}'; it is another network, or the YAML is wrong")
-    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")[device == "cpu" :]
-    self.providers = [p for p in wanted if p in ort.get_available_providers()]
-    self.graph = free_batch(model).SerializeToString()
+    self.providers, self.provider_options = choose_providers(device)
+    model = free_batch(model)
+    # a fifteenth of YOLOX-nano's time on a CPU is classes that are of no road, and moving them about; bit for bit the same boxes there, so nowhere else
+    self.cut = self.config["decode"] == "yolox" and self.providers[0] == "CPUExecutionProvider" and self._cut(model)
+    self.graph = model.SerializeToString()
     self.session = self._open(threads_of_cpu())
+    if check_session(self.session, self.providers[0], device) == CPU:
+      self.providers, self.provider_options = [CPU], [{}]
     self.output_names = [o.name for o in self.session.get_outputs()]
     self.input_h, self.input_w = inp["size"]
     self.single = not self._batches()
@@ -121,11 +116,14 @@ class OnnxTeacher:
     self.height = self.width = 0
     self.memory = threading.local()  # of each thread that labels
 
+  def _cut(self, model: onnx.ModelProto) -> bool:
+    return yolox_classes(model, self.config["boxes"]["output"], [int(k) for k in self.config["boxes"]["classes"]])
+
   def _open(self, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # the batch test below may fail, and is not the user's business
     options.intra_op_num_threads = self.threads = threads
-    return ort.InferenceSession(self.graph, options, providers=self.providers)
+    return ort.InferenceSession(self.graph, options, providers=self.providers, provider_options=self.provider_options)
 
   def at_once(self) -> int:
     """How many clips are labelled best at the same time, each by a thread of its own; from now on they may be. Small networks on a CPU get a core for each
@@ -179,7 +177,7 @@ class OnnxTeacher:
     for t, image in enumerate(rgb):
       hwc = np.ascontiguousarray(image.transpose(1, 2, 0))  # no copy where the clip was made of pictures
       small = cv2.resize(hwc, (self.fit_w, self.fit_h), interpolation=cv2.INTER_LINEAR) if hwc.shape[:2] != (self.fit_h, self.fit_w) else hwc
-      planes = cv2.split(small)
+      planes = self.memory.planes = cv2.split(small, getattr(self.memory, "planes", None))  # memory that is there already takes a third of the time
       for c, plane in enumerate(planes if inp["colour"] == "RGB" else planes[::-1]):
         target = blob[t, c, : self.fit_h, : self.fit_w]
         if inp["scale"] == 1:
@@ -194,9 +192,10 @@ class OnnxTeacher:
   def forward(self, blob: np.ndarray) -> dict[str, Any]:
     name = self.config["input"]["name"]
     if self.single:
-      runs = [self.session.run(None, {name: blob[i : i + 1]}) for i in range(len(blob))]
+      runs = [halve_on_oom(lambda x: [run(self.session, {name: x})], blob[i : i + 1])[0] for i in range(len(blob))]
       return {k: [r[j][0] for r in runs] for j, k in enumerate(self.output_names)}  # their shapes may differ
-    return dict(zip(self.output_names, self.session.run(None, {name: blob}), strict=True))
+    runs = halve_on_oom(lambda x: [run(self.session, {name: x})], blob)
+    return {k: runs[0][j] if len(runs) == 1 else [x for r in runs for x in r[j]] for j, k in enumerate(self.output_names)}
 
   def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
     out = self.forward(self.prepare_batch(clip.rgb))
@@ -231,10 +230,10 @@ class OnnxTeacher:
     return {"boxes": {k: v[good] for k, v in zip(BOX_COLUMNS, columns, strict=True)}}
 
   def _yolox(self, x: np.ndarray, spec: dict[str, Any], index: dict[int, int]) -> Found:
-    """(T, A, 5 + C): centre and size in strides (size as logarithm), objectness, class scores."""
+    """(T, A, 5 + C): centre and size in strides (size as logarithm), objectness, class scores: of all the network's classes, or of the road's alone."""
     frame, likely = np.nonzero(x[:, :, 4] >= spec["score"])  # a score is at most its objectness
     x = x[frame, likely]
-    scores = x[:, 4:5] * x[:, 5 + np.array(list(index))]
+    scores = x[:, 4:5] * (x[:, 5:] if self.cut else x[:, 5 + np.array(list(index))])
     best = scores.argmax(axis=1)
     score = scores[np.arange(len(x)), best]
     good = score >= spec["score"]

@@ -7,7 +7,6 @@ The networks are transformers' Sam2VideoModel and EdgeTamVideoModel, called as t
 - objects unseen for long are let go, so that a drive does not get slower with every car that was met.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,9 @@ from openpilot.tools.fair.device import choose_device
 from openpilot.tools.fair.hf import load_model
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.sam.checkpoint import PICTURES, load_pt
-from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, Teacher, hash_weights, load_teacher
+from openpilot.tools.fair.teacher import (
+  Clip, Entry, Label, Labels, State, Teacher, check_least, hash_weights, helper_settings, joint_hash, joint_licence, load_helper, load_teacher,
+)
 from openpilot.tools.lib.errors import UserError
 
 Detector = Callable[[np.ndarray], np.ndarray]  # (3, H, W) uint8 RGB -> (M, 4 to 6): x0 y0 x1 y1, score, class
@@ -68,10 +69,12 @@ class SAM2VideoWrapper:
   """detector: a teacher of boxes by its registry name, asked every `every` frames; its boxes join that overlap no object by more than `join_iou`,
   best first, while there are fewer than `max_objects`. lost_after: frames after which an object unseen is let go.
 
-  path: a Hugging Face folder, or a checkpoint of the sam2 package. Raises UserError where it is no SAM 2 video model.
+  path: a Hugging Face folder, or a checkpoint of the sam2 package. detector_weights: where the detector's are, if not where all are looked for.
+  load: of the detector. Raises UserError where it is no SAM 2 video model.
   """
 
   stateful = True
+  ASKS_OTHERS = True
 
   def __init__(
     self,
@@ -86,10 +89,13 @@ class SAM2VideoWrapper:
     join_iou: float = 0.3,
     max_objects: int = 16,
     lost_after: int = 60,
+    load: Callable[..., Teacher] = load_teacher,
   ):
     import transformers
 
     assert path is not None
+    check_least(name, 1, every=every, max_objects=max_objects)
+    check_least(name, 0, join_iou=join_iou, lost_after=lost_after)
     self.name, self.licence, self.model_id = name, entry.licence, entry.weights or path.name
     self.device = choose_device(device, precision)
     self.model: Any
@@ -104,9 +110,9 @@ class SAM2VideoWrapper:
     self.image_size = int(self.model.config.image_size)
     self.pictures = Pictures({**pictures, "do_resize": True, "size": {"height": self.image_size, "width": self.image_size}})
     self.every, self.join_iou, self.max_objects, self.lost_after = every, join_iou, max_objects, lost_after
-    self.detector: Teacher | None = load_teacher(detector, detector_weights) if detector else None
-    own = hash_weights(path)
-    self.checkpoint_hash = hashlib.sha256(f"{own} {self.detector.checkpoint_hash}".encode()).hexdigest() if self.detector else own
+    self.detector: Teacher | None = load_helper(load, detector, detector_weights, device) if detector else None
+    self.licence = joint_licence(name, entry.licence, self.detector.licence) if self.detector else entry.licence
+    self.checkpoint_hash = joint_hash(hash_weights(path), self.detector) if self.detector else hash_weights(path)
     self.labels: list[Label] = []
     self.size = [0, 0]
     # of how many frames before the next one memory and pointers are looked at
@@ -271,11 +277,10 @@ class SAM2VideoWrapper:
     self.labels = [Label("objects", "boxes", shape=(height, width), unit="px", classes=found[0].classes)]
 
   def settings(self) -> dict[str, Any]:
-    detector = {"name": self.detector.name, "checkpoint": self.detector.checkpoint_hash, "settings": self.detector.settings()} if self.detector else None
     return {
       "pictures": self.pictures.config,
       "precision": self.device.precision,
-      "detector": detector,
+      "detector": helper_settings(self.detector) if self.detector else None,
       "every": self.every,
       "join_iou": self.join_iou,
       "max_objects": self.max_objects,

@@ -18,7 +18,7 @@ from openpilot.tools.fair.detr.teacher import Pictures, read_folder
 from openpilot.tools.fair.device import choose_device
 from openpilot.tools.fair.hf import load_model
 from openpilot.tools.fair.sam.sam2 import SAM2VideoWrapper, Tracked, Video
-from openpilot.tools.fair.teacher import Entry, Label, State, hash_weights
+from openpilot.tools.fair.teacher import Entry, Label, State, check_least, hash_weights
 from openpilot.tools.lib.errors import UserError
 
 PROMPTS = ("car", "truck", "bus", "person", "bicycle", "motorcycle", "traffic light", "traffic sign")
@@ -58,12 +58,16 @@ class Sam3Teacher(SAM2VideoWrapper):
   Raises UserError where the folder is no SAM 3 video model with its tokenizer.
   """
 
+  ASKS_OTHERS = False
+
   def __init__(self, name: str, entry: Entry, path: Path | None, device: str | None = None, precision: str | None = None, prompts: tuple[str, ...] = PROMPTS,
                max_objects: int = 64, lost_after: int = 60):
     from transformers import CLIPTokenizer, Sam3VideoInferenceSession
     from transformers.models.sam3_video import modeling_sam3_video
 
     assert path is not None
+    check_least(name, 1, max_objects=max_objects)
+    check_least(name, 0, lost_after=lost_after)
     if isinstance(prompts, str) or not prompts or len(set(prompts)) < len(prompts):
       raise UserError(f"teacher '{name}': prompts are {prompts!r}; a list of words, no word twice")
     _, pictures = read_folder(path, ("sam3_video",), "a SAM 3 video model")

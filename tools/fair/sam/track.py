@@ -12,7 +12,7 @@ import numpy as np
 
 from openpilot.tools.fair.sam.motion import LOOKS, ObjectTracker, Tracks, to_boxes
 from openpilot.tools.fair.sam.turn import TurnLog, turned
-from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, Teacher, load_teacher
+from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, Teacher, check_least, load_teacher
 from openpilot.tools.lib.errors import UserError
 
 # detectors take one for the other
@@ -67,6 +67,7 @@ class TrackerTeacher:
   """
 
   stateful = True
+  FIXED, PASSES_ON = ("detector",), ObjectTracker  # the registry's weights are the detector's
 
   def __init__(
     self,
@@ -81,6 +82,7 @@ class TrackerTeacher:
     turn: bool = True,
     **tracker: Any,
   ):
+    check_least(name, 0, **{k: v for k, v in tracker.items() if isinstance(v, int | float)})
     chosen: dict[str, Any] = {k: v for k, v in (("device", device), ("precision", precision)) if v is not None}
     # who has accepted this teacher's licence, which is its detector's, has accepted that
     self.detector: Teacher = load_teacher(detector, path, (entry.licence,), **chosen, **(detector_options or {}))

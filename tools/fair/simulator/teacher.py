@@ -173,6 +173,12 @@ class SimulatorTeacher:
     info = open_truth(segment.dir).info
     return {"truth": hash_truth(segment.dir), **{k: info[k] for k in ("seed", "time_of_day", "weather")}}
 
+  def check(self, segment: Segment) -> None:
+    """Raises UserError where there is no truth to read: of a real route, or one written without it."""
+    if segment.log_path is None:
+      raise UserError(f"teacher '{self.name}' reads the truth beside a log, and segment {segment.name} in {segment.dir} has none; leave this teacher out")
+    self.source(segment)
+
   def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
     """Joined to the truth by frame id. The state is the points that are followed."""
     if clip.log_path is None:

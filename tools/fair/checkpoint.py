@@ -17,7 +17,8 @@ def load_checkpoint(path: Path, hint: str = "train first: `tools/op.sh distill`"
   except FileNotFoundError:
     raise UserError(f"no checkpoint at {path}; {hint}") from None
   except Exception as e:  # pickle's many ways to fail; weights_only refuses code
-    raise UserError(f"{path} is no checkpoint of tensors: {' '.join(str(e).split())[:160]}; it is damaged or holds code, and is not opened") from None
+    why = str(e).split("\n")[0].split(". ")[0][:120]  # what follows tells how to open it all the same
+    raise UserError(f"{path} is no checkpoint of tensors ({why}); it is damaged or holds code, and is not opened") from None
   lacks = [k for k in keys if k not in state] if isinstance(state, dict) else ["everything"]
   if lacks:
     raise UserError(f"{path} lacks {', '.join(lacks)}; it is no checkpoint of {of}")

@@ -19,13 +19,15 @@ def trained_on(state: dict[str, Any], where: Path) -> Trained:
   """Of the checkpoint or bundle that was read at `where`; of a checkpoint that does not say it, what the environment.json beside it does."""
   if "trained" in state:
     return state["trained"]
+  folder = where if where.is_dir() else where.parent
+  name = folder.resolve().name
   try:
-    said = json.loads(((where if where.is_dir() else where.parent) / "environment.json").read_text())
+    said = json.loads((folder / "environment.json").read_text())
     if "trained" in said:
       return said["trained"]
-    return {"segments": sorted(said["segments"]), "unknown": [str(where)] if "--init" in said["command"] else []}
+    return {"segments": sorted(said["segments"]), "unknown": [name] if "--init" in said["command"] else []}
   except (OSError, ValueError, KeyError, TypeError):
-    return {"segments": [], "unknown": [str(where)]}
+    return {"segments": [], "unknown": [name]}
 
 
 def union(a: Trained, b: Trained) -> Trained:

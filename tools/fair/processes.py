@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 TRACKERS = ("tensorboard", "trackio")  # named as their packages
 
 
-def check_trackers(names: Sequence[str]) -> None:
-  """Raises UserError: accelerate leaves one out that it does not find."""
-  for name in names:
-    if name not in TRACKERS:
-      raise UserError(f"--trackers {name}: there are {' and '.join(TRACKERS)}")
-    if importlib.util.find_spec(name) is None:
-      raise UserError(f"--trackers {name}: the package {name} is not installed: pip install {name}")
+def parse_trackers(text: str) -> tuple[str, ...]:
+  """Names from a comma-separated list. Raises UserError for one that is not known, or not installed: Accelerate would leave it out without a word."""
+  names = tuple(t for t in text.replace(" ", "").split(",") if t)
+  if unknown := [t for t in names if t not in TRACKERS]:
+    raise UserError(f"--trackers {unknown[0]}: there are {', '.join(TRACKERS)}")
+  if absent := [t for t in names if importlib.util.find_spec(t) is None]:
+    raise UserError(f"--trackers {absent[0]} is not installed: `pip install -e .[track]` brings {' and '.join(TRACKERS)}")
+  return names
 
 
 def make_accelerator(precision: str, trackers: Sequence[str], out: Path) -> "Accelerator":
-  """Raises UserError where a tracker is not there."""
-  check_trackers(trackers)
+  """trackers: of parse_trackers()."""
   from accelerate import Accelerator, DistributedDataParallelKwargs  # a second, which tools that only read data need not wait
 
   handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]  # heads that nothing teaches in a step

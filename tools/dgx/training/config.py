@@ -1,13 +1,8 @@
 """What decides a run of train.py, and its learning rate."""
 
 import argparse
-import importlib.util
 import math
 from dataclasses import dataclass, field
-
-from openpilot.tools.lib.errors import UserError
-
-TRACKERS = ("tensorboard", "trackio")
 
 
 @dataclass
@@ -44,16 +39,6 @@ def add_adapter_arguments(p: argparse.ArgumentParser, by_itself: str) -> None:
   p.add_argument("--dora-alpha", type=float, help="the update counts alpha / rank; the rank by itself")
   p.add_argument("--dora-dropout", type=float, default=Config.dora_dropout)
   p.add_argument("--targets", nargs="+", help=f"patterns of layers' names to adapt; {by_itself}")
-
-
-def parse_trackers(text: str) -> tuple[str, ...]:
-  """Names from a comma-separated list. Raises UserError for one that is not known, or not installed: Accelerate would leave it out without a word."""
-  names = tuple(t for t in text.replace(" ", "").split(",") if t)
-  if unknown := [t for t in names if t not in TRACKERS]:
-    raise UserError(f"--trackers {unknown[0]}: there are {', '.join(TRACKERS)}")
-  if absent := [t for t in names if importlib.util.find_spec(t) is None]:
-    raise UserError(f"--trackers {absent[0]} is not installed: `pip install -e .[track]` brings {' and '.join(TRACKERS)}")
-  return names
 
 
 def rate(config: Config, step: int, total: int) -> float:

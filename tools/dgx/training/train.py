@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from openpilot.tools.dgx import hardware
 from openpilot.tools.dgx.training.augment import augment
-from openpilot.tools.dgx.training.config import TRACKERS, Config, add_adapter_arguments, parse_trackers, rate
+from openpilot.tools.dgx.training.config import Config, add_adapter_arguments, rate
 from openpilot.tools.dgx.training.dora import apply_dora, check_rank, clipped, save_adapter
 from openpilot.tools.dgx.training.losses import check_weights
 from openpilot.tools.dgx.training.model import hash_file, load_onnx
@@ -37,7 +37,7 @@ from openpilot.tools.dgx.training.shards import DrivingClips, Shard, epoch_batch
 from openpilot.tools.dgx.training.student import Student
 from openpilot.tools.dgx.training.teacher import DrivingTeacher
 from openpilot.tools.fair.checkpoint import load_checkpoint, to_device
-from openpilot.tools.fair.processes import make_accelerator
+from openpilot.tools.fair.processes import TRACKERS, make_accelerator, parse_trackers
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import atomic_path
 

@@ -27,7 +27,7 @@ from openpilot.tools.fair.distillation.options import configuration, parser
 from openpilot.tools.fair.distillation.trained import load_student_checkpoint, trained_on, union
 from openpilot.tools.fair.distillation.trainer import RESUMED, Config, Run
 from openpilot.tools.fair.labels.store import LabelStore
-from openpilot.tools.fair.processes import is_first, said_once
+from openpilot.tools.fair.processes import is_first, parse_trackers, said_once
 from openpilot.tools.fair.students.onnx_import import bundle_state
 from openpilot.tools.fair.teacher import check_licence
 from openpilot.tools.lib.errors import UserError, cli
@@ -174,7 +174,7 @@ def start(args: argparse.Namespace, held: contextlib.ExitStack) -> tuple[Run, di
   prefer = [t for t in args.prefer.replace(" ", "").split(",") if t]
   train, val = split(args.labels, args.val, config, prefer, live)
   labels = digest(args.labels)
-  trackers = tuple(t for t in args.trackers.replace(" ", "").split(",") if t)
+  trackers = parse_trackers(args.trackers)
   initials = initial(args.init, train) if not args.resume else None  # what goes on has it already
   for teacher in train.provenance() + (initials["provenance"] if initials is not None else []):
     check_licence(teacher["model"], teacher["licence"], args.accept_licence)

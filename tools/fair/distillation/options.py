@@ -13,6 +13,7 @@ from openpilot.tools.fair.distillation.data import TASKS, task_of
 from openpilot.tools.fair.distillation.distiller import LEARNS
 from openpilot.tools.fair.distillation.trainer import Config, Stage
 from openpilot.tools.fair.labels.store import LabelStore
+from openpilot.tools.fair.processes import TRACKERS
 from openpilot.tools.fair.students.student import BACKBONES, STUDENTS
 from openpilot.tools.fair.teacher import load_teacher
 from openpilot.tools.lib.errors import UserError
@@ -49,7 +50,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
   p.add_argument("--seed", type=int, default=0)
   p.add_argument("--precision", choices=("no", "bf16", "fp16"), help="mixed precision: bf16 on GPUs that have it")
   p.add_argument("--workers", type=int, default=1, help="processes that read and augment")
-  p.add_argument("--trackers", default="", help="comma-separated: tensorboard, trackio (to be installed)")
+  p.add_argument("--trackers", default="", help=f"comma-separated: {', '.join(TRACKERS)}; `pip install -e .[track]`")
   p.add_argument("--overfit", type=int, default=0, metavar="N", help="train on N clips without augmentation: a student that cannot learn these has a bug")
   p.add_argument("--resume", action="store_true", help="go on from OUT/last.pt")
   return p

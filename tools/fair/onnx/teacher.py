@@ -171,8 +171,8 @@ class OnnxTeacher:
     blob = getattr(self.memory, "blob", None)
     if blob is None or len(blob) < len(rgb):
       mean, std = (np.array(inp[k], np.float32)[:, None, None] for k in ("mean", "std"))
-      pad = np.full((len(rgb), 3, self.input_h, self.input_w), float(inp.get("pad", 0)) * inp["scale"], np.float32)
-      blob = self.memory.blob = (pad - mean) / std
+      blob = self.memory.blob = np.empty((len(rgb), 3, self.input_h, self.input_w), np.float32)
+      blob[:] = (np.float32(float(inp.get("pad", 0)) * inp["scale"]) - mean) / std
     plain = not any(inp["mean"]) and all(s == 1 for s in inp["std"])
     for t, image in enumerate(rgb):
       hwc = np.ascontiguousarray(image.transpose(1, 2, 0))  # no copy where the clip was made of pictures

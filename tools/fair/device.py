@@ -6,7 +6,6 @@ from functools import cache
 
 import torch
 
-from openpilot.tools.fair.memory import halve_on_oom as halve_on_oom
 from openpilot.tools.lib.errors import UserError
 
 

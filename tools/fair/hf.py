@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openpilot.tools.fair.device import Device, choose_device, halve_on_oom
-from openpilot.tools.fair.memory import is_out_of_memory
+from openpilot.tools.fair.device import Device, choose_device
+from openpilot.tools.fair.memory import halve_on_oom, is_out_of_memory
 from openpilot.tools.fair.teacher import Clip, Label, Labels, State
 from openpilot.tools.lib.errors import UserError
 

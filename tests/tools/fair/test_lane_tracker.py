@@ -1,4 +1,3 @@
-import argparse
 from types import SimpleNamespace
 
 import cv2
@@ -11,7 +10,6 @@ from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.tools.fair.cotracker.lane_points import PATH_T, LaneLog, inside, likely, mask_points, project_lines, road_grid
 from openpilot.tools.fair.cotracker.tracker import LANE, ROAD, LaneTracker, Points, RaftTeacher, sample
-from openpilot.tools.fair.evaluation.metrics import Tracks
 from openpilot.tools.fair.openpilot.lines import driving_lines
 from openpilot.tools.fair.openpilot.teacher import LINES
 from openpilot.tools.fair.registry import TEACHERS
@@ -21,7 +19,6 @@ from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.sim.messages import FRAME_ID_OFFSET, segment_messages
 from openpilot.tools.sim.render import render
 from openpilot.tools.sim.world import CAMERAS, World
-from tests.bench.bench_tracker import add, trackers_here
 
 H, W = 96, 128
 
@@ -375,31 +372,3 @@ def test_registry_entry():
   entry = TEACHERS["raft-tracker"]
   assert entry.licence == "BSD-3-Clause" and entry.weights == "raft-small.pth"
   assert RaftTeacher.stateful
-
-
-def test_trackers_are_judged_by_tap_vid():
-  """Truth with a known mistake: a third of the points 3 px off (of 256x256: x of the view is halved), and one in four said to be hidden."""
-  r = np.random.default_rng(0)
-  true, seen = r.uniform(50, 200, (5, 12, 2)), r.uniform(size=(5, 12)) < 0.8
-  seen[0] = True
-  acc = Tracks()
-  add(acc, true, seen, true, seen)
-  assert acc.result()["average_jaccard"] == acc.result()["delta_avg"] == acc.result()["occlusion_accuracy"] == 1
-  off, said = true.copy(), np.ones_like(seen)
-  off[:, :4, 0] += 6.0
-  said[:, ::4] = False
-  acc = Tracks()
-  add(acc, off, said, true, np.ones_like(seen))
-  got = acc.result()
-  # of 12 points 4 are off: those count at 4, 8 and 16 px only. 9 are said to be seen, of which 3 are off
-  assert got["delta_avg"] == pytest.approx((2 * 8 / 12 + 3) / 5) and got["occlusion_accuracy"] == pytest.approx(9 / 12)
-  assert got["average_jaccard"] == pytest.approx((2 * 6 / (12 + 3) + 3 * 9 / 12) / 5)
-
-
-def test_who_cannot_run_is_said(tmp_path, monkeypatch, capsys):
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.delenv("FAIR_WEIGHTS", raising=False)
-  here = trackers_here(argparse.Namespace(weights=None, iters=8, scale=1, accept_licence=[]))
-  out = capsys.readouterr().out
-  assert list(here) == ["Lucas-Kanade"]
-  assert "raft-tracker: left out, no weights 'raft-small.pth'" in out and "cotracker2: left out, teacher 'cotracker2' is under the licence CC-BY-NC-4.0" in out

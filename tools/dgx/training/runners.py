@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from openpilot.tools.dgx.training.model import Value, hash_file, load_onnx, values
-from openpilot.tools.fair.onnx.teacher import free_batch
+from openpilot.tools.fair.onnx.graph import free_batch
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.logwriter import atomic_path
 

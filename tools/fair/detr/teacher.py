@@ -11,8 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from openpilot.tools.fair.device import Device, choose_device, halve_on_oom
+from openpilot.tools.fair.device import Device, choose_device
 from openpilot.tools.fair.hf import MODES, load_model, read_config, read_json
+from openpilot.tools.fair.memory import halve_on_oom
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, check_least, hash_weights
 from openpilot.tools.lib.errors import UserError
 

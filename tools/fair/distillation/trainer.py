@@ -101,7 +101,7 @@ class Run:
   def __init__(
     self, config: Config, train: Clips, val: Clips | None, out: Path, labels: str, workers: int = 1, trackers: tuple[str, ...] = ()
   ):
-    """Raises UserError where the processes are more than a step's clips, a stage freezes what is not there, or a tracker is not installed."""
+    """Raises UserError where the processes are more than a step's clips, or a stage freezes what is not there. trackers: of parse_trackers()."""
     self.config, self.train, self.val, self.out, self.labels, self.workers = config, train, val, out, labels, workers
     self.chosen = np.linspace(0, len(train) - 1, min(config.overfit, len(train))).astype(int) if config.overfit else None
     self.accelerator = make_accelerator(config.precision, trackers, out)

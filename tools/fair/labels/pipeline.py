@@ -2,7 +2,6 @@
 
 import os
 import queue
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -14,6 +13,7 @@ import numpy as np
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE
 from openpilot.tools.fair.labels.store import CHUNK, Group
 from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, read_frames, read_planes
+from openpilot.tools.fair.memory import halve_on_oom
 from openpilot.tools.fair.teacher import Clip, Labels, State, Teacher
 
 T = TypeVar("T")
@@ -203,10 +203,6 @@ def label_batch(
     a, b = part.start, part.stop
     labels, state = teacher.label(clip_of(batch[a:b], images[a:b], wants, intrinsics), state)
     return [(labels, b - a)]
-
-  if "torch" not in sys.modules:
-    return run(range(len(batch))), state
-  from openpilot.tools.fair.device import halve_on_oom
 
   parts = halve_on_oom(run, range(len(batch)))
   return parts, state

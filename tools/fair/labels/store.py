@@ -219,6 +219,10 @@ class Group:
         raise FileNotFoundError("it is gone")  # Zarr would read zeros
       return np.asarray(array[first:stop])
 
+  def row(self, name: str, r: int) -> np.ndarray:
+    """One row of a dense label; as read()."""
+    return self.read(name, r, r + 1)[0]
+
   def table(self, name: str) -> pa.Table:
     """All rows so far: row, frame_id, segment_id and the label's columns. Raises UserError that names a file that is damaged."""
     self.label(name)

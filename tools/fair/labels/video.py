@@ -66,19 +66,19 @@ class Painter:
         self.tables[label.name] = columns, np.searchsorted(row[order], np.arange(group.n + 1))
       elif label.unit == "features":
         rows = np.unique(np.linspace(0, group.n - 1, 16).astype(int))
-        self.bases[label.name] = pca_basis(np.stack([group.read(label.name, int(r), int(r) + 1)[0] for r in rows]))
+        self.bases[label.name] = pca_basis(np.stack([group.row(label.name, int(r)) for r in rows]))
 
   def paint(self, picture: np.ndarray, row: int) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]]:
     insets: list[tuple[str, np.ndarray]] = []
     tint = 0
     for label in self.group.labels:
       if label.kind == "dense" and label.unit == "features":
-        insets.append((f"{self.group.teacher} features", pca_picture(self._dense(label, row), self.bases[label.name])))
+        insets.append((f"{self.group.teacher} features", pca_picture(self.group.row(label.name, row), self.bases[label.name])))
       elif label.kind == "dense" and label.unit in ("m", "relative"):
-        d = self._dense(label, row).astype(np.float32).reshape(label.shape[-2:])
+        d = self.group.row(label.name, row).astype(np.float32).reshape(label.shape[-2:])
         insets.append((f"{self.group.teacher} {label.name}, {label.unit}", depth_picture(d) if label.unit == "m" else relative_picture(d)))
       elif label.kind == "dense" and label.unit == "probability":
-        p = Image.fromarray((self._dense(label, row).astype(np.float32) * 255).astype(np.uint8)).resize((VIEW_W * SCALE, VIEW_H * SCALE))
+        p = Image.fromarray((self.group.row(label.name, row).astype(np.float32) * 255).astype(np.uint8)).resize((VIEW_W * SCALE, VIEW_H * SCALE))
         a = np.asarray(p)[..., None] / 255 * 0.45
         picture = (picture * (1 - a) + np.array(TINTS[tint % len(TINTS)]) * a).astype(np.uint8)
         tint += 1
@@ -90,9 +90,6 @@ class Painter:
       elif label.kind == "points":
         self._points(draw, label, row)
     return np.asarray(image), insets
-
-  def _dense(self, label: Label, row: int) -> np.ndarray:
-    return self.group.read(label.name, row, row + 1)[0]
 
   def _boxes(self, image: Image.Image, draw: ImageDraw.ImageDraw, label: Label, row: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     columns, starts = self.tables[label.name]

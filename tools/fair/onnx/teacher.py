@@ -103,7 +103,7 @@ class OnnxTeacher:
     self.providers, self.provider_options = choose_providers(device)
     model = free_batch(model)
     # a fifteenth of YOLOX-nano's time on a CPU is classes that are of no road, and moving them about; bit for bit the same boxes there, so nowhere else
-    self.cut = self.config["decode"] == "yolox" and self.providers[0] == "CPUExecutionProvider" and self._cut(model)
+    self.cut = self.config["decode"] == "yolox" and self.providers[0] == CPU and self._cut(model)
     self.graph = model.SerializeToString()
     self.session = self._open(threads_of_cpu())
     if check_session(self.session, self.providers[0], device) == CPU:

@@ -5,7 +5,6 @@ parameter went is found by exporting the same student with numbers that tell the
 """
 
 import copy
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,9 @@ def import_onnx(student: Student, path: str | Path) -> dict[str, Tensor]:
   except Exception as e:  # protobuf's, the checker's and the file system's have no common base
     raise UserError(f"{path} is no ONNX file: {' '.join(str(e).split())[:120]}") from None
   keep = tuple(o.name for o in model.graph.output)
-  lacks = [k for k in keep if k not in _outputs(student)]
+  with torch.no_grad():
+    able = student.eval()(**student.inputs())
+  lacks = [k for k in keep if k not in able]
   if lacks:
     raise UserError(f"{path} puts out '{lacks[0]}', which {student.name} does not; {OTHER}")
   there, tags = constants(model), tagged(student, keep)
@@ -141,13 +142,7 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
   student.load_state_dict(weights, strict=False)
   settle_norms(student, frames)
   mine = student.state_dict()
-  teachers = json.loads(json.dumps(bundle.manifest["provenance"]["teachers"]))
-  return {"ema": {f"student.{k}": mine[k].clone() for k in weights}, "provenance": teachers, "step": 0}
-
-
-def _outputs(student: Student) -> list[str]:
-  with torch.no_grad():
-    return list(student.eval()(**student.inputs()))
+  return {"ema": {f"student.{k}": mine[k].clone() for k in weights}, "provenance": bundle.manifest["provenance"]["teachers"], "step": 0}
 
 
 def settle_norms(student: Student, frames: Tensor) -> None:

@@ -36,6 +36,15 @@ def map_valid(valid: np.ndarray, h: int, w: int) -> np.ndarray:
   return valid[(sy - 1) // 2::sy, (sx - 1) // 2::sx]
 
 
+def in_image(points: np.ndarray, valid: np.ndarray) -> np.ndarray:
+  """(N, 2) view pixels, (256, 512) bool -> which of them are in the camera's image, rising: not those that are nan."""
+  h, w = valid.shape
+  x, y = points.T
+  inside = ((x > -0.5) & (x < w - 0.5) & (y > -0.5) & (y < h - 0.5)).nonzero()[0]
+  px = np.rint(points[inside]).astype(int)
+  return inside[valid[px[:, 1], px[:, 0]]]
+
+
 def decode(raw: np.ndarray, spec: dict[str, Any], valid: np.ndarray) -> Depth:
   """raw: (1, 1, H, W) float; parameters: activation 'exp' (raw is the logarithm) or 'none', metric. valid: (256, 512) bool."""
   parameters = spec.get("parameters", {})

@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 
+from openpilot.selfdrive.modeld.fair.heads.depth import in_image
 from openpilot.selfdrive.modeld.fair.heads.objects import MAX_OBJECTS, THRESHOLD, Detections, logit, sigmoid
 
 
@@ -17,10 +18,7 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
   at = (top >= logit(specs["logits"].get("parameters", {}).get("threshold", THRESHOLD))).nonzero()[0]
   size = np.array([view_w, view_h], np.float32)
   centre = boxes[at, :2] * size - 0.5
-  x, y = centre.T
-  inside = ((x > -0.5) & (x < view_w - 0.5) & (y > -0.5) & (y < view_h - 0.5)).nonzero()[0]   # without nan
-  px = np.rint(centre[inside]).astype(int)   # in the view, as the centres are
-  inside = inside[valid[px[:, 1], px[:, 0]]]
+  inside = in_image(centre, valid)
   inside = inside[(-top[at[inside]]).argsort(kind="stable")[:MAX_OBJECTS]]
   at, centre = at[inside], centre[inside]
   half = np.maximum(boxes[at, 2:], 0) * size / 2

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from openpilot.selfdrive.modeld.fair.heads.depth import in_image
 from openpilot.selfdrive.modeld.fair.heads.ground import Ground
 from openpilot.selfdrive.modeld.fair.heads.objects import sigmoid
 
@@ -26,11 +27,7 @@ class LanePoints:
 def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: np.ndarray) -> LanePoints:
   """raw: points (1, N, 2) view pixels, visible (1, N) logits; valid: (256, 512) bool."""
   points = raw["points"][0].astype(np.float32)
-  h, w = valid.shape
-  x, y = points.T
-  inside = ((x > -0.5) & (x < w - 0.5) & (y > -0.5) & (y < h - 0.5)).nonzero()[0]   # without nan
-  px = np.rint(points[inside]).astype(int)
-  inside = inside[valid[px[:, 1], px[:, 0]]]
+  inside = in_image(points, valid)
   visibility = np.zeros(len(points), np.float32)
   visibility[inside] = sigmoid(raw["visible"][0][inside])
   return LanePoints(points, visibility)

@@ -1,5 +1,6 @@
 """Data, augmentation and the training loop, on a made-up store: labels move with the picture, a resumed run is the unbroken one, and what is wrong is said."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from label_fixture import LABELS, same, write_store
+from student_inputs import assert_close, randomise, some_inputs
 
 from openpilot.selfdrive.modeld.fair.frames import pack_rgb, unpack_rgb
 from openpilot.tools.fair.checkpoint import load_checkpoint
@@ -21,9 +23,9 @@ from openpilot.tools.fair.distillation.batch import Batches, class_maps, collate
 from openpilot.tools.fair.distillation.data import Clips, RawClip
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.losses import segmentation_loss, soft_segmentation_loss
-from openpilot.tools.fair.distillation.trainer import Config, Run, Stage
+from openpilot.tools.fair.distillation.trainer import Config, Run, Stage, grown
 from openpilot.tools.fair.students.classes import SEGMENTATION
-from openpilot.tools.fair.students.student import build
+from openpilot.tools.fair.students.student import SIZES, Student, build
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
 
@@ -318,6 +320,23 @@ def test_a_student_is_put_together_from_two(labels, tmp_path):
     distill.initial([f"{tmp_path / 'a'}:wheels"], first.train)
   with pytest.raises(UserError, match="nowhere"):
     distill.initial([str(tmp_path / "nowhere")], first.train)
+
+
+def test_a_wider_student_starts_as_the_narrower_one():
+  """Every output, on fresh weights and input; what is neither the same nor wider is not taken."""
+  narrow = randomise(build("unified-nano"))
+  wide = Student("wide", "unified", dataclasses.replace(SIZES["nano"], neck=64), "mobilenetv4_conv_small_050")
+  old, own = narrow.state_dict(), wide.state_dict()
+  found = {k: grown(v, own[k]) for k, v in old.items()}
+  assert old.keys() == own.keys() and any(v.shape != own[k].shape for k, v in old.items())
+  wide.load_state_dict(found)
+  inputs = some_inputs(narrow)
+  with torch.no_grad():
+    want, got = narrow(**inputs), wide.eval()(**inputs)
+  for k, v in want.items():
+    assert_close(k, got[k].numpy(), v.numpy(), 1e-5)
+  for a, b in (((3, 2), (2, 4)), ((3,), (3, 1)), ((4, 4, 3, 3), (8, 8, 5, 5)), ((), (3,))):
+    assert grown(torch.zeros(a), torch.zeros(b)) is None
 
 
 def test_a_pickle_with_code_is_not_opened(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
   p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of teachers whose licence restricts what learns from them")
   p.add_argument("--backbone", help=f"of timm: {', '.join(BACKBONES)}")
   p.add_argument("--pretrained", action="store_true", help="start from the hub's ImageNet weights")
-  text = "start from another run's best student or from a bundle, as models/fair_unified_small, where shapes agree; several times: from a later one"
+  text = "start from another run's best student or a bundle, as models/fair_unified_small, where it fits or this one is wider; several times: from a later one"
   p.add_argument("--init", action="append", default=[], metavar="RUN[:PART]", help=f"{text} what it has too, or PART alone: `--init RUN --init OTHER:lanes`")
   p.add_argument("--steps", type=int, default=d.steps)
   p.add_argument("--batch", type=int, default=d.batch, help="frames a step")

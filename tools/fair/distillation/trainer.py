@@ -95,6 +95,19 @@ def rate(config: Config, step: int) -> float:
   return config.lr * config.stage(step).lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
 
 
+def grown(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor | None:
+  """old, a weight or a norm's statistics, in the shape of `new`, whose first two dimensions (outputs, inputs) may be larger: the earlier outputs see nothing of
+  the new inputs and so come out as before, as in Net2Net (arXiv:1511.05641), the new outputs are those of `new`. None where it does not fit."""
+  if old.shape == new.shape:
+    return old
+  if old.dim() != new.dim() or old.dim() == 0 or old.shape[2:] != new.shape[2:] or any(a > b for a, b in zip(old.shape, new.shape, strict=True)):
+    return None
+  out = new.clone()
+  out[: len(old)] = 0
+  out[tuple(slice(n) for n in old.shape)] = old.to(new.dtype)
+  return out
+
+
 class Run:
   """One training run in the folder `out`. A checkpoint is made every eval_every steps, at the end, and on Ctrl-C."""
 
@@ -211,9 +224,10 @@ class Run:
     self.saved = self.step
 
   def warm_start(self, state: dict[str, Any]) -> list[str]:
-    """Takes an earlier student's weights where names and shapes agree. -> names of the student's that found none."""
+    """Takes an earlier student's weights where names and shapes agree, or where this one is wider: see grown(). -> names of the student's that found none."""
     own = self.distiller.state_dict()
-    fit = {k: v for k, v in state["ema"].items() if k.startswith("student.") and k in own and own[k].shape == v.shape}
+    there = {k: v for k, v in state["ema"].items() if k.startswith("student.") and k in own}
+    fit = {k: x for k, v in there.items() if (x := grown(v, own[k])) is not None}
     for model in (self.distiller, self.ema):
       model.load_state_dict({**own, **fit})
     self.inherited = state["provenance"]

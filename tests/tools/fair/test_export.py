@@ -55,6 +55,19 @@ def test_a_run_becomes_a_bundle(run, tmp_path, monkeypatch):
   assert np.allclose(got["depth"], want, atol=1e-2)  # log metres, weights of 11 bits
 
 
+def test_a_unified_student_that_learned_no_points_asks_for_none(run, tmp_path, monkeypatch):
+  """Points and the tracker's state are no inputs of its graph, and so none of its manifest, which the runtime would fill in vain."""
+  licence = ["--accept-licence", "CC-BY-NC-4.0"]
+  argv = ["distill", "--labels", run.parent / "s", "--student", "unified-nano", "--tasks", "depth,objects", "--out", tmp_path / "run", "--steps", 2]
+  monkeypatch.setattr(sys, "argv", [*map(str, argv), "--batch", "4", "--workers", "0", *licence])
+  distill.main()
+  export_to(monkeypatch, tmp_path / "run", "--out", tmp_path / "b", *licence, "--no-tinygrad")
+  graph = load_bundle(tmp_path / "b").graphs[0]
+  assert [i["name"] for i in graph["inputs"]] == ["frame"] and not graph.get("state") and "point_slots" not in graph
+  out = OnnxRunner(tmp_path / "b" / graph["file"], graph, 1).run({"frame": np.zeros((1, 6, 128, 256), np.uint8)})
+  assert out["depth"].shape == (1, 1, 64, 128) and "objects_heat" in out
+
+
 def test_an_evaluation_goes_into_the_card(run, tmp_path, monkeypatch):
   """The page's own JSON, of the bundle that was exported before."""
   out, licence = tmp_path / "b", ("--accept-licence", "CC-BY-NC-4.0", "--no-tinygrad")

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import warnings
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ OUTPUTS["objects_heat"]["classes"] = OUTPUTS["detector_logits"]["classes"] = lis
 class Graph(nn.Module):
   """The student with inputs and outputs by position, as the exporter wants them."""
 
-  def __init__(self, student: Student, outputs: list[str]):
+  def __init__(self, student: Student, inputs: list[str], outputs: list[str]):
     super().__init__()
-    self.student, self.names, self.outputs = student, list(student.inputs()), outputs
+    self.student, self.names, self.outputs = student, inputs, outputs
 
   def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
     out = self.student(**dict(zip(self.names, inputs, strict=True)))
@@ -58,12 +59,14 @@ def export_onnx(student: Student, path: str | Path, keep: tuple[str, ...] = ("",
   inputs = student.inputs(device)
   with torch.no_grad():
     outputs = {k: v for k, v in student(**inputs).items() if k.startswith(keep)}
+  if not tracks(outputs):
+    inputs = {"frame": inputs["frame"]}
   with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
     warnings.simplefilter("ignore")  # of the tracer: shapes are constants here, and meant to be
     try:
       # the tracing exporter: its graphs are plain opset 17, which the newer one reaches only by converting down
       torch.onnx.export(
-        Graph(student, list(outputs)).eval(),
+        Graph(student, list(inputs), list(outputs)).eval(),
         tuple(inputs.values()),
         str(path),
         opset_version=OPSET,
@@ -74,7 +77,7 @@ def export_onnx(student: Student, path: str | Path, keep: tuple[str, ...] = ("",
       )
     except ImportError as e:
       raise UserError(f"{student.name} cannot be exported ({e}); install the package onnx") from None
-  return graph_entry(student, path.name, inputs, outputs)
+  return graph_entry(student.name, path.name, inputs, outputs)
 
 
 def store_half(path: str | Path) -> int:
@@ -101,10 +104,15 @@ def store_half(path: str | Path) -> int:
   return len(casts)
 
 
-def graph_entry(student: Student, file: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> dict[str, Any]:
-  entry: dict[str, Any] = {"name": student.name, "file": file, "period": 1, "inputs": [specify(k, v) for k, v in inputs.items()], "state": []}
+def tracks(outputs: Container[str]) -> bool:
+  """Whether the tracker's are among the outputs: without them a unified graph has no use for points and state."""
+  return any(k in outputs for k in STATE.values())
+
+
+def graph_entry(name: str, file: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> dict[str, Any]:
+  entry: dict[str, Any] = {"name": name, "file": file, "period": 1, "inputs": [specify(k, v) for k, v in inputs.items()], "state": []}
   entry["inputs"][0].update(frames=[0], spacing_ms=50, gap="ignore")
-  if student.lanes is not None:
+  if tracks(outputs):
     # a gap does not reset: templates outlive one, and the host moves or renews the points
     entry["state"] = [{"input": k, "output": v, "initial": 0, "reset": "stream"} for k, v in STATE.items()]
     entry["point_slots"] = {"count": POINTS, "mask": "lanes_mask"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import cosine
-from scipy.special import expit, huber, log_expit, log_softmax, rel_entr, softmax
+from scipy.special import expit, huber, log_expit, log_softmax, logsumexp, rel_entr, softmax
 
 from openpilot.tools.fair.distillation import features as ft
 from openpilot.tools.fair.distillation import losses as ls
@@ -242,6 +242,34 @@ def test_points(rng):
     loss = sum(ls.points_loss(x, v, t(points), t(visible), t(where)).values())
     grads = finite_gradients(loss, x, v)
     assert all(not g[:, ~where].any() for g in grads) and (where.any() or value(loss) == 0)
+
+
+def test_match(rng):
+  """By hand, place by place; what is hidden, unknown or out of the window has no gradient."""
+  sizes = (5, 3)
+  looks = [(rng.integers(-3, 4, (2, 3, 6, 2)).astype(float), rng.normal(size=(2, 3, 6, s * s)) * 3) for s in sizes]
+  cells = [c + rng.uniform(-s / 2, s / 2, c.shape) for (c, _), s in zip(looks, sizes, strict=True)]  # up to half a cell beyond the outer places' middles
+  visible, known = rng.random((2, 3, 6)).round(), rng.random((2, 3, 6)) < 0.8
+  expected, counted = 0.0, []
+  for (centre, logits), at, size in zip(looks, cells, sizes, strict=True):
+    terms, where = [], np.zeros(known.shape, bool)
+    for i in np.ndindex(known.shape):
+      dx, dy = at[i] - centre[i]
+      if known[i] and visible[i] and max(abs(dx), abs(dy)) <= size // 2:
+        where[i] = True
+        log_p = logits[i] - logsumexp(logits[i])
+        terms.append(-sum(max(0, 1 - abs(dx - (k % size - size // 2))) * max(0, 1 - abs(dy - (k // size - size // 2))) * log_p[k] for k in range(size * size)))
+    expected += np.mean(terms)
+    counted.append(where)
+  assert all(0 < w.sum() < (known & (visible > 0)).sum() for w in counted)
+  cells = [np.where(known[..., None], c, np.nan) for c in cells]
+  given = [(t(c), t(x, True)) for c, x in looks]
+  loss = ls.match_loss(given, [t(c) for c in cells], t(visible), t(known), weight=0.7)
+  assert value(loss) == pytest.approx(0.7 * expected, rel=1e-10)
+  grads = finite_gradients(loss, *(x for _, x in given))
+  assert all(not g[~w].any() and g[w].any() for g, w in zip(grads, counted, strict=True))
+  nothing = ls.match_loss(given, [t(c) for c in cells], t(visible), t(known & False))
+  assert value(nothing) == 0 and all(not g.any() for g in finite_gradients(nothing, *(x for _, x in given)))
 
 
 # task weights

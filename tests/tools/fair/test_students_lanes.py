@@ -8,7 +8,7 @@ pytest.importorskip("timm", reason="students are built on timm")
 import torch.nn.functional as F
 from student_inputs import randomise, some_inputs
 
-from openpilot.tools.fair.students.lanes import RADIUS, STRIDES, WINDOW, LanesHead, correlate, sample, unit, view_to_cell
+from openpilot.tools.fair.students.lanes import RADII, STRIDES, LanesHead, Stage, correlate, sample, unit, view_to_cell
 from openpilot.tools.fair.students.student import build
 
 
@@ -16,38 +16,29 @@ def rows(m: torch.Tensor) -> torch.Tensor:
   return unit(m.permute(0, 2, 3, 1))
 
 
-def reference_samples(m: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-  """Bilinear samples of unit vectors at cells (B, N, 2), zero outside the map: (B, N, C), by torch's own grid_sample."""
+def reference_samples(m: torch.Tensor, cells: torch.Tensor, outside: str) -> torch.Tensor:
+  """Bilinear samples of unit vectors at cells (B, N, 2): (B, N, C), by torch's own grid_sample; outside: its padding_mode."""
   h, w = m.shape[2:]
   unit = m / torch.sqrt((m * m).sum(1, keepdim=True) + 1e-6)
   at = 2 * cells / torch.tensor([w - 1, h - 1], dtype=m.dtype) - 1
-  return F.grid_sample(unit, at[:, :, None], mode="bilinear", padding_mode="zeros", align_corners=True)[..., 0].transpose(1, 2)
+  return F.grid_sample(unit, at[:, :, None], mode="bilinear", padding_mode=outside, align_corners=True)[..., 0].transpose(1, 2)
 
 
-def test_correlation_against_grid_sample():
+@pytest.mark.parametrize("radius", RADII)
+def test_correlation_against_grid_sample(radius):
   g = torch.Generator().manual_seed(0)
   m = torch.randn(2, 8, 32, 64, generator=g, dtype=torch.float64)
   cells = torch.rand(2, 40, 2, generator=g, dtype=torch.float64) * torch.tensor([80.0, 50.0], dtype=torch.float64) - 8  # outside too
   cells[:, :4] = torch.tensor([[0.0, 0.0], [63.0, 31.0], [-500.0, 10.0], [20.0, 9000.0]], dtype=torch.float64)  # corners, whole cells, far outside
   template = torch.randn(2, 40, 8, generator=g, dtype=torch.float64)
-  assert torch.allclose(sample(rows(m), cells.flatten(0, 1)), reference_samples(m, cells).flatten(0, 1), atol=1e-10)
-  got = correlate(rows(m), template.flatten(0, 1), cells.flatten(0, 1)).unflatten(0, (2, 40))
-  for j in range(WINDOW):
-    for i in range(WINDOW):
-      step = torch.tensor([i - RADIUS, j - RADIUS], dtype=torch.float64)
-      want = (template * reference_samples(m, cells + step)).sum(-1)
+  assert torch.allclose(sample(rows(m), cells.flatten(0, 1)), reference_samples(m, cells, "border").flatten(0, 1), atol=1e-10)
+  size, centre = 2 * radius + 1, cells.round()
+  got = correlate(rows(m), template.flatten(0, 1), centre.flatten(0, 1), radius).reshape(2, 40, size, size)
+  for j in range(size):
+    for i in range(size):
+      step = torch.tensor([i - radius, j - radius], dtype=torch.float64)
+      want = (template * reference_samples(m, centre + step, "zeros")).sum(-1)
       assert torch.allclose(got[:, :, j, i], want, atol=1e-10)
-
-
-def test_widening_after_sampling_is_sampling_the_widened():
-  """The fine map is kept as narrow as the branch: what it looks like, unit vectors of more channels, and their products with templates come out the same."""
-  g = torch.Generator().manual_seed(2)
-  m, w = torch.randn(2, 6, 64, 128, generator=g, dtype=torch.float64), torch.randn(9, 6, generator=g, dtype=torch.float64)
-  cells = torch.rand(2, 40, 2, generator=g, dtype=torch.float64) * torch.tensor([140.0, 70.0], dtype=torch.float64) - 6
-  narrow, wide = unit(m.permute(0, 2, 3, 1), w), torch.einsum("tc,bchw->bthw", w, m)
-  at, template = cells.flatten(0, 1), torch.randn(80, 9, generator=g, dtype=torch.float64)
-  assert torch.allclose(sample(narrow, at) @ w.T, reference_samples(wide, cells).flatten(0, 1), atol=1e-9)
-  assert torch.allclose(correlate(narrow, template @ w, at), correlate(rows(wide), template, at), atol=1e-9)
 
 
 @pytest.mark.parametrize("stride", STRIDES)
@@ -55,22 +46,34 @@ def test_cells_are_centred_as_the_maps_are(stride):
   assert torch.equal(view_to_cell(torch.tensor([[stride * 5 + (stride - 1) / 2, (stride - 1) / 2]]), stride), torch.tensor([[5.0, 0.0]]))
 
 
-def test_a_moved_picture_moves_the_peak():
+@pytest.mark.parametrize("radius", RADII)
+def test_a_moved_picture_moves_the_peak(radius):
   g = torch.Generator().manual_seed(0)
   m = torch.randn(1, 16, 64, 128, generator=g)
-  cells = torch.rand(1, 30, 2, generator=g).mul(torch.tensor([80.0, 30.0])).floor() + torch.tensor([20.0, 15.0])  # between cells a blend may lose to noise
-  cells = cells[0]
+  cells = (torch.rand(30, 2, generator=g) * torch.tensor([80.0, 30.0])).floor() + torch.tensor([20.0, 15.0])
   template = sample(rows(m), cells)
-  for dx, dy in ((0, 0), (3, -2), (-4, 4)):
-    peak = correlate(rows(m.roll((dy, dx), dims=(2, 3))), template, cells).flatten(1).argmax(-1)
-    assert (peak == (dy + RADIUS) * WINDOW + dx + RADIUS).all()
+  for dx, dy in ((0, 0), (3, -2), (-radius, radius)):
+    peak = correlate(rows(m.roll((dy, dx), dims=(2, 3))), template, cells, radius).argmax(-1)
+    assert (peak == (dy + radius) * (2 * radius + 1) + dx + radius).all()
+
+
+def test_between_cells_a_stage_moves_from_where_the_point_is():
+  """It looks at whole cells: a point at a fraction of one is moved to the same place as its neighbours, not beside it."""
+  g = torch.Generator().manual_seed(1)
+  stage = Stage(8, 10, 3, together=False).eval()
+  stage.move.bias.data[0] = 20.0  # all trust in the peak
+  stage.sharpness.data.fill_(200.0)
+  m, target = rows(torch.randn(1, 16, 64, 128, generator=g)), torch.tensor([30.0, 20.0])
+  cells = target + torch.tensor([[0.0, 0.0], [0.4, -0.3], [-1.7, 2.2], [2.49, 0.5]])
+  template = sample(m, target[None]).expand(4, -1)
+  move, _, _ = stage(m, template, cells, torch.zeros(4, 12), torch.zeros(4, 8), torch.zeros(1, 1, 4))
+  assert torch.allclose(cells + move, target.expand(4, 2), atol=1e-3)
 
 
 def test_a_fresh_network_follows_exact_motion():
   """Both maps moved by whole cells, 16 view pixels: the untrained tracker's peak finds it to within a pixel and a half (its gate opens to 95% at first)."""
   g = torch.Generator().manual_seed(0)
-  head = LanesHead(neck=8, channels=32, d=16, branch=32).eval()
-  head.fine.weight.data.copy_(torch.eye(32)[:, :, None, None])
+  head = LanesHead(neck=8, branch=32, channels=32, d=16).eval()
   coarse, fine = torch.randn(1, 32, 32, 64, generator=g), torch.randn(1, 32, 64, 128, generator=g)
   points = torch.rand(1, 20, 2, generator=g) * torch.tensor([300.0, 120.0]) + torch.tensor([80.0, 60.0])
   ones = torch.ones(1, 20)
@@ -130,10 +133,10 @@ def test_clips_are_tracked_frame_by_frame():
 
 
 def test_default_clips_start_fresh_and_learn_through_time():
-  head = LanesHead(neck=8, channels=8, d=16, branch=8)
+  head = LanesHead(neck=8, branch=8, channels=8, d=16)
   maps = [torch.randn(3, 8, 32, 64, requires_grad=True), torch.randn(3, 8, 64, 128, requires_grad=True)]
   points = torch.rand(1, 3, 10, 2) * torch.tensor([400.0, 200.0]) + 20
-  tracked, _ = head.track([rows(m) for m in maps], points, torch.ones(1, 3, 10))
+  tracked, _, _ = head.track([rows(m) for m in maps], points, torch.ones(1, 3, 10))
   assert torch.equal(tracked[:, 0], points[:, 0])
   tracked[:, 2].square().mean().backward()
   assert all(m.grad[0].any() for m in maps)  # the last frame's error reaches the first frame's features, through the templates

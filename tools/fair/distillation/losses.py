@@ -4,7 +4,8 @@ All compute in the dtype given (half precision in float32, under autocast, too),
 nothing is known. Label tensors carry no gradient. Boxes and objects are in matching.py, features in features.py.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -167,11 +168,13 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gam
 # points
 
 def points_loss(pred_points: Tensor, visible_logits: Tensor, points: Tensor, points_visible: Tensor, points_known: Tensor,
-                delta: float = 6.0, gamma: float = 0.8, occluded: float = 0.2) -> dict[str, Tensor]:
+                reached: Tensor | None = None, delta: float = 6.0, gamma: float = 0.8, occluded: float = 0.2) -> dict[str, Tensor]:
   """Huber over the window and binary cross-entropy of visibility (CoTracker, Karaev et al. 2023 and 2024).
 
   pred_points: (clips, T, N, 2) view px, or (I, clips, T, N, 2) of I refinements: refinement i weighs gamma^(I - 1 - i), the weights' mean is taken.
   visible_logits: (clips, T, N), or (I, ...) alike.  points, points_visible (0..1), points_known (bool): the labels; unknown points count nowhere.
+  reached: (clips, T, N) bool, where the tracker could see the point from where it looked: of one that is lost already there is nothing to learn but how
+  points usually move, and a guessed motion carries off what is not lost. By itself all.
   Parts: 'points', 0.05 times the mean over known points of the Huber loss (delta px) summed over x and y, hidden points weighing `occluded` of
   a visible one, since teachers guess there; 'visible', the mean over known points.
   """
@@ -182,12 +185,36 @@ def points_loss(pred_points: Tensor, visible_logits: Tensor, points: Tensor, poi
   huber = F.huber_loss(pred[:, points_known], points[points_known].to(pred.dtype).expand(len(pred), -1, -1), reduction="none", delta=delta).sum(-1)
   entropy = F.binary_cross_entropy_with_logits(logits[:, points_known], visible.expand(len(logits), -1), reduction="none")
   weight = occluded + (1 - occluded) * visible
+  if reached is not None:
+    weight = weight * reached[points_known]
 
   def discounted(x: Tensor, w: Tensor) -> Tensor:
     steps = gamma ** torch.arange(len(x) - 1, -1, -1, dtype=x.dtype, device=x.device)
     return masked_mean(x, steps[:, None] * w)
 
   return {"points": 0.05 * discounted(huber, weight), "visible": discounted(entropy, torch.ones_like(visible))}
+
+
+def match_loss(looks: Sequence[tuple[Tensor, Tensor]], cells: Sequence[Tensor], points_visible: Tensor, points_known: Tensor, weight: float = 0.5) -> Tensor:
+  """Cross-entropy of where the tracker sees each point in the window that it looks at, so that what is learned is to tell places apart, not how points
+  usually move: a motion that is guessed right for a clip's length still drifts over a minute.
+
+  looks: of each stage the window's middle (clips, T, N, 2) in whole cells of its map, and the logits (clips, T, N, S * S) of its places, row-major. cells: of
+  each stage the points' true place (clips, T, N, 2) in cells, which is shared among the four places around it (bilinear weights). Points that are hidden,
+  unknown or outside the window count nowhere. -> `weight` times the mean over the points that count, summed over stages.
+  """
+  means = []
+  for (centre, logits), at in zip(looks, cells, strict=True):
+    logits = wide(logits)
+    size = math.isqrt(logits.shape[-1])
+    off = (at - centre).to(logits.dtype)
+    some = points_known & (points_visible > 0.5) & (off.abs() <= size // 2).all(-1)
+    steps = torch.arange(size, dtype=logits.dtype, device=logits.device) - size // 2
+    x, y = torch.relu(1.0 - (off[some][..., None] - steps).abs()).unbind(1)  # (n, S) each
+    target = (y[:, :, None] * x[:, None]).flatten(1)
+    entropy = -(target * torch.log_softmax(logits[some], dim=-1)).sum(-1)
+    means.append(masked_mean(entropy, torch.ones_like(entropy)))
+  return weight * torch.stack(means).sum()
 
 
 # the sum

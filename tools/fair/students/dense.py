@@ -1,5 +1,6 @@
 """Heads that put out maps: depth and DINO features; prompt-free instance masks with identity, and classes."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
-from openpilot.tools.fair.students.layers import separable
+from openpilot.tools.fair.students.layers import quarters, separable
 
 PROTOTYPES = 16
 EMBEDDING = 16
@@ -17,16 +18,20 @@ BOX_STRIDE = 8
 class DepthHead(nn.Module):
   """depth (B, 1, 64, 128), natural log of metres along the optical axis; features (B, F, 16, 32), which a projector of the training maps to a teacher's."""
 
-  def __init__(self, neck: int, fine: int, features: int):
+  def __init__(self, neck: int, width: int, features: int):
     super().__init__()
-    metres = nn.Conv2d(fine, 1, 1)
-    self.depth = nn.Sequential(separable(fine, fine), metres)
-    self.features = nn.Sequential(separable(neck, features), nn.Conv2d(features, features, 1))
+    metres = quarters(width, 1)
+    self.depth = nn.Sequential(separable(neck, width), metres)
+    self.features = nn.Sequential(separable(neck, neck), nn.Conv2d(neck, features, 1))
     assert metres.bias is not None
     nn.init.constant_(metres.bias, 3.0)  # about 20 m
 
-  def forward(self, maps: dict[int, Tensor], fine: Tensor) -> dict[str, Tensor]:
-    return {"depth": self.depth(fine), "features": self.features(maps[16])}
+  def forward(self, maps: dict[int, Tensor]) -> dict[str, Tensor]:
+    return {"depth": self.depth(maps[8]), "features": self.features(maps[16])}
+
+
+def biases(layers: Sequence[nn.Conv2d | nn.ConvTranspose2d]) -> Tensor:
+  return torch.cat([cast(Tensor, m.bias) for m in layers])
 
 
 class ObjectsHead(nn.Module):
@@ -37,26 +42,25 @@ class ObjectsHead(nn.Module):
   segmentation (B, 5, 64, 128) logits of CLASSES.
   """
 
-  def __init__(self, neck: int, fine: int, width: int):
+  def __init__(self, neck: int, width: int):
     super().__init__()
     self.tower = nn.Sequential(separable(neck, width), separable(width, width))
     self.heat, self.box = nn.Conv2d(width, len(OBJECTS), 1), nn.Conv2d(width, 4, 1)
     self.coef, self.embed = nn.Conv2d(width, PROTOTYPES, 1), nn.Conv2d(width, EMBEDDING, 1)
-    self.proto = nn.Sequential(separable(fine, fine), nn.Conv2d(fine, PROTOTYPES, 1))
-    self.segmentation = nn.Conv2d(fine, len(SEGMENTATION), 1)
+    self.proto, self.segmentation = quarters(width, PROTOTYPES), quarters(width, len(SEGMENTATION))
     assert self.heat.bias is not None
     nn.init.constant_(self.heat.bias, -4.0)  # objects are rare: a focal loss starts calm
 
-  def forward(self, maps: dict[int, Tensor], fine: Tensor) -> dict[str, Tensor]:
+  def forward(self, maps: dict[int, Tensor]) -> dict[str, Tensor]:
     x = self.tower(maps[8])
-    outputs = (self.heat, self.box, self.coef, self.embed)  # of the same map: one convolution
-    weight, bias = torch.cat([m.weight for m in outputs]), torch.cat([cast(Tensor, m.bias) for m in outputs])
-    heat, box, coef, embed = F.conv2d(x, weight, bias).split([m.out_channels for m in outputs], dim=1)
+    cells, finer = (self.heat, self.box, self.coef, self.embed), (self.proto, self.segmentation)  # each of the same map: one convolution
+    heat, box, coef, embed = F.conv2d(x, torch.cat([m.weight for m in cells]), biases(cells)).split([m.out_channels for m in cells], dim=1)
+    proto, segmentation = F.conv_transpose2d(x, torch.cat([m.weight for m in finer], 1), biases(finer), 2).split([m.out_channels for m in finer], dim=1)
     return {
-      "segmentation": self.segmentation(fine),
+      "segmentation": segmentation,
       "objects_heat": heat,
       "objects_box": (torch.relu(box) - torch.log(torch.sigmoid(box.abs()))) * BOX_STRIDE,  # softplus; ONNX Runtime's own takes four times as long
       "objects_coef": torch.tanh(coef),
-      "objects_proto": self.proto(fine),
+      "objects_proto": proto,
       "objects_embed": embed,
     }

@@ -10,7 +10,7 @@ from openpilot.tools.fair.students.layers import Attention, feed_forward, merge_
 from openpilot.tools.fair.students.scene import up
 
 QUERIES = 60
-LEVELS = ((16, 32), (8, 16))  # cells of view stride 16 and 32
+FINE, COARSE = (16, 32), (8, 16)  # cells of view stride 16 and 32
 SMALLEST = 0.1  # of the view: the least extent that a query looks over
 
 
@@ -65,7 +65,7 @@ class DecoderLayer(nn.Module):
     nn.init.zeros_(self.where.bias)
 
   def forward(self, x: Tensor, query: Tensor, box: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """x, query (..., Q, d); box (..., Q, 4) cx cy w h in 0..1; key (..., heads, d / heads + 4, L), value (..., heads, L, d / heads), of the cells of all LEVELS
+    """x, query (..., Q, d); box (..., Q, 4) cx cy w h in 0..1; key (..., heads, d / heads + 4, L), value (..., heads, L, d / heads), of the FINE cells
     -> (..., Q, d).
     """
     pos = query + self.place(box)
@@ -86,13 +86,15 @@ class DetectorHead(nn.Module):
   """detector_logits (B, Q, K), for a sigmoid; detector_boxes (B, Q, 4) cx cy w h in 0..1 of the view. In training also detector_aux, one (logits, boxes) for
   each earlier decoder layer.
 
-  Tokens are the neck's cells of view stride 16 and 32, 640 in all; the coarse ones first look at each other (one encoder layer).
+  Tokens are the neck's 512 cells of view stride 16, to which those of stride 8 are added, for what is small, and those of stride 32 after
+  they have looked at each other (one encoder layer).
   """
 
-  def __init__(self, neck: int, d: int = 128, hidden: int = 256, layers: int = 3, heads: int = 4):
+  def __init__(self, neck: int, d: int = 128, hidden: int = 256, layers: int = 2, heads: int = 4):
     super().__init__()
     self.heads = heads
     self.project16, self.project32 = (nn.Sequential(nn.Conv2d(neck, d, 1, bias=False), nn.BatchNorm2d(d)) for _ in range(2))
+    self.detail = nn.Sequential(nn.Conv2d(neck, neck, 3, 2, 1, groups=neck, bias=False), nn.BatchNorm2d(neck))
     self.encoder = EncoderLayer(d, hidden)
     self.key, self.value = nn.Linear(d, d), nn.Linear(d, d)  # of the tokens, for all layers: they look at the same ones
     self.decoder = nn.ModuleList(DecoderLayer(d, hidden, heads) for _ in range(layers))
@@ -108,19 +110,21 @@ class DetectorHead(nn.Module):
       nn.init.zeros_(cast(nn.Linear, last).weight)
       nn.init.zeros_(cast(nn.Linear, last).bias)
     self.pos: Tensor
-    cells = torch.cat([grid(h, w) for h, w in LEVELS])
+    self.coarse_pos: Tensor
+    cells = grid(*FINE)
     self.places: Tensor
     self.register_buffer("places", torch.cat([(cells - 0.5) ** 2, cells - 0.5], dim=1), persistent=False)
     self.register_buffer("pos", sine(cells, d), persistent=False)
+    self.register_buffer("coarse_pos", sine(grid(*COARSE), d), persistent=False)
 
   def forward(self, maps: dict[int, Tensor]) -> dict[str, Tensor | list[tuple[Tensor, Tensor]]]:
-    coarse, fine = self.project32(maps[32]), self.project16(maps[16])  # (B, d, 8, 16), (B, d, 16, 32)
+    coarse, fine = self.project32(maps[32]), self.project16(maps[16] + self.detail(maps[8]))  # (B, d, 8, 16), (B, d, 16, 32)
     single = len(coarse) == 1  # then without the batch: see layers.py
     tokens = coarse.flatten(2).transpose(1, 2)
-    tokens = self.encoder(tokens[0] if single else tokens, self.pos[512:])
+    tokens = self.encoder(tokens[0] if single else tokens, self.coarse_pos)
     fine = fine + up(tokens.transpose(-2, -1).reshape(coarse.shape))
-    fine_tokens = fine.flatten(2).transpose(1, 2)
-    tokens = torch.cat([fine_tokens[0] if single else fine_tokens, tokens], dim=-2)  # (..., 640, d)
+    tokens = fine.flatten(2).transpose(1, 2)
+    tokens = tokens[0] if single else tokens  # (..., 512, d)
     batch = tokens.shape[:-2]
     key = torch.cat([split_heads(self.key(tokens + self.pos), self.heads), self.places.expand(*batch, self.heads, -1, -1)], dim=-1)
     key, value = key.transpose(-2, -1), split_heads(self.value(tokens), self.heads)  # once, for all layers

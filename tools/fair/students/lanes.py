@@ -1,6 +1,6 @@
 """A causal point tracker by local correlation, coarse to fine: LocoTrack's idea at a hundredth of its size. One frame and a state in, points out.
 
-The state holds each point's appearance as the earlier frames showed it, so no frame is ever encoded twice.
+The state holds each point's appearance as the frame that it was given in showed it, so no frame is ever encoded twice.
 """
 
 import functools
@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openpilot.tools.fair.students.layers import Attention, separable
+from openpilot.tools.fair.students.layers import Attention, depthwise
 from openpilot.tools.fair.students.scene import conv, up
 
 POINTS = 128
 STRIDES = (8, 4)  # the maps, coarse first: the tracker reaches 32 view pixels a frame from where the host thinks the point is
-RADIUS = 4  # cells: a window of 9 x 9 places is looked at in each map
-WINDOW = 2 * RADIUS + 1
+RADII = (4, 3)  # cells: windows of 9 x 9 and 7 x 7 are looked at
 
 
 def view_to_cell(points: Tensor, stride: int) -> Tensor:
@@ -23,13 +22,12 @@ def view_to_cell(points: Tensor, stride: int) -> Tensor:
   return points * (1.0 / stride) - (stride - 1) / (2.0 * stride)
 
 
-def unit(cells: Tensor, weight: Tensor | None = None) -> Tensor:
-  """cells (B, h, w, C) -> the same, each divided by its length; with weight (T, C), by the length of weight @ cell."""
+def unit(cells: Tensor) -> Tensor:
+  """cells (B, h, w, C) -> the same, each divided by its length."""
   x = cells.flatten(0, 2)
-  x2 = x * x if weight is None else x * (x @ (weight.T @ weight))
   c = x.shape[1]
   # the sum as a product with ones, which comes out as wide as the cells: ONNX Runtime's ReduceSum, and what it does to broadcast, take several times as long
-  return (x / torch.sqrt(nn.functional.linear(x2, x.new_ones(c, c), x.new_full((c,), 1e-6)))).reshape(cells.shape)
+  return (x / torch.sqrt(nn.functional.linear(x * x, x.new_ones(c, c), x.new_full((c,), 1e-6)))).reshape(cells.shape)
 
 
 @functools.cache
@@ -44,53 +42,55 @@ def square(size: int) -> dict[str, Tensor]:
   return {k: torch.from_numpy(np.array(v, np.float32)) for k, v in out.items()}
 
 
-def gather(m: Tensor, corner: Tensor, size: int) -> tuple[Tensor, Tensor]:
-  """m (B, h, w, C), h and w up to 256; corner (B * N, 2) whole cells x, y -> the square that starts there: (B * N, size * size, C), and (B * N, size * size)
-  1 or 0: it is on the map; where it is not, the nearest cell stands.
+def places(m: Tensor, corner: Tensor, size: int) -> tuple[Tensor, Tensor]:
+  """m (B, h, w, C), h and w up to 256; corner (B * N, 2) whole cells x, y -> of the columns, then the rows, of the square that starts there, the nearest on
+  the map; and whether they are on it, 1 or 0: both (B * N, 2 * size)."""
+  h, w = int(m.shape[1]), int(m.shape[2])
+  fill = square(size)
+  at = corner @ fill["corner"].to(corner) + fill["steps"].to(corner)
+  near = torch.minimum(torch.relu(at), at.new_tensor([w - 1] * size + [h - 1] * size))
+  return near, (near == at).to(m.dtype)
+
+
+def gather(m: Tensor, near: Tensor, size: int) -> Tensor:
+  """m (B, h, w, C), near: of places() -> (B * N, size * size, C).
 
   An integer gather of whole feature vectors: GridSample is not in tinygrad. Indices are clamped and no border of zeros is put around the map: that border
   would be half as many cells again.
   """
   b, h, w, c = (int(s) for s in m.shape)
-  fill = {k: v.to(corner) for k, v in square(size).items()}
-  at = corner @ fill["corner"] + fill["steps"]  # (B * N, 2 * size)
-  near = torch.minimum(torch.relu(at), at.new_tensor([w - 1] * size + [h - 1] * size))
   column, row = near.split(size, dim=1)
+  fill = square(size)
   # counts to 256, which all kinds of floats hold, are multiplied; float32 then counts as far as the map goes
-  index = ((row @ fill["row"]).to(corner.dtype) * w + (column @ fill["column"]).to(corner.dtype)).long()
-  both = (near == at).to(m.dtype) @ torch.cat([fill["column"], fill["row"]]).to(m.dtype)  # 2 where row and column are on the map
+  index = ((row @ fill["row"].to(row)).to(near.dtype) * w + (column @ fill["column"].to(row)).to(near.dtype)).long()
   if b > 1:
-    index = index + (torch.arange(b, device=m.device) * (h * w)).repeat_interleave(len(corner) // b)[:, None]
-  return m.reshape(b * h * w, c).index_select(0, index.reshape(-1)).reshape(-1, size * size, c), torch.relu(both - 1.0)
+    index = index + (torch.arange(b, device=m.device) * (h * w)).repeat_interleave(len(near) // b)[:, None]
+  return m.reshape(b * h * w, c).index_select(0, index.reshape(-1)).reshape(-1, size * size, c)
 
 
 def sample(m: Tensor, cells: Tensor) -> Tensor:
-  """m (B, h, w, C), cells (B * N, 2) float -> (B * N, C): bilinear samples, zero outside the map."""
+  """m (B, h, w, C), cells (B * N, 2) float -> (B * N, C): bilinear samples; outside the map, of its border."""
   low = torch.floor(cells)
-  found, inside = gather(m, low, 2)
   x, y = ((cells - low) @ square(2)["weights"].to(cells) + square(2)["weights0"].to(cells)).split(4, dim=1)
-  return ((x * y * inside)[:, None] @ found).flatten(1)
+  return ((x * y)[:, None] @ gather(m, places(m, low, 2)[0], 2)).flatten(1)
 
 
-def correlate(m: Tensor, template: Tensor, cells: Tensor) -> Tensor:
-  """m (B, h, w, C), template (B * N, C), cells (B * N, 2) -> (B * N, WINDOW, WINDOW): the template's product with the map, entry [.., j, i] for the point
-  being at cells + (i - RADIUS, j - RADIUS).
-  """
-  low = torch.floor(cells)
-  fx, fy = (cells - low)[..., None].split(1, dim=1)  # (B * N, 1, 1)
-  found, inside = gather(m, low - RADIUS, WINDOW + 1)
-  x = ((template[:, None] @ found.transpose(1, 2)).flatten(1) * inside).reshape(-1, WINDOW + 1, WINDOW + 1)
-  # interpolating the products is interpolating the features, at a fraction of the work
-  x = x[..., :-1] + (x[..., 1:] - x[..., :-1]) * fx
-  return x[..., :-1, :] + (x[..., 1:, :] - x[..., :-1, :]) * fy
+def correlate(m: Tensor, template: Tensor, centre: Tensor, radius: int) -> Tensor:
+  """m (B, h, w, C), template (B * N, C), centre (B * N, 2) whole cells -> (B * N, (2 * radius + 1)^2): the template's product with the map, row-major; zero
+  outside it."""
+  size = 2 * radius + 1
+  near, inside = places(m, centre - radius, size)
+  both = inside @ torch.cat([square(size)["column"], square(size)["row"]]).to(m)  # 2 where row and column are on the map
+  return (template[:, None] @ gather(m, near, size).transpose(1, 2)).flatten(1) * torch.relu(both - 1.0)
 
 
 class Stage(nn.Module):
   """One map's step: correlation, what the point remembers and what the other points see give a movement in cells."""
 
-  def __init__(self, d: int, hidden: int, together: bool):
+  def __init__(self, d: int, hidden: int, radius: int, together: bool):
     super().__init__()
-    self.look, self.remember = nn.Linear(WINDOW * WINDOW, d), nn.Linear(hidden + 2, d)
+    self.radius = radius
+    self.look, self.remember = nn.Linear((2 * radius + 1) ** 2, d), nn.Linear(hidden + 4, d)
     self.attention = Attention(d, heads=2) if together else None
     self.norm = nn.LayerNorm(d) if together else None
     self.gate, self.candidate = nn.Linear(2 * d, d), nn.Linear(2 * d, d)
@@ -98,66 +98,78 @@ class Stage(nn.Module):
     self.sharpness = nn.Parameter(torch.tensor(20.0))
     nn.init.zeros_(self.move.weight)
     self.move.bias.data.copy_(torch.tensor([3.0, 0.0, 0.0]))  # a fresh network follows the peak
-    steps = torch.arange(WINDOW, dtype=torch.float32) - RADIUS
+    steps = torch.arange(2 * radius + 1, dtype=torch.float32) - radius
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     self.window: Tensor
     self.register_buffer("window", torch.stack([x, y], dim=-1).reshape(-1, 2), persistent=False)
 
-  def forward(self, m: Tensor, template: Tensor, cells: Tensor, known: Tensor, memory: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+  def forward(
+    self, m: Tensor, template: Tensor, cells: Tensor, known: Tensor, memory: Tensor, bias: Tensor
+  ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """m (B, h, w, C), template (B * N, C), cells (B * N, 2): where to look; known (B * N, H + 2): hidden state and place in the view; memory (B * N, d); bias
-    of the attention between points (B, 1, 1, N), or (1, 1, N) of a single frame -> movement (B * N, 2) in cells, memory.
+    of the attention between points (B, 1, 1, N), or (1, 1, N) of a single frame -> movement (B * N, 2) in cells, memory, and the look: its middle (B * N, 2)
+    in whole cells and the logits of its places (B * N, W), row-major.
+
+    It looks at whole cells, and is told how far from their middle the point is: between them there is nothing that the products do not say.
     """
-    correlation = correlate(m, template, cells).flatten(1)
-    peak = torch.softmax(correlation * self.sharpness, dim=-1) @ self.window
-    x = torch.relu(self.look(correlation) + self.remember(known))
+    centre = torch.floor(cells + 0.5)
+    off = cells - centre
+    correlation = correlate(m, template, centre, self.radius)
+    logits = correlation * self.sharpness
+    peak = torch.softmax(logits, dim=-1) @ self.window - off
+    x = torch.relu(self.look(correlation) + self.remember(torch.cat([known, off], dim=-1)))
     if self.attention is not None and self.norm is not None:
       together = x if bias.dim() == 3 else x.reshape(bias.shape[0], -1, x.shape[-1])
       x = self.norm(x + self.attention(together, together, together, bias).reshape(x.shape))
     both = torch.cat([x, memory], dim=-1)
     memory = memory + torch.sigmoid(self.gate(both)) * (torch.tanh(self.candidate(both)) - memory)
     move = self.move(memory)
-    return torch.sigmoid(move[..., :1]) * peak + move[..., 1:], memory
+    return torch.sigmoid(move[..., :1]) * peak + move[..., 1:], memory, (centre, logits)
+
+
+def own(x: Tensor, clips: int, n: int) -> Tensor:
+  """(T, clips * N, W) -> (clips, T, N, W)."""
+  return x.unflatten(1, (clips, n)).transpose(0, 1)
 
 
 class LanesHead(nn.Module):
   """Point tracker on a stride-4 branch of its own.
 
-  encode: (normalised frame, neck maps) -> the two maps, of view stride 8 and 4: (B, h, w, C). What a cell looks like is a unit vector: the coarse map's itself;
-  the fine one's, of more channels than the branch has, is `fine` of it, which is only ever applied to templates and samples.
+  encode: (normalised frame, neck maps) -> the two maps, of view stride 8 and 4: (B, h, w, C). What a cell looks like is a unit vector. Both see the frame
+  itself through the branch's stem: what other heads need of a road is what all of it has in common, and here two places of it are to be told apart.
   step: one frame of tracking. A template holds a vector of each map, the hidden state d of memory and the last movement.
   """
 
-  def __init__(self, neck: int, channels: int, d: int, branch: int):
+  def __init__(self, neck: int, branch: int, channels: int, d: int):
     super().__init__()
-    self.stem, self.context, self.mix = conv(6, branch, 3, 2), nn.Conv2d(neck, branch, 1), separable(branch, branch)
-    self.fine, self.coarse = (nn.Conv2d(c, channels, 1, bias=False) for c in (branch, neck))
-    self.d, self.template_size, self.hidden_size = d, len(STRIDES) * channels, d + 2
-    self.stages = nn.ModuleList(Stage(d, self.hidden_size, together=i == 0) for i in range(len(STRIDES)))  # coarse: where do the points go together
-    self.report = nn.Linear(d, 2)  # visible; how far the template follows what the point looks like now
-    nn.init.zeros_(self.report.weight)
-    self.report.bias.data.copy_(torch.tensor([0.0, -3.0]))  # slowly at first: it must not drift
+    self.stem, self.context, self.mix = conv(6, branch, 3, 2), nn.Conv2d(neck, branch, 1), depthwise(branch)
+    self.fine, self.coarse = (nn.Conv2d(c, to, 1, bias=False) for c, to in ((branch, branch), (neck, channels)))
+    self.down = nn.Conv2d(branch, channels, 2, 2, bias=False)
+    self.d, self.template_size, self.hidden_size = d, channels + branch, d + 2
+    self.channels = (channels, branch)
+    # coarse: where do the points go together
+    self.stages = nn.ModuleList(Stage(d, self.hidden_size, radius, together=i == 0) for i, radius in enumerate(RADII))
+    self.visible = nn.Linear(d, 1)
+    nn.init.zeros_(self.visible.weight)
+    nn.init.zeros_(self.visible.bias)
 
   def encode(self, normalised: Tensor, maps: dict[int, Tensor]) -> list[Tensor]:
-    fine = self.mix(self.stem(normalised) + up(self.context(maps[8]))).permute(0, 2, 3, 1)
-    return [unit(self.coarse(maps[8]).permute(0, 2, 3, 1)), unit(fine, self.widen)]
-
-  @property
-  def widen(self) -> Tensor:
-    """(channels, branch) of `fine`."""
-    return self.fine.weight[:, :, 0, 0]
+    x = self.mix(self.stem(normalised) + up(self.context(maps[8])))
+    return [unit(m.permute(0, 2, 3, 1)) for m in (self.coarse(maps[8]) + self.down(x), self.fine(x))]
 
   def template(self, maps: list[Tensor], points: Tensor) -> Tensor:
     """What the frame shows at points (B * N, 2) view pixels -> (B * N, template_size)."""
-    coarse, fine = (sample(m, view_to_cell(points, s)) for m, s in zip(maps, STRIDES, strict=True))
-    return torch.cat([coarse, fine @ self.widen.T], dim=-1)
+    return torch.cat([sample(m, view_to_cell(points, s)) for m, s in zip(maps, STRIDES, strict=True)], dim=-1)
 
   def step(
-    self, maps: list[Tensor], points: Tensor, mask: Tensor, fresh: Tensor, template: Tensor, hidden: Tensor
+    self, maps: list[Tensor], points: Tensor, mask: Tensor, fresh: Tensor, template: Tensor, hidden: Tensor, looks: list[tuple[Tensor, Tensor]] | None = None
   ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """points (B, N, 2) view pixels, where each is thought to be; mask, fresh (B, N) 1 or 0; template, hidden: the state, zeros at start.
 
-    -> points (B, N, 2), visible (B, N) logits, template, hidden. A fresh point gets its template here and stays; an unused slot stays too, its state is zero
-    and it is never visible. Where the correlation looks is taken as given, as RAFT does: gradients flow through movements, templates and memory.
+    -> points (B, N, 2), visible (B, N) logits, template, hidden. A fresh point gets its template here, once and for all, and stays: one that followed what the
+    point looks like now was closer in clips of eight frames, and drifted off in fifty. An unused slot stays too, its state is zero and it is never visible.
+    Where the correlation looks is taken as given, as RAFT does: gradients flow through movements, templates and memory. looks: takes each stage's look, for
+    training.
     """
     b, n = mask.shape
     bias = (mask[:, None, None, :] - 1.0) * 1e4
@@ -167,19 +179,18 @@ class LanesHead(nn.Module):
     used = mask.reshape(-1, 1)
     new = fresh.reshape(-1, 1) * used
     kept = used - new
-    template, hidden = kept * template, kept * hidden
+    template, hidden = kept * template + new * self.template(maps, points), kept * hidden
     memory, position = hidden[..., : self.d], points
-    coarse, fine = template.chunk(len(STRIDES), dim=-1)
-    for stage, m, stride, part in zip(self.stages, maps, STRIDES, (coarse, fine @ self.widen), strict=True):
+    for stage, m, stride, part in zip(self.stages, maps, STRIDES, template.split(self.channels, dim=-1), strict=True):
       at = position.detach()
       known = torch.cat([hidden, at * (1.0 / 256.0) - 1.0], dim=-1)
-      move, memory = stage(m, part, view_to_cell(at, stride), known, memory, bias)
+      move, memory, look = stage(m, part, view_to_cell(at, stride), known, memory, bias)
+      if looks is not None:
+        looks.append(look)
       position = position + move * stride
     moved = kept * (position - points)
     position = points + moved
-    visible, renew = self.report(memory).split(1, dim=-1)
-    rate = new + kept * torch.sigmoid(renew) * torch.sigmoid(visible)  # a new point takes all of its template from here
-    template = template + rate * (self.template(maps, position.detach()) - template)
+    visible = self.visible(memory)
     hidden = torch.cat([memory * used, moved * (1.0 / 16.0)], dim=-1)
     visible = visible * used + (used - 1.0) * 20.0
     return position.reshape(b, n, 2), visible.reshape(b, n), template.reshape(b, n, -1), hidden.reshape(b, n, -1)
@@ -188,12 +199,15 @@ class LanesHead(nn.Module):
     """The state at start."""
     return like.new_zeros(b, n, self.template_size), like.new_zeros(b, n, self.hidden_size)
 
-  def track(self, maps: list[Tensor], points: Tensor, mask: Tensor, fresh: Tensor | None = None) -> tuple[Tensor, Tensor]:
+  def track(
+    self, maps: list[Tensor], points: Tensor, mask: Tensor, fresh: Tensor | None = None
+  ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
     """Tracks over clips, frame by frame, for training. maps: of all frames, B = clips x T, clip-major; points (clips, T, N, 2) view pixels, read only where a
     point is fresh; mask (clips, T, N) 1 = slot in use; fresh (clips, T, N), by default all of frame 0.
 
-    -> points (clips, T, N, 2), visible logits (clips, T, N). Each frame starts from the tracker's own last position, without a gradient into it: every frame
-    answers for its own step, and learns to find back from its own errors.
+    -> points (clips, T, N, 2), visible logits (clips, T, N), and of each stage where it looked: middles (clips, T, N, 2) in whole cells, logits
+    (clips, T, N, W) of the places around them: see match_loss(). Each frame starts from the tracker's own last position, without a gradient into it: every
+    frame answers for its own step, and learns to find back from its own errors.
     """
     clips, t, n, _ = points.shape
     if fresh is None:
@@ -203,9 +217,12 @@ class LanesHead(nn.Module):
     template, hidden = self.zeros(clips, n, maps[0])
     at = points[:, 0]
     tracked, visible = [], []
+    looks: list[tuple[Tensor, Tensor]] = []
     for i in range(t):
       at = torch.where(fresh[:, i, :, None] > 0, points[:, i], at.detach())
-      at, seen, template, hidden = self.step([m[:, i] for m in by_frame], at, mask[:, i], fresh[:, i], template, hidden)
+      at, seen, template, hidden = self.step([m[:, i] for m in by_frame], at, mask[:, i], fresh[:, i], template, hidden, looks)
       tracked.append(at)
       visible.append(seen)
-    return torch.stack(tracked, dim=1), torch.stack(visible, dim=1)
+    by_stage = [looks[i :: len(STRIDES)] for i in range(len(STRIDES))]
+    where = [(torch.stack([c for c, _ in s]), torch.stack([x for _, x in s])) for s in by_stage]
+    return torch.stack(tracked, dim=1), torch.stack(visible, dim=1), [(own(c, clips, n), own(x, clips, n)) for c, x in where]

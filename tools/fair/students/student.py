@@ -1,6 +1,7 @@
 """Students: one backbone, one neck, and the heads of its tasks."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from openpilot.tools.fair.students.backbone import BACKBONES, Backbone
 from openpilot.tools.fair.students.dense import DepthHead, ObjectsHead
 from openpilot.tools.fair.students.detector import DetectorHead
 from openpilot.tools.fair.students.lanes import POINTS, LanesHead
-from openpilot.tools.fair.students.layers import Fine, Neck
+from openpilot.tools.fair.students.layers import Neck
 from openpilot.tools.lib.errors import UserError
 
 
@@ -17,18 +18,19 @@ from openpilot.tools.lib.errors import UserError
 class Size:
   backbone: str
   neck: int  # channels of the pyramid
-  fine: int  # of the stride-4 maps
+  dense: int  # of the depth head
+  branch: int  # of the tracker's stride-4 map
   features: int  # of the map that DINO's features are distilled into
   tower: int  # of the object head
   tokens: int  # of the detector
-  template: int  # of the tracker's maps
+  template: int  # of the tracker's stride-8 map
   tracker: int  # of the tracker's memory
 
 
 SIZES: dict[str, Size] = {
-  "nano": Size("mobilenetv4_conv_small_050", neck=48, fine=16, features=64, tower=48, tokens=128, template=24, tracker=48),
-  "small": Size("mobilenetv4_conv_small", neck=80, fine=16, features=128, tower=64, tokens=128, template=32, tracker=64),
-  "base": Size("mobilenetv4_conv_medium", neck=128, fine=32, features=192, tower=96, tokens=128, template=48, tracker=96),
+  "nano": Size("mobilenetv4_conv_small_050", neck=56, dense=32, branch=16, features=64, tower=48, tokens=128, template=24, tracker=48),
+  "small": Size("mobilenetv4_conv_small", neck=96, dense=48, branch=16, features=128, tower=64, tokens=128, template=32, tracker=64),
+  "base": Size("mobilenetv4_conv_medium", neck=144, dense=64, branch=32, features=192, tower=96, tokens=128, template=48, tracker=96),
 }
 TASKS: dict[str, tuple[str, ...]] = {
   "depth": ("depth",),
@@ -50,24 +52,19 @@ class Student(nn.Module):
     self.backbone = Backbone(backbone, pretrained, deepest)
     channels = self.backbone.channels
     self.neck = Neck(channels, size.neck)
-    dense = "depth" in self.tasks or "objects" in self.tasks
-    self.fine = Fine(channels[4], size.neck, size.fine) if dense else None
-    self.depth = DepthHead(size.neck, size.fine, size.features) if "depth" in self.tasks else None
-    self.objects = ObjectsHead(size.neck, size.fine, size.tower) if "objects" in self.tasks else None
+    self.depth = DepthHead(size.neck, size.dense, size.features) if "depth" in self.tasks else None
+    self.objects = ObjectsHead(size.neck, size.tower) if "objects" in self.tasks else None
     self.detector = DetectorHead(size.neck, size.tokens) if "detector" in self.tasks else None
-    self.lanes = LanesHead(size.neck, size.template, size.tracker, size.fine) if "lanes" in self.tasks else None
+    self.lanes = LanesHead(size.neck, size.branch, size.template, size.tracker) if "lanes" in self.tasks else None
 
   def encode(self, frame: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
     """frame (B, 6, 128, 256) uint8 -> all outputs but those of the tracker, and the tracker's maps (none where the student does not track)."""
-    levels = self.backbone(frame)
-    maps = self.neck(levels)
+    maps = self.neck(self.backbone(frame))
     out: dict[str, Tensor] = {}
-    if self.fine is not None:
-      fine = self.fine(levels[4], maps[8])
-      if self.depth is not None:
-        out.update(self.depth(maps, fine))
-      if self.objects is not None:
-        out.update(self.objects(maps, fine))
+    if self.depth is not None:
+      out.update(self.depth(maps))
+    if self.objects is not None:
+      out.update(self.objects(maps))
     if self.detector is not None:
       out.update(self.detector(maps))
     return out, [] if self.lanes is None else self.lanes.encode(self.backbone.normalise(frame), maps)
@@ -95,14 +92,15 @@ class Student(nn.Module):
       out.update(zip(names, self.lanes.step(maps, lanes_points, mask, fresh, template, hidden), strict=True))
     return out
 
-  def forward_clips(self, frame: Tensor, points: Tensor, mask: Tensor, fresh: Tensor | None = None) -> dict[str, Tensor]:
+  def forward_clips(self, frame: Tensor, points: Tensor, mask: Tensor, fresh: Tensor | None = None) -> dict[str, Any]:
     """For training: every frame is encoded once, then the tracker runs over each clip. frame (clips * T, 6, 128, 256) uint8, clip-major;
-    points (clips, T, N, 2), mask, fresh (clips, T, N): see LanesHead.track. -> outputs of each frame, lanes_points_out (clips, T, N, 2) and
-    lanes_visible (clips, T, N).
+    points (clips, T, N, 2), mask, fresh (clips, T, N): see LanesHead.track. -> outputs of each frame, lanes_points_out (clips, T, N, 2),
+    lanes_visible (clips, T, N) and lanes_looks.
     """
-    out, maps = self.encode(frame)
+    encoded, maps = self.encode(frame)
+    out: dict[str, Any] = {**encoded}
     if self.lanes is not None:
-      out["lanes_points_out"], out["lanes_visible"] = self.lanes.track(maps, points, mask, fresh)
+      out["lanes_points_out"], out["lanes_visible"], out["lanes_looks"] = self.lanes.track(maps, points, mask, fresh)
     return out
 
   def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -237,6 +237,9 @@ def test_points(rng):
   single = ls.points_loss(t(pred[2]), t(logits[2]), t(points), t(visible), t(known))
   twice = ls.points_loss(t(pred[[2, 2]]), t(logits[[2, 2]]), t(points), t(visible), t(known))
   assert all(value(single[k]) == pytest.approx(value(twice[k]), rel=1e-12) for k in parts)
+  reached = rng.random(known.shape) < 0.5  # the others' places teach nothing, whether they are seen still does
+  near, only = (ls.points_loss(t(pred), t(logits), t(points), t(visible), t(known if n else known & reached), t(reached) if n else None) for n in (1, 0))
+  assert value(near["points"]) == pytest.approx(value(only["points"]), rel=1e-10) and value(near["visible"]) == value(parts["visible"])
   x, v = t(pred * 1e6, True), t(logits * 1e6, True)
   for where in (known, known & False):
     loss = sum(ls.points_loss(x, v, t(points), t(visible), t(where)).values())

@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from openpilot.tools.fair.distillation.batch import Batch
 from openpilot.tools.fair.distillation.features import Projector, Standardiser, feature_loss, gram_loss
-from openpilot.tools.fair.distillation.losses import TaskWeights, depth_loss, match_loss, points_loss, segmentation_loss, soft_segmentation_loss
+from openpilot.tools.fair.distillation.losses import TaskWeights, depth_loss, in_window, match_loss, points_loss, segmentation_loss, soft_segmentation_loss
 from openpilot.tools.fair.distillation.matching import objects_loss, set_loss
 from openpilot.tools.fair.processes import touch
-from openpilot.tools.fair.students.lanes import RADII, STRIDES, view_to_cell
+from openpilot.tools.fair.students.lanes import STRIDES, view_to_cell
 from openpilot.tools.fair.students.student import Student
 
 # of classes.json's "segmentation": thin and small things count more than their few pixels
@@ -87,7 +87,7 @@ class Distiller(nn.Module):
       known = batch["points_known"].clone()
       known[:, 0] = False  # given, not found
       cells = [view_to_cell(batch["points"], s) for s in STRIDES]
-      reached = ((cells[0] - out["lanes_looks"][0][0]).abs() <= RADII[0]).all(-1)
+      reached = in_window(out["lanes_looks"][0], cells[0])[1]
       parts["points"] = points_loss(out["lanes_points_out"], out["lanes_visible"], batch["points"], batch["points_visible"], known, reached)
       parts["points"]["match"] = match_loss(out["lanes_looks"], cells, batch["points_visible"], known)
     return {f"{task}/{k}": v for task, ps in parts.items() for k, v in ps.items()}, out

@@ -195,6 +195,13 @@ def points_loss(pred_points: Tensor, visible_logits: Tensor, points: Tensor, poi
   return {"points": 0.05 * discounted(huber, weight), "visible": discounted(entropy, torch.ones_like(visible))}
 
 
+def in_window(look: tuple[Tensor, Tensor], cells: Tensor) -> tuple[Tensor, Tensor]:
+  """A look of match_loss() and places (clips, T, N, 2) in cells of its map -> how far they are from its middle, and whether they lie in its window."""
+  centre, logits = look
+  off = cells - centre
+  return off, (off.abs() <= math.isqrt(logits.shape[-1]) // 2).all(-1)
+
+
 def match_loss(looks: Sequence[tuple[Tensor, Tensor]], cells: Sequence[Tensor], points_visible: Tensor, points_known: Tensor, weight: float = 0.5) -> Tensor:
   """Cross-entropy of where the tracker sees each point in the window that it looks at, so that what is learned is to tell places apart, not how points
   usually move: a motion that is guessed right for a clip's length still drifts over a minute.
@@ -204,13 +211,13 @@ def match_loss(looks: Sequence[tuple[Tensor, Tensor]], cells: Sequence[Tensor], 
   unknown or outside the window count nowhere. -> `weight` times the mean over the points that count, summed over stages.
   """
   means = []
-  for (centre, logits), at in zip(looks, cells, strict=True):
-    logits = wide(logits)
+  for look, at in zip(looks, cells, strict=True):
+    logits = wide(look[1])
     size = math.isqrt(logits.shape[-1])
-    off = (at - centre).to(logits.dtype)
-    some = points_known & (points_visible > 0.5) & (off.abs() <= size // 2).all(-1)
+    off, inside = in_window(look, at)
+    some = points_known & (points_visible > 0.5) & inside
     steps = torch.arange(size, dtype=logits.dtype, device=logits.device) - size // 2
-    x, y = torch.relu(1.0 - (off[some][..., None] - steps).abs()).unbind(1)  # (n, S) each
+    x, y = torch.relu(1.0 - (off[some][..., None].to(logits.dtype) - steps).abs()).unbind(1)  # (n, S) each
     target = (y[:, :, None] * x[:, None]).flatten(1)
     entropy = -(target * torch.log_softmax(logits[some], dim=-1)).sum(-1)
     means.append(masked_mean(entropy, torch.ones_like(entropy)))

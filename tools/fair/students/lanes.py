@@ -4,6 +4,7 @@ The state holds each point's appearance as the frame that it was given in showed
 """
 
 import functools
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -127,9 +128,9 @@ class Stage(nn.Module):
     return torch.sigmoid(move[..., :1]) * peak + move[..., 1:], memory, (centre, logits)
 
 
-def own(x: Tensor, clips: int, n: int) -> Tensor:
-  """(T, clips * N, W) -> (clips, T, N, W)."""
-  return x.unflatten(1, (clips, n)).transpose(0, 1)
+def by_clip(frames: Iterable[Tensor], clips: int) -> Tensor:
+  """Of T frames (clips * N, W) -> (clips, T, N, W)."""
+  return torch.stack([x.unflatten(0, (clips, -1)) for x in frames], dim=1)
 
 
 class LanesHead(nn.Module):
@@ -224,5 +225,5 @@ class LanesHead(nn.Module):
       tracked.append(at)
       visible.append(seen)
     by_stage = [looks[i :: len(STRIDES)] for i in range(len(STRIDES))]
-    where = [(torch.stack([c for c, _ in s]), torch.stack([x for _, x in s])) for s in by_stage]
-    return torch.stack(tracked, dim=1), torch.stack(visible, dim=1), [(own(c, clips, n), own(x, clips, n)) for c, x in where]
+    where = [(by_clip((c for c, _ in s), clips), by_clip((x for _, x in s), clips)) for s in by_stage]
+    return torch.stack(tracked, dim=1), torch.stack(visible, dim=1), where

@@ -84,9 +84,8 @@ class Neck(nn.Module):
         above = above + self.detail(maps[4])
       if s <= 32:
         above = self.smooth[str(s)](above)
-      if s == 16:
-        above = F.relu(above + self.more(above))
-      if s <= 32:
+        if s == 16:
+          above = F.relu(above + self.more(above))
         out[s] = above
     return out
 

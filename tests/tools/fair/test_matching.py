@@ -4,19 +4,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from loss_checks import t, value
 from scipy.special import expit, log_expit
 
 from openpilot.tools.fair.distillation import matching as mt
 
 MASK = (64, 128)
-
-
-def t(a, grad: bool = False) -> torch.Tensor:
-  return torch.as_tensor(np.asarray(a)).requires_grad_(grad)
-
-
-def value(x) -> float:
-  return float(x.detach())
 
 
 def random_boxes(rng, n):

@@ -11,7 +11,7 @@ import pytest
 from fair_bundle import write_bundle
 from fair_rig import DEADLINE, FAIRMODELD, Rig
 from openpilot.cereal import messaging
-from openpilot.selfdrive.modeld.fair.fairmodeld import MODEL_WAIT, OTHER_CAMERA, FairModeld
+from openpilot.selfdrive.modeld.fair.worker import MODEL_WAIT, OTHER_CAMERA, FairModeld
 
 
 @pytest.fixture

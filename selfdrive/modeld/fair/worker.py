@@ -8,7 +8,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -317,12 +317,12 @@ def param(params: Params, key: str) -> str | None:
   return value.decode() if isinstance(value, bytes) else value
 
 
-def main() -> int:
+def main(argv: Sequence[str] = ()) -> int:
   p = argparse.ArgumentParser(prog="fairmodeld", description=__doc__)
   p.add_argument("--bundle", type=Path, help="a bundle's folder; default: the one named by the param FairBundle, else the first in models/")
   p.add_argument("--stream", choices=["narrowRoad", "wideRoad"], help="default: the first that the bundle can take and the camera gives")
   p.add_argument("--runner", choices=RUNNERS, help="default: the param FairRunner, else the GPU's where the bundle was compiled for it, else ONNX Runtime")
-  args = p.parse_args()
+  args = p.parse_args(list(argv))
   if args.bundle is not None:  # run by hand: what is wrong is said at once
     try:
       FairModel(load_bundle(args.bundle), runner=args.runner)
@@ -354,4 +354,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-  raise SystemExit(main())
+  raise SystemExit(main(sys.argv[1:]))

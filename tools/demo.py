@@ -45,8 +45,7 @@ def wait_for_fairmodeld(manager: subprocess.Popen) -> None:
 
 def run(args: argparse.Namespace) -> None:
   from openpilot.common.params import Params
-  from openpilot.selfdrive.modeld.fair.bundle import find_bundle, load_bundle
-  from openpilot.selfdrive.modeld.fair.fairmodeld import MODELS_DIR
+  from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, find_bundle, load_bundle
   from openpilot.tools.lib.errors import UserError
   from openpilot.tools.lib.route import Route
   from openpilot.tools.replay.record import Recorder, merge

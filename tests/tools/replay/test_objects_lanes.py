@@ -11,8 +11,9 @@ from openpilot.selfdrive.modeld.fair.publish import Stamp, lanes_message, object
 from openpilot.selfdrive.modeld.fair.tracking import Tracked
 from openpilot.tools.lib.colors import track_color
 from openpilot.tools.lib.logwriter import write_log
+from openpilot.tools.replay import report
 from openpilot.tools.replay.overlay import CYAN, HIDDEN, LABELS, Labels, Overlay, lead_of
-from openpilot.tools.replay.report import PAGE, Quality, measure
+from openpilot.tools.replay.report import Quality, measure, write_report
 
 W, H = 1344, 760
 GROUND = view_ground("medmodel", 1.22)
@@ -153,10 +154,27 @@ def test_report_counts(tmp_path, monkeypatch):
     "messages": 9, "lines_each": 1.0, "points_each": 20.0, "visible_points_each": 15.0, "identities": 1}
   assert lanes["median_from_modelV2_at_15_m"] == pytest.approx(0.2, abs=1e-3) and numbers["frames"] == 10
   assert lanes["mean_confidence"] == pytest.approx(0.9, abs=1e-3)
-  assert "{% for name in ('depth', 'objects', 'lanes')" not in PAGE.render(title="t", r={**numbers, "machine": ""}, bundle=None_bundle(), plot="", pictures=[])
+  write_report(tmp_path, "<b>title", {**numbers, "faults": ["<script>fault"]}, bundle(), [])
+  page = (tmp_path / "report.html").read_text()
+  for text in ("objects per frame", "lines per frame", "nearest line 15 m ahead, median, m</td><td class=\"n\">0.20", "&lt;b&gt;title",
+               "&lt;script&gt;fault", "MIT", "10</b>of 10 frames"):
+    assert text in page, text
+  assert "{%" not in page and "{{" not in page and "<script" not in page and "<video" not in page
+  assert "_each" not in page and "median_" not in page   # names of variables
 
 
-def None_bundle():
+def test_the_video_is_in_the_page_or_beside_it(tmp_path, monkeypatch):
+  write_log(tmp_path / "log.zst", [m.to_bytes() for m in events(3)])
+  numbers, video = measure(tmp_path / "log.zst", [], live=False), tmp_path / "overlay.mp4"
+  video.write_bytes(b"film")
+  write_report(tmp_path, "t", numbers, bundle(), [], video)
+  assert '<video src="data:video/mp4;base64,ZmlsbQ=="' in (tmp_path / "report.html").read_text()
+  monkeypatch.setattr(report, "VIDEO_INSIDE", 3)
+  write_report(tmp_path, "t", numbers, bundle(), [], video)
+  assert '<video src="overlay.mp4"' in (tmp_path / "report.html").read_text()
+
+
+def bundle():
   from types import SimpleNamespace
   provenance = SimpleNamespace(licence="MIT", teachers=[], data=[])
   return SimpleNamespace(name="b", manifest_hash="0", manifest=type("M", (dict,), {"version": "1", "provenance": provenance})(size="s"))

@@ -1532,16 +1532,16 @@ struct Event @0xd314cfd957229c11 {
     alertDebug @133 :DebugAlert;
     onroadEvents @134 :List(OnroadEvent);
     touch @135 :List(Touch);
-    fairState @136 :Custom.FairState;
-    fairDepth @137 :Custom.FairDepth;
-    fairObjects @138 :Custom.FairObjects;
-    fairSegmentation @139 :Custom.FairSegmentation;
-    fairLanes @140 :Custom.FairLanes;
-    fairFeatures @141 :Custom.FairFeatures;
-    customReserved16 @142 :Custom.CustomReserved16;
-    customReserved17 @143 :Custom.CustomReserved17;
-    customReserved18 @144 :Custom.CustomReserved18;
-    customReserved19 @145 :Custom.CustomReserved19;
+    customReserved10 @136 :Custom.CustomReserved10;
+    customReserved11 @137 :Custom.CustomReserved11;
+    customReserved12 @138 :Custom.CustomReserved12;
+    customReserved13 @139 :Custom.CustomReserved13;
+    fairState @140 :Custom.FairState;
+    fairDepth @141 :Custom.FairDepth;
+    fairObjects @142 :Custom.FairObjects;
+    fairSegmentation @143 :Custom.FairSegmentation;
+    fairLanes @144 :Custom.FairLanes;
+    fairFeatures @145 :Custom.FairFeatures;
     lateralDelay @146 :LateralDelay;  # liveDelay before August 2026
     rawAudioData @147 :AudioData;
     bookmarkButton @148 :UserBookmark;

@@ -82,7 +82,7 @@ def test_event_tags():
   assert sorted(tags) == list(range(153))
   names = {f.name: f.ordinal.explicit for f in log.Event.schema.node.struct.fields}
   ours = ["fairState", "fairDepth", "fairObjects", "fairSegmentation", "fairLanes", "fairFeatures"]
-  assert [names[n] for n in ours] == list(range(136, 142))
+  assert [names[n] for n in ours] == list(range(140, 146))
   assert log.Event.new_message().valid is True
 
 

@@ -1,6 +1,7 @@
 """tools/install on openpilot checkouts in small: what it lays, that it does so once, what it refuses, and that all of it goes again."""
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,8 @@ def test_schema_and_services_of_what_was_laid(tree, op):
   assert ('{"FairEnabled", {PERSISTENT, BOOL}},' if "ParamKeyAttributes" in keys else '{"FairEnabled", PERSISTENT},') in keys
   replay = (tree / p / "selfdrive/test/process_replay/process_replay.py").read_text()
   assert ("main_pub_drained=False" in replay) == (not p) and ('"narrowRoadCameraState"]' if p else '"roadCameraState"]') in replay
+  player = (tree / p / "tools/replay/replay.cc").read_text()
+  assert re.search(r'"userBookmark"\}\);\n +// begin .*\n    block\.insert\(block\.end\(\), \{"fairState", .*\}\);\n', player)
   for path in tree.rglob("*.py"):
     ast.parse(path.read_text())
 

@@ -180,7 +180,7 @@ def test_onroad(text: str) -> list[Edit]:
   for name in ("PROCS", "MAX_TOTAL_CPU"):
     find(text, rf"^{name} *=", f"{name} =")
   find(text, r'^ *"rlog\.zst": ', '"rlog.zst" in LOGS_SIZE')
-  new = ["", 'if Params().get_bool("FairEnabled"):  # the table is full without: eight cores have 800',
+  new = ['if Params().get_bool("FairEnabled"):  # the table is full without: eight cores have 800',
          *(f'  PROCS["{name}"] = {cpu}' for name, cpu in CPU.items()),
          f"  MAX_TOTAL_CPU += {sum(CPU.values())}",
          f'  LOGS_SIZE["rlog.zst"] += {RLOG}']
@@ -202,6 +202,14 @@ def process_replay(camera: str, calibration: str, text: str) -> list[Edit]:
   for name in ("MessageBasedRcvCallback", "vipc_get_endpoint_name", "meta_from_camera_state"):
     find(text, rf"\b{name}\b", name)
   return append(text, r"^CONFIGS\b[^=\n]*= *\[", "CONFIGS = [", new, "#")
+
+
+def replay(text: str) -> list[Edit]:
+  """openpilot's replay leaves services to the processes that are live, such as the UI's, unless it is given --all."""
+  m = find(text, r"^([ \t]*)block\.insert\(block\.end\(\), *\{.*\}\);$", "block.insert(block.end(), {...});")
+  at = line_of(text, m.start()) + 1
+  names = ", ".join(f'"{name}"' for name in SERVICES)
+  return [Edit(at, at, (f"{m.group(1)}block.insert(block.end(), {{{names}}});",))]
 
 
 def not_in_test(table: str, text: str) -> list[Edit]:
@@ -228,7 +236,7 @@ def file_edits(layout: Layout) -> list[FileEdit]:
   config = first("system/manager/process_config.py", "selfdrive/manager/process_config.py") or p + "system/manager/process_config.py"
   old_scons = (layout.root / "selfdrive/SConscript").is_file() and not p
   camera, calibration = names_of(layout)
-  replay = p + "selfdrive/test/process_replay/"
+  tests = p + "selfdrive/test/process_replay/"
   return [
     FileEdit(p + "cereal/log.capnp", log_capnp),
     FileEdit(p + "cereal/custom.capnp", custom_capnp),
@@ -240,10 +248,11 @@ def file_edits(layout: Layout) -> list[FileEdit]:
     FileEdit(".gitattributes", partial(gitattributes, layout.models), needed=False),
     FileEdit(".gitignore", partial(gitignore, layout.folder), new=True),
     FileEdit("scripts/lint/lint.sh", partial(lint, layout.models), needed=False),
+    FileEdit(p + "tools/replay/replay.cc", replay, "//", needed=False),
     FileEdit(p + "selfdrive/test/test_onroad.py", test_onroad, needed=False),
-    FileEdit(replay + "process_replay.py", partial(process_replay, camera, calibration), needed=False),
-    FileEdit(replay + "test_processes.py", partial(not_in_test, "EXCLUDED_PROCS"), needed=False),
-    FileEdit(replay + "test_fuzzy.py", partial(not_in_test, "NOT_TESTED"), needed=False),
+    FileEdit(tests + "process_replay.py", partial(process_replay, camera, calibration), needed=False),
+    FileEdit(tests + "test_processes.py", partial(not_in_test, "EXCLUDED_PROCS"), needed=False),
+    FileEdit(tests + "test_fuzzy.py", partial(not_in_test, "NOT_TESTED"), needed=False),
   ]
 
 

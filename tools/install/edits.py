@@ -3,7 +3,7 @@
 Places are found by what they mean, in trees from March 2025 on: the structs by their ids, the slots by their ordinals, tables by their names.
 """
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -68,9 +68,17 @@ def adjacent(edits: list[Edit]) -> list[Edit]:
   return out
 
 
+def ours_alone(text: str, names: Iterable[str], quoted: bool = True) -> None:
+  """Raises Refused where the tree has one of our names already: laid by hand, or from another time."""
+  for name in names:
+    if re.search(f'"{name}"' if quoted else rf"^[ \t]*(struct[ \t]+)?{name}[ \t]*@", text, re.MULTILINE):
+      raise Refused(f"{name} is there already, in no block of ours; take out by hand what was laid by hand")
+
+
 def log_capnp(text: str) -> list[Edit]:
   start, end = region(text, r"^struct Event\b[^{]*\{", "struct Event", "#")
   event, edits = text[start:end], []
+  ours_alone(event, (slot.field for slot in slots()), quoted=False)
   if not re.search(r"@13[6-9]\s*:\s*Custom\.", event):
     raise Refused("no custom slots from @136 on: openpilot has them since 2025-01-18; merge a newer upstream first")
   for slot in slots():
@@ -86,6 +94,7 @@ def log_capnp(text: str) -> list[Edit]:
 
 def custom_capnp(text: str) -> list[Edit]:
   edits = []
+  ours_alone(text, (slot.struct for slot in slots()), quoted=False)
   for slot in slots():
     m = find(text, rf"^struct[ \t]+(\w+)[ \t]*@{slot.id}[^{{\n]*\{{", f"struct CustomReserved{slot.number} @{slot.id}")
     close, last = brackets(text, m.end() - 1, "#")
@@ -96,6 +105,7 @@ def custom_capnp(text: str) -> list[Edit]:
 
 
 def services(text: str) -> list[Edit]:
+  ours_alone(text, SERVICES)
   queues, new = re.search(r"^class QueueSize\b", text, re.MULTILINE) is not None, []
   for name, s in SERVICES.items():
     entry = [str(s.should_log), f"{s.frequency:g}" + ("" if s.frequency % 1 else ".")]
@@ -109,6 +119,7 @@ def services(text: str) -> list[Edit]:
 
 
 def params_keys(text: str) -> list[Edit]:
+  ours_alone(text, (name for name in KEYS if name.startswith("Fair")))
   opener = r"^[^\n]*\bkeys *= *\{"
   what = "the table keys = {"
   start, end = region(text, opener, what, "//")
@@ -125,6 +136,7 @@ def params_keys(text: str) -> list[Edit]:
 
 
 def process_config(text: str) -> list[Edit]:
+  ours_alone(text, MODULES)
   at = line_of(text, find(text, r"^procs\b[^=\n]*= *\[", "procs = [").start())
   rules, entries = [], []
   for name, (module, when) in PROCESSES.items():

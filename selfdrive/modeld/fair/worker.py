@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, Bundle, BundleError, bundle_path, fingerprint, load_bundle
 from openpilot.selfdrive.modeld.fair.frames import CameraError
-from openpilot.selfdrive.modeld.fair.ipc import Params, UnknownKeyName, VisionIpcClient, config_realtime_process, messaging, service, stream_type
+from openpilot.selfdrive.modeld.fair.ipc import Params, VisionIpcClient, config_realtime_process, messaging, read_param, service, stream_type
 from openpilot.selfdrive.modeld.fair.link import Link, SupervisorGone
 from openpilot.selfdrive.modeld.fair.model import FairModel, first_line, plain
 from openpilot.selfdrive.modeld.fair.publish import SERVICES, serialise
@@ -312,7 +314,7 @@ class FairModeld:
       self.report(f"carState cannot be read: {first_line(e)}")
       return None
 
-  def frame(self, buf: Any, missed: int) -> None:
+  def frame(self, buf: np.ndarray, missed: int) -> None:
     """One camera frame that is due; missed: those that were, and are gone."""
     assert self.model is not None and self.client is not None
     frame_id, sof, eof = self.client.frame_id, self.client.timestamp_sof, self.client.timestamp_eof
@@ -327,7 +329,7 @@ class FairModeld:
     messages = []
     try:
       self.model.speed = self.speed()
-      messages = self.model.process(buf.data, frame_id, sof, eof, self.model_of(frame_id))
+      messages = self.model.process(buf, frame_id, sof, eof, self.model_of(frame_id))
       self.backoff = BACKOFF
     except Exception as e:  # one bad frame, e.g. a buffer cut short, must not end the process
       self.model.invalid += 1
@@ -358,14 +360,6 @@ def at_ease() -> Iterator[None]:
     os.sched_setscheduler(0, policy, before)
 
 
-def param(params: Params, key: str) -> str | None:
-  try:
-    value = params.get(key)
-  except UnknownKeyName:  # a fork that did not add the key: the first bundle runs
-    return None
-  return value.decode() if isinstance(value, bytes) else value
-
-
 def main(argv: Sequence[str] = ()) -> int:
   p = argparse.ArgumentParser(prog="fairmodeld", description=__doc__)
   p.add_argument("--bundle", type=Path, help="a bundle's folder; default: the one named by the param FairBundle, else the first in models/")
@@ -387,9 +381,9 @@ def main(argv: Sequence[str] = ()) -> int:
     setproctitle("openpilot.selfdrive.modeld.fair.worker")
   config_realtime_process(CORE, PRIORITY)
   params = Params()
-  choose = (lambda: args.bundle) if args.bundle else (lambda: bundle_path(param(params, "FairBundle"), MODELS_DIR))
+  choose = (lambda: args.bundle) if args.bundle else (lambda: bundle_path(read_param(params, "FairBundle"), MODELS_DIR))
   try:
-    daemon = FairModeld(choose, args.stream, args.runner or param(params, "FairRunner"), link)
+    daemon = FairModeld(choose, args.stream, args.runner or read_param(params, "FairRunner"), link)
   except (OSError, *NO_SOCKETS) as e:  # another instance runs, or the disk that holds the sockets is full: the manager tries again, with back-off
     print(f"error: {e}", file=sys.stderr)
     return 2

@@ -73,7 +73,7 @@ def test_frames_in_messages_out(upstream, date):
 
 
 def test_the_newest_publisher_wins_and_ours_comes_back(monkeypatch, tmp_path, prefix):
-  """As under openpilot's replay, which takes every service and sends what its log holds: said once, looked at every RETRY seconds, taken back when it is silent."""
+  """As under openpilot's replay, which takes every service and sends what its log holds. Said once, and looked at again every RETRY seconds."""
   monkeypatch.setenv("TMPDIR", str(tmp_path))
   transport(monkeypatch.setattr)
   clock, faults, names = [100.0], [], ["fairState", "fairDepth", "fairLanes"]
@@ -157,39 +157,42 @@ def test_a_service_that_another_process_has(tmp_path, prefix):
 
 # *** process_replay ***
 
-REPLAYED = ("fairState", "fairSegmentation", "fairDepth")
+
+
+def replayed(rig, pause, early):
+  """{service: messages without logMonoTime} of 45 frames, each `pause` seconds after the last one's answer. early: s before, in which nothing may be said."""
+  socks = {name: messaging.sub_sock(name) for name in ("fairState", "fairSegmentation", "fairDepth")}
+  pm = messaging.PubMaster(["modelV2"])
+  said = {name: [] for name in socks}
+
+  def hear():
+    for name, sock in socks.items():
+      for m in messaging.drain_sock(sock):
+        m = m.as_builder()
+        m.logMonoTime = 0
+        said[name].append(m.to_bytes())
+
+  rig.camera()
+  time.sleep(early)
+  hear()
+  assert not any(said.values())
+  for i in range(1, 46):
+    model = messaging.new_message("modelV2", valid=True)
+    model.modelV2.frameId = i - 1
+    pm.send("modelV2", model)
+    wait(lambda i=i: rig.send(i) or time.sleep(0.02) or hear() or len(said["fairSegmentation"]) >= i, f"frame {i}")
+    time.sleep(pause)
+  wait(lambda: hear() or len(said["fairState"]) >= 3, "three fairState of 2.25 s")
+  return said
 
 
 def test_the_same_log_gives_the_same_bytes_at_any_pace(upstream):
   """Under REPLAY=1: nothing before the first frame, then the same messages from a slow machine and a fast one, fairState by the log's time."""
   runs = []
-  for pause in (0.0, 0.02):
+  for pause, early in ((0.0, 1.5), (0.02, 0.0)):
     rig = upstream("2026-08", REPLAY="1")
-    socks = {name: messaging.sub_sock(name) for name in REPLAYED}
-    pm = messaging.PubMaster(["modelV2"])
-    said = {name: [] for name in REPLAYED}
-
-    def hear(socks=socks, said=said):
-      for name, sock in socks.items():
-        for m in messaging.drain_sock(sock):
-          m = m.as_builder()
-          m.logMonoTime = 0
-          said[name].append(m.to_bytes())
-
-    rig.camera()
-    if not runs:  # time for what it would say of a start without frames
-      time.sleep(2.0)
-      hear()
-      assert not any(said.values())
-    for i in range(1, 46):
-      model = messaging.new_message("modelV2", valid=True)
-      model.modelV2.frameId = i - 1
-      pm.send("modelV2", model)
-      wait(lambda i=i: rig.send(i) or time.sleep(0.02) or hear() or len(said["fairSegmentation"]) >= i, f"frame {i}")
-      time.sleep(pause)
-    wait(lambda: hear() or len(said["fairState"]) >= 3, "three fairState of 2.25 s")
+    runs.append(replayed(rig, pause, early))
     rig.close()
     rig.close = lambda: None
-    runs.append(said)
-  assert [len(v) for v in runs[0].values()] == [3, 45, 23]
+  assert {k: len(v) for k, v in runs[0].items()} == {"fairState": 3, "fairSegmentation": 45, "fairDepth": 23}
   assert runs[0] == runs[1]

@@ -130,7 +130,9 @@ class ViewWarp:
     return x, y
 
   def _smaller(self, plane: np.ndarray) -> np.ndarray:
-    return cv2.resize(plane, (plane.shape[1] // self.shrink, plane.shape[0] // self.shrink), interpolation=cv2.INTER_AREA)
+    """By exactly `shrink`, as _maps() takes it: 1928x1208 is no multiple of 3, and what is over at the right and below is left out, as border."""
+    h, w = plane.shape[0] // self.shrink, plane.shape[1] // self.shrink
+    return cv2.resize(plane[: h * self.shrink, : w * self.shrink], (w, h), interpolation=cv2.INTER_AREA)
 
   def rgb(self, nv12: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """(h * 3 // 2, w) uint8 -> (height, width, 3) uint8 RGB, in `out` where given."""

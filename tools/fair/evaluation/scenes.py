@@ -13,6 +13,7 @@ from openpilot.tools.fair.distillation.data import NAMES, task_of, valid_of
 from openpilot.tools.fair.evaluation.detections import MAP, Objects, make_objects
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame
 from openpilot.tools.fair.labels.store import Group, LabelStore
+from openpilot.tools.fair.maps import classes_to_map, depth_to_map
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.fair.teacher import Label
@@ -124,12 +125,9 @@ class Labels:
       return Scene()
     s = Scene()
     if labels := self.by_task.get("depth"):
-      z = self.reader.dense(self.group, labels[0].name, [row])[0].astype(np.float32)
-      z = z.reshape(z.shape[-2:])
       s.depth_kind = DEPTH_KINDS[labels[0].unit]
-      with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.where(np.isfinite(z) & (z > 0), z if s.depth_kind == "metric" else 1 / z, np.nan)
-      s.depth = self._masked(self._small(z, cv2.INTER_NEAREST), np.nan)
+      z = depth_to_map(self.reader.dense(self.group, labels[0].name, [row])[0], labels[0].unit)
+      s.depth = self._masked(z if s.depth_kind == "metric" else 1 / z, np.nan)
     if labels := self.by_task.get("segmentation"):
       s.classes, s.named = self._classes(labels, row)
     if labels := self.by_task.get("objects"):
@@ -143,10 +141,6 @@ class Labels:
     row, labels = self.rows.get(frame_id), self.by_task.get("points")
     return None if row is None or not labels else self.reader.table(self.group, labels[0].name, row)
 
-  @staticmethod
-  def _small(x: np.ndarray, how: int) -> np.ndarray:
-    return x if x.shape == MAP else cv2.resize(x, (MAP[1], MAP[0]), interpolation=how)
-
   def _masked(self, x: np.ndarray, fill: float) -> np.ndarray:
     return np.where(self.valid, x, np.array(fill, x.dtype))
 
@@ -157,13 +151,13 @@ class Labels:
       table = np.full(256, IGNORE, np.uint8)
       for k, name in enumerate(labels[0].classes):
         table[k] = SEGMENTATION.index(names[name]) if name in names else IGNORE
-      return self._masked(table[self._small(x.reshape(x.shape[-2:]), cv2.INTER_NEAREST)], IGNORE), tuple(sorted({int(k) for k in table if k != IGNORE}))
+      return self._masked(table[classes_to_map(x, len(labels[0].classes))], IGNORE), tuple(sorted({int(k) for k in table if k != IGNORE}))
     # a probability for each class: what comes later in the list of classes lies on top
     out = np.zeros(MAP, np.uint8)
     found = sorted((SEGMENTATION.index(names[x.name]), x.name) for x in labels)
     for k, name in found:
       p = self.reader.dense(self.group, name, [row])[0].astype(np.float32)
-      out[self._small(p.reshape(p.shape[-2:]), cv2.INTER_AREA) > 0.5] = k
+      out[cv2.resize(p.reshape(p.shape[-2:]), (MAP[1], MAP[0]), interpolation=cv2.INTER_AREA) > 0.5] = k
     return self._masked(out, IGNORE), (0, *(k for k, _ in found))
 
   def _objects(self, label: Label, table: dict[str, np.ndarray]) -> Objects:

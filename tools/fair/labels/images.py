@@ -16,10 +16,11 @@ from tqdm import tqdm
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, pack_rgb
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
+from openpilot.tools.fair.maps import classes_to_map
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.sim.truth import IGNORE, MAP_H, MAP_W
+from openpilot.tools.sim.truth import MAP_H, MAP_W
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FRAME_NS = 50_000_000
@@ -32,14 +33,6 @@ def to_view(image: Image.Image, cut: float, resample: Image.Resampling) -> np.nd
     raise UserError(f"a picture of {image.width}x{image.height} is wider than 2:1; cut it first")
   top = round((height - VIEW_H) * cut)
   return np.asarray(image.resize((VIEW_W, height), resample).crop((0, top, VIEW_W, top + VIEW_H)))
-
-
-def map_classes(ids: np.ndarray, count: int) -> np.ndarray:
-  """(256, 512) class ids -> (64, 128) uint8: the class that most pixels of the 4x4 block have; 255 where that is no class."""
-  blocks = ids.reshape(MAP_H, 4, MAP_W, 4).transpose(0, 2, 1, 3).reshape(MAP_H, MAP_W, 16)
-  counts = np.stack([(blocks == k).sum(-1) for k in range(count)] + [(blocks >= count).sum(-1)], axis=-1)
-  best = counts.argmax(-1)
-  return np.where(best == count, IGNORE, best).astype(np.uint8)
 
 
 def pairs(images: Path, annotations: Path) -> list[tuple[Path, Path]]:
@@ -61,7 +54,7 @@ def read(files: list[tuple[Path, Path]], count: int, cut: float) -> Iterator[tup
       ids = Image.open(annotation)
       if ids.mode not in ("L", "P"):
         raise UserError(f"{annotation} is a picture of mode {ids.mode}; class ids are one byte a pixel")
-      yield pack_rgb(rgb), map_classes(to_view(Image.fromarray(np.asarray(ids)), cut, Image.Resampling.NEAREST), count)
+      yield pack_rgb(rgb), classes_to_map(to_view(Image.fromarray(np.asarray(ids)), cut, Image.Resampling.NEAREST), count)
     except OSError as e:
       raise UserError(f"{picture} or {annotation} cannot be read: {e}") from None
 

@@ -67,10 +67,13 @@ class Segment:
     return self.valid[1::4, 1::4]
 
 
-def open_segments(root: Path, teachers: set[str], routes: list[Path], only: str | None = None, limit: int | None = None) -> list[Segment]:
+def open_segments(
+  root: Path, teachers: set[str], routes: list[Path], only: str | None = None, limit: int | None = None, stale: bool = False
+) -> list[Segment]:
   """All segments with stored frames; the first `limit` frames of each. routes: folders in which the routes themselves may lie. Raises UserError where no
-  segment has frames, or one has two sets of them or of labels by one of `teachers`."""
-  by_segment = LabelStore(root).by_segment({"frames", *teachers})
+  segment has frames, one has two sets of them or of labels by one of `teachers`, or some are stale (labels/rules.py) and `stale` does not take them."""
+  store = LabelStore(root)
+  by_segment = store.by_segment({"frames", *teachers})
   out = []
   for name, groups in sorted(by_segment.items()):
     if only not in (None, name) or "frames" not in groups or not groups["frames"].done():
@@ -79,6 +82,7 @@ def open_segments(root: Path, teachers: set[str], routes: list[Path], only: str 
     rows = sorted(rows_by_frame(frames).values())[:limit]
     ids = frames.frames["frame_id"].to_numpy()[rows].tolist()
     out.append(Segment(name, groups, rows, ids, valid_of(frames), conditions_of(name, groups, routes)))
+  store.check_stale((s.groups[t] for s in out for t in ("frames", *sorted(teachers)) if t in s.groups), stale)
   if not out:
     raise UserError(f"{root} holds no model frames{f' of {only}' if only else ''} to run a student on; label its routes without --no-frames")
   return out

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, VIEWS
 from openpilot.tools.fair.labels.pipeline import Item, Work, ahead, batches, label_batch, load, prefetch
+from openpilot.tools.fair.labels.rules import rules_of, stale_rules
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
 from openpilot.tools.fair.labels.views import SegmentView, segment_view, view_intrinsics
 from openpilot.tools.fair.options import parse_options
@@ -139,6 +140,8 @@ def plan(teacher: Teacher, views: list[SegmentView], store: LabelStore, view: st
       "every": every,
       "chunk": CHUNK,
     }
+    if rules := rules_of(meta):
+      meta["rules"] = rules
     group = store.group(meta, v.entries)
     if repair:
       for k, problem in group.problems():
@@ -302,7 +305,8 @@ def main() -> None:
     for g in stale:
       if args.prune:
         store.remove(g)
-      print(f"{'removed' if args.prune else 'stale'}: {g.path}{'' if args.prune else ' (made with other settings; --prune deletes it)'}")
+      why = "by rules that were mended since" if stale_rules(g.meta) else "with other settings"
+      print(f"{'removed' if args.prune else 'stale'}: {g.path}{'' if args.prune else f' (made {why}; --prune deletes it)'}")
 
 
 if __name__ == "__main__":

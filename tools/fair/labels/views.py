@@ -95,6 +95,11 @@ def view_intrinsics(name: str, width: int, height: int) -> np.ndarray:
   return np.linalg.inv(view_to_view(width, height)) @ (sbigmodel_intrinsics if name == "sbigmodel" else medmodel_intrinsics)
 
 
+def shrink_of(focal: float, view_focal: float) -> int:
+  """By how much a camera's picture is made smaller before a view is taken of it; focal lengths in pixels."""
+  return max(1, int(focal / view_focal + 0.2))
+
+
 class ViewWarp:
   """Renders the model view of one SegmentView, as RGB of any size or as the model frame that students see. For one thread: it reuses its memory."""
 
@@ -102,7 +107,7 @@ class ViewWarp:
     self.view, self.name, self.width, self.height = view, name, width, height
     self.intrinsics = view_intrinsics(name, width, height)
     # a camera that sees finer than the view is made smaller first: bilinear alone would alias
-    self.shrink = max(1, int(view.intrinsics[0, 0] / self.intrinsics[0, 0] + 0.2))
+    self.shrink = shrink_of(view.intrinsics[0, 0], self.intrinsics[0, 0])
     self.yuv = np.empty((height * 3 // 2, width), np.uint8)
 
   @cached_property

@@ -30,8 +30,8 @@ def depth_of(inverse: np.ndarray, known: np.ndarray, unit: str) -> np.ndarray:
 def depth_to_map(z: np.ndarray, unit: str) -> np.ndarray:
   """A label of depth (..., h, w) -> (64, 128) float32 at the centre of each cell, nan: unknown, or the sky. Bilinear in inverse depth, which is linear on a
   plane's picture: of a label of 256x512 the mean of each cell's four inner pixels, as the simulator's truth has it."""
-  parts = [x if x.shape == (MAP_H, MAP_W) else cv2.resize(x, (MAP_W, MAP_H), interpolation=cv2.INTER_LINEAR) for x in inverse_of(z, unit)]
-  return depth_of(*parts, unit)
+  inverse, known = (x if x.shape == (MAP_H, MAP_W) else cv2.resize(x, (MAP_W, MAP_H), interpolation=cv2.INTER_LINEAR) for x in inverse_of(z, unit))
+  return depth_of(inverse, known, unit)
 
 
 def classes_to_map(ids: np.ndarray, count: int) -> np.ndarray:

@@ -35,6 +35,19 @@ def test_assignment_is_the_best_of_all(n, m, seed, density):
     assert (value[rows, cols] > 0).all() and value[rows, cols].sum() == pytest.approx(want)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_infinite_values_are_taken_first_and_nan_never(n, m, seed):
+  """As many of the infinite as can be, then the largest sum of the others: as if infinity were a number beyond all others."""
+  r = np.random.default_rng(seed)
+  value = r.choice([0, np.inf, -np.inf, np.nan, 0.25, 0.5, 1], (n, m))
+  rows, cols = assign(value)
+  assert len(set(rows.tolist())) == len(rows) and len(set(cols.tolist())) == len(cols) and (value[rows, cols] > 0).all()
+  large = np.nan_to_num(value, nan=0, posinf=1e3, neginf=0)
+  assert large[rows, cols].sum() == pytest.approx(best_sum(large))
+  assert len(assign(np.full((n, m), np.inf))[0]) == min(n, m)
+
+
 def test_large_assignment_equals_scipys():
   scipy = pytest.importorskip("scipy.optimize")
   r = np.random.default_rng(0)

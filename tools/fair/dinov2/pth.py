@@ -82,7 +82,7 @@ def load_pth(path: Path, device: Device) -> Any:
       raise ValueError(f"it lacks '{lacks[0]}' and holds {', '.join(list(map(str, state))[:3])}")
     width, patch = state["patch_embed.proj.weight"].shape[0], state["patch_embed.proj.weight"].shape[-1]
     side = int((state["pos_embed"].shape[1] - 1) ** 0.5) * patch
-    shape = {"hidden_size": width, "num_attention_heads": max(1, width // HEAD_WIDTH), "image_size": side, "patch_size": patch,
+    shape: dict[str, Any] = {"hidden_size": width, "num_attention_heads": max(1, width // HEAD_WIDTH), "image_size": side, "patch_size": patch,
              "num_hidden_layers": 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks.")), "use_swiglu_ffn": "blocks.0.mlp.w12.weight" in state}
     model: Any
     if "register_tokens" in state:

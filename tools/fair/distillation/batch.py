@@ -66,7 +66,11 @@ def class_maps(a: Augmentation, labels: list[Label], x: np.ndarray) -> tuple[np.
   at = sorted(range(len(labels)), key=lambda i: -SEGMENTATION.index(names[labels[i].name]))
   free = np.ones((MAP_H, MAP_W), np.float32)
   for i in at:
-    p = warp_grid(a, cv2.resize(x[i].astype(np.float32), (MAP_W, MAP_H), interpolation=cv2.INTER_AREA), True)
+    p = cv2.resize(x[i].astype(np.float32), (MAP_W, MAP_H), interpolation=cv2.INTER_AREA)
+    if not np.isfinite(p).all():  # a teacher says NaN: not known
+      known = known * warp_grid(a, np.isfinite(p).astype(np.float32), True)
+      p = np.nan_to_num(p, nan=0.0, posinf=0.0, neginf=0.0)
+    p = warp_grid(a, p, True)
     out[SEGMENTATION.index(names[labels[i].name])] += p * free
     free = free * (1 - p)
   sure = known > 0.99

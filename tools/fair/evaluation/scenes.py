@@ -157,12 +157,14 @@ class Labels:
         table[k] = SEGMENTATION.index(names[name]) if name in names else IGNORE
       return self._masked(table[classes_to_map(x, len(labels[0].classes))], IGNORE), tuple(sorted({int(k) for k in table if k != IGNORE}))
     # a probability for each class: what comes later in the list of classes lies on top
-    out = np.zeros(MAP, np.uint8)
+    out, unknown = np.zeros(MAP, np.uint8), np.zeros(MAP, bool)
     found = sorted((SEGMENTATION.index(names[x.name]), x.name) for x in labels)
     for k, name in found:
       p = self.reader.dense(self.group, name, [row])[0].astype(np.float32)
-      out[cv2.resize(p.reshape(p.shape[-2:]), (MAP[1], MAP[0]), interpolation=cv2.INTER_AREA) > 0.5] = k
-    return self._masked(out, IGNORE), (0, *(k for k, _ in found))
+      p = cv2.resize(p.reshape(p.shape[-2:]), (MAP[1], MAP[0]), interpolation=cv2.INTER_AREA)
+      out[p > 0.5] = k
+      unknown |= ~np.isfinite(p)
+    return self._masked(np.where(unknown, np.uint8(IGNORE), out), IGNORE), (0, *(k for k, _ in found))
 
   def _objects(self, label: Label, table: dict[str, np.ndarray]) -> Objects:
     names = NAMES["object_names"]

@@ -101,7 +101,8 @@ def main() -> int:
       print(f"    stale: since then {RULES[name].mended}; label again with --prune")
     for label in g.labels:
       print(f"    {label.name}: {statistics(g, label) if g.path not in bad else f'{bad[g.path]} damaged chunks'}")
-  print(f"{len(groups)} groups, {sum(g.size for g in groups) / 1e6:.1f} MB, {'all whole' if not bad else f'{sum(bad.values())} damaged chunks'}{f', {stale} groups stale' if stale else ''}")
+  said = ["all whole" if not bad else f"{sum(bad.values())} damaged chunks", *([f"{stale} groups stale"] if stale else [])]
+  print(f"{len(groups)} groups, {sum(g.size for g in groups) / 1e6:.1f} MB, {', '.join(said)}")
   return 1 if bad else 0
 
 

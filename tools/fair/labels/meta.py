@@ -14,7 +14,7 @@ from openpilot.tools.fair.teacher import Label
 VERSION = 1
 CHUNK = 64  # rows of a shard, of a table's file, and of what a killed run loses
 NAME = re.compile(r"[A-Za-z0-9_][\w .+-]*")  # of a label: it is part of files' names
-FRAME = "pixels of the view's 512x256 picture, (x, y), integers at pixel centres; pixel i of n along an axis is centred on (i + 0.5) 512 / n - 0.5, of y 256 / n"
+FRAME = "pixels of the view's 512x256 picture, (x, y), integers at pixel centres; pixel i of n is centred on x = (i + 0.5) 512 / n - 0.5, of y with 256"
 
 
 def dimensions(label: Label) -> tuple[str, ...]:
@@ -26,9 +26,11 @@ def dimensions(label: Label) -> tuple[str, ...]:
 def attributes(label: Label, meta: dict[str, Any]) -> dict[str, Any]:
   """Of a dense label's array, by the CF conventions where they have a word for it."""
   units = "m" if label.unit == "m" else "1"
-  out: dict[str, Any] = {"long_name": f"{label.name} by {meta['teacher']['name']}", "units": units, "kind": label.unit or label.name, "frame_of_reference": FRAME}
+  name = f"{label.name} by {meta['teacher']['name']}"
+  out: dict[str, Any] = {"long_name": name, "units": units, "kind": label.unit or label.name, "frame_of_reference": FRAME}
   if label.classes:
-    out |= {"classes": list(label.classes), "flag_values": list(range(len(label.classes))), "flag_meanings": " ".join(c.replace(" ", "_") for c in label.classes)}
+    meanings = " ".join(c.replace(" ", "_") for c in label.classes)
+    out |= {"classes": list(label.classes), "flag_values": list(range(len(label.classes))), "flag_meanings": meanings}
   if label.unit == "m":
     out["comment"] = "depth along the optical axis of the view, not along the ray; inf: the sky"
   return out | {"view": meta["view"]["name"]}

@@ -305,7 +305,10 @@ class LabelStore:
     check_stale(((str(g.path), g.meta) for g in groups), allowed)
 
   def group(self, meta: dict[str, Any], entries: list[EncodeEntry]) -> Group:
-    """The group of `meta`, made if it is not there."""
+    """The group of `meta`, made if it is not there. Raises UserError where its names would lead out of the store."""
+    for name in (meta["segment"], meta["teacher"]["name"]):
+      if name.startswith(".") or Path(name).name != name:
+        raise UserError(f"'{name}' is no name of a segment or teacher, it would lead out of {self.root}; give another")
     path = self.root / meta["segment"] / f"{meta['teacher']['name']}-{key_of(meta)}"
     if not (path / "group.json").exists():
       with disk_full_is_said(self.root):

@@ -132,14 +132,15 @@ def test_stale_labels_are_refused_listed_and_taken_where_asked(tmp_path, mended,
 def test_labels_made_anew_stand_for_the_stale_ones(tmp_path, mended):
   store = write_store(tmp_path / "s")
   old = store.groups("simulator")
+  before = old[0].meta["rules"]
   mended()
   for g in old:
     meta = {**g.meta, "rules": rules_of(g.meta)}
-    assert meta["rules"] == {"trees": 2} and key_of(meta) != key_of(g.meta) and stale_rules(meta) == [] and stale_rules(g.meta) == ["trees"]
+    assert meta["rules"] == {**before, "trees": 2} and key_of(meta) != key_of(g.meta) and stale_rules(meta) == [] and stale_rules(g.meta) == ["trees"]
     new = store.root / g.segment / f"simulator-{key_of(meta)}"
     g.path.rename(new)
     (new / "group.json").write_text(json.dumps(meta))
-    group_of(store, g.segment, "simulator", g.labels, g.n)  # what was there before, empty
+    group_of(store, g.segment, "simulator", g.labels, g.n, rules=before)  # what was there before, empty
   assert all(not g["simulator"].stale for g in store.by_segment({"simulator"}).values())
   assert len(Clips(tmp_path / "s", ["depth"], 1)) > 0
 
@@ -151,4 +152,5 @@ def test_which_labels_the_mended_rules_are_about():
 
   assert rules_of(meta()) == {"smaller": 2}
   assert rules_of(meta(view=(1024, 512))) == {} and rules_of(meta(focal=1141.5)) == {} and rules_of(meta("frames")) == {} and rules_of(meta("simulator")) == {}
+  assert rules_of(meta("frames", 722.4, "qcamera")) == {"qcamera": 2}
   assert rules_of(meta("camvid", 910.0, "images")) == {"pictures": 2} and FRAME

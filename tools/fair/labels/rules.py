@@ -41,7 +41,7 @@ RULES: dict[str, Rule] = {
   # the log's services under all their names, in every version of openpilot; calibration in every state
   "log": Rule(1, lambda m: str(m["teacher"]["name"]).startswith(LOG_READERS), ""),
   "calibration": Rule(1, lambda m: not m["camera"].get("calibrated", True) and stream_of(m) != "images", ""),
-  "qcamera": Rule(1, lambda m: stream_of(m) == "qcamera", ""),
+  "qcamera": Rule(2, lambda m: stream_of(m) == "qcamera", "the qcamera's centre is where scaling puts it, half a pixel of the road camera's from before"),
 }
 
 

@@ -3,7 +3,7 @@
 Places are found by what they mean, in trees from March 2025 on: the structs by their ids, the slots by their ordinals, tables by their names.
 """
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -15,10 +15,12 @@ from openpilot.tools.install.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = "openpilot.selfdrive.modeld.fair"
-PROCESSES = ("fairmodeld",)   # as the manager knows them
+# as the manager knows them: (module, when it runs while the flag is on)
+MODULES = {"fairmodeld": ("fairmodeld", "started"), "fairoffroad": ("offroad", "not started")}
+PROCESSES = {name: m for name, m in MODULES.items() if (ROOT / "selfdrive/modeld/fair" / f"{m[0]}.py").is_file()}
 SERVICES = {name: s for name, s in SERVICE_LIST.items() if name.startswith("fair")}
 NOT_COMPARED = ("fairState",)  # comes when it is due by the clock, so no two replays agree on how many there are
-CPU = {f"{MODULE}.fairmodeld": 30.0}  # % of one core, in test_onroad's table
+CPU = {f"{MODULE}.fairmodeld": 1.0, f"{MODULE}.worker": 30.0}  # % of one core, in test_onroad's table
 RLOG = 1.0                     # MB a minute of all fair* services in the rlog
 
 
@@ -66,9 +68,17 @@ def adjacent(edits: list[Edit]) -> list[Edit]:
   return out
 
 
+def ours_alone(text: str, names: Iterable[str], quoted: bool = True) -> None:
+  """Raises Refused where the tree has one of our names already: laid by hand, or from another time."""
+  for name in names:
+    if re.search(f'"{name}"' if quoted else rf"^[ \t]*(struct[ \t]+)?{name}[ \t]*@", text, re.MULTILINE):
+      raise Refused(f"{name} is there already, in no block of ours; take out by hand what was laid by hand")
+
+
 def log_capnp(text: str) -> list[Edit]:
   start, end = region(text, r"^struct Event\b[^{]*\{", "struct Event", "#")
   event, edits = text[start:end], []
+  ours_alone(event, (slot.field for slot in slots()), quoted=False)
   if not re.search(r"@13[6-9]\s*:\s*Custom\.", event):
     raise Refused("no custom slots from @136 on: openpilot has them since 2025-01-18; merge a newer upstream first")
   for slot in slots():
@@ -84,6 +94,7 @@ def log_capnp(text: str) -> list[Edit]:
 
 def custom_capnp(text: str) -> list[Edit]:
   edits = []
+  ours_alone(text, (slot.struct for slot in slots()), quoted=False)
   for slot in slots():
     m = find(text, rf"^struct[ \t]+(\w+)[ \t]*@{slot.id}[^{{\n]*\{{", f"struct CustomReserved{slot.number} @{slot.id}")
     close, last = brackets(text, m.end() - 1, "#")
@@ -94,6 +105,7 @@ def custom_capnp(text: str) -> list[Edit]:
 
 
 def services(text: str) -> list[Edit]:
+  ours_alone(text, SERVICES)
   queues, new = re.search(r"^class QueueSize\b", text, re.MULTILINE) is not None, []
   for name, s in SERVICES.items():
     entry = [str(s.should_log), f"{s.frequency:g}" + ("" if s.frequency % 1 else ".")]
@@ -107,6 +119,7 @@ def services(text: str) -> list[Edit]:
 
 
 def params_keys(text: str) -> list[Edit]:
+  ours_alone(text, (name for name in KEYS if name.startswith("Fair")))
   opener = r"^[^\n]*\bkeys *= *\{"
   what = "the table keys = {"
   start, end = region(text, opener, what, "//")
@@ -123,15 +136,18 @@ def params_keys(text: str) -> list[Edit]:
 
 
 def process_config(text: str) -> list[Edit]:
-  rule = ["def fair_enabled(started: bool, params: Params, CP) -> bool:", '  return started and params.get_bool("FairEnabled")', ""]
+  ours_alone(text, MODULES)
   at = line_of(text, find(text, r"^procs\b[^=\n]*= *\[", "procs = [").start())
-  entry = f'  PythonProcess("fairmodeld", "{MODULE}.fairmodeld", fair_enabled),'
-  return [Edit(at, at, tuple(rule)), *append(text, r"^procs\b[^=\n]*= *\[", "procs = [", [entry], "#")]
+  rules, entries = [], []
+  for name, (module, when) in PROCESSES.items():
+    rules += [f"def {name}(started: bool, params: Params, CP) -> bool:", f'  return {when} and params.get_bool("FairEnabled")', ""]
+    entries.append(f'  PythonProcess("{name}", "{MODULE}.{module}", {name}),')
+  return [Edit(at, at, tuple(rules)), *append(text, r"^procs\b[^=\n]*= *\[", "procs = [", entries, "#")]
 
 
 def selfdrived(text: str) -> list[Edit]:
   names = ", ".join(f'"{p}"' for p in PROCESSES)
-  new = [f"not_running -= {{{names}}}  # openpilot drives as well without: no event"]
+  new = [f"not_running -= {{{names}}}  # they only advise: no event"]
   return after(text, r"^[ \t]*not_running *= *\{", "not_running = {", new, "#")
 
 
@@ -161,21 +177,22 @@ def gitattributes(models: str, text: str) -> list[Edit]:
   return at_end(text, [f"/{models}/*/*.onnx -filter -diff -merge -text"])
 
 
-def gitignore(models: str, text: str) -> list[Edit]:
-  return at_end(text, [f"/{models}/*/compiled/"])
+def gitignore(folder: str, text: str) -> list[Edit]:
+  return at_end(text, [f"/{folder}/built/"])
 
 
 def lint(models: str, text: str) -> list[Edit]:
+  """Bundles are no source: networks are larger than a file may be, and manifests have a spelling of their own."""
   m = find(text, r'^GIT_FILES="\$\(git ls-files.*\)"$', 'GIT_FILES="$(git ls-files ...)"')
   at = line_of(text, m.start()) + 1
-  return [Edit(at, at, (f"""GIT_FILES="$(echo "$GIT_FILES" | grep -v '^{models}/.*\\.onnx$')"  # networks, over what a file may have""",))]
+  return [Edit(at, at, (f"""GIT_FILES="$(echo "$GIT_FILES" | grep -v -e '^{models}/' -e '/fair/bundle.schema.json$')\"""",))]
 
 
 def test_onroad(text: str) -> list[Edit]:
   for name in ("PROCS", "MAX_TOTAL_CPU"):
     find(text, rf"^{name} *=", f"{name} =")
   find(text, r'^ *"rlog\.zst": ', '"rlog.zst" in LOGS_SIZE')
-  new = ["", 'if Params().get_bool("FairEnabled"):  # the table is full without: eight cores have 800',
+  new = ['if Params().get_bool("FairEnabled"):  # the table is full without: eight cores have 800',
          *(f'  PROCS["{name}"] = {cpu}' for name, cpu in CPU.items()),
          f"  MAX_TOTAL_CPU += {sum(CPU.values())}",
          f'  LOGS_SIZE["rlog.zst"] += {RLOG}']
@@ -197,6 +214,14 @@ def process_replay(camera: str, calibration: str, text: str) -> list[Edit]:
   for name in ("MessageBasedRcvCallback", "vipc_get_endpoint_name", "meta_from_camera_state"):
     find(text, rf"\b{name}\b", name)
   return append(text, r"^CONFIGS\b[^=\n]*= *\[", "CONFIGS = [", new, "#")
+
+
+def replay(text: str) -> list[Edit]:
+  """openpilot's replay leaves services to the processes that are live, such as the UI's, unless it is given --all."""
+  m = find(text, r"^([ \t]*)block\.insert\(block\.end\(\), *\{.*\}\);$", "block.insert(block.end(), {...});")
+  at = line_of(text, m.start()) + 1
+  names = ", ".join(f'"{name}"' for name in SERVICES)
+  return [Edit(at, at, (f"{m.group(1)}block.insert(block.end(), {{{names}}});",))]
 
 
 def not_in_test(table: str, text: str) -> list[Edit]:
@@ -223,7 +248,7 @@ def file_edits(layout: Layout) -> list[FileEdit]:
   config = first("system/manager/process_config.py", "selfdrive/manager/process_config.py") or p + "system/manager/process_config.py"
   old_scons = (layout.root / "selfdrive/SConscript").is_file() and not p
   camera, calibration = names_of(layout)
-  replay = p + "selfdrive/test/process_replay/"
+  tests = p + "selfdrive/test/process_replay/"
   return [
     FileEdit(p + "cereal/log.capnp", log_capnp),
     FileEdit(p + "cereal/custom.capnp", custom_capnp),
@@ -233,12 +258,13 @@ def file_edits(layout: Layout) -> list[FileEdit]:
     FileEdit(p + "selfdrive/selfdrived/selfdrived.py", selfdrived),
     FileEdit("selfdrive/SConscript" if old_scons else "SConstruct", scons_list),
     FileEdit(".gitattributes", partial(gitattributes, layout.models), needed=False),
-    FileEdit(".gitignore", partial(gitignore, layout.models), new=True),
+    FileEdit(".gitignore", partial(gitignore, layout.folder), new=True),
     FileEdit("scripts/lint/lint.sh", partial(lint, layout.models), needed=False),
+    FileEdit(p + "tools/replay/replay.cc", replay, "//", needed=False),
     FileEdit(p + "selfdrive/test/test_onroad.py", test_onroad, needed=False),
-    FileEdit(replay + "process_replay.py", partial(process_replay, camera, calibration), needed=False),
-    FileEdit(replay + "test_processes.py", partial(not_in_test, "EXCLUDED_PROCS"), needed=False),
-    FileEdit(replay + "test_fuzzy.py", partial(not_in_test, "NOT_TESTED"), needed=False),
+    FileEdit(tests + "process_replay.py", partial(process_replay, camera, calibration), needed=False),
+    FileEdit(tests + "test_processes.py", partial(not_in_test, "EXCLUDED_PROCS"), needed=False),
+    FileEdit(tests + "test_fuzzy.py", partial(not_in_test, "NOT_TESTED"), needed=False),
   ]
 
 

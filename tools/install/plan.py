@@ -14,7 +14,7 @@ from openpilot.tools.lib.errors import UserError
 
 HERE = Path(__file__).resolve().parents[2]
 LIST = "overlay.json"  # in the folder that is laid: what was laid, with its hashes
-LEFT_BEHIND = ("__pycache__", "compiled")
+LEFT_BEHIND = ("__pycache__", "compiled", "built")
 
 
 @dataclass
@@ -195,6 +195,8 @@ def plan_overlay(layout: Layout, bundles: list[str] | None = None) -> Plan:
 def plan_uninstall(layout: Layout) -> Plan:
   plan = Plan(layout)
   laid = read_list(layout)
+  if not laid.there and (layout.root / layout.folder).exists():
+    raise UserError(f"{layout.folder}/{LIST} is gone, which says what was laid; run the overlay once without --uninstall, or take the folder away by hand")
   plan_edits(plan, laid, lay=False)
   plan_files(plan, laid, {})
   name = f"{layout.folder}/{LIST}"

@@ -9,7 +9,7 @@ from openpilot.selfdrive.modeld.fair.assignment import assign, hungarian
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.objects import Detections, box_iou
-from openpilot.selfdrive.modeld.fair.tracking import FROM_BOX, MAX_LOST, MAX_TRACKS, TO_BOX, Tracker, locate, merge
+from openpilot.selfdrive.modeld.fair.tracking import FROM_BOX, MAX_LOST, MAX_TRACKS, TO_BOX, UNSEEN, Q, Tracker, locate, merge
 
 VIEW = (256, 512)
 CLASSES = ["vehicle", "pedestrian", "cyclist"]
@@ -319,3 +319,28 @@ def test_merge_keeps_the_richer_of_two():
   assert d.masks.any((1, 2)).tolist() == [True, False, False, True] and d.embed.any(1).tolist() == [True, False, False, True]
   out = Tracker(CLASSES, VIEW).update(0, d, GROUND)
   assert len(out.ids) == 4
+
+
+@pytest.mark.parametrize(("cls", "ids"), [(0, [1]), (1, [1, 2])])
+def test_what_overlaps_little_is_the_same_only_if_the_class_agrees(cls, ids):
+  tracker = Tracker(CLASSES, VIEW)
+  for t in range(10):
+    tracker.update(t, detections([box(256, 128)], masks=False), GROUND)
+  near = box(256 + 14, 128)   # IoU .48: over MIN_OVERLAP, under what makes any two the same
+  out = tracker.update(10, detections([near], cls=[cls], masks=False), GROUND)
+  assert sorted(out.ids.tolist()) == ids
+
+
+def test_out_of_sight_a_prediction_grows_vaguer_than_in_sight():
+  """By UNSEEN times the noise of the acceleration: who braked behind a lorry is looked for where it would be then."""
+  def spread(frames):
+    tracker = Tracker(CLASSES, VIEW)
+    for t in range(30):
+      tracker.update(t, detections([box(256, 128)], masks=False), GROUND)
+    start = tracker.p11[0]
+    for t in range(30, 30 + frames):
+      tracker.update(t, detections([], masks=False), GROUND)
+    return tracker.p11[0] - start
+
+  # the first of these frames is predicted as in sight; each of the others adds (UNSEEN Q)^2
+  assert spread(11) - spread(1) == pytest.approx(10 * (UNSEEN * Q) ** 2, rel=1e-9)

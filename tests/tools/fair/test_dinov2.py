@@ -1,6 +1,7 @@
 """DINOv2 and the depth networks on it, against transformers' own forward with random weights, and DINOv2's linear head against its definition."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from dino_models import close, images, normalise, save_folder
 from openpilot.tools.fair import hf
+from openpilot.tools.fair.device import choose_device
 from openpilot.tools.fair.dinov2.teacher import DINOv2Wrapper, LinearDepthHead
 from openpilot.tools.fair.registry import TEACHERS
 from openpilot.tools.fair.teacher import Clip, find_weights, load_teacher
@@ -349,6 +351,27 @@ def test_wrong_folders_say_what_to_do(tmp_path, dinov2, monkeypatch):
   fails("does not load")
   (dinov2 / "model.safetensors").unlink()
   fails("no model.safetensors")
+
+
+def test_a_pickle_in_place_of_safetensors_is_not_opened(tmp_path, dinov2):
+  """transformers would take pytorch_model.bin where there is no model.safetensors."""
+  class Planted:
+    def __reduce__(self):
+      return (tmp_path / "ran").touch, ()
+
+  folder, cpu = tmp_path / "hf", choose_device("cpu")
+  shutil.copytree(dinov2, folder)
+  (folder / "model.safetensors").unlink()
+  torch.save({"x": Planted()}, folder / "pytorch_model.bin")
+  with pytest.raises(UserError) as e:
+    DINOv2Wrapper(weights=folder, device="cpu")
+  assert "\n" not in str(e.value) and not (tmp_path / "ran").exists()
+  with pytest.raises(UserError, match=r"model\.safetensors"):
+    hf.load_model(folder, cpu)
+  # one that is honest is refused too: nobody looks into it
+  torch.save(transformers.AutoModel.from_pretrained(dinov2).state_dict(), folder / "pytorch_model.bin")
+  with pytest.raises(UserError, match=r"model\.safetensors"):
+    hf.load_model(folder, cpu)
 
 
 def test_wrong_images(dinov2):

@@ -230,6 +230,25 @@ def test_a_teacher_with_state_goes_on_from_its_state(route, tmp_path):
   assert run_teacher(Counter(), views, store, progress=False)[0].row_count == FRAMES[0]
 
 
+def test_without_the_state_behind_the_last_chunk_it_begins_at_the_start(route, tmp_path):
+  """Begun in the middle it would count from nothing there."""
+  views = find_views([str(route)], None, "qcamera", 1, None)
+  sums = []
+  for k in range(2):
+    store = LabelStore(tmp_path / str(k), create=True)
+    if k:
+      with pytest.raises(KeyboardInterrupt):
+        run_teacher(Counter(CHUNK + 20), views, store, batch=8, progress=False)
+      kept = list((tmp_path / str(k)).rglob("chunks/*.npz"))
+      assert len(kept) == 1
+      kept[0].unlink()
+    counter = Counter()
+    groups = run_teacher(counter, views, store, batch=8, progress=False)
+    assert counter.calls == sum(FRAMES)
+    sums.append([g.dense("sum")[:].tolist() for g in groups])
+  assert sums[0] == sums[1]
+
+
 class Masks:
   """A mask over the right half of every picture but the first."""
 

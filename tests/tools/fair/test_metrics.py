@@ -361,7 +361,8 @@ def test_bootstrap_against_scipy():
 
   ref = stats.bootstrap((np.arange(12),), iou, n_resamples=3000, vectorized=False, method="percentile", rng=np.random.default_rng(1)).confidence_interval
   width = ref.high - ref.low
-  assert abs(low - ref.low) < 0.1 * width and abs(high - ref.high) < 0.1 * width  # 3000 draws each
+  # 3000 draws each: an end moves by 1.8% of the width (one standard deviation); 5% for 2.5% would move it by 8%
+  assert abs(low - ref.low) < 0.05 * width and abs(high - ref.high) < 0.05 * width
   assert bootstrap(parts[:2]) == {} and bootstrap(parts, 50) == bootstrap(parts, 50)
 
 

@@ -3,7 +3,8 @@ import numpy as np
 
 
 def assign(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(N, M) -> rows and columns of the pairs that make the largest sum of positive values, each row and column at most once, by rising row. Exact. NaN is no pair.
+  """(N, M) -> rows and columns of the pairs that make the largest sum of positive values, each row and column at most once, by rising row. Exact.
+  NaN is no pair; of infinite values as many as can be are taken.
 
   A pair worth more than what its row and its column could get elsewhere, together, is in every such set: without it the sum would be less. Most are, and only
   the others are solved.

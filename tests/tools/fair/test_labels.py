@@ -318,7 +318,8 @@ class Broken:
   """Depth with one NaN, an infinite sky, and boxes, one of them without a place, in `bad` of its frames; all NaN where everything is bad."""
 
   name, model_id, checkpoint_hash, licence, stateful = "broken", "", "", "MIT", False
-  labels = [Label("depth", "dense", "float16", (4, 8), "m"), Label("thing", "dense", "float16", (4, 8), "probability"), Label("boxes", "boxes", classes=("car",))]
+  maps = [Label("depth", "dense", "float16", (4, 8), "m"), Label("thing", "dense", "float16", (4, 8), "probability")]
+  labels = [*maps, Label("boxes", "boxes", classes=("car",))]
 
   def __init__(self, bad):
     self.bad = bad

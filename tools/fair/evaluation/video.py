@@ -77,8 +77,8 @@ class Video:
     return o
 
   def add(self, found: Objects, truth: Objects, kind: str) -> None:
-    """Objects without identity (track < 0) are left out, and so are those found where the truth counts nowhere. Of several of one identity in a frame the surest
-    keeps it; each of the others counts as an object of its own, seen once."""
+    """Objects without identity (track < 0) are left out, and so are those found where the truth counts nowhere. Of several of one identity in a frame the
+    surest keeps it; each of the others counts as an object of its own, seen once."""
     found, truth = (self._alone(o.take(o.track >= 0)) for o in (found, truth))
     iou = overlaps(found, truth, kind) * (found.cls[:, None] == truth.cls[None])
     counts = ~truth.ignore

@@ -133,7 +133,8 @@ class Collector:
       del self.pending[key]
       for name, broken in p.broken.items():
         if len(broken) > MOST_BROKEN * len(rows):
-          what = f"teacher '{self.teacher}' puts out NaN or Inf as '{name}' in {len(broken)} of {len(rows)} frames of {work.group.segment} from row {rows.start}"
+          where = f"{len(broken)} of {len(rows)} frames of {work.group.segment} from row {rows.start}"
+          what = f"teacher '{self.teacher}' puts out NaN or Inf as '{name}' in {where}"
           raise UserError(f"{what}, which are not stored; look at its checkpoint, or try --option {self.teacher}.precision=float32 where it has that")
         self.broken[name] += len(broken)
       done: Labels = dict(p.dense)

@@ -339,8 +339,9 @@ def test_a_list_that_names_files_elsewhere(nested, op, tmp_path):
   op(nested)
   path, victim = nested / "openpilot/selfdrive/modeld/fair/overlay.json", tmp_path / "victim"
   victim.write_text("x")
+  good = path.read_text()
   for name in ("openpilot/models/../../../victim", str(victim), "SConstruct", "openpilot/models/x\nSConstruct"):
-    said = json.loads(path.read_text())
+    said = json.loads(good)
     said["files"][name] = plan.sha((nested / "SConstruct").read_bytes() if name == "SConstruct" else b"x")
     path.write_text(json.dumps(said))
     rc, out = op(nested, "--uninstall")

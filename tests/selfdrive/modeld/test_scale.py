@@ -139,3 +139,17 @@ def test_the_model_sends_depth_at_ten_hertz_and_says_what_it_is(tmp_path):
   assert all("fairSegmentation" in s for s in sent)
   d = sent[0]["fairDepth"].fairDepth
   assert not d.metric and d.scale == 0   # all of one depth: no road
+
+
+def test_a_fresh_point_forgets_what_its_slot_looked_at():
+  """A slot whose point is new in this frame has not come nearer: its old point's depth says nothing."""
+  scale = DepthScale()
+  z = Depth(np.full((64, 128), 8.0, np.float32), False)
+  px = GROUND.view(np.stack([np.full(8, 20.0), np.linspace(-2, 2, 8), np.full(8, 1.3)], axis=1))
+  sure, new = np.ones(8, bool), np.arange(8) < 3
+  for t, fresh in enumerate((np.zeros(8, bool), new)):
+    scale.drive(t * 50_000_000, 20.0)
+    scale.relative = z
+    scale.points(px, sure, fresh, GROUND)
+  np.testing.assert_allclose(scale.since[:3], 1.0)   # m driven when the new points were first looked at
+  np.testing.assert_allclose(scale.since[3:], 0.0)

@@ -295,7 +295,7 @@ class FairModel:
           messages.append(lanes_message(lines, stamp))
         else:
           if name == "depth" and stamp.valid:
-            self.depth = value = self.scale.metres(value, self.ground, self.segmentation)
+            self.depth = value = self.scale.meters(value, self.ground, self.segmentation)
           elif name == "segmentation" and stamp.valid:
             self.segmentation = value
           if self._due(name, stamp) and (message := PUBLISH[name](value, stamp)) is not None:

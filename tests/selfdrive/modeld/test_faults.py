@@ -210,6 +210,7 @@ def test_a_frame_starts_after_its_modelV2(rig):
       rig.sm.update(0)
       events.extend(messaging.drain_sock(sock))
 
+    wait(lambda: frame(True) or len(events) > 2, "frames after their modelV2: one alone does not tell how often it comes")
     wait(lambda: frame(False) or rig.sm["fairState"].framesLate > late, "frame dropped since its modelV2 does not come")
     frame(True)
     wait(lambda: frame(True) or len(events) > 5, "frames after their modelV2")

@@ -138,7 +138,7 @@ def test_messages(tmp_path, prefix, monkeypatch, count):
         assert (v := daemon.speed()) is None or abs(v) <= MAX_SPEED
       if i % 50 == 0:
         sent.clear()
-        daemon.frame(SimpleNamespace(data=FRAME), 0)
+        daemon.frame(FRAME, 0)
         for what, msg in sent:
           assert len(msg if isinstance(msg, bytes) else msg.to_bytes()) < size_limit(what)
           if what == "fairLanes":
@@ -151,7 +151,7 @@ def test_messages(tmp_path, prefix, monkeypatch, count):
     daemon.listen()
     assert daemon.update_camera() and model.rpy.tolist() == pytest.approx([0.0, 0.02, 0.01]) and model.ground.height == pytest.approx(1.3)
     assert daemon.layout[4:6] == ("mici", "os04c10") and model.schedule.factor == 0.5 and daemon.speed() == 20.0 and daemon.model_of(7) is not None
-    daemon.frame(SimpleNamespace(data=FRAME), 0)
+    daemon.frame(FRAME, 0)
     daemon.send_state("running")
     assert model.faults > count / 50 and model.frames > count / 200 and lines > 0 and model.invalid == 0, (model.faults, model.frames, lines, model.fault)
     print(f" [{count} messages, {model.faults} faults, {time.process_time() - begun:.1f} s of CPU]", end="")

@@ -101,6 +101,11 @@ def view_intrinsics(name: str, width: int, height: int) -> np.ndarray:
   return np.linalg.inv(view_to_view(width, height)) @ (sbigmodel_intrinsics if name == "sbigmodel" else medmodel_intrinsics)
 
 
+def shrink_of(focal: float, view_focal: float) -> int:
+  """By how much a camera's picture is made smaller before a view is taken of it; focal lengths in pixels."""
+  return max(1, int(focal / view_focal + 0.2))
+
+
 class ViewWarp:
   """Renders the model view of one SegmentView, as RGB of any size or as the model frame that students see. For one thread: it reuses its memory."""
 
@@ -108,7 +113,7 @@ class ViewWarp:
     self.view, self.name, self.width, self.height = view, name, width, height
     self.intrinsics = view_intrinsics(name, width, height)
     # a camera that sees finer than the view is made smaller first: bilinear alone would alias
-    self.shrink = max(1, int(view.intrinsics[0, 0] / self.intrinsics[0, 0] + 0.2))
+    self.shrink = shrink_of(view.intrinsics[0, 0], self.intrinsics[0, 0])
     self.yuv = np.empty((height * 3 // 2, width), np.uint8)
 
   @cached_property
@@ -136,7 +141,9 @@ class ViewWarp:
     return x, y
 
   def _smaller(self, plane: np.ndarray) -> np.ndarray:
-    return cv2.resize(plane, (plane.shape[1] // self.shrink, plane.shape[0] // self.shrink), interpolation=cv2.INTER_AREA)
+    """By exactly `shrink`, as _maps() takes it: 1928x1208 is no multiple of 3, and what is over at the right and below is left out, as border."""
+    h, w = plane.shape[0] // self.shrink, plane.shape[1] // self.shrink
+    return cv2.resize(plane[: h * self.shrink, : w * self.shrink], (w, h), interpolation=cv2.INTER_AREA)
 
   def rgb(self, nv12: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """(h * 3 // 2, w) uint8 -> (height, width, 3) uint8 RGB, in `out` where given."""

@@ -1,11 +1,11 @@
 @0xb526ba661d550a59;
 
-# Messages of openpilot-fair, in the custom slots that the large forks leave free: Event @136..@145.
+# Messages of openpilot-fair, in the custom slots that openpilot and its known forks leave free: Event @140..@145.
 # Struct ids are openpilot's own, so that this file can be laid over a checkout's. Pixels are of the model view
 # (512x256), (x, y), integers at pixel centres; road quantities are in the calibrated frame: x forward, y right, z down, metres.
 # A map of width w covers the whole view: map pixel i is centred on view pixel (i + 0.5) * 512 / w - 0.5, and likewise for y.
 
-struct FairState @0xcb9fd56c7057593a {
+struct FairState @0xb057204d7deadf3f {
   frameId @0 :UInt32;              # newest camera frame that was processed
   timestampEof @1 :UInt64;
   bundle @2 :Text;                 # name of the bundle, empty while none is loaded
@@ -53,7 +53,7 @@ struct FairState @0xcb9fd56c7057593a {
   }
 }
 
-struct FairDepth @0xc2243c65e0340384 {
+struct FairDepth @0xbd443b539493bc68 {
   frameId @0 :UInt32;
   timestampEof @1 :UInt64;
   bundle @2 :Text;
@@ -66,7 +66,7 @@ struct FairDepth @0xc2243c65e0340384 {
   scaleStd @9 :Float32;            # its standard deviation, as a share of it
 }
 
-struct FairObjects @0x9ccdc8676701b412 {
+struct FairObjects @0xfc6241ed8877b611 {
   frameId @0 :UInt32;
   timestampEof @1 :UInt64;
   bundle @2 :Text;
@@ -91,7 +91,7 @@ struct FairObjects @0x9ccdc8676701b412 {
   }
 }
 
-struct FairSegmentation @0xcd96dafb67a082d0 {
+struct FairSegmentation @0xa30662f84033036c {
   frameId @0 :UInt32;
   timestampEof @1 :UInt64;
   bundle @2 :Text;
@@ -104,7 +104,7 @@ struct FairSegmentation @0xcd96dafb67a082d0 {
   modelExecutionTime @9 :Float32;
 }
 
-struct FairLanes @0xb057204d7deadf3f {
+struct FairLanes @0xc86a3d38d13eb3ef {
   frameId @0 :UInt32;
   timestampEof @1 :UInt64;
   bundle @2 :Text;
@@ -126,7 +126,7 @@ struct FairLanes @0xb057204d7deadf3f {
   }
 }
 
-struct FairFeatures @0xbd443b539493bc68 {
+struct FairFeatures @0xa4f1eb3323f5f582 {
   frameId @0 :UInt32;
   timestampEof @1 :UInt64;
   bundle @2 :Text;
@@ -147,7 +147,7 @@ struct CustomReserved6 @0xf98d843bfd7004a3 {}
 struct CustomReserved7 @0xb86e6369214c01c8 {}
 struct CustomReserved8 @0xf416ec09499d9d19 {}
 struct CustomReserved9 @0xa1680744031fdb2d {}
-struct CustomReserved16 @0xfc6241ed8877b611 {}
-struct CustomReserved17 @0xa30662f84033036c {}
-struct CustomReserved18 @0xc86a3d38d13eb3ef {}
-struct CustomReserved19 @0xa4f1eb3323f5f582 {}
+struct CustomReserved10 @0xcb9fd56c7057593a {}
+struct CustomReserved11 @0xc2243c65e0340384 {}
+struct CustomReserved12 @0x9ccdc8676701b412 {}
+struct CustomReserved13 @0xcd96dafb67a082d0 {}

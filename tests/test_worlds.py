@@ -59,10 +59,10 @@ RUN = """
 import sys
 import numpy as np
 from openpilot.cereal.visionipc import nv12_info
-from openpilot.selfdrive.modeld.fair import fairmodeld
+from openpilot.selfdrive.modeld.fair import worker
 from openpilot.selfdrive.modeld.fair.bundle import find_bundle
 from openpilot.selfdrive.modeld.fair.model import FairModel
-model = FairModel(find_bundle("scene-nano", fairmodeld.MODELS_DIR))
+model = FairModel(find_bundle("scene-nano", worker.MODELS_DIR))
 stride, y_height, _, size = nv12_info(1344, 760)
 model.set_camera(1344, 760, stride, stride * y_height)
 for i in range(3):

@@ -45,8 +45,7 @@ def wait_for_fairmodeld(manager: subprocess.Popen) -> None:
 
 def run(args: argparse.Namespace) -> None:
   from openpilot.common.params import Params
-  from openpilot.selfdrive.modeld.fair.bundle import find_bundle, load_bundle
-  from openpilot.selfdrive.modeld.fair.fairmodeld import MODELS_DIR
+  from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, find_bundle, load_bundle
   from openpilot.tools.lib.errors import UserError
   from openpilot.tools.lib.route import Route
   from openpilot.tools.replay.record import Recorder, merge
@@ -85,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
   numbers = measure(out / "rlog.zst", segments)
   frames, pictures = show([out / "rlog.zst"], segments, camera, out / "overlay.mp4", keep=PICTURES)
   title = f"openpilot-fair: {segments[0].route}" + ("" if args.route else f", a simulated drive by {args.time}")
-  write_report(out, title, numbers, bundle, pictures)
+  write_report(out, title, numbers, bundle, pictures, out / "overlay.mp4")
   table(numbers, bundle.name, replay.late_frames)
   for name, what in (
     ("overlay.mp4", f"{frames} annotated frames"),

@@ -3,8 +3,7 @@
 import argparse
 
 from openpilot.common.params import Params
-from openpilot.selfdrive.modeld.fair.bundle import BundleError, find_bundle
-from openpilot.selfdrive.modeld.fair.fairmodeld import MODELS_DIR
+from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, BundleError, find_bundle
 from openpilot.tools.lib.errors import cli
 
 

@@ -80,7 +80,7 @@ def main() -> None:
   model.modelV2.laneLineProbs = [0.9] * 4
   daemon = proc = None
   if args.inside:
-    from openpilot.selfdrive.modeld.fair.fairmodeld import FairModeld
+    from openpilot.selfdrive.modeld.fair.worker import FairModeld
 
     gc.disable()  # as config_realtime_process()
     daemon = FairModeld(lambda: bundle, None)

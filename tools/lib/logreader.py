@@ -20,6 +20,7 @@ import zstandard
 from openpilot.cereal import log
 from openpilot.cereal.messaging import NO_TRAVERSAL_LIMIT
 from openpilot.cereal.services import service_name
+from openpilot.tools.lib import fair_slots
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.native import compile_library
 from openpilot.tools.lib.route import Route
@@ -28,6 +29,7 @@ ZSTD_MAGIC, BZ2_MAGIC = b"\x28\xb5\x2f\xfd", b"BZh"
 MAX_SEGMENTS = 512      # of one Cap'n Proto message; more means that this is not a log
 BATCH = 256             # events opened at once
 FAR = 0xFFFF            # tag of messages whose root lies behind a far pointer: pycapnp must look
+NOT_OURS = 0xFFFE       # tag of messages of another program in a slot of ours
 
 TAGS: dict[str, int] = {f.name: f.discriminantValue for f in log.Event.schema.node.struct.fields if f.discriminantValue != 0xFFFF}
 TAG_NAMES = {tag: name for name, tag in TAGS.items()}
@@ -162,6 +164,24 @@ class LogFile:
         self.tag[i] = TAGS[event.which()]
       except capnp.KjException:
         pass
+    self.notes = self._sort_out_slots()
+
+  def _sort_out_slots(self) -> list[str]:
+    """Gives our messages of before the move their tags of today, and takes other programs' at our slots out. Returns what was done, in words."""
+    slots = np.flatnonzero(np.isin(self.tag, [*fair_slots.OLD_TAGS, *fair_slots.NEW_TAGS]))
+    old, other = fair_slots.sort_out((int(i), int(self.tag[i]), self.raw(int(i))) for i in slots)
+    notes = []
+    if old:
+      dat = bytearray(self.dat)
+      for i, at in old.items():
+        self.tag[i] += fair_slots.MOVED
+        dat[self.start[i] + at:self.start[i] + at + 2] = int(self.tag[i]).to_bytes(2, "little")
+      self.dat = bytes(dat)
+      notes.append(f"{len(old)} fair messages were recorded at Event @136..@141, before they moved to @140..@145; they are read as if of today")
+    if other:
+      self.tag[other] = NOT_OURS
+      notes.append(f"{len(other)} messages at Event @140..@145 are another program's and were left out")
+    return notes
 
   def event(self, i: int) -> Any:
     with log.Event.from_bytes(self.dat[self.start[i]:self.end[i]], traversal_limit_in_words=NO_TRAVERSAL_LIMIT) as event:
@@ -222,6 +242,8 @@ class LogReader:
       line = f"{path}: {f.problem}; {len(f.start)} messages before that were read"
       self.truncated.append(line)
       print(f"warning: {line}", file=sys.stderr)
+    for note in f.notes:
+      print(f"warning: {path}: {note}", file=sys.stderr)
     counts = np.bincount(f.tag)
     tags = np.flatnonzero(counts).tolist()
     self.unknown.update({t: int(counts[t]) for t in tags if t not in TAG_NAMES})

@@ -25,8 +25,7 @@ from typing import Any
 import numpy as np
 
 from openpilot.cereal import messaging
-from openpilot.selfdrive.modeld.fair.bundle import MANIFEST, Bundle, BundleError, load_bundle
-from openpilot.selfdrive.modeld.fair.fairmodeld import MODELS_DIR
+from openpilot.selfdrive.modeld.fair.bundle import MANIFEST, MODELS_DIR, Bundle, BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.publish import class_map_from_message, depth_from_message, mask_from_message
 from openpilot.tools.lib.errors import UserError, cli

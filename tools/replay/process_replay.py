@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from openpilot.cereal.visionipc import nv12_info
-from openpilot.selfdrive.modeld.fair.bundle import BundleError, find_bundle, load_bundle
-from openpilot.selfdrive.modeld.fair.fairmodeld import MODELS_DIR, STATE_PERIOD
+from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, BundleError, find_bundle, load_bundle
+from openpilot.selfdrive.modeld.fair.worker import STATE_PERIOD
 from openpilot.selfdrive.modeld.fair.frames import CameraError
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.schedule import Verdict

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+MODELS_DIR = Path(os.environ.get("FAIR_MODELS_DIR") or Path(__file__).resolve().parents[3] / "models")
 SCHEMA_PATH = Path(__file__).with_name("bundle.schema.json")
 MANIFEST = "manifest.json"
 DEFAULT = "fair_unified_small"  # what runs where nothing is named

@@ -3,15 +3,16 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 
 from fair_bundle import write_bundle
-from fair_rig import DEADLINE, FAIRMODELD, Rig
+from fair_rig import DEADLINE, FAIRMODELD, Rig, wait
 from openpilot.cereal import messaging
-from openpilot.selfdrive.modeld.fair.fairmodeld import MODEL_WAIT, OTHER_CAMERA, FairModeld
+from openpilot.selfdrive.modeld.fair.worker import MODEL_WAIT, OTHER_CAMERA, FairModeld
 
 
 @pytest.fixture
@@ -119,3 +120,25 @@ def test_a_frame_waits_for_its_modelV2():
   assert awaits(sm, 4 + OTHER_CAMERA) and sm.updates == 0
   sm, begun = FakeSubMaster(4, comes=False), time.monotonic()  # modeld is late: the frame is dropped
   assert not awaits(sm, 7) and time.monotonic() - begun >= MODEL_WAIT and sm.model.frameId == 4
+
+
+LAUNCHER = """
+import sys
+sys.argv = ["manager.py", "--of-the-manager"]
+import importlib
+raise SystemExit(importlib.import_module("openpilot.selfdrive.modeld.fair.fairmodeld").main())
+"""
+
+
+def test_the_launchers_command_line_is_not_ours(tmp_path, prefix, monkeypatch):
+  """openpilot's manager forks and calls main(): sys.argv is its own."""
+  monkeypatch.setenv("FAIR_MODELS_DIR", str(tmp_path))
+  sm = messaging.SubMaster(["fairState"])
+  proc = subprocess.Popen([sys.executable, "-c", LAUNCHER], stderr=subprocess.PIPE, text=True)
+  try:
+    wait(lambda: sm.update(50) or sm.seen["fairState"] or proc.poll() is not None, "fairState")
+  finally:
+    proc.send_signal(signal.SIGINT)
+    err = proc.communicate(timeout=DEADLINE)[1]
+    sm.close()
+  assert "usage" not in err and proc.returncode == 0

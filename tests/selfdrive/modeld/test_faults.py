@@ -9,8 +9,8 @@ import pytest
 from fair_bundle import write_bundle
 from fair_rig import PERIOD_NS, device, ids, objects_rig, wait
 from openpilot.cereal import messaging
-from openpilot.selfdrive.modeld.fair import fairmodeld
-from openpilot.selfdrive.modeld.fair.fairmodeld import FairModeld
+from openpilot.selfdrive.modeld.fair import worker
+from openpilot.selfdrive.modeld.fair.worker import FairModeld
 
 BAD_LEVEL = 255  # of a frame, at which the objects' graph puts out NaN
 
@@ -88,12 +88,12 @@ def test_times_jump(rig):
 def test_the_device_sleeps_for_an_hour(tmp_path, prefix, monkeypatch):
   """The process's own clock jumps; a back-off under way ends, nothing else happens. It never asks what day it is."""
   real, offset = time.monotonic, [0.0]
-  monkeypatch.setattr(fairmodeld.time, "monotonic", lambda: real() + offset[0])
+  monkeypatch.setattr(worker.time, "monotonic", lambda: real() + offset[0])
 
   def wall():
     raise AssertionError("fairmodeld looked at the wall clock")
 
-  monkeypatch.setattr(fairmodeld.time, "time", wall)
+  monkeypatch.setattr(worker.time, "time", wall)
   daemon = FairModeld(lambda: tmp_path / "tiny", None)
   try:
     for _ in range(6):

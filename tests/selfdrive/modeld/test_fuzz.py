@@ -14,9 +14,9 @@ import pytest
 from fair_bundle import CLASSES, lanes_graph, manifest, objects_graph, write_bundle, write_graphs
 from openpilot.cereal import messaging
 from openpilot.cereal.visionipc import nv12_info
-from openpilot.selfdrive.modeld.fair import fairmodeld
+from openpilot.selfdrive.modeld.fair import worker
 from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle, schema
-from openpilot.selfdrive.modeld.fair.fairmodeld import CAMERA_STATE, EXTRINSICS, MAX_SPEED, FairModeld
+from openpilot.selfdrive.modeld.fair.worker import CAMERA_STATE, EXTRINSICS, MAX_SPEED, FairModeld
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
 from openpilot.selfdrive.modeld.fair.heads.ground import MAX_HEIGHT, MIN_HEIGHT
 from openpilot.selfdrive.modeld.fair.model import MAX_ANGLE, FairModel
@@ -103,7 +103,7 @@ def calibrate(self, rpy, intrinsics):
 @pytest.mark.parametrize("count", [2000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_messages(tmp_path, prefix, monkeypatch, count):
   monkeypatch.setattr(ModelFrame, "set_calibration", calibrate)
-  monkeypatch.setattr(fairmodeld, "MODEL_WAIT", 0.0)
+  monkeypatch.setattr(worker, "MODEL_WAIT", 0.0)
   good, r = good_messages(), random.Random(count)
   names = list(good)
   daemon = FairModeld(lambda: write_graphs(tmp_path, [lanes_graph(tmp_path)]).path, None)

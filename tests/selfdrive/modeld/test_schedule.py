@@ -254,7 +254,7 @@ if sys.argv[1] == "pc":
 if sys.argv[1] == "nobody":
   os.path.isfile = isfile
 from openpilot.selfdrive.modeld.fair.ipc import config_realtime_process
-from openpilot.selfdrive.modeld.fair.fairmodeld import PRIORITY
+from openpilot.selfdrive.modeld.fair.worker import PRIORITY
 if sys.argv[1] == "nobody" and os.getuid() == 0:
   os.setuid(65534)
 core = max(os.sched_getaffinity(0))
@@ -290,13 +290,13 @@ def test_on_a_pc_nothing_needs_rights(who):
 
 def test_priority_is_below_modelds():
   from openpilot.common.realtime import Priority
-  from openpilot.selfdrive.modeld.fair.fairmodeld import PRIORITY
+  from openpilot.selfdrive.modeld.fair.worker import PRIORITY
   assert 0 < PRIORITY < Priority.MODEL
 
 
 def test_garbage_goes_between_frames_and_what_lives_is_not_looked_at(tmp_path, prefix):
   """fairState's collection finds a cycle of any age, and costs nothing for what the bundle made."""
-  from openpilot.selfdrive.modeld.fair.fairmodeld import FairModeld
+  from openpilot.selfdrive.modeld.fair.worker import FairModeld
   daemon = FairModeld(lambda: tmp_path, None)
   try:
     daemon.take(FairModel(write_bundle(tmp_path)))

@@ -7,8 +7,7 @@ import pytest
 from onnx import numpy_helper
 
 from fair_bundle import write_bundle
-from openpilot.selfdrive.modeld.fair.bundle import MANIFEST, load_bundle, write_manifest
-from openpilot.selfdrive.modeld.fair.fairmodeld import MODELS_DIR
+from openpilot.selfdrive.modeld.fair.bundle import MANIFEST, MODELS_DIR, load_bundle, write_manifest
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.route import Route
 from openpilot.tools.replay import model_replay

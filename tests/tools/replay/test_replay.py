@@ -11,8 +11,7 @@ import pytest
 
 from openpilot.cereal import log, messaging
 from openpilot.cereal.visionipc import VisionIpcClient, VisionStreamType
-from openpilot.selfdrive.modeld.fair.bundle import find_bundle
-from openpilot.selfdrive.modeld.fair.fairmodeld import MODELS_DIR
+from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, find_bundle
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.logreader import LogReader

@@ -1,0 +1,357 @@
+#!/usr/bin/env python3
+"""fairmodeld: camera frames in, fair* messages out. It runs beside modeld, advises, controls nothing, and never waits on anything that waits on it."""
+
+import argparse
+import gc
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, BundleError, bundle_path, fingerprint, load_bundle
+from openpilot.selfdrive.modeld.fair.frames import CameraError
+from openpilot.selfdrive.modeld.fair.ipc import Params, UnknownKeyName, VisionIpcClient, config_realtime_process, messaging, service, stream_type
+from openpilot.selfdrive.modeld.fair.model import FairModel, first_line, plain
+from openpilot.selfdrive.modeld.fair.publish import SERVICES, serialise
+from openpilot.selfdrive.modeld.fair.runners import RUNNERS
+from openpilot.selfdrive.modeld.fair.schedule import Verdict
+
+STATE_PERIOD = 1.0  # s between two fairState
+LOOK_PERIOD = 1.0  # s between two looks at whether the bundle is another one
+MODEL_WAIT = 0.1  # s that a frame waits for its modelV2 while modelV2 is alive: openpilot's came 52 to 64 ms after the exposure in a log of its own
+OTHER_CAMERA = 20  # frames; a modelV2 further behind is not one of this stream
+BACKOFF, MAX_BACKOFF = 0.5, 10.0  # s between two tries after a fault
+CORE, PRIORITY = 7, 50  # modeld's core, below its priority of 54
+MAX_SPEED = 100.0  # m/s
+DROP_FILTER = 0.05  # weight of a frame in frameDropPerc, as modeld's
+NO_SOCKETS = (messaging.MultiplePublishersError,) if hasattr(messaging, "MultiplePublishersError") else ()
+EXTRINSICS, CAMERA_STATE = service("extrinsicsCalibration"), service("narrowRoadCameraState")
+
+
+def memory_mb() -> float:
+  """Resident set size now, MB; where there is no /proc, its maximum so far."""
+  try:
+    with open("/proc/self/statm") as f:
+      return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+  except OSError:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+class FairModeld:
+  """The process around a FairModel: where frames come from, where messages go, and what happens when something is missing.
+
+  choose: the folder of the bundle that is wanted now; it may raise BundleError. stream: 'narrowRoad', 'wideRoad', or None for the first there is.
+  runner: one of runners.RUNNERS, or None for what is preferred here.
+  """
+
+  def __init__(self, choose: Callable[[], Path], stream: str | None, runner: str | None = None):
+    self.choose, self.wanted_stream, self.runner = choose, stream, runner
+    self.pm = messaging.PubMaster(list(SERVICES))
+    services = [EXTRINSICS, CAMERA_STATE, "deviceState", "modelV2", "carState"]
+    self.sm = messaging.SubMaster(services, ignore_avg_freq=services)
+    self.model: FairModel | None = None
+    self.loaded: tuple[Any, ...] = ()  # folder and fingerprint of the model's bundle, or of the newest that was refused
+    self.looked: tuple[Any, ...] = ()  # the same at the last look
+    self.next_look = 0.0
+    self.refused = ""
+    self.taken: dict[str, int] = {}  # service -> SubMaster's number of the update whose message was taken last
+    self.client: VisionIpcClient | None = None
+    self.stream = ""
+    self.layout: tuple[Any, ...] = ()
+    self.fault, self.faults = "", 0
+    self.drop_perc = self.publish_time = 0.0
+    self.last_state = 0.0
+    self.retry_at, self.backoff = 0.0, BACKOFF
+
+  # *** faults ***
+
+  def fail(self, what: str) -> None:
+    """Says what went wrong and waits longer each time before the next try; the process lives on."""
+    self.note(what)
+    self.retry_at, self.backoff = time.monotonic() + self.backoff, min(MAX_BACKOFF, self.backoff * 2)
+
+  def note(self, what: str) -> None:
+    """A fault that stops nothing: on stderr and at once in fairState."""
+    self.report(what)
+    print(f"fairmodeld: {what.encode(errors='replace').decode()}", file=sys.stderr, flush=True)
+    self.send_state("fault")
+
+  def report(self, what: str) -> None:
+    """Counts a fault; the next fairState tells it."""
+    if self.model is not None:
+      self.model.report(what)
+    else:
+      self.fault, self.faults = plain(what), self.faults + 1
+
+  def send_state(self, status: str) -> None:
+    more = {"frameDropPerc": self.drop_perc * 100, "stream": self.stream, "memoryMB": memory_mb()}
+    if self.model is not None:
+      schedule = self.model.schedule
+      more.update(framesReceived=schedule.received, framesDropped=schedule.dropped, framesNotDue=schedule.not_due)
+      runs = max(1, max(g.count for g in self.model.stats.values()))
+      _, msg = self.model.state_message(status, **more, publishTime=self.publish_time / runs)
+    else:
+      msg = messaging.new_message("fairState", valid=False)
+      msg.fairState.status, msg.fairState.fault, msg.fairState.faultCount = status, self.fault, self.faults
+      for k, v in more.items():
+        setattr(msg.fairState, k, v)
+    self.pm.send("fairState", msg)
+    self.publish_time, self.last_state = 0.0, time.monotonic()
+    gc.collect()  # collection is off: what the builders leave goes here, between frames; what was there at the start is frozen and costs nothing
+
+  # *** what a frame needs ***
+
+  def ready(self) -> bool:
+    """A bundle is loaded and a camera connected, or the next try is not due yet."""
+    if time.monotonic() < self.retry_at:
+      return False
+    if self.model is None:
+      try:
+        path = self.choose()
+        self.loaded = self.looked = (path, fingerprint(path))
+        self.take(FairModel(load_bundle(path), time.perf_counter, runner=self.runner))
+      except BundleError as e:
+        self.fail(str(e))
+        return False
+    if self.client is None or not self.client.is_connected():
+      return self.connect()
+    return True
+
+  def take(self, model: FairModel) -> None:
+    """Goes on with this model; where another one ran before, from its calibration, counts and ids on."""
+    if self.model is not None:
+      model.follow(self.model)
+    else:
+      model.fault, model.faults = self.fault, self.faults
+    self.model, self.layout = model, ()
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+  def watch(self) -> None:
+    """Between two frames: a bundle that was replaced, or another one that is wanted, takes over; one that cannot run is refused and the old one goes on."""
+    if self.model is None or time.monotonic() < self.next_look:
+      return
+    self.next_look = time.monotonic() + LOOK_PERIOD
+    try:
+      path = self.choose()
+      seen = (path, fingerprint(path))
+      settled = seen == self.looked  # a copy under way changes from look to look
+      self.looked = seen
+      if seen == self.loaded or not settled:
+        return
+      self.loaded = seen
+      bundle = load_bundle(path)
+      if bundle.manifest_hash != self.model.bundle.manifest_hash:
+        self.take(FairModel(bundle, time.perf_counter, runner=self.runner))
+        print(f"fairmodeld: bundle '{bundle.name}' ({bundle.manifest_hash[:12]}) from {path} took over", file=sys.stderr, flush=True)
+      self.refused = ""
+    except BundleError as e:
+      if str(e) != self.refused:
+        self.refused = str(e)
+        self.note(f"bundle '{self.model.bundle.name}' goes on: {e}")
+
+  def connect(self) -> bool:
+    assert self.model is not None
+    there = VisionIpcClient.available_streams("camerad", block=False)
+    wanted = [self.wanted_stream] if self.wanted_stream else self.model.bundle.manifest["streams"]
+    for stream in wanted:
+      if stream_type(stream) in there:
+        if self.client is not None and self.stream != stream:
+          self.client.close()
+          self.client = None
+        if self.client is None:
+          self.client = VisionIpcClient("camerad", stream_type(stream), True)
+        self.stream = stream
+        self.model.schedule.begin()
+        return self.client.connect(False)
+    return False
+
+  def listen(self, timeout_ms: int = 0) -> None:
+    """Takes the newest messages. Bytes that are no message are left out and counted: whoever sent them must not stop this process."""
+    try:
+      self.sm.update(timeout_ms)
+    except Exception as e:  # capnp's exceptions come from its C++ side
+      self.report(f"bytes came that are no message: {first_line(e)}")
+    if self.model is not None and self.is_new("deviceState"):
+      try:
+        self.model.schedule.heat(str(self.sm["deviceState"].thermalStatus))
+      except Exception as e:
+        self.report(f"deviceState cannot be read: {first_line(e)}")
+
+  def is_new(self, service: str) -> bool:
+    """Whether a message came since the last time this was asked."""
+    before, self.taken[service] = self.taken.get(service), self.sm.recv_frame[service]
+    return self.sm.seen[service] and self.taken[service] != before
+
+  def update_camera(self) -> bool:
+    """Follows the frames' size and the device's word on its camera and mounting."""
+    assert self.model is not None and self.client is not None
+    device = sensor = None
+    try:
+      device = str(self.sm["deviceState"].deviceType) if self.sm.seen["deviceState"] else None
+      sensor = str(self.sm[CAMERA_STATE].sensor) if self.sm.seen[CAMERA_STATE] else None
+    except Exception as e:
+      self.report(f"deviceState or {CAMERA_STATE} cannot be read: {first_line(e)}")
+    layout = (self.client.width, self.client.height, self.client.stride, self.client.uv_offset, device, sensor, self.stream)
+    if layout != self.layout:
+      try:
+        self.model.set_camera(*layout[:-1], wide=self.stream == "wideRoad")
+      except CameraError as e:
+        self.fail(str(e))
+        return False
+      self.layout = layout
+    if self.is_new(EXTRINSICS):
+      try:
+        self.calibrate(self.sm[EXTRINSICS])
+      except Exception as e:
+        self.report(f"{EXTRINSICS} cannot be read: {first_line(e)}")
+    return True
+
+  def calibrate(self, calibration: Any) -> None:
+    """calibration: a reader of extrinsicsCalibration. What is not one is refused."""
+    assert self.model is not None
+    if str(calibration.calStatus) != "calibrated":
+      return
+    rpy, height = list(calibration.rpyCalib), calibration.height[0] if len(calibration.height) else None
+    if not self.model.set_calibration(rpy, height) and self.model.rpy is None:
+      self.model.report(f"calibration {rpy[:3]} is not one; the default mounting is used")
+
+  def await_model(self, frame_id: int) -> bool:
+    """While modelV2 is alive a frame starts only after its modelV2, so that modeld has had the GPU first. False: it did not come, the frame is late."""
+    deadline = time.monotonic() + MODEL_WAIT
+    while (behind := self.model_behind(frame_id)) is not None and 0 < behind < OTHER_CAMERA:
+      left = deadline - time.monotonic()
+      if left <= 0:
+        return False
+      self.listen(max(1, min(5, int(left * 1000))))
+    return True
+
+  def model_behind(self, frame_id: int) -> int | None:
+    """Frames that the newest modelV2 is behind this one; None where modelV2 is not alive or says nothing."""
+    if not (self.sm.seen["modelV2"] and self.sm.alive["modelV2"]):
+      return None
+    try:
+      return frame_id - self.sm["modelV2"].frameId
+    except Exception as e:
+      self.report(f"modelV2 cannot be read: {first_line(e)}")
+      return None
+
+  def model_of(self, frame_id: int) -> Any:
+    """The modelV2 of this frame, or of the one before where this one's is late; None without."""
+    behind = self.model_behind(frame_id)
+    return self.sm["modelV2"] if behind is not None and self.sm.valid["modelV2"] and 0 <= behind <= 1 else None
+
+  # *** the loop ***
+
+  def step(self) -> None:
+    """At most one frame. Returns within about 0.2 s."""
+    if not self.ready():
+      time.sleep(0.02)
+      self.listen()
+      self.watch()
+      if time.monotonic() - self.last_state > STATE_PERIOD:
+        self.send_state("fault" if time.monotonic() < self.retry_at else "waitingForCamera")
+      return
+    assert self.model is not None and self.client is not None
+    buf = self.client.recv(100)
+    self.listen()
+    if buf is not None and self.update_camera():
+      verdict, missed = self.model.schedule.look(self.client.frame_id, self.client.timestamp_eof)
+      if verdict is Verdict.TAKE:
+        self.frame(buf, missed)
+    self.watch()
+    if time.monotonic() - self.last_state > STATE_PERIOD:
+      healthy = buf is not None and all(g.valid for g in self.model.stats.values())
+      self.send_state("running" if healthy else "fault" if buf is not None else "waitingForCamera")
+
+  def speed(self) -> float | None:
+    """m/s, None where nobody tells it or no car goes so fast: by it relative depth finds its scale."""
+    try:
+      v = self.sm["carState"].vEgo if self.sm.alive["carState"] else None
+      return v if v is not None and abs(v) <= MAX_SPEED else None  # False for nan
+    except Exception as e:
+      self.report(f"carState cannot be read: {first_line(e)}")
+      return None
+
+  def frame(self, buf: Any, missed: int) -> None:
+    """One camera frame that is due; missed: those that were, and are gone."""
+    assert self.model is not None and self.client is not None
+    frame_id, sof, eof = self.client.frame_id, self.client.timestamp_sof, self.client.timestamp_eof
+    in_time = self.await_model(frame_id)
+    missed += not in_time
+    self.drop_perc += DROP_FILTER * (missed / (missed + in_time) - self.drop_perc)
+    if not in_time:
+      self.model.late += 1
+      self.model.schedule.dropped += 1
+      return
+    faults = self.model.faults
+    messages = []
+    try:
+      self.model.speed = self.speed()
+      messages = self.model.process(buf.data, frame_id, sof, eof, self.model_of(frame_id))
+      self.backoff = BACKOFF
+    except Exception as e:  # one bad frame, e.g. a buffer cut short, must not end the process
+      self.model.invalid += 1
+      self.model.report(f"frame {frame_id} failed: {first_line(e)}")
+    t0 = time.perf_counter()
+    for name, msg in messages:
+      try:
+        self.pm.send(name, serialise(name, msg))
+      except ValueError as e:
+        self.model.report(str(e))
+    self.publish_time += time.perf_counter() - t0
+    if self.model.faults > faults and (faults == 0 or time.monotonic() - self.last_state > 0.1):  # at once, but not 20 times a second
+      self.send_state("fault")
+
+
+def param(params: Params, key: str) -> str | None:
+  try:
+    value = params.get(key)
+  except UnknownKeyName:  # a fork that did not add the key: the first bundle runs
+    return None
+  return value.decode() if isinstance(value, bytes) else value
+
+
+def main(argv: Sequence[str] = ()) -> int:
+  p = argparse.ArgumentParser(prog="fairmodeld", description=__doc__)
+  p.add_argument("--bundle", type=Path, help="a bundle's folder; default: the one named by the param FairBundle, else the first in models/")
+  p.add_argument("--stream", choices=["narrowRoad", "wideRoad"], help="default: the first that the bundle can take and the camera gives")
+  p.add_argument("--runner", choices=RUNNERS, help="default: the param FairRunner, else the GPU's where the bundle was compiled for it, else ONNX Runtime")
+  args = p.parse_args(list(argv))
+  if args.bundle is not None:  # run by hand: what is wrong is said at once
+    try:
+      FairModel(load_bundle(args.bundle), runner=args.runner)
+    except BundleError as e:
+      print(f"error: {e}", file=sys.stderr)
+      return 2
+  config_realtime_process(CORE, PRIORITY)
+  params = Params()
+  choose = (lambda: args.bundle) if args.bundle else (lambda: bundle_path(param(params, "FairBundle"), MODELS_DIR))
+  try:
+    daemon = FairModeld(choose, args.stream, args.runner or param(params, "FairRunner"))
+  except (OSError, *NO_SOCKETS) as e:  # another instance runs, or the disk that holds the sockets is full: the manager tries again, with back-off
+    print(f"error: {e}", file=sys.stderr)
+    return 2
+  # a flag looked at between two frames: an exception from the handler could come up anywhere, a destructor included
+  stop = False
+
+  def end(*_: object) -> None:
+    nonlocal stop
+    stop = True
+
+  signal.signal(signal.SIGINT, end)
+  signal.signal(signal.SIGTERM, end)
+  daemon.send_state("starting")
+  while not stop:
+    daemon.step()
+  daemon.send_state("stopped")
+  return 0
+
+
+if __name__ == "__main__":
+  raise SystemExit(main(sys.argv[1:]))

@@ -57,8 +57,8 @@ class Collate:
     if free > 2 * worker.num_workers * sum(sizes):
       return batch
     if not self.said and worker.id == 0:
-      print(f"warning: {SHARED} has {free / 1e6:.0f} MB left, batches have {sum(sizes) / 1e6:.0f}: they go through a pipe, which is slower "
-            "(Docker: --shm-size=8g)", file=sys.stderr, flush=True)
+      have = f"{SHARED} has {free / 1e6:.0f} MB left, batches have {sum(sizes) / 1e6:.0f}"
+      print(f"warning: {have}: they go through a pipe, which is slower (Docker: --shm-size=8g)", file=sys.stderr, flush=True)
     self.said = True
     return Piped(batch)
 

@@ -175,7 +175,7 @@ case "$cmd" in
   model-replay) setup tools; py openpilot.tools.replay.model_replay "$@" ;;
   compare-logs) setup tools; py openpilot.tools.replay.compare_logs "$@" ;;
   sim) setup tools; py openpilot.tools.sim.write_route "$@" ;;
-  flag) setup tools; py openpilot.tools.flag "$@" ;;
+  flag) setup tools; py openpilot.selfdrive.modeld.fair.flag "$@" ;;
   overlay) setup tools; py openpilot.tools.install.overlay "$@" ;;
   manager) setup tools; py openpilot.selfdrive.manager.manager "$@" ;;
   fairmodeld) setup tools; py openpilot.selfdrive.modeld.fair.fairmodeld "$@" ;;

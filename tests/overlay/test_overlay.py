@@ -88,7 +88,7 @@ def test_laid_once_and_taken_out_to_the_byte(tree, op):
   for args in ((), ("--check",)):
     rc, said = op(tree, *args)
     assert rc == 0 and "nothing to do" in said and contents(tree) == laid
-  assert git(tree, "check-ignore", "-v", f"{p}models/x/compiled/y.json")
+  assert git(tree, "check-ignore", "-v", f"{p}selfdrive/modeld/fair/built/x.json")
   assert "unset" in git(tree, "check-attr", "filter", f"{p}models/{plan.DEFAULT}/net.onnx")
   rc, said = op(tree, "--uninstall", "--check")
   assert rc == 1 and contents(tree) == laid
@@ -139,7 +139,7 @@ def test_the_event_leaves_ours_out(nested, op):
     def __getitem__(self, name):
       return self
 
-  for dead, raised in ((["fairmodeld"], False), (["fairmodeld", "radard"], True), ([], False)):
+  for dead, raised in (([*edits.PROCESSES], False), (["fairmodeld", "radard"], True), ([], False)):
     d = names["SelfdriveD"]()
     d.sm, d.events = State(), []
     d.sm.processes = [P(n) for n in dead]
@@ -351,6 +351,8 @@ def test_a_failure_in_the_middle_puts_all_back(nested, op, monkeypatch, failure)
 
 def test_what_was_built_goes_too(nested, op):
   op(nested)
-  write(nested, {f"openpilot/models/{plan.DEFAULT}/compiled/net.json": "{}", "openpilot/selfdrive/modeld/fair/heads/__pycache__/depth.pyc": ""})
+  fair = "openpilot/selfdrive/modeld/fair"
+  built = [f"openpilot/models/{plan.DEFAULT}/compiled/net.json", f"{fair}/built/net.json", f"{fair}/heads/__pycache__/depth.pyc"]
+  write(nested, dict.fromkeys(built, ""))
   assert op(nested, "--uninstall")[0] == 0
   assert git(nested, "status", "--porcelain", "--ignored") == ""

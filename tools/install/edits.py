@@ -15,10 +15,12 @@ from openpilot.tools.install.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = "openpilot.selfdrive.modeld.fair"
-PROCESSES = ("fairmodeld",)   # as the manager knows them
+# as the manager knows them: (module, when it runs while the flag is on)
+MODULES = {"fairmodeld": ("fairmodeld", "started"), "fairoffroad": ("offroad", "not started")}
+PROCESSES = {name: m for name, m in MODULES.items() if (ROOT / "selfdrive/modeld/fair" / f"{m[0]}.py").is_file()}
 SERVICES = {name: s for name, s in SERVICE_LIST.items() if name.startswith("fair")}
 NOT_COMPARED = ("fairState",)  # comes when it is due by the clock, so no two replays agree on how many there are
-CPU = {f"{MODULE}.fairmodeld": 30.0}  # % of one core, in test_onroad's table
+CPU = {f"{MODULE}.fairmodeld": 1.0, f"{MODULE}.worker": 30.0}  # % of one core, in test_onroad's table
 RLOG = 1.0                     # MB a minute of all fair* services in the rlog
 
 
@@ -123,15 +125,17 @@ def params_keys(text: str) -> list[Edit]:
 
 
 def process_config(text: str) -> list[Edit]:
-  rule = ["def fair_enabled(started: bool, params: Params, CP) -> bool:", '  return started and params.get_bool("FairEnabled")', ""]
   at = line_of(text, find(text, r"^procs\b[^=\n]*= *\[", "procs = [").start())
-  entry = f'  PythonProcess("fairmodeld", "{MODULE}.fairmodeld", fair_enabled),'
-  return [Edit(at, at, tuple(rule)), *append(text, r"^procs\b[^=\n]*= *\[", "procs = [", [entry], "#")]
+  rules, entries = [], []
+  for name, (module, when) in PROCESSES.items():
+    rules += [f"def {name}(started: bool, params: Params, CP) -> bool:", f'  return {when} and params.get_bool("FairEnabled")', ""]
+    entries.append(f'  PythonProcess("{name}", "{MODULE}.{module}", {name}),')
+  return [Edit(at, at, tuple(rules)), *append(text, r"^procs\b[^=\n]*= *\[", "procs = [", entries, "#")]
 
 
 def selfdrived(text: str) -> list[Edit]:
   names = ", ".join(f'"{p}"' for p in PROCESSES)
-  new = [f"not_running -= {{{names}}}  # openpilot drives as well without: no event"]
+  new = [f"not_running -= {{{names}}}  # they only advise: no event"]
   return after(text, r"^[ \t]*not_running *= *\{", "not_running = {", new, "#")
 
 
@@ -161,14 +165,15 @@ def gitattributes(models: str, text: str) -> list[Edit]:
   return at_end(text, [f"/{models}/*/*.onnx -filter -diff -merge -text"])
 
 
-def gitignore(models: str, text: str) -> list[Edit]:
-  return at_end(text, [f"/{models}/*/compiled/"])
+def gitignore(folder: str, text: str) -> list[Edit]:
+  return at_end(text, [f"/{folder}/built/"])
 
 
 def lint(models: str, text: str) -> list[Edit]:
+  """Bundles are no source: networks are larger than a file may be, and manifests have a spelling of their own."""
   m = find(text, r'^GIT_FILES="\$\(git ls-files.*\)"$', 'GIT_FILES="$(git ls-files ...)"')
   at = line_of(text, m.start()) + 1
-  return [Edit(at, at, (f"""GIT_FILES="$(echo "$GIT_FILES" | grep -v '^{models}/.*\\.onnx$')"  # networks, over what a file may have""",))]
+  return [Edit(at, at, (f"""GIT_FILES="$(echo "$GIT_FILES" | grep -v -e '^{models}/' -e '/fair/bundle.schema.json$')\"""",))]
 
 
 def test_onroad(text: str) -> list[Edit]:
@@ -233,7 +238,7 @@ def file_edits(layout: Layout) -> list[FileEdit]:
     FileEdit(p + "selfdrive/selfdrived/selfdrived.py", selfdrived),
     FileEdit("selfdrive/SConscript" if old_scons else "SConstruct", scons_list),
     FileEdit(".gitattributes", partial(gitattributes, layout.models), needed=False),
-    FileEdit(".gitignore", partial(gitignore, layout.models), new=True),
+    FileEdit(".gitignore", partial(gitignore, layout.folder), new=True),
     FileEdit("scripts/lint/lint.sh", partial(lint, layout.models), needed=False),
     FileEdit(p + "selfdrive/test/test_onroad.py", test_onroad, needed=False),
     FileEdit(replay + "process_replay.py", partial(process_replay, camera, calibration), needed=False),

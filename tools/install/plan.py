@@ -14,7 +14,7 @@ from openpilot.tools.lib.errors import UserError
 
 HERE = Path(__file__).resolve().parents[2]
 LIST = "overlay.json"  # in the folder that is laid: what was laid, with its hashes
-LEFT_BEHIND = ("__pycache__", "compiled")
+LEFT_BEHIND = ("__pycache__", "compiled", "built")
 
 
 @dataclass

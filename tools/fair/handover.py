@@ -3,7 +3,6 @@ that did not come. Here a batch that finds no room goes through a pipe."""
 
 import multiprocessing.queues
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
@@ -14,7 +13,6 @@ from openpilot.tools.fair.processes import leave_interrupts_to_the_trainer
 from openpilot.tools.lib.errors import UserError
 
 SHARED = "/dev/shm"
-PAGE = 4096
 
 
 def _map(x: Any, change: Callable[[Any], Any]) -> Any:
@@ -41,7 +39,7 @@ class _Array:
 
 
 class Collate:
-  """A DataLoader's collate_fn that does what `collate` does; where shared memory has no room for two such batches of each worker, it makes them Piped."""
+  """A DataLoader's collate_fn that does what `collate` does, and lays a worker's batch into shared memory; where there is no room for it, it is Piped."""
 
   def __init__(self, collate: Callable[[Any], Any]):
     self.collate = collate
@@ -49,17 +47,16 @@ class Collate:
 
   def __call__(self, items: Any) -> Any:
     batch, worker = self.collate(items), torch.utils.data.get_worker_info()
-    if worker is None or not os.path.isdir(SHARED):
+    if worker is None:
       return batch
-    sizes: list[int] = []
-    _map(batch, lambda x: sizes.append(x.untyped_storage().nbytes() + PAGE) if torch.is_tensor(x) else None)
-    free = shutil.disk_usage(SHARED).free
-    if free > 2 * worker.num_workers * sum(sizes):
-      return batch
-    if not self.said and worker.id == 0:
-      have = f"{SHARED} has {free / 1e6:.0f} MB left, batches have {sum(sizes) / 1e6:.0f}"
-      print(f"warning: {have}: they go through a pipe, which is slower (Docker: --shm-size=8g)", file=sys.stderr, flush=True)
-    self.said = True
+    try:
+      # now: torch does it later, in a thread, where it is too late
+      return _map(batch, lambda x: x.share_memory_() if torch.is_tensor(x) else x)
+    except RuntimeError as e:
+      if not self.said and worker.id == 0:
+        why = " ".join(str(e).split())
+        print(f"warning: {why}; batches go through a pipe, which is slower (Docker: --shm-size=8g)", file=sys.stderr, flush=True)
+      self.said = True
     return Piped(batch)
 
 

@@ -1,6 +1,7 @@
 """tools/install on openpilot checkouts in small: what it lays, that it does so once, what it refuses, and that all of it goes again."""
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,8 @@ def test_schema_and_services_of_what_was_laid(tree, op):
   assert ('{"FairEnabled", {PERSISTENT, BOOL}},' if "ParamKeyAttributes" in keys else '{"FairEnabled", PERSISTENT},') in keys
   replay = (tree / p / "selfdrive/test/process_replay/process_replay.py").read_text()
   assert ("main_pub_drained=False" in replay) == (not p) and ('"narrowRoadCameraState"]' if p else '"roadCameraState"]') in replay
+  player = (tree / p / "tools/replay/replay.cc").read_text()
+  assert re.search(r'"userBookmark"\}\);\n +// begin .*\n    block\.insert\(block\.end\(\), \{"fairState", .*\}\);\n', player)
   for path in tree.rglob("*.py"):
     ast.parse(path.read_text())
 
@@ -269,6 +272,34 @@ def test_our_files_that_were_changed_there(nested, op, small_folder):
   mine = file.with_name("mine.py")
   mine.write_text("not the overlay's\n")
   assert op(nested, "--uninstall")[0] == 0 and mine.is_file() and not file.exists()
+
+
+@pytest.mark.parametrize("k", [1, 4, 15, 18])
+def test_killed_in_the_middle(nested, op, k):
+  """What is there then can be taken out, and can be finished."""
+  before = contents(nested)
+  for again in ("--uninstall", "--check"):
+    made = plan.plan_overlay(plan.Layout(nested, "openpilot/"))
+    made.changes = made.changes[:k]
+    plan.carry_out(made)
+    if again == "--uninstall":
+      assert op(nested, again)[0] == 0 and contents(nested) == before and git(nested, "status", "--porcelain") == ""
+    else:
+      assert op(nested)[0] == 0 and op(nested, again)[0] == 0
+
+
+def test_without_its_list(nested, op):
+  op(nested)
+  (nested / "openpilot/selfdrive/modeld/fair/overlay.json").unlink()
+  refused(op, nested, "overlay.json is gone", "--uninstall")
+  assert op(nested)[0] == 0 and op(nested, "--uninstall")[0] == 0 and git(nested, "status", "--porcelain") == ""
+
+
+def test_laid_by_hand_before(tmp_path, op):
+  log = texts()["log.capnp"].replace("customReserved10 @136 :Custom.CustomReserved10", "fairState @136 :Custom.FairState")
+  refused(op, make(tmp_path / "a", cereal_log_capnp=log), "fairState is there already")
+  keys = texts()["params_keys.h"].replace('"Version"', '"FairEnabled"')
+  refused(op, make(tmp_path / "b", params_keys_h=keys), "FairEnabled is there already")
 
 
 def test_something_else_in_our_place(nested, op):

@@ -1,22 +1,24 @@
 #!/usr/bin/env python3
-"""fairmodeld: camera frames in, fair* messages out. It runs beside modeld, advises, controls nothing, and never waits on anything that waits on it."""
+"""The process that works: camera frames in, fair* messages out. It runs beside modeld, advises, controls nothing, and waits on nothing that waits on it."""
 
 import argparse
+import contextlib
 import gc
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, BundleError, bundle_path, fingerprint, load_bundle
+from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, Bundle, BundleError, bundle_path, fingerprint, load_bundle
 from openpilot.selfdrive.modeld.fair.frames import CameraError
 from openpilot.selfdrive.modeld.fair.ipc import Params, VisionIpcClient, config_realtime_process, messaging, read_param, service, stream_type
+from openpilot.selfdrive.modeld.fair.link import Link, SupervisorGone
 from openpilot.selfdrive.modeld.fair.model import FairModel, first_line, plain
 from openpilot.selfdrive.modeld.fair.publish import SERVICES, serialise
 from openpilot.selfdrive.modeld.fair.runners import RUNNERS
@@ -47,11 +49,11 @@ class FairModeld:
   """The process around a FairModel: where frames come from, where messages go, and what happens when something is missing.
 
   choose: the folder of the bundle that is wanted now; it may raise BundleError. stream: 'narrowRoad', 'wideRoad', or None for the first there is.
-  runner: one of runners.RUNNERS, or None for what is preferred here.
+  runner: one of runners.RUNNERS, or None for what is preferred here. link: to the supervisor; without one a new bundle is taken without a trial run.
   """
 
-  def __init__(self, choose: Callable[[], Path], stream: str | None, runner: str | None = None):
-    self.choose, self.wanted_stream, self.runner = choose, stream, runner
+  def __init__(self, choose: Callable[[], Path], stream: str | None, runner: str | None = None, link: Link | None = None):
+    self.choose, self.wanted_stream, self.runner, self.link = choose, stream, runner, link or Link()
     self.pm = messaging.PubMaster(list(SERVICES))
     services = [EXTRINSICS, CAMERA_STATE, "deviceState", "modelV2", "carState"]
     self.sm = messaging.SubMaster(services, ignore_avg_freq=services)
@@ -60,6 +62,7 @@ class FairModeld:
     self.looked: tuple[Any, ...] = ()  # the same at the last look
     self.next_look = 0.0
     self.refused = ""
+    self.trial = ""  # sha256 of the manifest of the bundle that is having its trial run
     self.taken: dict[str, int] = {}  # service -> SubMaster's number of the update whose message was taken last
     self.client: VisionIpcClient | None = None
     self.stream = ""
@@ -115,13 +118,27 @@ class FairModeld:
       try:
         path = self.choose()
         self.loaded = self.looked = (path, fingerprint(path))
-        self.take(FairModel(load_bundle(path), time.perf_counter, runner=self.runner))
+        self.take(self.load(load_bundle(path)))
       except BundleError as e:
         self.fail(str(e))
         return False
     if self.client is None or not self.client.is_connected():
       return self.connect()
     return True
+
+  def load(self, bundle: Bundle) -> FairModel:
+    """The bundle made ready to run, at no priority over others. Raises BundleError where it cannot run, or hung before."""
+    if (why := self.link.refused.get(bundle.manifest_hash)) is not None:
+      raise BundleError(f"bundle '{bundle.name}' {why}; it is refused until its files change")
+    self.link.loading(bundle.manifest_hash)
+    try:
+      with at_ease():
+        model = FairModel(bundle, time.perf_counter, runner=self.runner)
+    except BundleError:
+      self.link.running(self.model.bundle.manifest_hash if self.model is not None else "")
+      raise
+    self.link.running(bundle.manifest_hash)
+    return model
 
   def take(self, model: FairModel) -> None:
     """Goes on with this model; where another one ran before, from its calibration, counts and ids on."""
@@ -144,18 +161,34 @@ class FairModeld:
       seen = (path, fingerprint(path))
       settled = seen == self.looked  # a copy under way changes from look to look
       self.looked = seen
-      if seen == self.loaded or not settled:
-        return
-      self.loaded = seen
-      bundle = load_bundle(path)
-      if bundle.manifest_hash != self.model.bundle.manifest_hash:
-        self.take(FairModel(bundle, time.perf_counter, runner=self.runner))
-        print(f"fairmodeld: bundle '{bundle.name}' ({bundle.manifest_hash[:12]}) from {path} took over", file=sys.stderr, flush=True)
-      self.refused = ""
+      if seen != self.loaded and settled:
+        self.loaded, self.trial = seen, ""
+        bundle = load_bundle(path)
+        if bundle.manifest_hash == self.model.bundle.manifest_hash:
+          self.refused = ""
+        elif self.link.there:
+          self.trial = bundle.manifest_hash
+          self.link.try_out(str(path), self.runner)
+        else:
+          self.take_over(bundle)
+      elif self.trial and (answer := self.link.answer()) is not None and answer["path"] == str(path):
+        tried, self.trial = self.trial, ""
+        if answer["error"] is not None:
+          raise BundleError(answer["error"])
+        bundle = load_bundle(path)
+        if not bundle.manifest_hash == answer["hash"] == tried:
+          self.loaded = ()  # it changed meanwhile: the next look begins anew
+        else:
+          self.take_over(bundle)
     except BundleError as e:
       if str(e) != self.refused:
         self.refused = str(e)
         self.note(f"bundle '{self.model.bundle.name}' goes on: {e}")
+
+  def take_over(self, bundle: Bundle) -> None:
+    self.take(self.load(bundle))
+    self.refused = ""
+    print(f"fairmodeld: bundle '{bundle.name}' ({bundle.manifest_hash[:12]}) from {bundle.path} took over", file=sys.stderr, flush=True)
 
   def connect(self) -> bool:
     assert self.model is not None
@@ -252,6 +285,7 @@ class FairModeld:
 
   def step(self) -> None:
     """At most one frame. Returns within about 0.2 s."""
+    self.link.beat()
     if not self.ready():
       time.sleep(0.02)
       self.listen()
@@ -311,23 +345,45 @@ class FairModeld:
       self.send_state("fault")
 
 
+@contextlib.contextmanager
+def at_ease() -> Iterator[None]:
+  """At real-time priority a bundle's seconds of loading would keep all else from its core: within, this process is an ordinary one."""
+  policy = os.sched_getscheduler(0) if sys.platform == "linux" else None
+  if policy is None or policy not in (os.SCHED_FIFO, os.SCHED_RR):
+    yield
+    return
+  before = os.sched_getparam(0)
+  os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+  try:
+    yield
+  finally:
+    os.sched_setscheduler(0, policy, before)
+
+
 def main(argv: Sequence[str] = ()) -> int:
   p = argparse.ArgumentParser(prog="fairmodeld", description=__doc__)
   p.add_argument("--bundle", type=Path, help="a bundle's folder; default: the one named by the param FairBundle, else the first in models/")
   p.add_argument("--stream", choices=["narrowRoad", "wideRoad"], help="default: the first that the bundle can take and the camera gives")
   p.add_argument("--runner", choices=RUNNERS, help="default: the param FairRunner, else the GPU's where the bundle was compiled for it, else ONNX Runtime")
   args = p.parse_args(list(argv))
+  link = Link()
   if args.bundle is not None:  # run by hand: what is wrong is said at once
     try:
-      FairModel(load_bundle(args.bundle), runner=args.runner)
+      bundle = load_bundle(args.bundle)
+      link.loading(bundle.manifest_hash)
+      FairModel(bundle, runner=args.runner)
     except BundleError as e:
       print(f"error: {e}", file=sys.stderr)
       return 2
+  with contextlib.suppress(ImportError):  # openpilot's package, by whose names its processes are found in procLog
+    from setproctitle import setproctitle
+
+    setproctitle("openpilot.selfdrive.modeld.fair.worker")
   config_realtime_process(CORE, PRIORITY)
   params = Params()
   choose = (lambda: args.bundle) if args.bundle else (lambda: bundle_path(read_param(params, "FairBundle"), MODELS_DIR))
   try:
-    daemon = FairModeld(choose, args.stream, args.runner or read_param(params, "FairRunner"))
+    daemon = FairModeld(choose, args.stream, args.runner or read_param(params, "FairRunner"), link)
   except (OSError, *NO_SOCKETS) as e:  # another instance runs, or the disk that holds the sockets is full: the manager tries again, with back-off
     print(f"error: {e}", file=sys.stderr)
     return 2
@@ -340,9 +396,12 @@ def main(argv: Sequence[str] = ()) -> int:
 
   signal.signal(signal.SIGINT, end)
   signal.signal(signal.SIGTERM, end)
+  if link.ended:
+    daemon.fault, daemon.faults = plain(link.ended), link.ends
   daemon.send_state("starting")
-  while not stop:
-    daemon.step()
+  with contextlib.suppress(SupervisorGone):
+    while not stop:
+      daemon.step()
   daemon.send_state("stopped")
   return 0
 

@@ -76,7 +76,7 @@ def test_second_instance_says_so(rig, tmp_path):
   r = subprocess.run(
     [*FAIRMODELD, "--bundle", str(tmp_path / "tiny")], capture_output=True, text=True, timeout=DEADLINE
   )
-  assert r.returncode == 2 and r.stderr.startswith("error: ") and str(rig.proc.pid) in r.stderr and r.stderr.count("\n") == 1
+  assert r.returncode == 2 and r.stderr.startswith("error: ") and str(rig.worker) in r.stderr and r.stderr.count("\n") == 1
 
 
 def test_killed_and_started_again(rig, tmp_path):

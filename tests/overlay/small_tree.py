@@ -99,6 +99,12 @@ CONFIGS = [
   ),
 ]
 """
+PLAYER = """Replay::Replay(std::vector<std::string> block) {
+  if (!(flags_ & REPLAY_FLAG_ALL_SERVICES)) {
+    block.insert(block.end(), {"uiDebug", "userBookmark"});
+  }
+}
+"""
 LINT = '#!/usr/bin/env bash\nGIT_FILES="$(git ls-files%s)"\nALL_FILES=""\n'
 
 
@@ -121,6 +127,7 @@ def files(nested: bool, typed: bool, queues: bool) -> dict[str, str]:
     f"{p}system/manager/process_config.py": PROCESSES,
     f"{p}selfdrive/selfdrived/selfdrived.py": SELFDRIVED,
     f"{p}selfdrive/modeld/modeld.py": "",
+    f"{p}tools/replay/replay.cc": PLAYER,
     f"{p}selfdrive/test/test_onroad.py": ONROAD,
     f"{replay}/process_replay.py": REPLAY % (not nested),
     f"{replay}/test_processes.py": 'EXCLUDED_PROCS = {"modeld", "dmonitoringmodeld"}\n',

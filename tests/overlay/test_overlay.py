@@ -1,6 +1,7 @@
 """tools/install on openpilot checkouts in small: what it lays, that it does so once, what it refuses, and that all of it goes again."""
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,8 @@ def test_schema_and_services_of_what_was_laid(tree, op):
   assert ('{"FairEnabled", {PERSISTENT, BOOL}},' if "ParamKeyAttributes" in keys else '{"FairEnabled", PERSISTENT},') in keys
   replay = (tree / p / "selfdrive/test/process_replay/process_replay.py").read_text()
   assert ("main_pub_drained=False" in replay) == (not p) and ('"narrowRoadCameraState"]' if p else '"roadCameraState"]') in replay
+  player = (tree / p / "tools/replay/replay.cc").read_text()
+  assert re.search(r'"userBookmark"\}\);\n +// begin .*\n    block\.insert\(block\.end\(\), \{"fairState", .*\}\);\n', player)
   for path in tree.rglob("*.py"):
     ast.parse(path.read_text())
 
@@ -271,6 +274,34 @@ def test_our_files_that_were_changed_there(nested, op, small_folder):
   assert op(nested, "--uninstall")[0] == 0 and mine.is_file() and not file.exists()
 
 
+@pytest.mark.parametrize("k", [1, 4, 15, 18])
+def test_killed_in_the_middle(nested, op, k):
+  """What is there then can be taken out, and can be finished."""
+  before = contents(nested)
+  for again in ("--uninstall", "--check"):
+    made = plan.plan_overlay(plan.Layout(nested, "openpilot/"))
+    made.changes = made.changes[:k]
+    plan.carry_out(made)
+    if again == "--uninstall":
+      assert op(nested, again)[0] == 0 and contents(nested) == before and git(nested, "status", "--porcelain") == ""
+    else:
+      assert op(nested)[0] == 0 and op(nested, again)[0] == 0
+
+
+def test_without_its_list(nested, op):
+  op(nested)
+  (nested / "openpilot/selfdrive/modeld/fair/overlay.json").unlink()
+  refused(op, nested, "overlay.json is gone", "--uninstall")
+  assert op(nested)[0] == 0 and op(nested, "--uninstall")[0] == 0 and git(nested, "status", "--porcelain") == ""
+
+
+def test_laid_by_hand_before(tmp_path, op):
+  log = texts()["log.capnp"].replace("customReserved10 @136 :Custom.CustomReserved10", "fairState @136 :Custom.FairState")
+  refused(op, make(tmp_path / "a", cereal_log_capnp=log), "fairState is there already")
+  keys = texts()["params_keys.h"].replace('"Version"', '"FairEnabled"')
+  refused(op, make(tmp_path / "b", params_keys_h=keys), "FairEnabled is there already")
+
+
 def test_something_else_in_our_place(nested, op):
   write(nested, {"openpilot/selfdrive/modeld/fair/fairmodeld.py": "another project\n"})
   refused(op, nested, "is there already and is not the overlay's")
@@ -308,12 +339,13 @@ def test_a_list_that_names_files_elsewhere(nested, op, tmp_path):
   op(nested)
   path, victim = nested / "openpilot/selfdrive/modeld/fair/overlay.json", tmp_path / "victim"
   victim.write_text("x")
-  for name in ("openpilot/models/../../../victim", str(victim), "SConstruct", "openpilot/models/x\nSConstruct"):
-    said = json.loads(path.read_text())
-    said["files"][name] = plan.sha(b"x")
+  good = path.read_text()
+  for name in ("openpilot/models/../../../victim", str(victim), "openpilot/selfdrive/modeld/modeld.py", "openpilot/models/x\nSConstruct"):
+    said = json.loads(good)
+    said["files"][name] = plan.sha(b"" if name.endswith("modeld.py") else b"x")
     path.write_text(json.dumps(said))
     rc, out = op(nested, "--uninstall")
-    assert rc == 2 and victim.exists() and (nested / "SConstruct").exists(), out
+    assert rc == 2 and victim.exists() and (nested / "openpilot/selfdrive/modeld/modeld.py").exists(), out
   path.write_text('{"files": 7}')
   refused(op, nested, "is not the overlay's list", "--uninstall")
 

@@ -195,6 +195,8 @@ def plan_overlay(layout: Layout, bundles: list[str] | None = None) -> Plan:
 def plan_uninstall(layout: Layout) -> Plan:
   plan = Plan(layout)
   laid = read_list(layout)
+  if not laid.there and (layout.root / layout.folder).exists():
+    raise UserError(f"{layout.folder}/{LIST} is gone, which says what was laid; run the overlay once without --uninstall, or take the folder away by hand")
   plan_edits(plan, laid, lay=False)
   plan_files(plan, laid, {})
   name = f"{layout.folder}/{LIST}"

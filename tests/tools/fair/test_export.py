@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from label_fixture import write_store
+from onnx import numpy_helper
 
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
@@ -53,6 +55,32 @@ def test_a_run_becomes_a_bundle(run, tmp_path, monkeypatch):
   got = OnnxRunner(bundle, bundle.graphs[0], 1).run({"frame": frame})
   want = student(torch.from_numpy(frame))["depth"].detach().numpy()
   assert np.allclose(got["depth"], want, atol=1e-2)  # log metres, weights of 11 bits
+
+
+def spoil(path, value):
+  """Multiplies the first convolution's weights in the file by `value`."""
+  model = onnx.load(path)
+  w = next(i for i in model.graph.initializer if len(i.dims) == 4)
+  a = numpy_helper.to_array(w)
+  w.CopyFrom(numpy_helper.from_array((a * value).astype(a.dtype), w.name))
+  onnx.save(model, path)
+
+
+@pytest.mark.parametrize(("step", "value", "message"), [
+  ("export_onnx", 3.0, "ONNX Runtime and torch differ by"), ("export_onnx", float("nan"), "ONNX Runtime and torch differ by inf"),
+  ("store_half", 3.0, "float16 weights change an output by")])
+def test_a_graph_that_computes_something_else_is_not_written(run, tmp_path, monkeypatch, step, value, message):
+  honest = getattr(export, step)
+
+  def wrong(*args):
+    out = honest(*args)
+    spoil(next(a for a in args if isinstance(a, Path)), value)
+    return out
+
+  monkeypatch.setattr(export, step, wrong)
+  with pytest.raises(UserError, match=message):
+    export_to(monkeypatch, run, "--out", tmp_path / "models" / "x", "--accept-licence", "CC-BY-NC-4.0", "--no-tinygrad")
+  assert not list((tmp_path / "models").iterdir())
 
 
 def test_a_unified_student_that_learned_no_points_asks_for_none(run, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import numpy as np
 
 from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, folder_of, package_version, read_artefact, stem, write_artefact
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
+from openpilot.selfdrive.modeld.fair.parity import worst
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 
 TARGET = "tensorrt"
@@ -114,11 +115,11 @@ def build_engine(bundle: Bundle, graph: dict[str, Any], folder: Path | None = No
     raise ArtefactError(f"TensorRT does not build {path} in {precision}")
   blob, inputs = bytes(plan), sample_inputs(graph, 2)
   found = differences(Engine(blob, graph, cuda).run(inputs), OnnxRunner(bundle, graph).run(inputs))
-  worst = max(found.values(), key=lambda x: x if np.isfinite(x) else np.inf)
-  if not worst <= TOLERANCE[TARGET]:
-    raise ArtefactError(f"{path} in TensorRT, {precision}, is off from ONNX Runtime by {worst:.2g} of the largest value")
+  apart = worst(found.values())
+  if not apart <= TOLERANCE[TARGET]:
+    raise ArtefactError(f"{path} in TensorRT, {precision}, is off from ONNX Runtime by {apart:.2g} of the largest value")
   about = {"bundle": bundle.name, "manifest": bundle.manifest_hash, "graph": graph["name"], "target": TARGET, **requirements(cuda.name(), precision)}
-  about |= {"parity": worst, "seconds": round(time.perf_counter() - t0, 1)}
+  about |= {"parity": apart, "seconds": round(time.perf_counter() - t0, 1)}
   write_artefact(folder_of(bundle, folder), stem(graph["name"], TARGET), blob, about)
 
 

@@ -339,12 +339,13 @@ def test_a_list_that_names_files_elsewhere(nested, op, tmp_path):
   op(nested)
   path, victim = nested / "openpilot/selfdrive/modeld/fair/overlay.json", tmp_path / "victim"
   victim.write_text("x")
-  for name in ("openpilot/models/../../../victim", str(victim), "SConstruct", "openpilot/models/x\nSConstruct"):
-    said = json.loads(path.read_text())
-    said["files"][name] = plan.sha(b"x")
+  good = path.read_text()
+  for name in ("openpilot/models/../../../victim", str(victim), "openpilot/selfdrive/modeld/modeld.py", "openpilot/models/x\nSConstruct"):
+    said = json.loads(good)
+    said["files"][name] = plan.sha(b"" if name.endswith("modeld.py") else b"x")
     path.write_text(json.dumps(said))
     rc, out = op(nested, "--uninstall")
-    assert rc == 2 and victim.exists() and (nested / "SConstruct").exists(), out
+    assert rc == 2 and victim.exists() and (nested / "openpilot/selfdrive/modeld/modeld.py").exists(), out
   path.write_text('{"files": 7}')
   refused(op, nested, "is not the overlay's list", "--uninstall")
 

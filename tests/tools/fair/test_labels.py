@@ -230,6 +230,25 @@ def test_a_teacher_with_state_goes_on_from_its_state(route, tmp_path):
   assert run_teacher(Counter(), views, store, progress=False)[0].row_count == FRAMES[0]
 
 
+def test_without_the_state_behind_the_last_chunk_it_begins_at_the_start(route, tmp_path):
+  """Begun in the middle it would count from nothing there."""
+  views = find_views([str(route)], None, "qcamera", 1, None)
+  sums = []
+  for k in range(2):
+    store = LabelStore(tmp_path / str(k), create=True)
+    if k:
+      with pytest.raises(KeyboardInterrupt):
+        run_teacher(Counter(CHUNK + 20), views, store, batch=8, progress=False)
+      kept = list((tmp_path / str(k)).rglob("chunks/*.npz"))
+      assert len(kept) == 1
+      kept[0].unlink()
+    counter = Counter()
+    groups = run_teacher(counter, views, store, batch=8, progress=False)
+    assert counter.calls == sum(FRAMES)
+    sums.append([g.dense("sum")[:].tolist() for g in groups])
+  assert sums[0] == sums[1]
+
+
 class Masks:
   """A mask over the right half of every picture but the first."""
 
@@ -293,6 +312,51 @@ def test_out_of_gpu_memory_halves_the_batch_and_goes_on(route, tmp_path, capsys,
   assert "out of GPU memory with 8 frames at once; going on with 4" in capsys.readouterr().err
   with pytest.raises(UserError, match="does not hold a single frame"):
     run_teacher(Large(0, stateful), views, LabelStore(tmp_path / "none", create=True), batch=2, progress=False)
+
+
+class Broken:
+  """Depth with one NaN, an infinite sky, and boxes, one of them without a place, in `bad` of its frames; all NaN where everything is bad."""
+
+  name, model_id, checkpoint_hash, licence, stateful = "broken", "", "", "MIT", False
+  maps = [Label("depth", "dense", "float16", (4, 8), "m"), Label("thing", "dense", "float16", (4, 8), "probability")]
+  labels = [*maps, Label("boxes", "boxes", classes=("car",))]
+
+  def __init__(self, bad):
+    self.bad = bad
+
+  def prepare(self, height, width): ...
+
+  def settings(self):
+    return {}
+
+  def label(self, clip, state=None):
+    n = len(clip.rgb)
+    bad = np.array([i in self.bad for i in clip.frame_ids])
+    depth, thing = np.full((n, 4, 8), np.inf), np.full((n, 4, 8), 0.5)
+    depth[bad, 1, 1], thing[bad, 2, 2] = np.nan, np.inf
+    x0 = np.repeat(np.where(bad, np.nan, 10.0), 2)
+    x0[1::2] = 20
+    boxes = {"frame": np.repeat(np.arange(n), 2), "x0": x0, "y0": x0 * 0, "x1": x0 + 9, "y1": x0 * 0 + 9, "score": x0 * 0 + 1, "cls": np.zeros(2 * n, np.int16)}
+    return {"depth": depth, "thing": thing, "boxes": boxes}, None
+
+
+def test_what_is_no_number_is_counted_and_a_broken_teacher_refused(route, tmp_path, capsys):
+  (view, _) = find_views([str(route)], None, "qcamera", 1, None)
+  some = {e.frame_id for e in view.entries[:20]}
+  (group,) = run_teacher(Broken(some), [view], LabelStore(tmp_path / "some", create=True), progress=False)
+  err = capsys.readouterr().err
+  for name in ("depth", "thing", "boxes"):
+    assert f"teacher 'broken' puts out NaN or Inf as '{name}' in 20 of {FRAMES[0]} frames" in err
+  assert np.isnan(group.dense("depth")[19, 1, 1]) and np.isinf(group.dense("depth")[30]).all()
+  table = group.table("boxes")
+  assert table.num_rows == 2 * FRAMES[0] - 20 and set(table["x0"].to_pylist()) == {10, 20}
+  most = {e.frame_id for e in view.entries[:40]}
+  with pytest.raises(UserError, match=r"'broken' puts out NaN or Inf as 'depth' in 40 of 64 frames of .* not stored; .*--option broken\.precision=float32"):
+    run_teacher(Broken(most), [view], LabelStore(tmp_path / "most", create=True), progress=False)
+  (group,) = LabelStore(tmp_path / "most").groups()
+  assert group.done() == set()
+  run_teacher(Broken(set()), [view], LabelStore(tmp_path / "none", create=True), progress=False)
+  assert "NaN" not in capsys.readouterr().err
 
 
 def test_a_damaged_chunk_is_named_and_repaired(route, network, tmp_path):

@@ -24,6 +24,7 @@ import torch
 from onnx import version_converter
 from torch import Tensor
 
+from openpilot.selfdrive.modeld.fair.parity import difference, worst
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import find_clang
 from openpilot.tools.dgx.training.constants import T_IDXS
 from openpilot.tools.dgx.training.model import OnnxModule, hash_file, load_onnx
@@ -130,7 +131,7 @@ def worst_difference(a: list[Tensor], b: list[Tensor], slices: dict[str, slice])
   """The largest difference in parts of the largest value, of each output by itself: metres must not hide curvatures."""
   whole = [torch.cat([x.reshape(1, -1) for x in t]) for t in (a, b)]
   parts = slices or {"all": slice(None)}
-  return max(float((whole[0][:, s] - whole[1][:, s]).abs().max()) / max(1e-6, float(whole[0][:, s].abs().max())) for s in parts.values())
+  return worst(difference(whole[1][:, s].float().numpy(), whole[0][:, s].float().numpy()) for s in parts.values())
 
 
 def slices_of(model: OnnxModule) -> dict[str, slice]:

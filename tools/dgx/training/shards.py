@@ -20,7 +20,7 @@ from openpilot.tools.dgx.training.constants import FRAME_SHAPE, FRAME_SKIP
 from openpilot.tools.fair.handover import Collate, begin, handed_over
 from openpilot.tools.lib.errors import UserError
 
-VERSION = 1
+VERSION = 2  # since logs of every age are read: lane changes, the side of traffic and GPS before openpilot 0.9.5, mountings in every calibration state
 STREAMS = {"frames": "frames.u8", "big_frames": "big.u8"}
 PER_STEP = ("speed", "acceleration", "steering", "blinkers", "gps", "pose", "plan", "frame_id")  # columns that clips carry as they are
 

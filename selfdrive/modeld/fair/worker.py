@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, Bundle, BundleError, bundle_path, fingerprint, load_bundle
+from openpilot.selfdrive.modeld.fair.calibration import mounting
 from openpilot.selfdrive.modeld.fair.frames import CameraError
 from openpilot.selfdrive.modeld.fair.ipc import Params, VisionIpcClient, config_realtime_process, messaging, read_param, service, stream_type
 from openpilot.selfdrive.modeld.fair.link import Link, SupervisorGone
@@ -270,11 +271,11 @@ class FairModeld:
   def calibrate(self, calibration: Any) -> None:
     """calibration: a reader of extrinsicsCalibration. What is not one is refused."""
     assert self.model is not None
-    if str(calibration.calStatus) != "calibrated":
-      return
-    rpy, height = list(calibration.rpyCalib), calibration.height[0] if len(calibration.height) else None
-    if not self.model.set_calibration(rpy, height) and self.model.rpy is None:
-      self.model.report(f"calibration {rpy[:3]} is not one; the default mounting is used")
+    rpy, height = mounting(calibration)
+    if rpy is not None:
+      self.model.set_calibration(rpy, height)
+    elif self.model.rpy is None:
+      self.model.report(f"calibration {list(calibration.rpyCalib)[:3]} is not one; the default mounting is used")
 
   def await_model(self, frame_id: int) -> bool:
     """While modelV2 is alive a frame starts only after its modelV2, so that modeld has had the GPU first; where modelV2 comes less often than frames, only one

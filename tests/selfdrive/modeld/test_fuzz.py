@@ -19,7 +19,8 @@ from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle, sch
 from openpilot.selfdrive.modeld.fair.worker import CAMERA_STATE, EXTRINSICS, MAX_SPEED, FairModeld
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
 from openpilot.selfdrive.modeld.fair.heads.ground import MAX_HEIGHT, MIN_HEIGHT
-from openpilot.selfdrive.modeld.fair.model import MAX_ANGLE, FairModel
+from openpilot.selfdrive.modeld.fair.calibration import MAX_ANGLE
+from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.publish import serialise, size_limit
 
 W, H = 1344, 760

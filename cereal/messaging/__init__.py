@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import stat
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ NO_TRAVERSAL_LIMIT = 2**64 - 1
 AVG_FREQ_HISTORY = 100      # messages
 DEFAULT_QUEUE_SIZE = 1024 * 1024
 HIGH_WATER_MARK = 500       # messages a slow reader may fall behind before it loses some: bounds memory
+MAX_MESSAGE = 16 << 20      # bytes; a sender of more is cut off: the largest queue's third is 3.3 MB
 MAX_IPC_PATH = 100          # a unix socket's path is limited to 107 bytes
 
 _context: tuple[int, zmq.Context] | None = None
@@ -50,8 +52,20 @@ def endpoint_path(endpoint: str) -> str:
   folder = os.path.join(own, prefix)
   if len(folder) + 1 + len(endpoint) > MAX_IPC_PATH:
     folder = os.path.join(own, hashlib.sha256(prefix.encode()).hexdigest()[:16])
-  os.makedirs(folder, mode=0o700, exist_ok=True)
+  private_folder(own)
+  private_folder(folder)
   return os.path.join(folder, endpoint)
+
+
+def private_folder(path: str) -> None:
+  """Makes the folder for this user alone; who can write there can forge messages. Raises PermissionError where it is somebody else's, or a link."""
+  with contextlib.suppress(FileExistsError):
+    os.mkdir(path, 0o700)
+  about = os.lstat(path)
+  if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+    raise PermissionError(f"{path} is not a folder of user {os.getuid()}, so others could send messages through it; remove it, or set TMPDIR to another folder")
+  if about.st_mode & 0o077:   # made by an older version
+    os.chmod(path, 0o700)
 
 
 class PubSocket:
@@ -99,6 +113,7 @@ class SubSocket:
     if conflate:
       self.sock.setsockopt(zmq.CONFLATE, 1)
     self.sock.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+    self.sock.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
     self.sock.setsockopt(zmq.LINGER, 0)
     self.sock.setsockopt(zmq.RECONNECT_IVL, 20)
     self.sock.setsockopt(zmq.SUBSCRIBE, b"")

@@ -196,7 +196,7 @@ class Run:
       with contextlib.nullcontext() if i == len(parts) - 1 else acc.no_sync(self.model):
         b = self.prepared(piece, told[i][0] if told else None)
         if told:  # what a part teaches may be much or little: see Student.losses
-          b["shares"] = {k: v / sum(other[k] for _, other in told).clamp(min=TINY) for k, v in told[i][1].items()}
+          b["shares"] = {k: v / torch.stack([other[k] for _, other in told]).sum(0).clamp(min=TINY) for k, v in told[i][1].items()}
         with acc.autocast():
           losses = self.model(b)
         for k, v in losses.items():

@@ -13,6 +13,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -102,8 +103,16 @@ def compile_graph(bundle: Bundle, graph: dict[str, Any], target: str, folder: Pa
   """Compiles, checks and writes one graph; returns what its sidecar says. tinygrad's settings are in the environment already. Raises CompileError."""
   t0 = time.perf_counter()
   path = bundle.path / graph["file"]
+  with tempfile.TemporaryDirectory() as private:  # tinygrad reads weights from the disk while it compiles: from a file that nobody else can change
+    mine = Path(private) / "graph.onnx"
+    mine.write_bytes(bundle.onnx(graph))
+    return compile_file(mine, path, bundle, graph, target, folder, t0)
+
+
+def compile_file(mine: Path, path: Path, bundle: Bundle, graph: dict[str, Any], target: str, folder: Path, t0: float) -> dict[str, Any]:
+  """compile_graph() of the bundle's file `path`, of which `mine` is a copy of our own."""
   try:
-    jit, arrays, tensors = make_jit(path, graph)
+    jit, arrays, tensors = make_jit(mine, graph)
 
     def run(step: Callable[..., Any], seed: int) -> dict[str, np.ndarray]:
       for k, v in sample_inputs(graph, seed).items():
@@ -145,7 +154,7 @@ def parity(bundle: Bundle, graph: dict[str, Any], target: str, got: dict[str, np
     return None
   from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 
-  found = differences(got, OnnxRunner(bundle.path / graph["file"], graph).run(sample_inputs(graph, 2)))
+  found = differences(got, OnnxRunner(bundle, graph).run(sample_inputs(graph, 2)))
   name, worst = max(found.items(), key=lambda x: x[1] if np.isfinite(x[1]) else np.inf)
   if not worst <= TOLERANCE[target]:
     raise CompileError(f"{bundle.path / graph['file']}: output '{name}' in {target} is off from ONNX Runtime by {worst:.2g} of its largest value")
@@ -164,7 +173,7 @@ def build(bundle: Bundle, target: str, folder: Path | None = None, timeout: floa
   folder, built = folder_of(bundle, folder), []
   env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
   for graph in bundle.graphs:
-    command = [sys.executable, "-m", "openpilot.selfdrive.modeld.fair.compile", str(bundle.path), "--target", target, "--graph", graph["name"]]
+    command = [sys.executable, "-P", "-m", "openpilot.selfdrive.modeld.fair.compile", str(bundle.path), "--target", target, "--graph", graph["name"]]
     try:
       done = subprocess.run([*command, "--output", str(folder)], env=env, stdout=subprocess.PIPE, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -103,7 +103,7 @@ class HostCuda:
     pass
 
 
-def fake_tensorrt(cuda, path, graph):
+def fake_tensorrt(cuda, bundle, graph):
   """The calls of TensorRT 10 that are used, by the names of its bindings; ONNX Runtime computes. It cannot say whether TensorRT likes a graph."""
   trt, io = ModuleType("tensorrt"), {s["name"]: (s, side) for side in ("inputs", "outputs") for s in graph[side]}
 
@@ -117,7 +117,7 @@ def fake_tensorrt(cuda, path, graph):
     def execute_async_v3(self, stream_handle):
       assert stream_handle == 7 and self.address.keys() == io.keys()
       x = {n: cuda.memory[self.address[n]].view(s["dtype"]).reshape(s["shape"]) for n, (s, side) in io.items() if side == "inputs"}
-      for name, array in OnnxRunner(path, graph).run(x).items():
+      for name, array in OnnxRunner(bundle, graph).run(x).items():
         cuda.upload(self.address[name], array)
       return True
 
@@ -132,7 +132,7 @@ def fake_tensorrt(cuda, path, graph):
   config.set_flag = config.flags.append
   trt.Builder = lambda logger: SimpleNamespace(
     create_network=lambda flags: "network", create_builder_config=lambda: config, build_serialized_network=lambda network, c: b"engine")
-  trt.OnnxParser = lambda network, logger: SimpleNamespace(parse_from_file=lambda p: Path(p) == path, num_errors=0)
+  trt.OnnxParser = lambda network, logger: SimpleNamespace(parse=lambda blob: blob == bundle.onnx(graph), num_errors=0)
   trt.config = config
   return trt
 
@@ -142,7 +142,7 @@ def test_tensorrt_engine_is_built_kept_and_run(tmp_path, monkeypatch):
   (tmp_path / "b").mkdir()
   bundle = write_graphs(tmp_path / "b", [lanes_graph(tmp_path / "b")])
   graph, cuda = bundle.graphs[0], HostCuda()
-  trt = fake_tensorrt(cuda, bundle.path / graph["file"], graph)
+  trt = fake_tensorrt(cuda, bundle, graph)
   monkeypatch.setitem(sys.modules, "tensorrt", trt)
   monkeypatch.setattr(tensorrt, "missing", lambda: None)
   monkeypatch.setattr(tensorrt, "Cuda", lambda: cuda)
@@ -152,7 +152,7 @@ def test_tensorrt_engine_is_built_kept_and_run(tmp_path, monkeypatch):
   assert (said["gpu"], said["precision"], said["tensorrt"], said["parity"]) == ("no GPU", "float16", "10", 0.0) and trt.config.flags == ["fp16"]
   runner = open_runner(bundle, graph, "tensorrt")
   x = sample_inputs(graph, 3)
-  got, want = runner.run(x), OnnxRunner(bundle.path / graph["file"], graph).run(x)
+  got, want = runner.run(x), OnnxRunner(bundle, graph).run(x)
   assert runner.what == "TensorRT 10 (no GPU, float16)" and all(np.array_equal(got[k], w) for k, w in want.items())
   assert runner.run(x)["lanes_visible"] is got["lanes_visible"]
   del runner

@@ -111,6 +111,31 @@ def test_live_publisher_is_one_line_and_2(route, prefix):
   pm.close()
 
 
+def test_what_our_own_processes_say_is_not_played(prefix, tmp_path):
+  """A log has managerState and fair* of the drive; manager and fairmodeld beside the replay make new ones, whichever came first."""
+  events = []
+  for i, service in enumerate(("carState", "managerState", "fairState", "carState")):
+    events.append(messaging.new_message(service, valid=True, logMonoTime=10**9 + i).to_bytes())
+  write_log(tmp_path / "r" / "rlog.zst", events)
+  segments = Route(tmp_path / "r").segments
+  pm = messaging.PubMaster(["managerState", "fairState"])
+  try:
+    replay = Replay(segments)
+    assert replay.services == {"carState", "deviceState"}
+    replay.run(progress=False, warm_up=0)
+    assert replay.sent_messages == 2
+    with pytest.raises(messaging.MultiplePublishersError, match="managerState"):
+      Replay(segments, allow=["managerState"])
+  finally:
+    pm.close()
+  replay = Replay(segments, allow=["managerState"])  # asked for, it plays
+  assert replay.services == {"managerState", "deviceState"}
+  replay.close()
+  replay = Replay(segments)
+  messaging.PubMaster(["managerState"]).close()  # a manager after the replay
+  replay.close()
+
+
 def test_video_without_log_and_log_without_video(route, prefix, tmp_path, capsys):
   segment = Route(route).segments[0]
   (tmp_path / "v").mkdir()

@@ -11,10 +11,12 @@ import cv2
 import numpy as np
 
 from openpilot.common.transformations.model import get_warp_matrix, medmodel_intrinsics, sbigmodel_intrinsics
+from openpilot.selfdrive.modeld.fair.calibration import mounting
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, CameraError, ModelFrame, camera_intrinsics
 from openpilot.tools.lib.encode_index import VIDEOS, EncodeEntry
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.framereader import FrameReader, Planes
+from openpilot.tools.lib.log_fields import calibration_status
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.route import Segment
 from openpilot.tools.replay.replay import STATE_SERVICES, segment_index
@@ -62,6 +64,7 @@ def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | N
   reader = FrameReader(path, "nv12")
   entries = [e for e in segment_index(segment, stream, reader, 0, 1_000_000_000) if e.segment_id < reader.frame_count and e.segment_id % every == 0]
   device = sensor = rpy = None
+  calibrated = False
   if segment.log_path is not None:
     state = STATE_SERVICES[stream]
     for event in LogReader([segment.log_path], services=["extrinsicsCalibration", "deviceState", state]):
@@ -70,8 +73,11 @@ def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | N
         device = str(event.deviceState.deviceType)
       elif which == state:
         sensor = str(getattr(event, state).sensor)
-      elif str(event.extrinsicsCalibration.calStatus) == "calibrated" and len(event.extrinsicsCalibration.rpyCalib) == 3:
-        rpy = np.array(list(event.extrinsicsCalibration.rpyCalib), np.float64)  # the segment's last, and best, one holds for all of it
+      elif (now := mounting(event.extrinsicsCalibration)[0]) is not None:
+        # the segment's last, and best, one holds for all of it; one from before the device was calibrated only where there is no other
+        status = calibration_status(event.extrinsicsCalibration) == "calibrated"
+        if status or not calibrated:
+          rpy, calibrated = np.array(now, np.float64), status
   if focal is not None:
     intrinsics = np.array([[focal, 0.0, reader.w / 2], [0.0, focal, reader.h / 2], [0.0, 0.0, 1.0]])
   else:

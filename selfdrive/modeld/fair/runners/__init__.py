@@ -33,7 +33,7 @@ def make_runner(name: str, bundle: Bundle, graph: dict[str, Any], threads: int =
   if name == "onnx":
     from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 
-    return OnnxRunner(bundle.path / graph["file"], graph, threads)
+    return OnnxRunner(bundle, graph, threads)
   if name == "tensorrt":
     from openpilot.selfdrive.modeld.fair.runners.tensorrt import TensorRTRunner
 

@@ -102,7 +102,7 @@ def build_engine(bundle: Bundle, graph: dict[str, Any], folder: Path | None = No
   builder = trt.Builder(logger)
   network = builder.create_network(0)  # 10: batches are explicit by themselves
   parser = trt.OnnxParser(network, logger)
-  if not parser.parse_from_file(str(path)):
+  if not parser.parse(bundle.onnx(graph)):
     raise ArtefactError(f"TensorRT does not read {path}: {parser.get_error(0).desc() if parser.num_errors else 'it does not say why'}")
   config = builder.create_builder_config()
   config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
@@ -114,7 +114,7 @@ def build_engine(bundle: Bundle, graph: dict[str, Any], folder: Path | None = No
   if plan is None:
     raise ArtefactError(f"TensorRT does not build {path} in {precision}")
   blob, inputs = bytes(plan), sample_inputs(graph, 2)
-  found = differences(Engine(blob, graph, cuda).run(inputs), OnnxRunner(path, graph).run(inputs))
+  found = differences(Engine(blob, graph, cuda).run(inputs), OnnxRunner(bundle, graph).run(inputs))
   apart = worst(found.values())
   if not apart <= TOLERANCE[TARGET]:
     raise ArtefactError(f"{path} in TensorRT, {precision}, is off from ONNX Runtime by {apart:.2g} of the largest value")

@@ -130,7 +130,8 @@ def test_stale_labels_are_refused_listed_and_taken_where_asked(tmp_path, mended,
   assert cli(distill.main)() == 2
   err = capsys.readouterr().err
   assert err.count("error: ") == 1 and "groups of labels are stale" in err and not (tmp_path / "run").exists()
-  assert distill_parser("").parse_args([*map(str, words), "--stale-labels"]).stale_labels and evaluate_parser().parse_args(["b", "d", "--stale-labels"]).stale_labels
+  assert distill_parser("").parse_args([*map(str, words), "--stale-labels"]).stale_labels
+  assert evaluate_parser().parse_args(["b", "d", "--stale-labels"]).stale_labels
   monkeypatch.setattr(sys, "argv", ["labels", str(tmp_path / "s")])
   assert cli(listing.main)() == 0
   out = capsys.readouterr().out

@@ -173,7 +173,7 @@ def build(bundle: Bundle, target: str, folder: Path | None = None, timeout: floa
   folder, built = folder_of(bundle, folder), []
   env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
   for graph in bundle.graphs:
-    command = [sys.executable, "-m", "openpilot.selfdrive.modeld.fair.compile", str(bundle.path), "--target", target, "--graph", graph["name"]]
+    command = [sys.executable, "-P", "-m", "openpilot.selfdrive.modeld.fair.compile", str(bundle.path), "--target", target, "--graph", graph["name"]]
     try:
       done = subprocess.run([*command, "--output", str(folder)], env=env, stdout=subprocess.PIPE, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -219,6 +220,18 @@ class VisionIpcServer:
     self.buffers, self.pub = {}, {}
 
 
+@contextlib.contextmanager
+def _no_server() -> Iterator[None]:
+  """Where no server answers, or what answers is none, all goes on; that this process may open no more files is raised: it would wait for ever."""
+  try:
+    yield
+  except OSError as e:
+    if e.errno in (errno.EMFILE, errno.ENFILE):
+      raise
+  except ValueError:
+    pass
+
+
 class VisionIpcClient:
   """recv() gives the next frame, with conflate the newest. A restarted server is found again at the next recv() or connect()."""
 
@@ -241,7 +254,10 @@ class VisionIpcClient:
       s.sendall(request.encode())
       fds: list[int] = []
       if max_fds:
-        dat, fds, _, _ = socket.recv_fds(s, REPLY, max_fds)
+        dat, fds, flags, _ = socket.recv_fds(s, REPLY, max_fds)
+        if flags & socket.MSG_CTRUNC:  # some of them did not fit into this process
+          close_all(fds)
+          raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
       else:
         dat = s.recv(REPLY)
       try:
@@ -253,7 +269,7 @@ class VisionIpcClient:
   @staticmethod
   def available_streams(name: str, block: bool = True) -> set[int]:
     while True:
-      with contextlib.suppress(OSError, ValueError):
+      with _no_server():
         found = VisionIpcClient._ask(name, "streams")[0]
         if isinstance(found, list):
           return {x for x in found if type(x) is int}
@@ -263,7 +279,7 @@ class VisionIpcClient:
 
   def connect(self, blocking: bool = True) -> bool:
     while True:
-      with contextlib.suppress(OSError, ValueError):
+      with _no_server():
         info, fds = self._ask(self.name, str(self.stream), MAX_BUFFERS)
         if fds:
           self._take(info, fds)
@@ -304,7 +320,7 @@ class VisionIpcClient:
     self.sub.setTimeout(timeout_ms)
     dat = self.sub.receive()
     if dat is None:
-      with contextlib.suppress(OSError, ValueError):
+      with _no_server():
         self._ask(self.name, "streams")
         return None          # the server lives, it only sent nothing
       self._release()

@@ -22,7 +22,6 @@ NO_TRAVERSAL_LIMIT = 2**64 - 1
 AVG_FREQ_HISTORY = 100      # messages
 DEFAULT_QUEUE_SIZE = 1024 * 1024
 HIGH_WATER_MARK = 500       # messages a slow reader may fall behind before it loses some: bounds memory
-MAX_MESSAGE = 16 << 20      # bytes; a sender of more is cut off: the largest queue's third is 3.3 MB
 MAX_IPC_PATH = 100          # a unix socket's path is limited to 107 bytes
 
 _context: tuple[int, zmq.Context] | None = None
@@ -113,7 +112,6 @@ class SubSocket:
     if conflate:
       self.sock.setsockopt(zmq.CONFLATE, 1)
     self.sock.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
-    self.sock.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
     self.sock.setsockopt(zmq.LINGER, 0)
     self.sock.setsockopt(zmq.RECONNECT_IVL, 20)
     self.sock.setsockopt(zmq.SUBSCRIBE, b"")

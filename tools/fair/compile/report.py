@@ -10,9 +10,7 @@ For comma-four nothing is kept; the command fails where a graph has more multipl
 import argparse
 import importlib.util
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +22,7 @@ from openpilot.selfdrive.modeld.fair.compile import TARGETS, CompileError, build
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import find_clang
 from openpilot.tools.fair.compile.adreno import FLAGS
 from openpilot.tools.fair.compile.cost import over_budget, read_budgets, read_gpu, seconds, total
+from openpilot.tools.lib import python
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import atomic_path
 
@@ -41,8 +40,8 @@ def lower(path: Path, timeout: float = TIMEOUT) -> list[dict[str, Any]]:
     raise UserError("tinygrad's CPU device wants a C compiler; install clang, or pip install ziglang")
   with tempfile.TemporaryDirectory() as folder:
     out = Path(folder) / "kernels.json"
-    env = {**os.environ, **FLAGS, "CC": cc, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-m", "openpilot.tools.fair.compile.adreno", str(path.resolve()), str(out)]
+    env = python.environment(**FLAGS, CC=cc)
+    command = python.command("-m", "openpilot.tools.fair.compile.adreno", path.resolve(), out)
     try:
       done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:

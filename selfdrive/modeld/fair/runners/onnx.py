@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError
+from openpilot.selfdrive.modeld.fair.ort import ort
 
 ORT_TYPES = {
   "tensor(uint8)": "uint8",

@@ -26,7 +26,7 @@ from openpilot.cereal.visionipc import VisionIpcServer, VisionStreamType, nv12_i
 from openpilot.selfdrive.modeld.fair.artefact import ArtefactError
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.compile import differences, sample_inputs
-from openpilot.selfdrive.modeld.fair.worker import memory_mb
+from openpilot.selfdrive.modeld.fair.machine import memory_mb
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
 from openpilot.selfdrive.modeld.fair.runners import RUNNERS, make_runner
 from openpilot.tools.lib.errors import UserError, cli

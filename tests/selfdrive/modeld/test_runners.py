@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,10 +51,20 @@ def test_a_device_with_a_gpu_and_no_artefact(tmp_path, monkeypatch, capfd):
 
 def test_where_nothing_runs_every_reason_is_told(tmp_path, monkeypatch):
   bundle = write_bundle(tmp_path)
-  monkeypatch.setitem(sys.modules, "openpilot.selfdrive.modeld.fair.runners.onnx", None)   # as on a device: no onnxruntime
-  with pytest.raises(BundleError, match=r"has no runner here; tinygrad-cpu: .*; onnx: ") as e:
-    open_runner(bundle, bundle.graphs[0], "tinygrad-cpu")
-  assert "\n" not in str(e.value)
+  for name in ("runners.onnx", "ort"):
+    monkeypatch.delitem(sys.modules, f"openpilot.selfdrive.modeld.fair.{name}")
+  monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as in openpilot, which has none
+  for choice, order in (("tinygrad-cpu", "tinygrad-cpu: .*; onnx: onnxruntime is not installed"), (None, "onnx: onnxruntime is not installed; tinygrad-cpu: ")):
+    with pytest.raises(BundleError, match=f"has no runner here; {order}.*; compile it: python -m openpilot.*fair.compile {re.escape(str(tmp_path))}$") as e:
+      open_runner(bundle, bundle.graphs[0], choice)
+    assert "\n" not in str(e.value)
+
+
+def test_compiling_wants_no_onnx_runtime(tmp_path):
+  """What can be built here is known without it, and none of the runners is needed to ask."""
+  code = "import sys; sys.modules['onnxruntime'] = None; from openpilot.selfdrive.modeld.fair import compile as c; print([c.missing(t) for t in c.TARGETS])"
+  r = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert r.returncode == 0 and r.stdout.startswith("["), r.stderr
 
 
 def test_unknown_runners_are_refused(tmp_path):

@@ -53,16 +53,22 @@ def open_runner(bundle: Bundle, graph: dict[str, Any], choice: str | None = None
   if choice is not None and choice not in RUNNERS:
     raise BundleError(f"runner '{choice}' is not known; one of {', '.join(RUNNERS)}")
   where = f"{bundle.path}: graph '{graph['name']}'"
-  reasons = []
+  reasons, absent = [], False
   for name in preferred() if choice is None else dict.fromkeys((choice, "onnx")):
     try:
       runner = make_runner(name, bundle, graph, threads, folder)
-    except (ArtefactError, ImportError, BundleError) as e:
+    except ImportError as e:
+      reasons.append(f"{name}: {e.name or e} is not installed")
+      absent = True
+      continue
+    except (ArtefactError, BundleError) as e:
       reasons.append(f"{name}: {e}")
       continue
     if reasons:
       print(f"fairmodeld: {where} runs in {runner.what}; {'; '.join(reasons)}", file=sys.stderr, flush=True)
     return runner
-  if len(reasons) == 1 or reasons[0].startswith("onnx: "):
+  if not absent and (len(reasons) == 1 or reasons[0].startswith("onnx: ")):
     raise BundleError(reasons[0].split(": ", 1)[1])
-  raise BundleError(f"{where} has no runner here; {'; '.join(reasons)}")
+  # openpilot has tinygrad and no ONNX Runtime: there a bundle runs once it is compiled
+  compile_it = f"compile it: python -m openpilot.selfdrive.modeld.fair.compile {bundle.path}" if absent else ""
+  raise BundleError(f"{where} has no runner here; {'; '.join(reasons)}{'; ' + compile_it if compile_it else ''}")

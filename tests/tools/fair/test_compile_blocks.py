@@ -101,7 +101,8 @@ def test_out_of_memory_still_halves_the_batch(folders, monkeypatch, capsys):
     return run
 
   monkeypatch.setattr(hf, "COMPILE_BACKEND", small)
-  close(label(load("dinov2-small", folders, compile=True)), label(load("dinov2-small", folders)))
+  # labels are float16: what differs in float32's last bits, as halves of a batch may, can differ by one of theirs, 2^-10
+  torch.testing.assert_close(label(load("dinov2-small", folders, compile=True)), label(load("dinov2-small", folders)), rtol=2e-3, atol=1e-4)
   err = capsys.readouterr().err
   assert "out of GPU memory with 3 frames at once; going on with 1" in err and "torch.compile" not in err
 

@@ -23,8 +23,8 @@ from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
 from openpilot.tools.fair.distillation.augment import NONE, Augmentation, draw, warp_boxes, warp_frame, warp_grid, warp_points
 from openpilot.tools.fair.distillation.data import NAMES, Clips, RawClip
+from openpilot.tools.fair.handover import Collate, begin, handed_over
 from openpilot.tools.fair.maps import classes_to_map, depth_of, depth_to_map, inverse_of
-from openpilot.tools.fair.processes import leave_interrupts_to_the_trainer
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.fair.teacher import Label
@@ -230,10 +230,11 @@ class Carried(torch.utils.data.Dataset):
 
 def load(data: Batches, what: list[tuple[int, list[int], bool]], workers: int) -> Iterator[Batch]:
   """data[w] for each of `what`, in order, by `workers` processes. Raises UserError as data does."""
-  prefetch, quiet = 3 if workers else None, leave_interrupts_to_the_trainer
-  for batch in torch.utils.data.DataLoader(
-    Carried(data), batch_size=None, sampler=what, num_workers=workers, prefetch_factor=prefetch, worker_init_fn=quiet
-  ):
+  loader = torch.utils.data.DataLoader(
+    Carried(data), batch_size=None, sampler=what, num_workers=workers, prefetch_factor=3 if workers else None,
+    collate_fn=Collate(torch.utils.data.default_convert), worker_init_fn=begin,
+  )
+  for batch in handed_over(loader):
     if "error" in batch:
       raise UserError(batch["error"])
     yield batch

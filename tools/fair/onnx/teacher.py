@@ -13,10 +13,10 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx
-import onnxruntime as ort
 import yaml
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
+from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.fair.memory import halve_on_oom
 from openpilot.tools.fair.onnx.device import CPU, check_session, choose_providers, run
 from openpilot.tools.fair.onnx.graph import free_batch, yolox_classes

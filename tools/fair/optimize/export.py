@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle, sha256, write_manifest
 from openpilot.selfdrive.modeld.fair.compile import CompileError, build as compile_bundle, missing
+from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.selfdrive.modeld.fair.parity import difference, worst
 from openpilot.tools.fair.distillation.trained import load_student_checkpoint, trained_on
 from openpilot.tools.fair.distillation.trainer import Config
@@ -86,7 +86,7 @@ def real_inputs(student: Student, labels: Path | None, seed: int) -> list[dict[s
 def parity(student: Student, path: Path, inputs: list[dict[str, torch.Tensor]], names: list[str]) -> float:
   """The largest difference between ONNX Runtime and torch over `inputs`, in parts of each output's largest value; of the tracker's outputs, of 99 of 100
   points: it looks around whole cells, and one that lies half-way between two is rounded to either."""
-  session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+  session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
   found: list[float] = []
   for x in inputs:
     want = student(**x)

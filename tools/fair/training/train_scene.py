@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.bundle import write_manifest
+from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.selfdrive.modeld.fair.parity import difference, worst
 from openpilot.tools.fair.students.scene import SceneStudent
 from openpilot.tools.fair.training.losses import depth_loss, depth_mask, segmentation_loss
@@ -196,7 +197,6 @@ def load_student(run: Path) -> SceneStudent:
 def export(run: Path, data_dir: Path, out: Path) -> None:
   """Writes the bundle: scene.onnx, manifest.json with metrics on worlds that were not trained on, README.md. Checks ONNX Runtime against torch."""
   import onnx
-  import onnxruntime
 
   model, data, val = load_student(run), SceneData(data_dir), SceneData(val_dir(data_dir))
   metrics = evaluate(model, val)
@@ -205,7 +205,7 @@ def export(run: Path, data_dir: Path, out: Path) -> None:
   example = torch.from_numpy(val.frames[:1].copy())
   torch.onnx.export(model, (example,), str(path), input_names=["frame"], output_names=["depth", "segmentation"], opset_version=OPSET, dynamo=False)
   onnx.checker.check_model(onnx.load(str(path)))
-  session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+  session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
   found: list[float] = []
   for i in range(0, min(val.done, 64), 4):
     frame = val.frames[i : i + 1].copy()

@@ -32,6 +32,9 @@ SERVICES = """#!/usr/bin/env python3
 
 _services: dict[str, tuple] = {
   # service: (should_log, frequency, qlog decimation (optional))
+  "gyroscope": (True, 104., 104),
+  "accelerometer": (True, 104., 104),
+  "temperatureSensor": (True, 2., 200),
   "%s": (True, 20., 20),
   "%s": (True, 4., 4),
   "customReservedRawData0": (True, 0.),

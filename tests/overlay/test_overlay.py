@@ -173,6 +173,32 @@ def test_after_a_merge_it_is_out_of_date_and_mended(nested, op):
   assert git(nested, "diff", "--cached", "upstream") == ""
 
 
+def test_upstream_moved_its_code(tmp_path, op):
+  """June 2026: all of it goes into openpilot/; a merge takes the edits along, but not our folders."""
+  tree = make(tmp_path / "tree", False, True, True)
+  op(tree, "--bundle", "other")
+  (tree / "openpilot").mkdir()
+  for name in ("cereal", "common", "system", "tools"):
+    git(tree, "mv", name, "openpilot")
+  git(tree, "add", "--all")
+  for name in ("selfdrive/selfdrived", "selfdrive/test", "selfdrive/modeld/modeld.py"):
+    (tree / "openpilot" / name).parent.mkdir(parents=True, exist_ok=True)
+    git(tree, "mv", name, f"openpilot/{name}")
+  write(tree, {"SConstruct": (tree / "SConstruct").read_text().replace("'selfdrive/", "'openpilot/selfdrive/")})
+  git(tree, "add", "--all")
+  git(tree, "commit", "--quiet", "--message=merged")
+  assert op(tree, "--check")[0] == 1
+  rc, said = op(tree)
+  assert rc == 0 and "nested" in said
+  assert not (tree / "selfdrive").exists() and not (tree / "models").exists() and (tree / "openpilot/models/other/net.onnx").is_file()
+  assert op(tree, "--check")[0] == 0
+  git(tree, "add", "--all")
+  git(tree, "commit", "--quiet", "--message=overlay again")
+  assert op(tree, "--uninstall")[0] == 0
+  left = contents(tree)
+  assert not [n for n in left if "fair" in n or "models" in n] and BEGIN.encode() not in b"".join(d for d, _ in left.values())
+
+
 def test_a_newer_folder_takes_the_older_ones_place(nested, op, small_folder):
   op(nested, "--bundle", "other", "--bundle", plan.DEFAULT)
   (small_folder / "selfdrive/modeld/fair/heads/depth.py").unlink()

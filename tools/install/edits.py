@@ -10,7 +10,7 @@ from pathlib import Path
 
 from openpilot.cereal.services import SERVICE_LIST, QueueSize
 from openpilot.common.params import KEYS
-from openpilot.tools.install.blocks import Edit, Missing, after, append, brackets, find, line_of, region
+from openpilot.tools.install.blocks import Edit, Missing, after, append, brackets, find, line_of, prepend, region
 from openpilot.tools.install.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +115,7 @@ def services(text: str) -> list[Edit]:
     if queue != QueueSize.SMALL:
       entry.append(f"QueueSize.{queue.name}")
     new.append(f'  "{name}": ({", ".join(entry)}),')
-  return append(text, r"^_services\b[^={\n]*= *\{", "_services = {", new, "#")
+  return prepend(text, r"^_services\b[^={\n]*= *\{", "_services = {", new, "#")
 
 
 def params_keys(text: str) -> list[Edit]:
@@ -165,20 +165,19 @@ def scons_list(text: str) -> list[Edit]:
   return [Edit(at, at, (new,))]
 
 
-def at_end(text: str, new: list[str]) -> list[Edit]:
-  lines = text.split("\n")
-  at = len(lines) - (not lines[-1])
-  return [Edit(at, at, tuple(new))]
-
-
 def gitattributes(models: str, text: str) -> list[Edit]:
-  if not re.search(r"^\*\.onnx\s.*filter=lfs", text, re.MULTILINE):
+  """Below upstream's rule, which it takes back for our bundles: the last one that matches counts."""
+  rules = [m.start() for m in re.finditer(r"^\*\.onnx\s.*filter=lfs.*$", text, re.MULTILINE)]
+  if not rules:
     raise Missing("*.onnx filter=lfs")
-  return at_end(text, [f"/{models}/*/*.onnx -filter -diff -merge -text"])
+  at = line_of(text, rules[-1]) + 1
+  return [Edit(at, at, (f"/{models}/*/*.onnx -filter -diff -merge -text",))]
 
 
 def gitignore(folder: str, text: str) -> list[Edit]:
-  return at_end(text, [f"/{folder}/built/"])
+  lines = text.split("\n")
+  at = len(lines) - (not lines[-1])
+  return [Edit(at, at, (f"/{folder}/built/",))]
 
 
 def lint(models: str, text: str) -> list[Edit]:

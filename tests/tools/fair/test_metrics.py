@@ -176,7 +176,7 @@ def test_detections_without_any():
 
 def test_recall_at_a_score_and_by_occlusion():
   boxes = np.array([[0, 0, 40, 40], [100, 0, 140, 40], [200, 0, 240, 40], [300, 0, 340, 40]])
-  truth = make_objects(boxes, [0, 0, 0, 0], visible=np.array([1, 0.7, 0.5, 0.2], np.float32))
+  truth = make_objects(boxes, [0, 0, 0, 0], visible=np.array([1, 0.9, 0.89, 0.49], np.float32))
   found = make_objects(boxes[[0, 2, 3]] + 1, [0, 0, 0], [0.9, 0.6, 0.3])  # the third is too unsure
   acc = Detections(["vehicle"], score=0.5)
   assert acc.add(found, truth) == pytest.approx(1 - 2 * 2 / (2 * 2 + 2))

@@ -276,6 +276,24 @@ def parse_weights(items: list[str], teachers: list[str]) -> dict[str, str]:
   return pairs
 
 
+def refuse_silence(teacher: Teacher, groups: list[Group], store: LabelStore, every: int) -> None:
+  """A teacher that only makes tables and made no row: of pictures that may be so, and is said; of one that reads the log nothing was labelled at all: raises
+  UserError, and nothing stays."""
+  frames = sum(g.row_count for g in groups)
+  if not frames or any(x.kind == "dense" for x in teacher.labels) or any(g.entry_count(x.name) for g in groups for x in teacher.labels):
+    return
+  what = f"teacher '{teacher.name}' says nothing of any of the {frames} frames"
+  if getattr(teacher, "wants", "rgb") != "none":
+    print(f"warning: {what}: its tables are empty", file=sys.stderr)
+    return
+  for g in groups:
+    store.remove(g)
+  hint = "the log has none of the messages"
+  if every > 1:
+    hint = f"a qlog has its messages for few frames, and --every {every} may meet none of them: label without --every"
+  raise UserError(f"{what}, and nothing was stored; {hint}")
+
+
 def main() -> None:
   p = argparse.ArgumentParser(prog="label", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   p.add_argument("routes", nargs="+", metavar="ROUTE", help="a folder with segments, one segment's folder, a route's name (with --data-dir), or a video")
@@ -326,6 +344,7 @@ def main() -> None:
       begun = time.monotonic()
       groups = run_teacher(teacher, views, store, args.view_name, size, args.batch, args.every, args.repair)
       current += groups
+      refuse_silence(teacher, groups, store, args.every)
       rows, taken = sum(g.row_count for g in groups), time.monotonic() - begun
       print(f"{teacher.name:<22} {len(groups)} segments, {rows} frames, {sum(g.size for g in groups) / 1e6:.1f} MB, {taken:.1f} s, licence {teacher.licence}")
     stale = store.stale(current)

@@ -243,6 +243,11 @@ class Group:
       raise UserError(f"{self.path} holds no finished chunk yet; run the labelling command again")
     return pa.concat_tables(parts, promote_options="permissive")
 
+  def entry_count(self, name: str) -> int:
+    """Rows of a table so far, over all frames."""
+    paths = [self.path / name / f"{k:05d}.parquet" for k in self.done()]
+    return sum(pq.read_metadata(p).num_rows for p in paths if p.exists())
+
   def problems(self) -> Iterator[tuple[int, str]]:
     """(chunk, what is wrong) of every finished chunk whose files are not what was written."""
     for k in sorted(self.done()):

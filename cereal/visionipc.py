@@ -2,6 +2,7 @@
 messaging endpoint, as openpilot's does. Memory is anonymous: a killed server leaves nothing behind.
 """
 import contextlib
+import errno
 import json
 import mmap
 import os
@@ -10,6 +11,7 @@ import struct
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -157,6 +159,18 @@ class VisionIpcServer:
     self.buffers, self.pub = {}, {}
 
 
+@contextlib.contextmanager
+def _no_server() -> Iterator[None]:
+  """Where no server answers, or what answers is none, all goes on; that this process may open no more files is raised: it would wait for ever."""
+  try:
+    yield
+  except OSError as e:
+    if e.errno in (errno.EMFILE, errno.ENFILE):
+      raise
+  except ValueError:
+    pass
+
+
 class VisionIpcClient:
   """recv() gives the next frame, with conflate the newest. A restarted server is found again at the next recv() or connect()."""
 
@@ -176,7 +190,11 @@ class VisionIpcClient:
       s.connect(endpoint_path(f"visionipc_{name}"))
       s.sendall(request.encode())
       if max_fds:
-        dat, fds, _, _ = socket.recv_fds(s, 4096, max_fds)
+        dat, fds, flags, _ = socket.recv_fds(s, 4096, max_fds)
+        if flags & socket.MSG_CTRUNC:  # some of them did not fit into this process
+          for fd in fds:
+            os.close(fd)
+          raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
       else:
         dat, fds = s.recv(4096), []
       return json.loads(dat), list(fds)
@@ -184,7 +202,7 @@ class VisionIpcClient:
   @staticmethod
   def available_streams(name: str, block: bool = True) -> set[int]:
     while True:
-      with contextlib.suppress(OSError, ValueError):
+      with _no_server():
         return set(VisionIpcClient._ask(name, "streams")[0])
       if not block:
         return set()
@@ -192,7 +210,7 @@ class VisionIpcClient:
 
   def connect(self, blocking: bool = True) -> bool:
     while True:
-      with contextlib.suppress(OSError, ValueError):
+      with _no_server():
         info, fds = self._ask(self.name, str(self.stream), MAX_BUFFERS)
         if fds:
           self._take(info, fds)
@@ -228,7 +246,7 @@ class VisionIpcClient:
     self.sub.setTimeout(timeout_ms)
     dat = self.sub.receive()
     if dat is None:
-      with contextlib.suppress(OSError, ValueError):
+      with _no_server():
         self._ask(self.name, "streams")
         return None          # the server lives, it only sent nothing
       self._release()

@@ -273,6 +273,34 @@ def test_a_place_that_is_not_there_is_named(tmp_path, op):
   assert rc == 0 and "note: openpilot/selfdrive/test/test_onroad.py: did not find MAX_TOTAL_CPU" in said and "note: scripts/lint/lint.sh is not there" in said
 
 
+def test_other_places_of_the_same_files(tmp_path, op):
+  """Keys in params.cc, processes in selfdrive/manager, no lint and no LFS."""
+  tree = make(tmp_path / "tree", False, False, False, lint_sh=None, gitattributes="* text=auto\n", gitignore=None)
+  (tree / "selfdrive/manager").mkdir()
+  git(tree, "mv", "common/params_keys.h", "common/params.cc")
+  git(tree, "mv", "system/manager/process_config.py", "selfdrive/manager/process_config.py")
+  git(tree, "commit", "--quiet", "--message=older")
+  before = contents(tree)
+  rc, said = op(tree)
+  assert rc == 0 and said.count("note: ") == 2 and "note: .gitattributes: did not find *.onnx filter=lfs" in said
+  assert '"FairEnabled"' in (tree / "common/params.cc").read_text() and '"fairmodeld"' in (tree / "selfdrive/manager/process_config.py").read_text()
+  assert (tree / ".gitignore").read_text().count("\n") == 3
+  assert op(tree, "--check")[0] == 0 and op(tree, "--uninstall")[0] == 0 and contents(tree) == before
+
+
+def test_a_last_entry_without_a_comma_and_tables_of_one_line(tmp_path, op):
+  """The comma is added, and goes again with the block; what cannot be edited line by line is named."""
+  processes = texts()["process_config.py"].replace('["./bridge"], only_onroad),\n]', '["./bridge"], only_onroad)  # no comma\n  # the end\n]')
+  tree = make(tmp_path / "a", process_config_py=processes)
+  assert op(tree)[0] == 0
+  laid = (tree / "openpilot/system/manager/process_config.py").read_text()
+  assert '["./bridge"], only_onroad),  # no comma' in laid
+  ast.parse(laid)
+  assert op(tree, "--uninstall")[0] == 0 and git(tree, "status", "--porcelain") == ""
+  refused(op, make(tmp_path / "b", process_config_py="procs = [\n  1, 2]\n"), "closed by a bracket on a line of its own")
+  refused(op, make(tmp_path / "c", process_config_py="procs = [\n  1, 2\n"), "did not find the end of what begins in line 1")
+
+
 def test_changes_that_are_not_committed(nested, op):
   services = nested / "openpilot/cereal/services.py"
   was = services.read_text()
@@ -399,12 +427,28 @@ def test_a_failure_in_the_middle_puts_all_back(nested, op, monkeypatch, failure)
 
   monkeypatch.setattr(plan, "write_atomic", fails)
   if isinstance(failure, OSError):
-    with pytest.raises(OSError, match="No space"):
-      op(nested)
+    rc, said = op(nested)
+    assert rc == 2 and "No space left on device; everything was put back" in said
   else:
     monkeypatch.setattr("sys.argv", ["overlay", str(nested)])
     assert overlay.cli(overlay.main)() == 130
   assert count[0] >= 12 and contents(nested) == before and git(nested, "status", "--porcelain") == ""
+
+
+def test_what_cannot_be_put_back_is_named(nested, op, monkeypatch):
+  before, count, real = contents(nested), [0], plan.write_atomic
+
+  def fails(path, data, mode=0o644):
+    count[0] += 1
+    if count[0] >= 4:   # the disk stays full: what is new goes, what was edited stays edited
+      raise OSError(28, "No space left on device")
+    real(path, data, mode)
+
+  monkeypatch.setattr(plan, "write_atomic", fails)
+  rc, said = op(nested)
+  assert rc == 2 and "could not be put back, take them from git: " in said
+  named = said.strip().split("from git: ")[1].split(", ")
+  assert len(named) == 2 and {n for n, d in contents(nested).items() if d != before.get(n)} == set(named)
 
 
 def test_what_was_built_goes_too(nested, op):

@@ -86,7 +86,7 @@ def log_capnp(text: str) -> list[Edit]:
     if m is None:
       raise Missing(f"the field @{slot.ordinal} of struct Event")
     if (m.group(2), m.group(3)) != (f"customReserved{slot.number}", f"Custom.CustomReserved{slot.number}"):
-      raise Refused(f"slot @{slot.ordinal} is in use: {m.group(2)} :{m.group(3)}; ours need {ordinals()}, free in openpilot's")
+      raise Refused(f"slot @{slot.ordinal} is in use: {m.group(2)} :{m.group(3)}; ours need {ordinals()}, which upstream leaves free")
     line = line_of(text, start + m.start(2))
     edits.append(Edit(line, line + 1, (f"{m.group(1)}{slot.field} @{slot.ordinal} :Custom.{slot.struct};",)))
   return adjacent(edits)

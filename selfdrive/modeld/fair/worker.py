@@ -6,11 +6,10 @@ import contextlib
 import gc
 import math
 import os
-import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from openpilot.selfdrive.modeld.fair.calibration import mounting
 from openpilot.selfdrive.modeld.fair.frames import CameraError
 from openpilot.selfdrive.modeld.fair.ipc import Params, VisionIpcClient, config_realtime_process, messaging, read_param, service, stream_type
 from openpilot.selfdrive.modeld.fair.link import Link, SupervisorGone
+from openpilot.selfdrive.modeld.fair.machine import allow_files, at_ease, memory_mb, too_few_files
 from openpilot.selfdrive.modeld.fair.model import FairModel, first_line, plain
 from openpilot.selfdrive.modeld.fair.publish import SERVICES, serialise
 from openpilot.selfdrive.modeld.fair.runners import RUNNERS
@@ -36,15 +36,6 @@ CORE, PRIORITY = 7, 50  # modeld's core, below its priority of 54
 MAX_SPEED = 100.0  # m/s
 DROP_FILTER = 0.05  # weight of a frame in frameDropPerc, as modeld's
 EXTRINSICS, CAMERA_STATE = service("extrinsicsCalibration"), service("narrowRoadCameraState")
-
-
-def memory_mb() -> float:
-  """Resident set size now, MB; where there is no /proc, its maximum so far."""
-  try:
-    with open("/proc/self/statm") as f:
-      return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-  except OSError:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 class FairModeld:
@@ -141,7 +132,11 @@ class FairModeld:
         self.fail(str(e))
         return False
     if self.client is None or not self.client.is_connected():
-      return self.connect()
+      try:
+        return (self.replay or self.now() >= self.retry_at) and self.connect()
+      except OSError as e:  # the camera is there
+        self.fail(f"no camera: {e.strerror}{too_few_files(e)}")
+        return False
     return True
 
   def load(self, bundle: Bundle) -> FairModel:
@@ -380,21 +375,6 @@ class FairModeld:
       self.send_state("fault")
 
 
-@contextlib.contextmanager
-def at_ease() -> Iterator[None]:
-  """At real-time priority a bundle's seconds of loading would keep all else from its core: within, this process is an ordinary one."""
-  policy = os.sched_getscheduler(0) if sys.platform == "linux" else None
-  if policy is None or policy not in (os.SCHED_FIFO, os.SCHED_RR):
-    yield
-    return
-  before = os.sched_getparam(0)
-  os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-  try:
-    yield
-  finally:
-    os.sched_setscheduler(0, policy, before)
-
-
 def main(argv: Sequence[str] = ()) -> int:
   p = argparse.ArgumentParser(prog="fairmodeld", description=__doc__)
   p.add_argument("--bundle", type=Path, help="a bundle's folder; default: the one named by the param FairBundle, else the first in models/")
@@ -414,6 +394,7 @@ def main(argv: Sequence[str] = ()) -> int:
     from setproctitle import setproctitle
 
     setproctitle("openpilot.selfdrive.modeld.fair.worker")
+  allow_files()
   config_realtime_process(CORE, PRIORITY)
   try:
     params = Params()
@@ -423,8 +404,8 @@ def main(argv: Sequence[str] = ()) -> int:
   choose = (lambda: args.bundle) if args.bundle else (lambda: bundle_path(read_param(params, "FairBundle"), MODELS_DIR))
   try:
     daemon = FairModeld(choose, args.stream, args.runner or read_param(params, "FairRunner"), link)
-  except (OSError, messaging.MultiplePublishersError) as e:  # another instance runs, or the sockets' disk is full
-    print(f"error: {e}", file=sys.stderr)
+  except Exception as e:  # another instance runs, the sockets' disk is full, too few open files: ZeroMQ's and msgq's exceptions have no common base
+    print(f"error: {e}{too_few_files(e)}", file=sys.stderr)
     return 2
   # a flag looked at between two frames: an exception from the handler could come up anywhere, a destructor included
   stop = False

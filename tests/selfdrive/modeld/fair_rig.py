@@ -47,11 +47,11 @@ class Rig:
     """The pid of the process below the supervisor."""
     return wait(lambda: children(self.proc.pid), "worker")[0]
 
-  def camera(self, w=1344, h=760):
+  def camera(self, w=1344, h=760, buffers=6):
     if self.server is not None:
       self.server.close()
     self.server = VisionIpcServer("camerad")
-    self.server.create_buffers(ROAD, 6, w, h)
+    self.server.create_buffers(ROAD, buffers, w, h)
     self.server.start_listener()
     self.size = nv12_info(w, h)[3]
 

@@ -157,6 +157,28 @@ def test_a_modelV2_in_forty_frames_costs_none(rig):
   pm.close()
 
 
+def limited(limit):
+  """The command of a fairmodeld that may open so many files; limit: ulimit's arguments."""
+  return ["bash", "-c", f'ulimit {limit}; exec "$0" "$@"', *FAIRMODELD]
+
+
+def test_too_few_open_files_are_told(tmp_path, prefix):
+  """A camera of 40 buffers wants 40 files: it would have waited for it without a word. A limit that it may raise, it raises."""
+  bundle = write_bundle(tmp_path / "tiny").path
+  for limit, works in (("-n 80", False), ("-Sn 80", True)):
+    rig = Rig(bundle, command=limited(limit))
+    try:
+      rig.camera(buffers=60)
+      if works:
+        rig.flows()
+      else:
+        rig.fault("no camera: Too many open files; this process may open 80: raise the limit, `ulimit -n")
+    finally:
+      rig.close()
+  r = subprocess.run([*limited("-n 40"), "--bundle", str(bundle)], capture_output=True, text=True, timeout=DEADLINE)
+  assert r.returncode == 2 and r.stderr.startswith("error: Too many open files; this process may open 40") and r.stderr.count("\n") == 1
+
+
 LAUNCHER = """
 import sys
 sys.argv = ["manager.py", "--of-the-manager"]

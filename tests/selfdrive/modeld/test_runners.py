@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from fair_bundle import lanes_graph, write_bundle, write_graphs
 from openpilot.selfdrive.modeld.fair import runners
-from openpilot.selfdrive.modeld.fair.artefact import ArtefactError
+from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, folder_of
 from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.compile import CompileError, build, missing, sample_inputs
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
@@ -50,10 +51,20 @@ def test_a_device_with_a_gpu_and_no_artefact(tmp_path, monkeypatch, capfd):
 
 def test_where_nothing_runs_every_reason_is_told(tmp_path, monkeypatch):
   bundle = write_bundle(tmp_path)
-  monkeypatch.setitem(sys.modules, "openpilot.selfdrive.modeld.fair.runners.onnx", None)   # as on a device: no onnxruntime
-  with pytest.raises(BundleError, match=r"has no runner here; tinygrad-cpu: .*; onnx: ") as e:
-    open_runner(bundle, bundle.graphs[0], "tinygrad-cpu")
-  assert "\n" not in str(e.value)
+  for name in ("runners.onnx", "ort"):
+    monkeypatch.delitem(sys.modules, f"openpilot.selfdrive.modeld.fair.{name}")
+  monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as in openpilot, which has none
+  for choice, order in (("tinygrad-cpu", "tinygrad-cpu: .*; onnx: onnxruntime is not installed"), (None, "onnx: onnxruntime is not installed; tinygrad-cpu: ")):
+    with pytest.raises(BundleError, match=f"has no runner here; {order}.*; compile it: python -m openpilot.*fair.compile {re.escape(str(tmp_path))}$") as e:
+      open_runner(bundle, bundle.graphs[0], choice)
+    assert "\n" not in str(e.value)
+
+
+def test_compiling_wants_no_onnx_runtime(tmp_path):
+  """What can be built here is known without it, and none of the runners is needed to ask."""
+  code = "import sys; sys.modules['onnxruntime'] = None; from openpilot.selfdrive.modeld.fair import compile as c; print([c.missing(t) for t in c.TARGETS])"
+  r = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert r.returncode == 0 and r.stdout.startswith("["), r.stderr
 
 
 def test_unknown_runners_are_refused(tmp_path):
@@ -148,7 +159,7 @@ def test_tensorrt_engine_is_built_kept_and_run(tmp_path, monkeypatch):
   monkeypatch.setattr(tensorrt, "Cuda", lambda: cuda)
   monkeypatch.setattr(tensorrt, "package_version", lambda package: "10")
   tensorrt.build_engine(bundle, graph)
-  said = json.loads((bundle.path / "compiled" / "lanes.tensorrt.json").read_text())
+  said = json.loads((folder_of(bundle) / "lanes.tensorrt.json").read_text())
   assert (said["gpu"], said["precision"], said["tensorrt"], said["parity"]) == ("no GPU", "float16", "10", 0.0) and trt.config.flags == ["fp16"]
   runner = open_runner(bundle, graph, "tensorrt")
   x = sample_inputs(graph, 3)

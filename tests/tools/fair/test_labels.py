@@ -16,6 +16,7 @@ from onnx import helper
 
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
 from openpilot.tools.fair.labels import label as label_module
+from openpilot.tools.fair.labels import rules
 from openpilot.tools.fair.labels import store as store_module
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.label import FrameTeacher, find_views, run_teacher
@@ -176,6 +177,22 @@ def test_killed_at_any_moment_then_the_same_command_equals_an_unbroken_run(route
     r = run(*args, "--out", out)
     assert r.returncode == 0, r.stderr
     assert contents(out) == want
+
+
+def test_labels_of_a_mended_rule_are_made_anew(route, tmp_path, monkeypatch):
+  views = find_views([str(route)], None, "qcamera", 9, None)
+  store = LabelStore(tmp_path, create=True)
+  monkeypatch.setattr(rules, "RULES", {})
+  old = run_teacher(FrameTeacher(), views, store, every=9, progress=False)
+  monkeypatch.setattr(rules, "RULES", {"lens": rules.Rule(2, lambda m: m["camera"]["stream"] == "qcamera", "the lens is round")})
+  assert all(g.stale == ["lens"] for g in store.groups())
+  with pytest.raises(UserError, match=r"2 groups of labels are stale, the first is .*: since then the lens is round; .*--prune, or .*--stale-labels"):
+    LabelDataset(tmp_path, ["frames/frame"])
+  new = run_teacher(FrameTeacher(), views, store, every=9, progress=False)
+  assert {g.path for g in new}.isdisjoint(g.path for g in old) and all(g.stale == [] and g.row_count for g in new)
+  assert {g.path for g in store.stale(new)} == {g.path for g in old}
+  assert len(LabelDataset(tmp_path, ["frames/frame"])) == sum(g.n for g in new)  # what is left of before is not taken
+  assert {g.path for g in run_teacher(FrameTeacher(), views, store, every=9, progress=False)} == {g.path for g in new}
 
 
 class Counter:

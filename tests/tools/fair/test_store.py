@@ -9,7 +9,10 @@ import pytest
 import zarr
 from label_fixture import FRAME, group_of, write_store
 
+from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.data import Clips
+from openpilot.tools.fair.distillation.options import parser as distill_parser
+from openpilot.tools.fair.evaluation.evaluate import parser as evaluate_parser
 from openpilot.tools.fair.evaluation.scenes import open_segments
 from openpilot.tools.fair.labels import labels as listing
 from openpilot.tools.fair.labels import rules
@@ -122,6 +125,13 @@ def test_stale_labels_are_refused_listed_and_taken_where_asked(tmp_path, mended,
       read()
     capsys.readouterr()
     assert len(read(stale_labels=True)) in (len(before), 2) and "warning: 2 groups of labels are stale" in capsys.readouterr().err
+  words = ["--labels", tmp_path / "s", "--student", "depth-nano", "--out", tmp_path / "run", "--tasks", "depth"]
+  monkeypatch.setattr(sys, "argv", ["distill", *map(str, words)])
+  assert cli(distill.main)() == 2
+  err = capsys.readouterr().err
+  assert err.count("error: ") == 1 and "groups of labels are stale" in err and not (tmp_path / "run").exists()
+  assert distill_parser("").parse_args([*map(str, words), "--stale-labels"]).stale_labels
+  assert evaluate_parser().parse_args(["b", "d", "--stale-labels"]).stale_labels
   monkeypatch.setattr(sys, "argv", ["labels", str(tmp_path / "s")])
   assert cli(listing.main)() == 0
   out = capsys.readouterr().out

@@ -27,7 +27,7 @@ def attributes(label: Label, meta: dict[str, Any]) -> dict[str, Any]:
   """Of a dense label's array, by the CF conventions where they have a word for it."""
   units = "m" if label.unit == "m" else "1"
   name = f"{label.name} by {meta['teacher']['name']}"
-  out: dict[str, Any] = {"long_name": name, "units": units, "kind": label.unit or label.name, "frame_of_reference": FRAME}
+  out: dict[str, Any] = {"long_name": name, "units": units, "kind": {"m": "metric", "": label.name}.get(label.unit, label.unit), "frame_of_reference": FRAME}
   if label.classes:
     meanings = " ".join(c.replace(" ", "_") for c in label.classes)
     out |= {"classes": list(label.classes), "flag_values": list(range(len(label.classes))), "flag_meanings": meanings}

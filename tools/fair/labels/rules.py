@@ -38,9 +38,11 @@ def is_shrunk(meta: dict[str, Any]) -> bool:
 RULES: dict[str, Rule] = {
   "smaller": Rule(2, is_shrunk, "views of 1928x1208 cameras lie where openpilot's do, .35 and .48 pixels from before"),
   "pictures": Rule(2, lambda m: stream_of(m) == "images", "imported pictures are turned as their EXIF says, and of 16 bits scaled"),
-  # the log's services under all their names, in every version of openpilot; calibration in every state
+  # lines and leads of the log's driving model
   "log": Rule(1, lambda m: str(m["teacher"]["name"]).startswith(LOG_READERS), ""),
-  "calibration": Rule(1, lambda m: not m["camera"].get("calibrated", True) and stream_of(m) != "images", ""),
+  "calibration": Rule(
+    2, lambda m: not m["camera"].get("calibrated", True) and stream_of(m) != "images", "a camera's mounting is read in every calibration state, of old logs too"
+  ),
   "qcamera": Rule(2, lambda m: stream_of(m) == "qcamera", "the qcamera's centre is where scaling puts it, half a pixel of the road camera's from before"),
 }
 

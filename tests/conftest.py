@@ -16,6 +16,14 @@ SHARED_DATA = Path(os.environ.get("FAIR_SHARED_DATA", Path(__file__).resolve().p
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts us in the background has it ignored, which children inherit
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_data(tmp_path_factory):
+  """What is compiled in tests, and the key, lie in a folder of their own."""
+  with pytest.MonkeyPatch.context() as m:
+    m.setenv("FAIR_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+    yield
+
+
 @pytest.fixture
 def shared_data() -> Path:
   """The folder of real routes, images and small networks; a test that needs it skips where it is absent."""

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import stat
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -50,8 +51,20 @@ def endpoint_path(endpoint: str) -> str:
   folder = os.path.join(own, prefix)
   if len(folder) + 1 + len(endpoint) > MAX_IPC_PATH:
     folder = os.path.join(own, hashlib.sha256(prefix.encode()).hexdigest()[:16])
-  os.makedirs(folder, mode=0o700, exist_ok=True)
+  private_folder(own)
+  private_folder(folder)
   return os.path.join(folder, endpoint)
+
+
+def private_folder(path: str) -> None:
+  """Makes the folder for this user alone; who can write there can forge messages. Raises PermissionError where it is somebody else's, or a link."""
+  with contextlib.suppress(FileExistsError):
+    os.mkdir(path, 0o700)
+  about = os.lstat(path)
+  if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+    raise PermissionError(f"{path} is not a folder of user {os.getuid()}, so others could send messages through it; remove it, or set TMPDIR to another folder")
+  if about.st_mode & 0o077:   # made by an older version
+    os.chmod(path, 0o700)
 
 
 class PubSocket:

@@ -4,7 +4,7 @@ time from its start to its first message.
 
 python tests/bench/bench_runners.py [BUNDLE] [--runners onnx tinygrad-cpu] [--frames 100] [--video qcamera.ts] [--start]
 
-A runner is measured in a process of its own, on one core, with artefacts in BUNDLE/compiled (selfdrive/modeld/fair/compile.py); without one it is left out
+A runner is measured in a process of its own, on one core, with artefacts of this machine (selfdrive/modeld/fair/compile.py); without one it is left out
 with the reason.
 """
 import argparse

@@ -1,4 +1,5 @@
 """The overlay as a plan made in memory: what each file is and will be. Written only when all of it fits, and put back where writing fails."""
+import contextlib
 import hashlib
 import json
 import os
@@ -222,26 +223,38 @@ def plan_lists(plan: Plan, gone: Iterable[str]) -> None:
 
 
 def carry_out(plan: Plan) -> None:
-  """Writes all changes, each file atomically. On any failure, Ctrl-C included, every file is put back and the error goes on."""
+  """Writes all changes, each file atomically. On any failure, Ctrl-C included, every file is put back; what cannot be is named. Raises UserError."""
   root, done, made = plan.layout.root, [], []
   try:
     for c in plan.changes:
       path = plain(plan.layout, c.name)
       if read(path) != c.before:
         raise UserError(f"{c.name} changed while the overlay was planned; run it again")
-      parents = [p for p in path.parents if root in p.parents and not p.exists()]
-      for p in reversed(parents):
+      for p in [p for p in reversed(path.parents) if root in p.parents and not p.exists()]:
         p.mkdir()
         made.append(p)
       done.append((c, path.stat().st_mode & 0o777 if c.before is not None else 0))
       put(path, c.after)
-  except BaseException:
+  except BaseException as e:
+    lost = []
     for c, mode in reversed(done):
-      put(root / c.name, c.before, mode)
+      try:
+        if read(root / c.name) != c.before:
+          put(root / c.name, c.before, mode)
+      except OSError:
+        lost.append(c.name)
     for p in reversed(made):
-      p.rmdir()
+      with contextlib.suppress(OSError):  # not empty: a file in it could not be taken away
+        p.rmdir()
+    if lost:
+      raise UserError(f"{e}; and these could not be put back, take them from git: {', '.join(lost)}") from e
+    if isinstance(e, OSError):
+      raise UserError(f"{c.name}: {e.strerror}; everything was put back") from e
     raise
-  remove_derived(plan)
+  try:
+    remove_derived(plan)
+  except OSError as e:
+    raise UserError(f"{e.filename}: {e.strerror}; all else is done, take that away by hand") from e
 
 
 def put(path: Path, data: bytes | None, mode: int = 0) -> None:

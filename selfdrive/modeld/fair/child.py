@@ -17,6 +17,8 @@ import openpilot
 
 RT_LIMIT = 3_000_000  # us that a child may take a core at real-time priority without once waiting, then the kernel ends it
 MAX_LINE = 1 << 16
+TRIAL_NICE = 15  # of what nobody waits for
+TRIAL_NICE = 15  # of what nobody waits for
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 

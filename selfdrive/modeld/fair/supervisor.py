@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from openpilot.selfdrive.modeld.fair.child import MAX_LINE, Child, ended, environment, memory_limit, pipe, read_all
+from openpilot.selfdrive.modeld.fair.child import MAX_LINE, TRIAL_NICE, Child, ended, environment, memory_limit, pipe, read_all
 from openpilot.selfdrive.modeld.fair.link import ENV
 
 TICK = 0.5  # s between two looks
@@ -24,7 +24,7 @@ BACKOFF, MAX_BACKOFF = 0.5, 10.0  # s until an ended worker is started again; do
 STABLE = 10.0  # s of frames after which the next end counts as the first
 GRACE = 2.0  # s from SIGINT or SIGTERM to SIGKILL: openpilot's manager waits 5 s, ours 3 s
 HANGS = 2  # times that a bundle may hang: the first may have been the machine
-NICE, TRIAL_NICE = 5, 15
+NICE = 5
 
 
 def say(text: str, who: str = "fairmodeld") -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from fair_bundle import lanes_graph, write_bundle, write_graphs
 from openpilot.selfdrive.modeld.fair import runners
-from openpilot.selfdrive.modeld.fair.artefact import ArtefactError
+from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, folder_of
 from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.compile import CompileError, build, missing, sample_inputs
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
@@ -159,7 +159,7 @@ def test_tensorrt_engine_is_built_kept_and_run(tmp_path, monkeypatch):
   monkeypatch.setattr(tensorrt, "Cuda", lambda: cuda)
   monkeypatch.setattr(tensorrt, "package_version", lambda package: "10")
   tensorrt.build_engine(bundle, graph)
-  said = json.loads((bundle.path / "compiled" / "lanes.tensorrt.json").read_text())
+  said = json.loads((folder_of(bundle) / "lanes.tensorrt.json").read_text())
   assert (said["gpu"], said["precision"], said["tensorrt"], said["parity"]) == ("no GPU", "float16", "10", 0.0) and trt.config.flags == ["fp16"]
   runner = open_runner(bundle, graph, "tensorrt")
   x = sample_inputs(graph, 3)

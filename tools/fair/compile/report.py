@@ -140,7 +140,7 @@ def main() -> None:
   p.add_argument("--json", type=Path, help="of comma-four: write all of it")
   p.add_argument("--budgets", type=Path, help="other limits than tools/fair/compile/budgets.json")
   p.add_argument("--timeout", type=float, default=TIMEOUT, metavar="S", help="seconds for one graph, default %(default).0f")
-  p.add_argument("--output", type=Path, help="of the other targets: where artefacts go; default BUNDLE/compiled")
+  p.add_argument("--output", type=Path, help="of the other targets: where artefacts go; default: where this machine keeps its own")
   args = p.parse_args()
   if (args.kernels is not None and args.kernels < 1) or args.timeout <= 0:
     raise UserError("--kernels and --timeout are over zero")

@@ -6,12 +6,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.artefact import ArtefactError
+from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, ignored
 from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError
 
 QCOM_GPU = Path("/dev/kgsl-3d0")
 NVIDIA_GPU = Path("/dev/nvidiactl")
 RUNNERS = ("tinygrad-qcom", "tinygrad-cuda", "tinygrad-cpu", "tensorrt", "onnx")
+
+
+TOLD: set[Path] = set()  # bundles of whose own artefacts it was said that they are ignored
 
 
 class Runner(Protocol):
@@ -48,10 +51,13 @@ def make_runner(name: str, bundle: Bundle, graph: dict[str, Any], threads: int =
 def open_runner(bundle: Bundle, graph: dict[str, Any], choice: str | None = None, threads: int = 1, folder: Path | None = None) -> Runner:
   """The chosen runner, else the first of preferred() that can; ONNX Runtime where the chosen one cannot, saying why on stderr.
 
-  folder: where artefacts are, if not with the bundle. Raises BundleError with every reason where none can.
+  folder: where artefacts are, if not where this machine keeps its own. Raises BundleError with every reason where none can.
   """
   if choice is not None and choice not in RUNNERS:
     raise BundleError(f"runner '{choice}' is not known; one of {', '.join(RUNNERS)}")
+  if (word := ignored(bundle.path)) is not None and bundle.path not in TOLD:
+    TOLD.add(bundle.path)
+    print(f"fairmodeld: {word}", file=sys.stderr, flush=True)
   where = f"{bundle.path}: graph '{graph['name']}'"
   reasons, absent = [], False
   for name in preferred() if choice is None else dict.fromkeys((choice, "onnx")):

@@ -4,7 +4,7 @@ time from its start to its first message.
 
 python tests/bench/bench_runners.py [BUNDLE] [--runners onnx tinygrad-cpu] [--frames 100] [--video qcamera.ts] [--start]
 
-A runner is measured in a process of its own, on one core, with artefacts of this machine (selfdrive/modeld/fair/compile.py); without one it is left out
+A runner is measured in a process of its own, on one core, with artifacts of this machine (selfdrive/modeld/fair/compile.py); without one it is left out
 with the reason.
 """
 import argparse
@@ -23,7 +23,7 @@ import numpy as np
 
 from openpilot.cereal import messaging
 from openpilot.cereal.visionipc import VisionIpcServer, VisionStreamType, nv12_info
-from openpilot.selfdrive.modeld.fair.artefact import ArtefactError
+from openpilot.selfdrive.modeld.fair.artifact import ArtifactError
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.compile import differences, sample_inputs
 from openpilot.selfdrive.modeld.fair.machine import memory_mb
@@ -55,7 +55,7 @@ def child(path, name, frames, repeat):
     t = time.perf_counter()
     try:
       runner = make_runner(name, bundle, graph)
-    except (ArtefactError, BundleError, ImportError) as e:
+    except (ArtifactError, BundleError, ImportError) as e:
       print(json.dumps({"skipped": str(e)}))
       return
     load, times, outputs = time.perf_counter() - t, [], []

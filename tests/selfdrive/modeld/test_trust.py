@@ -17,7 +17,9 @@ from openpilot.common.params import Params
 from openpilot.selfdrive.modeld.fair import artefact, runners, trust
 from openpilot.selfdrive.modeld.fair import compile as fair_compile
 from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, folder_of, read_artefact, tree_folder, write_artefact
+from openpilot.selfdrive.modeld.fair.bundle import BundleError
 from openpilot.selfdrive.modeld.fair.compile import CompileError, lacking
+from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.runners import open_runner
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import requirements
 from openpilot.selfdrive.modeld.fair.trust import KEY_SIZE, TrustError, data_root, machine_key
@@ -269,6 +271,14 @@ def test_what_is_lacking_here(tmp_path, monkeypatch):
   assert lacking(bundle, None) == "tinygrad-qcom"
   there.clear()
   assert lacking(bundle, None) is None
+
+
+def test_a_device_that_has_not_compiled_yet_says_so(tmp_path, monkeypatch):
+  """Without ONNX Runtime, as there: what fairState carries."""
+  monkeypatch.setattr(runners, "QCOM_GPU", tmp_path)
+  monkeypatch.setitem(sys.modules, "openpilot.selfdrive.modeld.fair.runners.onnx", None)
+  with pytest.raises(BundleError, match=r"graph 'scene' has no runner here; tinygrad-qcom: no artefact .*, a device does while it is offroad; onnx: "):
+    FairModel(write_bundle(tmp_path / "b"))
 
 
 def test_a_failed_compilation_is_told_to_who_misses_it(tmp_path, monkeypatch):

@@ -396,7 +396,11 @@ def main(argv: Sequence[str] = ()) -> int:
     setproctitle("openpilot.selfdrive.modeld.fair.worker")
   allow_files()
   config_realtime_process(CORE, PRIORITY)
-  params = Params()
+  try:
+    params = Params()
+  except OSError as e:  # no folder for them
+    print(f"error: {e}", file=sys.stderr)
+    return 2
   choose = (lambda: args.bundle) if args.bundle else (lambda: bundle_path(read_param(params, "FairBundle"), MODELS_DIR))
   try:
     daemon = FairModeld(choose, args.stream, args.runner or read_param(params, "FairRunner"), link)

@@ -94,7 +94,7 @@ def first_message(path, runner):
   sm = messaging.SubMaster(services, ignore_avg_freq=services)
   buf = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8).tobytes()
   t0 = time.perf_counter()
-  p = subprocess.Popen([sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--runner", runner], cwd=ROOT)
+  p = subprocess.Popen([sys.executable, "-m", "openpilot.selfdrive.modeld.fair.worker", "--runner", runner], cwd=ROOT)
   try:
     frame = 0
     while not any(sm.seen[s] for s in services):

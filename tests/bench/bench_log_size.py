@@ -8,7 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-import from_root  # noqa: F401
+if not __package__:  # run as a file
+  import from_root  # noqa: F401
+
 import zstandard
 
 from openpilot.cereal import messaging
@@ -30,7 +32,7 @@ def zstd(messages: Iterable[bytes]) -> int:
 
 
 def log_sizes(messages: Iterable[bytes]) -> tuple[dict[str, tuple[int, float, float]], dict[str, tuple[int, float, float]]]:
-  """Serialised messages -> of the rlog, and of what is published but not logged: service -> messages, mean bytes of one, kB a minute. 'all': together."""
+  """Serialized messages -> of the rlog, and of what is published but not logged: service -> messages, mean bytes of one, kB a minute. 'all': together."""
   by: dict[str, list[bytes]] = defaultdict(list)
   order, times = [], []
   for dat in messages:

@@ -1,7 +1,4 @@
 """What goes into a car's log: the small forms, and that all services together keep the budget of 1 MB a minute."""
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -14,14 +11,15 @@ from openpilot.selfdrive.modeld.fair.lanes import Line
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.publish import (
   NEAREST, SERVICES, Stamp, add_maps, class_map_from_message, depth_from_message, depth_message, lanes_message, objects_message, segmentation_message,
-  serialise,
+  serialize,
 )
 from openpilot.selfdrive.modeld.fair.tracking import Tracked
+from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route
 from openpilot.tools.replay.process_replay import process_replay
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
-from bench_log_size import BUDGET, FRAME_BYTES, log_sizes
+from openpilot.tools.replay.report import measure
+from openpilot.tools.replay.show import show
+from tests.bench.bench_log_size import BUDGET, FRAME_BYTES, log_sizes
 
 STAMP = Stamp(1000, 50_000_000_000, "a-bundle", 0.01, True)
 
@@ -80,7 +78,7 @@ def test_maps_in_the_state(dense):
   newest = dict([depth_message(Depth(z, True), STAMP), segmentation_message(Segmentation(["a", "b", "c"], class_map, np.ones(3, np.float32)), STAMP)])
   msg = messaging.new_message("fairState")
   add_maps(msg.fairState, newest, dense)
-  serialise("fairState", msg)
+  serialize("fairState", msg)
   s = msg.as_reader().fairState
   assert (s.depth.frameId, s.depth.metric, s.segmentation.frameId, list(s.segmentation.classes)) == (1000, True, 1000, ["a", "b", "c"])
   got, step = depth_from_message(s.depth), 1 if dense else 4
@@ -105,13 +103,21 @@ def test_a_crowd_keeps_the_budget():
   assert small < 1.6 * BUDGET < dense / 4   # noise in every bit that is kept; a real crowd moves little from frame to frame
 
 
-def test_a_real_drive_keeps_the_budget(shared_data):
+def test_a_real_drive_keeps_the_budget(shared_data, tmp_path):
   folder = shared_data / "realdata" / "0000002c--d68dde99ca--1"
   model = FairModel(load_bundle(MODELS_DIR / "fair_unified_small"), dense=False)
-  logged, live = log_sizes(process_replay(Route(folder).segments, model, "qcamera", 10.0, 3.0, progress=False))
+  segments = Route(folder).segments
+  messages = list(process_replay(segments, model, "qcamera", 10.0, 3.0, progress=False))
+  logged, live = log_sizes(messages)
   assert set(live) == {"fairDepth", "fairSegmentation"} and set(logged) == {"fairState", "fairObjects", "fairLanes", "all"}
   assert logged["all"][2] < BUDGET / 2
   assert logged["all"][0] * logged["all"][1] / model.frames < FRAME_BYTES
+  # the report and the overlay take what loggerd kept, as they take all
+  path = tmp_path / "rlog.zst"
+  write_log(path, [dat for dat in messages if SERVICE_LIST[messaging.log_from_bytes(dat).which()].should_log])
+  numbers = measure(path, segments)
+  assert (numbers["frames"], numbers["invalid"], numbers["objects"]["messages"], numbers["lanes"]["messages"]) == (60, 0, 60, 60)
+  assert show([path], segments, "qcamera", tmp_path / "overlay.mp4", 3)[0] == 3
 
 
 def test_what_is_dense_is_not_logged():

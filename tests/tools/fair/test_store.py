@@ -163,4 +163,7 @@ def test_which_labels_the_mended_rules_are_about():
   assert rules_of(meta()) == {"smaller": 2}
   assert rules_of(meta(view=(1024, 512))) == {} and rules_of(meta(focal=1141.5)) == {} and rules_of(meta("frames")) == {} and rules_of(meta("simulator")) == {}
   assert rules_of(meta("frames", 722.4, "qcamera")) == {"qcamera": 2}
+  uncalibrated = meta("frames", 910.0)
+  uncalibrated["camera"] = {**uncalibrated["camera"], "calibrated": False}
+  assert rules_of(uncalibrated) == {"calibration": 2} and stale_rules(uncalibrated) == ["calibration"]
   assert rules_of(meta("camvid", 910.0, "images")) == {"pictures": 2} and FRAME

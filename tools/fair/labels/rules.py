@@ -35,12 +35,17 @@ def is_shrunk(meta: dict[str, Any]) -> bool:
   return shrink_of(camera["intrinsics"][0][0], view_intrinsics(view["name"], view["width"], view["height"])[0, 0]) > 1
 
 
+def is_uncalibrated(meta: dict[str, Any]) -> bool:
+  """Labels of a segment whose log had no mounting, or none that was taken."""
+  return not meta["camera"].get("calibrated", True) and stream_of(meta) != "images"
+
+
 RULES: dict[str, Rule] = {
   "smaller": Rule(2, is_shrunk, "views of 1928x1208 cameras lie where openpilot's do, .35 and .48 pixels from before"),
   "pictures": Rule(2, lambda m: stream_of(m) == "images", "imported pictures are turned as their EXIF says, and of 16 bits scaled"),
-  # the log's services under all their names, in every version of openpilot; calibration in every state
+  # what its readers take of the log is where it was in every version
   "log": Rule(1, lambda m: str(m["teacher"]["name"]).startswith(LOG_READERS), ""),
-  "calibration": Rule(1, lambda m: not m["camera"].get("calibrated", True) and stream_of(m) != "images", ""),
+  "calibration": Rule(2, is_uncalibrated, "a mounting is taken in every calibration state and from logs of openpilot 0.8, as modeld takes it"),
   "qcamera": Rule(2, lambda m: stream_of(m) == "qcamera", "the qcamera's centre is where scaling puts it, half a pixel of the road camera's from before"),
 }
 

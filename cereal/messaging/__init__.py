@@ -3,6 +3,7 @@
 Both spellings of the services renamed in August 2026 meet at one endpoint. Inside an openpilot checkout its own messaging (msgq) takes this one's place.
 """
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -44,13 +45,15 @@ def context() -> zmq.Context:
 
 
 def endpoint_path(endpoint: str) -> str:
-  """The socket file of an endpoint: <tmp>/openpilot-<uid>/<prefix>/<endpoint>, the folder made if need be."""
+  """The socket file of an endpoint: <tmp>/openpilot-<uid>/<prefix>/<endpoint>, the folder made if need be. Raises OSError where its path is too long."""
   prefix = os.environ.get("OPENPILOT_PREFIX", "") or "default"
   # not tempfile.gettempdir(): with a full disk that is another folder, where nobody listens
   own = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"openpilot-{os.getuid()}")
   folder = os.path.join(own, prefix)
   if len(folder) + 1 + len(endpoint) > MAX_IPC_PATH:
     folder = os.path.join(own, hashlib.sha256(prefix.encode()).hexdigest()[:16])
+  if len(folder) + 1 + len(endpoint) > MAX_IPC_PATH:
+    raise OSError(errno.ENAMETOOLONG, f"the folder of TMPDIR has too long a path for sockets ({len(own)} letters); set a shorter one, as TMPDIR=/tmp")
   private_folder(own)
   private_folder(folder)
   return os.path.join(folder, endpoint)

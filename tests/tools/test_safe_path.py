@@ -77,7 +77,7 @@ def test_python_is_started_safely():
       if isinstance(node, ast.List) and node.elts and ast.unparse(node.elts[0]) == "sys.executable":
         found.append(path.name)
         assert len(node.elts) > 1 and ast.unparse(node.elts[1]) == "'-P'", f"{path}:{node.lineno}: without -P; tools have lib/python.py"
-  assert {"compile.py", "process.py", "python.py"} <= set(found)
+  assert {"child.py", "process.py", "python.py"} <= set(found)
   scons = (ROOT / "selfdrive" / "modeld" / "fair" / "SConscript").read_text()
   assert scons.count("sys.executable") == scons.count("[sys.executable, '-P', ") == 1
 

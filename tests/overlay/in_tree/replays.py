@@ -1,0 +1,121 @@
+"""openpilot's own process_replay: of fairmodeld, twice and compared; of selfdrived, with the managerState that a run of live.py left and with none of ours."""
+import argparse
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tree import CAMERA, CAR, SERVICE_LIST, Frames, as_reader, log, made_log, messaging, route_log, tell
+
+from openpilot.selfdrive.test.process_replay import process_replay as pr
+from openpilot.selfdrive.test.process_replay.compare_logs import compare_logs
+from openpilot.system.manager.process_config import managed_processes
+
+
+def fairmodeld(args: argparse.Namespace) -> dict[str, Any]:
+  frames = Frames(args.frames, 40, (1344, 760))
+  lr = route_log(args.route, frames.count) if args.route else made_log(args.count)
+  if args.route:
+    lr = lr[: next((i for i, m in enumerate(lr) if m.which() == CAMERA and getattr(m, CAMERA).frameId >= args.count), len(lr))]
+  pictures = type("Cycle", (), {"pix_fmt": "nv12", "w": frames.w, "h": frames.h, "get": lambda self, i: frames.get(i % frames.count)})()
+  cfg = pr.get_process_config("fairmodeld")
+  out, took = [], []
+  for _ in range(2):
+    t = time.monotonic()
+    out.append(pr.replay_process(cfg, lr, {CAMERA: pictures}, fingerprint=CAR, disable_progress=True))
+    took.append(round(time.monotonic() - t, 1))
+  diff = compare_logs(out[0], out[1], ignore_fields=cfg.ignore, tolerance=None) if len(out[0]) == len(out[1]) else [f"{len(out[0])} and {len(out[1])} messages"]
+  ids = {getattr(m, m.which()).frameId for m in out[0]}
+  return {"frames": sum(m.which() == CAMERA for m in lr), "answered": len(ids), "messages": Counter(m.which() for m in out[0]), "seconds": took,
+          "invalid": sum(not m.valid for m in out[0]), "differences": [str(d)[:200] for d in diff[:5]], "equal": not diff}
+
+
+def manager_states(path: str | None) -> list[bytes]:
+  if path is None:
+    return []
+  return [m.as_builder().to_bytes() for m in log.Event.read_multiple_bytes(Path(path).read_bytes())]
+
+
+def made_selfdrived_log(seconds: float, states: list[bytes], model: list[Any], not_running: str = "") -> list[Any]:
+  """Everything selfdrived reads, at its rates, of a car that drives engaged with nothing wrong; managerState at 2 Hz from what a run left, in turn."""
+  cfg = pr.get_process_config("selfdrived")
+  CP = pr.interfaces[CAR].get_non_essential_params(CAR)
+  out, start = [], 10_000_000_000
+  for name in cfg.pubs:
+    if name in ("alertDebug", "gpsLocation", "managerState"):
+      continue
+    rate = SERVICE_LIST[name].frequency
+    for i in range(int(seconds * rate)):
+      size = 1 if name == "pandaStates" else None
+      msg = messaging.new_message(name, size, valid=True, logMonoTime=start + int(i / rate * 1e9))
+      m = getattr(msg, name)
+      if name == "carState":
+        m.canValid, m.vEgo, m.cruiseState.enabled, m.cruiseState.available = True, 20.0, True, True
+        m.gearShifter = "drive"
+      elif name == "deviceState":
+        m.freeSpacePercent, m.started = 80, True
+      elif name == "pandaStates":
+        p, safety = m[0], CP.safetyConfigs[0]
+        p.controlsAllowed, p.ignitionLine, p.safetyModel = True, True, getattr(safety.safetyModel, "raw", safety.safetyModel)
+        p.safetyParam, p.alternativeExperience = safety.safetyParam, CP.alternativeExperience
+      elif name in ("extrinsicsCalibration", "liveCalibration"):
+        m.calStatus, m.rpyCalib, m.height = "calibrated", [0.0, 0.0, 0.0], [1.22]
+      elif name in ("deviceMotion", "livePose"):
+        m.posenetOK = m.inputsOK = True
+      elif name in ("vehicleParameters", "liveParameters"):
+        m.valid = True
+      elif name == "controlsState":
+        m.lateralControlState.init("pidState")
+      elif name == "modelV2" and model:
+        m.frameDropPerc = model[i % len(model)].modelV2.frameDropPerc
+      out.append(msg)
+  for i in range(int(seconds * 2)):
+    if states:
+      with log.Event.from_bytes(states[i % len(states)]) as e:
+        msg = e.as_builder()
+    else:
+      msg = messaging.new_message("managerState", valid=True)
+      msg.managerState.processes = [{"name": n, "running": True, "shouldBeRunning": True} for n in managed_processes if n != "fairmodeld"]
+    if not_running and i == int(seconds):
+      msg.managerState.processes = [{"name": not_running, "running": False, "shouldBeRunning": True}]
+    msg.logMonoTime = start + int(i * 5e8) + 1
+    out.append(msg)
+  return [as_reader(m) for m in sorted(out, key=lambda m: m.logMonoTime)]
+
+
+def selfdrived(args: argparse.Namespace) -> dict[str, Any]:
+  pr.migrate_all = lambda lr, **_: list(lr)  # made by this very tree; migration would say of every process that it runs
+  model = list(log.Event.read_multiple_bytes(Path(args.model).read_bytes())) if args.model else []
+  runs = {"without": ([], [], ""), "with": (manager_states(args.states), model, ""),
+          "plannerd dead": ([], [], "plannerd"), "fairmodeld dead": ([], [], "fairmodeld")}
+  events: dict[str, Any] = {}
+  for name, (states, model_v2, dead) in runs.items():
+    lr = made_selfdrived_log(args.seconds, states, model_v2, dead)
+    got = pr.replay_process(pr.get_process_config("selfdrived"), lr, fingerprint=CAR, disable_progress=True)
+    events[name] = {
+      "names": Counter(str(e.name) for m in got if m.which() == "onroadEvents" for e in m.onroadEvents),
+      "states": Counter(str(m.selfdriveState.state) for m in got if m.which() == "selfdriveState"),
+      "events": [(m.logMonoTime, [str(e.name) for e in m.onroadEvents]) for m in got if m.which() == "onroadEvents"],
+    }
+  same = events["without"]["events"] == events["with"]["events"]
+  return {"equal": same, "manager_states": len(runs["with"][0]), **{k: {"names": v["names"], "states": v["states"]} for k, v in events.items()}}
+
+
+def main() -> None:
+  p = argparse.ArgumentParser()
+  p.add_argument("what", choices=["fairmodeld", "selfdrived"])
+  p.add_argument("--out", required=True)
+  p.add_argument("--count", type=int, default=120)
+  p.add_argument("--frames")
+  p.add_argument("--route")
+  p.add_argument("--states")
+  p.add_argument("--model")
+  p.add_argument("--seconds", type=float, default=20.0)
+  args = p.parse_args()
+  os.makedirs(args.out, exist_ok=True)
+  tell({"fairmodeld": fairmodeld, "selfdrived": selfdrived}[args.what](args), args.out)
+
+
+if __name__ == "__main__":
+  main()

@@ -70,4 +70,4 @@ def test_nothing_that_ships_tells_of_anybody():
     text = path.read_bytes().decode("latin-1")
     assert not PRIVATE.search(text), path
     if path.suffix in (".json", ".md"):
-      assert public(text) == text or path.suffix == ".json" and public(text).replace("\\", "") == text.replace("\\", ""), path
+      assert public(text) == text or (path.suffix == ".json" and public(text).replace("\\", "") == text.replace("\\", "")), path

@@ -30,6 +30,7 @@ SYSTEM = {
   errno.EMFILE: ("too many open files", "raise the limit with `ulimit -n 4096`"),
   errno.ENFILE: ("too many open files on this machine", "close some programs"),
   errno.ENOMEM: ("out of memory", "close some programs, or take smaller batches"),
+  errno.EOPNOTSUPP: ("not supported here", "use another file system or machine"),
   errno.EIO: ("the disk or its connection fails", "copy the data to another disk"),
 }
 # libraries that have no error of their own for it, by their text
@@ -56,6 +57,8 @@ def explain(e: BaseException) -> str | None:
   """What a user is told of an error that is the machine's; None of one that is a fault of this program, whose traceback is wanted."""
   text = " ".join(str(e).split())
   if (number := system_errno(e)) is not None:
+    if number == errno.EOPNOTSUPP and isinstance(e, OSError):
+      return e.strerror
     what, do = SYSTEM[number]
     path = getattr(e, "filename", None) or ""
     path = os.fsdecode(path) if isinstance(path, (str, bytes)) else ""

@@ -33,7 +33,7 @@ def test_only_our_params_are_written_and_only_by_the_flag_command():
   assert keys and all(k.startswith("Fair") for k in keys)
 
 
-BRITISH = re.compile(r"\b((met|lit|cent)re|centred|neighbour|artifact|colour|behaviour|favour|(normal|serial)ised?|writeable)s?\b", re.IGNORECASE)
+BRITISH = re.compile(r"\b((met|lit|cent)re|centred|neighbour|artef(act)|colour|behaviour|favour|(normal|serial)ised?|writeable)s?\b", re.IGNORECASE)
 
 
 def test_the_lint_of_a_fork_finds_nothing_in_the_folder():

@@ -116,14 +116,15 @@ def process_replay(
 def main() -> None:
   p = argparse.ArgumentParser(prog="process-replay", description=__doc__)
   add_route_arguments(p)
-  p.add_argument("--bundle", type=Path, help="a bundle's folder; default: the first in models/")
+  p.add_argument("--bundle", type=Path, help="a bundle's folder; default: models/fair_unified_small")
+  p.add_argument("--small", action="store_true", help="what goes into a car's log without the param FairLogDense: no masks, nearest objects, few lane points")
   p.add_argument("--out", type=Path, default=Path("out/process_replay.zst"))
   args = p.parse_args()
   segments = Route(args.route, args.data_dir).segments
   camera = choose_camera(segments, args.camera)
   if not any(getattr(s, VIDEOS[camera]) for s in segments):
     raise UserError(f"{args.route} has no video; fairmodeld needs camera frames")
-  model = FairModel(load_bundle(args.bundle) if args.bundle else find_bundle(None, MODELS_DIR))
+  model = FairModel(load_bundle(args.bundle) if args.bundle else find_bundle(None, MODELS_DIR), dense=not args.small)
   n = write_log(args.out, process_replay(segments, model, camera, args.start, args.seconds))
   print(f"{args.out}: {n} messages of {model.frames} frames by {model.bundle.name}, {model.invalid} invalid")
 

@@ -38,6 +38,7 @@ TREES = {
   "2025-12": Tree(root_layout=True, array_data=True, queue_size=False, old_cameras=True, old_names=True),
   "2026-03": Tree(root_layout=True, array_data=True, old_cameras=True, old_names=True),
   "2026-06": Tree(root_layout=True, old_cameras=True, old_names=True),
+  "2026-07": Tree(old_cameras=True, old_names=True),
   "2026-08": Tree(),
 }
 

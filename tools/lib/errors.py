@@ -4,6 +4,16 @@ import sys
 from collections.abc import Callable
 
 
+def plain(text: str) -> str:
+  """text on one line, control characters (a file's name may hold escape codes) spelled out."""
+  return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+
+
+def warn(text: str) -> None:
+  """One line on stderr: something was left out, guessed or ignored."""
+  print(f"warning: {plain(text)}", file=sys.stderr)
+
+
 class UserError(Exception):
   """Something the user gave is wrong. The message is one line: what was wrong, where, what to do."""
 
@@ -17,7 +27,7 @@ def cli(main: Callable[..., int | None], extra: tuple[type[Exception], ...] = ()
     try:
       return main(*args, **kwargs) or 0
     except wrong as e:
-      print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+      print(f"error: {plain(str(e))}", file=sys.stderr)
       return 2
     except KeyboardInterrupt:
       print("interrupted", file=sys.stderr)

@@ -1,7 +1,7 @@
 @0x8e2af1e708af8b8d;
 
 # The car side of openpilot's wire format (opendbc/car/car.capnp), as far as its field tables go: ordinals and types are what counts.
-# Empty structs stand for messages that nothing here reads; fields named fooDEPRECATED are upstream's `deprecated.foo`.
+# Fields named fooDEPRECATED are upstream's `deprecated.foo`.
 
 struct CarState @0x9da4fa09e052903c {
   errorsDEPRECATED @0 :List(OnroadEventDEPRECATED.EventName);
@@ -157,7 +157,7 @@ struct CarParams @0x8c69372490aaa9da {
   stoppingControlDEPRECATED @31 :Bool;
   startAccelDEPRECATED @32 :Float32;
   steerRateCostDEPRECATED @33 :Float32;
-  steerControlType @34 :UInt16;
+  steerControlType @34 :CarParams.SteerControlType;
   radarUnavailable @35 :Bool;
   steerActuatorDelay @36 :Float32;
   openpilotLongitudinalControl @37 :Bool;
@@ -165,14 +165,14 @@ struct CarParams @0x8c69372490aaa9da {
   isPandaBlackDEPRECATED @39 :Bool;
   dashcamOnly @41 :Bool;
   safetyModelPassiveDEPRECATED @42 :CarParams.SafetyModel;
-  transmissionType @43 :UInt16;
+  transmissionType @43 :CarParams.TransmissionType;
   carFw @44 :List(CarParams.CarFw);
   radarTimeStepDEPRECATED @45 :Float32 = 0.05;
   communityFeatureDEPRECATED @46 :Bool;
   steerLimitTimer @47 :Float32;
   lateralParams @48 :CarParams.LateralParams;
-  fingerprintSource @49 :UInt16;
-  networkLocation @50 :UInt16;
+  fingerprintSource @49 :CarParams.FingerprintSource;
+  networkLocation @50 :CarParams.NetworkLocation;
   minSpeedCanDEPRECATED @51 :Float32;
   stoppingDecelRateDEPRECATED @52 :Float32;
   startingAccelRateDEPRECATED @53 :Float32;
@@ -241,21 +241,139 @@ struct CarParams @0x8c69372490aaa9da {
     bmw @37;
   }
 
-  struct LongitudinalPIDTuning {}
+  struct LongitudinalPIDTuning @0xc342cefc303e9b8e {
+    kpBPDEPRECATED @0 :List(Float32);
+    kpVDEPRECATED @1 :List(Float32);
+    kiBP @2 :List(Float32);
+    kiV @3 :List(Float32);
+    deadzoneBPDEPRECATED @4 :List(Float32);
+    deadzoneVDEPRECATED @5 :List(Float32);
+    kfDEPRECATED @6 :Float32;
+  }
 
-  struct LateralPIDTuning {}
+  struct LateralPIDTuning @0x9622723fcbd14c2e {
+    kpBP @0 :List(Float32);
+    kpV @1 :List(Float32);
+    kiBP @2 :List(Float32);
+    kiV @3 :List(Float32);
+    kf @4 :Float32;
+  }
 
-  struct LateralINDITuningDEPRECATED {}
+  struct LateralINDITuningDEPRECATED @0xcaa441291b152efd {
+    outerLoopGainDEPRECATED @0 :Float32;
+    innerLoopGainDEPRECATED @1 :Float32;
+    timeConstantDEPRECATED @2 :Float32;
+    actuatorEffectivenessDEPRECATED @3 :Float32;
+    outerLoopGainBP @4 :List(Float32);
+    outerLoopGainV @5 :List(Float32);
+    innerLoopGainBP @6 :List(Float32);
+    innerLoopGainV @7 :List(Float32);
+    timeConstantBP @8 :List(Float32);
+    timeConstantV @9 :List(Float32);
+    actuatorEffectivenessBP @10 :List(Float32);
+    actuatorEffectivenessV @11 :List(Float32);
+  }
 
-  struct LateralLQRTuningDEPRECATED {}
+  struct LateralLQRTuningDEPRECATED @0xa1adf400915718e5 {
+    scale @0 :Float32;
+    ki @1 :Float32;
+    dcGain @2 :Float32;
+    a @3 :List(Float32);
+    b @4 :List(Float32);
+    c @5 :List(Float32);
+    k @6 :List(Float32);
+    l @7 :List(Float32);
+  }
 
-  struct CarFw {}
+  struct CarFw @0x962b56180c9359ce {
+    ecu @0 :CarParams.Ecu;
+    fwVersion @1 :Data;
+    address @2 :UInt32;
+    subAddress @3 :UInt8;
+    responseAddress @4 :UInt32;
+    request @5 :List(Data);
+    brand @6 :Text;
+    bus @7 :UInt8;
+    logging @8 :Bool;
+    obdMultiplexing @9 :Bool;
+  }
 
-  struct LateralParams {}
+  struct LateralParams @0xb581b23b1c89dda3 {
+    torqueBP @0 :List(Int32);
+    torqueV @1 :List(Int32);
+  }
 
-  struct SafetyConfig {}
+  struct SafetyConfig @0xe836349c6056b0c9 {
+    safetyModel @0 :CarParams.SafetyModel;
+    safetyParamDEPRECATED @1 :Int16;
+    safetyParam2DEPRECATED @2 :UInt32;
+    safetyParam @3 :UInt16;
+  }
 
-  struct LateralTorqueTuning {}
+  struct LateralTorqueTuning @0x80366e0e804ecc1d {
+    useSteeringAngleDEPRECATED @0 :Bool;
+    kpDEPRECATED @1 :Float32;
+    kiDEPRECATED @2 :Float32;
+    friction @3 :Float32;
+    kfDEPRECATED @4 :Float32;
+    steeringAngleDeadzoneDeg @5 :Float32;
+    latAccelFactor @6 :Float32;
+    latAccelOffset @7 :Float32;
+    kdDEPRECATED @8 :Float32;
+  }
+
+  enum SteerControlType @0xd661512be2def77f {
+    torque @0;
+    angle @1;
+    curvature @2;
+  }
+
+  enum TransmissionType @0x8f162eeb14bfc0ec {
+    unknown @0;
+    automatic @1;
+    manual @2;
+    direct @3;
+    cvt @4;
+  }
+
+  enum Ecu @0xf7119bb759d1d691 {
+    eps @0;
+    abs @1;
+    fwdRadar @2;
+    fwdCamera @3;
+    engine @4;
+    unknown @5;
+    dsu @6;
+    parkingAdas @7;
+    transmission @8;
+    srs @9;
+    gateway @10;
+    hud @11;
+    combinationMeter @12;
+    vsa @13;
+    programmedFuelInjection @14;
+    electricBrakeBooster @15;
+    shiftByWire @16;
+    debug @17;
+    hybrid @18;
+    adas @19;
+    hvac @20;
+    cornerRadar @21;
+    epb @22;
+    telematics @23;
+    body @24;
+  }
+
+  enum FingerprintSource @0x9fd95523d8dc40ce {
+    can @0;
+    fw @1;
+    fixed @2;
+  }
+
+  enum NetworkLocation @0xff99e3682a833c51 {
+    fwdCamera @0;
+    gateway @1;
+  }
 }
 
 struct CarControl @0xf78829049ab814af {
@@ -303,13 +421,36 @@ struct CarControl @0xf78829049ab814af {
     setSpeed @1 :Float32;
     lanesVisible @2 :Bool;
     leadVisible @3 :Bool;
-    visualAlert @4 :UInt16;
-    audibleAlert @5 :UInt16;
+    visualAlert @4 :CarControl.HUDControl.VisualAlert;
+    audibleAlert @5 :CarControl.HUDControl.AudibleAlert;
     rightLaneVisible @6 :Bool;
     leftLaneVisible @7 :Bool;
     rightLaneDepart @8 :Bool;
     leftLaneDepart @9 :Bool;
     leadDistanceBars @10 :Int8;
+
+    enum VisualAlert @0x90d78e84616e17d4 {
+      none @0;
+      fcw @1;
+      steerRequired @2;
+      brakePressed @3;
+      wrongGear @4;
+      seatbeltUnbuckled @5;
+      speedTooHigh @6;
+      ldw @7;
+    }
+
+    enum AudibleAlert @0xf5a5e26c954e339e {
+      none @0;
+      engage @1;
+      disengage @2;
+      refuse @3;
+      warningSoft @4;
+      warningImmediate @5;
+      prompt @6;
+      promptRepeat @7;
+      promptDistracted @8;
+    }
   }
 
   struct CruiseControl @0xb20e386e0e0ba8d3 {
@@ -348,10 +489,152 @@ struct RadarData @0x888ad6581cf0aacb {
     radarUnavailableTemporary @3 :Bool;
   }
 
-  struct ErrorDEPRECATED {}
+  enum ErrorDEPRECATED @0xdf7276c3de4fc23d {
+    canError @0;
+    fault @1;
+    wrongConfig @2;
+  }
 }
 
-struct OnroadEventDEPRECATED {
+struct OnroadEventDEPRECATED @0x9b1657f34caf3ad3 {
+  name @0 :OnroadEventDEPRECATED.EventName;
+  enable @1 :Bool;
+  noEntry @2 :Bool;
+  warning @3 :Bool;
+  userDisable @4 :Bool;
+  softDisable @5 :Bool;
+  immediateDisable @6 :Bool;
+  preEnable @7 :Bool;
+  permanent @8 :Bool;
+  overrideLongitudinal @9 :Bool;
+  overrideLateral @10 :Bool;
 
-  struct EventName {}
+  enum EventName @0xbaa8c5d505f727de {
+    canError @0;
+    steerUnavailable @1;
+    brakeUnavailableDEPRECATED @2;
+    gasUnavailableDEPRECATED @3;
+    wrongGear @4;
+    doorOpen @5;
+    seatbeltNotLatched @6;
+    espDisabled @7;
+    wrongCarMode @8;
+    steerTempUnavailable @9;
+    reverseGear @10;
+    buttonCancel @11;
+    buttonEnable @12;
+    pedalPressed @13;
+    cruiseDisabled @14;
+    radarCanErrorDEPRECATED @15;
+    dataNeededDEPRECATED @16;
+    speedTooLow @17;
+    outOfSpace @18;
+    overheat @19;
+    calibrationIncomplete @20;
+    calibrationInvalid @21;
+    controlsMismatch @22;
+    pcmEnable @23;
+    pcmDisable @24;
+    noTargetDEPRECATED @25;
+    radarFault @26;
+    modelCommIssueDEPRECATED @27;
+    brakeHold @28;
+    parkBrake @29;
+    manualRestart @30;
+    lowSpeedLockoutDEPRECATED @31;
+    plannerErrorDEPRECATED @32;
+    ipasOverrideDEPRECATED @33;
+    joystickDebug @34;
+    steerTempUnavailableSilent @35;
+    resumeRequired @36;
+    preDriverDistracted @37;
+    promptDriverDistracted @38;
+    driverDistracted @39;
+    geofenceDEPRECATED @40;
+    driverMonitorOnDEPRECATED @41;
+    driverMonitorOffDEPRECATED @42;
+    preDriverUnresponsive @43;
+    promptDriverUnresponsive @44;
+    driverUnresponsive @45;
+    belowSteerSpeed @46;
+    calibrationProgressDEPRECATED @47;
+    lowBattery @48;
+    invalidGiraffeHondaDEPRECATED @49;
+    paramsdTemporaryError @50;
+    accFaulted @51;
+    sensorDataInvalid @52;
+    commIssue @53;
+    tooDistracted @54;
+    posenetInvalid @55;
+    soundsUnavailableDEPRECATED @56;
+    preLaneChangeLeft @57;
+    preLaneChangeRight @58;
+    laneChange @59;
+    invalidGiraffeToyotaDEPRECATED @60;
+    internetConnectivityNeededDEPRECATED @61;
+    communityFeatureDisallowedDEPRECATED @62;
+    lowMemory @63;
+    stockAeb @64;
+    ldw @65;
+    carUnrecognized @66;
+    radarCommIssueDEPRECATED @67;
+    driverMonitorLowAccDEPRECATED @68;
+    invalidLkasSetting @69;
+    speedTooHigh @70;
+    laneChangeBlocked @71;
+    relayMalfunction @72;
+    preEnableStandstill @73;
+    stockFcw @74;
+    startup @75;
+    startupNoCar @76;
+    startupNoControl @77;
+    startupMaster @78;
+    fcw @79;
+    steerSaturated @80;
+    whitePandaUnsupportedDEPRECATED @81;
+    startupOneplusDEPRECATED @82;
+    commIssueWarningDEPRECATED @83;
+    belowEngageSpeed @84;
+    noGps @85;
+    focusRecoverActiveDEPRECATED @86;
+    wrongCruiseMode @87;
+    neosUpdateRequiredDEPRECATED @88;
+    modeldLagging @89;
+    deviceFalling @90;
+    fanMalfunction @91;
+    cameraMalfunction @92;
+    modelLagWarningDEPRECATED @93;
+    gpsMalfunctionDEPRECATED @94;
+    processNotRunning @95;
+    dashcamMode @96;
+    startupFuzzyFingerprintDEPRECATED @97;
+    selfdriveInitializing @98;
+    usbError @99;
+    roadCameraErrorDEPRECATED @100;
+    driverCameraErrorDEPRECATED @101;
+    wideRoadCameraErrorDEPRECATED @102;
+    locationdTemporaryError @103;
+    startupNoFwDEPRECATED @104;
+    highCpuUsageDEPRECATED @105;
+    cruiseMismatch @106;
+    lkasDisabledDEPRECATED @107;
+    gasPressedOverride @108;
+    commIssueAvgFreq @109;
+    cameraFrameRate @110;
+    canBusMissing @111;
+    selfdrivedLagging @112;
+    resumeBlocked @113;
+    steerOverride @114;
+    steerTimeLimit @115;
+    vehicleSensorsInvalid @116;
+    calibrationRecalibrating @117;
+    locationdPermanentError @118;
+    paramsdPermanentError @119;
+    actuatorsApiUnavailable @120;
+    espActive @121;
+    personalityChanged @122;
+    aeb @123;
+    longitudinalManeuver @124;
+    startupNoSecOcKey @125;
+  }
 }

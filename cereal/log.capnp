@@ -1,11 +1,12 @@
 using Car = import "car.capnp";
 using Custom = import "custom.capnp";
+using Deprecated = import "deprecated.capnp";
 
 @0xf3b1f17e25a4285b;
 
 # openpilot's log format as of August 2026, wire-compatible: the same ordinals, types, defaults and unions.
 # Names are not on the wire, so one schema reads logs of every age; cereal/services.py knows the older spellings.
-# Empty structs stand for messages that nothing here reads; fields named fooDEPRECATED are upstream's `deprecated.foo`.
+# Fields named fooDEPRECATED are upstream's `deprecated.foo`.
 
 const logVersion :Int32 = 1;
 
@@ -54,7 +55,9 @@ struct InitData @0xe71008caeb3fb65c {
     mici @7;
   }
 
-  struct ChffrAndroidExtra {}
+  struct ChffrAndroidExtra @0x9cfb5d53a4f615a5 {
+    allCameraCharacteristics @0 :Map(Text, Text);
+  }
 }
 
 struct Map @0xf8b13ce2183eb696 (Key, Value) {
@@ -86,7 +89,7 @@ struct FrameData @0xea0245f695ae0a33 {
   integLines @4 :Int32;
   globalGainDEPRECATED @5 :Int32;
   image @6 :Data;
-  frameTypeDEPRECATED @7 :UInt16;
+  frameTypeDEPRECATED @7 :Deprecated.FrameTypeDEPRECATED;
   timestampSof @8 :UInt64;
   androidCaptureResultDEPRECATED @9 :Deprecated.AndroidCaptureResult;
   transform @10 :List(Float32);
@@ -267,129 +270,6 @@ struct XYZTData @0xc3cbae1fd505ae80 {
   xStd @4 :List(Float32);
   yStd @5 :List(Float32);
   zStd @6 :List(Float32);
-}
-
-struct Deprecated {
-
-  struct LateralPlannerSolution @0x84caeca5a6b4acfe {
-    x @0 :List(Float32);
-    y @1 :List(Float32);
-    yaw @2 :List(Float32);
-    yawRate @3 :List(Float32);
-    xStd @4 :List(Float32);
-    yStd @5 :List(Float32);
-    yawStd @6 :List(Float32);
-    yawRateStd @7 :List(Float32);
-  }
-
-  struct ModelData @0xb8aad62cffef28a9 {
-    frameId @0 :UInt32;
-    path @1 :Deprecated.ModelData.PathData;
-    leftLane @2 :Deprecated.ModelData.PathData;
-    rightLane @3 :Deprecated.ModelData.PathData;
-    lead @4 :Deprecated.ModelData.LeadData;
-    settings @5 :Deprecated.ModelData.ModelSettings;
-    freePath @6 :List(Float32);
-    leadFuture @7 :Deprecated.ModelData.LeadData;
-    speed @8 :List(Float32);
-    timestampEof @9 :UInt64;
-    meta @10 :Deprecated.ModelData.MetaData;
-    longitudinal @11 :Deprecated.ModelData.LongitudinalData;
-    frameAge @12 :UInt32;
-    frameDropPerc @13 :Float32;
-    modelExecutionTime @14 :Float32;
-    rawPred @15 :Data;
-    gpuExecutionTime @16 :Float32;
-
-    struct PathData @0x8817eeea389e9f08 {
-      points @0 :List(Float32);
-      prob @1 :Float32;
-      std @2 :Float32;
-      stds @3 :List(Float32);
-      poly @4 :List(Float32);
-      validLen @5 :Float32;
-    }
-
-    struct LeadData {}
-
-    struct ModelSettings {}
-
-    struct MetaData {}
-
-    struct LongitudinalData {}
-  }
-
-  struct AndroidBuildInfo {}
-
-  struct AndroidSensor {}
-
-  struct IosBuildInfo {}
-
-  struct AndroidCaptureResult {}
-
-  struct LateralINDIState {}
-
-  struct LateralLQRState {}
-
-  struct GpsTrajectory {}
-
-  struct LiveEventData {}
-
-  struct CalibrationFeatures {}
-
-  struct LiveUI {}
-
-  struct LiveTracksDEPRECATED {}
-
-  struct LiveLocationData {}
-
-  struct EthernetPacket {}
-
-  struct NavUpdate {}
-
-  struct CellInfo {}
-
-  struct WifiScan {}
-
-  struct AndroidGnss {}
-
-  struct LidarPts {}
-
-  struct LiveMpcData {}
-
-  struct LiveLongitudinalMpcData {}
-
-  struct NavStatus {}
-
-  struct GPSPlannerPoints {}
-
-  struct GPSPlannerPlan {}
-
-  struct TrafficEvent {}
-
-  struct OrbslamCorrection {}
-
-  struct OrbObservation {}
-
-  struct UiNavigationEvent {}
-
-  struct OrbOdometry {}
-
-  struct OrbFeatures {}
-
-  struct OrbKeyFrame {}
-
-  struct UiLayoutState {}
-
-  struct OrbFeaturesSummary {}
-
-  struct DriverStateDEPRECATED {}
-
-  struct KalmanOdometry {}
-
-  struct NavModelData {}
-
-  struct AudioFeedbackDEPRECATED {}
 }
 
 struct DrivingModelData @0xe8f9ba819993a776 {
@@ -787,7 +667,7 @@ struct ControlsState @0x97ff69c53601abf1 {
     curvatureState @65 :ControlsState.LateralCurvatureState;
   }
   decelForModelDEPRECATED @54 :Bool;
-  alertSound2DEPRECATED @56 :UInt16;
+  alertSound2DEPRECATED @56 :SelfdriveState.AudibleAlert;
   canErrorCounterDEPRECATED @57 :UInt32;
   desiredCurvature @61 :Float32;
   desiredCurvatureRateDEPRECATED @62 :Float32;
@@ -795,15 +675,61 @@ struct ControlsState @0x97ff69c53601abf1 {
   experimentalModeDEPRECATED @64 :Bool;
   personalityDEPRECATED @66 :LongitudinalPersonality;
 
-  struct LateralPIDState {}
+  struct LateralPIDState @0xf28c5dc9e09375e3 {
+    active @0 :Bool;
+    steeringAngleDeg @1 :Float32;
+    steeringRateDeg @2 :Float32;
+    angleError @3 :Float32;
+    p @4 :Float32;
+    i @5 :Float32;
+    f @6 :Float32;
+    output @7 :Float32;
+    saturated @8 :Bool;
+    steeringAngleDesiredDeg @9 :Float32;
+  }
 
-  struct LateralAngleState {}
+  struct LateralAngleState @0xa2e4ea88ac9980f1 {
+    active @0 :Bool;
+    steeringAngleDeg @1 :Float32;
+    output @2 :Float32;
+    saturated @3 :Bool;
+    steeringAngleDesiredDeg @4 :Float32;
+  }
 
-  struct LateralDebugState {}
+  struct LateralDebugState @0xa63a46f0f2889b2d {
+    active @0 :Bool;
+    steeringAngleDeg @1 :Float32;
+    output @2 :Float32;
+    saturated @3 :Bool;
+  }
 
-  struct LateralTorqueState {}
+  struct LateralTorqueState @0xe774a050cbf689a4 {
+    active @0 :Bool;
+    error @1 :Float32;
+    p @2 :Float32;
+    i @3 :Float32;
+    d @4 :Float32;
+    f @5 :Float32;
+    output @6 :Float32;
+    saturated @7 :Bool;
+    errorRate @8 :Float32;
+    actualLateralAccel @9 :Float32;
+    desiredLateralAccel @10 :Float32;
+    desiredLateralJerk @11 :Float32;
+    version @12 :Int32;
+  }
 
-  struct LateralCurvatureState {}
+  struct LateralCurvatureState @0xad9d8095c06f7c61 {
+    active @0 :Bool;
+    actualCurvature @1 :Float32;
+    desiredCurvature @2 :Float32;
+    error @3 :Float32;
+    p @4 :Float32;
+    i @5 :Float32;
+    f @6 :Float32;
+    output @7 :Float32;
+    saturated @8 :Bool;
+  }
 }
 
 struct SelfdriveState @0xb52430dc48f4a83b {
@@ -815,12 +741,12 @@ struct SelfdriveState @0xb52430dc48f4a83b {
   alertStatus @5 :SelfdriveState.AlertStatus;
   alertSize @6 :SelfdriveState.AlertSize;
   alertType @7 :Text;
-  alertSoundDEPRECATED @8 :UInt16;
+  alertSoundDEPRECATED @8 :Car.CarControl.HUDControl.AudibleAlert;
   engageable @9 :Bool;
   experimentalMode @10 :Bool;
   personality @11 :LongitudinalPersonality;
-  alertHudVisual @12 :UInt16;
-  alertSound @13 :UInt16;
+  alertHudVisual @12 :Car.CarControl.HUDControl.VisualAlert;
+  alertSound @13 :SelfdriveState.AudibleAlert;
 
   enum OpenpilotState @0xdbe58b96d2d1ac61 {
     disabled @0;
@@ -841,6 +767,20 @@ struct SelfdriveState @0xb52430dc48f4a83b {
     small @1;
     mid @2;
     full @3;
+  }
+
+  enum AudibleAlert @0xe9e600c8b9e6b62d {
+    none @0;
+    engage @1;
+    disengage @2;
+    refuse @3;
+    warningSoft @4;
+    warningImmediate @5;
+    prompt @6;
+    promptRepeat @7;
+    promptDistracted @8;
+    preAlert @9;
+    complete @10;
   }
 }
 
@@ -938,7 +878,7 @@ struct DriverMonitoringState @0xa0df507d7df1052d {
   alwaysOn @3 :Bool;
   alwaysOnLockout @4 :Bool;
   alertLevel @5 :DriverMonitoringState.AlertLevel;
-  activePolicy @6 :UInt16;
+  activePolicy @6 :DriverMonitoringState.MonitoringPolicy;
   isRHD @7 :Bool;
   rhdCalibration @8 :DriverMonitoringState.CalibrationState;
   visionPolicyState @9 :DriverMonitoringState.VisionPolicyState;
@@ -961,9 +901,42 @@ struct DriverMonitoringState @0xa0df507d7df1052d {
     three @3;
   }
 
-  struct VisionPolicyState {}
+  struct VisionPolicyState @0xe00d55cd16ef95ac {
+    awarenessPercent @0 :Int8;
+    awarenessStep @1 :Float32;
+    isDistracted @2 :Bool;
+    distractedTypes @3 :DriverMonitoringState.VisionPolicyState.DistractedTypes;
+    faceDetected @4 :Bool;
+    pose @5 :DriverMonitoringState.VisionPolicyState.Pose;
+    wheeltouchFallbackPercent @6 :Int8;
+    uncertainOffroadAlertPercent @7 :Int8;
 
-  struct WheeltouchPolicyState {}
+    struct DistractedTypes @0xfea3f4cb7265dd75 {
+      pose @0 :Bool;
+      eye @1 :Bool;
+      phone @2 :Bool;
+    }
+
+    struct Pose @0xd33df88c8626ec40 {
+      pitch @0 :Float32;
+      yaw @1 :Float32;
+      pitchCalib @2 :DriverMonitoringState.CalibrationState;
+      yawCalib @3 :DriverMonitoringState.CalibrationState;
+      calibrated @4 :Bool;
+      uncertainty @5 :Float32;
+    }
+  }
+
+  struct WheeltouchPolicyState @0xf35f5f0c8b6ed5fc {
+    awarenessPercent @0 :Int8;
+    awarenessStep @1 :Float32;
+    driverInteracting @2 :Bool;
+  }
+
+  enum MonitoringPolicy @0xfc59c1779c0b5d25 {
+    wheeltouch @0;
+    vision @1;
+  }
 }
 
 struct VehicleParameters @0xd9058dcb967c2753 {
@@ -989,7 +962,10 @@ struct VehicleParameters @0xd9058dcb967c2753 {
   steerRatioValid @19 :Bool = true;
   stiffnessFactorValid @20 :Bool = true;
 
-  struct FilterState {}
+  struct FilterState @0xd5b62d55f7ab4feb {
+    value @0 :List(Float64);
+    std @1 :List(Float64);
+  }
 }
 
 struct Clocks @0xc95fb49a7bdc4618 {
@@ -1257,16 +1233,16 @@ struct PandaState @0xa7649e2575e4591e {
   gmlanSendErrsDEPRECATED @9 :UInt32;
   pandaType @10 :PandaState.PandaType;
   fanSpeedRpmDEPRECATED @11 :UInt16;
-  usbPowerModeDEPRECATED @12 :UInt16;
+  usbPowerModeDEPRECATED @12 :Deprecated.UsbPowerModeDEPRECATED;
   ignitionCan @13 :Bool;
   safetyModel @14 :Car.CarParams.SafetyModel;
-  faultStatus @15 :UInt16;
+  faultStatus @15 :PandaState.FaultStatus;
   powerSaveEnabled @16 :Bool;
   uptime @17 :UInt32;
   faults @18 :List(PandaState.FaultType);
   safetyRxInvalid @19 :UInt32;
   safetyParamDEPRECATED @20 :Int16;
-  harnessStatus @21 :UInt16;
+  harnessStatus @21 :PandaState.HarnessStatus;
   heartbeatLost @22 :Bool;
   alternativeExperience @23 :Int16;
   safetyTxBlocked @24 :UInt32;
@@ -1300,9 +1276,86 @@ struct PandaState @0xa7649e2575e4591e {
     cuatro @10;
   }
 
-  struct FaultType {}
+  enum FaultType @0xcd55c07f69249798 {
+    relayMalfunction @0;
+    unusedInterruptHandled @1;
+    interruptRateCan1 @2;
+    interruptRateCan2 @3;
+    interruptRateCan3 @4;
+    interruptRateTach @5;
+    interruptRateGmlanDEPRECATED @6;
+    interruptRateInterrupts @7;
+    interruptRateSpiDma @8;
+    interruptRateSpiCs @9;
+    interruptRateUart1 @10;
+    interruptRateUart2 @11;
+    interruptRateUart3 @12;
+    interruptRateUart5 @13;
+    interruptRateUartDma @14;
+    interruptRateUsb @15;
+    interruptRateTim1 @16;
+    interruptRateTim3 @17;
+    registerDivergent @18;
+    interruptRateKlineInit @19;
+    interruptRateClockSource @20;
+    interruptRateTick @21;
+    interruptRateExti @22;
+    interruptRateSpi @23;
+    interruptRateUart7 @24;
+    sirenMalfunction @25;
+    heartbeatLoopWatchdog @26;
+  }
 
-  struct PandaCanState {}
+  struct PandaCanState @0xf8d2972deb0cd45c {
+    busOff @0 :Bool;
+    busOffCnt @1 :UInt32;
+    errorWarning @2 :Bool;
+    errorPassive @3 :Bool;
+    lastError @4 :PandaState.PandaCanState.LecErrorCode;
+    lastStoredError @5 :PandaState.PandaCanState.LecErrorCode;
+    lastDataError @6 :PandaState.PandaCanState.LecErrorCode;
+    lastDataStoredError @7 :PandaState.PandaCanState.LecErrorCode;
+    receiveErrorCnt @8 :UInt8;
+    transmitErrorCnt @9 :UInt8;
+    totalErrorCnt @10 :UInt32;
+    totalTxLostCnt @11 :UInt32;
+    totalRxLostCnt @12 :UInt32;
+    totalTxCnt @13 :UInt32;
+    totalRxCnt @14 :UInt32;
+    totalFwdCnt @15 :UInt32;
+    canSpeed @16 :UInt16;
+    canDataSpeed @17 :UInt16;
+    canfdEnabled @18 :Bool;
+    brsEnabled @19 :Bool;
+    canfdNonIso @20 :Bool;
+    irq0CallRate @21 :UInt32;
+    irq1CallRate @22 :UInt32;
+    irq2CallRate @23 :UInt32;
+    canCoreResetCnt @24 :UInt32;
+
+    enum LecErrorCode @0xc0db50b4d13283ff {
+      noError @0;
+      stuffError @1;
+      formError @2;
+      ackError @3;
+      bit1Error @4;
+      bit0Error @5;
+      crcError @6;
+      noChange @7;
+    }
+  }
+
+  enum FaultStatus @0xf2fd0b8b0ac9adbb {
+    none @0;
+    faultTemp @1;
+    faultPerm @2;
+  }
+
+  enum HarnessStatus @0xf69a3ed1e8c081bf {
+    notConnected @0;
+    normal @1;
+    flipped @2;
+  }
 }
 
 struct PeripheralState @0xceb8f49734857a88 {
@@ -1310,7 +1363,7 @@ struct PeripheralState @0xceb8f49734857a88 {
   voltage @1 :UInt32;
   current @2 :UInt32;
   fanSpeedRpm @3 :UInt16;
-  usbPowerModeDEPRECATED @4 :UInt16;
+  usbPowerModeDEPRECATED @4 :Deprecated.UsbPowerModeDEPRECATED;
 }
 
 struct LateralManeuverPlan @0xed12f1c294702e30 {
@@ -1353,45 +1406,773 @@ enum LongitudinalPersonality @0xd692e23d1a247d99 {
   relaxed @2;
 }
 
-struct GPSNMEAData {}
+struct GPSNMEAData @0x9d291d7813ba4a88 {
+  timestamp @0 :Int64;
+  localWallTime @1 :UInt64;
+  nmea @2 :Text;
+}
 
-struct QcomGnss {}
+struct QcomGnss @0xde94674b07ae51c1 {
+  logTs @0 :UInt64;
+  union {
+    measurementReport @1 :QcomGnss.MeasurementReport;
+    clockReport @2 :QcomGnss.ClockReport;
+    drMeasurementReport @3 :QcomGnss.DrMeasurementReport;
+    drSvPoly @4 :QcomGnss.DrSvPolyReport;
+    rawLog @5 :Data;
+  }
 
-struct UbloxGnss {}
+  struct MeasurementReport @0xf580d7d86b7b8692 {
+    source @0 :QcomGnss.MeasurementSource;
+    fCount @1 :UInt32;
+    gpsWeek @2 :UInt16;
+    glonassCycleNumber @3 :UInt8;
+    glonassNumberOfDays @4 :UInt16;
+    milliseconds @5 :UInt32;
+    timeBias @6 :Float32;
+    clockTimeUncertainty @7 :Float32;
+    clockFrequencyBias @8 :Float32;
+    clockFrequencyUncertainty @9 :Float32;
+    sv @10 :List(QcomGnss.MeasurementReport.SV);
 
-struct Joystick {}
+    struct SV @0xf10c595ae7bb2c27 {
+      svId @0 :UInt8;
+      glonassFrequencyIndex @1 :Int8;
+      observationState @2 :QcomGnss.SVObservationState;
+      observations @3 :UInt8;
+      goodObservations @4 :UInt8;
+      gpsParityErrorCount @5 :UInt16;
+      glonassHemmingErrorCount @6 :UInt8;
+      filterStages @7 :UInt8;
+      carrierNoise @8 :UInt16;
+      latency @9 :Int16;
+      predetectInterval @10 :UInt8;
+      postdetections @11 :UInt16;
+      unfilteredMeasurementIntegral @12 :UInt32;
+      unfilteredMeasurementFraction @13 :Float32;
+      unfilteredTimeUncertainty @14 :Float32;
+      unfilteredSpeed @15 :Float32;
+      unfilteredSpeedUncertainty @16 :Float32;
+      measurementStatus @17 :QcomGnss.MeasurementStatus;
+      multipathEstimate @18 :UInt32;
+      azimuth @19 :Float32;
+      elevation @20 :Float32;
+      carrierPhaseCyclesIntegral @21 :Int32;
+      carrierPhaseCyclesFraction @22 :UInt16;
+      fineSpeed @23 :Float32;
+      fineSpeedUncertainty @24 :Float32;
+      cycleSlipCount @25 :UInt8;
+    }
+  }
 
-struct LiveMapDataDEPRECATED {}
+  struct MeasurementStatus @0xe501010e1bcae83b {
+    subMillisecondIsValid @0 :Bool;
+    subBitTimeIsKnown @1 :Bool;
+    satelliteTimeIsKnown @2 :Bool;
+    bitEdgeConfirmedFromSignal @3 :Bool;
+    measuredVelocity @4 :Bool;
+    fineOrCoarseVelocity @5 :Bool;
+    lockPointValid @6 :Bool;
+    lockPointPositive @7 :Bool;
+    lastUpdateFromDifference @8 :Bool;
+    lastUpdateFromVelocityDifference @9 :Bool;
+    strongIndicationOfCrossCorelation @10 :Bool;
+    tentativeMeasurement @11 :Bool;
+    measurementNotUsable @12 :Bool;
+    sirCheckIsNeeded @13 :Bool;
+    probationMode @14 :Bool;
+    glonassMeanderBitEdgeValid @15 :Bool;
+    glonassTimeMarkValid @16 :Bool;
+    gpsRoundRobinRxDiversity @17 :Bool;
+    gpsRxDiversity @18 :Bool;
+    gpsLowBandwidthRxDiversityCombined @19 :Bool;
+    gpsHighBandwidthNu4 @20 :Bool;
+    gpsHighBandwidthNu8 @21 :Bool;
+    gpsHighBandwidthUniform @22 :Bool;
+    multipathIndicator @23 :Bool;
+    imdJammingIndicator @24 :Bool;
+    lteB13TxJammingIndicator @25 :Bool;
+    freshMeasurementIndicator @26 :Bool;
+    multipathEstimateIsValid @27 :Bool;
+    directionIsValid @28 :Bool;
+  }
 
-struct LateralPlan {}
+  struct ClockReport @0xca965e4add8f4f0b {
+    hasFCount @0 :Bool;
+    fCount @1 :UInt32;
+    hasGpsWeek @2 :Bool;
+    gpsWeek @3 :UInt16;
+    hasGpsMilliseconds @4 :Bool;
+    gpsMilliseconds @5 :UInt32;
+    gpsTimeBias @6 :Float32;
+    gpsClockTimeUncertainty @7 :Float32;
+    gpsClockSource @8 :UInt8;
+    hasGlonassYear @9 :Bool;
+    glonassYear @10 :UInt8;
+    hasGlonassDay @11 :Bool;
+    glonassDay @12 :UInt16;
+    hasGlonassMilliseconds @13 :Bool;
+    glonassMilliseconds @14 :UInt32;
+    glonassTimeBias @15 :Float32;
+    glonassClockTimeUncertainty @16 :Float32;
+    glonassClockSource @17 :UInt8;
+    bdsWeek @18 :UInt16;
+    bdsMilliseconds @19 :UInt32;
+    bdsTimeBias @20 :Float32;
+    bdsClockTimeUncertainty @21 :Float32;
+    bdsClockSource @22 :UInt8;
+    galWeek @23 :UInt16;
+    galMilliseconds @24 :UInt32;
+    galTimeBias @25 :Float32;
+    galClockTimeUncertainty @26 :Float32;
+    galClockSource @27 :UInt8;
+    clockFrequencyBias @28 :Float32;
+    clockFrequencyUncertainty @29 :Float32;
+    frequencySource @30 :UInt8;
+    gpsLeapSeconds @31 :UInt8;
+    gpsLeapSecondsUncertainty @32 :UInt8;
+    gpsLeapSecondsSource @33 :UInt8;
+    gpsToGlonassTimeBiasMilliseconds @34 :Float32;
+    gpsToGlonassTimeBiasMillisecondsUncertainty @35 :Float32;
+    gpsToBdsTimeBiasMilliseconds @36 :Float32;
+    gpsToBdsTimeBiasMillisecondsUncertainty @37 :Float32;
+    bdsToGloTimeBiasMilliseconds @38 :Float32;
+    bdsToGloTimeBiasMillisecondsUncertainty @39 :Float32;
+    gpsToGalTimeBiasMilliseconds @40 :Float32;
+    gpsToGalTimeBiasMillisecondsUncertainty @41 :Float32;
+    galToGloTimeBiasMilliseconds @42 :Float32;
+    galToGloTimeBiasMillisecondsUncertainty @43 :Float32;
+    galToBdsTimeBiasMilliseconds @44 :Float32;
+    galToBdsTimeBiasMillisecondsUncertainty @45 :Float32;
+    hasRtcTime @46 :Bool;
+    systemRtcTime @47 :UInt32;
+    fCountOffset @48 :UInt32;
+    lpmRtcCount @49 :UInt32;
+    clockResets @50 :UInt32;
+  }
 
-struct DriverMonitoringStateDEPRECATED {}
+  struct DrMeasurementReport @0x8053c39445c6c75c {
+    reason @0 :UInt8;
+    seqNum @1 :UInt8;
+    seqMax @2 :UInt8;
+    rfLoss @3 :UInt16;
+    systemRtcValid @4 :Bool;
+    fCount @5 :UInt32;
+    clockResets @6 :UInt32;
+    systemRtcTime @7 :UInt64;
+    gpsLeapSeconds @8 :UInt8;
+    gpsLeapSecondsUncertainty @9 :UInt8;
+    gpsToGlonassTimeBiasMilliseconds @10 :Float32;
+    gpsToGlonassTimeBiasMillisecondsUncertainty @11 :Float32;
+    gpsWeek @12 :UInt16;
+    gpsMilliseconds @13 :UInt32;
+    gpsTimeBiasMs @14 :UInt32;
+    gpsClockTimeUncertaintyMs @15 :UInt32;
+    gpsClockSource @16 :UInt8;
+    glonassClockSource @17 :UInt8;
+    glonassYear @18 :UInt8;
+    glonassDay @19 :UInt16;
+    glonassMilliseconds @20 :UInt32;
+    glonassTimeBias @21 :Float32;
+    glonassClockTimeUncertainty @22 :Float32;
+    clockFrequencyBias @23 :Float32;
+    clockFrequencyUncertainty @24 :Float32;
+    frequencySource @25 :UInt8;
+    source @26 :QcomGnss.MeasurementSource;
+    sv @27 :List(QcomGnss.DrMeasurementReport.SV);
 
-struct UploaderState {}
+    struct SV @0xf08b81df8cbf459c {
+      svId @0 :UInt8;
+      glonassFrequencyIndex @1 :Int8;
+      observationState @2 :QcomGnss.SVObservationState;
+      observations @3 :UInt8;
+      goodObservations @4 :UInt8;
+      filterStages @5 :UInt8;
+      predetectInterval @6 :UInt8;
+      cycleSlipCount @7 :UInt8;
+      postdetections @8 :UInt16;
+      measurementStatus @9 :QcomGnss.MeasurementStatus;
+      carrierNoise @10 :UInt16;
+      rfLoss @11 :UInt16;
+      latency @12 :Int16;
+      filteredMeasurementFraction @13 :Float32;
+      filteredMeasurementIntegral @14 :UInt32;
+      filteredTimeUncertainty @15 :Float32;
+      filteredSpeed @16 :Float32;
+      filteredSpeedUncertainty @17 :Float32;
+      unfilteredMeasurementFraction @18 :Float32;
+      unfilteredMeasurementIntegral @19 :UInt32;
+      unfilteredTimeUncertainty @20 :Float32;
+      unfilteredSpeed @21 :Float32;
+      unfilteredSpeedUncertainty @22 :Float32;
+      multipathEstimate @23 :UInt32;
+      azimuth @24 :Float32;
+      elevation @25 :Float32;
+      dopplerAcceleration @26 :Float32;
+      fineSpeed @27 :Float32;
+      fineSpeedUncertainty @28 :Float32;
+      carrierPhase @29 :Float64;
+      fCount @30 :UInt32;
+      parityErrorCount @31 :UInt16;
+      goodParity @32 :Bool;
+    }
+  }
 
-struct NavInstruction {}
+  struct DrSvPolyReport @0xb1fb80811a673270 {
+    svId @0 :UInt16;
+    frequencyIndex @1 :Int8;
+    hasPosition @2 :Bool;
+    hasIono @3 :Bool;
+    hasTropo @4 :Bool;
+    hasElevation @5 :Bool;
+    polyFromXtra @6 :Bool;
+    hasSbasIono @7 :Bool;
+    iode @8 :UInt16;
+    t0 @9 :Float64;
+    xyz0 @10 :List(Float64);
+    xyzN @11 :List(Float64);
+    other @12 :List(Float32);
+    positionUncertainty @13 :Float32;
+    ionoDelay @14 :Float32;
+    ionoDot @15 :Float32;
+    sbasIonoDelay @16 :Float32;
+    sbasIonoDot @17 :Float32;
+    tropoDelay @18 :Float32;
+    elevation @19 :Float32;
+    elevationDot @20 :Float32;
+    elevationUncertainty @21 :Float32;
+    velocityCoeff @22 :List(Float64);
+    gpsWeek @23 :UInt16;
+    gpsTow @24 :Float64;
+  }
 
-struct NavRoute {}
+  enum MeasurementSource @0xd71a12b6faada7ee {
+    gps @0;
+    glonass @1;
+    beidou @2;
+    unknown3 @3;
+    unknown4 @4;
+    unknown5 @5;
+    sbas @6;
+  }
 
-struct GnssMeasurements {}
+  enum SVObservationState @0xe81e829a0d6c83e9 {
+    idle @0;
+    search @1;
+    searchVerify @2;
+    bitEdge @3;
+    trackVerify @4;
+    track @5;
+    restart @6;
+    dpo @7;
+    glo10msBe @8;
+    glo10msAt @9;
+  }
+}
 
-struct DriverStateV2 {}
+struct UbloxGnss @0x85dddd7ce6cefa5d {
+  union {
+    measurementReport @0 :UbloxGnss.MeasurementReport;
+    ephemeris @1 :UbloxGnss.Ephemeris;
+    ionoData @2 :UbloxGnss.IonoData;
+    hwStatus @3 :UbloxGnss.HwStatus;
+    hwStatus2 @4 :UbloxGnss.HwStatus2;
+    glonassEphemeris @5 :UbloxGnss.GlonassEphemeris;
+    satReport @6 :UbloxGnss.SatReport;
+  }
 
-struct LateralTorqueParameters {}
+  struct MeasurementReport @0xa73ba546a29820f4 {
+    rcvTow @0 :Float64;
+    gpsWeek @1 :UInt16;
+    leapSeconds @2 :UInt16;
+    receiverStatus @3 :UbloxGnss.MeasurementReport.ReceiverStatus;
+    numMeas @4 :UInt8;
+    measurements @5 :List(UbloxGnss.MeasurementReport.Measurement);
 
-struct UIDebug {}
+    struct ReceiverStatus @0xfbb838d65160aab6 {
+      leapSecValid @0 :Bool;
+      clkReset @1 :Bool;
+    }
 
-struct SoundPressure {}
+    struct Measurement @0x8f8a655f5e326401 {
+      svId @0 :UInt8;
+      trackingStatus @1 :UbloxGnss.MeasurementReport.Measurement.TrackingStatus;
+      pseudorange @2 :Float64;
+      carrierCycles @3 :Float64;
+      doppler @4 :Float32;
+      gnssId @5 :UInt8;
+      glonassFrequencyIndex @6 :UInt8;
+      locktime @7 :UInt16;
+      cno @8 :UInt8;
+      pseudorangeStdev @9 :Float32;
+      carrierPhaseStdev @10 :Float32;
+      dopplerStdev @11 :Float32;
+      sigId @12 :UInt8;
 
-struct MapRenderState {}
+      struct TrackingStatus @0xe8efb3a802b299b2 {
+        pseudorangeValid @0 :Bool;
+        carrierPhaseValid @1 :Bool;
+        halfCycleValid @2 :Bool;
+        halfCycleSubtracted @3 :Bool;
+      }
+    }
+  }
 
-struct UiPlan {}
+  struct Ephemeris @0xd8418c788118f85c {
+    svId @0 :UInt16;
+    year @1 :UInt16;
+    month @2 :UInt16;
+    day @3 :UInt16;
+    hour @4 :UInt16;
+    minute @5 :UInt16;
+    second @6 :Float32;
+    af0 @7 :Float64;
+    af1 @8 :Float64;
+    af2 @9 :Float64;
+    iode @10 :Float64;
+    crs @11 :Float64;
+    deltaN @12 :Float64;
+    m0 @13 :Float64;
+    cuc @14 :Float64;
+    ecc @15 :Float64;
+    cus @16 :Float64;
+    a @17 :Float64;
+    toe @18 :Float64;
+    cic @19 :Float64;
+    omega0 @20 :Float64;
+    cis @21 :Float64;
+    i0 @22 :Float64;
+    crc @23 :Float64;
+    omega @24 :Float64;
+    omegaDot @25 :Float64;
+    iDot @26 :Float64;
+    codesL2 @27 :Float64;
+    gpsWeekDEPRECATED @28 :Float64;
+    l2 @29 :Float64;
+    svAcc @30 :Float64;
+    svHealth @31 :Float64;
+    tgd @32 :Float64;
+    iodc @33 :Float64;
+    transmissionTime @34 :Float64;
+    fitInterval @35 :Float64;
+    toc @36 :Float64;
+    ionoCoeffsValid @37 :Bool;
+    ionoAlpha @38 :List(Float64);
+    ionoBeta @39 :List(Float64);
+    towCount @40 :UInt32;
+    toeWeek @41 :UInt16;
+    tocWeek @42 :UInt16;
+  }
 
-struct DebugAlert {}
+  struct IonoData @0xc3a3a8de519a4a26 {
+    svHealth @0 :UInt32;
+    tow @1 :Float64;
+    gpsWeek @2 :Float64;
+    ionoAlpha @3 :List(Float64);
+    ionoBeta @4 :List(Float64);
+    healthValid @5 :Bool;
+    ionoCoeffsValid @6 :Bool;
+  }
 
-struct Touch {}
+  struct HwStatus @0xebb036b114275aa8 {
+    noisePerMS @0 :UInt16;
+    agcCnt @1 :UInt16;
+    aStatus @2 :UbloxGnss.HwStatus.AntennaSupervisorState;
+    aPower @3 :UbloxGnss.HwStatus.AntennaPowerStatus;
+    jamInd @4 :UInt8;
+    flags @5 :UInt8;
 
-struct AudioData {}
+    enum AntennaSupervisorState @0xc23e1128ab4d5b53 {
+      init @0;
+      dontknow @1;
+      ok @2;
+      short @3;
+      open @4;
+    }
+
+    enum AntennaPowerStatus @0xfe3b51a924e46559 {
+      off @0;
+      on @1;
+      dontknow @2;
+    }
+  }
+
+  struct HwStatus2 @0xf919b410b90e53c6 {
+    ofsI @0 :Int8;
+    magI @1 :UInt8;
+    ofsQ @2 :Int8;
+    magQ @3 :UInt8;
+    cfgSource @4 :UbloxGnss.HwStatus2.ConfigSource;
+    lowLevCfg @5 :UInt32;
+    postStatus @6 :UInt32;
+
+    enum ConfigSource @0xb2d0985eb51c97b9 {
+      undefined @0;
+      rom @1;
+      otp @2;
+      configpins @3;
+      flash @4;
+    }
+  }
+
+  struct GlonassEphemeris @0xb9c5911198388e0c {
+    svId @0 :UInt16;
+    year @1 :UInt16;
+    dayInYear @2 :UInt16;
+    hour @3 :UInt16;
+    minute @4 :UInt16;
+    second @5 :Float32;
+    x @6 :Float64;
+    xVel @7 :Float64;
+    xAccel @8 :Float64;
+    y @9 :Float64;
+    yVel @10 :Float64;
+    yAccel @11 :Float64;
+    z @12 :Float64;
+    zVel @13 :Float64;
+    zAccel @14 :Float64;
+    svType @15 :UInt8;
+    svURA @16 :Float32;
+    age @17 :UInt8;
+    svHealth @18 :UInt8;
+    tkDEPRECATED @19 :UInt16;
+    tb @20 :UInt16;
+    tauN @21 :Float64;
+    deltaTauN @22 :Float64;
+    gammaN @23 :Float64;
+    p1 @24 :UInt8;
+    p2 @25 :UInt8;
+    p3 @26 :UInt8;
+    p4 @27 :UInt8;
+    freqNumDEPRECATED @28 :UInt32;
+    n4 @29 :UInt8;
+    nt @30 :UInt16;
+    freqNum @31 :Int16;
+    tkSeconds @32 :UInt32;
+  }
+
+  struct SatReport @0xbb642aff76688f53 {
+    iTow @0 :UInt32;
+    svs @1 :List(UbloxGnss.SatReport.SatInfo);
+
+    struct SatInfo @0xe89dce02ced79e43 {
+      svId @0 :UInt8;
+      gnssId @1 :UInt8;
+      flagsBitfield @2 :UInt32;
+      cno @3 :UInt8;
+      elevationDeg @4 :Int8;
+      azimuthDeg @5 :Int16;
+      pseudorangeResidual @6 :Float32;
+    }
+  }
+}
+
+struct Joystick @0xe42401658e2715e2 {
+  axes @0 :List(Float32);
+  buttons @1 :List(Bool);
+}
+
+struct LiveMapDataDEPRECATED @0x943e268f93f711a6 {
+  speedLimitValid @0 :Bool;
+  speedLimit @1 :Float32;
+  curvatureValid @2 :Bool;
+  curvature @3 :Float32;
+  wayId @4 :UInt64;
+  roadX @5 :List(Float32);
+  roadY @6 :List(Float32);
+  lastGps @7 :GpsLocationData;
+  roadCurvatureX @8 :List(Float32);
+  roadCurvature @9 :List(Float32);
+  distToTurn @10 :Float32;
+  mapValid @11 :Bool;
+  speedAdvisoryValid @12 :Bool;
+  speedAdvisory @13 :Float32;
+  speedLimitAheadValid @14 :Bool;
+  speedLimitAhead @15 :Float32;
+  speedLimitAheadDistance @16 :Float32;
+}
+
+struct LateralPlan @0xe1e9318e2ae8b51e {
+  laneWidthDEPRECATED @0 :Float32;
+  dPolyDEPRECATED @1 :List(Float32);
+  cPolyDEPRECATED @2 :List(Float32);
+  cProbDEPRECATED @3 :Float32;
+  lPolyDEPRECATED @4 :List(Float32);
+  lProbDEPRECATED @5 :Float32;
+  rPolyDEPRECATED @6 :List(Float32);
+  rProbDEPRECATED @7 :Float32;
+  steeringAngleDegDEPRECATED @8 :Float32;
+  mpcSolutionValid @9 :Bool;
+  paramsValidDEPRECATED @10 :Bool;
+  angleOffsetDegDEPRECATED @11 :Float32;
+  modelValidDEPRECATED @12 :Bool;
+  steeringRateDegDEPRECATED @13 :Float32;
+  sensorValidDEPRECATED @14 :Bool;
+  commIssueDEPRECATED @15 :Bool;
+  posenetValidDEPRECATED @16 :Bool;
+  desire @17 :Desire;
+  laneChangeState @18 :LaneChangeState;
+  laneChangeDirection @19 :LaneChangeDirection;
+  dPathPoints @20 :List(Float32);
+  dProbDEPRECATED @21 :Float32;
+  curvatureDEPRECATED @22 :Float32;
+  curvatureRateDEPRECATED @23 :Float32;
+  rawCurvatureDEPRECATED @24 :Float32;
+  rawCurvatureRateDEPRECATED @25 :Float32;
+  psis @26 :List(Float32);
+  curvatures @27 :List(Float32);
+  curvatureRates @28 :List(Float32);
+  useLaneLines @29 :Bool;
+  solverExecutionTime @30 :Float32;
+  modelMonoTime @31 :UInt64;
+  solverCost @32 :Float32;
+  solverState @33 :LateralPlan.SolverState;
+
+  struct SolverState @0xfdca7c675b7021c6 {
+    x @0 :List(List(Float32));
+    u @1 :List(Float32);
+  }
+}
+
+struct DriverMonitoringStateDEPRECATED @0xb83cda094a1da284 {
+  eventsDEPRECATED @0 :List(Car.OnroadEventDEPRECATED);
+  faceDetected @1 :Bool;
+  isDistracted @2 :Bool;
+  awarenessStatus @3 :Float32;
+  isRHD @4 :Bool;
+  rhdCheckedDEPRECATED @5 :Bool;
+  posePitchOffset @6 :Float32;
+  posePitchValidCount @7 :UInt32;
+  poseYawOffset @8 :Float32;
+  poseYawValidCount @9 :UInt32;
+  stepChange @10 :Float32;
+  awarenessActive @11 :Float32;
+  awarenessPassive @12 :Float32;
+  isLowStd @13 :Bool;
+  hiStdCount @14 :UInt32;
+  isPreviewDEPRECATED @15 :Bool;
+  isActiveMode @16 :Bool;
+  distractedType @17 :UInt32;
+  events @18 :List(OnroadEvent);
+  uncertainCount @19 :UInt32;
+  phoneProbOffsetDEPRECATED @20 :Float32;
+  phoneProbValidCountDEPRECATED @21 :UInt32;
+}
+
+struct UploaderState @0xde266b39b76b461e {
+  immediateQueueSize @0 :UInt32;
+  immediateQueueCount @1 :UInt32;
+  rawQueueSize @2 :UInt32;
+  rawQueueCount @3 :UInt32;
+  lastTime @4 :Float32;
+  lastSpeed @5 :Float32;
+  lastFilename @6 :Text;
+}
+
+struct NavInstruction @0xc18216b27f8602af {
+  maneuverPrimaryText @0 :Text;
+  maneuverSecondaryText @1 :Text;
+  maneuverDistance @2 :Float32;
+  maneuverType @3 :Text;
+  maneuverModifier @4 :Text;
+  distanceRemaining @5 :Float32;
+  timeRemaining @6 :Float32;
+  timeRemainingTypical @7 :Float32;
+  lanes @8 :List(NavInstruction.Lane);
+  showFull @9 :Bool;
+  speedLimit @10 :Float32;
+  speedLimitSign @11 :NavInstruction.SpeedLimitSign;
+  allManeuvers @12 :List(NavInstruction.Maneuver);
+
+  struct Lane @0xa4cd1689c0a439d9 {
+    directions @0 :List(NavInstruction.Direction);
+    active @1 :Bool;
+    activeDirection @2 :NavInstruction.Direction;
+  }
+
+  struct Maneuver @0xb3ec4a1a6ce20a45 {
+    distance @0 :Float32;
+    type @1 :Text;
+    modifier @2 :Text;
+  }
+
+  enum Direction @0xeea5b9d8c9e5c192 {
+    none @0;
+    left @1;
+    right @2;
+    straight @3;
+    slightLeft @4;
+    slightRight @5;
+  }
+
+  enum SpeedLimitSign @0xb66e0aa568d09c66 {
+    mutcd @0;
+    vienna @1;
+  }
+}
+
+struct NavRoute @0xa61452f6440d97d3 {
+  coordinates @0 :List(NavRoute.Coordinate);
+
+  struct Coordinate @0xc4c96f53ad1e7485 {
+    latitude @0 :Float32;
+    longitude @1 :Float32;
+  }
+}
+
+struct GnssMeasurements @0xafd47016570e9d09 {
+  measTime @0 :UInt64;
+  gpsWeek @1 :Int16;
+  gpsTimeOfWeek @2 :Float64;
+  correctedMeasurements @3 :List(GnssMeasurements.CorrectedMeasurement);
+  kalmanPositionECEF @4 :LiveLocationKalman.Measurement;
+  kalmanVelocityECEF @5 :LiveLocationKalman.Measurement;
+  positionECEF @6 :LiveLocationKalman.Measurement;
+  velocityECEF @7 :LiveLocationKalman.Measurement;
+  timeToFirstFix @8 :Float32;
+  ephemerisStatuses @9 :List(GnssMeasurements.EphemerisStatus);
+
+  struct CorrectedMeasurement @0xeaa4a17d86ac76b0 {
+    constellationId @0 :GnssMeasurements.ConstellationId;
+    svId @1 :UInt8;
+    glonassFrequency @2 :Int8;
+    pseudorange @3 :Float64;
+    pseudorangeStd @4 :Float64;
+    pseudorangeRate @5 :Float64;
+    pseudorangeRateStd @6 :Float64;
+    satPos @7 :List(Float64);
+    satVel @8 :List(Float64);
+    ephemerisSourceDEPRECATED @9 :GnssMeasurements.EphemerisSourceDEPRECATED;
+  }
+
+  struct EphemerisSourceDEPRECATED @0xbcc2ef5087c0ad85 {
+    type @0 :GnssMeasurements.EphemerisType;
+    gpsWeek @1 :Int16;
+    gpsTimeOfWeek @2 :Int32;
+  }
+
+  struct EphemerisStatus @0xf3286be6a8bfb860 {
+    constellationId @0 :GnssMeasurements.ConstellationId;
+    svId @1 :UInt8;
+    type @2 :GnssMeasurements.EphemerisType;
+    source @3 :GnssMeasurements.EphemerisSource;
+    gpsWeek @4 :UInt16;
+    tow @5 :Float64;
+  }
+
+  enum ConstellationId @0x82079c2ea8450877 {
+    gps @0;
+    sbas @1;
+    galileo @2;
+    beidou @3;
+    imes @4;
+    qznss @5;
+    glonass @6;
+  }
+
+  enum EphemerisType @0xc299bc1804b08d93 {
+    nav @0;
+    nasaUltraRapid @1;
+    glonassIacUltraRapid @2;
+    qcom @3;
+  }
+
+  enum EphemerisSource @0xf6e39b3396a699f6 {
+    gnssChip @0;
+    internet @1;
+    cache @2;
+    unknown @3;
+  }
+}
+
+struct DriverStateV2 @0xfc010c40147563b0 {
+  frameId @0 :UInt32;
+  modelExecutionTime @1 :Float32;
+  dspExecutionTimeDEPRECATED @2 :Float32;
+  rawPredictions @3 :Data;
+  poorVisionProbDEPRECATED @4 :Float32;
+  wheelOnRightProb @5 :Float32;
+  leftDriverData @6 :DriverStateV2.DriverData;
+  rightDriverData @7 :DriverStateV2.DriverData;
+  gpuExecutionTime @8 :Float32;
+
+  struct DriverData @0xc9f73bb1cdf28a6a {
+    faceOrientation @0 :List(Float32);
+    faceOrientationStd @1 :List(Float32);
+    facePosition @2 :List(Float32);
+    facePositionStd @3 :List(Float32);
+    faceProb @4 :Float32;
+    leftEyeProb @5 :Float32;
+    rightEyeProb @6 :Float32;
+    leftBlinkProb @7 :Float32;
+    rightBlinkProb @8 :Float32;
+    sunglassesProb @9 :Float32;
+    occludedProbDEPRECATED @10 :Float32;
+    readyProbDEPRECATED @11 :List(Float32);
+    notReadyProbDEPRECATED @12 :List(Float32);
+    phoneProb @13 :Float32;
+    sleepProb @14 :Float32;
+  }
+}
+
+struct LateralTorqueParameters @0xe61690eb0b091692 {
+  valid @0 :Bool;
+  latAccelFactorRaw @1 :Float32;
+  latAccelOffsetRaw @2 :Float32;
+  frictionCoefficientRaw @3 :Float32;
+  latAccelFactorFiltered @4 :Float32;
+  latAccelOffsetFiltered @5 :Float32;
+  frictionCoefficientFiltered @6 :Float32;
+  totalBucketPoints @7 :Float32;
+  decay @8 :Float32;
+  maxResets @9 :Float32;
+  points @10 :List(List(Float32));
+  version @11 :Int32;
+  useParams @12 :Bool;
+  calPerc @13 :Int8;
+}
+
+struct UIDebug @0xfe35ad896ffaeacf {
+  cpuTimeMillis @0 :Float32;
+  frameTimeMillis @1 :Float32;
+}
+
+struct SoundPressure @0xdc24138990726023 {
+  soundPressure @0 :Float32;
+  soundPressureWeightedDb @1 :Float32;
+  filteredSoundPressureWeightedDbDEPRECATED @2 :Float32;
+  soundPressureWeighted @3 :Float32;
+}
+
+struct MapRenderState @0xa158dd2a4cfaa81b {
+  locationMonoTime @0 :UInt64;
+  renderTime @1 :Float32;
+  frameId @2 :UInt32;
+}
+
+struct UiPlan @0xfc0c9bb05e3927c1 {
+  position @0 :XYZTData;
+  accel @1 :List(Float32);
+  frameId @2 :UInt32;
+}
+
+struct DebugAlert @0xf585f6ba1d678656 {
+  alertText1 @0 :Text;
+  alertText2 @1 :Text;
+}
+
+struct Touch @0x8795cd2944faeab6 {
+  sec @0 :Int64;
+  usec @1 :Int64;
+  type @2 :UInt8;
+  code @3 :Int32;
+  value @4 :Int32;
+}
+
+struct AudioData @0xa4e671db37b8ade5 {
+  data @0 :Data;
+  sampleRate @1 :UInt32;
+}
 
 struct Event @0xd314cfd957229c11 {
   logMonoTime @0 :UInt64;  # nanoseconds

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
   numbers = measure(out / "rlog.zst", segments)
   frames, pictures = show([out / "rlog.zst"], segments, camera, out / "overlay.mp4", keep=PICTURES)
   title = f"openpilot-fair: {segments[0].route}" + ("" if args.route else f", a simulated drive by {args.time}")
-  write_report(out, title, numbers, bundle, pictures)
+  write_report(out, title, numbers, bundle, pictures, out / "overlay.mp4")
   table(numbers, bundle.name, replay.late_frames)
   for name, what in (
     ("overlay.mp4", f"{frames} annotated frames"),

@@ -68,6 +68,7 @@ tools/op.sh COMMAND [ARGUMENTS]        every command has --help
   fairmodeld       the student process: camera frames in, fair messages out
   manager          start and stop fairmodeld as the flag and deviceState say
   flag             on | off | status: the feature flag FairEnabled, and the bundle to run
+  overlay PATH     lay fairmodeld into an openpilot checkout; --check, --uninstall, --bundle NAME
   record OUT       write the live fair messages to a log
   show LOG         render an overlay video from a log and its video
   process-replay ROUTE     run fairmodeld over a route without a clock: the same bytes every time
@@ -114,7 +115,8 @@ case "$cmd" in
   model-replay) setup tools; py openpilot.tools.replay.model_replay "$@" ;;
   compare-logs) setup tools; py openpilot.tools.replay.compare_logs "$@" ;;
   sim) setup tools; py openpilot.tools.sim.write_route "$@" ;;
-  flag) setup tools; py openpilot.tools.flag "$@" ;;
+  flag) setup tools; py openpilot.selfdrive.modeld.fair.flag "$@" ;;
+  overlay) setup tools; py openpilot.tools.install.overlay "$@" ;;
   manager) setup tools; py openpilot.selfdrive.manager.manager "$@" ;;
   fairmodeld) setup tools; py openpilot.selfdrive.modeld.fair.fairmodeld "$@" ;;
   train-scene) setup tools,train; py openpilot.tools.fair.training.train_scene "$@" ;;

@@ -1,11 +1,15 @@
 """The schema against the field tables that it was written from: every ordinal on the same bits and the same union tag."""
 
+import os
 import re
+from pathlib import Path
 
 import pytest
+import upstream
 
-from openpilot.cereal import car, log
+from openpilot.cereal import car, deprecated, log
 from openpilot.cereal.services import RENAMED, SERVICE_LIST
+from openpilot.tools.lib.logreader import LogReader
 
 BITS = {
   "bool": 1,
@@ -45,9 +49,11 @@ SELECTION = [
 
 
 def struct_schema(path):
-  obj = car if path.startswith("Car.") else log
-  for p in path.split("."):
-    obj = obj if p == "Car" and obj is car else getattr(obj, p)
+  head, _, rest = path.partition(".")
+  files = {"Car": car, "Deprecated": deprecated}
+  obj, names = (files[head], rest) if head in files else (log, path)
+  for name in names.split("."):
+    obj = getattr(obj, name)
   return obj.schema
 
 
@@ -102,6 +108,66 @@ def test_every_row_of_the_tables(shared_data):
         assert ours[int(c[0])][0] == c[3] and (c[4] == "" or ours[int(c[0])][1] == int(c[4])), (name, c, ours[int(c[0])])
         rows += 1
   assert rows > 900
+
+
+def test_every_enum_of_the_tables(shared_data):
+  text = (shared_data.parent / "facts" / "cereal_schema.md").read_text()
+  rows = re.findall(r"^- \*\*(\S+)\*\* \(0x([0-9a-f]+)\): (.*)$", text, re.M)
+  nodes = upstream.nodes_of(log.Event)
+  for name, ident, body in rows:
+    if name == "Desire":   # of no field: modelV2's desireState is in its order
+      continue
+    members = [(int(v), n) for n, v in (x.split("=") for x in body.split(", "))]
+    assert nodes[int(ident, 16)]["members"] == members, name
+  assert len(rows) >= 30
+
+
+def test_every_struct_and_enum_is_upstreams():
+  """upstream.txt is of openpilot 516ec1e6 (2026-08-14) and opendbc c536b211; `tests/cereal/upstream.py CHECKOUT` says what differs, row by row."""
+  ours = upstream.nodes_of(log.Event)
+  have, want = set(upstream.table(ours).splitlines()), set(upstream.TABLE.read_text().splitlines())
+  assert len(want) == 282 and sum(len(n["members"]) for n in ours.values()) == 2827
+  assert have == want, sorted(have ^ want)[:10]
+
+
+def test_the_table_would_notice():
+  nodes = upstream.nodes_of(log.Event)
+  before = upstream.table(nodes)
+  for name, change in (("PandaState.HarnessStatus", lambda m: m[:-1]), ("CarParams", None), ("EncodeIndex", lambda m: [m[1], m[0], *m[2:]])):
+    node = next(n for n in nodes.values() if n["name"] == name)
+    kept = node["members"]
+    node["members"] = change(kept) if change else [(*row[:3], "uint16" if row[1] == "steerControlType" else row[3], *row[4:]) for row in kept]
+    assert upstream.table(nodes) != before
+    node["members"] = kept
+  assert upstream.table(nodes) == before
+
+
+@pytest.mark.skipif(not os.environ.get("OPENPILOT_DIR"), reason="OPENPILOT_DIR names no checkout of openpilot")
+def test_a_checkouts_own_schema():
+  theirs, _parser = upstream.load_upstream(Path(os.environ["OPENPILOT_DIR"]))
+  assert upstream.differences(upstream.nodes_of(theirs.Event), upstream.nodes_of(log.Event)) == []
+
+
+def test_enums_and_deprecated_fields_of_real_logs(shared_data):
+  """Values as openpilot's own schema gives them."""
+  data = shared_data / "realdata"
+
+  def first(name, services):
+    found = {}
+    for e in LogReader(next((data / name).glob("?log.*")), services=services):
+      m = getattr(e, e.which())
+      found.setdefault(e.which(), m[0] if "panda" in e.which() and e.which().endswith("s") else m)
+    return found
+
+  m = first("2021-02-27--13-45-18--24", ["carParams", "pandaStateDEPRECATED", "driverMonitoringStateDEPRECATED", "lateralPlanDEPRECATED", "carControl"])
+  assert [str(v) for v in (m["carParams"].steerControlType, m["carParams"].fingerprintSource, m["carParams"].networkLocation)] == ["torque", "can", "fwdCamera"]
+  assert (str(m["pandaStateDEPRECATED"].harnessStatus), str(m["pandaStateDEPRECATED"].faultStatus)) == ("notConnected", "none")
+  assert (m["driverMonitoringStateDEPRECATED"].isRHD, str(m["lateralPlanDEPRECATED"].laneChangeState)) == (False, "off")
+  assert (str(m["carControl"].hudControl.visualAlert), str(m["carControl"].hudControl.audibleAlert)) == ("none", "none")
+  m = first("2023-07-27--13-01-19--0", ["carParams", "pandaStates"])
+  assert (str(m["carParams"].steerControlType), str(m["carParams"].fingerprintSource), str(m["pandaStates"].harnessStatus)) == ("torque", "fw", "flipped")
+  m = first("0000002c--d68dde99ca--1", ["carParams", "pandaStates", "selfdriveState"])
+  assert (str(m["carParams"].steerControlType), str(m["pandaStates"].faultStatus), str(m["selfdriveState"].alertSound)) == ("angle", "faultTemp", "none")
 
 
 def test_services():

@@ -1,8 +1,9 @@
-"""The page that a run leaves: latency, drops, quality against truth where there is truth, pictures, and where the bundle comes from. HTML and JSON."""
+"""The page that a run leaves: what matters first, the video, quality where there is truth, what was found, times, and where the bundle comes from."""
 
 import base64
 import io
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -201,8 +202,9 @@ def png(image: np.ndarray) -> str:
 def latency_plot(times: list[float]) -> str:
   fig, (left, right) = plt.subplots(1, 2, figsize=(11, 2.8), width_ratios=(3, 1), layout="constrained")
   left.plot(times, lw=0.8)
-  left.axhline(10, color="tab:red", lw=0.8, ls="--")
-  left.set(xlabel="frame", ylabel="execution time, ms", ylim=(0, max(12, np.percentile(times, 99.5) * 1.2)))
+  left.axhline(10, color="tab:red", lw=0.8, ls="--", label="a comma four's budget")
+  left.legend(loc="upper right", frameon=False)
+  left.set(xlabel="frame", ylabel="network, ms", ylim=(0, max(12, np.percentile(times, 99.5) * 1.2)))
   right.hist(times, bins=40, orientation="vertical")
   right.set(xlabel="ms", ylabel="frames")
   data = io.StringIO()
@@ -211,68 +213,101 @@ def latency_plot(times: list[float]) -> str:
   return data.getvalue()[data.getvalue().index("<svg") :]
 
 
-PAGE = jinja2.Template(
-  """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{{ title }}</title><style>
-body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:24px auto;padding:0 16px;color:#222}
-h1{font-size:24px}h2{font-size:18px;margin-top:28px}table{border-collapse:collapse}img,svg{max-width:100%;height:auto}
-td,th{padding:3px 14px 3px 0;text-align:left;vertical-align:top}th{font-weight:600}
-.grid{display:grid;grid-template-columns:1fr 1fr;gap:10px}.note{color:#666}.bad{color:#b00}</style>
-<h1>{{ title }}</h1>
-<p>{{ r.frames }} frames of {{ r.frames_span }} by <b>{{ bundle.name }}</b>{% if r.camera %}, camera {{ r.camera }},
-{{ 'calibrated' if r.calibrated else 'not calibrated' }}{% endif %}.
-{% if r.faults %}<span class="bad">Faults: {{ r.faults|join('; ') }}</span>{% else %}No faults.{% endif %}</p>
-<h2>Latency and drops</h2>
-{{ plot }}
-<table>
-<tr><th></th><th>p50</th><th>p99</th><th>max</th></tr>
-<tr><td>execution time of the network, ms</td>{% for k in ('p50','p99','max') %}<td>{{ r.execution_ms[k] }}</td>{% endfor %}</tr>
-{% if r.latency_ms %}<tr><td>from the fastest message of the run, ms</td>
-{% for k in ('p50','p99','max') %}<td>{{ r.latency_ms[k] }}</td>{% endfor %}</tr>{% endif %}
-</table>
-<table>
-<tr><td>outside the network, mean ms: warp, decode, publish</td><td>{{ r.warp_ms }}, {{ r.decode_ms }}, {{ r.publish_ms }}</td></tr>
-<tr><td>frames received, dropped, invalid</td><td>{{ r.received }}, {{ r.dropped }}, {{ r.invalid }}</td></tr>
-<tr><td>resident memory of fairmodeld, MB</td><td>{{ r.memory_mb }}</td></tr>
-<tr><td>machine</td><td>{{ r.machine }}; a replay, the simulator's video decoder and fairmodeld share it</td></tr>
-</table>
-<h2>Quality against truth</h2>
-{% if r.quality %}<table>{% for k, v in r.quality.items() %}<tr><td>{{ k }}</td><td>{{ '%.3f'|format(v) }}</td></tr>{% endfor %}</table>
-<p class="note">The simulator's exact truth of this drive, sampled at the student's map pixels; depth below 200 m, not aligned.
-AbsRel: mean(|d - d*| / d*); delta1: share within a factor 1.25;
-SiLog: standard deviation of log d - log d*; IoU per class over all frames. A simulated road says nothing about a real one.</p>
-{% else %}<p>This route has no truth to compare with.</p>{% endif %}
-{% for name in ('depth', 'objects', 'lanes') if r[name] %}<h2>{{ name|capitalize }}</h2>
-<table>{% for k, v in r[name].items() %}<tr><td>{{ k|replace('_', ' ') }}</td><td>{{ v }}</td></tr>{% endfor %}</table>{% endfor %}
-<h2>Frames</h2><div class="grid">{% for p in pictures %}<img src="{{ p }}" alt="annotated frame">{% endfor %}</div>
-<p class="note">Tint: the student's classes, and where it has objects their masks, with the number of their track; a thin box is where an object
-out of sight should be. Dots: lane points, hollow where not visible, with the line through them. White lines: modelV2's lane lines in the log.
-Inset: the student's depth, red near, blue far, metres.</p>
-<h2>The bundle</h2><table>
-<tr><td>name, version, size</td><td>{{ bundle.name }}, {{ bundle.manifest.version }}, {{ bundle.manifest['size'] }}</td></tr>
-<tr><td>sha256 of the manifest</td><td>{{ bundle.manifest_hash }}</td></tr>
-<tr><td>licence</td><td>{{ bundle.manifest.provenance.licence }}</td></tr>
-<tr><td>teachers</td><td>{% for t in bundle.manifest.provenance.teachers %}{{ t.model }} ({{ t.licence }}) {% else %}none: exact truth{% endfor %}</td></tr>
-<tr><td>learned from</td><td>{{ bundle.manifest.provenance.data|join('; ') }}</td></tr>
-</table></html>
-""",
-  autoescape=True,
-)
+# what the page calls the numbers of a section: name with its unit, how it is written
+SECTIONS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
+  "depth": ("Depth", {
+    "messages": ("depth maps", "{:d}"), "frames_between_two": ("frames between two maps", "{:.0f}"), "metric_share": ("maps in metres", "{:.0%}"),
+    "median_scale": ("factor that made them metres, median", "{:.3g}"), "largest_map_kB": ("largest map, kB", "{:.0f}"),
+  }),
+  "objects": ("Objects", {
+    "each": ("objects per frame", "{:.1f}"), "occluded_each": ("of those out of sight", "{:.1f}"), "masks_each": ("of those with a mask", "{:.1f}"),
+    "on_the_road_each": ("of those with a place on the road", "{:.1f}"), "identities": ("different objects (track ids)", "{:d}"),
+    "median_life_frames": ("frames that an object is followed, median", "{:.0f}"), "messages": ("messages", "{:d}"),
+  }),
+  "lanes": ("Lane lines", {
+    "lines_each": ("lines per frame", "{:.1f}"), "points_each": ("points on them", "{:.1f}"), "visible_points_each": ("of those in sight", "{:.1f}"),
+    "identities": ("different lines", "{:d}"), "mean_confidence": ("probability of a line, mean", "{:.0%}"),
+    f"median_from_modelV2_at_{COMPARE_AT:.0f}_m": (f"distance from openpilot's nearest line {COMPARE_AT:.0f} m ahead, median, m", "{:.2f}"),
+    "messages": ("messages", "{:d}"),
+  }),
+}
+QUALITY = {
+  "abs_rel": ("depth: mean relative error (AbsRel)", "{:.1%}", "mean of |d - d*| / d*; lower is better"),
+  "delta1": ("depth: within 25% of the truth (delta1)", "{:.1%}", "higher is better"),
+  "silog": ("depth: error but for one scale (SILog)", "{:.3f}", "standard deviation of log d - log d*; lower is better"),
+  "miou": ("classes: mean IoU", "{:.3f}", "over the classes that occur; 1 is perfect"),
+}
+VIDEO_INSIDE = 12_000_000   # bytes of a video that the page still carries in itself; a longer one stays beside it
 
 
-def write_report(folder: Path, title: str, numbers: dict[str, Any], bundle: Bundle, pictures: list[np.ndarray]) -> None:
-  """report.html, self-contained, and report.json."""
-  numbers = {
+def rows(numbers: dict[str, Any], names: dict[str, tuple[str, str]]) -> list[dict[str, str]]:
+  """The known numbers in their order, then whatever else is there by its own name."""
+  named = [{"name": name, "value": form.format(numbers[k])} for k, (name, form) in names.items() if k in numbers]
+  return named + [{"name": k.replace("_", " "), "value": str(v)} for k, v in numbers.items() if k not in names]
+
+
+def quality_rows(quality: dict[str, float]) -> list[dict[str, str]]:
+  known = [{"name": name, "value": form.format(quality[k]), "note": note} for k, (name, form, note) in QUALITY.items() if k in quality]
+  return known + [{"name": f"classes: IoU of {k.removeprefix('iou_')}", "value": f"{v:.3f}", "note": ""} for k, v in quality.items() if k not in QUALITY]
+
+
+def tiles(r: dict[str, Any]) -> list[dict[str, Any]]:
+  """What matters first: frames, time, faults, errors."""
+  # how many came is known from fairState only where it was counted by the process: a replay without clock has none
+  out = [{"name": f"of {r['frames_span']} frames processed" if r["frames_span"] else "frames processed", "value": r["frames"],
+          "bad": r["frames"] < 0.98 * r["frames_span"] or not r["frames"]}]
+  if r["execution_ms"].get("p50"):
+    out.append({"name": "for the network on a frame, median", "value": f"{r['execution_ms']['p50']:.1f} ms", "bad": False})
+  out.append({"name": "different faults" if len(r["faults"]) != 1 else "fault", "value": len(r["faults"]), "bad": bool(r["faults"])})
+  if r.get("invalid"):
+    out.append({"name": "frames without a valid answer", "value": r["invalid"], "bad": True})
+  if "abs_rel" in r["quality"]:
+    out.append({"name": "mean error of depth", "value": f"{r['quality']['abs_rel']:.1%}", "bad": False})
+  if "miou" in r["quality"]:
+    out.append({"name": "mean IoU of classes", "value": f"{r['quality']['miou']:.2f}", "bad": False})
+  return out
+
+
+def video_source(video: Path | None, folder: Path) -> str:
+  """The video for the page: in itself where it is small, by its name where it lies beside the page and is not."""
+  if video is None or not video.is_file():
+    return ""
+  if video.stat().st_size <= VIDEO_INSIDE:
+    return "data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode()
+  return os.path.relpath(video, folder)
+
+
+def write_report(folder: Path, title: str, numbers: dict[str, Any], bundle: Bundle, pictures: list[np.ndarray], video: Path | None = None) -> None:
+  """report.html, with the video in it or beside it, and report.json."""
+  r = {
     **numbers,
     "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, Python {platform.python_version()}",
     "bundle": bundle.name,
     "bundle_hash": bundle.manifest_hash,
   }
-  plot = jinja2.utils.markupsafe.Markup(latency_plot(numbers["times_ms"])) if numbers["times_ms"] else ""
+  cells = ("p50", "p99", "max")
+  times = [{"name": name, "cells": [f"{r[k][c]:.1f}" for c in cells]} for k, name in (
+    ("execution_ms", "network"), ("latency_ms", "from the camera to the message, over the fastest of this run")) if r[k].get("p50")]
+  process = [{"name": "machine", "value": f"{r['machine']}; replay and fairmodeld share it"}]
+  if "received" in r:
+    process = [
+      {"name": "around the network, mean: warp, decode, publish", "value": f"{r['warp_ms']:.1f} + {r['decode_ms']:.1f} + {r['publish_ms']:.1f} ms"},
+      {"name": "frames received, dropped, without a valid answer", "value": f"{r['received']}, {r['dropped']}, {r['invalid']}"},
+      {"name": "memory of fairmodeld", "value": f"{r['memory_mb']:.0f} MB"},
+      {"name": "share of its view that the camera fills", "value": f"{r['view_filled']:.0%}"},
+      *process,
+    ]
+  env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+  page = env.from_string(Path(__file__).with_name("report.html.j2").read_text()).render(
+    title=title, r=r, bundle=bundle, tiles=tiles(r), quality=quality_rows(r["quality"]), max_depth=f"{MAX_DEPTH:.0f}", times=times, process=process,
+    sections=[{"title": name, "rows": rows(r[k], names)} for k, (name, names) in SECTIONS.items() if k in r],
+    plot=jinja2.utils.markupsafe.Markup(latency_plot(r["times_ms"])) if r["times_ms"] else "",
+    pictures=[png(p) for p in pictures], video=video_source(video, folder),
+  )
   with atomic_path(folder / "report.html") as tmp:
-    tmp.write_text(PAGE.render(title=title, r=numbers, bundle=bundle, plot=plot, pictures=[png(p) for p in pictures]))
+    tmp.write_text(page)
   with atomic_path(folder / "report.json") as tmp:
-    tmp.write_text(json.dumps({k: v for k, v in numbers.items() if k != "times_ms"}, indent=1) + "\n")
+    tmp.write_text(json.dumps({k: v for k, v in r.items() if k != "times_ms"}, indent=1) + "\n")
 
 
 def cpu_name() -> str:

@@ -174,3 +174,12 @@ def write_manifest(path: str | Path, manifest: dict[str, Any]) -> Bundle:
   tmp.write_text(json.dumps(manifest, indent=1) + "\n")
   os.replace(tmp, path / MANIFEST)
   return load_bundle(path)
+
+
+def spec_slots(graph: dict[str, Any]) -> tuple[int, dict[str, str]] | None:
+  """A graph's entry in the manifest -> the number of its point slots and the names of the inputs for points, mask and fresh; None without slots."""
+  slots = graph.get("point_slots")
+  if slots is None:
+    return None
+  stem = slots["mask"].removesuffix("mask")
+  return slots["count"], {"points": slots.get("points", stem + "points"), "mask": slots["mask"], "fresh": slots.get("fresh", stem + "fresh")}

@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, folder_of, package_version, read_sidecar, stem, write_artefact
-from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, load_bundle
-from openpilot.selfdrive.modeld.fair.lanes import spec_slots
+from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, load_bundle, spec_slots
 from openpilot.selfdrive.modeld.fair.runners import NVIDIA_GPU, QCOM_GPU
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import FLAGS, find_clang, read_jit, requirements, set_flags
 

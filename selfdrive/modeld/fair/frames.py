@@ -5,40 +5,70 @@ The warp is openpilot's own (selfdrive/modeld/compile_modeld.py): nearest neighb
 
 import numpy as np
 
-from openpilot.common.transformations.camera import DEVICE_CAMERAS
 from openpilot.common.transformations.model import get_warp_matrix
+from openpilot.selfdrive.modeld.fair.ipc import DEVICE_CAMERAS, road_camera
 
 VIEW_W, VIEW_H = 512, 256
 FRAME_SHAPE = (6, VIEW_H // 2, VIEW_W // 2)
 VIEWS = ("medmodel", "sbigmodel")
 QCAMERA_SIZE = (526, 330)  # the road camera, scaled by the encoder
+QCAMERA_OF = ("tizi", "ox03c10")  # where nobody says whose it is
+PADDING = 16  # pixels; decoders round a picture's sides up to less than so many more: openpilot's replay to 4, others to 16
+ROUNDING = 2  # pixels; encoders round the sides of a scaled picture to even numbers
+MIN_SCALE = 0.1
 
 
 class CameraError(ValueError):
   """A camera whose intrinsics are not known."""
 
 
-def camera_intrinsics(width: int, height: int, device_type: str | None = None, sensor: str | None = None, wide: bool = False) -> np.ndarray:
-  """(3, 3) pinhole matrix of comma's road camera (wide=True: the wide one) that gives images of this size.
+def scaled(intrinsics: np.ndarray, x: float, y: float) -> np.ndarray:
+  """(3, 3) of a camera whose picture is resized by x and y. Pixels are counted at their centres, so the centre c goes to (c + 0.5) * x - 0.5."""
+  return np.array([[x, 0.0, 0.5 * x - 0.5], [0.0, y, 0.5 * y - 0.5], [0.0, 0.0, 1.0]]) @ intrinsics
 
-  device_type and sensor, as the log spells them, decide where both are known and their size agrees; else the size does. The qcamera is the 1928x1208
-  road camera scaled to 526x330, or another one's where device and sensor say so. Raises CameraError on a size that no camera has.
+
+def is_padded(size: tuple[int, int], picture: tuple[int, int]) -> bool:
+  """Whether frames of `size` hold such a picture, at most padded at the right and below."""
+  return all(0 <= a - b < PADDING for a, b in zip(size, picture, strict=True))
+
+
+def find_camera(
+  width: int, height: int, device_type: str | None = None, sensor: str | None = None, wide: bool = False
+) -> tuple[np.ndarray, tuple[int, int]]:
+  """(3, 3) pinhole matrix of comma's road camera (wide: the wide one) that gives frames of this size, and width and height of the picture in them.
+
+  Frames may be padded by a decoder. device_type and sensor, as the log spells them, decide where both are known and the camera fits; else the size does.
+  526x330 is the qcamera: the road camera of device and sensor, else the 1928x1208 one, scaled. Frames scaled otherwise are known where device and sensor are,
+  and both sides are scaled alike: to 2 pixels, and up to 3 more for padding. Raises CameraError on what no camera gives.
   """
-  side = "wide_road" if wide else "narrow_road"
-  known = [getattr(c, side) for c in DEVICE_CAMERAS.values()]
+  size = (width, height)
   given = DEVICE_CAMERAS.get((device_type or "unknown", sensor or "unknown"))
-  if (width, height) == QCAMERA_SIZE and not wide:
-    camera = given.narrow_road if given is not None else DEVICE_CAMERAS[("tizi", "ox03c10")].narrow_road
-    return np.diag([width / camera.width, height / camera.height, 1.0]) @ camera.intrinsics
-  if given is not None and getattr(given, side).size == (width, height):
-    return getattr(given, side).intrinsics
-  for camera in known:
-    if camera.size == (width, height):
-      return camera.intrinsics
-  sizes = sorted({f"{c.width}x{c.height}" for c in known if c.width} | {"526x330 (qcamera)"})
-  raise CameraError(
-    f"no camera is known that gives {width}x{height} frames; known are {', '.join(sizes)}; name the device and sensor, or add it to DEVICE_CAMERAS"
-  )
+  cameras = [road_camera(c, wide) for c in ([given] if given is not None else []) + list(DEVICE_CAMERAS.values())]
+  cameras = [c for c in cameras if c.width]
+  for camera in cameras:
+    if is_padded(size, camera.size):
+      return camera.intrinsics, camera.size
+  if not wide and is_padded(size, QCAMERA_SIZE):
+    camera = cameras[0] if given is not None else road_camera(DEVICE_CAMERAS[QCAMERA_OF], False)
+    return scaled(camera.intrinsics, QCAMERA_SIZE[0] / camera.width, QCAMERA_SIZE[1] / camera.height), QCAMERA_SIZE
+  if given is not None and cameras[0] == road_camera(given, wide):
+    camera = cameras[0]
+    x, y = width / camera.width, height / camera.height
+    scale = min(x, y)
+    extra = max(width - camera.width * scale, height - camera.height * scale)
+    if MIN_SCALE <= scale <= 1 and extra <= ROUNDING:
+      return scaled(camera.intrinsics, x, y), size
+    if MIN_SCALE <= scale <= 1 and extra <= ROUNDING + 3:
+      return scaled(camera.intrinsics, scale, scale), (round(camera.width * scale), round(camera.height * scale))
+  sizes = ", ".join(sorted({f"{c.width}x{c.height}" for c in cameras} | (set() if wide else {"526x330 (qcamera)"})))
+  what = f"no {'wide' if wide else 'road'} camera{f' of {device_type} with {sensor}' if given is not None else ''} gives {width}x{height} frames"
+  hint = "scaled ones where the log names device and sensor; else add the camera to DEVICE_CAMERAS"
+  raise CameraError(f"{what}; known are {sizes}, padded by up to {PADDING - 1} pixels, and {hint}")
+
+
+def camera_intrinsics(width: int, height: int, device_type: str | None = None, sensor: str | None = None, wide: bool = False) -> np.ndarray:
+  """find_camera()'s (3, 3) matrix."""
+  return find_camera(width, height, device_type, sensor, wide)[0]
 
 
 class ModelFrame:

@@ -1,7 +1,6 @@
 """The host's side of a graph that tracks lane points: which slots are in use, where points begin, which line they belong to, and the lines that come of it."""
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -166,12 +165,3 @@ class LaneTracker:
       lines.append(Line(int(self.ids[line]), float(prob[line]), self.kind, self.points[0, at], visibility[at], road[at], coef[line],
                         z[at] if z is not None else None))
     return lines
-
-
-def spec_slots(graph: dict[str, Any]) -> tuple[int, dict[str, str]] | None:
-  """A graph's entry in the manifest -> the number of its point slots and the names of the inputs for points, mask and fresh; None without slots."""
-  slots = graph.get("point_slots")
-  if slots is None:
-    return None
-  stem = slots["mask"].removesuffix("mask")
-  return slots["count"], {"points": slots.get("points", stem + "points"), "mask": slots["mask"], "fresh": slots.get("fresh", stem + "fresh")}

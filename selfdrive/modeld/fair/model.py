@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
-from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
+from openpilot.selfdrive.modeld.fair.frames import ModelFrame, find_camera
 from openpilot.selfdrive.modeld.fair.heads import HEADS
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
@@ -111,9 +111,9 @@ class FairModel:
     self, width: int, height: int, stride: int, uv_offset: int, device_type: str | None = None, sensor: str | None = None, wide: bool = False
   ) -> None:
     """The layout of the NV12 buffers to come. Raises CameraError where no camera gives frames of this size."""
-    intrinsics, before = camera_intrinsics(width, height, device_type, sensor, wide), (self.stream, self.intrinsics)
+    (intrinsics, picture), before = find_camera(width, height, device_type, sensor, wide), (self.stream, self.intrinsics)
     self.stream, self.intrinsics = (width, height, wide), intrinsics
-    self.warp = ModelFrame(width, height, stride, uv_offset, self.bundle.manifest["view"])
+    self.warp = ModelFrame(*picture, stride, uv_offset, self.bundle.manifest["view"])
     self._calibrate()
     if before[0] != self.stream or before[1] is None or not np.array_equal(before[1], intrinsics):  # the same camera, only known by name now, goes on
       self._reset("stream")

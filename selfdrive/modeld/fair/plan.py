@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.bundle import BundleError
+from openpilot.selfdrive.modeld.fair.bundle import BundleError, spec_slots
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.selfdrive.modeld.fair.heads import HEADS, part_of
-from openpilot.selfdrive.modeld.fair.lanes import LaneTracker, spec_slots
+from openpilot.selfdrive.modeld.fair.lanes import LaneTracker
 
 VIEW = (VIEW_H, VIEW_W)
 

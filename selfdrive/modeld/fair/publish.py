@@ -9,7 +9,7 @@ import numpy as np
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth, shrink
 from openpilot.selfdrive.modeld.fair.heads.rle import decode_mask, encode_masks
 from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation, decode_runs, encode_runs
-from openpilot.selfdrive.modeld.fair.ipc import SERVICE_LIST, messaging
+from openpilot.selfdrive.modeld.fair.ipc import SERVICE_LIST, messaging, queue_size
 from openpilot.selfdrive.modeld.fair.lanes import Line
 from openpilot.selfdrive.modeld.fair.tracking import Tracked
 
@@ -121,7 +121,7 @@ def period(service: str) -> int:
 
 def size_limit(service: str) -> int:
   """Bytes that a message may have: msgq takes a third of a queue."""
-  return int(SERVICE_LIST[service].queue_size) // 3
+  return queue_size(service) // 3
 
 
 def serialise(service: str, msg: Any) -> bytes:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, BundleError, bundle_path, fingerprint, load_bundle
 from openpilot.selfdrive.modeld.fair.frames import CameraError
-from openpilot.selfdrive.modeld.fair.ipc import Params, UnknownKeyName, VisionIpcClient, config_realtime_process, messaging, service, stream_type
+from openpilot.selfdrive.modeld.fair.ipc import Params, VisionIpcClient, config_realtime_process, messaging, read_param, service, stream_type
 from openpilot.selfdrive.modeld.fair.model import FairModel, first_line, plain
 from openpilot.selfdrive.modeld.fair.publish import SERVICES, serialise
 from openpilot.selfdrive.modeld.fair.runners import RUNNERS
@@ -278,7 +280,7 @@ class FairModeld:
       self.report(f"carState cannot be read: {first_line(e)}")
       return None
 
-  def frame(self, buf: Any, missed: int) -> None:
+  def frame(self, buf: np.ndarray, missed: int) -> None:
     """One camera frame that is due; missed: those that were, and are gone."""
     assert self.model is not None and self.client is not None
     frame_id, sof, eof = self.client.frame_id, self.client.timestamp_sof, self.client.timestamp_eof
@@ -293,7 +295,7 @@ class FairModeld:
     messages = []
     try:
       self.model.speed = self.speed()
-      messages = self.model.process(buf.data, frame_id, sof, eof, self.model_of(frame_id))
+      messages = self.model.process(buf, frame_id, sof, eof, self.model_of(frame_id))
       self.backoff = BACKOFF
     except Exception as e:  # one bad frame, e.g. a buffer cut short, must not end the process
       self.model.invalid += 1
@@ -307,14 +309,6 @@ class FairModeld:
     self.publish_time += time.perf_counter() - t0
     if self.model.faults > faults and (faults == 0 or time.monotonic() - self.last_state > 0.1):  # at once, but not 20 times a second
       self.send_state("fault")
-
-
-def param(params: Params, key: str) -> str | None:
-  try:
-    value = params.get(key)
-  except UnknownKeyName:  # a fork that did not add the key: the first bundle runs
-    return None
-  return value.decode() if isinstance(value, bytes) else value
 
 
 def main(argv: Sequence[str] = ()) -> int:
@@ -331,9 +325,9 @@ def main(argv: Sequence[str] = ()) -> int:
       return 2
   config_realtime_process(CORE, PRIORITY)
   params = Params()
-  choose = (lambda: args.bundle) if args.bundle else (lambda: bundle_path(param(params, "FairBundle"), MODELS_DIR))
+  choose = (lambda: args.bundle) if args.bundle else (lambda: bundle_path(read_param(params, "FairBundle"), MODELS_DIR))
   try:
-    daemon = FairModeld(choose, args.stream, args.runner or param(params, "FairRunner"))
+    daemon = FairModeld(choose, args.stream, args.runner or read_param(params, "FairRunner"))
   except (OSError, *NO_SOCKETS) as e:  # another instance runs, or the disk that holds the sockets is full: the manager tries again, with back-off
     print(f"error: {e}", file=sys.stderr)
     return 2

@@ -160,18 +160,56 @@ def test_the_compiler_of_the_ziglang_package_is_found(tmp_path, monkeypatch):
   assert r.returncode == 0 and r.stdout[:4] == b"\x7fELF"
 
 
-def test_scons_builds_what_changed(tmp_path):
-  """Which commands it would run: one a bundle and target that is here; none that is not."""
+def scons(folder, *args):
+  """scons on a tree of which nothing can be imported while scons reads it: no openpilot, as in a checkout whose libraries are not built yet."""
+  env = {**os.environ, "FAIR_MODELS_DIR": str(folder / "models"), "PYTHONPATH": ""}
+  return subprocess.run([sys.executable, "-P", "-m", "SCons", "-C", str(folder / "tree"), *args, "fair"], env=env, capture_output=True, text=True)
+
+
+@pytest.fixture
+def tree(tmp_path):
+  """A checkout with the SConscript and files of its names beside it, none of which is Python."""
   pytest.importorskip("SCons")
-  write_bundle(tmp_path / "models" / "one")
-  write_bundle(tmp_path / "models" / "two")
-  env = {**os.environ, "FAIR_MODELS_DIR": str(tmp_path / "models"), "PYTHONPATH": str(ROOT)}
-  r = subprocess.run([sys.executable, "-m", "SCons", "-n", "-C", str(ROOT), "fair"], env=env, capture_output=True, text=True)
+  fair = tmp_path / "tree" / "selfdrive" / "modeld" / "fair"
+  (fair / "runners").mkdir(parents=True)
+  (tmp_path / "tree" / "openpilot").mkdir()
+  (tmp_path / "tree" / "openpilot" / "__init__.py").write_text("raise SystemExit('imported while scons reads')")
+  (tmp_path / "tree" / "SConstruct").write_text((ROOT / "SConstruct").read_text())
+  (fair / "SConscript").write_text((ROOT / "selfdrive" / "modeld" / "fair" / "SConscript").read_text())
+  for name in ("artefact", "compile", "slim", "bundle", "runners/tinygrad", "runners/tensorrt"):
+    (fair / f"{name}.py").write_text("not built yet")
+  return tmp_path
+
+
+def test_scons_builds_what_changed(tree):
+  """One command a bundle; a manifest that cannot be read is left out with a word. Reading imports nothing, and what fails to compile stops nothing."""
+  for name in ("one", "two"):
+    write_bundle(tree / "models" / name)
+  (tree / "models" / "bad").mkdir()
+  (tree / "models" / "bad" / "manifest.json").write_text("{")
+  r = scons(tree, "-n")
   assert r.returncode == 0, r.stderr
   commands = [line for line in r.stdout.splitlines() if "modeld.fair.compile" in line]
-  wanted = [t for t in fair_compile.TARGETS if t != "onnx" and missing(t) is None]
-  assert sorted(commands) == sorted(c for c in commands if any(f'{tmp_path}/models/{n}" --target {t}' in c for n in ("one", "two") for t in wanted))
-  assert len(commands) == 2 * len(wanted)
+  assert commands == [f'python -m openpilot.selfdrive.modeld.fair.compile "{tree}/models/{n}"' for n in ("one", "two")]
+  assert "bad/manifest.json cannot be read" in r.stdout
+  r = scons(tree)
+  assert r.returncode == 0 and r.stdout.count("was not compiled") == 2, r.stdout + r.stderr
+  # with a compiler that compiles: once, and again for what changed
+  (tree / "tree" / "openpilot" / "__init__.py").write_text("")
+  for folder in ("selfdrive", "selfdrive/modeld", "selfdrive/modeld/fair"):
+    (tree / "tree" / "openpilot" / folder).mkdir()
+  (tree / "tree" / "openpilot" / "selfdrive" / "modeld" / "fair" / "compile.py").write_text("import sys; print('compiled', sys.argv[1])")
+  assert scons(tree).stdout.count("compiled /") == 2 and scons(tree).stdout.count("compiled /") == 0
+  manifest = tree / "models" / "two" / "manifest.json"
+  manifest.write_text(manifest.read_text() + "\n")
+  assert "compiled /" in (out := scons(tree).stdout) and f"{tree}/models/one" not in out
+
+
+def test_compiling_wants_none_of_the_trees_own_libraries():
+  """In a build it runs before Params, messaging and transformations are built."""
+  code = "import sys; import openpilot.selfdrive.modeld.fair.compile; print([m for m in sys.modules if m.startswith(('openpilot.c', 'cereal', 'msgq'))])"
+  r = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT), "PATH": "/bin"}, capture_output=True, text=True)
+  assert r.stdout == "[]\n", r.stdout + r.stderr
 
 
 def can_compile():

@@ -4,7 +4,7 @@ import pytest
 
 from openpilot.cereal.visionipc import nv12_info
 from openpilot.common.transformations.model import medmodel_intrinsics, sbigmodel_intrinsics
-from openpilot.selfdrive.modeld.fair.frames import CameraError, ModelFrame, camera_intrinsics, pack_rgb, unpack_rgb
+from openpilot.selfdrive.modeld.fair.frames import CameraError, ModelFrame, camera_intrinsics, find_camera, pack_rgb, unpack_rgb
 
 DEVICE_FROM_VIEW = np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]], dtype=np.float64)
 
@@ -92,11 +92,50 @@ def test_pack_rgb_is_what_the_encoder_makes():
 
 
 def test_unknown_camera_is_named():
-  with pytest.raises(CameraError, match=r"640x480.*1344x760"):
-    camera_intrinsics(640, 480)
+  unknown = (((640, 480), ()), ((1280, 720), ("mici", "os04c10")), ((964, 604), ()), ((528, 330), (None, None, True)), ((100, 60), ("tizi", "ox03c10")))
+  for size, about in unknown:
+    with pytest.raises(CameraError, match=rf"{size[0]}x{size[1]} frames; known are .*1344x760") as e:
+      camera_intrinsics(*size, *about)
+    assert "\n" not in str(e.value)
   assert camera_intrinsics(1344, 760)[0, 0] == 1141.5
   assert camera_intrinsics(1928, 1208, "tizi", "ox03c10")[0, 0] == 2648.0
-  assert camera_intrinsics(526, 330)[0, 0] == pytest.approx(2648 * 526 / 1928)
+  assert camera_intrinsics(1344, 760, "tizi", "ox03c10")[0, 0] == 1141.5  # the size decides where the log's sensor cannot be
+
+
+@pytest.mark.parametrize("device, size", [(("tizi", "ox03c10"), (1928, 1208)), (("mici", "os04c10"), (1344, 760))])
+def test_a_pixel_of_the_qcamera_is_where_the_resized_picture_has_it(device, size):
+  """A blob in the camera's picture, resized by libswscale: its centroid, in pixels of the qcamera, is where the two matrices send the ray."""
+  full, small = camera_intrinsics(*size, *device), camera_intrinsics(526, 330, *device)
+  y, x = np.mgrid[: size[1], : size[0]]
+  for u, v in ((size[0] / 2, size[1] / 2), (300.0, 200.0), (size[0] - 200.0, size[1] - 150.0)):
+    blob = (250 * np.exp(-((x - u) ** 2 + (y - v) ** 2) / (2 * 12.0**2))).astype(np.uint8)
+    resized = av.VideoFrame.from_ndarray(blob, format="gray").reformat(width=526, height=330, interpolation="AREA").to_ndarray().astype(np.float64)
+    rows, columns = np.mgrid[:330, :526]
+    seen = np.array([(resized * columns).sum(), (resized * rows).sum()]) / resized.sum()
+    expected = (small @ np.linalg.inv(full) @ [u, v, 1])[:2]
+    assert np.abs(seen - expected).max() < 0.05, (seen, expected)
+
+
+@pytest.mark.parametrize("size, about, like, picture", [
+  ((528, 330), (), (526, 330), (526, 330)),  # as openpilot's replay pads a qcamera
+  ((528, 336), ("mici", "os04c10"), (526, 330), (526, 330)),
+  ((1936, 1216), (), (1928, 1208), (1928, 1208)),
+  ((1344, 768), ("mici", "os04c10"), (1344, 760), (1344, 760)),
+  ((644, 402), ("tizi", "ox03c10"), None, (642, 402)),
+])
+def test_padding_moves_nothing(size, about, like, picture):
+  k, found = find_camera(*size, *about)
+  assert found == picture
+  if like is not None:
+    assert np.array_equal(k, camera_intrinsics(*like, *about))
+
+
+def test_a_scaled_camera_is_known_by_its_sensor():
+  k = camera_intrinsics(964, 604, "tizi", "ox03c10")
+  np.testing.assert_allclose(k, [[1324, 0, 481.75], [0, 1324, 301.75], [0, 0, 1]])
+  k, picture = find_camera(642, 402, "tici", "ar0231", True)
+  assert picture == (642, 402)
+  np.testing.assert_allclose(k[:2], [[567 * 642 / 1928, 0, 964.5 * 642 / 1928 - 0.5], [0, 567 * 402 / 1208, 604.5 * 402 / 1208 - 0.5]])
 
 
 def test_short_buffer_is_refused():

@@ -9,9 +9,11 @@ from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.lanes import Line
 from openpilot.selfdrive.modeld.fair.publish import Stamp, lanes_message, objects_message
 from openpilot.selfdrive.modeld.fair.tracking import Tracked
+from openpilot.tools.lib.colors import track_color
 from openpilot.tools.lib.logwriter import write_log
-from openpilot.tools.replay.report import PAGE, Quality, measure
-from openpilot.tools.replay.show import Overlay, colour_of
+from openpilot.tools.replay import report
+from openpilot.tools.replay.overlay import CYAN, HIDDEN, LABELS, Labels, Overlay, lead_of
+from openpilot.tools.replay.report import Quality, measure, write_report
 
 W, H = 1344, 760
 GROUND = view_ground("medmodel", 1.22)
@@ -59,15 +61,85 @@ def test_overlay_draws_masks_boxes_points_and_lines():
     x, y = np.round(p[:2] / p[2]).astype(int)
     return picture[y - 1:y + 2, x - 1:x + 2].reshape(-1, 3).max(0)
 
-  np.testing.assert_allclose(at((290, 115)), np.array(colour_of(3)) * 0.4, atol=2)   # mask: a tint
-  assert (at((270, 120)) == colour_of(3)).all() and (at((130, 100)) == colour_of(7)).all()   # boxes
+  np.testing.assert_allclose(at((290, 115)), np.array(track_color(3)) * 0.4, atol=2)   # mask: a tint
+  assert (at((270, 120)) == track_color(3)).all()   # the box of what is seen
+  assert (at((130, 100)) == 0).all()   # out of sight, and nobody knows how far: left out
   for px in GROUND.view(np.array([[20.0, 1.7, 1.22], [12.0, 1.7, 1.22], [25.3, 1.7, 1.22]])):   # points and the line between them
-    assert (at(px) == colour_of(4)).all()
-  assert (at((450, 60)) == 0).all() and colour_of(3) != colour_of(7)
+    np.testing.assert_allclose(at(px), CYAN, rtol=0.12, atol=12)   # the line as strong as its probability, 0.9
+  assert (at((450, 60)) == 0).all() and track_color(3) != track_color(7)
   # what is not valid, or about another frame, is not drawn
   for m in events(6, valid=False)[:2]:
     overlay.message(messaging.log_from_bytes(m.to_bytes()))
   assert (overlay.draw(black, 6)[300:500] == 0).all()
+
+
+def crowd(n, hidden):
+  """n objects on one spot at the horizon, every one with a place; the first `hidden` are out of sight."""
+  m = messaging.new_message("fairObjects", valid=True)
+  m.fairObjects.frameId = 5
+  m.fairObjects.classes = ["vehicle"]
+  for i, o in enumerate(m.fairObjects.init("objects", n)):
+    o.trackId, o.prob, o.box = i, .9, [250 + i % 7, 40 + i % 5, 262 + i % 7, 52 + i % 5]
+    o.position, o.positionStd, o.occluded, o.visibility = [100 - i, 5.0, 1.2], [1.0, 1.0, 0.0], i < hidden, float(i >= hidden)
+  return m
+
+
+def drawn(monkeypatch, messages):
+  """The labels of frame 5 that found a place: text -> (x0, y0, x1, y1); and how many boxes were drawn."""
+  texts, boxes = [], []
+  box, beside = Overlay._box, Labels.beside
+
+  def spy(self, where, text, color):
+    found = beside(self, where, text, color)
+    texts.append((text, found))
+    return found
+
+  monkeypatch.setattr(Labels, "beside", spy)
+  monkeypatch.setattr(Overlay, "_box", lambda self, d, o, *rest: (boxes.append(o.trackId), box(self, d, o, *rest))[1])
+  places = []
+  reserve = Labels.reserve
+
+  def kept(self, *where):
+    free = reserve(self, *where)
+    if free:
+      places.append(where)
+    return free
+
+  monkeypatch.setattr(Labels, "reserve", kept)
+  overlay = Overlay(W, H)
+  for m in messages:
+    overlay.message(messaging.log_from_bytes(m.to_bytes()))
+  return texts, boxes, places, overlay.draw(np.zeros((H, W, 3), np.uint8), 5)
+
+
+def test_a_crowd_on_the_horizon_stays_readable(monkeypatch):
+  texts, boxes, places, _ = drawn(monkeypatch, [crowd(40, 30)])
+  assert len(texts) == LABELS and 1 <= sum(found for _, found in texts) < LABELS   # those that would cover another gave way
+  assert texts[0] == ("vehicle 61 m", True)   # the nearest that is seen
+  assert len(boxes) == 10 + HIDDEN and {b for b in boxes if b < 30} == {28, 29}   # of what is hidden the nearest
+  for i, a in enumerate(places):
+    assert all(a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3] for b in places[:i])
+
+
+def test_what_is_hidden_is_faint_gray_and_without_a_label(monkeypatch):
+  texts, boxes, _, picture = drawn(monkeypatch, [crowd(1, 1)])
+  assert texts == [] and boxes == [0]
+  x, y = Overlay(W, H)._corners(crowd(1, 1).fairObjects.objects[0], get_warp_matrix(np.zeros(3), camera_intrinsics(W, H)))[0]
+  inner = picture[round(y) - 1:round(y) + 2, round(x) + 5]
+  assert 0 < inner.max() < 100 and np.ptp(inner.max(0)) == 0
+
+
+def test_the_lead_is_the_nearest_on_the_path():
+  m = crowd(4, 0).fairObjects
+  for o, (x, y) in zip(m.objects, [(60, 0.2), (40, -0.5), (20, 4.0), (30, 9.0)], strict=True):
+    o.position = [x, y, 1.2]
+  assert lead_of(m.objects).trackId == 1
+  m.objects[1].occluded = True
+  assert lead_of(m.objects).trackId == 0
+  model = messaging.new_message("modelV2").modelV2
+  model.position.x, model.position.y = [0.0, 20.0, 40.0], [0.0, 4.0, 16.0]   # a bend to the right
+  assert lead_of(m.objects, model).trackId == 2
+  assert lead_of([], model) is None
 
 
 def test_report_counts(tmp_path, monkeypatch):
@@ -82,10 +154,27 @@ def test_report_counts(tmp_path, monkeypatch):
     "messages": 9, "lines_each": 1.0, "points_each": 20.0, "visible_points_each": 15.0, "identities": 1}
   assert lanes["median_from_modelV2_at_15_m"] == pytest.approx(0.2, abs=1e-3) and numbers["frames"] == 10
   assert lanes["mean_confidence"] == pytest.approx(0.9, abs=1e-3)
-  assert "{% for name in ('depth', 'objects', 'lanes')" not in PAGE.render(title="t", r={**numbers, "machine": ""}, bundle=None_bundle(), plot="", pictures=[])
+  write_report(tmp_path, "<b>title", {**numbers, "faults": ["<script>fault"]}, bundle(), [])
+  page = (tmp_path / "report.html").read_text()
+  for text in ("objects per frame", "lines per frame", "nearest line 15 m ahead, median, m</td><td class=\"n\">0.20", "&lt;b&gt;title",
+               "&lt;script&gt;fault", "MIT", "10</b>of 10 frames"):
+    assert text in page, text
+  assert "{%" not in page and "{{" not in page and "<script" not in page and "<video" not in page
+  assert "_each" not in page and "median_" not in page   # names of variables
 
 
-def None_bundle():
+def test_the_video_is_in_the_page_or_beside_it(tmp_path, monkeypatch):
+  write_log(tmp_path / "log.zst", [m.to_bytes() for m in events(3)])
+  numbers, video = measure(tmp_path / "log.zst", [], live=False), tmp_path / "overlay.mp4"
+  video.write_bytes(b"film")
+  write_report(tmp_path, "t", numbers, bundle(), [], video)
+  assert '<video src="data:video/mp4;base64,ZmlsbQ=="' in (tmp_path / "report.html").read_text()
+  monkeypatch.setattr(report, "VIDEO_INSIDE", 3)
+  write_report(tmp_path, "t", numbers, bundle(), [], video)
+  assert '<video src="overlay.mp4"' in (tmp_path / "report.html").read_text()
+
+
+def bundle():
   from types import SimpleNamespace
   provenance = SimpleNamespace(licence="MIT", teachers=[], data=[])
   return SimpleNamespace(name="b", manifest_hash="0", manifest=type("M", (dict,), {"version": "1", "provenance": provenance})(size="s"))

@@ -9,14 +9,13 @@ from PIL import Image, ImageDraw
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, unpack_rgb
 from openpilot.selfdrive.modeld.fair.heads import detector, objects
-from openpilot.tools.fair.labels.video import colour_of
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
+from openpilot.tools.lib.colors import CLASS_COLORS, depth_picture, track_color
 from openpilot.tools.lib.logwriter import atomic_path
-from openpilot.tools.replay.show import COLOURS, depth_picture
 
 ROWS = 6
 EVERYWHERE = np.ones((VIEW_H, VIEW_W), bool)
-TINTS = np.array([COLOURS.get(c, (0, 0, 0)) for c in SEGMENTATION], np.float32)
+TINTS = np.array([CLASS_COLORS.get(c, (0, 0, 0)) for c in SEGMENTATION], np.float32)
 
 
 def classes_on(rgb: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -30,7 +29,7 @@ def boxes_on(rgb: np.ndarray, boxes: np.ndarray, cls: np.ndarray) -> np.ndarray:
   image = Image.fromarray(rgb)
   draw = ImageDraw.Draw(image)
   for box, c in zip(boxes, cls, strict=True):
-    draw.rectangle([float(v) for v in box], outline=COLOURS.get(OBJECTS[int(c)], (255, 255, 255)), width=2)
+    draw.rectangle([float(v) for v in box], outline=CLASS_COLORS.get(OBJECTS[int(c)], (255, 255, 255)), width=2)
   return np.asarray(image)
 
 
@@ -39,7 +38,7 @@ def points_on(rgb: np.ndarray, points: np.ndarray, visible: np.ndarray) -> np.nd
   draw = ImageDraw.Draw(image)
   for k, ((x, y), seen) in enumerate(zip(points, visible, strict=True)):
     if seen:
-      draw.ellipse([x - 2, y - 2, x + 2, y + 2], fill=colour_of(k))
+      draw.ellipse([x - 2, y - 2, x + 2, y + 2], fill=track_color(k))
   return np.asarray(image)
 
 

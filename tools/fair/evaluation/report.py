@@ -14,11 +14,10 @@ from openpilot.tools.fair.evaluation.logged import Logged
 from openpilot.tools.fair.evaluation.metrics import Classes, Depth, Tracks, align_least_squares, depth_errors, lower_is_better
 from openpilot.tools.fair.evaluation.scenes import MIN_SIDE, MIN_VISIBLE, Scene
 from openpilot.tools.fair.evaluation.video import Identities, IouTracker, VideoMasks
-from openpilot.tools.fair.labels.video import colour_of
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
+from openpilot.tools.lib.colors import CLASS_COLORS, OTHER_COLOR, TINT, depth_picture, track_color
 from openpilot.tools.replay.report import png
-from openpilot.tools.replay.show import COLOURS, OTHER, TINT, depth_picture
 from openpilot.tools.sim.truth import IGNORE
 
 NAMES = {
@@ -94,7 +93,7 @@ def tinted(rgb: np.ndarray, classes: np.ndarray) -> np.ndarray:
   colours = np.zeros((256, 3), np.float32)
   on = np.zeros(256, bool)
   for k, name in enumerate(SEGMENTATION[1:], 1):
-    colours[k], on[k] = COLOURS.get(name, OTHER), True
+    colours[k], on[k] = CLASS_COLORS.get(name, OTHER_COLOR), True
   big = classes.repeat(4, 0).repeat(4, 1)
   out = rgb.copy()
   at = on[big]
@@ -108,7 +107,7 @@ def drawn_objects(rgb: np.ndarray, o: Objects, score: float = 0.3) -> np.ndarray
   masks = rle.decode(o.rle, *MAP) if o.rle is not None else None
   for i in np.flatnonzero(o.score >= score):
     track = int(o.track[i])
-    colour = colour_of(track if track >= 0 else int(o.cls[i]) + 7)
+    colour = track_color(track if track >= 0 else int(o.cls[i]) + 7)
     if masks is not None:
       mask = Image.fromarray(masks[i].repeat(4, 0).repeat(4, 1).astype(np.uint8) * 110)
       image.paste(Image.new("RGB", image.size, colour), (0, 0), mask)
@@ -124,7 +123,7 @@ def dots(rgb: np.ndarray, xy: np.ndarray, visible: np.ndarray, show: np.ndarray)
   draw = ImageDraw.Draw(image)
   for k in np.flatnonzero(show):
     x, y = float(xy[k, 0]) + 0.5, float(xy[k, 1]) + 0.5
-    draw.ellipse([x - 3, y - 3, x + 3, y + 3], outline=colour_of(int(k)), fill=colour_of(int(k)) if visible[k] else None)
+    draw.ellipse([x - 3, y - 3, x + 3, y + 3], outline=track_color(int(k)), fill=track_color(int(k)) if visible[k] else None)
   return np.asarray(image)
 
 

@@ -1,6 +1,5 @@
 """Renders a store's labels over the model frames: classes tinted, masks and boxes with identities, tracks with their tails, depth and features beside."""
 
-import colorsys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,19 +10,13 @@ from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, unpack_rgb
 from openpilot.tools.fair.labels.store import Group
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.teacher import Label
+from openpilot.tools.lib.colors import TURBO, depth_picture, track_color
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.replay.show import TURBO, depth_picture
 
 SCALE = 2
 INSET = (256, 128)
 TAIL = 12  # frames of a track that are drawn
 TINTS = ((70, 110, 255), (255, 220, 0), (255, 60, 60), (60, 230, 90))
-
-
-def colour_of(k: int) -> tuple[int, int, int]:
-  """Well apart for neighbouring numbers."""
-  r, g, b = colorsys.hsv_to_rgb(k * 0.618034 % 1.0, 0.75, 1.0)
-  return int(r * 255), int(g * 255), int(b * 255)
 
 
 def pca_basis(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -95,7 +88,7 @@ class Painter:
     columns, starts = self.tables[label.name]
     for i in range(starts[row], starts[row + 1]):
       track = int(columns["track"][i]) if "track" in columns else -1
-      colour = colour_of(track if track >= 0 else int(columns["cls"][i]) + 7)
+      colour = track_color(track if track >= 0 else int(columns["cls"][i]) + 7)
       if "rle" in columns and columns["rle"][i]:
         mask = Image.fromarray(rle.decode(columns["rle"][i], *label.shape).astype(np.uint8) * 110)
         image.paste(Image.new("RGB", image.size, colour), (0, 0), mask.resize(image.size, Image.Resampling.NEAREST))
@@ -116,7 +109,7 @@ class Painter:
       for t in tracks:
         i = a + np.flatnonzero((columns["track"][a:b] == t) & columns["visible"][a:b])
         p = [((columns["x"][j] + 0.5) * SCALE, (columns["y"][j] + 0.5) * SCALE) for j in i]
-        colour = colour_of(int(t))
+        colour = track_color(int(t))
         if len(p) > 1:
           draw.line(p, fill=colour, width=2)
         for x, y in p if len(p) == 1 else ():
@@ -128,7 +121,7 @@ class Painter:
       where.setdefault(int(columns["track"][i]), []).append((float(columns["x"][i] + 0.5) * SCALE, float(columns["y"][i] + 0.5) * SCALE))
     for i in range(a, b):
       track = int(columns["track"][i])
-      p, colour = where[track], colour_of(track)
+      p, colour = where[track], track_color(track)
       if len(p) > 1:
         draw.line(p, fill=colour, width=1)
       x, y = p[-1]

@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""Lays fairmodeld into an openpilot checkout: its folder, the bundles to run, and marked edits of openpilot's own files.
+
+All of it is planned first and written only where it fits. Run it again after a merge of upstream; it changes nothing where nothing is out of date.
+"""
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from openpilot.tools.install.layout import find_layout
+from openpilot.tools.install.plan import Plan, carry_out, plan_overlay, plan_uninstall
+from openpilot.tools.lib.errors import cli
+
+
+def tell(plan: Plan, would: bool) -> None:
+  """One line a file that is edited, one for each kind of what is added or goes."""
+  print(plan.layout.name + (f", bundles {', '.join(plan.bundles)}" if plan.bundles else ""))
+  folders: Counter[tuple[str, str]] = Counter()
+  for c in plan.changes:
+    if c.what in ("edit", "take out"):
+      print(f"  {'would ' if would else ''}{c.what}: {c.name}")
+    elif c.what != "list":
+      ours = c.name.startswith(plan.layout.folder + "/")
+      folders[c.what, plan.layout.folder if ours else str(Path(c.name).parent)] += 1
+  for (what, folder), n in folders.items():
+    print(f"  {'would ' if would else ''}{what}: {n} files in {folder}")
+  for note in plan.notes:
+    print(f"  note: {note}")
+
+
+def main() -> int:
+  p = argparse.ArgumentParser(prog="overlay", description=__doc__)
+  p.add_argument("path", type=Path, help="an openpilot checkout, of March 2025 or newer")
+  p.add_argument("--bundle", action="append", metavar="NAME",
+                 help="a bundle of models/, or a folder (with a slash in it); may be given again; default: what is laid already, at first the default one")
+  p.add_argument("--check", action="store_true",
+                 help="write nothing, say what would be done; exit code 0: all is up to date, 1: something is to do, 2: it cannot be done")
+  p.add_argument("--uninstall", action="store_true", help="take all of it out again")
+  args = p.parse_args()
+  if args.uninstall and args.bundle:
+    p.error("--uninstall takes all bundles out; leave --bundle away")
+  layout = find_layout(args.path)
+  plan = plan_uninstall(layout) if args.uninstall else plan_overlay(layout, args.bundle)
+  if not plan.changes:
+    print(f"nothing to do: {'nothing is laid' if args.uninstall else 'all is up to date'} in {args.path}")
+    return 0
+  tell(plan, args.check)
+  if args.check:
+    print("out of date: run it without --check" if plan.laid and not args.uninstall else "nothing was written")
+    return 1
+  carry_out(plan)
+  if not args.uninstall:
+    print(f"next: build it (scons), then `python -m openpilot.selfdrive.modeld.fair.flag on`; what it costs and how to undo it: {layout.folder}/MAINTAINERS.md")
+  return 0
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main)())

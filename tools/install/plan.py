@@ -1,0 +1,248 @@
+"""The overlay as a plan made in memory: what each file is and will be. Written only when all of it fits, and put back where writing fails."""
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from openpilot.selfdrive.modeld.fair.artefact import write_atomic
+from openpilot.selfdrive.modeld.fair.bundle import DEFAULT, MANIFEST, BundleError, load_bundle
+from openpilot.tools.install.blocks import Damaged, Missing, insert, strip
+from openpilot.tools.install.edits import FileEdit, Refused, file_edits
+from openpilot.tools.install.layout import Layout, blob_hash, committed, committed_hashes, decode, ignored, plain, read, unmerged
+from openpilot.tools.lib.errors import UserError
+
+HERE = Path(__file__).resolve().parents[2]
+LIST = "overlay.json"  # in the folder that is laid: what was laid, with its hashes
+LEFT_BEHIND = ("__pycache__", "compiled", "built")
+
+
+@dataclass
+class Change:
+  name: str
+  before: bytes | None  # None: not there
+  after: bytes | None
+  what: str             # in words
+
+
+@dataclass
+class Plan:
+  layout: Layout
+  changes: list[Change] = field(default_factory=list)
+  notes: list[str] = field(default_factory=list)
+  folders: list[Path] = field(default_factory=list)  # of derived files, that go with what is taken out
+  laid: bool = False       # something of ours is there already
+  bundles: list[str] = field(default_factory=list)
+
+  def add(self, name: str, before: bytes | None, after: bytes | None, what: str) -> None:
+    if before != after:
+      self.changes.append(Change(name, before, after, what))
+
+
+@dataclass(frozen=True)
+class Laid:
+  """What overlay.json of the checkout says."""
+  files: dict[str, str]  # name -> sha256
+  edited: tuple[str, ...]
+  there: bool = True
+
+
+def sha(data: bytes) -> str:
+  return hashlib.sha256(data).hexdigest()
+
+
+def read_list(layout: Layout) -> Laid:
+  name = f"{layout.folder}/{LIST}"
+  data = read(plain(layout, name))
+  if data is None:
+    return Laid({}, (), False)
+  try:
+    said = json.loads(decode(name, data))
+    files, edited = said["files"], said["edited"]
+    good = isinstance(files, dict) and all(isinstance(v, str) for v in files.values()) and isinstance(edited, list)
+    good = good and all(isinstance(n, str) for n in edited) and all(n.startswith((f"{layout.folder}/", f"{layout.models}/")) for n in files)
+  except (ValueError, KeyError, TypeError, RecursionError):
+    good = False
+  if not good:
+    raise UserError(f"{name} is not the overlay's list; take it back from git: git checkout -- {name}")
+  for n in (*files, *edited):
+    plain(layout, n)
+  return Laid(files, tuple(edited))
+
+
+# *** openpilot's files ***
+
+def pristine(layout: Layout, edit: FileEdit, head: bytes | None) -> tuple[bytes | None, str]:
+  """(the file's bytes, its text without our blocks). Raises UserError where it has changes that are not committed."""
+  data = read(plain(layout, edit.name))
+  try:
+    text = strip(decode(edit.name, data or b""), edit.comment)
+    was = strip(decode(f"{edit.name} in HEAD", head or b""), edit.comment)
+  except Damaged as e:
+    raise UserError(f"{edit.name}: {e}; take the file back from git, or mend its marks") from None
+  if text != was:
+    raise UserError(f"{edit.name} has changes that are not committed; commit or stash them first, nothing was written")
+  return data, text
+
+
+def plan_edits(plan: Plan, laid: Laid, lay: bool) -> list[str]:
+  """Adds the edits, or what takes them out. Returns the names of the files that have a block then."""
+  edits = file_edits(plan.layout)
+  known = {e.name for e in edits}
+  edits += [FileEdit(n, lambda text: [], "//" if n.endswith((".h", ".cc")) else "#", needed=False) for n in laid.edited if n not in known]
+  conflicts, heads = unmerged(plan.layout), committed(plan.layout, [e.name for e in edits])
+  with_block = []
+  for e in edits:
+    if e.name in conflicts:
+      raise UserError(f"{e.name} is in the middle of a merge; finish that first")
+    there = plain(plan.layout, e.name).is_file()
+    if not there and not e.new:
+      if lay and e.needed:
+        raise UserError(f"{e.name} is not there; is this a whole openpilot checkout?")
+      if lay and e.name in known:
+        plan.notes.append(f"{e.name} is not there: left alone")
+      continue
+    data, text = pristine(plan.layout, e, heads.get(e.name))
+    plan.laid |= data is not None and data != text.encode()
+    new = text
+    if lay:
+      try:
+        new = insert(text, e.edit(text), e.comment)
+      except Missing as m:
+        if e.needed:
+          raise UserError(f"{e.name}: did not find {m}; nothing was written") from None
+        plan.notes.append(f"{e.name}: did not find {m}: left alone")
+      except Refused as r:
+        raise UserError(f"{e.name}: {r}") from None
+    if new != text:
+      with_block.append(e.name)
+    after = None if not new and e.new and e.name not in heads else new.encode()
+    plan.add(e.name, data, after, "edit" if lay else "take out")
+  return with_block
+
+
+# *** the folder and its bundles ***
+
+def folder_files(source: Path, target: str) -> dict[str, bytes]:
+  """target/... -> bytes of a folder's files, without what is built from them."""
+  found = {}
+  for path in sorted(source.rglob("*")):
+    inside = path.relative_to(source)
+    if path.is_file() and not any(p in LEFT_BEHIND or p.startswith(".") for p in inside.parts) and path.suffix != ".pyc" and inside.name != LIST:
+      found[f"{target}/{inside.as_posix()}"] = path.read_bytes()
+  return found
+
+
+def bundle_files(layout: Layout, laid: Laid, wanted: list[str] | None) -> tuple[list[str], dict[str, bytes]]:
+  """(names of the bundles, their files). wanted: names in models/ or folders; None: those that are laid, else the default one."""
+  kept = sorted({n.split("/")[-2] for n in laid.files if n.startswith(f"{layout.models}/") and n.endswith(f"/{MANIFEST}")})
+  names: list[str] = []
+  files: dict[str, bytes] = {}
+  for given in wanted or kept or [DEFAULT]:
+    source = Path(given) if "/" in given else HERE / "models" / given
+    if not wanted and given in kept and not source.is_dir():
+      source = layout.root / layout.models / given   # of a folder of the user's own: what is laid stays
+    try:
+      bundle = load_bundle(source)
+    except BundleError as e:
+      raise UserError(f"--bundle {given}: {e}") from None
+    name = bundle.path.resolve().name
+    if name in names:
+      raise UserError(f"--bundle {given}: a bundle named {name} is chosen already")
+    names.append(name)
+    there = folder_files(bundle.path, f"{layout.models}/{name}")
+    files |= {n: d for n, d in there.items() if n.rsplit("/", 1)[1] in {MANIFEST, *bundle.manifest["sha256"]}}
+  return names, files
+
+
+def plan_files(plan: Plan, laid: Laid, wanted: dict[str, bytes]) -> None:
+  """Adds what is new, other or gone among our own files. Raises UserError where a file that would be lost is neither as it was laid nor committed."""
+  layout = plan.layout
+  head = committed_hashes(layout, [layout.folder, layout.models])
+  for name in sorted({*wanted, *laid.files}):
+    data, new = read(plain(layout, name)), wanted.get(name)
+    if data is None and new is None:
+      continue
+    plan.laid |= data is not None and name in laid.files
+    as_laid = data is None or data == new or sha(data) == laid.files.get(name) or (name in head and blob_hash(data, head[name]) == head[name])
+    if not as_laid:
+      known = "was changed since it was laid" if name in laid.files else "is there already and is not the overlay's"
+      raise UserError(f"{name} {known}, and that is not committed; commit it or take it away first, nothing was written")
+    plan.add(name, data, new, "remove" if new is None else "add" if data is None else "renew")
+
+
+# *** the whole ***
+
+def plan_overlay(layout: Layout, bundles: list[str] | None = None) -> Plan:
+  plan = Plan(layout)
+  laid = read_list(layout)
+  edited = plan_edits(plan, laid, lay=True)
+  plan.bundles, files = bundle_files(layout, laid, bundles)
+  files |= folder_files(HERE / "selfdrive/modeld/fair", layout.folder)
+  said = {"about": "What tools/op.sh overlay of openpilot-fair laid here; --uninstall goes by it.",
+          "edited": sorted(edited), "files": {n: sha(d) for n, d in sorted(files.items())}}
+  plan_files(plan, laid, files)
+  if hidden := ignored(layout, sorted(files)):
+    raise UserError(f"{hidden[0]} would be hidden by the checkout's .gitignore, and {len(hidden) - 1} more; take that rule out first")
+  name = f"{layout.folder}/{LIST}"
+  change = Change(name, read(plain(layout, name)), (json.dumps(said, indent=1) + "\n").encode(), "list")
+  if change.before != change.after:
+    plan.changes.insert(0 if change.before is None else len(plan.changes), change)  # first where nothing is laid: a kill in the middle can be undone by it
+  plan.laid |= laid.there
+  return plan
+
+
+def plan_uninstall(layout: Layout) -> Plan:
+  plan = Plan(layout)
+  laid = read_list(layout)
+  plan_edits(plan, laid, lay=False)
+  plan_files(plan, laid, {})
+  name = f"{layout.folder}/{LIST}"
+  plan.add(name, read(plain(layout, name)), None, "remove")
+  ours = {str(Path(n).parent) for n in laid.files}
+  plan.folders = [p for folder in sorted(ours) for left in LEFT_BEHIND if (p := layout.root / folder / left).is_dir() and not p.is_symlink()]
+  plan.laid |= laid.there
+  return plan
+
+
+def carry_out(plan: Plan) -> None:
+  """Writes all changes, each file atomically. On any failure, Ctrl-C included, every file is put back and the error goes on."""
+  root, done, made = plan.layout.root, [], []
+  try:
+    for c in plan.changes:
+      path = plain(plan.layout, c.name)
+      if read(path) != c.before:
+        raise UserError(f"{c.name} changed while the overlay was planned; run it again")
+      parents = [p for p in path.parents if root in p.parents and not p.exists()]
+      for p in reversed(parents):
+        p.mkdir()
+        made.append(p)
+      done.append((c, path.stat().st_mode & 0o777 if c.before is not None else 0))
+      put(path, c.after)
+  except BaseException:
+    for c, mode in reversed(done):
+      put(root / c.name, c.before, mode)
+    for p in reversed(made):
+      p.rmdir()
+    raise
+  remove_derived(plan)
+
+
+def put(path: Path, data: bytes | None, mode: int = 0) -> None:
+  if data is None:
+    path.unlink(missing_ok=True)
+  else:
+    mode = mode or (path.stat().st_mode & 0o777 if path.exists() else 0o755 if data.startswith(b"#!") else 0o644)
+    write_atomic(path, data, mode)
+
+
+def remove_derived(plan: Plan) -> None:
+  """Folders that nothing is in any more, and on --uninstall what was built from ours."""
+  for folder in plan.folders:
+    for path in sorted(folder.rglob("*"), reverse=True):
+      path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    folder.rmdir()
+  gone = {plan.layout.root / c.name for c in plan.changes if c.after is None}
+  for folder in sorted({p for path in gone for p in path.parents if plan.layout.root in p.parents}, reverse=True):
+    if folder.is_dir() and not any(folder.iterdir()):
+      os.rmdir(folder)

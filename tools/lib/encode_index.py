@@ -89,7 +89,7 @@ def exposure_times(entries: list[EncodeEntry], logged: np.ndarray) -> tuple[np.n
     period = float(np.median(np.diff(eof[good]) / np.diff(ids[good]))) if len(good) > 1 else 0.05 * SECOND
     for i in np.flatnonzero(odd):
       near = good[np.argmin(np.abs(good - i))]
-      expected = int(eof[near] + (ids[i] - ids[near]) * period)
+      expected = max(0, int(eof[near] + (ids[i] - ids[near]) * period))
       if abs(int(eof[i]) - expected) > SECOND:
         replaced += 1
         eof[i] = sof[i] = expected
@@ -100,8 +100,8 @@ def exposure_times(entries: list[EncodeEntry], logged: np.ndarray) -> tuple[np.n
 def join(entries: list[EncodeEntry], reader: FrameReader) -> list[EncodeEntry]:
   """Entries that have a picture in the video, each with its place in the file.
 
-  As many pictures as entries: one after the other. Else some are lost: then a picture's presentation time is its exposure's, as loggerd writes it; or its number
-  in the stream says which it is, and what the stream cannot say (whole groups lost) is taken from the number of entries.
+  As many pictures as entries: one after the other. Else some are lost: then a picture's presentation time is its exposure's, as loggerd writes it;
+  or its number in the stream says which it is, and what the stream cannot say (whole groups lost) is taken from the number of entries.
   """
   count = entries[-1].segment_id + 1
   numbers = np.arange(reader.frame_count) if reader.frame_count == count else by_time(entries, reader)
@@ -144,7 +144,9 @@ def by_number(count: int, reader: FrameReader) -> np.ndarray:
   return numbers
 
 
-def synthetic_index(frame_count: int, fps: float, segment_num: int = 0, start: int = 1_000_000_000, first_id: int = 0) -> list[EncodeEntry]:
-  """For a video without log: frames at its own rate from `start` ns on."""
-  step = 1e9 / fps
-  return [EncodeEntry(first_id + i, segment_num, i, start + round(i * step), start + round((i + .6) * step)) for i in range(frame_count)]
+def synthetic_index(
+  frame_count: int, fps: float, segment_num: int = 0, start: int = 1_000_000_000, first_id: int = 0, seconds: np.ndarray | None = None
+) -> list[EncodeEntry]:
+  """For a video without log: frames at the times (frames,) that it gives them, else at its own rate, from `start` ns on."""
+  times = np.arange(frame_count) / fps if seconds is None else seconds - seconds[0]
+  return [EncodeEntry(first_id + i, segment_num, i, start + round(t * 1e9), start + round((t + 0.6 / fps) * 1e9)) for i, t in enumerate(times.tolist())]

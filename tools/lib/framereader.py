@@ -1,4 +1,5 @@
-"""Video frames over PyAV: raw HEVC without a container (fcamera.hevc), qcamera.ts, mp4 and others. In order, or at random by group of pictures; memory is bounded."""
+"""Video frames over PyAV: raw HEVC without a container (fcamera.hevc), qcamera.ts, mp4 and others. In order, or at random by group of pictures, in bounded
+memory."""
 import contextlib
 import os
 from collections import OrderedDict
@@ -172,7 +173,7 @@ class FrameReader:
     return self._convert(group[i])
 
   def _decode(self, key: int, stop: int) -> Generator[tuple[int, Any], None, None]:
-    """(i, frame as libav has it) of key..stop-1 that are whole; key begins a group. Behind a lost picture none of its group is: libav makes up what is missing."""
+    """(i, frame as libav has it) of key..stop-1 that are whole; key begins a group. Behind a lost picture none of its group is: libav makes one up."""
     expected, bad_until = key, key
     ends = [k for k in self.keys if k > key]
     with contextlib.closing(self._raw_frames(key, stop) if self.raw else self._container_frames(key)) as decoded:
@@ -266,3 +267,22 @@ class FrameReader:
 
   def close(self) -> None:
     self.cache.clear()
+
+
+def picture_size(path: Path) -> tuple[int, int] | None:
+  """(width, height) of a video's frames, None where it cannot be read. Decodes its first pictures; only where they are damaged the whole file is looked at."""
+  try:
+    if check_file(path):
+      raw = path.suffix.lower() in RAW_SUFFIXES
+      with av.open(str(path), format="hevc" if raw else None, options=OPTIONS) as c:
+        frame = next(c.decode(video=0))
+      w, h = frame.width // 2 * 2, frame.height // 2 * 2
+      if w and h and not frame.is_corrupt and frame.key_frame:
+        return (h, w) if round((frame.rotation or 0) / 90) % 2 else (w, h)
+  except (av.FFmpegError, StopIteration, IndexError, ValueError, OSError, UserError):
+    pass
+  try:
+    reader = FrameReader(path)
+  except UserError:
+    return None
+  return reader.w, reader.h

@@ -90,7 +90,7 @@ class Stream:
   packets: list[tuple[int, int]]   # offset and end of each picture, in decoding order
   positions: np.ndarray            # of each packet: its picture's place in display order
   keys: list[tuple[int, int]]      # pictures at which decoding may begin: packet, place
-  numbers: np.ndarray              # of each place: which picture of the recording, the first is 0 unless its group's beginning is lost; gaps where some are lost
+  numbers: np.ndarray              # of each place: which picture of the recording, the first is 0 unless a group's beginning is lost
   gop: int                         # pictures from key to key where that is regular, else 0
   breaks: list[int]                # places before which pictures are lost, and whole groups may be
   sets: bytes                      # the parameter sets of the file's beginning, or the first there are
@@ -194,7 +194,7 @@ def as_they_come(packets: list[tuple[int, int]], kinds: list[int], counts: list[
     else:
       ahead = None if low is None else (low - last) % size
       limit = size // 2 if after is None else (after - last) % size
-      if ahead is None or ahead == 0 or ahead % step or ahead >= limit and after is not None:
+      if ahead is None or ahead == 0 or ahead % step or (ahead >= limit and after is not None):
         if limit == step and after is not None:
           continue                            # there is no room for it: part of another picture
         ahead = step

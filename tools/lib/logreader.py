@@ -7,7 +7,7 @@ import ctypes
 import itertools
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from openpilot.tools.lib.errors import UserError, warn
 from openpilot.tools.lib.guard import DAMAGE, Guard, open_event, reading_limit
 from openpilot.tools.lib.native import compile_library
 from openpilot.tools.lib.route import Route
-from openpilot.tools.lib.unpack import decompress
+from openpilot.tools.lib.unpack import decompress, head
 
 MAX_SEGMENTS = 512      # of one Cap'n Proto message; more means that this is not a log
 BATCH = 256             # events opened at once
@@ -30,11 +30,13 @@ FAR = 0xFFFF            # tag of messages whose root lies behind a far pointer: 
 DAMAGED = 0xFFFD        # tag of messages that have no root, or none that lies inside them
 EVENT_SIZES = (0x10002, 0x10003)  # words of data, pointers above: Event's root as every version writes it
 MAX_GAPS = 100          # places at which a log's chain of lengths is broken and taken up again
+LATEST = 2**62          # ns
 ODD_TIME = 600_000_000_000   # ns from its neighbours', which no message of a log is
 NOT_OURS = 0xFFFE       # tag of messages of another program in a slot of ours
 
 TAGS: dict[str, int] = {f.name: f.discriminantValue for f in log.Event.schema.node.struct.fields if f.discriminantValue != 0xFFFF}
 TAG_NAMES = {tag: name for name, tag in TAGS.items()}
+INIT_DATA = TAGS["initData"]
 
 
 @cache
@@ -153,6 +155,7 @@ class LogFile:
         event = self.event(int(i))
         self.time[i] = event.logMonoTime
         self.tag[i] = TAGS[event.which()]
+    self.tag[self.time > LATEST] = DAMAGED
     if not len(self.start) or (self.tag == DAMAGED).all():
       raise UserError(f"{self.path} is not a log: it does not begin with a Cap'n Proto event; expected an rlog or qlog, raw, .zst or .bz2")
     lost = len(self.dat) - int((self.end - self.start).sum())
@@ -160,7 +163,6 @@ class LogFile:
       tail = len(self.dat) - int(self.end[-1])
       problem = f"{lost} bytes {'at its end ' if tail == lost else ''}are no whole message"
     self.problem = problem
-    self.odd = odd_times(self.time, self.tag)
     self.notes = self._sort_out_slots()
 
   def _sort_out_slots(self) -> list[str]:
@@ -188,15 +190,26 @@ class LogFile:
 
 
 def odd_times(time: np.ndarray, tag: np.ndarray) -> np.ndarray:
-  """Numbers of messages that are ODD_TIME and more away from those around them."""
-  known = np.flatnonzero(tag != DAMAGED)
+  """Numbers of messages that are ODD_TIME and more away from those around them; initData, which has the time of the route's beginning, never is."""
+  known = np.flatnonzero((tag != DAMAGED) & (tag != INIT_DATA))
   t = time[known].astype(np.int64)
-  if int(t.max()) - int(t.min()) < ODD_TIME:
+  if not len(t) or int(t.max()) - int(t.min()) < ODD_TIME:
     return known[:0]
   around = np.lib.stride_tricks.sliding_window_view(np.pad(t, 4, mode="reflect" if len(t) > 4 else "edge"), 9)
   with np.errstate(over="ignore"):
     off = np.abs(t.astype(np.float64) - np.median(around, axis=1))
   return known[off >= ODD_TIME]
+
+
+def is_log(path: Path) -> str:
+  """"" where a log's beginning can be read, else what is wrong with the file. Looks at its first bytes only."""
+  try:
+    if (scan(head(path))[3] != DAMAGED).any():
+      return ""
+    LogFile(path)   # the first message may be longer than that
+    return ""
+  except UserError as e:
+    return str(e)
 
 
 def log_paths(source: Route | str | Path | Sequence[str | Path]) -> list[Path]:
@@ -217,7 +230,8 @@ def log_paths(source: Route | str | Path | Sequence[str | Path]) -> list[Path]:
 class LogReader:
   """Iterates log.Event readers of one or more logs as one stream in time order, one log in memory at a time (two around a boundary).
 
-  services: names in either spelling; None: all. Put `with reader.guard(event):` around what reads an event's fields: a damaged one ends the block and is counted.
+  services: names in either spelling; None: all. Put `with reader.guard(event):` around what reads an event's fields:
+  a damaged one ends the block and is counted.
   After an iteration: `unknown`, a Counter of union tags that the schema does not have, skipped; `damaged`, messages that have no root, skipped;
   `truncated`, a line per file of which a part cannot be read. All of it is said on stderr, in a line each.
   """
@@ -236,7 +250,7 @@ class LogReader:
     self.truncated: list[str] = []
     self.guard = Guard(str(self.paths[0]) + (f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else "") if self.paths else "")
 
-  def __iter__(self) -> Iterator[Any]:
+  def __iter__(self) -> Generator[Any, None, None]:
     # in batches: reading many messages behind each other costs pycapnp a fifth of opening them one by one
     order = self._order()
     try:
@@ -252,6 +266,18 @@ class LogReader:
     finally:
       self.guard.say()
 
+  def whole(self) -> Iterator[Any]:
+    """Only events of which all fields can be read: for those who keep messages, or hand them on. Slower: every field is read."""
+    events = iter(self)
+    with contextlib.closing(events):
+      for event in events:
+        good = False
+        with self.guard(event):
+          event.to_dict()
+          good = True
+        if good:
+          yield event
+
   def raw(self) -> Iterator[tuple[int, int, bytes]]:
     """(logMonoTime, union tag, bytes) without building objects. A log's initData comes first, at the time of what follows it."""
     for f, i in self._order():
@@ -266,9 +292,9 @@ class LogReader:
     if bad:
       self.damaged += bad
       warn(f"{path}: {bad} of {len(f.start)} messages are damaged and were left out")
-    if len(f.odd):
-      f.tag[f.odd] = DAMAGED
-      warn(f"{path}: {len(f.odd)} messages are {ODD_TIME // 60_000_000_000} minutes and more out of time and were left out")
+    if self.sort_by_time and len(odd := odd_times(f.time, f.tag)):
+      f.tag[odd] = DAMAGED
+      warn(f"{path}: {len(odd)} messages are {ODD_TIME // 60_000_000_000} minutes and more out of time and were left out")
     for note in f.notes:
       warn(f"{path}: {note}")
     counts = np.bincount(f.tag)
@@ -278,8 +304,8 @@ class LogReader:
     wanted[[t for t in tags if t in TAG_NAMES and (self.tags is None or t in self.tags)]] = True
     index = np.flatnonzero(wanted[f.tag])
     if self.sort_by_time:
-      if len(index) and f.tag[index[0]] == TAGS["initData"]:   # loggerd writes it first, with the time at which it was made
-        f.time[index[0]] = f.time[index].min()
+      if len(index) > 1 and f.tag[index[0]] == INIT_DATA:   # loggerd writes it first in every segment, with the time at which the route began
+        f.time[index[0]] = f.time[index[1:]].min()
       index = index[np.argsort(f.time[index], kind="stable")]
     return f, index
 

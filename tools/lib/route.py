@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.errors import UserError, warn
 
 FILES = {  # attribute -> file names, the newest spelling first
   "rlog": ("rlog.zst", "rlog.bz2", "rlog", "raw_log.bz2"),
@@ -81,18 +81,24 @@ def log_of(name: str) -> str:
   return re.sub(r"^[0-9a-f]{16}[|_]", "", name)
 
 
-def segments_in(folder: Path) -> list[Segment]:
-  """All segments in a folder, of any layout, sorted by route and number."""
+def segments_in(folder: Path, deeper: int = 1) -> list[Segment]:
+  """All segments in a folder, of any layout, sorted by route and number; where it has none, those of its folders."""
   found: dict[tuple[str, int], Segment] = {}
+  folders = []
   for p in sorted(folder.iterdir()):
     if p.is_dir() and (m := SEGMENT.match(p.name)) and (files := files_in(p)):
       found[(m["log"], int(m["n"]))] = Segment(m["log"], int(m["n"]), p, files)
-    elif p.is_dir() and p.name.isdigit() and (files := files_in(p)):
+    elif p.is_dir() and p.name.isdecimal() and (files := files_in(p)):
       log = log_of(folder.resolve().name)
       found[(log, int(p.name))] = Segment(log, int(p.name), p, files)
+    elif p.is_dir():
+      folders.append(p)
     elif p.is_file() and (m := FLAT.match(p.name)) and m["file"] in NAMES:
       key = (log_of(m["route"]), int(m["n"]))
       found.setdefault(key, Segment(*key, folder)).files.setdefault(NAMES[m["file"]], p)
+  # DIR/<route>/<n>, and comma2k19's Chunk_1/<route>/<n>
+  for p in folders if deeper and not found else []:
+    found |= {(s.route, s.num): s for s in segments_in(p, deeper - 1)}
   return [found[k] for k in sorted(found)]
 
 
@@ -115,6 +121,8 @@ class Route:
     self.segments = self._find(text, Path(data_dir) if data_dir else None)
     if not self.segments and (m := CONNECT.match(text)):   # connect's name for it; times in seconds behind it are no segments
       rest = m["rest"] if m["rest"] and RANGE.match(m["rest"][1:]) else ""
+      if m["rest"] and not rest:
+        warn(f"'{m['rest']}' behind the route's name is not used; --start and --seconds say from where to where")
       short = f"{m['log']}{rest}"
       folder = Path(data_dir) if data_dir else Path()
       if any(s.route == log_of(m["log"]) for s in segments_in(folder)) or (folder / m["dongle"] / m["log"]).is_dir():
@@ -164,11 +172,11 @@ class Route:
       return [Segment(m["log"], int(m["n"]), path.parent, {kind: path}) if m else Segment(path.stem, 0, path.parent, {kind: path}, False)]
     if path.is_dir():
       if files := files_in(path):
-        if path.name.isdigit():  # DIR/<route>/<n>
+        if path.name.isdecimal():  # DIR/<route>/<n>
           return [Segment(log_of(path.resolve().parent.name), int(path.name), path, files)]
         m = SEGMENT.match(path.name)
         return [Segment(m["log"], int(m["n"]), path, files) if m else Segment(path.name, 0, path, files, False)]
-      all_there = segments_in(path)
+      all_there = segments_in(path, 2)
       routes = sorted({s.route for s in all_there})
       if len(routes) > 1:
         raise UserError(f"{path} holds {len(routes)} routes; name one: {', '.join(routes[:6])}{' ...' if len(routes) > 6 else ''}, as {path}/{routes[0]}")

@@ -52,6 +52,21 @@ def decompress(path: Path) -> tuple[bytes, str]:
   return out[0] if len(out) == 1 else b"".join(out), problem
 
 
+def head(path: Path, size: int = 1 << 16) -> bytes:
+  """About so many of a log's first bytes, for a look. Raises UserError where there are none."""
+  if not check_file(path):
+    raise UserError(f"{path} is empty")
+  with open(path, "rb") as f:
+    dat = f.read(size)
+  if dat[:4] == ZSTD_MAGIC or is_skippable(dat):
+    parts = gather(unzstd(dat, CAREFUL), SMALL_BYTES)[0]
+    return b"".join(parts or [])
+  if dat[:3] == BZ2_MAGIC:
+    with open(path, "rb") as f:
+      return b"".join(gather(unbz2(f.read(1 << 20), STEP), STEP)[0] or [])   # a block of bz2 has up to 900 kB
+  return dat
+
+
 def gather(parts: Iterator[bytes], limit: int) -> tuple[list[bytes] | None, str]:
   """-> parts, None where they pass `limit` bytes; and what stopped them."""
   out: list[bytes] = []

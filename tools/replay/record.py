@@ -12,6 +12,7 @@ from pathlib import Path
 from openpilot.cereal import messaging
 from openpilot.cereal.services import SERVICE_LIST
 from openpilot.tools.lib.errors import cli
+from openpilot.tools.lib.guard import Guard, open_event
 from openpilot.tools.lib.logreader import TAG_NAMES, LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.replay.replay import with_time
@@ -50,10 +51,13 @@ def on_route_clock(live: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
   message and the end of its frame's exposure is taken as the offset of the two clocks plus the fastest latency;
   what a message took longer than that stays in its time.
   """
-  stamped = []
+  stamped: list[tuple[int, int, bool, bytes]] = []
+  guard = Guard("the live messages")
   for dat in live:
-    event = messaging.log_from_bytes(dat)
-    stamped.append((event.logMonoTime, getattr(event, event.which()).timestampEof, event.which() != "fairState", dat))
+    event = open_event(dat)
+    with guard(event):
+      stamped.append((event.logMonoTime, getattr(event, event.which()).timestampEof, event.which() != "fairState", dat))
+  guard.say()
   offsets = [t - eof for t, eof, about_frame, _ in stamped if about_frame and eof]
   if not offsets:
     return

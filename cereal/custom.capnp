@@ -2,8 +2,8 @@
 
 # Messages of openpilot-fair, in the custom slots that openpilot and its known forks leave free: Event @140..@145.
 # Struct ids are openpilot's own, so that this file can be laid over a checkout's. Pixels are of the model view
-# (512x256), (x, y), integers at pixel centres; road quantities are in the calibrated frame: x forward, y right, z down, metres.
-# A map of width w covers the whole view: map pixel i is centred on view pixel (i + 0.5) * 512 / w - 0.5, and likewise for y.
+# (512x256), (x, y), integers at pixel centers; road quantities are in the calibrated frame: x forward, y right, z down, meters.
+# A map of width w covers the whole view: map pixel i is centered on view pixel (i + 0.5) * 512 / w - 0.5, and likewise for y.
 
 struct FairState @0xb057204d7deadf3f {
   frameId @0 :UInt32;              # newest camera frame that was processed
@@ -60,9 +60,9 @@ struct FairDepth @0xbd443b539493bc68 {
   width @3 :UInt16;
   height @4 :UInt16;
   data @5 :Data;                   # height x width little-endian float16, row-major, z along the view's optical axis; NaN outside the camera image
-  metric @6 :Bool;                 # true: metres; false: relative, up to one scale
+  metric @6 :Bool;                 # true: meters; false: relative, up to one scale
   modelExecutionTime @7 :Float32;  # seconds
-  scale @8 :Float32;               # factor in data that made metres of what the student gave: 1 where it gives metres itself, 0 while unknown
+  scale @8 :Float32;               # factor in data that made meters of what the student gave: 1 where it gives meters itself, 0 while unknown
   scaleStd @9 :Float32;            # its standard deviation, as a share of it
 }
 
@@ -87,7 +87,7 @@ struct FairObjects @0xfc6241ed8877b611 {
     visibility @9 :Float32;        # 0..1
     position @10 :List(Float32);   # x, y, z on the road, empty if unknown
     positionStd @11 :List(Float32);
-    depth @12 :Float32;            # metres, of a metric depth map in the middle of the box; 0 where there is none
+    depth @12 :Float32;            # meters, of a metric depth map in the middle of the box; 0 where there is none
   }
 }
 
@@ -122,7 +122,7 @@ struct FairLanes @0xc86a3d38d13eb3ef {
     roadY @7 :List(Float32);
     roadZ @8 :List(Float32);
     fit @9 :List(Float32);         # y = sum fit[i] x^i on the road
-    depth @10 :List(Float32);      # metres, of a metric depth map at each point, NaN where it has none; empty without such a map
+    depth @10 :List(Float32);      # meters, of a metric depth map at each point, NaN where it has none; empty without such a map
   }
 }
 

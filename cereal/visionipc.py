@@ -2,14 +2,19 @@
 messaging endpoint, as openpilot's does. Memory is anonymous: a killed server leaves nothing behind.
 """
 import contextlib
+import errno
+import fcntl
 import json
 import mmap
 import os
+import selectors
 import socket
 import struct
+import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +23,12 @@ from openpilot.cereal.messaging import PubSocket, SubSocket, endpoint_path
 
 ANNOUNCE = struct.Struct("<QIIQQB")   # server id, buffer index, frame id, start and end of frame in ns, valid
 MAX_BUFFERS = 253                     # what one message of a unix socket may carry
+MAX_SIDE, MAX_SIZE, MAX_MEMORY = 16384, 1 << 28, 1 << 31   # pixels; bytes of a buffer, and of all that a server hands out
+PEERS, PATIENCE = 64, 1.              # connections at once; s in which one has to say what it wants
+REPLY = 4096                          # bytes of an answer
+ASK_AGAIN = .1                        # s between two looks for a new server: announcements of no server that is here cost no more
+# linux/fcntl.h. A buffer that could shrink under its reader would end it by SIGBUS
+F_ADD_SEALS, F_GET_SEALS, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW = 1033, 1034, 1, 2, 4
 
 
 class VisionStreamType:
@@ -62,12 +73,37 @@ class VisionBuf:
 
 def _memory(size: int) -> int:
   if hasattr(os, "memfd_create"):
-    fd = os.memfd_create("visionbuf")
+    fd = os.memfd_create("visionbuf", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
   else:   # macOS
     fd, path = tempfile.mkstemp()
     os.unlink(path)
-  os.ftruncate(fd, size)
+    os.ftruncate(fd, size)
   return fd
+
+
+def check_info(info: Any, fds: list[int]) -> dict[str, int]:
+  """What a server says of its buffers, as far as it can be believed. Raises ValueError: sizes that cannot be, files that are smaller or may shrink."""
+  wanted = ("server", "width", "height", "stride", "uv_offset", "size")
+  if not isinstance(info, dict) or any(type(info.get(k)) is not int for k in wanted):
+    raise ValueError(f"a server's info lacks one of {', '.join(wanted)}")
+  width, height, stride, uv_offset, size = (info[k] for k in wanted[1:])
+  if not (2 <= width <= stride <= 4 * MAX_SIDE and 2 <= height <= MAX_SIDE and width <= MAX_SIDE and uv_offset >= stride * height):
+    raise ValueError(f"a server's frames of {width}x{height} with stride {stride} cannot be")
+  if not uv_offset + stride * (height // 2) <= size <= MAX_SIZE or size * len(fds) > MAX_MEMORY:
+    raise ValueError(f"a server's {len(fds)} buffers of {size} bytes do not hold its frames, or are too large")
+  for fd in fds:
+    if os.fstat(fd).st_size < size:
+      raise ValueError("a server's buffer is shorter than it says")
+    if sys.platform == "linux" and not fcntl.fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK:   # OSError: no memory file at all
+      raise ValueError("a server's buffer may shrink while it is read")
+  return info
+
+
+def close_all(fds: list[int]) -> None:
+  for fd in fds:
+    os.close(fd)
 
 
 class VisionIpcServer:
@@ -106,24 +142,52 @@ class VisionIpcServer:
     self.thread.start()
 
   def _listen(self, listener: socket.socket) -> None:
-    while True:
-      try:
-        conn, _ = listener.accept()
-      except OSError:   # closed
-        return
-      with conn, contextlib.suppress(OSError, ValueError):
-        conn.settimeout(1.)
-        request = conn.recv(64).decode()
-        if request == "streams":
-          conn.sendall(json.dumps(sorted(self.buffers)).encode())
-          continue
-        bufs = self.buffers.get(int(request))
-        if bufs is None:
-          conn.sendall(b"{}")
-          continue
-        b = bufs[0]
-        info = {"server": self.id, "width": b.width, "height": b.height, "stride": b.stride, "uv_offset": b.uv_offset, "size": len(b.map)}
-        socket.send_fds(conn, [json.dumps(info).encode()], [x.fd for x in bufs])
+    """Answers who asks, until the listener is closed. One that says nothing holds up nobody."""
+    until: dict[socket.socket, float] = {}   # connections that have not said yet what they want
+
+    def drop(conn: socket.socket) -> None:
+      del until[conn]
+      waiting.unregister(conn)
+      conn.close()
+
+    with selectors.DefaultSelector() as waiting:
+      waiting.register(listener, selectors.EVENT_READ)
+      while listener.fileno() >= 0:
+        for key, _ in waiting.select(.1):
+          if key.fileobj is not listener:
+            conn = key.fileobj
+            assert isinstance(conn, socket.socket)
+            with contextlib.suppress(OSError, ValueError):   # ValueError: it says what is no number
+              self._answer(conn)
+            drop(conn)
+            continue
+          try:
+            conn, _ = listener.accept()
+          except OSError as e:
+            if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED, errno.EAGAIN):
+              time.sleep(.05)
+              continue
+            return   # closed
+          conn.setblocking(False)
+          until[conn] = time.monotonic() + PATIENCE
+          waiting.register(conn, selectors.EVENT_READ)
+          if len(until) > PEERS:
+            drop(min(until, key=lambda c: until[c]))
+        for conn in [c for c, end in until.items() if end < time.monotonic()]:
+          drop(conn)
+
+  def _answer(self, conn: socket.socket) -> None:
+    request = conn.recv(64).decode()
+    if request == "streams":
+      conn.sendall(json.dumps(sorted(self.buffers)).encode())
+      return
+    bufs = self.buffers.get(int(request))
+    if bufs is None:
+      conn.sendall(b"{}")
+      return
+    b = bufs[0]
+    info = {"server": self.id, "width": b.width, "height": b.height, "stride": b.stride, "uv_offset": b.uv_offset, "size": len(b.map)}
+    socket.send_fds(conn, [json.dumps(info).encode()], [x.fd for x in bufs])
 
   def get_buffer(self, stream: int) -> VisionBuf:
     """The buffer to fill next; hand it over with send_buffer()."""
@@ -152,9 +216,20 @@ class VisionIpcServer:
     for pub in self.pub.values():
       pub.close()
     for bufs in self.buffers.values():
-      for b in bufs:
-        os.close(b.fd)
+      close_all([b.fd for b in bufs])
     self.buffers, self.pub = {}, {}
+
+
+@contextlib.contextmanager
+def _no_server() -> Iterator[None]:
+  """Where no server answers, or what answers is none, all goes on; that this process may open no more files is raised: it would wait for ever."""
+  try:
+    yield
+  except OSError as e:
+    if e.errno in (errno.EMFILE, errno.ENFILE):
+      raise
+  except ValueError:
+    pass
 
 
 class VisionIpcClient:
@@ -164,6 +239,7 @@ class VisionIpcClient:
     self.name, self.stream, self.conflate = name, stream, conflate
     self.sub: SubSocket | None = None
     self.server = 0
+    self.ask_after = 0.   # monotonic s
     self.buffers: list[VisionBuf] = []
     self.frame_id = self.timestamp_sof = self.timestamp_eof = 0
     self.valid = False
@@ -171,28 +247,39 @@ class VisionIpcClient:
 
   @staticmethod
   def _ask(name: str, request: str, max_fds: int = 0) -> tuple[Any, list[int]]:
+    """What the server answers, and descriptors, which are the caller's to close. Raises OSError without a server, ValueError where it talks nonsense."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
       s.settimeout(1.)
       s.connect(endpoint_path(f"visionipc_{name}"))
       s.sendall(request.encode())
+      fds: list[int] = []
       if max_fds:
-        dat, fds, _, _ = socket.recv_fds(s, 4096, max_fds)
+        dat, fds, flags, _ = socket.recv_fds(s, REPLY, max_fds)
+        if flags & socket.MSG_CTRUNC:  # some of them did not fit into this process
+          close_all(fds)
+          raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
       else:
-        dat, fds = s.recv(4096), []
-      return json.loads(dat), list(fds)
+        dat = s.recv(REPLY)
+      try:
+        return json.loads(dat), list(fds)
+      except (ValueError, RecursionError):
+        close_all(fds)
+        raise ValueError(f"the server of {name} answers what is no JSON") from None
 
   @staticmethod
   def available_streams(name: str, block: bool = True) -> set[int]:
     while True:
-      with contextlib.suppress(OSError, ValueError):
-        return set(VisionIpcClient._ask(name, "streams")[0])
+      with _no_server():
+        found = VisionIpcClient._ask(name, "streams")[0]
+        if isinstance(found, list):
+          return {x for x in found if type(x) is int}
       if not block:
         return set()
       time.sleep(0.05)
 
   def connect(self, blocking: bool = True) -> bool:
     while True:
-      with contextlib.suppress(OSError, ValueError):
+      with _no_server():
         info, fds = self._ask(self.name, str(self.stream), MAX_BUFFERS)
         if fds:
           self._take(info, fds)
@@ -201,17 +288,22 @@ class VisionIpcClient:
         return False
       time.sleep(0.05)
 
-  def _take(self, info: dict[str, int], fds: list[int]) -> None:
+  def _take(self, info: Any, fds: list[int]) -> None:
+    """Raises ValueError or OSError where the server cannot be believed; then the descriptors are closed and nothing has changed."""
+    try:
+      info = check_info(info, fds)
+      buffers = [VisionBuf(fd, i, info["size"], info["width"], info["height"], info["stride"], info["uv_offset"]) for i, fd in enumerate(fds)]
+    except (OSError, ValueError):
+      close_all(fds)
+      raise
     self._release()
-    self.server = info["server"]
+    self.server, self.buffers = info["server"], buffers
     self.width, self.height, self.stride, self.uv_offset, self.buffer_len = (info[k] for k in ("width", "height", "stride", "uv_offset", "size"))
-    self.buffers = [VisionBuf(fd, i, info["size"], self.width, self.height, self.stride, self.uv_offset) for i, fd in enumerate(fds)]
     if self.sub is None:   # kept over a server's restart: it finds the new socket by itself
       self.sub = SubSocket(f"visionipc_{self.name}_{self.stream}", conflate=self.conflate)
 
   def _release(self) -> None:
-    for b in self.buffers:
-      os.close(b.fd)   # the mapping goes with the last array over it
+    close_all([b.fd for b in self.buffers])   # the mapping goes with the last array over it
     self.buffers, self.server = [], 0
 
   def is_connected(self) -> bool:
@@ -228,18 +320,22 @@ class VisionIpcClient:
     self.sub.setTimeout(timeout_ms)
     dat = self.sub.receive()
     if dat is None:
-      with contextlib.suppress(OSError, ValueError):
+      with _no_server():
         self._ask(self.name, "streams")
         return None          # the server lives, it only sent nothing
       self._release()
       return None
-    server, idx, self.frame_id, self.timestamp_sof, self.timestamp_eof, valid = ANNOUNCE.unpack(dat)
+    if len(dat) != ANNOUNCE.size:
+      return None
+    server, idx, frame_id, sof, eof, valid = ANNOUNCE.unpack(dat)
     if server != self.server:   # a new server: its buffers must be fetched first
-      self._release()
-      self.connect(blocking=False)
-      if server != self.server:
+      if time.monotonic() < self.ask_after:
         return None
-    self.valid = bool(valid)
+      self.ask_after = time.monotonic() + ASK_AGAIN
+      self.connect(blocking=False)
+    if server != self.server or idx >= len(self.buffers):   # of no server that is here
+      return None
+    self.frame_id, self.timestamp_sof, self.timestamp_eof, self.valid = frame_id, sof, eof, bool(valid)
     buf = self.buffers[idx]
     buf.frame_id = self.frame_id
     return buf

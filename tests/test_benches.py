@@ -12,7 +12,7 @@ NEEDED = {"bench_dora": "peft"}
 
 
 def start(cwd, *words) -> subprocess.CompletedProcess:
-  env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+  env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
   return subprocess.run([sys.executable, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
 

@@ -8,10 +8,10 @@ import argparse
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 START_TIMEOUT = 30.0  # s that fairmodeld may take from deviceState's `started` to its first fairState
@@ -46,6 +46,8 @@ def wait_for_fairmodeld(manager: subprocess.Popen) -> None:
 def run(args: argparse.Namespace) -> None:
   from openpilot.common.params import Params
   from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, find_bundle, load_bundle
+  from openpilot.selfdrive.manager.process import die_with_parent
+  from openpilot.tools.lib import python
   from openpilot.tools.lib.errors import UserError
   from openpilot.tools.replay.record import Recorder, merge
   from openpilot.tools.lib.encode_index import VIDEOS
@@ -66,7 +68,8 @@ def run(args: argparse.Namespace) -> None:
   params = Params()
   params.put_bool("FairEnabled", True)
   params.put("FairBundle", bundle.path.name)
-  manager = subprocess.Popen([sys.executable, "-m", "openpilot.selfdrive.manager.manager"])
+  # however this process ends, its manager ends, too
+  manager = subprocess.Popen(python.command("-m", "openpilot.selfdrive.manager.manager"), env=python.environment(), preexec_fn=die_with_parent)
   try:
     wait_for_fairmodeld(manager)
     recorder = Recorder()
@@ -114,10 +117,17 @@ def table(r: dict, bundle: str, late: int) -> None:
   print()
 
 
+def end(number: int, _: object) -> NoReturn:
+  """Of a signal: what is to be stopped and removed is, as after Ctrl-C."""
+  raise SystemExit(128 + number)
+
+
 def main() -> None:
   from openpilot.tools.lib.errors import above_zero
 
   signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background; the processes below are stopped by it
+  for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, end)
   p = argparse.ArgumentParser(prog="demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   p.add_argument("--out", type=Path, default=ROOT / "out" / "demo")
   p.add_argument("--route", help="replay this route in place of a simulated one")

@@ -4,16 +4,23 @@ set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${FAIR_VENV:-$ROOT/.venv}"
+case "$VENV" in /*) ;; *) VENV="$PWD/$VENV" ;; esac
 [ -t 2 ] || export TQDM_MININTERVAL="${TQDM_MININTERVAL:-10}"  # logs want few lines of a progress bar
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONSAFEPATH=1         # a file numpy.py in the folder that one works in is no numpy: of this Python and of all that it starts
+export ORT_DISABLE_TELEMETRY=1  # ONNX Runtime sends facts of the machine home unless told not to
 
 die() { echo "error: $*" >&2; exit 2; }
+
+case "$(uname -s)" in
+  MINGW*|MSYS*|CYGWIN*) die "Windows itself is not supported; run this inside WSL ('wsl --install' in PowerShell gives it), where it is Linux" ;;
+esac
 
 find_python() {
   local p
   for p in "${FAIR_PYTHON:-}" python3.11 python3.12 python3.13 python3 python; do
     [ -n "$p" ] || continue
-    if "$p" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then command -v "$p"; return; fi
+    if "$p" -I -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then command -v "$p"; return; fi
   done
   die "no Python 3.11, 3.12 or 3.13 with venv on the path; install one, or name it in FAIR_PYTHON"
 }
@@ -28,26 +35,79 @@ covers() {
   done
 }
 
-# setup EXTRAS: the virtual environment with what `pyproject.toml` lists under these extras. Nothing is done where that is there already.
-setup() {
-  local extras="$1" sum stamp have
-  sum="$(cksum < "$ROOT/pyproject.toml" | cut -d' ' -f1)"
-  for stamp in "$VENV"/.installed-*-"$sum"; do
+# installed EXTRAS: whether the virtual environment has what `pyproject.toml` lists under these extras, and its Python runs.
+installed() {
+  local stamp have
+  SUM="$(cksum < "$ROOT/pyproject.toml" | cut -d' ' -f1)"
+  if [ -e "$VENV/.installing" ] || [ -e "$VENV/.making" ] || [ ! -x "$VENV/bin/python" ]; then return 1; fi
+  for stamp in "$VENV"/.installed-*-"$SUM"; do
     have="${stamp##*/.installed-}"
-    if [ -e "$stamp" ] && covers "${have%-*}" "$extras"; then return; fi
+    if [ -e "$stamp" ] && covers "${have%-*}" "$1"; then return 0; fi
   done
-  if [ ! -x "$VENV/bin/python" ]; then
-    local python; python="$(find_python)"
-    echo "making the virtual environment $VENV"
-    "$python" -m venv "$VENV" || die "could not make $VENV; on Debian and Ubuntu: apt-get install python3-venv"
-  fi
-  echo "installing: runtime${extras:+, ${extras//,/, }} (once; FAIR_PIP_ARGS is passed on to pip)"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check ${FAIR_PIP_ARGS:-} -e "$ROOT${extras:+[$extras]}" \
-    || die "pip could not install the packages; is a package index reachable? Run the command again to go on"
-  touch "$VENV/.installed-$extras-$sum"
+  return 1
 }
 
-py() { exec "$VENV/bin/python" -m "$@"; }
+# one_at_a_time: holds $VENV.lock, by file descriptor 9, until this shell and all that it started have ended, however they end.
+one_at_a_time() {
+  mkdir -p "$(dirname "$VENV")" && : 2>/dev/null >> "$VENV.lock" || die "cannot write beside $VENV; name another folder in FAIR_VENV"
+  exec 9>> "$VENV.lock"
+  "$1" -I -c '
+import fcntl, sys
+try:
+  fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+  print(f"another op.sh sets up {sys.argv[1]}; waiting for it", file=sys.stderr, flush=True)
+  fcntl.flock(9, fcntl.LOCK_EX)
+except OSError as e:
+  print(f"warning: {sys.argv[1]}.lock cannot be locked here ({e.strerror}); do not run two set-ups at once", file=sys.stderr)
+' "$VENV" || exit 130
+}
+
+# make_venv PYTHON: a virtual environment with pip; what an interrupted set-up left of one is removed. Nothing that is not ours is.
+make_venv() {
+  if [ -e "$VENV/.making" ] || { [ -e "$VENV/pyvenv.cfg" ] && ! "$VENV/bin/python" -I -c '' 2>/dev/null; }; then
+    echo "the virtual environment $VENV is incomplete; making it anew"
+    rm -rf "$VENV"
+  fi
+  if [ ! -x "$VENV/bin/python" ]; then
+    if [ -d "$VENV" ] && [ -n "$(ls -A "$VENV")" ] && [ ! -d "$VENV/bin" ]; then die "$VENV is there and is no virtual environment; name another folder in FAIR_VENV"; fi
+    echo "making the virtual environment $VENV"
+    # written before and removed after: one that is there tells of a set-up that was killed
+    if ! { mkdir -p "$VENV/.making" && "$1" -I -m venv "$VENV" && rmdir "$VENV/.making"; }; then
+      rm -rf "$VENV"
+      die "could not make $VENV; is the disk full? On Debian and Ubuntu: apt-get install python3-venv"
+    fi
+  elif ! "$VENV/bin/python" -I -m pip --version > /dev/null 2>&1; then
+    echo "the virtual environment $VENV has no pip; bringing it"
+    "$VENV/bin/python" -I -m ensurepip --upgrade > /dev/null || die "$VENV has no pip, and ensurepip fails; remove that folder and run the command again"
+  fi
+}
+
+mend() { "$VENV/bin/python" -I "$ROOT/tools/lib/half_installed.py"; }
+
+# setup EXTRAS: the virtual environment with what `pyproject.toml` lists under these extras. Nothing is done where that is there already. Whatever ends it
+# half-way, killed or with a full disk, the next command goes on from there; of several at once, one works and the others wait.
+setup() {
+  local extras="$1" python
+  if installed "$extras"; then return; fi
+  python="$(find_python)"
+  one_at_a_time "$python"
+  if ! installed "$extras"; then
+    make_venv "$python"
+    if [ -e "$VENV/.installing" ]; then mend; fi
+    echo "installing: runtime${extras:+, ${extras//,/, }} (once; FAIR_PIP_ARGS is passed on to pip)"
+    mkdir -p "$VENV/.installing" || die "cannot write to $VENV; is the disk full?"
+    if ! "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check ${FAIR_PIP_ARGS:-} -e "$ROOT${extras:+[$extras]}"; then
+      mend && rmdir "$VENV/.installing"  # what was there before still works
+      die "pip could not install the packages; is a package index reachable, and room on the disk? Run the command again to go on"
+    fi
+    { : > "$VENV/.installed-$extras-$SUM"; } 2>/dev/null || die "cannot write to $VENV; is the disk full?"
+    rmdir "$VENV/.installing"
+  fi
+  exec 9>&-
+}
+
+py() { exec "$VENV/bin/python" -P -m "$@"; }
 
 lint() {
   setup tools,train,test
@@ -129,7 +189,11 @@ case "$cmd" in
   evaluate) setup tools,train; py openpilot.tools.fair.evaluation.evaluate "$@" ;;
   export) setup tools,train; py openpilot.tools.fair.optimize.export "$@" ;;
   compile) setup tools,compile; py openpilot.tools.fair.compile.report "$@" ;;
-  python) setup tools,train; exec "$VENV/bin/python" "$@" ;;
+  python)
+    setup tools,train
+    # a script finds its neighbours; what is typed, -m and -c find nothing of the folder that one works in
+    case "${1:-}" in -*|"") ;; *) unset PYTHONSAFEPATH ;; esac
+    exec "$VENV/bin/python" "$@" ;;
   setup) setup tools; echo "ready: $VENV" ;;
   help|-h|--help) usage ;;
   *) usage >&2; die "unknown command '$cmd'" ;;

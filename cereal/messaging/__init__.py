@@ -3,9 +3,11 @@
 Both spellings of the services renamed in August 2026 meet at one endpoint. Inside an openpilot checkout its own messaging (msgq) takes this one's place.
 """
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import stat
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -43,15 +45,29 @@ def context() -> zmq.Context:
 
 
 def endpoint_path(endpoint: str) -> str:
-  """The socket file of an endpoint: <tmp>/openpilot-<uid>/<prefix>/<endpoint>, the folder made if need be."""
+  """The socket file of an endpoint: <tmp>/openpilot-<uid>/<prefix>/<endpoint>, the folder made if need be. Raises OSError where its path is too long."""
   prefix = os.environ.get("OPENPILOT_PREFIX", "") or "default"
   # not tempfile.gettempdir(): with a full disk that is another folder, where nobody listens
   own = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"openpilot-{os.getuid()}")
   folder = os.path.join(own, prefix)
   if len(folder) + 1 + len(endpoint) > MAX_IPC_PATH:
     folder = os.path.join(own, hashlib.sha256(prefix.encode()).hexdigest()[:16])
-  os.makedirs(folder, mode=0o700, exist_ok=True)
+  if len(folder) + 1 + len(endpoint) > MAX_IPC_PATH:
+    raise OSError(errno.ENAMETOOLONG, f"the folder of TMPDIR has too long a path for sockets ({len(own)} letters); set a shorter one, as TMPDIR=/tmp")
+  private_folder(own)
+  private_folder(folder)
   return os.path.join(folder, endpoint)
+
+
+def private_folder(path: str) -> None:
+  """Makes the folder for this user alone; who can write there can forge messages. Raises PermissionError where it is somebody else's, or a link."""
+  with contextlib.suppress(FileExistsError):
+    os.mkdir(path, 0o700)
+  about = os.lstat(path)
+  if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+    raise PermissionError(f"{path} is not a folder of user {os.getuid()}, so others could send messages through it; remove it, or set TMPDIR to another folder")
+  if about.st_mode & 0o077:   # made by an older version
+    os.chmod(path, 0o700)
 
 
 class PubSocket:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -77,9 +78,15 @@ class UnknownKeyName(Exception):
 
 class Params:
   def __init__(self, d: str | None = None):
-    root = Path(d or os.environ.get("PARAMS_ROOT") or Path.home() / ".comma" / "params")
-    self.path = root / (os.environ.get("OPENPILOT_PREFIX") or "d")
-    self.path.mkdir(parents=True, exist_ok=True)
+    """Raises OSError where the folder cannot be made."""
+    try:
+      root = Path(d or os.environ.get("PARAMS_ROOT") or Path.home() / ".comma" / "params")
+      self.path = root / (os.environ.get("OPENPILOT_PREFIX") or "d")
+      self.path.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as e:  # Path.home() has no OSError for a user without a home folder
+      why = e.strerror if isinstance(e, OSError) else str(e)
+      raise OSError(getattr(e, "errno", None) or errno.ENOENT, f"no folder for the params ({why}); set HOME or PARAMS_ROOT to one that can be written",
+                    getattr(e, "filename", None)) from None
     self.lock_path = root / f".lock-{self.path.name}"
 
   def check_key(self, key: str | bytes) -> str:

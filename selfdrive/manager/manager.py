@@ -63,6 +63,9 @@ def main() -> int:
   except messaging.MultiplePublishersError as e:
     print(f"error: a manager runs already: {e}", file=sys.stderr)
     return 2
+  except OSError as e:  # no folder for params or sockets, a full or read-only disk
+    print(f"error: {e}", file=sys.stderr)
+    return 2
   return 0
 
 

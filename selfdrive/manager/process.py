@@ -1,11 +1,13 @@
 """Processes that the manager starts and stops. Nothing here outlives the manager: children ask the kernel to be killed when it dies."""
 import contextlib
 import ctypes
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from openpilot.common.params import Params
@@ -15,9 +17,10 @@ BACKOFF, MAX_BACKOFF = .5, 10.   # s before a crashed process is started again; 
 STABLE = 10.                     # s of life after which a crash counts as the first
 STOP_TIMEOUT = 3.                # s between SIGINT and SIGKILL
 PR_SET_PDEATHSIG = 1
+ROOT = str(Path(__file__).resolve().parents[2])
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
   if sys.platform == "linux":
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -29,6 +32,10 @@ class ManagerProcess:
     self.started_at = self.start_after = 0.
     self.backoff, self.crashes = BACKOFF, 0
     self.exitcode: int | None = None
+
+  def environment(self) -> dict[str, str] | None:
+    """None: the manager's own."""
+    return None
 
   @property
   def alive(self) -> bool:
@@ -42,7 +49,7 @@ class ManagerProcess:
       return
     print(f"manager: starting {self.name}", flush=True)
     self.started_at = time.monotonic()
-    self.proc = subprocess.Popen(self.cmdline, cwd=self.cwd, preexec_fn=_die_with_parent)
+    self.proc = subprocess.Popen(self.cmdline, cwd=self.cwd, env=self.environment(), preexec_fn=die_with_parent)
 
   def _crashed(self) -> None:
     assert self.proc is not None
@@ -84,8 +91,13 @@ class PythonProcess(ManagerProcess):
   """openpilot's: a module with a main()."""
 
   def __init__(self, name: str, module: str, should_run: ShouldRun, enabled: bool = True, sigkill: bool = False):
-    super().__init__(name, [sys.executable, "-m", module], should_run, enabled, sigkill)
+    # -P: the folder that one works in is no place for modules
+    super().__init__(name, [sys.executable, "-P", "-m", module], should_run, enabled, sigkill)
     self.module = module
+
+  def environment(self) -> dict[str, str]:
+    path = dict.fromkeys(filter(None, (ROOT, *os.environ.get("PYTHONPATH", "").split(os.pathsep))))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
 class NativeProcess(ManagerProcess):

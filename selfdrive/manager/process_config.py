@@ -45,6 +45,7 @@ def not_(fn: ShouldRun) -> ShouldRun:
 
 procs: list[ManagerProcess] = [
   PythonProcess("fairmodeld", "openpilot.selfdrive.modeld.fair.fairmodeld", and_(only_onroad, fair)),
+  PythonProcess("fairoffroad", "openpilot.selfdrive.modeld.fair.offroad", and_(only_offroad, fair)),
 ]
 
 managed_processes = {p.name: p for p in procs}

@@ -26,7 +26,7 @@ from openpilot.cereal import messaging
 from openpilot.cereal.visionipc import nv12_info
 from openpilot.common.transformations.model import get_warp_matrix
 from openpilot.selfdrive.modeld.fair.bundle import DEFAULT, MODELS_DIR, BundleError, load_bundle
-from openpilot.selfdrive.modeld.fair.worker import memory_mb
+from openpilot.selfdrive.modeld.fair.machine import memory_mb
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.publish import PUBLISH
 from openpilot.tools.lib.errors import cli

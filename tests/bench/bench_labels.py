@@ -25,8 +25,8 @@ if not __package__:  # run as a file
 import cv2
 import numpy as np
 import onnx
-import onnxruntime as ort
 
+from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.label import FrameTeacher, find_views, run_teacher
 from openpilot.tools.fair.labels.store import LabelStore

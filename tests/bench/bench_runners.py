@@ -4,7 +4,7 @@ time from its start to its first message.
 
 python tests/bench/bench_runners.py [BUNDLE] [--runners onnx tinygrad-cpu] [--frames 100] [--video qcamera.ts] [--start]
 
-A runner is measured in a process of its own, on one core, with artefacts in BUNDLE/compiled (selfdrive/modeld/fair/compile.py); without one it is left out
+A runner is measured in a process of its own, on one core, with artefacts of this machine (selfdrive/modeld/fair/compile.py); without one it is left out
 with the reason.
 """
 import argparse
@@ -26,7 +26,7 @@ from openpilot.cereal.visionipc import VisionIpcServer, VisionStreamType, nv12_i
 from openpilot.selfdrive.modeld.fair.artefact import ArtefactError
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.compile import differences, sample_inputs
-from openpilot.selfdrive.modeld.fair.worker import memory_mb
+from openpilot.selfdrive.modeld.fair.machine import memory_mb
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
 from openpilot.selfdrive.modeld.fair.runners import RUNNERS, make_runner
 from openpilot.tools.lib.errors import UserError, cli

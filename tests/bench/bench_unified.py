@@ -12,9 +12,9 @@ if not __package__:  # run as a file
   import from_root  # noqa: F401
 
 import numpy as np
-import onnxruntime as ort
 import torch
 
+from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.fair.students.onnx_export import export_onnx
 from openpilot.tools.fair.students.student import TASKS, build
 from openpilot.tools.fair.students.students import macs

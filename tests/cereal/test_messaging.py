@@ -144,3 +144,11 @@ def test_very_long_prefix(prefix, monkeypatch):
   until(lambda: pm.send("fairState", messaging.new_message("fairState")) or messaging.recv_one(sock), "message")
   pm.close()
   sock.close()
+
+
+def test_a_message_may_take_a_third_of_its_queue(prefix):
+  sock = messaging.PubSocket("some", 300)
+  sock.send(bytes(100))
+  with pytest.raises(messaging.MessageTooLargeError, match="101 bytes, at most 100 fit"):
+    sock.send(bytes(101))
+  sock.close()

@@ -111,3 +111,14 @@ def test_no_descriptor_is_lost(server):
     once()
   time.sleep(.3)
   assert count() <= before + 2
+
+
+def test_send_copies_both_planes_to_their_last_line(server):
+  """330 lines of luma and 165 of chroma: 526x330 has a stride of 640 and 352 lines of room before the chroma plane."""
+  client = VisionIpcClient("camerad", ROAD, True)
+  assert client.connect()
+  data = np.random.default_rng(0).integers(0, 256, nv12_info(526, 330)[3], np.uint8)
+  buf = until(lambda: server.send(ROAD, data, 1) or client.recv(20), "frame")
+  end = 640 * 352 + 640 * 165
+  assert (buf.data[:end] == data[:end]).all()
+  client.close()

@@ -32,6 +32,9 @@ SERVICES = """#!/usr/bin/env python3
 
 _services: dict[str, tuple] = {
   # service: (should_log, frequency, qlog decimation (optional))
+  "gyroscope": (True, 104., 104),
+  "accelerometer": (True, 104., 104),
+  "temperatureSensor": (True, 2., 200),
   "%s": (True, 20., 20),
   "%s": (True, 4., 4),
   "customReservedRawData0": (True, 0.),
@@ -99,6 +102,12 @@ CONFIGS = [
   ),
 ]
 """
+PLAYER = """Replay::Replay(std::vector<std::string> block) {
+  if (!(flags_ & REPLAY_FLAG_ALL_SERVICES)) {
+    block.insert(block.end(), {"uiDebug", "userBookmark"});
+  }
+}
+"""
 LINT = '#!/usr/bin/env bash\nGIT_FILES="$(git ls-files%s)"\nALL_FILES=""\n'
 
 
@@ -121,6 +130,7 @@ def files(nested: bool, typed: bool, queues: bool) -> dict[str, str]:
     f"{p}system/manager/process_config.py": PROCESSES,
     f"{p}selfdrive/selfdrived/selfdrived.py": SELFDRIVED,
     f"{p}selfdrive/modeld/modeld.py": "",
+    f"{p}tools/replay/replay.cc": PLAYER,
     f"{p}selfdrive/test/test_onroad.py": ONROAD,
     f"{replay}/process_replay.py": REPLAY % (not nested),
     f"{replay}/test_processes.py": 'EXCLUDED_PROCS = {"modeld", "dmonitoringmodeld"}\n',

@@ -1,6 +1,7 @@
 """tools/install on openpilot checkouts in small: what it lays, that it does so once, what it refuses, and that all of it goes again."""
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,8 @@ def test_schema_and_services_of_what_was_laid(tree, op):
   assert ('{"FairEnabled", {PERSISTENT, BOOL}},' if "ParamKeyAttributes" in keys else '{"FairEnabled", PERSISTENT},') in keys
   replay = (tree / p / "selfdrive/test/process_replay/process_replay.py").read_text()
   assert ("main_pub_drained=False" in replay) == (not p) and ('"narrowRoadCameraState"]' if p else '"roadCameraState"]') in replay
+  player = (tree / p / "tools/replay/replay.cc").read_text()
+  assert re.search(r'"userBookmark"\}\);\n +// begin .*\n    block\.insert\(block\.end\(\), \{"fairState", .*\}\);\n', player)
   for path in tree.rglob("*.py"):
     ast.parse(path.read_text())
 
@@ -168,6 +171,32 @@ def test_after_a_merge_it_is_out_of_date_and_mended(nested, op):
   assert op(nested, "--uninstall")[0] == 0
   git(nested, "add", "--all")
   assert git(nested, "diff", "--cached", "upstream") == ""
+
+
+def test_upstream_moved_its_code(tmp_path, op):
+  """June 2026: all of it goes into openpilot/; a merge takes the edits along, but not our folders."""
+  tree = make(tmp_path / "tree", False, True, True)
+  op(tree, "--bundle", "other")
+  (tree / "openpilot").mkdir()
+  for name in ("cereal", "common", "system", "tools"):
+    git(tree, "mv", name, "openpilot")
+  git(tree, "add", "--all")
+  for name in ("selfdrive/selfdrived", "selfdrive/test", "selfdrive/modeld/modeld.py"):
+    (tree / "openpilot" / name).parent.mkdir(parents=True, exist_ok=True)
+    git(tree, "mv", name, f"openpilot/{name}")
+  write(tree, {"SConstruct": (tree / "SConstruct").read_text().replace("'selfdrive/", "'openpilot/selfdrive/")})
+  git(tree, "add", "--all")
+  git(tree, "commit", "--quiet", "--message=merged")
+  assert op(tree, "--check")[0] == 1
+  rc, said = op(tree)
+  assert rc == 0 and "nested" in said
+  assert not (tree / "selfdrive").exists() and not (tree / "models").exists() and (tree / "openpilot/models/other/net.onnx").is_file()
+  assert op(tree, "--check")[0] == 0
+  git(tree, "add", "--all")
+  git(tree, "commit", "--quiet", "--message=overlay again")
+  assert op(tree, "--uninstall")[0] == 0
+  left = contents(tree)
+  assert not [n for n in left if "fair" in n or "models" in n] and BEGIN.encode() not in b"".join(d for d, _ in left.values())
 
 
 def test_a_newer_folder_takes_the_older_ones_place(nested, op, small_folder):
@@ -244,6 +273,34 @@ def test_a_place_that_is_not_there_is_named(tmp_path, op):
   assert rc == 0 and "note: openpilot/selfdrive/test/test_onroad.py: did not find MAX_TOTAL_CPU" in said and "note: scripts/lint/lint.sh is not there" in said
 
 
+def test_other_places_of_the_same_files(tmp_path, op):
+  """Keys in params.cc, processes in selfdrive/manager, no lint and no LFS."""
+  tree = make(tmp_path / "tree", False, False, False, lint_sh=None, gitattributes="* text=auto\n", gitignore=None)
+  (tree / "selfdrive/manager").mkdir()
+  git(tree, "mv", "common/params_keys.h", "common/params.cc")
+  git(tree, "mv", "system/manager/process_config.py", "selfdrive/manager/process_config.py")
+  git(tree, "commit", "--quiet", "--message=older")
+  before = contents(tree)
+  rc, said = op(tree)
+  assert rc == 0 and said.count("note: ") == 2 and "note: .gitattributes: did not find *.onnx filter=lfs" in said
+  assert '"FairEnabled"' in (tree / "common/params.cc").read_text() and '"fairmodeld"' in (tree / "selfdrive/manager/process_config.py").read_text()
+  assert (tree / ".gitignore").read_text().count("\n") == 3
+  assert op(tree, "--check")[0] == 0 and op(tree, "--uninstall")[0] == 0 and contents(tree) == before
+
+
+def test_a_last_entry_without_a_comma_and_tables_of_one_line(tmp_path, op):
+  """The comma is added, and goes again with the block; what cannot be edited line by line is named."""
+  processes = texts()["process_config.py"].replace('["./bridge"], only_onroad),\n]', '["./bridge"], only_onroad)  # no comma\n  # the end\n]')
+  tree = make(tmp_path / "a", process_config_py=processes)
+  assert op(tree)[0] == 0
+  laid = (tree / "openpilot/system/manager/process_config.py").read_text()
+  assert '["./bridge"], only_onroad),  # no comma' in laid
+  ast.parse(laid)
+  assert op(tree, "--uninstall")[0] == 0 and git(tree, "status", "--porcelain") == ""
+  refused(op, make(tmp_path / "b", process_config_py="procs = [\n  1, 2]\n"), "closed by a bracket on a line of its own")
+  refused(op, make(tmp_path / "c", process_config_py="procs = [\n  1, 2\n"), "did not find the end of what begins in line 1")
+
+
 def test_changes_that_are_not_committed(nested, op):
   services = nested / "openpilot/cereal/services.py"
   was = services.read_text()
@@ -269,6 +326,34 @@ def test_our_files_that_were_changed_there(nested, op, small_folder):
   mine = file.with_name("mine.py")
   mine.write_text("not the overlay's\n")
   assert op(nested, "--uninstall")[0] == 0 and mine.is_file() and not file.exists()
+
+
+@pytest.mark.parametrize("k", [1, 4, 15, 18])
+def test_killed_in_the_middle(nested, op, k):
+  """What is there then can be taken out, and can be finished."""
+  before = contents(nested)
+  for again in ("--uninstall", "--check"):
+    made = plan.plan_overlay(plan.Layout(nested, "openpilot/"))
+    made.changes = made.changes[:k]
+    plan.carry_out(made)
+    if again == "--uninstall":
+      assert op(nested, again)[0] == 0 and contents(nested) == before and git(nested, "status", "--porcelain") == ""
+    else:
+      assert op(nested)[0] == 0 and op(nested, again)[0] == 0
+
+
+def test_without_its_list(nested, op):
+  op(nested)
+  (nested / "openpilot/selfdrive/modeld/fair/overlay.json").unlink()
+  refused(op, nested, "overlay.json is gone", "--uninstall")
+  assert op(nested)[0] == 0 and op(nested, "--uninstall")[0] == 0 and git(nested, "status", "--porcelain") == ""
+
+
+def test_laid_by_hand_before(tmp_path, op):
+  log = texts()["log.capnp"].replace("customReserved10 @136 :Custom.CustomReserved10", "fairState @136 :Custom.FairState")
+  refused(op, make(tmp_path / "a", cereal_log_capnp=log), "fairState is there already")
+  keys = texts()["params_keys.h"].replace('"Version"', '"FairEnabled"')
+  refused(op, make(tmp_path / "b", params_keys_h=keys), "FairEnabled is there already")
 
 
 def test_something_else_in_our_place(nested, op):
@@ -308,12 +393,13 @@ def test_a_list_that_names_files_elsewhere(nested, op, tmp_path):
   op(nested)
   path, victim = nested / "openpilot/selfdrive/modeld/fair/overlay.json", tmp_path / "victim"
   victim.write_text("x")
-  for name in ("openpilot/models/../../../victim", str(victim), "SConstruct", "openpilot/models/x\nSConstruct"):
-    said = json.loads(path.read_text())
-    said["files"][name] = plan.sha(b"x")
+  good = path.read_text()
+  for name in ("openpilot/models/../../../victim", str(victim), "openpilot/selfdrive/modeld/modeld.py", "openpilot/models/x\nSConstruct"):
+    said = json.loads(good)
+    said["files"][name] = plan.sha(b"" if name.endswith("modeld.py") else b"x")
     path.write_text(json.dumps(said))
     rc, out = op(nested, "--uninstall")
-    assert rc == 2 and victim.exists() and (nested / "SConstruct").exists(), out
+    assert rc == 2 and victim.exists() and (nested / "openpilot/selfdrive/modeld/modeld.py").exists(), out
   path.write_text('{"files": 7}')
   refused(op, nested, "is not the overlay's list", "--uninstall")
 
@@ -341,12 +427,28 @@ def test_a_failure_in_the_middle_puts_all_back(nested, op, monkeypatch, failure)
 
   monkeypatch.setattr(plan, "write_atomic", fails)
   if isinstance(failure, OSError):
-    with pytest.raises(OSError, match="No space"):
-      op(nested)
+    rc, said = op(nested)
+    assert rc == 2 and "No space left on device; everything was put back" in said
   else:
     monkeypatch.setattr("sys.argv", ["overlay", str(nested)])
     assert overlay.cli(overlay.main)() == 130
   assert count[0] >= 12 and contents(nested) == before and git(nested, "status", "--porcelain") == ""
+
+
+def test_what_cannot_be_put_back_is_named(nested, op, monkeypatch):
+  before, count, real = contents(nested), [0], plan.write_atomic
+
+  def fails(path, data, mode=0o644):
+    count[0] += 1
+    if count[0] >= 4:   # the disk stays full: what is new goes, what was edited stays edited
+      raise OSError(28, "No space left on device")
+    real(path, data, mode)
+
+  monkeypatch.setattr(plan, "write_atomic", fails)
+  rc, said = op(nested)
+  assert rc == 2 and "could not be put back, take them from git: " in said
+  named = said.strip().split("from git: ")[1].split(", ")
+  assert len(named) == 2 and {n for n, d in contents(nested).items() if d != before.get(n)} == set(named)
 
 
 def test_what_was_built_goes_too(nested, op):

@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a file: the modules beside it must not be found under their bare names
-  sys.path[0] = str(Path(__file__).resolve().parents[2])
+  sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[2])]
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from openpilot.cereal import messaging
+from openpilot.selfdrive.modeld.fair.calibration import mounting
 from openpilot.selfdrive.modeld.fair.frames import CameraError, ModelFrame, camera_intrinsics
 from openpilot.tools.dgx.training.constants import ACTION_T_LEN, DESIRE_LEN, FRAME_SKIP, LEAD_T_IDXS, LEAD_T_OFFSETS, T_IDXS, X_IDXS
 from openpilot.tools.dgx.training.history import History
 from openpilot.tools.dgx.training.teacher import LATERAL_DELAY, DrivingTeacher
 from openpilot.tools.lib.encode_index import VIDEOS
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.log_fields import TRAFFIC_SIDE
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Segment
 from openpilot.tools.replay.process_replay import PROCESSING_NS, CameraBuffer, logged_frames
@@ -121,14 +123,16 @@ def driving_replay(
   buffer = CameraBuffer(model.set_camera, camera)
 
   def hear(which: str, m: Any) -> None:
-    if which == "extrinsicsCalibration" and str(m.calStatus) == "calibrated":
-      model.set_calibration(list(m.rpyCalib))
+    if which == "extrinsicsCalibration":
+      rpy, _ = mounting(m)
+      if rpy is not None:
+        model.set_calibration(rpy)
     elif which == "carState":
       model.speed = m.vEgo
-    elif which == "driverMonitoringState":
+    elif which in TRAFFIC_SIDE:
       model.left_hand = m.isRHD
 
-  services = ["extrinsicsCalibration", "carState", "driverMonitoringState"]
+  services = ["extrinsicsCalibration", "carState", *TRAFFIC_SIDE]
   for entry, frame, device, sensor in logged_frames(segments, camera, services, hear, start, seconds, "driving replay", progress, focal):
     msg = model.process(buffer.fill(frame, device, sensor), entry.frame_id, entry.timestamp_eof)
     msg.logMonoTime = entry.timestamp_eof + PROCESSING_NS

@@ -4,6 +4,7 @@ transformers' own image processors are not used: several need torchvision, and n
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -34,9 +35,13 @@ class Preprocess:
   std: tuple[float, ...]
   mode: str = "bilinear"
   size: tuple[int, int] | int | None = None  # (height, width), the shorter edge, or none: as the image comes
+  white: float = 1.0  # what 255 becomes before mean and std: 255 rescale_factor
 
   def settings(self) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}  # as JSON gives it back
+    said = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}  # as JSON gives it back
+    if self.white == 1:
+      del said["white"]  # as it was before there was such a thing: the key of labels stays
+    return said
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -65,13 +70,27 @@ def read_config(folder: Path, model_types: tuple[str, ...], what: str) -> dict[s
   return config
 
 
+def read_values(raw: dict[str, Any], path: Path) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+  """-> mean, std, white, as Preprocess has them, of what preprocessor_config.json says; transformers' rules where it does not. Raises UserError."""
+  mean, std = raw.get("image_mean"), raw.get("image_std")
+  if not raw.get("do_normalize", True):
+    mean, std = [0.0] * 3, [1.0] * 3
+  if not all(isinstance(x, list) and len(x) == 3 and all(isinstance(v, (int, float)) for v in x) for x in (mean, std)) or not all(std or ()):
+    raise UserError(f"{path} has no image_mean and image_std of three channels; take the file that came with the checkpoint")
+  factor = raw.get("rescale_factor", 1 / 255) if raw.get("do_rescale", True) else 1.0
+  if not isinstance(factor, (int, float)) or not factor > 0:
+    raise UserError(f"{path} has the rescale_factor {factor}; take the file that came with the checkpoint")
+  white = 255 * float(factor)
+  assert mean is not None and std is not None
+  return tuple(map(float, mean)), tuple(map(float, std)), 1.0 if abs(white - 1) < 1e-6 else white
+
+
 def read_preprocess(folder: Path, what: str) -> Preprocess:
   """preprocessor_config.json of a folder. Raises UserError where it is missing or does not say what is needed."""
   path = folder / "preprocessor_config.json"
   raw = read_json(path, what)
-  mean, std, size, resample = raw.get("image_mean"), raw.get("image_std"), raw.get("size"), raw.get("resample", 2)
-  if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
-    raise UserError(f"{path} has no image_mean and image_std of three channels; take the file that came with the checkpoint")
+  mean, std, white = read_values(raw, path)
+  size, resample = raw.get("size"), raw.get("resample", 2)
   if resample not in MODES:
     raise UserError(f"{path} resamples by {resample}; only bilinear (2) and bicubic (3) are known")
   edges: tuple[int, int] | int | None = None
@@ -84,7 +103,7 @@ def read_preprocess(folder: Path, what: str) -> Preprocess:
       edges = int(size["shortest_edge"])
     else:
       raise UserError(f"{path} has a size of {', '.join(size)}; height and width, or shortest_edge, are known")
-  return Preprocess(tuple(map(float, mean)), tuple(map(float, std)), MODES[resample], edges)
+  return Preprocess(mean, std, MODES[resample], edges, white)
 
 
 def load_model(folder: Path, device: Device, kind: str = "AutoModel") -> Any:
@@ -100,8 +119,23 @@ def load_model(folder: Path, device: Device, kind: str = "AutoModel") -> Any:
   missing = sorted(k for k in info["missing_keys"] if not any(u in k for u in UNUSED))
   if missing:
     raise UserError(f"the checkpoint in {folder} lacks {len(missing)} of the weights that its config.json asks for ({missing[0]}); both must be of one model")
+  if dropped := dropped_blocks(info["unexpected_keys"], set(model.state_dict())):
+    raise UserError(
+      f"the checkpoint in {folder} holds {len(dropped)} weights of blocks that its config.json does not name ({dropped[0]}); both must be of one model"
+    )
   model.eval().requires_grad_(False).to(device.device)
   return model.to(memory_format=torch.channels_last) if device.device.type == "cuda" else model
+
+
+def dropped_blocks(unexpected: Iterable[str], known: set[str]) -> list[str]:
+  """Weights that would have a place in the model if one of its lists of blocks were longer. Others, as of heads that are not wanted, are none of these."""
+
+  def numberless(name: str) -> str:
+    return re.sub(r"\.\d+(?=\.)", ".#", name)
+
+  places = {p for p in map(numberless, known) if "#" in p}
+  # also of a model within another, as dinov2.encoder.layer.4
+  return sorted(k for k in unexpected for parts in [numberless(k).split(".")] if any(".".join(parts[i:]) in places for i in range(len(parts))))
 
 
 def compile_blocks(name: str, blocks: Iterable[nn.Module]) -> None:
@@ -144,6 +178,8 @@ def preprocess(images: Tensor, how: Preprocess, size: tuple[int, int], device: D
     x = F.interpolate(x, size, mode=how.mode, antialias=True, align_corners=False)
     if how.mode == "bicubic":
       x = x.clamp(0, 1)  # it overshoots; images of bytes, which the networks have learnt from, cannot
+  if how.white != 1:
+    x = x * how.white
   mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (how.mean, how.std))
   x = ((x - mean) / std).to(device.dtype)
   return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x

@@ -137,3 +137,10 @@ def append(text: str, opener: str, what: str, new: Iterable[str], comment: str) 
   column = last - text.rfind("\n", 0, last - 1) - 1
   with_comma = f"{lines[start][:column]},{lines[start][column:]}"
   return [Edit(start, at, (with_comma, *lines[start + 1 : at], *new))]
+
+
+def prepend(text: str, opener: str, what: str, new: Iterable[str], comment: str) -> list[Edit]:
+  """New lines as the first entries of the table that `opener` begins, below the comments that it begins with: fewer merges meet there than at its end."""
+  m = find(text, rf"{opener}[ \t]*({comment}.*)?\n([ \t]*({comment}.*)?\n)*", f"{what}, with its entries on lines of their own")
+  at = line_of(text, m.end())
+  return [Edit(at, at, tuple(new))]

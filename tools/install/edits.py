@@ -3,14 +3,14 @@
 Places are found by what they mean, in trees from March 2025 on: the structs by their ids, the slots by their ordinals, tables by their names.
 """
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
 from openpilot.cereal.services import SERVICE_LIST, QueueSize
 from openpilot.common.params import KEYS
-from openpilot.tools.install.blocks import Edit, Missing, after, append, brackets, find, line_of, region
+from openpilot.tools.install.blocks import Edit, Missing, after, append, brackets, find, line_of, prepend, region
 from openpilot.tools.install.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,9 +68,17 @@ def adjacent(edits: list[Edit]) -> list[Edit]:
   return out
 
 
+def ours_alone(text: str, names: Iterable[str], quoted: bool = True) -> None:
+  """Raises Refused where the tree has one of our names already: laid by hand, or from another time."""
+  for name in names:
+    if re.search(f'"{name}"' if quoted else rf"^[ \t]*(struct[ \t]+)?{name}[ \t]*@", text, re.MULTILINE):
+      raise Refused(f"{name} is there already, in no block of ours; take out by hand what was laid by hand")
+
+
 def log_capnp(text: str) -> list[Edit]:
   start, end = region(text, r"^struct Event\b[^{]*\{", "struct Event", "#")
   event, edits = text[start:end], []
+  ours_alone(event, (slot.field for slot in slots()), quoted=False)
   if not re.search(r"@13[6-9]\s*:\s*Custom\.", event):
     raise Refused("no custom slots from @136 on: openpilot has them since 2025-01-18; merge a newer upstream first")
   for slot in slots():
@@ -78,7 +86,7 @@ def log_capnp(text: str) -> list[Edit]:
     if m is None:
       raise Missing(f"the field @{slot.ordinal} of struct Event")
     if (m.group(2), m.group(3)) != (f"customReserved{slot.number}", f"Custom.CustomReserved{slot.number}"):
-      raise Refused(f"slot @{slot.ordinal} is in use: {m.group(2)} :{m.group(3)}; ours need {ordinals()}, free in openpilot's")
+      raise Refused(f"slot @{slot.ordinal} is in use: {m.group(2)} :{m.group(3)}; ours need {ordinals()}, which upstream leaves free")
     line = line_of(text, start + m.start(2))
     edits.append(Edit(line, line + 1, (f"{m.group(1)}{slot.field} @{slot.ordinal} :Custom.{slot.struct};",)))
   return adjacent(edits)
@@ -86,6 +94,7 @@ def log_capnp(text: str) -> list[Edit]:
 
 def custom_capnp(text: str) -> list[Edit]:
   edits = []
+  ours_alone(text, (slot.struct for slot in slots()), quoted=False)
   for slot in slots():
     m = find(text, rf"^struct[ \t]+(\w+)[ \t]*@{slot.id}[^{{\n]*\{{", f"struct CustomReserved{slot.number} @{slot.id}")
     close, last = brackets(text, m.end() - 1, "#")
@@ -96,6 +105,7 @@ def custom_capnp(text: str) -> list[Edit]:
 
 
 def services(text: str) -> list[Edit]:
+  ours_alone(text, SERVICES)
   queues, new = re.search(r"^class QueueSize\b", text, re.MULTILINE) is not None, []
   for name, s in SERVICES.items():
     entry = [str(s.should_log), f"{s.frequency:g}" + ("" if s.frequency % 1 else ".")]
@@ -105,10 +115,11 @@ def services(text: str) -> list[Edit]:
     if queue != QueueSize.SMALL:
       entry.append(f"QueueSize.{queue.name}")
     new.append(f'  "{name}": ({", ".join(entry)}),')
-  return append(text, r"^_services\b[^={\n]*= *\{", "_services = {", new, "#")
+  return prepend(text, r"^_services\b[^={\n]*= *\{", "_services = {", new, "#")
 
 
 def params_keys(text: str) -> list[Edit]:
+  ours_alone(text, (name for name in KEYS if name.startswith("Fair")))
   opener = r"^[^\n]*\bkeys *= *\{"
   what = "the table keys = {"
   start, end = region(text, opener, what, "//")
@@ -125,6 +136,7 @@ def params_keys(text: str) -> list[Edit]:
 
 
 def process_config(text: str) -> list[Edit]:
+  ours_alone(text, MODULES)
   at = line_of(text, find(text, r"^procs\b[^=\n]*= *\[", "procs = [").start())
   rules, entries = [], []
   for name, (module, when) in PROCESSES.items():
@@ -153,20 +165,19 @@ def scons_list(text: str) -> list[Edit]:
   return [Edit(at, at, (new,))]
 
 
-def at_end(text: str, new: list[str]) -> list[Edit]:
-  lines = text.split("\n")
-  at = len(lines) - (not lines[-1])
-  return [Edit(at, at, tuple(new))]
-
-
 def gitattributes(models: str, text: str) -> list[Edit]:
-  if not re.search(r"^\*\.onnx\s.*filter=lfs", text, re.MULTILINE):
+  """Below upstream's rule, which it takes back for our bundles: the last one that matches counts."""
+  rules = [m.start() for m in re.finditer(r"^\*\.onnx\s.*filter=lfs.*$", text, re.MULTILINE)]
+  if not rules:
     raise Missing("*.onnx filter=lfs")
-  return at_end(text, [f"/{models}/*/*.onnx -filter -diff -merge -text"])
+  at = line_of(text, rules[-1]) + 1
+  return [Edit(at, at, (f"/{models}/*/*.onnx -filter -diff -merge -text",))]
 
 
 def gitignore(folder: str, text: str) -> list[Edit]:
-  return at_end(text, [f"/{folder}/built/"])
+  lines = text.split("\n")
+  at = len(lines) - (not lines[-1])
+  return [Edit(at, at, (f"/{folder}/built/",))]
 
 
 def lint(models: str, text: str) -> list[Edit]:
@@ -180,7 +191,7 @@ def test_onroad(text: str) -> list[Edit]:
   for name in ("PROCS", "MAX_TOTAL_CPU"):
     find(text, rf"^{name} *=", f"{name} =")
   find(text, r'^ *"rlog\.zst": ', '"rlog.zst" in LOGS_SIZE')
-  new = ["", 'if Params().get_bool("FairEnabled"):  # the table is full without: eight cores have 800',
+  new = ['if Params().get_bool("FairEnabled"):  # the table is full without: eight cores have 800',
          *(f'  PROCS["{name}"] = {cpu}' for name, cpu in CPU.items()),
          f"  MAX_TOTAL_CPU += {sum(CPU.values())}",
          f'  LOGS_SIZE["rlog.zst"] += {RLOG}']
@@ -202,6 +213,14 @@ def process_replay(camera: str, calibration: str, text: str) -> list[Edit]:
   for name in ("MessageBasedRcvCallback", "vipc_get_endpoint_name", "meta_from_camera_state"):
     find(text, rf"\b{name}\b", name)
   return append(text, r"^CONFIGS\b[^=\n]*= *\[", "CONFIGS = [", new, "#")
+
+
+def replay(text: str) -> list[Edit]:
+  """openpilot's replay leaves services to the processes that are live, such as the UI's, unless it is given --all."""
+  m = find(text, r"^([ \t]*)block\.insert\(block\.end\(\), *\{.*\}\);$", "block.insert(block.end(), {...});")
+  at = line_of(text, m.start()) + 1
+  names = ", ".join(f'"{name}"' for name in SERVICES)
+  return [Edit(at, at, (f"{m.group(1)}block.insert(block.end(), {{{names}}});",))]
 
 
 def not_in_test(table: str, text: str) -> list[Edit]:
@@ -228,7 +247,7 @@ def file_edits(layout: Layout) -> list[FileEdit]:
   config = first("system/manager/process_config.py", "selfdrive/manager/process_config.py") or p + "system/manager/process_config.py"
   old_scons = (layout.root / "selfdrive/SConscript").is_file() and not p
   camera, calibration = names_of(layout)
-  replay = p + "selfdrive/test/process_replay/"
+  tests = p + "selfdrive/test/process_replay/"
   return [
     FileEdit(p + "cereal/log.capnp", log_capnp),
     FileEdit(p + "cereal/custom.capnp", custom_capnp),
@@ -240,10 +259,11 @@ def file_edits(layout: Layout) -> list[FileEdit]:
     FileEdit(".gitattributes", partial(gitattributes, layout.models), needed=False),
     FileEdit(".gitignore", partial(gitignore, layout.folder), new=True),
     FileEdit("scripts/lint/lint.sh", partial(lint, layout.models), needed=False),
+    FileEdit(p + "tools/replay/replay.cc", replay, "//", needed=False),
     FileEdit(p + "selfdrive/test/test_onroad.py", test_onroad, needed=False),
-    FileEdit(replay + "process_replay.py", partial(process_replay, camera, calibration), needed=False),
-    FileEdit(replay + "test_processes.py", partial(not_in_test, "EXCLUDED_PROCS"), needed=False),
-    FileEdit(replay + "test_fuzzy.py", partial(not_in_test, "NOT_TESTED"), needed=False),
+    FileEdit(tests + "process_replay.py", partial(process_replay, camera, calibration), needed=False),
+    FileEdit(tests + "test_processes.py", partial(not_in_test, "EXCLUDED_PROCS"), needed=False),
+    FileEdit(tests + "test_fuzzy.py", partial(not_in_test, "NOT_TESTED"), needed=False),
   ]
 
 

@@ -88,7 +88,7 @@ def read(path: Path) -> bytes | None:
   """The file's bytes, None where there is none."""
   try:
     return path.read_bytes()
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return None
 
 

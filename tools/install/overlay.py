@@ -20,8 +20,8 @@ def tell(plan: Plan, would: bool) -> None:
     if c.what in ("edit", "take out"):
       print(f"  {'would ' if would else ''}{c.what}: {c.name}")
     elif c.what != "list":
-      ours = c.name.startswith(plan.layout.folder + "/")
-      folders[c.what, plan.layout.folder if ours else str(Path(c.name).parent)] += 1
+      head, inside, _ = c.name.partition("selfdrive/modeld/fair")
+      folders[c.what, head + inside if inside else str(Path(c.name).parent)] += 1
   for (what, folder), n in folders.items():
     print(f"  {'would ' if would else ''}{what}: {n} files in {folder}")
   for note in plan.notes:

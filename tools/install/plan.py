@@ -1,7 +1,9 @@
 """The overlay as a plan made in memory: what each file is and will be. Written only when all of it fits, and put back where writing fails."""
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,33 +43,42 @@ class Plan:
 
 @dataclass(frozen=True)
 class Laid:
-  """What overlay.json of the checkout says."""
+  """What the checkout's overlay.json says; after upstream moved its code into openpilot/ there may be one of before."""
+  lists: tuple[str, ...]
   files: dict[str, str]  # name -> sha256
   edited: tuple[str, ...]
-  there: bool = True
+
+  def bundles(self) -> list[str]:
+    return sorted({n.split("/")[-2] for n in self.files if n.endswith(f"/{MANIFEST}")})
 
 
 def sha(data: bytes) -> str:
   return hashlib.sha256(data).hexdigest()
 
 
-def read_list(layout: Layout) -> Laid:
-  name = f"{layout.folder}/{LIST}"
-  data = read(plain(layout, name))
-  if data is None:
-    return Laid({}, (), False)
-  try:
-    said = json.loads(decode(name, data))
-    files, edited = said["files"], said["edited"]
-    good = isinstance(files, dict) and all(isinstance(v, str) for v in files.values()) and isinstance(edited, list)
-    good = good and all(isinstance(n, str) for n in edited) and all(n.startswith((f"{layout.folder}/", f"{layout.models}/")) for n in files)
-  except (ValueError, KeyError, TypeError, RecursionError):
-    good = False
-  if not good:
-    raise UserError(f"{name} is not the overlay's list; take it back from git: git checkout -- {name}")
+def read_lists(layout: Layout) -> Laid:
+  lists: list[str] = []
+  files: dict[str, str] = {}
+  edited: list[str] = []
+  for where in [layout, Layout(layout.root, "")] if layout.package else [layout]:
+    name = f"{where.folder}/{LIST}"
+    data = read(plain(layout, name))
+    if data is None:
+      continue
+    try:
+      said = json.loads(decode(name, data))
+      good = all(isinstance(v, str) for v in said["files"].values()) and all(isinstance(n, str) for n in said["edited"])
+      good = good and all(n.startswith((f"{where.folder}/", f"{where.models}/")) for n in said["files"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+      good = False
+    if not good:
+      raise UserError(f"{name} is not the overlay's list; take it back from git: git checkout -- {name}")
+    lists.append(name)
+    files |= said["files"]
+    edited += said["edited"]
   for n in (*files, *edited):
     plain(layout, n)
-  return Laid(files, tuple(edited))
+  return Laid(tuple(lists), files, tuple(edited))
 
 
 # *** openpilot's files ***
@@ -135,13 +146,13 @@ def folder_files(source: Path, target: str) -> dict[str, bytes]:
 
 def bundle_files(layout: Layout, laid: Laid, wanted: list[str] | None) -> tuple[list[str], dict[str, bytes]]:
   """(names of the bundles, their files). wanted: names in models/ or folders; None: those that are laid, else the default one."""
-  kept = sorted({n.split("/")[-2] for n in laid.files if n.startswith(f"{layout.models}/") and n.endswith(f"/{MANIFEST}")})
+  kept = laid.bundles()
   names: list[str] = []
   files: dict[str, bytes] = {}
   for given in wanted or kept or [DEFAULT]:
     source = Path(given) if "/" in given else HERE / "models" / given
     if not wanted and given in kept and not source.is_dir():
-      source = layout.root / layout.models / given   # of a folder of the user's own: what is laid stays
+      source = layout.root / next(n for n in laid.files if n.endswith(f"/{given}/{MANIFEST}")).rsplit("/", 1)[0]  # of the user's own: what is laid stays
     try:
       bundle = load_bundle(source)
     except BundleError as e:
@@ -158,7 +169,7 @@ def bundle_files(layout: Layout, laid: Laid, wanted: list[str] | None) -> tuple[
 def plan_files(plan: Plan, laid: Laid, wanted: dict[str, bytes]) -> None:
   """Adds what is new, other or gone among our own files. Raises UserError where a file that would be lost is neither as it was laid nor committed."""
   layout = plan.layout
-  head = committed_hashes(layout, [layout.folder, layout.models])
+  head = committed_hashes(layout, sorted({str(Path(n).parent) for n in {*wanted, *laid.files}}))
   for name in sorted({*wanted, *laid.files}):
     data, new = read(plain(layout, name)), wanted.get(name)
     if data is None and new is None:
@@ -174,58 +185,76 @@ def plan_files(plan: Plan, laid: Laid, wanted: dict[str, bytes]) -> None:
 # *** the whole ***
 
 def plan_overlay(layout: Layout, bundles: list[str] | None = None) -> Plan:
-  plan = Plan(layout)
-  laid = read_list(layout)
+  laid = read_lists(layout)
+  plan = Plan(layout, laid=bool(laid.lists))
   edited = plan_edits(plan, laid, lay=True)
   plan.bundles, files = bundle_files(layout, laid, bundles)
   files |= folder_files(HERE / "selfdrive/modeld/fair", layout.folder)
-  said = {"about": "What tools/op.sh overlay of openpilot-fair laid here; --uninstall goes by it.",
-          "edited": sorted(edited), "files": {n: sha(d) for n, d in sorted(files.items())}}
   plan_files(plan, laid, files)
   if hidden := ignored(layout, sorted(files)):
     raise UserError(f"{hidden[0]} would be hidden by the checkout's .gitignore, and {len(hidden) - 1} more; take that rule out first")
+  said = {"about": "What tools/op.sh overlay of openpilot-fair laid here; --uninstall goes by it.",
+          "edited": sorted(edited), "files": {n: sha(d) for n, d in sorted(files.items())}}
   name = f"{layout.folder}/{LIST}"
   change = Change(name, read(plain(layout, name)), (json.dumps(said, indent=1) + "\n").encode(), "list")
   if change.before != change.after:
     plan.changes.insert(0 if change.before is None else len(plan.changes), change)  # first where nothing is laid: a kill in the middle can be undone by it
-  plan.laid |= laid.there
+  plan_lists(plan, [n for n in laid.lists if n != name])
   return plan
 
 
 def plan_uninstall(layout: Layout) -> Plan:
-  plan = Plan(layout)
-  laid = read_list(layout)
+  laid = read_lists(layout)
+  plan = Plan(layout, laid=bool(laid.lists))
+  if not laid.lists and (layout.root / layout.folder).exists():
+    raise UserError(f"{layout.folder}/{LIST} is gone, which says what was laid; run the overlay once without --uninstall, or take the folder away by hand")
   plan_edits(plan, laid, lay=False)
   plan_files(plan, laid, {})
-  name = f"{layout.folder}/{LIST}"
-  plan.add(name, read(plain(layout, name)), None, "remove")
-  ours = {str(Path(n).parent) for n in laid.files}
-  plan.folders = [p for folder in sorted(ours) for left in LEFT_BEHIND if (p := layout.root / folder / left).is_dir() and not p.is_symlink()]
-  plan.laid |= laid.there
+  plan_lists(plan, laid.lists)
   return plan
 
 
+def plan_lists(plan: Plan, gone: Iterable[str]) -> None:
+  """The lists that go, last of all, and with each file that goes what was built beside it."""
+  for name in gone:
+    plan.add(name, read(plain(plan.layout, name)), None, "remove")
+  folders = {str(Path(c.name).parent) for c in plan.changes if c.what == "remove"}
+  plan.folders = [p for folder in sorted(folders) for left in LEFT_BEHIND if (p := plan.layout.root / folder / left).is_dir() and not p.is_symlink()]
+
+
 def carry_out(plan: Plan) -> None:
-  """Writes all changes, each file atomically. On any failure, Ctrl-C included, every file is put back and the error goes on."""
+  """Writes all changes, each file atomically. On any failure, Ctrl-C included, every file is put back; what cannot be is named. Raises UserError."""
   root, done, made = plan.layout.root, [], []
   try:
     for c in plan.changes:
       path = plain(plan.layout, c.name)
       if read(path) != c.before:
         raise UserError(f"{c.name} changed while the overlay was planned; run it again")
-      parents = [p for p in path.parents if root in p.parents and not p.exists()]
-      for p in reversed(parents):
+      for p in [p for p in reversed(path.parents) if root in p.parents and not p.exists()]:
         p.mkdir()
         made.append(p)
       done.append((c, path.stat().st_mode & 0o777 if c.before is not None else 0))
       put(path, c.after)
-  except BaseException:
+  except BaseException as e:
+    lost = []
     for c, mode in reversed(done):
-      put(root / c.name, c.before, mode)
+      try:
+        if read(root / c.name) != c.before:
+          put(root / c.name, c.before, mode)
+      except OSError:
+        lost.append(c.name)
     for p in reversed(made):
-      p.rmdir()
+      with contextlib.suppress(OSError):  # not empty: a file in it could not be taken away
+        p.rmdir()
+    if lost:
+      raise UserError(f"{e}; and these could not be put back, take them from git: {', '.join(lost)}") from e
+    if isinstance(e, OSError):
+      raise UserError(f"{c.name}: {e.strerror}; everything was put back") from e
     raise
-  remove_derived(plan)
+  try:
+    remove_derived(plan)
+  except OSError as e:
+    raise UserError(f"{e.filename}: {e.strerror}; all else is done, take that away by hand") from e
 
 
 def put(path: Path, data: bytes | None, mode: int = 0) -> None:

@@ -1,8 +1,15 @@
-"""Bad input: one clear line, exit code 2."""
+"""Bad input, or a machine that does not give what is needed: one clear line, exit code 2."""
+
+import contextlib
+import errno
 import functools
 import math
+import os
+import select
 import sys
 from collections.abc import Callable
+
+BROKEN_PIPE = 141  # as a program that SIGPIPE ends
 
 
 def plain(text: str) -> str:
@@ -43,18 +50,112 @@ def above_zero(text: str) -> float:
   return value
 
 
+# what the system says -> (what it means, what to do)
+SYSTEM = {
+  errno.ENOSPC: ("the disk is full", "free some space and run the command again"),
+  errno.EDQUOT: ("the disk quota is used up", "free some space and run the command again"),
+  errno.EROFS: ("cannot write: the file system is read-only", "choose another folder"),
+  errno.EACCES: ("no permission", "choose another file or folder, or change its rights"),
+  errno.EPERM: ("no permission", "choose another file or folder, or change its rights"),
+  errno.EISDIR: ("is a folder, where a file is wanted", "name a file"),
+  errno.ENOTDIR: ("a part of the path is a file, where a folder is wanted", "choose another path"),
+  errno.EEXIST: ("is there already, as something else", "choose another path"),
+  errno.ENOENT: ("no such file or folder", "check the path"),
+  errno.ENAMETOOLONG: ("the path is too long", "choose a shorter one; of TMPDIR, if it is a socket's"),
+  errno.EMFILE: ("too many open files", "raise the limit with `ulimit -n 4096`"),
+  errno.ENFILE: ("too many open files on this machine", "close some programs"),
+  errno.ENOMEM: ("out of memory", "close some programs, or take smaller batches"),
+  errno.EIO: ("the disk or its connection fails", "copy the data to another disk"),
+}
+# libraries that have no error of their own for it, by their text
+TEXTS = (
+  (("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos", "iostream error", " requested and "), errno.ENOSPC),
+  (("Read-only file system",), errno.EROFS),
+  (("AF_UNIX path too long", "is longer than 107 characters", "is longer than 103 characters"), errno.ENAMETOOLONG),
+  (("Too many open files",), errno.EMFILE),
+)
+HOMELESS = ("Could not determine home directory", "uid not found")
+
+
+def system_errno(e: BaseException) -> int | None:
+  """The system's number of what went wrong, also where a library hides it in a text; None of what is no such error."""
+  number = getattr(e, "errno", None)
+  if number in SYSTEM:
+    return number
+  if isinstance(e, (OSError, RuntimeError)) or type(e).__name__ in ("SafetensorError", "ZMQError"):
+    return next((n for words, n in TEXTS if any(w in str(e) for w in words)), None)
+  return None
+
+
+def explain(e: BaseException) -> str | None:
+  """What a user is told of an error that is the machine's; None of one that is a fault of this program, whose traceback is wanted."""
+  text = " ".join(str(e).split())
+  if (number := system_errno(e)) is not None:
+    what, do = SYSTEM[number]
+    path = getattr(e, "filename", None) or ""
+    path = os.fsdecode(path) if isinstance(path, (str, bytes)) else ""
+    if len(path) > 200:
+      path = path[:100] + "..." + path[-60:]
+    hidden = "" if path or getattr(e, "errno", None) in SYSTEM else f" ({text[:120]})"
+    return f"{path + ': ' if path else ''}{what}{hidden}; {do}"
+  if isinstance(e, (RuntimeError, KeyError)) and any(w in text for w in HOMELESS):
+    return "this user has no home folder; set HOME to a folder that can be written"
+  if isinstance(e, MemoryError):
+    return "out of memory; close some programs, or take smaller batches"
+  if type(e).__name__ == "OutOfMemoryError":
+    return f"the GPU's memory is full ({text[:120]}); take a smaller batch, or --device cpu"
+  return None
+
+
 def cli(main: Callable[..., int | None], extra: tuple[type[Exception], ...] = ()) -> Callable[..., int]:
-  """Wraps a command's main: a UserError (or one of `extra`) becomes one line on stderr and exit code 2, Ctrl-C exits with 130."""
+  """Wraps a command's main: a UserError, one of `extra`, or what explain() knows becomes one line on stderr and exit code 2, Ctrl-C exits with 130. Output that
+  nobody reads any more (`| head`) ends it without a word. FAIR_TRACEBACK=1 shows where an error came from."""
   wrong: tuple[type[Exception], ...] = (UserError, *extra)
 
   @functools.wraps(main)
   def wrapped(*args, **kwargs) -> int:
     try:
-      return main(*args, **kwargs) or 0
-    except wrong as e:
-      print(f"error: {plain(str(e))}", file=sys.stderr)
-      return 2
+      try:
+        code = main(*args, **kwargs) or 0
+      finally:
+        sys.stdout.flush()  # here, and not when Python ends, where it could only be told as a traceback
+      return code
+    except BrokenPipeError as e:
+      if not _unread():
+        return _say(f"the other end of a connection is gone ({e})")
+      return BROKEN_PIPE
     except KeyboardInterrupt:
       print("interrupted", file=sys.stderr)
       return 130
+    except Exception as e:
+      said = " ".join(str(e).split()) if isinstance(e, wrong) else explain(e)
+      if said is None or os.environ.get("FAIR_TRACEBACK"):
+        raise
+      _unread()
+      return _say(said)
+
   return wrapped
+
+
+def _say(what: str) -> int:
+  print(f"error: {plain(what)}", file=sys.stderr)
+  return 2
+
+
+def _unread() -> bool:
+  """Whether standard output takes no more; then what is left for it is dropped, or Python would try once more at its end."""
+  try:
+    sys.stdout.flush()
+    ended = select.poll()  # what could not be written may have been dropped by now
+    ended.register(sys.stdout.fileno(), 0)
+    if not any(events & select.POLLERR for _, events in ended.poll(0)):
+      return False
+  except (ValueError, AttributeError):  # closed, or no file
+    return False
+  except OSError:
+    pass
+  with contextlib.suppress(OSError, ValueError):
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+  return True

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import get_warp_matrix
 from openpilot.common.transformations.orientation import rot_from_euler
+from openpilot.selfdrive.modeld.fair.calibration import mounting
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, camera_intrinsics
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.lanes import on_line
@@ -99,9 +100,9 @@ class Overlay:
     if which in (*ABOUT, "modelV2"):
       self.by_frame.setdefault(m.frameId, {})[which] = event
     elif which == "extrinsicsCalibration":
-      if str(m.calStatus) == "calibrated" and len(m.rpyCalib) == 3:
-        self.rpy, self.maps = np.array(list(m.rpyCalib)), None
-        self.camera_height = m.height[0] if len(m.height) else HEIGHT
+      rpy, height = mounting(m)
+      if rpy is not None:
+        self.rpy, self.maps, self.camera_height = np.array(rpy), None, height or HEIGHT
     elif which == "deviceState":
       self.device, self.maps = str(m.deviceType), None if str(m.deviceType) != self.device else self.maps
     elif which == "narrowRoadCameraState":

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from openpilot.cereal.visionipc import nv12_info
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, BundleError, find_bundle, load_bundle
+from openpilot.selfdrive.modeld.fair.calibration import mounting
 from openpilot.selfdrive.modeld.fair.worker import STATE_PERIOD
 from openpilot.selfdrive.modeld.fair.frames import CameraError
 from openpilot.selfdrive.modeld.fair.model import FairModel
@@ -95,8 +96,10 @@ def process_replay(
   last_state = 0
 
   def hear(which: str, m: Any) -> None:
-    if which == "extrinsicsCalibration" and str(m.calStatus) == "calibrated":
-      model.set_calibration(list(m.rpyCalib), m.height[0] if len(m.height) else None)
+    if which == "extrinsicsCalibration":
+      rpy, height = mounting(m)
+      if rpy is not None:
+        model.set_calibration(rpy, height)
     elif which == "deviceState":
       model.schedule.heat(str(m.thermalStatus))
     elif which == "carState":

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Publishes a logged route: its messages on messaging, its video as camera frames on VisionIPC, at the pace at which they were recorded.
 
-Frames are joined to the log by frameId and segmentId, and sent when the log says that their exposure ended. fair* messages in the log are left out,
-since fairmodeld beside this makes new ones. A segment without video plays its messages; a video without log plays at its own rate, uncalibrated.
+Frames are joined to the log by frameId and segmentId, and sent when the log says that their exposure ended. fair* messages and managerState in the log are
+left out, since fairmodeld and the manager beside this make new ones. A segment without video plays its messages; a video without log plays at its own rate,
+uncalibrated.
 """
 
 import argparse
@@ -36,6 +37,7 @@ BUFFERS = 20
 AHEAD = 8  # frames decoded before they are due
 GAP = 1_000_000_000  # ns without anything to publish, which are not waited for; openpilot's replay does the same
 SAY_EVERY = 10.0  # s, where nobody sits at a terminal
+OURS = {"managerState"}  # of the manager that may run beside this; a log's own plays where --allow names it
 TIME_OFFSET = 8  # of logMonoTime behind a root pointer that stands right before it
 
 
@@ -87,7 +89,7 @@ class Replay:
   ):
     self.segments, self.start, self.seconds, self.speed, self.loop, self.vipc, self.focal = segments, start, seconds, speed, loop, vipc, focal
     self.allow = {service_name(s) for s in allow} if allow is not None else None
-    self.block = {service_name(s) for s in block}
+    self.block = {service_name(s) for s in block} | (OURS - (self.allow or set()))
     unknown = sorted(((self.allow or set()) | self.block) - SERVICE_LIST.keys())
     if unknown:
       raise UserError(f"no service {', '.join(unknown)}; names are those of openpilot's services.py")

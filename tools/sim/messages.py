@@ -62,8 +62,7 @@ def segment_messages(world: World, num: int, first: int, count: int, config: Cam
   for t in range(begin + 7000, end, 100_000_000):  # 10 Hz
     e = world.ego((t - START_NS) * 1e-9)
     gps = add(t, "gpsLocationExternal")
-    heading = float(np.interp(e["s"], world.s, world.heading))
-    x, y = float(np.interp(e["s"], world.s, world.px)), float(np.interp(e["s"], world.s, world.py))
+    x, y, heading = world.pose((t - START_NS) * 1e-9)
     gps.latitude, gps.longitude = x / 111_111.0, y / 111_111.0
     gps.speed, gps.bearingDeg, gps.hasFix, gps.satelliteCount, gps.source = e["v_ego"], float(np.degrees(heading) % 360), True, 12, "ublox"
     gps.horizontalAccuracy, gps.vNED = 1.0, [float(e["v_ego"] * np.cos(heading)), float(e["v_ego"] * np.sin(heading)), 0.0]

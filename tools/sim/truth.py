@@ -70,8 +70,9 @@ class Truth:
     return TruthFrame(chunk["depth"][i].astype(np.float32), chunk["semantic"][i], chunk["instance"][i])
 
   def objects(self, segment_id: int) -> list[dict[str, Any]]:
-    """id, cls, box_view and box_camera of what is visible ([x0, y0, x1, y1] or None), visible_fraction of its bounding rectangle, occluded,
-    position [x, y, z] of its centre on the road, size, yaw, v_rel: in the calibrated frame.
+    """id, cls, box_view and box_camera of what is visible ([x0, y0, x1, y1] or None), visible_fraction, the share seen of the pixels
+    that it would fill in the view with nothing before it; occluded: less than half; position [x, y, z] of its centre on the road, size, yaw: in the
+    calibrated frame; v_rel: its speed along the road less the car's, m/s.
     """
     return self._objects[segment_id]
 

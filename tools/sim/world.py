@@ -250,22 +250,34 @@ class World:
     return np.array([np.cos(a) * vx + np.sin(a) * vy, np.cos(a) * vy - np.sin(a) * vx, 0.0]), np.array([0.0, 0.0, (a1 - a0) / (2 * h)])
 
   def ego(self, t: float) -> dict[str, float]:
-    """s, d: road coordinates; v_ego m/s, a_ego m/s^2; curvature 1/m and yaw_rate rad/s, positive to the right; heading_error rad from the road's direction."""
+    """s, d: road coordinates; s_dot: along the centreline, m/s; heading_error rad from the road's direction. And of the car itself, which drives beside the
+    centreline and weaves: v_ego m/s forward, a_ego m/s^2 its change, yaw_rate rad/s and curvature 1/m of its path, positive to the right."""
+    h = 1e-3
+    s, d, s_dot, heading_error, v, yaw_rate = self._car(t)
+    return {
+      "s": s,
+      "d": d,
+      "s_dot": s_dot,
+      "v_ego": v,
+      "a_ego": (self._car(t + h)[4] - self._car(t - h)[4]) / (2 * h),
+      "curvature": yaw_rate / v,
+      "yaw_rate": yaw_rate,
+      "heading_error": heading_error,
+    }
+
+  def _car(self, t: float) -> tuple[float, float, float, float, float, float]:
+    """s, d, s_dot, heading_error, v_ego, yaw_rate of ego()."""
     w = 2 * np.pi / 23.0
     s = self.speed * (t + self.speed_swing / w * (1 - np.cos(w * t))) + 5.0
     v, a = self.speed * (1 + self.speed_swing * np.sin(w * t)), self.speed * self.speed_swing * w * np.cos(w * t)
     wander, wd = 0.22, 2 * np.pi / 11.0
-    d, d_dot = self.ego_d + wander * np.sin(wd * t + self.seed), wander * wd * np.cos(wd * t + self.seed)
-    curvature = float(np.interp(s, self.s, self.curvature))
-    return {
-      "s": float(s),
-      "d": float(d),
-      "v_ego": float(v),
-      "a_ego": float(a),
-      "curvature": curvature,
-      "yaw_rate": float(curvature * v),
-      "heading_error": float(np.arctan2(d_dot, v)),
-    }
+    phase = wd * t + self.seed
+    d, d_dot, d_ddot = self.ego_d + wander * np.sin(phase), wander * wd * np.cos(phase), -wander * wd * wd * np.sin(phase)
+    error = np.arctan2(d_dot, v)  # of the heading
+    curvature = np.interp(s, self.s, self.curvature)  # of the centreline, to the right, where d is positive: beside it the way is shorter
+    forward = v * (1 - curvature * d) * np.cos(error) + d_dot * np.sin(error)
+    yaw_rate = curvature * v + (d_ddot * v - d_dot * a) / (v * v + d_dot * d_dot)
+    return float(s), float(d), float(v), float(error), float(forward), float(yaw_rate)
 
   def to_ego(self, t: float, s, d) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Road coordinates -> x, y in the calibrated frame at t and the road's heading there, radians, clockwise from above."""
@@ -281,7 +293,7 @@ class World:
     return np.interp(s, self.s, self.px) - np.sin(h) * d, np.interp(s, self.s, self.py) + np.cos(h) * d, h
 
   def objects(self, t: float) -> list[dict[str, Any]]:
-    """Traffic near the ego at t: id (never that of somebody else), cls, x, y (centre), yaw, size, speed along the ego's x minus the ego's (v_rel)."""
+    """Traffic near the ego at t: id (never that of somebody else), cls, x, y (centre), yaw, size, speed along the road minus the ego's (v_rel)."""
     e = self.ego(t)
     out = []
     for i, a in enumerate(self.actors):
@@ -309,7 +321,7 @@ class World:
             "size": a.size,
             "rgb": a.rgb,
             "shape": a.shape,
-            "v_rel": 0.0 if own else float(a.v - e["v_ego"]),
+            "v_rel": 0.0 if own else float(a.v - e["s_dot"]),
             "lane_d": float(d - e["d"]),
           }
         )

@@ -1,25 +1,31 @@
 """Compiled artefacts of a bundle: a pickled jit (or an engine) and, beside it, a sidecar of hashes that says what it was built from.
 
-A pickle is code. Bytes are handed out only after their SHA-256 was found to be the sidecar's, and those very bytes are handed out; the file is not read twice.
+A pickle is code, so none comes with a bundle: they lie where this machine keeps its own, or in the tree whose build made them (trust.py). Bytes are handed out
+only after the sidecar was found to be ours and their SHA-256 to be the sidecar's, and those very bytes are handed out; the file is not read twice.
 Large ones are cut as openpilot cuts its own (openpilot/common/file_chunker.py).
 """
 
 import contextlib
 import hashlib
+import hmac
 import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from openpilot.selfdrive.modeld.fair.bundle import Bundle
+from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, read_file
+from openpilot.selfdrive.modeld.fair.trust import BUILT, LIST, TrustError, data_root, in_tree, listed, mac, private_folder
 
-FOLDER = "compiled"  # in the bundle's own: it goes with the bundle and is no part of it
+FOREIGN = "compiled"  # in a bundle's folder, as they once came: never looked into
+KEPT = 8  # manifests whose artefacts are kept; older ones are deleted
+MAX_SIDECAR, MAX_SIZE, MAX_REASON = 1 << 16, 2 << 30, 300  # bytes, bytes, characters
 CHUNK_SIZE = 45 * 1024 * 1024  # openpilot's, under what its hosts take as one file
-FORMAT = 2
+FORMAT = 3
 SUFFIX = {"tensorrt": "engine"}  # of a target's files; else pkl
 TINYGRAD_FILES = ("device.py", "dtype.py", "engine/jit.py", "engine/realize.py", "runtime/ops_cpu.py", "uop/ops.py")  # what a pickled jit is made of
 
@@ -29,7 +35,22 @@ class ArtefactError(ValueError):
 
 
 def folder_of(bundle: Bundle, folder: Path | None = None) -> Path:
-  return bundle.path / FOLDER if folder is None else folder
+  """Where a bundle's artefacts are written, by default on this machine's own side."""
+  return data_root() / "artefacts" / key_of(bundle) if folder is None else folder
+
+
+def key_of(bundle: Bundle) -> str:
+  return bundle.manifest_hash[:32]
+
+
+def tree_folder(bundle: Bundle) -> Path:
+  """Where the tree's own build puts them."""
+  return BUILT / key_of(bundle)
+
+
+def ignored(path: Path) -> str | None:
+  """What to say of a folder of artefacts that came with a bundle; None where there is none."""
+  return f"{path / FOREIGN} came with the bundle and is ignored: what runs here is compiled here" if (path / FOREIGN).exists() else None
 
 
 def stem(graph: str, target: str) -> str:
@@ -84,6 +105,9 @@ def write_artefact(folder: Path, name: str, blob: bytes, about: dict[str, Any], 
 
   about: what must hold for the artefact to be used, see read_artefact(), and its target.
   """
+  tree = in_tree(folder)
+  if not tree:
+    private_folder()
   folder.mkdir(parents=True, exist_ok=True)
   file, n = f"{name}.{SUFFIX.get(about['target'], 'pkl')}", max(1, -(-len(blob) // chunk_size))
   names = [file] if n == 1 else [f"{file}.chunk{i + 1:02d}of{n:02d}" for i in range(n)]
@@ -95,42 +119,105 @@ def write_artefact(folder: Path, name: str, blob: bytes, about: dict[str, Any], 
     write_atomic(folder / manifest, str(n).encode())
   sidecar = folder / f"{name}.json"
   said = {"format": FORMAT, **about, "size": len(blob), "sha256": hashlib.sha256(blob).hexdigest(), "files": names}
-  write_atomic(sidecar, (json.dumps(said, indent=1) + "\n").encode())
+  if not tree:
+    said["mac"] = mac(said, make=True)
+  text = (json.dumps(said, indent=1) + "\n").encode()
+  write_atomic(sidecar, text)
+  if tree:
+    there: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):
+      there = json.loads((folder / LIST).read_text())
+    write_atomic(folder / LIST, (json.dumps({**there, sidecar.name: hashlib.sha256(text).hexdigest()}, indent=1) + "\n").encode())
   for old in folder.glob(f"{file}*"):
     if old.name not in names and not (n > 1 and old.name == manifest):
       old.unlink(missing_ok=True)
   return sidecar
 
 
+def prune(folder: Path) -> list[Path]:
+  """Deletes what was compiled of older manifests than the KEPT newest, beside `folder`, which stays. -> what went."""
+  def age(p: Path) -> float:
+    return p.stat().st_mtime if p != folder else float("inf")
+
+  gone = sorted((p for p in folder.parent.iterdir() if p.is_dir() and not p.is_symlink()), key=age, reverse=True)[KEPT:]
+  for path in gone:
+    shutil.rmtree(path, ignore_errors=True)
+  return gone
+
+
+def note_failure(folder: Path, name: str, why: str | None) -> None:
+  """Keeps why a graph could not be compiled, for whoever misses its artefact; None: it could."""
+  with contextlib.suppress(OSError):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.failed"
+    if why is None:
+      path.unlink(missing_ok=True)
+    else:
+      write_atomic(path, why[:MAX_REASON].encode())
+
+
+def why_not(folder: Path, name: str) -> str:
+  """What compiling said when it failed, '' where it did not."""
+  with contextlib.suppress(OSError, BundleError):
+    return f" (compiling it failed: {read_file(folder / f'{name}.failed', 4 * MAX_REASON).decode(errors='replace')})"
+  return ""
+
+
 def read_sidecar(folder: Path, name: str) -> dict[str, Any]:
+  """What a sidecar says, after it was found to be this machine's or the tree's own. Raises ArtefactError."""
   path = folder / f"{name}.json"
   try:
-    said = json.loads(path.read_bytes())
-  except FileNotFoundError:
-    raise ArtefactError(f"no artefact {path}; build it with compile.py") from None
-  except (OSError, ValueError) as e:
-    raise ArtefactError(f"{path} is not readable JSON ({e}); build it again with compile.py") from None
+    if not path.is_file():
+      raise ArtefactError(f"no artefact {path}{why_not(folder, name)}; build it with compile.py, a device does while it is offroad")
+    raw = read_file(path, MAX_SIDECAR)
+    said = json.loads(raw)
+  except ArtefactError:
+    raise
+  except (OSError, ValueError, RecursionError) as e:
+    raise ArtefactError(f"{path} is not readable JSON ({str(e)[:100]}); build it again with compile.py") from None
   files = said.get("files") if isinstance(said, dict) else None
   if not isinstance(files, list) or not files or not all(isinstance(f, str) and f.startswith(f"{name}.") and "/" not in f for f in files):
     raise ArtefactError(f"{path} names no files of its own; build it again with compile.py")
+  try:
+    if in_tree(folder):
+      ours = listed(folder, path.name) == hashlib.sha256(raw).hexdigest()
+    else:
+      ours = hmac.compare_digest(str(said.get("mac")).encode(), mac(said).encode())
+  except (TrustError, OSError) as e:
+    raise ArtefactError(f"{path} is not trusted: {e}") from None
+  if not ours:
+    raise ArtefactError(f"{path} was not written {'by the build of this tree' if in_tree(folder) else 'on this machine'}; it was not opened: build it again")
   return said
 
 
 def read_artefact(bundle: Bundle, graph: str, target: str, must: dict[str, Any], folder: Path | None = None) -> tuple[bytes, dict[str, Any]]:
   """(bytes, sidecar) of a graph's artefact, checked. must: entries that the sidecar has to agree with, besides the manifest's hash, graph, target and format.
 
-  Raises ArtefactError where it is absent, of another manifest or another machine or version, or where its bytes are not those that were written.
+  folder: where it is; by default this machine's own, else the tree's. Raises ArtefactError where it is absent, not ours, of another manifest, machine or
+  version, or where its bytes are not those that were written.
   """
-  folder, name = folder_of(bundle, folder), stem(graph, target)
+  if folder is None:
+    try:
+      return read_artefact(bundle, graph, target, must, folder_of(bundle))
+    except ArtefactError:
+      if not (tree_folder(bundle) / f"{stem(graph, target)}.json").is_file():
+        raise
+      return read_artefact(bundle, graph, target, must, tree_folder(bundle))
+  name = stem(graph, target)
   said = read_sidecar(folder, name)
   for key, wanted in {"format": FORMAT, "manifest": bundle.manifest_hash, "graph": graph, "target": target, **must}.items():
     if said.get(key) != wanted:
       was = str(said.get(key))[:40]
       raise ArtefactError(f"{folder / name}.json was built for {key} {was}, here it is {str(wanted)[:40]}; build it again with compile.py")
-  try:
-    blob = b"".join((folder / f).read_bytes() for f in said["files"])
-  except OSError as e:
-    raise ArtefactError(f"{folder / name}: {e.strerror} of {Path(e.filename or '').name}; build it again with compile.py") from None
+  left = min(MAX_SIZE, int(said["size"]))
+  parts = []
+  for f in said["files"]:
+    try:
+      parts.append(read_file(folder / f, left))
+    except BundleError as e:
+      raise ArtefactError(f"{e}; build it again with compile.py") from None
+    left -= len(parts[-1])
+  blob = b"".join(parts)
   actual = hashlib.sha256(blob).hexdigest()
   if actual != said.get("sha256"):
     wanted = str(said.get("sha256"))[:12]

@@ -4,6 +4,7 @@ import numpy as np
 
 def assign(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """(N, M) -> rows and columns of the pairs that make the largest sum of positive values, each row and column at most once, by rising row. Exact.
+  NaN is no pair; of infinite values as many as can be are taken.
 
   A pair worth more than what its row and its column could get elsewhere, together, is in every such set: without it the sum would be less. Most are, and only
   the others are solved.
@@ -11,7 +12,10 @@ def assign(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   n, m = value.shape
   at = (value > 0).ravel().nonzero()[0]
   rows = at // max(m, 1)
-  pairs = list(zip(rows.tolist(), (at - rows * m).tolist(), value.ravel()[at].tolist(), strict=True))   # few: lists beat arrays
+  worth = value.ravel()[at]
+  if not np.isfinite(worth).all():   # as many of the infinite as can be, and then the largest sum of the others
+    worth = np.where(np.isinf(worth), 1.0 + 2.0 * worth[np.isfinite(worth)].sum(), worth)
+  pairs = list(zip(rows.tolist(), (at - rows * m).tolist(), worth.tolist(), strict=True))   # few: lists beat arrays
   row_best, row_next, column_best, column_next = [0.0] * n, [0.0] * n, [0.0] * m, [0.0] * m
   for i, j, v in pairs:
     if v > row_best[i]:

@@ -1,15 +1,20 @@
 """Student bundles: a folder with ONNX graphs and a manifest.json that says all that the runtime needs. Here it is read, checked and, for the tools, written."""
 
 import contextlib
+import errno
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
+import stat
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from openpilot.selfdrive.modeld.fair.onnxfile import OnnxError, whole
 
 MODELS_DIR = Path(os.environ.get("FAIR_MODELS_DIR") or Path(__file__).resolve().parents[3] / "models")
 SCHEMA_PATH = Path(__file__).with_name("bundle.schema.json")
@@ -17,6 +22,9 @@ MANIFEST = "manifest.json"
 DEFAULT = "fair_unified_small"  # what runs where nothing is named
 MAX_MESSAGE = 1500  # characters
 MAX_VALUES = 1 << 26  # of one input or output
+MAX_MANIFEST = 1 << 20  # bytes
+MAX_FILE = 512 << 20  # bytes of any other file
+MAX_FILES = 64
 TYPES: dict[str, tuple[type, ...]] = {"object": (dict,), "array": (list,), "string": (str,), "number": (int, float), "integer": (int,), "boolean": (bool,)}
 
 
@@ -40,6 +48,29 @@ class Bundle:
   @property
   def graphs(self) -> list[dict[str, Any]]:
     return self.manifest["graphs"]
+
+  def read(self, name: str) -> bytes:
+    """A file's bytes, which are those that the manifest lists: read once, hashed, handed out. Raises BundleError where they are others, or none are listed."""
+    if name not in self.manifest["sha256"]:
+      raise BundleError(f"{self.path / MANIFEST}: sha256 has no hash of {json.dumps(name)[:60]}; export the bundle again")
+    data = read_file(self.path / name, MAX_FILE)
+    if (actual := hashlib.sha256(data).hexdigest()) != self.manifest["sha256"][name]:
+      raise changed(self.path / name, actual, self.manifest["sha256"][name])
+    return data
+
+  def onnx(self, graph: dict[str, Any]) -> bytes:
+    """A graph's ONNX file in one piece, whatever files its weights lie in: what a runner is given, so that it opens none. Raises BundleError."""
+
+    def outside(name: str) -> bytes:
+      try:
+        return self.read(name)
+      except BundleError as e:
+        raise OnnxError(f"keeps weights in another file: {e}") from None
+
+    try:
+      return whole(self.read(graph["file"]), outside)
+    except OnnxError as e:
+      raise BundleError(f"{self.path / graph['file']} {e}") from None
 
 
 @cache
@@ -91,12 +122,45 @@ def no_number(text: str) -> None:
   raise ValueError(f"{text} is no number")
 
 
-def sha256(path: Path) -> str:
+def open_file(path: Path, limit: int) -> BinaryIO:
+  """An ordinary file of at most `limit` bytes, opened; no link, device or pipe, which may give bytes for ever. Raises BundleError, FileNotFoundError."""
+  try:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+  except FileNotFoundError:
+    raise
+  except (OSError, ValueError) as e:
+    why = "is a link; copy the file itself" if isinstance(e, OSError) and e.errno == errno.ELOOP else f"cannot be opened: {getattr(e, 'strerror', e)}"
+    raise BundleError(f"{path.parent / path.name[:100]} {why}") from None
+  st = os.fstat(fd)
+  if not stat.S_ISREG(st.st_mode) or st.st_size > limit:
+    os.close(fd)
+    raise BundleError(f"{path} has {st.st_size} bytes, may have {limit}" if stat.S_ISREG(st.st_mode) else f"{path} is no ordinary file")
+  return os.fdopen(fd, "rb")
+
+
+def read_file(path: Path, limit: int) -> bytes:
+  """Its bytes, see open_file(); one that grows while it is read is refused too."""
+  try:
+    with open_file(path, limit) as f:
+      data = f.read(limit + 1)
+  except OSError as e:
+    raise BundleError(f"{path} cannot be read: {e.strerror}") from None
+  if len(data) > limit:
+    raise BundleError(f"{path} has over {limit} bytes")
+  return data
+
+
+def sha256(path: Path, limit: int = 1 << 62) -> str:
+  """Of an ordinary file, in hexadecimal; see open_file()."""
   h = hashlib.sha256()
-  with open(path, "rb") as f:
+  with open_file(path, limit) as f:
     while chunk := f.read(1 << 20):
       h.update(chunk)
   return h.hexdigest()
+
+
+def changed(path: Path, actual: str, expected: object) -> BundleError:
+  return BundleError(f"{path} has sha256 {actual[:12]}..., its manifest says {str(expected)[:12]}...; it was changed or cut short: copy or export it again")
 
 
 def load_bundle(path: str | Path) -> Bundle:
@@ -105,9 +169,9 @@ def load_bundle(path: str | Path) -> Bundle:
   if not path.is_dir():
     raise BundleError(f"no bundle at {path}; a bundle is a folder with {MANIFEST} and its ONNX files")
   try:
-    raw = (path / MANIFEST).read_bytes()
-  except OSError:
-    raise BundleError(f"{path} has no readable {MANIFEST}; export the bundle again") from None
+    raw = read_file(path / MANIFEST, MAX_MANIFEST)
+  except BundleError as e:
+    raise BundleError(f"{path} has no readable {MANIFEST} ({e}); export the bundle again") from None
   try:
     manifest = json.loads(raw, parse_constant=no_number)
   except (ValueError, RecursionError) as e:
@@ -123,15 +187,19 @@ def load_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{path / MANIFEST}: '{spec['name'][:60]}' of graph '{graph['name']}' has over {MAX_VALUES} values; export the bundle again")
     if graph["file"] not in manifest["sha256"]:
       raise BundleError(f"{path / MANIFEST}: sha256 has no hash of {graph['file']}; export the bundle again")
+  if len(manifest["sha256"]) > MAX_FILES:
+    raise BundleError(f"{path / MANIFEST}: sha256 lists {len(manifest['sha256'])} files, may list {MAX_FILES}")
   for name, expected in manifest["sha256"].items():
-    if "/" in name or name == MANIFEST:
+    if "/" in name or name in (MANIFEST, "", ".", ".."):
       raise BundleError(f"{path / MANIFEST}: sha256 names {json.dumps(name)[:60]}, which is not a file of the bundle")
-    if not (path / name).is_file():
-      raise BundleError(f"{path} lacks {name.encode(errors='replace').decode()[:100]!r}, which its manifest lists; copy the whole folder again")
-    if (actual := sha256(path / name)) != expected:
-      raise BundleError(
-        f"{path / name} has sha256 {actual[:12]}..., its manifest says {str(expected)[:12]}...; it was changed or cut short: copy or export it again"
-      )
+    try:
+      actual = sha256(path / name, MAX_FILE)
+    except FileNotFoundError:
+      raise BundleError(f"{path} lacks {name.encode(errors='replace').decode()[:100]!r}, which its manifest lists; copy the whole folder again") from None
+    except OSError as e:
+      raise BundleError(f"{path / name} cannot be read: {e.strerror}") from None
+    if actual != expected:
+      raise changed(path / name, actual, expected)
   return Bundle(path, manifest, hashlib.sha256(raw).hexdigest())
 
 
@@ -157,7 +225,7 @@ def fingerprint(path: str | Path) -> tuple[tuple[str, int, int, int], ...]:
   """What of a bundle's files changes when they do: name, inode, size and time of change, without reading them; empty where there is no folder."""
   found = []
   with contextlib.suppress(OSError), os.scandir(path) as entries:
-    for e in entries:
+    for e in itertools.islice(entries, 4 * MAX_FILES):
       with contextlib.suppress(OSError):
         st = e.stat()
         found.append((e.name, st.st_ino, st.st_size, st.st_mtime_ns))

@@ -3,8 +3,9 @@
 
 python -m openpilot.selfdrive.modeld.fair.compile BUNDLE [--target tinygrad-cpu] [--output DIR]
 
-Artefacts lie in BUNDLE/compiled and are for this machine, this tinygrad and this manifest: after a change of any of them they are refused and the graph runs in
-ONNX Runtime. On a comma four and wherever else the target's device is, run it there; what a PC can say of a comma four is `op compile --report`.
+Artefacts lie where this machine keeps its own (trust.py), never with the bundle, and are for this machine, this tinygrad and this manifest: after a change of
+any of them they are refused and the graph runs in ONNX Runtime. On a comma four and wherever else the target's device is, run it there, while the car is off;
+what a PC can say of a comma four is `op compile --report`.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, folder_of, package_version, read_sidecar, stem, write_artefact
+from openpilot.selfdrive.modeld.fair.artefact import KEPT, ArtefactError, folder_of, note_failure, package_version, prune, read_artefact, read_sidecar
+from openpilot.selfdrive.modeld.fair.artefact import stem, tree_folder, write_artefact
 from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, load_bundle, spec_slots
-from openpilot.selfdrive.modeld.fair.runners import NVIDIA_GPU, QCOM_GPU
+from openpilot.selfdrive.modeld.fair.child import environment, python
+from openpilot.selfdrive.modeld.fair.runners import NVIDIA_GPU, QCOM_GPU, preferred
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import FLAGS, find_clang, read_jit, requirements, set_flags
+from openpilot.selfdrive.modeld.fair.trust import TrustError
 
 TARGETS = (*FLAGS, "tensorrt", "onnx")
 # of ONNX Runtime's outputs, in parts of an output's largest value: sums in another order; on Adreno the weights and what lies between layers are half precision
@@ -37,7 +42,7 @@ class CompileError(ValueError):
 def missing(target: str) -> str | None:
   """Why this target cannot be built here, in one line; None where it can."""
   if target == "onnx":
-    return None
+    return None if importlib.util.find_spec("onnxruntime") is not None else "ONNX Runtime is not installed"
   if target == "tensorrt":
     from openpilot.selfdrive.modeld.fair.runners.tensorrt import missing as tensorrt_missing
 
@@ -102,8 +107,16 @@ def compile_graph(bundle: Bundle, graph: dict[str, Any], target: str, folder: Pa
   """Compiles, checks and writes one graph; returns what its sidecar says. tinygrad's settings are in the environment already. Raises CompileError."""
   t0 = time.perf_counter()
   path = bundle.path / graph["file"]
+  with tempfile.TemporaryDirectory() as private:  # tinygrad reads weights from the disk while it compiles: from a file that nobody else can change
+    mine = Path(private) / "graph.onnx"
+    mine.write_bytes(bundle.onnx(graph))
+    return compile_file(mine, path, bundle, graph, target, folder, t0)
+
+
+def compile_file(mine: Path, path: Path, bundle: Bundle, graph: dict[str, Any], target: str, folder: Path, t0: float) -> dict[str, Any]:
+  """compile_graph() of the bundle's file `path`, of which `mine` is a copy of our own."""
   try:
-    jit, arrays, tensors = make_jit(path, graph)
+    jit, arrays, tensors = make_jit(mine, graph)
 
     def run(step: Callable[..., Any], seed: int) -> dict[str, np.ndarray]:
       for k, v in sample_inputs(graph, seed).items():
@@ -145,7 +158,7 @@ def parity(bundle: Bundle, graph: dict[str, Any], target: str, got: dict[str, np
     return None
   from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 
-  found = differences(got, OnnxRunner(bundle.path / graph["file"], graph).run(sample_inputs(graph, 2)))
+  found = differences(got, OnnxRunner(bundle, graph).run(sample_inputs(graph, 2)))
   name, worst = max(found.items(), key=lambda x: x[1] if np.isfinite(x[1]) else np.inf)
   if not worst <= TOLERANCE[target]:
     raise CompileError(f"{bundle.path / graph['file']}: output '{name}' in {target} is off from ONNX Runtime by {worst:.2g} of its largest value")
@@ -162,18 +175,51 @@ def build(bundle: Bundle, target: str, folder: Path | None = None, timeout: floa
   if target == "onnx":  # the graph is the artefact
     return []
   folder, built = folder_of(bundle, folder), []
-  env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
   for graph in bundle.graphs:
-    command = [sys.executable, "-m", "openpilot.selfdrive.modeld.fair.compile", str(bundle.path), "--target", target, "--graph", graph["name"]]
+    name = stem(graph["name"], target)
+    command = python("openpilot.selfdrive.modeld.fair.compile", str(bundle.path), "--target", target, "--graph", graph["name"], "--output", str(folder))
     try:
-      done = subprocess.run([*command, "--output", str(folder)], env=env, stdout=subprocess.PIPE, text=True, timeout=timeout)
+      done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
+      note_failure(folder, name, f"not within {timeout:.0f} s")
       raise CompileError(f"{bundle.path}: graph '{graph['name']}' was not compiled for {target} within {timeout:.0f} s") from None
     if done.returncode:
-      raise CompileError((done.stdout.strip().splitlines() or [f"graph '{graph['name']}': exit code {done.returncode}"])[-1].removeprefix("error: "))
+      why = (done.stdout.strip().splitlines() or [f"graph '{graph['name']}': exit code {done.returncode}"])[-1].removeprefix("error: ")
+      note_failure(folder, name, why)
+      raise CompileError(why)
+    note_failure(folder, name, None)
     print(done.stdout, end="")  # what DEBUG=2 makes tinygrad say of its kernels
-    built.append(read_sidecar(folder, stem(graph["name"], target)))
+    built.append(read_sidecar(folder, name))
   return built
+
+
+def onroad() -> bool:
+  """Whether this is a device whose car is on: then its cores and its GPU are not ours to compile with."""
+  try:
+    params = Path("/data/params") / (os.environ.get("OPENPILOT_PREFIX") or "d")
+    return os.path.isfile("/TICI") and (params / "IsOnroad").read_bytes() == b"1"
+  except OSError:
+    return False
+
+
+def lacking(bundle: Bundle, choice: str | None) -> str | None:
+  """The target that fairmodeld would run here and whose artefacts are not there; None where there is nothing to build. choice: the param FairRunner."""
+  target = next((t for t in ((choice, "onnx") if choice else preferred()) if missing(t) is None), None)
+  if target is None or target == "onnx":
+    return None
+  try:
+    if target == "tensorrt":
+      from openpilot.selfdrive.modeld.fair.runners.tensorrt import Cuda, usual_precision
+      from openpilot.selfdrive.modeld.fair.runners.tensorrt import requirements as engine_requirements
+
+      must = engine_requirements(Cuda().name(), usual_precision())
+    else:
+      must = requirements(target)
+    for graph in bundle.graphs:
+      read_artefact(bundle, graph["name"], target, must)
+  except ArtefactError:
+    return target
+  return None
 
 
 def one_graph(bundle: Bundle, name: str, target: str, folder: Path) -> None:
@@ -194,12 +240,20 @@ def one_graph(bundle: Bundle, name: str, target: str, folder: Path) -> None:
 def main() -> int:
   p = argparse.ArgumentParser(prog="compile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   p.add_argument("bundle", type=Path, help="a bundle's folder")
+  p.add_argument("--lacking", metavar="RUNNER", help="only what fairmodeld with that runner, or '', would miss")
+  p.add_argument("--tree", action="store_true", help="into the tree, as a build does: what lies there is trusted as the code is")
   p.add_argument("--target", choices=TARGETS, action="append", help="several times for several; default: all that can be built here")
-  p.add_argument("--output", type=Path, help="default: BUNDLE/compiled")
+  p.add_argument("--output", type=Path, help="default: where this machine keeps its own")
   p.add_argument("--graph", help=argparse.SUPPRESS)
   args = p.parse_args()
   try:
+    if onroad():
+      raise CompileError("the car is on; compiling is for when it is off")
     bundle = load_bundle(args.bundle)
+    if args.tree:
+      args.output = tree_folder(bundle)
+    if args.lacking is not None:
+      args.target = [lacking(bundle, args.lacking or None) or "onnx"]
     if args.graph is not None:
       one_graph(bundle, args.graph, args.target[0], folder_of(bundle, args.output))
       return 0
@@ -207,9 +261,12 @@ def main() -> int:
       for said in build(bundle, target, args.output):
         off = "not compared with ONNX Runtime" if said["parity"] is None else f"off from ONNX Runtime by {said['parity']:.1e} of the largest value"
         print(f"{bundle.name}, graph '{said['graph']}', {target}: {said['size'] / 1e6:.1f} MB in {said['seconds']:.0f} s, {off}")
+      if target != "onnx" and args.output is None:
+        for old in prune(folder_of(bundle)):
+          print(f"{old} was deleted: artefacts of the {KEPT} newest manifests are kept")
       if target == "onnx":
         print(f"{bundle.name}, onnx: nothing to build, {', '.join(g['file'] for g in bundle.graphs)} runs as it is")
-  except (ArtefactError, BundleError, CompileError) as e:
+  except (ArtefactError, BundleError, CompileError, TrustError) as e:
     print(f"error: {e}", file=sys.stdout if args.graph is not None else sys.stderr)
     return 2
   return 0

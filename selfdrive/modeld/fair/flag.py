@@ -40,7 +40,7 @@ def main(argv: Sequence[str] = ()) -> int:
     if args.state != "status":
       put(params, "FairEnabled", args.state == "on")
     print(status(params))
-  except BundleError as e:
+  except (BundleError, OSError) as e:  # OSError: the params' folder cannot be made or written
     print(f"error: {e}", file=sys.stderr)
     return 2
   except UnknownKeyName as e:

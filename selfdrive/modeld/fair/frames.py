@@ -1,6 +1,6 @@
 """Camera frames to model frames: openpilot's calibrated warp into a 512x256 view, YUV 4:2:0 packed to uint8 (6, 128, 256).
 
-The warp is openpilot's own (selfdrive/modeld/compile_modeld.py): nearest neighbour, pixels outside the image clamped to its border.
+The warp is openpilot's own (selfdrive/modeld/compile_modeld.py): nearest neighbor, pixels outside the image clamped to its border.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ class CameraError(ValueError):
 
 
 def scaled(intrinsics: np.ndarray, x: float, y: float) -> np.ndarray:
-  """(3, 3) of a camera whose picture is resized by x and y. Pixels are counted at their centres, so the centre c goes to (c + 0.5) * x - 0.5."""
+  """(3, 3) of a camera whose picture is resized by x and y. Pixels are counted at their centers, so the center c goes to (c + 0.5) * x - 0.5."""
   return np.array([[x, 0.0, 0.5 * x - 0.5], [0.0, y, 0.5 * y - 0.5], [0.0, 0.0, 1.0]]) @ intrinsics
 
 

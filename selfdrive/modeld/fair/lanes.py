@@ -20,7 +20,7 @@ LOST_AFTER, LOST = 5, 4.0   # frames out of sight, and pixels beside the line th
 SEED_PERIOD = 3        # frames between two looks for new points: a fast car loses few in them
 VISIBLE = 0.5
 ENOUGH = 6             # visible points that make a line certain
-FLOOR = 0.02           # weight of a point that is not visible: it still goes where its neighbours go
+FLOOR = 0.02           # weight of a point that is not visible: it still goes where its neighbors go
 
 
 @dataclass
@@ -30,14 +30,14 @@ class Line:
   kind: str
   points: np.ndarray     # (P, 2) float32 view pixels, nearest first
   visibility: np.ndarray  # (P,) float32
-  road: np.ndarray       # (P, 3) float32 metres
-  fit: np.ndarray        # (4,) y = sum fit[i] x^i, metres
-  depth: np.ndarray | None = None   # (P,) float32 metres, of a metric depth map at the points, nan where it has none
+  road: np.ndarray       # (P, 3) float32 meters
+  fit: np.ndarray        # (4,) y = sum fit[i] x^i, meters
+  depth: np.ndarray | None = None   # (P,) float32 meters, of a metric depth map at the points, nan where it has none
 
 
 @lru_cache(maxsize=4)
 def seed_rows(ground: Ground, height: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Where points of a line begin: (count,) rows of a view so high from SEED_FAR to its lower edge, metres ahead there, and their powers 0 to 3 (4, count)."""
+  """Where points of a line begin: (count,) rows of a view so high from SEED_FAR to its lower edge, meters ahead there, and their powers 0 to 3 (4, count)."""
   rows = np.linspace(ground.cy + ground.f * ground.height / SEED_FAR, height - 1, count)
   ahead = ground.f * ground.height / (rows - ground.cy)
   return rows, ahead, ahead ** np.arange(4)[:, None]
@@ -81,7 +81,7 @@ class LaneTracker:
     rows, ahead, powers = seed_rows(ground, h, self.per)
     top = float(rows[0])
     columns = np.array([np.interp(rows, s[:, 1], s[:, 0], left=np.nan, right=np.nan) for s in seeds])   # (seeds, per)
-    # how far each line there is lies from each one offered: metres, over the rows that the offered one has
+    # how far each line there is lies from each one offered: meters, over the rows that the offered one has
     mine = self.fit @ powers
     offered = (columns - ground.cx) * (ahead / ground.f)
     counts = np.isfinite(offered) & (ahead < COMPARED)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
+from openpilot.selfdrive.modeld.fair.calibration import MAX_ANGLE
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, find_camera
 from openpilot.selfdrive.modeld.fair.heads import HEADS
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
@@ -25,7 +26,6 @@ from openpilot.selfdrive.modeld.fair.runners import Runner, open_runner
 from openpilot.selfdrive.modeld.fair.schedule import FrameSchedule, due
 from openpilot.selfdrive.modeld.fair.tracking import Tracker, merge
 
-MAX_ANGLE = 0.35  # rad; beyond, a calibration is not one
 JUMP = 0.005  # rad; a calibration that moved further since the last reset is another one: over one pixel of a map
 MAX_STEP = 5  # frames; more between two, or a number that falls, is a gap
 USUAL = 0.1  # weight of a run in a graph's usual time
@@ -295,7 +295,7 @@ class FairModel:
           messages.append(lanes_message(lines, stamp))
         else:
           if name == "depth" and stamp.valid:
-            self.depth = value = self.scale.metres(value, self.ground, self.segmentation)
+            self.depth = value = self.scale.meters(value, self.ground, self.segmentation)
           elif name == "segmentation" and stamp.valid:
             self.segmentation = value
           if self._due(name, stamp) and (message := PUBLISH[name](value, stamp)) is not None:

@@ -110,7 +110,7 @@ def lanes_message(lines: list[Line], stamp: Stamp) -> tuple[str, Any]:
 PUBLISH: dict[str, Callable[[Any, Stamp], tuple[str, Any] | None]] = {
   "depth": depth_message, "segmentation": segmentation_message, "features": features_message,
 }
-SERVICES = ("fairDepth", "fairObjects", "fairSegmentation", "fairLanes", "fairFeatures", "fairState")
+SERVICES = ("fairState", "fairDepth", "fairObjects", "fairSegmentation", "fairLanes", "fairFeatures")
 
 
 @cache

@@ -1,11 +1,14 @@
 """Which camera frames are taken: the bundle's rate, less when the device is hot; what comes twice, too late or too often is told apart. No clock of its own."""
 
+from collections import deque
 from enum import Enum
+from itertools import pairwise
 from typing import Any
 
 CAMERA_RATE = 20.0  # Hz
 HEAT = {"overheated": 0.5, "critical": 0.25}  # deviceState.thermalStatus -> of the bundle's rate; every other status: all of it
 REORDERED = 20  # frames; a number that falls by less, with an earlier time, is an old frame, else a camera that began anew
+MODEL_GAPS = 8  # between modelV2s
 JUMPED = 1000  # frames; a number further ahead is one too
 
 
@@ -70,6 +73,25 @@ class FrameSchedule:
       return Verdict.NOT_DUE, 0
     self.dropped += due - 1
     return Verdict.TAKE, due - 1
+
+
+class ModelPace:
+  """How often modelV2 comes, counted in its own frame numbers: with every frame where modeld runs, with one in 40 from a qlog."""
+
+  def __init__(self) -> None:
+    self.frames: deque[int] = deque(maxlen=MODEL_GAPS + 1)
+
+  def hear(self, frame_id: int) -> None:
+    """frame_id: of the modelV2 that came."""
+    if self.frames and frame_id < self.frames[-1]:  # another log, or another camera
+      self.frames.clear()
+    if not self.frames or frame_id > self.frames[-1]:
+      self.frames.append(frame_id)
+
+  @property
+  def period(self) -> int | None:
+    """Frames from one modelV2 to the next: the least of the newest gaps, since some go by unseen. None before there were two."""
+    return min((b - a for a, b in pairwise(self.frames)), default=None)
 
 
 def due(turn: int, entry: dict[str, Any]) -> bool:

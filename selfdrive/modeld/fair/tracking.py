@@ -15,7 +15,7 @@ PROBABLE = 0.5         # a new object of that score is told at once, a weaker on
 SAME_IOU = 0.5         # a box of the detector and an object with more overlap are one thing
 # a pair's value, 0..1, is a weighted mean of what the two have; below MIN_VALUE they stay apart
 W_OVERLAP, W_EMBED, W_MOTION, MIN_VALUE = 0.45, 0.35, 0.2, 0.25
-MIN_OVERLAP, MAX_SIGMA = 0.1, 3.0      # a pair needs so much overlap, or a centre within so many standard deviations of the prediction
+MIN_OVERLAP, MAX_SIGMA = 0.1, 3.0      # a pair needs so much overlap, or a center within so many standard deviations of the prediction
 MIN_COSINE = 0.3                       # once the track was out of sight its looks have to agree
 # the filter's noises, in sizes (square root of the area) of the box: a detection, acceleration per frame^2, the speed of a new track per frame
 R, Q, V0 = 0.04, 0.004, 0.1
@@ -25,7 +25,7 @@ COVERED = 0.3                          # share of a box behind a nearer one, fro
 EMBED_RATE, VOTE_RATE = 0.1, 0.1
 PIXEL_STD, EDGE_STD = 2.0, 0.03        # of a box's lower edge: pixels, and share of its height
 DEPTH_STD = 0.1                        # of a student's depth, where nothing says better
-TO_BOX = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]])    # centre, size @ it: corners, in one product, which rounds once
+TO_BOX = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]])    # center, size @ it: corners, in one product, which rounds once
 FROM_BOX = np.array([[0.5, 0, -1, 0], [0, 0.5, 0, -1], [0.5, 0, 1, 0], [0, 0.5, 0, 1]], np.float32)   # and back
 MIDDLE = np.array([0.35, 0.45, 0.55, 0.65], np.float32)   # where in a box its depth is sampled, across and down
 
@@ -43,9 +43,9 @@ class Tracked:
   visibility: np.ndarray   # (N,) float32
   masks: np.ndarray | None  # (M, h, w) bool
   mask_of: np.ndarray      # (N,) index into masks, -1: none
-  position: np.ndarray     # (N, 3) metres, nan unknown
+  position: np.ndarray     # (N, 3) meters, nan unknown
   position_std: np.ndarray  # (N, 3)
-  depth: np.ndarray        # (N,) float32 metres, of a metric depth map in the middle of the box, nan without or while something hides it
+  depth: np.ndarray        # (N,) float32 meters, of a metric depth map in the middle of the box, nan without or while something hides it
 
 
 TRACK_FIELDS = ("ids", "class_ids", "scores", "boxes", "ages", "occluded", "visibility", "mask_of", "position", "position_std", "depth")   # one row a track
@@ -96,7 +96,7 @@ def locate(
   boxes: np.ndarray, edge_std: np.ndarray, clear: np.ndarray, ground: Ground, depth: Depth | None, view: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(N, 4) boxes, standard deviation of their lower edges in pixels (N,), whether nothing hides them (N,) bool -> position of the point where each meets
-  the road (N, 3), metres, its standard deviation (N, 3), and what the depth map says by itself (N,).
+  the road (N, 3), meters, its standard deviation (N, 3), and what the depth map says by itself (N,).
 
   Two witnesses of the distance: the road plane at the lower edge, unless the view cuts that off, and the median of a metric depth map over the middle of
   the box. They are weighed by their variances; where they contradict each other the deviation says so. nan where there is neither.
@@ -148,7 +148,7 @@ class Tracker:
     """Forgets all tracks; their ids never come back."""
     n = 0
     self.ids, self.born, self.hits, self.lost = (np.zeros(n, np.int64) for _ in range(4))
-    self.mean, self.speed = np.zeros((n, 4)), np.zeros((n, 4))     # centre x, y, width, height, pixels; per frame
+    self.mean, self.speed = np.zeros((n, 4)), np.zeros((n, 4))     # center x, y, width, height, pixels; per frame
     self.p00, self.p01, self.p11 = np.zeros(n), np.zeros(n), np.zeros(n)   # covariance of any of the four, in squared sizes
     self.scores, self.votes = np.zeros(n, np.float32), np.zeros((n, len(self.classes)), np.float32)
     self.embed: np.ndarray | None = None

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""fairmodeld: camera frames in, fair* messages out. It runs beside modeld, advises, controls nothing, and never waits on anything that waits on it."""
+"""The process that works: camera frames in, fair* messages out. It runs beside modeld, advises, controls nothing, and waits on nothing that waits on it."""
 
 import argparse
+import contextlib
 import gc
+import math
 import os
-import resource
 import signal
 import sys
 import time
@@ -14,13 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, BundleError, bundle_path, fingerprint, load_bundle
+from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, Bundle, BundleError, bundle_path, fingerprint, load_bundle
+from openpilot.selfdrive.modeld.fair.calibration import mounting
 from openpilot.selfdrive.modeld.fair.frames import CameraError
 from openpilot.selfdrive.modeld.fair.ipc import Params, VisionIpcClient, config_realtime_process, messaging, read_param, service, stream_type
+from openpilot.selfdrive.modeld.fair.link import Link, SupervisorGone
+from openpilot.selfdrive.modeld.fair.machine import allow_files, at_ease, memory_mb, too_few_files
 from openpilot.selfdrive.modeld.fair.model import FairModel, first_line, plain
 from openpilot.selfdrive.modeld.fair.publish import SERVICES, serialise
 from openpilot.selfdrive.modeld.fair.runners import RUNNERS
-from openpilot.selfdrive.modeld.fair.schedule import Verdict
+from openpilot.selfdrive.modeld.fair.schedule import CAMERA_RATE, ModelPace, Verdict
+from openpilot.selfdrive.modeld.fair.sender import Sender
 
 STATE_PERIOD = 1.0  # s between two fairState
 LOOK_PERIOD = 1.0  # s between two looks at whether the bundle is another one
@@ -30,29 +35,22 @@ BACKOFF, MAX_BACKOFF = 0.5, 10.0  # s between two tries after a fault
 CORE, PRIORITY = 7, 50  # modeld's core, below its priority of 54
 MAX_SPEED = 100.0  # m/s
 DROP_FILTER = 0.05  # weight of a frame in frameDropPerc, as modeld's
-NO_SOCKETS = (messaging.MultiplePublishersError,) if hasattr(messaging, "MultiplePublishersError") else ()
 EXTRINSICS, CAMERA_STATE = service("extrinsicsCalibration"), service("narrowRoadCameraState")
-
-
-def memory_mb() -> float:
-  """Resident set size now, MB; where there is no /proc, its maximum so far."""
-  try:
-    with open("/proc/self/statm") as f:
-      return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-  except OSError:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 class FairModeld:
   """The process around a FairModel: where frames come from, where messages go, and what happens when something is missing.
 
   choose: the folder of the bundle that is wanted now; it may raise BundleError. stream: 'narrowRoad', 'wideRoad', or None for the first there is.
-  runner: one of runners.RUNNERS, or None for what is preferred here.
+  runner: one of runners.RUNNERS, or None for what is preferred here. link: to the supervisor; without one a new bundle is taken without a trial run.
   """
 
-  def __init__(self, choose: Callable[[], Path], stream: str | None, runner: str | None = None):
-    self.choose, self.wanted_stream, self.runner = choose, stream, runner
-    self.pm = messaging.PubMaster(list(SERVICES))
+  def __init__(self, choose: Callable[[], Path], stream: str | None, runner: str | None = None, link: Link | None = None):
+    self.choose, self.wanted_stream, self.runner, self.link = choose, stream, runner, link or Link()
+    self.replay = "REPLAY" in os.environ  # openpilot's process_replay: the same log gives the same bytes, so nothing may hang on how fast this machine is
+    self.log_time = 0.0  # s, of the newest frame
+    self.clock = None if self.replay else time.perf_counter
+    self.pm = Sender(SERVICES, self.now, self.say)
     services = [EXTRINSICS, CAMERA_STATE, "deviceState", "modelV2", "carState"]
     self.sm = messaging.SubMaster(services, ignore_avg_freq=services)
     self.model: FairModel | None = None
@@ -60,27 +58,37 @@ class FairModeld:
     self.looked: tuple[Any, ...] = ()  # the same at the last look
     self.next_look = 0.0
     self.refused = ""
+    self.trial = ""  # sha256 of the manifest of the bundle that is having its trial run
     self.taken: dict[str, int] = {}  # service -> SubMaster's number of the update whose message was taken last
     self.client: VisionIpcClient | None = None
     self.stream = ""
     self.layout: tuple[Any, ...] = ()
     self.fault, self.faults = "", 0
     self.drop_perc = self.publish_time = 0.0
-    self.last_state = 0.0
+    self.last_state = -math.inf
     self.retry_at, self.backoff = 0.0, BACKOFF
+    self.pace = ModelPace()
+
+  def now(self) -> float:
+    """Seconds of the clock by which things are due: the machine's, in process_replay the log's."""
+    return self.log_time if self.replay else time.monotonic()
 
   # *** faults ***
 
   def fail(self, what: str) -> None:
     """Says what went wrong and waits longer each time before the next try; the process lives on."""
     self.note(what)
-    self.retry_at, self.backoff = time.monotonic() + self.backoff, min(MAX_BACKOFF, self.backoff * 2)
+    self.retry_at, self.backoff = self.now() + self.backoff, min(MAX_BACKOFF, self.backoff * 2)
 
   def note(self, what: str) -> None:
     """A fault that stops nothing: on stderr and at once in fairState."""
+    self.say(what)
+    self.send_state("fault")
+
+  def say(self, what: str) -> None:
+    """A fault on stderr and in the next fairState."""
     self.report(what)
     print(f"fairmodeld: {what.encode(errors='replace').decode()}", file=sys.stderr, flush=True)
-    self.send_state("fault")
 
   def report(self, what: str) -> None:
     """Counts a fault; the next fairState tells it."""
@@ -90,7 +98,9 @@ class FairModeld:
       self.fault, self.faults = plain(what), self.faults + 1
 
   def send_state(self, status: str) -> None:
-    more = {"frameDropPerc": self.drop_perc * 100, "stream": self.stream, "memoryMB": memory_mb()}
+    if self.replay and not self.log_time:  # process_replay takes no message before the first frame
+      return
+    more = {"frameDropPerc": self.drop_perc * 100, "stream": self.stream, "memoryMB": 0.0 if self.replay else memory_mb()}
     if self.model is not None:
       schedule = self.model.schedule
       more.update(framesReceived=schedule.received, framesDropped=schedule.dropped, framesNotDue=schedule.not_due)
@@ -101,27 +111,47 @@ class FairModeld:
       msg.fairState.status, msg.fairState.fault, msg.fairState.faultCount = status, self.fault, self.faults
       for k, v in more.items():
         setattr(msg.fairState, k, v)
-    self.pm.send("fairState", msg)
-    self.publish_time, self.last_state = 0.0, time.monotonic()
+    self.pm.send("fairState", msg.to_bytes())
+    self.publish_time, self.last_state = 0.0, self.now()
     gc.collect()  # collection is off: what the builders leave goes here, between frames; what was there at the start is frozen and costs nothing
 
   # *** what a frame needs ***
 
   def ready(self) -> bool:
     """A bundle is loaded and a camera connected, or the next try is not due yet."""
-    if time.monotonic() < self.retry_at:
-      return False
     if self.model is None:
+      if self.now() < self.retry_at:
+        return False
       try:
         path = self.choose()
         self.loaded = self.looked = (path, fingerprint(path))
-        self.take(FairModel(load_bundle(path), time.perf_counter, runner=self.runner))
+        self.take(self.load(load_bundle(path)))
       except BundleError as e:
+        if self.replay:  # a log has no time to wait in before its first frame
+          raise
         self.fail(str(e))
         return False
     if self.client is None or not self.client.is_connected():
-      return self.connect()
+      try:
+        return (self.replay or self.now() >= self.retry_at) and self.connect()
+      except OSError as e:  # the camera is there
+        self.fail(f"no camera: {e.strerror}{too_few_files(e)}")
+        return False
     return True
+
+  def load(self, bundle: Bundle) -> FairModel:
+    """The bundle made ready to run, at no priority over others. Raises BundleError where it cannot run, or hung before."""
+    if (why := self.link.refused.get(bundle.manifest_hash)) is not None:
+      raise BundleError(f"bundle '{bundle.name}' {why}; it is refused until its files change")
+    self.link.loading(bundle.manifest_hash)
+    try:
+      with at_ease():
+        model = FairModel(bundle, self.clock, runner=self.runner)
+    except BundleError:
+      self.link.running(self.model.bundle.manifest_hash if self.model is not None else "")
+      raise
+    self.link.running(bundle.manifest_hash)
+    return model
 
   def take(self, model: FairModel) -> None:
     """Goes on with this model; where another one ran before, from its calibration, counts and ids on."""
@@ -136,26 +166,42 @@ class FairModeld:
 
   def watch(self) -> None:
     """Between two frames: a bundle that was replaced, or another one that is wanted, takes over; one that cannot run is refused and the old one goes on."""
-    if self.model is None or time.monotonic() < self.next_look:
+    if self.replay or self.model is None or self.now() < self.next_look:
       return
-    self.next_look = time.monotonic() + LOOK_PERIOD
+    self.next_look = self.now() + LOOK_PERIOD
     try:
       path = self.choose()
       seen = (path, fingerprint(path))
       settled = seen == self.looked  # a copy under way changes from look to look
       self.looked = seen
-      if seen == self.loaded or not settled:
-        return
-      self.loaded = seen
-      bundle = load_bundle(path)
-      if bundle.manifest_hash != self.model.bundle.manifest_hash:
-        self.take(FairModel(bundle, time.perf_counter, runner=self.runner))
-        print(f"fairmodeld: bundle '{bundle.name}' ({bundle.manifest_hash[:12]}) from {path} took over", file=sys.stderr, flush=True)
-      self.refused = ""
+      if seen != self.loaded and settled:
+        self.loaded, self.trial = seen, ""
+        bundle = load_bundle(path)
+        if bundle.manifest_hash == self.model.bundle.manifest_hash:
+          self.refused = ""
+        elif self.link.there:
+          self.trial = bundle.manifest_hash
+          self.link.try_out(str(path), self.runner)
+        else:
+          self.take_over(bundle)
+      elif self.trial and (answer := self.link.answer()) is not None and answer["path"] == str(path):
+        tried, self.trial = self.trial, ""
+        if answer["error"] is not None:
+          raise BundleError(answer["error"])
+        bundle = load_bundle(path)
+        if not bundle.manifest_hash == answer["hash"] == tried:
+          self.loaded = ()  # it changed meanwhile: the next look begins anew
+        else:
+          self.take_over(bundle)
     except BundleError as e:
       if str(e) != self.refused:
         self.refused = str(e)
         self.note(f"bundle '{self.model.bundle.name}' goes on: {e}")
+
+  def take_over(self, bundle: Bundle) -> None:
+    self.take(self.load(bundle))
+    self.refused = ""
+    print(f"fairmodeld: bundle '{bundle.name}' ({bundle.manifest_hash[:12]}) from {bundle.path} took over", file=sys.stderr, flush=True)
 
   def connect(self) -> bool:
     assert self.model is not None
@@ -179,6 +225,9 @@ class FairModeld:
       self.sm.update(timeout_ms)
     except Exception as e:  # capnp's exceptions come from its C++ side
       self.report(f"bytes came that are no message: {first_line(e)}")
+    if self.is_new("modelV2"):
+      with contextlib.suppress(Exception):  # model_behind() tells
+        self.pace.hear(self.sm["modelV2"].frameId)
     if self.model is not None and self.is_new("deviceState"):
       try:
         self.model.schedule.heat(str(self.sm["deviceState"].thermalStatus))
@@ -217,25 +266,33 @@ class FairModeld:
   def calibrate(self, calibration: Any) -> None:
     """calibration: a reader of extrinsicsCalibration. What is not one is refused."""
     assert self.model is not None
-    if str(calibration.calStatus) != "calibrated":
-      return
-    rpy, height = list(calibration.rpyCalib), calibration.height[0] if len(calibration.height) else None
-    if not self.model.set_calibration(rpy, height) and self.model.rpy is None:
-      self.model.report(f"calibration {rpy[:3]} is not one; the default mounting is used")
+    rpy, height = mounting(calibration)
+    if rpy is not None:
+      self.model.set_calibration(rpy, height)
+    elif self.model.rpy is None:
+      self.model.report(f"calibration {list(calibration.rpyCalib)[:3]} is not one; the default mounting is used")
 
   def await_model(self, frame_id: int) -> bool:
-    """While modelV2 is alive a frame starts only after its modelV2, so that modeld has had the GPU first. False: it did not come, the frame is late."""
+    """While modelV2 is alive a frame starts only after its modelV2, so that modeld has had the GPU first; where modelV2 comes less often than frames, only one
+    that has one coming waits. False: it did not come, the frame is late. In process_replay a frame's modelV2 comes after the frame."""
+    period = self.pace.period
+    if self.replay or period is None:
+      return True
     deadline = time.monotonic() + MODEL_WAIT
-    while (behind := self.model_behind(frame_id)) is not None and 0 < behind < OTHER_CAMERA:
+    while (behind := self.model_behind(frame_id)) is not None and period <= behind < OTHER_CAMERA:
       left = deadline - time.monotonic()
       if left <= 0:
         return False
       self.listen(max(1, min(5, int(left * 1000))))
     return True
 
+  def alive(self, service: str) -> bool:
+    """Whether it comes. By the machine's clock: in process_replay what was there once counts."""
+    return self.sm.seen[service] and (self.replay or self.sm.alive[service])
+
   def model_behind(self, frame_id: int) -> int | None:
     """Frames that the newest modelV2 is behind this one; None where modelV2 is not alive or says nothing."""
-    if not (self.sm.seen["modelV2"] and self.sm.alive["modelV2"]):
+    if not self.alive("modelV2"):
       return None
     try:
       return frame_id - self.sm["modelV2"].frameId
@@ -252,29 +309,36 @@ class FairModeld:
 
   def step(self) -> None:
     """At most one frame. Returns within about 0.2 s."""
+    self.link.beat()
     if not self.ready():
       time.sleep(0.02)
       self.listen()
       self.watch()
-      if time.monotonic() - self.last_state > STATE_PERIOD:
-        self.send_state("fault" if time.monotonic() < self.retry_at else "waitingForCamera")
+      if self.state_is_due():
+        self.send_state("fault" if self.now() < self.retry_at else "waitingForCamera")
       return
     assert self.model is not None and self.client is not None
     buf = self.client.recv(100)
+    if buf is not None:
+      self.log_time = self.client.timestamp_eof * 1e-9 or self.client.frame_id / CAMERA_RATE
     self.listen()
-    if buf is not None and self.update_camera():
+    waits = self.now() < self.retry_at  # for another try at the camera
+    if buf is not None and not waits and self.update_camera():
       verdict, missed = self.model.schedule.look(self.client.frame_id, self.client.timestamp_eof)
       if verdict is Verdict.TAKE:
         self.frame(buf, missed)
     self.watch()
-    if time.monotonic() - self.last_state > STATE_PERIOD:
-      healthy = buf is not None and all(g.valid for g in self.model.stats.values())
-      self.send_state("running" if healthy else "fault" if buf is not None else "waitingForCamera")
+    if self.state_is_due():
+      healthy = buf is not None and not waits and all(g.valid for g in self.model.stats.values())
+      self.send_state("running" if healthy else "fault" if buf is not None or waits else "waitingForCamera")
+
+  def state_is_due(self) -> bool:
+    return not 0 <= self.now() - self.last_state <= STATE_PERIOD  # a log may begin again
 
   def speed(self) -> float | None:
     """m/s, None where nobody tells it or no car goes so fast: by it relative depth finds its scale."""
     try:
-      v = self.sm["carState"].vEgo if self.sm.alive["carState"] else None
+      v = self.sm["carState"].vEgo if self.alive("carState") else None
       return v if v is not None and abs(v) <= MAX_SPEED else None  # False for nan
     except Exception as e:
       self.report(f"carState cannot be read: {first_line(e)}")
@@ -300,14 +364,14 @@ class FairModeld:
     except Exception as e:  # one bad frame, e.g. a buffer cut short, must not end the process
       self.model.invalid += 1
       self.model.report(f"frame {frame_id} failed: {first_line(e)}")
-    t0 = time.perf_counter()
+    t0 = self.model.clock()
     for name, msg in messages:
       try:
         self.pm.send(name, serialise(name, msg))
       except ValueError as e:
         self.model.report(str(e))
-    self.publish_time += time.perf_counter() - t0
-    if self.model.faults > faults and (faults == 0 or time.monotonic() - self.last_state > 0.1):  # at once, but not 20 times a second
+    self.publish_time += self.model.clock() - t0
+    if self.model.faults > faults and (faults == 0 or self.now() - self.last_state > 0.1):  # at once, but not 20 times a second
       self.send_state("fault")
 
 
@@ -317,19 +381,31 @@ def main(argv: Sequence[str] = ()) -> int:
   p.add_argument("--stream", choices=["narrowRoad", "wideRoad"], help="default: the first that the bundle can take and the camera gives")
   p.add_argument("--runner", choices=RUNNERS, help="default: the param FairRunner, else the GPU's where the bundle was compiled for it, else ONNX Runtime")
   args = p.parse_args(list(argv))
+  link = Link()
   if args.bundle is not None:  # run by hand: what is wrong is said at once
     try:
-      FairModel(load_bundle(args.bundle), runner=args.runner)
+      bundle = load_bundle(args.bundle)
+      link.loading(bundle.manifest_hash)
+      FairModel(bundle, runner=args.runner)
     except BundleError as e:
       print(f"error: {e}", file=sys.stderr)
       return 2
+  with contextlib.suppress(ImportError):  # openpilot's package, by whose names its processes are found in procLog
+    from setproctitle import setproctitle
+
+    setproctitle("openpilot.selfdrive.modeld.fair.worker")
+  allow_files()
   config_realtime_process(CORE, PRIORITY)
-  params = Params()
+  try:
+    params = Params()
+  except OSError as e:  # no folder for them
+    print(f"error: {e}", file=sys.stderr)
+    return 2
   choose = (lambda: args.bundle) if args.bundle else (lambda: bundle_path(read_param(params, "FairBundle"), MODELS_DIR))
   try:
-    daemon = FairModeld(choose, args.stream, args.runner or read_param(params, "FairRunner"))
-  except (OSError, *NO_SOCKETS) as e:  # another instance runs, or the disk that holds the sockets is full: the manager tries again, with back-off
-    print(f"error: {e}", file=sys.stderr)
+    daemon = FairModeld(choose, args.stream, args.runner or read_param(params, "FairRunner"), link)
+  except Exception as e:  # another instance runs, the sockets' disk is full, too few open files: ZeroMQ's and msgq's exceptions have no common base
+    print(f"error: {e}{too_few_files(e)}", file=sys.stderr)
     return 2
   # a flag looked at between two frames: an exception from the handler could come up anywhere, a destructor included
   stop = False
@@ -340,9 +416,16 @@ def main(argv: Sequence[str] = ()) -> int:
 
   signal.signal(signal.SIGINT, end)
   signal.signal(signal.SIGTERM, end)
+  if link.ended:
+    daemon.fault, daemon.faults = plain(link.ended), link.ends
   daemon.send_state("starting")
-  while not stop:
-    daemon.step()
+  try:
+    with contextlib.suppress(SupervisorGone):
+      while not stop:
+        daemon.step()
+  except BundleError as e:  # of process_replay
+    print(f"error: {e}", file=sys.stderr)
+    return 2
   daemon.send_state("stopped")
   return 0
 

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -161,3 +162,17 @@ def test_second_manager_says_so(manager):
   wait(lambda: sm.update(50) or sm.seen["managerState"], "managerState")
   r = subprocess.run([sys.executable, "-m", "openpilot.selfdrive.manager.manager"], capture_output=True, text=True, timeout=DEADLINE)
   assert r.returncode == 2 and r.stderr.startswith("error: a manager runs already") and r.stderr.count("\n") == 1
+
+
+def test_who_does_not_hear_sigint_is_killed(prefix, tmp_path, module, monkeypatch):
+  monkeypatch.setattr(process, "STOP_TIMEOUT", .3)
+  deaf = tmp_path / "dummy_fair.py"
+  deaf.write_text("import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + deaf.read_text())
+  p = PythonProcess("dummy", module, only_onroad)
+  ensure_running([p], True, Params())
+  wait(lambda: runs(tmp_path), "start")
+  pid = p.proc.pid
+  ended = threading.Thread(target=p.stop, daemon=True)
+  ended.start()
+  ended.join(DEADLINE)
+  assert not ended.is_alive() and not alive(pid) and p.exitcode == -signal.SIGKILL

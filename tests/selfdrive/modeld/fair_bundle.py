@@ -49,6 +49,31 @@ def write_bundle(folder: Path, nan: bool = False, name: str = "tiny", bad: float
   return write_manifest(folder, manifest(name))
 
 
+def write_loop(folder: Path, name: str = "tiny", level: int | None = None) -> Bundle:
+  """As write_bundle()'s, but its graph never returns from a frame whose first value is `level`; from none at all without one."""
+  write_bundle(folder)
+  model = onnx.load(str(folder / "scene.onnx"))
+  value = helper.make_tensor_value_info
+  body = helper.make_graph(
+    [helper.make_node("Identity", ["go_in"], ["go_out"]), helper.make_node("Identity", ["v_in"], ["v_out"])], "body",
+    [value("i", TensorProto.INT64, []), value("go_in", TensorProto.BOOL, []), value("v_in", TensorProto.FLOAT, [1])],
+    [value("go_out", TensorProto.BOOL, []), value("v_out", TensorProto.FLOAT, [1])])
+  first = [helper.make_node("Cast", ["frame"], ["loop_x"], to=TensorProto.FLOAT), helper.make_node("Slice", ["loop_x", "zero4", "one4"], ["loop_level4"]),
+           helper.make_node("Reshape", ["loop_level4", "no_axes"], ["loop_level"]),
+           helper.make_node("Equal", ["loop_level", "loop_level" if level is None else "the_level"], ["go"]),
+           helper.make_node("Loop", ["", "go", "bias"], ["looped"], body=body)]
+  for node in model.graph.node:
+    node.input[:] = ["looped" if i == "bias" else i for i in node.input]
+  nodes = [*first, *model.graph.node]
+  del model.graph.node[:]
+  model.graph.node.extend(nodes)
+  model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in (
+    ("zero4", np.zeros(4, np.int64)), ("one4", np.ones(4, np.int64)), ("no_axes", np.zeros(0, np.int64)), ("the_level", np.array(level or 0, np.float32))))
+  onnx.checker.check_model(model)
+  onnx.save(model, str(folder / "scene.onnx"))
+  return write_manifest(folder, manifest(name))
+
+
 OBJECT_CLASSES = ["vehicle", "pedestrian", "cyclist"]
 SLOTS, TEMPLATE, HIDDEN = 128, 4, 2
 

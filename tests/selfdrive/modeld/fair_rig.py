@@ -26,22 +26,32 @@ def wait(condition, what):
   return value
 
 
-class Rig:
-  """bundle: its folder, or None: what FAIR_MODELS_DIR and the params say."""
+def children(pid):
+  with open(f"/proc/{pid}/task/{pid}/children") as f:
+    return [int(p) for p in f.read().split()]
 
-  def __init__(self, bundle=None, services=("fairState", "fairDepth", "fairSegmentation"), **env):
+
+class Rig:
+  """bundle: its folder, or None: what FAIR_MODELS_DIR and the params say. command: what is started, if not fairmodeld as it is."""
+
+  def __init__(self, bundle=None, services=("fairState", "fairDepth", "fairSegmentation"), command=FAIRMODELD, **env):
     args = [] if bundle is None else ["--bundle", str(bundle)]
-    self.proc = subprocess.Popen(FAIRMODELD + args, stderr=subprocess.PIPE, text=True, env={**os.environ, **env})
+    self.proc = subprocess.Popen([*command, *args], stderr=subprocess.PIPE, text=True, env={**os.environ, **env})
     self.sm = messaging.SubMaster(list(services))
     self.server = None
     self.frame_id = 0
     self.level = None  # of all bytes of a frame; None: changes from frame to frame
 
-  def camera(self, w=1344, h=760):
+  @property
+  def worker(self):
+    """The pid of the process below the supervisor."""
+    return wait(lambda: children(self.proc.pid), "worker")[0]
+
+  def camera(self, w=1344, h=760, buffers=6):
     if self.server is not None:
       self.server.close()
     self.server = VisionIpcServer("camerad")
-    self.server.create_buffers(ROAD, 6, w, h)
+    self.server.create_buffers(ROAD, buffers, w, h)
     self.server.start_listener()
     self.size = nv12_info(w, h)[3]
 

@@ -44,6 +44,7 @@ BREAK = {
   "its manifest says": lambda b: (b / "scene.onnx").write_bytes(b"x"),
   "lacks 'scene.onnx'": lambda b: (b / "scene.onnx").unlink(),
   "has no hash of scene.onnx": lambda b: edit(b, lambda m: m.update(sha256={})),
+  'sha256 names "manifest.json"': lambda b: edit(b, lambda m: m["sha256"].update({"manifest.json": "0"})),
   "not a file of the bundle": lambda b: edit(b, lambda m: m["sha256"].update({"../x": "0"})),
 }
 

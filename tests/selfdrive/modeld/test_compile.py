@@ -16,6 +16,7 @@ from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, read_artefac
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.selfdrive.modeld.fair.compile import CompileError, build, differences, missing, sample_inputs
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import FLAGS, TinygradRunner, find_clang, requirements
+from openpilot.selfdrive.modeld.fair.trust import mac
 
 ROOT = Path(__file__).resolve().parents[3]
 TARGET = "tinygrad-cpu"
@@ -46,12 +47,16 @@ def test_written_is_read_back_whole_and_in_chunks(tmp_path):
   ({"manifest": "0" * 64}, "was built for manifest"), ({"tinygrad": "0.1+0"}, "was built for tinygrad"), ({"flags": {"DEV": "CL"}}, "was built for flags"),
   ({"machine": "vax"}, "was built for machine"), ({"graph": "other"}, "was built for graph"), ({"target": "tinygrad-qcom"}, "was built for target"),
   ({"files": ["../../x.pkl"]}, "no files of its own"), ({"files": []}, "no files of its own"), ({"format": 1}, "was built for format"),
-  ({"sha256": "0" * 64}, "it was not opened"), ({"files": [f"scene.{TARGET}.pkl.gone"]}, "No such file"),
+  ({"sha256": "0" * 64}, "it was not opened"), ({"files": [f"scene.{TARGET}.pkl.gone"]}, "No such file"), ({"size": 10}, "has 100 bytes, may have 10"),
 ])
 def test_a_sidecar_that_disagrees_is_refused(tmp_path, change, says):
   bundle = write_bundle(tmp_path / "b")
   sidecar = write_artefact(tmp_path / "a", f"scene.{TARGET}", b"x" * 100, about(bundle))
-  sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), **change}))
+  said = {**json.loads(sidecar.read_text()), **change}
+  sidecar.write_text(json.dumps(said))
+  with pytest.raises(ArtefactError, match=r"was not written on this machine; it was not opened|no files of its own"):
+    read(bundle, tmp_path / "a")
+  sidecar.write_text(json.dumps({**said, "mac": mac(said)}))
   with pytest.raises(ArtefactError, match=says) as e:
     read(bundle, tmp_path / "a")
   assert "\n" not in str(e.value)
@@ -176,7 +181,7 @@ def tree(tmp_path):
   (tmp_path / "tree" / "openpilot" / "__init__.py").write_text("raise SystemExit('imported while scons reads')")
   (tmp_path / "tree" / "SConstruct").write_text((ROOT / "SConstruct").read_text())
   (fair / "SConscript").write_text((ROOT / "selfdrive" / "modeld" / "fair" / "SConscript").read_text())
-  for name in ("artefact", "compile", "slim", "bundle", "runners/tinygrad", "runners/tensorrt"):
+  for name in ("artefact", "trust", "compile", "slim", "bundle", "onnxfile", "runners/tinygrad", "runners/tensorrt"):
     (fair / f"{name}.py").write_text("not built yet")
   return tmp_path
 
@@ -190,7 +195,7 @@ def test_scons_builds_what_changed(tree):
   r = scons(tree, "-n")
   assert r.returncode == 0, r.stderr
   commands = [line for line in r.stdout.splitlines() if "modeld.fair.compile" in line]
-  assert commands == [f'python -m openpilot.selfdrive.modeld.fair.compile "{tree}/models/{n}"' for n in ("one", "two")]
+  assert commands == [f'python -m openpilot.selfdrive.modeld.fair.compile "{tree}/models/{n}" --tree' for n in ("one", "two")]
   assert "bad/manifest.json cannot be read" in r.stdout
   r = scons(tree)
   assert r.returncode == 0 and r.stdout.count("was not compiled") == 2, r.stdout + r.stderr
@@ -244,7 +249,7 @@ for step in range(4):
 assert not {{"torch", "onnx"}} & set(sys.modules)
 print("same")
 """
-  env = {"PYTHONPATH": str(ROOT), "PATH": "/bin", "HOME": str(tmp_path)}
+  env = {"PYTHONPATH": str(ROOT), "PATH": "/bin", "HOME": str(tmp_path), "FAIR_DATA_DIR": os.environ["FAIR_DATA_DIR"]}
   r = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
   assert r.returncode == 0 and r.stdout == "same\n", r.stderr[-2000:]
 
@@ -268,7 +273,7 @@ print(next(iter(FairModel(load_bundle(sys.argv[1]), runner="tinygrad-cpu").runne
   assert first.stdout.startswith("tinygrad"), first.stderr
   write_bundle(tmp_path / "b", name="renamed")
   second = subprocess.run(run, env=env, capture_output=True, text=True)
-  assert second.stdout == "ONNX Runtime\n" and "was built for manifest" in second.stderr
+  assert second.stdout == "ONNX Runtime\n" and "no artefact" in second.stderr
   assert load_bundle(tmp_path / "b").name == "renamed"
 
 
@@ -283,7 +288,7 @@ def another(jit):
   raise AttributeError("a tinygrad whose jits look otherwise")
 slim.slim = another
 b = load_bundle(sys.argv[1])
-c.compile_graph(b, b.graphs[0], "tinygrad-cpu", b.path / "compiled")
+c.compile_graph(b, b.graphs[0], "tinygrad-cpu", c.folder_of(b))
 """
 
 
@@ -312,6 +317,6 @@ for bundle, runner in loaded * 2:
 assert np.allclose(depths[1] - depths[0], 1.5, atol=1e-3) and np.array_equal(depths[0], depths[2]) and np.array_equal(depths[1], depths[3])
 print("own")
 """
-  env = {"PYTHONPATH": str(ROOT), "PATH": "/nowhere", "HOME": str(tmp_path), "CC": "/nowhere/cc"}
+  env = {"PYTHONPATH": str(ROOT), "PATH": "/nowhere", "HOME": str(tmp_path), "CC": "/nowhere/cc", "FAIR_DATA_DIR": os.environ["FAIR_DATA_DIR"]}
   r = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
   assert r.returncode == 0 and r.stdout == "own\n", r.stderr[-2000:]

@@ -12,6 +12,7 @@ import pytest
 from fair_bundle import write_bundle
 from fair_rig import DEADLINE, FAIRMODELD, Rig, wait
 from openpilot.cereal import messaging
+from openpilot.selfdrive.modeld.fair.schedule import ModelPace
 from openpilot.selfdrive.modeld.fair.worker import MODEL_WAIT, OTHER_CAMERA, FairModeld
 
 
@@ -76,7 +77,7 @@ def test_second_instance_says_so(rig, tmp_path):
   r = subprocess.run(
     [*FAIRMODELD, "--bundle", str(tmp_path / "tiny")], capture_output=True, text=True, timeout=DEADLINE
   )
-  assert r.returncode == 2 and r.stderr.startswith("error: ") and str(rig.proc.pid) in r.stderr and r.stderr.count("\n") == 1
+  assert r.returncode == 2 and r.stderr.startswith("error: ") and str(rig.worker) in r.stderr and r.stderr.count("\n") == 1
 
 
 def test_killed_and_started_again(rig, tmp_path):
@@ -94,7 +95,7 @@ class FakeSubMaster:
 
   def __init__(self, frame_id, alive=True, comes=True):
     self.model, self.comes, self.updates = SimpleNamespace(frameId=frame_id), comes, 0
-    self.alive, self.seen, self.recv_frame = {"modelV2": alive}, {"modelV2": True}, {"deviceState": 0}
+    self.alive, self.seen, self.recv_frame = {"modelV2": alive}, {"modelV2": True}, {"deviceState": 0, "modelV2": 0}
 
   def __getitem__(self, service):
     return self.model
@@ -102,12 +103,16 @@ class FakeSubMaster:
   def update(self, timeout_ms):
     self.updates += 1
     self.model.frameId += self.comes
+    self.recv_frame["modelV2"] += self.comes
     time.sleep(0 if self.comes else timeout_ms / 1000)
 
 
-def awaits(sm, frame_id):
+def awaits(sm, frame_id, heard=(3, 4), replay=False):
+  """heard: frame ids of the modelV2s that came before."""
   daemon = FairModeld.__new__(FairModeld)
-  daemon.sm, daemon.model = sm, None
+  daemon.sm, daemon.model, daemon.replay, daemon.pace, daemon.taken = sm, None, replay, ModelPace(), {"modelV2": 0}
+  for h in heard:
+    daemon.pace.hear(h)
   return daemon.await_model(frame_id)
 
 
@@ -120,6 +125,58 @@ def test_a_frame_waits_for_its_modelV2():
   assert awaits(sm, 4 + OTHER_CAMERA) and sm.updates == 0
   sm, begun = FakeSubMaster(4, comes=False), time.monotonic()  # modeld is late: the frame is dropped
   assert not awaits(sm, 7) and time.monotonic() - begun >= MODEL_WAIT and sm.model.frameId == 4
+
+
+def test_alive_is_a_modelV2_that_comes_with_every_frame():
+  sm = FakeSubMaster(80, comes=False)
+  for frame_id in range(81, 130):  # a qlog's
+    assert awaits(sm, frame_id, heard=(0, 40, 80)) and awaits(sm, frame_id, heard=(80,))
+  assert awaits(sm, 90, heard=(79, 80), replay=True) and sm.updates == 0
+  assert not awaits(sm, 81, heard=(0, 4, 5, 9, 80))  # one of the gaps was of one frame: others went by unseen
+  sm = FakeSubMaster(80)
+  assert awaits(sm, 82, heard=(74, 77, 80)) and sm.updates == 0 and awaits(sm, 83, heard=(74, 77, 80)) and sm.updates == 1
+
+
+def test_a_modelV2_in_forty_frames_costs_none(rig):
+  """As a qlog has it: SubMaster calls that alive for half a second of every two."""
+  pm = messaging.PubMaster(["modelV2"])
+  rig.camera()
+  rig.flows()
+  before = rig.sm["fairState"].framesDropped
+  last = rig.frame_id + 130
+  while rig.frame_id < last:
+    rig.frame_id += 1
+    if rig.frame_id % 40 == 0:
+      msg = messaging.new_message("modelV2", valid=True)
+      msg.modelV2.frameId = rig.frame_id
+      pm.send("modelV2", msg)
+    rig.send(rig.frame_id)
+    n = rig.frame_id
+    wait(lambda n=n: rig.sm.update(20) or rig.sm["fairSegmentation"].frameId >= n or rig.sm["fairState"].framesDropped > before, "an answer to the frame")
+    assert rig.sm["fairState"].framesDropped == before
+  pm.close()
+
+
+def limited(limit):
+  """The command of a fairmodeld that may open so many files; limit: ulimit's arguments."""
+  return ["bash", "-c", f'ulimit {limit}; exec "$0" "$@"', *FAIRMODELD]
+
+
+def test_too_few_open_files_are_told(tmp_path, prefix):
+  """A camera of 40 buffers wants 40 files: it would have waited for it without a word. A limit that it may raise, it raises."""
+  bundle = write_bundle(tmp_path / "tiny").path
+  for limit, works in (("-n 80", False), ("-Sn 80", True)):
+    rig = Rig(bundle, command=limited(limit))
+    try:
+      rig.camera(buffers=60)
+      if works:
+        rig.flows()
+      else:
+        rig.fault("no camera: Too many open files; this process may open 80: raise the limit, `ulimit -n")
+    finally:
+      rig.close()
+  r = subprocess.run([*limited("-n 40"), "--bundle", str(bundle)], capture_output=True, text=True, timeout=DEADLINE)
+  assert r.returncode == 2 and r.stderr.startswith("error: Too many open files; this process may open 40") and r.stderr.count("\n") == 1
 
 
 LAUNCHER = """

@@ -19,7 +19,8 @@ from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle, sch
 from openpilot.selfdrive.modeld.fair.worker import CAMERA_STATE, EXTRINSICS, MAX_SPEED, FairModeld
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
 from openpilot.selfdrive.modeld.fair.heads.ground import MAX_HEIGHT, MIN_HEIGHT
-from openpilot.selfdrive.modeld.fair.model import MAX_ANGLE, FairModel
+from openpilot.selfdrive.modeld.fair.calibration import MAX_ANGLE
+from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.publish import serialise, size_limit
 
 W, H = 1344, 760
@@ -137,7 +138,7 @@ def test_messages(tmp_path, prefix, monkeypatch, count):
         assert (v := daemon.speed()) is None or abs(v) <= MAX_SPEED
       if i % 50 == 0:
         sent.clear()
-        daemon.frame(SimpleNamespace(data=FRAME), 0)
+        daemon.frame(FRAME, 0)
         for what, msg in sent:
           assert len(msg if isinstance(msg, bytes) else msg.to_bytes()) < size_limit(what)
           if what == "fairLanes":
@@ -150,7 +151,7 @@ def test_messages(tmp_path, prefix, monkeypatch, count):
     daemon.listen()
     assert daemon.update_camera() and model.rpy.tolist() == pytest.approx([0.0, 0.02, 0.01]) and model.ground.height == pytest.approx(1.3)
     assert daemon.layout[4:6] == ("mici", "os04c10") and model.schedule.factor == 0.5 and daemon.speed() == 20.0 and daemon.model_of(7) is not None
-    daemon.frame(SimpleNamespace(data=FRAME), 0)
+    daemon.frame(FRAME, 0)
     daemon.send_state("running")
     assert model.faults > count / 50 and model.frames > count / 200 and lines > 0 and model.invalid == 0, (model.faults, model.frames, lines, model.fault)
     print(f" [{count} messages, {model.faults} faults, {time.process_time() - begun:.1f} s of CPU]", end="")

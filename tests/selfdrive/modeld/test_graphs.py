@@ -154,6 +154,26 @@ def test_state_begins_anew_as_the_manifest_says(tmp_path, reset, at):
   assert (state(model) == 1) == ("gap" in at)   # a number that falls is
 
 
+@pytest.mark.parametrize("reset", ["never", "stream", "gap", "calibration"])
+def test_after_nan_every_state_begins_anew(tmp_path, reset):
+  """One that nothing else resets too: it would put out NaN for ever."""
+  model = ready(write_graphs(tmp_path, [lanes_graph(tmp_path, reset)]))
+  for t in range(3):
+    run(model, t, 100, lines_at(-1.7, 1.7))
+  assert state(model) == 3
+  assert not run(model, 3, 255, lines_at(-1.7, 1.7))["fairLanes"].valid
+  assert run(model, 4, 100, lines_at(-1.7, 1.7))["fairLanes"].valid and state(model) == 1
+
+
+@pytest.mark.parametrize(("step", "kept"), [(5, True), (6, False)])
+def test_more_than_five_frames_are_a_gap(tmp_path, step, kept):
+  model = ready(write_graphs(tmp_path, [lanes_graph(tmp_path, "gap")]))
+  for t in range(3):
+    run(model, t, 100, lines_at(-1.7, 1.7))
+  run(model, 2 + step, 100, lines_at(-1.7, 1.7))
+  assert state(model) == (4 if kept else 1)
+
+
 def test_points_begin_on_modelV2s_lines_and_are_tracked(tmp_path):
   model = ready(write_graphs(tmp_path, [lanes_graph(tmp_path)]))
   first = run(model, 0, 100, lines_at(-1.7, 1.7))["fairLanes"]

@@ -21,7 +21,7 @@ def camera(r):
 def test_runner_equals_onnxruntime_and_reuses_its_outputs(tmp_path):
   r = np.random.default_rng(1)
   b = write_bundle(tmp_path / "b")
-  runner = OnnxRunner(b.path / "scene.onnx", b.graphs[0])
+  runner = OnnxRunner(b, b.graphs[0])
   session = onnxruntime.InferenceSession(str(b.path / "scene.onnx"), providers=["CPUExecutionProvider"])
   kept = None
   for _ in range(3):

@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from fair_bundle import lanes_graph, write_bundle, write_graphs
 from openpilot.selfdrive.modeld.fair import runners
-from openpilot.selfdrive.modeld.fair.artefact import ArtefactError
+from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, folder_of
 from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.compile import CompileError, build, missing, sample_inputs
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
@@ -50,10 +51,20 @@ def test_a_device_with_a_gpu_and_no_artefact(tmp_path, monkeypatch, capfd):
 
 def test_where_nothing_runs_every_reason_is_told(tmp_path, monkeypatch):
   bundle = write_bundle(tmp_path)
-  monkeypatch.setitem(sys.modules, "openpilot.selfdrive.modeld.fair.runners.onnx", None)   # as on a device: no onnxruntime
-  with pytest.raises(BundleError, match=r"has no runner here; tinygrad-cpu: .*; onnx: ") as e:
-    open_runner(bundle, bundle.graphs[0], "tinygrad-cpu")
-  assert "\n" not in str(e.value)
+  for name in ("runners.onnx", "ort"):
+    monkeypatch.delitem(sys.modules, f"openpilot.selfdrive.modeld.fair.{name}")
+  monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as in openpilot, which has none
+  for choice, order in (("tinygrad-cpu", "tinygrad-cpu: .*; onnx: onnxruntime is not installed"), (None, "onnx: onnxruntime is not installed; tinygrad-cpu: ")):
+    with pytest.raises(BundleError, match=f"has no runner here; {order}.*; compile it: python -m openpilot.*fair.compile {re.escape(str(tmp_path))}$") as e:
+      open_runner(bundle, bundle.graphs[0], choice)
+    assert "\n" not in str(e.value)
+
+
+def test_compiling_wants_no_onnx_runtime(tmp_path):
+  """What can be built here is known without it, and none of the runners is needed to ask."""
+  code = "import sys; sys.modules['onnxruntime'] = None; from openpilot.selfdrive.modeld.fair import compile as c; print([c.missing(t) for t in c.TARGETS])"
+  r = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert r.returncode == 0 and r.stdout.startswith("["), r.stderr
 
 
 def test_unknown_runners_are_refused(tmp_path):
@@ -103,7 +114,7 @@ class HostCuda:
     pass
 
 
-def fake_tensorrt(cuda, path, graph):
+def fake_tensorrt(cuda, bundle, graph):
   """The calls of TensorRT 10 that are used, by the names of its bindings; ONNX Runtime computes. It cannot say whether TensorRT likes a graph."""
   trt, io = ModuleType("tensorrt"), {s["name"]: (s, side) for side in ("inputs", "outputs") for s in graph[side]}
 
@@ -117,7 +128,7 @@ def fake_tensorrt(cuda, path, graph):
     def execute_async_v3(self, stream_handle):
       assert stream_handle == 7 and self.address.keys() == io.keys()
       x = {n: cuda.memory[self.address[n]].view(s["dtype"]).reshape(s["shape"]) for n, (s, side) in io.items() if side == "inputs"}
-      for name, array in OnnxRunner(path, graph).run(x).items():
+      for name, array in OnnxRunner(bundle, graph).run(x).items():
         cuda.upload(self.address[name], array)
       return True
 
@@ -132,7 +143,7 @@ def fake_tensorrt(cuda, path, graph):
   config.set_flag = config.flags.append
   trt.Builder = lambda logger: SimpleNamespace(
     create_network=lambda flags: "network", create_builder_config=lambda: config, build_serialized_network=lambda network, c: b"engine")
-  trt.OnnxParser = lambda network, logger: SimpleNamespace(parse_from_file=lambda p: Path(p) == path, num_errors=0)
+  trt.OnnxParser = lambda network, logger: SimpleNamespace(parse=lambda blob: blob == bundle.onnx(graph), num_errors=0)
   trt.config = config
   return trt
 
@@ -142,17 +153,17 @@ def test_tensorrt_engine_is_built_kept_and_run(tmp_path, monkeypatch):
   (tmp_path / "b").mkdir()
   bundle = write_graphs(tmp_path / "b", [lanes_graph(tmp_path / "b")])
   graph, cuda = bundle.graphs[0], HostCuda()
-  trt = fake_tensorrt(cuda, bundle.path / graph["file"], graph)
+  trt = fake_tensorrt(cuda, bundle, graph)
   monkeypatch.setitem(sys.modules, "tensorrt", trt)
   monkeypatch.setattr(tensorrt, "missing", lambda: None)
   monkeypatch.setattr(tensorrt, "Cuda", lambda: cuda)
   monkeypatch.setattr(tensorrt, "package_version", lambda package: "10")
   tensorrt.build_engine(bundle, graph)
-  said = json.loads((bundle.path / "compiled" / "lanes.tensorrt.json").read_text())
+  said = json.loads((folder_of(bundle) / "lanes.tensorrt.json").read_text())
   assert (said["gpu"], said["precision"], said["tensorrt"], said["parity"]) == ("no GPU", "float16", "10", 0.0) and trt.config.flags == ["fp16"]
   runner = open_runner(bundle, graph, "tensorrt")
   x = sample_inputs(graph, 3)
-  got, want = runner.run(x), OnnxRunner(bundle.path / graph["file"], graph).run(x)
+  got, want = runner.run(x), OnnxRunner(bundle, graph).run(x)
   assert runner.what == "TensorRT 10 (no GPU, float16)" and all(np.array_equal(got[k], w) for k, w in want.items())
   assert runner.run(x)["lanes_visible"] is got["lanes_visible"]
   del runner

@@ -39,30 +39,30 @@ def test_the_road_plane_tells_the_scale(with_classes):
   for t in range(20):
     scale.drive(t * 50_000_000, None)
     raw = Depth(z / np.float32(TRUE) * r.normal(1, 0.05, z.shape).astype(np.float32), False)
-    out = scale.metres(raw, GROUND, road(z) if with_classes else None)
+    out = scale.meters(raw, GROUND, road(z) if with_classes else None)
     assert out.metric and out.scale == pytest.approx(TRUE, rel=0.02) and 0.01 < out.scale_std < 0.1
     np.testing.assert_allclose(out.z, raw.z * out.scale, rtol=1e-5)
   assert not raw.metric   # the student's own stays
   # the camera sits 10 % higher than the calibration said: so much longer is every distance
   scale.reset()
   scale.drive(0, None)
-  assert scale.metres(raw, view_ground("medmodel", 1.43), None).scale == pytest.approx(1.1 * TRUE, rel=0.02)
+  assert scale.meters(raw, view_ground("medmodel", 1.43), None).scale == pytest.approx(1.1 * TRUE, rel=0.02)
 
 
 def test_without_a_witness_depth_stays_relative():
   z, scale = np.full((64, 128), 5.0, np.float32), DepthScale()   # a wall is no road
   scale.drive(0, 10.0)
-  out = scale.metres(Depth(z, False), GROUND, None)
+  out = scale.meters(Depth(z, False), GROUND, None)
   assert not out.metric and out.scale == 0 and (out.z == z).all()
   scale.drive(50_000_000, 10.0)
-  assert scale.metres(Depth(scene() / 2, False), GROUND, None).metric
+  assert scale.meters(Depth(scene() / 2, False), GROUND, None).metric
   for seconds in range(1, 15):   # known once, it is forgotten as it may have drifted
     scale.drive(50_000_000 + seconds * 1_000_000_000, 10.0)
-    out = scale.metres(Depth(z, False), GROUND, None)
+    out = scale.meters(Depth(z, False), GROUND, None)
     assert out.metric == (out.scale > 0) and (seconds > 3 or out.metric)
   assert not out.metric
   metric = Depth(z, True)
-  assert scale.metres(metric, GROUND, None) is metric
+  assert scale.meters(metric, GROUND, None) is metric
 
 
 def drive(slide: float, speed: float | None = 15.0, frames: int = 80) -> DepthScale:
@@ -78,7 +78,7 @@ def drive(slide: float, speed: float | None = 15.0, frames: int = 80) -> DepthSc
     fresh = x < 6
     x[fresh] += 24
     scale.drive(t * 50_000_000, speed)
-    scale.metres(Depth(z / np.float32(TRUE), False), GROUND, None)
+    scale.meters(Depth(z / np.float32(TRUE), False), GROUND, None)
     px = GROUND.view(np.stack([x, side, np.full(24, 1.3)], axis=1)) + r.normal(0, 0.1, (24, 2))
     scale.points(px, np.ones(24, bool), fresh, GROUND)
   return scale
@@ -139,3 +139,17 @@ def test_the_model_sends_depth_at_ten_hertz_and_says_what_it_is(tmp_path):
   assert all("fairSegmentation" in s for s in sent)
   d = sent[0]["fairDepth"].fairDepth
   assert not d.metric and d.scale == 0   # all of one depth: no road
+
+
+def test_a_fresh_point_forgets_what_its_slot_looked_at():
+  """A slot whose point is new in this frame has not come nearer: its old point's depth says nothing."""
+  scale = DepthScale()
+  z = Depth(np.full((64, 128), 8.0, np.float32), False)
+  px = GROUND.view(np.stack([np.full(8, 20.0), np.linspace(-2, 2, 8), np.full(8, 1.3)], axis=1))
+  sure, new = np.ones(8, bool), np.arange(8) < 3
+  for t, fresh in enumerate((np.zeros(8, bool), new)):
+    scale.drive(t * 50_000_000, 20.0)
+    scale.relative = z
+    scale.points(px, sure, fresh, GROUND)
+  np.testing.assert_allclose(scale.since[:3], 1.0)   # m driven when the new points were first looked at
+  np.testing.assert_allclose(scale.since[3:], 0.0)

@@ -9,7 +9,7 @@ from openpilot.selfdrive.modeld.fair.assignment import assign, hungarian
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.objects import Detections, box_iou
-from openpilot.selfdrive.modeld.fair.tracking import FROM_BOX, MAX_LOST, MAX_TRACKS, TO_BOX, Tracker, locate, merge
+from openpilot.selfdrive.modeld.fair.tracking import FROM_BOX, MAX_LOST, MAX_TRACKS, TO_BOX, UNSEEN, Q, Tracker, locate, merge
 
 VIEW = (256, 512)
 CLASSES = ["vehicle", "pedestrian", "cyclist"]
@@ -33,6 +33,19 @@ def test_assignment_is_the_best_of_all(n, m, seed, density):
   for rows, cols in (assign(value), tuple(np.array(hungarian(value.tolist()), int).reshape(-1, 2).T)):
     assert len(set(rows.tolist())) == len(rows) and len(set(cols.tolist())) == len(cols)
     assert (value[rows, cols] > 0).all() and value[rows, cols].sum() == pytest.approx(want)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_infinite_values_are_taken_first_and_nan_never(n, m, seed):
+  """As many of the infinite as can be, then the largest sum of the others: as if infinity were a number beyond all others."""
+  r = np.random.default_rng(seed)
+  value = r.choice([0, np.inf, -np.inf, np.nan, 0.25, 0.5, 1], (n, m))
+  rows, cols = assign(value)
+  assert len(set(rows.tolist())) == len(rows) and len(set(cols.tolist())) == len(cols) and (value[rows, cols] > 0).all()
+  large = np.nan_to_num(value, nan=0, posinf=1e3, neginf=0)
+  assert large[rows, cols].sum() == pytest.approx(best_sum(large))
+  assert len(assign(np.full((n, m), np.inf))[0]) == min(n, m)
 
 
 def test_large_assignment_equals_scipys():
@@ -306,3 +319,28 @@ def test_merge_keeps_the_richer_of_two():
   assert d.masks.any((1, 2)).tolist() == [True, False, False, True] and d.embed.any(1).tolist() == [True, False, False, True]
   out = Tracker(CLASSES, VIEW).update(0, d, GROUND)
   assert len(out.ids) == 4
+
+
+@pytest.mark.parametrize(("cls", "ids"), [(0, [1]), (1, [1, 2])])
+def test_what_overlaps_little_is_the_same_only_if_the_class_agrees(cls, ids):
+  tracker = Tracker(CLASSES, VIEW)
+  for t in range(10):
+    tracker.update(t, detections([box(256, 128)], masks=False), GROUND)
+  near = box(256 + 14, 128)   # IoU .48: over MIN_OVERLAP, under what makes any two the same
+  out = tracker.update(10, detections([near], cls=[cls], masks=False), GROUND)
+  assert sorted(out.ids.tolist()) == ids
+
+
+def test_out_of_sight_a_prediction_grows_vaguer_than_in_sight():
+  """By UNSEEN times the noise of the acceleration: who braked behind a lorry is looked for where it would be then."""
+  def spread(frames):
+    tracker = Tracker(CLASSES, VIEW)
+    for t in range(30):
+      tracker.update(t, detections([box(256, 128)], masks=False), GROUND)
+    start = tracker.p11[0]
+    for t in range(30, 30 + frames):
+      tracker.update(t, detections([], masks=False), GROUND)
+    return tracker.p11[0] - start
+
+  # the first of these frames is predicted as in sight; each of the others adds (UNSEEN Q)^2
+  assert spread(11) - spread(1) == pytest.approx(10 * (UNSEEN * Q) ** 2, rel=1e-9)

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, pack_rgb
+from openpilot.tools.fair.labels.rules import rules_of
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, LabelStore
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.teacher import Clip, Label
@@ -20,7 +21,7 @@ LABELS = [
 FRAME = [Label("frame", "dense", "uint8", FRAME_SHAPE)]
 
 
-def group_of(store, segment, teacher, labels, n, checkpoint="a", licence="MIT"):
+def group_of(store, segment, teacher, labels, n, checkpoint="a", licence="MIT", rules=None):
   meta = {
     "version": VERSION,
     "segment": segment,
@@ -31,6 +32,7 @@ def group_of(store, segment, teacher, labels, n, checkpoint="a", licence="MIT"):
     "every": 1,
     "chunk": CHUNK,
   }
+  meta["rules"] = rules_of(meta) if rules is None else rules
   return store.group(meta, [EncodeEntry(100 + i, 0, i, 50_000_000 * i, 50_000_000 * i) for i in range(n)])
 
 

@@ -14,7 +14,7 @@ KINDS = ("sam2_video", "edgetam_video")
 
 
 def save(kind, path):
-  """A small model of the official class, random weights that see some objects and not others."""
+  """A small model of the official class, random weights that see some objects and not others. -> the model, loaded from `path`."""
   hiera = t.Sam2HieraDetConfig(
     hidden_size=8,
     embed_dim_per_stage=[8, 16, 24, 32],
@@ -61,7 +61,13 @@ def save(kind, path):
   model.eval().save_pretrained(path)
   pictures = {"image_mean": MEAN, "image_std": STD, "do_resize": True, "resample": 2, "size": {"height": S, "width": S}}
   (path / "preprocessor_config.json").write_text(json.dumps(pictures))
-  return model
+  return loaded(type(model), path)
+
+
+def loaded(kind, path):
+  """The model as a teacher gets it. One that is compared bit for bit must not be the one in memory that was saved: loaded weights lie in a mapped file, aligned
+  otherwise, for which some processors' BLAS rounds otherwise."""
+  return kind.from_pretrained(path, local_files_only=True).eval()
 
 
 def frames(n, seed=0):

@@ -50,6 +50,11 @@ def label(teacher):
   return torch.from_numpy(out.astype(np.float32))
 
 
+def alike(actual, expected):
+  """Labels are float16: what differs in float32's last bits, as halves of a batch may, can differ by one of theirs, 2^-10."""
+  torch.testing.assert_close(actual, expected, rtol=2e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("name", ["dinov2-small", "dinov3-vits16", "depth-anything-v2-small"])
 def test_outputs_stay_equal_and_blocks_share_a_program(folders, monkeypatch, capsys, name, backend):
@@ -64,10 +69,10 @@ def test_outputs_stay_equal_and_blocks_share_a_program(folders, monkeypatch, cap
   plain, fast = load(name, folders), load(name, folders, compile=True)
   want = label(plain)
   assert not programs
-  close(label(fast), want)
+  alike(label(fast), want)
   assert 1 <= len(programs) <= 2
   several = len(programs)
-  close(label(fast), want)
+  alike(label(fast), want)
   assert len(programs) == several and "torch.compile" not in capsys.readouterr().err
   assert fast.settings() == {**plain.settings(), "compiled": True}
   if name == "dinov2-small":  # transformers' hooks collect what the blocks give: outside what is compiled
@@ -86,7 +91,7 @@ def test_a_compiler_that_fails_is_said_once(folders, monkeypatch, capsys):
   teacher = load("dinov2-small", folders, compile=True)
   want = label(load("dinov2-small", folders))
   for _ in range(2):
-    close(label(teacher), want)
+    alike(label(teacher), want)
   (line,) = [x for x in capsys.readouterr().err.splitlines() if "torch.compile" in x]
   assert line.startswith("warning: torch.compile fails for teacher 'dinov2-small'") and "no C++ compiler" in line and len(tried) == 1
 
@@ -101,7 +106,7 @@ def test_out_of_memory_still_halves_the_batch(folders, monkeypatch, capsys):
     return run
 
   monkeypatch.setattr(hf, "COMPILE_BACKEND", small)
-  close(label(load("dinov2-small", folders, compile=True)), label(load("dinov2-small", folders)))
+  alike(label(load("dinov2-small", folders, compile=True)), label(load("dinov2-small", folders)))
   err = capsys.readouterr().err
   assert "out of GPU memory with 3 frames at once; going on with 1" in err and "torch.compile" not in err
 

@@ -1,6 +1,7 @@
 """DINOv2 and the depth networks on it, against transformers' own forward with random weights, and DINOv2's linear head against its definition."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from dino_models import close, images, normalise, save_folder
 from openpilot.tools.fair import hf
+from openpilot.tools.fair.device import choose_device
 from openpilot.tools.fair.dinov2.teacher import DINOv2Wrapper, LinearDepthHead
 from openpilot.tools.fair.registry import TEACHERS
 from openpilot.tools.fair.teacher import Clip, find_weights, load_teacher
@@ -351,6 +353,27 @@ def test_wrong_folders_say_what_to_do(tmp_path, dinov2, monkeypatch):
   fails("no model.safetensors")
 
 
+def test_a_pickle_in_place_of_safetensors_is_not_opened(tmp_path, dinov2):
+  """transformers would take pytorch_model.bin where there is no model.safetensors."""
+  class Planted:
+    def __reduce__(self):
+      return (tmp_path / "ran").touch, ()
+
+  folder, cpu = tmp_path / "hf", choose_device("cpu")
+  shutil.copytree(dinov2, folder)
+  (folder / "model.safetensors").unlink()
+  torch.save({"x": Planted()}, folder / "pytorch_model.bin")
+  with pytest.raises(UserError) as e:
+    DINOv2Wrapper(weights=folder, device="cpu")
+  assert "\n" not in str(e.value) and not (tmp_path / "ran").exists()
+  with pytest.raises(UserError, match=r"model\.safetensors"):
+    hf.load_model(folder, cpu)
+  # one that is honest is refused too: nobody looks into it
+  torch.save(transformers.AutoModel.from_pretrained(dinov2).state_dict(), folder / "pytorch_model.bin")
+  with pytest.raises(UserError, match=r"model\.safetensors"):
+    hf.load_model(folder, cpu)
+
+
 def test_wrong_images(dinov2):
   model = DINOv2Wrapper(weights=dinov2, device="cpu")
   with pytest.raises(UserError, match="multiple of the patch"):
@@ -369,3 +392,67 @@ def test_weights_are_found_where_they_are_kept(dinov2, monkeypatch):
   monkeypatch.setenv("FAIR_WEIGHTS", str(dinov2.parent))
   assert find_weights("facebook/dinov2-base") == dinov2.with_name("dinov2-base")
   assert DINOv2Wrapper("vit_base", device="cpu").extract_cls(images(28, 28)).shape == (2, 32)
+
+
+OWN = {  # how DINOv2's own training code, and what people wrap around it, saves a teacher
+  "teacher_checkpoint": lambda s: {"teacher": {**{f"backbone.{k}": v for k, v in s.items()}, "dino_head.mlp.0.weight": torch.zeros(2, 2)}},
+  "module": lambda s: {"teacher": {f"module.backbone.{k}": v for k, v in s.items()}},
+  "state_dict": lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}, "epoch": 3},
+  "fsdp": lambda s: {"model": {
+    **{f"teacher.backbone._fsdp_wrapped_module.{k}": v for k, v in s.items()},
+    **{f"student.backbone._fsdp_wrapped_module.{k}": v * 0 for k, v in s.items()}, "student.dino_head.last_layer.weight_g": torch.zeros(2)}},
+}
+
+
+@pytest.mark.parametrize("how", OWN)
+def test_own_trainings_of_dinov2_load(tmp_path, how):
+  """Blocks in chunks, as block_chunks=2 makes them of two: blocks.0.0 and blocks.1.1, the block's own number last."""
+  state, rgb = published_state(4, False), images(70, 70)
+  chunked = {k.replace("blocks.1.", "blocks.1.1.").replace("blocks.0.", "blocks.0.0."): v for k, v in state.items()}
+  for name, s in (("plain", state), ("chunked", chunked)):
+    torch.save(OWN[how](s), tmp_path / f"{name}.pth")
+    close(DINOv2Wrapper(weights=tmp_path / f"{name}.pth", device="cpu").extract_cls(rgb), published_forward(state, normalised(rgb), heads=2)[:, 0])
+
+
+def test_what_dinov2_does_not_have_is_named(tmp_path):
+  path = tmp_path / "x.pth"
+  torch.save({f"backbone.{k}": v for k, v in published_state(0, False).items() if k != "pos_embed"}, path)
+  with pytest.raises(UserError, match=r"x\.pth is no DINOv2 checkpoint: it lacks 'pos_embed' and holds .*; give a .*teacher_checkpoint"):
+    DINOv2Wrapper(weights=path, device="cpu")
+  torch.save(published_state(0, False) | {"blocks.0.attn.rope.weight": torch.zeros(2)}, path)
+  with pytest.raises(UserError, match=r"it holds 'blocks\.0\.attn\.rope\.weight', which DINOv2 has not"):
+    DINOv2Wrapper(weights=path, device="cpu")
+
+
+PICTURES = {  # what preprocessor_config.json says of bytes -> what transformers makes of them
+  "not normalised": ({"do_normalize": False}, lambda x: x / 255),
+  "bytes as they are": ({"do_rescale": False, "do_normalize": False}, lambda x: x),
+  "of bytes": ({"do_rescale": False, "image_mean": [123.0, 116.0, 103.0], "image_std": [58.0, 57.0, 57.0]},
+               lambda x: (x - torch.tensor([123.0, 116.0, 103.0]).view(3, 1, 1)) / torch.tensor([58.0, 57.0, 57.0]).view(3, 1, 1)),
+  "to 2": ({"rescale_factor": 2 / 255, "image_mean": [1.0] * 3, "image_std": [0.5] * 3}, lambda x: (x * 2 / 255 - 1) / 0.5),
+}
+
+
+@pytest.mark.parametrize("how", PICTURES)
+def test_pictures_are_made_as_the_folder_says(tmp_path, how):
+  said, expected = PICTURES[how]
+  folder = save(transformers.Dinov2Model(backbone_config()), tmp_path / "model", **said)
+  ours, rgb = DINOv2Wrapper(weights=folder, device="cpu"), images(70, 70)
+  torch.testing.assert_close(ours._prepare(rgb), expected(rgb.float()), rtol=1e-5, atol=1e-5)
+  torch.testing.assert_close(ours._prepare(rgb.float() / 255), expected(rgb.float()), rtol=1e-5, atol=1e-4)
+  ours.prepare(70, 70)
+  plain = DINOv2Wrapper(weights=save(transformers.Dinov2Model(backbone_config()), tmp_path / "plain"), device="cpu")
+  plain.prepare(70, 70)
+  assert ours.settings()["preprocess"] != plain.settings()["preprocess"] and "white" not in plain.settings()["preprocess"]
+
+
+def test_blocks_that_the_config_does_not_name_are_refused(dinov2):
+  """A config.json of a shallower model would load, and drop the last blocks in silence."""
+  path = dinov2 / "config.json"
+  said = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("out_features", "out_indices", "stage_names")}
+  path.write_text(json.dumps({**said, "num_hidden_layers": 3}))
+  with pytest.raises(UserError, match=r"weights of blocks that its config\.json does not name \(encoder\.layer\.3\."):
+    DINOv2Wrapper(weights=dinov2, device="cpu")
+  known = {"encoder.layer.0.norm.weight", "head.weight"}
+  assert hf.dropped_blocks(["classifier.weight", "dinov2.encoder.layer.7.norm.weight", "memory.layers.0.norm.weight"], known) == [
+    "dinov2.encoder.layer.7.norm.weight"]

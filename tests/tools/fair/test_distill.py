@@ -101,7 +101,8 @@ def test_a_batch_holds_what_the_store_says(labels):
   # what is enlarged is nearer
   zoom = draw(np.random.default_rng([0, 5, 0]), True).zoom
   known = again["depth"][0][torch.isfinite(again["depth"][0])]
-  assert np.isin(np.round(known.numpy() * zoom, 3), [10.0, 20.0, 50.0]).all()
+  off = np.abs(known.numpy()[:, None] * zoom / [10.0, 20.0, 50.0] - 1).min(axis=1)
+  assert (off < 1e-5).mean() > 0.9 and off.max() < 0.34  # at the edges a little of both, nothing in between
 
 
 def test_one_thing_of_two_names_is_one_object():

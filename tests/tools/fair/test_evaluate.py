@@ -15,6 +15,7 @@ from openpilot.selfdrive.modeld.fair.bundle import write_manifest
 from openpilot.tools.fair.evaluation import evaluate as module
 from openpilot.tools.fair.evaluation.report import DEFINITIONS, NAMES
 from openpilot.tools.fair.evaluation.scenes import SLOTS, QueryMaker
+from openpilot.tools.fair.labels.rules import rules_of
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.lib.errors import UserError
@@ -48,6 +49,7 @@ def write_group(store, segment, teacher, labels, data, n=T, licence="MIT"):
     "every": 1,
     "chunk": 64,
   }
+  meta["rules"] = rules_of(meta)
   group = store.group(meta, [Entry(1000 + i, i, i * 50_000_000) for i in range(n)])
   group.write_chunk(0, data)
 

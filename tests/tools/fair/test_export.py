@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from label_fixture import write_store
+from onnx import numpy_helper
 
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
@@ -50,9 +52,35 @@ def test_a_run_becomes_a_bundle(run, tmp_path, monkeypatch):
   assert "Not made for real streets" in (out / "README.md").read_text() and [x.name for x in out.parent.iterdir()] == ["my-depth"]
   student, _, _ = export.load_student(run)
   frame = np.random.default_rng(0).integers(0, 256, (1, 6, 128, 256), dtype=np.uint8)
-  got = OnnxRunner(out / bundle.graphs[0]["file"], bundle.graphs[0], 1).run({"frame": frame})
+  got = OnnxRunner(bundle, bundle.graphs[0], 1).run({"frame": frame})
   want = student(torch.from_numpy(frame))["depth"].detach().numpy()
   assert np.allclose(got["depth"], want, atol=1e-2)  # log metres, weights of 11 bits
+
+
+def spoil(path, value):
+  """Multiplies the first convolution's weights in the file by `value`."""
+  model = onnx.load(path)
+  w = next(i for i in model.graph.initializer if len(i.dims) == 4)
+  a = numpy_helper.to_array(w)
+  w.CopyFrom(numpy_helper.from_array((a * value).astype(a.dtype), w.name))
+  onnx.save(model, path)
+
+
+@pytest.mark.parametrize(("step", "value", "message"), [
+  ("export_onnx", 3.0, "ONNX Runtime and torch differ by"), ("export_onnx", float("nan"), "ONNX Runtime and torch differ by inf"),
+  ("store_half", 3.0, "float16 weights change an output by")])
+def test_a_graph_that_computes_something_else_is_not_written(run, tmp_path, monkeypatch, step, value, message):
+  honest = getattr(export, step)
+
+  def wrong(*args):
+    out = honest(*args)
+    spoil(next(a for a in args if isinstance(a, Path)), value)
+    return out
+
+  monkeypatch.setattr(export, step, wrong)
+  with pytest.raises(UserError, match=message):
+    export_to(monkeypatch, run, "--out", tmp_path / "models" / "x", "--accept-licence", "CC-BY-NC-4.0", "--no-tinygrad")
+  assert not list((tmp_path / "models").iterdir())
 
 
 def test_a_unified_student_that_learned_no_points_asks_for_none(run, tmp_path, monkeypatch):
@@ -62,9 +90,10 @@ def test_a_unified_student_that_learned_no_points_asks_for_none(run, tmp_path, m
   monkeypatch.setattr(sys, "argv", [*map(str, argv), "--batch", "4", "--workers", "0", *licence])
   distill.main()
   export_to(monkeypatch, tmp_path / "run", "--out", tmp_path / "b", *licence, "--no-tinygrad")
-  graph = load_bundle(tmp_path / "b").graphs[0]
+  bundle = load_bundle(tmp_path / "b")
+  graph = bundle.graphs[0]
   assert [i["name"] for i in graph["inputs"]] == ["frame"] and not graph.get("state") and "point_slots" not in graph
-  out = OnnxRunner(tmp_path / "b" / graph["file"], graph, 1).run({"frame": np.zeros((1, 6, 128, 256), np.uint8)})
+  out = OnnxRunner(bundle, graph, 1).run({"frame": np.zeros((1, 6, 128, 256), np.uint8)})
   assert out["depth"].shape == (1, 1, 64, 128) and "objects_heat" in out
 
 
@@ -130,7 +159,7 @@ def test_weights_are_stored_as_half(run, tmp_path, monkeypatch):
   sizes = [(b.path / b.graphs[0]["file"]).stat().st_size for b in bundles]
   assert sizes[0] < 0.65 * sizes[1]
   frame = np.random.default_rng(1).integers(0, 256, (1, 6, 128, 256), dtype=np.uint8)
-  a, b = (OnnxRunner(x.path / x.graphs[0]["file"], x.graphs[0], 1).run({"frame": frame})["depth"].copy() for x in bundles)
+  a, b = (OnnxRunner(x, x.graphs[0], 1).run({"frame": frame})["depth"].copy() for x in bundles)
   assert 0 < np.abs(a - b).max() < 1e-2 * np.abs(b).max()
   said = (small / "README.md").read_text()
   assert "stored as float16" in said and ("tinygrad and ONNX Runtime differ by at most" in said or "tinygrad was not checked" in said)

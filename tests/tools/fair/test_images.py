@@ -70,5 +70,99 @@ def test_bad_input_is_said(folder, monkeypatch):
   with pytest.raises(UserError, match="mode RGB"):
     run(monkeypatch, folder)
   with pytest.raises(UserError, match="no pictures"):
-    monkeypatch.setattr(sys, "argv", ["x", str(folder / "nowhere"), "x", "--classes", "a", "--name", "a", "--licence", "MIT", "--out", str(folder / "t")])
+    monkeypatch.setattr(sys, "argv", ["x", str(folder / "nowhere"), "x", "--classes", "road", "--name", "a", "--licence", "MIT", "--out", str(folder / "t")])
     images.main()
+
+
+def frame(folder, i=0):
+  (group,) = LabelStore(folder / "s").groups("frames")
+  return unpack_rgb(group.read("frame", i, i + 1)[0])
+
+
+def test_a_picture_that_exif_turns_is_turned(folder, monkeypatch):
+  """A portrait is stored as a landscape with orientation 6; its class map is upright, as annotation tools show it."""
+  upright, ids = Image.open(folder / "images" / "0.png"), Image.open(folder / "ids" / "0.png")
+  run(monkeypatch, folder)
+  want = frame(folder)
+  exif = Image.Exif()
+  exif[274] = 6  # turn by a quarter clockwise to look at it
+  upright.transpose(Image.Transpose.ROTATE_90).save(folder / "images" / "0.png", exif=exif)
+  assert Image.open(folder / "images" / "0.png").size == (360, 480) and ids.size == (480, 360)
+  run(monkeypatch, folder)
+  np.testing.assert_array_equal(frame(folder), want)
+
+
+@pytest.mark.parametrize("white", [65535, 255])
+def test_pictures_of_16_bits_are_scaled_not_clipped(folder, monkeypatch, white):
+  grey = np.linspace(0, 1, 480)[None].repeat(360, 0)
+  for k in range(2):
+    Image.fromarray((grey * white).astype(np.uint16 if white > 255 else np.uint8)).save(folder / "images" / f"{k}.png")
+  ids = np.asarray(Image.open(folder / "ids" / "0.png"))
+  Image.fromarray(ids.astype(np.uint16)).save(folder / "ids" / "0.png")  # ids stay numbers
+  run(monkeypatch, folder)
+  np.testing.assert_allclose(frame(folder)[100, ::64, 0], np.linspace(0, 255, 512)[::64], atol=3)
+  p = Batches(Clips(folder / "s", ["segmentation"], 1), 0, False)[(0, [0], False)]["segmentation"][0].numpy()
+  assert p[SEGMENTATION.index("road"), -1].all()
+
+
+def test_one_bad_picture_is_left_out_by_name_then_mended(folder, monkeypatch, capsys):
+  whole = (folder / "images" / "1.png").read_bytes()
+  (folder / "images" / "1.png").write_bytes(whole[: len(whole) // 2])
+  run(monkeypatch, folder)
+  err = capsys.readouterr().err
+  assert "warning: 1 of 2 pictures are left out: " in err and "1.png cannot be read" in err
+  assert len(Clips(folder / "s", ["segmentation"], 1)) == 1
+  (folder / "images" / "1.png").write_bytes(whole)
+  run(monkeypatch, folder)
+  assert capsys.readouterr().out.count("replaced: ") == 2
+  assert len(Clips(folder / "s", ["segmentation"], 1)) == 2 and len(LabelStore(folder / "s").groups()) == 2
+
+
+def test_a_map_of_other_proportions_is_refused_by_name_and_the_store_stays_of_use(folder, monkeypatch, capsys):
+  for k in range(2):
+    Image.new("L", (480, 270)).save(folder / "ids" / f"{k}.png")
+  with pytest.raises(UserError, match=r"0\.png is 480x360, its class map 480x270: other proportions, and 1 more; no picture is left"):
+    run(monkeypatch, folder)
+  Image.open(folder / "images" / "0.png").resize((960, 720)).save(folder / "images" / "0.png")
+  Image.new("L", (480, 360)).save(folder / "ids" / "0.png")  # half as large is no other part
+  run(monkeypatch, folder)
+  said = capsys.readouterr()
+  assert "1 of 2 pictures are left out: 1.png is 480x360" in said.err
+  assert "cut: 17% of the height above, 17% below" in said.out
+  assert len(Clips(folder / "s", ["segmentation"], 1)) == 1
+
+
+def test_two_pictures_of_one_map_and_names_that_are_none(folder, monkeypatch):
+  Image.open(folder / "images" / "0.png").save(folder / "images" / "0.jpg")
+  with pytest.raises(UserError, match=r"0\.jpg and 0\.png would both have the class map 0\.png"):
+    run(monkeypatch, folder)
+  (folder / "images" / "0.jpg").unlink()
+  for name in ("../x", "/x", ".x", "", "a b", "frames", "simulator"):
+    with pytest.raises(UserError, match="--name "):
+      run(monkeypatch, folder, "--name", name)
+  assert not (folder / "s").exists()
+
+
+def test_a_class_that_nobody_learns_is_refused_with_the_mapping(folder, monkeypatch):
+  with pytest.raises(UserError, match=r"'pothole' is no class that students learn.*road: road, drivable;.*or unknown or ignore") as e:
+    run(monkeypatch, folder, "--classes", "background,pothole")
+  assert "\n" not in str(e.value) and not (folder / "s").exists()
+  run(monkeypatch, folder, "--classes", "Sky, Road,unknown")
+  p = Batches(Clips(folder / "s", ["segmentation"], 1), 0, False)[(0, [0], False)]["segmentation"][0].numpy()
+  assert not p[SEGMENTATION.index("vehicle")].any() and (p.sum(0) == 0).any() and p[SEGMENTATION.index("road"), -1].all()
+
+
+@pytest.mark.parametrize("case", ["exif90", "othersize", "mended"])
+def test_real_cases(shared_data, tmp_path, monkeypatch, case):
+  source = shared_data.parent / "cases" / "import-images" / case
+  if not source.is_dir():
+    pytest.skip(f"no {source}")
+  words = [source / "images", source / "ann", "--classes", "background,road,lane,vehicle,pedestrian", "--name", "x", "--licence", "MIT"]
+  monkeypatch.setattr(sys, "argv", ["import-images", *map(str, words), "--out", str(tmp_path / "s")])
+  if case == "othersize":
+    with pytest.raises(UserError, match=r"a\.png is .* other proportions"):
+      images.main()
+    return
+  images.main()
+  assert len(Clips(tmp_path / "s", ["segmentation"], 1)) == (1 if case == "exif90" else 24)
+  assert images.open_picture(next((source / "images").iterdir())).size == ((480, 640) if case == "exif90" else (480, 360))

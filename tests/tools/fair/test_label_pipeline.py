@@ -70,7 +70,9 @@ def test_planes_give_what_pairs_gave(focal, shrink):
   wide = np.random.default_rng(0).integers(0, 256, (h * 3 // 2, w + 50), dtype=np.uint8)  # a decoder's lines are longer than its picture
   y, u, v = wide[:h, :w], wide[h:, : w // 2], wide[h:, w // 2 : w]
   pairs = np.ascontiguousarray(np.stack([u, v], axis=2))
-  small = [cv2.resize(p, (p.shape[1] // shrink, p.shape[0] // shrink), interpolation=cv2.INTER_AREA) if shrink > 1 else p for p in (y, pairs)]
+  sizes = [(p.shape[0] // shrink, p.shape[1] // shrink) for p in (y, pairs)]  # what is over at the right and below is left out: by exactly `shrink`
+  cut = [p[: a * shrink, : b * shrink] for p, (a, b) in zip((y, pairs), sizes, strict=True)]
+  small = [cv2.resize(p, (b, a), interpolation=cv2.INTER_AREA) for p, (a, b) in zip(cut, sizes, strict=True)] if shrink > 1 else [y, pairs]
   m = warp.maps
   luma, colour = (cv2.remap(p, *x, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for p, x in zip(small, m, strict=True))
   wanted = cv2.cvtColor(np.concatenate([luma, colour.reshape(104, 416)]), cv2.COLOR_YUV2RGB_NV12)

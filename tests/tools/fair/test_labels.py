@@ -16,6 +16,7 @@ from onnx import helper
 
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
 from openpilot.tools.fair.labels import label as label_module
+from openpilot.tools.fair.labels import rules
 from openpilot.tools.fair.labels import store as store_module
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.label import FrameTeacher, find_views, run_teacher
@@ -178,6 +179,22 @@ def test_killed_at_any_moment_then_the_same_command_equals_an_unbroken_run(route
     assert contents(out) == want
 
 
+def test_labels_of_a_mended_rule_are_made_anew(route, tmp_path, monkeypatch):
+  views = find_views([str(route)], None, "qcamera", 9, None)
+  store = LabelStore(tmp_path, create=True)
+  monkeypatch.setattr(rules, "RULES", {})
+  old = run_teacher(FrameTeacher(), views, store, every=9, progress=False)
+  monkeypatch.setattr(rules, "RULES", {"lens": rules.Rule(2, lambda m: m["camera"]["stream"] == "qcamera", "the lens is round")})
+  assert all(g.stale == ["lens"] for g in store.groups())
+  with pytest.raises(UserError, match=r"2 groups of labels are stale, the first is .*: since then the lens is round; .*--prune, or .*--stale-labels"):
+    LabelDataset(tmp_path, ["frames/frame"])
+  new = run_teacher(FrameTeacher(), views, store, every=9, progress=False)
+  assert {g.path for g in new}.isdisjoint(g.path for g in old) and all(g.stale == [] and g.row_count for g in new)
+  assert {g.path for g in store.stale(new)} == {g.path for g in old}
+  assert len(LabelDataset(tmp_path, ["frames/frame"])) == sum(g.n for g in new)  # what is left of before is not taken
+  assert {g.path for g in run_teacher(FrameTeacher(), views, store, every=9, progress=False)} == {g.path for g in new}
+
+
 class Counter:
   """A teacher with state: it counts the frames it has seen, and marks a point whose place depends on all of them."""
 
@@ -228,6 +245,25 @@ def test_a_teacher_with_state_goes_on_from_its_state(route, tmp_path):
   assert results[0] == results[1]
   assert results[0][1][0][0] != results[0][0][0][FRAMES[1]]  # the second segment began anew
   assert run_teacher(Counter(), views, store, progress=False)[0].row_count == FRAMES[0]
+
+
+def test_without_the_state_behind_the_last_chunk_it_begins_at_the_start(route, tmp_path):
+  """Begun in the middle it would count from nothing there."""
+  views = find_views([str(route)], None, "qcamera", 1, None)
+  sums = []
+  for k in range(2):
+    store = LabelStore(tmp_path / str(k), create=True)
+    if k:
+      with pytest.raises(KeyboardInterrupt):
+        run_teacher(Counter(CHUNK + 20), views, store, batch=8, progress=False)
+      kept = list((tmp_path / str(k)).rglob("chunks/*.npz"))
+      assert len(kept) == 1
+      kept[0].unlink()
+    counter = Counter()
+    groups = run_teacher(counter, views, store, batch=8, progress=False)
+    assert counter.calls == sum(FRAMES)
+    sums.append([g.dense("sum")[:].tolist() for g in groups])
+  assert sums[0] == sums[1]
 
 
 class Masks:

@@ -47,7 +47,7 @@ def test_what_was_exported_comes_back(name, backbone, tmp_path):
   folded = {n for n, m in student.named_modules() if isinstance(m, (torch.nn.BatchNorm2d, torch.nn.Conv2d))}
   for k, v in weights.items():
     if k.rpartition(".")[0] not in folded:
-      assert torch.allclose(v, student.state_dict()[k], rtol=1e-6, atol=0), k  # scaled there and back
+      assert torch.allclose(v, student.state_dict()[k], rtol=2e-6, atol=0), k  # scaled there and back: a bit or two of float32
   inputs = some_inputs(student)
   for out, want in student(**inputs).items():
     assert_close(out, other(**inputs)[out].detach().numpy(), want.detach().numpy(), 1e-4)

@@ -106,3 +106,20 @@ def test_a_provider_that_does_not_start(tmp_path, monkeypatch, capsys):
   with pytest.raises(UserError, match="could not start CUDAExecutionProvider for --device cuda"):
     load_teacher(path, device="cuda")
   assert load_teacher(path).providers == [CPU] and "device: ONNX Runtime's CPU" in capsys.readouterr().err
+
+
+def test_below_a_flatter_picture_is_padding_not_the_picture_before(tmp_path):
+  """A letterboxed network that is shown pictures of several shapes in turn: each input is what it would be alone."""
+  path = write_network(tmp_path / "net")
+  path.write_text(path.read_text().replace("fit: stretch", "fit: letterbox, pad: 114"))
+  teacher = load_teacher(str(path), device="cpu")
+
+  def shown(teacher, height, width, value):
+    teacher.prepare(height, width)
+    return teacher.prepare_batch(np.full((1, 3, height, width), value, np.uint8)).copy()
+
+  shown(teacher, 32, 64, 255)
+  flat, narrow = shown(teacher, 16, 64, 0), shown(teacher, 64, 32, 0)
+  assert np.allclose(flat[..., 16:, :] * 255, 114) and (flat[..., :16, :] == 0).all()
+  assert np.allclose(narrow[..., 16:] * 255, 114) and (narrow[..., :16] == 0).all()
+  assert (flat == shown(load_teacher(str(path), device="cpu"), 16, 64, 0)).all()

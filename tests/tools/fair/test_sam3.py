@@ -11,6 +11,7 @@ from transformers.models.sam3_video import modeling_sam3_video
 from transformers.models.sam3_video.processing_sam3_video import Sam3VideoProcessor
 
 from label_fixture import same_in_pieces
+from sam2_models import loaded
 from tensor_bytes import tensors
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.registry import TEACHERS
@@ -75,7 +76,7 @@ def saved(tmp_path_factory):
   tokenizer().save_pretrained(path)
   pictures = {"image_mean": MEAN, "image_std": STD, "do_resize": True, "resample": 2, "size": {"height": S, "width": S}}
   (path / "preprocessor_config.json").write_text(json.dumps(pictures))
-  return path, model
+  return path, loaded(t.Sam3VideoModel, path)
 
 
 def frames(n, seed=0):
@@ -119,7 +120,7 @@ def test_equals_the_official_streaming(saved, monkeypatch):
     # the same operations on the same input: no difference, or memory in bfloat16 would make it grow
     np.testing.assert_array_equal(g.ids, ids)
     np.testing.assert_array_equal(g.masks, masks)
-    np.testing.assert_allclose(g.scores, scores, atol=1e-6)
+    np.testing.assert_allclose(g.scores, scores, atol=1e-5)
     np.testing.assert_array_equal(g.classes, prompts)
 
 

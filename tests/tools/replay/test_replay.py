@@ -17,9 +17,9 @@ from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route
-from openpilot.tools.replay.compare_logs import compare_logs
+from openpilot.tools.replay.compare_logs import compare_logs, differences
 from openpilot.tools.replay.process_replay import process_replay
-from openpilot.tools.replay.record import merge
+from openpilot.tools.replay.record import merge, on_route_clock
 from openpilot.tools.replay.replay import Replay, with_time
 from openpilot.tools.replay.report import measure
 from openpilot.tools.replay.show import show
@@ -110,6 +110,31 @@ def test_live_publisher_is_one_line_and_2(route, prefix):
   r = subprocess.run([sys.executable, "-m", "openpilot.tools.replay.replay", str(route)], capture_output=True, text=True)
   assert r.returncode == 2 and r.stderr.startswith("error: 'deviceState' is being published already") and r.stderr.count("\n") == 1
   pm.close()
+
+
+def test_what_our_own_processes_say_is_not_played(prefix, tmp_path):
+  """A log has managerState and fair* of the drive; manager and fairmodeld beside the replay make new ones, whichever came first."""
+  events = []
+  for i, service in enumerate(("carState", "managerState", "fairState", "carState")):
+    events.append(messaging.new_message(service, valid=True, logMonoTime=10**9 + i).to_bytes())
+  write_log(tmp_path / "r" / "rlog.zst", events)
+  segments = Route(tmp_path / "r").segments
+  pm = messaging.PubMaster(["managerState", "fairState"])
+  try:
+    replay = Replay(segments)
+    assert replay.services == {"carState", "deviceState"}
+    replay.run(progress=False, warm_up=0)
+    assert replay.sent_messages == 2
+    with pytest.raises(messaging.MultiplePublishersError, match="managerState"):
+      Replay(segments, allow=["managerState"])
+  finally:
+    pm.close()
+  replay = Replay(segments, allow=["managerState"])  # asked for, it plays
+  assert replay.services == {"managerState", "deviceState"}
+  replay.close()
+  replay = Replay(segments)
+  messaging.PubMaster(["managerState"]).close()  # a manager after the replay
+  replay.close()
 
 
 def test_video_without_log_and_log_without_video(route, prefix, tmp_path, capsys):
@@ -211,3 +236,22 @@ def test_demo(tmp_path):
   assert page.count("<img") == 4 and find_bundle(None, MODELS_DIR).name in page and "<svg" in page
   kinds = {e.which() for e in LogReader(tmp_path / "demo" / "rlog.zst")}
   assert {"fairState", "fairDepth", "fairSegmentation", "modelV2", "carState"} <= kinds
+
+
+def test_the_fastest_message_sets_the_clock():
+  """The others keep what they took longer."""
+  live = []
+  for frame, latency in ((1, 9_000_000), (2, 5_000_000), (3, 12_000_000)):
+    msg = messaging.new_message("fairDepth", valid=True)
+    msg.fairDepth.frameId, msg.fairDepth.timestampEof = frame, frame * 50_000_000
+    msg.logMonoTime = 7_000_000_000 + frame * 50_000_000 + latency
+    live.append(msg.to_bytes())
+  assert [t - frame * 50_000_000 for frame, (t, _) in enumerate(on_route_clock(live), 1)] == [4_000_000, 0, 7_000_000]
+  assert [messaging.log_from_bytes(dat).logMonoTime for _, dat in on_route_clock(live)] == [t for t, _ in on_route_clock(live)]
+
+
+@pytest.mark.parametrize(("other", "tolerance", "same"), [
+  (10.1, 0.0, False), (10.1, 0.009, False), (10.1, 0.0092, True), (float("nan"), 1.0, False), (10.0, 0.0, True), (9.9, 0.0092, True)])
+def test_tolerance_is_absolute_and_relative(other, tolerance, same):
+  assert (not list(differences({"x": [10.0]}, {"x": [other]}, tolerance=tolerance))) == same   # 0.1 beside 1 + 10
+  assert not list(differences({"x": float("nan")}, {"x": float("nan")}))

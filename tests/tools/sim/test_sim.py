@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from openpilot.cereal import log
 from openpilot.cereal.visionipc import nv12_info
 from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import medmodel_intrinsics
@@ -13,9 +14,10 @@ from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.framereader import FrameReader
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.route import Route
+from openpilot.tools.sim.messages import START_NS, segment_messages
 from openpilot.tools.sim.render import CLASSES, render
 from openpilot.tools.sim.truth import Truth, map_labels
-from openpilot.tools.sim.world import World, actor_boxes
+from openpilot.tools.sim.world import CAMERAS, World, actor_boxes
 from openpilot.tools.sim.write_route import write_route
 
 ROAD, LANE, VEHICLE = CLASSES.index("road"), CLASSES.index("lane"), CLASSES.index("vehicle")
@@ -66,6 +68,32 @@ def test_depth_of_boxes_is_exact():
         assert f.depth[y, x] == pytest.approx(best, rel=1e-4)
         checked += 1
   assert checked > 200
+
+
+def test_the_car_is_told_its_own_motion():
+  """Speed, acceleration, yaw rate and curvature of carState and gps are the derivatives of where the car is, not of the centreline beside it."""
+  h, apart = 0.02, []
+  for seed in (3, 8, 21, 26, 46, 52):
+    world = World(seed, "day", 12.)
+    config, sensor = CAMERAS["mici"]
+    # far from the start, on whatever curve there is
+    said = list(log.Event.read_multiple_bytes(b"".join(dat for _, dat in segment_messages(world, 0, 100, 8, config, "mici", sensor, True))))
+    states, places = ([e for e in said if e.which() == k] for k in ("carState", "gpsLocationExternal"))
+    assert len(states) == 40 and len(places) == 4
+    for e in states[::5]:
+      t, cs = (e.logMonoTime - START_NS) * 1e-9, e.carState
+      p = np.array([world.pose(t + k * h) for k in (-2, -1, 0, 1, 2)])
+      ahead = np.diff(p[:, :2], axis=0) / h
+      speed, yaw_rate = np.linalg.norm(ahead, axis=1), np.diff(p[:, 2]) / h
+      assert cs.vEgo == pytest.approx(speed.mean(), rel=1e-3)
+      assert cs.aEgo == pytest.approx((speed[2:].mean() - speed[:2].mean()) / (2 * h), abs=0.15)  # the road is a table of chords
+      assert -cs.yawRate == pytest.approx(yaw_rate.mean(), abs=2e-3)
+      assert -np.radians(cs.steeringAngleDeg) / 15 / 2.7 * cs.vEgo == pytest.approx(-cs.yawRate, rel=1e-5)
+      apart.append(abs(world.ego(t)["s_dot"] / cs.vEgo - 1))
+    for e in places:
+      (x, y, a), g = world.pose((e.logMonoTime - START_NS) * 1e-9), e.gpsLocationExternal
+      assert (g.latitude * 111_111, g.longitude * 111_111) == pytest.approx((x, y)) and g.bearingDeg == pytest.approx(np.degrees(a) % 360)
+  assert max(apart) > 0.01  # of the centreline's
 
 
 def test_equal_seeds_equal_frames_whatever_was_rendered_before():

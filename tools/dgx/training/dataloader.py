@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 if not __package__:  # run as a file: the modules beside it must not be found under their bare names
-  sys.path[0] = str(Path(__file__).resolve().parents[3])
+  sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[3])]
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +25,7 @@ from openpilot.tools.dgx.training.paths import DrivenPath
 from openpilot.tools.dgx.training.shards import VERSION
 from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, read_frames, segment_view
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.log_fields import GPS
 from openpilot.tools.lib.logwriter import atomic_path
 from openpilot.tools.lib.route import Route, Segment, segments_in
 from openpilot.tools.replay.source import choose_camera
@@ -80,7 +81,7 @@ def columns_of(view: SegmentView, log: DriveLog, near: list[DriveLog], options: 
   car = between(t, np.array(log.car, np.float64).reshape(-1, 6)[:, :4])
   lights = held(t, np.array(log.car, np.float64).reshape(-1, 6)[:, [0, 4, 5]])
   engaged = held(t, np.array(log.engaged, np.float64).reshape(-1, 2))[:, 0] > 0
-  gps_source = next((s for s in ("gpsLocationExternal", "gpsLocation") if log.gps.get(s)), "none")
+  gps_source = next((s for s in GPS if log.gps.get(s)), "none")
   gps = between(t, np.array(log.gps.get(gps_source, []), np.float64).reshape(-1, 4))
   desires, desire_source = log.desires()
   motion, motion_source, hertz = motion_of(near, view.rpy)
@@ -121,7 +122,9 @@ def columns_of(view: SegmentView, log: DriveLog, near: list[DriveLog], options: 
     "plan": path.plan(t),
   }
   traffic = {"left": True, "right": False, "log": log.left_hand}[options["traffic"]]
-  rhd_source = "option" if options["traffic"] != "log" else "driverMonitoringState" if log.left_hand is not None else "assumed right-hand: the log does not say"
+  rhd_source = "option"
+  if options["traffic"] == "log":
+    rhd_source = "assumed right-hand: the log does not say" if log.left_hand is None else "isRHD of driverMonitoringState"
   facts = {
     "calibrated": view.calibrated,
     "rpy": view.rpy.tolist(),

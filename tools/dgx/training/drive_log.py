@@ -8,13 +8,11 @@ import numpy as np
 
 from openpilot.common.transformations.orientation import rot_from_euler
 from openpilot.tools.dgx.training.constants import DESIRE_LEN
+from openpilot.tools.lib.log_fields import DESIRES, GPS, MOTION, TRAFFIC_SIDE, desire, device_velocity, gps_fix, left_hand, speaking
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.route import Segment
 
-SERVICES = [
-  "carState", "selfdriveState", "carControl", "carParams", "deviceMotion", "cameraOdometry", "modelV2", "drivingModelData",
-  "gpsLocation", "gpsLocationExternal", "driverMonitoringState", "lateralDelay",
-]
+SERVICES = ["carState", "selfdriveState", "carControl", "carParams", "cameraOdometry", "lateralDelay", *MOTION, *DESIRES, *GPS, *TRAFFIC_SIDE]
 TURN_LEFT, TURN_RIGHT, CHANGE_LEFT, CHANGE_RIGHT = 1, 2, 3, 4  # log.Desire
 LANE_CHANGE_SPEED = 8.94  # m/s, 20 mph: openpilot changes lanes only above
 MODEL_DELAY = 0.075  # s, of frame and action: modeld adds it to the car's delays
@@ -30,6 +28,8 @@ class DriveLog:
   car: Rows = field(default_factory=list)  # speed, acceleration, steering angle in degrees, left and right blinker
   engaged: Rows = field(default_factory=list)
   motion: Rows = field(default_factory=list)  # velocity, turn rates in the device's frame
+  old_motion: Rows = field(default_factory=list)  # the same of liveLocationKalman
+  motion_source: str = MOTION[0]
   odometry: Rows = field(default_factory=list)  # the same in the calibrated frame, from the model
   desire: dict[str, Rows] = field(default_factory=dict)  # source -> log.Desire
   gps: dict[str, Rows] = field(default_factory=dict)  # source -> latitude, longitude, altitude
@@ -43,28 +43,24 @@ class DriveLog:
     m = getattr(event, which)
     if which == "carState":
       self.car.append((t, m.vEgo, m.aEgo, m.steeringAngleDeg, m.leftBlinker, m.rightBlinker))
-    elif which == "deviceMotion":
-      v, w = m.velocityDevice, m.angularVelocityDevice
-      if v.valid and w.valid and m.inputsOK:
-        self.motion.append((m.timestamp * 1e-9 or t, v.x, v.y, v.z, w.x, w.y, w.z))
+    elif which in MOTION:
+      if (row := device_velocity(event)) is not None:
+        (self.motion if which == MOTION[0] else self.old_motion).append(row)
     elif which == "cameraOdometry":
       if event.valid and len(m.trans) == 3 and len(m.rot) == 3:
         self.odometry.append((m.timestampEof * 1e-9, *m.trans, *m.rot))
-    elif which in ("modelV2", "drivingModelData"):
-      state, side = str(m.meta.laneChangeState), str(m.meta.laneChangeDirection)
-      changing = state in ("laneChangeStarting", "laneChangeFinishing")
-      code = {"left": CHANGE_LEFT, "right": CHANGE_RIGHT}.get(side, 0) if changing else 0
-      self.desire.setdefault(which, []).append((t, code))
-    elif which in ("gpsLocation", "gpsLocationExternal"):
-      if m.hasFix:
+    elif which in DESIRES:
+      self.desire.setdefault(which, []).append((t, desire(event) or 0))
+    elif which in GPS:
+      if gps_fix(m):
         self.gps.setdefault(which, []).append((t, m.latitude, m.longitude, m.altitude))
     elif which == "selfdriveState":
       self.engaged.append((t, m.enabled))
     elif which == "carControl":
       if not self.engaged:  # logs older than selfdriveState
         self.desire.setdefault("carControl", []).append((t, m.enabled))
-    elif which == "driverMonitoringState":
-      self.left_hand = m.isRHD
+    elif which in TRAFFIC_SIDE:
+      self.left_hand = left_hand(event)
     elif which == "lateralDelay":
       self.lateral_delay = m.lateralDelay
     elif which == "carParams":
@@ -73,10 +69,11 @@ class DriveLog:
         self.lateral_delay = m.steerActuatorDelay + 0.2
 
   def desires(self) -> tuple[np.ndarray, str]:
-    """(N, 2) time and log.Desire, and which messages say so: the model's own lane-change state, else what the blinkers ask for."""
-    for source in ("modelV2", "drivingModelData"):
-      if self.desire.get(source):
-        return np.array(self.desire[source], np.float64), f"{source}.meta.laneChangeState"
+    """(N, 2) time and log.Desire, and which messages say so: the lane-change state of the version that wrote the log, else what the blinkers ask for."""
+    source = speaking(self.desire)
+    if source is not None:
+      field_name = "desire" if source == "lateralPlanDEPRECATED" else "meta.laneChangeState"
+      return np.array(self.desire[source], np.float64), f"{source}.{field_name}"
     if not self.car:
       return np.zeros((0, 2)), "none"
     car = np.array(self.car, np.float64)
@@ -100,6 +97,8 @@ def read_log(segment: Segment) -> DriveLog:
   if not out.engaged:
     out.engaged = out.desire.get("carControl", [])
   out.desire.pop("carControl", None)
+  if not out.motion:
+    out.motion, out.motion_source = out.old_motion, MOTION[1]
   out.truncated = reader.truncated
   return out
 
@@ -109,11 +108,11 @@ def motion_of(logs: Iterable[DriveLog], rpy: np.ndarray) -> tuple[np.ndarray, st
   logs = list(logs)
   device = [r for g in logs for r in g.motion]
   odometry = [r for g in logs for r in g.odometry]
-  source, rows = ("deviceMotion", device) if len(device) >= 2 else ("cameraOdometry", odometry)
+  source, rows = (next(g.motion_source for g in logs if g.motion), device) if len(device) >= 2 else ("cameraOdometry", odometry)
   if len(rows) < 2:
     return np.zeros((0, 7)), "none", 0.0
   m = np.array(sorted(rows), np.float64)
-  if source == "deviceMotion":
+  if source != "cameraOdometry":
     device_from_calib = rot_from_euler(rpy)
     m[:, 1:4], m[:, 4:7] = m[:, 1:4] @ device_from_calib, m[:, 4:7] @ device_from_calib  # by the transposed, as rows
   return m, source, float(1 / np.median(np.diff(m[:, 0])))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a file: the modules beside it must not be found under their bare names
-  sys.path[0] = str(Path(__file__).resolve().parents[3])
+  sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[3])]
 
 import numpy as np
 import torch

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a file: the modules beside it must not be found under their bare names
-  sys.path[0] = str(Path(__file__).resolve().parents[3])
+  sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[3])]
 
 import numpy as np
 import onnx
@@ -24,6 +24,7 @@ import torch
 from onnx import version_converter
 from torch import Tensor
 
+from openpilot.selfdrive.modeld.fair.parity import difference, worst
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import find_clang
 from openpilot.tools.dgx.training.constants import T_IDXS
 from openpilot.tools.dgx.training.model import OnnxModule, hash_file, load_onnx
@@ -32,6 +33,7 @@ from openpilot.tools.dgx.training.runners import OrtRunner
 from openpilot.tools.dgx.training.shards import DrivingClips, read_dataset
 from openpilot.tools.dgx.training.teacher import NAMES, DrivingTeacher
 from openpilot.tools.fair.checkpoint import load_checkpoint
+from openpilot.tools.lib import python
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import atomic_path
 
@@ -129,7 +131,7 @@ def worst_difference(a: list[Tensor], b: list[Tensor], slices: dict[str, slice])
   """The largest difference in parts of the largest value, of each output by itself: metres must not hide curvatures."""
   whole = [torch.cat([x.reshape(1, -1) for x in t]) for t in (a, b)]
   parts = slices or {"all": slice(None)}
-  return max(float((whole[0][:, s] - whole[1][:, s]).abs().max()) / max(1e-6, float(whole[0][:, s].abs().max())) for s in parts.values())
+  return worst(difference(whole[1][:, s].float().numpy(), whole[0][:, s].float().numpy()) for s in parts.values())
 
 
 def slices_of(model: OnnxModule) -> dict[str, slice]:
@@ -143,14 +145,14 @@ def in_tinygrad(path: Path, x: dict[str, Tensor], want: Tensor, slices: dict[str
   if importlib.util.find_spec("tinygrad") is None:
     return "not checked: tinygrad is not installed"
   with tempfile.TemporaryDirectory() as folder:
-    env = {**os.environ} if "DEV" in os.environ else {**os.environ, "DEV": "CPU", "NOOPT": "1"}
+    env = python.environment(**({} if "DEV" in os.environ else {"DEV": "CPU", "NOOPT": "1"}))
     if (cc := find_clang()) is None:
       return "not checked: its CPU device needs clang, or the ziglang package"
     env["CC"] = cc
     given, got = Path(folder) / "in.npz", Path(folder) / "out.npy"
     np.savez(given, **{k: v.numpy() for k, v in x.items()})  # type: ignore[arg-type]
     try:
-      done = subprocess.run([sys.executable, "-c", TINYGRAD, str(path), str(given), str(got)], env=env, capture_output=True, text=True, timeout=TINYGRAD_LIMIT)
+      done = subprocess.run(python.command("-c", TINYGRAD, path, given, got), env=env, capture_output=True, text=True, timeout=TINYGRAD_LIMIT)
     except subprocess.TimeoutExpired:
       return f"not checked: not done in {TINYGRAD_LIMIT} s"
     if done.returncode:

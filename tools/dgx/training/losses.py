@@ -107,6 +107,20 @@ def check_weights(weights: Mapping[str, Any]) -> dict[str, float]:
   return {**WEIGHTS, **{k: float(v) for k, v in weights.items()}}
 
 
+def amount(name: str, targets: Mapping[str, Tensor]) -> Tensor:
+  """By how much a batch's target teaches, scalar: what its loss is divided by. Of several parts of a batch these add up, as the losses themselves do not."""
+  known = torch.isfinite(targets[name])
+  if name == "plan":
+    return known.flatten(1).any(1).sum().float()
+  if name == "lane_lines" and "lane_lines_prob" in targets:
+    return (targets["lane_lines_prob"][:, 1::2, None, None].float() * known).sum()
+  if name == "lead" and "lead_prob" in targets:
+    return (targets["lead_prob"][:, :, None, None].float() * known).sum()
+  if name in ("desire_state", "desire_pred"):
+    return known.all(-1).sum().float()
+  return known.sum().float()
+
+
 def driving_loss(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
   """outputs: parse_outputs of the student's vector (torch). targets: the same names and shapes, from a teacher (parsed too) or from the drive; what is
   missing or not finite is not taught. -> each weighted term's value, unweighted, and "total", their weighted sum. Raises UserError where nothing is taught."""

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from torch import Tensor
 
+from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.dgx.training.model import Value, hash_file, load_onnx, values
 from openpilot.tools.fair.onnx.graph import free_batch
 from openpilot.tools.lib.errors import UserError

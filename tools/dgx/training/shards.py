@@ -8,18 +8,19 @@ DATA/<route>--<segment>/segment.json the segment's own: camera, calibration, sou
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from openpilot.tools.dgx.training.constants import FRAME_SHAPE, FRAME_SKIP
-from openpilot.tools.fair.processes import leave_interrupts_to_the_trainer
+from openpilot.tools.fair.handover import Collate, begin, handed_over
 from openpilot.tools.lib.errors import UserError
 
-VERSION = 1
+VERSION = 2  # since logs of every age are read: lane changes, the side of traffic and GPS before openpilot 0.9.5, mountings in every calibration state
 STREAMS = {"frames": "frames.u8", "big_frames": "big.u8"}
 PER_STEP = ("speed", "acceleration", "steering", "blinkers", "gps", "pose", "plan", "frame_id")  # columns that clips carry as they are
 
@@ -150,7 +151,7 @@ def epoch_batches(count: int, batch: int, seed: int, epoch: int, rank: int = 0, 
   return [order[a : a + batch][rank::world] for a in range(0, len(order) - batch + 1, batch)]
 
 
-def make_loader(data: DrivingClips, batches: list[list[int]], workers: int = 0, pin: bool = False) -> DataLoader:
-  """torch's loader over the batches that are named; items get a leading axis B."""
-  return DataLoader(data, batch_sampler=batches, num_workers=workers, pin_memory=pin, prefetch_factor=2 if workers else None,
-                    worker_init_fn=leave_interrupts_to_the_trainer)
+def make_loader(data: DrivingClips, batches: list[list[int]], workers: int = 0, pin: bool = False) -> Iterator[dict[str, Any]]:
+  """The batches that are named, by torch's loader; items get a leading axis B. Raises UserError where a worker died."""
+  return handed_over(DataLoader(data, batch_sampler=batches, num_workers=workers, pin_memory=pin, prefetch_factor=2 if workers else None,
+                                collate_fn=Collate(default_collate), worker_init_fn=begin))

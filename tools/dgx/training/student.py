@@ -8,7 +8,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from openpilot.tools.dgx.training.history import History
-from openpilot.tools.dgx.training.losses import driving_loss
+from openpilot.tools.dgx.training.losses import amount, driving_loss
 from openpilot.tools.dgx.training.model import OnnxModule
 from openpilot.tools.dgx.training.outputs import model_slices, parse_outputs
 from openpilot.tools.dgx.training.teacher import KNOWN, LATERAL_DELAY, NAMES
@@ -77,18 +77,40 @@ class Student(nn.Module):
           history.remember(out["hidden_state"])
       yield {**seen, **out}
 
+  def targets(self, batch: Mapping[str, Any], i: int) -> dict[str, dict[str, Tensor]]:
+    """Of step i: 'driven' and 'teacher', as far as they weigh anything."""
+    out = {}
+    if self.path_weight:
+      out["driven"] = {k: batch[k][:, i] for k in DRIVEN}
+    if "labels" in batch and self.teacher_weight:
+      out["teacher"] = {k: v[:, i] for k, v in batch["labels"].items()}
+    return out
+
+  def amounts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """{'driven/plan': (T,), ...}: by how much each target teaches in each step, for `shares` of losses()."""
+    steps = range(self.burn_in, batch["frames"].shape[1])
+    found: dict[str, list[Tensor]] = {}
+    for i in steps:
+      for kind, targets in self.targets(batch, i).items():
+        for name in targets:
+          if self.weights.get(name) or (name == "plan" and self.weights.get("plan_weights")):
+            found.setdefault(f"{kind}/{name}", []).append(amount(name, targets))
+    return {k: torch.stack(v) for k, v in found.items()}
+
   def losses(self, outputs: list[dict[str, Tensor]], batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """-> the mean over the steps of each part, 'driven/plan', 'teacher/lead', ..., and 'total'. batch["labels"]: a teacher's, (B, T, ...)."""
+    """-> the mean over the steps of each part, 'driven/plan', 'teacher/lead', ..., and 'total'. batch["labels"]: a teacher's, (B, T, ...). batch["shares"]:
+    of a part of a larger batch, what of each of its amounts() is here: the losses of all parts are then, in sum, those of the whole."""
     sums: dict[str, list[Tensor]] = {}
+    shares: Mapping[str, Tensor] | None = batch.get("shares")
     for i, out in enumerate(outputs[self.burn_in :], self.burn_in):
-      parts: dict[str, Tensor] = {}
-      if self.path_weight:
-        parts.update({f"driven/{k}": v for k, v in driving_loss(out, {k: batch[k][:, i] for k in DRIVEN}, self.weights).items()})
-      if "labels" in batch and self.teacher_weight:
-        labels = {k: v[:, i] for k, v in batch["labels"].items()}
-        parts.update({f"teacher/{k}": v for k, v in driving_loss(out, labels, self.weights).items()})
-      for k, v in parts.items():
-        sums.setdefault(k, []).append(v)
+      for kind, targets in self.targets(batch, i).items():
+        parts = driving_loss(out, targets, self.weights)
+        if shares is not None:
+          del parts["total"]
+          parts = {k: v * shares[f"{kind}/{'plan' if k == 'plan_weights' else k}"][i - self.burn_in] for k, v in parts.items()}
+          parts["total"] = torch.stack([self.weights[k] * v for k, v in parts.items()]).sum()
+        for k, v in parts.items():
+          sums.setdefault(f"{kind}/{k}", []).append(v)
     means = {k: torch.stack(v).mean() for k, v in sums.items()}
     whole = [w * means.pop(k) for k, w in (("driven/total", self.path_weight), ("teacher/total", self.teacher_weight)) if k in means]
     return {**means, "total": torch.stack(whole).sum()}

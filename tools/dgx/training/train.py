@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a file: the modules beside it must not be found under their bare names
-  sys.path[0] = str(Path(__file__).resolve().parents[3])
+  sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[3])]
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from openpilot.tools.dgx import hardware
 from openpilot.tools.dgx.training.augment import augment
 from openpilot.tools.dgx.training.config import Config, add_adapter_arguments, rate
 from openpilot.tools.dgx.training.dora import apply_dora, check_rank, clipped, save_adapter
-from openpilot.tools.dgx.training.losses import check_weights
+from openpilot.tools.dgx.training.losses import TINY, check_weights
 from openpilot.tools.dgx.training.model import hash_file, load_onnx
 from openpilot.tools.dgx.training.paths import constant_curvature, path_error
 from openpilot.tools.dgx.training.reference import save_reference
@@ -37,7 +37,7 @@ from openpilot.tools.dgx.training.shards import DrivingClips, Shard, epoch_batch
 from openpilot.tools.dgx.training.student import Student
 from openpilot.tools.dgx.training.teacher import DrivingTeacher
 from openpilot.tools.fair.checkpoint import load_checkpoint, to_device
-from openpilot.tools.fair.processes import TRACKERS, make_accelerator, parse_trackers
+from openpilot.tools.fair.processes import TRACKERS, anywhere, make_accelerator, parse_trackers
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import atomic_path
 
@@ -136,12 +136,17 @@ class Run:
 
   # *** the loop ***
 
-  def prepared(self, batch: dict[str, Any]) -> dict[str, Any]:
-    """On the device, and with the teacher's labels."""
+  def prepared(self, batch: dict[str, Any], labels: dict[str, torch.Tensor] | None = None) -> dict[str, Any]:
+    """On the device, and with the teacher's labels: these, or made now."""
     out = to_device({k: v for k, v in batch.items() if torch.is_tensor(v)}, self.accelerator.device)
     if self.teacher is not None and self.config.teacher_weight:
-      out["labels"] = to_device({k: v.float() for k, v in self.teacher.label(out).items()}, self.accelerator.device)
+      out["labels"] = to_device({k: v.float() for k, v in self.teacher.label(out).items()}, self.accelerator.device) if labels is None else labels
     return out
+
+  def told(self, piece: dict[str, Any]) -> tuple[dict[str, torch.Tensor] | None, dict[str, torch.Tensor]]:
+    """Of a part of a batch: its teacher's labels, and by how much its targets teach. Kept for all parts at once, where the pictures are not."""
+    b = self.prepared(piece)
+    return b.get("labels"), self.student.amounts(b)
 
   @torch.no_grad()
   def evaluate(self) -> dict[str, float]:
@@ -182,22 +187,24 @@ class Run:
     torch.manual_seed(config.seed * 1_000_003 + self.step)
     if config.augment:
       batch = augment(batch, np.random.default_rng([config.seed, self.step]))
-    n = len(batch["frames"])
-    parts = [p for p in np.array_split(np.arange(n), config.accumulate) if len(p)]
+    parts = [p for p in np.array_split(np.arange(len(batch["frames"])), config.accumulate) if len(p)]
+    pieces = [{k: v[part[0] : part[-1] + 1] for k, v in batch.items()} for part in parts]
+    told = [self.told(p) for p in pieces] if len(parts) > 1 else []
     self.optimizer.zero_grad(set_to_none=True)
     values: dict[str, float] = {}
-    for i, part in enumerate(parts):
-      piece = {k: v[part[0] : part[-1] + 1] for k, v in batch.items()}
+    for i, piece in enumerate(pieces):
       with contextlib.nullcontext() if i == len(parts) - 1 else acc.no_sync(self.model):
-        b = self.prepared(piece)
+        b = self.prepared(piece, told[i][0] if told else None)
+        if told:  # what a part teaches may be much or little: see Student.losses
+          b["shares"] = {k: v / torch.stack([other[k] for _, other in told]).sum(0).clamp(min=TINY) for k, v in told[i][1].items()}
         with acc.autocast():
           losses = self.model(b)
         for k, v in losses.items():
-          values[k] = values.get(k, 0.0) + float(v.detach()) * len(part) / n
+          values[k] = values.get(k, 0.0) + float(v.detach())
         if not math.isfinite(values["total"]):
           bad = [k for k, v in losses.items() if not torch.isfinite(v)]
           raise self.not_finite(f"the loss ({', '.join(bad)})", batch)
-        acc.backward(losses["total"] * (len(part) / n))
+        acc.backward(losses["total"])
     norm = acc.clip_grad_norm_(list(self.learned.values()), config.clip_norm)
     if acc.scaler is None and norm is not None and not math.isfinite(float(norm)):  # a scaler skips such a step and goes on
       raise self.not_finite("the gradient", batch)
@@ -216,7 +223,8 @@ class Run:
     total = config.epochs * per_epoch
     self.accelerator.init_trackers("dgx", config={k: v for k, v in dataclasses.asdict(config).items() if isinstance(v, (int, float, str, bool))})
     interrupted: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
+    stops = (signal.SIGINT, signal.SIGTERM)  # the latter from torchrun, when it is stopped itself
+    before = [signal.signal(s, lambda number, _: interrupted.append(number)) for s in stops]
     bar = tqdm(total=total, initial=self.step, desc="train", unit="step", disable=not main)
     self.model.train()
     try:
@@ -237,9 +245,11 @@ class Run:
           bar.update()
           bar.set_postfix(loss=f"{values['total']:.3f}", wait=f"{waited / (time.perf_counter() - begun) * 100:.0f}%")
           self.accelerator.log(values, step=self.step)
-          if interrupted:
+          if anywhere(self.accelerator, bool(interrupted)):  # also where another process was told: it alone would leave the others waiting
             self.save(LAST)
-            tqdm.write(f"stopped at step {self.step}, saved; the same command with --resume goes on")
+            self.accelerator.wait_for_everyone()
+            if main:
+              tqdm.write(f"stopped at step {self.step}, saved; the same command with --resume goes on")
             raise KeyboardInterrupt
         self.end_epoch(per_epoch, waited, time.perf_counter() - begun)
     except RuntimeError as e:
@@ -248,7 +258,8 @@ class Run:
       now = f"{config.batch_size} clips of {config.clip} steps in {config.accumulate} parts"
       raise UserError(f"the memory does not hold {now}; raise --accumulate, or lower --batch-size or --clip") from None
     finally:
-      signal.signal(signal.SIGINT, before)
+      for s, handler in zip(stops, before, strict=True):
+        signal.signal(s, handler)
       bar.close()
       self.accelerator.end_training()
     return self.val_metrics

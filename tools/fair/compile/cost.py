@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
+from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.lib.errors import UserError
 
 HERE = Path(__file__).parent

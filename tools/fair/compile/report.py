@@ -10,9 +10,7 @@ For comma-four nothing is kept; the command fails where a graph has more multipl
 import argparse
 import importlib.util
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +22,7 @@ from openpilot.selfdrive.modeld.fair.compile import TARGETS, CompileError, build
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import find_clang
 from openpilot.tools.fair.compile.adreno import FLAGS
 from openpilot.tools.fair.compile.cost import over_budget, read_budgets, read_gpu, seconds, total
+from openpilot.tools.lib import python
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import atomic_path
 
@@ -41,8 +40,8 @@ def lower(path: Path, timeout: float = TIMEOUT) -> list[dict[str, Any]]:
     raise UserError("tinygrad's CPU device wants a C compiler; install clang, or pip install ziglang")
   with tempfile.TemporaryDirectory() as folder:
     out = Path(folder) / "kernels.json"
-    env = {**os.environ, **FLAGS, "CC": cc, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-m", "openpilot.tools.fair.compile.adreno", str(path.resolve()), str(out)]
+    env = python.environment(**FLAGS, CC=cc)
+    command = python.command("-m", "openpilot.tools.fair.compile.adreno", path.resolve(), out)
     try:
       done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -101,10 +100,19 @@ def assumptions(bundle: Path) -> str:
 
 def comma_four(bundle: Path, args: argparse.Namespace) -> None:
   """Prints and checks. Raises UserError where a budget is broken."""
-  if bundle.suffix == ".onnx":
-    graphs = [(bundle, bundle.stem)]
-  else:
-    graphs = [(bundle / g["file"], g["name"]) for g in load_bundle(bundle).graphs]
+  with tempfile.TemporaryDirectory() as tmp:
+    if bundle.suffix == ".onnx":
+      graphs = [(bundle, bundle.stem)]
+    else:
+      graphs, loaded = [], load_bundle(bundle)
+      for g in loaded.graphs:  # copies of the bytes that were hashed: what is compiled is read by path, in another process
+        graphs.append((Path(tmp) / g["file"], g["name"]))
+        graphs[-1][0].write_bytes(loaded.onnx(g))
+    report_on(bundle, graphs, args)
+
+
+def report_on(bundle: Path, graphs: list[tuple[Path, str]], args: argparse.Namespace) -> None:
+  """graphs: (ONNX file, name)."""
   budgets = read_budgets(args.budgets) if args.budgets else read_budgets()
   found, broken = [], []
   for path, name in graphs:
@@ -132,7 +140,7 @@ def main() -> None:
   p.add_argument("--json", type=Path, help="of comma-four: write all of it")
   p.add_argument("--budgets", type=Path, help="other limits than tools/fair/compile/budgets.json")
   p.add_argument("--timeout", type=float, default=TIMEOUT, metavar="S", help="seconds for one graph, default %(default).0f")
-  p.add_argument("--output", type=Path, help="of the other targets: where artefacts go; default BUNDLE/compiled")
+  p.add_argument("--output", type=Path, help="of the other targets: where artefacts go; default: where this machine keeps its own")
   args = p.parse_args()
   if (args.kernels is not None and args.kernels < 1) or args.timeout <= 0:
     raise UserError("--kernels and --timeout are over zero")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from openpilot.common.transformations.camera import project
+from openpilot.selfdrive.modeld.fair.calibration import mounting
 from openpilot.tools.fair.openpilot.lines import CAMERA_HEIGHT, Line, driving_lines, model_lines
 from openpilot.tools.lib.logreader import LogReader
 
@@ -46,8 +47,8 @@ class LaneLog:
         elif which == "drivingModelData":
           driving_lines(event.drivingModelData, height, PATH_T)   # a damaged one is left out here
           small[event.drivingModelData.frameId] = event.drivingModelData
-        elif len(event.extrinsicsCalibration.height):
-          height = float(event.extrinsicsCalibration.height[0])
+        else:
+          height = mounting(event.extrinsicsCalibration)[1] or height
     self.lines = full or {k: likely(driving_lines(d, height, PATH_T), min_prob) for k, d in small.items()}
     self.ids = sorted(self.lines)
 

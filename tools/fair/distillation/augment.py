@@ -67,17 +67,18 @@ def grid_matrix(w: int, h: int) -> np.ndarray:
   return np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1]])
 
 
-def warp_grid(a: Augmentation, grid: np.ndarray, linear: bool, fill: float = 0.0) -> np.ndarray:
-  """grid (h, w) or (h, w, C up to any) over the whole view -> the same of the augmented view; what comes from outside is `fill`."""
+def warp_grid(a: Augmentation, grid: np.ndarray, linear: bool, fill: float = 0.0, size: tuple[int, int] | None = None) -> np.ndarray:
+  """grid (h, w) or (h, w, C up to any) over the whole view -> the same of the augmented view; what comes from outside is `fill`. size: (width, height) of what
+  comes out, where a geometric change is asked for: sampled at its pixels' centres, not averaged over them."""
   if not a.is_geometric:
     return grid
   h, w = grid.shape[:2]
-  g = grid_matrix(w, h)
-  m = (g @ a.matrix @ np.linalg.inv(g))[:2]
+  m = (grid_matrix(*(size or (w, h))) @ a.matrix @ np.linalg.inv(grid_matrix(w, h)))[:2]
+  w, h = size or (w, h)
   flags = cv2.INTER_LINEAR if linear else cv2.INTER_NEAREST
   if grid.ndim == 3 and grid.shape[2] > 4:  # OpenCV's borders have up to four channels
     return np.stack([cv2.warpAffine(np.ascontiguousarray(grid[..., c]), m, (w, h), flags=flags, borderValue=fill) for c in range(grid.shape[2])], axis=-1)
-  return cv2.warpAffine(np.ascontiguousarray(grid), m, (w, h), flags=flags, borderValue=[fill] * 4).reshape(grid.shape)
+  return cv2.warpAffine(np.ascontiguousarray(grid), m, (w, h), flags=flags, borderValue=[fill] * 4).reshape(h, w, *grid.shape[2:])
 
 
 def warp_points(a: Augmentation, xy: np.ndarray) -> np.ndarray:

@@ -23,7 +23,8 @@ from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
 from openpilot.tools.fair.distillation.augment import NONE, Augmentation, draw, warp_boxes, warp_frame, warp_grid, warp_points
 from openpilot.tools.fair.distillation.data import NAMES, Clips, RawClip
-from openpilot.tools.fair.processes import leave_interrupts_to_the_trainer
+from openpilot.tools.fair.handover import Collate, begin, handed_over
+from openpilot.tools.fair.maps import classes_to_map, depth_of, depth_to_map, inverse_of
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.fair.teacher import Label
@@ -34,15 +35,18 @@ Batch = dict[str, Any]
 MIN_SIDE = 3.0  # view pixels: smaller boxes teach nothing
 MIN_INSIDE = 0.3  # of a box's area that the augmented view must still hold
 SLOTS = 128  # tracked points of a clip
+EDGE = 0.25  # by so much inverse depth changes within half a cell where a surface ends; the road's own by less, to 140 m
 SAME = 0.8  # intersection over union
 
 
 def depth_map(a: Augmentation, label: Label, z: np.ndarray) -> np.ndarray:
-  z = z.astype(np.float32).reshape(z.shape[-2:])
-  z = np.where(np.isfinite(z) & (z > 0), z, np.nan)
-  if z.shape != (MAP_H, MAP_W):
-    z = cv2.resize(z, (MAP_W, MAP_H), interpolation=cv2.INTER_NEAREST)
-  return warp_grid(a, z, False, np.nan) / (a.zoom if label.unit == "m" else 1.0)
+  """-> (64, 128) float32 at the centres of the augmented view's cells, nan: unknown. Where a surface ends the nearer pixel's is taken, nothing in between."""
+  if not a.is_geometric:
+    return depth_to_map(z, label.unit)
+  size, parts = (MAP_W, MAP_H), inverse_of(z, label.unit)
+  (inverse, known), (nearest, sure) = ([warp_grid(a, x, linear, size=size) for x in parts] for linear in (True, False))
+  ends = (sure > 0) & (np.abs(inverse - nearest * known) > EDGE * np.maximum(inverse, nearest * known))
+  return depth_of(np.where(ends, nearest, inverse), np.where(ends, 1, known), label.unit) / (a.zoom if label.unit == "m" else 1.0)
 
 
 def class_maps(a: Augmentation, labels: list[Label], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -50,9 +54,7 @@ def class_maps(a: Augmentation, labels: list[Label], x: np.ndarray) -> tuple[np.
   out, rest = np.zeros((len(SEGMENTATION), MAP_H, MAP_W), np.float32), np.zeros((MAP_H, MAP_W), np.float32)
   names = NAMES["segmentation_names"]
   if labels[0].unit == "class":
-    if x.shape[-2:] != (MAP_H, MAP_W):
-      x = cv2.resize(x.reshape(x.shape[-2:]), (MAP_W, MAP_H), interpolation=cv2.INTER_NEAREST)
-    x = warp_grid(a, x.reshape(MAP_H, MAP_W), False, 255)
+    x = warp_grid(a, classes_to_map(x, len(labels[0].classes)), False, 255)
     for k, name in enumerate(labels[0].classes):
       if name in names:
         out[SEGMENTATION.index(names[name])] += x == k
@@ -64,7 +66,11 @@ def class_maps(a: Augmentation, labels: list[Label], x: np.ndarray) -> tuple[np.
   at = sorted(range(len(labels)), key=lambda i: -SEGMENTATION.index(names[labels[i].name]))
   free = np.ones((MAP_H, MAP_W), np.float32)
   for i in at:
-    p = warp_grid(a, cv2.resize(x[i].astype(np.float32), (MAP_W, MAP_H), interpolation=cv2.INTER_AREA), True)
+    p = cv2.resize(x[i].astype(np.float32), (MAP_W, MAP_H), interpolation=cv2.INTER_AREA)
+    if not np.isfinite(p).all():  # a teacher says NaN: not known
+      known = known * warp_grid(a, np.isfinite(p).astype(np.float32), True)
+      p = np.nan_to_num(p, nan=0.0, posinf=0.0, neginf=0.0)
+    p = warp_grid(a, p, True)
     out[SEGMENTATION.index(names[labels[i].name])] += p * free
     free = free * (1 - p)
   sure = known > 0.99
@@ -224,10 +230,11 @@ class Carried(torch.utils.data.Dataset):
 
 def load(data: Batches, what: list[tuple[int, list[int], bool]], workers: int) -> Iterator[Batch]:
   """data[w] for each of `what`, in order, by `workers` processes. Raises UserError as data does."""
-  prefetch, quiet = 3 if workers else None, leave_interrupts_to_the_trainer
-  for batch in torch.utils.data.DataLoader(
-    Carried(data), batch_size=None, sampler=what, num_workers=workers, prefetch_factor=prefetch, worker_init_fn=quiet
-  ):
+  loader = torch.utils.data.DataLoader(
+    Carried(data), batch_size=None, sampler=what, num_workers=workers, prefetch_factor=3 if workers else None,
+    collate_fn=Collate(torch.utils.data.default_convert), worker_init_fn=begin,
+  )
+  for batch in handed_over(loader):
     if "error" in batch:
       raise UserError(batch["error"])
     yield batch

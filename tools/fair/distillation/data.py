@@ -84,11 +84,13 @@ class Clips:
   """All clips of `length` frames of a store in which some task of `tasks` is labelled.
 
   prefer: teachers in the order in which they are asked where several label a task. live: a teacher that labels while training, in place of what is stored
-  of its tasks. Raises UserError where nothing teaches a task, or one teacher's labels were made with several checkpoints or settings.
+  of its tasks. Raises UserError where nothing teaches a task, one teacher's labels were made with several checkpoints or settings, or some are stale
+  (labels/rules.py) and stale_labels does not take them.
   """
 
   def __init__(
-    self, root: str | Path, tasks: Sequence[str], length: int, prefer: Sequence[str] = (), live: Teacher | None = None, segments: Sequence[str] = ()
+    self, root: str | Path, tasks: Sequence[str], length: int, prefer: Sequence[str] = (), live: Teacher | None = None, segments: Sequence[str] = (),
+    stale_labels: bool = False,
   ):
     self.tasks, self.length, self.live = list(tasks), length, live
     self.live_tasks = [t for t in self.tasks if live is not None and any(t in task_of(x) for x in live.labels)]
@@ -111,6 +113,7 @@ class Clips:
         before = seen.setdefault(s.group.teacher, (key, s.group.path))
         if before[0] != key:
           raise UserError(f"labels by '{s.group.teacher}' were made with two checkpoints or settings: {before[1]} and {s.group.path}; label again with --prune")
+    store.check_stale((g for s in self.segments for g in (s.frames, *(x.group for x in s.sources.values()))), stale_labels)
     if not with_frames:
       raise UserError(f"{root} holds no segment with model frames to learn from; label routes without --no-frames: `tools/op.sh label`")
     lacks = [t for t in self.tasks if t not in self.live_tasks and not any(t in s.sources for s in self.segments)]

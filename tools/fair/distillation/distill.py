@@ -63,9 +63,9 @@ def held_out(root: Path) -> set[str]:
   return out
 
 
-def split(root: Path, val: Path | None, config: Config, prefer: list[str], live: Any) -> tuple[Clips, Clips | None]:
+def split(root: Path, val: Path | None, config: Config, prefer: list[str], live: Any, stale: bool = False) -> tuple[Clips, Clips | None]:
   def clips(where: Path, segments: list[str]) -> Clips:
-    return Clips(where, config.tasks, config.clip, prefer, live, segments)
+    return Clips(where, config.tasks, config.clip, prefer, live, segments, stale)
 
   if val is not None:
     return clips(root, []), clips(val, [])
@@ -172,7 +172,7 @@ def start(args: argparse.Namespace, held: contextlib.ExitStack) -> tuple[Run, di
   """The run, ready to fit, and the held-out losses of the student that it starts from, {} where there is none. held: keeps OUT to this run."""
   config, live = configuration(args)
   prefer = [t for t in args.prefer.replace(" ", "").split(",") if t]
-  train, val = split(args.labels, args.val, config, prefer, live)
+  train, val = split(args.labels, args.val, config, prefer, live, args.stale_labels)
   labels = digest(args.labels)
   trackers = parse_trackers(args.trackers)
   initials = initial(args.init, train) if not args.resume else None  # what goes on has it already

@@ -66,7 +66,7 @@ class Distiller(nn.Module):
     if "features" in self.tasks and "features" in batch:
       assert self.projector is not None and self.standardiser is not None
       finite = torch.isfinite(batch["features"]).all(1, keepdim=True).float()  # of a grid that need not divide the map's
-      known = valid & (functional.interpolate(finite, valid.shape[1:])[:, 0] > 0)
+      known = valid & (functional.interpolate(finite, valid.shape[1:], mode="nearest-exact")[:, 0] > 0)
       teacher = self.standardiser(batch["features"].nan_to_num(0.0))
       parts["features"] = {
         "features": feature_loss(self.projector(out["features"], tuple(teacher.shape[2:])), teacher, known),

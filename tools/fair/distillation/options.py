@@ -30,6 +30,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
   p.add_argument("--val", type=Path, help="another label store to evaluate on; else a tenth of the routes is held out")
   p.add_argument("--tasks", help=f"comma-separated, of {', '.join(TASKS)}; all that the student can learn by itself")
   p.add_argument("--prefer", default="", help="teachers, comma-separated: who is asked first where several label the same")
+  p.add_argument("--stale-labels", action="store_true", help="take labels by rules that were mended since, which are refused by themselves")
   p.add_argument("--live-teacher", metavar="NAME[=WEIGHTS]", help="a teacher that labels while training, in place of stored labels of its tasks")
   p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of teachers whose licence restricts what learns from them")
   p.add_argument("--backbone", help=f"of timm: {', '.join(BACKBONES)}")

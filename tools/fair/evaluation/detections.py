@@ -119,13 +119,13 @@ def match_image(iou: np.ndarray, score: np.ndarray, ignore: np.ndarray) -> tuple
 class Detections:
   """COCO's AP, AP50, AR (Lin et al. 2014): AP is the mean over IoU 0.5:0.05:0.95 and over classes that occur of the precision at 101 recalls; at most 100
   detections a frame. recall, precision: at IoU 0.5, of detections of at least `score`; recall_clear, _partly, _mostly: of objects with a visible_fraction of at
-  least 0.6, of at least 0.3, of less; it is of the bounding rectangle, of which a car in plain sight fills 0.6 to 1. mask_iou ('segm'): mean over true
+  least 0.9, of at least 0.5, of less: the share seen of what would be seen with nothing before it. mask_iou ('segm'): mean over true
   objects of the IoU with the detection of at least `score` that Hungarian matching gives it, 0 without one.
 
   kind: 'bbox' or 'segm'. Truth with `ignore` is COCO's crowd: it needs not be found, and what lies in it is no error.
   """
 
-  BINS = (("clear", 0.6, 9.0), ("partly", 0.3, 0.6), ("mostly", -1.0, 0.3))
+  BINS = (("clear", 0.9, 9.0), ("partly", 0.5, 0.9), ("mostly", -1.0, 0.5))
 
   def __init__(self, names: Sequence[str], kind: str = "bbox", score: float = 0.5):
     self.names, self.kind, self.score = list(names), kind, score

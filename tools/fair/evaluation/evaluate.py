@@ -301,7 +301,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
   if absent := [r for r in args.routes if not r.is_dir()]:
     raise UserError(f"--routes {absent[0]}: there is no such folder; give the one in which the simulated routes lie")
   students = load_students(args.bundles, args.threads)
-  segments = open_segments(args.data, {*args.teacher, *([args.truth] if args.truth else [])}, args.routes, args.segment, args.frames)
+  segments = open_segments(args.data, {*args.teacher, args.truth or "simulator"}, args.routes, args.segment, args.frames, args.stale_labels)
   truth = args.truth or next((t for t in ("simulator",) if any(t in s.groups for s in segments)), None)
   references = [*([truth] if truth else []), *args.teacher]
   if not references:
@@ -314,7 +314,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
   check_tasks(students, segments, truth, references, args.data)
   rivals = {}
   if args.rival_data is not None:
-    others = open_segments(args.rival_data, set(references), [])
+    others = open_segments(args.rival_data, set(references), [], stale=args.stale_labels)
     if same := {s.name for s in others} & {s.name for s in segments}:
       raise UserError(f"--rival-data {args.rival_data} has segments that are evaluated, as {sorted(same)[0]}; give the labels of the training routes")
     rivals = {r: pool_maps(list(learn_maps(check_label(others, r, args.rival_data), r).values())) for r in references}
@@ -350,6 +350,7 @@ def parser() -> argparse.ArgumentParser:
   p.add_argument("--teacher", action="append", default=[], metavar="TEACHER", help="compare with this teacher, too, and the teacher with the truth")
   p.add_argument("--rival-data", type=Path, metavar="STORE", help="labels of the training routes, for the mean maps; by itself the other segments of DATA")
   p.add_argument("--routes", type=Path, action="append", default=[], metavar="DIR", help="where the simulated routes lie, to tell day, night and rain apart")
+  p.add_argument("--stale-labels", action="store_true", help="take labels by rules that were mended since, which are refused by themselves")
   p.add_argument("--segment", help="only this one, as ROUTE--N")
   p.add_argument("--frames", type=int, help="at most so many of each segment")
   p.add_argument("--threads", type=int, default=1, help="of ONNX Runtime")

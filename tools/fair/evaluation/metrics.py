@@ -63,7 +63,8 @@ def depth_errors(depth: np.ndarray, truth: np.ndarray) -> tuple[float, float, fl
   """AbsRel, delta1, SiLog of the pixels of one frame, (N,) each, metres > 0. AbsRel: mean(|d - d*| / d*); delta1: share with max(d/d*, d*/d) < 1.25;
   SiLog: sqrt(mean(g^2) - mean(g)^2) of g = ln d - ln d* (Eigen et al. 2014 with lambda = 1; KITTI's is 100 times this)."""
   g = np.log(depth) - np.log(truth)
-  return float(np.abs(depth / truth - 1).mean()), float((np.abs(g) < np.log(1.25)).mean()), float(np.sqrt(max(0.0, (g * g).mean() - g.mean() ** 2)))
+  delta1 = (np.maximum(depth / truth, truth / depth) < 1.25).mean()
+  return float(np.abs(depth / truth - 1).mean()), float(delta1), float(np.sqrt(max(0.0, (g * g).mean() - g.mean() ** 2)))
 
 
 class Depth(Sums):

@@ -13,6 +13,7 @@ from openpilot.tools.fair.distillation.data import NAMES, task_of, valid_of
 from openpilot.tools.fair.evaluation.detections import MAP, Objects, make_objects
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame
 from openpilot.tools.fair.labels.store import Group, LabelStore
+from openpilot.tools.fair.maps import classes_to_map, depth_to_map
 from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.fair.teacher import Label
@@ -66,10 +67,13 @@ class Segment:
     return self.valid[1::4, 1::4]
 
 
-def open_segments(root: Path, teachers: set[str], routes: list[Path], only: str | None = None, limit: int | None = None) -> list[Segment]:
+def open_segments(
+  root: Path, teachers: set[str], routes: list[Path], only: str | None = None, limit: int | None = None, stale: bool = False
+) -> list[Segment]:
   """All segments with stored frames; the first `limit` frames of each. routes: folders in which the routes themselves may lie. Raises UserError where no
-  segment has frames, or one has two sets of them or of labels by one of `teachers`."""
-  by_segment = LabelStore(root).by_segment({"frames", *teachers})
+  segment has frames, one has two sets of them or of labels by one of `teachers`, or some are stale (labels/rules.py) and `stale` does not take them."""
+  store = LabelStore(root)
+  by_segment = store.by_segment({"frames", *teachers})
   out = []
   for name, groups in sorted(by_segment.items()):
     if only not in (None, name) or "frames" not in groups or not groups["frames"].done():
@@ -78,6 +82,7 @@ def open_segments(root: Path, teachers: set[str], routes: list[Path], only: str 
     rows = sorted(rows_by_frame(frames).values())[:limit]
     ids = frames.frames["frame_id"].to_numpy()[rows].tolist()
     out.append(Segment(name, groups, rows, ids, valid_of(frames), conditions_of(name, groups, routes)))
+  store.check_stale((s.groups[t] for s in out for t in ("frames", *sorted(teachers)) if t in s.groups), stale)
   if not out:
     raise UserError(f"{root} holds no model frames{f' of {only}' if only else ''} to run a student on; label its routes without --no-frames")
   return out
@@ -124,12 +129,9 @@ class Labels:
       return Scene()
     s = Scene()
     if labels := self.by_task.get("depth"):
-      z = self.reader.dense(self.group, labels[0].name, [row])[0].astype(np.float32)
-      z = z.reshape(z.shape[-2:])
       s.depth_kind = DEPTH_KINDS[labels[0].unit]
-      with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.where(np.isfinite(z) & (z > 0), z if s.depth_kind == "metric" else 1 / z, np.nan)
-      s.depth = self._masked(self._small(z, cv2.INTER_NEAREST), np.nan)
+      z = depth_to_map(self.reader.dense(self.group, labels[0].name, [row])[0], labels[0].unit)
+      s.depth = self._masked(z if s.depth_kind == "metric" else 1 / z, np.nan)
     if labels := self.by_task.get("segmentation"):
       s.classes, s.named = self._classes(labels, row)
     if labels := self.by_task.get("objects"):
@@ -143,10 +145,6 @@ class Labels:
     row, labels = self.rows.get(frame_id), self.by_task.get("points")
     return None if row is None or not labels else self.reader.table(self.group, labels[0].name, row)
 
-  @staticmethod
-  def _small(x: np.ndarray, how: int) -> np.ndarray:
-    return x if x.shape == MAP else cv2.resize(x, (MAP[1], MAP[0]), interpolation=how)
-
   def _masked(self, x: np.ndarray, fill: float) -> np.ndarray:
     return np.where(self.valid, x, np.array(fill, x.dtype))
 
@@ -157,14 +155,16 @@ class Labels:
       table = np.full(256, IGNORE, np.uint8)
       for k, name in enumerate(labels[0].classes):
         table[k] = SEGMENTATION.index(names[name]) if name in names else IGNORE
-      return self._masked(table[self._small(x.reshape(x.shape[-2:]), cv2.INTER_NEAREST)], IGNORE), tuple(sorted({int(k) for k in table if k != IGNORE}))
+      return self._masked(table[classes_to_map(x, len(labels[0].classes))], IGNORE), tuple(sorted({int(k) for k in table if k != IGNORE}))
     # a probability for each class: what comes later in the list of classes lies on top
-    out = np.zeros(MAP, np.uint8)
+    out, unknown = np.zeros(MAP, np.uint8), np.zeros(MAP, bool)
     found = sorted((SEGMENTATION.index(names[x.name]), x.name) for x in labels)
     for k, name in found:
       p = self.reader.dense(self.group, name, [row])[0].astype(np.float32)
-      out[self._small(p.reshape(p.shape[-2:]), cv2.INTER_AREA) > 0.5] = k
-    return self._masked(out, IGNORE), (0, *(k for k, _ in found))
+      p = cv2.resize(p.reshape(p.shape[-2:]), (MAP[1], MAP[0]), interpolation=cv2.INTER_AREA)
+      out[p > 0.5] = k
+      unknown |= ~np.isfinite(p)
+    return self._masked(np.where(unknown, np.uint8(IGNORE), out), IGNORE), (0, *(k for k, _ in found))
 
   def _objects(self, label: Label, table: dict[str, np.ndarray]) -> Objects:
     names = NAMES["object_names"]

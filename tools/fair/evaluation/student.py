@@ -34,7 +34,7 @@ class Student:
     self.scores: dict[str, float] = {}  # task -> score from which a detection counts
     self.times: dict[str, list[float]] = {"all": []}  # s
     for graph in bundle.graphs:
-      self.runners[graph["name"]] = OnnxRunner(bundle.path / graph["file"], graph, threads)
+      self.runners[graph["name"]] = OnnxRunner(bundle, graph, threads)
       self.times[graph["name"]] = []
     self.plans: list[Plan] = []
     self.reset()

@@ -12,6 +12,7 @@ from openpilot.tools.fair.evaluation.metrics import Sums, known, ratio
 from openpilot.tools.fair.sam import rle
 
 MATCH = 0.5  # IoU from which two are the same object
+ONCE = 1 << 40  # from here on identities are of objects that were seen once
 HIDDEN = 0.3  # share seen, under which an object is occluded
 BOUNDARY = 0.008  # of the picture's diagonal
 
@@ -64,10 +65,21 @@ class Video:
   """Frames of one segment in order; then the sums below."""
 
   frames: list[Seen] = field(default_factory=list)
+  doubles: int = 0
+
+  def _alone(self, o: Objects) -> Objects:
+    first = np.zeros(len(o), bool)
+    order = np.argsort(-o.score, kind="stable")
+    first[order[np.unique(o.track[order], return_index=True)[1]]] = True
+    if not first.all():
+      o.track = np.where(first, o.track, ONCE + self.doubles + np.arange(len(o)))
+      self.doubles += len(o)
+    return o
 
   def add(self, found: Objects, truth: Objects, kind: str) -> None:
-    """Objects without identity (track < 0) are left out, and so are those found where the truth counts nowhere."""
-    found, truth = found.take(found.track >= 0), truth.take(truth.track >= 0)
+    """Objects without identity (track < 0) are left out, and so are those found where the truth counts nowhere. Of several of one identity in a frame the
+    surest keeps it; each of the others counts as an object of its own, seen once."""
+    found, truth = (self._alone(o.take(o.track >= 0)) for o in (found, truth))
     iou = overlaps(found, truth, kind) * (found.cls[:, None] == truth.cls[None])
     counts = ~truth.ignore
     nowhere = (iou[:, ~counts] >= MATCH).any(axis=1) & ~(iou[:, counts] >= MATCH).any(axis=1)

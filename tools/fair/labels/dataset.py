@@ -66,10 +66,11 @@ class LabelDataset:
   """Frames that every one of `names` has labelled; for torch's DataLoader, batched by __getitems__.
 
   names: 'teacher/label'; 'frames/frame' is the model frame. An item: {name: array} for dense labels, {name: {column: array}} for tables, and segment,
-  frame_id. Raises UserError where a teacher has no labels here, or several sets of them for one segment.
+  frame_id. Raises UserError where a teacher has no labels here, several sets of them for one segment, or stale ones (rules.py) without
+  stale_labels.
   """
 
-  def __init__(self, root: str | Path, names: Sequence[str]):
+  def __init__(self, root: str | Path, names: Sequence[str], stale_labels: bool = False):
     self.names = list(names)
     store = LabelStore(root)
     self.parts: list[tuple[str, dict[str, Group]]] = []
@@ -86,6 +87,7 @@ class LabelDataset:
       raise UserError(
         f"{root} has no segment that all of {', '.join(self.names)} have labelled; it has {', '.join(sorted({g.teacher for g in store.groups()}))}"
       )
+    store.check_stale((g for _, groups in self.parts for g in groups.values()), stale_labels)
     self.index = np.concatenate(rows)  # part, frame id, row in each group
     self.reader = Reader()
     self.reader.labels = len(self.names)

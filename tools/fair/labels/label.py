@@ -7,6 +7,7 @@ Decoding and warping, the teacher, and writing overlap. A teacher without state 
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, VIEWS
 from openpilot.tools.fair.labels.pipeline import Item, Work, ahead, batches, label_batch, load, prefetch
+from openpilot.tools.fair.labels.rules import rules_of, stale_rules
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
 from openpilot.tools.fair.labels.views import SegmentView, segment_view, view_intrinsics
 from openpilot.tools.fair.options import parse_options
@@ -29,6 +31,7 @@ from openpilot.tools.lib.errors import UserError, cli, warn
 from openpilot.tools.lib.route import Route, Segment
 from openpilot.tools.replay.source import CAMERAS, choose_camera, usable
 
+MOST_BROKEN = 0.5  # of a chunk's frames: a teacher that says NaN of more is broken, of fewer its NaN is unknown
 AHEAD = 3  # batches decoded before they are due
 COORDINATES = {"x0": 0, "y0": 1, "x1": 0, "y1": 1, "x": 0, "y": 1}  # column -> axis
 
@@ -56,11 +59,20 @@ class Pending:
   tables: dict[str, list[dict[str, Any]]]
   filled: int = 0
   bad: list[int] = field(default_factory=list)
+  broken: dict[str, set[int]] = field(default_factory=dict)  # label -> rows of which it says what is no number
 
 
 def to_view(table: dict[str, Any], scale: tuple[float, float]) -> dict[str, Any]:
   """A table's coordinates from the pixels of the teacher's picture to those of the 512x256 view, both at pixel centres."""
   return {k: ((np.asarray(v) + 0.5) / scale[COORDINATES[k]] - 0.5).astype(np.float32) if k in COORDINATES else v for k, v in table.items()}
+
+
+def no_numbers(x: np.ndarray, unit: str) -> np.ndarray:
+  """(N, ...) of a dense label -> (N,) bool: frames in which it says NaN, or Inf where that is not the sky."""
+  if x.dtype.kind != "f":
+    return np.zeros(len(x), bool)
+  flat = x.reshape(len(x), -1)
+  return (np.isnan(flat) if unit == "m" else ~np.isfinite(flat)).any(axis=1)
 
 
 def take(table: dict[str, Any], keep: np.ndarray, frames: np.ndarray) -> dict[str, Any]:
@@ -70,9 +82,10 @@ def take(table: dict[str, Any], keep: np.ndarray, frames: np.ndarray) -> dict[st
 class Collector:
   """Takes labels batch by batch, and hands whole chunks to the writer."""
 
-  def __init__(self, labels: list[Label], scale: tuple[float, float], write: Callable[..., None]):
-    self.labels, self.scale, self.write = labels, scale, write
+  def __init__(self, labels: list[Label], scale: tuple[float, float], write: Callable[..., None], teacher: str = ""):
+    self.labels, self.scale, self.write, self.teacher = labels, scale, write, teacher
     self.pending: dict[tuple[Path, int], Pending] = {}
+    self.broken: Counter[str] = Counter()  # label -> frames of which it says what is no number
 
   def add_parts(self, batch: list[Item], parts: list[tuple[Labels, int]], state: State | None) -> None:
     """A batch's labels in pieces of so many frames. state: behind the batch, which no chunk's end cuts."""
@@ -102,16 +115,28 @@ class Collector:
     first = items[0].row - rows.start
     for label in self.labels:
       if label.kind == "dense":
-        p.dense[label.name][first : first + len(items)] = labels[label.name][at:end]
+        stored = p.dense[label.name][first : first + len(items)]
+        with np.errstate(over="ignore"):
+          stored[:] = labels[label.name][at:end]
+        p.broken.setdefault(label.name, set()).update(first + i for i in np.flatnonzero(no_numbers(stored, label.unit)).tolist())
       else:
         table = labels[label.name]
         frame = np.asarray(table["frame"], np.int64)
-        keep = np.flatnonzero((frame >= at) & (frame < end))
+        here = (frame >= at) & (frame < end)
+        sound = np.all([np.isfinite(np.asarray(table[c], np.float64)) for c in (*COORDINATES, "score") if c in table], axis=0) | np.zeros(len(frame), bool)
+        p.broken.setdefault(label.name, set()).update((first + np.unique(frame[here & ~sound]) - at).tolist())
+        keep = np.flatnonzero(here & sound)
         p.tables[label.name].append(to_view(take(table, keep, frame[keep] - at + first), self.scale))
     p.filled += len(items)
     p.bad += [i.row for i in items if not i.good]
     if p.filled == len(rows):
       del self.pending[key]
+      for name, broken in p.broken.items():
+        if len(broken) > MOST_BROKEN * len(rows):
+          where = f"{len(broken)} of {len(rows)} frames of {work.group.segment} from row {rows.start}"
+          what = f"teacher '{self.teacher}' puts out NaN or Inf as '{name}' in {where}"
+          raise UserError(f"{what}, which are not stored; look at its checkpoint, or try --option {self.teacher}.precision=float32 where it has that")
+        self.broken[name] += len(broken)
       done: Labels = dict(p.dense)
       for name, parts in p.tables.items():
         columns = {c: [x[c] for x in parts] for c in parts[0]}
@@ -139,6 +164,8 @@ def plan(teacher: Teacher, views: list[SegmentView], store: LabelStore, view: st
       "every": every,
       "chunk": CHUNK,
     }
+    if rules := rules_of(meta):
+      meta["rules"] = rules
     group = store.group(meta, v.entries)
     if repair:
       for k, problem in group.problems():
@@ -190,7 +217,7 @@ def run_teacher(
         print(f"warning: {group.segment}: {len(bad)} frames from row {bad[0]} on cannot be decoded; the frame before stands for them", file=sys.stderr)
       writing.append(writer.submit(group.write_chunk, k, labels, state, bad))
 
-    collector = Collector(teacher.labels, (size[0] / VIEW_W, size[1] / VIEW_H), write)
+    collector = Collector(teacher.labels, (size[0] / VIEW_W, size[1] / VIEW_H), write, teacher.name)
     if teacher.stateful:
       before: Work | None = None
       state: State | None = None
@@ -209,6 +236,9 @@ def run_teacher(
         bar.update(len(items))
     for f in writing:
       f.result()
+    for name, n in collector.broken.items():
+      if n:
+        print(f"warning: teacher '{teacher.name}' puts out NaN or Inf as '{name}' in {n} of {total} frames, which counts as unknown there", file=sys.stderr)
   return [w.group for w in works]
 
 
@@ -253,6 +283,24 @@ def parse_weights(items: list[str], teachers: list[str]) -> dict[str, str]:
   if wrong:
     raise UserError(f"--weights {wrong[0]}: write TEACHER=PATH, with one of --teachers ({', '.join(teachers)})")
   return pairs
+
+
+def refuse_silence(teacher: Teacher, groups: list[Group], store: LabelStore, every: int) -> None:
+  """A teacher that only makes tables and made no row: of pictures that may be so, and is said; of one that reads the log nothing was labelled at all: raises
+  UserError, and nothing stays."""
+  frames = sum(g.row_count for g in groups)
+  if not frames or any(x.kind == "dense" for x in teacher.labels) or any(g.entry_count(x.name) for g in groups for x in teacher.labels):
+    return
+  what = f"teacher '{teacher.name}' says nothing of any of the {frames} frames"
+  if getattr(teacher, "wants", "rgb") != "none":
+    print(f"warning: {what}: its tables are empty", file=sys.stderr)
+    return
+  for g in groups:
+    store.remove(g)
+  hint = "the log has none of the messages"
+  if every > 1:
+    hint = f"a qlog has its messages for few frames, and --every {every} may meet none of them: label without --every"
+  raise UserError(f"{what}, and nothing was stored; {hint}")
 
 
 def main() -> None:
@@ -305,13 +353,15 @@ def main() -> None:
       begun = time.monotonic()
       groups = run_teacher(teacher, views, store, args.view_name, size, args.batch, args.every, args.repair)
       current += groups
+      refuse_silence(teacher, groups, store, args.every)
       rows, taken = sum(g.row_count for g in groups), time.monotonic() - begun
       print(f"{teacher.name:<22} {len(groups)} segments, {rows} frames, {sum(g.size for g in groups) / 1e6:.1f} MB, {taken:.1f} s, licence {teacher.licence}")
     stale = store.stale(current)
     for g in stale:
       if args.prune:
         store.remove(g)
-      print(f"{'removed' if args.prune else 'stale'}: {g.path}{'' if args.prune else ' (made with other settings; --prune deletes it)'}")
+      why = "by rules that were mended since" if stale_rules(g.meta) else "with other settings"
+      print(f"{'removed' if args.prune else 'stale'}: {g.path}{'' if args.prune else f' (made {why}; --prune deletes it)'}")
 
 
 if __name__ == "__main__":

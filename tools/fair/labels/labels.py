@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from openpilot.tools.fair.labels.rules import RULES
 from openpilot.tools.fair.labels.store import Group, LabelStore
 from openpilot.tools.fair.labels.video import pictures
 from openpilot.tools.fair.teacher import Label
@@ -88,16 +89,20 @@ def main() -> int:
   if not groups:
     raise UserError(f"{args.store} holds no such labels; it has {', '.join(sorted({g.teacher for g in store.groups()})) or 'nothing'}")
   bad = check(groups)
-  segment = None
+  segment, stale = None, 0
   for g in groups:
     if g.segment != segment:
       segment = g.segment
       print(segment)
     t = g.meta["teacher"]
+    stale += bool(g.stale)
     print(f"  {g.teacher:<22} {g.row_count:>6}/{g.n} frames {g.size / 1e6:>9.1f} MB  {t['licence']}  {t['model_id']} {t['checkpoint'][:12]}")
+    for name in g.stale:
+      print(f"    stale: since then {RULES[name].mended}; label again with --prune")
     for label in g.labels:
       print(f"    {label.name}: {statistics(g, label) if g.path not in bad else f'{bad[g.path]} damaged chunks'}")
-  print(f"{len(groups)} groups, {sum(g.size for g in groups) / 1e6:.1f} MB, {'all whole' if not bad else f'{sum(bad.values())} damaged chunks'}")
+  said = ["all whole" if not bad else f"{sum(bad.values())} damaged chunks", *([f"{stale} groups stale"] if stale else [])]
+  print(f"{len(groups)} groups, {sum(g.size for g in groups) / 1e6:.1f} MB, {', '.join(said)}")
   return 1 if bad else 0
 
 

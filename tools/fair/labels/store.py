@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,14 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import BloscCodec, ZstdCodec
 
+from openpilot.tools.fair.labels.meta import CHUNK, VERSION, attributes, dimensions, read_meta
+from openpilot.tools.fair.labels.rules import check_stale, stale_rules
 from openpilot.tools.fair.teacher import Label, Labels, State
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.lock import only_one
 from openpilot.tools.lib.logwriter import atomic_path
 
-VERSION = 1
-CHUNK = 64  # rows of a shard, of a table's file, and of what a killed run loses
 INNER_BYTES = 1 << 17  # of what must be decompressed to read one row, about
 
 
@@ -74,12 +74,12 @@ class Group:
   def __init__(self, path: Path):
     self.path = path
     try:
-      self.meta: dict[str, Any] = json.loads((path / "group.json").read_text())
+      self.meta: dict[str, Any] = read_meta(path / "group.json")
       self.frames = pq.read_table(path / "frames.parquet")
-    except (OSError, ValueError) as e:
+      self.labels = [Label(**{**m, "shape": tuple(m["shape"]), "classes": tuple(m["classes"])}) for m in self.meta["labels"]]
+    except (OSError, ValueError, TypeError, RecursionError) as e:
       raise UserError(f"{path} is no group of labels: {' '.join(str(e).split())[:120]}; delete it and label again") from None
     self.n: int = self.frames.num_rows
-    self.labels = [Label(**{**m, "shape": tuple(m["shape"]), "classes": tuple(m["classes"])}) for m in self.meta["labels"]]
     self._arrays: dict[str, Any] = {}  # zarr.Array: what it types as the result of indexing is of no use
 
   @property
@@ -89,6 +89,11 @@ class Group:
   @property
   def segment(self) -> str:
     return self.meta["segment"]
+
+  @property
+  def stale(self) -> list[str]:
+    """Rules that were mended since this was labelled: see rules.py."""
+    return stale_rules(self.meta)
 
   @property
   def chunk_count(self) -> int:
@@ -118,7 +123,7 @@ class Group:
     if label.name not in self._arrays:
       path = self.path / f"{label.name}.zarr"
       if path.exists():
-        self._arrays[label.name] = zarr.open_array(str(path), mode="r+")
+        self._arrays[label.name] = zarr.open_array(str(path), mode="r+", zarr_format=3)
       else:
         row = int(np.prod(label.shape)) * np.dtype(label.dtype).itemsize
         inner = 1
@@ -134,6 +139,9 @@ class Group:
           shards=(CHUNK, *label.shape),
           compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle") if wide else ZstdCodec(level=1),
           fill_value=0,
+          zarr_format=3,
+          dimension_names=dimensions(label),
+          attributes=attributes(label, self.meta),
         )
     return self._arrays[label.name]
 
@@ -207,7 +215,7 @@ class Group:
     if name not in self._arrays:
       path = self.path / f"{label.name}.zarr"
       with damage_is_said(path / "zarr.json"):
-        self._arrays[name] = zarr.open_array(str(path), mode="r")
+        self._arrays[name] = zarr.open_array(str(path), mode="r", zarr_format=3)  # no version 2: its filters may be pickles, which are code
     return self._arrays[name]
 
   def read(self, name: str, first: int, stop: int) -> np.ndarray:
@@ -234,6 +242,11 @@ class Group:
     if not parts:
       raise UserError(f"{self.path} holds no finished chunk yet; run the labelling command again")
     return pa.concat_tables(parts, promote_options="permissive")
+
+  def entry_count(self, name: str) -> int:
+    """Rows of a table so far, over all frames."""
+    paths = [self.path / name / f"{k:05d}.parquet" for k in self.done()]
+    return sum(pq.read_metadata(p).num_rows for p in paths if p.exists())
 
   def problems(self) -> Iterator[tuple[int, str]]:
     """(chunk, what is wrong) of every finished chunk whose files are not what was written."""
@@ -284,13 +297,23 @@ class LabelStore:
     out: dict[str, dict[str, Group]] = {}
     for g in self.groups():
       there = out.setdefault(g.segment, {})
+      if g.teacher in there and bool(g.stale) != bool(there[g.teacher].stale):  # made anew: what is left of before is as if it were not there
+        there[g.teacher] = there[g.teacher] if g.stale else g
+        continue
       if g.teacher in there and g.teacher in teachers:
         raise UserError(f"segment {g.segment} has two sets of labels by '{g.teacher}'; delete one: {g.path} or {there[g.teacher].path}")
       there[g.teacher] = g
     return out
 
+  def check_stale(self, groups: Iterable[Group], allowed: bool) -> None:
+    """Raises UserError where some of the groups that are used are stale and that is not allowed; else it is said."""
+    check_stale(((str(g.path), g.meta) for g in groups), allowed)
+
   def group(self, meta: dict[str, Any], entries: list[EncodeEntry]) -> Group:
-    """The group of `meta`, made if it is not there."""
+    """The group of `meta`, made if it is not there. Raises UserError where its names would lead out of the store."""
+    for name in (meta["segment"], meta["teacher"]["name"]):
+      if name.startswith(".") or Path(name).name != name:
+        raise UserError(f"'{name}' is no name of a segment or teacher, it would lead out of {self.root}; give another")
     path = self.root / meta["segment"] / f"{meta['teacher']['name']}-{key_of(meta)}"
     if not (path / "group.json").exists():
       with disk_full_is_said(self.root):
@@ -301,6 +324,8 @@ class LabelStore:
         }
         with atomic_path(path / "frames.parquet") as tmp:
           pq.write_table(pa.table({k: pa.array(v, pa.int64()) for k, v in columns.items()}), tmp)
+        title = f"labels of {meta['segment']} by {meta['teacher']['name']}"
+        zarr.open_group(str(path), mode="a", zarr_format=3, attributes={"title": title, "licence": meta["teacher"]["licence"]})
         with atomic_path(path / "group.json") as tmp:
           tmp.write_text(json.dumps(meta, indent=1))
     return Group(path)

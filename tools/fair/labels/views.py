@@ -11,10 +11,12 @@ import cv2
 import numpy as np
 
 from openpilot.common.transformations.model import get_warp_matrix, medmodel_intrinsics, sbigmodel_intrinsics
+from openpilot.selfdrive.modeld.fair.calibration import mounting
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, CameraError, ModelFrame, camera_intrinsics
 from openpilot.tools.lib.encode_index import VIDEOS, EncodeEntry
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.framereader import FrameReader, Planes
+from openpilot.tools.lib.log_fields import calibration_status
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.route import Segment
 from openpilot.tools.replay.source import STATE_SERVICES, segment_index
@@ -62,19 +64,22 @@ def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | N
   reader = FrameReader(path, "nv12")
   entries = [e for e in segment_index(segment, stream, reader, 0, 1_000_000_000) if e.segment_id % every == 0]
   device = sensor = rpy = None
+  calibrated = False
   if segment.log_path is not None:
     state = STATE_SERVICES[stream]
-    events = LogReader([segment.log_path], services=["extrinsicsCalibration", "deviceState", state])
-    for event in events:
-      with events.guard(event):
+    log = LogReader([segment.log_path], services=["extrinsicsCalibration", "deviceState", state])
+    for event in log:
+      with log.guard(event):
         which = event.which()
         if which == "deviceState":
           device = str(event.deviceState.deviceType)
         elif which == state:
           sensor = str(getattr(event, state).sensor)
-        elif str(event.extrinsicsCalibration.calStatus) == "calibrated" and len(event.extrinsicsCalibration.rpyCalib) == 3:
-          said = np.array(list(event.extrinsicsCalibration.rpyCalib), np.float64)
-          rpy = said if np.isfinite(said).all() else rpy  # the segment's last, and best, one holds for all of it
+        elif (now := mounting(event.extrinsicsCalibration)[0]) is not None:
+          # the segment's last, and best, one holds for all of it; one from before the device was calibrated only where there is no other
+          status = calibration_status(event.extrinsicsCalibration) == "calibrated"
+          if status or not calibrated:
+            rpy, calibrated = np.array(now, np.float64), status
   if not entries:
     raise UserError(f"{path}: none of its frames is in the log's index; leave segment {segment.name} out")
   if focal is not None:
@@ -100,6 +105,11 @@ def view_intrinsics(name: str, width: int, height: int) -> np.ndarray:
   return np.linalg.inv(view_to_view(width, height)) @ (sbigmodel_intrinsics if name == "sbigmodel" else medmodel_intrinsics)
 
 
+def shrink_of(focal: float, view_focal: float) -> int:
+  """By how much a camera's picture is made smaller before a view is taken of it; focal lengths in pixels."""
+  return max(1, int(focal / view_focal + 0.2))
+
+
 class ViewWarp:
   """Renders the model view of one SegmentView, as RGB of any size or as the model frame that students see. For one thread: it reuses its memory."""
 
@@ -107,7 +117,7 @@ class ViewWarp:
     self.view, self.name, self.width, self.height = view, name, width, height
     self.intrinsics = view_intrinsics(name, width, height)
     # a camera that sees finer than the view is made smaller first: bilinear alone would alias
-    self.shrink = max(1, int(view.intrinsics[0, 0] / self.intrinsics[0, 0] + 0.2))
+    self.shrink = shrink_of(view.intrinsics[0, 0], self.intrinsics[0, 0])
     self.yuv = np.empty((height * 3 // 2, width), np.uint8)
 
   @cached_property
@@ -135,7 +145,9 @@ class ViewWarp:
     return x, y
 
   def _smaller(self, plane: np.ndarray) -> np.ndarray:
-    return cv2.resize(plane, (plane.shape[1] // self.shrink, plane.shape[0] // self.shrink), interpolation=cv2.INTER_AREA)
+    """By exactly `shrink`, as _maps() takes it: 1928x1208 is no multiple of 3, and what is over at the right and below is left out, as border."""
+    h, w = plane.shape[0] // self.shrink, plane.shape[1] // self.shrink
+    return cv2.resize(plane[: h * self.shrink, : w * self.shrink], (w, h), interpolation=cv2.INTER_AREA)
 
   def rgb(self, nv12: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """(h * 3 // 2, w) uint8 -> (height, width, 3) uint8 RGB, in `out` where given."""

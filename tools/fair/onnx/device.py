@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
+from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.fair.memory import OutOfMemory
 from openpilot.tools.lib.errors import UserError
 

@@ -13,10 +13,10 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx
-import onnxruntime as ort
 import yaml
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
+from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.fair.memory import halve_on_oom
 from openpilot.tools.fair.onnx.device import CPU, check_session, choose_providers, run
 from openpilot.tools.fair.onnx.graph import free_batch, yolox_classes
@@ -169,10 +169,14 @@ class OnnxTeacher:
     """(T, 3, H, W) uint8 RGB -> (T, 3, h, w) float32, the network's input. In one thread the same buffer every time."""
     inp = self.config["input"]
     blob = getattr(self.memory, "blob", None)
+    fit = self.fit_h, self.fit_w
     if blob is None or len(blob) < len(rgb):
-      mean, std = (np.array(inp[k], np.float32)[:, None, None] for k in ("mean", "std"))
       blob = self.memory.blob = np.empty((len(rgb), 3, self.input_h, self.input_w), np.float32)
+      self.memory.fit = None
+    if self.memory.fit != fit:  # a flatter picture leaves free what the one before it has filled
+      mean, std = (np.array(inp[k], np.float32)[:, None, None] for k in ("mean", "std"))
       blob[:] = (np.float32(float(inp.get("pad", 0)) * inp["scale"]) - mean) / std
+      self.memory.fit = fit
     plain = not any(inp["mean"]) and all(s == 1 for s in inp["std"])
     for t, image in enumerate(rgb):
       hwc = np.ascontiguousarray(image.transpose(1, 2, 0))  # no copy where the clip was made of pictures

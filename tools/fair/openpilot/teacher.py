@@ -11,6 +11,7 @@ import numpy as np
 
 from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import medmodel_intrinsics
+from openpilot.selfdrive.modeld.fair.calibration import mounting
 from openpilot.tools.fair.openpilot.lines import CAMERA_HEIGHT, Line, driving_lines, model_lines
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State
 from openpilot.tools.lib.errors import UserError
@@ -38,7 +39,7 @@ def read_log(path: Path) -> tuple[dict[int, list[Line]], list[tuple[int, list[Li
       which = event.which()
       m = getattr(event, which)
       if which == "extrinsicsCalibration":
-        height = float(m.height[0]) if len(m.height) else height
+        height = mounting(m)[1] or height
       elif which == "modelV2":
         full[m.frameId] = model_lines(m, height)
       elif which == "drivingModelData":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from openpilot.tools.fair.detr.teacher import read_folder
-from openpilot.tools.fair.hf import MODES, DenseTeacher, Preprocess, load_model, preprocess
+from openpilot.tools.fair.hf import MODES, DenseTeacher, Preprocess, load_model, preprocess, read_values
 from openpilot.tools.fair.sam.checkpoint import PICTURES, load_pt
 from openpilot.tools.fair.teacher import Entry, Label, hash_weights
 
@@ -28,7 +28,8 @@ class Sam2FeatureTeacher(DenseTeacher):
       _, pictures = read_folder(path, ("sam2_video",), "a SAM 2 video model")
       model = load_model(path, self.where, "Sam2VideoModel")
     self.model, self.size = model.vision_encoder, int(model.config.image_size)
-    self.how = Preprocess(tuple(pictures["image_mean"]), tuple(pictures["image_std"]), MODES[pictures.get("resample", 2)])
+    mean, std, white = read_values(pictures, path)
+    self.how = Preprocess(mean, std, MODES[pictures.get("resample", 2)], white=white)
     self.channels, self.stride = int(self.model.config.fpn_hidden_size), 16
 
   @torch.no_grad()

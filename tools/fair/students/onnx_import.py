@@ -74,16 +74,17 @@ def own(t: int) -> float:
   return 1e-12 * (1.0 + (t * 0.6180339887) % 1.0)
 
 
-def import_onnx(student: Student, path: str | Path) -> dict[str, Tensor]:
-  """path: an ONNX file that export_onnx() wrote of a student of the same name, its weights stored in float32 or float16. -> the state dict of all that is in
-  it: loaded over plain_norms() of the student, it computes what the file does. What the graph does not use, as heads that were not exported, is missing.
+def import_onnx(student: Student, path: str | Path, blob: bytes | None = None) -> dict[str, Tensor]:
+  """path: an ONNX file that export_onnx() wrote of a student of the same name, its weights stored in float32 or float16; blob: its bytes, where they were read
+  already. -> the state dict of all that is in it: loaded over plain_norms() of the student, it computes what the file does. What the graph does not use,
+  as heads that were not exported, is missing.
 
   Raises UserError where the file is no such graph.
   """
   import onnx
 
   try:
-    model = onnx.load(str(path))
+    model = onnx.load(str(path)) if blob is None else onnx.load_from_string(blob)
     onnx.checker.check_model(model)
   except Exception as e:  # protobuf's, the checker's and the file system's have no common base
     raise UserError(f"{path} is no ONNX file: {' '.join(str(e).split())[:120]}") from None
@@ -138,7 +139,7 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
     raise UserError(f"{folder}: its graph '{graph['name']}' is none of the students ({', '.join(STUDENTS)}), and cannot be trained on")
   student = build(graph["name"])
   plain_norms(student)
-  weights = import_onnx(student, bundle.path / graph["file"])
+  weights = import_onnx(student, bundle.path / graph["file"], bundle.onnx(graph))
   student.load_state_dict(weights, strict=False)
   settle_norms(student, frames)
   mine = student.state_dict()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 if not __package__:  # run as a file: the modules beside it must not be found under their bare names
-  sys.path[0] = str(Path(__file__).resolve().parents[3])
+  sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[3])]
 
 import numpy as np
 import torch
@@ -343,6 +343,7 @@ def main() -> None:
   p = argparse.ArgumentParser(prog="dora_distillation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   d = Settings()
   p.add_argument("--labels", type=Path, required=True, help="the label store: `tools/op.sh label`")
+  p.add_argument("--stale-labels", action="store_true", help="take labels by rules that were mended since, which are refused by themselves")
   who = p.add_mutually_exclusive_group(required=True)
   who.add_argument("--base", type=Path, metavar="MODEL.onnx", help="openpilot's driving model, or its vision network")
   who.add_argument("--student", type=Path, metavar="RUN", help="a finished run of `tools/op.sh distill`")
@@ -377,7 +378,7 @@ def main() -> None:
     every = {int(g.meta["every"]) for g in LabelStore(args.labels).groups() if g.teacher == "frames"} or {1}
     length = 1 + frames_back(max(every))
   prefer = [t for t in args.prefer.replace(" ", "").split(",") if t]
-  train, val = split(args.labels, args.val, Config("", tasks, clip=length), prefer, None)
+  train, val = split(args.labels, args.val, Config("", tasks, clip=length), prefer, None, args.stale_labels)
   for teacher in train.provenance():
     check_licence(teacher["model"], teacher["licence"], args.accept_licence)
   state = load_checkpoint(args.output / RESUME, "leave --resume out to start") if args.resume else None

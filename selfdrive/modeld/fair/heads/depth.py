@@ -11,16 +11,17 @@ from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 @dataclass
 class Depth:
   z: np.ndarray   # (H, W) float32, nan outside the camera image
-  metric: bool    # True: metres; False: up to one scale
-  scale: float = 1.0      # factor from what the student gave to z: 1 where it gives metres itself, 0 while nobody knows
+  metric: bool    # True: meters; False: up to one scale
+  scale: float = 1.0      # factor from what the student gave to z: 1 where it gives meters itself, 0 while nobody knows
   scale_std: float = 0.0  # its standard deviation, as a share of it
 
 
 @cache
 def map_centres(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
-  """View pixels x (w,), y (h,) of the centres of a map's pixels. The same arrays every time, not to be written."""
+  """View pixels x (w,), y (h,) of the centers of a map's pixels. The same arrays every time, not to be written."""
   x, y = (np.arange(w) + 0.5) * (VIEW_W / w) - 0.5, (np.arange(h) + 0.5) * (VIEW_H / h) - 0.5
-  x.flags.writeable = y.flags.writeable = False
+  x.setflags(write=False)
+  y.setflags(write=False)
   return x, y
 
 
@@ -31,7 +32,7 @@ def shrink(z: np.ndarray) -> np.ndarray:
 
 
 def map_valid(valid: np.ndarray, h: int, w: int) -> np.ndarray:
-  """(256, 512) bool of the view -> (h, w) bool: is the view pixel at the map pixel's centre, (i + .5) * 512 / w - .5, rounded down, in the image?"""
+  """(256, 512) bool of the view -> (h, w) bool: is the view pixel at the map pixel's center, (i + .5) * 512 / w - .5, rounded down, in the image?"""
   sy, sx = valid.shape[0] // h, valid.shape[1] // w
   return valid[(sy - 1) // 2::sy, (sx - 1) // 2::sx]
 

@@ -1,4 +1,4 @@
-"""The road plane seen by the model view: pixels to metres and back.
+"""The road plane seen by the model view: pixels to meters and back.
 
 The view is rendered as by a camera that looks along the car (the warp takes the mounting out), so a pixel's ray is known in the calibrated frame (x forward,
 y right, z down, origin at the camera) without the calibration, and the road is the plane z = camera height.
@@ -25,7 +25,7 @@ class Ground:
   height: float = DEFAULT_HEIGHT
 
   def road(self, px: np.ndarray) -> np.ndarray:
-    """(..., 2) view pixels -> (..., 3) metres on the road, nan at and above the horizon and beyond FAR."""
+    """(..., 2) view pixels -> (..., 3) meters on the road, nan at and above the horizon and beyond FAR."""
     below = px[..., 1] - self.cy
     out = np.empty((*below.shape, 3), below.dtype)
     least = self.f * self.height / FAR
@@ -36,7 +36,7 @@ class Ground:
     return out
 
   def view(self, points: np.ndarray) -> np.ndarray:
-    """(..., 3) metres, calibrated frame -> (..., 2) view pixels, nan where x is not ahead."""
+    """(..., 3) meters, calibrated frame -> (..., 2) view pixels, nan where x is not ahead."""
     x = np.where(points[..., :1] > 0.1, points[..., :1], np.nan)
     return points[..., 1:] * (self.f / x) + np.array([self.cx, self.cy])
 

@@ -43,7 +43,7 @@ def model_lines(model: Any, ground: Ground) -> list[np.ndarray]:
     if not len(x) == len(y) == len(z):
       continue
     points = np.array([x, y, z]).T[::-1]   # modelV2 counts from the car
-    # its first points are metres apart and the view begins at 5 m: between them the line is straight, as openpilot draws it
+    # its first points are meters apart and the view begins at 5 m: between them the line is straight, as openpilot draws it
     points = points[np.isfinite(points).all(1) & (points[:, 0] > 1) & (points[:, 0] <= SEED_FAR)]
     px = ground.view(points)
     if len(px) > 1 and (np.diff(px[:, 1]) > 0).all():   # else it climbs out of sight, or is no line
@@ -91,7 +91,7 @@ def map_lines(class_map: np.ndarray, lane: int, ground: Ground, most: int) -> li
 
 
 def fit_lines(x: np.ndarray, y: np.ndarray, weight: np.ndarray, f: float, start: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-  """Points of L lines on the road, x, y (L, P) metres, weight (L, P) >= 0, 0 for none; f: focal length, pixels -> coefficients (L, 4) of
+  """Points of L lines on the road, x, y (L, P) meters, weight (L, P) >= 0, 0 for none; f: focal length, pixels -> coefficients (L, 4) of
   y = sum c_i x^i, and how far the points lie from it in standard deviations of a point (L, P).
 
   Weighted least squares with a prior, reweighted twice so that strays count little; from `start` (L, 4), e.g. the frame before's, once.
@@ -121,6 +121,6 @@ def fit_lines(x: np.ndarray, y: np.ndarray, weight: np.ndarray, f: float, start:
 
 
 def on_line(coef: np.ndarray, x: np.ndarray) -> np.ndarray:
-  """(4,) coefficients, (P,) metres ahead -> (P,) metres to the right."""
+  """(4,) coefficients, (P,) meters ahead -> (P,) meters to the right."""
   return ((coef[3] * x + coef[2]) * x + coef[1]) * x + coef[0]
 

@@ -48,9 +48,9 @@ def logit(p: float) -> float:
 
 
 def peaks(heat: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """(K, h, w) logits -> class, row, column and logit of every cell over `floor` that none of its eight neighbours of the same class exceeds; best first."""
+  """(K, h, w) logits -> class, row, column and logit of every cell over `floor` that none of its eight neighbors of the same class exceeds; best first."""
   _, h, w = heat.shape
-  at = (heat.reshape(-1) >= floor).nonzero()[0]   # few: the neighbours are looked up for these only
+  at = (heat.reshape(-1) >= floor).nonzero()[0]   # few: the neighbors are looked up for these only
   own = heat.reshape(-1)[at]
   k, i = np.divmod(at, h * w)
   i, j = np.divmod(i, w)
@@ -68,9 +68,9 @@ def at_cells(maps: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
 
 
 def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: np.ndarray) -> Detections:
-  """raw: heat (1, K, h, w) logits, box (1, 4, h, w) left, top, right, bottom >= 0 from the cell's centre, view pixels; and where the bundle has them
+  """raw: heat (1, K, h, w) logits, box (1, 4, h, w) left, top, right, bottom >= 0 from the cell's center, view pixels; and where the bundle has them
   coef (1, P, h, w), proto (1, P, H, W), embed (1, E, h, w). specs['heat']: classes, parameters threshold.
-  valid: (256, 512) bool; centres outside the camera image do not count.
+  valid: (256, 512) bool; centers outside the camera image do not count.
   """
   heat = raw["heat"][0]
   _, h, w = heat.shape
@@ -79,15 +79,15 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
   ok = map_valid(valid, h, w)[i, j]
   c, i, j, score = (a[ok][:MAX_OBJECTS] for a in (c, i, j, score))
   x, y = map_centres(h, w)
-  centre = np.empty((len(c), 2), np.float32)
-  centre[:, 0], centre[:, 1] = x[j], y[i]
+  center = np.empty((len(c), 2), np.float32)
+  center[:, 0], center[:, 1] = x[j], y[i]
   reach = np.maximum(at_cells(raw["box"], i, j), 0)
   boxes = np.empty((len(c), 4), np.float32)
-  boxes[:, :2], boxes[:, 2:] = centre - reach[:, :2], centre + reach[:, 2:]
+  boxes[:, :2], boxes[:, 2:] = center - reach[:, :2], center + reach[:, 2:]
   np.maximum(boxes, -0.5, out=boxes)
   np.minimum(boxes, np.array([view_w - 0.5, view_h - 0.5] * 2, np.float32), out=boxes)
-  # A large object may peak twice, two cells apart, and one that could be of two classes peaks in both maps. Only neighbours with nearly the same box are such
-  # twins: cars one behind the other overlap as much, but their centres are further apart, and a suppression by overlap alone would lose the occluded one.
+  # A large object may peak twice, two cells apart, and one that could be of two classes peaks in both maps. Only neighbors with nearly the same box are such
+  # twins: cars one behind the other overlap as much, but their centers are further apart, and a suppression by overlap alone would lose the occluded one.
   twin = (np.abs(i[:, None] - i) <= SAME_CELLS) & (np.abs(j[:, None] - j) <= SAME_CELLS)
   if np.count_nonzero(twin) > len(c):
     twin &= box_iou(boxes, boxes) > SAME_IOU
@@ -107,7 +107,7 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
 
 
 def decode_masks(coef: np.ndarray, proto: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-  """coef (M, P), proto (P, H, W), boxes (M, 4) view pixels -> (M, H, W) bool: sum of coef times proto over 0, at map pixels whose centre lies in the box."""
+  """coef (M, P), proto (P, H, W), boxes (M, 4) view pixels -> (M, H, W) bool: sum of coef times proto over 0, at map pixels whose center lies in the box."""
   p, h, w = proto.shape
   masks = np.zeros((len(coef), h, w), bool)
   x, y = map_centres(h, w)

@@ -1,4 +1,4 @@
-"""Metres for a student that knows depth only up to one scale: the road plane under the calibrated camera, and the way driven past tracked points, say which.
+"""Meters for a student that knows depth only up to one scale: the road plane under the calibrated camera, and the way driven past tracked points, say which.
 
 Both witnesses are heard at once, weighed by their variances in a filter of one number, the logarithm of the scale. Depths are along the view's optical axis,
 which the warp has laid along the car, so over the way s a point on the road comes s nearer.
@@ -26,7 +26,7 @@ MAX_STEP = 1.0                   # s between two frames; more is a gap
 
 
 class DepthScale:
-  """The scale of one student. Each frame: drive(), then metres() of its depth, then points() of what it tracks."""
+  """The scale of one student. Each frame: drive(), then meters() of its depth, then points() of what it tracks."""
 
   def __init__(self) -> None:
     self.reset()
@@ -46,7 +46,7 @@ class DepthScale:
 
   @property
   def listens(self) -> bool:
-    """Whether points can say anything of this frame: its depth is there, and not metres already."""
+    """Whether points can say anything of this frame: its depth is there, and not meters already."""
     return self.relative is not None
 
   def drive(self, timestamp: int, speed: float | None) -> None:
@@ -59,8 +59,8 @@ class DepthScale:
       self.way += speed * dt
     self.var += DRIFT ** 2 * min(max(dt, 0.0), 60.0)
 
-  def metres(self, depth: Depth, ground: Ground, segmentation: Segmentation | None) -> Depth:
-    """This frame's depth, in metres once the scale is known; what is metric already comes back as it is. segmentation: the newest there is."""
+  def meters(self, depth: Depth, ground: Ground, segmentation: Segmentation | None) -> Depth:
+    """This frame's depth, in meters once the scale is known; what is metric already comes back as it is. segmentation: the newest there is."""
     if depth.metric:
       return depth
     self.relative = depth

@@ -6,12 +6,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.artefact import ArtefactError
+from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, ignored
 from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError
 
 QCOM_GPU = Path("/dev/kgsl-3d0")
 NVIDIA_GPU = Path("/dev/nvidiactl")
 RUNNERS = ("tinygrad-qcom", "tinygrad-cuda", "tinygrad-cpu", "tensorrt", "onnx")
+
+
+TOLD: set[Path] = set()  # bundles of whose own artefacts it was said that they are ignored
 
 
 class Runner(Protocol):
@@ -33,7 +36,7 @@ def make_runner(name: str, bundle: Bundle, graph: dict[str, Any], threads: int =
   if name == "onnx":
     from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 
-    return OnnxRunner(bundle.path / graph["file"], graph, threads)
+    return OnnxRunner(bundle, graph, threads)
   if name == "tensorrt":
     from openpilot.selfdrive.modeld.fair.runners.tensorrt import TensorRTRunner
 
@@ -48,21 +51,30 @@ def make_runner(name: str, bundle: Bundle, graph: dict[str, Any], threads: int =
 def open_runner(bundle: Bundle, graph: dict[str, Any], choice: str | None = None, threads: int = 1, folder: Path | None = None) -> Runner:
   """The chosen runner, else the first of preferred() that can; ONNX Runtime where the chosen one cannot, saying why on stderr.
 
-  folder: where artefacts are, if not with the bundle. Raises BundleError with every reason where none can.
+  folder: where artefacts are, if not where this machine keeps its own. Raises BundleError with every reason where none can.
   """
   if choice is not None and choice not in RUNNERS:
     raise BundleError(f"runner '{choice}' is not known; one of {', '.join(RUNNERS)}")
+  if (word := ignored(bundle.path)) is not None and bundle.path not in TOLD:
+    TOLD.add(bundle.path)
+    print(f"fairmodeld: {word}", file=sys.stderr, flush=True)
   where = f"{bundle.path}: graph '{graph['name']}'"
-  reasons = []
+  reasons, absent = [], False
   for name in preferred() if choice is None else dict.fromkeys((choice, "onnx")):
     try:
       runner = make_runner(name, bundle, graph, threads, folder)
-    except (ArtefactError, ImportError, BundleError) as e:
+    except ImportError as e:
+      reasons.append(f"{name}: {e.name or e} is not installed")
+      absent = True
+      continue
+    except (ArtefactError, BundleError) as e:
       reasons.append(f"{name}: {e}")
       continue
     if reasons:
       print(f"fairmodeld: {where} runs in {runner.what}; {'; '.join(reasons)}", file=sys.stderr, flush=True)
     return runner
-  if len(reasons) == 1 or reasons[0].startswith("onnx: "):
+  if not absent and (len(reasons) == 1 or reasons[0].startswith("onnx: ")):
     raise BundleError(reasons[0].split(": ", 1)[1])
-  raise BundleError(f"{where} has no runner here; {'; '.join(reasons)}")
+  # openpilot has tinygrad and no ONNX Runtime: there a bundle runs once it is compiled
+  compile_it = f"compile it: python -m openpilot.selfdrive.modeld.fair.compile {bundle.path}" if absent else ""
+  raise BundleError(f"{where} has no runner here; {'; '.join(reasons)}{'; ' + compile_it if compile_it else ''}")

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
-from openpilot.selfdrive.modeld.fair.bundle import BundleError
+from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError
+from openpilot.selfdrive.modeld.fair.ort import ort
 
 ORT_TYPES = {
   "tensor(uint8)": "uint8",
@@ -22,23 +22,26 @@ class OnnxRunner:
   """`run({name: array}) -> {name: array}`. Outputs are the same arrays at every call: copy what must outlive the next one.
 
   Inputs and outputs are bound once to buffers of this object, so that a call allocates nothing. Raises BundleError where the graph cannot be
-  loaded or disagrees with the manifest.
+  loaded or disagrees with the manifest. It runs from memory, from the bytes that were hashed.
   """
 
   what = "ONNX Runtime"
 
-  def __init__(self, path: str | Path, graph: dict[str, Any], threads: int = 1):
+  def __init__(self, bundle: Bundle, graph: dict[str, Any], threads: int = 1):
+    path, model = bundle.path / graph["file"], bundle.onnx(graph)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread must not burn the driving stack's cores
     # trained students make numbers below 1e-38, which cost a CPU a hundred times as long as zero: a fifth of unified-small's time. ONNX Runtime sets this for
     # the thread that makes the process's first session
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.log_severity_level = 3
     try:
-      self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+      self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as e:  # ONNX Runtime's exceptions have no common base
       raise BundleError(f"{path} is not a graph that ONNX Runtime can load: {str(e).splitlines()[0][:200]}") from None
+    self.session._model_bytes = None  # it keeps them for other providers to be tried
     self.inputs = self._buffers(path, "input", self.session.get_inputs(), graph["inputs"])
     self.outputs = self._buffers(path, "output", self.session.get_outputs(), graph["outputs"])
     self.binding = self.session.io_binding()
@@ -50,7 +53,7 @@ class OnnxRunner:
         bind(name, value)
 
   @staticmethod
-  def _buffers(path: str | Path, side: str, nodes: list[Any], specs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+  def _buffers(path: Path, side: str, nodes: list[Any], specs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     there, said = {n.name: n for n in nodes}, {s["name"]: s for s in specs}
     if there.keys() != said.keys():
       raise BundleError(f"{path}: the graph's {side}s are {', '.join(sorted(there))}, the manifest's {', '.join(sorted(said))}; export the bundle again")

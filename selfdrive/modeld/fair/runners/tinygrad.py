@@ -15,6 +15,7 @@ import numpy as np
 
 from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, machine, package_version, read_artefact, write_atomic
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
+from openpilot.selfdrive.modeld.fair.trust import TrustError, private_folder
 
 # target -> what tinygrad reads from its environment; of the comma four what openpilot's SConscript sets
 FLAGS: dict[str, dict[str, str]] = {
@@ -41,10 +42,9 @@ def find_clang() -> str | None:
   spec = importlib.util.find_spec("ziglang")
   if spec is None or not spec.submodule_search_locations:
     return None
-  folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openpilot-fair"
   try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError:
+    folder = private_folder()
+  except TrustError:
     folder = Path(tempfile.mkdtemp(prefix="openpilot-fair-"))
   wrapper = folder / "ziglang-cc"
   script = f'#!/bin/sh\nexec "{Path(spec.submodule_search_locations[0]) / "zig"}" clang "$@"\n'.encode()

@@ -1,0 +1,16 @@
+"""How the camera is mounted, as an extrinsicsCalibration of any age says."""
+import math
+from typing import Any
+
+MAX_ANGLE = 0.35  # rad; beyond, a calibration is not one
+
+
+def mounting(calibration: Any) -> tuple[list[float] | None, float | None]:
+  """A reader of extrinsicsCalibration -> (roll, pitch, yaw) in radians, its rpyCalib, None where that is none; and the camera's height above the road, m.
+
+  The height is None where it is not said, as before openpilot 0.9. In every calStatus, as modeld takes it: what calibrationd has so far is the best there is.
+  """
+  rpy = list(calibration.rpyCalib)
+  height = float(calibration.height[0]) if len(calibration.height) else math.nan
+  good = len(rpy) == 3 and all(math.isfinite(v) and abs(v) <= MAX_ANGLE for v in rpy)
+  return rpy if good else None, height if math.isfinite(height) and height > 0 else None

@@ -1,0 +1,7 @@
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_artefacts(tmp_path, monkeypatch):
+  """Each test compiles for itself: bundles of two tests are often the same."""
+  monkeypatch.setenv("FAIR_DATA_DIR", str(tmp_path.with_name(f"{tmp_path.name}-data")))

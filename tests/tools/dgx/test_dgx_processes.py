@@ -1,0 +1,50 @@
+"""Training on two processes of a CPU: one that is interrupted takes the other along, and the run is saved at the step that both have done."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_dgx_train import write_data
+
+from openpilot.tools.dgx.training.reference import save_reference
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from openpilot.tools.dgx.training.config import Config
+from openpilot.tools.dgx.training.shards import read_dataset, split
+from openpilot.tools.dgx.training.train import Run
+data, base, out = map(Path, sys.argv[1:])
+config = Config(epochs=3, batch_size=2, clip=2, lr=1e-3, val_share=0.5, dora_rank=4)
+train, val, _ = split(read_dataset(data)[1], config.clip, None, config.val_share)
+run = Run(config, base, None, None, train, val, out)
+assert run.accelerator.num_processes == 2
+real = run.step_on
+def step_on(batch):
+  if run.step == 1 and run.accelerator.process_index == 1:
+    os.kill(os.getpid(), getattr(signal, os.environ["HOW"]))
+  return real(batch)
+run.step_on = step_on
+try:
+  run.fit()
+except KeyboardInterrupt:
+  (out / f"stopped{run.accelerator.process_index}").write_text(str(run.step))
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_of_one_process_stops_and_saves_both(tmp_path, monkeypatch, how):
+  monkeypatch.setenv("HOW", how)
+  data, base = write_data(tmp_path / "d"), save_reference(tmp_path / "reference.onnx")
+  (tmp_path / "script.py").write_text(SCRIPT)
+  out = tmp_path / "run"
+  out.mkdir()
+  command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "script.py", data, base, out]
+  r = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200)
+  assert r.returncode == 0, r.stderr[-3000:]
+  assert (out / "stopped0").read_text() == (out / "stopped1").read_text() == "2"
+  assert torch.load(out / "last.pt", weights_only=True)["step"] == 2
+  assert (r.stdout + r.stderr).count("stopped at step 2, saved") == 1

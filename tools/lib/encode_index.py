@@ -125,7 +125,7 @@ def by_time(entries: list[EncodeEntry], reader: FrameReader) -> np.ndarray | Non
     if len(t) > 1:
       near -= np.abs(t[near - 1] - shown) < np.abs(t[near] - shown)
     off = np.abs(t[near] - shown)
-    if np.median(off) < 0.002:
+    if np.mean(off < 0.002) > 0.9:
       ids = np.array([e.segment_id for e in entries], np.int64)
       return np.where(off < 0.02, ids[near], -1)
   return None
@@ -137,6 +137,8 @@ def by_number(count: int, reader: FrameReader) -> np.ndarray:
   missing = count - 1 - int(numbers[-1])
   if missing > 0:
     first_key = int(numbers[reader.keys[0]])
+    if reader.seconds is not None and round(reader.seconds[0] * reader.fps) == missing:   # counted from the recording's beginning, which is lost
+      return numbers + missing
     if len(reader.breaks) == 1 and reader.gop and missing % reader.gop == 0:
       numbers[reader.breaks[0]:] += missing
     elif reader.keys[0] > 0 and numbers[0] == 0:   # it begins within a group: its beginning is lost

@@ -1,6 +1,7 @@
 """Video frames over PyAV: raw HEVC without a container (fcamera.hevc), qcamera.ts, mp4 and others. In order, or at random by group of pictures, in bounded
 memory."""
 import contextlib
+import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Generator, Iterator
@@ -78,6 +79,7 @@ class FrameReader:
     self.broken: set[int] = set()              # frames that the file itself says are damaged
     self.gop, self.breaks = 0, []              # see hevc.Stream
     self.seconds: np.ndarray | None = None     # containers: presentation times
+    self.counted = False                       # a container without presentation times, as AVI: what comes out is counted
     if self.raw:
       self.dat = self.path.read_bytes()
       stream = hevc.scan(self.dat)
@@ -99,18 +101,24 @@ class FrameReader:
       stream = c.streams.video[0]
       stamps: dict[int, tuple[bool, bool]] = {}
       torn = False
+      packets = untimed = 0
       with contextlib.suppress(av.FFmpegError):   # a damaged end: what came before it is whole
         for p in c.demux(stream):
           if not p.size or p.is_discard:
             continue
+          packets += 1
+          untimed += p.pts is None
           if p.pts is not None:
             stamps[p.pts] = (p.is_keyframe, p.is_corrupt or torn)
           torn = p.pts is None   # half a picture: the one behind it has lost its neighbour
+      self.counted = "avi" in c.format.name or untimed * 4 > packets
+      if self.counted:
+        stamps = {i: (i == 0, False) for i in range(packets)}
       self.times = sorted(stamps)
       self.keys = [i for i, t in enumerate(self.times) if stamps[t][0]]
       self.broken = {i for i, t in enumerate(self.times) if stamps[t][1]}
       self.fps = float(stream.average_rate or stream.guessed_rate or 20)
-      base = float(stream.time_base or 1)
+      base = 1 / self.fps if self.counted else float(stream.time_base or 1)
     self.frame_count = len(self.times)
     self.seconds = np.array(self.times, np.float64) * base
     steps = np.diff(self.seconds)
@@ -224,6 +232,7 @@ class FrameReader:
 
   def _container_frames(self, key: int) -> Generator[tuple[int, Any], None, None]:
     place = {t: i for i, t in enumerate(self.times)}
+    count = itertools.count()
     with av.open(str(self.path), options=OPTIONS) as c:
       stream = c.streams.video[0]
       stream.thread_type = "NONE" if self.threads == 1 else "AUTO"
@@ -244,7 +253,9 @@ class FrameReader:
           except av.FFmpegError:
             continue
           for f in frames:
-            if f.pts in place:
+            if self.counted:
+              yield next(count), f
+            elif f.pts in place:
               yield place[f.pts], f
 
   def _convert(self, frame: Any) -> np.ndarray:

@@ -26,6 +26,47 @@ def open_event(dat: bytes) -> Any:
     return event
 
 
+_plans: dict[int, tuple[bool, list[tuple[str, str, bool]]]] = {}   # by the id of a struct's schema
+
+
+def _plan(schema: Any) -> tuple[bool, list[tuple[str, str, bool]]]:
+  """Has the struct a union? And (name, kind, in the union) of its fields that lie behind pointers, and of its groups: numbers cannot be damaged."""
+  node = schema.node
+  if node.id in _plans:
+    return _plans[node.id]
+  out = []
+  for name in schema.fieldnames:
+    proto = schema.fields[name].proto
+    kind = "group" if proto.which() == "group" else str(proto.slot.type.which())
+    if kind == "list":
+      element = str(proto.slot.type.list.elementType.which())
+      kind = "structs" if element == "struct" else "texts" if element in ("text", "data", "list") else "numbers"
+    if kind in ("group", "struct", "structs", "texts", "numbers", "text", "data"):
+      out.append((name, kind, proto.discriminantValue != 0xFFFF))
+  _plans[node.id] = bool(node.struct.discriminantCount), out
+  return _plans[node.id]
+
+
+def read_all(message: Any, depth: int = 0) -> None:
+  """Reads all fields of a reader. Raises one of DAMAGE where one cannot be; to_dict() leaves such fields out."""
+  if depth > NESTING:
+    raise ValueError("nested too deep")
+  has_union, fields = _plan(message.schema)
+  union = message.which() if has_union else None
+  for name, kind, in_union in fields:
+    if in_union and name != union:
+      continue
+    value = getattr(message, name)
+    if kind in ("group", "struct"):
+      read_all(value, depth + 1)
+    elif kind == "structs":
+      for v in value:
+        read_all(v, depth + 1)
+    elif kind == "texts":
+      for _ in value:
+        pass
+
+
 class Guard:
   """`with guard(event): ...` around all that reads a message: what a damaged one raises ends the block, and is counted by kind; say() tells it in one line."""
 

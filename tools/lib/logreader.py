@@ -19,7 +19,7 @@ from openpilot.cereal import log
 from openpilot.cereal.services import service_name
 from openpilot.tools.lib import fair_slots
 from openpilot.tools.lib.errors import UserError, warn
-from openpilot.tools.lib.guard import DAMAGE, Guard, open_event, reading_limit
+from openpilot.tools.lib.guard import DAMAGE, Guard, open_event, read_all, reading_limit
 from openpilot.tools.lib.native import compile_library
 from openpilot.tools.lib.route import Route
 from openpilot.tools.lib.unpack import decompress, head
@@ -273,7 +273,7 @@ class LogReader:
       for event in events:
         good = False
         with self.guard(event):
-          event.to_dict()
+          read_all(event)
           good = True
         if good:
           yield event

@@ -19,6 +19,7 @@ from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.schedule import Verdict
 from openpilot.tools.lib.encode_index import VIDEOS, EncodeEntry
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.guard import read_all
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Segment
@@ -130,7 +131,7 @@ def models_by_frame(reader: LogReader) -> Iterator[tuple[int, Any]]:
     with reader.guard(event):
       frame_id, m = event.modelV2.frameId, event.modelV2 if event.valid else None
       if m is not None:
-        m.to_dict()   # it is read where no damage is expected
+        read_all(m)   # it is read where no damage is expected
     if frame_id >= 0:
       yield frame_id, m
 

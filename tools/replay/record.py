@@ -54,8 +54,8 @@ def on_route_clock(live: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
   stamped: list[tuple[int, int, bool, bytes]] = []
   guard = Guard("the live messages")
   for dat in live:
-    event = open_event(dat)
-    with guard(event):
+    with guard(None):
+      event = open_event(dat)
       stamped.append((event.logMonoTime, getattr(event, event.which()).timestampEof, event.which() != "fairState", dat))
   guard.say()
   offsets = [t - eof for t, eof, about_frame, _ in stamped if about_frame and eof]

@@ -263,8 +263,8 @@ def find_views(routes: list[str], data_dir: Path | None, camera: str, every: int
       problems.append(e)
   if problems and not views:
     raise problems[0]
-  for e in problems:
-    warn(f"{e}; the segment is left out")
+  for problem in problems:
+    warn(f"{problem}; the segment is left out")
   if not views:
     raise UserError(f"no video in {', '.join(routes)}; teachers need fcamera.hevc, ecamera.hevc or qcamera.ts")
   return views

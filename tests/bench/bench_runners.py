@@ -4,7 +4,7 @@ time from its start to its first message.
 
 python tests/bench/bench_runners.py [BUNDLE] [--runners onnx tinygrad-cpu] [--frames 100] [--video qcamera.ts] [--start]
 
-A runner is measured in a process of its own, on one core, with artefacts of this machine (selfdrive/modeld/fair/compile.py); without one it is left out
+A runner is measured in a process of its own, on one core, with artifacts of this machine (selfdrive/modeld/fair/compile.py); without one it is left out
 with the reason.
 """
 import argparse
@@ -23,7 +23,7 @@ import numpy as np
 
 from openpilot.cereal import messaging
 from openpilot.cereal.visionipc import VisionIpcServer, VisionStreamType, nv12_info
-from openpilot.selfdrive.modeld.fair.artefact import ArtefactError
+from openpilot.selfdrive.modeld.fair.artifact import ArtifactError
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.compile import differences, sample_inputs
 from openpilot.selfdrive.modeld.fair.machine import memory_mb
@@ -55,7 +55,7 @@ def child(path, name, frames, repeat):
     t = time.perf_counter()
     try:
       runner = make_runner(name, bundle, graph)
-    except (ArtefactError, BundleError, ImportError) as e:
+    except (ArtifactError, BundleError, ImportError) as e:
       print(json.dumps({"skipped": str(e)}))
       return
     load, times, outputs = time.perf_counter() - t, [], []
@@ -94,7 +94,7 @@ def first_message(path, runner):
   sm = messaging.SubMaster(services, ignore_avg_freq=services)
   buf = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8).tobytes()
   t0 = time.perf_counter()
-  p = subprocess.Popen([sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--runner", runner], cwd=ROOT)
+  p = subprocess.Popen([sys.executable, "-m", "openpilot.selfdrive.modeld.fair.worker", "--runner", runner], cwd=ROOT)
   try:
     frame = 0
     while not any(sm.seen[s] for s in services):

@@ -86,7 +86,7 @@ def main() -> None:
     daemon = FairModeld(lambda: bundle, None)
     daemon.send_state("starting")
   else:
-    proc = subprocess.Popen([sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--bundle", str(bundle)])
+    proc = subprocess.Popen([sys.executable, "-m", "openpilot.selfdrive.modeld.fair.worker", "--bundle", str(bundle)])
   pid = os.getpid() if proc is None else proc.pid
   poller = messaging.Poller()
   for sock in socks.values():

@@ -23,7 +23,7 @@ from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.lanes import LanePoints, model_lines
 from openpilot.selfdrive.modeld.fair.heads.objects import Detections
 from openpilot.selfdrive.modeld.fair.lanes import LaneTracker
-from openpilot.selfdrive.modeld.fair.publish import Stamp, lanes_message, objects_message, serialise
+from openpilot.selfdrive.modeld.fair.publish import Stamp, lanes_message, objects_message, serialize
 from openpilot.selfdrive.modeld.fair.tracking import Tracker
 
 VIEW = (256, 512)
@@ -102,7 +102,7 @@ def main() -> None:
     found = LanePoints(np.nan_to_num(ground.view(road), nan=1e4).astype(np.float32), r.uniform(0.3, 1, args.points).astype(np.float32))
     lines = clock("lines", lanes.update, found, ground)
     stamp = Stamp(i, 0, "bench", 0, True)
-    clock("publish", lambda t, l, s: (serialise(*objects_message(t, s)), serialise(*lanes_message(l, s))), tracked, lines, stamp)
+    clock("publish", lambda t, l, s: (serialize(*objects_message(t, s)), serialize(*lanes_message(l, s))), tracked, lines, stamp)
     clock("decode", objects_head.decode, raw, {"heat": {"classes": CLASSES}}, valid)
     assert len(lines) == 4
   for _ in range(50):

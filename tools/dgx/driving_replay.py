@@ -119,7 +119,7 @@ def driving_replay(
   segments: list[Segment], model: DrivingModel, camera: str, start: float = 0.0, seconds: float | None = None, progress: bool = True,
   focal: float | None = None
 ) -> Iterator[bytes]:
-  """Serialised modelV2 in order. logMonoTime: the end of the frame's exposure plus PROCESSING_NS, as of process_replay."""
+  """Serialized modelV2 in order. logMonoTime: the end of the frame's exposure plus PROCESSING_NS, as of process_replay."""
   buffer = CameraBuffer(model.set_camera, camera)
 
   def hear(which: str, m: Any) -> None:

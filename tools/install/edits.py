@@ -16,8 +16,7 @@ from openpilot.tools.install.layout import Layout
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = "openpilot.selfdrive.modeld.fair"
 # as the manager knows them: (module, when it runs while the flag is on)
-MODULES = {"fairmodeld": ("fairmodeld", "started"), "fairoffroad": ("offroad", "not started")}
-PROCESSES = {name: m for name, m in MODULES.items() if (ROOT / "selfdrive/modeld/fair" / f"{m[0]}.py").is_file()}
+PROCESSES = {"fairmodeld": ("fairmodeld", "started"), "fairoffroad": ("offroad", "not started")}
 SERVICES = {name: s for name, s in SERVICE_LIST.items() if name.startswith("fair")}
 NOT_COMPARED = ("fairState",)  # comes when it is due by the clock, so no two replays agree on how many there are
 CPU = {f"{MODULE}.fairmodeld": 1.0, f"{MODULE}.worker": 30.0}  # % of one core, in test_onroad's table
@@ -136,7 +135,7 @@ def params_keys(text: str) -> list[Edit]:
 
 
 def process_config(text: str) -> list[Edit]:
-  ours_alone(text, MODULES)
+  ours_alone(text, PROCESSES)
   at = line_of(text, find(text, r"^procs\b[^=\n]*= *\[", "procs = [").start())
   rules, entries = [], []
   for name, (module, when) in PROCESSES.items():

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from openpilot.selfdrive.modeld.fair.artefact import write_atomic
+from openpilot.selfdrive.modeld.fair.artifact import write_atomic
 from openpilot.selfdrive.modeld.fair.bundle import DEFAULT, MANIFEST, BundleError, load_bundle
 from openpilot.tools.install.blocks import Damaged, Missing, insert, strip
 from openpilot.tools.install.edits import FileEdit, Refused, file_edits

@@ -79,7 +79,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_log(path: str | Path, messages: Iterable[bytes]) -> int:
-  """Serialised events -> path (.zst, .bz2, or raw), atomically. Returns how many. Raises UserError where the disk is full."""
+  """Serialized events -> path (.zst, .bz2, or raw), atomically. Returns how many. Raises UserError where the disk is full."""
   path = Path(path)
   n = 0
   with atomic_path(path) as tmp, open(tmp, "wb") as raw:

@@ -3,6 +3,7 @@
 
 import argparse
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,18 @@ from typing import Any
 from openpilot.tools.lib.errors import cli
 from openpilot.tools.lib.guard import DAMAGE, open_event
 from openpilot.tools.lib.logreader import TAG_NAMES, LogReader
+
+
+# what a message says of the machine that made it and not of the road; zero in process-replay's logs
+MACHINE_FIELDS = tuple(f"{service}.modelExecutionTime" for service in ("modelV2", "fairDepth", "fairObjects", "fairSegmentation", "fairLanes")) + tuple(
+  f"fairState.{field}" for field in ("warpTime", "decodeTime", "publishTime", "memoryMB", "graphs.executionTime", "graphs.executionTimeMax")
+)
+
+
+def is_ignored(path: str, fields: Sequence[str]) -> bool:
+  """path: of one field, such as fairState.graphs[0].executionTime; fields: with or without the numbers in brackets, of all that begins so."""
+  plain = re.sub(r"\[\d+\]", "", path)
+  return any(p == f or p.startswith((f + ".", f + "[")) for p in (path, plain) for f in fields)
 
 
 def differences(a: Any, b: Any, at: str = "", tolerance: float = 0.0) -> Iterator[tuple[str, Any, Any]]:
@@ -38,7 +51,7 @@ def compare_logs(
 ) -> list[str]:
   """Two streams of (time, union tag, bytes) -> a line per difference, at most `limit`; [] where they are the same.
 
-  ignore_fields: e.g. 'logMonoTime', 'fairDepth.modelExecutionTime'.
+  ignore_fields: e.g. 'logMonoTime', 'fairState.graphs.runs', *MACHINE_FIELDS.
   """
   first, second = list(a), list(b)
   lines: list[str] = []
@@ -60,7 +73,7 @@ def compare_logs(
         return [*lines, "..."]
       continue
     for path, x, y in differences(one, other, tolerance=tolerance):
-      if not any(path == f or path.startswith((f + ".", f + "[")) for f in ignore_fields):
+      if not is_ignored(path, ignore_fields):
         lines.append(f"message {i} ({TAG_NAMES[tag_a]}): {path} is {str(x)[:60]} and {str(y)[:60]}")
         if len(lines) >= limit:
           return [*lines, "..."]
@@ -71,10 +84,13 @@ def main() -> int:
   p = argparse.ArgumentParser(prog="compare-logs", description=__doc__)
   p.add_argument("a", type=Path)
   p.add_argument("b", type=Path)
-  p.add_argument("--ignore", default="", metavar="FIELDS", help="comma-separated field paths, e.g. logMonoTime,fairState.memoryMB")
+  p.add_argument("--ignore", default="", metavar="FIELDS", help="comma-separated field paths, e.g. logMonoTime,fairState.rate; machine: all times and memory")
   p.add_argument("--tolerance", type=float, default=0.0, help="of floats, absolute and relative")
   args = p.parse_args()
-  lines = compare_logs(LogReader(args.a).raw(), LogReader(args.b).raw(), [f for f in args.ignore.split(",") if f], args.tolerance)
+  ignored = [f for f in args.ignore.split(",") if f]
+  if "machine" in ignored:
+    ignored += MACHINE_FIELDS
+  lines = compare_logs(LogReader(args.a).raw(), LogReader(args.b).raw(), ignored, args.tolerance)
   print("\n".join(lines) if lines else "the logs are the same")
   return 1 if lines else 0
 

@@ -87,7 +87,7 @@ def process_replay(
   segments: list[Segment], model: FairModel, camera: str, start: float = 0.0, seconds: float | None = None, progress: bool = True,
   focal: float | None = None
 ) -> Iterator[bytes]:
-  """Serialised fair* messages in order. logMonoTime: the end of the frame's exposure plus PROCESSING_NS."""
+  """Serialized fair* messages in order. logMonoTime: the end of the frame's exposure plus PROCESSING_NS."""
   # openpilot's model of a frame comes after it; fairmodeld waits for it, so here it is looked up by the frame's number
   paths = [s.log_path for s in segments if s.log_path is not None]
   reader = LogReader(paths, services=["modelV2"])

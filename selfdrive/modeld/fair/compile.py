@@ -3,7 +3,7 @@
 
 python -m openpilot.selfdrive.modeld.fair.compile BUNDLE [--target tinygrad-cpu] [--output DIR]
 
-Artefacts lie where this machine keeps its own (trust.py), never with the bundle, and are for this machine, this tinygrad and this manifest: after a change of
+Artifacts lie where this machine keeps its own (trust.py), never with the bundle, and are for this machine, this tinygrad and this manifest: after a change of
 any of them they are refused and the graph runs in ONNX Runtime. On a comma four and wherever else the target's device is, run it there, while the car is off;
 what a PC can say of a comma four is `op compile --report`.
 """
@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.artefact import KEPT, ArtefactError, folder_of, note_failure, package_version, prune, read_artefact, read_sidecar
-from openpilot.selfdrive.modeld.fair.artefact import stem, tree_folder, write_artefact
+from openpilot.selfdrive.modeld.fair.artifact import KEPT, ArtifactError, folder_of, note_failure, package_version, prune, read_artifact, read_sidecar
+from openpilot.selfdrive.modeld.fair.artifact import stem, tree_folder, write_artifact
 from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, load_bundle, spec_slots
 from openpilot.selfdrive.modeld.fair.child import environment, python
 from openpilot.selfdrive.modeld.fair.runners import NVIDIA_GPU, QCOM_GPU, preferred
@@ -149,7 +149,7 @@ def compile_file(mine: Path, path: Path, bundle: Bundle, graph: dict[str, Any], 
       raise CompileError(f"{path}: the jit for {target} computes something else when it is read back; report it to tinygrad {package_version('tinygrad')}")
   about = {"bundle": bundle.name, "manifest": bundle.manifest_hash, "graph": graph["name"], "onnx": bundle.manifest["sha256"][graph["file"]], "target": target}
   about |= requirements(target) | {"parity": parity(bundle, graph, target, want), "seconds": round(time.perf_counter() - t0, 1)}
-  return read_sidecar(folder, write_artefact(folder, stem(graph["name"], target), blob, about).stem)
+  return read_sidecar(folder, write_artifact(folder, stem(graph["name"], target), blob, about).stem)
 
 
 def parity(bundle: Bundle, graph: dict[str, Any], target: str, got: dict[str, np.ndarray]) -> float | None:
@@ -172,7 +172,7 @@ def build(bundle: Bundle, target: str, folder: Path | None = None, timeout: floa
   """Builds every graph of the bundle in processes of their own, as tinygrad reads its settings on import. -> their sidecars. Raises CompileError."""
   if (why := missing(target)) is not None:
     raise CompileError(f"{target} cannot be built here: {why}")
-  if target == "onnx":  # the graph is the artefact
+  if target == "onnx":  # the graph is the artifact
     return []
   folder, built = folder_of(bundle, folder), []
   for graph in bundle.graphs:
@@ -203,7 +203,7 @@ def onroad() -> bool:
 
 
 def lacking(bundle: Bundle, choice: str | None) -> str | None:
-  """The target that fairmodeld would run here and whose artefacts are not there; None where there is nothing to build. choice: the param FairRunner."""
+  """The target that fairmodeld would run here and whose artifacts are not there; None where there is nothing to build. choice: the param FairRunner."""
   target = next((t for t in ((choice, "onnx") if choice else preferred()) if missing(t) is None), None)
   if target is None or target == "onnx":
     return None
@@ -216,8 +216,8 @@ def lacking(bundle: Bundle, choice: str | None) -> str | None:
     else:
       must = requirements(target)
     for graph in bundle.graphs:
-      read_artefact(bundle, graph["name"], target, must)
-  except ArtefactError:
+      read_artifact(bundle, graph["name"], target, must)
+  except ArtifactError:
     return target
   return None
 
@@ -263,10 +263,10 @@ def main() -> int:
         print(f"{bundle.name}, graph '{said['graph']}', {target}: {said['size'] / 1e6:.1f} MB in {said['seconds']:.0f} s, {off}")
       if target != "onnx" and args.output is None:
         for old in prune(folder_of(bundle)):
-          print(f"{old} was deleted: artefacts of the {KEPT} newest manifests are kept")
+          print(f"{old} was deleted: artifacts of the {KEPT} newest manifests are kept")
       if target == "onnx":
         print(f"{bundle.name}, onnx: nothing to build, {', '.join(g['file'] for g in bundle.graphs)} runs as it is")
-  except (ArtefactError, BundleError, CompileError, TrustError) as e:
+  except (ArtifactError, BundleError, CompileError, TrustError) as e:
     print(f"error: {e}", file=sys.stdout if args.graph is not None else sys.stderr)
     return 2
   return 0

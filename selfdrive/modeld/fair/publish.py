@@ -124,7 +124,7 @@ def size_limit(service: str) -> int:
   return queue_size(service) // 3
 
 
-def serialise(service: str, msg: Any) -> bytes:
+def serialize(service: str, msg: Any) -> bytes:
   """The message's bytes. Raises ValueError where msgq would end the process over their number."""
   data = msg.to_bytes()
   if len(data) > size_limit(service):

@@ -2,6 +2,7 @@
 
 On msgq the newest publisher of a service wins, and the older one's send raises MultiplePublishersError: so openpilot's replay, which publishes every service
 there is, or a second fairmodeld, silences this one. What was taken is left alone while somebody sends it, and taken back when nobody did for RETRY seconds.
+And whatever makes us send, a camera that floods or a mistake of ours, readers and the log get no more than MOST messages a second of a service.
 """
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from openpilot.selfdrive.modeld.fair.ipc import messaging
 
 RETRY = 5.0  # s between two looks at whether somebody else still sends
+MOST = 200.0  # messages a second of a service: ten times what frames make, twice the fastest that openpilot has
 
 
 class Lost:
@@ -39,6 +41,8 @@ class Sender:
   def __init__(self, services: Sequence[str], now: Callable[[], float], fault: Callable[[str], None]):
     self.now, self.fault = now, fault
     self.lost: dict[str, Lost] = {}
+    self.room: dict[str, tuple[float, float]] = {}  # service -> when it was looked at last, messages that may go out at once
+    self.left_out, self.tell_at = 0, 0.0
     self.sock: dict[str, Any] = {}
     for name in services:
       try:
@@ -66,8 +70,25 @@ class Sender:
     self.lost.pop(name).close()
     return True
 
+  def has_room(self, name: str) -> bool:
+    """Whether the service sends no more than MOST messages a second; those left out are counted and told every RETRY seconds."""
+    now = self.now()
+    before, room = self.room.get(name, (now, MOST))
+    room = min(MOST, room + max(0.0, now - before) * MOST)
+    enough = room >= 1.0
+    self.room[name] = (now, room - enough)
+    if enough:
+      return True
+    self.left_out += 1
+    if now >= self.tell_at:
+      self.tell_at = now + RETRY
+      self.fault(f"{name} would have sent over {MOST:g} messages a second; {self.left_out} messages were left out so far")
+    return False
+
   def send(self, name: str, dat: bytes) -> bool:
     """Whether it went out."""
+    if not self.has_room(name):
+      return False
     if name in self.lost and not self.take_back(name):
       return False
     try:

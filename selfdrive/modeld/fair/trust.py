@@ -1,4 +1,4 @@
-"""Whose code an artefact is: this machine's, by a MAC with a key that only its owner can read, or the openpilot tree's, by a list that its build left in it.
+"""Whose code an artifact is: this machine's, by a MAC with a key that only its owner can read, or the openpilot tree's, by a list that its build left in it.
 
 A bundle is data and may come from anywhere; what was compiled from it is code, and lies elsewhere.
 """
@@ -16,10 +16,10 @@ from typing import Any
 from openpilot.selfdrive.modeld.fair.bundle import BundleError, read_file
 
 KEY_SIZE = 32  # bytes
-PURPOSE = b"openpilot-fair artefact\0"
+PURPOSE = b"openpilot-fair artifact\0"
 CODE = Path(__file__).resolve()
-BUILT = CODE.parent / "built"  # where the tree's build puts its artefacts, beside the code: a folder for each manifest
-LIST = "artefacts.json"  # in each of them: {sidecar's name: its sha256}
+BUILT = CODE.parent / "built"  # where the tree's build puts its artifacts, beside the code: a folder for each manifest
+LIST = "artifacts.json"  # in each of them: {sidecar's name: its sha256}
 MAX_LIST = 1 << 16  # bytes
 
 
@@ -114,6 +114,6 @@ def listed(folder: Path, name: str) -> str | None:
   try:
     found = json.loads(read_file(folder / LIST, MAX_LIST))
   except (BundleError, ValueError, RecursionError) as e:
-    raise TrustError(f"{folder / LIST} is no list of artefacts ({str(e)[:100]}); build the tree again") from None
+    raise TrustError(f"{folder / LIST} is no list of artifacts ({str(e)[:100]}); build the tree again") from None
   value = found.get(name) if isinstance(found, dict) else None
   return value if isinstance(value, str) else None

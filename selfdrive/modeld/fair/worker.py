@@ -22,7 +22,7 @@ from openpilot.selfdrive.modeld.fair.ipc import Params, VisionIpcClient, config_
 from openpilot.selfdrive.modeld.fair.link import Link, SupervisorGone
 from openpilot.selfdrive.modeld.fair.machine import allow_files, at_ease, memory_mb, too_few_files
 from openpilot.selfdrive.modeld.fair.model import FairModel, first_line, plain
-from openpilot.selfdrive.modeld.fair.publish import SERVICES, serialise
+from openpilot.selfdrive.modeld.fair.publish import SERVICES, serialize
 from openpilot.selfdrive.modeld.fair.runners import RUNNERS
 from openpilot.selfdrive.modeld.fair.schedule import CAMERA_RATE, ModelPace, Verdict
 from openpilot.selfdrive.modeld.fair.sender import Sender
@@ -367,7 +367,7 @@ class FairModeld:
     t0 = self.model.clock()
     for name, msg in messages:
       try:
-        self.pm.send(name, serialise(name, msg))
+        self.pm.send(name, serialize(name, msg))
       except ValueError as e:
         self.model.report(str(e))
     self.publish_time += self.model.clock() - t0

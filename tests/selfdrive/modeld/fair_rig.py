@@ -105,9 +105,9 @@ def write_objects(folder, name="tiny"):
   return write_graphs(folder, [objects_graph(folder, raw), manifest()["graphs"][0]], name).path
 
 
-def objects_rig(folder):
+def objects_rig(folder, **env):
   """A fixture's body: fairmodeld with that bundle in folder/tiny, running."""
-  r = Rig(write_objects(folder / "tiny"), ("fairState", "fairObjects", "fairSegmentation"))
+  r = Rig(write_objects(folder / "tiny"), ("fairState", "fairObjects", "fairSegmentation"), **env)
   r.camera()
   r.until(lambda sm: str(sm["fairState"].status) == "running", "running")
   yield r

@@ -4,10 +4,12 @@ Queues lie in files, as msgq's in /dev/shm: of two publishers the newest wins an
 third of its queue aborts the process; nothing has a close(). install(DATE) makes such a tree of this process; site(DATE, folder) of every Python that starts
 with what it returns as PYTHONPATH.
 """
+import contextlib
 import mmap
 import os
 import struct
 import sys
+import tempfile
 import time
 import types
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ TREES = {
   "2025-12": Tree(root_layout=True, array_data=True, queue_size=False, old_cameras=True, old_names=True),
   "2026-03": Tree(root_layout=True, array_data=True, old_cameras=True, old_names=True),
   "2026-06": Tree(root_layout=True, old_cameras=True, old_names=True),
+  "2026-07": Tree(old_cameras=True, old_names=True),
   "2026-08": Tree(),
 }
 
@@ -194,20 +197,25 @@ def client_class(visionipc, array_data):
   class VisionIpcClient:
     """msgq's: no close(), None for the size where nothing is connected, data that is only there while the buffers are."""
     def __init__(self, name, stream, conflate):
-      self.client = visionipc.VisionIpcClient(name, int(stream), conflate)
+      self.client, self.endpoint, self.connected = visionipc.VisionIpcClient(name, int(stream), conflate), f"visionipc_{name}_{int(stream)}", False
 
     def recv(self, timeout_ms=100):
       buf = self.client.recv(timeout_ms)
       if buf is None:
+        if self.connected and not self.client.is_connected():  # its server has gone: msgq notices by the first frame of another one
+          self.ear.setTimeout(timeout_ms)
+          self.connected = self.ear.receive() is None
         return None
       return Namesake(data=np.asarray(buf.data) if array_data else memoryview(buf.data), width=buf.width, height=buf.height, stride=buf.stride,
                       uv_offset=buf.uv_offset)
 
     def connect(self, blocking):
-      return self.client.connect(blocking)
+      self.connected = self.client.connect(blocking)
+      self.ear = visionipc.SubSocket(self.endpoint, conflate=True)
+      return self.connected
 
     def is_connected(self):
-      return self.client.is_connected()
+      return self.connected
 
     @staticmethod
     def available_streams(name, block):
@@ -288,6 +296,18 @@ def install(date):
   names = ("fcam", "dcam", "ecam") if tree.old_cameras else ("narrow_road", "cabin", "wide_road")
   for key, c in camera.DEVICE_CAMERAS.items():
     camera.DEVICE_CAMERAS[key] = Namesake(**dict(zip(names, (c.narrow_road, c.cabin, c.wide_road), strict=True)))
+
+
+@contextlib.contextmanager
+def beside(date, folder, monkeypatch):
+  """A tree of that date for what starts meanwhile, and this process on its transport: what to add to an environment. date None: this repository as it is."""
+  if date is None:
+    yield {}
+    return
+  transport(monkeypatch.setattr)
+  with tempfile.TemporaryDirectory(prefix="q") as short:  # a socket's path has 107 characters
+    monkeypatch.setenv("TMPDIR", short)
+    yield {"PYTHONPATH": site(date, folder)}
 
 
 def site(date, folder):

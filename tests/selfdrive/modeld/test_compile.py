@@ -1,4 +1,4 @@
-"""Artefacts: what is written is read back, what does not match is never opened, and a graph compiled by tinygrad computes what ONNX Runtime does."""
+"""Artifacts: what is written is read back, what does not match is never opened, and a graph compiled by tinygrad computes what ONNX Runtime does."""
 import importlib.util
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 
 from fair_bundle import lanes_graph, write_bundle, write_graphs
 from openpilot.selfdrive.modeld.fair import compile as fair_compile
-from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, read_artefact, write_artefact
+from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, read_artifact, write_artifact
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.selfdrive.modeld.fair.compile import CompileError, build, differences, missing, sample_inputs
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import FLAGS, TinygradRunner, find_clang, requirements
@@ -27,13 +27,13 @@ def about(bundle, **more):
 
 
 def read(bundle, folder):
-  return read_artefact(bundle, "scene", TARGET, requirements(TARGET), folder)
+  return read_artifact(bundle, "scene", TARGET, requirements(TARGET), folder)
 
 
 def test_written_is_read_back_whole_and_in_chunks(tmp_path):
   bundle, blob = write_bundle(tmp_path / "b"), bytes(range(256)) * 40
   for chunk, files in ((1 << 20, 1), (4096, 3), (1024, 10), (1 << 20, 1)):   # smaller and larger again: no chunk of another cut is left
-    write_artefact(tmp_path / "a", f"scene.{TARGET}", blob, about(bundle), chunk)
+    write_artifact(tmp_path / "a", f"scene.{TARGET}", blob, about(bundle), chunk)
     got, said = read(bundle, tmp_path / "a")
     assert got == blob and len(said["files"]) == files and said["size"] == len(blob)
     there = {p.name for p in (tmp_path / "a").iterdir()}
@@ -51,25 +51,25 @@ def test_written_is_read_back_whole_and_in_chunks(tmp_path):
 ])
 def test_a_sidecar_that_disagrees_is_refused(tmp_path, change, says):
   bundle = write_bundle(tmp_path / "b")
-  sidecar = write_artefact(tmp_path / "a", f"scene.{TARGET}", b"x" * 100, about(bundle))
+  sidecar = write_artifact(tmp_path / "a", f"scene.{TARGET}", b"x" * 100, about(bundle))
   said = {**json.loads(sidecar.read_text()), **change}
   sidecar.write_text(json.dumps(said))
-  with pytest.raises(ArtefactError, match=r"was not written on this machine; it was not opened|no files of its own"):
+  with pytest.raises(ArtifactError, match=r"was not written on this machine; it was not opened|no files of its own"):
     read(bundle, tmp_path / "a")
   sidecar.write_text(json.dumps({**said, "mac": mac(said)}))
-  with pytest.raises(ArtefactError, match=says) as e:
+  with pytest.raises(ArtifactError, match=says) as e:
     read(bundle, tmp_path / "a")
   assert "\n" not in str(e.value)
 
 
-def test_no_artefact_and_no_json(tmp_path):
+def test_no_artifact_and_no_json(tmp_path):
   bundle = write_bundle(tmp_path / "b")
-  with pytest.raises(ArtefactError, match="no artefact"):
+  with pytest.raises(ArtifactError, match="no artifact"):
     read(bundle, tmp_path / "a")
-  sidecar = write_artefact(tmp_path / "a", f"scene.{TARGET}", b"x", about(bundle))
+  sidecar = write_artifact(tmp_path / "a", f"scene.{TARGET}", b"x", about(bundle))
   for text in (b"{", b"[]", b"\xff\xfe", b"null"):
     sidecar.write_bytes(text)
-    with pytest.raises(ArtefactError):
+    with pytest.raises(ArtifactError):
       read(bundle, tmp_path / "a")
 
 
@@ -86,7 +86,7 @@ def test_a_pickle_of_another_hash_is_not_executed(tmp_path):
   bundle, proof = write_bundle(tmp_path / "b"), tmp_path / "executed"
   evil = pickle.dumps(Malice(proof))
   if importlib.util.find_spec("tinygrad") is not None:   # else there is nothing that would open it
-    write_artefact(tmp_path / "a", f"scene.{TARGET}", evil, about(bundle))
+    write_artifact(tmp_path / "a", f"scene.{TARGET}", evil, about(bundle))
     code = f"""
 from pathlib import Path
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
@@ -97,23 +97,23 @@ TinygradRunner(b, b.graphs[0], {TARGET!r}, Path({str(tmp_path / 'a')!r}))
     r = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert proof.is_dir() and "tinygrad-cpu does not start" in r.stderr   # it made a folder, and no jit
     proof.rmdir()
-  write_artefact(tmp_path / "a", f"scene.{TARGET}", b"y" * len(evil), about(bundle))
+  write_artifact(tmp_path / "a", f"scene.{TARGET}", b"y" * len(evil), about(bundle))
   (tmp_path / "a" / f"scene.{TARGET}.pkl").write_bytes(evil)
-  with pytest.raises(ArtefactError, match=r"it was not opened|not installed"):
+  with pytest.raises(ArtifactError, match=r"it was not opened|not installed"):
     TinygradRunner(bundle, bundle.graphs[0], TARGET, tmp_path / "a")
   assert not proof.exists()
 
 
 def test_a_write_that_is_cut_short_leaves_what_was_there(tmp_path, monkeypatch):
   bundle = write_bundle(tmp_path / "b")
-  write_artefact(tmp_path / "a", f"scene.{TARGET}", b"old", about(bundle))
+  write_artifact(tmp_path / "a", f"scene.{TARGET}", b"old", about(bundle))
 
   def full(fd):
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(os, "fsync", full)
   with pytest.raises(OSError):
-    write_artefact(tmp_path / "a", f"scene.{TARGET}", b"new", about(bundle))
+    write_artifact(tmp_path / "a", f"scene.{TARGET}", b"new", about(bundle))
   assert read(bundle, tmp_path / "a")[0] == b"old" and len(list((tmp_path / "a").iterdir())) == 2
 
 
@@ -181,7 +181,7 @@ def tree(tmp_path):
   (tmp_path / "tree" / "openpilot" / "__init__.py").write_text("raise SystemExit('imported while scons reads')")
   (tmp_path / "tree" / "SConstruct").write_text((ROOT / "SConstruct").read_text())
   (fair / "SConscript").write_text((ROOT / "selfdrive" / "modeld" / "fair" / "SConscript").read_text())
-  for name in ("artefact", "trust", "compile", "slim", "bundle", "onnxfile", "runners/tinygrad", "runners/tensorrt"):
+  for name in ("artifact", "trust", "compile", "slim", "bundle", "onnxfile", "runners/tinygrad", "runners/tensorrt"):
     (fair / f"{name}.py").write_text("not built yet")
   return tmp_path
 
@@ -273,7 +273,7 @@ print(next(iter(FairModel(load_bundle(sys.argv[1]), runner="tinygrad-cpu").runne
   assert first.stdout.startswith("tinygrad"), first.stderr
   write_bundle(tmp_path / "b", name="renamed")
   second = subprocess.run(run, env=env, capture_output=True, text=True)
-  assert second.stdout == "ONNX Runtime\n" and "no artefact" in second.stderr
+  assert second.stdout == "ONNX Runtime\n" and "no artifact" in second.stderr
   assert load_bundle(tmp_path / "b").name == "renamed"
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from fair_bundle import write_bundle
 from fair_rig import DEADLINE, FAIRMODELD, Rig, wait
+from msgq_like import beside
 from openpilot.cereal import messaging
 from openpilot.selfdrive.modeld.fair.schedule import ModelPace
 from openpilot.selfdrive.modeld.fair.worker import MODEL_WAIT, OTHER_CAMERA, FairModeld
@@ -21,6 +22,15 @@ def rig(tmp_path, prefix):
   r = Rig(write_bundle(tmp_path / "tiny").path)
   yield r
   r.close()
+
+
+@pytest.fixture(params=[None, "2025-03", "2026-08"])
+def any_rig(request, tmp_path, prefix, monkeypatch):
+  """In this repository, and in the oldest and the newest of upstream's trees."""
+  with beside(request.param, tmp_path / "site", monkeypatch) as env:
+    r = Rig(write_bundle(tmp_path / "tiny").path, **env)
+    yield r
+    r.close()
 
 
 def test_frames_in_messages_out(rig):
@@ -36,30 +46,30 @@ def test_frames_in_messages_out(rig):
   rig.until(lambda sm: sm["fairState"].framesDropped >= dropped + 5, "drops counted", step=2)
 
 
-def test_camera_server_restarts(rig):
-  rig.camera()
-  rig.until(lambda sm: sm.updated["fairDepth"], "first fairDepth")
-  rig.server.close()
-  rig.server = None
+def test_camera_server_restarts(any_rig):
+  any_rig.camera()
+  any_rig.until(lambda sm: sm.updated["fairDepth"], "first fairDepth")
+  any_rig.server.close()
+  any_rig.server = None
   time.sleep(0.3)
-  rig.camera()
-  rig.frame_id = 0
-  rig.sm.update(0)
-  rig.flows("fairDepth")
+  any_rig.camera()
+  any_rig.frame_id = 0
+  any_rig.sm.update(0)
+  any_rig.flows("fairDepth")
 
 
-def test_unknown_camera_is_a_fault_and_the_process_lives(rig):
-  rig.camera(640, 480)
-  rig.until(lambda sm: "640x480" in sm["fairState"].fault, "fault that names the size")
-  assert str(rig.sm["fairState"].status) == "fault"
-  rig.server.close()
-  rig.server = None
-  rig.camera()
-  rig.until(lambda sm: sm.updated["fairDepth"], "fairDepth once the camera is one that is known")
+def test_unknown_camera_is_a_fault_and_the_process_lives(any_rig):
+  any_rig.camera(640, 480)
+  any_rig.until(lambda sm: "640x480" in sm["fairState"].fault, "fault that names the size")
+  assert str(any_rig.sm["fairState"].status) == "fault"
+  any_rig.server.close()
+  any_rig.server = None
+  any_rig.camera()
+  any_rig.until(lambda sm: sm.updated["fairDepth"], "fairDepth once the camera is one that is known")
 
 
-def test_calibration_is_taken(rig):
-  rig.camera()
+def test_calibration_is_taken(any_rig):
+  any_rig.camera()
   pm = messaging.PubMaster(["liveCalibration"])  # the older spelling reaches the same endpoint
 
   def calibrated(sm):
@@ -68,7 +78,7 @@ def test_calibration_is_taken(rig):
     pm.send("liveCalibration", msg)
     return sm["fairState"].calibrated
 
-  rig.until(calibrated, "calibrated")
+  any_rig.until(calibrated, "calibrated")
   pm.close()
 
 
@@ -175,8 +185,6 @@ def test_too_few_open_files_are_told(tmp_path, prefix):
         rig.fault("no camera: Too many open files; this process may open 80: raise the limit, `ulimit -n")
     finally:
       rig.close()
-  r = subprocess.run([*limited("-n 40"), "--bundle", str(bundle)], capture_output=True, text=True, timeout=DEADLINE)
-  assert r.returncode == 2 and r.stderr.startswith("error: Too many open files; this process may open 40") and r.stderr.count("\n") == 1
 
 
 LAUNCHER = """

@@ -8,6 +8,7 @@ import pytest
 
 from fair_bundle import write_bundle
 from fair_rig import PERIOD_NS, device, ids, objects_rig, wait
+from msgq_like import beside
 from openpilot.cereal import messaging
 from openpilot.selfdrive.modeld.fair import worker
 from openpilot.selfdrive.modeld.fair.worker import FairModeld
@@ -25,32 +26,39 @@ def heard(sock):
   return [m.fairSegmentation.frameId for m in messaging.drain_sock(sock)]
 
 
+@pytest.fixture(params=[None, "2026-08"])
+def any_rig(request, tmp_path, prefix, monkeypatch):
+  """In this repository, and on what has msgq's API."""
+  with beside(request.param, tmp_path / "site", monkeypatch) as env:
+    yield from objects_rig(tmp_path, **env)
+
+
 # *** frames ***
 
 
-def test_frames_twice_and_out_of_order(rig):
+def test_frames_twice_and_out_of_order(any_rig):
   sock = messaging.sub_sock("fairSegmentation", timeout=100)
-  rig.flows()
+  any_rig.flows()
   while not (got := heard(sock)):  # what is sent before a new subscriber is connected does not reach it
-    rig.flows()
-  n = rig.frame_id
+    any_rig.flows()
+  n = any_rig.frame_id
   wait(lambda: got.extend(heard(sock)) or n in got, "the same frame on the other socket")
   for frame_id in (n, n, n - 1, n - 5, n):  # nothing of these is new
-    rig.send(frame_id)
+    any_rig.send(frame_id)
     time.sleep(0.12)  # fairmodeld takes the newest only: each of them has its chance
-  rig.flows()
+  any_rig.flows()
   got.clear()
-  wait(lambda: got.extend(heard(sock)) or rig.frame_id in got, "the next frame on the other socket")
+  wait(lambda: got.extend(heard(sock)) or any_rig.frame_id in got, "the next frame on the other socket")
   assert min(got) > n and got == sorted(set(got)), got
   sock.close()
 
 
-def test_frames_of_another_size(rig):
+def test_frames_of_another_size(any_rig):
   for w, h in ((1928, 1208), (526, 330), (1344, 760)):
-    rig.camera(w, h)
-    rig.flows()
-    rig.until(lambda sm, size=(w, h): (sm["fairState"].cameraWidth, sm["fairState"].cameraHeight) == size, "fairState with the new size")
-  assert rig.sm["fairState"].faultCount == 0
+    any_rig.camera(w, h)
+    any_rig.flows()
+    any_rig.until(lambda sm, size=(w, h): (sm["fairState"].cameraWidth, sm["fairState"].cameraHeight) == size, "fairState with the new size")
+  assert any_rig.sm["fairState"].faultCount == 0
 
 
 @pytest.mark.slow
@@ -70,19 +78,19 @@ def test_camera_stalls_five_seconds(rig):
   assert not ids(rig.sm) & before  # 5 s are too long to say that they are the same
 
 
-def test_times_jump(rig):
-  rig.flows("fairObjects")
-  before = ids(rig.sm)
+def test_times_jump(any_rig):
+  any_rig.flows("fairObjects")
+  before = ids(any_rig.sm)
   hour = 3600 * 10**9
   for jump in (hour, -hour, 2**63 - 1, 0):
-    rig.frame_id += 1
-    rig.sm.update(0)
-    eof = max(0, rig.frame_id * PERIOD_NS + jump)
-    rig.send(rig.frame_id, eof)
-    wait(lambda: rig.sm.update(50) or rig.sm["fairObjects"].frameId == rig.frame_id, "message of a frame whose time jumped")
-    assert rig.sm["fairObjects"].timestampEof == eof and ids(rig.sm) == before
-  rig.until(lambda sm: sm.updated["fairState"], "fairState")
-  assert rig.sm["fairState"].faultCount == 0
+    any_rig.frame_id += 1
+    any_rig.sm.update(0)
+    eof = max(0, any_rig.frame_id * PERIOD_NS + jump)
+    any_rig.send(any_rig.frame_id, eof)
+    wait(lambda: any_rig.sm.update(50) or any_rig.sm["fairObjects"].frameId == any_rig.frame_id, "message of a frame whose time jumped")
+    assert any_rig.sm["fairObjects"].timestampEof == eof and ids(any_rig.sm) == before
+  any_rig.until(lambda sm: sm.updated["fairState"], "fairState")
+  assert any_rig.sm["fairState"].faultCount == 0
 
 
 def test_the_device_sleeps_for_an_hour(tmp_path, prefix, monkeypatch):
@@ -111,18 +119,18 @@ def test_the_device_sleeps_for_an_hour(tmp_path, prefix, monkeypatch):
     daemon.sm.close()
 
 
-def test_nan_from_one_graph(rig):
-  rig.flows("fairObjects")
-  before = ids(rig.sm)
-  rig.level = BAD_LEVEL
-  rig.until(lambda sm: sm.updated["fairObjects"] and not sm.valid["fairObjects"], "fairObjects that is not valid")
-  rig.flows("fairSegmentation")  # the other graph goes on
-  s = rig.fault("graph 'objects' put out NaN or Inf")
-  rig.until(lambda sm: [g.valid for g in sm["fairState"].graphs] == [False, True], "word of which graph it is")
+def test_nan_from_one_graph(any_rig):
+  any_rig.flows("fairObjects")
+  before = ids(any_rig.sm)
+  any_rig.level = BAD_LEVEL
+  any_rig.until(lambda sm: sm.updated["fairObjects"] and not sm.valid["fairObjects"], "fairObjects that is not valid")
+  any_rig.flows("fairSegmentation")  # the other graph goes on
+  s = any_rig.fault("graph 'objects' put out NaN or Inf")
+  any_rig.until(lambda sm: [g.valid for g in sm["fairState"].graphs] == [False, True], "word of which graph it is")
   assert s.framesInvalid > 0
-  rig.level = None
-  rig.flows("fairObjects")
-  assert ids(rig.sm) == before
+  any_rig.level = None
+  any_rig.flows("fairObjects")
+  assert ids(any_rig.sm) == before
 
 
 def test_a_buffer_cut_short(tmp_path, prefix):
@@ -182,9 +190,9 @@ def test_heat_lowers_the_rate(rig):
   pm.close()
 
 
-def test_a_frame_starts_after_its_modelV2(rig):
+def test_a_frame_starts_after_its_modelV2(any_rig):
   """modelV2 comes on and on, of the frame that the gate lets through; frames of which it never comes are dropped."""
-  pm, gate, stop = messaging.PubMaster(["modelV2"]), [rig.frame_id], threading.Event()
+  pm, gate, stop = messaging.PubMaster(["modelV2"]), [any_rig.frame_id], threading.Event()
   passed = {}
 
   def modeld():
@@ -198,25 +206,25 @@ def test_a_frame_starts_after_its_modelV2(rig):
   thread.start()
   try:
     sock, events = messaging.sub_sock("fairSegmentation", timeout=100), []
-    rig.flows()  # it may not hear modelV2 yet
-    late = rig.sm["fairState"].framesLate
+    any_rig.flows()  # it may not hear modelV2 yet
+    late = any_rig.sm["fairState"].framesLate
 
     def frame(lets_through):
-      rig.frame_id += 1
-      rig.send(rig.frame_id)
+      any_rig.frame_id += 1
+      any_rig.send(any_rig.frame_id)
       time.sleep(0.03 if lets_through else 0.15)
       if lets_through:
-        gate[0] = rig.frame_id
-      rig.sm.update(0)
+        gate[0] = any_rig.frame_id
+      any_rig.sm.update(0)
       events.extend(messaging.drain_sock(sock))
 
     wait(lambda: frame(True) or len(events) > 2, "frames after their modelV2: one alone does not tell how often it comes")
-    wait(lambda: frame(False) or rig.sm["fairState"].framesLate > late, "frame dropped since its modelV2 does not come")
+    wait(lambda: frame(False) or any_rig.sm["fairState"].framesLate > late, "frame dropped since its modelV2 does not come")
     frame(True)
     wait(lambda: frame(True) or len(events) > 5, "frames after their modelV2")
     events.clear()
-    first = rig.frame_id
-    wait(lambda: frame(rig.frame_id % 3 > 0) or len(events) > 10, "frames, some without modelV2")
+    first = any_rig.frame_id
+    wait(lambda: frame(any_rig.frame_id % 3 > 0) or len(events) > 10, "frames, some without modelV2")
     for m in events:
       n = m.fairSegmentation.frameId
       assert n <= first or (n in passed and m.logMonoTime > passed[n]), n

@@ -21,7 +21,7 @@ from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
 from openpilot.selfdrive.modeld.fair.heads.ground import MAX_HEIGHT, MIN_HEIGHT
 from openpilot.selfdrive.modeld.fair.calibration import MAX_ANGLE
 from openpilot.selfdrive.modeld.fair.model import FairModel
-from openpilot.selfdrive.modeld.fair.publish import serialise, size_limit
+from openpilot.selfdrive.modeld.fair.publish import serialize, size_limit
 
 W, H = 1344, 760
 STRIDE, Y_HEIGHT, _, SIZE = nv12_info(W, H)
@@ -273,7 +273,7 @@ def test_manifests(tmp_path, count):
       sent += model.process(FRAME, t, t, t + 1)
     sent.append(model.state_message())
     for name, msg in sent:
-      assert msg.valid and len(serialise(name, msg)) < size_limit(name)
+      assert msg.valid and len(serialize(name, msg)) < size_limit(name)
     assert model.faults == 0, model.fault
   print(f" [{count} manifests, {accepted} accepted, {len(why)} kinds of refusal, {time.process_time() - begun:.1f} s of CPU]", end="")
   assert accepted > count / 50 and len(why) > 15

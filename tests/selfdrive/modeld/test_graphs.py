@@ -11,7 +11,7 @@ from openpilot.selfdrive.modeld.fair.bundle import BundleError, write_manifest
 from openpilot.selfdrive.modeld.fair.heads import objects as objects_head
 from openpilot.selfdrive.modeld.fair.lanes import MAX_HIDDEN
 from openpilot.selfdrive.modeld.fair.model import MAX_STEP, FairModel
-from openpilot.selfdrive.modeld.fair.publish import mask_from_message, serialise, size_limit
+from openpilot.selfdrive.modeld.fair.publish import mask_from_message, serialize, size_limit
 
 W, H = 1344, 760
 STRIDE, Y_HEIGHT, _, SIZE = nv12_info(W, H)
@@ -305,10 +305,10 @@ def test_the_largest_messages_fit_and_larger_are_refused(tmp_path):
   model = ready(write_graphs(tmp_path, [objects_graph(tmp_path, raw)]))
   msg = run(model, 0)["fairObjects"]
   assert len(msg.fairObjects.objects) == 50 and any(len(o.mask) > 8000 for o in msg.fairObjects.objects)
-  assert len(serialise("fairObjects", msg)) < size_limit("fairObjects")
+  assert len(serialize("fairObjects", msg)) < size_limit("fairObjects")
   msg = run(model, 1)["fairObjects"]   # pycapnp warns where one message is written twice
   with pytest.raises(ValueError, match=r"fairLanes of \d+ bytes was not sent"):
-    serialise("fairLanes", msg)
+    serialize("fairLanes", msg)
 
 
 def test_equal_input_gives_equal_bytes(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 from fair_bundle import lanes_graph, write_bundle, write_graphs
 from openpilot.selfdrive.modeld.fair import runners
-from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, folder_of
+from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, folder_of
 from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.compile import CompileError, build, missing, sample_inputs
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
@@ -34,7 +34,7 @@ def test_what_is_preferred_where(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("choice", ["tinygrad-cpu", "tinygrad-qcom", "tensorrt"])
-def test_without_an_artefact_onnx_runtime_runs_and_one_line_says_why(tmp_path, capfd, choice):
+def test_without_an_artifact_onnx_runtime_runs_and_one_line_says_why(tmp_path, capfd, choice):
   bundle = write_bundle(tmp_path)
   runner = open_runner(bundle, bundle.graphs[0], choice)
   said = capfd.readouterr().err
@@ -42,7 +42,7 @@ def test_without_an_artefact_onnx_runtime_runs_and_one_line_says_why(tmp_path, c
   assert np.isfinite(runner.run(sample_inputs(bundle.graphs[0], 0))["depth"]).all()
 
 
-def test_a_device_with_a_gpu_and_no_artefact(tmp_path, monkeypatch, capfd):
+def test_a_device_with_a_gpu_and_no_artifact(tmp_path, monkeypatch, capfd):
   (tmp_path / "gpu").touch()
   monkeypatch.setattr(runners, "QCOM_GPU", tmp_path / "gpu")
   model = FairModel(write_bundle(tmp_path / "b"))
@@ -83,7 +83,7 @@ def test_tensorrt_is_skipped_with_one_reason(tmp_path):
   assert why in ("TensorRT is not installed; pip install tensorrt", "no CUDA driver here (libcuda.so.1)") or why.startswith("CUDA's ")
   with pytest.raises(CompileError, match="tensorrt cannot be built here"):
     build(bundle, "tensorrt")
-  with pytest.raises(ArtefactError):
+  with pytest.raises(ArtifactError):
     tensorrt.TensorRTRunner(bundle, bundle.graphs[0])
 
 
@@ -168,14 +168,14 @@ def test_tensorrt_engine_is_built_kept_and_run(tmp_path, monkeypatch):
   assert runner.run(x)["lanes_visible"] is got["lanes_visible"]
   del runner
   assert not cuda.memory   # what was allocated is given back
-  with pytest.raises(ArtefactError, match="was built for precision"):
+  with pytest.raises(ArtifactError, match="was built for precision"):
     tensorrt.TensorRTRunner(bundle, graph, precision="float32")
   monkeypatch.setattr(tensorrt, "package_version", lambda package: "11")
-  with pytest.raises(ArtefactError, match="was built for tensorrt 10"):
+  with pytest.raises(ArtifactError, match="was built for tensorrt 10"):
     tensorrt.TensorRTRunner(bundle, graph)
   del trt.BuilderFlag.FP16
   assert tensorrt.usual_precision() == "float32"
-  with pytest.raises(ArtefactError, match="keeps a graph's own types"):
+  with pytest.raises(ArtifactError, match="keeps a graph's own types"):
     tensorrt.build_engine(bundle, graph, precision="float16")
 
 

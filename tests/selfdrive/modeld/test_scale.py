@@ -10,7 +10,7 @@ from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.scale import DepthScale, sample
 from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation
 from openpilot.selfdrive.modeld.fair.model import FairModel
-from openpilot.selfdrive.modeld.fair.publish import Stamp, depth_from_message, depth_message, serialise
+from openpilot.selfdrive.modeld.fair.publish import Stamp, depth_from_message, depth_message, serialize
 
 GROUND = view_ground("medmodel", 1.3)
 TRUE = 3.7   # metres of one unit of the student
@@ -116,7 +116,7 @@ def test_depth_is_under_forty_kilobytes(shape):
   z[:, 0] = 1e9
   stamp = Stamp(5, 250, "a-bundle-with-a-rather-long-name" * 4, 0.01, True)
   service, msg = depth_message(Depth(z, True, 2.5, 0.04), stamp)
-  assert len(serialise(service, msg)) < 40_000
+  assert len(serialize(service, msg)) < 40_000
   m = msg.fairDepth
   out = depth_from_message(m)
   assert out.shape == (64, 128) and m.metric and m.scale == 2.5 and m.scaleStd == pytest.approx(0.04) and np.isfinite(out).all()

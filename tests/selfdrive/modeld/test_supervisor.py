@@ -319,8 +319,10 @@ def test_killed_and_fairState_says_why(tmp_path, prefix):
   finally:
     err = rig.close()
   assert rig.proc.returncode == 0 and "Traceback" not in err
+  assert not any((tmp_path / "params" / prefix).iterdir())  # it writes no param
 
 
+@pytest.mark.slow
 def test_a_new_bundle_that_never_returns_is_refused_and_the_old_one_goes_on(tmp_path, prefix):
   rig = Rig(write_bundle(tmp_path / "tiny").path, command=supervised(limits={"trial": 2.0}))
   try:
@@ -336,6 +338,7 @@ def test_a_new_bundle_that_never_returns_is_refused_and_the_old_one_goes_on(tmp_
     rig.close()
 
 
+@pytest.mark.slow
 def test_a_frame_that_never_ends(tmp_path, prefix):
   """Its trial frames return, that one does not: the worker is ended and started again; the second time its bundle is refused, until it is another one."""
   rig = Rig(write_loop(tmp_path / "tiny", level=77).path, command=supervised(limits={"run": 4.0}))

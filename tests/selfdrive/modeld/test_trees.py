@@ -1,16 +1,16 @@
 """fairmodeld in upstream's trees since March 2025, by stand-ins that have their API."""
+import contextlib
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 
 import pytest
 
 from fair_bundle import write_bundle
 from fair_rig import DEADLINE, Rig, wait
-from msgq_like import TREES, site, transport
+from msgq_like import TREES, beside, site, transport
 from openpilot.cereal import messaging
 from openpilot.selfdrive.modeld.fair import sender
 
@@ -45,18 +45,15 @@ def test_what_differs_between_trees_ends_in_ipc(tmp_path, prefix, date):
 @pytest.fixture
 def upstream(tmp_path, prefix, monkeypatch):
   """A function DATE -> Rig: fairmodeld in that tree, what feeds and hears it on the same transport."""
-  rigs = []
+  with contextlib.ExitStack() as stack:
 
-  def make(date, **more):
-    transport(monkeypatch.setattr)
-    rigs.append(Rig(write_bundle(tmp_path / "tiny").path, PYTHONPATH=site(date, tmp_path / "site"), **more))
-    return rigs[-1]
+    def make(date, **more):
+      env = stack.enter_context(beside(date, tmp_path / "site", monkeypatch))
+      rig = Rig(write_bundle(tmp_path / "tiny").path, **env, **more)
+      stack.callback(lambda: rig.close())
+      return rig
 
-  with tempfile.TemporaryDirectory(prefix="q") as short:  # a socket's path has 107 characters
-    monkeypatch.setenv("TMPDIR", short)
     yield make
-    for rig in rigs:
-      rig.close()
 
 
 @pytest.mark.parametrize("date", TREES)

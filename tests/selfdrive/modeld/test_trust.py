@@ -1,4 +1,4 @@
-"""Compiled artefacts are code: only this machine's own, or the tree's, are ever opened. And who compiles them, when."""
+"""Compiled artifacts are code: only this machine's own, or the tree's, are ever opened. And who compiles them, when."""
 
 import json
 import os
@@ -14,10 +14,12 @@ import pytest
 
 from fair_bundle import write_bundle
 from openpilot.common.params import Params
-from openpilot.selfdrive.modeld.fair import artefact, runners, trust
+from openpilot.selfdrive.modeld.fair import artifact, runners, trust
 from openpilot.selfdrive.modeld.fair import compile as fair_compile
-from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, folder_of, read_artefact, tree_folder, write_artefact
+from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, folder_of, read_artifact, tree_folder, write_artifact
+from openpilot.selfdrive.modeld.fair.bundle import BundleError
 from openpilot.selfdrive.modeld.fair.compile import CompileError, lacking
+from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.runners import open_runner
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import requirements
 from openpilot.selfdrive.modeld.fair.trust import KEY_SIZE, TrustError, data_root, machine_key
@@ -37,11 +39,11 @@ def about(bundle):
 
 
 def read(bundle, folder=None):
-  return read_artefact(bundle, "scene", TARGET, requirements(TARGET), folder)[0]
+  return read_artifact(bundle, "scene", TARGET, requirements(TARGET), folder)[0]
 
 
 def write(bundle, blob=b"ours", folder=None):
-  return write_artefact(folder or folder_of(bundle), NAME, blob, about(bundle))
+  return write_artifact(folder or folder_of(bundle), NAME, blob, about(bundle))
 
 
 class Malice:
@@ -62,15 +64,15 @@ def test_a_pickle_that_comes_with_a_bundle_is_not_executed(tmp_path, capfd, monk
   for _ in range(2):
     assert open_runner(bundle, bundle.graphs[0], TARGET).what == "ONNX Runtime"
   err = capfd.readouterr().err
-  assert err.count("compiled came with the bundle and is ignored: what runs here is compiled here") == 1 and "no artefact" in err
-  with pytest.raises(ArtefactError, match="nothing was compiled here yet"):
+  assert err.count("compiled came with the bundle and is ignored: what runs here is compiled here") == 1 and "no artifact" in err
+  with pytest.raises(ArtifactError, match="nothing was compiled here yet"):
     read(bundle, bundle.path / "compiled")
   machine_key(make=True)
-  with pytest.raises(ArtefactError, match="was not written on this machine; it was not opened"):
+  with pytest.raises(ArtifactError, match="was not written on this machine; it was not opened"):
     read(bundle, bundle.path / "compiled")
   # nor from where ours lie
   shutil.copytree(bundle.path / "compiled", folder_of(bundle))
-  with pytest.raises(ArtefactError, match="was not written on this machine"):
+  with pytest.raises(ArtifactError, match="was not written on this machine"):
     read(bundle)
   assert open_runner(bundle, bundle.graphs[0], TARGET).what == "ONNX Runtime" and not proof.exists()
 
@@ -80,7 +82,7 @@ def test_ours_lie_outside_the_bundle(tmp_path):
   sidecar = write(bundle)
   assert read(bundle) == b"ours" and data_root() in sidecar.parents and {p.name for p in bundle.path.iterdir()} == {"manifest.json", "scene.onnx"}
   (sidecar.parent / f"{NAME}.pkl").write_bytes(b"hers")
-  with pytest.raises(ArtefactError, match="its sidecar says"):
+  with pytest.raises(ArtifactError, match="its sidecar says"):
     read(bundle)
 
 
@@ -91,11 +93,11 @@ def test_each_entry_is_under_the_mac(tmp_path):
   for key, value in said.items():
     for other in ({**said, key: "0" * 64 if key == "mac" else [f"{NAME}.other"] if key == "files" else "other"}, {k: v for k, v in said.items() if k != key}):
       sidecar.write_text(json.dumps(other))
-      with pytest.raises(ArtefactError, match=r"was not written on this machine|names no files"):
+      with pytest.raises(ArtifactError, match=r"was not written on this machine|names no files"):
         read(bundle)
     assert value is not None
   sidecar.write_text(json.dumps({**said, "more": 1}))
-  with pytest.raises(ArtefactError, match="was not written on this machine"):
+  with pytest.raises(ArtifactError, match="was not written on this machine"):
     read(bundle)
 
 
@@ -113,7 +115,7 @@ def test_a_sidecar_that_is_no_file(tmp_path, kind):
       f.truncate(1 << 40)
   else:
     sidecar.write_text("[" * 60_000)
-  with pytest.raises(ArtefactError) as e:
+  with pytest.raises(ArtifactError) as e:
     read(bundle)
   assert "\n" not in str(e.value)
 
@@ -169,7 +171,7 @@ def test_a_key_that_others_may_know_is_not_used(tmp_path, kind, said):
   for make in (False, True):
     with pytest.raises(TrustError, match=said):
       machine_key(make)
-  with pytest.raises(ArtefactError, match=f"is not trusted: .*{said}"):
+  with pytest.raises(ArtifactError, match=f"is not trusted: .*{said}"):
     read(bundle)
   with pytest.raises(TrustError):
     write(bundle)
@@ -200,7 +202,7 @@ def tree(tmp_path, monkeypatch):
   code = tmp_path / "tree" / "trust.py"
   code.parent.mkdir()
   code.write_text("")
-  for module in (trust, artefact):
+  for module in (trust, artifact):
     monkeypatch.setattr(module, "BUILT", code.parent / "built")
   monkeypatch.setattr(trust, "CODE", code)
   return code.parent
@@ -218,7 +220,7 @@ def test_what_the_trees_build_wrote_is_trusted_as_the_code_is(tmp_path, tree, mo
   good, said_then = listing.read_text(), sidecar.read_text()
   for change, said in (
     (lambda: listing.write_text("{}"), "was not written by the build of this tree"),
-    (lambda: listing.write_text("["), "is no list of artefacts"),
+    (lambda: listing.write_text("["), "is no list of artifacts"),
     (lambda: listing.chmod(0o666), "is not as the code beside it"),
     (lambda: (tree / "built").chmod(0o777), "is not as the code beside it"),
     (lambda: (listing.unlink(), listing.symlink_to(tmp_path / "b" / "manifest.json")), "is not as the code beside it"),
@@ -227,7 +229,7 @@ def test_what_the_trees_build_wrote_is_trusted_as_the_code_is(tmp_path, tree, mo
     (lambda: (sidecar.parent / f"{NAME}.pkl").write_bytes(b"another"), "its sidecar says"),
   ):
     change()
-    with pytest.raises(ArtefactError, match=said):
+    with pytest.raises(ArtifactError, match=said):
       read(bundle)
     (tree / "built").chmod(0o755)
     listing.unlink(missing_ok=True)
@@ -235,7 +237,7 @@ def test_what_the_trees_build_wrote_is_trusted_as_the_code_is(tmp_path, tree, mo
     listing.chmod(0o644)
     sidecar.write_text(said_then)
   os.replace(sidecar.parent, tmp_path / "built")  # the same folder elsewhere is nobody's
-  with pytest.raises(ArtefactError, match="is not trusted"):
+  with pytest.raises(ArtifactError, match="is not trusted"):
     read(bundle, tmp_path / "built")
 
 
@@ -245,7 +247,7 @@ def test_of_another_owner_than_the_code_it_is_not_trusted(tmp_path, tree):
   bundle = write_bundle(tmp_path / "b")
   sidecar = write(bundle, b"the tree's", tree_folder(bundle))
   os.chown(sidecar.parent / trust.LIST, 12345, -1)
-  with pytest.raises(ArtefactError, match="of another owner"):
+  with pytest.raises(ArtifactError, match="of another owner"):
     read(bundle)
 
 
@@ -271,13 +273,21 @@ def test_what_is_lacking_here(tmp_path, monkeypatch):
   assert lacking(bundle, None) is None
 
 
+def test_a_device_that_has_not_compiled_yet_says_so(tmp_path, monkeypatch):
+  """Without ONNX Runtime, as there: what fairState carries."""
+  monkeypatch.setattr(runners, "QCOM_GPU", tmp_path)
+  monkeypatch.setitem(sys.modules, "openpilot.selfdrive.modeld.fair.runners.onnx", None)
+  with pytest.raises(BundleError, match=r"graph 'scene' has no runner here; tinygrad-qcom: no artifact .*, a device does while it is offroad; onnx: "):
+    FairModel(write_bundle(tmp_path / "b"))
+
+
 def test_a_failed_compilation_is_told_to_who_misses_it(tmp_path, monkeypatch):
   bundle = write_bundle(tmp_path / "b")
   monkeypatch.setattr(fair_compile, "missing", lambda t: None)
   monkeypatch.setattr(fair_compile, "python", lambda *_: [sys.executable, "-c", "print('error: too hard'); raise SystemExit(2)"])
   with pytest.raises(CompileError, match=r"^too hard$"):
     fair_compile.build(bundle, TARGET)
-  with pytest.raises(ArtefactError, match=r"no artefact .*\(compiling it failed: too hard\); build it with compile.py, a device does while it is offroad"):
+  with pytest.raises(ArtifactError, match=r"no artifact .*\(compiling it failed: too hard\); build it with compile.py, a device does while it is offroad"):
     read(bundle)
 
 
@@ -288,13 +298,13 @@ def test_on_a_device_nothing_is_compiled_while_the_car_is_on(tmp_path, monkeypat
   assert fair_compile.main() == 2 and capsys.readouterr().err == "error: the car is on; compiling is for when it is off\n"
 
 
-def test_old_artefacts_go(tmp_path):
+def test_old_artifacts_go(tmp_path):
   folders = []
-  for i in range(artefact.KEPT + 2):
-    folders.append(data_root() / "artefacts" / f"m{i}")
+  for i in range(artifact.KEPT + 2):
+    folders.append(data_root() / "artifacts" / f"m{i}")
     folders[-1].mkdir(parents=True)
     os.utime(folders[-1], (i, i))
-  assert artefact.prune(folders[0]) == [folders[2], folders[1]]
+  assert artifact.prune(folders[0]) == [folders[2], folders[1]]
   assert {p.name for p in folders[0].parent.iterdir()} == {p.name for p in (folders[0], *folders[3:])}
 
 

@@ -42,7 +42,7 @@ def test_nothing_labelled_is_no_success(route, tmp_path, capsys):
       label_module.refuse_silence(teacher, groups, store, 5)
       assert "warning: teacher 'silent' says nothing of any of the 30 frames" in capsys.readouterr().err and len(store.groups()) == 1
     else:
-      with pytest.raises(UserError, match=r"'silent' says nothing of any of the 30 frames, and nothing was stored; .*without --every"):
+      with pytest.raises(UserError, match=r"'silent' says nothing of any of the 30 frames, and nothing of it was stored; .*without --every"):
         label_module.refuse_silence(teacher, groups, store, 5)
   assert store.groups() == []
 

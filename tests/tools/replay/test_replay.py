@@ -14,10 +14,10 @@ from openpilot.cereal.visionipc import VisionIpcClient, VisionStreamType
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, find_bundle
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.logreader import LogReader
+from openpilot.tools.lib.logreader import TAG_NAMES, LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route
-from openpilot.tools.replay.compare_logs import compare_logs, differences
+from openpilot.tools.replay.compare_logs import MACHINE_FIELDS, compare_logs, differences
 from openpilot.tools.replay.process_replay import process_replay
 from openpilot.tools.replay.record import merge, on_route_clock
 from openpilot.tools.replay.replay import Replay, with_time
@@ -151,6 +151,26 @@ def test_video_without_log_and_log_without_video(route, prefix, tmp_path, capsys
   assert not got.frames and len(got.events) > 20 and "no video" in capsys.readouterr().err
   with pytest.raises(UserError, match=r"no ecamera.*its cameras are qcamera"):
     choose_camera(segments, "wide")
+
+
+def test_a_machines_own_figures_can_be_left_out_of_a_comparison():
+  tag = next(t for t, n in TAG_NAMES.items() if n == "fairState")
+
+  def state(time, late):
+    msg = messaging.new_message("fairState", logMonoTime=1)
+    s = msg.fairState
+    s.warpTime, s.memoryMB, s.publishTime = time, 100 * time, time
+    g, = s.init("graphs", 1)
+    g.executionTime, g.executionTimeMax, g.late = time, time, late
+    return [(1, tag, msg.to_bytes())]
+
+  assert len(compare_logs(state(0.1, 0), state(0.2, 0))) == 5
+  assert not compare_logs(state(0.1, 0), state(0.2, 0), MACHINE_FIELDS)
+  line, = compare_logs(state(0.1, 0), state(0.2, 1), MACHINE_FIELDS)
+  assert "graphs[0].late" in line
+  known = {f"{s}.{f}" for s in ("fairState", "fairDepth", "fairObjects", "fairSegmentation", "fairLanes", "modelV2")
+           for f in log.Event.schema.fields[s].schema.fields}
+  assert {f for f in MACHINE_FIELDS if f.count(".") == 1} <= known
 
 
 def test_time_is_patched_in_place():

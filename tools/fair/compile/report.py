@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, package_version
+from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, package_version
 from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.compile import TARGETS, CompileError, build, missing
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import find_clang
@@ -140,7 +140,7 @@ def main() -> None:
   p.add_argument("--json", type=Path, help="of comma-four: write all of it")
   p.add_argument("--budgets", type=Path, help="other limits than tools/fair/compile/budgets.json")
   p.add_argument("--timeout", type=float, default=TIMEOUT, metavar="S", help="seconds for one graph, default %(default).0f")
-  p.add_argument("--output", type=Path, help="of the other targets: where artefacts go; default: where this machine keeps its own")
+  p.add_argument("--output", type=Path, help="of the other targets: where artifacts go; default: where this machine keeps its own")
   args = p.parse_args()
   if (args.kernels is not None and args.kernels < 1) or args.timeout <= 0:
     raise UserError("--kernels and --timeout are over zero")
@@ -158,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  raise SystemExit(cli(main, (ArtefactError, BundleError, CompileError))())
+  raise SystemExit(cli(main, (ArtifactError, BundleError, CompileError))())

@@ -300,7 +300,7 @@ def refuse_silence(teacher: Teacher, groups: list[Group], store: LabelStore, eve
   hint = "the log has none of the messages"
   if every > 1:
     hint = f"a qlog has its messages for few frames, and --every {every} may meet none of them: label without --every"
-  raise UserError(f"{what}, and nothing was stored; {hint}")
+  raise UserError(f"{what}, and nothing of it was stored; {hint}")
 
 
 def main() -> None:

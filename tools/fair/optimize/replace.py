@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from openpilot.selfdrive.modeld.fair.artefact import FOLDER
+from openpilot.selfdrive.modeld.fair.artifact import FOLDER
 from openpilot.selfdrive.modeld.fair.bundle import MANIFEST
 from openpilot.tools.lib.errors import UserError
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, ignored
+from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, ignored
 from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError
 
 QCOM_GPU = Path("/dev/kgsl-3d0")
@@ -14,7 +14,7 @@ NVIDIA_GPU = Path("/dev/nvidiactl")
 RUNNERS = ("tinygrad-qcom", "tinygrad-cuda", "tinygrad-cpu", "tensorrt", "onnx")
 
 
-TOLD: set[Path] = set()  # bundles of whose own artefacts it was said that they are ignored
+TOLD: set[Path] = set()  # bundles of whose own artifacts it was said that they are ignored
 
 
 class Runner(Protocol):
@@ -32,7 +32,7 @@ def preferred() -> tuple[str, ...]:
 
 
 def make_runner(name: str, bundle: Bundle, graph: dict[str, Any], threads: int = 1, folder: Path | None = None) -> Runner:
-  """Raises ArtefactError, ImportError or BundleError where this runner cannot run the graph here."""
+  """Raises ArtifactError, ImportError or BundleError where this runner cannot run the graph here."""
   if name == "onnx":
     from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 
@@ -51,7 +51,7 @@ def make_runner(name: str, bundle: Bundle, graph: dict[str, Any], threads: int =
 def open_runner(bundle: Bundle, graph: dict[str, Any], choice: str | None = None, threads: int = 1, folder: Path | None = None) -> Runner:
   """The chosen runner, else the first of preferred() that can; ONNX Runtime where the chosen one cannot, saying why on stderr.
 
-  folder: where artefacts are, if not where this machine keeps its own. Raises BundleError with every reason where none can.
+  folder: where artifacts are, if not where this machine keeps its own. Raises BundleError with every reason where none can.
   """
   if choice is not None and choice not in RUNNERS:
     raise BundleError(f"runner '{choice}' is not known; one of {', '.join(RUNNERS)}")
@@ -67,7 +67,7 @@ def open_runner(bundle: Bundle, graph: dict[str, Any], choice: str | None = None
       reasons.append(f"{name}: {e.name or e} is not installed")
       absent = True
       continue
-    except (ArtefactError, BundleError) as e:
+    except (ArtifactError, BundleError) as e:
       reasons.append(f"{name}: {e}")
       continue
     if reasons:

@@ -1,6 +1,6 @@
 """Builds and runs one graph of a bundle as a TensorRT 10 engine. Memory and stream come from the CUDA driver itself: only the package `tensorrt` is wanted.
 
-An engine is of one GPU, precision, TensorRT and manifest; it lies with the other artefacts and is opened only where its sidecar's hashes agree, as pickles are.
+An engine is of one GPU, precision, TensorRT and manifest; it lies with the other artifacts and is opened only where its sidecar's hashes agree, as pickles are.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, folder_of, package_version, read_artefact, stem, write_artefact
+from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, folder_of, package_version, read_artifact, stem, write_artifact
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
 from openpilot.selfdrive.modeld.fair.parity import worst
 
@@ -21,13 +21,13 @@ WORKSPACE = 1 << 30  # bytes that the builder may try tactics with
 
 
 class Cuda:
-  """What is needed of the CUDA driver: device 0's memory, one stream, copies. Raises ArtefactError where there is no driver or no GPU."""
+  """What is needed of the CUDA driver: device 0's memory, one stream, copies. Raises ArtifactError where there is no driver or no GPU."""
 
   def __init__(self) -> None:
     try:
       self.lib = ctypes.CDLL("libcuda.so.1")
     except OSError:
-      raise ArtefactError("no CUDA driver here (libcuda.so.1)") from None
+      raise ArtifactError("no CUDA driver here (libcuda.so.1)") from None
     self.device, self.context, self.stream = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
     self.call("cuInit", 0)
     self.call("cuDeviceGet", ctypes.byref(self.device), 0)
@@ -37,7 +37,7 @@ class Cuda:
 
   def call(self, name: str, *args: Any) -> None:
     if (code := getattr(self.lib, name)(*args)) != 0:
-      raise ArtefactError(f"CUDA's {name} failed with code {code}")
+      raise ArtifactError(f"CUDA's {name} failed with code {code}")
 
   def name(self) -> str:
     text = ctypes.create_string_buffer(128)
@@ -68,7 +68,7 @@ def missing() -> str | None:
     return "TensorRT is not installed; pip install tensorrt"
   try:
     Cuda()
-  except ArtefactError as e:
+  except ArtifactError as e:
     return str(e)
   return None
 
@@ -85,11 +85,11 @@ def requirements(gpu: str, precision: str) -> dict[str, Any]:
 
 
 def build_engine(bundle: Bundle, graph: dict[str, Any], folder: Path | None = None, precision: str | None = None) -> None:
-  """Builds, compares with ONNX Runtime and writes the engine of one graph; minutes. precision: one of PRECISIONS or the usual. Raises ArtefactError."""
+  """Builds, compares with ONNX Runtime and writes the engine of one graph; minutes. precision: one of PRECISIONS or the usual. Raises ArtifactError."""
   if precision not in (None, *PRECISIONS):
-    raise ArtefactError(f"precision '{precision}' is not known; one of {', '.join(PRECISIONS)}")
+    raise ArtifactError(f"precision '{precision}' is not known; one of {', '.join(PRECISIONS)}")
   if (why := missing()) is not None:
-    raise ArtefactError(why)
+    raise ArtifactError(why)
   import tensorrt as trt
 
   from openpilot.selfdrive.modeld.fair.compile import TOLERANCE, differences, sample_inputs
@@ -102,16 +102,16 @@ def build_engine(bundle: Bundle, graph: dict[str, Any], folder: Path | None = No
   network = builder.create_network(0)  # 10: batches are explicit by themselves
   parser = trt.OnnxParser(network, logger)
   if not parser.parse(bundle.onnx(graph)):
-    raise ArtefactError(f"TensorRT does not read {path}: {parser.get_error(0).desc() if parser.num_errors else 'it does not say why'}")
+    raise ArtifactError(f"TensorRT does not read {path}: {parser.get_error(0).desc() if parser.num_errors else 'it does not say why'}")
   config = builder.create_builder_config()
   config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
   if precision == "float16":
     if not hasattr(trt.BuilderFlag, "FP16"):
-      raise ArtefactError(f"TensorRT {trt.__version__} keeps a graph's own types; build it in float32, or export the graph in half precision")
+      raise ArtifactError(f"TensorRT {trt.__version__} keeps a graph's own types; build it in float32, or export the graph in half precision")
     config.set_flag(trt.BuilderFlag.FP16)
   plan = builder.build_serialized_network(network, config)
   if plan is None:
-    raise ArtefactError(f"TensorRT does not build {path} in {precision}")
+    raise ArtifactError(f"TensorRT does not build {path} in {precision}")
   blob, inputs = bytes(plan), sample_inputs(graph, 2)
   got, apart = Engine(blob, graph, cuda).run(inputs), None
   if importlib.util.find_spec("onnxruntime") is not None:
@@ -119,10 +119,10 @@ def build_engine(bundle: Bundle, graph: dict[str, Any], folder: Path | None = No
 
     apart = worst(differences(got, OnnxRunner(bundle, graph).run(inputs)).values())
     if not apart <= TOLERANCE[TARGET]:
-      raise ArtefactError(f"{path} in TensorRT, {precision}, is off from ONNX Runtime by {apart:.2g} of the largest value")
+      raise ArtifactError(f"{path} in TensorRT, {precision}, is off from ONNX Runtime by {apart:.2g} of the largest value")
   about = {"bundle": bundle.name, "manifest": bundle.manifest_hash, "graph": graph["name"], "target": TARGET, **requirements(cuda.name(), precision)}
   about |= {"parity": apart, "seconds": round(time.perf_counter() - t0, 1)}
-  write_artefact(folder_of(bundle, folder), stem(graph["name"], TARGET), blob, about)
+  write_artifact(folder_of(bundle, folder), stem(graph["name"], TARGET), blob, about)
 
 
 class Engine:
@@ -136,17 +136,17 @@ class Engine:
     self.runtime = trt.Runtime(self.logger)  # must outlive the engine
     self.engine = self.runtime.deserialize_cuda_engine(blob)
     if self.engine is None:
-      raise ArtefactError("TensorRT does not read its engine; build it again with compile.py")
+      raise ArtifactError("TensorRT does not read its engine; build it again with compile.py")
     self.context = self.engine.create_execution_context()
     names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
     specs = {s["name"]: s for s in (*graph["inputs"], *graph["outputs"])}
     if set(names) != specs.keys():
-      raise ArtefactError(f"the engine has {', '.join(sorted(names))}, the manifest {', '.join(sorted(specs))}; build it again with compile.py")
+      raise ArtifactError(f"the engine has {', '.join(sorted(names))}, the manifest {', '.join(sorted(specs))}; build it again with compile.py")
     arrays, self.pointers = {}, {}
     for name in names:
       spec, kind = specs[name], np.dtype(trt.nptype(self.engine.get_tensor_dtype(name)))
       if tuple(self.engine.get_tensor_shape(name)) != tuple(spec["shape"]) or kind != spec["dtype"]:
-        raise ArtefactError(f"the engine's '{name}' is {kind}{list(self.engine.get_tensor_shape(name))}; build it again with compile.py")
+        raise ArtifactError(f"the engine's '{name}' is {kind}{list(self.engine.get_tensor_shape(name))}; build it again with compile.py")
       arrays[name] = np.zeros(spec["shape"], kind)
       self.pointers[name] = cuda.alloc(arrays[name].nbytes)
       self.context.set_tensor_address(name, self.pointers[name])
@@ -173,15 +173,15 @@ class Engine:
 class TensorRTRunner:
   """`run({name: array}) -> {name: array}`. Outputs are the same arrays at every call: copy what must outlive the next one.
 
-  Raises ArtefactError where there is no TensorRT, no GPU, or no engine of this bundle for this GPU: building one takes minutes and is compile.py's.
+  Raises ArtifactError where there is no TensorRT, no GPU, or no engine of this bundle for this GPU: building one takes minutes and is compile.py's.
   """
 
   def __init__(self, bundle: Bundle, graph: dict[str, Any], folder: Path | None = None, precision: str | None = None):
     if (why := missing()) is not None:
-      raise ArtefactError(why)
+      raise ArtifactError(why)
     cuda, precision = Cuda(), precision or usual_precision()
     gpu = cuda.name()
-    blob, _ = read_artefact(bundle, graph["name"], TARGET, requirements(gpu, precision), folder)
+    blob, _ = read_artifact(bundle, graph["name"], TARGET, requirements(gpu, precision), folder)
     self.engine = Engine(blob, graph, cuda)
     self.what = f"TensorRT {package_version('tensorrt')} ({gpu}, {precision})"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.artefact import ArtefactError, machine, package_version, read_artefact, write_atomic
+from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, machine, package_version, read_artifact, write_atomic
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
 from openpilot.selfdrive.modeld.fair.trust import TrustError, private_folder
 
@@ -27,7 +27,7 @@ QCOM_PRIORITY = "14"  # of the GPU's 0 (first) to 15; openpilot's networks have 
 
 
 def requirements(target: str) -> dict[str, Any]:
-  """What an artefact's sidecar must agree with to be run here."""
+  """What an artifact's sidecar must agree with to be run here."""
   return {"tinygrad": package_version("tinygrad"), "flags": FLAGS[target], "machine": machine()}
 
 
@@ -54,10 +54,10 @@ def find_clang() -> str | None:
 
 
 def set_flags(target: str) -> None:
-  """Before tinygrad's first import: it reads its environment then. Raises ArtefactError where this process has it on another device."""
+  """Before tinygrad's first import: it reads its environment then. Raises ArtifactError where this process has it on another device."""
   flags = FLAGS[target]
   if "tinygrad" in sys.modules and os.environ.get("DEV", "").split(":")[0] != flags["DEV"]:
-    raise ArtefactError(f"tinygrad runs on DEV={os.environ.get('DEV', '')} in this process already; {target} needs one of its own")
+    raise ArtifactError(f"tinygrad runs on DEV={os.environ.get('DEV', '')} in this process already; {target} needs one of its own")
   os.environ.update(flags)
   os.environ.setdefault("QCOM_PRIORITY", QCOM_PRIORITY)
   if target == "tinygrad-cpu" and (cc := find_clang()) is not None:
@@ -65,7 +65,7 @@ def set_flags(target: str) -> None:
 
 
 def read_jit(blob: bytes) -> Any:
-  """An artefact's bytes, which are known to be ours -> the jit.
+  """An artifact's bytes, which are known to be ours -> the jit.
 
   They are two pickles. First come the programs that tinygrad's CPU device compiles for itself whenever it is opened: a quarter of a second and a compiler, for
   what no jit of ours calls. It is given them ready.
@@ -92,20 +92,20 @@ class TinygradRunner:
   """`run({name: array}) -> {name: array}`. Outputs are the same arrays at every call: copy what must outlive the next one.
 
   Inputs are numpy arrays that tinygrad knows as its NPY device, filled in place; the jit itself copies them to where it runs, as modeld's does.
-  Raises ArtefactError where there is no artefact for this bundle, machine and tinygrad: then no pickle was opened.
+  Raises ArtifactError where there is no artifact for this bundle, machine and tinygrad: then no pickle was opened.
   """
 
   def __init__(self, bundle: Bundle, graph: dict[str, Any], target: str, folder: Path | None = None):
     if not package_version("tinygrad"):
-      raise ArtefactError("tinygrad is not installed")
-    blob, about = read_artefact(bundle, graph["name"], target, requirements(target), folder)
+      raise ArtifactError("tinygrad is not installed")
+    blob, about = read_artifact(bundle, graph["name"], target, requirements(target), folder)
     set_flags(target)
     from tinygrad import Tensor
 
     try:
       self.jit = read_jit(blob)
     except Exception as e:  # the bytes are ours: what fails is the device behind them, and how it does is the driver's business
-      raise ArtefactError(f"{target} does not start: {str(e).splitlines()[0][:160] if str(e) else type(e).__name__}") from None
+      raise ArtifactError(f"{target} does not start: {str(e).splitlines()[0][:160] if str(e) else type(e).__name__}") from None
     self.what = f"tinygrad {about['tinygrad']} ({target.removeprefix('tinygrad-')})"
     self.inputs = {i["name"]: np.zeros(i["shape"], i["dtype"]) for i in graph["inputs"]}
     self.tensors = {k: Tensor(v, device="NPY").realize() for k, v in self.inputs.items()}

@@ -1,4 +1,4 @@
-"""Compiled artefacts of a bundle: a pickled jit (or an engine) and, beside it, a sidecar of hashes that says what it was built from.
+"""Compiled artifacts of a bundle: a pickled jit (or an engine) and, beside it, a sidecar of hashes that says what it was built from.
 
 A pickle is code, so none comes with a bundle: they lie where this machine keeps its own, or in the tree whose build made them (trust.py). Bytes are handed out
 only after the sidecar was found to be ours and their SHA-256 to be the sidecar's, and those very bytes are handed out; the file is not read twice.
@@ -22,7 +22,7 @@ from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, read_fil
 from openpilot.selfdrive.modeld.fair.trust import BUILT, LIST, TrustError, data_root, in_tree, listed, mac, private_folder
 
 FOREIGN = "compiled"  # in a bundle's folder, as they once came: never looked into
-KEPT = 8  # manifests whose artefacts are kept; older ones are deleted
+KEPT = 8  # manifests whose artifacts are kept; older ones are deleted
 MAX_SIDECAR, MAX_SIZE, MAX_REASON = 1 << 16, 2 << 30, 300  # bytes, bytes, characters
 CHUNK_SIZE = 45 * 1024 * 1024  # openpilot's, under what its hosts take as one file
 FORMAT = 3
@@ -30,13 +30,13 @@ SUFFIX = {"tensorrt": "engine"}  # of a target's files; else pkl
 TINYGRAD_FILES = ("device.py", "dtype.py", "engine/jit.py", "engine/realize.py", "runtime/ops_cpu.py", "uop/ops.py")  # what a pickled jit is made of
 
 
-class ArtefactError(ValueError):
-  """An artefact that must not be used. The message says why, and what to do."""
+class ArtifactError(ValueError):
+  """An artifact that must not be used. The message says why, and what to do."""
 
 
 def folder_of(bundle: Bundle, folder: Path | None = None) -> Path:
-  """Where a bundle's artefacts are written, by default on this machine's own side."""
-  return data_root() / "artefacts" / key_of(bundle) if folder is None else folder
+  """Where a bundle's artifacts are written, by default on this machine's own side."""
+  return data_root() / "artifacts" / key_of(bundle) if folder is None else folder
 
 
 def key_of(bundle: Bundle) -> str:
@@ -49,7 +49,7 @@ def tree_folder(bundle: Bundle) -> Path:
 
 
 def ignored(path: Path) -> str | None:
-  """What to say of a folder of artefacts that came with a bundle; None where there is none."""
+  """What to say of a folder of artifacts that came with a bundle; None where there is none."""
   return f"{path / FOREIGN} came with the bundle and is ignored: what runs here is compiled here" if (path / FOREIGN).exists() else None
 
 
@@ -100,10 +100,10 @@ def write_atomic(path: Path, data: bytes | memoryview, mode: int = 0o644) -> Non
     tmp.unlink(missing_ok=True)
 
 
-def write_artefact(folder: Path, name: str, blob: bytes, about: dict[str, Any], chunk_size: int = CHUNK_SIZE) -> Path:
+def write_artifact(folder: Path, name: str, blob: bytes, about: dict[str, Any], chunk_size: int = CHUNK_SIZE) -> Path:
   """blob -> <name>.pkl, or its chunks, then the sidecar <name>.json: what is read in between fails its hash. Returns the sidecar's path.
 
-  about: what must hold for the artefact to be used, see read_artefact(), and its target.
+  about: what must hold for the artifact to be used, see read_artifact(), and its target.
   """
   tree = in_tree(folder)
   if not tree:
@@ -146,7 +146,7 @@ def prune(folder: Path) -> list[Path]:
 
 
 def note_failure(folder: Path, name: str, why: str | None) -> None:
-  """Keeps why a graph could not be compiled, for whoever misses its artefact; None: it could."""
+  """Keeps why a graph could not be compiled, for whoever misses its artifact; None: it could."""
   with contextlib.suppress(OSError):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.failed"
@@ -164,62 +164,62 @@ def why_not(folder: Path, name: str) -> str:
 
 
 def read_sidecar(folder: Path, name: str) -> dict[str, Any]:
-  """What a sidecar says, after it was found to be this machine's or the tree's own. Raises ArtefactError."""
+  """What a sidecar says, after it was found to be this machine's or the tree's own. Raises ArtifactError."""
   path = folder / f"{name}.json"
   try:
     if not path.is_file():
-      raise ArtefactError(f"no artefact {path}{why_not(folder, name)}; build it with compile.py, a device does while it is offroad")
+      raise ArtifactError(f"no artifact {path}{why_not(folder, name)}; build it with compile.py, a device does while it is offroad")
     raw = read_file(path, MAX_SIDECAR)
     said = json.loads(raw)
-  except ArtefactError:
+  except ArtifactError:
     raise
   except (OSError, ValueError, RecursionError) as e:
-    raise ArtefactError(f"{path} is not readable JSON ({str(e)[:100]}); build it again with compile.py") from None
+    raise ArtifactError(f"{path} is not readable JSON ({str(e)[:100]}); build it again with compile.py") from None
   files = said.get("files") if isinstance(said, dict) else None
   if not isinstance(files, list) or not files or not all(isinstance(f, str) and f.startswith(f"{name}.") and "/" not in f for f in files):
-    raise ArtefactError(f"{path} names no files of its own; build it again with compile.py")
+    raise ArtifactError(f"{path} names no files of its own; build it again with compile.py")
   try:
     if in_tree(folder):
       ours = listed(folder, path.name) == hashlib.sha256(raw).hexdigest()
     else:
       ours = hmac.compare_digest(str(said.get("mac")).encode(), mac(said).encode())
   except (TrustError, OSError) as e:
-    raise ArtefactError(f"{path} is not trusted: {e}") from None
+    raise ArtifactError(f"{path} is not trusted: {e}") from None
   if not ours:
-    raise ArtefactError(f"{path} was not written {'by the build of this tree' if in_tree(folder) else 'on this machine'}; it was not opened: build it again")
+    raise ArtifactError(f"{path} was not written {'by the build of this tree' if in_tree(folder) else 'on this machine'}; it was not opened: build it again")
   return said
 
 
-def read_artefact(bundle: Bundle, graph: str, target: str, must: dict[str, Any], folder: Path | None = None) -> tuple[bytes, dict[str, Any]]:
-  """(bytes, sidecar) of a graph's artefact, checked. must: entries that the sidecar has to agree with, besides the manifest's hash, graph, target and format.
+def read_artifact(bundle: Bundle, graph: str, target: str, must: dict[str, Any], folder: Path | None = None) -> tuple[bytes, dict[str, Any]]:
+  """(bytes, sidecar) of a graph's artifact, checked. must: entries that the sidecar has to agree with, besides the manifest's hash, graph, target and format.
 
-  folder: where it is; by default this machine's own, else the tree's. Raises ArtefactError where it is absent, not ours, of another manifest, machine or
+  folder: where it is; by default this machine's own, else the tree's. Raises ArtifactError where it is absent, not ours, of another manifest, machine or
   version, or where its bytes are not those that were written.
   """
   if folder is None:
     try:
-      return read_artefact(bundle, graph, target, must, folder_of(bundle))
-    except ArtefactError:
+      return read_artifact(bundle, graph, target, must, folder_of(bundle))
+    except ArtifactError:
       if not (tree_folder(bundle) / f"{stem(graph, target)}.json").is_file():
         raise
-      return read_artefact(bundle, graph, target, must, tree_folder(bundle))
+      return read_artifact(bundle, graph, target, must, tree_folder(bundle))
   name = stem(graph, target)
   said = read_sidecar(folder, name)
   for key, wanted in {"format": FORMAT, "manifest": bundle.manifest_hash, "graph": graph, "target": target, **must}.items():
     if said.get(key) != wanted:
       was = str(said.get(key))[:40]
-      raise ArtefactError(f"{folder / name}.json was built for {key} {was}, here it is {str(wanted)[:40]}; build it again with compile.py")
+      raise ArtifactError(f"{folder / name}.json was built for {key} {was}, here it is {str(wanted)[:40]}; build it again with compile.py")
   left = min(MAX_SIZE, int(said["size"]))
   parts = []
   for f in said["files"]:
     try:
       parts.append(read_file(folder / f, left))
     except BundleError as e:
-      raise ArtefactError(f"{e}; build it again with compile.py") from None
+      raise ArtifactError(f"{e}; build it again with compile.py") from None
     left -= len(parts[-1])
   blob = b"".join(parts)
   actual = hashlib.sha256(blob).hexdigest()
   if actual != said.get("sha256"):
     wanted = str(said.get("sha256"))[:12]
-    raise ArtefactError(f"{folder / said['files'][0]} has sha256 {actual[:12]}..., its sidecar says {wanted}...; it was not opened: build it again")
+    raise ArtifactError(f"{folder / said['files'][0]} has sha256 {actual[:12]}..., its sidecar says {wanted}...; it was not opened: build it again")
   return blob, said

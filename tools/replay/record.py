@@ -13,7 +13,7 @@ from openpilot.cereal import messaging
 from openpilot.cereal.services import SERVICE_LIST
 from openpilot.tools.lib.errors import cli
 from openpilot.tools.lib.guard import Guard, open_event
-from openpilot.tools.lib.logreader import TAG_NAMES, LogReader
+from openpilot.tools.lib.logreader import LATEST, TAG_NAMES, LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.replay.replay import with_time
 
@@ -56,14 +56,17 @@ def on_route_clock(live: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
   for dat in live:
     with guard(None):
       event = open_event(dat)
-      stamped.append((event.logMonoTime, getattr(event, event.which()).timestampEof, event.which() != "fairState", dat))
+      t, eof = event.logMonoTime, getattr(event, event.which()).timestampEof
+      if max(t, eof) > LATEST:
+        raise ValueError("no time")
+      stamped.append((t, eof, event.which() != "fairState", dat))
   guard.say()
   offsets = [t - eof for t, eof, about_frame, _ in stamped if about_frame and eof]
   if not offsets:
     return
   fastest = min(offsets)
   for t, _, _, dat in sorted(stamped, key=lambda x: x[0]):
-    yield t - fastest, with_time(dat, t - fastest)
+    yield max(0, t - fastest), with_time(dat, max(0, t - fastest))
 
 
 def merge(source: Sequence[Path], live: Sequence[bytes], out: Path) -> int:

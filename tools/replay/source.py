@@ -161,7 +161,7 @@ def frames(
     count = entries[-1].segment_id + 1
     origin = entries[0].timestamp_eof if origin is None else origin
     next_id, next_time = entries[-1].frame_id + 1, entries[-1].timestamp_eof + 50_000_000
-    wanted = {e.position: e for e in entries if (e.timestamp_eof - origin) * 1e-9 >= start}
+    wanted = {e.position: e for e in entries if not start or (e.timestamp_eof - origin) * 1e-9 >= start}
     total = len(wanted)
     if wanted:
       for i, frame in reader.read_from(min(wanted)):

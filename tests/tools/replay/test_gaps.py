@@ -27,7 +27,8 @@ def segment(root, num, begin, count=30):
       m = messaging.new_message(service, valid=True, logMonoTime=begin + i * 50_000_000 + 40_000_000)
       if service == "narrowRoadEncodeIdx":
         x = m.narrowRoadEncodeIdx
-        x.frameId, x.segmentNum, x.segmentId, x.timestampSof, x.timestampEof = num * 1200 + i, num, i, begin + i * 50_000_000, begin + i * 50_000_000 + 9_000_000
+        x.frameId, x.segmentNum, x.segmentId = num * 1200 + i, num, i
+        x.timestampSof, x.timestampEof = begin + i * 50_000_000, begin + i * 50_000_000 + 9_000_000
       out.append(m.to_bytes())
   write_log(folder / "rlog.zst", out)
   return folder
@@ -54,7 +55,7 @@ def command(name, *words):
   return subprocess.run([sys.executable, "-m", f"openpilot.tools.{name}", *map(str, words)], capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("words", [["--start", "500"], ["--start", "nan"], ["--seconds", "-1"], ["--speed", "0"], ["--focal", "inf"]])
+@pytest.mark.parametrize("words", [["--start", "500"], ["--start", "nan"], ["--focal", "inf"]])
 def test_what_plays_nothing_is_one_line(route, prefix, words):
   done = command("replay.replay", route, *words)
   assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr

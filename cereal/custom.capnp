@@ -31,6 +31,8 @@ struct FairState @0xb057204d7deadf3f {
   rate @22 :Float32;               # frames a second that are taken: the bundle's, less when the device is hot
   budget @23 :Float32;             # seconds that a frame may take
   framesNotDue @24 :UInt32;        # received, but not wanted at this rate: no drops
+  depth @26 :FairDepth;            # the newest valid map of before this message, coarse; whole where the param FairLogDense says so
+  segmentation @27 :FairSegmentation;
   framesLate @25 :UInt32;          # over the budget: dropped as modelV2 came too late (in framesDropped too), or a graph put off, or finished after it
 
   enum Status {

@@ -102,11 +102,11 @@ SERVICE_LIST: dict[str, Service] = {
   "alertDebug": Service(True, 20., 5, SMALL),
   "testJoystick": Service(True, 0., None, SMALL),
   "customReservedRawData0": Service(True, 0., None, SMALL),
-  # ours; a bundle may send at a lower rate, not at a higher; decimation takes fairDepth and fairSegmentation to 1 Hz in the qlog
+  # ours; a bundle may send at a lower rate, not at a higher. decimation thins the qlog alone, so what is dense is not logged at all: fairState has it coarse
   "fairState": Service(True, 1., 1, SMALL),
-  "fairDepth": Service(True, 10., 10, MEDIUM),
+  "fairDepth": Service(False, 10., None, MEDIUM),
   "fairObjects": Service(True, 20., 10, MEDIUM),
-  "fairSegmentation": Service(True, 20., 20, MEDIUM),
+  "fairSegmentation": Service(False, 20., None, MEDIUM),
   "fairLanes": Service(True, 20., 10, SMALL),
   "fairFeatures": Service(False, 20., None, BIG),
 }

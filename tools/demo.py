@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
     raise UserError(f"{source} has no video; fairmodeld needs camera frames")
   params = Params()
   params.put_bool("FairEnabled", True)
+  params.put_bool("FairLogDense", True)  # the overlay draws masks
   params.put("FairBundle", bundle.path.name)
   # however this process ends, its manager ends, too
   manager = subprocess.Popen(python.command("-m", "openpilot.selfdrive.manager.manager"), env=python.environment(), preexec_fn=die_with_parent)

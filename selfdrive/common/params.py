@@ -47,6 +47,7 @@ KEYS: dict[str, Key] = {
   "DongleId": Key(_P.PERSISTENT, _T.STRING),
   "FairBundle": Key(_P.PERSISTENT, _T.STRING),
   "FairEnabled": Key(_P.PERSISTENT, _T.BOOL, False),
+  "FairLogDense": Key(_P.PERSISTENT, _T.BOOL, False),
   "FairRunner": Key(_P.PERSISTENT, _T.STRING),
   "IsOffroad": Key(_P.CLEAR_ON_MANAGER_START, _T.BOOL),
   "IsOnroad": Key(_P.CLEAR_ON_MANAGER_START, _T.BOOL),

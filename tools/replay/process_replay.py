@@ -129,9 +129,10 @@ def models_by_frame(reader: LogReader) -> Iterator[tuple[int, Any]]:
   for event in reader:
     frame_id, m = -1, None
     with reader.guard(event):
-      frame_id, m = event.modelV2.frameId, event.modelV2 if event.valid else None
-      if m is not None:
-        read_all(m)   # it is read where no damage is expected
+      frame_id = event.modelV2.frameId
+      if event.valid:
+        read_all(event.modelV2)   # it is read where no damage is expected
+        m = event.modelV2
     if frame_id >= 0:
       yield frame_id, m
 
@@ -140,12 +141,13 @@ def main() -> None:
   p = argparse.ArgumentParser(prog="process-replay", description=__doc__)
   add_route_arguments(p)
   p.add_argument("--bundle", type=Path, help="a bundle's folder; default: the first in models/")
+  p.add_argument("--small", action="store_true", help="what goes into a car's log without the param FairLogDense: no masks, nearest objects, few lane points")
   p.add_argument("--out", type=Path, default=Path("out/process_replay.zst"))
   args = p.parse_args()
   segments, camera = open_route(args.route, args.data_dir, args.camera)
   if not any(getattr(s, VIDEOS[camera]) for s in segments):
     raise UserError(f"{args.route} has no video; fairmodeld needs camera frames")
-  model = FairModel(load_bundle(args.bundle) if args.bundle else find_bundle(None, MODELS_DIR))
+  model = FairModel(load_bundle(args.bundle) if args.bundle else find_bundle(None, MODELS_DIR), dense=not args.small)
   n = write_log(args.out, process_replay(segments, model, camera, args.start, args.seconds, focal=args.focal))
   print(f"{args.out}: {n} messages of {model.frames} frames by {model.bundle.name}, {model.invalid} invalid")
 

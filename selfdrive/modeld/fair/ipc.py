@@ -28,8 +28,8 @@ from openpilot.common.realtime import config_realtime_process
 from openpilot.common.transformations.camera import DEVICE_CAMERAS
 
 __all__ = [
-  "DEVICE_CAMERAS", "SERVICE_LIST", "Params", "VisionIpcClient", "config_realtime_process", "messaging", "queue_size", "read_param", "road_camera", "service",
-  "stream_type",
+  "DEVICE_CAMERAS", "SERVICE_LIST", "Params", "VisionIpcClient", "config_realtime_process", "messaging", "queue_size", "read_flag", "read_param",
+  "road_camera", "service", "stream_type",
 ]
 
 # the spelling since August 2026 -> the one before
@@ -68,6 +68,14 @@ def read_param(params: Params, key: str) -> str | None:
   except UnknownKeyName:
     return None
   return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def read_flag(params: Params, key: str) -> bool:
+  """A param's truth; False where it is not set or the fork did not add the key."""
+  try:
+    return bool(params.get_bool(key))
+  except UnknownKeyName:
+    return False
 
 
 class VisionIpcClient(Client):

@@ -21,7 +21,7 @@ from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation
 from openpilot.selfdrive.modeld.fair.ipc import messaging
 from openpilot.selfdrive.modeld.fair.lanes import MAX_HIDDEN, MAX_LINES, VISIBLE, LaneTracker
 from openpilot.selfdrive.modeld.fair.plan import VIEW, Plan, make_plan, try_heads
-from openpilot.selfdrive.modeld.fair.publish import PUBLISH, Stamp, lanes_message, objects_message, period
+from openpilot.selfdrive.modeld.fair.publish import PUBLISH, Stamp, add_maps, lanes_message, objects_message, period
 from openpilot.selfdrive.modeld.fair.runners import Runner, open_runner
 from openpilot.selfdrive.modeld.fair.schedule import FrameSchedule, due
 from openpilot.selfdrive.modeld.fair.tracking import Tracker, merge
@@ -65,10 +65,13 @@ class FairModel:
 
   clock: seconds, e.g. time.perf_counter; None leaves all execution times at zero, so that equal inputs give equal bytes.
   runner: one of runners.RUNNERS for all graphs, else what is preferred here.
+  dense: masks, hidden objects, all lane points, and whole maps in fairState; fairmodeld takes it from the param FairLogDense, for the sake of the log's size.
   Raises BundleError where a graph cannot be loaded, or wants what this runtime does not have.
   """
 
-  def __init__(self, bundle: Bundle, clock: Callable[[], float] | None = None, threads: int = 1, runner: str | None = None):
+  def __init__(self, bundle: Bundle, clock: Callable[[], float] | None = None, threads: int = 1, runner: str | None = None,
+               dense: bool = True):
+    self.dense = dense
     self.bundle, self.clock = bundle, clock or no_clock
     self.schedule = FrameSchedule(bundle.manifest)
     self.runners: dict[str, Runner] = {}
@@ -96,6 +99,7 @@ class FairModel:
     self.intrinsics: np.ndarray | None = None
     self.scale = DepthScale()
     self.speed: float | None = None  # m/s, carState.vEgo; whoever drives the model sets it
+    self.newest: dict[str, Any] = {}  # service -> the newest valid map that went out since the last fairState
     self.sent: dict[str, int] = {}  # head -> frame of its last message
     self.stream: tuple[int, int, bool] | None = None  # width, height, wide
     self.frames = self.invalid = self.late = self.faults = 0
@@ -281,7 +285,7 @@ class FairModel:
           continue
         if not stamp.valid and name not in PUBLISH:
           if name == "lanes":
-            messages.append(lanes_message([], stamp))
+            messages.append(lanes_message([], stamp, self.dense))
           continue
         value = HEADS[name].decode({part: outputs[spec["name"]] for part, spec in specs.items()}, specs, self.warp.valid)
         if name in OBJECT_HEADS:
@@ -292,7 +296,7 @@ class FairModel:
           if self.scale.listens:
             sure = (plan.slots.mask[0] > 0) & (value.visibility >= VISIBLE)
             self.scale.points(plan.slots.points[0], sure, plan.slots.fresh[0] > 0, self.ground)
-          messages.append(lanes_message(lines, stamp))
+          messages.append(lanes_message(lines, stamp, self.dense))
         else:
           if name == "depth" and stamp.valid:
             self.depth = value = self.scale.meters(value, self.ground, self.segmentation)
@@ -300,6 +304,8 @@ class FairModel:
             self.segmentation = value
           if self._due(name, stamp) and (message := PUBLISH[name](value, stamp)) is not None:
             messages.append(message)
+            if stamp.valid and name in ("depth", "segmentation"):
+              self.newest[message[0]] = message[1]
     return messages
 
   def _due(self, name: str, stamp: Stamp) -> bool:
@@ -318,7 +324,7 @@ class FairModel:
     stamp = Stamp(first.frame_id, first.timestamp_eof, first.bundle, sum(s.execution_time for s in stamps), bool(found))
     if found:
       try:
-        return [objects_message(self.tracker.update(first.frame_id, merge(found, self.tracker.classes), self.ground, self.depth), stamp)]
+        return [objects_message(self.tracker.update(first.frame_id, merge(found, self.tracker.classes), self.ground, self.depth), stamp, self.dense)]
       except Exception as e:
         self.report(f"objects cannot be tracked at frame {first.frame_id}: {first_line(e)}")
         self.tracker.reset()
@@ -358,6 +364,8 @@ class FairModel:
       entry.late = g.late
       entry.executionTime, entry.executionTimeMax = g.total / max(1, g.count), g.longest
       g.total, g.longest, g.count = 0.0, 0.0, 0
+    add_maps(s, self.newest, self.dense)
+    self.newest = {}
     self.warp_time = self.decode_time = 0.0
     for k, v in more.items():
       setattr(s, k, v)

@@ -1,6 +1,6 @@
 """Physical quantities to fair* messages, and back."""
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,10 @@ from openpilot.selfdrive.modeld.fair.tracking import Tracked
 CAMERA_RATE = 20.0       # Hz
 MAX_DEPTH_BYTES = 38_000  # of a map; with all else fairDepth stays under 40 kB
 MAX_DEPTH = 65504.0      # float16's largest
+COARSE = 16 * 32         # pixels of a map in fairState, at most
+MAX_STATE_BYTES = 60_000  # of both maps in fairState where they are whole
+NEAREST = 8              # objects in the small form
+LINE_POINTS = 4          # of a line in the small form
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,18 @@ def _message(service: str, stamp: Stamp) -> tuple[Any, Any]:
   m = msg.init(service)
   m.frameId, m.timestampEof, m.bundle, m.modelExecutionTime = stamp.frame_id, stamp.timestamp_eof, stamp.bundle, stamp.execution_time
   return msg, m
+
+
+def _steps(a: np.ndarray, step: float) -> np.ndarray:
+  """To whole steps, a power of two: the bits below are zero, and the log's compression makes little of them."""
+  return np.round(a / step) * step
+
+
+def _nearest(tracked: Tracked) -> np.ndarray:
+  """Of the small form: indices of what is seen, the nearest, oldest first. The lower a box ends, the nearer it is where no place and no depth is known."""
+  ahead = np.where(np.isfinite(tracked.position[:, 0]), tracked.position[:, 0], tracked.depth)
+  order = np.lexsort((-tracked.boxes[:, 3], np.where(np.isfinite(ahead), ahead, np.inf)))
+  return np.sort(order[~tracked.occluded[order]][:NEAREST])
 
 
 def depth_message(depth: Depth, stamp: Stamp) -> tuple[str, Any]:
@@ -66,12 +82,19 @@ def features_message(features: np.ndarray | None, stamp: Stamp) -> tuple[str, An
   return "fairFeatures", msg
 
 
-def objects_message(tracked: Tracked | None, stamp: Stamp) -> tuple[str, Any]:
-  """None: there is nothing to say, as of a frame that is not valid."""
+def objects_message(tracked: Tracked | None, stamp: Stamp, dense: bool = True) -> tuple[str, Any]:
+  """None: there is nothing to say, as of a frame that is not valid. dense: with masks, and what is hidden; else the NEAREST that are seen, in steps of 1/4
+  pixel, 1/32 of a probability and 1/8 m."""
   msg, m = _message("fairObjects", stamp)
   if tracked is None:
     return "fairObjects", msg
   m.classes = tracked.classes
+  if not dense:
+    keep = _nearest(tracked)
+    kept = {f.name: getattr(tracked, f.name)[keep] for f in fields(tracked) if f.name not in ("classes", "masks")}
+    for names, step in ((("boxes",), 1 / 4), (("scores", "visibility"), 1 / 32), (("position", "position_std", "depth"), 1 / 8)):
+      kept |= {name: _steps(kept[name], step) for name in names}
+    tracked = replace(tracked, masks=None, **kept)
   texts = [""] * len(tracked.ids)
   h = w = 0
   if tracked.masks is not None and len(tracked.masks):
@@ -95,8 +118,18 @@ def objects_message(tracked: Tracked | None, stamp: Stamp) -> tuple[str, Any]:
   return "fairObjects", msg
 
 
-def lanes_message(lines: list[Line], stamp: Stamp) -> tuple[str, Any]:
+def _short(line: Line) -> Line:
+  """The small form of a line: its curve, and LINE_POINTS of its points from the nearest to the furthest."""
+  at = np.unique(np.linspace(0, len(line.points) - 1, LINE_POINTS).round().astype(int)) if len(line.points) else np.zeros(0, int)
+  depth = None if line.depth is None else _steps(line.depth[at], 1 / 8)
+  return replace(line, prob=float(_steps(np.array(line.prob), 1 / 32)), points=_steps(line.points[at], 1 / 4), visibility=_steps(line.visibility[at], 1 / 32),
+                 road=_steps(line.road[at], 1 / 64), depth=depth)
+
+
+def lanes_message(lines: list[Line], stamp: Stamp, dense: bool = True) -> tuple[str, Any]:
+  """dense: all points of a line; else a few, in coarser steps."""
   msg, m = _message("fairLanes", stamp)
+  lines = lines if dense else [_short(line) for line in lines]
   for entry, line in zip(m.init("lines", len(lines)), lines, strict=True):
     entry.lineId, entry.prob, entry.kind, entry.fit = line.line_id, line.prob, line.kind, line.fit.tolist()
     (entry.x, entry.y), entry.visibility = line.points.T.tolist(), line.visibility.tolist()
@@ -104,6 +137,40 @@ def lanes_message(lines: list[Line], stamp: Stamp) -> tuple[str, Any]:
     if line.depth is not None:
       entry.depth = line.depth.tolist()
   return "fairLanes", msg
+
+
+def coarse_depth(m: Any, reader: Any) -> None:
+  """Fills m with the map of a fairDepth, halved until it has at most COARSE pixels."""
+  z = depth_from_message(reader)
+  while z.size > COARSE and not any(side % 2 for side in z.shape):
+    z = shrink(z)
+  m.height, m.width, m.data = *z.shape, z.astype("<f2").tobytes()
+  for key in ("frameId", "timestampEof", "bundle", "metric", "scale", "scaleStd"):
+    setattr(m, key, getattr(reader, key))
+
+
+def coarse_classes(m: Any, reader: Any) -> None:
+  """Fills m with the class map of a fairSegmentation, every so many pixels so that at most COARSE are left."""
+  class_map = class_map_from_message(reader)
+  step = 1
+  while class_map[step // 2::step, step // 2::step].size > COARSE:
+    step *= 2
+  class_map = class_map[step // 2::step, step // 2::step]
+  values, lengths = encode_runs(class_map)
+  m.height, m.width, m.classes, m.runClass, m.runLength = *class_map.shape, list(reader.classes), values.tobytes(), lengths.tolist()
+  m.frameId, m.timestampEof, m.bundle = reader.frameId, reader.timestampEof, reader.bundle
+
+
+def add_maps(state: Any, newest: dict[str, Any], dense: bool) -> None:
+  """Puts the newest valid maps into a fairState: coarse, or whole where they fit. newest: service -> message as it was published."""
+  whole = dense and sum(msg.total_size.word_count * 8 for msg in newest.values()) <= MAX_STATE_BYTES
+  for service, name, fill in (("fairDepth", "depth", coarse_depth), ("fairSegmentation", "segmentation", coarse_classes)):
+    if service in newest:
+      reader = getattr(newest[service].as_reader(), service)
+      if whole:
+        setattr(state, name, reader)
+      else:
+        fill(state.init(name), reader)
 
 
 # of the heads whose quantities go out as they are; objects, detector and lanes are tracked first

@@ -18,7 +18,7 @@ import numpy as np
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, Bundle, BundleError, bundle_path, fingerprint, load_bundle
 from openpilot.selfdrive.modeld.fair.calibration import mounting
 from openpilot.selfdrive.modeld.fair.frames import CameraError
-from openpilot.selfdrive.modeld.fair.ipc import Params, VisionIpcClient, config_realtime_process, messaging, read_param, service, stream_type
+from openpilot.selfdrive.modeld.fair.ipc import Params, VisionIpcClient, config_realtime_process, messaging, read_flag, read_param, service, stream_type
 from openpilot.selfdrive.modeld.fair.link import Link, SupervisorGone
 from openpilot.selfdrive.modeld.fair.machine import allow_files, at_ease, memory_mb, too_few_files
 from openpilot.selfdrive.modeld.fair.model import FairModel, first_line, plain
@@ -45,7 +45,9 @@ class FairModeld:
   runner: one of runners.RUNNERS, or None for what is preferred here. link: to the supervisor; without one a new bundle is taken without a trial run.
   """
 
-  def __init__(self, choose: Callable[[], Path], stream: str | None, runner: str | None = None, link: Link | None = None):
+  def __init__(self, choose: Callable[[], Path], stream: str | None, runner: str | None = None, link: Link | None = None,
+               dense: bool = False):
+    self.dense = dense
     self.choose, self.wanted_stream, self.runner, self.link = choose, stream, runner, link or Link()
     self.replay = "REPLAY" in os.environ  # openpilot's process_replay: the same log gives the same bytes, so nothing may hang on how fast this machine is
     self.log_time = 0.0  # s, of the newest frame
@@ -146,7 +148,7 @@ class FairModeld:
     self.link.loading(bundle.manifest_hash)
     try:
       with at_ease():
-        model = FairModel(bundle, self.clock, runner=self.runner)
+        model = FairModel(bundle, self.clock, runner=self.runner, dense=self.dense)
     except BundleError:
       self.link.running(self.model.bundle.manifest_hash if self.model is not None else "")
       raise
@@ -380,6 +382,7 @@ def main(argv: Sequence[str] = ()) -> int:
   p.add_argument("--bundle", type=Path, help="a bundle's folder; default: the one named by the param FairBundle, else the first in models/")
   p.add_argument("--stream", choices=["narrowRoad", "wideRoad"], help="default: the first that the bundle can take and the camera gives")
   p.add_argument("--runner", choices=RUNNERS, help="default: the param FairRunner, else the GPU's where the bundle was compiled for it, else ONNX Runtime")
+  p.add_argument("--dense", action="store_true", help="log masks, hidden objects, all lane points, whole maps; default: the param FairLogDense")
   args = p.parse_args(list(argv))
   link = Link()
   if args.bundle is not None:  # run by hand: what is wrong is said at once
@@ -403,7 +406,7 @@ def main(argv: Sequence[str] = ()) -> int:
     return 2
   choose = (lambda: args.bundle) if args.bundle else (lambda: bundle_path(read_param(params, "FairBundle"), MODELS_DIR))
   try:
-    daemon = FairModeld(choose, args.stream, args.runner or read_param(params, "FairRunner"), link)
+    daemon = FairModeld(choose, args.stream, args.runner or read_param(params, "FairRunner"), link, args.dense or read_flag(params, "FairLogDense"))
   except Exception as e:  # another instance runs, the sockets' disk is full, too few open files: ZeroMQ's and msgq's exceptions have no common base
     print(f"error: {e}{too_few_files(e)}", file=sys.stderr)
     return 2

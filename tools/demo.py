@@ -138,7 +138,7 @@ def main() -> None:
   p.add_argument("--seconds", type=above_zero, default=12.0, help="of the simulated drive, or at most of the route")
   p.add_argument("--seed", type=int, default=2_000_003)
   p.add_argument("--time", choices=["day", "dusk", "night"], default="day")
-  p.add_argument("--bundle", type=Path, help="a bundle's folder; default: the first in models/")
+  p.add_argument("--bundle", type=Path, help="a bundle's folder; default: models/fair_unified_small")
   args = p.parse_args()
   args.out.mkdir(parents=True, exist_ok=True)
   # a life of its own: nothing of a running openpilot, or of the user's params, is touched

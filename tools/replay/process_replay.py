@@ -140,7 +140,7 @@ def models_by_frame(reader: LogReader) -> Iterator[tuple[int, Any]]:
 def main() -> None:
   p = argparse.ArgumentParser(prog="process-replay", description=__doc__)
   add_route_arguments(p)
-  p.add_argument("--bundle", type=Path, help="a bundle's folder; default: the first in models/")
+  p.add_argument("--bundle", type=Path, help="a bundle's folder; default: models/fair_unified_small")
   p.add_argument("--small", action="store_true", help="what goes into a car's log without the param FairLogDense: no masks, nearest objects, few lane points")
   p.add_argument("--out", type=Path, default=Path("out/process_replay.zst"))
   args = p.parse_args()

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from openpilot.tools.dgx.training.constants import FRAME_SHAPE, FRAME_SKIP
 from openpilot.tools.fair.handover import Collate, begin, handed_over
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.said import command
 
 VERSION = 2  # since logs of every age are read: lane changes, the side of traffic and GPS before openpilot 0.9.5, mountings in every calibration state
 STREAMS = {"frames": "frames.u8", "big_frames": "big.u8"}
@@ -72,7 +73,7 @@ def read_dataset(root: Path) -> tuple[dict[str, Any], list[Shard]]:
   try:
     meta = json.loads((root / "dataset.json").read_text())
   except (OSError, ValueError):
-    raise UserError(f"{root} holds no training data; make it with `python tools/dgx/training/dataloader.py --routes DIR --output {root}`") from None
+    raise UserError(f"{root} holds no training data; make it with `python tools/dgx/training/dataloader.py --routes DIR {command('--output', root)}`") from None
   if meta.get("version") != VERSION:
     raise UserError(f"{root} is of version {meta.get('version')}, this program reads {VERSION}; make it again with dataloader.py")
   shards = [Shard(p) for p in sorted(root.iterdir()) if (p / "segment.json").is_file() and not p.name.startswith(".")]

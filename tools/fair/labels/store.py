@@ -33,6 +33,7 @@ from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.lock import only_one
 from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.said import command
 
 INNER_BYTES = 1 << 17  # of what must be decompressed to read one row, about
 
@@ -276,7 +277,8 @@ class LabelStore:
     info = self.root / "store.json"
     if not info.exists():
       if not create:
-        raise UserError(f"no label store in {self.root}: store.json is missing; make one with `tools/op.sh label ROUTE --teachers ... --out {self.root}`")
+        make = f"`tools/op.sh label ROUTE --teachers ... {command('--out', self.root)}`"
+        raise UserError(f"no label store in {self.root}: store.json is missing; make one with {make}")
       if self.root.exists() and any(self.root.iterdir()):
         raise UserError(f"{self.root} holds other files and is no label store; choose an empty or a new folder for --out")
       with disk_full_is_said(self.root), atomic_path(info) as tmp:

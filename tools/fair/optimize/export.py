@@ -23,6 +23,7 @@ from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
 from openpilot.tools.fair.students.student import STUDENTS, Student, build
 from openpilot.tools.fair.teacher import LICENCES, check_licence
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.said import public
 
 OUTPUTS = {  # what a task's training makes worth publishing
   "depth": ("depth",),
@@ -157,7 +158,7 @@ def main() -> None:
       "streams": ["narrowRoad"],
       "graphs": [graph],
       "provenance": {
-        "teachers": state["provenance"],
+        "teachers": [{**t, "model": public(t["model"])} for t in state["provenance"]],
         "data": [f"{environment['clips']} clips of {config.clip} frames from {len(environment['segments'])} segments, label store {environment['labels']}"],
         "licence": " and ".join(restricted) or "MIT",
         "checkpoint_hash": sha256(args.run / "best.pt"),

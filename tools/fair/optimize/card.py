@@ -9,13 +9,14 @@ from openpilot.tools.fair.distillation.trainer import Config
 from openpilot.tools.fair.evaluation.report import HEADLINE, NAMES
 from openpilot.tools.fair.students.student import Student
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.files import read_json
 from openpilot.tools.lib.said import public, public_path
 
 
 def read_evaluation(path: Path, name: str) -> dict[str, Any]:
   """An evaluation.json in which the bundle `name` is a student's column. Raises UserError."""
   try:
-    found = json.loads(path.read_text())
+    found = read_json(path)
     columns = [c for c, kind in found["kinds"].items() if kind == "student"]
     missing = [k for k in ("tables", "differences", "data", "frames", "routes", "segments") if k not in found]
     if missing:

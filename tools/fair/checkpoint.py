@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.files import ordinary
 
 
 def load_checkpoint(path: Path, hint: str = "train first: `tools/op.sh distill`", keys: Collection[str] = (), of: str = "such a run") -> dict[str, Any]:
   """keys: what a checkpoint of this kind holds; of: who writes it. Raises UserError where it is missing, damaged, a pickle that holds code, or of another
   kind."""
   try:
-    state = torch.load(path, weights_only=True, map_location="cpu")
+    state = torch.load(ordinary(path), weights_only=True, map_location="cpu")
   except FileNotFoundError:
     raise UserError(f"no checkpoint at {path}; {hint}") from None
   except Exception as e:  # pickle's many ways to fail; weights_only refuses code

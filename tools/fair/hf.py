@@ -3,7 +3,6 @@
 transformers' own image processors are not used: several need torchvision, and none runs on the GPU in the batch that it is given.
 """
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from openpilot.tools.fair.device import Device, choose_device
 from openpilot.tools.fair.memory import halve_on_oom, is_out_of_memory
 from openpilot.tools.fair.teacher import Clip, Label, Labels, State
+from openpilot.tools.lib import files
 from openpilot.tools.lib.errors import UserError
 
 FILES = "config.json, preprocessor_config.json and model.safetensors"
@@ -49,7 +49,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
   if not path.is_file():
     raise UserError(f"no {path.name} in {path.parent}; {what} is a Hugging Face folder with {FILES}: copy the whole folder")
   try:
-    value = json.loads(path.read_text())
+    value = files.read_json(path)
   except ValueError as e:
     raise UserError(f"{path} is not JSON: {e}; copy it again") from None
   if not isinstance(value, dict):

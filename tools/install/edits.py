@@ -18,7 +18,7 @@ MODULE = "openpilot.selfdrive.modeld.fair"
 # as the manager knows them: (module, when it runs while the flag is on)
 PROCESSES = {"fairmodeld": ("fairmodeld", "started"), "fairoffroad": ("offroad", "not started")}
 SERVICES = {name: s for name, s in SERVICE_LIST.items() if name.startswith("fair")}
-NOT_COMPARED = ("fairState",)  # comes when it is due by the clock, so no two replays agree on how many there are
+NOT_COMPARED = ("fairState", "fairFeatures")  # how many fairState come is a matter of the clock; features are off
 CPU = {f"{MODULE}.fairmodeld": 1.0, f"{MODULE}.worker": 30.0}  # % of one core, in test_onroad's table
 RLOG = 1.0                     # MB a minute of all fair* services in the rlog
 
@@ -198,7 +198,7 @@ def test_onroad(text: str) -> list[Edit]:
 
 
 def process_replay(camera: str, calibration: str, text: str) -> list[Edit]:
-  subs = [name for name, s in SERVICES.items() if s.should_log and name not in NOT_COMPARED]
+  subs = [name for name in SERVICES if name not in NOT_COMPARED]
   ignore = [f'"{name}.modelExecutionTime"' for name in subs]
   new = ["  ProcessConfig(", '    proc_name="fairmodeld",',
          f'    pubs=["deviceState", "{camera}", "{calibration}", "modelV2", "carState"],',

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.files import read_json
 
 CHUNK = 20  # frames a file
 VIEW_W, VIEW_H = 512, 256
@@ -50,9 +51,9 @@ class Truth:
   def __init__(self, segment_dir: str | Path):
     self.dir = Path(segment_dir) / "truth"
     try:
-      self.info: dict[str, Any] = json.loads((self.dir / "truth.json").read_text())
+      self.info: dict[str, Any] = read_json(self.dir / "truth.json")
       self._objects, self._lanes = ([json.loads(line) for line in (self.dir / name).read_text().splitlines()] for name in ("objects.jsonl", "lanes.jsonl"))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
       raise UserError(f"no readable truth in {self.dir} ({e}); only simulated routes have it") from None
     self.classes: list[str] = self.info["classes"]
     self.frame_count: int = self.info["frames"]

@@ -379,7 +379,7 @@ class FairModeld:
 
 def main(argv: Sequence[str] = ()) -> int:
   p = argparse.ArgumentParser(prog="fairmodeld", description=__doc__)
-  p.add_argument("--bundle", type=Path, help="a bundle's folder; default: the one named by the param FairBundle, else the first in models/")
+  p.add_argument("--bundle", type=Path, help="a bundle's folder; default: the one named by the param FairBundle, else fair_unified_small")
   p.add_argument("--stream", choices=["narrowRoad", "wideRoad"], help="default: the first that the bundle can take and the camera gives")
   p.add_argument("--runner", choices=RUNNERS, help="default: the param FairRunner, else the GPU's where the bundle was compiled for it, else ONNX Runtime")
   p.add_argument("--dense", action="store_true", help="log masks, hidden objects, all lane points, whole maps; default: the param FairLogDense")

@@ -1,12 +1,15 @@
 """What goes into a car's log: the small forms, and that all services together keep the budget of 1 MB a minute."""
 import numpy as np
 import pytest
+from fair_bundle import write_bundle
 
 from openpilot.cereal import messaging
 from openpilot.cereal.services import SERVICE_LIST
+from openpilot.common.params import Params
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, load_bundle
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation
+from openpilot.selfdrive.modeld.fair.ipc import read_flag
 from openpilot.selfdrive.modeld.fair.lanes import Line
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.publish import (
@@ -14,6 +17,7 @@ from openpilot.selfdrive.modeld.fair.publish import (
   serialize,
 )
 from openpilot.selfdrive.modeld.fair.tracking import Tracked
+from openpilot.selfdrive.modeld.fair.worker import FairModeld
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route
 from openpilot.tools.replay.process_replay import process_replay
@@ -123,3 +127,18 @@ def test_a_real_drive_keeps_the_budget(shared_data, tmp_path):
 def test_what_is_dense_is_not_logged():
   assert {s for s in SERVICES if SERVICE_LIST[s].should_log} == {"fairState", "fairObjects", "fairLanes"}
   assert all(SERVICE_LIST[s].decimation is None for s in SERVICES if not SERVICE_LIST[s].should_log)
+
+
+def test_the_param_says_whether_the_log_is_dense(tmp_path, prefix):
+  params = Params()
+  assert not read_flag(params, "FairLogDense")
+  params.put_bool("FairLogDense", True)
+  assert read_flag(params, "FairLogDense") and not read_flag(params, "FairNoSuchParam")   # a fork that did not add it
+  bundle = write_bundle(tmp_path / "tiny")
+  for dense in (False, True):
+    daemon = FairModeld(lambda: bundle.path, None, dense=dense)
+    try:
+      assert daemon.load(bundle).dense is dense
+    finally:
+      daemon.pm.close()
+      daemon.sm.close()

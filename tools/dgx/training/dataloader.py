@@ -28,7 +28,8 @@ from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.log_fields import GPS
 from openpilot.tools.lib.logwriter import atomic_path
 from openpilot.tools.lib.route import Route, Segment, segments_in
-from openpilot.tools.replay.replay import choose_camera
+from openpilot.tools.lib.said import command
+from openpilot.tools.replay.source import choose_camera
 
 REASONS = (
   "kept", "not calibrated", "another phase", "no frame 4 before", "no wide frame", "no car state", "too slow or backwards", "not engaged",
@@ -283,7 +284,7 @@ def main() -> None:
   if not stats["total"].get("kept"):
     worst = max((v, k) for k, v in stats["total"].items())
     raise UserError(f"no frame was kept: {worst[0]} of {sum(stats['total'].values())} were left out as '{worst[1]}'; take other routes or wider filters")
-  print(f"{args.output}: next, `python tools/dgx/training/train.py --data {args.output}`")
+  print(f"{args.output}: next, `python tools/dgx/training/train.py {command('--data', args.output)}`")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ DATA/<route>--<segment>/segment.json the segment's own: camera, calibration, sou
                         big.u8       the same rows in the sbigmodel view
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from openpilot.tools.dgx.training.constants import FRAME_SHAPE, FRAME_SKIP
 from openpilot.tools.fair.handover import Collate, begin, handed_over
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.files import read_arrays, read_json
+from openpilot.tools.lib.said import command
 
 VERSION = 2  # since logs of every age are read: lane changes, the side of traffic and GPS before openpilot 0.9.5, mountings in every calibration state
 STREAMS = {"frames": "frames.u8", "big_frames": "big.u8"}
@@ -31,9 +32,8 @@ class Shard:
   def __init__(self, path: Path):
     self.path, self.name = path, path.name
     try:
-      self.meta: dict[str, Any] = json.loads((path / "segment.json").read_text())
-      with np.load(path / "columns.npz", allow_pickle=False) as f:
-        self.columns: dict[str, np.ndarray] = {k: f[k] for k in f.files}
+      self.meta: dict[str, Any] = read_json(path / "segment.json")
+      self.columns: dict[str, np.ndarray] = read_arrays(path / "columns.npz")
     except (OSError, ValueError, KeyError) as e:
       raise UserError(f"{path} is no segment of training data: {' '.join(str(e).split())[:120]}; delete it and run dataloader.py again") from None
     rows = int(self.meta["rows"])
@@ -70,9 +70,9 @@ class Shard:
 def read_dataset(root: Path) -> tuple[dict[str, Any], list[Shard]]:
   """-> dataset.json and the segments that are whole. Raises UserError where there are none."""
   try:
-    meta = json.loads((root / "dataset.json").read_text())
+    meta = read_json(root / "dataset.json")
   except (OSError, ValueError):
-    raise UserError(f"{root} holds no training data; make it with `python tools/dgx/training/dataloader.py --routes DIR --output {root}`") from None
+    raise UserError(f"{root} holds no training data; make it with `python tools/dgx/training/dataloader.py --routes DIR {command('--output', root)}`") from None
   if meta.get("version") != VERSION:
     raise UserError(f"{root} is of version {meta.get('version')}, this program reads {VERSION}; make it again with dataloader.py")
   shards = [Shard(p) for p in sorted(root.iterdir()) if (p / "segment.json").is_file() and not p.name.startswith(".")]

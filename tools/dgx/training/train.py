@@ -40,6 +40,7 @@ from openpilot.tools.fair.checkpoint import load_checkpoint, to_device
 from openpilot.tools.fair.processes import TRACKERS, anywhere, make_accelerator, parse_trackers
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.said import command
 
 SECONDS = (1.0, 2.0, 3.0)  # at which path errors are given
 BEST, LAST = "best_model.pt", "last.pt"
@@ -388,7 +389,8 @@ def main() -> None:
       for s in SECONDS:
         if f"path_{s:g}s" in metrics:
           print(f"held-out path after {s:g} s: {metrics[f'path_{s:g}s']:.2f} m off, constant curvature {metrics[f'constant_curvature_{s:g}s']:.2f} m")
-    print(f"{args.output / BEST}: next, `python tools/dgx/training/export.py --checkpoint {args.output / BEST} --output custom_driving_policy.onnx`")
+    export = command("python", "tools/dgx/training/export.py", "--checkpoint", args.output / BEST, "--output", "custom_driving_policy.onnx")
+    print(f"{args.output / BEST}: next, `{export}`")
 
 
 if __name__ == "__main__":

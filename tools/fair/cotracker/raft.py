@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.files import ordinary
 
 HIDDEN, CONTEXT, FEATURES = 96, 64, 128
 LEVELS, RADIUS = 4, 3
@@ -211,7 +212,7 @@ def padding(height: int, width: int) -> tuple[int, int, int, int]:
 def load_raft(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> RaftSmall:
   """The published small checkpoint -> RaftSmall, frozen. dtype: of the networks' arithmetic. Raises UserError on any other file."""
   try:
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(ordinary(path), map_location="cpu", weights_only=True)
     state = {k.removeprefix("module."): v for k, v in state.items()}
     model = RaftSmall()
     model.load_state_dict(state)

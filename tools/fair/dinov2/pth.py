@@ -13,6 +13,7 @@ from torch import Tensor
 
 from openpilot.tools.fair.device import Device
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.files import ordinary
 
 HEAD_WIDTH = 64  # of every published size
 EMBEDDINGS = {"cls_token": "cls_token", "mask_token": "mask_token", "register_tokens": "register_tokens", "pos_embed": "position_embeddings",
@@ -29,8 +30,8 @@ def read_state(path: Path, what: str) -> dict[str, Any]:
     if path.suffix == ".safetensors":
       from safetensors.torch import load_file
 
-      return load_file(path)
-    read: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+      return load_file(ordinary(path))
+    read: dict[str, Any] = torch.load(ordinary(path), map_location="cpu", weights_only=True)
     return dict(read.get("state_dict", read))
   except Exception as e:  # unpickling raises anything
     raise UserError(f"{path} is no {what}: {(str(e) or repr(e)).strip().splitlines()[0][:160]}; copy it again") from None

@@ -14,6 +14,7 @@ from openpilot.tools.fair.labels.label import COORDINATES
 from openpilot.tools.fair.labels.store import CHUNK, Group, LabelStore
 from openpilot.tools.fair.teacher import LICENCES, Clip, Label, Teacher
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.said import command
 
 NAMES: dict[str, Any] = json.loads(Path(__file__).with_name("classes.json").read_text())
 TASKS = ("depth", "features", "segmentation", "objects", "detector", "points")
@@ -119,7 +120,7 @@ class Clips:
     lacks = [t for t in self.tasks if t not in self.live_tasks and not any(t in s.sources for s in self.segments)]
     if lacks:
       said = ", and ".join(f"nothing that teaches '{t}'; add {WANTED[t]}" for t in lacks)
-      raise UserError(f"{root} holds {said}, with `tools/op.sh label ROUTE --teachers ... --out {root}`")
+      raise UserError(f"{root} holds {said}, with `tools/op.sh label ROUTE --teachers ... {command('--out', root)}`")
     self.starts = np.concatenate([self._starts(i) for i in range(len(self.segments))])  # (N, 2) segment, first row
     if not len(self.starts):
       raise UserError(f"{root} holds no {length} consecutive labelled frames; label more frames, or with a smaller --every")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.tools.fair.distillation.data import TASKS, task_of
@@ -17,6 +16,7 @@ from openpilot.tools.fair.processes import TRACKERS
 from openpilot.tools.fair.students.student import BACKBONES, STUDENTS
 from openpilot.tools.fair.teacher import load_teacher
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.files import read_yaml
 
 OPTIONAL = ("features",)  # learned where there are labels, not missed where there are none
 
@@ -85,7 +85,7 @@ def read_stages(path: Path | None, tasks: list[str]) -> list[Stage]:
     return []
   form = "write a list of {steps: N, tasks: [depth], freeze: [backbone], lr: 0.5}"
   try:
-    said = yaml.safe_load(path.read_text())
+    said = read_yaml(path)
     if not isinstance(said, list) or not said:
       raise TypeError("no stages are in it")
     stages = [Stage(**s) for s in said]
@@ -96,7 +96,7 @@ def read_stages(path: Path | None, tasks: list[str]) -> list[Stage]:
         raise TypeError(f"lr: {s.lr} is no factor above 0")
       if bad := [k for k in ("tasks", "freeze") if not isinstance(getattr(s, k), list) or not all(isinstance(x, str) for x in getattr(s, k))]:
         raise TypeError(f"{bad[0]}: {getattr(s, bad[0])} is no list of names")
-  except (OSError, TypeError, ValueError, yaml.YAMLError) as e:
+  except (OSError, TypeError, ValueError) as e:
     raise UserError(f"--stages {path}: {' '.join(str(e).split())[:120]}; {form}") from None
   if unknown := [t for s in stages for t in s.tasks if t not in tasks]:
     raise UserError(f"--stages {path}: '{unknown[0]}' is no task of this run; it learns {', '.join(tasks)}")

@@ -1,10 +1,10 @@
 """Which route segments a student has learned from: its own, and those of the students that it started from, as far as that is known."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from openpilot.tools.fair.checkpoint import load_checkpoint
+from openpilot.tools.lib.files import read_json
 
 Trained = dict[str, list[str]]  # "segments": their names; "unknown": students that have a share in it, of which it is not known
 STUDENT = ("config", "ema", "step", "provenance")
@@ -22,7 +22,7 @@ def trained_on(state: dict[str, Any], where: Path) -> Trained:
   folder = where if where.is_dir() else where.parent
   name = folder.resolve().name
   try:
-    said = json.loads((folder / "environment.json").read_text())
+    said = read_json(folder / "environment.json")
     if "trained" in said:
       return said["trained"]
     return {"segments": sorted(said["segments"]), "unknown": [name] if "--init" in said["command"] else []}

@@ -24,6 +24,7 @@ from openpilot.tools.fair.evaluation.video import IouTracker
 from openpilot.tools.fair.labels.dataset import Reader
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.said import public_path
 from openpilot.tools.replay.report import cpu_name
 
 LIMIT, RECALL_LIMIT = 0.10, 0.05  # a gap beyond is marked
@@ -152,7 +153,7 @@ class Evaluation:
 
   def _worst(self, name: str, errors: dict[str, float], segment: Segment, i: int, frame: np.ndarray, found: Scene, reference: str, ref: Scene, q: Any) -> None:
     def make() -> dict[str, Any]:
-      title = f"{segment.name} frame {segment.ids[i]}"
+      title = f"segment {self.segments.index(segment) + 1} frame {segment.ids[i]}"  # what it is called stays in the JSON
       return {"frame": frame.copy(), "found": found, "ref": ref, "reference": reference, "queries": q, "title": title}
 
     for task, error in errors.items():
@@ -333,7 +334,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, Python {platform.python_version()}",
     **run.results(),
   }
-  page = report.page(results, run.worst)
+  # the page may be shown around: the names of drives stay in the JSON, in this order
+  shown = {**results, "segments": [{**s, "name": f"segment {n}"} for n, s in enumerate(results["segments"], 1)], "data": public_path(args.data),
+           "rival_data": public_path(args.rival_data) if args.rival_data else results["rival_data"]}
+  page = report.page(shown, run.worst)
   with atomic_path(args.out / "evaluation.html") as tmp:
     tmp.write_text(page)
   with atomic_path(args.out / "evaluation.json") as tmp:

@@ -1,6 +1,5 @@
 """What is known of one frame, in one form, whoever says it: truth, teacher, student, or rival. Truth and teachers are read from a label store here."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from openpilot.tools.fair.sam import rle
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.files import read_json
 from openpilot.tools.sim.truth import IGNORE
 
 MIN_VISIBLE = 0.1  # true objects of which less is seen,
@@ -98,7 +98,7 @@ def conditions_of(name: str, groups: dict[str, Group], routes: list[Path]) -> li
       info = path / "truth" / "truth.json"
       if info.exists():
         try:
-          said = json.loads(info.read_text())
+          said = read_json(info)
         except ValueError:
           raise UserError(f"{info} is not JSON; write the route again, or leave out --routes") from None
         return [str(said[k]) for k in CONDITIONS if said.get(k)]

@@ -1,6 +1,5 @@
 """What a group of the label store says of itself: group.json, checked, and the names and units that its Zarr arrays carry."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from openpilot.tools.fair.labels.rules import stale_rules
 from openpilot.tools.fair.labels.views import view_intrinsics
 from openpilot.tools.fair.teacher import Label
+from openpilot.tools.lib.files import read_json
 
 VERSION = 1
 CHUNK = 64  # rows of a shard, of a table's file, and of what a killed run loses
@@ -38,7 +38,7 @@ def attributes(label: Label, meta: dict[str, Any]) -> dict[str, Any]:
 
 def read_meta(path: Path) -> dict[str, Any]:
   """group.json, as far as all that reads labels relies on it. Raises ValueError, whose text says what is wrong."""
-  meta = json.loads(path.read_text())
+  meta = read_json(path)
   if not isinstance(meta, dict):
     raise ValueError("group.json is no JSON object")
   if meta.get("version") != VERSION:

@@ -28,12 +28,16 @@ from zarr.codecs import BloscCodec, ZstdCodec
 
 from openpilot.tools.fair.labels.meta import CHUNK, VERSION, attributes, dimensions, read_meta
 from openpilot.tools.fair.labels.rules import check_stale, stale_rules
+from openpilot.tools.fair.labels.stored import checked_table, open_dense, read_table
 from openpilot.tools.fair.teacher import Label, Labels, State
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.files import ordinary, read_arrays, read_json
 from openpilot.tools.lib.lock import only_one
 from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.said import command
 
+COMMIT_LIMIT = 1 << 20   # bytes: some files of a chunk, and rows
 INNER_BYTES = 1 << 17  # of what must be decompressed to read one row, about
 
 
@@ -64,7 +68,7 @@ def damage_is_said(path: Path) -> Iterator[None]:
   except MemoryError:
     raise
   except Exception as e:
-    why = " ".join(str(e).split())[:120]
+    why = " ".join(str(e).replace(str(path), "it").split())[:120]
     raise UserError(f"{path} is damaged ({why}); label its route again: the same `tools/op.sh label ...` with --repair") from None
 
 
@@ -75,7 +79,7 @@ class Group:
     self.path = path
     try:
       self.meta: dict[str, Any] = read_meta(path / "group.json")
-      self.frames = pq.read_table(path / "frames.parquet")
+      self.frames = read_table(path / "frames.parquet")
       self.labels = [Label(**{**m, "shape": tuple(m["shape"]), "classes": tuple(m["classes"])}) for m in self.meta["labels"]]
     except (OSError, ValueError, TypeError, RecursionError) as e:
       raise UserError(f"{path} is no group of labels: {' '.join(str(e).split())[:120]}; delete it and label again") from None
@@ -104,6 +108,14 @@ class Group:
 
   def commit_path(self, k: int) -> Path:
     return self.path / "chunks" / f"{k:05d}.json"
+
+  def commit(self, k: int) -> dict[str, Any]:
+    """What was written last of a chunk: its files, by names inside the group, with their sha256. Raises OSError, ValueError."""
+    said = read_json(self.commit_path(k), COMMIT_LIMIT)
+    files = said.get("files") if isinstance(said, dict) else None
+    if not isinstance(files, dict) or any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+      raise ValueError(f"{self.commit_path(k).name} is no list of the group's files")
+    return said
 
   def shard(self, label: Label, k: int) -> Path:
     """The file of a dense label's chunk."""
@@ -176,7 +188,7 @@ class Group:
       self._forget(k - 1, before)
 
   def _forget(self, k: int, path: Path) -> None:
-    commit = json.loads(self.commit_path(k).read_text())
+    commit = self.commit(k)
     commit["files"].pop(str(path.relative_to(self.path)), None)
     with atomic_path(self.commit_path(k)) as tmp:
       tmp.write_text(json.dumps(commit))
@@ -195,8 +207,8 @@ class Group:
     path = self.path / "chunks" / f"{k:05d}.npz"
     if k not in self.done() or not path.exists():
       return None
-    with np.load(path) as z:
-      return dict(z)
+    with damage_is_said(path):
+      return read_arrays(path)
 
   def drop_chunk(self, k: int) -> None:
     self.commit_path(k).unlink(missing_ok=True)
@@ -215,7 +227,7 @@ class Group:
     if name not in self._arrays:
       path = self.path / f"{label.name}.zarr"
       with damage_is_said(path / "zarr.json"):
-        self._arrays[name] = zarr.open_array(str(path), mode="r", zarr_format=3)  # no version 2: its filters may be pickles, which are code
+        self._arrays[name] = open_dense(path, (self.n, *label.shape), label.dtype)
     return self._arrays[name]
 
   def read(self, name: str, first: int, stop: int) -> np.ndarray:
@@ -223,7 +235,9 @@ class Group:
     array, k = self.dense(name), first // CHUNK
     shard = self.shard(self.label(name), k)
     with damage_is_said(shard):
-      if not shard.exists() and str(shard.relative_to(self.path)) in json.loads(self.commit_path(k).read_text())["files"]:
+      if shard.exists():
+        ordinary(shard)
+      elif str(shard.relative_to(self.path)) in self.commit(k)["files"]:
         raise FileNotFoundError("it is gone")  # Zarr would read zeros
       return np.asarray(array[first:stop])
 
@@ -238,7 +252,7 @@ class Group:
     for k in sorted(self.done()):
       path = self.path / name / f"{k:05d}.parquet"
       with damage_is_said(path):
-        parts.append(pq.read_table(path))
+        parts.append(checked_table(read_table(path), self.rows(k), self.label(name)))
     if not parts:
       raise UserError(f"{self.path} holds no finished chunk yet; run the labelling command again")
     return pa.concat_tables(parts, promote_options="permissive")
@@ -252,15 +266,15 @@ class Group:
     """(chunk, what is wrong) of every finished chunk whose files are not what was written."""
     for k in sorted(self.done()):
       try:
-        files = json.loads(self.commit_path(k).read_text())["files"]
-      except (ValueError, KeyError):
+        files = self.commit(k)["files"]
+      except (OSError, ValueError):
         yield k, f"{self.commit_path(k)} is damaged"
         continue
       for name, digest in files.items():
         path = self.path / name
         if not path.exists():
           yield k, f"{path} is gone"
-        elif file_hash(path) != digest:
+        elif not path.is_file() or file_hash(path) != digest:
           yield k, f"{path} is not what was written"
 
   @property
@@ -276,14 +290,15 @@ class LabelStore:
     info = self.root / "store.json"
     if not info.exists():
       if not create:
-        raise UserError(f"no label store in {self.root}: store.json is missing; make one with `tools/op.sh label ROUTE --teachers ... --out {self.root}`")
+        make = f"`tools/op.sh label ROUTE --teachers ... {command('--out', self.root)}`"
+        raise UserError(f"no label store in {self.root}: store.json is missing; make one with {make}")
       if self.root.exists() and any(self.root.iterdir()):
         raise UserError(f"{self.root} holds other files and is no label store; choose an empty or a new folder for --out")
       with disk_full_is_said(self.root), atomic_path(info) as tmp:
         tmp.write_text(json.dumps({"version": VERSION}))
     try:
-      version = json.loads(info.read_text())["version"]
-    except (ValueError, KeyError, TypeError):
+      version = read_json(info)["version"]
+    except (OSError, ValueError, KeyError, TypeError):
       raise UserError(f"{info} is damaged; write {{\"version\": {VERSION}}} into it if this is a label store of this version") from None
     if version != VERSION:
       raise UserError(f"{self.root} is a label store of version {version}, this program writes {VERSION}; label again into another folder")

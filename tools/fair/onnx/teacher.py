@@ -13,7 +13,6 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx
-import yaml
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.selfdrive.modeld.fair.ort import ort
@@ -22,6 +21,7 @@ from openpilot.tools.fair.onnx.device import CPU, check_session, choose_provider
 from openpilot.tools.fair.onnx.graph import free_batch, yolox_classes
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, check_least, hash_weights
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.files import read_yaml
 
 REQUIRED = ("input", "decode")
 DECODES = ("yolox", "dets", "maps")
@@ -39,8 +39,8 @@ def read_description(config: str | Path) -> dict[str, Any]:
   """A YAML's path, or the name of one in this folder -> what it says. Raises UserError where it does not describe a network."""
   path = Path(config) if Path(config).suffix in (".yaml", ".yml") else Path(__file__).with_name(f"{config}.yaml")
   try:
-    read = yaml.safe_load(path.read_text())
-  except (OSError, yaml.YAMLError) as e:
+    read = read_yaml(path)
+  except (OSError, ValueError) as e:
     raise UserError(f"cannot read the network's description {path}: {' '.join(str(e).split())[:160]}") from None
   lacking = [k for k in REQUIRED if not isinstance(read, dict) or k not in read]
   if lacking or read["decode"] not in DECODES:

@@ -9,12 +9,14 @@ from openpilot.tools.fair.distillation.trainer import Config
 from openpilot.tools.fair.evaluation.report import HEADLINE, NAMES
 from openpilot.tools.fair.students.student import Student
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.files import read_json
+from openpilot.tools.lib.said import public, public_path
 
 
 def read_evaluation(path: Path, name: str) -> dict[str, Any]:
   """An evaluation.json in which the bundle `name` is a student's column. Raises UserError."""
   try:
-    found = json.loads(path.read_text())
+    found = read_json(path)
     columns = [c for c, kind in found["kinds"].items() if kind == "student"]
     missing = [k for k in ("tables", "differences", "data", "frames", "routes", "segments") if k not in found]
     if missing:
@@ -48,7 +50,7 @@ def seen(evaluation: dict[str, Any], trained: Trained) -> str:
   if both:
     return f"{len(both)} of {len(names)} segments were trained on"
   if trained["unknown"]:
-    return f"not trained on as far as is known: it is not recorded what {', '.join(trained['unknown'])} learned from"
+    return f"not trained on as far as is known: it is not recorded what {public(', '.join(trained['unknown']))} learned from"
   return "not trained on"
 
 
@@ -59,7 +61,7 @@ def metrics_of(evaluations: list[dict[str, Any]], name: str, run: Path, trained:
     for e in evaluations:
       for h in headlines(e, name):
         interval = "" if h["low"] is None else f", 95% interval {h['low']:.3f} to {h['high']:.3f}"
-        data = f"{e['frames']} frames of {e['routes']} routes, {seen(e, trained)}, {e['data']}, by {h['reference']}{interval}"
+        data = f"{e['frames']} frames of {e['routes']} routes, {seen(e, trained)}, {public_path(e['data'])}, by {h['reference']}{interval}"
         out.append({"name": f"{NAMES[h['task']]}: {h['metric']}", "value": h["value"], "data": data})
     return out
   try:
@@ -86,7 +88,7 @@ def tables(evaluations: list[dict[str, Any]], name: str, trained: Trained) -> st
     ]
     known = seen(e, trained)
     known = f"**{known}**" if known != "not trained on" else known
-    what = f"{e['frames']} frames of {e['routes']} route{'s' if e['routes'] != 1 else ''} (`{e['data']}`), {known}"
+    what = f"{e['frames']} frames of {e['routes']} route{'s' if e['routes'] != 1 else ''} (`{public_path(e['data'])}`), {known}"
     out.append(f"{what}:\n\n| what | metric | by | value [95%] | others |\n|---|---|---|---|---|\n" + "\n".join(rows))
     pairs = [d for d in e["differences"] if d["a"] == name]
     if pairs:
@@ -114,7 +116,7 @@ def card(
 ) -> str:
   """Markdown. notes: the author's own words, put first."""
   count = sum(p.numel() for p in student.parameters())
-  teachers = "\n".join(f"- {t['model']} ({t['licence']}, {t['checkpoint_hash'][:12]})" for t in state["provenance"])
+  teachers = "\n".join(f"- {public(t['model'])} ({', '.join(filter(None, (t['licence'], t['checkpoint_hash'][:12])))})" for t in state["provenance"])
   simulated = any("simulator" in t["model"] for t in state["provenance"])
   only = "nothing but" if len(state["provenance"]) == 1 else "mostly"
   toy = f"**Not made for real streets.** It has learned from {only} this project's ray-cast simulator: boxes for cars, hashes for asphalt."
@@ -134,7 +136,7 @@ def card(
 {teachers}
 
 {environment.get("clips", 0)} clips of {config.clip} frames from {len(environment.get("segments", []))} segments:
-`tools/op.sh distill {environment.get("command", "")}`
+`tools/op.sh distill {public(environment.get("command", ""))}`
 
 ## Measured
 

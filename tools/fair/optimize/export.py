@@ -2,7 +2,6 @@
 """Exports a training run's best student as a bundle: ONNX checked against torch and in tinygrad, manifest with provenance and metrics, model card."""
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
 from openpilot.tools.fair.students.student import STUDENTS, Student, build
 from openpilot.tools.fair.teacher import LICENCES, check_licence
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.files import read_json
+from openpilot.tools.lib.said import public
 
 OUTPUTS = {  # what a task's training makes worth publishing
   "depth": ("depth",),
@@ -55,7 +56,7 @@ def read_environment(run: Path) -> dict[str, Any]:
   """What `tools/op.sh distill` wrote of its surroundings. Raises UserError."""
   path = run / "environment.json"
   try:
-    said = json.loads(path.read_text())
+    said = read_json(path)
     lacks = [k for k in ("clips", "segments", "labels", "commit") if k not in said]
   except (OSError, ValueError, TypeError) as e:
     raise UserError(f"{path} is missing or damaged ({type(e).__name__}); it tells where the run's data came from: copy the whole run, or train again") from None
@@ -157,7 +158,7 @@ def main() -> None:
       "streams": ["narrowRoad"],
       "graphs": [graph],
       "provenance": {
-        "teachers": state["provenance"],
+        "teachers": [{**t, "model": public(t["model"])} for t in state["provenance"]],
         "data": [f"{environment['clips']} clips of {config.clip} frames from {len(environment['segments'])} segments, label store {environment['labels']}"],
         "licence": " and ".join(restricted) or "MIT",
         "checkpoint_hash": sha256(args.run / "best.pt"),

@@ -48,6 +48,7 @@ from openpilot.tools.fair.teacher import check_licence
 from openpilot.tools.fair.training.driving_features import DrivingFeatures, frames_back, pair_up, trace
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.said import command
 
 TAUGHT = ("features", "depth")
 WEIGHTS = {"features": 1.0, "depth": 1.0, "keep": 1.0, "path": 1.0}
@@ -305,7 +306,7 @@ def tasks_of(root: Path, only: str) -> list[str]:
   wrong = [t for t in wanted if t not in TAUGHT]
   if wrong or not wanted:
     why = f"--tasks {wrong[0]}: there are {', '.join(TAUGHT)}" if wrong else f"{root} holds neither dense features nor depth"
-    raise UserError(f"{why}; label with `tools/op.sh label ROUTE --teachers dinov2-base,depth-anything-v2-metric-outdoor-small --out {root}`")
+    raise UserError(f"{why}; label with `tools/op.sh label ROUTE --teachers dinov2-base,depth-anything-v2-metric-outdoor-small {command('--out', root)}`")
   return wanted
 
 
@@ -395,9 +396,9 @@ def main() -> None:
   print(table(run))
   run.fit()
   if args.base is not None:
-    print(f"{args.output / BEST}: next, `python tools/dgx/training/export.py --checkpoint {args.output / BEST} --output custom_driving.onnx`")
+    print(f"{args.output / BEST}: next, `python tools/dgx/training/export.py {command('--checkpoint', args.output / BEST)} --output custom_driving.onnx`")
   else:
-    print(f"{args.output}: next, `tools/op.sh export {args.output} --out models/NAME`")
+    print(f"{args.output}: next, `tools/op.sh export {command(args.output)} --out models/NAME`")
 
 
 if __name__ == "__main__":

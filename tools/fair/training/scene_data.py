@@ -13,6 +13,7 @@ from tqdm import tqdm
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, pack_rgb
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.said import command
 from openpilot.tools.sim.render import library, render
 from openpilot.tools.sim.truth import MAP_H, MAP_W, map_labels
 from openpilot.tools.sim.world import World
@@ -56,7 +57,7 @@ class SceneData:
   def __init__(self, root: Path, mode: str = "r"):
     info = root / "info.json"
     if not info.is_file():
-      raise UserError(f"no rendered frames in {root}: info.json is missing; make them with `tools/op.sh train-scene render --out {root}`")
+      raise UserError(f"no rendered frames in {root}: info.json is missing; make them with `tools/op.sh train-scene render {command('--out', root)}`")
     self.info = json.loads(info.read_text())
     n = self.info["frames"]
     self.frames = np.memmap(root / "frames.u8", np.uint8, mode, shape=(n, *FRAME_SHAPE))  # type: ignore[call-overload]

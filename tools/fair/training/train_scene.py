@@ -25,6 +25,7 @@ from openpilot.tools.fair.students.scene import SceneStudent
 from openpilot.tools.fair.training.losses import depth_loss, depth_mask, segmentation_loss
 from openpilot.tools.fair.training.scene_data import FRAMES_PER_WORLD, TIMES, SceneData, render_data
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.said import command
 from openpilot.tools.sim.render import CLASSES
 from openpilot.tools.sim.truth import IGNORE, MAP_H, MAP_W, MAX_DEPTH
 
@@ -188,7 +189,7 @@ def val_dir(data_dir: Path) -> Path:
 def load_student(run: Path) -> SceneStudent:
   path = run / "last.pt"
   if not path.is_file():
-    raise UserError(f"no checkpoint at {path}; train first: `tools/op.sh train-scene train --run {run}`")
+    raise UserError(f"no checkpoint at {path}; train first: `tools/op.sh train-scene train {command('--run', run)}`")
   model = SceneStudent()
   model.load_state_dict(torch.load(path, weights_only=True)["ema"])
   return model.eval()

@@ -1,4 +1,4 @@
-"""Objects: boxes, classes, masks and identity embeddings from a centre-based student."""
+"""Objects: boxes, classes, masks and identity embeddings from a center-based student."""
 from dataclasses import dataclass
 from functools import cache
 from typing import Any

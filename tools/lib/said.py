@@ -1,0 +1,31 @@
+"""What is printed or published: commands that can be typed as they stand, and nothing that tells of a person."""
+
+import re
+import shlex
+from pathlib import Path
+
+# a device's id in front of a drive, the drive (by its time, or by a count and a random number), its segment
+ROUTE = re.compile(
+  r"(?:(?<![0-9A-Za-z])[0-9a-f]{16}[|_/](?:\w+/)?)?(?<![0-9A-Za-z])(?:\d{4}-\d\d-\d\d--\d\d-\d\d-\d\d|[0-9a-f]{8}--[0-9a-f]{10})(?![0-9A-Za-z])(?:--\d+|/\d+)?"
+)
+VIN = re.compile(r"(?<![0-9A-Za-z])(?=[A-HJ-NPR-Z0-9]*\d)(?=[A-HJ-NPR-Z0-9]*[A-HJ-NPR-Z])[A-HJ-NPR-Z0-9]{17}(?![0-9A-Za-z])")
+ABSOLUTE = re.compile(r"(?<![\w./:~-])(?:file://)?(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\'\"`,;:()<>|]+)+[/\\]?")
+DONGLE = re.compile(r"(?<![0-9A-Za-z])[0-9a-f]{16}(?=[|/])")
+
+
+def command(*words: str | Path) -> str:
+  """A command line for a shell, whatever letters the paths have."""
+  return shlex.join(map(str, words))
+
+
+def public(text: str | Path) -> str:
+  """text without what tells of a person: names of drives and devices, VINs, and all of a path but its last part. For what ships or may be published."""
+  text = ROUTE.sub("ROUTE", str(text))
+  text = DONGLE.sub("DEVICE", text)
+  text = VIN.sub("VIN", text)
+  return ABSOLUTE.sub(lambda m: re.split(r"[/\\]", m[0].rstrip("/\\"))[-1], text)
+
+
+def public_path(path: str | Path) -> str:
+  """The last part of a path, without what tells of a person."""
+  return public(Path(path).name or Path(path).resolve().name)

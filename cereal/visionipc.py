@@ -71,6 +71,13 @@ class VisionBuf:
     return self.uv_offset + self.stride * (self.height // 2)
 
 
+def _check_platform() -> None:
+  """Raises OSError where camera buffers cannot be shared as openpilot does it."""
+  if sys.platform == "darwin":
+    what = "VisionIPC is not supported on macOS; label, distill, export and evaluate run here, what plays or reads camera frames wants Linux"
+    raise OSError(errno.EOPNOTSUPP, what)
+
+
 def _memory(size: int) -> int:
   if hasattr(os, "memfd_create"):
     fd = os.memfd_create("visionbuf", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -108,6 +115,7 @@ def close_all(fds: list[int]) -> None:
 
 class VisionIpcServer:
   def __init__(self, name: str):
+    _check_platform()
     self.name = name
     self.id = int.from_bytes(os.urandom(8), "little")
     self.buffers: dict[int, list[VisionBuf]] = {}
@@ -236,6 +244,7 @@ class VisionIpcClient:
   """recv() gives the next frame, with conflate the newest. A restarted server is found again at the next recv() or connect()."""
 
   def __init__(self, name: str, stream: int, conflate: bool):
+    _check_platform()
     self.name, self.stream, self.conflate = name, stream, conflate
     self.sub: SubSocket | None = None
     self.server = 0

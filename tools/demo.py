@@ -49,11 +49,12 @@ def run(args: argparse.Namespace) -> None:
   from openpilot.selfdrive.manager.process import die_with_parent
   from openpilot.tools.lib import python
   from openpilot.tools.lib.errors import UserError
-  from openpilot.tools.lib.route import Route
   from openpilot.tools.replay.record import Recorder, merge
-  from openpilot.tools.replay.replay import VIDEOS, Replay, choose_camera
+  from openpilot.tools.lib.encode_index import VIDEOS
+  from openpilot.tools.replay.replay import Replay
   from openpilot.tools.replay.report import measure, write_report
   from openpilot.tools.replay.show import show
+  from openpilot.tools.replay.source import open_route
   from openpilot.tools.sim.write_route import write_route
 
   out: Path = args.out
@@ -61,8 +62,7 @@ def run(args: argparse.Namespace) -> None:
   if args.bundle:
     os.environ["FAIR_MODELS_DIR"] = str(args.bundle.resolve().parent)
   source = args.route or write_route(out / "route" / f"{args.seed}-{args.time}-{args.seconds:g}", args.seed, args.seconds, "mici", args.time)
-  segments = Route(source).segments
-  camera = choose_camera(segments, args.camera)
+  segments, camera = open_route(source, args.data_dir, args.camera)
   if not any(getattr(s, VIDEOS[camera]) for s in segments):
     raise UserError(f"{source} has no video; fairmodeld needs camera frames")
   params = Params()
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
   try:
     wait_for_fairmodeld(manager)
     recorder = Recorder()
-    replay = Replay(segments, camera, seconds=args.seconds if args.route else None)
+    replay = Replay(segments, camera, seconds=args.seconds if args.route else None, focal=args.focal)
     replay.run()
     time.sleep(1.2)  # the last frame's messages, and one more fairState
     live = recorder.stop()
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
   logs = [s.log_path for s in segments if s.log_path is not None]
   merge(logs, live, out / "rlog.zst")
   numbers = measure(out / "rlog.zst", segments)
-  frames, pictures = show([out / "rlog.zst"], segments, camera, out / "overlay.mp4", keep=PICTURES)
+  frames, pictures = show([out / "rlog.zst"], segments, camera, out / "overlay.mp4", keep=PICTURES, focal=args.focal)
   title = f"openpilot-fair: {segments[0].route}" + ("" if args.route else f", a simulated drive by {args.time}")
   write_report(out, title, numbers, bundle, pictures, out / "overlay.mp4")
   table(numbers, bundle.name, replay.late_frames)
@@ -124,6 +124,8 @@ def end(number: int, _: object) -> NoReturn:
 
 
 def main() -> None:
+  from openpilot.tools.lib.errors import above_zero
+
   signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background; the processes below are stopped by it
   for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, end)
@@ -131,7 +133,9 @@ def main() -> None:
   p.add_argument("--out", type=Path, default=ROOT / "out" / "demo")
   p.add_argument("--route", help="replay this route in place of a simulated one")
   p.add_argument("--camera", choices=["road", "wide", "qcamera"], default="road")
-  p.add_argument("--seconds", type=float, default=12.0, help="of the simulated drive, or at most of the route")
+  p.add_argument("--data-dir", type=Path, help="where routes lie")
+  p.add_argument("--focal", type=above_zero, metavar="PX", help="focal length in pixels, of a camera that is none of comma's")
+  p.add_argument("--seconds", type=above_zero, default=12.0, help="of the simulated drive, or at most of the route")
   p.add_argument("--seed", type=int, default=2_000_003)
   p.add_argument("--time", choices=["day", "dusk", "night"], default="day")
   p.add_argument("--bundle", type=Path, help="a bundle's folder; default: models/fair_unified_small")

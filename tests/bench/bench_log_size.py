@@ -20,7 +20,7 @@ from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.tools.lib.route import Route
 from openpilot.tools.replay.model_replay import REAL, SHARED_DATA
 from openpilot.tools.replay.process_replay import process_replay
-from openpilot.tools.replay.replay import choose_camera
+from openpilot.tools.replay.source import choose_camera
 
 LEVEL = 10  # loggerd's
 BUDGET = 1000.0  # kB a minute, all services together

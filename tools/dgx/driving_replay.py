@@ -26,12 +26,13 @@ from openpilot.selfdrive.modeld.fair.frames import CameraError, ModelFrame, came
 from openpilot.tools.dgx.training.constants import ACTION_T_LEN, DESIRE_LEN, FRAME_SKIP, LEAD_T_IDXS, LEAD_T_OFFSETS, T_IDXS, X_IDXS
 from openpilot.tools.dgx.training.history import History
 from openpilot.tools.dgx.training.teacher import LATERAL_DELAY, DrivingTeacher
+from openpilot.tools.lib.encode_index import VIDEOS
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.log_fields import TRAFFIC_SIDE
 from openpilot.tools.lib.logwriter import write_log
-from openpilot.tools.lib.route import Route, Segment
+from openpilot.tools.lib.route import Segment
 from openpilot.tools.replay.process_replay import PROCESSING_NS, CameraBuffer, logged_frames
-from openpilot.tools.replay.replay import VIDEOS, add_route_arguments, choose_camera
+from openpilot.tools.replay.source import add_route_arguments, open_route
 
 PLAN = ("position", "velocity", "acceleration", "orientation", "orientationRate")  # three columns of the plan each
 
@@ -115,7 +116,8 @@ class DrivingModel:
 
 
 def driving_replay(
-  segments: list[Segment], model: DrivingModel, camera: str, start: float = 0.0, seconds: float | None = None, progress: bool = True
+  segments: list[Segment], model: DrivingModel, camera: str, start: float = 0.0, seconds: float | None = None, progress: bool = True,
+  focal: float | None = None
 ) -> Iterator[bytes]:
   """Serialized modelV2 in order. logMonoTime: the end of the frame's exposure plus PROCESSING_NS, as of process_replay."""
   buffer = CameraBuffer(model.set_camera, camera)
@@ -131,7 +133,7 @@ def driving_replay(
       model.left_hand = m.isRHD
 
   services = ["extrinsicsCalibration", "carState", *TRAFFIC_SIDE]
-  for entry, frame, device, sensor in logged_frames(segments, camera, services, hear, start, seconds, "driving replay", progress):
+  for entry, frame, device, sensor in logged_frames(segments, camera, services, hear, start, seconds, "driving replay", progress, focal):
     msg = model.process(buffer.fill(frame, device, sensor), entry.frame_id, entry.timestamp_eof)
     msg.logMonoTime = entry.timestamp_eof + PROCESSING_NS
     yield msg.to_bytes()
@@ -143,12 +145,11 @@ def main() -> None:
   p.add_argument("models", type=Path, nargs="+", metavar="MODEL.onnx", help="a supercombo, or a vision file and its policy")
   p.add_argument("--out", type=Path, default=Path("out/driving_replay.zst"))
   args = p.parse_args()
-  segments = Route(args.route, args.data_dir).segments
-  camera = choose_camera(segments, args.camera)
+  segments, camera = open_route(args.route, args.data_dir, args.camera)
   if not any(getattr(s, VIDEOS[camera]) for s in segments):
     raise UserError(f"{args.route} has no video; a driving model needs camera frames")
   model = DrivingModel(args.models)
-  n = write_log(args.out, driving_replay(segments, model, camera, args.start, args.seconds))
+  n = write_log(args.out, driving_replay(segments, model, camera, args.start, args.seconds, focal=args.focal))
   print(f"{args.out}: {n} modelV2 of {model.frames} frames by {model.name}, {model.invalid} invalid")
 
 

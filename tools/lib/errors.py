@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import math
 import os
 import select
 import sys
@@ -11,8 +12,42 @@ from collections.abc import Callable
 BROKEN_PIPE = 141  # as a program that SIGPIPE ends
 
 
+def plain(text: str) -> str:
+  """text on one line, control characters (a file's name may hold escape codes) spelled out."""
+  return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+
+
+_said: set[str] = set()
+
+
+def warn(text: str) -> None:
+  """One line on stderr: something was left out, guessed or ignored. The same line is said once: a log is read several times by one command."""
+  if text not in _said:
+    _said.add(text)
+    print(f"warning: {plain(text)}", file=sys.stderr)
+
+
 class UserError(Exception):
   """Something the user gave is wrong. The message is one line: what was wrong, where, what to do."""
+
+
+def not_negative(text: str) -> float:
+  """For argparse: a number, 0 or above. Raises UserError, since argparse's own errors are a page."""
+  try:
+    value = float(text)
+  except ValueError:
+    value = math.nan
+  if not (math.isfinite(value) and value >= 0):
+    raise UserError(f"'{text[:40]}' is not a number of 0 or above")
+  return value
+
+
+def above_zero(text: str) -> float:
+  """As not_negative(), without 0."""
+  value = not_negative(text)
+  if not value:
+    raise UserError(f"'{text[:40]}' is not a number above 0")
+  return value
 
 
 # what the system says -> (what it means, what to do)
@@ -30,6 +65,7 @@ SYSTEM = {
   errno.EMFILE: ("too many open files", "raise the limit with `ulimit -n 4096`"),
   errno.ENFILE: ("too many open files on this machine", "close some programs"),
   errno.ENOMEM: ("out of memory", "close some programs, or take smaller batches"),
+  errno.EOPNOTSUPP: ("not supported here", "use another file system or machine"),
   errno.EIO: ("the disk or its connection fails", "copy the data to another disk"),
 }
 # libraries that have no error of their own for it, by their text
@@ -56,6 +92,8 @@ def explain(e: BaseException) -> str | None:
   """What a user is told of an error that is the machine's; None of one that is a fault of this program, whose traceback is wanted."""
   text = " ".join(str(e).split())
   if (number := system_errno(e)) is not None:
+    if number == errno.EOPNOTSUPP and isinstance(e, OSError):
+      return e.strerror
     what, do = SYSTEM[number]
     path = getattr(e, "filename", None) or ""
     path = os.fsdecode(path) if isinstance(path, (str, bytes)) else ""
@@ -103,7 +141,7 @@ def cli(main: Callable[..., int | None], extra: tuple[type[Exception], ...] = ()
 
 
 def _say(what: str) -> int:
-  print(f"error: {what}", file=sys.stderr)
+  print(f"error: {plain(what)}", file=sys.stderr)
   return 2
 
 

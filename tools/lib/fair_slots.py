@@ -8,10 +8,8 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import capnp
-
 from openpilot.cereal import log
-from openpilot.cereal.messaging import NO_TRAVERSAL_LIMIT
+from openpilot.tools.lib.guard import DAMAGE, open_event
 
 MOVED = 4   # slots
 # service -> (words, pointers) of its struct in releases before the move, oldest first
@@ -59,10 +57,9 @@ def bundle_of_ours(dat: bytes, service: str, tag_at: int) -> str | None:
   moved = bytearray(dat)
   moved[tag_at:tag_at + 2] = struct.pack("<H", struct.unpack_from("<H", dat, tag_at)[0] + MOVED)
   try:
-    with log.Event.from_bytes(bytes(moved), traversal_limit_in_words=NO_TRAVERSAL_LIMIT) as event:
-      m = getattr(event, service)
-      return m.bundle if PLAUSIBLE[service](m) else None
-  except (capnp.KjException, UnicodeDecodeError):
+    m = getattr(open_event(bytes(moved)), service)
+    return m.bundle if PLAUSIBLE[service](m) else None
+  except DAMAGE:
     return None
 
 

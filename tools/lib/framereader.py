@@ -1,4 +1,5 @@
-"""Video frames over PyAV: raw HEVC without a container (fcamera.hevc), qcamera.ts, mp4. In order, or at random by group of pictures; memory is bounded."""
+"""Video frames over PyAV: raw HEVC without a container (fcamera.hevc), qcamera.ts, mp4 and others. In order, or at random by group of pictures, in bounded
+memory."""
 import contextlib
 import itertools
 import os
@@ -11,14 +12,19 @@ import av
 import av.logging
 import numpy as np
 
+from openpilot.tools.lib import hevc
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.unpack import check_file
 
 CACHE_BYTES = 256 * 1024 * 1024   # of decoded groups
+MAX_BYTES = 2**32                 # of a raw HEVC file, which is read whole
+MAX_PIXELS = 8192 * 4608          # of a picture
 PIX_FMTS = ("rgb24", "nv12")
 PLANAR = ("yuv420p", "yuvj420p")
-HEVC_VCL = 32                     # NAL types below are slices
-HEVC_IRAP = range(16, 24)         # pictures at which decoding may begin
-HEVC_PARAMETER_SETS = (32, 33, 34)
+RAW_SUFFIXES = (".hevc", ".h265")
+# only what holds a video itself: a playlist names other files, and addresses
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,mpegts,matroska,webm,avi,flv,asf,ogg,mpeg,gif,hevc,h264,mjpeg,ivf,y4m,yuv4mpegpipe"
+OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 Planes = tuple[np.ndarray, np.ndarray, np.ndarray]   # Y (h, w), U and V (h // 2, w // 2)
 
 
@@ -33,10 +39,12 @@ def drained(codec: Any) -> Iterator[None]:
 
 
 class FrameReader:
-  """pix_fmt 'rgb24': frames (h, w, 3) uint8; 'nv12': (h * 3 // 2, w) uint8, no padding.
+  """pix_fmt 'rgb24': frames (h, w, 3) uint8; 'nv12': (h * 3 // 2, w) uint8, no padding. Turned as the file says; odd sizes lose their last row or column.
 
   `for frame in reader` and `read_from(i)` decode in order; so does `planes_from(i)`, whatever pix_fmt, without copying what is 4:2:0 already.
   `get(i)` decodes from the beginning of i's group up to i; asked for a later frame of that group, it decodes the whole group. A few groups are kept.
+  A picture that is damaged, or whose group has lost one before it, is left out: each i is its own picture or none.
+  numbers: of each picture in the file, which one of the recording it is: rising by more than one where pictures are lost.
   threads: 1 decodes a container in the caller's thread alone: slower, for a quarter less processor time.
   Raises UserError where the file cannot be read as video, IndexError beyond its end.
   """
@@ -47,159 +55,245 @@ class FrameReader:
     # damaged pictures are counted here; libav would print a line for each
     av.logging.set_libav_level(av.logging.PANIC)
     self.path, self.pix_fmt, self.threads = Path(path), pix_fmt, threads
-    if not self.path.is_file():
+    if not self.path.exists():
       raise UserError(f"no video at {self.path}")
-    self.raw = self.path.suffix in (".hevc", ".h265")
-    self.cache: OrderedDict[int, list[Any]] = OrderedDict()  # first frame of a group -> its first frames, as decoded
+    size = check_file(self.path)
+    self.raw = self.path.suffix.lower() in RAW_SUFFIXES
+    if not size or (self.raw and size > MAX_BYTES):
+      raise UserError(f"{self.path} is {'empty' if not size else 'too large'}; leave this segment out")
+    self.cache: OrderedDict[int, dict[int, Any]] = OrderedDict()  # first frame of a group -> its frames, as decoded
     self.reordered = True  # frames may come out in another order than they went in
+    self.turn = 0          # quarters by which frames are turned, counter-clockwise
     try:
       self._index()
-    except (av.FFmpegError, StopIteration, IndexError, ValueError) as e:
+    except UserError as e:
+      raise UserError(f"{self.path} is not a video that can be read: {e}") from None
+    except (av.FFmpegError, StopIteration, IndexError, ValueError, OSError, MemoryError) as e:
       raise UserError(f"{self.path} is not a video that can be read ({e}); copy it again, or leave this segment out") from None
-    if not self.frame_count:
-      raise UserError(f"{self.path} holds no frames; the recording stopped before any was written: leave this segment out")
 
   def _index(self) -> None:
-    """Frame count, size and where groups begin, from the packets alone."""
+    """Frame count, size, where groups begin and what is lost, from the packets alone."""
     self.packets: list[tuple[int, int]] = []   # raw HEVC: offset and end of each picture
     self.keys: list[int] = []                  # frames at which a group begins
     self.times: list[int] = []                 # containers: presentation time of each frame
+    self.broken: set[int] = set()              # frames that the file itself says are damaged
+    self.gop, self.breaks = 0, []              # see hevc.Stream
+    self.seconds: np.ndarray | None = None     # containers: presentation times
+    self.counted = False                       # a container without presentation times, as AVI: what comes out is counted
     if self.raw:
-      self._scan_hevc()
+      self.dat = self.path.read_bytes()
+      stream = hevc.scan(self.dat)
+      self.packets, self.sets, self.numbers, self.gop, self.breaks = stream.packets, stream.sets, stream.numbers, stream.gop, stream.breaks
+      self.positions, self.packet_of = stream.positions, {place: packet for packet, place in stream.keys}
+      self.keys, self.fps, self.frame_count = sorted(self.packet_of), 20.0, len(self.packets)
     else:
-      with av.open(str(self.path)) as c:
-        stream = c.streams.video[0]
-        stamps = [(p.pts, p.is_keyframe) for p in c.demux(stream) if p.pts is not None and p.size]
-        stamps.sort(key=lambda x: x[0])
-        self.times, self.keys = [t for t, _ in stamps], [i for i, (_, key) in enumerate(stamps) if key]
-        self.w, self.h = stream.codec_context.width, stream.codec_context.height
-        self.fps = float(stream.average_rate or 20)
-    self.frame_count = len(self.packets) if self.raw else len(self.times)
+      self._scan_container()
     if not self.frame_count:
-      return
-    if not self.keys or self.keys[0] != 0:
-      self.keys.insert(0, 0)
-    if self.raw:
-      self.fps = 20.
-      first = next(self._decode(0, 1, 1))
-      self.w, self.h = first.width, first.height
+      raise UserError("it holds no frames; the recording stopped before any was written: leave this segment out")
+    if not self.keys:
+      raise UserError("it has no picture at which decoding can begin; leave this segment out")
+    self._first_picture()
 
-  def _scan_hevc(self) -> None:
-    """Access units of an Annex B stream: a picture begins with the first slice (first_slice_segment_in_pic_flag) or the parameter sets before it."""
-    dat = self.dat = self.path.read_bytes()
-    pos, unit, sets = dat.find(b"\x00\x00\x01"), -1, b""
-    begin = -1
-    while pos >= 0 and pos + 6 <= len(dat):
-      kind = (dat[pos + 3] >> 1) & 63
-      at = pos - 1 if pos > 0 and dat[pos - 1] == 0 else pos
-      if kind < HEVC_VCL:
-        if dat[pos + 5] & 0x80:   # the first slice of a picture
-          start = begin if begin >= 0 else at
-          if unit >= 0:
-            self.packets.append((unit, start))
-          if kind in HEVC_IRAP:
-            self.keys.append(len(self.packets))
-          unit = start
-        begin = -1
-      elif kind in HEVC_PARAMETER_SETS or kind in (35, 39):   # parameter sets, delimiter, prefix SEI belong to the next picture
-        begin = at if begin < 0 else begin
-        if kind in HEVC_PARAMETER_SETS and not self.packets and unit < 0:
-          following = dat.find(b"\x00\x00\x01", pos + 3)
-          sets += dat[at:following if following >= 0 else len(dat)]
-      pos = dat.find(b"\x00\x00\x01", pos + 3)
-    if unit >= 0:
-      self.packets.append((unit, len(dat)))
-    self.sets = sets
+  def _scan_container(self) -> None:
+    with av.open(str(self.path), options=OPTIONS) as c:
+      if not c.streams.video:
+        raise UserError("it has no pictures in it")
+      stream = c.streams.video[0]
+      stamps: dict[int, tuple[bool, bool]] = {}
+      torn = False
+      packets = untimed = 0
+      with contextlib.suppress(av.FFmpegError):   # a damaged end: what came before it is whole
+        for p in c.demux(stream):
+          if not p.size or p.is_discard:
+            continue
+          packets += 1
+          untimed += p.pts is None
+          if p.pts is not None:
+            stamps[p.pts] = (p.is_keyframe, p.is_corrupt or torn)
+          torn = p.pts is None   # half a picture: the one behind it has lost its neighbour
+      self.counted = "avi" in c.format.name or untimed * 4 > packets
+      if self.counted:
+        stamps = {i: (i == 0, False) for i in range(packets)}
+      self.times = sorted(stamps)
+      self.keys = [i for i, t in enumerate(self.times) if stamps[t][0]]
+      self.broken = {i for i, t in enumerate(self.times) if stamps[t][1]}
+      self.fps = float(stream.average_rate or stream.guessed_rate or 20)
+      base = 1 / self.fps if self.counted else float(stream.time_base or 1)
+    self.frame_count = len(self.times)
+    self.seconds = np.array(self.times, np.float64) * base
+    steps = np.diff(self.seconds)
+    self.numbers = np.concatenate([[0], np.cumsum(np.maximum(1, np.round(steps / np.median(steps))))]).astype(np.int64)[:self.frame_count] if len(steps) else \
+      np.zeros(self.frame_count, np.int64)
+
+  def _first_picture(self) -> None:
+    """Size and turn, of the first picture that can be decoded."""
+    for key in self.keys:
+      with contextlib.closing(self._decode(key, key + 1)) as decoded:
+        first = next(decoded, None)
+      if first is not None:
+        frame = first[1]
+        self.turn = round((frame.rotation or 0) / 90) % 4
+        w, h = frame.width // 2 * 2, frame.height // 2 * 2
+        self.coded = frame.width, frame.height
+        if not w or not h:
+          raise UserError(f"its pictures are {frame.width}x{frame.height}")
+        self.w, self.h = (h, w) if self.turn % 2 else (w, h)
+        return
+    raise UserError("none of its pictures can be decoded; leave this segment out")
 
   def __len__(self) -> int:
     return self.frame_count
 
   def __iter__(self) -> Iterator[np.ndarray]:
-    return self.read_from(0)
+    return (frame for _, frame in self.read_from(0))
 
-  def read_from(self, start: int) -> Iterator[np.ndarray]:
-    """Frames from `start` to the end, in order, decoded by several threads."""
-    return map(self._convert, self._decode_from(start))
+  def read_from(self, start: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(i, frame) from `start` to the end, in order, decoded by several threads. What cannot be decoded is left out."""
+    return ((i, self._convert(frame)) for i, frame in self._decode_from(start))
 
-  def planes_from(self, start: int) -> Iterator[Planes]:
+  def planes_from(self, start: int) -> Iterator[tuple[int, Planes]]:
     """What 'nv12' frames from `start` on are made of: views of the decoder's own memory, to be read only. They stay good as long as they are held."""
-    return map(self._planes, self._decode_from(start))
+    return ((i, self._planes(frame)) for i, frame in self._decode_from(start))
 
-  def _decode_from(self, start: int) -> Iterator[Any]:
-    key = max(k for k in self.keys if k <= start)
-    with contextlib.closing(self._decode(key, self.frame_count, self.frame_count)) as decoded:
-      yield from itertools.islice(decoded, start - key, None)
+  def _decode_from(self, start: int) -> Iterator[tuple[int, Any]]:
+    key = max((k for k in self.keys if k <= start), default=self.keys[0])
+    with contextlib.closing(self._decode(key, self.frame_count)) as decoded:
+      for i, frame in decoded:
+        if i >= start:
+          yield i, frame
 
   def get(self, i: int) -> np.ndarray:
     if not 0 <= i < self.frame_count:
       raise IndexError(f"{self.path} has frames 0 to {self.frame_count - 1}, not {i}")
     g = int(np.searchsorted(self.keys, i, side="right")) - 1
-    key, end = self.keys[g], self.keys[g + 1] if g + 1 < len(self.keys) else self.frame_count
-    group = self.cache.get(key, [])
-    if len(group) <= i - key:
-      # one frame of a group is what a shuffling data loader asks for; a second one means that more will follow
-      with contextlib.closing(self._decode(key, end if group else i + 1, end)) as decoded:
-        group = self.cache[key] = list(decoded)
-    self.cache.move_to_end(key)
-    if len(group) <= i - key:
+    if g >= 0:
+      key, end = self.keys[g], self.keys[g + 1] if g + 1 < len(self.keys) else self.frame_count
+      group = self.cache.get(key, {})
+      if i not in group and (not group or max(group) < i):
+        # one frame of a group is what a shuffling data loader asks for; a second one means that more will follow
+        with contextlib.closing(self._decode(key, end if group else i + 1)) as decoded:
+          group = self.cache[key] = dict(decoded)
+      self.cache.move_to_end(key)
+    if g < 0 or i not in group:
       raise UserError(f"{self.path}: frame {i} cannot be decoded; the file is damaged there")
     while len(self.cache) > 1 and sum(map(len, self.cache.values())) * self.w * self.h * 3 // 2 > CACHE_BYTES:
       self.cache.popitem(last=False)
-    return self._convert(group[i - key])
+    return self._convert(group[i])
 
-  def _decode(self, key: int, stop: int, end: int) -> Generator[Any, None, None]:
-    """Frames key..stop-1 as libav has them; key begins a group, end ends one."""
-    with contextlib.closing(self._raw_frames(key, end if self.reordered else stop) if self.raw else self._container_frames(key)) as decoded:
-      yield from itertools.islice(decoded, stop - key)
+  def _decode(self, key: int, stop: int) -> Generator[tuple[int, Any], None, None]:
+    """(i, frame as libav has it) of key..stop-1 that are whole; key begins a group. Behind a lost picture none of its group is: libav makes one up."""
+    expected, bad_until = key, key
+    ends = [k for k in self.keys if k > key]
+    with contextlib.closing(self._raw_frames(key, stop) if self.raw else self._container_frames(key)) as decoded:
+      for i, frame in decoded:
+        if i >= stop:
+          return
+        if i < expected:   # a picture before the key, shown from another group
+          continue
+        hole = i > expected or (self.raw and i > key and self.numbers[i] > self.numbers[i - 1] + 1)
+        if hole or i in self.broken or frame.is_corrupt:
+          first_lost = expected if i > expected else i
+          bad_until = max(bad_until, ends[g] if (g := int(np.searchsorted(ends, first_lost, side="right"))) < len(ends) else self.frame_count)
+        expected = i + 1
+        if i >= bad_until:
+          yield i, frame
 
-  def _raw_frames(self, key: int, end: int) -> Generator[Any, None, None]:
+  def _raw_frames(self, key: int, stop: int) -> Generator[tuple[int, Any], None, None]:
     codec: Any = av.CodecContext.create("hevc", "r")
+    codec.options = {"max_pixels": str(MAX_PIXELS)}
     # twice the cores: a frame's thread often waits for rows of the frame before
-    codec.thread_type, codec.thread_count = ("AUTO", min(16, 2 * (os.cpu_count() or 1))) if end - key > 1 else ("NONE", 1)
-    prefix = self.sets if key else b""  # the file's own parameter sets: a group need not repeat them
+    codec.thread_type, codec.thread_count = ("AUTO", min(16, 2 * (os.cpu_count() or 1))) if stop - key > 1 else ("NONE", 1)
+    first = self.packet_of[key]
+    last = self._last_packet(first, stop)
+    prefix = self.sets if key != self.keys[0] or first else b""  # the file's own parameter sets: a group need not repeat them
     with drained(codec):
-      for a, b in self.packets[key:end]:
-        try:
-          out = codec.decode(av.Packet(prefix + self.dat[a:b]))
-          self.reordered = bool(codec.has_b_frames)  # said by the parameter sets
-          yield from out
-        except av.FFmpegError:
-          pass  # a damaged picture; the next keyframe is whole again
+      for k in range(first, last):
+        a, b = self.packets[k]
+        # not Packet(bytes): that one is freed by a thread of the decoder that holds its lock, and waits for Python's
+        packet = av.Packet(len(prefix) + b - a)
+        packet.update(prefix + self.dat[a:b])
+        packet.pts = int(self.positions[k])
         prefix = b""
-      yield from codec.decode(None)
+        try:
+          out = codec.decode(packet)
+        except av.FFmpegError:
+          continue  # a damaged picture; the next keyframe is whole again
+        self.reordered = bool(codec.has_b_frames)  # said by the parameter sets
+        yield from ((f.pts, f) for f in out if f.pts is not None)
+      with contextlib.suppress(av.FFmpegError):
+        yield from ((f.pts, f) for f in codec.decode(None) if f.pts is not None)
 
-  def _container_frames(self, key: int) -> Generator[Any, None, None]:
-    with av.open(str(self.path)) as c:
+  def _last_packet(self, first: int, stop: int) -> int:
+    """The packet behind those that frames up to stop-1 need."""
+    if not self.reordered:
+      return min(len(self.packets), first + stop - int(self.positions[first]))
+    last = int(np.max(np.flatnonzero(self.positions < stop), initial=first)) + 1
+    return min(len(self.packets), last)
+
+  def _container_frames(self, key: int) -> Generator[tuple[int, Any], None, None]:
+    place = {t: i for i, t in enumerate(self.times)}
+    count = itertools.count()
+    with av.open(str(self.path), options=OPTIONS) as c:
       stream = c.streams.video[0]
       stream.thread_type = "NONE" if self.threads == 1 else "AUTO"
-      begin = self.times[key]
+      stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
       if key:
-        c.seek(begin, stream=stream)
+        c.seek(self.times[key], stream=stream)
       with drained(stream.codec_context):
-        try:
-          for frame in c.decode(stream):
-            if frame.pts is None or frame.pts >= begin:
-              yield frame
-        except av.FFmpegError:
-          return  # the file's end is damaged: what came before it was whole
+        packets = c.demux(stream)
+        while True:
+          try:
+            packet = next(packets, None)
+          except av.FFmpegError:
+            break  # the file's end is damaged: what came before it was whole
+          if packet is None:
+            break
+          try:
+            frames = packet.decode()
+          except av.FFmpegError:
+            continue
+          for f in frames:
+            if self.counted:
+              yield next(count), f
+            elif f.pts in place:
+              yield place[f.pts], f
 
   def _convert(self, frame: Any) -> np.ndarray:
     if self.pix_fmt == "rgb24":
-      return frame.to_ndarray(format="rgb24")
-    if frame.format.name in PLANAR:   # no scaler: the planes are interleaved as they are
-      h, w = frame.height, frame.width
-      out = np.empty((h * 3 // 2, w), dtype=np.uint8)
-      out[:h], out[h:, 0::2], out[h:, 1::2] = self._planes(frame)
-      return out
-    return frame.to_ndarray(format="nv12")
+      rgb = frame.to_ndarray(format="rgb24")[:frame.height // 2 * 2, :frame.width // 2 * 2]
+      return np.ascontiguousarray(np.rot90(rgb, self.turn)) if self.turn or rgb.shape[:2] != (frame.height, frame.width) else rgb
+    y, u, v = self._planes(frame)
+    h, w = y.shape
+    out = np.empty((h * 3 // 2, w), dtype=np.uint8)   # no scaler: the planes are interleaved as they are
+    out[:h], out[h:, 0::2], out[h:, 1::2] = y, u, v
+    return out
 
   def _planes(self, frame: Any) -> Planes:
-    h, w = frame.height, frame.width
-    if frame.format.name in PLANAR:
-      y, u, v = (np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, :p.width] for p in frame.planes)
-      return y, u[:h // 2, :w // 2], v[:h // 2, :w // 2]
-    nv12 = frame.to_ndarray(format="nv12")
-    return nv12[:h], np.ascontiguousarray(nv12[h:, 0::2]), np.ascontiguousarray(nv12[h:, 1::2])
+    h, w = frame.height // 2 * 2, frame.width // 2 * 2
+    if frame.format.name not in PLANAR:
+      frame = frame.reformat(format="yuv420p")
+    y, u, v = (np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, :p.width] for p in frame.planes)
+    planes = y[:h, :w], u[:h // 2, :w // 2], v[:h // 2, :w // 2]
+    return tuple(np.ascontiguousarray(np.rot90(p, self.turn)) for p in planes) if self.turn else planes   # type: ignore[return-value]
 
   def close(self) -> None:
     self.cache.clear()
+
+
+def picture_size(path: Path) -> tuple[int, int] | None:
+  """(width, height) of a video's frames, None where it cannot be read. Decodes its first pictures; only where they are damaged the whole file is looked at."""
+  try:
+    if check_file(path):
+      raw = path.suffix.lower() in RAW_SUFFIXES
+      with av.open(str(path), format="hevc" if raw else None, options=OPTIONS) as c:
+        frame = next(c.decode(video=0))
+      w, h = frame.width // 2 * 2, frame.height // 2 * 2
+      if w and h and not frame.is_corrupt and frame.key_frame:
+        return (h, w) if round((frame.rotation or 0) / 90) % 2 else (w, h)
+  except (av.FFmpegError, StopIteration, IndexError, ValueError, OSError, UserError):
+    pass
+  try:
+    reader = FrameReader(path)
+  except UserError:
+    return None
+  return reader.w, reader.h

@@ -2,73 +2,41 @@
 
 The framing, the time and the union's tag stand at fixed places, so that messages nobody asked for cost a few bytes read and no object.
 """
-import bz2
+import contextlib
 import ctypes
 import itertools
-import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import capnp
 import numpy as np
-import zstandard
 
 from openpilot.cereal import log
-from openpilot.cereal.messaging import NO_TRAVERSAL_LIMIT
 from openpilot.cereal.services import service_name
 from openpilot.tools.lib import fair_slots
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.errors import UserError, warn
+from openpilot.tools.lib.guard import DAMAGE, Guard, open_event, read_all, reading_limit
 from openpilot.tools.lib.native import compile_library
 from openpilot.tools.lib.route import Route
+from openpilot.tools.lib.unpack import decompress, head
 
-ZSTD_MAGIC, BZ2_MAGIC = b"\x28\xb5\x2f\xfd", b"BZh"
 MAX_SEGMENTS = 512      # of one Cap'n Proto message; more means that this is not a log
 BATCH = 256             # events opened at once
 FAR = 0xFFFF            # tag of messages whose root lies behind a far pointer: pycapnp must look
+DAMAGED = 0xFFFD        # tag of messages that have no root, or none that lies inside them
+EVENT_SIZES = (0x10002, 0x10003)  # words of data, pointers above: Event's root as every version writes it
+MAX_GAPS = 100          # places at which a log's chain of lengths is broken and taken up again
+LATEST = 2**62          # ns
+ODD_TIME = 600_000_000_000   # ns from its neighbours', which no message of a log is
 NOT_OURS = 0xFFFE       # tag of messages of another program in a slot of ours
 
 TAGS: dict[str, int] = {f.name: f.discriminantValue for f in log.Event.schema.node.struct.fields if f.discriminantValue != 0xFFFF}
 TAG_NAMES = {tag: name for name, tag in TAGS.items()}
-
-
-def decompress(path: Path) -> tuple[bytes, str]:
-  """-> the log's bytes, and what was wrong with the file's end ("" if nothing). Raises UserError where nothing can be read."""
-  try:
-    dat = path.read_bytes()
-  except OSError as e:
-    raise UserError(f"cannot read {path}: {e.strerror}") from None
-  if not dat:
-    raise UserError(f"{path} is empty: the recording stopped before anything was written; leave this segment out")
-  problem = ""
-  out: list[bytes] = []
-  try:
-    if dat.startswith(ZSTD_MAGIC):
-      while dat:   # several frames may follow each other
-        z = zstandard.ZstdDecompressor().decompressobj()
-        for i in range(0, len(dat), 1 << 20):
-          out.append(z.decompress(dat[i:i + (1 << 20)]))
-          if z.eof:
-            dat = z.unused_data + dat[i + (1 << 20):]
-            break
-        else:
-          problem, dat = "the zstd stream is cut short", b""
-    elif dat.startswith(BZ2_MAGIC):
-      while dat:
-        b = bz2.BZ2Decompressor()
-        out.append(b.decompress(dat))
-        problem = "" if b.eof else "the bz2 stream is cut short"
-        dat = b.unused_data
-    else:
-      return dat, ""
-  except (zstandard.ZstdError, OSError, EOFError) as e:
-    problem = f"the compressed stream is damaged ({e})"
-  if not any(out):
-    raise UserError(f"{path} holds no readable data: {problem}; copy it again, or leave this segment out")
-  return b"".join(out), problem
+INIT_DATA = TAGS["initData"]
 
 
 @cache
@@ -107,6 +75,9 @@ def chain_python(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         break
       bodies[len(starts)] = body
       length = sum(words[pos:body].view("<u4")[1 : more + 2].tolist())
+      if not length:
+        bodies.pop(len(starts))
+        break
       append(pos)
       pos = body + length
     elif header:
@@ -124,25 +95,51 @@ def chain_python(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
   return start, root, pos
 
 
-def scan(dat: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-  """-> start and end offsets, times in ns (uint64) and union tags (uint16) of the messages in `dat`, and the offset behind the last whole one."""
-  q = np.frombuffer(dat, "<u8", len(dat) // 8)
+def chain(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+  """-> beginnings, root pointers and ends of the messages in `words`, in words, and the end of the last whole one. Where a length is damaged, it is taken up
+  again at the next place that looks like an event."""
   lib = library()
-  start, root, pos = chain_native(lib, q) if lib is not None else chain_python(q)  # in words, as all here
-  pointer = q[root] if len(root) else np.zeros(0, np.uint64)
+
+  def walk(at: int) -> tuple[np.ndarray, np.ndarray, int]:
+    return chain_native(lib, words[at:]) if lib is not None else chain_python(words[at:])
+
+  start, root, pos = walk(0)
+  end = np.append(start[1:], pos) if len(start) else start
+  if pos == len(words) or not len(start):
+    return start, root, end, pos
+  size, pointer = words[:-1] >> np.uint64(32), words[1:]
+  # one memory segment; its root begins right behind the pointer: the time, then the tag
+  event = (words[:-1] & np.uint64(0xFFFFFFFF) == 0) & (pointer & np.uint64(0xFFFFFFFF) == 0) & (size >= 4)
+  event &= (np.arange(len(size), dtype=np.uint64) + size < len(words)) & np.isin(pointer >> np.uint64(32), EVENT_SIZES)
+  likely = np.flatnonzero(event)
+  parts = [(start, root, end)]
+  for _ in range(MAX_GAPS):
+    k = np.searchsorted(likely, pos)
+    if k == len(likely):
+      break
+    at = int(likely[k])
+    start, root, length = walk(at)
+    pos = at + length
+    parts.append((start + at, root + at, np.append(start[1:], length) + at))
+    if pos == len(words):
+      break
+  start, root, end = (np.concatenate(x) for x in zip(*parts, strict=True))
+  return start, root, end, pos
+
+
+def scan(dat: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """-> beginnings and ends in bytes, times in ns (uint64) and union tags (uint16) of the messages in `dat`."""
+  q = np.frombuffer(dat, "<u8", len(dat) // 8)
+  start, root, end, _ = chain(q)
+  pointer = q[root]
   data = root + 1 + ((pointer >> np.uint64(2)) & np.uint64(0x3FFFFFFF)).astype(np.int64)
-  end_words = np.append(start[1:], pos)
   # a struct pointer: two low bits 0, 30 bits offset in words, then 16 bits of data words
-  plain = ((pointer & np.uint64(3)) == 0) & (((pointer >> np.uint64(32)) & np.uint64(0xFFFF)) >= 2) & (data + 2 <= end_words)
+  plain = ((pointer & np.uint64(3)) == 0) & (((pointer >> np.uint64(32)) & np.uint64(0xFFFF)) >= 2) & (data + 2 <= end)
   far = (pointer & np.uint64(3)) == 2
-  bad = np.flatnonzero(~(plain | far))
-  n = int(bad[0]) if len(bad) else len(start)
-  start, data, plain, end_words = start[:n], np.where(plain, data, 0)[:n], plain[:n], end_words[:n]
-  if n == 0:
-    return start, start, np.zeros(0, np.uint64), np.zeros(0, np.uint16), 0
-  times = np.where(plain, q[data], np.uint64(0))
-  tags = np.where(plain, q[data + 1] & np.uint64(0xFFFF), np.uint64(FAR)).astype(np.uint16)
-  return start * 8, end_words * 8, times, tags, int(end_words[-1]) * 8
+  data = np.where(plain, data, 0)
+  times = np.where(plain, q[data] if len(q) else 0, np.uint64(0))
+  tags = np.where(plain, q[np.minimum(data + 1, len(q) - 1)] & np.uint64(0xFFFF), np.where(far, np.uint64(FAR), np.uint64(DAMAGED))).astype(np.uint16)
+  return start * 8, end * 8, times, tags
 
 
 class LogFile:
@@ -151,19 +148,21 @@ class LogFile:
   def __init__(self, path: str | Path):
     self.path = Path(path)
     self.dat, problem = decompress(self.path)
-    self.start, self.end, self.time, self.tag, whole = scan(self.dat)
-    if not len(self.start):
-      raise UserError(f"{self.path} is not a log: it does not begin with a Cap'n Proto event; expected an rlog or qlog, raw, .zst or .bz2")
-    if whole < len(self.dat) and not problem:
-      problem = f"{len(self.dat) - whole} bytes at its end are no whole message"
-    self.problem = problem
+    self.start, self.end, self.time, self.tag = scan(self.dat)
     for i in np.flatnonzero(self.tag == FAR):
-      event = self.event(int(i))
-      self.time[i] = event.logMonoTime
-      try:
+      self.tag[i] = DAMAGED
+      with contextlib.suppress(*DAMAGE):   # an unknown union too: which() raises
+        event = self.event(int(i))
+        self.time[i] = event.logMonoTime
         self.tag[i] = TAGS[event.which()]
-      except capnp.KjException:
-        pass
+    self.tag[self.time > LATEST] = DAMAGED
+    if not len(self.start) or (self.tag == DAMAGED).all():
+      raise UserError(f"{self.path} is not a log: it does not begin with a Cap'n Proto event; expected an rlog or qlog, raw, .zst or .bz2")
+    lost = len(self.dat) - int((self.end - self.start).sum())
+    if lost and not problem:
+      tail = len(self.dat) - int(self.end[-1])
+      problem = f"{lost} bytes {'at its end ' if tail == lost else ''}are no whole message"
+    self.problem = problem
     self.notes = self._sort_out_slots()
 
   def _sort_out_slots(self) -> list[str]:
@@ -184,11 +183,33 @@ class LogFile:
     return notes
 
   def event(self, i: int) -> Any:
-    with log.Event.from_bytes(self.dat[self.start[i]:self.end[i]], traversal_limit_in_words=NO_TRAVERSAL_LIMIT) as event:
-      return event
+    return open_event(self.raw(i))
 
   def raw(self, i: int) -> bytes:
     return self.dat[self.start[i]:self.end[i]]
+
+
+def odd_times(time: np.ndarray, tag: np.ndarray) -> np.ndarray:
+  """Numbers of messages that are ODD_TIME and more away from those around them; initData, which has the time of the route's beginning, never is."""
+  known = np.flatnonzero((tag != DAMAGED) & (tag != INIT_DATA))
+  t = time[known].astype(np.int64)
+  if not len(t) or int(t.max()) - int(t.min()) < ODD_TIME:
+    return known[:0]
+  around = np.lib.stride_tricks.sliding_window_view(np.pad(t, 4, mode="reflect" if len(t) > 4 else "edge"), 9)
+  with np.errstate(over="ignore"):
+    off = np.abs(t.astype(np.float64) - np.median(around, axis=1))
+  return known[off >= ODD_TIME]
+
+
+def is_log(path: Path) -> str:
+  """"" where a log's beginning can be read, else what is wrong with the file. Looks at its first bytes only."""
+  try:
+    if (scan(head(path))[3] != DAMAGED).any():
+      return ""
+    LogFile(path)   # the first message may be longer than that
+    return ""
+  except UserError as e:
+    return str(e)
 
 
 def log_paths(source: Route | str | Path | Sequence[str | Path]) -> list[Path]:
@@ -209,8 +230,10 @@ def log_paths(source: Route | str | Path | Sequence[str | Path]) -> list[Path]:
 class LogReader:
   """Iterates log.Event readers of one or more logs as one stream in time order, one log in memory at a time (two around a boundary).
 
-  services: names in either spelling; None: all. After an iteration: `unknown`, a Counter of union tags that the schema does not have, skipped;
-  `truncated`, a line per file with a damaged end, also printed once to stderr.
+  services: names in either spelling; None: all. Put `with reader.guard(event):` around what reads an event's fields:
+  a damaged one ends the block and is counted.
+  After an iteration: `unknown`, a Counter of union tags that the schema does not have, skipped; `damaged`, messages that have no root, skipped;
+  `truncated`, a line per file of which a part cannot be read. All of it is said on stderr, in a line each.
   """
 
   def __init__(self, source: Route | str | Path | Sequence[str | Path], services: Iterable[str] | None = None, sort_by_time: bool = True):
@@ -223,39 +246,71 @@ class LogReader:
         raise UserError(f"no service {', '.join(unknown)}; names are those of openpilot's log.capnp")
       self.tags = {TAGS[s] for s in names}
     self.unknown: Counter[int] = Counter()
+    self.damaged = 0
     self.truncated: list[str] = []
+    self.guard = Guard(str(self.paths[0]) + (f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else "") if self.paths else "")
 
-  def __iter__(self) -> Iterator[Any]:
+  def __iter__(self) -> Generator[Any, None, None]:
     # in batches: reading many messages behind each other costs pycapnp a fifth of opening them one by one
     order = self._order()
-    while batch := list(itertools.islice(order, BATCH)):
-      yield from log.Event.read_multiple_bytes(b"".join([f.dat[f.start[i] : f.end[i]] for f, i in batch]), traversal_limit_in_words=NO_TRAVERSAL_LIMIT)
+    try:
+      while batch := list(itertools.islice(order, BATCH)):
+        parts = [f.dat[f.start[i] : f.end[i]] for f, i in batch]
+        events = log.Event.read_multiple_bytes(b"".join(parts), traversal_limit_in_words=reading_limit(max(map(len, parts))))
+        while True:
+          try:
+            yield from events
+            break
+          except capnp.KjException:   # a root that is not inside; the next message follows
+            self.guard.damaged["?"] += 1
+    finally:
+      self.guard.say()
+
+  def whole(self) -> Iterator[Any]:
+    """Only events of which all fields can be read: for those who keep messages, or hand them on. Slower: every field is read."""
+    events = iter(self)
+    with contextlib.closing(events):
+      for event in events:
+        good = False
+        with self.guard(event):
+          read_all(event)
+          good = True
+        if good:
+          yield event
 
   def raw(self) -> Iterator[tuple[int, int, bytes]]:
-    """(logMonoTime, union tag, bytes) without building objects."""
+    """(logMonoTime, union tag, bytes) without building objects. A log's initData comes first, at the time of what follows it."""
     for f, i in self._order():
       yield int(f.time[i]), int(f.tag[i]), f.raw(i)
 
   def _load(self, path: Path) -> tuple[LogFile, np.ndarray]:
     f = LogFile(path)
+    bad = int((f.tag == DAMAGED).sum())
     if f.problem:
-      line = f"{path}: {f.problem}; {len(f.start)} messages before that were read"
-      self.truncated.append(line)
-      print(f"warning: {line}", file=sys.stderr)
+      self.truncated.append(f"{path}: {f.problem}; {len(f.start) - bad} messages were read")
+      warn(self.truncated[-1])
+    if bad:
+      self.damaged += bad
+      warn(f"{path}: {bad} of {len(f.start)} messages are damaged and were left out")
+    if self.sort_by_time and len(odd := odd_times(f.time, f.tag)):
+      f.tag[odd] = DAMAGED
+      warn(f"{path}: {len(odd)} messages are {ODD_TIME // 60_000_000_000} minutes and more out of time and were left out")
     for note in f.notes:
-      print(f"warning: {path}: {note}", file=sys.stderr)
+      warn(f"{path}: {note}")
     counts = np.bincount(f.tag)
     tags = np.flatnonzero(counts).tolist()
-    self.unknown.update({t: int(counts[t]) for t in tags if t not in TAG_NAMES})
+    self.unknown.update({t: int(counts[t]) for t in tags if t not in TAG_NAMES and t not in (DAMAGED, NOT_OURS)})
     wanted = np.zeros(len(counts), dtype=bool)
     wanted[[t for t in tags if t in TAG_NAMES and (self.tags is None or t in self.tags)]] = True
     index = np.flatnonzero(wanted[f.tag])
     if self.sort_by_time:
+      if len(index) > 1 and f.tag[index[0]] == INIT_DATA:   # loggerd writes it first in every segment, with the time at which the route began
+        f.time[index[0]] = f.time[index[1:]].min()
       index = index[np.argsort(f.time[index], kind="stable")]
     return f, index
 
   def _order(self) -> Iterator[tuple[LogFile, int]]:
-    self.unknown, self.truncated = Counter(), []
+    self.unknown, self.truncated, self.damaged = Counter(), [], 0
     held: list[tuple[int, LogFile, int]] = []   # the tail of the last log that may come after the next one's first messages
     for k, path in enumerate(self.paths):
       f, index = self._load(path)

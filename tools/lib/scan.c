@@ -18,6 +18,7 @@ int64_t scan(const uint64_t *words, int64_t count, int64_t max_segments, int64_t
         memcpy(&l, (const char *)(words + pos) + 4 + 4 * k, 4);
         length += l;
       }
+      if (!length) break;
     }
     if (body + length > count) break;  // cut short
     start[n] = pos;

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from openpilot.cereal import messaging
 from openpilot.tools.lib.errors import cli
+from openpilot.tools.lib.guard import DAMAGE, open_event
 from openpilot.tools.lib.logreader import TAG_NAMES, LogReader
 
 
@@ -65,7 +65,13 @@ def compare_logs(
     if tag_a != tag_b:
       lines.append(f"message {i}: {TAG_NAMES[tag_a]} and {TAG_NAMES[tag_b]}; from here on the order differs")
       break
-    one, other = (messaging.log_from_bytes(d).to_dict(verbose=True) for d in (dat_a, dat_b))
+    try:
+      one, other = (open_event(d).to_dict(verbose=True) for d in (dat_a, dat_b))
+    except DAMAGE:
+      lines.append(f"message {i} ({TAG_NAMES[tag_a]}): differs, and is damaged in one of them")
+      if len(lines) >= limit:
+        return [*lines, "..."]
+      continue
     for path, x, y in differences(one, other, tolerance=tolerance):
       if not is_ignored(path, ignore_fields):
         lines.append(f"message {i} ({TAG_NAMES[tag_a]}): {path} is {str(x)[:60]} and {str(y)[:60]}")

@@ -2,6 +2,7 @@
 """Drives fairmodeld's model over a route without clock or sockets: the same route and bundle give the same bytes every time. Execution times are zero."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,42 +17,50 @@ from openpilot.selfdrive.modeld.fair.worker import STATE_PERIOD
 from openpilot.selfdrive.modeld.fair.frames import CameraError
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.schedule import Verdict
-from openpilot.tools.lib.encode_index import EncodeEntry
+from openpilot.tools.lib.encode_index import VIDEOS, EncodeEntry
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.guard import read_all
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import write_log
-from openpilot.tools.lib.route import Route, Segment
-from openpilot.tools.replay.replay import STATE_SERVICES, VIDEOS, add_route_arguments, choose_camera, fill_nv12, frames
+from openpilot.tools.lib.route import Segment
+from openpilot.tools.replay.source import STATE_SERVICES, add_route_arguments, fill_nv12, frames, open_route
 
 PROCESSING_NS = 20_000_000  # stands for the time that fairmodeld takes
 
 
 def logged_frames(
-  segments: list[Segment], camera: str, services: list[str], hear: Callable[[str, Any], None], start: float, seconds: float | None, what: str, progress: bool
+  segments: list[Segment], camera: str, services: list[str], hear: Callable[[str, Any], None], start: float, seconds: float | None, what: str, progress: bool,
+  focal: float | None = None
 ) -> Iterator[tuple[EncodeEntry, np.ndarray, str | None, str | None]]:
   """Frames of a route, and the device's type and the sensor as logged until the end of the frame's exposure. What the log has of `services`, of deviceState and
   of the camera's state until then goes to hear(service, message) before."""
   state_service = STATE_SERVICES[camera]
   paths = [s.log_path for s in segments if s.log_path is not None]
-  events = iter(LogReader(paths, services=[*services, "deviceState", state_service])) if paths else iter(())
+  reader = LogReader(paths, services=[*services, "deviceState", state_service])
+  events = iter(reader)
   event = next(events, None)
   device = sensor = None
   first = 0
   total = sum(1200 for s in segments if getattr(s, VIDEOS[camera]))
-  for entry, frame in tqdm(frames(segments, camera, start), total=total, desc=what, unit="frame", disable=not progress):
+  bar = tqdm(total=total, desc=what, unit="frame", disable=not progress, mininterval=0.1 if sys.stderr.isatty() else 10.0)
+  for entry, frame in frames(segments, camera, start, focal=focal):
     first = first or entry.timestamp_eof
     if seconds is not None and (entry.timestamp_eof - first) * 1e-9 >= seconds:
       break
     while event is not None and event.logMonoTime <= entry.timestamp_eof:
-      which = event.which()
-      message = getattr(event, which)
-      if which == "deviceState":
-        device = str(message.deviceType)
-      elif which == state_service:
-        sensor = str(message.sensor)
-      hear(which, message)
+      with reader.guard(event):
+        which = event.which()
+        message = getattr(event, which)
+        if which == "deviceState":
+          device = str(message.deviceType)
+        elif which == state_service:
+          sensor = str(message.sensor)
+        hear(which, message)
       event = next(events, None)
     yield entry, frame, device, sensor
+    bar.update()
+  bar.close()
+  events.close()   # what was damaged is said
 
 
 class CameraBuffer:
@@ -75,13 +84,15 @@ class CameraBuffer:
 
 
 def process_replay(
-  segments: list[Segment], model: FairModel, camera: str, start: float = 0.0, seconds: float | None = None, progress: bool = True
+  segments: list[Segment], model: FairModel, camera: str, start: float = 0.0, seconds: float | None = None, progress: bool = True,
+  focal: float | None = None
 ) -> Iterator[bytes]:
   """Serialized fair* messages in order. logMonoTime: the end of the frame's exposure plus PROCESSING_NS."""
   # openpilot's model of a frame comes after it; fairmodeld waits for it, so here it is looked up by the frame's number
   paths = [s.log_path for s in segments if s.log_path is not None]
-  models = iter(LogReader(paths, services=["modelV2"])) if paths else iter(())
-  model_event = next(models, None)
+  reader = LogReader(paths, services=["modelV2"])
+  models = models_by_frame(reader)
+  of_frame = next(models, None)
   buffer = CameraBuffer(model.set_camera, camera)
   last_state = 0
 
@@ -96,21 +107,34 @@ def process_replay(
       model.speed = m.vEgo
 
   services = ["extrinsicsCalibration", "carState"]
-  for entry, frame, device, sensor in logged_frames(segments, camera, services, hear, start, seconds, "process replay", progress):
+  for entry, frame, device, sensor in logged_frames(segments, camera, services, hear, start, seconds, "process replay", progress, focal):
     eof = entry.timestamp_eof
     if model.schedule.look(entry.frame_id, eof)[0] is not Verdict.TAKE:
       continue
     buf = buffer.fill(frame, device, sensor)
-    while model_event is not None and model_event.modelV2.frameId < entry.frame_id:
-      model_event = next(models, None)
-    of_frame = model_event.modelV2 if model_event is not None and model_event.modelV2.frameId == entry.frame_id and model_event.valid else None
-    messages = model.process(buf, entry.frame_id, entry.timestamp_sof, eof, of_frame)
+    while of_frame is not None and of_frame[0] < entry.frame_id:
+      of_frame = next(models, None)
+    logged = of_frame[1] if of_frame is not None and of_frame[0] == entry.frame_id else None
+    messages = model.process(buf, entry.frame_id, entry.timestamp_sof, eof, logged)
     if not last_state or (eof - last_state) * 1e-9 >= STATE_PERIOD:
       messages.append(model.state_message())
       last_state = eof
     for _, msg in messages:
       msg.logMonoTime = eof + PROCESSING_NS
       yield msg.to_bytes()
+
+
+def models_by_frame(reader: LogReader) -> Iterator[tuple[int, Any]]:
+  """(frame id, modelV2, None where it is invalid or damaged) of a log."""
+  for event in reader:
+    frame_id, m = -1, None
+    with reader.guard(event):
+      frame_id = event.modelV2.frameId
+      if event.valid:
+        read_all(event.modelV2)   # it is read where no damage is expected
+        m = event.modelV2
+    if frame_id >= 0:
+      yield frame_id, m
 
 
 def main() -> None:
@@ -120,12 +144,11 @@ def main() -> None:
   p.add_argument("--small", action="store_true", help="what goes into a car's log without the param FairLogDense: no masks, nearest objects, few lane points")
   p.add_argument("--out", type=Path, default=Path("out/process_replay.zst"))
   args = p.parse_args()
-  segments = Route(args.route, args.data_dir).segments
-  camera = choose_camera(segments, args.camera)
+  segments, camera = open_route(args.route, args.data_dir, args.camera)
   if not any(getattr(s, VIDEOS[camera]) for s in segments):
     raise UserError(f"{args.route} has no video; fairmodeld needs camera frames")
   model = FairModel(load_bundle(args.bundle) if args.bundle else find_bundle(None, MODELS_DIR), dense=not args.small)
-  n = write_log(args.out, process_replay(segments, model, camera, args.start, args.seconds))
+  n = write_log(args.out, process_replay(segments, model, camera, args.start, args.seconds, focal=args.focal))
   print(f"{args.out}: {n} messages of {model.frames} frames by {model.bundle.name}, {model.invalid} invalid")
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from openpilot.cereal import messaging
 from openpilot.cereal.services import SERVICE_LIST
 from openpilot.tools.lib.errors import cli
-from openpilot.tools.lib.logreader import TAG_NAMES, LogReader
+from openpilot.tools.lib.guard import Guard, open_event
+from openpilot.tools.lib.logreader import LATEST, TAG_NAMES, LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.replay.replay import with_time
 
@@ -50,16 +51,22 @@ def on_route_clock(live: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
   message and the end of its frame's exposure is taken as the offset of the two clocks plus the fastest latency;
   what a message took longer than that stays in its time.
   """
-  stamped = []
+  stamped: list[tuple[int, int, bool, bytes]] = []
+  guard = Guard("the live messages")
   for dat in live:
-    event = messaging.log_from_bytes(dat)
-    stamped.append((event.logMonoTime, getattr(event, event.which()).timestampEof, event.which() != "fairState", dat))
+    with guard(None):
+      event = open_event(dat)
+      t, eof = event.logMonoTime, getattr(event, event.which()).timestampEof
+      if max(t, eof) > LATEST:
+        raise ValueError("no time")
+      stamped.append((t, eof, event.which() != "fairState", dat))
+  guard.say()
   offsets = [t - eof for t, eof, about_frame, _ in stamped if about_frame and eof]
   if not offsets:
     return
   fastest = min(offsets)
   for t, _, _, dat in sorted(stamped, key=lambda x: x[0]):
-    yield t - fastest, with_time(dat, t - fastest)
+    yield max(0, t - fastest), with_time(dat, max(0, t - fastest))
 
 
 def merge(source: Sequence[Path], live: Sequence[bytes], out: Path) -> int:

@@ -8,6 +8,7 @@ uncalibrated.
 
 import argparse
 import heapq
+import math
 import os
 import queue
 import signal
@@ -16,29 +17,26 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from openpilot.cereal import messaging
 from openpilot.cereal.services import SERVICE_LIST, service_name
-from openpilot.cereal.visionipc import VisionIpcServer, VisionStreamType
-from openpilot.tools.lib.encode_index import SERVICES as INDEX_SERVICES, VIDEOS, EncodeEntry, encode_index, synthetic_index
-from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.lib.framereader import FrameReader
+from openpilot.cereal.visionipc import VisionIpcServer
+from openpilot.tools.lib.encode_index import SERVICES as INDEX_SERVICES, VIDEOS, EncodeEntry
+from openpilot.tools.lib.errors import UserError, above_zero, cli, plain, warn
+from openpilot.tools.lib.framereader import picture_size
+from openpilot.tools.lib.guard import Guard, is_sound, open_event
 from openpilot.tools.lib.logreader import TAG_NAMES, LogReader
-from openpilot.tools.lib.route import Route, Segment
+from openpilot.tools.lib.route import Segment
+from openpilot.tools.replay.source import STATE_SERVICES, STREAMS, KnownCamera, add_route_arguments, choose_camera, fill_nv12, frames, open_route
 
-CAMERAS = tuple(VIDEOS)
 BUFFERS = 20
 AHEAD = 8  # frames decoded before they are due
-STATE_SERVICES = {"road": "narrowRoadCameraState", "qcamera": "narrowRoadCameraState", "wide": "wideRoadCameraState"}
-STREAMS = {
-  "road": VisionStreamType.VISION_STREAM_NARROW_ROAD,
-  "qcamera": VisionStreamType.VISION_STREAM_NARROW_ROAD,
-  "wide": VisionStreamType.VISION_STREAM_WIDE_ROAD,
-}
+GAP = 1_000_000_000  # ns without anything to publish, which are not waited for; openpilot's replay does the same
+SAY_EVERY = 10.0  # s, where nobody sits at a terminal
 OURS = {"managerState"}  # of the manager that may run beside this; a log's own plays where --allow names it
 TIME_OFFSET = 8  # of logMonoTime behind a root pointer that stands right before it
 
@@ -53,52 +51,6 @@ class Item:
   dat: bytes = field(compare=False, default=b"")
   entry: EncodeEntry | None = field(compare=False, default=None)
   frame: np.ndarray | None = field(compare=False, default=None)  # NV12 (h * 3 // 2, w)
-
-
-def choose_camera(segments: list[Segment], camera: str) -> str:
-  """The camera asked for; in place of a road camera that is not there, the qcamera, which shows the same. Says so."""
-  if any(getattr(s, VIDEOS[camera]) for s in segments):
-    return camera
-  if camera == "road" and any(s.qcamera for s in segments):
-    print("replay: no fcamera in this route, its qcamera plays as road camera", file=sys.stderr)
-    return "qcamera"
-  if not any(getattr(s, v) for s in segments for v in VIDEOS.values()):
-    print("replay: no video in this route, only its messages play", file=sys.stderr)
-    return camera
-  there = sorted({c for c in CAMERAS for s in segments if getattr(s, VIDEOS[c])})
-  raise UserError(f"no {VIDEOS[camera]} in {segments[0].route}; its cameras are {', '.join(there)}: choose one with --camera")
-
-
-def segment_index(segment: Segment, camera: str, reader: FrameReader, first_id: int, start: int) -> list[EncodeEntry]:
-  if segment.log_path is None:
-    print(f"replay: segment {segment.name} has no log: its video plays at {reader.fps:g} Hz with the default calibration", file=sys.stderr)
-    return synthetic_index(reader.frame_count, reader.fps, segment.num, start, first_id)
-  return encode_index(segment, camera)
-
-
-def frames(
-  segments: list[Segment], camera: str, start: float = 0.0, pix_fmt: str = "nv12", origin: int | None = None
-) -> Iterator[tuple[EncodeEntry, np.ndarray]]:
-  """(entry, frame) of a route's video over all its segments, in order, from `start` seconds after `origin` ns, or the first one, on."""
-  next_id, next_time = 0, 1_000_000_000
-  for segment in segments:
-    path: Path | None = getattr(segment, VIDEOS[camera])
-    if path is None:
-      continue
-    reader = FrameReader(path, pix_fmt)
-    entries = segment_index(segment, camera, reader, next_id, next_time)
-    origin = entries[0].timestamp_eof if origin is None else origin
-    next_id, next_time = entries[-1].frame_id + 1, entries[-1].timestamp_eof + 50_000_000
-    wanted = {e.segment_id: e for e in entries if (e.timestamp_eof - origin) * 1e-9 >= start and e.segment_id < reader.frame_count}
-    lost = sum(e.segment_id >= reader.frame_count for e in entries)
-    if lost:
-      print(f"replay: {path} ends {lost} frames before its log", file=sys.stderr)
-    if wanted:
-      first = min(wanted)
-      for i, frame in enumerate(reader.read_from(first), first):
-        if i in wanted:
-          yield wanted[i], frame
-    reader.close()
 
 
 def messages(segments: list[Segment], allow: set[str] | None, block: set[str]) -> Iterator[tuple[int, str, bytes]]:
@@ -121,14 +73,6 @@ def with_time(dat: bytes, t: int) -> bytes:
   return dat[: at + TIME_OFFSET] + t.to_bytes(8, "little") + dat[at + TIME_OFFSET + 8 :]
 
 
-def fill_nv12(frame: np.ndarray, out: np.ndarray, stride: int, uv_offset: int) -> np.ndarray:
-  """Tight NV12 (h * 3 // 2, w) -> `out`, 1-D uint8, in the camera's buffer layout, as VisionIPC hands it to fairmodeld."""
-  h, w = frame.shape[0] * 2 // 3, frame.shape[1]
-  out[: h * stride].reshape(h, stride)[:, :w] = frame[:h]
-  out[uv_offset : uv_offset + h // 2 * stride].reshape(h // 2, stride)[:, :w] = frame[h:]
-  return out
-
-
 class Replay:
   def __init__(
     self,
@@ -141,8 +85,9 @@ class Replay:
     allow: Iterable[str] | None = None,
     block: Iterable[str] = (),
     vipc: bool = True,
+    focal: float | None = None,
   ):
-    self.segments, self.start, self.seconds, self.speed, self.loop, self.vipc = segments, start, seconds, speed, loop, vipc
+    self.segments, self.start, self.seconds, self.speed, self.loop, self.vipc, self.focal = segments, start, seconds, speed, loop, vipc, focal
     self.allow = {service_name(s) for s in allow} if allow is not None else None
     self.block = {service_name(s) for s in block} | (OURS - (self.allow or set()))
     unknown = sorted(((self.allow or set()) | self.block) - SERVICE_LIST.keys())
@@ -151,6 +96,7 @@ class Replay:
     self.camera = choose_camera(segments, camera)
     self.has_video = vipc and any(getattr(s, VIDEOS[self.camera]) for s in segments)
     self.sent_frames = self.sent_messages = self.late_frames = 0
+    self.guard = Guard(segments[0].route)
     self._survey()
     self.pm = messaging.PubMaster(sorted(self.services))
     self.server: VisionIpcServer | None = None
@@ -167,7 +113,8 @@ class Replay:
       if self.first_time is None:
         self.first_time = t
       if service == state and self.sensor == "unknown":
-        self.sensor = str(getattr(messaging.log_from_bytes(dat), state).sensor)
+        with self.guard(None):
+          self.sensor = str(getattr(open_event(dat), state).sensor)
       self.logged.add(service)
     self.logged = {s for s in self.logged if s not in self.block and (self.allow is None or s in self.allow)}
     self.services = self.logged | {"deviceState"}
@@ -177,7 +124,7 @@ class Replay:
   def _items(self) -> Iterator[Item]:
     """Messages and frames, merged in time."""
     state = STATE_SERVICES[self.camera]
-    video = frames(self.segments, self.camera, self.start, origin=self.first_time) if self.has_video else iter(())
+    video = frames(self.segments, self.camera, self.start, origin=self.first_time, focal=self.focal) if self.has_video else iter(())
 
     def logged() -> Iterator[Item]:
       for t, service, dat in messages(self.segments, self.allow, self.block):
@@ -202,9 +149,11 @@ class Replay:
   def _serve(self) -> None:
     """Opens the camera before its first frame, so that clients are there for that one."""
     first = next(p for s in self.segments if (p := getattr(s, VIDEOS[self.camera])) is not None)
-    reader = FrameReader(first, "nv12")
+    size = (KnownCamera.width, KnownCamera.height) if self.focal is not None else picture_size(first)
+    if size is None:
+      raise UserError(f"{first} is not a video that can be read; copy it again")
     self.server = VisionIpcServer("camerad")
-    self.server.create_buffers(STREAMS[self.camera], BUFFERS, reader.w, reader.h)
+    self.server.create_buffers(STREAMS[self.camera], BUFFERS, *size)
     self.server.start_listener()
 
   def send_frame(self, entry: EncodeEntry, frame: np.ndarray, frame_id: int, shift: int) -> None:
@@ -222,18 +171,24 @@ class Replay:
   def run(self, progress: bool = True, warm_up: float = 0.3) -> None:
     """Plays to the end, or until stop is set. warm_up: seconds that subscribers get to connect, deviceState alive meanwhile."""
     self.last_time = self.last_id = 0  # as sent
-    bar = tqdm(total=None, unit="s", desc=f"replay {self.segments[0].route}", disable=not progress, bar_format="{desc}: {n:.1f} s {postfix}")
+    name = plain(self.segments[0].route)
+    bar = tqdm(total=None, desc=f"replay {name}", disable=not progress or not sys.stderr.isatty(), bar_format="{desc}: {n:.1f} s {postfix}")
+    self.say_at = SAY_EVERY if progress and bar.disable else math.inf   # s of the route: a file or a pipe gets a line now and then
     try:
       if self.has_video:
         self._serve()
       self._started(0)
       self.stop.wait(warm_up)
       while not self.stop.is_set():
+        before = self.sent_messages + self.sent_frames
         self._round(bar)
+        if self.sent_messages + self.sent_frames == before and not self.stop.is_set():
+          raise UserError(f"nothing of {name} is to be published from second {self.start:g} on; it is shorter, or --allow and --block leave nothing")
         if not self.loop:
           break
     finally:
       self.stop.set()
+      self.guard.say()
       bar.close()
       self.close()
 
@@ -244,6 +199,7 @@ class Replay:
     base: int | None = None
     shift, id_shift = 0, None if self.last_id else 0
     begun, device_due = 0.0, 0.0
+    before = skipped = 0   # ns
     while not self.stop.is_set():
       try:
         item = waiting.get(timeout=0.2)
@@ -254,9 +210,14 @@ class Replay:
       if item is None:
         return
       if base is None:
-        base, begun = item.time, time.monotonic()
+        base = before = item.time
+        begun = time.monotonic()
         shift = self.last_time + 50_000_000 - base if self.last_time else 0
-      at = (item.time - base) * 1e-9
+      if item.time - before > GAP:
+        warn(f"the log has nothing for {(item.time - before) * 1e-9:.1f} s from second {(before - base) * 1e-9:.1f} on: replay jumps over them")
+        skipped += item.time - before
+      before = max(before, item.time)
+      at = (item.time - base - skipped) * 1e-9
       if self.seconds is not None and at >= self.seconds:
         self.stop.set()
         return
@@ -266,16 +227,21 @@ class Replay:
       if item.entry is not None and item.frame is not None:
         if id_shift is None:
           id_shift = self.last_id + 1 - item.entry.frame_id
-        self.last_id = item.entry.frame_id + id_shift
+        self.last_id = (item.entry.frame_id + id_shift) & 0xFFFFFFFF
         self.late_frames += lead < -0.02
         self.send_frame(item.entry, item.frame, self.last_id, shift)
-        bar.n = at
-        bar.set_postfix_str(f"segment {item.entry.segment_num}, {self.sent_frames} frames, {self.late_frames} late")
+        where = f"segment {item.entry.segment_num}, {self.sent_frames} frames, {self.late_frames} late"
+        if not bar.disable:
+          bar.n = at
+          bar.set_postfix_str(where)
+        elif at >= self.say_at:
+          print(f"replay: {at:.0f} s, {where}", file=sys.stderr)
+          self.say_at = at + SAY_EVERY
       else:
         if item.service == "deviceState":
           self._started(item.time + shift, item.dat)
         else:
-          self.pm.send(item.service, with_time(item.dat, item.time + shift) if shift else item.dat)
+          self._send(item.service, with_time(item.dat, item.time + shift) if shift else item.dat)
         self.sent_messages += 1
       if time.monotonic() > device_due:
         if "deviceState" not in self.logged:
@@ -303,12 +269,18 @@ class Replay:
 
   def _started(self, t: int, dat: bytes | None = None) -> None:
     """deviceState with started set, as it was logged or, where the log has none, made up."""
-    if dat is not None:
-      msg = messaging.log_from_bytes(dat).as_builder()
-    else:
-      msg = messaging.new_message("deviceState")
+    if dat is not None and not is_sound(dat):   # as_builder() would abort the process
+      self.guard.damaged["deviceState"] += 1
+      dat = None
+    msg = open_event(dat).as_builder() if dat is not None else messaging.new_message("deviceState")
     msg.logMonoTime, msg.valid, msg.deviceState.started = t or time.monotonic_ns(), True, True
-    self.pm.send("deviceState", msg)
+    self._send("deviceState", msg)
+
+  def _send(self, service: str, dat: Any) -> None:
+    try:
+      self.pm.send(service, dat)
+    except messaging.MessageTooLargeError:
+      warn(f"the log has messages of {service} that are larger than any bus takes; they are left out")
 
   def close(self) -> None:
     self.pm.close()
@@ -320,20 +292,10 @@ def names(text: str | None) -> list[str] | None:
   return None if text is None else [s for s in text.replace(" ", "").split(",") if s]
 
 
-def add_route_arguments(p: argparse.ArgumentParser) -> None:
-  p.add_argument(
-    "route", help="a folder with segments, one segment's folder, a route's name (with --data-dir), or a video; /2 or /2:5 at its end picks segments"
-  )
-  p.add_argument("--data-dir", type=Path, help="where routes lie")
-  p.add_argument("--camera", choices=CAMERAS, default="road", help="which video plays (qcamera: as road camera)")
-  p.add_argument("--start", type=float, default=0.0, metavar="S", help="seconds into the route")
-  p.add_argument("--seconds", type=float, help="stop after so many seconds of the route")
-
-
 def main() -> None:
   p = argparse.ArgumentParser(prog="replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   add_route_arguments(p)
-  p.add_argument("--speed", type=float, default=1.0, metavar="X")
+  p.add_argument("--speed", type=above_zero, default=1.0, metavar="X")
   p.add_argument("--loop", action="store_true", help="begin again at the end; times and frame ids go on")
   p.add_argument("--allow", metavar="SERVICES", help="publish only these, comma-separated, in either spelling")
   p.add_argument("--block", metavar="SERVICES", help="do not publish these")
@@ -342,12 +304,11 @@ def main() -> None:
   args = p.parse_args()
   if args.prefix is not None:
     os.environ["OPENPILOT_PREFIX"] = args.prefix
-  if args.speed <= 0 or args.start < 0:
-    raise UserError("--speed must be above 0 and --start not below 0")
+  segments, camera = open_route(args.route, args.data_dir, args.camera)
   try:
     replay = Replay(
-      Route(args.route, args.data_dir).segments,
-      args.camera,
+      segments,
+      camera,
       args.start,
       args.seconds,
       args.speed,
@@ -355,6 +316,7 @@ def main() -> None:
       names(args.allow),
       names(args.block) or (),
       not args.no_vipc,
+      args.focal,
     )
   except messaging.MultiplePublishersError as e:
     raise UserError(str(e)) from None

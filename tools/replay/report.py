@@ -35,21 +35,23 @@ def measure(log: Path, segments: list[Segment], live: bool = True) -> dict[str, 
   seen: set[int] = set()
   states: list[Any] = []
   quality, counts = Quality(segments), Counts()
-  for event in LogReader([log], services=[*FAIR, "modelV2"]):
-    m = getattr(event, event.which())
-    if event.which() == "fairState":
-      states.append(m)
-      continue
-    counts.add(event.which(), m, event.valid)
-    if event.which() == "modelV2":
-      continue
-    if m.frameId not in seen:  # one time a frame, however many messages it has
-      seen.add(m.frameId)
-      ids.append(m.frameId)
-      execution.append(m.modelExecutionTime * 1e3)
-      latency.append((event.logMonoTime - m.timestampEof) * 1e-6)
-    if event.valid and event.which() in ("fairDepth", "fairSegmentation"):
-      quality.add(event.which(), m)
+  reader = LogReader([log], services=[*FAIR, "modelV2"])
+  for event in reader.whole():
+    with reader.guard(event):
+      m = getattr(event, event.which())
+      if event.which() == "fairState":
+        states.append(m)
+        continue
+      counts.add(event.which(), m, event.valid)
+      if event.which() == "modelV2":
+        continue
+      if m.frameId not in seen:  # one time a frame, however many messages it has
+        seen.add(m.frameId)
+        ids.append(m.frameId)
+        execution.append(m.modelExecutionTime * 1e3)
+        latency.append((event.logMonoTime - m.timestampEof) * 1e-6)
+      if event.valid and event.which() in ("fairDepth", "fairSegmentation"):
+        quality.add(event.which(), m)
   ids.sort()
   last = states[-1] if states else None
 

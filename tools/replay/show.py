@@ -9,28 +9,33 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.errors import UserError, above_zero, cli
+from openpilot.tools.lib.guard import Guard
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import atomic_path
-from openpilot.tools.lib.route import Route, Segment
+from openpilot.tools.lib.route import Segment
 from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.replay.overlay import ABOUT, Overlay
-from openpilot.tools.replay.replay import CAMERAS, choose_camera, frames
+from openpilot.tools.replay.source import CAMERAS, frames, open_route
 
 LOGGED = [*ABOUT, "fairState", "modelV2", "carState", "extrinsicsCalibration", "deviceState", "narrowRoadCameraState"]
 
 
-def overlay_frames(logs: list[Path], segments: list[Segment], camera: str, start: float = 0.0) -> Iterator[tuple[int, np.ndarray, bool]]:
+def overlay_frames(
+  logs: list[Path], segments: list[Segment], camera: str, start: float = 0.0, focal: float | None = None
+) -> Iterator[tuple[int, np.ndarray, bool]]:
   """(frame id, annotated picture, has fair messages) of every frame of the video from the first with fair messages to the last."""
-  events = sorted((e for path in logs for e in LogReader([path], services=LOGGED)), key=lambda e: e.logMonoTime)  # logs of the same time: not one stream
+  # logs of the same time: not one stream
+  events = sorted((e for path in logs for e in LogReader([path], services=LOGGED).whole()), key=lambda e: e.logMonoTime)
   about = {getattr(e, e.which()).frameId for e in events if e.which() in ABOUT}
   if not about:
     raise UserError(f"no fair messages in {', '.join(map(str, logs))}; run fairmodeld beside a replay and record it, or process-replay the route")
   overlay: Overlay | None = None
   # a message about a frame comes after it, so all of those are handed over first; the others by time
   timed = [e for e in events if e.which() not in (*ABOUT, "modelV2")]
+  guard = Guard("the overlay")
   k = 0
-  for entry, rgb in frames(segments, camera, start, "rgb24"):
+  for entry, rgb in frames(segments, camera, start, "rgb24", focal=focal):
     if entry.frame_id < min(about):
       continue
     if entry.frame_id > max(about):
@@ -43,21 +48,32 @@ def overlay_frames(logs: list[Path], segments: list[Segment], camera: str, start
           or (e.which() in ("extrinsicsCalibration", "deviceState", "narrowRoadCameraState")
           and e.logMonoTime <= entry.timestamp_eof)
         ):
-          overlay.message(e)
+          with guard(e):
+            overlay.message(e)
     while k < len(timed) and timed[k].logMonoTime <= entry.timestamp_eof:
-      overlay.message(timed[k])
+      with guard(timed[k]):
+        overlay.message(timed[k])
       k += 1
-    yield entry.frame_id, overlay.draw(rgb, entry.frame_id), entry.frame_id in about
+    picture = None
+    with guard(None):
+      picture = overlay.draw(rgb, entry.frame_id)
+    if picture is None:   # what the messages say makes no sense; where they are damaged too, the next line says so
+      overlay.by_frame.pop(entry.frame_id, None)
+      overlay.latest.clear()
+      picture = overlay.draw(rgb, entry.frame_id)
+    yield entry.frame_id, picture, entry.frame_id in about
+  guard.say()
 
 
 def show(
-  logs: list[Path], segments: list[Segment], camera: str, out: Path, limit: int | None = None, start: float = 0.0, keep: int = 0
+  logs: list[Path], segments: list[Segment], camera: str, out: Path, limit: int | None = None, start: float = 0.0, keep: int = 0,
+  focal: float | None = None
 ) -> tuple[int, list[np.ndarray]]:
   """Writes out (.mp4, H.264) atomically. Returns how many frames, and `keep` of them, evenly spread."""
   n, kept = 0, []
   with atomic_path(out) as tmp, contextlib.ExitStack() as stack:
     video: VideoWriter | None = None
-    for _, picture, _ in tqdm(overlay_frames(logs, segments, camera, start), desc="overlay", unit="frame", total=limit):
+    for _, picture, _ in tqdm(overlay_frames(logs, segments, camera, start, focal), desc="overlay", unit="frame", total=limit):
       if video is None:
         video = stack.enter_context(VideoWriter(tmp, picture.shape[1], picture.shape[0]))
       video.write(picture)
@@ -79,14 +95,14 @@ def main() -> None:
   p.add_argument("--data-dir", type=Path)
   p.add_argument("--camera", choices=CAMERAS, default="road")
   p.add_argument("--out", type=Path, default=Path("out/overlay.mp4"))
+  p.add_argument("--focal", type=above_zero, metavar="PX", help="as the replay was given it")
   p.add_argument("--frames", type=int, help="at most so many")
   args = p.parse_args()
-  segments = Route(args.route, args.data_dir).segments
-  camera = choose_camera(segments, args.camera)
+  segments, camera = open_route(args.route, args.data_dir, args.camera)
   logs = list(args.log)
   if not any(True for _ in LogReader(logs, services=["carState"])):  # fair messages alone: the rest comes from the route
     logs += [s.log_path for s in segments if s.log_path is not None]
-  n, _ = show(logs, segments, camera, args.out, args.frames)
+  n, _ = show(logs, segments, camera, args.out, args.frames, focal=args.focal)
   print(f"{args.out}: {n} frames")
 
 

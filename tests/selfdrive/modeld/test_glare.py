@@ -11,7 +11,7 @@ from openpilot.selfdrive.modeld.fair.lanes import MAX_HIDDEN, SEED_PERIOD
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.route import Route
-from openpilot.tools.replay.replay import fill_nv12, frames
+from openpilot.tools.replay.source import fill_nv12, frames
 from openpilot.tools.sim.write_route import write_route
 
 REACH, ARM = 6, 6   # view pixels that a point may move in a frame; from a ridge to its sides

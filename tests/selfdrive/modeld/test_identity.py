@@ -133,6 +133,14 @@ def test_weights_of_a_graph_within_a_graph():
     assert got == made[1] and (kind == "initializer" or len(made[1].graph.initializer) == 0), kind
 
 
+@pytest.mark.parametrize("fields", [{"data_location": 1}, {"data_location": 1, "raw_data": b"1234"}])
+def test_weights_outside_that_do_not_say_where(fields):
+  model = onnx.ModelProto(ir_version=8, doc_string="location")
+  model.graph.initializer.add(name="t", dims=[1], data_type=1, **fields)
+  with pytest.raises(OnnxError, match="does not say where"):
+    whole(model.SerializeToString(), lambda name: b"")
+
+
 def test_fields_are_those_of_onnx():
   for kind, inner in FIELDS.items():
     there = {f.number: f.message_type.name for f in getattr(onnx, kind).DESCRIPTOR.fields if f.message_type is not None}

@@ -290,7 +290,7 @@ def test_nothing_of_the_working_folder_is_run(tmp_path):
   """Neither by the worker nor by a trial run: a route's folder may hold a numpy.py."""
   for name in ("numpy", "capnp", "json", "onnxruntime"):
     (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write(__name__)")
-  env = {**os.environ, "PYTHONPATH": str(ROOT)}
+  env = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"} | {"PYTHONPATH": str(ROOT)}
   for module, *args in (["fairmodeld", "--bundle", "nowhere"], ["trial", "nowhere"]):
     r = subprocess.run(child.python(f"openpilot.selfdrive.modeld.fair.{module}", *args), cwd=tmp_path, env=env, capture_output=True, text=True)
     assert r.returncode == 2 and "no bundle at nowhere" in r.stderr + r.stdout

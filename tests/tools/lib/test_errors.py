@@ -105,3 +105,16 @@ def test_long_tmpdir(words, tmp_path):
   r = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
   last = r.stderr.splitlines()[-1]
   assert r.returncode == 2 and "TMPDIR" in last and "Traceback" not in r.stderr
+
+
+def test_other_systems_are_told_in_one_line(capsys, monkeypatch):
+  from openpilot.cereal.visionipc import VisionIpcClient, VisionIpcServer, VisionStreamType
+
+  monkeypatch.setattr(sys, "platform", "darwin")
+  for make in (lambda: VisionIpcServer("camerad"), lambda: VisionIpcClient("camerad", VisionStreamType.VISION_STREAM_ROAD, True)):
+    assert cli(make)() == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: VisionIPC is not supported on macOS") and err.count("\n") == 1
+  code = "import sys; sys.platform = 'win32'; import openpilot"
+  r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert r.returncode == 1 and "WSL" in r.stderr and r.stderr.count("\n") == 1

@@ -54,7 +54,8 @@ def test_random_access_is_bit_equal_to_the_sequence(video, pix_fmt):
   for i in np.random.default_rng(0).permutation(N):
     assert (FrameReader(video, pix_fmt).get(int(i)) if i % 7 == 0 else reader.get(int(i))).tobytes() == frames[i].tobytes()
   for start in (0, 3, GOP, 33):
-    assert next(reader.read_from(start)).tobytes() == frames[start].tobytes()
+    i, frame = next(reader.read_from(start))
+    assert i == start and frame.tobytes() == frames[start].tobytes()
   with pytest.raises(IndexError):
     reader.get(N)
 
@@ -73,7 +74,8 @@ def test_planes_are_those_of_nv12_and_stay_good(tmp_path, pix_fmt):
   for start in (0, 13):
     planes, frames = list(reader.planes_from(start)), list(reader.read_from(start))  # all of them held while the decoder goes on
     assert len(planes) == len(frames) == N - start
-    for (y, u, v), frame in zip(planes, frames, strict=True):
+    for (i, (y, u, v)), (j, frame) in zip(planes, frames, strict=True):
+      assert i == j
       assert (y == frame[:H]).all() and (u == frame[H:, 0::2]).all() and (v == frame[H:, 1::2]).all()
 
 

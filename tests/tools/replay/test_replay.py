@@ -20,9 +20,10 @@ from openpilot.tools.lib.route import Route
 from openpilot.tools.replay.compare_logs import MACHINE_FIELDS, compare_logs, differences
 from openpilot.tools.replay.process_replay import process_replay
 from openpilot.tools.replay.record import merge, on_route_clock
-from openpilot.tools.replay.replay import Replay, choose_camera, frames, with_time
+from openpilot.tools.replay.replay import Replay, with_time
 from openpilot.tools.replay.report import measure
 from openpilot.tools.replay.show import show
+from openpilot.tools.replay.source import choose_camera, frames
 from openpilot.tools.sim.write_route import write_route
 
 ROAD = VisionStreamType.VISION_STREAM_NARROW_ROAD

@@ -203,7 +203,7 @@ def test_camera_frame_through_the_warp_is_the_view(route):
   s = Route(route).segments[0]
   nv12 = FrameReader(s.fcamera, "nv12").get(5)
   stride, y_height, _, size = nv12_info(1344, 760)
-  from openpilot.tools.replay.replay import fill_nv12
+  from openpilot.tools.replay.source import fill_nv12
   warp = ModelFrame(1344, 760, stride, stride * y_height)
   rpy = next(list(e.extrinsicsCalibration.rpyCalib) for e in LogReader([s.rlog], services=["liveCalibration"]))
   from openpilot.selfdrive.modeld.fair.frames import pack_rgb

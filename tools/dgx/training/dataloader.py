@@ -29,7 +29,7 @@ from openpilot.tools.lib.log_fields import GPS
 from openpilot.tools.lib.logwriter import atomic_path
 from openpilot.tools.lib.route import Route, Segment, segments_in
 from openpilot.tools.lib.said import command
-from openpilot.tools.replay.replay import choose_camera
+from openpilot.tools.replay.source import choose_camera
 
 REASONS = (
   "kept", "not calibrated", "another phase", "no frame 4 before", "no wide frame", "no car state", "too slow or backwards", "not engaged",

@@ -92,7 +92,8 @@ def read_log(segment: Segment) -> DriveLog:
   out = DriveLog()
   reader = LogReader([segment.log_path], services=SERVICES)
   for event in reader:
-    out.add(event)
+    with reader.guard(event):
+      out.add(event)
   if not out.engaged:
     out.engaged = out.desire.get("carControl", [])
   out.desire.pop("carControl", None)

@@ -38,14 +38,17 @@ class LaneLog:
     full: dict[int, list[np.ndarray]] = {}
     small: dict[int, Any] = {}
     height = CAMERA_HEIGHT
-    for event in LogReader([path], services=["modelV2", "drivingModelData", "extrinsicsCalibration"]):
-      which = event.which()
-      if which == "modelV2":
-        full[event.modelV2.frameId] = likely(model_lines(event.modelV2), min_prob)
-      elif which == "drivingModelData":
-        small[event.drivingModelData.frameId] = event.drivingModelData
-      else:
-        height = mounting(event.extrinsicsCalibration)[1] or height
+    reader = LogReader([path], services=["modelV2", "drivingModelData", "extrinsicsCalibration"])
+    for event in reader:
+      with reader.guard(event):
+        which = event.which()
+        if which == "modelV2":
+          full[event.modelV2.frameId] = likely(model_lines(event.modelV2), min_prob)
+        elif which == "drivingModelData":
+          driving_lines(event.drivingModelData, height, PATH_T)   # a damaged one is left out here
+          small[event.drivingModelData.frameId] = event.drivingModelData
+        else:
+          height = mounting(event.extrinsicsCalibration)[1] or height
     self.lines = full or {k: likely(driving_lines(d, height, PATH_T), min_prob) for k, d in small.items()}
     self.ids = sorted(self.lines)
 

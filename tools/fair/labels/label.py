@@ -27,9 +27,9 @@ from openpilot.tools.fair.labels.views import SegmentView, segment_view, view_in
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher, load_teacher
 from openpilot.tools.lib.encode_index import VIDEOS
-from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.errors import UserError, cli, warn
 from openpilot.tools.lib.route import Route, Segment
-from openpilot.tools.replay.replay import CAMERAS, choose_camera
+from openpilot.tools.replay.source import CAMERAS, choose_camera, usable
 
 MOST_BROKEN = 0.5  # of a chunk's frames: a teacher that says NaN of more is broken, of fewer its NaN is unknown
 AHEAD = 3  # batches decoded before they are due
@@ -248,6 +248,7 @@ def find_views(routes: list[str], data_dir: Path | None, camera: str, every: int
   for r in routes:
     segments += Route(r, data_dir).segments
   views, seen = [], set()
+  problems: list[UserError] = []
   for s in segments:
     if s.name in seen:
       continue
@@ -255,7 +256,15 @@ def find_views(routes: list[str], data_dir: Path | None, camera: str, every: int
     if not any(v in s.files for v in VIDEOS.values()):
       print(f"warning: segment {s.name} in {s.dir} has no video, it is left out", file=sys.stderr)
       continue
-    views.append(segment_view(s, choose_camera([s], camera), every, focal))
+    try:
+      (s,), own = usable([s], choose_camera([s], camera))
+      views.append(segment_view(s, own, every, focal))
+    except UserError as e:
+      problems.append(e)
+  if problems and not views:
+    raise problems[0]
+  for problem in problems:
+    warn(f"{problem}; the segment is left out")
   if not views:
     raise UserError(f"no video in {', '.join(routes)}; teachers need fcamera.hevc, ecamera.hevc or qcamera.ts")
   return views

@@ -19,7 +19,7 @@ from openpilot.tools.lib.framereader import FrameReader, Planes
 from openpilot.tools.lib.log_fields import calibration_status
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.route import Segment
-from openpilot.tools.replay.replay import STATE_SERVICES, segment_index
+from openpilot.tools.replay.source import STATE_SERVICES, segment_index
 
 
 SMALL = 640 * 480  # pixels of a picture
@@ -62,22 +62,26 @@ def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | N
   if path is None:
     raise UserError(f"segment {segment.name} in {segment.dir} has no {VIDEOS[stream]}; there are {', '.join(sorted(segment.files))}: choose another --camera")
   reader = FrameReader(path, "nv12")
-  entries = [e for e in segment_index(segment, stream, reader, 0, 1_000_000_000) if e.segment_id < reader.frame_count and e.segment_id % every == 0]
+  entries = [e for e in segment_index(segment, stream, reader, 0, 1_000_000_000) if e.segment_id % every == 0]
   device = sensor = rpy = None
   calibrated = False
   if segment.log_path is not None:
     state = STATE_SERVICES[stream]
-    for event in LogReader([segment.log_path], services=["extrinsicsCalibration", "deviceState", state]):
-      which = event.which()
-      if which == "deviceState":
-        device = str(event.deviceState.deviceType)
-      elif which == state:
-        sensor = str(getattr(event, state).sensor)
-      elif (now := mounting(event.extrinsicsCalibration)[0]) is not None:
-        # the segment's last, and best, one holds for all of it; one from before the device was calibrated only where there is no other
-        status = calibration_status(event.extrinsicsCalibration) == "calibrated"
-        if status or not calibrated:
-          rpy, calibrated = np.array(now, np.float64), status
+    log = LogReader([segment.log_path], services=["extrinsicsCalibration", "deviceState", state])
+    for event in log:
+      with log.guard(event):
+        which = event.which()
+        if which == "deviceState":
+          device = str(event.deviceState.deviceType)
+        elif which == state:
+          sensor = str(getattr(event, state).sensor)
+        elif (now := mounting(event.extrinsicsCalibration)[0]) is not None:
+          # the segment's last, and best, one holds for all of it; one from before the device was calibrated only where there is no other
+          status = calibration_status(event.extrinsicsCalibration) == "calibrated"
+          if status or not calibrated:
+            rpy, calibrated = np.array(now, np.float64), status
+  if not entries:
+    raise UserError(f"{path}: none of its frames is in the log's index; leave segment {segment.name} out")
   if focal is not None:
     intrinsics = np.array([[focal, 0.0, reader.w / 2], [0.0, focal, reader.h / 2], [0.0, 0.0, 1.0]])
   else:
@@ -184,14 +188,14 @@ def read_planes(view: SegmentView, positions: list[int]) -> Iterator[tuple[int, 
   return _read(view, positions, FrameReader.planes_from)
 
 
-def _read(view: SegmentView, positions: list[int], decode: Callable[[FrameReader, int], Iterator[T]]) -> Iterator[tuple[int, T]]:
+def _read(view: SegmentView, positions: list[int], decode: Callable[[FrameReader, int], Iterator[tuple[int, T]]]) -> Iterator[tuple[int, T]]:
   if not positions:
     return
-  wanted = {view.entries[p].segment_id: p for p in positions}
+  wanted = {view.entries[p].position: p for p in positions}
   # of a small picture decoding takes less than a teacher: the cores are the teacher's
   reader = FrameReader(view.path, "nv12", threads=1 if view.width * view.height < SMALL else None)
   first, last = min(wanted), max(wanted)
-  for i, frame in enumerate(decode(reader, first), first):
+  for i, frame in decode(reader, first):
     if i in wanted:
       yield wanted[i], frame
     if i >= last:

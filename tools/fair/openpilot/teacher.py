@@ -33,18 +33,20 @@ def read_log(path: Path) -> tuple[dict[int, list[Line]], list[tuple[int, list[Li
   full: dict[int, list[Line]] = {}
   short: dict[int, list[Line]] = {}
   leads = []
-  for event in LogReader([path], services=["modelV2", "drivingModelData", "radarState", "extrinsicsCalibration"]):
-    which = event.which()
-    m = getattr(event, which)
-    if which == "extrinsicsCalibration":
-      height = mounting(m)[1] or height
-    elif which == "modelV2":
-      full[m.frameId] = model_lines(m, height)
-    elif which == "drivingModelData":
-      short[m.frameId] = driving_lines(m, height, PATH_T)
-    else:
-      there = [(name, x) for name, x in zip(LEADS, (m.leadOne, m.leadTwo), strict=True) if x.present]
-      leads.append((event.logMonoTime, [Line(name, float(x.modelProb), np.array([[x.dRel, -x.yRel, height]])) for name, x in there]))
+  reader = LogReader([path], services=["modelV2", "drivingModelData", "radarState", "extrinsicsCalibration"])
+  for event in reader:
+    with reader.guard(event):
+      which = event.which()
+      m = getattr(event, which)
+      if which == "extrinsicsCalibration":
+        height = mounting(m)[1] or height
+      elif which == "modelV2":
+        full[m.frameId] = model_lines(m, height)
+      elif which == "drivingModelData":
+        short[m.frameId] = driving_lines(m, height, PATH_T)
+      else:
+        there = [(name, x) for name, x in zip(LEADS, (m.leadOne, m.leadTwo), strict=True) if x.present]
+        leads.append((event.logMonoTime, [Line(name, float(x.modelProb), np.array([[x.dRel, -x.yRel, height]])) for name, x in there]))
   return full or short, leads
 
 

@@ -17,10 +17,12 @@ class TurnLog:
 
   def __init__(self, path: str | Path):
     rows = []
-    for event in LogReader([path], services=["cameraOdometry"]):
-      said = event.cameraOdometry
-      if len(said.rot) == 3 and np.isfinite(said.rot).all() and np.abs(said.rot).max() < MAX_RATE:
-        rows.append((float(said.timestampEof), *said.rot))
+    reader = LogReader([path], services=["cameraOdometry"])
+    for event in reader:
+      with reader.guard(event):
+        said = event.cameraOdometry
+        if len(said.rot) == 3 and np.isfinite(said.rot).all() and np.abs(said.rot).max() < MAX_RATE:
+          rows.append((float(said.timestampEof), *said.rot))
     rows.sort()
     table = np.array(rows, np.float64).reshape(-1, 4)
     self.times, self.rates = table[:, 0], table[:, 1:]

@@ -1,0 +1,195 @@
+"""What plays: a route's usable segments, its camera, and the frames of its video joined to the log."""
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+
+from openpilot.cereal.visionipc import VisionStreamType
+from openpilot.tools.lib.encode_index import VIDEOS, EncodeEntry, encode_index, join, synthetic_index
+from openpilot.tools.lib.errors import UserError, above_zero, not_negative, warn
+from openpilot.tools.lib.framereader import FrameReader, picture_size
+from openpilot.tools.lib.logreader import is_log
+from openpilot.tools.lib.route import Route, Segment
+
+CAMERAS = tuple(VIDEOS)
+STATE_SERVICES = {"road": "narrowRoadCameraState", "qcamera": "narrowRoadCameraState", "wide": "wideRoadCameraState"}
+STREAMS = {
+  "road": VisionStreamType.VISION_STREAM_NARROW_ROAD,
+  "qcamera": VisionStreamType.VISION_STREAM_NARROW_ROAD,
+  "wide": VisionStreamType.VISION_STREAM_WIDE_ROAD,
+}
+
+
+def open_route(name: str | Path, data_dir: Path | None, camera: str) -> tuple[list[Segment], str]:
+  """-> the segments that can be played, and the camera: the one asked for, or the qcamera in its place. Says what is left out, and what stands for what."""
+  segments = Route(name, data_dir).segments
+  return usable(segments, choose_camera(segments, camera))
+
+
+def choose_camera(segments: list[Segment], camera: str) -> str:
+  """The camera asked for; in place of a road camera that is not there, the qcamera, which shows the same. Says so."""
+  if any(getattr(s, VIDEOS[camera]) for s in segments):
+    return camera
+  if camera == "road" and any(s.qcamera for s in segments):
+    warn(f"no fcamera in {segments[0].route}, its qcamera plays as road camera")
+    return "qcamera"
+  if not any(getattr(s, v) for s in segments for v in VIDEOS.values()):
+    warn(f"no video in {segments[0].route}, only its messages play")
+    return camera
+  there = sorted({c for c in CAMERAS for s in segments if getattr(s, VIDEOS[c])})
+  raise UserError(f"no {VIDEOS[camera]} in {segments[0].route}; its cameras are {', '.join(there)}: choose one with --camera")
+
+
+def usable(segments: list[Segment], camera: str) -> tuple[list[Segment], str]:
+  """Segments whose log and video can be read: for an rlog that cannot the qlog, for an fcamera the qcamera, else the segment is left out.
+
+  Raises UserError where none is left.
+  """
+  out: list[Segment] = []
+  for s in segments:
+    files = dict(s.files)
+    for kind in ("rlog", "qlog"):
+      if kind in files and (wrong := is_log(files[kind])):
+        del files[kind]
+        other = "qlog" if kind == "rlog" and "qlog" in files else ""
+        warn(f"{wrong}; {f'its {other} is taken' if other else f'segment {s.name} is left out'}")
+        if kind == "rlog" and other:
+          continue
+        break
+    else:
+      out.append(replace(s, files=files))
+  sizes: dict[int, tuple[int, int]] = {}
+  stands: list[int] = []   # segments whose qcamera stands for their fcamera
+  for k, s in enumerate(out):
+    if (path := s.files.get(VIDEOS[camera])) is None:
+      continue
+    size = picture_size(path)
+    if size is None and camera == "road" and s.qcamera is not None:
+      size = picture_size(s.qcamera)
+      stands.append(k)
+    if size is not None:
+      sizes[k] = size
+  bad = [k for k, s in enumerate(out) if VIDEOS[camera] in s.files and k not in sizes]
+  for k in stands:
+    if k in sizes:
+      warn(f"{out[k].fcamera} is not a video that can be read; its qcamera is taken")
+  first = next((sizes[k] for k in sizes if k not in stands), None)
+  if any(k in sizes and first is not None and sizes[k] != first for k in stands):   # a stream has one size
+    if all(s.qcamera is not None and picture_size(s.qcamera) for s in out):
+      warn("so that all frames have one size, the qcamera of every segment plays")
+      return out, "qcamera"
+    bad += [k for k in stands if k in sizes and sizes[k] != first]
+  for k in bad:
+    warn(f"{out[k].files[VIDEOS[camera]]} is not a video that can be read; segment {out[k].name} is left out")
+  for k in stands:
+    out[k].files["fcamera"] = out[k].files["qcamera"]
+  out = [s for k, s in enumerate(out) if k not in bad]
+  if not out:
+    raise UserError(f"no segment of {segments[0].route} can be read; copy its files again")
+  return out, camera
+
+
+def segment_index(segment: Segment, camera: str, reader: FrameReader, first_id: int, start: int) -> list[EncodeEntry]:
+  """The frames of a segment's video that are there. One without log: at its own pace from `start` ns on, numbered from first_id."""
+  if segment.log_path is None:
+    warn(f"segment {segment.name} has no log: its video plays at {reader.fps:g} Hz with the default calibration")
+    return synthetic_index(reader.frame_count, reader.fps, segment.num, start, first_id, reader.seconds)
+  entries = encode_index(segment, "qcamera" if reader.path == segment.qcamera else camera)
+  return join(entries, reader)
+
+
+class KnownCamera:
+  """Frames of a camera that is none of comma's -> those that a comma two would have taken: 1164x874 at a focal length of 910 pixels, the border repeated."""
+
+  width, height, focal = 1164, 874, 910.0
+
+  def __init__(self, focal: float, pix_fmt: str):
+    self.scale, self.pix_fmt = self.focal / focal, pix_fmt
+
+  def __call__(self, frame: np.ndarray) -> np.ndarray:
+    nv12 = self.pix_fmt == "nv12"
+    h, w = frame.shape[0] * 2 // 3 if nv12 else frame.shape[0], frame.shape[1]
+    # what is seen of the picture, about its middle, even numbers
+    seen_w, seen_h = (min(a, math.ceil(b / self.scale / 2) * 2) // 2 * 2 for a, b in ((w, self.width), (h, self.height)))
+    x, y = (w - seen_w) // 4 * 2, (h - seen_h) // 4 * 2
+    to_w, to_h = (min(b, round(a * self.scale / 2) * 2) for a, b in ((seen_w, self.width), (seen_h, self.height)))
+    if min(seen_w, seen_h, to_w, to_h) < 2:
+      raise UserError(f"--focal: a {w}x{h} picture with a focal length of {self.focal / self.scale:g} pixels shows nothing of the road")
+    planes = [frame[:h], frame[h:].reshape(h // 2, w // 2, 2)] if nv12 else [frame]
+    planes = [p[y // k : (y + seen_h) // k, x // k : (x + seen_w) // k] for k, p in enumerate(planes, 1)]
+    cut = np.concatenate([p.reshape(len(p), seen_w) for p in planes]) if nv12 else planes[0]
+    made = av.VideoFrame.from_ndarray(np.ascontiguousarray(cut), format=self.pix_fmt).reformat(to_w, to_h).to_ndarray(format=self.pix_fmt)
+    left, top = (self.width - to_w) // 4 * 2, (self.height - to_h) // 4 * 2
+    right, below = self.width - to_w - left, self.height - to_h - top
+    if not nv12:
+      return np.pad(made, ((top, below), (left, right), (0, 0)), mode="edge")
+    luma = np.pad(made[:to_h], ((top, below), (left, right)), mode="edge")
+    chroma = np.pad(made[to_h:].reshape(to_h // 2, to_w // 2, 2), ((top // 2, below // 2), (left // 2, right // 2), (0, 0)), mode="edge")
+    return np.concatenate([luma, chroma.reshape(self.height // 2, self.width)])
+
+
+def frames(
+  segments: list[Segment], camera: str, start: float = 0.0, pix_fmt: str = "nv12", origin: int | None = None, focal: float | None = None
+) -> Iterator[tuple[EncodeEntry, np.ndarray]]:
+  """(entry, frame) of a route's video over all its segments, in order, from `start` seconds after `origin` ns, or the first one, on.
+
+  focal: pixels, of a camera that is none of comma's; its frames come as KnownCamera has them. A segment whose video or index cannot be read is left out,
+  pictures that are lost are too; both are said.
+  """
+  next_id, next_time = 0, 1_000_000_000
+  played = 0
+  known = KnownCamera(focal, pix_fmt) if focal is not None else lambda frame: frame
+  for segment in segments:
+    path: Path | None = getattr(segment, VIDEOS[camera])
+    if path is None:
+      continue
+    try:
+      reader = FrameReader(path, pix_fmt)
+      entries = segment_index(segment, camera, reader, next_id, next_time)
+    except UserError as e:
+      if len(segments) == 1:
+        raise
+      warn(f"{e}; the video of segment {segment.name} is left out")
+      continue
+    if not entries:
+      warn(f"{path}: none of its pictures is in the log's index; the video of segment {segment.name} is left out")
+      continue
+    count = entries[-1].segment_id + 1
+    origin = entries[0].timestamp_eof if origin is None else origin
+    next_id, next_time = entries[-1].frame_id + 1, entries[-1].timestamp_eof + 50_000_000
+    wanted = {e.position: e for e in entries if not start or (e.timestamp_eof - origin) * 1e-9 >= start}
+    total = len(wanted)
+    if wanted:
+      for i, frame in reader.read_from(min(wanted)):
+        if i in wanted:
+          played += 1
+          yield wanted.pop(i), known(frame)
+    if wanted or len(entries) < count:
+      lost = len(wanted) + count - len(entries)
+      warn(f"{path}: {lost} of {total + count - len(entries)} frames are lost or cannot be decoded; they are left out")
+    reader.close()
+  if not played and any(getattr(s, VIDEOS[camera]) for s in segments):
+    raise UserError(f"no frame of {segments[0].route} from second {start:g} on: it is shorter, or nothing of its video fits its log")
+
+
+def fill_nv12(frame: np.ndarray, out: np.ndarray, stride: int, uv_offset: int) -> np.ndarray:
+  """Tight NV12 (h * 3 // 2, w) -> `out`, 1-D uint8, in the camera's buffer layout, as VisionIPC hands it to fairmodeld."""
+  h, w = frame.shape[0] * 2 // 3, frame.shape[1]
+  out[: h * stride].reshape(h, stride)[:, :w] = frame[:h]
+  out[uv_offset : uv_offset + h // 2 * stride].reshape(h // 2, stride)[:, :w] = frame[h:]
+  return out
+
+
+def add_route_arguments(p: argparse.ArgumentParser) -> None:
+  p.add_argument(
+    "route", help="a folder with segments, one segment's folder, a route's name (with --data-dir), or a video; /2 or /2:5 at its end picks segments"
+  )
+  p.add_argument("--data-dir", type=Path, help="where routes lie")
+  p.add_argument("--camera", choices=CAMERAS, default="road", help="which video plays (qcamera: as road camera)")
+  p.add_argument("--start", type=not_negative, default=0.0, metavar="S", help="seconds into the route")
+  p.add_argument("--seconds", type=above_zero, help="stop after so many seconds of the route")
+  p.add_argument("--focal", type=above_zero, metavar="PX", help="focal length in pixels, of a camera that is none of comma's")

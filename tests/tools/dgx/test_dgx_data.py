@@ -263,7 +263,7 @@ def test_another_camera_and_no_calibration(route, tmp_path):
 def test_real_segments(shared_data, tmp_path):
   stats = make_data([str(shared_data / "realdata")], tmp_path / "d", {**OPTIONS, "fps": 5}, progress=False)
   print(table(stats))
-  assert sorted(stats["segments"]) == ["0000002c--d68dde99ca--0", "0000002c--d68dde99ca--1"]
+  assert sorted(stats["segments"]) == ["0000002c--d68dde99ca--0", "0000002c--d68dde99ca--1", "2023-07-27--13-01-19--0"]
   assert stats["left_out"]["2024-02-11--13-07-23--0"] == "no rlog or qlog" and len(stats["left_out"]) == 8
   _, shards = read_dataset(tmp_path / "d")
   city = shards[1]

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from openpilot.selfdrive.modeld.fair.artifact import FOLDER
+from openpilot.selfdrive.modeld.fair.artifact import FOREIGN
 from openpilot.selfdrive.modeld.fair.bundle import MANIFEST
 from openpilot.tools.lib.errors import UserError
 
@@ -27,7 +27,7 @@ def foreign(folder: Path) -> str | None:
     return f"has no {MANIFEST}, but {there[0].name}"
   except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return f"has a {MANIFEST} of something else"
-  more = [p.name for p in there if not (p.is_file() and not p.is_symlink() and p.name in own) and not (p.name == FOLDER and p.is_dir())]
+  more = [p.name for p in there if not (p.is_file() and not p.is_symlink() and p.name in own) and not (p.name == FOREIGN and p.is_dir())]
   return f"has {more[0]}, which is no part of the bundle" if more else None
 
 

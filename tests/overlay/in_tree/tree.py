@@ -114,7 +114,7 @@ def calibration(ns: int | None = None) -> Any:
 def device_state(ns: int | None = None) -> Any:
   msg = messaging.new_message("deviceState", valid=True, **({} if ns is None else {"logMonoTime": ns}))
   m = msg.deviceState
-  m.started, m.deviceType, m.freeSpacePercent, m.thermalStatus = True, "tizi" if hasattr(m, "deviceType") else "tici", 80, "ok" if NEW else "green"
+  m.started, m.deviceType, m.freeSpacePercent = True, "tizi", 80
   return msg
 
 

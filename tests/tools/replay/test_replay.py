@@ -1,10 +1,13 @@
 """Replay over real sockets, and the deterministic one without."""
 
+import contextlib
 import json
+import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import av
 import pytest
@@ -256,6 +259,39 @@ def test_demo(tmp_path):
   assert page.count("<img") == 4 and find_bundle(None, MODELS_DIR).name in page and "<svg" in page
   kinds = {e.which() for e in LogReader(tmp_path / "demo" / "rlog.zst")}
   assert {"fairState", "fairDepth", "fairSegmentation", "modelV2", "carState"} <= kinds
+
+
+def of_this_demo(pid: int) -> list[int]:
+  """The processes that live by the prefix of the demo with this number."""
+  found = []
+  for folder in Path("/proc").iterdir():
+    with contextlib.suppress(OSError):
+      if folder.name.isdigit() and f"OPENPILOT_PREFIX=demo-{pid}\0".encode() in (folder / "environ").read_bytes() + b"\0":
+        found.append(int(folder.name))
+  return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_demo_that_is_ended_leaves_no_process(route, tmp_path, number):
+  command = [sys.executable, "-m", "openpilot.tools.demo", "--route", str(route), "--out", str(tmp_path / "demo")]
+  demo = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  try:
+    wait_for(lambda: len(of_this_demo(demo.pid)) >= 3, "manager, fairmodeld and its worker")
+    demo.send_signal(number)
+    assert demo.wait(60) != 0
+    wait_for(lambda: not of_this_demo(demo.pid), "their end")
+  finally:
+    demo.kill()
+    demo.wait()
+
+
+def wait_for(condition, what):
+  end = time.monotonic() + 60
+  while not condition():
+    assert time.monotonic() < end, f"no {what} within a minute"
+    time.sleep(0.05)
 
 
 def test_the_fastest_message_sets_the_clock():

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 # a device's id in front of a drive, the drive (by its time, or by a count and a random number), its segment
@@ -29,3 +30,20 @@ def public(text: str | Path) -> str:
 def public_path(path: str | Path) -> str:
   """The last part of a path, without what tells of a person."""
   return public(Path(path).name or Path(path).resolve().name)
+
+
+def public_command(text: str) -> str:
+  """A command line's options without what tells of a person: of paths the last part stays. Where it was not quoted, so that a path with spaces cannot be told
+  from words, values are left out altogether."""
+  try:
+    words = shlex.split(text)
+  except ValueError:
+    words = text.split()
+  stray = any(not a.startswith("-") and not b.startswith("-") for a, b in pairwise(["value", *words]))
+  said = []
+  for word in words:
+    name, mark, value = word.rpartition("=")
+    if re.match(r"[/~\\]|[A-Za-z]:[/\\]|file:", value):
+      value = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    said.append("..." if stray and not word.startswith("-") else public(name + mark + value))
+  return shlex.join(said)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from openpilot.tools.lib.said import command, public, public_path
+from openpilot.tools.lib.said import command, public, public_command, public_path
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -31,13 +31,12 @@ def test_no_printed_command_has_a_bare_path():
             inside = (" " if not inside else "") if tick == "`" else inside + tick if inside else ""
         elif isinstance(part, ast.FormattedValue) and re.match(r" *(tools/op\.sh|python) ", inside):
           seen += 1
-          if not ast.unparse(part.value).startswith(("command(", "public(")):
+          if not ast.unparse(part.value).startswith(("command(", "public(", "public_command(")):
             found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(part.value)}")
   assert seen > 5 and not found
 
 
 @pytest.mark.parametrize(("text", "want"), [
-  ("--labels /home/alice/Paris drives/labels --out out/u1", "--labels Paris drives/labels --out out/u1"),
   ("--labels '/home/alice/x' --init /data/run:lanes", "--labels 'x' --init run:lanes"),
   ("a2a0ccea32023010|2023-07-27--13-01-19--3 x", "ROUTE x"),
   ("a2a0ccea32023010/2023-07-27--13-01-19/3", "ROUTE"),
@@ -53,6 +52,20 @@ def test_no_printed_command_has_a_bare_path():
 ])  # fmt: skip
 def test_public(text, want):
   assert public(text) == want
+
+
+@pytest.mark.parametrize(("text", "want"), [
+  ("--labels '/home/alice/Paris drives/labels' --out out/u1 --batch 8", "--labels labels --out out/u1 --batch 8"),
+  ("--init=/home/al\\ ice/run:lanes --live-teacher yolox-nano='/home/al ice/y.onnx'", "--init=run:lanes --live-teacher yolox-nano=y.onnx"),
+  ("--labels '~/my drives/2023-07-27--13-01-19--0' --no-augment", "--labels ROUTE --no-augment"),
+  ("--labels 'C:\\Users\\al ice\\x' --out r", "--labels x --out r"),
+  # as it was kept before: without quotes, nobody knows where a path ends
+  ("--labels /home/al ice/Paris drives/labels --out out/u1", "--labels ... ... ... --out ..."),
+  ("--labels 'open", "--labels ''\"'\"'open'"), ("", ""),
+])
+def test_public_command(text, want):
+  assert public_command(text) == want
+  assert not any(word in public_command(text) for word in ("ice", "Paris", "home", "Users"))
 
 
 def test_public_path():

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def environment(args: argparse.Namespace, config: Config, train: Clips, labels: 
   commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
   device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
   return {
-    "command": " ".join(sys.argv[1:]),
+    "command": shlex.join(sys.argv[1:]),
     "commit": commit,
     "python": platform.python_version(),
     "versions": versions,

@@ -10,7 +10,7 @@ from openpilot.tools.fair.evaluation.report import HEADLINE, NAMES
 from openpilot.tools.fair.students.student import Student
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_json
-from openpilot.tools.lib.said import public, public_path
+from openpilot.tools.lib.said import public, public_command, public_path
 
 
 def read_evaluation(path: Path, name: str) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def card(
 {teachers}
 
 {environment.get("clips", 0)} clips of {config.clip} frames from {len(environment.get("segments", []))} segments:
-`tools/op.sh distill {public(environment.get("command", ""))}`
+`tools/op.sh distill {public_command(environment.get("command", ""))}`
 
 ## Measured
 

@@ -58,9 +58,19 @@ def tame(parent: int, memory: int, nice: int) -> None:
 def environment(**more: str) -> dict[str, str]:
   """This process's, in which a child started with -P finds openpilot: the working folder, which may hold anything, is not searched."""
   root = str(Path(openpilot.__path__[0]).absolute().parent)
-  env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ, **more}  # by default: each of BLAS's threads has its own buffers
+  threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # by default: each of BLAS's threads has its own buffers
+  env = {**threads, **os.environ, **set_in_c("CEREAL_FAKE", "CEREAL_FAKE_PREFIX"), **more}
   env["PYTHONPATH"] = os.pathsep.join([root, *(p for p in env.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(p) and p != root)])
   return env
+
+
+def set_in_c(*names: str) -> dict[str, str]:
+  """Variables that os.environ does not show: msgq tells its processes of process_replay's events by C's setenv."""
+  if LIBC is None:
+    return {}
+  getenv = LIBC.getenv
+  getenv.restype = ctypes.c_char_p
+  return {name: value.decode(errors="replace") for name in names if (value := getenv(name.encode())) is not None}
 
 
 def python(module: str, *args: str) -> list[str]:

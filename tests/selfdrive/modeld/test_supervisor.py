@@ -357,3 +357,14 @@ def test_a_frame_that_never_ends(tmp_path, prefix):
     rig.flows()
   finally:
     rig.close()
+
+
+def test_the_worker_gets_what_msgq_sets_by_c_alone():
+  """process_replay's fake events: without them a worker waits for real ones, and the replay for ever."""
+  code = """
+import ctypes, os
+ctypes.CDLL(None).setenv(b"CEREAL_FAKE_PREFIX", b"replay", 1)
+from openpilot.selfdrive.modeld.fair.child import environment
+assert "CEREAL_FAKE_PREFIX" not in os.environ and environment()["CEREAL_FAKE_PREFIX"] == "replay" and "CEREAL_FAKE" not in environment()
+"""
+  subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])

@@ -314,13 +314,17 @@ def linted(tree: Tree) -> dict[str, tuple[bool, str]] | None:
 
 
 def lint(tree: Tree) -> None:
-  """What passed still passes; where a tool failed before (ty: what is not installed here), it has no more to say, and of our folder nothing."""
   after = linted(tree)
   if after is None or tree.lint_before is None:
     tree.row("its lint.sh", None, "it has none")
-    return
+  else:
+    compare_lint(tree, after)
+
+
+def compare_lint(tree: Tree, after: dict[str, tuple[bool, str]]) -> None:
+  """What passed still passes; where a tool failed before (ty: what is not installed here), it has no more to say, and of our folder nothing."""
   for name, (passed, text) in after.items():
-    before = tree.lint_before.get(name, (True, ""))
+    before = (tree.lint_before or {}).get(name, (True, ""))
     ours = [line for line in text.splitlines() if "modeld/fair/" in line]
     more = len(text.splitlines()) - len(before[1].splitlines())
     ok = passed or (not before[0] and not ours and more <= 0)

@@ -53,14 +53,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   writer = loggerd(folder)
   player, fd = replay(args, args.block)
   raw: dict[str, list[bytes]] = {s: [] for s in FAIR}
-  sent, seen, screen = 0, [], b""
+  sent, seen, screen = [], [], b""  # sent: (s, frame) of every frame that replay says
   begin = time.monotonic()
   while time.monotonic() < begin + args.seconds and player.poll() is None:
     for s, sock in socks.items():
       for d in messaging.drain_sock_raw(sock):
         raw[s].append(d)
         seen.append((time.monotonic() - begin, s))
-    sent += len(messaging.drain_sock_raw(camera))
+    for d in messaging.drain_sock_raw(camera):
+      e = messaging.log_from_bytes(d)
+      sent.append((time.monotonic() - begin, getattr(e, e.which()).frameId))
     if select.select([fd], [], [], 0)[0]:
       screen = (screen + os.read(fd, 65536))[-20000:]
     time.sleep(0.002)
@@ -86,8 +88,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   states = [e.fairState for e in events if e.which() == "fairState"]
   Path(args.out, "screen.txt").write_bytes(screen)
   Path(args.out, "rlog").write_bytes(b"".join(d for s in FAIR for d in raw[s]))
+  due = {i for t, i in sent if ids and i >= min(ids) and t < sent[-1][0] - 0.5}  # from the first answer on; the last ones are still under way
   return {
-    "frames_first_to_last": max(ids) - min(ids) + 1 if ids else 0, "answered": len(ids), "messages": {s: len(raw[s]) for s in FAIR if raw[s]},
+    "sent": len(sent), "first_answer_s": round(min(t for t, i in sent if i in ids) - sent[0][0], 2) if due else None,
+    "frames": len(due), "answered": len(due & set(ids)), "messages": {s: len(raw[s]) for s in FAIR if raw[s]},
     "invalid": Counter(e.which() for e in events if not e.valid), "alive": alive, "resumed_messages": resumed,
     "camera": f"{states[-1].cameraWidth}x{states[-1].cameraHeight}" if states else None,
     "state": {k: getattr(states[-1], k) for k in STATE} if states else None,

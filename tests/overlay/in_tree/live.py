@@ -1,7 +1,8 @@
 """fairmodeld under openpilot's own manager, fed by openpilot's VisionIpcServer, read by its SubMaster, SubSocket and LogReader.
 
 manager_thread() runs as it stands, all processes blocked but ours; beside it a stand-in for modeld takes the same frames and says frameDropPerc as modeld does.
---kill S: the worker gets SIGKILL every S seconds. --fault NAME: see faults.py. --no-fair: the flag stays off; the stand-in's figures are then those without us.
+--kill S: the worker gets SIGKILL every S seconds. --fault NAME: see faults/. --stuck: nothing is awaited of the bundle, whose graph never returns.
+--no-fair: the flag stays off; the stand-in's figures are then those without us.
 """
 import argparse
 import gc
@@ -81,7 +82,8 @@ def main() -> None:
   p.add_argument("--no-fair", action="store_true")
   p.add_argument("--displace", type=float, help="seconds that another publisher takes the fair* services for, as openpilot's replay does without --block")
   p.add_argument("--no-stand-in", action="store_true")
-  p.add_argument("--bundle")
+  p.add_argument("--bundle", help="a bundle's folder")
+  p.add_argument("--stuck", action="store_true")
   args = p.parse_args()
   os.makedirs(args.out, exist_ok=True)
   if args.fault:
@@ -94,7 +96,9 @@ def main() -> None:
     params = Params()
     put_bool(params, "FairEnabled", not args.no_fair)
     if args.bundle:
-      params.put("FairBundle", args.bundle)
+      folder = Path(args.bundle).absolute()
+      os.environ["FAIR_MODELS_DIR"] = str(folder.parent)
+      params.put("FairBundle", folder.name)
     result = run(args)
   tell(result, args.out)
 
@@ -111,14 +115,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   server.create_buffers_with_sizes(STREAM, 20, frames.w, frames.h, size, stride, uv)
   server.start_listener()
   gc.collect()
-  procs = [Process(target=manager, args=(["fairmodeld", "fair_offroad"],), daemon=False)]
+  procs = [Process(target=manager, args=(["fairmodeld", "fairoffroad"],), daemon=False)]
   if not args.no_stand_in:
     procs.append(Process(target=stand_in, daemon=True))
   for proc in procs:
     proc.start()
 
   folder = str(Path(args.out, "realdata").absolute())
-  writer = None if args.fault or args.kill else loggerd(folder)
+  writer = None if args.fault or args.kill or args.stuck else loggerd(folder)
   raw: dict[str, list[bytes]] = {s: [] for s in listed}
   seen: dict[str, int] = dict.fromkeys(FAIR, 0)
   invalid: dict[str, int] = dict.fromkeys(FAIR, 0)
@@ -156,7 +160,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for data in raw["managerState"][-1:]:
       with log.Event.from_bytes(data) as e:
         pid = next((q.pid for q in e.managerState.processes if q.name == "fairmodeld" and q.running), 0) or pid
-    started = args.no_fair or (seen["fairState"] and sum(seen.values()) > seen["fairState"])
+    started = args.no_fair or (args.stuck and now > begin + 8) or (seen["fairState"] and sum(seen.values()) > seen["fairState"])
     if began_at is None and (started or now > begin + 45):
       began_at, deadline = now, now + args.seconds
       next_kill = now + (args.kill or 0)

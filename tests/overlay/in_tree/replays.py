@@ -1,4 +1,7 @@
-"""openpilot's own process_replay: of fairmodeld, twice and compared; of selfdrived, with the managerState that a run of live.py left and with none of ours."""
+"""openpilot's own process_replay: of fairmodeld, twice and compared; of selfdrived, with the managerState that a run of live.py left and with none of ours.
+
+selfdrived reads a made log (all its inputs at their rates, engaged) or, with --log, a genuine one, in which the messages stay as they are but for managerState.
+"""
 import argparse
 import os
 import time
@@ -11,6 +14,8 @@ from tree import CAMERA, CAR, SERVICE_LIST, Frames, as_reader, log, made_log, me
 from openpilot.selfdrive.test.process_replay import process_replay as pr
 from openpilot.selfdrive.test.process_replay.compare_logs import compare_logs
 from openpilot.system.manager.process_config import managed_processes
+
+MIGRATE = pr.migrate_all
 
 
 def fairmodeld(args: argparse.Namespace) -> dict[str, Any]:
@@ -27,8 +32,11 @@ def fairmodeld(args: argparse.Namespace) -> dict[str, Any]:
     took.append(round(time.monotonic() - t, 1))
   diff = compare_logs(out[0], out[1], ignore_fields=cfg.ignore, tolerance=None) if len(out[0]) == len(out[1]) else [f"{len(out[0])} and {len(out[1])} messages"]
   ids = {getattr(m, m.which()).frameId for m in out[0]}
+  other = [m.as_builder() for m in out[1]]
+  getattr(other[-1], other[-1].which()).frameId += 1
+  seen = compare_logs(out[0], [as_reader(m) for m in other], ignore_fields=cfg.ignore, tolerance=None) if len(out[0]) == len(out[1]) else [""]
   return {"frames": sum(m.which() == CAMERA for m in lr), "answered": len(ids), "messages": Counter(m.which() for m in out[0]), "seconds": took,
-          "invalid": sum(not m.valid for m in out[0]), "differences": [str(d)[:200] for d in diff[:5]], "equal": not diff}
+          "invalid": sum(not m.valid for m in out[0]), "differences": [str(d)[:200] for d in diff[:5]], "equal": not diff, "one_changed_is_seen": bool(seen)}
 
 
 def manager_states(path: str | None) -> list[bytes]:
@@ -84,22 +92,53 @@ def made_selfdrived_log(seconds: float, states: list[bytes], model: list[Any], n
   return [as_reader(m) for m in sorted(out, key=lambda m: m.logMonoTime)]
 
 
+def genuine_selfdrived_log(lr: list[Any], states: list[bytes], model: list[Any], not_running: str = "") -> list[Any]:
+  """A drive's own messages in this tree's names, and modelV2 at its rate where a qlog has none, without which selfdrived disengages at once.
+  managerStates list fairmodeld too, as a run's did in turn; one says that not_running is dead."""
+  lr = MIGRATE(lr, panda_states=True)
+  at = [i for i, m in enumerate(lr) if m.which() == "managerState"]
+  for n, i in enumerate(at):
+    msg = lr[i].as_builder()
+    processes = [p.to_dict() for p in msg.managerState.processes if p.name != "fairmodeld"]
+    if states:
+      with log.Event.from_bytes(states[n % len(states)]) as e:
+        processes += [p.to_dict() for p in e.managerState.processes if p.name == "fairmodeld"]
+    if not_running and n == len(at) * 3 // 4:
+      processes = [*(p for p in processes if p["name"] != not_running), {"name": not_running, "running": False, "shouldBeRunning": True}]
+    msg.managerState.processes = processes
+    lr[i] = as_reader(msg)
+  if not any(m.which() == "modelV2" for m in lr):  # 0.10 drops it from qlogs
+    times = [m.logMonoTime for m in lr if m.which() == "carState"]
+    made = [messaging.new_message("modelV2", valid=True, logMonoTime=ns) for ns in range(times[0], times[-1], 50_000_000)]
+    for i, msg in enumerate(made):
+      if model:
+        msg.modelV2.frameDropPerc = model[i % len(model)].modelV2.frameDropPerc
+    lr += [as_reader(m) for m in made]
+  return sorted(lr, key=lambda m: m.logMonoTime)
+
+
 def selfdrived(args: argparse.Namespace) -> dict[str, Any]:
-  pr.migrate_all = lambda lr, **_: list(lr)  # made by this very tree; migration would say of every process that it runs
+  pr.migrate_all = lambda lr, **_: list(lr)  # done, or made by this very tree; its migration would say of every process that it runs
   model = list(log.Event.read_multiple_bytes(Path(args.model).read_bytes())) if args.model else []
-  runs = {"without": ([], [], ""), "with": (manager_states(args.states), model, ""),
-          "plannerd dead": ([], [], "plannerd"), "fairmodeld dead": ([], [], "fairmodeld")}
+  runs = {"without": ([], [], ""), "with": (manager_states(args.states), model, "")}
+  if args.control:
+    runs |= {"plannerd dead": ([], [], "plannerd"), "fairmodeld dead": ([], [], "fairmodeld")}
+  from openpilot.tools.lib.logreader import LogReader
+  drive = [m for path in args.log or () for m in LogReader(path)]
+  genuine = {"managerState", "carParams", "carState"} <= {m.which() for m in drive}
+  ours = sum(any(p.name == "fairmodeld" for p in messaging.log_from_bytes(d).managerState.processes) for d in runs["with"][0])
   events: dict[str, Any] = {}
   for name, (states, model_v2, dead) in runs.items():
-    lr = made_selfdrived_log(args.seconds, states, model_v2, dead)
-    got = pr.replay_process(pr.get_process_config("selfdrived"), lr, fingerprint=CAR, disable_progress=True)
+    lr = genuine_selfdrived_log(drive, states, model_v2, dead) if genuine else made_selfdrived_log(args.seconds, states, model_v2, dead)
+    got = pr.replay_process(pr.get_process_config("selfdrived"), lr, fingerprint=None if genuine else CAR, disable_progress=True)
     events[name] = {
       "names": Counter(str(e.name) for m in got if m.which() == "onroadEvents" for e in m.onroadEvents),
       "states": Counter(str(m.selfdriveState.state) for m in got if m.which() == "selfdriveState"),
       "events": [(m.logMonoTime, [str(e.name) for e in m.onroadEvents]) for m in got if m.which() == "onroadEvents"],
     }
   same = events["without"]["events"] == events["with"]["events"]
-  return {"equal": same, "manager_states": len(runs["with"][0]), **{k: {"names": v["names"], "states": v["states"]} for k, v in events.items()}}
+  return {"equal": same, "ours_in_states": ours, "drive": "genuine" if genuine else "made",
+          **{k: {"names": v["names"], "states": v["states"]} for k, v in events.items()}}
 
 
 def main() -> None:
@@ -109,7 +148,9 @@ def main() -> None:
   p.add_argument("--count", type=int, default=120)
   p.add_argument("--frames")
   p.add_argument("--route")
-  p.add_argument("--states")
+  p.add_argument("--log", action="append", help="a genuine log for selfdrived; again for the segment after it")
+  p.add_argument("--states", help="managerState messages of a run of live.py")
+  p.add_argument("--control", action="store_true", help="also with plannerd dead, which disengages, and with fairmodeld dead, which must not")
   p.add_argument("--model")
   p.add_argument("--seconds", type=float, default=20.0)
   args = p.parse_args()

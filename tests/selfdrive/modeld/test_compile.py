@@ -3,6 +3,7 @@ import importlib.util
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +187,14 @@ def tree(tmp_path):
   return tmp_path
 
 
+def write_compiler(tree):
+  """A compiler that compiles in no time."""
+  fair = tree / "tree" / "openpilot" / "selfdrive" / "modeld" / "fair"
+  fair.mkdir(parents=True)
+  (tree / "tree" / "openpilot" / "__init__.py").write_text("")
+  (fair / "compile.py").write_text("import sys; print('compiled', sys.argv[1])")
+
+
 def test_scons_builds_what_changed(tree):
   """One command a bundle; a manifest that cannot be read is left out with a word. Reading imports nothing, and what fails to compile stops nothing."""
   for name in ("one", "two"):
@@ -200,14 +209,22 @@ def test_scons_builds_what_changed(tree):
   r = scons(tree)
   assert r.returncode == 0 and r.stdout.count("was not compiled") == 2, r.stdout + r.stderr
   # with a compiler that compiles: once, and again for what changed
-  (tree / "tree" / "openpilot" / "__init__.py").write_text("")
-  for folder in ("selfdrive", "selfdrive/modeld", "selfdrive/modeld/fair"):
-    (tree / "tree" / "openpilot" / folder).mkdir()
-  (tree / "tree" / "openpilot" / "selfdrive" / "modeld" / "fair" / "compile.py").write_text("import sys; print('compiled', sys.argv[1])")
+  write_compiler(tree)
   assert scons(tree).stdout.count("compiled /") == 2 and scons(tree).stdout.count("compiled /") == 0
   manifest = tree / "models" / "two" / "manifest.json"
   manifest.write_text(manifest.read_text() + "\n")
   assert "compiled /" in (out := scons(tree).stdout) and f"{tree}/models/one" not in out
+
+
+def test_scons_caches_no_stamp(tree):
+  """openpilot's SConstruct has a cache: of it scons took the stamp, and compiled nothing, where built/ had been taken away, or in the next checkout."""
+  write_bundle(tree / "models" / "one")
+  write_compiler(tree)
+  sconstruct = tree / "tree" / "SConstruct"
+  sconstruct.write_text("CacheDir('cache')\n" + sconstruct.read_text())
+  assert scons(tree).stdout.count("compiled /") == 1
+  shutil.rmtree(tree / "tree" / "selfdrive" / "modeld" / "fair" / "built")
+  assert scons(tree).stdout.count("compiled /") == 1
 
 
 def test_compiling_wants_none_of_the_trees_own_libraries():

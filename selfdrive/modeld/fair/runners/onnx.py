@@ -1,5 +1,6 @@
 """Runs one graph of a bundle with ONNX Runtime on the CPU."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class OnnxRunner:
         bind(name, value)
 
   @staticmethod
-  def _buffers(path: Path, side: str, nodes: list[Any], specs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+  def _buffers(path: Path, side: str, nodes: Sequence[Any], specs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     there, said = {n.name: n for n in nodes}, {s["name"]: s for s in specs}
     if there.keys() != said.keys():
       raise BundleError(f"{path}: the graph's {side}s are {', '.join(sorted(there))}, the manifest's {', '.join(sorted(said))}; export the bundle again")

@@ -3,7 +3,9 @@ import contextlib
 import json
 import os
 import socket
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -204,9 +206,16 @@ def test_a_listener_lives_through_a_lack_of_descriptors(prefix, monkeypatch):
   assert not server.thread.is_alive()
 
 
-def test_the_sockets_folder_is_this_users_alone(prefix, tmp_path, monkeypatch):
-  monkeypatch.setenv("TMPDIR", str(tmp_path))
-  own = tmp_path / f"openpilot-{os.getuid()}"
+@pytest.fixture
+def short(monkeypatch):
+  """A TMPDIR: pytest's own are too long for sockets."""
+  with tempfile.TemporaryDirectory(prefix="f", dir="/tmp") as folder:
+    monkeypatch.setenv("TMPDIR", folder)
+    yield Path(folder)
+
+
+def test_the_sockets_folder_is_this_users_alone(prefix, short):
+  own = short / f"openpilot-{os.getuid()}"
   old = os.umask(0)
   try:
     folder = os.path.dirname(messaging.endpoint_path("x"))
@@ -220,17 +229,16 @@ def test_the_sockets_folder_is_this_users_alone(prefix, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["somebody else's", "a link", "a file"])
-def test_a_folder_that_somebody_else_made_is_refused(prefix, tmp_path, monkeypatch, kind):
-  monkeypatch.setenv("TMPDIR", str(tmp_path))
+def test_a_folder_that_somebody_else_made_is_refused(prefix, short, monkeypatch, kind):
   uid = os.getuid()
   if kind == "somebody else's":
     monkeypatch.setattr(os, "getuid", lambda: uid + 1)
-    (tmp_path / f"openpilot-{uid + 1}").mkdir()
+    (short / f"openpilot-{uid + 1}").mkdir()
   elif kind == "a link":
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / f"openpilot-{uid}").symlink_to(tmp_path / "theirs")
+    (short / "theirs").mkdir()
+    (short / f"openpilot-{uid}").symlink_to(short / "theirs")
   else:
-    (tmp_path / f"openpilot-{uid}").touch()
+    (short / f"openpilot-{uid}").touch()
   with pytest.raises(PermissionError, match="TMPDIR") as e:
     messaging.pub_sock("fairState")
   assert "\n" not in str(e.value)

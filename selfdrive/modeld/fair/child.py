@@ -15,11 +15,16 @@ from typing import Any
 
 import openpilot
 
-RT_LIMIT = 3_000_000  # us that a child may take a core at real-time priority without once waiting, then the kernel ends it
+RT_LIMIT = 3_000_000  # us that a child may take a core at real-time priority without once waiting, then SIGXCPU ends it, RT_GRACE later SIGKILL
+RT_GRACE = 1_000_000
 MAX_LINE = 1 << 16
 TRIAL_NICE = 15  # of what nobody waits for
-TRIAL_NICE = 15  # of what nobody waits for
 PR_SET_PDEATHSIG = 1
+# what a signal that nobody here sent mostly means
+LIKELY = {
+  "SIGXCPU": f"{RT_LIMIT // 1_000_000} s at real-time priority without once waiting",
+  "SIGKILL": "out of memory, by hand, or RLIMIT_RTTIME at real-time priority; dmesg tells of memory",
+}
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -29,12 +34,12 @@ def memory_limit() -> int:
   return min(16 << 30, total // 2) if os.path.exists("/dev/nvidiactl") else min(2 << 30, total // 4)
 
 
-def limit(which: int, value: int) -> None:
-  """Lowers a limit of this process for good; what the system does not have or allow is left as it is."""
+def limit(which: int, value: int, grace: int = 0) -> None:
+  """Lowers a limit of this process for good, the hard one to `grace` above; what the system does not have or allow is left as it is."""
   hard = resource.getrlimit(which)[1]
   with contextlib.suppress(OSError, ValueError):
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(which, (value, value))
+    soft, top = (v if hard == resource.RLIM_INFINITY else min(v, hard) for v in (value, value + grace))
+    resource.setrlimit(which, (soft, top))
 
 
 def tame(parent: int, memory: int, nice: int) -> None:
@@ -49,7 +54,7 @@ def tame(parent: int, memory: int, nice: int) -> None:
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as f:
       f.write("1000")
     limit(resource.RLIMIT_DATA, memory)
-    limit(resource.RLIMIT_RTTIME, RT_LIMIT)
+    limit(resource.RLIMIT_RTTIME, RT_LIMIT, RT_GRACE)
   limit(resource.RLIMIT_CORE, 0)
   with contextlib.suppress(OSError):
     os.nice(nice)
@@ -82,7 +87,8 @@ def ended(code: int) -> str:
   if code >= 0:
     return f"ended with exit code {code}"
   with contextlib.suppress(ValueError):
-    return f"was killed by {signal.Signals(-code).name}"
+    name = signal.Signals(-code).name
+    return f"was killed by {name}" + (f" ({LIKELY[name]})" if name in LIKELY else "")
   return f"was killed by signal {-code}"
 
 

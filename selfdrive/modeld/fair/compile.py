@@ -9,7 +9,9 @@ what a PC can say of a comma four is `op compile --report`.
 """
 
 import argparse
+import hashlib
 import importlib.util
+import itertools
 import os
 import pickle
 import subprocess
@@ -31,6 +33,7 @@ from openpilot.selfdrive.modeld.fair.runners.tinygrad import FLAGS, find_clang, 
 from openpilot.selfdrive.modeld.fair.trust import TrustError
 
 TARGETS = (*FLAGS, "tensorrt", "onnx")
+NUMBERS = 1 << 20  # of buffers that a jit may have
 # of ONNX Runtime's outputs, in parts of an output's largest value: sums in another order; on Adreno the weights and what lies between layers are half precision
 TOLERANCE = {"tinygrad-cpu": 1e-4, "tinygrad-cuda": 1e-3, "tinygrad-qcom": 5e-2, "tensorrt": 5e-2}
 
@@ -88,8 +91,14 @@ def make_jit(path: Path, graph: dict[str, Any]) -> tuple[Callable[..., Any], dic
   """(jit, arrays, tensors): the tensors are the arrays, which are filled before each call of jit(**tensors) -> {output: Tensor}. See runners/tinygrad.py."""
   from tinygrad import Device, Tensor, TinyJit
   from tinygrad.dtype import _from_np_dtype
-  from tinygrad.nn.onnx import OnnxRunner
 
+  try:
+    from tinygrad.nn.onnx import OnnxRunner
+  except ImportError:  # before November 2025
+    try:
+      from tinygrad.frontend.onnx import OnnxRunner  # type: ignore[no-redef]
+    except ImportError:
+      raise NotImplementedError("it reads ONNX files by itself since September 2025, and this one is older; update it, or use ONNX Runtime") from None
   net = OnnxRunner(str(path))
   kinds = {o["name"]: _from_np_dtype(np.dtype(o["dtype"]).type) for o in graph["outputs"]}
 
@@ -115,7 +124,9 @@ def compile_graph(bundle: Bundle, graph: dict[str, Any], target: str, folder: Pa
 
 def compile_file(mine: Path, path: Path, bundle: Bundle, graph: dict[str, Any], target: str, folder: Path, t0: float) -> dict[str, Any]:
   """compile_graph() of the bundle's file `path`, of which `mine` is a copy of our own."""
+  first = first_number(bundle.manifest_hash, graph["name"], target)
   try:
+    number_from(first + NUMBERS // 2)  # apart from those that slim.py gives
     jit, arrays, tensors = make_jit(mine, graph)
 
     def run(step: Callable[..., Any], seed: int) -> dict[str, np.ndarray]:
@@ -123,33 +134,97 @@ def compile_file(mine: Path, path: Path, bundle: Bundle, graph: dict[str, Any], 
         np.copyto(arrays[k], v)
       return {k: v.numpy().copy() for k, v in step(**tensors).items()}
 
-    for seed in (0, 1):  # the first runs as it is, the second is captured
-      run(jit, seed)
-    want = run(jit, 2)
-  except (NotImplementedError, RuntimeError, AssertionError, KeyError, TypeError, subprocess.CalledProcessError) as e:
-    raise CompileError(f"{path}: tinygrad does not compile it for {target}: {(str(e).splitlines() or [type(e).__name__])[0][:200]}") from e
-  from openpilot.selfdrive.modeld.fair.slim import device_programs, first_number, slim, with_own_numbers
-
+    plain = run(jit, 0)  # the first runs as it is, the second is captured
+    run(jit, 1)
+    unjitted, want = check(run(jit, 0), plain, path, target, "tinygrad without its jit"), run(jit, 2)
+  except CompileError:
+    raise
+  except Exception as e:  # a tinygrad of another time, an operator that it has not, a compiler that fails
+    said = (str(e).splitlines() or [""])[0][:200] or type(e).__name__
+    raise CompileError(f"{path}: tinygrad {package_version('tinygrad')} does not compile it for {target}: {said}") from e
   captured: Any = jit.captured  # type: ignore[attr-defined]
   if hasattr(captured, "free_intermediates"):
     captured.free_intermediates()  # or what lies between the layers would be written too
-  programs = pickle.dumps(device_programs(), protocol=5)
-  whole = with_own_numbers(jit, first_number(bundle.manifest_hash, graph["name"], target))
-  for change in (slim, lambda jit: jit):
+  blob, why = None, ""
+  for form in (light, whole, as_it_is):
     try:
-      blob = programs + pickle.dumps(change(whole), protocol=5)
-      got = run(read_jit(blob), 2)
-    except Exception:  # a tinygrad whose programs look otherwise: then all of it is written
-      if change is not slim:
-        raise
+      if form is as_it_is:
+        run(jit, 2)  # takes the memory again: an output without it would lose its kernel when it is read back
+      blob = form(jit, first)
+      got = read_back(blob, bundle, graph, target, mine.parent)
+    except Exception as e:  # a tinygrad whose jits look otherwise: then more of it is written
+      blob, why = None, (str(e).splitlines() or [""])[0][:200] or type(e).__name__
       continue
     if all(np.array_equal(got[k], w, equal_nan=True) for k, w in want.items()):
       break
-    if change is not slim:
-      raise CompileError(f"{path}: the jit for {target} computes something else when it is read back; report it to tinygrad {package_version('tinygrad')}")
+    blob, why = None, "it computes something else when it is read back"
+  if blob is None:
+    raise CompileError(f"{path}: the jit of tinygrad {package_version('tinygrad')} for {target} cannot be written and read: {why}")
   about = {"bundle": bundle.name, "manifest": bundle.manifest_hash, "graph": graph["name"], "onnx": bundle.manifest["sha256"][graph["file"]], "target": target}
-  about |= requirements(target) | {"parity": parity(bundle, graph, target, want), "seconds": round(time.perf_counter() - t0, 1)}
+  about |= requirements(target) | {"parity": parity(bundle, graph, target, want), "unjitted": unjitted, "seconds": round(time.perf_counter() - t0, 1)}
   return read_sidecar(folder, write_artifact(folder, stem(graph["name"], target), blob, about).stem)
+
+
+def first_number(*names: str) -> int:
+  """Where the numbers of a jit's buffers begin: of its own for every manifest, graph and target, far above those that a process gives out."""
+  return int.from_bytes(hashlib.sha256("\0".join(names).encode()).digest()[:5], "big") * NUMBERS + NUMBERS * NUMBERS
+
+
+def number_from(first: int) -> None:
+  """tinygrad's count of buffers in this process begins here: why, see slim.with_own_numbers(), which not every tinygrad's jits can be given to."""
+  from tinygrad.uop.ops import UOp
+
+  UOp.unique_num = itertools.count(first)
+
+
+def light(jit: Any, first: int) -> bytes:
+  """The jit as bytes for read_jit(), as small as it can be."""
+  from openpilot.selfdrive.modeld.fair import slim
+
+  return pickle.dumps(slim.device_programs(), protocol=5) + pickle.dumps(slim.slim(slim.with_own_numbers(jit, first)), protocol=5)
+
+
+def whole(jit: Any, first: int) -> bytes:
+  """All of the jit, with numbers of its own and the CPU device's programs."""
+  from openpilot.selfdrive.modeld.fair import slim
+
+  return pickle.dumps(slim.device_programs(), protocol=5) + pickle.dumps(slim.with_own_numbers(jit, first), protocol=5)
+
+
+def as_it_is(jit: Any, first: int) -> bytes:
+  """What openpilot writes of its own networks: for a tinygrad that slim.py does not know."""
+  return pickle.dumps({}, protocol=5) + pickle.dumps(jit, protocol=5)
+
+
+def read_back(blob: bytes, bundle: Bundle, graph: dict[str, Any], target: str, folder: Path) -> dict[str, np.ndarray]:
+  """What the written jit computes of sample_inputs(seed 2) in a process of its own, which holds nothing of what it was made from. folder: only ours."""
+  file = folder / "jit.pkl"
+  file.write_bytes(blob)
+  command = python("openpilot.selfdrive.modeld.fair.compile", str(bundle.path), "--target", target, "--graph", graph["name"], "--read", str(file))
+  done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+  if done.returncode:
+    raise CompileError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+  with np.load(file.with_suffix(".npz")) as outputs:
+    return dict(outputs)
+
+
+def run_written(file: Path, graph: dict[str, Any]) -> None:
+  """read_back()'s process."""
+  from tinygrad import Tensor
+
+  jit = read_jit(file.read_bytes())
+  inputs = sample_inputs(graph, 2)
+  outputs = jit(**{k: Tensor(v, device="NPY").realize() for k, v in inputs.items()})
+  np.savez(file.with_suffix(".npz"), **{k: v.numpy() for k, v in outputs.items()})
+
+
+def check(got: dict[str, np.ndarray], want: dict[str, np.ndarray], path: Path, target: str, whose: str) -> float:
+  """Worst of differences(). Raises CompileError beyond TOLERANCE."""
+  found = differences(got, want)
+  name, worst = max(found.items(), key=lambda x: x[1] if np.isfinite(x[1]) else np.inf)
+  if not worst <= TOLERANCE[target]:
+    raise CompileError(f"{path}: output '{name}' in {target} is off from {whose} by {worst:.2g} of its largest value")
+  return worst
 
 
 def parity(bundle: Bundle, graph: dict[str, Any], target: str, got: dict[str, np.ndarray]) -> float | None:
@@ -158,11 +233,7 @@ def parity(bundle: Bundle, graph: dict[str, Any], target: str, got: dict[str, np
     return None
   from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 
-  found = differences(got, OnnxRunner(bundle, graph).run(sample_inputs(graph, 2)))
-  name, worst = max(found.items(), key=lambda x: x[1] if np.isfinite(x[1]) else np.inf)
-  if not worst <= TOLERANCE[target]:
-    raise CompileError(f"{bundle.path / graph['file']}: output '{name}' in {target} is off from ONNX Runtime by {worst:.2g} of its largest value")
-  return worst
+  return check(got, OnnxRunner(bundle, graph).run(sample_inputs(graph, 2)), bundle.path / graph["file"], target, "ONNX Runtime")
 
 
 # *** the process that is asked ***
@@ -222,7 +293,8 @@ def lacking(bundle: Bundle, choice: str | None) -> str | None:
   return None
 
 
-def one_graph(bundle: Bundle, name: str, target: str, folder: Path) -> None:
+def one_graph(bundle: Bundle, name: str, target: str, folder: Path, written: Path | None = None) -> None:
+  """Compiles one graph, or runs what was written of it."""
   graph = next((g for g in bundle.graphs if g["name"] == name), None)
   if graph is None:
     raise CompileError(f"{bundle.path} has no graph '{name}'; it has {', '.join(g['name'] for g in bundle.graphs)}")
@@ -234,7 +306,10 @@ def one_graph(bundle: Bundle, name: str, target: str, folder: Path) -> None:
     set_flags(target)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("PARALLEL", str(cores if cores > 2 else 0))  # processes that compile kernels; NUM_CPU_THREADS would decide it
-    compile_graph(bundle, graph, target, folder)
+    if written is not None:
+      run_written(written, graph)
+    else:
+      compile_graph(bundle, graph, target, folder)
 
 
 def main() -> int:
@@ -245,6 +320,7 @@ def main() -> int:
   p.add_argument("--target", choices=TARGETS, action="append", help="several times for several; default: all that can be built here")
   p.add_argument("--output", type=Path, help="default: where this machine keeps its own")
   p.add_argument("--graph", help=argparse.SUPPRESS)
+  p.add_argument("--read", type=Path, help=argparse.SUPPRESS)
   args = p.parse_args()
   try:
     if onroad():
@@ -255,11 +331,14 @@ def main() -> int:
     if args.lacking is not None:
       args.target = [lacking(bundle, args.lacking or None) or "onnx"]
     if args.graph is not None:
-      one_graph(bundle, args.graph, args.target[0], folder_of(bundle, args.output))
+      one_graph(bundle, args.graph, args.target[0], folder_of(bundle, args.output), args.read)
       return 0
     for target in args.target or [t for t in TARGETS if missing(t) is None]:
       for said in build(bundle, target, args.output):
-        off = "not compared with ONNX Runtime" if said["parity"] is None else f"off from ONNX Runtime by {said['parity']:.1e} of the largest value"
+        if said["parity"] is not None:
+          off = f"off from ONNX Runtime by {said['parity']:.1e} of the largest value"
+        else:
+          off = f"off from tinygrad without its jit by {said['unjitted']:.1e}; there is no ONNX Runtime here to compare with"
         print(f"{bundle.name}, graph '{said['graph']}', {target}: {said['size'] / 1e6:.1f} MB in {said['seconds']:.0f} s, {off}")
       if target != "onnx" and args.output is None:
         for old in prune(folder_of(bundle)):

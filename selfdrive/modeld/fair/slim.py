@@ -1,9 +1,9 @@
 """What a captured tinygrad jit needs to run, and no more: reading it was most of a start. Imported where tinygrad's settings are in the environment.
 
-Everything here is checked by who writes the result: read back, it must compute the same bits as the jit that was captured (compile.py).
+Everything here is checked by who writes the result: read back, it must compute the same bits as the jit that was captured (compile.py), and where a tinygrad
+has not what this needs, its import or a call fails and the jit is written as it is.
 """
 
-import hashlib
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +13,6 @@ from tinygrad.dtype import dtypes
 from tinygrad.uop.ops import Ops, UOp, buffers
 
 BLOCK = 256  # bytes; where weights begin, as tinygrad's memory planner does it for what lies between layers
-NUMBERS = 1 << 20  # of buffers that a jit may have
-
-
-def first_number(*names: str) -> int:
-  """Where the numbers of a jit's buffers begin: of its own for every manifest, graph and target, far above those that a process gives out."""
-  return int.from_bytes(hashlib.sha256("\0".join(names).encode()).digest()[:5], "big") * NUMBERS + NUMBERS * NUMBERS
 
 
 def with_own_numbers(jit: Any, first: int) -> Any:
@@ -34,7 +28,7 @@ def with_own_numbers(jit: Any, first: int) -> Any:
       if u.op is Ops.BUFFER and u not in mine and isinstance(u.device, str):
         mine[u] = numbered(u, first + len(mine), buffers.get(u))
   ret = {k: Tensor(t.uop.substitute(mine)) for k, t in captured.ret.items()}
-  return rebuilt(jit, captured._linear.substitute(mine, walk=True), ret)
+  return rebuilt(jit, captured._linear.substitute(mine, walk=True, enter_calls=True), ret)
 
 
 def slim(jit: Any) -> Any:

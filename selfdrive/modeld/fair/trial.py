@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle
+from openpilot.selfdrive.modeld.fair.machine import at_ease
 from openpilot.selfdrive.modeld.fair.model import FairModel
 
 CAMERA, SIZE = (1344, 760, 1408, 1408 * 768), 2_428_928  # width, height, stride, uv_offset; bytes of a comma four's buffer
 
 
+@at_ease()
 def main(argv: Sequence[str]) -> int:
   p = argparse.ArgumentParser(prog="trial", description=__doc__)
   p.add_argument("bundle", type=Path)

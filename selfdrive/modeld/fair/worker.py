@@ -33,6 +33,7 @@ MODEL_WAIT = 0.1  # s that a frame waits for its modelV2 while modelV2 is alive:
 OTHER_CAMERA = 20  # frames; a modelV2 further behind is not one of this stream
 BACKOFF, MAX_BACKOFF = 0.5, 10.0  # s between two tries after a fault
 CORE, PRIORITY = 7, 50  # modeld's core, below its priority of 54
+LEAVE = 0.1  # of a frame's time, for which its core is left to others after one that left no time to wait for the next
 MAX_SPEED = 100.0  # m/s
 DROP_FILTER = 0.05  # weight of a frame in frameDropPerc, as modeld's
 EXTRINSICS, CAMERA_STATE = service("extrinsicsCalibration"), service("narrowRoadCameraState")
@@ -328,11 +329,20 @@ class FairModeld:
     if buf is not None and not waits and self.update_camera():
       verdict, missed = self.model.schedule.look(self.client.frame_id, self.client.timestamp_eof)
       if verdict is Verdict.TAKE:
+        begun = time.monotonic()
         self.frame(buf, missed)
+        self.leave_core(time.monotonic() - begun)
     self.watch()
     if self.state_is_due():
       healthy = buf is not None and not waits and all(g.valid for g in self.model.stats.values())
       self.send_state("running" if healthy else "fault" if buf is not None or waits else "waitingForCamera")
+
+  def leave_core(self, took: float) -> None:
+    """After a frame of `took` s. Where that is longer than frames are apart, the next one is there already and recv() never waits: at real-time priority all
+    else would starve on this core, and the kernel end this process for it (child.RT_LIMIT)."""
+    assert self.model is not None
+    if not self.replay and took > self.model.schedule.step / CAMERA_RATE:
+      time.sleep(LEAVE * took)
 
   def state_is_due(self) -> bool:
     return not 0 <= self.now() - self.last_state <= STATE_PERIOD  # a log may begin again
@@ -389,7 +399,8 @@ def main(argv: Sequence[str] = ()) -> int:
     try:
       bundle = load_bundle(args.bundle)
       link.loading(bundle.manifest_hash)
-      FairModel(bundle, runner=args.runner)
+      with at_ease():
+        FairModel(bundle, runner=args.runner)
     except BundleError as e:
       print(f"error: {e}", file=sys.stderr)
       return 2

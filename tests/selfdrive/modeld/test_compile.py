@@ -294,6 +294,105 @@ print(next(iter(FairModel(load_bundle(sys.argv[1]), runner="tinygrad-cpu").runne
   assert load_bundle(tmp_path / "b").name == "renamed"
 
 
+class Tensor:
+  def __init__(self, array):
+    self.array = array
+
+  def numpy(self):
+    return self.array
+
+
+class Jit:
+  """Of a tinygrad that is not there: the first two calls run as they are, later ones add `off`."""
+
+  captured = None
+
+  def __init__(self, outputs, off):
+    self.outputs, self.off, self.calls = outputs, off, 0
+
+  def __call__(self, **inputs):
+    self.calls += 1
+    total = sum(float(t.numpy().sum()) for t in inputs.values()) + (self.off if self.calls > 2 else 0.0)
+    return {k: Tensor(np.full(shape, total, np.float32)) for k, shape in self.outputs.items()}
+
+
+@pytest.fixture
+def compiled(tmp_path, monkeypatch):
+  """compiled(reads, off): the bytes that are written where another process reads each form as `reads` says: right, wrong, or an exception."""
+  bundle = write_bundle(tmp_path / "b")
+  graph = bundle.graphs[0]
+  outputs = {o["name"]: o["shape"] for o in graph["outputs"]}
+  arrays = {i["name"]: np.zeros(i["shape"], i["dtype"]) for i in graph["inputs"]}
+
+  def begin(reads, off=0.0):
+    monkeypatch.setattr(fair_compile, "number_from", lambda first: None)
+    monkeypatch.setattr(fair_compile, "parity", lambda *_: None)
+    monkeypatch.setattr(fair_compile, "make_jit", lambda *_: (Jit(outputs, off), arrays, {k: Tensor(v) for k, v in arrays.items()}))
+    for form in ("light", "whole", "as_it_is"):
+      monkeypatch.setattr(fair_compile, form, lambda *_, form=form: form.encode())
+
+    def read_back(blob, *_):
+      answer = reads[blob.decode()]
+      if answer == "raises":
+        raise ImportError("cannot import name 'TinyELF'")
+      total = sum(float(v.sum()) for v in sample_inputs(graph, 2).values())
+      return {k: np.full(shape, total if answer == "right" else 0.0, np.float32) for k, shape in outputs.items()}
+
+    monkeypatch.setattr(fair_compile, "read_back", read_back)
+    said = fair_compile.compile_graph(bundle, graph, TARGET, tmp_path / "a")
+    return read(bundle, tmp_path / "a")[0], said
+
+  return begin
+
+
+@pytest.mark.parametrize("reads, written", [
+  ({"light": "right"}, b"light"), ({"light": "raises", "whole": "right"}, b"whole"), ({"light": "wrong", "whole": "raises", "as_it_is": "right"}, b"as_it_is"),
+])
+def test_written_is_the_smallest_form_that_another_process_reads_right(compiled, reads, written):
+  blob, said = compiled(reads)
+  assert blob == written and said["unjitted"] == 0.0 and said["parity"] is None
+
+
+@pytest.mark.parametrize("last, says", [("wrong", "it computes something else when it is read back"), ("raises", "cannot import name 'TinyELF'")])
+def test_a_jit_that_no_other_process_reads_right_is_not_written(compiled, tmp_path, last, says):
+  with pytest.raises(CompileError, match=says) as e:
+    compiled({"light": "wrong", "whole": "raises", "as_it_is": last})
+  assert "\n" not in str(e.value) and not (tmp_path / "a").exists()
+
+
+def test_a_jit_that_is_not_what_tinygrad_computes_without_it_is_refused(compiled):
+  """With no ONNX Runtime to compare with."""
+  with pytest.raises(CompileError, match=r"in tinygrad-cpu is off from tinygrad without its jit by"):
+    compiled({"light": "right"}, off=1e6)
+
+
+def test_a_tinygrad_that_does_not_compile_is_told_in_one_line(tmp_path, monkeypatch):
+  """Whatever it raises: it is of another time."""
+  bundle = write_bundle(tmp_path / "b")
+
+  def older(*_):
+    raise ImportError("cannot import name 'UOp'\nTo fix, ...")
+
+  monkeypatch.setattr(fair_compile, "number_from", older)
+  with pytest.raises(CompileError, match=r"does not compile it for tinygrad-cpu: cannot import name 'UOp'$"):
+    fair_compile.compile_graph(bundle, bundle.graphs[0], TARGET, tmp_path / "a")
+
+
+BUILT_AS_IT_IS = """
+import importlib.util
+import sys
+from pathlib import Path
+from openpilot.selfdrive.modeld.fair import compile as c
+from openpilot.selfdrive.modeld.fair.bundle import load_bundle
+c.set_flags("tinygrad-cpu")
+sys.modules["openpilot.selfdrive.modeld.fair.slim"] = None  # as where it cannot be imported
+sys.modules["onnxruntime"] = None
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *args: None if name == "onnxruntime" else find(name, *args)
+b = load_bundle(sys.argv[1])
+said = c.compile_graph(b, b.graphs[0], "tinygrad-cpu", c.folder_of(b))
+print(said["parity"], said["unjitted"] <= 1e-4)
+"""
 BUILT_WHOLE = """
 import sys
 from pathlib import Path
@@ -312,13 +411,15 @@ c.compile_graph(b, b.graphs[0], "tinygrad-cpu", c.folder_of(b))
 @pytest.mark.slow
 def test_two_networks_of_one_shape_in_one_process_keep_their_own_weights(tmp_path):
   """As when a bundle is replaced while it runs: each was compiled in a process of its own, where tinygrad counts buffers from 0. One of them could not be made
-  smaller, and no compiler is there when they run."""
+  smaller, one was written as it is and without ONNX Runtime, and no compiler is there when they run."""
   can_compile()
-  bundles = [write_bundle(tmp_path / f"b{i}", nan=True, bad=bias) for i, bias in enumerate((1.0, 2.5))]
+  bundles = [write_bundle(tmp_path / f"b{i}", nan=True, bad=bias) for i, bias in enumerate((1.0, 2.5, 4.0))]
   small = build(bundles[0], TARGET, timeout=300)[0]["size"]
   env = {**os.environ, "PYTHONPATH": str(ROOT)}
   r = subprocess.run([sys.executable, "-c", BUILT_WHOLE, str(bundles[1].path)], env=env, capture_output=True, text=True)
   assert r.returncode == 0 and len(read(bundles[1], None)[0]) > small, r.stderr
+  r = subprocess.run([sys.executable, "-c", BUILT_AS_IT_IS, str(bundles[2].path)], env=env, capture_output=True, text=True)
+  assert r.returncode == 0 and r.stdout == "None True\n" and len(read(bundles[2], None)[0]) > small, r.stdout + r.stderr
   code = f"""
 import sys
 import numpy as np
@@ -331,7 +432,8 @@ for bundle, runner in loaded * 2:
   x = sample_inputs(bundle.graphs[0], 3)
   depths.append(runner.run(x)["depth"].copy())
   assert np.allclose(depths[-1], make_runner("onnx", bundle, bundle.graphs[0]).run(x)["depth"], rtol=1e-4)
-assert np.allclose(depths[1] - depths[0], 1.5, atol=1e-3) and np.array_equal(depths[0], depths[2]) and np.array_equal(depths[1], depths[3])
+assert np.allclose(depths[1] - depths[0], 1.5, atol=1e-3) and np.allclose(depths[2] - depths[1], 1.5, atol=1e-3)
+assert all(np.array_equal(depths[i], depths[i + 3]) for i in range(3))
 print("own")
 """
   env = {"PYTHONPATH": str(ROOT), "PATH": "/nowhere", "HOME": str(tmp_path), "CC": "/nowhere/cc", "FAIR_DATA_DIR": os.environ["FAIR_DATA_DIR"]}

@@ -147,6 +147,46 @@ def test_alive_is_a_modelV2_that_comes_with_every_frame():
   assert awaits(sm, 82, heard=(74, 77, 80)) and sm.updates == 0 and awaits(sm, 83, heard=(74, 77, 80)) and sm.updates == 1
 
 
+@pytest.mark.parametrize("took, step, replay, sleeps", [(0.3, 1, False, [0.03]), (0.04, 1, False, []), (0.08, 2, False, []), (0.3, 1, True, [])])
+def test_a_frame_that_took_too_long_leaves_its_core_to_others(monkeypatch, took, step, replay, sleeps):
+  """s; every step-th frame of 20 Hz is due."""
+  daemon, slept = FairModeld.__new__(FairModeld), []
+  daemon.replay, daemon.model = replay, SimpleNamespace(schedule=SimpleNamespace(step=step))
+  monkeypatch.setattr(time, "sleep", slept.append)
+  daemon.leave_core(took)
+  assert slept == pytest.approx(sleeps)
+
+
+SLOW = """
+import os, resource, sys, time
+from openpilot.selfdrive.modeld.fair import worker
+from openpilot.selfdrive.modeld.fair.model import FairModel
+process = FairModel.process
+def slow(self, *args):
+  end = time.thread_time() + 0.1
+  while time.thread_time() < end:
+    pass
+  return process(self, *args)
+FairModel.process = slow
+resource.setrlimit(resource.RLIMIT_RTTIME, (600_000, 600_000))
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+raise SystemExit(worker.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_RTTIME is Linux's")
+def test_slower_than_the_camera_at_real_time_priority_it_lives(tmp_path, prefix):
+  """0.1 s a frame at 20 Hz: without a wait the kernel would end it within seven frames."""
+  if subprocess.run([sys.executable, "-c", "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))"], stderr=subprocess.DEVNULL).returncode:
+    pytest.skip("real-time priority is not permitted here")
+  rig, seen = Rig(write_bundle(tmp_path / "b").path, command=[sys.executable, "-c", SLOW]), []
+  try:
+    rig.camera()
+    rig.until(lambda sm: sm.updated["fairDepth"] and (seen.append(1) or len(seen) > 15), "frames")
+  finally:
+    rig.close()
+
+
 def test_a_modelV2_in_forty_frames_costs_none(rig):
   """As a qlog has it: SubMaster calls that alive for half a second of every two."""
   pm = messaging.PubMaster(["modelV2"])

@@ -109,11 +109,42 @@ def test_killed_again_and_again(run):
     os.kill(pid, signal.SIGKILL)
   r.begun(5)
   lines = [w for w in r.said().splitlines() if w.startswith("begins ")]
-  assert " 0  {}" in lines[0] and " 4 the process before this one was killed by SIGKILL {}" in lines[4]
+  assert " 0  {}" in lines[0] and f" 4 the process before this one {child.ended(-signal.SIGKILL)} {{}}" in lines[4]
   waits = [float(w.split()[-2]) for w in r.said().splitlines() if "starting again in" in w]
   assert waits == pytest.approx([0.05, 0.1, 0.2, 0.4]) and BACKOFF == 0.5 and MAX_BACKOFF == 10.0
 
 
+def test_an_end_is_told_with_what_it_mostly_means():
+  assert child.ended(-signal.SIGKILL) == "was killed by SIGKILL (out of memory, by hand, or RLIMIT_RTTIME at real-time priority; dmesg tells of memory)"
+  assert child.ended(-signal.SIGXCPU) == "was killed by SIGXCPU (3 s at real-time priority without once waiting)"
+  assert child.ended(-signal.SIGSEGV) == "was killed by SIGSEGV" and child.ended(3) == "ended with exit code 3"
+
+
+@linux
+def test_who_never_waits_at_real_time_priority_is_told_from_the_others(run):
+  """The kernel's soft limit sends SIGXCPU, its hard one SIGKILL, which could be anybody's."""
+  r = run("""
+import resource
+soft, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
+print("limits", soft, hard, file=sys.stderr, flush=True)
+resource.setrlimit(resource.RLIMIT_RTTIME, (200_000, hard))
+try:
+  os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+except PermissionError:
+  print("not permitted", file=sys.stderr, flush=True)
+  live()
+while True:
+  pass
+""")
+  r.begun(1)
+  wait(lambda: "not permitted" in r.said() or "its process" in r.said(), "an end")
+  assert "limits 3000000 4000000" in r.said()
+  if "not permitted" in r.said():
+    pytest.skip("real-time priority is not permitted here")
+  r.says("its process was killed by SIGXCPU (3 s at real-time priority without once waiting)")
+
+
+@linux
 def test_a_runner_that_crashes(run):
   r = run("import ctypes; link.beat(); ctypes.string_at(0)")
   r.begun(3)
@@ -314,7 +345,7 @@ def test_killed_and_fairState_says_why(tmp_path, prefix):
       rig.flows()
       os.kill(rig.worker, signal.SIGKILL)
       rig.until(lambda sm, n=n: sm["fairState"].faultCount == n, "fairState of the next")
-      assert rig.sm["fairState"].fault == "the process before this one was killed by SIGKILL"
+      assert rig.sm["fairState"].fault == f"the process before this one {child.ended(-signal.SIGKILL)}"
     rig.flows()
   finally:
     err = rig.close()

@@ -21,7 +21,7 @@ from openpilot.selfdrive.modeld.fair.trust import TrustError, private_folder
 FLAGS: dict[str, dict[str, str]] = {
   "tinygrad-qcom": {"DEV": "QCOM", "IMAGE": "1", "FLOAT16": "1", "NOLOCALS": "1", "JIT_BATCH_SIZE": "0", "OPENPILOT_HACKS": "1"},
   "tinygrad-cuda": {"DEV": "CUDA"},
-  "tinygrad-cpu": {"DEV": "CPU", "NUM_CPU_THREADS": "1"},  # one core, as ONNX Runtime gets
+  "tinygrad-cpu": {"DEV": "CPU", "NUM_CPU_THREADS": "1", "CPU_COUNT": "1"},  # one core, as ONNX Runtime gets; the second name is of before August 2026
 }
 QCOM_PRIORITY = "14"  # of the GPU's 0 (first) to 15; openpilot's networks have 12, ours come after them
 

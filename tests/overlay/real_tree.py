@@ -217,6 +217,7 @@ def replay(tree: Tree) -> None:
     tail = f"rlog {sizes} MB a minute" if more else f"{r['resumed_messages']} messages after it ended"
     tree.row(f"its own replay, {name}{'' if more or edited else ' and not edited'}", ok,
              "; ".join((f"{r['answered']} of {r['frames']} frames (the first {r['first_answer_s']} s after replay's)", f"camera {r['camera']}",
+                        f"{r['cpu_ms_per_frame']} ms of CPU a frame",
                         f"not valid {not_valid(r) or 'none'}", tail, load())))
 
 

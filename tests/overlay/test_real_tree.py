@@ -39,7 +39,7 @@ LIVE = {
   "said": "".join(f"fault: {f}\n" for f in real_tree.FAULTS),
 }
 REPLAY = {"sent": 600, "first_answer_s": 0.5, "frames": 580, "answered": 578, "invalid": {"fairState": 1}, "alive": True, "resumed_messages": 20,
-          "camera": "526x330", "loggerd": None, "mb_per_minute": {"all": 0.2}}
+          "camera": "526x330", "cpu_ms_per_frame": 15.0, "loggerd": None, "mb_per_minute": {"all": 0.2}}
 TWICE = {"frames": 120, "answered": 120, "messages": {"fairObjects": 120}, "invalid": 0, "differences": [], "equal": True, "one_changed_is_seen": True}
 DRIVEN = {"names": {}, "states": {"enabled": 596}}
 EVENTS = {"equal": True, "ours_in_states": 65, "drive": "made", "without": DRIVEN, "with": DRIVEN, "fairmodeld dead": DRIVEN,

@@ -81,7 +81,8 @@ def test_segments_that_cannot_be_read(route, prefix):
   assert done.returncode == 2 and "no segment of 0000002c--bbbbbbbbbb can be read" in done.stderr
 
 
-@pytest.mark.parametrize(("size", "focal", "said"), [((640, 360), 550, False), ((640, 360), 1100, False), ((640, 360), 3000, True), ((1080, 1920), 1500, False)])
+@pytest.mark.parametrize(("size", "focal", "said"), [((640, 360), 550, False), ((640, 360), 1100, False), ((640, 360), 3000, True),
+  ((1080, 1920), 1500, False)])
 def test_a_focal_length_that_leaves_the_view_empty_is_said_once(size, focal, said, capsys):
   w, h = size
   camera = KnownCamera(focal, "nv12")

@@ -245,7 +245,7 @@ def test_it_yields_to_others_and_is_the_first_to_go(run):
   limits = {w[:25].strip(): w[25:].split()[:2] for w in Path(f"/proc/{pid}/limits").read_text().splitlines()}
   assert Path(f"/proc/{pid}/oom_score_adj").read_text().strip() == "1000"
   assert limits["Max data size"] == ["500000000", "500000000"] and limits["Max core file size"] == ["0", "0"]
-  assert limits["Max realtime timeout"] == [str(child.RT_LIMIT)] * 2
+  assert limits["Max realtime timeout"] == [str(child.RT_LIMIT), str(child.RT_LIMIT + child.RT_GRACE)]
   assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + 5 and os.getpgid(pid) == pid != os.getpgid(r.proc.pid)
 
 

@@ -184,7 +184,8 @@ def frames(tree: Tree) -> None:
   ok = ok and sum(r["submaster_seen"].values()) > 0 and r["manager_states"] > 0 and r["stopped_in_s"] < STOPS and size <= LOG_MB
   tree.row("frames by its VisionIpcServer under its manager", ok,
            "; ".join((f"{r['frames_answered']} of {r['frames']} frames answered", f"{sum(r['submaster_seen'].values())} messages by its SubMaster",
-                      f"{r['cpu_ms_per_frame']} ms of CPU a frame", f"{r['memory_mb']} MB", f"stops in {r['stopped_in_s']} s", load())))
+                      f"{r['cpu_ms_per_frame']} ms of CPU a frame",
+                      f"{r['memory_mb']} MB resident, {r['memory_own_mb']} its own", f"stops in {r['stopped_in_s']} s", load())))
   logs = sum(r["submaster_seen"].get(s, 0) for s in (log or {"mb_per_minute": {}})["mb_per_minute"] if s != "all")
   tree.row("its loggerd's rlog of that, read by its LogReader", log["messages"] > 0.9 * logs > 0 and size <= LOG_MB if log else None,
            f"{log['messages']} messages, {log['mb_per_minute']} MB a minute" if log else "its loggerd is not built")
@@ -216,6 +217,7 @@ def replay(tree: Tree) -> None:
     tail = f"rlog {sizes} MB a minute" if more else f"{r['resumed_messages']} messages after it ended"
     tree.row(f"its own replay, {name}{'' if more or edited else ' and not edited'}", ok,
              "; ".join((f"{r['answered']} of {r['frames']} frames (the first {r['first_answer_s']} s after replay's)", f"camera {r['camera']}",
+                        f"{r['cpu_ms_per_frame']} ms of CPU a frame",
                         f"not valid {not_valid(r) or 'none'}", tail, load())))
 
 

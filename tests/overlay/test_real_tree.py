@@ -32,13 +32,14 @@ def test_without_a_checkout_it_says_what_it_wants(tmp_path):
 LIVE = {
   "loggerd": {"messages": 820, "mb_per_minute": {"all": 0.3, "fairObjects": 0.02}}, "resumed_after_s": 6.0, "real_time": True,
   "frames": 400, "frames_answered": 400, "messages": {"fairObjects": 400}, "kills": 6, "submaster_seen": {"fairObjects": 400}, "invalid": {},
-  "cpu_ms_per_frame": 14.0, "memory_mb": 240.0, "manager_states": 65, "should_but_does_not": 0, "stand_in_frames": 400, "frame_drop_perc_max": 0.0,
+  "cpu_ms_per_frame": 14.0, "memory_mb": 240.0, "memory_own_mb": 150.0,
+  "manager_states": 65, "should_but_does_not": 0, "stand_in_frames": 400, "frame_drop_perc_max": 0.0,
   "stopped_in_s": 1.0, "left_running": [],
   "faults": ["the process before this one was ended by SIGSEGV; held 900 MB; did not come back from a frame and was ended"],
   "said": "".join(f"fault: {f}\n" for f in real_tree.FAULTS),
 }
 REPLAY = {"sent": 600, "first_answer_s": 0.5, "frames": 580, "answered": 578, "invalid": {"fairState": 1}, "alive": True, "resumed_messages": 20,
-          "camera": "526x330", "loggerd": None, "mb_per_minute": {"all": 0.2}}
+          "camera": "526x330", "cpu_ms_per_frame": 15.0, "loggerd": None, "mb_per_minute": {"all": 0.2}}
 TWICE = {"frames": 120, "answered": 120, "messages": {"fairObjects": 120}, "invalid": 0, "differences": [], "equal": True, "one_changed_is_seen": True}
 DRIVEN = {"names": {}, "states": {"enabled": 596}}
 EVENTS = {"equal": True, "ours_in_states": 65, "drive": "made", "without": DRIVEN, "with": DRIVEN, "fairmodeld dead": DRIVEN,

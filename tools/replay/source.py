@@ -9,6 +9,7 @@ import av
 import numpy as np
 
 from openpilot.cereal.visionipc import VisionStreamType
+from openpilot.common.transformations.model import MEDMODEL_CY, MEDMODEL_INPUT_SIZE
 from openpilot.tools.lib.encode_index import VIDEOS, EncodeEntry, encode_index, join, synthetic_index
 from openpilot.tools.lib.errors import UserError, above_zero, not_negative, warn
 from openpilot.tools.lib.framereader import FrameReader, picture_size
@@ -102,13 +103,18 @@ def segment_index(segment: Segment, camera: str, reader: FrameReader, first_id: 
   return join(entries, reader)
 
 
+COVERED = 0.7   # share of what the student sees, below which a video is said to be seen from too far in
+
+
 class KnownCamera:
-  """Frames of a camera that is none of comma's -> those that a comma two would have taken: 1164x874 at a focal length of 910 pixels, the border repeated."""
+  """Frames of a camera that is none of comma's -> those that a comma two would have taken: 1164x874 at a focal length of 910 pixels. Outside the picture its
+  border is repeated, as the warp does it too; for people (rgb24) it is black."""
 
   width, height, focal = 1164, 874, 910.0
 
   def __init__(self, focal: float, pix_fmt: str):
     self.scale, self.pix_fmt = self.focal / focal, pix_fmt
+    self.said = pix_fmt != "nv12"   # how much is covered: told once, of what the student sees
 
   def __call__(self, frame: np.ndarray) -> np.ndarray:
     nv12 = self.pix_fmt == "nv12"
@@ -119,6 +125,10 @@ class KnownCamera:
     to_w, to_h = (min(b, round(a * self.scale / 2) * 2) for a, b in ((seen_w, self.width), (seen_h, self.height)))
     if min(seen_w, seen_h, to_w, to_h) < 2:
       raise UserError(f"--focal: a {w}x{h} picture with a focal length of {self.focal / self.scale:g} pixels shows nothing of the road")
+    share = self.covered(to_w, to_h)
+    if share < COVERED and not self.said:
+      warn(f"a {w}x{h} video with a focal length of {self.focal / self.scale:g} pixels fills {share:.0%} of what the student sees; is --focal right?")
+    self.said = True
     planes = [frame[:h], frame[h:].reshape(h // 2, w // 2, 2)] if nv12 else [frame]
     planes = [p[y // k : (y + seen_h) // k, x // k : (x + seen_w) // k] for k, p in enumerate(planes, 1)]
     cut = np.concatenate([p.reshape(len(p), seen_w) for p in planes]) if nv12 else planes[0]
@@ -126,10 +136,18 @@ class KnownCamera:
     left, top = (self.width - to_w) // 4 * 2, (self.height - to_h) // 4 * 2
     right, below = self.width - to_w - left, self.height - to_h - top
     if not nv12:
-      return np.pad(made, ((top, below), (left, right), (0, 0)), mode="edge")
+      return np.pad(made, ((top, below), (left, right), (0, 0)))
     luma = np.pad(made[:to_h], ((top, below), (left, right)), mode="edge")
     chroma = np.pad(made[to_h:].reshape(to_h // 2, to_w // 2, 2), ((top // 2, below // 2), (left // 2, right // 2), (0, 0)), mode="edge")
     return np.concatenate([luma, chroma.reshape(self.height // 2, self.width)])
+
+
+  @staticmethod
+  def covered(width: int, height: int) -> float:
+    """Share of the medmodel view, whose focal length is the same, that a picture of this size about the camera's middle fills."""
+    view_w, view_h = MEDMODEL_INPUT_SIZE
+    above, below = MEDMODEL_CY, view_h - MEDMODEL_CY
+    return min(1, width / view_w) * (min(above, height / 2) + min(below, height / 2)) / view_h
 
 
 def frames(

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tree import FAIR, NEW, ROOT, logged, loggerd, loggerd_wrote, messaging, put_bool, tell
+from tree import FAIR, NEW, ROOT, children, cpu_and_memory, logged, loggerd, loggerd_wrote, messaging, put_bool, tell
 
 STATE = ("framesReceived", "framesProcessed", "framesDropped", "framesLate", "calibrated", "viewFilled")
 
@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   player, fd = replay(args, args.block)
   raw: dict[str, list[bytes]] = {s: [] for s in FAIR}
   sent, seen, screen = [], [], b""  # sent: (s, frame) of every frame that replay says
+  pids = [fair.proc.pid, *children(fair.proc.pid)]
+  cpu = sum(cpu_and_memory(q)[0] for q in pids)
   begin = time.monotonic()
   while time.monotonic() < begin + args.seconds and player.poll() is None:
     for s, sock in socks.items():
@@ -66,6 +68,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if select.select([fd], [], [], 0)[0]:
       screen = (screen + os.read(fd, 65536))[-20000:]
     time.sleep(0.002)
+  cpu = sum(cpu_and_memory(q)[0] for q in pids) - cpu  # of the worker that began; what a second one would need is missing
   player.send_signal(signal.SIGINT)
   try:
     player.wait(3)
@@ -93,7 +96,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     "sent": len(sent), "first_answer_s": round(min(t for t, i in sent if i in ids) - sent[0][0], 2) if due else None,
     "frames": len(due), "answered": len(due & set(ids)), "messages": {s: len(raw[s]) for s in FAIR if raw[s]},
     "invalid": Counter(e.which() for e in events if not e.valid), "alive": alive, "resumed_messages": resumed,
-    "camera": f"{states[-1].cameraWidth}x{states[-1].cameraHeight}" if states else None,
+    "cpu_ms_per_frame": round(1000 * cpu / max(1, len(ids)), 1), "camera": f"{states[-1].cameraWidth}x{states[-1].cameraHeight}" if states else None,
     "state": {k: getattr(states[-1], k) for k in STATE} if states else None,
     "mb_per_minute": logged([d for s in FAIR for d in raw[s]], seconds) if seconds else None, "loggerd": loggerd_wrote(folder) if writer else None,
     "faults": sorted({s.fault for s in states if s.fault}),

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 from tree import (
-  CALIBRATION, CAMERA, FAIR, FPS, STREAM, Frames, Params, VisionIpcClient, VisionIpcServer, calibration, camera_state, children, device_state, end, log,
-  loggerd, loggerd_wrote, messaging, nv12_layout, put_bool, tell, threads_and_memory,
+  CALIBRATION, CAMERA, FAIR, FPS, STREAM, Frames, Params, VisionIpcClient, VisionIpcServer, calibration, camera_state, children, cpu_and_memory, device_state,
+  end, log, loggerd, loggerd_wrote, messaging, nv12_layout, put_bool, tell,
 )
 
 BUFFERS = 24
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   seen: dict[str, int] = dict.fromkeys(FAIR, 0)
   invalid: dict[str, int] = dict.fromkeys(FAIR, 0)
   rights = real_time(53)  # as camerad's: what is late here must not be late by what else the machine does
-  kills, sent, pid, worst_mb = 0, 0, 0, 0.0
+  kills, sent, pid, worst_mb = 0, 0, 0, (0.0, 0.0)
   begin = time.monotonic()
   deadline, next_frame, next_kill = begin + 60, begin, None
   other: Any = None
@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
       counted_from = sent
       begin_raw = {s: len(v) for s, v in raw.items()}
       procs_now = [pid, *children(pid)]
-      cpu0 = sum(threads_and_memory(q)[0] for q in procs_now) if pid else 0.0
+      cpu0 = sum(cpu_and_memory(q)[0] for q in procs_now) if pid else 0.0
     if args.kill and began_at and now >= next_kill and now < deadline - 1.5:
       workers = [pid] if args.kill_all else children(pid)
       for victim in workers[:1]:  # none while the supervisor waits before it starts another one
@@ -185,10 +185,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     elif other and now >= until:
       other, until = False, now
     if pid and sent % 10 == 0:
-      worst_mb = max(worst_mb, sum(threads_and_memory(q)[1] for q in [pid, *children(pid)]))
+      held = [cpu_and_memory(q) for q in [pid, *children(pid)]]
+      worst_mb = max(worst_mb, (sum(m for _, m, _ in held), sum(m - shared for _, m, shared in held)))
     time.sleep(0.002)
   last = {s: len(v) for s, v in raw.items()}
-  cpu1 = sum(threads_and_memory(q)[0] for q in [pid, *children(pid)]) if pid else 0.0
+  cpu1 = sum(cpu_and_memory(q)[0] for q in [pid, *children(pid)]) if pid else 0.0
   below = [pid, *children(pid)] if pid else []
   stopped_in = time.monotonic()
   for proc in procs:
@@ -216,7 +217,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     "submaster_seen": seen, "invalid": {s: v for s, v in invalid.items() if v},
     "gap": max((b - a for a, b in pairwise(ids)), default=None),
     "cpu_ms_per_frame": round(1000 * (cpu1 - cpu0) / max(1, frames_counted), 1) if not args.kill and not args.fault else None,
-    "memory_mb": round(worst_mb, 1),
+    "memory_mb": round(worst_mb[0], 1), "memory_own_mb": round(worst_mb[1], 1),
     "manager_states": len(raw["managerState"]), "should_but_does_not": sum(bad),
     "stand_in_frames": len(model_ids), "stand_in_missed": (model_ids[-1] - model_ids[0] + 1 - len(model_ids)) if model_ids else None,
     "frame_drop_perc_max": max(drops, default=None), "faults": sorted({e.fairState.fault for e in states if e.fairState.fault})[:8],

@@ -164,14 +164,14 @@ def children(pid: int) -> list[int]:
   return out
 
 
-def threads_and_memory(pid: int) -> tuple[float, float]:
-  """(CPU seconds so far, MB resident) of a process; zeros where it is gone."""
+def cpu_and_memory(pid: int) -> tuple[float, float, float]:
+  """(CPU seconds so far, MB resident, MB of them that are shared: files, camera buffers, queues) of a process; zeros where it is gone."""
   try:
     stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    resident, shared = (int(n) * os.sysconf("SC_PAGE_SIZE") / 1e6 for n in Path(f"/proc/{pid}/statm").read_text().split()[1:3])
   except (FileNotFoundError, ProcessLookupError, IndexError):
-    return 0.0, 0.0
-  return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return 0.0, 0.0, 0.0
+  return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK"), resident, shared
 
 
 def end(process: Any, seconds: float = 8.0) -> None:

@@ -11,6 +11,7 @@ from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route
 from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.replay.replay import Replay
+from openpilot.tools.replay.source import KnownCamera
 
 SECOND = 10**9
 
@@ -78,3 +79,21 @@ def test_segments_that_cannot_be_read(route, prefix):
   (route / "0000002c--bbbbbbbbbb--0" / "fcamera.hevc").write_bytes(b"headless" * 100)
   done = command("replay.replay", route, "--speed", "20")
   assert done.returncode == 2 and "no segment of 0000002c--bbbbbbbbbb can be read" in done.stderr
+
+
+@pytest.mark.parametrize(("size", "focal", "said"), [((640, 360), 550, False), ((640, 360), 1100, False), ((640, 360), 3000, True),
+  ((1080, 1920), 1500, False)])
+def test_a_focal_length_that_leaves_the_view_empty_is_said_once(size, focal, said, capsys):
+  w, h = size
+  camera = KnownCamera(focal, "nv12")
+  for _ in range(2):
+    assert camera(np.full((h * 3 // 2, w), 90, np.uint8)).shape == (874 * 3 // 2, 1164)
+  assert capsys.readouterr().err.count("is --focal right?") == said
+  # of the 512x256 view 47.6 rows lie above the camera's middle, 208.4 below
+  assert KnownCamera.covered(512, 418) == pytest.approx(1, abs=0.001) and KnownCamera.covered(256, 2000) == 0.5
+  assert KnownCamera.covered(600, 100) == pytest.approx((47.6 + 50) / 256)
+
+
+def test_outside_a_video_it_is_black_for_people():
+  rgb = KnownCamera(1820, "rgb24")(np.full((200, 300, 3), 90, np.uint8))
+  assert rgb.shape == (874, 1164, 3) and (rgb[437, 582] == 90).all() and not rgb[:380].any() and not rgb[:, :500].any()

@@ -242,3 +242,15 @@ def test_a_folder_that_somebody_else_made_is_refused(prefix, short, monkeypatch,
   with pytest.raises(PermissionError, match="TMPDIR") as e:
     messaging.pub_sock("fairState")
   assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(("width", "height", "good"), [(2, 2, True), (1, 2, False), (2, 1, False)])
+def test_the_smallest_frame_is_of_two_by_two(width, height, good):
+  fd = _memory(4096)
+  info = {**GOOD, "width": width, "height": height, "stride": 2, "uv_offset": 2 * height, "size": 4096}
+  if good:
+    assert visionipc.check_info(info, [fd]) == info
+  else:
+    with pytest.raises(ValueError, match="cannot be"):
+      visionipc.check_info(info, [fd])
+  os.close(fd)

@@ -23,6 +23,6 @@ def test_some_videos():
 @pytest.mark.slow
 def test_a_minute_of_each():
   import fuzz_logs
-  for fuzz in (fuzz_logs.fuzz, fuzz_videos.fuzz):
-    counts, wrong = fuzz(3, 10**9, 60.0)
+  for fuzz, runs in ((fuzz_logs.fuzz, 250), (fuzz_videos.fuzz, 5000)):   # the same on every machine, unless it is slow
+    counts, wrong = fuzz(3, runs, 60.0)
     assert not wrong and counts["read"] > 20

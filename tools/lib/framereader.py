@@ -99,6 +99,8 @@ class FrameReader:
       if not c.streams.video:
         raise UserError("it has no pictures in it")
       stream = c.streams.video[0]
+      if stream.codec_context is None:
+        raise UserError("its pictures are coded in a way that is not known here")
       stamps: dict[int, tuple[bool, bool]] = {}
       torn = False
       packets = untimed = 0
@@ -238,7 +240,8 @@ class FrameReader:
       stream.thread_type = "NONE" if self.threads == 1 else "AUTO"
       stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
       if key:
-        c.seek(self.times[key], stream=stream)
+        with contextlib.suppress(av.FFmpegError):   # an index that is damaged: then all from the beginning
+          c.seek(self.times[key], stream=stream)
       with drained(stream.codec_context):
         packets = c.demux(stream)
         while True:

@@ -366,3 +366,14 @@ def test_shared_cases(shared_data):
   for name, damaged in (("bad-message/null-root.zst", 1), ("zst/skippable-first.zst", 0), ("zst/two-frames.zst", 0)):
     reader = LogReader(cases / name)
     assert len(list(reader)) == 100 and reader.damaged == damaged
+
+
+def test_a_container_of_an_unknown_codec_is_one_line(tmp_path):
+  path = tmp_path / "x.mp4"
+  with VideoWriter(path, 96, 64) as v:
+    for i in range(4):
+      v.write(np.full((64, 96, 3), 50 * i, np.uint8))
+  path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+  with pytest.raises(UserError, match="not a video that can be read") as e:
+    FrameReader(path)
+  assert "\n" not in str(e.value)

@@ -82,6 +82,7 @@ INFOS = {
   **{f"{k} {v}": {**GOOD, k: v} for k in ("width", "height", "stride", "uv_offset", "size")
      for v in (-1, 0, 1, 2**31, 2**63, 2**70, 1.5, True, "64", None, [])},
   "chroma over luma": {**GOOD, "uv_offset": STRIDE * (H - 1)}, "narrow rows": {**GOOD, "stride": W - 1}, "buffers too short": {**GOOD, "size": UV},
+  "one byte of chroma too short": {**GOOD, "size": UV + STRIDE * 16 - 1},
 }
 
 

@@ -1,11 +1,12 @@
-"""Relative depth put into metres on scenes that are known exactly, and the message that carries it."""
+"""Relative depth put into meters on scenes that are known exactly, and the message that carries it."""
+
 import numpy as np
 import pytest
 
 from fair_bundle import CLASSES, manifest, write_bundle
 from openpilot.cereal.visionipc import nv12_info
 from openpilot.selfdrive.modeld.fair.bundle import write_manifest
-from openpilot.selfdrive.modeld.fair.heads.depth import Depth, map_centres, shrink
+from openpilot.selfdrive.modeld.fair.heads.depth import Depth, map_centers, shrink
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.scale import DepthScale, sample
 from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation
@@ -13,13 +14,15 @@ from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.publish import Stamp, depth_from_message, depth_message, serialize
 
 GROUND = view_ground("medmodel", 1.3)
-TRUE = 3.7   # metres of one unit of the student
+TRUE = 3.7  # meters of one unit of the student
 
 
 def scene(wall: float = 60.0) -> np.ndarray:
-  """(64, 128) metres: the road to a wall, a car at 12 m half in the lane."""
-  x, y = map_centres(64, 128)
-  z = np.minimum(np.where(y > GROUND.cy, GROUND.f * GROUND.height / np.maximum(y - GROUND.cy, 1e-6), wall), wall)[:, None].repeat(128, 1)
+  """(64, 128) meters: the road to a wall, a car at 12 m half in the lane."""
+  x, y = map_centers(64, 128)
+  z = np.minimum(np.where(y > GROUND.cy, GROUND.f * GROUND.height / np.maximum(y - GROUND.cy, 1e-6), wall), wall)[
+    :, None
+  ].repeat(128, 1)
   car = GROUND.view(np.array([[12.0, 0.5, 1.3], [12.0, 2.3, -0.1]]))
   z[(y[:, None] < car[0, 1]) & (y[:, None] > car[1, 1]) & (x > car[0, 0]) & (x < car[1, 0])] = 12.0
   return z.astype(np.float32)
@@ -27,7 +30,7 @@ def scene(wall: float = 60.0) -> np.ndarray:
 
 def road(z: np.ndarray) -> Segmentation:
   """What of the scene is on the plane."""
-  y = map_centres(64, 128)[1]
+  y = map_centers(64, 128)[1]
   plane = (np.abs(z * (y[:, None] - GROUND.cy) / (GROUND.f * GROUND.height) - 1) < 0.02) & (y[:, None] > GROUND.cy)
   return Segmentation(CLASSES, np.where(plane, CLASSES.index("road"), 0).astype(np.uint8), np.zeros(5, np.float32))
 
@@ -42,7 +45,7 @@ def test_the_road_plane_tells_the_scale(with_classes):
     out = scale.meters(raw, GROUND, road(z) if with_classes else None)
     assert out.metric and out.scale == pytest.approx(TRUE, rel=0.02) and 0.01 < out.scale_std < 0.1
     np.testing.assert_allclose(out.z, raw.z * out.scale, rtol=1e-5)
-  assert not raw.metric   # the student's own stays
+  assert not raw.metric  # the student's own stays
   # the camera sits 10 % higher than the calibration said: so much longer is every distance
   scale.reset()
   scale.drive(0, None)
@@ -50,13 +53,13 @@ def test_the_road_plane_tells_the_scale(with_classes):
 
 
 def test_without_a_witness_depth_stays_relative():
-  z, scale = np.full((64, 128), 5.0, np.float32), DepthScale()   # a wall is no road
+  z, scale = np.full((64, 128), 5.0, np.float32), DepthScale()  # a wall is no road
   scale.drive(0, 10.0)
   out = scale.meters(Depth(z, False), GROUND, None)
   assert not out.metric and out.scale == 0 and (out.z == z).all()
   scale.drive(50_000_000, 10.0)
   assert scale.meters(Depth(scene() / 2, False), GROUND, None).metric
-  for seconds in range(1, 15):   # known once, it is forgotten as it may have drifted
+  for seconds in range(1, 15):  # known once, it is forgotten as it may have drifted
     scale.drive(50_000_000 + seconds * 1_000_000_000, 10.0)
     out = scale.meters(Depth(z, False), GROUND, None)
     assert out.metric == (out.scale > 0) and (seconds > 3 or out.metric)
@@ -66,13 +69,14 @@ def test_without_a_witness_depth_stays_relative():
 
 
 def drive(slide: float, speed: float | None = 15.0, frames: int = 80) -> DepthScale:
-  """Points on two lines go by; of the road between them nothing is seen. slide: what share of the way a point slides along its line with the car."""
+  """Points on two lines go by; of the road between them nothing is seen. slide: what share of the way a point slides
+  along its line with the car."""
   scale, r = DepthScale(), np.random.default_rng(1)
   x = np.linspace(8, 30, 24)
   side = np.where(np.arange(24) % 2, 1.8, -1.8)
   z = scene()
-  centres = map_centres(64, 128)
-  z[:, :] = np.where(np.abs(centres[0] - GROUND.cx) * z < 1.6 * GROUND.f, np.nan, z)
+  centers = map_centers(64, 128)
+  z[:, :] = np.where(np.abs(centers[0] - GROUND.cx) * z < 1.6 * GROUND.f, np.nan, z)
   for t in range(frames):
     x -= 15 * 0.05 * (1 - slide)
     fresh = x < 6
@@ -86,7 +90,7 @@ def drive(slide: float, speed: float | None = 15.0, frames: int = 80) -> DepthSc
 
 def test_the_way_driven_past_points_tells_the_scale():
   scale = drive(0.0)
-  assert scale.known and np.exp(scale.log) == pytest.approx(TRUE, rel=0.12)   # map pixels of 4 view pixels
+  assert scale.known and np.exp(scale.log) == pytest.approx(TRUE, rel=0.12)  # map pixels of 4 view pixels
   assert not drive(0.0, None).known and not drive(0.0, float("nan")).known
 
 
@@ -119,11 +123,17 @@ def test_depth_is_under_forty_kilobytes(shape):
   assert len(serialize(service, msg)) < 40_000
   m = msg.fairDepth
   out = depth_from_message(m)
-  assert out.shape == (64, 128) and m.metric and m.scale == 2.5 and m.scaleStd == pytest.approx(0.04) and np.isfinite(out).all()
+  assert (
+    out.shape == (64, 128)
+    and m.metric
+    and m.scale == 2.5
+    and m.scaleStd == pytest.approx(0.04)
+    and np.isfinite(out).all()
+  )
   small = z
   while small.shape[0] > 64:
     small = shrink(small)
-  np.testing.assert_allclose(out[:, 1:], small[:, 1:], rtol=1e-3)   # float16
+  np.testing.assert_allclose(out[:, 1:], small[:, 1:], rtol=1e-3)  # float16
 
 
 def test_the_model_sends_depth_at_ten_hertz_and_says_what_it_is(tmp_path):
@@ -135,10 +145,15 @@ def test_the_model_sends_depth_at_ten_hertz_and_says_what_it_is(tmp_path):
   model.set_camera(1344, 760, stride, stride * y_height)
   model.speed = 12.0
   sent = [dict(model.process(np.full(size, 90, np.uint8), i, 0, i * 50_000_000)) for i in [*range(8), 11, 12, 0, 1]]
-  assert ["fairDepth" in s for s in sent] == [True, False] * 4 + [True, False, True, False]   # every second; after a gap, and anew, at once
+  assert ["fairDepth" in s for s in sent] == [True, False] * 4 + [
+    True,
+    False,
+    True,
+    False,
+  ]  # every second; after a gap, and anew, at once
   assert all("fairSegmentation" in s for s in sent)
   d = sent[0]["fairDepth"].fairDepth
-  assert not d.metric and d.scale == 0   # all of one depth: no road
+  assert not d.metric and d.scale == 0  # all of one depth: no road
 
 
 def test_a_fresh_point_forgets_what_its_slot_looked_at():
@@ -151,5 +166,5 @@ def test_a_fresh_point_forgets_what_its_slot_looked_at():
     scale.drive(t * 50_000_000, 20.0)
     scale.relative = z
     scale.points(px, sure, fresh, GROUND)
-  np.testing.assert_allclose(scale.since[:3], 1.0)   # m driven when the new points were first looked at
+  np.testing.assert_allclose(scale.since[:3], 1.0)  # m driven when the new points were first looked at
   np.testing.assert_allclose(scale.since[3:], 0.0)

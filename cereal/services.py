@@ -1,8 +1,7 @@
 """The services: whether they are logged, how often they come, every how many go into the qlog, and how large their
 queue is.
 
-Names are those of August 2026; `service_name` takes the older spellings too.
-"""
+Names are those of August 2026; `service_name` takes the older spellings too."""
 
 from enum import IntEnum
 from typing import NamedTuple

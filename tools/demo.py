@@ -2,8 +2,7 @@
 """The main job on a sample: makes a simulated drive (or takes a route), replays it through the manager with the flag
 on, and leaves what fairmodeld made of it.
 
-out/demo/overlay.mp4, rlog.zst (the route's log with the fair messages merged in), report.html and report.json.
-"""
+out/demo/overlay.mp4, rlog.zst (the route's log with the fair messages merged in), report.html and report.json."""
 
 import argparse
 import os

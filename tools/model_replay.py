@@ -4,9 +4,9 @@ that is kept in the repository.
 
 A reference (tools/replay/refs/NAME.json) has for each drive the hash of all model frames that went in, the hash of all
 messages that came out, and what the messages said, pooled and in half precision. Equal hashes are a pass. Other
-processors and other releases of ONNX Runtime differ in the last bits, so where the
-hashes differ the values decide: within TOLERANCE, but for a few, is a pass too, and the table says what moved and by
-how much. Exit code: 0 pass, 1 moved.
+processors and other releases of ONNX Runtime differ in the last bits, so where the hashes differ the values decide:
+within TOLERANCE, but for a few, is a pass too, and the table says what moved and by how much. Exit code: 0 pass, 1
+moved.
 
 model_replay                      every bundle in models/
 model_replay models/NAME --update the bundle's reference, made or made anew: look at the table first

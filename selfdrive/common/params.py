@@ -139,8 +139,7 @@ class Params:
     """Atomic: a reader sees the old value or the new one, also after a crash. Writes before it returns, whatever
     `block` says.
 
-    Raises TypeError on a wrong type.
-    """
+    Raises TypeError on a wrong type."""
     kinds, encode = ENCODE[KEYS[self.check_key(key)].type]
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
       raise TypeError(f"'{key}' takes {kinds[0].__name__}, got {type(value).__name__}")

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """What fairmodeld costs in the log: the messages that loggerd would write, zstd level 10, per service and minute.
 
-python tests/bench/bench_log_size.py [ROUTE] [--bundle BUNDLE] [--seconds S] [--dense]
-"""
+python tests/bench/bench_log_size.py [ROUTE] [--bundle BUNDLE] [--seconds S] [--dense]"""
 
 import argparse
 from collections import defaultdict

@@ -2,8 +2,7 @@
 """Selecting carState from a qlog: ours against iterating all events with pycapnp and asking each which() it is. Both
 start from the file, then from its bytes.
 
-python tests/bench/bench_logreader.py [QLOG]
-"""
+python tests/bench/bench_logreader.py [QLOG]"""
 
 import argparse
 import time

@@ -6,8 +6,7 @@ The next frame goes out when the message of the one before is there, with modelV
 deviceState and carState at their rates. Two small graphs made here find objects and lane points in every frame, so that
 tracking works; --bundle takes another.
 
-python tests/bench/bench_soak.py [--frames 72000] [--bundle models/scene-nano] [--minutes 20] [--inside]
-"""
+python tests/bench/bench_soak.py [--frames 72000] [--bundle models/scene-nano] [--minutes 20] [--inside]"""
 
 import argparse
 import gc

@@ -4,8 +4,7 @@ with CamVid's road.
 
 python tests/bench/bench_teacher_truth.py --data FOLDER    a folder with coco128, kitti_object and camvid, and weights
     in it
-What students agree with them about is worth no more than this.
-"""
+What students agree with them about is worth no more than this."""
 
 import argparse
 import os

@@ -5,8 +5,7 @@ matrix, without the groups that do not touch.
 
 Two clocks: the wall's, which other work on the machine slows, and the CPU's.
 
-python tests/bench/bench_tracking.py [--frames 400] [--objects 30] [--points 200]
-"""
+python tests/bench/bench_tracking.py [--frames 400] [--objects 30] [--points 200]"""
 
 import argparse
 import os

@@ -2,8 +2,7 @@
 """unified-small, one network with all heads, against the four solo students one after the other: ONNX Runtime, same
 inputs, interleaved.
 
-python tests/bench/bench_unified.py [--size small] [--rounds 60] [--threads 1]
-"""
+python tests/bench/bench_unified.py [--size small] [--rounds 60] [--threads 1]"""
 
 import argparse
 import tempfile

@@ -2,8 +2,7 @@
 """A 1928x1208 NV12 frame from a server process to a client process: VisionIPC against sending its bytes through ZeroMQ.
 One-way time, from before send() to the frame in hand.
 
-python tests/bench/bench_visionipc.py [FRAMES]
-"""
+python tests/bench/bench_visionipc.py [FRAMES]"""
 
 import argparse
 import multiprocessing

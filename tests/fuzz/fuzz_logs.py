@@ -2,8 +2,7 @@
 """Mutated logs through everything that reads logs: no exception but UserError, nothing aborts, nothing takes long. The
 same seed gives the same logs.
 
-python tests/fuzz/fuzz_logs.py [--seed N] [--runs N] [--seconds S]
-"""
+python tests/fuzz/fuzz_logs.py [--seed N] [--runs N] [--seconds S]"""
 
 import argparse
 import contextlib

@@ -2,8 +2,7 @@
 """Mutated videos through FrameReader: no exception but UserError, no hang, and hardly a picture that comes out under
 another's number.
 
-python tests/fuzz/fuzz_videos.py [--seed N] [--runs N] [--seconds S]
-"""
+python tests/fuzz/fuzz_videos.py [--seed N] [--runs N] [--seconds S]"""
 
 import argparse
 import random

@@ -7,8 +7,7 @@ module's tests, which should fail.
   python tests/mutants/mutants.py report --out out/mutants.tsv
   python tests/mutants/mutants.py draw --seed 1 --count 300    a new list, where the code has moved on
 
-A mutant that changes nothing anybody could see is named in equivalent.tsv with the reason.
-"""
+A mutant that changes nothing anybody could see is named in equivalent.tsv with the reason."""
 
 import argparse
 import ast

@@ -1,8 +1,7 @@
 """A teacher's options from the command line, `--option TEACHER.key=value`: the annotated keywords of what makes it, and
 nothing besides.
 
-Only `tools/op.sh teachers NAME` and --option import the teacher's module for this: it may want torch.
-"""
+Only `tools/op.sh teachers NAME` and --option import the teacher's module for this: it may want torch."""
 
 import inspect
 import math

@@ -1,8 +1,7 @@
 """What a teacher is: a clip of frames in, named labels out. And what all teachers share: where weights are looked for,
 and licences that must be accepted.
 
-Nothing here imports torch, so that `tools/op.sh teachers` answers at once.
-"""
+Nothing here imports torch, so that `tools/op.sh teachers` answers at once."""
 
 import hashlib
 import os

@@ -266,9 +266,8 @@ class FileEdit:
   name: str  # from the checkout's root
   edit: Callable[[str], list[Edit]]
   comment: str = "#"
-  needed: bool = (
-    True  # without it the overlay does not work; else what it does for tests and tools is left out, with a word
-  )
+  # without it the overlay does not work; else what it does for tests and tools is left out, with a word
+  needed: bool = True
   new: bool = False  # may be made where it is not there
 
 

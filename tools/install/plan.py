@@ -177,9 +177,8 @@ def bundle_files(layout: Layout, laid: Laid, wanted: list[str] | None) -> tuple[
   for given in wanted or kept or [DEFAULT]:
     source = Path(given) if "/" in given else HERE / "models" / given
     if not wanted and given in kept and not source.is_dir():
-      source = (
-        layout.root / next(n for n in laid.files if n.endswith(f"/{given}/{MANIFEST}")).rsplit("/", 1)[0]
-      )  # of the user's own: what is laid stays
+      # of the user's own: what is laid stays
+      source = layout.root / next(n for n in laid.files if n.endswith(f"/{given}/{MANIFEST}")).rsplit("/", 1)[0]
     try:
       bundle = load_bundle(source)
     except BundleError as e:

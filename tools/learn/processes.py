@@ -42,9 +42,8 @@ def make_accelerator(precision: str, trackers: Sequence[str], out: Path) -> "Acc
   )  # a second, which tools that only read data need not wait
 
   handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]  # heads that nothing teaches in a step
-  cpu = (
-    not torch.cuda.is_available() and not torch.backends.mps.is_available()
-  )  # said, else several processes on a CPU do not find each other
+  # said, else several processes on a CPU do not find each other
+  cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
   return Accelerator(
     mixed_precision=precision, log_with=list(trackers) or None, project_dir=str(out), kwargs_handlers=handlers, cpu=cpu
   )

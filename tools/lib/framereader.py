@@ -51,8 +51,7 @@ class FrameReader:
   numbers: of each picture in the file, which one of the recording it is: rising by more than one where pictures are
   lost.
   threads: 1 decodes a container in the caller's thread alone: slower, for a quarter less processor time.
-  Raises UserError where the file cannot be read as video, IndexError beyond its end.
-  """
+  Raises UserError where the file cannot be read as video, IndexError beyond its end."""
 
   def __init__(self, path: str | Path, pix_fmt: str = "rgb24", threads: int | None = None):
     if pix_fmt not in PIX_FMTS:
@@ -232,9 +231,8 @@ class FrameReader:
     )
     first = self.packet_of[key]
     last = self._last_packet(first, stop)
-    prefix = (
-      self.sets if key != self.keys[0] or first else b""
-    )  # the file's own parameter sets: a group need not repeat them
+    # the file's own parameter sets: a group need not repeat them
+    prefix = self.sets if key != self.keys[0] or first else b""
     with drained(codec):
       for k in range(first, last):
         a, b = self.packets[k]

@@ -111,8 +111,7 @@ class Guard:
 
 def is_sound(dat: bytes) -> bool:
   """Does every pointer of a message stay inside it, and nothing lie in more places than it has bytes for? as_builder()
-  and total_size of one that is not
-  abort the process. Walks it in Python: for small messages."""
+  and total_size of one that is not abort the process. Walks it in Python: for small messages."""
   try:
     count = struct.unpack_from("<I", dat)[0] + 1
     if count > 512:

@@ -92,9 +92,8 @@ class Stream:
   packets: list[tuple[int, int]]  # offset and end of each picture, in decoding order
   positions: np.ndarray  # of each packet: its picture's place in display order
   keys: list[tuple[int, int]]  # pictures at which decoding may begin: packet, place
-  numbers: (
-    np.ndarray
-  )  # of each place: which picture of the recording, the first is 0 unless a group's beginning is lost
+  # of each place: which picture of the recording, the first is 0 unless a group's beginning is lost
+  numbers: np.ndarray
   gop: int  # pictures from key to key where that is regular, else 0
   breaks: list[int]  # places before which pictures are lost, and whole groups may be
   sets: bytes  # the parameter sets of the file's beginning, or the first there are

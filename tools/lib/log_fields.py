@@ -23,8 +23,7 @@ def left_hand(event: Any) -> bool | None:
 def desire(event: Any) -> int | None:
   """What modeld is asked for, a log.Desire; None where this event does not say.
 
-  A lane change is one from its start to its end, not while it is only prepared.
-  """
+  A lane change is one from its start to its end, not while it is only prepared."""
   which = event.which()
   if which not in DESIRES:
     return None
@@ -40,8 +39,7 @@ def speaking(sources: dict[str, list[Any]], order: Iterable[str] = DESIRES) -> s
   """source -> rows that end with a log.Desire: the source that the log's version writes. Those of other versions may be
   there too, but are always 0.
 
-  Where all are: the first of `order`.
-  """
+  Where all are: the first of `order`."""
   there = [s for s in order if sources.get(s)]
   return max(there, key=lambda s: sum(row[-1] > 0 for row in sources[s]), default=None)
 

@@ -251,8 +251,8 @@ class LogReader:
   """Iterates log.Event readers of one or more logs as one stream in time order, one log in memory at a time (two around
   a boundary).
 
-  services: names in either spelling; None: all. Put `with reader.guard(event):` around what reads an event's fields:
-  a damaged one ends the block and is counted.
+  services: names in either spelling; None: all. Put `with reader.guard(event):` around what reads an event's fields: a
+  damaged one ends the block and is counted.
   After an iteration: `unknown`, a Counter of union tags that the schema does not have, skipped; `damaged`, messages
   that have no root, skipped; `truncated`, a line per file of which a part cannot be read. All of it is said on stderr,
   in a line each."""

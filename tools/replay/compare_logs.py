@@ -35,8 +35,7 @@ def is_ignored(path: str, fields: Sequence[str]) -> bool:
 def differences(a: Any, b: Any, at: str = "", tolerance: float = 0.0) -> Iterator[tuple[str, Any, Any]]:
   """(field path, value in a, value in b) of all that differs between two dicts, lists or values.
 
-  Floats: |a - b| <= tolerance * (1 + |a|) is equal, and nan equals nan.
-  """
+  Floats: |a - b| <= tolerance * (1 + |a|) is equal, and nan equals nan."""
   if isinstance(a, dict) and isinstance(b, dict):
     for k in sorted(a.keys() | b.keys()):
       yield from differences(a.get(k), b.get(k), f"{at}.{k}" if at else str(k), tolerance)
@@ -61,8 +60,7 @@ def compare_logs(
 ) -> list[str]:
   """Two streams of (time, union tag, bytes) -> a line per difference, at most `limit`; [] where they are the same.
 
-  ignore_fields: e.g. 'logMonoTime', 'fairState.graphs.runs', *MACHINE_FIELDS.
-  """
+  ignore_fields: e.g. 'logMonoTime', 'fairState.graphs.runs', *MACHINE_FIELDS."""
   first, second = list(a), list(b)
   lines: list[str] = []
   counts = [Counter(TAG_NAMES[tag] for _, tag, _ in x) for x in (first, second)]

@@ -207,9 +207,8 @@ class Replay:
       disable=not progress or not sys.stderr.isatty(),
       bar_format="{desc}: {n:.1f} s {postfix}",
     )
-    self.say_at = (
-      SAY_EVERY if progress and bar.disable else math.inf
-    )  # s of the route: a file or a pipe gets a line now and then
+    # s of the route: a file or a pipe gets a line now and then
+    self.say_at = SAY_EVERY if progress and bar.disable else math.inf
     try:
       if self.has_video:
         self._serve()

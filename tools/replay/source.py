@@ -53,8 +53,7 @@ def usable(segments: list[Segment], camera: str) -> tuple[list[Segment], str]:
   """Segments whose log and video can be read: for an rlog that cannot the qlog, for an fcamera the qcamera, else the
   segment is left out.
 
-  Raises UserError where none is left.
-  """
+  Raises UserError where none is left."""
   out: list[Segment] = []
   for s in segments:
     files = dict(s.files)

@@ -318,9 +318,8 @@ class World:
 
   def ego(self, t: float) -> dict[str, float]:
     """s, d: road coordinates; s_dot: along the centerline, m/s; heading_error rad from the road's direction. And of the
-    car itself, which drives beside the
-    centerline and weaves: v_ego m/s forward, a_ego m/s^2 its change, yaw_rate rad/s and curvature 1/m of its path,
-    positive to the right."""
+    car itself, which drives beside the centerline and weaves: v_ego m/s forward, a_ego m/s^2 its change, yaw_rate rad/s
+    and curvature 1/m of its path, positive to the right."""
     h = 1e-3
     s, d, s_dot, heading_error, v, yaw_rate = self._car(t)
     return {

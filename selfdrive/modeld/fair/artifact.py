@@ -126,8 +126,7 @@ def write_artifact(folder: Path, name: str, blob: bytes, about: dict[str, Any], 
   """blob -> <name>.pkl, or its chunks, then the sidecar <name>.json: what is read in between fails its hash. Returns
   the sidecar's path.
 
-  about: what must hold for the artifact to be used, see read_artifact(), and its target.
-  """
+  about: what must hold for the artifact to be used, see read_artifact(), and its target."""
   tree = in_tree(folder)
   if not tree:
     private_folder()

@@ -14,9 +14,8 @@ FRAME_SHAPE = (6, VIEW_H // 2, VIEW_W // 2)
 VIEWS = ("medmodel", "sbigmodel")
 QCAMERA_SIZE = (526, 330)  # the road camera, scaled by the encoder
 QCAMERA_OF = ("tizi", "ox03c10")  # where nobody says whose it is
-PADDING = (
-  16  # pixels; decoders round a picture's sides up to less than so many more: openpilot's replay to 4, others to 16
-)
+# pixels; decoders round a picture's sides up to less than so many more: openpilot's replay to 4, others to 16
+PADDING = 16
 ROUNDING = 2  # pixels; encoders round the sides of a scaled picture to even numbers
 MIN_SCALE = 0.1
 
@@ -45,9 +44,8 @@ def find_camera(
   Frames may be padded by a decoder. device_type and sensor, as the log spells them, decide where both are known and the
   camera fits; else the size does.
   526x330 is the qcamera: the road camera of device and sensor, else the 1928x1208 one, scaled. Frames scaled otherwise
-  are known where device and sensor are,
-  and both sides are scaled alike: to 2 pixels, and up to 3 more for padding. Raises CameraError on what no camera
-  gives."""
+  are known where device and sensor are, and both sides are scaled alike: to 2 pixels, and up to 3 more for padding.
+  Raises CameraError on what no camera gives."""
   size = (width, height)
   given = DEVICE_CAMERAS.get((device_type or "unknown", sensor or "unknown"))
   cameras = [road_camera(c, wide) for c in ([given] if given is not None else []) + list(DEVICE_CAMERAS.values())]

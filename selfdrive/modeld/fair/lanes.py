@@ -124,10 +124,9 @@ class LaneTracker:
     used = self.mask[0, : self.n].reshape(self.lines, self.per) > 0
     nearest = np.rint((self.points[0, : self.n, 1] - top) * ((self.per - 1) / (h - 1 - top)))
     nearest = np.minimum(np.maximum(nearest, 0), self.per - 1).astype(int).reshape(used.shape)
-    # what is hidden in its place, e.g. by a car, stays; what glare or a gap has led astray does not
-    astray = (
-      np.abs(self.points[0, : self.n, 0].reshape(used.shape) - at[self.line_of, nearest]) > LOST
-    )  # False where the line offered does not reach
+    # what is hidden in its place, e.g. by a car, stays; what glare or a gap has led astray does not False where the
+    # line offered does not reach
+    astray = np.abs(self.points[0, : self.n, 0].reshape(used.shape) - at[self.line_of, nearest]) > LOST
     used &= ~(astray & (self.hidden[: self.n].reshape(used.shape) > LOST_AFTER))
     self.mask[0, : self.n] = used.ravel()
     empty[self.line_of[used], nearest[used]] = False
@@ -144,8 +143,7 @@ class LaneTracker:
   def update(self, found: LanePoints, ground: Ground, dt: int = 1, depth: Depth | None = None) -> list[Line]:
     """found: what the graph made of the slots; dt: frames since the last one; depth: of this frame.
 
-    Returns the lines that have points, nearest to the car first.
-    """
+    Returns the lines that have points, nearest to the car first."""
     used = self.mask[0] > 0
     np.copyto(self.points[0], found.points, where=used[:, None])
     visibility = np.where(used, found.visibility, 0).astype(np.float32, copy=False)

@@ -118,9 +118,8 @@ class FairModel:
     # of the frame at hand
     self.depth: Depth | None = None
     self.found: dict[str, Detections] = {}
-    self.segmentation: Segmentation | None = (
-      None  # the newest: its lane markings are where lines begin if modelV2 has none
-    )
+    # the newest: its lane markings are where lines begin if modelV2 has none
+    self.segmentation: Segmentation | None = None
 
   def set_camera(
     self,
@@ -149,8 +148,7 @@ class FairModel:
     """rpy: (3,) radians, extrinsicsCalibration.rpyCalib, or None for the default mounting; height: of the camera above
     the road, m, where it is known.
 
-    True if the warp changed; nonsense is refused with False.
-    """
+    True if the warp changed; nonsense is refused with False."""
     if rpy is not None:
       rpy = np.asarray(rpy, dtype=np.float64)
       if rpy.shape != (3,) or not np.isfinite(rpy).all() or np.abs(rpy).max() > MAX_ANGLE:

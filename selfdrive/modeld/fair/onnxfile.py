@@ -1,8 +1,7 @@
 """ONNX files as they lie in memory: what they name outside themselves. A file may keep its weights in others, which
 runners open by path, whatever lies there.
 
-Only the framing of protobuf is read here; what the graph means is its runner's business.
-"""
+Only the framing of protobuf is read here; what the graph means is its runner's business."""
 
 from collections.abc import Callable, Iterator
 

@@ -11,9 +11,8 @@ HEAT = {
   "overheated": 0.5,
   "critical": 0.25,
 }  # deviceState.thermalStatus -> of the bundle's rate; every other status: all of it
-REORDERED = (
-  20  # frames; a number that falls by less, with an earlier time, is an old frame, else a camera that began anew
-)
+# frames; a number that falls by less, with an earlier time, is an old frame, else a camera that began anew
+REORDERED = 20
 MODEL_GAPS = 8  # between modelV2s
 JUMPED = 1000  # frames; a number further ahead is one too
 

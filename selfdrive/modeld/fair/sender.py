@@ -37,9 +37,8 @@ class Sender:
   """A PubMaster that goes on.
 
   services: the first says who we are; where it can be known at once that another process has that one,
-  MultiplePublishersError is raised. now: seconds of the
-  clock that counts. fault: is told what went wrong, in one line; of another publisher once until all is ours again.
-  """
+  MultiplePublishersError is raised. now: seconds of the clock that counts. fault: is told what went wrong, in one line;
+  of another publisher once until all is ours again."""
 
   def __init__(self, services: Sequence[str], now: Callable[[], float], fault: Callable[[str], None]):
     self.now, self.fault = now, fault

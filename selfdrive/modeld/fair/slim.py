@@ -20,9 +20,7 @@ def with_own_numbers(jit: Any, first: int) -> Any:
   """The same jit, its buffers numbered from `first`.
 
   tinygrad knows a buffer by a number that each process counts from 0, and one that is read back while a process has
-  another of that number and shape is taken
-  for it: the second network would run with the first one's weights.
-  """
+  another of that number and shape is taken for it: the second network would run with the first one's weights."""
   captured = jit.captured
   mine: dict[UOp, UOp] = {}
   for root in (captured._linear, *(t.uop for t in captured.ret.values())):
@@ -36,8 +34,7 @@ def with_own_numbers(jit: Any, first: int) -> Any:
 def slim(jit: Any) -> Any:
   """The same jit without what kernels were made of (their loops, their source), all weights in one buffer, and what
   lies between layers as views that are cut
-  already: tinygrad would find each of them by rewriting its expression.
-  """
+  already: tinygrad would find each of them by rewriting its expression."""
   captured = jit.captured
   found = sorted(
     (u for u in captured._linear.toposort() if u.op is Ops.BUFFER and isinstance(u.device, str)),

@@ -47,8 +47,7 @@ class Supervisor:
   """command: the worker's. trial: a bundle's folder and a runner, or None -> the command of its trial run. by_hand: a
   worker that cannot begin ends this too.
 
-  memory: bytes, of memory_limit() where None. limits, grace: seconds, see LIMITS and GRACE.
-  """
+  memory: bytes, of memory_limit() where None. limits, grace: seconds, see LIMITS and GRACE."""
 
   def __init__(
     self,

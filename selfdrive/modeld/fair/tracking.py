@@ -54,9 +54,8 @@ class Tracked:
   mask_of: np.ndarray  # (N,) index into masks, -1: none
   position: np.ndarray  # (N, 3) meters, nan unknown
   position_std: np.ndarray  # (N, 3)
-  depth: (
-    np.ndarray
-  )  # (N,) float32 meters, of a metric depth map in the middle of the box, nan without or while something hides it
+  # (N,) float32 meters, of a metric depth map in the middle of the box, nan without or while something hides it
+  depth: np.ndarray
 
 
 TRACK_FIELDS = (
@@ -243,9 +242,8 @@ class Tracker:
     looks: np.ndarray,
   ) -> np.ndarray:
     """(N, M) of assign(): over 0 where track and detection may be the same. inter: (N, M) that predicted boxes share
-    with detections, area: (N,) of boxes;
-    bits, pixels: pack() of the detections' masks; looks: (M,) which of them have an embedding.
-    """
+    with detections, area: (N,) of boxes; bits, pixels: pack() of the detections' masks; looks: (M,) which of them have
+    an embedding."""
     middle_x, middle_y, wide, high = (d.boxes @ FROM_BOX).T
     iou = inter / np.maximum(area[:, None] + wide * high - inter, 1e-6)
     x, y, w, h = self.mean.T.astype(np.float32)
@@ -253,9 +251,8 @@ class Tracker:
     dx, dy = middle_x - x[:, None], middle_y - y[:, None]
     off2 = (dx * dx + dy * dy) * (1 / (std * std * w * h))[:, None]
     alike = self.votes.argmax(1)[:, None] == d.class_ids
-    at = (
-      ((alike & ((iou > MIN_OVERLAP) | (off2 < MAX_SIGMA**2))) | (iou > 0.5)).ravel().nonzero()[0]
-    )  # of the other pairs no more has to be known
+    # of the other pairs no more has to be known
+    at = ((alike & ((iou > MIN_OVERLAP) | (off2 < MAX_SIGMA**2))) | (iou > 0.5)).ravel().nonzero()[0]
     i = at // len(wide)
     j = at - i * len(wide)
     overlap, away = iou.ravel()[at], off2.ravel()[at]

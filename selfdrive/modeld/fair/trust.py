@@ -1,8 +1,7 @@
 """Whose code an artifact is: this machine's, by a MAC with a key that only its owner can read, or the openpilot tree's,
 by a list that its build left in it.
 
-A bundle is data and may come from anywhere; what was compiled from it is code, and lies elsewhere.
-"""
+A bundle is data and may come from anywhere; what was compiled from it is code, and lies elsewhere."""
 
 import contextlib
 import hashlib

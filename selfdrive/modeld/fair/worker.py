@@ -77,9 +77,8 @@ class FairModeld:
   ):
     self.dense = dense
     self.choose, self.wanted_stream, self.runner, self.link = choose, stream, runner, link or Link()
-    self.replay = (
-      "REPLAY" in os.environ
-    )  # openpilot's process_replay: the same log gives the same bytes, so nothing may hang on how fast this machine is
+    # openpilot's process_replay: the same log gives the same bytes, so nothing may hang on how fast this machine is
+    self.replay = "REPLAY" in os.environ
     self.log_time = 0.0  # s, of the newest frame
     self.clock = None if self.replay else time.perf_counter
     self.pm = Sender(SERVICES, self.now, self.say)
@@ -327,9 +326,8 @@ class FairModeld:
 
   def await_model(self, frame_id: int) -> bool:
     """While modelV2 is alive a frame starts only after its modelV2, so that modeld has had the GPU first; where modelV2
-    comes less often than frames, only one
-    that has one coming waits. False: it did not come, the frame is late. In process_replay a frame's modelV2 comes
-    after the frame."""
+    comes less often than frames, only one that has one coming waits. False: it did not come, the frame is late. In
+    process_replay a frame's modelV2 comes after the frame."""
     period = self.pace.period
     if self.replay or period is None:
       return True

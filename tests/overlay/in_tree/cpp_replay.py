@@ -87,9 +87,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if select.select([fd], [], [], 0)[0]:
       screen = (screen + os.read(fd, 65536))[-20000:]
     time.sleep(0.002)
-  cpu = (
-    sum(cpu_and_memory(q)[0] for q in pids) - cpu
-  )  # of the worker that began; what a second one would need is missing
+  # of the worker that began; what a second one would need is missing
+  cpu = sum(cpu_and_memory(q)[0] for q in pids) - cpu
   player.send_signal(signal.SIGINT)
   try:
     player.wait(3)

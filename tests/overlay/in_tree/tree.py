@@ -35,9 +35,8 @@ CAMERA = "narrowRoadCameraState" if NEW else "roadCameraState"
 WIDE = "wideRoadCameraState"
 CALIBRATION = "extrinsicsCalibration" if NEW else "liveCalibration"
 STREAM = VisionStreamType.VISION_STREAM_NARROW_ROAD if NEW else VisionStreamType.VISION_STREAM_ROAD
-ROOT = (
-  Path("openpilot") if Path("openpilot/cereal").is_dir() else Path()
-)  # from the checkout's root, the working folder
+# from the checkout's root, the working folder
+ROOT = Path("openpilot") if Path("openpilot/cereal").is_dir() else Path()
 CAR = "TOYOTA_COROLLA_TSS2"
 
 

@@ -124,9 +124,8 @@ def frames(n=3, h=50, w=120, seed=0):
 )
 def test_equals_the_official_forward_and_postprocessing(kind, tmp_path):
   official, processor = save(kind, tmp_path)
-  official = (
-    type(official).from_pretrained(tmp_path, local_files_only=True).eval()
-  )  # as the teacher gets it: mapped weights are aligned otherwise
+  # as the teacher gets it: mapped weights are aligned otherwise
+  official = type(official).from_pretrained(tmp_path, local_files_only=True).eval()
   teacher = DetrTeacher("t", ENTRY, tmp_path, device="cpu", score=0.2, batch=2)
   rgb = frames(seed=len(kind))
   teacher.prepare(*rgb.shape[-2:])

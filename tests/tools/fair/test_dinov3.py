@@ -40,9 +40,8 @@ def model_of(kind: str) -> transformers.PreTrainedModel:
   torch.manual_seed(0)
   if kind == "convnext":
     return transformers.DINOv3ConvNextModel(transformers.DINOv3ConvNextConfig(**CONVNEXT))
-  gated: dict = (
-    {"use_gated_mlp": True, "hidden_act": "silu"} if kind == "vit_plus" else {}
-  )  # the feed-forward layers of S+ and H+
+  # the feed-forward layers of S+ and H+
+  gated: dict = {"use_gated_mlp": True, "hidden_act": "silu"} if kind == "vit_plus" else {}
   return transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**VIT, **gated))
 
 

@@ -1,8 +1,7 @@
 """Against the sam2 package's own predictor, where it is installed: `pip install sam2`, which wants hydra-core and
 iopath. No CUDA is needed.
 
-SAM 2.1 tiny as the package builds it, random weights, three frames of 1024x1024, so that nobody resizes.
-"""
+SAM 2.1 tiny as the package builds it, random weights, three frames of 1024x1024, so that nobody resizes."""
 
 import numpy as np
 import pytest

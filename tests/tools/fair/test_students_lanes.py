@@ -31,9 +31,8 @@ def reference_samples(m: torch.Tensor, cells: torch.Tensor, outside: str) -> tor
 def test_correlation_against_grid_sample(radius):
   g = torch.Generator().manual_seed(0)
   m = torch.randn(2, 8, 32, 64, generator=g, dtype=torch.float64)
-  cells = (
-    torch.rand(2, 40, 2, generator=g, dtype=torch.float64) * torch.tensor([80.0, 50.0], dtype=torch.float64) - 8
-  )  # outside too
+  # outside too
+  cells = torch.rand(2, 40, 2, generator=g, dtype=torch.float64) * torch.tensor([80.0, 50.0], dtype=torch.float64) - 8
   cells[:, :4] = torch.tensor(
     [[0.0, 0.0], [63.0, 31.0], [-500.0, 10.0], [20.0, 9000.0]], dtype=torch.float64
   )  # corners, whole cells, far outside

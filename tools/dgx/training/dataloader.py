@@ -91,8 +91,7 @@ def columns_of(
   """One entry a frame of the video, all but the pictures; `reason` is the first filter that the frame does not pass, 0
   where it passes. And the sources.
 
-  near: the logs of this segment and of those beside it, through which the path goes on.
-  """
+  near: the logs of this segment and of those beside it, through which the path goes on."""
   ids = np.array([e.frame_id for e in view.entries], np.int64)
   time_ns = np.array([e.timestamp_eof for e in view.entries], np.int64)
   t = time_ns * 1e-9

@@ -262,8 +262,8 @@ def apply_dora(
   name: str = DEFAULT,
 ) -> list[str]:
   """Freezes the model and gives an adapter `name` to the layers that `targets` name (shell patterns, or the end of a
-  dotted name), in place; it becomes the
-  active one. Default: every dense layer and GRU outside the image network. Returns the layers' names.
+  dotted name), in place; it becomes the active one. Default: every dense layer and GRU outside the image network.
+  Returns the layers' names.
 
   The update is scaled by alpha / rank (alpha: rank), also where clip_rank lowers the rank to what a small layer can
   take. Raises UserError for a rank that a layer cannot take (without clip_rank), patterns that match nothing, a name in
@@ -299,8 +299,7 @@ def apply_dora(
 
 def check_rank(model: nn.Module, rank: int, targets: Sequence[str] | None = None) -> None:
   """Raises UserError, which names the largest sensible rank, for one that none of the layers that apply_dora would
-  adapt can take, or at which what is trained
-  is as large as the model: apply_dora would clip it without a word."""
+  adapt can take, or at which what is trained is as large as the model: apply_dora would clip it without a word."""
   able = _adaptable(model)
   weights = [(layer, w) for layer in (_adapted(able[n]) for n in _targets(model, targets)) for w in layer.names]
   size = sum(p.numel() for n, p in model.named_parameters() if ".adapters." not in n)

@@ -3,8 +3,7 @@
 base's graph, with its names, shapes, dtypes and metadata. The file is checked against torch in ONNX Runtime and
 tinygrad, and what it says is compared with what the base says.
 
-python tools/dgx/training/export.py --checkpoint best_model.pt --output custom_driving_policy.onnx
-"""
+python tools/dgx/training/export.py --checkpoint best_model.pt --output custom_driving_policy.onnx"""
 
 import argparse
 import copy
@@ -172,9 +171,8 @@ def slices_of(model: OnnxModule) -> dict[str, slice]:
 
 def in_tinygrad(path: Path, x: dict[str, Tensor], want: Tensor, slices: dict[str, slice], limit: float) -> str:
   """The file run by tinygrad, which runs it on the device; in a process of its own, as tinygrad reads its settings on
-  import. Its CPU device and plain
-  loops unless DEV is set: operators are checked, not speed. -> what to say. Raises UserError where it computes
-  something else."""
+  import. Its CPU device and plain loops unless DEV is set: operators are checked, not speed. -> what to say. Raises
+  UserError where it computes something else."""
   if importlib.util.find_spec("tinygrad") is None:
     return "not checked: tinygrad is not installed"
   with tempfile.TemporaryDirectory() as folder:

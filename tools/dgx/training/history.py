@@ -16,8 +16,7 @@ class History:
   """Queues as modeld has them, zeros at the start. With `every=1` (data at 5 Hz) an entry a step; with 4 (data at 20
   Hz) every fourth is given to the model.
 
-  Features are kept as they come, with their gradients: call detach() where backpropagation through time shall end.
-  """
+  Features are kept as they come, with their gradients: call detach() where backpropagation through time shall end."""
 
   def __init__(
     self,

@@ -14,8 +14,7 @@ CHUNK = 32  # rows reduced at once on the CPU: the partial sums of a wide layer 
 
 class DoRAProduct(torch.autograd.Function):
   """y = c * (x W^T + z A^T B^T) + bias in one pass over the output: z is x after dropout, B carries the scaling, c
-  (fp32) is m / norm. Saves x, z A^T and the
-  sum that c multiplies: one tensor of the output's size."""
+  (fp32) is m / norm. Saves x, z A^T and the sum that c multiplies: one tensor of the output's size."""
 
   @staticmethod
   def forward(

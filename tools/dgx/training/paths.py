@@ -1,8 +1,7 @@
 """The path that the car really drove, as the driving model predicts it: velocities and turn rates of the log,
 integrated over the next ten seconds.
 
-All in the calibrated frame of the device: x forward, y right, z down; meters, seconds, radians.
-"""
+All in the calibrated frame of the device: x forward, y right, z down; meters, seconds, radians."""
 
 import numpy as np
 

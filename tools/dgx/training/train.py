@@ -4,8 +4,7 @@ teacher's outputs, or both.
 
 OUTPUT gets best_model.pt (the best by validation loss, for export.py), last.pt (to go on from with --resume), adapter/
 (PEFT's format), train_log.jsonl.
-On several GPUs: `torchrun --nproc-per-node N tools/dgx/training/train.py ...`.
-"""
+On several GPUs: `torchrun --nproc-per-node N tools/dgx/training/train.py ...`."""
 
 import argparse
 import contextlib

@@ -48,8 +48,7 @@ class CoTracker:
   given. window: at most so many frames are looked at together, where the video is not streamed; as many as the
   checkpoint has learned from, where not given.
 
-  Raises UserError where the package is not installed, or the checkpoint is of another mode.
-  """
+  Raises UserError where the package is not installed, or the checkpoint is of another mode."""
 
   def __init__(
     self,
@@ -144,10 +143,10 @@ class CoTracker:
 
   def track_lane_points(self, video: Any, lane_points: Any) -> tuple[Any, Any]:
     """video (T, 3, H, W) uint8 RGB and lane_points (N, 2) in its first frame, x and y in pixels -> tracks (T, N, 2)
-    float32 and visible (T, N) bool; tensors
-    for a tensor, else arrays. Online and v2: the official streaming, whatever the length. Offline: the official
-    predictor up to `window` frames, beyond that windows that overlap by half; a point unseen in a whole overlap is
-    lost, and stays invisible at the last place where it was seen. Raises UserError on other shapes."""
+    float32 and visible (T, N) bool; tensors for a tensor, else arrays. Online and v2: the official streaming, whatever
+    the length. Offline: the official predictor up to `window` frames, beyond that windows that overlap by half; a point
+    unseen in a whole overlap is lost, and stays invisible at the last place where it was seen. Raises UserError on
+    other shapes."""
     frames, points = check_video(video, lane_points)
     if self.streamer is not None and len(points):
       tracks, visible = self.stream(frames, points)
@@ -202,9 +201,8 @@ class CoTrackerTeacher(PointTeacher):
   A clip that ends at a multiple of `hop` frames makes no difference to any label. One that ends between makes its last
   labels, those behind the last such multiple, from what was there; all that follow are as they would have been. A
   track's rows go on while it is covered (visible says so); they end at `max_age`, with the frame in which the point
-  leaves the picture, or where the next window would hold no frame in which it was seen.
-  window, device, precision: of CoTracker; the rest: of PointTeacher.
-  """
+  leaves the picture, or where the next window would hold no frame in which it was seen. window, device, precision: of
+  CoTracker; the rest: of PointTeacher."""
 
   FIXED = ("mode",)  # the registry's weights are of one mode
 

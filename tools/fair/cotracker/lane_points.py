@@ -71,8 +71,7 @@ def project_lines(
 ) -> np.ndarray:
   """Lines (n, 3) -> (N, 2) float64 points on them inside the view, `spacing` pixels apart, from the nearest on.
 
-  intrinsics: (3, 3) of the view. rpy: radians, only for a raw camera picture that calibration has not warped.
-  """
+  intrinsics: (3, 3) of the view. rpy: radians, only for a raw camera picture that calibration has not warped."""
   rot = None
   if rpy is not None:
     from openpilot.common.transformations.orientation import rot_from_euler

@@ -212,8 +212,7 @@ class PointTeacher:
   by its registry name, of which 'lanes' is taken, or the only one), 'grid' (on the road), or one of the first two with
   '+grid'; seeds: a callable of one's own in their place. New points start `spacing` pixels from those of the same class
   that are still there, up to `limit` in all; a track ends at `max_age` frames, before its drift misleads.
-  segmenter_weights: where they are, if not where all are looked for. load, device: of the segmenter.
-  """
+  segmenter_weights: where they are, if not where all are looked for. load, device: of the segmenter."""
 
   stateful = True
   ASKS_OTHERS = True

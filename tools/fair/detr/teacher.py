@@ -1,8 +1,7 @@
 """Detection transformers as teachers: DETR (on ResNet or DINOv3), RT-DETR v1 and v2, D-FINE, DEIMv2 (on DINOv3), from a
 local folder in transformers' format.
 
-Pictures are resized and rounded as the official processors do it, so that what was published as accuracy holds.
-"""
+Pictures are resized and rounded as the official processors do it, so that what was published as accuracy holds."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,8 +120,7 @@ def to_table(found: list[tuple[np.ndarray, np.ndarray, np.ndarray]], height: int
 class DetrTeacher:
   """score: boxes below are dropped. batch: frames at once. table: another road_classes.json.
 
-  float32 also on a GPU (with TF32): bf16's 8 bits would move a box's edge by up to 2 pixels in 512.
-  """
+  float32 also on a GPU (with TF32): bf16's 8 bits would move a box's edge by up to 2 pixels in 512."""
 
   stateful = False
 

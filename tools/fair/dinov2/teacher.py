@@ -37,8 +37,7 @@ class LinearDepthHead(nn.Module):
   """DINOv2's linear depth head: one linear layer on each patch and its image's CLS token chooses among depths, `bins`
   of them evenly from 1 mm to max_depth.
 
-  Tokens of blocks before the final norm, as the published heads want them.
-  """
+  Tokens of blocks before the final norm, as the published heads want them."""
 
   def __init__(self, channels: int, layers: int = 4, max_depth: float = 80.0, bins: int = 256):
     super().__init__()

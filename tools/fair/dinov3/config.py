@@ -17,8 +17,7 @@ class DinoV3Config:
   resize: 'preprocessor', to the size of preprocessor_config.json, cut down to a multiple of the patch, 518 to 512 with
   a patch of 16, which is 32x32 tokens, so that the tokens cover the whole image; or 'multiple', to the nearest multiple
   of the patch, which keeps size and aspect (a teacher of frames takes this).
-  Stretched, never cropped. scale: enlarges the images before 'multiple'. Raises UserError.
-  """
+  Stretched, never cropped. scale: enlarges the images before 'multiple'. Raises UserError."""
 
   root: Path
   resize: str = "preprocessor"

@@ -9,8 +9,8 @@ def masked_cosine_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = N
   the mask holds them: 0 to 2, 0 is alike.
 
   student (B, C, h, w), sampled bilinearly at the teacher's grid where its own is another; teacher (B, C, H, W), gets no
-  gradient; mask (B, y, x), bool or
-  weights of any resolution, none: everything. -> scalar float32; 0, with gradients of 0, where the mask is empty.
+  gradient; mask (B, y, x), bool or weights of any resolution, none: everything. -> scalar float32; 0, with gradients of
+  0, where the mask is empty.
   Raises ValueError on shapes that do not fit."""
   if student.ndim != 4 or teacher.ndim != 4 or student.shape[:2] != teacher.shape[:2]:
     raise ValueError(

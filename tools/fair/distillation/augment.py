@@ -1,9 +1,8 @@
 """One random change of a clip, geometric and photometric, applied alike to its frames and to all of its labels.
 
 The geometric change is affine, of the 512x256 view's pixels: x' = A x. Where it enlarges the picture by s, things look
-s times nearer to a camera whose
-focal length is fixed: metric depth is divided by s. Pixels that come from outside the view, or from outside the
-camera's image, count nowhere."""
+s times nearer to a camera whose focal length is fixed: metric depth is divided by s. Pixels that come from outside the
+view, or from outside the camera's image, count nowhere."""
 
 from dataclasses import dataclass
 

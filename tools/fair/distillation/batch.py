@@ -8,9 +8,8 @@ on view pixel 4i + 1.5:
   depth          (B, 64, 128) float32  meters, or where `metric` (B,) is False inverse depth up to scale and shift; nan:
                  unknown
   segmentation   (B, 5, 64, 128) float32, segmentation_rest (B, 64, 128): probability of the classes that the teacher
-                 does not name; all zero: unknown;
-                 segmentation_named (B, 5) bool: those that it names; segmentation_soft (B,) bool: it says how sure it
-                 is
+                 does not name; all zero: unknown; segmentation_named (B, 5) bool: those that it names;
+                 segmentation_soft (B,) bool: it says how sure it is
   features       (B, C, h, w) float32, nan: unknown
   objects        list of B dicts: boxes (M, 4) x0 y0 x1 y1, cls, track (M,) int64, score (M,) float32, mask (M, 64, 128)
                  float32 or None; or None: not labeled
@@ -49,9 +48,8 @@ Batch = dict[str, Any]
 MIN_SIDE = 3.0  # view pixels: smaller boxes teach nothing
 MIN_INSIDE = 0.3  # of a box's area that the augmented view must still hold
 SLOTS = 128  # tracked points of a clip
-EDGE = (
-  0.25  # by so much inverse depth changes within half a cell where a surface ends; the road's own by less, to 140 m
-)
+# by so much inverse depth changes within half a cell where a surface ends; the road's own by less, to 140 m
+EDGE = 0.25
 SAME = 0.8  # intersection over union
 
 

@@ -33,9 +33,8 @@ def task_of(label: Label) -> tuple[str, ...]:
   if label.kind == "boxes":
     return ("objects", "detector")
   if label.kind == "points":
-    return (
-      ("points",) if label.name == "points" else ()
-    )  # openpilot's lines and leads are no points of the picture that are followed
+    # openpilot's lines and leads are no points of the picture that are followed
+    return ("points",) if label.name == "points" else ()
   named = {"m": "depth", "relative": "depth", "class": "segmentation", "probability": "segmentation"}
   task = "features" if label.name == "features" else named.get(label.unit)  # a network's features have no unit
   if label.unit == "probability" and label.name not in NAMES["segmentation_names"]:

@@ -90,9 +90,8 @@ class Distiller(nn.Module):
       parts["segmentation"] = {"segmentation": self.segmentation(out["segmentation"], batch, valid)}
     if "features" in self.tasks and "features" in batch:
       assert self.projector is not None and self.standardiser is not None
-      finite = (
-        torch.isfinite(batch["features"]).all(1, keepdim=True).float()
-      )  # of a grid that need not divide the map's
+      # of a grid that need not divide the map's
+      finite = torch.isfinite(batch["features"]).all(1, keepdim=True).float()
       known = valid & (functional.interpolate(finite, valid.shape[1:], mode="nearest-exact")[:, 0] > 0)
       teacher = self.standardiser(batch["features"].nan_to_num(0.0))
       parts["features"] = {

@@ -216,8 +216,7 @@ def gram_loss(student: Tensor, teacher: Tensor, valid: Tensor, temperature: floa
       teacher's.  valid: as of feature_loss.
   A token's likeness to itself, always 1, is left out: at this temperature it would be most of the distribution. Invalid
     tokens are neither rows nor
-  columns. Costs B (h w)^2 memory: grids up to about 32x32.
-  """
+  columns. Costs B (h w)^2 memory: grids up to about 32x32."""
   student, teacher = wide(student), wide(teacher).detach()
   if student.shape[2:] != teacher.shape[2:]:
     student = F.interpolate(student, teacher.shape[2:], mode="bilinear", align_corners=False)

@@ -86,8 +86,7 @@ def segmentation_loss(logits: Tensor, probabilities: Tensor, valid: Tensor, weig
       the classes.
   Cross-entropy is the mean over known pixels, weighted by class (sum of w p); Dice is taken per class over the whole
     batch, smoothed by one pixel, its
-  mean over classes weighted alike, over those the teacher sees at all.
-  """
+  mean over classes weighted alike, over those the teacher sees at all."""
   logits = wide(logits)
   p = probabilities.detach().to(logits.dtype)
   known = (valid & (p.sum(1) > 0))[:, None]
@@ -182,9 +181,8 @@ def depth_loss(log_depth: Tensor, depth: Tensor, valid: Tensor, metric: bool = T
   if metric:
     g = torch.where(known, log_depth - depth.log(), 0.0)
     mean, square = g.sum((1, 2)) / n, (g * g).sum((1, 2)) / n
-    silog = (
-      torch.sqrt((square - 0.85 * mean**2).clamp(min=0) + 1e-8) - 1e-4
-    )  # the root's gradient stays finite, and 0 stays 0
+    # the root's gradient stays finite, and 0 stays 0
+    silog = torch.sqrt((square - 0.85 * mean**2).clamp(min=0) + 1e-8) - 1e-4
     parts |= {"silog": masked_mean(silog, images), "metric": masked_mean(g.abs().sum((1, 2)) / n, images)}
   return parts
 
@@ -227,8 +225,7 @@ def points_loss(
   points usually move, and a guessed motion carries off what is not lost. By itself all.
   Parts: 'points', 0.05 times the mean over known points of the Huber loss (delta px) summed over x and y, hidden points
     weighing `occluded` of
-  a visible one, since teachers guess there; 'visible', the mean over known points.
-  """
+  a visible one, since teachers guess there; 'visible', the mean over known points."""
   pred, logits = wide(pred_points), wide(visible_logits)
   pred = pred if pred.ndim == 5 else pred[None]
   logits = logits if logits.ndim == 4 else logits[None]
@@ -266,8 +263,8 @@ def match_loss(
   weight: float = 0.5,
 ) -> Tensor:
   """Cross-entropy of where the tracker sees each point in the window that it looks at, so that what is learned is to
-  tell places apart, not how points
-  usually move: a motion that is guessed right for a clip's length still drifts over a minute.
+  tell places apart, not how points usually move: a motion that is guessed right for a clip's length still drifts over a
+  minute.
 
   looks: of each stage the window's middle (clips, T, N, 2) in whole cells of its map, and the logits (clips, T, N, S *
   S) of its places, row-major. cells: of each stage the points' true place (clips, T, N, 2) in cells, which is shared
@@ -296,8 +293,7 @@ class TaskWeights(nn.Module):
 
   weights: task -> w_k.  learned: whether s_k are there and learned. Leave a task without labels in a step out of its
                          losses: a loss of 0 would
-  only teach that the task is certain.
-  """
+  only teach that the task is certain."""
 
   def __init__(self, weights: Mapping[str, float], learned: bool = False):
     super().__init__()

@@ -4,8 +4,7 @@ DETR-shaped one (set_loss).
 objects, everywhere: one dict for each of the B images of {boxes (M, 4) float xyxy in view pixels, cls (M,) int64 into
 the K classes, track (M,) int64 or -1, score (M,) float, mask (M, 64, 128) float or bool, or None}. The teacher's score
 weighs what an object asks for; without scores all are 1.
-The dicts of parts are weighted already: sum(parts.values()) is the loss.
-"""
+The dicts of parts are weighted already: sum(parts.values()) is the loss."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -220,8 +219,7 @@ def assign_cells(o: Flat, cells: Tensor, valid: Tensor) -> tuple[Tensor, Tensor,
 
   cells: (n, 2) int64 x, y in the grid.  valid: (B, h, w) bool. A cell wanted by several goes to the object whose own
                                          cell it is, then to the smallest.
-  Gives object (r,), place (r, 2) int64 x, y, own (r,) bool.
-  """
+  Gives object (r,), place (r, 2) int64 x, y, own (r,) bool."""
   h, w = valid.shape[1:]
   steps = torch.tensor([[dx, dy] for dy in (-1, 0, 1) for dx in (-1, 0, 1)], device=cells.device)
   places = cells[:, None] + steps  # (n, 9, 2)

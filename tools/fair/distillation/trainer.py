@@ -1,7 +1,6 @@
 """The training loop: clips of a label store in, a student out.
 
-Everything random is a function of the seed and the step, so that a resumed run is the unbroken one.
-"""
+Everything random is a function of the seed and the step, so that a resumed run is the unbroken one."""
 
 import contextlib
 import copy

@@ -138,12 +138,10 @@ def match_image(iou: np.ndarray, score: np.ndarray, ignore: np.ndarray) -> tuple
 
 class Detections:
   """COCO's AP, AP50, AR (Lin et al. 2014): AP is the mean over IoU 0.5:0.05:0.95 and over classes that occur of the
-  precision at 101 recalls; at most 100
-  detections a frame. recall, precision: at IoU 0.5, of detections of at least `score`; recall_clear, _partly, _mostly:
-  of objects with a visible_fraction of at
-  least 0.9, of at least 0.5, of less: the share seen of what would be seen with nothing before it. mask_iou ('segm'):
-  mean over true objects of the IoU with the detection of at least `score` that Hungarian matching gives it, 0 without
-  one.
+  precision at 101 recalls; at most 100 detections a frame. recall, precision: at IoU 0.5, of detections of at least
+  `score`; recall_clear, _partly, _mostly: of objects with a visible_fraction of at least 0.9, of at least 0.5, of less:
+  the share seen of what would be seen with nothing before it. mask_iou ('segm'): mean over true objects of the IoU with
+  the detection of at least `score` that Hungarian matching gives it, 0 without one.
 
   kind: 'bbox' or 'segm'. Truth with `ignore` is COCO's crowd: it needs not be found, and what lies in it is no error.
   """

@@ -198,9 +198,8 @@ class Evaluation:
     q: Any,
   ) -> None:
     def make() -> dict[str, Any]:
-      title = (
-        f"segment {self.segments.index(segment) + 1} frame {segment.ids[i]}"  # what it is called stays in the JSON
-      )
+      # what it is called stays in the JSON
+      title = f"segment {self.segments.index(segment) + 1} frame {segment.ids[i]}"
       return {"frame": frame.copy(), "found": found, "ref": ref, "reference": reference, "queries": q, "title": title}
 
     for task, error in errors.items():

@@ -1,8 +1,7 @@
 """Quality in numbers, by the definitions of the papers. An accumulator takes frames as they come; several of them, one
 a segment, are pooled into one result.
 
-`result()` gives {metric: value}; what could not be measured is not in it. BETTER says which way each metric goes.
-"""
+`result()` gives {metric: value}; what could not be measured is not in it. BETTER says which way each metric goes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -106,9 +105,8 @@ class Depth(Sums):
   def result(self) -> dict[str, float]:
     out: dict[str, float] = {}
     for suffix, (n, *e) in zip(("", "_median", "_lsq"), self.sums, strict=True):
-      names = (
-        ("abs_rel", "delta1", "silog") if suffix != "_median" else ("abs_rel", "delta1")
-      )  # one factor does not change SiLog
+      # one factor does not change SiLog
+      names = ("abs_rel", "delta1", "silog") if suffix != "_median" else ("abs_rel", "delta1")
       out |= {f"{name}{suffix}": ratio(v, n) for name, v in zip(names, e, strict=False)}
     return known(out)
 
@@ -152,9 +150,8 @@ class Tracks(Sums):
   off is an FP, and a visible point that is not a TP an FN.
 
   Pixels are TAP-Vid's: of the picture squeezed to 256x256, so x of the 512x256 view is halved and y is not. TAP-Vid
-  takes the mean over videos; here all
-  points count alike. delta_after: delta_avg of points that have been hidden before.
-  """
+  takes the mean over videos; here all points count alike. delta_after: delta_avg of points that have been hidden
+  before."""
 
   def __init__(self) -> None:
     # rows, of each threshold: within; TP; FP. And: points evaluated, right about visibility, visible, visible after

@@ -41,9 +41,8 @@ class Scene:
   detector: Objects | None = None
   tracked: Objects | None = None  # with identities
   points: dict[str, np.ndarray] | None = None  # track, x, y, visible: of a label
-  followed: tuple[np.ndarray, np.ndarray] | None = (
-    None  # points (N, 2) and visible (N,), of the queries that everyone is given
-  )
+  # points (N, 2) and visible (N,), of the queries that everyone is given
+  followed: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass

@@ -88,9 +88,8 @@ def ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Itera
   item itself, one at a time: with a thread on each core, one more that makes items would push them off their cores and
   out of their caches."""
   source = iter(items)
-  running: queue.SimpleQueue[Future[tuple[T, R]] | None] = (
-    queue.SimpleQueue()
-  )  # in the items' order; None: a thread has ended
+  # in the items' order; None: a thread has ended
+  running: queue.SimpleQueue[Future[tuple[T, R]] | None] = queue.SimpleQueue()
   turn, room, stop = threading.Lock(), threading.Semaphore(2 * threads), threading.Event()
 
   def work() -> None:

@@ -1,7 +1,6 @@
 """Rules by which labels are made, that were mended once: each has a version, which is part of the key of the labels
-that it decides. Labels of an older version
-are stale: `op labels` lists them, distill and evaluate refuse them without --stale-labels, and the same `op label`
-command makes them anew.
+that it decides. Labels of an older version are stale: `op labels` lists them, distill and evaluate refuse them without
+--stale-labels, and the same `op label` command makes them anew.
 
 To mend a rule, raise its version here, or add it with version 2: what has no version of a rule was made by version 1.
 """

@@ -1,8 +1,7 @@
 """The route's own driving model as a teacher: the baseline that all is compared with. Nothing runs, the labels come out
 of the log.
 
-Its lines: lines.py. Leads are radarState's.
-"""
+Its lines: lines.py. Leads are radarState's. """
 
 from functools import lru_cache
 from pathlib import Path

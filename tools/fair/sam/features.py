@@ -17,8 +17,7 @@ class Sam2FeatureTeacher(DenseTeacher):
   """The coarsest map of its pyramid, stride 16: 256 channels of 64x64 for the published checkpoints, which see every
   frame as 1024x1024, stretched.
 
-  path: a Hugging Face folder, or a checkpoint of the sam2 package. Raises UserError where it is no SAM 2 model.
-  """
+  path: a Hugging Face folder, or a checkpoint of the sam2 package. Raises UserError where it is no SAM 2 model."""
 
   def __init__(
     self, name: str, entry: Entry, path: Path | None, device: str | None = None, precision: str | None = None

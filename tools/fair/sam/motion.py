@@ -36,9 +36,8 @@ def to_boxes(m: np.ndarray) -> np.ndarray:
 def complete(there: np.ndarray, boxes: np.ndarray, covered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Where tracks are expected and the boxes seen of them, (N, 4) each -> boxes with what is hidden of them: a side that
   is too short keeps the edge that is where it was expected, or that nothing covers, and gets the expected length; and
-  (N,) the share that was missing. covered: (N, 2) bool, left and right edges
-  that something stands before: those are never believed, however little is missing, or things would seem to flee from
-  what comes before them."""
+  (N,) the share that was missing. covered: (N, 2) bool, left and right edges that something stands before: those are
+  never believed, however little is missing, or things would seem to flee from what comes before them."""
   out, cut = boxes.copy(), np.zeros(len(boxes))
   for lo, hi in ((0, 2), (1, 3)):
     long, short = there[:, hi] - there[:, lo], boxes[:, hi] - boxes[:, lo]
@@ -93,14 +92,11 @@ class ObjectTracker:
   """Kalman filters and the Hungarian method. All in pixels and frames.
 
   lost_after: frames after which a thing unseen is let go; one that was seen in less than min_hits frames goes sooner.
-  start_score: boxes of a lower score
-  only continue tracks. gate: squared deviations, over the four values of a box, beyond which it is somebody else;
-  looks: how many of those it is to share no
-  color, after a while unseen. calm: of its velocity what is expected to be there a frame later while a thing is unseen,
-  where the camera's turn is not
-  known. stray: of `match_again`, pixels.
-  groups: class -> those of the same number are not told apart; without it each class is its own.
-  """
+  start_score: boxes of a lower score only continue tracks. gate: squared deviations, over the four values of a box,
+  beyond which it is somebody else;
+  looks: how many of those it is to share no color, after a while unseen. calm: of its velocity what is expected to be
+  there a frame later while a thing is unseen, where the camera's turn is not known. stray: of `match_again`, pixels.
+  groups: class -> those of the same number are not told apart; without it each class is its own."""
 
   def __init__(
     self,

@@ -3,10 +3,9 @@
 The networks are transformers' Sam2VideoModel and EdgeTamVideoModel, called as they are. What is done around them:
 - after each frame, all is dropped that no later frame looks at, which changes nothing in the result;
 - objects join on any frame from a detector. They are prompted in a session of their own, which is then merged: the
-  official forward would
-  run all other objects again, and write their memory of that frame as if they had been prompted too;
-- objects unseen for long are let go, so that a drive does not get slower with every car that was met.
-"""
+  official forward would run all other objects again, and write their memory of that frame as if they had been prompted
+  too;
+- objects unseen for long are let go, so that a drive does not get slower with every car that was met."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -91,8 +90,7 @@ class SAM2VideoWrapper:
 
   path: a Hugging Face folder, or a checkpoint of the sam2 package. detector_weights: where the detector's are, if not
   where all are looked for.
-  load: of the detector. Raises UserError where it is no SAM 2 video model.
-  """
+  load: of the detector. Raises UserError where it is no SAM 2 video model."""
 
   stateful = True
   ASKS_OTHERS = True

@@ -23,9 +23,8 @@ from openpilot.tools.lib.errors import UserError
 
 PROMPTS = ("car", "truck", "bus", "person", "bicycle", "motorcycle", "traffic light", "traffic sign")
 TOKENS = 32  # of a prompt, as officially
-MAX_POINTERS = (
-  32  # frames on which a detection confirmed an object, whose pointers are kept: officially all, without an end
-)
+# frames on which a detection confirmed an object, whose pointers are kept: officially all, without an end
+MAX_POINTERS = 32
 
 
 class MaskTools:
@@ -62,8 +61,7 @@ class Sam3Teacher(SAM2VideoWrapper):
   more are followed at a time.
   lost_after: frames after which an object unseen is let go; officially none is.
 
-  Raises UserError where the folder is no SAM 3 video model with its tokenizer.
-  """
+  Raises UserError where the folder is no SAM 3 video model with its tokenizer."""
 
   ASKS_OTHERS = False
 

@@ -1,8 +1,7 @@
 """Identity through occlusion without SAM: what a detector sees, where things were going, and what colors they had. The
 permissive stand-in.
 
-How they are followed is in motion.py. Lucas-Kanade's flow may be added.
-"""
+How they are followed is in motion.py. Lucas-Kanade's flow may be added."""
 
 from functools import partial
 from pathlib import Path

@@ -25,8 +25,7 @@ def depth_loss(log_depth: Tensor, depth: Tensor, mask: Tensor, lam: float = 0.5)
 def segmentation_loss(logits: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
   """Weighted cross-entropy plus the mean soft Dice loss over the classes (Milletari et al. 2016).
 
-  logits (B, C, H, W), classes (B, H, W) int64, weights (C,).
-  """
+  logits (B, C, H, W), classes (B, H, W) int64, weights (C,)."""
   ce = F.cross_entropy(logits, classes, weight=weights, ignore_index=IGNORE)
   known = (classes != IGNORE).unsqueeze(1)
   prob = logits.softmax(1) * known

@@ -2,8 +2,7 @@
 """scene-nano from the simulator's exact truth: render, train, evaluate, export. `all` does the four in a row; the
 defaults take two cores about an hour.
 
-Every step resumes: a killed `render` or `train` goes on where it stopped when the same command is given again.
-"""
+Every step resumes: a killed `render` or `train` goes on where it stopped when the same command is given again."""
 
 import argparse
 import copy
@@ -40,8 +39,7 @@ def augment(frames: Tensor, depth: Tensor, classes: Tensor, g: torch.Generator) 
   """Exposure, contrast, white balance, noise, mirrored roads and pixels outside the image, alike for frames (B, 6, 128,
   256) and labels, in place.
 
-  Returns frames uint8 and the depth. Border pixels repeat, as the warp clamps them, and their labels count nowhere.
-  """
+  Returns frames uint8 and the depth. Border pixels repeat, as the warp clamps them, and their labels count nowhere."""
   b = len(frames)
   x = frames.float()
 

@@ -23,9 +23,8 @@ POINTS = ("road", "lane")
 LIFE = (20, 40)  # frames that a point is followed, at least and at most, unless it leaves the view
 LEAST = 6  # frames that a new point will stay in the view: nearer than that, most would be gone in two or three
 SPACING = 24  # pixels between new points, about
-CLEARANCE = (
-  18  # pixels that a new point keeps from those of its class that are followed already, and one of the road from all
-)
+# pixels that a new point keeps from those of its class that are followed already, and one of the road from all
+CLEARANCE = 18
 FAR = 80.0  # meters; farther, one pixel is many meters of road
 MOST = 128  # points at a time
 

@@ -81,8 +81,7 @@ class DecoderLayer(nn.Module):
   def forward(self, x: Tensor, query: Tensor, box: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """x, query (..., Q, d); box (..., Q, 4) cx cy w h in 0..1; key (..., heads, d / heads + 4, L), value (..., heads,
     L, d / heads), of the FINE cells
-    -> (..., Q, d).
-    """
+    -> (..., Q, d)."""
     pos = query + self.place(box)
     place = x + pos
     x = self.norm1(x + self.self_attention(place, place, x))

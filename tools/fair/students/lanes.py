@@ -40,8 +40,8 @@ def unit(cells: Tensor) -> Tensor:
 def square(size: int) -> dict[str, Tensor]:
   """What two numbers or two rows of numbers per point are multiplied with to fill a square of cells, (.., size * size)
   row-major, as products do it without broadcasting, which ONNX Runtime does cell by cell. corner: x, y -> the columns'
-  x, then the rows' y, less `steps`. column, row: repeat `size` of those in
-  the square. weights: fractions of x, y -> bilinear weights of a square of 2 in x and in y, with `weights0`."""
+  x, then the rows' y, less `steps`. column, row: repeat `size` of those in the square. weights: fractions of x, y ->
+  bilinear weights of a square of 2 in x and in y, with `weights0`."""
   one, count, eye = np.ones(size), np.arange(size), np.eye(size)
   zero = 0 * one
   out = {

@@ -83,8 +83,7 @@ def import_onnx(student: Student, path: str | Path, blob: bytes | None = None) -
   plain_norms() of the student, it computes what the file does. What the graph does not use, as heads that were not
   exported, is missing.
 
-  Raises UserError where the file is no such graph.
-  """
+  Raises UserError where the file is no such graph."""
   import onnx
 
   try:

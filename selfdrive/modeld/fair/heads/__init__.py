@@ -1,7 +1,6 @@
 """Heads: pure numpy functions from a graph's raw output to physical quantities; the manifest names them.
 
-Outputs of one graph that name the same head are decoded together; parameters.part says which is which.
-"""
+Outputs of one graph that name the same head are decoded together; parameters.part says which is which."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,8 +43,7 @@ def part_of(spec: dict[str, Any]) -> str:
   """Which part of its head an output is: parameters.part, else what its name says: 'objects_heat' is 'heat',
   'lanes_points_out' is 'points'.
 
-  A head of one output takes it whatever it is called.
-  """
+  A head of one output takes it whatever it is called."""
   head = spec["head"]
   parts = HEADS[head].parts
   if len(parts) == 1 and not HEADS[head].more:

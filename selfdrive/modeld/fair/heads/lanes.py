@@ -65,8 +65,7 @@ def map_lines(class_map: np.ndarray, lane: int, ground: Ground, most: int) -> li
   """A class map (h, w) over the whole view -> up to `most` longest lines of class `lane`, each (P, 2) view pixels, from
   far to near.
 
-  Row by row from the bottom: the middle of each run of the class joins the line that points at it, or begins one.
-  """
+  Row by row from the bottom: the middle of each run of the class joins the line that points at it, or begins one."""
   h, w = class_map.shape
   s = 2 * ground.cx / w  # view pixels a map pixel, across and down
   horizon = (ground.cy + ground.f * ground.height / SEED_FAR + 0.5) / s - 0.5

@@ -73,8 +73,7 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
   """raw: heat (1, K, h, w) logits, box (1, 4, h, w) left, top, right, bottom >= 0 from the cell's center, view pixels;
   and where the bundle has them coef (1, P, h, w), proto (1, P, H, W), embed (1, E, h, w). specs['heat']: classes,
   parameters threshold.
-  valid: (256, 512) bool; centers outside the camera image do not count.
-  """
+  valid: (256, 512) bool; centers outside the camera image do not count."""
   heat = raw["heat"][0]
   _, h, w = heat.shape
   view_h, view_w = valid.shape

@@ -16,9 +16,8 @@ MAX_RUN = 65535  # of the message's UInt16
 class Segmentation:
   classes: list[str]
   class_map: np.ndarray  # (H, W) uint8, index into classes, 255 outside the camera image
-  class_prob: (
-    np.ndarray
-  )  # (C,) float32, mean probability of a class over the pixels that it was given to, 0 where it has none
+  # (C,) float32, mean probability of a class over the pixels that it was given to, 0 where it has none
+  class_prob: np.ndarray
   runs: tuple[np.ndarray, np.ndarray] | None = None  # encode_runs() of the map, where it was needed already
 
 

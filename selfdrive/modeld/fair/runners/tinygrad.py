@@ -52,8 +52,7 @@ def find_clang() -> str | None:
   """The CC for tinygrad, whose CPU device compiles even to start: what CC names, else clang, else the compiler of the
   ziglang package. None without any.
 
-  tinygrad wants one executable, so for ziglang's a script is kept in the user's cache.
-  """
+  tinygrad wants one executable, so for ziglang's a script is kept in the user's cache."""
   for name in (os.environ.get("CC"), "clang"):
     if name and (path := shutil.which(name)):
       return path

@@ -493,7 +493,8 @@ def main(argv: Sequence[str] = ()) -> int:
       link,
       args.dense or read_flag(params, "FairLogDense"),
     )
-  except Exception as e:  # another instance runs, the sockets' disk is full, too few open files: ZeroMQ's and msgq's exceptions have no common base  # noqa: E501
+  except Exception as e:
+    # another instance runs, the sockets' disk is full, too few open files: ZeroMQ's and msgq's have no common base
     print(f"error: {e}{too_few_files(e)}", file=sys.stderr)
     return 2
   # a flag looked at between two frames: an exception from the handler could come up anywhere, a destructor included

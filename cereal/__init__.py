@@ -1,4 +1,6 @@
-"""openpilot's message schemas: log, car, deprecated and custom (ours). capnp's own import hook is switched off, as openpilot does."""
+"""openpilot's message schemas: log, car, deprecated and custom (ours). capnp's own import hook is switched off, as
+openpilot does."""
+
 import os
 
 import capnp

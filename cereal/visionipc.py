@@ -1,6 +1,7 @@
-"""VisionIPC: camera frames in shared memory. The server hands its buffers' file descriptors over a unix socket, and announces each frame on a
-messaging endpoint, as openpilot's does. Memory is anonymous: a killed server leaves nothing behind.
-"""
+"""VisionIPC: camera frames in shared memory. The server hands its buffers' file descriptors over a unix socket, and
+announces each frame on a messaging endpoint, as openpilot's does. Memory is anonymous: a killed server leaves nothing
+behind."""
+
 import contextlib
 import errno
 import fcntl
@@ -21,12 +22,16 @@ import numpy as np
 
 from openpilot.cereal.messaging import PubSocket, SubSocket, endpoint_path
 
-ANNOUNCE = struct.Struct("<QIIQQB")   # server id, buffer index, frame id, start and end of frame in ns, valid
-MAX_BUFFERS = 253                     # what one message of a unix socket may carry
-MAX_SIDE, MAX_SIZE, MAX_MEMORY = 16384, 1 << 28, 1 << 31   # pixels; bytes of a buffer, and of all that a server hands out
-PEERS, PATIENCE = 64, 1.              # connections at once; s in which one has to say what it wants
-REPLY = 4096                          # bytes of an answer
-ASK_AGAIN = .1                        # s between two looks for a new server: announcements of no server that is here cost no more
+ANNOUNCE = struct.Struct("<QIIQQB")  # server id, buffer index, frame id, start and end of frame in ns, valid
+MAX_BUFFERS = 253  # what one message of a unix socket may carry
+MAX_SIDE, MAX_SIZE, MAX_MEMORY = (
+  16384,
+  1 << 28,
+  1 << 31,
+)  # pixels; bytes of a buffer, and of all that a server hands out
+PEERS, PATIENCE = 64, 1.0  # connections at once; s in which one has to say what it wants
+REPLY = 4096  # bytes of an answer
+ASK_AGAIN = 0.1  # s between two looks for a new server: announcements of no server that is here cost no more
 # linux/fcntl.h. A buffer that could shrink under its reader would end it by SIGBUS
 F_ADD_SEALS, F_GET_SEALS, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW = 1033, 1034, 1, 2, 4
 
@@ -46,11 +51,11 @@ def align(x: int, to: int) -> int:
 
 
 def nv12_info(width: int, height: int) -> tuple[int, int, int, int]:
-  """stride, y_height, uv_height, buffer size of an NV12 frame as the Snapdragon's camera and video blocks lay it out (openpilot: nv12_info.py).
+  """stride, y_height, uv_height, buffer size of an NV12 frame as the Snapdragon's camera and video blocks lay it out
+  (openpilot: nv12_info.py).
 
-  The chroma plane begins at stride * y_height. The size is what the video block asks for: a page behind the chroma plane, eight more lines, and half a
-  kilobyte for each column of the width rounded up to 512.
-  """
+  The chroma plane begins at stride * y_height. The size is what the video block asks for: a page behind the chroma
+  plane, eight more lines, and half a kilobyte for each column of the width rounded up to 512."""
   stride, y_height, uv_height = align(width, 128), align(height, 32), align(height // 2, 16)
   planes = stride * y_height + stride * uv_height + 4096
   return stride, y_height, uv_height, align(planes + max(16 * 1024, 8 * stride), 4096) + align(width, 512) * 512
@@ -74,7 +79,7 @@ class VisionBuf:
 def _check_platform() -> None:
   """Raises OSError where camera buffers cannot be shared as openpilot does it."""
   if sys.platform == "darwin":
-    what = "VisionIPC is not supported on macOS; label, distill, export and evaluate run here, what plays or reads camera frames wants Linux"
+    what = "VisionIPC is not supported on macOS; label, distill, export and evaluate run here, what plays or reads camera frames wants Linux"  # noqa: E501
     raise OSError(errno.EOPNOTSUPP, what)
 
 
@@ -83,7 +88,7 @@ def _memory(size: int) -> int:
     fd = os.memfd_create("visionbuf", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, size)
     fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
-  else:   # macOS
+  else:  # macOS
     fd, path = tempfile.mkstemp()
     os.unlink(path)
     os.ftruncate(fd, size)
@@ -91,19 +96,25 @@ def _memory(size: int) -> int:
 
 
 def check_info(info: Any, fds: list[int]) -> dict[str, int]:
-  """What a server says of its buffers, as far as it can be believed. Raises ValueError: sizes that cannot be, files that are smaller or may shrink."""
+  """What a server says of its buffers, as far as it can be believed. Raises ValueError: sizes that cannot be, files
+  that are smaller or may shrink."""
   wanted = ("server", "width", "height", "stride", "uv_offset", "size")
   if not isinstance(info, dict) or any(type(info.get(k)) is not int for k in wanted):
     raise ValueError(f"a server's info lacks one of {', '.join(wanted)}")
   width, height, stride, uv_offset, size = (info[k] for k in wanted[1:])
-  if not (2 <= width <= stride <= 4 * MAX_SIDE and 2 <= height <= MAX_SIDE and width <= MAX_SIDE and uv_offset >= stride * height):
+  if not (
+    2 <= width <= stride <= 4 * MAX_SIDE
+    and 2 <= height <= MAX_SIDE
+    and width <= MAX_SIDE
+    and uv_offset >= stride * height
+  ):
     raise ValueError(f"a server's frames of {width}x{height} with stride {stride} cannot be")
   if not uv_offset + stride * (height // 2) <= size <= MAX_SIZE or size * len(fds) > MAX_MEMORY:
     raise ValueError(f"a server's {len(fds)} buffers of {size} bytes do not hold its frames, or are too large")
   for fd in fds:
     if os.fstat(fd).st_size < size:
       raise ValueError("a server's buffer is shorter than it says")
-    if sys.platform == "linux" and not fcntl.fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK:   # OSError: no memory file at all
+    if sys.platform == "linux" and not fcntl.fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK:  # OSError: no memory file at all
       raise ValueError("a server's buffer may shrink while it is read")
   return info
 
@@ -128,7 +139,9 @@ class VisionIpcServer:
     stride, y_height, _, size = nv12_info(width, height)
     self.create_buffers_with_sizes(stream, num_buffers, width, height, size, stride, stride * y_height)
 
-  def create_buffers_with_sizes(self, stream: int, num_buffers: int, width: int, height: int, size: int, stride: int, uv_offset: int) -> None:
+  def create_buffers_with_sizes(
+    self, stream: int, num_buffers: int, width: int, height: int, size: int, stride: int, uv_offset: int
+  ) -> None:
     """Raises MultiplePublishersError where a living process serves the stream, ValueError on impossible sizes."""
     if not 1 <= num_buffers <= MAX_BUFFERS:
       raise ValueError(f"{num_buffers} buffers; 1 to {MAX_BUFFERS} are possible")
@@ -136,13 +149,15 @@ class VisionIpcServer:
       raise ValueError(f"buffers of {size} bytes do not hold {width}x{height} NV12 with stride {stride}")
     assert self.listener is None, "create all buffers before start_listener()"
     self.pub[stream] = PubSocket(f"visionipc_{self.name}_{stream}")
-    self.buffers[stream] = [VisionBuf(_memory(size), i, size, width, height, stride, uv_offset) for i in range(num_buffers)]
+    self.buffers[stream] = [
+      VisionBuf(_memory(size), i, size, width, height, stride, uv_offset) for i in range(num_buffers)
+    ]
     self.next[stream] = 0
 
   def start_listener(self) -> None:
     path = endpoint_path(f"visionipc_{self.name}")
     with contextlib.suppress(FileNotFoundError):
-      os.unlink(path)   # of a killed server; a living one holds the lock of its streams, and we would not be here
+      os.unlink(path)  # of a killed server; a living one holds the lock of its streams, and we would not be here
     self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     self.listener.bind(path)
     self.listener.listen(16)
@@ -151,7 +166,7 @@ class VisionIpcServer:
 
   def _listen(self, listener: socket.socket) -> None:
     """Answers who asks, until the listener is closed. One that says nothing holds up nobody."""
-    until: dict[socket.socket, float] = {}   # connections that have not said yet what they want
+    until: dict[socket.socket, float] = {}  # connections that have not said yet what they want
 
     def drop(conn: socket.socket) -> None:
       del until[conn]
@@ -161,11 +176,11 @@ class VisionIpcServer:
     with selectors.DefaultSelector() as waiting:
       waiting.register(listener, selectors.EVENT_READ)
       while listener.fileno() >= 0:
-        for key, _ in waiting.select(.1):
+        for key, _ in waiting.select(0.1):
           if key.fileobj is not listener:
             conn = key.fileobj
             assert isinstance(conn, socket.socket)
-            with contextlib.suppress(OSError, ValueError):   # ValueError: it says what is no number
+            with contextlib.suppress(OSError, ValueError):  # ValueError: it says what is no number
               self._answer(conn)
             drop(conn)
             continue
@@ -173,9 +188,9 @@ class VisionIpcServer:
             conn, _ = listener.accept()
           except OSError as e:
             if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED, errno.EAGAIN):
-              time.sleep(.05)
+              time.sleep(0.05)
               continue
-            return   # closed
+            return  # closed
           conn.setblocking(False)
           until[conn] = time.monotonic() + PATIENCE
           waiting.register(conn, selectors.EVENT_READ)
@@ -194,7 +209,14 @@ class VisionIpcServer:
       conn.sendall(b"{}")
       return
     b = bufs[0]
-    info = {"server": self.id, "width": b.width, "height": b.height, "stride": b.stride, "uv_offset": b.uv_offset, "size": len(b.map)}
+    info = {
+      "server": self.id,
+      "width": b.width,
+      "height": b.height,
+      "stride": b.stride,
+      "uv_offset": b.uv_offset,
+      "size": len(b.map),
+    }
     socket.send_fds(conn, [json.dumps(info).encode()], [x.fd for x in bufs])
 
   def get_buffer(self, stream: int) -> VisionBuf:
@@ -204,11 +226,14 @@ class VisionIpcServer:
     self.next[stream] = (self.next[stream] + 1) % len(bufs)
     return buf
 
-  def send_buffer(self, stream: int, buf: VisionBuf, frame_id: int, timestamp_sof: int, timestamp_eof: int, valid: bool = True) -> None:
-    self.pub[stream].send(ANNOUNCE.pack(self.id, buf.idx, frame_id & 0xffffffff, timestamp_sof, timestamp_eof, valid))
+  def send_buffer(
+    self, stream: int, buf: VisionBuf, frame_id: int, timestamp_sof: int, timestamp_eof: int, valid: bool = True
+  ) -> None:
+    self.pub[stream].send(ANNOUNCE.pack(self.id, buf.idx, frame_id & 0xFFFFFFFF, timestamp_sof, timestamp_eof, valid))
 
   def send(self, stream: int, data: Any, frame_id: int = 0, timestamp_sof: int = 0, timestamp_eof: int = 0) -> None:
-    """data: bytes-like, a whole buffer or its beginning. One copy, of what the planes fill: a quarter of a 1928x1208 buffer lies behind them."""
+    """data: bytes-like, a whole buffer or its beginning. One copy, of what the planes fill: a quarter of a 1928x1208
+    buffer lies behind them."""
     buf = self.get_buffer(stream)
     src = np.frombuffer(data, dtype=np.uint8)[: buf.picture_size]
     np.copyto(buf.data[: src.size], src)
@@ -230,7 +255,8 @@ class VisionIpcServer:
 
 @contextlib.contextmanager
 def _no_server() -> Iterator[None]:
-  """Where no server answers, or what answers is none, all goes on; that this process may open no more files is raised: it would wait for ever."""
+  """Where no server answers, or what answers is none, all goes on; that this process may open no more files is raised:
+  it would wait for ever."""
   try:
     yield
   except OSError as e:
@@ -241,14 +267,15 @@ def _no_server() -> Iterator[None]:
 
 
 class VisionIpcClient:
-  """recv() gives the next frame, with conflate the newest. A restarted server is found again at the next recv() or connect()."""
+  """recv() gives the next frame, with conflate the newest. A restarted server is found again at the next recv() or
+  connect()."""
 
   def __init__(self, name: str, stream: int, conflate: bool):
     _check_platform()
     self.name, self.stream, self.conflate = name, stream, conflate
     self.sub: SubSocket | None = None
     self.server = 0
-    self.ask_after = 0.   # monotonic s
+    self.ask_after = 0.0  # monotonic s
     self.buffers: list[VisionBuf] = []
     self.frame_id = self.timestamp_sof = self.timestamp_eof = 0
     self.valid = False
@@ -256,9 +283,10 @@ class VisionIpcClient:
 
   @staticmethod
   def _ask(name: str, request: str, max_fds: int = 0) -> tuple[Any, list[int]]:
-    """What the server answers, and descriptors, which are the caller's to close. Raises OSError without a server, ValueError where it talks nonsense."""
+    """What the server answers, and descriptors, which are the caller's to close. Raises OSError without a server,
+    ValueError where it talks nonsense."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
-      s.settimeout(1.)
+      s.settimeout(1.0)
       s.connect(endpoint_path(f"visionipc_{name}"))
       s.sendall(request.encode())
       fds: list[int] = []
@@ -298,21 +326,27 @@ class VisionIpcClient:
       time.sleep(0.05)
 
   def _take(self, info: Any, fds: list[int]) -> None:
-    """Raises ValueError or OSError where the server cannot be believed; then the descriptors are closed and nothing has changed."""
+    """Raises ValueError or OSError where the server cannot be believed; then the descriptors are closed and nothing has
+    changed."""
     try:
       info = check_info(info, fds)
-      buffers = [VisionBuf(fd, i, info["size"], info["width"], info["height"], info["stride"], info["uv_offset"]) for i, fd in enumerate(fds)]
+      buffers = [
+        VisionBuf(fd, i, info["size"], info["width"], info["height"], info["stride"], info["uv_offset"])
+        for i, fd in enumerate(fds)
+      ]
     except (OSError, ValueError):
       close_all(fds)
       raise
     self._release()
     self.server, self.buffers = info["server"], buffers
-    self.width, self.height, self.stride, self.uv_offset, self.buffer_len = (info[k] for k in ("width", "height", "stride", "uv_offset", "size"))
-    if self.sub is None:   # kept over a server's restart: it finds the new socket by itself
+    self.width, self.height, self.stride, self.uv_offset, self.buffer_len = (
+      info[k] for k in ("width", "height", "stride", "uv_offset", "size")
+    )
+    if self.sub is None:  # kept over a server's restart: it finds the new socket by itself
       self.sub = SubSocket(f"visionipc_{self.name}_{self.stream}", conflate=self.conflate)
 
   def _release(self) -> None:
-    close_all([b.fd for b in self.buffers])   # the mapping goes with the last array over it
+    close_all([b.fd for b in self.buffers])  # the mapping goes with the last array over it
     self.buffers, self.server = [], 0
 
   def is_connected(self) -> bool:
@@ -323,7 +357,8 @@ class VisionIpcClient:
     return len(self.buffers)
 
   def recv(self, timeout_ms: int = 100) -> VisionBuf | None:
-    """None after timeout_ms without a frame, and where the server has gone or been replaced: is_connected() tells which."""
+    """None after timeout_ms without a frame, and where the server has gone or been replaced: is_connected() tells
+    which."""
     if self.sub is None or not self.buffers:
       return None
     self.sub.setTimeout(timeout_ms)
@@ -331,18 +366,18 @@ class VisionIpcClient:
     if dat is None:
       with _no_server():
         self._ask(self.name, "streams")
-        return None          # the server lives, it only sent nothing
+        return None  # the server lives, it only sent nothing
       self._release()
       return None
     if len(dat) != ANNOUNCE.size:
       return None
     server, idx, frame_id, sof, eof, valid = ANNOUNCE.unpack(dat)
-    if server != self.server:   # a new server: its buffers must be fetched first
+    if server != self.server:  # a new server: its buffers must be fetched first
       if time.monotonic() < self.ask_after:
         return None
       self.ask_after = time.monotonic() + ASK_AGAIN
       self.connect(blocking=False)
-    if server != self.server or idx >= len(self.buffers):   # of no server that is here
+    if server != self.server or idx >= len(self.buffers):  # of no server that is here
       return None
     self.frame_id, self.timestamp_sof, self.timestamp_eof, self.valid = frame_id, sof, eof, bool(valid)
     buf = self.buffers[idx]

@@ -1,4 +1,5 @@
 """Fixtures shared by all tests."""
+
 import os
 import signal
 from pathlib import Path
@@ -6,14 +7,19 @@ from pathlib import Path
 import pytest
 
 ROOT = str(Path(__file__).resolve().parents[1])
-# what tests start finds our modules from any folder, and takes nothing of the working folder for a module: as tools/op.sh has it
-os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, (ROOT, *os.environ.get("PYTHONPATH", "").split(os.pathsep)))))
+# what tests start finds our modules from any folder, and takes nothing of the working folder for a module: as
+# tools/op.sh has it
+os.environ["PYTHONPATH"] = os.pathsep.join(
+  dict.fromkeys(filter(None, (ROOT, *os.environ.get("PYTHONPATH", "").split(os.pathsep))))
+)
 os.environ["PYTHONSAFEPATH"] = "1"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 SHARED_DATA = Path(os.environ.get("FAIR_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts us in the background has it ignored, which children inherit
+signal.signal(
+  signal.SIGINT, signal.default_int_handler
+)  # a shell that starts us in the background has it ignored, which children inherit
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,5 @@
 """The runner of mutants: its changes are programs, and it knows a module's tests."""
+
 import ast
 import importlib.util
 import sys
@@ -28,15 +29,30 @@ def test_every_site_is_a_change_and_still_a_program():
   found = list(mutants.sites(TEXT))
   said = [(s.scope, s.line, s.old, s.new) for s in found]
   assert said == [
-    ("module", 3, "3", "4"), ("f", 4, "4", "5"),
-    ("f", 6, "and", "or"), ("f", 6, "<", "<="), ("f", 6, "not ", ""), ("f", 8, "a += 1", "pass"), ("f", 8, "1", "2"),
-    ("f", 10, 'os.remove("x" if a is None else "y")', "pass"), ("f", 10, "is", "is not"), ("f", 11, "!=", "=="), ("f", 11, "%", "//"), ("f", 11, "*", "/"),
-    ("f", 11, "2", "3"), ("f", 11, "5", "6"), ("f", 11, "0", "1")]
+    ("module", 3, "3", "4"),
+    ("f", 4, "4", "5"),
+    ("f", 6, "and", "or"),
+    ("f", 6, "<", "<="),
+    ("f", 6, "not ", ""),
+    ("f", 8, "a += 1", "pass"),
+    ("f", 8, "1", "2"),
+    ("f", 10, 'os.remove("x" if a is None else "y")', "pass"),
+    ("f", 10, "is", "is not"),
+    ("f", 11, "!=", "=="),
+    ("f", 11, "%", "//"),
+    ("f", 11, "*", "/"),
+    ("f", 11, "2", "3"),
+    ("f", 11, "5", "6"),
+    ("f", 11, "0", "1"),
+  ]
   for s in found:
     changed = s.applied(TEXT)
     assert changed != TEXT and ast.dump(ast.parse(changed)) != ast.dump(ast.parse(TEXT))
   row = {"scope": "f", "kind": "compare", "old": "!=", "new": "==", "index": "7"}
-  assert mutants.find(TEXT.replace("return", "return a and"), row).line == 11 and mutants.find(TEXT, {**row, "old": ">"}) is None
+  assert (
+    mutants.find(TEXT.replace("return", "return a and"), row).line == 11
+    and mutants.find(TEXT, {**row, "old": ">"}) is None
+  )
 
 
 def test_a_modules_tests_are_found_by_what_they_import():

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The main job on a sample: makes a simulated drive (or takes a route), replays it through the manager with the flag on, and leaves what fairmodeld made of it.
+"""The main job on a sample: makes a simulated drive (or takes a route), replays it through the manager with the flag
+on, and leaves what fairmodeld made of it.
 
-out/demo/overlay.mp4, rlog.zst (the route's log with the fair messages merged in), report.html and report.json.
-"""
+out/demo/overlay.mp4, rlog.zst (the route's log with the fair messages merged in), report.html and report.json."""
 
 import argparse
 import os
@@ -61,7 +61,9 @@ def run(args: argparse.Namespace) -> None:
   bundle = load_bundle(args.bundle) if args.bundle else find_bundle(None, MODELS_DIR)
   if args.bundle:
     os.environ["FAIR_MODELS_DIR"] = str(args.bundle.resolve().parent)
-  source = args.route or write_route(out / "route" / f"{args.seed}-{args.time}-{args.seconds:g}", args.seed, args.seconds, "mici", args.time)
+  source = args.route or write_route(
+    out / "route" / f"{args.seed}-{args.time}-{args.seconds:g}", args.seed, args.seconds, "mici", args.time
+  )
   segments, camera = open_route(source, args.data_dir, args.camera)
   if not any(getattr(s, VIDEOS[camera]) for s in segments):
     raise UserError(f"{source} has no video; fairmodeld needs camera frames")
@@ -70,7 +72,9 @@ def run(args: argparse.Namespace) -> None:
   params.put_bool("FairLogDense", True)  # the overlay draws masks
   params.put("FairBundle", bundle.path.name)
   # however this process ends, its manager ends, too
-  manager = subprocess.Popen(python.command("-m", "openpilot.selfdrive.manager.manager"), env=python.environment(), preexec_fn=die_with_parent)
+  manager = subprocess.Popen(
+    python.command("-m", "openpilot.selfdrive.manager.manager"), env=python.environment(), preexec_fn=die_with_parent
+  )
   try:
     wait_for_fairmodeld(manager)
     recorder = Recorder()
@@ -104,12 +108,18 @@ def table(r: dict, bundle: str, late: int) -> None:
     ("bundle", bundle),
     ("frames processed / dropped / invalid", f"{r['frames']} / {r.get('dropped', 0)} / {r.get('invalid', 0)}"),
     ("network, ms, p50 / p99", f"{r['execution_ms'].get('p50')} / {r['execution_ms'].get('p99')}"),
-    ("warp + decode + publish, ms, mean", f"{r.get('warp_ms', 0)} + {r.get('decode_ms', 0)} + {r.get('publish_ms', 0)}"),
+    (
+      "warp + decode + publish, ms, mean",
+      f"{r.get('warp_ms', 0)} + {r.get('decode_ms', 0)} + {r.get('publish_ms', 0)}",
+    ),
     ("memory, MB", r.get("memory_mb")),
     ("frames that the replay sent late", late),
   ]
   if q:
-    rows += [("depth AbsRel / delta1, against truth", f"{q.get('abs_rel')} / {q.get('delta1')}"), ("segmentation mIoU, against truth", q.get("miou"))]
+    rows += [
+      ("depth AbsRel / delta1, against truth", f"{q.get('abs_rel')} / {q.get('delta1')}"),
+      ("segmentation mIoU, against truth", q.get("miou")),
+    ]
   if r["faults"]:
     rows.append(("faults", "; ".join(r["faults"])))
   print()
@@ -126,7 +136,9 @@ def end(number: int, _: object) -> NoReturn:
 def main() -> None:
   from openpilot.tools.lib.errors import above_zero
 
-  signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background; the processes below are stopped by it
+  signal.signal(
+    signal.SIGINT, signal.default_int_handler
+  )  # ignored where a shell started us in the background; the processes below are stopped by it
   for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, end)
   p = argparse.ArgumentParser(prog="demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -134,7 +146,9 @@ def main() -> None:
   p.add_argument("--route", help="replay this route in place of a simulated one")
   p.add_argument("--camera", choices=["road", "wide", "qcamera"], default="road")
   p.add_argument("--data-dir", type=Path, help="where routes lie")
-  p.add_argument("--focal", type=above_zero, metavar="PX", help="focal length in pixels, of a camera that is none of comma's")
+  p.add_argument(
+    "--focal", type=above_zero, metavar="PX", help="focal length in pixels, of a camera that is none of comma's"
+  )
   p.add_argument("--seconds", type=above_zero, default=12.0, help="of the simulated drive, or at most of the route")
   p.add_argument("--seed", type=int, default=2_000_003)
   p.add_argument("--time", choices=["day", "dusk", "night"], default="day")

@@ -113,6 +113,7 @@ lint() {
   setup tools,train,test
   cd "$ROOT"
   "$VENV/bin/python" -m ruff check cereal selfdrive tools tests
+  "$VENV/bin/python" -m ruff format --check cereal selfdrive tools tests
   "$VENV/bin/python" -m mypy -p openpilot.cereal -p openpilot.common -p openpilot.selfdrive.manager -p openpilot.selfdrive.modeld -p openpilot.tools
 }
 
@@ -162,36 +163,36 @@ case "$cmd" in
     cd "$ROOT"
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     if [ $# -gt 0 ]; then py pytest "$@"; fi
-    # fast ones first: what is broken shows in the first minute
+    # fast ones first: what is broken shows in the first minute. Two workers; a file's tests share what they set up
     status=0
-    "$VENV/bin/python" -m pytest -m "not slow" || status=$?
-    "$VENV/bin/python" -m pytest -m slow || status=$?
+    "$VENV/bin/python" -m pytest -n "${FAIR_TEST_WORKERS:-2}" --dist loadfile -m "not slow" || status=$?
+    "$VENV/bin/python" -m pytest -n "${FAIR_TEST_WORKERS:-2}" --dist loadfile -m slow || status=$?
     exit $status ;;
   lint) lint ;;
   replay) setup tools; py openpilot.tools.replay.replay "$@" ;;
   record) setup tools; py openpilot.tools.replay.record "$@" ;;
   show) setup tools; py openpilot.tools.replay.show "$@" ;;
   process-replay) setup tools; py openpilot.tools.replay.process_replay "$@" ;;
-  model-replay) setup tools; py openpilot.tools.replay.model_replay "$@" ;;
+  model-replay) setup tools; py openpilot.tools.model_replay "$@" ;;
   compare-logs) setup tools; py openpilot.tools.replay.compare_logs "$@" ;;
   sim) setup tools; py openpilot.tools.sim.write_route "$@" ;;
   flag) setup tools; py openpilot.selfdrive.modeld.fair.flag "$@" ;;
   overlay) setup tools; py openpilot.tools.install.overlay "$@" ;;
   manager) setup tools; py openpilot.selfdrive.manager.manager "$@" ;;
   fairmodeld) setup tools; py openpilot.selfdrive.modeld.fair.fairmodeld "$@" ;;
-  train-scene) setup tools,train; py openpilot.tools.fair.training.train_scene "$@" ;;
-  teachers) setup tools,teach; py openpilot.tools.fair.teachers "$@" ;;
+  train-scene) setup tools,train; py openpilot.tools.fair.scene_nano.train "$@" ;;
+  teachers) setup tools,teach; py openpilot.tools.fair.list_teachers "$@" ;;
   label) setup tools,teach; py openpilot.tools.fair.labels.label "$@" ;;
-  labels) setup tools,teach; py openpilot.tools.fair.labels.labels "$@" ;;
+  labels) setup tools,teach; py openpilot.tools.fair.labels.list_labels "$@" ;;
   import-images) setup tools,teach; py openpilot.tools.fair.labels.images "$@" ;;
-  students) setup tools,train; py openpilot.tools.fair.students.students "$@" ;;
+  students) setup tools,train; py openpilot.tools.fair.students.list_students "$@" ;;
   distill) setup tools,train; py openpilot.tools.fair.distillation.distill "$@" ;;
   evaluate) setup tools,train; py openpilot.tools.fair.evaluation.evaluate "$@" ;;
-  export) setup tools,train; py openpilot.tools.fair.optimize.export "$@" ;;
-  compile) setup tools,compile; py openpilot.tools.fair.compile.report "$@" ;;
+  export) setup tools,train; py openpilot.tools.fair.bundle.export "$@" ;;
+  compile) setup tools,compile; py openpilot.tools.fair.comma_four.report "$@" ;;
   python)
     setup tools,train
-    # a script finds its neighbours; what is typed, -m and -c find nothing of the folder that one works in
+    # a script finds its neighbors; what is typed, -m and -c find nothing of the folder that one works in
     case "${1:-}" in -*|"") ;; *) unset PYTHONSAFEPATH ;; esac
     exec "$VENV/bin/python" "$@" ;;
   setup) setup tools; echo "ready: $VENV" ;;

@@ -1,7 +1,9 @@
-"""openpilot's messaging API over ZeroMQ: one PUB socket per service on an ipc endpoint, keyed by name and OPENPILOT_PREFIX.
+"""openpilot's messaging API over ZeroMQ: one PUB socket per service on an ipc endpoint, keyed by name and
+OPENPILOT_PREFIX.
 
-Both spellings of the services renamed in August 2026 meet at one endpoint. Inside an openpilot checkout its own messaging (msgq) takes this one's place.
-"""
+Both spellings of the services renamed in August 2026 meet at one endpoint. Inside an openpilot checkout its own
+messaging (msgq) takes this one's place."""
+
 import contextlib
 import errno
 import fcntl
@@ -20,10 +22,10 @@ from openpilot.cereal import log
 from openpilot.cereal.services import SERVICE_LIST, service_name
 
 NO_TRAVERSAL_LIMIT = 2**64 - 1
-AVG_FREQ_HISTORY = 100      # messages
+AVG_FREQ_HISTORY = 100  # messages
 DEFAULT_QUEUE_SIZE = 1024 * 1024
-HIGH_WATER_MARK = 500       # messages a slow reader may fall behind before it loses some: bounds memory
-MAX_IPC_PATH = 100          # a unix socket's path is limited to 107 bytes
+HIGH_WATER_MARK = 500  # messages a slow reader may fall behind before it loses some: bounds memory
+MAX_IPC_PATH = 100  # a unix socket's path is limited to 107 bytes
 
 _context: tuple[int, zmq.Context] | None = None
 
@@ -45,7 +47,8 @@ def context() -> zmq.Context:
 
 
 def endpoint_path(endpoint: str) -> str:
-  """The socket file of an endpoint: <tmp>/openpilot-<uid>/<prefix>/<endpoint>, the folder made if need be. Raises OSError where its path is too long."""
+  """The socket file of an endpoint: <tmp>/openpilot-<uid>/<prefix>/<endpoint>, the folder made if need be. Raises
+  OSError where its path is too long."""
   prefix = os.environ.get("OPENPILOT_PREFIX", "") or "default"
   # not tempfile.gettempdir(): with a full disk that is another folder, where nobody listens
   own = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"openpilot-{os.getuid()}")
@@ -53,25 +56,33 @@ def endpoint_path(endpoint: str) -> str:
   if len(folder) + 1 + len(endpoint) > MAX_IPC_PATH:
     folder = os.path.join(own, hashlib.sha256(prefix.encode()).hexdigest()[:16])
   if len(folder) + 1 + len(endpoint) > MAX_IPC_PATH:
-    raise OSError(errno.ENAMETOOLONG, f"the folder of TMPDIR has too long a path for sockets ({len(own)} letters); set a shorter one, as TMPDIR=/tmp")
+    raise OSError(
+      errno.ENAMETOOLONG,
+      f"the folder of TMPDIR has too long a path for sockets ({len(own)} letters); set a shorter one, as TMPDIR=/tmp",
+    )
   private_folder(own)
   private_folder(folder)
   return os.path.join(folder, endpoint)
 
 
 def private_folder(path: str) -> None:
-  """Makes the folder for this user alone; who can write there can forge messages. Raises PermissionError where it is somebody else's, or a link."""
+  """Makes the folder for this user alone; who can write there can forge messages. Raises PermissionError where it is
+  somebody else's, or a link."""
   with contextlib.suppress(FileExistsError):
     os.mkdir(path, 0o700)
   about = os.lstat(path)
   if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
-    raise PermissionError(f"{path} is not a folder of user {os.getuid()}, so others could send messages through it; remove it, or set TMPDIR to another folder")
-  if about.st_mode & 0o077:   # made by an older version
+    raise PermissionError(
+      f"{path} is not a folder of user {os.getuid()}, so others could send messages through it; remove it, or set "
+      "TMPDIR to another folder"
+    )
+  if about.st_mode & 0o077:  # made by an older version
     os.chmod(path, 0o700)
 
 
 class PubSocket:
-  """Publishes bytes on one endpoint. What a killed publisher left behind is taken over; a living one raises MultiplePublishersError."""
+  """Publishes bytes on one endpoint. What a killed publisher left behind is taken over; a living one raises
+  MultiplePublishersError."""
 
   def __init__(self, endpoint: str, queue_size: int = DEFAULT_QUEUE_SIZE):
     self.endpoint, self.max_size = endpoint, queue_size // 3
@@ -83,7 +94,9 @@ class PubSocket:
       self.lock.seek(0)
       owner = self.lock.read().strip() or "unknown"
       self.lock.close()
-      raise MultiplePublishersError(f"'{endpoint}' is being published already, by process {owner}; stop it, or set another OPENPILOT_PREFIX") from None
+      raise MultiplePublishersError(
+        f"'{endpoint}' is being published already, by process {owner}; stop it, or set another OPENPILOT_PREFIX"
+      ) from None
     self.lock.truncate(0)
     # whoever comes second is told this process's id, unless the disk is full: the lock holds all the same
     with contextlib.suppress(OSError):
@@ -154,7 +167,8 @@ def log_from_bytes(dat: bytes, struct: Any = log.Event) -> Any:
 
 
 def new_message(service: str | None = None, size: int | None = None, **kwargs: Any) -> Any:
-  """A log.Event builder with logMonoTime set to now and valid to False unless given; `size` for services that are lists."""
+  """A log.Event builder with logMonoTime set to now and valid to False unless given; `size` for services that are
+  lists."""
   args = {"valid": False, "logMonoTime": time.monotonic_ns(), **kwargs}
   dat = log.Event.new_message(**args)
   if service is not None:
@@ -168,7 +182,9 @@ def pub_sock(endpoint: str) -> PubSocket:
   return PubSocket(name, SERVICE_LIST[name].queue_size if name in SERVICE_LIST else DEFAULT_QUEUE_SIZE)
 
 
-def sub_sock(endpoint: str, poller: Poller | None = None, conflate: bool = False, timeout: int | None = None) -> SubSocket:
+def sub_sock(
+  endpoint: str, poller: Poller | None = None, conflate: bool = False, timeout: int | None = None
+) -> SubSocket:
   sock = SubSocket(service_name(endpoint), conflate, timeout)
   if poller is not None:
     poller.registerSocket(sock)
@@ -176,7 +192,8 @@ def sub_sock(endpoint: str, poller: Poller | None = None, conflate: bool = False
 
 
 def drain_sock_raw(sock: SubSocket, wait_for_one: bool = False) -> list[bytes]:
-  """All messages that wait in the socket; with wait_for_one it blocks until there is one or the socket's timeout passes."""
+  """All messages that wait in the socket; with wait_for_one it blocks until there is one or the socket's timeout
+  passes."""
   ret: list[bytes] = []
   while True:
     dat = sock.receive(non_blocking=not (wait_for_one and not ret))
@@ -235,13 +252,13 @@ class FrequencyTracker:
   """Whether messages come at the rate that their service promises, as far as the reader's own rate lets it see."""
 
   def __init__(self, service_freq: float, update_freq: float, is_poll: bool):
-    freq = max(min(service_freq, update_freq), 1.)
+    freq = max(min(service_freq, update_freq), 1.0)
     if is_poll or update_freq >= 2 * service_freq:
       min_freq = freq
     elif service_freq >= 2 * update_freq:
       min_freq = update_freq
     else:
-      min_freq = freq / 2.
+      min_freq = freq / 2.0
     self.min_freq, self.max_freq = min_freq * 0.8, freq * 1.2
     self.recv_dts: deque[float] = deque(maxlen=AVG_FREQ_HISTORY)
     self.recv_time: float | None = None
@@ -262,13 +279,19 @@ class FrequencyTracker:
 class SubMaster:
   """The newest message of each service. Attributes are dicts by service name, in the spelling that was asked for.
 
-  updated: came in this update(); seen: ever; alive: within 10 periods; valid: the sender's word; freq_ok: at the promised rate.
-  Raises KeyError for a service that is not in SERVICE_LIST.
-  """
+  updated: came in this update(); seen: ever; alive: within 10 periods; valid: the sender's word; freq_ok: at the
+  promised rate. Raises KeyError for a service that is not in SERVICE_LIST."""
 
-  def __init__(self, services: Sequence[str], poll: str | None = None, ignore_alive: Sequence[str] | None = None,
-               ignore_avg_freq: Sequence[str] | None = None, ignore_valid: Sequence[str] | None = None, addr: str = "127.0.0.1",
-               frequency: float | None = None):
+  def __init__(
+    self,
+    services: Sequence[str],
+    poll: str | None = None,
+    ignore_alive: Sequence[str] | None = None,
+    ignore_avg_freq: Sequence[str] | None = None,
+    ignore_valid: Sequence[str] | None = None,
+    addr: str = "127.0.0.1",
+    frequency: float | None = None,
+  ):
     self.services = list(services)
     self.frame = -1
     self.ignore_alive = list(ignore_alive or [])
@@ -278,15 +301,17 @@ class SubMaster:
     if frequency is not None:
       self.update_freq = frequency
     else:
-      self.update_freq = rates[poll] if poll is not None else max(rates.values(), default=1.)
-    self.poller = Poller()       # only the polled service wakes update(); all others are read when it wakes
+      self.update_freq = rates[poll] if poll is not None else max(rates.values(), default=1.0)
+    self.poller = Poller()  # only the polled service wakes update(); all others are read when it wakes
     self.sock: dict[str, SubSocket] = {}
     self.data: dict[str, Any] = {}
     for s in services:
       self.sock[s] = sub_sock(s, poller=self.poller if poll is None or s == poll else None, conflate=True)
       msg = new_message(None)
       field = log.Event.schema.fields[service_name(s)]
-      msg.init(service_name(s), 0) if field.proto.slot.type.which() in ("list", "text", "data") else msg.init(service_name(s))
+      msg.init(service_name(s), 0) if field.proto.slot.type.which() in ("list", "text", "data") else msg.init(
+        service_name(s)
+      )
       self.data[s] = getattr(msg.as_reader(), service_name(s))
     self.freq_tracker = {s: FrequencyTracker(rates[s], self.update_freq, s == poll) for s in services}
     self.updated = dict.fromkeys(services, False)
@@ -294,7 +319,7 @@ class SubMaster:
     self.alive = dict.fromkeys(services, False)
     self.freq_ok = dict.fromkeys(services, False)
     self.valid = dict.fromkeys(services, False)
-    self.recv_time = dict.fromkeys(services, 0.)
+    self.recv_time = dict.fromkeys(services, 0.0)
     self.recv_frame = dict.fromkeys(services, 0)
     self.logMonoTime = dict.fromkeys(services, 0)
 
@@ -325,7 +350,7 @@ class SubMaster:
       self.data[s], self.logMonoTime[s], self.valid[s] = getattr(msg, service_name(s)), msg.logMonoTime, msg.valid
     for s in self.services:
       freq = SERVICE_LIST[service_name(s)].frequency
-      self.alive[s] = self.seen[s] and (freq <= 1e-5 or cur_time - self.recv_time[s] < 10. / freq)
+      self.alive[s] = self.seen[s] and (freq <= 1e-5 or cur_time - self.recv_time[s] < 10.0 / freq)
       self.freq_ok[s] = freq <= 1e-5 or self.freq_tracker[s].valid
 
   def all_alive(self, service_list: Sequence[str] | None = None) -> bool:

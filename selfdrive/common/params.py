@@ -1,4 +1,5 @@
-"""openpilot's parameter store: one file per key under <root>/<prefix>, written atomically. An openpilot checkout's own Params takes this one's place."""
+"""openpilot's parameter store: one file per key under <root>/<prefix>, written atomically. An openpilot checkout's own
+Params takes this one's place."""
 
 import contextlib
 import datetime
@@ -86,8 +87,11 @@ class Params:
       self.path.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as e:  # Path.home() has no OSError for a user without a home folder
       why = e.strerror if isinstance(e, OSError) else str(e)
-      raise OSError(getattr(e, "errno", None) or errno.ENOENT, f"no folder for the params ({why}); set HOME or PARAMS_ROOT to one that can be written",
-                    getattr(e, "filename", None)) from None
+      raise OSError(
+        getattr(e, "errno", None) or errno.ENOENT,
+        f"no folder for the params ({why}); set HOME or PARAMS_ROOT to one that can be written",
+        getattr(e, "filename", None),
+      ) from None
     self.lock_path = root / f".lock-{self.path.name}"
 
   def check_key(self, key: str | bytes) -> str:
@@ -109,7 +113,8 @@ class Params:
     return str(self.path / key)
 
   def get(self, key: str, block: bool = False, return_default: bool = False) -> Any:
-    """The typed value; None (or the default, if asked for) where there is none or it cannot be read as its type. block=True waits until there is one."""
+    """The typed value; None (or the default, if asked for) where there is none or it cannot be read as its type.
+    block=True waits until there is one."""
     spec = KEYS[self.check_key(key)]
     while True:
       try:
@@ -131,10 +136,10 @@ class Params:
     return bool(self.get(key, block=block, return_default=True))
 
   def put(self, key: str, value: Any, block: bool = False) -> None:
-    """Atomic: a reader sees the old value or the new one, also after a crash. Writes before it returns, whatever `block` says.
+    """Atomic: a reader sees the old value or the new one, also after a crash. Writes before it returns, whatever
+    `block` says.
 
-    Raises TypeError on a wrong type.
-    """
+    Raises TypeError on a wrong type."""
     kinds, encode = ENCODE[KEYS[self.check_key(key)].type]
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
       raise TypeError(f"'{key}' takes {kinds[0].__name__}, got {type(value).__name__}")

@@ -1,15 +1,17 @@
-"""Scheduling helpers with openpilot's names. What the machine does not allow (a PC, a plain user) is left out silently, as openpilot does on PC."""
+"""Scheduling helpers with openpilot's names. What the machine does not allow (a PC, a plain user) is left out silently,
+as openpilot does on PC."""
+
 import gc
 import os
 import sys
 import time
 
-DT_MDL = 0.05   # s, model
+DT_MDL = 0.05  # s, model
 
 
 class Priority:
   CTRL_LOW = 51
-  MODEL = 54      # modeld's; fairmodeld must stay below it
+  MODEL = 54  # modeld's; fairmodeld must stay below it
   CTRL_HIGH = 53
 
 
@@ -30,10 +32,10 @@ class Ratekeeper:
   """Keeps a loop at `rate` Hz: call keep_time() once a turn. `lagging` turns true while the loop falls behind."""
 
   def __init__(self, rate: float, print_delay_threshold: float | None = 0.0):
-    self.interval = 1. / rate
+    self.interval = 1.0 / rate
     self.next_frame_time = time.monotonic() + self.interval
     self.print_delay_threshold = print_delay_threshold
-    self.frame, self.remaining = 0, 0.
+    self.frame, self.remaining = 0, 0.0
 
   @property
   def lagging(self) -> bool:
@@ -50,6 +52,6 @@ class Ratekeeper:
     lagged = self.monitor_time()
     if self.remaining > 0:
       time.sleep(self.remaining)
-    elif self.remaining < -1.:   # after a pause go on from now instead of racing to catch up
+    elif self.remaining < -1.0:  # after a pause go on from now instead of racing to catch up
       self.next_frame_time = time.monotonic() + self.interval
     return lagged

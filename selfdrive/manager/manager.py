@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""A small manager for a PC: runs what process_config says while deviceState says `started`. On a device openpilot's own does this."""
+"""A small manager for a PC: runs what process_config says while deviceState says `started`. On a device openpilot's own
+does this."""
+
 import argparse
 import signal
 import sys
@@ -10,9 +12,9 @@ from openpilot.common.params import ParamKeyFlag, Params
 from openpilot.selfdrive.manager.process import ManagerProcess, ensure_running
 from openpilot.selfdrive.manager.process_config import managed_processes
 
-PERIOD = .1           # s between two looks at flag and deviceState
-STATE_PERIOD = .5     # s between two managerState
-LOST = 3.             # s without deviceState after which nothing counts as started: it comes at 2 Hz
+PERIOD = 0.1  # s between two looks at flag and deviceState
+STATE_PERIOD = 0.5  # s between two managerState
+LOST = 3.0  # s without deviceState after which nothing counts as started: it comes at 2 Hz
 
 
 def state_message(procs: list[ManagerProcess], started: bool, params: Params):
@@ -30,15 +32,19 @@ def run(procs: list[ManagerProcess]) -> None:
   params.clear_all(ParamKeyFlag.CLEAR_ON_MANAGER_START)
   pm, sm = messaging.PubMaster(["managerState"]), messaging.SubMaster(["deviceState"])
   was: bool | None = None
-  last_state = 0.
+  last_state = 0.0
   try:
     while True:
       sm.update(int(PERIOD * 1000))
-      started = bool(sm.seen["deviceState"] and sm["deviceState"].started and time.monotonic() - sm.recv_time["deviceState"] < LOST)
+      started = bool(
+        sm.seen["deviceState"] and sm["deviceState"].started and time.monotonic() - sm.recv_time["deviceState"] < LOST
+      )
       if started != was:
         params.put_bool("IsOnroad", started)
         params.put_bool("IsOffroad", not started)
-        params.clear_all(ParamKeyFlag.CLEAR_ON_ONROAD_TRANSITION if started else ParamKeyFlag.CLEAR_ON_OFFROAD_TRANSITION)
+        params.clear_all(
+          ParamKeyFlag.CLEAR_ON_ONROAD_TRANSITION if started else ParamKeyFlag.CLEAR_ON_OFFROAD_TRANSITION
+        )
         was = started
       ensure_running(procs, started, params)
       if time.monotonic() - last_state > STATE_PERIOD:
@@ -53,8 +59,10 @@ def run(procs: list[ManagerProcess]) -> None:
 
 def main() -> int:
   argparse.ArgumentParser(prog="manager", description=__doc__).parse_args()
+
   def stop(*_) -> None:
     raise KeyboardInterrupt
+
   signal.signal(signal.SIGTERM, stop)
   try:
     run(list(managed_processes.values()))

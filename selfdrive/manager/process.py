@@ -1,4 +1,6 @@
-"""Processes that the manager starts and stops. Nothing here outlives the manager: children ask the kernel to be killed when it dies."""
+"""Processes that the manager starts and stops. Nothing here outlives the manager: children ask the kernel to be killed
+when it dies."""
+
 import contextlib
 import ctypes
 import os
@@ -13,9 +15,9 @@ from typing import Any
 from openpilot.common.params import Params
 
 ShouldRun = Callable[[bool, Params, Any], bool]
-BACKOFF, MAX_BACKOFF = .5, 10.   # s before a crashed process is started again; doubles with each crash
-STABLE = 10.                     # s of life after which a crash counts as the first
-STOP_TIMEOUT = 3.                # s between SIGINT and SIGKILL
+BACKOFF, MAX_BACKOFF = 0.5, 10.0  # s before a crashed process is started again; doubles with each crash
+STABLE = 10.0  # s of life after which a crash counts as the first
+STOP_TIMEOUT = 3.0  # s between SIGINT and SIGKILL
 PR_SET_PDEATHSIG = 1
 ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -26,10 +28,25 @@ def die_with_parent() -> None:
 
 
 class ManagerProcess:
-  def __init__(self, name: str, cmdline: list[str], should_run: ShouldRun, enabled: bool = True, sigkill: bool = False, cwd: str | None = None):
-    self.name, self.cmdline, self.should_run, self.enabled, self.sigkill, self.cwd = name, cmdline, should_run, enabled, sigkill, cwd
+  def __init__(
+    self,
+    name: str,
+    cmdline: list[str],
+    should_run: ShouldRun,
+    enabled: bool = True,
+    sigkill: bool = False,
+    cwd: str | None = None,
+  ):
+    self.name, self.cmdline, self.should_run, self.enabled, self.sigkill, self.cwd = (
+      name,
+      cmdline,
+      should_run,
+      enabled,
+      sigkill,
+      cwd,
+    )
     self.proc: subprocess.Popen | None = None
-    self.started_at = self.start_after = 0.
+    self.started_at = self.start_after = 0.0
     self.backoff, self.crashes = BACKOFF, 0
     self.exitcode: int | None = None
 
@@ -59,13 +76,20 @@ class ManagerProcess:
     self.exitcode, self.proc = self.proc.returncode, None
     self.crashes += 1
     self.start_after = now + self.backoff
-    print(f"manager: {self.name} ended with exit code {self.exitcode}; starting again in {self.backoff:.1f} s", file=sys.stderr, flush=True)
+    print(
+      f"manager: {self.name} ended with exit code {self.exitcode}; starting again in {self.backoff:.1f} s",
+      file=sys.stderr,
+      flush=True,
+    )
     self.backoff = min(MAX_BACKOFF, self.backoff * 2)
 
   def stop(self, block: bool = True) -> None:
     """SIGINT (SIGKILL where it wants that), then SIGKILL after STOP_TIMEOUT. block=False only sends the first."""
     if self.proc is None:
-      self.start_after, self.backoff = 0., BACKOFF   # a process that is off on purpose starts at once when it is wanted again
+      self.start_after, self.backoff = (
+        0.0,
+        BACKOFF,
+      )  # a process that is off on purpose starts at once when it is wanted again
       return
     if self.proc.poll() is None:
       self.proc.send_signal(signal.SIGKILL if self.sigkill else signal.SIGINT)
@@ -77,7 +101,7 @@ class ManagerProcess:
         self.proc.kill()
         self.proc.wait()
     self.exitcode, self.proc = self.proc.returncode, None
-    self.start_after, self.backoff = 0., BACKOFF
+    self.start_after, self.backoff = 0.0, BACKOFF
     print(f"manager: stopped {self.name}", flush=True)
 
   def signal(self, sig: int) -> None:
@@ -103,7 +127,9 @@ class PythonProcess(ManagerProcess):
 class NativeProcess(ManagerProcess):
   """openpilot's: a program, started in cwd."""
 
-  def __init__(self, name: str, cwd: str, cmdline: list[str], should_run: ShouldRun, enabled: bool = True, sigkill: bool = False):
+  def __init__(
+    self, name: str, cwd: str, cmdline: list[str], should_run: ShouldRun, enabled: bool = True, sigkill: bool = False
+  ):
     super().__init__(name, cmdline, should_run, enabled, sigkill, cwd)
 
 

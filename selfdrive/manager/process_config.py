@@ -1,4 +1,6 @@
-"""What runs when, in openpilot's words: should_run(started, params, CP). In an overlay only these two lines go into openpilot's own table."""
+"""What runs when, in openpilot's words: should_run(started, params, CP). In an overlay only these two lines go into
+openpilot's own table."""
+
 from typing import Any
 
 from openpilot.common.params import Params

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Training data for the driving model from a real qcamera: model-frame pairs (both views) a second of the whole command, and of what it is made of, in the same
-run; then of reading them back as clips.
+"""Training data for the driving model from a real qcamera: model-frame pairs (both views) a second of the whole
+command, and of what it is made of, in the same run; then of reading them back as clips.
 
 python tests/bench/bench_dgx_dataloader.py [--rounds 3]      (needs the shared data's routes)
 """
@@ -24,8 +24,19 @@ from openpilot.tools.dgx.training.shards import DrivingClips, epoch_batches, mak
 from openpilot.tools.fair.labels.views import ViewWarp, read_frames, segment_view
 from openpilot.tools.lib.route import Route
 
-SEGMENT = Path(os.environ.get("FAIR_SHARED_DATA", Path(__file__).resolve().parents[3] / "shared/data")) / "realdata/0000002c--d68dde99ca--1"
-OPTIONS = {"camera": "qcamera", "fps": 20, "min_speed": 0.0, "engaged": False, "gps_box": None, "traffic": "log", "focal": None}
+SEGMENT = (
+  Path(os.environ.get("FAIR_SHARED_DATA", Path(__file__).resolve().parents[3] / "shared/data"))
+  / "realdata/0000002c--d68dde99ca--1"
+)
+OPTIONS = {
+  "camera": "qcamera",
+  "fps": 20,
+  "min_speed": 0.0,
+  "engaged": False,
+  "gps_box": None,
+  "traffic": "log",
+  "focal": None,
+}
 TARGET = 200
 
 
@@ -67,13 +78,22 @@ def main():
       times["read"].append(time.perf_counter() - t)
       shutil.rmtree(out)
     n = len(every)
-    print(f"{hardware.one_line()}; {n} frames of {SEGMENT.name}/qcamera.ts, {pairs} pairs of two views kept, {args.rounds} rounds, medians")
-    decode, warp, whole, read = (float(np.median(times[k])) for k in ("decode", "decode and warp", "whole command", "read"))
+    print(
+      f"{hardware.one_line()}; {n} frames of {SEGMENT.name}/qcamera.ts, {pairs} pairs of two views kept, {args.rounds} "
+      "rounds, medians"
+    )
+    decode, warp, whole, read = (
+      float(np.median(times[k])) for k in ("decode", "decode and warp", "whole command", "read")
+    )
     print(f"decoding alone         {n / decode:7.0f} frames/s")
     print(f"decoding and warping   {n / warp:7.0f} pairs/s")
-    share = f"{pairs / whole / TARGET:.1f} x the {TARGET} asked for; decoding is {decode / whole * 100:.0f}% of its time"
+    share = (
+      f"{pairs / whole / TARGET:.1f} x the {TARGET} asked for; decoding is {decode / whole * 100:.0f}% of its time"
+    )
     print(f"whole command          {pairs / whole:7.0f} pairs/s, {share}")
-    print(f"reading shuffled clips {clips * 8 / read:7.0f} pairs/s, {args.workers} workers; the files are in the page cache")
+    print(
+      f"reading shuffled clips {clips * 8 / read:7.0f} pairs/s, {args.workers} workers; the files are in the page cache"
+    )
   finally:
     shutil.rmtree(root)
 

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Training from the label store against the same loop with the live teacher, in turns, in the same run; and the share of a step spent waiting for data.
+"""Training from the label store against the same loop with the live teacher, in turns, in the same run; and the share
+of a step spent waiting for data.
 
-python tests/bench/bench_distill.py [--teacher yolox-nano] [--steps 20]      (needs the shared data's weights and routes)
+python tests/bench/bench_distill.py [--teacher yolox-nano] [--steps 20]      (needs the shared data's weights and
+    routes)
 
-dinov2-small, -base: networks of those sizes with random weights, for which a frame takes as long as with the published ones; nothing is learned from them.
-"""
+dinov2-small, -base: networks of those sizes with random weights, for which a frame takes as long as with the published
+ones; nothing is learned from them."""
 
 import argparse
 import json
@@ -25,10 +27,14 @@ from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.trainer import Config, Run, to_device
 from openpilot.tools.fair.labels.label import FrameTeacher, find_views, run_teacher
 from openpilot.tools.fair.labels.store import LabelStore
-from openpilot.tools.fair.teacher import load_teacher
+from openpilot.tools.fair.registry import load_teacher
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data"
-WEIGHTS = {"yolox-nano": "yolox_nano.onnx", "twinlitenet": "twinlitenet.onnx", "rtmdet-nano-person": "rtmdet_nano_person.onnx"}
+WEIGHTS = {
+  "yolox-nano": "yolox_nano.onnx",
+  "twinlitenet": "twinlitenet.onnx",
+  "rtmdet-nano-person": "rtmdet_nano_person.onnx",
+}
 
 DINO = {"dinov2-small": (384, 6), "dinov2-base": (768, 12)}  # width, heads; 12 layers
 
@@ -37,8 +43,15 @@ def random_dino(folder: Path, width: int, heads: int) -> Path:
   """A DINOv2 of the published architecture, in the published format."""
   import transformers
 
-  transformers.Dinov2Model(transformers.Dinov2Config(hidden_size=width, num_attention_heads=heads, image_size=518, patch_size=14)).save_pretrained(folder)
-  preprocessing = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3, "size": {"shortest_edge": 256}}
+  transformers.Dinov2Model(
+    transformers.Dinov2Config(hidden_size=width, num_attention_heads=heads, image_size=518, patch_size=14)
+  ).save_pretrained(folder)
+  preprocessing = {
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "resample": 3,
+    "size": {"shortest_edge": 256},
+  }
   (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
   return folder
 
@@ -62,7 +75,11 @@ def main():
   cv2.setNumThreads(1)
   root = Path(tempfile.mkdtemp())
   try:
-    weights = random_dino(root / "dino", *DINO[args.teacher]) if args.teacher in DINO else DATA / "weights" / WEIGHTS[args.teacher]
+    weights = (
+      random_dino(root / "dino", *DINO[args.teacher])
+      if args.teacher in DINO
+      else DATA / "weights" / WEIGHTS[args.teacher]
+    )
     teacher = load_teacher(args.teacher, weights)
     views = find_views([str(DATA / "realdata/0000002c--d68dde99ca--1")], None, "qcamera", 1, None)
     views[0].entries = views[0].entries[: args.batch * (args.steps + 1) * 2]
@@ -102,8 +119,13 @@ def main():
             waits.append(waited / took)
         del batches
     a, b = (np.array(seconds[k]) for k in ("stored", "live"))
-    print(f"{args.student}, {args.teacher}, batch {args.batch}, {args.steps} steps a round, {args.threads} thread(s), 1 worker")
-    print(f"from the store    {1 / np.median(a):6.2f} steps/s   {np.median(waits) * 100:.1f}% of the time waiting for data")
+    print(
+      f"{args.student}, {args.teacher}, batch {args.batch}, {args.steps} steps a round, {args.threads} thread(s), 1 "
+      "worker"
+    )
+    print(
+      f"from the store    {1 / np.median(a):6.2f} steps/s   {np.median(waits) * 100:.1f}% of the time waiting for data"
+    )
     print(f"live teacher      {1 / np.median(b):6.2f} steps/s")
     print(f"the store is {np.median(b / a):.2f} times as fast")
   finally:

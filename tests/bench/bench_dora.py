@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""A training step (forward and backward, gradients for A, B, m and the input) of our DoRA beside PEFT's LoRA and DoRA, in turns, in the same run.
+"""A training step (forward and backward, gradients for A, B, m and the input) of our DoRA beside PEFT's LoRA and DoRA,
+in turns, in the same run.
 
-python tests/bench/bench_dora.py [--rounds 30] [--tokens 1024] [--rank 16] [--device cpu] [--dtype float32] [--layer 768x3072 ...]
+python tests/bench/bench_dora.py [--rounds 30] [--tokens 1024] [--rank 16] [--device cpu] [--dtype float32] [--layer
+768x3072 ...]
 
-Prints the medians of the paired ratios with their quartiles, and the bytes that autograd keeps for the backward pass beside the input, weights and parameters.
-"""
+Prints the medians of the paired ratios with their quartiles, and the bytes that autograd keeps for the backward pass
+beside the input, weights and parameters."""
 
 import argparse
 import time
@@ -24,13 +26,17 @@ KINDS = ("ours", "peft-dora", "peft-lora")
 
 def build(kind: str, layer: nn.Linear, rank: int, dropout: float) -> nn.Module:
   torch.manual_seed(0)
-  model: nn.Module = nn.Sequential(nn.Linear(layer.in_features, layer.out_features, device=layer.weight.device, dtype=layer.weight.dtype))
+  model: nn.Module = nn.Sequential(
+    nn.Linear(layer.in_features, layer.out_features, device=layer.weight.device, dtype=layer.weight.dtype)
+  )
   model.load_state_dict({f"0.{n}": t for n, t in layer.state_dict().items()})
   if kind == "ours":
     apply_dora(model, rank, targets=["0"], dropout=dropout)
     b = [a.b for x in dora_layers(model).values() for a in x.adapters["default"].values()]
   else:
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, use_dora=kind == "peft-dora", target_modules=["0"])
+    config = peft.LoraConfig(
+      r=rank, lora_alpha=rank, lora_dropout=dropout, use_dora=kind == "peft-dora", target_modules=["0"]
+    )
     model = peft.get_peft_model(model, config)
     b = [p for n, p in model.named_parameters() if "lora_B" in n]
   for p in b:
@@ -84,7 +90,10 @@ def main() -> None:
   args = p.parse_args()
   torch.set_num_threads(args.threads)
   name = torch.cuda.get_device_name() if args.device != "cpu" else f"CPU, {args.threads} threads"
-  print(f"{name}, {args.dtype}, {args.tokens} tokens, rank {args.rank}, {args.rounds} interleaved rounds; torch {torch.__version__}, peft {peft.__version__}")
+  print(
+    f"{name}, {args.dtype}, {args.tokens} tokens, rank {args.rank}, {args.rounds} interleaved rounds; torch "
+    f"{torch.__version__}, peft {peft.__version__}"
+  )
   for size in args.layer:
     i, o = map(int, size.split("x"))
     layer = nn.Linear(i, o, device=args.device, dtype=getattr(torch, args.dtype))
@@ -95,13 +104,18 @@ def main() -> None:
       for m in models.values():
         step(m, x, g)
         step(m, x, g)
-      times = {k: np.array(t) for k, t in zip(KINDS, zip(*([step(models[k], x, g) for k in KINDS] for _ in range(args.rounds)), strict=True), strict=True)}
+      times = {
+        k: np.array(t)
+        for k, t in zip(
+          KINDS, zip(*([step(models[k], x, g) for k in KINDS] for _ in range(args.rounds)), strict=True), strict=True
+        )
+      }
       line = ", ".join(f"{k} {1e3 * t.min():.2f} ms" for k, t in times.items())
       print(f"{size}, dropout {dropout}: min {line}")
       for rival in KINDS[1:]:
         low, mid, high = np.percentile(times["ours"] / times[rival], [25, 50, 75])
         print(f"  ours / {rival}: {mid:.3f} ({low:.3f} to {high:.3f})")
-      print("  kept for backward: " + ", ".join(f"{k} {kept(m, x) / 2 ** 20:.2f} MiB" for k, m in models.items()))
+      print("  kept for backward: " + ", ".join(f"{k} {kept(m, x) / 2**20:.2f} MiB" for k, m in models.items()))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""fairmodeld's whole work on a 1344x760 frame, on one core: warp, network, decoding, tracking, messages. Against the bare network on the same frame in ONNX
-Runtime, and against a plain torch pipeline of the same student (grid_sample, the module in eval mode; then our own decoding and tracking, for both alike).
+"""fairmodeld's whole work on a 1344x760 frame, on one core: warp, network, decoding, tracking, messages. Against the
+bare network on the same frame in ONNX Runtime, and against a plain torch pipeline of the same student (grid_sample, the
+module in eval mode; then our own decoding and tracking, for both alike).
 
-python tests/bench/bench_fairmodeld.py [BUNDLE] [--frames 300]      (frames are a simulated drive's; without torch its rows are left out)
+python tests/bench/bench_fairmodeld.py [BUNDLE] [--frames 300]      (frames are a simulated drive's; without torch its
+    rows are left out)
 
-The torch student has random weights, which is to its advantage: trained ones make subnormal numbers, which our runner takes as zero.
-Then the warp alone against one without precomputed indices, and memory.
-"""
+The torch student has random weights, which is to its advantage: trained ones make subnormal numbers, which our runner
+takes as zero. Then the warp alone against one without precomputed indices, and memory."""
 
 import argparse
 import gc
@@ -45,7 +46,9 @@ def drive_buffers(world, intrinsics, stride, uv, size):
 
   buffers = []
   for i in range(SCENES):
-    shot = av.VideoFrame.from_ndarray(render(world, i / 20, intrinsics, W, H, world.rpy).rgb, "rgb24").to_ndarray(format="nv12")
+    shot = av.VideoFrame.from_ndarray(render(world, i / 20, intrinsics, W, H, world.rpy).rgb, "rgb24").to_ndarray(
+      format="nv12"
+    )
     buf = np.zeros(size, np.uint8)
     buf[: stride * H].reshape(H, stride)[:, :W] = shot[:H]
     buf[uv : uv + stride * (H // 2)].reshape(H // 2, stride)[:, :W] = shot[H:]
@@ -66,11 +69,14 @@ def naive_warp(buf, stride, uv, m):
   x, y = plane(m, 512, 256, W, H)
   luma = y_plane[y, x]
   x, y = plane(m * np.array([[1, 1, 0.5], [1, 1, 0.5], [2, 2, 1]]), 256, 128, W // 2, H // 2)
-  return np.stack([luma[0::2, 0::2], luma[1::2, 0::2], luma[0::2, 1::2], luma[1::2, 1::2], uv_plane[y, 2 * x], uv_plane[y, 2 * x + 1]])
+  return np.stack(
+    [luma[0::2, 0::2], luma[1::2, 0::2], luma[0::2, 1::2], luma[1::2, 1::2], uv_plane[y, 2 * x], uv_plane[y, 2 * x + 1]]
+  )
 
 
 class TorchPipeline:
-  """NV12 buffer and the network's other inputs -> its outputs, all in torch; coordinates are computed once, as a careful user would."""
+  """NV12 buffer and the network's other inputs -> its outputs, all in torch; coordinates are computed once, as a
+  careful user would."""
 
   def __init__(self, student, stride, uv, m):
     import torch
@@ -91,7 +97,13 @@ class TorchPipeline:
   def warp(self, buf):
     torch = self.torch
     y = torch.from_numpy(buf[: self.stride * H].reshape(1, 1, H, self.stride))[..., :W].float()
-    uv = torch.from_numpy(buf[self.uv : self.uv + self.stride * (H // 2)].reshape(1, H // 2, self.stride // 2, 2))[:, :, : W // 2].permute(0, 3, 1, 2).float()
+    uv = (
+      torch.from_numpy(buf[self.uv : self.uv + self.stride * (H // 2)].reshape(1, H // 2, self.stride // 2, 2))[
+        :, :, : W // 2
+      ]
+      .permute(0, 3, 1, 2)
+      .float()
+    )
     options = {"mode": "nearest", "padding_mode": "border", "align_corners": False}
     luma = torch.nn.functional.grid_sample(y, self.luma, **options)
     chroma = torch.nn.functional.grid_sample(uv, self.chroma, **options)
@@ -166,7 +178,9 @@ def main():
       naive_warp(buf, stride, uv, m)
       times["naive"].append(time.perf_counter() - begun)
     times["own"] = [a - b for a, b in zip(times["whole"], times["network"], strict=True)]
-    for (buf, _), own, warp in zip(turn if peer is not None else [], times["own"], times["warp"], strict=peer is not None):
+    for (buf, _), own, warp in zip(
+      turn if peer is not None else [], times["own"], times["warp"], strict=peer is not None
+    ):
       begun = time.perf_counter()
       peer.run(buf, inputs)
       times["plain"].append(time.perf_counter() - begun + own - warp)
@@ -176,7 +190,10 @@ def main():
       if n >= WARM_UP:
         for name, x in times.items():
           t[name].append(x[k])
-  print(f"{W}x{H}, {args.frames} frames of a simulated drive, one core, bundle {model.bundle.name}, {len(model.tracker.ids)} tracks at the end; ms")
+  print(
+    f"{W}x{H}, {args.frames} frames of a simulated drive, one core, bundle {model.bundle.name}, "
+    f"{len(model.tracker.ids)} tracks at the end; ms"
+  )
   row(f"the bare network, {model.runners[graph].what}", t["bare"])
   row("fairmodeld, whole", t["whole"], t["bare"])
   row("  of that outside the network", t["own"])
@@ -185,8 +202,14 @@ def main():
   if peer is not None:
     row("the same with warp and network in torch", t["plain"])
     ratio = np.median(t["plain"]) / np.median(t["whole"])
-    print(f"fairmodeld is {ratio:.2f} times as fast as the torch pipeline (quartiles {_quartiles(np.array(t['plain']) / np.array(t['whole']))}); goal 2")
-  print(f"outside the network p50 {np.median(t['own']) * 1e3:.2f} ms; goal 5.   memory {start:.1f} MB after {WARM_UP} frames, {memory_mb():.1f} MB at the end")
+    print(
+      f"fairmodeld is {ratio:.2f} times as fast as the torch pipeline (quartiles "
+      f"{_quartiles(np.array(t['plain']) / np.array(t['whole']))}); goal 2"
+    )
+  print(
+    f"outside the network p50 {np.median(t['own']) * 1e3:.2f} ms; goal 5.   memory {start:.1f} MB after {WARM_UP} "
+    f"frames, {memory_mb():.1f} MB at the end"
+  )
 
 
 def _quartiles(x):

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Decoding a 1200-frame HEVC segment: ours against a reader that starts one ffmpeg process per group of pictures, as openpilot's does. In order, and
-at random over the groups.
+"""Decoding a 1200-frame HEVC segment: ours against a reader that starts one ffmpeg process per group of pictures, as
+openpilot's does. In order, and at random over the groups.
 
 python tests/bench/bench_framereader.py      (needs an ffmpeg: on the path, or `pip install imageio-ffmpeg`)
 """
+
 import argparse
 import shutil
 import subprocess
@@ -31,7 +32,7 @@ def make_video():
   writer = VideoWriter(PATH.with_name("tmp.hevc"), W, H, GOP, 24)
   noise = [r.integers(0, 12, (H, W, 1), dtype=np.uint8) for _ in range(5)]
   for i in range(N):
-    writer.write(big[i % 200:i % 200 + H, i:i + W] // 2 + noise[i % 5] + 40)
+    writer.write(big[i % 200 : i % 200 + H, i : i + W] // 2 + noise[i % 5] + 40)
   writer.close()
   PATH.with_name("tmp.hevc").rename(PATH)
 
@@ -46,7 +47,22 @@ class ProcessPerGop:
   def group(self, g):
     a = self.packets[self.keys[g]][0]
     b = self.packets[self.keys[g + 1]][0] if g + 1 < len(self.keys) else len(self.dat)
-    cmd = [self.ffmpeg, "-v", "quiet", "-f", "hevc", "-i", "-", "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "nv12", "-"]
+    cmd = [
+      self.ffmpeg,
+      "-v",
+      "quiet",
+      "-f",
+      "hevc",
+      "-i",
+      "-",
+      "-fps_mode",
+      "passthrough",
+      "-f",
+      "rawvideo",
+      "-pix_fmt",
+      "nv12",
+      "-",
+    ]
     raw = subprocess.run(cmd, input=self.sets + self.dat[a:b], capture_output=True, check=True).stdout
     return np.frombuffer(raw, np.uint8).reshape(-1, H * 3 // 2, W)
 
@@ -57,6 +73,7 @@ def main():
   if ffmpeg is None:
     try:
       import imageio_ffmpeg
+
       ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
     except ImportError:
       print("skipped: no ffmpeg on the path; `pip install imageio-ffmpeg` brings one")
@@ -75,7 +92,9 @@ def main():
   print(f"{PATH.stat().st_size / 1e6:.1f} MB, {N} frames {W}x{H}, groups of {GOP}, to NV12")
   print(f"in order:          process per group {N / a:6.0f} fps   ours {N / b:6.0f} fps   ratio {a / b:.2f}")
   r = np.random.default_rng(1)
-  order = [(int(g), int(r.integers(GOP))) for g in r.permutation(len(theirs.keys))]   # some frame of each group: what a shuffling data loader asks for
+  order = [
+    (int(g), int(r.integers(GOP))) for g in r.permutation(len(theirs.keys))
+  ]  # some frame of each group: what a shuffling data loader asks for
   t = time.perf_counter()
   for g, i in order:
     theirs.group(g)[i]
@@ -85,7 +104,10 @@ def main():
   for g, i in order:
     reader.get(g * GOP + i)
   b = time.perf_counter() - t
-  print(f"random, 1 a group: process per group {len(order) / a:6.1f} fps   ours {len(order) / b:6.1f} fps   ratio {a / b:.2f}")
+  print(
+    f"random, 1 a group: process per group {len(order) / a:6.1f} fps   ours {len(order) / b:6.1f} fps   ratio "
+    f"{a / b:.2f}"
+  )
 
 
 if __name__ == "__main__":

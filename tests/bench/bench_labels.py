@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""Labelling a real qcamera with YOLOX-nano, batch 8: the whole command's pace against the bare network on frames in memory, in the same run. Then reading
-labels back for training against running the teacher.
+"""Labeling a real qcamera with YOLOX-nano, batch 8: the whole command's pace against the bare network on frames in
+memory, in the same run. Then reading labels back for training against running the teacher.
 
-The bare network is the file's own, with its batch axis freed and all its classes, run in two ways: a batch at a time on all cores, and a batch on each
-core, each from memory of its own, as labelling does. The overhead is over the way that is faster in the median: the faster one of each round would be the
-luckier one. It is also given over the network that the teacher runs, which leaves out YOLOX's classes of no road: all that is done around it. The order turns
-around every other round. Processor time is what to look at where other work runs on the machine; less so where that work shares a physical core.
+The bare network is the file's own, with its batch axis freed and all its classes, run in two ways: a batch at a time on
+all cores, and a batch on each core, each from memory of its own, as labeling does. The overhead is over the way that is
+faster in the median: the faster one of each round would be the luckier one. It is also given over the network that the
+teacher runs, which leaves out YOLOX's classes of no road: all that is done around it. The order turns around every
+other round. Processor time is what to look at where other work runs on the machine; less so where that work shares a
+physical core.
 
-python tests/bench/bench_labels.py [--frames 1200] [--teacher yolox-nano]      (needs the shared data's weights and routes)
+python tests/bench/bench_labels.py [--frames 1200] [--teacher yolox-nano]      (needs the shared data's weights and
+    routes)
 """
 
 import argparse
@@ -31,7 +34,8 @@ from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.label import FrameTeacher, find_views, run_teacher
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.onnx.graph import free_batch
-from openpilot.tools.fair.teacher import Clip, load_teacher
+from openpilot.tools.fair.registry import load_teacher
+from openpilot.tools.fair.teacher import Clip
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data"
 
@@ -54,7 +58,9 @@ def bare(path: Path, threads: int):
   """The network as its file has it, run as quickly as may be: a function of a batch."""
   options = ort.SessionOptions()
   options.intra_op_num_threads = threads
-  session = ort.InferenceSession(free_batch(onnx.load(str(path))).SerializeToString(), options, providers=["CPUExecutionProvider"])
+  session = ort.InferenceSession(
+    free_batch(onnx.load(str(path))).SerializeToString(), options, providers=["CPUExecutionProvider"]
+  )
   return lambda blob: session.run(None, {session.get_inputs()[0].name: blob})
 
 
@@ -86,7 +92,11 @@ def main():
     return forward(memory.blob)
 
   batches = len(views[0].entries) // 8
-  alone, spread, whole = Pace("bare network, a batch at a time"), Pace("bare network, a batch on each core"), Pace("labelling")
+  alone, spread, whole = (
+    Pace("bare network, a batch at a time"),
+    Pace("bare network, a batch on each core"),
+    Pace("labeling"),
+  )
   taught = Pace("teacher's network, a batch on each core")
   root = Path(tempfile.mkdtemp())
   try:
@@ -112,18 +122,37 @@ def main():
       return store
 
     for k in range(args.rounds):  # interleaved: the machine's speed changes
-      turns = [one_after_another, lambda: each(spread, on_one), lambda k=k: label(k), lambda: each(taught, teacher.forward)]
+      turns = [
+        one_after_another,
+        lambda: each(spread, on_one),
+        lambda k=k: label(k),
+        lambda: each(taught, teacher.forward),
+      ]
       for turn in turns if k % 2 == 0 else turns[::-1]:
         turn()
     store = LabelStore(root / "0")
-    print(f"{args.teacher}, {args.frames} frames of a qcamera, batch 8, {threads} cores, {args.rounds} rounds; ms a frame")
+    print(
+      f"{args.teacher}, {args.frames} frames of a qcamera, batch 8, {threads} cores, {args.rounds} rounds; ms a frame"
+    )
     for pace in (alone, spread, taught, whole):
-      print(f"{pace.name:40} median {np.median(pace.wall):6.2f}   best {min(pace.wall):6.2f}   processor median {np.median(pace.cpu):6.2f}")
-    for what, base in (("the faster bare network", min(alone, spread, key=lambda p: np.median(p.wall))), ("the network as the teacher runs it", taught)):
+      print(
+        f"{pace.name:40} median {np.median(pace.wall):6.2f}   best {min(pace.wall):6.2f}   processor median "
+        f"{np.median(pace.cpu):6.2f}"
+      )
+    for what, base in (
+      ("the faster bare network", min(alone, spread, key=lambda p: np.median(p.wall))),
+      ("the network as the teacher runs it", taught),
+    ):
       wall, cpu = (np.median(np.divide(w, b) - 1) * 100 for w, b in ((whole.wall, base.wall), (whole.cpu, base.cpu)))
-      print(f"overhead of labelling over {what}, median of the rounds: {wall:.1f}% by the clock, {cpu:.1f}% of processor time")
+      print(
+        f"overhead of labeling over {what}, median of the rounds: {wall:.1f}% by the clock, {cpu:.1f}% of "
+        "processor time"
+      )
     run_teacher(FrameTeacher(), views, store, progress=False)
-    for what in ([f"{teacher.name}/{x.name}" for x in teacher.labels], ["frames/frame", *[f"{teacher.name}/{x.name}" for x in teacher.labels]]):
+    for what in (
+      [f"{teacher.name}/{x.name}" for x in teacher.labels],
+      ["frames/frame", *[f"{teacher.name}/{x.name}" for x in teacher.labels]],
+    ):
       data = LabelDataset(store.root, what)
       order = data.shuffled(1)
       t = time.perf_counter()

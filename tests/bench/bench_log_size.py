@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What fairmodeld costs in the log: the messages that loggerd would write, zstd level 10, per service and minute.
 
-python tests/bench/bench_log_size.py [ROUTE] [--bundle BUNDLE] [--seconds S] [--dense]
-"""
+python tests/bench/bench_log_size.py [ROUTE] [--bundle BUNDLE] [--seconds S] [--dense]"""
+
 import argparse
 from collections import defaultdict
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from openpilot.cereal.services import SERVICE_LIST
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, load_bundle
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.tools.lib.route import Route
-from openpilot.tools.replay.model_replay import REAL, SHARED_DATA
+from openpilot.tools.model_replay import REAL, SHARED_DATA
 from openpilot.tools.replay.process_replay import process_replay
 from openpilot.tools.replay.source import choose_camera
 
@@ -31,8 +31,11 @@ def zstd(messages: Iterable[bytes]) -> int:
   return len(zstandard.ZstdCompressor(level=LEVEL).compress(b"".join(messages)))
 
 
-def log_sizes(messages: Iterable[bytes]) -> tuple[dict[str, tuple[int, float, float]], dict[str, tuple[int, float, float]]]:
-  """Serialized messages -> of the rlog, and of what is published but not logged: service -> messages, mean bytes of one, kB a minute. 'all': together."""
+def log_sizes(
+  messages: Iterable[bytes],
+) -> tuple[dict[str, tuple[int, float, float]], dict[str, tuple[int, float, float]]]:
+  """Serialized messages -> of the rlog, and of what is published but not logged: service -> messages, mean bytes of
+  one, kB a minute. 'all': together."""
   by: dict[str, list[bytes]] = defaultdict(list)
   order, times = [], []
   for dat in messages:
@@ -50,7 +53,9 @@ def log_sizes(messages: Iterable[bytes]) -> tuple[dict[str, tuple[int, float, fl
 
 def main() -> None:
   p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  p.add_argument("route", nargs="?", type=Path, default=SHARED_DATA / "realdata" / f"{REAL['route']}--{REAL['segment']}")
+  p.add_argument(
+    "route", nargs="?", type=Path, default=SHARED_DATA / "realdata" / f"{REAL['route']}--{REAL['segment']}"
+  )
   p.add_argument("--bundle", type=Path, default=MODELS_DIR / "fair_unified_small")
   p.add_argument("--seconds", type=float)
   p.add_argument("--dense", action="store_true", help="as with the param FairLogDense")

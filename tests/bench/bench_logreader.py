@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Selecting carState from a qlog: ours against iterating all events with pycapnp and asking each which() it is. Both start from the file, then from its bytes.
+"""Selecting carState from a qlog: ours against iterating all events with pycapnp and asking each which() it is. Both
+start from the file, then from its bytes.
 
-python tests/bench/bench_logreader.py [QLOG]
-"""
+python tests/bench/bench_logreader.py [QLOG]"""
+
 import argparse
 import time
 from pathlib import Path
@@ -38,7 +39,11 @@ def main():
   dat = zstandard.ZstdDecompressor().decompressobj().decompress(path.read_bytes())
 
   def naive(data):
-    return [e.carState.vEgo for e in log.Event.read_multiple_bytes(data, traversal_limit_in_words=2**64 - 1) if e.which() == "carState"]
+    return [
+      e.carState.vEgo
+      for e in log.Event.read_multiple_bytes(data, traversal_limit_in_words=2**64 - 1)
+      if e.which() == "carState"
+    ]
 
   def ours():
     return [e.carState.vEgo for e in LogReader([path], services=["carState"], sort_by_time=False)]

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Identity through occlusion: a lorry drives across the simulator's picture and hides all behind it for 5, 15 or 40 frames at 20 Hz; a stand-in of a detector
-sees the exact visible boxes with noise, drop-outs and false alarms. ObjectTracker, with and without colours, the camera's turn and flow, against one without
-memory (IoU with the last frame).
+"""Identity through occlusion: a lorry drives across the simulator's picture and hides all behind it for 5, 15 or 40
+frames at 20 Hz; a stand-in of a detector sees the exact visible boxes with noise, drop-outs and false alarms.
+ObjectTracker, with and without colors, the camera's turn and flow, against one without memory (IoU with the last
+frame).
 
-python tests/bench/bench_object_tracker.py [--seeds 11 12 13] [--time day]      (seeds 1 to 10 and 21 to 26 were used to choose the constants: they flatter it)
+python tests/bench/bench_object_tracker.py [--seeds 11 12 13] [--time day]      (seeds 1 to 10 and 21 to 26 were used to
+    choose the constants: they flatter it)
 """
 
 import argparse
@@ -29,7 +31,7 @@ from openpilot.tools.sim.world import VEHICLE, World
 
 FPS, W, H = 20, 512, 256
 HIDDEN = (5, 15, 40)
-LORRY, LENGTH, AT = 60000, 9.5, 9.0  # identity, metres long, metres ahead
+LORRY, LENGTH, AT = 60000, 9.5, 9.0  # identity, meters long, meters ahead
 LEAD_IN, AFTER = 30, 15  # frames before it comes and after it has gone
 TURN_NOISE = 0.003  # rad/s; the real logs' rotStd is 0.001 to 0.004
 MIN_PIXELS = 60  # a detector's smallest object
@@ -72,7 +74,7 @@ class Scene:
   classes: list[np.ndarray] = field(default_factory=list)
   truth: list[np.ndarray] = field(default_factory=list)
   pixels: list[dict[int, int]] = field(default_factory=list)  # identity -> pixels to be seen
-  grey: list[np.ndarray] = field(default_factory=list)
+  gray: list[np.ndarray] = field(default_factory=list)
   looks: list[np.ndarray] = field(default_factory=list)
   turns: list[np.ndarray] = field(default_factory=list)  # since the frame before, (3,) radians, as cameraOdometry says
 
@@ -86,8 +88,17 @@ def boxes_of(instance: np.ndarray) -> dict[int, tuple[int, np.ndarray]]:
   return out
 
 
-def make_scene(seed: int, hidden: int, time_of_day: str = "day", rgb: bool = True, noise: float = 0.03, drop: float = 0.08, false: float = 0.05) -> Scene:
-  """noise: of a box's edges, as part of its size; drop: share of boxes that the detector overlooks; false: alarms a frame."""
+def make_scene(
+  seed: int,
+  hidden: int,
+  time_of_day: str = "day",
+  rgb: bool = True,
+  noise: float = 0.03,
+  drop: float = 0.08,
+  false: float = 0.05,
+) -> Scene:
+  """noise: of a box's edges, as part of its size; drop: share of boxes that the detector overlooks; false: alarms a
+  frame."""
   world, scene, r = Crossed(seed, hidden, time_of_day), Scene(), np.random.default_rng([seed, hidden])
   spin = np.random.default_rng([seed, hidden, 1])
   largest: dict[int, float] = {}
@@ -102,7 +113,14 @@ def make_scene(seed: int, hidden: int, time_of_day: str = "day", rgb: bool = Tru
       if count < 0.4 * largest[i] or r.uniform() < drop:
         continue
       size = np.sqrt(np.prod(box[2:] - box[:2]))
-      rows.append((*(box + r.normal(0, noise * size + 0.3, 4)), r.uniform(0.45, 0.95), int(frame.semantic[frame.instance == i][0]), i))
+      rows.append(
+        (
+          *(box + r.normal(0, noise * size + 0.3, 4)),
+          r.uniform(0.45, 0.95),
+          int(frame.semantic[frame.instance == i][0]),
+          i,
+        )
+      )
     if r.uniform() < false:
       x, y, s = r.uniform(0, W), r.uniform(80, 160), r.uniform(10, 40)
       rows.append((x - s, y - s, x + s, y + s, r.uniform(0.3, 0.6), VEHICLE, -1))
@@ -112,7 +130,7 @@ def make_scene(seed: int, hidden: int, time_of_day: str = "day", rgb: bool = Tru
     scene.scores.append(table[:, 4])
     scene.classes.append(table[:, 5].astype(np.int64))
     scene.truth.append(table[:, 6].astype(np.int64))
-    scene.grey.append(frame.rgb.mean(-1).astype(np.uint8))
+    scene.gray.append(frame.rgb.mean(-1).astype(np.uint8))
     scene.turns.append((world.motion((n - 0.5) / FPS)[1] + spin.normal(0, TURN_NOISE, 3)) / FPS)
     scene.looks.append(looks_of(frame.rgb.transpose(2, 0, 1), table[:, :4]))
   return scene
@@ -122,7 +140,7 @@ def follow(scene: Scene, flow: bool, looks: bool, turn: bool = False) -> list[np
   """-> ObjectTracker's identity of every box."""
   tracker, tracks, out = ObjectTracker(), Tracks(), []
   for n, (boxes, scores, classes) in enumerate(zip(scene.boxes, scene.scores, scene.classes, strict=True)):
-    moved = flow_of(scene.grey[n - 1], scene.grey[n], tracks) if flow and n else None
+    moved = flow_of(scene.gray[n - 1], scene.gray[n], tracks) if flow and n else None
     way = turned(scene.turns[n], medmodel_intrinsics) if turn else None
     out.append(tracker.update(tracks, boxes, scores, classes, (H, W), moved, scene.looks[n] if looks else None, way))
   return out
@@ -154,11 +172,16 @@ class Figures:
   idf1: list[float] = field(default_factory=list)
 
   def add(self, scene: Scene, ids: list[np.ndarray], hidden: int) -> None:
-    """Of one scene: of those out of sight for 0.5 to 1.25 times `hidden` frames, who was followed before, and who has kept their identity."""
+    """Of one scene: of those out of sight for 0.5 to 1.25 times `hidden` frames, who was followed before, and who has
+    kept their identity."""
     true, said = np.concatenate(scene.truth), np.concatenate(ids)
     names, tracks = np.unique(true[true >= 0]), np.unique(said[said >= 0])
     for i in names.tolist():
-      at = [(n, int(s[k])) for n, (who, s) in enumerate(zip(scene.truth, ids, strict=True)) for k in np.flatnonzero((who == i) & (s >= 0))]
+      at = [
+        (n, int(s[k]))
+        for n, (who, s) in enumerate(zip(scene.truth, ids, strict=True))
+        for k in np.flatnonzero((who == i) & (s >= 0))
+      ]
       steps = list(itertools.pairwise(at))
       self.switches += sum(a[1] != b[1] for a, b in steps)
       for k, (a, b) in enumerate(steps):
@@ -167,7 +190,9 @@ class Figures:
         if k >= 9 and unseen and 0.5 * hidden <= b[0] - a[0] - 1 <= 1.25 * hidden and i != LORRY:
           self.hidden += 1
           self.kept += a[1] == b[1]
-    both = np.array([[((true == i) & (said == t)).sum() for t in tracks] for i in names]).reshape(len(names), len(tracks))
+    both = np.array([[((true == i) & (said == t)).sum() for t in tracks] for i in names]).reshape(
+      len(names), len(tracks)
+    )
     agreed = both[linear_sum_assignment(-both)].sum()
     self.boxes += int((true >= 0).sum())
     self.idf1.append(2 * agreed / ((true >= 0).sum() + (said >= 0).sum()))
@@ -198,7 +223,10 @@ def main() -> None:
         figures[name].add(scene, ids, hidden)
     for name, f in figures.items():
       share = f"{f.kept}/{f.hidden} {100 * f.kept / max(1, f.hidden):3.0f}%"
-      print(f"{hidden:>10}  {name:15} {share:>12} {f.switches:>9} {f.boxes:>6} {np.mean(f.idf1):6.3f} {1e3 * spent[name] / frames:9.2f}")
+      print(
+        f"{hidden:>10}  {name:15} {share:>12} {f.switches:>9} {f.boxes:>6} {np.mean(f.idf1):6.3f} "
+        f"{1e3 * spent[name] / frames:9.2f}"
+      )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""A bundle in every runner that is here: latency p50 and p99, memory, time to load; beside ONNX Runtime, on frames of a drive or noise. Then fairmodeld's
-time from its start to its first message.
+"""A bundle in every runner that is here: latency p50 and p99, memory, time to load; beside ONNX Runtime, on frames of a
+drive or noise. Then fairmodeld's time from its start to its first message.
 
 python tests/bench/bench_runners.py [BUNDLE] [--runners onnx tinygrad-cpu] [--frames 100] [--video qcamera.ts] [--start]
 
-A runner is measured in a process of its own, on one core, with artifacts of this machine (selfdrive/modeld/fair/compile.py); without one it is left out
-with the reason.
-"""
+A runner is measured in a process of its own, on one core, with artifacts of this machine
+(selfdrive/modeld/fair/compile.py); without one it is left out with the reason."""
+
 import argparse
 import json
 import os
@@ -40,6 +40,7 @@ def model_frames(video, n):
   if video is None:
     return np.random.default_rng(0).integers(0, 256, (n, 6, 128, 256), dtype=np.uint8)
   from openpilot.tools.lib.framereader import FrameReader
+
   reader = FrameReader(video, "nv12")
   warp = ModelFrame(526, 330, 526, 526 * 330)
   warp.set_calibration(np.zeros(3), camera_intrinsics(526, 330))
@@ -71,18 +72,39 @@ def child(path, name, frames, repeat):
         outputs.append({k: v.copy() for k, v in out.items()})
     if name != "onnx":
       theirs = make_runner("onnx", bundle, graph)
-      off = max(max(differences(o, theirs.run({**x, "frame": frames[i % len(frames)][None]})).values()) for i, o in enumerate(outputs))
+      off = max(
+        max(differences(o, theirs.run({**x, "frame": frames[i % len(frames)][None]})).values())
+        for i, o in enumerate(outputs)
+      )
     else:
       off = 0.0
     p50, p99 = np.percentile(times[WARM_UP:], (50, 99)) * 1e3
-    rows.append({"graph": graph["name"], "what": runner.what, "load": load, "first": times[0], "p50": p50, "p99": p99, "cpu": cpu / repeat * 1e3, "off": off})
+    rows.append(
+      {
+        "graph": graph["name"],
+        "what": runner.what,
+        "load": load,
+        "first": times[0],
+        "p50": p50,
+        "p99": p99,
+        "cpu": cpu / repeat * 1e3,
+        "off": off,
+      }
+    )
   print(json.dumps({"rows": rows, "memory": memory_mb() - before}))
 
 
 def first_message(path, runner):
-  """Seconds from the start of the process to its first message of a frame, a camera at 20 Hz being there already; and its CPU time until then."""
-  os.environ.update(OPENPILOT_PREFIX=f"bench-{os.getpid()}-{runner}", PARAMS_ROOT=tempfile.mkdtemp(), PYTHONPATH=str(ROOT), FAIR_MODELS_DIR=str(path.parent))
+  """Seconds from the start of the process to its first message of a frame, a camera at 20 Hz being there already; and
+  its CPU time until then."""
+  os.environ.update(
+    OPENPILOT_PREFIX=f"bench-{os.getpid()}-{runner}",
+    PARAMS_ROOT=tempfile.mkdtemp(),
+    PYTHONPATH=str(ROOT),
+    FAIR_MODELS_DIR=str(path.parent),
+  )
   from openpilot.common.params import Params
+
   Params().put("FairBundle", path.name)
   w, h = 1344, 760
   stride, y_height, _, size = nv12_info(w, h)
@@ -129,13 +151,28 @@ def main():
     child(args.bundle, args.runners[0], args.child, args.frames)
     return
   load_bundle(args.bundle)  # what is wrong with it is said once, and here
-  print(f"{args.bundle.name}, {args.frames} frames of {args.video.name if args.video else 'noise'}, one core; ms, MB, s")
-  print(f"{'runner':<34} {'graph':<14} {'p50':>8} {'p99':>8} {'CPU':>8} {'of onnx':>8} {'first':>8} {'load s':>7} {'memory':>7} {'off':>8}")
+  print(
+    f"{args.bundle.name}, {args.frames} frames of {args.video.name if args.video else 'noise'}, one core; ms, MB, s"
+  )
+  print(
+    f"{'runner':<34} {'graph':<14} {'p50':>8} {'p99':>8} {'CPU':>8} {'of onnx':>8} {'first':>8} {'load s':>7} "
+    f"{'memory':>7} {'off':>8}"
+  )
   base = {}
   with tempfile.TemporaryDirectory() as folder:
     np.save(Path(folder) / "frames.npy", model_frames(args.video, min(args.frames, 50)))
     for name in dict.fromkeys(("onnx", *args.runners)):
-      command = [sys.executable, __file__, str(args.bundle), "--runners", name, "--frames", str(args.frames), "--child", f"{folder}/frames.npy"]
+      command = [
+        sys.executable,
+        __file__,
+        str(args.bundle),
+        "--runners",
+        name,
+        "--frames",
+        str(args.frames),
+        "--child",
+        f"{folder}/frames.npy",
+      ]
       done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
       if done.returncode:
         raise UserError(f"{name} ended with {done.returncode} on {args.bundle.name}: what it said stands above")
@@ -145,12 +182,17 @@ def main():
         continue
       for r in found["rows"]:
         ratio = r["p50"] / base.setdefault(r["graph"], r["p50"])
-        times = f"{r['p50']:>8.1f} {r['p99']:>8.1f} {r['cpu']:>8.1f} {ratio:>8.1f} {r['first'] * 1e3:>8.0f} {r['load']:>7.2f}"
+        times = (
+          f"{r['p50']:>8.1f} {r['p99']:>8.1f} {r['cpu']:>8.1f} {ratio:>8.1f} {r['first'] * 1e3:>8.0f} {r['load']:>7.2f}"
+        )
         print(f"{r['what'][:34]:<34} {r['graph']:<14} {times} {found['memory']:>7.0f} {r['off']:>8.1e}")
   if args.start:
     for name in dict.fromkeys(("onnx", *args.runners)):
       seconds, cpu = first_message(args.bundle.resolve(), name)
-      print(f"{name}: first message {seconds:.2f} s after the start of fairmodeld, {cpu:.2f} s of them on the CPU; the goal is 2 s")
+      print(
+        f"{name}: first message {seconds:.2f} s after the start of fairmodeld, {cpu:.2f} s of them on the CPU; the "
+        "goal is 2 s"
+      )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""fairmodeld, the process, over an hour of frames as fast as it takes them: its memory, open files and what waits in its readers' queues.
+"""fairmodeld, the process, over an hour of frames as fast as it takes them: its memory, open files and what waits in
+its readers' queues.
 
-The next frame goes out when the message of the one before is there, with modelV2 before it, and calibration, deviceState and carState at their rates. Two small
-graphs made here find objects and lane points in every frame, so that tracking works; --bundle takes another.
+The next frame goes out when the message of the one before is there, with modelV2 before it, and calibration,
+deviceState and carState at their rates. Two small graphs made here find objects and lane points in every frame, so that
+tracking works; --bundle takes another.
 
-python tests/bench/bench_soak.py [--frames 72000] [--bundle models/scene-nano] [--minutes 20] [--inside]
-"""
+python tests/bench/bench_soak.py [--frames 72000] [--bundle models/scene-nano] [--minutes 20] [--inside]"""
+
 import argparse
 import gc
 import os
@@ -35,12 +37,20 @@ def small_bundle(folder: Path) -> Path:
 
   write_bundle(folder)
   r = np.random.default_rng(0)
-  raw = {"heat": np.full((1, 3, 32, 64), -9, np.float32), "box": r.uniform(8, 40, (1, 4, 32, 64)).astype(np.float32),
-         "coef": np.tanh(r.normal(0, 1, (1, 16, 32, 64))).astype(np.float32), "proto": r.normal(0, 1, (1, 16, 64, 128)).astype(np.float32)}
+  raw = {
+    "heat": np.full((1, 3, 32, 64), -9, np.float32),
+    "box": r.uniform(8, 40, (1, 4, 32, 64)).astype(np.float32),
+    "coef": np.tanh(r.normal(0, 1, (1, 16, 32, 64))).astype(np.float32),
+    "proto": r.normal(0, 1, (1, 16, 64, 128)).astype(np.float32),
+  }
   for n in range(12):
-    raw["heat"][0, n % 3, 3 + 2 * n, 5 * n + 2] = -0.5 - n / 20  # the frame's level takes it over the threshold, and under it again
+    raw["heat"][0, n % 3, 3 + 2 * n, 5 * n + 2] = (
+      -0.5 - n / 20
+    )  # the frame's level takes it over the threshold, and under it again
   bundle = write_graphs(folder, [objects_graph(folder, raw), lanes_graph(folder), manifest()["graphs"][0]])
-  return write_manifest(folder, {**bundle.manifest, "budget_ms": 1000}).path  # on a busy machine too every graph runs in every frame
+  return write_manifest(
+    folder, {**bundle.manifest, "budget_ms": 1000}
+  ).path  # on a busy machine too every graph runs in every frame
 
 
 def memory(pid: int) -> float:
@@ -53,7 +63,11 @@ def main() -> None:
   p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   p.add_argument("--frames", type=int, default=HOUR)
   p.add_argument("--minutes", type=float, help="stop after so many, with the frames that there are")
-  p.add_argument("--inside", action="store_true", help="fairmodeld's loop in this process: nothing waits for the scheduler; memory is then of both")
+  p.add_argument(
+    "--inside",
+    action="store_true",
+    help="fairmodeld's loop in this process: nothing waits for the scheduler; memory is then of both",
+  )
   p.add_argument("--bundle", type=Path, help="a bundle's folder; default: a small one made here")
   args = p.parse_args()
   scratch = tempfile.TemporaryDirectory(prefix="soak")
@@ -147,11 +161,23 @@ def main() -> None:
   growth = after[-1][1] - after[0][1]
   s = states[-1].fairState if states else None
   took = time.monotonic() - begun
-  print(f"{done} frames of {args.frames} in {took:.0f} s, {cpu / max(1, done) * 1e3:.2f} ms of CPU a frame, {lost} frames without an answer")
-  print(f"messages: {', '.join(f'{k} {v}' for k, v in heard.items())}; faults {s.faultCount if s else 'unknown'}{': ' + s.fault if s and s.fault else ''}")
-  print(f"memory after {after[0][0]} frames {after[0][1]:.2f} MB, at the end {after[-1][1]:.2f}, most {max(r[1] for r in after):.2f}")
+  print(
+    f"{done} frames of {args.frames} in {took:.0f} s, {cpu / max(1, done) * 1e3:.2f} ms of CPU a frame, {lost} frames "
+    "without an answer"
+  )
+  print(
+    f"messages: {', '.join(f'{k} {v}' for k, v in heard.items())}; faults "
+    f"{s.faultCount if s else 'unknown'}{': ' + s.fault if s and s.fault else ''}"
+  )
+  print(
+    f"memory after {after[0][0]} frames {after[0][1]:.2f} MB, at the end {after[-1][1]:.2f}, most "
+    f"{max(r[1] for r in after):.2f}"
+  )
   print(f"growth after warm-up {growth:+.2f} MB, {'within' if growth < LIMIT else 'OVER'} {LIMIT:g}")
-  print(f"open files {after[0][2]} -> {after[-1][2]}; most messages that waited in one reader's queue {max(r[3] for r in after)}")
+  print(
+    f"open files {after[0][2]} -> {after[-1][2]}; most messages that waited in one reader's queue "
+    f"{max(r[3] for r in after)}"
+  )
   server.close()
   scratch.cleanup()
 

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Points on the simulator's static surfaces followed through 20 frames by all trackers that are here, behind one interface (track_lane_points): chained RAFT
-flow, CoTracker 2 and 3 where their package and weights are there, and chained pyramidal Lucas-Kanade (OpenCV) with RAFT's forward-backward check. Truth is
-exact: the rendered depth, and the camera's motion. Judged as TAP-Vid does (tools/fair/evaluation/metrics.py, Tracks), and in pixels of the view.
+"""Points on the simulator's static surfaces followed through 20 frames by all trackers that are here, behind one
+interface (track_lane_points): chained RAFT flow, CoTracker 2 and 3 where their package and weights are there, and
+chained pyramidal Lucas-Kanade (OpenCV) with RAFT's forward-backward check. Truth is
+exact: the rendered depth, and the camera's motion. Judged as TAP-Vid does (tools/fair/evaluation/metrics.py, Tracks),
+and in pixels of the view.
 
-python tests/bench/bench_tracker.py [--seeds 3 5 8] [--time day] [--iters 8] [--scale 1] [--accept-licence CC-BY-NC-4.0] [--weights raft-small.pth]
-"""
+python tests/bench/bench_tracker.py [--seeds 3 5 8] [--time day] [--iters 8] [--scale 1] [--accept-licence CC-BY-NC-4.0]
+[--weights raft-small.pth]"""
 
 import argparse
 import time
@@ -30,14 +32,14 @@ from openpilot.tools.sim.world import World
 
 W, H = 512, 256
 SPANS = (1, 5, 10, 20)
-FAR = 80.0  # metres
+FAR = 80.0  # meters
 COTRACKERS = {"cotracker3-offline": "offline", "cotracker3-online": "online", "cotracker2": "v2"}  # teacher -> mode
 Follow = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def lucas_kanade(video: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """The named alternative, with OpenCV's defaults and LaneTracker's check."""
-  grey = [cv2.cvtColor(np.ascontiguousarray(f.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY) for f in video]
+  gray = [cv2.cvtColor(np.ascontiguousarray(f.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY) for f in video]
   tracks, visible = np.repeat(points[None].astype(np.float32), len(video), 0), np.zeros((len(video), len(points)), bool)
   visible[0] = True
   for t in range(1, len(video)):
@@ -45,8 +47,8 @@ def lucas_kanade(video: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.
     alive = np.flatnonzero(visible[t - 1])
     if len(alive):
       p = tracks[t - 1, alive]
-      q, ok, _ = cv2.calcOpticalFlowPyrLK(grey[t - 1], grey[t], p[:, None], None)
-      r, ok2, _ = cv2.calcOpticalFlowPyrLK(grey[t], grey[t - 1], q, None)
+      q, ok, _ = cv2.calcOpticalFlowPyrLK(gray[t - 1], gray[t], p[:, None], None)
+      r, ok2, _ = cv2.calcOpticalFlowPyrLK(gray[t], gray[t - 1], q, None)
       missed, way = np.linalg.norm(r[:, 0] - p, axis=1), np.linalg.norm(q[:, 0] - p, axis=1)
       seen = (ok[:, 0] > 0) & (ok2[:, 0] > 0) & inside(q[:, 0], H, W) & (missed <= 1.0 + 0.02 * way)
       tracks[t, alive[seen]], visible[t, alive[seen]] = q[seen, 0], True
@@ -54,7 +56,8 @@ def lucas_kanade(video: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def add(acc: Tracks, tracks: np.ndarray, visible: np.ndarray, true: np.ndarray, seen: np.ndarray) -> None:
-  """One video: tracks, true (T, N, 2) pixels of the view, visible, seen (T, N) bool. All points are asked for in frame 0, which does not count."""
+  """One video: tracks, true (T, N, 2) pixels of the view, visible, seen (T, N) bool. All points are asked for in frame
+  0, which does not count."""
   hidden = ~seen[0]
   for k in range(1, len(tracks)):
     acc.add(tracks[k], visible[k], true[k], seen[k], hidden)
@@ -72,14 +75,19 @@ def trackers_here(args: argparse.Namespace) -> dict[str, Follow]:
     except UserError as e:
       print(f"{name}: left out, {e}")
 
-  try_it("raft-tracker", TEACHERS["raft-tracker"].licence, lambda: LaneTracker(args.weights, iters=args.iters, scale=args.scale).track_lane_points)
+  try_it(
+    "raft-tracker",
+    TEACHERS["raft-tracker"].licence,
+    lambda: LaneTracker(args.weights, iters=args.iters, scale=args.scale).track_lane_points,
+  )
   for name, mode in COTRACKERS.items():
     try_it(name, TEACHERS[name].licence, lambda mode=mode: CoTracker(mode).track_lane_points)
   return {**found, "Lucas-Kanade": lucas_kanade}
 
 
 def start_points(frame) -> np.ndarray:
-  """(N, 2) whole pixels on static surfaces: the lower part of the picture, whatever stands there, and more of the road."""
+  """(N, 2) whole pixels on static surfaces: the lower part of the picture, whatever stands there, and more of the
+  road."""
   points = np.concatenate([road_grid(H, W, None, 16), road_grid(H, W, medmodel_intrinsics, 16) - 8])
   ij = points.astype(int)
   near = (frame.depth[ij[:, 1], ij[:, 0]] < FAR) & np.isin(frame.semantic[ij[:, 1], ij[:, 0]], STATIC)
@@ -93,7 +101,9 @@ def main() -> None:
   parser.add_argument("--iters", type=int, default=8, help="RAFT's refinements a pair")
   parser.add_argument("--scale", type=int, default=1, help="pictures are enlarged by this before RAFT")
   parser.add_argument("--weights", help="raft-small.pth; else, as CoTracker's, where all weights are looked for")
-  parser.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of CoTracker: CC-BY-NC-4.0")
+  parser.add_argument(
+    "--accept-licence", action="append", default=[], metavar="LICENCE", help="of CoTracker: CC-BY-NC-4.0"
+  )
   args = parser.parse_args()
   trackers = trackers_here(args)
   judged = {name: Tracks() for name in trackers}
@@ -130,7 +140,10 @@ def main() -> None:
         print(f"{name:19} {k:6}       0")
         continue
       right = (seen & said & (rows[:, 0] < 3)).sum() / said.sum()
-      print(f"{name:19} {k:6}  {len(e):6}  {e.mean():7.2f}  {np.median(e):6.2f}  {np.quantile(e, 0.9):5.2f} {len(e) / seen.sum():10.1%} {right:16.1%}")
+      print(
+        f"{name:19} {k:6}  {len(e):6}  {e.mean():7.2f}  {np.median(e):6.2f}  {np.quantile(e, 0.9):5.2f} "
+        f"{len(e) / seen.sum():10.1%} {right:16.1%}"
+      )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What a frame of 30 objects and 200 lane points costs beside the network, on one core: tracking both (the budget of 2 ms), and apart from it decoding and
-publishing. Beside it the same assignment by the Hungarian method over the whole matrix, without the groups that do not touch.
+"""What a frame of 30 objects and 200 lane points costs beside the network, on one core: tracking both (the budget of 2
+ms), and apart from it decoding and publishing. Beside it the same assignment by the Hungarian method over the whole
+matrix, without the groups that do not touch.
 
 Two clocks: the wall's, which other work on the machine slows, and the CPU's.
 
-python tests/bench/bench_tracking.py [--frames 400] [--objects 30] [--points 200]
-"""
+python tests/bench/bench_tracking.py [--frames 400] [--objects 30] [--points 200]"""
+
 import argparse
 import os
 import time
@@ -83,15 +84,24 @@ def main() -> None:
   if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
   r = np.random.default_rng(0)
-  ground, depth, valid = view_ground("medmodel"), Depth(r.uniform(3, 60, (64, 128)).astype(np.float32), True), np.ones(VIEW, bool)
+  ground, depth, valid = (
+    view_ground("medmodel"),
+    Depth(r.uniform(3, 60, (64, 128)).astype(np.float32), True),
+    np.ones(VIEW, bool),
+  )
   frames = scene(r, args.objects, args.frames)
   model = SimpleNamespace(laneLines=[line(y) for y in (-5.4, -1.8, 1.8, 5.4)], laneLineProbs=[0.9] * 4)
   tracker, lanes = Tracker(CLASSES, VIEW), LaneTracker(args.points, VIEW)
   heat = np.full((1, 3, 32, 64), -8, np.float32)
   cells = r.choice(32 * 64, args.objects, replace=False)
   heat.reshape(3, -1)[r.integers(0, 3, len(cells)), cells] = r.uniform(1, 4, len(cells))
-  raw = {"heat": heat, "box": r.uniform(4, 30, (1, 4, 32, 64)).astype(np.float32), "coef": r.normal(0, 1, (1, 16, 32, 64)).astype(np.float32),
-         "proto": r.normal(0, 1, (1, 16, 64, 128)).astype(np.float32), "embed": r.normal(0, 1, (1, 16, 32, 64)).astype(np.float32)}
+  raw = {
+    "heat": heat,
+    "box": r.uniform(4, 30, (1, 4, 32, 64)).astype(np.float32),
+    "coef": r.normal(0, 1, (1, 16, 32, 64)).astype(np.float32),
+    "proto": r.normal(0, 1, (1, 16, 64, 128)).astype(np.float32),
+    "embed": r.normal(0, 1, (1, 16, 32, 64)).astype(np.float32),
+  }
   clock = Clock()
   for i, d in enumerate(frames):
     tracked = clock("objects", tracker.update, i, d, ground, depth)
@@ -99,18 +109,31 @@ def main() -> None:
     # what the graph would give: the road flows by at 20 m/s
     road = ground.road(lanes.points[0]) - [1.0, 0, 0]
     road[:, 1] += r.normal(0, 0.02, args.points)
-    found = LanePoints(np.nan_to_num(ground.view(road), nan=1e4).astype(np.float32), r.uniform(0.3, 1, args.points).astype(np.float32))
+    found = LanePoints(
+      np.nan_to_num(ground.view(road), nan=1e4).astype(np.float32), r.uniform(0.3, 1, args.points).astype(np.float32)
+    )
     lines = clock("lines", lanes.update, found, ground)
     stamp = Stamp(i, 0, "bench", 0, True)
-    clock("publish", lambda t, l, s: (serialize(*objects_message(t, s)), serialize(*lanes_message(l, s))), tracked, lines, stamp)
+    clock(
+      "publish",
+      lambda t, l, s: (serialize(*objects_message(t, s)), serialize(*lanes_message(l, s))),
+      tracked,
+      lines,
+      stamp,
+    )
     clock("decode", objects_head.decode, raw, {"heat": {"classes": CLASSES}}, valid)
     assert len(lines) == 4
   for _ in range(50):
-    value = np.where(r.random((args.objects, args.objects)) < 1.5 / args.objects, r.random((args.objects, args.objects)), 0)
+    value = np.where(
+      r.random((args.objects, args.objects)) < 1.5 / args.objects, r.random((args.objects, args.objects)), 0
+    )
     rows, cols = clock("groups", assign, value)
     whole = clock("whole", hungarian, value.tolist())
     assert abs(value[rows, cols].sum() - sum(value[i, j] for i, j in whole)) < 1e-9
-  print(f"{args.objects} objects and {args.points} lane points, {args.frames} frames, one core; {tracker.next_id - 1} ids given, {lanes.next_id - 1} lines")
+  print(
+    f"{args.objects} objects and {args.points} lane points, {args.frames} frames, one core; {tracker.next_id - 1} ids "
+    f"given, {lanes.next_id - 1} lines"
+  )
   clock.line("tracking, both", "objects", "seeds", "lines", note="(budget 2 ms)")
   clock.line("  objects", "objects")
   clock.line("  lane points, seeds and lines", "seeds", "lines")

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""unified-small, one network with all heads, against the four solo students one after the other: ONNX Runtime, same inputs, interleaved.
+"""unified-small, one network with all heads, against the four solo students one after the other: ONNX Runtime, same
+inputs, interleaved.
 
-python tests/bench/bench_unified.py [--size small] [--rounds 60] [--threads 1]
-"""
+python tests/bench/bench_unified.py [--size small] [--rounds 60] [--threads 1]"""
+
 import argparse
 import tempfile
 import time
@@ -17,7 +18,7 @@ import torch
 from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.fair.students.onnx_export import export_onnx
 from openpilot.tools.fair.students.student import TASKS, build
-from openpilot.tools.fair.students.students import macs
+from openpilot.tools.fair.students.list_students import macs
 
 GOAL = 2.5
 
@@ -31,7 +32,9 @@ def main() -> None:
   args = p.parse_args()
   options = ort.SessionOptions()
   options.intra_op_num_threads = args.threads
-  options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # five sessions in one process must not wait on each other's threads
+  options.add_session_config_entry(
+    "session.intra_op.allow_spinning", "0"
+  )  # five sessions in one process must not wait on each other's threads
   torch.manual_seed(0)
   rng = np.random.default_rng(0)
   runs, mega = {}, {}
@@ -46,7 +49,10 @@ def main() -> None:
         inputs["lanes_points"] = rng.uniform(0, [511, 255], inputs["lanes_points"].shape).astype(np.float32)
         inputs["lanes_mask"][:] = 1
         inputs["lanes_template"] = rng.normal(0, 0.2, inputs["lanes_template"].shape).astype(np.float32)
-      runs[task] = (ort.InferenceSession(str(Path(folder) / f"{task}.onnx"), options, providers=["CPUExecutionProvider"]), inputs)
+      runs[task] = (
+        ort.InferenceSession(str(Path(folder) / f"{task}.onnx"), options, providers=["CPUExecutionProvider"]),
+        inputs,
+      )
   times: dict[str, list[float]] = {task: [] for task in runs}
   for i in range(args.rounds + 3):
     for task, (session, inputs) in runs.items():
@@ -61,7 +67,10 @@ def main() -> None:
   for task in [*solo, "unified"]:
     print(f"{task:<9} {mega[task]:6.0f} MMAC   median {np.median(ms[task]):7.2f} ms   min {ms[task].min():7.2f} ms")
   low, mid, high = np.percentile(ratio, [25, 50, 75])
-  print(f"four solo / unified: {mid:.2f} (quartiles {low:.2f}-{high:.2f}), of minima {sum(ms[t].min() for t in solo) / ms['unified'].min():.2f}; goal {GOAL}")
+  print(
+    f"four solo / unified: {mid:.2f} (quartiles {low:.2f}-{high:.2f}), of minima "
+    f"{sum(ms[t].min() for t in solo) / ms['unified'].min():.2f}; goal {GOAL}"
+  )
   print(f"multiply-accumulates: {sum(mega[t] for t in solo) / mega['unified']:.2f}")
 
 

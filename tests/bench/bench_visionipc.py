@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""A 1928x1208 NV12 frame from a server process to a client process: VisionIPC against sending its bytes through ZeroMQ. One-way time, from before
-send() to the frame in hand.
+"""A 1928x1208 NV12 frame from a server process to a client process: VisionIPC against sending its bytes through ZeroMQ.
+One-way time, from before send() to the frame in hand.
 
-python tests/bench/bench_visionipc.py [FRAMES]
-"""
+python tests/bench/bench_visionipc.py [FRAMES]"""
+
 import argparse
 import multiprocessing
 import os
@@ -19,7 +19,7 @@ from openpilot.cereal.visionipc import VisionIpcClient, VisionIpcServer, VisionS
 
 W, H = 1928, 1208
 ROAD = VisionStreamType.VISION_STREAM_ROAD
-PERIOD = .02
+PERIOD = 0.02
 
 
 def serve_vision(n, go):
@@ -28,11 +28,11 @@ def serve_vision(n, go):
   server.start_listener()
   frames = [np.full(nv12_info(W, H)[3], i, np.uint8) for i in range(4)]
   go.wait()
-  time.sleep(.3)
+  time.sleep(0.3)
   for i in range(n):
     time.sleep(PERIOD)
     server.send(ROAD, frames[i % 4], i, 0, time.monotonic_ns())
-  time.sleep(.5)
+  time.sleep(0.5)
 
 
 def serve_in_place(n, go):
@@ -41,24 +41,24 @@ def serve_in_place(n, go):
   server.create_buffers(ROAD, 8, W, H)
   server.start_listener()
   go.wait()
-  time.sleep(.3)
+  time.sleep(0.3)
   for i in range(n):
     time.sleep(PERIOD)
     buf = server.get_buffer(ROAD)
     buf.data[0] = buf.data[buf.picture_size - 1] = i % 4
     server.send_buffer(ROAD, buf, i, 0, time.monotonic_ns())
-  time.sleep(.5)
+  time.sleep(0.5)
 
 
 def serve_zmq(n, go):
   pub = PubSocket("benchframes", 3 * (nv12_info(W, H)[3] + 100))
   frame = bytes(nv12_info(W, H)[3])
   go.wait()
-  time.sleep(.3)
+  time.sleep(0.3)
   for _ in range(n):
     time.sleep(PERIOD)
     pub.send(time.monotonic_ns().to_bytes(8, "little") + frame)
-  time.sleep(.5)
+  time.sleep(0.5)
 
 
 def run(target, n, receive):
@@ -99,7 +99,11 @@ def main():
   p.add_argument("frames", type=int, nargs="?", default=300)
   n = p.parse_args().frames
   os.environ["OPENPILOT_PREFIX"] = f"bench-{os.getpid()}"
-  ours, in_place, zmq = run(serve_vision, n, receive_vision), run(serve_in_place, n, receive_vision), run(serve_zmq, n, receive_zmq)
+  ours, in_place, zmq = (
+    run(serve_vision, n, receive_vision),
+    run(serve_in_place, n, receive_vision),
+    run(serve_zmq, n, receive_zmq),
+  )
   print(f"{W}x{H} NV12, {nv12_info(W, H)[3] / 1e6:.1f} MB, {len(ours)} and {len(zmq)} frames; one way, ms")
   for name, t in (("VisionIPC send()", ours), ("VisionIPC get_buffer(), send_buffer()", in_place), ("ZeroMQ", zmq)):
     print(f"{name:<38} median {np.median(t):6.3f}   p99 {np.percentile(t, 99):6.3f}")

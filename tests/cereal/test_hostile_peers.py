@@ -1,4 +1,5 @@
 """Neighbors of VisionIPC and messaging that do not keep to the rules: nobody ends, hangs, leaks or believes them."""
+
 import contextlib
 import json
 import os
@@ -10,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from openpilot.cereal import messaging, visionipc
-from openpilot.cereal.visionipc import ANNOUNCE, MAX_MEMORY, PEERS, VisionIpcClient, VisionIpcServer, VisionStreamType, _memory
+from openpilot.cereal.visionipc import (
+  ANNOUNCE,
+  MAX_MEMORY,
+  PEERS,
+  VisionIpcClient,
+  VisionIpcServer,
+  VisionStreamType,
+  _memory,
+)
 
 ROAD = VisionStreamType.VISION_STREAM_ROAD
 W, H, STRIDE, UV, SIZE = 64, 32, 128, 128 * 32, 128 * 48 + 4096
@@ -77,11 +86,20 @@ def unsealed(size: int) -> int:
 
 
 INFOS = {
-  "a list": [], "nothing": {}, "null": None, "a number": 5, "a text": "x",
+  "a list": [],
+  "nothing": {},
+  "null": None,
+  "a number": 5,
+  "a text": "x",
   **{f"without {k}": {n: v for n, v in GOOD.items() if n != k} for k in GOOD},
-  **{f"{k} {v}": {**GOOD, k: v} for k in ("width", "height", "stride", "uv_offset", "size")
-     for v in (-1, 0, 1, 2**31, 2**63, 2**70, 1.5, True, "64", None, [])},
-  "chroma over luma": {**GOOD, "uv_offset": STRIDE * (H - 1)}, "narrow rows": {**GOOD, "stride": W - 1}, "buffers too short": {**GOOD, "size": UV},
+  **{
+    f"{k} {v}": {**GOOD, k: v}
+    for k in ("width", "height", "stride", "uv_offset", "size")
+    for v in (-1, 0, 1, 2**31, 2**63, 2**70, 1.5, True, "64", None, [])
+  },
+  "chroma over luma": {**GOOD, "uv_offset": STRIDE * (H - 1)},
+  "narrow rows": {**GOOD, "stride": W - 1},
+  "buffers too short": {**GOOD, "size": UV},
   "one byte of chroma too short": {**GOOD, "size": UV + STRIDE * 16 - 1},
 }
 
@@ -116,8 +134,14 @@ def test_streams_are_numbers(peer):
 @pytest.mark.parametrize("kind", ["sealed", "shorter", "may shrink", "a pipe", "a folder", "too many"])
 def test_buffers_are_memory_that_cannot_shrink(peer, tmp_path, kind):
   """One that shrinks under its reader would end it by SIGBUS."""
-  fds = {"sealed": lambda: [_memory(SIZE)], "shorter": lambda: [_memory(SIZE - 1)], "may shrink": lambda: [unsealed(SIZE)], "a pipe": lambda: list(os.pipe()),
-         "a folder": lambda: [os.open(tmp_path, os.O_RDONLY)], "too many": lambda: [_memory(1 << 20)] * 250}[kind]()
+  fds = {
+    "sealed": lambda: [_memory(SIZE)],
+    "shorter": lambda: [_memory(SIZE - 1)],
+    "may shrink": lambda: [unsealed(SIZE)],
+    "a pipe": lambda: list(os.pipe()),
+    "a folder": lambda: [os.open(tmp_path, os.O_RDONLY)],
+    "too many": lambda: [_memory(1 << 20)] * 250,
+  }[kind]()
   peer({**GOOD, "size": MAX_MEMORY // 200} if kind == "too many" else GOOD, fds)
   client, before = VisionIpcClient("camerad", ROAD, True), buffers_open()
   assert client.connect(False) == (kind == "sealed")
@@ -157,17 +181,30 @@ def test_announcements_that_are_none(live):
   server, client = live
   before = buffers_open()
   good = ANNOUNCE.pack(server.id, 1, 5, 6, 7, 1)
-  for bad in (b"", good[:-1], good + b"\0", bytes(10**6), ANNOUNCE.pack(server.id, 4, 9, 9, 9, 1), ANNOUNCE.pack(server.id, 2**32 - 1, 9, 9, 9, 1),
-              *(ANNOUNCE.pack(k, 0, 9, 9, 9, 1) for k in range(200))):
+  for bad in (
+    b"",
+    good[:-1],
+    good + b"\0",
+    bytes(10**6),
+    ANNOUNCE.pack(server.id, 4, 9, 9, 9, 1),
+    ANNOUNCE.pack(server.id, 2**32 - 1, 9, 9, 9, 1),
+    *(ANNOUNCE.pack(k, 0, 9, 9, 9, 1) for k in range(200)),
+  ):
     server.pub[ROAD].sock.send(bad)
   server.pub[ROAD].sock.send(good)
   got = [buf for _ in range(250) if (buf := client.recv(20)) is not None]
-  assert len(got) == 1 and (got[0].idx, client.frame_id, client.timestamp_sof, client.timestamp_eof, client.valid) == (1, 5, 6, 7, True)
+  assert len(got) == 1 and (got[0].idx, client.frame_id, client.timestamp_sof, client.timestamp_eof, client.valid) == (
+    1,
+    5,
+    6,
+    7,
+    True,
+  )
   assert buffers_open() == before and client.is_connected()
 
 
 def test_who_says_nothing_holds_up_nobody(live, monkeypatch):
-  monkeypatch.setattr(visionipc, "PATIENCE", 600.)   # as good as for ever
+  monkeypatch.setattr(visionipc, "PATIENCE", 600.0)  # as good as for ever
   path = messaging.endpoint_path("visionipc_camerad")
   silent = []
   for _ in range(2 * PEERS):
@@ -176,7 +213,7 @@ def test_who_says_nothing_holds_up_nobody(live, monkeypatch):
     s.connect(path)
     silent.append(s)
     assert VisionIpcClient.available_streams("camerad", block=False) == {ROAD}
-  assert silent[0].recv(1) == b""   # the oldest of too many was shown out
+  assert silent[0].recv(1) == b""  # the oldest of too many was shown out
   for words in (b"\xff" * 64, b"99999999999999999999", b"-1", b"streams\0", b"1e3"):
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
       s.settimeout(20)
@@ -221,7 +258,7 @@ def test_the_sockets_folder_is_this_users_alone(prefix, short):
   try:
     folder = os.path.dirname(messaging.endpoint_path("x"))
     assert [os.stat(p).st_mode & 0o777 for p in (own, folder)] == [0o700, 0o700]
-    os.chmod(own, 0o755)   # as an older version made it
+    os.chmod(own, 0o755)  # as an older version made it
     os.chmod(folder, 0o777)
     messaging.endpoint_path("x")
     assert [os.stat(p).st_mode & 0o777 for p in (own, folder)] == [0o700, 0o700]

@@ -36,9 +36,18 @@ def pm(prefix):
 @pytest.mark.parametrize("spelling", ["roadCameraState", "narrowRoadCameraState"])
 def test_both_spellings_meet(pm, spelling):
   sock, sm = messaging.sub_sock(spelling, timeout=10), messaging.SubMaster([spelling])
-  got = until(lambda: pm.send("narrowRoadCameraState", camera_state(4, "roadCameraState")) or messaging.recv_one(sock), "message")
+  got = until(
+    lambda: pm.send("narrowRoadCameraState", camera_state(4, "roadCameraState")) or messaging.recv_one(sock), "message"
+  )
   assert got.which() == "narrowRoadCameraState" and got.narrowRoadCameraState.frameId == 4
-  until(lambda: pm.send("roadCameraState", camera_state(5)) or sm.update(10) or (sm.updated[spelling] and sm[spelling].frameId == 5), "update")
+  until(
+    lambda: (
+      pm.send("roadCameraState", camera_state(5))
+      or sm.update(10)
+      or (sm.updated[spelling] and sm[spelling].frameId == 5)
+    ),
+    "update",
+  )
   sock.close()
   sm.close()
 
@@ -50,7 +59,10 @@ def connected(pm, sock):
 
 
 def test_drain_conflate_and_timeout(pm):
-  every, newest = messaging.sub_sock("narrowRoadCameraState", timeout=50), messaging.sub_sock("narrowRoadCameraState", conflate=True, timeout=50)
+  every, newest = (
+    messaging.sub_sock("narrowRoadCameraState", timeout=50),
+    messaging.sub_sock("narrowRoadCameraState", conflate=True, timeout=50),
+  )
   for s in (every, newest):
     connected(pm, s)
   messaging.drain_sock_raw(every)
@@ -85,7 +97,9 @@ def test_submaster_alive_valid_freq(prefix):
     and sm.freq_ok["carState"]
     and sm.recv_frame["carState"] == 199
   )
-  assert not sm.alive["deviceState"] and not sm.all_alive() and sm.all_checks(["carState"]) and sm["carState"].vEgo == 199
+  assert (
+    not sm.alive["deviceState"] and not sm.all_alive() and sm.all_checks(["carState"]) and sm["carState"].vEgo == 199
+  )
   sm.update_msgs(2.05, [])
   assert not sm.updated["carState"] and sm.alive["carState"]
   sm.update_msgs(1.99 + 10 / SERVICE_LIST["carState"].frequency + 0.01, [])
@@ -133,7 +147,10 @@ def test_publisher_killed_and_started_again(prefix):
     proc.wait()
     messaging.drain_sock_raw(sock)
   pm = messaging.PubMaster(["fairState"])  # what it left behind is taken over
-  until(lambda: pm.send("fairState", messaging.new_message("fairState")) or messaging.recv_one_or_none(sock), "message of a new publisher")
+  until(
+    lambda: pm.send("fairState", messaging.new_message("fairState")) or messaging.recv_one_or_none(sock),
+    "message of a new publisher",
+  )
   pm.close()
   sock.close()
 

@@ -1,4 +1,5 @@
-"""The schema against the field tables that it was written from: every ordinal on the same bits and the same union tag."""
+"""The schema against the field tables that it was written from: every ordinal on the same bits and the same union
+tag."""
 
 import os
 import re
@@ -95,17 +96,26 @@ def test_event_tags():
 def test_every_row_of_the_tables(shared_data):
   text = (shared_data.parent / "facts" / "cereal_schema.md").read_text()
   rows = 0
-  table = r"^### (\S+) \((0x[0-9a-f]+)\) data words (\d+), pointers (\d+)[^\n]*\n\| @ \|[^\n]*\n\|[-|]+\n((?:\|[^\n]*\n)*)"
+  table = (
+    r"^### (\S+) \((0x[0-9a-f]+)\) data words (\d+), pointers (\d+)[^\n]*\n\| @ \|[^\n]*\n\|[-|]+\n((?:\|[^\n]*\n)*)"
+  )
   for name, ident, words, pointers, body in re.findall(table, text, re.M):
     if name.startswith("Custom."):
       continue
     schema = struct_schema(name)
     ours = layout(schema)
-    assert hex(schema.node.id) == ident and (schema.node.struct.dataWordCount, schema.node.struct.pointerCount) == (int(words), int(pointers)), name
+    assert hex(schema.node.id) == ident and (schema.node.struct.dataWordCount, schema.node.struct.pointerCount) == (
+      int(words),
+      int(pointers),
+    ), name
     for line in body.strip().split("\n"):
       c = [x.strip() for x in line.strip("|").split("|")]
       if c[0].isdigit() and c[2] != "Void":
-        assert ours[int(c[0])][0] == c[3] and (c[4] == "" or ours[int(c[0])][1] == int(c[4])), (name, c, ours[int(c[0])])
+        assert ours[int(c[0])][0] == c[3] and (c[4] == "" or ours[int(c[0])][1] == int(c[4])), (
+          name,
+          c,
+          ours[int(c[0])],
+        )
         rows += 1
   assert rows > 900
 
@@ -115,7 +125,7 @@ def test_every_enum_of_the_tables(shared_data):
   rows = re.findall(r"^- \*\*(\S+)\*\* \(0x([0-9a-f]+)\): (.*)$", text, re.M)
   nodes = upstream.nodes_of(log.Event)
   for name, ident, body in rows:
-    if name == "Desire":   # of no field: modelV2's desireState is in its order
+    if name == "Desire":  # of no field: modelV2's desireState is in its order
       continue
     members = [(int(v), n) for n, v in (x.split("=") for x in body.split(", "))]
     assert nodes[int(ident, 16)]["members"] == members, name
@@ -123,7 +133,8 @@ def test_every_enum_of_the_tables(shared_data):
 
 
 def test_every_struct_and_enum_is_upstreams():
-  """upstream.txt is of openpilot 516ec1e6 (2026-08-14) and opendbc c536b211; `tests/cereal/upstream.py CHECKOUT` says what differs, row by row."""
+  """upstream.txt is of openpilot 516ec1e6 (2026-08-14) and opendbc c536b211; `tests/cereal/upstream.py CHECKOUT` says
+  what differs, row by row."""
   ours = upstream.nodes_of(log.Event)
   have, want = set(upstream.table(ours).splitlines()), set(upstream.TABLE.read_text().splitlines())
   assert len(want) == 282 and sum(len(n["members"]) for n in ours.values()) == 2827
@@ -133,10 +144,18 @@ def test_every_struct_and_enum_is_upstreams():
 def test_the_table_would_notice():
   nodes = upstream.nodes_of(log.Event)
   before = upstream.table(nodes)
-  for name, change in (("PandaState.HarnessStatus", lambda m: m[:-1]), ("CarParams", None), ("EncodeIndex", lambda m: [m[1], m[0], *m[2:]])):
+  for name, change in (
+    ("PandaState.HarnessStatus", lambda m: m[:-1]),
+    ("CarParams", None),
+    ("EncodeIndex", lambda m: [m[1], m[0], *m[2:]]),
+  ):
     node = next(n for n in nodes.values() if n["name"] == name)
     kept = node["members"]
-    node["members"] = change(kept) if change else [(*row[:3], "uint16" if row[1] == "steerControlType" else row[3], *row[4:]) for row in kept]
+    node["members"] = (
+      change(kept)
+      if change
+      else [(*row[:3], "uint16" if row[1] == "steerControlType" else row[3], *row[4:]) for row in kept]
+    )
     assert upstream.table(nodes) != before
     node["members"] = kept
   assert upstream.table(nodes) == before
@@ -159,26 +178,44 @@ def test_enums_and_deprecated_fields_of_real_logs(shared_data):
       found.setdefault(e.which(), m[0] if "panda" in e.which() and e.which().endswith("s") else m)
     return found
 
-  m = first("2021-02-27--13-45-18--24", ["carParams", "pandaStateDEPRECATED", "driverMonitoringStateDEPRECATED", "lateralPlanDEPRECATED", "carControl"])
-  assert [str(v) for v in (m["carParams"].steerControlType, m["carParams"].fingerprintSource, m["carParams"].networkLocation)] == ["torque", "can", "fwdCamera"]
-  assert (str(m["pandaStateDEPRECATED"].harnessStatus), str(m["pandaStateDEPRECATED"].faultStatus)) == ("notConnected", "none")
+  m = first(
+    "2021-02-27--13-45-18--24",
+    ["carParams", "pandaStateDEPRECATED", "driverMonitoringStateDEPRECATED", "lateralPlanDEPRECATED", "carControl"],
+  )
+  assert [
+    str(v) for v in (m["carParams"].steerControlType, m["carParams"].fingerprintSource, m["carParams"].networkLocation)
+  ] == ["torque", "can", "fwdCamera"]
+  assert (str(m["pandaStateDEPRECATED"].harnessStatus), str(m["pandaStateDEPRECATED"].faultStatus)) == (
+    "notConnected",
+    "none",
+  )
   assert (m["driverMonitoringStateDEPRECATED"].isRHD, str(m["lateralPlanDEPRECATED"].laneChangeState)) == (False, "off")
   assert (str(m["carControl"].hudControl.visualAlert), str(m["carControl"].hudControl.audibleAlert)) == ("none", "none")
   m = first("2023-07-27--13-01-19--0", ["carParams", "pandaStates"])
-  assert (str(m["carParams"].steerControlType), str(m["carParams"].fingerprintSource), str(m["pandaStates"].harnessStatus)) == ("torque", "fw", "flipped")
+  assert (
+    str(m["carParams"].steerControlType),
+    str(m["carParams"].fingerprintSource),
+    str(m["pandaStates"].harnessStatus),
+  ) == ("torque", "fw", "flipped")
   m = first("0000002c--d68dde99ca--1", ["carParams", "pandaStates", "selfdriveState"])
-  assert (str(m["carParams"].steerControlType), str(m["pandaStates"].faultStatus), str(m["selfdriveState"].alertSound)) == ("angle", "faultTemp", "none")
+  assert (
+    str(m["carParams"].steerControlType),
+    str(m["pandaStates"].faultStatus),
+    str(m["selfdriveState"].alertSound),
+  ) == ("angle", "faultTemp", "none")
 
 
 def test_services():
   for name, s in SERVICE_LIST.items():
-    assert name in log.Event.schema.union_fields and s.frequency <= 104 and s.decimation != 0 and s.queue_size >= 250 * 1024
+    assert (
+      name in log.Event.schema.union_fields and s.frequency <= 104 and s.decimation != 0 and s.queue_size >= 250 * 1024
+    )
   for old, new in RENAMED.items():
     assert old not in SERVICE_LIST and new in log.Event.schema.union_fields
 
 
 def test_services_are_upstreams():
-  """services.tsv is of the same openpilot as upstream.txt; ours are fewer by what we never read, and more by the fair ones."""
+  """services.tsv is of the same openpilot as upstream.txt; ours lack what we never read, and have the fair ones."""
   want = upstream.SERVICES.read_text().splitlines()
   have = upstream.services_table({k: s for k, s in SERVICE_LIST.items() if not k.startswith("fair")}).splitlines()
   assert len(have) == 55 and len(want) == 69 and sorted(set(have) - set(want)) == []

@@ -11,7 +11,7 @@ from openpilot.cereal.messaging import MultiplePublishersError
 from openpilot.cereal.visionipc import VisionIpcClient, VisionIpcServer, VisionStreamType, nv12_info
 
 ROAD, WIDE = VisionStreamType.VISION_STREAM_ROAD, VisionStreamType.VISION_STREAM_WIDE_ROAD
-DEADLINE = 20.
+DEADLINE = 20.0
 
 SERVER = """
 import sys, time
@@ -43,19 +43,34 @@ def test_sizes_are_openpilots():
 
 def test_frames_cross_processes_and_a_killed_server_is_found_again(prefix):
   client = VisionIpcClient("camerad", ROAD, False)
-  assert client.recv(1) is None and not client.connect(False) and VisionIpcClient.available_streams("camerad", block=False) == set()
+  assert (
+    client.recv(1) is None
+    and not client.connect(False)
+    and VisionIpcClient.available_streams("camerad", block=False) == set()
+  )
   for start in (0, 5000):
     proc = subprocess.Popen([sys.executable, "-c", SERVER, str(start)])
     if start == 0:
       assert client.connect(True)
     else:
       until(lambda: client.is_connected() or client.connect(False), "connection")
-    assert (client.width, client.height, client.stride, client.uv_offset, client.num_buffers) == (1344, 760, 1408, 1408 * 768, 8)
+    assert (client.width, client.height, client.stride, client.uv_offset, client.num_buffers) == (
+      1344,
+      760,
+      1408,
+      1408 * 768,
+      8,
+    )
     ids = []
     while len(ids) < 20:
       buf = until(lambda: client.recv(100), "frame")
       i = client.frame_id
-      assert (buf.data[: buf.picture_size] == i % 251).all() and client.timestamp_sof == i * 1000 and client.timestamp_eof == i * 1000 + 7 and client.valid
+      assert (
+        (buf.data[: buf.picture_size] == i % 251).all()
+        and client.timestamp_sof == i * 1000
+        and client.timestamp_eof == i * 1000 + 7
+        and client.valid
+      )
       ids.append(i)
     assert ids == list(range(ids[0], ids[0] + 20)) and ids[0] > start
     os.kill(proc.pid, signal.SIGKILL)
@@ -82,7 +97,7 @@ def test_conflate_gives_the_newest(server):
     pass
   for i in range(1, 4):
     server.send(ROAD, np.full(1000, i, np.uint8), i)
-  time.sleep(.1)
+  time.sleep(0.1)
   assert [every.recv() is not None and every.frame_id for _ in range(3)] == [1, 2, 3]
   assert newest.recv().data[:1000].tolist() == [3] * 1000 and newest.frame_id == 3
   every.close()
@@ -99,17 +114,19 @@ def test_streams_and_second_server(server):
 def test_no_descriptor_is_lost(server):
   def count():
     return len(os.listdir("/proc/self/fd"))
+
   def once():
     c = VisionIpcClient("camerad", WIDE, True)
     assert c.connect()
     c.close()
+
   for _ in range(3):
     once()
-  time.sleep(.3)
+  time.sleep(0.3)
   before = count()
   for _ in range(30):
     once()
-  time.sleep(.3)
+  time.sleep(0.3)
   assert count() <= before + 2
 
 

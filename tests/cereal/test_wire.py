@@ -1,4 +1,5 @@
 """Real logs of several ages through our schema, and our messages through a schema that does not know them."""
+
 import bz2
 import math
 import re
@@ -32,7 +33,7 @@ def test_every_shared_log_reads(shared_data):
       if which == "carState":
         assert -10 < m.vEgo < 60 and math.isfinite(m.steeringAngleDeg)
       elif which == "extrinsicsCalibration" and len(m.rpyCalib):
-        assert len(m.rpyCalib) == 3 and all(abs(v) < .3 for v in m.rpyCalib)
+        assert len(m.rpyCalib) == 3 and all(abs(v) < 0.3 for v in m.rpyCalib)
       elif which in ("narrowRoadEncodeIdx", "qNarrowRoadEncodeIdx"):
         assert m.segmentId <= 1200 and str(m.type) in ("fullHEVC", "qcameraH264", "bigBoxLossless")
       elif which == "modelV2":
@@ -70,7 +71,7 @@ def test_our_messages_survive_a_reader_that_does_not_know_them(tmp_path, known):
     shutil.copy(f, schema)
   text = (schema / "log.capnp").read_text()
   text = re.sub(r"(fair\w+) @(\d+) :Custom\.Fair\w+;", r"customReserved\2 @\2 :Custom.CustomReserved0;", text)
-  if known != "empty structs":   # an old schema ends before our slots
+  if known != "empty structs":  # an old schema ends before our slots
     text = re.sub(r"^    \w+ @(13[6-9]|14\d|15[0-2]) :[^\n]*\n", "", text, flags=re.M)
   (schema / "log.capnp").write_text(text)
   messages = []
@@ -82,8 +83,12 @@ def test_our_messages_survive_a_reader_that_does_not_know_them(tmp_path, known):
     messages += [msg, ours]
   path = tmp_path / "log"
   path.write_bytes(b"".join(m.to_bytes() for m in messages))
-  r = subprocess.run([sys.executable, "-c", OLD_READER, str(schema), str(path)], capture_output=True, text=True, check=True)
+  r = subprocess.run(
+    [sys.executable, "-c", OLD_READER, str(schema), str(path)], capture_output=True, text=True, check=True
+  )
   lines = [line.split() for line in r.stdout.splitlines()]
-  assert [(x[0], x[1], x[2], float(x[3])) for x in lines if x[0] == "carState"] == [("carState", str(10 * i), "True", 1.5 * i) for i in range(3)]
+  assert [(x[0], x[1], x[2], float(x[3])) for x in lines if x[0] == "carState"] == [
+    ("carState", str(10 * i), "True", 1.5 * i) for i in range(3)
+  ]
   name = "customReserved141" if known == "empty structs" else "unknown"
   assert [(x[0], x[1]) for x in lines if x[0] != "carState"] == [(name, str(10 * i + 5)) for i in range(3)]

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Mutated logs through everything that reads logs: no exception but UserError, nothing aborts, nothing takes long. The same seed gives the same logs.
+"""Mutated logs through everything that reads logs: no exception but UserError, nothing aborts, nothing takes long. The
+same seed gives the same logs.
 
-python tests/fuzz/fuzz_logs.py [--seed N] [--runs N] [--seconds S]
-"""
+python tests/fuzz/fuzz_logs.py [--seed N] [--runs N] [--seconds S]"""
+
 import argparse
 import contextlib
 import io
@@ -42,7 +43,7 @@ from openpilot.tools.replay.source import usable
 from openpilot.tools.sim.messages import segment_messages
 from openpilot.tools.sim.world import World
 
-SLOW = 10.0   # s that one log may take in one consumer
+SLOW = 10.0  # s that one log may take in one consumer
 
 
 def fair_messages(frame: int) -> list[bytes]:
@@ -59,12 +60,32 @@ def fair_messages(frame: int) -> list[bytes]:
     elif service == "fairObjects":
       body.classes = ["vehicle", "pedestrian"]
       for k, o in enumerate(body.init("objects", 2)):
-        o.trackId, o.classId, o.prob, o.box, o.position, o.positionStd = k, k, 0.9, [10.0, 20.0, 60.0, 90.0], [20.0, 1.0, 1.2], [1.0, 0.2, 0.1]
+        o.trackId, o.classId, o.prob, o.box, o.position, o.positionStd = (
+          k,
+          k,
+          0.9,
+          [10.0, 20.0, 60.0, 90.0],
+          [20.0, 1.0, 1.2],
+          [1.0, 0.2, 0.1],
+        )
     elif service == "fairSegmentation":
-      body.width, body.height, body.classes, body.runClass, body.runLength = 64, 32, ["road", "sky"], bytes([1, 0]), [1024, 1024]
+      body.width, body.height, body.classes, body.runClass, body.runLength = (
+        64,
+        32,
+        ["road", "sky"],
+        bytes([1, 0]),
+        [1024, 1024],
+      )
     elif service == "fairLanes":
       for k, line in enumerate(body.init("lines", 2)):
-        line.lineId, line.prob, line.x, line.y, line.visibility, line.fit = k, 0.9, [1.0, 2.0], [3.0, 4.0], [1.0, 1.0], [1.0, 0.0, 0.0]
+        line.lineId, line.prob, line.x, line.y, line.visibility, line.fit = (
+          k,
+          0.9,
+          [1.0, 2.0],
+          [3.0, 4.0],
+          [1.0, 1.0],
+          [1.0, 0.0, 0.0],
+        )
     out.append(m.to_bytes())
   return out
 
@@ -81,24 +102,29 @@ def mutate(messages: list[bytes], r: random.Random) -> tuple[bytes, str]:
   """-> a log's bytes, and the suffix of its file."""
   mine = list(messages)
   kind = r.randrange(8)
-  if kind < 4:   # fields and pointers of some messages
+  if kind < 4:  # fields and pointers of some messages
     for _ in range(r.choice((1, 3, 30))):
       i = r.randrange(len(mine))
       b = bytearray(mine[i])
       for _ in range(r.choice((1, 2, 6))):
         at = r.randrange(8 if kind else 0, len(b))
-        if kind == 3 and len(b) >= 24:   # a whole word: pointers of every kind
+        if kind == 3 and len(b) >= 24:  # a whole word: pointers of every kind
           at = r.randrange(1, len(b) // 8) * 8
-          b[at:at + 8] = struct.pack("<Q", r.choice((r.getrandbits(64), r.getrandbits(35), r.getrandbits(3) << 32 | 1 | r.getrandbits(29) << 35, 2**64 - 1, 0)))
+          b[at : at + 8] = struct.pack(
+            "<Q",
+            r.choice(
+              (r.getrandbits(64), r.getrandbits(35), r.getrandbits(3) << 32 | 1 | r.getrandbits(29) << 35, 2**64 - 1, 0)
+            ),
+          )
         else:
           b[at] = r.choice((0, 1, 127, 128, 255, r.randrange(256)))
       mine[i] = bytes(b)
   dat = bytearray(b"".join(mine))
   if kind == 4:
-    del dat[r.randrange(len(dat)):]
+    del dat[r.randrange(len(dat)) :]
   elif kind == 5:
     a = r.randrange(len(dat))
-    del dat[a:a + r.choice((1, 8, 100, 5000))]
+    del dat[a : a + r.choice((1, 8, 100, 5000))]
   elif kind == 6:
     a = r.randrange(len(dat))
     dat[a:a] = r.choice((bytes(16), b"\1" + bytes(15), r.randbytes(r.choice((1, 8, 64, 4096)))))
@@ -106,7 +132,7 @@ def mutate(messages: list[bytes], r: random.Random) -> tuple[bytes, str]:
     packed = bytearray(zstandard.compress(bytes(dat), 3))
     for _ in range(r.choice((0, 1, 5))):
       packed[r.randrange(len(packed))] = r.randrange(256)
-    return bytes(packed[:r.choice((len(packed), r.randrange(1, len(packed) + 1)))]), ".zst"
+    return bytes(packed[: r.choice((len(packed), r.randrange(1, len(packed) + 1)))]), ".zst"
   return bytes(dat), ""
 
 
@@ -120,7 +146,15 @@ def overlay(path: Path, _: Segment) -> None:
 def play(path: Path, segment: Segment) -> None:
   """Replay up to its sockets."""
   r = replay.Replay.__new__(replay.Replay)
-  r.segments, r.allow, r.block, r.camera, r.has_video, r.start, r.focal = [segment], None, {"managerState"}, "road", False, 0.0, None
+  r.segments, r.allow, r.block, r.camera, r.has_video, r.start, r.focal = (
+    [segment],
+    None,
+    {"managerState"},
+    "road",
+    False,
+    0.0,
+    None,
+  )
   r.guard = LogReader([path]).guard
   r._survey()
   for item in r._items():
@@ -170,12 +204,17 @@ def fuzz(seed: int, runs: int, seconds: float, progress: bool = False) -> tuple[
           counts["refused"] += 1
         except Exception as e:
           counts["wrong"] += 1
-          wrong.append(f"--seed {seed}, log {n}, {name}: {type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else ''}")
+          wrong.append(
+            f"--seed {seed}, log {n}, {name}: {type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else ''}"
+          )
         if time.monotonic() - begun > SLOW:
           wrong.append(f"--seed {seed}, log {n}, {name}: took {time.monotonic() - begun:.0f} s")
       if progress and n % 200 == 199:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-        print(f"{n + 1} logs, {counts['read']} read, {counts['refused']} refused, {counts['wrong']} wrong, {memory} MiB", flush=True)
+        print(
+          f"{n + 1} logs, {counts['read']} read, {counts['refused']} refused, {counts['wrong']} wrong, {memory} MiB",
+          flush=True,
+        )
   return counts, wrong
 
 
@@ -186,7 +225,10 @@ def main() -> int:
   p.add_argument("--seconds", type=float, default=60.0)
   args = p.parse_args()
   counts, wrong = fuzz(args.seed, args.runs, args.seconds, True)
-  print(f"{counts['logs']} logs through {len(CONSUMERS)} consumers: {counts['read']} read, {counts['refused']} refused, {len(wrong)} wrong")
+  print(
+    f"{counts['logs']} logs through {len(CONSUMERS)} consumers: {counts['read']} read, {counts['refused']} refused, "
+    f"{len(wrong)} wrong"
+  )
   print("\n".join(wrong[:40]))
   return 1 if wrong else 0
 

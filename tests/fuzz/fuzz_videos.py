@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Mutated videos through FrameReader: no exception but UserError, no hang, and hardly a picture that comes out under another's number.
+"""Mutated videos through FrameReader: no exception but UserError, no hang, and hardly a picture that comes out under
+another's number.
 
-python tests/fuzz/fuzz_videos.py [--seed N] [--runs N] [--seconds S]
-"""
+python tests/fuzz/fuzz_videos.py [--seed N] [--runs N] [--seconds S]"""
+
 import argparse
 import random
 import tempfile
@@ -21,18 +22,18 @@ from openpilot.tools.lib.framereader import FrameReader, picture_size
 from openpilot.tools.lib.videowriter import VideoWriter
 
 W, H, N, GOP = 96, 64, 40, 10
-SLOW = 10.0   # s
+SLOW = 10.0  # s
 OTHER = "of another number"
 
 
-def grey(i: int) -> int:
+def gray(i: int) -> int:
   return 16 + 5 * i
 
 
 def write(path: Path) -> bytes:
   with VideoWriter(path, W, H, GOP, 18) as v:
     for i in range(N):
-      v.write(np.full((H, W, 3), grey(i), np.uint8))
+      v.write(np.full((H, W, 3), gray(i), np.uint8))
   return path.read_bytes()
 
 
@@ -42,15 +43,15 @@ def mutate(whole: bytes, r: random.Random) -> bytes:
     at, size = r.randrange(len(dat)), r.choice((1, 4, 40, 188, 400, 1500))
     kind = r.randrange(5)
     if kind == 0:
-      dat[at:at + size] = bytes(len(dat[at:at + size]))
+      dat[at : at + size] = bytes(len(dat[at : at + size]))
     elif kind == 1:
-      dat[at:at + size] = r.randbytes(len(dat[at:at + size]))
+      dat[at : at + size] = r.randbytes(len(dat[at : at + size]))
     elif kind == 2:
-      del dat[at:at + size]
+      del dat[at : at + size]
     elif kind == 3:
       dat[at:at] = r.randbytes(size)
     else:
-      del dat[at // 2 + len(dat) // 2:]
+      del dat[at // 2 + len(dat) // 2 :]
     if not dat:
       break
   return bytes(dat)
@@ -79,7 +80,7 @@ def fuzz(seed: int, runs: int, seconds: float, progress: bool = False) -> tuple[
         for i, frame in reader.read_from(r.choice((0, 0, reader.frame_count // 2))):
           if i not in ids:
             continue
-          shown = (float(np.median(frame[:H])) - 16) / 219 * 255   # full range
+          shown = (float(np.median(frame[:H])) - 16) / 219 * 255  # full range
           near = (shown - 16) / 5
           counts["pictures"] += 1
           counts[OTHER] += abs(near - ids[i]) > 0.7

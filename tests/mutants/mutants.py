@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Do the tests look? 300 small changes to the code, drawn once by a fixed seed and kept in list.tsv; each is run on its module's tests, which should fail.
+"""Do the tests look? 300 small changes to the code, drawn once by a fixed seed and kept in list.tsv; each is run on its
+module's tests, which should fail.
 
-  python tests/mutants/mutants.py run --out out/mutants.tsv    all that has no verdict there yet; interrupted, the same command goes on
+  python tests/mutants/mutants.py run --out out/mutants.tsv    all that has no verdict there yet; interrupted, the same
+      command goes on
   python tests/mutants/mutants.py report --out out/mutants.tsv
   python tests/mutants/mutants.py draw --seed 1 --count 300    a new list, where the code has moved on
 
-A mutant that changes nothing anybody could see is named in equivalent.tsv with the reason.
-"""
+A mutant that changes nothing anybody could see is named in equivalent.tsv with the reason."""
+
 import argparse
 import ast
 import csv
@@ -27,23 +29,65 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 LIST, EQUIVALENT = HERE / "list.tsv", HERE / "equivalent.tsv"
-PLACES = ("selfdrive", "cereal", "tools/lib", "tools/replay", "tools/fair/students", "tools/fair/distillation", "tools/fair/evaluation", "tools/fair/labels",
-          "tools/fair/optimize")
-TESTS_EACH = 4          # files of tests that a module has at most
+PLACES = (
+  "selfdrive",
+  "cereal",
+  "tools/lib",
+  "tools/replay",
+  "tools/fair/students",
+  "tools/fair/distillation",
+  "tools/fair/evaluation",
+  "tools/fair/labels",
+  "tools/fair/bundle",
+)
+TESTS_EACH = 4  # files of tests that a module has at most
 FIELDS = ("number", "file", "scope", "index", "kind", "old", "new")
 
-COMPARE = {ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">"), ast.Eq: ("==", "!="), ast.NotEq: ("!=", "=="),
-           ast.In: ("in", "not in"), ast.NotIn: ("not in", "in"), ast.Is: ("is", "is not"), ast.IsNot: ("is not", "is")}
-BINARY = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.FloorDiv: ("//", "*"), ast.Mod: ("%", "//"),
-          ast.BitAnd: ("&", "|"), ast.BitOr: ("|", "&"), ast.LShift: ("<<", ">>"), ast.RShift: (">>", "<<")}
+COMPARE = {
+  ast.Lt: ("<", "<="),
+  ast.LtE: ("<=", "<"),
+  ast.Gt: (">", ">="),
+  ast.GtE: (">=", ">"),
+  ast.Eq: ("==", "!="),
+  ast.NotEq: ("!=", "=="),
+  ast.In: ("in", "not in"),
+  ast.NotIn: ("not in", "in"),
+  ast.Is: ("is", "is not"),
+  ast.IsNot: ("is not", "is"),
+}
+BINARY = {
+  ast.Add: ("+", "-"),
+  ast.Sub: ("-", "+"),
+  ast.Mult: ("*", "/"),
+  ast.Div: ("/", "*"),
+  ast.FloorDiv: ("//", "*"),
+  ast.Mod: ("%", "//"),
+  ast.BitAnd: ("&", "|"),
+  ast.BitOr: ("|", "&"),
+  ast.LShift: ("<<", ">>"),
+  ast.RShift: (">>", "<<"),
+}
 BOOLEAN = {ast.And: ("and", "or"), ast.Or: ("or", "and")}
 # what is said to people, and how a command line looks, is not what the tests are asked about
-WORDS = {"add_argument", "print", "ArgumentParser", "warn", "info", "debug", "error", "set_description", "set_postfix", "report"}
+WORDS = {
+  "add_argument",
+  "print",
+  "ArgumentParser",
+  "warn",
+  "info",
+  "debug",
+  "error",
+  "set_description",
+  "set_postfix",
+  "report",
+}
 
 
 @dataclass(frozen=True)
 class Site:
-  """One change: `start` to `end` (offsets into the text) become `new`. scope: the functions and classes around it; index: which of the scope's sites."""
+  """One change: `start` to `end` (offsets into the text) become `new`. scope: the functions and classes around it;
+  index: which of the scope's sites."""
+
   scope: str
   index: int
   kind: str
@@ -54,7 +98,7 @@ class Site:
   new: str
 
   def applied(self, text: str) -> str:
-    return text[:self.start] + self.new + text[self.end:]
+    return text[: self.start] + self.new + text[self.end :]
 
 
 def is_text(node: ast.expr) -> bool:
@@ -90,7 +134,7 @@ class Finder(ast.NodeVisitor):
 
   def visit_scope(self, node: ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) -> None:
     self.scope.append(node.name)
-    for part in (getattr(node, "args", None), *node.body):   # not its decorators and annotations
+    for part in (getattr(node, "args", None), *node.body):  # not its decorators and annotations
       if part is not None:
         self.visit(part)
     self.scope.pop()
@@ -116,11 +160,21 @@ class Finder(ast.NodeVisitor):
   def visit_ImportFrom(self, node: ast.ImportFrom) -> None: ...
 
   def visit_If(self, node: ast.If) -> None:
-    if not (isinstance(node.test, ast.Compare) and isinstance(node.test.left, ast.Name) and node.test.left.id in ("__name__", "TYPE_CHECKING")):
+    if not (
+      isinstance(node.test, ast.Compare)
+      and isinstance(node.test.left, ast.Name)
+      and node.test.left.id in ("__name__", "TYPE_CHECKING")
+    ):
       self.generic_visit(node)
 
   def visit_Call(self, node: ast.Call) -> None:
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id if isinstance(node.func, ast.Name) else ""
+    name = (
+      node.func.attr
+      if isinstance(node.func, ast.Attribute)
+      else node.func.id
+      if isinstance(node.func, ast.Name)
+      else ""
+    )
     if name not in WORDS and not name.endswith("Error"):
       self.generic_visit(node)
 
@@ -156,10 +210,22 @@ class Finder(ast.NodeVisitor):
       new = repr(2 * v if v else 1.0)
     else:
       return
-    self.add("constant", node.lineno, self.byte(node.lineno, node.col_offset), self.byte(node.end_lineno or 0, node.end_col_offset or 0), new)
+    self.add(
+      "constant",
+      node.lineno,
+      self.byte(node.lineno, node.col_offset),
+      self.byte(node.end_lineno or 0, node.end_col_offset or 0),
+      new,
+    )
 
   def left_out(self, node: ast.stmt) -> None:
-    self.add("left out", node.lineno, self.byte(node.lineno, node.col_offset), self.byte(node.end_lineno or 0, node.end_col_offset or 0), "pass")
+    self.add(
+      "left out",
+      node.lineno,
+      self.byte(node.lineno, node.col_offset),
+      self.byte(node.end_lineno or 0, node.end_col_offset or 0),
+      "pass",
+    )
 
   def visit_Expr(self, node: ast.Expr) -> None:
     if isinstance(node.value, ast.Call):
@@ -173,10 +239,22 @@ class Finder(ast.NodeVisitor):
     self.generic_visit(node)
 
   def visit_Break(self, node: ast.Break) -> None:
-    self.add("break", node.lineno, self.byte(node.lineno, node.col_offset), self.byte(node.lineno, node.col_offset + 5), "continue")
+    self.add(
+      "break",
+      node.lineno,
+      self.byte(node.lineno, node.col_offset),
+      self.byte(node.lineno, node.col_offset + 5),
+      "continue",
+    )
 
   def visit_Continue(self, node: ast.Continue) -> None:
-    self.add("continue", node.lineno, self.byte(node.lineno, node.col_offset), self.byte(node.lineno, node.col_offset + 8), "break")
+    self.add(
+      "continue",
+      node.lineno,
+      self.byte(node.lineno, node.col_offset),
+      self.byte(node.lineno, node.col_offset + 8),
+      "break",
+    )
 
 
 def sites(text: str) -> Iterator[Site]:
@@ -192,7 +270,9 @@ def sites(text: str) -> Iterator[Site]:
 def module_name(path: str) -> str:
   """'selfdrive/common/params.py' -> 'openpilot.common.params', as it is imported."""
   dotted = path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
-  return "openpilot." + dotted.removeprefix("selfdrive.") if dotted.startswith("selfdrive.common") else "openpilot." + dotted
+  return (
+    "openpilot." + dotted.removeprefix("selfdrive.") if dotted.startswith("selfdrive.common") else "openpilot." + dotted
+  )
 
 
 def mentions(text: str, module: str) -> bool:
@@ -203,12 +283,15 @@ def mentions(text: str, module: str) -> bool:
 
 @cache
 def texts(place: str) -> dict[str, str]:
-  found = subprocess.run(["git", "-C", str(ROOT), "ls-files", "--", place], capture_output=True, text=True, check=True).stdout.split("\n")
+  found = subprocess.run(
+    ["git", "-C", str(ROOT), "ls-files", "--", place], capture_output=True, text=True, check=True
+  ).stdout.split("\n")
   return {p: (ROOT / p).read_text() for p in found if p.endswith(".py") and not (ROOT / p).is_symlink()}
 
 
 def tests_of(path: str) -> list[str]:
-  """The files of tests that import the module, else those that import what imports it: first those of its name, then those of its folder's."""
+  """The files of tests that import the module, else those that import what imports it: first those of its name, then
+  those of its folder's."""
   tests = {p: t for p, t in texts("tests").items() if Path(p).name.startswith("test_")}
   module = module_name(path)
   wanted = [module]
@@ -216,12 +299,22 @@ def tests_of(path: str) -> list[str]:
     near = [p for p, t in tests.items() if any(mentions(t, m) for m in wanted)]
     if near:
       break
-    wanted = [module_name(p) for place in PLACES for p, t in texts(place).items() if p != path and any(mentions(t, m) for m in wanted)]
+    wanted = [
+      module_name(p)
+      for place in PLACES
+      for p, t in texts(place).items()
+      if p != path and any(mentions(t, m) for m in wanted)
+    ]
   stem, folder = Path(path).stem, Path(path).parent
 
   def rank(p: str) -> tuple[bool, int, int, str]:
     shared = len(set(Path(p).parts) & set(folder.parts))
-    return Path(p).stem not in (f"test_{stem}", f"test_{folder.name}"), -shared, -len(re.findall(re.escape(module), tests[p])), p
+    return (
+      Path(p).stem not in (f"test_{stem}", f"test_{folder.name}"),
+      -shared,
+      -len(re.findall(re.escape(module), tests[p])),
+      p,
+    )
 
   return sorted(near, key=rank)[:TESTS_EACH]
 
@@ -246,8 +339,11 @@ def draw(seed: int, count: int) -> None:
 
 
 def find(text: str, row: dict[str, str]) -> Site | None:
-  """The row's change in the file as it is today: where it was in its scope, else the nearest one there that reads the same."""
-  same = [s for s in sites(text) if (s.scope, s.kind, s.old, s.new) == (row["scope"], row["kind"], row["old"], row["new"])]
+  """The row's change in the file as it is today: where it was in its scope, else the nearest one there that reads the
+  same."""
+  same = [
+    s for s in sites(text) if (s.scope, s.kind, s.old, s.new) == (row["scope"], row["kind"], row["old"], row["new"])
+  ]
   return min(same, key=lambda s: abs(s.index - int(row["index"])), default=None)
 
 
@@ -262,7 +358,9 @@ def verdicts(out: Path) -> dict[int, str]:
 
 
 def copy_tree(to: Path) -> None:
-  for name in subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=True).stdout.split("\0"):
+  for name in subprocess.run(
+    ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=True
+  ).stdout.split("\0"):
     source, target = ROOT / name, to / name
     if name and (source.is_symlink() or source.is_file()):
       target.parent.mkdir(parents=True, exist_ok=True)
@@ -271,11 +369,18 @@ def copy_tree(to: Path) -> None:
 
 def run_tests(tree: Path, tests: list[str], limit: float) -> tuple[int | None, float]:
   """Exit code of pytest, None where it took longer than `limit` s, and the seconds that it took."""
-  env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1",
-         "FAIR_SHARED_DATA": os.environ.get("FAIR_SHARED_DATA", str(ROOT.parent / "shared" / "data"))}
+  env = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(tree),
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "FAIR_SHARED_DATA": os.environ.get("FAIR_SHARED_DATA", str(ROOT.parent / "shared" / "data")),
+  }
   begun = time.monotonic()
   command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests]
-  proc = subprocess.Popen(command, cwd=tree, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+  proc = subprocess.Popen(
+    command, cwd=tree, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+  )
   try:
     code: int | None = proc.wait(limit)
   except subprocess.TimeoutExpired:
@@ -290,8 +395,14 @@ def run_tests(tree: Path, tests: list[str], limit: float) -> tuple[int | None, f
 def run(out: Path, only: set[int] | None, part: tuple[int, int]) -> None:
   out.parent.mkdir(parents=True, exist_ok=True)
   done = verdicts(out)
-  rows = [r for r in read_list() if int(r["number"]) not in done and int(r["number"]) % part[1] == part[0] and (only is None or int(r["number"]) in only)]
-  sound: dict[tuple[str, ...], float] = {}   # seconds of the unchanged code's tests
+  rows = [
+    r
+    for r in read_list()
+    if int(r["number"]) not in done
+    and int(r["number"]) % part[1] == part[0]
+    and (only is None or int(r["number"]) in only)
+  ]
+  sound: dict[tuple[str, ...], float] = {}  # seconds of the unchanged code's tests
   with tempfile.TemporaryDirectory(prefix="mutants-") as tmp:
     tree = Path(tmp)
     copy_tree(tree)
@@ -308,7 +419,10 @@ def run(out: Path, only: set[int] | None, part: tuple[int, int]) -> None:
         if tuple(tests) not in sound:
           code, sound[tuple(tests)] = run_tests(tree, tests, 1200)
           if code != 0:
-            raise SystemExit(f"error: the tests {' '.join(tests)} fail without a mutant too (pytest's exit code {code}); mend them first")
+            raise SystemExit(
+              f"error: the tests {' '.join(tests)} fail without a mutant too (pytest's exit code {code}); mend "
+              "them first"
+            )
         text = path.read_text()
         path.write_text(site.applied(text))
         code, seconds = run_tests(tree, tests, 60 + 5 * sound[tuple(tests)])
@@ -343,7 +457,9 @@ def main() -> int:
   p.add_argument("command", choices=("draw", "run", "report"))
   p.add_argument("--seed", type=int, default=1)
   p.add_argument("--count", type=int, default=300)
-  p.add_argument("--out", type=Path, default=ROOT / "out" / "mutants.tsv", help="the verdicts: number, verdict, seconds")
+  p.add_argument(
+    "--out", type=Path, default=ROOT / "out" / "mutants.tsv", help="the verdicts: number, verdict, seconds"
+  )
   p.add_argument("--only", help="numbers, comma-separated")
   p.add_argument("--part", default="0/1", help="K/N: every N-th from the K-th, for N of these at once")
   args = p.parse_args()

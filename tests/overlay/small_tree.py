@@ -1,10 +1,22 @@
-"""Openpilot checkouts in small, of both layouts and several ages, written by the tests themselves: what the overlay looks for, and a few lines around it."""
+"""Openpilot checkouts in small, of both layouts and several ages, written by the tests themselves: what the overlay
+looks for, and a few lines around it."""
+
 import os
 import subprocess
 from pathlib import Path
 
-IDS = ["0xcb9fd56c7057593a", "0xc2243c65e0340384", "0x9ccdc8676701b412", "0xcd96dafb67a082d0", "0xb057204d7deadf3f",
-       "0xbd443b539493bc68", "0xfc6241ed8877b611", "0xa30662f84033036c", "0xc86a3d38d13eb3ef", "0xa4f1eb3323f5f582"]
+IDS = [
+  "0xcb9fd56c7057593a",
+  "0xc2243c65e0340384",
+  "0x9ccdc8676701b412",
+  "0xcd96dafb67a082d0",
+  "0xb057204d7deadf3f",
+  "0xbd443b539493bc68",
+  "0xfc6241ed8877b611",
+  "0xa30662f84033036c",
+  "0xc86a3d38d13eb3ef",
+  "0xa4f1eb3323f5f582",
+]
 
 LOG = """using Custom = import "custom.capnp";
 @0xf3b1f17e25a4285b;
@@ -77,7 +89,8 @@ SELFDRIVED = """class SelfdriveD:
     if self.sm.recv_frame['managerState'] and not_running:
       self.events.append("processNotRunning")
 """
-SCONS_CALLS = "SConscript(['pandad/SConscript'])\nSConscript(['modeld/SConscript'])\nSConscript(['ui/SConscript'])"  # no newline at its end
+# no newline at its end
+SCONS_CALLS = "SConscript(['pandad/SConscript'])\nSConscript(['modeld/SConscript'])\nSConscript(['ui/SConscript'])"
 SCONS_LIST = "SConscript([\n  '%sselfdrive/pandad/SConscript',\n  '%sselfdrive/modeld/SConscript',\n])\n"
 ONROAD = """from openpilot.common.params import Params
 MAX_TOTAL_CPU = 350.  # total for all 8 cores
@@ -126,7 +139,8 @@ def files(nested: bool, typed: bool, queues: bool) -> dict[str, str]:
     f"{p}cereal/log.capnp": LOG % (voids(range(146)), voids(i for i in range(1, 136) if i != 9), fields),
     f"{p}cereal/custom.capnp": f"@0xb526ba661d550a59;\n{structs}\n",
     f"{p}cereal/services.py": SERVICES % (QUEUES if queues else "", *names),
-    f"{p}common/params_keys.h": KEYS % (("ParamKeyAttributes", "{DONT_LOG, STRING}", TYPED) if typed else ("uint32_t", "DONT_LOG", UNTYPED)),
+    f"{p}common/params_keys.h": KEYS
+    % (("ParamKeyAttributes", "{DONT_LOG, STRING}", TYPED) if typed else ("uint32_t", "DONT_LOG", UNTYPED)),
     f"{p}system/manager/process_config.py": PROCESSES,
     f"{p}selfdrive/selfdrived/selfdrived.py": SELFDRIVED,
     f"{p}selfdrive/modeld/modeld.py": "",
@@ -147,7 +161,13 @@ def files(nested: bool, typed: bool, queues: bool) -> dict[str, str]:
 
 def git(root: Path, *args: str) -> str:
   env = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null"}
-  r = subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(root), *args], capture_output=True, text=True, check=True, env=env)
+  r = subprocess.run(
+    ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(root), *args],
+    capture_output=True,
+    text=True,
+    check=True,
+    env=env,
+  )
   return r.stdout
 
 
@@ -159,7 +179,8 @@ def write(root: Path, texts: dict[str, str]) -> None:
 
 
 def make(root: Path, nested: bool = True, typed: bool = True, queues: bool = True, **changed: str | None) -> Path:
-  """A checkout with one commit. changed: by the end of a file's name, '_' for what no name may have, another text; None: not there."""
+  """A checkout with one commit. changed: by the end of a file's name, '_' for what no name may have, another text;
+  None: not there."""
   texts = files(nested, typed, queues)
   for end, text in changed.items():
     name = next(n for n in texts if n.replace(".", "_").replace("/", "_").endswith(end))

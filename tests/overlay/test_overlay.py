@@ -1,4 +1,6 @@
-"""tools/install on openpilot checkouts in small: what it lays, that it does so once, what it refuses, and that all of it goes again."""
+"""tools/install on openpilot checkouts in small: what it lays, that it does so once, what it refuses, and that all of
+it goes again."""
+
 import ast
 import json
 import re
@@ -17,17 +19,33 @@ SCHEMA = """
 import capnp, json, sys
 event = capnp.load(sys.argv[1]).Event.schema.fields
 print(json.dumps({n: [f.proto.ordinal.explicit, f.schema.node.id] for n, f in event.items() if n.startswith(("fair", "custom"))}))
-"""
-LAYOUTS = {"2025-03": (False, False, False), "2025-08": (False, True, False), "2026-06": (False, True, True), "2026-08": (True, True, True)}
+"""  # noqa: E501
+LAYOUTS = {
+  "2025-03": (False, False, False),
+  "2025-08": (False, True, False),
+  "2026-06": (False, True, True),
+  "2026-08": (True, True, True),
+}
 
 
 @pytest.fixture(autouse=True)
 def small_folder(monkeypatch, tmp_path_factory):
   """A folder and bundles of a few files in the place of ours: the tests need not copy networks."""
   here = tmp_path_factory.mktemp("here")
-  write(here / "selfdrive/modeld/fair", {"fairmodeld.py": "#!/usr/bin/env python3\n", "heads/depth.py": "import numpy\n", "__pycache__/x.pyc": "no"})
+  write(
+    here / "selfdrive/modeld/fair",
+    {"fairmodeld.py": "#!/usr/bin/env python3\n", "heads/depth.py": "import numpy\n", "__pycache__/x.pyc": "no"},
+  )
   for name in (plan.DEFAULT, "other"):
-    write(here / "models" / name, {"manifest.json": name, "net.onnx": "network of " + name, "compiled/net.pkl": "no", "notes.txt": "not of the manifest"})
+    write(
+      here / "models" / name,
+      {
+        "manifest.json": name,
+        "net.onnx": "network of " + name,
+        "compiled/net.pkl": "no",
+        "notes.txt": "not of the manifest",
+      },
+    )
 
   class Bundle:
     def __init__(self, path):
@@ -83,9 +101,13 @@ def test_laid_once_and_taken_out_to_the_byte(tree, op):
   assert rc == 0 and ("nested" if p else "root") in said
   laid = contents(tree)
   assert f"{p}selfdrive/modeld/fair/heads/depth.py" in laid and f"{p}models/{plan.DEFAULT}/net.onnx" in laid
-  assert laid[f"{p}selfdrive/modeld/fair/fairmodeld.py"][1] & 0o111, "a script with a shebang must be executable: the tree's lint says so"
+  assert laid[f"{p}selfdrive/modeld/fair/fairmodeld.py"][1] & 0o111, (
+    "a script with a shebang must be executable: the tree's lint says so"
+  )
   assert not [n for n in laid if "compiled" in n or "__pycache__" in n or "notes" in n]
-  assert {n for n in laid if n in before and laid[n] != before[n]} == {e.name for e in edits.file_edits(plan.Layout(tree, p))}
+  assert {n for n in laid if n in before and laid[n] != before[n]} == {
+    e.name for e in edits.file_edits(plan.Layout(tree, p))
+  }
   for args in ((), ("--check",)):
     rc, said = op(tree, *args)
     assert rc == 0 and "nothing to do" in said and contents(tree) == laid
@@ -102,26 +124,40 @@ def test_laid_once_and_taken_out_to_the_byte(tree, op):
 def test_schema_and_services_of_what_was_laid(tree, op):
   op(tree)
   p = package(tree)
-  r = subprocess.run([sys.executable, "-c", SCHEMA, tree / p / "cereal/log.capnp"], capture_output=True, text=True, check=True)
+  r = subprocess.run(
+    [sys.executable, "-c", SCHEMA, tree / p / "cereal/log.capnp"], capture_output=True, text=True, check=True
+  )
   fields = json.loads(r.stdout)
   for slot in edits.slots():
     assert fields[slot.field] == [slot.ordinal, int(slot.id, 16)]
-  assert {f"customReserved{n}" for n in range(10, 20)} - set(fields) == {f"customReserved{s.number}" for s in edits.slots()}
+  assert {f"customReserved{n}" for n in range(10, 20)} - set(fields) == {
+    f"customReserved{s.number}" for s in edits.slots()
+  }
   names: dict = {}
   exec(compile((tree / p / "cereal/services.py").read_text(), "services.py", "exec"), names)
   for name in edits.SERVICES:
     theirs, ours = names["SERVICE_LIST"][name], SERVICE_LIST[name]
-    assert (theirs.should_log, theirs.frequency, theirs.decimation) == (ours.should_log, ours.frequency, ours.decimation)
+    assert (theirs.should_log, theirs.frequency, theirs.decimation) == (
+      ours.should_log,
+      ours.frequency,
+      ours.decimation,
+    )
     if "QueueSize" in names:
       assert (theirs.queue_size or names["QueueSize"].SMALL) == ours.queue_size
     else:
       assert theirs.queue_size is None
   keys = (tree / p / "common/params_keys.h").read_text()
-  assert ('{"FairEnabled", {PERSISTENT, BOOL}},' if "ParamKeyAttributes" in keys else '{"FairEnabled", PERSISTENT},') in keys
+  assert (
+    '{"FairEnabled", {PERSISTENT, BOOL}},' if "ParamKeyAttributes" in keys else '{"FairEnabled", PERSISTENT},'
+  ) in keys
   replay = (tree / p / "selfdrive/test/process_replay/process_replay.py").read_text()
-  assert ("main_pub_drained=False" in replay) == (not p) and ('"narrowRoadCameraState"]' if p else '"roadCameraState"]') in replay
+  assert ("main_pub_drained=False" in replay) == (not p) and (
+    '"narrowRoadCameraState"]' if p else '"roadCameraState"]'
+  ) in replay
   player = (tree / p / "tools/replay/replay.cc").read_text()
-  assert re.search(r'"userBookmark"\}\);\n +// begin .*\n    block\.insert\(block\.end\(\), \{"fairState", .*\}\);\n', player)
+  assert re.search(
+    r'"userBookmark"\}\);\n +// begin .*\n    block\.insert\(block\.end\(\), \{"fairState", .*\}\);\n', player
+  )
   for path in tree.rglob("*.py"):
     ast.parse(path.read_text())
 
@@ -157,13 +193,20 @@ def test_after_a_merge_it_is_out_of_date_and_mended(nested, op):
   git(nested, "commit", "--quiet", "--message=overlay")
   git(nested, "checkout", "--quiet", "-b", "upstream", "HEAD~")
   services, log = nested / "openpilot/cereal/services.py", nested / "openpilot/cereal/log.capnp"
-  services.write_text(services.read_text().replace('  "narrowRoadCameraState": (True, 20., 20),\n', '  "newService": (True, 20., 20),\n'))
+  services.write_text(
+    services.read_text().replace('  "narrowRoadCameraState": (True, 20., 20),\n', '  "newService": (True, 20., 20),\n')
+  )
   log.write_text(log.read_text().replace("    model @9 :UInt8;", "    model @9 :UInt16;"))
   git(nested, "commit", "--quiet", "--all", "--message=upstream goes on")
   git(nested, "checkout", "--quiet", "master")
   git(nested, "merge", "--quiet", "upstream")
-  rc, said = op(nested, "--check")   # narrowRoadCameraState is gone: process_replay's entry is another
-  assert rc == 1 and "out of date" in said and "would edit: openpilot/selfdrive/test/process_replay/process_replay.py" in said and "services.py" not in said
+  rc, said = op(nested, "--check")  # narrowRoadCameraState is gone: process_replay's entry is another
+  assert (
+    rc == 1
+    and "out of date" in said
+    and "would edit: openpilot/selfdrive/test/process_replay/process_replay.py" in said
+    and "services.py" not in said
+  )
   assert op(nested)[0] == 0 and op(nested, "--check")[0] == 0
   assert '"roadCameraState"],' in (nested / "openpilot/selfdrive/test/process_replay/process_replay.py").read_text()
   git(nested, "add", "--all")
@@ -190,13 +233,19 @@ def test_upstream_moved_its_code(tmp_path, op):
   assert op(tree, "--check")[0] == 1
   rc, said = op(tree)
   assert rc == 0 and "nested" in said
-  assert not (tree / "selfdrive").exists() and not (tree / "models").exists() and (tree / "openpilot/models/other/net.onnx").is_file()
+  assert (
+    not (tree / "selfdrive").exists()
+    and not (tree / "models").exists()
+    and (tree / "openpilot/models/other/net.onnx").is_file()
+  )
   assert op(tree, "--check")[0] == 0
   git(tree, "add", "--all")
   git(tree, "commit", "--quiet", "--message=overlay again")
   assert op(tree, "--uninstall")[0] == 0
   left = contents(tree)
-  assert not [n for n in left if "fair" in n or "models" in n] and BEGIN.encode() not in b"".join(d for d, _ in left.values())
+  assert not [n for n in left if "fair" in n or "models" in n] and BEGIN.encode() not in b"".join(
+    d for d, _ in left.values()
+  )
 
 
 def test_a_newer_folder_takes_the_older_ones_place(nested, op, small_folder):
@@ -227,19 +276,29 @@ def texts(**layout):
 def test_a_slot_in_use(tmp_path, op):
   log, custom, slot = texts()["log.capnp"], texts()["custom.capnp"], edits.slots()[0]
   n = slot.number
-  taken = log.replace(f"customReserved{n} @{slot.ordinal} :Custom.CustomReserved{n}", f"laneCenter @{slot.ordinal} :Custom.LaneCenter")
-  struct = custom.replace(f"struct CustomReserved{n} @{slot.id} {{", f"struct LaneCenter @{slot.id} {{\n  y @0 :Float32;")
+  taken = log.replace(
+    f"customReserved{n} @{slot.ordinal} :Custom.CustomReserved{n}", f"laneCenter @{slot.ordinal} :Custom.LaneCenter"
+  )
+  struct = custom.replace(
+    f"struct CustomReserved{n} @{slot.id} {{", f"struct LaneCenter @{slot.id} {{\n  y @0 :Float32;"
+  )
   refused(op, make(tmp_path / "a", cereal_log_capnp=taken), f"log.capnp: slot @{slot.ordinal} is in use: laneCenter")
   refused(op, make(tmp_path / "b", custom_capnp=struct), "custom.capnp: slot")
-  filled = custom.replace(f"struct CustomReserved{n} @{slot.id} {{", f"struct CustomReserved{n} @{slot.id} {{\n  y @0 :Float32;")
+  filled = custom.replace(
+    f"struct CustomReserved{n} @{slot.id} {{", f"struct CustomReserved{n} @{slot.id} {{\n  y @0 :Float32;"
+  )
   refused(op, make(tmp_path / "c", custom_capnp=filled), "with fields")
 
 
 def test_what_others_use_stays(tmp_path, op):
   """sunnypilot's AssistedDrivingMilestoneState stands in CustomReserved10, which is none of ours."""
   assert min(s.ordinal for s in edits.slots()) > 136 or pytest.skip("the slots are still the lower ones")
-  log = texts()["log.capnp"].replace("customReserved10 @136 :Custom.CustomReserved10", "milestone @136 :Custom.Milestone")
-  custom = texts()["custom.capnp"].replace(f"struct CustomReserved10 @{'0xcb9fd56c7057593a'} {{", "struct Milestone @0xcb9fd56c7057593a {\n  km @0 :Float32;")
+  log = texts()["log.capnp"].replace(
+    "customReserved10 @136 :Custom.CustomReserved10", "milestone @136 :Custom.Milestone"
+  )
+  custom = texts()["custom.capnp"].replace(
+    f"struct CustomReserved10 @{'0xcb9fd56c7057593a'} {{", "struct Milestone @0xcb9fd56c7057593a {\n  km @0 :Float32;"
+  )
   tree = make(tmp_path / "a", cereal_log_capnp=log, custom_capnp=custom)
   assert op(tree)[0] == 0
   assert "milestone @136 :Custom.Milestone;" in (tree / "openpilot/cereal/log.capnp").read_text()
@@ -265,12 +324,22 @@ def test_trees_that_are_too_old_or_none(tmp_path, op):
 
 
 def test_a_place_that_is_not_there_is_named(tmp_path, op):
-  refused(op, make(tmp_path / "a", selfdrived_py=SELFDRIVED.replace("not_running = {", "stopped = {")), "selfdrived.py: did not find not_running = {")
-  refused(op, make(tmp_path / "b", process_config_py="procs = list_of()\n"), "process_config.py: did not find procs = [")
+  refused(
+    op,
+    make(tmp_path / "a", selfdrived_py=SELFDRIVED.replace("not_running = {", "stopped = {")),
+    "selfdrived.py: did not find not_running = {",
+  )
+  refused(
+    op, make(tmp_path / "b", process_config_py="procs = list_of()\n"), "process_config.py: did not find procs = ["
+  )
   refused(op, make(tmp_path / "c", params_keys_h=None), "params.cc is not there")
-  tree = make(tmp_path / "d", test_onroad_py="PROCS = {\n}\n", lint_sh=None)   # what only tests and tools need
+  tree = make(tmp_path / "d", test_onroad_py="PROCS = {\n}\n", lint_sh=None)  # what only tests and tools need
   rc, said = op(tree)
-  assert rc == 0 and "note: openpilot/selfdrive/test/test_onroad.py: did not find MAX_TOTAL_CPU" in said and "note: scripts/lint/lint.sh is not there" in said
+  assert (
+    rc == 0
+    and "note: openpilot/selfdrive/test/test_onroad.py: did not find MAX_TOTAL_CPU" in said
+    and "note: scripts/lint/lint.sh is not there" in said
+  )
 
 
 def test_other_places_of_the_same_files(tmp_path, op):
@@ -283,22 +352,31 @@ def test_other_places_of_the_same_files(tmp_path, op):
   before = contents(tree)
   rc, said = op(tree)
   assert rc == 0 and said.count("note: ") == 2 and "note: .gitattributes: did not find *.onnx filter=lfs" in said
-  assert '"FairEnabled"' in (tree / "common/params.cc").read_text() and '"fairmodeld"' in (tree / "selfdrive/manager/process_config.py").read_text()
+  assert (
+    '"FairEnabled"' in (tree / "common/params.cc").read_text()
+    and '"fairmodeld"' in (tree / "selfdrive/manager/process_config.py").read_text()
+  )
   assert (tree / ".gitignore").read_text().count("\n") == 3
   assert op(tree, "--check")[0] == 0 and op(tree, "--uninstall")[0] == 0 and contents(tree) == before
 
 
 def test_a_last_entry_without_a_comma_and_tables_of_one_line(tmp_path, op):
   """The comma is added, and goes again with the block; what cannot be edited line by line is named."""
-  processes = texts()["process_config.py"].replace('["./bridge"], only_onroad),\n]', '["./bridge"], only_onroad)  # no comma\n  # the end\n]')
+  processes = texts()["process_config.py"].replace(
+    '["./bridge"], only_onroad),\n]', '["./bridge"], only_onroad)  # no comma\n  # the end\n]'
+  )
   tree = make(tmp_path / "a", process_config_py=processes)
   assert op(tree)[0] == 0
   laid = (tree / "openpilot/system/manager/process_config.py").read_text()
   assert '["./bridge"], only_onroad),  # no comma' in laid
   ast.parse(laid)
   assert op(tree, "--uninstall")[0] == 0 and git(tree, "status", "--porcelain") == ""
-  refused(op, make(tmp_path / "b", process_config_py="procs = [\n  1, 2]\n"), "closed by a bracket on a line of its own")
-  refused(op, make(tmp_path / "c", process_config_py="procs = [\n  1, 2\n"), "did not find the end of what begins in line 1")
+  refused(
+    op, make(tmp_path / "b", process_config_py="procs = [\n  1, 2]\n"), "closed by a bracket on a line of its own"
+  )
+  refused(
+    op, make(tmp_path / "c", process_config_py="procs = [\n  1, 2\n"), "did not find the end of what begins in line 1"
+  )
 
 
 def test_changes_that_are_not_committed(nested, op):
@@ -350,7 +428,9 @@ def test_without_its_list(nested, op):
 
 
 def test_laid_by_hand_before(tmp_path, op):
-  log = texts()["log.capnp"].replace("customReserved10 @136 :Custom.CustomReserved10", "fairState @136 :Custom.FairState")
+  log = texts()["log.capnp"].replace(
+    "customReserved10 @136 :Custom.CustomReserved10", "fairState @136 :Custom.FairState"
+  )
   refused(op, make(tmp_path / "a", cereal_log_capnp=log), "fairState is there already")
   keys = texts()["params_keys.h"].replace('"Version"', '"FairEnabled"')
   refused(op, make(tmp_path / "b", params_keys_h=keys), "FairEnabled is there already")
@@ -394,7 +474,12 @@ def test_a_list_that_names_files_elsewhere(nested, op, tmp_path):
   path, victim = nested / "openpilot/selfdrive/modeld/fair/overlay.json", tmp_path / "victim"
   victim.write_text("x")
   good = path.read_text()
-  for name in ("openpilot/models/../../../victim", str(victim), "openpilot/selfdrive/modeld/modeld.py", "openpilot/models/x\nSConstruct"):
+  for name in (
+    "openpilot/models/../../../victim",
+    str(victim),
+    "openpilot/selfdrive/modeld/modeld.py",
+    "openpilot/models/x\nSConstruct",
+  ):
     said = json.loads(good)
     said["files"][name] = plan.sha(b"" if name.endswith("modeld.py") else b"x")
     path.write_text(json.dumps(said))
@@ -440,7 +525,7 @@ def test_what_cannot_be_put_back_is_named(nested, op, monkeypatch):
 
   def fails(path, data, mode=0o644):
     count[0] += 1
-    if count[0] >= 4:   # the disk stays full: what is new goes, what was edited stays edited
+    if count[0] >= 4:  # the disk stays full: what is new goes, what was edited stays edited
       raise OSError(28, "No space left on device")
     real(path, data, mode)
 
@@ -454,7 +539,11 @@ def test_what_cannot_be_put_back_is_named(nested, op, monkeypatch):
 def test_what_was_built_goes_too(nested, op):
   op(nested)
   fair = "openpilot/selfdrive/modeld/fair"
-  built = [f"openpilot/models/{plan.DEFAULT}/compiled/net.json", f"{fair}/built/net.json", f"{fair}/heads/__pycache__/depth.pyc"]
+  built = [
+    f"openpilot/models/{plan.DEFAULT}/compiled/net.json",
+    f"{fair}/built/net.json",
+    f"{fair}/heads/__pycache__/depth.pyc",
+  ]
   write(nested, dict.fromkeys(built, ""))
   assert op(nested, "--uninstall")[0] == 0
   assert git(nested, "status", "--porcelain", "--ignored") == ""

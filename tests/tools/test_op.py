@@ -1,4 +1,5 @@
-"""tools/op.sh: what it installs, and when it need not; what a set-up that was killed, or is not alone, leaves to the next."""
+"""tools/op.sh: what it installs, and when it need not; what a set-up that was killed, or is not alone, leaves to the
+next."""
 
 import os
 import shutil
@@ -14,7 +15,8 @@ import pytest
 from openpilot.tools.lib.half_installed import half_installed
 
 ROOT = Path(__file__).resolve().parents[2]
-# stands for Python: writes down what pip is asked for; `-m venv` makes a folder with itself in it, slowly, unless there is no room
+# stands for Python: writes down what pip is asked for; `-m venv` makes a folder with itself in it, slowly, unless there
+# is no room
 PYTHON = f"""#!/bin/sh
 for last; do :; done
 case "$*" in
@@ -48,7 +50,14 @@ class Op:
 
   def start(self, *words: str, **env: str) -> subprocess.Popen:
     command = ["bash", str(self.repo / "tools" / "op.sh"), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **env}, start_new_session=True)
+    return subprocess.Popen(
+      command,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      env={**os.environ, **env},
+      start_new_session=True,
+    )
 
   def __call__(self, command: str) -> list[str]:
     """-> the extras that a command installs."""

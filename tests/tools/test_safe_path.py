@@ -1,4 +1,5 @@
-"""Nothing of the folder that one works in is taken for a module: a route's folder with numpy.py in it would run with every command that is given there."""
+"""Nothing of the folder that one works in is taken for a module: a route's folder with numpy.py in it would run with
+every command that is given there."""
 
 import ast
 import os
@@ -12,7 +13,23 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 OP = (ROOT / "tools" / "op.sh").read_text()
-PLANTED = ("numpy", "capnp", "zmq", "json", "argparse", "typing", "onnxruntime", "torch", "pip", "venv", "openpilot", "site", "pytest", "av", "cv2")
+PLANTED = (
+  "numpy",
+  "capnp",
+  "zmq",
+  "json",
+  "argparse",
+  "typing",
+  "onnxruntime",
+  "torch",
+  "pip",
+  "venv",
+  "openpilot",
+  "site",
+  "pytest",
+  "av",
+  "cv2",
+)
 COMMANDS = re.findall(r"^  ([a-z-]+)\) setup [a-z,]+; py openpilot", OP, re.M)
 LIGHT = ("demo", "replay", "flag", "manager", "fairmodeld")
 
@@ -24,18 +41,26 @@ def op(tmp_path, monkeypatch):
   (venv / "bin").mkdir(parents=True)
   (venv / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
   (venv / "bin" / "python").chmod(0o755)
-  number = subprocess.run(["cksum"], stdin=open(ROOT / "pyproject.toml"), capture_output=True, text=True).stdout.split()[0]
+  number = subprocess.run(
+    ["cksum"], stdin=open(ROOT / "pyproject.toml"), capture_output=True, text=True
+  ).stdout.split()[0]
   (venv / f".installed-tools,train,test-{number}").touch()
   here.mkdir()
   for name in PLANTED:
     (here / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\nraise SystemExit(99)\n")
-  for key, value in {"FAIR_VENV": venv, "PARAMS_ROOT": tmp_path / "params", "OPENPILOT_PREFIX": f"safe-{os.getpid()}"}.items():
+  for key, value in {
+    "FAIR_VENV": venv,
+    "PARAMS_ROOT": tmp_path / "params",
+    "OPENPILOT_PREFIX": f"safe-{os.getpid()}",
+  }.items():
     monkeypatch.setenv(key, str(value))
   monkeypatch.delenv("PYTHONPATH")
   monkeypatch.delenv("PYTHONSAFEPATH")
 
   def run(*words: str, timeout: float = 120) -> subprocess.CompletedProcess:
-    r = subprocess.run(["bash", str(ROOT / "tools" / "op.sh"), *words], cwd=here, capture_output=True, text=True, timeout=timeout)
+    r = subprocess.run(
+      ["bash", str(ROOT / "tools" / "op.sh"), *words], cwd=here, capture_output=True, text=True, timeout=timeout
+    )
     assert not (tmp_path / "ran").exists(), f"{words}: ran {(tmp_path / 'ran').read_text()}"
     return r
 
@@ -61,7 +86,8 @@ def test_other_commands(op, name):
 
 @pytest.mark.slow
 def test_a_whole_demo(op, tmp_path):
-  """Its manager, that one's fairmodeld, the C compiler's cache: none of these processes finds the planted ones either."""
+  """Its manager, that one's fairmodeld, the C compiler's cache: none of these processes finds the planted ones
+  either."""
   if shutil.which("cc") is None:
     pytest.skip("no C compiler here")
   r = op("demo", "--seconds", "1", "--out", str(tmp_path / "demo"), timeout=300)
@@ -76,7 +102,9 @@ def test_python_is_started_safely():
     for node in ast.walk(tree):
       if isinstance(node, ast.List) and node.elts and ast.unparse(node.elts[0]) == "sys.executable":
         found.append(path.name)
-        assert len(node.elts) > 1 and ast.unparse(node.elts[1]) == "'-P'", f"{path}:{node.lineno}: without -P; tools have lib/python.py"
+        assert len(node.elts) > 1 and ast.unparse(node.elts[1]) == "'-P'", (
+          f"{path}:{node.lineno}: without -P; tools have lib/python.py"
+        )
   assert {"child.py", "process.py", "python.py"} <= set(found)
   scons = (ROOT / "selfdrive" / "modeld" / "fair" / "SConscript").read_text()
   assert scons.count("sys.executable") == scons.count("[sys.executable, '-P', ") == 1
@@ -87,7 +115,13 @@ def test_onnx_runtime_is_loaded_in_one_place():
   importers = []
   for path in [p for d in ("cereal", "selfdrive", "tools") for p in (ROOT / d).rglob("*.py")]:
     for node in ast.walk(ast.parse(path.read_text())):
-      names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+      names = (
+        [a.name for a in node.names]
+        if isinstance(node, ast.Import)
+        else [node.module or ""]
+        if isinstance(node, ast.ImportFrom)
+        else []
+      )
       if any(n.split(".")[0] == "onnxruntime" for n in names):
         importers.append(path.relative_to(ROOT).as_posix())
   assert importers == ["selfdrive/modeld/fair/ort.py"]

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""How fast an ONNX file runs here, a driving model or any other, and how far off it is then: torch, ONNX Runtime, tinygrad, TensorRT, in each precision.
+"""How fast an ONNX file runs here, a driving model or any other, and how far off it is then: torch, ONNX Runtime,
+tinygrad, TensorRT, in each precision.
 
-python tools/dgx/benchmark_inference.py [MODEL.onnx ...] [--batches 1 16] [--json FILE]      (without a file: the small reference network)
+python tools/dgx/benchmark_inference.py [MODEL.onnx ...] [--batches 1 16] [--json FILE]      (without a file: the small
+    reference network)
 
-Latencies are of one call with the inputs in host memory and the output read back, after warm-up. `off` is the largest difference from torch's float32 in
-parts of the largest output, or from ONNX Runtime's where torch does not know the file's operators. What does not run is listed with the reason.
-"""
+Latencies are of one call with the inputs in host memory and the output read back, after warm-up. `off` is the largest
+difference from torch's float32 in parts of the largest output, or from ONNX Runtime's where torch does not know the
+file's operators. What does not run is listed with the reason."""
 
 import argparse
 import json
@@ -31,7 +33,7 @@ from openpilot.tools.dgx.training.model import FLOATS, OnnxModule, Value, load_o
 from openpilot.tools.dgx.training.reference import save_reference
 from openpilot.tools.dgx.training.runners import OrtRunner, TensorRTRunner, TorchRunner
 from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.files import atomic_path
 
 RUNNERS = ("torch", "onnxruntime", "tinygrad", "tensorrt")
 PRECISIONS = ("float32", "float16", "bfloat16", "float8", "float4")
@@ -44,7 +46,8 @@ class Skipped(Exception):
 
 
 class File:
-  """An ONNX file to be measured. model: as a torch module; None where torch does not know its operators, and then `why`. Raises UserError."""
+  """An ONNX file to be measured. model: as a torch module; None where torch does not know its operators, and then
+  `why`. Raises UserError."""
 
   def __init__(self, path: Path):
     self.path, self.why = path, ""
@@ -68,15 +71,20 @@ class File:
 
 
 def inputs_of(inputs: list[Value], batch: int, seed: int = 0) -> dict[str, Tensor]:
-  """Noise in the range of each input: bytes, 0 to 1, or for other whole numbers 0 and 1. Raises UserError where no input has an axis of examples."""
+  """Noise in the range of each input: bytes, 0 to 1, or for other whole numbers 0 and 1. Raises UserError where no
+  input has an axis of examples."""
   g = torch.Generator().manual_seed(seed)
   out = {}
   for v in inputs:
     shape = [d if isinstance(d, int) and (i or d > 1) else 1 if i else batch for i, d in enumerate(v.shape)]
     most = 256 if v.dtype == torch.uint8 else 2
-    out[v.name] = torch.rand(shape, generator=g) if v.dtype in FLOATS else torch.randint(0, most, shape, generator=g).to(v.dtype)
+    out[v.name] = (
+      torch.rand(shape, generator=g) if v.dtype in FLOATS else torch.randint(0, most, shape, generator=g).to(v.dtype)
+    )
   if batch > 1 and not any(t.dim() and len(t) == batch for t in out.values()):
-    raise UserError(f"{', '.join(f'{v.name} {v.shape}' for v in inputs)}: no input has an axis of examples; take --batches 1")
+    raise UserError(
+      f"{', '.join(f'{v.name} {v.shape}' for v in inputs)}: no input has an axis of examples; take --batches 1"
+    )
   return out
 
 
@@ -107,7 +115,7 @@ def open_run(name: str, precision: str, batch: int, file: File, device: str | No
     least = (8, 9) if precision == "float8" else (10, 0)
     if capability < least:
       raise Skipped(f"this hardware has no {precision}: a GPU of capability {least[0]}.{least[1]} has")
-    raise Skipped(f"the file holds no {precision}: quantise it first, with ModelOpt, and measure that file")
+    raise Skipped(f"the file holds no {precision}: quantize it first, with ModelOpt, and measure that file")
   if name == "torch":
     if file.why:
       raise Skipped(file.why)
@@ -142,7 +150,16 @@ def measure(run: Run, x: dict[str, Tensor], seconds: float, least: int = 10) -> 
   return out, times
 
 
-def row_of(name: str, precision: str, batch: int, file: File, want: Tensor, x: dict[str, Tensor], seconds: float, device: str | None) -> dict[str, Any]:
+def row_of(
+  name: str,
+  precision: str,
+  batch: int,
+  file: File,
+  want: Tensor,
+  x: dict[str, Tensor],
+  seconds: float,
+  device: str | None,
+) -> dict[str, Any]:
   """One line of the table; with `skipped`, the reason, where it does not run."""
   row: dict[str, Any] = {"model": file.path.name, "runner": name, "precision": precision, "batch": batch}
   if torch.cuda.is_available():
@@ -160,8 +177,16 @@ def row_of(name: str, precision: str, batch: int, file: File, want: Tensor, x: d
   off = float((out.reshape(want.shape) - want).abs().max()) / max(1e-6, float(want.abs().max()))
   on_gpu = torch.cuda.is_available() and device != "cpu" and name == "torch"
   memory = torch.cuda.max_memory_allocated() if on_gpu else psutil.Process().memory_info().rss - before
-  return {**row, "mean_ms": float(np.mean(times)), "p50_ms": float(np.median(times)), "p99_ms": float(np.quantile(times, 0.99)), "calls": len(times),
-          "per_second": batch * 1e3 / float(np.mean(times)), "memory_mb": max(0, memory) / 1e6, "off": off}
+  return {
+    **row,
+    "mean_ms": float(np.mean(times)),
+    "p50_ms": float(np.median(times)),
+    "p99_ms": float(np.quantile(times, 0.99)),
+    "calls": len(times),
+    "per_second": batch * 1e3 / float(np.mean(times)),
+    "memory_mb": max(0, memory) / 1e6,
+    "off": off,
+  }
 
 
 def keep(rows: list[dict[str, Any]], path: Path | None) -> None:
@@ -175,9 +200,14 @@ def keep(rows: list[dict[str, Any]], path: Path | None) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
   done, rest = [r for r in rows if "skipped" not in r], [r for r in rows if "skipped" in r]
-  lines = [f"{'model':<28} {'runner':<12} {'precision':<9} {'batch':>5} {'mean ms':>8} {'p50':>8} {'p99':>8} {'per s':>8} {'MB':>7} {'off':>8}"]
+  lines = [
+    (
+      f"{'model':<28} {'runner':<12} {'precision':<9} {'batch':>5} {'mean ms':>8} {'p50':>8} {'p99':>8} {'per s':>8} "
+      f"{'MB':>7} {'off':>8}"
+    )
+  ]
   for r in done:
-    numbers = f"{r['mean_ms']:>8.2f} {r['p50_ms']:>8.2f} {r['p99_ms']:>8.2f} {r['per_second']:>8.1f} {r['memory_mb']:>7.0f} {r['off']:>8.1e}"
+    numbers = f"{r['mean_ms']:>8.2f} {r['p50_ms']:>8.2f} {r['p99_ms']:>8.2f} {r['per_second']:>8.1f} {r['memory_mb']:>7.0f} {r['off']:>8.1e}"  # noqa: E501
     lines.append(f"{r['model'][:28]:<28} {r['runner']:<12} {r['precision']:<9} {r['batch']:>5} {numbers}")
   why: dict[str, list[str]] = {}
   for r in rest:
@@ -186,7 +216,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-  p = argparse.ArgumentParser(prog="benchmark_inference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p = argparse.ArgumentParser(
+    prog="benchmark_inference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   p.add_argument("models", type=Path, nargs="*", metavar="MODEL.onnx")
   p.add_argument("--batches", type=int, nargs="+", default=[1])
   p.add_argument("--runners", nargs="+", choices=RUNNERS, default=list(RUNNERS))

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""How many frames a second a teacher labels: with TensorRT where it is, beside ONNX Runtime and torch; against 800, and as a share of the GPU's bf16 peak.
+"""How many frames a second a teacher labels: with TensorRT where it is, beside ONNX Runtime and torch; against 800, and
+as a share of the GPU's bf16 peak.
 
-python tools/dgx/benchmark_tensorrt.py [MODEL.onnx ...] [--batches 1 16 64] [--json FILE]      (without a file: the small reference network)
+python tools/dgx/benchmark_tensorrt.py [MODEL.onnx ...] [--batches 1 16 64] [--json FILE]      (without a file: the
+    small reference network)
 
-A batch is of that many drives, one step of each, with modeld's memory and openpilot's parsing: what labelling really costs. Of a file that is no driving model
-the bare network is measured, on noise.
-"""
+A batch is of that many drives, one step of each, with modeld's memory and openpilot's parsing: what labeling really
+costs. Of a file that is no driving model the bare network is measured, on noise."""
 
 import argparse
 import sys
@@ -33,7 +34,14 @@ from openpilot.tools.dgx.training.teacher import KNOWN, NAMES, DrivingTeacher
 from openpilot.tools.lib.errors import UserError, cli
 
 TARGET = 800  # frames/s
-PEAK = {"GB10": 125.0, "H100": 989.0, "H200": 989.0, "A100": 312.0, "RTX 4090": 165.0, "RTX 5090": 209.0}  # dense bf16 TFLOPS, of the makers' sheets
+PEAK = {
+  "GB10": 125.0,
+  "H100": 989.0,
+  "H200": 989.0,
+  "A100": 312.0,
+  "RTX 4090": 165.0,
+  "RTX 5090": 209.0,
+}  # dense bf16 TFLOPS, of the makers' sheets
 
 
 def flops_of(path: Path) -> float | None:
@@ -56,10 +64,18 @@ def clip_of(batch: int, steps: int) -> dict[str, torch.Tensor]:
   g = torch.Generator().manual_seed(0)
   frames = torch.randint(0, 256, (batch, steps, 2 * FRAME_SHAPE[0], *FRAME_SHAPE[1:]), generator=g, dtype=torch.uint8)
   traffic, desire = torch.tensor([[1.0, 0.0]]).repeat(batch, 1), torch.zeros(batch, steps, DESIRE_LEN)
-  return {"frames": frames, "big_frames": frames, "desire": desire, "traffic_convention": traffic, "speed": torch.zeros(batch, steps)}
+  return {
+    "frames": frames,
+    "big_frames": frames,
+    "desire": desire,
+    "traffic_convention": traffic,
+    "speed": torch.zeros(batch, steps),
+  }
 
 
-def workload(paths: list[Path], provider: str, precision: str | None, batch: int, steps: int) -> tuple[Runner, Callable[[int], None]]:
+def workload(
+  paths: list[Path], provider: str, precision: str | None, batch: int, steps: int
+) -> tuple[Runner, Callable[[int], None]]:
   """-> what runs the images, and what runs so many steps of them and waits for the end. Raises UserError."""
   if len(paths) == 1 and not is_driving(paths[0]):
     runner = open_runner(paths[0], provider, None, precision, batch)
@@ -81,7 +97,9 @@ def workload(paths: list[Path], provider: str, precision: str | None, batch: int
   return teacher.vision.runner, label
 
 
-def measure(paths: list[Path], provider: str, precision: str | None, batches: list[int], steps: int, flops: float | None) -> list[dict[str, Any]]:
+def measure(
+  paths: list[Path], provider: str, precision: str | None, batches: list[int], steps: int, flops: float | None
+) -> list[dict[str, Any]]:
   """A row a batch; where the provider is not here, or does not take the file, one with the reason."""
   row: dict[str, Any] = {"models": [p.name for p in paths], "provider": provider, "precision": precision}
   rows: list[dict[str, Any]] = []
@@ -112,11 +130,23 @@ def measure(paths: list[Path], provider: str, precision: str | None, batches: li
 
 
 def main() -> None:
-  p = argparse.ArgumentParser(prog="benchmark_tensorrt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  p.add_argument("models", type=Path, nargs="*", metavar="MODEL.onnx", help="one driving model, a vision file and its policy, or any other network")
+  p = argparse.ArgumentParser(
+    prog="benchmark_tensorrt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  p.add_argument(
+    "models",
+    type=Path,
+    nargs="*",
+    metavar="MODEL.onnx",
+    help="one driving model, a vision file and its policy, or any other network",
+  )
   p.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64])
   p.add_argument("--steps", type=int, default=10, help="of each drive")
-  p.add_argument("--precision", choices=("float32", "float16", "bfloat16"), help="of TensorRT and torch; each one's usual one by itself")
+  p.add_argument(
+    "--precision",
+    choices=("float32", "float16", "bfloat16"),
+    help="of TensorRT and torch; each one's usual one by itself",
+  )
   p.add_argument("--json", type=Path)
   args = p.parse_args()
   if min(args.batches) < 1 or args.steps < 1:
@@ -128,7 +158,9 @@ def main() -> None:
     flops = None if None in each else sum(x for x in each if x is not None)
     if len(paths) == 1 and not is_driving(paths[0]):
       print(f"{paths[0].name} is no driving model: the bare network, on noise")
-    rows = [r for provider in PROVIDERS for r in measure(paths, provider, args.precision, args.batches, args.steps, flops)]
+    rows = [
+      r for provider in PROVIDERS for r in measure(paths, provider, args.precision, args.batches, args.steps, flops)
+    ]
   keep(rows, args.json)
   if flops is not None:
     print(f"{', '.join(x.name for x in paths)}: {flops / 1e9:.2f} GFLOP a step")
@@ -138,7 +170,10 @@ def main() -> None:
       print(f"{r['provider']:<44} not measured: {r['skipped']}")
       continue
     share = f"{r['of_peak'] * 100:.1f}%" if r.get("of_peak") is not None else "unknown"
-    print(f"{r['what'][:44]:<44} {r['batch']:>5} {r['frames_per_second']:>9.1f} {r['of_800']:>7.2f} {r.get('tflops', float('nan')):>7.3f} {share:>8}")
+    print(
+      f"{r['what'][:44]:<44} {r['batch']:>5} {r['frames_per_second']:>9.1f} {r['of_800']:>7.2f} "
+      f"{r.get('tflops', float('nan')):>7.3f} {share:>8}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Drives a driving model's ONNX file over a route as modeld would, without clock or sockets: route and file in, a log with modelV2 out, the same every time.
+"""Drives a driving model's ONNX file over a route as modeld would, without clock or sockets: route and file in, a log
+with modelV2 out, the same every time.
 
 python tools/dgx/driving_replay.py ROUTE MODEL.onnx [POLICY.onnx] --out driven.zst
 
-tools/replay/process_replay.py does this with a bundle. What comes out can be looked at and compared (tools/replay/compare_logs.py); it asks for no lane change,
-and has neither action nor disengage predictions: it is not for driving. One camera feeds both views, as far as it reaches.
-"""
+tools/replay/process_replay.py does this with a bundle. What comes out can be looked at and compared
+(tools/replay/compare_logs.py); it asks for no lane change, and has neither action nor disengage predictions: it is not
+for driving. One camera feeds both views, as far as it reaches."""
 
 import argparse
 import sys
@@ -23,7 +24,15 @@ from torch import Tensor
 from openpilot.cereal import messaging
 from openpilot.selfdrive.modeld.fair.calibration import mounting
 from openpilot.selfdrive.modeld.fair.frames import CameraError, ModelFrame, camera_intrinsics
-from openpilot.tools.dgx.training.constants import ACTION_T_LEN, DESIRE_LEN, FRAME_SKIP, LEAD_T_IDXS, LEAD_T_OFFSETS, T_IDXS, X_IDXS
+from openpilot.tools.dgx.training.constants import (
+  ACTION_T_LEN,
+  DESIRE_LEN,
+  FRAME_SKIP,
+  LEAD_T_IDXS,
+  LEAD_T_OFFSETS,
+  T_IDXS,
+  X_IDXS,
+)
 from openpilot.tools.dgx.training.history import History
 from openpilot.tools.dgx.training.teacher import LATERAL_DELAY, DrivingTeacher
 from openpilot.tools.lib.encode_index import VIDEOS
@@ -38,7 +47,8 @@ PLAN = ("position", "velocity", "acceleration", "orientation", "orientationRate"
 
 
 def fill_model(m: Any, out: dict[str, Tensor], frame_id: int, timestamp_eof: int) -> None:
-  """m: a modelV2 builder. out: parsed outputs of one frame, (1, ...); as openpilot's fill_model_msg.py, of what the model puts out."""
+  """m: a modelV2 builder. out: parsed outputs of one frame, (1, ...); as openpilot's fill_model_msg.py, of what the
+  model puts out."""
   values = {k: v[0].float().cpu().numpy() for k, v in out.items()}
   m.frameId = m.frameIdExtra = frame_id
   m.timestampEof = timestamp_eof
@@ -77,14 +87,18 @@ class DrivingModel:
   def __init__(self, paths: list[Path], provider: str | None = None):
     self.teacher = DrivingTeacher(list(paths), provider)
     self.name = " and ".join(p.stem for p in paths)
-    self.history = History(self.teacher.shapes, 1, self.teacher.device, every=FRAME_SKIP, includes_present=not self.teacher.single)
+    self.history = History(
+      self.teacher.shapes, 1, self.teacher.device, every=FRAME_SKIP, includes_present=not self.teacher.single
+    )
     self.warps: list[ModelFrame] = []
     self.intrinsics: np.ndarray | None = None
     self.rpy = np.zeros(3)
     self.speed, self.left_hand = 0.0, False  # m/s; the side that traffic keeps to
     self.frames = self.invalid = 0
 
-  def set_camera(self, width: int, height: int, stride: int, uv_offset: int, device_type: str | None, sensor: str | None, wide: bool) -> None:
+  def set_camera(
+    self, width: int, height: int, stride: int, uv_offset: int, device_type: str | None, sensor: str | None, wide: bool
+  ) -> None:
     """Raises CameraError where no camera gives frames of this size."""
     self.intrinsics = camera_intrinsics(width, height, device_type, sensor, wide)
     self.warps = [ModelFrame(width, height, stride, uv_offset, view) for view in ("medmodel", "sbigmodel")]
@@ -101,7 +115,9 @@ class DrivingModel:
     """buf: NV12, 1-D uint8 -> a modelV2 message, not valid where an output is not finite."""
     frame, big = (torch.from_numpy(w.warp(buf).copy())[None] for w in self.warps)
     traffic = torch.tensor([[0.0, 1.0] if self.left_hand else [1.0, 0.0]])
-    inputs = self.history.see(frame, big, torch.zeros(1, DESIRE_LEN), traffic, torch.full((1, ACTION_T_LEN), LATERAL_DELAY))
+    inputs = self.history.see(
+      frame, big, torch.zeros(1, DESIRE_LEN), traffic, torch.full((1, ACTION_T_LEN), LATERAL_DELAY)
+    )
     if "lateral_control_params" in self.teacher.shapes:
       inputs["lateral_control_params"] = torch.tensor([[self.speed, LATERAL_DELAY]])
     out = self.teacher.step(self.history, inputs)
@@ -116,10 +132,16 @@ class DrivingModel:
 
 
 def driving_replay(
-  segments: list[Segment], model: DrivingModel, camera: str, start: float = 0.0, seconds: float | None = None, progress: bool = True,
-  focal: float | None = None
+  segments: list[Segment],
+  model: DrivingModel,
+  camera: str,
+  start: float = 0.0,
+  seconds: float | None = None,
+  progress: bool = True,
+  focal: float | None = None,
 ) -> Iterator[bytes]:
-  """Serialized modelV2 in order. logMonoTime: the end of the frame's exposure plus PROCESSING_NS, as of process_replay."""
+  """Serialized modelV2 in order. logMonoTime: the end of the frame's exposure plus PROCESSING_NS, as of
+  process_replay."""
   buffer = CameraBuffer(model.set_camera, camera)
 
   def hear(which: str, m: Any) -> None:
@@ -133,16 +155,22 @@ def driving_replay(
       model.left_hand = m.isRHD
 
   services = ["extrinsicsCalibration", "carState", *TRAFFIC_SIDE]
-  for entry, frame, device, sensor in logged_frames(segments, camera, services, hear, start, seconds, "driving replay", progress, focal):
+  for entry, frame, device, sensor in logged_frames(
+    segments, camera, services, hear, start, seconds, "driving replay", progress, focal
+  ):
     msg = model.process(buffer.fill(frame, device, sensor), entry.frame_id, entry.timestamp_eof)
     msg.logMonoTime = entry.timestamp_eof + PROCESSING_NS
     yield msg.to_bytes()
 
 
 def main() -> None:
-  p = argparse.ArgumentParser(prog="driving_replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p = argparse.ArgumentParser(
+    prog="driving_replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   add_route_arguments(p)
-  p.add_argument("models", type=Path, nargs="+", metavar="MODEL.onnx", help="a supercombo, or a vision file and its policy")
+  p.add_argument(
+    "models", type=Path, nargs="+", metavar="MODEL.onnx", help="a supercombo, or a vision file and its policy"
+  )
   p.add_argument("--out", type=Path, default=Path("out/driving_replay.zst"))
   args = p.parse_args()
   segments, camera = open_route(args.route, args.data_dir, args.camera)

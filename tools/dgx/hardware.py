@@ -1,4 +1,5 @@
-"""What this machine is, for a table and a file: its accelerator, whether that shares the memory with the CPU, as DGX Spark's does, and how much there is."""
+"""What this machine is, for a table and a file: its accelerator, whether that shares the memory with the CPU, as DGX
+Spark's does, and how much there is."""
 
 import os
 import platform
@@ -19,11 +20,18 @@ def system_memory() -> int:
 
 def describe() -> dict[str, Any]:
   """machine, cpus, memory (GB), and where there is a GPU: gpu, gpu_memory (GB), unified, dgx_spark, capability."""
-  out: dict[str, Any] = {"machine": platform.machine(), "cpus": os.cpu_count(), "memory_gb": round(system_memory() / 2**30, 1), "torch": torch.__version__}
+  out: dict[str, Any] = {
+    "machine": platform.machine(),
+    "cpus": os.cpu_count(),
+    "memory_gb": round(system_memory() / 2**30, 1),
+    "torch": torch.__version__,
+  }
   if torch.cuda.is_available():
     p = torch.cuda.get_device_properties(0)
     unified = bool(getattr(p, "is_integrated", False)) or any(x in p.name for x in UNIFIED)
-    out.update(gpu=p.name, gpus=torch.cuda.device_count(), gpu_memory_gb=round(p.total_memory / 2**30, 1), unified=unified)
+    out.update(
+      gpu=p.name, gpus=torch.cuda.device_count(), gpu_memory_gb=round(p.total_memory / 2**30, 1), unified=unified
+    )
     out.update(dgx_spark="GB10" in p.name, capability=f"{p.major}.{p.minor}")
   return out
 

@@ -1,7 +1,8 @@
-"""Hugging Face folders (config.json, preprocessor_config.json, model.safetensors): checked, loaded from the disk only, fed as their preprocessor says.
+"""Hugging Face folders (config.json, preprocessor_config.json, model.safetensors): checked, loaded from the disk only,
+fed as their preprocessor says.
 
-transformers' own image processors are not used: several need torchvision, and none runs on the GPU in the batch that it is given.
-"""
+transformers' own image processors are not used: several need torchvision, and none runs on the GPU in the batch that it
+is given."""
 
 import re
 import sys
@@ -15,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openpilot.tools.fair.device import Device, choose_device
-from openpilot.tools.fair.memory import halve_on_oom, is_out_of_memory
+from openpilot.tools.learn.device import Device, choose_device
+from openpilot.tools.learn.memory import halve_on_oom, is_out_of_memory
 from openpilot.tools.fair.teacher import Clip, Label, Labels, State
 from openpilot.tools.lib import files
 from openpilot.tools.lib.errors import UserError
@@ -24,7 +25,10 @@ from openpilot.tools.lib.errors import UserError
 FILES = "config.json, preprocessor_config.json and model.safetensors"
 MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 COMPILE_BACKEND = "inductor"
-UNUSED = ("mask_token", "fusion_stage.layers.0.residual_layer1")  # in the classes, but no forward of ours reads them, and some checkpoints leave them out
+UNUSED = (
+  "mask_token",
+  "fusion_stage.layers.0.residual_layer1",
+)  # in the classes, but no forward of ours reads them, and some checkpoints leave them out
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class Preprocess:
 def read_json(path: Path, what: str) -> dict[str, Any]:
   """Raises UserError where the file is not there or no JSON object."""
   if not path.is_file():
-    raise UserError(f"no {path.name} in {path.parent}; {what} is a Hugging Face folder with {FILES}: copy the whole folder")
+    raise UserError(
+      f"no {path.name} in {path.parent}; {what} is a Hugging Face folder with {FILES}: copy the whole folder"
+    )
   try:
     value = files.read_json(path)
   except ValueError as e:
@@ -58,25 +64,34 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def read_config(folder: Path, model_types: tuple[str, ...], what: str) -> dict[str, Any]:
-  """config.json of a folder whose model_type must be one of these, its weights there. what: for people, 'DINOv2'. Raises UserError."""
+  """config.json of a folder whose model_type must be one of these, its weights there. what: for people, 'DINOv2'.
+  Raises UserError."""
   if not folder.is_dir():
     raise UserError(f"{folder} is no folder; {what} is a Hugging Face folder with {FILES}")
   config = read_json(folder / "config.json", what)
   if config.get("model_type") not in model_types:
     kinds = ", ".join(model_types)
-    raise UserError(f"{folder / 'config.json'} is of a '{config.get('model_type')}', not of {what} ({kinds}); name another folder or another teacher")
+    raise UserError(
+      f"{folder / 'config.json'} is of a '{config.get('model_type')}', not of {what} ({kinds}); name another folder or "
+      "another teacher"
+    )
   if not any((folder / f"model.safetensors{s}").is_file() for s in ("", ".index.json")):
     raise UserError(f"no model.safetensors in {folder}; copy it there (weights in pickles are not opened)")
   return config
 
 
 def read_values(raw: dict[str, Any], path: Path) -> tuple[tuple[float, ...], tuple[float, ...], float]:
-  """-> mean, std, white, as Preprocess has them, of what preprocessor_config.json says; transformers' rules where it does not. Raises UserError."""
+  """-> mean, std, white, as Preprocess has them, of what preprocessor_config.json says; transformers' rules where it
+  does not. Raises UserError."""
   mean, std = raw.get("image_mean"), raw.get("image_std")
   if not raw.get("do_normalize", True):
     mean, std = [0.0] * 3, [1.0] * 3
-  if not all(isinstance(x, list) and len(x) == 3 and all(isinstance(v, (int, float)) for v in x) for x in (mean, std)) or not all(std or ()):
-    raise UserError(f"{path} has no image_mean and image_std of three channels; take the file that came with the checkpoint")
+  if not all(
+    isinstance(x, list) and len(x) == 3 and all(isinstance(v, (int, float)) for v in x) for x in (mean, std)
+  ) or not all(std or ()):
+    raise UserError(
+      f"{path} has no image_mean and image_std of three channels; take the file that came with the checkpoint"
+    )
   factor = raw.get("rescale_factor", 1 / 255) if raw.get("do_rescale", True) else 1.0
   if not isinstance(factor, (int, float)) or not factor > 0:
     raise UserError(f"{path} has the rescale_factor {factor}; take the file that came with the checkpoint")
@@ -107,40 +122,56 @@ def read_preprocess(folder: Path, what: str) -> Preprocess:
 
 
 def load_model(folder: Path, device: Device, kind: str = "AutoModel") -> Any:
-  """The official transformers model: frozen, in eval mode, on the device in its precision. kind: the transformers class. Raises UserError."""
+  """The official transformers model: frozen, in eval mode, on the device in its precision. kind: the transformers
+  class. Raises UserError."""
   import transformers
 
   transformers.utils.logging.disable_progress_bar()  # the command that loads it has its own
   try:
-    model, info = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=device.dtype, output_loading_info=True)
+    model, info = getattr(transformers, kind).from_pretrained(
+      folder, local_files_only=True, use_safetensors=True, dtype=device.dtype, output_loading_info=True
+    )
   except Exception as e:  # transformers has no class of its own for any of this
     why = (str(e) or repr(e)).strip().splitlines()[0]
-    raise UserError(f"the checkpoint in {folder} does not load: {why}; config.json and model.safetensors must be of one model") from None
+    raise UserError(
+      f"the checkpoint in {folder} does not load: {why}; config.json and model.safetensors must be of one model"
+    ) from None
   missing = sorted(k for k in info["missing_keys"] if not any(u in k for u in UNUSED))
   if missing:
-    raise UserError(f"the checkpoint in {folder} lacks {len(missing)} of the weights that its config.json asks for ({missing[0]}); both must be of one model")
+    raise UserError(
+      f"the checkpoint in {folder} lacks {len(missing)} of the weights that its config.json asks for ({missing[0]}); "
+      "both must be of one model"
+    )
   if dropped := dropped_blocks(info["unexpected_keys"], set(model.state_dict())):
     raise UserError(
-      f"the checkpoint in {folder} holds {len(dropped)} weights of blocks that its config.json does not name ({dropped[0]}); both must be of one model"
+      f"the checkpoint in {folder} holds {len(dropped)} weights of blocks that its config.json does not name "
+      f"({dropped[0]}); both must be of one model"
     )
   model.eval().requires_grad_(False).to(device.device)
   return model.to(memory_format=torch.channels_last) if device.device.type == "cuda" else model
 
 
 def dropped_blocks(unexpected: Iterable[str], known: set[str]) -> list[str]:
-  """Weights that would have a place in the model if one of its lists of blocks were longer. Others, as of heads that are not wanted, are none of these."""
+  """Weights that would have a place in the model if one of its lists of blocks were longer. Others, as of heads that
+  are not wanted, are none of these."""
 
   def numberless(name: str) -> str:
     return re.sub(r"\.\d+(?=\.)", ".#", name)
 
   places = {p for p in map(numberless, known) if "#" in p}
   # also of a model within another, as dinov2.encoder.layer.4
-  return sorted(k for k in unexpected for parts in [numberless(k).split(".")] if any(".".join(parts[i:]) in places for i in range(len(parts))))
+  return sorted(
+    k
+    for k in unexpected
+    for parts in [numberless(k).split(".")]
+    if any(".".join(parts[i:]) in places for i in range(len(parts)))
+  )
 
 
 def compile_blocks(name: str, blocks: Iterable[nn.Module]) -> None:
-  """Has the forward of each of a ViT's blocks compiled when it first runs, for static shapes; equal blocks share one program. name: of the teacher. Where
-  compiling fails, they run as they are, which is said once. Hooks stay outside: transformers collects hidden states by some that cannot be compiled."""
+  """Has the forward of each of a ViT's blocks compiled when it first runs, for static shapes; equal blocks share one
+  program. name: of the teacher. Where compiling fails, they run as they are, which is said once. Hooks stay outside:
+  transformers collects hidden states by some that cannot be compiled."""
   failed: list[bool] = []
 
   def compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -154,7 +185,10 @@ def compile_blocks(name: str, blocks: Iterable[nn.Module]) -> None:
           if is_out_of_memory(e):
             raise
           failed.append(True)
-          print(f"warning: torch.compile fails for teacher '{name}' ({' '.join(str(e).split())[:160]}); it runs without", file=sys.stderr)
+          print(
+            f"warning: torch.compile fails for teacher '{name}' ({' '.join(str(e).split())[:160]}); it runs without",
+            file=sys.stderr,
+          )
       return plain(*args, **kwargs)
 
     return forward
@@ -169,15 +203,18 @@ def to_multiple(height: int, width: int, multiple: int) -> tuple[int, int]:
 
 
 def preprocess(images: Tensor, how: Preprocess, size: tuple[int, int], device: Device) -> Tensor:
-  """(B, 3, H, W) RGB, uint8 or float of 0 to 1 -> (B, 3, *size) in the device's precision, scaled, resized (antialiased), normalised. Raises UserError."""
+  """(B, 3, H, W) RGB, uint8 or float of 0 to 1 -> (B, 3, *size) in the device's precision, scaled, resized
+  (antialiased), normalized. Raises UserError."""
   if images.ndim != 4 or images.shape[1] != 3 or not (images.dtype == torch.uint8 or images.is_floating_point()):
-    raise UserError(f"images are {tuple(images.shape)} {images.dtype}; they must be (B, 3, H, W) RGB, uint8 or float of 0 to 1")
+    raise UserError(
+      f"images are {tuple(images.shape)} {images.dtype}; they must be (B, 3, H, W) RGB, uint8 or float of 0 to 1"
+    )
   x = images.to(device.device, non_blocking=True)
   x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
   if x.shape[2:] != size:
     x = F.interpolate(x, size, mode=how.mode, antialias=True, align_corners=False)
     if how.mode == "bicubic":
-      x = x.clamp(0, 1)  # it overshoots; images of bytes, which the networks have learnt from, cannot
+      x = x.clamp(0, 1)  # it overshoots; images of bytes, which the networks have learned from, cannot
   if how.white != 1:
     x = x * how.white
   mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (how.mean, how.std))
@@ -186,11 +223,20 @@ def preprocess(images: Tensor, how: Preprocess, size: tuple[int, int], device: D
 
 
 class DenseTeacher(nn.Module):
-  """A teacher without state whose labels are images: what DINOv2 and DINOv3 share. One says in `input_size` and `encode` what it is."""
+  """A teacher without state whose labels are images: what DINOv2 and DINOv3 share. One says in `input_size` and
+  `encode` what it is."""
 
   stateful = False
 
-  def __init__(self, name: str, model_id: str, checkpoint_hash: str, licence: str, device: str | torch.device | None, precision: str | None):
+  def __init__(
+    self,
+    name: str,
+    model_id: str,
+    checkpoint_hash: str,
+    licence: str,
+    device: str | torch.device | None,
+    precision: str | None,
+  ):
     super().__init__()
     self.name, self.model_id, self.checkpoint_hash, self.licence = name, model_id, checkpoint_hash, licence
     self.where = choose_device(None if device is None else str(device), precision)
@@ -217,11 +263,15 @@ class DenseTeacher(nn.Module):
     self.labels, self.view = self.describe(height, width), (height, width)
 
   def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
-    """Every label as (T, ...) float16. Halves the batch where the GPU's memory is too small. Raises UserError on frames of another size than prepared."""
+    """Every label as (T, ...) float16. Halves the batch where the GPU's memory is too small. Raises UserError on frames
+    of another size than prepared."""
     if self.view is None:
       self.prepare(*clip.rgb.shape[2:])
     if clip.rgb.shape[2:] != self.view:
-      raise UserError(f"teacher '{self.name}' was prepared for frames of {self.view}, height and width, and got {clip.rgb.shape[2:]}; label one view at a time")
+      raise UserError(
+        f"teacher '{self.name}' was prepared for frames of {self.view}, height and width, and got "
+        f"{clip.rgb.shape[2:]}; label one view at a time"
+      )
     parts = halve_on_oom(self._run, clip.rgb)
     return {label.name: np.concatenate([part[label.name] for part in parts]) for label in self.labels}, None
 

@@ -1,4 +1,5 @@
-"""Dense labels of any size to a student's maps of 64x128 cells. A label covers the 512x256 view; cell i is centred on view pixel 4i + 1.5."""
+"""Dense labels of any size to a student's maps of 64x128 cells. A label covers the 512x256 view; cell i is centered on
+view pixel 4i + 1.5."""
 
 import cv2
 import numpy as np
@@ -6,12 +7,12 @@ import numpy as np
 from openpilot.tools.sim.truth import IGNORE, MAP_H, MAP_W
 
 VIEW_SIZE = (4 * MAP_W, 4 * MAP_H)
-KNOWN = 0.5  # of what lies about a cell's centre must be known
+KNOWN = 0.5  # of what lies about a cell's center must be known
 
 
 def inverse_of(z: np.ndarray, unit: str) -> tuple[np.ndarray, np.ndarray]:
-  """(h, w) of a label of depth ('m': metres along the optical axis, inf the sky; 'relative': inverse depth up to scale and shift) -> inverse depth (h, w)
-  float32, 0 where it is not known, and known (h, w) float32, 0 or 1."""
+  """(h, w) of a label of depth ('m': meters along the optical axis, inf the sky; 'relative': inverse depth up to scale
+  and shift) -> inverse depth (h, w) float32, 0 where it is not known, and known (h, w) float32, 0 or 1."""
   z = z.astype(np.float32).reshape(z.shape[-2:])
   with np.errstate(divide="ignore", invalid="ignore"):
     inverse = 1 / z if unit == "m" else z
@@ -20,7 +21,8 @@ def inverse_of(z: np.ndarray, unit: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def depth_of(inverse: np.ndarray, known: np.ndarray, unit: str) -> np.ndarray:
-  """What inverse_of() gave, both resampled alike -> depth (h, w) float32 as the label has it, nan: unknown, or the sky."""
+  """What inverse_of() gave, both resampled alike -> depth (h, w) float32 as the label has it, nan: unknown, or the
+  sky."""
   with np.errstate(divide="ignore", invalid="ignore"):
     mean = np.where(known >= KNOWN, inverse / known, np.nan)
     z = 1 / mean if unit == "m" else mean
@@ -28,19 +30,26 @@ def depth_of(inverse: np.ndarray, known: np.ndarray, unit: str) -> np.ndarray:
 
 
 def depth_to_map(z: np.ndarray, unit: str) -> np.ndarray:
-  """A label of depth (..., h, w) -> (64, 128) float32 at the centre of each cell, nan: unknown, or the sky. Bilinear in inverse depth, which is linear on a
-  plane's picture: of a label of 256x512 the mean of each cell's four inner pixels, as the simulator's truth has it."""
-  inverse, known = (x if x.shape == (MAP_H, MAP_W) else cv2.resize(x, (MAP_W, MAP_H), interpolation=cv2.INTER_LINEAR) for x in inverse_of(z, unit))
+  """A label of depth (..., h, w) -> (64, 128) float32 at the center of each cell, nan: unknown, or the sky. Bilinear in
+  inverse depth, which is linear on a plane's picture: of a label of 256x512 the mean of each cell's four inner pixels,
+  as the simulator's truth has it."""
+  inverse, known = (
+    x if x.shape == (MAP_H, MAP_W) else cv2.resize(x, (MAP_W, MAP_H), interpolation=cv2.INTER_LINEAR)
+    for x in inverse_of(z, unit)
+  )
   return depth_of(inverse, known, unit)
 
 
 def classes_to_map(ids: np.ndarray, count: int) -> np.ndarray:
-  """(..., h, w) class ids -> (64, 128) uint8: the class that most of a cell's pixels have, of equals the first; 255 where that is none of `count` classes."""
+  """(..., h, w) class ids -> (64, 128) uint8: the class that most of a cell's pixels have, of equals the first; 255
+  where that is none of `count` classes."""
   ids = np.ascontiguousarray(ids.reshape(ids.shape[-2:]), np.uint8)
   if ids.shape == (MAP_H, MAP_W):
     return np.where(ids < count, ids, IGNORE).astype(np.uint8)
   if ids.shape[::-1] != VIEW_SIZE:
-    ids = cv2.resize(ids, VIEW_SIZE, interpolation=cv2.INTER_NEAREST_EXACT)  # INTER_NEAREST takes the pixel at the corner
+    ids = cv2.resize(
+      ids, VIEW_SIZE, interpolation=cv2.INTER_NEAREST_EXACT
+    )  # INTER_NEAREST takes the pixel at the corner
   blocks = ids.reshape(MAP_H, 4, MAP_W, 4).transpose(0, 2, 1, 3).reshape(MAP_H, MAP_W, 16)
   votes = np.stack([(blocks == k).sum(-1) for k in range(count)] + [(blocks >= count).sum(-1)], axis=-1)
   best = votes.argmax(-1)

@@ -1,7 +1,7 @@
-"""A teacher's options from the command line, `--option TEACHER.key=value`: the annotated keywords of what makes it, and nothing besides.
+"""A teacher's options from the command line, `--option TEACHER.key=value`: the annotated keywords of what makes it, and
+nothing besides.
 
-Only `tools/op.sh teachers NAME` and --option import the teacher's module for this: it may want torch.
-"""
+Only `tools/op.sh teachers NAME` and --option import the teacher's module for this: it may want torch."""
 
 import inspect
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-from openpilot.tools.fair.teacher import find_entry, maker_of
+from openpilot.tools.fair.registry import find_entry, maker_of
 from openpilot.tools.lib.errors import UserError
 
 KINDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -67,7 +67,8 @@ def _kind(annotation: Any) -> tuple[type, bool] | None:
 
 
 def _parameters(make: Callable[..., Any]) -> Iterator[inspect.Parameter]:
-  """Of a function or class, and of those that it passes its ** on to: the class that a function returns, a class's bases, its PASSES_ON."""
+  """Of a function or class, and of those that it passes its ** on to: the class that a function returns, a class's
+  bases, its PASSES_ON."""
   rest: list[Any] = [make]
   while rest:
     target = rest.pop(0)
@@ -85,7 +86,8 @@ def _parameters(make: Callable[..., Any]) -> Iterator[inspect.Parameter]:
 
 
 def options_of(name: str) -> dict[str, Option]:
-  """A teacher's options by name, with the registry entry's defaults. Raises UserError where there is no such teacher."""
+  """A teacher's options by name, with the registry entry's defaults. Raises UserError where there is no such
+  teacher."""
   name, entry = find_entry(name)
   make = maker_of(name, entry)
   fixed = (*NOT_OPTIONS, *getattr(make, "FIXED", ()))
@@ -98,7 +100,8 @@ def options_of(name: str) -> dict[str, Option]:
 
 
 def parse_options(items: list[str], teachers: list[str]) -> dict[str, dict[str, Any]]:
-  """['sam3.prompts=car,tram', ...] -> of each of `teachers` its keyword arguments. Raises UserError on a teacher, key or value that is none."""
+  """['sam3.prompts=car,tram', ...] -> of each of `teachers` its keyword arguments. Raises UserError on a teacher, key
+  or value that is none."""
   out: dict[str, dict[str, Any]] = {t: {} for t in teachers}
   for item in items:
     left, equals, text = item.partition("=")

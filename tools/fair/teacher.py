@@ -1,10 +1,9 @@
-"""What a teacher is: a clip of frames in, named labels out. And what all teachers share: where weights are looked for, and licences that must be accepted.
+"""What a teacher is: a clip of frames in, named labels out. And what all teachers share: where weights are looked for,
+and licences that must be accepted.
 
-Nothing here imports torch, so that `tools/op.sh teachers` answers at once.
-"""
+Nothing here imports torch, so that `tools/op.sh teachers` answers at once."""
 
 import hashlib
-import importlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ import numpy as np
 
 from openpilot.tools.lib.errors import UserError
 
-# what stands behind a model's weights; True: free to use for any purpose, False: shown, and to be accepted by name before use
+# what stands behind a model's weights; True: free to use for any purpose, False: shown, and to be accepted by name
+# before use
 LICENCES = {
   "Apache-2.0": True,
   "MIT": True,
@@ -31,9 +31,8 @@ LICENCES = {
 class Label:
   """One thing that a teacher says of every frame.
 
-  kind: 'dense', an array of `shape` for each frame; or a table with any number of rows a frame: 'boxes' (x0, y0, x1, y1, score, cls, and where the
-  teacher gives them track and rle), 'points' (track, x, y, visible, cls).
-  """
+  kind: 'dense', an array of `shape` for each frame; or a table with any number of rows a frame: 'boxes' (x0, y0, x1,
+  y1, score, cls, and where the teacher gives them track and rle), 'points' (track, x, y, visible, cls)."""
 
   name: str
   kind: str
@@ -55,12 +54,14 @@ class Clip:
   log_path: Path | None = None
 
 
-Labels = dict[str, Any]  # label's name -> (T, ...) array, or a table: {column: array or list}, of which column 'frame' counts the clip's frames
+Labels = dict[
+  str, Any
+]  # label's name -> (T, ...) array, or a table: {column: array or list}, of which column 'frame' counts the clip's frames  # noqa: E501
 State = dict[str, np.ndarray]
 
 
 class Teacher(Protocol):
-  """Boxes, points and masks are in pixels of the clip they were given, (x, y), integers at pixel centres."""
+  """Boxes, points and masks are in pixels of the clip they were given, (x, y), integers at pixel centers."""
 
   name: str
   model_id: str  # hub id or file, for people
@@ -70,11 +71,12 @@ class Teacher(Protocol):
   stateful: bool  # frames must come in order, `state` goes from one call to the next
 
   # may have: view_size() -> (width, height) of the pictures it likes best; wants = "none" where it reads only the log;
-  # at_once() -> how many clips are to be labelled at the same time, each by a thread of its own, and none is kept;
-  # check(segment), which raises UserError where that segment cannot be labelled, before anything is stored;
+  # at_once() -> how many clips are to be labeled at the same time, each by a thread of its own, and none is kept;
+  # check(segment), which raises UserError where that segment cannot be labeled, before anything is stored;
   # source(segment) -> what else decides the labels of one segment, as JSON;
   # ASKS_OTHERS = True: its options name other teachers; it is given load(name, weights, **options), which loads them;
-  # FIXED: keywords of its constructor that are the registry's, no options; PASSES_ON: the class that gets its ** (options.py)
+  # FIXED: keywords of its constructor that are the registry's, no options; PASSES_ON: the class that gets its **
+  # (options.py)
 
   def prepare(self, height: int, width: int) -> None:
     """Told once of the frames' size, before the first clip. Raises UserError where it cannot take them."""
@@ -103,8 +105,8 @@ def weight_dirs() -> list[Path]:
 
 
 def find_weights(weights: str, given: str | Path | None = None, download: bool = False) -> Path:
-  """-> file or folder. Looked for: `given`; then, in each of weight_dirs(), the file, or the hub id's folder; then the hub's cache; then, with
-  `download`, the hub. Raises UserError saying where it looked."""
+  """-> file or folder. Looked for: `given`; then, in each of weight_dirs(), the file, or the hub id's folder; then the
+  hub's cache; then, with `download`, the hub. Raises UserError saying where it looked."""
   if given is not None:
     if Path(given).exists():
       return Path(given)
@@ -128,9 +130,13 @@ def find_weights(weights: str, given: str | Path | None = None, download: bool =
       looked.append("the hub's cache")
     except (HfHubHTTPError, OSError) as e:
       why = str(e).splitlines()[0]
-      raise UserError(f"{weights} could not be downloaded: {why}; accept its terms on the hub and log in, or copy it to {looked[0]}") from None
+      raise UserError(
+        f"{weights} could not be downloaded: {why}; accept its terms on the hub and log in, or copy it to {looked[0]}"
+      ) from None
   hint = " or let it be downloaded with --download" if is_hub_id and not download else ""
-  raise UserError(f"no weights '{weights}'; looked at {', '.join(looked)}; put them there, name the folder in FAIR_WEIGHTS{hint}")
+  raise UserError(
+    f"no weights '{weights}'; looked at {', '.join(looked)}; put them there, name the folder in FAIR_WEIGHTS{hint}"
+  )
 
 
 @cache
@@ -140,7 +146,11 @@ def hash_weights(path: Path) -> str:
     with open(path, "rb") as f:
       return hashlib.file_digest(f, "sha256").hexdigest()
   h = hashlib.sha256()
-  for p in sorted(p for p in path.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".yaml")):
+  for p in sorted(
+    p
+    for p in path.rglob("*")
+    if p.is_file() and p.suffix in (".json", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".yaml")
+  ):
     h.update(f"{p.relative_to(path)} {hash_weights(p)}\n".encode())
   return h.hexdigest()
 
@@ -160,15 +170,20 @@ def check_least(name: str, least: float, **values: float) -> None:
 
 
 def joint_licence(name: str, own: str, other: str) -> str:
-  """Of what two teachers label together: that one which restricts use. Raises UserError where both do, each in its way."""
+  """Of what two teachers label together: that one which restricts use. Raises UserError where both do, each in its
+  way."""
   restricts = sorted({x for x in (own, other) if not LICENCES.get(x, False)})
   if len(restricts) > 1:
-    raise UserError(f"teacher '{name}' would be under the licences {' and '.join(restricts)} at once; choose a helper under another licence")
+    raise UserError(
+      f"teacher '{name}' would be under the licences {' and '.join(restricts)} at once; choose a helper under another "
+      "licence"
+    )
   return restricts[0] if restricts else own
 
 
 def load_helper(load: Callable[..., Teacher], name: str, weights: str | None, device: str | None) -> Teacher:
-  """The teacher that another one asks, by its option. It chooses its device by itself but for the CPU: ONNX Runtime may have no GPU where torch has one."""
+  """The teacher that another one asks, by its option. It chooses its device by itself but for the CPU: ONNX Runtime may
+  have no GPU where torch has one."""
   return load(name, weights, device=device if device == "cpu" else None)
 
 
@@ -178,38 +193,3 @@ def joint_hash(own: str, helper: Teacher) -> str:
 
 def helper_settings(helper: Teacher) -> dict[str, Any]:
   return {"name": helper.name, "checkpoint": helper.checkpoint_hash, "settings": helper.settings()}
-
-
-def find_entry(name: str) -> tuple[str, Entry]:
-  """A registry name, or the description of an ONNX network (*.yaml) -> the teacher's name and entry. Raises UserError where there is none."""
-  from openpilot.tools.fair.registry import TEACHERS
-
-  if name.endswith((".yaml", ".yml")):
-    from openpilot.tools.fair.onnx.teacher import describe
-
-    return describe(Path(name))
-  if name not in TEACHERS:
-    raise UserError(f"no teacher '{name}'; there are {', '.join(TEACHERS)}, or name the description of an ONNX network, as net.yaml")
-  return name, TEACHERS[name]
-
-
-def maker_of(name: str, entry: Entry) -> Callable[..., Teacher]:
-  """What entry.make names. Raises UserError where a package that it needs is not installed."""
-  module, attribute = entry.make.split(":")
-  try:
-    return getattr(importlib.import_module(f"openpilot.tools.fair.{module}"), attribute)
-  except ModuleNotFoundError as e:
-    raise UserError(f"teacher '{name}' needs the package {e.name}; install it: see tools/fair/README.md") from None
-
-
-def load_teacher(name: str, weights: str | Path | None = None, accepted: Iterable[str] = (), download: bool = False, **options: Any) -> Teacher:
-  """A teacher by its registry name, or an ONNX network by its description (*.yaml; tools/fair/onnx). options override the entry's.
-
-  Raises UserError on an unknown name, missing weights, a licence not accepted."""
-  name, entry = find_entry(name)
-  check_licence(name, entry.licence, accepted)
-  path = find_weights(entry.weights, weights, download) if entry.weights else None
-  make, accepted = maker_of(name, entry), tuple(accepted)
-  if getattr(make, "ASKS_OTHERS", False):  # what holds for it holds for its helpers
-    options.setdefault("load", lambda other, path=None, **more: load_teacher(other, path, accepted, download, **more))
-  return make(name, entry, path, **{**entry.options, **options})

@@ -1,10 +1,12 @@
-"""Blocks in somebody else's text: marked by comments, with the lines they stand for kept inside, so that they can be taken out again to the byte.
+"""Blocks in somebody else's text: marked by comments, with the lines they stand for kept inside, so that they can be
+taken out again to the byte.
 
-    # begin openpilot-fair (written by its overlay: what is changed in here is lost)
-    # -     customReserved14 @140 :Custom.CustomReserved14;
-    fairState @140 :Custom.FairState;
-    # end openpilot-fair
+# begin openpilot-fair (written by its overlay: what is changed in here is lost)
+# -     customReserved14 @140 :Custom.CustomReserved14;
+fairState @140 :Custom.FairState;
+# end openpilot-fair
 """
+
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ class Damaged(ValueError):
 @dataclass(frozen=True)
 class Edit:
   """Lines start..stop (stop excluded; equal: nothing goes) give way to `lines`."""
+
   start: int
   stop: int
   lines: tuple[str, ...]
@@ -64,14 +67,17 @@ def insert(text: str, edits: Iterable[Edit], comment: str) -> str:
   for e in sorted(edits, key=lambda e: e.start, reverse=True):
     body = [line for line in e.lines if line.strip()]
     indent = min((line[: len(line) - len(line.lstrip())] for line in body), key=len, default="")
-    kept = [f"{comment} - {line}".rstrip() if not line else f"{comment} - {line}" for line in lines[e.start:e.stop]]
-    lines[e.start:e.stop] = [f"{indent}{comment} {BEGIN} {NOTE}", *kept, *e.lines, f"{indent}{comment} {END}"]
+    kept = [f"{comment} - {line}".rstrip() if not line else f"{comment} - {line}" for line in lines[e.start : e.stop]]
+    lines[e.start : e.stop] = [f"{indent}{comment} {BEGIN} {NOTE}", *kept, *e.lines, f"{indent}{comment} {END}"]
   return "\n".join(lines)
 
 
 def tokens(text: str, start: int, comment: str) -> Iterator[tuple[str, int]]:
-  """(what, end) of each bracket, string ('"') and other character ('.') that means something, from `start` on; comments and blanks are left out."""
-  for m in re.compile(f"(?P<s>{STRINGS})|(?P<c>{COMMENTS[comment]})|(?P<b>[][(){{}}])|(?P<o>\\S)").finditer(text, start):
+  """(what, end) of each bracket, string ('"') and other character ('.') that means something, from `start` on; comments
+  and blanks are left out."""
+  for m in re.compile(f"(?P<s>{STRINGS})|(?P<c>{COMMENTS[comment]})|(?P<b>[][(){{}}])|(?P<o>\\S)").finditer(
+    text, start
+  ):
     if m.lastgroup == "b":
       yield m.group(), m.end()
     elif m.lastgroup == "s":
@@ -81,7 +87,8 @@ def tokens(text: str, start: int, comment: str) -> Iterator[tuple[str, int]]:
 
 
 def brackets(text: str, at: int, comment: str) -> tuple[int, int]:
-  """(position of the bracket that closes the one at `at`, end of what stands last between them: at + 1 where nothing does)."""
+  """(position of the bracket that closes the one at `at`, end of what stands last between them: at + 1 where nothing
+  does)."""
   stack: list[str] = []
   last = at + 1
   for what, end in tokens(text, at, comment):
@@ -115,7 +122,8 @@ def region(text: str, opener: str, what: str, comment: str) -> tuple[int, int]:
 
 
 def after(text: str, opener: str, what: str, new: Iterable[str], comment: str) -> list[Edit]:
-  """New lines after the statement that `opener` begins: a pattern that ends with a bracket. They get its indentation."""
+  """New lines after the statement that `opener` begins: a pattern that ends with a bracket. They get its
+  indentation."""
   m = find(text, opener, what)
   start = text.rfind("\n", 0, m.start() + 1) + 1 if text[m.start()] != "\n" else m.start() + 1
   indent = re.match(r"[ \t]*", text[start:])
@@ -124,7 +132,8 @@ def after(text: str, opener: str, what: str, new: Iterable[str], comment: str) -
 
 
 def append(text: str, opener: str, what: str, new: Iterable[str], comment: str) -> list[Edit]:
-  """New lines as the last entries of the list or table that `opener` begins; where its last entry has no comma, it gets one."""
+  """New lines as the last entries of the list or table that `opener` begins; where its last entry has no comma, it gets
+  one."""
   m = find(text, opener, what)
   close, last = brackets(text, m.end() - 1, comment)
   at = line_of(text, close)
@@ -140,7 +149,10 @@ def append(text: str, opener: str, what: str, new: Iterable[str], comment: str) 
 
 
 def prepend(text: str, opener: str, what: str, new: Iterable[str], comment: str) -> list[Edit]:
-  """New lines as the first entries of the table that `opener` begins, below the comments that it begins with: fewer merges meet there than at its end."""
-  m = find(text, rf"{opener}[ \t]*({comment}.*)?\n([ \t]*({comment}.*)?\n)*", f"{what}, with its entries on lines of their own")
+  """New lines as the first entries of the table that `opener` begins, below the comments that it begins with: fewer
+  merges meet there than at its end."""
+  m = find(
+    text, rf"{opener}[ \t]*({comment}.*)?\n([ \t]*({comment}.*)?\n)*", f"{what}, with its entries on lines of their own"
+  )
   at = line_of(text, m.end())
   return [Edit(at, at, tuple(new))]

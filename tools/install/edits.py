@@ -1,7 +1,9 @@
-"""What the overlay changes in openpilot's own files: each edit is a function of one file's text, and knows nothing of disks.
+"""What the overlay changes in openpilot's own files: each edit is a function of one file's text, and knows nothing of
+disks.
 
-Places are found by what they mean, in trees from March 2025 on: the structs by their ids, the slots by their ordinals, tables by their names.
-"""
+Places are found by what they mean, in trees from March 2025 on: the structs by their ids, the slots by their ordinals,
+tables by their names."""
+
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ PROCESSES = {"fairmodeld": ("fairmodeld", "started"), "fairoffroad": ("offroad",
 SERVICES = {name: s for name, s in SERVICE_LIST.items() if name.startswith("fair")}
 NOT_COMPARED = ("fairState", "fairFeatures")  # how many fairState come is a matter of the clock; features are off
 CPU = {f"{MODULE}.fairmodeld": 1.0, f"{MODULE}.worker": 30.0}  # % of one core, in test_onroad's table
-RLOG = 1.0                     # MB a minute of all fair* services in the rlog
+RLOG = 1.0  # MB a minute of all fair* services in the rlog
 
 
 class Refused(ValueError):
@@ -29,9 +31,9 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Slot:
-  field: str     # of ours in Event
+  field: str  # of ours in Event
   ordinal: int
-  struct: str    # of ours in custom.capnp
+  struct: str  # of ours in custom.capnp
   id: str
   text: tuple[str, ...]  # the struct's lines
 
@@ -45,10 +47,16 @@ class Slot:
 def slots() -> tuple[Slot, ...]:
   """Ours, as cereal/ here has them."""
   log, custom = ((ROOT / "cereal" / name).read_text() for name in ("log.capnp", "custom.capnp"))
-  structs = {m.group(1): (m.group(2), custom[m.start() : brackets(custom, m.end() - 1, "#")[0] + 1])
-             for m in re.finditer(r"^struct (\w+) @(0x[0-9a-f]+) \{", custom, re.MULTILINE)}
+  structs = {
+    m.group(1): (m.group(2), custom[m.start() : brackets(custom, m.end() - 1, "#")[0] + 1])
+    for m in re.finditer(r"^struct (\w+) @(0x[0-9a-f]+) \{", custom, re.MULTILINE)
+  }
   fields = re.findall(r"^\s*(\w+) @(\d+) :Custom\.(\w+);", log, re.MULTILINE)
-  return tuple(Slot(f, int(n), s, structs[s][0], tuple(structs[s][1].split("\n"))) for f, n, s in fields if not s.startswith("CustomReserved"))
+  return tuple(
+    Slot(f, int(n), s, structs[s][0], tuple(structs[s][1].split("\n")))
+    for f, n, s in fields
+    if not s.startswith("CustomReserved")
+  )
 
 
 def ordinals() -> str:
@@ -85,7 +93,10 @@ def log_capnp(text: str) -> list[Edit]:
     if m is None:
       raise Missing(f"the field @{slot.ordinal} of struct Event")
     if (m.group(2), m.group(3)) != (f"customReserved{slot.number}", f"Custom.CustomReserved{slot.number}"):
-      raise Refused(f"slot @{slot.ordinal} is in use: {m.group(2)} :{m.group(3)}; ours need {ordinals()}, which upstream leaves free")
+      raise Refused(
+        f"slot @{slot.ordinal} is in use: {m.group(2)} :{m.group(3)}; ours need {ordinals()}, which upstream "
+        "leaves free"
+      )
     line = line_of(text, start + m.start(2))
     edits.append(Edit(line, line + 1, (f"{m.group(1)}{slot.field} @{slot.ordinal} :Custom.{slot.struct};",)))
   return adjacent(edits)
@@ -98,7 +109,10 @@ def custom_capnp(text: str) -> list[Edit]:
     m = find(text, rf"^struct[ \t]+(\w+)[ \t]*@{slot.id}[^{{\n]*\{{", f"struct CustomReserved{slot.number} @{slot.id}")
     close, last = brackets(text, m.end() - 1, "#")
     if m.group(1) != f"CustomReserved{slot.number}" or last != m.end():
-      raise Refused(f"slot @{slot.ordinal} is in use: struct {m.group(1)} {'' if last == m.end() else 'with fields '}has the id {slot.id}")
+      raise Refused(
+        f"slot @{slot.ordinal} is in use: struct {m.group(1)} {'' if last == m.end() else 'with fields '}has the id "
+        f"{slot.id}"
+      )
     edits.append(Edit(line_of(text, m.start()), line_of(text, close) + 1, slot.text))
   return edits
 
@@ -139,7 +153,11 @@ def process_config(text: str) -> list[Edit]:
   at = line_of(text, find(text, r"^procs\b[^=\n]*= *\[", "procs = [").start())
   rules, entries = [], []
   for name, (module, when) in PROCESSES.items():
-    rules += [f"def {name}(started: bool, params: Params, CP) -> bool:", f'  return {when} and params.get_bool("FairEnabled")', ""]
+    rules += [
+      f"def {name}(started: bool, params: Params, CP) -> bool:",
+      f'  return {when} and params.get_bool("FairEnabled")',
+      "",
+    ]
     entries.append(f'  PythonProcess("{name}", "{MODULE}.{module}", {name}),')
   return [Edit(at, at, tuple(rules)), *append(text, r"^procs\b[^=\n]*= *\[", "procs = [", entries, "#")]
 
@@ -156,7 +174,9 @@ def scons_list(text: str) -> list[Edit]:
   if m is not None:
     new = f"{m.group(1)}{m.group(2)}{m.group(3)}/fair/SConscript{m.group(2)},"
   else:
-    m = re.search(r"""^([ \t]*)SConscript\(\[?(["'])((?:[\w./]*/)?modeld)/SConscript\2\]?\)[ \t]*(#.*)?$""", text, re.MULTILINE)
+    m = re.search(
+      r"""^([ \t]*)SConscript\(\[?(["'])((?:[\w./]*/)?modeld)/SConscript\2\]?\)[ \t]*(#.*)?$""", text, re.MULTILINE
+    )
     if m is None:
       raise Missing("modeld/SConscript, on a line of its own")
     new = f"{m.group(1)}SConscript([{m.group(2)}{m.group(3)}/fair/SConscript{m.group(2)}])"
@@ -183,32 +203,43 @@ def lint(models: str, text: str) -> list[Edit]:
   """Bundles are no source: networks are larger than a file may be, and manifests have a spelling of their own."""
   m = find(text, r'^GIT_FILES="\$\(git ls-files.*\)"$', 'GIT_FILES="$(git ls-files ...)"')
   at = line_of(text, m.start()) + 1
-  return [Edit(at, at, (f"""GIT_FILES="$(echo "$GIT_FILES" | grep -v -e '^{models}/' -e '/fair/bundle.schema.json$')\"""",))]
+  return [
+    Edit(at, at, (f"""GIT_FILES="$(echo "$GIT_FILES" | grep -v -e '^{models}/' -e '/fair/bundle.schema.json$')\"""",))
+  ]
 
 
 def test_onroad(text: str) -> list[Edit]:
   for name in ("PROCS", "MAX_TOTAL_CPU"):
     find(text, rf"^{name} *=", f"{name} =")
   find(text, r'^ *"rlog\.zst": ', '"rlog.zst" in LOGS_SIZE')
-  new = ['if Params().get_bool("FairEnabled"):  # the table is full without: eight cores have 800',
-         *(f'  PROCS["{name}"] = {cpu}' for name, cpu in CPU.items()),
-         f"  MAX_TOTAL_CPU += {sum(CPU.values())}",
-         f'  LOGS_SIZE["rlog.zst"] += {RLOG}']
+  new = [
+    'if Params().get_bool("FairEnabled"):  # the table is full without: eight cores have 800',
+    *(f'  PROCS["{name}"] = {cpu}' for name, cpu in CPU.items()),
+    f"  MAX_TOTAL_CPU += {sum(CPU.values())}",
+    f'  LOGS_SIZE["rlog.zst"] += {RLOG}',
+  ]
   return after(text, r"^LOGS_SIZE *= *\{", "LOGS_SIZE = {", new, "#")
 
 
 def process_replay(camera: str, calibration: str, text: str) -> list[Edit]:
   subs = [name for name in SERVICES if name not in NOT_COMPARED]
   ignore = [f'"{name}.modelExecutionTime"' for name in subs]
-  new = ["  ProcessConfig(", '    proc_name="fairmodeld",',
-         f'    pubs=["deviceState", "{camera}", "{calibration}", "modelV2", "carState"],',
-         "    subs=[" + ", ".join(f'"{name}"' for name in subs) + "],",
-         f'    ignore=["logMonoTime", {", ".join(ignore[:2])},', f"            {', '.join(ignore[2:])}],",
-         f'    should_recv_callback=MessageBasedRcvCallback("{camera}"),',
-         "    tolerance=NUMPY_TOLERANCE,", "    processing_time=0.020,",
-         f'    main_pub=vipc_get_endpoint_name("camerad", meta_from_camera_state("{camera}").stream),',
-         *(["    main_pub_drained=False,"] if re.search(r"main_pub_drained: bool = True", text) else []),
-         f'    vision_pubs=["{camera}"],', f'    ignore_alive_pubs=["{camera}"],', "  ),"]
+  new = [
+    "  ProcessConfig(",
+    '    proc_name="fairmodeld",',
+    f'    pubs=["deviceState", "{camera}", "{calibration}", "modelV2", "carState"],',
+    "    subs=[" + ", ".join(f'"{name}"' for name in subs) + "],",
+    f'    ignore=["logMonoTime", {", ".join(ignore[:2])},',
+    f"            {', '.join(ignore[2:])}],",
+    f'    should_recv_callback=MessageBasedRcvCallback("{camera}"),',
+    "    tolerance=NUMPY_TOLERANCE,",
+    "    processing_time=0.020,",
+    f'    main_pub=vipc_get_endpoint_name("camerad", meta_from_camera_state("{camera}").stream),',
+    *(["    main_pub_drained=False,"] if re.search(r"main_pub_drained: bool = True", text) else []),
+    f'    vision_pubs=["{camera}"],',
+    f'    ignore_alive_pubs=["{camera}"],',
+    "  ),",
+  ]
   for name in ("MessageBasedRcvCallback", "vipc_get_endpoint_name", "meta_from_camera_state"):
     find(text, rf"\b{name}\b", name)
   return append(text, r"^CONFIGS\b[^=\n]*= *\[", "CONFIGS = [", new, "#")
@@ -232,18 +263,22 @@ def not_in_test(table: str, text: str) -> list[Edit]:
 
 @dataclass(frozen=True)
 class FileEdit:
-  name: str                          # from the checkout's root
+  name: str  # from the checkout's root
   edit: Callable[[str], list[Edit]]
   comment: str = "#"
-  needed: bool = True                # without it the overlay does not work; else what it does for tests and tools is left out, with a word
-  new: bool = False                  # may be made where it is not there
+  # without it the overlay does not work; else what it does for tests and tools is left out, with a word
+  needed: bool = True
+  new: bool = False  # may be made where it is not there
 
 
 def file_edits(layout: Layout) -> list[FileEdit]:
   """All that is edited in this checkout. Files that should be there and are not are in it too."""
   p, first = layout.package, layout.first
   keys = first("common/params_keys.h") or p + "common/params.cc"
-  config = first("system/manager/process_config.py", "selfdrive/manager/process_config.py") or p + "system/manager/process_config.py"
+  config = (
+    first("system/manager/process_config.py", "selfdrive/manager/process_config.py")
+    or p + "system/manager/process_config.py"
+  )
   old_scons = (layout.root / "selfdrive/SConscript").is_file() and not p
   camera, calibration = names_of(layout)
   tests = p + "selfdrive/test/process_replay/"
@@ -272,5 +307,7 @@ def names_of(layout: Layout) -> tuple[str, str]:
     text = (layout.root / layout.package / "cereal/services.py").read_text()
   except (OSError, UnicodeDecodeError):
     text = ""
-  return ("narrowRoadCameraState" if '"narrowRoadCameraState"' in text else "roadCameraState",
-          "extrinsicsCalibration" if '"extrinsicsCalibration"' in text else "liveCalibration")
+  return (
+    "narrowRoadCameraState" if '"narrowRoadCameraState"' in text else "roadCameraState",
+    "extrinsicsCalibration" if '"extrinsicsCalibration"' in text else "liveCalibration",
+  )

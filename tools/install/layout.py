@@ -1,4 +1,5 @@
 """Where things are in an openpilot checkout of either layout, and what its git says about them."""
+
 import hashlib
 import os
 import subprocess
@@ -12,7 +13,7 @@ MAX_TEXT = 8 << 20  # bytes of a file that is edited
 
 @dataclass(frozen=True)
 class Layout:
-  root: Path    # the checkout
+  root: Path  # the checkout
   package: str  # "openpilot/" since June 2026, before that ""
 
   @property
@@ -33,14 +34,17 @@ class Layout:
 
 
 def git(root: Path, *args: str, stdin: bytes = b"", ok: tuple[int, ...] = (0,)) -> bytes:
-  """What git says; no hook and no file system monitor of the checkout is run. Raises UserError with git's words where it fails."""
+  """What git says; no hook and no file system monitor of the checkout is run. Raises UserError with git's words where
+  it fails."""
   command = ["git", "-C", str(root), "-c", "core.fsmonitor=false", "-c", "core.quotepath=false", *args]
   try:
     r = subprocess.run(command, input=stdin, capture_output=True, check=False)
   except FileNotFoundError:
     raise UserError("git is not on the path; the overlay asks it what is committed") from None
   if r.returncode not in ok:
-    raise UserError(f"git {args[0]} in {root}: {r.stderr.decode(errors='replace').strip() or f'exit code {r.returncode}'}")
+    raise UserError(
+      f"git {args[0]} in {root}: {r.stderr.decode(errors='replace').strip() or f'exit code {r.returncode}'}"
+    )
   return r.stdout
 
 
@@ -55,13 +59,19 @@ def find_layout(path: Path) -> Layout:
   elif (root / "cereal" / "log.capnp").is_file():
     layout = Layout(root, "")
   else:
-    raise UserError(f"{path} is no openpilot checkout: neither openpilot/cereal/log.capnp nor cereal/log.capnp is there")
-  if (root / layout.folder).exists() and (root / layout.folder).samefile(Path(__file__).resolve().parents[2] / "selfdrive/modeld/fair"):
+    raise UserError(
+      f"{path} is no openpilot checkout: neither openpilot/cereal/log.capnp nor cereal/log.capnp is there"
+    )
+  if (root / layout.folder).exists() and (root / layout.folder).samefile(
+    Path(__file__).resolve().parents[2] / "selfdrive/modeld/fair"
+  ):
     raise UserError(f"{path} is this project itself; give the folder of an openpilot checkout")
   try:
     top = Path(os.fsdecode(git(root, "rev-parse", "--show-toplevel").rstrip(b"\n")))
   except UserError as e:
-    raise UserError(f"{path} is no git checkout ({e}); git init and commit it first, so that what is laid can be seen and undone") from None
+    raise UserError(
+      f"{path} is no git checkout ({e}); git init and commit it first, so that what is laid can be seen and undone"
+    ) from None
   if top.resolve() != root:
     raise UserError(f"{path} lies inside the git checkout {top}; give that, or git init and commit it on its own")
   if not git(root, "rev-parse", "--verify", "--quiet", "HEAD", ok=(0, 1)):
@@ -142,4 +152,10 @@ def ignored(layout: Layout, names: list[str]) -> list[str]:
   if not names:
     return []
   stdin = "\0".join(names).encode(errors="surrogateescape")
-  return [n for n in git(layout.root, "check-ignore", "-z", "--stdin", stdin=stdin, ok=(0, 1)).decode(errors="surrogateescape").split("\0") if n]
+  return [
+    n
+    for n in git(layout.root, "check-ignore", "-z", "--stdin", stdin=stdin, ok=(0, 1))
+    .decode(errors="surrogateescape")
+    .split("\0")
+    if n
+  ]

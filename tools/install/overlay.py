@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Lays fairmodeld into an openpilot checkout: its folder, the bundles to run, and marked edits of openpilot's own files.
+"""Lays fairmodeld into an openpilot checkout: its folder, the bundles to run, and marked edits of openpilot's own
+files.
 
-All of it is planned first and written only where it fits. Run it again after a merge of upstream; it changes nothing where nothing is out of date.
-"""
+All of it is planned first and written only where it fits. Run it again after a merge of upstream; it changes nothing
+where nothing is out of date."""
+
 import argparse
 from collections import Counter
 from pathlib import Path
@@ -31,10 +33,19 @@ def tell(plan: Plan, would: bool) -> None:
 def main() -> int:
   p = argparse.ArgumentParser(prog="overlay", description=__doc__)
   p.add_argument("path", type=Path, help="an openpilot checkout, of March 2025 or newer")
-  p.add_argument("--bundle", action="append", metavar="NAME",
-                 help="a bundle of models/, or a folder (with a slash in it); may be given again; default: what is laid already, at first the default one")
-  p.add_argument("--check", action="store_true",
-                 help="write nothing, say what would be done; exit code 0: all is up to date, 1: something is to do, 2: it cannot be done")
+  p.add_argument(
+    "--bundle",
+    action="append",
+    metavar="NAME",
+    help="a bundle of models/, or a folder (with a slash in it); may be given again; default: what is laid already, at "
+    "first the default one",
+  )
+  p.add_argument(
+    "--check",
+    action="store_true",
+    help="write nothing, say what would be done; exit code 0: all is up to date, 1: something is to do, 2: it cannot "
+    "be done",
+  )
   p.add_argument("--uninstall", action="store_true", help="take all of it out again")
   args = p.parse_args()
   if args.uninstall and args.bundle:
@@ -50,7 +61,10 @@ def main() -> int:
     return 1
   carry_out(plan)
   if not args.uninstall:
-    print(f"next: build it (scons), then `python -m openpilot.selfdrive.modeld.fair.flag on`; what it costs and how to undo it: {layout.folder}/MAINTAINERS.md")
+    print(
+      "next: build it (scons), then `python -m openpilot.selfdrive.modeld.fair.flag on`; what it costs and how to "
+      f"undo it: {layout.folder}/MAINTAINERS.md"
+    )
   return 0
 
 

@@ -1,4 +1,6 @@
-"""The overlay as a plan made in memory: what each file is and will be. Written only when all of it fits, and put back where writing fails."""
+"""The overlay as a plan made in memory: what each file is and will be. Written only when all of it fits, and put back
+where writing fails."""
+
 import contextlib
 import hashlib
 import json
@@ -11,7 +13,17 @@ from openpilot.selfdrive.modeld.fair.artifact import write_atomic
 from openpilot.selfdrive.modeld.fair.bundle import DEFAULT, MANIFEST, BundleError, load_bundle
 from openpilot.tools.install.blocks import Damaged, Missing, insert, strip
 from openpilot.tools.install.edits import FileEdit, Refused, file_edits
-from openpilot.tools.install.layout import Layout, blob_hash, committed, committed_hashes, decode, ignored, plain, read, unmerged
+from openpilot.tools.install.layout import (
+  Layout,
+  blob_hash,
+  committed,
+  committed_hashes,
+  decode,
+  ignored,
+  plain,
+  read,
+  unmerged,
+)
 from openpilot.tools.lib.errors import UserError
 
 HERE = Path(__file__).resolve().parents[2]
@@ -24,7 +36,7 @@ class Change:
   name: str
   before: bytes | None  # None: not there
   after: bytes | None
-  what: str             # in words
+  what: str  # in words
 
 
 @dataclass
@@ -33,7 +45,7 @@ class Plan:
   changes: list[Change] = field(default_factory=list)
   notes: list[str] = field(default_factory=list)
   folders: list[Path] = field(default_factory=list)  # of derived files, that go with what is taken out
-  laid: bool = False       # something of ours is there already
+  laid: bool = False  # something of ours is there already
   bundles: list[str] = field(default_factory=list)
 
   def add(self, name: str, before: bytes | None, after: bytes | None, what: str) -> None:
@@ -44,6 +56,7 @@ class Plan:
 @dataclass(frozen=True)
 class Laid:
   """What the checkout's overlay.json says; after upstream moved its code into openpilot/ there may be one of before."""
+
   lists: tuple[str, ...]
   files: dict[str, str]  # name -> sha256
   edited: tuple[str, ...]
@@ -83,6 +96,7 @@ def read_lists(layout: Layout) -> Laid:
 
 # *** openpilot's files ***
 
+
 def pristine(layout: Layout, edit: FileEdit, head: bytes | None) -> tuple[bytes | None, str]:
   """(the file's bytes, its text without our blocks). Raises UserError where it has changes that are not committed."""
   data = read(plain(layout, edit.name))
@@ -100,7 +114,11 @@ def plan_edits(plan: Plan, laid: Laid, lay: bool) -> list[str]:
   """Adds the edits, or what takes them out. Returns the names of the files that have a block then."""
   edits = file_edits(plan.layout)
   known = {e.name for e in edits}
-  edits += [FileEdit(n, lambda text: [], "//" if n.endswith((".h", ".cc")) else "#", needed=False) for n in laid.edited if n not in known]
+  edits += [
+    FileEdit(n, lambda text: [], "//" if n.endswith((".h", ".cc")) else "#", needed=False)
+    for n in laid.edited
+    if n not in known
+  ]
   conflicts, heads = unmerged(plan.layout), committed(plan.layout, [e.name for e in edits])
   with_block = []
   for e in edits:
@@ -134,25 +152,33 @@ def plan_edits(plan: Plan, laid: Laid, lay: bool) -> list[str]:
 
 # *** the folder and its bundles ***
 
+
 def folder_files(source: Path, target: str) -> dict[str, bytes]:
   """target/... -> bytes of a folder's files, without what is built from them."""
   found = {}
   for path in sorted(source.rglob("*")):
     inside = path.relative_to(source)
-    if path.is_file() and not any(p in LEFT_BEHIND or p.startswith(".") for p in inside.parts) and path.suffix != ".pyc" and inside.name != LIST:
+    if (
+      path.is_file()
+      and not any(p in LEFT_BEHIND or p.startswith(".") for p in inside.parts)
+      and path.suffix != ".pyc"
+      and inside.name != LIST
+    ):
       found[f"{target}/{inside.as_posix()}"] = path.read_bytes()
   return found
 
 
 def bundle_files(layout: Layout, laid: Laid, wanted: list[str] | None) -> tuple[list[str], dict[str, bytes]]:
-  """(names of the bundles, their files). wanted: names in models/ or folders; None: those that are laid, else the default one."""
+  """(names of the bundles, their files). wanted: names in models/ or folders; None: those that are laid, else the
+  default one."""
   kept = laid.bundles()
   names: list[str] = []
   files: dict[str, bytes] = {}
   for given in wanted or kept or [DEFAULT]:
     source = Path(given) if "/" in given else HERE / "models" / given
     if not wanted and given in kept and not source.is_dir():
-      source = layout.root / next(n for n in laid.files if n.endswith(f"/{given}/{MANIFEST}")).rsplit("/", 1)[0]  # of the user's own: what is laid stays
+      # of the user's own: what is laid stays
+      source = layout.root / next(n for n in laid.files if n.endswith(f"/{given}/{MANIFEST}")).rsplit("/", 1)[0]
     try:
       bundle = load_bundle(source)
     except BundleError as e:
@@ -167,7 +193,8 @@ def bundle_files(layout: Layout, laid: Laid, wanted: list[str] | None) -> tuple[
 
 
 def plan_files(plan: Plan, laid: Laid, wanted: dict[str, bytes]) -> None:
-  """Adds what is new, other or gone among our own files. Raises UserError where a file that would be lost is neither as it was laid nor committed."""
+  """Adds what is new, other or gone among our own files. Raises UserError where a file that would be lost is neither as
+  it was laid nor committed."""
   layout = plan.layout
   head = committed_hashes(layout, sorted({str(Path(n).parent) for n in {*wanted, *laid.files}}))
   for name in sorted({*wanted, *laid.files}):
@@ -175,14 +202,22 @@ def plan_files(plan: Plan, laid: Laid, wanted: dict[str, bytes]) -> None:
     if data is None and new is None:
       continue
     plan.laid |= data is not None and name in laid.files
-    as_laid = data is None or data == new or sha(data) == laid.files.get(name) or (name in head and blob_hash(data, head[name]) == head[name])
+    as_laid = (
+      data is None
+      or data == new
+      or sha(data) == laid.files.get(name)
+      or (name in head and blob_hash(data, head[name]) == head[name])
+    )
     if not as_laid:
       known = "was changed since it was laid" if name in laid.files else "is there already and is not the overlay's"
-      raise UserError(f"{name} {known}, and that is not committed; commit it or take it away first, nothing was written")
+      raise UserError(
+        f"{name} {known}, and that is not committed; commit it or take it away first, nothing was written"
+      )
     plan.add(name, data, new, "remove" if new is None else "add" if data is None else "renew")
 
 
 # *** the whole ***
+
 
 def plan_overlay(layout: Layout, bundles: list[str] | None = None) -> Plan:
   laid = read_lists(layout)
@@ -192,13 +227,20 @@ def plan_overlay(layout: Layout, bundles: list[str] | None = None) -> Plan:
   files |= folder_files(HERE / "selfdrive/modeld/fair", layout.folder)
   plan_files(plan, laid, files)
   if hidden := ignored(layout, sorted(files)):
-    raise UserError(f"{hidden[0]} would be hidden by the checkout's .gitignore, and {len(hidden) - 1} more; take that rule out first")
-  said = {"about": "What tools/op.sh overlay of openpilot-fair laid here; --uninstall goes by it.",
-          "edited": sorted(edited), "files": {n: sha(d) for n, d in sorted(files.items())}}
+    raise UserError(
+      f"{hidden[0]} would be hidden by the checkout's .gitignore, and {len(hidden) - 1} more; take that rule out first"
+    )
+  said = {
+    "about": "What tools/op.sh overlay of openpilot-fair laid here; --uninstall goes by it.",
+    "edited": sorted(edited),
+    "files": {n: sha(d) for n, d in sorted(files.items())},
+  }
   name = f"{layout.folder}/{LIST}"
   change = Change(name, read(plain(layout, name)), (json.dumps(said, indent=1) + "\n").encode(), "list")
   if change.before != change.after:
-    plan.changes.insert(0 if change.before is None else len(plan.changes), change)  # first where nothing is laid: a kill in the middle can be undone by it
+    plan.changes.insert(
+      0 if change.before is None else len(plan.changes), change
+    )  # first where nothing is laid: a kill in the middle can be undone by it
   plan_lists(plan, [n for n in laid.lists if n != name])
   return plan
 
@@ -207,7 +249,10 @@ def plan_uninstall(layout: Layout) -> Plan:
   laid = read_lists(layout)
   plan = Plan(layout, laid=bool(laid.lists))
   if not laid.lists and (layout.root / layout.folder).exists():
-    raise UserError(f"{layout.folder}/{LIST} is gone, which says what was laid; run the overlay once without --uninstall, or take the folder away by hand")
+    raise UserError(
+      f"{layout.folder}/{LIST} is gone, which says what was laid; run the overlay once without --uninstall, or take "
+      "the folder away by hand"
+    )
   plan_edits(plan, laid, lay=False)
   plan_files(plan, laid, {})
   plan_lists(plan, laid.lists)
@@ -219,11 +264,17 @@ def plan_lists(plan: Plan, gone: Iterable[str]) -> None:
   for name in gone:
     plan.add(name, read(plain(plan.layout, name)), None, "remove")
   folders = {str(Path(c.name).parent) for c in plan.changes if c.what == "remove"}
-  plan.folders = [p for folder in sorted(folders) for left in LEFT_BEHIND if (p := plan.layout.root / folder / left).is_dir() and not p.is_symlink()]
+  plan.folders = [
+    p
+    for folder in sorted(folders)
+    for left in LEFT_BEHIND
+    if (p := plan.layout.root / folder / left).is_dir() and not p.is_symlink()
+  ]
 
 
 def carry_out(plan: Plan) -> None:
-  """Writes all changes, each file atomically. On any failure, Ctrl-C included, every file is put back; what cannot be is named. Raises UserError."""
+  """Writes all changes, each file atomically. On any failure, Ctrl-C included, every file is put back; what cannot be
+  is named. Raises UserError."""
   root, done, made = plan.layout.root, [], []
   try:
     for c in plan.changes:

@@ -1,4 +1,6 @@
-"""Which frame of a video is which camera frame: joined by frameId and segmentId, as openpilot does, never by counting."""
+"""Which frame of a video is which camera frame: joined by frameId and segmentId, as openpilot does, never by
+counting."""
+
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -11,19 +13,19 @@ from openpilot.tools.lib.route import Segment
 
 SERVICES = {"road": "narrowRoadEncodeIdx", "wide": "wideRoadEncodeIdx", "qcamera": "qNarrowRoadEncodeIdx"}
 VIDEOS = {"road": "fcamera", "wide": "ecamera", "qcamera": "qcamera"}
-SECOND = 1_000_000_000   # ns
-TS_WRAP = 2**33 / 90_000   # s, after which an MPEG-TS counts from 0 again
-LATEST = 2**62   # ns; times beyond are damaged
+SECOND = 1_000_000_000  # ns
+TS_WRAP = 2**33 / 90_000  # s, after which an MPEG-TS counts from 0 again
+LATEST = 2**62  # ns; times beyond are damaged
 
 
 @dataclass(frozen=True)
 class EncodeEntry:
-  frame_id: int        # CameraState.frameId
+  frame_id: int  # CameraState.frameId
   segment_num: int
-  segment_id: int      # number of the frame in the segment's video, as it was written
-  timestamp_sof: int   # ns
+  segment_id: int  # number of the frame in the segment's video, as it was written
+  timestamp_sof: int  # ns
   timestamp_eof: int
-  place: int = -1      # of the picture in the video's file as it is now; segment_id unless pictures were lost
+  place: int = -1  # of the picture in the video's file as it is now; segment_id unless pictures were lost
 
   @property
   def position(self) -> int:
@@ -31,11 +33,11 @@ class EncodeEntry:
 
 
 def encode_index(segment: Segment, camera: str = "road") -> list[EncodeEntry]:
-  """The frames of a segment's video in order. Logs before the qcamera had an index of its own: the road camera's, whose frames it shows.
+  """The frames of a segment's video in order. Logs before the qcamera had an index of its own: the road camera's, whose
+  frames it shows.
 
-  Where the log has no exposure times, as before 2020, a frame's time is its message's. Raises UserError where the log has no index of this segment, or the
-  segment no log.
-  """
+  Where the log has no exposure times, as before 2020, a frame's time is its message's. Raises UserError where the log
+  has no index of this segment, or the segment no log."""
   if segment.log_path is None:
     raise UserError(f"segment {segment.name} has no log, so its frames have no times; play the video file by itself")
   services = [SERVICES[camera]] + (["narrowRoadEncodeIdx"] if camera == "qcamera" else [])
@@ -46,41 +48,57 @@ def encode_index(segment: Segment, camera: str = "road") -> list[EncodeEntry]:
       which = event.which()
       idx = getattr(event, which)
       times = (min(t, LATEST) for t in (idx.timestampSof, idx.timestampEof))
-      rows[which].append((EncodeEntry(idx.frameId, idx.segmentNum, idx.segmentId, *times), min(event.logMonoTime, LATEST)))
+      rows[which].append(
+        (EncodeEntry(idx.frameId, idx.segmentNum, idx.segmentId, *times), min(event.logMonoTime, LATEST))
+      )
   for s in services:
     if rows[s]:
       return in_order(segment, rows[s])
-  raise UserError(f"the log of segment {segment.name} has no {services[0]}: its {VIDEOS[camera]} cannot be joined to it; choose another --camera")
+  raise UserError(
+    f"the log of segment {segment.name} has no {services[0]}: its {VIDEOS[camera]} cannot be joined to it; choose "
+    "another --camera"
+  )
 
 
 def in_order(segment: Segment, rows: list[tuple[EncodeEntry, int]]) -> list[EncodeEntry]:
-  """Entries and their messages' times -> this segment's entries by segment_id, each once, with times that fit. Says what was left out or mended."""
+  """Entries and their messages' times -> this segment's entries by segment_id, each once, with times that fit. Says
+  what was left out or mended."""
   nums = Counter(e.segment_num for e, _ in rows)
   num = segment.num if segment.num in nums or segment.numbered else nums.most_common(1)[0][0]
   if num not in nums:
-    raise UserError(f"the log of segment {segment.name} is of segment {nums.most_common(1)[0][0]}: its video cannot be joined to it; copy the log again")
+    raise UserError(
+      f"the log of segment {segment.name} is of segment {nums.most_common(1)[0][0]}: its video cannot be joined to it; "
+      "copy the log again"
+    )
   by_id: dict[int, tuple[EncodeEntry, int]] = {}
   for e, t in rows:
     if e.segment_num == num and e.segment_id < 2 * len(rows) + 1200:
       by_id.setdefault(e.segment_id, (e, t))
   if not by_id:
-    raise UserError(f"the log of segment {segment.name} has a damaged index of its video: it cannot be joined to it; copy the log again")
+    raise UserError(
+      f"the log of segment {segment.name} has a damaged index of its video: it cannot be joined to it; copy the "
+      "log again"
+    )
   if len(by_id) < len(rows):
-    warn(f"{segment.log_path}: {len(rows) - len(by_id)} of {len(rows)} entries of its index are another segment's, or twice there; they were left out")
+    warn(
+      f"{segment.log_path}: {len(rows) - len(by_id)} of {len(rows)} entries of its index are another segment's, or "
+      "twice there; they were left out"
+    )
   kept = [by_id[k] for k in sorted(by_id)]
   entries = [e for e, _ in kept]
   sof, eof, odd = exposure_times(entries, np.array([t for _, t in kept], np.int64))
   if odd:
-    warn(f"{segment.log_path}: {odd} frames have times that do not fit their neighbours'; theirs are taken")
+    warn(f"{segment.log_path}: {odd} frames have times that do not fit their neighbors'; theirs are taken")
   return [replace(e, timestamp_sof=int(s), timestamp_eof=int(t)) for e, s, t in zip(entries, sof, eof, strict=True)]
 
 
 def exposure_times(entries: list[EncodeEntry], logged: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-  """-> beginnings and ends of the exposures in ns, and how many times did not fit. logged: (N,) ns, of the index's messages."""
+  """-> beginnings and ends of the exposures in ns, and how many times did not fit. logged: (N,) ns, of the index's
+  messages."""
   ids = np.array([e.segment_id for e in entries], np.int64)
   sof, eof = (np.array([getattr(e, k) for e in entries], np.int64) for k in ("timestamp_sof", "timestamp_eof"))
   lag = float(np.median(logged - eof))
-  if np.median(eof) == 0 or abs(lag) > 60 * SECOND:   # none, or on another clock than the messages
+  if np.median(eof) == 0 or abs(lag) > 60 * SECOND:  # none, or on another clock than the messages
     return logged, logged, 0
   odd = np.abs(logged - eof - lag) > 2 * SECOND
   replaced = 0
@@ -100,17 +118,21 @@ def exposure_times(entries: list[EncodeEntry], logged: np.ndarray) -> tuple[np.n
 def join(entries: list[EncodeEntry], reader: FrameReader) -> list[EncodeEntry]:
   """Entries that have a picture in the video, each with its place in the file.
 
-  As many pictures as entries: one after the other. Else some are lost: then a picture's presentation time is its exposure's, as loggerd writes it;
-  or its number in the stream says which it is, and what the stream cannot say (whole groups lost) is taken from the number of entries.
-  """
+  As many pictures as entries: one after the other. Else some are lost: then a picture's presentation time is its
+  exposure's, as loggerd writes it; or its number in the stream says which it is, and what the stream cannot say (whole
+  groups lost) is taken from the number of entries."""
   count = entries[-1].segment_id + 1
   numbers = np.arange(reader.frame_count) if reader.frame_count == count else by_time(entries, reader)
   if numbers is None:
     numbers = by_number(count, reader)
-  if reader.frame_count < count and not reader.raw:   # libav does not know that pictures are missing
+  if reader.frame_count < count and not reader.raw:  # libav does not know that pictures are missing
     reader.broken |= {int(i) + 1 for i in np.flatnonzero(np.diff(numbers) > 1)}
   place = {int(n): i for i, n in reversed(list(enumerate(numbers)))}
-  return [e if place[e.segment_id] == e.segment_id else replace(e, place=place[e.segment_id]) for e in entries if e.segment_id in place]
+  return [
+    e if place[e.segment_id] == e.segment_id else replace(e, place=place[e.segment_id])
+    for e in entries
+    if e.segment_id in place
+  ]
 
 
 def by_time(entries: list[EncodeEntry], reader: FrameReader) -> np.ndarray | None:
@@ -137,18 +159,31 @@ def by_number(count: int, reader: FrameReader) -> np.ndarray:
   missing = count - 1 - int(numbers[-1])
   if missing > 0:
     first_key = int(numbers[reader.keys[0]])
-    if reader.seconds is not None and round(reader.seconds[0] * reader.fps) == missing:   # counted from the recording's beginning, which is lost
+    if (
+      reader.seconds is not None and round(reader.seconds[0] * reader.fps) == missing
+    ):  # counted from the recording's beginning, which is lost
       return numbers + missing
     if len(reader.breaks) == 1 and reader.gop and missing % reader.gop == 0:
-      numbers[reader.breaks[0]:] += missing
-    elif reader.keys[0] > 0 and numbers[0] == 0:   # it begins within a group: its beginning is lost
-      numbers += missing if not reader.gop or (first_key + missing) % reader.gop == 0 else min(missing, -first_key % reader.gop)
+      numbers[reader.breaks[0] :] += missing
+    elif reader.keys[0] > 0 and numbers[0] == 0:  # it begins within a group: its beginning is lost
+      numbers += (
+        missing if not reader.gop or (first_key + missing) % reader.gop == 0 else min(missing, -first_key % reader.gop)
+      )
   return numbers
 
 
 def synthetic_index(
-  frame_count: int, fps: float, segment_num: int = 0, start: int = 1_000_000_000, first_id: int = 0, seconds: np.ndarray | None = None
+  frame_count: int,
+  fps: float,
+  segment_num: int = 0,
+  start: int = 1_000_000_000,
+  first_id: int = 0,
+  seconds: np.ndarray | None = None,
 ) -> list[EncodeEntry]:
-  """For a video without log: frames at the times (frames,) that it gives them, else at its own rate, from `start` ns on."""
+  """For a video without log: frames at the times (frames,) that it gives them, else at its own rate, from `start` ns
+  on."""
   times = np.arange(frame_count) / fps if seconds is None else seconds - seconds[0]
-  return [EncodeEntry(first_id + i, segment_num, i, start + round(t * 1e9), start + round((t + 0.6 / fps) * 1e9)) for i, t in enumerate(times.tolist())]
+  return [
+    EncodeEntry(first_id + i, segment_num, i, start + round(t * 1e9), start + round((t + 0.6 / fps) * 1e9))
+    for i, t in enumerate(times.tolist())
+  ]

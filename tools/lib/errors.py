@@ -21,7 +21,8 @@ _said: set[str] = set()
 
 
 def warn(text: str) -> None:
-  """One line on stderr: something was left out, guessed or ignored. The same line is said once: a log is read several times by one command."""
+  """One line on stderr: something was left out, guessed or ignored. The same line is said once: a log is read several
+  times by one command."""
   if text not in _said:
     _said.add(text)
     print(f"warning: {plain(text)}", file=sys.stderr)
@@ -70,7 +71,17 @@ SYSTEM = {
 }
 # libraries that have no error of their own for it, by their text
 TEXTS = (
-  (("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "unexpected pos", "iostream error", " requested and "), errno.ENOSPC),
+  (
+    (
+      "No space left on device",
+      "Disk quota exceeded",
+      "PytorchStreamWriter failed",
+      "unexpected pos",
+      "iostream error",
+      " requested and ",
+    ),
+    errno.ENOSPC,
+  ),
   (("Read-only file system",), errno.EROFS),
   (("AF_UNIX path too long", "is longer than 107 characters", "is longer than 103 characters"), errno.ENAMETOOLONG),
   (("Too many open files",), errno.EMFILE),
@@ -89,7 +100,8 @@ def system_errno(e: BaseException) -> int | None:
 
 
 def explain(e: BaseException) -> str | None:
-  """What a user is told of an error that is the machine's; None of one that is a fault of this program, whose traceback is wanted."""
+  """What a user is told of an error that is the machine's; None of one that is a fault of this program, whose traceback
+  is wanted."""
   text = " ".join(str(e).split())
   if (number := system_errno(e)) is not None:
     if number == errno.EOPNOTSUPP and isinstance(e, OSError):
@@ -111,8 +123,9 @@ def explain(e: BaseException) -> str | None:
 
 
 def cli(main: Callable[..., int | None], extra: tuple[type[Exception], ...] = ()) -> Callable[..., int]:
-  """Wraps a command's main: a UserError, one of `extra`, or what explain() knows becomes one line on stderr and exit code 2, Ctrl-C exits with 130. Output that
-  nobody reads any more (`| head`) ends it without a word. FAIR_TRACEBACK=1 shows where an error came from."""
+  """Wraps a command's main: a UserError, one of `extra`, or what explain() knows becomes one line on stderr and exit
+  code 2, Ctrl-C exits with 130. Output that nobody reads any more (`| head`) ends it without a word. FAIR_TRACEBACK=1
+  shows where an error came from."""
   wrong: tuple[type[Exception], ...] = (UserError, *extra)
 
   @functools.wraps(main)
@@ -146,7 +159,8 @@ def _say(what: str) -> int:
 
 
 def _unread() -> bool:
-  """Whether standard output takes no more; then what is left for it is dropped, or Python would try once more at its end."""
+  """Whether standard output takes no more; then what is left for it is dropped, or Python would try once more at its
+  end."""
   try:
     sys.stdout.flush()
     ended = select.poll()  # what could not be written may have been dropped by now

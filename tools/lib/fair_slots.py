@@ -1,8 +1,9 @@
-"""Our messages in logs made before they moved from Event @136..@141 to @140..@145; forks have messages of their own at @136 and above.
+"""Our messages in logs made before they moved from Event @136..@141 to @140..@145; forks have messages of their own at
+@136 and above.
 
-A message at an old slot is ours if its struct has the size that our schema gave it then, its content reads as ours, and its bundle is one that a fairState of
-the same log names. All else at @136..@139 is a fork's and stays what it is.
-"""
+A message at an old slot is ours if its struct has the size that our schema gave it then, its content reads as ours, and
+its bundle is one that a fairState of the same log names. All else at @136..@139 is a fork's and stays what it is."""
+
 import re
 import struct
 from collections.abc import Callable, Iterable
@@ -11,11 +12,15 @@ from typing import Any
 from openpilot.cereal import log
 from openpilot.tools.lib.guard import DAMAGE, open_event
 
-MOVED = 4   # slots
+MOVED = 4  # slots
 # service -> (words, pointers) of its struct in releases before the move, oldest first
 OLD_SIZES = {
-  "fairState": ((9, 5), (11, 5)), "fairDepth": ((3, 2), (4, 2)), "fairObjects": ((2, 3),), "fairSegmentation": ((3, 5),),
-  "fairLanes": ((2, 2),), "fairFeatures": ((3, 2),),
+  "fairState": ((9, 5), (11, 5)),
+  "fairDepth": ((3, 2), (4, 2)),
+  "fairObjects": ((2, 3),),
+  "fairSegmentation": ((3, 5),),
+  "fairLanes": ((2, 2),),
+  "fairFeatures": ((3, 2),),
 }
 NEW_TAGS = {log.Event.schema.fields[s].proto.discriminantValue: s for s in OLD_SIZES}
 OLD_TAGS = {tag - MOVED: s for tag, s in NEW_TAGS.items()}
@@ -23,7 +28,10 @@ HASH = re.compile(r"[0-9a-f]{64}")
 
 # does the content read as ours?
 PLAUSIBLE: dict[str, Callable[[Any], bool]] = {
-  "fairState": lambda m: m.stream in ("", "narrowRoad", "wideRoad") and (not m.bundle if not m.bundleHash else HASH.fullmatch(m.bundleHash) is not None),
+  "fairState": lambda m: (
+    m.stream in ("", "narrowRoad", "wideRoad")
+    and (not m.bundle if not m.bundleHash else HASH.fullmatch(m.bundleHash) is not None)
+  ),
   "fairDepth": lambda m: len(m.data) == 2 * m.width * m.height,
   "fairObjects": lambda m: all(o.classId < len(m.classes) and len(o.box) == 4 for o in m.objects),
   "fairSegmentation": lambda m: len(m.runClass) == len(m.runLength),
@@ -33,10 +41,11 @@ PLAUSIBLE: dict[str, Callable[[Any], bool]] = {
 
 
 def content_size(dat: bytes) -> tuple[int, int, int]:
-  """A message -> (words, pointers) of the struct that its Event holds, and the offset of the Event's tag in bytes. (0, 0, 0): no plain Event with a struct."""
+  """A message -> (words, pointers) of the struct that its Event holds, and the offset of the Event's tag in bytes. (0,
+  0, 0): no plain Event with a struct."""
   count = struct.unpack_from("<I", dat)[0] + 1
   lengths = struct.unpack_from(f"<{count}I", dat, 4)
-  first = (count + 2) // 2   # word
+  first = (count + 2) // 2  # word
   starts = [first + sum(lengths[:i]) for i in range(count)]
   root = struct.unpack_from("<Q", dat, first * 8)[0]
   if root & 3 or not root >> 32 & 0xFFFF:
@@ -44,7 +53,7 @@ def content_size(dat: bytes) -> tuple[int, int, int]:
   data = first + 1 + (root >> 2 & 0x3FFFFFFF)
   words = root >> 32 & 0xFFFF
   pointer = struct.unpack_from("<Q", dat, (data + words) * 8)[0]
-  if pointer & 3 == 2:   # far: the pointer proper, or its double's tag, lies in another segment
+  if pointer & 3 == 2:  # far: the pointer proper, or its double's tag, lies in another segment
     pad = starts[pointer >> 32] + (pointer >> 3 & 0x1FFFFFFF)
     pointer = struct.unpack_from("<Q", dat, (pad + (pointer >> 2 & 1)) * 8)[0]
   if pointer & 3:
@@ -55,7 +64,7 @@ def content_size(dat: bytes) -> tuple[int, int, int]:
 def bundle_of_ours(dat: bytes, service: str, tag_at: int) -> str | None:
   """The bundle that a message at an old slot names, read as `service`; None where it does not read as ours."""
   moved = bytearray(dat)
-  moved[tag_at:tag_at + 2] = struct.pack("<H", struct.unpack_from("<H", dat, tag_at)[0] + MOVED)
+  moved[tag_at : tag_at + 2] = struct.pack("<H", struct.unpack_from("<H", dat, tag_at)[0] + MOVED)
   try:
     m = getattr(open_event(bytes(moved)), service)
     return m.bundle if PLAUSIBLE[service](m) else None
@@ -64,8 +73,8 @@ def bundle_of_ours(dat: bytes, service: str, tag_at: int) -> str | None:
 
 
 def sort_out(messages: Iterable[tuple[int, int, bytes]]) -> tuple[dict[int, int], list[int]]:
-  """A log's messages at @136..@145 as (number, union tag, bytes) -> of ours at an old slot, by number, where in their bytes the tag stands; and the numbers of
-  those at @140..@145 that are not ours."""
+  """A log's messages at @136..@145 as (number, union tag, bytes) -> of ours at an old slot, by number, where in their
+  bytes the tag stands; and the numbers of those at @140..@145 that are not ours."""
   candidates: list[tuple[int, int, int, str, str]] = []
   other: list[int] = []
   for number, tag, dat in messages:
@@ -82,5 +91,9 @@ def sort_out(messages: Iterable[tuple[int, int, bytes]]) -> tuple[dict[int, int]
       if words < least[0] or pointers < least[1]:
         other.append(number)
   named = {bundle for *_, service, bundle in candidates if service == "fairState"}
-  old = {number: tag_at for number, _, tag_at, service, bundle in candidates if bundle in named and (bundle or service == "fairState")}
+  old = {
+    number: tag_at
+    for number, _, tag_at, service, bundle in candidates
+    if bundle in named and (bundle or service == "fairState")
+  }
   return old, other + [number for number, tag, *_ in candidates if number not in old and tag in NEW_TAGS]

@@ -1,20 +1,29 @@
-"""Reading files that came from elsewhere: ordinary ones, of a size that is looked at first; JSON, YAML and arrays without code."""
+"""Reading files that came from elsewhere: ordinary ones, of a size that is looked at first; JSON, YAML and arrays
+without code."""
 
+import contextlib
+import datetime
+import errno
+import functools
+import hashlib
 import json
 import math
 import os
+import platform
+import re
 import stat
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.errors import SYSTEM, UserError, system_errno
 
 MB = 1 << 20
 JSON_LIMIT, YAML_LIMIT, ARRAYS_LIMIT = 256 * MB, MB, 1024 * MB
-MANY = 10_000_000   # entries of one table or list
+MANY = 10_000_000  # entries of one table or list
 
 
 def printable(text: object, most: int = 200) -> str:
@@ -24,7 +33,8 @@ def printable(text: object, most: int = 200) -> str:
 
 
 def ordinary(path: str | Path, limit: float = math.inf) -> Path:
-  """The path, if it is an ordinary file of at most `limit` bytes: a pipe would be waited for, a device read, for ever. Raises FileNotFoundError, UserError."""
+  """The path, if it is an ordinary file of at most `limit` bytes: a pipe would be waited for, a device read, for ever.
+  Raises FileNotFoundError, UserError."""
   about = os.stat(path)
   if not stat.S_ISREG(about.st_mode):
     raise UserError(f"{printable(path)} is no ordinary file; copy the file itself")
@@ -37,13 +47,14 @@ def read_bytes(path: str | Path, limit: int = JSON_LIMIT) -> bytes:
   """Raises OSError where it cannot be read, UserError where it is no ordinary file or larger than `limit`."""
   with open(ordinary(path, limit), "rb") as f:
     data = f.read(limit + 1)
-  if len(data) > limit:   # it grew
+  if len(data) > limit:  # it grew
     raise UserError(f"{printable(path)} has over {limit} bytes, more than such a file may have")
   return data
 
 
 def read_json(path: str | Path, limit: int = JSON_LIMIT) -> Any:
-  """Raises OSError, UserError (see read_bytes), and ValueError where it is no JSON; nested too deeply counts as none."""
+  """Raises OSError, UserError (see read_bytes), and ValueError where it is no JSON; nested too deeply counts as
+  none."""
   try:
     return json.loads(read_bytes(path, limit))
   except RecursionError:
@@ -51,7 +62,8 @@ def read_json(path: str | Path, limit: int = JSON_LIMIT) -> Any:
 
 
 def read_yaml(path: str | Path, limit: int = YAML_LIMIT) -> Any:
-  """Plain values only. Raises OSError, UserError, and ValueError where it is no YAML, is nested too deeply, or has aliases: few lines make gigabytes."""
+  """Plain values only. Raises OSError, UserError, and ValueError where it is no YAML, is nested too deeply, or has
+  aliases: few lines make gigabytes."""
   import yaml
 
   class Loader(yaml.SafeLoader):
@@ -61,7 +73,7 @@ def read_yaml(path: str | Path, limit: int = YAML_LIMIT) -> Any:
       return super().compose_node(parent, index)
 
   try:
-    return yaml.load(read_bytes(path, limit), Loader)   # a SafeLoader: no objects
+    return yaml.load(read_bytes(path, limit), Loader)  # a SafeLoader: no objects
   except RecursionError:
     raise ValueError("it is nested too deeply") from None
   except yaml.YAMLError as e:
@@ -69,10 +81,13 @@ def read_yaml(path: str | Path, limit: int = YAML_LIMIT) -> Any:
 
 
 def read_header(f: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-  """Shape and dtype that an .npy claims. Raises ValueError: numpy's reader of headers raises what Python's own parser does."""
+  """Shape and dtype that an .npy claims. Raises ValueError: numpy's reader of headers raises what Python's own parser
+  does."""
   try:
     version = np.lib.format.read_magic(f)
-    shape, _, dtype = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version](f)
+    shape, _, dtype = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+      version
+    ](f)
     return shape, dtype
   except (OSError, MemoryError):
     raise
@@ -97,3 +112,72 @@ def read_arrays(path: str | Path, limit: int = ARRAYS_LIMIT) -> dict[str, np.nda
       return dict(arrays)
   except (zipfile.BadZipFile, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.zlib.error) as e:  # type: ignore[attr-defined]
     raise ValueError(f"it is no whole .npz ({printable(e)})") from None
+
+
+# *** writing ***
+
+STALE = 24 * 3600.0  # s after which a temporary file of a process that cannot be asked is taken for left behind
+_TEMPORARY = re.compile(r"\..+\.tmp(?:([0-9a-f]{6})-)?(\d+)(?:\..*)?")
+_swept: set[Path] = set()
+
+
+@functools.cache
+def _here() -> str:
+  """Where this process's number means something: this machine, and its container."""
+  with contextlib.suppress(OSError):
+    return hashlib.sha256(f"{platform.node()} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:6]
+  return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+def _runs(pid: int) -> bool:
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except OSError:  # somebody else's
+    return True
+  return True
+
+
+def remove_left_behind(folder: Path) -> None:
+  """Removes what killed processes left of atomic_path() in a folder: of this machine's at once, of another's after a
+  day. A living process's stay."""
+  for path in folder.iterdir():
+    found = _TEMPORARY.fullmatch(path.name)
+    if found is None:
+      continue
+    with contextlib.suppress(OSError):
+      old = datetime.datetime.now().timestamp() - path.lstat().st_mtime > STALE
+      if old if found[1] != _here() else not _runs(int(found[2])):
+        path.unlink()
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+  """A temporary path beside `path` that becomes it when the block ends well, and is removed when it does not. A full or
+  read-only disk, a folder in the way or in place of `path` raise UserError."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+      raise UserError(f"{path} is a folder, where a file is wanted; name a file")
+    if path.parent not in _swept:
+      _swept.add(path.parent)
+      remove_left_behind(path.parent)
+    tmp = path.with_name(f".{path.stem}.tmp{_here()}-{os.getpid()}{path.suffix}")
+    try:
+      yield tmp
+      os.replace(tmp, path)
+    finally:
+      tmp.unlink(missing_ok=True)
+  except Exception as e:
+    number, name = system_errno(e), getattr(e, "filename", None)
+    ours = name is None or Path(os.fsdecode(name)).parent in (
+      path.parent,
+      *path.parents,
+    )  # not of what was read to be written
+    if number in (errno.ENOSPC, errno.EDQUOT) or (
+      ours and number in (errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST)
+    ):
+      what, do = SYSTEM[number]
+      raise UserError(f"{path} was not written: {what}; {do}") from e
+    raise

@@ -1,5 +1,6 @@
-"""Video frames over PyAV: raw HEVC without a container (fcamera.hevc), qcamera.ts, mp4 and others. In order, or at random by group of pictures, in bounded
-memory."""
+"""Video frames over PyAV: raw HEVC without a container (fcamera.hevc), qcamera.ts, mp4 and others. In order, or at
+random by group of pictures, in bounded memory."""
+
 import contextlib
 import itertools
 import os
@@ -16,21 +17,22 @@ from openpilot.tools.lib import hevc
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.unpack import check_file
 
-CACHE_BYTES = 256 * 1024 * 1024   # of decoded groups
-MAX_BYTES = 2**32                 # of a raw HEVC file, which is read whole
-MAX_PIXELS = 8192 * 4608          # of a picture
+CACHE_BYTES = 256 * 1024 * 1024  # of decoded groups
+MAX_BYTES = 2**32  # of a raw HEVC file, which is read whole
+MAX_PIXELS = 8192 * 4608  # of a picture
 PIX_FMTS = ("rgb24", "nv12")
 PLANAR = ("yuv420p", "yuvj420p")
 RAW_SUFFIXES = (".hevc", ".h265")
 # only what holds a video itself: a playlist names other files, and addresses
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,mpegts,matroska,webm,avi,flv,asf,ogg,mpeg,gif,hevc,h264,mjpeg,ivf,y4m,yuv4mpegpipe"
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-Planes = tuple[np.ndarray, np.ndarray, np.ndarray]   # Y (h, w), U and V (h // 2, w // 2)
+Planes = tuple[np.ndarray, np.ndarray, np.ndarray]  # Y (h, w), U and V (h // 2, w // 2)
 
 
 @contextlib.contextmanager
 def drained(codec: Any) -> Iterator[None]:
-  """Lets a decoder's threads finish before it is freed: PyAV frees it with the GIL held, for which a thread that still decodes may be waiting."""
+  """Lets a decoder's threads finish before it is freed: PyAV frees it with the GIL held, for which a thread that still
+  decodes may be waiting."""
   try:
     yield
   finally:
@@ -39,15 +41,17 @@ def drained(codec: Any) -> Iterator[None]:
 
 
 class FrameReader:
-  """pix_fmt 'rgb24': frames (h, w, 3) uint8; 'nv12': (h * 3 // 2, w) uint8, no padding. Turned as the file says; odd sizes lose their last row or column.
+  """pix_fmt 'rgb24': frames (h, w, 3) uint8; 'nv12': (h * 3 // 2, w) uint8, no padding. Turned as the file says; odd
+  sizes lose their last row or column.
 
-  `for frame in reader` and `read_from(i)` decode in order; so does `planes_from(i)`, whatever pix_fmt, without copying what is 4:2:0 already.
-  `get(i)` decodes from the beginning of i's group up to i; asked for a later frame of that group, it decodes the whole group. A few groups are kept.
-  A picture that is damaged, or whose group has lost one before it, is left out: each i is its own picture or none.
-  numbers: of each picture in the file, which one of the recording it is: rising by more than one where pictures are lost.
+  `for frame in reader` and `read_from(i)` decode in order; so does `planes_from(i)`, whatever pix_fmt, without copying
+  what is 4:2:0 already. `get(i)` decodes from the beginning of i's group up to i; asked for a later frame of that
+  group, it decodes the whole group. A few groups are kept. A picture that is damaged, or whose group has lost one
+  before it, is left out: each i is its own picture or none.
+  numbers: of each picture in the file, which one of the recording it is: rising by more than one where pictures are
+  lost.
   threads: 1 decodes a container in the caller's thread alone: slower, for a quarter less processor time.
-  Raises UserError where the file cannot be read as video, IndexError beyond its end.
-  """
+  Raises UserError where the file cannot be read as video, IndexError beyond its end."""
 
   def __init__(self, path: str | Path, pix_fmt: str = "rgb24", threads: int | None = None):
     if pix_fmt not in PIX_FMTS:
@@ -63,27 +67,35 @@ class FrameReader:
       raise UserError(f"{self.path} is {'empty' if not size else 'too large'}; leave this segment out")
     self.cache: OrderedDict[int, dict[int, Any]] = OrderedDict()  # first frame of a group -> its frames, as decoded
     self.reordered = True  # frames may come out in another order than they went in
-    self.turn = 0          # quarters by which frames are turned, counter-clockwise
+    self.turn = 0  # quarters by which frames are turned, counter-clockwise
     try:
       self._index()
     except UserError as e:
       raise UserError(f"{self.path} is not a video that can be read: {e}") from None
     except (av.FFmpegError, StopIteration, IndexError, ValueError, OSError, MemoryError) as e:
-      raise UserError(f"{self.path} is not a video that can be read ({e}); copy it again, or leave this segment out") from None
+      raise UserError(
+        f"{self.path} is not a video that can be read ({e}); copy it again, or leave this segment out"
+      ) from None
 
   def _index(self) -> None:
     """Frame count, size, where groups begin and what is lost, from the packets alone."""
-    self.packets: list[tuple[int, int]] = []   # raw HEVC: offset and end of each picture
-    self.keys: list[int] = []                  # frames at which a group begins
-    self.times: list[int] = []                 # containers: presentation time of each frame
-    self.broken: set[int] = set()              # frames that the file itself says are damaged
-    self.gop, self.breaks = 0, []              # see hevc.Stream
-    self.seconds: np.ndarray | None = None     # containers: presentation times
-    self.counted = False                       # a container without presentation times, as AVI: what comes out is counted
+    self.packets: list[tuple[int, int]] = []  # raw HEVC: offset and end of each picture
+    self.keys: list[int] = []  # frames at which a group begins
+    self.times: list[int] = []  # containers: presentation time of each frame
+    self.broken: set[int] = set()  # frames that the file itself says are damaged
+    self.gop, self.breaks = 0, []  # see hevc.Stream
+    self.seconds: np.ndarray | None = None  # containers: presentation times
+    self.counted = False  # a container without presentation times, as AVI: what comes out is counted
     if self.raw:
       self.dat = self.path.read_bytes()
       stream = hevc.scan(self.dat)
-      self.packets, self.sets, self.numbers, self.gop, self.breaks = stream.packets, stream.sets, stream.numbers, stream.gop, stream.breaks
+      self.packets, self.sets, self.numbers, self.gop, self.breaks = (
+        stream.packets,
+        stream.sets,
+        stream.numbers,
+        stream.gop,
+        stream.breaks,
+      )
       self.positions, self.packet_of = stream.positions, {place: packet for packet, place in stream.keys}
       self.keys, self.fps, self.frame_count = sorted(self.packet_of), 20.0, len(self.packets)
     else:
@@ -104,7 +116,7 @@ class FrameReader:
       stamps: dict[int, tuple[bool, bool]] = {}
       torn = False
       packets = untimed = 0
-      with contextlib.suppress(av.FFmpegError):   # a damaged end: what came before it is whole
+      with contextlib.suppress(av.FFmpegError):  # a damaged end: what came before it is whole
         for p in c.demux(stream):
           if not p.size or p.is_discard:
             continue
@@ -112,7 +124,7 @@ class FrameReader:
           untimed += p.pts is None
           if p.pts is not None:
             stamps[p.pts] = (p.is_keyframe, p.is_corrupt or torn)
-          torn = p.pts is None   # half a picture: the one behind it has lost its neighbour
+          torn = p.pts is None  # half a picture: the one behind it has lost its neighbor
       self.counted = "avi" in c.format.name or untimed * 4 > packets
       if self.counted:
         stamps = {i: (i == 0, False) for i in range(packets)}
@@ -124,8 +136,13 @@ class FrameReader:
     self.frame_count = len(self.times)
     self.seconds = np.array(self.times, np.float64) * base
     steps = np.diff(self.seconds)
-    self.numbers = np.concatenate([[0], np.cumsum(np.maximum(1, np.round(steps / np.median(steps))))]).astype(np.int64)[:self.frame_count] if len(steps) else \
-      np.zeros(self.frame_count, np.int64)
+    self.numbers = (
+      np.concatenate([[0], np.cumsum(np.maximum(1, np.round(steps / np.median(steps))))]).astype(np.int64)[
+        : self.frame_count
+      ]
+      if len(steps)
+      else np.zeros(self.frame_count, np.int64)
+    )
 
   def _first_picture(self) -> None:
     """Size and turn, of the first picture that can be decoded."""
@@ -154,7 +171,8 @@ class FrameReader:
     return ((i, self._convert(frame)) for i, frame in self._decode_from(start))
 
   def planes_from(self, start: int) -> Iterator[tuple[int, Planes]]:
-    """What 'nv12' frames from `start` on are made of: views of the decoder's own memory, to be read only. They stay good as long as they are held."""
+    """What 'nv12' frames from `start` on are made of: views of the decoder's own memory, to be read only. They stay
+    good as long as they are held."""
     return ((i, self._planes(frame)) for i, frame in self._decode_from(start))
 
   def _decode_from(self, start: int) -> Iterator[tuple[int, Any]]:
@@ -183,19 +201,23 @@ class FrameReader:
     return self._convert(group[i])
 
   def _decode(self, key: int, stop: int) -> Generator[tuple[int, Any], None, None]:
-    """(i, frame as libav has it) of key..stop-1 that are whole; key begins a group. Behind a lost picture none of its group is: libav makes one up."""
+    """(i, frame as libav has it) of key..stop-1 that are whole; key begins a group. Behind a lost picture none of its
+    group is: libav makes one up."""
     expected, bad_until = key, key
     ends = [k for k in self.keys if k > key]
     with contextlib.closing(self._raw_frames(key, stop) if self.raw else self._container_frames(key)) as decoded:
       for i, frame in decoded:
         if i >= stop:
           return
-        if i < expected:   # a picture before the key, shown from another group
+        if i < expected:  # a picture before the key, shown from another group
           continue
         hole = i > expected or (self.raw and i > key and self.numbers[i] > self.numbers[i - 1] + 1)
         if hole or i in self.broken or frame.is_corrupt:
           first_lost = expected if i > expected else i
-          bad_until = max(bad_until, ends[g] if (g := int(np.searchsorted(ends, first_lost, side="right"))) < len(ends) else self.frame_count)
+          bad_until = max(
+            bad_until,
+            ends[g] if (g := int(np.searchsorted(ends, first_lost, side="right"))) < len(ends) else self.frame_count,
+          )
         expected = i + 1
         if i >= bad_until:
           yield i, frame
@@ -204,10 +226,13 @@ class FrameReader:
     codec: Any = av.CodecContext.create("hevc", "r")
     codec.options = {"max_pixels": str(MAX_PIXELS)}
     # twice the cores: a frame's thread often waits for rows of the frame before
-    codec.thread_type, codec.thread_count = ("AUTO", min(16, 2 * (os.cpu_count() or 1))) if stop - key > 1 else ("NONE", 1)
+    codec.thread_type, codec.thread_count = (
+      ("AUTO", min(16, 2 * (os.cpu_count() or 1))) if stop - key > 1 else ("NONE", 1)
+    )
     first = self.packet_of[key]
     last = self._last_packet(first, stop)
-    prefix = self.sets if key != self.keys[0] or first else b""  # the file's own parameter sets: a group need not repeat them
+    # the file's own parameter sets: a group need not repeat them
+    prefix = self.sets if key != self.keys[0] or first else b""
     with drained(codec):
       for k in range(first, last):
         a, b = self.packets[k]
@@ -240,7 +265,7 @@ class FrameReader:
       stream.thread_type = "NONE" if self.threads == 1 else "AUTO"
       stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
       if key:
-        with contextlib.suppress(av.FFmpegError):   # an index that is damaged: then all from the beginning
+        with contextlib.suppress(av.FFmpegError):  # an index that is damaged: then all from the beginning
           c.seek(self.times[key], stream=stream)
       with drained(stream.codec_context):
         packets = c.demux(stream)
@@ -263,11 +288,15 @@ class FrameReader:
 
   def _convert(self, frame: Any) -> np.ndarray:
     if self.pix_fmt == "rgb24":
-      rgb = frame.to_ndarray(format="rgb24")[:frame.height // 2 * 2, :frame.width // 2 * 2]
-      return np.ascontiguousarray(np.rot90(rgb, self.turn)) if self.turn or rgb.shape[:2] != (frame.height, frame.width) else rgb
+      rgb = frame.to_ndarray(format="rgb24")[: frame.height // 2 * 2, : frame.width // 2 * 2]
+      return (
+        np.ascontiguousarray(np.rot90(rgb, self.turn))
+        if self.turn or rgb.shape[:2] != (frame.height, frame.width)
+        else rgb
+      )
     y, u, v = self._planes(frame)
     h, w = y.shape
-    out = np.empty((h * 3 // 2, w), dtype=np.uint8)   # no scaler: the planes are interleaved as they are
+    out = np.empty((h * 3 // 2, w), dtype=np.uint8)  # no scaler: the planes are interleaved as they are
     out[:h], out[h:, 0::2], out[h:, 1::2] = y, u, v
     return out
 
@@ -275,16 +304,17 @@ class FrameReader:
     h, w = frame.height // 2 * 2, frame.width // 2 * 2
     if frame.format.name not in PLANAR:
       frame = frame.reformat(format="yuv420p")
-    y, u, v = (np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, :p.width] for p in frame.planes)
-    planes = y[:h, :w], u[:h // 2, :w // 2], v[:h // 2, :w // 2]
-    return tuple(np.ascontiguousarray(np.rot90(p, self.turn)) for p in planes) if self.turn else planes   # type: ignore[return-value]
+    y, u, v = (np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, : p.width] for p in frame.planes)
+    planes = y[:h, :w], u[: h // 2, : w // 2], v[: h // 2, : w // 2]
+    return tuple(np.ascontiguousarray(np.rot90(p, self.turn)) for p in planes) if self.turn else planes  # type: ignore[return-value]
 
   def close(self) -> None:
     self.cache.clear()
 
 
 def picture_size(path: Path) -> tuple[int, int] | None:
-  """(width, height) of a video's frames, None where it cannot be read. Decodes its first pictures; only where they are damaged the whole file is looked at."""
+  """(width, height) of a video's frames, None where it cannot be read. Decodes its first pictures; only where they are
+  damaged the whole file is looked at."""
   try:
     if check_file(path):
       raw = path.suffix.lower() in RAW_SUFFIXES

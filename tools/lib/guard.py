@@ -1,4 +1,6 @@
-"""Reading messages that somebody else wrote: what a damaged one can cost is bounded, what it raises is caught, counted and said."""
+"""Reading messages that somebody else wrote: what a damaged one can cost is bounded, what it raises is caught, counted
+and said."""
+
 import struct
 from collections import Counter
 from types import TracebackType
@@ -9,10 +11,11 @@ import capnp
 from openpilot.cereal import log
 from openpilot.tools.lib.errors import warn
 
-# of fields that are out of bounds, of the wrong kind or no text; of enumerants that the schema does not have (RuntimeError); of odd numbers
+# of fields that are out of bounds, of the wrong kind or no text; of enumerants that the schema does not have
+# (RuntimeError); of odd numbers
 DAMAGE = (capnp.KjException, RuntimeError, ValueError, OverflowError)
-SPARE_WORDS = 2**17   # that may be read of any message; one that claims 2^29 elements without bytes is refused
-NESTING = 64          # as Cap'n Proto's own
+SPARE_WORDS = 2**17  # that may be read of any message; one that claims 2^29 elements without bytes is refused
+NESTING = 64  # as Cap'n Proto's own
 
 
 def reading_limit(size: int) -> int:
@@ -21,16 +24,18 @@ def reading_limit(size: int) -> int:
 
 
 def open_event(dat: bytes) -> Any:
-  """bytes of one message -> log.Event reader that reads no more than reading_limit(). Raises capnp.KjException where it has no root."""
+  """bytes of one message -> log.Event reader that reads no more than reading_limit(). Raises capnp.KjException where it
+  has no root."""
   with log.Event.from_bytes(dat, traversal_limit_in_words=reading_limit(len(dat))) as event:
     return event
 
 
-_plans: dict[int, tuple[bool, list[tuple[str, str, bool]]]] = {}   # by the id of a struct's schema
+_plans: dict[int, tuple[bool, list[tuple[str, str, bool]]]] = {}  # by the id of a struct's schema
 
 
 def _plan(schema: Any) -> tuple[bool, list[tuple[str, str, bool]]]:
-  """Has the struct a union? And (name, kind, in the union) of its fields that lie behind pointers, and of its groups: numbers cannot be damaged."""
+  """Has the struct a union? And (name, kind, in the union) of its fields that lie behind pointers, and of its groups:
+  numbers cannot be damaged."""
   node = schema.node
   if node.id in _plans:
     return _plans[node.id]
@@ -68,7 +73,8 @@ def read_all(message: Any, depth: int = 0) -> None:
 
 
 class Guard:
-  """`with guard(event): ...` around all that reads a message: what a damaged one raises ends the block, and is counted by kind; say() tells it in one line."""
+  """`with guard(event): ...` around all that reads a message: what a damaged one raises ends the block, and is counted
+  by kind; say() tells it in one line."""
 
   def __init__(self, where: str = "") -> None:
     self.where = where
@@ -82,7 +88,9 @@ class Guard:
 
   def __enter__(self) -> None: ...
 
-  def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> bool:
+  def __exit__(
+    self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+  ) -> bool:
     if kind is None or not issubclass(kind, DAMAGE):
       return False
     self.count()
@@ -102,8 +110,8 @@ class Guard:
 
 
 def is_sound(dat: bytes) -> bool:
-  """Does every pointer of a message stay inside it, and nothing lie in more places than it has bytes for? as_builder() and total_size of one that is not
-  abort the process. Walks it in Python: for small messages."""
+  """Does every pointer of a message stay inside it, and nothing lie in more places than it has bytes for? as_builder()
+  and total_size of one that is not abort the process. Walks it in Python: for small messages."""
   try:
     count = struct.unpack_from("<I", dat)[0] + 1
     if count > 512:
@@ -118,7 +126,7 @@ def is_sound(dat: bytes) -> bool:
   starts = [first + sum(lengths[:i]) for i in range(count)]
   ends = [s + n for s, n in zip(starts, lengths, strict=True)]
   left = len(words) + 16
-  todo = [(0, starts[0], 0)] if lengths[0] else []   # segment, word of a pointer, depth
+  todo = [(0, starts[0], 0)] if lengths[0] else []  # segment, word of a pointer, depth
   while todo:
     seg, at, depth = todo.pop()
     left -= 1
@@ -128,7 +136,7 @@ def is_sound(dat: bytes) -> bool:
     if p == 0:
       continue
     begin: int | None = None
-    if p & 3 == 2:   # far: a landing pad in another segment
+    if p & 3 == 2:  # far: a landing pad in another segment
       seg, pad, double = p >> 32, p >> 3 & 0x1FFFFFFF, p >> 2 & 1
       if seg >= count or starts[seg] + pad + 1 + double > ends[seg]:
         return False
@@ -141,7 +149,7 @@ def is_sound(dat: bytes) -> bool:
         p = words[at + 1]
       elif p & 3 == 2:
         return False
-    if p & 3 == 3:   # a capability: logs have none
+    if p & 3 == 3:  # a capability: logs have none
       return False
     if begin is None:
       offset = (p & 0xFFFFFFFF) >> 2

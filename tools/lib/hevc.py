@@ -1,4 +1,6 @@
-"""HEVC without a container, as comma's encoders write it: where each picture begins, and which one it is by its picture order count (ITU-T H.265, 7.3)."""
+"""HEVC without a container, as comma's encoders write it: where each picture begins, and which one it is by its picture
+order count (ITU-T H.265, 7.3)."""
+
 from collections import Counter
 from dataclasses import dataclass
 
@@ -6,12 +8,12 @@ import numpy as np
 
 from openpilot.tools.lib.errors import UserError
 
-VCL = 32                     # NAL types below are slices
-IRAP = range(16, 24)         # pictures at which decoding may begin
-IDR = (19, 20)               # those at which counting begins anew
+VCL = 32  # NAL types below are slices
+IRAP = range(16, 24)  # pictures at which decoding may begin
+IDR = (19, 20)  # those at which counting begins anew
 SPS, PPS = 33, 34
 PARAMETER_SETS = (32, 33, 34)
-MAX_UNITS = 2_000_000        # of a file: a day of pictures
+MAX_UNITS = 2_000_000  # of a file: a day of pictures
 
 
 class Bits:
@@ -40,7 +42,7 @@ class Bits:
 class Counting:
   """What the parameter sets say of the slices' headers."""
 
-  poc_bits: int = 0          # 0: not known, pictures are counted
+  poc_bits: int = 0  # 0: not known, pictures are counted
   separate_planes: bool = False
   output_flag: bool = False
   extra_bits: int = 0
@@ -87,20 +89,22 @@ class Counting:
 
 @dataclass
 class Stream:
-  packets: list[tuple[int, int]]   # offset and end of each picture, in decoding order
-  positions: np.ndarray            # of each packet: its picture's place in display order
-  keys: list[tuple[int, int]]      # pictures at which decoding may begin: packet, place
-  numbers: np.ndarray              # of each place: which picture of the recording, the first is 0 unless a group's beginning is lost
-  gop: int                         # pictures from key to key where that is regular, else 0
-  breaks: list[int]                # places before which pictures are lost, and whole groups may be
-  sets: bytes                      # the parameter sets of the file's beginning, or the first there are
+  packets: list[tuple[int, int]]  # offset and end of each picture, in decoding order
+  positions: np.ndarray  # of each packet: its picture's place in display order
+  keys: list[tuple[int, int]]  # pictures at which decoding may begin: packet, place
+  # of each place: which picture of the recording, the first is 0 unless a group's beginning is lost
+  numbers: np.ndarray
+  gop: int  # pictures from key to key where that is regular, else 0
+  breaks: list[int]  # places before which pictures are lost, and whole groups may be
+  sets: bytes  # the parameter sets of the file's beginning, or the first there are
 
 
 def scan(dat: bytes) -> Stream:
-  """Access units of an Annex B stream: a picture begins with the first slice (first_slice_segment_in_pic_flag) or the parameter sets before it."""
+  """Access units of an Annex B stream: a picture begins with the first slice (first_slice_segment_in_pic_flag) or the
+  parameter sets before it."""
   packets: list[tuple[int, int]] = []
   kinds: list[int] = []
-  counts: list[int | None] = []   # picture order counts, low bits
+  counts: list[int | None] = []  # picture order counts, low bits
   counting = Counting()
   bits: list[int] = []
   pos, unit, begin, sets = dat.find(b"\x00\x00\x01"), -1, -1, b""
@@ -112,7 +116,7 @@ def scan(dat: bytes) -> Stream:
     kind = (dat[pos + 3] >> 1) & 63
     at = pos - 1 if pos > 0 and dat[pos - 1] == 0 else pos
     if kind < VCL:
-      if dat[pos + 5] & 0x80:   # the first slice of a picture
+      if dat[pos + 5] & 0x80:  # the first slice of a picture
         start = begin if begin >= 0 else at
         if unit >= 0:
           packets.append((unit, start))
@@ -120,19 +124,19 @@ def scan(dat: bytes) -> Stream:
         count = None
         if counting.poc_bits:
           try:
-            count = counting.poc(kind, dat[pos + 5:pos + 21])
+            count = counting.poc(kind, dat[pos + 5 : pos + 21])
           except ValueError:
             pass
         counts.append(count)
         bits.append(counting.poc_bits)
         unit = start
       begin = -1
-    elif kind in PARAMETER_SETS or kind in (35, 39):   # parameter sets, delimiter, prefix SEI belong to the next picture
+    elif kind in PARAMETER_SETS or kind in (35, 39):  # parameter sets, delimiter, prefix SEI belong to the next picture
       begin = at if begin < 0 else begin
       if kind in PARAMETER_SETS:
         following = dat.find(b"\x00\x00\x01", pos + 3)
         stop = min(following if following >= 0 else len(dat), pos + 1024)
-        payload = dat[pos + 5:stop]
+        payload = dat[pos + 5 : stop]
         try:
           if kind == SPS:
             counting.sps(payload)
@@ -149,16 +153,24 @@ def scan(dat: bytes) -> Stream:
   return place(packets, kinds, counts, max(bits, default=0), sets)
 
 
-def place(packets: list[tuple[int, int]], kinds: list[int], counts: list[int | None], poc_bits: int, sets: bytes) -> Stream:
+def place(
+  packets: list[tuple[int, int]], kinds: list[int], counts: list[int | None], poc_bits: int, sets: bytes
+) -> Stream:
   """Display order and numbers of the pictures, from their counts."""
   n, size = len(packets), 1 << poc_bits
-  steps = Counter((b - a) % size for a, b, k in zip(counts, counts[1:], kinds[1:], strict=False) if a is not None and b is not None and k not in IDR)
+  steps = Counter(
+    (b - a) % size
+    for a, b, k in zip(counts, counts[1:], kinds[1:], strict=False)
+    if a is not None and b is not None and k not in IDR
+  )
   step, times = steps.most_common(1)[0] if steps else (1, 0)
-  if times * 5 >= sum(steps.values()) * 4 and 0 < step < size // 2:   # shown as they come, which is how comma's encoders do it
+  if (
+    times * 5 >= sum(steps.values()) * 4 and 0 < step < size // 2
+  ):  # shown as they come, which is how comma's encoders do it
     return as_they_come(packets, kinds, counts, size, step, sets)
   key = [k in IRAP for k in kinds]
   known = [c for c in counts if c is not None]
-  if len(known) < n:   # no parameter sets, or a damaged header: counted
+  if len(known) < n:  # no parameter sets, or a damaged header: counted
     return Stream(packets, np.arange(n), [(i, i) for i in range(n) if key[i]], np.arange(n), 0, [], sets)
   # full counts within each coded video sequence, which an IDR begins
   sequence, full = np.zeros(n, np.int64), np.zeros(n, np.int64)
@@ -169,7 +181,7 @@ def place(packets: list[tuple[int, int]], kinds: list[int], counts: list[int | N
     value = before - before % size + low
     value += -size if value - before > size // 2 and value >= size else size if before - value >= size // 2 else 0
     sequence[i], full[i] = s, value
-    if kinds[i] not in range(0, 16, 2):   # a picture that none refers to is no anchor
+    if kinds[i] not in range(0, 16, 2):  # a picture that none refers to is no anchor
       before = value
   order = np.lexsort((full, sequence))
   positions = np.empty(n, np.int64)
@@ -177,16 +189,19 @@ def place(packets: list[tuple[int, int]], kinds: list[int], counts: list[int | N
   return Stream(packets, positions, [(i, int(positions[i])) for i in range(n) if key[i]], np.arange(n), 0, [], sets)
 
 
-def as_they_come(packets: list[tuple[int, int]], kinds: list[int], counts: list[int | None], size: int, step: int, sets: bytes) -> Stream:
-  """Of a stream without reordering: pictures between which the count jumps are numbered by it, and one whose count fits neither side by its neighbours."""
+def as_they_come(
+  packets: list[tuple[int, int]], kinds: list[int], counts: list[int | None], size: int, step: int, sets: bytes
+) -> Stream:
+  """Of a stream without reordering: pictures between which the count jumps are numbered by it, and one whose count fits
+  neither side by its neighbors."""
   kept: list[int] = []
-  spans: list[int] = []                       # pictures of each sequence that an IDR begins
-  sequences: list[tuple[int, int]] = []       # of each kept picture: sequence, number in it
-  last, number = -step, -1                    # of the last kept picture
+  spans: list[int] = []  # pictures of each sequence that an IDR begins
+  sequences: list[tuple[int, int]] = []  # of each kept picture: sequence, number in it
+  last, number = -step, -1  # of the last kept picture
   for i, (kind, low) in enumerate(zip(kinds, counts, strict=True)):
     after = counts[i + 1] if i + 1 < len(counts) and kinds[i + 1] not in IDR else None
     if kind in IDR and i and after is not None and 0 < (after - last) % size < after:
-      kind, low = 1, None                     # noise that looks like one: the next picture goes on where the last one stopped
+      kind, low = 1, None  # noise that looks like one: the next picture goes on where the last one stopped
     if kind in IDR:
       if kept:
         spans.append(number + 1)
@@ -196,9 +211,9 @@ def as_they_come(packets: list[tuple[int, int]], kinds: list[int], counts: list[
       limit = size // 2 if after is None else (after - last) % size
       if ahead is None or ahead == 0 or ahead % step or (ahead >= limit and after is not None):
         if limit == step and after is not None:
-          continue                            # there is no room for it: part of another picture
+          continue  # there is no room for it: part of another picture
         ahead = step
-      if not kept:                            # the sequence's beginning is lost
+      if not kept:  # the sequence's beginning is lost
         ahead = 0 if low is None else low + step
       last, number = (last + ahead) % size, number + ahead // step
     kept.append(i)

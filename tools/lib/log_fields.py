@@ -1,4 +1,6 @@
-"""What openpilot wrote at other places in other years, read from a log of any age. All take a reader of an event, or of its message."""
+"""What openpilot wrote at other places in other years, read from a log of any age. All take a reader of an event, or of
+its message."""
+
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,8 +23,7 @@ def left_hand(event: Any) -> bool | None:
 def desire(event: Any) -> int | None:
   """What modeld is asked for, a log.Desire; None where this event does not say.
 
-  A lane change is one from its start to its end, not while it is only prepared.
-  """
+  A lane change is one from its start to its end, not while it is only prepared."""
   which = event.which()
   if which not in DESIRES:
     return None
@@ -35,27 +36,30 @@ def desire(event: Any) -> int | None:
 
 
 def speaking(sources: dict[str, list[Any]], order: Iterable[str] = DESIRES) -> str | None:
-  """source -> rows that end with a log.Desire: the source that the log's version writes. Those of other versions may be there too, but are always 0.
+  """source -> rows that end with a log.Desire: the source that the log's version writes. Those of other versions may be
+  there too, but are always 0.
 
-  Where all are: the first of `order`.
-  """
+  Where all are: the first of `order`."""
   there = [s for s in order if sources.get(s)]
   return max(there, key=lambda s: sum(row[-1] > 0 for row in sources[s]), default=None)
 
 
 def gps_fix(m: Any) -> bool:
-  """m: a gpsLocation or gpsLocationExternal. hasFix is not written before openpilot 0.9.5; until then a flag says it."""
+  """m: a gpsLocation or gpsLocationExternal. hasFix is not written before openpilot 0.9.5; until then a flag says
+  it."""
   return bool(m.hasFix or m.flags & FIX)
 
 
 def calibration_status(m: Any) -> str:
-  """m: an extrinsicsCalibration -> uncalibrated, calibrated, invalid or recalibrating; a number before openpilot 0.9."""
+  """m: an extrinsicsCalibration -> uncalibrated, calibrated, invalid or recalibrating; a number before openpilot
+  0.9."""
   status = str(m.calStatus)
   return OLD_STATUS.get(m.calStatusDEPRECATED, status) if status == "uncalibrated" else status
 
 
 def device_velocity(event: Any) -> tuple[float, ...] | None:
-  """Time in seconds, velocity in m/s and turn rates in rad/s of the device's frame; None where this event has none that is valid."""
+  """Time in seconds, velocity in m/s and turn rates in rad/s of the device's frame; None where this event has none that
+  is valid."""
   which, t = event.which(), event.logMonoTime * 1e-9
   if which not in MOTION:
     return None

@@ -1,7 +1,8 @@
 """Logs: a plain concatenation of Cap'n Proto messages, each an Event, compressed with zstd or bz2 or not at all.
 
-The framing, the time and the union's tag stand at fixed places, so that messages nobody asked for cost a few bytes read and no object.
-"""
+The framing, the time and the union's tag stand at fixed places, so that messages nobody asked for cost a few bytes read
+and no object."""
+
 import contextlib
 import ctypes
 import itertools
@@ -24,17 +25,19 @@ from openpilot.tools.lib.native import compile_library
 from openpilot.tools.lib.route import Route
 from openpilot.tools.lib.unpack import decompress, head
 
-MAX_SEGMENTS = 512      # of one Cap'n Proto message; more means that this is not a log
-BATCH = 256             # events opened at once
-FAR = 0xFFFF            # tag of messages whose root lies behind a far pointer: pycapnp must look
-DAMAGED = 0xFFFD        # tag of messages that have no root, or none that lies inside them
+MAX_SEGMENTS = 512  # of one Cap'n Proto message; more means that this is not a log
+BATCH = 256  # events opened at once
+FAR = 0xFFFF  # tag of messages whose root lies behind a far pointer: pycapnp must look
+DAMAGED = 0xFFFD  # tag of messages that have no root, or none that lies inside them
 EVENT_SIZES = (0x10002, 0x10003)  # words of data, pointers above: Event's root as every version writes it
-MAX_GAPS = 100          # places at which a log's chain of lengths is broken and taken up again
-LATEST = 2**62          # ns
-ODD_TIME = 600_000_000_000   # ns from its neighbours', which no message of a log is
-NOT_OURS = 0xFFFE       # tag of messages of another program in a slot of ours
+MAX_GAPS = 100  # places at which a log's chain of lengths is broken and taken up again
+LATEST = 2**62  # ns
+ODD_TIME = 600_000_000_000  # ns from its neighbors', which no message of a log is
+NOT_OURS = 0xFFFE  # tag of messages of another program in a slot of ours
 
-TAGS: dict[str, int] = {f.name: f.discriminantValue for f in log.Event.schema.node.struct.fields if f.discriminantValue != 0xFFFF}
+TAGS: dict[str, int] = {
+  f.name: f.discriminantValue for f in log.Event.schema.node.struct.fields if f.discriminantValue != 0xFFFF
+}
 TAG_NAMES = {tag: name for name, tag in TAGS.items()}
 INIT_DATA = TAGS["initData"]
 
@@ -46,7 +49,14 @@ def library() -> Any:
     lib = compile_library(Path(__file__).with_name("scan.c"))
   except UserError:
     return None
-  lib.scan.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+  lib.scan.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_int64,
+    ctypes.c_int64,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+  ]
   lib.scan.restype = ctypes.c_int64
   return lib
 
@@ -96,8 +106,8 @@ def chain_python(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def chain(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-  """-> beginnings, root pointers and ends of the messages in `words`, in words, and the end of the last whole one. Where a length is damaged, it is taken up
-  again at the next place that looks like an event."""
+  """-> beginnings, root pointers and ends of the messages in `words`, in words, and the end of the last whole one.
+  Where a length is damaged, it is taken up again at the next place that looks like an event."""
   lib = library()
 
   def walk(at: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -138,7 +148,9 @@ def scan(dat: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
   far = (pointer & np.uint64(3)) == 2
   data = np.where(plain, data, 0)
   times = np.where(plain, q[data] if len(q) else 0, np.uint64(0))
-  tags = np.where(plain, q[np.minimum(data + 1, len(q) - 1)] & np.uint64(0xFFFF), np.where(far, np.uint64(FAR), np.uint64(DAMAGED))).astype(np.uint16)
+  tags = np.where(
+    plain, q[np.minimum(data + 1, len(q) - 1)] & np.uint64(0xFFFF), np.where(far, np.uint64(FAR), np.uint64(DAMAGED))
+  ).astype(np.uint16)
   return start * 8, end * 8, times, tags
 
 
@@ -151,13 +163,16 @@ class LogFile:
     self.start, self.end, self.time, self.tag = scan(self.dat)
     for i in np.flatnonzero(self.tag == FAR):
       self.tag[i] = DAMAGED
-      with contextlib.suppress(*DAMAGE):   # an unknown union too: which() raises
+      with contextlib.suppress(*DAMAGE):  # an unknown union too: which() raises
         event = self.event(int(i))
         self.time[i] = event.logMonoTime
         self.tag[i] = TAGS[event.which()]
     self.tag[self.time > LATEST] = DAMAGED
     if not len(self.start) or (self.tag == DAMAGED).all():
-      raise UserError(f"{self.path} is not a log: it does not begin with a Cap'n Proto event; expected an rlog or qlog, raw, .zst or .bz2")
+      raise UserError(
+        f"{self.path} is not a log: it does not begin with a Cap'n Proto event; expected an rlog or qlog, raw, .zst "
+        "or .bz2"
+      )
     lost = len(self.dat) - int((self.end - self.start).sum())
     if lost and not problem:
       tail = len(self.dat) - int(self.end[-1])
@@ -166,7 +181,8 @@ class LogFile:
     self.notes = self._sort_out_slots()
 
   def _sort_out_slots(self) -> list[str]:
-    """Gives our messages of before the move their tags of today, and takes other programs' at our slots out. Returns what was done, in words."""
+    """Gives our messages of before the move their tags of today, and takes other programs' at our slots out. Returns
+    what was done, in words."""
     slots = np.flatnonzero(np.isin(self.tag, [*fair_slots.OLD_TAGS, *fair_slots.NEW_TAGS]))
     old, other = fair_slots.sort_out((int(i), int(self.tag[i]), self.raw(int(i))) for i in slots)
     notes = []
@@ -174,9 +190,12 @@ class LogFile:
       dat = bytearray(self.dat)
       for i, at in old.items():
         self.tag[i] += fair_slots.MOVED
-        dat[self.start[i] + at:self.start[i] + at + 2] = int(self.tag[i]).to_bytes(2, "little")
+        dat[self.start[i] + at : self.start[i] + at + 2] = int(self.tag[i]).to_bytes(2, "little")
       self.dat = bytes(dat)
-      notes.append(f"{len(old)} fair messages were recorded at Event @136..@141, before they moved to @140..@145; they are read as if of today")
+      notes.append(
+        f"{len(old)} fair messages were recorded at Event @136..@141, before they moved to @140..@145; they are read "
+        "as if of today"
+      )
     if other:
       self.tag[other] = NOT_OURS
       notes.append(f"{len(other)} messages at Event @140..@145 are another program's and were left out")
@@ -186,11 +205,12 @@ class LogFile:
     return open_event(self.raw(i))
 
   def raw(self, i: int) -> bytes:
-    return self.dat[self.start[i]:self.end[i]]
+    return self.dat[self.start[i] : self.end[i]]
 
 
 def odd_times(time: np.ndarray, tag: np.ndarray) -> np.ndarray:
-  """Numbers of messages that are ODD_TIME and more away from those around them; initData, which has the time of the route's beginning, never is."""
+  """Numbers of messages that are ODD_TIME and more away from those around them; initData, which has the time of the
+  route's beginning, never is."""
   known = np.flatnonzero((tag != DAMAGED) & (tag != INIT_DATA))
   t = time[known].astype(np.int64)
   if not len(t) or int(t.max()) - int(t.min()) < ODD_TIME:
@@ -202,11 +222,11 @@ def odd_times(time: np.ndarray, tag: np.ndarray) -> np.ndarray:
 
 
 def is_log(path: Path) -> str:
-  """"" where a log's beginning can be read, else what is wrong with the file. Looks at its first bytes only."""
+  """ "" where a log's beginning can be read, else what is wrong with the file. Looks at its first bytes only."""
   try:
     if (scan(head(path))[3] != DAMAGED).any():
       return ""
-    LogFile(path)   # the first message may be longer than that
+    LogFile(path)  # the first message may be longer than that
     return ""
   except UserError as e:
     return str(e)
@@ -228,15 +248,21 @@ def log_paths(source: Route | str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 class LogReader:
-  """Iterates log.Event readers of one or more logs as one stream in time order, one log in memory at a time (two around a boundary).
+  """Iterates log.Event readers of one or more logs as one stream in time order, one log in memory at a time (two around
+  a boundary).
 
-  services: names in either spelling; None: all. Put `with reader.guard(event):` around what reads an event's fields:
-  a damaged one ends the block and is counted.
-  After an iteration: `unknown`, a Counter of union tags that the schema does not have, skipped; `damaged`, messages that have no root, skipped;
-  `truncated`, a line per file of which a part cannot be read. All of it is said on stderr, in a line each.
-  """
+  services: names in either spelling; None: all. Put `with reader.guard(event):` around what reads an event's fields: a
+  damaged one ends the block and is counted.
+  After an iteration: `unknown`, a Counter of union tags that the schema does not have, skipped; `damaged`, messages
+  that have no root, skipped; `truncated`, a line per file of which a part cannot be read. All of it is said on stderr,
+  in a line each."""
 
-  def __init__(self, source: Route | str | Path | Sequence[str | Path], services: Iterable[str] | None = None, sort_by_time: bool = True):
+  def __init__(
+    self,
+    source: Route | str | Path | Sequence[str | Path],
+    services: Iterable[str] | None = None,
+    sort_by_time: bool = True,
+  ):
     self.paths, self.sort_by_time = log_paths(source), sort_by_time
     self.tags: set[int] | None = None
     if services is not None:
@@ -248,7 +274,9 @@ class LogReader:
     self.unknown: Counter[int] = Counter()
     self.damaged = 0
     self.truncated: list[str] = []
-    self.guard = Guard(str(self.paths[0]) + (f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else "") if self.paths else "")
+    self.guard = Guard(
+      str(self.paths[0]) + (f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else "") if self.paths else ""
+    )
 
   def __iter__(self) -> Generator[Any, None, None]:
     # in batches: reading many messages behind each other costs pycapnp a fifth of opening them one by one
@@ -256,18 +284,21 @@ class LogReader:
     try:
       while batch := list(itertools.islice(order, BATCH)):
         parts = [f.dat[f.start[i] : f.end[i]] for f, i in batch]
-        events = log.Event.read_multiple_bytes(b"".join(parts), traversal_limit_in_words=reading_limit(max(map(len, parts))))
+        events = log.Event.read_multiple_bytes(
+          b"".join(parts), traversal_limit_in_words=reading_limit(max(map(len, parts)))
+        )
         while True:
           try:
             yield from events
             break
-          except capnp.KjException:   # a root that is not inside; the next message follows
+          except capnp.KjException:  # a root that is not inside; the next message follows
             self.guard.damaged["?"] += 1
     finally:
       self.guard.say()
 
   def whole(self) -> Iterator[Any]:
-    """Only events of which all fields can be read: for those who keep messages, or hand them on. Slower: every field is read."""
+    """Only events of which all fields can be read: for those who keep messages, or hand them on. Slower: every field is
+    read."""
     events = iter(self)
     with contextlib.closing(events):
       for event in events:
@@ -279,7 +310,8 @@ class LogReader:
           yield event
 
   def raw(self) -> Iterator[tuple[int, int, bytes]]:
-    """(logMonoTime, union tag, bytes) without building objects. A log's initData comes first, at the time of what follows it."""
+    """(logMonoTime, union tag, bytes) without building objects. A log's initData comes first, at the time of what
+    follows it."""
     for f, i in self._order():
       yield int(f.time[i]), int(f.tag[i]), f.raw(i)
 
@@ -294,7 +326,9 @@ class LogReader:
       warn(f"{path}: {bad} of {len(f.start)} messages are damaged and were left out")
     if self.sort_by_time and len(odd := odd_times(f.time, f.tag)):
       f.tag[odd] = DAMAGED
-      warn(f"{path}: {len(odd)} messages are {ODD_TIME // 60_000_000_000} minutes and more out of time and were left out")
+      warn(
+        f"{path}: {len(odd)} messages are {ODD_TIME // 60_000_000_000} minutes and more out of time and were left out"
+      )
     for note in f.notes:
       warn(f"{path}: {note}")
     counts = np.bincount(f.tag)
@@ -304,14 +338,18 @@ class LogReader:
     wanted[[t for t in tags if t in TAG_NAMES and (self.tags is None or t in self.tags)]] = True
     index = np.flatnonzero(wanted[f.tag])
     if self.sort_by_time:
-      if len(index) > 1 and f.tag[index[0]] == INIT_DATA:   # loggerd writes it first in every segment, with the time at which the route began
+      if (
+        len(index) > 1 and f.tag[index[0]] == INIT_DATA
+      ):  # loggerd writes it first in every segment, with the time at which the route began
         f.time[index[0]] = f.time[index[1:]].min()
       index = index[np.argsort(f.time[index], kind="stable")]
     return f, index
 
   def _order(self) -> Iterator[tuple[LogFile, int]]:
     self.unknown, self.truncated, self.damaged = Counter(), [], 0
-    held: list[tuple[int, LogFile, int]] = []   # the tail of the last log that may come after the next one's first messages
+    held: list[
+      tuple[int, LogFile, int]
+    ] = []  # the tail of the last log that may come after the next one's first messages
     for k, path in enumerate(self.paths):
       f, index = self._load(path)
       if not self.sort_by_time:

@@ -1,4 +1,5 @@
-"""Small C files compiled on first use, kept in the user's cache under the hash of their source and of what this machine is."""
+"""Small C files compiled on first use, kept in the user's cache under the hash of their source and of what this machine
+is."""
 
 import contextlib
 import ctypes
@@ -26,7 +27,10 @@ def compile_library(source: Path) -> ctypes.CDLL:
   named = os.environ.get("CC")
   compiler = named or next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
   if compiler is None:
-    raise UserError(f"no C compiler for {source.name}; looked for cc, gcc and clang on the path; install one (Debian: apt-get install gcc), or name it in CC")
+    raise UserError(
+      f"no C compiler for {source.name}; looked for cc, gcc and clang on the path; install one (Debian: apt-get "
+      "install gcc), or name it in CC"
+    )
   command = [*shlex.split(compiler), *CFLAGS]
   if shutil.which(command[0]) is None:
     raise UserError(f"CC={named} names no program that is here; unset CC, or name a C compiler in it")

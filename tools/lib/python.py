@@ -1,4 +1,5 @@
-"""This Python started again: our modules are found from any folder, and nothing of the folder that one works in is taken for a module (-P)."""
+"""This Python started again: our modules are found from any folder, and nothing of the folder that one works in is
+taken for a module (-P)."""
 
 import os
 import sys

@@ -20,10 +20,30 @@ FILES = {  # attribute -> file names, the newest spelling first
   "qcamera": ("qcamera.ts", "qcamera.mp4"),
 }
 NAMES = {name: attribute for attribute, names in FILES.items() for name in names}
-VIDEO_SUFFIXES = (".hevc", ".h265", ".mp4", ".ts", ".mkv", ".avi", ".mov", ".m4v", ".webm", ".mts", ".m2ts", ".3gp", ".mpg", ".mpeg", ".wmv", ".flv", ".gif")
+VIDEO_SUFFIXES = (
+  ".hevc",
+  ".h265",
+  ".mp4",
+  ".ts",
+  ".mkv",
+  ".avi",
+  ".mov",
+  ".m4v",
+  ".webm",
+  ".mts",
+  ".m2ts",
+  ".3gp",
+  ".mpg",
+  ".mpeg",
+  ".wmv",
+  ".flv",
+  ".gif",
+)
 SEGMENT = re.compile(r"^(?:(?P<dongle>[0-9a-f]{16})[|_])?(?P<log>.+?)--(?P<n>\d+)$")
 FLAT = re.compile(r"^(?P<route>.+?)--(?P<n>\d+)--(?P<file>[^-]+)$")
-CONNECT = re.compile(r"^(?:https?://)?(?:connect\.comma\.ai/)?(?P<dongle>[0-9a-f]{16})[|/_](?P<log>[^/|]+?)(?P<rest>/.*)?$")  # a route's name, or its address
+CONNECT = re.compile(
+  r"^(?:https?://)?(?:connect\.comma\.ai/)?(?P<dongle>[0-9a-f]{16})[|/_](?P<log>[^/|]+?)(?P<rest>/.*)?$"
+)  # a route's name, or its address
 RANGE = re.compile(r"^(?P<first>-?\d+)?(?P<colon>:)?(?P<last>-?\d+)?$")
 
 
@@ -73,7 +93,11 @@ class Segment:
 
 def files_in(folder: Path) -> dict[str, Path]:
   there = {p.name.lower(): p for p in sorted(folder.iterdir(), reverse=True) if p.is_file()}
-  return {attribute: next(there[n] for n in names if n in there) for attribute, names in FILES.items() if any(n in there for n in names)}
+  return {
+    attribute: next(there[n] for n in names if n in there)
+    for attribute, names in FILES.items()
+    if any(n in there for n in names)
+  }
 
 
 def log_of(name: str) -> str:
@@ -105,21 +129,23 @@ def segments_in(folder: Path, deeper: int = 1) -> list[Segment]:
 class Route:
   """`Route("dir")`, `Route("dir/route/2:5")`, `Route("route", data_dir)`: the segments of one route that are on disk.
 
-  name: a folder with segments, a segment's folder, one video or log file, or a route's name (dongle and separator optional, connect's addresses too) looked for
-  in data_dir; each may be followed by /n or /first:last, a Python slice of segment numbers. Raises UserError saying where it looked and what is there.
-  """
+  name: a folder with segments, a segment's folder, one video or log file, or a route's name (dongle and separator
+  optional, connect's addresses too) looked for in data_dir; each may be followed by /n or /first:last, a Python slice
+  of segment numbers. Raises UserError saying where it looked and what is there."""
 
   def __init__(self, name: str | Path, data_dir: str | Path | None = None):
     text = str(name).rstrip("/")
     try:
       self._open(text, data_dir)
-    except (OSError, ValueError) as e:   # a name too long, or with a zero in it; a folder that may not be read
+    except (OSError, ValueError) as e:  # a name too long, or with a zero in it; a folder that may not be read
       raise UserError(f"no route at '{text[:200]}': {getattr(e, 'strerror', None) or e}") from None
     self.name = self.segments[0].route
 
   def _open(self, text: str, data_dir: str | Path | None) -> None:
     self.segments = self._find(text, Path(data_dir) if data_dir else None)
-    if not self.segments and (m := CONNECT.match(text)):   # connect's name for it; times in seconds behind it are no segments
+    if not self.segments and (
+      m := CONNECT.match(text)
+    ):  # connect's name for it; times in seconds behind it are no segments
       rest = m["rest"] if m["rest"] and RANGE.match(m["rest"][1:]) else ""
       if m["rest"] and not rest:
         warn(f"'{m['rest']}' behind the route's name is not used; --start and --seconds say from where to where")
@@ -159,9 +185,9 @@ class Route:
       return f"{where} is neither a folder nor a file"
     if not where.exists():
       place = f"'{text}'{f' in {data_dir}' if data_dir else ''}"
-      return f"no route at {place}: there is no such file or folder; give a folder with segments, or a route's name and --data-dir"
+      return f"no route at {place}: there is no such file or folder; give a folder with segments, or a route's name and --data-dir"  # noqa: E501
     there = sorted(p.name for p in where.iterdir())[:6] if where.is_dir() else []
-    return f"no route '{text}' in {where}: no folder there holds rlog, qlog or camera files; there {'are ' + ', '.join(there) if there else 'is nothing'}"
+    return f"no route '{text}' in {where}: no folder there holds rlog, qlog or camera files; there {'are ' + ', '.join(there) if there else 'is nothing'}"  # noqa: E501
 
   @staticmethod
   def _find(text: str, data_dir: Path | None) -> list[Segment]:
@@ -169,7 +195,11 @@ class Route:
     if path.is_file():
       kind = NAMES.get(path.name.lower()) or ("fcamera" if path.suffix.lower() in VIDEO_SUFFIXES else "rlog")
       m = SEGMENT.match(path.parent.name)
-      return [Segment(m["log"], int(m["n"]), path.parent, {kind: path}) if m else Segment(path.stem, 0, path.parent, {kind: path}, False)]
+      return [
+        Segment(m["log"], int(m["n"]), path.parent, {kind: path})
+        if m
+        else Segment(path.stem, 0, path.parent, {kind: path}, False)
+      ]
     if path.is_dir():
       if files := files_in(path):
         if path.name.isdecimal():  # DIR/<route>/<n>
@@ -179,7 +209,10 @@ class Route:
       all_there = segments_in(path, 2)
       routes = sorted({s.route for s in all_there})
       if len(routes) > 1:
-        raise UserError(f"{path} holds {len(routes)} routes; name one: {', '.join(routes[:6])}{' ...' if len(routes) > 6 else ''}, as {path}/{routes[0]}")
+        raise UserError(
+          f"{path} holds {len(routes)} routes; name one: {', '.join(routes[:6])}{' ...' if len(routes) > 6 else ''}, "
+          f"as {path}/{routes[0]}"
+        )
       return all_there
     # a route's name inside a folder: DIR/<dongle>|<log id>
     folder, name = (path.parent, path.name)

@@ -9,7 +9,9 @@ from pathlib import Path
 ROUTE = re.compile(
   r"(?:(?<![0-9A-Za-z])[0-9a-f]{16}[|_/](?:\w+/)?)?(?<![0-9A-Za-z])(?:\d{4}-\d\d-\d\d--\d\d-\d\d-\d\d|[0-9a-f]{8}--[0-9a-f]{10})(?![0-9A-Za-z])(?:--\d+|/\d+)?"
 )
-VIN = re.compile(r"(?<![0-9A-Za-z])(?=[A-HJ-NPR-Z0-9]*\d)(?=[A-HJ-NPR-Z0-9]*[A-HJ-NPR-Z])[A-HJ-NPR-Z0-9]{17}(?![0-9A-Za-z])")
+VIN = re.compile(
+  r"(?<![0-9A-Za-z])(?=[A-HJ-NPR-Z0-9]*\d)(?=[A-HJ-NPR-Z0-9]*[A-HJ-NPR-Z])[A-HJ-NPR-Z0-9]{17}(?![0-9A-Za-z])"
+)
 ABSOLUTE = re.compile(r"(?<![\w./:~-])(?:file://)?(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\'\"`,;:()<>|]+)+[/\\]?")
 DONGLE = re.compile(r"(?<![0-9A-Za-z])[0-9a-f]{16}(?=[|/])")
 
@@ -20,7 +22,8 @@ def command(*words: str | Path) -> str:
 
 
 def public(text: str | Path) -> str:
-  """text without what tells of a person: names of drives and devices, VINs, and all of a path but its last part. For what ships or may be published."""
+  """text without what tells of a person: names of drives and devices, VINs, and all of a path but its last part. For
+  what ships or may be published."""
   text = ROUTE.sub("ROUTE", str(text))
   text = DONGLE.sub("DEVICE", text)
   text = VIN.sub("VIN", text)
@@ -33,8 +36,8 @@ def public_path(path: str | Path) -> str:
 
 
 def public_command(text: str) -> str:
-  """A command line's options without what tells of a person: of paths the last part stays. Where it was not quoted, so that a path with spaces cannot be told
-  from words, values are left out altogether."""
+  """A command line's options without what tells of a person: of paths the last part stays. Where it was not quoted, so
+  that a path with spaces cannot be told from words, values are left out altogether."""
   try:
     words = shlex.split(text)
   except ValueError:

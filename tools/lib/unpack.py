@@ -1,4 +1,5 @@
 """Logs' files -> bytes: zstd or bz2 or plain, of any number of frames, in bounded memory."""
+
 import bz2
 import stat
 from collections.abc import Iterator
@@ -9,10 +10,14 @@ import zstandard
 from openpilot.tools.lib.errors import UserError
 
 ZSTD_MAGIC, BZ2_MAGIC = b"\x28\xb5\x2f\xfd", b"BZh"
-MAX_BYTES, SMALL_BYTES, MAX_RATIO = 2**31, 2**26, 250   # a log unpacks to so many at most; to so many in any case; to so many times its file's size
+MAX_BYTES, SMALL_BYTES, MAX_RATIO = (
+  2**31,
+  2**26,
+  250,
+)  # a log unpacks to so many at most; to so many in any case; to so many times its file's size
 STEP = 1 << 20
-CAREFUL = 4096         # zstd makes at most 128 KiB of each 4 bytes
-BLOCK = 1 << 17        # what a block of zstd holds at most
+CAREFUL = 4096  # zstd makes at most 128 KiB of each 4 bytes
+BLOCK = 1 << 17  # what a block of zstd holds at most
 
 
 def check_file(path: Path) -> int:
@@ -27,11 +32,13 @@ def check_file(path: Path) -> int:
 
 
 def decompress(path: Path) -> tuple[bytes, str]:
-  """-> the log's bytes, and what was wrong with the file's end ("" if nothing). Raises UserError where nothing can be read, or where it would take more memory
-  than a log of its size ever does."""
+  """-> the log's bytes, and what was wrong with the file's end ("" if nothing). Raises UserError where nothing can be
+  read, or where it would take more memory than a log of its size ever does."""
   size = check_file(path)
   if size > MAX_BYTES:
-    raise UserError(f"{path} has {size >> 20} MiB; a log of more than {MAX_BYTES >> 20} MiB is not read: split it into segments")
+    raise UserError(
+      f"{path} has {size >> 20} MiB; a log of more than {MAX_BYTES >> 20} MiB is not read: split it into segments"
+    )
   try:
     dat = path.read_bytes()
   except OSError as e:
@@ -44,11 +51,13 @@ def decompress(path: Path) -> tuple[bytes, str]:
   frames = unbz2 if dat[:3] == BZ2_MAGIC else unzstd
   out, problem = gather(frames(dat, STEP if frames is unbz2 or most_bytes(dat, limit) <= limit else CAREFUL), limit)
   if problem and frames is unzstd:
-    out, problem = gather(frames(dat, CAREFUL), limit)   # a little more of what stands before the damage
+    out, problem = gather(frames(dat, CAREFUL), limit)  # a little more of what stands before the damage
   if out is None:
     raise UserError(f"{path} of {size} bytes unpacks to more than {limit >> 20} MiB, which no log does; it is not read")
   if not any(out):
-    raise UserError(f"{path} holds no readable data: {problem or 'it is empty inside'}; copy it again, or leave this segment out")
+    raise UserError(
+      f"{path} holds no readable data: {problem or 'it is empty inside'}; copy it again, or leave this segment out"
+    )
   return out[0] if len(out) == 1 else b"".join(out), problem
 
 
@@ -63,7 +72,7 @@ def head(path: Path, size: int = 1 << 16) -> bytes:
     return b"".join(parts or [])
   if dat[:3] == BZ2_MAGIC:
     with open(path, "rb") as f:
-      return b"".join(gather(unbz2(f.read(1 << 20), STEP), STEP)[0] or [])   # a block of bz2 has up to 900 kB
+      return b"".join(gather(unbz2(f.read(1 << 20), STEP), STEP)[0] or [])  # a block of bz2 has up to 900 kB
   return dat
 
 
@@ -90,14 +99,14 @@ def most_bytes(dat: bytes, limit: int) -> int:
   """What a zstd file unpacks to at most, from the headers of its blocks; or something above `limit`."""
   pos = total = 0
   while pos + 6 <= len(dat) and total <= limit:
-    if is_skippable(dat[pos:pos + 4]):
-      pos += 8 + int.from_bytes(dat[pos + 4:pos + 8], "little")
+    if is_skippable(dat[pos : pos + 4]):
+      pos += 8 + int.from_bytes(dat[pos + 4 : pos + 8], "little")
       continue
     d = dat[pos + 4]
     single, size = d >> 5 & 1, (0, 2, 4, 8)[d >> 6]
     pos += 6 - single + (0, 1, 2, 4)[d & 3] + (size or single)
     while pos + 3 <= len(dat) and total <= limit:
-      head = int.from_bytes(dat[pos:pos + 3], "little")
+      head = int.from_bytes(dat[pos : pos + 3], "little")
       kind = head >> 1 & 3
       total += head >> 3 if kind < 2 else BLOCK
       pos += 3 + (1 if kind == 1 else head >> 3)
@@ -112,14 +121,14 @@ def unzstd(dat: bytes, step: int) -> Iterator[bytes]:
   view = memoryview(dat)
   pos = 0
   while pos < len(dat):
-    if is_skippable(dat[pos:pos + 4]):
-      pos += 8 + int.from_bytes(dat[pos + 4:pos + 8], "little")
+    if is_skippable(dat[pos : pos + 4]):
+      pos += 8 + int.from_bytes(dat[pos + 4 : pos + 8], "little")
       continue
     z = zstandard.ZstdDecompressor().decompressobj()
     while not z.eof:
       if pos >= len(dat):
         raise EOFError("cut short")
-      piece = view[pos:pos + step]
+      piece = view[pos : pos + step]
       yield z.decompress(piece)
       pos += len(piece) - len(z.unused_data)
 

@@ -12,7 +12,8 @@ FORMATS = {".hevc": ("hevc", "libx265"), ".ts": ("mpegts", "libx264"), ".mp4": (
 
 
 class VideoWriter:
-  """HEVC without container (.hevc), H.264 in MPEG-TS (.ts) or MP4: no B frames, groups as comma's encoders make them, limited range BT.601."""
+  """HEVC without container (.hevc), H.264 in MPEG-TS (.ts) or MP4: no B frames, groups as comma's encoders make them,
+  limited range BT.601."""
 
   def __init__(self, path: Path, width: int, height: int, gop: int = 20, crf: int = 24, fps: int = 20):
     kind, codec = FORMATS[path.suffix]
@@ -44,5 +45,7 @@ class VideoWriter:
   def __enter__(self) -> "VideoWriter":
     return self
 
-  def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+  def __exit__(
+    self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+  ) -> None:
     self.close()

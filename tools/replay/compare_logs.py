@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Says where two logs differ: first in number and order of messages, then field by field. Exit code 0: the same, 1: they differ."""
+"""Says where two logs differ: first in number and order of messages, then field by field. Exit code 0: the same, 1:
+they differ."""
 
 import argparse
 import math
@@ -15,13 +16,18 @@ from openpilot.tools.lib.logreader import TAG_NAMES, LogReader
 
 
 # what a message says of the machine that made it and not of the road; zero in process-replay's logs
-MACHINE_FIELDS = tuple(f"{service}.modelExecutionTime" for service in ("modelV2", "fairDepth", "fairObjects", "fairSegmentation", "fairLanes")) + tuple(
-  f"fairState.{field}" for field in ("warpTime", "decodeTime", "publishTime", "memoryMB", "graphs.executionTime", "graphs.executionTimeMax")
+MACHINE_FIELDS = tuple(
+  f"{service}.modelExecutionTime"
+  for service in ("modelV2", "fairDepth", "fairObjects", "fairSegmentation", "fairLanes")
+) + tuple(
+  f"fairState.{field}"
+  for field in ("warpTime", "decodeTime", "publishTime", "memoryMB", "graphs.executionTime", "graphs.executionTimeMax")
 )
 
 
 def is_ignored(path: str, fields: Sequence[str]) -> bool:
-  """path: of one field, such as fairState.graphs[0].executionTime; fields: with or without the numbers in brackets, of all that begins so."""
+  """path: of one field, such as fairState.graphs[0].executionTime; fields: with or without the numbers in brackets, of
+  all that begins so."""
   plain = re.sub(r"\[\d+\]", "", path)
   return any(p == f or p.startswith((f + ".", f + "[")) for p in (path, plain) for f in fields)
 
@@ -29,8 +35,7 @@ def is_ignored(path: str, fields: Sequence[str]) -> bool:
 def differences(a: Any, b: Any, at: str = "", tolerance: float = 0.0) -> Iterator[tuple[str, Any, Any]]:
   """(field path, value in a, value in b) of all that differs between two dicts, lists or values.
 
-  Floats: |a - b| <= tolerance * (1 + |a|) is equal, and nan equals nan.
-  """
+  Floats: |a - b| <= tolerance * (1 + |a|) is equal, and nan equals nan."""
   if isinstance(a, dict) and isinstance(b, dict):
     for k in sorted(a.keys() | b.keys()):
       yield from differences(a.get(k), b.get(k), f"{at}.{k}" if at else str(k), tolerance)
@@ -47,12 +52,15 @@ def differences(a: Any, b: Any, at: str = "", tolerance: float = 0.0) -> Iterato
 
 
 def compare_logs(
-  a: Iterable[tuple[int, int, bytes]], b: Iterable[tuple[int, int, bytes]], ignore_fields: Sequence[str] = (), tolerance: float = 0.0, limit: int = 20
+  a: Iterable[tuple[int, int, bytes]],
+  b: Iterable[tuple[int, int, bytes]],
+  ignore_fields: Sequence[str] = (),
+  tolerance: float = 0.0,
+  limit: int = 20,
 ) -> list[str]:
   """Two streams of (time, union tag, bytes) -> a line per difference, at most `limit`; [] where they are the same.
 
-  ignore_fields: e.g. 'logMonoTime', 'fairState.graphs.runs', *MACHINE_FIELDS.
-  """
+  ignore_fields: e.g. 'logMonoTime', 'fairState.graphs.runs', *MACHINE_FIELDS."""
   first, second = list(a), list(b)
   lines: list[str] = []
   counts = [Counter(TAG_NAMES[tag] for _, tag, _ in x) for x in (first, second)]
@@ -84,7 +92,12 @@ def main() -> int:
   p = argparse.ArgumentParser(prog="compare-logs", description=__doc__)
   p.add_argument("a", type=Path)
   p.add_argument("b", type=Path)
-  p.add_argument("--ignore", default="", metavar="FIELDS", help="comma-separated field paths, e.g. logMonoTime,fairState.rate; machine: all times and memory")
+  p.add_argument(
+    "--ignore",
+    default="",
+    metavar="FIELDS",
+    help="comma-separated field paths, e.g. logMonoTime,fairState.rate; machine: all times and memory",
+  )
   p.add_argument("--tolerance", type=float, default=0.0, help="of floats, absolute and relative")
   args = p.parse_args()
   ignored = [f for f in args.ignore.split(",") if f]

@@ -1,5 +1,7 @@
-"""Draws fair* messages over the picture that they are about: classes tinted, what is seen in boxes, the lead and the nearest with their distance,
-our lane lines, openpilot's path, lane lines and road edges as its UI draws them, depth in a corner."""
+"""Draws fair* messages over the picture that they are about: classes tinted, what is seen in boxes, the lead and the
+nearest with their distance, our lane lines, openpilot's path, lane lines and road edges as its UI draws them, depth in
+a corner."""
+
 from typing import Any
 
 import numpy as np
@@ -16,15 +18,15 @@ from openpilot.selfdrive.modeld.fair.publish import class_map_from_message, dept
 from openpilot.tools.lib.colors import CLASS_COLORS, OTHER_COLOR, TINT, TURBO, depth_picture, depth_scale, track_color
 
 ABOUT = ("fairDepth", "fairSegmentation", "fairObjects", "fairLanes")  # each about one frame
-HELD = 3              # frames that a map of depth stays in the picture
-LABELS = 5            # objects that get one: the lead, then the nearest
-HIDDEN = 2            # objects out of sight that are hinted at: the nearest
-LEAD_OFFSET = 1.5     # m from the middle of the path, within which an object is in the way
-LINE_PROB = 0.25      # lines below are not drawn
-HEIGHT = 1.22         # m, of the camera where the log does not say
+HELD = 3  # frames that a map of depth stays in the picture
+LABELS = 5  # objects that get one: the lead, then the nearest
+HIDDEN = 2  # objects out of sight that are hinted at: the nearest
+LEAD_OFFSET = 1.5  # m from the middle of the path, within which an object is in the way
+LINE_PROB = 0.25  # lines below are not drawn
+HEIGHT = 1.22  # m, of the camera where the log does not say
 WHITE, GREEN, RED, YELLOW, GRAY = (255, 255, 255), (23, 220, 110), (255, 60, 50), (255, 210, 60), (200, 200, 200)
-CYAN = (0, 225, 255)      # our lane lines
-SHADE = (0, 0, 0, 150)   # under text
+CYAN = (0, 225, 255)  # our lane lines
+SHADE = (0, 0, 0, 150)  # under text
 
 
 def at_view(mask: np.ndarray) -> np.ndarray:
@@ -34,7 +36,7 @@ def at_view(mask: np.ndarray) -> np.ndarray:
 
 
 def distance(o: Any) -> float:
-  """Metres ahead of an object of fairObjects; infinite where nobody knows."""
+  """Meters ahead of an object of fairObjects; infinite where nobody knows."""
   if len(o.position):
     return float(o.position[0])
   return float(o.depth) if o.depth > 0 else np.inf
@@ -42,11 +44,11 @@ def distance(o: Any) -> float:
 
 def label_text(o: Any, classes: list[str], lead: bool) -> str:
   """'lead 27 m', '27 m', 'pedestrian 12 m'; with the standard deviation where that is more than a fifth."""
-  metres = f"{distance(o):.0f}"
+  meters = f"{distance(o):.0f}"
   if len(o.positionStd) and o.positionStd[0] > 0.2 * distance(o):
-    metres += f" \u00b1{o.positionStd[0]:.0f}"
+    meters += f" \u00b1{o.positionStd[0]:.0f}"
   name = classes[o.classId] if o.classId < len(classes) else f"class {o.classId}"
-  return f"{'lead' if lead else name} {metres} m"
+  return f"{'lead' if lead else name} {meters} m"
 
 
 class Labels:
@@ -111,7 +113,8 @@ class Overlay:
       self.latest[which] = event
 
   def _geometry(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """intrinsics; the picture's pixels that the view covers, and for each the view pixel that shows it, both as indices into the flat images."""
+    """intrinsics; the picture's pixels that the view covers, and for each the view pixel that shows it, both as indices
+    into the flat images."""
     if self.maps is None:
       intrinsics = camera_intrinsics(self.width, self.height, self.device, self.sensor, self.wide)
       inverse = np.linalg.inv(get_warp_matrix(self.rpy, intrinsics))
@@ -129,7 +132,7 @@ class Overlay:
     found = self.by_frame.get(frame_id, {})
     said = {which: getattr(found[which], which) for which in ABOUT if which in found and found[which].valid}
     picture = np.asarray(Image.fromarray(rgb).resize(self.size, Image.Resampling.BILINEAR)).copy()
-    tints: list[tuple[np.ndarray, tuple[int, int, int]]] = []   # masks of the view, the later over the earlier
+    tints: list[tuple[np.ndarray, tuple[int, int, int]]] = []  # masks of the view, the later over the earlier
     legend: dict[str, tuple[int, int, int]] = {}
     if "fairSegmentation" in said:
       m = said["fairSegmentation"]
@@ -157,7 +160,9 @@ class Overlay:
       self.depth = (frame_id, found["fairDepth"])
     if self.depth is not None and 0 <= frame_id - self.depth[0] <= HELD and self.depth[1].valid:
       m = self.depth[1].fairDepth
-      self._inset(image, d, labels, depth_from_message(m), "depth, m" if m.metric else "depth, relative: its scale is not known")
+      self._inset(
+        image, d, labels, depth_from_message(m), "depth, m" if m.metric else "depth, relative: its scale is not known"
+      )
     if "fairObjects" in said:
       self._objects(d, labels, said["fairObjects"], to_camera, model)
     for old in [k for k in self.by_frame if k <= frame_id]:
@@ -171,7 +176,7 @@ class Overlay:
 
   def _tint(self, picture: np.ndarray, tints: list[tuple[np.ndarray, tuple[int, int, int]]]) -> None:
     _, inside, view = self._geometry()
-    index = np.zeros(VIEW_H * VIEW_W, np.uint8)   # which tint; 0 none
+    index = np.zeros(VIEW_H * VIEW_W, np.uint8)  # which tint; 0 none
     for i, (mask, _) in enumerate(tints[:255], 1):
       if mask.any():
         index[at_view(mask).ravel()] = i
@@ -182,18 +187,21 @@ class Overlay:
     flat[pixels] = flat[pixels] * np.float32(1 - TINT) + colors[at]
 
   def _objects(self, d: ImageDraw.ImageDraw, labels: Labels, m: Any, to_camera: np.ndarray, model: Any) -> None:
-    """Boxes of what is seen; distances of the lead and the nearest; a hint, thin and gray, of the nearest that are out of sight."""
+    """Boxes of what is seen; distances of the lead and the nearest; a hint, thin and gray, of the nearest that are out
+    of sight."""
     classes, lead = list(m.classes), lead_of(m.objects, model)
     near = sorted(m.objects, key=distance)
     for o in [o for o in near if o.occluded and np.isfinite(distance(o))][:HIDDEN]:
       self._box(d, o, to_camera, (*GRAY, 90), 1)
     seen = [o for o in near if not o.occluded]
-    for o in reversed(seen):   # the nearest on top
+    for o in reversed(seen):  # the nearest on top
       self._box(d, o, to_camera, track_color(o.trackId), 3 if lead is not None and o.trackId == lead.trackId else 2)
     first = ([lead] if lead is not None else []) + [o for o in seen if lead is None or o.trackId != lead.trackId]
     for o in [o for o in first if np.isfinite(distance(o))][:LABELS]:
       corners = self._corners(o, to_camera)
-      labels.beside(np.concatenate([corners.min(0), corners.max(0)]), label_text(o, classes, o is lead), track_color(o.trackId))
+      labels.beside(
+        np.concatenate([corners.min(0), corners.max(0)]), label_text(o, classes, o is lead), track_color(o.trackId)
+      )
 
   def _corners(self, o: Any, to_camera: np.ndarray) -> np.ndarray:
     x0, y0, x1, y1 = o.box
@@ -213,23 +221,33 @@ class Overlay:
       if len(line.roadX) > 1 and len(line.fit) == 4:
         ground = ground or view_ground("medmodel", line.roadZ[0])
         ahead = np.linspace(min(line.roadX), max(line.roadX), 30)
-        px = ground.view(np.stack([ahead, on_line(np.array(list(line.fit)), ahead), np.full(30, ground.height)], axis=1))
+        px = ground.view(
+          np.stack([ahead, on_line(np.array(list(line.fit)), ahead), np.full(30, ground.height)], axis=1)
+        )
         d.line([tuple(c) for c in self._picture(px, to_camera).tolist()], fill=color, width=3)
-      for (u, v), seen in zip(self._picture(np.stack([list(line.x), list(line.y)], axis=1), to_camera).tolist(), line.visibility, strict=True):
+      for (u, v), seen in zip(
+        self._picture(np.stack([list(line.x), list(line.y)], axis=1), to_camera).tolist(), line.visibility, strict=True
+      ):
         if seen >= 0.5:
           d.ellipse((u - 2, v - 2, u + 2, v + 2), fill=color)
 
-  def _ribbon(self, d: ImageDraw.ImageDraw, xyz: np.ndarray, half_width: float, intrinsics: np.ndarray, color: tuple[int, ...]) -> None:
-    """A band on the road along xyz (N, 3), device frame, metres."""
+  def _ribbon(
+    self, d: ImageDraw.ImageDraw, xyz: np.ndarray, half_width: float, intrinsics: np.ndarray, color: tuple[int, ...]
+  ) -> None:
+    """A band on the road along xyz (N, 3), device frame, meters."""
     rotation, sides = rot_from_euler(self.rpy), []
     for offset in (-half_width, half_width):
       px, z = project(xyz + [0, offset, 0], intrinsics, rotation)
-      sides.append([(float(u * self.scale), float(v * self.scale)) for (u, v), depth in zip(px, z, strict=True) if 2 < depth < 100])
+      sides.append(
+        [(float(u * self.scale), float(v * self.scale)) for (u, v), depth in zip(px, z, strict=True) if 2 < depth < 100]
+      )
     if len(sides[0]) > 1 and len(sides[1]) > 1:
       d.polygon(sides[0] + sides[1][::-1], fill=color)
 
   def _model(self, d: ImageDraw.ImageDraw, m: Any, intrinsics: np.ndarray) -> None:
-    """modelV2 as openpilot's UI draws it (selfdrive/ui/onroad/model_renderer.py): the path on the road, lane lines by probability, road edges red."""
+    """modelV2 as openpilot's UI draws it (selfdrive/ui/onroad/model_renderer.py): the path on the road, lane lines by
+    probability, road edges red."""
+
     def points(line: Any, down: float = 0.0) -> np.ndarray:
       return np.stack([list(line.x), list(line.y), list(line.z)], axis=1) + [0, 0, down]
 
@@ -251,9 +269,17 @@ class Overlay:
     d.rectangle((left - 1, top - 1, left + w, top + h), outline=WHITE)
     d.text((left + 4, top + 2), title, fill=WHITE, font=self.font, stroke_width=2, stroke_fill=(0, 0, 0))
     image.paste(Image.fromarray(TURBO[None].repeat(8, 0)).resize((w, 8)), (left, top + h + 3))
-    for metres in (2, 5, 10, 20, 50, 120):
-      x = left + float(depth_scale(metres)) * w
-      d.text((x, top + h + 12), f"{metres}", fill=WHITE, font=self.font, anchor={2: "lt", 120: "rt"}.get(metres, "mt"), stroke_width=2, stroke_fill=(0, 0, 0))
+    for meters in (2, 5, 10, 20, 50, 120):
+      x = left + float(depth_scale(meters)) * w
+      d.text(
+        (x, top + h + 12),
+        f"{meters}",
+        fill=WHITE,
+        font=self.font,
+        anchor={2: "lt", 120: "rt"}.get(meters, "mt"),
+        stroke_width=2,
+        stroke_fill=(0, 0, 0),
+      )
 
   def _header(self, d: ImageDraw.ImageDraw, labels: Labels, frame_id: int, events: list[Any]) -> None:
     parts: list[tuple[str, tuple[int, int, int]]] = []
@@ -292,8 +318,19 @@ class Overlay:
 
 
 def lead_of(objects: Any, model: Any = None) -> Any:
-  """The nearest object in sight on the path of modelV2, straight ahead where there is none; None where nothing is in the way."""
-  path = (list(model.position.x), list(model.position.y)) if model is not None and len(model.position.x) > 1 else ([0.0, 1.0], [0.0, 0.0])
-  ahead = [o for o in objects if not o.occluded and len(o.position) and o.position[0] > 0
-           and abs(o.position[1] - np.interp(o.position[0], *path)) < LEAD_OFFSET]
+  """The nearest object in sight on the path of modelV2, straight ahead where there is none; None where nothing is in
+  the way."""
+  path = (
+    (list(model.position.x), list(model.position.y))
+    if model is not None and len(model.position.x) > 1
+    else ([0.0, 1.0], [0.0, 0.0])
+  )
+  ahead = [
+    o
+    for o in objects
+    if not o.occluded
+    and len(o.position)
+    and o.position[0] > 0
+    and abs(o.position[1] - np.interp(o.position[0], *path)) < LEAD_OFFSET
+  ]
   return min(ahead, key=distance, default=None)

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Drives fairmodeld's model over a route without clock or sockets: the same route and bundle give the same bytes every time. Execution times are zero."""
+"""Drives fairmodeld's model over a route without clock or sockets: the same route and bundle give the same bytes every
+time. Execution times are zero."""
 
 import argparse
 import sys
@@ -29,11 +30,18 @@ PROCESSING_NS = 20_000_000  # stands for the time that fairmodeld takes
 
 
 def logged_frames(
-  segments: list[Segment], camera: str, services: list[str], hear: Callable[[str, Any], None], start: float, seconds: float | None, what: str, progress: bool,
-  focal: float | None = None
+  segments: list[Segment],
+  camera: str,
+  services: list[str],
+  hear: Callable[[str, Any], None],
+  start: float,
+  seconds: float | None,
+  what: str,
+  progress: bool,
+  focal: float | None = None,
 ) -> Iterator[tuple[EncodeEntry, np.ndarray, str | None, str | None]]:
-  """Frames of a route, and the device's type and the sensor as logged until the end of the frame's exposure. What the log has of `services`, of deviceState and
-  of the camera's state until then goes to hear(service, message) before."""
+  """Frames of a route, and the device's type and the sensor as logged until the end of the frame's exposure. What the
+  log has of `services`, of deviceState and of the camera's state until then goes to hear(service, message) before."""
   state_service = STATE_SERVICES[camera]
   paths = [s.log_path for s in segments if s.log_path is not None]
   reader = LogReader(paths, services=[*services, "deviceState", state_service])
@@ -42,7 +50,9 @@ def logged_frames(
   device = sensor = None
   first = 0
   total = sum(1200 for s in segments if getattr(s, VIDEOS[camera]))
-  bar = tqdm(total=total, desc=what, unit="frame", disable=not progress, mininterval=0.1 if sys.stderr.isatty() else 10.0)
+  bar = tqdm(
+    total=total, desc=what, unit="frame", disable=not progress, mininterval=0.1 if sys.stderr.isatty() else 10.0
+  )
   for entry, frame in frames(segments, camera, start, focal=focal):
     first = first or entry.timestamp_eof
     if seconds is not None and (entry.timestamp_eof - first) * 1e-9 >= seconds:
@@ -60,7 +70,7 @@ def logged_frames(
     yield entry, frame, device, sensor
     bar.update()
   bar.close()
-  events.close()   # what was damaged is said
+  events.close()  # what was damaged is said
 
 
 class CameraBuffer:
@@ -84,8 +94,13 @@ class CameraBuffer:
 
 
 def process_replay(
-  segments: list[Segment], model: FairModel, camera: str, start: float = 0.0, seconds: float | None = None, progress: bool = True,
-  focal: float | None = None
+  segments: list[Segment],
+  model: FairModel,
+  camera: str,
+  start: float = 0.0,
+  seconds: float | None = None,
+  progress: bool = True,
+  focal: float | None = None,
 ) -> Iterator[bytes]:
   """Serialized fair* messages in order. logMonoTime: the end of the frame's exposure plus PROCESSING_NS."""
   # openpilot's model of a frame comes after it; fairmodeld waits for it, so here it is looked up by the frame's number
@@ -107,7 +122,9 @@ def process_replay(
       model.speed = m.vEgo
 
   services = ["extrinsicsCalibration", "carState"]
-  for entry, frame, device, sensor in logged_frames(segments, camera, services, hear, start, seconds, "process replay", progress, focal):
+  for entry, frame, device, sensor in logged_frames(
+    segments, camera, services, hear, start, seconds, "process replay", progress, focal
+  ):
     eof = entry.timestamp_eof
     if model.schedule.look(entry.frame_id, eof)[0] is not Verdict.TAKE:
       continue
@@ -131,7 +148,7 @@ def models_by_frame(reader: LogReader) -> Iterator[tuple[int, Any]]:
     with reader.guard(event):
       frame_id = event.modelV2.frameId
       if event.valid:
-        read_all(event.modelV2)   # it is read where no damage is expected
+        read_all(event.modelV2)  # it is read where no damage is expected
         m = event.modelV2
     if frame_id >= 0:
       yield frame_id, m
@@ -141,7 +158,11 @@ def main() -> None:
   p = argparse.ArgumentParser(prog="process-replay", description=__doc__)
   add_route_arguments(p)
   p.add_argument("--bundle", type=Path, help="a bundle's folder; default: models/fair_unified_small")
-  p.add_argument("--small", action="store_true", help="what goes into a car's log without the param FairLogDense: no masks, nearest objects, few lane points")
+  p.add_argument(
+    "--small",
+    action="store_true",
+    help="what goes into a car's log without the param FairLogDense: no masks, nearest objects, few lane points",
+  )
   p.add_argument("--out", type=Path, default=Path("out/process_replay.zst"))
   args = p.parse_args()
   segments, camera = open_route(args.route, args.data_dir, args.camera)

@@ -47,10 +47,9 @@ class Recorder:
 def on_route_clock(live: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
   """Live messages -> (time, bytes) on the clock of the replayed route.
 
-  A replay sends frames with the route's own times, while fairmodeld stamps its messages with the machine's clock. The smallest distance between a
-  message and the end of its frame's exposure is taken as the offset of the two clocks plus the fastest latency;
-  what a message took longer than that stays in its time.
-  """
+  A replay sends frames with the route's own times, while fairmodeld stamps its messages with the machine's clock. The
+  smallest distance between a message and the end of its frame's exposure is taken as the offset of the two clocks plus
+  the fastest latency; what a message took longer than that stays in its time."""
   stamped: list[tuple[int, int, bool, bytes]] = []
   guard = Guard("the live messages")
   for dat in live:
@@ -70,9 +69,12 @@ def on_route_clock(live: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def merge(source: Sequence[Path], live: Sequence[bytes], out: Path) -> int:
-  """The logs' own messages (fair* of an earlier run left out) and the live ones, by time -> out. Returns how many were written."""
+  """The logs' own messages (fair* of an earlier run left out) and the live ones, by time -> out. Returns how many were
+  written."""
   own = ((t, dat) for t, tag, dat in LogReader(source).raw() if not is_fair(tag)) if source else iter(())
-  return write_log(out, (dat for _, dat in heapq.merge(own, sorted(on_route_clock(live), key=lambda x: x[0]), key=lambda x: x[0])))
+  return write_log(
+    out, (dat for _, dat in heapq.merge(own, sorted(on_route_clock(live), key=lambda x: x[0]), key=lambda x: x[0]))
+  )
 
 
 def is_fair(tag: int) -> bool:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Publishes a logged route: its messages on messaging, its video as camera frames on VisionIPC, at the pace at which they were recorded.
+"""Publishes a logged route: its messages on messaging, its video as camera frames on VisionIPC, at the pace at which
+they were recorded.
 
-Frames are joined to the log by frameId and segmentId, and sent when the log says that their exposure ended. fair* messages and managerState in the log are
-left out, since fairmodeld and the manager beside this make new ones. A segment without video plays its messages; a video without log plays at its own rate,
-uncalibrated.
-"""
+Frames are joined to the log by frameId and segmentId, and sent when the log says that their exposure ended. fair*
+messages and managerState in the log are left out, since fairmodeld and the manager beside this make new ones. A segment
+without video plays its messages; a video without log plays at its own rate, uncalibrated."""
 
 import argparse
 import heapq
@@ -31,7 +31,16 @@ from openpilot.tools.lib.framereader import picture_size
 from openpilot.tools.lib.guard import Guard, is_sound, open_event
 from openpilot.tools.lib.logreader import TAG_NAMES, LogReader
 from openpilot.tools.lib.route import Segment
-from openpilot.tools.replay.source import STATE_SERVICES, STREAMS, KnownCamera, add_route_arguments, choose_camera, fill_nv12, frames, open_route
+from openpilot.tools.replay.source import (
+  STATE_SERVICES,
+  STREAMS,
+  KnownCamera,
+  add_route_arguments,
+  choose_camera,
+  fill_nv12,
+  frames,
+  open_route,
+)
 
 BUFFERS = 20
 AHEAD = 8  # frames decoded before they are due
@@ -60,7 +69,12 @@ def messages(segments: list[Segment], allow: set[str] | None, block: set[str]) -
     return
   for t, tag, dat in LogReader(paths).raw():
     service = TAG_NAMES[tag]
-    if service in SERVICE_LIST and not service.startswith("fair") and service not in block and (allow is None or service in allow):
+    if (
+      service in SERVICE_LIST
+      and not service.startswith("fair")
+      and service not in block
+      and (allow is None or service in allow)
+    ):
       yield t, service, dat
 
 
@@ -87,7 +101,15 @@ class Replay:
     vipc: bool = True,
     focal: float | None = None,
   ):
-    self.segments, self.start, self.seconds, self.speed, self.loop, self.vipc, self.focal = segments, start, seconds, speed, loop, vipc, focal
+    self.segments, self.start, self.seconds, self.speed, self.loop, self.vipc, self.focal = (
+      segments,
+      start,
+      seconds,
+      speed,
+      loop,
+      vipc,
+      focal,
+    )
     self.allow = {service_name(s) for s in allow} if allow is not None else None
     self.block = {service_name(s) for s in block} | (OURS - (self.allow or set()))
     unknown = sorted(((self.allow or set()) | self.block) - SERVICE_LIST.keys())
@@ -103,8 +125,8 @@ class Replay:
     self.stop = threading.Event()
 
   def _survey(self) -> None:
-    """One pass over the logs, before the sockets are made: what will be published, where the log begins, which sensor films. deviceState goes out always,
-    or nothing would start; camera states for every frame."""
+    """One pass over the logs, before the sockets are made: what will be published, where the log begins, which sensor
+    films. deviceState goes out always, or nothing would start; camera states for every frame."""
     self.logged: set[str] = set()
     self.first_time: int | None = None
     self.sensor = "unknown"
@@ -124,7 +146,11 @@ class Replay:
   def _items(self) -> Iterator[Item]:
     """Messages and frames, merged in time."""
     state = STATE_SERVICES[self.camera]
-    video = frames(self.segments, self.camera, self.start, origin=self.first_time, focal=self.focal) if self.has_video else iter(())
+    video = (
+      frames(self.segments, self.camera, self.start, origin=self.first_time, focal=self.focal)
+      if self.has_video
+      else iter(())
+    )
 
     def logged() -> Iterator[Item]:
       for t, service, dat in messages(self.segments, self.allow, self.block):
@@ -163,17 +189,26 @@ class Replay:
     buf = server.get_buffer(stream)
     w, h = frame.shape[1], frame.shape[0] * 2 // 3
     if (w, h) != (buf.width, buf.height):
-      raise UserError(f"frames change from {buf.width}x{buf.height} to {w}x{h} within the route; replay the segments one at a time")
+      raise UserError(
+        f"frames change from {buf.width}x{buf.height} to {w}x{h} within the route; replay the segments one at a time"
+      )
     fill_nv12(frame, buf.data, buf.stride, buf.uv_offset)
     server.send_buffer(stream, buf, frame_id, entry.timestamp_sof + shift, entry.timestamp_eof + shift)
     self.sent_frames += 1
 
   def run(self, progress: bool = True, warm_up: float = 0.3) -> None:
-    """Plays to the end, or until stop is set. warm_up: seconds that subscribers get to connect, deviceState alive meanwhile."""
+    """Plays to the end, or until stop is set. warm_up: seconds that subscribers get to connect, deviceState alive
+    meanwhile."""
     self.last_time = self.last_id = 0  # as sent
     name = plain(self.segments[0].route)
-    bar = tqdm(total=None, desc=f"replay {name}", disable=not progress or not sys.stderr.isatty(), bar_format="{desc}: {n:.1f} s {postfix}")
-    self.say_at = SAY_EVERY if progress and bar.disable else math.inf   # s of the route: a file or a pipe gets a line now and then
+    bar = tqdm(
+      total=None,
+      desc=f"replay {name}",
+      disable=not progress or not sys.stderr.isatty(),
+      bar_format="{desc}: {n:.1f} s {postfix}",
+    )
+    # s of the route: a file or a pipe gets a line now and then
+    self.say_at = SAY_EVERY if progress and bar.disable else math.inf
     try:
       if self.has_video:
         self._serve()
@@ -183,7 +218,10 @@ class Replay:
         before = self.sent_messages + self.sent_frames
         self._round(bar)
         if self.sent_messages + self.sent_frames == before and not self.stop.is_set():
-          raise UserError(f"nothing of {name} is to be published from second {self.start:g} on; it is shorter, or --allow and --block leave nothing")
+          raise UserError(
+            f"nothing of {name} is to be published from second {self.start:g} on; it is shorter, or --allow and "
+            "--block leave nothing"
+          )
         if not self.loop:
           break
     finally:
@@ -199,7 +237,7 @@ class Replay:
     base: int | None = None
     shift, id_shift = 0, None if self.last_id else 0
     begun, device_due = 0.0, 0.0
-    before = skipped = 0   # ns
+    before = skipped = 0  # ns
     while not self.stop.is_set():
       try:
         item = waiting.get(timeout=0.2)
@@ -214,7 +252,10 @@ class Replay:
         begun = time.monotonic()
         shift = self.last_time + 50_000_000 - base if self.last_time else 0
       if item.time - before > GAP:
-        warn(f"the log has nothing for {(item.time - before) * 1e-9:.1f} s from second {(before - base) * 1e-9:.1f} on: replay jumps over them")
+        warn(
+          f"the log has nothing for {(item.time - before) * 1e-9:.1f} s from second {(before - base) * 1e-9:.1f} on: "
+          "replay jumps over them"
+        )
         skipped += item.time - before
       before = max(before, item.time)
       at = (item.time - base - skipped) * 1e-9
@@ -269,7 +310,7 @@ class Replay:
 
   def _started(self, t: int, dat: bytes | None = None) -> None:
     """deviceState with started set, as it was logged or, where the log has none, made up."""
-    if dat is not None and not is_sound(dat):   # as_builder() would abort the process
+    if dat is not None and not is_sound(dat):  # as_builder() would abort the process
       self.guard.damaged["deviceState"] += 1
       dat = None
     msg = open_event(dat).as_builder() if dat is not None else messaging.new_message("deviceState")
@@ -326,7 +367,10 @@ def main() -> None:
     replay.run()
   except messaging.MultiplePublishersError as e:
     raise UserError(str(e)) from None
-  print(f"replay: {replay.sent_messages} messages, {replay.sent_frames} frames, {replay.late_frames} late by more than 20 ms")
+  print(
+    f"replay: {replay.sent_messages} messages, {replay.sent_frames} frames, {replay.late_frames} late by more "
+    "than 20 ms"
+  )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from openpilot.tools.lib.errors import UserError, above_zero, cli
 from openpilot.tools.lib.guard import Guard
 from openpilot.tools.lib.logreader import LogReader
-from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.route import Segment
 from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.replay.overlay import ABOUT, Overlay
@@ -24,12 +24,16 @@ LOGGED = [*ABOUT, "fairState", "modelV2", "carState", "extrinsicsCalibration", "
 def overlay_frames(
   logs: list[Path], segments: list[Segment], camera: str, start: float = 0.0, focal: float | None = None
 ) -> Iterator[tuple[int, np.ndarray, bool]]:
-  """(frame id, annotated picture, has fair messages) of every frame of the video from the first with fair messages to the last."""
+  """(frame id, annotated picture, has fair messages) of every frame of the video from the first with fair messages to
+  the last."""
   # logs of the same time: not one stream
   events = sorted((e for path in logs for e in LogReader([path], services=LOGGED).whole()), key=lambda e: e.logMonoTime)
   about = {getattr(e, e.which()).frameId for e in events if e.which() in ABOUT}
   if not about:
-    raise UserError(f"no fair messages in {', '.join(map(str, logs))}; run fairmodeld beside a replay and record it, or process-replay the route")
+    raise UserError(
+      f"no fair messages in {', '.join(map(str, logs))}; run fairmodeld beside a replay and record it, or "
+      "process-replay the route"
+    )
   overlay: Overlay | None = None
   # a message about a frame comes after it, so all of those are handed over first; the others by time
   timed = [e for e in events if e.which() not in (*ABOUT, "modelV2")]
@@ -43,10 +47,9 @@ def overlay_frames(
     if overlay is None:
       overlay = Overlay(rgb.shape[1], rgb.shape[0], camera == "wide")
       for e in events:
-        if (
-          e.which() in (*ABOUT, "modelV2")
-          or (e.which() in ("extrinsicsCalibration", "deviceState", "narrowRoadCameraState")
-          and e.logMonoTime <= entry.timestamp_eof)
+        if e.which() in (*ABOUT, "modelV2") or (
+          e.which() in ("extrinsicsCalibration", "deviceState", "narrowRoadCameraState")
+          and e.logMonoTime <= entry.timestamp_eof
         ):
           with guard(e):
             overlay.message(e)
@@ -57,7 +60,7 @@ def overlay_frames(
     picture = None
     with guard(None):
       picture = overlay.draw(rgb, entry.frame_id)
-    if picture is None:   # what the messages say makes no sense; where they are damaged too, the next line says so
+    if picture is None:  # what the messages say makes no sense; where they are damaged too, the next line says so
       overlay.by_frame.pop(entry.frame_id, None)
       overlay.latest.clear()
       picture = overlay.draw(rgb, entry.frame_id)
@@ -66,14 +69,22 @@ def overlay_frames(
 
 
 def show(
-  logs: list[Path], segments: list[Segment], camera: str, out: Path, limit: int | None = None, start: float = 0.0, keep: int = 0,
-  focal: float | None = None
+  logs: list[Path],
+  segments: list[Segment],
+  camera: str,
+  out: Path,
+  limit: int | None = None,
+  start: float = 0.0,
+  keep: int = 0,
+  focal: float | None = None,
 ) -> tuple[int, list[np.ndarray]]:
   """Writes out (.mp4, H.264) atomically. Returns how many frames, and `keep` of them, evenly spread."""
   n, kept = 0, []
   with atomic_path(out) as tmp, contextlib.ExitStack() as stack:
     video: VideoWriter | None = None
-    for _, picture, _ in tqdm(overlay_frames(logs, segments, camera, start, focal), desc="overlay", unit="frame", total=limit):
+    for _, picture, _ in tqdm(
+      overlay_frames(logs, segments, camera, start, focal), desc="overlay", unit="frame", total=limit
+    ):
       if video is None:
         video = stack.enter_context(VideoWriter(tmp, picture.shape[1], picture.shape[0]))
       video.write(picture)
@@ -83,7 +94,10 @@ def show(
       if limit is not None and n >= limit:
         break
     if video is None:
-      raise UserError(f"the video of {segments[0].route} shows none of the frames that the log's fair messages are about; is it the same route?")
+      raise UserError(
+        f"the video of {segments[0].route} shows none of the frames that the log's fair messages are about; is it the "
+        "same route?"
+      )
   step = max(1, len(kept) // keep) if keep else 1
   return n, kept[step // 2 :: step][:keep] if keep else []
 
@@ -91,7 +105,11 @@ def show(
 def main() -> None:
   p = argparse.ArgumentParser(prog="show", description=__doc__)
   p.add_argument("log", type=Path, nargs="+", help="log with fair messages, from record, process-replay or the demo")
-  p.add_argument("--route", required=True, help="the route that was replayed: its video, and where the log has none its calibration and speed")
+  p.add_argument(
+    "--route",
+    required=True,
+    help="the route that was replayed: its video, and where the log has none its calibration and speed",
+  )
   p.add_argument("--data-dir", type=Path)
   p.add_argument("--camera", choices=CAMERAS, default="road")
   p.add_argument("--out", type=Path, default=Path("out/overlay.mp4"))
@@ -100,7 +118,9 @@ def main() -> None:
   args = p.parse_args()
   segments, camera = open_route(args.route, args.data_dir, args.camera)
   logs = list(args.log)
-  if not any(True for _ in LogReader(logs, services=["carState"])):  # fair messages alone: the rest comes from the route
+  if not any(
+    True for _ in LogReader(logs, services=["carState"])
+  ):  # fair messages alone: the rest comes from the route
     logs += [s.log_path for s in segments if s.log_path is not None]
   n, _ = show(logs, segments, camera, args.out, args.frames, focal=args.focal)
   print(f"{args.out}: {n} frames")

@@ -1,4 +1,5 @@
 """What plays: a route's usable segments, its camera, and the frames of its video joined to the log."""
+
 import argparse
 import math
 from collections.abc import Iterator
@@ -26,7 +27,8 @@ STREAMS = {
 
 
 def open_route(name: str | Path, data_dir: Path | None, camera: str) -> tuple[list[Segment], str]:
-  """-> the segments that can be played, and the camera: the one asked for, or the qcamera in its place. Says what is left out, and what stands for what."""
+  """-> the segments that can be played, and the camera: the one asked for, or the qcamera in its place. Says what is
+  left out, and what stands for what."""
   segments = Route(name, data_dir).segments
   return usable(segments, choose_camera(segments, camera))
 
@@ -42,14 +44,16 @@ def choose_camera(segments: list[Segment], camera: str) -> str:
     warn(f"no video in {segments[0].route}, only its messages play")
     return camera
   there = sorted({c for c in CAMERAS for s in segments if getattr(s, VIDEOS[c])})
-  raise UserError(f"no {VIDEOS[camera]} in {segments[0].route}; its cameras are {', '.join(there)}: choose one with --camera")
+  raise UserError(
+    f"no {VIDEOS[camera]} in {segments[0].route}; its cameras are {', '.join(there)}: choose one with --camera"
+  )
 
 
 def usable(segments: list[Segment], camera: str) -> tuple[list[Segment], str]:
-  """Segments whose log and video can be read: for an rlog that cannot the qlog, for an fcamera the qcamera, else the segment is left out.
+  """Segments whose log and video can be read: for an rlog that cannot the qlog, for an fcamera the qcamera, else the
+  segment is left out.
 
-  Raises UserError where none is left.
-  """
+  Raises UserError where none is left."""
   out: list[Segment] = []
   for s in segments:
     files = dict(s.files)
@@ -64,7 +68,7 @@ def usable(segments: list[Segment], camera: str) -> tuple[list[Segment], str]:
     else:
       out.append(replace(s, files=files))
   sizes: dict[int, tuple[int, int]] = {}
-  stands: list[int] = []   # segments whose qcamera stands for their fcamera
+  stands: list[int] = []  # segments whose qcamera stands for their fcamera
   for k, s in enumerate(out):
     if (path := s.files.get(VIDEOS[camera])) is None:
       continue
@@ -79,7 +83,7 @@ def usable(segments: list[Segment], camera: str) -> tuple[list[Segment], str]:
     if k in sizes:
       warn(f"{out[k].fcamera} is not a video that can be read; its qcamera is taken")
   first = next((sizes[k] for k in sizes if k not in stands), None)
-  if any(k in sizes and first is not None and sizes[k] != first for k in stands):   # a stream has one size
+  if any(k in sizes and first is not None and sizes[k] != first for k in stands):  # a stream has one size
     if all(s.qcamera is not None and picture_size(s.qcamera) for s in out):
       warn("so that all frames have one size, the qcamera of every segment plays")
       return out, "qcamera"
@@ -95,7 +99,8 @@ def usable(segments: list[Segment], camera: str) -> tuple[list[Segment], str]:
 
 
 def segment_index(segment: Segment, camera: str, reader: FrameReader, first_id: int, start: int) -> list[EncodeEntry]:
-  """The frames of a segment's video that are there. One without log: at its own pace from `start` ns on, numbered from first_id."""
+  """The frames of a segment's video that are there. One without log: at its own pace from `start` ns on, numbered from
+  first_id."""
   if segment.log_path is None:
     warn(f"segment {segment.name} has no log: its video plays at {reader.fps:g} Hz with the default calibration")
     return synthetic_index(reader.frame_count, reader.fps, segment.num, start, first_id, reader.seconds)
@@ -103,61 +108,82 @@ def segment_index(segment: Segment, camera: str, reader: FrameReader, first_id: 
   return join(entries, reader)
 
 
-COVERED = 0.7   # share of what the student sees, below which a video is said to be seen from too far in
+COVERED = 0.7  # share of what the student sees, below which a video is said to be seen from too far in
 
 
 class KnownCamera:
-  """Frames of a camera that is none of comma's -> those that a comma two would have taken: 1164x874 at a focal length of 910 pixels. Outside the picture its
-  border is repeated, as the warp does it too; for people (rgb24) it is black."""
+  """Frames of a camera that is none of comma's -> those that a comma two would have taken: 1164x874 at a focal length
+  of 910 pixels. Outside the picture its border is repeated, as the warp does it too; for people (rgb24) it is black."""
 
   width, height, focal = 1164, 874, 910.0
 
   def __init__(self, focal: float, pix_fmt: str):
     self.scale, self.pix_fmt = self.focal / focal, pix_fmt
-    self.said = pix_fmt != "nv12"   # how much is covered: told once, of what the student sees
+    self.said = pix_fmt != "nv12"  # how much is covered: told once, of what the student sees
 
   def __call__(self, frame: np.ndarray) -> np.ndarray:
     nv12 = self.pix_fmt == "nv12"
     h, w = frame.shape[0] * 2 // 3 if nv12 else frame.shape[0], frame.shape[1]
     # what is seen of the picture, about its middle, even numbers
-    seen_w, seen_h = (min(a, math.ceil(b / self.scale / 2) * 2) // 2 * 2 for a, b in ((w, self.width), (h, self.height)))
+    seen_w, seen_h = (
+      min(a, math.ceil(b / self.scale / 2) * 2) // 2 * 2 for a, b in ((w, self.width), (h, self.height))
+    )
     x, y = (w - seen_w) // 4 * 2, (h - seen_h) // 4 * 2
     to_w, to_h = (min(b, round(a * self.scale / 2) * 2) for a, b in ((seen_w, self.width), (seen_h, self.height)))
     if min(seen_w, seen_h, to_w, to_h) < 2:
-      raise UserError(f"--focal: a {w}x{h} picture with a focal length of {self.focal / self.scale:g} pixels shows nothing of the road")
+      raise UserError(
+        f"--focal: a {w}x{h} picture with a focal length of {self.focal / self.scale:g} pixels shows nothing of "
+        "the road"
+      )
     share = self.covered(to_w, to_h)
     if share < COVERED and not self.said:
-      warn(f"a {w}x{h} video with a focal length of {self.focal / self.scale:g} pixels fills {share:.0%} of what the student sees; is --focal right?")
+      warn(
+        f"a {w}x{h} video with a focal length of {self.focal / self.scale:g} pixels fills {share:.0%} of what the "
+        "student sees; is --focal right?"
+      )
     self.said = True
     planes = [frame[:h], frame[h:].reshape(h // 2, w // 2, 2)] if nv12 else [frame]
     planes = [p[y // k : (y + seen_h) // k, x // k : (x + seen_w) // k] for k, p in enumerate(planes, 1)]
     cut = np.concatenate([p.reshape(len(p), seen_w) for p in planes]) if nv12 else planes[0]
-    made = av.VideoFrame.from_ndarray(np.ascontiguousarray(cut), format=self.pix_fmt).reformat(to_w, to_h).to_ndarray(format=self.pix_fmt)
+    made = (
+      av.VideoFrame.from_ndarray(np.ascontiguousarray(cut), format=self.pix_fmt)
+      .reformat(to_w, to_h)
+      .to_ndarray(format=self.pix_fmt)
+    )
     left, top = (self.width - to_w) // 4 * 2, (self.height - to_h) // 4 * 2
     right, below = self.width - to_w - left, self.height - to_h - top
     if not nv12:
       return np.pad(made, ((top, below), (left, right), (0, 0)))
     luma = np.pad(made[:to_h], ((top, below), (left, right)), mode="edge")
-    chroma = np.pad(made[to_h:].reshape(to_h // 2, to_w // 2, 2), ((top // 2, below // 2), (left // 2, right // 2), (0, 0)), mode="edge")
+    chroma = np.pad(
+      made[to_h:].reshape(to_h // 2, to_w // 2, 2),
+      ((top // 2, below // 2), (left // 2, right // 2), (0, 0)),
+      mode="edge",
+    )
     return np.concatenate([luma, chroma.reshape(self.height // 2, self.width)])
-
 
   @staticmethod
   def covered(width: int, height: int) -> float:
-    """Share of the medmodel view, whose focal length is the same, that a picture of this size about the camera's middle fills."""
+    """Share of the medmodel view, whose focal length is the same, that a picture of this size about the camera's middle
+    fills."""
     view_w, view_h = MEDMODEL_INPUT_SIZE
     above, below = MEDMODEL_CY, view_h - MEDMODEL_CY
     return min(1, width / view_w) * (min(above, height / 2) + min(below, height / 2)) / view_h
 
 
 def frames(
-  segments: list[Segment], camera: str, start: float = 0.0, pix_fmt: str = "nv12", origin: int | None = None, focal: float | None = None
+  segments: list[Segment],
+  camera: str,
+  start: float = 0.0,
+  pix_fmt: str = "nv12",
+  origin: int | None = None,
+  focal: float | None = None,
 ) -> Iterator[tuple[EncodeEntry, np.ndarray]]:
-  """(entry, frame) of a route's video over all its segments, in order, from `start` seconds after `origin` ns, or the first one, on.
+  """(entry, frame) of a route's video over all its segments, in order, from `start` seconds after `origin` ns, or the
+  first one, on.
 
-  focal: pixels, of a camera that is none of comma's; its frames come as KnownCamera has them. A segment whose video or index cannot be read is left out,
-  pictures that are lost are too; both are said.
-  """
+  focal: pixels, of a camera that is none of comma's; its frames come as KnownCamera has them. A segment whose video or
+  index cannot be read is left out, pictures that are lost are too; both are said."""
   next_id, next_time = 0, 1_000_000_000
   played = 0
   known = KnownCamera(focal, pix_fmt) if focal is not None else lambda frame: frame
@@ -191,11 +217,14 @@ def frames(
       warn(f"{path}: {lost} of {total + count - len(entries)} frames are lost or cannot be decoded; they are left out")
     reader.close()
   if not played and any(getattr(s, VIDEOS[camera]) for s in segments):
-    raise UserError(f"no frame of {segments[0].route} from second {start:g} on: it is shorter, or nothing of its video fits its log")
+    raise UserError(
+      f"no frame of {segments[0].route} from second {start:g} on: it is shorter, or nothing of its video fits its log"
+    )
 
 
 def fill_nv12(frame: np.ndarray, out: np.ndarray, stride: int, uv_offset: int) -> np.ndarray:
-  """Tight NV12 (h * 3 // 2, w) -> `out`, 1-D uint8, in the camera's buffer layout, as VisionIPC hands it to fairmodeld."""
+  """Tight NV12 (h * 3 // 2, w) -> `out`, 1-D uint8, in the camera's buffer layout, as VisionIPC hands it to
+  fairmodeld."""
   h, w = frame.shape[0] * 2 // 3, frame.shape[1]
   out[: h * stride].reshape(h, stride)[:, :w] = frame[:h]
   out[uv_offset : uv_offset + h // 2 * stride].reshape(h // 2, stride)[:, :w] = frame[h:]
@@ -204,10 +233,14 @@ def fill_nv12(frame: np.ndarray, out: np.ndarray, stride: int, uv_offset: int) -
 
 def add_route_arguments(p: argparse.ArgumentParser) -> None:
   p.add_argument(
-    "route", help="a folder with segments, one segment's folder, a route's name (with --data-dir), or a video; /2 or /2:5 at its end picks segments"
+    "route",
+    help="a folder with segments, one segment's folder, a route's name (with --data-dir), or a video; /2 or /2:5 at "
+    "its end picks segments",
   )
   p.add_argument("--data-dir", type=Path, help="where routes lie")
   p.add_argument("--camera", choices=CAMERAS, default="road", help="which video plays (qcamera: as road camera)")
   p.add_argument("--start", type=not_negative, default=0.0, metavar="S", help="seconds into the route")
   p.add_argument("--seconds", type=above_zero, help="stop after so many seconds of the route")
-  p.add_argument("--focal", type=above_zero, metavar="PX", help="focal length in pixels, of a camera that is none of comma's")
+  p.add_argument(
+    "--focal", type=above_zero, metavar="PX", help="focal length in pixels, of a camera that is none of comma's"
+  )

@@ -1,4 +1,5 @@
-"""What a simulated car writes to its log: openpilot's messages at openpilot's rates, from the world's state. Noise is seeded by the segment."""
+"""What a simulated car writes to its log: openpilot's messages at openpilot's rates, from the world's state. Noise is
+seeded by the segment."""
 
 from collections import Counter
 from typing import Any
@@ -22,7 +23,9 @@ MODEL_DELAY_NS = 25_000_000
 Messages = list[tuple[int, bytes]]
 
 
-def segment_messages(world: World, num: int, first: int, count: int, config: CameraConfig, device: str, sensor: str, last: bool) -> Messages:
+def segment_messages(
+  world: World, num: int, first: int, count: int, config: CameraConfig, device: str, sensor: str, last: bool
+) -> Messages:
   """(logMonoTime, bytes) of one segment in time order; frames first .. first + count - 1 of the drive."""
   r = np.random.default_rng([world.seed, num, 5])
   begin, end = START_NS + first * FRAME_NS, START_NS + (first + count) * FRAME_NS
@@ -37,14 +40,30 @@ def segment_messages(world: World, num: int, first: int, count: int, config: Cam
   init.deviceType, init.version, init.dongleId = device, "simulator", "0" * 16
   add(begin, "sentinel").type = "startOfRoute" if num == 0 else "startOfSegment"
   params = add(begin + 1, "carParams")
-  params.brand, params.carFingerprint, params.wheelbase, params.mass, params.steerRatio = "mock", "SIMULATOR", 2.7, 1500.0, 15.0
+  params.brand, params.carFingerprint, params.wheelbase, params.mass, params.steerRatio = (
+    "mock",
+    "SIMULATOR",
+    2.7,
+    1500.0,
+    15.0,
+  )
 
   for t in range(begin, end, 10_000_000):  # 100 Hz
     e = world.ego((t - START_NS) * 1e-9)
     cs = add(t, "carState")
     cs.vEgo = cs.vEgoRaw = cs.vEgoCluster = e["v_ego"]
-    cs.aEgo, cs.yawRate, cs.steeringAngleDeg = e["a_ego"], -e["yaw_rate"], -float(np.degrees(e["curvature"] * 2.7 * 15.0))  # both positive to the left
-    cs.gearShifter, cs.canValid, cs.cruiseState.enabled, cs.cruiseState.available, cs.cruiseState.speed = "drive", True, True, True, world.speed
+    cs.aEgo, cs.yawRate, cs.steeringAngleDeg = (
+      e["a_ego"],
+      -e["yaw_rate"],
+      -float(np.degrees(e["curvature"] * 2.7 * 15.0)),
+    )  # both positive to the left
+    cs.gearShifter, cs.canValid, cs.cruiseState.enabled, cs.cruiseState.available, cs.cruiseState.speed = (
+      "drive",
+      True,
+      True,
+      True,
+      world.speed,
+    )
     cc = add(t + 1000, "carControl")
     cc.enabled = cc.latActive = cc.longActive = True
     cc.actuators.curvature, cc.actuators.accel, cc.currentCurvature = -e["curvature"], e["a_ego"], -e["curvature"]
@@ -54,18 +73,37 @@ def segment_messages(world: World, num: int, first: int, count: int, config: Cam
     co.curvature = co.desiredCurvature = -e["curvature"]
   for t in range(begin + 5000, end, 500_000_000):  # 2 Hz
     ds = add(t, "deviceState")
-    ds.started, ds.startedMonoTime, ds.deviceType, ds.thermalStatus, ds.freeSpacePercent = True, START_NS, device, "ok", 80.0
+    ds.started, ds.startedMonoTime, ds.deviceType, ds.thermalStatus, ds.freeSpacePercent = (
+      True,
+      START_NS,
+      device,
+      "ok",
+      80.0,
+    )
   for t in range(begin + 6000, end, 250_000_000):  # 4 Hz
     cal = add(t, "extrinsicsCalibration")
     cal.calStatus, cal.calPerc, cal.validBlocks, cal.calCycle = "calibrated", 100, 50, 1
-    cal.rpyCalib, cal.rpyCalibSpread, cal.height = [float(v) for v in world.rpy], [0.001] * 3, [float(world.camera_height)]
+    cal.rpyCalib, cal.rpyCalibSpread, cal.height = (
+      [float(v) for v in world.rpy],
+      [0.001] * 3,
+      [float(world.camera_height)],
+    )
   for t in range(begin + 7000, end, 100_000_000):  # 10 Hz
     e = world.ego((t - START_NS) * 1e-9)
     gps = add(t, "gpsLocationExternal")
     x, y, heading = world.pose((t - START_NS) * 1e-9)
     gps.latitude, gps.longitude = x / 111_111.0, y / 111_111.0
-    gps.speed, gps.bearingDeg, gps.hasFix, gps.satelliteCount, gps.source = e["v_ego"], float(np.degrees(heading) % 360), True, 12, "ublox"
-    gps.horizontalAccuracy, gps.vNED = 1.0, [float(e["v_ego"] * np.cos(heading)), float(e["v_ego"] * np.sin(heading)), 0.0]
+    gps.speed, gps.bearingDeg, gps.hasFix, gps.satelliteCount, gps.source = (
+      e["v_ego"],
+      float(np.degrees(heading) % 360),
+      True,
+      12,
+      "ublox",
+    )
+    gps.horizontalAccuracy, gps.vNED = (
+      1.0,
+      [float(e["v_ego"] * np.cos(heading)), float(e["v_ego"] * np.sin(heading)), 0.0],
+    )
 
   for i in range(first, first + count):
     frame_messages(add, world, i, i - first, num, config, sensor, r)
@@ -74,18 +112,36 @@ def segment_messages(world: World, num: int, first: int, count: int, config: Cam
   return [(t, m.to_bytes()) for t, m in pending]
 
 
-def frame_messages(add: Any, world: World, i: int, segment_id: int, num: int, config: CameraConfig, sensor: str, r: np.random.Generator) -> None:
+def frame_messages(
+  add: Any, world: World, i: int, segment_id: int, num: int, config: CameraConfig, sensor: str, r: np.random.Generator
+) -> None:
   """What 20 Hz brings: camera, encoders, the model, odometry, radar."""
   sof = START_NS + i * FRAME_NS
   eof, frame_id = sof + SOF_TO_EOF_NS, FRAME_ID_OFFSET + i
   t = i * FRAME_NS * 1e-9
   e = world.ego(t)
   cam = add(eof + 200_000, "narrowRoadCameraState")
-  cam.frameId, cam.timestampSof, cam.timestampEof, cam.sensor, cam.requestId, cam.frameIdSensor = frame_id, sof, eof, sensor, frame_id, frame_id
-  cam.exposureValPercent, cam.gain, cam.integLines = (15.0, 1.0, 300) if world.time_of_day == "day" else (80.0, 8.0, 1200)
+  cam.frameId, cam.timestampSof, cam.timestampEof, cam.sensor, cam.requestId, cam.frameIdSensor = (
+    frame_id,
+    sof,
+    eof,
+    sensor,
+    frame_id,
+    frame_id,
+  )
+  cam.exposureValPercent, cam.gain, cam.integLines = (
+    (15.0, 1.0, 300) if world.time_of_day == "day" else (80.0, 8.0, 1200)
+  )
   for service, kind in (("narrowRoadEncodeIdx", "fullHEVC"), ("qNarrowRoadEncodeIdx", "qcameraH264")):
     idx = add(eof + 6_000_000, service)
-    idx.frameId, idx.type, idx.encodeId, idx.segmentNum, idx.segmentId, idx.segmentIdEncode = frame_id, kind, i, num, segment_id, segment_id
+    idx.frameId, idx.type, idx.encodeId, idx.segmentNum, idx.segmentId, idx.segmentIdEncode = (
+      frame_id,
+      kind,
+      i,
+      num,
+      segment_id,
+      segment_id,
+    )
     idx.timestampSof, idx.timestampEof = sof, eof
 
   done = eof + MODEL_DELAY_NS
@@ -114,7 +170,10 @@ def frame_messages(add: Any, world: World, i: int, segment_id: int, num: int, co
   m.position.t, m.position.x = T_IDXS.tolist(), ahead.tolist()
   m.position.y, m.position.z = np.nan_to_num(world.lateral(t, ahead, e["d"]), nan=0.0).tolist(), [0.0] * 33
   m.velocity.t, m.velocity.x, m.velocity.y, m.velocity.z = T_IDXS.tolist(), [e["v_ego"]] * 33, [0.0] * 33, [0.0] * 33
-  vehicles = sorted((o for o in world.objects(t) if o["cls"] == 3 and abs(o["lane_d"]) < 0.5 * world.lane_width and o["x"] > 2), key=lambda o: o["x"])
+  vehicles = sorted(
+    (o for o in world.objects(t) if o["cls"] == 3 and abs(o["lane_d"]) < 0.5 * world.lane_width and o["x"] > 2),
+    key=lambda o: o["x"],
+  )
   for k, entry in enumerate(m.init("leadsV3", 3)):
     entry.probTime, entry.t = 2.0 * k, [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
     o = vehicles[0] if vehicles else None
@@ -132,8 +191,18 @@ def frame_messages(add: Any, world: World, i: int, segment_id: int, num: int, co
   m.meta.desireState, m.meta.engagedProb = [1.0] + [0.0] * 7, 0.95
   m.action.desiredCurvature, m.action.desiredAcceleration = -e["curvature"], e["a_ego"]
   dm = add(done + 1000, "drivingModelData")
-  dm.frameId, dm.frameIdExtra, dm.modelExecutionTime, dm.action.desiredCurvature = frame_id, frame_id, 0.017, -e["curvature"]
-  dm.laneLineMeta.leftY, dm.laneLineMeta.rightY, dm.laneLineMeta.leftProb, dm.laneLineMeta.rightProb = laterals[1], laterals[2], probs[1], probs[2]
+  dm.frameId, dm.frameIdExtra, dm.modelExecutionTime, dm.action.desiredCurvature = (
+    frame_id,
+    frame_id,
+    0.017,
+    -e["curvature"],
+  )
+  dm.laneLineMeta.leftY, dm.laneLineMeta.rightY, dm.laneLineMeta.leftProb, dm.laneLineMeta.rightProb = (
+    laterals[1],
+    laterals[2],
+    probs[1],
+    probs[2],
+  )
   od = add(done + 2000, "cameraOdometry")
   od.frameId, od.timestampEof = frame_id, eof
   velocity, rates = world.motion(t)
@@ -141,7 +210,10 @@ def frame_messages(add: Any, world: World, i: int, segment_id: int, num: int, co
   od.transStd, od.rotStd = [0.05, 0.02, 0.02], [0.001] * 3
   pose = add(done + 3000, "deviceMotion")
   device_from_calib = rot_from_euler(world.rpy)
-  for field, value in ((pose.velocityDevice, device_from_calib @ velocity), (pose.angularVelocityDevice, device_from_calib @ rates)):
+  for field, value in (
+    (pose.velocityDevice, device_from_calib @ velocity),
+    (pose.angularVelocityDevice, device_from_calib @ rates),
+  ):
     field.x, field.y, field.z = value.tolist()
     field.valid = True
   pose.timestamp = eof
@@ -161,7 +233,8 @@ def frame_messages(add: Any, world: World, i: int, segment_id: int, num: int, co
 
 
 def qlog_of(messages: Messages) -> list[bytes]:
-  """Every n-th message of each service, as openpilot's services decimate; services without a decimation are left out."""
+  """Every n-th message of each service, as openpilot's services decimate; services without a decimation are left
+  out."""
   seen: Counter[str] = Counter()
   kept = []
   for _, dat in messages:

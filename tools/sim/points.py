@@ -1,8 +1,9 @@
-"""Points on the simulator's still surfaces, followed through a drive by geometry alone: what a tracker should find, exactly.
+"""Points on the simulator's still surfaces, followed through a drive by geometry alone: what a tracker should find,
+exactly.
 
-Points are (x, y) in pixels of the medmodel view, integers at pixel centres. Places are in the calibrated frame of one moment: x forward, y right, z down,
-metres, the camera at the origin. A pose is World.pose: x, y, heading of that frame in one that stands still; the road is flat.
-"""
+Points are (x, y) in pixels of the medmodel view, integers at pixel centers. Places are in the calibrated frame of one
+moment: x forward, y right, z down, meters, the camera at the origin. A pose is World.pose: x, y, heading of that frame
+in one that stands still; the road is flat."""
 
 import numpy as np
 
@@ -18,19 +19,19 @@ Pose = tuple[float, float, float]
 
 
 def inside(points: np.ndarray) -> np.ndarray:
-  """(N, 2) -> (N,) bool, between the centres of the view's outermost pixels; nan is outside."""
+  """(N, 2) -> (N,) bool, between the centers of the view's outermost pixels; nan is outside."""
   x, y = points[:, 0], points[:, 1]
   return (x >= 0) & (x <= VIEW_W - 1) & (y >= 0) & (y <= VIEW_H - 1)
 
 
 def lift(points: np.ndarray, depth: np.ndarray) -> np.ndarray:
-  """(N, 2) pixels and (N,) metres along the optical axis -> (N, 3) places."""
+  """(N, 2) pixels and (N,) meters along the optical axis -> (N, 3) places."""
   rays = np.concatenate([points, np.ones((len(points), 1))], 1) @ np.linalg.inv(medmodel_intrinsics).T
   return (rays * np.asarray(depth, np.float64)[:, None]) @ device_frame_from_view_frame.T
 
 
 def ground_depth(points: np.ndarray, camera_height: float) -> np.ndarray:
-  """(N, 2) pixels -> (N,) depth of the ground there, metres; inf at and above the horizon."""
+  """(N, 2) pixels -> (N,) depth of the ground there, meters; inf at and above the horizon."""
   below = points[:, 1] - medmodel_intrinsics[1, 2]
   with np.errstate(divide="ignore"):
     return np.where(below > 0, camera_height * medmodel_intrinsics[1, 1] / below, np.inf)
@@ -52,8 +53,8 @@ def from_still(at: np.ndarray, pose: Pose) -> np.ndarray:
 
 
 def follow(world: World, frames: list[Frame], start: float, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """frames: consecutive ones of the view, from `start` seconds on; points: (N, 2), integers, in the first of them -> where their surfaces are in every frame
-  (T, N, 2), and whether they are seen (T, N). Exact for what stands still."""
+  """frames: consecutive ones of the view, from `start` seconds on; points: (N, 2), integers, in the first of them ->
+  where their surfaces are in every frame (T, N, 2), and whether they are seen (T, N). Exact for what stands still."""
   ij = points.astype(int)
   at = to_still(lift(points, frames[0].depth[ij[:, 1], ij[:, 0]]), world.pose(start))
   tracks, seen = np.zeros((len(frames), len(points), 2)), np.zeros((len(frames), len(points)), bool)

@@ -1,5 +1,5 @@
 // Ray-casts one frame of the simulated road: a flat ground with a curved, painted road, and oriented boxes on it.
-// Frame: openpilot's calibrated frame, x forward, y right, z down, metres, the camera at the origin. Depth is z along the optical axis.
+// Frame: openpilot's calibrated frame, x forward, y right, z down, meters, the camera at the origin. Depth is z along the optical axis.
 // Deterministic: every texture is an integer hash, and no result depends on threads or time.
 #include <math.h>
 #include <stdint.h>
@@ -13,12 +13,12 @@ enum { PAINT_PLAIN, PAINT_BODY, PAINT_CABIN, PAINT_WHEEL, PAINT_FOLIAGE, PAINT_B
 typedef struct {
   double height;                   // of the camera above the ground
   double s0;                       // arc length of the road below the camera
-  int32_t n_table;                 // centreline table: lateral y, arc length and heading at x = i * table_step
+  int32_t n_table;                 // centerline table: lateral y, arc length and heading at x = i * table_step
   float table_step;
   const float *table_y, *table_s, *table_heading;
   int32_t n_lines;
   const float *lines;              // per line: lateral d, kind, width, r, g, b, wear, dash length, dash period, phase
-  float d_left, d_right;           // road edges, lateral from the centreline
+  float d_left, d_right;           // road edges, lateral from the centerline
   float shoulder, walk;            // width beyond the edge: paved shoulder, then pavement
   float asphalt[3], terrain[3], sky_top[3], sky_low[3], sun[3], sun_dir[3], ambient[3], walk_rgb[3];
   float headlight, street_light;   // strength, 0 by day
@@ -176,7 +176,7 @@ static inline int slabs(const float *b, const float *o, const float *d, float z0
   return *axis >= 0;
 }
 
-// The colour of a box where slabs() hit it. X, Y: the place; distance: from the camera, for haze.
+// The color of a box where slabs() hit it. X, Y: the place; distance: from the camera, for haze.
 static void shade_box(const Scene *w, const float *b, const float *o, const float *d, float t, int axis, int sign, float X, float Y, float distance, float *rgb) {
   float q[3], base[3], emission, c = cosf(b[2]), s = sinf(b[2]);
   for (int i = 0; i < 3; i++) q[i] = o[i] + t * d[i];
@@ -239,7 +239,7 @@ static void shadow(const Scene *w, const Camera *m, const float *b, float *rgb, 
 // What a wet road shows of the boxes above it: rays go on upwards from the ground, unsteadily, which draws lights out into streaks.
 static void reflect(const Scene *w, const Camera *m, float *rgb, const float *depth, const uint8_t *semantic) {
   int n = m->width * m->height;
-  float h = (float)w->height, *seen = malloc(sizeof(float) * 4 * n);  // colour and distance of the nearest
+  float h = (float)w->height, *seen = malloc(sizeof(float) * 4 * n);  // color and distance of the nearest
   if (seen == NULL) return;
   for (int p = 0; p < n; p++) { for (int i = 0; i < 3; i++) seen[4 * p + i] = w->sky_low[i]; seen[4 * p + 3] = 1e9f; }
   for (int k = 0; k < w->n_boxes; k++) {
@@ -283,9 +283,9 @@ static void fall(const Scene *w, int width, int height, double time, float *rgb)
     float x = uniform(k, now, w->seed + 51) * width, y = uniform(k, now, w->seed + 52) * height * 1.1f, near = uniform(k, now, w->seed + 53);
     float length = (5 + 22 * near * near) * scale, half = (0.35f + 0.5f * near) * scale, opacity = 0.10f + 0.22f * (1 - near);
     for (int v = (int)fmaxf(0, y - length); v < y && v < height; v++) {
-      float centre = x + slant * (v - y) + (x - 0.5f * width) / width * 0.5f * (y - v);  // they come towards the camera
-      for (int u = (int)fmaxf(0, centre - half - 1); u <= centre + half + 1 && u < width; u++) {
-        float a = opacity * fminf(1, fmaxf(0, half + 0.5f - fabsf(u - centre)));
+      float center = x + slant * (v - y) + (x - 0.5f * width) / width * 0.5f * (y - v);  // they come towards the camera
+      for (int u = (int)fmaxf(0, center - half - 1); u <= center + half + 1 && u < width; u++) {
+        float a = opacity * fminf(1, fmaxf(0, half + 0.5f - fabsf(u - center)));
         for (int i = 0; i < 3; i++) rgb[3 * (v * width + u) + i] += a * (glow[i] - rgb[3 * (v * width + u) + i]);
       }
     }

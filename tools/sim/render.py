@@ -63,7 +63,7 @@ class Scene(ctypes.Structure):
 @dataclass
 class Frame:
   rgb: np.ndarray  # (H, W, 3) uint8
-  depth: np.ndarray  # (H, W) float32, metres along the optical axis, inf in the sky
+  depth: np.ndarray  # (H, W) float32, meters along the optical axis, inf in the sky
   semantic: np.ndarray  # (H, W) uint8, index into CLASSES
   instance: np.ndarray  # (H, W) uint16, identity of the vehicle or pedestrian, 0 elsewhere
   alone: np.ndarray | None = None  # (65536,) int32, how many pixels each identity would fill with nothing before it
@@ -74,7 +74,15 @@ def library() -> Any:
   """The compiled ray-caster. Raises UserError where there is no C compiler or it fails."""
   lib = compile_library(SOURCE)
   address = ctypes.c_void_p
-  lib.raycast.argtypes = [ctypes.POINTER(Scene), address, address, ctypes.c_int, ctypes.c_int, ctypes.c_double, *[address] * 6]
+  lib.raycast.argtypes = [
+    ctypes.POINTER(Scene),
+    address,
+    address,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_double,
+    *[address] * 6,
+  ]
   lib.raycast.restype = None
   lib.develop.argtypes = [address, address, address, F, F, ctypes.c_int, address]
   lib.develop.restype = None
@@ -86,16 +94,26 @@ def _floats(a: np.ndarray) -> Any:
 
 
 def render(
-  world: "World", t: float, intrinsics: np.ndarray, width: int, height: int, rpy=(0.0, 0.0, 0.0), camera_height: float | None = None, rgb: bool = True,
+  world: "World",
+  t: float,
+  intrinsics: np.ndarray,
+  width: int,
+  height: int,
+  rpy=(0.0, 0.0, 0.0),
+  camera_height: float | None = None,
+  rgb: bool = True,
   alone: bool = False,
 ) -> Frame:
   """What a camera with `intrinsics` (3, 3) sees of `world` at `t` seconds.
 
-  rpy: radians, how the camera is mounted (extrinsicsCalibration.rpyCalib); with medmodel's intrinsics and rpy 0 the image is the model view itself.
-  rgb=False leaves the picture black and saves its shading; depth, semantic and instance are the same. alone=True counts Frame.alone.
-  """
+  rpy: radians, how the camera is mounted (extrinsicsCalibration.rpyCalib); with medmodel's intrinsics and rpy 0 the
+  image is the model view itself. rgb=False leaves the picture black and saves its shading; depth, semantic and instance
+  are the same. alone=True counts Frame.alone."""
   view = world.view(t)
-  arrays = {k: np.ascontiguousarray(view[k], dtype=np.float32) for k in ("table_y", "table_s", "table_heading", "lines", "boxes")}
+  arrays = {
+    k: np.ascontiguousarray(view[k], dtype=np.float32)
+    for k in ("table_y", "table_s", "table_heading", "lines", "boxes")
+  }
   look = world.look
   scene = Scene(
     height=world.camera_height if camera_height is None else camera_height,
@@ -114,7 +132,10 @@ def render(
     shoulder=world.shoulder,
     walk=world.walk,
     seed=world.seed & 0xFFFFFFFF,
-    **{k: (F * 3)(*look[k]) for k in ("asphalt", "terrain", "sky_top", "sky_low", "sun", "sun_dir", "ambient", "walk_rgb")},
+    **{
+      k: (F * 3)(*look[k])
+      for k in ("asphalt", "terrain", "sky_top", "sky_low", "sun", "sun_dir", "ambient", "walk_rgb")
+    },
     **{k: look[k] for k in ("headlight", "street_light", "haze", "texture", "wet", "mirror", "rain")},
   )
   rot = np.ascontiguousarray(rot_from_euler(rpy).T @ device_frame_from_view_frame)
@@ -132,10 +153,19 @@ def render(
   arrays_out = (linear, out.depth, out.semantic, out.instance, out.alone, stamp)
   lib.raycast(ctypes.byref(scene), rot.ctypes.data, k.ctypes.data, width, height, t, *map(_address, arrays_out))
   if linear is not None:
-    # exposure, sensor noise, then a display curve; seeded by the moment, so that a frame is the same whenever it is rendered
+    # exposure, sensor noise, then a display curve; seeded by the moment, so that a frame is the same whenever it is
+    # rendered
     rng = np.random.default_rng([world.seed, round(t * 1e6), width])
     noise = rng.standard_normal((height, width), dtype=np.float32)
-    lib.develop(linear.ctypes.data, noise.ctypes.data, GAMMA.ctypes.data, look["exposure"], look["noise"], height * width, out.rgb.ctypes.data)
+    lib.develop(
+      linear.ctypes.data,
+      noise.ctypes.data,
+      GAMMA.ctypes.data,
+      look["exposure"],
+      look["noise"],
+      height * width,
+      out.rgb.ctypes.data,
+    )
   return out
 
 

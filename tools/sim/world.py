@@ -1,8 +1,9 @@
 """A seeded stretch of road with traffic: where everything is at any time, in the calibrated frame of the ego's camera.
 
-Road coordinates: s is arc length along the centreline, d the lateral offset, positive to the right. Everything else is openpilot's calibrated
-frame: x forward, y right, z down, metres, origin at the camera. Nothing here depends on the order of calls: the state at t is a function of t.
-"""
+Road coordinates: s is arc length along the centerline, d the lateral offset, positive to the right. Everything else is
+openpilot's calibrated
+frame: x forward, y right, z down, meters, origin at the camera. Nothing here depends on the order of calls: the state
+at t is a function of t."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,8 +13,8 @@ import numpy as np
 
 from openpilot.common.transformations.camera import CameraConfig, DEVICE_CAMERAS
 
-TABLE_STEP = 0.5  # metres of x between entries of the centreline table
-TABLE_REACH = 260.0  # metres ahead
+TABLE_STEP = 0.5  # meters of x between entries of the centerline table
+TABLE_REACH = 260.0  # meters ahead
 BEHIND, AHEAD = 40.0, 200.0  # traffic lives in this window around the ego
 SOLID, DASHED, DOUBLE = 1, 2, 3
 KINDS = {SOLID: "solid", DASHED: "dashed", DOUBLE: "double"}
@@ -40,7 +41,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Actor:
-  """Something that moves: s = s0 + v t, wrapped around the ego's window; each wrap is somebody new with a new identity."""
+  """Something that moves: s = s0 + v t, wrapped around the ego's window; each wrap is somebody new with a new
+  identity."""
 
   cls: int
   s0: float
@@ -54,7 +56,8 @@ class Actor:
 
 
 class World:
-  """`World(seed, time_of_day)`; time_of_day in TIMES, weather in WEATHERS. The road is long enough for `seconds` of driving.
+  """`World(seed, time_of_day)`; time_of_day in TIMES, weather in WEATHERS. The road is long enough for `seconds` of
+  driving.
 
   Rain changes only how it looks: the same seed in clear weather has the same truth."""
 
@@ -69,7 +72,9 @@ class World:
     self.speed_swing = float(r.uniform(0, 0.25))
     self.length = self.speed * (1 + self.speed_swing) * seconds + 2 * TABLE_REACH + 100
     self.camera_height = float(r.uniform(1.15, 1.4))
-    self.rpy = np.array([r.uniform(-0.01, 0.01), r.uniform(-0.02, 0.03), r.uniform(-0.03, 0.03)])  # how the device is mounted
+    self.rpy = np.array(
+      [r.uniform(-0.01, 0.01), r.uniform(-0.02, 0.03), r.uniform(-0.03, 0.03)]
+    )  # how the device is mounted
     self._road(r)
     self._paint(r)
     self._look(r)
@@ -83,16 +88,23 @@ class World:
   def _road(self, r: np.random.Generator) -> None:
     s = np.arange(-60.0, self.length, TABLE_STEP)
     curvature = np.zeros_like(s)
-    sharp = r.uniform(0, 1) ** 2 * min(0.012, 2.5 / self.speed**2 + 0.001)  # lateral acceleration stays below about 3 m/s^2
+    sharp = r.uniform(0, 1) ** 2 * min(
+      0.012, 2.5 / self.speed**2 + 0.001
+    )  # lateral acceleration stays below about 3 m/s^2
     for wavelength in (180.0, 330.0, 610.0):
-      curvature += sharp * r.uniform(0.2, 0.8) * np.sin(2 * np.pi * s / (wavelength * r.uniform(0.7, 1.4)) + r.uniform(0, 6.28))
+      curvature += (
+        sharp * r.uniform(0.2, 0.8) * np.sin(2 * np.pi * s / (wavelength * r.uniform(0.7, 1.4)) + r.uniform(0, 6.28))
+      )
     heading = np.cumsum(curvature) * TABLE_STEP
     self.s, self.curvature, self.heading = s, curvature, heading
     self.px, self.py = np.cumsum(np.cos(heading)) * TABLE_STEP, np.cumsum(np.sin(heading)) * TABLE_STEP
 
   def _paint(self, r: np.random.Generator) -> None:
     self.lane_width = float(r.uniform(2.9, 3.8))
-    self.n_same, self.n_oncoming = int(r.choice([1, 2, 3], p=[0.4, 0.4, 0.2])), int(r.choice([0, 1, 2], p=[0.25, 0.6, 0.15]))
+    self.n_same, self.n_oncoming = (
+      int(r.choice([1, 2, 3], p=[0.4, 0.4, 0.2])),
+      int(r.choice([0, 1, 2], p=[0.25, 0.6, 0.15])),
+    )
     self.ego_lane = int(r.integers(self.n_same))
     white, yellow = (0.62, 0.62, 0.6), (0.6, 0.42, 0.08)
     fresh = float(r.uniform(0.6, 1.2))
@@ -119,9 +131,14 @@ class World:
     self.ego_d = (self.ego_lane + 0.5) * w
 
   def _look(self, r: np.random.Generator) -> None:
-    grey = r.uniform(0.05, 0.26)
-    terrain = [(0.1, 0.17, 0.05), (0.22, 0.19, 0.1), (0.3, 0.24, 0.16), (0.16, 0.16, 0.15), (0.5, 0.52, 0.55)][int(r.choice(5, p=[0.4, 0.2, 0.15, 0.2, 0.05]))]
-    azimuth, elevation = r.uniform(-np.pi, np.pi), {"day": r.uniform(0.35, 1.3), "dusk": r.uniform(0.05, 0.2), "night": 0.9}[self.time_of_day]
+    gray = r.uniform(0.05, 0.26)
+    terrain = [(0.1, 0.17, 0.05), (0.22, 0.19, 0.1), (0.3, 0.24, 0.16), (0.16, 0.16, 0.15), (0.5, 0.52, 0.55)][
+      int(r.choice(5, p=[0.4, 0.2, 0.15, 0.2, 0.05]))
+    ]
+    azimuth, elevation = (
+      r.uniform(-np.pi, np.pi),
+      {"day": r.uniform(0.35, 1.3), "dusk": r.uniform(0.05, 0.2), "night": 0.9}[self.time_of_day],
+    )
     overcast = r.uniform(0, 1) if self.time_of_day == "day" else 0.0
     sun, ambient, top, low = {
       "day": (
@@ -130,12 +147,22 @@ class World:
         (1 - overcast) * np.array([0.18, 0.36, 0.75]) + overcast * np.array([0.55, 0.58, 0.62]),
         (1 - overcast) * np.array([0.6, 0.72, 0.85]) + overcast * np.array([0.7, 0.72, 0.74]),
       ),
-      "dusk": (np.array([0.5, 0.3, 0.15]), np.array([0.2, 0.2, 0.27]), np.array([0.1, 0.13, 0.3]), np.array([0.55, 0.33, 0.22])),
-      "night": (np.zeros(3), np.full(3, r.uniform(0.008, 0.03)), np.array([0.002, 0.003, 0.008]), np.array([0.008, 0.008, 0.012]) * r.uniform(0.5, 3)),
+      "dusk": (
+        np.array([0.5, 0.3, 0.15]),
+        np.array([0.2, 0.2, 0.27]),
+        np.array([0.1, 0.13, 0.3]),
+        np.array([0.55, 0.33, 0.22]),
+      ),
+      "night": (
+        np.zeros(3),
+        np.full(3, r.uniform(0.008, 0.03)),
+        np.array([0.002, 0.003, 0.008]),
+        np.array([0.008, 0.008, 0.012]) * r.uniform(0.5, 3),
+      ),
     }[self.time_of_day]
     lit = self.time_of_day == "night"
     self.look: dict[str, Any] = {
-      "asphalt": tuple(grey * np.array([1.0, 1.0, 1.02])),
+      "asphalt": tuple(gray * np.array([1.0, 1.0, 1.02])),
       "terrain": tuple(np.array(terrain) * r.uniform(0.6, 1.3)),
       "walk_rgb": tuple(np.array([0.38, 0.36, 0.34]) * r.uniform(0.6, 1.2)),
       "sun": tuple(sun),
@@ -155,12 +182,19 @@ class World:
     }
 
   def _wet(self, r: np.random.Generator) -> None:
-    """Rain: no sun, a low grey sky, a dark road that mirrors, haze, lights on, drops."""
+    """Rain: no sun, a low gray sky, a dark road that mirrors, haze, lights on, drops."""
     look, strength = self.look, float(r.uniform(0.4, 1.0))
     bright = float(np.mean(look["ambient"]) + 0.35 * np.mean(look["sun"]))
-    grey = {"day": r.uniform(0.45, 0.62), "dusk": r.uniform(0.16, 0.24), "night": float(np.mean(look["sky_low"])) * 1.5}[self.time_of_day]
+    gray = {
+      "day": r.uniform(0.45, 0.62),
+      "dusk": r.uniform(0.16, 0.24),
+      "night": float(np.mean(look["sky_low"])) * 1.5,
+    }[self.time_of_day]
     look["sun"], look["ambient"] = tuple(0.1 * np.array(look["sun"])), tuple(0.8 * bright * np.array([0.95, 1.0, 1.05]))
-    look["sky_low"], look["sky_top"] = tuple(grey * np.array([0.97, 1.0, 1.03])), tuple(0.8 * grey * np.array([0.95, 1.0, 1.06]))
+    look["sky_low"], look["sky_top"] = (
+      tuple(gray * np.array([0.97, 1.0, 1.03])),
+      tuple(0.8 * gray * np.array([0.95, 1.0, 1.06])),
+    )
     look["asphalt"] = tuple(0.6 * np.array(look["asphalt"]))
     look["headlight"] = max(look["headlight"], 0.1)
     look["haze"], look["wet"], look["noise"] = 0.003 + 0.010 * strength, float(r.uniform(0.5, 1.0)), look["noise"] * 1.3
@@ -170,7 +204,7 @@ class World:
     actors: list[Actor] = []
     w, window = self.lane_width, BEHIND + AHEAD
 
-    def colour() -> tuple[float, float, float]:
+    def color() -> tuple[float, float, float]:
       base = r.uniform(0.02, 0.75) * np.ones(3) if r.uniform() < 0.65 else r.uniform(0.03, 0.6, 3)
       return (float(base[0]), float(base[1]), float(base[2]))
 
@@ -178,7 +212,9 @@ class World:
       shape = int(r.choice(3, p=[0.7, 0.18, 0.12]))
       size = [(4.5, 1.82, 1.48), (5.2, 2.0, 2.1), (9.5, 2.45, 3.4)][shape]
       k = r.uniform(0.92, 1.1)
-      return Actor(VEHICLE, float(s0), float(v), float(d), sway, (size[0] * k, size[1] * k, size[2] * k), colour(), shape, 0.0)
+      return Actor(
+        VEHICLE, float(s0), float(v), float(d), sway, (size[0] * k, size[1] * k, size[2] * k), color(), shape, 0.0
+      )
 
     for lane in range(self.n_same):
       rel = 0.0 if lane == self.ego_lane else float(r.uniform(-5, 6))
@@ -199,15 +235,30 @@ class World:
         s0 += 6.5 + r.exponential(12)
     for _ in range(int(r.integers(3, 22)) if self.city else int(r.integers(0, 3))):
       right = r.uniform() < 0.65
-      d = self.d_right + self.shoulder + r.uniform(0.4, 2.5) if right else self.d_left - self.shoulder - r.uniform(0.4, 2.5)
+      d = (
+        self.d_right + self.shoulder + r.uniform(0.4, 2.5)
+        if right
+        else self.d_left - self.shoulder - r.uniform(0.4, 2.5)
+      )
       cross = float(r.uniform(0.8, 1.6)) if r.uniform() < 0.25 else 0.0
       actors.append(
-        Actor(PEDESTRIAN, float(r.uniform(0, window)), float(r.uniform(-1.5, 1.5)), float(d), 0.1, (0.4, 0.5, float(r.uniform(1.45, 1.9))), colour(), 0, cross)
+        Actor(
+          PEDESTRIAN,
+          float(r.uniform(0, window)),
+          float(r.uniform(-1.5, 1.5)),
+          float(d),
+          0.1,
+          (0.4, 0.5, float(r.uniform(1.45, 1.9))),
+          color(),
+          0,
+          cross,
+        )
       )
     self.actors = actors
 
   def _background(self, r: np.random.Generator) -> None:
-    """Buildings, trees and poles beside the road: rows of (s, d, yaw, half length, half width, z low, z high, r, g, b, paint, emission)."""
+    """Buildings, trees and poles beside the road: rows of (s, d, yaw, half length, half width, z low, z high, r, g, b,
+    paint, emission)."""
     rows: list[list[float]] = []
     night = 1.0 if self.time_of_day == "night" else 0.0
     for side in (-1, 1):
@@ -218,7 +269,20 @@ class World:
         if kind < (0.45 if self.city else 0.05):
           half, deep, high = r.uniform(5, 14), r.uniform(4, 8), r.uniform(4, 22)
           c = r.uniform(0.12, 0.55) * np.array([1, r.uniform(0.85, 1), r.uniform(0.7, 1)])
-          rows.append([s + half, side * (edge + r.uniform(0.5, 9) + deep), r.uniform(-0.05, 0.05), half, deep, 0, high, *c, BUILDING, 0.5 * night])
+          rows.append(
+            [
+              s + half,
+              side * (edge + r.uniform(0.5, 9) + deep),
+              r.uniform(-0.05, 0.05),
+              half,
+              deep,
+              0,
+              high,
+              *c,
+              BUILDING,
+              0.5 * night,
+            ]
+          )
           s += 2 * half + r.uniform(0, 12)
         elif kind < 0.85:
           d, high, wide = side * (edge + r.uniform(1.2, 14)), r.uniform(3, 9), r.uniform(0.9, 2.4)
@@ -237,21 +301,25 @@ class World:
   # *** where it is ***
 
   def pose(self, t: float) -> tuple[float, float, float]:
-    """x, y metres and heading, radians, clockwise from above, of the calibrated frame in one that stands still."""
+    """x, y meters and heading, radians, clockwise from above, of the calibrated frame in one that stands still."""
     e = self.ego(t)
     x, y, h = self._path(e["s"], e["d"])
     return float(x), float(y), float(h + e["heading_error"])
 
   def motion(self, t: float) -> tuple[np.ndarray, np.ndarray]:
-    """Velocity m/s and turn rates rad/s at t, (3,) each, of the calibrated frame and in it: the derivative of pose()."""
+    """Velocity m/s and turn rates rad/s at t, (3,) each, of the calibrated frame and in it: the derivative of
+    pose()."""
     h = 1e-3
     (x0, y0, a0), (x1, y1, a1) = self.pose(t - h), self.pose(t + h)
     a, vx, vy = (a0 + a1) / 2, (x1 - x0) / (2 * h), (y1 - y0) / (2 * h)
-    return np.array([np.cos(a) * vx + np.sin(a) * vy, np.cos(a) * vy - np.sin(a) * vx, 0.0]), np.array([0.0, 0.0, (a1 - a0) / (2 * h)])
+    return np.array([np.cos(a) * vx + np.sin(a) * vy, np.cos(a) * vy - np.sin(a) * vx, 0.0]), np.array(
+      [0.0, 0.0, (a1 - a0) / (2 * h)]
+    )
 
   def ego(self, t: float) -> dict[str, float]:
-    """s, d: road coordinates; s_dot: along the centreline, m/s; heading_error rad from the road's direction. And of the car itself, which drives beside the
-    centreline and weaves: v_ego m/s forward, a_ego m/s^2 its change, yaw_rate rad/s and curvature 1/m of its path, positive to the right."""
+    """s, d: road coordinates; s_dot: along the centerline, m/s; heading_error rad from the road's direction. And of the
+    car itself, which drives beside the centerline and weaves: v_ego m/s forward, a_ego m/s^2 its change, yaw_rate rad/s
+    and curvature 1/m of its path, positive to the right."""
     h = 1e-3
     s, d, s_dot, heading_error, v, yaw_rate = self._car(t)
     return {
@@ -272,15 +340,22 @@ class World:
     v, a = self.speed * (1 + self.speed_swing * np.sin(w * t)), self.speed * self.speed_swing * w * np.cos(w * t)
     wander, wd = 0.22, 2 * np.pi / 11.0
     phase = wd * t + self.seed
-    d, d_dot, d_ddot = self.ego_d + wander * np.sin(phase), wander * wd * np.cos(phase), -wander * wd * wd * np.sin(phase)
+    d, d_dot, d_ddot = (
+      self.ego_d + wander * np.sin(phase),
+      wander * wd * np.cos(phase),
+      -wander * wd * wd * np.sin(phase),
+    )
     error = np.arctan2(d_dot, v)  # of the heading
-    curvature = np.interp(s, self.s, self.curvature)  # of the centreline, to the right, where d is positive: beside it the way is shorter
+    curvature = np.interp(
+      s, self.s, self.curvature
+    )  # of the centerline, to the right, where d is positive: beside it the way is shorter
     forward = v * (1 - curvature * d) * np.cos(error) + d_dot * np.sin(error)
     yaw_rate = curvature * v + (d_ddot * v - d_dot * a) / (v * v + d_dot * d_dot)
     return float(s), float(d), float(v), float(error), float(forward), float(yaw_rate)
 
   def to_ego(self, t: float, s, d) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Road coordinates -> x, y in the calibrated frame at t and the road's heading there, radians, clockwise from above."""
+    """Road coordinates -> x, y in the calibrated frame at t and the road's heading there, radians, clockwise from
+    above."""
     e = self.ego(t)
     ex, ey, eh = self._path(e["s"], e["d"])
     x, y, h = self._path(np.asarray(s, dtype=np.float64), np.asarray(d, dtype=np.float64))
@@ -293,13 +368,18 @@ class World:
     return np.interp(s, self.s, self.px) - np.sin(h) * d, np.interp(s, self.s, self.py) + np.cos(h) * d, h
 
   def objects(self, t: float) -> list[dict[str, Any]]:
-    """Traffic near the ego at t: id (never that of somebody else), cls, x, y (centre), yaw, size, speed along the road minus the ego's (v_rel)."""
+    """Traffic near the ego at t: id (never that of somebody else), cls, x, y (center), yaw, size, speed along the road
+    minus the ego's (v_rel)."""
     e = self.ego(t)
     out = []
     for i, a in enumerate(self.actors):
       # vehicles of the ego's lane keep their distance to it, so that nobody drives into anybody
       own = a.cls == VEHICLE and abs(a.d - self.ego_d) < 0.1
-      rel = a.s0 + (6.0 * np.sin(2 * np.pi * t / 19.0 + i) * (a.s0 > 20) if own else a.s0 * 0 + a.v * t - (e["s"] - 5.0)) + (0 if own else BEHIND)
+      rel = (
+        a.s0
+        + (6.0 * np.sin(2 * np.pi * t / 19.0 + i) * (a.s0 > 20) if own else a.s0 * 0 + a.v * t - (e["s"] - 5.0))
+        + (0 if own else BEHIND)
+      )
       lap = 0 if own else int(np.floor(rel / (BEHIND + AHEAD)))
       rel = rel if own else rel - lap * (BEHIND + AHEAD) - BEHIND
       d = a.d + a.sway * np.sin(t * 0.5 + i)
@@ -329,7 +409,7 @@ class World:
 
   @lru_cache(maxsize=4)  # noqa: B019 - worlds are few and live as long as their frames are rendered
   def view(self, t: float) -> dict[str, Any]:
-    """What the ray-caster needs at t: the centreline table, lines and boxes in the calibrated frame."""
+    """What the ray-caster needs at t: the centerline table, lines and boxes in the calibrated frame."""
     e = self.ego(t)
     s = np.arange(e["s"] - 2.0, e["s"] + TABLE_REACH + 40, TABLE_STEP)
     x, y, h = self.to_ego(t, s, np.zeros_like(s))
@@ -341,7 +421,9 @@ class World:
     near = self.scenery[(self.scenery[:, 0] > e["s"] - 25) & (self.scenery[:, 0] < e["s"] + AHEAD)]
     bx, by, bh = self.to_ego(t, near[:, 0], near[:, 1])
     boxes += [[x0, y0, h0 + r[2], *r[3:10], 0, 0, r[10], r[11]] for x0, y0, h0, r in zip(bx, by, bh, near, strict=True)]
-    lines = [[ln.d, ln.kind, self.line_width, *ln.rgb, ln.wear, ln.dash, ln.period, 0.0] for ln in self.lines if ln.kind]
+    lines = [
+      [ln.d, ln.kind, self.line_width, *ln.rgb, ln.wear, ln.dash, ln.period, 0.0] for ln in self.lines if ln.kind
+    ]
     return {
       "s0": e["s"],
       "table_step": TABLE_STEP,
@@ -353,11 +435,16 @@ class World:
     }
 
   def lane_lines(self, t: float, x: np.ndarray) -> list[dict[str, Any]]:
-    """Every painted line at distances x, metres: id, kind, d, y (nan beyond the road's table), in the calibrated frame."""
-    return [{"id": i, "kind": KINDS[ln.kind], "d": ln.d, "y": self.lateral(t, x, ln.d)} for i, ln in enumerate(self.lines) if ln.kind]
+    """Every painted line at distances x, meters: id, kind, d, y (nan beyond the road's table), in the calibrated
+    frame."""
+    return [
+      {"id": i, "kind": KINDS[ln.kind], "d": ln.d, "y": self.lateral(t, x, ln.d)}
+      for i, ln in enumerate(self.lines)
+      if ln.kind
+    ]
 
   def lateral(self, t: float, x: np.ndarray, d: float) -> np.ndarray:
-    """(N,) x ahead, metres -> (N,) y of the line at lateral offset d: where the ray-caster paints it."""
+    """(N,) x ahead, meters -> (N,) y of the line at lateral offset d: where the ray-caster paints it."""
     v = self.view(t)
     grid = np.arange(len(v["table_y"])) * TABLE_STEP
     y = np.interp(x, grid, v["table_y"], right=np.nan) + d / np.cos(np.interp(x, grid, v["table_heading"]))
@@ -370,7 +457,20 @@ def actor_boxes(o: dict[str, Any], night: float) -> list[list[float]]:
   c, s = np.cos(o["yaw"]), np.sin(o["yaw"])
 
   def box(along, across, half_l, half_w, z0, z1, rgb, paint, emission=0.0):
-    return [o["x"] + c * along - s * across, o["y"] + s * along + c * across, o["yaw"], half_l, half_w, z0, z1, *rgb, o["cls"], o["id"], paint, emission]
+    return [
+      o["x"] + c * along - s * across,
+      o["y"] + s * along + c * across,
+      o["yaw"],
+      half_l,
+      half_w,
+      z0,
+      z1,
+      *rgb,
+      o["cls"],
+      o["id"],
+      paint,
+      emission,
+    ]
 
   if o["cls"] == PEDESTRIAN:
     dark = tuple(k * 0.5 for k in o["rgb"])
@@ -381,7 +481,11 @@ def actor_boxes(o: dict[str, Any], night: float) -> list[list[float]]:
       box(0, 0, 0.11, 0.1, height * 0.86, height, (0.35, 0.24, 0.18), PLAIN),
     ]
   l2, w2 = length / 2, width / 2
-  wheels = [box(a, b, 0.33, 0.12, 0, 0.62, (0.02, 0.02, 0.02), WHEEL) for a in (-0.6 * l2, 0.6 * l2) for b in (-0.88 * w2, 0.88 * w2)]
+  wheels = [
+    box(a, b, 0.33, 0.12, 0, 0.62, (0.02, 0.02, 0.02), WHEEL)
+    for a in (-0.6 * l2, 0.6 * l2)
+    for b in (-0.88 * w2, 0.88 * w2)
+  ]
   if o["shape"] == 0:
     return [
       *wheels,

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes a simulated drive as an ordinary openpilot route: logs, videos, and beside them exact truth. Equal arguments give equal logs and truth."""
+"""Writes a simulated drive as an ordinary openpilot route: logs, videos, and beside them exact truth. Equal arguments
+give equal logs and truth."""
 
 import argparse
 import json
@@ -49,7 +50,8 @@ class Drive:
     return f"{self.seed & 0xFFFFFFFF:08x}--{(self.seed * 2654435761 + salt) % 16**10:010x}"
 
   def lens(self) -> tuple[np.ndarray, int, int]:
-    """Intrinsics, width and height of the picture that is rendered: of the road camera, or of the qcamera as every reader of the route takes it."""
+    """Intrinsics, width and height of the picture that is rendered: of the road camera, or of the qcamera as every
+    reader of the route takes it."""
     config, sensor = CAMERAS[self.camera]
     if self.qcamera_only:
       return camera_intrinsics(*QCAMERA_SIZE, self.camera, sensor), *QCAMERA_SIZE
@@ -141,13 +143,17 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.lib.format.write_array(f, a)
 
 
-def write_segment(folder: Path, num: int, drive: Drive, rendered: Iterator[dict[str, Any]], first: int, count: int, last: bool) -> None:
+def write_segment(
+  folder: Path, num: int, drive: Drive, rendered: Iterator[dict[str, Any]], first: int, count: int, last: bool
+) -> None:
   world, (config, sensor) = world_of(drive), CAMERAS[drive.camera]
   truth = folder / "truth"
   truth.mkdir(parents=True)
   videos = [VideoWriter(folder / "qcamera.ts", *QCAMERA_SIZE, 15, 27)]
   if not drive.qcamera_only:
-    videos.append(VideoWriter(folder / "fcamera.hevc", config.width, config.height, 30 if config.width > 1344 else 20, 24))
+    videos.append(
+      VideoWriter(folder / "fcamera.hevc", config.width, config.height, 30 if config.width > 1344 else 20, 24)
+    )
   chunk: list[dict[str, Any]] = []
   with open(truth / "objects.jsonl", "w") as objects, open(truth / "lanes.jsonl", "w") as lanes:
     for i in range(count):
@@ -158,7 +164,10 @@ def write_segment(folder: Path, num: int, drive: Drive, rendered: Iterator[dict[
       lanes.write(json.dumps(r["lanes"]) + "\n")
       chunk.append(r)
       if len(chunk) == CHUNK or i == count - 1:
-        save_arrays(truth / f"dense-{i // CHUNK:04d}.npz", {k: np.stack([c[k] for c in chunk]) for k in ("depth", "semantic", "instance")})
+        save_arrays(
+          truth / f"dense-{i // CHUNK:04d}.npz",
+          {k: np.stack([c[k] for c in chunk]) for k in ("depth", "semantic", "instance")},
+        )
         chunk = []
   for v in videos:
     v.close()
@@ -188,11 +197,15 @@ def cut(drive: Drive, segment_seconds: float) -> list[tuple[int, int, int]]:
   """(segment, first frame, frames). Raises UserError where there is none."""
   total, per = round(drive.seconds * FPS), round(segment_seconds * FPS)
   if total < 1 or per < 1:
-    raise UserError(f"{drive.seconds} seconds in segments of {segment_seconds} hold no frame; at 20 Hz 0.05 is the least")
+    raise UserError(
+      f"{drive.seconds} seconds in segments of {segment_seconds} hold no frame; at 20 Hz 0.05 is the least"
+    )
   return [(n, first, min(per, total - first)) for n, first in enumerate(range(0, total, per))]
 
 
-def write_missing(out: Path, drive: Drive, missing: list[tuple[int, int, int]], last: int, rendered: Iterator[dict[str, Any]]) -> None:
+def write_missing(
+  out: Path, drive: Drive, missing: list[tuple[int, int, int]], last: int, rendered: Iterator[dict[str, Any]]
+) -> None:
   """The segments `missing`, of which each appears whole or not at all. rendered: all their frames in order."""
   for n, first, count in missing:
     tmp, final = out / f".{drive.name}--{n}.tmp", out / f"{drive.name}--{n}"
@@ -233,7 +246,9 @@ def write_route(
     library()  # compiled once, before the workers start
     with multiprocessing.get_context("spawn").Pool(os.cpu_count() or 1) as pool:
       rendered = pool.imap(render_frame, ((drive, f) for f in frames), chunksize=2)
-      write_missing(out, drive, missing, segments[-1][0], iter(tqdm(rendered, total=len(frames), desc="simulate", unit="frame")))
+      write_missing(
+        out, drive, missing, segments[-1][0], iter(tqdm(rendered, total=len(frames), desc="simulate", unit="frame"))
+      )
   return out
 
 
@@ -242,17 +257,28 @@ def write_whole(job: tuple[Path, Drive, float]) -> int:
   out, drive, segment_seconds = job
   segments = cut(drive, segment_seconds)
   missing = missing_of(out, drive, segments)
-  write_missing(out, drive, missing, segments[-1][0], (render_frame((drive, f)) for _, first, count in missing for f in range(first, first + count)))
+  write_missing(
+    out,
+    drive,
+    missing,
+    segments[-1][0],
+    (render_frame((drive, f)) for _, first, count in missing for f in range(first, first + count)),
+  )
   return sum(count for _, _, count in missing)
 
 
-def write_routes(out_dir: str | Path, drives: list[Drive], segment_seconds: float = 60.0, jobs: int | None = None) -> int:
-  """Many routes side by side, `jobs` at a time (one a core), each in a process of its own. -> frames written; routes that are there already are kept."""
+def write_routes(
+  out_dir: str | Path, drives: list[Drive], segment_seconds: float = 60.0, jobs: int | None = None
+) -> int:
+  """Many routes side by side, `jobs` at a time (one a core), each in a process of its own. -> frames written; routes
+  that are there already are kept."""
   out = Path(out_dir)
   library()
   n = 0
   with multiprocessing.get_context("spawn").Pool(min(len(drives), jobs or os.cpu_count() or 1)) as pool:
-    bar = tqdm(total=sum(count for d in drives for _, _, count in cut(d, segment_seconds)), desc="simulate", unit="frame")
+    bar = tqdm(
+      total=sum(count for d in drives for _, _, count in cut(d, segment_seconds)), desc="simulate", unit="frame"
+    )
     for drive, written in zip(drives, pool.imap(write_whole, [(out, d, segment_seconds) for d in drives]), strict=True):
       n += written
       bar.update(round(drive.seconds * FPS))
@@ -261,8 +287,11 @@ def write_routes(out_dir: str | Path, drives: list[Drive], segment_seconds: floa
 
 
 def conditions(seed: int, time_of_day: str, weather: str) -> tuple[str, str]:
-  """Time of day and weather of one route; 'any' takes them in turn: seeds 0, 1, 2 are day, dusk, night, and of every nine seeds the last three have rain."""
-  return TIMES[seed % 3] if time_of_day == "any" else time_of_day, WEATHERS[seed // 3 % 3 == 2] if weather == "any" else weather
+  """Time of day and weather of one route; 'any' takes them in turn: seeds 0, 1, 2 are day, dusk, night, and of every
+  nine seeds the last three have rain."""
+  return TIMES[seed % 3] if time_of_day == "any" else time_of_day, WEATHERS[
+    seed // 3 % 3 == 2
+  ] if weather == "any" else weather
 
 
 def parse_seeds(text: str) -> range:
@@ -276,17 +305,25 @@ def main() -> None:
   p = argparse.ArgumentParser(prog="sim", description=__doc__)
   p.add_argument("out", type=Path, help="folder for the segments")
   p.add_argument("--seed", type=int, default=1)
-  p.add_argument("--seeds", metavar="FIRST:END", help="a route for each of them, 1000:1080 for 1000 to 1079; the same command goes on where it was stopped")
+  p.add_argument(
+    "--seeds",
+    metavar="FIRST:END",
+    help="a route for each of them, 1000:1080 for 1000 to 1079; the same command goes on where it was stopped",
+  )
   p.add_argument("--seconds", type=float, default=12.0)
   p.add_argument("--segment-seconds", type=float, default=60.0)
   p.add_argument("--camera", choices=sorted(CAMERAS), default="mici")
   p.add_argument("--time", choices=(*TIMES, "any"), default="day", help="any: in turn by the seed")
   p.add_argument("--weather", choices=(*WEATHERS, "any"), default="clear", help="any: rain in a third of the seeds")
-  p.add_argument("--qcamera-only", action="store_true", help="only qcamera.ts, rendered at its size: several times as fast")
+  p.add_argument(
+    "--qcamera-only", action="store_true", help="only qcamera.ts, rendered at its size: several times as fast"
+  )
   p.add_argument("--jobs", type=int, help="processes with --seeds; one a core")
   args = p.parse_args()
   seeds = parse_seeds(args.seeds) if args.seeds else range(args.seed, args.seed + 1)
-  drives = [Drive(s, args.seconds, args.camera, *conditions(s, args.time, args.weather), args.qcamera_only) for s in seeds]
+  drives = [
+    Drive(s, args.seconds, args.camera, *conditions(s, args.time, args.weather), args.qcamera_only) for s in seeds
+  ]
   if args.seeds:
     n = write_routes(args.out, drives, args.segment_seconds, args.jobs)
     print(f"{args.out}: {len(drives)} routes of {args.seconds} s, {n} frames written, truth beside each segment")

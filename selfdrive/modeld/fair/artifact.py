@@ -1,9 +1,10 @@
-"""Compiled artifacts of a bundle: a pickled jit (or an engine) and, beside it, a sidecar of hashes that says what it was built from.
+"""Compiled artifacts of a bundle: a pickled jit (or an engine) and, beside it, a sidecar of hashes that says what it
+was built from.
 
-A pickle is code, so none comes with a bundle: they lie where this machine keeps its own, or in the tree whose build made them (trust.py). Bytes are handed out
-only after the sidecar was found to be ours and their SHA-256 to be the sidecar's, and those very bytes are handed out; the file is not read twice.
-Large ones are cut as openpilot cuts its own (openpilot/common/file_chunker.py).
-"""
+A pickle is code, so none comes with a bundle: they lie where this machine keeps its own, or in the tree whose build
+made them (trust.py). Bytes are handed out only after the sidecar was found to be ours and their SHA-256 to be the
+sidecar's, and those very bytes are handed out; the file is not read twice. Large ones are cut as openpilot cuts its own
+(openpilot/common/file_chunker.py)."""
 
 import contextlib
 import hashlib
@@ -19,7 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, read_file
-from openpilot.selfdrive.modeld.fair.trust import BUILT, LIST, TrustError, data_root, in_tree, listed, mac, private_folder
+from openpilot.selfdrive.modeld.fair.trust import (
+  BUILT,
+  LIST,
+  TrustError,
+  data_root,
+  in_tree,
+  listed,
+  mac,
+  private_folder,
+)
 
 FOREIGN = "compiled"  # in a bundle's folder, as they once came: never looked into
 KEPT = 8  # manifests whose artifacts are kept; older ones are deleted
@@ -27,7 +37,14 @@ MAX_SIDECAR, MAX_SIZE, MAX_REASON = 1 << 16, 2 << 30, 300  # bytes, bytes, chara
 CHUNK_SIZE = 45 * 1024 * 1024  # openpilot's, under what its hosts take as one file
 FORMAT = 3
 SUFFIX = {"tensorrt": "engine"}  # of a target's files; else pkl
-TINYGRAD_FILES = ("device.py", "dtype.py", "engine/jit.py", "engine/realize.py", "runtime/ops_cpu.py", "uop/ops.py")  # what a pickled jit is made of
+TINYGRAD_FILES = (
+  "device.py",
+  "dtype.py",
+  "engine/jit.py",
+  "engine/realize.py",
+  "runtime/ops_cpu.py",
+  "uop/ops.py",
+)  # what a pickled jit is made of
 
 
 class ArtifactError(ValueError):
@@ -50,7 +67,11 @@ def tree_folder(bundle: Bundle) -> Path:
 
 def ignored(path: Path) -> str | None:
   """What to say of a folder of artifacts that came with a bundle; None where there is none."""
-  return f"{path / FOREIGN} came with the bundle and is ignored: what runs here is compiled here" if (path / FOREIGN).exists() else None
+  return (
+    f"{path / FOREIGN} came with the bundle and is ignored: what runs here is compiled here"
+    if (path / FOREIGN).exists()
+    else None
+  )
 
 
 def stem(graph: str, target: str) -> str:
@@ -59,7 +80,8 @@ def stem(graph: str, target: str) -> str:
 
 @cache
 def package_version(package: str) -> str:
-  """The installed package's version, '' where there is none; of tinygrad with a hash of what its pickles depend on: checkouts of one version differ."""
+  """The installed package's version, '' where there is none; of tinygrad with a hash of what its pickles depend on:
+  checkouts of one version differ."""
   spec = importlib.util.find_spec(package)
   if spec is None:
     return ""
@@ -101,10 +123,10 @@ def write_atomic(path: Path, data: bytes | memoryview, mode: int = 0o644) -> Non
 
 
 def write_artifact(folder: Path, name: str, blob: bytes, about: dict[str, Any], chunk_size: int = CHUNK_SIZE) -> Path:
-  """blob -> <name>.pkl, or its chunks, then the sidecar <name>.json: what is read in between fails its hash. Returns the sidecar's path.
+  """blob -> <name>.pkl, or its chunks, then the sidecar <name>.json: what is read in between fails its hash. Returns
+  the sidecar's path.
 
-  about: what must hold for the artifact to be used, see read_artifact(), and its target.
-  """
+  about: what must hold for the artifact to be used, see read_artifact(), and its target."""
   tree = in_tree(folder)
   if not tree:
     private_folder()
@@ -127,7 +149,9 @@ def write_artifact(folder: Path, name: str, blob: bytes, about: dict[str, Any], 
     there: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError):
       there = json.loads((folder / LIST).read_text())
-    write_atomic(folder / LIST, (json.dumps({**there, sidecar.name: hashlib.sha256(text).hexdigest()}, indent=1) + "\n").encode())
+    write_atomic(
+      folder / LIST, (json.dumps({**there, sidecar.name: hashlib.sha256(text).hexdigest()}, indent=1) + "\n").encode()
+    )
   for old in folder.glob(f"{file}*"):
     if old.name not in names and not (n > 1 and old.name == manifest):
       old.unlink(missing_ok=True)
@@ -136,6 +160,7 @@ def write_artifact(folder: Path, name: str, blob: bytes, about: dict[str, Any], 
 
 def prune(folder: Path) -> list[Path]:
   """Deletes what was compiled of older manifests than the KEPT newest, beside `folder`, which stays. -> what went."""
+
   def age(p: Path) -> float:
     return p.stat().st_mtime if p != folder else float("inf")
 
@@ -168,7 +193,9 @@ def read_sidecar(folder: Path, name: str) -> dict[str, Any]:
   path = folder / f"{name}.json"
   try:
     if not path.is_file():
-      raise ArtifactError(f"no artifact {path}{why_not(folder, name)}; build it with compile.py, a device does while it is offroad")
+      raise ArtifactError(
+        f"no artifact {path}{why_not(folder, name)}; build it with compile.py, a device does while it is offroad"
+      )
     raw = read_file(path, MAX_SIDECAR)
     said = json.loads(raw)
   except ArtifactError:
@@ -176,7 +203,11 @@ def read_sidecar(folder: Path, name: str) -> dict[str, Any]:
   except (OSError, ValueError, RecursionError) as e:
     raise ArtifactError(f"{path} is not readable JSON ({str(e)[:100]}); build it again with compile.py") from None
   files = said.get("files") if isinstance(said, dict) else None
-  if not isinstance(files, list) or not files or not all(isinstance(f, str) and f.startswith(f"{name}.") and "/" not in f for f in files):
+  if (
+    not isinstance(files, list)
+    or not files
+    or not all(isinstance(f, str) and f.startswith(f"{name}.") and "/" not in f for f in files)
+  ):
     raise ArtifactError(f"{path} names no files of its own; build it again with compile.py")
   try:
     if in_tree(folder):
@@ -186,16 +217,21 @@ def read_sidecar(folder: Path, name: str) -> dict[str, Any]:
   except (TrustError, OSError) as e:
     raise ArtifactError(f"{path} is not trusted: {e}") from None
   if not ours:
-    raise ArtifactError(f"{path} was not written {'by the build of this tree' if in_tree(folder) else 'on this machine'}; it was not opened: build it again")
+    raise ArtifactError(
+      f"{path} was not written {'by the build of this tree' if in_tree(folder) else 'on this machine'}; it was not "
+      "opened: build it again"
+    )
   return said
 
 
-def read_artifact(bundle: Bundle, graph: str, target: str, must: dict[str, Any], folder: Path | None = None) -> tuple[bytes, dict[str, Any]]:
-  """(bytes, sidecar) of a graph's artifact, checked. must: entries that the sidecar has to agree with, besides the manifest's hash, graph, target and format.
+def read_artifact(
+  bundle: Bundle, graph: str, target: str, must: dict[str, Any], folder: Path | None = None
+) -> tuple[bytes, dict[str, Any]]:
+  """(bytes, sidecar) of a graph's artifact, checked. must: entries that the sidecar has to agree with, besides the
+  manifest's hash, graph, target and format.
 
-  folder: where it is; by default this machine's own, else the tree's. Raises ArtifactError where it is absent, not ours, of another manifest, machine or
-  version, or where its bytes are not those that were written.
-  """
+  folder: where it is; by default this machine's own, else the tree's. Raises ArtifactError where it is absent, not
+  ours, of another manifest, machine or version, or where its bytes are not those that were written."""
   if folder is None:
     try:
       return read_artifact(bundle, graph, target, must, folder_of(bundle))
@@ -205,10 +241,18 @@ def read_artifact(bundle: Bundle, graph: str, target: str, must: dict[str, Any],
       return read_artifact(bundle, graph, target, must, tree_folder(bundle))
   name = stem(graph, target)
   said = read_sidecar(folder, name)
-  for key, wanted in {"format": FORMAT, "manifest": bundle.manifest_hash, "graph": graph, "target": target, **must}.items():
+  for key, wanted in {
+    "format": FORMAT,
+    "manifest": bundle.manifest_hash,
+    "graph": graph,
+    "target": target,
+    **must,
+  }.items():
     if said.get(key) != wanted:
       was = str(said.get(key))[:40]
-      raise ArtifactError(f"{folder / name}.json was built for {key} {was}, here it is {str(wanted)[:40]}; build it again with compile.py")
+      raise ArtifactError(
+        f"{folder / name}.json was built for {key} {was}, here it is {str(wanted)[:40]}; build it again with compile.py"
+      )
   left = min(MAX_SIZE, int(said["size"]))
   parts = []
   for f in said["files"]:
@@ -221,5 +265,8 @@ def read_artifact(bundle: Bundle, graph: str, target: str, must: dict[str, Any],
   actual = hashlib.sha256(blob).hexdigest()
   if actual != said.get("sha256"):
     wanted = str(said.get("sha256"))[:12]
-    raise ArtifactError(f"{folder / said['files'][0]} has sha256 {actual[:12]}..., its sidecar says {wanted}...; it was not opened: build it again")
+    raise ArtifactError(
+      f"{folder / said['files'][0]} has sha256 {actual[:12]}..., its sidecar says {wanted}...; it was not opened: "
+      "build it again"
+    )
   return blob, said

@@ -1,4 +1,5 @@
-"""Student bundles: a folder with ONNX graphs and a manifest.json that says all that the runtime needs. Here it is read, checked and, for the tools, written."""
+"""Student bundles: a folder with ONNX graphs and a manifest.json that says all that the runtime needs. Here it is read,
+checked and, for the tools, written."""
 
 import contextlib
 import errno
@@ -25,7 +26,14 @@ MAX_VALUES = 1 << 26  # of one input or output
 MAX_MANIFEST = 1 << 20  # bytes
 MAX_FILE = 512 << 20  # bytes of any other file
 MAX_FILES = 64
-TYPES: dict[str, tuple[type, ...]] = {"object": (dict,), "array": (list,), "string": (str,), "number": (int, float), "integer": (int,), "boolean": (bool,)}
+TYPES: dict[str, tuple[type, ...]] = {
+  "object": (dict,),
+  "array": (list,),
+  "string": (str,),
+  "number": (int, float),
+  "integer": (int,),
+  "boolean": (bool,),
+}
 
 
 class BundleError(ValueError):
@@ -50,16 +58,20 @@ class Bundle:
     return self.manifest["graphs"]
 
   def read(self, name: str) -> bytes:
-    """A file's bytes, which are those that the manifest lists: read once, hashed, handed out. Raises BundleError where they are others, or none are listed."""
+    """A file's bytes, which are those that the manifest lists: read once, hashed, handed out. Raises BundleError where
+    they are others, or none are listed."""
     if name not in self.manifest["sha256"]:
-      raise BundleError(f"{self.path / MANIFEST}: sha256 has no hash of {json.dumps(name)[:60]}; export the bundle again")
+      raise BundleError(
+        f"{self.path / MANIFEST}: sha256 has no hash of {json.dumps(name)[:60]}; export the bundle again"
+      )
     data = read_file(self.path / name, MAX_FILE)
     if (actual := hashlib.sha256(data).hexdigest()) != self.manifest["sha256"][name]:
       raise changed(self.path / name, actual, self.manifest["sha256"][name])
     return data
 
   def onnx(self, graph: dict[str, Any]) -> bytes:
-    """A graph's ONNX file in one piece, whatever files its weights lie in: what a runner is given, so that it opens none. Raises BundleError."""
+    """A graph's ONNX file in one piece, whatever files its weights lie in: what a runner is given, so that it opens
+    none. Raises BundleError."""
 
     def outside(name: str) -> bytes:
       try:
@@ -79,7 +91,8 @@ def schema() -> dict[str, Any]:
 
 
 def violation(value: Any, rule: dict[str, Any], at: str = "manifest") -> str | None:
-  """The first breach of a JSON Schema by `value`, or None. Knows the keywords that bundle.schema.json uses: the device has no jsonschema package."""
+  """The first breach of a JSON Schema by `value`, or None. Knows the keywords that bundle.schema.json uses: the device
+  has no jsonschema package."""
   kind = rule.get("type")
   if kind is not None and (not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "boolean")):
     return f"{at} must be of type {kind}, is {json.dumps(value)[:60]}"
@@ -123,18 +136,25 @@ def no_number(text: str) -> None:
 
 
 def open_file(path: Path, limit: int) -> BinaryIO:
-  """An ordinary file of at most `limit` bytes, opened; no link, device or pipe, which may give bytes for ever. Raises BundleError, FileNotFoundError."""
+  """An ordinary file of at most `limit` bytes, opened; no link, device or pipe, which may give bytes for ever. Raises
+  BundleError, FileNotFoundError."""
   try:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
   except FileNotFoundError:
     raise
   except (OSError, ValueError) as e:
-    why = "is a link; copy the file itself" if isinstance(e, OSError) and e.errno == errno.ELOOP else f"cannot be opened: {getattr(e, 'strerror', e)}"
+    why = (
+      "is a link; copy the file itself"
+      if isinstance(e, OSError) and e.errno == errno.ELOOP
+      else f"cannot be opened: {getattr(e, 'strerror', e)}"
+    )
     raise BundleError(f"{path.parent / path.name[:100]} {why}") from None
   st = os.fstat(fd)
   if not stat.S_ISREG(st.st_mode) or st.st_size > limit:
     os.close(fd)
-    raise BundleError(f"{path} has {st.st_size} bytes, may have {limit}" if stat.S_ISREG(st.st_mode) else f"{path} is no ordinary file")
+    raise BundleError(
+      f"{path} has {st.st_size} bytes, may have {limit}" if stat.S_ISREG(st.st_mode) else f"{path} is no ordinary file"
+    )
   return os.fdopen(fd, "rb")
 
 
@@ -160,11 +180,15 @@ def sha256(path: Path, limit: int = 1 << 62) -> str:
 
 
 def changed(path: Path, actual: str, expected: object) -> BundleError:
-  return BundleError(f"{path} has sha256 {actual[:12]}..., its manifest says {str(expected)[:12]}...; it was changed or cut short: copy or export it again")
+  return BundleError(
+    f"{path} has sha256 {actual[:12]}..., its manifest says {str(expected)[:12]}...; it was changed or cut short: copy "
+    "or export it again"
+  )
 
 
 def load_bundle(path: str | Path) -> Bundle:
-  """Reads and checks a bundle folder: manifest against the schema, every file against its hash. Raises BundleError with one line on anything wrong."""
+  """Reads and checks a bundle folder: manifest against the schema, every file against its hash. Raises BundleError with
+  one line on anything wrong."""
   path = Path(path)
   if not path.is_dir():
     raise BundleError(f"no bundle at {path}; a bundle is a folder with {MANIFEST} and its ONNX files")
@@ -184,7 +208,10 @@ def load_bundle(path: str | Path) -> Bundle:
   for graph in manifest["graphs"]:
     for spec in graph["inputs"] + graph["outputs"]:
       if math.prod(spec["shape"]) > MAX_VALUES:
-        raise BundleError(f"{path / MANIFEST}: '{spec['name'][:60]}' of graph '{graph['name']}' has over {MAX_VALUES} values; export the bundle again")
+        raise BundleError(
+          f"{path / MANIFEST}: '{spec['name'][:60]}' of graph '{graph['name']}' has over {MAX_VALUES} values; export "
+          "the bundle again"
+        )
     if graph["file"] not in manifest["sha256"]:
       raise BundleError(f"{path / MANIFEST}: sha256 has no hash of {graph['file']}; export the bundle again")
   if len(manifest["sha256"]) > MAX_FILES:
@@ -195,7 +222,10 @@ def load_bundle(path: str | Path) -> Bundle:
     try:
       actual = sha256(path / name, MAX_FILE)
     except FileNotFoundError:
-      raise BundleError(f"{path} lacks {name.encode(errors='replace').decode()[:100]!r}, which its manifest lists; copy the whole folder again") from None
+      raise BundleError(
+        f"{path} lacks {name.encode(errors='replace').decode()[:100]!r}, which its manifest lists; copy the whole "
+        "folder again"
+      ) from None
     except OSError as e:
       raise BundleError(f"{path / name} cannot be read: {e.strerror}") from None
     if actual != expected:
@@ -204,12 +234,15 @@ def load_bundle(path: str | Path) -> Bundle:
 
 
 def bundle_path(name: str | None, models_dir: str | Path) -> Path:
-  """The folder of that name in models_dir, or with no name DEFAULT where it is there, else the first. Raises BundleError naming what is there."""
+  """The folder of that name in models_dir, or with no name DEFAULT where it is there, else the first. Raises
+  BundleError naming what is there."""
   models_dir = Path(models_dir)
   there = sorted(p.parent.name for p in models_dir.glob(f"*/{MANIFEST}"))
   if name:
     if "/" in name or name not in there:
-      raise BundleError(f"no bundle '{name}' in {models_dir}; there {'are ' + ', '.join(there) if there else 'is none'}")
+      raise BundleError(
+        f"no bundle '{name}' in {models_dir}; there {'are ' + ', '.join(there) if there else 'is none'}"
+      )
     return models_dir / name
   if not there:
     raise BundleError(f"no bundle in {models_dir}; put one there, or name its folder with --bundle")
@@ -222,7 +255,8 @@ def find_bundle(name: str | None, models_dir: str | Path) -> Bundle:
 
 
 def fingerprint(path: str | Path) -> tuple[tuple[str, int, int, int], ...]:
-  """What of a bundle's files changes when they do: name, inode, size and time of change, without reading them; empty where there is no folder."""
+  """What of a bundle's files changes when they do: name, inode, size and time of change, without reading them; empty
+  where there is no folder."""
   found = []
   with contextlib.suppress(OSError), os.scandir(path) as entries:
     for e in itertools.islice(entries, 4 * MAX_FILES):
@@ -235,7 +269,14 @@ def fingerprint(path: str | Path) -> tuple[tuple[str, int, int, int], ...]:
 def write_manifest(path: str | Path, manifest: dict[str, Any]) -> Bundle:
   """Adds sha256 of every file in the folder, checks against the schema and writes manifest.json atomically."""
   path = Path(path)
-  manifest = {**manifest, "sha256": {p.name: sha256(p) for p in sorted(path.iterdir()) if p.is_file() and p.name != MANIFEST and not p.name.startswith(".")}}
+  manifest = {
+    **manifest,
+    "sha256": {
+      p.name: sha256(p)
+      for p in sorted(path.iterdir())
+      if p.is_file() and p.name != MANIFEST and not p.name.startswith(".")
+    },
+  }
   if found := violation(manifest, schema()):
     raise BundleError(f"{path / MANIFEST} was not written: {found}")
   tmp = path / f".{MANIFEST}.tmp"
@@ -245,9 +286,14 @@ def write_manifest(path: str | Path, manifest: dict[str, Any]) -> Bundle:
 
 
 def spec_slots(graph: dict[str, Any]) -> tuple[int, dict[str, str]] | None:
-  """A graph's entry in the manifest -> the number of its point slots and the names of the inputs for points, mask and fresh; None without slots."""
+  """A graph's entry in the manifest -> the number of its point slots and the names of the inputs for points, mask and
+  fresh; None without slots."""
   slots = graph.get("point_slots")
   if slots is None:
     return None
   stem = slots["mask"].removesuffix("mask")
-  return slots["count"], {"points": slots.get("points", stem + "points"), "mask": slots["mask"], "fresh": slots.get("fresh", stem + "fresh")}
+  return slots["count"], {
+    "points": slots.get("points", stem + "points"),
+    "mask": slots["mask"],
+    "fresh": slots.get("fresh", stem + "fresh"),
+  }

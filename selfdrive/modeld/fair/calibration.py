@@ -1,4 +1,5 @@
 """How the camera is mounted, as an extrinsicsCalibration of any age says."""
+
 import math
 from typing import Any
 
@@ -6,10 +7,11 @@ MAX_ANGLE = 0.35  # rad; beyond, a calibration is not one
 
 
 def mounting(calibration: Any) -> tuple[list[float] | None, float | None]:
-  """A reader of extrinsicsCalibration -> (roll, pitch, yaw) in radians, its rpyCalib, None where that is none; and the camera's height above the road, m.
+  """A reader of extrinsicsCalibration -> (roll, pitch, yaw) in radians, its rpyCalib, None where that is none; and the
+  camera's height above the road, m.
 
-  The height is None where it is not said, as before openpilot 0.9. In every calStatus, as modeld takes it: what calibrationd has so far is the best there is.
-  """
+  The height is None where it is not said, as before openpilot 0.9. In every calStatus, as modeld takes it: what
+  calibrationd has so far is the best there is."""
   rpy = list(calibration.rpyCalib)
   height = float(calibration.height[0]) if len(calibration.height) else math.nan
   good = len(rpy) == 3 and all(math.isfinite(v) and abs(v) <= MAX_ANGLE for v in rpy)

@@ -1,4 +1,5 @@
-"""Processes below this one that may do anything: each in a group of its own, with limits, the first to go where memory is short, and dead when this one is."""
+"""Processes below this one that may do anything: each in a group of its own, with limits, the first to go where memory
+is short, and dead when this one is."""
 
 import contextlib
 import ctypes
@@ -15,7 +16,9 @@ from typing import Any
 
 import openpilot
 
-RT_LIMIT = 3_000_000  # us that a child may take a core at real-time priority without once waiting, then SIGXCPU ends it, RT_GRACE later SIGKILL
+# us that a child may take a core at real-time priority without once waiting, then SIGXCPU ends it, RT_GRACE later
+# SIGKILL
+RT_LIMIT = 3_000_000
 RT_GRACE = 1_000_000
 MAX_LINE = 1 << 16
 TRIAL_NICE = 15  # of what nobody waits for
@@ -29,13 +32,15 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def memory_limit() -> int:
-  """Bytes that the worker may hold: 2 GiB or a quarter of the machine's. Where there is an NVIDIA GPU, whose libraries want more, 16 GiB or half."""
+  """Bytes that the worker may hold: 2 GiB or a quarter of the machine's. Where there is an NVIDIA GPU, whose libraries
+  want more, 16 GiB or half."""
   total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   return min(16 << 30, total // 2) if os.path.exists("/dev/nvidiactl") else min(2 << 30, total // 4)
 
 
 def limit(which: int, value: int, grace: int = 0) -> None:
-  """Lowers a limit of this process for good, the hard one to `grace` above; what the system does not have or allow is left as it is."""
+  """Lowers a limit of this process for good, the hard one to `grace` above; what the system does not have or allow is
+  left as it is."""
   hard = resource.getrlimit(which)[1]
   with contextlib.suppress(OSError, ValueError):
     soft, top = (v if hard == resource.RLIM_INFINITY else min(v, hard) for v in (value, value + grace))
@@ -43,10 +48,11 @@ def limit(which: int, value: int, grace: int = 0) -> None:
 
 
 def tame(parent: int, memory: int, nice: int) -> None:
-  """In a child before it becomes another program: it dies with its parent, is the first to go where memory is short, and yields to others.
+  """In a child before it becomes another program: it dies with its parent, is the first to go where memory is short,
+  and yields to others.
 
-  Memory is counted as the private and writable (RLIMIT_DATA): a GPU's libraries reserve far more addresses than they use, which RLIMIT_AS would count.
-  """
+  Memory is counted as the private and writable (RLIMIT_DATA): a GPU's libraries reserve far more addresses than they
+  use, which RLIMIT_AS would count."""
   if LIBC is not None:
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died in between
@@ -61,11 +67,17 @@ def tame(parent: int, memory: int, nice: int) -> None:
 
 
 def environment(**more: str) -> dict[str, str]:
-  """This process's, in which a child started with -P finds openpilot: the working folder, which may hold anything, is not searched."""
+  """This process's, in which a child started with -P finds openpilot: the working folder, which may hold anything, is
+  not searched."""
   root = str(Path(openpilot.__path__[0]).absolute().parent)
-  threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # by default: each of BLAS's threads has its own buffers
+  threads = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+  }  # by default: each of BLAS's threads has its own buffers
   env = {**threads, **os.environ, **set_in_c("CEREAL_FAKE", "CEREAL_FAKE_PREFIX"), **more}
-  env["PYTHONPATH"] = os.pathsep.join([root, *(p for p in env.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(p) and p != root)])
+  env["PYTHONPATH"] = os.pathsep.join(
+    [root, *(p for p in env.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(p) and p != root)]
+  )
   return env
 
 
@@ -113,15 +125,19 @@ def read_all(fd: int) -> tuple[bytes, bool]:
 
 
 class Child:
-  """A process in a group of its own that dies with this one; what it writes into the pipe comes out of lines(), or lies in `rest`."""
+  """A process in a group of its own that dies with this one; what it writes into the pipe comes out of lines(), or lies
+  in `rest`."""
 
   def __init__(self, command: Sequence[str], memory: int, nice: int, make: Callable[[int], dict[str, Any]]):
-    """make: number of the pipe's end in the child -> more of Popen's arguments. Raises OSError where no process can be made."""
+    """make: number of the pipe's end in the child -> more of Popen's arguments. Raises OSError where no process can be
+    made."""
     self.fd, theirs = pipe(True)
     me = os.getpid()
     try:
       more = make(theirs)
-      self.proc = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=lambda: tame(me, memory, nice), **more)
+      self.proc = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=lambda: tame(me, memory, nice), **more
+      )
     except BaseException:
       os.close(self.fd)
       raise
@@ -132,7 +148,8 @@ class Child:
     self.begun = time.monotonic()
 
   def fill(self) -> bool:
-    """Takes what is there to read, of which the last MAX_LINE bytes stay in `rest`; False where there is nothing now."""
+    """Takes what is there to read, of which the last MAX_LINE bytes stay in `rest`; False where there is nothing
+    now."""
     data = b""
     if self.open:
       data, self.open = read_all(self.fd)

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Compiles the graphs of a bundle for one target, as openpilot compiles its own networks: ONNX -> a pickled TinyJit, with a sidecar of hashes.
+"""Compiles the graphs of a bundle for one target, as openpilot compiles its own networks: ONNX -> a pickled TinyJit,
+with a sidecar of hashes.
 
 python -m openpilot.selfdrive.modeld.fair.compile BUNDLE [--target tinygrad-cpu] [--output DIR]
 
-Artifacts lie where this machine keeps its own (trust.py), never with the bundle, and are for this machine, this tinygrad and this manifest: after a change of
-any of them they are refused and the graph runs in ONNX Runtime. On a comma four and wherever else the target's device is, run it there, while the car is off;
-what a PC can say of a comma four is `op compile --report`.
-"""
+Artifacts lie where this machine keeps its own (trust.py), never with the bundle, and are for this machine, this
+tinygrad and this manifest: after a change of any of them they are refused and the graph runs in ONNX Runtime. On a
+comma four and wherever else the target's device is, run it there, while the car is off; what a PC can say of a comma
+four is `op compile --report`."""
 
 import argparse
 import hashlib
@@ -24,18 +25,26 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.artifact import KEPT, ArtifactError, folder_of, note_failure, package_version, prune, read_artifact, read_sidecar
+from openpilot.selfdrive.modeld.fair.artifact import (
+  KEPT,
+  ArtifactError,
+  folder_of,
+  note_failure,
+  package_version,
+  prune,
+  read_artifact,
+  read_sidecar,
+)
 from openpilot.selfdrive.modeld.fair.artifact import stem, tree_folder, write_artifact
-from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, load_bundle, spec_slots
+from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.child import environment, python
+from openpilot.selfdrive.modeld.fair.parity import TOLERANCE, differences, sample_inputs
 from openpilot.selfdrive.modeld.fair.runners import NVIDIA_GPU, QCOM_GPU, preferred
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import FLAGS, find_clang, read_jit, requirements, set_flags
 from openpilot.selfdrive.modeld.fair.trust import TrustError
 
 TARGETS = (*FLAGS, "tensorrt", "onnx")
 NUMBERS = 1 << 20  # of buffers that a jit may have
-# of ONNX Runtime's outputs, in parts of an output's largest value: sums in another order; on Adreno the weights and what lies between layers are half precision
-TOLERANCE = {"tinygrad-cpu": 1e-4, "tinygrad-cuda": 1e-3, "tinygrad-qcom": 5e-2, "tensorrt": 5e-2}
 
 
 class CompileError(ValueError):
@@ -66,29 +75,9 @@ def missing(target: str) -> str | None:
 # *** in the process that compiles ***
 
 
-def sample_inputs(graph: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
-  """Noise in each input's range: bytes, 0 to 1, and point slots somewhere in the view of which some are in use and some fresh."""
-  r = np.random.default_rng(seed)
-  x = {}
-  for i in graph["inputs"]:
-    kind = np.dtype(i["dtype"]).kind
-    x[i["name"]] = (r.random(i["shape"]) if kind == "f" else r.integers(0, 256 if kind == "u" else 2, i["shape"])).astype(i["dtype"])
-  if (found := spec_slots(graph)) is not None:
-    names = found[1]
-    x[names["points"]] *= np.array([511, 255], x[names["points"]].dtype)
-    for name in (names["mask"], names["fresh"]):
-      x[name] = np.round(x[name])
-  return x
-
-
-def differences(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict[str, float]:
-  """Of each output the largest difference, in parts of its largest value. Not a number where one is not finite and the other is."""
-  with np.errstate(invalid="ignore"):
-    return {k: float(np.abs(got[k].astype(np.float64) - w).max() / max(1e-6, np.abs(w).max())) for k, w in want.items()}
-
-
 def make_jit(path: Path, graph: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, np.ndarray], dict[str, Any]]:
-  """(jit, arrays, tensors): the tensors are the arrays, which are filled before each call of jit(**tensors) -> {output: Tensor}. See runners/tinygrad.py."""
+  """(jit, arrays, tensors): the tensors are the arrays, which are filled before each call of jit(**tensors) -> {output:
+  Tensor}. See runners/tinygrad.py."""
   from tinygrad import Device, Tensor, TinyJit
   from tinygrad.dtype import _from_np_dtype
 
@@ -98,7 +87,9 @@ def make_jit(path: Path, graph: dict[str, Any]) -> tuple[Callable[..., Any], dic
     try:
       from tinygrad.frontend.onnx import OnnxRunner  # type: ignore[no-redef]
     except ImportError:
-      raise NotImplementedError("it reads ONNX files by itself since September 2025, and this one is older; update it, or use ONNX Runtime") from None
+      raise NotImplementedError(
+        "it reads ONNX files by itself since September 2025, and this one is older; update it, or use ONNX Runtime"
+      ) from None
   net = OnnxRunner(str(path))
   kinds = {o["name"]: _from_np_dtype(np.dtype(o["dtype"]).type) for o in graph["outputs"]}
 
@@ -113,16 +104,21 @@ def make_jit(path: Path, graph: dict[str, Any]) -> tuple[Callable[..., Any], dic
 
 
 def compile_graph(bundle: Bundle, graph: dict[str, Any], target: str, folder: Path) -> dict[str, Any]:
-  """Compiles, checks and writes one graph; returns what its sidecar says. tinygrad's settings are in the environment already. Raises CompileError."""
+  """Compiles, checks and writes one graph; returns what its sidecar says. tinygrad's settings are in the environment
+  already. Raises CompileError."""
   t0 = time.perf_counter()
   path = bundle.path / graph["file"]
-  with tempfile.TemporaryDirectory() as private:  # tinygrad reads weights from the disk while it compiles: from a file that nobody else can change
+  with (
+    tempfile.TemporaryDirectory() as private
+  ):  # tinygrad reads weights from the disk while it compiles: from a file that nobody else can change
     mine = Path(private) / "graph.onnx"
     mine.write_bytes(bundle.onnx(graph))
     return compile_file(mine, path, bundle, graph, target, folder, t0)
 
 
-def compile_file(mine: Path, path: Path, bundle: Bundle, graph: dict[str, Any], target: str, folder: Path, t0: float) -> dict[str, Any]:
+def compile_file(
+  mine: Path, path: Path, bundle: Bundle, graph: dict[str, Any], target: str, folder: Path, t0: float
+) -> dict[str, Any]:
   """compile_graph() of the bundle's file `path`, of which `mine` is a copy of our own."""
   first = first_number(bundle.manifest_hash, graph["name"], target)
   try:
@@ -141,7 +137,9 @@ def compile_file(mine: Path, path: Path, bundle: Bundle, graph: dict[str, Any], 
     raise
   except Exception as e:  # a tinygrad of another time, an operator that it has not, a compiler that fails
     said = (str(e).splitlines() or [""])[0][:200] or type(e).__name__
-    raise CompileError(f"{path}: tinygrad {package_version('tinygrad')} does not compile it for {target}: {said}") from e
+    raise CompileError(
+      f"{path}: tinygrad {package_version('tinygrad')} does not compile it for {target}: {said}"
+    ) from e
   captured: Any = jit.captured  # type: ignore[attr-defined]
   if hasattr(captured, "free_intermediates"):
     captured.free_intermediates()  # or what lies between the layers would be written too
@@ -159,19 +157,33 @@ def compile_file(mine: Path, path: Path, bundle: Bundle, graph: dict[str, Any], 
       break
     blob, why = None, "it computes something else when it is read back"
   if blob is None:
-    raise CompileError(f"{path}: the jit of tinygrad {package_version('tinygrad')} for {target} cannot be written and read: {why}")
-  about = {"bundle": bundle.name, "manifest": bundle.manifest_hash, "graph": graph["name"], "onnx": bundle.manifest["sha256"][graph["file"]], "target": target}
-  about |= requirements(target) | {"parity": parity(bundle, graph, target, want), "unjitted": unjitted, "seconds": round(time.perf_counter() - t0, 1)}
+    raise CompileError(
+      f"{path}: the jit of tinygrad {package_version('tinygrad')} for {target} cannot be written and read: {why}"
+    )
+  about = {
+    "bundle": bundle.name,
+    "manifest": bundle.manifest_hash,
+    "graph": graph["name"],
+    "onnx": bundle.manifest["sha256"][graph["file"]],
+    "target": target,
+  }
+  about |= requirements(target) | {
+    "parity": parity(bundle, graph, target, want),
+    "unjitted": unjitted,
+    "seconds": round(time.perf_counter() - t0, 1),
+  }
   return read_sidecar(folder, write_artifact(folder, stem(graph["name"], target), blob, about).stem)
 
 
 def first_number(*names: str) -> int:
-  """Where the numbers of a jit's buffers begin: of its own for every manifest, graph and target, far above those that a process gives out."""
+  """Where the numbers of a jit's buffers begin: of its own for every manifest, graph and target, far above those that a
+  process gives out."""
   return int.from_bytes(hashlib.sha256("\0".join(names).encode()).digest()[:5], "big") * NUMBERS + NUMBERS * NUMBERS
 
 
 def number_from(first: int) -> None:
-  """tinygrad's count of buffers in this process begins here: why, see slim.with_own_numbers(), which not every tinygrad's jits can be given to."""
+  """tinygrad's count of buffers in this process begins here: why, see slim.with_own_numbers(), which not every
+  tinygrad's jits can be given to."""
   from tinygrad.uop.ops import UOp
 
   UOp.unique_num = itertools.count(first)
@@ -181,7 +193,9 @@ def light(jit: Any, first: int) -> bytes:
   """The jit as bytes for read_jit(), as small as it can be."""
   from openpilot.selfdrive.modeld.fair import slim
 
-  return pickle.dumps(slim.device_programs(), protocol=5) + pickle.dumps(slim.slim(slim.with_own_numbers(jit, first)), protocol=5)
+  return pickle.dumps(slim.device_programs(), protocol=5) + pickle.dumps(
+    slim.slim(slim.with_own_numbers(jit, first)), protocol=5
+  )
 
 
 def whole(jit: Any, first: int) -> bytes:
@@ -197,10 +211,20 @@ def as_it_is(jit: Any, first: int) -> bytes:
 
 
 def read_back(blob: bytes, bundle: Bundle, graph: dict[str, Any], target: str, folder: Path) -> dict[str, np.ndarray]:
-  """What the written jit computes of sample_inputs(seed 2) in a process of its own, which holds nothing of what it was made from. folder: only ours."""
+  """What the written jit computes of sample_inputs(seed 2) in a process of its own, which holds nothing of what it was
+  made from. folder: only ours."""
   file = folder / "jit.pkl"
   file.write_bytes(blob)
-  command = python("openpilot.selfdrive.modeld.fair.compile", str(bundle.path), "--target", target, "--graph", graph["name"], "--read", str(file))
+  command = python(
+    "openpilot.selfdrive.modeld.fair.compile",
+    str(bundle.path),
+    "--target",
+    target,
+    "--graph",
+    graph["name"],
+    "--read",
+    str(file),
+  )
   done = subprocess.run(command, env=environment(), capture_output=True, text=True)
   if done.returncode:
     raise CompileError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
@@ -221,26 +245,32 @@ def run_written(file: Path, graph: dict[str, Any]) -> None:
 def check(got: dict[str, np.ndarray], want: dict[str, np.ndarray], path: Path, target: str, whose: str) -> float:
   """Worst of differences(). Raises CompileError beyond TOLERANCE."""
   found = differences(got, want)
-  name, worst = max(found.items(), key=lambda x: x[1] if np.isfinite(x[1]) else np.inf)
+  name, worst = max(found.items(), key=lambda x: x[1])
   if not worst <= TOLERANCE[target]:
     raise CompileError(f"{path}: output '{name}' in {target} is off from {whose} by {worst:.2g} of its largest value")
   return worst
 
 
 def parity(bundle: Bundle, graph: dict[str, Any], target: str, got: dict[str, np.ndarray]) -> float | None:
-  """Worst difference from ONNX Runtime on sample_inputs(seed 2), None where there is none here. Raises CompileError beyond TOLERANCE."""
+  """Worst difference from ONNX Runtime on sample_inputs(seed 2), None where there is none here. Raises CompileError
+  beyond TOLERANCE."""
   if importlib.util.find_spec("onnxruntime") is None:
     return None
   from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 
-  return check(got, OnnxRunner(bundle, graph).run(sample_inputs(graph, 2)), bundle.path / graph["file"], target, "ONNX Runtime")
+  return check(
+    got, OnnxRunner(bundle, graph).run(sample_inputs(graph, 2)), bundle.path / graph["file"], target, "ONNX Runtime"
+  )
 
 
 # *** the process that is asked ***
 
 
-def build(bundle: Bundle, target: str, folder: Path | None = None, timeout: float | None = None) -> list[dict[str, Any]]:
-  """Builds every graph of the bundle in processes of their own, as tinygrad reads its settings on import. -> their sidecars. Raises CompileError."""
+def build(
+  bundle: Bundle, target: str, folder: Path | None = None, timeout: float | None = None
+) -> list[dict[str, Any]]:
+  """Builds every graph of the bundle in processes of their own, as tinygrad reads its settings on import. -> their
+  sidecars. Raises CompileError."""
   if (why := missing(target)) is not None:
     raise CompileError(f"{target} cannot be built here: {why}")
   if target == "onnx":  # the graph is the artifact
@@ -248,14 +278,27 @@ def build(bundle: Bundle, target: str, folder: Path | None = None, timeout: floa
   folder, built = folder_of(bundle, folder), []
   for graph in bundle.graphs:
     name = stem(graph["name"], target)
-    command = python("openpilot.selfdrive.modeld.fair.compile", str(bundle.path), "--target", target, "--graph", graph["name"], "--output", str(folder))
+    command = python(
+      "openpilot.selfdrive.modeld.fair.compile",
+      str(bundle.path),
+      "--target",
+      target,
+      "--graph",
+      graph["name"],
+      "--output",
+      str(folder),
+    )
     try:
       done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
       note_failure(folder, name, f"not within {timeout:.0f} s")
-      raise CompileError(f"{bundle.path}: graph '{graph['name']}' was not compiled for {target} within {timeout:.0f} s") from None
+      raise CompileError(
+        f"{bundle.path}: graph '{graph['name']}' was not compiled for {target} within {timeout:.0f} s"
+      ) from None
     if done.returncode:
-      why = (done.stdout.strip().splitlines() or [f"graph '{graph['name']}': exit code {done.returncode}"])[-1].removeprefix("error: ")
+      why = (done.stdout.strip().splitlines() or [f"graph '{graph['name']}': exit code {done.returncode}"])[
+        -1
+      ].removeprefix("error: ")
       note_failure(folder, name, why)
       raise CompileError(why)
     note_failure(folder, name, None)
@@ -274,7 +317,8 @@ def onroad() -> bool:
 
 
 def lacking(bundle: Bundle, choice: str | None) -> str | None:
-  """The target that fairmodeld would run here and whose artifacts are not there; None where there is nothing to build. choice: the param FairRunner."""
+  """The target that fairmodeld would run here and whose artifacts are not there; None where there is nothing to build.
+  choice: the param FairRunner."""
   target = next((t for t in ((choice, "onnx") if choice else preferred()) if missing(t) is None), None)
   if target is None or target == "onnx":
     return None
@@ -305,7 +349,9 @@ def one_graph(bundle: Bundle, name: str, target: str, folder: Path, written: Pat
   else:
     set_flags(target)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("PARALLEL", str(cores if cores > 2 else 0))  # processes that compile kernels; NUM_CPU_THREADS would decide it
+    os.environ.setdefault(
+      "PARALLEL", str(cores if cores > 2 else 0)
+    )  # processes that compile kernels; NUM_CPU_THREADS would decide it
     if written is not None:
       run_written(written, graph)
     else:
@@ -316,8 +362,12 @@ def main() -> int:
   p = argparse.ArgumentParser(prog="compile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   p.add_argument("bundle", type=Path, help="a bundle's folder")
   p.add_argument("--lacking", metavar="RUNNER", help="only what fairmodeld with that runner, or '', would miss")
-  p.add_argument("--tree", action="store_true", help="into the tree, as a build does: what lies there is trusted as the code is")
-  p.add_argument("--target", choices=TARGETS, action="append", help="several times for several; default: all that can be built here")
+  p.add_argument(
+    "--tree", action="store_true", help="into the tree, as a build does: what lies there is trusted as the code is"
+  )
+  p.add_argument(
+    "--target", choices=TARGETS, action="append", help="several times for several; default: all that can be built here"
+  )
   p.add_argument("--output", type=Path, help="default: where this machine keeps its own")
   p.add_argument("--graph", help=argparse.SUPPRESS)
   p.add_argument("--read", type=Path, help=argparse.SUPPRESS)
@@ -338,8 +388,11 @@ def main() -> int:
         if said["parity"] is not None:
           off = f"off from ONNX Runtime by {said['parity']:.1e} of the largest value"
         else:
-          off = f"off from tinygrad without its jit by {said['unjitted']:.1e}; there is no ONNX Runtime here to compare with"
-        print(f"{bundle.name}, graph '{said['graph']}', {target}: {said['size'] / 1e6:.1f} MB in {said['seconds']:.0f} s, {off}")
+          off = f"off from tinygrad without its jit by {said['unjitted']:.1e}; there is no ONNX Runtime here to compare with"  # noqa: E501
+        print(
+          f"{bundle.name}, graph '{said['graph']}', {target}: {said['size'] / 1e6:.1f} MB in {said['seconds']:.0f} "
+          f"s, {off}"
+        )
       if target != "onnx" and args.output is None:
         for old in prune(folder_of(bundle)):
           print(f"{old} was deleted: artifacts of the {KEPT} newest manifests are kept")

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""fairmodeld: what openpilot's manager starts. It takes no frame and sends no message: that is worker.py's, in a process below this one, which may die."""
+"""fairmodeld: what openpilot's manager starts. It takes no frame and sends no message: that is worker.py's, in a
+process below this one, which may die."""
 
 import sys
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ def trial(path: str, runner: str | None) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """argv: the worker's command line, of a run by hand. openpilot's launcher forks and calls main(): sys.argv is then the manager's, and nothing but SIGINT or
-  SIGTERM ends what it started."""
+  """argv: the worker's command line, of a run by hand. openpilot's launcher forks and calls main(): sys.argv is then
+  the manager's, and nothing but SIGINT or SIGTERM ends what it started."""
   return Supervisor(python(f"{FOLDER}.worker", *(argv or ())), trial, by_hand=argv is not None).run()
 
 

@@ -1,4 +1,6 @@
-"""The feature flag: FairEnabled, and the bundle that fairmodeld runs, FairBundle. A running manager follows within a second."""
+"""The feature flag: FairEnabled, and the bundle that fairmodeld runs, FairBundle. A running manager follows within a
+second."""
+
 import argparse
 import sys
 from collections.abc import Callable, Sequence
@@ -8,7 +10,8 @@ from openpilot.selfdrive.modeld.fair.ipc import Params, UnknownKeyName
 
 
 def put(params: Params, key: str, value: bool | str) -> None:
-  """Writes before it returns, whatever the checkout's age: since 2026 Params writes later, unless it is told to wait."""
+  """Writes before it returns, whatever the checkout's age: since 2026 Params writes later, unless it is told to
+  wait."""
   write: Callable[..., None] = params.put_bool if isinstance(value, bool) else params.put
   try:
     write(key, value, block=True)
@@ -23,7 +26,9 @@ def status(params: Params) -> str:
     bundle = bundle_path(name, MODELS_DIR).name + ("" if name else " (none is chosen)")
   except BundleError as e:
     bundle = f"none: {e}"
-  return f"FairEnabled {'on' if params.get_bool('FairEnabled') else 'off'}, bundle {bundle}, in {params.get_param_path()}"
+  return (
+    f"FairEnabled {'on' if params.get_bool('FairEnabled') else 'off'}, bundle {bundle}, in {params.get_param_path()}"
+  )
 
 
 def main(argv: Sequence[str] = ()) -> int:

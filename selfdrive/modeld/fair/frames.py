@@ -1,7 +1,8 @@
-"""Camera frames to model frames: openpilot's calibrated warp into a 512x256 view, YUV 4:2:0 packed to uint8 (6, 128, 256).
+"""Camera frames to model frames: openpilot's calibrated warp into a 512x256 view, YUV 4:2:0 packed to uint8 (6, 128,
+256).
 
-The warp is openpilot's own (selfdrive/modeld/compile_modeld.py): nearest neighbor, pixels outside the image clamped to its border.
-"""
+The warp is openpilot's own (selfdrive/modeld/compile_modeld.py): nearest neighbor, pixels outside the image clamped to
+its border."""
 
 import numpy as np
 
@@ -13,7 +14,8 @@ FRAME_SHAPE = (6, VIEW_H // 2, VIEW_W // 2)
 VIEWS = ("medmodel", "sbigmodel")
 QCAMERA_SIZE = (526, 330)  # the road camera, scaled by the encoder
 QCAMERA_OF = ("tizi", "ox03c10")  # where nobody says whose it is
-PADDING = 16  # pixels; decoders round a picture's sides up to less than so many more: openpilot's replay to 4, others to 16
+# pixels; decoders round a picture's sides up to less than so many more: openpilot's replay to 4, others to 16
+PADDING = 16
 ROUNDING = 2  # pixels; encoders round the sides of a scaled picture to even numbers
 MIN_SCALE = 0.1
 
@@ -23,7 +25,8 @@ class CameraError(ValueError):
 
 
 def scaled(intrinsics: np.ndarray, x: float, y: float) -> np.ndarray:
-  """(3, 3) of a camera whose picture is resized by x and y. Pixels are counted at their centers, so the center c goes to (c + 0.5) * x - 0.5."""
+  """(3, 3) of a camera whose picture is resized by x and y. Pixels are counted at their centers, so the center c goes
+  to (c + 0.5) * x - 0.5."""
   return np.array([[x, 0.0, 0.5 * x - 0.5], [0.0, y, 0.5 * y - 0.5], [0.0, 0.0, 1.0]]) @ intrinsics
 
 
@@ -35,12 +38,14 @@ def is_padded(size: tuple[int, int], picture: tuple[int, int]) -> bool:
 def find_camera(
   width: int, height: int, device_type: str | None = None, sensor: str | None = None, wide: bool = False
 ) -> tuple[np.ndarray, tuple[int, int]]:
-  """(3, 3) pinhole matrix of comma's road camera (wide: the wide one) that gives frames of this size, and width and height of the picture in them.
+  """(3, 3) pinhole matrix of comma's road camera (wide: the wide one) that gives frames of this size, and width and
+  height of the picture in them.
 
-  Frames may be padded by a decoder. device_type and sensor, as the log spells them, decide where both are known and the camera fits; else the size does.
-  526x330 is the qcamera: the road camera of device and sensor, else the 1928x1208 one, scaled. Frames scaled otherwise are known where device and sensor are,
-  and both sides are scaled alike: to 2 pixels, and up to 3 more for padding. Raises CameraError on what no camera gives.
-  """
+  Frames may be padded by a decoder. device_type and sensor, as the log spells them, decide where both are known and the
+  camera fits; else the size does.
+  526x330 is the qcamera: the road camera of device and sensor, else the 1928x1208 one, scaled. Frames scaled otherwise
+  are known where device and sensor are, and both sides are scaled alike: to 2 pixels, and up to 3 more for padding.
+  Raises CameraError on what no camera gives."""
   size = (width, height)
   given = DEVICE_CAMERAS.get((device_type or "unknown", sensor or "unknown"))
   cameras = [road_camera(c, wide) for c in ([given] if given is not None else []) + list(DEVICE_CAMERAS.values())]
@@ -61,12 +66,14 @@ def find_camera(
     if MIN_SCALE <= scale <= 1 and extra <= ROUNDING + 3:
       return scaled(camera.intrinsics, scale, scale), (round(camera.width * scale), round(camera.height * scale))
   sizes = ", ".join(sorted({f"{c.width}x{c.height}" for c in cameras} | (set() if wide else {"526x330 (qcamera)"})))
-  what = f"no {'wide' if wide else 'road'} camera{f' of {device_type} with {sensor}' if given is not None else ''} gives {width}x{height} frames"
+  what = f"no {'wide' if wide else 'road'} camera{f' of {device_type} with {sensor}' if given is not None else ''} gives {width}x{height} frames"  # noqa: E501
   hint = "scaled ones where the log names device and sensor; else add the camera to DEVICE_CAMERAS"
   raise CameraError(f"{what}; known are {sizes}, padded by up to {PADDING - 1} pixels, and {hint}")
 
 
-def camera_intrinsics(width: int, height: int, device_type: str | None = None, sensor: str | None = None, wide: bool = False) -> np.ndarray:
+def camera_intrinsics(
+  width: int, height: int, device_type: str | None = None, sensor: str | None = None, wide: bool = False
+) -> np.ndarray:
   """find_camera()'s (3, 3) matrix."""
   return find_camera(width, height, device_type, sensor, wide)[0]
 
@@ -78,7 +85,9 @@ class ModelFrame:
     if view not in VIEWS:
       raise ValueError(f"view '{view}' is not known; one of {', '.join(VIEWS)}")
     self.width, self.height, self.stride, self.uv_offset, self.view = width, height, stride, uv_offset, view
-    self.indices = np.zeros(FRAME_SHAPE, dtype=np.intp)  # of the byte in the NV12 buffer that each value comes from; intp spares take() a conversion
+    self.indices = np.zeros(
+      FRAME_SHAPE, dtype=np.intp
+    )  # of the byte in the NV12 buffer that each value comes from; intp spares take() a conversion
     self.valid = np.zeros((VIEW_H, VIEW_W), dtype=bool)  # view pixels that lie in the image
     self.frame = np.zeros(FRAME_SHAPE, dtype=np.uint8)
 
@@ -90,7 +99,12 @@ class ModelFrame:
     m_uv = m * np.array([[1.0, 1.0, 0.5], [1.0, 1.0, 0.5], [2.0, 2.0, 1.0]])
     x, y, _ = self._source(m_uv, VIEW_W // 2, VIEW_H // 2, self.width // 2, self.height // 2)
     chroma = self.uv_offset + y * self.stride + 2 * x
-    self.indices[0], self.indices[1], self.indices[2], self.indices[3] = luma[0::2, 0::2], luma[1::2, 0::2], luma[0::2, 1::2], luma[1::2, 1::2]
+    self.indices[0], self.indices[1], self.indices[2], self.indices[3] = (
+      luma[0::2, 0::2],
+      luma[1::2, 0::2],
+      luma[0::2, 1::2],
+      luma[1::2, 1::2],
+    )
     self.indices[4], self.indices[5] = chroma, chroma + 1
     self.valid[:] = inside
 
@@ -112,16 +126,20 @@ class ModelFrame:
     return float(self.valid.mean())
 
   def warp(self, buf: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """buf: the NV12 buffer, 1-D uint8, at least uv_offset + stride * height / 2 long -> (6, 128, 256) uint8. Without `out` the same array every time."""
+    """buf: the NV12 buffer, 1-D uint8, at least uv_offset + stride * height / 2 long -> (6, 128, 256) uint8. Without
+    `out` the same array every time."""
     out = self.frame if out is None else out
     if buf.size < self.uv_offset + (self.height // 2 - 1) * self.stride + self.width // 2 * 2:
-      raise ValueError(f"a buffer of {buf.size} bytes is too short for {self.width}x{self.height} NV12 with stride {self.stride}")
+      raise ValueError(
+        f"a buffer of {buf.size} bytes is too short for {self.width}x{self.height} NV12 with stride {self.stride}"
+      )
     # the indices are in range by construction; mode 'clip' spares take() a buffered copy
     return np.take(buf, self.indices, out=out, mode="clip")
 
 
 def pack_rgb(rgb: np.ndarray) -> np.ndarray:
-  """(256, 512, 3) uint8 RGB of the model view -> (6, 128, 256) uint8: BT.601 limited range, chroma averaged over 2x2, as the cameras' NV12."""
+  """(256, 512, 3) uint8 RGB of the model view -> (6, 128, 256) uint8: BT.601 limited range, chroma averaged over 2x2,
+  as the cameras' NV12."""
   f = rgb.astype(np.float32)
   y = 16 + f @ np.array([65.481, 128.553, 24.966], dtype=np.float32) / 255
   c = f.reshape(VIEW_H // 2, 2, VIEW_W // 2, 2, 3).mean(axis=(1, 3))
@@ -132,9 +150,12 @@ def pack_rgb(rgb: np.ndarray) -> np.ndarray:
 
 
 def unpack_rgb(frame: np.ndarray) -> np.ndarray:
-  """(6, 128, 256) uint8 -> (256, 512, 3) uint8 RGB, the inverse of pack_rgb up to chroma resolution: to look at, and for teachers."""
+  """(6, 128, 256) uint8 -> (256, 512, 3) uint8 RGB, the inverse of pack_rgb up to chroma resolution: to look at, and
+  for teachers."""
   y = np.empty((VIEW_H, VIEW_W), dtype=np.float32)
   y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2] = frame[:4].astype(np.float32)
   u, v = (np.repeat(np.repeat(frame[i].astype(np.float32) - 128, 2, 0), 2, 1) for i in (4, 5))
   y = 1.164384 * (y - 16)
-  return np.clip(np.round(np.stack([y + 1.596027 * v, y - 0.391762 * u - 0.812968 * v, y + 2.017232 * u], axis=-1)), 0, 255).astype(np.uint8)
+  return np.clip(
+    np.round(np.stack([y + 1.596027 * v, y - 0.391762 * u - 0.812968 * v, y + 2.017232 * u], axis=-1)), 0, 255
+  ).astype(np.uint8)

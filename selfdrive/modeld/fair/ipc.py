@@ -1,7 +1,8 @@
 """The one place where this folder meets openpilot: its messaging, VisionIPC, params and cameras.
 
-In every upstream tree since March 2025, of both layouts, and in this repository; where they differ, the difference ends here. Dates are upstream's.
-"""
+In every upstream tree since March 2025, of both layouts, and in this repository; where they differ, the difference ends
+here. Dates are upstream's."""
+
 import importlib.util
 from typing import Any
 
@@ -18,6 +19,7 @@ try:
   from openpilot.cereal.visionipc import VisionIpcClient as Client, VisionStreamType
 except ImportError:  # upstream VisionIPC is msgq's
   from msgq.visionipc import VisionIpcClient as Client  # type: ignore[no-redef]
+
   try:
     from openpilot.cereal.visionipc import VisionStreamType
   except ImportError:  # before August 2026 the streams' names were, too
@@ -28,8 +30,18 @@ from openpilot.common.realtime import config_realtime_process
 from openpilot.common.transformations.camera import DEVICE_CAMERAS
 
 __all__ = [
-  "DEVICE_CAMERAS", "SERVICE_LIST", "Params", "VisionIpcClient", "config_realtime_process", "messaging", "queue_size", "read_flag", "read_param",
-  "road_camera", "service", "stream_type",
+  "DEVICE_CAMERAS",
+  "SERVICE_LIST",
+  "Params",
+  "VisionIpcClient",
+  "config_realtime_process",
+  "messaging",
+  "queue_size",
+  "read_flag",
+  "read_param",
+  "road_camera",
+  "service",
+  "stream_type",
 ]
 
 # the spelling since August 2026 -> the one before
@@ -82,8 +94,8 @@ class VisionIpcClient(Client):
   """openpilot's, whose frames are numpy everywhere."""
 
   def recv(self, timeout_ms: int = 100) -> np.ndarray | None:  # type: ignore[override]
-    """The next frame's bytes: uint8, 1-D, a view of the camera's memory until the next recv(), connect() or close(). msgq's VisionBuf.data was an array until
-    May 2026, a memoryview since."""
+    """The next frame's bytes: uint8, 1-D, a view of the camera's memory until the next recv(), connect() or close().
+    msgq's VisionBuf.data was an array until May 2026, a memoryview since."""
     buf = super().recv(timeout_ms)
     return None if buf is None else np.frombuffer(buf.data, dtype=np.uint8)
 

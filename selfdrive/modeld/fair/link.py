@@ -1,4 +1,5 @@
-"""The worker's end of the pipes to its supervisor. Without one (the worker run by itself, tests) all of it does nothing."""
+"""The worker's end of the pipes to its supervisor. Without one (the worker run by itself, tests) all of it does
+nothing."""
 
 import contextlib
 import json
@@ -16,7 +17,8 @@ class SupervisorGone(Exception):
 
 
 class Link:
-  """ended: how the process before this one ended, '' without one; ends: how many did. refused: sha256 of a manifest -> why its bundle must not run."""
+  """ended: how the process before this one ended, '' without one; ends: how many did. refused: sha256 of a manifest ->
+  why its bundle must not run."""
 
   def __init__(self) -> None:
     said: dict[str, Any] = json.loads(os.environ.pop(ENV, "{}"))
@@ -65,7 +67,8 @@ class Link:
     self.say("try " + json.dumps({"path": path, "runner": runner}))
 
   def answer(self) -> dict[str, Any] | None:
-    """{"path", "hash", "error"} of the trial that was asked for: the manifest's sha256, or why it must not run. None while it is not over."""
+    """{"path", "hash", "error"} of the trial that was asked for: the manifest's sha256, or why it must not run. None
+    while it is not over."""
     with contextlib.suppress(OSError):
       self.rest += os.read(self.read, MAX_ANSWER)
     line, end, self.rest = self.rest.partition(b"\n")

@@ -1,4 +1,5 @@
 """What this process takes of its machine: memory, open files, priority."""
+
 import contextlib
 import errno
 import os
@@ -31,12 +32,15 @@ def too_few_files(e: Exception) -> str:
   """What to do where an exception is of too few open files; else ''."""
   if getattr(e, "errno", None) not in (errno.EMFILE, errno.ENFILE):
     return ""
-  return f"; this process may open {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}: raise the limit, `ulimit -n {FILES}`"
+  return (
+    f"; this process may open {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}: raise the limit, `ulimit -n {FILES}`"
+  )
 
 
 @contextlib.contextmanager
 def at_ease() -> Iterator[None]:
-  """At real-time priority a bundle's seconds of loading would keep all else from its core: within, this process is an ordinary one."""
+  """At real-time priority a bundle's seconds of loading would keep all else from its core: within, this process is an
+  ordinary one."""
   policy = os.sched_getscheduler(0) if sys.platform == "linux" else None
   if policy is None or policy not in (os.SCHED_FIFO, os.SCHED_RR):
     yield

@@ -63,14 +63,21 @@ class GraphStats:
 class FairModel:
   """Runs every graph of a bundle on camera frames.
 
-  clock: seconds, e.g. time.perf_counter; None leaves all execution times at zero, so that equal inputs give equal bytes.
+  clock: seconds, e.g. time.perf_counter; None leaves all execution times at zero, so that equal inputs give equal
+  bytes.
   runner: one of runners.RUNNERS for all graphs, else what is preferred here.
-  dense: masks, hidden objects, all lane points, and whole maps in fairState; fairmodeld takes it from the param FairLogDense, for the sake of the log's size.
-  Raises BundleError where a graph cannot be loaded, or wants what this runtime does not have.
-  """
+  dense: masks, hidden objects, all lane points, and whole maps in fairState; fairmodeld takes it from the param
+  FairLogDense, for the sake of the log's size. Raises BundleError where a graph cannot be loaded, or wants what this
+  runtime does not have."""
 
-  def __init__(self, bundle: Bundle, clock: Callable[[], float] | None = None, threads: int = 1, runner: str | None = None,
-               dense: bool = True):
+  def __init__(
+    self,
+    bundle: Bundle,
+    clock: Callable[[], float] | None = None,
+    threads: int = 1,
+    runner: str | None = None,
+    dense: bool = True,
+  ):
     self.dense = dense
     self.bundle, self.clock = bundle, clock or no_clock
     self.schedule = FrameSchedule(bundle.manifest)
@@ -87,7 +94,9 @@ class FairModel:
           classes += [c for c in plan.heads[name][HEADS[name].classes]["classes"] if c not in classes]
       opened = self.runners[graph["name"]] = open_runner(bundle, graph, runner, threads)
       outputs = None
-      with contextlib.suppress(Exception):  # the first run allocates and would cost the first frame; what fails here fails there, and is reported then
+      with contextlib.suppress(
+        Exception
+      ):  # the first run allocates and would cost the first frame; what fails here fails there, and is reported then
         outputs = opened.run({i["name"]: np.zeros(i["shape"], i["dtype"]) for i in graph["inputs"]})
       if outputs is not None:
         try_heads(where, plan, outputs)
@@ -109,24 +118,37 @@ class FairModel:
     # of the frame at hand
     self.depth: Depth | None = None
     self.found: dict[str, Detections] = {}
-    self.segmentation: Segmentation | None = None  # the newest: its lane markings are where lines begin if modelV2 has none
+    # the newest: its lane markings are where lines begin if modelV2 has none
+    self.segmentation: Segmentation | None = None
 
   def set_camera(
-    self, width: int, height: int, stride: int, uv_offset: int, device_type: str | None = None, sensor: str | None = None, wide: bool = False
+    self,
+    width: int,
+    height: int,
+    stride: int,
+    uv_offset: int,
+    device_type: str | None = None,
+    sensor: str | None = None,
+    wide: bool = False,
   ) -> None:
     """The layout of the NV12 buffers to come. Raises CameraError where no camera gives frames of this size."""
-    (intrinsics, picture), before = find_camera(width, height, device_type, sensor, wide), (self.stream, self.intrinsics)
+    (intrinsics, picture), before = (
+      find_camera(width, height, device_type, sensor, wide),
+      (self.stream, self.intrinsics),
+    )
     self.stream, self.intrinsics = (width, height, wide), intrinsics
     self.warp = ModelFrame(*picture, stride, uv_offset, self.bundle.manifest["view"])
     self._calibrate()
-    if before[0] != self.stream or before[1] is None or not np.array_equal(before[1], intrinsics):  # the same camera, only known by name now, goes on
+    if (
+      before[0] != self.stream or before[1] is None or not np.array_equal(before[1], intrinsics)
+    ):  # the same camera, only known by name now, goes on
       self._reset("stream")
 
   def set_calibration(self, rpy: np.ndarray | list[float] | None, height: float | None = None) -> bool:
-    """rpy: (3,) radians, extrinsicsCalibration.rpyCalib, or None for the default mounting; height: of the camera above the road, m, where it is known.
+    """rpy: (3,) radians, extrinsicsCalibration.rpyCalib, or None for the default mounting; height: of the camera above
+    the road, m, where it is known.
 
-    True if the warp changed; nonsense is refused with False.
-    """
+    True if the warp changed; nonsense is refused with False."""
     if rpy is not None:
       rpy = np.asarray(rpy, dtype=np.float64)
       if rpy.shape != (3,) or not np.isfinite(rpy).all() or np.abs(rpy).max() > MAX_ANGLE:
@@ -165,12 +187,15 @@ class FairModel:
     if states and plan.slots is not None:  # a point without its template is lost
       plan.slots.reset()
 
-  def process(self, buf: np.ndarray, frame_id: int, timestamp_sof: int, timestamp_eof: int, model: Any = None) -> list[tuple[str, Any]]:
-    """buf: NV12 buffer, 1-D uint8, in the layout of set_camera(); model: this frame's modelV2 reader if there is one -> (service, message) of all that is due.
+  def process(
+    self, buf: np.ndarray, frame_id: int, timestamp_sof: int, timestamp_eof: int, model: Any = None
+  ) -> list[tuple[str, Any]]:
+    """buf: NV12 buffer, 1-D uint8, in the layout of set_camera(); model: this frame's modelV2 reader if there is one ->
+    (service, message) of all that is due.
 
-    A graph that fails or puts out what is not finite gives messages with valid False and a fault; the others go on. One that the frame's budget has no
-    room for is put off to the next frame and counted. Raises ValueError on a buffer that is too short.
-    """
+    A graph that fails or puts out what is not finite gives messages with valid False and a fault; the others go on. One
+    that the frame's budget has no room for is put off to the next frame and counted. Raises ValueError on a buffer that
+    is too short."""
     assert self.warp is not None, "set_camera() comes first"
     begun = self.clock()
     frame = self.warp.warp(buf)
@@ -227,8 +252,13 @@ class FairModel:
     t0 = self.clock()
     messages: list[tuple[str, Any]] = []
     if outputs is not None:
-      # a sum of squares is finite only if all is, and takes a fraction of the time; one that overflows is looked at closely
-      bad = [name for name, a in outputs.items() if a.dtype.kind == "f" and not isfinite(np.vdot(a, a)) and not np.isfinite(a).all()]
+      # a sum of squares is finite only if all is, and takes a fraction of the time; one that overflows is looked at
+      # closely
+      bad = [
+        name
+        for name, a in outputs.items()
+        if a.dtype.kind == "f" and not isfinite(np.vdot(a, a)) and not np.isfinite(a).all()
+      ]
       if bad:
         fault = f"graph '{graph['name']}' put out NaN or Inf in {', '.join(bad)} at frame {frame_id}"
         self._reset_plan(plan, ("never", "stream", "gap", "calibration"))  # or it would come back every frame
@@ -276,7 +306,8 @@ class FairModel:
     slots.seed(seeds, self.ground, self.warp.valid)
 
   def _decode(self, plan: Plan, outputs: dict[str, np.ndarray], stamp: Stamp, step: int) -> list[tuple[str, Any]]:
-    """Messages of the heads that need no other graph; detections are kept for _track(). What is not valid is told but not remembered."""
+    """Messages of the heads that need no other graph; detections are kept for _track(). What is not valid is told but
+    not remembered."""
     assert self.warp is not None
     messages = []
     with np.errstate(invalid="ignore", over="ignore"):
@@ -287,7 +318,9 @@ class FairModel:
           if name == "lanes":
             messages.append(lanes_message([], stamp, self.dense))
           continue
-        value = HEADS[name].decode({part: outputs[spec["name"]] for part, spec in specs.items()}, specs, self.warp.valid)
+        value = HEADS[name].decode(
+          {part: outputs[spec["name"]] for part, spec in specs.items()}, specs, self.warp.valid
+        )
         if name in OBJECT_HEADS:
           self.found[name] = value
         elif name == "lanes":
@@ -316,7 +349,8 @@ class FairModel:
     return True
 
   def _track(self, stamps: list[Stamp]) -> list[tuple[str, Any]]:
-    """One fairObjects of all that was found in this frame; valid while any of the graphs that find objects is. None where no head had its turn."""
+    """One fairObjects of all that was found in this frame; valid while any of the graphs that find objects is. None
+    where no head had its turn."""
     first = stamps[0]
     found = [self.found[name] for name in OBJECT_HEADS if name in self.found]
     if not found and all(s.valid for s in stamps):
@@ -324,7 +358,13 @@ class FairModel:
     stamp = Stamp(first.frame_id, first.timestamp_eof, first.bundle, sum(s.execution_time for s in stamps), bool(found))
     if found:
       try:
-        return [objects_message(self.tracker.update(first.frame_id, merge(found, self.tracker.classes), self.ground, self.depth), stamp, self.dense)]
+        return [
+          objects_message(
+            self.tracker.update(first.frame_id, merge(found, self.tracker.classes), self.ground, self.depth),
+            stamp,
+            self.dense,
+          )
+        ]
       except Exception as e:
         self.report(f"objects cannot be tracked at frame {first.frame_id}: {first_line(e)}")
         self.tracker.reset()
@@ -336,10 +376,17 @@ class FairModel:
     self.faults += 1
 
   def follow(self, other: "FairModel") -> None:
-    """Takes the place of another bundle in mid-run: calibration, counts and faults go on, ids are not used twice; identities and states begin anew."""
+    """Takes the place of another bundle in mid-run: calibration, counts and faults go on, ids are not used twice;
+    identities and states begin anew."""
     self.rpy, self.rpy_at_reset = other.rpy, other.rpy_at_reset
     self.ground = view_ground(self.bundle.manifest["view"], other.ground.height)
-    self.frames, self.invalid, self.late, self.faults, self.fault = other.frames, other.invalid, other.late, other.faults, other.fault
+    self.frames, self.invalid, self.late, self.faults, self.fault = (
+      other.frames,
+      other.invalid,
+      other.late,
+      other.faults,
+      other.fault,
+    )
     self.tracker.next_id = other.tracker.next_id
     lines = max((p.slots.next_id for p in other.plans if p.slots is not None), default=1)
     for plan in self.plans:
@@ -352,7 +399,13 @@ class FairModel:
     msg = messaging.new_message("fairState", valid=status == "running")
     s = msg.fairState
     n = max(1, max((g.count for g in self.stats.values()), default=0))
-    s.frameId, s.timestampEof, s.bundle, s.bundleHash, s.status = self.last_frame_id, self.last_eof, self.bundle.name, self.bundle.manifest_hash, status
+    s.frameId, s.timestampEof, s.bundle, s.bundleHash, s.status = (
+      self.last_frame_id,
+      self.last_eof,
+      self.bundle.name,
+      self.bundle.manifest_hash,
+      status,
+    )
     s.fault, s.faultCount, s.framesProcessed, s.framesInvalid = self.fault, self.faults, self.frames, self.invalid
     s.framesLate, s.rate, s.budget = self.late, self.schedule.rate_now, self.schedule.budget
     s.warpTime, s.decodeTime, s.calibrated = self.warp_time / n, self.decode_time / n, self.rpy is not None
@@ -360,7 +413,13 @@ class FairModel:
       s.cameraWidth, s.cameraHeight, s.viewFilled = self.warp.width, self.warp.height, self.warp.filled
     for entry, graph in zip(s.init("graphs", len(self.bundle.graphs)), self.bundle.graphs, strict=True):
       g = self.stats[graph["name"]]
-      entry.name, entry.runs, entry.period, entry.valid, entry.fault = graph["name"], g.runs, graph["period"], g.valid, g.fault
+      entry.name, entry.runs, entry.period, entry.valid, entry.fault = (
+        graph["name"],
+        g.runs,
+        graph["period"],
+        g.valid,
+        g.fault,
+      )
       entry.late = g.late
       entry.executionTime, entry.executionTimeMax = g.total / max(1, g.count), g.longest
       g.total, g.longest, g.count = 0.0, 0.0, 0

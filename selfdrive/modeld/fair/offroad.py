@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""fairoffroad: while the car is off, compiles what fairmodeld will want and has not. openpilot's manager starts it, and ends it before the car drives."""
+"""fairoffroad: while the car is off, compiles what fairmodeld will want and has not. openpilot's manager starts it, and
+ends it before the car drives."""
 
 import os
 import signal
@@ -29,7 +30,8 @@ def wanted() -> tuple[Any, ...] | None:
 
 
 def main(argv: Sequence[str] = ()) -> int:
-  """Until SIGINT or SIGTERM. What failed is tried again when another bundle or runner is wanted, or the car was on in between."""
+  """Until SIGINT or SIGTERM. What failed is tried again when another bundle or runner is wanted, or the car was on in
+  between."""
   stop: list[int] = []
   for sig in (signal.SIGINT, signal.SIGTERM):
     signal.signal(sig, lambda s, _: stop.append(s))

@@ -1,7 +1,7 @@
-"""ONNX files as they lie in memory: what they name outside themselves. A file may keep its weights in others, which runners open by path, whatever lies there.
+"""ONNX files as they lie in memory: what they name outside themselves. A file may keep its weights in others, which
+runners open by path, whatever lies there.
 
-Only the framing of protobuf is read here; what the graph means is its runner's business.
-"""
+Only the framing of protobuf is read here; what the graph means is its runner's business."""
 
 from collections.abc import Callable, Iterator
 
@@ -13,7 +13,14 @@ FIELDS: dict[str, dict[int, str]] = {
   "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
   "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
   "NodeProto": {5: "AttributeProto"},
-  "AttributeProto": {5: "TensorProto", 6: "GraphProto", 10: "TensorProto", 11: "GraphProto", 22: "SparseTensorProto", 23: "SparseTensorProto"},
+  "AttributeProto": {
+    5: "TensorProto",
+    6: "GraphProto",
+    10: "TensorProto",
+    11: "GraphProto",
+    22: "SparseTensorProto",
+    23: "SparseTensorProto",
+  },
   "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
 }
 RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = 9, 13, 14  # of TensorProto
@@ -87,7 +94,11 @@ def tensor(data: memoryview, read: Callable[[str], bytes]) -> bytes | None:
     blob = read(name)
     size = int(where["length"]) if where.get("length") else len(blob) - offset
   except (KeyError, ValueError) as e:
-    raise e if isinstance(e, OnnxError) else OnnxError("keeps weights outside itself and does not say where; export it as one file") from None
+    raise (
+      e
+      if isinstance(e, OnnxError)
+      else OnnxError("keeps weights outside itself and does not say where; export it as one file")
+    ) from None
   if not 0 <= offset <= offset + size <= len(blob):
     raise OnnxError(f"wants bytes {offset} to {offset + size} of {name[:60]!r}, which has {len(blob)}; export it again")
   return bytes(kept) + encode(RAW_DATA << 3 | BYTES) + encode(size) + blob[offset : offset + size]
@@ -101,17 +112,22 @@ def message(kind: str, data: memoryview, read: Callable[[str], bytes], depth: in
     raise OnnxError(f"has over {MAX_DEPTH} messages within each other")
   out, done = bytearray(), 0
   for number, wire, _, begin, content, end in fields(data):
-    if wire == BYTES and (inner := FIELDS[kind].get(number)) is not None and (new := message(inner, data[content:end], read, depth + 1)) is not None:
+    if (
+      wire == BYTES
+      and (inner := FIELDS[kind].get(number)) is not None
+      and (new := message(inner, data[content:end], read, depth + 1)) is not None
+    ):
       out += bytes(data[done:begin]) + encode(number << 3 | BYTES) + encode(len(new)) + new
       done = end
   return bytes(out + data[done:]) if done else None
 
 
 def whole(model: bytes, read: Callable[[str], bytes]) -> bytes:
-  """An ONNX file's bytes -> the same with all weights inside, as runners may have them. read: the name of a file outside -> its bytes, or OnnxError.
+  """An ONNX file's bytes -> the same with all weights inside, as runners may have them. read: the name of a file
+  outside -> its bytes, or OnnxError.
 
-  Raises OnnxError where the file cannot be followed. Nothing outside is named without the word "location", so most files are only searched for it.
-  """
+  Raises OnnxError where the file cannot be followed. Nothing outside is named without the word "location", so most
+  files are only searched for it."""
   if model[4:8] == b"ORTM":
     raise OnnxError("is ONNX Runtime's own format, not ONNX; export it as ONNX")
   if b"location" not in model:

@@ -31,83 +31,126 @@ def plan_turns(where: str, graph: dict[str, Any]) -> None:
   """Raises BundleError where a phase is beyond its period, or an output that must be seen every time is not."""
   for what, entry in ((where, graph), *((f"{where}: output '{o['name']}'", o) for o in graph["outputs"])):
     if entry.get("phase", 0) >= entry.get("period", 1):
-      raise BundleError(f"{what} has the phase {entry['phase']} of a period of {entry.get('period', 1)}; it must be less")
+      raise BundleError(
+        f"{what} has the phase {entry['phase']} of a period of {entry.get('period', 1)}; it must be less"
+      )
   if any(o.get("head") == "lanes" and o.get("period", 1) > 1 for o in graph["outputs"]):
-    raise BundleError(f"{where}: points of lanes go back into the graph at every run, their outputs have no period; give the graph one")
+    raise BundleError(
+      f"{where}: points of lanes go back into the graph at every run, their outputs have no period; give the graph one"
+    )
 
 
 def plan_heads(where: str, graph: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-  """Groups a graph's outputs by head. Raises BundleError where a head is not known, lacks a part, or disagrees with its classes."""
+  """Groups a graph's outputs by head. Raises BundleError where a head is not known, lacks a part, or disagrees with its
+  classes."""
   heads: dict[str, dict[str, dict[str, Any]]] = {}
   for out in graph["outputs"]:
     if "head" not in out:
       continue
     if out["head"] not in HEADS:
-      raise BundleError(f"{where}: output '{out['name']}' wants the head '{out['head']}', this runtime has {', '.join(sorted(HEADS))}")
+      raise BundleError(
+        f"{where}: output '{out['name']}' wants the head '{out['head']}', this runtime has {', '.join(sorted(HEADS))}"
+      )
     part, there = part_of(out), heads.setdefault(out["head"], {})
     head = HEADS[out["head"]]
     if part in there or part not in head.parts + head.more:
       why = "two outputs are" if part in there else f"output '{out['name']}' is"
-      raise BundleError(f"{where}: {why} part '{part}' of the head '{out['head']}', its parts are {', '.join(head.parts + head.more)}; export the bundle again")
+      raise BundleError(
+        f"{where}: {why} part '{part}' of the head '{out['head']}', its parts are {', '.join(head.parts + head.more)}; "
+        "export the bundle again"
+      )
     there[part] = out
   for name, there in heads.items():
     head = HEADS[name]
     wanted = (*head.parts, *(("coef", "proto") if "coef" in there or "proto" in there else ()))
     if missing := [p for p in wanted if p not in there]:
-      raise BundleError(f"{where}: the head '{name}' lacks its part {', '.join(missing)}; there are {', '.join(there)}; export the bundle again")
+      raise BundleError(
+        f"{where}: the head '{name}' lacks its part {', '.join(missing)}; there are {', '.join(there)}; export the "
+        "bundle again"
+      )
     if head.classes:
       out = there[head.classes]
       channels = out["shape"][head.axis] if len(out["shape"]) > head.axis else 0
       if len(out.get("classes", [])) != channels:
-        raise BundleError(f"{where}: output '{out['name']}' has {channels} channels and {len(out.get('classes', []))} classes; export the bundle again")
+        raise BundleError(
+          f"{where}: output '{out['name']}' has {channels} channels and {len(out.get('classes', []))} classes; export "
+          "the bundle again"
+        )
   return heads
 
 
 def plan_inputs(where: str, plan: Plan) -> None:
-  """Makes the arrays of a graph's state and point slots. Raises BundleError where its inputs are not the newest frame, its state and its slots."""
+  """Makes the arrays of a graph's state and point slots. Raises BundleError where its inputs are not the newest frame,
+  its state and its slots."""
   graph = plan.graph
   inputs, outputs = {i["name"]: i for i in graph["inputs"]}, {o["name"]: o for o in graph["outputs"]}
   for state in graph.get("state", []):
     into, out = inputs.get(state["input"]), outputs.get(state["output"])
     if into is None or out is None or (into["shape"], into["dtype"]) != (out["shape"], out["dtype"]):
-      raise BundleError(f"{where}: state goes from output '{state['output']}' to input '{state['input']}', which must both exist and be alike; export it again")
+      raise BundleError(
+        f"{where}: state goes from output '{state['output']}' to input '{state['input']}', which must both exist and "
+        "be alike; export it again"
+      )
     try:
       plan.inputs[into["name"]] = np.full(into["shape"], state["initial"], into["dtype"])
     except (OverflowError, ValueError) as e:
-      raise BundleError(f"{where}: state '{state['input']}' of {into['dtype']} cannot begin with {state['initial']} ({e}); export the bundle again") from None
+      raise BundleError(
+        f"{where}: state '{state['input']}' of {into['dtype']} cannot begin with {state['initial']} ({e}); export the "
+        "bundle again"
+      ) from None
   if (found := spec_slots(graph)) is not None:
     count, names = found
     plan.slots = LaneTracker(count, VIEW)
     for key, array in (("points", plan.slots.points), ("mask", plan.slots.mask), ("fresh", plan.slots.fresh)):
       spec = inputs.get(names[key])
       if spec is None or spec["shape"] != list(array.shape) or spec["dtype"] != "float32":
-        raise BundleError(f"{where}: its {count} point slots need an input '{names[key]}', float32{list(array.shape)}; export the bundle again")
+        raise BundleError(
+          f"{where}: its {count} point slots need an input '{names[key]}', float32{list(array.shape)}; export the "
+          "bundle again"
+        )
       plan.inputs[names[key]] = array
   if (plan.slots is None) != ("lanes" not in plan.heads):
-    raise BundleError(f"{where}: point slots and the head 'lanes' belong together, it has one of them; export the bundle again")
+    raise BundleError(
+      f"{where}: point slots and the head 'lanes' belong together, it has one of them; export the bundle again"
+    )
   if plan.slots is not None and plan.heads["lanes"]["points"]["shape"] != list(plan.slots.points.shape):
     name = plan.heads["lanes"]["points"]["name"]
-    raise BundleError(f"{where}: output '{name}' must be of the shape {list(plan.slots.points.shape)}; export the bundle again")
+    raise BundleError(
+      f"{where}: output '{name}' must be of the shape {list(plan.slots.points.shape)}; export the bundle again"
+    )
   more = inputs.keys() - plan.inputs.keys() - {"frame"}
   if more or "frame" not in inputs or inputs["frame"].get("frames", [0]) != [0]:
     what = f"not '{sorted(more)[0]}'" if more else "and the newest frame as 'frame'"
-    raise BundleError(f"{where}: inputs are the newest frame, states and point slots, {what}; export the bundle again, or update selfdrive/modeld/fair")
+    raise BundleError(
+      f"{where}: inputs are the newest frame, states and point slots, {what}; export the bundle again, or update "
+      "selfdrive/modeld/fair"
+    )
 
 
 def make_plan(where: str, graph: dict[str, Any]) -> Plan:
-  """where: what a BundleError begins with; graph: its entry in the manifest. Raises BundleError where this runtime cannot run it."""
+  """where: what a BundleError begins with; graph: its entry in the manifest. Raises BundleError where this runtime
+  cannot run it."""
   plan_turns(where, graph)
   heads = plan_heads(where, graph)
-  plan = Plan(graph, heads, rare=frozenset(name for name, specs in heads.items() if any(s.get("period", 1) > 1 for s in specs.values())))
+  plan = Plan(
+    graph,
+    heads,
+    rare=frozenset(name for name, specs in heads.items() if any(s.get("period", 1) > 1 for s in specs.values())),
+  )
   plan_inputs(where, plan)
   return plan
 
 
 def try_heads(where: str, plan: Plan, outputs: dict[str, np.ndarray]) -> None:
-  """Decodes what the graph made of nothing. Raises BundleError where a head cannot take its outputs' shapes or parameters."""
+  """Decodes what the graph made of nothing. Raises BundleError where a head cannot take its outputs' shapes or
+  parameters."""
   for name, specs in plan.heads.items():
     try:
       with np.errstate(all="ignore"):
-        HEADS[name].decode({part: outputs[spec["name"]] for part, spec in specs.items()}, specs, np.ones(VIEW, dtype=bool))
+        HEADS[name].decode(
+          {part: outputs[spec["name"]] for part, spec in specs.items()}, specs, np.ones(VIEW, dtype=bool)
+        )
     except Exception as e:  # whatever numpy says about shapes, or Python about parameters
-      raise BundleError(f"{where}: the head '{name}' cannot decode its outputs ({type(e).__name__}: {e}); export the bundle again") from None
+      raise BundleError(
+        f"{where}: the head '{name}' cannot decode its outputs ({type(e).__name__}: {e}); export the bundle again"
+      ) from None

@@ -1,4 +1,5 @@
-"""Which camera frames are taken: the bundle's rate, less when the device is hot; what comes twice, too late or too often is told apart. No clock of its own."""
+"""Which camera frames are taken: the bundle's rate, less when the device is hot; what comes twice, too late or too
+often is told apart. No clock of its own."""
 
 from collections import deque
 from enum import Enum
@@ -6,8 +7,12 @@ from itertools import pairwise
 from typing import Any
 
 CAMERA_RATE = 20.0  # Hz
-HEAT = {"overheated": 0.5, "critical": 0.25}  # deviceState.thermalStatus -> of the bundle's rate; every other status: all of it
-REORDERED = 20  # frames; a number that falls by less, with an earlier time, is an old frame, else a camera that began anew
+HEAT = {
+  "overheated": 0.5,
+  "critical": 0.25,
+}  # deviceState.thermalStatus -> of the bundle's rate; every other status: all of it
+# frames; a number that falls by less, with an earlier time, is an old frame, else a camera that began anew
+REORDERED = 20
 MODEL_GAPS = 8  # between modelV2s
 JUMPED = 1000  # frames; a number further ahead is one too
 
@@ -20,7 +25,8 @@ class Verdict(Enum):
 
 
 class FrameSchedule:
-  """Counts and judges the frames of one stream. Frames are told by their numbers: a clock that jumps changes nothing."""
+  """Counts and judges the frames of one stream. Frames are told by their numbers: a clock that jumps changes
+  nothing."""
 
   def __init__(self, manifest: dict[str, Any]):
     self.rate = float(manifest.get("rate", CAMERA_RATE))
@@ -52,7 +58,8 @@ class FrameSchedule:
     self.last = None
 
   def look(self, frame_id: int, timestamp_eof: int) -> tuple[Verdict, int]:
-    """The verdict on a frame, and how many that were due are missing before it. Frames that come are counted here; those that are dropped, too."""
+    """The verdict on a frame, and how many that were due are missing before it. Frames that come are counted here;
+    those that are dropped, too."""
     if self.last is None:
       behind = JUMPED
     else:
@@ -76,7 +83,8 @@ class FrameSchedule:
 
 
 class ModelPace:
-  """How often modelV2 comes, counted in its own frame numbers: with every frame where modeld runs, with one in 40 from a qlog."""
+  """How often modelV2 comes, counted in its own frame numbers: with every frame where modeld runs, with one in 40 from
+  a qlog."""
 
   def __init__(self) -> None:
     self.frames: deque[int] = deque(maxlen=MODEL_GAPS + 1)
@@ -90,7 +98,8 @@ class ModelPace:
 
   @property
   def period(self) -> int | None:
-    """Frames from one modelV2 to the next: the least of the newest gaps, since some go by unseen. None before there were two."""
+    """Frames from one modelV2 to the next: the least of the newest gaps, since some go by unseen. None before there
+    were two."""
     return min((b - a for a, b in pairwise(self.frames)), default=None)
 
 

@@ -1,9 +1,11 @@
-"""Where messages leave: no send ends the process, and of another publisher of the same services ours gets out of the way.
+"""Where messages leave: no send ends the process, and of another publisher of the same services ours gets out of the
+way.
 
-On msgq the newest publisher of a service wins, and the older one's send raises MultiplePublishersError: so openpilot's replay, which publishes every service
-there is, or a second fairmodeld, silences this one. What was taken is left alone while somebody sends it, and taken back when nobody did for RETRY seconds.
-And whatever makes us send, a camera that floods or a mistake of ours, readers and the log get no more than MOST messages a second of a service.
-"""
+On msgq the newest publisher of a service wins, and the older one's send raises MultiplePublishersError: so openpilot's
+replay, which publishes every service there is, or a second fairmodeld, silences this one. What was taken is left alone
+while somebody sends it, and taken back when nobody did for RETRY seconds. And whatever makes us send, a camera that
+floods or a mistake of ours, readers and the log get no more than MOST messages a second of a service."""
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,14 +36,16 @@ class Lost:
 class Sender:
   """A PubMaster that goes on.
 
-  services: the first says who we are; where it can be known at once that another process has that one, MultiplePublishersError is raised. now: seconds of the
-  clock that counts. fault: is told what went wrong, in one line; of another publisher once until all is ours again.
-  """
+  services: the first says who we are; where it can be known at once that another process has that one,
+  MultiplePublishersError is raised. now: seconds of the clock that counts. fault: is told what went wrong, in one line;
+  of another publisher once until all is ours again."""
 
   def __init__(self, services: Sequence[str], now: Callable[[], float], fault: Callable[[str], None]):
     self.now, self.fault = now, fault
     self.lost: dict[str, Lost] = {}
-    self.room: dict[str, tuple[float, float]] = {}  # service -> when it was looked at last, messages that may go out at once
+    self.room: dict[
+      str, tuple[float, float]
+    ] = {}  # service -> when it was looked at last, messages that may go out at once
     self.left_out, self.tell_at = 0, 0.0
     self.sock: dict[str, Any] = {}
     for name in services:
@@ -57,7 +61,10 @@ class Sender:
     self.lost[name] = Lost(name, self.now())
     self._close(self.sock.pop(name, None))
     if first:
-      self.fault(f"another process publishes {name}: what it takes of ours is not sent until it stops; openpilot's replay takes all but what --block names")
+      self.fault(
+        f"another process publishes {name}: what it takes of ours is not sent until it stops; openpilot's replay takes "
+        "all but what --block names"
+      )
 
   def take_back(self, name: str) -> bool:
     """Whether the service is ours again."""
@@ -71,7 +78,8 @@ class Sender:
     return True
 
   def has_room(self, name: str) -> bool:
-    """Whether the service sends no more than MOST messages a second; those left out are counted and told every RETRY seconds."""
+    """Whether the service sends no more than MOST messages a second; those left out are counted and told every RETRY
+    seconds."""
     now = self.now()
     before, room = self.room.get(name, (now, MOST))
     room = min(MOST, room + max(0.0, now - before) * MOST)
@@ -82,7 +90,9 @@ class Sender:
     self.left_out += 1
     if now >= self.tell_at:
       self.tell_at = now + RETRY
-      self.fault(f"{name} would have sent over {MOST:g} messages a second; {self.left_out} messages were left out so far")
+      self.fault(
+        f"{name} would have sent over {MOST:g} messages a second; {self.left_out} messages were left out so far"
+      )
     return False
 
   def send(self, name: str, dat: bytes) -> bool:

@@ -1,8 +1,9 @@
-"""What a captured tinygrad jit needs to run, and no more: reading it was most of a start. Imported where tinygrad's settings are in the environment.
+"""What a captured tinygrad jit needs to run, and no more: reading it was most of a start. Imported where tinygrad's
+settings are in the environment.
 
-Everything here is checked by who writes the result: read back, it must compute the same bits as the jit that was captured (compile.py), and where a tinygrad
-has not what this needs, its import or a call fails and the jit is written as it is.
-"""
+Everything here is checked by who writes the result: read back, it must compute the same bits as the jit that was
+captured (compile.py), and where a tinygrad has not what this needs, its import or a call fails and the jit is written
+as it is."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,9 +19,8 @@ BLOCK = 256  # bytes; where weights begin, as tinygrad's memory planner does it 
 def with_own_numbers(jit: Any, first: int) -> Any:
   """The same jit, its buffers numbered from `first`.
 
-  tinygrad knows a buffer by a number that each process counts from 0, and one that is read back while a process has another of that number and shape is taken
-  for it: the second network would run with the first one's weights.
-  """
+  tinygrad knows a buffer by a number that each process counts from 0, and one that is read back while a process has
+  another of that number and shape is taken for it: the second network would run with the first one's weights."""
   captured = jit.captured
   mine: dict[UOp, UOp] = {}
   for root in (captured._linear, *(t.uop for t in captured.ret.values())):
@@ -32,11 +32,14 @@ def with_own_numbers(jit: Any, first: int) -> Any:
 
 
 def slim(jit: Any) -> Any:
-  """The same jit without what kernels were made of (their loops, their source), all weights in one buffer, and what lies between layers as views that are cut
-  already: tinygrad would find each of them by rewriting its expression.
-  """
+  """The same jit without what kernels were made of (their loops, their source), all weights in one buffer, and what
+  lies between layers as views that are cut
+  already: tinygrad would find each of them by rewriting its expression."""
   captured = jit.captured
-  found = sorted((u for u in captured._linear.toposort() if u.op is Ops.BUFFER and isinstance(u.device, str)), key=lambda u: u.arg.slot)
+  found = sorted(
+    (u for u in captured._linear.toposort() if u.op is Ops.BUFFER and isinstance(u.device, str)),
+    key=lambda u: u.arg.slot,
+  )
   number = found[-1].arg.slot + 1
   done: dict[UOp, UOp] = {}
   offset, weights = 0, []
@@ -60,7 +63,12 @@ def slim(jit: Any) -> Any:
       src = u.src
       if u.op is Ops.PROGRAM:
         kernel, lines, text, binary = src
-        src = (kernel.replace(src=()), lines.replace(src=tuple(p for p in lines.src if p.op is Ops.PARAM)), text.replace(arg=""), binary)
+        src = (
+          kernel.replace(src=()),
+          lines.replace(src=tuple(p for p in lines.src if p.op is Ops.PARAM)),
+          text.replace(arg=""),
+          binary,
+        )
       elif u.op in (Ops.LINEAR, Ops.CALL, Ops.CUSTOM_FUNCTION):
         src = tuple(light(s) for s in src)
       elif u.op in (Ops.BITCAST, Ops.SHRINK) and u.buf_uop.op is Ops.BUFFER and isinstance(u.device, str):
@@ -79,7 +87,8 @@ def rebuilt(jit: Any, linear: UOp, ret: dict[str, Tensor]) -> Any:
 
 
 def device_programs() -> dict[str, TinyELF]:
-  """By name the small programs that tinygrad's CPU device compiles when it is opened; none where it is not open. See read_jit()."""
+  """By name the small programs that tinygrad's CPU device compiles when it is opened; none where it is not open. See
+  read_jit()."""
   if "CPU" not in Device._opened_devices:
     return {}
   from tinygrad.runtime.ops_cpu import CPUDevice, ClangRenderer, KernelInfo, do_to_program

@@ -1,8 +1,9 @@
-"""Keeps a worker alive, and the rest of openpilot safe from it: what openpilot's manager starts is this, and the manager never starts again what has died.
+"""Keeps a worker alive, and the rest of openpilot safe from it: what openpilot's manager starts is this, and the
+manager never starts again what has died.
 
-No numpy, no message library, no runner: nothing here can fail by what a bundle, a camera or a message holds. The worker is a process of its own (child.py) that
-says through a pipe that it lives (link.py). Silent for too long, or with too much memory, it is killed; when it has ended it is started again, with back-off.
-"""
+No numpy, no message library, no runner: nothing here can fail by what a bundle, a camera or a message holds. The worker
+is a process of its own (child.py) that says through a pipe that it lives (link.py). Silent for too long, or with too
+much memory, it is killed; when it has ended it is started again, with back-off."""
 
 import contextlib
 import json
@@ -14,11 +15,21 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from openpilot.selfdrive.modeld.fair.child import MAX_LINE, TRIAL_NICE, Child, ended, environment, memory_limit, pipe, read_all
+from openpilot.selfdrive.modeld.fair.child import (
+  MAX_LINE,
+  TRIAL_NICE,
+  Child,
+  ended,
+  environment,
+  memory_limit,
+  pipe,
+  read_all,
+)
 from openpilot.selfdrive.modeld.fair.link import ENV
 
 TICK = 0.5  # s between two looks
-# s of silence: while Python and its modules load; while a bundle loads and runs first; between two frames; and for the whole of a trial run
+# s of silence: while Python and its modules load; while a bundle loads and runs first; between two frames; and for the
+# whole of a trial run
 LIMITS = {"start": 60.0, "load": 60.0, "run": 10.0, "trial": 60.0}
 BACKOFF, MAX_BACKOFF = 0.5, 10.0  # s until an ended worker is started again; doubles each time
 STABLE = 10.0  # s of frames after which the next end counts as the first
@@ -33,10 +44,10 @@ def say(text: str, who: str = "fairmodeld") -> None:
 
 
 class Supervisor:
-  """command: the worker's. trial: a bundle's folder and a runner, or None -> the command of its trial run. by_hand: a worker that cannot begin ends this too.
+  """command: the worker's. trial: a bundle's folder and a runner, or None -> the command of its trial run. by_hand: a
+  worker that cannot begin ends this too.
 
-  memory: bytes, of memory_limit() where None. limits, grace: seconds, see LIMITS and GRACE.
-  """
+  memory: bytes, of memory_limit() where None. limits, grace: seconds, see LIMITS and GRACE."""
 
   def __init__(
     self,
@@ -107,7 +118,9 @@ class Supervisor:
       return
     allowed = self.limits[self.phase]
     if self.silence > allowed:
-      what = {"start": "did not start", "load": "did not load its bundle", "run": "did not come back from a frame"}[self.phase]
+      what = {"start": "did not start", "load": "did not load its bundle", "run": "did not come back from a frame"}[
+        self.phase
+      ]
       self.why = f"{what} within {allowed:g} s and was ended"
       if self.bundle:
         self.hangs[self.bundle] = self.hangs.get(self.bundle, 0) + 1
@@ -150,7 +163,10 @@ class Supervisor:
       self.answer(path, None, "no trial run is possible here")
       return
     try:
-      self.tried = path, Child(self.trial_command(path, runner), self.memory, TRIAL_NICE, lambda w: {"env": environment(), "stdout": w})
+      self.tried = (
+        path,
+        Child(self.trial_command(path, runner), self.memory, TRIAL_NICE, lambda w: {"env": environment(), "stdout": w}),
+      )
     except OSError as e:
       self.answer(path, None, f"its trial run did not start: {e.strerror}")
 
@@ -173,12 +189,18 @@ class Supervisor:
     elif code == 0 and last.startswith("ok "):
       self.answer(path, last.removeprefix("ok "), None)
     else:
-      self.answer(path, None, last.removeprefix("error: ") if code == 2 and last.startswith("error: ") else f"its trial run {ended(code)}")
+      self.answer(
+        path,
+        None,
+        last.removeprefix("error: ") if code == 2 and last.startswith("error: ") else f"its trial run {ended(code)}",
+      )
     self.drop_trial()
 
   def answer(self, path: str, manifest_hash: str | None, error: str | None) -> None:
     with contextlib.suppress(OSError):
-      os.write(self.tell, json.dumps({"path": path, "hash": manifest_hash, "error": error}).encode()[: MAX_LINE - 1] + b"\n")
+      os.write(
+        self.tell, json.dumps({"path": path, "hash": manifest_hash, "error": error}).encode()[: MAX_LINE - 1] + b"\n"
+      )
 
   def drop_trial(self) -> None:
     if self.tried is not None:
@@ -211,7 +233,9 @@ class Supervisor:
       return None
     self.hear(self.worker)
     self.watch_trial()
-    if not self.worker.open and not self.worker.wait(1.0) and not self.why:  # the pipe closes while it ends, or it has lost its mind
+    if (
+      not self.worker.open and not self.worker.wait(1.0) and not self.why
+    ):  # the pipe closes while it ends, or it has lost its mind
       self.why = "closed its pipe and was ended"
       self.worker.kill()
     if not self.worker.dead():

@@ -1,4 +1,6 @@
-"""Identities: detections of each frame to tracks that live on through occlusion, and where on the road they are. Equal input gives equal output."""
+"""Identities: detections of each frame to tracks that live on through occlusion, and where on the road they are. Equal
+input gives equal output."""
+
 from dataclasses import dataclass
 from functools import cache
 
@@ -9,50 +11,71 @@ from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import FAR, HEIGHT_STD, PITCH_STD, Ground
 from openpilot.selfdrive.modeld.fair.heads.objects import MAX_OBJECTS, Detections, box_iou, intersection
 
-MAX_LOST = 40          # frames without a detection that a track outlives: 2 s
-MAX_TRACKS = 96        # over that the longest unseen go
-PROBABLE = 0.5         # a new object of that score is told at once, a weaker one when it is seen a second time
-SAME_IOU = 0.5         # a box of the detector and an object with more overlap are one thing
+MAX_LOST = 40  # frames without a detection that a track outlives: 2 s
+MAX_TRACKS = 96  # over that the longest unseen go
+PROBABLE = 0.5  # a new object of that score is told at once, a weaker one when it is seen a second time
+SAME_IOU = 0.5  # a box of the detector and an object with more overlap are one thing
 # a pair's value, 0..1, is a weighted mean of what the two have; below MIN_VALUE they stay apart
 W_OVERLAP, W_EMBED, W_MOTION, MIN_VALUE = 0.45, 0.35, 0.2, 0.25
-MIN_OVERLAP, MAX_SIGMA = 0.1, 3.0      # a pair needs so much overlap, or a center within so many standard deviations of the prediction
-MIN_COSINE = 0.3                       # once the track was out of sight its looks have to agree
-# the filter's noises, in sizes (square root of the area) of the box: a detection, acceleration per frame^2, the speed of a new track per frame
+MIN_OVERLAP, MAX_SIGMA = (
+  0.1,
+  3.0,
+)  # a pair needs so much overlap, or a center within so many standard deviations of the prediction
+MIN_COSINE = 0.3  # once the track was out of sight its looks have to agree
+# the filter's noises, in sizes (square root of the area) of the box: a detection, acceleration per frame^2, the speed
+# of a new track per frame
 R, Q, V0 = 0.04, 0.004, 0.1
-UNSEEN = 3.0                           # times Q, out of sight: who brakes there brakes on, while the noise of the filter changes every frame
-MAX_STD = 1.5                          # sizes; a prediction vaguer than that would match anything
-COVERED = 0.3                          # share of a box behind a nearer one, from which on its edges are the other's
+UNSEEN = 3.0  # times Q, out of sight: who brakes there brakes on, while the noise of the filter changes every frame
+MAX_STD = 1.5  # sizes; a prediction vaguer than that would match anything
+COVERED = 0.3  # share of a box behind a nearer one, from which on its edges are the other's
 EMBED_RATE, VOTE_RATE = 0.1, 0.1
-PIXEL_STD, EDGE_STD = 2.0, 0.03        # of a box's lower edge: pixels, and share of its height
-DEPTH_STD = 0.1                        # of a student's depth, where nothing says better
-TO_BOX = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]])    # center, size @ it: corners, in one product, which rounds once
-FROM_BOX = np.array([[0.5, 0, -1, 0], [0, 0.5, 0, -1], [0.5, 0, 1, 0], [0, 0.5, 0, 1]], np.float32)   # and back
-MIDDLE = np.array([0.35, 0.45, 0.55, 0.65], np.float32)   # where in a box its depth is sampled, across and down
+PIXEL_STD, EDGE_STD = 2.0, 0.03  # of a box's lower edge: pixels, and share of its height
+DEPTH_STD = 0.1  # of a student's depth, where nothing says better
+TO_BOX = np.array(
+  [[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]]
+)  # center, size @ it: corners, in one product, which rounds once
+FROM_BOX = np.array([[0.5, 0, -1, 0], [0, 0.5, 0, -1], [0.5, 0, 1, 0], [0, 0.5, 0, 1]], np.float32)  # and back
+MIDDLE = np.array([0.35, 0.45, 0.55, 0.65], np.float32)  # where in a box its depth is sampled, across and down
 
 
 @dataclass
 class Tracked:
   """All that is known of N tracks at one frame, oldest first."""
+
   classes: list[str]
-  ids: np.ndarray          # (N,) int64
-  class_ids: np.ndarray    # (N,) int64
-  scores: np.ndarray       # (N,) float32; of a track out of sight the last
-  boxes: np.ndarray        # (N, 4) float32 view pixels: detected, or where it should be
-  ages: np.ndarray         # (N,) int64 frames since first seen
-  occluded: np.ndarray     # (N,) bool: not seen in this frame, or less than half of it
-  visibility: np.ndarray   # (N,) float32
+  ids: np.ndarray  # (N,) int64
+  class_ids: np.ndarray  # (N,) int64
+  scores: np.ndarray  # (N,) float32; of a track out of sight the last
+  boxes: np.ndarray  # (N, 4) float32 view pixels: detected, or where it should be
+  ages: np.ndarray  # (N,) int64 frames since first seen
+  occluded: np.ndarray  # (N,) bool: not seen in this frame, or less than half of it
+  visibility: np.ndarray  # (N,) float32
   masks: np.ndarray | None  # (M, h, w) bool
-  mask_of: np.ndarray      # (N,) index into masks, -1: none
-  position: np.ndarray     # (N, 3) meters, nan unknown
+  mask_of: np.ndarray  # (N,) index into masks, -1: none
+  position: np.ndarray  # (N, 3) meters, nan unknown
   position_std: np.ndarray  # (N, 3)
-  depth: np.ndarray        # (N,) float32 meters, of a metric depth map in the middle of the box, nan without or while something hides it
+  # (N,) float32 meters, of a metric depth map in the middle of the box, nan without or while something hides it
+  depth: np.ndarray
 
 
-TRACK_FIELDS = ("ids", "class_ids", "scores", "boxes", "ages", "occluded", "visibility", "mask_of", "position", "position_std", "depth")   # one row a track
+TRACK_FIELDS = (
+  "ids",
+  "class_ids",
+  "scores",
+  "boxes",
+  "ages",
+  "occluded",
+  "visibility",
+  "mask_of",
+  "position",
+  "position_std",
+  "depth",
+)  # one row a track
 
 
 def merge(found: list[Detections], classes: list[str]) -> Detections:
-  """Detections of several heads as one, classes renumbered: where two of one class are the same thing, the earlier head's stays, with the better score."""
+  """Detections of several heads as one, classes renumbered: where two of one class are the same thing, the earlier
+  head's stays, with the better score."""
   ids = [renumbering(tuple(d.classes), tuple(classes))[d.class_ids] for d in found]
   if len(found) == 1:
     d = found[0]
@@ -69,14 +92,16 @@ def merge(found: list[Detections], classes: list[str]) -> Detections:
   at = kept.nonzero()[0][order]
   masks = embed = None
   n = len(first.boxes)
-  mine = at < n   # what the others found has neither mask nor embedding: empty, zero
+  mine = at < n  # what the others found has neither mask nor embedding: empty, zero
   if first.masks is not None:
     masks = first.masks.take(at, 0, mode="clip") if n else np.zeros((len(at), *first.masks.shape[1:]), bool)
     masks[~mine] = False
   if first.embed is not None:
     embed = first.embed.take(at, 0, mode="clip") if n else np.zeros((len(at), first.embed.shape[1]), np.float32)
     embed[~mine] = 0
-  return Detections(classes, np.concatenate([d.boxes for d in found])[at], score[order], np.concatenate(ids)[at], masks, embed)
+  return Detections(
+    classes, np.concatenate([d.boxes for d in found])[at], score[order], np.concatenate(ids)[at], masks, embed
+  )
 
 
 @cache
@@ -85,7 +110,8 @@ def renumbering(theirs: tuple[str, ...], mine: tuple[str, ...]) -> np.ndarray:
 
 
 def pack(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(M, h, w) bool -> (M, words) bits, to count overlaps in a few instructions a pair, and (M,) int32 how many are set."""
+  """(M, h, w) bool -> (M, words) bits, to count overlaps in a few instructions a pair, and (M,) int32 how many are
+  set."""
   bits = np.packbits(masks.reshape(len(masks), masks.shape[1] * masks.shape[2]), axis=1)
   if bits.shape[1] % 8 == 0:
     bits = bits.view(np.uint64)
@@ -95,12 +121,13 @@ def pack(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def locate(
   boxes: np.ndarray, edge_std: np.ndarray, clear: np.ndarray, ground: Ground, depth: Depth | None, view: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(N, 4) boxes, standard deviation of their lower edges in pixels (N,), whether nothing hides them (N,) bool -> position of the point where each meets
-  the road (N, 3), meters, its standard deviation (N, 3), and what the depth map says by itself (N,).
+  """(N, 4) boxes, standard deviation of their lower edges in pixels (N,), whether nothing hides them (N,) bool ->
+  position of the point where each meets the road (N, 3), meters, its standard deviation (N, 3), and what the depth map
+  says by itself (N,).
 
-  Two witnesses of the distance: the road plane at the lower edge, unless the view cuts that off, and the median of a metric depth map over the middle of
-  the box. They are weighed by their variances; where they contradict each other the deviation says so. nan where there is neither.
-  """
+  Two witnesses of the distance: the road plane at the lower edge, unless the view cuts that off, and the median of a
+  metric depth map over the middle of the box. They are weighed by their variances; where they contradict each other the
+  deviation says so. nan where there is neither."""
   height, width = view
   row, near = boxes[:, 3] - ground.cy, ground.f * ground.height
   ok = (row >= near / FAR) & (boxes[:, 3] <= height - 1.5)
@@ -113,13 +140,15 @@ def locate(
   if depth is not None and depth.metric:
     h, w = depth.z.shape
     corner = boxes[:, :2, None]
-    ij = ((corner + (boxes[:, 2:, None] - corner) * MIDDLE + 0.5) * np.array([[w / width], [h / height]], boxes.dtype)).astype(np.intp)   # (N, 2, 4)
+    ij = (
+      (corner + (boxes[:, 2:, None] - corner) * MIDDLE + 0.5) * np.array([[w / width], [h / height]], boxes.dtype)
+    ).astype(np.intp)  # (N, 2, 4)
     ij = np.minimum(np.maximum(ij, 0), np.array([[w - 1], [h - 1]]))
-    z = depth.z.ravel().take(ij[:, 1, :, None] * w + ij[:, 0, None]).reshape(len(boxes), MIDDLE.size ** 2)
-    z.sort(axis=1)   # nan comes last
+    z = depth.z.ravel().take(ij[:, 1, :, None] * w + ij[:, 0, None]).reshape(len(boxes), MIDDLE.size**2)
+    z.sort(axis=1)  # nan comes last
     known = (z == z).sum(1)
     z = z[np.arange(len(z)), np.maximum(known - 1, 0) // 2]
-    seen = clear & (known > 0) & (z > 0) & (z < np.inf)   # behind an occluder the map shows that
+    seen = clear & (known > 0) & (z > 0) & (z < np.inf)  # behind an occluder the map shows that
     shown[seen] = z[seen]
     z = np.where(seen, z, 1)
     more = np.where(seen, 1 / ((DEPTH_STD * DEPTH_STD + depth.scale_std * depth.scale_std) * z * z), 0)
@@ -131,7 +160,11 @@ def locate(
   slope = ((boxes[:, 0] + boxes[:, 2]) / 2 - ground.cx) * (1 / ground.f)
   position, out = np.empty((2, len(x), 3), np.float32)
   position[:, 0], position[:, 1], position[:, 2] = x, x * slope, ground.height + 0 * x
-  out[:, 0], out[:, 1], out[:, 2] = std_x, np.hypot(std_x * slope, x * (PIXEL_STD / ground.f)), ground.height * HEIGHT_STD + x * PITCH_STD
+  out[:, 0], out[:, 1], out[:, 2] = (
+    std_x,
+    np.hypot(std_x * slope, x * (PIXEL_STD / ground.f)),
+    ground.height * HEIGHT_STD + x * PITCH_STD,
+  )
   return position, out, shown
 
 
@@ -139,7 +172,7 @@ class Tracker:
   """Keeps up to MAX_TRACKS objects. update() once a frame that has detections, found or not."""
 
   def __init__(self, classes: list[str], view: tuple[int, int]):
-    self.classes, self.view = classes, view   # view: height, width, pixels
+    self.classes, self.view = classes, view  # view: height, width, pixels
     self.next_id = 1
     self.last_frame: int | None = None
     self.reset()
@@ -148,13 +181,33 @@ class Tracker:
     """Forgets all tracks; their ids never come back."""
     n = 0
     self.ids, self.born, self.hits, self.lost = (np.zeros(n, np.int64) for _ in range(4))
-    self.mean, self.speed = np.zeros((n, 4)), np.zeros((n, 4))     # center x, y, width, height, pixels; per frame
-    self.p00, self.p01, self.p11 = np.zeros(n), np.zeros(n), np.zeros(n)   # covariance of any of the four, in squared sizes
+    self.mean, self.speed = np.zeros((n, 4)), np.zeros((n, 4))  # center x, y, width, height, pixels; per frame
+    self.p00, self.p01, self.p11 = (
+      np.zeros(n),
+      np.zeros(n),
+      np.zeros(n),
+    )  # covariance of any of the four, in squared sizes
     self.scores, self.votes = np.zeros(n, np.float32), np.zeros((n, len(self.classes)), np.float32)
     self.embed: np.ndarray | None = None
     self.bits: np.ndarray | None = None
-    self.pixels, self.has_embed = np.zeros(n, np.int32), np.zeros(n, bool)   # of the mask last seen, 0 without one
-    self.tracks = ["ids", "born", "hits", "lost", "mean", "speed", "p00", "p01", "p11", "scores", "votes", "embed", "bits", "pixels", "has_embed"]
+    self.pixels, self.has_embed = np.zeros(n, np.int32), np.zeros(n, bool)  # of the mask last seen, 0 without one
+    self.tracks = [
+      "ids",
+      "born",
+      "hits",
+      "lost",
+      "mean",
+      "speed",
+      "p00",
+      "p01",
+      "p11",
+      "scores",
+      "votes",
+      "embed",
+      "bits",
+      "pixels",
+      "has_embed",
+    ]
 
   def _select(self, at: np.ndarray) -> None:
     for name in self.tracks:
@@ -166,22 +219,31 @@ class Tracker:
     return self.mean @ TO_BOX
 
   def predict(self, dt: int) -> None:
-    """Constant velocity in the image. The size of a track out of sight soon stops changing: its last change was the occluder's edge."""
+    """Constant velocity in the image. The size of a track out of sight soon stops changing: its last change was the
+    occluder's edge."""
     self.mean += self.speed * dt
     size = self.mean[:, 2:]
     np.minimum(np.maximum(size, 4, out=size), 2 * max(self.view), out=size)
     q: np.ndarray | float = Q * Q
     if (lost := self.lost > 0).any():
-      self.speed[:, 2:] *= np.where(lost, 0.8 ** dt, 1)[:, None]
+      self.speed[:, 2:] *= np.where(lost, 0.8**dt, 1)[:, None]
       q = np.where(lost, (UNSEEN * Q) ** 2, Q * Q)
-    self.p00 += 2 * dt * self.p01 + dt * dt * self.p11 + q * (dt ** 4 / 4)
-    self.p01 += dt * self.p11 + q * (dt ** 3 / 2)
+    self.p00 += 2 * dt * self.p01 + dt * dt * self.p11 + q * (dt**4 / 4)
+    self.p01 += dt * self.p11 + q * (dt**3 / 2)
     self.p11 += q * (dt * dt)
 
-  def _values(self, d: Detections, inter: np.ndarray, area: np.ndarray, bits: np.ndarray | None, pixels: np.ndarray, looks: np.ndarray) -> np.ndarray:
-    """(N, M) of assign(): over 0 where track and detection may be the same. inter: (N, M) that predicted boxes share with detections, area: (N,) of boxes;
-    bits, pixels: pack() of the detections' masks; looks: (M,) which of them have an embedding.
-    """
+  def _values(
+    self,
+    d: Detections,
+    inter: np.ndarray,
+    area: np.ndarray,
+    bits: np.ndarray | None,
+    pixels: np.ndarray,
+    looks: np.ndarray,
+  ) -> np.ndarray:
+    """(N, M) of assign(): over 0 where track and detection may be the same. inter: (N, M) that predicted boxes share
+    with detections, area: (N,) of boxes; bits, pixels: pack() of the detections' masks; looks: (M,) which of them have
+    an embedding."""
     middle_x, middle_y, wide, high = (d.boxes @ FROM_BOX).T
     iou = inter / np.maximum(area[:, None] + wide * high - inter, 1e-6)
     x, y, w, h = self.mean.T.astype(np.float32)
@@ -189,7 +251,8 @@ class Tracker:
     dx, dy = middle_x - x[:, None], middle_y - y[:, None]
     off2 = (dx * dx + dy * dy) * (1 / (std * std * w * h))[:, None]
     alike = self.votes.argmax(1)[:, None] == d.class_ids
-    at = ((alike & ((iou > MIN_OVERLAP) | (off2 < MAX_SIGMA ** 2))) | (iou > 0.5)).ravel().nonzero()[0]   # of the other pairs no more has to be known
+    # of the other pairs no more has to be known
+    at = ((alike & ((iou > MIN_OVERLAP) | (off2 < MAX_SIGMA**2))) | (iou > 0.5)).ravel().nonzero()[0]
     i = at // len(wide)
     j = at - i * len(wide)
     overlap, away = iou.ravel()[at], off2.ravel()[at]
@@ -199,12 +262,15 @@ class Tracker:
     motion *= np.sqrt(np.minimum(w0, w1) * np.minimum(h0, h1) / np.maximum(np.maximum(w0, w1) * np.maximum(h0, h1), 1))
     lost = self.lost[i] > 0
     if bits is not None and self.bits is not None:
-      # a mask is compared where it last was: in one frame it hardly moves, and in longer it says less than the predicted box
+      # a mask is compared where it last was: in one frame it hardly moves, and in longer it says less than the
+      # predicted box
       mine, theirs = self.pixels[i], pixels[j]
       k = ((overlap > 0) & (mine > 0) & (theirs > 0) & ~lost).nonzero()[0]
       both = np.bitwise_count(self.bits[i[k]] & bits[j[k]]).sum(1, dtype=np.int32)
       overlap[k] = both / (mine[k] + theirs[k] - both)
-    if lost.any():   # out of sight, overlap with a vague prediction says little: motion, which knows how vague, speaks in its place
+    if (
+      lost.any()
+    ):  # out of sight, overlap with a vague prediction says little: motion, which knows how vague, speaks in its place
       overlap += np.where(lost, np.maximum(motion - overlap, 0) * np.minimum(std[i] / MAX_STD, 1), 0)
     value = W_OVERLAP * overlap + W_MOTION * motion
     if self.embed is not None and d.embed is not None:
@@ -220,7 +286,8 @@ class Tracker:
     return out.reshape(iou.shape)
 
   def update(self, frame_id: int, d: Detections, ground: Ground, depth: Depth | None = None) -> Tracked:
-    """d: what the heads found in this frame, class_ids into this tracker's classes. After a jump of the frame's number beyond MAX_LOST, or back, all is new."""
+    """d: what the heads found in this frame, class_ids into this tracker's classes. After a jump of the frame's number
+    beyond MAX_LOST, or back, all is new."""
     dt = 1 if self.last_frame is None else frame_id - self.last_frame
     if not 0 <= dt <= MAX_LOST + 1:
       self.reset()
@@ -236,7 +303,9 @@ class Tracker:
       i, j = assign(self._values(d, inter, area, bits, pixels, looks))
     found = np.full(len(self.ids), -1)
     found[i] = j
-    cover = np.zeros(len(boxes), np.float32)   # share of each predicted box behind the box of one nearer detection, nearer being the one that reaches lower
+    cover = np.zeros(
+      len(boxes), np.float32
+    )  # share of each predicted box behind the box of one nearer detection, nearer being the one that reaches lower
     seen = d.boxes[j]
     if inter.size:
       share = np.where(d.boxes[:, 3] > boxes[:, 3:4], inter, 0)
@@ -271,12 +340,15 @@ class Tracker:
     return self._tracked(frame_id, d, found, cover, ground, depth)
 
   def _uncover(self, seen: np.ndarray, predicted: np.ndarray, front: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    """(K, 4) detected boxes with the edges that the box in front, or the view's end, hides put where the other edge and the known size say they are."""
+    """(K, 4) detected boxes with the edges that the box in front, or the view's end, hides put where the other edge and
+    the known size say they are."""
     hides = cover > 0.02
     right = self.view[1] - 1
     low = hides & (front[:, 0] <= predicted[:, 0]) & (front[:, 2] < predicted[:, 2]) | (seen[:, 0] <= 0)
     high = hides & (front[:, 2] >= predicted[:, 2]) & (front[:, 0] > predicted[:, 0]) | (seen[:, 2] >= right)
-    foot = hides & (front[:, 0] <= predicted[:, 0]) & (front[:, 2] >= predicted[:, 2]) & (front[:, 1] > predicted[:, 1]) | (seen[:, 3] >= self.view[0] - 1)
+    foot = hides & (front[:, 0] <= predicted[:, 0]) & (front[:, 2] >= predicted[:, 2]) & (
+      front[:, 1] > predicted[:, 1]
+    ) | (seen[:, 3] >= self.view[0] - 1)
     if not (low.any() or high.any() or foot.any()):
       return seen
     out = seen.copy()
@@ -308,22 +380,33 @@ class Tracker:
     if self.embed is None:
       self.embed = np.zeros((len(self.ids), d.embed.shape[1]), np.float32)
     has = self.has_embed[i]
-    ok = looks[j] & ((cover < COVERED) | ~has)   # half hidden, it looks like its occluder
+    ok = looks[j] & ((cover < COVERED) | ~has)  # half hidden, it looks like its occluder
     i, j = i[ok], j[ok]
     rate = np.where(has[ok], EMBED_RATE, 1)[:, None]
     e = (1 - rate) * self.embed[i] + rate * d.embed[j]
     self.embed[i] = e / np.maximum(np.sqrt((e * e).sum(1, keepdims=True)), 1e-6)
     self.has_embed[i] = True
 
-  def _start(self, new: np.ndarray, d: Detections, frame_id: int, bits: np.ndarray | None, pixels: np.ndarray, looks: np.ndarray) -> None:
+  def _start(
+    self, new: np.ndarray, d: Detections, frame_id: int, bits: np.ndarray | None, pixels: np.ndarray, looks: np.ndarray
+  ) -> None:
     n, b = len(new), d.boxes[new].astype(np.float64)
     votes = np.zeros((n, len(self.classes)), np.float32)
     votes[np.arange(n), d.class_ids[new]] = d.scores[new]
     more = {
-      "ids": np.arange(self.next_id, self.next_id + n), "born": np.full(n, frame_id), "hits": np.ones(n, np.int64), "lost": np.zeros(n, np.int64),
-      "mean": b @ FROM_BOX, "speed": np.zeros((n, 4)),
-      "p00": np.full(n, R * R), "p01": np.zeros(n), "p11": np.full(n, V0 * V0), "scores": d.scores[new], "votes": votes,
-      "pixels": pixels[new], "has_embed": looks[new],
+      "ids": np.arange(self.next_id, self.next_id + n),
+      "born": np.full(n, frame_id),
+      "hits": np.ones(n, np.int64),
+      "lost": np.zeros(n, np.int64),
+      "mean": b @ FROM_BOX,
+      "speed": np.zeros((n, 4)),
+      "p00": np.full(n, R * R),
+      "p01": np.zeros(n),
+      "p11": np.full(n, V0 * V0),
+      "scores": d.scores[new],
+      "votes": votes,
+      "pixels": pixels[new],
+      "has_embed": looks[new],
     }
     if self.bits is not None:
       more["bits"] = bits[new] if bits is not None else np.zeros((n, self.bits.shape[1]), self.bits.dtype)
@@ -333,13 +416,15 @@ class Tracker:
       setattr(self, name, np.concatenate([getattr(self, name), value]))
     self.next_id += n
 
-  def _tracked(self, frame_id: int, d: Detections, found: np.ndarray, cover: np.ndarray, ground: Ground, depth: Depth | None) -> Tracked:
+  def _tracked(
+    self, frame_id: int, d: Detections, found: np.ndarray, cover: np.ndarray, ground: Ground, depth: Depth | None
+  ) -> Tracked:
     seen = found >= 0
     state = self.boxes
     boxes = state.astype(np.float32)
     boxes[seen] = d.boxes[found[seen]]
     clear = seen & (cover < COVERED)
-    whole = np.where(clear[:, None], boxes, state)   # of the rest the lower edge is the occluder's
+    whole = np.where(clear[:, None], boxes, state)  # of the rest the lower edge is the occluder's
     height = whole[:, 3] - whole[:, 1]
     size = np.sqrt(np.maximum(self.mean[:, 2] * self.mean[:, 3], 1))
     edge = np.hypot(np.hypot(PIXEL_STD, EDGE_STD * height), np.where(clear, 0, np.sqrt(self.p00) * size))
@@ -349,8 +434,21 @@ class Tracker:
     visibility = np.where(seen, 1 - cover, 0).astype(np.float32)
     mask_of = found if d.masks is not None else np.full(len(found), -1)
     # scores is the tracker's own and changes in place: a copy goes out
-    out = Tracked(self.classes, self.ids, self.votes.argmax(1), self.scores.copy(), boxes, frame_id - self.born, visibility < 0.5, visibility,
-                  d.masks, mask_of, position, std, shown)
+    out = Tracked(
+      self.classes,
+      self.ids,
+      self.votes.argmax(1),
+      self.scores.copy(),
+      boxes,
+      frame_id - self.born,
+      visibility < 0.5,
+      visibility,
+      d.masks,
+      mask_of,
+      position,
+      std,
+      shown,
+    )
     told = (self.hits > 1) | (self.scores >= PROBABLE)
     if not told.all():
       for name in TRACK_FIELDS:

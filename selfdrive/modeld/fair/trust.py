@@ -1,7 +1,7 @@
-"""Whose code an artifact is: this machine's, by a MAC with a key that only its owner can read, or the openpilot tree's, by a list that its build left in it.
+"""Whose code an artifact is: this machine's, by a MAC with a key that only its owner can read, or the openpilot tree's,
+by a list that its build left in it.
 
-A bundle is data and may come from anywhere; what was compiled from it is code, and lies elsewhere.
-"""
+A bundle is data and may come from anywhere; what was compiled from it is code, and lies elsewhere."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,8 @@ class TrustError(ValueError):
 
 
 def data_root() -> Path:
-  """Where this machine keeps what it compiled, and its key: /data/fair on a device, in the user's cache on a PC, or FAIR_DATA_DIR."""
+  """Where this machine keeps what it compiled, and its key: /data/fair on a device, in the user's cache on a PC, or
+  FAIR_DATA_DIR."""
   if said := os.environ.get("FAIR_DATA_DIR"):
     return Path(said)
   if os.path.isfile("/TICI"):  # as openpilot knows its device
@@ -66,7 +67,8 @@ def make_key(path: Path) -> None:
 
 
 def machine_key(make: bool = False) -> bytes:
-  """KEY_SIZE bytes that this user alone can read. make: where there is none. Raises TrustError, also on one that others could have read or put there."""
+  """KEY_SIZE bytes that this user alone can read. make: where there is none. Raises TrustError, also on one that others
+  could have read or put there."""
   path = private_folder() / "key"
   try:
     if make and not os.path.lexists(path):
@@ -79,10 +81,14 @@ def machine_key(make: bool = False) -> bytes:
   with os.fdopen(fd, "rb") as f:
     st = os.fstat(fd)
     wrong = (
-      "is no file" if not stat.S_ISREG(st.st_mode)
-      else "belongs to another user" if st.st_uid != os.geteuid()
-      else f"can be read or written by others (mode {stat.S_IMODE(st.st_mode):04o})" if st.st_mode & 0o077
-      else f"has {st.st_size} bytes, not {KEY_SIZE}" if st.st_size != KEY_SIZE
+      "is no file"
+      if not stat.S_ISREG(st.st_mode)
+      else "belongs to another user"
+      if st.st_uid != os.geteuid()
+      else f"can be read or written by others (mode {stat.S_IMODE(st.st_mode):04o})"
+      if st.st_mode & 0o077
+      else f"has {st.st_size} bytes, not {KEY_SIZE}"
+      if st.st_size != KEY_SIZE
       else None
     )
     if wrong is not None:
@@ -104,11 +110,14 @@ def as_the_code(path: Path, code: Path) -> None:
   """Raises TrustError where `path` is a link, of another owner than the code, or open to more writers."""
   st, ours = path.lstat(), code.stat()
   if stat.S_ISLNK(st.st_mode) or st.st_uid != ours.st_uid or st.st_mode & 0o022 & ~ours.st_mode:
-    raise TrustError(f"{path} is not as the code beside it: a link, of another owner, or writable by more; build the tree again")
+    raise TrustError(
+      f"{path} is not as the code beside it: a link, of another owner, or writable by more; build the tree again"
+    )
 
 
 def listed(folder: Path, name: str) -> str | None:
-  """sha256 of a sidecar in a folder of the tree's build, by its list; None where the list has none. Raises TrustError, and FileNotFoundError without a list."""
+  """sha256 of a sidecar in a folder of the tree's build, by its list; None where the list has none. Raises TrustError,
+  and FileNotFoundError without a list."""
   for path, code in ((BUILT, CODE.parent), (folder, CODE.parent), (folder / LIST, CODE)):
     as_the_code(path, code)
   try:

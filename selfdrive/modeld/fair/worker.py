@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The process that works: camera frames in, fair* messages out. It runs beside modeld, advises, controls nothing, and waits on nothing that waits on it."""
+"""The process that works: camera frames in, fair* messages out. It runs beside modeld, advises, controls nothing, and
+waits on nothing that waits on it."""
 
 import argparse
 import contextlib
@@ -15,10 +16,26 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, Bundle, BundleError, bundle_path, fingerprint, load_bundle
+from openpilot.selfdrive.modeld.fair.bundle import (
+  MODELS_DIR,
+  Bundle,
+  BundleError,
+  bundle_path,
+  fingerprint,
+  load_bundle,
+)
 from openpilot.selfdrive.modeld.fair.calibration import mounting
 from openpilot.selfdrive.modeld.fair.frames import CameraError
-from openpilot.selfdrive.modeld.fair.ipc import Params, VisionIpcClient, config_realtime_process, messaging, read_flag, read_param, service, stream_type
+from openpilot.selfdrive.modeld.fair.ipc import (
+  Params,
+  VisionIpcClient,
+  config_realtime_process,
+  messaging,
+  read_flag,
+  read_param,
+  service,
+  stream_type,
+)
 from openpilot.selfdrive.modeld.fair.link import Link, SupervisorGone
 from openpilot.selfdrive.modeld.fair.machine import allow_files, at_ease, memory_mb, too_few_files
 from openpilot.selfdrive.modeld.fair.model import FairModel, first_line, plain
@@ -29,7 +46,9 @@ from openpilot.selfdrive.modeld.fair.sender import Sender
 
 STATE_PERIOD = 1.0  # s between two fairState
 LOOK_PERIOD = 1.0  # s between two looks at whether the bundle is another one
-MODEL_WAIT = 0.1  # s that a frame waits for its modelV2 while modelV2 is alive: openpilot's came 52 to 64 ms after the exposure in a log of its own
+# s that a frame waits for its modelV2 while modelV2 is alive: openpilot's came 52 to 64 ms after the exposure in a log
+# of its own
+MODEL_WAIT = 0.1
 OTHER_CAMERA = 20  # frames; a modelV2 further behind is not one of this stream
 BACKOFF, MAX_BACKOFF = 0.5, 10.0  # s between two tries after a fault
 CORE, PRIORITY = 7, 50  # modeld's core, below its priority of 54
@@ -40,17 +59,26 @@ EXTRINSICS, CAMERA_STATE = service("extrinsicsCalibration"), service("narrowRoad
 
 
 class FairModeld:
-  """The process around a FairModel: where frames come from, where messages go, and what happens when something is missing.
+  """The process around a FairModel: where frames come from, where messages go, and what happens when something is
+  missing.
 
-  choose: the folder of the bundle that is wanted now; it may raise BundleError. stream: 'narrowRoad', 'wideRoad', or None for the first there is.
-  runner: one of runners.RUNNERS, or None for what is preferred here. link: to the supervisor; without one a new bundle is taken without a trial run.
-  """
+  choose: the folder of the bundle that is wanted now; it may raise BundleError. stream: 'narrowRoad', 'wideRoad', or
+  None for the first there is.
+  runner: one of runners.RUNNERS, or None for what is preferred here. link: to the supervisor; without one a new bundle
+  is taken without a trial run."""
 
-  def __init__(self, choose: Callable[[], Path], stream: str | None, runner: str | None = None, link: Link | None = None,
-               dense: bool = False):
+  def __init__(
+    self,
+    choose: Callable[[], Path],
+    stream: str | None,
+    runner: str | None = None,
+    link: Link | None = None,
+    dense: bool = False,
+  ):
     self.dense = dense
     self.choose, self.wanted_stream, self.runner, self.link = choose, stream, runner, link or Link()
-    self.replay = "REPLAY" in os.environ  # openpilot's process_replay: the same log gives the same bytes, so nothing may hang on how fast this machine is
+    # openpilot's process_replay: the same log gives the same bytes, so nothing may hang on how fast this machine is
+    self.replay = "REPLAY" in os.environ
     self.log_time = 0.0  # s, of the newest frame
     self.clock = None if self.replay else time.perf_counter
     self.pm = Sender(SERVICES, self.now, self.say)
@@ -103,7 +131,11 @@ class FairModeld:
   def send_state(self, status: str) -> None:
     if self.replay and not self.log_time:  # process_replay takes no message before the first frame
       return
-    more = {"frameDropPerc": self.drop_perc * 100, "stream": self.stream, "memoryMB": 0.0 if self.replay else memory_mb()}
+    more = {
+      "frameDropPerc": self.drop_perc * 100,
+      "stream": self.stream,
+      "memoryMB": 0.0 if self.replay else memory_mb(),
+    }
     if self.model is not None:
       schedule = self.model.schedule
       more.update(framesReceived=schedule.received, framesDropped=schedule.dropped, framesNotDue=schedule.not_due)
@@ -116,7 +148,9 @@ class FairModeld:
         setattr(msg.fairState, k, v)
     self.pm.send("fairState", msg.to_bytes())
     self.publish_time, self.last_state = 0.0, self.now()
-    gc.collect()  # collection is off: what the builders leave goes here, between frames; what was there at the start is frozen and costs nothing
+    # collection is off: what the builders leave goes here, between frames; what was there at the start is frozen and
+    # costs nothing
+    gc.collect()
 
   # *** what a frame needs ***
 
@@ -143,7 +177,8 @@ class FairModeld:
     return True
 
   def load(self, bundle: Bundle) -> FairModel:
-    """The bundle made ready to run, at no priority over others. Raises BundleError where it cannot run, or hung before."""
+    """The bundle made ready to run, at no priority over others. Raises BundleError where it cannot run, or hung
+    before."""
     if (why := self.link.refused.get(bundle.manifest_hash)) is not None:
       raise BundleError(f"bundle '{bundle.name}' {why}; it is refused until its files change")
     self.link.loading(bundle.manifest_hash)
@@ -168,7 +203,8 @@ class FairModeld:
     gc.freeze()
 
   def watch(self) -> None:
-    """Between two frames: a bundle that was replaced, or another one that is wanted, takes over; one that cannot run is refused and the old one goes on."""
+    """Between two frames: a bundle that was replaced, or another one that is wanted, takes over; one that cannot run is
+    refused and the old one goes on."""
     if self.replay or self.model is None or self.now() < self.next_look:
       return
     self.next_look = self.now() + LOOK_PERIOD
@@ -204,7 +240,11 @@ class FairModeld:
   def take_over(self, bundle: Bundle) -> None:
     self.take(self.load(bundle))
     self.refused = ""
-    print(f"fairmodeld: bundle '{bundle.name}' ({bundle.manifest_hash[:12]}) from {bundle.path} took over", file=sys.stderr, flush=True)
+    print(
+      f"fairmodeld: bundle '{bundle.name}' ({bundle.manifest_hash[:12]}) from {bundle.path} took over",
+      file=sys.stderr,
+      flush=True,
+    )
 
   def connect(self) -> bool:
     assert self.model is not None
@@ -223,7 +263,8 @@ class FairModeld:
     return False
 
   def listen(self, timeout_ms: int = 0) -> None:
-    """Takes the newest messages. Bytes that are no message are left out and counted: whoever sent them must not stop this process."""
+    """Takes the newest messages. Bytes that are no message are left out and counted: whoever sent them must not stop
+    this process."""
     try:
       self.sm.update(timeout_ms)
     except Exception as e:  # capnp's exceptions come from its C++ side
@@ -251,7 +292,15 @@ class FairModeld:
       sensor = str(self.sm[CAMERA_STATE].sensor) if self.sm.seen[CAMERA_STATE] else None
     except Exception as e:
       self.report(f"deviceState or {CAMERA_STATE} cannot be read: {first_line(e)}")
-    layout = (self.client.width, self.client.height, self.client.stride, self.client.uv_offset, device, sensor, self.stream)
+    layout = (
+      self.client.width,
+      self.client.height,
+      self.client.stride,
+      self.client.uv_offset,
+      device,
+      sensor,
+      self.stream,
+    )
     if layout != self.layout:
       try:
         self.model.set_camera(*layout[:-1], wide=self.stream == "wideRoad")
@@ -276,8 +325,9 @@ class FairModeld:
       self.model.report(f"calibration {list(calibration.rpyCalib)[:3]} is not one; the default mounting is used")
 
   def await_model(self, frame_id: int) -> bool:
-    """While modelV2 is alive a frame starts only after its modelV2, so that modeld has had the GPU first; where modelV2 comes less often than frames, only one
-    that has one coming waits. False: it did not come, the frame is late. In process_replay a frame's modelV2 comes after the frame."""
+    """While modelV2 is alive a frame starts only after its modelV2, so that modeld has had the GPU first; where modelV2
+    comes less often than frames, only one that has one coming waits. False: it did not come, the frame is late. In
+    process_replay a frame's modelV2 comes after the frame."""
     period = self.pace.period
     if self.replay or period is None:
       return True
@@ -338,8 +388,9 @@ class FairModeld:
       self.send_state("running" if healthy else "fault" if buf is not None or waits else "waitingForCamera")
 
   def leave_core(self, took: float) -> None:
-    """After a frame of `took` s. Where that is longer than frames are apart, the next one is there already and recv() never waits: at real-time priority all
-    else would starve on this core, and the kernel end this process for it (child.RT_LIMIT)."""
+    """After a frame of `took` s. Where that is longer than frames are apart, the next one is there already and recv()
+    never waits: at real-time priority all else would starve on this core, and the kernel end this process for it
+    (child.RT_LIMIT)."""
     assert self.model is not None
     if not self.replay and took > self.model.schedule.step / CAMERA_RATE:
       time.sleep(LEAVE * took)
@@ -383,16 +434,34 @@ class FairModeld:
       except ValueError as e:
         self.model.report(str(e))
     self.publish_time += self.model.clock() - t0
-    if self.model.faults > faults and (faults == 0 or self.now() - self.last_state > 0.1):  # at once, but not 20 times a second
+    if self.model.faults > faults and (
+      faults == 0 or self.now() - self.last_state > 0.1
+    ):  # at once, but not 20 times a second
       self.send_state("fault")
 
 
 def main(argv: Sequence[str] = ()) -> int:
   p = argparse.ArgumentParser(prog="fairmodeld", description=__doc__)
-  p.add_argument("--bundle", type=Path, help="a bundle's folder; default: the one named by the param FairBundle, else fair_unified_small")
-  p.add_argument("--stream", choices=["narrowRoad", "wideRoad"], help="default: the first that the bundle can take and the camera gives")
-  p.add_argument("--runner", choices=RUNNERS, help="default: the param FairRunner, else the GPU's where the bundle was compiled for it, else ONNX Runtime")
-  p.add_argument("--dense", action="store_true", help="log masks, hidden objects, all lane points, whole maps; default: the param FairLogDense")
+  p.add_argument(
+    "--bundle",
+    type=Path,
+    help="a bundle's folder; default: the one named by the param FairBundle, else fair_unified_small",
+  )
+  p.add_argument(
+    "--stream",
+    choices=["narrowRoad", "wideRoad"],
+    help="default: the first that the bundle can take and the camera gives",
+  )
+  p.add_argument(
+    "--runner",
+    choices=RUNNERS,
+    help="default: the param FairRunner, else the GPU's where the bundle was compiled for it, else ONNX Runtime",
+  )
+  p.add_argument(
+    "--dense",
+    action="store_true",
+    help="log masks, hidden objects, all lane points, whole maps; default: the param FairLogDense",
+  )
   args = p.parse_args(list(argv))
   link = Link()
   if args.bundle is not None:  # run by hand: what is wrong is said at once
@@ -417,8 +486,15 @@ def main(argv: Sequence[str] = ()) -> int:
     return 2
   choose = (lambda: args.bundle) if args.bundle else (lambda: bundle_path(read_param(params, "FairBundle"), MODELS_DIR))
   try:
-    daemon = FairModeld(choose, args.stream, args.runner or read_param(params, "FairRunner"), link, args.dense or read_flag(params, "FairLogDense"))
-  except Exception as e:  # another instance runs, the sockets' disk is full, too few open files: ZeroMQ's and msgq's exceptions have no common base
+    daemon = FairModeld(
+      choose,
+      args.stream,
+      args.runner or read_param(params, "FairRunner"),
+      link,
+      args.dense or read_flag(params, "FairLogDense"),
+    )
+  except Exception as e:
+    # another instance runs, the sockets' disk is full, too few open files: ZeroMQ's and msgq's have no common base
     print(f"error: {e}{too_few_files(e)}", file=sys.stderr)
     return 2
   # a flag looked at between two frames: an exception from the handler could come up anywhere, a destructor included

@@ -1,4 +1,6 @@
-"""openpilot's own replay (C++) of a route's qcamera, fairmodeld beside it as the manager's process class starts it, read by its SubMaster."""
+"""openpilot's own replay (C++) of a route's qcamera, fairmodeld beside it as the manager's process class starts it,
+read by its SubMaster."""
+
 import argparse
 import os
 import pty
@@ -19,7 +21,9 @@ STATE = ("framesReceived", "framesProcessed", "framesDropped", "framesLate", "ca
 def main() -> None:
   p = argparse.ArgumentParser()
   p.add_argument("--out", required=True)
-  p.add_argument("--route", required=True, help="FOLDER/ROUTE: the folder with its segments, its name without a segment's number")
+  p.add_argument(
+    "--route", required=True, help="FOLDER/ROUTE: the folder with its segments, its name without a segment's number"
+  )
   p.add_argument("--seconds", type=float, default=30.0)
   p.add_argument("--start", type=int, default=0)
   p.add_argument("--speed", default="1.0")
@@ -28,6 +32,7 @@ def main() -> None:
   os.makedirs(args.out, exist_ok=True)
   from openpilot.common.params import Params
   from openpilot.common.prefix import OpenpilotPrefix
+
   with OpenpilotPrefix(f"fair{os.getpid()}"):
     put_bool(Params(), "FairEnabled", True)
     tell(run(args), args.out)
@@ -36,14 +41,28 @@ def main() -> None:
 def replay(args: argparse.Namespace, block: str | None) -> tuple[subprocess.Popen, int]:
   ours, its = pty.openpty()
   route = Path(args.route)
-  command = [str(ROOT / "tools/replay/replay"), "--qcam", "--no-loop", "--no-hw-decoder", "-x", args.speed, "-s", str(args.start), "-d", str(route.parent)]
+  command = [
+    str(ROOT / "tools/replay/replay"),
+    "--qcam",
+    "--no-loop",
+    "--no-hw-decoder",
+    "-x",
+    args.speed,
+    "-s",
+    str(args.start),
+    "-d",
+    str(route.parent),
+  ]
   command += [*(["--block", block] if block else []), route.name]
   print(shlex.join(command), flush=True)
-  return subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env={**os.environ, "TERM": "xterm"}, start_new_session=True), ours
+  return subprocess.Popen(
+    command, stdin=its, stdout=its, stderr=its, env={**os.environ, "TERM": "xterm"}, start_new_session=True
+  ), ours
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
   from openpilot.system.manager.process_config import managed_processes
+
   socks = {s: messaging.sub_sock(s, timeout=0) for s in FAIR}
   camera = messaging.sub_sock("narrowRoadEncodeIdx" if NEW else "roadEncodeIdx", timeout=0)
   fair = managed_processes["fairmodeld"]
@@ -68,7 +87,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if select.select([fd], [], [], 0)[0]:
       screen = (screen + os.read(fd, 65536))[-20000:]
     time.sleep(0.002)
-  cpu = sum(cpu_and_memory(q)[0] for q in pids) - cpu  # of the worker that began; what a second one would need is missing
+  # of the worker that began; what a second one would need is missing
+  cpu = sum(cpu_and_memory(q)[0] for q in pids) - cpu
   player.send_signal(signal.SIGINT)
   try:
     player.wait(3)
@@ -91,14 +111,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   states = [e.fairState for e in events if e.which() == "fairState"]
   Path(args.out, "screen.txt").write_bytes(screen)
   Path(args.out, "rlog").write_bytes(b"".join(d for s in FAIR for d in raw[s]))
-  due = {i for t, i in sent if ids and i >= min(ids) and t < sent[-1][0] - 0.5}  # from the first answer on; the last ones are still under way
+  due = {
+    i for t, i in sent if ids and i >= min(ids) and t < sent[-1][0] - 0.5
+  }  # from the first answer on; the last ones are still under way
   return {
-    "sent": len(sent), "first_answer_s": round(min(t for t, i in sent if i in ids) - sent[0][0], 2) if due else None,
-    "frames": len(due), "answered": len(due & set(ids)), "messages": {s: len(raw[s]) for s in FAIR if raw[s]},
-    "invalid": Counter(e.which() for e in events if not e.valid), "alive": alive, "resumed_messages": resumed,
-    "cpu_ms_per_frame": round(1000 * cpu / max(1, len(ids)), 1), "camera": f"{states[-1].cameraWidth}x{states[-1].cameraHeight}" if states else None,
+    "sent": len(sent),
+    "first_answer_s": round(min(t for t, i in sent if i in ids) - sent[0][0], 2) if due else None,
+    "frames": len(due),
+    "answered": len(due & set(ids)),
+    "messages": {s: len(raw[s]) for s in FAIR if raw[s]},
+    "invalid": Counter(e.which() for e in events if not e.valid),
+    "alive": alive,
+    "resumed_messages": resumed,
+    "cpu_ms_per_frame": round(1000 * cpu / max(1, len(ids)), 1),
+    "camera": f"{states[-1].cameraWidth}x{states[-1].cameraHeight}" if states else None,
     "state": {k: getattr(states[-1], k) for k in STATE} if states else None,
-    "mb_per_minute": logged([d for s in FAIR for d in raw[s]], seconds) if seconds else None, "loggerd": loggerd_wrote(folder) if writer else None,
+    "mb_per_minute": logged([d for s in FAIR for d in raw[s]], seconds) if seconds else None,
+    "loggerd": loggerd_wrote(folder) if writer else None,
     "faults": sorted({s.fault for s in states if s.fault}),
   }
 

@@ -1,9 +1,11 @@
-"""fairmodeld under openpilot's own manager, fed by openpilot's VisionIpcServer, read by its SubMaster, SubSocket and LogReader.
+"""fairmodeld under openpilot's own manager, fed by openpilot's VisionIpcServer, read by its SubMaster, SubSocket and
+LogReader.
 
-manager_thread() runs as it stands, all processes blocked but ours; beside it a stand-in for modeld takes the same frames and says frameDropPerc as modeld does.
---kill S: the worker gets SIGKILL every S seconds. --fault NAME: see faults/. --stuck: nothing is awaited of the bundle, whose graph never returns.
---no-fair: the flag stays off; the stand-in's figures are then those without us.
-"""
+manager_thread() runs as it stands, all processes blocked but ours; beside it a stand-in for modeld takes the same
+frames and says frameDropPerc as modeld does. --kill S: the worker gets SIGKILL every S seconds. --fault NAME: see
+faults/. --stuck: nothing is awaited of the bundle, whose graph never returns. --no-fair: the flag stays off; the
+stand-in's figures are then those without us."""
+
 import argparse
 import gc
 import os
@@ -18,8 +20,28 @@ from typing import Any
 
 import numpy as np
 from tree import (
-  CALIBRATION, CAMERA, FAIR, FPS, STREAM, Frames, Params, VisionIpcClient, VisionIpcServer, calibration, camera_state, children, cpu_and_memory, device_state,
-  end, log, loggerd, loggerd_wrote, messaging, nv12_layout, put_bool, tell,
+  CALIBRATION,
+  CAMERA,
+  FAIR,
+  FPS,
+  STREAM,
+  Frames,
+  Params,
+  VisionIpcClient,
+  VisionIpcServer,
+  calibration,
+  camera_state,
+  children,
+  cpu_and_memory,
+  device_state,
+  end,
+  log,
+  loggerd,
+  loggerd_wrote,
+  messaging,
+  nv12_layout,
+  put_bool,
+  tell,
 )
 
 BUFFERS = 24
@@ -28,6 +50,7 @@ STATE = ("framesReceived", "framesProcessed", "framesDropped", "framesLate", "fr
 
 def manager(names: list[str]) -> None:
   from openpilot.system.manager import manager as m
+
   os.environ["BLOCK"] = ",".join(n for n in m.managed_processes if n not in names)
   os.environ["NOBOARD"] = "1"
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -39,7 +62,8 @@ def manager(names: list[str]) -> None:
 
 
 def real_time(priority: int) -> bool:
-  """As openpilot's processes on a device; False where this user has no rights to: other work on the machine then counts as ours."""
+  """As openpilot's processes on a device; False where this user has no rights to: other work on the machine then counts
+  as ours."""
   try:
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
   except OSError:
@@ -48,9 +72,11 @@ def real_time(priority: int) -> bool:
 
 
 def stand_in() -> None:
-  """modeld's loop without its network: newest frame first, 15 ms of work, frameDropPerc by modeld's own filter, modeld's priority."""
+  """modeld's loop without its network: newest frame first, 15 ms of work, frameDropPerc by modeld's own filter,
+  modeld's priority."""
   real_time(54)
   from openpilot.common.filter_simple import FirstOrderFilter
+
   client, pm = VisionIpcClient("camerad", STREAM, True), messaging.PubMaster(["modelV2"])
   while not client.connect(False):
     time.sleep(0.05)
@@ -80,7 +106,11 @@ def main() -> None:
   p.add_argument("--kill-all", action="store_true", help="what the manager started gets the SIGKILL instead")
   p.add_argument("--fault")
   p.add_argument("--no-fair", action="store_true")
-  p.add_argument("--displace", type=float, help="seconds that another publisher takes the fair* services for, as openpilot's replay does without --block")
+  p.add_argument(
+    "--displace",
+    type=float,
+    help="seconds that another publisher takes the fair* services for, as openpilot's replay does without --block",
+  )
   p.add_argument("--no-stand-in", action="store_true")
   p.add_argument("--bundle", help="a bundle's folder")
   p.add_argument("--stuck", action="store_true")
@@ -92,6 +122,7 @@ def main() -> None:
   os.environ.setdefault("DONGLE_ID", "0" * 16)
 
   from openpilot.common.prefix import OpenpilotPrefix
+
   with OpenpilotPrefix(f"fair{os.getpid()}"):
     params = Params()
     put_bool(params, "FairEnabled", not args.no_fair)
@@ -105,7 +136,9 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
   frames = Frames(args.frames, BUFFERS, (1344, 760))
-  buffers = [frames.buffer(i) for i in range(min(BUFFERS, frames.count) if args.frames is None else min(frames.count, 200))]
+  buffers = [
+    frames.buffer(i) for i in range(min(BUFFERS, frames.count) if args.frames is None else min(frames.count, 200))
+  ]
   stride, uv, size = nv12_layout(frames.w, frames.h)
   pm = messaging.PubMaster(["deviceState", CAMERA, CALIBRATION, "carState"])
   listed = ["managerState", *FAIR, "modelV2"]
@@ -160,7 +193,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for data in raw["managerState"][-1:]:
       with log.Event.from_bytes(data) as e:
         pid = next((q.pid for q in e.managerState.processes if q.name == "fairmodeld" and q.running), 0) or pid
-    started = args.no_fair or (args.stuck and now > begin + 8) or (seen["fairState"] and sum(seen.values()) > seen["fairState"])
+    started = (
+      args.no_fair or (args.stuck and now > begin + 8) or (seen["fairState"] and sum(seen.values()) > seen["fairState"])
+    )
     if began_at is None and (started or now > begin + 45):
       began_at, deadline = now, now + args.seconds
       next_kill = now + (args.kill or 0)
@@ -207,23 +242,40 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   ours = [e for e in events(fair_raw["fairObjects"]) if e.valid and e.fairObjects.frameId]
   back = next((round(e.logMonoTime / 1e9 - until, 1) for e in ours if e.logMonoTime > until * 1e9), None)
   ids = sorted({frame_id(d) for s in FAIR if s != "fairState" for d in fair_raw[s]})
-  drops = [e.modelV2.frameDropPerc for e in events(raw["modelV2"][begin_raw["modelV2"]:])]
-  bad = [any(q.name == "fairmodeld" and q.shouldBeRunning and not q.running for q in e.managerState.processes) for e in events(raw["managerState"])]
+  drops = [e.modelV2.frameDropPerc for e in events(raw["modelV2"][begin_raw["modelV2"] :])]
+  bad = [
+    any(q.name == "fairmodeld" and q.shouldBeRunning and not q.running for q in e.managerState.processes)
+    for e in events(raw["managerState"])
+  ]
   states = events(raw["fairState"])
-  model_ids = [e.modelV2.frameId for e in events(raw["modelV2"][begin_raw["modelV2"]:])]
+  model_ids = [e.modelV2.frameId for e in events(raw["modelV2"][begin_raw["modelV2"] :])]
   return {
-    "loggerd": loggerd_wrote(folder) if writer else None, "resumed_after_s": back if displaced_at else None, "real_time": rights,
-    "frames": frames_counted, "frames_answered": len([i for i in ids if i >= counted_from]), "messages": per, "kills": kills,
-    "submaster_seen": seen, "invalid": {s: v for s, v in invalid.items() if v},
+    "loggerd": loggerd_wrote(folder) if writer else None,
+    "resumed_after_s": back if displaced_at else None,
+    "real_time": rights,
+    "frames": frames_counted,
+    "frames_answered": len([i for i in ids if i >= counted_from]),
+    "messages": per,
+    "kills": kills,
+    "submaster_seen": seen,
+    "invalid": {s: v for s, v in invalid.items() if v},
     "gap": max((b - a for a, b in pairwise(ids)), default=None),
-    "cpu_ms_per_frame": round(1000 * (cpu1 - cpu0) / max(1, frames_counted), 1) if not args.kill and not args.fault else None,
-    "memory_mb": round(worst_mb[0], 1), "memory_own_mb": round(worst_mb[1], 1),
-    "manager_states": len(raw["managerState"]), "should_but_does_not": sum(bad),
-    "stand_in_frames": len(model_ids), "stand_in_missed": (model_ids[-1] - model_ids[0] + 1 - len(model_ids)) if model_ids else None,
-    "frame_drop_perc_max": max(drops, default=None), "faults": sorted({e.fairState.fault for e in states if e.fairState.fault})[:8],
+    "cpu_ms_per_frame": round(1000 * (cpu1 - cpu0) / max(1, frames_counted), 1)
+    if not args.kill and not args.fault
+    else None,
+    "memory_mb": round(worst_mb[0], 1),
+    "memory_own_mb": round(worst_mb[1], 1),
+    "manager_states": len(raw["managerState"]),
+    "should_but_does_not": sum(bad),
+    "stand_in_frames": len(model_ids),
+    "stand_in_missed": (model_ids[-1] - model_ids[0] + 1 - len(model_ids)) if model_ids else None,
+    "frame_drop_perc_max": max(drops, default=None),
+    "faults": sorted({e.fairState.fault for e in states if e.fairState.fault})[:8],
     "fair_state": {k: getattr(states[-1].fairState, k) for k in STATE} if states else None,
     "status": str(states[-1].fairState.status) if states else None,
-    "stopped_in_s": round(stopped_in, 2), "left_running": left, "startup_s": round(began_at - begin, 2),
+    "stopped_in_s": round(stopped_in, 2),
+    "left_running": left,
+    "startup_s": round(began_at - begin, 2),
   }
 
 
@@ -246,6 +298,7 @@ def frame_id(data: bytes) -> int:
 def save(out: str, raw: dict[str, list[bytes]], fair: list[str]) -> None:
   """An rlog of what was said, as loggerd would write it, and the manager's states for selfdrived."""
   import zstandard
+
   every = sorted((d for s in fair for d in raw[s]), key=lambda d: messaging.log_from_bytes(d).logMonoTime)
   Path(out, "rlog.zst").write_bytes(zstandard.compress(b"".join(every), 10))
   Path(out, "managerState").write_bytes(b"".join(raw["managerState"]))

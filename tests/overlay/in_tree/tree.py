@@ -1,7 +1,9 @@
-"""What the checks need of an openpilot checkout of either layout. It runs in the checkout's own Python, and imports nothing of this repository.
+"""What the checks need of an openpilot checkout of either layout. It runs in the checkout's own Python, and imports
+nothing of this repository.
 
-The folder of a run (argument --out) holds what is handed from one check to the next: rlog, managerState messages, result as JSON.
-"""
+The folder of a run (argument --out) holds what is handed from one check to the next: rlog, managerState messages,
+result as JSON."""
+
 import json
 import os
 import signal
@@ -33,7 +35,8 @@ CAMERA = "narrowRoadCameraState" if NEW else "roadCameraState"
 WIDE = "wideRoadCameraState"
 CALIBRATION = "extrinsicsCalibration" if NEW else "liveCalibration"
 STREAM = VisionStreamType.VISION_STREAM_NARROW_ROAD if NEW else VisionStreamType.VISION_STREAM_ROAD
-ROOT = Path("openpilot") if Path("openpilot/cereal").is_dir() else Path()  # from the checkout's root, the working folder
+# from the checkout's root, the working folder
+ROOT = Path("openpilot") if Path("openpilot/cereal").is_dir() else Path()
 CAR = "TOYOTA_COROLLA_TSS2"
 
 
@@ -43,6 +46,7 @@ def put_bool(params: Params, key: str, value: bool) -> None:
     if params.get_bool(key) == value:
       return
     import time
+
     time.sleep(0.01)
   raise AssertionError(f"{key} was not written")
 
@@ -54,7 +58,9 @@ def nv12_layout(w: int, h: int) -> tuple[int, int, int]:
 
 
 class Frames:
-  """NV12 pictures, each (h * 3/2, w) uint8: of a route where its file is given, else a drawn road that moves. What process_replay's FrameReader offers."""
+  """NV12 pictures, each (h * 3/2, w) uint8: of a route where its file is given, else a drawn road that moves. What
+  process_replay's FrameReader offers."""
+
   pix_fmt = "nv12"
 
   def __init__(self, path: str | None = None, count: int = 200, size: tuple[int, int] = (1928, 1208)):
@@ -135,8 +141,10 @@ def made_log(frames: int) -> list[Any]:
 
 
 def route_log(path: str, frames: int) -> list[Any]:
-  """A route's own messages that fairmodeld reads, with a camera state for every frame of the video: qlogs keep one of twenty."""
+  """A route's own messages that fairmodeld reads, with a camera state for every frame of the video: qlogs keep one of
+  twenty."""
   from openpilot.tools.lib.logreader import LogReader
+
   index = "narrowRoadEncodeIdx" if NEW else "roadEncodeIdx"
   out = []
   for m in LogReader(path):
@@ -165,10 +173,13 @@ def children(pid: int) -> list[int]:
 
 
 def cpu_and_memory(pid: int) -> tuple[float, float, float]:
-  """(CPU seconds so far, MB resident, MB of them that are shared: files, camera buffers, queues) of a process; zeros where it is gone."""
+  """(CPU seconds so far, MB resident, MB of them that are shared: files, camera buffers, queues) of a process; zeros
+  where it is gone."""
   try:
     stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    resident, shared = (int(n) * os.sysconf("SC_PAGE_SIZE") / 1e6 for n in Path(f"/proc/{pid}/statm").read_text().split()[1:3])
+    resident, shared = (
+      int(n) * os.sysconf("SC_PAGE_SIZE") / 1e6 for n in Path(f"/proc/{pid}/statm").read_text().split()[1:3]
+    )
   except (FileNotFoundError, ProcessLookupError, IndexError):
     return 0.0, 0.0, 0.0
   return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK"), resident, shared
@@ -182,8 +193,10 @@ def end(process: Any, seconds: float = 8.0) -> None:
 
 
 def logged(raws: list[bytes], seconds: float) -> dict[str, Any]:
-  """What openpilot's loggerd would keep of these messages: MB a minute at its zstd level 10, all together and each service by itself."""
+  """What openpilot's loggerd would keep of these messages: MB a minute at its zstd level 10, all together and each
+  service by itself."""
   import zstandard
+
   kept: dict[str, list[bytes]] = {}
   for d in raws:
     kept.setdefault(messaging.log_from_bytes(d).which(), []).append(d)
@@ -196,21 +209,33 @@ def logged(raws: list[bytes], seconds: float) -> dict[str, Any]:
 def loggerd(folder: str) -> Any:
   """openpilot's loggerd, writing to a folder; None where it is not built."""
   import subprocess
+
   path = (ROOT / "system/loggerd/loggerd").absolute()
   if not path.is_file():
     return None
-  return subprocess.Popen([str(path)], cwd=path.parent, env={**os.environ, "LOG_ROOT": folder}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  return subprocess.Popen(
+    [str(path)],
+    cwd=path.parent,
+    env={**os.environ, "LOG_ROOT": folder},
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
 
 
 def loggerd_wrote(folder: str) -> dict[str, Any] | None:
   """{"messages": fair* in its rlogs, as openpilot's LogReader reads them, "mb_per_minute"}."""
   from openpilot.tools.lib.logreader import LogReader
+
   files = sorted(Path(folder).glob("*/rlog*"))
   events = [e for f in files for e in LogReader(str(f)) if e.which() in FAIR]
   if not events:
     return None
   seconds = (events[-1].logMonoTime - events[0].logMonoTime) / 1e9
-  return {"messages": len(events), "mb_per_minute": logged([e.as_builder().to_bytes() for e in events], seconds), "seconds": round(seconds, 1)}
+  return {
+    "messages": len(events),
+    "mb_per_minute": logged([e.as_builder().to_bytes() for e in events], seconds),
+    "seconds": round(seconds, 1),
+  }
 
 
 def tell(result: dict[str, Any], out: str) -> None:

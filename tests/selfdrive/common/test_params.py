@@ -12,13 +12,17 @@ from openpilot.common.params import ParamKeyFlag, Params, UnknownKeyName
 
 def test_types(prefix):
   p = Params()
-  assert p.get("FairEnabled") is None and p.get("FairEnabled", return_default=True) is False and not p.get_bool("FairEnabled")
+  assert (
+    p.get("FairEnabled") is None
+    and p.get("FairEnabled", return_default=True) is False
+    and not p.get_bool("FairEnabled")
+  )
   p.put_bool("FairEnabled", True)
   assert p.get("FairEnabled") is True and Params().get_bool("FairEnabled")
   p.put("FairBundle", "scene-nano")
   assert p.get("FairBundle") == "scene-nano"
   with open(p.get_param_path("FairEnabled"), "rb") as f:
-    assert f.read() == b"1"   # openpilot's encoding
+    assert f.read() == b"1"  # openpilot's encoding
   p.remove("FairBundle")
   assert p.get("FairBundle") is None
   for key, value in (("FairEnabled", "1"), ("FairBundle", b"x"), ("FairBundle", 3)):
@@ -67,16 +71,16 @@ def test_readers_never_see_half_a_value(prefix):
 
 
 def test_killed_writer_leaves_a_whole_value(prefix):
-  code = "from openpilot.common.params import Params\np = Params()\nfor i in range(10**9): p.put('FairBundle', f'{i}-' + 'y' * 100000)"
+  code = "from openpilot.common.params import Params\np = Params()\nfor i in range(10**9): p.put('FairBundle', f'{i}-' + 'y' * 100000)"  # noqa: E501
   for _ in range(3):
     proc = subprocess.Popen([sys.executable, "-c", code])
     p, end = Params(), time.monotonic() + 20
     while p.get("FairBundle") is None and time.monotonic() < end:
-      time.sleep(.01)
-    time.sleep(.05)
+      time.sleep(0.01)
+    time.sleep(0.05)
     os.kill(proc.pid, signal.SIGKILL)
     proc.wait()
     assert p.get("FairBundle").endswith("y" * 100000)
-    p.put("FairBundle", "after")   # the dead writer's lock is gone
+    p.put("FairBundle", "after")  # the dead writer's lock is gone
     assert p.get("FairBundle") == "after"
     p.remove("FairBundle")

@@ -11,25 +11,40 @@ from openpilot.cereal import messaging
 from openpilot.common.params import Params
 from openpilot.selfdrive.manager import process
 from openpilot.selfdrive.manager.process import PythonProcess, ensure_running
-from openpilot.selfdrive.manager.process_config import and_, fair, iscar, managed_processes, not_, notcar, only_offroad, only_onroad, or_
+from openpilot.selfdrive.manager.process_config import (
+  and_,
+  fair,
+  iscar,
+  managed_processes,
+  not_,
+  notcar,
+  only_offroad,
+  only_onroad,
+  or_,
+)
 
-DEADLINE = 30.   # s; generous: only a hang reaches it
+DEADLINE = 30.0  # s; generous: only a hang reaches it
 
 
 def wait(condition, what):
   end = time.monotonic() + DEADLINE
   while not condition():
     assert time.monotonic() < end, f"no {what} within {DEADLINE} s"
-    time.sleep(.02)
+    time.sleep(0.02)
 
 
 def test_predicates(prefix):
   class CP:
     notCar = True
+
   p = Params()
   assert only_onroad(True, p, None) and not only_onroad(False, p, None) and only_offroad(False, p, None)
   assert notcar(True, p, CP) and not iscar(True, p, CP) and iscar(True, p, None)
-  assert and_(only_onroad, iscar)(True, p, None) and not and_(only_onroad, not_(iscar))(True, p, None) and or_(only_offroad, iscar)(True, p, None)
+  assert (
+    and_(only_onroad, iscar)(True, p, None)
+    and not and_(only_onroad, not_(iscar))(True, p, None)
+    and or_(only_offroad, iscar)(True, p, None)
+  )
   assert not fair(True, p, None)
   run = managed_processes["fairmodeld"].should_run
   assert not run(True, p, None)
@@ -82,22 +97,24 @@ def test_runs_exactly_while_started_and_flag_is_on(prefix, tmp_path, module):
 
 
 def test_crash_restarts_with_growing_back_off(prefix, tmp_path, module, monkeypatch):
-  monkeypatch.setattr(process, "BACKOFF", .2)
+  monkeypatch.setattr(process, "BACKOFF", 0.2)
   (tmp_path / "crash").touch()
   p = PythonProcess("dummy", module, only_onroad)
-  p.backoff = .2
+  p.backoff = 0.2
   seen = []
+
   def turn():
     ensure_running([p], True, Params())
     if p.crashes > len(seen):
       seen.append(p.backoff)
     return len(seen) >= 3
+
   wait(turn, "three crashes")
-  assert seen == [.4, .8, 1.6] and p.exitcode == 3 and len(runs(tmp_path)) == 3
+  assert seen == [0.4, 0.8, 1.6] and p.exitcode == 3 and len(runs(tmp_path)) == 3
   (tmp_path / "crash").unlink()
   wait(lambda: ensure_running([p], True, Params()) or p.alive, "restart")
   p.stop()
-  assert not p.alive and p.backoff == .2
+  assert not p.alive and p.backoff == 0.2
 
 
 MANAGER = """
@@ -121,15 +138,18 @@ def manager(prefix, module):
 
 def test_flag_and_ignition_in_mid_run(manager, tmp_path, capsys):
   params, pm = Params(), messaging.PubMaster(["deviceState"])
+
   def device(started):
     msg = messaging.new_message("deviceState", valid=True)
     msg.deviceState.started = started
     pm.send("deviceState", msg)
+
   def until(condition, what, started=True):
     t0 = time.monotonic()
     wait(lambda: device(started) or condition(), what)
     with capsys.disabled():
       print(f" [{what}: {time.monotonic() - t0:.2f} s]", end="")
+
   until(lambda: params.get_bool("IsOffroad"), "offroad at first", started=False)
   assert not params.get_bool("IsOnroad")
   until(lambda: params.get_bool("IsOnroad") and not params.get_bool("IsOffroad"), "onroad")
@@ -147,11 +167,13 @@ def test_flag_and_ignition_in_mid_run(manager, tmp_path, capsys):
 def test_killed_manager_leaves_no_child(manager, tmp_path):
   params, pm = Params(), messaging.PubMaster(["deviceState"])
   params.put_bool("FairEnabled", True)
+
   def start():
     msg = messaging.new_message("deviceState", valid=True)
     msg.deviceState.started = True
     pm.send("deviceState", msg)
     return bool(runs(tmp_path))
+
   wait(start, "child")
   os.kill(manager.pid, signal.SIGKILL)
   manager.wait()
@@ -162,12 +184,14 @@ def test_killed_manager_leaves_no_child(manager, tmp_path):
 def test_second_manager_says_so(manager):
   sm = messaging.SubMaster(["managerState"])
   wait(lambda: sm.update(50) or sm.seen["managerState"], "managerState")
-  r = subprocess.run([sys.executable, "-m", "openpilot.selfdrive.manager.manager"], capture_output=True, text=True, timeout=DEADLINE)
+  r = subprocess.run(
+    [sys.executable, "-m", "openpilot.selfdrive.manager.manager"], capture_output=True, text=True, timeout=DEADLINE
+  )
   assert r.returncode == 2 and r.stderr.startswith("error: a manager runs already") and r.stderr.count("\n") == 1
 
 
 def test_who_does_not_hear_sigint_is_killed(prefix, tmp_path, module, monkeypatch):
-  monkeypatch.setattr(process, "STOP_TIMEOUT", .3)
+  monkeypatch.setattr(process, "STOP_TIMEOUT", 0.3)
   deaf = tmp_path / "dummy_fair.py"
   deaf.write_text("import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + deaf.read_text())
   p = PythonProcess("dummy", module, only_onroad)

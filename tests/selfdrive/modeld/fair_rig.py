@@ -1,4 +1,5 @@
 """The real fairmodeld as a process, with a camera server and ears beside it."""
+
 import os
 import signal
 import subprocess
@@ -32,7 +33,8 @@ def children(pid):
 
 
 class Rig:
-  """bundle: its folder, or None: what FAIR_MODELS_DIR and the params say. command: what is started, if not fairmodeld as it is."""
+  """bundle: its folder, or None: what FAIR_MODELS_DIR and the params say. command: what is started, if not fairmodeld
+  as it is."""
 
   def __init__(self, bundle=None, services=("fairState", "fairDepth", "fairSegmentation"), command=FAIRMODELD, **env):
     args = [] if bundle is None else ["--bundle", str(bundle)]
@@ -75,7 +77,8 @@ class Rig:
     raise AssertionError(f"no {what} within {DEADLINE} s; fairState: {self.sm['fairState']}")
 
   def flows(self, service="fairSegmentation"):
-    """Until the newest frame's message is there, and valid. Each frame is given time for it: sent on every message, they would stay one ahead for ever."""
+    """Until the newest frame's message is there, and valid. Each frame is given time for it: sent on every message,
+    they would stay one ahead for ever."""
 
     def newest(sm):
       return sm.updated[service] and sm.valid[service] and sm[service].frameId == self.frame_id

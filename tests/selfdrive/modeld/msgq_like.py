@@ -1,9 +1,11 @@
-"""A stand-in for an upstream tree: this repository's processes on messaging, VisionIPC, params and cameras with exactly upstream's API and manners.
+"""A stand-in for an upstream tree: this repository's processes on messaging, VisionIPC, params and cameras with exactly
+upstream's API and manners.
 
-Queues lie in files, as msgq's in /dev/shm: of two publishers the newest wins and the older one's send raises MultiplePublishersError; a message over a
-third of its queue aborts the process; nothing has a close(). install(DATE) makes such a tree of this process; site(DATE, folder) of every Python that starts
-with what it returns as PYTHONPATH.
+Queues lie in files, as msgq's in /dev/shm: of two publishers the newest wins and the older one's send raises
+MultiplePublishersError; a message over a third of its queue aborts the process; nothing has a close(). install(DATE)
+makes such a tree of this process; site(DATE, folder) of every Python that starts with what it returns as PYTHONPATH.
 """
+
 import contextlib
 import mmap
 import os
@@ -25,6 +27,7 @@ DEFAULT_SIZE = 10 * 1024 * 1024
 @dataclass(frozen=True)
 class Tree:
   """What changed between upstream's trees, as far as fairmodeld meets it."""
+
   root_layout: bool = False  # cereal is a package of its own
   array_data: bool = False  # VisionBuf.data is a numpy array; since May 2026 a memoryview
   queue_size: bool = True  # Service has it
@@ -34,7 +37,9 @@ class Tree:
 
 
 TREES = {
-  "2025-03": Tree(root_layout=True, array_data=True, queue_size=False, old_cameras=True, old_names=True, bytes_params=True),
+  "2025-03": Tree(
+    root_layout=True, array_data=True, queue_size=False, old_cameras=True, old_names=True, bytes_params=True
+  ),
   "2025-12": Tree(root_layout=True, array_data=True, queue_size=False, old_cameras=True, old_names=True),
   "2026-03": Tree(root_layout=True, array_data=True, old_cameras=True, old_names=True),
   "2026-06": Tree(root_layout=True, old_cameras=True, old_names=True),
@@ -56,7 +61,11 @@ class MultiplePublishersError(IpcError):
 
 class Queue:
   def __init__(self, endpoint, size):
-    folder = Path(os.environ.get("TMPDIR") or "/tmp") / f"msgq_like-{os.getuid()}" / (os.environ.get("OPENPILOT_PREFIX") or "default")
+    folder = (
+      Path(os.environ.get("TMPDIR") or "/tmp")
+      / f"msgq_like-{os.getuid()}"
+      / (os.environ.get("OPENPILOT_PREFIX") or "default")
+    )
     folder.mkdir(parents=True, exist_ok=True)
     fd = os.open(folder / endpoint, os.O_RDWR | os.O_CREAT)
     os.ftruncate(fd, HEAD.size + size)
@@ -78,12 +87,12 @@ class Queue:
     dat = struct.pack("<Q", len(dat)) + dat
     done = 0
     for at, n in self._parts(end, len(dat)):
-      self.map[at:at + n] = dat[done:done + n]
+      self.map[at : at + n] = dat[done : done + n]
       done += n
     HEAD.pack_into(self.map, 0, uid, end + len(dat))
 
   def read(self, at, n):
-    return b"".join(self.map[a:a + m] for a, m in self._parts(at, n))
+    return b"".join(self.map[a : a + m] for a, m in self._parts(at, n))
 
 
 class PubSocket:
@@ -124,7 +133,7 @@ class SubSocket:
       if written - self.at > self.queue.size:  # overtaken
         self.at = written
         return None
-      size, = struct.unpack("<Q", self.queue.read(self.at, 8))
+      (size,) = struct.unpack("<Q", self.queue.read(self.at, 8))
       dat, after = self.queue.read(self.at + 8, size), self.at + 8 + size
       if self.queue.head[1] - self.at > self.queue.size:  # while it was read
         continue
@@ -155,6 +164,7 @@ SIZES = {}
 
 class ClosingPubSocket(PubSocket):
   """For this repository's own server and masters, which close what they made."""
+
   def close(self):
     pass
 
@@ -189,25 +199,39 @@ def module(name, **content):
 
 class Namesake:
   """An object with these attributes and no others."""
+
   def __init__(self, **content):
     self.__dict__.update(content)
 
 
 def client_class(visionipc, array_data):
   class VisionIpcClient:
-    """msgq's: no close(), None for the size where nothing is connected, data that is only there while the buffers are."""
+    """msgq's: no close(), None for the size where nothing is connected, data that is only there while the buffers
+    are."""
+
     def __init__(self, name, stream, conflate):
-      self.client, self.endpoint, self.connected = visionipc.VisionIpcClient(name, int(stream), conflate), f"visionipc_{name}_{int(stream)}", False
+      self.client, self.endpoint, self.connected = (
+        visionipc.VisionIpcClient(name, int(stream), conflate),
+        f"visionipc_{name}_{int(stream)}",
+        False,
+      )
 
     def recv(self, timeout_ms=100):
       buf = self.client.recv(timeout_ms)
       if buf is None:
-        if self.connected and not self.client.is_connected():  # its server has gone: msgq notices by the first frame of another one
+        if (
+          self.connected and not self.client.is_connected()
+        ):  # its server has gone: msgq notices by the first frame of another one
           self.ear.setTimeout(timeout_ms)
           self.connected = self.ear.receive() is None
         return None
-      return Namesake(data=np.asarray(buf.data) if array_data else memoryview(buf.data), width=buf.width, height=buf.height, stride=buf.stride,
-                      uv_offset=buf.uv_offset)
+      return Namesake(
+        data=np.asarray(buf.data) if array_data else memoryview(buf.data),
+        width=buf.width,
+        height=buf.height,
+        stride=buf.stride,
+        uv_offset=buf.uv_offset,
+      )
 
     def connect(self, blocking):
       self.connected = self.client.connect(blocking)
@@ -222,7 +246,11 @@ def client_class(visionipc, array_data):
       return visionipc.VisionIpcClient.available_streams(name, block)
 
   for name in ("width", "height", "stride", "uv_offset", "buffer_len"):
-    setattr(VisionIpcClient, name, property(lambda self, name=name: getattr(self.client, name) if self.client.is_connected() else None))
+    setattr(
+      VisionIpcClient,
+      name,
+      property(lambda self, name=name: getattr(self.client, name) if self.client.is_connected() else None),
+    )
   for name in ("num_buffers", "frame_id", "timestamp_sof", "timestamp_eof", "valid"):
     setattr(VisionIpcClient, name, property(lambda self, name=name: getattr(self.client, name)))
   return VisionIpcClient
@@ -231,6 +259,7 @@ def client_class(visionipc, array_data):
 def bytes_params(typed):
   class Params:
     """Before 0.10: all values are bytes, put() takes text or bytes and has no `block`."""
+
     def __init__(self, d=""):
       self.params = typed(d or None)
 
@@ -271,7 +300,9 @@ def install(date):
   services = {}
   old = {new: name for name, new in RENAMED.items()}
   for name, s in SERVICE_LIST.items():
-    about = {"should_log": s.should_log, "frequency": s.frequency, "decimation": s.decimation} | ({"queue_size": s.queue_size} if tree.queue_size else {})
+    about = {"should_log": s.should_log, "frequency": s.frequency, "decimation": s.decimation} | (
+      {"queue_size": s.queue_size} if tree.queue_size else {}
+    )
     services[old.get(name, name) if tree.old_names else name] = Namesake(**about)
   prefix = "cereal" if tree.root_layout else "openpilot.cereal"
   for name in [m for m in sys.modules if m == "openpilot.cereal" or m.startswith("openpilot.cereal.")]:
@@ -282,13 +313,22 @@ def install(date):
   sys.modules[prefix].__spec__ = cereal.__spec__
   v = visionipc.VisionStreamType
   if tree.old_names:
-    streams = Namesake(VISION_STREAM_ROAD=v.VISION_STREAM_ROAD, VISION_STREAM_DRIVER=v.VISION_STREAM_DRIVER, VISION_STREAM_WIDE_ROAD=v.VISION_STREAM_WIDE_ROAD)
+    streams = Namesake(
+      VISION_STREAM_ROAD=v.VISION_STREAM_ROAD,
+      VISION_STREAM_DRIVER=v.VISION_STREAM_DRIVER,
+      VISION_STREAM_WIDE_ROAD=v.VISION_STREAM_WIDE_ROAD,
+    )
   else:
-    streams = Namesake(**{f"VISION_STREAM_{n}": getattr(v, f"VISION_STREAM_{n}") for n in ("NARROW_ROAD", "CABIN", "WIDE_ROAD")})
+    streams = Namesake(
+      **{f"VISION_STREAM_{n}": getattr(v, f"VISION_STREAM_{n}") for n in ("NARROW_ROAD", "CABIN", "WIDE_ROAD")}
+    )
     sys.modules[f"{prefix}.visionipc"] = module(f"{prefix}.visionipc", VisionStreamType=streams)
   sys.modules["msgq"] = module("msgq", __path__=[])
-  sys.modules["msgq.visionipc"] = module("msgq.visionipc", VisionIpcClient=client_class(visionipc, tree.array_data),
-                                         **({"VisionStreamType": streams} if tree.old_names else {}))
+  sys.modules["msgq.visionipc"] = module(
+    "msgq.visionipc",
+    VisionIpcClient=client_class(visionipc, tree.array_data),
+    **({"VisionStreamType": streams} if tree.old_names else {}),
+  )
   if tree.root_layout:
     sys.modules["openpilot.cereal"] = None  # there is none: import and find_spec say so
   if tree.bytes_params:
@@ -300,7 +340,8 @@ def install(date):
 
 @contextlib.contextmanager
 def beside(date, folder, monkeypatch):
-  """A tree of that date for what starts meanwhile, and this process on its transport: what to add to an environment. date None: this repository as it is."""
+  """A tree of that date for what starts meanwhile, and this process on its transport: what to add to an environment.
+  date None: this repository as it is."""
   if date is None:
     yield {}
     return

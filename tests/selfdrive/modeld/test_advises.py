@@ -1,4 +1,5 @@
-"""It advises, it controls nothing: who hears it, what it sends, what it writes. Of this repository, and of the checkout in OPENPILOT_DIR where one is named."""
+"""It advises, it controls nothing: who hears it, what it sends, what it writes. Of this repository, and of the checkout
+in OPENPILOT_DIR where one is named."""
 
 import ast
 import os
@@ -24,7 +25,11 @@ def checkouts():
 
 def sources(root):
   for folder, inner, files in os.walk(root):
-    inner[:] = [d for d in inner if not d.startswith((".", "out")) and not d.endswith("_repo") and not (Path(folder) / d).is_symlink()]
+    inner[:] = [
+      d
+      for d in inner
+      if not d.startswith((".", "out")) and not d.endswith("_repo") and not (Path(folder) / d).is_symlink()
+    ]
     yield from (Path(folder) / f for f in files if Path(f).suffix in SOURCE)
 
 
@@ -54,7 +59,10 @@ def test_it_publishes_nothing_of_openpilots_and_writes_no_param_of_its(root):
     for name, node in calls(path):
       if name in ("PubMaster", "pub_sock", "Sender"):
         publish.add((path.name, name, ast.unparse(node.args[0])))
-      if name in ("put", "put_bool", "put_nonblocking", "put_bool_nonblocking", "remove", "clear_all") and "param" in ast.unparse(node).lower():
+      if (
+        name in ("put", "put_bool", "put_nonblocking", "put_bool_nonblocking", "remove", "clear_all")
+        and "param" in ast.unparse(node).lower()
+      ):
         write.add(path.name)
         keys = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
         assert all(k.startswith("Fair") for k in keys), f"{path.name}: {ast.unparse(node)}"
@@ -63,7 +71,8 @@ def test_it_publishes_nothing_of_openpilots_and_writes_no_param_of_its(root):
 
 
 def test_a_flood_is_cut(monkeypatch, prefix, tmp_path):
-  """As when a camera announces frames without end: openpilot's log takes no more than its share, and the count of what is left out is told."""
+  """As when a camera announces frames without end: openpilot's log takes no more than its share, and the count of what
+  is left out is told."""
   monkeypatch.setenv("TMPDIR", str(tmp_path))
   clock, faults = [10.0], []
   ours = sender.Sender(["fairState", "fairDepth"], lambda: clock[0], faults.append)
@@ -72,7 +81,10 @@ def test_a_flood_is_cut(monkeypatch, prefix, tmp_path):
     clock[0] += 1e-4
     sent += ours.send("fairDepth", b"x")
   assert 2 * sender.MOST - 2 <= sent <= 2 * sender.MOST + 2  # at first a second's worth at once
-  assert len(faults) == 1 and "fairDepth would have sent over 200 messages a second; 1 messages were left out so far" in faults[0]
+  assert (
+    len(faults) == 1
+    and "fairDepth would have sent over 200 messages a second; 1 messages were left out so far" in faults[0]
+  )
   assert ours.send("fairState", b"x")  # the others go on
   sent = 0
   for _ in range(200):  # at 20 Hz nothing is left out

@@ -38,9 +38,11 @@ BREAK = {
   "no bundle at": lambda b: shutil.rmtree(b),
   "no readable manifest.json": lambda b: (b / "manifest.json").unlink(),
   "is not JSON": lambda b: (b / "manifest.json").write_text("{"),
-  r"manifest\.graphs\[0\]\.period must be of type integer": lambda b: edit(b, lambda m: m["graphs"][0].update(period="1")),
+  r"manifest\.graphs\[0\]\.period must be of type integer": lambda b: edit(
+    b, lambda m: m["graphs"][0].update(period="1")
+  ),
   r"manifest\.view is missing": lambda b: edit(b, lambda m: m.pop("view")),
-  r"manifest\.colour is not known": lambda b: edit(b, lambda m: m.update(colour=1)),
+  r"manifest\.color is not known": lambda b: edit(b, lambda m: m.update(color=1)),
   "its manifest says": lambda b: (b / "scene.onnx").write_bytes(b"x"),
   "lacks 'scene.onnx'": lambda b: (b / "scene.onnx").unlink(),
   "has no hash of scene.onnx": lambda b: edit(b, lambda m: m.update(sha256={})),
@@ -57,12 +59,15 @@ def test_each_breakage_is_one_clear_line(bundle, message):
   assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize(("message", "change"), [
-  ("input 'frame' is uint8", lambda m: m["graphs"][0]["inputs"][0].update(shape=[1, 6, 64, 256])),
-  ("outputs are depth, segmentation", lambda m: m["graphs"][0]["outputs"][0].update(name="other")),
-  ("wants the head 'nose'", lambda m: m["graphs"][0]["outputs"][0].update(head="nose")),
-  ("5 channels and 2 classes", lambda m: m["graphs"][0]["outputs"][1].update(classes=["a", "b"])),
-])
+@pytest.mark.parametrize(
+  ("message", "change"),
+  [
+    ("input 'frame' is uint8", lambda m: m["graphs"][0]["inputs"][0].update(shape=[1, 6, 64, 256])),
+    ("outputs are depth, segmentation", lambda m: m["graphs"][0]["outputs"][0].update(name="other")),
+    ("wants the head 'nose'", lambda m: m["graphs"][0]["outputs"][0].update(head="nose")),
+    ("5 channels and 2 classes", lambda m: m["graphs"][0]["outputs"][1].update(classes=["a", "b"])),
+  ],
+)
 def test_graphs_that_disagree_with_the_manifest(bundle, message, change):
   edit(bundle, change)
   with pytest.raises(BundleError, match=message):
@@ -73,6 +78,7 @@ def test_not_an_onnx_file(tmp_path):
   b = write_bundle(tmp_path / "b").path
   (b / "scene.onnx").write_bytes(b"no graph")
   from openpilot.selfdrive.modeld.fair.bundle import write_manifest
+
   write_manifest(b, manifest())
   with pytest.raises(BundleError, match="ONNX Runtime"):
     FairModel(load_bundle(b))
@@ -87,7 +93,7 @@ def mutate(value, r: random.Random):
   """A copy with one node replaced, removed or added, at random."""
   value = copy.deepcopy(value)
   node, path = value, []
-  while isinstance(node, (dict, list)) and node and (not path or r.random() < .75):
+  while isinstance(node, (dict, list)) and node and (not path or r.random() < 0.75):
     key = r.choice(list(node)) if isinstance(node, dict) else r.randrange(len(node))
     path.append((node, key))
     node = node[key]
@@ -112,10 +118,17 @@ def test_own_validator_agrees_with_jsonschema():
     m = mutate(base, r)
     expected = reference.is_valid(m)
     valid += expected
-    assert (violation(m, schema()) is None) == expected, (violation(m, schema()), [e.message for e in reference.iter_errors(m)])
+    assert (violation(m, schema()) is None) == expected, (
+      violation(m, schema()),
+      [e.message for e in reference.iter_errors(m)],
+    )
   assert 50 < valid < 1450
 
 
 def test_by_hand_a_bad_bundle_ends_with_2_and_one_line(tmp_path, prefix):
-  r = subprocess.run([sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--bundle", str(tmp_path / "none")], capture_output=True, text=True)
+  r = subprocess.run(
+    [sys.executable, "-m", "openpilot.selfdrive.modeld.fair.fairmodeld", "--bundle", str(tmp_path / "none")],
+    capture_output=True,
+    text=True,
+  )
   assert r.returncode == 2 and r.stderr.startswith("error: no bundle at") and r.stderr.count("\n") == 1

@@ -1,4 +1,6 @@
-"""Artifacts: what is written is read back, what does not match is never opened, and a graph compiled by tinygrad computes what ONNX Runtime does."""
+"""Artifacts: what is written is read back, what does not match is never opened, and a graph compiled by tinygrad
+computes what ONNX Runtime does."""
+
 import importlib.util
 import json
 import os
@@ -15,7 +17,8 @@ from fair_bundle import lanes_graph, write_bundle, write_graphs
 from openpilot.selfdrive.modeld.fair import compile as fair_compile
 from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, read_artifact, write_artifact
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
-from openpilot.selfdrive.modeld.fair.compile import CompileError, build, differences, missing, sample_inputs
+from openpilot.selfdrive.modeld.fair.compile import CompileError, build, missing
+from openpilot.selfdrive.modeld.fair.parity import differences, sample_inputs
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import FLAGS, TinygradRunner, find_clang, requirements
 from openpilot.selfdrive.modeld.fair.trust import mac
 
@@ -33,23 +36,41 @@ def read(bundle, folder):
 
 def test_written_is_read_back_whole_and_in_chunks(tmp_path):
   bundle, blob = write_bundle(tmp_path / "b"), bytes(range(256)) * 40
-  for chunk, files in ((1 << 20, 1), (4096, 3), (1024, 10), (1 << 20, 1)):   # smaller and larger again: no chunk of another cut is left
+  for chunk, files in (
+    (1 << 20, 1),
+    (4096, 3),
+    (1024, 10),
+    (1 << 20, 1),
+  ):  # smaller and larger again: no chunk of another cut is left
     write_artifact(tmp_path / "a", f"scene.{TARGET}", blob, about(bundle), chunk)
     got, said = read(bundle, tmp_path / "a")
     assert got == blob and len(said["files"]) == files and said["size"] == len(blob)
     there = {p.name for p in (tmp_path / "a").iterdir()}
     manifest = f"scene.{TARGET}.pkl.chunkmanifest"
     assert there == {f"scene.{TARGET}.json", *said["files"], *([manifest] if files > 1 else [])}
-    if files > 1:   # as openpilot's file_chunker names and counts them
-      assert said["files"][0] == f"scene.{TARGET}.pkl.chunk01of{files:02d}" and (tmp_path / "a" / manifest).read_text() == str(files)
+    if files > 1:  # as openpilot's file_chunker names and counts them
+      assert said["files"][0] == f"scene.{TARGET}.pkl.chunk01of{files:02d}" and (
+        tmp_path / "a" / manifest
+      ).read_text() == str(files)
 
 
-@pytest.mark.parametrize("change, says", [
-  ({"manifest": "0" * 64}, "was built for manifest"), ({"tinygrad": "0.1+0"}, "was built for tinygrad"), ({"flags": {"DEV": "CL"}}, "was built for flags"),
-  ({"machine": "vax"}, "was built for machine"), ({"graph": "other"}, "was built for graph"), ({"target": "tinygrad-qcom"}, "was built for target"),
-  ({"files": ["../../x.pkl"]}, "no files of its own"), ({"files": []}, "no files of its own"), ({"format": 1}, "was built for format"),
-  ({"sha256": "0" * 64}, "it was not opened"), ({"files": [f"scene.{TARGET}.pkl.gone"]}, "No such file"), ({"size": 10}, "has 100 bytes, may have 10"),
-])
+@pytest.mark.parametrize(
+  "change, says",
+  [
+    ({"manifest": "0" * 64}, "was built for manifest"),
+    ({"tinygrad": "0.1+0"}, "was built for tinygrad"),
+    ({"flags": {"DEV": "CL"}}, "was built for flags"),
+    ({"machine": "vax"}, "was built for machine"),
+    ({"graph": "other"}, "was built for graph"),
+    ({"target": "tinygrad-qcom"}, "was built for target"),
+    ({"files": ["../../x.pkl"]}, "no files of its own"),
+    ({"files": []}, "no files of its own"),
+    ({"format": 1}, "was built for format"),
+    ({"sha256": "0" * 64}, "it was not opened"),
+    ({"files": [f"scene.{TARGET}.pkl.gone"]}, "No such file"),
+    ({"size": 10}, "has 100 bytes, may have 10"),
+  ],
+)
 def test_a_sidecar_that_disagrees_is_refused(tmp_path, change, says):
   bundle = write_bundle(tmp_path / "b")
   sidecar = write_artifact(tmp_path / "a", f"scene.{TARGET}", b"x" * 100, about(bundle))
@@ -86,7 +107,7 @@ def test_a_pickle_of_another_hash_is_not_executed(tmp_path):
   """The counter-test first: the same bytes with their own hash are opened, and do what they say."""
   bundle, proof = write_bundle(tmp_path / "b"), tmp_path / "executed"
   evil = pickle.dumps(Malice(proof))
-  if importlib.util.find_spec("tinygrad") is not None:   # else there is nothing that would open it
+  if importlib.util.find_spec("tinygrad") is not None:  # else there is nothing that would open it
     write_artifact(tmp_path / "a", f"scene.{TARGET}", evil, about(bundle))
     code = f"""
 from pathlib import Path
@@ -95,8 +116,10 @@ from openpilot.selfdrive.modeld.fair.runners.tinygrad import TinygradRunner
 b = load_bundle({str(bundle.path)!r})
 TinygradRunner(b, b.graphs[0], {TARGET!r}, Path({str(tmp_path / 'a')!r}))
 """
-    r = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert proof.is_dir() and "tinygrad-cpu does not start" in r.stderr   # it made a folder, and no jit
+    r = subprocess.run(
+      [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert proof.is_dir() and "tinygrad-cpu does not start" in r.stderr  # it made a folder, and no jit
     proof.rmdir()
   write_artifact(tmp_path / "a", f"scene.{TARGET}", b"y" * len(evil), about(bundle))
   (tmp_path / "a" / f"scene.{TARGET}.pkl").write_bytes(evil)
@@ -119,13 +142,22 @@ def test_a_write_that_is_cut_short_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 def test_flags_of_the_comma_four_are_openpilots():
-  assert FLAGS["tinygrad-qcom"] == {"DEV": "QCOM", "IMAGE": "1", "FLOAT16": "1", "NOLOCALS": "1", "JIT_BATCH_SIZE": "0", "OPENPILOT_HACKS": "1"}
+  assert FLAGS["tinygrad-qcom"] == {
+    "DEV": "QCOM",
+    "IMAGE": "1",
+    "FLOAT16": "1",
+    "NOLOCALS": "1",
+    "JIT_BATCH_SIZE": "0",
+    "OPENPILOT_HACKS": "1",
+  }
 
 
 def test_sample_inputs_are_in_range(tmp_path):
   graph = write_graphs(tmp_path, [lanes_graph(tmp_path)]).graphs[0]
   x = sample_inputs(graph, 1)
-  assert {k: (v.shape, v.dtype) for k, v in x.items()} == {i["name"]: (tuple(i["shape"]), np.dtype(i["dtype"])) for i in graph["inputs"]}
+  assert {k: (v.shape, v.dtype) for k, v in x.items()} == {
+    i["name"]: (tuple(i["shape"]), np.dtype(i["dtype"])) for i in graph["inputs"]
+  }
   points = x["lanes_points"]
   assert set(np.unique(x["lanes_mask"])) == set(np.unique(x["lanes_fresh"])) == {0.0, 1.0} and x["frame"].max() > 250
   assert points[..., 0].max() > 300 and points[..., 0].max() <= 511 and 150 < points[..., 1].max() <= 255
@@ -136,7 +168,7 @@ def test_sample_inputs_are_in_range(tmp_path):
 def test_differences():
   want = {"a": np.array([0.0, -4.0], np.float32), "b": np.array([1.0], np.float32)}
   assert differences({"a": np.array([1.0, -4.0]), "b": np.array([1.0])}, want) == {"a": 0.25, "b": 0.0}
-  assert np.isnan(differences({"a": np.array([np.nan, -4.0]), "b": want["b"]}, want)["a"])
+  assert np.isinf(differences({"a": np.array([np.nan, -4.0]), "b": want["b"]}, want)["a"])
 
 
 def test_what_is_missing_is_said(tmp_path, monkeypatch):
@@ -162,14 +194,24 @@ def test_the_compiler_of_the_ziglang_package_is_found(tmp_path, monkeypatch):
   if (cc := find_clang()) == "/bin/clang":
     pytest.skip("clang is in /bin, which a shell wants")
   source = "int f(int x) { return x + 1; }"
-  r = subprocess.run([cc, "-c", "-x", "c", "-", "-o", "-", "--target=x86_64-none-unknown-elf"], input=source.encode(), capture_output=True)
+  r = subprocess.run(
+    [cc, "-c", "-x", "c", "-", "-o", "-", "--target=x86_64-none-unknown-elf"],
+    input=source.encode(),
+    capture_output=True,
+  )
   assert r.returncode == 0 and r.stdout[:4] == b"\x7fELF"
 
 
 def scons(folder, *args):
-  """scons on a tree of which nothing can be imported while scons reads it: no openpilot, as in a checkout whose libraries are not built yet."""
+  """scons on a tree of which nothing can be imported while scons reads it: no openpilot, as in a checkout whose
+  libraries are not built yet."""
   env = {**os.environ, "FAIR_MODELS_DIR": str(folder / "models"), "PYTHONPATH": ""}
-  return subprocess.run([sys.executable, "-P", "-m", "SCons", "-C", str(folder / "tree"), *args, "fair"], env=env, capture_output=True, text=True)
+  return subprocess.run(
+    [sys.executable, "-P", "-m", "SCons", "-C", str(folder / "tree"), *args, "fair"],
+    env=env,
+    capture_output=True,
+    text=True,
+  )
 
 
 @pytest.fixture
@@ -196,7 +238,8 @@ def write_compiler(tree):
 
 
 def test_scons_builds_what_changed(tree):
-  """One command a bundle; a manifest that cannot be read is left out with a word. Reading imports nothing, and what fails to compile stops nothing."""
+  """One command a bundle; a manifest that cannot be read is left out with a word. Reading imports nothing, and what
+  fails to compile stops nothing."""
   for name in ("one", "two"):
     write_bundle(tree / "models" / name)
   (tree / "models" / "bad").mkdir()
@@ -204,7 +247,9 @@ def test_scons_builds_what_changed(tree):
   r = scons(tree, "-n")
   assert r.returncode == 0, r.stderr
   commands = [line for line in r.stdout.splitlines() if "modeld.fair.compile" in line]
-  assert commands == [f'python -m openpilot.selfdrive.modeld.fair.compile "{tree}/models/{n}" --tree' for n in ("one", "two")]
+  assert commands == [
+    f'python -m openpilot.selfdrive.modeld.fair.compile "{tree}/models/{n}" --tree' for n in ("one", "two")
+  ]
   assert "bad/manifest.json cannot be read" in r.stdout
   r = scons(tree)
   assert r.returncode == 0 and r.stdout.count("was not compiled") == 2, r.stdout + r.stderr
@@ -217,7 +262,8 @@ def test_scons_builds_what_changed(tree):
 
 
 def test_scons_caches_no_stamp(tree):
-  """openpilot's SConstruct has a cache: of it scons took the stamp, and compiled nothing, where built/ had been taken away, or in the next checkout."""
+  """openpilot's SConstruct has a cache: of it scons took the stamp, and compiled nothing, where built/ had been taken
+  away, or in the next checkout."""
   write_bundle(tree / "models" / "one")
   write_compiler(tree)
   sconstruct = tree / "tree" / "SConstruct"
@@ -229,8 +275,10 @@ def test_scons_caches_no_stamp(tree):
 
 def test_compiling_wants_none_of_the_trees_own_libraries():
   """In a build it runs before Params, messaging and transformations are built."""
-  code = "import sys; import openpilot.selfdrive.modeld.fair.compile; print([m for m in sys.modules if m.startswith(('openpilot.c', 'cereal', 'msgq'))])"
-  r = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT), "PATH": "/bin"}, capture_output=True, text=True)
+  code = "import sys; import openpilot.selfdrive.modeld.fair.compile; print([m for m in sys.modules if m.startswith(('openpilot.c', 'cereal', 'msgq'))])"  # noqa: E501
+  r = subprocess.run(
+    [sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT), "PATH": "/bin"}, capture_output=True, text=True
+  )
   assert r.stdout == "[]\n", r.stdout + r.stderr
 
 
@@ -241,16 +289,17 @@ def can_compile():
 
 @pytest.mark.slow
 def test_tinygrad_computes_what_onnx_runtime_does(tmp_path):
-  """State, point slots, a uint8 frame; read in another process, with nothing cached and no torch. 1e-4 of an output's largest value."""
+  """State, point slots, a uint8 frame; read in another process, with nothing cached and no torch. 1e-4 of an output's
+  largest value."""
   can_compile()
   bundle = write_graphs(tmp_path / "b", [lanes_graph((tmp_path / "b").mkdir() or tmp_path / "b")])
-  said, = build(bundle, TARGET, timeout=300)
+  (said,) = build(bundle, TARGET, timeout=300)
   assert said["parity"] <= 1e-4 and said["manifest"] == bundle.manifest_hash
   code = f"""
 import sys
 import numpy as np
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
-from openpilot.selfdrive.modeld.fair.compile import differences, sample_inputs
+from openpilot.selfdrive.modeld.fair.parity import differences, sample_inputs
 from openpilot.selfdrive.modeld.fair.runners import open_runner
 b = load_bundle({str(bundle.path)!r})
 g = b.graphs[0]
@@ -317,7 +366,8 @@ small = slim.slim(own)
 captured = jit.captured   # as devices have it whose kernels are called in batches: what is called stands in a call
 batch = captured._linear.replace(src=(UOp(Ops.CALL, captured._linear.dtype, (captured._linear,)),))
 batch = slim.with_own_numbers(slim.rebuilt(jit, batch, captured.ret), first)
-print(*(min(slots(j)) >= first for j in (own, small, batch)), *(np.array_equal(j(x=x)["y"].numpy(), want) for j in (own, small)))
+print(*(min(slots(j)) >= first for j in (own, small, batch)))
+print(*(np.array_equal(j(x=x)["y"].numpy(), want) for j in (own, small)))
 print(len(pickle.dumps(small)) < len(pickle.dumps(own)))
 """
 
@@ -325,7 +375,9 @@ print(len(pickle.dumps(small)) < len(pickle.dumps(own)))
 def test_a_slim_jit_computes_the_same_from_buffers_of_its_own_numbers():
   """Four layers' outputs of one size and kind: two of one number would be taken for one."""
   can_compile()
-  r = subprocess.run([sys.executable, "-c", SLIM], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+  r = subprocess.run(
+    [sys.executable, "-c", SLIM], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+  )
   assert r.stdout.split() == ["True"] * 6, r.stdout + r.stderr[-2000:]
 
 
@@ -355,7 +407,8 @@ class Jit:
 
 @pytest.fixture
 def compiled(tmp_path, monkeypatch):
-  """compiled(reads, off): the bytes that are written where another process reads each form as `reads` says: right, wrong, or an exception."""
+  """compiled(reads, off): the bytes that are written where another process reads each form as `reads` says: right,
+  wrong, or an exception."""
   bundle = write_bundle(tmp_path / "b")
   graph = bundle.graphs[0]
   outputs = {o["name"]: o["shape"] for o in graph["outputs"]}
@@ -364,7 +417,9 @@ def compiled(tmp_path, monkeypatch):
   def begin(reads, off=0.0):
     monkeypatch.setattr(fair_compile, "number_from", lambda first: None)
     monkeypatch.setattr(fair_compile, "parity", lambda *_: None)
-    monkeypatch.setattr(fair_compile, "make_jit", lambda *_: (Jit(outputs, off), arrays, {k: Tensor(v) for k, v in arrays.items()}))
+    monkeypatch.setattr(
+      fair_compile, "make_jit", lambda *_: (Jit(outputs, off), arrays, {k: Tensor(v) for k, v in arrays.items()})
+    )
     for form in ("light", "whole", "as_it_is"):
       monkeypatch.setattr(fair_compile, form, lambda *_, form=form: form.encode())
 
@@ -382,16 +437,26 @@ def compiled(tmp_path, monkeypatch):
   return begin
 
 
-@pytest.mark.parametrize("reads, written", [
-  ({"light": "right"}, b"light"), ({"light": "raises", "whole": "right"}, b"whole"), ({"light": "wrong", "whole": "raises", "as_it_is": "right"}, b"as_it_is"),
-])
+@pytest.mark.parametrize(
+  "reads, written",
+  [
+    ({"light": "right"}, b"light"),
+    ({"light": "raises", "whole": "right"}, b"whole"),
+    ({"light": "wrong", "whole": "raises", "as_it_is": "right"}, b"as_it_is"),
+  ],
+)
 def test_written_is_the_smallest_form_that_another_process_reads_right(compiled, reads, written):
   blob, said = compiled(reads)
   assert blob == written and said["unjitted"] == 0.0 and said["parity"] is None
-  assert Jit.made[-1].calls == 4 + (written == b"as_it_is")   # its memory, which was given back, is taken again for that form alone
+  assert Jit.made[-1].calls == 4 + (
+    written == b"as_it_is"
+  )  # its memory, which was given back, is taken again for that form alone
 
 
-@pytest.mark.parametrize("last, says", [("wrong", "it computes something else when it is read back"), ("raises", "cannot import name 'TinyELF'")])
+@pytest.mark.parametrize(
+  "last, says",
+  [("wrong", "it computes something else when it is read back"), ("raises", "cannot import name 'TinyELF'")],
+)
 def test_a_jit_that_no_other_process_reads_right_is_not_written(compiled, tmp_path, last, says):
   with pytest.raises(CompileError, match=says) as e:
     compiled({"light": "wrong", "whole": "raises", "as_it_is": last})
@@ -448,21 +513,24 @@ c.compile_graph(b, b.graphs[0], "tinygrad-cpu", c.folder_of(b))
 
 @pytest.mark.slow
 def test_two_networks_of_one_shape_in_one_process_keep_their_own_weights(tmp_path):
-  """As when a bundle is replaced while it runs: each was compiled in a process of its own, where tinygrad counts buffers from 0. One of them could not be made
-  smaller, one was written as it is and without ONNX Runtime, and no compiler is there when they run."""
+  """As when a bundle is replaced while it runs: each was compiled in a process of its own, where tinygrad counts
+  buffers from 0. One of them could not be made smaller, one was written as it is and without ONNX Runtime, and no
+  compiler is there when they run."""
   can_compile()
   bundles = [write_bundle(tmp_path / f"b{i}", nan=True, bad=bias) for i, bias in enumerate((1.0, 2.5, 4.0))]
   small = build(bundles[0], TARGET, timeout=300)[0]["size"]
   env = {**os.environ, "PYTHONPATH": str(ROOT)}
   r = subprocess.run([sys.executable, "-c", BUILT_WHOLE, str(bundles[1].path)], env=env, capture_output=True, text=True)
   assert r.returncode == 0 and len(read(bundles[1], None)[0]) > small, r.stderr
-  r = subprocess.run([sys.executable, "-c", BUILT_AS_IT_IS, str(bundles[2].path)], env=env, capture_output=True, text=True)
+  r = subprocess.run(
+    [sys.executable, "-c", BUILT_AS_IT_IS, str(bundles[2].path)], env=env, capture_output=True, text=True
+  )
   assert r.returncode == 0 and r.stdout == "None True\n" and len(read(bundles[2], None)[0]) > small, r.stdout + r.stderr
   code = f"""
 import sys
 import numpy as np
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
-from openpilot.selfdrive.modeld.fair.compile import sample_inputs
+from openpilot.selfdrive.modeld.fair.parity import sample_inputs
 from openpilot.selfdrive.modeld.fair.runners import make_runner
 loaded = [(b, make_runner({TARGET!r}, b, b.graphs[0])) for b in map(load_bundle, {[str(b.path) for b in bundles]!r})]
 depths = []
@@ -474,6 +542,12 @@ assert np.allclose(depths[1] - depths[0], 1.5, atol=1e-3) and np.allclose(depths
 assert all(np.array_equal(depths[i], depths[i + 3]) for i in range(3))
 print("own")
 """
-  env = {"PYTHONPATH": str(ROOT), "PATH": "/nowhere", "HOME": str(tmp_path), "CC": "/nowhere/cc", "FAIR_DATA_DIR": os.environ["FAIR_DATA_DIR"]}
+  env = {
+    "PYTHONPATH": str(ROOT),
+    "PATH": "/nowhere",
+    "HOME": str(tmp_path),
+    "CC": "/nowhere/cc",
+    "FAIR_DATA_DIR": os.environ["FAIR_DATA_DIR"],
+  }
   r = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
   assert r.returncode == 0 and r.stdout == "own\n", r.stderr[-2000:]

@@ -43,7 +43,13 @@ def test_frames_in_messages_out(rig):
   assert rig.sm["fairDepth"].timestampEof == rig.frame_id * 50_000_000 + 1 and rig.sm.valid["fairDepth"]
   rig.until(lambda sm: sm.seen["fairSegmentation"] and str(sm["fairState"].status) == "running", "running")
   s = rig.sm["fairState"]
-  assert s.bundle == "tiny" and s.framesProcessed > 0 and s.cameraWidth == 1344 and not s.calibrated and s.graphs[0].executionTime > 0
+  assert (
+    s.bundle == "tiny"
+    and s.framesProcessed > 0
+    and s.cameraWidth == 1344
+    and not s.calibrated
+    and s.graphs[0].executionTime > 0
+  )
   # every second frame id is missing: counted as drops
   dropped = s.framesDropped
   rig.until(lambda sm: sm["fairState"].framesDropped >= dropped + 5, "drops counted", step=2)
@@ -90,7 +96,9 @@ def test_second_instance_says_so(rig, tmp_path):
   r = subprocess.run(
     [*FAIRMODELD, "--bundle", str(tmp_path / "tiny")], capture_output=True, text=True, timeout=DEADLINE
   )
-  assert r.returncode == 2 and r.stderr.startswith("error: ") and str(rig.worker) in r.stderr and r.stderr.count("\n") == 1
+  assert (
+    r.returncode == 2 and r.stderr.startswith("error: ") and str(rig.worker) in r.stderr and r.stderr.count("\n") == 1
+  )
 
 
 def test_killed_and_started_again(rig, tmp_path):
@@ -147,10 +155,15 @@ def test_alive_is_a_modelV2_that_comes_with_every_frame():
   assert awaits(sm, 90, heard=(79, 80), replay=True) and sm.updates == 0
   assert not awaits(sm, 81, heard=(0, 4, 5, 9, 80))  # one of the gaps was of one frame: others went by unseen
   sm = FakeSubMaster(80)
-  assert awaits(sm, 82, heard=(74, 77, 80)) and sm.updates == 0 and awaits(sm, 83, heard=(74, 77, 80)) and sm.updates == 1
+  assert (
+    awaits(sm, 82, heard=(74, 77, 80)) and sm.updates == 0 and awaits(sm, 83, heard=(74, 77, 80)) and sm.updates == 1
+  )
 
 
-@pytest.mark.parametrize("took, step, replay, sleeps", [(0.3, 1, False, [0.03]), (0.04, 1, False, []), (0.08, 2, False, []), (0.3, 1, True, [])])
+@pytest.mark.parametrize(
+  "took, step, replay, sleeps",
+  [(0.3, 1, False, [0.03]), (0.04, 1, False, []), (0.08, 2, False, []), (0.3, 1, True, [])],
+)
 def test_a_frame_that_took_too_long_leaves_its_core_to_others(monkeypatch, took, step, replay, sleeps):
   """s; every step-th frame of 20 Hz is due."""
   daemon, slept = FairModeld.__new__(FairModeld), []
@@ -174,17 +187,21 @@ def test_whoever_watches_is_told_which_bundle_is_loaded_before_it_is(tmp_path, m
 
 
 def test_faults_of_frames_are_told_at_once_but_not_twenty_times_a_second(tmp_path, prefix, monkeypatch):
-  monkeypatch.setenv("REPLAY", "1")   # the clock is ours
+  monkeypatch.setenv("REPLAY", "1")  # the clock is ours
   bundle = write_bundle(tmp_path / "tiny")
   daemon, told = FairModeld(lambda: bundle.path, None), []
   try:
     daemon.model = daemon.load(bundle)
     daemon.model.set_camera(1344, 760, 1344, 1344 * 760)
-    monkeypatch.setattr(daemon, "send_state", lambda status: told.append(daemon.log_time) or setattr(daemon, "last_state", daemon.log_time))
+    monkeypatch.setattr(
+      daemon,
+      "send_state",
+      lambda status: told.append(daemon.log_time) or setattr(daemon, "last_state", daemon.log_time),
+    )
     for t, ms in enumerate((0, 50, 99, 150, 200, 260)):
       daemon.log_time = 100 + ms / 1000
       daemon.client = SimpleNamespace(frame_id=t, timestamp_sof=0, timestamp_eof=int(daemon.log_time * 1e9))
-      daemon.frame(np.zeros(100, np.uint8), 0)   # a buffer cut short
+      daemon.frame(np.zeros(100, np.uint8), 0)  # a buffer cut short
     assert [round(1000 * (t - 100)) for t in told] == [0, 150, 260] and daemon.model.faults == 6
     assert daemon.drop_perc == 0
   finally:
@@ -212,7 +229,10 @@ raise SystemExit(worker.main(sys.argv[1:]))
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_RTTIME is Linux's")
 def test_slower_than_the_camera_at_real_time_priority_it_lives(tmp_path, prefix):
   """0.1 s a frame at 20 Hz: without a wait the kernel would end it within seven frames."""
-  if subprocess.run([sys.executable, "-c", "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))"], stderr=subprocess.DEVNULL).returncode:
+  if subprocess.run(
+    [sys.executable, "-c", "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))"],
+    stderr=subprocess.DEVNULL,
+  ).returncode:
     pytest.skip("real-time priority is not permitted here")
   rig, seen = Rig(write_bundle(tmp_path / "b").path, command=[sys.executable, "-c", SLOW]), []
   try:
@@ -237,7 +257,12 @@ def test_a_modelV2_in_forty_frames_costs_none(rig):
       pm.send("modelV2", msg)
     rig.send(rig.frame_id)
     n = rig.frame_id
-    wait(lambda n=n: rig.sm.update(20) or rig.sm["fairSegmentation"].frameId >= n or rig.sm["fairState"].framesDropped > before, "an answer to the frame")
+    wait(
+      lambda n=n: (
+        rig.sm.update(20) or rig.sm["fairSegmentation"].frameId >= n or rig.sm["fairState"].framesDropped > before
+      ),
+      "an answer to the frame",
+    )
     assert rig.sm["fairState"].framesDropped == before
   pm.close()
 
@@ -248,7 +273,8 @@ def limited(limit):
 
 
 def test_too_few_open_files_are_told(tmp_path, prefix):
-  """A camera of 40 buffers wants 40 files: it would have waited for it without a word. A limit that it may raise, it raises."""
+  """A camera of 40 buffers wants 40 files: it would have waited for it without a word. A limit that it may raise, it
+  raises."""
   bundle = write_bundle(tmp_path / "tiny").path
   for limit, works in (("-n 80", False), ("-Sn 80", True)):
     rig = Rig(bundle, command=limited(limit))

@@ -1,5 +1,6 @@
-"""What must not bring fairmodeld down, each done to the real process over real sockets: frames, clocks, calibration, heat, modelV2. A table
-in selfdrive/modeld/fair/README.md says which test is which."""
+"""What must not bring fairmodeld down, each done to the real process over real sockets: frames, clocks, calibration,
+heat, modelV2. A table in selfdrive/modeld/fair/README.md says which test is which."""
+
 import threading
 import time
 
@@ -57,7 +58,10 @@ def test_frames_of_another_size(any_rig):
   for w, h in ((1928, 1208), (526, 330), (1344, 760)):
     any_rig.camera(w, h)
     any_rig.flows()
-    any_rig.until(lambda sm, size=(w, h): (sm["fairState"].cameraWidth, sm["fairState"].cameraHeight) == size, "fairState with the new size")
+    any_rig.until(
+      lambda sm, size=(w, h): (sm["fairState"].cameraWidth, sm["fairState"].cameraHeight) == size,
+      "fairState with the new size",
+    )
   assert any_rig.sm["fairState"].faultCount == 0
 
 
@@ -74,7 +78,10 @@ def test_camera_stalls_five_seconds(rig):
   assert states[-1] == "waitingForCamera" and rig.proc.poll() is None
   rig.frame_id += 100  # the sensor counted on
   rig.flows("fairObjects")
-  rig.until(lambda sm: str(sm["fairState"].status) == "running" and sm["fairState"].framesDropped >= dropped + 100, "running, the gap counted")
+  rig.until(
+    lambda sm: str(sm["fairState"].status) == "running" and sm["fairState"].framesDropped >= dropped + 100,
+    "running, the gap counted",
+  )
   assert not ids(rig.sm) & before  # 5 s are too long to say that they are the same
 
 
@@ -87,7 +94,10 @@ def test_times_jump(any_rig):
     any_rig.sm.update(0)
     eof = max(0, any_rig.frame_id * PERIOD_NS + jump)
     any_rig.send(any_rig.frame_id, eof)
-    wait(lambda: any_rig.sm.update(50) or any_rig.sm["fairObjects"].frameId == any_rig.frame_id, "message of a frame whose time jumped")
+    wait(
+      lambda: any_rig.sm.update(50) or any_rig.sm["fairObjects"].frameId == any_rig.frame_id,
+      "message of a frame whose time jumped",
+    )
     assert any_rig.sm["fairObjects"].timestampEof == eof and ids(any_rig.sm) == before
   any_rig.until(lambda sm: sm.updated["fairState"], "fairState")
   assert any_rig.sm["fairState"].faultCount == 0
@@ -149,7 +159,11 @@ def test_a_buffer_cut_short(tmp_path, prefix):
   try:
     daemon.client = Camera()
     daemon.step()
-    assert daemon.model.faults == 1 and "frame 2 failed: a buffer of 1000 bytes is too short" in daemon.model.fault and daemon.model.invalid == 1
+    assert (
+      daemon.model.faults == 1
+      and "frame 2 failed: a buffer of 1000 bytes is too short" in daemon.model.fault
+      and daemon.model.invalid == 1
+    )
     daemon.step()
     assert daemon.model.faults == 1 and daemon.model.frames == 1
   finally:
@@ -171,10 +185,15 @@ def test_calibration_missing_nonsense_then_there(rig):
 
   for nonsense in ([float("nan"), 0, 0], [0, 9, 0], [], [0] * 500):
     faults = rig.sm["fairState"].faultCount
-    rig.until(lambda sm, v=nonsense, n=faults: send(v) or sm["fairState"].faultCount > n, f"a fault over {nonsense[:3]}")
+    rig.until(
+      lambda sm, v=nonsense, n=faults: send(v) or sm["fairState"].faultCount > n, f"a fault over {nonsense[:3]}"
+    )
     assert not rig.sm["fairState"].calibrated and "is not one" in rig.sm["fairState"].fault
   rig.flows()
-  rig.until(lambda sm: send([0, 0.02, 0.01], "uncalibrated") or sm["fairState"].calibrated, "what calibrationd has so far, as modeld takes it")
+  rig.until(
+    lambda sm: send([0, 0.02, 0.01], "uncalibrated") or sm["fairState"].calibrated,
+    "what calibrationd has so far, as modeld takes it",
+  )
   rig.flows()
   pm.close()
 
@@ -218,8 +237,12 @@ def test_a_frame_starts_after_its_modelV2(any_rig):
       any_rig.sm.update(0)
       events.extend(messaging.drain_sock(sock))
 
-    wait(lambda: frame(True) or len(events) > 2, "frames after their modelV2: one alone does not tell how often it comes")
-    wait(lambda: frame(False) or any_rig.sm["fairState"].framesLate > late, "frame dropped since its modelV2 does not come")
+    wait(
+      lambda: frame(True) or len(events) > 2, "frames after their modelV2: one alone does not tell how often it comes"
+    )
+    wait(
+      lambda: frame(False) or any_rig.sm["fairState"].framesLate > late, "frame dropped since its modelV2 does not come"
+    )
     frame(True)
     wait(lambda: frame(True) or len(events) > 5, "frames after their modelV2")
     events.clear()

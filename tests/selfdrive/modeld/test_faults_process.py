@@ -1,5 +1,6 @@
-"""What must not bring fairmodeld down, each done to the real process: bundles, the manager and its flag, full disks. A table in
-selfdrive/modeld/fair/README.md says which test is which."""
+"""What must not bring fairmodeld down, each done to the real process: bundles, the manager and its flag, full disks. A
+table in selfdrive/modeld/fair/README.md says which test is which."""
+
 import os
 import shutil
 import signal
@@ -32,9 +33,15 @@ def test_bundle_replaced_in_mid_run(rig, tmp_path):
   new = write_objects(tmp_path / "new", "new")
   (tmp_path / "tiny").rename(tmp_path / "old")
   new.rename(tmp_path / "tiny")
-  rig.until(lambda sm: sm["fairState"].bundle == "new" and sm["fairState"].status == "running", "fairState of the new bundle")
+  rig.until(
+    lambda sm: sm["fairState"].bundle == "new" and sm["fairState"].status == "running", "fairState of the new bundle"
+  )
   rig.flows("fairObjects")
-  assert rig.sm["fairObjects"].bundle == "new" and rig.sm["fairState"].faultCount == 0 and rig.sm["fairState"].bundleHash != ""
+  assert (
+    rig.sm["fairObjects"].bundle == "new"
+    and rig.sm["fairState"].faultCount == 0
+    and rig.sm["fairState"].bundleHash != ""
+  )
   assert len(ids(rig.sm)) == 2 and min(ids(rig.sm)) > max(before)
   assert rig.proc.pid == pid and rig.proc.poll() is None
 
@@ -111,7 +118,9 @@ def manager(prefix, tmp_path, monkeypatch):
   yield proc
   proc.send_signal(signal.SIGINT)
   err = proc.communicate(timeout=DEADLINE)[1]
-  assert proc.returncode == 0 and "Traceback" not in "".join(line for line in err.splitlines(True) if "manager.py" in line)
+  assert proc.returncode == 0 and "Traceback" not in "".join(
+    line for line in err.splitlines(True) if "manager.py" in line
+  )
 
 
 def processes(sm):
@@ -131,8 +140,14 @@ def alive(pid):
 def test_killed_in_mid_replay(manager, tmp_path):
   Params().put_bool("FairEnabled", True)
   route = write_route(tmp_path / "route", seed=11, seconds=1.0)
-  replay = subprocess.Popen([sys.executable, "-m", "openpilot.tools.replay.replay", str(route), "--loop"], stderr=subprocess.PIPE, text=True)
-  sm, objects, car = messaging.SubMaster(["managerState"]), messaging.sub_sock("fairObjects", timeout=100), messaging.sub_sock("carState", timeout=100)
+  replay = subprocess.Popen(
+    [sys.executable, "-m", "openpilot.tools.replay.replay", str(route), "--loop"], stderr=subprocess.PIPE, text=True
+  )
+  sm, objects, car = (
+    messaging.SubMaster(["managerState"]),
+    messaging.sub_sock("fairObjects", timeout=100),
+    messaging.sub_sock("carState", timeout=100),
+  )
 
   def tracked():
     """Identities in the next message that has some: {id: age}."""
@@ -144,9 +159,14 @@ def test_killed_in_mid_replay(manager, tmp_path):
     before = wait(lambda: (t := tracked()) and min(t.values()) > 15 and t, "objects that are tracked")
     others = wait(lambda: sm.update(50) or (len(processes(sm)) == 2 and processes(sm)), "managerState")
     os.kill(others["fairmodeld"], signal.SIGKILL)
-    wait(lambda: sm.update(50) or processes(sm).get("fairmodeld") not in (None, others["fairmodeld"]), "another fairmodeld")
+    wait(
+      lambda: sm.update(50) or processes(sm).get("fairmodeld") not in (None, others["fairmodeld"]), "another fairmodeld"
+    )
     messaging.drain_sock(car)
-    wait(lambda: (t := tracked()) and min(t) == min(before) == 1 and max(t.values()) < min(before.values()), "identities that begin anew")
+    wait(
+      lambda: (t := tracked()) and min(t) == min(before) == 1 and max(t.values()) < min(before.values()),
+      "identities that begin anew",
+    )
     wait(lambda: sm.update(0) or len(messaging.drain_sock(car)) > 3, "the car's messages, which go on")
     assert processes(sm)["bystander"] == others["bystander"] and replay.poll() is None and manager.poll() is None
     assert {p.name: p.exitCode for p in sm["managerState"].processes}["fairmodeld"] == -signal.SIGKILL
@@ -223,19 +243,30 @@ print("went on")
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/shm is Linux's")
 def test_dev_shm_and_tmp_are_full(tmp_path, prefix):
-  """Two true file systems of 64 kB, full before it starts, freed, and filled again: in a mount namespace of its own, so that nobody else sees them."""
-  if subprocess.run(["unshare", "-m", "sh", "-c", "mount -t tmpfs -o size=64k tmpfs /dev/shm"], capture_output=True).returncode:
+  """Two true file systems of 64 kB, full before it starts, freed, and filled again: in a mount namespace of its own, so
+  that nobody else sees them."""
+  if subprocess.run(
+    ["unshare", "-m", "sh", "-c", "mount -t tmpfs -o size=64k tmpfs /dev/shm"], capture_output=True
+  ).returncode:
     pytest.skip("this user may not mount a small /dev/shm")
   bundle = write_bundle(tmp_path / "tiny").path
   with tempfile.TemporaryDirectory(prefix="f") as small:  # a short path: it holds sockets
     env = {**os.environ, "TMPDIR": small, "PYTHONPATH": f"{os.path.dirname(__file__)}{os.pathsep}{os.getcwd()}"}
-    r = subprocess.run(["unshare", "-m", "sh", "-c", FULL, "sh", sys.executable, "-c", IN_FULL, str(bundle)],
-                       capture_output=True, text=True, timeout=4 * DEADLINE, env=env)
+    r = subprocess.run(
+      ["unshare", "-m", "sh", "-c", FULL, "sh", sys.executable, "-c", IN_FULL, str(bundle)],
+      capture_output=True,
+      text=True,
+      timeout=4 * DEADLINE,
+      env=env,
+    )
   assert r.returncode == 0 and r.stdout.strip() == "went on" and "Traceback" not in r.stderr, r.stderr
 
 
 def test_no_sockets_is_one_line_and_exit_2(tmp_path, prefix):
-  """Where not even the sockets' folder can be made, fairmodeld says so and leaves; the manager tries again with back-off."""
+  """Where not even the sockets' folder can be made, fairmodeld says so and leaves; the manager tries again with
+  back-off."""
   (tmp_path / f"openpilot-{os.getuid()}").write_text("a file, not a folder")
-  r = subprocess.run(FAIRMODELD, capture_output=True, text=True, timeout=DEADLINE, env={**os.environ, "TMPDIR": str(tmp_path)})
+  r = subprocess.run(
+    FAIRMODELD, capture_output=True, text=True, timeout=DEADLINE, env={**os.environ, "TMPDIR": str(tmp_path)}
+  )
   assert r.returncode == 2 and r.stderr.startswith("error: ") and r.stderr.count("\n") == 1, r.stderr

@@ -1,4 +1,5 @@
 """The flag command, with this repository's Params and with what openpilot's were in other years."""
+
 import pytest
 
 from openpilot.common.params import Params
@@ -51,8 +52,13 @@ class Later(Untyped):
 def test_on_and_off_in_every_age(kind, monkeypatch, prefix, capsys):
   params = Params() if kind is None else kind()
   monkeypatch.setattr(flag, "Params", lambda: params)
-  assert flag.main(["status"]) == 0 and "FairEnabled off, bundle fair_unified_small (none is chosen)" in capsys.readouterr().out
-  assert flag.main(["on", "--bundle", "scene-nano"]) == 0 and "FairEnabled on, bundle scene-nano," in capsys.readouterr().out
+  assert (
+    flag.main(["status"]) == 0
+    and "FairEnabled off, bundle fair_unified_small (none is chosen)" in capsys.readouterr().out
+  )
+  assert (
+    flag.main(["on", "--bundle", "scene-nano"]) == 0 and "FairEnabled on, bundle scene-nano," in capsys.readouterr().out
+  )
   assert params.get_bool("FairEnabled")
   assert flag.main(["off"]) == 0 and "FairEnabled off, bundle scene-nano," in capsys.readouterr().out
   assert flag.main(["status", "--bundle", ""]) == 0 and params.get("FairBundle") is None

@@ -1,4 +1,6 @@
-"""Whatever bytes come as messages, and whatever is written in a manifest: nothing crashes, and nothing is taken for what it is not."""
+"""Whatever bytes come as messages, and whatever is written in a manifest: nothing crashes, and nothing is taken for
+what it is not."""
+
 import copy
 import json
 import math
@@ -36,7 +38,11 @@ def good_messages():
   """One of each service that fairmodeld hears."""
   out = {}
   msg = messaging.new_message(EXTRINSICS, valid=True)
-  msg.extrinsicsCalibration.calStatus, msg.extrinsicsCalibration.rpyCalib, msg.extrinsicsCalibration.height = "calibrated", [0.0, 0.02, 0.01], [1.3]
+  msg.extrinsicsCalibration.calStatus, msg.extrinsicsCalibration.rpyCalib, msg.extrinsicsCalibration.height = (
+    "calibrated",
+    [0.0, 0.02, 0.01],
+    [1.3],
+  )
   out[EXTRINSICS] = msg
   out[CAMERA_STATE] = msg = messaging.new_message(CAMERA_STATE, valid=True)
   msg.narrowRoadCameraState.sensor, msg.narrowRoadCameraState.frameId = "os04c10", 7
@@ -108,8 +114,16 @@ def test_messages(tmp_path, prefix, monkeypatch, count):
   good, r = good_messages(), random.Random(count)
   names = list(good)
   daemon = FairModeld(lambda: write_graphs(tmp_path, [lanes_graph(tmp_path)]).path, None)
-  daemon.client = SimpleNamespace(width=W, height=H, stride=STRIDE, uv_offset=STRIDE * Y_HEIGHT, frame_id=7, timestamp_sof=0, timestamp_eof=1,
-                                  is_connected=lambda: True)
+  daemon.client = SimpleNamespace(
+    width=W,
+    height=H,
+    stride=STRIDE,
+    uv_offset=STRIDE * Y_HEIGHT,
+    frame_id=7,
+    timestamp_sof=0,
+    timestamp_eof=1,
+    is_connected=lambda: True,
+  )
   assert daemon.ready()
   model, sent = daemon.model, []
   monkeypatch.setattr(daemon.pm, "send", lambda name, dat: sent.append((name, dat)))
@@ -144,16 +158,35 @@ def test_messages(tmp_path, prefix, monkeypatch, count):
           if what == "fairLanes":
             with messaging.log.Event.from_bytes(msg) as e:
               lines += len(e.fairLanes.lines)
-              assert all(math.isfinite(v) for line in e.fairLanes.lines for part in (line.x, line.y, line.roadX, line.roadY, line.fit) for v in part)
+              assert all(
+                math.isfinite(v)
+                for line in e.fairLanes.lines
+                for part in (line.x, line.y, line.roadX, line.roadY, line.fit)
+                for v in part
+              )
     # nothing of it stays: what is good is taken as if nothing had been
     for name, dat in good.items():
       daemon.sm.sock[name].dat = dat
     daemon.listen()
-    assert daemon.update_camera() and model.rpy.tolist() == pytest.approx([0.0, 0.02, 0.01]) and model.ground.height == pytest.approx(1.3)
-    assert daemon.layout[4:6] == ("mici", "os04c10") and model.schedule.factor == 0.5 and daemon.speed() == 20.0 and daemon.model_of(7) is not None
+    assert (
+      daemon.update_camera()
+      and model.rpy.tolist() == pytest.approx([0.0, 0.02, 0.01])
+      and model.ground.height == pytest.approx(1.3)
+    )
+    assert (
+      daemon.layout[4:6] == ("mici", "os04c10")
+      and model.schedule.factor == 0.5
+      and daemon.speed() == 20.0
+      and daemon.model_of(7) is not None
+    )
     daemon.frame(FRAME, 0)
     daemon.send_state("running")
-    assert model.faults > count / 50 and model.frames > count / 200 and lines > 0 and model.invalid == 0, (model.faults, model.frames, lines, model.fault)
+    assert model.faults > count / 50 and model.frames > count / 200 and lines > 0 and model.invalid == 0, (
+      model.faults,
+      model.frames,
+      lines,
+      model.fault,
+    )
     print(f" [{count} messages, {model.faults} faults, {time.process_time() - begun:.1f} s of CPU]", end="")
   finally:
     daemon.sm.close()
@@ -162,9 +195,52 @@ def test_messages(tmp_path, prefix, monkeypatch, count):
 
 # *** manifests ***
 
-VALUES = [None, True, False, 0, 1, -1, 2, 3, 64, 128, 256, 1.5, 1e308, 10**30, "", "frame", "depth", "uint8", "float32", "float16", "int64", "lanes",
-          "objects", "scene.onnx", "../scene.onnx", "Bad Name", "a\nb", "tiny\n", "\ud800", "x" * 10_000, [], {}, [1], [0], [1, 6, 128, 256],
-          [1048576] * 8, [2**40], {"a": 1}, ["narrowRoad"], ["wideRoad"], "sbigmodel", "gap", CLASSES, ["a"] * 300]
+VALUES = [
+  None,
+  True,
+  False,
+  0,
+  1,
+  -1,
+  2,
+  3,
+  64,
+  128,
+  256,
+  1.5,
+  1e308,
+  10**30,
+  "",
+  "frame",
+  "depth",
+  "uint8",
+  "float32",
+  "float16",
+  "int64",
+  "lanes",
+  "objects",
+  "scene.onnx",
+  "../scene.onnx",
+  "Bad Name",
+  "a\nb",
+  "tiny\n",
+  "\ud800",
+  "x" * 10_000,
+  [],
+  {},
+  [1],
+  [0],
+  [1, 6, 128, 256],
+  [1048576] * 8,
+  [2**40],
+  {"a": 1},
+  ["narrowRoad"],
+  ["wideRoad"],
+  "sbigmodel",
+  "gap",
+  CLASSES,
+  ["a"] * 300,
+]
 
 
 def nodes(value):
@@ -187,7 +263,21 @@ def change(value, r: random.Random):
     elif kind == 1 and isinstance(parent, list):
       parent.append(copy.deepcopy(old))
     elif kind == 2 and isinstance(parent, dict):
-      name = r.choice(["extra", "phase", "period", "rate", "budget_ms", "state", "point_slots", "classes", "head", "parameters", key + "\n"])
+      name = r.choice(
+        [
+          "extra",
+          "phase",
+          "period",
+          "rate",
+          "budget_ms",
+          "state",
+          "point_slots",
+          "classes",
+          "head",
+          "parameters",
+          key + "\n",
+        ]
+      )
       parent[name] = copy.deepcopy(r.choice(VALUES))
     elif kind == 3 and isinstance(old, (int, float)) and not isinstance(old, bool):
       parent[key] = r.choice([old + 1, old - 1, -old, old * 2, float(old), old * 10**12, 1e999])
@@ -212,11 +302,19 @@ def spoil_text(text: bytes, r: random.Random) -> bytes:
   if kind == 2:
     return text[:at] + b"[" * 100_000 + text[at:]
   if kind == 3:
-    return text.replace(b"128", r.choice([b"NaN", b"Infinity", b"1e999", b"128.0", b"9" * 5000, b"0128", b"\xff", b"-0"]), 1)
+    return text.replace(
+      b"128", r.choice([b"NaN", b"Infinity", b"1e999", b"128.0", b"9" * 5000, b"0128", b"\xff", b"-0"]), 1
+    )
   if kind == 4:
     return text[:at] + text[max(0, at - 40) : at] + text[at:]
   if kind == 5:
-    instead = [b'"period": 0', b'"period": 1, "period": -1', b'"period": true', b'"period": 3, "phase": 2', b'"period": NaN']
+    instead = [
+      b'"period": 0',
+      b'"period": 1, "period": -1',
+      b'"period": true',
+      b'"period": 3, "phase": 2',
+      b'"period": NaN',
+    ]
     return text.replace(b'"period": 1', r.choice(instead), 1)
   return b"\xef\xbb\xbf" + text
 
@@ -275,5 +373,9 @@ def test_manifests(tmp_path, count):
     for name, msg in sent:
       assert msg.valid and len(serialize(name, msg)) < size_limit(name)
     assert model.faults == 0, model.fault
-  print(f" [{count} manifests, {accepted} accepted, {len(why)} kinds of refusal, {time.process_time() - begun:.1f} s of CPU]", end="")
+  print(
+    f" [{count} manifests, {accepted} accepted, {len(why)} kinds of refusal, {time.process_time() - begun:.1f} s "
+    "of CPU]",
+    end="",
+  )
   assert accepted > count / 50 and len(why) > 15

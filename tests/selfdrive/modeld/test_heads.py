@@ -1,4 +1,5 @@
 """Each head against a straightforward reference: loops in float64, or the library whose format it is."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,14 +18,23 @@ GROUND = view_ground("medmodel", 1.3)
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 6), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.02, 0.3, 0.9, 1.0]), st.integers(1, 7))
+@given(
+  st.integers(1, 40),
+  st.integers(1, 40),
+  st.integers(1, 6),
+  st.integers(0, 2**32 - 1),
+  st.sampled_from([0.0, 0.02, 0.3, 0.9, 1.0]),
+  st.integers(1, 7),
+)
 def test_run_lengths_are_pycocotools_bit_for_bit(h, w, m, seed, density, zoom):
   coco = pytest.importorskip("pycocotools.mask")
   masks = np.random.default_rng(seed).random((m, h, w)) < density
-  masks = masks.repeat(zoom, 1).repeat(zoom, 2)   # longer runs take more characters
+  masks = masks.repeat(zoom, 1).repeat(zoom, 2)  # longer runs take more characters
   masks[-1] ^= True
   got = encode_masks(masks)
-  for text, want, mask in zip(got, coco.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8))), masks, strict=True):
+  for text, want, mask in zip(
+    got, coco.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8))), masks, strict=True
+  ):
     assert text.encode() == want["counts"]
     assert (decode_mask(text, *mask.shape) == mask).all()
     assert (coco.decode({"size": list(mask.shape), "counts": text.encode()}) == mask).all()
@@ -41,8 +51,13 @@ def raw_objects(r, peaks=40):
   heat = r.normal(-6, 1, (1, 3, 32, 64)).astype(np.float32)
   for _ in range(peaks):
     heat[0, r.integers(3), r.integers(32), r.integers(64)] = r.normal(1, 1.5)
-  return {"heat": heat, "box": r.uniform(-2, 60, (1, 4, 32, 64)).astype(np.float32), "coef": np.tanh(r.normal(0, 1, (1, 16, 32, 64))).astype(np.float32),
-          "proto": r.normal(0, 1, (1, 16, 64, 128)).astype(np.float32), "embed": r.normal(0, 1, (1, 16, 32, 64)).astype(np.float32)}
+  return {
+    "heat": heat,
+    "box": r.uniform(-2, 60, (1, 4, 32, 64)).astype(np.float32),
+    "coef": np.tanh(r.normal(0, 1, (1, 16, 32, 64))).astype(np.float32),
+    "proto": r.normal(0, 1, (1, 16, 64, 128)).astype(np.float32),
+    "embed": r.normal(0, 1, (1, 16, 32, 64)).astype(np.float32),
+  }
 
 
 def iou(a, b):
@@ -56,7 +71,7 @@ def reference_objects(raw, valid, threshold):
   for k in range(3):
     for i in range(32):
       for j in range(64):
-        around = heat[k, max(0, i - 1):i + 2, max(0, j - 1):j + 2]
+        around = heat[k, max(0, i - 1) : i + 2, max(0, j - 1) : j + 2]
         x, y = 8 * j + 3.5, 8 * i + 3.5
         score = 1 / (1 + np.exp(-heat[k, i, j]))
         if score < threshold or heat[k, i, j] < around.max() or not valid[int(y), int(x)]:
@@ -81,12 +96,12 @@ def test_objects_against_a_loop(seed):
   want = reference_objects(raw, valid, threshold)
   assert len(d.boxes) == len(want) > 3 and d.classes == CLASSES
   for n, (score, k, i, j, box) in enumerate(want):
-    assert d.class_ids[n] == k and d.scores[n] == pytest.approx(score, rel=1e-5)   # float32 exponential
-    np.testing.assert_allclose(d.boxes[n], box, atol=1e-4)   # pixels, float32
+    assert d.class_ids[n] == k and d.scores[n] == pytest.approx(score, rel=1e-5)  # float32 exponential
+    np.testing.assert_allclose(d.boxes[n], box, atol=1e-4)  # pixels, float32
     logits = np.tensordot(raw["coef"][0, :, i, j].astype(np.float64), raw["proto"][0].astype(np.float64), 1)
     x, y = np.arange(128) * 4 + 1.5, np.arange(64) * 4 + 1.5
     inside = ((x >= box[0]) & (x <= box[2]))[None] & ((y >= box[1]) & (y <= box[3]))[:, None]
-    clear = np.abs(logits) > 1e-4   # nearer to the border float32 may round to the other side
+    clear = np.abs(logits) > 1e-4  # nearer to the border float32 may round to the other side
     assert (d.masks[n] == ((logits > 0) & inside))[clear].all()
     e = raw["embed"][0, :, i, j].astype(np.float64)
     np.testing.assert_allclose(d.embed[n], e / np.linalg.norm(e), atol=1e-6)
@@ -100,12 +115,12 @@ def blob(cells):
   return objects.decode(raw, {"heat": {"classes": CLASSES}}, ALL)
 
 
-def test_twins_are_one_and_neighbours_are_two():
-  assert len(blob([(0, 10, 20, 2, 60), (0, 10, 22, 1, 60)]).boxes) == 1      # one large vehicle with two peaks
-  d = blob([(0, 10, 20, 1, 30), (2, 10, 20, 2, 30)])                         # one thing, two classes: the likelier
+def test_twins_are_one_and_neighbors_are_two():
+  assert len(blob([(0, 10, 20, 2, 60), (0, 10, 22, 1, 60)]).boxes) == 1  # one large vehicle with two peaks
+  d = blob([(0, 10, 20, 1, 30), (2, 10, 20, 2, 30)])  # one thing, two classes: the likelier
   assert d.class_ids.tolist() == [2] and d.masks is None and d.embed is None
-  assert len(blob([(0, 10, 20, 2, 60), (0, 10, 23, 1, 60)]).boxes) == 2      # as alike, but three cells apart: two cars
-  assert len(blob([(0, 10, 20, 2, 60), (0, 10, 22, 1, 20)]).boxes) == 2      # a small one before a large one
+  assert len(blob([(0, 10, 20, 2, 60), (0, 10, 23, 1, 60)]).boxes) == 2  # as alike, but three cells apart: two cars
+  assert len(blob([(0, 10, 20, 2, 60), (0, 10, 22, 1, 20)]).boxes) == 2  # a small one before a large one
   assert len(blob([]).boxes) == 0
   assert len(blob([(0, 2 * (n // 32), 2 * (n % 32), 2, 3) for n in range(70)]).boxes) == 50
 
@@ -114,21 +129,25 @@ def test_twins_are_one_and_neighbours_are_two():
 def test_detector_against_a_loop(seed):
   r = np.random.default_rng(seed)
   logits, boxes = r.normal(-1.5, 1.5, (1, 120, 3)).astype(np.float32), r.uniform(0, 1, (1, 120, 4)).astype(np.float32)
-  boxes[0, 0, 0], logits[0, 0] = 1.5, 5   # centre outside the view
+  boxes[0, 0, 0], logits[0, 0] = 1.5, 5  # center outside the view
   valid = r.random((256, 512)) < 0.9
-  d = detector.decode({"logits": logits, "boxes": boxes}, {"logits": {"classes": CLASSES, "parameters": {"threshold": 0.4}}}, valid)
+  d = detector.decode(
+    {"logits": logits, "boxes": boxes}, {"logits": {"classes": CLASSES, "parameters": {"threshold": 0.4}}}, valid
+  )
   want = []
   for q in range(120):
     p = 1 / (1 + np.exp(-logits[0, q].astype(np.float64)))
     cx, cy, w, h = boxes[0, q].astype(np.float64) * [512, 256, 512, 256]
     cx, cy = cx - 0.5, cy - 0.5
     if p.max() >= 0.4 and cx < 511.5 and valid[round(cy), round(cx)]:
-      want.append((p.max(), p.argmax(), np.clip([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], -0.5, [511.5, 255.5] * 2)))
+      want.append(
+        (p.max(), p.argmax(), np.clip([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], -0.5, [511.5, 255.5] * 2))
+      )
   want = sorted(want, key=lambda e: -e[0])[:50]
   assert len(d.boxes) == len(want) > 10
   np.testing.assert_allclose(d.scores, [e[0] for e in want], rtol=1e-5)
   assert d.class_ids.tolist() == [e[1] for e in want]
-  np.testing.assert_allclose(d.boxes, [e[2] for e in want], atol=1e-3)   # pixels, float32
+  np.testing.assert_allclose(d.boxes, [e[2] for e in want], atol=1e-3)  # pixels, float32
 
 
 def test_features_are_off_unless_asked_for():
@@ -137,12 +156,18 @@ def test_features_are_off_unless_asked_for():
   out = features.decode(raw, {"parameters": {"publish": True}}, ALL)
   assert out.dtype == np.float16 and out.shape == (8, 16, 32) and np.isfinite(out).all()
   small = np.abs(raw[0]) < 6e4
-  np.testing.assert_allclose(out[small], raw[0][small], rtol=1e-3)   # float16
+  np.testing.assert_allclose(out[small], raw[0][small], rtol=1e-3)  # float16
 
 
 def test_parts_by_parameter_and_by_name():
-  assert part_of({"head": "lanes", "name": "lanes_points_out"}) == "points" and part_of({"head": "objects", "name": "objects_heat"}) == "heat"
-  assert part_of({"head": "objects", "name": "x", "parameters": {"part": "box"}}) == "box" and part_of({"head": "depth", "name": "log_z"}) == "depth"
+  assert (
+    part_of({"head": "lanes", "name": "lanes_points_out"}) == "points"
+    and part_of({"head": "objects", "name": "objects_heat"}) == "heat"
+  )
+  assert (
+    part_of({"head": "objects", "name": "x", "parameters": {"part": "box"}}) == "box"
+    and part_of({"head": "depth", "name": "log_z"}) == "depth"
+  )
   assert set(HEADS) == {"depth", "segmentation", "features", "objects", "detector", "lanes"}
 
 
@@ -154,7 +179,9 @@ def test_ground_against_the_cameras_matrix(view, k):
   p = points @ (k @ view_frame_from_device_frame).T
   np.testing.assert_allclose(ground.view(points), p[:, :2] / p[:, 2:], rtol=1e-9)
   np.testing.assert_allclose(ground.road(ground.view(points)), points, rtol=1e-9)
-  assert np.isnan(ground.road(np.array([[256.0, ground.cy], [10, ground.cy - 20], [256, ground.cy + 1]]))).all()   # horizon, sky, beyond 150 m
+  assert np.isnan(
+    ground.road(np.array([[256.0, ground.cy], [10, ground.cy - 20], [256, ground.cy + 1]]))
+  ).all()  # horizon, sky, beyond 150 m
   assert np.isnan(ground.view(np.array([[-5.0, 0, 1.4]]))).all()
   # the deviation against a hundred thousand draws; the error is nearly linear at 20 m
   row = ground.cy + ground.f * 1.4 / 20 + r.normal(0, 1, 100_000) * np.hypot(2.0, ground.f * 0.005)
@@ -165,14 +192,16 @@ def test_ground_against_the_cameras_matrix(view, k):
 
 def model(lines, probs):
   x = np.linspace(0, 13, 33) ** 2
-  make = lambda f: SimpleNamespace(x=x.tolist(), y=f(x).tolist(), z=[1.3] * 33)   # noqa: E731
+  make = lambda f: SimpleNamespace(x=x.tolist(), y=f(x).tolist(), z=[1.3] * 33)  # noqa: E731
   return SimpleNamespace(laneLines=[make(f) for f in lines], laneLineProbs=probs)
 
 
 def test_lane_lines_of_the_model_are_projected():
-  found = lanes.model_lines(model([lambda x: -1.8 + 1e-3 * x ** 2, lambda x: 1.8 + 0 * x, lambda x: 5 + 0 * x], [0.9, 0.5, 0.1]), GROUND)
+  found = lanes.model_lines(
+    model([lambda x: -1.8 + 1e-3 * x**2, lambda x: 1.8 + 0 * x, lambda x: 5 + 0 * x], [0.9, 0.5, 0.1]), GROUND
+  )
   assert len(found) == 2
-  for px, f in zip(found, (lambda x: -1.8 + 1e-3 * x ** 2, lambda x: 1.8 + 0 * x), strict=True):
+  for px, f in zip(found, (lambda x: -1.8 + 1e-3 * x**2, lambda x: 1.8 + 0 * x), strict=True):
     assert (np.diff(px[:, 1]) > 0).all()
     road = GROUND.road(px)
     np.testing.assert_allclose(road[:, 1], f(road[:, 0]), rtol=1e-6)
@@ -187,11 +216,11 @@ def test_lines_are_found_in_a_class_map():
   i = np.arange(18, 64)
   road_x = GROUND.f * GROUND.height / (4 * i + 1.5 - GROUND.cy)
   for y, dashed in ((-1.7, True), (1.7, False)):
-    u = GROUND.cx + GROUND.f * (y + 4e-4 * road_x ** 2) / road_x
+    u = GROUND.cx + GROUND.f * (y + 4e-4 * road_x**2) / road_x
     for row, x, col in zip(i, road_x, u, strict=True):
       if 0 < col < 511 and not (dashed and int(x / 3) % 2):
         at = round((col - 1.5) / 4)
-        class_map[row, max(0, at - 1):at + 2] = 2
+        class_map[row, max(0, at - 1) : at + 2] = 2
   class_map[50, 30:90] = 2
   found = lanes.map_lines(class_map, 2, GROUND, 4)
   assert len(found) == 2
@@ -246,7 +275,7 @@ def test_lines_of_a_map_against_a_loop(seed, noise, count, all_lane):
     a, b, wide = r.uniform(0, 128), r.uniform(-1.5, 1.5), r.integers(1, 4)
     for row, column in zip(rows, np.round(a + b * (63 - rows)).astype(int), strict=True):
       if 0 <= column < 128 and r.random() < 0.8:
-        class_map[row, column:column + wide] = 2
+        class_map[row, column : column + wide] = 2
   class_map[r.integers(64)] = 2 if all_lane else 0
   got, want = lanes.map_lines(class_map, 2, GROUND, 4), plain_lines(class_map, 2, 4)
   assert len(got) == len(want) and all((a == b).all() for a, b in zip(got, want, strict=True))
@@ -259,7 +288,9 @@ def test_maps_at_cells_and_overlaps_of_boxes_against_loops():
   assert objects.at_cells(maps, i[:0], j[:0]).shape == (0, 5)
   low = r.uniform(0, 100, (30, 2))
   boxes = np.concatenate([low, low + r.uniform(1, 80, (30, 2))], axis=1)
-  np.testing.assert_allclose(objects.box_iou(boxes[:10], boxes[10:]), [[iou(a, b) for b in boxes[10:]] for a in boxes[:10]], rtol=1e-12)
+  np.testing.assert_allclose(
+    objects.box_iou(boxes[:10], boxes[10:]), [[iou(a, b) for b in boxes[10:]] for a in boxes[:10]], rtol=1e-12
+  )
 
 
 def test_fit_is_weighted_least_squares_with_a_prior():
@@ -269,8 +300,8 @@ def test_fit_is_weighted_least_squares_with_a_prior():
   y = np.stack([np.polyval(c[::-1], x[k]) for k, c in enumerate(true)]) + r.normal(0, 0.02, x.shape)
   weight = r.uniform(0.2, 1, x.shape)
   weight[0, 5] = 0
-  x[0, 5] = y[0, 5] = np.nan   # not in use
-  y[1, 7] += 6                 # a stray
+  x[0, 5] = y[0, 5] = np.nan  # not in use
+  y[1, 7] += 6  # a stray
   coef, off = lanes.fit_lines(x, y, weight, 910.0)
   near = np.linspace(8, 55, 20)
   for k in range(2):
@@ -278,7 +309,7 @@ def test_fit_is_weighted_least_squares_with_a_prior():
     np.testing.assert_allclose(lanes.on_line(coef[k], near), np.polyval(coef[k][::-1], near), rtol=1e-12)
   assert off[1, 7] > 20 and off[0, 5] == 0 and np.delete(off[1], 7).max() < 4
   few, _ = lanes.fit_lines(np.array([[10.0, 12.0]]), np.array([[2.0, 2.0]]), np.ones((1, 2)), 910.0)
-  assert abs(np.polyval(few[0][::-1], 40.0) - 2) < 1.0   # two points stay nearly straight
+  assert abs(np.polyval(few[0][::-1], 40.0) - 2) < 1.0  # two points stay nearly straight
   none, _ = lanes.fit_lines(np.full((1, 3), np.nan), np.full((1, 3), np.nan), np.zeros((1, 3)), 910.0)
   assert (none == 0).all()
 

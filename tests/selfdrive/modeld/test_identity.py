@@ -99,7 +99,9 @@ def test_weights_outside_that_are_listed_run_from_memory(tmp_path, monkeypatch):
 def test_weights_outside_that_are_not_listed_are_refused(tmp_path, monkeypatch, place):
   bundle, _ = external(tmp_path / "b", names=())
   monkeypatch.chdir(bundle.path if place == "working folder" else tmp_path)
-  with pytest.raises(BundleError, match=r"scene.onnx keeps weights in another file: .*sha256 has no hash of .weights.bin"):
+  with pytest.raises(
+    BundleError, match=r"scene.onnx keeps weights in another file: .*sha256 has no hash of .weights.bin"
+  ):
     open_runner(bundle, bundle.graphs[0])
 
 
@@ -147,7 +149,9 @@ def test_fields_are_those_of_onnx():
     assert inner.items() <= there.items()
     # all by which a TensorProto can be reached
     assert {n for n, name in there.items() if name in (*FIELDS, "TensorProto")} == inner.keys()
-  assert [f.number for f in onnx.TensorProto.DESCRIPTOR.fields if f.name in ("raw_data", "external_data", "data_location")] == [9, 13, 14]
+  assert [
+    f.number for f in onnx.TensorProto.DESCRIPTOR.fields if f.name in ("raw_data", "external_data", "data_location")
+  ] == [9, 13, 14]
 
 
 def test_damaged_files_are_refused_in_one_line(tmp_path):
@@ -206,8 +210,15 @@ def damage(kind, path: Path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "scene.onnx"])
-@pytest.mark.parametrize(("kind", "said"), [
-  ("pipe", "is no ordinary file"), ("device", "is a link"), ("folder", "is no ordinary file"), ("large", "1099511627776 bytes")])
+@pytest.mark.parametrize(
+  ("kind", "said"),
+  [
+    ("pipe", "is no ordinary file"),
+    ("device", "is a link"),
+    ("folder", "is no ordinary file"),
+    ("large", "1099511627776 bytes"),
+  ],
+)
 def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch, name, kind, said):
   bundle = write_bundle(tmp_path / "b")
   damage(kind, bundle.path / name, monkeypatch)
@@ -218,12 +229,15 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch, name, kind, s
     read_file(bundle.path / name, 1 << 20)
 
 
-@pytest.mark.parametrize(("sha256", "said"), [
-  ({"x" * 5000: "0"}, "cannot be opened: File name too long"),
-  ({"a\0b": "0"}, "cannot be opened"),
-  ({"..": "0"}, "not a file of the bundle"),
-  ({str(i): "0" for i in range(1000)}, "lists 1001 files, may list 64"),
-])
+@pytest.mark.parametrize(
+  ("sha256", "said"),
+  [
+    ({"x" * 5000: "0"}, "cannot be opened: File name too long"),
+    ({"a\0b": "0"}, "cannot be opened"),
+    ({"..": "0"}, "not a file of the bundle"),
+    ({str(i): "0" for i in range(1000)}, "lists 1001 files, may list 64"),
+  ],
+)
 def test_odd_lists_of_files(tmp_path, sha256, said):
   bundle = write_bundle(tmp_path / "b")
   raw = json.loads((bundle.path / "manifest.json").read_text())

@@ -1,4 +1,5 @@
 """Lines of point slots: which are one, and when they end. Driven by hand, without a graph."""
+
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
@@ -35,7 +36,7 @@ def begun(*ys: float) -> LaneTracker:
 
 
 def test_a_line_offered_beside_one_is_the_same_up_to_same_line():
-  assert SAME_LINE == 0.9   # half of a narrow lane's width less a line's: two lines of a lane never become one
+  assert SAME_LINE == 0.9  # half of a narrow lane's width less a line's: two lines of a lane never become one
   for beside, lines in ((0.85, 1), (0.95, 2)):
     tracker = begun(1.7)
     offer(tracker, 1.7 + beside)
@@ -51,7 +52,7 @@ def test_a_point_out_of_sight_lives_for_max_hidden_frames():
   for t in range(1, MAX_HIDDEN + 2):
     tracker.update(LanePoints(tracker.points[0].copy(), hidden), GROUND)
     assert tracker.mask[0, last] == (t <= MAX_HIDDEN), t
-  assert tracker.mask[0].sum() == used.sum() - 1   # the others stay
+  assert tracker.mask[0].sum() == used.sum() - 1  # the others stay
 
 
 def test_a_line_that_the_source_of_seeds_does_not_see_ends():

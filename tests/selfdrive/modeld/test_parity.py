@@ -6,7 +6,9 @@ from openpilot.selfdrive.modeld.fair.parity import difference, worst
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize(("values", "want"), [([], 0), ([1, 3, 2], 3), ([NAN, 1], INF), ([1, NAN], INF), ([NAN], INF), ([INF, NAN, 2], INF)])
+@pytest.mark.parametrize(
+  ("values", "want"), [([], 0), ([1, 3, 2], 3), ([NAN, 1], INF), ([1, NAN], INF), ([NAN], INF), ([INF, NAN, 2], INF)]
+)
 def test_what_is_not_a_number_is_the_worst_wherever_it_stands(values, want):
   assert worst(values) == worst(reversed(values)) == want
 

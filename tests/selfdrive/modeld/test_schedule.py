@@ -1,4 +1,6 @@
-"""Which frames are taken and which graphs run: rate, heat, phase, budget. No process and no real clock; test_faults.py has those."""
+"""Which frames are taken and which graphs run: rate, heat, phase, budget. No process and no real clock; test_faults.py
+has those."""
+
 import gc
 import os
 import subprocess
@@ -33,9 +35,17 @@ def taken(schedule, ids):
 def test_rate(rate):
   s = FrameSchedule({"rate": rate})
   got = taken(s, range(100, 2100))
-  assert abs(len(got) - 2000 * rate / CAMERA_RATE) <= 1 and s.dropped == 0 and s.received == 2000 and s.not_due == 2000 - len(got)
+  assert (
+    abs(len(got) - 2000 * rate / CAMERA_RATE) <= 1
+    and s.dropped == 0
+    and s.received == 2000
+    and s.not_due == 2000 - len(got)
+  )
   assert set(np.diff(got).tolist()) <= {int(s.step), int(np.ceil(s.step))}  # evenly, not in bursts
-  assert FrameSchedule({"rate": rate}).budget == pytest.approx(1 / rate) and FrameSchedule({"rate": rate, "budget_ms": 30}).budget == 0.03
+  assert (
+    FrameSchedule({"rate": rate}).budget == pytest.approx(1 / rate)
+    and FrameSchedule({"rate": rate, "budget_ms": 30}).budget == 0.03
+  )
 
 
 def test_heat_lowers_the_rate_and_cold_restores_it():
@@ -60,9 +70,18 @@ def test_missing_frames_are_drops_only_where_they_were_due():
 
 def test_duplicates_old_frames_and_new_streams():
   s = FrameSchedule({})
-  assert verdicts(s, [7, 7, 9, 8, 9, 10]) == [Verdict.TAKE, Verdict.AGAIN, Verdict.TAKE, Verdict.OLD, Verdict.AGAIN, Verdict.TAKE]
+  assert verdicts(s, [7, 7, 9, 8, 9, 10]) == [
+    Verdict.TAKE,
+    Verdict.AGAIN,
+    Verdict.TAKE,
+    Verdict.OLD,
+    Verdict.AGAIN,
+    Verdict.TAKE,
+  ]
   assert (s.received, s.dropped) == (4, 1)  # 8 was given up when 9 came; that it came after all is no second drop
-  assert s.look(3, 100 * PERIOD_NS)[0] is Verdict.TAKE  # a number that falls with a time that does not: the camera began anew
+  assert (
+    s.look(3, 100 * PERIOD_NS)[0] is Verdict.TAKE
+  )  # a number that falls with a time that does not: the camera began anew
   assert s.look(3 + JUMPED, 101 * PERIOD_NS) == (Verdict.TAKE, 0) and s.dropped == 1
   assert s.look(3 + JUMPED - REORDERED, 0)[0] is Verdict.TAKE  # a route that is played again: far back in both
   s.begin()
@@ -78,8 +97,14 @@ def test_a_clock_that_jumps_changes_nothing():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2**32 - 1) | st.integers(0, 40), st.integers(0, 2**64 - 1) | st.integers(0, 40)), max_size=60),
-       st.floats(1, 20), st.sampled_from(["ok", "overheated", "critical"]))
+@given(
+  st.lists(
+    st.tuples(st.integers(0, 2**32 - 1) | st.integers(0, 40), st.integers(0, 2**64 - 1) | st.integers(0, 40)),
+    max_size=60,
+  ),
+  st.floats(1, 20),
+  st.sampled_from(["ok", "overheated", "critical"]),
+)
 def test_any_numbers_and_times_leave_the_counts_true(frames, rate, heat):
   s = FrameSchedule({"rate": rate})
   s.heat(heat)
@@ -164,7 +189,9 @@ def test_a_graph_without_room_is_put_off_not_forgotten(tmp_path):
   assert min(runs.values()) >= 6, runs  # they alternate by themselves
   _, state = model.state_message()
   s = state.fairState
-  assert [g.late for g in s.graphs] == [model.stats[f"g{k}"].late for k in range(3)] and sum(g.late for g in s.graphs) >= 12
+  assert [g.late for g in s.graphs] == [model.stats[f"g{k}"].late for k in range(3)] and sum(
+    g.late for g in s.graphs
+  ) >= 12
   assert s.framesLate == 13 and s.budget == pytest.approx(0.05) and s.rate == 20 and state.valid
 
 
@@ -194,13 +221,22 @@ def test_a_lower_rate_is_no_gap(tmp_path):
   assert model.plans[0].inputs["lanes_template"].max() == 5
 
 
-@pytest.mark.parametrize(("change", "message"), [
-  (lambda g: g.update(phase=1), r"graph 'lanes' has the phase 1 of a period of 1"),
-  (lambda g: g["outputs"][0].update(period=2), "their outputs have no period"),
-  (lambda g: g["outputs"][1].update(period=3, phase=3), "output 'lanes_visible' has the phase 3 of a period of 3"),
-  (lambda g: g["outputs"][1].setdefault("parameters", {}).update(part="points"), "two outputs are part 'points' of the head 'lanes'"),
-  (lambda g: g["outputs"][1].setdefault("parameters", {}).update(part="nose"), "output 'lanes_visible' is part 'nose' of the head 'lanes'"),
-])
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda g: g.update(phase=1), r"graph 'lanes' has the phase 1 of a period of 1"),
+    (lambda g: g["outputs"][0].update(period=2), "their outputs have no period"),
+    (lambda g: g["outputs"][1].update(period=3, phase=3), "output 'lanes_visible' has the phase 3 of a period of 3"),
+    (
+      lambda g: g["outputs"][1].update(parameters={"part": "points"}),
+      "two outputs are part 'points' of the head 'lanes'",
+    ),
+    (
+      lambda g: g["outputs"][1].update(parameters={"part": "nose"}),
+      "'lanes_visible' is part 'nose' of the head 'lanes'",
+    ),
+  ],
+)
 def test_turns_and_parts_that_cannot_be_are_refused(tmp_path, change, message):
   graph = lanes_graph(tmp_path)
   change(graph)
@@ -266,7 +302,7 @@ except PermissionError:
   print("no rights")
   sys.exit()
 print(gc.isenabled(), os.sched_getscheduler(0) == os.SCHED_FIFO, os.sched_getparam(0).sched_priority, os.sched_getaffinity(0) == {core})
-"""
+"""  # noqa: E501
 
 
 def realtime(where):
@@ -293,12 +329,14 @@ def test_on_a_pc_nothing_needs_rights(who):
 def test_priority_is_below_modelds():
   from openpilot.common.realtime import Priority
   from openpilot.selfdrive.modeld.fair.worker import PRIORITY
+
   assert 0 < PRIORITY < Priority.MODEL
 
 
 def test_garbage_goes_between_frames_and_what_lives_is_not_looked_at(tmp_path, prefix):
   """fairState's collection finds a cycle of any age, and costs nothing for what the bundle made."""
   from openpilot.selfdrive.modeld.fair.worker import FairModeld
+
   daemon = FairModeld(lambda: tmp_path, None)
   try:
     daemon.take(FairModel(write_bundle(tmp_path)))

@@ -1,4 +1,5 @@
-"""What a worker can do to its supervisor, and the supervisor's end: mostly with workers of a few lines; then the real one, with graphs that never return."""
+"""What a worker can do to its supervisor, and the supervisor's end: mostly with workers of a few lines; then the real
+one, with graphs that never return."""
 
 import json
 import os
@@ -49,14 +50,21 @@ class Run:
   def __init__(self, tmp_path, worker, **settings):
     self.log = tmp_path / "stderr"
     with open(self.log, "wb") as f:
-      self.proc = subprocess.Popen([sys.executable, "-c", RUN, json.dumps({"worker": LINKED + worker, **settings})], stderr=f, cwd=ROOT)
+      self.proc = subprocess.Popen(
+        [sys.executable, "-c", RUN, json.dumps({"worker": LINKED + worker, **settings})], stderr=f, cwd=ROOT
+      )
 
   def said(self):
     return self.log.read_text(errors="replace")
 
   def begun(self, n):
     """Until the n-th worker begins: all pids."""
-    return wait(lambda: len(pids := [int(w.split()[1]) for w in self.said().splitlines() if w.startswith("begins ")]) >= n and pids, f"{n} workers")
+    return wait(
+      lambda: (
+        len(pids := [int(w.split()[1]) for w in self.said().splitlines() if w.startswith("begins ")]) >= n and pids
+      ),
+      f"{n} workers",
+    )
 
   def says(self, text):
     wait(lambda: text in self.said() or self.proc.poll() is not None, f"'{text}'")
@@ -93,8 +101,11 @@ def gone(pid):
 
 
 def test_the_supervisor_holds_nothing_that_can_fail():
-  code = "import sys, openpilot.selfdrive.modeld.fair.fairmodeld as f; print(*(m for m in ('numpy', 'capnp', 'onnxruntime', 'tinygrad') if m in sys.modules))"
-  assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip() == ""
+  code = "import sys, openpilot.selfdrive.modeld.fair.fairmodeld as f; print(*(m for m in ('numpy', 'capnp', 'onnxruntime', 'tinygrad') if m in sys.modules))"  # noqa: E501
+  assert (
+    subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()
+    == ""
+  )
 
 
 # *** what a worker can do ***
@@ -115,7 +126,10 @@ def test_killed_again_and_again(run):
 
 
 def test_an_end_is_told_with_what_it_mostly_means():
-  assert child.ended(-signal.SIGKILL) == "was killed by SIGKILL (out of memory, by hand, or RLIMIT_RTTIME at real-time priority; dmesg tells of memory)"
+  assert (
+    child.ended(-signal.SIGKILL)
+    == "was killed by SIGKILL (out of memory, by hand, or RLIMIT_RTTIME at real-time priority; dmesg tells of memory)"
+  )
   assert child.ended(-signal.SIGXCPU) == "was killed by SIGXCPU (3 s at real-time priority without once waiting)"
   assert child.ended(-signal.SIGSEGV) == "was killed by SIGSEGV" and child.ended(3) == "ended with exit code 3"
 
@@ -159,7 +173,8 @@ def test_a_worker_that_raises(run):
 @linux
 def test_memory_that_is_its_own(run):
   """RLIMIT_DATA: at once, however fast it takes it."""
-  r = run("""
+  r = run(
+    """
 link.beat()
 kept = []
 try:
@@ -169,7 +184,9 @@ except MemoryError:
   held = int(open('/proc/self/statm').read().split()[1]) * 4096
   print('refused at', held, file=sys.stderr, flush=True)
   live()
-""", memory=200_000_000)
+""",
+    memory=200_000_000,
+  )
   r.says("refused at")
   assert int(r.said().split("refused at")[1].split()[0]) < 230_000_000
   r.says("of the 200 MB that it may and was ended")  # at its limit it would fail for ever
@@ -178,25 +195,31 @@ except MemoryError:
 
 @linux
 def test_memory_that_is_shared(run):
-  r = run("""
+  r = run(
+    """
 import mmap
 m = mmap.mmap(-1, 300_000_000)
 link.beat()
 for i in range(0, len(m), 4096): m[i] = 1
 live()
-""", memory=200_000_000)
+""",
+    memory=200_000_000,
+  )
   r.says("of the 200 MB that it may and was ended")
   r.begun(2)
 
 
 def test_a_bundle_that_hangs_is_refused_in_the_end(run):
-  r = run("""
+  r = run(
+    """
 if "abc" in link.refused:
   link.beat()
   live()
 link.loading("abc")
 while True: pass
-""", limits={"load": 0.3})
+""",
+    limits={"load": 0.3},
+  )
   r.says("its process did not load its bundle within 0.3 s and was ended")
   r.begun(3)
   r.says("{'abc': 'hung 2 times: it did not load its bundle within 0.3 s'}")
@@ -205,12 +228,15 @@ while True: pass
 
 @linux
 def test_silent_at_the_start_and_in_a_frame(run):
-  r = run("""
+  r = run(
+    """
 if link.ends == 0: time.sleep(600)
 link.running("abc")
 if link.ends == 1: time.sleep(600)
 live()
-""", limits={"start": 1.5, "run": 1.0})
+""",
+    limits={"start": 1.5, "run": 1.0},
+  )
   r.says("did not start within 1.5 s and was ended")
   r.says("did not come back from a frame within 1 s and was ended")
   pid = r.begun(3)[-1]
@@ -246,7 +272,9 @@ def test_it_yields_to_others_and_is_the_first_to_go(run):
   assert Path(f"/proc/{pid}/oom_score_adj").read_text().strip() == "1000"
   assert limits["Max data size"] == ["500000000", "500000000"] and limits["Max core file size"] == ["0", "0"]
   assert limits["Max realtime timeout"] == [str(child.RT_LIMIT), str(child.RT_LIMIT + child.RT_GRACE)]
-  assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + 5 and os.getpgid(pid) == pid != os.getpgid(r.proc.pid)
+  assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + 5 and os.getpgid(
+    pid
+  ) == pid != os.getpgid(r.proc.pid)
 
 
 # *** the supervisor's own end ***
@@ -269,12 +297,15 @@ live()
 
 @linux
 def test_a_worker_that_hears_no_signal_is_killed(run):
-  r = run("""
+  r = run(
+    """
 import signal
 for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
 print("ready", file=sys.stderr, flush=True)
 while True: pass
-""", grace=0.2)
+""",
+    grace=0.2,
+  )
   r.says("ready")
   pid = r.begun(1)[0]
   assert r.end() == 0 and gone(pid)
@@ -291,7 +322,11 @@ def test_the_worker_dies_with_its_supervisor(tmp_path):
 
 def test_by_hand_what_cannot_begin_ends_it(tmp_path):
   hangs = "link.loading('a'); time.sleep(600)"
-  for worker, code, said in (("sys.exit(2)", 2, ""), ("sys.exit(0)", 0, ""), (hangs, 2, "error: the process did not load its bundle")):
+  for worker, code, said in (
+    ("sys.exit(2)", 2, ""),
+    ("sys.exit(0)", 0, ""),
+    (hangs, 2, "error: the process did not load its bundle"),
+  ):
     r = Run(tmp_path, worker, by_hand=True, limits={"load": 0.2})
     assert r.proc.wait(DEADLINE) == code and said in r.said() and r.said().count("\n") == 1 + bool(said)
   r = Run(tmp_path, "link.beat(); time.sleep(.5); sys.exit(2)", by_hand=True)  # once it ran, it is kept running
@@ -300,7 +335,8 @@ def test_by_hand_what_cannot_begin_ends_it(tmp_path):
 
 
 def test_a_trial_run_is_told(run):
-  r = run("""
+  r = run(
+    """
 link.beat()
 for path in ("print('ok abc')", "print('error: no graph'); raise SystemExit(2)", "import os; os.kill(os.getpid(), 11)", "while True: pass", "print('no')"):
   link.try_out(path, None)
@@ -310,11 +346,17 @@ for path in ("print('ok abc')", "print('error: no graph'); raise SystemExit(2)",
   assert a["path"] == path
   print("answer", a["hash"], a["error"], file=sys.stderr, flush=True)
 live()
-""", limits={"trial": 1.0})
+""",  # noqa: E501
+    limits={"trial": 1.0},
+  )
   r.says("its trial run ended with exit code 0")
   assert [w.removeprefix("answer ") for w in r.said().splitlines() if w.startswith("answer")] == [
-    "abc None", "None no graph", "None its trial run was killed by SIGSEGV", "None its trial run did not end within 1 s",
-    "None its trial run ended with exit code 0"]
+    "abc None",
+    "None no graph",
+    "None its trial run was killed by SIGSEGV",
+    "None its trial run did not end within 1 s",
+    "None its trial run ended with exit code 0",
+  ]
 
 
 def test_nothing_of_the_working_folder_is_run(tmp_path):
@@ -323,10 +365,19 @@ def test_nothing_of_the_working_folder_is_run(tmp_path):
     (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write(__name__)")
   env = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"} | {"PYTHONPATH": str(ROOT)}
   for module, *args in (["fairmodeld", "--bundle", "nowhere"], ["trial", "nowhere"]):
-    r = subprocess.run(child.python(f"openpilot.selfdrive.modeld.fair.{module}", *args), cwd=tmp_path, env=env, capture_output=True, text=True)
+    r = subprocess.run(
+      child.python(f"openpilot.selfdrive.modeld.fair.{module}", *args),
+      cwd=tmp_path,
+      env=env,
+      capture_output=True,
+      text=True,
+    )
     assert r.returncode == 2 and "no bundle at nowhere" in r.stderr + r.stdout
   assert not (tmp_path / "ran").exists()
-  assert child.environment(PYTHONPATH=f"{os.pathsep}.{os.pathsep}/a")["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "/a"]
+  assert child.environment(PYTHONPATH=f"{os.pathsep}.{os.pathsep}/a")["PYTHONPATH"].split(os.pathsep) == [
+    str(ROOT),
+    "/a",
+  ]
 
 
 # *** the real worker ***
@@ -371,7 +422,8 @@ def test_a_new_bundle_that_never_returns_is_refused_and_the_old_one_goes_on(tmp_
 
 @pytest.mark.slow
 def test_a_frame_that_never_ends(tmp_path, prefix):
-  """Its trial frames return, that one does not: the worker is ended and started again; the second time its bundle is refused, until it is another one."""
+  """Its trial frames return, that one does not: the worker is ended and started again; the second time its bundle is
+  refused, until it is another one."""
   rig = Rig(write_loop(tmp_path / "tiny", level=77).path, command=supervised(limits={"run": 4.0}))
   try:
     rig.camera()
@@ -382,7 +434,9 @@ def test_a_frame_that_never_ends(tmp_path, prefix):
     rig.level = 10
     rig.fault("the process before this one did not come back from a frame within 4 s and was ended")
     rig.level = 77
-    rig.fault("bundle 'tiny' hung 2 times: it did not come back from a frame within 4 s; it is refused until its files change")
+    rig.fault(
+      "bundle 'tiny' hung 2 times: it did not come back from a frame within 4 s; it is refused until its files change"
+    )
     write_bundle(tmp_path / "tiny", name="again")
     rig.until(lambda sm: sm["fairState"].bundle == "again", "a bundle that runs")
     rig.flows()
@@ -397,5 +451,5 @@ import ctypes, os
 ctypes.CDLL(None).setenv(b"CEREAL_FAKE_PREFIX", b"replay", 1)
 from openpilot.selfdrive.modeld.fair.child import environment
 assert "CEREAL_FAKE_PREFIX" not in os.environ and environment()["CEREAL_FAKE_PREFIX"] == "replay" and "CEREAL_FAKE" not in environment()
-"""
+"""  # noqa: E501
   subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])

@@ -1,4 +1,5 @@
 """Identities through occlusion, on drives that are known exactly."""
+
 from itertools import permutations
 
 import numpy as np
@@ -9,7 +10,17 @@ from openpilot.selfdrive.modeld.fair.assignment import assign, hungarian
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.objects import Detections, box_iou
-from openpilot.selfdrive.modeld.fair.tracking import FROM_BOX, MAX_LOST, MAX_TRACKS, TO_BOX, UNSEEN, Q, Tracker, locate, merge
+from openpilot.selfdrive.modeld.fair.tracking import (
+  FROM_BOX,
+  MAX_LOST,
+  MAX_TRACKS,
+  TO_BOX,
+  UNSEEN,
+  Q,
+  Tracker,
+  locate,
+  merge,
+)
 
 VIEW = (256, 512)
 CLASSES = ["vehicle", "pedestrian", "cyclist"]
@@ -28,7 +39,9 @@ def best_sum(value):
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**32 - 1), st.sampled_from([0.2, 0.5, 1.0]))
 def test_assignment_is_the_best_of_all(n, m, seed, density):
   r = np.random.default_rng(seed)
-  value = np.where(r.random((n, m)) < density, r.choice([r.random((n, m)), r.integers(-1, 3, (n, m)) / 2]), 0)   # with ties, and below 0
+  value = np.where(
+    r.random((n, m)) < density, r.choice([r.random((n, m)), r.integers(-1, 3, (n, m)) / 2]), 0
+  )  # with ties, and below 0
   want = best_sum(value)
   for rows, cols in (assign(value), tuple(np.array(hungarian(value.tolist()), int).reshape(-1, 2).T)):
     assert len(set(rows.tolist())) == len(rows) and len(set(cols.tolist())) == len(cols)
@@ -38,7 +51,8 @@ def test_assignment_is_the_best_of_all(n, m, seed, density):
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32 - 1))
 def test_infinite_values_are_taken_first_and_nan_never(n, m, seed):
-  """As many of the infinite as can be, then the largest sum of the others: as if infinity were a number beyond all others."""
+  """As many of the infinite as can be, then the largest sum of the others: as if infinity were a number beyond all
+  others."""
   r = np.random.default_rng(seed)
   value = r.choice([0, np.inf, -np.inf, np.nan, 0.25, 0.5, 1], (n, m))
   rows, cols = assign(value)
@@ -60,7 +74,7 @@ def test_large_assignment_equals_scipys():
 
 
 def test_assignment_of_a_crowd_that_moved_a_little_equals_scipys():
-  """Most tracks have one detection that is plainly theirs, some neighbours are worth nearly as much."""
+  """Most tracks have one detection that is plainly theirs, some neighbors are worth nearly as much."""
   scipy = pytest.importorskip("scipy.optimize")
   for seed in range(40):
     r = np.random.default_rng(seed)
@@ -73,7 +87,7 @@ def test_assignment_of_a_crowd_that_moved_a_little_equals_scipys():
     assert (np.diff(rows) > 0).all() and (rows == i[wanted]).all() and (cols == j[wanted]).all()
 
 
-def test_boxes_to_centres_and_back_round_once():
+def test_boxes_to_centers_and_back_round_once():
   """As products they are the same bits as halves of sums and differences."""
   r = np.random.default_rng(4)
   state = np.concatenate([r.uniform(-50, 600, (500, 2)), r.uniform(0, 400, (500, 2))], axis=1)
@@ -81,7 +95,10 @@ def test_boxes_to_centres_and_back_round_once():
   assert (state @ TO_BOX == np.concatenate([state[:, :2] - half, state[:, :2] + half], axis=1)).all()
   for boxes in (state @ TO_BOX, (state @ TO_BOX).astype(np.float32)):
     got = boxes @ FROM_BOX
-    assert got.dtype == boxes.dtype and (got == np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1)).all()
+    assert (
+      got.dtype == boxes.dtype
+      and (got == np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1)).all()
+    )
 
 
 def looks(seed):
@@ -98,8 +115,14 @@ def detections(boxes, cls=None, embed=None, scores=None, masks=True):
   boxes = np.array(boxes, np.float32).reshape(-1, 4)
   n = len(boxes)
   m = np.array([mask_of(b) for b in boxes], bool).reshape(n, 64, 128) if masks else None
-  return Detections(CLASSES, boxes, np.full(n, 0.9, np.float32) if scores is None else np.array(scores, np.float32), np.array(cls or [0] * n, np.int64), m,
-                    None if embed is None else np.array(embed, np.float32).reshape(n, 16))
+  return Detections(
+    CLASSES,
+    boxes,
+    np.full(n, 0.9, np.float32) if scores is None else np.array(scores, np.float32),
+    np.array(cls or [0] * n, np.int64),
+    m,
+    None if embed is None else np.array(embed, np.float32).reshape(n, 16),
+  )
 
 
 def box(x, y, w=40.0, h=30.0):
@@ -123,7 +146,7 @@ def test_identity_survives_occlusion(gap, kind):
     out = tracker.update(t, detections(noisy, embed=[faces[k] for k in order] if faces else None, masks=rich), GROUND)
     at = [int(np.argmax(box_iou(np.array([x]), out.boxes))) for x in (a, b, c)]
     if begin <= t < begin + gap:
-      at[0] = int(np.flatnonzero(out.ids == ids[0][0])[0])   # it is still told, where it should be
+      at[0] = int(np.flatnonzero(out.ids == ids[0][0])[0])  # it is still told, where it should be
       assert out.occluded[at[0]] and out.visibility[at[0]] == 0 and out.mask_of[at[0]] == -1
       assert abs(out.boxes[at[0], [0, 2]].mean() - (100 + 2.0 * t)) < 25
     assert out.ages[at[0]] == t
@@ -133,12 +156,16 @@ def test_identity_survives_occlusion(gap, kind):
 
 def test_longer_than_two_seconds_is_a_new_one_and_ids_are_never_used_again():
   tracker = Tracker(CLASSES, VIEW)
-  empty = tracker.update(-1, detections([], embed=np.zeros((0, 16))), GROUND, Depth(np.ones((64, 128), np.float32), True))
+  empty = tracker.update(
+    -1, detections([], embed=np.zeros((0, 16))), GROUND, Depth(np.ones((64, 128), np.float32), True)
+  )
   assert len(empty.ids) == 0 and empty.position.shape == (0, 3)
   seen = []
   for t in range(300):
-    there = t % 60 < 60 - MAX_LOST - 2   # gone for 42 frames
-    out = tracker.update(t, detections([box(256, 128)] if there else [], embed=[looks(1)] if there else np.zeros((0, 16))), GROUND)
+    there = t % 60 < 60 - MAX_LOST - 2  # gone for 42 frames
+    out = tracker.update(
+      t, detections([box(256, 128)] if there else [], embed=[looks(1)] if there else np.zeros((0, 16))), GROUND
+    )
     if there:
       assert len(out.ids) == 1
       seen.append(int(out.ids[0]))
@@ -156,7 +183,9 @@ def test_jumps_of_the_frames_number(step, kept):
     out = tracker.update(t, detections([box(256, 128)]), GROUND)
   after = tracker.update(9 + step, detections([box(256, 128)]), GROUND)
   assert (after.ids.tolist() == out.ids.tolist()) == kept
-  assert tracker.update(9 + step, detections([box(256, 128)]), GROUND).ids.tolist() == after.ids.tolist()   # the same frame twice
+  assert (
+    tracker.update(9 + step, detections([box(256, 128)]), GROUND).ids.tolist() == after.ids.tolist()
+  )  # the same frame twice
 
 
 def test_looks_decide_where_boxes_cannot():
@@ -181,7 +210,9 @@ def test_masks_decide_where_boxes_cross():
   ids = []
   for t in range(12):
     order = [0, 1] if t % 2 else [1, 0]
-    out = tracker.update(t, Detections(CLASSES, b, np.full(2, 0.9, np.float32), np.zeros(2, np.int64), masks[order], None), GROUND)
+    out = tracker.update(
+      t, Detections(CLASSES, b, np.full(2, 0.9, np.float32), np.zeros(2, np.int64), masks[order], None), GROUND
+    )
     of = {order[int(m)]: int(i) for i, m in zip(out.ids, out.mask_of, strict=True)}
     ids.append((of[0], of[1]))
   assert len(set(ids)) == 1
@@ -196,7 +227,7 @@ def test_half_hidden_is_told_and_its_edges_do_not_push_it():
     hidden = max(0.0, x1 + 60 - 250)
     behind = [x1, 110, min(x1 + 60, 250), 150]
     there = [front] + ([behind] if x1 < 240 else [])
-    out = tracker.update(t, detections(there, embed=[looks(1), looks(2)][:len(there)]), GROUND)
+    out = tracker.update(t, detections(there, embed=[looks(1), looks(2)][: len(there)]), GROUND)
     me = int(np.flatnonzero(out.ids != 1)[0]) if t else 1
     if hidden > 36:
       assert out.occluded[me] and out.visibility[me] < 0.5
@@ -207,7 +238,7 @@ def test_half_hidden_is_told_and_its_edges_do_not_push_it():
   for t in range(40, 100):
     x1 = 150 + 2.0 * t
     there = [front] + ([[max(x1, 350), 110, x1 + 60, 150]] if x1 + 60 > 362 else [])
-    out = tracker.update(t, detections(there, embed=[looks(1), looks(2)][:len(there)]), GROUND)
+    out = tracker.update(t, detections(there, embed=[looks(1), looks(2)][: len(there)]), GROUND)
   assert sorted(out.ids.tolist()) == [1, 2] and tracker.next_id == 3
 
 
@@ -229,16 +260,22 @@ def test_class_is_the_vote_of_many_frames():
 
 
 def test_street_of_thirty():
-  """30 things that cross, 5% of them missed in any frame: hardly an identity changes, the ground is bounded, and it is the same twice."""
+  """30 things that cross, 5% of them missed in any frame: hardly an identity changes, the ground is bounded, and it is
+  the same twice."""
+
   def drive():
     r = np.random.default_rng(1)
-    at, speed, size = r.uniform([20, 80], [490, 200], (30, 2)), r.normal(0, 1.5, (30, 2)) * [1, 0.2], r.uniform(15, 60, (30, 2))
+    at, speed, size = (
+      r.uniform([20, 80], [490, 200], (30, 2)),
+      r.normal(0, 1.5, (30, 2)) * [1, 0.2],
+      r.uniform(15, 60, (30, 2)),
+    )
     faces = np.stack([looks(k) for k in range(30)])
     tracker, switches, last, all_out = Tracker(CLASSES, VIEW), 0, {}, []
     for t in range(100):
       at += speed
       speed[(at < [20, 80]) & (speed < 0) | (at > [490, 200]) & (speed > 0)] *= -1
-      who = r.permutation(30)[:30 - r.binomial(30, 0.05)]
+      who = r.permutation(30)[: 30 - r.binomial(30, 0.05)]
       c, s = (at + r.normal(0, 0.5, at.shape))[who], size[who]
       boxes = np.clip(np.concatenate([c - s / 2, c + s / 2], 1), -0.5, [511.5, 255.5] * 2)
       out = tracker.update(t, detections(boxes, embed=faces[who]), GROUND)
@@ -249,6 +286,7 @@ def test_street_of_thirty():
       all_out.append(np.concatenate([out.ids, out.boxes.ravel(), out.position.ravel()]))
       assert len(out.ids) <= MAX_TRACKS
     return switches, tracker.next_id - 1, np.concatenate(all_out)
+
   switches, ids, out = drive()
   assert switches <= 3 and ids <= 36
   assert np.array_equal(drive()[2], out, equal_nan=True)
@@ -273,20 +311,22 @@ def test_position_on_the_road():
   np.testing.assert_allclose(position[0], car, rtol=1e-5)
   assert std[0, 0] == pytest.approx(float(GROUND.forward_std(np.array(20.0), 1.0)), rel=1e-5)
   z = np.full((64, 128), np.nan, np.float32)
-  z[:, int(foot[0] // 4) - 4:int(foot[0] // 4) + 5] = 22.0
+  z[:, int(foot[0] // 4) - 4 : int(foot[0] // 4) + 5] = 22.0
   both, both_std, shown = locate(b, one, yes, GROUND, Depth(z, True), VIEW)
   assert 20 < both[0, 0] < 22 and both_std[0, 0] < std[0, 0] and shown[0] == 22
-  vague = locate(b, one, yes, GROUND, Depth(z, True, 3.0, 0.3), VIEW)[0]   # metres by a scale that is known to 30 %
+  vague = locate(b, one, yes, GROUND, Depth(z, True, 3.0, 0.3), VIEW)[0]  # meters by a scale that is known to 30 %
   assert 20 < vague[0, 0] < both[0, 0]
   w0, w1 = std[0, 0] ** -2.0, (0.1 * 22.0) ** -2.0
-  assert both[0, 0] == pytest.approx((20 * w0 + 22 * w1) / (w0 + w1), rel=1e-4) and both[0, 1] / both[0, 0] == pytest.approx(0.1, rel=1e-4)
-  z[:] = 60.0   # they contradict each other
+  assert both[0, 0] == pytest.approx((20 * w0 + 22 * w1) / (w0 + w1), rel=1e-4) and both[0, 1] / both[
+    0, 0
+  ] == pytest.approx(0.1, rel=1e-4)
+  z[:] = 60.0  # they contradict each other
   assert locate(b, one, yes, GROUND, Depth(z, True), VIEW)[1][0, 0] > 5
-  for d in (Depth(z, False), Depth(z * np.nan, True)):   # relative, or empty: not used
+  for d in (Depth(z, False), Depth(z * np.nan, True)):  # relative, or empty: not used
     np.testing.assert_allclose(locate(b, one, yes, GROUND, d, VIEW)[0], position)
-  np.testing.assert_allclose(locate(b, one, ~yes, GROUND, Depth(z, True), VIEW)[0], position)   # behind something
+  np.testing.assert_allclose(locate(b, one, ~yes, GROUND, Depth(z, True), VIEW)[0], position)  # behind something
   cut = b.copy()
-  cut[0, 3] = 255.5   # the view ends before the car does
+  cut[0, 3] = 255.5  # the view ends before the car does
   assert np.isnan(locate(cut, one, yes, GROUND, None, VIEW)[0]).all()
   z[:] = 4.0
   assert locate(cut, one, yes, GROUND, Depth(z, True), VIEW)[0][0, 0] == pytest.approx(4)
@@ -312,11 +352,27 @@ def test_position_std_is_honest():
 
 def test_merge_keeps_the_richer_of_two():
   a = detections([box(100, 100), box(300, 100)], cls=[0, 1], embed=[looks(1), looks(2)], scores=[0.6, 0.5])
-  b = Detections(["cyclist", "vehicle"], np.array([box(101, 100), box(300, 101), box(400, 50)], np.float32), np.array([0.9, 0.8, 0.7], np.float32),
-                 np.array([1, 1, 0]), None, None)
+  b = Detections(
+    ["cyclist", "vehicle"],
+    np.array([box(101, 100), box(300, 101), box(400, 50)], np.float32),
+    np.array([0.9, 0.8, 0.7], np.float32),
+    np.array([1, 1, 0]),
+    None,
+    None,
+  )
   d = merge([a, b], CLASSES)
-  assert d.scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.5]) and d.class_ids.tolist() == [0, 0, 2, 1]   # vehicle, other class at the pedestrian, cyclist
-  assert d.masks.any((1, 2)).tolist() == [True, False, False, True] and d.embed.any(1).tolist() == [True, False, False, True]
+  assert d.scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.5]) and d.class_ids.tolist() == [
+    0,
+    0,
+    2,
+    1,
+  ]  # vehicle, other class at the pedestrian, cyclist
+  assert d.masks.any((1, 2)).tolist() == [True, False, False, True] and d.embed.any(1).tolist() == [
+    True,
+    False,
+    False,
+    True,
+  ]
   out = Tracker(CLASSES, VIEW).update(0, d, GROUND)
   assert len(out.ids) == 4
 
@@ -326,13 +382,14 @@ def test_what_overlaps_little_is_the_same_only_if_the_class_agrees(cls, ids):
   tracker = Tracker(CLASSES, VIEW)
   for t in range(10):
     tracker.update(t, detections([box(256, 128)], masks=False), GROUND)
-  near = box(256 + 14, 128)   # IoU .48: over MIN_OVERLAP, under what makes any two the same
+  near = box(256 + 14, 128)  # IoU .48: over MIN_OVERLAP, under what makes any two the same
   out = tracker.update(10, detections([near], cls=[cls], masks=False), GROUND)
   assert sorted(out.ids.tolist()) == ids
 
 
 def test_out_of_sight_a_prediction_grows_vaguer_than_in_sight():
   """By UNSEEN times the noise of the acceleration: who braked behind a lorry is looked for where it would be then."""
+
   def spread(frames):
     tracker = Tracker(CLASSES, VIEW)
     for t in range(30):

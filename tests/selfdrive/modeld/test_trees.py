@@ -1,4 +1,5 @@
 """fairmodeld in upstream's trees since March 2025, by stand-ins that have their API."""
+
 import contextlib
 import json
 import os
@@ -37,9 +38,16 @@ def test_what_differs_between_trees_ends_in_ipc(tmp_path, prefix, date):
   r = subprocess.run([sys.executable, "-c", NAMES], env=env, capture_output=True, text=True, timeout=DEADLINE)
   assert r.returncode == 0, r.stderr
   said, tree = json.loads(r.stdout), TREES[date]
-  assert said["services"] == (["liveCalibration", "roadCameraState"] if tree.old_names else ["extrinsicsCalibration", "narrowRoadCameraState"])
+  assert said["services"] == (
+    ["liveCalibration", "roadCameraState"] if tree.old_names else ["extrinsicsCalibration", "narrowRoadCameraState"]
+  )
   assert said["queue"] == (2 if tree.queue_size else 10) * 1024 * 1024 // 3
-  assert said["streams"] == [0, 2] and said["focal"] == [2648.0, 425.25] and said["param"] == ["some", None, None] and not said["close"]
+  assert (
+    said["streams"] == [0, 2]
+    and said["focal"] == [2648.0, 425.25]
+    and said["param"] == ["some", None, None]
+    and not said["close"]
+  )
 
 
 @pytest.fixture
@@ -70,7 +78,8 @@ def test_frames_in_messages_out(upstream, date):
 
 
 def test_the_newest_publisher_wins_and_ours_comes_back(monkeypatch, tmp_path, prefix):
-  """As under openpilot's replay, which takes every service and sends what its log holds. Said once, and looked at again every RETRY seconds."""
+  """As under openpilot's replay, which takes every service and sends what its log holds. Said once, and looked at again
+  every RETRY seconds."""
   monkeypatch.setenv("TMPDIR", str(tmp_path))
   transport(monkeypatch.setattr)
   clock, faults, names = [100.0], [], ["fairState", "fairDepth", "fairLanes"]
@@ -78,7 +87,12 @@ def test_the_newest_publisher_wins_and_ours_comes_back(monkeypatch, tmp_path, pr
   assert all(ours.send(n, b"ours") for n in names) and not faults
   replay = messaging.PubMaster(names)
   assert not any(ours.send(n, b"ours") for n in names for _ in range(3))
-  assert len(faults) == 1 and "another process publishes fairState" in faults[0] and "--block" in faults[0] and "\n" not in faults[0]
+  assert (
+    len(faults) == 1
+    and "another process publishes fairState" in faults[0]
+    and "--block" in faults[0]
+    and "\n" not in faults[0]
+  )
   for _ in range(4):  # it sends fairDepth on and on; the others it only has
     replay.send("fairDepth", b"its own")
     clock[0] += sender.RETRY
@@ -105,7 +119,9 @@ def test_no_send_ends_the_process(monkeypatch, tmp_path, prefix):
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(ours.sock["fairState"], "send", full)
-  assert not ours.send("fairState", b"") and faults == ["fairState was not sent: OSError: [Errno 28] No space left on device"]
+  assert not ours.send("fairState", b"") and faults == [
+    "fairState was not sent: OSError: [Errno 28] No space left on device"
+  ]
   ours.close()
 
 
@@ -115,7 +131,9 @@ def test_another_publisher_of_everything(upstream):
   rig = upstream("2026-08")
   rig.camera()
   rig.flows()
-  replay = messaging.PubMaster(["fairState", "fairSegmentation", "fairDepth", "fairObjects", "fairLanes", "fairFeatures"])
+  replay = messaging.PubMaster(
+    ["fairState", "fairSegmentation", "fairDepth", "fairObjects", "fairLanes", "fairFeatures"]
+  )
   their = messaging.new_message("fairState", valid=True)
   their.fairState.bundle = "replayed"
   their = their.to_bytes()
@@ -155,9 +173,9 @@ def test_a_service_that_another_process_has(tmp_path, prefix):
 # *** process_replay ***
 
 
-
 def replayed(rig, pause, early):
-  """{service: messages without logMonoTime} of 45 frames, each `pause` seconds after the last one's answer. early: s before, in which nothing may be said."""
+  """{service: messages without logMonoTime} of 45 frames, each `pause` seconds after the last one's answer. early: s
+  before, in which nothing may be said."""
   socks = {name: messaging.sub_sock(name) for name in ("fairState", "fairSegmentation", "fairDepth")}
   pm = messaging.PubMaster(["modelV2"])
   said = {name: [] for name in socks}
@@ -184,7 +202,8 @@ def replayed(rig, pause, early):
 
 
 def test_the_same_log_gives_the_same_bytes_at_any_pace(upstream):
-  """Under REPLAY=1: nothing before the first frame, then the same messages from a slow machine and a fast one, fairState by the log's time."""
+  """Under REPLAY=1: nothing before the first frame, then the same messages from a slow machine and a fast one,
+  fairState by the log's time."""
   runs = []
   for pause, early in ((0.0, 1.5), (0.02, 0.0)):
     rig = upstream("2026-08", REPLAY="1")

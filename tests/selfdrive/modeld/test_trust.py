@@ -16,7 +16,13 @@ from fair_bundle import write_bundle
 from openpilot.common.params import Params
 from openpilot.selfdrive.modeld.fair import artifact, runners, trust
 from openpilot.selfdrive.modeld.fair import compile as fair_compile
-from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, folder_of, read_artifact, tree_folder, write_artifact
+from openpilot.selfdrive.modeld.fair.artifact import (
+  ArtifactError,
+  folder_of,
+  read_artifact,
+  tree_folder,
+  write_artifact,
+)
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
 from openpilot.selfdrive.modeld.fair.compile import CompileError, lacking
 from openpilot.selfdrive.modeld.fair.model import FairModel
@@ -64,7 +70,10 @@ def test_a_pickle_that_comes_with_a_bundle_is_not_executed(tmp_path, capfd, monk
   for _ in range(2):
     assert open_runner(bundle, bundle.graphs[0], TARGET).what == "ONNX Runtime"
   err = capfd.readouterr().err
-  assert err.count("compiled came with the bundle and is ignored: what runs here is compiled here") == 1 and "no artifact" in err
+  assert (
+    err.count("compiled came with the bundle and is ignored: what runs here is compiled here") == 1
+    and "no artifact" in err
+  )
   with pytest.raises(ArtifactError, match="nothing was compiled here yet"):
     read(bundle, bundle.path / "compiled")
   machine_key(make=True)
@@ -80,7 +89,11 @@ def test_a_pickle_that_comes_with_a_bundle_is_not_executed(tmp_path, capfd, monk
 def test_ours_lie_outside_the_bundle(tmp_path):
   bundle = write_bundle(tmp_path / "b")
   sidecar = write(bundle)
-  assert read(bundle) == b"ours" and data_root() in sidecar.parents and {p.name for p in bundle.path.iterdir()} == {"manifest.json", "scene.onnx"}
+  assert (
+    read(bundle) == b"ours"
+    and data_root() in sidecar.parents
+    and {p.name for p in bundle.path.iterdir()} == {"manifest.json", "scene.onnx"}
+  )
   (sidecar.parent / f"{NAME}.pkl").write_bytes(b"hers")
   with pytest.raises(ArtifactError, match="its sidecar says"):
     read(bundle)
@@ -91,7 +104,10 @@ def test_each_entry_is_under_the_mac(tmp_path):
   sidecar = write(bundle)
   said = json.loads(sidecar.read_text())
   for key, value in said.items():
-    for other in ({**said, key: "0" * 64 if key == "mac" else [f"{NAME}.other"] if key == "files" else "other"}, {k: v for k, v in said.items() if k != key}):
+    for other in (
+      {**said, key: "0" * 64 if key == "mac" else [f"{NAME}.other"] if key == "files" else "other"},
+      {k: v for k, v in said.items() if k != key},
+    ):
       sidecar.write_text(json.dumps(other))
       with pytest.raises(ArtifactError, match=r"was not written on this machine|names no files"):
         read(bundle)
@@ -126,7 +142,9 @@ def test_a_sidecar_that_is_no_file(tmp_path, kind):
 def test_the_key_is_private_and_stays():
   key = machine_key(make=True)
   path = data_root() / "key"
-  assert len(key) == KEY_SIZE and path.stat().st_mode & 0o777 == 0o600 and machine_key() == key == machine_key(make=True)
+  assert (
+    len(key) == KEY_SIZE and path.stat().st_mode & 0o777 == 0o600 and machine_key() == key == machine_key(make=True)
+  )
   assert [p.name for p in data_root().iterdir()] == ["key"] and data_root().stat().st_mode & 0o077 == 0
   data_root().chmod(0o777)
   assert machine_key() == key and data_root().stat().st_mode & 0o022 == 0
@@ -161,9 +179,16 @@ def bad_key(kind, path, tmp_path):
     os.mkfifo(path, 0o600)
 
 
-@pytest.mark.parametrize(("kind", "said"), [
-  ("mode", r"can be read or written by others \(mode 0640\)"), ("owner", "belongs to another user"), ("link", "cannot be used"), ("short", "has 1 bytes"),
-  ("pipe", "is no file")])
+@pytest.mark.parametrize(
+  ("kind", "said"),
+  [
+    ("mode", r"can be read or written by others \(mode 0640\)"),
+    ("owner", "belongs to another user"),
+    ("link", "cannot be used"),
+    ("short", "has 1 bytes"),
+    ("pipe", "is no file"),
+  ],
+)
 def test_a_key_that_others_may_know_is_not_used(tmp_path, kind, said):
   bundle = write_bundle(tmp_path / "b")
   write(bundle)
@@ -211,7 +236,9 @@ def tree(tmp_path, monkeypatch):
 def test_what_the_trees_build_wrote_is_trusted_as_the_code_is(tmp_path, tree, monkeypatch):
   bundle = write_bundle(tmp_path / "b")
   sidecar = write(bundle, b"the tree's", tree_folder(bundle))
-  assert sidecar.parent.parent == tree / "built" and not data_root().exists()  # it wants no key, and may come from another machine
+  assert (
+    sidecar.parent.parent == tree / "built" and not data_root().exists()
+  )  # it wants no key, and may come from another machine
   assert read(bundle) == b"the tree's"
   write(bundle, b"ours")
   assert read(bundle) == b"ours"
@@ -277,17 +304,26 @@ def test_a_device_that_has_not_compiled_yet_says_so(tmp_path, monkeypatch):
   """Without ONNX Runtime, as there: what fairState carries."""
   monkeypatch.setattr(runners, "QCOM_GPU", tmp_path)
   monkeypatch.setitem(sys.modules, "openpilot.selfdrive.modeld.fair.runners.onnx", None)
-  with pytest.raises(BundleError, match=r"graph 'scene' has no runner here; tinygrad-qcom: no artifact .*, a device does while it is offroad; onnx: "):
+  with pytest.raises(
+    BundleError,
+    match=r"graph 'scene' has no runner here; tinygrad-qcom: no artifact .*, a device does while it is offroad; onnx: ",
+  ):
     FairModel(write_bundle(tmp_path / "b"))
 
 
 def test_a_failed_compilation_is_told_to_who_misses_it(tmp_path, monkeypatch):
   bundle = write_bundle(tmp_path / "b")
   monkeypatch.setattr(fair_compile, "missing", lambda t: None)
-  monkeypatch.setattr(fair_compile, "python", lambda *_: [sys.executable, "-c", "print('error: too hard'); raise SystemExit(2)"])
+  monkeypatch.setattr(
+    fair_compile, "python", lambda *_: [sys.executable, "-c", "print('error: too hard'); raise SystemExit(2)"]
+  )
   with pytest.raises(CompileError, match=r"^too hard$"):
     fair_compile.build(bundle, TARGET)
-  with pytest.raises(ArtifactError, match=r"no artifact .*\(compiling it failed: too hard\); build it with compile.py, a device does while it is offroad"):
+  with pytest.raises(
+    ArtifactError,
+    match=r"no artifact .*\(compiling it failed: too hard\); build it with compile.py, a device does while it is "
+    r"offroad",
+  ):
     read(bundle)
 
 
@@ -295,7 +331,9 @@ def test_on_a_device_nothing_is_compiled_while_the_car_is_on(tmp_path, monkeypat
   bundle = write_bundle(tmp_path / "b")
   monkeypatch.setattr(fair_compile, "onroad", lambda: True)
   monkeypatch.setattr(sys, "argv", ["compile", str(bundle.path)])
-  assert fair_compile.main() == 2 and capsys.readouterr().err == "error: the car is on; compiling is for when it is off\n"
+  assert (
+    fair_compile.main() == 2 and capsys.readouterr().err == "error: the car is on; compiling is for when it is off\n"
+  )
 
 
 def test_old_artifacts_go(tmp_path):
@@ -309,13 +347,14 @@ def test_old_artifacts_go(tmp_path):
 
 
 def test_offroad_asks_the_compiler_once_and_ends_when_told(tmp_path, prefix, monkeypatch):
-  """The real process; what it would compile here is a bundle that cannot be read, which it says, and waits until another one is wanted."""
+  """The real process; what it would compile here is a bundle that cannot be read, which it says, and waits until
+  another one is wanted."""
   models = tmp_path / "models"
   (write_bundle(models / "a", name="a").path / "scene.onnx").write_bytes(b"x")
   write_bundle(models / "b", name="b")
   Params().put("FairRunner", TARGET)
   env = {**os.environ, "FAIR_MODELS_DIR": str(models), "PYTHONPATH": str(ROOT)}
-  code = "from openpilot.selfdrive.modeld.fair import offroad; offroad.LOOK = .2; offroad.TICK = .05; raise SystemExit(offroad.main())"
+  code = "from openpilot.selfdrive.modeld.fair import offroad; offroad.LOOK = .2; offroad.TICK = .05; raise SystemExit(offroad.main())"  # noqa: E501
   proc = subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True)
   try:
     assert "scene.onnx has sha256" in proc.stderr.readline() and "a ended with exit code 2" in proc.stderr.readline()

@@ -13,7 +13,8 @@ except ImportError:
 needs_peft = pytest.mark.skipif(peft is None, reason="compares with peft, which is not installed")
 
 
-# of relative(), in float32: two ways to sum the same differ by up to 3e-7 here, and by more with another processor's, BLAS's or number of threads'
+# of relative(), in float32: two ways to sum the same differ by up to 3e-7 here, and by more with another processor's,
+# BLAS's or number of threads'
 CLOSE = 5e-6
 
 

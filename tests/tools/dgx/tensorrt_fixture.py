@@ -1,5 +1,5 @@
-"""A stand-in of TensorRT and its GPU: the calls of versions 10 and 11 that are used, by the names of its bindings, with optimisation profiles. ONNX Runtime
-computes, in this process's memory. It cannot say whether TensorRT likes a graph."""
+"""A stand-in of TensorRT and its GPU: the calls of versions 10 and 11 that are used, by the names of its bindings, with
+optimization profiles. ONNX Runtime computes, in this process's memory. It cannot say whether TensorRT likes a graph."""
 
 import ctypes
 import pickle
@@ -103,7 +103,10 @@ def fake_tensorrt(version: str = "10.13") -> ModuleType:
   trt = ModuleType("tensorrt")
   trt.builds, trt.runs, trt.__version__ = [], [], version
   trt.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
-  trt.NetworkDefinitionCreationFlag, trt.TensorIOMode = SimpleNamespace(), SimpleNamespace(INPUT="input", OUTPUT="output")
+  trt.NetworkDefinitionCreationFlag, trt.TensorIOMode = (
+    SimpleNamespace(),
+    SimpleNamespace(INPUT="input", OUTPUT="output"),
+  )
   trt.BuilderFlag = SimpleNamespace(FP16="fp16", BF16="bf16") if version.startswith("10") else SimpleNamespace()
   for name in (*KINDS.values(), "bfloat16"):
     setattr(trt, name, name)
@@ -122,7 +125,11 @@ def fake_tensorrt(version: str = "10.13") -> ModuleType:
     return pickle.dumps((network.blob, profile))
 
   trt.Builder = lambda logger: SimpleNamespace(
-    create_network=lambda flags: SimpleNamespace(), create_builder_config=config, create_optimization_profile=Profile, build_serialized_network=build)
+    create_network=lambda flags: SimpleNamespace(),
+    create_builder_config=config,
+    create_optimization_profile=Profile,
+    build_serialized_network=build,
+  )
   trt.OnnxParser = Parser
   trt.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda blob: Engine(blob, trt.runs))
   return trt

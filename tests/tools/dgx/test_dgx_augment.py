@@ -1,4 +1,5 @@
-"""Clips in a mirror are clips of the mirrored world; other light changes pictures alone; and a network that is told its speed starts straight on at it."""
+"""Clips in a mirror are clips of the mirrored world; other light changes pictures alone; and a network that is told its
+speed starts straight on at it."""
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from openpilot.tools.dgx.training.reference import SPEED_INPUT, ReferenceDriving
 
 
 def drive(seed: int, side: int) -> dict[str, torch.Tensor]:
-  """A drive of random motion, side 1, or its mirror image, side -1, made from the mirrored motion: velocities across and turns about x and z are negated."""
+  """A drive of random motion, side 1, or its mirror image, side -1, made from the mirrored motion: velocities across
+  and turns about x and z are negated."""
   r = np.random.default_rng(seed)
   t = np.arange(0, 14, 0.1)
   a, b = r.normal(size=3), r.normal(size=3)
@@ -21,12 +23,23 @@ def drive(seed: int, side: int) -> dict[str, torch.Tensor]:
   w = np.stack([side * 0.02 * np.sin(t + b[0]), 0.03 * np.sin(t + b[1]), side * 0.2 * np.sin(0.5 * t + b[2])], -1)
   path, now = DrivenPath(t, v, w), np.array([1.0, 1.2])
   rgb = r.integers(0, 256, (2, 2, 256, 512, 3), dtype=np.uint8)[..., ::side, :]
-  frames = torch.from_numpy(np.stack([np.concatenate([pack_rgb(np.ascontiguousarray(x)) for x in pair]) for pair in rgb]))
+  frames = torch.from_numpy(
+    np.stack([np.concatenate([pack_rgb(np.ascontiguousarray(x)) for x in pair]) for pair in rgb])
+  )
   desire = torch.zeros(2, 8)
   desire[0, 3 if side > 0 else 4], desire[1, 7] = 1, 1
-  return {"frames": frames, "big_frames": frames, "plan": torch.from_numpy(path.plan(now)), "pose": torch.from_numpy(np.concatenate(path.state(now), -1)),
-          "desire": desire, "traffic_convention": torch.tensor([1.0, 0.0][::side]), "blinkers": torch.tensor([[1.0, 0.0][::side]] * 2),
-          "steering": torch.full((2,), 5.0 * side), "rpy": torch.tensor([0.01 * side, 0.02, 0.03 * side]), "speed": torch.full((2,), 12.0)}
+  return {
+    "frames": frames,
+    "big_frames": frames,
+    "plan": torch.from_numpy(path.plan(now)),
+    "pose": torch.from_numpy(np.concatenate(path.state(now), -1)),
+    "desire": desire,
+    "traffic_convention": torch.tensor([1.0, 0.0][::side]),
+    "blinkers": torch.tensor([[1.0, 0.0][::side]] * 2),
+    "steering": torch.full((2,), 5.0 * side),
+    "rpy": torch.tensor([0.01 * side, 0.02, 0.03 * side]),
+    "speed": torch.full((2,), 12.0),
+  }
 
 
 def batch_of(*clips: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -37,8 +50,10 @@ def test_a_mirrored_clip_is_the_mirrored_drive():
   seen, truth = mirror(batch_of(drive(0, 1), drive(1, 1))), batch_of(drive(0, -1), drive(1, -1))
   for name, want in truth.items():
     if want.dtype == torch.uint8:
-      colour = (seen[name].int() - want.int()).abs()
-      assert colour[:, :, :4].max() == 0 and colour.max() <= 1, name  # colours are means of four pixels, summed in another order
+      color = (seen[name].int() - want.int()).abs()
+      assert color[:, :, :4].max() == 0 and color.max() <= 1, (
+        name
+      )  # colors are means of four pixels, summed in another order
     else:
       torch.testing.assert_close(seen[name], want, atol=1e-5, rtol=1e-5, msg=name)
   twice = mirror(seen)

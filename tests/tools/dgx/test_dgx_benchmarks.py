@@ -20,13 +20,28 @@ def base(tmp_path_factory):
 
 
 def test_rows(base, tmp_path, monkeypatch, capsys):
-  words = [base, "--seconds", "0.01", "--device", "cpu", "--runners", "torch", "onnxruntime", "tensorrt", "--json", tmp_path / "x.json"]
+  words = [
+    base,
+    "--seconds",
+    "0.01",
+    "--device",
+    "cpu",
+    "--runners",
+    "torch",
+    "onnxruntime",
+    "tensorrt",
+    "--json",
+    tmp_path / "x.json",
+  ]
   monkeypatch.setattr("sys.argv", ["benchmark_inference", *map(str, words)])
   assert cli(benchmark_inference.main)() == 0
   found = json.loads((tmp_path / "x.json").read_text())
   rows = {(r["runner"], r["precision"]): r for r in found["rows"]}
   assert found["hardware"]["cpus"] >= 1
-  assert rows["torch", "float32"]["off"] == 0 and rows["onnxruntime", "float32"]["off"] < 1e-5 < rows["torch", "bfloat16"]["off"] < 0.05
+  assert (
+    rows["torch", "float32"]["off"] == 0
+    and rows["onnxruntime", "float32"]["off"] < 1e-5 < rows["torch", "bfloat16"]["off"] < 0.05
+  )
   for r in rows.values():
     if "skipped" not in r:
       assert r["p50_ms"] <= r["p99_ms"] and r["calls"] >= 10
@@ -79,7 +94,9 @@ def other(path, first: int = 1):
   ins, outs = ([helper.make_tensor_value_info(k, TensorProto.FLOAT, [first, n])] for k, n in (("x", 8), ("y", 4)))
   nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Relu", ["a"], ["y"])]
   weights = [numpy_helper.from_array(np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32), "w")]
-  model = helper.make_model(helper.make_graph(nodes, "g", ins, outs, weights), opset_imports=[helper.make_opsetid("", 15)])
+  model = helper.make_model(
+    helper.make_graph(nodes, "g", ins, outs, weights), opset_imports=[helper.make_opsetid("", 15)]
+  )
   model.ir_version = 8
   onnx.save(model, str(path))
   return path
@@ -88,7 +105,12 @@ def other(path, first: int = 1):
 def determinant(path):
   """Of an operator that our torch does not know."""
   info = helper.make_tensor_value_info
-  graph = helper.make_graph([helper.make_node("Det", ["x"], ["y"])], "g", [info("x", TensorProto.FLOAT, [1, 3, 3])], [info("y", TensorProto.FLOAT, [1])])
+  graph = helper.make_graph(
+    [helper.make_node("Det", ["x"], ["y"])],
+    "g",
+    [info("x", TensorProto.FLOAT, [1, 3, 3])],
+    [info("y", TensorProto.FLOAT, [1])],
+  )
   model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)])
   model.ir_version = 8
   onnx.save(model, str(path))
@@ -110,7 +132,21 @@ def test_any_network_is_measured(make, known, tmp_path, monkeypatch, capsys):
   rows = {r["provider"]: r for r in json.loads((tmp_path / "x.json").read_text())["rows"]}
   assert rows["onnxruntime"]["frames_per_second"] > 0
   assert rows["torch"]["frames_per_second"] > 0 if known else "Det" in rows["torch"]["skipped"]
-  assert command(monkeypatch, benchmark_inference, *words, "--seconds", 0.01, "--device", "cpu", "--runners", "torch", "onnxruntime") == 0
+  assert (
+    command(
+      monkeypatch,
+      benchmark_inference,
+      *words,
+      "--seconds",
+      0.01,
+      "--device",
+      "cpu",
+      "--runners",
+      "torch",
+      "onnxruntime",
+    )
+    == 0
+  )
   rows = {(r["runner"], r["precision"]): r for r in json.loads((tmp_path / "x.json").read_text())["rows"]}
   assert rows["onnxruntime", "float32"]["off"] < 1e-5
   assert rows["torch", "float32"]["off"] == 0 if known else "Det" in rows["torch", "float32"]["skipped"]
@@ -121,18 +157,32 @@ def test_nothing_measured_is_an_error(base, tmp_path, monkeypatch, capsys):
     assert command(monkeypatch, module, *words) == 2
     return capsys.readouterr().err.strip().splitlines()[-1]
 
-  assert "nothing was measured: this hardware has no float4" in refused(benchmark_inference, base, "--device", "cpu", "--precisions", "float4")
-  assert "no input has an axis of examples" in refused(benchmark_inference, other(tmp_path / "four.onnx", first=4), "--batches", 2, "--device", "cpu")
+  assert "nothing was measured: this hardware has no float4" in refused(
+    benchmark_inference, base, "--device", "cpu", "--precisions", "float4"
+  )
+  assert "no input has an axis of examples" in refused(
+    benchmark_inference, other(tmp_path / "four.onnx", first=4), "--batches", 2, "--device", "cpu"
+  )
   for module in (benchmark_inference, benchmark_tensorrt):
     assert "there is no" in refused(module, tmp_path / "none.onnx")
     (tmp_path / "text.onnx").write_text("version https://git-lfs.github.com/spec/v1")
     assert "not a sound ONNX file" in refused(module, tmp_path / "text.onnx")
   monkeypatch.setattr(benchmark_tensorrt, "PROVIDERS", ("onnxruntime",))
   policy = other(tmp_path / "policy.onnx")
-  assert "error: nothing was measured: " in (said := refused(benchmark_tensorrt, base, policy)) and "has no output_slices" in said
+  assert (
+    "error: nothing was measured: " in (said := refused(benchmark_tensorrt, base, policy))
+    and "has no output_slices" in said
+  )
 
 
 def test_batches_in_tensorrt(base, tmp_path, monkeypatch):
   trt = install(monkeypatch, tmp_path / "cache")
   rows = benchmark_tensorrt.measure([base], "tensorrt", None, [1, 4], 2, None)
-  assert [r["what"] for r in rows] == [f"TensorRT 10.13 (no-GPU, float16, batch {n})" for n in (1, 4)] and trt.runs == [1, 1, 1, 4, 4, 4]
+  assert [r["what"] for r in rows] == [f"TensorRT 10.13 (no-GPU, float16, batch {n})" for n in (1, 4)] and trt.runs == [
+    1,
+    1,
+    1,
+    4,
+    4,
+    4,
+  ]

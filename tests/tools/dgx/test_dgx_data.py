@@ -25,7 +25,15 @@ from openpilot.tools.sim.world import World
 from openpilot.tools.sim.write_route import write_route
 
 T = np.array(T_IDXS)
-OPTIONS = {"camera": "road", "fps": 20, "min_speed": 0.0, "engaged": False, "gps_box": None, "traffic": "log", "focal": None}
+OPTIONS = {
+  "camera": "road",
+  "fps": 20,
+  "min_speed": 0.0,
+  "engaged": False,
+  "gps_box": None,
+  "traffic": "log",
+  "focal": None,
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +71,8 @@ def test_shards_hold_what_modeld_sees(route, data):
 
 
 def test_columns_are_the_worlds(route, data):
-  """Speed as the simulator's world has it at the frame's time; plans reach into the next segment, and end where the log does."""
+  """Speed as the simulator's world has it at the frame's time; plans reach into the next segment, and end where the log
+  does."""
   _, shards = read_dataset(data)
   world = World(3, "day", seconds=4.0)
   c = shards[0].columns
@@ -73,19 +82,26 @@ def test_columns_are_the_worlds(route, data):
   known = np.isfinite(c["plan"][:, :, 0])
   reach = t[:, None] + T
   assert known[2:][reach[2:] < 3.9].all() and not known[reach > 4.1].any()  # segments are 2 s long
-  assert np.isfinite(shards[1].columns["plan"][0, 0]).all()  # a frame before its own log's first pose: the segment before has one
+  assert np.isfinite(
+    shards[1].columns["plan"][0, 0]
+  ).all()  # a frame before its own log's first pose: the segment before has one
   log = read_log(Route(str(route)).segments[0])
   alone, _ = columns_of(segment_view(Route(str(route)).segments[0], "qcamera"), log, [log], OPTIONS)
   assert not np.isfinite(alone["plan"][:, :, 0])[reach > 2.1].any()
   for i in (10, 30):
     x, y, a = world.pose(t[i])
     truth = np.array([world.pose(t[i] + dt)[:2] for dt in T[:13]]) - (x, y)
-    truth = np.stack([np.cos(a) * truth[:, 0] + np.sin(a) * truth[:, 1], -np.sin(a) * truth[:, 0] + np.cos(a) * truth[:, 1]], -1)
-    assert truth[-1, 0] > 15 and np.linalg.norm(c["plan"][i, :13, :2] - truth, axis=1).max() < 0.1  # 1.4 s; the device is mounted askew in this world
+    truth = np.stack(
+      [np.cos(a) * truth[:, 0] + np.sin(a) * truth[:, 1], -np.sin(a) * truth[:, 0] + np.cos(a) * truth[:, 1]], -1
+    )
+    assert (
+      truth[-1, 0] > 15 and np.linalg.norm(c["plan"][i, :13, :2] - truth, axis=1).max() < 0.1
+    )  # 1.4 s; the device is mounted askew in this world
 
 
 def test_the_wide_camera_is_joined_by_time(route, tmp_path, monkeypatch):
-  """The wide camera began three frames later, runs 2 ms behind and lost a frame: each pair's wide half is of the same moment, or the pair is left out."""
+  """The wide camera began three frames later, runs 2 ms behind and lost a frame: each pair's wide half is of the same
+  moment, or the pair is left out."""
   main = segment_view(Route(str(route)).segments[0], "qcamera")
   main.entries = main.entries[:24]
   there = [e for k, e in enumerate(main.entries) if k >= 3 and k != 15]
@@ -96,7 +112,13 @@ def test_the_wide_camera_is_joined_by_time(route, tmp_path, monkeypatch):
 
   def pictures(view, positions):
     for q in positions:  # a picture's brightness tells its camera and moment
-      level = 10 + main.entries.index(next(e for e in main.entries if abs(e.timestamp_eof - view.entries[q].timestamp_eof) < 3e6)) + 100 * (view is wide)
+      level = (
+        10
+        + main.entries.index(
+          next(e for e in main.entries if abs(e.timestamp_eof - view.entries[q].timestamp_eof) < 3e6)
+        )
+        + 100 * (view is wide)
+      )
       yield q, np.full((main.height * 3 // 2, main.width), level, np.uint8)
 
   monkeypatch.setattr(dataloader, "read_frames", pictures)
@@ -106,7 +128,9 @@ def test_the_wide_camera_is_joined_by_time(route, tmp_path, monkeypatch):
     rows = dataloader.write_frames(main, wide, columns, (a, b), tqdm(disable=True))
   frames, big = (np.fromfile(tmp_path / k, np.uint8).reshape(-1, 6, 128, 256) for k in "ab")
   kept = np.flatnonzero(columns["keep"])
-  assert kept.tolist() == [k for k in range(4, 24) if k not in (4, 5, 6, 15, 19)]  # of 4, 5, 6 and 19 it is the frame 4 before that is lacking
+  assert kept.tolist() == [
+    k for k in range(4, 24) if k not in (4, 5, 6, 15, 19)
+  ]  # of 4, 5, 6 and 19 it is the frame 4 before that is lacking
   assert len(frames) == len(big) == rows
   for k in kept:
     for at in (k, columns["pair"][k]):
@@ -186,7 +210,11 @@ def test_batches(data):
   ranks = [epoch_batches(len(train), 4, 0, 1, k, 2) for k in range(2)]
   assert [sorted(a + b) for a, b in zip(*ranks, strict=True)] == [sorted(b) for b in epoch_batches(len(train), 4, 0, 1)]
   batch = next(iter(make_loader(train, order)))
-  assert batch["frames"].shape == (3, 2, 12, 128, 256) and batch["desire"].shape == (3, 2, 8) and batch["traffic_convention"].shape == (3, 2)
+  assert (
+    batch["frames"].shape == (3, 2, 12, 128, 256)
+    and batch["desire"].shape == (3, 2, 8)
+    and batch["traffic_convention"].shape == (3, 2)
+  )
   two = next(iter(make_loader(train, order, workers=1)))
   assert all((batch[k] == two[k]).all() for k in ("frames", "big_frames", "frame_id"))
 
@@ -224,7 +252,9 @@ def test_bad_input(route, data, tmp_path, monkeypatch, capsys):
   (first / "columns.npz").write_bytes(b"no zip")
   with pytest.raises(UserError, match="no segment of training data"):
     read_dataset(copy)
-  monkeypatch.setattr("sys.argv", ["dataloader", "--routes", str(route), "--output", str(tmp_path / "no"), "--min-speed", "99"])
+  monkeypatch.setattr(
+    "sys.argv", ["dataloader", "--routes", str(route), "--output", str(tmp_path / "no"), "--min-speed", "99"]
+  )
   assert dataloader.cli(dataloader.main)() == 2
   assert "no frame was kept" in capsys.readouterr().err
 
@@ -272,12 +302,13 @@ def test_real_segments(shared_data, tmp_path):
   whole = np.isfinite(c["plan"]).all((1, 2))
   assert whole.sum() > 900
   # the wheels, a sensor that the path does not use, agree on its length to a few percent
-  travelled = np.concatenate([[0], np.cumsum(c["speed"][:-1] * np.diff(c["time"]) * 1e-9)])
+  traveled = np.concatenate([[0], np.cumsum(c["speed"][:-1] * np.diff(c["time"]) * 1e-9)])
   i = np.flatnonzero(whole[:-200])
   length = np.linalg.norm(np.diff(c["plan"][i][:, :, :3].astype(float), axis=1), axis=-1).sum(1)
-  ratio = np.median(length / (travelled[i + 200] - travelled[i]))
+  ratio = np.median(length / (traveled[i + 200] - traveled[i]))
   print(f"length of 10 s of path over the wheels': median {ratio:.3f}")
   assert 0.94 < ratio < 1.03
-  # a car does not slide: at each point of the path the velocity looks along it, and lateral acceleration is speed times turn rate
+  # a car does not slide: at each point of the path the velocity looks along it, and lateral acceleration is speed times
+  # turn rate
   assert np.median(np.abs(c["plan"][i][:, :, 7][:, 0] - c["pose"][i, 0] * c["pose"][i, 5])) < 0.2
   assert np.abs(c["plan"][i][:, :, 2]).max() < 8 and np.abs(c["plan"][i][:, 0, :3]).max() < 1e-5

@@ -7,7 +7,16 @@ import torch
 
 from openpilot.tools.dgx.training.constants import OUTPUT_SIZE, output_slices
 from openpilot.tools.dgx.training.losses import (
-  LOG_STD, WEIGHTS, bce, check_weights, cross_entropy, driving_loss, l1_loss, laplacian_nll_loss, lead_loss, plan_loss,
+  LOG_STD,
+  WEIGHTS,
+  bce,
+  check_weights,
+  cross_entropy,
+  driving_loss,
+  l1_loss,
+  laplacian_nll_loss,
+  lead_loss,
+  plan_loss,
 )
 from openpilot.tools.dgx.training.outputs import parse_outputs
 from openpilot.tools.lib.errors import UserError
@@ -19,13 +28,23 @@ def g() -> torch.Generator:
 
 
 def test_laplacian_beside_its_formula(g):
-  """The formula of the notes: |d| / s + log(2 s), summed over horizon and coordinates, the least of the hypotheses, mean over the batch."""
+  """The formula of the notes: |d| / s + log(2 s), summed over horizon and coordinates, the least of the hypotheses,
+  mean over the batch."""
   mean, target = torch.randn(4, 3, 6, 2, generator=g), torch.randn(4, 6, 2, generator=g)
   std = torch.rand(4, 3, 6, 2, generator=g) + 0.2
   want = 0.0
   for b in range(4):
-    want += min(sum(float(abs(mean[b, h, t, d] - target[b, t, d]) / std[b, h, t, d]) + math.log(2 * float(std[b, h, t, d]))
-                    for t in range(6) for d in range(2)) for h in range(3)) / 4
+    want += (
+      min(
+        sum(
+          float(abs(mean[b, h, t, d] - target[b, t, d]) / std[b, h, t, d]) + math.log(2 * float(std[b, h, t, d]))
+          for t in range(6)
+          for d in range(2)
+        )
+        for h in range(3)
+      )
+      / 4
+    )
   assert float(laplacian_nll_loss(mean, std, target)) == pytest.approx(want, rel=1e-5)
 
 
@@ -55,7 +74,9 @@ def test_scales_are_held_and_unknown_targets_count_nothing(g):
   loss.backward()
   assert loss.item() == pytest.approx(2 * (1 + math.log(2)), rel=1e-6)
   assert torch.isfinite(mean.grad).all() and (mean.grad[0, 0, 1:] == 0).all() and (mean.grad[0, 0, 0] == -1).all()
-  masked = laplacian_nll_loss(mean, torch.ones(1, 1, 3, 2), torch.ones(1, 3, 2), mask=torch.tensor([1, 0, 0])[None, :, None])
+  masked = laplacian_nll_loss(
+    mean, torch.ones(1, 1, 3, 2), torch.ones(1, 3, 2), mask=torch.tensor([1, 0, 0])[None, :, None]
+  )
   assert masked.item() == pytest.approx(loss.item())
 
 
@@ -71,7 +92,10 @@ def test_plans_per_number_and_their_weights(g):
   hypotheses, target = torch.randn(2, 5, 33, 15, generator=g), torch.randn(2, 33, 15, generator=g)
   hypotheses[:, 3] = target + 0.01
   weights = torch.tensor([0.1, 0.2, 0.3, 0.25, 0.15]).repeat(2, 1)[:, :, None].requires_grad_()
-  out = plan_loss({"plan_hypotheses": hypotheses, "plan_stds_hypotheses": torch.ones_like(hypotheses), "plan_weights": weights}, target)
+  out = plan_loss(
+    {"plan_hypotheses": hypotheses, "plan_stds_hypotheses": torch.ones_like(hypotheses), "plan_weights": weights},
+    target,
+  )
   assert float(out["plan"]) == pytest.approx(0.01 + math.log(2), rel=1e-4)
   assert float(out["plan_weights"]) == pytest.approx(-math.log(0.25), rel=1e-6)
   out["plan_weights"].backward()
@@ -121,7 +145,9 @@ def test_driving_loss_falls_to_the_teacher(g):
   assert set(first) == set(WEIGHTS) - {"plan_weights", "hidden_state"} | {"total"}
   assert all(float(last[k]) < first[k] for k in first)
   assert float((parse_outputs(vector, slices)["plan"] - teacher["plan"]).abs().mean()) < 0.1
-  assert float(last["total"]) == pytest.approx(sum(WEIGHTS[k] * float(v) for k, v in last.items() if k != "total"), rel=1e-5)
+  assert float(last["total"]) == pytest.approx(
+    sum(WEIGHTS[k] * float(v) for k, v in last.items() if k != "total"), rel=1e-5
+  )
 
 
 def test_what_is_missing_is_not_taught(g):

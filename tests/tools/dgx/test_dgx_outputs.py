@@ -1,4 +1,5 @@
-"""The flat vector: slices out of the file's metadata, and the parser beside openpilot's rules written out number by number."""
+"""The flat vector: slices out of the file's metadata, and the parser beside openpilot's rules written out number by
+number."""
 
 import base64
 import pickle
@@ -38,11 +39,27 @@ def test_slices_round_trip(tmp_path):
   want = {"a": slice(0, 3), "b": slice(3, 4)}
   assert read_slices(model_file(tmp_path / "m.onnx", {"output_slices": encode_slices(want)})) == want
   stepless = {"a": slice(0, 3, None)}
-  assert decode_slices(base64.b64encode(pickle.dumps(stepless, protocol=2)).decode()) == stepless  # python 2's name of builtins
+  assert (
+    decode_slices(base64.b64encode(pickle.dumps(stepless, protocol=2)).decode()) == stepless
+  )  # python 2's name of builtins
 
 
-@pytest.mark.parametrize("content", [Evil(), {"a": Evil()}, {"a": np.int64(3)}, {"a": [0, 3]}, {"a": slice(0, "3")}, {3: slice(0, 3)}, {"a": slice(2, 1)},
-                                     {"a": slice(0, True)}, {}, [slice(0, 3)], "text"])
+@pytest.mark.parametrize(
+  "content",
+  [
+    Evil(),
+    {"a": Evil()},
+    {"a": np.int64(3)},
+    {"a": [0, 3]},
+    {"a": slice(0, "3")},
+    {3: slice(0, 3)},
+    {"a": slice(2, 1)},
+    {"a": slice(0, True)},
+    {},
+    [slice(0, 3)],
+    "text",
+  ],
+)
 def test_anything_but_a_dict_of_slices_is_refused(content, capsys):
   with pytest.raises(UserError, match="output_slices are"):
     decode_slices(base64.b64encode(pickle.dumps(content)).decode())
@@ -68,7 +85,8 @@ def test_files_without_sound_slices_are_refused(tmp_path):
 
 
 def test_parsed_as_openpilot_does():
-  """Each number by hand: means, exp of log-scales held at 11, odd lane probabilities, sigmoid held at -11, softmax, the likeliest of the leads' hypotheses."""
+  """Each number by hand: means, exp of log-scales held at 11, odd lane probabilities, sigmoid held at -11, softmax, the
+  likeliest of the leads' hypotheses."""
   r = np.random.default_rng(3)
   slices = output_slices()
   v = r.normal(0, 3, (2, OUTPUT_SIZE)).astype(np.float32)

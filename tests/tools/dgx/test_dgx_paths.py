@@ -1,6 +1,5 @@
 """The path really driven: integrated against exact motion; desires, and what a log says between its samples."""
 
-
 import numpy as np
 import pytest
 
@@ -11,7 +10,15 @@ from openpilot.tools.dgx.training.paths import DrivenPath, rodrigues
 from openpilot.tools.sim.world import World
 
 T = np.array(T_IDXS)
-OPTIONS = {"camera": "road", "fps": 20, "min_speed": 0.0, "engaged": False, "gps_box": None, "traffic": "log", "focal": None}
+OPTIONS = {
+  "camera": "road",
+  "fps": 20,
+  "min_speed": 0.0,
+  "engaged": False,
+  "gps_box": None,
+  "traffic": "log",
+  "focal": None,
+}
 
 
 def test_rodrigues_is_the_matrix_exponential():
@@ -30,8 +37,26 @@ def circle(v: float, w: float, t: np.ndarray) -> np.ndarray:
   """(N, 15) exact plan of a circle to the right (w > 0)."""
   a = w * t
   zero = np.zeros_like(t)
-  return np.stack([v / w * np.sin(a), v / w * (1 - np.cos(a)), zero, v * np.cos(a), v * np.sin(a), zero, -v * w * np.sin(a), v * w * np.cos(a), zero,
-                   zero, zero, (a + np.pi) % (2 * np.pi) - np.pi, zero, zero, zero + w], -1)
+  return np.stack(
+    [
+      v / w * np.sin(a),
+      v / w * (1 - np.cos(a)),
+      zero,
+      v * np.cos(a),
+      v * np.sin(a),
+      zero,
+      -v * w * np.sin(a),
+      v * w * np.cos(a),
+      zero,
+      zero,
+      zero,
+      (a + np.pi) % (2 * np.pi) - np.pi,
+      zero,
+      zero,
+      zero + w,
+    ],
+    -1,
+  )
 
 
 @pytest.mark.parametrize("hertz", [20, 5, 2])
@@ -73,7 +98,8 @@ def test_what_the_log_does_not_say_is_nan():
 
 
 def test_simulated_motion():
-  """The simulator's world says exactly where its car is; speeds and turn rates by small differences of that, sampled as in logs, must lead back there."""
+  """The simulator's world says exactly where its car is; speeds and turn rates by small differences of that, sampled as
+  in logs, must lead back there."""
   world = World(5, "day", seconds=40)
   h = 1e-4
 
@@ -83,14 +109,19 @@ def test_simulated_motion():
     dx, dy = (x1 - x0) / (2 * h), (y1 - y0) / (2 * h)
     return np.array([np.cos(a) * dx + np.sin(a) * dy, -np.sin(a) * dx + np.cos(a) * dy, 0, 0, 0, (a1 - a0) / (2 * h)])
 
-  for hertz, bound in ((20, 0.05), (5, 0.4)):  # the world's road is interpolated between points, so its turn rate has steps that samples miss
+  for hertz, bound in (
+    (20, 0.05),
+    (5, 0.4),
+  ):  # the world's road is interpolated between points, so its turn rate has steps that samples miss
     t = np.arange(1, 32, 1 / hertz)
     m = np.array([motion(x) for x in t])
     plan = DrivenPath(t, m[:, :3], m[:, 3:]).plan(np.array([2.013, 11.4, 20.25]))
     for row, t0 in zip(plan, (2.013, 11.4, 20.25), strict=True):
       x, y, a = world.pose(t0)
       truth = np.array([world.pose(t0 + dt)[:2] for dt in T]) - (x, y)
-      truth = np.stack([np.cos(a) * truth[:, 0] + np.sin(a) * truth[:, 1], -np.sin(a) * truth[:, 0] + np.cos(a) * truth[:, 1]], -1)
+      truth = np.stack(
+        [np.cos(a) * truth[:, 0] + np.sin(a) * truth[:, 1], -np.sin(a) * truth[:, 0] + np.cos(a) * truth[:, 1]], -1
+      )
       assert truth[-1, 0] > 50
       assert np.linalg.norm(row[:, :2] - truth, axis=1).max() < bound
 
@@ -125,7 +156,12 @@ def test_desire_pulses():
 def test_blinkers_stand_in_for_the_lane_change_state():
   log = DriveLog(car=[(0.0, 15, 0, 0, 0, 0), (0.1, 15, 0, 0, 1, 0), (0.2, 15, 0, 0, 1, 1), (0.3, 5, 0, 0, 0, 1)])
   rows, source = log.desires()
-  assert source == "carState blinkers" and rows[:, 1].tolist() == [0, 3, 0, 2]  # lane change, hazard lights, slow: a turn
+  assert source == "carState blinkers" and rows[:, 1].tolist() == [
+    0,
+    3,
+    0,
+    2,
+  ]  # lane change, hazard lights, slow: a turn
   log.desire["drivingModelData"] = [(0.0, 4)]
   assert log.desires()[1] == "drivingModelData.meta.laneChangeState"
 

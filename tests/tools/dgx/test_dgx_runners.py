@@ -1,4 +1,5 @@
-"""Batches in one run where a file's graph takes them, in ONNX Runtime and, by a stand-in of it and its GPU, in TensorRT; else one after the other."""
+"""Batches in one run where a file's graph takes them, in ONNX Runtime and, by a stand-in of it and its GPU, in
+TensorRT; else one after the other."""
 
 import numpy as np
 import onnx
@@ -31,21 +32,37 @@ def write(path, nodes, constants, shape=(1, 4), out=(1, 3)):
 def dense(folder):
   """A matrix, and a reshape that wrote the batch of one down."""
   r = np.random.default_rng(0)
-  nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Reshape", ["a", "s"], ["b"]), helper.make_node("Flatten", ["b"], ["y"])]
-  return write(folder / "dense.onnx", nodes, {"w": r.normal(size=(4, 3)).astype(np.float32), "s": np.array([1, 3, 1], np.int64)})
+  nodes = [
+    helper.make_node("MatMul", ["x", "w"], ["a"]),
+    helper.make_node("Reshape", ["a", "s"], ["b"]),
+    helper.make_node("Flatten", ["b"], ["y"]),
+  ]
+  return write(
+    folder / "dense.onnx", nodes, {"w": r.normal(size=(4, 3)).astype(np.float32), "s": np.array([1, 3, 1], np.int64)}
+  )
 
 
 def recurrent(folder):
   r = np.random.default_rng(0)
-  nodes = [helper.make_node("Unsqueeze", ["x", "zero"], ["a"]), helper.make_node("GRU", ["a", "w", "r"], ["", "b"], hidden_size=3),
-           helper.make_node("Squeeze", ["b", "zero"], ["y"])]
-  weights = {"w": r.normal(size=(1, 9, 4)).astype(np.float32), "r": r.normal(size=(1, 9, 3)).astype(np.float32), "zero": np.array([0], np.int64)}
+  nodes = [
+    helper.make_node("Unsqueeze", ["x", "zero"], ["a"]),
+    helper.make_node("GRU", ["a", "w", "r"], ["", "b"], hidden_size=3),
+    helper.make_node("Squeeze", ["b", "zero"], ["y"]),
+  ]
+  weights = {
+    "w": r.normal(size=(1, 9, 4)).astype(np.float32),
+    "r": r.normal(size=(1, 9, 3)).astype(np.float32),
+    "zero": np.array([0], np.int64),
+  }
   return write(folder / "recurrent.onnx", nodes, weights)
 
 
 def mixing(folder):
   """Its output is of all examples together."""
-  nodes = [helper.make_node("ReduceMean", ["x"], ["a"], axes=[0], keepdims=1), helper.make_node("MatMul", ["a", "w"], ["y"])]
+  nodes = [
+    helper.make_node("ReduceMean", ["x"], ["a"], axes=[0], keepdims=1),
+    helper.make_node("MatMul", ["a", "w"], ["y"]),
+  ]
   return write(folder / "mixing.onnx", nodes, {"w": np.ones((4, 3), np.float32)})
 
 
@@ -56,11 +73,14 @@ def counted(monkeypatch) -> list[int]:
   def first_output(session, x):
     seen.append(max(map(len, x.values())))
     return real(session, x)
+
   monkeypatch.setattr(runners, "first_output", first_output)
   return seen
 
 
-@pytest.mark.parametrize(("make", "why"), [(dense, ""), (recurrent, "recurrent (GRU)"), (mixing, "two examples at once give something else")])
+@pytest.mark.parametrize(
+  ("make", "why"), [(dense, ""), (recurrent, "recurrent (GRU)"), (mixing, "two examples at once give something else")]
+)
 def test_onnxruntime_takes_a_batch_at_once_where_the_graph_can(make, why, tmp_path, monkeypatch, capsys):
   path, x = make(tmp_path), torch.rand(5, 4)
   runner = OrtRunner(path, "cpu")
@@ -98,7 +118,13 @@ def test_tensorrt_runs_whole_batches(version, tmp_path, monkeypatch):
 
 def test_tensorrt_runs_a_file_whose_batch_is_free(tmp_path, monkeypatch):
   trt, x = install(monkeypatch, tmp_path / "cache"), torch.rand(3, 4)
-  path = write(tmp_path / "free.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": np.ones((4, 3), np.float32)}, ("n", 4), ("n", 3))
+  path = write(
+    tmp_path / "free.onnx",
+    [helper.make_node("MatMul", ["x", "w"], ["y"])],
+    {"w": np.ones((4, 3), np.float32)},
+    ("n", 4),
+    ("n", 3),
+  )
   torch.testing.assert_close(TensorRTRunner(path, batch=3).run({"x": x}), x @ torch.ones(4, 3))
   assert trt.builds == [{"x": ((1, 4), (3, 4), (3, 4))}] and trt.runs == [3]
   other = write(tmp_path / "long.onnx", [helper.make_node("Identity", ["x"], ["y"])], {}, (1, "length"), (1, "length"))
@@ -116,7 +142,9 @@ def test_tensorrt_stays_at_one_for_recurrent_graphs_and_says_so(tmp_path, monkey
 
 def test_tensorrt_11_keeps_a_networks_types(tmp_path, monkeypatch):
   install(monkeypatch, tmp_path / "cache", "11.4")
-  with pytest.raises(UserError, match=r"TensorRT 11.4 keeps a graph's own types; take --precision float32, or a file in bfloat16"):
+  with pytest.raises(
+    UserError, match=r"TensorRT 11.4 keeps a graph's own types; take --precision float32, or a file in bfloat16"
+  ):
     TensorRTRunner(dense(tmp_path), "bfloat16")
 
 
@@ -124,7 +152,12 @@ def test_a_teacher_labels_drives_at_once(reference, tmp_path, monkeypatch):
   """Several drives in one execution a step: the same labels as ONNX Runtime's of each drive."""
   trt, r = install(monkeypatch, tmp_path / "cache"), np.random.default_rng(0)
   frames = torch.from_numpy(r.integers(0, 256, (3, 2, 12, 128, 256), dtype=np.uint8))
-  clips = {"frames": frames, "big_frames": frames.flip(1), "desire": torch.zeros(3, 2, 8), "traffic_convention": torch.tensor([[1.0, 0]]).repeat(3, 1)}
+  clips = {
+    "frames": frames,
+    "big_frames": frames.flip(1),
+    "desire": torch.zeros(3, 2, 8),
+    "traffic_convention": torch.tensor([[1.0, 0]]).repeat(3, 1),
+  }
   labels = DrivingTeacher(reference, "tensorrt", batch=3).label(clips)
   assert trt.runs == [3, 3]
   each = DrivingTeacher(reference, "onnxruntime", "cpu")

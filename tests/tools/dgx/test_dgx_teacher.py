@@ -19,8 +19,14 @@ from openpilot.tools.dgx.training.runners import open_runner
 from openpilot.tools.dgx.training.teacher import DrivingTeacher
 from openpilot.tools.lib.errors import UserError
 
-SHAPES = {"img": (1, 12, 128, 256), "big_img": (1, 12, 128, 256), "desire_pulse": (1, 25, 8), "traffic_convention": (1, 2), "action_t": (1, 2),
-          "features_buffer": (1, 24, 512)}
+SHAPES = {
+  "img": (1, 12, 128, 256),
+  "big_img": (1, 12, 128, 256),
+  "desire_pulse": (1, 25, 8),
+  "traffic_convention": (1, 2),
+  "action_t": (1, 2),
+  "features_buffer": (1, 24, 512),
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +37,24 @@ def reference(tmp_path_factory):
 def clip(steps: int, channels: int = 6, seed: int = 0) -> dict:
   r = np.random.default_rng(seed)
   frames = r.integers(0, 256, (2, steps, channels, 128, 256), dtype=np.uint8)
-  return {"frames": frames[0], "big_frames": frames[1], "desire": (r.uniform(size=(steps, 8)) > 0.9).astype(np.float32),
-          "traffic_convention": np.array([1, 0], np.float32), "action_t": np.array([0.3, 0.2], np.float32)}
+  return {
+    "frames": frames[0],
+    "big_frames": frames[1],
+    "desire": (r.uniform(size=(steps, 8)) > 0.9).astype(np.float32),
+    "traffic_convention": np.array([1, 0], np.float32),
+    "action_t": np.array([0.3, 0.2], np.float32),
+  }
 
 
 def test_memory_is_modelds():
-  """Frame by frame beside modeld's queues as openpilot writes them: shift, append, every fourth; the desire's largest of each four."""
+  """Frame by frame beside modeld's queues as openpilot writes them: shift, append, every fourth; the desire's largest
+  of each four."""
   r = np.random.default_rng(0)
-  features, desires, frames = np.zeros((96, 512), np.float32), np.zeros((100, 8), np.float32), np.zeros((5, 6, 128, 256), np.uint8)
+  features, desires, frames = (
+    np.zeros((96, 512), np.float32),
+    np.zeros((100, 8), np.float32),
+    np.zeros((5, 6, 128, 256), np.uint8),
+  )
   history = History(SHAPES, 1)
   for _ in range(110):
     frame, desire = r.integers(0, 256, (6, 128, 256), dtype=np.uint8), (r.uniform(size=8) > 0.95).astype(np.float32)
@@ -65,7 +81,8 @@ def test_gradients_go_back_in_time_until_they_are_cut():
 
 
 def test_teacher_carries_its_features(reference, capsys):
-  """Labels of a clip are those of the file run step by step with what it said before, in ONNX Runtime and in torch; a batch is its clips."""
+  """Labels of a clip are those of the file run step by step with what it said before, in ONNX Runtime and in torch; a
+  batch is its clips."""
   c = clip(3, channels=12)
   teacher = DrivingTeacher(reference, device="cpu")
   assert "ONNX Runtime (CPU)" in capsys.readouterr().err
@@ -76,8 +93,14 @@ def test_teacher_carries_its_features(reference, capsys):
   for t in range(3):
     desire = torch.cat([desire[:, 1:], torch.from_numpy(c["desire"][t])[None, None]], 1)
     with torch.no_grad():
-      v = module(img=torch.from_numpy(c["frames"][t])[None], big_img=torch.from_numpy(c["big_frames"][t])[None], desire_pulse=desire,
-                 traffic_convention=torch.tensor([[1.0, 0]]), action_t=torch.tensor([[0.3, 0.2]]), features_buffer=buffer)[OUTPUT_NAME]
+      v = module(
+        img=torch.from_numpy(c["frames"][t])[None],
+        big_img=torch.from_numpy(c["big_frames"][t])[None],
+        desire_pulse=desire,
+        traffic_convention=torch.tensor([[1.0, 0]]),
+        action_t=torch.tensor([[0.3, 0.2]]),
+        features_buffer=buffer,
+      )[OUTPUT_NAME]
     want = parse_outputs(v, slices)
     buffer = torch.cat([buffer[:, 1:], want["hidden_state"][:, None]], 1)
     for k in ("plan", "lane_lines", "lead", "meta", "hidden_state"):
@@ -94,7 +117,9 @@ def small(path, inputs: dict, nodes, outputs: int, slices: dict, constants: dict
   ins = [helper.make_tensor_value_info(k, types.get(k, TensorProto.FLOAT), s) for k, s in inputs.items()]
   made = [numpy_helper.from_array(v, k) for k, v in (constants or {}).items()]
   out = helper.make_tensor_value_info("outputs", TensorProto.FLOAT, [1, outputs])
-  model = helper.make_model(helper.make_graph(nodes, "g", ins, [out], made), opset_imports=[helper.make_opsetid("", 14)])
+  model = helper.make_model(
+    helper.make_graph(nodes, "g", ins, [out], made), opset_imports=[helper.make_opsetid("", 14)]
+  )
   model.ir_version = 8
   model.metadata_props.add(key="output_slices", value=encode_slices(slices))
   onnx.save(model, str(path))
@@ -103,17 +128,37 @@ def small(path, inputs: dict, nodes, outputs: int, slices: dict, constants: dict
 
 @pytest.fixture
 def pair(tmp_path):
-  """A vision file whose feature is the images' means, and a policy whose desire_state is the buffer's: both can be computed by hand."""
+  """A vision file whose feature is the images' means, and a policy whose desire_state is the buffer's: both can be
+  computed by hand."""
   r = np.random.default_rng(0)
-  look = [helper.make_node("Cast", ["img"], ["a"], to=1), helper.make_node("ReduceMean", ["a"], ["b"], axes=[2, 3], keepdims=0),
-          helper.make_node("MatMul", ["b", "w"], ["outputs"])]
-  vision = small(tmp_path / "driving_vision.onnx", {k: SHAPES[k] for k in ("img",)}, look, 512, {"hidden_state": slice(0, 512)},
-                 {"w": r.normal(size=(12, 512)).astype(np.float32) / 100})
-  plan = [helper.make_node("ReduceSum", ["features_buffer", "axes"], ["a"], keepdims=0), helper.make_node("Slice", ["a", "zero", "eight", "one"], ["b"]),
-          helper.make_node("ReduceMax", ["desire_pulse"], ["c"], axes=[1], keepdims=0), helper.make_node("Add", ["b", "c"], ["outputs"])]
+  look = [
+    helper.make_node("Cast", ["img"], ["a"], to=1),
+    helper.make_node("ReduceMean", ["a"], ["b"], axes=[2, 3], keepdims=0),
+    helper.make_node("MatMul", ["b", "w"], ["outputs"]),
+  ]
+  vision = small(
+    tmp_path / "driving_vision.onnx",
+    {k: SHAPES[k] for k in ("img",)},
+    look,
+    512,
+    {"hidden_state": slice(0, 512)},
+    {"w": r.normal(size=(12, 512)).astype(np.float32) / 100},
+  )
+  plan = [
+    helper.make_node("ReduceSum", ["features_buffer", "axes"], ["a"], keepdims=0),
+    helper.make_node("Slice", ["a", "zero", "eight", "one"], ["b"]),
+    helper.make_node("ReduceMax", ["desire_pulse"], ["c"], axes=[1], keepdims=0),
+    helper.make_node("Add", ["b", "c"], ["outputs"]),
+  ]
   numbers = {k: np.array([v], np.int64) for k, v in (("axes", 1), ("zero", 0), ("eight", 8), ("one", 1))}
-  policy = small(tmp_path / "driving_policy.onnx", {"features_buffer": (1, 25, 512), "desire_pulse": (1, 25, 8)}, plan, 8,
-                 {"desire_state": slice(0, 8)}, numbers)
+  policy = small(
+    tmp_path / "driving_policy.onnx",
+    {"features_buffer": (1, 25, 512), "desire_pulse": (1, 25, 8)},
+    plan,
+    8,
+    {"desire_state": slice(0, 8)},
+    numbers,
+  )
   return vision, policy
 
 
@@ -155,16 +200,32 @@ def test_without_tensorrt_it_goes_on_and_says_so(reference, monkeypatch, capsys)
     if name == "tensorrt":
       raise ImportError("No module named 'tensorrt'")
     return real(name, *args, **kwargs)
+
   monkeypatch.setattr(builtins, "__import__", without)
   runner = open_runner(reference, "tensorrt", "cpu")
   said = capsys.readouterr().err
-  assert "warning: TensorRT is not here (No module named 'tensorrt'); going on with ONNX Runtime" in said and runner.what == "ONNX Runtime (CPU)"
+  assert (
+    "warning: TensorRT is not here (No module named 'tensorrt'); going on with ONNX Runtime" in said
+    and runner.what == "ONNX Runtime (CPU)"
+  )
 
 
 def checkpoint(path, base, model, rank, names):
   adapter = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
   dora = {"rank": rank, "alpha": None, "targets": names}
-  torch.save({"base": str(base), "base_hash": hash_file(base), "adapter": adapter, "dora": dora, "epoch": 1, "step": 1, "config": {}, "val": {}}, path)
+  torch.save(
+    {
+      "base": str(base),
+      "base_hash": hash_file(base),
+      "adapter": adapter,
+      "dora": dora,
+      "epoch": 1,
+      "step": 1,
+      "config": {},
+      "val": {},
+    },
+    path,
+  )
   return path
 
 
@@ -184,10 +245,18 @@ def test_export_is_the_base_but_for_the_plan(reference, tuned, tmp_path, capsys)
   assert main(["--checkpoint", str(tuned), "--output", str(out), "--no-tinygrad"]) == 0
   said = capsys.readouterr().out
   base, new = onnx.load(str(reference)), onnx.load(str(out))
-  assert (new.graph.input, new.graph.output, new.opset_import) == (base.graph.input, base.graph.output, base.opset_import)
+  assert (new.graph.input, new.graph.output, new.opset_import) == (
+    base.graph.input,
+    base.graph.output,
+    base.opset_import,
+  )
   assert new.metadata_props == base.metadata_props
   assert [n.op_type for n in new.graph.node] == [n.op_type for n in base.graph.node]
-  found = {line.split()[0]: float(line.split()[1]) for line in said.splitlines() if len(line.split()) == 3 and line.split()[0] in output_slices()}
+  found = {
+    line.split()[0]: float(line.split()[1])
+    for line in said.splitlines()
+    if len(line.split()) == 3 and line.split()[0] in output_slices()
+  }
   assert found["plan"] > 0.01 and found["lane_lines"] == 0 and found["hidden_state"] == 0
   c = clip(2, channels=12)
   was, now = (DrivingTeacher(p, device="cpu").label(c) for p in (reference, out))
@@ -217,10 +286,13 @@ def test_checkpoints_that_are_refused(reference, tuned, tmp_path, capsys):
 
   def said(changed) -> str:
     torch.save(changed, tmp_path / "bad.pt")
-    assert main(["--checkpoint", str(tmp_path / "bad.pt"), "--output", str(tmp_path / "out.onnx"), "--no-tinygrad"]) == 2
+    assert (
+      main(["--checkpoint", str(tmp_path / "bad.pt"), "--output", str(tmp_path / "out.onnx"), "--no-tinygrad"]) == 2
+    )
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and not (tmp_path / "out.onnx").exists()
     return err
+
   assert "trained on another base" in said({**state, "base_hash": "0" * 64})
   assert "lacks adapter" in said({k: v for k, v in state.items() if k != "adapter"})
   assert "does not fit" in said({**state, "adapter": dict(list(state["adapter"].items())[1:])})
@@ -234,7 +306,8 @@ def test_checkpoints_that_are_refused(reference, tuned, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_driver_monitoring_network_goes_the_whole_way(shared_data, tmp_path):
-  """openpilot's own file: an adapter learns to say what a perturbed twin says, and is exported. A perturbed twin proves the plumbing, not the worth."""
+  """openpilot's own file: an adapter learns to say what a perturbed twin says, and is exported. A perturbed twin proves
+  the plumbing, not the worth."""
   torch.manual_seed(0)
   path = shared_data / "weights" / "openpilot_dmonitoring_model.onnx"
   twin, student = load_onnx(path).eval(), load_onnx(path).eval()
@@ -244,13 +317,16 @@ def test_the_driver_monitoring_network_goes_the_whole_way(shared_data, tmp_path)
       if "fc" in n or "_head" in n:
         p.add_(0.2 * p.std() * torch.randn_like(p) if p.numel() > 1 else 0.1)
   names = apply_dora(student, 16)
-  assert sum(p.numel() for p in adapter_parameters(student)) < 0.07 * size  # measured 5.8%: the rank is clipped in the small layers
+  assert (
+    sum(p.numel() for p in adapter_parameters(student)) < 0.07 * size
+  )  # measured 5.8%: the rank is clipped in the small layers
   optimizer = torch.optim.Adam(adapter_parameters(student), 3e-3)
   x = torch.rand(4, 6, 320, 160)
   test = torch.rand(2, 6, 320, 160)
 
   def loss(images):
     return (student(input_img=images)["outputs"] - want[len(images)]).square().mean()
+
   with torch.no_grad():
     want = {len(i): twin(input_img=i)["outputs"] for i in (x, test)}
     before = float(loss(x)), float(loss(test))

@@ -1,4 +1,5 @@
-"""The training loop on small data and a small network: what learns, what is saved, going on bit for bit, and bad input."""
+"""The training loop on small data and a small network: what learns, what is saved, going on bit for bit, and bad
+input."""
 
 import dataclasses
 import json
@@ -27,7 +28,7 @@ from openpilot.tools.dgx.training.shards import VERSION, DrivingClips, read_data
 from openpilot.tools.dgx.training.student import Student
 from openpilot.tools.dgx.training.teacher import DrivingTeacher
 from openpilot.tools.dgx.training.train import BEST, LAST, Run
-from openpilot.tools.fair.checkpoint import load_checkpoint
+from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.lib.errors import UserError, cli
 
 T = np.array(T_IDXS)
@@ -51,12 +52,25 @@ def write_data(root: Path, segments: int = 2, frames: int = 44, seed: int = 0) -
     pair = np.arange(frames) - 4
     pair[pair < 0] = -1
     columns = {
-      "frame_id": np.arange(frames) + 100, "segment_id": np.arange(frames), "time": np.arange(frames) * 50_000_000, "pair": pair, "keep": pair >= 0,
-      "row": np.arange(frames), "desire": np.zeros((frames, DESIRE_LEN), np.uint8), "speed": pose[:, 0], "acceleration": pose[:, 1], "steering": pose[:, 2],
-      "blinkers": np.zeros((frames, 2), np.float32), "gps": np.zeros((frames, 3)), "pose": pose, "plan": plan,
+      "frame_id": np.arange(frames) + 100,
+      "segment_id": np.arange(frames),
+      "time": np.arange(frames) * 50_000_000,
+      "pair": pair,
+      "keep": pair >= 0,
+      "row": np.arange(frames),
+      "desire": np.zeros((frames, DESIRE_LEN), np.uint8),
+      "speed": pose[:, 0],
+      "acceleration": pose[:, 1],
+      "steering": pose[:, 2],
+      "blinkers": np.zeros((frames, 2), np.float32),
+      "gps": np.zeros((frames, 3)),
+      "pose": pose,
+      "plan": plan,
     }
     np.savez(folder / "columns.npz", **columns)
-    pictures = (r.normal(128, 6, (frames, *FRAME_SHAPE)) + rates[:, None, None, None] * 1500).clip(0, 255).astype(np.uint8)
+    pictures = (
+      (r.normal(128, 6, (frames, *FRAME_SHAPE)) + rates[:, None, None, None] * 1500).clip(0, 255).astype(np.uint8)
+    )
     pictures.tofile(folder / "frames.u8")
     pictures.tofile(folder / "big.u8")
     meta = {"rows": frames, "traffic_convention": [1.0, 0.0], "action_t": [0.3, 0.2], "rpy": [0.0, 0.0, 0.0]}
@@ -140,11 +154,15 @@ def test_going_on_is_bit_for_bit_the_unbroken_run(data, base, tmp_path, monkeypa
   assert a["step"] == b["step"] == 2 * whole.steps_per_epoch
   assert all(torch.equal(a["adapter"][n], b["adapter"][n]) for n in a["adapter"])
   assert a["val"] == b["val"] and a["best"] == b["best"] and a["sums"] == b["sums"]
-  assert all(torch.equal(x["exp_avg_sq"], y["exp_avg_sq"]) for x, y in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True))
+  assert all(
+    torch.equal(x["exp_avg_sq"], y["exp_avg_sq"])
+    for x, y in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True)
+  )
 
 
 class Says:
-  """A teacher that is sure of some clips' leads and lines and of others' not at all, and says nothing (NaN) of parts: by a clip's first pixel."""
+  """A teacher that is sure of some clips' leads and lines and of others' not at all, and says nothing (NaN) of parts:
+  by a clip's first pixel."""
 
   def __init__(self, base):
     self.inner = DrivingTeacher(base, device="cpu")
@@ -152,10 +170,18 @@ class Says:
   def label(self, batch):
     out = self.inner.label(batch)
     k = batch["frames"][:, 0, 0, 0, 0].float() % 7  # (B,)
-    out["lead_prob"] = torch.stack([k / 7, k * 0 + 0.01, 1 - k / 7], -1)[:, None].expand_as(out["lead_prob"]).contiguous()
+    out["lead_prob"] = (
+      torch.stack([k / 7, k * 0 + 0.01, 1 - k / 7], -1)[:, None].expand_as(out["lead_prob"]).contiguous()
+    )
     out["lane_lines_prob"] = (k / 7)[:, None, None].expand_as(out["lane_lines_prob"]).contiguous()
     out["desire_state"] = torch.where((k > 3)[:, None, None], torch.nan, out["desire_state"])
-    for name in ("road_edges", "pose", "wide_from_device_euler", "road_transform", "action"):  # away from what the base says: there the sign is rounding's
+    for name in (
+      "road_edges",
+      "pose",
+      "wide_from_device_euler",
+      "road_transform",
+      "action",
+    ):  # away from what the base says: there the sign is rounding's
       out[name] = out[name] + 1
     out["plan"] = torch.where((k > 4)[:, None, None, None], torch.nan, out["plan"]) + 3
     return {**out, "lead": out["lead"] + 5, "lane_lines": out["lane_lines"] + k[:, None, None, None, None]}
@@ -163,11 +189,14 @@ class Says:
 
 @pytest.mark.parametrize("taught", [False, True])
 def test_parts_of_a_batch_are_the_batch(data, base, tmp_path, taught):
-  """Losses and gradients of several parts are those of the whole, however unevenly their clips teach: driven paths that end, a teacher that is unsure."""
+  """Losses and gradients of several parts are those of the whole, however unevenly their clips teach: driven paths that
+  end, a teacher that is unsure."""
   config = dataclasses.replace(SMALL, lr=1e-3, weights={"desire_state": 0.3, "lead": 0.5})
   results = []
   for n in (1, 2, 5):
-    run = make_run(data, base, tmp_path / str(n), dataclasses.replace(config, accumulate=n), Says(base) if taught else None)
+    run = make_run(
+      data, base, tmp_path / str(n), dataclasses.replace(config, accumulate=n), Says(base) if taught else None
+    )
     clips = DrivingClips(run.train.shards, 2)
     batch = torch.utils.data.default_collate([clips[i] for i in range(5)])
     batch["plan"][1], batch["plan"][2, :, 5:] = torch.nan, torch.nan
@@ -178,12 +207,15 @@ def test_parts_of_a_batch_are_the_batch(data, base, tmp_path, taught):
   (whole, gradient), *others = results
   assert gradient.abs().max() > 0 and ("teacher/lead" in whole) == taught
   for values, other in others:
-    assert values.keys() == whole.keys() and all(values[k] == pytest.approx(v, rel=1e-4, abs=1e-6) for k, v in whole.items())
+    assert values.keys() == whole.keys() and all(
+      values[k] == pytest.approx(v, rel=1e-4, abs=1e-6) for k, v in whole.items()
+    )
     assert (gradient - other).abs().max() < 1e-4 * gradient.abs().max()
 
 
 def test_features_are_carried(data, base):
-  """The second step's plan depends on the first step's picture, and not on what comes after; burnt-in steps teach nothing."""
+  """The second step's plan depends on the first step's picture, and not on what comes after; burnt-in steps teach
+  nothing."""
   student = Student(load_onnx(base), None, {"plan": 1.0}, 1.0, 1.0).eval()
   batch = torch.utils.data.default_collate([DrivingClips(read_dataset(data)[1], 3)[0]])
   other = {**batch, "frames": batch["frames"].clone()}
@@ -203,7 +235,8 @@ def test_features_are_carried(data, base):
 
 
 def test_a_teacher_that_is_the_student_costs_what_certainty_is_worth(data, base):
-  """Labels by the base itself, run by ONNX Runtime: means agree, so that only the losses' constants are left; another net's labels cost more."""
+  """Labels by the base itself, run by ONNX Runtime: means agree, so that only the losses' constants are left; another
+  net's labels cost more."""
   weights = {"plan": 0.0, "lane_lines": 1.0, "lead": 1.0, "road_edges": 1.0}
   student = Student(load_onnx(base), None, weights, 0.0, 1.0).eval()
   batch = torch.utils.data.default_collate([DrivingClips(read_dataset(data)[1], 2)[i] for i in range(2)])
@@ -223,13 +256,21 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good(data, base, tmp
   kept = {n: p.clone() for n, p in again.learned.items() if not torch.isnan(p).any()}
   frozen = next(p for n, p in again.student.model.named_parameters() if n not in again.learned)
   frozen.data.fill_(float("nan"))
-  with pytest.raises(UserError, match=r"of step 0 is not finite on 00000001--aaaaaaaaaa--0; the last good checkpoint is .*last.pt"):
+  with pytest.raises(
+    UserError, match=r"of step 0 is not finite on 00000001--aaaaaaaaaa--0; the last good checkpoint is .*last.pt"
+  ):
     again.fit()
   assert (tmp_path / LAST).read_bytes() == good
   assert all(torch.equal(again.learned[n], p) for n, p in kept.items())
 
 
-@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory: you tried ...")])
+@pytest.mark.parametrize(
+  "error",
+  [
+    torch.cuda.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried ..."),
+  ],
+)
 def test_out_of_memory_says_what_to_lower(data, base, tmp_path, monkeypatch, error):
   run = make_run(data, base, tmp_path)
 
@@ -237,7 +278,9 @@ def test_out_of_memory_says_what_to_lower(data, base, tmp_path, monkeypatch, err
     raise error
 
   monkeypatch.setattr(run.student, "forward", full)
-  with pytest.raises(UserError, match="does not hold 3 clips of 2 steps in 1 parts; raise --accumulate, or lower --batch-size or --clip"):
+  with pytest.raises(
+    UserError, match="does not hold 3 clips of 2 steps in 1 parts; raise --accumulate, or lower --batch-size or --clip"
+  ):
     run.fit()
 
 
@@ -262,7 +305,23 @@ def test_path_errors():
 
 def test_the_command(data, base, tmp_path, monkeypatch, capsys):
   """All of it as typed: reference, table, checkpoints, resume, export's reading of the checkpoint."""
-  words = ["--data", data, "--clip", 2, "--batch-size", 3, "--val-share", 0.5, "--workers", 0, "--output", tmp_path / "o", "--dora-rank", 4, "--reference"]
+  words = [
+    "--data",
+    data,
+    "--clip",
+    2,
+    "--batch-size",
+    3,
+    "--val-share",
+    0.5,
+    "--workers",
+    0,
+    "--output",
+    tmp_path / "o",
+    "--dora-rank",
+    4,
+    "--reference",
+  ]
   assert command(monkeypatch, *words, "--epochs", 1) == 0
   out = capsys.readouterr().out
   assert "DoRA rank 4" in out and "held-out path after 3 s" in out and "trainable" in out
@@ -284,7 +343,9 @@ def test_the_table_names_what_was_clipped(data, base, tmp_path, monkeypatch, cap
   monkeypatch.setattr(Run, "fit", lambda self: {})
   words = ["--data", data, "--base", base, "--clip", 2, "--workers", 0, "--output"]
   assert command(monkeypatch, *words, tmp_path / "a") == 0
-  assert re.search(r"rank clipped on 7 of 31 layers, to 3\.\.12: net\.heads\.pose\.out, .* and 3 more$", capsys.readouterr().out, re.M)
+  assert re.search(
+    r"rank clipped on 7 of 31 layers, to 3\.\.12: net\.heads\.pose\.out, .* and 3 more$", capsys.readouterr().out, re.M
+  )
   assert command(monkeypatch, *words, tmp_path / "b", "--dora-rank", 2) == 0
   assert "rank 2 on 31 layers" in (out := capsys.readouterr().out) and "clipped" not in out
 
@@ -296,13 +357,17 @@ def test_trackers(data, base, tmp_path, monkeypatch, capsys):
   assert capsys.readouterr().err.strip() == "error: --trackers wandb: there are tensorboard, trackio"
   monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "tensorboard" else None)
   assert command(monkeypatch, *words, "tensorboard, trackio") == 2
-  assert capsys.readouterr().err.strip() == "error: --trackers trackio is not installed: `pip install -e .[track]` brings tensorboard and trackio"
+  assert (
+    capsys.readouterr().err.strip()
+    == "error: --trackers trackio is not installed: `pip install -e .[track]` brings tensorboard and trackio"
+  )
   assert not (tmp_path / "o").exists()
   given = []
   monkeypatch.setattr(training, "Run", lambda *a: given.append(a[-1]) or stop())
 
   def stop():
     raise UserError("enough")
+
   assert command(monkeypatch, *words, "tensorboard") == 2 and given == [("tensorboard",)]
   assert command(monkeypatch, *words, "") == 2 and given[1:] == [()]
 
@@ -333,9 +398,14 @@ def test_bad_input(data, base, tmp_path, monkeypatch, capsys):
   assert "nothing to adapt" in refused(*good, "--targets", "nowhere", "--clip", 2)
   assert "leave --resume out" in refused(*good, "--resume")
   size = sum(p.numel() for p in load_onnx(base).parameters())
-  most = re.search(r"rank 100000 is too large: .*; the largest sensible rank is (\d+)$", refused(*good, "--clip", 2, "--dora-rank", 100000))
+  most = re.search(
+    r"rank 100000 is too large: .*; the largest sensible rank is (\d+)$",
+    refused(*good, "--clip", 2, "--dora-rank", 100000),
+  )
   assert most is not None
-  assert f"parameters would be trained beside {size:,} of the base" in refused(*good, "--clip", 2, "--dora-rank", int(most[1]) + 1)
+  assert f"parameters would be trained beside {size:,} of the base" in refused(
+    *good, "--clip", 2, "--dora-rank", int(most[1]) + 1
+  )
 
   class Code:
     def __reduce__(self):
@@ -357,7 +427,8 @@ def test_checkpoints_of_another_base_are_refused(data, base, tmp_path):
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
-  """Frames of a block are alike: intervals by frames would be far too narrow. Of 200 means of 40 blocks, about 95% of the intervals hold the truth."""
+  """Frames of a block are alike: intervals by frames would be far too narrow. Of 200 means of 40 blocks, about 95% of
+  the intervals hold the truth."""
   r = np.random.default_rng(0)
   blocks = np.repeat(np.arange(40), 20)
   held = 0
@@ -372,7 +443,24 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 
 @pytest.mark.slow
 def test_a_reference_that_sees_turns_is_trained_whole(data, tmp_path, monkeypatch):
-  words = ["--data", data, "--clip", 2, "--batch-size", 2, "--val-share", 0.5, "--workers", 0, "--epochs", 1, "--full", "--augment", "--reference", "turn"]
+  words = [
+    "--data",
+    data,
+    "--clip",
+    2,
+    "--batch-size",
+    2,
+    "--val-share",
+    0.5,
+    "--workers",
+    0,
+    "--epochs",
+    1,
+    "--full",
+    "--augment",
+    "--reference",
+    "turn",
+  ]
   assert command(monkeypatch, *words, "--output", tmp_path / "o") == 0
   module = load_onnx(tmp_path / "o" / "reference.onnx")
   assert [v.name for v in module.inputs][-1] == SPEED_INPUT
@@ -386,7 +474,9 @@ def test_evaluation_compares_on_the_same_frames(data, base):
   clips = drives(data, 4)
   teacher = DrivingTeacher(base, device="cpu")
   errors, blocks = errors_of({"a": teacher, "b": teacher}, clips, 1, progress=False)
-  assert set(errors) == {"constant curvature", "and acceleration", "a", "b"} and len(blocks) == len(errors["a"]) == 3 * len(clips)
+  assert set(errors) == {"constant curvature", "and acceleration", "a", "b"} and len(blocks) == len(
+    errors["a"]
+  ) == 3 * len(clips)
   result = compare(errors, blocks, "a")
   assert all(v == 0 for row in result["gain"]["b"] for v in row)
   assert result["error"]["constant curvature"][0][0] < 0.01 < result["error"]["a"][0][0]  # arcs: the rival knows all
@@ -395,7 +485,8 @@ def test_evaluation_compares_on_the_same_frames(data, base):
 
 
 def test_the_rival_that_accelerates_knows_the_drive_by_its_speeds():
-  """A car on an arc that gains 1.5 m/s^2, less and less: known from the third step on, half after one, not at all before."""
+  """A car on an arc that gains 1.5 m/s^2, less and less: known from the third step on, half after one, not at all
+  before."""
   t = np.arange(0, 14, 0.2)
   v = 8 + 1.5 * SETTLING * (1 - np.exp(-t / SETTLING))
   pose = np.stack([v, *[0 * v] * 4, 0.02 * v], -1)
@@ -403,7 +494,10 @@ def test_the_rival_that_accelerates_knows_the_drive_by_its_speeds():
   plans = {"accelerated": accelerated(pose[:15]), "constant": constant_curvature(pose[:15])}
   off = {k: path_error(p, driven, 2.0) for k, p in plans.items()}
   assert (off["accelerated"][2:] < 0.25 * off["constant"][2:]).all()
-  assert off["accelerated"][0] == pytest.approx(off["constant"][0], rel=1e-3) and off["accelerated"][1] < 0.75 * off["constant"][1]
+  assert (
+    off["accelerated"][0] == pytest.approx(off["constant"][0], rel=1e-3)
+    and off["accelerated"][1] < 0.75 * off["constant"][1]
+  )
   assert accelerated(pose[:1]).shape == (1, 33, 15)
 
 

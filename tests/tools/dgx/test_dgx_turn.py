@@ -1,4 +1,5 @@
-"""The reference network that starts from constant curvature: its path is a drive's, and untrained it sees turns in pictures and remembers speeds."""
+"""The reference network that starts from constant curvature: its path is a drive's, and untrained it sees turns in
+pictures and remembers speeds."""
 
 import numpy as np
 import onnxruntime as ort
@@ -21,9 +22,14 @@ def column(*numbers: float) -> torch.Tensor:
 
 
 def packed(y: np.ndarray) -> np.ndarray:
-  """(256, 512) brightness -> (6, 128, 256) as frames are packed, without colour."""
-  grey = np.full((128, 256), 128.0)
-  return np.stack([y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2], grey, grey]).round().clip(0, 255).astype(np.uint8)
+  """(256, 512) brightness -> (6, 128, 256) as frames are packed, without color."""
+  gray = np.full((128, 256), 128.0)
+  return (
+    np.stack([y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2], gray, gray])
+    .round()
+    .clip(0, 255)
+    .astype(np.uint8)
+  )
 
 
 def pair(pixels: int, seed: int = 0) -> torch.Tensor:
@@ -33,10 +39,12 @@ def pair(pixels: int, seed: int = 0) -> torch.Tensor:
   for axis in (0, 1):
     rough = sum(np.roll(rough, k, axis) for k in range(-3, 4))
   wall = 120 + 30 * rough / rough.std()
-  return torch.from_numpy(np.concatenate([packed(wall[:, 256:768]), packed(wall[:, 256 + pixels : 768 + pixels])]))[None]
+  return torch.from_numpy(np.concatenate([packed(wall[:, 256:768]), packed(wall[:, 256 + pixels : 768 + pixels])]))[
+    None
+  ]
 
 
-def test_correlating_is_each_product_with_the_neighbours_along_the_row():
+def test_correlating_is_each_product_with_the_neighbors_along_the_row():
   r = np.random.default_rng(0)
   a, b = (r.normal(size=(2, 3, 4, 9)) for _ in range(2))
   want = np.zeros((2, 5, 4, 9))
@@ -75,7 +83,8 @@ def test_braking_ends_in_standing_not_in_reverse():
 
 @pytest.mark.parametrize("pixels", [-28, -8, 0, 8, 28])
 def test_untrained_it_sees_how_fast_the_car_turns(pixels):
-  """The wall moves as far in the wide view as a turn moves it there, which is half as far as in the narrow one. Within a fifth, or a fifth of a cell."""
+  """The wall moves as far in the wide view as a turn moves it there, which is half as far as in the narrow one. Within
+  a fifth, or a fifth of a cell."""
   x = sample_inputs(1, speed=True)
   x["img"], x["big_img"] = pair(2 * pixels), pair(pixels)
   with torch.no_grad():
@@ -100,10 +109,18 @@ def test_it_remembers_speeds():
       for k in range(REACH, 0, -1):
         y = {**x, SPEED_INPUT: torch.tensor([[12 - 0.2 * gain * k, 0.2]])}
         past.append(parse_outputs(network(**y), slices)["hidden_state"])
-      y = {**x, SPEED_INPUT: torch.tensor([[12.0, 0.2]]), "features_buffer": torch.cat([x["features_buffer"][:, REACH:], torch.stack(past, 1)], 1)}
+      y = {
+        **x,
+        SPEED_INPUT: torch.tensor([[12.0, 0.2]]),
+        "features_buffer": torch.cat([x["features_buffer"][:, REACH:], torch.stack(past, 1)], 1),
+      }
       after[gain] = parse_outputs(network(**y), slices)
       told = after[gain]["hidden_state"][0, -4:]
-      assert float(told[0]) == 1 and float(told[1]) == pytest.approx(12 / 20) and float(told[3]) == pytest.approx(gain / 4, abs=1e-4)
+      assert (
+        float(told[0]) == 1
+        and float(told[1]) == pytest.approx(12 / 20)
+        and float(told[3]) == pytest.approx(gain / 4, abs=1e-4)
+      )
   expected = float(arc(column(12), column(0), column(1.5), T)[0, 17, 0] - 12 * T[17])  # m after 2.8 s
   assert float(after[1.5]["plan"][0, 17, 0] - after[0.0]["plan"][0, 17, 0]) == pytest.approx(expected, rel=0.15)
 

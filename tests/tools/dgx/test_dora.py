@@ -1,7 +1,7 @@
 """DoRA against PEFT's, against float64 references written out here, and on disk in both directions.
 
-"Relative" is the largest difference over the largest value of what is compared with, both in fp32 unless said otherwise.
-"""
+"Relative" is the largest difference over the largest value of what is compared with, both in fp32 unless said
+otherwise."""
 
 import pytest
 import torch
@@ -19,13 +19,22 @@ def twin(layer: nn.Module, rank: int):
   apply_dora(ours, rank, 2 * rank, targets=["1"], clip_rank=False)
   stir(ours)
   base = ours[1].base_layer
-  bare = type(base)(base.in_features, base.out_features) if isinstance(base, nn.Linear) else \
-    nn.Conv2d(base.in_channels, base.out_channels, base.kernel_size, base.stride, base.padding, bias=base.bias is not None)
+  bare = (
+    type(base)(base.in_features, base.out_features)
+    if isinstance(base, nn.Linear)
+    else nn.Conv2d(
+      base.in_channels, base.out_channels, base.kernel_size, base.stride, base.padding, bias=base.bias is not None
+    )
+  )
   bare.load_state_dict(base.state_dict())
   config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, use_dora=True, target_modules=["1"])
   theirs = peft.get_peft_model(nn.Sequential(nn.Sequential(), bare), config)
   x, mine = theirs.base_model.model[1], ours[1].adapters["default"]["weight"]
-  pairs = [(mine.a, x.lora_A["default"].weight), (mine.b, x.lora_B["default"].weight), (mine.m, x.lora_magnitude_vector["default"].weight)]
+  pairs = [
+    (mine.a, x.lora_A["default"].weight),
+    (mine.b, x.lora_B["default"].weight),
+    (mine.m, x.lora_magnitude_vector["default"].weight),
+  ]
   with torch.no_grad():
     for a, b in pairs:
       b.copy_(a.view(b.shape))
@@ -38,7 +47,11 @@ def assert_same_step(ours, theirs, pairs, x):
   g = torch.randn_like(y1)
   y1.backward(g)
   y2.backward(g)
-  found = {"y": (y1, y2), "dx": (x1.grad, x2.grad), **{n: (a.grad, b.grad.view(a.shape)) for n, (a, b) in zip(("dA", "dB", "dm"), pairs, strict=True)}}
+  found = {
+    "y": (y1, y2),
+    "dx": (x1.grad, x2.grad),
+    **{n: (a.grad, b.grad.view(a.shape)) for n, (a, b) in zip(("dA", "dB", "dm"), pairs, strict=True)},
+  }
   assert {n: e for n, (a, b) in found.items() if not (e := relative(a, b)) < CLOSE} == {}
 
 
@@ -49,17 +62,24 @@ def test_linear_is_pefts(rank):
 
 
 @needs_peft
-@pytest.mark.parametrize("rank, kernel, stride, padding", [(1, 3, 1, 1), (8, 3, 2, 1), (16, 1, 1, 0), (64, (3, 5), (2, 1), (0, 2))])
+@pytest.mark.parametrize(
+  "rank, kernel, stride, padding", [(1, 3, 1, 1), (8, 3, 2, 1), (16, 1, 1, 0), (64, (3, 5), (2, 1), (0, 2))]
+)
 def test_conv2d_is_pefts(rank, kernel, stride, padding):
   assert_same_step(*twin(nn.Conv2d(24, 64, kernel, stride, padding), rank), torch.randn(2, 24, 13, 17))
 
 
 def test_function_gradients_in_float64():
   """Finite differences, with the scale c an input: the norm is a constant, as it should be."""
-  x, w, a, b, c, bias = (torch.randn(s, dtype=torch.float64, requires_grad=s != (4, 3)) for s in ((5, 7, 3), (4, 3), (2, 3), (4, 2), (4,), (4,)))
+  x, w, a, b, c, bias = (
+    torch.randn(s, dtype=torch.float64, requires_grad=s != (4, 3))
+    for s in ((5, 7, 3), (4, 3), (2, 3), (4, 2), (4,), (4,))
+  )
   mask = torch.rand(35, 3) > 0.3
   for m in (None, mask):
-    assert torch.autograd.gradcheck(lambda x, a, b, c, bias, m=m: DoRAProduct.apply(x, w, a, b, c, bias, m, 0.7), (x, a, b, c, bias))
+    assert torch.autograd.gradcheck(
+      lambda x, a, b, c, bias, m=m: DoRAProduct.apply(x, w, a, b, c, bias, m, 0.7), (x, a, b, c, bias)
+    )
 
 
 def dense(adapter: Adapter, w: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -73,8 +93,10 @@ def dense(adapter: Adapter, w: torch.Tensor) -> tuple[torch.Tensor, list[torch.T
   return v * (m / norm).view(-1, *(1,) * (w.ndim - 1)), leaves
 
 
-@pytest.mark.parametrize("groups, stride, padding, dilation, mode", [
-  (1, 1, 2, 2, "zeros"), (4, 2, 1, 1, "zeros"), (8, 1, 1, 1, "zeros"), (2, 1, 1, 1, "reflect")])
+@pytest.mark.parametrize(
+  "groups, stride, padding, dilation, mode",
+  [(1, 1, 2, 2, "zeros"), (4, 2, 1, 1, "zeros"), (8, 1, 1, 1, "zeros"), (2, 1, 1, 1, "reflect")],
+)
 def test_conv2d_groups_dilation_and_padding(groups, stride, padding, dilation, mode):
   model = nn.Sequential(nn.Conv2d(8, 16, 3, stride, padding, dilation, groups, padding_mode=mode))
   apply_dora(model, 4, targets=["0"])
@@ -85,8 +107,15 @@ def test_conv2d_groups_dilation_and_padding(groups, stride, padding, dilation, m
   weight, leaves = dense(adapter, layer.base_layer.weight)
   x = torch.randn(2, 8, 9, 11)
   y = model(x)
-  ref = F.conv2d(F.pad(x.double(), (1,) * 4, mode=mode) if mode != "zeros" else x.double(), weight, layer.base_layer.bias.double(), stride,
-                 padding if mode == "zeros" else 0, dilation, groups)
+  ref = F.conv2d(
+    F.pad(x.double(), (1,) * 4, mode=mode) if mode != "zeros" else x.double(),
+    weight,
+    layer.base_layer.bias.double(),
+    stride,
+    padding if mode == "zeros" else 0,
+    dilation,
+    groups,
+  )
   g = torch.randn_like(y)
   y.backward(g)
   ref.backward(g.double())
@@ -96,11 +125,12 @@ def test_conv2d_groups_dilation_and_padding(groups, stride, padding, dilation, m
 
 
 def gru_reference(base: nn.GRU, weights: dict[str, torch.Tensor], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-  """The published equations, step by step, in float64. x (B, T, in) -> (B, T, H * directions), (layers * directions, B, H)."""
+  """The published equations, step by step, in float64. x (B, T, in) -> (B, T, H * directions), (layers * directions, B,
+  H)."""
   last = []
   for k in range(base.num_layers):
     outs = []
-    for suffix in (f"l{k}", f"l{k}_reverse")[:2 if base.bidirectional else 1]:
+    for suffix in (f"l{k}", f"l{k}_reverse")[: 2 if base.bidirectional else 1]:
       wi, wh = weights[f"weight_ih_{suffix}"], weights[f"weight_hh_{suffix}"]
       bi, bh = (getattr(base, f"bias_{n}_{suffix}").detach().double() for n in ("ih", "hh"))
       h, seq = x.new_zeros(len(x), base.hidden_size), []
@@ -170,7 +200,8 @@ def test_norm_where_the_update_cancels_the_weight():
   with torch.no_grad():
     exact = (w.double() + adapter.b.double() @ adapter.a.double()).norm(dim=1)
     error = (adapter.norm(w) - exact).abs() / exact
-  # A thousandth of the weight is left: fp32's rounding of W and BA themselves is then 1e-4 of it. The factored sum alone would be off by tens of per cent.
+  # A thousandth of the weight is left: fp32's rounding of W and BA themselves is then 1e-4 of it. The factored sum
+  # alone would be off by tens of per cent.
   assert float(error.max()) < 1e-3 and float(error[6:].max()) < CLOSE
 
 
@@ -192,7 +223,11 @@ def test_dropout_is_on_the_low_rank_path_only():
   mask = torch.empty(200, 30, dtype=torch.bool).bernoulli_(0.5)
   g = torch.randn_like(y)
   grads = torch.autograd.grad(y, [x, *adapter.parameters()], g)
-  ref = adapter.scale(base.weight) * (F.linear(x, base.weight) + adapter.scaling * (x * mask / 0.5) @ adapter.a.T @ adapter.b.T) + base.bias
+  ref = (
+    adapter.scale(base.weight)
+    * (F.linear(x, base.weight) + adapter.scaling * (x * mask / 0.5) @ adapter.a.T @ adapter.b.T)
+    + base.bias
+  )
   assert relative(y, ref) < CLOSE
   for p, q in zip(grads, torch.autograd.grad(ref, [x, *adapter.parameters()], g), strict=True):
     assert relative(p, q) < 2e-6
@@ -218,4 +253,7 @@ def test_norm_stays_fp32_under_autocast():
   assert all(p.grad.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in adapter_parameters(model))
   half = nn.Linear(64, 48).bfloat16()
   wide = Adapter.new(half.weight, 8, 1.0)
-  assert wide.norm(half.weight).dtype == torch.float32 and relative(wide.norm(half.weight), half.weight.double().norm(dim=1)) < CLOSE
+  assert (
+    wide.norm(half.weight).dtype == torch.float32
+    and relative(wide.norm(half.weight), half.weight.double().norm(dim=1)) < CLOSE
+  )

@@ -1,4 +1,5 @@
-"""Whole models with DoRA: what is adapted, merging, several adapters, quantisation-aware training, and files in both directions with PEFT."""
+"""Whole models with DoRA: what is adapted, merging, several adapters, quantization-aware training, and files in both
+directions with PEFT."""
 
 import copy
 import json
@@ -15,7 +16,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from openpilot.tools.dgx.training.dora import (
-  DoRALinear, adapter_parameters, apply_dora, base_hash, check_rank, clipped, dora_layers, load_adapter, merge, save_adapter, set_adapter, unload, unmerge,
+  DoRALinear,
+  adapter_parameters,
+  apply_dora,
+  base_hash,
+  check_rank,
+  clipped,
+  dora_layers,
+  load_adapter,
+  merge,
+  save_adapter,
+  set_adapter,
+  unload,
+  unmerge,
 )
 from openpilot.tools.lib.errors import UserError
 
@@ -35,6 +48,7 @@ class Net(nn.Module):
 
 class PeftNet(nn.Module):
   """What PEFT can adapt too."""
+
   def __init__(self):
     super().__init__()
     self.conv = nn.Conv2d(3, 6, 3, 2, 1)
@@ -81,10 +95,16 @@ def test_ranks_that_make_no_sense_are_refused_and_clipped_ones_said():
   best = max(r for r, n in counts.items() if n < size)
   assert best < 20  # the largest that the convolution takes: A, B and m outweigh the network before
   check_rank(net, best, every)
-  with pytest.raises(UserError, match=rf"rank {best + 1} is too large: {counts[best + 1]:,} parameters .* {size:,} of the base; .* sensible rank is {best}$"):
+  with pytest.raises(
+    UserError,
+    match=rf"rank {best + 1} is too large: {counts[best + 1]:,} parameters .* {size:,} of the base; .* sensible rank "
+    rf"is {best}$",
+  ):
     check_rank(net, best + 1, every)
   net = Net()
-  with pytest.raises(UserError, match="rank 9 is too large: no layer to adapt takes more than 8; the largest sensible rank is 8"):
+  with pytest.raises(
+    UserError, match="rank 9 is too large: no layer to adapt takes more than 8; the largest sensible rank is 8"
+  ):
     check_rank(net, 9, ["policy.2"])
   with pytest.raises(UserError, match="largest sensible rank is 4"):
     check_rank(net, 100000, ["head"])
@@ -152,7 +172,8 @@ def test_merge_unmerge_and_several_adapters():
 
 
 def test_merged_exports_to_onnx(tmp_path):
-  """The file of an adapted network has the operators and shapes of the base's, and computes what the network did before merging."""
+  """The file of an adapted network has the operators and shapes of the base's, and computes what the network did before
+  merging."""
   x, files = torch.randn(1, 3, 8, 8), []
   net = Net().eval()
   for name in ("base", "adapted"):
@@ -171,21 +192,31 @@ def test_merged_exports_to_onnx(tmp_path):
     np.testing.assert_allclose(a, b.numpy(), atol=1e-5 * float(b.abs().max()))
 
 
-@pytest.mark.parametrize("make, shape", [
-  (lambda: nn.Linear(12, 10), (4, 12)), (lambda: nn.Conv2d(4, 10, 3), (2, 4, 6, 6)), (lambda: nn.GRU(12, 10), (5, 2, 12))])
-def test_quantisation_aware_training(make, shape):
-  """With a fake-quantised weight the forward pass is exactly that of the exported, quantised layer; gradients reach A, B and m."""
+@pytest.mark.parametrize(
+  "make, shape",
+  [
+    (lambda: nn.Linear(12, 10), (4, 12)),
+    (lambda: nn.Conv2d(4, 10, 3), (2, 4, 6, 6)),
+    (lambda: nn.GRU(12, 10), (5, 2, 12)),
+  ],
+)
+def test_quantization_aware_training(make, shape):
+  """With a fake-quantized weight the forward pass is exactly that of the exported, quantized layer; gradients reach A,
+  B and m."""
   net = nn.ModuleDict({"l": make()})
   apply_dora(net, 4, targets=["l"])
   stir(net)
   layer = net["l"]
 
-  def quantise(w):
-    return torch.fake_quantize_per_channel_affine(w, w.detach().flatten(1).abs().amax(1) / 127, torch.zeros(len(w), dtype=torch.int32), 0, -127, 127)
+  def quantize(w):
+    return torch.fake_quantize_per_channel_affine(
+      w, w.detach().flatten(1).abs().amax(1) / 127, torch.zeros(len(w), dtype=torch.int32), 0, -127, 127
+    )
+
   x = torch.randn(shape)
   with torch.no_grad():
     plain = layer(x)
-  layer.fake_quant = quantise
+  layer.fake_quant = quantize
   y = layer(x)
   first = y[0] if isinstance(y, tuple) else y
   first.square().sum().backward()
@@ -193,7 +224,7 @@ def test_quantisation_aware_training(make, shape):
   unload(net)
   with torch.no_grad():
     for n in layer.names:
-      getattr(net["l"], n).copy_(quantise(getattr(net["l"], n)))
+      getattr(net["l"], n).copy_(quantize(getattr(net["l"], n)))
     want = net["l"](x)
   want = want[0] if isinstance(want, tuple) else want
   assert relative(first, want) < CLOSE
@@ -232,7 +263,11 @@ def test_damaged_adapters_are_refused(tmp_path):
   save_adapter(net, folder, h)
   config, tensors = folder / "adapter_config.json", folder / "adapter_model.safetensors"
   good = config.read_text(), tensors.read_bytes()
-  for change, message in (({"use_dora": False}, "only DoRA"), ({"lora_bias": True}, "lora_bias"), ({"peft_type": "IA3"}, "only DoRA")):
+  for change, message in (
+    ({"use_dora": False}, "only DoRA"),
+    ({"lora_bias": True}, "lora_bias"),
+    ({"peft_type": "IA3"}, "only DoRA"),
+  ):
     config.write_text(json.dumps({**json.loads(good[0]), **change}))
     with pytest.raises(UserError, match=message):
       load_adapter(PeftNet(), folder, h)
@@ -272,12 +307,17 @@ def test_models_can_be_copied_checkpointed_and_compiled():
   with torch.no_grad():  # another base in place: the cached squares of the old one do not stay
     net.policy[0].base_layer.weight.mul_(3)
     adapter, w = net.policy[0].adapters["default"]["weight"], net.policy[0].base_layer.weight
-    assert relative(adapter.norm(w), (w.double() + adapter.scaling * adapter.b.double() @ adapter.a.double()).norm(dim=1)) < CLOSE
+    assert (
+      relative(adapter.norm(w), (w.double() + adapter.scaling * adapter.b.double() @ adapter.a.double()).norm(dim=1))
+      < CLOSE
+    )
   layer = twin_net.policy[0]
   v = torch.randn(5, 24, requires_grad=True)
   grads = torch.autograd.grad(layer(v).square().sum(), [v, *layer.adapters.parameters()])
   compiled = torch.compile(layer, backend="aot_eager")
-  for a, b in zip(torch.autograd.grad(compiled(v).square().sum(), [v, *layer.adapters.parameters()]), grads, strict=True):
+  for a, b in zip(
+    torch.autograd.grad(compiled(v).square().sum(), [v, *layer.adapters.parameters()]), grads, strict=True
+  ):
     assert relative(a, b) < CLOSE
 
 
@@ -306,8 +346,16 @@ def test_pefts_loads_into_ours(tmp_path, rslora):
   net, x = PeftNet().eval(), torch.randn(3, 3, 8, 8)
   mine = PeftNet().eval()
   mine.load_state_dict(net.state_dict())
-  config = peft.LoraConfig(r=8, lora_alpha=12, use_dora=True, use_rslora=rslora, target_modules=["conv", "0", "1", "2"], lora_dropout=0.1,
-                           rank_pattern={"blocks.1": 3}, alpha_pattern={"2": 5})
+  config = peft.LoraConfig(
+    r=8,
+    lora_alpha=12,
+    use_dora=True,
+    use_rslora=rslora,
+    target_modules=["conv", "0", "1", "2"],
+    lora_dropout=0.1,
+    rank_pattern={"blocks.1": 3},
+    alpha_pattern={"2": 5},
+  )
   theirs = peft.get_peft_model(net, config).eval()
   with torch.no_grad():
     for n, p in theirs.named_parameters():
@@ -323,10 +371,15 @@ def test_pefts_loads_into_ours(tmp_path, rslora):
 
 
 def test_share_of_a_full_size_model():
-  """Parameters of A, B and m at the default rank over all parameters of the base, for a network of the size of openpilot's (30 M: 61 MB of fp16), with its
-  dense policy, recurrence and heads adapted. Counted on shapes, without memory."""
+  """Parameters of A, B and m at the default rank over all parameters of the base, for a network of the size of
+  openpilot's (30 M: 61 MB of fp16), with its dense policy, recurrence and heads adapted. Counted on shapes, without
+  memory."""
   with torch.device("meta"):
-    vision = nn.Sequential(*[nn.Conv2d(c, 2 * c, 3) for c in (64, 128, 256, 512)], *[nn.Conv2d(1024, 1024, 3) for _ in range(2)], nn.Conv2d(1024, 512, 1))
+    vision = nn.Sequential(
+      *[nn.Conv2d(c, 2 * c, 3) for c in (64, 128, 256, 512)],
+      *[nn.Conv2d(1024, 1024, 3) for _ in range(2)],
+      nn.Conv2d(1024, 512, 1),
+    )
     heads = nn.ModuleList([nn.Linear(512, n) for n in (990, 528, 264, 102)])
     net = nn.ModuleDict({"vision": vision, "gru": nn.GRU(512, 512), "policy": nn.Linear(512, 512), "heads": heads})
     base = sum(p.numel() for p in net.parameters())

@@ -1,4 +1,5 @@
-"""A driving model's file driven over a route: what is published is what the model says of modeld's inputs, the same every time."""
+"""A driving model's file driven over a route: what is published is what the model says of modeld's inputs, the same
+every time."""
 
 from pathlib import Path
 
@@ -34,7 +35,11 @@ def model(tmp_path_factory) -> Path:
 
 
 def replayed(route: Path, model: Path) -> list[bytes]:
-  return list(driving_replay.driving_replay(Route(str(route)).segments, driving_replay.DrivingModel([model]), "qcamera", progress=False))
+  return list(
+    driving_replay.driving_replay(
+      Route(str(route)).segments, driving_replay.DrivingModel([model]), "qcamera", progress=False
+    )
+  )
 
 
 def test_what_is_published_is_what_the_model_says(route, model):
@@ -44,8 +49,13 @@ def test_what_is_published_is_what_the_model_says(route, model):
   narrow, big = (ViewWarp(view, name).model_frame for name in ("medmodel", "sbigmodel"))
   t = np.array([e.timestamp_eof for e in view.entries]) * 1e-9
   speed = between(t, np.array(read_log(segment).car)[:, :2])[:, 0]
-  clip = {"frames": np.stack([narrow.warp(f).copy() for f in frames]), "big_frames": np.stack([big.warp(f).copy() for f in frames]),
-          "desire": torch.zeros(len(frames), 8), "traffic_convention": torch.tensor([1.0, 0.0]), "speed": torch.from_numpy(speed).float()}
+  clip = {
+    "frames": np.stack([narrow.warp(f).copy() for f in frames]),
+    "big_frames": np.stack([big.warp(f).copy() for f in frames]),
+    "desire": torch.zeros(len(frames), 8),
+    "traffic_convention": torch.tensor([1.0, 0.0]),
+    "speed": torch.from_numpy(speed).float(),
+  }
   want = DrivingTeacher(model, device="cpu").label(clip)
 
   messages = [messaging.log_from_bytes(b) for b in replayed(route, model)]
@@ -53,20 +63,30 @@ def test_what_is_published_is_what_the_model_says(route, model):
   for i, m in enumerate(messages):
     plan = want["plan"][i].numpy()
     # the last speed at the frame's time, not one between two messages: a hundredth of a second of what the car gains
-    assert np.allclose(m.modelV2.position.x, plan[:, 0], atol=0.3) and np.allclose(m.modelV2.orientationRate.z, plan[:, 14], atol=1e-3)
+    assert np.allclose(m.modelV2.position.x, plan[:, 0], atol=0.3) and np.allclose(
+      m.modelV2.orientationRate.z, plan[:, 14], atol=1e-3
+    )
     assert np.allclose(m.modelV2.laneLines[1].y, want["lane_lines"][i, 1, :, 0], atol=1e-2)
     assert np.allclose(m.modelV2.laneLineProbs, want["lane_lines_prob"][i, 1::2], atol=1e-4)
-    assert np.allclose(m.modelV2.leadsV3[2].v, want["lead"][i, 2, :, 2], atol=1e-2) and m.modelV2.leadsV3[2].probTime == 4.0
+    assert (
+      np.allclose(m.modelV2.leadsV3[2].v, want["lead"][i, 2, :, 2], atol=1e-2) and m.modelV2.leadsV3[2].probTime == 4.0
+    )
   last = messages[-1].modelV2
   assert np.allclose(last.position.t, T_IDXS) and np.allclose(last.laneLines[0].x, X_IDXS)
-  assert [len(x) for x in (last.laneLines, last.roadEdges, last.leadsV3, last.meta.desireState, last.meta.desirePrediction)] == [4, 2, 3, 8, 32]
+  assert [
+    len(x) for x in (last.laneLines, last.roadEdges, last.leadsV3, last.meta.desireState, last.meta.desirePrediction)
+  ] == [4, 2, 3, 8, 32]
 
 
 def test_the_command_gives_the_same_log_every_time(route, model, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr("sys.argv", ["driving_replay", str(route), str(model), "--out", str(tmp_path / "a.zst"), "--seconds", "0.2"])
+  monkeypatch.setattr(
+    "sys.argv", ["driving_replay", str(route), str(model), "--out", str(tmp_path / "a.zst"), "--seconds", "0.2"]
+  )
   assert cli(driving_replay.main)() == 0
   assert "4 modelV2 of 4 frames by reference, 0 invalid" in capsys.readouterr().out
   assert [m.which() for m in LogReader([tmp_path / "a.zst"])] == ["modelV2"] * 4
   again = replayed(route, model)
   assert again == replayed(route, model)
-  assert [messaging.log_from_bytes(b).to_dict() for b in again[:4]] == [m.to_dict() for m in LogReader([tmp_path / "a.zst"])]
+  assert [messaging.log_from_bytes(b).to_dict() for b in again[:4]] == [
+    m.to_dict() for m in LogReader([tmp_path / "a.zst"])
+  ]

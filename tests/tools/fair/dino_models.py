@@ -20,8 +20,8 @@ def save_folder(model: transformers.PreTrainedModel, folder: Path, **preprocesso
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-  """fp32 on one machine: only the order of sums differs (ours scales and normalises in two steps), which the layers enlarge from 1e-7 to 3e-5; how much, hangs
-  on the processor."""
+  """fp32 on one machine: only the order of sums differs (ours scales and normalizes in two steps), which the layers
+  enlarge from 1e-7 to 3e-5; how much, hangs on the processor."""
   torch.testing.assert_close(actual, expected, rtol=3e-4, atol=3e-4)
 
 
@@ -29,6 +29,6 @@ def images(height: int, width: int, n: int = 2, seed: int = 0) -> torch.Tensor:
   return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, 3, height, width), dtype=np.uint8))
 
 
-def normalise(rgb: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+def normalize(rgb: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
   """What torch's users write: (x / 255 - mean) / std."""
   return torch.stack([(rgb[:, c].double() / 255 - mean[c]) / std[c] for c in range(3)], 1).float()

@@ -6,15 +6,24 @@ import torch
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, pack_rgb
 from openpilot.tools.fair.labels.rules import rules_of
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, LabelStore
-from openpilot.tools.fair.sam import rle
+from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.teacher import Clip, Label
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.sim.truth import MAP_H, MAP_W
 
-CAMERA = {"stream": "qcamera", "width": 526, "height": 330, "intrinsics": [[722.4, 0, 263], [0, 722.4, 165], [0, 0, 1]], "rpy": [0.0, 0.0, 0.0], "video": "x"}
+CAMERA = {
+  "stream": "qcamera",
+  "width": 526,
+  "height": 330,
+  "intrinsics": [[722.4, 0, 263], [0, 722.4, 165], [0, 0, 1]],
+  "rpy": [0.0, 0.0, 0.0],
+  "video": "x",
+}
 LABELS = [
   Label("depth", "dense", "float16", (MAP_H, MAP_W), "m"),
-  Label("segmentation", "dense", "uint8", (MAP_H, MAP_W), "class", ("background", "road", "lane", "vehicle", "pedestrian")),
+  Label(
+    "segmentation", "dense", "uint8", (MAP_H, MAP_W), "class", ("background", "road", "lane", "vehicle", "pedestrian")
+  ),
   Label("objects", "boxes", shape=(256, 512), unit="px", classes=("vehicle", "pedestrian")),
   Label("points", "points", unit="px", classes=("lane", "road")),
 ]
@@ -43,7 +52,15 @@ def square(seed, t):
   return int(x + speed * t), int(y), size
 
 
-def write_store(root, routes=("00000001--aaaaaaaaaa", "00000002--bbbbbbbbbb"), n=16, teacher="simulator", labels=LABELS, checkpoint="a", licence="MIT"):
+def write_store(
+  root,
+  routes=("00000001--aaaaaaaaaa", "00000002--bbbbbbbbbb"),
+  n=16,
+  teacher="simulator",
+  labels=LABELS,
+  checkpoint="a",
+  licence="MIT",
+):
   store = LabelStore(root, create=True)
   for seed, route in enumerate(routes):
     segment = f"{route}--0"
@@ -63,7 +80,9 @@ def write_store(root, routes=("00000001--aaaaaaaaaa", "00000002--bbbbbbbbbb"), n
       for name, value in (("depth", depth[1::4, 1::4]), ("segmentation", cls[1::4, 1::4])):
         if name in said:
           said[name].append(value)
-      for k, v in zip(boxes, (t, x - 0.5, y - 0.5, x + s - 0.5, y + s - 0.5, 1.0, 0, seed, rle.encode(mask[None])[0]), strict=True):
+      for k, v in zip(
+        boxes, (t, x - 0.5, y - 0.5, x + s - 0.5, y + s - 0.5, 1.0, 0, seed, rle.encode(mask[None])[0]), strict=True
+      ):
         boxes[k].append(v)
       for k, (px, py) in enumerate(((x, y), (x + s - 1, y), (x, y + s - 1), (x + s - 1, y + s - 1))):
         for key, v in zip(points, (t, k, px, py, True, 1), strict=True):
@@ -80,7 +99,9 @@ def write_store(root, routes=("00000001--aaaaaaaaaa", "00000002--bbbbbbbbbb"), n
         if x.kind != "dense":
           table = tables[x.name]
           at = [i for i, f in enumerate(table["frame"]) if f in rows]
-          chunk[x.name] = {c: [v[i] for i in at] if c == "rle" else np.array([v[i] for i in at], to.get(c)) for c, v in table.items()}
+          chunk[x.name] = {
+            c: [v[i] for i in at] if c == "rle" else np.array([v[i] for i in at], to.get(c)) for c, v in table.items()
+          }
           chunk[x.name]["frame"] = chunk[x.name]["frame"] - rows.start
       h.write_chunk(k, chunk)
   return store
@@ -98,7 +119,8 @@ def same(a, b):
 
 
 def same_in_pieces(teacher, rgb, sizes, whole, last, folder):
-  """Labels of the clip in pieces of `sizes` frames, with the state through a file in between, are `whole`, and the state behind them is `last`."""
+  """Labels of the clip in pieces of `sizes` frames, with the state through a file in between, are `whole`, and the
+  state behind them is `last`."""
   state, parts, start = None, [], 0
   for n in sizes:
     if state is not None:

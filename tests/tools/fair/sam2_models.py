@@ -1,4 +1,5 @@
-"""Small SAM 2 and EdgeTAM models of the official classes, and what the official session says of a video: for the tests of both files."""
+"""Small SAM 2 and EdgeTAM models of the official classes, and what the official session says of a video: for the tests
+of both files."""
 
 import json
 
@@ -14,7 +15,8 @@ KINDS = ("sam2_video", "edgetam_video")
 
 
 def save(kind, path):
-  """A small model of the official class, random weights that see some objects and not others. -> the model, loaded from `path`."""
+  """A small model of the official class, random weights that see some objects and not others. -> the model, loaded from
+  `path`."""
   hiera = t.Sam2HieraDetConfig(
     hidden_size=8,
     embed_dim_per_stage=[8, 16, 24, 32],
@@ -26,7 +28,10 @@ def save(kind, path):
     window_positional_embedding_background_size=[4, 4],
   )
   vision = t.Sam2VisionConfig(
-    backbone_config=hiera, backbone_channel_list=[32, 24, 16, 8], backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]], fpn_hidden_size=128
+    backbone_config=hiera,
+    backbone_channel_list=[32, 24, 16, 8],
+    backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
+    fpn_hidden_size=128,
   )
   common = {
     "vision_config": vision,
@@ -37,7 +42,15 @@ def save(kind, path):
     "memory_attention_rope_feat_sizes": [4, 4],
     "memory_encoder_output_channels": 64,
     "memory_fuser_intermediate_dim": 32,
-    **dict.fromkeys(("memory_attention_hidden_size", "memory_encoder_hidden_size", "mask_downsampler_embed_dim", "memory_fuser_embed_dim"), 128),
+    **dict.fromkeys(
+      (
+        "memory_attention_hidden_size",
+        "memory_encoder_hidden_size",
+        "mask_downsampler_embed_dim",
+        "memory_fuser_embed_dim",
+      ),
+      128,
+    ),
   }
   torch.manual_seed(3)
   if kind == "sam2_video":
@@ -65,8 +78,8 @@ def save(kind, path):
 
 
 def loaded(kind, path):
-  """The model as a teacher gets it. One that is compared bit for bit must not be the one in memory that was saved: loaded weights lie in a mapped file, aligned
-  otherwise, for which some processors' BLAS rounds otherwise."""
+  """The model as a teacher gets it. One that is compared bit for bit must not be the one in memory that was saved:
+  loaded weights lie in a mapped file, aligned otherwise, for which some processors' BLAS rounds otherwise."""
   return kind.from_pretrained(path, local_files_only=True).eval()
 
 
@@ -77,12 +90,17 @@ def frames(n, seed=0):
 
 
 def official(model, rgb, boxes, start=0):
-  """The official streaming session, nothing dropped: masks (T, N, H, W), logits (T, N). It begins with frame `start`."""
-  session = getattr(t, type(model).__name__.replace("Model", "InferenceSession"))(video_height=H, video_width=W, dtype=torch.float32)
+  """The official streaming session, nothing dropped: masks (T, N, H, W), logits (T, N). It begins with frame
+  `start`."""
+  session = getattr(t, type(model).__name__.replace("Model", "InferenceSession"))(
+    video_height=H, video_width=W, dtype=torch.float32
+  )
   for i, box in enumerate(boxes):
-    # pixel centres of the frame -> of the network's input
+    # pixel centers of the frame -> of the network's input
     corners = (torch.tensor(box[:4]).view(2, 2) + 0.5) * torch.tensor([S / W, S / H]) - 0.5
-    session.add_point_inputs(session.obj_id_to_idx(i), start, {"point_coords": corners[None, None], "point_labels": torch.tensor([[[2, 3]]])})
+    session.add_point_inputs(
+      session.obj_id_to_idx(i), start, {"point_coords": corners[None, None], "point_labels": torch.tensor([[[2, 3]]])}
+    )
     session.obj_with_new_inputs.append(i)
   masks, logits = [], []
   for n in range(start, len(rgb)):

@@ -8,7 +8,8 @@ from openpilot.tools.fair.students.student import Student
 
 
 def randomise(student: Student, seed: int = 0) -> Student:
-  """BatchNorm statistics and whatever starts at zero become random: a freshly made network would hide a term that is dropped or used twice."""
+  """BatchNorm statistics and whatever starts at zero become random: a freshly made network would hide a term that is
+  dropped or used twice."""
   g = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for m in student.modules():
@@ -41,6 +42,7 @@ def some_inputs(student: Student, seed: int = 1, b: int = 1) -> dict:
 
 
 def assert_close(name: str, got: np.ndarray, want: np.ndarray, rel: float) -> None:
-  """Against the largest value of the output: float32 sums in another order differ by parts of the largest term, not of each result."""
+  """Against the largest value of the output: float32 sums in another order differ by parts of the largest term, not of
+  each result."""
   assert got.shape == want.shape, name
   assert np.abs(got - want).max() <= rel * max(1.0, np.abs(want).max()), name

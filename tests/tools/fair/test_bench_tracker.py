@@ -12,7 +12,8 @@ from tests.bench.bench_tracker import add, trackers_here
 
 
 def test_trackers_are_judged_by_tap_vid():
-  """Truth with a known mistake: a third of the points 3 px off (of 256x256: x of the view is halved), and one in four said to be hidden."""
+  """Truth with a known mistake: a third of the points 3 px off (of 256x256: x of the view is halved), and one in four
+  said to be hidden."""
   r = np.random.default_rng(0)
   true, seen = r.uniform(50, 200, (5, 12, 2)), r.uniform(size=(5, 12)) < 0.8
   seen[0] = True
@@ -36,4 +37,7 @@ def test_who_cannot_run_is_said(tmp_path, monkeypatch, capsys):
   here = trackers_here(argparse.Namespace(weights=None, iters=8, scale=1, accept_licence=[]))
   out = capsys.readouterr().out
   assert list(here) == ["Lucas-Kanade"]
-  assert "raft-tracker: left out, no weights 'raft-small.pth'" in out and "cotracker2: left out, teacher 'cotracker2' is under the licence CC-BY-NC-4.0" in out
+  assert (
+    "raft-tracker: left out, no weights 'raft-small.pth'" in out
+    and "cotracker2: left out, teacher 'cotracker2' is under the licence CC-BY-NC-4.0" in out
+  )

@@ -1,4 +1,5 @@
-"""torch.compile of the ViT teachers: the same outputs, one program for all blocks, and a compiler that fails is no end. With compilers that need no C++."""
+"""torch.compile of the ViT teachers: the same outputs, one program for all blocks, and a compiler that fails is no end.
+With compilers that need no C++."""
 
 import numpy as np
 import pytest
@@ -8,10 +9,16 @@ from dino_models import close, images, save_folder
 
 from openpilot.tools.fair import hf
 from openpilot.tools.fair.options import options_of
-from openpilot.tools.fair.teacher import Clip, load_teacher
+from openpilot.tools.fair.registry import load_teacher
+from openpilot.tools.fair.teacher import Clip
 from openpilot.tools.lib.errors import UserError
 
-VIT: dict = {"hidden_size": 32, "num_hidden_layers": 12, "num_attention_heads": 2, "image_size": 56}  # more blocks than dynamo compiles one function for
+VIT: dict = {
+  "hidden_size": 32,
+  "num_hidden_layers": 12,
+  "num_attention_heads": 2,
+  "image_size": 56,
+}  # more blocks than dynamo compiles one function for
 HOW: dict = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
 
 
@@ -28,11 +35,13 @@ def folders(tmp_path_factory):
   root = tmp_path_factory.mktemp("vits")
   v3 = transformers.DINOv3ViTConfig(patch_size=14, intermediate_size=64, num_register_tokens=4, **VIT)
   depth = transformers.DepthAnythingConfig(
-    backbone_config=transformers.Dinov2Config(patch_size=14, out_indices=[3, 6, 9, 12], apply_layernorm=True, reshape_hidden_states=False, **VIT),
+    backbone_config=transformers.Dinov2Config(patch_size=14, out_indices=[3, 6, 9, 12], apply_layernorm=True, reshape_hidden_states=False, **VIT),  # noqa: E501
     reassemble_hidden_size=32, neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16, patch_size=14)  # fmt: skip
   convnext = transformers.DINOv3ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
   return {
-    "dinov2-small": save_folder(transformers.Dinov2Model(transformers.Dinov2Config(patch_size=14, **VIT)), root / "v2", **HOW),
+    "dinov2-small": save_folder(
+      transformers.Dinov2Model(transformers.Dinov2Config(patch_size=14, **VIT)), root / "v2", **HOW
+    ),
     "dinov3-vits16": save_folder(transformers.DINOv3ViTModel(v3), root / "v3", **HOW),
     "depth-anything-v2-small": save_folder(transformers.DepthAnythingForDepthEstimation(depth), root / "depth", **HOW),
     "dinov3-convnext-tiny": save_folder(transformers.DINOv3ConvNextModel(convnext), root / "convnext", **HOW),
@@ -51,7 +60,8 @@ def label(teacher):
 
 
 def alike(actual, expected):
-  """Labels are float16: what differs in float32's last bits, as halves of a batch may, can differ by one of theirs, 2^-10."""
+  """Labels are float16: what differs in float32's last bits, as halves of a batch may, can differ by one of theirs,
+  2^-10."""
   torch.testing.assert_close(actual, expected, rtol=2e-3, atol=1e-4)
 
 
@@ -78,7 +88,10 @@ def test_outputs_stay_equal_and_blocks_share_a_program(folders, monkeypatch, cap
   assert fast.settings() == {**plain.settings(), "compiled": True}
   if name == "dinov2-small":  # transformers' hooks collect what the blocks give: outside what is compiled
     rgb = images(56, 70)
-    close(load(name, folders, compile=True, layers=(2, 7)).extract_features(rgb), load(name, folders, layers=(2, 7)).extract_features(rgb))
+    close(
+      load(name, folders, compile=True, layers=(2, 7)).extract_features(rgb),
+      load(name, folders, layers=(2, 7)).extract_features(rgb),
+    )
 
 
 def test_a_compiler_that_fails_is_said_once(folders, monkeypatch, capsys):
@@ -94,7 +107,11 @@ def test_a_compiler_that_fails_is_said_once(folders, monkeypatch, capsys):
   for _ in range(2):
     alike(label(teacher), want)
   (line,) = [x for x in capsys.readouterr().err.splitlines() if "torch.compile" in x]
-  assert line.startswith("warning: torch.compile fails for teacher 'dinov2-small'") and "no C++ compiler" in line and len(tried) == 1
+  assert (
+    line.startswith("warning: torch.compile fails for teacher 'dinov2-small'")
+    and "no C++ compiler" in line
+    and len(tried) == 1
+  )
 
 
 def test_out_of_memory_still_halves_the_batch(folders, monkeypatch, capsys):
@@ -113,6 +130,8 @@ def test_out_of_memory_still_halves_the_batch(folders, monkeypatch, capsys):
 
 
 def test_who_can_be_compiled(folders):
-  assert all("compile" in options_of(n) for n in ("dinov2-base", "depth-anything-v2-small", "dinov3-vitb16")) and "compile" not in options_of("sam3")
+  assert all(
+    "compile" in options_of(n) for n in ("dinov2-base", "depth-anything-v2-small", "dinov3-vitb16")
+  ) and "compile" not in options_of("sam3")
   with pytest.raises(UserError, match="compile is for ViTs"):
     load("dinov3-convnext-tiny", folders, compile=True)

@@ -1,4 +1,5 @@
-"""CoTracker against its own package where that is installed; the windows around it against a tracker whose answers are known, everywhere."""
+"""CoTracker against its own package where that is installed; the windows around it against a tracker whose answers are
+known, everywhere."""
 
 import json
 import sys
@@ -12,7 +13,8 @@ torch = pytest.importorskip("torch")
 from openpilot.tools.fair.cotracker.cotracker import CoTracker, CoTrackerTeacher, carry
 from openpilot.tools.fair.cotracker.tracker import LANE, ROAD
 from openpilot.tools.fair.registry import TEACHERS
-from openpilot.tools.fair.teacher import Clip, load_teacher
+from openpilot.tools.fair.registry import load_teacher
+from openpilot.tools.fair.teacher import Clip
 from openpilot.tools.lib.errors import UserError
 
 H, W = 96, 128
@@ -20,7 +22,8 @@ POLE = (60, 75)  # columns behind which points of the known world are not seen
 NC = "CC-BY-NC-4.0"
 
 
-# *** the package's interface over a world of known motion: the first pixel of a frame holds its number and the speed ***
+# *** the package's interface over a world of known motion: the first pixel of a frame holds its number and the speed
+# ***
 
 
 def known_video(n, vx, vy, size=(H, W)):
@@ -89,9 +92,9 @@ def known(monkeypatch):
   return KnownPredictor
 
 
-def known_weights(folder, v2=False, learnt=12):
-  path = folder / f"known{learnt}{'v2' if v2 else ''}.pth"
-  torch.save(KnownModel(v2, learnt).state_dict(), path)
+def known_weights(folder, v2=False, learned=12):
+  path = folder / f"known{learned}{'v2' if v2 else ''}.pth"
+  torch.save(KnownModel(v2, learned).state_dict(), path)
   return path
 
 
@@ -100,16 +103,24 @@ def test_offline_goes_through_any_length_in_windows(known, tmp_path):
   points = np.array([[10, 10], [5, 40], [66, 50], [200, 5], [110, 60]], np.float64)
   video = known_video(80, 1, 0)
   tracks, visible = tracker.track_lane_points(video, points)
-  assert tracks.dtype == np.float32 and tracks.shape == (80, 5, 2) and visible.dtype == bool and max(known.seen) == 12 < len(known.seen) + 4
+  assert (
+    tracks.dtype == np.float32
+    and tracks.shape == (80, 5, 2)
+    and visible.dtype == bool
+    and max(known.seen) == 12 < len(known.seen) + 4
+  )
   x = points[:, 0] + np.arange(80)[:, None]
-  # behind the pole for 15 frames, longer than the 6 that windows have in common: lost there, and stays where it was seen last
+  # behind the pole for 15 frames, longer than the 6 that windows have in common: lost there, and stays where it was
+  # seen last
   last = {0: POLE[0] - 1, 1: POLE[0] - 1, 4: W - 1}
   for n, stop in last.items():
     np.testing.assert_allclose(tracks[:, n, 0][x[:, n] <= stop], x[:, n][x[:, n] <= stop], atol=1e-3)
     np.testing.assert_array_equal(visible[:, n], x[:, n] <= stop)
     assert tracks[-1, n, 0] == stop
   np.testing.assert_allclose(tracks[:12, 2, 0], x[:12, 2], atol=1e-3)
-  np.testing.assert_array_equal(visible[:, 2], (x[:, 2] >= POLE[1]) & (x[:, 2] < W) | (x[:, 2] == 66))  # asked for behind the pole
+  np.testing.assert_array_equal(
+    visible[:, 2], (x[:, 2] >= POLE[1]) & (x[:, 2] < W) | (x[:, 2] == 66)
+  )  # asked for behind the pole
   assert not visible[:, 3].any()
   # a short video is one call of the official predictor
   known.seen.clear()
@@ -125,17 +136,17 @@ def test_covered_for_less_than_the_overlap_comes_back(known, tmp_path):
   np.testing.assert_array_equal(visible[:, 0], ((x < POLE[0]) | (x >= POLE[1])) & (x < W))
 
 
-@pytest.mark.parametrize("mode, learnt", [("online", 8), ("v2", 8)])
+@pytest.mark.parametrize("mode, learned", [("online", 8), ("v2", 8)])
 @pytest.mark.parametrize("length", [1, 3, 8, 9, 31])
-def test_online_streams(known, tmp_path, mode, learnt, length):
-  tracker = CoTracker(mode, known_weights(tmp_path, mode == "v2", learnt), device="cpu")
+def test_online_streams(known, tmp_path, mode, learned, length):
+  tracker = CoTracker(mode, known_weights(tmp_path, mode == "v2", learned), device="cpu")
   points = np.array([[10, 10], [30, 40]], np.float64)
   tracks, visible = tracker.track_lane_points(torch.from_numpy(known_video(length, 2, 1)), torch.from_numpy(points))
   t = np.arange(length)[:, None]
   np.testing.assert_allclose(tracks.numpy(), points + t[..., None] * [2, 1], atol=1e-3)
   x = points[:, 0] + 2 * t
   np.testing.assert_array_equal(visible.numpy(), (x < POLE[0]) | (x >= POLE[1]))
-  assert max(known.seen) <= learnt and tracks.dtype == torch.float32
+  assert max(known.seen) <= learned and tracks.dtype == torch.float32
 
 
 def test_no_points_and_other_shapes(known, tmp_path):
@@ -159,9 +170,11 @@ def test_carry():
 
 
 def teacher(folder, mode="online", **options):
-  weights = known_weights(folder, learnt=12)
+  weights = known_weights(folder, learned=12)
   name = f"cotracker3-{mode}"
-  return load_teacher(name, weights, accepted=[NC], device="cpu", **{"points": "grid", "window": 12, "hop": 4, **options})
+  return load_teacher(
+    name, weights, accepted=[NC], device="cpu", **{"points": "grid", "window": 12, "hop": 4, **options}
+  )
 
 
 def label_in_clips(made, video, cuts, through_disk):
@@ -223,8 +236,15 @@ def test_table_of_tracks(known, tmp_path):
     np.testing.assert_array_equal(visible[1:], (inside & ~hidden)[1:])
     back += bool((~visible[1:-1] & visible[2:]).any())
     first.append(frames[0])
-  assert back > 3 and set(np.unique(first)) <= {0, *range(3, 60, 4)} and len(set(first)) > 5  # one track through the cover; new points behind every hop
-  assert np.bincount(table["frame"]).max() <= 40 and len(state["track"]) <= 20 and state["frames"].shape == (12, 3, H, W) and state["first"] == 48
+  assert (
+    back > 3 and set(np.unique(first)) <= {0, *range(3, 60, 4)} and len(set(first)) > 5
+  )  # one track through the cover; new points behind every hop
+  assert (
+    np.bincount(table["frame"]).max() <= 40
+    and len(state["track"]) <= 20
+    and state["frames"].shape == (12, 3, H, W)
+    and state["first"] == 48
+  )
 
 
 def test_settings_and_own_seeds(known, tmp_path):
@@ -235,7 +255,12 @@ def test_settings_and_own_seeds(known, tmp_path):
   table = made.label(Clip(known_video(2, 0, 0)))[0]["points"]
   assert table["cls"].tolist() == [LANE, LANE] and table["frame"].tolist() == [0, 1]
   settings = made.settings()
-  assert json.loads(json.dumps(settings)) == settings and settings["window"] == 12 and settings["hop"] == 4 and settings["mode"] == "online"
+  assert (
+    json.loads(json.dumps(settings)) == settings
+    and settings["window"] == 12
+    and settings["hop"] == 4
+    and settings["mode"] == "online"
+  )
   empty, state = made.label(Clip(known_video(0, 0, 0)))
   assert len(empty["points"]["x"]) == 0 and state is None
   _, state = made.label(Clip(known_video(2, 0, 0)))
@@ -251,7 +276,9 @@ def test_licence_must_be_accepted(known, tmp_path):
     assert TEACHERS[name].licence == NC
     with pytest.raises(UserError, match=f"--accept-licence {NC}"):
       load_teacher(name, known_weights(tmp_path))
-  assert isinstance(load_teacher("cotracker2", known_weights(tmp_path, v2=True), accepted=[NC], device="cpu"), CoTrackerTeacher)
+  assert isinstance(
+    load_teacher("cotracker2", known_weights(tmp_path, v2=True), accepted=[NC], device="cpu"), CoTrackerTeacher
+  )
 
 
 def test_package_must_be_there(monkeypatch, tmp_path):
@@ -263,7 +290,7 @@ def test_package_must_be_there(monkeypatch, tmp_path):
 
 def test_wrong_checkpoints(known, tmp_path):
   with pytest.raises(UserError, match="take teacher cotracker3-online"):
-    CoTracker("offline", known_weights(tmp_path, learnt=16), device="cpu")
+    CoTracker("offline", known_weights(tmp_path, learned=16), device="cpu")
   with pytest.raises(UserError, match="no checkpoint of CoTracker 3"):
     CoTracker("offline", known_weights(tmp_path, v2=True), device="cpu")
   with pytest.raises(UserError, match="no checkpoint of CoTracker 2"):
@@ -292,10 +319,10 @@ def package():
   return pytest.importorskip("cotracker.predictor", reason="the cotracker package is not installed")
 
 
-def published(package, folder, mode, learnt):
+def published(package, folder, mode, learned):
   """A checkpoint in the official format, of random weights that move points and hide some."""
   torch.manual_seed(1)
-  model = package.build_cotracker(None, offline=mode == "offline", window_len=learnt, v2=mode == "v2")
+  model = package.build_cotracker(None, offline=mode == "offline", window_len=learned, v2=mode == "v2")
   with torch.no_grad():
     model.updateformer.flow_head.weight.normal_(0, 0.01)
     head = model.vis_predictor[0] if mode == "v2" else model.updateformer.vis_conf_head
@@ -308,40 +335,48 @@ def published(package, folder, mode, learnt):
 
 def small(predictor):
   predictor.interp_shape = SMALL
-  predictor.model.requires_grad_(False)  # as ours is: matmul sums in another order otherwise, which 6 rounds make 2e-4 px
+  predictor.model.requires_grad_(
+    False
+  )  # as ours is: matmul sums in another order otherwise, which 6 rounds make 2e-4 px
   return predictor
 
 
 def real_video(n):
   r = np.random.default_rng(4)
-  x = torch.nn.functional.interpolate(torch.tensor(r.uniform(0, 255, (n, 3, 8, 10)), dtype=torch.float32), (80, 112), mode="bicubic")
+  x = torch.nn.functional.interpolate(
+    torch.tensor(r.uniform(0, 255, (n, 3, 8, 10)), dtype=torch.float32), (80, 112), mode="bicubic"
+  )
   return x.clamp(0, 255).to(torch.uint8).numpy()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode, learnt", [("offline", 6), ("online", 4), ("v2", 4)])
-def test_equals_the_official_predictors(package, tmp_path, mode, learnt):
-  path = published(package, tmp_path, mode, learnt)
+@pytest.mark.parametrize("mode, learned", [("offline", 6), ("online", 4), ("v2", 4)])
+def test_equals_the_official_predictors(package, tmp_path, mode, learned):
+  path = published(package, tmp_path, mode, learned)
   tracker = CoTracker(mode, path, device="cpu")
   small(tracker.predictor)
   video = real_video(5)
   queries = np.array([[0, 20, 30], [0, 70, 50], [2, 50, 40]], np.float64)
   tensor, asked = torch.from_numpy(video).float()[None], torch.from_numpy(queries).float()[None]
-  official = small(package.CoTrackerPredictor(str(path), offline=mode == "offline", v2=mode == "v2", window_len=learnt))
+  official = small(
+    package.CoTrackerPredictor(str(path), offline=mode == "offline", v2=mode == "v2", window_len=learned)
+  )
   want, seen = (x[0].numpy() for x in official(tensor, queries=asked))
   tracks, visible = tracker.follow(video, queries)
   in_picture = (want >= 0).all(-1) & (want <= [111, 79]).all(-1)
   # the same operations on the same input
   np.testing.assert_allclose(tracks, want, atol=1e-5)
   np.testing.assert_array_equal(visible, seen & in_picture)
-  assert np.abs(np.diff(want[:, :2], axis=0)).max() > 1 and seen.sum() > 3 and not seen.all()  # 3: of the queries themselves
+  assert (
+    np.abs(np.diff(want[:, :2], axis=0)).max() > 1 and seen.sum() > 3 and not seen.all()
+  )  # 3: of the queries themselves
   if mode == "offline":
     got = tracker.track_lane_points(video, queries[:2, 1:])
     want, seen = (x[0].numpy() for x in official(tensor, queries=asked[:, :2]))
   else:
     small(tracker.streamer)
     got = tracker.track_lane_points(video, queries[:2, 1:])
-    official = small(package.CoTrackerOnlinePredictor(str(path), v2=mode == "v2", window_len=learnt))
+    official = small(package.CoTrackerOnlinePredictor(str(path), v2=mode == "v2", window_len=learned))
     official(tensor, is_first_step=True, queries=asked[:, :2])
     for start in range(0, 3, 2):  # as its README says: overlapping by half
       want, seen = official(tensor[:, start : start + 4])

@@ -1,4 +1,5 @@
-"""A file of the label store that is cut short, grown or gone is named, with what to do, by all that read it: no traceback, and no zeros in its place."""
+"""A file of the label store that is cut short, grown or gone is named, with what to do, by all that read it: no
+traceback, and no zeros in its place."""
 
 import sys
 
@@ -10,7 +11,7 @@ from openpilot.tools.fair.distillation.batch import Batches, load
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.evaluation.evaluate import evaluate, parser
 from openpilot.tools.fair.evaluation.scenes import open_segments
-from openpilot.tools.fair.labels import labels as listing
+from openpilot.tools.fair.labels import list_labels as listing
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.store import CHUNK, LabelStore
 from openpilot.tools.lib.errors import UserError, cli
@@ -56,10 +57,21 @@ def test_op_labels_names_it(damaged, monkeypatch, capsys, tmp_path):
   root, path = damaged
   code, out, err = command(monkeypatch, capsys, listing.main, root)
   said = out + err
-  assert code == 1 and f"damaged: chunk 1 of {SEGMENT}" in said and str(path) in said and "--repair" in said and "1 damaged chunks" in out
+  assert (
+    code == 1
+    and f"damaged: chunk 1 of {SEGMENT}" in said
+    and str(path) in said
+    and "--repair" in said
+    and "1 damaged chunks" in out
+  )
   assert out.count("depth: float16[64, 128] m: min") >= 1  # of the groups that are whole
   code, out, err = command(monkeypatch, capsys, listing.main, root, "--video", tmp_path / "v.mp4")
-  assert code == 2 and err.strip().splitlines()[-1].startswith(f"error: {path} is damaged") and "--repair" in err and not (tmp_path / "v.mp4").exists()
+  assert (
+    code == 2
+    and err.strip().splitlines()[-1].startswith(f"error: {path} is damaged")
+    and "--repair" in err
+    and not (tmp_path / "v.mp4").exists()
+  )
 
 
 def test_training_names_it(damaged, monkeypatch, capsys, tmp_path):
@@ -83,16 +95,36 @@ def test_evaluation_names_it(damaged, monkeypatch, tmp_path):
   assert open_segments(root, {"simulator"}, [])
   with pytest.raises(UserError) as e:
     evaluate(parser().parse_args([str(bundle), str(root), "--out", str(tmp_path / "out")]))
-  assert str(e.value).startswith(f"{path} is damaged") and "--repair" in str(e.value) and not (tmp_path / "out").exists()
+  assert (
+    str(e.value).startswith(f"{path} is damaged") and "--repair" in str(e.value) and not (tmp_path / "out").exists()
+  )
 
 
 def test_distill_ends_with_one_line(tmp_path, monkeypatch, capsys):
   store = write_store(tmp_path / "s")
   for group in store.groups("simulator"):
     cut(group.path / "depth.zarr/c/0/0/0")
-  words = ["--labels", tmp_path / "s", "--student", "depth-nano", "--out", tmp_path / "run", "--steps", 2, "--batch", 4, "--workers", 1]
+  words = [
+    "--labels",
+    tmp_path / "s",
+    "--student",
+    "depth-nano",
+    "--out",
+    tmp_path / "run",
+    "--steps",
+    2,
+    "--batch",
+    4,
+    "--workers",
+    1,
+  ]
   code, _, err = command(monkeypatch, capsys, distill.main, *words)
-  assert code == 2 and err.strip().splitlines()[-1].startswith("error: ") and "depth.zarr/c/0/0/0 is damaged" in err and "Traceback" not in err
+  assert (
+    code == 2
+    and err.strip().splitlines()[-1].startswith("error: ")
+    and "depth.zarr/c/0/0/0 is damaged" in err
+    and "Traceback" not in err
+  )
 
 
 def test_an_array_without_its_description_is_named(tmp_path):

@@ -7,21 +7,36 @@ import transformers
 from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 
-from openpilot.tools.fair.device import Device
+from openpilot.tools.learn.device import Device
 from openpilot.tools.fair.detr.teacher import DetrTeacher, Pictures, road_classes, to_table
 from openpilot.tools.fair.registry import TEACHERS
-from openpilot.tools.fair.teacher import Clip, Entry, load_teacher
+from openpilot.tools.fair.registry import load_teacher
+from openpilot.tools.fair.teacher import Clip, Entry
 from openpilot.tools.lib.errors import UserError
 
 DEVICE = Device(torch.device("cpu"), torch.float32)
 ENTRY = Entry("detr.teacher:DetrTeacher", "", "Apache-2.0", "", "")
 NAMES = ["person", "motorbike", "aeroplane", "car", "Traffic Light", "sofa", "dog"]
 ROADS = {"person": "person", "motorbike": "motorcycle", "car": "car", "Traffic Light": "traffic light", "dog": "animal"}
-SMALL = {"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_layers": 2,
-         "id2label": dict(enumerate(NAMES))}
+SMALL = {
+  "d_model": 32,
+  "encoder_ffn_dim": 48,
+  "decoder_ffn_dim": 48,
+  "encoder_attention_heads": 2,
+  "decoder_attention_heads": 2,
+  "decoder_layers": 2,
+  "id2label": dict(enumerate(NAMES)),
+}
 SMALL_DETR = {**SMALL, "encoder_layers": 1, "num_queries": 12}
-SMALL_RT = {**SMALL, "encoder_hidden_dim": 32, "encoder_in_channels": [16, 24, 32], "decoder_in_channels": [32, 32, 32], "num_queries": 20, "num_denoising": 0,
-            "initializer_range": 0.1}
+SMALL_RT = {
+  **SMALL,
+  "encoder_hidden_dim": 32,
+  "encoder_in_channels": [16, 24, 32],
+  "decoder_in_channels": [32, 32, 32],
+  "num_queries": 20,
+  "num_denoising": 0,
+  "initializer_range": 0.1,
+}
 THREE = ["stage2", "stage3", "stage4"]
 
 
@@ -32,23 +47,53 @@ def make(kind: str):
   basic = {"embedding_size": 8, "depths": [1, 1, 1, 1], "layer_type": "basic"}
   if kind == "detr":
     back = t.ResNetConfig(hidden_sizes=[8, 12, 16, 24], out_features=["stage4"], **basic)
-    return t.DetrForObjectDetection(t.DetrConfig(backbone_config=back, **SMALL_DETR)), DetrImageProcessorPil(size={"shortest_edge": 60, "longest_edge": 100})
+    return t.DetrForObjectDetection(t.DetrConfig(backbone_config=back, **SMALL_DETR)), DetrImageProcessorPil(
+      size={"shortest_edge": 60, "longest_edge": 100}
+    )
   if kind == "detr on dinov3":
-    vit = t.DINOv3ViTConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_register_tokens=4, out_features=["stage2"])
+    vit = t.DINOv3ViTConfig(
+      hidden_size=32,
+      intermediate_size=48,
+      num_hidden_layers=2,
+      num_attention_heads=2,
+      num_register_tokens=4,
+      out_features=["stage2"],
+    )
     return t.DetrForObjectDetection(t.DetrConfig(backbone_config=vit, **SMALL_DETR)), DetrImageProcessorPil(size=fixed)
   if kind == "detr on dinov3 convnext":
     net = t.DINOv3ConvNextConfig(hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], out_features=["stage4"])
     return t.DetrForObjectDetection(t.DetrConfig(backbone_config=net, **SMALL_DETR)), DetrImageProcessorPil(size=fixed)
-  if kind == "deimv2 on dinov3":  # as the published S, M, L and X: three layers of a ViT beside a small convolutional network
+  if (
+    kind == "deimv2 on dinov3"
+  ):  # as the published S, M, L and X: three layers of a ViT beside a small convolutional network
     layers = ["stage1", "stage2", "stage3"]
-    vit = t.DINOv3ViTConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, num_register_tokens=4, out_features=layers)
-    config = t.Deimv2Config(backbone_config=vit, encoder_has_trailing_conv=False, spatial_tuning_adapter_inplanes=8, **SMALL_RT)
+    vit = t.DINOv3ViTConfig(
+      hidden_size=32,
+      intermediate_size=48,
+      num_hidden_layers=3,
+      num_attention_heads=2,
+      num_register_tokens=4,
+      out_features=layers,
+    )
+    config = t.Deimv2Config(
+      backbone_config=vit, encoder_has_trailing_conv=False, spatial_tuning_adapter_inplanes=8, **SMALL_RT
+    )
     return t.Deimv2ForObjectDetection(config), RTDetrImageProcessorPil(size=fixed)
   if kind == "rt_detr_v2":
     back = t.RTDetrResNetConfig(hidden_sizes=[8, 16, 24, 32], out_features=THREE, **basic)
-    return t.RTDetrV2ForObjectDetection(t.RTDetrV2Config(backbone_config=back, **SMALL_RT)), RTDetrImageProcessorPil(size=fixed)
-  back = t.HGNetV2Config(stem_channels=[3, 8, 8], stage_in_channels=[8, 12, 16, 24], stage_mid_channels=[8, 8, 8, 8], stage_out_channels=[12, 16, 24, 32],
-                         hidden_sizes=[12, 16, 24, 32], stage_num_blocks=[1, 1, 1, 1], stage_numb_of_layers=[1, 1, 1, 1], out_features=THREE)
+    return t.RTDetrV2ForObjectDetection(t.RTDetrV2Config(backbone_config=back, **SMALL_RT)), RTDetrImageProcessorPil(
+      size=fixed
+    )
+  back = t.HGNetV2Config(
+    stem_channels=[3, 8, 8],
+    stage_in_channels=[8, 12, 16, 24],
+    stage_mid_channels=[8, 8, 8, 8],
+    stage_out_channels=[12, 16, 24, 32],
+    hidden_sizes=[12, 16, 24, 32],
+    stage_num_blocks=[1, 1, 1, 1],
+    stage_numb_of_layers=[1, 1, 1, 1],
+    out_features=THREE,
+  )
   return t.DFineForObjectDetection(t.DFineConfig(backbone_config=back, **SMALL_RT)), RTDetrImageProcessorPil(size=fixed)
 
 
@@ -68,14 +113,19 @@ def save(kind, path):
 def frames(n=3, h=50, w=120, seed=0):
   """Smooth random pictures, with noise: resizing matters on them."""
   r = np.random.default_rng(seed)
-  x = torch.nn.functional.interpolate(torch.tensor(r.uniform(0, 255, (n, 3, 7, 9)), dtype=torch.float32), (h, w), mode="bicubic")
+  x = torch.nn.functional.interpolate(
+    torch.tensor(r.uniform(0, 255, (n, 3, 7, 9)), dtype=torch.float32), (h, w), mode="bicubic"
+  )
   return (x.numpy() + r.normal(0, 20, (n, 3, h, w))).clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("kind", ["detr", "detr on dinov3", "detr on dinov3 convnext", "deimv2 on dinov3", "rt_detr_v2", "d_fine"])
+@pytest.mark.parametrize(
+  "kind", ["detr", "detr on dinov3", "detr on dinov3 convnext", "deimv2 on dinov3", "rt_detr_v2", "d_fine"]
+)
 def test_equals_the_official_forward_and_postprocessing(kind, tmp_path):
   official, processor = save(kind, tmp_path)
-  official = type(official).from_pretrained(tmp_path, local_files_only=True).eval()  # as the teacher gets it: mapped weights are aligned otherwise
+  # as the teacher gets it: mapped weights are aligned otherwise
+  official = type(official).from_pretrained(tmp_path, local_files_only=True).eval()
   teacher = DetrTeacher("t", ENTRY, tmp_path, device="cpu", score=0.2, batch=2)
   rgb = frames(seed=len(kind))
   teacher.prepare(*rgb.shape[-2:])
@@ -93,24 +143,40 @@ def test_equals_the_official_forward_and_postprocessing(kind, tmp_path):
     np.testing.assert_allclose(b, w["boxes"], atol=1e-3)  # pixels
     np.testing.assert_allclose(s, w["scores"], atol=1e-5)
     np.testing.assert_array_equal(c, w["labels"])
-  # and the table: in batches, road classes only, pixel centres, clipped
+  # and the table: in batches, road classes only, pixel centers, clipped
   table = teacher.label(Clip(rgb))[0]["boxes"]
   roads = {NAMES.index(k): teacher.classes.index(v) for k, v in ROADS.items()}
-  wanted = [(t, *(b.numpy().clip(0, [120, 50, 120, 50]) - 0.5), s.item(), roads[k.item()])
-            for t, w in enumerate(want) for b, s, k in zip(w["boxes"], w["scores"], w["labels"], strict=True) if k.item() in roads]
+  wanted = [
+    (t, *(b.numpy().clip(0, [120, 50, 120, 50]) - 0.5), s.item(), roads[k.item()])
+    for t, w in enumerate(want)
+    for b, s, k in zip(w["boxes"], w["scores"], w["labels"], strict=True)
+    if k.item() in roads
+  ]
   wanted = [r for r in wanted if r[3] > r[1] and r[4] > r[2]]
-  assert 0 < len(wanted) < sum(len(s) for _, s, _ in got) + kind.startswith(("detr", "deim"))  # of random weights they see few classes
-  np.testing.assert_allclose(np.stack([table[k] for k in ("frame", "x0", "y0", "x1", "y1", "score", "cls")], 1), np.array(wanted), atol=2e-3)
+  assert (
+    0 < len(wanted) < sum(len(s) for _, s, _ in got) + kind.startswith(("detr", "deim"))
+  )  # of random weights they see few classes
+  np.testing.assert_allclose(
+    np.stack([table[k] for k in ("frame", "x0", "y0", "x1", "y1", "score", "cls")], 1), np.array(wanted), atol=2e-3
+  )
 
 
-@pytest.mark.parametrize("size,shape", [({"shortest_edge": 60, "longest_edge": 100}, (50, 120)), ({"shortest_edge": 80, "longest_edge": 1333}, (50, 120)),
-                                        ({"shortest_edge": 60, "longest_edge": 100}, (121, 77)), ({"height": 64, "width": 64}, (50, 120))])
+@pytest.mark.parametrize(
+  "size,shape",
+  [
+    ({"shortest_edge": 60, "longest_edge": 100}, (50, 120)),
+    ({"shortest_edge": 80, "longest_edge": 1333}, (50, 120)),
+    ({"shortest_edge": 60, "longest_edge": 100}, (121, 77)),
+    ({"height": 64, "width": 64}, (50, 120)),
+  ],
+)
 def test_pictures_equal_the_official_processor(size, shape):
   rgb = frames(2, *shape)
   official = DetrImageProcessorPil(size=size)
   x = Pictures(official.to_dict())(rgb, DEVICE)
   want = official(images=list(rgb), return_tensors="pt", input_data_format="channels_first")["pixel_values"]
-  # PIL rounds to whole grey levels between its two passes as well, torch only after both: one grey level, 1/255 over the smallest std
+  # PIL rounds to whole gray levels between its two passes as well, torch only after both: one gray level, 1/255 over
+  # the smallest std
   assert x.shape == want.shape
   assert (x - want).abs().max() <= 1.01 / 255 / 0.224
   assert (x - want).abs().mean() < 0.2 / 255 / 0.224

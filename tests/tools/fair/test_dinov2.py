@@ -1,4 +1,5 @@
-"""DINOv2 and the depth networks on it, against transformers' own forward with random weights, and DINOv2's linear head against its definition."""
+"""DINOv2 and the depth networks on it, against transformers' own forward with random weights, and DINOv2's linear head
+against its definition."""
 
 import json
 import shutil
@@ -11,12 +12,13 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 
-from dino_models import close, images, normalise, save_folder
+from dino_models import close, images, normalize, save_folder
 from openpilot.tools.fair import hf
-from openpilot.tools.fair.device import choose_device
+from openpilot.tools.learn.device import choose_device
 from openpilot.tools.fair.dinov2.teacher import DINOv2Wrapper, LinearDepthHead
 from openpilot.tools.fair.registry import TEACHERS
-from openpilot.tools.fair.teacher import Clip, find_weights, load_teacher
+from openpilot.tools.fair.registry import load_teacher
+from openpilot.tools.fair.teacher import Clip, find_weights
 from openpilot.tools.lib.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -25,19 +27,25 @@ NECK: dict = {"neck_hidden_sizes": [8, 8, 16, 16], "fusion_hidden_size": 16}
 
 
 def save(model: transformers.PreTrainedModel, folder: Path, **extra) -> Path:
-  return save_folder(model, folder, **{"image_mean": MEAN, "image_std": STD, "resample": 3, "size": {"shortest_edge": 256}, **extra})
+  return save_folder(
+    model, folder, **{"image_mean": MEAN, "image_std": STD, "resample": 3, "size": {"shortest_edge": 256}, **extra}
+  )
 
 
 def backbone_config(registers: bool = False, **options):
-  return transformers.Dinov2WithRegistersConfig(num_register_tokens=4, **VIT, **options) if registers else transformers.Dinov2Config(**VIT, **options)
+  return (
+    transformers.Dinov2WithRegistersConfig(num_register_tokens=4, **VIT, **options)
+    if registers
+    else transformers.Dinov2Config(**VIT, **options)
+  )
 
 
 def official(folder: Path, kind: str = "AutoModel"):
   return getattr(transformers, kind).from_pretrained(folder, local_files_only=True).eval()
 
 
-def normalised(rgb: torch.Tensor) -> torch.Tensor:
-  return normalise(rgb, MEAN, STD)
+def normalized(rgb: torch.Tensor) -> torch.Tensor:
+  return normalize(rgb, MEAN, STD)
 
 
 @pytest.fixture
@@ -50,11 +58,15 @@ def dinov2(tmp_path) -> Path:
 @pytest.mark.parametrize("size", [(70, 70), (28, 98)])  # the size of the position table, and another aspect
 def test_features_and_cls_are_the_official_ones(tmp_path, registers, size):
   torch.manual_seed(0)
-  model = transformers.Dinov2WithRegistersModel(backbone_config(True)) if registers else transformers.Dinov2Model(backbone_config())
+  model = (
+    transformers.Dinov2WithRegistersModel(backbone_config(True))
+    if registers
+    else transformers.Dinov2Model(backbone_config())
+  )
   folder = save(model, tmp_path / "model")
   ours, rgb = DINOv2Wrapper(weights=folder, device="cpu"), images(*size)
   with torch.no_grad():
-    out = official(folder)(normalised(rgb)).last_hidden_state
+    out = official(folder)(normalized(rgb)).last_hidden_state
   h, w = size[0] // 14, size[1] // 14
   assert out.shape[1] == 1 + 4 * registers + h * w
   features = ours.extract_features(rgb)
@@ -70,7 +82,7 @@ def test_chosen_layers_are_the_backbones_stages(dinov2):
   rgb = images(28, 42)
   stages = transformers.Dinov2Backbone.from_pretrained(dinov2, out_features=["stage2", "stage4"]).eval()
   with torch.no_grad():
-    expected = torch.cat(stages(normalised(rgb)).feature_maps, dim=1)
+    expected = torch.cat(stages(normalized(rgb)).feature_maps, dim=1)
   ours = DINOv2Wrapper(weights=dinov2, layers=(1, -1), device="cpu")
   close(ours.extract_features(rgb), expected)
   close(ours.extract_features(rgb, layers=(1,)), expected[:, :32])
@@ -81,7 +93,12 @@ def test_chosen_layers_are_the_backbones_stages(dinov2):
 def depth_anything(folder: Path, kind: str, max_depth: int, registers: bool = False) -> Path:
   torch.manual_seed(0)
   vit = backbone_config(registers, out_indices=[1, 2, 3, 4], reshape_hidden_states=False)
-  head: dict = {"reassemble_hidden_size": 32, "head_hidden_size": 8, "depth_estimation_type": kind, "max_depth": max_depth}
+  head: dict = {
+    "reassemble_hidden_size": 32,
+    "head_hidden_size": 8,
+    "depth_estimation_type": kind,
+    "max_depth": max_depth,
+  }
   config = transformers.DepthAnythingConfig(backbone_config=vit, **head, **NECK)
   return save(transformers.DepthAnythingForDepthEstimation(config), folder)
 
@@ -91,7 +108,7 @@ def test_depth_anything_is_the_official_one(tmp_path, kind, unit, max_depth):
   folder, rgb = depth_anything(tmp_path / "model", kind, max_depth), images(42, 70)
   model = official(folder, "DepthAnythingForDepthEstimation")
   with torch.no_grad():
-    expected = model(normalised(rgb)).predicted_depth
+    expected = model(normalized(rgb)).predicted_depth
   assert expected.std() > 1e-3  # it says something of the images
   ours = DINOv2Wrapper(weights=folder, device="cpu", outputs=("features", "depth"))
   assert ours.depth_unit == unit
@@ -107,14 +124,16 @@ def dpt(folder: Path) -> Path:
   torch.manual_seed(0)
   vit = backbone_config(out_indices=[1, 2, 3, 4], reshape_hidden_states=False)
   # the projection of DPT's class has 256 channels whatever its config says
-  config = transformers.DPTConfig(backbone_config=vit, is_hybrid=False, add_projection=True, **{**NECK, "fusion_hidden_size": 256})
+  config = transformers.DPTConfig(
+    backbone_config=vit, is_hybrid=False, add_projection=True, **{**NECK, "fusion_hidden_size": 256}
+  )
   return save(transformers.DPTForDepthEstimation(config), folder)
 
 
 def test_dpt_is_the_official_one(tmp_path):
   folder, rgb = dpt(tmp_path / "model"), images(42, 70)
   with torch.no_grad():
-    raw = official(folder, "DPTForDepthEstimation")(normalised(rgb)).predicted_depth
+    raw = official(folder, "DPTForDepthEstimation")(normalized(rgb)).predicted_depth
   expected = F.interpolate(raw[:, None], (42, 70), mode="bilinear", align_corners=False)
   assert expected.std() > 1e-3 and raw.shape[1:] != (42, 70)
   ours = DINOv2Wrapper(weights=folder, unit="m", device="cpu")
@@ -123,9 +142,14 @@ def test_dpt_is_the_official_one(tmp_path):
     DINOv2Wrapper(weights=folder, device="cpu")
 
 
-def published_linear_head(maps: list[torch.Tensor], cls: list[torch.Tensor], weight: torch.Tensor, bias: torch.Tensor, max_depth: float) -> torch.Tensor:
-  """DINOv2's linear head as its paper and hub describe it, step by step in numpy's manner: tokens enlarged first, every depth weighed by itself."""
-  x = torch.cat([torch.cat([m, c[:, :, None, None].repeat(1, 1, *m.shape[2:])], 1) for m, c in zip(maps, cls, strict=True)], 1).double()
+def published_linear_head(
+  maps: list[torch.Tensor], cls: list[torch.Tensor], weight: torch.Tensor, bias: torch.Tensor, max_depth: float
+) -> torch.Tensor:
+  """DINOv2's linear head as its paper and hub describe it, step by step in numpy's manner: tokens enlarged first, every
+  depth weighed by itself."""
+  x = torch.cat(
+    [torch.cat([m, c[:, :, None, None].repeat(1, 1, *m.shape[2:])], 1) for m, c in zip(maps, cls, strict=True)], 1
+  ).double()
   x = F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False)
   logits = torch.einsum("kc,bchw->bkhw", weight[:, :, 0, 0].double(), x) + bias.double()[None, :, None, None]
   p = logits.clamp(min=0) + 0.1
@@ -142,16 +166,32 @@ def test_linear_head_is_the_published_one(tmp_path, layers, max_depth):
   folder, rgb = save(transformers.Dinov2Model(config), tmp_path / "model"), images(28, 42)
   weight, bias = torch.randn(256, 64 * layers, 1, 1), torch.randn(256)
   head = tmp_path / "dinov2_kitti_linear_head.pth"
-  torch.save({"meta": {"epoch": 1}, "state_dict": {"decode_head.conv_depth.weight": weight, "decode_head.conv_depth.bias": bias}}, head)
+  torch.save(
+    {
+      "meta": {"epoch": 1},
+      "state_dict": {"decode_head.conv_depth.weight": weight, "decode_head.conv_depth.bias": bias},
+    },
+    head,
+  )
   with torch.no_grad():
-    hidden = official(folder)(normalised(rgb), output_hidden_states=True).hidden_states
+    hidden = official(folder)(normalized(rgb), output_hidden_states=True).hidden_states
   hidden = [hidden[i + 1] for i in ((11,) if layers == 1 else (2, 5, 8, 11))]
   maps = [t[:, 1:].transpose(1, 2).reshape(2, 32, 2, 3) for t in hidden]
-  expected = F.interpolate(published_linear_head(maps, [t[:, 0] for t in hidden], weight, bias, max_depth), (28, 42), mode="bilinear", align_corners=False)
+  expected = F.interpolate(
+    published_linear_head(maps, [t[:, 0] for t in hidden], weight, bias, max_depth),
+    (28, 42),
+    mode="bilinear",
+    align_corners=False,
+  )
   ours = DINOv2Wrapper(weights=folder, depth_head=head, max_depth=max_depth, device="cpu")
   assert ours.depth_unit == "m" and ours.checkpoint_hash.count("+") == 1
   depth = ours.estimate_depth(rgb)
-  assert depth.shape == (2, 1, 28, 42) and 0 < float(depth.min()) and float(depth.max()) < max_depth and float(depth.std()) > 1e-3
+  assert (
+    depth.shape == (2, 1, 28, 42)
+    and 0 < float(depth.min())
+    and float(depth.max()) < max_depth
+    and float(depth.std()) > 1e-3
+  )
   torch.testing.assert_close(depth, expected, rtol=1e-4, atol=1e-4 * max_depth)
 
 
@@ -180,28 +220,48 @@ def test_linear_head_learns_and_its_state_loads(tmp_path, dinov2):
 def published_state(registers: int, gated: bool, width: int = 128, blocks: int = 2) -> dict[str, torch.Tensor]:
   """A state with the names and shapes of dinov2_vit*14_pretrain.pth."""
   g, hidden = torch.Generator().manual_seed(0), (width * 4 * 2 // 3 + 7) // 8 * 8 if gated else width * 4
-  shapes: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, width), "pos_embed": (1, 26, width), "mask_token": (1, width)}
-  shapes |= {"norm.weight": (width,), "norm.bias": (width,), "patch_embed.proj.weight": (width, 3, 14, 14), "patch_embed.proj.bias": (width,)}
+  shapes: dict[str, tuple[int, ...]] = {
+    "cls_token": (1, 1, width),
+    "pos_embed": (1, 26, width),
+    "mask_token": (1, width),
+  }
+  shapes |= {
+    "norm.weight": (width,),
+    "norm.bias": (width,),
+    "patch_embed.proj.weight": (width, 3, 14, 14),
+    "patch_embed.proj.bias": (width,),
+  }
   if registers:
     shapes["register_tokens"] = (1, registers, width)
   linears = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
-  linears |= {"mlp.w12": (2 * hidden, width), "mlp.w3": (width, hidden)} if gated else {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
+  linears |= (
+    {"mlp.w12": (2 * hidden, width), "mlp.w3": (width, hidden)}
+    if gated
+    else {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
+  )
   for i in range(blocks):
     for name, (n, m) in linears.items():
       shapes |= {f"blocks.{i}.{name}.weight": (n, m), f"blocks.{i}.{name}.bias": (n,)}
-    shapes |= {f"blocks.{i}.{name}": (width,) for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma")}
+    shapes |= {
+      f"blocks.{i}.{name}": (width,)
+      for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma")
+    }
   return {k: torch.randn(s, generator=g) * (0.05 if len(s) == 2 else 0.5) for k, s in shapes.items()}
 
 
 def published_forward(state: dict[str, torch.Tensor], x: torch.Tensor, heads: int) -> torch.Tensor:
-  """The ViT of the paper in plain operations on the published names; images of the position table's size -> tokens after the final norm."""
+  """The ViT of the paper in plain operations on the published names; images of the position table's size -> tokens
+  after the final norm."""
+
   def norm(x, name):
     return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
 
   def linear(x, name):
     return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
 
-  x = F.conv2d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=14).flatten(2).transpose(1, 2)
+  x = (
+    F.conv2d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=14).flatten(2).transpose(1, 2)
+  )
   x = torch.cat([state["cls_token"].expand(len(x), -1, -1), x], 1) + state["pos_embed"]
   if "register_tokens" in state:
     x = torch.cat([x[:, :1], state["register_tokens"].expand(len(x), -1, -1), x[:, 1:]], 1)
@@ -225,7 +285,7 @@ def published_forward(state: dict[str, torch.Tensor], x: torch.Tensor, heads: in
 def test_published_pth_is_the_papers_network(tmp_path, registers, gated):
   state, rgb = published_state(registers, gated), images(70, 70)
   torch.save(state, tmp_path / "dinov2_vits14_pretrain.pth")
-  tokens = published_forward(state, normalised(rgb), heads=2)
+  tokens = published_forward(state, normalized(rgb), heads=2)
   ours = DINOv2Wrapper(weights=tmp_path / "dinov2_vits14_pretrain.pth", device="cpu")
   close(ours.extract_cls(rgb), tokens[:, 0])
   close(ours.extract_features(rgb), tokens[:, 1 + registers :].transpose(1, 2).unflatten(2, (5, 5)))
@@ -236,7 +296,12 @@ def test_published_pth_is_the_papers_network(tmp_path, registers, gated):
 
 def test_other_pth_are_refused(tmp_path):
   path = tmp_path / "resnet.pth"
-  for state in ({"conv1.weight": torch.zeros(2)}, published_state(0, False) | {"blocks.0.attn.bias": torch.zeros(2)}, "text", [1, 2]):
+  for state in (
+    {"conv1.weight": torch.zeros(2)},
+    published_state(0, False) | {"blocks.0.attn.bias": torch.zeros(2)},
+    "text",
+    [1, 2],
+  ):
     torch.save(state, path)
     with pytest.raises(UserError, match="is no DINOv2 checkpoint"):
       DINOv2Wrapper(weights=path, device="cpu")
@@ -252,17 +317,32 @@ def test_teacher_labels_the_view(dinov2):
   rgb = images(256, 512, 2).numpy()
   labels, state = teacher.label(Clip(rgb))
   label = teacher.labels[0]
-  assert (label.name, label.kind, label.dtype, label.shape) == ("features", "dense", "float16", (32, 18, 37)) and state is None
+  assert (label.name, label.kind, label.dtype, label.shape) == (
+    "features",
+    "dense",
+    "float16",
+    (32, 18, 37),
+  ) and state is None
   assert labels["features"].shape == (2, *label.shape) and labels["features"].dtype == np.float16
   settings = teacher.settings()
   assert settings["input"] == [252, 518] and json.loads(json.dumps(settings)) == settings
-  assert (teacher.model_id, teacher.licence, teacher.stateful, len(teacher.checkpoint_hash)) == ("facebook/dinov2-small", "Apache-2.0", False, 64)
+  assert (teacher.model_id, teacher.licence, teacher.stateful, len(teacher.checkpoint_hash)) == (
+    "facebook/dinov2-small",
+    "Apache-2.0",
+    False,
+    64,
+  )
   # PIL's antialiased bicubic in floating point, an independent one
-  planes = [np.asarray(Image.fromarray(p.astype(np.float32)).resize((518, 252), Image.Resampling.BICUBIC)) for p in rgb.reshape(-1, 256, 512)]
+  planes = [
+    np.asarray(Image.fromarray(p.astype(np.float32)).resize((518, 252), Image.Resampling.BICUBIC))
+    for p in rgb.reshape(-1, 256, 512)
+  ]
   small = torch.from_numpy(np.stack(planes)).view(2, 3, 252, 518).clamp(0, 255) / 255
   with torch.no_grad():
-    expected = official(dinov2)(normalised(small * 255)).last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, (18, 37))
-  torch.testing.assert_close(torch.from_numpy(labels["features"]).float(), expected, rtol=5e-3, atol=5e-3)  # float16, and PIL's order of sums
+    expected = official(dinov2)(normalized(small * 255)).last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, (18, 37))
+  torch.testing.assert_close(
+    torch.from_numpy(labels["features"]).float(), expected, rtol=5e-3, atol=5e-3
+  )  # float16, and PIL's order of sums
   with pytest.raises(UserError, match="one view at a time"):
     teacher.label(Clip(rgb[:, :, :128]))
 
@@ -285,7 +365,7 @@ def test_teacher_labels_depth_at_the_frames_size(tmp_path):
 
 
 def test_low_precision_keeps_depths_head_in_fp32(tmp_path):
-  """bf16 has 8 bits, half a metre at 80 m. The head after a bf16 backbone still gives more values than that."""
+  """bf16 has 8 bits, half a meter at 80 m. The head after a bf16 backbone still gives more values than that."""
   folder, rgb = depth_anything(tmp_path / "model", "metric", 80), images(42, 70)
   depth = DINOv2Wrapper(weights=folder, device="cpu", precision="bfloat16").estimate_depth(rgb)
   exact = DINOv2Wrapper(weights=folder, device="cpu").estimate_depth(rgb)
@@ -301,11 +381,18 @@ def test_frozen(dinov2):
 
 def test_every_entry_names_a_maker_and_a_hub_id():
   entries = {k: e for k, e in TEACHERS.items() if e.make == "dinov2.teacher:make"}
-  assert {"dinov2-small", "dinov2-with-registers-giant", "depth-anything-v2-small", "depth-anything-v2-metric-outdoor-small"} <= set(entries)
+  assert {
+    "dinov2-small",
+    "dinov2-with-registers-giant",
+    "depth-anything-v2-small",
+    "depth-anything-v2-metric-outdoor-small",
+  } <= set(entries)
   assert all(e.weights.count("/") == 1 for e in entries.values())
   # Depth Anything's second version is free in its small size only, the first in all
   depth = {k: e.licence for k, e in entries.items() if k.startswith("depth-anything")}
-  assert len(depth) == 12 and all(v == ("CC-BY-NC-4.0" if "-v2-" in k and not k.endswith("small") else "Apache-2.0") for k, v in depth.items())
+  assert len(depth) == 12 and all(
+    v == ("CC-BY-NC-4.0" if "-v2-" in k and not k.endswith("small") else "Apache-2.0") for k, v in depth.items()
+  )
 
 
 def test_wrong_folders_say_what_to_do(tmp_path, dinov2, monkeypatch):
@@ -326,8 +413,12 @@ def test_wrong_folders_say_what_to_do(tmp_path, dinov2, monkeypatch):
   fails("no depth head at", depth_head=tmp_path / "absent.pth")
   (tmp_path / "text.pth").write_text("text")
   fails("is no linear depth head", depth_head=tmp_path / "text.pth")
-  torch.save({"conv_depth.weight": torch.zeros(256, 768, 1, 1), "conv_depth.bias": torch.zeros(256)}, tmp_path / "other.pth")
-  torch.save({"conv_depth.weight": torch.zeros(256, 66, 1, 1), "conv_depth.bias": torch.zeros(256)}, tmp_path / "odd.pth")
+  torch.save(
+    {"conv_depth.weight": torch.zeros(256, 768, 1, 1), "conv_depth.bias": torch.zeros(256)}, tmp_path / "other.pth"
+  )
+  torch.save(
+    {"conv_depth.weight": torch.zeros(256, 66, 1, 1), "conv_depth.bias": torch.zeros(256)}, tmp_path / "odd.pth"
+  )
   fails("of one layer, or of four", depth_head=tmp_path / "other.pth")
   fails("of the same size", depth_head=tmp_path / "odd.pth")
   (dinov2 / "preprocessor_config.json").rename(dinov2 / "kept")
@@ -344,7 +435,9 @@ def test_wrong_folders_say_what_to_do(tmp_path, dinov2, monkeypatch):
   fails("one model")
   (dinov2 / "config.json").write_text(json.dumps({**config, "model_type": "vit"}))
   fails("is of a 'vit'")
-  (dinov2 / "config.json").write_text(json.dumps({"model_type": "depth_anything", "backbone_config": {"model_type": "swin"}}))
+  (dinov2 / "config.json").write_text(
+    json.dumps({"model_type": "depth_anything", "backbone_config": {"model_type": "swin"}})
+  )
   fails("not on DINOv2")
   (dinov2 / "config.json").write_text(json.dumps(config))
   (dinov2 / "model.safetensors").write_bytes(b"x" * 100)
@@ -355,6 +448,7 @@ def test_wrong_folders_say_what_to_do(tmp_path, dinov2, monkeypatch):
 
 def test_a_pickle_in_place_of_safetensors_is_not_opened(tmp_path, dinov2):
   """transformers would take pytorch_model.bin where there is no model.safetensors."""
+
   class Planted:
     def __reduce__(self):
       return (tmp_path / "ran").touch, ()
@@ -395,12 +489,18 @@ def test_weights_are_found_where_they_are_kept(dinov2, monkeypatch):
 
 
 OWN = {  # how DINOv2's own training code, and what people wrap around it, saves a teacher
-  "teacher_checkpoint": lambda s: {"teacher": {**{f"backbone.{k}": v for k, v in s.items()}, "dino_head.mlp.0.weight": torch.zeros(2, 2)}},
+  "teacher_checkpoint": lambda s: {
+    "teacher": {**{f"backbone.{k}": v for k, v in s.items()}, "dino_head.mlp.0.weight": torch.zeros(2, 2)}
+  },
   "module": lambda s: {"teacher": {f"module.backbone.{k}": v for k, v in s.items()}},
   "state_dict": lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}, "epoch": 3},
-  "fsdp": lambda s: {"model": {
-    **{f"teacher.backbone._fsdp_wrapped_module.{k}": v for k, v in s.items()},
-    **{f"student.backbone._fsdp_wrapped_module.{k}": v * 0 for k, v in s.items()}, "student.dino_head.last_layer.weight_g": torch.zeros(2)}},
+  "fsdp": lambda s: {
+    "model": {
+      **{f"teacher.backbone._fsdp_wrapped_module.{k}": v for k, v in s.items()},
+      **{f"student.backbone._fsdp_wrapped_module.{k}": v * 0 for k, v in s.items()},
+      "student.dino_head.last_layer.weight_g": torch.zeros(2),
+    }
+  },
 }
 
 
@@ -411,13 +511,18 @@ def test_own_trainings_of_dinov2_load(tmp_path, how):
   chunked = {k.replace("blocks.1.", "blocks.1.1.").replace("blocks.0.", "blocks.0.0."): v for k, v in state.items()}
   for name, s in (("plain", state), ("chunked", chunked)):
     torch.save(OWN[how](s), tmp_path / f"{name}.pth")
-    close(DINOv2Wrapper(weights=tmp_path / f"{name}.pth", device="cpu").extract_cls(rgb), published_forward(state, normalised(rgb), heads=2)[:, 0])
+    close(
+      DINOv2Wrapper(weights=tmp_path / f"{name}.pth", device="cpu").extract_cls(rgb),
+      published_forward(state, normalized(rgb), heads=2)[:, 0],
+    )
 
 
 def test_what_dinov2_does_not_have_is_named(tmp_path):
   path = tmp_path / "x.pth"
   torch.save({f"backbone.{k}": v for k, v in published_state(0, False).items() if k != "pos_embed"}, path)
-  with pytest.raises(UserError, match=r"x\.pth is no DINOv2 checkpoint: it lacks 'pos_embed' and holds .*; give a .*teacher_checkpoint"):
+  with pytest.raises(
+    UserError, match=r"x\.pth is no DINOv2 checkpoint: it lacks 'pos_embed' and holds .*; give a .*teacher_checkpoint"
+  ):
     DINOv2Wrapper(weights=path, device="cpu")
   torch.save(published_state(0, False) | {"blocks.0.attn.rope.weight": torch.zeros(2)}, path)
   with pytest.raises(UserError, match=r"it holds 'blocks\.0\.attn\.rope\.weight', which DINOv2 has not"):
@@ -425,11 +530,16 @@ def test_what_dinov2_does_not_have_is_named(tmp_path):
 
 
 PICTURES = {  # what preprocessor_config.json says of bytes -> what transformers makes of them
-  "not normalised": ({"do_normalize": False}, lambda x: x / 255),
+  "not normalized": ({"do_normalize": False}, lambda x: x / 255),
   "bytes as they are": ({"do_rescale": False, "do_normalize": False}, lambda x: x),
-  "of bytes": ({"do_rescale": False, "image_mean": [123.0, 116.0, 103.0], "image_std": [58.0, 57.0, 57.0]},
-               lambda x: (x - torch.tensor([123.0, 116.0, 103.0]).view(3, 1, 1)) / torch.tensor([58.0, 57.0, 57.0]).view(3, 1, 1)),
-  "to 2": ({"rescale_factor": 2 / 255, "image_mean": [1.0] * 3, "image_std": [0.5] * 3}, lambda x: (x * 2 / 255 - 1) / 0.5),
+  "of bytes": (
+    {"do_rescale": False, "image_mean": [123.0, 116.0, 103.0], "image_std": [58.0, 57.0, 57.0]},
+    lambda x: (x - torch.tensor([123.0, 116.0, 103.0]).view(3, 1, 1)) / torch.tensor([58.0, 57.0, 57.0]).view(3, 1, 1),
+  ),
+  "to 2": (
+    {"rescale_factor": 2 / 255, "image_mean": [1.0] * 3, "image_std": [0.5] * 3},
+    lambda x: (x * 2 / 255 - 1) / 0.5,
+  ),
 }
 
 
@@ -443,16 +553,21 @@ def test_pictures_are_made_as_the_folder_says(tmp_path, how):
   ours.prepare(70, 70)
   plain = DINOv2Wrapper(weights=save(transformers.Dinov2Model(backbone_config()), tmp_path / "plain"), device="cpu")
   plain.prepare(70, 70)
-  assert ours.settings()["preprocess"] != plain.settings()["preprocess"] and "white" not in plain.settings()["preprocess"]
+  assert (
+    ours.settings()["preprocess"] != plain.settings()["preprocess"] and "white" not in plain.settings()["preprocess"]
+  )
 
 
 def test_blocks_that_the_config_does_not_name_are_refused(dinov2):
   """A config.json of a shallower model would load, and drop the last blocks in silence."""
   path = dinov2 / "config.json"
-  said = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("out_features", "out_indices", "stage_names")}
+  said = {
+    k: v for k, v in json.loads(path.read_text()).items() if k not in ("out_features", "out_indices", "stage_names")
+  }
   path.write_text(json.dumps({**said, "num_hidden_layers": 3}))
   with pytest.raises(UserError, match=r"weights of blocks that its config\.json does not name \(encoder\.layer\.3\."):
     DINOv2Wrapper(weights=dinov2, device="cpu")
   known = {"encoder.layer.0.norm.weight", "head.weight"}
-  assert hf.dropped_blocks(["classifier.weight", "dinov2.encoder.layer.7.norm.weight", "memory.layers.0.norm.weight"], known) == [
-    "dinov2.encoder.layer.7.norm.weight"]
+  assert hf.dropped_blocks(
+    ["classifier.weight", "dinov2.encoder.layer.7.norm.weight", "memory.layers.0.norm.weight"], known
+  ) == ["dinov2.encoder.layer.7.norm.weight"]

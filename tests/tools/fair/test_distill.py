@@ -1,4 +1,5 @@
-"""Data, augmentation and the training loop, on a made-up store: labels move with the picture, a resumed run is the unbroken one, and what is wrong is said."""
+"""Data, augmentation and the training loop, on a made-up store: labels move with the picture, a resumed run is the
+unbroken one, and what is wrong is said."""
 
 import dataclasses
 import json
@@ -16,9 +17,17 @@ from label_fixture import LABELS, same, write_store
 from student_inputs import assert_close, randomise, some_inputs
 
 from openpilot.selfdrive.modeld.fair.frames import pack_rgb, unpack_rgb
-from openpilot.tools.fair.checkpoint import load_checkpoint
+from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation import distill
-from openpilot.tools.fair.distillation.augment import NONE, draw, grid_matrix, warp_boxes, warp_frame, warp_grid, warp_points
+from openpilot.tools.fair.distillation.augment import (
+  NONE,
+  draw,
+  grid_matrix,
+  warp_boxes,
+  warp_frame,
+  warp_grid,
+  warp_points,
+)
 from openpilot.tools.fair.distillation.batch import Batches, class_maps, collate, convert, object_list
 from openpilot.tools.fair.distillation.data import Clips, RawClip
 from openpilot.tools.fair.distillation.distiller import Distiller
@@ -40,16 +49,32 @@ def labels(tmp_path_factory):
 
 
 def config(**more):
-  return Config(**{"student": "unified-nano", "tasks": ALL, "steps": 6, "batch": 4, "clip": 2, "warmup": 2, "eval_every": 3, "hard": 0.3, **more})
+  return Config(
+    **{
+      "student": "unified-nano",
+      "tasks": ALL,
+      "steps": 6,
+      "batch": 4,
+      "clip": 2,
+      "warmup": 2,
+      "eval_every": 3,
+      "hard": 0.3,
+      **more,
+    }
+  )
 
 
 def run(root, out, conf, **more):
   out.mkdir(parents=True, exist_ok=True)
-  return Run(conf, Clips(root, conf.tasks, conf.clip), Clips(root, conf.tasks, conf.clip), out, "labels", workers=0, **more)
+  return Run(
+    conf, Clips(root, conf.tasks, conf.clip), Clips(root, conf.tasks, conf.clip), out, "labels", workers=0, **more
+  )
 
 
 def weights(path):
-  return {k: v for k, v in load_checkpoint(path).items() if k in ("model", "ema", "optimizer", "step", "losses", "best")}
+  return {
+    k: v for k, v in load_checkpoint(path).items() if k in ("model", "ema", "optimizer", "step", "losses", "best")
+  }
 
 
 # *** augmentation ***
@@ -88,7 +113,9 @@ def test_a_batch_holds_what_the_store_says(labels):
   assert batch["frame"].shape == (4, 6, 128, 256) and batch["points"].shape == (2, 2, 128, 2)
   first = batch["objects"][0]
   x0, y0, x1, y1 = first["boxes"][0].tolist()
-  assert batch["segmentation"][0, SEGMENTATION.index("vehicle")].sum() == pytest.approx((x1 - x0) * (y1 - y0) / 16, rel=0.2)
+  assert batch["segmentation"][0, SEGMENTATION.index("vehicle")].sum() == pytest.approx(
+    (x1 - x0) * (y1 - y0) / 16, rel=0.2
+  )
   assert first["mask"][0].sum() == pytest.approx((x1 - x0) * (y1 - y0) / 16, rel=0.2)
   inside = first["mask"][0] > 0
   assert (batch["depth"][0][inside] == 10).float().mean() > 0.8  # its edge is of both
@@ -97,7 +124,9 @@ def test_a_batch_holds_what_the_store_says(labels):
   assert near < 1e-4
   # in the same step the same is drawn, in another something else
   again, other = (Batches(clips, 0, True)[(step, [0, 3], True)] for step in (5, 6))
-  assert torch.equal(again["frame"], Batches(clips, 0, True)[(5, [0, 3], True)]["frame"]) and not torch.equal(again["frame"], other["frame"])
+  assert torch.equal(again["frame"], Batches(clips, 0, True)[(5, [0, 3], True)]["frame"]) and not torch.equal(
+    again["frame"], other["frame"]
+  )
   # what is enlarged is nearer
   zoom = draw(np.random.default_rng([0, 5, 0]), True).zoom
   known = again["depth"][0][torch.isfinite(again["depth"][0])]
@@ -107,9 +136,16 @@ def test_a_batch_holds_what_the_store_says(labels):
 
 def test_one_thing_of_two_names_is_one_object():
   box = np.array([[10, 10, 60, 50], [11, 10, 60, 51], [11, 10, 60, 51], [100, 10, 150, 50]], np.float32)
-  table = dict(zip(("x0", "y0", "x1", "y1"), box.T, strict=True)) | {"score": np.array([0.5, 0.9, 0.9, 0.4], np.float32), "cls": np.array([0, 1, 2, 0])}
+  table = dict(zip(("x0", "y0", "x1", "y1"), box.T, strict=True)) | {
+    "score": np.array([0.5, 0.9, 0.9, 0.4], np.float32),
+    "cls": np.array([0, 1, 2, 0]),
+  }
   said = object_list(NONE, Label("boxes", "boxes", classes=("car", "truck", "person")), table)
-  assert said["boxes"][:, 0].tolist() == [11, 11, 100] and said["cls"].tolist() == [0, 1, 0]  # the person is another thing
+  assert said["boxes"][:, 0].tolist() == [11, 11, 100] and said["cls"].tolist() == [
+    0,
+    1,
+    0,
+  ]  # the person is another thing
 
 
 def test_a_teacher_of_some_classes_teaches_those_and_the_sum_of_the_rest():
@@ -118,7 +154,11 @@ def test_a_teacher_of_some_classes_teaches_those_and_the_sum_of_the_rest():
   said = [Label("drivable", "dense", unit="probability"), Label("lanes", "dense", unit="probability")]
   p, rest = class_maps(NONE, said, np.stack([drivable, lanes]))
   d, l = (x.reshape(64, 2, 128, 2).mean(axis=(1, 3)) for x in (drivable, lanes))
-  assert np.allclose(p[2], l, atol=1e-6) and np.allclose(p[1], d * (1 - l), atol=1e-6) and np.allclose(p.sum(0) + rest, 1, atol=1e-6)
+  assert (
+    np.allclose(p[2], l, atol=1e-6)
+    and np.allclose(p[1], d * (1 - l), atol=1e-6)
+    and np.allclose(p.sum(0) + rest, 1, atol=1e-6)
+  )
   logits = torch.from_numpy(r.normal(size=(1, 5, 64, 128))).float()
   batch = {
     "segmentation": torch.from_numpy(p)[None],
@@ -141,11 +181,24 @@ def test_a_teacher_of_some_classes_teaches_those_and_the_sum_of_the_rest():
 
 
 def test_a_teacher_that_says_how_sure_it_is_teaches_that(rng):
-  """Where classes are merged, too: what is not named may be anything as long as its sum is right. Hard labels are learned as they were."""
+  """Where classes are merged, too: what is not named may be anything as long as its sum is right. Hard labels are
+  learned as they were."""
   said = [Label("drivable", "dense", unit="probability"), Label("lanes", "dense", unit="probability")]
   maps = rng.uniform(0.1, 0.4, (2, 128, 256)).astype(np.float32)
-  clip = RawClip("x", rng.integers(0, 256, (1, 6, 128, 256), dtype=np.uint8), np.ones((256, 512), bool), {"segmentation": [maps]}, {"segmentation": said})
-  hard = RawClip("y", clip.frames, clip.valid, {"segmentation": [rng.integers(0, 5, (64, 128)).astype(np.uint8)]}, {"segmentation": LABELS[1:2]})
+  clip = RawClip(
+    "x",
+    rng.integers(0, 256, (1, 6, 128, 256), dtype=np.uint8),
+    np.ones((256, 512), bool),
+    {"segmentation": [maps]},
+    {"segmentation": said},
+  )
+  hard = RawClip(
+    "y",
+    clip.frames,
+    clip.valid,
+    {"segmentation": [rng.integers(0, 5, (64, 128)).astype(np.uint8)]},
+    {"segmentation": LABELS[1:2]},
+  )
   batch = collate([convert(c, NONE, rng) for c in (clip, hard)])
   assert batch["segmentation_soft"].tolist() == [True, False]
   model = Distiller(build("objects-nano"), ["segmentation"], {})
@@ -211,7 +264,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(labels, tmp_path):
     return real(parts) * (float("nan") if r.step == 3 else 1.0)
 
   r.distiller.total = total
-  with pytest.raises(UserError, match=r"step 3 is not finite.*--aaaaaaaaaa--0 frames|step 3 is not finite.*--bbbbbbbbbb--0 frames"):
+  with pytest.raises(
+    UserError, match=r"step 3 is not finite.*--aaaaaaaaaa--0 frames|step 3 is not finite.*--bbbbbbbbbb--0 frames"
+  ):
     r.fit()
   assert load_checkpoint(tmp_path / "last.pt")["step"] == 2
 
@@ -229,7 +284,9 @@ def test_missing_labels_say_which_teacher_gives_them(tmp_path):
   write_store(tmp_path / "s", labels=LABELS[:2])
   with pytest.raises(UserError, match="nothing that teaches 'points'; add a teacher of tracks: raft-tracker"):
     Clips(tmp_path / "s", ["depth", "points"], 2)
-  with pytest.raises(UserError, match=r"'points'; add a teacher of tracks: raft.*and nothing that teaches 'detector'; add .*yolox"):
+  with pytest.raises(
+    UserError, match=r"'points'; add a teacher of tracks: raft.*and nothing that teaches 'detector'; add .*yolox"
+  ):
     Clips(tmp_path / "s", ["points", "detector"], 2)  # frames are there, and labels, but none of these
   with pytest.raises(UserError, match="no segment with model frames"):
     Clips(tmp_path / "s", ["depth"], 2, segments=["00000009--cccccccccc--0"])
@@ -252,7 +309,12 @@ def test_a_tenth_of_the_routes_is_held_out(tmp_path):
 
 
 def command(*args):
-  return subprocess.run([sys.executable, "-m", "openpilot.tools.fair.distillation.distill", *map(str, args)], capture_output=True, text=True, timeout=300)
+  return subprocess.run(
+    [sys.executable, "-m", "openpilot.tools.fair.distillation.distill", *map(str, args)],
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
 
 
 @pytest.mark.slow
@@ -262,7 +324,14 @@ def test_the_command_from_start_to_new_labels(labels, tmp_path):
   base = ("--labels", root, "--student", "depth-nano", "--out", out, "--batch", 4, "--eval-every", 2)
   r = command(*base, "--steps", 4)
   assert r.returncode == 0, r.stderr
-  assert {p.name for p in out.iterdir()} >= {"config.json", "environment.json", "log.jsonl", "samples", "last.pt", "best.pt"}
+  assert {p.name for p in out.iterdir()} >= {
+    "config.json",
+    "environment.json",
+    "log.jsonl",
+    "samples",
+    "last.pt",
+    "best.pt",
+  }
   again = command(*base, "--steps", 4)
   assert again.returncode == 2 and "add --resume" in again.stderr
   other = command(*base, "--steps", 5, "--resume")
@@ -273,23 +342,47 @@ def test_the_command_from_start_to_new_labels(labels, tmp_path):
   r = command("--labels", root, "--student", "depth-nano", "--out", joined, "--batch", 4, "--steps", 0, "--init", out)
   assert r.returncode == 0, r.stderr
   was, now = load_checkpoint(out / "best.pt"), load_checkpoint(joined / "last.pt")
-  assert now["step"] == 0 and all(torch.equal(v, now["ema"][k]) for k, v in was["ema"].items() if k.startswith("student."))
+  assert now["step"] == 0 and all(
+    torch.equal(v, now["ema"][k]) for k, v in was["ema"].items() if k.startswith("student.")
+  )
   # a changed teacher: the same command starts from the student that is there
   shutil.rmtree(root)
   write_store(root, routes=[f"{i:08x}--aaaaaaaaaa" for i in range(3)], checkpoint="b")
   r = command(*base, "--steps", 4)
-  assert r.returncode == 0 and "the labels have changed" in r.stdout and "->" in r.stdout and (out / "before.pt").exists(), r.stderr
+  assert (
+    r.returncode == 0 and "the labels have changed" in r.stdout and "->" in r.stdout and (out / "before.pt").exists()
+  ), r.stderr
 
 
 def test_a_live_teacher_of_features(labels, tmp_path, monkeypatch, capsys):
   """A small DINOv2 of the real architecture labels while the student learns: nothing of it is in the store."""
   transformers = pytest.importorskip("transformers")
-  config = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=70, patch_size=14)
+  config = transformers.Dinov2Config(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=70, patch_size=14
+  )
   transformers.Dinov2Model(config).save_pretrained(tmp_path / "dino")
-  preprocessing = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3, "size": {"shortest_edge": 256}}
+  preprocessing = {
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "resample": 3,
+    "size": {"shortest_edge": 256},
+  }
   (tmp_path / "dino" / "preprocessor_config.json").write_text(json.dumps(preprocessing))
-  live = ["--live-teacher", f"dinov2-small={tmp_path / 'dino'}", "--tasks", "depth,features", "--steps", "2", "--batch", "4", "--eval-every", "2"]
-  monkeypatch.setattr(sys, "argv", ["distill", "--labels", str(labels), "--student", "depth-nano", "--out", str(tmp_path / "run"), *live])
+  live = [
+    "--live-teacher",
+    f"dinov2-small={tmp_path / 'dino'}",
+    "--tasks",
+    "depth,features",
+    "--steps",
+    "2",
+    "--batch",
+    "4",
+    "--eval-every",
+    "2",
+  ]
+  monkeypatch.setattr(
+    sys, "argv", ["distill", "--labels", str(labels), "--student", "depth-nano", "--out", str(tmp_path / "run"), *live]
+  )
   assert distill.main() in (0, None)
   state = load_checkpoint(tmp_path / "run/last.pt")
   assert state["step"] == 2 and any("dinov2" in t["model"] for t in state["provenance"])
@@ -312,7 +405,9 @@ def test_a_student_is_put_together_from_two(labels, tmp_path):
     assert torch.equal(v, (second if ".lanes." in k else first).ema.state_dict()[k])
   third = run(labels, tmp_path / "c", config(seed=3))
   assert third.warm_start(state) == []
-  assert "DINOv3" in {t["licence"] for t in third.provenance()} and "DINOv3" not in {t["licence"] for t in first.provenance()}
+  assert "DINOv3" in {t["licence"] for t in third.provenance()} and "DINOv3" not in {
+    t["licence"] for t in first.provenance()
+  }
   third.save("last.pt")
   again = run(labels, tmp_path / "d", config(seed=3))
   again.load(load_checkpoint(tmp_path / "c/last.pt"))

@@ -1,4 +1,5 @@
-"""`op distill` as typed: what is wrong is said before anything is written, a run goes on only as the run that it was, and one at a time is in a folder."""
+"""`op distill` as typed: what is wrong is said before anything is written, a run goes on only as the run that it was,
+and one at a time is in a folder."""
 
 import json
 import os
@@ -9,7 +10,7 @@ import pytest
 import torch
 from label_fixture import same, write_store
 
-from openpilot.tools.fair.checkpoint import load_checkpoint
+from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.trained import trained_on
@@ -27,7 +28,9 @@ def labels(tmp_path_factory):
 
 def make_run(root, out, **more):
   out.mkdir(parents=True, exist_ok=True)
-  return Run(Config("depth-nano", ["depth"], steps=2, batch=4, **more), Clips(root, ["depth"], 1), None, out, "labels", workers=0)
+  return Run(
+    Config("depth-nano", ["depth"], steps=2, batch=4, **more), Clips(root, ["depth"], 1), None, out, "labels", workers=0
+  )
 
 
 @pytest.mark.parametrize(
@@ -59,7 +62,23 @@ def test_bad_input_is_said(labels, tmp_path, monkeypatch, args, message):
 
 
 def argv(monkeypatch, labels, out, *args):
-  words = ["--labels", labels, "--student", "depth-nano", "--out", out, "--steps", 2, "--batch", 4, "--eval-every", 2, "--workers", 0, *args]
+  words = [
+    "--labels",
+    labels,
+    "--student",
+    "depth-nano",
+    "--out",
+    out,
+    "--steps",
+    2,
+    "--batch",
+    4,
+    "--eval-every",
+    2,
+    "--workers",
+    0,
+    *args,
+  ]
   monkeypatch.setattr(sys, "argv", ["distill", *map(str, words)])
 
 
@@ -110,7 +129,8 @@ def test_one_run_at_a_time_in_a_folder(labels, tmp_path, monkeypatch):
 
 
 def test_resume_compares_and_says_what_changed(labels, tmp_path, monkeypatch, capsys):
-  """--overfit is a part of the configuration; other labels, and a checkpoint of another kind, are no run to go on from; and --init is not taken again."""
+  """--overfit is a part of the configuration; other labels, and a checkpoint of another kind, are no run to go on from;
+  and --init is not taken again."""
   root, out, first = tmp_path / "s", tmp_path / "run", tmp_path / "first"
   write_store(root)
   argv(monkeypatch, root, first, "--seed", 5)
@@ -141,7 +161,9 @@ def test_resume_compares_and_says_what_changed(labels, tmp_path, monkeypatch, ca
   assert resumed["step"] == 4 and same(resumed, load_checkpoint(tmp_path / "whole" / "last.pt"))
   write_store(root, routes=("00000003--cccccccccc",))
   argv(monkeypatch, root, out, "--init", first, "--steps", 4, "--resume")
-  with pytest.raises(UserError, match=r"labels of .* have changed.*without --resume a new run starts from the student there"):
+  with pytest.raises(
+    UserError, match=r"labels of .* have changed.*without --resume a new run starts from the student there"
+  ):
     distill.main()
   assert not (out / "before.pt").exists() and same(load_checkpoint(out / "last.pt")["model"], resumed["model"])
   torch.save({"step": 1}, out / "last.pt")
@@ -156,7 +178,8 @@ def test_resume_compares_and_says_what_changed(labels, tmp_path, monkeypatch, ca
 
 
 def test_it_is_known_what_a_student_was_trained_on(labels, tmp_path):
-  """Its own segments and those of what it started from; of a checkpoint from before they were kept, what environment.json says, or that it is not known."""
+  """Its own segments and those of what it started from; of a checkpoint from before they were kept, what
+  environment.json says, or that it is not known."""
   first = make_run(labels, tmp_path / "a")
   mine = sorted(s.name for s in first.train.segments)
   first.save("best.pt")
@@ -167,13 +190,17 @@ def test_it_is_known_what_a_student_was_trained_on(labels, tmp_path):
   assert second.trained == {"segments": [*mine, "00000009--dddddddddd--0"], "unknown": []}
   old = {k: v for k, v in load_checkpoint(tmp_path / "a" / "best.pt").items() if k != "trained"}
   assert trained_on(old, tmp_path / "a") == {"segments": [], "unknown": ["a"]}
-  (tmp_path / "a" / "environment.json").write_text(json.dumps({"segments": ["x--0"], "command": "--labels s --init models/y"}))
+  (tmp_path / "a" / "environment.json").write_text(
+    json.dumps({"segments": ["x--0"], "command": "--labels s --init models/y"})
+  )
   assert trained_on(old, tmp_path / "a") == {"segments": ["x--0"], "unknown": ["a"]}
 
 
 def test_restricted_licences_are_asked_for(tmp_path, monkeypatch):
   write_store(tmp_path / "s", licence="CC-BY-NC-4.0")
-  monkeypatch.setattr(sys, "argv", ["distill", "--labels", str(tmp_path / "s"), "--student", "depth-nano", "--out", str(tmp_path / "run")])
+  monkeypatch.setattr(
+    sys, "argv", ["distill", "--labels", str(tmp_path / "s"), "--student", "depth-nano", "--out", str(tmp_path / "run")]
+  )
   with pytest.raises(UserError, match=r"--accept-licence CC-BY-NC-4\.0"):
     distill.main()
   assert not (tmp_path / "run").exists()

@@ -1,4 +1,5 @@
-"""A distillation run on two processes of a CPU is one run: one student, the same in both, and one of them speaks and writes."""
+"""A distillation run on two processes of a CPU is one run: one student, the same in both, and one of them speaks and
+writes."""
 
 import json
 import subprocess
@@ -13,7 +14,8 @@ from openpilot.tools.fair.students.student import build
 
 pytestmark = pytest.mark.slow
 
-# one route teaches depth, the other classes: a process whose clip is of the wrong one has nothing to learn from in that step
+# one route teaches depth, the other classes: a process whose clip is of the wrong one has nothing to learn from in that
+# step
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -35,7 +37,7 @@ run.fit()
 assert run.accelerator.num_processes == 2
 torch.save({"parameters": dict(run.distiller.named_parameters()), "losses": torch.from_numpy(run.losses), "order": run.order, "skipped": skipped},
            out / f"rank{run.accelerator.process_index}.pt")
-"""
+"""  # noqa: E501
 
 
 def torchrun(*args):
@@ -46,7 +48,24 @@ def torchrun(*args):
 def test_two_processes_make_one_run(tmp_path):
   write_store(tmp_path / "s")
   out = tmp_path / "run"
-  words = ["--labels", tmp_path / "s", "--student", "unified-nano", "--out", out, "--steps", 4, "--clip", 2, "--batch", 4, "--eval-every", 2, "--warmup", 2]
+  words = [
+    "--labels",
+    tmp_path / "s",
+    "--student",
+    "unified-nano",
+    "--out",
+    out,
+    "--steps",
+    4,
+    "--clip",
+    2,
+    "--batch",
+    4,
+    "--eval-every",
+    2,
+    "--warmup",
+    2,
+  ]
   r = torchrun("-m", "openpilot.tools.fair.distillation.distill", *words, "--workers", 1)
   assert r.returncode == 0, r.stderr[-3000:]
   assert r.stdout.count("parameters, learns") == 1 and r.stdout.count("held-out losses") == 1
@@ -68,7 +87,9 @@ def test_both_have_the_same_student_and_know_the_same_losses(tmp_path):
   a, b = (torch.load(tmp_path / "run" / f"rank{k}.pt", weights_only=True) for k in (0, 1))
   assert a["order"] == b["order"] and torch.equal(a["losses"], b["losses"]) and a["losses"].any()
   assert all(torch.equal(a["parameters"][k], b["parameters"][k]) for k in a["parameters"])
-  assert any(x != y for x, y in zip(a["skipped"], b["skipped"], strict=True))  # one of them alone had nothing to learn from
+  assert any(
+    x != y for x, y in zip(a["skipped"], b["skipped"], strict=True)
+  )  # one of them alone had nothing to learn from
 
 
 def test_nothing_to_learn_from_is_a_zero_that_reaches_all(rng):

@@ -1,4 +1,5 @@
-"""From a training run to a bundle that the runtime loads: what was not learned is not published, what is unfinished is refused."""
+"""From a training run to a bundle that the runtime loads: what was not learned is not published, what is unfinished is
+refused."""
 
 import json
 import shutil
@@ -16,8 +17,8 @@ from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.evaluation import evaluate
-from openpilot.tools.fair.optimize import export, replace
-from openpilot.tools.fair.optimize.card import seen
+from openpilot.tools.fair.bundle import export, replace
+from openpilot.tools.fair.bundle.card import seen
 from openpilot.tools.lib.errors import UserError
 
 
@@ -25,7 +26,23 @@ from openpilot.tools.lib.errors import UserError
 def run(tmp_path_factory):
   root = tmp_path_factory.mktemp("export")
   write_store(root / "s", licence="CC-BY-NC-4.0")
-  argv = ["distill", "--labels", root / "s", "--student", "depth-nano", "--out", root / "run", "--steps", 3, "--batch", 4, "--eval-every", 2, "--workers", 0]
+  argv = [
+    "distill",
+    "--labels",
+    root / "s",
+    "--student",
+    "depth-nano",
+    "--out",
+    root / "run",
+    "--steps",
+    3,
+    "--batch",
+    4,
+    "--eval-every",
+    2,
+    "--workers",
+    0,
+  ]
   with pytest.MonkeyPatch.context() as m:
     m.setattr(sys, "argv", [*map(str, argv), "--accept-licence", "CC-BY-NC-4.0"])
     distill.main()
@@ -43,18 +60,24 @@ def test_a_run_becomes_a_bundle(run, tmp_path, monkeypatch):
     export_to(monkeypatch, run, "--out", out)
   assert not out.exists()
   for _ in range(2):  # a second time it is replaced whole
-    export_to(monkeypatch, run, "--out", out, "--accept-licence", "CC-BY-NC-4.0", "--labels", run.parent / "s", "--no-tinygrad")
+    export_to(
+      monkeypatch, run, "--out", out, "--accept-licence", "CC-BY-NC-4.0", "--labels", run.parent / "s", "--no-tinygrad"
+    )
   bundle = load_bundle(out)
   assert [o["name"] for o in bundle.graphs[0]["outputs"]] == ["depth"]  # nobody taught features
   p = bundle.manifest["provenance"]
-  assert p["licence"] == "CC-BY-NC-4.0" and p["teachers"] == [{"model": "simulator", "checkpoint_hash": "a", "licence": "CC-BY-NC-4.0"}]
+  assert p["licence"] == "CC-BY-NC-4.0" and p["teachers"] == [
+    {"model": "simulator", "checkpoint_hash": "a", "licence": "CC-BY-NC-4.0"}
+  ]
   assert any(m["name"] == "held-out loss depth/metric" for m in bundle.manifest["metrics"])
-  assert "Not made for real streets" in (out / "README.md").read_text() and [x.name for x in out.parent.iterdir()] == ["my-depth"]
+  assert "Not made for real streets" in (out / "README.md").read_text() and [x.name for x in out.parent.iterdir()] == [
+    "my-depth"
+  ]
   student, _, _ = export.load_student(run)
   frame = np.random.default_rng(0).integers(0, 256, (1, 6, 128, 256), dtype=np.uint8)
   got = OnnxRunner(bundle, bundle.graphs[0], 1).run({"frame": frame})
   want = student(torch.from_numpy(frame))["depth"].detach().numpy()
-  assert np.allclose(got["depth"], want, atol=1e-2)  # log metres, weights of 11 bits
+  assert np.allclose(got["depth"], want, atol=1e-2)  # log meters, weights of 11 bits
 
 
 def spoil(path, value):
@@ -66,9 +89,14 @@ def spoil(path, value):
   onnx.save(model, path)
 
 
-@pytest.mark.parametrize(("step", "value", "message"), [
-  ("export_onnx", 3.0, "ONNX Runtime and torch differ by"), ("export_onnx", float("nan"), "ONNX Runtime and torch differ by inf"),
-  ("store_half", 3.0, "float16 weights change an output by")])
+@pytest.mark.parametrize(
+  ("step", "value", "message"),
+  [
+    ("export_onnx", 3.0, "ONNX Runtime and torch differ by"),
+    ("export_onnx", float("nan"), "ONNX Runtime and torch differ by inf"),
+    ("store_half", 3.0, "float16 weights change an output by"),
+  ],
+)
 def test_a_graph_that_computes_something_else_is_not_written(run, tmp_path, monkeypatch, step, value, message):
   honest = getattr(export, step)
 
@@ -84,9 +112,22 @@ def test_a_graph_that_computes_something_else_is_not_written(run, tmp_path, monk
 
 
 def test_a_unified_student_that_learned_no_points_asks_for_none(run, tmp_path, monkeypatch):
-  """Points and the tracker's state are no inputs of its graph, and so none of its manifest, which the runtime would fill in vain."""
+  """Points and the tracker's state are no inputs of its graph, and so none of its manifest, which the runtime would
+  fill in vain."""
   licence = ["--accept-licence", "CC-BY-NC-4.0"]
-  argv = ["distill", "--labels", run.parent / "s", "--student", "unified-nano", "--tasks", "depth,objects", "--out", tmp_path / "run", "--steps", 2]
+  argv = [
+    "distill",
+    "--labels",
+    run.parent / "s",
+    "--student",
+    "unified-nano",
+    "--tasks",
+    "depth,objects",
+    "--out",
+    tmp_path / "run",
+    "--steps",
+    2,
+  ]
   monkeypatch.setattr(sys, "argv", [*map(str, argv), "--batch", "4", "--workers", "0", *licence])
   distill.main()
   export_to(monkeypatch, tmp_path / "run", "--out", tmp_path / "b", *licence, "--no-tinygrad")
@@ -154,7 +195,9 @@ def test_weights_are_stored_as_half(run, tmp_path, monkeypatch):
   """Half the file, and the same within float16's 11 bits; tinygrad reads it, too."""
   small, large = tmp_path / "small", tmp_path / "large"
   export_to(monkeypatch, run, "--out", small, "--accept-licence", "CC-BY-NC-4.0")
-  export_to(monkeypatch, run, "--out", large, "--accept-licence", "CC-BY-NC-4.0", "--weights", "float32", "--no-tinygrad")
+  export_to(
+    monkeypatch, run, "--out", large, "--accept-licence", "CC-BY-NC-4.0", "--weights", "float32", "--no-tinygrad"
+  )
   bundles = [load_bundle(small), load_bundle(large)]
   sizes = [(b.path / b.graphs[0]["file"]).stat().st_size for b in bundles]
   assert sizes[0] < 0.65 * sizes[1]
@@ -162,7 +205,9 @@ def test_weights_are_stored_as_half(run, tmp_path, monkeypatch):
   a, b = (OnnxRunner(x, x.graphs[0], 1).run({"frame": frame})["depth"].copy() for x in bundles)
   assert 0 < np.abs(a - b).max() < 1e-2 * np.abs(b).max()
   said = (small / "README.md").read_text()
-  assert "stored as float16" in said and ("tinygrad and ONNX Runtime differ by at most" in said or "tinygrad was not checked" in said)
+  assert "stored as float16" in said and (
+    "tinygrad and ONNX Runtime differ by at most" in said or "tinygrad was not checked" in said
+  )
 
 
 def files(folder):
@@ -178,7 +223,9 @@ def test_only_a_bundle_is_ever_replaced(run, tmp_path, monkeypatch):
   manifest = json.dumps({"sha256": {"net.onnx": "0"}, "graphs": [{"file": "net.onnx"}]})
   for name, more in (("mine", "notes.txt"), ("odd", None)):
     (models / name).mkdir(parents=True)
-    (models / name / "manifest.json").write_text(manifest if name == "mine" else json.dumps({"name": "a web application"}))
+    (models / name / "manifest.json").write_text(
+      manifest if name == "mine" else json.dumps({"name": "a web application"})
+    )
     (models / name / "net.onnx").write_bytes(b"x")
     if more:
       (models / name / more).write_text("x")

@@ -1,4 +1,6 @@
-"""Losses of features against references written plainly in numpy and scipy, in float64, on fresh random input; and their edges."""
+"""Losses of features against references written plainly in numpy and scipy, in float64, on fresh random input; and
+their edges."""
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,10 @@ def test_hadamard_matrices():
 @pytest.mark.parametrize("channels", [1, 2, 5, 6, 12, 16])
 def test_standardiser(rng, channels):
   mix = rng.normal(size=(channels, channels)) * np.geomspace(1, 30, channels)
-  x = np.einsum("dc,bchw->bdhw", mix, rng.normal(size=(6, channels, 5, 7))) + 100 * rng.normal(size=channels)[:, None, None]
+  x = (
+    np.einsum("dc,bchw->bdhw", mix, rng.normal(size=(6, channels, 5, 7)))
+    + 100 * rng.normal(size=channels)[:, None, None]
+  )
   valid = rng.random((6, 5, 7)) < 0.9
   s = ft.Standardiser(channels, torch.float64)
   with pytest.raises(RuntimeError, match="not fitted"):
@@ -74,7 +79,7 @@ def test_feature_loss(rng):
   assert value(ft.feature_loss(t(p), t(q), t(valid))) == pytest.approx(np.mean(each), rel=1e-5)
   for x, where in ((p, valid & False), (p * 0, valid), (p * 1e8, valid)):
     x = t(x, True)
-    grad, = finite_gradients(ft.feature_loss(x, t(q), t(where)), x)
+    (grad,) = finite_gradients(ft.feature_loss(x, t(q), t(where)), x)
     assert grad.abs().max() < 1e3 and (where.any() or not grad.any())
 
 
@@ -87,10 +92,19 @@ def test_gram_loss(rng):
     at = np.flatnonzero(valid[i])
     for j in at if len(at) > 1 else ():
       others = [k for k in at if k != j]
-      q, p = (softmax([(1 - cosine(m[i].reshape(len(m[i]), -1)[:, j], m[i].reshape(len(m[i]), -1)[:, k])) / 0.07 for k in others]) for m in (a, b))
+      q, p = (
+        softmax(
+          [(1 - cosine(m[i].reshape(len(m[i]), -1)[:, j], m[i].reshape(len(m[i]), -1)[:, k])) / 0.07 for k in others]
+        )
+        for m in (a, b)
+      )
       each.append(rel_entr(p, q).sum())
-  assert value(ft.gram_loss(t(a), t(b), t(valid))) == pytest.approx(np.mean(each), rel=1e-4)  # as above, over a temperature of 0.07
-  assert abs(value(ft.gram_loss(t(b[:, ::-1].copy() * 3), t(b), t(valid)))) < 1e-4  # any rotation and scale of the student's space will do
+  assert value(ft.gram_loss(t(a), t(b), t(valid))) == pytest.approx(
+    np.mean(each), rel=1e-4
+  )  # as above, over a temperature of 0.07
+  assert (
+    abs(value(ft.gram_loss(t(b[:, ::-1].copy() * 3), t(b), t(valid)))) < 1e-4
+  )  # any rotation and scale of the student's space will do
   for x, where in ((a, valid & False), (a * 0, valid), (a * 1e8, valid)):
     x = t(x, True)
     finite_gradients(ft.gram_loss(x, t(b), t(where)), x)
@@ -100,7 +114,12 @@ def test_projector(rng):
   x = t(rng.normal(size=(2, 5, 4, 6)).astype(np.float32))
   linear, mlp = ft.Projector(5, 8), ft.Projector(5, 8, hidden=16)
   weight, bias = linear.layers[0].weight.detach().numpy()[:, :, 0, 0], linear.layers[0].bias.detach().numpy()
-  np.testing.assert_allclose(linear(x).detach().numpy(), np.einsum("dc,bchw->bdhw", weight, x.numpy()) + bias[:, None, None], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(
+    linear(x).detach().numpy(),
+    np.einsum("dc,bchw->bdhw", weight, x.numpy()) + bias[:, None, None],
+    rtol=1e-4,
+    atol=1e-5,
+  )
   assert linear(x, (2, 3)).shape == mlp(x, (2, 3)).shape == (2, 8, 2, 3) and mlp(x).shape == (2, 8, 4, 6)
 
 
@@ -113,9 +132,14 @@ def test_autocast_changes_nothing(rng):
   s.finish()
 
   def run() -> list[float]:
-    return [value(ft.gram_loss(x, y, valid)), value(ft.feature_loss(x, s(y), valid)), value(s.inverse(s(y)).sum()),
-            value(ls.segmentation_loss(x, y.softmax(1), valid)), value(ls.soft_label_loss(x, y, torch.zeros(2, 6, 5, dtype=torch.int64))),
-            value(sum(ls.depth_loss(x[:, :1], y[:, 0].exp(), valid).values()))]
+    return [
+      value(ft.gram_loss(x, y, valid)),
+      value(ft.feature_loss(x, s(y), valid)),
+      value(s.inverse(s(y)).sum()),
+      value(ls.segmentation_loss(x, y.softmax(1), valid)),
+      value(ls.soft_label_loss(x, y, torch.zeros(2, 6, 5, dtype=torch.int64))),
+      value(sum(ls.depth_loss(x[:, :1], y[:, 0].exp(), valid).values())),
+    ]
 
   expected = run()
   with torch.autocast("cpu", torch.bfloat16):

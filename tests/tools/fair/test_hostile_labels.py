@@ -1,4 +1,5 @@
-"""A label store from a stranger: what would run code, wait for ever, or fill the memory is one line that names the file."""
+"""A label store from a stranger: what would run code, wait for ever, or fill the memory is one line that names the
+file."""
 
 import io
 import json
@@ -68,7 +69,9 @@ def test_the_whole_one_is_read(store):
 
 
 @pytest.mark.parametrize("spoil", [pipe, zero, deep])
-@pytest.mark.parametrize("name", ["group.json", "frames.parquet", "depth.zarr/zarr.json", "objects/00000.parquet", "depth.zarr/c/0/0/0"])
+@pytest.mark.parametrize(
+  "name", ["group.json", "frames.parquet", "depth.zarr/zarr.json", "objects/00000.parquet", "depth.zarr/c/0/0/0"]
+)
 def test_files_that_are_none(store, name, spoil):
   spoil(path_of(store, name))
   with pytest.raises(UserError) as e:
@@ -94,9 +97,19 @@ def test_a_commit_names_no_file_outside(store, name):
   assert [text for _, text in group(store).problems()] == [f"{path} is damaged"]
 
 
-@pytest.mark.parametrize(("label", "column", "values"), [
-  ("objects", "cls", [2**31 - 1]), ("objects", "cls", [-1]), ("objects", "cls", [2]), ("objects", "cls", [0.5]), ("objects", "cls", [None]),
-  ("objects", "row", [16]), ("objects", "row", [2**31 - 1]), ("points", "row", [-1])])
+@pytest.mark.parametrize(
+  ("label", "column", "values"),
+  [
+    ("objects", "cls", [2**31 - 1]),
+    ("objects", "cls", [-1]),
+    ("objects", "cls", [2]),
+    ("objects", "cls", [0.5]),
+    ("objects", "cls", [None]),
+    ("objects", "row", [16]),
+    ("objects", "row", [2**31 - 1]),
+    ("points", "row", [-1]),
+  ],
+)
 def test_classes_and_rows_are_the_groups(store, label, column, values):
   """A class of 2^31 - 1 made 16 GB of counts."""
   path = path_of(store, f"{label}/00000.parquet")
@@ -113,15 +126,25 @@ def test_a_short_table_that_is_long_when_written_out(tmp_path):
   pq.write_table(table, tmp_path / "honest.parquet", compression="zstd")
   assert read_table(tmp_path / "honest.parquet").equals(table)
   dictionary = pa.DictionaryArray.from_arrays(indices, pa.array(["x" * 1_000_000]))
-  pq.write_table(pa.table({"rle": dictionary}), tmp_path / "bomb.parquet", compression="zstd", store_schema=False)   # 100 GB of text
+  pq.write_table(
+    pa.table({"rle": dictionary}), tmp_path / "bomb.parquet", compression="zstd", store_schema=False
+  )  # 100 GB of text
   assert os.path.getsize(tmp_path / "bomb.parquet") < 200_000
   with pytest.raises(ValueError, match=r"too long|are more than"):
     read_table(tmp_path / "bomb.parquet")
 
 
-@pytest.mark.parametrize(("key", "value"), [
-  ("shape", [16, 64, 4096]), ("shape", [10**9, 64, 128]), ("data_type", "float64"), ("zarr_format", 2), ("codecs", []),
-  ("chunk_grid", {"name": "regular", "configuration": {"chunk_shape": [10**6, 64, 128]}})])
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("shape", [16, 64, 4096]),
+    ("shape", [10**9, 64, 128]),
+    ("data_type", "float64"),
+    ("zarr_format", 2),
+    ("codecs", []),
+    ("chunk_grid", {"name": "regular", "configuration": {"chunk_shape": [10**6, 64, 128]}}),
+  ],
+)
 def test_arrays_are_what_the_group_says(store, key, value):
   path = path_of(store, "depth.zarr/zarr.json")
   path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
@@ -134,8 +157,16 @@ def test_format_2_with_a_pickle_is_not_opened(store, tmp_path):
   path = path_of(store, "depth.zarr/zarr.json").parent
   shutil.rmtree(path)
   path.mkdir()
-  about = {"zarr_format": 2, "shape": [16, 64, 128], "chunks": [16, 64, 128], "dtype": "<f2", "compressor": None, "fill_value": 0, "order": "C",
-           "filters": [{"id": "pickle", "protocol": 5}]}
+  about = {
+    "zarr_format": 2,
+    "shape": [16, 64, 128],
+    "chunks": [16, 64, 128],
+    "dtype": "<f2",
+    "compressor": None,
+    "fill_value": 0,
+    "order": "C",
+    "filters": [{"id": "pickle", "protocol": 5}],
+  }
   (path / ".zarray").write_text(json.dumps(about))
   (path / "0.0.0").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
   with pytest.raises(UserError, match=r"depth\.zarr.* is damaged"):
@@ -154,11 +185,23 @@ def test_a_state_that_claims_34_gigabytes(store):
     group(store).state(0)
 
 
-@pytest.mark.parametrize("change", [
-  {"labels": [{"name": "depth", "kind": "dense", "dtype": "O", "shape": [1], "unit": "", "classes": []}]},
-  {"labels": [{"name": "depth", "kind": "dense", "dtype": "float16", "shape": [10**9, 10**9], "unit": "", "classes": []}]},
-  {"labels": [{"name": "../x", "kind": "dense", "dtype": "uint8", "shape": [1], "unit": "", "classes": []}]},
-  {"labels": [{"name": "depth"}]}, {"labels": 5}, {"teacher": []}, {"view": {"name": "nose"}}, {"camera": {"width": "x"}}])
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"labels": [{"name": "depth", "kind": "dense", "dtype": "O", "shape": [1], "unit": "", "classes": []}]},
+    {
+      "labels": [
+        {"name": "depth", "kind": "dense", "dtype": "float16", "shape": [10**9, 10**9], "unit": "", "classes": []}
+      ]
+    },
+    {"labels": [{"name": "../x", "kind": "dense", "dtype": "uint8", "shape": [1], "unit": "", "classes": []}]},
+    {"labels": [{"name": "depth"}]},
+    {"labels": 5},
+    {"teacher": []},
+    {"view": {"name": "nose"}},
+    {"camera": {"width": "x"}},
+  ],
+)
 def test_a_group_that_garbles_itself(store, change):
   path = path_of(store, "group.json")
   path.write_text(json.dumps({**json.loads(path.read_text()), **change}))

@@ -33,7 +33,20 @@ def folder(tmp_path):
 
 
 def run(monkeypatch, folder, *more):
-  argv = ["import-images", folder / "images", folder / "ids", "--classes", CLASSES, "--name", "toy", "--licence", "MIT", "--out", folder / "s", *more]
+  argv = [
+    "import-images",
+    folder / "images",
+    folder / "ids",
+    "--classes",
+    CLASSES,
+    "--name",
+    "toy",
+    "--licence",
+    "MIT",
+    "--out",
+    folder / "s",
+    *more,
+  ]
   monkeypatch.setattr(sys, "argv", list(map(str, argv)))
   images.main()
 
@@ -51,8 +64,11 @@ def test_pictures_and_classes_agree(folder, monkeypatch):
     car = (red[..., 0].astype(int) - red[..., 2]) > 100
     found = p[SEGMENTATION.index("vehicle")] > 0.5
     assert (car & found).sum() / (car | found).sum() > 0.93  # but for the edge
-    # 480x360 is scaled by 512/480 and cut to the middle 256 rows: ids 11 begin at row 300 * 16/15 - 64 = 256: just outside
-    assert p.sum(0).min() == 1 and p[SEGMENTATION.index("background"), 0].all() and p[SEGMENTATION.index("road"), -1].all()
+    # 480x360 is scaled by 512/480 and cut to the middle 256 rows: ids 11 begin at row 300 * 16/15 - 64 = 256: just
+    # outside
+    assert (
+      p.sum(0).min() == 1 and p[SEGMENTATION.index("background"), 0].all() and p[SEGMENTATION.index("road"), -1].all()
+    )
 
 
 def test_what_has_no_class_is_unknown(folder, monkeypatch):
@@ -70,7 +86,23 @@ def test_bad_input_is_said(folder, monkeypatch):
   with pytest.raises(UserError, match="mode RGB"):
     run(monkeypatch, folder)
   with pytest.raises(UserError, match="no pictures"):
-    monkeypatch.setattr(sys, "argv", ["x", str(folder / "nowhere"), "x", "--classes", "road", "--name", "a", "--licence", "MIT", "--out", str(folder / "t")])
+    monkeypatch.setattr(
+      sys,
+      "argv",
+      [
+        "x",
+        str(folder / "nowhere"),
+        "x",
+        "--classes",
+        "road",
+        "--name",
+        "a",
+        "--licence",
+        "MIT",
+        "--out",
+        str(folder / "t"),
+      ],
+    )
     images.main()
 
 
@@ -94,9 +126,9 @@ def test_a_picture_that_exif_turns_is_turned(folder, monkeypatch):
 
 @pytest.mark.parametrize("white", [65535, 255])
 def test_pictures_of_16_bits_are_scaled_not_clipped(folder, monkeypatch, white):
-  grey = np.linspace(0, 1, 480)[None].repeat(360, 0)
+  gray = np.linspace(0, 1, 480)[None].repeat(360, 0)
   for k in range(2):
-    Image.fromarray((grey * white).astype(np.uint16 if white > 255 else np.uint8)).save(folder / "images" / f"{k}.png")
+    Image.fromarray((gray * white).astype(np.uint16 if white > 255 else np.uint8)).save(folder / "images" / f"{k}.png")
   ids = np.asarray(Image.open(folder / "ids" / "0.png"))
   Image.fromarray(ids.astype(np.uint16)).save(folder / "ids" / "0.png")  # ids stay numbers
   run(monkeypatch, folder)
@@ -121,7 +153,9 @@ def test_one_bad_picture_is_left_out_by_name_then_mended(folder, monkeypatch, ca
 def test_a_map_of_other_proportions_is_refused_by_name_and_the_store_stays_of_use(folder, monkeypatch, capsys):
   for k in range(2):
     Image.new("L", (480, 270)).save(folder / "ids" / f"{k}.png")
-  with pytest.raises(UserError, match=r"0\.png is 480x360, its class map 480x270: other proportions, and 1 more; no picture is left"):
+  with pytest.raises(
+    UserError, match=r"0\.png is 480x360, its class map 480x270: other proportions, and 1 more; no picture is left"
+  ):
     run(monkeypatch, folder)
   Image.open(folder / "images" / "0.png").resize((960, 720)).save(folder / "images" / "0.png")
   Image.new("L", (480, 360)).save(folder / "ids" / "0.png")  # half as large is no other part
@@ -144,12 +178,16 @@ def test_two_pictures_of_one_map_and_names_that_are_none(folder, monkeypatch):
 
 
 def test_a_class_that_nobody_learns_is_refused_with_the_mapping(folder, monkeypatch):
-  with pytest.raises(UserError, match=r"'pothole' is no class that students learn.*road: road, drivable;.*or unknown or ignore") as e:
+  with pytest.raises(
+    UserError, match=r"'pothole' is no class that students learn.*road: road, drivable;.*or unknown or ignore"
+  ) as e:
     run(monkeypatch, folder, "--classes", "background,pothole")
   assert "\n" not in str(e.value) and not (folder / "s").exists()
   run(monkeypatch, folder, "--classes", "Sky, Road,unknown")
   p = Batches(Clips(folder / "s", ["segmentation"], 1), 0, False)[(0, [0], False)]["segmentation"][0].numpy()
-  assert not p[SEGMENTATION.index("vehicle")].any() and (p.sum(0) == 0).any() and p[SEGMENTATION.index("road"), -1].all()
+  assert (
+    not p[SEGMENTATION.index("vehicle")].any() and (p.sum(0) == 0).any() and p[SEGMENTATION.index("road"), -1].all()
+  )
 
 
 @pytest.mark.parametrize("case", ["exif90", "othersize", "mended"])
@@ -157,7 +195,16 @@ def test_real_cases(shared_data, tmp_path, monkeypatch, case):
   source = shared_data.parent / "cases" / "import-images" / case
   if not source.is_dir():
     pytest.skip(f"no {source}")
-  words = [source / "images", source / "ann", "--classes", "background,road,lane,vehicle,pedestrian", "--name", "x", "--licence", "MIT"]
+  words = [
+    source / "images",
+    source / "ann",
+    "--classes",
+    "background,road,lane,vehicle,pedestrian",
+    "--name",
+    "x",
+    "--licence",
+    "MIT",
+  ]
   monkeypatch.setattr(sys, "argv", ["import-images", *map(str, words), "--out", str(tmp_path / "s")])
   if case == "othersize":
     with pytest.raises(UserError, match=r"a\.png is .* other proportions"):
@@ -165,4 +212,6 @@ def test_real_cases(shared_data, tmp_path, monkeypatch, case):
     return
   images.main()
   assert len(Clips(tmp_path / "s", ["segmentation"], 1)) == (1 if case == "exif90" else 24)
-  assert images.open_picture(next((source / "images").iterdir())).size == ((480, 640) if case == "exif90" else (480, 360))
+  assert images.open_picture(next((source / "images").iterdir())).size == (
+    (480, 640) if case == "exif90" else (480, 360)
+  )

@@ -1,4 +1,5 @@
-"""What labelling does around the network: threads that make their own batches, colour from the decoder's planes, and a graph without the classes of no road."""
+"""What labeling does around the network: threads that make their own batches, color from the decoder's planes, and a
+graph without the classes of no road."""
 
 import threading
 import time
@@ -62,20 +63,40 @@ def test_errors_come_up_in_their_place(where):
 
 @pytest.mark.parametrize("focal, shrink", [(720, 1), (1500, 2), (2400, 3)])
 def test_planes_give_what_pairs_gave(focal, shrink):
-  """Bit for bit what sampling NV12's colour in pairs gives, which is how labels have been made."""
+  """Bit for bit what sampling NV12's color in pairs gives, which is how labels have been made."""
   w, h = 526, 330
-  view = SegmentView(None, "road", w, h, np.array([[focal, 0, w / 2], [0, focal, h / 2], [0, 0, 1.0]]), np.array([0.01, 0.05, -0.03]), True, [], "")
+  view = SegmentView(
+    None,
+    "road",
+    w,
+    h,
+    np.array([[focal, 0, w / 2], [0, focal, h / 2], [0, 0, 1.0]]),
+    np.array([0.01, 0.05, -0.03]),
+    True,
+    [],
+    "",
+  )
   warp = ViewWarp(view, width=416, height=208)
   assert warp.shrink == shrink
-  wide = np.random.default_rng(0).integers(0, 256, (h * 3 // 2, w + 50), dtype=np.uint8)  # a decoder's lines are longer than its picture
+  wide = np.random.default_rng(0).integers(
+    0, 256, (h * 3 // 2, w + 50), dtype=np.uint8
+  )  # a decoder's lines are longer than its picture
   y, u, v = wide[:h, :w], wide[h:, : w // 2], wide[h:, w // 2 : w]
   pairs = np.ascontiguousarray(np.stack([u, v], axis=2))
-  sizes = [(p.shape[0] // shrink, p.shape[1] // shrink) for p in (y, pairs)]  # what is over at the right and below is left out: by exactly `shrink`
+  sizes = [
+    (p.shape[0] // shrink, p.shape[1] // shrink) for p in (y, pairs)
+  ]  # what is over at the right and below is left out: by exactly `shrink`
   cut = [p[: a * shrink, : b * shrink] for p, (a, b) in zip((y, pairs), sizes, strict=True)]
-  small = [cv2.resize(p, (b, a), interpolation=cv2.INTER_AREA) for p, (a, b) in zip(cut, sizes, strict=True)] if shrink > 1 else [y, pairs]
+  small = (
+    [cv2.resize(p, (b, a), interpolation=cv2.INTER_AREA) for p, (a, b) in zip(cut, sizes, strict=True)]
+    if shrink > 1
+    else [y, pairs]
+  )
   m = warp.maps
-  luma, colour = (cv2.remap(p, *x, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for p, x in zip(small, m, strict=True))
-  wanted = cv2.cvtColor(np.concatenate([luma, colour.reshape(104, 416)]), cv2.COLOR_YUV2RGB_NV12)
+  luma, color = (
+    cv2.remap(p, *x, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for p, x in zip(small, m, strict=True)
+  )
+  wanted = cv2.cvtColor(np.concatenate([luma, color.reshape(104, 416)]), cv2.COLOR_YUV2RGB_NV12)
   assert (warp.rgb_of((y, u, v)) == wanted).all()
   assert (warp.rgb(np.concatenate([y, pairs.reshape(h // 2, w)])) == wanted).all()
 
@@ -90,7 +111,10 @@ def yolox_tail(classes=20, sizes=((6, 8), (3, 4)), shared=False):
     return name
 
   def conv(x, name, out):
-    w, b = constant(name + "w", r.normal(0, 1, (out, 16, 1, 1)).astype(np.float32)), constant(name + "b", r.normal(0, 1, out).astype(np.float32))
+    w, b = (
+      constant(name + "w", r.normal(0, 1, (out, 16, 1, 1)).astype(np.float32)),
+      constant(name + "b", r.normal(0, 1, out).astype(np.float32)),
+    )
     nodes.append(helper.make_node("Conv", [x, w, b], [f"{name}{x}"], kernel_shape=[1, 1], group=1))
     return f"{name}{x}"
 
@@ -100,9 +124,16 @@ def yolox_tail(classes=20, sizes=((6, 8), (3, 4)), shared=False):
     nodes.append(helper.make_node("Sigmoid", [thing], [f"o{k}"]))
     nodes.append(helper.make_node("Sigmoid", [kind], [f"c{k}"]))
     nodes.append(helper.make_node("Concat", [box, f"o{k}", f"c{k}"], [f"all{k}"], axis=1))
-    nodes.append(helper.make_node("Reshape", [f"all{k}", constant(f"s{k}", np.array([1, 5 + classes, -1], np.int64))], [f"flat{k}"]))
+    nodes.append(
+      helper.make_node(
+        "Reshape", [f"all{k}", constant(f"s{k}", np.array([1, 5 + classes, -1], np.int64))], [f"flat{k}"]
+      )
+    )
     flat.append(f"flat{k}")
-  nodes += [helper.make_node("Concat", flat, ["cat"], axis=2), helper.make_node("Transpose", ["cat"], ["output"], perm=[0, 2, 1])]
+  nodes += [
+    helper.make_node("Concat", flat, ["cat"], axis=2),
+    helper.make_node("Transpose", ["cat"], ["output"], perm=[0, 2, 1]),
+  ]
   inputs = [helper.make_tensor_value_info(f"x{k}", onnx.TensorProto.FLOAT, (1, 16, *s)) for k, s in enumerate(sizes)]
   n = sum(a * b for a, b in sizes)
   out = helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, (1, n, 5 + classes))
@@ -117,11 +148,16 @@ def results(model, inputs):
 def test_classes_that_are_left_out_change_no_other():
   model = yolox_tail()
   r = np.random.default_rng(1)
-  inputs = {"x0": r.normal(0, 1, (3, 16, 6, 8)).astype(np.float32), "x1": r.normal(0, 1, (3, 16, 3, 4)).astype(np.float32)}
+  inputs = {
+    "x0": r.normal(0, 1, (3, 16, 6, 8)).astype(np.float32),
+    "x1": r.normal(0, 1, (3, 16, 3, 4)).astype(np.float32),
+  }
   before, keep = results(model, inputs), [7, 0, 2, 19]
   assert yolox_classes(model, "output", keep)
   after = results(model, inputs)
-  assert after.shape == (3, 60, 9) and after.tobytes() == before[:, :, [0, 1, 2, 3, 4, *(5 + k for k in keep)]].tobytes()
+  assert (
+    after.shape == (3, 60, 9) and after.tobytes() == before[:, :, [0, 1, 2, 3, 4, *(5 + k for k in keep)]].tobytes()
+  )
 
 
 @pytest.mark.parametrize("model, classes", [(yolox_tail(shared=True), [0, 1]), (yolox_tail(), [0, 20])])

@@ -20,12 +20,13 @@ from openpilot.tools.fair.labels import rules
 from openpilot.tools.fair.labels import store as store_module
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.label import FrameTeacher, find_views, run_teacher
-from openpilot.tools.fair.labels.labels import statistics
+from openpilot.tools.fair.labels.list_labels import statistics
 from openpilot.tools.fair.labels.store import CHUNK, LabelStore
 from openpilot.tools.fair.labels.video import pictures
 from openpilot.tools.fair.labels.views import ViewWarp
-from openpilot.tools.fair.sam import rle
-from openpilot.tools.fair.teacher import Label, load_teacher
+from openpilot.tools.fair.labels import rle
+from openpilot.tools.fair.registry import load_teacher
+from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.framereader import FrameReader
 from openpilot.tools.lib.videowriter import VideoWriter
@@ -40,23 +41,28 @@ def write_network(folder, seed=0):
   weights = helper.make_tensor("w", onnx.TensorProto.FLOAT, (2, 3, 3, 3), r.normal(0, 0.5, 54).astype(np.float32))
   shape = helper.make_tensor("s", onnx.TensorProto.INT64, (4,), [1, 2, 32, 64])  # a batch of one, written down
   graph = helper.make_graph(
-    [helper.make_node("Conv", ["images", "w"], ["y"], pads=[1, 1, 1, 1]), helper.make_node("Reshape", ["y", "s"], ["out"])],
+    [
+      helper.make_node("Conv", ["images", "w"], ["y"], pads=[1, 1, 1, 1]),
+      helper.make_node("Reshape", ["y", "s"], ["out"]),
+    ],
     "net",
     [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, (1, 3, 32, 64))],
     [helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, (1, 2, 32, 64))],
     [weights, shape],
   )
   folder.mkdir(exist_ok=True)
-  onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(folder / "net.onnx"))
+  onnx.save(
+    helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(folder / "net.onnx")
+  )
   (folder / "net.yaml").write_text(
     """name: tiny
 weights: net.onnx
 licence: MIT
-input: {name: images, size: [32, 64], colour: RGB, scale: 0.00392156862745098, mean: [0, 0, 0], std: [1, 1, 1], fit: stretch}
+input: {name: images, size: [32, 64], color: RGB, scale: 0.00392156862745098, mean: [0, 0, 0], std: [1, 1, 1], fit: stretch}
 decode: maps
 maps:
   thing: {output: out, channel: 1, softmax: true}
-"""
+"""  # noqa: E501
   )
   return folder / "net.yaml"
 
@@ -91,7 +97,11 @@ def run(*args):
 
 def contents(root):
   """Every file but the lock, by its hash."""
-  return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.rglob("*")) if p.is_file() and p.name != ".lock"}
+  return {
+    str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest()
+    for p in sorted(root.rglob("*"))
+    if p.is_file() and p.name != ".lock"
+  }
 
 
 def test_frames_and_labels_are_what_they_say(route, network, tmp_path):
@@ -99,7 +109,12 @@ def test_frames_and_labels_are_what_they_say(route, network, tmp_path):
   assert r.returncode == 0, r.stderr
   store = LabelStore(tmp_path / "store")
   (frames, tiny) = (store.groups(t, "0000002c--d68dde99ca--0")[0] for t in ("frames", "tiny"))
-  assert frames.n == tiny.n == 50 and tiny.row_count == 50 and tiny.meta["teacher"]["licence"] == "MIT" and len(tiny.meta["teacher"]["checkpoint"]) == 64
+  assert (
+    frames.n == tiny.n == 50
+    and tiny.row_count == 50
+    and tiny.meta["teacher"]["licence"] == "MIT"
+    and len(tiny.meta["teacher"]["checkpoint"]) == 64
+  )
   # the model frame is what fairmodeld makes of the camera's buffer
   nv12 = FrameReader(route / "0000002c--d68dde99ca--0" / "qcamera.ts", "nv12").get(21)
   warp = ModelFrame(W, H, W, W * H)
@@ -117,19 +132,27 @@ def test_frames_and_labels_are_what_they_say(route, network, tmp_path):
   np.testing.assert_allclose(tiny.dense("thing")[7].astype(float), labels["thing"][0].astype(float), atol=1 / 256)
   assert "probability" in statistics(tiny, tiny.labels[0]) and list(tiny.problems()) == []
   data = LabelDataset(tmp_path / "store", ["frames/frame", "tiny/thing"])
-  assert len(data) == 50 + 24 and data[7]["frames/frame"].shape == (6, 128, 256) and (data[7]["tiny/thing"] == tiny.dense("thing")[7]).all()
+  assert (
+    len(data) == 50 + 24
+    and data[7]["frames/frame"].shape == (6, 128, 256)
+    and (data[7]["tiny/thing"] == tiny.dense("thing")[7]).all()
+  )
   many = data.__getitems__([60, 3, 49, 7])
-  assert [m["segment"][-1] for m in many] == ["1", "0", "0", "0"] and (many[3]["frames/frame"] == data[7]["frames/frame"]).all()
+  assert [m["segment"][-1] for m in many] == ["1", "0", "0", "0"] and (
+    many[3]["frames/frame"] == data[7]["frames/frame"]
+  ).all()
   alone = {i: data[i] for i in range(0, 74, 5)}
   for window in (1, 8):
     order = data.shuffled(seed=window, window=window).tolist()
     assert sorted(order) == list(range(74)) and order != sorted(order)
     for i, item in zip(order, data.__getitems__(order), strict=True):
-      assert i not in alone or (item["frame_id"] == alone[i]["frame_id"] and (item["tiny/thing"] == alone[i]["tiny/thing"]).all())
+      assert i not in alone or (
+        item["frame_id"] == alone[i]["frame_id"] and (item["tiny/thing"] == alone[i]["tiny/thing"]).all()
+      )
 
 
 def test_the_rgb_view_shows_what_the_model_frame_shows(route):
-  """Both warps, bilinear RGB and openpilot's nearest neighbour, put the same thing at the same pixel."""
+  """Both warps, bilinear RGB and openpilot's nearest neighbor, put the same thing at the same pixel."""
   (view, _) = find_views([str(route)], None, "qcamera", 1, None)
   warp = ViewWarp(view)
   nv12 = FrameReader(view.path, "nv12").get(5)
@@ -151,7 +174,10 @@ def test_larger_views_see_the_same_place(route):
   nv12 = FrameReader(view.path, "nv12").get(5)
   small, large = ViewWarp(view).rgb(nv12).astype(float), ViewWarp(view, width=1024, height=512).rgb(nv12).astype(float)
   mean = large.reshape(256, 2, 512, 2, 3).mean(axis=(1, 3))
-  errors = [np.abs(np.roll(mean, (dx, dy), (1, 0)) - small)[4:-4, 4:-4].mean() for dx, dy in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))]
+  errors = [
+    np.abs(np.roll(mean, (dx, dy), (1, 0)) - small)[4:-4, 4:-4].mean()
+    for dx, dy in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
+  ]
   # what is left is interpolation; were one view half a pixel off, a shift towards it would be as good as none
   assert errors[0] < 0.6 * min(errors[1:])
   table = label_module.to_view({"x0": np.array([0.5]), "y": np.array([2.5]), "cls": np.array([3])}, (2, 2))
@@ -163,7 +189,9 @@ def test_killed_at_any_moment_then_the_same_command_equals_an_unbroken_run(route
   args = (route, "--teachers", network, "--batch", 8)
   assert run(*args, "--out", tmp_path / "whole").returncode == 0
   want = contents(tmp_path / "whole")
-  for k, wait_for in enumerate(("frames-*/chunks/00000.json", "frames-*/frame.zarr/c", "tiny-*/chunks/00000.json", "tiny-*/thing.zarr/c/1")):
+  for k, wait_for in enumerate(
+    ("frames-*/chunks/00000.json", "frames-*/frame.zarr/c", "tiny-*/chunks/00000.json", "tiny-*/thing.zarr/c/1")
+  ):
     out = tmp_path / f"killed{k}"
     proc = subprocess.Popen(command(*args, "--out", out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     end = time.monotonic() + 60
@@ -184,9 +212,15 @@ def test_labels_of_a_mended_rule_are_made_anew(route, tmp_path, monkeypatch):
   store = LabelStore(tmp_path, create=True)
   monkeypatch.setattr(rules, "RULES", {})
   old = run_teacher(FrameTeacher(), views, store, every=9, progress=False)
-  monkeypatch.setattr(rules, "RULES", {"lens": rules.Rule(2, lambda m: m["camera"]["stream"] == "qcamera", "the lens is round")})
+  monkeypatch.setattr(
+    rules, "RULES", {"lens": rules.Rule(2, lambda m: m["camera"]["stream"] == "qcamera", "the lens is round")}
+  )
   assert all(g.stale == ["lens"] for g in store.groups())
-  with pytest.raises(UserError, match=r"2 groups of labels are stale, the first is .*: since then the lens is round; .*--prune, or .*--stale-labels"):
+  with pytest.raises(
+    UserError,
+    match=r"2 groups of labels are stale, the first is .*: since then the lens is round; .*--prune, or "
+    r".*--stale-labels",
+  ):
     LabelDataset(tmp_path, ["frames/frame"])
   new = run_teacher(FrameTeacher(), views, store, every=9, progress=False)
   assert {g.path for g in new}.isdisjoint(g.path for g in old) and all(g.stale == [] and g.row_count for g in new)
@@ -284,8 +318,18 @@ class Masks:
     mask = np.zeros((1, 64, 128), bool)
     mask[:, :, 64:] = True
     n = len(clip.rgb) - 1
-    box = {k: np.full(n, v, np.float32) for k, v in {"x0": 63.5, "y0": -0.5, "x1": 127.5, "y1": 63.5, "score": 1}.items()}
-    return {"objects": {"frame": 1 + np.arange(n), **box, "cls": np.zeros(n, np.int16), "track": np.arange(n), "rle": rle.encode(mask) * n}}, None
+    box = {
+      k: np.full(n, v, np.float32) for k, v in {"x0": 63.5, "y0": -0.5, "x1": 127.5, "y1": 63.5, "score": 1}.items()
+    }
+    return {
+      "objects": {
+        "frame": 1 + np.arange(n),
+        **box,
+        "cls": np.zeros(n, np.int16),
+        "track": np.arange(n),
+        "rle": rle.encode(mask) * n,
+      }
+    }, None
 
 
 def test_masks_are_stored_and_drawn(route, tmp_path):
@@ -298,7 +342,9 @@ def test_masks_are_stored_and_drawn(route, tmp_path):
   assert (table["x0"][0], table["x1"][0], table["y1"][0]) == (255.5, 511.5, 255.5)  # of the 512x256 view
   plain, masked = (p[2:-2, 40:-40].astype(float) for p in pictures(frames, [group], 2))
   change = np.abs(masked - plain).mean(axis=2)
-  assert np.median(change[:, 600:]) > 2 * np.median(change[:, :400])  # the pattern moves between the two frames, the mask tints only its own half
+  assert np.median(change[:, 600:]) > 2 * np.median(
+    change[:, :400]
+  )  # the pattern moves between the two frames, the mask tints only its own half
 
 
 class Large(Counter):
@@ -324,7 +370,9 @@ def test_out_of_gpu_memory_halves_the_batch_and_goes_on(route, tmp_path, capsys,
     groups = run_teacher(teacher, views, LabelStore(tmp_path / str(most), create=True), batch=8, progress=False)
     assert teacher.calls == 15 + 7  # no frame twice
     # the sum depends on the batches where nothing is carried on from one to the next; the points on none
-    results.append([g.dense("sum")[:].tolist() if stateful else g.table("points").column("row").to_pylist() for g in groups])
+    results.append(
+      [g.dense("sum")[:].tolist() if stateful else g.table("points").column("row").to_pylist() for g in groups]
+    )
   assert results[0] == results[1] and len(results[0][0]) == 15
   assert "out of GPU memory with 8 frames at once; going on with 4" in capsys.readouterr().err
   with pytest.raises(UserError, match="does not hold a single frame"):
@@ -340,8 +388,17 @@ def test_a_damaged_chunk_is_named_and_repaired(route, network, tmp_path):
   dat = bytearray(shard.read_bytes())
   dat[len(dat) // 2] ^= 4
   shard.write_bytes(dat)
-  listing = subprocess.run([sys.executable, "-m", "openpilot.tools.fair.labels.labels", str(tmp_path / "s")], capture_output=True, text=True, timeout=60)
-  assert listing.returncode == 1 and "chunk 1" in listing.stdout + listing.stderr and "--repair" in listing.stdout + listing.stderr
+  listing = subprocess.run(
+    [sys.executable, "-m", "openpilot.tools.fair.labels.list_labels", str(tmp_path / "s")],
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert (
+    listing.returncode == 1
+    and "chunk 1" in listing.stdout + listing.stderr
+    and "--repair" in listing.stdout + listing.stderr
+  )
   r = run(*args, "--repair")
   assert r.returncode == 0 and str(shard) in r.stderr
   assert contents(tmp_path / "s") == want
@@ -401,7 +458,12 @@ def test_one_run_at_a_time(tmp_path):
 )
 def test_bad_input_is_one_line(route, network, tmp_path, args, message):
   r = run(route, *[str(network) if a == "NET" else a for a in args], "--out", tmp_path / "s")
-  assert r.returncode == 2 and r.stderr.splitlines()[-1].startswith("error: ") and message in r.stderr and "Traceback" not in r.stderr
+  assert (
+    r.returncode == 2
+    and r.stderr.splitlines()[-1].startswith("error: ")
+    and message in r.stderr
+    and "Traceback" not in r.stderr
+  )
   assert not (tmp_path / "s").exists()
 
 

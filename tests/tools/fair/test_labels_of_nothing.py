@@ -32,7 +32,7 @@ class Silent:
     return {"lines": {"frame": np.zeros(0, np.int32), "x": np.zeros(0, np.float32), "y": np.zeros(0, np.float32)}}, None
 
 
-def test_nothing_labelled_is_no_success(route, tmp_path, capsys):
+def test_nothing_labeled_is_no_success(route, tmp_path, capsys):
   (view, _) = find_views([str(route)], None, "qcamera", 5, None)
   store = LabelStore(tmp_path, create=True)
   for wants in ("rgb", "none"):
@@ -40,21 +40,37 @@ def test_nothing_labelled_is_no_success(route, tmp_path, capsys):
     groups = run_teacher(teacher, [view], store, every=5, progress=False)
     if wants == "rgb":  # an empty road
       label_module.refuse_silence(teacher, groups, store, 5)
-      assert "warning: teacher 'silent' says nothing of any of the 30 frames" in capsys.readouterr().err and len(store.groups()) == 1
+      assert (
+        "warning: teacher 'silent' says nothing of any of the 30 frames" in capsys.readouterr().err
+        and len(store.groups()) == 1
+      )
     else:
-      with pytest.raises(UserError, match=r"'silent' says nothing of any of the 30 frames, and nothing of it was stored; .*without --every"):
+      with pytest.raises(
+        UserError,
+        match=r"'silent' says nothing of any of the 30 frames, and nothing of it was stored; .*without --every",
+      ):
         label_module.refuse_silence(teacher, groups, store, 5)
   assert store.groups() == []
 
 
 def test_a_qlogs_lines_that_every_misses(shared_data, tmp_path):
-  r = run(shared_data / "realdata" / "0000002c--d68dde99ca--1", "--teachers", "openpilot", "--no-frames", "--every", 5, "--out", tmp_path / "s")
+  r = run(
+    shared_data / "realdata" / "0000002c--d68dde99ca--1",
+    "--teachers",
+    "openpilot",
+    "--no-frames",
+    "--every",
+    5,
+    "--out",
+    tmp_path / "s",
+  )
   assert r.returncode == 2 and "says nothing of any of the 240 frames" in r.stderr and r.stderr.count("error: ") == 1
   assert LabelStore(tmp_path / "s").groups() == []
 
 
 class Broken:
-  """Depth with one NaN, an infinite sky, and boxes, one of them without a place, in `bad` of its frames; all NaN where everything is bad."""
+  """Depth with one NaN, an infinite sky, and boxes, one of them without a place, in `bad` of its frames; all NaN where
+  everything is bad."""
 
   name, model_id, checkpoint_hash, licence, stateful = "broken", "", "", "MIT", False
   maps = [Label("depth", "dense", "float16", (4, 8), "m"), Label("thing", "dense", "float16", (4, 8), "probability")]
@@ -75,7 +91,15 @@ class Broken:
     depth[bad, 1, 1], thing[bad, 2, 2] = np.nan, np.inf
     x0 = np.repeat(np.where(bad, np.nan, 10.0), 2)
     x0[1::2] = 20
-    boxes = {"frame": np.repeat(np.arange(n), 2), "x0": x0, "y0": x0 * 0, "x1": x0 + 9, "y1": x0 * 0 + 9, "score": x0 * 0 + 1, "cls": np.zeros(2 * n, np.int16)}
+    boxes = {
+      "frame": np.repeat(np.arange(n), 2),
+      "x0": x0,
+      "y0": x0 * 0,
+      "x1": x0 + 9,
+      "y1": x0 * 0 + 9,
+      "score": x0 * 0 + 1,
+      "cls": np.zeros(2 * n, np.int16),
+    }
     return {"depth": depth, "thing": thing, "boxes": boxes}, None
 
 
@@ -90,7 +114,11 @@ def test_what_is_no_number_is_counted_and_a_broken_teacher_refused(route, tmp_pa
   table = group.table("boxes")
   assert table.num_rows == 2 * FRAMES[0] - 20 and set(table["x0"].to_pylist()) == {10, 20}
   most = {e.frame_id for e in view.entries[:40]}
-  with pytest.raises(UserError, match=r"'broken' puts out NaN or Inf as 'depth' in 40 of 64 frames of .* not stored; .*--option broken\.precision=float32"):
+  with pytest.raises(
+    UserError,
+    match=r"'broken' puts out NaN or Inf as 'depth' in 40 of 64 frames of .* not stored; .*--option "
+    r"broken\.precision=float32",
+  ):
     run_teacher(Broken(most), [view], LabelStore(tmp_path / "most", create=True), progress=False)
   (group,) = LabelStore(tmp_path / "most").groups()
   assert group.done() == set()

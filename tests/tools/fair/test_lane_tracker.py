@@ -8,12 +8,21 @@ torch = pytest.importorskip("torch")
 
 from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import medmodel_intrinsics
-from openpilot.tools.fair.cotracker.lane_points import PATH_T, LaneLog, inside, likely, mask_points, project_lines, road_grid
+from openpilot.tools.fair.cotracker.lane_points import (
+  PATH_T,
+  LaneLog,
+  inside,
+  likely,
+  mask_points,
+  project_lines,
+  road_grid,
+)
 from openpilot.tools.fair.cotracker.tracker import LANE, ROAD, LaneTracker, Points, RaftTeacher, sample
 from openpilot.tools.fair.openpilot.lines import driving_lines
 from openpilot.tools.fair.openpilot.teacher import LINES
 from openpilot.tools.fair.registry import TEACHERS
-from openpilot.tools.fair.teacher import Clip, Label, load_teacher
+from openpilot.tools.fair.registry import load_teacher
+from openpilot.tools.fair.teacher import Clip, Label
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.sim.messages import FRAME_ID_OFFSET, segment_messages
@@ -34,14 +43,18 @@ def texture(height, width, seed=0):
   out = np.zeros((3, height, width))
   for cell in (4, 8, 16):
     coarse = torch.from_numpy(r.uniform(0, 85, (1, 3, height // cell + 2, width // cell + 2)))
-    out += torch.nn.functional.interpolate(coarse, scale_factor=cell, mode="bilinear", align_corners=False)[0, :, :height, :width].numpy()
+    out += torch.nn.functional.interpolate(coarse, scale_factor=cell, mode="bilinear", align_corners=False)[
+      0, :, :height, :width
+    ].numpy()
   return out
 
 
 def panning_video(n, dx, dy):
   """A texture that moves by (dx, dy) whole pixels a frame."""
   big = texture(H + 200, W + 200)
-  return np.stack([big[:, 100 - i * dy : 100 - i * dy + H, 100 - i * dx : 100 - i * dx + W] for i in range(n)]).astype(np.uint8)
+  return np.stack([big[:, 100 - i * dy : 100 - i * dy + H, 100 - i * dx : 100 - i * dx + W] for i in range(n)]).astype(
+    np.uint8
+  )
 
 
 # *** where points start ***
@@ -60,7 +73,10 @@ def test_mask_points():
 
 def test_projected_lines_lie_on_the_line_and_in_the_view():
   x = np.linspace(0, 100, 33)
-  lines = [np.stack([x, np.full(33, -1.8), np.full(33, 1.2)], 1), np.stack([x, 1.8 + 0.002 * x**2, np.full(33, 1.2)], 1)]
+  lines = [
+    np.stack([x, np.full(33, -1.8), np.full(33, 1.2)], 1),
+    np.stack([x, 1.8 + 0.002 * x**2, np.full(33, 1.2)], 1),
+  ]
   points = project_lines(lines, medmodel_intrinsics, 256, 512, spacing=10)
   assert len(points) > 20 and inside(points, 256, 512).all()
   left = project_lines(lines[:1], medmodel_intrinsics, 256, 512, spacing=10)
@@ -88,7 +104,11 @@ def test_driving_model_lines_follow_its_path():
   dense = np.stack([0.5 + 12 * t, 0.1 + 0.4 * t**2], 1)
   gap = np.sqrt(((line[20:40, None, :2] - dense[None]) ** 2).sum(-1)).min(1)
   np.testing.assert_allclose(gap, 1.6, atol=0.02)
-  (standing,) = driving_lines(SimpleNamespace(path=SimpleNamespace(**{**vars(path), "xCoefficients": [0.5, 0.01]}), laneLineMeta=meta), 1.22, PATH_T)
+  (standing,) = driving_lines(
+    SimpleNamespace(path=SimpleNamespace(**{**vars(path), "xCoefficients": [0.5, 0.01]}), laneLineMeta=meta),
+    1.22,
+    PATH_T,
+  )
   assert standing.name == "path"  # without a direction there is no aside
   path.xCoefficients = []
   assert driving_lines(SimpleNamespace(path=path, laneLineMeta=meta), 1.22, PATH_T) == []
@@ -106,7 +126,9 @@ def test_lane_log_of_a_simulated_drive(tmp_path):
   points = project_lines(lanes.at(FRAME_ID_OFFSET + 10), medmodel_intrinsics, 256, 512, spacing=8)
   ij = points.astype(int)
   paint = view.semantic == 2
-  near = np.array([paint[max(0, y - 6) : y + 7, max(0, x - 12) : x + 13].any() for x, y in ij])  # the model's noise: 0.03 m, 12 px at the bottom
+  near = np.array(
+    [paint[max(0, y - 6) : y + 7, max(0, x - 12) : x + 13].any() for x, y in ij]
+  )  # the model's noise: 0.03 m, 12 px at the bottom
   assert len(points) > 20 and near.mean() > 0.5  # dashed lines have gaps, cars stand before them
 
 
@@ -129,9 +151,16 @@ def test_trackers_and_the_openpilot_teacher_read_the_same_lines(shared_data):
     at = np.stack([table[k][sure] for k in ("road_x", "road_y", "road_z")], 1)
     for line in lanes.at(frame_id):
       near = line[(line[:, 0] > 1) & (line[:, 0] < 60)]
-      mine = [np.interp(near[:, 0], p[:, 0], p[:, 1]) for c in np.unique(table["cls"][sure]) for p in [at[table["cls"][sure] == c]] if len(p) > 1]
+      mine = [
+        np.interp(near[:, 0], p[:, 0], p[:, 1])
+        for c in np.unique(table["cls"][sure])
+        for p in [at[table["cls"][sure] == c]]
+        if len(p) > 1
+      ]
       if len(near) > 5:
-        assert min(np.abs(m - near[:, 1])[near[:, 0] < 40].max() for m in mine) < 0.1  # 33 points over 10 s, 61 over 6 s
+        assert (
+          min(np.abs(m - near[:, 1])[near[:, 0] < 40].max() for m in mine) < 0.1
+        )  # 33 points over 10 s, 61 over 6 s
         compared += 1
   assert compared > 5
 
@@ -139,7 +168,12 @@ def test_trackers_and_the_openpilot_teacher_read_the_same_lines(shared_data):
 def test_road_grid_is_road():
   grid = road_grid(256, 512, medmodel_intrinsics, 16)
   depth = 910 * 1.22 / (grid[:, 1] - 47.6)
-  assert len(grid) > 200 and (depth <= 60).all() and (depth > 0).all() and (np.abs((grid[:, 0] - 256) / 910 * depth) <= 8).all()
+  assert (
+    len(grid) > 200
+    and (depth <= 60).all()
+    and (depth > 0).all()
+    and (np.abs((grid[:, 0] - 256) / 910 * depth) <= 8).all()
+  )
   ground = np.stack([depth, (grid[:, 0] - 256) / 910 * depth, np.full(len(grid), 1.22)], 1)
   np.testing.assert_allclose(project(ground, medmodel_intrinsics)[0], grid, atol=1e-9)
   assert (road_grid(100, 100)[:, 1] > 40).all()
@@ -149,7 +183,9 @@ def test_road_grid_is_road():
 
 
 def test_sample():
-  field = np.stack(np.meshgrid(np.arange(7.0), np.arange(5.0)))  # its own coordinates: bilinear sampling gives them back
+  field = np.stack(
+    np.meshgrid(np.arange(7.0), np.arange(5.0))
+  )  # its own coordinates: bilinear sampling gives them back
   points = np.array([[0, 0], [6, 4], [2.25, 3.5], [5.999, 0.001], [-3, 9]])
   np.testing.assert_allclose(sample(field, points), np.clip(points, 0, [6, 4]))
 
@@ -235,7 +271,9 @@ def test_table_of_tracks(weights):
   for track in np.unique(table["track"]):
     rows = table["track"] == track
     frames, visible = table["frame"][rows], table["visible"][rows]
-    assert (np.diff(frames) == 1).all() and len(frames) <= 6 and visible[:-1].all()  # unbroken, and lost at most once, at its end
+    assert (
+      (np.diff(frames) == 1).all() and len(frames) <= 6 and visible[:-1].all()
+    )  # unbroken, and lost at most once, at its end
     first_frames.append(frames[0])
     step = np.diff(np.stack([table["x"][rows], table["y"][rows]], 1)[visible], axis=0)
     assert (np.abs(step - [6, 4]) < 1.5).all()
@@ -252,9 +290,17 @@ def test_own_seeds_and_settings(weights):
   teacher = raft_teacher(weights, seeds=seeds)
   labels, _ = teacher.label(Clip(panning_video(2, 0, 0)), None)
   table = labels["points"]
-  assert table["cls"].tolist() == [LANE, LANE] and table["frame"].tolist() == [0, 1]  # the second is too near, the third outside
+  assert table["cls"].tolist() == [LANE, LANE] and table["frame"].tolist() == [
+    0,
+    1,
+  ]  # the second is too near, the third outside
   settings = teacher.settings()
-  assert settings["points"].endswith("seeds") and settings["iters"] == 3 and settings["precision"] == "float32" and settings["scale"] == 1
+  assert (
+    settings["points"].endswith("seeds")
+    and settings["iters"] == 3
+    and settings["precision"] == "float32"
+    and settings["scale"] == 1
+  )
   assert raft_teacher(weights).settings() != settings
   with pytest.raises(UserError, match="not known"):
     raft_teacher(weights, points="everywhere")
@@ -276,7 +322,8 @@ def test_lanes_of_the_log_come_first(weights, tmp_path):
 
 
 class Stripes:
-  """A segmenter whose markings stand at given columns of its own 64x128 map, and move with the first pixel of the frame."""
+  """A segmenter whose markings stand at given columns of its own 64x128 map, and move with the first pixel of the
+  frame."""
 
   name, model_id, checkpoint_hash, licence, stateful = "stripes", "stripes.onnx", "2" * 64, "DINOv3", False
 
@@ -284,7 +331,10 @@ class Stripes:
     self.maps, self.labels, self.asked = maps, [], 0
 
   def prepare(self, height, width):
-    self.size, self.labels = [height, width], [Label(m, "dense", "float16", (64, 128), "probability") for m in self.maps]
+    self.size, self.labels = (
+      [height, width],
+      [Label(m, "dense", "float16", (64, 128), "probability") for m in self.maps],
+    )
 
   def settings(self):
     return {"size": self.size}
@@ -300,7 +350,8 @@ class Stripes:
 
 
 def test_lanes_of_a_segmentation(weights):
-  """Its own map's pixels -> the frame's, for every frame at which points start; provenance and key know who saw the markings."""
+  """Its own map's pixels -> the frame's, for every frame at which points start; provenance and key know who saw the
+  markings."""
   stripes, asked = Stripes(), []
 
   def load(name, path=None, **options):
@@ -308,7 +359,13 @@ def test_lanes_of_a_segmentation(weights):
     return stripes
 
   def teacher(**options):
-    return raft_teacher(weights, load=load, segmenter="stripes", segmenter_weights="w", **{"points": "segmentation", "spacing": 16, **options})
+    return raft_teacher(
+      weights,
+      load=load,
+      segmenter="stripes",
+      segmenter_weights="w",
+      **{"points": "segmentation", "spacing": 16, **options},
+    )
 
   video = panning_video(4, 0, 0)
   video[:, :, 0, 0] = 0
@@ -317,10 +374,13 @@ def test_lanes_of_a_segmentation(weights):
   assert asked == [("stripes", "w", {"device": "cpu"})]
   raft.prepare(H, W)
   seen = [raft.start_points(Clip(video), i) for i in range(2)]
-  assert set(seen[0][0][:, 0]) == {20.5, 80.5} and set(seen[1][0][:, 0]) == {30.5, 80.5}  # the map is as wide as the frame
+  assert set(seen[0][0][:, 0]) == {20.5, 80.5} and set(seen[1][0][:, 0]) == {
+    30.5,
+    80.5,
+  }  # the map is as wide as the frame
   assert (seen[0][1] == LANE).all() and np.ptp(seen[0][0][:, 1]) > 0.8 * H
   big = teacher().start_points(Clip(np.zeros((1, 3, 2 * H, 2 * W), np.uint8)), 0)[0]
-  assert np.abs(big[:, :1] - [41.5, 161.5]).min(1).max() <= 0.5  # pixel centres: 2 (x + 0.5) - 0.5
+  assert np.abs(big[:, :1] - [41.5, 161.5]).min(1).max() <= 0.5  # pixel centers: 2 (x + 0.5) - 0.5
   whole, _ = label_in_clips(teacher(), video, [4])
   parts, _ = label_in_clips(teacher(), video, [1, 2, 1])
   assert len(whole["frame"]) > 10 and all((whole[k] == parts[k]).all() for k in whole)
@@ -332,7 +392,10 @@ def test_lanes_of_a_segmentation(weights):
   assert raft.licence == "DINOv3" and raft.checkpoint_hash not in (plain.checkpoint_hash, stripes.checkpoint_hash)
   assert raft.model_id == "raft-small.pth + stripes.onnx"
   settings = raft.settings()
-  assert settings["segmenter"] == {"name": "stripes", "checkpoint": "2" * 64, "settings": {"size": [H, W]}} and settings["points"] == "segmentation"
+  assert (
+    settings["segmenter"] == {"name": "stripes", "checkpoint": "2" * 64, "settings": {"size": [H, W]}}
+    and settings["points"] == "segmentation"
+  )
   assert "segmenter" not in plain.settings() and plain.licence == "BSD-3-Clause"
   stripes.maps = ("one", "two")
   with pytest.raises(UserError, match="no map of lane markings"):
@@ -340,7 +403,8 @@ def test_lanes_of_a_segmentation(weights):
 
 
 def test_lanes_that_twinlitenet_sees_on_real_roads(shared_data, weights):
-  """TuSimple's frames and their labelled lanes. Where nobody painted between two dashes, labellers drew on; and they label four or five lanes, not all."""
+  """TuSimple's frames and their labeled lanes. Where nobody painted between two dashes, labelers drew on; and they
+  label four or five lanes, not all."""
   net, folder = shared_data / "weights" / "twinlitenet.onnx", shared_data / "tusimple"
   if not net.exists() or not folder.is_dir():
     pytest.skip(f"no {net.name} or no tusimple in {shared_data}")
@@ -349,7 +413,14 @@ def test_lanes_that_twinlitenet_sees_on_real_roads(shared_data, weights):
   assert raft.settings()["segmenter"]["name"] == "twinlitenet" and raft.licence == "BSD-3-Clause"
   for path in sorted((folder / "image").glob("*.png")):
     rgb = cv2.resize(cv2.imread(str(path))[..., ::-1], (512, 256), interpolation=cv2.INTER_AREA)
-    truth = cv2.resize(cv2.imread(str(folder / "gt_binary_image" / path.name), cv2.IMREAD_GRAYSCALE), (512, 256), interpolation=cv2.INTER_AREA) > 0
+    truth = (
+      cv2.resize(
+        cv2.imread(str(folder / "gt_binary_image" / path.name), cv2.IMREAD_GRAYSCALE),
+        (512, 256),
+        interpolation=cv2.INTER_AREA,
+      )
+      > 0
+    )
     near = cv2.dilate(truth.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
     points, cls = raft.start_points(Clip(rgb.transpose(2, 0, 1)[None]), 0)
     ij = np.round(points).astype(int)
@@ -365,7 +436,10 @@ def test_seeding_respects_spacing_and_limit():
   gaps = np.sqrt(((points.xy[:, None] - points.xy[None]) ** 2).sum(-1)) + np.eye(20) * 99
   assert gaps.min() >= 10
   points.keep(np.arange(20) % 2 == 0)
-  assert points.seed(candidates, np.zeros(300, np.int64), 10, 20) == 10 and points.track.tolist() == [*range(0, 20, 2), *range(20, 30)]
+  assert points.seed(candidates, np.zeros(300, np.int64), 10, 20) == 10 and points.track.tolist() == [
+    *range(0, 20, 2),
+    *range(20, 30),
+  ]
 
 
 def test_registry_entry():

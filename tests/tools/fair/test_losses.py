@@ -1,4 +1,6 @@
-"""Every loss of distillation against a reference written plainly in numpy and scipy, in float64, on fresh random input; and its edges."""
+"""Every loss of distillation against a reference written plainly in numpy and scipy, in float64, on fresh random input;
+and its edges."""
+
 import itertools
 import math
 
@@ -12,6 +14,7 @@ from openpilot.tools.fair.distillation import losses as ls
 
 # soft labels
 
+
 def test_soft_labels(rng):
   s, q, targets = rng.normal(size=(2, 5, 3, 4)) * 3, rng.normal(size=(2, 5, 3, 4)) * 3, rng.integers(0, 5, (2, 3, 4))
   targets[0, 0, :2] = 255
@@ -21,7 +24,9 @@ def test_soft_labels(rng):
     hard.append(-log_softmax(s[b, :, y, x])[targets[b, y, x]])
   expected = 0.6 * np.mean(soft) + 0.4 * np.mean(hard)
   assert value(ls.soft_label_loss(t(s), t(q), t(targets), 3.0, 0.6)) == pytest.approx(expected, rel=1e-10)
-  last = ls.soft_label_loss(t(s).movedim(1, -1).reshape(-1, 5), t(q).movedim(1, -1).reshape(-1, 5), t(targets).reshape(-1), 3.0, 0.6)
+  last = ls.soft_label_loss(
+    t(s).movedim(1, -1).reshape(-1, 5), t(q).movedim(1, -1).reshape(-1, 5), t(targets).reshape(-1), 3.0, 0.6
+  )
   assert value(last) == pytest.approx(expected, rel=1e-10)
 
 
@@ -54,8 +59,12 @@ def test_segmentation(rng):
   p[:, 3] = 0  # a class that the teacher never sees
   p[:, :, 3, 3], valid[:, 3, 3] = np.nan, False
   args = t(logits), t(p), t(valid)
-  assert value(ls.segmentation_loss(*args)) == pytest.approx(segmentation_reference(logits, p, valid, np.ones(4)), rel=1e-10)
-  assert value(ls.segmentation_loss(*args, weights=t(w))) == pytest.approx(segmentation_reference(logits, p, valid, w), rel=1e-10)
+  assert value(ls.segmentation_loss(*args)) == pytest.approx(
+    segmentation_reference(logits, p, valid, np.ones(4)), rel=1e-10
+  )
+  assert value(ls.segmentation_loss(*args, weights=t(w))) == pytest.approx(
+    segmentation_reference(logits, p, valid, w), rel=1e-10
+  )
 
 
 def test_segmentation_at_the_edges(rng):
@@ -64,16 +73,20 @@ def test_segmentation_at_the_edges(rng):
   p[:, :, 0, 0] = 0
   counts = valid.copy()
   counts[:, 0, 0] = False
-  grad, = finite_gradients(ls.segmentation_loss(logits, t(p), t(valid)), logits)
+  (grad,) = finite_gradients(ls.segmentation_loss(logits, t(p), t(valid)), logits)
   np.testing.assert_array_equal(grad.abs().sum(1).numpy() > 0, counts)
-  for nothing in (ls.segmentation_loss(logits, t(p), t(valid) & False), ls.segmentation_loss(logits, t(p * 0), t(valid))):
+  for nothing in (
+    ls.segmentation_loss(logits, t(p), t(valid) & False),
+    ls.segmentation_loss(logits, t(p * 0), t(valid)),
+  ):
     assert value(nothing) == 0 and not finite_gradients(nothing, logits)[0].any()
   wild = t(rng.choice([-1e4, 1e4], (2, 3, 4, 5)), True)
   finite_gradients(ls.segmentation_loss(wild, t(p), t(valid)), wild)
 
 
 def test_soft_segmentation(rng):
-  """0.7 of the divergence at temperature 4, and 0.3 of the hard loss of the likeliest class; pixels of which nothing is known count in neither."""
+  """0.7 of the divergence at temperature 4, and 0.3 of the hard loss of the likeliest class; pixels of which nothing is
+  known count in neither."""
   logits, p = rng.normal(size=(2, 4, 3, 5)), softmax(rng.normal(size=(2, 4, 3, 5)) * 2, axis=1)
   p[0, :, 0, 0], valid, w = 0, rng.random((2, 3, 5)) < 0.8, rng.uniform(0.5, 2, 4)
   p[1, :, 1, 1], valid[1, 1, 1] = [1, 0, 0, 0], True
@@ -92,6 +105,7 @@ def test_soft_segmentation(rng):
 
 
 # depth
+
 
 def depth_reference(log_depth, depth, valid, metric):
   sums = {k: [] for k in ("invariant", "gradient", "silog", "metric")}
@@ -144,7 +158,9 @@ def test_depth(rng, metric):
 def test_depth_invariances(rng):
   log_depth, depth, valid = random_depth(rng)
   one = ls.depth_loss(t(log_depth), t(depth), t(valid), metric=False)
-  two = ls.depth_loss(t(log_depth), t(7.3 * depth - 2.1), t(valid), metric=False)  # any scale and shift of inverse depth
+  two = ls.depth_loss(
+    t(log_depth), t(7.3 * depth - 2.1), t(valid), metric=False
+  )  # any scale and shift of inverse depth
   three = ls.depth_loss(t(log_depth) + 0.4, t(depth), t(valid), metric=False)  # any scale of the student's
   for k in one:
     assert value(one[k]) == pytest.approx(value(two[k]), rel=1e-9) == pytest.approx(value(three[k]), rel=1e-9)
@@ -156,10 +172,15 @@ def test_depth_at_the_edges(rng):
   z, depth, valid = random_depth(rng)
   for metric in (True, False):
     log_depth = t(z, True)
-    grad, = finite_gradients(sum(ls.depth_loss(log_depth, t(depth), t(valid), metric).values()), log_depth)
+    (grad,) = finite_gradients(sum(ls.depth_loss(log_depth, t(depth), t(valid), metric).values()), log_depth)
     assert not grad[:, 0][~(t(valid) & torch.isfinite(t(depth)))].any()
-    for nothing in (ls.depth_loss(log_depth, t(depth), t(valid) & False, metric), ls.depth_loss(log_depth, t(depth) * np.nan, t(valid), metric)):
-      assert all(value(v) == 0 for v in nothing.values()) and not finite_gradients(sum(nothing.values()), log_depth)[0].any()
+    for nothing in (
+      ls.depth_loss(log_depth, t(depth), t(valid) & False, metric),
+      ls.depth_loss(log_depth, t(depth) * np.nan, t(valid), metric),
+    ):
+      assert (
+        all(value(v) == 0 for v in nothing.values()) and not finite_gradients(sum(nothing.values()), log_depth)[0].any()
+      )
     single = np.zeros_like(valid)
     single[0, 3, 4] = True
     for wild in (np.zeros_like(z), np.full_like(z, 1e3), np.full_like(z, -1e3), z * 1e3):
@@ -170,10 +191,11 @@ def test_depth_at_the_edges(rng):
 
 
 def test_depth_of_a_flat_student(rng):
-  """A student that still says the same depth everywhere: its deviation is next to none, but what it is told to do is not without bounds."""
+  """A student that still says the same depth everywhere: its deviation is next to none, but what it is told to do is
+  not without bounds."""
   _, depth, valid = random_depth(rng)
   log_depth = t(2 + 1e-6 * rng.normal(size=(3, 1, 12, 17)), True)
-  grad, = finite_gradients(sum(ls.depth_loss(log_depth, t(depth), t(valid), metric=False).values()), log_depth)
+  (grad,) = finite_gradients(sum(ls.depth_loss(log_depth, t(depth), t(valid), metric=False).values()), log_depth)
   assert 0 < grad.norm() < 100
 
 
@@ -185,6 +207,7 @@ def test_depth_gradient_is_right(rng):
 
 # masks
 
+
 def test_focal_and_dice(rng):
   x, y, known = rng.normal(size=(3, 4, 5)) * 3, rng.integers(0, 2, (3, 4, 5)).astype(float), rng.random((3, 4, 5)) < 0.6
   p = expit(x)
@@ -192,12 +215,15 @@ def test_focal_and_dice(rng):
   np.testing.assert_allclose(ls.sigmoid_focal_loss(t(x), t(y), 0.3, 1.5).numpy(), expected, **TIGHT)
   for i in range(3):
     a, b = p[i][known[i]], y[i][known[i]]
-    assert value(ls.dice(t(a @ b), t(a.sum() + b.sum()))) == pytest.approx(1 - (2 * (a @ b) + 1) / (a.sum() + b.sum() + 1), rel=1e-10)
+    assert value(ls.dice(t(a @ b), t(a.sum() + b.sum()))) == pytest.approx(
+      1 - (2 * (a @ b) + 1) / (a.sum() + b.sum() + 1), rel=1e-10
+    )
   wild = t(rng.choice([-1e5, 0.0, 1e5], (3, 4, 5)), True)
   finite_gradients(ls.sigmoid_focal_loss(wild, t(y)).sum(), wild)
 
 
 # points
+
 
 def test_points(rng):
   pred, logits = rng.normal(size=(3, 2, 4, 5, 2)) * 9, rng.normal(size=(3, 2, 4, 5))
@@ -208,7 +234,9 @@ def test_points(rng):
       w = 0.8 ** (2 - i) * (1.0 if visible[c, k, n] else 0.2)
       error += w * huber(6.0, pred[i, c, k, n] - points[c, k, n]).sum()
       total += w
-      entropy -= 0.8 ** (2 - i) * (log_expit(logits[i, c, k, n]) if visible[c, k, n] else log_expit(-logits[i, c, k, n]))
+      entropy -= 0.8 ** (2 - i) * (
+        log_expit(logits[i, c, k, n]) if visible[c, k, n] else log_expit(-logits[i, c, k, n])
+      )
       count += 0.8 ** (2 - i)
   points[~known] = np.nan
   parts = ls.points_loss(t(pred), t(logits), t(points), t(visible), t(known))
@@ -218,8 +246,15 @@ def test_points(rng):
   twice = ls.points_loss(t(pred[[2, 2]]), t(logits[[2, 2]]), t(points), t(visible), t(known))
   assert all(value(single[k]) == pytest.approx(value(twice[k]), rel=1e-12) for k in parts)
   reached = rng.random(known.shape) < 0.5  # the others' places teach nothing, whether they are seen still does
-  near, only = (ls.points_loss(t(pred), t(logits), t(points), t(visible), t(known if n else known & reached), t(reached) if n else None) for n in (1, 0))
-  assert value(near["points"]) == pytest.approx(value(only["points"]), rel=1e-10) and value(near["visible"]) == value(parts["visible"])
+  near, only = (
+    ls.points_loss(
+      t(pred), t(logits), t(points), t(visible), t(known if n else known & reached), t(reached) if n else None
+    )
+    for n in (1, 0)
+  )
+  assert value(near["points"]) == pytest.approx(value(only["points"]), rel=1e-10) and value(near["visible"]) == value(
+    parts["visible"]
+  )
   x, v = t(pred * 1e6, True), t(logits * 1e6, True)
   for where in (known, known & False):
     loss = sum(ls.points_loss(x, v, t(points), t(visible), t(where)).values())
@@ -231,17 +266,24 @@ def test_match(rng):
   """By hand, place by place; what is hidden, unknown or out of the window has no gradient."""
   sizes = (5, 3)
   looks = [(rng.integers(-3, 4, (2, 3, 6, 2)).astype(float), rng.normal(size=(2, 3, 6, s * s)) * 3) for s in sizes]
-  cells = [c + rng.uniform(-s / 2, s / 2, c.shape) for (c, _), s in zip(looks, sizes, strict=True)]  # up to half a cell beyond the outer places' middles
+  cells = [
+    c + rng.uniform(-s / 2, s / 2, c.shape) for (c, _), s in zip(looks, sizes, strict=True)
+  ]  # up to half a cell beyond the outer places' middles
   visible, known = rng.random((2, 3, 6)).round(), rng.random((2, 3, 6)) < 0.8
   expected, counted = 0.0, []
-  for (centre, logits), at, size in zip(looks, cells, sizes, strict=True):
+  for (center, logits), at, size in zip(looks, cells, sizes, strict=True):
     terms, where = [], np.zeros(known.shape, bool)
     for i in np.ndindex(known.shape):
-      dx, dy = at[i] - centre[i]
+      dx, dy = at[i] - center[i]
       if known[i] and visible[i] and max(abs(dx), abs(dy)) <= size // 2:
         where[i] = True
         log_p = logits[i] - logsumexp(logits[i])
-        terms.append(-sum(max(0, 1 - abs(dx - (k % size - size // 2))) * max(0, 1 - abs(dy - (k // size - size // 2))) * log_p[k] for k in range(size * size)))
+        terms.append(
+          -sum(
+            max(0, 1 - abs(dx - (k % size - size // 2))) * max(0, 1 - abs(dy - (k // size - size // 2))) * log_p[k]
+            for k in range(size * size)
+          )
+        )
     expected += np.mean(terms)
     counted.append(where)
   assert all(0 < w.sum() < (known & (visible > 0)).sum() for w in counted)
@@ -256,6 +298,7 @@ def test_match(rng):
 
 
 # task weights
+
 
 def test_task_weights():
   losses = {"depth": torch.tensor(2.0, requires_grad=True), "points": torch.tensor(3.0, requires_grad=True)}

@@ -1,4 +1,6 @@
-"""Boxes, the Hungarian set loss and the centre-based head's losses against references written plainly, in float64, on fresh random input; and their edges."""
+"""Boxes, the Hungarian set loss and the center-based head's losses against references written plainly, in float64, on
+fresh random input; and their edges."""
+
 import itertools
 
 import numpy as np
@@ -13,8 +15,8 @@ MASK = (64, 128)
 
 
 def random_boxes(rng, n):
-  centre, size = rng.uniform([0, 0], [511, 255], (n, 2)), np.exp(rng.uniform(1, 5.5, (n, 2)))
-  return np.concatenate([centre - size / 2, centre + size / 2], 1)
+  center, size = rng.uniform([0, 0], [511, 255], (n, 2)), np.exp(rng.uniform(1, 5.5, (n, 2)))
+  return np.concatenate([center - size / 2, center + size / 2], 1)
 
 
 def random_objects(rng, images, most, classes=3):
@@ -22,14 +24,20 @@ def random_objects(rng, images, most, classes=3):
   out = []
   for i in range(images):
     n = 0 if i == 0 else int(rng.integers(1, most + 1))
-    out.append({
-      "boxes": t(random_boxes(rng, n)), "cls": t(rng.integers(0, classes, n)), "track": t(rng.permutation(most)[:n] - 1), "score": t(rng.uniform(0.2, 1, n)),
-      "mask": t(rng.integers(0, 2, (n, *MASK)).astype(float)) if i % 2 else None,
-    })
+    out.append(
+      {
+        "boxes": t(random_boxes(rng, n)),
+        "cls": t(rng.integers(0, classes, n)),
+        "track": t(rng.permutation(most)[:n] - 1),
+        "score": t(rng.uniform(0.2, 1, n)),
+        "mask": t(rng.integers(0, 2, (n, *MASK)).astype(float)) if i % 2 else None,
+      }
+    )
   return out
 
 
 # boxes
+
 
 def test_iou_counts_pixels(rng):
   """Boxes of whole pixels, counted on a grid."""
@@ -46,7 +54,9 @@ def test_iou_counts_pixels(rng):
     hull = (max(a[i, 2], b[j, 2]) - min(a[i, 0], b[j, 0])) * (max(a[i, 3], b[j, 3]) - min(a[i, 1], b[j, 1]))
     iou = (p & q).sum() / union if union else 0
     assert value(mt.box_iou(t(a[i]).double(), t(b[j]).double())) == pytest.approx(iou, abs=1e-12)
-    assert value(mt.box_giou(t(a[i]).double(), t(b[j]).double())) == pytest.approx(iou - ((hull - union) / hull if hull else 0), abs=1e-12)
+    assert value(mt.box_giou(t(a[i]).double(), t(b[j]).double())) == pytest.approx(
+      iou - ((hull - union) / hull if hull else 0), abs=1e-12
+    )
   assert mt.box_giou(t(a).double()[:, None], t(b).double()).shape == (40, 40)
 
 
@@ -67,6 +77,7 @@ def test_boxes_of_the_view(rng):
 
 # the DETR-shaped head
 
+
 def focal(x, y):
   return -0.25 * (1 - expit(x)) ** 2 * log_expit(x) if y else -0.75 * expit(x) ** 2 * log_expit(-x)
 
@@ -75,7 +86,9 @@ def pair_terms(logits, box, o, m):
   """Class cost, L1 and GIoU of one query and one object, in plain numbers."""
   x0, y0, x1, y1 = o["boxes"][m].numpy()
   want = np.array([((x0 + x1) / 2 + 0.5) / 512, ((y0 + y1) / 2 + 0.5) / 256, (x1 - x0) / 512, (y1 - y0) / 256])
-  (ax, ay, bx, by), (cx, cy, dx, dy) = ((c[0] - c[2] / 2, c[1] - c[3] / 2, c[0] + c[2] / 2, c[1] + c[3] / 2) for c in (box, want))
+  (ax, ay, bx, by), (cx, cy, dx, dy) = (
+    (c[0] - c[2] / 2, c[1] - c[3] / 2, c[0] + c[2] / 2, c[1] + c[3] / 2) for c in (box, want)
+  )
   inter = max(min(bx, dx) - max(ax, cx), 0) * max(min(by, dy) - max(ay, cy), 0)
   union = (bx - ax) * (by - ay) + (dx - cx) * (dy - cy) - inter
   hull = (max(bx, dx) - min(ax, cx)) * (max(by, dy) - min(ay, cy))
@@ -89,7 +102,9 @@ def set_reference(logits, boxes, objects):
     m = len(o["cls"])
     best = min(  # every assignment there is
       itertools.permutations(range(len(q)), m),
-      key=lambda qs, q=q, b=b, o=o: sum(2 * c + 5 * l - 2 * g for c, l, g in (pair_terms(q[i], b[i], o, j) for j, i in enumerate(qs))),
+      key=lambda qs, q=q, b=b, o=o: sum(
+        2 * c + 5 * l - 2 * g for c, l, g in (pair_terms(q[i], b[i], o, j) for j, i in enumerate(qs))
+      ),
     )
     asked = {(i, int(o["cls"][j])): float(o["score"][j]) for j, i in enumerate(best)}
     parts[0] += sum(focal(q[i, k], (i, k) in asked) * asked.get((i, k), 1) for i, k in np.ndindex(q.shape))
@@ -102,20 +117,31 @@ def set_reference(logits, boxes, objects):
 def test_set_loss(rng):
   objects = random_objects(rng, 4, 3)
   layers = [(rng.normal(size=(4, 5, 3)) * 2, rng.uniform(0.1, 0.6, (4, 5, 4))) for _ in range(3)]
-  outputs = {"detector_logits": t(layers[0][0]), "detector_boxes": t(layers[0][1]), "detector_aux": [(t(a), t(b)) for a, b in layers[1:]]}
+  outputs = {
+    "detector_logits": t(layers[0][0]),
+    "detector_boxes": t(layers[0][1]),
+    "detector_aux": [(t(a), t(b)) for a, b in layers[1:]],
+  }
   parts = mt.set_loss(outputs, objects)
   for k, v in set_reference(*layers[0], objects).items():
     assert value(parts[k]) == pytest.approx(v, rel=1e-9), k
-  assert value(parts["aux"]) == pytest.approx(sum(sum(set_reference(*layer, objects).values()) for layer in layers[1:]), rel=1e-9)
+  assert value(parts["aux"]) == pytest.approx(
+    sum(sum(set_reference(*layer, objects).values()) for layer in layers[1:]), rel=1e-9
+  )
   del outputs["detector_aux"]
   assert mt.set_loss(outputs, [{k: o[k] for k in ("boxes", "cls")} for o in objects]).keys() == {"class", "box", "giou"}
 
 
 def test_set_loss_at_the_edges(rng):
   nothing = [{"boxes": torch.zeros(0, 4), "cls": torch.zeros(0, dtype=torch.int64), "score": torch.zeros(0)}] * 2
-  many = [{"boxes": t(random_boxes(rng, 7)).float(), "cls": torch.zeros(7, dtype=torch.int64), "score": torch.ones(7)}] * 2  # more objects than queries
+  many = [
+    {"boxes": t(random_boxes(rng, 7)).float(), "cls": torch.zeros(7, dtype=torch.int64), "score": torch.ones(7)}
+  ] * 2  # more objects than queries
   for scale, objects in itertools.product((1.0, 1e5), (nothing, many)):
-    logits, boxes = t(rng.normal(size=(2, 4, 3)).astype(np.float32) * np.float32(scale), True), t(rng.random((2, 4, 4)).astype(np.float32), True)
+    logits, boxes = (
+      t(rng.normal(size=(2, 4, 3)).astype(np.float32) * np.float32(scale), True),
+      t(rng.random((2, 4, 4)).astype(np.float32), True),
+    )
     parts = mt.set_loss({"detector_logits": logits, "detector_boxes": boxes}, objects)
     grads = torch.autograd.grad(sum(parts.values()), (logits, boxes))
     assert all(torch.isfinite(g).all() for g in grads) and (objects is many) == bool(grads[1].any())
@@ -123,7 +149,8 @@ def test_set_loss_at_the_edges(rng):
   assert torch.isnan(sum(broken.values()))  # for the trainer to see, not scipy's exception
 
 
-# the centre-based head
+# the center-based head
+
 
 def test_gaussian_radius(rng):
   """Moving the corners by the radius in the worst of the three ways leaves IoU at 0.7, in no way less."""
@@ -134,8 +161,8 @@ def test_gaussian_radius(rng):
     assert min(ious) == pytest.approx(0.7, abs=1e-9)
 
 
-def centred(o, m, valid):
-  """The cell (x, y) of an object's centre and whether the object counts."""
+def centered(o, m, valid):
+  """The cell (x, y) of an object's center and whether the object counts."""
   x0, y0, x1, y1 = o["boxes"][m].tolist()
   x, y = int(np.floor((x0 + x1 + 1) / 16)), int(np.floor((y0 + y1 + 1) / 16))
   return x, y, 0 <= x < 64 and 0 <= y < 32 and bool(valid[2 * y : 2 * y + 2, 2 * x : 2 * x + 2].all())
@@ -147,7 +174,7 @@ def objects_reference(out, objects, valid, clips):
   own, kept, everyone = {}, [], []
   for i, o in enumerate(objects):
     for m in range(len(o["cls"])):
-      x, y, counts = centred(o, m, valid[i])
+      x, y, counts = centered(o, m, valid[i])
       everyone.append((i, m, x, y, counts))
       if counts:
         kept.append((i, m, x, y))
@@ -161,7 +188,9 @@ def objects_reference(out, objects, valid, clips):
   for i, m, x, y, _ in everyone:
     o = objects[i]
     w, h = ((o["boxes"][m, 2:] - o["boxes"][m, :2]) / 8).tolist()
-    r = max(int(next(r for r in np.arange(1, 200) if (w - 2 * r) * (h - 2 * r) < 0.7 * w * h or 2 * r > min(w, h)) - 1), 1)
+    r = max(
+      int(next(r for r in np.arange(1, 200) if (w - 2 * r) * (h - 2 * r) < 0.7 * w * h or 2 * r > min(w, h)) - 1), 1
+    )
     k = int(o["cls"][m])
     target[i, k] = np.maximum(target[i, k], np.exp(-((xx - x) ** 2 + (yy - y) ** 2) / (2 * ((2 * r + 1) / 6) ** 2)))
   positives: dict[tuple, float] = {}
@@ -180,7 +209,10 @@ def objects_reference(out, objects, valid, clips):
     area = (box[2] - box[0]) * (box[3] - box[1])
     for dx, dy in itertools.product((-1, 0, 1), (-1, 0, 1)):
       cx, cy = 8 * (x + dx) + 3.5, 8 * (y + dy) + 3.5
-      if not (0 <= x + dx < 64 and 0 <= y + dy < 32) or not valid[i, 2 * (y + dy) : 2 * (y + dy) + 2, 2 * (x + dx) : 2 * (x + dx) + 2].all():
+      if (
+        not (0 <= x + dx < 64 and 0 <= y + dy < 32)
+        or not valid[i, 2 * (y + dy) : 2 * (y + dy) + 2, 2 * (x + dx) : 2 * (x + dx) + 2].all()
+      ):
         continue
       if (dx or dy) and not (box[0] <= cx <= box[2] and box[1] <= cy <= box[3]):
         continue
@@ -204,7 +236,9 @@ def objects_reference(out, objects, valid, clips):
     o = objects[i]
     seen.append((i, int(o["track"][m]), out["objects_embed"][i, :, y, x]))
     x0, y0, x1, y1 = o["boxes"][m].tolist()
-    pixels = [(v, u) for v, u in np.ndindex(MASK) if valid[i, v, u] and x0 <= 4 * u + 1.5 <= x1 and y0 <= 4 * v + 1.5 <= y1]
+    pixels = [
+      (v, u) for v, u in np.ndindex(MASK) if valid[i, v, u] and x0 <= 4 * u + 1.5 <= x1 and y0 <= 4 * v + 1.5 <= y1
+    ]
     if o["mask"] is None or not pixels:
       continue
     v, u = np.array(pixels).T
@@ -238,9 +272,14 @@ def random_valid(rng, b):
   return valid
 
 
-def add_object(o, centre, size, track):
-  centre, size = t(np.array(centre, float)), t(np.array(size, float))
-  new = {"boxes": torch.cat([centre - size / 2, centre + size / 2]), "cls": torch.tensor(1), "track": torch.tensor(track), "score": torch.tensor(0.7).double()}
+def add_object(o, center, size, track):
+  center, size = t(np.array(center, float)), t(np.array(size, float))
+  new = {
+    "boxes": torch.cat([center - size / 2, center + size / 2]),
+    "cls": torch.tensor(1),
+    "track": torch.tensor(track),
+    "score": torch.tensor(0.7).double(),
+  }
   o.update({k: torch.cat([o[k], v[None]]) for k, v in new.items()})
   if o["mask"] is not None:
     o["mask"] = torch.cat([o["mask"], 1 - o["mask"][:1]])
@@ -249,7 +288,8 @@ def add_object(o, centre, size, track):
 def test_objects_loss(rng):
   clips = [0, 0, 0, 1, 1]
   objects, out, valid = random_objects(rng, 5, 7), random_outputs(rng, 5), random_valid(rng, 5)
-  # centres: just over a cell's edge; the same, smaller, in the same frame; the same again in the clip's next frame; a cell that a smaller neighbour wants
+  # centers: just over a cell's edge; the same, smaller, in the same frame; the same again in the clip's next frame; a
+  # cell that a smaller neighbor wants
   add_object(objects[1], [295.7, 160.2], [60, 40], track=20)
   add_object(objects[1], [295.7, 160.2], [40, 30], track=21)
   add_object(objects[2], [303.7, 160.2], [60, 40], track=21)
@@ -257,7 +297,9 @@ def test_objects_loss(rng):
   add_object(objects[3], [331.5, 163.5], [30, 30], track=22)
   parts = mt.objects_loss({k: t(v) for k, v in out.items()}, objects, t(valid), clips)
   for k, v in objects_reference(out, objects, valid, clips).items():
-    assert value(parts[k]) == pytest.approx(v, rel=1e-4 if k == "embed" else 1e-9, abs=1e-12), k  # unit() guards its root with 1e-6
+    assert value(parts[k]) == pytest.approx(v, rel=1e-4 if k == "embed" else 1e-9, abs=1e-12), (
+      k
+    )  # unit() guards its root with 1e-6
 
 
 def test_autocast_changes_nothing(rng):
@@ -269,23 +311,51 @@ def test_autocast_changes_nothing(rng):
     parts = mt.objects_loss(out, objects, valid, [0] * 4)
   assert {k: value(v) for k, v in parts.items()} == {k: value(v) for k, v in expected.items()}
   half = mt.objects_loss({k: v.bfloat16() for k, v in out.items()}, objects, valid, [0] * 4)
-  assert all(v.dtype == torch.float32 and value(v) == pytest.approx(value(expected[k]), rel=0.1, abs=0.1) for k, v in half.items())
+  assert all(
+    v.dtype == torch.float32 and value(v) == pytest.approx(value(expected[k]), rel=0.1, abs=0.1)
+    for k, v in half.items()
+  )
 
 
 def test_objects_count_only_where_valid(rng):
   objects, valid = random_objects(rng, 3, 6), random_valid(rng, 3)
   out = {k: t(v, True) for k, v in random_outputs(rng, 3).items()}
-  grads = dict(zip(out, torch.autograd.grad(sum(mt.objects_loss(out, objects, t(valid)).values()), tuple(out.values()), allow_unused=True), strict=True))
+  grads = dict(
+    zip(
+      out,
+      torch.autograd.grad(
+        sum(mt.objects_loss(out, objects, t(valid)).values()), tuple(out.values()), allow_unused=True
+      ),
+      strict=True,
+    )
+  )
   whole = valid.reshape(3, 32, 2, 64, 2).all((2, 4))
   for name, seen in (("heat", whole), ("box", whole), ("coef", whole), ("proto", valid)):
-    assert not grads[f"objects_{name}"].numpy()[~np.broadcast_to(seen[:, None], out[f"objects_{name}"].shape)].any(), name
+    assert not grads[f"objects_{name}"].numpy()[~np.broadcast_to(seen[:, None], out[f"objects_{name}"].shape)].any(), (
+      name
+    )
 
 
 def test_objects_loss_at_the_edges(rng):
-  none = [{"boxes": torch.zeros(0, 4), "cls": torch.zeros(0, dtype=torch.int64), "track": torch.zeros(0, dtype=torch.int64), "mask": None}] * 2
+  none = [
+    {
+      "boxes": torch.zeros(0, 4),
+      "cls": torch.zeros(0, dtype=torch.int64),
+      "track": torch.zeros(0, dtype=torch.int64),
+      "mask": None,
+    }
+  ] * 2
   outside, empty, tiny = [[-900.0, 0, -800, 50]], [[100, 100, 100, 100], [50, 60, 40, 50]], [[100, 100, 100.5, 100.5]]
   strange = torch.tensor(outside + empty + tiny + [[-0.5, -0.5, 511.5, 255.5], [505, 250, 511.5, 255.5]])
-  odd = [{"boxes": strange, "cls": torch.zeros(6, dtype=torch.int64), "track": torch.arange(6), "score": torch.ones(6), "mask": torch.ones(6, *MASK)}] * 2
+  odd = [
+    {
+      "boxes": strange,
+      "cls": torch.zeros(6, dtype=torch.int64),
+      "track": torch.arange(6),
+      "score": torch.ones(6),
+      "mask": torch.ones(6, *MASK),
+    }
+  ] * 2
   everywhere = torch.ones(2, *MASK, dtype=torch.bool)
   for objects, valid, scale in itertools.product((none, odd), (everywhere, ~everywhere), (0.0, 1.0, 1e4)):
     out = {k: t(v.astype(np.float32), True) for k, v in random_outputs(rng, 2, scale).items()}

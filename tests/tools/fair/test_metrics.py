@@ -1,4 +1,5 @@
-"""Every metric against another way to compute it: the reference library, scipy, or the definition written out in loops."""
+"""Every metric against another way to compute it: the reference library, scipy, or the definition written out in
+loops."""
 
 import itertools
 
@@ -7,9 +8,24 @@ import pytest
 from scipy import ndimage, stats
 
 from openpilot.tools.fair.evaluation.detections import Detections, Objects, best_iou, make_objects
-from openpilot.tools.fair.evaluation.metrics import Classes, Depth, Tracks, bootstrap, depth_errors, lower_is_better, paired_bootstrap
-from openpilot.tools.fair.evaluation.video import Identities, IouTracker, Video, VideoMasks, boundary_accuracy, region_similarity
-from openpilot.tools.fair.sam import rle
+from openpilot.tools.fair.evaluation.metrics import (
+  Classes,
+  Depth,
+  Tracks,
+  bootstrap,
+  depth_errors,
+  lower_is_better,
+  paired_bootstrap,
+)
+from openpilot.tools.fair.evaluation.video import (
+  Identities,
+  IouTracker,
+  Video,
+  VideoMasks,
+  boundary_accuracy,
+  region_similarity,
+)
+from openpilot.tools.fair.labels import rle
 
 
 def test_depth_by_definition():
@@ -125,7 +141,9 @@ def test_tracks_by_tap_vid():
     hidden = hidden | ~truth_visible[f]
   delta, oa, aj = tapvid(found, visible, truth, truth_visible)
   got = acc.result()
-  assert (got["delta_avg"], got["occlusion_accuracy"], got["average_jaccard"]) == pytest.approx((delta, oa, aj), abs=1e-12)
+  assert (got["delta_avg"], got["occlusion_accuracy"], got["average_jaccard"]) == pytest.approx(
+    (delta, oa, aj), abs=1e-12
+  )
   assert got["delta_after"] == pytest.approx(np.mean(after), abs=1e-12)
 
 
@@ -181,7 +199,13 @@ def test_recall_at_a_score_and_by_occlusion():
   acc = Detections(["vehicle"], score=0.5)
   assert acc.add(found, truth) == pytest.approx(1 - 2 * 2 / (2 * 2 + 2))
   got = acc.result()
-  assert (got["recall"], got["precision"], got["recall_clear"], got["recall_partly"], got["recall_mostly"]) == (0.5, 1.0, 0.5, 1.0, 0.0)
+  assert (got["recall"], got["precision"], got["recall_clear"], got["recall_partly"], got["recall_mostly"]) == (
+    0.5,
+    1.0,
+    0.5,
+    1.0,
+    0.0,
+  )
 
 
 def test_mask_iou_takes_the_best_pairs():
@@ -210,7 +234,9 @@ def reference_f(found, truth, radius):
   def edge(m):
     out = np.zeros(m.shape, bool)
     for i, j in itertools.product(*map(range, m.shape)):
-      out[i, j] = any(m[min(i + a, m.shape[0] - 1), min(j + b, m.shape[1] - 1)] != m[i, j] for a, b in ((0, 1), (1, 0), (1, 1)))
+      out[i, j] = any(
+        m[min(i + a, m.shape[0] - 1), min(j + b, m.shape[1] - 1)] != m[i, j] for a, b in ((0, 1), (1, 0), (1, 1))
+      )
     return out
 
   f, t = edge(found), edge(truth)
@@ -230,7 +256,9 @@ def test_j_and_f_of_a_frame():
     b = np.roll(a, r.integers(-4, 5, 2), (0, 1)) ^ (blob(r) if r.random() < 0.3 else False)
     values.append(boundary_accuracy(a, b))
     assert values[-1] == pytest.approx(reference_f(a, b, 2), abs=1e-12)
-    assert region_similarity(a, b) == pytest.approx(1 - sum(x != y for x, y in zip(a.ravel(), b.ravel(), strict=True)) / (a | b).sum())
+    assert region_similarity(a, b) == pytest.approx(
+      1 - sum(x != y for x, y in zip(a.ravel(), b.ravel(), strict=True)) / (a | b).sum()
+    )
   assert min(values) < 0.8 < max(values)
   empty = np.zeros((64, 128), bool)
   assert boundary_accuracy(empty, empty) == region_similarity(empty, empty) == 1 and boundary_accuracy(a, empty) == 0
@@ -245,17 +273,27 @@ def test_j_and_f_of_a_video_by_trying_all_matchings():
     found = {10 + k: np.roll(m, r.integers(-2, 3, 2), (0, 1)) for k, m in truth.items() if r.random() < 0.8}
     found[20] = blob(r)
     frames.append((found, truth))
-    o = [make_objects(np.zeros((len(x), 4)), np.zeros(len(x)), track=np.array(list(x)), rle=rle.encode(np.stack(list(x.values())))) for x in (found, truth)]
+    o = [
+      make_objects(
+        np.zeros((len(x), 4)), np.zeros(len(x)), track=np.array(list(x)), rle=rle.encode(np.stack(list(x.values())))
+      )
+      for x in (found, truth)
+    ]
     video.add(*o, "segm")
 
   def quality(a, b):
     there = [(x.get(a), t.get(b)) for x, t in frames if a in x or b in t]
     zero = np.zeros((64, 128), bool)
     both = [(zero if x is None else x, zero if t is None else t) for x, t in there]
-    return np.mean([(x & t).sum() / (x | t).sum() for x, t in both]), np.mean([boundary_accuracy(x, t) for x, t in both])
+    return np.mean([(x & t).sum() / (x | t).sum() for x, t in both]), np.mean(
+      [boundary_accuracy(x, t) for x, t in both]
+    )
 
   tracks = sorted({k for x, _ in frames for k in x})
-  best = max(((sum(sum(quality(a, b)) for a, b in zip(p, range(3), strict=True)), p) for p in itertools.permutations(tracks, 3)), key=lambda x: x[0])[1]
+  best = max(
+    ((sum(sum(quality(a, b)) for a, b in zip(p, range(3), strict=True)), p) for p in itertools.permutations(tracks, 3)),
+    key=lambda x: x[0],
+  )[1]
   expected = np.mean([quality(a, b) for a, b in zip(best, range(3), strict=True)], axis=0)
   got = VideoMasks().close(video).result()
   # F of pairs that do not overlap is left out, where it can be a little over 0
@@ -273,15 +311,22 @@ def test_idf1_by_trying_all_matchings():
   swap = {f: bool(r.random() < 0.4) for f in range(30)}
   for f in range(30):
     truth = [(k, box_at(100 * k + f)) for k in range(3) if not (k == 2 and f > 20)]
-    found = [((1 - k if swap[f] and k < 2 else k) + 7, b) for k, b in truth if r.random() < 0.9] + ([(40, box_at(420))] if f % 3 == 0 else [])
+    found = [((1 - k if swap[f] and k < 2 else k) + 7, b) for k, b in truth if r.random() < 0.9] + (
+      [(40, box_at(420))] if f % 3 == 0 else []
+    )
     for a, x in found:
       for b, y in truth:
         counts[a, b] = counts.get((a, b), 0) + (x == y)
     n_truth, n_found = n_truth + len(truth), n_found + len(found)
-    o = [make_objects(np.array([b for _, b in x]), np.zeros(len(x)), track=np.array([k for k, _ in x])) for x in (found, truth)]
+    o = [
+      make_objects(np.array([b for _, b in x]), np.zeros(len(x)), track=np.array([k for k, _ in x]))
+      for x in (found, truth)
+    ]
     video.add(*o, "bbox")
   tracks = sorted({a for a, _ in counts})
-  idtp = max(sum(counts.get((a, b), 0) for a, b in zip(p, range(3), strict=True)) for p in itertools.permutations(tracks, 3))
+  idtp = max(
+    sum(counts.get((a, b), 0) for a, b in zip(p, range(3), strict=True)) for p in itertools.permutations(tracks, 3)
+  )
   assert Identities().close(video).result()["idf1"] == pytest.approx(2 * idtp / (n_truth + n_found))
   assert 0.4 < 2 * idtp / (n_truth + n_found) < 0.95
 
@@ -292,13 +337,20 @@ def identities(frames):
   for found, truth in frames:
     f = make_objects([box_at(x) for x in found.values()], np.zeros(len(found)), track=np.array(list(found), int))
     seen = np.array([v for _, v in truth.values()], np.float32)
-    t = make_objects([box_at(x) for x, _ in truth.values()], np.zeros(len(truth)), track=np.array(list(truth), int), visible=seen, ignore=seen < 0.1)
+    t = make_objects(
+      [box_at(x) for x, _ in truth.values()],
+      np.zeros(len(truth)),
+      track=np.array(list(truth), int),
+      visible=seen,
+      ignore=seen < 0.1,
+    )
     video.add(f, t, "bbox")
   return Identities().close(video)
 
 
 def test_switches_through_occlusion():
-  # true 1 is hidden twice: the first time its track goes on as 5, the second time it comes back as 9; true 2 switches in plain sight
+  # true 1 is hidden twice: the first time its track goes on as 5, the second time it comes back as 9; true 2 switches
+  # in plain sight
   frames = [
     ({5: 0, 6: 200}, {1: (0, 1.0), 2: (200, 1.0)}),
     ({6: 200}, {1: (2, 0.05), 2: (200, 1.0)}),
@@ -307,7 +359,13 @@ def test_switches_through_occlusion():
     ({9: 8, 7: 200}, {1: (8, 1.0), 2: (200, 1.0)}),
   ]
   idtp, truth, found, switches, occlusions, lost = identities(frames).sums
-  assert (truth, found, switches, occlusions, lost) == (8, 8, 2, 2, 1)  # a true object of which a twentieth is seen counts nowhere
+  assert (truth, found, switches, occlusions, lost) == (
+    8,
+    8,
+    2,
+    2,
+    1,
+  )  # a true object of which a twentieth is seen counts nowhere
   assert idtp == 2 + 3
   got = identities(frames).result()
   assert got["kept_occluded"] == 0.5 and got["switches_occluded"] == 50 and got["switches"] == 25
@@ -325,7 +383,11 @@ def test_one_identity_twice_in_a_frame_is_one_object_and_a_false_one():
   assert found.track.tolist() == [5, 5]  # what was given is as it was
   twice = Video()
   for _ in range(3):
-    twice.add(make_objects([box_at(0)], np.zeros(1), track=np.array([5])), make_objects([box_at(0), box_at(200)], np.zeros(2), track=np.array([1, 1])), "bbox")
+    twice.add(
+      make_objects([box_at(0)], np.zeros(1), track=np.array([5])),
+      make_objects([box_at(0), box_at(200)], np.zeros(2), track=np.array([1, 1])),
+      "bbox",
+    )
   assert Identities().close(twice).sums[:3].tolist() == [3, 6, 3]
 
 
@@ -359,7 +421,9 @@ def test_bootstrap_against_scipy():
     c = np.sum([parts[i].sums for i in idx], axis=0)
     return c[0, 0] / (c[0].sum() + c[:, 0].sum() - c[0, 0])
 
-  ref = stats.bootstrap((np.arange(12),), iou, n_resamples=3000, vectorized=False, method="percentile", rng=np.random.default_rng(1)).confidence_interval
+  ref = stats.bootstrap(
+    (np.arange(12),), iou, n_resamples=3000, vectorized=False, method="percentile", rng=np.random.default_rng(1)
+  ).confidence_interval
   width = ref.high - ref.low
   # 3000 draws each: an end moves by 1.8% of the width (one standard deviation); 5% for 2.5% would move it by 8%
   assert abs(low - ref.low) < 0.05 * width and abs(high - ref.high) < 0.05 * width

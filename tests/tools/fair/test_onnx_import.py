@@ -16,7 +16,7 @@ from label_fixture import write_store
 from student_inputs import assert_close, randomise, some_inputs
 
 from openpilot.selfdrive.modeld.fair.bundle import write_manifest
-from openpilot.tools.fair.checkpoint import load_checkpoint
+from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
 from openpilot.tools.fair.students.onnx_import import import_onnx, plain_norms, settle_norms
@@ -35,7 +35,10 @@ def imported(name, path, seed=5, backbone=None):
   return student.eval(), weights
 
 
-@pytest.mark.parametrize("name, backbone", [("unified-nano", None), ("depth-nano", "vit_tiny_patch16_224"), ("objects-nano", "efficientvit_b0")])
+@pytest.mark.parametrize(
+  "name, backbone",
+  [("unified-nano", None), ("depth-nano", "vit_tiny_patch16_224"), ("objects-nano", "efficientvit_b0")],
+)
 def test_what_was_exported_comes_back(name, backbone, tmp_path):
   torch.manual_seed(0)
   student = randomise(build(name, backbone))
@@ -47,7 +50,9 @@ def test_what_was_exported_comes_back(name, backbone, tmp_path):
   folded = {n for n, m in student.named_modules() if isinstance(m, (torch.nn.BatchNorm2d, torch.nn.Conv2d))}
   for k, v in weights.items():
     if k.rpartition(".")[0] not in folded:
-      assert torch.allclose(v, student.state_dict()[k], rtol=2e-6, atol=0), k  # scaled there and back: a bit or two of float32
+      assert torch.allclose(v, student.state_dict()[k], rtol=2e-6, atol=0), (
+        k
+      )  # scaled there and back: a bit or two of float32
   inputs = some_inputs(student)
   for out, want in student(**inputs).items():
     assert_close(out, other(**inputs)[out].detach().numpy(), want.detach().numpy(), 1e-4)
@@ -69,7 +74,9 @@ def test_half_weights_come_back_as_halves(tmp_path):
   other, weights = imported("depth-nano", tmp_path / "s.onnx")
   assert not [k for k in weights if k.startswith("depth.features")]
   inputs = some_inputs(student)
-  got = onnxruntime.InferenceSession(str(tmp_path / "s.onnx")).run(["depth"], {k: v.numpy() for k, v in inputs.items()})[0]
+  got = onnxruntime.InferenceSession(str(tmp_path / "s.onnx")).run(
+    ["depth"], {k: v.numpy() for k, v in inputs.items()}
+  )[0]
   assert_close("depth", other(**inputs)["depth"].detach().numpy(), got, 1e-4)
 
 
@@ -94,12 +101,41 @@ def test_training_goes_on_from_a_bundle(tmp_path, monkeypatch):
   (tmp_path / "b").mkdir()
   graph = export_onnx(student, tmp_path / "b/depth-nano.onnx", ("depth",))
   teacher = {"model": "dinov3", "checkpoint_hash": "0", "licence": "DINOv3"}
-  manifest = {"name": "b", "version": "1", "size": "nano", "view": "medmodel", "streams": ["narrowRoad"], "graphs": [graph], "metrics": []}
-  manifest["provenance"] = {"teachers": [teacher], "data": ["some"], "licence": "DINOv3", "checkpoint_hash": "", "git_commit": "0"}
+  manifest = {
+    "name": "b",
+    "version": "1",
+    "size": "nano",
+    "view": "medmodel",
+    "streams": ["narrowRoad"],
+    "graphs": [graph],
+    "metrics": [],
+  }
+  manifest["provenance"] = {
+    "teachers": [teacher],
+    "data": ["some"],
+    "licence": "DINOv3",
+    "checkpoint_hash": "",
+    "git_commit": "0",
+  }
   write_manifest(tmp_path / "b", manifest)
 
   def run(init, *more):
-    argv = ["distill", "--labels", tmp_path / "s", "--student", "depth-nano", "--out", tmp_path / "run", "--init", init, "--steps", 0, "--workers", 0, *more]
+    argv = [
+      "distill",
+      "--labels",
+      tmp_path / "s",
+      "--student",
+      "depth-nano",
+      "--out",
+      tmp_path / "run",
+      "--init",
+      init,
+      "--steps",
+      0,
+      "--workers",
+      0,
+      *more,
+    ]
     monkeypatch.setattr(sys, "argv", [str(a) for a in argv])
     distill.main()
 

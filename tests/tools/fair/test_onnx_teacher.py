@@ -1,4 +1,5 @@
-"""ONNX teachers: the device that was asked for is the one that runs, or it is refused; a batch that memory does not hold is halved."""
+"""ONNX teachers: the device that was asked for is the one that runs, or it is refused; a batch that memory does not
+hold is halved."""
 
 import numpy as np
 import onnx
@@ -8,7 +9,8 @@ from onnx import TensorProto, helper
 
 from openpilot.tools.fair.onnx import device as onnx_device
 from openpilot.tools.fair.onnx.device import choose_providers
-from openpilot.tools.fair.teacher import Clip, load_teacher
+from openpilot.tools.fair.registry import load_teacher
+from openpilot.tools.fair.teacher import Clip
 from openpilot.tools.lib.errors import UserError
 from test_labels import write_network
 
@@ -21,7 +23,8 @@ def said_before():
 
 
 def greedy(folder, most):
-  """The network of `write_network`, which asks for 4 petabytes for every image beyond `most` at once, as ONNX Runtime is asked by a real one."""
+  """The network of `write_network`, which asks for 4 petabytes for every image beyond `most` at once, as ONNX Runtime
+  is asked by a real one."""
   description = write_network(folder)
   model = onnx.load(str(folder / "net.onnx"))
   graph = model.graph
@@ -98,10 +101,13 @@ def test_providers_follow_the_device(monkeypatch):
 
 
 def test_a_provider_that_does_not_start(tmp_path, monkeypatch, capsys):
-  """onnxruntime-gpu without CUDA's libraries opens the session on the CPU instead, and says it in a log that nobody sees."""
+  """onnxruntime-gpu without CUDA's libraries opens the session on the CPU instead, and says it in a log that nobody
+  sees."""
   real = ort.InferenceSession
   monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
-  monkeypatch.setattr(ort, "InferenceSession", lambda graph, options, providers, provider_options: real(graph, options, providers=[CPU]))
+  monkeypatch.setattr(
+    ort, "InferenceSession", lambda graph, options, providers, provider_options: real(graph, options, providers=[CPU])
+  )
   path = str(write_network(tmp_path / "net"))
   with pytest.raises(UserError, match="could not start CUDAExecutionProvider for --device cuda"):
     load_teacher(path, device="cuda")

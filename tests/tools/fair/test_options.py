@@ -1,4 +1,5 @@
-"""Teachers' options from the command line, as far as the key of the labels that they decide; and what is refused before anything is stored."""
+"""Teachers' options from the command line, as far as the key of the labels that they decide; and what is refused before
+anything is stored."""
 
 import numpy as np
 import pytest
@@ -6,12 +7,13 @@ import torch
 import transformers
 from dino_models import save_folder
 
-from openpilot.tools.fair import teachers
-from openpilot.tools.fair.labels import label as labelling
+from openpilot.tools.fair import list_teachers as teachers
+from openpilot.tools.fair.labels import label as labeling
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.options import options_of, parse_options
 from openpilot.tools.fair.registry import TEACHERS
-from openpilot.tools.fair.teacher import Entry, joint_licence, load_teacher
+from openpilot.tools.fair.registry import load_teacher
+from openpilot.tools.fair.teacher import Entry, joint_licence
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.videowriter import VideoWriter
 from sam2_models import save as save_sam2
@@ -34,11 +36,19 @@ def route(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dinov2(tmp_path_factory):
   torch.manual_seed(0)
-  config = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=70, patch_size=14)
-  return save_folder(transformers.Dinov2Model(config), tmp_path_factory.mktemp("dinov2") / "m", image_mean=[0.5] * 3, image_std=[0.5] * 3, resample=3)
+  config = transformers.Dinov2Config(
+    hidden_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=70, patch_size=14
+  )
+  return save_folder(
+    transformers.Dinov2Model(config),
+    tmp_path_factory.mktemp("dinov2") / "m",
+    image_mean=[0.5] * 3,
+    image_std=[0.5] * 3,
+    resample=3,
+  )
 
 
-def command(monkeypatch, *words, main=labelling.main) -> int:
+def command(monkeypatch, *words, main=labeling.main) -> int:
   monkeypatch.setattr("sys.argv", ["x", *map(str, words)])
   return cli(main)()
 
@@ -71,8 +81,14 @@ def test_every_teacher_says_what_can_be_chosen():
 
 def test_values_are_of_the_annotated_kind():
   got = parse_options(
-    ["sam3.prompts=car,traffic light", "dinov2-base.layers=-4,-1", "dinov2-base.scale=2", "sam2.1-tiny.every=5", "yolox-tracker.flow=Yes",
-     "dinov2-base.depth_head=a=b.pth"],
+    [
+      "sam3.prompts=car,traffic light",
+      "dinov2-base.layers=-4,-1",
+      "dinov2-base.scale=2",
+      "sam2.1-tiny.every=5",
+      "yolox-tracker.flow=Yes",
+      "dinov2-base.depth_head=a=b.pth",
+    ],
     ["sam3", "dinov2-base", "sam2.1-tiny", "yolox-tracker", "openpilot"],
   )
   assert got == {
@@ -85,7 +101,10 @@ def test_values_are_of_the_annotated_kind():
   assert isinstance(got["dinov2-base"]["scale"], float)
   for name in TEACHERS:  # what the list shows can be written back
     for option in options_of(name).values():
-      assert option.default is None or option.parse(option.default_text) in (option.default, tuple(np.atleast_1d(option.default)))
+      assert option.default is None or option.parse(option.default_text) in (
+        option.default,
+        tuple(np.atleast_1d(option.default)),
+      )
 
 
 @pytest.mark.parametrize(
@@ -104,7 +123,17 @@ def test_values_are_of_the_annotated_kind():
   ],
 )
 def test_bad_options_are_one_line(route, dinov2, tmp_path, monkeypatch, capsys, option, message):
-  words = (route, "--teachers", "dinov2-small", "--weights", f"dinov2-small={dinov2}", "--device", "cpu", "--out", tmp_path / "s")
+  words = (
+    route,
+    "--teachers",
+    "dinov2-small",
+    "--weights",
+    f"dinov2-small={dinov2}",
+    "--device",
+    "cpu",
+    "--out",
+    tmp_path / "s",
+  )
   assert command(monkeypatch, *words, "--option", option) == 2
   assert message in error(capsys) and not (tmp_path / "s").exists()
 
@@ -112,8 +141,8 @@ def test_bad_options_are_one_line(route, dinov2, tmp_path, monkeypatch, capsys, 
 @pytest.mark.parametrize(
   ("name", "options"),
   [
-    ("sam2.1-tiny", {"every": 0}), ("sam2.1-tiny", {"max_objects": 0}), ("sam3", {"lost_after": -1}), ("raft-tracker", {"iters": 0}),
-    ("raft-tracker", {"spacing": 0}), ("yolox-tracker", {"gate": -1.0}), ("detr-resnet-50", {"batch": 0}), ("yolox-nano", {"score": -0.1}),
+    ("sam2.1-tiny", {"every": 0}), ("sam2.1-tiny", {"max_objects": 0}), ("sam3", {"lost_after": -1}), ("raft-tracker", {"iters": 0}),  # noqa: E501
+    ("raft-tracker", {"spacing": 0}), ("yolox-tracker", {"gate": -1.0}), ("detr-resnet-50", {"batch": 0}), ("yolox-nano", {"score": -0.1}),  # noqa: E501
     ("twinlitenet", {"score": 0.5}),
   ],
 )  # fmt: skip
@@ -123,14 +152,31 @@ def test_values_that_cannot_be_are_refused(tmp_path, name, options):
 
 
 def test_options_decide_the_labels_and_their_key(route, dinov2, tmp_path, monkeypatch, capsys):
-  words = (route, "--teachers", "dinov2-small", "--weights", f"dinov2-small={dinov2}", "--device", "cpu", "--out", tmp_path / "s", "--no-frames")
+  words = (
+    route,
+    "--teachers",
+    "dinov2-small",
+    "--weights",
+    f"dinov2-small={dinov2}",
+    "--device",
+    "cpu",
+    "--out",
+    tmp_path / "s",
+    "--no-frames",
+  )
   assert command(monkeypatch, *words) == 0
   assert command(monkeypatch, *words, "--option", "dinov2-small.layers=1,3", "--option", "dinov2-small.scale=0.5") == 0
   assert "stale: " in capsys.readouterr().out
   plain, both = sorted(LabelStore(tmp_path / "s").groups(), key=lambda g: len(g.meta["teacher"]["settings"]["layers"]))
-  assert plain.path != both.path and both.meta["teacher"]["settings"]["layers"] == [1, 3] and both.meta["teacher"]["settings"]["scale"] == 0.5
+  assert (
+    plain.path != both.path
+    and both.meta["teacher"]["settings"]["layers"] == [1, 3]
+    and both.meta["teacher"]["settings"]["scale"] == 0.5
+  )
   assert plain.label("features").shape == (32, 18, 37) and both.label("features").shape == (64, 9, 18)
-  assert command(monkeypatch, *words, "--option", "dinov2-small.layers=3", "--prune") == 0  # -1 by another name: nothing new
+  assert (
+    command(monkeypatch, *words, "--option", "dinov2-small.layers=3", "--prune") == 0
+  )  # -1 by another name: nothing new
   assert [g.path for g in LabelStore(tmp_path / "s").groups()] == [plain.path]
 
 
@@ -143,7 +189,9 @@ def test_options_decide_the_labels_and_their_key(route, dinov2, tmp_path, monkey
     (("--teachers", "openpilot"), "teacher 'openpilot' reads the route's log"),
   ],
 )
-def test_what_cannot_be_labelled_is_refused_before_a_frame_is_stored(route, tmp_path, monkeypatch, capsys, words, message):
+def test_what_cannot_be_labeled_is_refused_before_a_frame_is_stored(
+  route, tmp_path, monkeypatch, capsys, words, message
+):
   assert command(monkeypatch, route, *words, "--out", tmp_path / "s") == 2
   assert message in error(capsys) and not (tmp_path / "s").exists()
 

@@ -8,7 +8,16 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F
 from PIL import Image
 
-from openpilot.tools.fair.cotracker.raft import LEVELS, RADIUS, RaftSmall, correlation_pyramid, load_raft, lookup, padding, pixel_grid
+from openpilot.tools.fair.cotracker.raft import (
+  LEVELS,
+  RADIUS,
+  RaftSmall,
+  correlation_pyramid,
+  load_raft,
+  lookup,
+  padding,
+  pixel_grid,
+)
 from openpilot.tools.lib.errors import UserError
 
 
@@ -28,7 +37,8 @@ def street(shared_data):
 
 
 def reference_lookup(f1, f2, coords):
-  """Written from the paper's words, one number at a time: mean of f2's correlations over 2^i squares, bilinear, zero outside."""
+  """Written from the paper's words, one number at a time: mean of f2's correlations over 2^i squares, bilinear, zero
+  outside."""
   c, h, w = f1.shape
   corr = np.einsum("cij,ckl->ijkl", f1, f2) / np.sqrt(c)
   out = np.zeros((LEVELS * (2 * RADIUS + 1) ** 2, h, w))
@@ -63,7 +73,9 @@ def test_lookup_against_slow_reference():
 def test_names_and_shapes_are_the_checkpoints(shared_data):
   state = torch.load(shared_data / "weights" / "raft-small.pth", map_location="cpu", weights_only=True)
   mine = RaftSmall().state_dict()
-  assert len(state) == 106 and {k.removeprefix("module."): v.shape for k, v in state.items()} == {k: v.shape for k, v in mine.items()}
+  assert len(state) == 106 and {k.removeprefix("module."): v.shape for k, v in state.items()} == {
+    k: v.shape for k, v in mine.items()
+  }
 
 
 @pytest.mark.parametrize("shift", [(5, 0), (-9, 4), (0, -6), (3.5, -2.25)])
@@ -88,8 +100,8 @@ def test_known_warp_and_odd_size(model, street):
   """Driving forward: everything moves away from a point, by up to 15 pixels. 206x301 needs padding on all sides."""
   h, w = 206, 301
   base = pixel_grid(h, w, torch.device("cpu"))
-  centre, zoom = torch.tensor([160.0, 80.0]).view(1, 2, 1, 1), 1.08
-  at = centre + (base - centre) / zoom + torch.tensor([90.0, 80.0]).view(1, 2, 1, 1)
+  center, zoom = torch.tensor([160.0, 80.0]).view(1, 2, 1, 1), 1.08
+  at = center + (base - center) / zoom + torch.tensor([90.0, 80.0]).view(1, 2, 1, 1)
   size = torch.tensor([street.shape[3], street.shape[2]]).view(1, 2, 1, 1)
   b = F.grid_sample(street, ((2 * at + 1) / size - 1).permute(0, 2, 3, 1), align_corners=False)
   a = street[:, :, 80 : 80 + h, 90 : 90 + w]
@@ -97,9 +109,9 @@ def test_known_warp_and_odd_size(model, street):
     ea, eb = model.encode(a), model.encode(b)
     forth, back = model.flow_both(ea, eb)
     alone = model.flow(a, b)[0]
-  error = (forth - ((base - centre) * (zoom - 1))[0]).norm(dim=0)[16:-16, 16:-16]
+  error = (forth - ((base - center) * (zoom - 1))[0]).norm(dim=0)[16:-16, 16:-16]
   assert error.median() < 0.3
-  error = (back - ((base - centre) * (1 / zoom - 1))[0]).norm(dim=0)[16:-16, 16:-16]
+  error = (back - ((base - center) * (1 / zoom - 1))[0]).norm(dim=0)[16:-16, 16:-16]
   assert error.median() < 0.3
   torch.testing.assert_close(forth, alone, atol=0.01, rtol=0)  # the same sums in another order, through 12 steps
 

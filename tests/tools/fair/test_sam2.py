@@ -4,7 +4,7 @@ import weakref
 import numpy as np
 import pytest
 
-from openpilot.tools.fair.sam import rle
+from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.sam.sam2 import SAM2VideoWrapper
 from openpilot.tools.fair.teacher import Clip, Entry, Label, hash_weights
 from openpilot.tools.lib.errors import UserError
@@ -18,7 +18,8 @@ LATE = np.array([[10, 28, 33, 38, 0.9, 2]], np.float32)
 
 
 def same(masks, scores, want):
-  # the same operations on the same input. Memory is kept in bfloat16: a difference in the last bit would grow to 1e-3, so there must be none before it
+  # the same operations on the same input. Memory is kept in bfloat16: a difference in the last bit would grow to 1e-3,
+  # so there must be none before it
   np.testing.assert_array_equal(masks, want[0])
   np.testing.assert_allclose(scores, want[1], atol=1e-5)
 
@@ -47,7 +48,9 @@ def test_joining_leaves_the_others_as_they_were(kind, tmp_path):
     return LATE if len(asked) == 1 else np.zeros((0, 6), np.float32)
 
   masks, ids, scores = sam.track_objects(iter(rgb), BOXES, detector, every=5)
-  assert ids.tolist() == [0, 1, 2] and [next(n for n in range(14) if a is rgb[n] or (a == rgb[n]).all()) for a in asked] == [5, 10]
+  assert ids.tolist() == [0, 1, 2] and [
+    next(n for n in range(14) if a is rgb[n] or (a == rgb[n]).all()) for a in asked
+  ] == [5, 10]
   same(masks[:, :2], scores[:, :2], official(model, rgb, BOXES))
   same(masks[5:, 2:], scores[5:, 2:], official(model, rgb, LATE, start=5))
   assert not masks[:5, 2].any() and not scores[:5, 2].any()
@@ -96,7 +99,12 @@ def test_memory_does_not_grow_with_the_video(tmp_path):
 class Detector:
   """A teacher of boxes that answers what it is told."""
 
-  name, checkpoint_hash, stateful, labels = "told", "0" * 64, False, [Label("boxes", "boxes", classes=("person", "bicycle", "car"))]
+  name, checkpoint_hash, stateful, labels = (
+    "told",
+    "0" * 64,
+    False,
+    [Label("boxes", "boxes", classes=("person", "bicycle", "car"))],
+  )
 
   def prepare(self, height, width):
     assert (height, width) == (H, W)
@@ -106,8 +114,15 @@ class Detector:
 
   def label(self, clip, state=None):
     assert len(clip.rgb) == 1
-    rows = np.concatenate([np.c_[BOXES, [[0.5, 0], [0.8, 2]]], LATE if clip.rgb[0, 0, 0, 0] > 100 else LATE[:0]]).astype(np.float32)
-    return {"boxes": {"frame": np.zeros(len(rows), np.int32), **{k: rows[:, n] for n, k in enumerate(("x0", "y0", "x1", "y1", "score", "cls"))}}}, None
+    rows = np.concatenate(
+      [np.c_[BOXES, [[0.5, 0], [0.8, 2]]], LATE if clip.rgb[0, 0, 0, 0] > 100 else LATE[:0]]
+    ).astype(np.float32)
+    return {
+      "boxes": {
+        "frame": np.zeros(len(rows), np.int32),
+        **{k: rows[:, n] for n, k in enumerate(("x0", "y0", "x1", "y1", "score", "cls"))},
+      }
+    }, None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,7 +133,9 @@ def test_labels_in_pieces_are_those_of_an_unbroken_run(kind, tmp_path):
   sam.prepare(H, W)
   rgb = frames(25, seed=5)
   (whole,), last = [labels["objects"] for labels, _ in [sam.label(Clip(rgb))]], sam.label(Clip(rgb))[1]
-  assert len(np.unique(whole["track"])) >= 3 and set(whole["cls"]) <= {0, 2} and len(whole["rle"]) == len(whole["frame"])
+  assert (
+    len(np.unique(whole["track"])) >= 3 and set(whole["cls"]) <= {0, 2} and len(whole["rle"]) == len(whole["frame"])
+  )
   same_in_pieces(sam, rgb, (1, 9, 8, 7), whole, last, tmp_path)
   # what the table says is what the masks are
   masks = rle.decode(whole["rle"], H, W)
@@ -136,7 +153,9 @@ def test_boxes_join_only_where_nobody_is(tmp_path):
   there[0, 6:25, 5:30] = True
   rows = np.c_[np.concatenate([BOXES, LATE[:, :4], [[60, 1, 70, 9]]]), [0.9, 0.3, 0.5, 0.4]].astype(np.float32)
   new = sam._new(rows, there, room=2)
-  np.testing.assert_array_equal(new[:, 4], np.float32([0.5, 0.4]))  # not who is there; best first; as many as there is room
+  np.testing.assert_array_equal(
+    new[:, 4], np.float32([0.5, 0.4])
+  )  # not who is there; best first; as many as there is room
 
 
 def test_rle_round_trip():
@@ -145,7 +164,11 @@ def test_rle_round_trip():
   counts = rle.encode(masks)
   np.testing.assert_array_equal(rle.decode(counts, 33, 47), masks)
   np.testing.assert_array_equal(rle.decode(counts[2], 33, 47), masks[2])
-  assert [rle.total(c) for c in counts] == [33 * 47] * 6 and rle.encode(masks[:0]) == [] and rle.decode([], 3, 4).shape == (0, 3, 4)
+  assert (
+    [rle.total(c) for c in counts] == [33 * 47] * 6
+    and rle.encode(masks[:0]) == []
+    and rle.decode([], 3, 4).shape == (0, 3, 4)
+  )
   assert np.isnan(rle.boxes_of(masks[3:4])).all() and rle.boxes_of(masks[4:5]).tolist() == [[-0.5, -0.5, 46.5, 32.5]]
   for bad in (counts[0], "", "~~~~", "0"):
     with pytest.raises(UserError, match="run lengths"):

@@ -15,9 +15,10 @@ from sam2_models import loaded
 from tensor_bytes import tensors
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.registry import TEACHERS
-from openpilot.tools.fair.sam import rle
+from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.sam.sam3 import MaskTools, Sam3Teacher
-from openpilot.tools.fair.teacher import Clip, Entry, hash_weights, load_teacher
+from openpilot.tools.fair.registry import load_teacher
+from openpilot.tools.fair.teacher import Clip, Entry, hash_weights
 from openpilot.tools.lib.errors import UserError
 
 ENTRY = Entry("sam.sam3:Sam3Teacher", "", "SAM", "", "")
@@ -34,16 +35,39 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-  """A small model of the official class, random weights, thresholds at which some of what it finds joins and is confirmed -> folder, model."""
+  """A small model of the official class, random weights, thresholds at which some of what it finds joins and is
+  confirmed -> folder, model."""
   path = tmp_path_factory.mktemp("sam3")
-  vit = t.Sam3ViTConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=S, patch_size=8, window_size=4,
-                        global_attn_indexes=[1], pretrain_image_size=32)
-  vision = t.Sam3VisionConfig(backbone_config=vit, fpn_hidden_size=D, backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]])
+  vit = t.Sam3ViTConfig(
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    image_size=S,
+    patch_size=8,
+    window_size=4,
+    global_attn_indexes=[1],
+    pretrain_image_size=32,
+  )
+  vision = t.Sam3VisionConfig(
+    backbone_config=vit, fpn_hidden_size=D, backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]]
+  )
   layers = {"hidden_size": D, "num_attention_heads": 2, "intermediate_size": 48, "num_layers": 1}
   detector = t.Sam3Config(
     vision_config=vision,
-    text_config=t.CLIPTextConfig(vocab_size=64, hidden_size=32, intermediate_size=48, projection_dim=32, num_hidden_layers=1, num_attention_heads=2,
-                                 max_position_embeddings=32, hidden_act="gelu", bos_token_id=0, eos_token_id=1, pad_token_id=1),
+    text_config=t.CLIPTextConfig(
+      vocab_size=64,
+      hidden_size=32,
+      intermediate_size=48,
+      projection_dim=32,
+      num_hidden_layers=1,
+      num_attention_heads=2,
+      max_position_embeddings=32,
+      hidden_act="gelu",
+      bos_token_id=0,
+      eos_token_id=1,
+      pad_token_id=1,
+    ),
     geometry_encoder_config={**layers, "roi_size": 3},
     detr_encoder_config=layers,
     detr_decoder_config={**layers, "num_queries": 3},
@@ -62,10 +86,28 @@ def saved(tmp_path_factory):
     max_cond_frame_num=2,
     num_maskmem=3,
     max_object_pointers_in_encoder=5,
-    **dict.fromkeys(("memory_attention_hidden_size", "memory_encoder_hidden_size", "mask_downsampler_embed_dim", "memory_fuser_embed_dim"), D),
+    **dict.fromkeys(
+      (
+        "memory_attention_hidden_size",
+        "memory_encoder_hidden_size",
+        "mask_downsampler_embed_dim",
+        "memory_fuser_embed_dim",
+      ),
+      D,
+    ),
   )
-  config = t.Sam3VideoConfig(detector_config=detector, tracker_config=tracker, low_res_mask_size=32, score_threshold_detection=0.1, new_det_thresh=0.2,
-                             det_nms_thresh=0.5, high_conf_thresh=0.15, high_iou_thresh=0.005, recondition_every_nth_frame=2, fill_hole_area=4)
+  config = t.Sam3VideoConfig(
+    detector_config=detector,
+    tracker_config=tracker,
+    low_res_mask_size=32,
+    score_threshold_detection=0.1,
+    new_det_thresh=0.2,
+    det_nms_thresh=0.5,
+    high_conf_thresh=0.15,
+    high_iou_thresh=0.005,
+    recondition_every_nth_frame=2,
+    fill_hole_area=4,
+  )
   torch.manual_seed(3)
   model = t.Sam3VideoModel(config).eval()
   with torch.no_grad():
@@ -86,7 +128,8 @@ def frames(n, seed=0):
 
 
 def official(model, rgb, max_objects):
-  """The official streaming session and its processor's output, nothing dropped: of each frame ids, masks, scores, prompts."""
+  """The official streaming session and its processor's output, nothing dropped: of each frame ids, masks, scores,
+  prompts."""
   model.max_num_objects = max_objects
   session = t.Sam3VideoInferenceSession(video_height=H, video_width=W, dtype=torch.float32)
   session.obj_with_new_inputs = []
@@ -110,11 +153,15 @@ def official(model, rgb, max_objects):
 def test_equals_the_official_streaming(saved, monkeypatch):
   path, model = saved
   sam = Sam3Teacher("t", ENTRY, path, device="cpu", prompts=PROMPTS, max_objects=5, lost_after=1000)
-  monkeypatch.setattr(sys.modules[Sam3VideoProcessor.__module__], "masks_to_boxes", lambda m: m, raising=False)  # torchvision's; boxes are not compared
+  monkeypatch.setattr(
+    sys.modules[Sam3VideoProcessor.__module__], "masks_to_boxes", lambda m: m, raising=False
+  )  # torchvision's; boxes are not compared
   rgb = frames(14)  # longer than all that memory reaches back
   want, session = official(model, rgb, 5)
   got = list(sam.stream(rgb))
-  assert any(len(o["cond_frame_outputs"]) > 2 for o in session.output_dict_per_obj.values())  # detections have confirmed some
+  assert any(
+    len(o["cond_frame_outputs"]) > 2 for o in session.output_dict_per_obj.values()
+  )  # detections have confirmed some
   assert len({len(g.ids) for g in got}) > 1 and {int(c) for g in got for c in g.classes} == {0, 1}
   for g, (ids, masks, scores, prompts) in zip(got, want, strict=True):
     # the same operations on the same input: no difference, or memory in bfloat16 would make it grow
@@ -137,10 +184,23 @@ def test_memory_is_bounded_and_identities_are_not_used_twice(saved, monkeypatch)
       video.last_seen = dict.fromkeys(video.last_seen, n - 3)
     sizes.append(tensors([session.output_dict_per_obj, session.mask_inputs_per_obj, session.processed_frames]))
     assert session.get_obj_num() <= 3 and all(n - video.last_seen[i] <= 3 for i in session.obj_ids)
-    assert all(len(o["cond_frame_outputs"]) <= 4 and len(o["non_cond_frame_outputs"]) <= 4 for o in session.output_dict_per_obj.values())
-    for kept in (session.obj_id_to_score, session.obj_id_to_prompt_id, session.trk_keep_alive, session.obj_id_to_last_occluded, video.last_seen):
+    assert all(
+      len(o["cond_frame_outputs"]) <= 4 and len(o["non_cond_frame_outputs"]) <= 4
+      for o in session.output_dict_per_obj.values()
+    )
+    for kept in (
+      session.obj_id_to_score,
+      session.obj_id_to_prompt_id,
+      session.trk_keep_alive,
+      session.obj_id_to_last_occluded,
+      video.last_seen,
+    ):
       assert set(kept) <= set(session.obj_ids)
-    assert not session.suppressed_obj_ids and not session.unmatched_frame_inds and all(f is None for f in session.processed_frames.values())
+    assert (
+      not session.suppressed_obj_ids
+      and not session.unmatched_frame_inds
+      and all(f is None for f in session.processed_frames.values())
+    )
   assert max(sizes[15:]) <= max(sizes[:15]) * 1.5 and len(met) > 3 and session.max_obj_id >= max(met)
 
 
@@ -154,7 +214,9 @@ def test_labels_in_pieces_are_those_of_an_unbroken_run(saved, tmp_path):
   assert len(np.unique(whole["track"])) >= 3 and len(whole["rle"]) == len(whole["frame"]) > 10
   again = Sam3Teacher("t", ENTRY, saved[0], device="cpu", prompts=PROMPTS, max_objects=5, lost_after=4)
   same_in_pieces(again, rgb, (1, 4, 2, 3), whole, last, tmp_path)
-  np.testing.assert_array_equal(np.stack([whole[k] for k in ("x0", "y0", "x1", "y1")], 1), rle.boxes_of(rle.decode(whole["rle"], H, W)))
+  np.testing.assert_array_equal(
+    np.stack([whole[k] for k in ("x0", "y0", "x1", "y1")], 1), rle.boxes_of(rle.decode(whole["rle"], H, W))
+  )
   settings = sam.settings()
   assert json.loads(json.dumps(settings)) == settings and settings["prompts"] == list(PROMPTS)
   with pytest.raises(UserError, match="begin again"):
@@ -197,7 +259,9 @@ def test_bad_input_is_named(saved, tmp_path):
   with pytest.raises(UserError, match="--accept-licence SAM"):
     load_teacher("sam3", path)
   sam = load_teacher("sam3", path, accepted=["SAM"], device="cpu")
-  assert isinstance(sam, Sam3Teacher) and sam.prompts[:2] == ("car", "truck") and sam.checkpoint_hash == hash_weights(path)
+  assert (
+    isinstance(sam, Sam3Teacher) and sam.prompts[:2] == ("car", "truck") and sam.checkpoint_hash == hash_weights(path)
+  )
   with pytest.raises(UserError, match="finds its objects by words"):
     sam.track_objects(frames(1), np.array([[1.0, 1, 9, 9]]))
   for prompts in ("car", (), ("car", "car")):
@@ -226,5 +290,13 @@ def test_words_from_the_command_line(saved):
     teachers.append(load_teacher("sam3", path, ["SAM"], device="cpu", **options))
     teachers[-1].prepare(H, W)
   one, two = teachers
-  assert one.labels[0].classes == ("car",) and two.labels[0].classes == ("car", "traffic light") and two.model.max_num_objects == 3
-  assert one.settings()["prompts"] == ["car"] and two.settings()["prompts"] == ["car", "traffic light"] and two.settings()["max_objects"] == 3
+  assert (
+    one.labels[0].classes == ("car",)
+    and two.labels[0].classes == ("car", "traffic light")
+    and two.model.max_num_objects == 3
+  )
+  assert (
+    one.settings()["prompts"] == ["car"]
+    and two.settings()["prompts"] == ["car", "traffic light"]
+    and two.settings()["max_objects"] == 3
+  )

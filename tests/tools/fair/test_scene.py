@@ -8,10 +8,10 @@ torch = pytest.importorskip("torch")
 from openpilot.selfdrive.modeld.fair.bundle import find_bundle
 from openpilot.selfdrive.modeld.fair.frames import pack_rgb
 from openpilot.selfdrive.modeld.fair.model import FairModel
-from openpilot.tools.fair.students.scene import SceneStudent
-from openpilot.tools.fair.training.losses import depth_loss, depth_mask, segmentation_loss
-from openpilot.tools.fair.training.scene_data import SceneData, render_data
-from openpilot.tools.fair.training.train_scene import ROOT, augment, evaluate, export, train, val_dir
+from openpilot.tools.fair.scene_nano.student import SceneStudent
+from openpilot.tools.fair.scene_nano.losses import depth_loss, depth_mask, segmentation_loss
+from openpilot.tools.fair.scene_nano.data import SceneData, render_data
+from openpilot.tools.fair.scene_nano.train import ROOT, augment, evaluate, export, train, val_dir
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.sim.render import CLASSES, render
 from openpilot.tools.sim.truth import IGNORE, map_labels
@@ -32,15 +32,15 @@ def test_losses_against_float64():
   depth[0, 0, :4] = [np.inf, np.nan, 0, 300]
   classes = r.integers(0, 5, (2, 8, 9))
   classes[1, 1] = IGNORE
-  logits, weights = r.normal(0, 2, (2, 5, 8, 9)), r.uniform(.5, 5, 5)
+  logits, weights = r.normal(0, 2, (2, 5, 8, 9)), r.uniform(0.5, 5, 5)
   mask = depth_mask(torch.tensor(depth), torch.tensor(classes))
   ok = np.isfinite(depth) & (depth > 0) & (depth < 200) & (classes != IGNORE)
   assert (mask.numpy() == ok).all() and not ok[0, 0, :4].any()
   g = log_depth[ok] - np.log(depth[ok])
-  want = np.abs(g).mean() + np.sqrt((g * g).mean() - .5 * g.mean() ** 2 + 1e-8)
+  want = np.abs(g).mean() + np.sqrt((g * g).mean() - 0.5 * g.mean() ** 2 + 1e-8)
   assert float(depth_loss(torch.tensor(log_depth), torch.tensor(depth), mask)) == pytest.approx(want, rel=1e-12)
   p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-  nll = weight = 0.
+  nll = weight = 0.0
   dice = []
   for c in range(5):
     at = classes == c
@@ -58,7 +58,9 @@ def test_augmentation_moves_labels_with_the_picture():
   classes = torch.zeros(64, 64, 128, dtype=torch.int64)
   classes[:, :, 80:] = 3
   frames = torch.full((64, 6, 128, 256), 128, dtype=torch.uint8)
-  frames[:, :4] = torch.where(classes == 3, 200, 60).repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None].to(torch.uint8)
+  frames[:, :4] = (
+    torch.where(classes == 3, 200, 60).repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None].to(torch.uint8)
+  )
   depth = classes.float() + 1
   out, depth = augment(frames, depth, classes, torch.Generator().manual_seed(3))
   mirrored = cut = 0
@@ -78,7 +80,7 @@ def test_shipped_bundle_beats_guessing_on_a_new_world():
   runner = FairModel(bundle).runners["scene"]
   depths, classes, preds, maps = [], [], [], []
   for k, seed in enumerate(range(3_000_000, 3_000_006)):
-    f = render(World(seed, ("day", "night")[k % 2], 10.), 4., medmodel_intrinsics, 512, 256)
+    f = render(World(seed, ("day", "night")[k % 2], 10.0), 4.0, medmodel_intrinsics, 512, 256)
     d, c = map_labels(f.depth, f.semantic)
     out = runner.run({"frame": pack_rgb(f.rgb)[None]})
     depths.append(d.astype(float))
@@ -87,18 +89,21 @@ def test_shipped_bundle_beats_guessing_on_a_new_world():
     maps.append(out["segmentation"][0].argmax(0))
   depth, cls, pred, seg = map(np.array, (depths, classes, preds, maps))
   ok = np.isfinite(depth) & (depth < 200)
-  mean_map = np.exp(np.nanmean(np.where(ok, np.log(np.where(ok, depth, 1)), np.nan), axis=0))   # knows these very frames' mean: a strong guess
+  mean_map = np.exp(
+    np.nanmean(np.where(ok, np.log(np.where(ok, depth, 1)), np.nan), axis=0)
+  )  # knows these very frames' mean: a strong guess
   guess = np.abs(np.broadcast_to(mean_map, depth.shape)[ok] / depth[ok] - 1).mean()
-  assert np.abs(pred[ok] / depth[ok] - 1).mean() < .6 * guess
+  assert np.abs(pred[ok] / depth[ok] - 1).mean() < 0.6 * guess
   majority = np.apply_along_axis(lambda x: np.bincount(x, minlength=5).argmax(), 0, cls)
-  assert (seg == cls).mean() > .93 > (np.broadcast_to(majority, cls.shape) == cls).mean()
+  assert (seg == cls).mean() > 0.93 > (np.broadcast_to(majority, cls.shape) == cls).mean()
   sizes = sum(p.stat().st_size for p in bundle.path.iterdir())
   assert sizes < 10e6
 
 
 @pytest.mark.slow
 def test_render_train_resume_export(tmp_path):
-  """The whole path, small: rendering resumes, a resumed training is bit-equal to an unbroken one, and the bundle runs."""
+  """The whole path, small: rendering resumes, a resumed training is bit-equal to an unbroken one, and the bundle
+  runs."""
   data = tmp_path / "data"
   render_data(data, 16, 50)
   render_data(val_dir(data), 8, 900_000)
@@ -111,25 +116,35 @@ def test_render_train_resume_export(tmp_path):
   torch.use_deterministic_algorithms(True)
   try:
     train(data, tmp_path / "whole", 4, 2, 1e-3, 0)
-    from openpilot.tools.fair.training import train_scene
+    from openpilot.tools.fair.scene_nano import train as train_scene
+
     calls = 0
     real = train_scene.augment
+
     def interrupted(*a):
       nonlocal calls
       calls += 1
       if calls == 3:
         raise KeyboardInterrupt
       return real(*a)
+
     train_scene.augment = interrupted
     with pytest.raises(KeyboardInterrupt):
       train(data, tmp_path / "broken", 4, 2, 1e-3, 0)
     train_scene.augment = real
     train(data, tmp_path / "broken", 4, 2, 1e-3, 0)
     a, b = (torch.load(tmp_path / n / "last.pt", weights_only=True) for n in ("whole", "broken"))
-    assert a["step"] == b["step"] == 4 and all(torch.equal(a["model"][k], b["model"][k]) and torch.equal(a["ema"][k], b["ema"][k]) for k in a["model"])
+    assert a["step"] == b["step"] == 4 and all(
+      torch.equal(a["model"][k], b["model"][k]) and torch.equal(a["ema"][k], b["ema"][k]) for k in a["model"]
+    )
   finally:
     torch.use_deterministic_algorithms(False)
   export(tmp_path / "whole", data, tmp_path / "tiny-scene")
   bundle = find_bundle("tiny-scene", tmp_path)
-  assert FairModel(bundle).runners["scene"].run({"frame": np.zeros((1, 6, 128, 256), np.uint8)})["depth"].shape == (1, 1, 64, 128)
+  assert FairModel(bundle).runners["scene"].run({"frame": np.zeros((1, 6, 128, 256), np.uint8)})["depth"].shape == (
+    1,
+    1,
+    64,
+    128,
+  )
   assert set(evaluate(SceneStudent(), SceneData(val_dir(data)))["all"]) >= {"abs_rel", "delta1", "silog", "miou"}

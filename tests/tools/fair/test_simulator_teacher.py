@@ -8,11 +8,12 @@ import pytest
 
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.label import FrameTeacher, find_views, run_teacher
-from openpilot.tools.fair.labels.labels import statistics
+from openpilot.tools.fair.labels.list_labels import statistics
 from openpilot.tools.fair.labels.store import CHUNK, LabelStore
-from openpilot.tools.fair.sam import rle
+from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.simulator.teacher import CLEARANCE, LEAST, LIFE, MOST, POINTS, SimulatorTeacher
-from openpilot.tools.fair.teacher import Clip, load_teacher
+from openpilot.tools.fair.registry import load_teacher
+from openpilot.tools.fair.teacher import Clip
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.sim.messages import FRAME_ID_OFFSET
 from openpilot.tools.sim.render import CLASSES
@@ -75,7 +76,9 @@ def test_boxes_masks_and_identities_are_those_of_the_truth(groups, folders):
       r, f = table[i], truth.frame(i)
       assert set(r["track"]) == set(np.unique(f.instance)) - {0}
       masks = rle.decode(r["rle"], 256, 512)
-      np.testing.assert_array_equal(rle.boxes_of(masks), np.array([r[c] for c in ("x0", "y0", "x1", "y1")], np.float32).T.reshape(-1, 4))
+      np.testing.assert_array_equal(
+        rle.boxes_of(masks), np.array([r[c] for c in ("x0", "y0", "x1", "y1")], np.float32).T.reshape(-1, 4)
+      )
       known = {o["id"]: o for o in truth.objects(i)}
       for k, track in enumerate(r["track"]):
         assert (masks[k] == (f.instance == track)).all()
@@ -88,7 +91,8 @@ def test_boxes_masks_and_identities_are_those_of_the_truth(groups, folders):
 
 
 def test_points_move_as_geometry_says(groups):
-  """Against the road's coordinates at both moments (World.to_ego), and the ray through the first pixel meeting a plane: nothing of the teacher's."""
+  """Against the road's coordinates at both moments (World.to_ego), and the ray through the first pixel meeting a plane:
+  nothing of the teacher's."""
   for group, drive in zip(groups, (LONG, SHORT), strict=True):
     world, table = World(drive.seed, drive.time_of_day, drive.seconds), rows(group, "points")
     tracks: dict[int, list[tuple[int, float, float]]] = {}
@@ -103,10 +107,12 @@ def test_points_move_as_geometry_says(groups):
     assert len(tracks) > 50
     for seen in tracks.values():
       i0, u, v = seen[0]
-      assert (u, v) == (round(u), round(v))  # they begin at a pixel's centre
+      assert (u, v) == (round(u), round(v))  # they begin at a pixel's center
       z = world.camera_height * 910 / (v - 47.6)
       in_road = anchors[i0][1].T @ (np.array([z, (u - 256) / 910 * z]) - anchors[i0][0])
-      assert [i for i, _, _ in seen] == list(range(i0, i0 + len(seen))) and min(LEAST + 1, group.n - i0) <= len(seen) <= LIFE[1]
+      assert [i for i, _, _ in seen] == list(range(i0, i0 + len(seen))) and min(LEAST + 1, group.n - i0) <= len(
+        seen
+      ) <= LIFE[1]
       for i, x, y in seen:
         p = anchors[i][0] + anchors[i][1] @ in_road
         # float32 pixels
@@ -134,10 +140,14 @@ def test_points_lie_on_what_they_say_and_keep_apart(groups, folders):
         others = (cls == cls[k]) & (np.arange(len(cls)) != k)
         assert np.hypot(*(p[others] - p[k]).T).min() >= CLEARANCE - 1e-3
       old = visible & ~new & (cls == POINTS.index("lane"))
-      near = [(f.semantic[max(0, b - 1) : b + 2, max(0, a - 1) : a + 2] == CLASSES.index("lane")).any() for a, b in zip(x[old], y[old], strict=True)]
+      near = [
+        (f.semantic[max(0, b - 1) : b + 2, max(0, a - 1) : a + 2] == CLASSES.index("lane")).any()
+        for a, b in zip(x[old], y[old], strict=True)
+      ]
       on_lane, lanes = on_lane + sum(near), lanes + len(near)
       known |= set(r["track"])
-  # paint that the ray-caster draws stays below points found on paint frames ago; what is left is worn paint thinner than a pixel
+  # paint that the ray-caster draws stays below points found on paint frames ago; what is left is worn paint thinner
+  # than a pixel
   assert lanes > 200 and on_lane / lanes > 0.97 and unseen
 
 
@@ -167,11 +177,16 @@ def test_a_stopped_run_goes_on_as_if_unbroken(views, groups, tmp_path):
 
 
 def test_labels_read_back_beside_the_frames(groups):
-  data = LabelDataset(groups[0].path.parent.parent, ["frames/frame", "simulator/depth", "simulator/segmentation", "simulator/objects", "simulator/points"])
+  data = LabelDataset(
+    groups[0].path.parent.parent,
+    ["frames/frame", "simulator/depth", "simulator/segmentation", "simulator/objects", "simulator/points"],
+  )
   assert len(data) == FRAMES + 8
   item = data[3]
   assert item["simulator/depth"].shape == (64, 128) and item["simulator/segmentation"].dtype == np.uint8
-  assert {"x0", "track", "rle", "visible_fraction", "road_x"} <= item["simulator/objects"].keys() and len(item["simulator/points"]["x"]) > 20
+  assert {"x0", "track", "rle", "visible_fraction", "road_x"} <= item["simulator/objects"].keys() and len(
+    item["simulator/points"]["x"]
+  ) > 20
 
 
 def test_other_truth_is_another_key_and_bad_truth_is_said(folders, tmp_path):
@@ -179,7 +194,10 @@ def test_other_truth_is_another_key_and_bad_truth_is_said(folders, tmp_path):
   shutil.copytree(folders[1], copy)
   (view,) = find_views([str(copy)], None, "qcamera", 1, None)
   teacher = load_teacher("simulator")
-  assert teacher.source(view.segment)["truth"] == teacher.source(find_views([str(folders[1])], None, "qcamera", 1, None)[0].segment)["truth"]
+  assert (
+    teacher.source(view.segment)["truth"]
+    == teacher.source(find_views([str(folders[1])], None, "qcamera", 1, None)[0].segment)["truth"]
+  )
 
   def fresh(name, change):
     folder = tmp_path / name / folders[1].name
@@ -192,7 +210,9 @@ def test_other_truth_is_another_key_and_bad_truth_is_said(folders, tmp_path):
 
   store = LabelStore(tmp_path / "store", create=True)
   run_teacher(teacher, [view], store, progress=False)
-  run_teacher(teacher, fresh("other", lambda i: i.update(camera_height=i["camera_height"] + 0.1)), store, progress=False)
+  run_teacher(
+    teacher, fresh("other", lambda i: i.update(camera_height=i["camera_height"] + 0.1)), store, progress=False
+  )
   assert len(store.groups()) == 2
   with pytest.raises(UserError, match="earlier version, without poses"):
     run_teacher(teacher, fresh("old", lambda i: i.pop("pose")), store, progress=False)

@@ -1,4 +1,5 @@
-"""What a label store says of itself: to xarray and other readers of Zarr, and to us where another version, or somebody's hand, wrote it."""
+"""What a label store says of itself: to xarray and other readers of Zarr, and to us where another version, or
+somebody's hand, wrote it."""
 
 import json
 import pickle
@@ -14,7 +15,7 @@ from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.options import parser as distill_parser
 from openpilot.tools.fair.evaluation.evaluate import parser as evaluate_parser
 from openpilot.tools.fair.evaluation.scenes import open_segments
-from openpilot.tools.fair.labels import labels as listing
+from openpilot.tools.fair.labels import list_labels as listing
 from openpilot.tools.fair.labels import rules
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.rules import rules_of, stale_rules
@@ -26,7 +27,8 @@ SEGMENT = "00000001--aaaaaaaaaa--0"
 
 
 def test_arrays_say_what_they_are(tmp_path):
-  """As xarray wants it: a Zarr group whose arrays have dimension names that do not contradict each other, units, and classes with their numbers."""
+  """As xarray wants it: a Zarr group whose arrays have dimension names that do not contradict each other, units, and
+  classes with their numbers."""
   store = LabelStore(tmp_path, create=True)
   labels = [
     Label("features", "dense", "float16", (3, 4, 8)),
@@ -45,12 +47,19 @@ def test_arrays_say_what_they_are(tmp_path):
     assert array.metadata.zarr_format == 3 and len(array.metadata.dimension_names) == array.ndim
     for name, n in zip(array.metadata.dimension_names, array.shape, strict=True):
       assert sizes.setdefault(name, n) == n  # xarray refuses a group in which one dimension has two sizes
-    assert "integers at pixel centres" in array.attrs["frame_of_reference"] and array.attrs["view"] == "medmodel"
-  assert arrays["depth.zarr"].metadata.dimension_names == ("row", "depth_channel", "depth_y", "depth_x") and arrays["depth.zarr"].attrs["units"] == "m"
+    assert "integers at pixel centers" in array.attrs["frame_of_reference"] and array.attrs["view"] == "medmodel"
+  assert (
+    arrays["depth.zarr"].metadata.dimension_names == ("row", "depth_channel", "depth_y", "depth_x")
+    and arrays["depth.zarr"].attrs["units"] == "m"
+  )
   assert "optical axis" in arrays["depth.zarr"].attrs["comment"]
   assert arrays["relative.zarr"].attrs["units"] == "1" and arrays["relative.zarr"].attrs["kind"] == "relative"
   said = arrays["classes.zarr"].attrs
-  assert said["classes"] == ["road", "traffic light"] and said["flag_values"] == [0, 1] and said["flag_meanings"] == "road traffic_light"
+  assert (
+    said["classes"] == ["road", "traffic light"]
+    and said["flag_values"] == [0, 1]
+    and said["flag_meanings"] == "road traffic_light"
+  )
 
 
 ODD = {
@@ -93,7 +102,15 @@ def test_a_version_2_array_with_a_pickle_for_a_filter_is_not_opened(tmp_path):
   (group,) = write_store(tmp_path / "s", n=2).groups("simulator", SEGMENT)
   path = group.path / "depth.zarr"
   (path / "zarr.json").unlink()
-  said = {"zarr_format": 2, "shape": [2, 64, 128], "chunks": [2, 64, 128], "dtype": "<f2", "compressor": None, "fill_value": 0, "order": "C"}
+  said = {
+    "zarr_format": 2,
+    "shape": [2, 64, 128],
+    "chunks": [2, 64, 128],
+    "dtype": "<f2",
+    "compressor": None,
+    "fill_value": 0,
+    "order": "C",
+  }
   (path / ".zarray").write_text(json.dumps({**said, "filters": [{"id": "pickle", "protocol": 4}]}))
   (path / "0.0.0").write_bytes(pickle.dumps(Planted()))
   with pytest.raises(UserError, match=r"zarr\.json is damaged"):
@@ -124,7 +141,10 @@ def test_stale_labels_are_refused_listed_and_taken_where_asked(tmp_path, mended,
     with pytest.raises(UserError, match=r"2 groups of labels are stale.*trees are trees.*--prune.*--stale-labels"):
       read()
     capsys.readouterr()
-    assert len(read(stale_labels=True)) in (len(before), 2) and "warning: 2 groups of labels are stale" in capsys.readouterr().err
+    assert (
+      len(read(stale_labels=True)) in (len(before), 2)
+      and "warning: 2 groups of labels are stale" in capsys.readouterr().err
+    )
   words = ["--labels", tmp_path / "s", "--student", "depth-nano", "--out", tmp_path / "run", "--tasks", "depth"]
   monkeypatch.setattr(sys, "argv", ["distill", *map(str, words)])
   assert cli(distill.main)() == 2
@@ -146,7 +166,12 @@ def test_labels_made_anew_stand_for_the_stale_ones(tmp_path, mended):
   mended()
   for g in old:
     meta = {**g.meta, "rules": rules_of(g.meta)}
-    assert meta["rules"] == {**before, "trees": 2} and key_of(meta) != key_of(g.meta) and stale_rules(meta) == [] and stale_rules(g.meta) == ["trees"]
+    assert (
+      meta["rules"] == {**before, "trees": 2}
+      and key_of(meta) != key_of(g.meta)
+      and stale_rules(meta) == []
+      and stale_rules(g.meta) == ["trees"]
+    )
     new = store.root / g.segment / f"simulator-{key_of(meta)}"
     g.path.rename(new)
     (new / "group.json").write_text(json.dumps(meta))
@@ -158,10 +183,19 @@ def test_labels_made_anew_stand_for_the_stale_ones(tmp_path, mended):
 def test_which_labels_the_mended_rules_are_about():
   def meta(teacher="yolox-nano", focal=2648.0, stream="road", view=(512, 256)):
     camera = {"stream": stream, "intrinsics": [[focal, 0, 0], [0, focal, 0], [0, 0, 1]]}
-    return {"teacher": {"name": teacher}, "view": {"name": "medmodel", "width": view[0], "height": view[1]}, "camera": camera}
+    return {
+      "teacher": {"name": teacher},
+      "view": {"name": "medmodel", "width": view[0], "height": view[1]},
+      "camera": camera,
+    }
 
   assert rules_of(meta()) == {"smaller": 2}
-  assert rules_of(meta(view=(1024, 512))) == {} and rules_of(meta(focal=1141.5)) == {} and rules_of(meta("frames")) == {} and rules_of(meta("simulator")) == {}
+  assert (
+    rules_of(meta(view=(1024, 512))) == {}
+    and rules_of(meta(focal=1141.5)) == {}
+    and rules_of(meta("frames")) == {}
+    and rules_of(meta("simulator")) == {}
+  )
   assert rules_of(meta("frames", 722.4, "qcamera")) == {"qcamera": 2}
   uncalibrated = meta("frames", 910.0)
   uncalibrated["camera"] = {**uncalibrated["camera"], "calibrated": False}

@@ -24,7 +24,7 @@ from openpilot.tools.fair.students.detector import SharedAttention, grid
 from openpilot.tools.fair.students.layers import Attention, split_heads
 from openpilot.tools.fair.students.onnx_export import export_onnx
 from openpilot.tools.fair.students.student import BUDGETS, SIZES, STUDENTS, TASKS, build, parameters
-from openpilot.tools.fair.students.students import macs
+from openpilot.tools.fair.students.list_students import macs
 from openpilot.tools.lib.errors import UserError
 
 TABLE = {  # name: parameters, multiply-accumulates in millions, within 0.5%: as `tools/op.sh students` prints them
@@ -45,9 +45,17 @@ TABLE = {  # name: parameters, multiply-accumulates in millions, within 0.5%: as
   "unified-base": (3291380, 1323),
 }
 SHAPES = {
-  "depth": (1, 64, 128), "segmentation": (5, 64, 128), "objects_heat": (3, 32, 64), "objects_box": (4, 32, 64), "objects_coef": (16, 32, 64),
-  "objects_proto": (16, 64, 128), "objects_embed": (16, 32, 64), "detector_logits": (60, 3), "detector_boxes": (60, 4),
-  "lanes_points_out": (128, 2), "lanes_visible": (128,),
+  "depth": (1, 64, 128),
+  "segmentation": (5, 64, 128),
+  "objects_heat": (3, 32, 64),
+  "objects_box": (4, 32, 64),
+  "objects_coef": (16, 32, 64),
+  "objects_proto": (16, 64, 128),
+  "objects_embed": (16, 32, 64),
+  "detector_logits": (60, 3),
+  "detector_boxes": (60, 4),
+  "lanes_points_out": (128, 2),
+  "lanes_visible": (128,),
 }
 
 
@@ -82,7 +90,11 @@ def test_shapes_and_training_outputs():
   expected = {**SHAPES, "features": (64, 16, 32)}
   expected.update({f"{k}_out": tuple(inputs[k].shape[1:]) for k in ("lanes_template", "lanes_hidden")})
   assert {k: tuple(v.shape) for k, v in out.items()} == {k: (2, *v) for k, v in expected.items()}
-  assert (out["objects_box"] >= 0).all() and (out["objects_coef"].abs() <= 1).all() and ((out["detector_boxes"] >= 0) & (out["detector_boxes"] <= 1)).all()
+  assert (
+    (out["objects_box"] >= 0).all()
+    and (out["objects_coef"].abs() <= 1).all()
+    and ((out["detector_boxes"] >= 0) & (out["detector_boxes"] <= 1)).all()
+  )
   out = student.train()(inputs["frame"])
   assert not [k for k in out if k.startswith("lanes")]
   assert [(a.shape, b.shape) for a, b in out["detector_aux"]] == [((2, 60, 3), (2, 60, 4))]
@@ -104,9 +116,14 @@ def test_every_parameter_learns():
   out = student.forward_clips(frame, points, torch.ones(2, 2, 16))
   assert out["lanes_points_out"].shape == (2, 2, 16, 2) and out["lanes_visible"].shape == (2, 2, 16)
   aux, looks = out.pop("detector_aux"), out.pop("lanes_looks")
-  loss = sum((v * torch.randn(v.shape, generator=g)).mean() for v in [*out.values(), *(x for pair in aux for x in pair), *(logits for _, logits in looks)])
+  loss = sum(
+    (v * torch.randn(v.shape, generator=g)).mean()
+    for v in [*out.values(), *(x for pair in aux for x in pair), *(logits for _, logits in looks)]
+  )
   loss.backward()
-  assert [n for n, p in student.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all() or not p.grad.any()] == []
+  assert [
+    n for n, p in student.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all() or not p.grad.any()
+  ] == []
 
 
 # -- backbone
@@ -122,22 +139,29 @@ def test_packed_stem_is_the_rgb_stem():
   r = 1.164384 * (half[:, 0] - 16) + 1.596027 * (half[:, 2] - 128)
   gr = 1.164384 * (half[:, 0] - 16) - 0.391762 * (half[:, 1] - 128) - 0.812968 * (half[:, 2] - 128)
   b = 1.164384 * (half[:, 0] - 16) + 2.017232 * (half[:, 1] - 128)
-  rgb = (torch.stack([r, gr, b], 1) / 255 - torch.tensor(mean, dtype=torch.float64).view(1, 3, 1, 1)) / torch.tensor(std, dtype=torch.float64).view(1, 3, 1, 1)
-  want = F.conv2d(rgb, weight, stride=2, padding=1)  # padded: zero must mean the same colour in both
-  normalised = (yuv - backbones.yuv_offset(mean).view(1, 6, 1, 1)) / backbones.SCALE
-  got = F.conv2d(normalised, packed_stem(weight, std), stride=2, padding=1)
+  rgb = (torch.stack([r, gr, b], 1) / 255 - torch.tensor(mean, dtype=torch.float64).view(1, 3, 1, 1)) / torch.tensor(
+    std, dtype=torch.float64
+  ).view(1, 3, 1, 1)
+  want = F.conv2d(rgb, weight, stride=2, padding=1)  # padded: zero must mean the same color in both
+  normalized = (yuv - backbones.yuv_offset(mean).view(1, 6, 1, 1)) / backbones.SCALE
+  got = F.conv2d(normalized, packed_stem(weight, std), stride=2, padding=1)
   assert torch.allclose(got, want, atol=1e-9)
 
 
 def test_pretrained_weights_reach_the_packed_stem(monkeypatch):
   import timm
+
   create = timm.create_model
   kept = {}
 
   def fake(name, pretrained=False, **kw):
     net = create(name, pretrained=False, **kw)
-    kept["stem"], kept["std"] = net.conv_stem.weight.detach().clone(), net.pretrained_cfg["std"]  # this one's is not ImageNet's
+    kept["stem"], kept["std"] = (
+      net.conv_stem.weight.detach().clone(),
+      net.pretrained_cfg["std"],
+    )  # this one's is not ImageNet's
     return net
+
   monkeypatch.setattr(timm, "create_model", fake)
   b = Backbone("mobilenetv4_conv_small_050", pretrained=True)
   assert b.pretrained and torch.equal(b.net.conv_stem.weight, packed_stem(kept["stem"], kept["std"]))
@@ -145,12 +169,14 @@ def test_pretrained_weights_reach_the_packed_stem(monkeypatch):
 
 def test_offline_is_said_and_goes_on(monkeypatch, capsys):
   import timm
+
   create = timm.create_model
 
   def offline(name, pretrained=False, **kw):
     if pretrained:
       raise OSError("no route to the hub")
     return create(name, pretrained=False, **kw)
+
   monkeypatch.setattr(timm, "create_model", offline)
   b = Backbone("mobilenetv4_conv_small_050", pretrained=True)
   assert not b.pretrained and "no route to the hub" in capsys.readouterr().err
@@ -159,7 +185,9 @@ def test_offline_is_said_and_goes_on(monkeypatch, capsys):
 def test_backbone_levels():
   b = Backbone("vit_tiny_patch16_224", deepest=32).eval()
   maps = b(torch.zeros(1, 6, 128, 256, dtype=torch.uint8))
-  assert {s: tuple(m.shape[1:]) for s, m in maps.items()} == {s: (b.channels[s], 256 // s, 512 // s) for s in (4, 8, 16, 32)}
+  assert {s: tuple(m.shape[1:]) for s, m in maps.items()} == {
+    s: (b.channels[s], 256 // s, 512 // s) for s in (4, 8, 16, 32)
+  }
 
 
 def test_wrong_names(monkeypatch):
@@ -197,11 +225,15 @@ def test_place_in_the_keys_is_a_gaussian():
   attention = SharedAttention(32, heads=4).double()
   places = grid(4, 6).double()
   query, tokens, value = (torch.randn(2, n, 32, dtype=torch.float64) for n in (5, 24, 24))
-  centre, sharp = torch.rand(2, 4, 5, 2, dtype=torch.float64), 1 + 9 * torch.rand(2, 4, 5, 2, dtype=torch.float64)
-  key = torch.cat([split_heads(tokens, 4), torch.cat([(places - 0.5) ** 2, places - 0.5], 1).expand(2, 4, -1, -1)], -1).transpose(2, 3)
-  got = attention(query, key, split_heads(value, 4), torch.cat([-sharp, 2 * sharp * (centre - 0.5)], -1))
-  gauss = -(sharp[..., None, :] * (places - centre[..., None, :]) ** 2).sum(-1)
-  y = F.scaled_dot_product_attention(split_heads(attention.q(query), 4), split_heads(tokens, 4), split_heads(value, 4), attn_mask=gauss)
+  center, sharp = torch.rand(2, 4, 5, 2, dtype=torch.float64), 1 + 9 * torch.rand(2, 4, 5, 2, dtype=torch.float64)
+  key = torch.cat(
+    [split_heads(tokens, 4), torch.cat([(places - 0.5) ** 2, places - 0.5], 1).expand(2, 4, -1, -1)], -1
+  ).transpose(2, 3)
+  got = attention(query, key, split_heads(value, 4), torch.cat([-sharp, 2 * sharp * (center - 0.5)], -1))
+  gauss = -(sharp[..., None, :] * (places - center[..., None, :]) ** 2).sum(-1)
+  y = F.scaled_dot_product_attention(
+    split_heads(attention.q(query), 4), split_heads(tokens, 4), split_heads(value, 4), attn_mask=gauss
+  )
   assert torch.allclose(got, attention.out(y.transpose(1, 2).flatten(2)), atol=1e-10)
 
 
@@ -225,7 +257,9 @@ def test_onnx_runtime_parity(task, tmp_path):
     assert [(i.name, i.shape) for i in found] == [(i["name"], i["shape"]) for i in entry[side]]
   assert session.get_inputs()[0].type == "tensor(uint8)"
   state = {s["input"]: s["output"] for s in entry["state"]}
-  assert state == ({} if student.lanes is None else {"lanes_template": "lanes_template_out", "lanes_hidden": "lanes_hidden_out"})
+  assert state == (
+    {} if student.lanes is None else {"lanes_template": "lanes_template_out", "lanes_hidden": "lanes_hidden_out"}
+  )
   assert json.loads(json.dumps(entry)) == entry
   for seed in (1, 2):
     inputs = some_inputs(student, seed)
@@ -241,10 +275,16 @@ def test_heads_in_the_manifest(tmp_path):
   entry = export_onnx(build("unified-nano"), tmp_path / "fair.onnx")
   heads = {o["name"]: (o.get("head"), o.get("parameters", {}).get("part")) for o in entry["outputs"]}
   assert heads == {
-    "depth": ("depth", None), "features": ("features", None), "segmentation": ("segmentation", None),
+    "depth": ("depth", None),
+    "features": ("features", None),
+    "segmentation": ("segmentation", None),
     **{f"objects_{p}": ("objects", p) for p in ("heat", "box", "coef", "proto", "embed")},
-    "detector_logits": ("detector", "logits"), "detector_boxes": ("detector", "boxes"),
-    "lanes_points_out": ("lanes", "points"), "lanes_visible": ("lanes", "visible"), "lanes_template_out": (None, None), "lanes_hidden_out": (None, None),
+    "detector_logits": ("detector", "logits"),
+    "detector_boxes": ("detector", "boxes"),
+    "lanes_points_out": ("lanes", "points"),
+    "lanes_visible": ("lanes", "visible"),
+    "lanes_template_out": (None, None),
+    "lanes_hidden_out": (None, None),
   }
   assert entry["point_slots"] == {"count": 128, "mask": "lanes_mask"} and entry["file"] == "fair.onnx"
 
@@ -281,8 +321,10 @@ def test_tinygrad_parity(tmp_path):
   inputs = some_inputs(student, 4)
   np.savez(tmp_path / "in.npz", **{k: v.numpy() for k, v in inputs.items()})
   command = [sys.executable, "-c", TINYGRAD, *(str(tmp_path / f) for f in ("student.onnx", "in.npz", "out.npz"))]
-  # NOOPT: plain loops, for what is tested is the operators, and optimised kernels take minutes to compile
-  done = subprocess.run(command, env={**os.environ, "CC": compiler, "DEV": "CPU", "NOOPT": "1"}, capture_output=True, text=True)
+  # NOOPT: plain loops, for what is tested is the operators, and optimized kernels take minutes to compile
+  done = subprocess.run(
+    command, env={**os.environ, "CC": compiler, "DEV": "CPU", "NOOPT": "1"}, capture_output=True, text=True
+  )
   assert done.returncode == 0, done.stderr[-2000:]
   got = np.load(tmp_path / "out.npz")
   with torch.no_grad():

@@ -17,33 +17,43 @@ def rows(m: torch.Tensor) -> torch.Tensor:
 
 
 def reference_samples(m: torch.Tensor, cells: torch.Tensor, outside: str) -> torch.Tensor:
-  """Bilinear samples of unit vectors at cells (B, N, 2): (B, N, C), by torch's own grid_sample; outside: its padding_mode."""
+  """Bilinear samples of unit vectors at cells (B, N, 2): (B, N, C), by torch's own grid_sample; outside: its
+  padding_mode."""
   h, w = m.shape[2:]
   unit = m / torch.sqrt((m * m).sum(1, keepdim=True) + 1e-6)
   at = 2 * cells / torch.tensor([w - 1, h - 1], dtype=m.dtype) - 1
-  return F.grid_sample(unit, at[:, :, None], mode="bilinear", padding_mode=outside, align_corners=True)[..., 0].transpose(1, 2)
+  return F.grid_sample(unit, at[:, :, None], mode="bilinear", padding_mode=outside, align_corners=True)[
+    ..., 0
+  ].transpose(1, 2)
 
 
 @pytest.mark.parametrize("radius", RADII)
 def test_correlation_against_grid_sample(radius):
   g = torch.Generator().manual_seed(0)
   m = torch.randn(2, 8, 32, 64, generator=g, dtype=torch.float64)
-  cells = torch.rand(2, 40, 2, generator=g, dtype=torch.float64) * torch.tensor([80.0, 50.0], dtype=torch.float64) - 8  # outside too
-  cells[:, :4] = torch.tensor([[0.0, 0.0], [63.0, 31.0], [-500.0, 10.0], [20.0, 9000.0]], dtype=torch.float64)  # corners, whole cells, far outside
+  # outside too
+  cells = torch.rand(2, 40, 2, generator=g, dtype=torch.float64) * torch.tensor([80.0, 50.0], dtype=torch.float64) - 8
+  cells[:, :4] = torch.tensor(
+    [[0.0, 0.0], [63.0, 31.0], [-500.0, 10.0], [20.0, 9000.0]], dtype=torch.float64
+  )  # corners, whole cells, far outside
   template = torch.randn(2, 40, 8, generator=g, dtype=torch.float64)
-  assert torch.allclose(sample(rows(m), cells.flatten(0, 1)), reference_samples(m, cells, "border").flatten(0, 1), atol=1e-10)
-  size, centre = 2 * radius + 1, cells.round()
-  got = correlate(rows(m), template.flatten(0, 1), centre.flatten(0, 1), radius).reshape(2, 40, size, size)
+  assert torch.allclose(
+    sample(rows(m), cells.flatten(0, 1)), reference_samples(m, cells, "border").flatten(0, 1), atol=1e-10
+  )
+  size, center = 2 * radius + 1, cells.round()
+  got = correlate(rows(m), template.flatten(0, 1), center.flatten(0, 1), radius).reshape(2, 40, size, size)
   for j in range(size):
     for i in range(size):
       step = torch.tensor([i - radius, j - radius], dtype=torch.float64)
-      want = (template * reference_samples(m, centre + step, "zeros")).sum(-1)
+      want = (template * reference_samples(m, center + step, "zeros")).sum(-1)
       assert torch.allclose(got[:, :, j, i], want, atol=1e-10)
 
 
 @pytest.mark.parametrize("stride", STRIDES)
-def test_cells_are_centred_as_the_maps_are(stride):
-  assert torch.equal(view_to_cell(torch.tensor([[stride * 5 + (stride - 1) / 2, (stride - 1) / 2]]), stride), torch.tensor([[5.0, 0.0]]))
+def test_cells_are_centered_as_the_maps_are(stride):
+  assert torch.equal(
+    view_to_cell(torch.tensor([[stride * 5 + (stride - 1) / 2, (stride - 1) / 2]]), stride), torch.tensor([[5.0, 0.0]])
+  )
 
 
 @pytest.mark.parametrize("radius", RADII)
@@ -58,7 +68,8 @@ def test_a_moved_picture_moves_the_peak(radius):
 
 
 def test_between_cells_a_stage_moves_from_where_the_point_is():
-  """It looks at whole cells: a point at a fraction of one is moved to the same place as its neighbours, not beside it."""
+  """It looks at whole cells: a point at a fraction of one is moved to the same place as its neighbors, not beside
+  it."""
   g = torch.Generator().manual_seed(1)
   stage = Stage(8, 10, 3, together=False).eval()
   stage.move.bias.data[0] = 20.0  # all trust in the peak
@@ -71,7 +82,8 @@ def test_between_cells_a_stage_moves_from_where_the_point_is():
 
 
 def test_a_fresh_network_follows_exact_motion():
-  """Both maps moved by whole cells, 16 view pixels: the untrained tracker's peak finds it to within a pixel and a half (its gate opens to 95% at first)."""
+  """Both maps moved by whole cells, 16 view pixels: the untrained tracker's peak finds it to within a pixel and a half
+  (its gate opens to 95% at first)."""
   g = torch.Generator().manual_seed(0)
   head = LanesHead(neck=8, branch=32, channels=32, d=16).eval()
   coarse, fine = torch.randn(1, 32, 32, 64, generator=g), torch.randn(1, 32, 64, 128, generator=g)
@@ -92,12 +104,24 @@ def test_state():
   out = student(**inputs)
   new, old, unused = (mask * fresh) > 0, (mask * (1 - fresh)) > 0, mask == 0
   assert new.any() and old.any() and unused.any()
-  assert torch.equal(out["lanes_points_out"][new], points[new]) and torch.equal(out["lanes_points_out"][unused], points[unused])
+  assert torch.equal(out["lanes_points_out"][new], points[new]) and torch.equal(
+    out["lanes_points_out"][unused], points[unused]
+  )
   assert (out["lanes_points_out"][old] != points[old]).any(-1).all()
-  assert not out["lanes_template_out"][unused].any() and not out["lanes_hidden_out"][unused].any() and (out["lanes_visible"][unused] == -20).all()
+  assert (
+    not out["lanes_template_out"][unused].any()
+    and not out["lanes_hidden_out"][unused].any()
+    and (out["lanes_visible"][unused] == -20).all()
+  )
   # a new point owes nothing to what its slot held before; an unused one is as if it were not there
-  again = student(**{**inputs, "lanes_template": torch.where((old)[..., None], inputs["lanes_template"], 9.0),
-                     "lanes_hidden": torch.where((old)[..., None], inputs["lanes_hidden"], 9.0), "lanes_points": torch.where(unused[..., None], 7.0, points)})
+  again = student(
+    **{
+      **inputs,
+      "lanes_template": torch.where((old)[..., None], inputs["lanes_template"], 9.0),
+      "lanes_hidden": torch.where((old)[..., None], inputs["lanes_hidden"], 9.0),
+      "lanes_points": torch.where(unused[..., None], 7.0, points),
+    }
+  )
   used = ~unused
   for name in ("lanes_points_out", "lanes_visible", "lanes_template_out", "lanes_hidden_out"):
     assert torch.equal(again[name][used], out[name][used]), name
@@ -109,7 +133,9 @@ def test_a_new_point_takes_its_template_here():
   ones = torch.ones_like(inputs["lanes_mask"])
   out = student(inputs["frame"], inputs["lanes_points"], ones, ones)
   _, maps = student.encode(inputs["frame"])
-  assert torch.allclose(out["lanes_template_out"][0], student.lanes.template(maps, inputs["lanes_points"][0]), atol=1e-6)
+  assert torch.allclose(
+    out["lanes_template_out"][0], student.lanes.template(maps, inputs["lanes_points"][0]), atol=1e-6
+  )
 
 
 def test_clips_are_tracked_frame_by_frame():
@@ -127,9 +153,14 @@ def test_clips_are_tracked_frame_by_frame():
   for i in range(t):
     at = torch.where(fresh[:, i, :, None] > 0, points[:, i], at)
     one = student(clips[:, i], at, mask[:, i], fresh[:, i], **state)
-    at, state = one["lanes_points_out"], {"lanes_template": one["lanes_template_out"], "lanes_hidden": one["lanes_hidden_out"]}
+    at, state = (
+      one["lanes_points_out"],
+      {"lanes_template": one["lanes_template_out"], "lanes_hidden": one["lanes_hidden_out"]},
+    )
     # pixels; the same sums in batches of another size
-    assert torch.allclose(out["lanes_points_out"][:, i], at, atol=1e-2) and torch.allclose(out["lanes_visible"][:, i], one["lanes_visible"], atol=1e-3)
+    assert torch.allclose(out["lanes_points_out"][:, i], at, atol=1e-2) and torch.allclose(
+      out["lanes_visible"][:, i], one["lanes_visible"], atol=1e-3
+    )
 
 
 def test_default_clips_start_fresh_and_learn_through_time():
@@ -139,4 +170,6 @@ def test_default_clips_start_fresh_and_learn_through_time():
   tracked, _, _ = head.track([rows(m) for m in maps], points, torch.ones(1, 3, 10))
   assert torch.equal(tracked[:, 0], points[:, 0])
   tracked[:, 2].square().mean().backward()
-  assert all(m.grad[0].any() for m in maps)  # the last frame's error reaches the first frame's features, through the templates
+  assert all(
+    m.grad[0].any() for m in maps
+  )  # the last frame's error reaches the first frame's features, through the templates

@@ -26,11 +26,14 @@ H, W = 256, 512
 def run(frames, **options):
   """frames: of each the boxes -> identities of each."""
   tracker, t = ObjectTracker(**options), Tracks()
-  return [tracker.update(t, np.reshape(b, (-1, 4)), np.ones(len(b)), np.zeros(len(b), np.int64), (H, W)).tolist() for b in frames]
+  return [
+    tracker.update(t, np.reshape(b, (-1, 4)), np.ones(len(b)), np.zeros(len(b), np.int64), (H, W)).tolist()
+    for b in frames
+  ]
 
 
 def in_space(n, x=-2.0, vx=0.0, z=30.0, vz=0.0, width=2.0, f=400.0):
-  """The box of a thing of constant velocity in space, metres and metres a frame, as a pinhole camera sees it."""
+  """The box of a thing of constant velocity in space, meters and meters a frame, as a pinhole camera sees it."""
   x, z = x + vx * n, z + vz * n
   u, v, w, h = W / 2 + f * x / z, 100 + f * 1.0 / z, f * width / z, f * 1.5 / z
   return [u - w / 2, v - h / 2, u + w / 2, v + h / 2]
@@ -43,7 +46,9 @@ def test_measures_and_iou():
   np.testing.assert_allclose(box_iou(boxes[:1], np.array([[6, 2, 11, 7], [20, 20, 21, 21]])), [[0.5, 0.0]])
 
 
-@pytest.mark.parametrize("motion", [{"vx": 0.05}, {"vz": -0.4}, {"vx": 0.04, "vz": 0.6}, {"x": 4.0, "vx": -0.1, "vz": -0.2}])
+@pytest.mark.parametrize(
+  "motion", [{"vx": 0.05}, {"vz": -0.4}, {"vx": 0.04, "vz": 0.6}, {"x": 4.0, "vx": -0.1, "vz": -0.2}]
+)
 def test_prediction_is_of_constant_velocity_in_space(motion):
   tracker, t, hidden = ObjectTracker(calm=1.0), Tracks(), 15
   for n in range(40):
@@ -51,7 +56,8 @@ def test_prediction_is_of_constant_velocity_in_space(motion):
   for _ in range(hidden):
     tracker.predict(t)
   want = to_measure(np.array([in_space(39 + hidden, **motion)]))[0]
-  # of exact boxes: the rest is what the filter has not yet learnt; a line in the picture would be off by more, see below
+  # of exact boxes: the rest is what the filter has not yet learned; a line in the picture would be off by more, see
+  # below
   off = np.abs(t.mean[0, :3, 0] - want[:3])
   assert (off[:2] < 3).all() and off[2] < 0.08, off
   if motion == {"vz": -0.4}:
@@ -63,7 +69,10 @@ def test_prediction_is_of_constant_velocity_in_space(motion):
 @pytest.mark.parametrize("hidden", [5, 15, 40])
 def test_identity_survives(hidden):
   gap = range(30, 30 + hidden)
-  frames = [[b for n_hidden, b in ((gap, in_space(n, vx=0.03)), ((), in_space(n, x=5, vx=-0.02))) if n not in n_hidden] for n in range(50 + hidden)]
+  frames = [
+    [b for n_hidden, b in ((gap, in_space(n, vx=0.03)), ((), in_space(n, x=5, vx=-0.02))) if n not in n_hidden]
+    for n in range(50 + hidden)
+  ]
   ids = run(frames)
   assert ids[0] == [0, 1] and ids[29] == [0, 1] and ids[30] == [1] and ids[30 + hidden :] == [[0, 1]] * 20
 
@@ -94,19 +103,30 @@ def test_looks_tell_who_comes_back():
     tracker, t, box = ObjectTracker(), Tracks(), np.array([in_space(0)])
     for looks in (red,) * 5 + (None,) * 10 + (then,):
       boxes = box[: looks is not None]
-      ids = tracker.update(t, boxes, np.ones(len(boxes)), np.zeros(len(boxes), np.int64), (H, W), None, np.zeros((0, 64)) if looks is None else looks)
+      ids = tracker.update(
+        t,
+        boxes,
+        np.ones(len(boxes)),
+        np.zeros(len(boxes), np.int64),
+        (H, W),
+        None,
+        np.zeros((0, 64)) if looks is None else looks,
+      )
     assert ids.tolist() == [want]
 
 
 def test_a_box_cut_by_something_before_it_stays_the_same():
   whole = np.array(in_space(0))
-  cut = [[whole[0], whole[1], whole[0] + share * (whole[2] - whole[0]), whole[3]] for share in (1, 1, 1, 1, 1, 0.8, 0.6, 0.4)]
+  cut = [
+    [whole[0], whole[1], whole[0] + share * (whole[2] - whole[0]), whole[3]] for share in (1, 1, 1, 1, 1, 0.8, 0.6, 0.4)
+  ]
   ids = run([[c] for c in cut] + [[]] * 10 + [[c] for c in reversed(cut)])
   assert {i for frame in ids for i in frame} == {0}
 
 
 def test_what_comes_before_a_thing_does_not_push_it():
-  """A tall box comes from the left at 6 px a frame, and a detector sees less and less of what stands behind: that does not flee to the right."""
+  """A tall box comes from the left at 6 px a frame, and a detector sees less and less of what stands behind: that does
+  not flee to the right."""
   thing = np.array([200.0, 100, 260, 140])
   ends = []
   for told in (True, False):
@@ -121,15 +141,19 @@ def test_what_comes_before_a_thing_does_not_push_it():
   assert abs(ends[0]) < 0.1 < ends[1]  # px a frame
   there, lorry = thing[None], np.array([[20.0, 40, 195, 200], [270, 40, 400, 200], [220, 40, 240, 90]])
   nearer = np.ones((1, 3), bool)
-  # slack 2 + 5% of sqrt(175 * 160) = 10.4 px and of sqrt(130 * 160) = 9.2 px; the third stands above, over less than a third of its height
+  # slack 2 + 5% of sqrt(175 * 160) = 10.4 px and of sqrt(130 * 160) = 9.2 px; the third stands above, over less than a
+  # third of its height
   assert covered_edges(there, lorry, nearer).tolist() == [[True, False]]
   assert covered_edges(there, lorry - [[0, 0, 0, 0], [2, 0, 2, 0], [0, 0, 0, 0]], nearer).tolist() == [[True, True]]
   assert covered_edges(there, lorry, ~nearer).tolist() == [[False, False]]
 
 
-@pytest.mark.parametrize(("aside", "down", "taller", "want"), [(0, 0, 1, 0), (35, 0, 1, 0), (140, 0, 1, 1), (35, 35, 1, 1), (35, 0, 3, 1)])
+@pytest.mark.parametrize(
+  ("aside", "down", "taller", "want"), [(0, 0, 1, 0), (35, 0, 1, 0), (140, 0, 1, 1), (35, 35, 1, 1), (35, 0, 3, 1)]
+)
 def test_who_comes_back_elsewhere_is_known_by_height_and_place(aside, down, taller, want):
-  """Unseen for 10 frames: 35 px to the side of where it was it is the same; not 140, nor lower on the road, nor three times as tall."""
+  """Unseen for 10 frames: 35 px to the side of where it was it is the same; not 140, nor lower on the road, nor three
+  times as tall."""
   here = np.array([200.0, 100, 240, 130])
   x, y, h = here[0] + aside, here[1] + down, 30 * taller
   ids = run([[here]] * 20 + [[]] * 10 + [[[x, y + 30 - h, x + 40, y + 30]]])
@@ -211,8 +235,14 @@ def test_settings_and_bad_input(monkeypatch):
   tracker = teacher(monkeypatch, lost_after=20)
   tracker.prepare(64, 96)
   settings = json.loads(json.dumps(tracker.settings()))
-  assert settings["tracker"]["lost_after"] == 20 and settings["detector"]["settings"] == {"threshold": 128} and settings["size"] == [64, 96]
-  assert settings["tracker"]["groups"][0] == settings["tracker"]["groups"][1] != settings["tracker"]["groups"][2]  # cars are taken for trucks
+  assert (
+    settings["tracker"]["lost_after"] == 20
+    and settings["detector"]["settings"] == {"threshold": 128}
+    and settings["size"] == [64, 96]
+  )
+  assert (
+    settings["tracker"]["groups"][0] == settings["tracker"]["groups"][1] != settings["tracker"]["groups"][2]
+  )  # cars are taken for trucks
   _, state = tracker.label(Clip(video(2)))
   with pytest.raises(UserError, match="begin again"):
     tracker.label(Clip(np.zeros((1, 3, 32, 96), np.uint8)), state)
@@ -225,7 +255,8 @@ def test_settings_and_bad_input(monkeypatch):
 
 @pytest.mark.slow
 def test_identity_behind_a_lorry_in_the_simulator():
-  """A world in which the constants were chosen, so this shows that nothing broke; how good it is tests/bench/bench_object_tracker.py says, on others."""
+  """A world in which the constants were chosen, so this shows that nothing broke; how good it is
+  tests/bench/bench_object_tracker.py says, on others."""
   for hidden, seed, least in ((5, 2, 0.8), (15, 2, 0.6), (40, 2, 0.5)):
     scene, figures = make_scene(seed, hidden), {}
     for name, way in (("tracker", lambda s: follow(s, False, True)), ("no memory", without_memory)):

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from openpilot.tools.lib import logwriter
+from openpilot.tools.lib import files
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[3]
 WRITER = """
 import sys, time
 from pathlib import Path
-from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.files import atomic_path
 with atomic_path(Path(sys.argv[1])) as tmp:
   tmp.write_text("half")
   print(tmp, flush=True)
@@ -28,7 +28,7 @@ with atomic_path(Path(sys.argv[1])) as tmp:
 
 @pytest.fixture(autouse=True)
 def fresh():
-  logwriter._swept.clear()
+  files._swept.clear()
 
 
 def write(path: Path) -> None:
@@ -66,7 +66,7 @@ def test_what_cannot_be_asked_stays_a_day(tmp_path):
   assert all((tmp_path / n).exists() for n in names)
   for path in tmp_path.iterdir():
     os.utime(path, (time.monotonic(),) * 2)  # long ago
-  logwriter._swept.clear()
+  files._swept.clear()
   write(tmp_path / "b")
   assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden.pt", ".last.tmpx.pt", "a", "b", "last.tmp999999999.pt"]
 
@@ -89,7 +89,11 @@ def test_full_disk(tmp_path, error, said):
 
 def test_other_errors_are_as_they_were(tmp_path):
   """Of what is read to be written, too: it is not the output that is wrong."""
-  for error in (ValueError("x"), PermissionError(errno.EACCES, "Permission denied", "/data/input.hevc"), FileNotFoundError(errno.ENOENT, "No", "/data/x")):
+  for error in (
+    ValueError("x"),
+    PermissionError(errno.EACCES, "Permission denied", "/data/input.hevc"),
+    FileNotFoundError(errno.ENOENT, "No", "/data/x"),
+  ):
     with pytest.raises(type(error)), atomic_path(tmp_path / "out.pt"):
       fail(error)
   assert list(tmp_path.iterdir()) == []
@@ -109,7 +113,7 @@ CHECKPOINT = """
 import sys, torch
 from pathlib import Path
 from openpilot.tools.lib.errors import cli
-from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.files import atomic_path
 def main():
   with atomic_path(Path(sys.argv[1]) / "last.pt") as tmp:
     torch.save({"weights": torch.zeros(1_000_000)}, tmp)
@@ -127,4 +131,9 @@ def test_a_checkpoint_on_a_full_disk(tmp_path):
     pytest.skip("no right to mount here")
   command = ["unshare", "-m", "sh", "-c", FULL, "sh", str(tmp_path), sys.executable, "-c", CHECKPOINT, str(tmp_path)]
   r = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
-  assert r.returncode == 2 and r.stderr.count("\n") == 1 and "last.pt was not written: the disk is full" in r.stderr and r.stdout == "[]\n", r.stderr
+  assert (
+    r.returncode == 2
+    and r.stderr.count("\n") == 1
+    and "last.pt was not written: the disk is full" in r.stderr
+    and r.stdout == "[]\n"
+  ), r.stderr

@@ -1,4 +1,5 @@
 """What is damaged, hostile or old is read as far as it is whole, and said."""
+
 import bz2
 import os
 import struct
@@ -34,7 +35,13 @@ def message(service, t, **fields):
 
 def index(k, num=0, t=None, **fields):
   t = 100 * SECOND + k * 50_000_000 if t is None else t
-  values = {"frameId": 500 + k, "segmentNum": num, "segmentId": k, "timestampSof": t - 20_000_000, "timestampEof": t - 10_000_000} | fields
+  values = {
+    "frameId": 500 + k,
+    "segmentNum": num,
+    "segmentId": k,
+    "timestampSof": t - 20_000_000,
+    "timestampEof": t - 10_000_000,
+  } | fields
   return message("narrowRoadEncodeIdx", t, **values)
 
 
@@ -46,7 +53,7 @@ def write_video(path):
 
 
 def shown(frame):
-  """The number that a picture shows, by its grey."""
+  """The number that a picture shows, by its gray."""
   return round(((float(np.median(frame[:H])) - 16) / 219 * 255 - 16) / 5)
 
 
@@ -73,12 +80,14 @@ def test_an_odd_message_is_counted_and_the_log_goes_on(tmp_path, odd, capsys):
 def test_rubbish_behind_a_whole_log_loses_nothing(tmp_path, tail):
   (tmp_path / "rlog").write_bytes(b"".join(CARS) + tail)
   reader = LogReader(tmp_path / "rlog")
-  assert len(list(reader)) == 8 and len(reader.truncated) == 1 and f"{len(tail)} bytes at its end" in reader.truncated[0]
+  assert (
+    len(list(reader)) == 8 and len(reader.truncated) == 1 and f"{len(tail)} bytes at its end" in reader.truncated[0]
+  )
 
 
 def test_a_damaged_length_costs_its_message_alone(tmp_path):
   dat = bytearray(b"".join(CARS))
-  dat[len(CARS[0]) + 7] ^= 0x40   # the second message's length: longer than the file
+  dat[len(CARS[0]) + 7] ^= 0x40  # the second message's length: longer than the file
   (tmp_path / "rlog").write_bytes(bytes(dat))
   got = [e.carState.vEgo for e in LogReader(tmp_path / "rlog")]
   assert got == [1, 3, 4, 5, 6, 7, 8]
@@ -88,7 +97,12 @@ def test_frames_of_zstd_and_bz2(tmp_path):
   skippable = b"\x50\x2a\x4d\x18" + struct.pack("<I", 5) + b"hello"
   half = [b"".join(CARS[:4]), b"".join(CARS[4:])]
   z = [zstandard.compress(h) for h in half]
-  for dat in (skippable + z[0] + z[1], z[0] + skippable + z[1], z[0] + z[1] + skippable, bz2.compress(half[0]) + bz2.compress(half[1])):
+  for dat in (
+    skippable + z[0] + z[1],
+    z[0] + skippable + z[1],
+    z[0] + z[1] + skippable,
+    bz2.compress(half[0]) + bz2.compress(half[1]),
+  ):
     (tmp_path / "rlog").write_bytes(dat)
     reader = LogReader(tmp_path / "rlog")
     assert len(list(reader)) == 8 and not reader.truncated
@@ -96,7 +110,7 @@ def test_frames_of_zstd_and_bz2(tmp_path):
 
 def test_bombs_and_what_is_no_file(tmp_path):
   zeros = zstandard.ZstdCompressor(level=1).compressobj()
-  bomb = b"".join(zeros.compress(bytes(1 << 24)) for _ in range(5)) + zeros.flush()   # 80 MiB
+  bomb = b"".join(zeros.compress(bytes(1 << 24)) for _ in range(5)) + zeros.flush()  # 80 MiB
   for name, dat in (("a.zst", bomb), ("b.bz2", bz2.compress(bytes(1 << 26) + b"over"))):
     (tmp_path / name).write_bytes(dat)
     with pytest.raises(UserError, match="unpacks to more than 64 MiB"):
@@ -121,7 +135,7 @@ def test_claimed_elements_are_not_read():
   dat = m.to_bytes()
   words = list(struct.unpack(f"<{len(dat) // 8}Q", dat))
   at = next(i for i, w in enumerate(words) if w & 3 == 1 and w >> 32 & 7 == 7)
-  words[at + 1 + (words[at] >> 2 & 0x3FFFFFFF)] = (2**29 - 1) << 2   # so many, of no size
+  words[at + 1 + (words[at] >> 2 & 0x3FFFFFFF)] = (2**29 - 1) << 2  # so many, of no size
   words[at] &= 0x7FFFFFFFF
   dat = struct.pack(f"<{len(words)}Q", *words)
   assert len(dat) < 200 and not is_sound(dat)
@@ -163,7 +177,7 @@ def test_a_damaged_field_ends_its_block_and_is_said(tmp_path, capsys):
   bad = bytearray(message("extrinsicsCalibration", 3 * SECOND, calStatus="calibrated"))
   calibrated, none = bytes(bad), message("extrinsicsCalibration", 3 * SECOND)
   at = next(i for i, (a, b) in enumerate(zip(calibrated, none, strict=True)) if a != b)
-  bad[at] = 200   # no such status
+  bad[at] = 200  # no such status
   write_log(tmp_path / "rlog", [*CARS[:2], bytes(bad), *CARS[2:]])
   reader, said = LogReader(tmp_path / "rlog"), []
   for event in reader:
@@ -171,7 +185,7 @@ def test_a_damaged_field_ends_its_block_and_is_said(tmp_path, capsys):
       said.append(str(event.extrinsicsCalibration.calStatus) if event.which() != "carState" else event.carState.vEgo)
   assert said == [1, 2, 3, 4, 5, 6, 7, 8] and "1 extrinsicsCalibration" in capsys.readouterr().err
   with pytest.raises(KeyError), reader.guard(None):
-    raise KeyError   # our own mistakes are not taken for damage
+    raise KeyError  # our own mistakes are not taken for damage
 
 
 def test_times_out_of_place(tmp_path, capsys):
@@ -179,8 +193,10 @@ def test_times_out_of_place(tmp_path, capsys):
   late, early = message("carState", 4000 * SECOND), message("carState", 2**63)
   write_log(tmp_path / "rlog", [init, *CARS[:3], late, *CARS[3:], early])
   reader = LogReader(tmp_path / "rlog")
-  assert [e.which() for e in reader] == ["initData"] + ["carState"] * 8 and "1 messages are 10 minutes and more out of time" in capsys.readouterr().err
-  late_init = message("initData", 8 * SECOND, version="x")   # every segment repeats the route's, whenever that was
+  assert [e.which() for e in reader] == ["initData"] + [
+    "carState"
+  ] * 8 and "1 messages are 10 minutes and more out of time" in capsys.readouterr().err
+  late_init = message("initData", 8 * SECOND, version="x")  # every segment repeats the route's, whenever that was
   write_log(tmp_path / "rlog", [late_init, *CARS])
   assert next(e.which() for e in LogReader(tmp_path / "rlog")) == "initData"
   assert [t for t, _, _ in LogReader(tmp_path / "rlog").raw()] == [SECOND, *(k * SECOND for k in range(1, 9))]
@@ -194,21 +210,29 @@ def segment_of(tmp_path, messages, num=0):
 
 def test_index_without_exposure_times(tmp_path):
   entries = encode_index(segment_of(tmp_path, [index(k, timestampSof=0, timestampEof=0) for k in range(5)]))
-  assert [e.timestamp_eof for e in entries] == [e.timestamp_sof for e in entries] == [100 * SECOND + k * 50_000_000 for k in range(5)]
+  assert (
+    [e.timestamp_eof for e in entries]
+    == [e.timestamp_sof for e in entries]
+    == [100 * SECOND + k * 50_000_000 for k in range(5)]
+  )
 
 
-def test_index_of_a_neighbour_and_odd_times(tmp_path, capsys):
+def test_index_of_a_neighbor_and_odd_times(tmp_path, capsys):
   own = [index(k) for k in range(6)]
   entries = encode_index(segment_of(tmp_path, [index(1199, 7, t=99 * SECOND), *own, index(3)]))
-  assert [(e.frame_id, e.segment_num) for e in entries] == [(500 + k, 0) for k in range(6)] and "2 of 8 entries" in capsys.readouterr().err
+  assert [(e.frame_id, e.segment_num) for e in entries] == [
+    (500 + k, 0) for k in range(6)
+  ] and "2 of 8 entries" in capsys.readouterr().err
   with pytest.raises(UserError, match="is of segment 0"):
     encode_index(segment_of(tmp_path, own, num=3))
   own[2] = index(2, timestampEof=3700 * SECOND)
   times = [e.timestamp_eof for e in encode_index(segment_of(tmp_path, own))]
   assert np.diff(times).tolist() == [50_000_000] * 5
   entries = encode_index(segment_of(tmp_path, [index(k) for k in range(6)]))
-  _, eof, odd = exposure_times(entries, np.array([100 * SECOND + k * 50_000_000 + (k == 4) * 90 * SECOND for k in range(6)]))
-  assert odd == 0 and np.diff(eof).tolist() == [50_000_000] * 5   # the message was late, not the frame
+  _, eof, odd = exposure_times(
+    entries, np.array([100 * SECOND + k * 50_000_000 + (k == 4) * 90 * SECOND for k in range(6)])
+  )
+  assert odd == 0 and np.diff(eof).tolist() == [50_000_000] * 5  # the message was late, not the frame
 
 
 def starts(dat):
@@ -226,21 +250,27 @@ def test_damaged_hevc_keeps_its_numbers(tmp_path, what):
   path = tmp_path / "fcamera.hevc"
   dat = write_video(path)
   p = starts(dat)
-  a, b = p[20], p[21]   # picture 23 of 40 and the one behind it
+  a, b = p[20], p[21]  # picture 23 of 40 and the one behind it
   if what == "noise":
     dat[a:b] = np.random.default_rng(0).integers(0, 256, b - a, np.uint8).tobytes()
   elif what == "zeros":
     dat[a:b] = bytes(b - a)
   elif what == "cut out":
-    del dat[a:p[24]]
+    del dat[a : p[24]]
   elif what == "headless":
-    del dat[:p[4]]
+    del dat[: p[4]]
   else:
-    del dat[p[30] + 2:]
+    del dat[p[30] + 2 :]
   path.write_bytes(dat)
   got = joined(path)
   assert all(i == s for i, s in got.items()), got
-  lost = {"noise": range(23, 30), "zeros": range(23, 30), "cut out": range(23, 30), "headless": range(10), "tail": range(34, 40)}[what]
+  lost = {
+    "noise": range(23, 30),
+    "zeros": range(23, 30),
+    "cut out": range(23, 30),
+    "headless": range(10),
+    "tail": range(34, 40),
+  }[what]
   assert set(range(N)) - set(got) == set(lost)
 
 
@@ -249,7 +279,7 @@ def test_a_hole_in_a_ts_keeps_its_numbers(tmp_path, begin):
   path = tmp_path / "qcamera.ts"
   dat = write_video(path)
   at = int(len(dat) * begin) // 188 * 188 + 100
-  del dat[at:at + 188 * 9]
+  del dat[at : at + 188 * 9]
   path.write_bytes(dat)
   got = joined(path)
   assert all(i == s for i, s in got.items()) and 20 < len(got) < N and {0, N - 1} <= set(got), got
@@ -259,9 +289,9 @@ def test_real_qcamera_with_a_hole(shared_data, tmp_path):
   source = shared_data / "realdata" / "0000002c--d68dde99ca--1"
   dat = bytearray((source / "qcamera.ts").read_bytes())
   middle = len(dat) // 2 // 188 * 188
-  del dat[middle:middle + 188 * 900]
+  del dat[middle : middle + 188 * 900]
   at = len(dat) // 5
-  dat[at:at + 1880] = bytes(1880)
+  dat[at : at + 1880] = bytes(1880)
   folder = tmp_path / source.name
   folder.mkdir()
   (folder / "qcamera.ts").write_bytes(dat)
@@ -280,7 +310,7 @@ def test_the_decoder_does_not_wait_for_itself(tmp_path):
   for _ in range(20):
     b = bytearray(dat)
     for at in r.integers(200, len(b), 12):
-      b[at:at + 20] = r.bytes(20)
+      b[at : at + 20] = r.bytes(20)
     path.write_bytes(b)
     try:
       list(FrameReader(path, "nv12"))
@@ -310,7 +340,9 @@ def test_turned_video(tmp_path):
   identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
   at = dat.find(identity, dat.find(b"tkhd"))
   assert at > 0
-  dat[at:at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, H << 16, 0, 1 << 30)   # by a quarter, clockwise
+  dat[at : at + 36] = struct.pack(
+    ">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, H << 16, 0, 1 << 30
+  )  # by a quarter, clockwise
   path.write_bytes(dat)
   reader = FrameReader(path)
   assert (reader.w, reader.h) == (H, W) and reader.get(0).shape == (W, H, 3)
@@ -322,7 +354,7 @@ def test_a_camera_of_unknown_make_looks_like_a_known_one(pix_fmt, w, h, focal):
   """A mark 100 (80) pixels right of the middle and 60 (50) below it lies at the same angle in what comes out."""
   x, y = (100, 60) if w > 1000 else (80, 50)
   frame = np.full((h, w, 3), 30, np.uint8)
-  frame[h // 2 + y - 4:h // 2 + y + 4, w // 2 + x - 4:w // 2 + x + 4] = 220
+  frame[h // 2 + y - 4 : h // 2 + y + 4, w // 2 + x - 4 : w // 2 + x + 4] = 220
   if pix_fmt == "nv12":
     frame = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="nv12").to_ndarray()
   out = KnownCamera(focal, pix_fmt)(frame)
@@ -337,7 +369,13 @@ def test_names_of_connect(tmp_path):
   dongle, log = "0123456789abcdef", "0000002c--d68dde99ca"
   for n in (0, 1):
     write_log(tmp_path / f"{dongle}|{log}--{n}" / "rlog.zst", CARS)
-  for name in (f"{dongle}/{log}", f"{dongle}|{log}", f"{dongle}_{log}", f"https://connect.comma.ai/{dongle}/{log}", f"connect.comma.ai/{dongle}/{log}/5/20"):
+  for name in (
+    f"{dongle}/{log}",
+    f"{dongle}|{log}",
+    f"{dongle}_{log}",
+    f"https://connect.comma.ai/{dongle}/{log}",
+    f"connect.comma.ai/{dongle}/{log}/5/20",
+  ):
     assert [s.num for s in Route(name, tmp_path).segments] == [0, 1]
   assert [s.num for s in Route(f"{dongle}/{log}/1", tmp_path).segments] == [1]
 
@@ -362,7 +400,9 @@ def test_shared_cases(shared_data):
     assert [(f[0], f[2]) for f in play(name)] == [(k, 100_060_000_000 + k * 50_000_000) for k in range(60)]
   assert [f[0] for f in play("missing-segment")] == [*range(40), *range(240, 280)]
   assert len(play("one-odd-time/late")) == 40 and len(play("one-bad-segment/empty-log")) == 40
-  assert len(play("one-bad-segment/empty-rlog-good-qlog")) == len(play("one-bad-segment/empty-fcamera-good-qcamera")) == 80
+  assert (
+    len(play("one-bad-segment/empty-rlog-good-qlog")) == len(play("one-bad-segment/empty-fcamera-good-qcamera")) == 80
+  )
   for name, damaged in (("bad-message/null-root.zst", 1), ("zst/skippable-first.zst", 0), ("zst/two-frames.zst", 0)):
     reader = LogReader(cases / name)
     assert len(list(reader)) == 100 and reader.damaged == damaged

@@ -36,7 +36,8 @@ class SafetensorError(Exception):
   (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
   (OSError("AF_UNIX path too long"), "too long (AF_UNIX path too long)"),
   (OSError("8192 requested and 0 written"), "the disk is full (8192 requested"),
-  (RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/3: file write failed"), "the disk is full ("),
+  (RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/3: file "
+                "write failed"), "the disk is full ("),
   (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "the disk is full ("),
   (RuntimeError("Could not determine home directory."), "set HOME to a folder"),
   (MemoryError(), "out of memory"),
@@ -59,8 +60,14 @@ def test_our_own_faults_keep_their_traceback(capsys, monkeypatch):
 
 
 def shell(script: str, code: str) -> subprocess.CompletedProcess:
-  env = {**os.environ, "CODE": f"from openpilot.tools.lib.errors import cli\n{code}\nraise SystemExit(cli(main)())", "PYTHON": sys.executable}
-  return subprocess.run(["bash", "-c", "set -o pipefail; " + script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+  env = {
+    **os.environ,
+    "CODE": f"from openpilot.tools.lib.errors import cli\n{code}\nraise SystemExit(cli(main)())",
+    "PYTHON": sys.executable,
+  }
+  return subprocess.run(
+    ["bash", "-c", "set -o pipefail; " + script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
+  )
 
 
 MANY = "def main():\n  for i in range(100_000): print(i)"
@@ -71,7 +78,7 @@ def test_nobody_reads_on():
   assert r.stdout == "0\n" and r.stderr == "" and r.returncode == 141
   r = shell('"$PYTHON" -c "$CODE" | head -0', "def main():\n  print(1)")  # only when Python ends
   assert r.stderr == "" and r.returncode in (0, 141)
-  r = shell('"$PYTHON" -m openpilot.tools.fair.teachers | head -1', "")
+  r = shell('"$PYTHON" -m openpilot.tools.fair.list_teachers | head -1', "")
   assert r.stdout.count("\n") == 1 and r.stderr == ""
 
 
@@ -90,10 +97,20 @@ def test_a_broken_connection_is_not_taken_for_that(capsys):
 def test_no_home(module, tmp_path):
   file = tmp_path / "file"
   file.touch()
-  env = {k: v for k, v in os.environ.items() if k != "PARAMS_ROOT"} | {"HOME": str(file), "OPENPILOT_PREFIX": f"home-{os.getpid()}"}
+  env = {k: v for k, v in os.environ.items() if k != "PARAMS_ROOT"} | {
+    "HOME": str(file),
+    "OPENPILOT_PREFIX": f"home-{os.getpid()}",
+  }
   words = ["status"] if module.endswith("flag") else []
-  r = subprocess.run([sys.executable, "-m", f"openpilot.{module}", *words], env=env, capture_output=True, text=True, timeout=60)
-  assert r.returncode == 2 and r.stderr.startswith("error: ") and r.stderr.count("\n") == 1 and "set HOME or PARAMS_ROOT" in r.stderr
+  r = subprocess.run(
+    [sys.executable, "-m", f"openpilot.{module}", *words], env=env, capture_output=True, text=True, timeout=60
+  )
+  assert (
+    r.returncode == 2
+    and r.stderr.startswith("error: ")
+    and r.stderr.count("\n") == 1
+    and "set HOME or PARAMS_ROOT" in r.stderr
+  )
 
 
 @pytest.mark.parametrize("words", [["tools.replay.record", "OUT"], ["selfdrive.manager.manager"]])
@@ -111,7 +128,10 @@ def test_other_systems_are_told_in_one_line(capsys, monkeypatch):
   from openpilot.cereal.visionipc import VisionIpcClient, VisionIpcServer, VisionStreamType
 
   monkeypatch.setattr(sys, "platform", "darwin")
-  for make in (lambda: VisionIpcServer("camerad"), lambda: VisionIpcClient("camerad", VisionStreamType.VISION_STREAM_ROAD, True)):
+  for make in (
+    lambda: VisionIpcServer("camerad"),
+    lambda: VisionIpcClient("camerad", VisionStreamType.VISION_STREAM_ROAD, True),
+  ):
     assert cli(make)() == 2
     err = capsys.readouterr().err
     assert err.startswith("error: VisionIPC is not supported on macOS") and err.count("\n") == 1

@@ -1,4 +1,5 @@
 """Files that are hostile: each is refused before it takes time or memory."""
+
 import io
 import json
 import os
@@ -42,7 +43,7 @@ def test_what_is_no_ordinary_file_is_not_opened(tmp_path, read):
 def test_what_is_too_large_is_not_read(tmp_path, read):
   path = tmp_path / "large"
   with open(path, "wb") as f:
-    f.truncate(1 << 40)   # a hole
+    f.truncate(1 << 40)  # a hole
   with pytest.raises(UserError, match="1099511627776 bytes, more than"):
     read(path)
   path.write_bytes(b"12345")
@@ -65,14 +66,23 @@ def test_json(tmp_path):
 
 
 LAUGHS = "a: &a [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
-  f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+  f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
 
 
 def test_yaml(tmp_path):
   path = tmp_path / "x.yaml"
   path.write_text("classes: [car, person]\nscore: 0.3\n")
   assert read_yaml(path) == {"classes": ["car", "person"], "score": 0.3}
-  for bad in (LAUGHS, "a: &a [*a]", "[" * 100_000, "a: b: c", "!!python/object/apply:os.system ['true']", "\x00", "x: !tag y"):
+  for bad in (
+    LAUGHS,
+    "a: &a [*a]",
+    "[" * 100_000,
+    "a: b: c",
+    "!!python/object/apply:os.system ['true']",
+    "\x00",
+    "x: !tag y",
+  ):
     path.write_text(bad)
     with pytest.raises(ValueError) as e:
       read_yaml(path)
@@ -90,7 +100,9 @@ def test_arrays(tmp_path):
   for save in (np.savez, np.savez_compressed):
     save(path, **want)
     got = read_arrays(path)
-    assert got.keys() == want.keys() and all(np.array_equal(got[k], want[k]) and got[k].dtype == want[k].dtype for k in want)
+    assert got.keys() == want.keys() and all(
+      np.array_equal(got[k], want[k]) and got[k].dtype == want[k].dtype for k in want
+    )
   bombs = {
     "claims 34 GB": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (8500000000,), }"),
     "zeros": npy("{'descr': '|u1', 'fortran_order': False, 'shape': (2000000,), }", bytes(2_000_000)),
@@ -102,7 +114,13 @@ def test_arrays(tmp_path):
       read_arrays(path, 1_900_000)
   buffer = io.BytesIO()
   np.save(buffer, np.array([{"code": 1}], object), allow_pickle=True)
-  for bad in (buffer.getvalue(), npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }"), npy("[" * 5000), b"no array", npy("{}")):
+  for bad in (
+    buffer.getvalue(),
+    npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }"),
+    npy("[" * 5000),
+    b"no array",
+    npy("{}"),
+  ):
     with zipfile.ZipFile(path, "w") as z:
       z.writestr("a.npy", bad)
     with pytest.raises(ValueError):

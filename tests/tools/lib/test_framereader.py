@@ -14,7 +14,7 @@ W, H, N, GOP = 256, 144, 47, 10
 def picture(i):
   """A bright square that moves, and the number of the frame in the brightness of a stripe."""
   p = np.zeros((H, W, 3), np.uint8)
-  p[20:60, 4 * i:4 * i + 40] = (200, 80, 30)
+  p[20:60, 4 * i : 4 * i + 40] = (200, 80, 30)
   p[100:] = 4 * i + 20
   return p
 
@@ -46,13 +46,20 @@ def video(request, tmp_path):
 @pytest.mark.parametrize("pix_fmt", ["rgb24", "nv12"])
 def test_random_access_is_bit_equal_to_the_sequence(video, pix_fmt):
   reader = FrameReader(video, pix_fmt)
-  assert (reader.w, reader.h, reader.frame_count, reader.fps) == (W, H, N, 20.)
+  assert (reader.w, reader.h, reader.frame_count, reader.fps) == (W, H, N, 20.0)
   frames = list(reader)
   assert len(frames) == N and frames[0].shape == ((H, W, 3) if pix_fmt == "rgb24" else (H * 3 // 2, W))
-  stripe = [round((f[120].mean() - (0 if pix_fmt == "rgb24" else 16)) * (1 if pix_fmt == "rgb24" else 255 / 219)) for f in frames]
-  assert all(abs(s - (4 * i + 20)) < 6 for i, s in enumerate(stripe))   # frames are the right ones: neighbours differ by 4, the codec by less
+  stripe = [
+    round((f[120].mean() - (0 if pix_fmt == "rgb24" else 16)) * (1 if pix_fmt == "rgb24" else 255 / 219))
+    for f in frames
+  ]
+  assert all(
+    abs(s - (4 * i + 20)) < 6 for i, s in enumerate(stripe)
+  )  # frames are the right ones: neighbors differ by 4, the codec by less
   for i in np.random.default_rng(0).permutation(N):
-    assert (FrameReader(video, pix_fmt).get(int(i)) if i % 7 == 0 else reader.get(int(i))).tobytes() == frames[i].tobytes()
+    assert (FrameReader(video, pix_fmt).get(int(i)) if i % 7 == 0 else reader.get(int(i))).tobytes() == frames[
+      i
+    ].tobytes()
   for start in (0, 3, GOP, 33):
     i, frame = next(reader.read_from(start))
     assert i == start and frame.tobytes() == frames[start].tobytes()
@@ -72,7 +79,10 @@ def test_planes_are_those_of_nv12_and_stay_good(tmp_path, pix_fmt):
   path = write(tmp_path / "clip.mp4", pix_fmt)
   reader = FrameReader(path, "nv12")
   for start in (0, 13):
-    planes, frames = list(reader.planes_from(start)), list(reader.read_from(start))  # all of them held while the decoder goes on
+    planes, frames = (
+      list(reader.planes_from(start)),
+      list(reader.read_from(start)),
+    )  # all of them held while the decoder goes on
     assert len(planes) == len(frames) == N - start
     for (i, (y, u, v)), (j, frame) in zip(planes, frames, strict=True):
       assert i == j
@@ -93,7 +103,7 @@ def test_what_is_no_video_is_said(tmp_path, name, content):
 def test_cut_short(tmp_path, name):
   path = write(tmp_path / name)
   whole = path.read_bytes()
-  path.write_bytes(whole[:len(whole) * 2 // 3])
+  path.write_bytes(whole[: len(whole) * 2 // 3])
   reader = FrameReader(path)
   assert 10 < len(list(reader)) <= reader.frame_count < N
 

@@ -1,4 +1,6 @@
-"""What openpilot wrote at other places in other years: values of real logs of 0.8, 0.9 and 0.10, and of messages as each version wrote them."""
+"""What openpilot wrote at other places in other years: values of real logs of 0.8, 0.9 and 0.10, and of messages as
+each version wrote them."""
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,11 @@ from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route
 
-OLD, DEMO, NEW = "2021-02-27--13-45-18--24", "2023-07-27--13-01-19--0", "0000002c--d68dde99ca--1"  # 0.8.2, 0.9.4, 0.10.2
+OLD, DEMO, NEW = (
+  "2021-02-27--13-45-18--24",
+  "2023-07-27--13-01-19--0",
+  "0000002c--d68dde99ca--1",
+)  # 0.8.2, 0.9.4, 0.10.2
 
 
 def segment_of(shared_data, name):
@@ -22,17 +28,28 @@ def rewritten(segment, folder, change):
   """The segment with a log of what change(event's builder) keeps of what is needed to join its qcamera."""
   folder = folder / segment.name
   folder.mkdir()
-  services = ["driverMonitoringStateDEPRECATED", "carState", "extrinsicsCalibration", "narrowRoadEncodeIdx", "qNarrowRoadEncodeIdx"]
+  services = [
+    "driverMonitoringStateDEPRECATED",
+    "carState",
+    "extrinsicsCalibration",
+    "narrowRoadEncodeIdx",
+    "qNarrowRoadEncodeIdx",
+  ]
   events = [e.as_builder() for e in LogReader([segment.log_path], services=services)]
   write_log(folder / "qlog.zst", [b.to_bytes() for b in events if change(b)])
   (folder / "qcamera.ts").symlink_to(segment.qcamera)
   return Route(str(folder.parent)).segments[0]
 
 
-@pytest.mark.parametrize(("name", "status"), [(OLD, {"calibrated"}), (DEMO, {"uncalibrated", "calibrated"}), (NEW, {"calibrated"})])
+@pytest.mark.parametrize(
+  ("name", "status"), [(OLD, {"calibrated"}), (DEMO, {"uncalibrated", "calibrated"}), (NEW, {"calibrated"})]
+)
 def test_calibration_status_of_each_age(shared_data, name, status):
   path = segment_of(shared_data, name).log_path
-  assert {log_fields.calibration_status(e.extrinsicsCalibration) for e in LogReader([path], services=["extrinsicsCalibration"])} == status
+  assert {
+    log_fields.calibration_status(e.extrinsicsCalibration)
+    for e in LogReader([path], services=["extrinsicsCalibration"])
+  } == status
 
 
 def test_lane_changes_of_0_9(shared_data):
@@ -46,7 +63,10 @@ def test_lane_changes_of_0_9(shared_data):
 
 
 def test_lane_changes_of_0_8_and_0_10(shared_data):
-  for name, source in ((OLD, "modelV2.meta.laneChangeState"), (NEW, "drivingModelData.meta.laneChangeState")):   # none in either
+  for name, source in (
+    (OLD, "modelV2.meta.laneChangeState"),
+    (NEW, "drivingModelData.meta.laneChangeState"),
+  ):  # none in either
     rows, said = read_log(segment_of(shared_data, name)).desires()
     assert said == source and len(rows) >= 120 and not rows[:, 1].any()
 
@@ -62,12 +82,22 @@ def test_lane_change_states_to_desires():
     return msg.as_reader()
 
   for service in log_fields.DESIRES:
-    states = [("off", "none"), ("preLaneChange", "left"), ("laneChangeStarting", "left"), ("laneChangeFinishing", "right")]
+    states = [
+      ("off", "none"),
+      ("preLaneChange", "left"),
+      ("laneChangeStarting", "left"),
+      ("laneChangeFinishing", "right"),
+    ]
     assert [log_fields.desire(event(service, *s)) for s in states] == [0, 0, 3, 4]
   assert log_fields.desire(event("lateralPlanDEPRECATED", "off", "none", "keepRight")) == 6
   assert log_fields.desire(messaging.new_message("carState").as_reader()) is None
-  assert log_fields.speaking({"modelV2": [(0, 0)] * 9, "lateralPlanDEPRECATED": [(0, 0), (1, 3)]}) == "lateralPlanDEPRECATED"
-  assert log_fields.speaking({"drivingModelData": [(0, 0)], "lateralPlanDEPRECATED": [(0, 0)]}) == "drivingModelData" and log_fields.speaking({}) is None
+  assert (
+    log_fields.speaking({"modelV2": [(0, 0)] * 9, "lateralPlanDEPRECATED": [(0, 0), (1, 3)]}) == "lateralPlanDEPRECATED"
+  )
+  assert (
+    log_fields.speaking({"drivingModelData": [(0, 0)], "lateralPlanDEPRECATED": [(0, 0)]}) == "drivingModelData"
+    and log_fields.speaking({}) is None
+  )
 
 
 def test_the_side_of_traffic(shared_data):
@@ -83,6 +113,7 @@ def test_the_side_of_traffic(shared_data):
 
 def test_a_left_hand_drive_of_before_august_2026(shared_data, tmp_path):
   """The demo route as if the driver sat on the right: only the old message says so."""
+
   def change(b):
     if b.which() == "driverMonitoringStateDEPRECATED":
       b.driverMonitoringStateDEPRECATED.isRHD = True
@@ -96,7 +127,10 @@ def test_a_left_hand_drive_of_before_august_2026(shared_data, tmp_path):
   assert facts["traffic_convention"] == [0.0, 1.0] and facts["sources"]["traffic"] == "isRHD of driverMonitoringState"
 
 
-@pytest.mark.parametrize(("name", "source", "fixes"), [(OLD, "gpsLocationExternal", 77), (DEMO, "gpsLocationExternal", 20), (NEW, "gpsLocation", 60)])
+@pytest.mark.parametrize(
+  ("name", "source", "fixes"),
+  [(OLD, "gpsLocationExternal", 77), (DEMO, "gpsLocationExternal", 20), (NEW, "gpsLocation", 60)],
+)
 def test_gps_fixes(shared_data, name, source, fixes):
   log = read_log(segment_of(shared_data, name))
   assert {k: len(v) for k, v in log.gps.items()} == {source: fixes}
@@ -113,12 +147,17 @@ def test_motion_before_0_9_7(shared_data):
 
 
 def test_a_mounting_is_taken_in_every_state(shared_data, tmp_path):
-  """The demo route calibrates while it drives: its last calibrated one holds. Of its beginning alone, the newest of what calibrationd had so far."""
+  """The demo route calibrates while it drives: its last calibrated one holds. Of its beginning alone, the newest of
+  what calibrationd had so far."""
   demo = segment_of(shared_data, DEMO)
   events = [e.extrinsicsCalibration for e in LogReader([demo.log_path], services=["extrinsicsCalibration"])]
   view = segment_view(demo, "qcamera", every=600)
   assert view.calibrated and np.abs(view.rpy - list(events[-1].rpyCalib)).max() < 1e-7
-  early = rewritten(demo, tmp_path, lambda b: b.which() != "extrinsicsCalibration" or str(b.extrinsicsCalibration.calStatus) == "uncalibrated")
+  early = rewritten(
+    demo,
+    tmp_path,
+    lambda b: b.which() != "extrinsicsCalibration" or str(b.extrinsicsCalibration.calStatus) == "uncalibrated",
+  )
   want = list([m for m in events if str(m.calStatus) == "uncalibrated"][-1].rpyCalib)
   view = segment_view(early, "qcamera", every=600)
   assert np.abs(want).max() > 1e-3 and np.abs(view.rpy - want).max() < 1e-7 and view.calibrated

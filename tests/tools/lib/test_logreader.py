@@ -7,7 +7,7 @@ import pytest
 import zstandard
 
 from openpilot.cereal import log, messaging
-from openpilot.tools.lib import logreader, logwriter
+from openpilot.tools.lib import files, logreader
 from openpilot.tools.lib.encode_index import encode_index, synthetic_index
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.logreader import LogReader, raw_events
@@ -15,7 +15,7 @@ from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route
 
 
-def car_state(t, v=0.):
+def car_state(t, v=0.0):
   m = messaging.new_message("carState", valid=True, logMonoTime=t)
   m.carState.vEgo = v
   return m.to_bytes()
@@ -36,7 +36,11 @@ def test_order_selection_spelling(tmp_path, suffix):
   assert write_log(path, MESSAGES) == 5
   assert [e.logMonoTime for e in LogReader(path)] == [10, 20, 20, 30, 40]
   assert [e.logMonoTime for e in LogReader(path, sort_by_time=False)] == [30, 10, 20, 40, 20]
-  assert [e.carState.vEgo for e in LogReader(path, services=["carState"])] == [2, 2.5, 3]   # equal times keep their order
+  assert [e.carState.vEgo for e in LogReader(path, services=["carState"])] == [
+    2,
+    2.5,
+    3,
+  ]  # equal times keep their order
   for name in ("roadCameraState", "narrowRoadCameraState"):
     assert [e.narrowRoadCameraState.frameId for e in LogReader(path, services=[name])] == [1, 4]
   assert sorted(dat for _, _, dat in raw_events(path)) == sorted(MESSAGES)
@@ -47,7 +51,9 @@ def test_order_selection_spelling(tmp_path, suffix):
 def test_several_segments_are_one_stream(tmp_path):
   second = 1_000_000_000
   a = [car_state(t * second, t) for t in range(60)] + [camera(60 * second + 300, 7)]
-  b = [camera(59 * second + 700_000_000, 6)] + [car_state(t * second, t) for t in range(60, 120)]   # begins before the first ends
+  b = [camera(59 * second + 700_000_000, 6)] + [
+    car_state(t * second, t) for t in range(60, 120)
+  ]  # begins before the first ends
   for n, m in enumerate((a, b)):
     write_log(tmp_path / f"0000002c--d68dde99ca--{n}" / "rlog.zst", m)
   times = [e.logMonoTime for e in LogReader(Route(tmp_path))]
@@ -56,9 +62,9 @@ def test_several_segments_are_one_stream(tmp_path):
 
 def test_unknown_unions_are_skipped_and_counted(tmp_path):
   strange = bytearray(car_state(25))
-  at = 8 + 8 + 8   # segment table, root pointer, time; the tag is next
-  assert int.from_bytes(strange[at:at + 2], "little") == log.Event.schema.fields["carState"].proto.discriminantValue
-  strange[at:at + 2] = (999).to_bytes(2, "little")
+  at = 8 + 8 + 8  # segment table, root pointer, time; the tag is next
+  assert int.from_bytes(strange[at : at + 2], "little") == log.Event.schema.fields["carState"].proto.discriminantValue
+  strange[at : at + 2] = (999).to_bytes(2, "little")
   path = tmp_path / "rlog"
   write_log(path, [*MESSAGES, bytes(strange), bytes(strange)])
   reader = LogReader(path)
@@ -72,7 +78,9 @@ def test_messages_of_several_segments_of_memory(tmp_path):
   assert int.from_bytes(m.to_bytes()[:4], "little") > 0, "one memory segment: make it larger"
   m.clear_write_flag()
   write_log(tmp_path / "rlog", [*MESSAGES, m.to_bytes()])
-  assert [e.which() for e in LogReader(tmp_path / "rlog")][1] == "can" and len(next(iter(LogReader(tmp_path / "rlog", services=["can"]))).can) == 3000
+  assert [e.which() for e in LogReader(tmp_path / "rlog")][1] == "can" and len(
+    next(iter(LogReader(tmp_path / "rlog", services=["can"]))).can
+  ) == 3000
 
 
 def test_the_chain_in_c_equals_that_in_python():
@@ -102,7 +110,7 @@ def test_truncated_tails_are_tolerated_and_said(tmp_path, suffix, capsys):
   path, many = tmp_path / f"rlog{suffix}", [car_state(i * 7919 % 2**31 + i * 2**32, i) for i in range(120_000)]
   write_log(path, many)
   whole = path.read_bytes()
-  path.write_bytes(whole[:len(whole) * 2 // 3 - 3])
+  path.write_bytes(whole[: len(whole) * 2 // 3 - 3])
   reader = LogReader(path, services=["carState"])
   got = [e.carState.vEgo for e in reader]
   assert 0 < len(got) < 120_000 and got == [float(i) for i in range(len(got))]
@@ -110,10 +118,17 @@ def test_truncated_tails_are_tolerated_and_said(tmp_path, suffix, capsys):
   assert capsys.readouterr().err.count("warning:") == 1
 
 
-@pytest.mark.parametrize(("content", "message"), [
-  (b"", "is empty"), (b"this is no log at all, but text of some length", "is not a log"), (zstandard.compress(b"text " * 100), "is not a log"),
-  (bz2.compress(b"\0" * 100), "is not a log"), (b"\x28\xb5\x2f\xfd" + b"rubbish", "no readable data"), (b"BZh9rubbish", "no readable data"),
-])
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (b"", "is empty"),
+    (b"this is no log at all, but text of some length", "is not a log"),
+    (zstandard.compress(b"text " * 100), "is not a log"),
+    (bz2.compress(b"\0" * 100), "is not a log"),
+    (b"\x28\xb5\x2f\xfd" + b"rubbish", "no readable data"),
+    (b"BZh9rubbish", "no readable data"),
+  ],
+)
 def test_what_is_no_log_is_said(tmp_path, content, message):
   (tmp_path / "rlog").write_bytes(content)
   with pytest.raises(UserError, match=message):
@@ -131,13 +146,15 @@ def test_disk_full_leaves_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / "rlog.zst"
   write_log(path, MESSAGES)
   before = path.read_bytes()
+
   def full():
     yield MESSAGES[0]
     raise OSError(errno.ENOSPC, "No space left on device")
+
   with pytest.raises(UserError, match="disk is full"):
     write_log(path, full())
   assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["rlog.zst"]
-  with pytest.raises(KeyError), logwriter.atomic_path(tmp_path / "x") as tmp:
+  with pytest.raises(KeyError), files.atomic_path(tmp_path / "x") as tmp:
     tmp.write_text("half")
     raise KeyError
   assert [p.name for p in tmp_path.iterdir()] == ["rlog.zst"]
@@ -166,5 +183,9 @@ def test_shared_video_joins_its_log(shared_data):
 
 
 def test_index_without_log():
-  entries = synthetic_index(5, 25., 3, start=1000, first_id=10)
-  assert [e.frame_id for e in entries] == [10, 11, 12, 13, 14] and entries[4].timestamp_sof == 1000 + 160_000_000 and entries[0].segment_num == 3
+  entries = synthetic_index(5, 25.0, 3, start=1000, first_id=10)
+  assert (
+    [e.frame_id for e in entries] == [10, 11, 12, 13, 14]
+    and entries[4].timestamp_sof == 1000 + 160_000_000
+    and entries[0].segment_num == 3
+  )

@@ -54,7 +54,11 @@ def test_no_place_to_keep_it(source, tmp_path, monkeypatch):
 
 
 def test_wrong_compilers(source, tmp_path, monkeypatch):
-  for cc, said in (("nosuchcc -O1", "CC=nosuchcc -O1 names no program"), (str(tmp_path), "names no program"), ("false", "'false' could not compile six.c")):
+  for cc, said in (
+    ("nosuchcc -O1", "CC=nosuchcc -O1 names no program"),
+    (str(tmp_path), "names no program"),
+    ("false", "'false' could not compile six.c"),
+  ):
     monkeypatch.setenv("CC", cc)
     with pytest.raises(UserError, match=said):
       build(source)

@@ -27,7 +27,11 @@ def test_layouts_and_ranges(tmp_path, layout):
   touch(*[LAYOUTS[layout](tmp_path, n) for n in (0, 1, 2, 10, 3)])
   root = tmp_path / LOG if layout == "nested" else tmp_path
   r = Route(root)
-  assert r.name == LOG and [s.num for s in r.segments] == [0, 1, 2, 3, 10] and all(s.rlog and s.log_path == s.rlog and s.qlog is None for s in r.segments)
+  assert (
+    r.name == LOG
+    and [s.num for s in r.segments] == [0, 1, 2, 3, 10]
+    and all(s.rlog and s.log_path == s.rlog and s.qlog is None for s in r.segments)
+  )
   for text, want in (("2", [2]), ("1:3", [1, 2]), (":2", [0, 1]), ("3:", [3, 10]), ("-1", [10])):
     assert [s.num for s in Route(f"{root}/{text}").segments] == want
   with pytest.raises(UserError, match="no such segments; there are 0, 1, 2, 3, 10"):
@@ -35,7 +39,11 @@ def test_layouts_and_ranges(tmp_path, layout):
 
 
 def test_names_in_a_data_dir(tmp_path):
-  touch(tmp_path / f"{DONGLE}|{LOG}--0" / "qlog.bz2", tmp_path / f"{DONGLE}|{LOG}--0" / "qcamera.ts", tmp_path / "2021-02-27--13-45-18--24" / "rlog.bz2")
+  touch(
+    tmp_path / f"{DONGLE}|{LOG}--0" / "qlog.bz2",
+    tmp_path / f"{DONGLE}|{LOG}--0" / "qcamera.ts",
+    tmp_path / "2021-02-27--13-45-18--24" / "rlog.bz2",
+  )
   for name in (LOG, f"{DONGLE}|{LOG}", f"{DONGLE}_{LOG}", f"{LOG}--0", f"{LOG}/0"):
     s = Route(name, tmp_path).segments
     assert len(s) == 1 and s[0].qlog and s[0].qcamera and s[0].rlog is None and s[0].fcamera is None

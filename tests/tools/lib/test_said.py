@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def test_commands_can_be_typed():
   words = ("--out", Path("out/it's $HOME; rm -rf"), "a")
-  assert shlex.split(command(*words)) == ["--out", "out/it's $HOME; rm -rf", "a"] and command("--data", Path("out/x")) == "--data out/x"
+  assert (
+    shlex.split(command(*words)) == ["--out", "out/it's $HOME; rm -rf", "a"]
+    and command("--data", Path("out/x")) == "--data out/x"
+  )
 
 
 def test_no_printed_command_has_a_bare_path():
@@ -48,21 +51,28 @@ def test_no_printed_command_has_a_bare_path():
   ("file:///home/alice/a.zarr", "a.zarr"),
   # what stays: relative names, hubs, hashes, units
   ("label store 44ab1507eb1f55bd, out/labels-val", "label store 44ab1507eb1f55bd, out/labels-val"),
-  ("https://huggingface.co/facebook/dinov2-base facebook/dinov2-base 5 m/s", "https://huggingface.co/facebook/dinov2-base facebook/dinov2-base 5 m/s"),
+  ("https://huggingface.co/facebook/dinov2-base facebook/dinov2-base 5 m/s", "https://huggingface.co/facebook/dinov2-base facebook/dinov2-base 5 m/s"),  # noqa: E501
 ])  # fmt: skip
 def test_public(text, want):
   assert public(text) == want
 
 
-@pytest.mark.parametrize(("text", "want"), [
-  ("--labels '/home/alice/Paris drives/labels' --out out/u1 --batch 8", "--labels labels --out out/u1 --batch 8"),
-  ("--init=/home/al\\ ice/run:lanes --live-teacher yolox-nano='/home/al ice/y.onnx'", "--init=run:lanes --live-teacher yolox-nano=y.onnx"),
-  ("--labels '~/my drives/2023-07-27--13-01-19--0' --no-augment", "--labels ROUTE --no-augment"),
-  ("--labels 'C:\\Users\\al ice\\x' --out r", "--labels x --out r"),
-  # as it was kept before: without quotes, nobody knows where a path ends
-  ("--labels /home/al ice/Paris drives/labels --out out/u1", "--labels ... ... ... --out ..."),
-  ("--labels 'open", "--labels ''\"'\"'open'"), ("", ""),
-])
+@pytest.mark.parametrize(
+  ("text", "want"),
+  [
+    ("--labels '/home/alice/Paris drives/labels' --out out/u1 --batch 8", "--labels labels --out out/u1 --batch 8"),
+    (
+      "--init=/home/al\\ ice/run:lanes --live-teacher yolox-nano='/home/al ice/y.onnx'",
+      "--init=run:lanes --live-teacher yolox-nano=y.onnx",
+    ),
+    ("--labels '~/my drives/2023-07-27--13-01-19--0' --no-augment", "--labels ROUTE --no-augment"),
+    ("--labels 'C:\\Users\\al ice\\x' --out r", "--labels x --out r"),
+    # as it was kept before: without quotes, nobody knows where a path ends
+    ("--labels /home/al ice/Paris drives/labels --out out/u1", "--labels ... ... ... --out ..."),
+    ("--labels 'open", "--labels ''\"'\"'open'"),
+    ("", ""),
+  ],
+)
 def test_public_command(text, want):
   assert public_command(text) == want
   assert not any(word in public_command(text) for word in ("ice", "Paris", "home", "Users"))
@@ -73,7 +83,9 @@ def test_public_path():
   assert public_path(Path("/data/2023-07-27--13-01-19--0")) == "ROUTE"
 
 
-PRIVATE = re.compile(r"/home/\w|/root/|/Users/\w|[0-9a-f]{16}[|/]\d|\d{4}-\d\d-\d\d--\d\d-\d\d-\d\d|[0-9a-f]{8}--[0-9a-f]{10}")
+PRIVATE = re.compile(
+  r"/home/\w|/root/|/Users/\w|[0-9a-f]{16}[|/]\d|\d{4}-\d\d-\d\d--\d\d-\d\d-\d\d|[0-9a-f]{8}--[0-9a-f]{10}"
+)
 
 
 def test_nothing_that_ships_tells_of_anybody():
@@ -83,4 +95,6 @@ def test_nothing_that_ships_tells_of_anybody():
     text = path.read_bytes().decode("latin-1")
     assert not PRIVATE.search(text), path
     if path.suffix in (".json", ".md"):
-      assert public(text) == text or (path.suffix == ".json" and public(text).replace("\\", "") == text.replace("\\", "")), path
+      assert public(text) == text or (
+        path.suffix == ".json" and public(text).replace("\\", "") == text.replace("\\", "")
+      ), path

@@ -1,4 +1,5 @@
 """Replay over gaps, from beyond the end, on a pipe; segments that cannot be read."""
+
 import subprocess
 import sys
 import time
@@ -49,11 +50,13 @@ def test_a_missing_segment_is_jumped(route, prefix, capsys):
   assert replay.sent_frames == 60 and replay.sent_messages > 120
   err = capsys.readouterr().err
   assert err.count("replay jumps over them") == 1 and "the log has nothing for 118." in err
-  assert time.monotonic() - begun < 100   # not two minutes
+  assert time.monotonic() - begun < 100  # not two minutes
 
 
 def command(name, *words):
-  return subprocess.run([sys.executable, "-m", f"openpilot.tools.{name}", *map(str, words)], capture_output=True, text=True, timeout=120)
+  return subprocess.run(
+    [sys.executable, "-m", f"openpilot.tools.{name}", *map(str, words)], capture_output=True, text=True, timeout=120
+  )
 
 
 @pytest.mark.parametrize("words", [["--start", "500"], ["--start", "nan"], ["--focal", "inf"]])
@@ -81,8 +84,10 @@ def test_segments_that_cannot_be_read(route, prefix):
   assert done.returncode == 2 and "no segment of 0000002c--bbbbbbbbbb can be read" in done.stderr
 
 
-@pytest.mark.parametrize(("size", "focal", "said"), [((640, 360), 550, False), ((640, 360), 1100, False), ((640, 360), 3000, True),
-  ((1080, 1920), 1500, False)])
+@pytest.mark.parametrize(
+  ("size", "focal", "said"),
+  [((640, 360), 550, False), ((640, 360), 1100, False), ((640, 360), 3000, True), ((1080, 1920), 1500, False)],
+)
 def test_a_focal_length_that_leaves_the_view_empty_is_said_once(size, focal, said, capsys):
   w, h = size
   camera = KnownCamera(focal, "nv12")

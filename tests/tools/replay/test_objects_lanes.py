@@ -1,4 +1,5 @@
 """Objects and lanes in the overlay and in the report, from messages that are known."""
+
 import numpy as np
 import pytest
 
@@ -23,16 +24,35 @@ def tracked():
   masks = np.zeros((1, 64, 128), bool)
   masks[0, 20:30, 60:80] = True
   boxes = np.array([[240, 80, 320, 120], [100, 60, 160, 100]], np.float32)
-  return Tracked(["vehicle"], np.array([3, 7]), np.zeros(2, int), np.array([0.9, 0.8], np.float32), boxes, np.array([5, 9]), np.array([False, True]),
-                 np.array([1, 0], np.float32), masks, np.array([0, -1]), np.array([[17, 1, 1.22], [np.nan] * 3], np.float32), np.ones((2, 3), np.float32),
-                 np.array([16.5, np.nan], np.float32))
+  return Tracked(
+    ["vehicle"],
+    np.array([3, 7]),
+    np.zeros(2, int),
+    np.array([0.9, 0.8], np.float32),
+    boxes,
+    np.array([5, 9]),
+    np.array([False, True]),
+    np.array([1, 0], np.float32),
+    masks,
+    np.array([0, -1]),
+    np.array([[17, 1, 1.22], [np.nan] * 3], np.float32),
+    np.ones((2, 3), np.float32),
+    np.array([16.5, np.nan], np.float32),
+  )
 
 
 def line():
   x = np.linspace(40, 6, 20)
   road = np.stack([x, np.full(20, 1.7), np.full(20, 1.22)], axis=1)
-  return Line(4, 0.9, "lane", GROUND.view(road).astype(np.float32), np.where(np.arange(20) < 15, 0.9, 0.1).astype(np.float32), road.astype(np.float32),
-              np.array([1.7, 0, 0, 0]))
+  return Line(
+    4,
+    0.9,
+    "lane",
+    GROUND.view(road).astype(np.float32),
+    np.where(np.arange(20) < 15, 0.9, 0.1).astype(np.float32),
+    road.astype(np.float32),
+    np.array([1.7, 0, 0, 0]),
+  )
 
 
 def events(frame_id, valid=True):
@@ -59,13 +79,15 @@ def test_overlay_draws_masks_boxes_points_and_lines():
   def at(px):
     p = matrix @ [*px, 1.0]
     x, y = np.round(p[:2] / p[2]).astype(int)
-    return picture[y - 1:y + 2, x - 1:x + 2].reshape(-1, 3).max(0)
+    return picture[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3).max(0)
 
-  np.testing.assert_allclose(at((290, 115)), np.array(track_color(3)) * 0.4, atol=2)   # mask: a tint
-  assert (at((270, 120)) == track_color(3)).all()   # the box of what is seen
-  assert (at((130, 100)) == 0).all()   # out of sight, and nobody knows how far: left out
-  for px in GROUND.view(np.array([[20.0, 1.7, 1.22], [12.0, 1.7, 1.22], [25.3, 1.7, 1.22]])):   # points and the line between them
-    np.testing.assert_allclose(at(px), CYAN, rtol=0.12, atol=12)   # the line as strong as its probability, 0.9
+  np.testing.assert_allclose(at((290, 115)), np.array(track_color(3)) * 0.4, atol=2)  # mask: a tint
+  assert (at((270, 120)) == track_color(3)).all()  # the box of what is seen
+  assert (at((130, 100)) == 0).all()  # out of sight, and nobody knows how far: left out
+  for px in GROUND.view(
+    np.array([[20.0, 1.7, 1.22], [12.0, 1.7, 1.22], [25.3, 1.7, 1.22]])
+  ):  # points and the line between them
+    np.testing.assert_allclose(at(px), CYAN, rtol=0.12, atol=12)  # the line as strong as its probability, 0.9
   assert (at((450, 60)) == 0).all() and track_color(3) != track_color(7)
   # what is not valid, or about another frame, is not drawn
   for m in events(6, valid=False)[:2]:
@@ -79,8 +101,13 @@ def crowd(n, hidden):
   m.fairObjects.frameId = 5
   m.fairObjects.classes = ["vehicle"]
   for i, o in enumerate(m.fairObjects.init("objects", n)):
-    o.trackId, o.prob, o.box = i, .9, [250 + i % 7, 40 + i % 5, 262 + i % 7, 52 + i % 5]
-    o.position, o.positionStd, o.occluded, o.visibility = [100 - i, 5.0, 1.2], [1.0, 1.0, 0.0], i < hidden, float(i >= hidden)
+    o.trackId, o.prob, o.box = i, 0.9, [250 + i % 7, 40 + i % 5, 262 + i % 7, 52 + i % 5]
+    o.position, o.positionStd, o.occluded, o.visibility = (
+      [100 - i, 5.0, 1.2],
+      [1.0, 1.0, 0.0],
+      i < hidden,
+      float(i >= hidden),
+    )
   return m
 
 
@@ -114,9 +141,11 @@ def drawn(monkeypatch, messages):
 
 def test_a_crowd_on_the_horizon_stays_readable(monkeypatch):
   texts, boxes, places, _ = drawn(monkeypatch, [crowd(40, 30)])
-  assert len(texts) == LABELS and 1 <= sum(found for _, found in texts) < LABELS   # those that would cover another gave way
-  assert texts[0] == ("vehicle 61 m", True)   # the nearest that is seen
-  assert len(boxes) == 10 + HIDDEN and {b for b in boxes if b < 30} == {28, 29}   # of what is hidden the nearest
+  assert (
+    len(texts) == LABELS and 1 <= sum(found for _, found in texts) < LABELS
+  )  # those that would cover another gave way
+  assert texts[0] == ("vehicle 61 m", True)  # the nearest that is seen
+  assert len(boxes) == 10 + HIDDEN and {b for b in boxes if b < 30} == {28, 29}  # of what is hidden the nearest
   for i, a in enumerate(places):
     assert all(a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3] for b in places[:i])
 
@@ -124,8 +153,10 @@ def test_a_crowd_on_the_horizon_stays_readable(monkeypatch):
 def test_what_is_hidden_is_faint_gray_and_without_a_label(monkeypatch):
   texts, boxes, _, picture = drawn(monkeypatch, [crowd(1, 1)])
   assert texts == [] and boxes == [0]
-  x, y = Overlay(W, H)._corners(crowd(1, 1).fairObjects.objects[0], get_warp_matrix(np.zeros(3), camera_intrinsics(W, H)))[0]
-  inner = picture[round(y) - 1:round(y) + 2, round(x) + 5]
+  x, y = Overlay(W, H)._corners(
+    crowd(1, 1).fairObjects.objects[0], get_warp_matrix(np.zeros(3), camera_intrinsics(W, H))
+  )[0]
+  inner = picture[round(y) - 1 : round(y) + 2, round(x) + 5]
   assert 0 < inner.max() < 100 and np.ptp(inner.max(0)) == 0
 
 
@@ -137,30 +168,51 @@ def test_the_lead_is_the_nearest_on_the_path():
   m.objects[1].occluded = True
   assert lead_of(m.objects).trackId == 0
   model = messaging.new_message("modelV2").modelV2
-  model.position.x, model.position.y = [0.0, 20.0, 40.0], [0.0, 4.0, 16.0]   # a bend to the right
+  model.position.x, model.position.y = [0.0, 20.0, 40.0], [0.0, 4.0, 16.0]  # a bend to the right
   assert lead_of(m.objects, model).trackId == 2
   assert lead_of([], model) is None
 
 
 def test_report_counts(tmp_path, monkeypatch):
-  monkeypatch.setattr(Quality, "truth_of", lambda self, frame_id: (np.ones((64, 128)), np.ones((64, 128), np.uint8)))   # a route with truth
+  monkeypatch.setattr(
+    Quality, "truth_of", lambda self, frame_id: (np.ones((64, 128)), np.ones((64, 128), np.uint8))
+  )  # a route with truth
   log = [m.to_bytes() for t in range(10) for m in events(t, valid=t != 9)]
   write_log(tmp_path / "log.zst", log)
   numbers = measure(tmp_path / "log.zst", [], live=False)
-  assert numbers["objects"] == {"messages": 9, "each": 2.0, "occluded_each": 1.0, "masks_each": 1.0, "on_the_road_each": 1.0, "identities": 2,
-                                "median_life_frames": 9.0}
+  assert numbers["objects"] == {
+    "messages": 9,
+    "each": 2.0,
+    "occluded_each": 1.0,
+    "masks_each": 1.0,
+    "on_the_road_each": 1.0,
+    "identities": 2,
+    "median_life_frames": 9.0,
+  }
   lanes = numbers["lanes"]
   assert {k: lanes[k] for k in ("messages", "lines_each", "points_each", "visible_points_each", "identities")} == {
-    "messages": 9, "lines_each": 1.0, "points_each": 20.0, "visible_points_each": 15.0, "identities": 1}
+    "messages": 9,
+    "lines_each": 1.0,
+    "points_each": 20.0,
+    "visible_points_each": 15.0,
+    "identities": 1,
+  }
   assert lanes["median_from_modelV2_at_15_m"] == pytest.approx(0.2, abs=1e-3) and numbers["frames"] == 10
   assert lanes["mean_confidence"] == pytest.approx(0.9, abs=1e-3)
   write_report(tmp_path, "<b>title", {**numbers, "faults": ["<script>fault"]}, bundle(), [])
   page = (tmp_path / "report.html").read_text()
-  for text in ("objects per frame", "lines per frame", "nearest line 15 m ahead, median, m</td><td class=\"n\">0.20", "&lt;b&gt;title",
-               "&lt;script&gt;fault", "MIT", "10</b>of 10 frames"):
+  for text in (
+    "objects per frame",
+    "lines per frame",
+    "nearest line 15 m ahead, median, m</td><td class=\"n\">0.20",
+    "&lt;b&gt;title",
+    "&lt;script&gt;fault",
+    "MIT",
+    "10</b>of 10 frames",
+  ):
     assert text in page, text
   assert "{%" not in page and "{{" not in page and "<script" not in page and "<video" not in page
-  assert "_each" not in page and "median_" not in page   # names of variables
+  assert "_each" not in page and "median_" not in page  # names of variables
 
 
 def test_the_video_is_in_the_page_or_beside_it(tmp_path, monkeypatch):
@@ -176,5 +228,8 @@ def test_the_video_is_in_the_page_or_beside_it(tmp_path, monkeypatch):
 
 def bundle():
   from types import SimpleNamespace
+
   provenance = SimpleNamespace(licence="MIT", teachers=[], data=[])
-  return SimpleNamespace(name="b", manifest_hash="0", manifest=type("M", (dict,), {"version": "1", "provenance": provenance})(size="s"))
+  return SimpleNamespace(
+    name="b", manifest_hash="0", manifest=type("M", (dict,), {"version": "1", "provenance": provenance})(size="s")
+  )

@@ -60,7 +60,11 @@ class Listener:
         self.client.connect(False) or time.sleep(0.005)
       elif (buf := self.client.recv(50)) is not None:
         self.frames.append(
-          (self.client.frame_id, self.client.timestamp_eof, buf.data[: buf.stride * buf.height].reshape(buf.height, buf.stride)[:, : buf.width].mean())
+          (
+            self.client.frame_id,
+            self.client.timestamp_eof,
+            buf.data[: buf.stride * buf.height].reshape(buf.height, buf.stride)[:, : buf.width].mean(),
+          )
         )
 
   def stop(self):
@@ -90,7 +94,9 @@ def test_frames_and_messages_come_as_recorded(route, prefix):
   assert [e.logMonoTime for e in got.events if e.which() == "modelV2"] == logged and len(logged) == 30
   assert sum(e.which() == "carState" for e in got.events) == 150
   assert all(e.deviceState.started for e in got.events if e.which() == "deviceState")
-  assert [e.narrowRoadCameraState.frameId for e in got.events if e.which() == "narrowRoadCameraState"] == [e.frame_id for e, _ in want]
+  assert [e.narrowRoadCameraState.frameId for e in got.events if e.which() == "narrowRoadCameraState"] == [
+    e.frame_id for e, _ in want
+  ]
 
 
 def test_start_allow_block_and_loop(route, prefix):
@@ -110,13 +116,20 @@ def test_start_allow_block_and_loop(route, prefix):
 
 def test_live_publisher_is_one_line_and_2(route, prefix):
   pm = messaging.PubMaster(["deviceState"])
-  r = subprocess.run([sys.executable, "-m", "openpilot.tools.replay.replay", str(route)], capture_output=True, text=True)
-  assert r.returncode == 2 and r.stderr.startswith("error: 'deviceState' is being published already") and r.stderr.count("\n") == 1
+  r = subprocess.run(
+    [sys.executable, "-m", "openpilot.tools.replay.replay", str(route)], capture_output=True, text=True
+  )
+  assert (
+    r.returncode == 2
+    and r.stderr.startswith("error: 'deviceState' is being published already")
+    and r.stderr.count("\n") == 1
+  )
   pm.close()
 
 
 def test_what_our_own_processes_say_is_not_played(prefix, tmp_path):
-  """A log has managerState and fair* of the drive; manager and fairmodeld beside the replay make new ones, whichever came first."""
+  """A log has managerState and fair* of the drive; manager and fairmodeld beside the replay make new ones, whichever
+  came first."""
   events = []
   for i, service in enumerate(("carState", "managerState", "fairState", "carState")):
     events.append(messaging.new_message(service, valid=True, logMonoTime=10**9 + i).to_bytes())
@@ -163,16 +176,19 @@ def test_a_machines_own_figures_can_be_left_out_of_a_comparison():
     msg = messaging.new_message("fairState", logMonoTime=1)
     s = msg.fairState
     s.warpTime, s.memoryMB, s.publishTime = time, 100 * time, time
-    g, = s.init("graphs", 1)
+    (g,) = s.init("graphs", 1)
     g.executionTime, g.executionTimeMax, g.late = time, time, late
     return [(1, tag, msg.to_bytes())]
 
   assert len(compare_logs(state(0.1, 0), state(0.2, 0))) == 5
   assert not compare_logs(state(0.1, 0), state(0.2, 0), MACHINE_FIELDS)
-  line, = compare_logs(state(0.1, 0), state(0.2, 1), MACHINE_FIELDS)
+  (line,) = compare_logs(state(0.1, 0), state(0.2, 1), MACHINE_FIELDS)
   assert "graphs[0].late" in line
-  known = {f"{s}.{f}" for s in ("fairState", "fairDepth", "fairObjects", "fairSegmentation", "fairLanes", "modelV2")
-           for f in log.Event.schema.fields[s].schema.fields}
+  known = {
+    f"{s}.{f}"
+    for s in ("fairState", "fairDepth", "fairObjects", "fairSegmentation", "fairLanes", "modelV2")
+    for f in log.Event.schema.fields[s].schema.fields
+  }
   assert {f for f in MACHINE_FIELDS if f.count(".") == 1} <= known
 
 
@@ -184,7 +200,9 @@ def test_time_is_patched_in_place():
 
 
 def run(route):
-  return list(process_replay(Route(route).segments, FairModel(find_bundle("scene-nano", MODELS_DIR)), "road", progress=False))
+  return list(
+    process_replay(Route(route).segments, FairModel(find_bundle("scene-nano", MODELS_DIR)), "road", progress=False)
+  )
 
 
 def test_process_replay_is_equal_byte_for_byte(route, tmp_path):
@@ -212,11 +230,15 @@ def test_compare_logs_finds_a_planted_difference(route, tmp_path):
   write_log(tmp_path / "a.zst", a)
   write_log(tmp_path / "b.zst", [*a[:5], event.to_bytes(), *a[6:-1]])
   r = subprocess.run(
-    [sys.executable, "-m", "openpilot.tools.replay.compare_logs", str(tmp_path / "a.zst"), str(tmp_path / "b.zst")], capture_output=True, text=True
+    [sys.executable, "-m", "openpilot.tools.replay.compare_logs", str(tmp_path / "a.zst"), str(tmp_path / "b.zst")],
+    capture_output=True,
+    text=True,
   )
   assert r.returncode == 1 and f"{which}.frameId is" in r.stdout and " messages and " in r.stdout
   r = subprocess.run(
-    [sys.executable, "-m", "openpilot.tools.replay.compare_logs", str(tmp_path / "a.zst"), str(tmp_path / "none")], capture_output=True, text=True
+    [sys.executable, "-m", "openpilot.tools.replay.compare_logs", str(tmp_path / "a.zst"), str(tmp_path / "none")],
+    capture_output=True,
+    text=True,
   )
   assert r.returncode == 2 and r.stderr.startswith("error:")
 
@@ -242,19 +264,32 @@ def test_overlay_and_merge(route, tmp_path):
 @pytest.mark.slow
 def test_real_route_over_its_boundary(shared_data, prefix):
   segments = Route(shared_data / "realdata" / "0000002c--d68dde99ca").segments
-  got = heard(Replay(segments, camera="road", start=57.0, seconds=6.0, speed=2.0), ("narrowRoadCameraState", "liveCalibration"))
+  got = heard(
+    Replay(segments, camera="road", start=57.0, seconds=6.0, speed=2.0), ("narrowRoadCameraState", "liveCalibration")
+  )
   ids = [f[0] for f in got.frames]
-  assert len(ids) > 100 and ids == list(range(ids[0], ids[0] + len(ids))) and ids[0] < 1202 < ids[-1]  # segment 1 begins at 1202
+  assert (
+    len(ids) > 100 and ids == list(range(ids[0], ids[0] + len(ids))) and ids[0] < 1202 < ids[-1]
+  )  # segment 1 begins at 1202
   assert any(e.which() == "extrinsicsCalibration" and len(e.extrinsicsCalibration.rpyCalib) == 3 for e in got.events)
 
 
 @pytest.mark.slow
 def test_demo(tmp_path):
-  r = subprocess.run([sys.executable, "-m", "openpilot.tools.demo", "--seconds", "3", "--out", str(tmp_path / "demo")], capture_output=True, text=True)
+  r = subprocess.run(
+    [sys.executable, "-m", "openpilot.tools.demo", "--seconds", "3", "--out", str(tmp_path / "demo")],
+    capture_output=True,
+    text=True,
+  )
   assert r.returncode == 0, r.stdout + r.stderr
   assert {"overlay.mp4", "rlog.zst", "report.html", "report.json"} <= {p.name for p in (tmp_path / "demo").iterdir()}
   numbers = json.loads((tmp_path / "demo" / "report.json").read_text())
-  assert numbers["frames"] >= 30 and numbers["calibrated"] and numbers["invalid"] == 0 and numbers["quality"]["iou_road"] > 0.8
+  assert (
+    numbers["frames"] >= 30
+    and numbers["calibrated"]
+    and numbers["invalid"] == 0
+    and numbers["quality"]["iou_road"] > 0.8
+  )
   page = (tmp_path / "demo" / "report.html").read_text()
   assert page.count("<img") == 4 and find_bundle(None, MODELS_DIR).name in page and "<svg" in page
   kinds = {e.which() for e in LogReader(tmp_path / "demo" / "rlog.zst")}
@@ -266,7 +301,9 @@ def of_this_demo(pid: int) -> list[int]:
   found = []
   for folder in Path("/proc").iterdir():
     with contextlib.suppress(OSError):
-      if folder.name.isdigit() and f"OPENPILOT_PREFIX=demo-{pid}\0".encode() in (folder / "environ").read_bytes() + b"\0":
+      if (
+        folder.name.isdigit() and f"OPENPILOT_PREFIX=demo-{pid}\0".encode() in (folder / "environ").read_bytes() + b"\0"
+      ):
         found.append(int(folder.name))
   return found
 
@@ -303,11 +340,22 @@ def test_the_fastest_message_sets_the_clock():
     msg.logMonoTime = 7_000_000_000 + frame * 50_000_000 + latency
     live.append(msg.to_bytes())
   assert [t - frame * 50_000_000 for frame, (t, _) in enumerate(on_route_clock(live), 1)] == [4_000_000, 0, 7_000_000]
-  assert [messaging.log_from_bytes(dat).logMonoTime for _, dat in on_route_clock(live)] == [t for t, _ in on_route_clock(live)]
+  assert [messaging.log_from_bytes(dat).logMonoTime for _, dat in on_route_clock(live)] == [
+    t for t, _ in on_route_clock(live)
+  ]
 
 
-@pytest.mark.parametrize(("other", "tolerance", "same"), [
-  (10.1, 0.0, False), (10.1, 0.009, False), (10.1, 0.0092, True), (float("nan"), 1.0, False), (10.0, 0.0, True), (9.9, 0.0092, True)])
+@pytest.mark.parametrize(
+  ("other", "tolerance", "same"),
+  [
+    (10.1, 0.0, False),
+    (10.1, 0.009, False),
+    (10.1, 0.0092, True),
+    (float("nan"), 1.0, False),
+    (10.0, 0.0, True),
+    (9.9, 0.0092, True),
+  ],
+)
 def test_tolerance_is_absolute_and_relative(other, tolerance, same):
-  assert (not list(differences({"x": [10.0]}, {"x": [other]}, tolerance=tolerance))) == same   # 0.1 beside 1 + 10
+  assert (not list(differences({"x": [10.0]}, {"x": [other]}, tolerance=tolerance))) == same  # 0.1 beside 1 + 10
   assert not list(differences({"x": float("nan")}, {"x": float("nan")}))

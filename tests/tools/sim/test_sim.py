@@ -27,15 +27,17 @@ def view(world, t, **kw):
   return render(world, t, medmodel_intrinsics, 512, 256, **kw)
 
 
-@pytest.mark.parametrize("rpy", [(0., 0., 0.), (.02, -.03, .04)])
+@pytest.mark.parametrize("rpy", [(0.0, 0.0, 0.0), (0.02, -0.03, 0.04)])
 def test_depth_of_the_ground_is_exact(rpy):
-  """Against float64 ray and plane; the ray-caster divides in float32, so 1e-5 relative beyond the horizon's immediate neighbourhood."""
+  """Against float64 ray and plane; the ray-caster divides in float32, so 1e-5 relative beyond the horizon's immediate
+  neighborhood."""
   from openpilot.common.transformations.orientation import rot_from_euler
-  world = World(5, "day", 10.)
-  f = view(world, 2., rpy=rpy)
+
+  world = World(5, "day", 10.0)
+  f = view(world, 2.0, rpy=rpy)
   u, v = np.meshgrid(np.arange(512), np.arange(256))
   ray = np.stack([(u - 256) / 910, (v - 47.6) / 910, np.ones(u.shape)], -1)
-  calib = ray @ (rot_from_euler(rpy).T @ np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0.]])).T
+  calib = ray @ (rot_from_euler(rpy).T @ np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0.0]])).T
   with np.errstate(divide="ignore"):
     want = world.camera_height / calib[..., 2]
   on_road = np.isin(f.semantic, [ROAD, LANE]) & (want < 150)
@@ -47,23 +49,28 @@ def test_depth_of_boxes_is_exact():
   """Every vehicle pixel against an independent float64 slab test over that vehicle's boxes."""
   checked = 0
   for seed in range(3, 9):
-    world = World(seed, "day", 10.)
-    f = view(world, 1.)
-    for o in world.objects(1.):
+    world = World(seed, "day", 10.0)
+    f = view(world, 1.0)
+    for o in world.objects(1.0):
       ys, xs = np.nonzero((f.instance == o["id"]) & (f.semantic == VEHICLE))
       if len(ys) < 50:
         continue
       pick = np.random.default_rng(0).choice(len(ys), 40, replace=False)
       for x, y in zip(xs[pick], ys[pick], strict=True):
-        d = np.array([1., (x - 256) / 910, (y - 47.6) / 910])
+        d = np.array([1.0, (x - 256) / 910, (y - 47.6) / 910])
         best = np.inf
-        for b in actor_boxes(o, 0.):
+        for b in actor_boxes(o, 0.0):
           c, s = np.cos(b[2]), np.sin(b[2])
           to_box = np.array([[c, s, 0], [-s, c, 0], [0, 0, -1]])
           origin, ray = to_box @ np.array([-b[0], -b[1], -world.camera_height]), to_box @ d
           with np.errstate(divide="ignore"):
-            t = np.sort(np.stack([(np.array([-b[3], -b[4], b[5]]) - origin) / ray, (np.array([b[3], b[4], b[6]]) - origin) / ray]), axis=0)
-          if t[0].max() <= t[1].min() and t[0].max() > .3:
+            t = np.sort(
+              np.stack(
+                [(np.array([-b[3], -b[4], b[5]]) - origin) / ray, (np.array([b[3], b[4], b[6]]) - origin) / ray]
+              ),
+              axis=0,
+            )
+          if t[0].max() <= t[1].min() and t[0].max() > 0.3:
             best = min(best, t[0].max())
         assert f.depth[y, x] == pytest.approx(best, rel=1e-4)
         checked += 1
@@ -71,13 +78,18 @@ def test_depth_of_boxes_is_exact():
 
 
 def test_the_car_is_told_its_own_motion():
-  """Speed, acceleration, yaw rate and curvature of carState and gps are the derivatives of where the car is, not of the centreline beside it."""
+  """Speed, acceleration, yaw rate and curvature of carState and gps are the derivatives of where the car is, not of the
+  centerline beside it."""
   h, apart = 0.02, []
   for seed in (3, 8, 21, 26, 46, 52):
-    world = World(seed, "day", 12.)
+    world = World(seed, "day", 12.0)
     config, sensor = CAMERAS["mici"]
     # far from the start, on whatever curve there is
-    said = list(log.Event.read_multiple_bytes(b"".join(dat for _, dat in segment_messages(world, 0, 100, 8, config, "mici", sensor, True))))
+    said = list(
+      log.Event.read_multiple_bytes(
+        b"".join(dat for _, dat in segment_messages(world, 0, 100, 8, config, "mici", sensor, True))
+      )
+    )
     states, places = ([e for e in said if e.which() == k] for k in ("carState", "gpsLocationExternal"))
     assert len(states) == 40 and len(places) == 4
     for e in states[::5]:
@@ -86,20 +98,24 @@ def test_the_car_is_told_its_own_motion():
       ahead = np.diff(p[:, :2], axis=0) / h
       speed, yaw_rate = np.linalg.norm(ahead, axis=1), np.diff(p[:, 2]) / h
       assert cs.vEgo == pytest.approx(speed.mean(), rel=1e-3)
-      assert cs.aEgo == pytest.approx((speed[2:].mean() - speed[:2].mean()) / (2 * h), abs=0.15)  # the road is a table of chords
+      assert cs.aEgo == pytest.approx(
+        (speed[2:].mean() - speed[:2].mean()) / (2 * h), abs=0.15
+      )  # the road is a table of chords
       assert -cs.yawRate == pytest.approx(yaw_rate.mean(), abs=2e-3)
       assert -np.radians(cs.steeringAngleDeg) / 15 / 2.7 * cs.vEgo == pytest.approx(-cs.yawRate, rel=1e-5)
       apart.append(abs(world.ego(t)["s_dot"] / cs.vEgo - 1))
     for e in places:
       (x, y, a), g = world.pose((e.logMonoTime - START_NS) * 1e-9), e.gpsLocationExternal
-      assert (g.latitude * 111_111, g.longitude * 111_111) == pytest.approx((x, y)) and g.bearingDeg == pytest.approx(np.degrees(a) % 360)
-  assert max(apart) > 0.01  # of the centreline's
+      assert (g.latitude * 111_111, g.longitude * 111_111) == pytest.approx((x, y)) and g.bearingDeg == pytest.approx(
+        np.degrees(a) % 360
+      )
+  assert max(apart) > 0.01  # of the centerline's
 
 
 def test_equal_seeds_equal_frames_whatever_was_rendered_before():
-  a, b, c = World(1, "night", 5.), World(1, "night", 5.), World(2, "night", 5.)
-  view(b, 3.)
-  x, y, z = view(a, 1.), view(b, 1.), view(c, 1.)
+  a, b, c = World(1, "night", 5.0), World(1, "night", 5.0), World(2, "night", 5.0)
+  view(b, 3.0)
+  x, y, z = view(a, 1.0), view(b, 1.0), view(c, 1.0)
   assert (x.rgb == y.rgb).all() and (x.depth == y.depth).all() and (x.instance == y.instance).all()
   assert not (x.rgb == z.rgb).all()
 
@@ -107,31 +123,31 @@ def test_equal_seeds_equal_frames_whatever_was_rendered_before():
 def test_lane_lines_lie_on_lane_pixels():
   hits = total = 0
   for seed in range(20, 26):
-    world = World(seed, "day", 10.)
-    f = view(world, 1.)
-    xs = np.arange(8., 30., .5)
-    for line, spec in zip(world.lane_lines(1., xs), [ln for ln in world.lines if ln.kind], strict=True):
+    world = World(seed, "day", 10.0)
+    f = view(world, 1.0)
+    xs = np.arange(8.0, 30.0, 0.5)
+    for line, spec in zip(world.lane_lines(1.0, xs), [ln for ln in world.lines if ln.kind], strict=True):
       if line["kind"] != "solid" or spec.wear > 0:
         continue
       px, z = project(np.stack([xs, line["y"], np.full_like(xs, world.camera_height)], 1), medmodel_intrinsics)
       for (x, y), depth in zip(np.round(px).astype(int), z, strict=True):
-        if 0 <= x < 512 and 0 <= y < 256 and f.depth[y, x] > depth * .98:
+        if 0 <= x < 512 and 0 <= y < 256 and f.depth[y, x] > depth * 0.98:
           hits += f.semantic[y, x] == LANE
           total += 1
-  assert total > 100 and hits / total > .97   # the rest: rounding at a marking's rim
+  assert total > 100 and hits / total > 0.97  # the rest: rounding at a marking's rim
 
 
 def test_identity_survives_full_occlusion():
   """Some vehicle disappears wholly behind another and comes back with the same identity."""
   found = 0
   for seed in range(60):
-    world = World(seed, "day", 20.)
+    world = World(seed, "day", 20.0)
     seen: dict[int, list[bool]] = {}
-    for t in np.arange(0, 14, .5):
+    for t in np.arange(0, 14, 0.5):
       ids = set(np.unique(view(world, float(t), rgb=False).instance)) - {0}
       inside = set()
       for o in world.objects(float(t)):
-        px, z = project(np.array([[o["x"], o["y"], world.camera_height - .7]]), medmodel_intrinsics)
+        px, z = project(np.array([[o["x"], o["y"], world.camera_height - 0.7]]), medmodel_intrinsics)
         if o["cls"] == 3 and 5 < z[0] < 100 and 20 < px[0, 0] < 492:
           inside.add(o["id"])
       for i in inside:
@@ -145,18 +161,18 @@ def test_identity_survives_full_occlusion():
 
 
 def test_map_labels_are_exact_on_a_plane():
-  """1/z is linear in the image of a plane, so the centre's depth comes out to float16."""
+  """1/z is linear in the image of a plane, so the center's depth comes out to float16."""
   v, u = np.mgrid[0:256, 0:512]
-  inverse = .02 + .0004 * v + .0001 * u
+  inverse = 0.02 + 0.0004 * v + 0.0001 * u
   depth, classes = map_labels((1 / inverse).astype(np.float32), np.full((256, 512), 3, np.uint8))
   vc, uc = 4 * np.arange(64)[:, None] + 1.5, 4 * np.arange(128)[None] + 1.5
-  np.testing.assert_allclose(depth.astype(float), 1 / (.02 + .0004 * vc + .0001 * uc), rtol=1e-3)
+  np.testing.assert_allclose(depth.astype(float), 1 / (0.02 + 0.0004 * vc + 0.0001 * uc), rtol=1e-3)
   assert (classes == 3).all()
 
 
 @pytest.fixture(scope="module")
 def route(tmp_path_factory):
-  return write_route(tmp_path_factory.mktemp("sim"), seed=4, seconds=1.5, segment_seconds=1.)
+  return write_route(tmp_path_factory.mktemp("sim"), seed=4, seconds=1.5, segment_seconds=1.0)
 
 
 def test_route_is_an_ordinary_one(route):
@@ -173,7 +189,15 @@ def test_route_is_an_ordinary_one(route):
     for e in LogReader([s.rlog]):
       counts[e.which()] = counts.get(e.which(), 0) + 1
     assert counts["carState"] == 5 * count and counts["modelV2"] == counts["narrowRoadCameraState"] == count
-    assert {"initData", "carParams", "extrinsicsCalibration", "deviceState", "radarState", "cameraOdometry", "sentinel"} <= counts.keys()
+    assert {
+      "initData",
+      "carParams",
+      "extrinsicsCalibration",
+      "deviceState",
+      "radarState",
+      "cameraOdometry",
+      "sentinel",
+    } <= counts.keys()
     assert sum(1 for e in LogReader([s.qlog])) < sum(counts.values()) / 2
   assert ids == list(range(ids[0], ids[0] + 30))
 
@@ -186,7 +210,7 @@ def test_truth_stands_beside_the_frames(route):
   want = view(world, 7 / 20)
   assert (f.semantic == want.semantic).all() and (f.instance == want.instance).all()
   finite = np.isfinite(want.depth)
-  np.testing.assert_allclose(f.depth[finite], want.depth[finite], rtol=1e-3)   # float16
+  np.testing.assert_allclose(f.depth[finite], want.depth[finite], rtol=1e-3)  # float16
   boxes = [o for o in truth.objects(7) if o["box_view"]]
   assert boxes
   for o in boxes:
@@ -199,29 +223,36 @@ def test_truth_stands_beside_the_frames(route):
 
 
 def test_camera_frame_through_the_warp_is_the_view(route):
-  """The rendered, encoded, decoded and warped camera frame shows the view's own picture: mounting, calibration and intrinsics agree."""
+  """The rendered, encoded, decoded and warped camera frame shows the view's own picture: mounting, calibration and
+  intrinsics agree."""
   s = Route(route).segments[0]
   nv12 = FrameReader(s.fcamera, "nv12").get(5)
   stride, y_height, _, size = nv12_info(1344, 760)
   from openpilot.tools.replay.source import fill_nv12
+
   warp = ModelFrame(1344, 760, stride, stride * y_height)
   rpy = next(list(e.extrinsicsCalibration.rpyCalib) for e in LogReader([s.rlog], services=["liveCalibration"]))
   from openpilot.selfdrive.modeld.fair.frames import pack_rgb
+
   want = pack_rgb(view(World(4, "day", 1.5), 5 / 20).rgb)[:4].astype(float)
+
   def error(angles):
     warp.set_calibration(angles, camera_intrinsics(1344, 760))
-    return np.abs(warp.warp(fill_nv12(nv12, np.zeros(size, np.uint8), stride, stride * y_height))[:4].astype(float) - want).mean()
+    return np.abs(
+      warp.warp(fill_nv12(nv12, np.zeros(size, np.uint8), stride, stride * y_height))[:4].astype(float) - want
+    ).mean()
+
   right = error(rpy)
-  assert right < 6   # of 219: noise and compression
-  assert error(np.array(rpy) + [0, .01, 0]) > right * 1.3 and error(np.array(rpy) + [0, 0, .01]) > right * 1.3
+  assert right < 6  # of 219: noise and compression
+  assert error(np.array(rpy) + [0, 0.01, 0]) > right * 1.3 and error(np.array(rpy) + [0, 0, 0.01]) > right * 1.3
 
 
 @pytest.mark.slow
 def test_two_runs_are_equal(route, tmp_path):
-  other = write_route(tmp_path / "again", seed=4, seconds=1.5, segment_seconds=1.)
+  other = write_route(tmp_path / "again", seed=4, seconds=1.5, segment_seconds=1.0)
   for a, b in zip(Route(route).segments, Route(other).segments, strict=True):
     files = ["rlog.zst", "qlog.zst", "truth/objects.jsonl", "truth/lanes.jsonl", "truth/truth.json"]
     assert filecmp.cmpfiles(a.dir, b.dir, files, shallow=False)[0] == files
     assert (Truth(a.dir).frame(3).depth == Truth(b.dir).frame(3).depth).all()
-  third = write_route(tmp_path / "third", seed=5, seconds=.5)
+  third = write_route(tmp_path / "third", seed=5, seconds=0.5)
   assert json.loads((Route(third).segments[0].dir / "truth/truth.json").read_text())["seed"] == 5

@@ -29,7 +29,8 @@ def view(world, t, **kw):
 
 @pytest.mark.parametrize(("seed", "time", "t"), [(5, "day", 1.5), (8, "dusk", 2.25), (9, "night", 3.0)])
 def test_clear_weather_renders_as_before_there_was_rain(seed, time, t):
-  """Every 8th pixel of frames kept from then. Another C library's expf may differ in its last bit, which may tip a rounding: one level, seldom."""
+  """Every 8th pixel of frames kept from then. Another C library's expf may differ in its last bit, which may tip a
+  rounding: one level, seldom."""
   with np.load(Path(__file__).with_name("clear_frames.npz")) as z:
     want = z[time].astype(int)
   off = np.abs(view(World(seed, time, 10.0), t).rgb[::8, ::8].astype(int) - want)
@@ -44,7 +45,7 @@ def test_rain_changes_the_picture_and_nothing_else():
     assert (a.depth == f.depth).all() and (a.semantic == f.semantic).all() and (a.instance == f.instance).all()
   assert not quick.rgb.any()
   far = np.isfinite(a.depth) & (a.depth > 60)
-  assert b.rgb[far].std() < 0.7 * a.rgb[far].std()  # haze and a grey sky
+  assert b.rgb[far].std() < 0.7 * a.rgb[far].std()  # haze and a gray sky
   again = World(11, "day", 10.0, "rain")
   view(again, 3.0)
   assert (view(again, 2.0).rgb == b.rgb).all()  # of the moment, whatever was rendered before
@@ -72,7 +73,9 @@ def test_alone_is_what_an_object_would_fill_by_itself(monkeypatch):
   ids = np.flatnonzero(whole.alone)
   hidden = 0
   for i in ids:
-    monkeypatch.setattr(world, "view", lambda t, i=i: {**everything, "boxes": everything["boxes"][everything["boxes"][:, 11] == i]})
+    monkeypatch.setattr(
+      world, "view", lambda t, i=i: {**everything, "boxes": everything["boxes"][everything["boxes"][:, 11] == i]}
+    )
     only = (view(world, 1.0, rgb=False).instance == i).sum()
     assert whole.alone[i] == only
     hidden += (whole.instance == i).sum() < 0.9 * only
@@ -80,10 +83,14 @@ def test_alone_is_what_an_object_would_fill_by_itself(monkeypatch):
 
 
 def test_followed_points_are_where_the_road_moves_them():
-  """Against the road's own coordinates: a stretch ahead, found at both moments through World.to_ego, carries the points rigidly."""
+  """Against the road's own coordinates: a stretch ahead, found at both moments through World.to_ego, carries the points
+  rigidly."""
   world, start, n = World(6, "day", 10.0), 1.0, 10
   frames = [view(world, start + k / 20, rgb=False) for k in range(n)]
-  points = np.array([(x, y) for y in range(80, 250, 15) for x in range(20, 500, 30) if np.isin(frames[0].semantic[y, x], (ROAD, LANE))], float)
+  points = np.array(
+    [(x, y) for y in range(80, 250, 15) for x in range(20, 500, 30) if np.isin(frames[0].semantic[y, x], (ROAD, LANE))],
+    float,
+  )
   tracks, seen = follow(world, frames, start, points)
   z = world.camera_height * 910 / (points[:, 1] - 47.6)
   at = np.stack([z, (points[:, 0] - 256) / 910 * z], 1)
@@ -114,7 +121,9 @@ def test_many_small_routes_go_on_where_they_were_stopped(routes):
   info = [Truth(f).info for f in folders]
   assert [(i["time_of_day"], i["weather"], i["seed"]) for i in info] == [("day", "rain", 6), ("dusk", "rain", 7)]
   (segment,) = Route(folders[0]).segments
-  assert segment.fcamera is None and FrameReader(segment.qcamera).frame_count == 12 and FrameReader(segment.qcamera).w == 526
+  assert (
+    segment.fcamera is None and FrameReader(segment.qcamera).frame_count == 12 and FrameReader(segment.qcamera).w == 526
+  )
   whole = {p.name: p.read_bytes() for p in (folders[1] / "truth").iterdir()}
   (folders[1] / "rlog.zst").unlink()  # as if it had never been finished
   left = out / f".{drives[1].name}--0.tmp"
@@ -131,7 +140,9 @@ def test_the_small_picture_through_the_warp_is_the_view(routes):
   folder = out / f"{drives[0].name}--0"
   (segment,) = Route(folder).segments
   nv12 = FrameReader(segment.qcamera, "nv12").get(7)
-  rpy = np.array(next(list(e.extrinsicsCalibration.rpyCalib) for e in LogReader([segment.rlog], services=["extrinsicsCalibration"])))
+  rpy = np.array(
+    next(list(e.extrinsicsCalibration.rpyCalib) for e in LogReader([segment.rlog], services=["extrinsicsCalibration"]))
+  )
   want = pack_rgb(view(World(6, "day", 0.6), 7 / 20).rgb)[:4].astype(float)  # dry: drops differ from camera to camera
   warp = ModelFrame(526, 330, 526, 526 * 330)
 
@@ -160,7 +171,9 @@ def test_truth_says_what_is_occluded_and_the_conditions(routes):
 
 
 def test_conditions_come_in_turn():
-  assert {conditions(s, "any", "any") for s in range(9)} == {(t, w) for t in ("day", "dusk", "night") for w in ("clear", "rain")}
+  assert {conditions(s, "any", "any") for s in range(9)} == {
+    (t, w) for t in ("day", "dusk", "night") for w in ("clear", "rain")
+  }
   assert [conditions(s, "any", "any")[1] for s in range(1000, 1090)].count("rain") == 30
   assert conditions(3, "night", "clear") == ("night", "clear") and parse_seeds("7:9") == range(7, 9)
 
@@ -173,7 +186,12 @@ def test_bad_seeds_are_one_line(text):
 
 def test_the_command_names_its_faults(tmp_path):
   def run(*args):
-    return subprocess.run([sys.executable, "-m", "openpilot.tools.sim.write_route", str(tmp_path / "x"), *args], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+      [sys.executable, "-m", "openpilot.tools.sim.write_route", str(tmp_path / "x"), *args],
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
 
   r = run("--seeds", "5")
   assert r.returncode == 2 and r.stderr.startswith("error: --seeds 5") and not (tmp_path / "x").exists()

@@ -1,8 +1,9 @@
-"""DoRA adapters on disk, in PEFT's format: a folder with adapter_config.json and adapter_model.safetensors, which holds A, B and m of each adapted weight and
-nothing of the base, but in its header the hash of the base that it was trained on.
+"""DoRA adapters on disk, in PEFT's format: a folder with adapter_config.json and adapter_model.safetensors, which holds
+A, B and m of each adapted weight and nothing of the base, but in its header the hash of the base that it was trained
+on.
 
-PEFT reads what holds dense layers and convolutions (one group, no dilation). A GRU's matrices stand under their own names, which PEFT does not know.
-"""
+PEFT reads what holds dense layers and convolutions (one group, no dilation). A GRU's matrices stand under their own
+names, which PEFT does not know."""
 
 import json
 import math
@@ -17,20 +18,37 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.files import atomic_path
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 PARTS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
-KEY = re.compile(r"(?P<module>.+?)(?:\.(?P<weight>weight_[ih]h_l\d+(?:_reverse)?))?\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")
+KEY = re.compile(
+  r"(?P<module>.+?)(?:\.(?P<weight>weight_[ih]h_l\d+(?:_reverse)?))?\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector)"
+)
 # PEFT's variants that compute something else from the same tensors.
-NOT_READ = ("fan_in_fan_out", "lora_bias", "modules_to_save", "layer_replication", "megatron_config", "target_parameters", "trainable_token_indices",
-            "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "monteclora_config", "velora_config")
+NOT_READ = (
+  "fan_in_fan_out",
+  "lora_bias",
+  "modules_to_save",
+  "layer_replication",
+  "megatron_config",
+  "target_parameters",
+  "trainable_token_indices",
+  "use_qalora",
+  "use_bdlora",
+  "alora_invocation_tokens",
+  "arrow_config",
+  "monteclora_config",
+  "velora_config",
+)
 
 
 @dataclass
 class Matrix:
-  """The adapter of one weight: a (r, in) or (groups*r, in/groups, kh, kw), b (out, r) or (out, r, 1, 1), m (out,); W' = m * (W + scaling * B A) / norm."""
+  """The adapter of one weight: a (r, in) or (groups*r, in/groups, kh, kw), b (out, r) or (out, r, 1, 1), m (out,); W' =
+  m * (W + scaling * B A) / norm."""
+
   module: str
   weight: str
   a: Tensor
@@ -52,11 +70,23 @@ def write_adapter(folder: Path, matrices: list[Matrix], base_hash: str, dropout:
   ranks = {x.module: x.b.shape[1] for x in matrices}
   alphas = {x.module: x.scaling * x.b.shape[1] for x in matrices}
   rank, alpha = max(ranks.values()), max(alphas.values())
-  config = {"peft_type": "LORA", "use_dora": True, "r": rank, "lora_alpha": _plain(alpha), "lora_dropout": dropout, "bias": "none", "inference_mode": True,
-            "init_lora_weights": True, "task_type": None, "base_model_name_or_path": None, "fan_in_fan_out": False, "use_rslora": False,
-            "target_modules": "|".join(re.escape(n) for n in modules),
-            "rank_pattern": {f"^{re.escape(n)}": r for n, r in ranks.items() if r != rank},
-            "alpha_pattern": {f"^{re.escape(n)}": _plain(v) for n, v in alphas.items() if v != alpha}}
+  config = {
+    "peft_type": "LORA",
+    "use_dora": True,
+    "r": rank,
+    "lora_alpha": _plain(alpha),
+    "lora_dropout": dropout,
+    "bias": "none",
+    "inference_mode": True,
+    "init_lora_weights": True,
+    "task_type": None,
+    "base_model_name_or_path": None,
+    "fan_in_fan_out": False,
+    "use_rslora": False,
+    "target_modules": "|".join(re.escape(n) for n in modules),
+    "rank_pattern": {f"^{re.escape(n)}": r for n, r in ranks.items() if r != rank},
+    "alpha_pattern": {f"^{re.escape(n)}": _plain(v) for n, v in alphas.items() if v != alpha},
+  }
   extra = {"scaling": json.dumps({f"{x.module}.{x.weight}": x.scaling for x in matrices})}  # exact, and per matrix
   with atomic_path(folder / TENSORS) as tmp:
     save_file(tensors, tmp, metadata={"format": "pt", "base_hash": base_hash, **extra})
@@ -65,7 +95,8 @@ def write_adapter(folder: Path, matrices: list[Matrix], base_hash: str, dropout:
 
 
 def read_adapter(folder: Path) -> tuple[list[Matrix], str | None, float]:
-  """The adapter of a folder written here or by PEFT: its matrices, the hash of its base (None in PEFT's, which keep none) and its dropout. Raises UserError."""
+  """The adapter of a folder written here or by PEFT: its matrices, the hash of its base (None in PEFT's, which keep
+  none) and its dropout. Raises UserError."""
   config = _config(folder / CONFIG)
   found: dict[tuple[str, str], dict[str, Tensor]] = {}
   try:
@@ -74,7 +105,9 @@ def read_adapter(folder: Path) -> tuple[list[Matrix], str | None, float]:
       for key in f.keys():
         match = KEY.fullmatch(key.removeprefix(PREFIX))
         if match is None or not key.startswith(PREFIX):
-          raise UserError(f"{folder / TENSORS}: {key} is no part of a DoRA adapter; give a folder with A, B and magnitudes only")
+          raise UserError(
+            f"{folder / TENSORS}: {key} is no part of a DoRA adapter; give a folder with A, B and magnitudes only"
+          )
         found.setdefault((match["module"], match["weight"] or "weight"), {})[match["part"]] = f.get_tensor(key)
   except (OSError, SafetensorError) as e:
     raise UserError(f"{folder / TENSORS} cannot be read: {e}; give a folder that holds a saved adapter") from e
@@ -93,9 +126,14 @@ def read_adapter(folder: Path) -> tuple[list[Matrix], str | None, float]:
     if not all(t.isfinite().all() for t in (a, b, m)):
       raise UserError(f"{folder / TENSORS}: {module} holds numbers that are not finite; take an earlier checkpoint")
     if a.ndim not in (2, 4) or b.ndim != a.ndim:
-      raise UserError(f"{folder / TENSORS}: {module} is {a.ndim}-dimensional; only adapters of dense layers, 2-D convolutions and GRUs are read")
+      raise UserError(
+        f"{folder / TENSORS}: {module} is {a.ndim}-dimensional; only adapters of dense layers, 2-D convolutions and "
+        "GRUs are read"
+      )
     scaling = scalings.get(f"{module}.{weight}")
-    out.append(Matrix(module, weight, a, b, m.reshape(-1), _scaling(config, module, b.shape[1]) if scaling is None else scaling))
+    out.append(
+      Matrix(module, weight, a, b, m.reshape(-1), _scaling(config, module, b.shape[1]) if scaling is None else scaling)
+    )
   return out, header.get("base_hash"), float(config.get("lora_dropout") or 0.0)
 
 
@@ -107,7 +145,10 @@ def _config(path: Path) -> dict[str, Any]:
   except (OSError, ValueError) as e:
     raise UserError(f"{path} cannot be read: {e}; give a folder that holds a saved adapter") from e
   if config.get("peft_type") != "LORA" or not config.get("use_dora"):
-    raise UserError(f"{path} is of {config.get('peft_type', 'an unknown kind')} with use_dora={config.get('use_dora', False)}; only DoRA adapters are read")
+    raise UserError(
+      f"{path} is of {config.get('peft_type', 'an unknown kind')} with use_dora={config.get('use_dora', False)}; only "
+      "DoRA adapters are read"
+    )
   used = [k for k in NOT_READ if config.get(k)]
   if used or config.get("bias", "none") != "none":
     raise UserError(f"{path} uses {', '.join(used or ['bias'])}, which is not read; save the adapter without it")
@@ -115,8 +156,12 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
-  """PEFT's: alpha / r, or alpha / sqrt(r) where use_rslora; the first pattern that the end of the module's name matches gives its alpha."""
-  alpha = next((v for k, v in (config.get("alpha_pattern") or {}).items() if re.match(rf"(.*\.)?({k})$", module)), config.get("lora_alpha", 8))
+  """PEFT's: alpha / r, or alpha / sqrt(r) where use_rslora; the first pattern that the end of the module's name matches
+  gives its alpha."""
+  alpha = next(
+    (v for k, v in (config.get("alpha_pattern") or {}).items() if re.match(rf"(.*\.)?({k})$", module)),
+    config.get("lora_alpha", 8),
+  )
   return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
@@ -128,4 +173,8 @@ def _plain(x: float) -> int | float:
 def fits(x: Matrix, shape: torch.Size, groups: int) -> bool:
   """Whether the adapter is one for a weight of this shape and number of groups."""
   rank = x.b.shape[1]
-  return x.a.shape == (groups * rank, *shape[1:]) and x.b.shape == (shape[0], rank, *(1,) * (len(shape) - 2)) and x.m.shape == (shape[0],)
+  return (
+    x.a.shape == (groups * rank, *shape[1:])
+    and x.b.shape == (shape[0], rank, *(1,) * (len(shape) - 2))
+    and x.m.shape == (shape[0],)
+  )

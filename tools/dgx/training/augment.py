@@ -1,7 +1,8 @@
-"""One change of each clip of a batch, the same along the clip: mirrored in half of them, and light, contrast, colour and noise of all.
+"""One change of each clip of a batch, the same along the clip: mirrored in half of them, and light, contrast, color and
+noise of all.
 
-What is left becomes right in pictures, path, motion, desire and the side that traffic keeps to. Pictures are not moved otherwise: their geometry is calibrated.
-"""
+What is left becomes right in pictures, path, motion, desire and the side that traffic keeps to. Pictures are not moved
+otherwise: their geometry is calibrated."""
 
 from typing import Any
 
@@ -44,16 +45,25 @@ def mirror(clips: dict[str, Any]) -> dict[str, Any]:
 
 
 def light(x: Tensor, r: np.random.Generator) -> Tensor:
-  """(T, 6 k, 128, 256) uint8 -> the same clip in other light: gamma, contrast and brightness of Y, strength of U and V, noise of all."""
-  gamma, gain, bias, chroma, noise = np.exp(r.normal(0, 0.25)), np.exp(r.normal(0, 0.2)), r.normal(0, 8), r.uniform(0.5, 1.4), r.choice([0.0, 0.0, 3.0, 6.0])
+  """(T, 6 k, 128, 256) uint8 -> the same clip in other light: gamma, contrast and brightness of Y, strength of U and V,
+  noise of all."""
+  gamma, gain, bias, chroma, noise = (
+    np.exp(r.normal(0, 0.25)),
+    np.exp(r.normal(0, 0.2)),
+    r.normal(0, 8),
+    r.uniform(0.5, 1.4),
+    r.choice([0.0, 0.0, 3.0, 6.0]),
+  )
   level = np.arange(256) / 255
   luma = (level**gamma * 255 * gain + bias).clip(0, 255).round().astype(np.uint8)
-  colour = ((level * 255 - 128) * chroma + 128).clip(0, 255).round().astype(np.uint8)
+  color = ((level * 255 - 128) * chroma + 128).clip(0, 255).round().astype(np.uint8)
   planes = x.numpy().reshape(-1, *FRAME_SHAPE)
   out = np.empty_like(planes)
   for k in range(FRAME_SHAPE[0]):
-    np.take(luma if k < 4 else colour, planes[:, k], out=out[:, k])
-  if noise:  # one pattern for the whole clip, since drawing it is dear, but elsewhere in each frame: noise that stands still says that the car does
+    np.take(luma if k < 4 else color, planes[:, k], out=out[:, k])
+  # one pattern for the whole clip, since drawing it is dear, but elsewhere in each frame: noise that stands still says
+  # that the car does
+  if noise:
     pattern = (r.standard_normal(FRAME_SHAPE, np.float32) * np.float32(noise)).astype(np.int16)
     for frame, (dy, dx) in zip(out, r.integers(0, FRAME_SHAPE[1:], (len(out), 2)), strict=True):
       frame[:] = (frame + np.roll(pattern, (dy, dx), (1, 2))).clip(0, 255)

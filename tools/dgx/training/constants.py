@@ -1,13 +1,16 @@
-"""What openpilot's driving model takes and gives: names, shapes, units; the numbers are those of openpilot's selfdrive/modeld.
+"""What openpilot's driving model takes and gives: names, shapes, units; the numbers are those of openpilot's
+selfdrive/modeld.
 
 Inputs (batch 1 on the device):
-  img, big_img         (1, 12, 128, 256) uint8   two packed YUV420 frames of the narrow and the wide camera, the older first, 4 camera frames (200 ms) apart
-  desire_pulse         (1, 25, 8) float32        rising edges of the desire, the largest in each of 25 windows of 4 frames, the newest last
+  img, big_img         (1, 12, 128, 256) uint8   two packed YUV420 frames of the narrow and the wide camera, the older
+                       first, 4 camera frames (200 ms) apart
+  desire_pulse         (1, 25, 8) float32        rising edges of the desire, the largest in each of 25 windows of 4
+                       frames, the newest last
   traffic_convention   (1, 2) float32            one-hot: drives on the right, on the left
   action_t             (1, 2) float32            seconds ahead at which the lateral and longitudinal action are wanted
   features_buffer      (1, 24, 512) float32      the model's own hidden_state of 96, 92, ... 4 frames ago
-Output: one vector (1, OUTPUT_SIZE) float32, cut by OUTPUT_SLICES. Positions are metres in the calibrated frame: x forward, y right, z down.
-"""
+Output: one vector (1, OUTPUT_SIZE) float32, cut by OUTPUT_SLICES. Positions are meters in the calibrated frame: x
+forward, y right, z down."""
 
 from math import prod
 
@@ -53,7 +56,8 @@ INPUTS: dict[str, tuple[tuple[int, ...], str]] = {
   "features_buffer": ((1, HISTORY, FEATURE_LEN), "float32"),
 }
 
-# Mixture density outputs hold the means, then the logarithms of the scales; with several hypotheses each holds that and then its weights' logits.
+# Mixture density outputs hold the means, then the logarithms of the scales; with several hypotheses each holds that and
+# then its weights' logits.
 OUTPUT_SIZES: dict[str, int] = {
   "pose": 2 * POSE_WIDTH,
   "wide_from_device_euler": 2 * WIDE_FROM_DEVICE_WIDTH,

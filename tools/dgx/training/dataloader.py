@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Route logs to training data for openpilot's driving model: packed model frames, desire, the car's state, and the path that it really drove.
+"""Route logs to training data for openpilot's driving model: packed model frames, desire, the car's state, and the path
+that it really drove.
 
-OUTPUT keeps a folder a segment (see shards.py), dataset.json, statistics.json. A segment appears when it is whole: run the same command again to go on.
-"""
+OUTPUT keeps a folder a segment (see shards.py), dataset.json, statistics.json. A segment appears when it is whole: run
+the same command again to go on."""
 
 import argparse
 import errno
@@ -26,21 +27,31 @@ from openpilot.tools.dgx.training.shards import VERSION
 from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, read_frames, segment_view
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.log_fields import GPS
-from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.route import Route, Segment, segments_in
 from openpilot.tools.lib.said import command
 from openpilot.tools.replay.source import choose_camera
 
 REASONS = (
-  "kept", "not calibrated", "another phase", "no frame 4 before", "no wide frame", "no car state", "too slow or backwards", "not engaged",
-  "no GPS", "outside the box", "not decoded",
+  "kept",
+  "not calibrated",
+  "another phase",
+  "no frame 4 before",
+  "no wide frame",
+  "no car state",
+  "too slow or backwards",
+  "not engaged",
+  "no GPS",
+  "outside the box",
+  "not decoded",
 )
 CODE = {name: i for i, name in enumerate(REASONS)}
 PAIRED = 0.025  # s between a narrow frame and its wide one, as modeld allows
 
 
 def find_segments(routes: list[str]) -> tuple[list[Segment], dict[str, str]]:
-  """-> segments with log and video, by route and number, and why others are left out. Raises UserError where none is left."""
+  """-> segments with log and video, by route and number, and why others are left out. Raises UserError where none is
+  left."""
   found: dict[str, Segment] = {}
   for r in routes:
     path = Path(r)
@@ -56,7 +67,10 @@ def find_segments(routes: list[str]) -> tuple[list[Segment], dict[str, str]]:
   good = [s for name, s in found.items() if name not in out]
   if not good:
     why = "; ".join(f"{k}: {v}" for k, v in list(out.items())[:4])
-    raise UserError(f"no segment in {', '.join(routes)} has both a log and a video ({why}); copy qlog.zst and qcamera.ts of each, or rlog.zst and fcamera.hevc")
+    raise UserError(
+      f"no segment in {', '.join(routes)} has both a log and a video ({why}); copy qlog.zst and qcamera.ts of each, or "
+      "rlog.zst and fcamera.hevc"
+    )
   return good, out
 
 
@@ -71,11 +85,13 @@ def wide_positions(main: SegmentView, wide: SegmentView) -> np.ndarray:
   return np.where(np.abs(t[i] - own) * 1e-9 <= PAIRED, i, -1)
 
 
-def columns_of(view: SegmentView, log: DriveLog, near: list[DriveLog], options: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """One entry a frame of the video, all but the pictures; `reason` is the first filter that the frame does not pass, 0 where it passes. And the sources.
+def columns_of(
+  view: SegmentView, log: DriveLog, near: list[DriveLog], options: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """One entry a frame of the video, all but the pictures; `reason` is the first filter that the frame does not pass, 0
+  where it passes. And the sources.
 
-  near: the logs of this segment and of those beside it, through which the path goes on.
-  """
+  near: the logs of this segment and of those beside it, through which the path goes on."""
   ids = np.array([e.frame_id for e in view.entries], np.int64)
   time_ns = np.array([e.timestamp_eof for e in view.entries], np.int64)
   t = time_ns * 1e-9
@@ -105,7 +121,10 @@ def columns_of(view: SegmentView, log: DriveLog, near: list[DriveLog], options: 
   if options["gps_box"]:
     a, b, c, d = options["gps_box"]
     drop(np.isnan(gps[:, 0]), "no GPS")
-    drop(~((gps[:, 0] >= min(a, c)) & (gps[:, 0] <= max(a, c)) & (gps[:, 1] >= min(b, d)) & (gps[:, 1] <= max(b, d))), "outside the box")
+    drop(
+      ~((gps[:, 0] >= min(a, c)) & (gps[:, 0] <= max(a, c)) & (gps[:, 1] >= min(b, d)) & (gps[:, 1] <= max(b, d))),
+      "outside the box",
+    )
   columns: dict[str, np.ndarray] = {
     "frame_id": ids,
     "segment_id": np.array([e.segment_id for e in view.entries], np.int64),
@@ -125,20 +144,35 @@ def columns_of(view: SegmentView, log: DriveLog, near: list[DriveLog], options: 
   traffic = {"left": True, "right": False, "log": log.left_hand}[options["traffic"]]
   rhd_source = "option"
   if options["traffic"] == "log":
-    rhd_source = "assumed right-hand: the log does not say" if log.left_hand is None else "isRHD of driverMonitoringState"
+    rhd_source = (
+      "assumed right-hand: the log does not say" if log.left_hand is None else "isRHD of driverMonitoringState"
+    )
   facts = {
     "calibrated": view.calibrated,
     "rpy": view.rpy.tolist(),
     "traffic_convention": [float(not traffic), float(bool(traffic))],
     "action_t": list(log.action_t()),
-    "sources": {"desire": desire_source, "gps": gps_source, "path": motion_source, "path_hz": round(hertz, 2), "traffic": rhd_source},
+    "sources": {
+      "desire": desire_source,
+      "gps": gps_source,
+      "path": motion_source,
+      "path_hz": round(hertz, 2),
+      "traffic": rhd_source,
+    },
     "truncated": log.truncated,
   }
   return columns, facts
 
 
-def write_frames(view: SegmentView, wide: SegmentView | None, columns: dict[str, np.ndarray], files: tuple[BinaryIO, BinaryIO], bar: Any) -> int:
-  """Decodes and warps what is needed, in order; sets columns' row and keep. -> rows. With no wide camera the main one's picture is warped into its view."""
+def write_frames(
+  view: SegmentView,
+  wide: SegmentView | None,
+  columns: dict[str, np.ndarray],
+  files: tuple[BinaryIO, BinaryIO],
+  bar: Any,
+) -> int:
+  """Decodes and warps what is needed, in order; sets columns' row and keep. -> rows. With no wide camera the main one's
+  picture is warped into its view."""
   joined = np.arange(len(view.entries)) if wide is None else wide_positions(view, wide)
   columns["reason"][(columns["reason"] == 0) & (joined < 0)] = CODE["no wide frame"]
   ok = columns["reason"] == 0
@@ -171,7 +205,9 @@ def write_frames(view: SegmentView, wide: SegmentView | None, columns: dict[str,
   return n
 
 
-def make_segment(segment: Segment, log: DriveLog, near: list[DriveLog], options: dict[str, Any], root: Path, progress: bool = True) -> dict[str, Any]:
+def make_segment(
+  segment: Segment, log: DriveLog, near: list[DriveLog], options: dict[str, Any], root: Path, progress: bool = True
+) -> dict[str, Any]:
   """Writes one segment's folder, whole or not at all. -> its segment.json."""
   stream = choose_camera([segment], options["camera"])
   view = segment_view(segment, stream, 1, options["focal"])
@@ -181,7 +217,11 @@ def make_segment(segment: Segment, log: DriveLog, near: list[DriveLog], options:
   shutil.rmtree(tmp, ignore_errors=True)
   tmp.mkdir(parents=True)
   try:
-    with open(tmp / "frames.u8", "wb") as a, open(tmp / "big.u8", "wb") as b, tqdm(desc=segment.name, unit="frame", disable=not progress, leave=False) as bar:
+    with (
+      open(tmp / "frames.u8", "wb") as a,
+      open(tmp / "big.u8", "wb") as b,
+      tqdm(desc=segment.name, unit="frame", disable=not progress, leave=False) as bar,
+    ):
       rows = write_frames(view, wide, columns, (a, b), bar)
     np.savez_compressed(tmp / "columns.npz", **columns)  # type: ignore[arg-type]
     keep = columns["keep"]
@@ -202,7 +242,9 @@ def make_segment(segment: Segment, log: DriveLog, near: list[DriveLog], options:
     tmp.replace(root / segment.name)
   except OSError as e:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
-      raise UserError(f"the disk is full: {segment.name} was not written; free some space, or take --fps 5, and run the command again") from None
+      raise UserError(
+        f"the disk is full: {segment.name} was not written; free some space, or take --fps 5, and run the command again"
+      ) from None
     raise
   finally:
     shutil.rmtree(tmp, ignore_errors=True)
@@ -210,7 +252,8 @@ def make_segment(segment: Segment, log: DriveLog, near: list[DriveLog], options:
 
 
 def make_data(routes: list[str], root: Path, options: dict[str, Any], progress: bool = True) -> dict[str, Any]:
-  """All segments that are not there yet. -> statistics: of each segment, their sum, and what was left out. Raises UserError where nothing is kept."""
+  """All segments that are not there yet. -> statistics: of each segment, their sum, and what was left out. Raises
+  UserError where nothing is kept."""
   segments, left_out = find_segments(routes)
   described = {"version": VERSION, **options}
   if (root / "dataset.json").is_file():
@@ -244,37 +287,71 @@ def make_data(routes: list[str], root: Path, options: dict[str, Any], progress: 
   total: Counter[str] = Counter()
   for m in metas.values():
     total.update(m["reasons"])
-  stats = {"segments": metas, "left_out": left_out, "total": dict(total), "whole_plans": sum(m["whole_plans"] for m in metas.values())}
+  stats = {
+    "segments": metas,
+    "left_out": left_out,
+    "total": dict(total),
+    "whole_plans": sum(m["whole_plans"] for m in metas.values()),
+  }
   with atomic_path(root / "statistics.json") as tmp:
     tmp.write_text(json.dumps(stats, indent=1))
   return stats
 
 
 def table(stats: dict[str, Any]) -> str:
-  lines = [f"{'segment':<30} {'frames':>6} {'kept':>6} {'10 s plan':>9} {'km/h':>5} {'pulses':>6}  path, desire, not kept"]
+  lines = [
+    f"{'segment':<30} {'frames':>6} {'kept':>6} {'10 s plan':>9} {'km/h':>5} {'pulses':>6}  path, desire, not kept"
+  ]
   for name, m in stats["segments"].items():
     why = ", ".join(f"{v} {k}" for k, v in m["reasons"].items() if k != "kept")
     s = m["sources"]
     speed = "" if m["speed_mean"] is None else f"{m['speed_mean'] * 3.6:.0f}"
     kept = m["reasons"].get("kept", 0)
     sources = f"{s['path']} {s['path_hz']:.1f} Hz, {s['desire']}"
-    lines.append(f"{name:<30} {m['frames']:>6} {kept:>6} {m['whole_plans']:>9} {speed:>5} {m['pulses']:>6}  {sources}{', ' + why if why else ''}")
+    lines.append(
+      f"{name:<30} {m['frames']:>6} {kept:>6} {m['whole_plans']:>9} {speed:>5} {m['pulses']:>6}  "
+      f"{sources}{', ' + why if why else ''}"
+    )
   total = stats["total"]
   rest = ", ".join(f"{v} {k}" for k, v in total.items() if k != "kept")
-  lines.append(f"{len(stats['segments'])} segments, {sum(total.values())} frames: {total.get('kept', 0)} kept{', ' + rest if rest else ''}")
+  lines.append(
+    f"{len(stats['segments'])} segments, {sum(total.values())} frames: {total.get('kept', 0)} "
+    f"kept{', ' + rest if rest else ''}"
+  )
   lines += [f"left out: {k}, {v}" for k, v in stats["left_out"].items()]
   return "\n".join(lines)
 
 
 def main() -> None:
-  p = argparse.ArgumentParser(prog="dataloader", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  p.add_argument("--routes", nargs="+", required=True, metavar="DIR", help="folders of routes or segments, in any of openpilot's layouts")
+  p = argparse.ArgumentParser(
+    prog="dataloader", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  p.add_argument(
+    "--routes",
+    nargs="+",
+    required=True,
+    metavar="DIR",
+    help="folders of routes or segments, in any of openpilot's layouts",
+  )
   p.add_argument("--output", type=Path, required=True, metavar="DATA")
-  p.add_argument("--camera", choices=("road", "wide", "qcamera"), default="road", help="the qcamera stands in for a road camera that is not there")
-  p.add_argument("--fps", type=int, choices=(5, 10, 20), default=20, help="frames kept a second; 5 is one phase of four, and a quarter of the disk")
+  p.add_argument(
+    "--camera",
+    choices=("road", "wide", "qcamera"),
+    default="road",
+    help="the qcamera stands in for a road camera that is not there",
+  )
+  p.add_argument(
+    "--fps",
+    type=int,
+    choices=(5, 10, 20),
+    default=20,
+    help="frames kept a second; 5 is one phase of four, and a quarter of the disk",
+  )
   p.add_argument("--min-speed", type=float, default=0.0, metavar="M/S")
   p.add_argument("--engaged", action="store_true", help="only frames at which openpilot drove")
-  p.add_argument("--gps-box", type=float, nargs=4, metavar=("LAT", "LON", "LAT", "LON"), help="two corners; only frames inside")
+  p.add_argument(
+    "--gps-box", type=float, nargs=4, metavar=("LAT", "LON", "LAT", "LON"), help="two corners; only frames inside"
+  )
   p.add_argument("--traffic", choices=("log", "right", "left"), default="log", help="the side that traffic keeps to")
   p.add_argument("--focal", type=float, help="pixels, for a camera that is none of comma's")
   args = p.parse_args()
@@ -283,7 +360,10 @@ def main() -> None:
   print(table(stats))
   if not stats["total"].get("kept"):
     worst = max((v, k) for k, v in stats["total"].items())
-    raise UserError(f"no frame was kept: {worst[0]} of {sum(stats['total'].values())} were left out as '{worst[1]}'; take other routes or wider filters")
+    raise UserError(
+      f"no frame was kept: {worst[0]} of {sum(stats['total'].values())} were left out as '{worst[1]}'; take other "
+      "routes or wider filters"
+    )
   print(f"{args.output}: next, `python tools/dgx/training/train.py {command('--data', args.output)}`")
 
 

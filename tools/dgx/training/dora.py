@@ -1,7 +1,8 @@
-"""DoRA (weight-decomposed low-rank adaptation) for dense layers, convolutions and GRUs: W' = m * (W + s B A) / ||W + s B A||, one magnitude m per output row.
+"""DoRA (weight-decomposed low-rank adaptation) for dense layers, convolutions and GRUs: W' = m * (W + s B A) / ||W + s
+B A||, one magnitude m per output row.
 
-The norm is a constant for the gradients (as the paper's section 4.3 and PEFT have it), the bias is never scaled, and the base weights stay as they are.
-"""
+The norm is a constant for the gradients (as the paper's section 4.3 and PEFT have it), the bias is never scaled, and
+the base weights stay as they are."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -17,18 +18,37 @@ from openpilot.tools.dgx.training.adapters import Matrix, fits, read_adapter, wr
 from openpilot.tools.dgx.training.lowrank import Adapter, DoRAProduct
 from openpilot.tools.lib.errors import UserError
 
-__all__ = ["DoRAConv2d", "DoRAGRU", "DoRALayer", "DoRALinear", "adapter_parameters", "apply_dora", "base_hash", "check_rank", "clipped", "dora_layers",
-           "load_adapter", "merge", "save_adapter", "set_adapter", "unload", "unmerge"]
+__all__ = [
+  "DoRAConv2d",
+  "DoRAGRU",
+  "DoRALayer",
+  "DoRALinear",
+  "adapter_parameters",
+  "apply_dora",
+  "base_hash",
+  "check_rank",
+  "clipped",
+  "dora_layers",
+  "load_adapter",
+  "merge",
+  "save_adapter",
+  "set_adapter",
+  "unload",
+  "unmerge",
+]
 
 DEFAULT = "default"
-# What is adapted unless told otherwise: dense layers (final layers and heads) and recurrent projections, but not the image network.
+# What is adapted unless told otherwise: dense layers (final layers and heads) and recurrent projections, but not the
+# image network.
 NOT_BY_DEFAULT = ("*vision*", "*backbone*", "*encoder*", "*stem*", "*patch_embed*")
 
 
 class DoRALayer(nn.Module):
   """A frozen layer and its named adapters. `active` names the one at work; None is the base alone.
 
-  fake_quant: where set, the forward pass runs on fake_quant(weight()), the weight that will be exported: quantisation-aware training. No dropout then."""
+  fake_quant: where set, the forward pass runs on fake_quant(weight()), the weight that will be exported:
+  quantization-aware training. No dropout then."""
+
   names: tuple[str, ...] = ("weight",)
 
   def __init__(self, base_layer: nn.Module):
@@ -101,7 +121,8 @@ class DoRALayer(nn.Module):
 
 
 class DoRALinear(DoRALayer):
-  """nn.Linear with DoRA. x (..., in) -> (..., out). Dropout acts on the low-rank path only, so the base's product is computed once."""
+  """nn.Linear with DoRA. x (..., in) -> (..., out). Dropout acts on the low-rank path only, so the base's product is
+  computed once."""
 
   def forward(self, x: Tensor) -> Tensor:
     base, adapter = cast(nn.Linear, self.base_layer), self.adapter()
@@ -121,7 +142,8 @@ class DoRALinear(DoRALayer):
 
 
 class DoRAConv2d(DoRALayer):
-  """nn.Conv2d with DoRA: A is a convolution like the base's (stride, padding, dilation, groups), B a 1x1 one. r counts per group."""
+  """nn.Conv2d with DoRA: A is a convolution like the base's (stride, padding, dilation, groups), B a 1x1 one. r counts
+  per group."""
 
   def forward(self, x: Tensor) -> Tensor:
     base, adapter = cast(nn.Conv2d, self.base_layer), self.adapter()
@@ -139,8 +161,8 @@ class DoRAConv2d(DoRALayer):
 
 
 class DoRAGRU(DoRALayer):
-  """nn.GRU with DoRA on each weight_ih and weight_hh, of all layers and directions. Same call as nn.GRU. The weights are formed once per call, as they serve at
-  every step; there is no dropout on them."""
+  """nn.GRU with DoRA on each weight_ih and weight_hh, of all layers and directions. Same call as nn.GRU. The weights
+  are formed once per call, as they serve at every step; there is no dropout on them."""
 
   def __init__(self, base_layer: nn.GRU):
     super().__init__(base_layer)
@@ -153,13 +175,19 @@ class DoRAGRU(DoRALayer):
     base._update_flat_weights()  # else base() does it itself after a merge, over what is set below
     own = base._flat_weights
     try:
-      base._flat_weights = [self.in_effect(n) if n in self.names else getattr(base, n) for n in base._flat_weights_names]
+      base._flat_weights = [
+        self.in_effect(n) if n in self.names else getattr(base, n) for n in base._flat_weights_names
+      ]
       return base(x, h)
     finally:
       base._flat_weights = own
 
 
-KINDS: dict[type[nn.Module], Callable[[Any], DoRALayer]] = {nn.Linear: DoRALinear, nn.Conv2d: DoRAConv2d, nn.GRU: DoRAGRU}
+KINDS: dict[type[nn.Module], Callable[[Any], DoRALayer]] = {
+  nn.Linear: DoRALinear,
+  nn.Conv2d: DoRAConv2d,
+  nn.GRU: DoRAGRU,
+}
 
 
 def dora_layers(model: nn.Module) -> dict[str, DoRALayer]:
@@ -168,8 +196,18 @@ def dora_layers(model: nn.Module) -> dict[str, DoRALayer]:
 
 def _adaptable(model: nn.Module) -> dict[str, nn.Module]:
   """Layers that are, or can be, adapted. Not those that a fused layer reads the weights of by itself."""
-  fused = {id(c) for m in model.modules() if isinstance(m, (nn.TransformerEncoderLayer, DoRALayer)) for c in m.modules() if c is not m}
-  return {n: m for n, m in model.named_modules() if n and id(m) not in fused and (type(m) in KINDS or isinstance(m, DoRALayer))}
+  fused = {
+    id(c)
+    for m in model.modules()
+    if isinstance(m, (nn.TransformerEncoderLayer, DoRALayer))
+    for c in m.modules()
+    if c is not m
+  }
+  return {
+    n: m
+    for n, m in model.named_modules()
+    if n and id(m) not in fused and (type(m) in KINDS or isinstance(m, DoRALayer))
+  }
 
 
 def _adapted(layer: nn.Module) -> DoRALayer:
@@ -196,48 +234,72 @@ def _targets(model: nn.Module, targets: Sequence[str] | None) -> list[str]:
   able = _adaptable(model)
   kinds = {n: m.base_layer if isinstance(m, DoRALayer) else m for n, m in able.items()}
   if targets is None:
-    out = [n for n, m in kinds.items() if not isinstance(m, nn.Conv2d) and not any(fnmatchcase(n.lower(), p) for p in NOT_BY_DEFAULT)]
+    out = [
+      n
+      for n, m in kinds.items()
+      if not isinstance(m, nn.Conv2d) and not any(fnmatchcase(n.lower(), p) for p in NOT_BY_DEFAULT)
+    ]
     missing = [] if out else ["a dense layer or GRU outside the image network"]
   else:
     hits = {t: [n for n in able if fnmatchcase(n, t) or n.endswith(f".{t}")] for t in targets}
     missing = [t for t, h in hits.items() if not h]
     out = [n for n in able if any(n in h for h in hits.values())]
   if missing or not out:
-    raise UserError(f"nothing to adapt under {', '.join(missing) or 'no name at all'}; name some of: {', '.join(able) or 'nothing (no Linear, Conv2d or GRU)'}")
+    raise UserError(
+      f"nothing to adapt under {', '.join(missing) or 'no name at all'}; name some of: "
+      f"{', '.join(able) or 'nothing (no Linear, Conv2d or GRU)'}"
+    )
   return out
 
 
-def apply_dora(model: nn.Module, rank: int = 16, alpha: float | None = None, targets: Sequence[str] | None = None, dropout: float = 0.0,
-               clip_rank: bool = True, name: str = DEFAULT) -> list[str]:
-  """Freezes the model and gives an adapter `name` to the layers that `targets` name (shell patterns, or the end of a dotted name), in place; it becomes the
-  active one. Default: every dense layer and GRU outside the image network. Returns the layers' names.
+def apply_dora(
+  model: nn.Module,
+  rank: int = 16,
+  alpha: float | None = None,
+  targets: Sequence[str] | None = None,
+  dropout: float = 0.0,
+  clip_rank: bool = True,
+  name: str = DEFAULT,
+) -> list[str]:
+  """Freezes the model and gives an adapter `name` to the layers that `targets` name (shell patterns, or the end of a
+  dotted name), in place; it becomes the active one. Default: every dense layer and GRU outside the image network.
+  Returns the layers' names.
 
-  The update is scaled by alpha / rank (alpha: rank), also where clip_rank lowers the rank to what a small layer can take. Raises UserError for a rank that a
-  layer cannot take (without clip_rank), patterns that match nothing, a name in use."""
+  The update is scaled by alpha / rank (alpha: rank), also where clip_rank lowers the rank to what a small layer can
+  take. Raises UserError for a rank that a layer cannot take (without clip_rank), patterns that match nothing, a name in
+  use."""
   if rank < 1 or not 0 <= dropout < 1:
     raise UserError(f"rank {rank}, dropout {dropout}: a rank is at least 1, a dropout at least 0 and below 1")
   _not_merged(model)
   if not name or "." in name or name in adapter_names(model):
-    raise UserError(f"adapter '{name}': give a name that has no dot and is not in use ({', '.join(adapter_names(model)) or 'none is'})")
+    raise UserError(
+      f"adapter '{name}': give a name that has no dot and is not in use "
+      f"({', '.join(adapter_names(model)) or 'none is'})"
+    )
   names, able = _targets(model, targets), _adaptable(model)
   if not clip_rank:
     for n in names:
       layer = _adapted(able[n])
       low = min(layer.limit(w) for w in layer.names)
       if rank > low:
-        raise UserError(f"rank {rank} is larger than {n}, which takes at most {low}; lower the rank, or let it be clipped (clip_rank)")
+        raise UserError(
+          f"rank {rank} is larger than {n}, which takes at most {low}; lower the rank, or let it be clipped (clip_rank)"
+        )
   scaling = (rank if alpha is None else alpha) / rank
   for n in names:
     layer = _wrap(model, able[n])
     p = 0.0 if isinstance(layer, DoRAGRU) else dropout
-    layer.add(name, {w: Adapter.new(layer.base_weight(w), min(rank, layer.limit(w)), scaling, layer.groups, p) for w in layer.names})
+    layer.add(
+      name,
+      {w: Adapter.new(layer.base_weight(w), min(rank, layer.limit(w)), scaling, layer.groups, p) for w in layer.names},
+    )
   set_adapter(model, name)
   return names
 
 
 def check_rank(model: nn.Module, rank: int, targets: Sequence[str] | None = None) -> None:
-  """Raises UserError, which names the largest sensible rank, for one that none of the layers that apply_dora would adapt can take, or at which what is trained
-  is as large as the model: apply_dora would clip it without a word."""
+  """Raises UserError, which names the largest sensible rank, for one that none of the layers that apply_dora would
+  adapt can take, or at which what is trained is as large as the model: apply_dora would clip it without a word."""
   able = _adaptable(model)
   weights = [(layer, w) for layer in (_adapted(able[n]) for n in _targets(model, targets)) for w in layer.names]
   size = sum(p.numel() for n, p in model.named_parameters() if ".adapters." not in n)
@@ -253,8 +315,14 @@ def check_rank(model: nn.Module, rank: int, targets: Sequence[str] | None = None
   best = next((r for r in range(most, 0, -1) if trained(r) < size), 0)
   if rank <= best:
     return
-  why = f"no layer to adapt takes more than {most}" if rank > most else f"{trained(rank):,} parameters would be trained beside {size:,} of the base"
-  largest = f"the largest sensible rank is {best}" if best else "every rank is: train all parameters, or name fewer targets"
+  why = (
+    f"no layer to adapt takes more than {most}"
+    if rank > most
+    else f"{trained(rank):,} parameters would be trained beside {size:,} of the base"
+  )
+  largest = (
+    f"the largest sensible rank is {best}" if best else "every rank is: train all parameters, or name fewer targets"
+  )
   raise UserError(f"rank {rank} is too large: {why}; {largest}")
 
 
@@ -267,7 +335,9 @@ def clipped(model: nn.Module, rank: int) -> str:
     return ""
   ranks = sorted(r for n in names for r in low[n])
   more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-  return f"rank clipped on {len(names)} of {len(layers)} layers, to {ranks[0]}..{ranks[-1]}: {', '.join(names[:4])}{more}"
+  return (
+    f"rank clipped on {len(names)} of {len(layers)} layers, to {ranks[0]}..{ranks[-1]}: {', '.join(names[:4])}{more}"
+  )
 
 
 def adapter_names(model: nn.Module) -> list[str]:
@@ -285,8 +355,13 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
 
 
 def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
-  """A, B and m of the active adapter: what an optimiser gets."""
-  return [p for layer in dora_layers(model).values() if layer.active is not None for p in layer.adapters[layer.active].parameters()]
+  """A, B and m of the active adapter: what an optimizer gets."""
+  return [
+    p
+    for layer in dora_layers(model).values()
+    if layer.active is not None
+    for p in layer.adapters[layer.active].parameters()
+  ]
 
 
 def merge(model: nn.Module) -> None:
@@ -301,7 +376,8 @@ def unmerge(model: nn.Module) -> None:
 
 
 def unload(model: nn.Module) -> None:
-  """Merges the active adapter and puts the plain layers back in place: the model is as before apply_dora, with other weights. For export."""
+  """Merges the active adapter and puts the plain layers back in place: the model is as before apply_dora, with other
+  weights. For export."""
   merge(model)
   for layer in dora_layers(model).values():
     _replace(model, layer, layer.base_layer)
@@ -313,11 +389,18 @@ def _not_merged(model: nn.Module) -> None:
 
 
 def base_hash(model: nn.Module) -> str:
-  """Of the base's parameters (names, shapes, values), the same before and after apply_dora, with an adapter merged or not: which base an adapter is for."""
-  originals = {id(getattr(layer.base_layer, w)): p for layer in dora_layers(model).values() for w, p in layer.originals.items()}
+  """Of the base's parameters (names, shapes, values), the same before and after apply_dora, with an adapter merged or
+  not: which base an adapter is for."""
+  originals = {
+    id(getattr(layer.base_layer, w)): p for layer in dora_layers(model).values() for w, p in layer.originals.items()
+  }
   adapters = {id(p) for layer in dora_layers(model).values() for p in layer.adapters.parameters()}
   h = hashlib.sha256()
-  for n, p in sorted((n.replace(".base_layer.", "."), p) for n, p in model.named_parameters(remove_duplicate=False) if id(p) not in adapters):
+  for n, p in sorted(
+    (n.replace(".base_layer.", "."), p)
+    for n, p in model.named_parameters(remove_duplicate=False)
+    if id(p) not in adapters
+  ):
     t = originals.get(id(p), p).detach().cpu().contiguous()
     h.update(f"{n} {tuple(t.shape)} {t.dtype} ".encode())
     h.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -325,22 +408,39 @@ def base_hash(model: nn.Module) -> str:
 
 
 def save_adapter(model: nn.Module, path: str | Path, base_hash: str, name: str | None = None) -> None:
-  """Writes A, B and m of the adapter `name` (the active one) into the folder `path`, in PEFT's format, with the hash of the base. Raises UserError."""
+  """Writes A, B and m of the adapter `name` (the active one) into the folder `path`, in PEFT's format, with the hash of
+  the base. Raises UserError."""
   layers = dora_layers(model)
   chosen = name or next((layer.active for layer in layers.values() if layer.active), "")
-  found = {(n, w): cast(dict[str, Adapter], layer.adapters[chosen])[w] for n, layer in layers.items() if chosen in layer.adapters for w in layer.names}
+  found = {
+    (n, w): cast(dict[str, Adapter], layer.adapters[chosen])[w]
+    for n, layer in layers.items()
+    if chosen in layer.adapters
+    for w in layer.names
+  }
   if not found:
-    raise UserError(f"no adapter {name or 'is active'} on this model; it has {', '.join(adapter_names(model)) or 'none'}")
-  write_adapter(Path(path), [Matrix(n, w, a.a, a.b, a.m, a.scaling) for (n, w), a in found.items()], base_hash, max(a.dropout for a in found.values()))
+    raise UserError(
+      f"no adapter {name or 'is active'} on this model; it has {', '.join(adapter_names(model)) or 'none'}"
+    )
+  write_adapter(
+    Path(path),
+    [Matrix(n, w, a.a, a.b, a.m, a.scaling) for (n, w), a in found.items()],
+    base_hash,
+    max(a.dropout for a in found.values()),
+  )
 
 
 def load_adapter(model: nn.Module, path: str | Path, base_hash: str, name: str = DEFAULT) -> list[str]:
-  """Reads a folder that save_adapter or PEFT wrote, onto a model that may have adapters already, and makes it the active one under `name` (an adapter of that
-  name is replaced). Returns the layers' names. PEFT's files keep no hash: then shapes alone are checked. Raises UserError for the adapter of another base."""
+  """Reads a folder that save_adapter or PEFT wrote, onto a model that may have adapters already, and makes it the
+  active one under `name` (an adapter of that name is replaced). Returns the layers' names. PEFT's files keep no hash:
+  then shapes alone are checked. Raises UserError for the adapter of another base."""
   _not_merged(model)
   matrices, made_for, dropout = read_adapter(Path(path))
   if made_for is not None and made_for != base_hash:
-    raise UserError(f"{path} was trained on another base ({made_for[:12]}) than this model ({base_hash[:12]}); load the model that it was trained on")
+    raise UserError(
+      f"{path} was trained on another base ({made_for[:12]}) than this model ({base_hash[:12]}); load the model that "
+      "it was trained on"
+    )
   if not name or "." in name:
     raise UserError(f"adapter '{name}': give a name that has no dot")
   able = _adaptable(model)
@@ -349,7 +449,11 @@ def load_adapter(model: nn.Module, path: str | Path, base_hash: str, name: str =
     grouped.setdefault(x.module, {})[x.weight] = x
   for n, group in grouped.items():  # all is checked before anything changes
     probe = _adapted(able[n]) if n in able else None
-    if probe is None or set(group) != set(probe.names) or not all(fits(x, probe.base_weight(w).shape, probe.groups) for w, x in group.items()):
+    if (
+      probe is None
+      or set(group) != set(probe.names)
+      or not all(fits(x, probe.base_weight(w).shape, probe.groups) for w, x in group.items())
+    ):
       raise UserError(f"{path}: the adapter of {n} does not fit this model; load the model that it was trained on")
   for layer in dora_layers(model).values():
     if name in layer.adapters:
@@ -365,4 +469,6 @@ def load_adapter(model: nn.Module, path: str | Path, base_hash: str, name: str =
 def _of(x: Matrix, layer: DoRALayer, weight: str, dropout: float) -> Adapter:
   w = layer.base_weight(weight)
   dtype = torch.promote_types(w.dtype, torch.float32)
-  return Adapter(x.a.to(w.device, dtype), x.b.to(w.device, dtype), x.m.to(w.device, dtype), x.scaling, layer.groups, dropout)
+  return Adapter(
+    x.a.to(w.device, dtype), x.b.to(w.device, dtype), x.m.to(w.device, dtype), x.scaling, layer.groups, dropout
+  )

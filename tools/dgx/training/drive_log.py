@@ -1,4 +1,5 @@
-"""What a segment's log says of the drive, as arrays over time: the car, the driver's desire, GPS, and how the device moved."""
+"""What a segment's log says of the drive, as arrays over time: the car, the driver's desire, GPS, and how the device
+moved."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,11 +9,32 @@ import numpy as np
 
 from openpilot.common.transformations.orientation import rot_from_euler
 from openpilot.tools.dgx.training.constants import DESIRE_LEN
-from openpilot.tools.lib.log_fields import DESIRES, GPS, MOTION, TRAFFIC_SIDE, desire, device_velocity, gps_fix, left_hand, speaking
+from openpilot.tools.lib.log_fields import (
+  DESIRES,
+  GPS,
+  MOTION,
+  TRAFFIC_SIDE,
+  desire,
+  device_velocity,
+  gps_fix,
+  left_hand,
+  speaking,
+)
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.route import Segment
 
-SERVICES = ["carState", "selfdriveState", "carControl", "carParams", "cameraOdometry", "lateralDelay", *MOTION, *DESIRES, *GPS, *TRAFFIC_SIDE]
+SERVICES = [
+  "carState",
+  "selfdriveState",
+  "carControl",
+  "carParams",
+  "cameraOdometry",
+  "lateralDelay",
+  *MOTION,
+  *DESIRES,
+  *GPS,
+  *TRAFFIC_SIDE,
+]
 TURN_LEFT, TURN_RIGHT, CHANGE_LEFT, CHANGE_RIGHT = 1, 2, 3, 4  # log.Desire
 LANE_CHANGE_SPEED = 8.94  # m/s, 20 mph: openpilot changes lanes only above
 MODEL_DELAY = 0.075  # s, of frame and action: modeld adds it to the car's delays
@@ -69,7 +91,8 @@ class DriveLog:
         self.lateral_delay = m.steerActuatorDelay + 0.2
 
   def desires(self) -> tuple[np.ndarray, str]:
-    """(N, 2) time and log.Desire, and which messages say so: the lane-change state of the version that wrote the log, else what the blinkers ask for."""
+    """(N, 2) time and log.Desire, and which messages say so: the lane-change state of the version that wrote the log,
+    else what the blinkers ask for."""
     source = speaking(self.desire)
     if source is not None:
       field_name = "desire" if source == "lateralPlanDEPRECATED" else "meta.laneChangeState"
@@ -79,7 +102,9 @@ class DriveLog:
     car = np.array(self.car, np.float64)
     left, right = (car[:, 4] > 0) & (car[:, 5] == 0), (car[:, 5] > 0) & (car[:, 4] == 0)
     fast = car[:, 1] >= LANE_CHANGE_SPEED
-    code = np.where(left, np.where(fast, CHANGE_LEFT, TURN_LEFT), np.where(right, np.where(fast, CHANGE_RIGHT, TURN_RIGHT), 0))
+    code = np.where(
+      left, np.where(fast, CHANGE_LEFT, TURN_LEFT), np.where(right, np.where(fast, CHANGE_RIGHT, TURN_RIGHT), 0)
+    )
     return np.stack([car[:, 0], code], 1), "carState blinkers"
 
   def action_t(self) -> tuple[float, float]:
@@ -104,11 +129,14 @@ def read_log(segment: Segment) -> DriveLog:
 
 
 def motion_of(logs: Iterable[DriveLog], rpy: np.ndarray) -> tuple[np.ndarray, str, float]:
-  """-> (N, 7) time, velocity and turn rates in the calibrated frame, over all `logs`; their source; its rate in Hz. rpy: of the segment that looks ahead."""
+  """-> (N, 7) time, velocity and turn rates in the calibrated frame, over all `logs`; their source; its rate in Hz.
+  rpy: of the segment that looks ahead."""
   logs = list(logs)
   device = [r for g in logs for r in g.motion]
   odometry = [r for g in logs for r in g.odometry]
-  source, rows = (next(g.motion_source for g in logs if g.motion), device) if len(device) >= 2 else ("cameraOdometry", odometry)
+  source, rows = (
+    (next(g.motion_source for g in logs if g.motion), device) if len(device) >= 2 else ("cameraOdometry", odometry)
+  )
   if len(rows) < 2:
     return np.zeros((0, 7)), "none", 0.0
   m = np.array(sorted(rows), np.float64)
@@ -140,7 +168,8 @@ def between(t: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def pulses(t: np.ndarray, rows: np.ndarray) -> np.ndarray:
-  """rows (N, 2) of time and log.Desire -> (len(t), 8) uint8, one at the frame at which a desire begins, as modeld makes them; index 0, none, stays clear."""
+  """rows (N, 2) of time and log.Desire -> (len(t), 8) uint8, one at the frame at which a desire begins, as modeld makes
+  them; index 0, none, stays clear."""
   out = np.zeros((len(t), DESIRE_LEN), np.uint8)
   code = np.nan_to_num(held(t, rows)[:, 0]).astype(int) if len(rows) else np.zeros(len(t), int)
   before = np.concatenate([code[:1], code[:-1]])

@@ -1,4 +1,5 @@
-"""ONNX nodes with parameters as torch layers, and back: `make` reads a node's constants, `dump` gives a layer's parameters in the node's layout."""
+"""ONNX nodes with parameters as torch layers, and back: `make` reads a node's constants, `dump` gives a layer's
+parameters in the node's layout."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +18,8 @@ Dumped = dict[int, Tensor]  # number of the node's input -> value
 
 
 class FrozenBatchNorm(nn.Module):
-  """Batch normalisation with the statistics that the network came with: a few routes must not move them. Any number of dimensions."""
+  """Batch normalization with the statistics that the network came with: a few routes must not move them. Any number of
+  dimensions."""
 
   def __init__(self, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float):
     super().__init__()
@@ -36,8 +38,16 @@ def conv(x: Inputs, a: Attributes) -> nn.Module | None:
   pads = symmetric(a, dims) if a.get("auto_pad", "NOTSET") in ("NOTSET", "VALID") else None
   groups = a.get("group", 1)
   cls: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
-  m = cls(w.shape[1] * groups, w.shape[0], tuple(w.shape[2:]), tuple(a.get("strides", [1] * dims)), tuple(pads or [0] * dims),
-          tuple(a.get("dilations", [1] * dims)), groups, b is not None)
+  m = cls(
+    w.shape[1] * groups,
+    w.shape[0],
+    tuple(w.shape[2:]),
+    tuple(a.get("strides", [1] * dims)),
+    tuple(pads or [0] * dims),
+    tuple(a.get("dilations", [1] * dims)),
+    groups,
+    b is not None,
+  )
   return fill(m, w, b)
 
 
@@ -46,7 +56,10 @@ def conv_pads(x: Tensor, m: Any, a: Attributes) -> Tensor:
   dims = x.dim() - 2
   auto = a.get("auto_pad", "NOTSET")
   if auto in ("SAME_UPPER", "SAME_LOWER"):
-    total = [max(0, (math.ceil(n / s) - 1) * s + (k - 1) * d + 1 - n) for n, s, k, d in zip(x.shape[2:], m.stride, m.kernel_size, m.dilation, strict=True)]
+    total = [
+      max(0, (math.ceil(n / s) - 1) * s + (k - 1) * d + 1 - n)
+      for n, s, k, d in zip(x.shape[2:], m.stride, m.kernel_size, m.dilation, strict=True)
+    ]
     low = [(t if auto == "SAME_UPPER" else t + 1) // 2 for t in total]
     return F.pad(x, torch_pads(low + [t - n for t, n in zip(total, low, strict=True)], dims))
   return x if symmetric(a, dims) is not None else F.pad(x, torch_pads(a["pads"], dims))
@@ -56,12 +69,27 @@ def conv_transpose(x: Inputs, a: Attributes) -> nn.Module | None:
   w, b = x[1], x[2] if len(x) > 2 else None
   dims = w.dim() - 2
   pads = symmetric(a, dims)
-  if dims not in (1, 2) or pads is None or "output_shape" in a or a.get("auto_pad", "NOTSET") != "NOTSET" or (len(x) > 2 and b is None):
+  if (
+    dims not in (1, 2)
+    or pads is None
+    or "output_shape" in a
+    or a.get("auto_pad", "NOTSET") != "NOTSET"
+    or (len(x) > 2 and b is None)
+  ):
     return None
   groups = a.get("group", 1)
   cls: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d)[dims - 1]
-  m = cls(w.shape[0], w.shape[1] * groups, tuple(w.shape[2:]), tuple(a.get("strides", [1] * dims)), tuple(pads),
-          tuple(a.get("output_padding", [0] * dims)), groups, b is not None, tuple(a.get("dilations", [1] * dims)))
+  m = cls(
+    w.shape[0],
+    w.shape[1] * groups,
+    tuple(w.shape[2:]),
+    tuple(a.get("strides", [1] * dims)),
+    tuple(pads),
+    tuple(a.get("output_padding", [0] * dims)),
+    groups,
+    b is not None,
+    tuple(a.get("dilations", [1] * dims)),
+  )
   return fill(m, w, b)
 
 
@@ -94,14 +122,21 @@ def batch_norm(x: Inputs, a: Attributes) -> nn.Module | None:
 def layer_norm(x: Inputs, a: Attributes) -> nn.Module | None:
   if a.get("axis", -1) >= 0 or x[1].dim() != -a.get("axis", -1) or a["outputs"] > 1:
     return None
-  return fill(nn.LayerNorm(tuple(x[1].shape), a.get("epsilon", 1e-5), bias=len(x) > 2), x[1], x[2] if len(x) > 2 else None)
+  return fill(
+    nn.LayerNorm(tuple(x[1].shape), a.get("epsilon", 1e-5), bias=len(x) > 2), x[1], x[2] if len(x) > 2 else None
+  )
 
 
 def recurrent(kind: str) -> Callable[[Inputs, Attributes], nn.Module | None]:
   def make(x: Inputs, a: Attributes) -> nn.Module | None:
     w, r, b = x[1], x[2], x[3] if len(x) > 3 else None
     usual = ["Sigmoid", "Tanh"] + (["Tanh"] if kind == "LSTM" else [])
-    if a.get("activations", usual * w.shape[0]) != usual * w.shape[0] or "clip" in a or a.get("direction") == "reverse" or (len(x) > 7 and x[7] is not None):
+    if (
+      a.get("activations", usual * w.shape[0]) != usual * w.shape[0]
+      or "clip" in a
+      or a.get("direction") == "reverse"
+      or (len(x) > 7 and x[7] is not None)
+    ):
       raise NotImplementedError(f"{kind} with other activations, clipping, peepholes or backwards alone")
     if kind == "GRU" and not a.get("linear_before_reset"):
       raise NotImplementedError("GRU with linear_before_reset=0")
@@ -110,11 +145,14 @@ def recurrent(kind: str) -> Callable[[Inputs, Attributes], nn.Module | None]:
     order, hidden = GATES[kind], r.shape[2]
     n = len(order)
     for d, suffix in enumerate(("", "_reverse")[: w.shape[0]]):
-      parts = [("weight_ih", w[d]), ("weight_hh", r[d])] + ([("bias_ih", b[d, : n * hidden]), ("bias_hh", b[d, n * hidden :])] if b is not None else [])
+      parts = [("weight_ih", w[d]), ("weight_hh", r[d])] + (
+        [("bias_ih", b[d, : n * hidden]), ("bias_hh", b[d, n * hidden :])] if b is not None else []
+      )
       for name, value in parts:
         value = value.reshape(n, hidden, *value.shape[1:])[order].flatten(0, 1)
         setattr(m, f"{name}_l0{suffix}", nn.Parameter(value.contiguous().clone()))
     return m
+
   return make
 
 
@@ -153,14 +191,37 @@ def dump(kind: str, m: Any, a: Attributes, inputs: int) -> Dumped:
   def part(name: str, suffix: str) -> Tensor:
     value = getattr(m, f"{name}_l0{suffix}")
     return value.reshape(n, hidden, *value.shape[1:])[back].flatten(0, 1)
-  out = {1: torch.stack([part("weight_ih", s) for s in suffixes]), 2: torch.stack([part("weight_hh", s) for s in suffixes])}
+
+  out = {
+    1: torch.stack([part("weight_ih", s) for s in suffixes]),
+    2: torch.stack([part("weight_hh", s) for s in suffixes]),
+  }
   if m.bias:
     out[3] = torch.stack([torch.cat([part("bias_ih", s), part("bias_hh", s)]) for s in suffixes])
   return out
 
 
-PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.GRU, nn.LSTM, nn.LayerNorm, FrozenBatchNorm)
-MAKERS: dict[str, tuple[int, Callable[[Inputs, Attributes], nn.Module | None]]] = {  # how many inputs come from the graph, and what makes the layer
-  "Conv": (1, conv), "ConvTranspose": (1, conv_transpose), "Gemm": (1, gemm), "MatMul": (1, matmul), "BatchNormalization": (1, batch_norm),
-  "LayerNormalization": (1, layer_norm), "GRU": (1, recurrent("GRU")), "LSTM": (1, recurrent("LSTM")),
+PLAIN = (
+  nn.Linear,
+  nn.Conv1d,
+  nn.Conv2d,
+  nn.Conv3d,
+  nn.ConvTranspose1d,
+  nn.ConvTranspose2d,
+  nn.GRU,
+  nn.LSTM,
+  nn.LayerNorm,
+  FrozenBatchNorm,
+)
+MAKERS: dict[
+  str, tuple[int, Callable[[Inputs, Attributes], nn.Module | None]]
+] = {  # how many inputs come from the graph, and what makes the layer
+  "Conv": (1, conv),
+  "ConvTranspose": (1, conv_transpose),
+  "Gemm": (1, gemm),
+  "MatMul": (1, matmul),
+  "BatchNormalization": (1, batch_norm),
+  "LayerNormalization": (1, layer_norm),
+  "GRU": (1, recurrent("GRU")),
+  "LSTM": (1, recurrent("LSTM")),
 }

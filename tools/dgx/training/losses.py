@@ -1,4 +1,5 @@
-"""What a driving model is taught with: winner-takes-all Laplacian likelihood, L1 of lines, Huber of leads, cross entropies. Weights are data."""
+"""What a driving model is taught with: winner-takes-all Laplacian likelihood, L1 of lines, Huber of leads, cross
+entropies. Weights are data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,15 +15,30 @@ LOG_STD = (-5.0, 5.0)  # a scale beyond these is held there: neither overflow no
 LEAD_HUBER = 1.0  # m, m/s
 TINY = 1e-6  # of probabilities
 
-# Terms not in a table of weights weigh nothing. A term is the mean over its numbers, so that weights do not depend on how many there are.
+# Terms not in a table of weights weigh nothing. A term is the mean over its numbers, so that weights do not depend on
+# how many there are.
 WEIGHTS: dict[str, float] = {
-  "plan": 1.0, "plan_weights": 0.1, "lane_lines": 0.5, "road_edges": 0.25, "lead": 0.1, "pose": 0.2, "wide_from_device_euler": 0.1, "road_transform": 0.1,
-  "action": 0.2, "lane_lines_prob": 0.1, "lead_prob": 0.1, "meta": 0.1, "desire_state": 0.05, "desire_pred": 0.05, "hidden_state": 0.0,
+  "plan": 1.0,
+  "plan_weights": 0.1,
+  "lane_lines": 0.5,
+  "road_edges": 0.25,
+  "lead": 0.1,
+  "pose": 0.2,
+  "wide_from_device_euler": 0.1,
+  "road_transform": 0.1,
+  "action": 0.2,
+  "lane_lines_prob": 0.1,
+  "lead_prob": 0.1,
+  "meta": 0.1,
+  "desire_state": 0.05,
+  "desire_pred": 0.05,
+  "hidden_state": 0.0,
 }
 
 
 def laplacian(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
-  """Negative log likelihood of each number under Laplace(mean, std): |target - mean| / std + log(2 std), computed in float32 or better. Broadcasts."""
+  """Negative log likelihood of each number under Laplace(mean, std): |target - mean| / std + log(2 std), computed in
+  float32 or better. Broadcasts."""
   kind = torch.promote_types(mean.dtype, torch.float32)
   log = torch.log(std.to(kind)).clamp(*LOG_STD)
   return (target.to(kind) - mean.to(kind)).abs() * torch.exp(-log) + log + 0.6931471805599453
@@ -36,10 +52,11 @@ def per_hypothesis(pred_mean: Tensor, pred_std: Tensor, target: Tensor, mask: Te
 
 
 def laplacian_nll_loss(pred_mean: Tensor, pred_std: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-  """pred_mean, pred_std (B, H, T, D), target (B, T, D) -> scalar: each example's likelihood under its best hypothesis, summed over T and D, mean over B.
+  """pred_mean, pred_std (B, H, T, D), target (B, T, D) -> scalar: each example's likelihood under its best hypothesis,
+  summed over T and D, mean over B.
 
-  Winner takes all: the other hypotheses get no gradient. Numbers of the target that are not finite, or 0 in mask (broadcast), count nothing.
-  """
+  Winner takes all: the other hypotheses get no gradient. Numbers of the target that are not finite, or 0 in mask
+  (broadcast), count nothing."""
   nll = per_hypothesis(pred_mean, pred_std, target, mask)
   best = nll.detach().argmin(1, keepdim=True)
   return nll.gather(1, best).mean()
@@ -82,9 +99,14 @@ def cross_entropy(p: Tensor, target: Tensor) -> Tensor:
 
 
 def plan_loss(outputs: Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
-  """Winner-takes-all over the plan's hypotheses (one, or several), and of several their weights' cross entropy with the winner. Per number."""
+  """Winner-takes-all over the plan's hypotheses (one, or several), and of several their weights' cross entropy with the
+  winner. Per number."""
   many = "plan_hypotheses" in outputs
-  mean, std = (outputs["plan_hypotheses"], outputs["plan_stds_hypotheses"]) if many else (outputs["plan"][:, None], outputs["plan_stds"][:, None])
+  mean, std = (
+    (outputs["plan_hypotheses"], outputs["plan_stds_hypotheses"])
+    if many
+    else (outputs["plan"][:, None], outputs["plan_stds"][:, None])
+  )
   nll = per_hypothesis(mean, std, target)
   best = nll.detach().argmin(1, keepdim=True)
   count = torch.isfinite(target).flatten(1).sum(1)
@@ -97,18 +119,22 @@ def plan_loss(outputs: Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor
 
 
 def check_weights(weights: Mapping[str, Any]) -> dict[str, float]:
-  """A user's table over the default one. Raises UserError for a term that does not exist or a weight that is no number."""
+  """A user's table over the default one. Raises UserError for a term that does not exist or a weight that is no
+  number."""
   unknown = sorted(set(weights) - set(WEIGHTS))
   if unknown:
     raise UserError(f"there is no loss {', '.join(unknown)}; there are {', '.join(WEIGHTS)}")
-  wrong = [k for k, v in weights.items() if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v < float("inf")]
+  wrong = [
+    k for k, v in weights.items() if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v < float("inf")
+  ]
   if wrong:
     raise UserError(f"the weight of loss {', '.join(wrong)} is no number from 0 on")
   return {**WEIGHTS, **{k: float(v) for k, v in weights.items()}}
 
 
 def amount(name: str, targets: Mapping[str, Tensor]) -> Tensor:
-  """By how much a batch's target teaches, scalar: what its loss is divided by. Of several parts of a batch these add up, as the losses themselves do not."""
+  """By how much a batch's target teaches, scalar: what its loss is divided by. Of several parts of a batch these add
+  up, as the losses themselves do not."""
   known = torch.isfinite(targets[name])
   if name == "plan":
     return known.flatten(1).any(1).sum().float()
@@ -121,9 +147,12 @@ def amount(name: str, targets: Mapping[str, Tensor]) -> Tensor:
   return known.sum().float()
 
 
-def driving_loss(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
-  """outputs: parse_outputs of the student's vector (torch). targets: the same names and shapes, from a teacher (parsed too) or from the drive; what is
-  missing or not finite is not taught. -> each weighted term's value, unweighted, and "total", their weighted sum. Raises UserError where nothing is taught."""
+def driving_loss(
+  outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], weights: Mapping[str, float] | None = None
+) -> dict[str, Tensor]:
+  """outputs: parse_outputs of the student's vector (torch). targets: the same names and shapes, from a teacher (parsed
+  too) or from the drive; what is missing or not finite is not taught. -> each weighted term's value, unweighted, and
+  "total", their weighted sum. Raises UserError where nothing is taught."""
   w = WEIGHTS if weights is None else weights
   out: dict[str, Tensor] = {}
   for name in targets.keys() & outputs.keys():
@@ -133,7 +162,9 @@ def driving_loss(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], w
     if name == "plan":
       out.update({k: v for k, v in plan_loss(outputs, b).items() if w.get(k)})
     elif name == "lane_lines":  # the odd ones of 8 probabilities are the lines', as openpilot reads them
-      out[name] = l1_loss(a, b, targets["lane_lines_prob"].to(a.device)[:, 1::2] if "lane_lines_prob" in targets else None)
+      out[name] = l1_loss(
+        a, b, targets["lane_lines_prob"].to(a.device)[:, 1::2] if "lane_lines_prob" in targets else None
+      )
     elif name == "road_edges":
       out[name] = l1_loss(a, b)
     elif name == "lead":
@@ -148,6 +179,9 @@ def driving_loss(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], w
     elif name in ("hidden_state", "action"):
       out[name] = l1_loss(a, b)
   if not out:
-    raise UserError("there is nothing to learn: no weighted loss has both an output of the model and a target; see the weights and the data")
+    raise UserError(
+      "there is nothing to learn: no weighted loss has both an output of the model and a target; see the weights and "
+      "the data"
+    )
   out["total"] = torch.stack([w[k] * v for k, v in out.items()]).sum()
   return out

@@ -1,4 +1,5 @@
-"""The arithmetic of DoRA: one weight's A, B and m, its norm in factored form, and a dense layer's forward and backward pass in one go over the output."""
+"""The arithmetic of DoRA: one weight's A, B and m, its norm in factored form, and a dense layer's forward and backward
+pass in one go over the output."""
 
 from typing import Any, cast
 
@@ -12,11 +13,21 @@ CHUNK = 32  # rows reduced at once on the CPU: the partial sums of a wide layer 
 
 
 class DoRAProduct(torch.autograd.Function):
-  """y = c * (x W^T + z A^T B^T) + bias in one pass over the output: z is x after dropout, B carries the scaling, c (fp32) is m / norm. Saves x, z A^T and the
-  sum that c multiplies: one tensor of the output's size."""
+  """y = c * (x W^T + z A^T B^T) + bias in one pass over the output: z is x after dropout, B carries the scaling, c
+  (fp32) is m / norm. Saves x, z A^T and the sum that c multiplies: one tensor of the output's size."""
 
   @staticmethod
-  def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None, mask: Tensor | None, keep: float) -> Tensor:
+  def forward(
+    ctx: Any,
+    x: Tensor,
+    weight: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    keep: float,
+  ) -> Tensor:
     x2 = x.reshape(-1, x.shape[-1])
     z = x2 if mask is None else x2 * mask
     h = torch.mm(z, a.t())
@@ -58,19 +69,21 @@ def _affine(u: Tensor, c: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _scale_and_reduce(g: Tensor, u: Tensor, c: Tensor, gc: Tensor) -> Tensor:
-  """Writes g * c into gc and returns the sum of g * u over rows, in c's precision. On the CPU in chunks, without a temporary of the output's size."""
+  """Writes g * c into gc and returns the sum of g * u over rows, in c's precision. On the CPU in chunks, without a
+  temporary of the output's size."""
   if g.is_cuda or g.dtype != c.dtype:
     gc.copy_(g * c)
     return torch.sum(g * u, 0, dtype=c.dtype)
   acc = torch.zeros(CHUNK, g.shape[1], dtype=c.dtype)
   for gi, ui, oi in zip(g.split(CHUNK), u.split(CHUNK), gc.split(CHUNK), strict=True):
-    acc[:len(gi)].addcmul_(gi, ui)
+    acc[: len(gi)].addcmul_(gi, ui)
     torch.mul(gi, c, out=oi)
   return acc.sum(0)
 
 
 class Adapter(nn.Module):
-  """A, B and m of one weight. The weight is seen as (groups, out / groups, in * kh * kw); A as (groups, r, ...), B as (groups, out / groups, r)."""
+  """A, B and m of one weight. The weight is seen as (groups, out / groups, in * kh * kw); A as (groups, r, ...), B as
+  (groups, out / groups, r)."""
 
   def __init__(self, a: Tensor, b: Tensor, m: Tensor, scaling: float, groups: int = 1, dropout: float = 0.0):
     super().__init__()
@@ -83,7 +96,7 @@ class Adapter(nn.Module):
     """One that changes nothing yet: A random as PEFT draws it, B zero, m the norms of the rows."""
     w = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     a = torch.empty(groups * rank, *w.shape[1:], dtype=w.dtype, device=w.device)
-    nn.init.kaiming_uniform_(a, a=5 ** 0.5)
+    nn.init.kaiming_uniform_(a, a=5**0.5)
     return cls(a, w.new_zeros(len(w), rank, *(1,) * (w.ndim - 2)), w.flatten(1).norm(dim=1), scaling, groups, dropout)
 
   def parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -92,14 +105,15 @@ class Adapter(nn.Module):
 
   @torch.no_grad()
   def norm(self, weight: Tensor) -> Tensor:
-    """Norms (out,) of the rows of W + s B A in fp32 or better, without forming it: ||w||^2 + 2 s rowsum(W A^T * B) + s^2 rowsum(B A A^T * B)."""
+    """Norms (out,) of the rows of W + s B A in fp32 or better, without forming it: ||w||^2 + 2 s rowsum(W A^T * B) +
+    s^2 rowsum(B A A^T * B)."""
     with torch.autocast(weight.device.type, enabled=False):
       dtype = torch.promote_types(weight.dtype, torch.float32)
       a, b = self.parts(dtype)
       w = weight.to(dtype).reshape(*b.shape[:2], -1)
       square = self._weight_square(weight, w)
       cross = (torch.matmul(w, a.mT) * b).sum(-1).flatten() * (2 * self.scaling)
-      low = (torch.matmul(b, torch.matmul(a, a.mT)) * b).sum(-1).flatten() * self.scaling ** 2
+      low = (torch.matmul(b, torch.matmul(a, a.mT)) * b).sum(-1).flatten() * self.scaling**2
       total = square + cross + low
       lost = total < CANCELLED * (square + low)
       if not torch.compiler.is_compiling() and bool(lost.any()):

@@ -1,8 +1,8 @@
 """openpilot's ONNX files as trainable torch modules, and back into the same file.
 
-Our own converter and not a package: the graph's layers become nn.Linear, nn.Conv2d, nn.GRU under the names that the file gives them, for adapters to find,
-and `OnnxModule.to_onnx` writes changed parameters back into the base's own graph: names, shapes, dtypes, operators and metadata stay what modeld knows.
-"""
+Our own converter and not a package: the graph's layers become nn.Linear, nn.Conv2d, nn.GRU under the names that the
+file gives them, for adapters to find, and `OnnxModule.to_onnx` writes changed parameters back into the base's own
+graph: names, shapes, dtypes, operators and metadata stay what modeld knows."""
 
 import hashlib
 import re
@@ -23,12 +23,25 @@ from openpilot.tools.lib.errors import UserError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Shapes stay on the CPU: reading them back from a GPU would stop it at every node
-SHAPE_OPS = {"Reshape", "Slice", "Split", "Squeeze", "Unsqueeze", "Pad", "Expand", "Tile", "Resize", "ConstantOfShape", "Range"}
+SHAPE_OPS = {
+  "Reshape",
+  "Slice",
+  "Split",
+  "Squeeze",
+  "Unsqueeze",
+  "Pad",
+  "Expand",
+  "Tile",
+  "Resize",
+  "ConstantOfShape",
+  "Range",
+}
 
 
 @dataclass
 class Step:
   """One node: an operator, or the layer at `path`."""
+
   op: str
   inputs: list[str]
   outputs: list[str]
@@ -40,6 +53,7 @@ class Step:
 @dataclass
 class Value:
   """A graph's input or output."""
+
   name: str
   shape: list[int | str]
   dtype: torch.dtype
@@ -65,12 +79,19 @@ def values(infos: Any) -> list[Value]:
   out = []
   for v in infos:
     t = v.type.tensor_type
-    out.append(Value(v.name, [d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in t.shape.dim], DTYPES.get(t.elem_type, torch.float32)))
+    out.append(
+      Value(
+        v.name,
+        [d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in t.shape.dim],
+        DTYPES.get(t.elem_type, torch.float32),
+      )
+    )
   return out
 
 
 def module_name(weight: str, node: onnx.NodeProto, number: int) -> str:
-  """`_vision._backbone._conv_stem.weight` -> `_vision._backbone._conv_stem`; a nameless weight takes its node's name."""
+  """`_vision._backbone._conv_stem.weight` -> `_vision._backbone._conv_stem`; a nameless weight takes its node's
+  name."""
   name = re.sub(r"\.(weight|bias|weight_ih_l0|[WR])$", "", weight)
   if "::" in name or (name == weight and not re.search(r"[a-zA-Z_]{2}", name)):
     name = node.name or f"{node.op_type}_{number}"
@@ -79,7 +100,8 @@ def module_name(weight: str, node: onnx.NodeProto, number: int) -> str:
 
 
 class OnnxModule(nn.Module):
-  """A graph, run node by node. `net` holds its layers, `values_` the constants that are no layer's (a bias that is added, positions): parameters all."""
+  """A graph, run node by node. `net` holds its layers, `values_` the constants that are no layer's (a bias that is
+  added, positions): parameters all."""
 
   def __init__(self, model: onnx.ModelProto, where: str, dtype: torch.dtype = torch.float32, folder: str = ""):
     super().__init__()
@@ -87,11 +109,18 @@ class OnnxModule(nn.Module):
     self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     graph = model.graph
     standard = ("", "ai.onnx")
-    unknown = sorted({n.op_type if n.domain in standard else f"{n.domain}.{n.op_type}" for n in graph.node
-                      if n.domain not in standard or n.op_type not in {*OPS, *layers.MAKERS, "Constant"}})
+    unknown = sorted(
+      {
+        n.op_type if n.domain in standard else f"{n.domain}.{n.op_type}"
+        for n in graph.node
+        if n.domain not in standard or n.op_type not in {*OPS, *layers.MAKERS, "Constant"}
+      }
+    )
     if unknown:
-      raise UserError(f"{where} uses operators that are not known here: {', '.join(unknown)}; " +
-                      "simplify the file (onnxsim), or add them to tools/dgx/training/onnx_ops.py")
+      raise UserError(
+        f"{where} uses operators that are not known here: {', '.join(unknown)}; "
+        "simplify the file (onnxsim), or add them to tools/dgx/training/onnx_ops.py"
+      )
     initializers = {i.name for i in graph.initializer}
     self.inputs = values(v for v in graph.input if v.name not in initializers)
     self.outputs = values(graph.output)
@@ -139,7 +168,12 @@ class OnnxModule(nn.Module):
       names.pop()
     known = [self._known.get(n) if n else None for n in names]
     step = Step(node.op_type, names, list(node.output), a, number)
-    if node.op_type in layers.MAKERS and len(known) > 1 and known[1] is not None and (known[0] is None or node.op_type in ("GRU", "LSTM")):
+    if (
+      node.op_type in layers.MAKERS
+      and len(known) > 1
+      and known[1] is not None
+      and (known[0] is None or node.op_type in ("GRU", "LSTM"))
+    ):
       key = (node.op_type, *names[1:], *sorted((k, str(v)) for k, v in a.items()))
       made = layers.MAKERS[node.op_type][1](known, a) if key not in self._made else None
       if made is not None:
@@ -166,7 +200,10 @@ class OnnxModule(nn.Module):
     parts = name.split(".")
     for i in range(1, len(parts)):
       try:
-        if not isinstance(self.net.get_submodule(".".join(parts[:i])), nn.Module) or type(self.net.get_submodule(".".join(parts[:i]))) is not nn.Module:
+        if (
+          not isinstance(self.net.get_submodule(".".join(parts[:i])), nn.Module)
+          or type(self.net.get_submodule(".".join(parts[:i]))) is not nn.Module
+        ):
           parts = ["_".join(parts)]
           break
       except AttributeError:
@@ -197,13 +234,16 @@ class OnnxModule(nn.Module):
         self.constants[name] = t
 
   def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-    """Inputs by the file's names and of its shapes, float16 ones in any float dtype -> outputs by name, in the module's dtype.
+    """Inputs by the file's names and of its shapes, float16 ones in any float dtype -> outputs by name, in the module's
+    dtype.
 
-    A file that was exported for one example takes several: at once where that gives what each gives alone (tried out once), else one after the other.
-    """
+    A file that was exported for one example takes several: at once where that gives what each gives alone (tried out
+    once), else one after the other."""
     missing = [v.name for v in self.inputs if v.name not in inputs]
     if missing:
-      raise UserError(f"{self.where} wants the inputs {', '.join(v.name for v in self.inputs)}; {', '.join(missing)} not given")
+      raise UserError(
+        f"{self.where} wants the inputs {', '.join(v.name for v in self.inputs)}; {', '.join(missing)} not given"
+      )
     x = {v.name: inputs[v.name].to(self.dtype) if v.dtype in FLOATS else inputs[v.name] for v in self.inputs}
     fixed = all(v.shape and v.shape[0] == 1 for v in self.inputs)
     n = max((t.shape[0] for t in x.values() if t.dim()), default=1)
@@ -220,13 +260,22 @@ class OnnxModule(nn.Module):
   @torch.no_grad()
   def _try_batch(self, x: dict[str, Tensor]) -> bool:
     g = torch.Generator().manual_seed(0)
-    noise = {k: (torch.rand(2, *t.shape[1:], generator=g) * (255 if not t.dtype.is_floating_point else 1)).to(t.device, t.dtype) for k, t in x.items()}
+    noise = {
+      k: (torch.rand(2, *t.shape[1:], generator=g) * (255 if not t.dtype.is_floating_point else 1)).to(
+        t.device, t.dtype
+      )
+      for k, t in x.items()
+    }
     training = {m: m.training for m in self.modules()}
     self.eval()
     try:
       both = self._run(noise, 2)
       alone = [self._run({k: t[i : i + 1] for k, t in noise.items()}, 1) for i in range(2)]
-      return all(len(v) == 2 and torch.allclose(v[i], alone[i][k][0], atol=1e-3, rtol=1e-2) for k, v in both.items() for i in range(2))
+      return all(
+        len(v) == 2 and torch.allclose(v[i], alone[i][k][0], atol=1e-3, rtol=1e-2)
+        for k, v in both.items()
+        for i in range(2)
+      )
     except (RuntimeError, IndexError, ValueError):  # a graph whose inner shapes hold for one example
       return False
     finally:
@@ -246,7 +295,10 @@ class OnnxModule(nn.Module):
       else:
         device = next((t.device for t in args if t is not None and t.device.type != "cpu"), None)
         if device is not None and step.op not in SHAPE_OPS:
-          args = [t if t is None or t.device == device else self._on(device, n, t) for n, t in zip(step.inputs, args, strict=True)]
+          args = [
+            t if t is None or t.device == device else self._on(device, n, t)
+            for n, t in zip(step.inputs, args, strict=True)
+          ]
         out = OPS[step.op](args, {**step.attributes, "batch": batch}, self.opset)
       env.update(zip(step.outputs, out if isinstance(out, tuple) else (out,), strict=False))
       for name in free:
@@ -264,7 +316,8 @@ class OnnxModule(nn.Module):
 
   @torch.no_grad()
   def to_onnx(self) -> onnx.ModelProto:
-    """The base's file with this module's parameters, in the base's dtypes. What did not change stays bit for bit. Adapters must be merged first."""
+    """The base's file with this module's parameters, in the base's dtypes. What did not change stays bit for bit.
+    Adapters must be merged first."""
     out = onnx.ModelProto()
     out.CopyFrom(self.base)
     graph = out.graph
@@ -289,7 +342,8 @@ class OnnxModule(nn.Module):
       value = self.values_[key].detach().cpu()
       if not torch.equal(value, self._known[name]):
         new[name] = value
-    for n in graph.node:  # what was computed from a constant that has changed since, and stayed: exporters share equal constants by Identity
+    # what was computed from a constant that has changed since, and stayed: exporters share equal constants by Identity
+    for n in graph.node:
       moved = [i for i in n.input if i in new and i in self._known]
       if moved and all(i in self._known for i in n.input if i) and all(o in self._known for o in n.output):
         kind = next((a.i for a in n.attribute if a.name == "to"), dtypes.get(moved[0], onnx.TensorProto.FLOAT))
@@ -304,13 +358,16 @@ class OnnxModule(nn.Module):
     graph.initializer.extend(kept)
     for name, value in new.items():
       dtype = dtypes.get(name, onnx.TensorProto.FLOAT)
-      graph.initializer.append(numpy_helper.from_array(value.float().numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(dtype)), name))
+      graph.initializer.append(
+        numpy_helper.from_array(value.float().numpy().astype(onnx.helper.tensor_dtype_to_np_dtype(dtype)), name)
+      )
     return out
 
 
 def load_onnx(path: str | Path, dtype: torch.dtype = torch.float32) -> OnnxModule:
-  """An ONNX file -> a module in `dtype`: float16 constants are widened, and narrowed again by to_onnx; a Cast to float16 inside becomes one to `dtype`.
-  Raises UserError where it is no ONNX file, or uses operators that are not known (all are named)."""
+  """An ONNX file -> a module in `dtype`: float16 constants are widened, and narrowed again by to_onnx; a Cast to
+  float16 inside becomes one to `dtype`. Raises UserError where it is no ONNX file, or uses operators that are not known
+  (all are named)."""
   path = Path(path)
   try:
     model = onnx.load(str(path))
@@ -319,5 +376,7 @@ def load_onnx(path: str | Path, dtype: torch.dtype = torch.float32) -> OnnxModul
     raise UserError(f"there is no {path} (or of its external data)") from None
   except Exception as e:  # protobuf's errors have no common base
     if "opset" not in str(e):
-      raise UserError(f"{path} is not a sound ONNX file: {str(e).splitlines()[0][:160]}; a git-lfs pointer must be pulled first") from None
+      raise UserError(
+        f"{path} is not a sound ONNX file: {str(e).splitlines()[0][:160]}; a git-lfs pointer must be pulled first"
+      ) from None
   return OnnxModule(model, str(path), dtype, str(path.parent))

@@ -1,7 +1,8 @@
-"""ONNX operators as torch functions: those that openpilot's networks and their kin use. Parameters of layers are not here, see model.py.
+"""ONNX operators as torch functions: those that openpilot's networks and their kin use. Parameters of layers are not
+here, see model.py.
 
-Each takes (inputs, attributes, opset) with None for inputs left out, and gives one tensor or a tuple. Shapes, axes and other integers come as int64 tensors.
-"""
+Each takes (inputs, attributes, opset) with None for inputs left out, and gives one tensor or a tuple. Shapes, axes and
+other integers come as int64 tensors."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,8 +17,18 @@ Attributes = dict[str, Any]
 Op = Callable[[Inputs, Attributes, int], Any]
 
 # onnx.TensorProto's numbers
-DTYPES = {1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16,
-          11: torch.float64, 16: torch.bfloat16}
+DTYPES = {
+  1: torch.float32,
+  2: torch.uint8,
+  3: torch.int8,
+  5: torch.int16,
+  6: torch.int32,
+  7: torch.int64,
+  9: torch.bool,
+  10: torch.float16,
+  11: torch.float64,
+  16: torch.bfloat16,
+}
 
 
 def ints(x: Any) -> list[int]:
@@ -68,7 +79,8 @@ def reshape(x: Inputs, a: Attributes, opset: int) -> Tensor:
   shape = ints(x[1])
   if not a.get("allowzero"):
     shape = [x[0].shape[i] if s == 0 else s for i, s in enumerate(shape)]
-  # a graph that was exported for one example is given several: they stay the first axis (OnnxModule checks that this is right)
+  # a graph that was exported for one example is given several: they stay the first axis (OnnxModule checks that this is
+  # right)
   if -1 not in shape and shape and math.prod(shape) != x[0].numel() and x[0].numel() % max(1, math.prod(shape)) == 0:
     shape[0] *= x[0].numel() // math.prod(shape)
   elif -1 in shape and shape[0] == 1 and a.get("batch", 1) > 1 and x[0].dim() and x[0].shape[0] % a["batch"] == 0:
@@ -78,7 +90,10 @@ def reshape(x: Inputs, a: Attributes, opset: int) -> Tensor:
 
 def slice_(x: Inputs, a: Attributes, opset: int) -> Tensor:
   given = [None if len(x) <= i or x[i] is None else ints(x[i]) for i in range(1, 5)]
-  starts, ends = given[0] if given[0] is not None else ints(a["starts"]), given[1] if given[1] is not None else ints(a["ends"])
+  starts, ends = (
+    given[0] if given[0] is not None else ints(a["starts"]),
+    given[1] if given[1] is not None else ints(a["ends"]),
+  )
   axes = given[2] or a.get("axes") or list(range(len(starts)))
   out = x[0]
   for start, end, axis, step in zip(starts, ends, axes, given[3] or [1] * len(starts), strict=True):
@@ -134,7 +149,11 @@ def squeeze(x: Inputs, a: Attributes, opset: int) -> Tensor:
 def clip(x: Inputs, a: Attributes, opset: int) -> Tensor:
   lo = x[1] if len(x) > 1 else a.get("min")
   hi = x[2] if len(x) > 2 else a.get("max")
-  return x[0] if lo is None and hi is None else torch.clamp(x[0], *(v.item() if isinstance(v, Tensor) else v for v in (lo, hi)))
+  return (
+    x[0]
+    if lo is None and hi is None
+    else torch.clamp(x[0], *(v.item() if isinstance(v, Tensor) else v for v in (lo, hi)))
+  )
 
 
 def pad(x: Inputs, a: Attributes, opset: int) -> Tensor:
@@ -173,13 +192,16 @@ def reduce(f: Callable[..., Tensor]) -> Op:
         return x[0]
       axes = list(range(x[0].dim()))
     return f(x[0], axes, bool(a.get("keepdims", 1)))
+
   return run
 
 
 def layer_norm(x: Inputs, a: Attributes, opset: int) -> Tensor:
   axis = a.get("axis", -1) % x[0].dim()
   shape = list(x[0].shape[axis:])
-  return F.layer_norm(x[0], shape, x[1].expand(shape), None if len(x) < 3 or x[2] is None else x[2].expand(shape), a.get("epsilon", 1e-5))
+  return F.layer_norm(
+    x[0], shape, x[1].expand(shape), None if len(x) < 3 or x[2] is None else x[2].expand(shape), a.get("epsilon", 1e-5)
+  )
 
 
 def expand(x: Inputs, a: Attributes, opset: int) -> Tensor:
@@ -191,7 +213,10 @@ def div(x: Inputs, a: Attributes, opset: int) -> Tensor:
 
 
 def resize(x: Inputs, a: Attributes, opset: int) -> Tensor:
-  mode, how = a.get("mode", "nearest"), a.get("coordinate_transformation_mode", "half_pixel" if opset > 10 else "asymmetric")
+  mode, how = (
+    a.get("mode", "nearest"),
+    a.get("coordinate_transformation_mode", "half_pixel" if opset > 10 else "asymmetric"),
+  )
   sizes = ints(x[3]) if len(x) > 3 and x[3] is not None and x[3].numel() else None
   scales = None if sizes else [float(s) for s in (x[2] if opset > 10 else x[1]).tolist()]
   new = sizes[2:] if sizes else [int(n * s) for n, s in zip(x[0].shape[2:], (scales or [])[2:], strict=True)]
@@ -216,6 +241,7 @@ def folded(f: Callable[[Tensor, Tensor], Tensor]) -> Op:
     for t in x[1:]:
       out = f(out, t)
     return out
+
   return run
 
 
@@ -232,30 +258,98 @@ def binary(f: Any) -> Op:
 
 
 OPS: dict[str, Op] = {
-  **{k: unary(f) for k, f in {
-    "Relu": F.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "Sqrt": torch.sqrt, "Exp": torch.exp, "Log": torch.log, "Erf": torch.erf, "Neg": torch.neg,
-    "Abs": torch.abs, "Floor": torch.floor, "Ceil": torch.ceil, "Round": torch.round, "Reciprocal": torch.reciprocal, "Sin": torch.sin, "Cos": torch.cos,
-    "Softplus": F.softplus, "Mish": F.mish, "HardSwish": F.hardswish, "Not": torch.logical_not, "Sign": torch.sign, "Identity": lambda x: x,
-    "Dropout": lambda x: x,  # a network that is tuned is not regularised again
-    "GlobalAveragePool": lambda x: x.mean(dim=tuple(range(2, x.dim())), keepdim=True),
-    "GlobalMaxPool": lambda x: x.amax(dim=tuple(range(2, x.dim())), keepdim=True),
-    "Shape": lambda x: torch.tensor(x.shape, dtype=torch.int64),
-    "Size": lambda x: torch.tensor(x.numel(), dtype=torch.int64)}.items()},
-  **{k: binary(f) for k, f in {
-    "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Pow": torch.pow, "MatMul": torch.matmul, "Equal": torch.eq, "Less": torch.lt, "Greater": torch.gt,
-    "LessOrEqual": torch.le, "GreaterOrEqual": torch.ge, "And": torch.logical_and, "Or": torch.logical_or,
-    "PRelu": lambda x, w: torch.where(x < 0, x * w, x)}.items()},
-  **{k: reduce(f) for k, f in {
-    "ReduceMean": lambda x, d, k: x.mean(d, k), "ReduceSum": lambda x, d, k: x.sum(d, k), "ReduceMax": lambda x, d, k: x.amax(d, k),
-    "ReduceMin": lambda x, d, k: x.amin(d, k), "ReduceL2": lambda x, d, k: torch.linalg.vector_norm(x, 2, d, k),
-    "ReduceSumSquare": lambda x, d, k: x.square().sum(d, k)}.items()},
-  "Max": folded(torch.maximum), "Min": folded(torch.minimum), "Sum": folded(torch.add),
-  "Div": div, "Gemm": gemm, "Cast": cast, "Softmax": softmax, "LogSoftmax": lambda x, a, o: softmax(x, a, o, log=True),
-  "Elu": lambda x, a, o: F.elu(x[0], a.get("alpha", 1.0)), "LeakyRelu": lambda x, a, o: F.leaky_relu(x[0], a.get("alpha", 0.01)),
-  "Gelu": gelu, "HardSigmoid": hard_sigmoid, "Reshape": reshape, "Slice": slice_, "Split": split, "Gather": gather, "Concat": concat,
-  "Transpose": lambda x, a, o: x[0].permute(a.get("perm", list(reversed(range(x[0].dim()))))), "Unsqueeze": unsqueeze, "Squeeze": squeeze,
-  "Flatten": lambda x, a, o: x[0].reshape(math.prod(x[0].shape[: a.get("axis", 1)]), -1), "Clip": clip, "Pad": pad, "MaxPool": pool,
-  "AveragePool": lambda x, a, o: pool(x, a, o, average=True), "LayerNormalization": layer_norm, "Expand": expand, "Resize": resize, "Range": arange,
-  "Where": lambda x, a, o: torch.where(x[0], x[1], x[2]), "Tile": lambda x, a, o: x[0].repeat(ints(x[1])),
-  "ConstantOfShape": lambda x, a, o: a["value"].reshape(()).expand(ints(x[0])).clone() if "value" in a else torch.zeros(ints(x[0])),
+  **{
+    k: unary(f)
+    for k, f in {
+      "Relu": F.relu,
+      "Sigmoid": torch.sigmoid,
+      "Tanh": torch.tanh,
+      "Sqrt": torch.sqrt,
+      "Exp": torch.exp,
+      "Log": torch.log,
+      "Erf": torch.erf,
+      "Neg": torch.neg,
+      "Abs": torch.abs,
+      "Floor": torch.floor,
+      "Ceil": torch.ceil,
+      "Round": torch.round,
+      "Reciprocal": torch.reciprocal,
+      "Sin": torch.sin,
+      "Cos": torch.cos,
+      "Softplus": F.softplus,
+      "Mish": F.mish,
+      "HardSwish": F.hardswish,
+      "Not": torch.logical_not,
+      "Sign": torch.sign,
+      "Identity": lambda x: x,
+      "Dropout": lambda x: x,  # a network that is tuned is not regularised again
+      "GlobalAveragePool": lambda x: x.mean(dim=tuple(range(2, x.dim())), keepdim=True),
+      "GlobalMaxPool": lambda x: x.amax(dim=tuple(range(2, x.dim())), keepdim=True),
+      "Shape": lambda x: torch.tensor(x.shape, dtype=torch.int64),
+      "Size": lambda x: torch.tensor(x.numel(), dtype=torch.int64),
+    }.items()
+  },
+  **{
+    k: binary(f)
+    for k, f in {
+      "Add": torch.add,
+      "Sub": torch.sub,
+      "Mul": torch.mul,
+      "Pow": torch.pow,
+      "MatMul": torch.matmul,
+      "Equal": torch.eq,
+      "Less": torch.lt,
+      "Greater": torch.gt,
+      "LessOrEqual": torch.le,
+      "GreaterOrEqual": torch.ge,
+      "And": torch.logical_and,
+      "Or": torch.logical_or,
+      "PRelu": lambda x, w: torch.where(x < 0, x * w, x),
+    }.items()
+  },
+  **{
+    k: reduce(f)
+    for k, f in {
+      "ReduceMean": lambda x, d, k: x.mean(d, k),
+      "ReduceSum": lambda x, d, k: x.sum(d, k),
+      "ReduceMax": lambda x, d, k: x.amax(d, k),
+      "ReduceMin": lambda x, d, k: x.amin(d, k),
+      "ReduceL2": lambda x, d, k: torch.linalg.vector_norm(x, 2, d, k),
+      "ReduceSumSquare": lambda x, d, k: x.square().sum(d, k),
+    }.items()
+  },
+  "Max": folded(torch.maximum),
+  "Min": folded(torch.minimum),
+  "Sum": folded(torch.add),
+  "Div": div,
+  "Gemm": gemm,
+  "Cast": cast,
+  "Softmax": softmax,
+  "LogSoftmax": lambda x, a, o: softmax(x, a, o, log=True),
+  "Elu": lambda x, a, o: F.elu(x[0], a.get("alpha", 1.0)),
+  "LeakyRelu": lambda x, a, o: F.leaky_relu(x[0], a.get("alpha", 0.01)),
+  "Gelu": gelu,
+  "HardSigmoid": hard_sigmoid,
+  "Reshape": reshape,
+  "Slice": slice_,
+  "Split": split,
+  "Gather": gather,
+  "Concat": concat,
+  "Transpose": lambda x, a, o: x[0].permute(a.get("perm", list(reversed(range(x[0].dim()))))),
+  "Unsqueeze": unsqueeze,
+  "Squeeze": squeeze,
+  "Flatten": lambda x, a, o: x[0].reshape(math.prod(x[0].shape[: a.get("axis", 1)]), -1),
+  "Clip": clip,
+  "Pad": pad,
+  "MaxPool": pool,
+  "AveragePool": lambda x, a, o: pool(x, a, o, average=True),
+  "LayerNormalization": layer_norm,
+  "Expand": expand,
+  "Resize": resize,
+  "Range": arange,
+  "Where": lambda x, a, o: torch.where(x[0], x[1], x[2]),
+  "Tile": lambda x, a, o: x[0].repeat(ints(x[1])),
+  "ConstantOfShape": lambda x, a, o: (
+    a["value"].reshape(()).expand(ints(x[0])).clone() if "value" in a else torch.zeros(ints(x[0]))
+  ),
 }

@@ -1,4 +1,5 @@
-"""The flat vector that a driving model puts out, cut and parsed as openpilot does it; in numpy and, differentiable, in torch."""
+"""The flat vector that a driving model puts out, cut and parsed as openpilot does it; in numpy and, differentiable, in
+torch."""
 
 import base64
 import binascii
@@ -12,7 +13,16 @@ import onnx
 import torch
 
 from openpilot.tools.dgx.training.constants import (
-  ACTION_WIDTH, DESIRE_LEN, DESIRE_PRED_STEPS, LEAD_HYPOTHESES, LEAD_STEPS, LEAD_WIDTH, LEADS, PARSED_SHAPES, PLAN_HYPOTHESES, PLAN_SIZE,
+  ACTION_WIDTH,
+  DESIRE_LEN,
+  DESIRE_PRED_STEPS,
+  LEAD_HYPOTHESES,
+  LEAD_STEPS,
+  LEAD_WIDTH,
+  LEADS,
+  PARSED_SHAPES,
+  PLAN_HYPOTHESES,
+  PLAN_SIZE,
 )
 from openpilot.tools.lib.errors import UserError
 
@@ -23,7 +33,8 @@ SLICES_KEY = "output_slices"
 
 
 class SliceUnpickler(pickle.Unpickler):
-  """A pickle of a dict of slices needs one global, `slice`; a pickle that asks for anything else may run code, and is refused."""
+  """A pickle of a dict of slices needs one global, `slice`; a pickle that asks for anything else may run code, and is
+  refused."""
 
   def find_class(self, module: str, name: str) -> Any:
     if module in ("builtins", "__builtin__") and name == "slice":
@@ -39,14 +50,28 @@ def decode_slices(text: str, where: str = "output_slices") -> dict[str, slice]:
   try:
     found = SliceUnpickler(io.BytesIO(base64.b64decode("".join(text.split()), validate=True))).load()
   except binascii.Error as e:
-    raise UserError(f"{where}: the output_slices are not base64 ({e}); take the model file from openpilot again") from None
+    raise UserError(
+      f"{where}: the output_slices are not base64 ({e}); take the model file from openpilot again"
+    ) from None
   except Exception as e:  # a broken pickle raises nearly anything
-    raise UserError(f"{where}: the output_slices are refused: {e}; only a dict of slices is read, take the model file from a source you trust") from None
+    raise UserError(
+      f"{where}: the output_slices are refused: {e}; only a dict of slices is read, take the model file from a source "
+      "you trust"
+    ) from None
 
   def plain(s: Any) -> bool:
-    return type(s) is slice and type(s.start) is int and type(s.stop) is int and s.step in (None, 1) and 0 <= s.start < s.stop
+    return (
+      type(s) is slice
+      and type(s.start) is int
+      and type(s.stop) is int
+      and s.step in (None, 1)
+      and 0 <= s.start < s.stop
+    )
+
   if type(found) is not dict or not found or not all(type(k) is str and plain(v) for k, v in found.items()):
-    raise UserError(f"{where}: the output_slices are not a dict of names and slices; take the model file from openpilot again")
+    raise UserError(
+      f"{where}: the output_slices are not a dict of names and slices; take the model file from openpilot again"
+    )
   return found
 
 
@@ -64,18 +89,23 @@ def model_slices(model: onnx.ModelProto, where: str) -> dict[str, slice]:
   size = model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
   last = max(s.stop for s in slices.values())
   if size and last > size:
-    raise UserError(f"{where}: output_slices reach {last}, its output has {size} numbers; file and metadata are of different models")
+    raise UserError(
+      f"{where}: output_slices reach {last}, its output has {size} numbers; file and metadata are of different models"
+    )
   return slices
 
 
 def read_slices(path: str | Path) -> dict[str, slice]:
-  """{output's name: its slice of the flat vector} of an ONNX file. Raises UserError where the file or its metadata is none of openpilot's."""
+  """{output's name: its slice of the flat vector} of an ONNX file. Raises UserError where the file or its metadata is
+  none of openpilot's."""
   try:
     model = onnx.load(str(path), load_external_data=False)
   except FileNotFoundError:
     raise UserError(f"there is no {path}") from None
   except Exception as e:  # protobuf's errors have no common base
-    raise UserError(f"{path} is not an ONNX file: {str(e).splitlines()[0][:120]}; a git-lfs pointer must be pulled first") from None
+    raise UserError(
+      f"{path} is not an ONNX file: {str(e).splitlines()[0][:120]}; a git-lfs pointer must be pulled first"
+    ) from None
   return model_slices(model, str(path))
 
 
@@ -111,8 +141,9 @@ def _take(x: A, index: A) -> A:
 
 
 def parse_mdn(name: str, raw: A, shape: tuple[int, ...], hypotheses: int = 0, selections: int = 0) -> dict[str, A]:
-  """raw (B, W) -> mean and scale, `name` and `name`_stds (B, [selections,] *shape). With several hypotheses also `name`_weights (B, N, selections),
-  `name`_hypotheses and `name`_stds_hypotheses (B, N, *shape), the likeliest first where there is one selection."""
+  """raw (B, W) -> mean and scale, `name` and `name`_stds (B, [selections,] *shape). With several hypotheses also
+  `name`_weights (B, N, selections), `name`_hypotheses and `name`_stds_hypotheses (B, N, *shape), the likeliest first
+  where there is one selection."""
   batch = raw.shape[0]
   raw = raw.reshape((batch, max(hypotheses, 1), -1))
   n = (raw.shape[2] - selections) // 2
@@ -125,16 +156,20 @@ def parse_mdn(name: str, raw: A, shape: tuple[int, ...], hypotheses: int = 0, se
     first = order[:, :, 0]
     weights, mean, std = _take(weights, first), _take(mean, first), _take(std, first)
     order = order * 0
-  out = {f"{name}_weights": weights, f"{name}_hypotheses": mean.reshape((batch, hypotheses, *shape)),
-         f"{name}_stds_hypotheses": std.reshape((batch, hypotheses, *shape))}
+  out = {
+    f"{name}_weights": weights,
+    f"{name}_hypotheses": mean.reshape((batch, hypotheses, *shape)),
+    f"{name}_stds_hypotheses": std.reshape((batch, hypotheses, *shape)),
+  }
   final = (batch, *((selections,) if selections > 1 else ()), *shape)
   best = order[:, 0, :]
   return {**out, name: _take(mean, best).reshape(final), f"{name}_stds": _take(std, best).reshape(final)}
 
 
 def parse_outputs(vector: A, slices: dict[str, slice]) -> dict[str, A]:
-  """(B, N) float -> physical quantities, as openpilot's parser gives them: pose, lane_lines, plan, ... with *_stds; probabilities through sigmoid or softmax.
-  Whatever the model does not have is left out; outputs that openpilot does not parse come raw. Raises UserError where a slice's width fits no known layout."""
+  """(B, N) float -> physical quantities, as openpilot's parser gives them: pose, lane_lines, plan, ... with *_stds;
+  probabilities through sigmoid or softmax. Whatever the model does not have is left out; outputs that openpilot does
+  not parse come raw. Raises UserError where a slice's width fits no known layout."""
   out: dict[str, A] = {}
   for name, s in slices.items():
     raw = vector[:, s]
@@ -149,7 +184,10 @@ def parse_outputs(vector: A, slices: dict[str, slice]) -> dict[str, A]:
       shape = PARSED_SHAPES.get(name, (1,))
       if width != 2 * int(np.prod(shape)):
         more = f", or {LEAD_HYPOTHESES} hypotheses" if name == "lead" else ", or 5 hypotheses" if name == "plan" else ""
-        raise UserError(f"output '{name}' has {width} numbers, openpilot's has mean and scale of {shape}{more}; this model is of another openpilot version")
+        raise UserError(
+          f"output '{name}' has {width} numbers, openpilot's has mean and scale of {shape}{more}; this model is of "
+          "another openpilot version"
+        )
       out.update(parse_mdn(name, raw, shape))
     elif name in ("lane_lines_prob", "lead_prob", "meta"):
       out[name] = sigmoid(raw)

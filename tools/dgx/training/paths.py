@@ -1,7 +1,7 @@
-"""The path that the car really drove, as the driving model predicts it: velocities and turn rates of the log, integrated over the next ten seconds.
+"""The path that the car really drove, as the driving model predicts it: velocities and turn rates of the log,
+integrated over the next ten seconds.
 
-All in the calibrated frame of the device: x forward, y right, z down; metres, seconds, radians.
-"""
+All in the calibrated frame of the device: x forward, y right, z down; meters, seconds, radians."""
 
 import numpy as np
 
@@ -14,7 +14,8 @@ ACCELERATION_WINDOW = 0.25  # s, either way: a log at 5 Hz gives no finer
 
 
 def rodrigues(phi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(..., 3) rotation vectors -> (..., 3, 3) the rotations, and the integrals of Exp(s * phi) over s from 0 to 1, which carry a turning velocity along."""
+  """(..., 3) rotation vectors -> (..., 3, 3) the rotations, and the integrals of Exp(s * phi) over s from 0 to 1, which
+  carry a turning velocity along."""
   a = np.linalg.norm(phi, axis=-1)[..., None, None]
   k = np.zeros((*phi.shape, 3))
   k[..., 0, 1], k[..., 0, 2], k[..., 1, 2] = -phi[..., 2], phi[..., 1], -phi[..., 0]
@@ -29,11 +30,16 @@ def rodrigues(phi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class DrivenPath:
-  """times: (N,) s, ascending; velocity, rates: (N, 3) in the calibrated frame at those times. Between samples both are linear."""
+  """times: (N,) s, ascending; velocity, rates: (N, 3) in the calibrated frame at those times. Between samples both are
+  linear."""
 
   def __init__(self, times: np.ndarray, velocity: np.ndarray, rates: np.ndarray, max_gap: float = MAX_GAP):
     times, first = np.unique(np.asarray(times, np.float64), return_index=True)
-    self.times, self.velocity, self.rates = times, np.asarray(velocity, np.float64)[first], np.asarray(rates, np.float64)[first]
+    self.times, self.velocity, self.rates = (
+      times,
+      np.asarray(velocity, np.float64)[first],
+      np.asarray(rates, np.float64)[first],
+    )
     if len(times) < 2:
       return
     self.gap = np.diff(times) > max_gap
@@ -73,15 +79,17 @@ class DrivenPath:
     return np.where(inside & ~self.gap[at], self.gaps[at], -1)
 
   def pose(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(...,) s -> rotations (..., 3, 3) and positions (..., 3) in the frame at the first sample; meaningful within one piece."""
+    """(...,) s -> rotations (..., 3, 3) and positions (..., 3) in the frame at the first sample; meaningful within one
+    piece."""
     i = np.clip(np.searchsorted(self.grid, t, side="right") - 1, 0, len(self.v_cell) - 1)
     d = (np.clip(t, self.grid[0], self.grid[-1]) - self.grid[i])[..., None]
     turn, carry = rodrigues(self.w_cell[i] * d)
     return self.r[i] @ turn, self.p[i] + np.einsum("...ij,...jk,...k->...i", self.r[i], carry, self.v_cell[i] * d)
 
   def plan(self, t0: np.ndarray) -> np.ndarray:
-    """(M,) s -> (M, 33, 15) float32 at T_IDXS after each: position, velocity and acceleration in the calibrated frame at t0, euler angles of the frame then
-    in the frame at t0, turn rates in the frame then. NaN where the log has no future that is joined to t0 without a gap."""
+    """(M,) s -> (M, 33, 15) float32 at T_IDXS after each: position, velocity and acceleration in the calibrated frame
+    at t0, euler angles of the frame then in the frame at t0, turn rates in the frame then. NaN where the log has no
+    future that is joined to t0 without a gap."""
     t0 = np.asarray(t0, np.float64)
     out = np.full((len(t0), IDX_N, PLAN_WIDTH), np.nan, np.float32)
     if len(self.times) < 2 or not len(t0):
@@ -120,12 +128,13 @@ def position_at(plan: np.ndarray, seconds: float) -> np.ndarray:
 
 
 def path_error(plan: np.ndarray, driven: np.ndarray, seconds: float) -> np.ndarray:
-  """(..., 33, 15) each -> (...,) metres between them after so many seconds; NaN where the drive's is not known."""
+  """(..., 33, 15) each -> (...,) meters between them after so many seconds; NaN where the drive's is not known."""
   return np.linalg.norm(position_at(plan, seconds) - position_at(driven, seconds), axis=-1)
 
 
 def constant_curvature(pose: np.ndarray) -> np.ndarray:
-  """(..., 6) velocity and turn rates of the moment -> (..., 33, 15), of which x and y are filled: what no network is needed for. 0 elsewhere."""
+  """(..., 6) velocity and turn rates of the moment -> (..., 33, 15), of which x and y are filled: what no network is
+  needed for. 0 elsewhere."""
   t = np.asarray(T_IDXS)
   v, w = pose[..., :1].astype(np.float64), pose[..., 5:6].astype(np.float64)
   a = w * t

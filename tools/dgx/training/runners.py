@@ -1,4 +1,5 @@
-"""ONNX files for inference: TensorRT where it is, else ONNX Runtime with the best provider, or torch. All take and give torch tensors."""
+"""ONNX files for inference: TensorRT where it is, else ONNX Runtime with the best provider, or torch. All take and give
+torch tensors."""
 
 import os
 import sys
@@ -14,7 +15,7 @@ from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.dgx.training.model import Value, hash_file, load_onnx, values
 from openpilot.tools.fair.onnx.graph import free_batch
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.files import atomic_path
 
 PROVIDERS = ("tensorrt", "onnxruntime", "torch")
 RECURRENT = {"GRU", "LSTM", "RNN", "Scan", "Loop"}
@@ -47,7 +48,11 @@ def session_of(model: str | bytes, device: str | None) -> ort.InferenceSession:
   options = ort.SessionOptions()
   options.log_severity_level = 4  # errors are raised, and that a graph takes no batch is one that is looked for
   options.intra_op_num_threads = int(os.environ.get("FAIR_ORT_THREADS", "0"))
-  wanted = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available and (device != "cpu" or p.startswith("CPU"))]
+  wanted = [
+    p
+    for p in ("CUDAExecutionProvider", "CPUExecutionProvider")
+    if p in available and (device != "cpu" or p.startswith("CPU"))
+  ]
   return ort.InferenceSession(model, options, providers=wanted)
 
 
@@ -56,7 +61,8 @@ def first_output(session: ort.InferenceSession, x: dict[str, np.ndarray]) -> np.
 
 
 def with_free_batch(path: Path, inputs: list[Value]) -> tuple[bytes, str]:
-  """A file of one example -> its graph for any number of them, tried out on two: each must give what it gives alone. Else no bytes, and why not."""
+  """A file of one example -> its graph for any number of them, tried out on two: each must give what it gives alone.
+  Else no bytes, and why not."""
   try:
     model = onnx.load(str(path))
     if found := sorted({n.op_type for n in model.graph.node} & RECURRENT):
@@ -65,7 +71,9 @@ def with_free_batch(path: Path, inputs: list[Value]) -> tuple[bytes, str]:
     r = np.random.default_rng(0)
     x = {}
     for v in inputs:
-      noise = r.uniform(0, 1 if v.dtype.is_floating_point else 255, (2, *(d if isinstance(d, int) else 1 for d in v.shape[1:])))
+      noise = r.uniform(
+        0, 1 if v.dtype.is_floating_point else 255, (2, *(d if isinstance(d, int) else 1 for d in v.shape[1:]))
+      )
       x[v.name] = torch.from_numpy(noise).to(v.dtype).numpy()
     both, single = first_output(session_of(blob, "cpu"), x), session_of(str(path), "cpu")
     alone = np.concatenate([first_output(single, {k: v[i : i + 1] for k, v in x.items()}) for i in range(2)])
@@ -76,14 +84,17 @@ def with_free_batch(path: Path, inputs: list[Value]) -> tuple[bytes, str]:
 
 
 class OrtRunner:
-  """ONNX Runtime. A file of one example takes batches at once where its graph can (found out at the first), else one example after the other."""
+  """ONNX Runtime. A file of one example takes batches at once where its graph can (found out at the first), else one
+  example after the other."""
 
   def __init__(self, path: Path, device: str | None = None):
     self.path, self.asked = path, device
     try:
       self.session = session_of(str(path), device)
     except Exception as e:  # onnxruntime's errors have no common base
-      raise UserError(f"ONNX Runtime does not load {path}: {str(e).splitlines()[0][:160]}; a git-lfs pointer must be pulled first") from None
+      raise UserError(
+        f"ONNX Runtime does not load {path}: {str(e).splitlines()[0][:160]}; a git-lfs pointer must be pulled first"
+      ) from None
     self.inputs = inputs_of(path)
     self.fixed = all(v.shape and v.shape[0] == 1 for v in self.inputs)
     self.batched = {v.name for v in self.inputs if self.fixed or (v.shape and not isinstance(v.shape[0], int))}
@@ -107,7 +118,11 @@ class OrtRunner:
     x = {k: np.repeat(a, n, 0) if k in self.batched and len(a) == 1 < n else a for k, a in x.items()}
     if n == 1 or self.whole is not None:
       return torch.from_numpy(first_output(self.whole or self.session, x).astype(np.float32))
-    return torch.from_numpy(np.concatenate([first_output(self.session, {k: a[i : i + 1] for k, a in x.items()}) for i in range(n)]).astype(np.float32))
+    return torch.from_numpy(
+      np.concatenate([first_output(self.session, {k: a[i : i + 1] for k, a in x.items()}) for i in range(n)]).astype(
+        np.float32
+      )
+    )
 
 
 class TorchRunner:
@@ -129,18 +144,22 @@ class TorchRunner:
 class TensorRTRunner:
   """A TensorRT engine, built once per file, GPU, precision, batch and TensorRT version, and kept in cache_folder().
 
-  batch: the examples that are run at once, and for which the engine is tuned; fewer are taken too, more in turns. Where the batch axis cannot be freed they are
-  run one by one, and `what` says why. precision: None is float16 where the builder turns a graph into it; from TensorRT 11 on a network keeps its own types."""
+  batch: the examples that are run at once, and for which the engine is tuned; fewer are taken too, more in turns. Where
+  the batch axis cannot be freed they are run one by one, and `what` says why. precision: None is float16 where the
+  builder turns a graph into it; from TensorRT 11 on a network keeps its own types."""
 
   def __init__(self, path: Path, precision: str | None = None, batch: int = 1):
     import tensorrt as trt
+
     if not torch.cuda.is_available():
       raise ImportError("no CUDA device")
     flags = {"float32": None, "float16": "FP16", "bfloat16": "BF16"}
     precision = precision or ("float16" if hasattr(trt.BuilderFlag, "FP16") else "float32")
     flag = flags[precision]
     if flag is not None and not hasattr(trt.BuilderFlag, flag):
-      raise UserError(f"TensorRT {trt.__version__} keeps a graph's own types; take --precision float32, or a file in {precision}")
+      raise UserError(
+        f"TensorRT {trt.__version__} keeps a graph's own types; take --precision float32, or a file in {precision}"
+      )
     self.device = GPU
     found = inputs_of(path)
     graph, why = b"", ""
@@ -151,7 +170,10 @@ class TensorRTRunner:
     kept = cache_folder() / f"{hash_file(path)[:16]}-{gpu}-{precision}-b{self.batch}-trt{trt.__version__}.engine"
     self.logger = trt.Logger(trt.Logger.ERROR)
     if not kept.is_file():
-      print(f"building a TensorRT engine of {path.name} for {gpu}, {precision}, batch {self.batch}: minutes, once", file=sys.stderr)
+      print(
+        f"building a TensorRT engine of {path.name} for {gpu}, {precision}, batch {self.batch}: minutes, once",
+        file=sys.stderr,
+      )
       blob = self._build(trt, path, graph, flag)
       with atomic_path(kept) as tmp:
         tmp.write_bytes(blob)
@@ -162,14 +184,25 @@ class TensorRTRunner:
     self.context = self.engine.create_execution_context()
     names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
     self.inputs = [v for v in found if v.name in names]
-    kinds = {trt.float32: torch.float32, trt.float16: torch.float16, trt.bfloat16: torch.bfloat16, trt.uint8: torch.uint8, trt.int32: torch.int32,
-             trt.int64: torch.int64, trt.bool: torch.bool}
+    kinds = {
+      trt.float32: torch.float32,
+      trt.float16: torch.float16,
+      trt.bfloat16: torch.bfloat16,
+      trt.uint8: torch.uint8,
+      trt.int32: torch.int32,
+      trt.int64: torch.int64,
+      trt.bool: torch.bool,
+    }
     shapes = {n: tuple(self.engine.get_tensor_shape(n)) for n in names}
     self.free = {n for n, s in shapes.items() if s[:1] == (-1,)}
     if odd := [n for n, s in shapes.items() if -1 in s[1:]]:
       raise UserError(f"{path}: {', '.join(odd)} has other free axes than the batch's; give a file of fixed shapes")
-    self.buffers = {n: torch.empty((self.batch, *s[1:]) if n in self.free else s, dtype=kinds[self.engine.get_tensor_dtype(n)], device=self.device)
-                    for n, s in shapes.items()}
+    self.buffers = {
+      n: torch.empty(
+        (self.batch, *s[1:]) if n in self.free else s, dtype=kinds[self.engine.get_tensor_dtype(n)], device=self.device
+      )
+      for n, s in shapes.items()
+    }
     for n, b in self.buffers.items():
       self.context.set_tensor_address(n, b.data_ptr())
     self.output = next(n for n in names if self.engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT)
@@ -197,7 +230,10 @@ class TensorRTRunner:
       config.add_optimization_profile(profile)
     blob = builder.build_serialized_network(network, config)
     if blob is None:
-      raise UserError(f"TensorRT does not build {path}{f' in {flag}' if flag else ''}; use --provider onnxruntime, or another precision")
+      raise UserError(
+        f"TensorRT does not build {path}{f' in {flag}' if flag else ''}; use --provider onnxruntime, or another "
+        "precision"
+      )
     return bytes(blob)
 
   def run(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -219,9 +255,11 @@ class TensorRTRunner:
     return torch.cat(out)
 
 
-def open_runner(path: str | Path, provider: str | None = None, device: str | None = None, precision: str | None = None, batch: int = 1) -> Runner:
-  """The best runner here, or the named one of PROVIDERS; says on stderr what runs and, where TensorRT was wanted and is absent, why not. batch: how many
-  examples will be given at once. Raises UserError."""
+def open_runner(
+  path: str | Path, provider: str | None = None, device: str | None = None, precision: str | None = None, batch: int = 1
+) -> Runner:
+  """The best runner here, or the named one of PROVIDERS; says on stderr what runs and, where TensorRT was wanted and is
+  absent, why not. batch: how many examples will be given at once. Raises UserError."""
   path = Path(path)
   if not path.is_file():
     raise UserError(f"there is no model {path}; give the path of one of openpilot's ONNX files")

@@ -1,4 +1,5 @@
-"""The student along a clip: openpilot's network run step by step with the memory that modeld gives it, and what its outputs cost."""
+"""The student along a clip: openpilot's network run step by step with the memory that modeld gives it, and what its
+outputs cost."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,29 +23,51 @@ def shapes_of(model: OnnxModule) -> dict[str, tuple[int, ...]]:
   shapes = {NAMES.get(v.name, v.name): tuple(d if isinstance(d, int) else 1 for d in v.shape) for v in model.inputs}
   odd = sorted(set(shapes) - set(KNOWN))
   if odd:
-    raise UserError(f"{model.where} wants the inputs {', '.join(odd)}, which clips do not have; take a driving model of openpilot 0.10 or later")
+    raise UserError(
+      f"{model.where} wants the inputs {', '.join(odd)}, which clips do not have; take a driving model of openpilot "
+      "0.10 or later"
+    )
   return shapes
 
 
 class Student(nn.Module):
-  """model: a supercombo, or a policy, for which `vision`, frozen, makes the features. burn_in: steps at a clip's start that only fill the memory."""
+  """model: a supercombo, or a policy, for which `vision`, frozen, makes the features. burn_in: steps at a clip's start
+  that only fill the memory."""
 
-  def __init__(self, model: OnnxModule, vision: OnnxModule | None, weights: Mapping[str, float], path_weight: float, teacher_weight: float, burn_in: int = 0):
+  def __init__(
+    self,
+    model: OnnxModule,
+    vision: OnnxModule | None,
+    weights: Mapping[str, float],
+    path_weight: float,
+    teacher_weight: float,
+    burn_in: int = 0,
+  ):
     super().__init__()
     self.model, self.vision = model, vision
     if vision is not None:
       vision.eval().requires_grad_(False)
-    self.weights, self.path_weight, self.teacher_weight, self.burn_in = dict(weights), path_weight, teacher_weight, burn_in
+    self.weights, self.path_weight, self.teacher_weight, self.burn_in = (
+      dict(weights),
+      path_weight,
+      teacher_weight,
+      burn_in,
+    )
     self.slices = model_slices(model.base, model.where)
     self.vision_slices = {} if vision is None else model_slices(vision.base, vision.where)
     self.shapes = {**({} if vision is None else shapes_of(vision)), **shapes_of(model)}
     if "img" not in self.shapes:
-      raise UserError(f"{model.where} takes no images: it is a policy; give the network that makes its features with --vision")
+      raise UserError(
+        f"{model.where} takes no images: it is a policy; give the network that makes its features with --vision"
+      )
     if "hidden_state" not in (self.slices if vision is None else self.vision_slices):
-      raise UserError(f"{(vision or model).where} has no hidden_state among its outputs, and so no memory; take another file")
+      raise UserError(
+        f"{(vision or model).where} has no hidden_state among its outputs, and so no memory; take another file"
+      )
 
   def train(self, mode: bool = True) -> "Student":
-    """Batch norms keep the base's statistics: they are not what is learned, and one clip's frames are too alike to make new ones."""
+    """Batch norms keep the base's statistics: they are not what is learned, and one clip's frames are too alike to make
+    new ones."""
     super().train(mode)
     for m in self.modules():
       if isinstance(m, nn.modules.batchnorm._BatchNorm):
@@ -57,7 +80,8 @@ class Student(nn.Module):
     return out.reshape(len(out), -1)
 
   def run(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
-    """A batch of clips (shards.DrivingClips) -> parsed outputs (B, ...) of each step. Gradients flow back through the features that are carried."""
+    """A batch of clips (shards.DrivingClips) -> parsed outputs (B, ...) of each step. Gradients flow back through the
+    features that are carried."""
     frames, big, desire = batch["frames"], batch["big_frames"], batch["desire"]
     b, steps = frames.shape[:2]
     history = History(self.shapes, b, frames.device, every=1, includes_present=self.vision is not None)
@@ -65,7 +89,9 @@ class Student(nn.Module):
       with torch.set_grad_enabled(torch.is_grad_enabled() and i >= self.burn_in):
         x = history.see(frames[:, i], big[:, i], desire[:, i], batch["traffic_convention"], batch["action_t"])
         if "lateral_control_params" in self.shapes:
-          x["lateral_control_params"] = torch.stack([batch["speed"][:, i], torch.full_like(batch["speed"][:, i], LATERAL_DELAY)], 1)
+          x["lateral_control_params"] = torch.stack(
+            [batch["speed"][:, i], torch.full_like(batch["speed"][:, i], LATERAL_DELAY)], 1
+          )
         seen: dict[str, Tensor] = {}
         if self.vision is not None:
           with torch.no_grad():
@@ -98,8 +124,9 @@ class Student(nn.Module):
     return {k: torch.stack(v) for k, v in found.items()}
 
   def losses(self, outputs: list[dict[str, Tensor]], batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """-> the mean over the steps of each part, 'driven/plan', 'teacher/lead', ..., and 'total'. batch["labels"]: a teacher's, (B, T, ...). batch["shares"]:
-    of a part of a larger batch, what of each of its amounts() is here: the losses of all parts are then, in sum, those of the whole."""
+    """-> the mean over the steps of each part, 'driven/plan', 'teacher/lead', ..., and 'total'. batch["labels"]: a
+    teacher's, (B, T, ...). batch["shares"]: of a part of a larger batch, what of each of its amounts() is here: the
+    losses of all parts are then, in sum, those of the whole."""
     sums: dict[str, list[Tensor]] = {}
     shares: Mapping[str, Tensor] | None = batch.get("shares")
     for i, out in enumerate(outputs[self.burn_in :], self.burn_in):
@@ -107,12 +134,18 @@ class Student(nn.Module):
         parts = driving_loss(out, targets, self.weights)
         if shares is not None:
           del parts["total"]
-          parts = {k: v * shares[f"{kind}/{'plan' if k == 'plan_weights' else k}"][i - self.burn_in] for k, v in parts.items()}
+          parts = {
+            k: v * shares[f"{kind}/{'plan' if k == 'plan_weights' else k}"][i - self.burn_in] for k, v in parts.items()
+          }
           parts["total"] = torch.stack([self.weights[k] * v for k, v in parts.items()]).sum()
         for k, v in parts.items():
           sums.setdefault(f"{kind}/{k}", []).append(v)
     means = {k: torch.stack(v).mean() for k, v in sums.items()}
-    whole = [w * means.pop(k) for k, w in (("driven/total", self.path_weight), ("teacher/total", self.teacher_weight)) if k in means]
+    whole = [
+      w * means.pop(k)
+      for k, w in (("driven/total", self.path_weight), ("teacher/total", self.teacher_weight))
+      if k in means
+    ]
     return {**means, "total": torch.stack(whole).sum()}
 
   def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,4 +1,5 @@
-"""openpilot's driving models as teachers: run over clips with the memory that modeld gives them, parsed as openpilot parses them."""
+"""openpilot's driving models as teachers: run over clips with the memory that modeld gives them, parsed as openpilot
+parses them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,16 @@ from openpilot.tools.dgx.training.runners import Runner, open_runner
 from openpilot.tools.lib.errors import UserError
 
 NAMES = {"input_imgs": "img", "big_input_imgs": "big_img"}  # as models until 2025 call them
-KNOWN = ("img", "big_img", "desire_pulse", "desire", "traffic_convention", "action_t", "features_buffer", "lateral_control_params")
+KNOWN = (
+  "img",
+  "big_img",
+  "desire_pulse",
+  "desire",
+  "traffic_convention",
+  "action_t",
+  "features_buffer",
+  "lateral_control_params",
+)
 LATERAL_DELAY = 0.2  # s, where a clip does not say
 
 
@@ -32,7 +42,10 @@ class Part:
     self.shapes = inputs_of(self.runner)
     odd = sorted(set(self.shapes) - set(KNOWN))
     if odd:
-      raise UserError(f"{path} wants the inputs {', '.join(odd)}, which clips do not have; take a driving model of openpilot 0.10 or later")
+      raise UserError(
+        f"{path} wants the inputs {', '.join(odd)}, which clips do not have; take a driving model of openpilot 0.10 "
+        "or later"
+      )
 
   def run(self, x: Mapping[str, Tensor]) -> Tensor:
     vector = self.runner.run({v.name: x[NAMES.get(v.name, v.name)] for v in self.runner.inputs})
@@ -40,25 +53,36 @@ class Part:
 
 
 class DrivingTeacher:
-  """A single supercombo; or a vision file and the policies that read its features, in any order; or any ONNX file with output_slices whose inputs are of these.
+  """A single supercombo; or a vision file and the policies that read its features, in any order; or any ONNX file with
+  output_slices whose inputs are of these.
 
-  `provider`: of runners.PROVIDERS, None: the best here. `batch`: drives that will be labelled at once, which TensorRT wants to know before.
-  Raises UserError where the files do not make a driving model.
-  """
+  `provider`: of runners.PROVIDERS, None: the best here. `batch`: drives that will be labeled at once, which TensorRT
+  wants to know before. Raises UserError where the files do not make a driving model."""
 
-  def __init__(self, paths: str | Path | Sequence[str | Path], provider: str | None = None, device: str | None = None, precision: str | None = None,
-               batch: int = 1):
+  def __init__(
+    self,
+    paths: str | Path | Sequence[str | Path],
+    provider: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    batch: int = 1,
+  ):
     several = [paths] if isinstance(paths, (str, Path)) else list(paths)
     self.parts = [Part(Path(p), provider, device, precision, batch) for p in several]
     self.vision = next((p for p in self.parts if "img" in p.shapes), None)
     if self.vision is None or sum("img" in p.shapes for p in self.parts) > 1:
-      raise UserError(f"of {', '.join(p.path.name for p in self.parts)} exactly one must take images; give a supercombo, or a vision file and its policy")
+      raise UserError(
+        f"of {', '.join(p.path.name for p in self.parts)} exactly one must take images; give a supercombo, or a vision "
+        "file and its policy"
+      )
     self.policies = [p for p in self.parts if p is not self.vision]
     self.single = "features_buffer" in self.vision.shapes
     if (self.single or self.policies) and "hidden_state" not in self.vision.slices:
       raise UserError(f"{self.vision.path} has no hidden_state among its outputs, and so no memory; take another file")
     if self.single and self.policies:
-      raise UserError(f"{self.vision.path} is a whole supercombo; leave out {', '.join(p.path.name for p in self.policies)}")
+      raise UserError(
+        f"{self.vision.path} is a whole supercombo; leave out {', '.join(p.path.name for p in self.policies)}"
+      )
     self.shapes = {k: v for p in reversed(self.parts) for k, v in p.shapes.items()}
     self.hashes = [hash_file(p.path) for p in self.parts]
     self.device = self.vision.runner.device
@@ -77,11 +101,16 @@ class DrivingTeacher:
     return out
 
   def label(self, clip: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A clip, or a batch of them with a leading axis B: frames and big_frames (T, 6 or 12, 128, 256) uint8 (12: paired, and then steps are 5 Hz, else 20 Hz),
-    desire (T, 8) as pulses, traffic_convention (2,), and where there are action_t (2,), speed (T,). -> parsed outputs (T, ...), or (B, T, ...)."""
+    """A clip, or a batch of them with a leading axis B: frames and big_frames (T, 6 or 12, 128, 256) uint8 (12: paired,
+    and then steps are 5 Hz, else 20 Hz), desire (T, 8) as pulses, traffic_convention (2,), and where there are action_t
+    (2,), speed (T,). -> parsed outputs (T, ...), or (B, T, ...)."""
     frames = torch.as_tensor(clip["frames"])
     batched = frames.dim() == 5
-    x = {k: torch.as_tensor(clip[k]) for k in ("frames", "big_frames", "desire", "traffic_convention", "action_t", "speed") if k in clip}
+    x = {
+      k: torch.as_tensor(clip[k])
+      for k in ("frames", "big_frames", "desire", "traffic_convention", "action_t", "speed")
+      if k in clip
+    }
     x = x if batched else {k: v[None] for k, v in x.items()}
     b, t, channels = x["frames"].shape[:3]
     if x["frames"].shape[3:] != FRAME_SHAPE[1:] or channels not in (FRAME_SHAPE[0], 2 * FRAME_SHAPE[0]):

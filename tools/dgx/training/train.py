@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Fine-tunes openpilot's driving model on your own routes with DoRA: towards the path that the car really drove, a teacher's outputs, or both.
+"""Fine-tunes openpilot's driving model on your own routes with DoRA: towards the path that the car really drove, a
+teacher's outputs, or both.
 
-OUTPUT gets best_model.pt (the best by validation loss, for export.py), last.pt (to go on from with --resume), adapter/ (PEFT's format), train_log.jsonl.
-On several GPUs: `torchrun --nproc-per-node N tools/dgx/training/train.py ...`.
-"""
+OUTPUT gets best_model.pt (the best by validation loss, for export.py), last.pt (to go on from with --resume), adapter/
+(PEFT's format), train_log.jsonl.
+On several GPUs: `torchrun --nproc-per-node N tools/dgx/training/train.py ...`."""
 
 import argparse
 import contextlib
@@ -36,10 +37,10 @@ from openpilot.tools.dgx.training.reference_turn import TurnDriving
 from openpilot.tools.dgx.training.shards import DrivingClips, Shard, epoch_batches, make_loader, read_dataset, split
 from openpilot.tools.dgx.training.student import Student
 from openpilot.tools.dgx.training.teacher import DrivingTeacher
-from openpilot.tools.fair.checkpoint import load_checkpoint, to_device
-from openpilot.tools.fair.processes import TRACKERS, anywhere, make_accelerator, parse_trackers
+from openpilot.tools.learn.checkpoint import load_checkpoint, to_device
+from openpilot.tools.learn.processes import TRACKERS, anywhere, make_accelerator, parse_trackers
 from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.said import command
 
 SECONDS = (1.0, 2.0, 3.0)  # at which path errors are given
@@ -50,16 +51,36 @@ def digest(shards: list[Shard]) -> str:
   """Of which frames of which segments there are, and of their plans."""
   h = hashlib.sha256()
   for s in shards:
-    h.update(s.name.encode() + s.columns["frame_id"].tobytes() + s.columns["keep"].tobytes() + s.columns["plan"].tobytes())
+    h.update(
+      s.name.encode() + s.columns["frame_id"].tobytes() + s.columns["keep"].tobytes() + s.columns["plan"].tobytes()
+    )
   return h.hexdigest()[:16]
 
 
 class Run:
   """One run in the folder `out`. Checkpoints are made after each epoch and on Ctrl-C."""
 
-  def __init__(self, config: Config, base: Path, vision: Path | None, teacher: DrivingTeacher | None, train: DrivingClips, val: DrivingClips | None,
-               out: Path, workers: int = 0, trackers: tuple[str, ...] = ()):
-    self.config, self.base, self.teacher, self.train, self.val, self.out, self.workers = config, base, teacher, train, val, out, workers
+  def __init__(
+    self,
+    config: Config,
+    base: Path,
+    vision: Path | None,
+    teacher: DrivingTeacher | None,
+    train: DrivingClips,
+    val: DrivingClips | None,
+    out: Path,
+    workers: int = 0,
+    trackers: tuple[str, ...] = (),
+  ):
+    self.config, self.base, self.teacher, self.train, self.val, self.out, self.workers = (
+      config,
+      base,
+      teacher,
+      train,
+      val,
+      out,
+      workers,
+    )
     self.accelerator = make_accelerator(config.precision, trackers, out)
     torch.manual_seed(config.seed)
     self.base_hash = hash_file(base)
@@ -71,7 +92,9 @@ class Run:
       self.adapted = apply_dora(model, config.dora_rank, config.dora_alpha, config.targets, config.dora_dropout)
     self.learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
     eyes = None if vision is None else load_onnx(vision)
-    student = Student(model, eyes, check_weights(config.weights), config.path_weight, config.teacher_weight, config.burn_in)
+    student = Student(
+      model, eyes, check_weights(config.weights), config.path_weight, config.teacher_weight, config.burn_in
+    )
     optimizer = torch.optim.AdamW(list(self.learned.values()), lr=config.lr, weight_decay=config.weight_decay)
     self.data = digest(train.shards + (val.shards if val is not None else []))
     self.model, self.optimizer = self.accelerator.prepare(student, optimizer)
@@ -86,7 +109,9 @@ class Run:
 
   def batches(self, epoch: int) -> list[list[int]]:
     a = self.accelerator
-    return epoch_batches(len(self.train), self.config.batch_size, self.config.seed, epoch, a.process_index, a.num_processes)
+    return epoch_batches(
+      len(self.train), self.config.batch_size, self.config.seed, epoch, a.process_index, a.num_processes
+    )
 
   @property
   def steps_per_epoch(self) -> int:
@@ -97,10 +122,28 @@ class Run:
   def checkpoint(self) -> dict[str, Any]:
     """What export.py reads: the learned parameters by name, and all that it takes to put them onto the base again."""
     c = self.config
-    settings = None if c.full else {"rank": c.dora_rank, "alpha": c.dora_alpha, "targets": c.targets, "dropout": c.dora_dropout, "names": self.adapted}
+    settings = (
+      None
+      if c.full
+      else {
+        "rank": c.dora_rank,
+        "alpha": c.dora_alpha,
+        "targets": c.targets,
+        "dropout": c.dora_dropout,
+        "names": self.adapted,
+      }
+    )
     adapter = {n: p.detach().cpu().clone() for n, p in self.learned.items()}
-    return {"base": str(self.base.resolve()), "base_hash": self.base_hash, "adapter": adapter, "dora": settings, "epoch": self.epoch, "step": self.step,
-            "config": dataclasses.asdict(c), "val": self.val_metrics}
+    return {
+      "base": str(self.base.resolve()),
+      "base_hash": self.base_hash,
+      "adapter": adapter,
+      "dora": settings,
+      "epoch": self.epoch,
+      "step": self.step,
+      "config": dataclasses.asdict(c),
+      "val": self.val_metrics,
+    }
 
   def save(self, name: str) -> None:
     if not self.accelerator.is_main_process:
@@ -108,8 +151,14 @@ class Run:
     state = self.checkpoint()
     if name == LAST:
       scaler = self.accelerator.scaler
-      state.update(optimizer=self.optimizer.state_dict(), at=self.at, best=self.best, sums=self.sums, data=self.data,
-                   scaler=None if scaler is None else scaler.state_dict())
+      state.update(
+        optimizer=self.optimizer.state_dict(),
+        at=self.at,
+        best=self.best,
+        sums=self.sums,
+        data=self.data,
+        scaler=None if scaler is None else scaler.state_dict(),
+      )
     with atomic_path(self.out / name) as tmp:
       torch.save(state, tmp)
     if name == BEST and not self.config.full:
@@ -123,7 +172,10 @@ class Run:
     old, new = state["config"], dataclasses.asdict(self.config)
     differ = [k for k in new if old.get(k) != new[k]]
     if differ:
-      raise UserError(f"{path} is of a run with other options: {', '.join(f'{k} {old.get(k)} then, {new[k]} now' for k in differ)}; give the same ones")
+      raise UserError(
+        f"{path} is of a run with other options: {', '.join(f'{k} {old.get(k)} then, {new[k]} now' for k in differ)}; "
+        "give the same ones"
+      )
     if state["base_hash"] != self.base_hash or state["data"] != self.data:
       what = "base" if state["base_hash"] != self.base_hash else "data"
       raise UserError(f"{path} is of a run with other {what}; give the same, or choose another --output")
@@ -133,7 +185,9 @@ class Run:
     self.optimizer.load_state_dict(state["optimizer"])
     if state["scaler"] is not None and self.accelerator.scaler is not None:
       self.accelerator.scaler.load_state_dict(state["scaler"])
-    self.epoch, self.step, self.at, self.best, self.sums, self.val_metrics = (state[k] for k in ("epoch", "step", "at", "best", "sums", "val"))
+    self.epoch, self.step, self.at, self.best, self.sums, self.val_metrics = (
+      state[k] for k in ("epoch", "step", "at", "best", "sums", "val")
+    )
 
   # *** the loop ***
 
@@ -141,17 +195,23 @@ class Run:
     """On the device, and with the teacher's labels: these, or made now."""
     out = to_device({k: v for k, v in batch.items() if torch.is_tensor(v)}, self.accelerator.device)
     if self.teacher is not None and self.config.teacher_weight:
-      out["labels"] = to_device({k: v.float() for k, v in self.teacher.label(out).items()}, self.accelerator.device) if labels is None else labels
+      out["labels"] = (
+        to_device({k: v.float() for k, v in self.teacher.label(out).items()}, self.accelerator.device)
+        if labels is None
+        else labels
+      )
     return out
 
   def told(self, piece: dict[str, Any]) -> tuple[dict[str, torch.Tensor] | None, dict[str, torch.Tensor]]:
-    """Of a part of a batch: its teacher's labels, and by how much its targets teach. Kept for all parts at once, where the pictures are not."""
+    """Of a part of a batch: its teacher's labels, and by how much its targets teach. Kept for all parts at once, where
+    the pictures are not."""
     b = self.prepared(piece)
     return b.get("labels"), self.student.amounts(b)
 
   @torch.no_grad()
   def evaluate(self) -> dict[str, float]:
-    """Mean losses on held-out clips, and metres between the plan and the drive after 1, 2, 3 s beside those of the constant-curvature path. {} without any."""
+    """Mean losses on held-out clips, and meters between the plan and the drive after 1, 2, 3 s beside those of the
+    constant-curvature path. {} without any."""
     if self.val is None or not len(self.val):
       return {}
     self.model.eval()
@@ -183,7 +243,8 @@ class Run:
     return out
 
   def step_on(self, batch: dict[str, Any]) -> dict[str, float]:
-    """One optimiser step over a batch, in parts. Raises UserError where a loss or gradient is not finite: then nothing has changed."""
+    """One optimizer step over a batch, in parts. Raises UserError where a loss or gradient is not finite: then nothing
+    has changed."""
     config, acc = self.config, self.accelerator
     torch.manual_seed(config.seed * 1_000_003 + self.step)
     if config.augment:
@@ -197,7 +258,9 @@ class Run:
       with contextlib.nullcontext() if i == len(parts) - 1 else acc.no_sync(self.model):
         b = self.prepared(piece, told[i][0] if told else None)
         if told:  # what a part teaches may be much or little: see Student.losses
-          b["shares"] = {k: v / torch.stack([other[k] for _, other in told]).sum(0).clamp(min=TINY) for k, v in told[i][1].items()}
+          b["shares"] = {
+            k: v / torch.stack([other[k] for _, other in told]).sum(0).clamp(min=TINY) for k, v in told[i][1].items()
+          }
         with acc.autocast():
           losses = self.model(b)
         for k, v in losses.items():
@@ -207,7 +270,9 @@ class Run:
           raise self.not_finite(f"the loss ({', '.join(bad)})", batch)
         acc.backward(losses["total"])
     norm = acc.clip_grad_norm_(list(self.learned.values()), config.clip_norm)
-    if acc.scaler is None and norm is not None and not math.isfinite(float(norm)):  # a scaler skips such a step and goes on
+    if (
+      acc.scaler is None and norm is not None and not math.isfinite(float(norm))
+    ):  # a scaler skips such a step and goes on
       raise self.not_finite("the gradient", batch)
     self.optimizer.step()
     return values
@@ -216,13 +281,19 @@ class Run:
     kept = [str(self.out / name) for name in (LAST, BEST) if (self.out / name).exists()]
     hint = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was written yet"
     names = ", ".join(sorted(set(batch.get("segment", []))))
-    return UserError(f"{what} of step {self.step} is not finite{' on ' + names if names else ''}; {hint}: take a lower --lr, or look at these segments")
+    return UserError(
+      f"{what} of step {self.step} is not finite{' on ' + names if names else ''}; {hint}: take a lower --lr, or look "
+      "at these segments"
+    )
 
   def fit(self) -> dict[str, float]:
-    """Trains to the end. -> the last validation. Raises UserError where it diverges or memory runs out; KeyboardInterrupt after saving at a whole step."""
+    """Trains to the end. -> the last validation. Raises UserError where it diverges or memory runs out;
+    KeyboardInterrupt after saving at a whole step."""
     config, main, per_epoch = self.config, self.accelerator.is_main_process, self.steps_per_epoch
     total = config.epochs * per_epoch
-    self.accelerator.init_trackers("dgx", config={k: v for k, v in dataclasses.asdict(config).items() if isinstance(v, (int, float, str, bool))})
+    self.accelerator.init_trackers(
+      "dgx", config={k: v for k, v in dataclasses.asdict(config).items() if isinstance(v, (int, float, str, bool))}
+    )
     interrupted: list[int] = []
     stops = (signal.SIGINT, signal.SIGTERM)  # the latter from torchrun, when it is stopped itself
     before = [signal.signal(s, lambda number, _: interrupted.append(number)) for s in stops]
@@ -246,7 +317,9 @@ class Run:
           bar.update()
           bar.set_postfix(loss=f"{values['total']:.3f}", wait=f"{waited / (time.perf_counter() - begun) * 100:.0f}%")
           self.accelerator.log(values, step=self.step)
-          if anywhere(self.accelerator, bool(interrupted)):  # also where another process was told: it alone would leave the others waiting
+          if anywhere(
+            self.accelerator, bool(interrupted)
+          ):  # also where another process was told: it alone would leave the others waiting
             self.save(LAST)
             self.accelerator.wait_for_everyone()
             if main:
@@ -276,9 +349,24 @@ class Run:
     self.save(LAST)
     if self.accelerator.is_main_process:
       with open(self.out / "train_log.jsonl", "a") as f:
-        f.write(json.dumps({"epoch": self.epoch, "step": self.step, "train": means, "val": self.val_metrics, "waited": waited, "seconds": spent}) + "\n")
+        f.write(
+          json.dumps(
+            {
+              "epoch": self.epoch,
+              "step": self.step,
+              "train": means,
+              "val": self.val_metrics,
+              "waited": waited,
+              "seconds": spent,
+            }
+          )
+          + "\n"
+        )
       shown = ", ".join(f"{k} {v:.3f}" for k, v in self.val_metrics.items())
-      tqdm.write(f"epoch {self.epoch}: train {means['total']:.4f}{'; held out: ' + shown if shown else ''}{'  <- best' if score == self.best else ''}")
+      tqdm.write(
+        f"epoch {self.epoch}: train "
+        f"{means['total']:.4f}{'; held out: ' + shown if shown else ''}{'  <- best' if score == self.best else ''}"
+      )
     self.accelerator.log({f"val/{k}": v for k, v in self.val_metrics.items()}, step=self.step)
     self.accelerator.wait_for_everyone()
 
@@ -298,10 +386,25 @@ def table(run: Run, args: argparse.Namespace, how: str) -> str:
     ("memory", f"{fixed}, images of a part {images / 1e6:.0f} MB; activations come on top"),
     ("teacher", teacher),
     ("driven path", f"weight {c.path_weight:g}"),
-    ("data", f"{len(run.train)} clips of {c.clip} steps ({c.clip / 5:g} s) from {len(run.train.shards)} segments, {kept} frames"),
+    (
+      "data",
+      (
+        f"{len(run.train)} clips of {c.clip} steps ({c.clip / 5:g} s) from {len(run.train.shards)} segments, {kept} "
+        "frames"
+      ),
+    ),
     ("held out", f"{0 if run.val is None else len(run.val)} clips: {how}"),
-    ("steps", f"{c.epochs} epochs of {run.steps_per_epoch}, {c.batch_size} clips each in {c.accumulate} parts, lr {c.lr:g}"),
-    ("device", f"{run.accelerator.device}, precision {c.precision}, {run.accelerator.num_processes} processes; {hardware.one_line()}"),
+    (
+      "steps",
+      f"{c.epochs} epochs of {run.steps_per_epoch}, {c.batch_size} clips each in {c.accumulate} parts, lr {c.lr:g}",
+    ),
+    (
+      "device",
+      (
+        f"{run.accelerator.device}, precision {c.precision}, {run.accelerator.num_processes} processes; "
+        f"{hardware.one_line()}"
+      ),
+    ),
   ]
   return "\n".join(f"{k:<12} {v}" for k, v in rows)
 
@@ -315,11 +418,18 @@ def parse_weights(items: list[str]) -> dict[str, float]:
 
 def config_of(args: argparse.Namespace) -> Config:
   precision = args.precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no")
-  same = {f.name: getattr(args, f.name) for f in dataclasses.fields(Config) if hasattr(args, f.name) and f.name not in ("weights", "precision")}
+  same = {
+    f.name: getattr(args, f.name)
+    for f in dataclasses.fields(Config)
+    if hasattr(args, f.name) and f.name not in ("weights", "precision")
+  }
   config = Config(**same, precision=precision, weights=parse_weights(args.weight))
   low = [k for k in ("epochs", "batch_size", "accumulate", "clip") if getattr(config, k) < 1]
   if low or not 0 <= config.burn_in < config.clip or config.lr <= 0 or not 0 <= config.val_share < 1:
-    raise UserError(f"{', '.join(low) or '--burn-in, --lr or --val-share'}: counts are at least 1, --burn-in below --clip, --lr above 0, --val-share below 1")
+    raise UserError(
+      f"{', '.join(low) or '--burn-in, --lr or --val-share'}: counts are at least 1, --burn-in below --clip, --lr "
+      "above 0, --val-share below 1"
+    )
   return config
 
 
@@ -327,23 +437,45 @@ def main() -> None:
   p = argparse.ArgumentParser(prog="train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   d = Config()
   p.add_argument("--data", type=Path, required=True, help="a folder of dataloader.py")
-  p.add_argument("--val", type=Path, help="another such folder to validate on; else a share of the routes, or segments, is held out")
+  p.add_argument(
+    "--val", type=Path, help="another such folder to validate on; else a share of the routes, or segments, is held out"
+  )
   base = p.add_mutually_exclusive_group()
-  base.add_argument("--base", type=Path, metavar="MODEL.onnx", help="openpilot's driving model, or its policy with --vision")
-  base.add_argument("--reference", nargs="?", const="plain", choices=("plain", "speed", "turn"),
-                    help="a small network of openpilot's interface, the default without --base. speed: told the car's too; turn: that, and it sees turns")
+  base.add_argument(
+    "--base", type=Path, metavar="MODEL.onnx", help="openpilot's driving model, or its policy with --vision"
+  )
+  base.add_argument(
+    "--reference",
+    nargs="?",
+    const="plain",
+    choices=("plain", "speed", "turn"),
+    help="a small network of openpilot's interface, the default without --base. speed: told the car's too; turn: that, "
+    "and it sees turns",
+  )
   p.add_argument("--vision", type=Path, help="the network that makes a policy's features; it stays as it is")
-  p.add_argument("--teacher", type=Path, nargs="+", metavar="ONNX", help="a driving model, or vision and policy, whose outputs are learned")
+  p.add_argument(
+    "--teacher",
+    type=Path,
+    nargs="+",
+    metavar="ONNX",
+    help="a driving model, or vision and policy, whose outputs are learned",
+  )
   p.add_argument("--output", type=Path, default=Path("."))
   p.add_argument("--epochs", type=int, default=d.epochs)
   p.add_argument("--batch-size", type=int, default=d.batch_size, help="clips a step, over all GPUs")
-  p.add_argument("--accumulate", type=int, default=d.accumulate, help="cut each batch into so many parts, to save memory")
+  p.add_argument(
+    "--accumulate", type=int, default=d.accumulate, help="cut each batch into so many parts, to save memory"
+  )
   p.add_argument("--clip", type=int, default=d.clip, help="steps at 5 Hz over which the memory is carried")
   p.add_argument("--burn-in", type=int, default=d.burn_in, help="of them, steps at the start that only fill the memory")
-  p.add_argument("--hop", type=int, default=d.hop, help="frames from one clip's start to the next; 0: they do not overlap")
+  p.add_argument(
+    "--hop", type=int, default=d.hop, help="frames from one clip's start to the next; 0: they do not overlap"
+  )
   add_adapter_arguments(p, "dense layers, recurrent ones and heads by themselves")
   p.add_argument("--full", action="store_true", help="train all parameters, without an adapter")
-  p.add_argument("--augment", action="store_true", help="mirror half of the clips, and vary light, contrast and noise of all")
+  p.add_argument(
+    "--augment", action="store_true", help="mirror half of the clips, and vary light, contrast and noise of all"
+  )
   p.add_argument("--lr", type=float, default=d.lr)
   p.add_argument("--weight-decay", type=float, default=d.weight_decay)
   p.add_argument("--path-weight", type=float, default=d.path_weight, help="of the path really driven; 0 leaves it out")
@@ -368,15 +500,24 @@ def main() -> None:
   if args.val:
     val, how = DrivingClips(read_dataset(args.val)[1], config.clip, hop), str(args.val)
   if not len(train):
-    raise UserError(f"{args.data} has no clip of {config.clip} steps that follow each other, each kept; lower --clip, or filter less in dataloader.py")
+    raise UserError(
+      f"{args.data} has no clip of {config.clip} steps that follow each other, each kept; lower --clip, or filter less "
+      "in dataloader.py"
+    )
   args.output.mkdir(parents=True, exist_ok=True)
   path = args.base
   if path is None:
     path = args.output / "reference.onnx"
     if not args.reference:
-      print("warning: no --base: the small reference network is trained, which knows nothing yet; give openpilot's driving model with --base", file=sys.stderr)
+      print(
+        "warning: no --base: the small reference network is trained, which knows nothing yet; give openpilot's driving "
+        "model with --base",
+        file=sys.stderr,
+      )
     if not path.exists():
-      save_reference(path, TurnDriving(config.seed) if args.reference == "turn" else None, config.seed, args.reference == "speed")
+      save_reference(
+        path, TurnDriving(config.seed) if args.reference == "turn" else None, config.seed, args.reference == "speed"
+      )
   teacher = DrivingTeacher(args.teacher, batch=-(-config.batch_size // config.accumulate)) if args.teacher else None
   run = Run(config, path, args.vision, teacher, train, val, args.output, args.workers, trackers)
   if state is not None:
@@ -388,8 +529,18 @@ def main() -> None:
     if "path_1s" in metrics:
       for s in SECONDS:
         if f"path_{s:g}s" in metrics:
-          print(f"held-out path after {s:g} s: {metrics[f'path_{s:g}s']:.2f} m off, constant curvature {metrics[f'constant_curvature_{s:g}s']:.2f} m")
-    export = command("python", "tools/dgx/training/export.py", "--checkpoint", args.output / BEST, "--output", "custom_driving_policy.onnx")
+          print(
+            f"held-out path after {s:g} s: {metrics[f'path_{s:g}s']:.2f} m off, constant curvature "
+            f"{metrics[f'constant_curvature_{s:g}s']:.2f} m"
+          )
+    export = command(
+      "python",
+      "tools/dgx/training/export.py",
+      "--checkpoint",
+      args.output / BEST,
+      "--output",
+      "custom_driving_policy.onnx",
+    )
     print(f"{args.output / BEST}: next, `{export}`")
 
 

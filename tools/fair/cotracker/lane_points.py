@@ -1,8 +1,9 @@
-"""Where tracks start: lane lines that openpilot's model saw, projected into the view; a lane segmentation; a grid on the road.
+"""Where tracks start: lane lines that openpilot's model saw, projected into the view; a lane segmentation; a grid on
+the road.
 
-Points are (x, y) in pixels of the view, integers at pixel centres. Lines are in the calibrated frame: x forward, y right, z down, metres, origin at the camera.
-The model view is warped by the calibration already, so the camera's rpy plays no part in it.
-"""
+Points are (x, y) in pixels of the view, integers at pixel centers. Lines are in the calibrated frame: x forward, y
+right, z down, meters, origin at the camera. The model view is warped by the calibration already, so the camera's rpy
+plays no part in it."""
 
 from bisect import bisect_left
 from pathlib import Path
@@ -15,13 +16,13 @@ from openpilot.selfdrive.modeld.fair.calibration import mounting
 from openpilot.tools.fair.openpilot.lines import CAMERA_HEIGHT, Line, driving_lines, model_lines
 from openpilot.tools.lib.logreader import LogReader
 
-NEAR, FAR = 2.0, 80.0  # metres; beyond, lines that the model draws are guesses
+NEAR, FAR = 2.0, 80.0  # meters; beyond, lines that the model draws are guesses
 PATH_T = np.linspace(0.0, 6.0, 61)  # seconds along drivingModelData's path
 MAX_GAP = 10  # frames between a picture and the nearest model message that still stands for it: qlogs hold every tenth
 
 
 def inside(points: np.ndarray, height: int, width: int) -> np.ndarray:
-  """(N, 2) -> (N,) bool, between the centres of the outermost pixels; nan is outside."""
+  """(N, 2) -> (N,) bool, between the centers of the outermost pixels; nan is outside."""
   x, y = points[:, 0], points[:, 1]
   return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
@@ -32,7 +33,8 @@ def likely(lines: list[Line], min_prob: float = 0.5) -> list[np.ndarray]:
 
 
 class LaneLog:
-  """The lane lines of one log by frame: from modelV2 where it is logged (rlogs), else from drivingModelData. Raises UserError where the log cannot be read."""
+  """The lane lines of one log by frame: from modelV2 where it is logged (rlogs), else from drivingModelData. Raises
+  UserError where the log cannot be read."""
 
   def __init__(self, path: str | Path, min_prob: float = 0.5):
     full: dict[int, list[np.ndarray]] = {}
@@ -45,7 +47,7 @@ class LaneLog:
         if which == "modelV2":
           full[event.modelV2.frameId] = likely(model_lines(event.modelV2), min_prob)
         elif which == "drivingModelData":
-          driving_lines(event.drivingModelData, height, PATH_T)   # a damaged one is left out here
+          driving_lines(event.drivingModelData, height, PATH_T)  # a damaged one is left out here
           small[event.drivingModelData.frameId] = event.drivingModelData
         else:
           height = mounting(event.extrinsicsCalibration)[1] or height
@@ -59,11 +61,17 @@ class LaneLog:
     return [] if near is None or abs(near - frame_id) > MAX_GAP else self.lines[near]
 
 
-def project_lines(lines: list[np.ndarray], intrinsics: np.ndarray, height: int, width: int, spacing: float = 16.0, rpy: np.ndarray | None = None) -> np.ndarray:
+def project_lines(
+  lines: list[np.ndarray],
+  intrinsics: np.ndarray,
+  height: int,
+  width: int,
+  spacing: float = 16.0,
+  rpy: np.ndarray | None = None,
+) -> np.ndarray:
   """Lines (n, 3) -> (N, 2) float64 points on them inside the view, `spacing` pixels apart, from the nearest on.
 
-  intrinsics: (3, 3) of the view. rpy: radians, only for a raw camera picture that calibration has not warped.
-  """
+  intrinsics: (3, 3) of the view. rpy: radians, only for a raw camera picture that calibration has not warped."""
   rot = None
   if rpy is not None:
     from openpilot.common.transformations.orientation import rot_from_euler
@@ -87,8 +95,8 @@ def project_lines(lines: list[np.ndarray], intrinsics: np.ndarray, height: int, 
 
 
 def mask_points(mask: np.ndarray, spacing: int = 8, max_width: int = 64) -> np.ndarray:
-  """Lane segmentation (H, W), nonzero on markings -> (N, 2) float64: the middle of every run of marking in every spacing-th row, from the bottom up.
-  Runs wider than max_width are no single marking."""
+  """Lane segmentation (H, W), nonzero on markings -> (N, 2) float64: the middle of every run of marking in every
+  spacing-th row, from the bottom up. Runs wider than max_width are no single marking."""
   mask = np.asarray(mask) != 0
   points = []
   for y in range(mask.shape[0] - 1 - spacing // 2, -1, -spacing):
@@ -108,7 +116,8 @@ def road_grid(
   far: float = 60.0,
   camera_height: float = CAMERA_HEIGHT,
 ) -> np.ndarray:
-  """-> (N, 2) float64: a grid over what of the view is road if the road is flat: up to `half_width` metres aside and `far` metres ahead. Without
+  """-> (N, 2) float64: a grid over what of the view is road if the road is flat: up to `half_width` meters aside and
+  `far` meters ahead. Without
   intrinsics: over its lower 60%."""
   x, y = (np.arange(spacing / 2, n, spacing) for n in (width, height))
   grid = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)

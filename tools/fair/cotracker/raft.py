@@ -1,8 +1,9 @@
-"""RAFT, the small model (Teed and Deng, 2020): dense optical flow by looking up all-pairs correlations around a flow that a recurrent unit refines.
+"""RAFT, the small model (Teed and Deng, 2020): dense optical flow by looking up all-pairs correlations around a flow
+that a recurrent unit refines.
 
-Parameter names are those of the published checkpoint. What differs from the published code is how, not what: features of a frame are made once for both
-directions and both of its pairs, and the part of the recurrent unit's convolutions that sees only the context is made once a pair.
-"""
+Parameter names are those of the published checkpoint. What differs from the published code is how, not what: features
+of a frame are made once for both directions and both of its pairs, and the part of the recurrent unit's convolutions
+that sees only the context is made once a pair."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,9 @@ class Bottleneck(nn.Module):
     self.conv1, self.norm1 = nn.Conv2d(c_in, mid, 1), norm(mid, instance)
     self.conv2, self.norm2 = nn.Conv2d(mid, mid, 3, stride=stride, padding=1), norm(mid, instance)
     self.conv3, self.norm3 = nn.Conv2d(mid, c_out, 1), norm(c_out, instance)
-    self.downsample = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride=stride), norm(c_out, instance)) if stride > 1 else nn.Identity()
+    self.downsample = (
+      nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride=stride), norm(c_out, instance)) if stride > 1 else nn.Identity()
+    )
 
   def forward(self, x: Tensor) -> Tensor:
     y = F.relu(self.norm1(self.conv1(x)))
@@ -81,12 +84,18 @@ class ConvGRU(nn.Module):
   def of_context(self, context: Tensor) -> Tensor:
     """(B, 64, h, w) -> (B, 3 * 96, h, w), biases included"""
     convs = (self.convz, self.convr, self.convq)
-    weight, bias = torch.cat([c.weight[:, HIDDEN : HIDDEN + CONTEXT] for c in convs]), torch.cat([c.bias for c in convs if c.bias is not None])
+    weight, bias = (
+      torch.cat([c.weight[:, HIDDEN : HIDDEN + CONTEXT] for c in convs]),
+      torch.cat([c.bias for c in convs if c.bias is not None]),
+    )
     return F.conv2d(context, weight, bias, padding=1)
 
   def step_weights(self) -> tuple[Tensor, Tensor]:
     """Weights for [hidden, motion]: of z and r together, and of q."""
-    z, r, q = (torch.cat([c.weight[:, :HIDDEN], c.weight[:, HIDDEN + CONTEXT :]], 1) for c in (self.convz, self.convr, self.convq))
+    z, r, q = (
+      torch.cat([c.weight[:, :HIDDEN], c.weight[:, HIDDEN + CONTEXT :]], 1)
+      for c in (self.convz, self.convr, self.convq)
+    )
     return torch.cat([z, r]), q
 
   def forward(self, h: Tensor, motion: Tensor, of_context: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
@@ -130,16 +139,17 @@ def correlation_pyramid(f1: Tensor, f2: Tensor) -> list[Tensor]:
 
 
 def lookup(pyramid: list[Tensor], coords: Tensor) -> Tensor:
-  """coords (B, 2, h, w): where in f2, in pixels of level 0, each pixel of f1 looks -> (B, 4 * 49, h, w): 7x7 bilinear samples around it at each level, zero
-  outside. Within a level the x offset is the slower index: so the checkpoint was trained."""
+  """coords (B, 2, h, w): where in f2, in pixels of level 0, each pixel of f1 looks -> (B, 4 * 49, h, w): 7x7 bilinear
+  samples around it at each level, zero outside. Within a level the x offset is the slower index: so the checkpoint was
+  trained."""
   b, _, h, w = coords.shape
   d = torch.arange(-RADIUS, RADIUS + 1, device=coords.device, dtype=coords.dtype)
   delta = torch.stack(torch.meshgrid(d, d, indexing="ij"), -1)  # (7, 7, 2): [i, j] -> (x, y) = (d[i], d[j])
-  centre = coords.permute(0, 2, 3, 1).reshape(b * h * w, 1, 1, 2)
+  center = coords.permute(0, 2, 3, 1).reshape(b * h * w, 1, 1, 2)
   out = []
   for i, corr in enumerate(pyramid):
     size = torch.tensor([corr.shape[-1], corr.shape[-2]], device=coords.device, dtype=coords.dtype)
-    grid = (2 * (centre / 2**i + delta) + 1) / size - 1
+    grid = (2 * (center / 2**i + delta) + 1) / size - 1
     out.append(F.grid_sample(corr, grid, align_corners=False).reshape(b, h, w, WINDOW**2))
   return torch.cat(out, -1).permute(0, 3, 1, 2).contiguous()
 
@@ -191,7 +201,8 @@ class RaftSmall(nn.Module):
     return up[:, :, top : top + a.size[0], left : left + a.size[1]]
 
   def flow(self, a: Tensor, b: Tensor, iters: int = 12) -> Tensor:
-    """a, b (B, 3, H, W) RGB 0..255, uint8 or float -> (B, 2, H, W) float32: what is at p in a is at p + flow(p) in b; pixels, (x, y)."""
+    """a, b (B, 3, H, W) RGB 0..255, uint8 or float -> (B, 2, H, W) float32: what is at p in a is at p + flow(p) in b;
+    pixels, (x, y)."""
     ea, eb = self.encode(a), self.encode(b)
     return self.refine(ea, correlation_pyramid(ea.features, eb.features), iters)
 
@@ -210,7 +221,8 @@ def padding(height: int, width: int) -> tuple[int, int, int, int]:
 
 
 def load_raft(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> RaftSmall:
-  """The published small checkpoint -> RaftSmall, frozen. dtype: of the networks' arithmetic. Raises UserError on any other file."""
+  """The published small checkpoint -> RaftSmall, frozen. dtype: of the networks' arithmetic. Raises UserError on any
+  other file."""
   try:
     state = torch.load(ordinary(path), map_location="cpu", weights_only=True)
     state = {k.removeprefix("module."): v for k, v in state.items()}
@@ -219,6 +231,8 @@ def load_raft(path: str | Path, device: torch.device | str = "cpu", dtype: torch
   except OSError as e:
     raise UserError(f"{path}: cannot be read ({e.strerror}); give the RAFT small checkpoint's file") from None
   except Exception as e:  # torch.load raises whatever the bytes provoke
-    raise UserError(f"{path}: not a RAFT small checkpoint ({str(e).splitlines()[0][:120]}); give raft-small.pth of the RAFT project") from None
+    raise UserError(
+      f"{path}: not a RAFT small checkpoint ({str(e).splitlines()[0][:120]}); give raft-small.pth of the RAFT project"
+    ) from None
   model.amp = None if dtype == torch.float32 else dtype
   return model.eval().requires_grad_(False).to(device)

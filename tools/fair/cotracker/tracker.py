@@ -1,7 +1,8 @@
-"""Points on the road followed from frame to frame by chained RAFT flow, visible as long as the flow back agrees with the flow forth.
+"""Points on the road followed from frame to frame by chained RAFT flow, visible as long as the flow back agrees with
+the flow forth.
 
-Every frame is encoded alone and every pair of frames goes through the same shapes, so results do not depend on how a video is cut into clips.
-"""
+Every frame is encoded alone and every pair of frames goes through the same shapes, so results do not depend on how a
+video is cut into clips."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,9 +16,22 @@ import torch.nn.functional as F
 
 from openpilot.tools.fair.cotracker.lane_points import LaneLog, inside, mask_points, project_lines, road_grid
 from openpilot.tools.fair.cotracker.raft import MIN_SIDE, Encoded, load_raft
-from openpilot.tools.fair.device import choose_device
+from openpilot.tools.learn.device import choose_device
+from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.fair.teacher import (
-  Clip, Entry, Label, Labels, State, Teacher, check_least, find_weights, hash_weights, helper_settings, joint_hash, joint_licence, load_helper, load_teacher,
+  Clip,
+  Entry,
+  Label,
+  Labels,
+  State,
+  Teacher,
+  check_least,
+  find_weights,
+  hash_weights,
+  helper_settings,
+  joint_hash,
+  joint_licence,
+  load_helper,
 )
 from openpilot.tools.lib.errors import UserError
 
@@ -36,7 +50,10 @@ def sample(field: np.ndarray, points: np.ndarray) -> np.ndarray:
   x0, y0 = np.minimum(x.astype(np.int64), w - 2), np.minimum(y.astype(np.int64), h - 2)
   fx, fy = x - x0, y - y0
   f = field.astype(np.float64)
-  return ((f[:, y0, x0] * (1 - fx) + f[:, y0, x0 + 1] * fx) * (1 - fy) + (f[:, y0 + 1, x0] * (1 - fx) + f[:, y0 + 1, x0 + 1] * fx) * fy).T
+  return (
+    (f[:, y0, x0] * (1 - fx) + f[:, y0, x0 + 1] * fx) * (1 - fy)
+    + (f[:, y0 + 1, x0] * (1 - fx) + f[:, y0 + 1, x0 + 1] * fx) * fy
+  ).T
 
 
 def check_video(video: Any, points: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -50,9 +67,10 @@ def check_video(video: Any, points: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 class LaneTracker:
-  """RAFT flow, chained. weights: raft-small.pth, looked for as every teacher's where not given. fb_pixels, fb_share: a point is lost where going forth and
-  back misses its start by more than fb_pixels + fb_share * the way gone. scale: pictures are enlarged by it first; 2 costs five times as much and leaves a
-  tenth of the gross errors (tests/bench/bench_tracker.py). More than 8 iters gain nothing there.
+  """RAFT flow, chained. weights: raft-small.pth, looked for as every teacher's where not given. fb_pixels, fb_share: a
+  point is lost where going forth and back misses its start by more than fb_pixels + fb_share * the way gone. scale:
+  pictures are enlarged by it first; 2 costs five times as much and leaves a tenth of the gross errors
+  (tests/bench/bench_tracker.py). More than 8 iters gain nothing there.
 
   float32 unless told otherwise: a million parameters cost little, and bfloat16 adds 0.05 px to every step of the chain.
   """
@@ -95,8 +113,9 @@ class LaneTracker:
     return there, inside(there, b.size[0] // k, b.size[1] // k) & (missed <= self.fb_pixels + self.fb_share * way)
 
   def track_lane_points(self, video: Any, lane_points: Any) -> tuple[Any, Any]:
-    """video (T, 3, H, W) uint8 RGB and lane_points (N, 2) in its first frame, x and y in pixels -> tracks (T, N, 2) float32 and visible (T, N) bool; tensors
-    for a tensor, else arrays. A point that is lost stays invisible, at the last place where it was seen. Raises UserError on other shapes."""
+    """video (T, 3, H, W) uint8 RGB and lane_points (N, 2) in its first frame, x and y in pixels -> tracks (T, N, 2)
+    float32 and visible (T, N) bool; tensors for a tensor, else arrays. A point that is lost stays invisible, at the
+    last place where it was seen. Raises UserError on other shapes."""
     frames, points = check_video(video, lane_points)
     tracks, visible = np.zeros((len(frames), len(points), 2)), np.zeros((len(frames), len(points)), bool)
     tracks[0], visible[0] = points, inside(points, *frames.shape[2:])
@@ -125,16 +144,26 @@ class Points:
 
   @classmethod
   def of_state(cls, state: State | None) -> "Points":
-    return cls() if state is None else cls(state["xy"], state["track"], state["age"], state["cls"], int(state["next_track"]))
+    return (
+      cls() if state is None else cls(state["xy"], state["track"], state["age"], state["cls"], int(state["next_track"]))
+    )
 
   def state(self, **more: np.ndarray) -> State:
-    return {"xy": self.xy, "track": self.track, "age": self.age, "cls": self.cls, "next_track": np.array(self.next_track), **more}
+    return {
+      "xy": self.xy,
+      "track": self.track,
+      "age": self.age,
+      "cls": self.cls,
+      "next_track": np.array(self.next_track),
+      **more,
+    }
 
   def keep(self, which: np.ndarray) -> None:
     self.xy, self.track, self.age, self.cls = (a[which] for a in (self.xy, self.track, self.age, self.cls))
 
   def seed(self, points: np.ndarray, classes: np.ndarray, spacing: float, limit: int) -> int:
-    """Adds those points, in order, that are `spacing` pixels from all others of their class, up to `limit` in all -> how many."""
+    """Adds those points, in order, that are `spacing` pixels from all others of their class, up to `limit` in all ->
+    how many."""
     taken, taken_cls = list(self.xy), list(self.cls)
     for p, c in zip(points, classes, strict=True):
       if len(taken) >= limit:
@@ -166,17 +195,24 @@ class Rows:
 
     xy = np.concatenate([np.zeros((0, 2), np.float32), *[b[1].astype(np.float32) for b in self.blocks]])
     frame = np.repeat(np.array([b[0] for b in self.blocks], np.int64), [len(b[2]) for b in self.blocks])
-    return {"frame": frame, "track": column(2, np.int64), "x": xy[:, 0].copy(), "y": xy[:, 1].copy(), "visible": column(3, bool), "cls": column(4, np.int64)}
+    return {
+      "frame": frame,
+      "track": column(2, np.int64),
+      "x": xy[:, 0].copy(),
+      "y": xy[:, 1].copy(),
+      "visible": column(3, bool),
+      "cls": column(4, np.int64),
+    }
 
 
 class PointTeacher:
   """What all teachers of tracks share: where new points start.
 
-  points: 'lanes' (lane lines of the clip's log), 'segmentation' (the markings that `segmenter` sees, a teacher of maps by its registry name, of which 'lanes'
-  is taken, or the only one), 'grid' (on the road), or one of the first two with '+grid'; seeds: a callable of one's own in their place. New points start
-  `spacing` pixels from those of the same class that are still there, up to `limit` in all; a track ends at `max_age` frames, before its drift misleads.
-  segmenter_weights: where they are, if not where all are looked for. load, device: of the segmenter.
-  """
+  points: 'lanes' (lane lines of the clip's log), 'segmentation' (the markings that `segmenter` sees, a teacher of maps
+  by its registry name, of which 'lanes' is taken, or the only one), 'grid' (on the road), or one of the first two with
+  '+grid'; seeds: a callable of one's own in their place. New points start `spacing` pixels from those of the same class
+  that are still there, up to `limit` in all; a track ends at `max_age` frames, before its drift misleads.
+  segmenter_weights: where they are, if not where all are looked for. load, device: of the segmenter."""
 
   stateful = True
   ASKS_OTHERS = True
@@ -204,7 +240,9 @@ class PointTeacher:
     self.labels = [Label("points", "points", unit="px", classes=CLASSES)]
     self.points, self.seeds, self.spacing, self.limit, self.max_age = points, seeds, spacing, limit, max_age
     self.log: tuple[Path, LaneLog] | None = None
-    self.segmenter: Teacher | None = load_helper(load, segmenter, segmenter_weights, device) if "segmentation" in points else None
+    self.segmenter: Teacher | None = (
+      load_helper(load, segmenter, segmenter_weights, device) if "segmentation" in points else None
+    )
     self.segmented: tuple[int, int] | None = None  # size of the frames that it is prepared for
     self.map = "lanes"
     if self.segmenter is not None:
@@ -214,7 +252,11 @@ class PointTeacher:
 
   def settings(self) -> dict[str, Any]:
     seeds = self.points if self.seeds is None else f"{self.seeds.__module__}.{self.seeds.__qualname__}"
-    more = {"segmenter": helper_settings(self.segmenter), "map": self.map, "marking": MARKING} if self.segmenter is not None else {}
+    more = (
+      {"segmenter": helper_settings(self.segmenter), "map": self.map, "marking": MARKING}
+      if self.segmenter is not None
+      else {}
+    )
     return {"points": seeds, "spacing": self.spacing, "limit": self.limit, "max_age": self.max_age, **more}
 
   def prepare(self, height: int, width: int) -> None:
@@ -223,18 +265,29 @@ class PointTeacher:
       self.segmented = height, width
       maps = [x.name for x in self.segmenter.labels if x.kind == "dense" and x.unit == "probability"]
       if "lanes" not in maps and len(maps) != 1:
-        raise UserError(f"teacher '{self.segmenter.name}' gives no map of lane markings; choose another segmenter for '{self.name}', as twinlitenet")
+        raise UserError(
+          f"teacher '{self.segmenter.name}' gives no map of lane markings; choose another segmenter for '{self.name}', "
+          "as twinlitenet"
+        )
       self.map = "lanes" if "lanes" in maps else maps[0]
     if min(height, width) < MIN_SIDE:
-      raise UserError(f"teacher '{self.name}' cannot follow points in {width}x{height} pictures; take a --view of at least {MIN_SIDE}x{MIN_SIDE}")
+      raise UserError(
+        f"teacher '{self.name}' cannot follow points in {width}x{height} pictures; take a --view of at least "
+        f"{MIN_SIDE}x{MIN_SIDE}"
+      )
 
   def marked(self, rgb: np.ndarray) -> np.ndarray:
-    """(3, H, W) uint8 -> (N, 2) points on the markings that the segmenter sees. Of one frame at a time: so they do not depend on how a video is cut."""
+    """(3, H, W) uint8 -> (N, 2) points on the markings that the segmenter sees. Of one frame at a time: so they do not
+    depend on how a video is cut."""
     assert self.segmenter is not None
     height, width = rgb.shape[1:]
     self.prepare(height, width)
     seen = np.asarray(self.segmenter.label(Clip(rgb[None]))[0][self.map][0], np.float32)
-    return mask_points(cv2.resize(seen, (width, height), interpolation=cv2.INTER_LINEAR) >= MARKING, max(1, self.spacing // 2), width // 8)
+    return mask_points(
+      cv2.resize(seen, (width, height), interpolation=cv2.INTER_LINEAR) >= MARKING,
+      max(1, self.spacing // 2),
+      width // 8,
+    )
 
   def start_points(self, clip: Clip, i: int) -> tuple[np.ndarray, np.ndarray]:
     """Candidates of frame i: points (N, 2) and cls (N,)."""
@@ -259,8 +312,8 @@ class PointTeacher:
 
 
 class RaftTeacher(PointTeacher):
-  """A track's last row is the one in which it is no longer seen. device, precision, iters, scale, fb_pixels, fb_share: of LaneTracker; the rest: of
-  PointTeacher."""
+  """A track's last row is the one in which it is no longer seen. device, precision, iters, scale, fb_pixels, fb_share:
+  of LaneTracker; the rest: of PointTeacher."""
 
   def __init__(
     self,

@@ -1,7 +1,7 @@
-"""Detection transformers as teachers: DETR (on ResNet or DINOv3), RT-DETR v1 and v2, D-FINE, DEIMv2 (on DINOv3), from a local folder in transformers' format.
+"""Detection transformers as teachers: DETR (on ResNet or DINOv3), RT-DETR v1 and v2, D-FINE, DEIMv2 (on DINOv3), from a
+local folder in transformers' format.
 
-Pictures are resized and rounded as the official processors do it, so that what was published as accuracy holds.
-"""
+Pictures are resized and rounded as the official processors do it, so that what was published as accuracy holds."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,27 +11,36 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from openpilot.tools.fair.device import Device, choose_device
+from openpilot.tools.learn.device import Device, choose_device
 from openpilot.tools.fair.hf import MODES, load_model, read_config, read_json
-from openpilot.tools.fair.memory import halve_on_oom
+from openpilot.tools.learn.memory import halve_on_oom
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, check_least, hash_weights
 from openpilot.tools.lib.errors import UserError
 
-# transformers' model_type -> how its logits become scores: 'softmax' (the last class is "nothing") or 'sigmoid' (the best of all queries and classes)
+# transformers' model_type -> how its logits become scores: 'softmax' (the last class is "nothing") or 'sigmoid' (the
+# best of all queries and classes)
 SCORES = {"detr": "softmax", "rt_detr": "sigmoid", "rt_detr_v2": "sigmoid", "d_fine": "sigmoid", "deimv2": "sigmoid"}
-PREPROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")  # any of them describes the same pictures
+PREPROCESSORS = (
+  "preprocessor_config.json",
+  "video_preprocessor_config.json",
+  "processor_config.json",
+)  # any of them describes the same pictures
 
 
 def read_folder(path: Path, known: tuple[str, ...], what: str) -> tuple[dict[str, Any], dict[str, Any]]:
-  """-> config.json, and the description of its pictures. Raises UserError where a file is missing or the architecture is none of `known` model_types."""
+  """-> config.json, and the description of its pictures. Raises UserError where a file is missing or the architecture
+  is none of `known` model_types."""
   config = read_config(path, known, what)
-  pictures = read_json(next((path / name for name in PREPROCESSORS if (path / name).exists()), path / PREPROCESSORS[0]), what)
+  pictures = read_json(
+    next((path / name for name in PREPROCESSORS if (path / name).exists()), path / PREPROCESSORS[0]), what
+  )
   return config, pictures.get("image_processor", pictures.get("video_processor", pictures))
 
 
 @dataclass
 class Pictures:
-  """Resizing and normalising as preprocessor_config.json says. `fit`: (height, width) of the frames -> of the network's input."""
+  """Resizing and normalizing as preprocessor_config.json says. `fit`: (height, width) of the frames -> of the network's
+  input."""
 
   config: dict[str, Any]
 
@@ -47,7 +56,9 @@ class Pictures:
       ratio = min(size["max_height"] / height, size["max_width"] / width)
       return int(height * ratio), int(width * ratio)
     if "shortest_edge" not in size:
-      raise UserError(f"preprocessor_config.json: size {size} is not known; height and width, or shortest_edge and longest_edge")
+      raise UserError(
+        f"preprocessor_config.json: size {size} is not known; height and width, or shortest_edge and longest_edge"
+      )
     # the official rule, with its roundings
     short, long = min(height, width), max(height, width)
     edge, raw = int(size["shortest_edge"]), None
@@ -58,12 +69,19 @@ class Pictures:
     return (edge, other) if height <= width else (other, edge)
 
   def __call__(self, rgb: np.ndarray | torch.Tensor, device: Device) -> torch.Tensor:
-    """(T, 3, H, W) uint8 RGB -> (T, 3, h, w) of the device's dtype. Resized with antialiasing and rounded to whole grey levels, as officially."""
+    """(T, 3, H, W) uint8 RGB -> (T, 3, h, w) of the device's dtype. Resized with antialiasing and rounded to whole gray
+    levels, as officially."""
     c = self.config
-    x = torch.as_tensor(np.ascontiguousarray(rgb) if isinstance(rgb, np.ndarray) else rgb).to(device.device, torch.float32)
+    x = torch.as_tensor(np.ascontiguousarray(rgb) if isinstance(rgb, np.ndarray) else rgb).to(
+      device.device, torch.float32
+    )
     size = self.fit(*x.shape[-2:])
     if size != tuple(x.shape[-2:]):
-      x = F.interpolate(x, size, mode=MODES.get(c.get("resample", 2), "bilinear"), antialias=True, align_corners=False).round().clamp(0, 255)
+      x = (
+        F.interpolate(x, size, mode=MODES.get(c.get("resample", 2), "bilinear"), antialias=True, align_corners=False)
+        .round()
+        .clamp(0, 255)
+      )
     if c.get("do_rescale", True):
       x = x * c.get("rescale_factor", 1 / 255)
     if c.get("do_normalize", True):
@@ -74,7 +92,8 @@ class Pictures:
 
 
 def road_classes(names: dict[int, str], table: str | Path | None = None) -> tuple[tuple[str, ...], np.ndarray]:
-  """names: the network's class index -> its name. -> road classes, and (C,) int16 of the network's class -> road class or -1.
+  """names: the network's class index -> its name. -> road classes, and (C,) int16 of the network's class -> road class
+  or -1.
   table: another road_classes.json."""
   path = Path(table) if table else Path(__file__).with_name("road_classes.json")
   read = read_json(path, "a table of road classes")
@@ -86,8 +105,8 @@ def road_classes(names: dict[int, str], table: str | Path | None = None) -> tupl
 
 
 def to_table(found: list[tuple[np.ndarray, np.ndarray, np.ndarray]], height: int, width: int) -> dict[str, np.ndarray]:
-  """A frame each: boxes (N, 4) counted from the picture's corner, scores, classes -> the table of a 'boxes' label, clipped to the picture, integers at
-  pixel centres."""
+  """A frame each: boxes (N, 4) counted from the picture's corner, scores, classes -> the table of a 'boxes' label,
+  clipped to the picture, integers at pixel centers."""
   frame = np.repeat(np.arange(len(found), dtype=np.int32), [len(b) for b, _, _ in found])
   boxes = np.concatenate([b for b, _, _ in found] or [np.zeros((0, 4), np.float32)]).astype(np.float32)
   boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32)) - np.float32(0.5)
@@ -101,29 +120,48 @@ def to_table(found: list[tuple[np.ndarray, np.ndarray, np.ndarray]], height: int
 class DetrTeacher:
   """score: boxes below are dropped. batch: frames at once. table: another road_classes.json.
 
-  float32 also on a GPU (with TF32): bf16's 8 bits would move a box's edge by up to 2 pixels in 512.
-  """
+  float32 also on a GPU (with TF32): bf16's 8 bits would move a box's edge by up to 2 pixels in 512."""
 
   stateful = False
 
-  def __init__(self, name: str, entry: Entry, path: Path | None, device: str | None = None, precision: str | None = None, score: float = 0.3, batch: int = 8,
-               table: str | Path | None = None):
+  def __init__(
+    self,
+    name: str,
+    entry: Entry,
+    path: Path | None,
+    device: str | None = None,
+    precision: str | None = None,
+    score: float = 0.3,
+    batch: int = 8,
+    table: str | Path | None = None,
+  ):
     assert path is not None
     check_least(name, 1, batch=batch)
     check_least(name, 0, score=score)
     config, pictures = read_folder(path, tuple(SCORES), "a detection transformer")
     if pictures.get("pad_size"):
-      raise UserError(f"{path}: its pictures are padded to {pictures['pad_size']}, which is not supported; remove pad_size from preprocessor_config.json")
+      raise UserError(
+        f"{path}: its pictures are padded to {pictures['pad_size']}, which is not supported; remove pad_size from "
+        "preprocessor_config.json"
+      )
     self.name, self.licence, self.model_id = name, entry.licence, entry.weights or path.name
     self.checkpoint_hash = hash_weights(path)
     self.device = choose_device(device, precision or "float32")
-    self.pictures, self.scoring, self.threshold, self.batch = Pictures(pictures), SCORES[config["model_type"]], score, batch
+    self.pictures, self.scoring, self.threshold, self.batch = (
+      Pictures(pictures),
+      SCORES[config["model_type"]],
+      score,
+      batch,
+    )
     self.model: Any = load_model(path, self.device, "AutoModelForObjectDetection")
     self.names: dict[int, str] = dict(self.model.config.id2label)
     self.classes, self.lut = road_classes(self.names, table)
     if (self.lut < 0).all():
       some = ", ".join(list(self.names.values())[:4])
-      raise UserError(f"{path}: none of its classes ({some}...) is a road class; name them in config.json's id2label, or give another table")
+      raise UserError(
+        f"{path}: none of its classes ({some}...) is a road class; name them in config.json's id2label, or give "
+        "another table"
+      )
     self.labels = [Label("boxes", "boxes", unit="px", classes=self.classes)]
     self.size = [0, 0]
 
@@ -133,21 +171,30 @@ class DetrTeacher:
 
   def settings(self) -> dict[str, Any]:
     roads = {name: self.classes[self.lut[k]] for k, name in self.names.items() if self.lut[k] >= 0}
-    return {"pictures": self.pictures.config, "score": self.threshold, "precision": self.device.precision, "classes": roads, "size": self.size}
+    return {
+      "pictures": self.pictures.config,
+      "score": self.threshold,
+      "precision": self.device.precision,
+      "classes": roads,
+      "size": self.size,
+    }
 
   @torch.inference_mode()
   def forward(self, rgb: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """(T, 3, H, W) uint8 RGB -> logits (T, Q, C) and boxes (T, Q, 4), centre and size relative to the picture, float32: the official forward's."""
+    """(T, 3, H, W) uint8 RGB -> logits (T, Q, C) and boxes (T, Q, 4), center and size relative to the picture, float32:
+    the official forward's."""
     out = self.model(pixel_values=self.pictures(rgb, self.device))
     return out.logits.float(), out.pred_boxes.float()
 
   @torch.inference_mode()
   def detect(self, rgb: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(T, 3, H, W) uint8 RGB -> of each frame boxes (N, 4) x0 y0 x1 y1 in pixels from the picture's corner, scores (N,), the network's classes (N,):
-    what the official post_process_object_detection gives."""
+    """(T, 3, H, W) uint8 RGB -> of each frame boxes (N, 4) x0 y0 x1 y1 in pixels from the picture's corner, scores
+    (N,), the network's classes (N,): what the official post_process_object_detection gives."""
     logits, relative = self.forward(rgb)
-    centre, size = relative[..., :2], relative[..., 2:]
-    boxes = torch.cat([centre - size / 2, centre + size / 2], -1) * torch.tensor([rgb.shape[-1], rgb.shape[-2]] * 2, device=logits.device)
+    center, size = relative[..., :2], relative[..., 2:]
+    boxes = torch.cat([center - size / 2, center + size / 2], -1) * torch.tensor(
+      [rgb.shape[-1], rgb.shape[-2]] * 2, device=logits.device
+    )
     if self.scoring == "softmax":
       scores, classes = logits.softmax(-1)[..., :-1].max(-1)
     else:
@@ -156,7 +203,10 @@ class DetrTeacher:
       classes, query = flat % count, flat // count
       boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
     good = scores > self.threshold
-    return [(b[g].cpu().numpy(), s[g].cpu().numpy(), c[g].cpu().numpy()) for b, s, c, g in zip(boxes, scores, classes, good, strict=True)]
+    return [
+      (b[g].cpu().numpy(), s[g].cpu().numpy(), c[g].cpu().numpy())
+      for b, s, c, g in zip(boxes, scores, classes, good, strict=True)
+    ]
 
   def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
     found = []

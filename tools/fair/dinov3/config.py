@@ -14,10 +14,10 @@ RESIZES = ("preprocessor", "multiple")
 class DinoV3Config:
   """A local Hugging Face folder: config.json, preprocessor_config.json, model.safetensors.
 
-  resize: 'preprocessor', to the size of preprocessor_config.json, cut down to a multiple of the patch, 518 to 512 with a patch of 16, which is 32x32 tokens,
-  so that the tokens cover the whole image; or 'multiple', to the nearest multiple of the patch, which keeps size and aspect (a teacher of frames takes this).
-  Stretched, never cropped. scale: enlarges the images before 'multiple'. Raises UserError.
-  """
+  resize: 'preprocessor', to the size of preprocessor_config.json, cut down to a multiple of the patch, 518 to 512 with
+  a patch of 16, which is 32x32 tokens, so that the tokens cover the whole image; or 'multiple', to the nearest multiple
+  of the patch, which keeps size and aspect (a teacher of frames takes this).
+  Stretched, never cropped. scale: enlarges the images before 'multiple'. Raises UserError."""
 
   root: Path
   resize: str = "preprocessor"
@@ -37,12 +37,22 @@ class DinoV3Config:
     self.model_type = config["model_type"]
     try:
       if self.model_type == "dinov3_vit":
-        self.channels, self.patch, self.prefix = int(config["hidden_size"]), int(config["patch_size"]), 1 + int(config["num_register_tokens"])
+        self.channels, self.patch, self.prefix = (
+          int(config["hidden_size"]),
+          int(config["patch_size"]),
+          1 + int(config["num_register_tokens"]),
+        )
       else:
         sizes = config["hidden_sizes"]
-        self.channels, self.patch, self.prefix = int(sizes[-1]), 2 ** (len(sizes) + 1), 1  # the stem's stride is 4, every later stage's 2
+        self.channels, self.patch, self.prefix = (
+          int(sizes[-1]),
+          2 ** (len(sizes) + 1),
+          1,
+        )  # the stem's stride is 4, every later stage's 2
     except (KeyError, TypeError, ValueError) as e:
-      raise UserError(f"{self.root / 'config.json'} lacks or garbles {e}; take the file that came with the checkpoint") from None
+      raise UserError(
+        f"{self.root / 'config.json'} lacks or garbles {e}; take the file that came with the checkpoint"
+      ) from None
 
   def input_size(self, height: int, width: int) -> tuple[int, int]:
     """Size of an image -> (height, width) that the network sees."""

@@ -13,10 +13,18 @@ from openpilot.tools.lib.errors import UserError
 
 
 class DinoV3Teacher(DenseTeacher):
-  """Frozen and in eval mode, whatever holds it. Images are (B, 3, H, W) RGB, uint8 or float of 0 to 1, of any size: resized as the config says, normalised."""
+  """Frozen and in eval mode, whatever holds it. Images are (B, 3, H, W) RGB, uint8 or float of 0 to 1, of any size:
+  resized as the config says, normalized."""
 
-  def __init__(self, cfg: DinoV3Config, device: str | torch.device | None = None, precision: str | None = None, name: str = "", licence: str = "DINOv3",
-               compile: bool = False):  # noqa: A002 (as in torch)
+  def __init__(
+    self,
+    cfg: DinoV3Config,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+    name: str = "",
+    licence: str = "DINOv3",
+    compile: bool = False,  # noqa: A002
+  ):
     """compile: with torch.compile, for a GPU. Raises UserError."""
     super().__init__(name or cfg.root.name, cfg.root.name, hash_weights(cfg.root), licence, device, precision)
     self.cfg = cfg
@@ -24,7 +32,10 @@ class DinoV3Teacher(DenseTeacher):
     self.compiled = compile
     if compile:
       if cfg.model_type != "dinov3_vit":
-        raise UserError(f"teacher '{self.name}': compile is for ViTs, whose blocks are all equal, and this is a ConvNeXt; leave it out")
+        raise UserError(
+          f"teacher '{self.name}': compile is for ViTs, whose blocks are all equal, and this is a ConvNeXt; leave "
+          "it out"
+        )
       compile_blocks(self.name, self.model.model.layer)
 
   def _tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -39,12 +50,14 @@ class DinoV3Teacher(DenseTeacher):
 
   @torch.no_grad()
   def extract_features(self, images: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, C) float32, the CLS token after the final norm; of a ConvNeXt the normed mean, which stands for it."""
+    """(B, 3, H, W) -> (B, C) float32, the CLS token after the final norm; of a ConvNeXt the normed mean, which stands
+    for it."""
     return self._tokens(images)[0][:, 0].float()
 
   @torch.no_grad()
   def extract_feature_map(self, images: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, C, h/patch, w/patch) float32, the patches after the final norm; h, w: the size after resizing, cfg.input_size(H, W)."""
+    """(B, 3, H, W) -> (B, C, h/patch, w/patch) float32, the patches after the final norm; h, w: the size after
+    resizing, cfg.input_size(H, W)."""
     return self._map(images).float()
 
   # as a teacher
@@ -58,16 +71,26 @@ class DinoV3Teacher(DenseTeacher):
 
   def settings(self) -> dict[str, Any]:
     size = None if self.view is None else self.input_size(*self.view)
-    return {"model": self.cfg.model_type, "layer": "last, after the final norm", "patch": self.cfg.patch, "tokens_dropped": self.cfg.prefix,
-            "resize": self.cfg.resize, "scale": self.cfg.scale, "input": size and list(size),
-            "preprocess": self.cfg.how.settings(), "precision": self.where.precision,
-            **({"compiled": True} if self.compiled else {})}
+    return {
+      "model": self.cfg.model_type,
+      "layer": "last, after the final norm",
+      "patch": self.cfg.patch,
+      "tokens_dropped": self.cfg.prefix,
+      "resize": self.cfg.resize,
+      "scale": self.cfg.scale,
+      "input": size and list(size),
+      "preprocess": self.cfg.how.settings(),
+      "precision": self.where.precision,
+      **({"compiled": True} if self.compiled else {}),
+    }
 
   def encode(self, frames: Tensor) -> dict[str, Tensor]:
     return {"features": self._map(frames)}
 
 
-def make(name: str, entry: Entry, path: Path | None, resize: str = "multiple", scale: float = 1.0, **options: Any) -> DinoV3Teacher:
+def make(
+  name: str, entry: Entry, path: Path | None, resize: str = "multiple", scale: float = 1.0, **options: Any
+) -> DinoV3Teacher:
   """The registry's way to a teacher."""
   assert path is not None
   check_least(name, 0.1, scale=scale)

@@ -1,8 +1,8 @@
 """One random change of a clip, geometric and photometric, applied alike to its frames and to all of its labels.
 
-The geometric change is affine, of the 512x256 view's pixels: x' = A x. Where it enlarges the picture by s, things look s times nearer to a camera whose
-focal length is fixed: metric depth is divided by s. Pixels that come from outside the view, or from outside the camera's image, count nowhere.
-"""
+The geometric change is affine, of the 512x256 view's pixels: x' = A x. Where it enlarges the picture by s, things look
+s times nearer to a camera whose focal length is fixed: metric depth is divided by s. Pixels that come from outside the
+view, or from outside the camera's image, count nowhere."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,8 @@ NONE = Augmentation(IDENTITY, 1.0)
 
 
 def draw(r: np.random.Generator, mirror: bool = True) -> Augmentation:
-  """mirror=False where labels are a ViT's features: its grid of a mirrored picture is not the mirrored grid (position embeddings)."""
+  """mirror=False where labels are a ViT's features: its grid of a mirrored picture is not the mirrored grid (position
+  embeddings)."""
   matrix, zoom = IDENTITY.copy(), 1.0
   if r.uniform() < 0.7:
     zoom = float(np.exp(r.uniform(np.log(0.9), np.log(1.35))))
@@ -62,14 +63,18 @@ def draw(r: np.random.Generator, mirror: bool = True) -> Augmentation:
 
 
 def grid_matrix(w: int, h: int) -> np.ndarray:
-  """(3, 3) from the view's pixels to those of a grid of w x h that covers all of it; both are counted from pixel centres."""
+  """(3, 3) from the view's pixels to those of a grid of w x h that covers all of it; both are counted from pixel
+  centers."""
   sx, sy = w / VIEW_W, h / VIEW_H
   return np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1]])
 
 
-def warp_grid(a: Augmentation, grid: np.ndarray, linear: bool, fill: float = 0.0, size: tuple[int, int] | None = None) -> np.ndarray:
-  """grid (h, w) or (h, w, C up to any) over the whole view -> the same of the augmented view; what comes from outside is `fill`. size: (width, height) of what
-  comes out, where a geometric change is asked for: sampled at its pixels' centres, not averaged over them."""
+def warp_grid(
+  a: Augmentation, grid: np.ndarray, linear: bool, fill: float = 0.0, size: tuple[int, int] | None = None
+) -> np.ndarray:
+  """grid (h, w) or (h, w, C up to any) over the whole view -> the same of the augmented view; what comes from outside
+  is `fill`. size: (width, height) of what comes out, where a geometric change is asked for: sampled at its pixels'
+  centers, not averaged over them."""
   if not a.is_geometric:
     return grid
   h, w = grid.shape[:2]
@@ -77,8 +82,16 @@ def warp_grid(a: Augmentation, grid: np.ndarray, linear: bool, fill: float = 0.0
   w, h = size or (w, h)
   flags = cv2.INTER_LINEAR if linear else cv2.INTER_NEAREST
   if grid.ndim == 3 and grid.shape[2] > 4:  # OpenCV's borders have up to four channels
-    return np.stack([cv2.warpAffine(np.ascontiguousarray(grid[..., c]), m, (w, h), flags=flags, borderValue=fill) for c in range(grid.shape[2])], axis=-1)
-  return cv2.warpAffine(np.ascontiguousarray(grid), m, (w, h), flags=flags, borderValue=[fill] * 4).reshape(h, w, *grid.shape[2:])
+    return np.stack(
+      [
+        cv2.warpAffine(np.ascontiguousarray(grid[..., c]), m, (w, h), flags=flags, borderValue=fill)
+        for c in range(grid.shape[2])
+      ],
+      axis=-1,
+    )
+  return cv2.warpAffine(np.ascontiguousarray(grid), m, (w, h), flags=flags, borderValue=[fill] * 4).reshape(
+    h, w, *grid.shape[2:]
+  )
 
 
 def warp_points(a: Augmentation, xy: np.ndarray) -> np.ndarray:
@@ -100,7 +113,13 @@ def warp_frame(a: Augmentation, frame: np.ndarray, t: int = 0) -> np.ndarray:
   if a.is_geometric:
     y = cv2.warpAffine(y, a.matrix[:2], (VIEW_W, VIEW_H), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     g = grid_matrix(VIEW_W // 2, VIEW_H // 2)
-    uv = cv2.warpAffine(uv, (g @ a.matrix @ np.linalg.inv(g))[:2], (VIEW_W // 2, VIEW_H // 2), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    uv = cv2.warpAffine(
+      uv,
+      (g @ a.matrix @ np.linalg.inv(g))[:2],
+      (VIEW_W // 2, VIEW_H // 2),
+      flags=cv2.INTER_LINEAR,
+      borderMode=cv2.BORDER_REPLICATE,
+    )
   if a.blur:
     y = cv2.GaussianBlur(y, (0, 0), a.blur)
   level = np.arange(256, dtype=np.float32) / 255
@@ -108,9 +127,11 @@ def warp_frame(a: Augmentation, frame: np.ndarray, t: int = 0) -> np.ndarray:
   if a.noise:
     r = np.random.default_rng([a.seed, t])
     y = cv2.add(y, (r.standard_normal((VIEW_H, VIEW_W), np.float32) * a.noise).astype(np.int16), dtype=cv2.CV_8U)
-  centred = np.arange(256, dtype=np.float32) - 128
+  centered = np.arange(256, dtype=np.float32) - 128
   out = np.empty_like(frame)
   out[0], out[1], out[2], out[3] = y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2]
   for k in range(2):
-    out[4 + k] = cv2.LUT(np.ascontiguousarray(uv[..., k]), np.clip(128 + a.chroma * centred + a.tint[k] + 0.5, 0, 255).astype(np.uint8))
+    out[4 + k] = cv2.LUT(
+      np.ascontiguousarray(uv[..., k]), np.clip(128 + a.chroma * centered + a.tint[k] + 0.5, 0, 255).astype(np.uint8)
+    )
   return out

@@ -1,15 +1,20 @@
 """Clips to batches: labels as they are stored become what losses are given, after one augmentation of each clip.
 
-A batch, with T consecutive frames of each clip, B = clips x T, clip-major; maps are (64, 128), their pixel i centred on view pixel 4i + 1.5:
+A batch, with T consecutive frames of each clip, B = clips x T, clip-major; maps are (64, 128), their pixel i centered
+on view pixel 4i + 1.5:
   frame          (B, 6, 128, 256) uint8
   clip           (B,) int64            which of the batch's clips a frame is of
   valid          (B, 64, 128) bool     inside the camera's image and the augmented picture
-  depth          (B, 64, 128) float32  metres, or where `metric` (B,) is False inverse depth up to scale and shift; nan: unknown
-  segmentation   (B, 5, 64, 128) float32, segmentation_rest (B, 64, 128): probability of the classes that the teacher does not name; all zero: unknown;
-                 segmentation_named (B, 5) bool: those that it names; segmentation_soft (B,) bool: it says how sure it is
+  depth          (B, 64, 128) float32  meters, or where `metric` (B,) is False inverse depth up to scale and shift; nan:
+                 unknown
+  segmentation   (B, 5, 64, 128) float32, segmentation_rest (B, 64, 128): probability of the classes that the teacher
+                 does not name; all zero: unknown; segmentation_named (B, 5) bool: those that it names;
+                 segmentation_soft (B,) bool: it says how sure it is
   features       (B, C, h, w) float32, nan: unknown
-  objects        list of B dicts: boxes (M, 4) x0 y0 x1 y1, cls, track (M,) int64, score (M,) float32, mask (M, 64, 128) float32 or None; or None: not labelled
-  points         (clips, T, N, 2) float32, points_visible (clips, T, N) float32, points_known (clips, T, N) bool, of tracks that start in the first frame
+  objects        list of B dicts: boxes (M, 4) x0 y0 x1 y1, cls, track (M,) int64, score (M,) float32, mask (M, 64, 128)
+                 float32 or None; or None: not labeled
+  points         (clips, T, N, 2) float32, points_visible (clips, T, N) float32, points_known (clips, T, N) bool, of
+                 tracks that start in the first frame
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,11 +26,19 @@ import torch
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
-from openpilot.tools.fair.distillation.augment import NONE, Augmentation, draw, warp_boxes, warp_frame, warp_grid, warp_points
+from openpilot.tools.fair.distillation.augment import (
+  NONE,
+  Augmentation,
+  draw,
+  warp_boxes,
+  warp_frame,
+  warp_grid,
+  warp_points,
+)
 from openpilot.tools.fair.distillation.data import NAMES, Clips, RawClip
-from openpilot.tools.fair.handover import Collate, begin, handed_over
+from openpilot.tools.learn.handover import Collate, begin, handed_over
 from openpilot.tools.fair.maps import classes_to_map, depth_of, depth_to_map, inverse_of
-from openpilot.tools.fair.sam import rle
+from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
@@ -35,18 +48,22 @@ Batch = dict[str, Any]
 MIN_SIDE = 3.0  # view pixels: smaller boxes teach nothing
 MIN_INSIDE = 0.3  # of a box's area that the augmented view must still hold
 SLOTS = 128  # tracked points of a clip
-EDGE = 0.25  # by so much inverse depth changes within half a cell where a surface ends; the road's own by less, to 140 m
+# by so much inverse depth changes within half a cell where a surface ends; the road's own by less, to 140 m
+EDGE = 0.25
 SAME = 0.8  # intersection over union
 
 
 def depth_map(a: Augmentation, label: Label, z: np.ndarray) -> np.ndarray:
-  """-> (64, 128) float32 at the centres of the augmented view's cells, nan: unknown. Where a surface ends the nearer pixel's is taken, nothing in between."""
+  """-> (64, 128) float32 at the centers of the augmented view's cells, nan: unknown. Where a surface ends the nearer
+  pixel's is taken, nothing in between."""
   if not a.is_geometric:
     return depth_to_map(z, label.unit)
   size, parts = (MAP_W, MAP_H), inverse_of(z, label.unit)
   (inverse, known), (nearest, sure) = ([warp_grid(a, x, linear, size=size) for x in parts] for linear in (True, False))
   ends = (sure > 0) & (np.abs(inverse - nearest * known) > EDGE * np.maximum(inverse, nearest * known))
-  return depth_of(np.where(ends, nearest, inverse), np.where(ends, 1, known), label.unit) / (a.zoom if label.unit == "m" else 1.0)
+  return depth_of(np.where(ends, nearest, inverse), np.where(ends, 1, known), label.unit) / (
+    a.zoom if label.unit == "m" else 1.0
+  )
 
 
 def class_maps(a: Augmentation, labels: list[Label], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +76,8 @@ def class_maps(a: Augmentation, labels: list[Label], x: np.ndarray) -> tuple[np.
       if name in names:
         out[SEGMENTATION.index(names[name])] += x == k
     return out, rest
-  # one map for each class, made by a teacher that asks of each by itself: what is said later in the class list lies on top of what is said earlier
+  # one map for each class, made by a teacher that asks of each by itself: what is said later in the class list lies on
+  # top of what is said earlier
   known = np.ones((MAP_H, MAP_W), np.float32)
   if a.is_geometric:
     known = warp_grid(a, known, True)
@@ -78,9 +96,12 @@ def class_maps(a: Augmentation, labels: list[Label], x: np.ndarray) -> tuple[np.
 
 
 def doubles(boxes: np.ndarray, cls: np.ndarray, score: np.ndarray) -> np.ndarray:
-  """(N,) bool: boxes of the same thing under two of the teacher's names, of which only one is left here, say car and truck: all but the best."""
+  """(N,) bool: boxes of the same thing under two of the teacher's names, of which only one is left here, say car and
+  truck: all but the best."""
   same = (box_iou(boxes, boxes) > SAME) & (cls[:, None] == cls)
-  better = (score[None] > score[:, None]) | ((score[None] == score[:, None]) & (np.arange(len(score))[None] < np.arange(len(score))[:, None]))
+  better = (score[None] > score[:, None]) | (
+    (score[None] == score[:, None]) & (np.arange(len(score))[None] < np.arange(len(score))[:, None])
+  )
   return (same & better).any(axis=1)
 
 
@@ -109,7 +130,11 @@ def object_list(a: Augmentation, label: Label, table: dict[str, np.ndarray]) -> 
     mask = np.zeros((n, MAP_H, MAP_W), np.float32)
     for j, i in enumerate(keep):
       if table["rle"][i]:
-        small = cv2.resize(rle.decode(str(table["rle"][i]), *label.shape[-2:]).astype(np.float32), (MAP_W, MAP_H), interpolation=cv2.INTER_AREA)
+        small = cv2.resize(
+          rle.decode(str(table["rle"][i]), *label.shape[-2:]).astype(np.float32),
+          (MAP_W, MAP_H),
+          interpolation=cv2.INTER_AREA,
+        )
         mask[j] = warp_grid(a, small, True) > 0.4
   return {
     "boxes": torch.from_numpy(cut[keep].astype(np.float32)),
@@ -120,10 +145,16 @@ def object_list(a: Augmentation, label: Label, table: dict[str, np.ndarray]) -> 
   }
 
 
-def point_tracks(a: Augmentation, tables: list[dict[str, np.ndarray] | None], r: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def point_tracks(
+  a: Augmentation, tables: list[dict[str, np.ndarray] | None], r: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Tracks that are visible in the first frame -> xy (T, SLOTS, 2), visible (T, SLOTS), known (T, SLOTS)."""
   steps = len(tables)
-  xy, visible, known = np.zeros((steps, SLOTS, 2), np.float32), np.zeros((steps, SLOTS), np.float32), np.zeros((steps, SLOTS), bool)
+  xy, visible, known = (
+    np.zeros((steps, SLOTS, 2), np.float32),
+    np.zeros((steps, SLOTS), np.float32),
+    np.zeros((steps, SLOTS), bool),
+  )
   first = tables[0]
   if first is None:
     return xy, visible, known
@@ -150,14 +181,19 @@ def convert(clip: RawClip, a: Augmentation, r: np.random.Generator) -> Batch:
   steps = len(clip.frames)
   whole = warp_grid(a, clip.valid[1::4, 1::4].astype(np.uint8), False).astype(bool)
   out: Batch = {
-    "frame": torch.from_numpy(np.stack([warp_frame(a, f, t) for t, f in enumerate(clip.frames)]) if a is not NONE else clip.frames),
+    "frame": torch.from_numpy(
+      np.stack([warp_frame(a, f, t) for t, f in enumerate(clip.frames)]) if a is not NONE else clip.frames
+    ),
     "valid": torch.from_numpy(np.repeat(whole[None], steps, 0)),
   }
   for task, said in clip.labels.items():
     labels = clip.meta[task]
     if task == "depth":
       maps = [np.full((MAP_H, MAP_W), np.nan, np.float32) if x is None else depth_map(a, labels[0], x) for x in said]
-      out["depth"], out["metric"] = torch.from_numpy(np.stack(maps).astype(np.float32)), torch.full((steps,), labels[0].unit == "m")
+      out["depth"], out["metric"] = (
+        torch.from_numpy(np.stack(maps).astype(np.float32)),
+        torch.full((steps,), labels[0].unit == "m"),
+      )
     elif task == "segmentation":
       nothing = np.zeros((len(SEGMENTATION), MAP_H, MAP_W), np.float32), np.zeros((MAP_H, MAP_W), np.float32)
       pairs = [nothing if x is None else class_maps(a, labels, x) for x in said]
@@ -167,12 +203,16 @@ def convert(clip: RawClip, a: Augmentation, r: np.random.Generator) -> Batch:
     elif task == "features":
       shape = labels[0].shape[-3:]
       grids = [np.full(shape, np.nan, np.float32) if x is None else x.astype(np.float32).reshape(shape) for x in said]
-      warped = [warp_grid(a, np.ascontiguousarray(g.transpose(1, 2, 0)), True, np.nan).transpose(2, 0, 1) for g in grids]
+      warped = [
+        warp_grid(a, np.ascontiguousarray(g.transpose(1, 2, 0)), True, np.nan).transpose(2, 0, 1) for g in grids
+      ]
       out["features"] = torch.from_numpy(np.stack(warped))
     elif task in ("objects", "detector"):
       out["objects"] = [None if x is None else object_list(a, labels[0], x) for x in said]
     elif task == "points":
-      out["points"], out["points_visible"], out["points_known"] = (torch.from_numpy(x)[None] for x in point_tracks(a, said, r))
+      out["points"], out["points_visible"], out["points_known"] = (
+        torch.from_numpy(x)[None] for x in point_tracks(a, said, r)
+      )
   return out
 
 
@@ -198,7 +238,8 @@ def collate(parts: list[Batch]) -> Batch:
 
 
 class Batches(torch.utils.data.Dataset):
-  """For a DataLoader with batch_size=None, fed (step, clips, augmented) by the trainer's sampler: the same triple gives the same batch in any worker."""
+  """For a DataLoader with batch_size=None, fed (step, clips, augmented) by the trainer's sampler: the same triple gives
+  the same batch in any worker."""
 
   def __init__(self, clips: Clips, seed: int, mirror: bool):
     self.clips, self.seed, self.mirror = clips, seed, mirror
@@ -216,7 +257,8 @@ class Batches(torch.utils.data.Dataset):
 
 
 class Carried(torch.utils.data.Dataset):
-  """What is wrong comes out of a DataLoader's worker as a value: torch would put the worker's traceback into the message."""
+  """What is wrong comes out of a DataLoader's worker as a value: torch would put the worker's traceback into the
+  message."""
 
   def __init__(self, data: Batches):
     self.data = data
@@ -231,8 +273,13 @@ class Carried(torch.utils.data.Dataset):
 def load(data: Batches, what: list[tuple[int, list[int], bool]], workers: int) -> Iterator[Batch]:
   """data[w] for each of `what`, in order, by `workers` processes. Raises UserError as data does."""
   loader = torch.utils.data.DataLoader(
-    Carried(data), batch_size=None, sampler=what, num_workers=workers, prefetch_factor=3 if workers else None,
-    collate_fn=Collate(torch.utils.data.default_convert), worker_init_fn=begin,
+    Carried(data),
+    batch_size=None,
+    sampler=what,
+    num_workers=workers,
+    prefetch_factor=3 if workers else None,
+    collate_fn=Collate(torch.utils.data.default_convert),
+    worker_init_fn=begin,
   )
   for batch in handed_over(loader):
     if "error" in batch:

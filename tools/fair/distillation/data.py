@@ -33,7 +33,8 @@ def task_of(label: Label) -> tuple[str, ...]:
   if label.kind == "boxes":
     return ("objects", "detector")
   if label.kind == "points":
-    return ("points",) if label.name == "points" else ()  # openpilot's lines and leads are no points of the picture that are followed
+    # openpilot's lines and leads are no points of the picture that are followed
+    return ("points",) if label.name == "points" else ()
   named = {"m": "depth", "relative": "depth", "class": "segmentation", "probability": "segmentation"}
   task = "features" if label.name == "features" else named.get(label.unit)  # a network's features have no unit
   if label.unit == "probability" and label.name not in NAMES["segmentation_names"]:
@@ -60,7 +61,8 @@ class Segment:
 
 @dataclass
 class RawClip:
-  """T consecutive frames and what teachers say of them, as stored. Lists have T entries, None where a frame is not labelled."""
+  """T consecutive frames and what teachers say of them, as stored. Lists have T entries, None where a frame is not
+  labeled."""
 
   name: str
   frames: np.ndarray  # (T, 6, 128, 256) uint8
@@ -70,7 +72,8 @@ class RawClip:
 
 
 def choose(groups: dict[str, Group], task: str, prefer: Sequence[str]) -> Source | None:
-  """The teacher of `task` among one segment's: the first of `prefer`, else the simulator's truth, else the first by name."""
+  """The teacher of `task` among one segment's: the first of `prefer`, else the simulator's truth, else the first by
+  name."""
   able = {t: [x for x in g.labels if task in task_of(x)] for t, g in groups.items() if t != "frames" and g.done()}
   able = {t: x for t, x in able.items() if x}
   order = [t for t in prefer if t in able] + sorted(able, key=lambda t: (t != "simulator", t))
@@ -82,15 +85,21 @@ def choose(groups: dict[str, Group], task: str, prefer: Sequence[str]) -> Source
 
 
 class Clips:
-  """All clips of `length` frames of a store in which some task of `tasks` is labelled.
+  """All clips of `length` frames of a store in which some task of `tasks` is labeled.
 
-  prefer: teachers in the order in which they are asked where several label a task. live: a teacher that labels while training, in place of what is stored
-  of its tasks. Raises UserError where nothing teaches a task, one teacher's labels were made with several checkpoints or settings, or some are stale
-  (labels/rules.py) and stale_labels does not take them.
-  """
+  prefer: teachers in the order in which they are asked where several label a task. live: a teacher that labels while
+  training, in place of what is stored of its tasks. Raises UserError where nothing teaches a task, one teacher's labels
+  were made with several checkpoints or settings, or some are stale (labels/rules.py) and stale_labels does not take
+  them."""
 
   def __init__(
-    self, root: str | Path, tasks: Sequence[str], length: int, prefer: Sequence[str] = (), live: Teacher | None = None, segments: Sequence[str] = (),
+    self,
+    root: str | Path,
+    tasks: Sequence[str],
+    length: int,
+    prefer: Sequence[str] = (),
+    live: Teacher | None = None,
+    segments: Sequence[str] = (),
     stale_labels: bool = False,
   ):
     self.tasks, self.length, self.live = list(tasks), length, live
@@ -113,17 +122,27 @@ class Clips:
         key = json.dumps([s.group.meta["teacher"], s.group.meta["view"]], sort_keys=True)
         before = seen.setdefault(s.group.teacher, (key, s.group.path))
         if before[0] != key:
-          raise UserError(f"labels by '{s.group.teacher}' were made with two checkpoints or settings: {before[1]} and {s.group.path}; label again with --prune")
-    store.check_stale((g for s in self.segments for g in (s.frames, *(x.group for x in s.sources.values()))), stale_labels)
+          raise UserError(
+            f"labels by '{s.group.teacher}' were made with two checkpoints or settings: {before[1]} and "
+            f"{s.group.path}; label again with --prune"
+          )
+    store.check_stale(
+      (g for s in self.segments for g in (s.frames, *(x.group for x in s.sources.values()))), stale_labels
+    )
     if not with_frames:
-      raise UserError(f"{root} holds no segment with model frames to learn from; label routes without --no-frames: `tools/op.sh label`")
+      raise UserError(
+        f"{root} holds no segment with model frames to learn from; label routes without --no-frames: `tools/op.sh "
+        "label`"
+      )
     lacks = [t for t in self.tasks if t not in self.live_tasks and not any(t in s.sources for s in self.segments)]
     if lacks:
       said = ", and ".join(f"nothing that teaches '{t}'; add {WANTED[t]}" for t in lacks)
       raise UserError(f"{root} holds {said}, with `tools/op.sh label ROUTE --teachers ... {command('--out', root)}`")
     self.starts = np.concatenate([self._starts(i) for i in range(len(self.segments))])  # (N, 2) segment, first row
     if not len(self.starts):
-      raise UserError(f"{root} holds no {length} consecutive labelled frames; label more frames, or with a smaller --every")
+      raise UserError(
+        f"{root} holds no {length} consecutive labeled frames; label more frames, or with a smaller --every"
+      )
     self.reader = Reader(window=8)
     self.reader.labels = len(self.tasks) + 1
 
@@ -135,11 +154,11 @@ class Clips:
     for k in s.frames.done():
       done[list(s.frames.rows(k))] = True
     step = int(s.frames.meta["every"])
-    labelled = set[int]().union(*(src.rows for src in s.sources.values())) if not self.live_tasks else set(ids.tolist())
+    labeled = set[int]().union(*(src.rows for src in s.sources.values())) if not self.live_tasks else set(ids.tolist())
     out = []
     for a in range(0, len(ids) - self.length + 1, max(1, self.length // 2)):
       span = slice(a, a + self.length)
-      if done[span].all() and (np.diff(ids[span]) == step).all() and any(int(f) in labelled for f in ids[span]):
+      if done[span].all() and (np.diff(ids[span]) == step).all() and any(int(f) in labeled for f in ids[span]):
         out.append((i, a))
     return np.array(out, np.int64).reshape(-1, 2)
 
@@ -149,7 +168,9 @@ class Clips:
   def order(self, seed: Sequence[int], window: int = 8) -> np.ndarray:
     """A shuffled order of all clips that reads every chunk once."""
     self.reader.window = window
-    chunk = np.unique(np.stack([self.starts[:, 0], self.starts[:, 1] // CHUNK]), axis=1, return_inverse=True)[1].reshape(-1)
+    chunk = np.unique(np.stack([self.starts[:, 0], self.starts[:, 1] // CHUNK]), axis=1, return_inverse=True)[
+      1
+    ].reshape(-1)
     return shuffled_chunks(chunk, seed, window)
 
   def read(self, i: int) -> RawClip:
@@ -185,8 +206,12 @@ class Clips:
         maps = np.stack([np.asarray(said[x.name]).astype(x.dtype) for x in labels], axis=1)  # (T, labels, ...)
         clip.labels[task] = list(maps if labels[0].unit == "probability" else maps[:, 0])
       else:
-        table = {k: np.asarray(v, np.float32) if k in COORDINATES else np.asarray(v) for k, v in said[labels[0].name].items()}
-        clip.labels[task] = [{k: v[table["frame"] == t] for k, v in table.items() if k != "frame"} for t in range(len(ids))]
+        table = {
+          k: np.asarray(v, np.float32) if k in COORDINATES else np.asarray(v) for k, v in said[labels[0].name].items()
+        }
+        clip.labels[task] = [
+          {k: v[table["frame"] == t] for k, v in table.items() if k != "frame"} for t in range(len(ids))
+        ]
 
   def provenance(self) -> list[dict[str, str]]:
     """Every teacher that has a say: model, checkpoint_hash, licence, as a bundle's manifest has them."""
@@ -194,9 +219,17 @@ class Clips:
     for s in self.segments:
       for source in s.sources.values():
         t = source.group.meta["teacher"]
-        out[t["name"]] = {"model": t["model_id"] or t["name"], "checkpoint_hash": t["checkpoint"], "licence": t["licence"]}
+        out[t["name"]] = {
+          "model": t["model_id"] or t["name"],
+          "checkpoint_hash": t["checkpoint"],
+          "licence": t["licence"],
+        }
     if self.live is not None:
-      out[self.live.name] = {"model": self.live.model_id or self.live.name, "checkpoint_hash": self.live.checkpoint_hash, "licence": self.live.licence}
+      out[self.live.name] = {
+        "model": self.live.model_id or self.live.name,
+        "checkpoint_hash": self.live.checkpoint_hash,
+        "licence": self.live.licence,
+      }
     return [out[k] for k in sorted(out)]
 
   def restricted(self) -> list[str]:

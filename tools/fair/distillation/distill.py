@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Teaches a student from a label store. With nothing but --labels, --student and --out it learns all that the student's heads can and the store teaches.
+"""Teaches a student from a label store. With nothing but --labels, --student and --out it learns all that the student's
+heads can and the store teaches.
 
-OUT keeps config.json, environment.json, log.jsonl (losses, evaluations, the share of time spent waiting for data), samples/, last.pt and best.pt.
-On several GPUs: `torchrun --nproc-per-node N -m openpilot.tools.fair.distillation.distill ...`, or `accelerate launch -m ...`.
-"""
+OUT keeps config.json, environment.json, log.jsonl (losses, evaluations, the share of time spent waiting for data),
+samples/, last.pt and best.pt.
+On several GPUs: `torchrun --nproc-per-node N -m openpilot.tools.fair.distillation.distill ...`, or `accelerate launch
+-m ...`."""
 
 import argparse
 import contextlib
@@ -22,18 +24,18 @@ import numpy as np
 import torch
 
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
-from openpilot.tools.fair.checkpoint import load_checkpoint
+from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.options import configuration, parser
 from openpilot.tools.fair.distillation.trained import load_student_checkpoint, trained_on, union
 from openpilot.tools.fair.distillation.trainer import RESUMED, Config, Run
 from openpilot.tools.fair.labels.store import LabelStore
-from openpilot.tools.fair.processes import is_first, parse_trackers, said_once
+from openpilot.tools.learn.processes import is_first, parse_trackers, said_once
 from openpilot.tools.fair.students.onnx_import import bundle_state
 from openpilot.tools.fair.teacher import check_licence
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.lock import only_one
-from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[3]
 HELD_OUT = 0.1
@@ -48,7 +50,8 @@ def digest(root: Path) -> str:
 
 
 def held_out(root: Path) -> set[str]:
-  """Segments kept for evaluation: of each kind of labels a tenth of the routes, at least one where there are two; else the last segment of a route."""
+  """Segments kept for evaluation: of each kind of labels a tenth of the routes, at least one where there are two; else
+  the last segment of a route."""
   kinds: dict[tuple[str, ...], list[str]] = {}
   for name, groups in LabelStore(root).by_segment(set()).items():
     kinds.setdefault(tuple(sorted(groups)), []).append(name)
@@ -64,7 +67,9 @@ def held_out(root: Path) -> set[str]:
   return out
 
 
-def split(root: Path, val: Path | None, config: Config, prefer: list[str], live: Any, stale: bool = False) -> tuple[Clips, Clips | None]:
+def split(
+  root: Path, val: Path | None, config: Config, prefer: list[str], live: Any, stale: bool = False
+) -> tuple[Clips, Clips | None]:
   def clips(where: Path, segments: list[str]) -> Clips:
     return Clips(where, config.tasks, config.clip, prefer, live, segments, stale)
 
@@ -80,7 +85,9 @@ def split(root: Path, val: Path | None, config: Config, prefer: list[str], live:
   if n < 8:
     return whole, None
   if is_first():
-    print("warning: one segment only; the last eighth of it is held out, which is too alike to judge by", file=sys.stderr)
+    print(
+      "warning: one segment only; the last eighth of it is held out, which is too alike to judge by", file=sys.stderr
+    )
   end.starts = whole.starts[n - keep :]
   whole.starts = whole.starts[: n - keep - 2]
   return whole, end
@@ -114,12 +121,14 @@ def same_config(state: dict[str, Any], config: Config, path: Path) -> None:
   differ = [k for k in new if old.get(k) != new[k]]
   if differ:
     what = ", ".join(f"{k} {old.get(k)} then, {new[k]} now" for k in differ)
-    raise UserError(f"{path} is of a run with another configuration: {what}; give the same options, or choose another --out")
+    raise UserError(
+      f"{path} is of a run with another configuration: {what}; give the same options, or choose another --out"
+    )
 
 
 def initial(runs: list[str], train: Clips) -> dict[str, Any] | None:
-  """The checkpoint of the first of `runs` (runs or bundles), with what the later ones have of the averaged student in its place; None of none. Raises UserError
-  where one is missing or has no such part."""
+  """The checkpoint of the first of `runs` (runs or bundles), with what the later ones have of the averaged student in
+  its place; None of none. Raises UserError where one is missing or has no such part."""
   before: dict[str, Any] | None = None
   for run in runs:
     path, part = (run, "") if Path(run).exists() else (run.rpartition(":")[0] or run, run.rpartition(":")[2])
@@ -144,14 +153,17 @@ def initial(runs: list[str], train: Clips) -> dict[str, Any] | None:
 
 
 def earlier(args: argparse.Namespace, run: Run) -> dict[str, Any] | None:
-  """The student that OUT holds from other labels, moved aside, to start from; None where there is none. With --resume `run` goes on from there. Raises
-  UserError where the options do not fit what is there."""
+  """The student that OUT holds from other labels, moved aside, to start from; None where there is none. With --resume
+  `run` goes on from there. Raises UserError where the options do not fit what is there."""
   last, best = args.out / "last.pt", args.out / "best.pt"
   state = load_checkpoint(last, keys=RESUMED) if last.exists() else None
   before = None
   if state is not None and state["labels"] == run.labels:
     if not args.resume:
-      raise UserError(f"{args.out} holds a run at step {state['step']} of {state['config']['steps']}; add --resume to go on, or choose another --out")
+      raise UserError(
+        f"{args.out} holds a run at step {state['step']} of {state['config']['steps']}; add --resume to go on, or "
+        "choose another --out"
+      )
     same_config(state, run.config, last)
     run.load({**state, "trained": trained_on(state, args.out)})
   elif state is not None:
@@ -165,12 +177,16 @@ def earlier(args: argparse.Namespace, run: Run) -> dict[str, Any] | None:
   run.accelerator.wait_for_everyone()  # all have read it
   if before is not None and is_first():
     last.replace(args.out / "before.pt")
-    print(f"the labels have changed: a new run starts from the student that {args.out} holds, which stays there as before.pt")
+    print(
+      f"the labels have changed: a new run starts from the student that {args.out} holds, which stays there as "
+      "before.pt"
+    )
   return before
 
 
 def start(args: argparse.Namespace, held: contextlib.ExitStack) -> tuple[Run, dict[str, float]]:
-  """The run, ready to fit, and the held-out losses of the student that it starts from, {} where there is none. held: keeps OUT to this run."""
+  """The run, ready to fit, and the held-out losses of the student that it starts from, {} where there is none. held:
+  keeps OUT to this run."""
   config, live = configuration(args)
   prefer = [t for t in args.prefer.replace(" ", "").split(",") if t]
   train, val = split(args.labels, args.val, config, prefer, live, args.stale_labels)
@@ -197,7 +213,10 @@ def start(args: argparse.Namespace, held: contextlib.ExitStack) -> tuple[Run, di
       tmp.write_text(json.dumps({**environment(args, config, train, labels), "trained": run.trained}, indent=1))
   held_out = f", {len(val)} held out" if val is not None else ", none held out"
   count = sum(q.numel() for q in run.distiller.student.parameters())
-  print(f"{args.student}: {count / 1e6:.2f}M parameters, learns {', '.join(config.tasks)}; {len(train)} clips of {config.clip} frames{held_out}")
+  print(
+    f"{args.student}: {count / 1e6:.2f}M parameters, learns {', '.join(config.tasks)}; {len(train)} clips of "
+    f"{config.clip} frames{held_out}"
+  )
   if before is None:
     return run, {}
   print(f"warm start from step {before['step']}" + (f"; {len(missing)} tensors start anew" if missing else ""))
@@ -214,11 +233,17 @@ def main() -> None:
       run, was = start(args, held)
     if args.resume and run.step >= run.config.steps:
       if is_first():
-        print(f"{args.out}: the run is complete at step {run.step}; evaluate it with `tools/op.sh evaluate`, or export it with `tools/op.sh export`")
+        print(
+          f"{args.out}: the run is complete at step {run.step}; evaluate it with `tools/op.sh evaluate`, or export it "
+          "with `tools/op.sh export`"
+        )
       return
     metrics = run.fit()
     if is_first():
-      print(f"{args.out}: step {run.step}, held-out losses" + (" (before, with the old labels' student -> now)" if was else ""))
+      print(
+        f"{args.out}: step {run.step}, held-out losses"
+        + (" (before, with the old labels' student -> now)" if was else "")
+      )
       for k in metrics:
         print(f"  {k:<28} " + (f"{was[k]:8.4f} -> " if k in was else "") + f"{metrics[k]:8.4f}")
 

@@ -1,4 +1,5 @@
-"""A student in training: the student, what is needed only while it learns (projector, standardiser, task weights), and its losses of a batch."""
+"""A student in training: the student, what is needed only while it learns (projector, standardiser, task weights), and
+its losses of a batch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,24 +10,45 @@ from torch.nn import functional
 
 from openpilot.tools.fair.distillation.batch import Batch
 from openpilot.tools.fair.distillation.features import Projector, Standardiser, feature_loss, gram_loss
-from openpilot.tools.fair.distillation.losses import TaskWeights, depth_loss, in_window, match_loss, points_loss, segmentation_loss, soft_segmentation_loss
+from openpilot.tools.fair.distillation.losses import (
+  TaskWeights,
+  depth_loss,
+  in_window,
+  match_loss,
+  points_loss,
+  segmentation_loss,
+  soft_segmentation_loss,
+)
 from openpilot.tools.fair.distillation.matching import objects_loss, set_loss
-from openpilot.tools.fair.processes import touch
+from openpilot.tools.learn.processes import touch
 from openpilot.tools.fair.students.lanes import STRIDES, view_to_cell
 from openpilot.tools.fair.students.student import Student
 
 # of classes.json's "segmentation": thin and small things count more than their few pixels
 CLASS_WEIGHTS = (0.5, 0.7, 2.5, 1.5, 4.0)
-LEARNS = {"depth": ("depth", "features"), "objects": ("objects", "segmentation"), "detector": ("detector",), "lanes": ("points",)}  # a head -> what teaches it
+LEARNS = {
+  "depth": ("depth", "features"),
+  "objects": ("objects", "segmentation"),
+  "detector": ("detector",),
+  "lanes": ("points",),
+}  # a head -> what teaches it
 
 
 class Distiller(nn.Module):
-  """forward(batch, tasks) -> {"task/part": scalar, "total": the loss}, of `tasks` alone where any are named; where the batch has no labels of them,
-  nothing but a "total" of 0. feature_shape: (C, h, w) of the teacher's features, where the student learns them."""
+  """forward(batch, tasks) -> {"task/part": scalar, "total": the loss}, of `tasks` alone where any are named; where the
+  batch has no labels of them, nothing but a "total" of 0. feature_shape: (C, h, w) of the teacher's features, where the
+  student learns them."""
 
   class_weights: Tensor
 
-  def __init__(self, student: Student, tasks: list[str], weights: Mapping[str, float], learned: bool = False, feature_shape: tuple[int, ...] | None = None):
+  def __init__(
+    self,
+    student: Student,
+    tasks: list[str],
+    weights: Mapping[str, float],
+    learned: bool = False,
+    feature_shape: tuple[int, ...] | None = None,
+  ):
     super().__init__()
     self.student, self.tasks = student, tasks
     self.weights = TaskWeights({t: weights.get(t, 1.0) for t in tasks}, learned)
@@ -35,7 +57,10 @@ class Distiller(nn.Module):
     self.standardiser: Standardiser | None = None
     if "features" in tasks:
       assert feature_shape is not None
-      self.projector, self.standardiser = Projector(student.size.features, feature_shape[0]), Standardiser(feature_shape[0])
+      self.projector, self.standardiser = (
+        Projector(student.size.features, feature_shape[0]),
+        Standardiser(feature_shape[0]),
+      )
 
   def forward(self, batch: Batch, tasks: Sequence[str] = ()) -> dict[str, Tensor]:
     # the sum is made in here, so that DistributedDataParallel sees which parameters have a share in it
@@ -65,7 +90,8 @@ class Distiller(nn.Module):
       parts["segmentation"] = {"segmentation": self.segmentation(out["segmentation"], batch, valid)}
     if "features" in self.tasks and "features" in batch:
       assert self.projector is not None and self.standardiser is not None
-      finite = torch.isfinite(batch["features"]).all(1, keepdim=True).float()  # of a grid that need not divide the map's
+      # of a grid that need not divide the map's
+      finite = torch.isfinite(batch["features"]).all(1, keepdim=True).float()
       known = valid & (functional.interpolate(finite, valid.shape[1:], mode="nearest-exact")[:, 0] > 0)
       teacher = self.standardiser(batch["features"].nan_to_num(0.0))
       parts["features"] = {
@@ -73,27 +99,30 @@ class Distiller(nn.Module):
         "gram": 0.1 * gram_loss(out["features"], teacher, known),
       }
     objects = batch.get("objects", ())
-    labelled = [i for i, o in enumerate(objects) if o is not None]
-    if labelled and "objects" in self.tasks:
-      nothing = {k: (v[:0] if torch.is_tensor(v) else v) for k, v in objects[labelled[0]].items()}
+    labeled = [i for i, o in enumerate(objects) if o is not None]
+    if labeled and "objects" in self.tasks:
+      nothing = {k: (v[:0] if torch.is_tensor(v) else v) for k, v in objects[labeled[0]].items()}
       counts = valid.clone()
       counts[[i for i, o in enumerate(objects) if o is None]] = False
       parts["objects"] = objects_loss(out, [nothing if o is None else o for o in objects], counts, batch["clip"])
-    if labelled and "detector" in self.tasks:
-      own: dict[str, Any] = {k: out[k][labelled] for k in ("detector_logits", "detector_boxes")}
-      own["detector_aux"] = [(logits[labelled], boxes[labelled]) for logits, boxes in out.get("detector_aux", ())]
-      parts["detector"] = set_loss(own, [objects[i] for i in labelled])
+    if labeled and "detector" in self.tasks:
+      own: dict[str, Any] = {k: out[k][labeled] for k in ("detector_logits", "detector_boxes")}
+      own["detector_aux"] = [(logits[labeled], boxes[labeled]) for logits, boxes in out.get("detector_aux", ())]
+      parts["detector"] = set_loss(own, [objects[i] for i in labeled])
     if tracked and batch["points_known"][:, 1:].any():
       known = batch["points_known"].clone()
       known[:, 0] = False  # given, not found
       cells = [view_to_cell(batch["points"], s) for s in STRIDES]
       reached = in_window(out["lanes_looks"][0], cells[0])[1]
-      parts["points"] = points_loss(out["lanes_points_out"], out["lanes_visible"], batch["points"], batch["points_visible"], known, reached)
+      parts["points"] = points_loss(
+        out["lanes_points_out"], out["lanes_visible"], batch["points"], batch["points_visible"], known, reached
+      )
       parts["points"]["match"] = match_loss(out["lanes_looks"], cells, batch["points_visible"], known)
     return {f"{task}/{k}": v for task, ps in parts.items() for k, v in ps.items()}, out
 
   def segmentation(self, logits: Tensor, batch: Batch, valid: Tensor) -> Tensor:
-    """A teacher that names only some of the classes teaches those, and the sum of the others; one that says how sure it is teaches that, too."""
+    """A teacher that names only some of the classes teaches those, and the sum of the others; one that says how sure it
+    is teaches that, too."""
     named, weights = batch["segmentation_named"], self.class_weights
     soft = batch.get("segmentation_soft", torch.zeros_like(named[:, 0]))
     loss = logits.new_zeros(())

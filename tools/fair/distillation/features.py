@@ -1,4 +1,5 @@
-"""Distilling feature maps: the teacher's features standardised, the student's projected to their width, and the losses between the two."""
+"""Distilling feature maps: the teacher's features standardised, the student's projected to their width, and the losses
+between the two."""
 
 import math
 
@@ -18,12 +19,14 @@ def shrink_valid(valid: Tensor, height: int, width: int) -> Tensor:
 
 # PHI-S
 
+
 def is_prime(n: int) -> bool:
   return n > 1 and all(n % k for k in range(2, math.isqrt(n) + 1))
 
 
 def paley(q: int) -> Tensor:
-  """The Jacobsthal matrix (q, q) float64 of an odd prime q: entry (i, j) is 0 where i = j, else 1 where i - j is a square modulo q, else -1."""
+  """The Jacobsthal matrix (q, q) float64 of an odd prime q: entry (i, j) is 0 where i = j, else 1 where i - j is a
+  square modulo q, else -1."""
   character = torch.full((q,), -1.0, dtype=torch.float64)
   character[[k * k % q for k in range(1, q)]] = 1.0
   character[0] = 0.0
@@ -32,7 +35,8 @@ def paley(q: int) -> Tensor:
 
 
 def hadamard(n: int) -> Tensor | None:
-  """An (n, n) float64 matrix of 1 and -1 with orthogonal rows: Sylvester's doubling of 1 or of a Paley matrix; None where these know none of order n."""
+  """An (n, n) float64 matrix of 1 and -1 with orthogonal rows: Sylvester's doubling of 1 or of a Paley matrix; None
+  where these know none of order n."""
   if n == 1:
     return torch.ones(1, 1, dtype=torch.float64)
   if n % 4 == 0 and is_prime(n - 1):  # Paley I: n - 1 = 3 modulo 4
@@ -45,15 +49,19 @@ def hadamard(n: int) -> Tensor | None:
     s[0, 0] = 0
     s[1:, 1:] = paley(n // 2 - 1)
     one = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
-    return torch.kron(s, one) + torch.kron(torch.eye(n // 2, dtype=torch.float64), torch.tensor([[1.0, -1.0], [-1.0, -1.0]], dtype=torch.float64))
+    return torch.kron(s, one) + torch.kron(
+      torch.eye(n // 2, dtype=torch.float64), torch.tensor([[1.0, -1.0], [-1.0, -1.0]], dtype=torch.float64)
+    )
   half = hadamard(n // 2) if n % 2 == 0 else None
   return None if half is None else torch.cat([torch.cat([half, half], 1), torch.cat([half, -half], 1)])
 
 
 def equalise(variances: Tensor) -> Tensor:
-  """An orthogonal (n, n) R with diag(R diag(variances) R^T) all equal to their mean, for any n and spectrum: n - 1 plane rotations (Schur and Horn).
+  """An orthogonal (n, n) R with diag(R diag(variances) R^T) all equal to their mean, for any n and spectrum: n - 1
+  plane rotations (Schur and Horn).
 
-  Each turns the largest and the smallest of what is left until one of the two is the mean; those left stay uncorrelated among themselves."""
+  Each turns the largest and the smallest of what is left until one of the two is the mean; those left stay uncorrelated
+  among themselves."""
   n = len(variances)
   v, rotation, mean = variances.double().clone(), torch.eye(n, dtype=torch.float64), variances.double().mean()
   left = list(range(n))
@@ -72,15 +80,18 @@ def equalise(variances: Tensor) -> Tensor:
 
 
 class Standardiser(nn.Module):
-  """PHI-S (Ranzinger et al. 2024, arXiv 2410.01680): y = R (x - mean) / scale, which gives every channel of a teacher the same variance, 1, with one scalar.
+  """PHI-S (Ranzinger et al. 2024, arXiv 2410.01680): y = R (x - mean) / scale, which gives every channel of a teacher
+  the same variance, 1, with one scalar.
 
-  R = H U^T: U are the principal axes of the covariance, H an orthonormal Hadamard matrix, whose entries all have the square 1 / C, so that each output
-  channel has the same share of every eigenvalue; scale is the root of the mean eigenvalue. A rotation and one scalar keep the geometry: errors in y are
-  errors in x, over scale. Widths of no known Hadamard matrix (those not 1, 2 or a multiple of 4, and a few others; DINO's 384, 768, 1024, 1280 and
-  1536 have one) get rotations made for their eigenvalues instead (see equalise): the same property, exactly, of the features fitted.
+  R = H U^T: U are the principal axes of the covariance, H an orthonormal Hadamard matrix, whose entries all have the
+  square 1 / C, so that each output channel has the same share of every eigenvalue; scale is the root of the mean
+  eigenvalue. A rotation and one scalar keep the geometry: errors in y are errors in x, over scale. Widths of no known
+  Hadamard matrix (those not 1, 2 or a multiple of 4, and a few others; DINO's 384, 768, 1024, 1280 and 1536 have one)
+  get rotations made for their eigenvalues instead (see equalise): the same property, exactly, of the features fitted.
 
-  Fit: update() with every batch, then finish(). The state_dict holds the fit; load it into Standardiser(channels) of the same width.
-  """
+  Fit: update() with every batch, then finish(). The state_dict holds the fit; load it into Standardiser(channels) of
+  the same width."""
+
   mean: Tensor
   rotation: Tensor
   scale: Tensor
@@ -89,7 +100,9 @@ class Standardiser(nn.Module):
     super().__init__()
     self.channels = channels
     self.count = 0
-    self.sums = torch.zeros(channels, dtype=torch.float64)  # running mean and moment are on the CPU, in float64, and not part of the state
+    self.sums = torch.zeros(
+      channels, dtype=torch.float64
+    )  # running mean and moment are on the CPU, in float64, and not part of the state
     self.moment = torch.zeros(channels, channels, dtype=torch.float64)
     self.register_buffer("mean", torch.zeros(channels, dtype=dtype))
     self.register_buffer("rotation", torch.eye(channels, dtype=dtype))
@@ -97,7 +110,8 @@ class Standardiser(nn.Module):
 
   @torch.no_grad()
   def update(self, features: Tensor, valid: Tensor | None = None) -> None:
-    """Adds features (B, C, h, w), where valid ((B, H, W) bool at their size or finer) says so; one pass, by Chan's update of mean and covariance."""
+    """Adds features (B, C, h, w), where valid ((B, H, W) bool at their size or finer) says so; one pass, by Chan's
+    update of mean and covariance."""
     x = features.detach().movedim(1, -1)
     x = x.reshape(-1, self.channels) if valid is None else x[shrink_valid(valid, *features.shape[2:]).to(x.device)]
     x = x.to("cpu", torch.float64)
@@ -113,7 +127,8 @@ class Standardiser(nn.Module):
 
   @torch.no_grad()
   def finish(self) -> None:
-    """Sets mean, rotation and scale from what update() has seen. ValueError: fewer than two vectors, features that are constant or not finite."""
+    """Sets mean, rotation and scale from what update() has seen. ValueError: fewer than two vectors, features that are
+    constant or not finite."""
     if self.count < 2:
       raise ValueError(f"standardising needs at least 2 feature vectors, got {self.count}")
     covariance = self.moment / self.count
@@ -134,29 +149,39 @@ class Standardiser(nn.Module):
   def forward(self, features: Tensor) -> Tensor:
     """(B, C, h, w) the teacher's features -> (B, C, h, w) standardised. RuntimeError: not fitted."""
     self.check()
-    centred = features.to(self.mean.dtype) - self.mean[:, None, None]
-    with no_autocast(centred):
-      return torch.einsum("dc,bchw->bdhw", self.rotation, centred) / self.scale
+    centered = features.to(self.mean.dtype) - self.mean[:, None, None]
+    with no_autocast(centered):
+      return torch.einsum("dc,bchw->bdhw", self.rotation, centered) / self.scale
 
   def inverse(self, standardised: Tensor) -> Tensor:
     """(B, C, h, w) standardised -> (B, C, h, w) as the teacher gives them. RuntimeError: not fitted."""
     self.check()
     with no_autocast(standardised):
-      return torch.einsum("dc,bdhw->bchw", self.rotation, standardised.to(self.mean.dtype)) * self.scale + self.mean[:, None, None]
+      return (
+        torch.einsum("dc,bdhw->bchw", self.rotation, standardised.to(self.mean.dtype)) * self.scale
+        + self.mean[:, None, None]
+      )
 
 
 # the student's side
 
+
 class Projector(nn.Module):
-  """From the student's features to the teacher's width, while training only: a 1x1 convolution, or with hidden > 0 two, with GELU between (Theia, RADIO)."""
+  """From the student's features to the teacher's width, while training only: a 1x1 convolution, or with hidden > 0 two,
+  with GELU between (Theia, RADIO)."""
 
   def __init__(self, channels: int, teacher_channels: int, hidden: int = 0):
     super().__init__()
-    layers = [nn.Conv2d(channels, hidden, 1), nn.GELU(), nn.Conv2d(hidden, teacher_channels, 1)] if hidden else [nn.Conv2d(channels, teacher_channels, 1)]
+    layers = (
+      [nn.Conv2d(channels, hidden, 1), nn.GELU(), nn.Conv2d(hidden, teacher_channels, 1)]
+      if hidden
+      else [nn.Conv2d(channels, teacher_channels, 1)]
+    )
     self.layers = nn.Sequential(*layers)
 
   def forward(self, features: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """(B, F, h, w) -> (B, teacher_channels, *size): resized to the teacher's grid, bilinearly between cell centres, before it is projected."""
+    """(B, F, h, w) -> (B, teacher_channels, *size): resized to the teacher's grid, bilinearly between cell centers,
+    before it is projected."""
     if size is not None and features.shape[2:] != tuple(size):
       features = F.interpolate(features, size, mode="bilinear", align_corners=False)
     return self.layers(features)
@@ -168,9 +193,11 @@ def unit(x: Tensor) -> Tensor:
 
 
 def feature_loss(projected: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
-  """0.9 (1 - cosine) + 0.1 smooth-L1 (beta 1), both the mean over valid cells, the latter over channels, too (Theia, Shang et al. 2024).
+  """0.9 (1 - cosine) + 0.1 smooth-L1 (beta 1), both the mean over valid cells, the latter over channels, too (Theia,
+  Shang et al. 2024).
 
-  projected, teacher: (B, C, h, w), the teacher's standardised.  valid: (B, H, W) bool at their size or finer: a cell counts where all its pixels do.
+  projected, teacher: (B, C, h, w), the teacher's standardised.  valid: (B, H, W) bool at their size or finer: a cell
+      counts where all its pixels do.
   """
   known = shrink_valid(valid, *teacher.shape[2:])
   p = wide(projected)
@@ -182,18 +209,22 @@ def feature_loss(projected: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
 
 
 def gram_loss(student: Tensor, teacher: Tensor, valid: Tensor, temperature: float = 0.07) -> Tensor:
-  """How alike the tokens of an image are, distilled: KL(teacher || student) of the softmax over tokens of cosine / temperature, the mean over tokens.
+  """How alike the tokens of an image are, distilled: KL(teacher || student) of the softmax over tokens of cosine /
+  temperature, the mean over tokens.
 
-  student: (B, F, h, w), teacher: (B, C, h, w), any two widths; of another grid, the student's is resized to the teacher's.  valid: as of feature_loss.
-  A token's likeness to itself, always 1, is left out: at this temperature it would be most of the distribution. Invalid tokens are neither rows nor
-  columns. Costs B (h w)^2 memory: grids up to about 32x32.
-  """
+  student: (B, F, h, w), teacher: (B, C, h, w), any two widths; of another grid, the student's is resized to the
+      teacher's.  valid: as of feature_loss.
+  A token's likeness to itself, always 1, is left out: at this temperature it would be most of the distribution. Invalid
+    tokens are neither rows nor
+  columns. Costs B (h w)^2 memory: grids up to about 32x32."""
   student, teacher = wide(student), wide(teacher).detach()
   if student.shape[2:] != teacher.shape[2:]:
     student = F.interpolate(student, teacher.shape[2:], mode="bilinear", align_corners=False)
   known = shrink_valid(valid, *teacher.shape[2:]).flatten(1)  # (B, n)
   # large negative numbers, not -inf, which would make NaN of rows that have no other token
-  left_out = (torch.eye(known.shape[1], dtype=torch.bool, device=known.device) | ~known[:, None]).to(student.dtype) * -1e4  # (B, n, n)
+  left_out = (torch.eye(known.shape[1], dtype=torch.bool, device=known.device) | ~known[:, None]).to(
+    student.dtype
+  ) * -1e4  # (B, n, n)
 
   def log_likeness(x: Tensor) -> Tensor:
     x = unit(x.flatten(2).transpose(1, 2)) / math.sqrt(temperature)

@@ -1,8 +1,9 @@
-"""Losses of single heads, and how they are summed. A loss of several parts gives a dict of scalars, already weighted: sum(parts.values()) is the loss.
+"""Losses of single heads, and how they are summed. A loss of several parts gives a dict of scalars, already weighted:
+sum(parts.values()) is the loss.
 
-All compute in the dtype given (half precision in float32, under autocast, too), skip what is not known, and are 0 with zero gradients where
-nothing is known. Label tensors carry no gradient. Boxes and objects are in matching.py, features in features.py.
-"""
+All compute in the dtype given (half precision in float32, under autocast, too), skip what is not known, and are 0 with
+zero gradients where nothing is known. Label tensors carry no gradient. Boxes and objects are in matching.py, features
+in features.py."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LEAST = 1e-4  # probability: below it a float16 that was averaged to a smaller map says nothing, and at a high temperature that would count
-LOG_NEAR, LOG_FAR = -3.0, 9.0  # log metres, 5 cm and 8 km: beyond them inverse depth is flat, so that its gradients stay finite
+# probability: below it a float16 that was averaged to a smaller map says nothing, and at a high temperature that would
+# count
+LEAST = 1e-4
+LOG_NEAR, LOG_FAR = (
+  -3.0,
+  9.0,
+)  # log meters, 5 cm and 8 km: beyond them inverse depth is flat, so that its gradients stay finite
 
 
 def wide(x: Tensor) -> Tensor:
@@ -26,27 +32,38 @@ def no_autocast(x: Tensor) -> torch.autocast:
 
 
 def masked_mean(x: Tensor, weight: Tensor) -> Tensor:
-  """Sum of x * weight over the sum of weight (numbers or bool, of x's shape), scalar; 0 where the weights sum to 0. x must be finite everywhere."""
+  """Sum of x * weight over the sum of weight (numbers or bool, of x's shape), scalar; 0 where the weights sum to 0. x
+  must be finite everywhere."""
   total = weight.sum()
   return (x * weight).sum() / torch.where(total > 0, total, torch.ones_like(total))
 
 
 def dice(overlap: Tensor, sizes: Tensor) -> Tensor:
-  """1 - (2 overlap + 1) / (sizes + 1): 0 where two masks are the same, smoothed by one pixel (Milletari et al. 2016, DETR). overlap: sum of q t;
+  """1 - (2 overlap + 1) / (sizes + 1): 0 where two masks are the same, smoothed by one pixel (Milletari et al. 2016,
+  DETR). overlap: sum of q t;
   sizes: sum q + sum t, or of their squares, with which soft masks are best where they are equal."""
   return 1 - (2 * overlap + 1) / (sizes + 1)
 
 
 # soft labels
 
-def soft_label_loss(student_logits: Tensor, teacher_logits: Tensor, targets: Tensor, temperature: float = 4.0, alpha: float = 0.7, ignore: int = 255,
-                    hard: Tensor | None = None) -> Tensor:
-  """Hinton et al. 2015: alpha T^2 KL(teacher || student) at temperature T, plus (1 - alpha) cross-entropy with the hard targets, or `hard`, the task's own
-  loss of them.
 
-  student_logits, teacher_logits: (..., C), or maps (B, C, H, W): the classes are the last dimension, of a 4-D tensor dimension 1.
-  targets: int64, the shape without the classes; where it is `ignore` neither term counts. KL is 'batchmean': summed over classes, the mean over positions.
-  """
+def soft_label_loss(
+  student_logits: Tensor,
+  teacher_logits: Tensor,
+  targets: Tensor,
+  temperature: float = 4.0,
+  alpha: float = 0.7,
+  ignore: int = 255,
+  hard: Tensor | None = None,
+) -> Tensor:
+  """Hinton et al. 2015: alpha T^2 KL(teacher || student) at temperature T, plus (1 - alpha) cross-entropy with the hard
+  targets, or `hard`, the task's own loss of them.
+
+  student_logits, teacher_logits: (..., C), or maps (B, C, H, W): the classes are the last dimension, of a 4-D tensor
+  dimension 1.
+  targets: int64, the shape without the classes; where it is `ignore` neither term counts. KL is 'batchmean': summed
+  over classes, the mean over positions."""
   student, teacher = wide(student_logits), wide(teacher_logits).detach()
   if student.ndim == 4:
     student, teacher = student.movedim(1, -1), teacher.movedim(1, -1)
@@ -62,12 +79,14 @@ def soft_label_loss(student_logits: Tensor, teacher_logits: Tensor, targets: Ten
 
 
 def segmentation_loss(logits: Tensor, probabilities: Tensor, valid: Tensor, weights: Tensor | None = None) -> Tensor:
-  """Cross-entropy with a teacher's probabilities plus soft Dice (Milletari et al. 2016, squares in the denominator: least at q = p for soft p, too).
+  """Cross-entropy with a teacher's probabilities plus soft Dice (Milletari et al. 2016, squares in the denominator:
+  least at q = p for soft p, too).
 
-  logits, probabilities: (B, C, H, W); an all-zero vector is an unknown pixel.  valid: (B, H, W) bool.  weights: (C,) of the classes.
-  Cross-entropy is the mean over known pixels, weighted by class (sum of w p); Dice is taken per class over the whole batch, smoothed by one pixel, its
-  mean over classes weighted alike, over those the teacher sees at all.
-  """
+  logits, probabilities: (B, C, H, W); an all-zero vector is an unknown pixel.  valid: (B, H, W) bool.  weights: (C,) of
+      the classes.
+  Cross-entropy is the mean over known pixels, weighted by class (sum of w p); Dice is taken per class over the whole
+    batch, smoothed by one pixel, its
+  mean over classes weighted alike, over those the teacher sees at all."""
   logits = wide(logits)
   p = probabilities.detach().to(logits.dtype)
   known = (valid & (p.sum(1) > 0))[:, None]
@@ -82,10 +101,14 @@ def segmentation_loss(logits: Tensor, probabilities: Tensor, valid: Tensor, weig
   return cross_entropy + masked_mean(apart, w * (sums > 0))
 
 
-def soft_segmentation_loss(logits: Tensor, probabilities: Tensor, valid: Tensor, weights: Tensor | None = None) -> Tensor:
-  """soft_label_loss() of a teacher's probabilities, with segmentation_loss() of the class that it holds for the likeliest as the hard part. Arguments as there.
+def soft_segmentation_loss(
+  logits: Tensor, probabilities: Tensor, valid: Tensor, weights: Tensor | None = None
+) -> Tensor:
+  """soft_label_loss() of a teacher's probabilities, with segmentation_loss() of the class that it holds for the
+  likeliest as the hard part. Arguments as there.
 
-  Classes that a teacher does not name are to be merged before, in both: the temperature then flattens two distributions over the same classes."""
+  Classes that a teacher does not name are to be merged before, in both: the temperature then flattens two distributions
+  over the same classes."""
   p = probabilities.detach().to(wide(logits).dtype)
   likeliest = p.argmax(1)
   known = p.sum(1) > 0
@@ -96,11 +119,13 @@ def soft_segmentation_loss(logits: Tensor, probabilities: Tensor, valid: Tensor,
 
 # depth
 
-def median_scaled(x: Tensor, known: Tensor, floor: float = 0.0) -> Tensor:
-  """(B, n) minus its median, over its mean absolute deviation from it, per row over known (B, n) bool (Ranftl et al. 2022, MiDaS, equation 5).
 
-  floor: the least deviation, as a part of |median|, so that a constant row has bounded gradients. Unknown entries come back 0.
-  """
+def median_scaled(x: Tensor, known: Tensor, floor: float = 0.0) -> Tensor:
+  """(B, n) minus its median, over its mean absolute deviation from it, per row over known (B, n) bool (Ranftl et al.
+  2022, MiDaS, equation 5).
+
+  floor: the least deviation, as a part of |median|, so that a constant row has bounded gradients. Unknown entries come
+  back 0."""
   x = torch.where(known, x, torch.nan)
   median = x.nanmedian(1, keepdim=True).values
   x = torch.where(known, x - median, 0.0)
@@ -110,7 +135,8 @@ def median_scaled(x: Tensor, known: Tensor, floor: float = 0.0) -> Tensor:
 
 
 def gradient_matching(difference: Tensor, known: Tensor, scales: int = 4) -> Tensor:
-  """(B,): the sum over scales (every pixel, every 2nd, 4th, 8th) of the mean of |d/dx| + |d/dy| of (B, H, W) difference, over the scale's known pixels.
+  """(B,): the sum over scales (every pixel, every 2nd, 4th, 8th) of the mean of |d/dx| + |d/dy| of (B, H, W)
+  difference, over the scale's known pixels.
 
   A step counts where both its pixels are known (MiDaS, equation 11; Li and Snavely 2018)."""
   total = difference.new_zeros(len(difference))
@@ -125,11 +151,15 @@ def gradient_matching(difference: Tensor, known: Tensor, scales: int = 4) -> Ten
 def depth_loss(log_depth: Tensor, depth: Tensor, valid: Tensor, metric: bool = True) -> dict[str, Tensor]:
   """Distils depth; each part is a mean over the images that know any depth, of means over their known pixels.
 
-  log_depth: (B, 1, H, W), natural log of metres.  depth: (B, H, W); metric: metres, unknown where not finite or <= 0;
-  else a relative teacher's inverse depth of unknown scale and shift (larger is nearer), unknown where not finite.  valid: (B, H, W) bool.
-  Parts: 'invariant', L1 after both inverse depths are shifted by their median and scaled by their mean deviation (MiDaS; inverse depth, since that is what
-  relative teachers know up to scale and shift), 'gradient', 0.5 times multi-scale gradient matching of the same; for metric teachers also
-  'silog', sqrt(mean g^2 - 0.85 mean(g)^2) of g = log ratio (Eigen et al. 2014; Bhat et al. 2021), and 'metric', L1 in log metres.
+  log_depth: (B, 1, H, W), natural log of meters.  depth: (B, H, W); metric: meters, unknown where not finite or <= 0;
+  else a relative teacher's inverse depth of unknown scale and shift (larger is nearer), unknown where not finite.
+      valid: (B, H, W) bool.
+  Parts: 'invariant', L1 after both inverse depths are shifted by their median and scaled by their mean deviation
+    (MiDaS; inverse depth, since that is what
+  relative teachers know up to scale and shift), 'gradient', 0.5 times multi-scale gradient matching of the same; for
+    metric teachers also
+  'silog', sqrt(mean g^2 - 0.85 mean(g)^2) of g = log ratio (Eigen et al. 2014; Bhat et al. 2021), and 'metric', L1 in
+    log meters.
   """
   log_depth = wide(log_depth)[:, 0]
   depth = depth.to(log_depth.dtype)
@@ -140,7 +170,9 @@ def depth_loss(log_depth: Tensor, depth: Tensor, valid: Tensor, metric: bool = T
   prediction = torch.exp(-log_depth.clamp(LOG_NEAR, LOG_FAR))
   target = 1 / depth if metric else depth
   flat = known.flatten(1)
-  difference = (median_scaled(prediction.flatten(1), flat, floor=0.01) - median_scaled(target.flatten(1), flat)).reshape(known.shape)
+  difference = (
+    median_scaled(prediction.flatten(1), flat, floor=0.01) - median_scaled(target.flatten(1), flat)
+  ).reshape(known.shape)
   n = known.sum((1, 2)).clamp(min=1)
   parts = {
     "invariant": masked_mean(difference.abs().sum((1, 2)) / n, images),
@@ -149,15 +181,18 @@ def depth_loss(log_depth: Tensor, depth: Tensor, valid: Tensor, metric: bool = T
   if metric:
     g = torch.where(known, log_depth - depth.log(), 0.0)
     mean, square = g.sum((1, 2)) / n, (g * g).sum((1, 2)) / n
-    silog = torch.sqrt((square - 0.85 * mean**2).clamp(min=0) + 1e-8) - 1e-4  # the root's gradient stays finite, and 0 stays 0
+    # the root's gradient stays finite, and 0 stays 0
+    silog = torch.sqrt((square - 0.85 * mean**2).clamp(min=0) + 1e-8) - 1e-4
     parts |= {"silog": masked_mean(silog, images), "metric": masked_mean(g.abs().sum((1, 2)) / n, images)}
   return parts
 
 
 # masks
 
+
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-  """Focal loss (Lin et al. 2017) of every element, the shape of logits. targets: 0..1, the same shape. alpha: of the positives, 1 - alpha of the rest."""
+  """Focal loss (Lin et al. 2017) of every element, the shape of logits. targets: 0..1, the same shape. alpha: of the
+  positives, 1 - alpha of the rest."""
   logits, targets = wide(logits), targets.to(wide(logits).dtype)
   cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
   p = torch.sigmoid(logits)
@@ -167,23 +202,40 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gam
 
 # points
 
-def points_loss(pred_points: Tensor, visible_logits: Tensor, points: Tensor, points_visible: Tensor, points_known: Tensor,
-                reached: Tensor | None = None, delta: float = 6.0, gamma: float = 0.8, occluded: float = 0.2) -> dict[str, Tensor]:
+
+def points_loss(
+  pred_points: Tensor,
+  visible_logits: Tensor,
+  points: Tensor,
+  points_visible: Tensor,
+  points_known: Tensor,
+  reached: Tensor | None = None,
+  delta: float = 6.0,
+  gamma: float = 0.8,
+  occluded: float = 0.2,
+) -> dict[str, Tensor]:
   """Huber over the window and binary cross-entropy of visibility (CoTracker, Karaev et al. 2023 and 2024).
 
-  pred_points: (clips, T, N, 2) view px, or (I, clips, T, N, 2) of I refinements: refinement i weighs gamma^(I - 1 - i), the weights' mean is taken.
-  visible_logits: (clips, T, N), or (I, ...) alike.  points, points_visible (0..1), points_known (bool): the labels; unknown points count nowhere.
-  reached: (clips, T, N) bool, where the tracker could see the point from where it looked: of one that is lost already there is nothing to learn but how
+  pred_points: (clips, T, N, 2) view px, or (I, clips, T, N, 2) of I refinements: refinement i weighs gamma^(I - 1 - i),
+    the weights' mean is taken.
+  visible_logits: (clips, T, N), or (I, ...) alike.  points, points_visible (0..1), points_known (bool): the labels;
+      unknown points count nowhere.
+  reached: (clips, T, N) bool, where the tracker could see the point from where it looked: of one that is lost already
+    there is nothing to learn but how
   points usually move, and a guessed motion carries off what is not lost. By itself all.
-  Parts: 'points', 0.05 times the mean over known points of the Huber loss (delta px) summed over x and y, hidden points weighing `occluded` of
-  a visible one, since teachers guess there; 'visible', the mean over known points.
-  """
+  Parts: 'points', 0.05 times the mean over known points of the Huber loss (delta px) summed over x and y, hidden points
+    weighing `occluded` of
+  a visible one, since teachers guess there; 'visible', the mean over known points."""
   pred, logits = wide(pred_points), wide(visible_logits)
   pred = pred if pred.ndim == 5 else pred[None]
   logits = logits if logits.ndim == 4 else logits[None]
   visible = points_visible[points_known].to(pred.dtype)  # (n,)
-  huber = F.huber_loss(pred[:, points_known], points[points_known].to(pred.dtype).expand(len(pred), -1, -1), reduction="none", delta=delta).sum(-1)
-  entropy = F.binary_cross_entropy_with_logits(logits[:, points_known], visible.expand(len(logits), -1), reduction="none")
+  huber = F.huber_loss(
+    pred[:, points_known], points[points_known].to(pred.dtype).expand(len(pred), -1, -1), reduction="none", delta=delta
+  ).sum(-1)
+  entropy = F.binary_cross_entropy_with_logits(
+    logits[:, points_known], visible.expand(len(logits), -1), reduction="none"
+  )
   weight = occluded + (1 - occluded) * visible
   if reached is not None:
     weight = weight * reached[points_known]
@@ -196,20 +248,28 @@ def points_loss(pred_points: Tensor, visible_logits: Tensor, points: Tensor, poi
 
 
 def in_window(look: tuple[Tensor, Tensor], cells: Tensor) -> tuple[Tensor, Tensor]:
-  """A look of match_loss() and places (clips, T, N, 2) in cells of its map -> how far they are from its middle, and whether they lie in its window."""
-  centre, logits = look
-  off = cells - centre
+  """A look of match_loss() and places (clips, T, N, 2) in cells of its map -> how far they are from its middle, and
+  whether they lie in its window."""
+  center, logits = look
+  off = cells - center
   return off, (off.abs() <= math.isqrt(logits.shape[-1]) // 2).all(-1)
 
 
-def match_loss(looks: Sequence[tuple[Tensor, Tensor]], cells: Sequence[Tensor], points_visible: Tensor, points_known: Tensor, weight: float = 0.5) -> Tensor:
-  """Cross-entropy of where the tracker sees each point in the window that it looks at, so that what is learned is to tell places apart, not how points
-  usually move: a motion that is guessed right for a clip's length still drifts over a minute.
+def match_loss(
+  looks: Sequence[tuple[Tensor, Tensor]],
+  cells: Sequence[Tensor],
+  points_visible: Tensor,
+  points_known: Tensor,
+  weight: float = 0.5,
+) -> Tensor:
+  """Cross-entropy of where the tracker sees each point in the window that it looks at, so that what is learned is to
+  tell places apart, not how points usually move: a motion that is guessed right for a clip's length still drifts over a
+  minute.
 
-  looks: of each stage the window's middle (clips, T, N, 2) in whole cells of its map, and the logits (clips, T, N, S * S) of its places, row-major. cells: of
-  each stage the points' true place (clips, T, N, 2) in cells, which is shared among the four places around it (bilinear weights). Points that are hidden,
-  unknown or outside the window count nowhere. -> `weight` times the mean over the points that count, summed over stages.
-  """
+  looks: of each stage the window's middle (clips, T, N, 2) in whole cells of its map, and the logits (clips, T, N, S *
+  S) of its places, row-major. cells: of each stage the points' true place (clips, T, N, 2) in cells, which is shared
+  among the four places around it (bilinear weights). Points that are hidden, unknown or outside the window count
+  nowhere. -> `weight` times the mean over the points that count, summed over stages."""
   means = []
   for look, at in zip(looks, cells, strict=True):
     logits = wide(look[1])
@@ -226,13 +286,14 @@ def match_loss(looks: Sequence[tuple[Tensor, Tensor]], cells: Sequence[Tensor], 
 
 # the sum
 
-class TaskWeights(nn.Module):
-  """Sums the tasks' losses: with fixed weights w_k, or with learned homoscedastic uncertainties (Kendall et al. 2018): sum of
-  0.5 w_k (exp(-s_k) L_k + s_k), s_k = log of the task's variance, a parameter that starts at 0.
 
-  weights: task -> w_k.  learned: whether s_k are there and learned. Leave a task without labels in a step out of its losses: a loss of 0 would
-  only teach that the task is certain.
-  """
+class TaskWeights(nn.Module):
+  """Sums the tasks' losses: with fixed weights w_k, or with learned homoscedastic uncertainties (Kendall et al. 2018):
+  sum of 0.5 w_k (exp(-s_k) L_k + s_k), s_k = log of the task's variance, a parameter that starts at 0.
+
+  weights: task -> w_k.  learned: whether s_k are there and learned. Leave a task without labels in a step out of its
+                         losses: a loss of 0 would
+  only teach that the task is certain."""
 
   def __init__(self, weights: Mapping[str, float], learned: bool = False):
     super().__init__()
@@ -254,4 +315,6 @@ class TaskWeights(nn.Module):
   @torch.no_grad()
   def effective(self) -> dict[str, float]:
     """What multiplies each task's loss now."""
-    return {k: w * (0.5 * float(torch.exp(-self.log_variance[k])) if self.learned else 1.0) for k, w in self.fixed.items()}
+    return {
+      k: w * (0.5 * float(torch.exp(-self.log_variance[k])) if self.learned else 1.0) for k, w in self.fixed.items()
+    }

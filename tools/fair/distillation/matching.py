@@ -1,9 +1,10 @@
-"""Losses that must first say which output answers for which object: the centre-based head (objects_loss) and the DETR-shaped one (set_loss).
+"""Losses that must first say which output answers for which object: the center-based head (objects_loss) and the
+DETR-shaped one (set_loss).
 
-objects, everywhere: one dict for each of the B images of {boxes (M, 4) float xyxy in view pixels, cls (M,) int64 into the K classes, track (M,) int64 or -1,
-score (M,) float, mask (M, 64, 128) float or bool, or None}. The teacher's score weighs what an object asks for; without scores all are 1.
-The dicts of parts are weighted already: sum(parts.values()) is the loss.
-"""
+objects, everywhere: one dict for each of the B images of {boxes (M, 4) float xyxy in view pixels, cls (M,) int64 into
+the K classes, track (M,) int64 or -1, score (M,) float, mask (M, 64, 128) float or bool, or None}. The teacher's score
+weighs what an object asks for; without scores all are 1.
+The dicts of parts are weighted already: sum(parts.values()) is the loss."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -18,16 +19,18 @@ from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.tools.fair.distillation.features import shrink_valid, unit
 from openpilot.tools.fair.distillation.losses import dice, masked_mean, no_autocast, sigmoid_focal_loss, wide
 
-CELL = 8  # view pixels of a cell of the centre-based head; cell j is centred on view pixel 8 j + 3.5
-MAP = 4  # view pixels of a map pixel; map pixel i is centred on view pixel 4 i + 1.5
+CELL = 8  # view pixels of a cell of the center-based head; cell j is centered on view pixel 8 j + 3.5
+MAP = 4  # view pixels of a map pixel; map pixel i is centered on view pixel 4 i + 1.5
 BOX_WEIGHT, GIOU_WEIGHT, EMBED_WEIGHT = 5.0, 2.0, 0.5
 CLASS_COST, BOX_COST, GIOU_COST = 2.0, 5.0, 2.0  # Deformable DETR's
 
 
 # boxes
 
+
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
-  """Intersection over union of (..., 4) xyxy boxes, shapes broadcast: a[:, None] and b[None] give all pairs. 0 where both are empty."""
+  """Intersection over union of (..., 4) xyxy boxes, shapes broadcast: a[:, None] and b[None] give all pairs. 0 where
+  both are empty."""
   size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
   inter = size.prod(-1)
   union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inter
@@ -35,7 +38,8 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def box_giou(a: Tensor, b: Tensor) -> Tensor:
-  """Generalised IoU, -1..1 (Rezatofighi et al. 2019): IoU less the part of the hull that neither covers. Broadcasts as box_iou."""
+  """Generalised IoU, -1..1 (Rezatofighi et al. 2019): IoU less the part of the hull that neither covers. Broadcasts as
+  box_iou."""
   inter = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
   union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inter
   hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
@@ -55,17 +59,24 @@ def to_relative(boxes: Tensor) -> Tensor:
 
 # the DETR-shaped head
 
-def hungarian_match(logits: Tensor, boxes: Tensor, objects: Sequence[Mapping[str, Any]]) -> list[tuple[Tensor, Tensor]]:
-  """Which query answers for which object: the assignment of least total cost (Kuhn 1955; DETR, Carion et al. 2020), image by image.
 
-  logits: (B, Q, K), boxes: (B, Q, 4) cx cy w h in 0..1.  Cost: 2 (focal loss of the object's class less that of no class) + 5 L1 - 2 GIoU (Deformable DETR).
-  Gives for each image (queries, objects), int64 of min(Q, M) on the CPU. A cost that is not finite counts as a large one.
+def hungarian_match(logits: Tensor, boxes: Tensor, objects: Sequence[Mapping[str, Any]]) -> list[tuple[Tensor, Tensor]]:
+  """Which query answers for which object: the assignment of least total cost (Kuhn 1955; DETR, Carion et al. 2020),
+  image by image.
+
+  logits: (B, Q, K), boxes: (B, Q, 4) cx cy w h in 0..1.  Cost: 2 (focal loss of the object's class less that of no
+      class) + 5 L1 - 2 GIoU (Deformable DETR).
+  Gives for each image (queries, objects), int64 of min(Q, M) on the CPU. A cost that is not finite counts as a large
+    one.
   """
   with torch.no_grad():
     logits, boxes = wide(logits), wide(boxes)
     counts = [len(o["cls"]) for o in objects]
     longest = max(counts, default=0)
-    target, cls = boxes.new_full((len(objects), longest, 4), 0.5), torch.zeros(len(objects), longest, dtype=torch.int64, device=boxes.device)
+    target, cls = (
+      boxes.new_full((len(objects), longest, 4), 0.5),
+      torch.zeros(len(objects), longest, dtype=torch.int64, device=boxes.device),
+    )
     for i, o in enumerate(objects):
       target[i, : counts[i]] = to_relative(o["boxes"].to(boxes))
       cls[i, : counts[i]] = o["cls"].to(boxes.device)
@@ -79,11 +90,12 @@ def hungarian_match(logits: Tensor, boxes: Tensor, objects: Sequence[Mapping[str
 
 
 def set_loss(outputs: Mapping[str, Any], objects: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-  """DETR's set loss: sigmoid focal loss of all queries' classes, 5 L1 and 2 (1 - GIoU) of the matched, each a sum over the batch's number of objects.
+  """DETR's set loss: sigmoid focal loss of all queries' classes, 5 L1 and 2 (1 - GIoU) of the matched, each a sum over
+  the batch's number of objects.
 
-  outputs: 'detector_logits' (B, Q, K), 'detector_boxes' (B, Q, 4) cx cy w h in 0..1 of the view, and maybe 'detector_aux', a list of (logits, boxes) of
-  the earlier decoder layers, each matched by itself. Parts: 'class', 'box', 'giou' of the last layer, 'aux': the sum of the others' (only with aux).
-  """
+  outputs: 'detector_logits' (B, Q, K), 'detector_boxes' (B, Q, 4) cx cy w h in 0..1 of the view, and maybe
+  'detector_aux', a list of (logits, boxes) of the earlier decoder layers, each matched by itself. Parts: 'class',
+  'box', 'giou' of the last layer, 'aux': the sum of the others' (only with aux)."""
   n = max(sum(len(o["cls"]) for o in objects), 1)
 
   def layer(logits: Tensor, boxes: Tensor) -> dict[str, Tensor]:
@@ -108,15 +120,19 @@ def set_loss(outputs: Mapping[str, Any], objects: Sequence[Mapping[str, Any]]) -
 
   parts = layer(outputs["detector_logits"], outputs["detector_boxes"])
   if outputs.get("detector_aux"):
-    parts["aux"] = torch.stack([part for logits, boxes in outputs["detector_aux"] for part in layer(logits, boxes).values()]).sum()
+    parts["aux"] = torch.stack(
+      [part for logits, boxes in outputs["detector_aux"] for part in layer(logits, boxes).values()]
+    ).sum()
   return parts
 
 
-# the centre-based head
+# the center-based head
+
 
 @dataclass
 class Flat:
   """The objects of all images, one after the other."""
+
   image: Tensor  # (n,) int64
   boxes: Tensor  # (n, 4) xyxy view px
   cls: Tensor  # (n,) int64
@@ -135,11 +151,15 @@ def scores(o: Mapping[str, Any]) -> Tensor:
 
 def flatten_objects(objects: Sequence[Mapping[str, Any]], like: Tensor, height: int, width: int) -> Flat:
   """All objects as tensors of like's device and floating dtype; those without masks of height x width get zeros."""
+
   def ints(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts).to(like.device)
 
   counts = [len(o["cls"]) for o in objects]
-  empty = [o["boxes"].new_zeros(m, height, width) if o.get("mask") is None else o["mask"].to(o["boxes"].dtype) for o, m in zip(objects, counts, strict=True)]
+  empty = [
+    o["boxes"].new_zeros(m, height, width) if o.get("mask") is None else o["mask"].to(o["boxes"].dtype)
+    for o, m in zip(objects, counts, strict=True)
+  ]
   return Flat(
     image=torch.repeat_interleave(torch.arange(len(objects)), torch.tensor(counts, dtype=torch.int64)).to(like.device),
     boxes=torch.cat([o["boxes"] for o in objects]).to(like),
@@ -152,7 +172,8 @@ def flatten_objects(objects: Sequence[Mapping[str, Any]], like: Tensor, height: 
 
 
 def gaussian_radius(size: Tensor, overlap: float = 0.7) -> Tensor:
-  """(n, 2) widths and heights -> (n,): how far the corners may each move, in x and y, while the box keeps IoU >= overlap (CornerNet, Law and Deng 2018).
+  """(n, 2) widths and heights -> (n,): how far the corners may each move, in x and y, while the box keeps IoU >=
+  overlap (CornerNet, Law and Deng 2018).
 
   The worst way is both inwards: (w - 2 r) (h - 2 r) = overlap w h."""
   total, area = size.sum(-1), size.prod(-1)
@@ -160,12 +181,17 @@ def gaussian_radius(size: Tensor, overlap: float = 0.7) -> Tensor:
 
 
 def heat_targets(cells: Tensor, o: Flat, shape: torch.Size) -> Tensor:
-  """(B, K, h, w) of shape: the largest of the objects' Gaussians around their cells ((n, 2) x, y), sigma = (2 r + 1) / 6 (CenterNet, Zhou et al. 2019).
+  """(B, K, h, w) of shape: the largest of the objects' Gaussians around their cells ((n, 2) x, y), sigma = (2 r + 1) /
+  6 (CenterNet, Zhou et al. 2019).
 
-  r is gaussian_radius in whole cells, at least 1: on so coarse a grid a teacher's centre often falls into the next cell."""
+  r is gaussian_radius in whole cells, at least 1: on so coarse a grid a teacher's center often falls into the next
+  cell."""
   b, k, h, w = shape
   sigma = (2 * gaussian_radius((o.boxes[:, 2:] - o.boxes[:, :2]).clamp(min=0) / CELL).floor().clamp(min=1) + 1) / 6
-  x, y = (torch.exp(-((torch.arange(m, device=cells.device) - cells[:, i, None]) ** 2) / (2 * sigma[:, None] ** 2)) for i, m in ((0, w), (1, h)))
+  x, y = (
+    torch.exp(-((torch.arange(m, device=cells.device) - cells[:, i, None]) ** 2) / (2 * sigma[:, None] ** 2))
+    for i, m in ((0, w), (1, h))
+  )
   gaussians = (y[:, :, None] * x[:, None]).flatten(1)
   place = (o.image * k + o.cls)[:, None].expand(-1, h * w)
   return gaussians.new_zeros(b * k, h * w).scatter_reduce(0, place, gaussians, "amax").reshape(shape)
@@ -174,7 +200,8 @@ def heat_targets(cells: Tensor, o: Flat, shape: torch.Size) -> Tensor:
 def heat_loss(heat: Tensor, o: Flat, cells: Tensor, keep: Tensor, valid: Tensor) -> Tensor:
   """CenterNet's penalty-reduced focal loss over valid (B, h, w) cells, over the number of objects kept; scalar.
 
-  Objects that are not kept (their centre is where nothing counts) are no positives, but their Gaussians still spare their surroundings."""
+  Objects that are not kept (their center is where nothing counts) are no positives, but their Gaussians still spare
+  their surroundings."""
   target = heat_targets(cells, o, heat.shape)
   kept, (x, y) = o.take(keep), cells[keep].T
   at = ((kept.image * heat.shape[1] + kept.cls) * heat.shape[2] + y) * heat.shape[3] + x
@@ -187,17 +214,18 @@ def heat_loss(heat: Tensor, o: Flat, cells: Tensor, keep: Tensor, valid: Tensor)
 
 
 def assign_cells(o: Flat, cells: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-  """Which cells answer for which object: its own and, of the 3x3 around it, those centred in its box; valid cells only.
+  """Which cells answer for which object: its own and, of the 3x3 around it, those centered in its box; valid cells
+  only.
 
-  cells: (n, 2) int64 x, y in the grid.  valid: (B, h, w) bool. A cell wanted by several goes to the object whose own cell it is, then to the smallest.
-  Gives object (r,), place (r, 2) int64 x, y, own (r,) bool.
-  """
+  cells: (n, 2) int64 x, y in the grid.  valid: (B, h, w) bool. A cell wanted by several goes to the object whose own
+                                         cell it is, then to the smallest.
+  Gives object (r,), place (r, 2) int64 x, y, own (r,) bool."""
   h, w = valid.shape[1:]
   steps = torch.tensor([[dx, dy] for dy in (-1, 0, 1) for dx in (-1, 0, 1)], device=cells.device)
   places = cells[:, None] + steps  # (n, 9, 2)
   own = (steps == 0).all(-1).expand(len(cells), -1)
-  centre = places * CELL + (CELL - 1) / 2
-  in_box = ((centre >= o.boxes[:, None, :2]) & (centre <= o.boxes[:, None, 2:])).all(-1) | own
+  center = places * CELL + (CELL - 1) / 2
+  in_box = ((center >= o.boxes[:, None, :2]) & (center <= o.boxes[:, None, 2:])).all(-1) | own
   x, y = places[..., 0], places[..., 1]
   wanted = in_box & (x >= 0) & (x < w) & (y >= 0) & (y < h)
   x, y = x.clamp(0, w - 1), y.clamp(0, h - 1)
@@ -211,9 +239,11 @@ def assign_cells(o: Flat, cells: Tensor, valid: Tensor) -> tuple[Tensor, Tensor,
 
 
 def mask_losses(coef: Tensor, proto: Tensor, o: Flat, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-  """Binary cross-entropy and Dice of each mask, over the valid map pixels centred in its box (YOLACT, Bolya et al. 2019).
+  """Binary cross-entropy and Dice of each mask, over the valid map pixels centered in its box (YOLACT, Bolya et al.
+  2019).
 
-  coef: (n, P) of the n objects of o, proto: (B, P, H, W), valid: (B, H, W). Gives (n,) entropy, (n,) dice, (n,) bool: whether any pixel counts."""
+  coef: (n, P) of the n objects of o, proto: (B, P, H, W), valid: (B, H, W). Gives (n,) entropy, (n,) dice, (n,) bool:
+  whether any pixel counts."""
   n, (b, p, h, w) = len(coef), proto.shape
   x, y = (torch.arange(m, device=coef.device) * MAP + (MAP - 1) / 2 for m in (w, h))
   in_x = (x >= o.boxes[:, :1]) & (x <= o.boxes[:, 2:3]) & o.has_mask[:, None]
@@ -237,10 +267,13 @@ def mask_losses(coef: Tensor, proto: Tensor, o: Flat, valid: Tensor) -> tuple[Te
 
 
 def embedding_loss(embedding: Tensor, o: Flat, clips: Tensor, temperature: float = 0.1) -> Tensor:
-  """Supervised contrastive loss (Khosla et al. 2020, L_out) of identity: an object's positives are the same track in the other frames of its clip.
+  """Supervised contrastive loss (Khosla et al. 2020, L_out) of identity: an object's positives are the same track in
+  the other frames of its clip.
 
-  embedding: (n, C) of the n objects of o.  clips: (B,) int64, the images' clips. All other objects of the batch that have a track are negatives, but those
-  of the same number in another clip, which may be the same car seen again. The mean over objects that have a positive; 0 without."""
+  embedding: (n, C) of the n objects of o.  clips: (B,) int64, the images' clips. All other objects of the batch that
+                                            have a track are negatives, but those
+  of the same number in another clip, which may be the same car seen again. The mean over objects that have a positive;
+    0 without."""
   known = o.track >= 0
   e, image, track = unit(embedding[known]), o.image[known], o.track[known]
   same = track[:, None] == track
@@ -252,16 +285,21 @@ def embedding_loss(embedding: Tensor, o: Flat, clips: Tensor, temperature: float
   return masked_mean(-(log_p * positive).sum(-1) / n.clamp(min=1), (n > 0).to(e.dtype))
 
 
-def objects_loss(outputs: Mapping[str, Tensor], objects: Sequence[Mapping[str, Any]], valid: Tensor,
-                 clips: Sequence[int] | Tensor | None = None) -> dict[str, Tensor]:
-  """The centre-based head's losses. valid: (B, 64, 128) bool.  clips: of which clip each of the B images is, for identities; None: each is its own.
+def objects_loss(
+  outputs: Mapping[str, Tensor],
+  objects: Sequence[Mapping[str, Any]],
+  valid: Tensor,
+  clips: Sequence[int] | Tensor | None = None,
+) -> dict[str, Tensor]:
+  """The center-based head's losses. valid: (B, 64, 128) bool.  clips: of which clip each of the B images is, for
+      identities; None: each is its own.
 
-  outputs: 'objects_heat' (B, K, 32, 64) logits, 'objects_box' (B, 4, 32, 64) left, top, right, bottom >= 0 in view px from the cell's centre,
-  'objects_coef' (B, P, 32, 64), 'objects_proto' (B, P, 64, 128), 'objects_embed' (B, E, 32, 64).
-  An object counts where its centre's cell is in the view and wholly valid. Parts: 'heat' (heat_loss); 'box', 5 L1 in parts of the view's width and
-  height, and 'giou', 2 (1 - GIoU), at the cells of assign_cells, the mean over an object's cells, then over objects; 'mask', 'dice' (mask_losses) and
-  'embed', 0.5 embedding_loss, at the object's own cell. A box too small to hold its cell's centre is widened to it, since distances are >= 0.
-  """
+  outputs: 'objects_heat' (B, K, 32, 64) logits, 'objects_box' (B, 4, 32, 64) left, top, right, bottom >= 0 in view px
+  from the cell's center, 'objects_coef' (B, P, 32, 64), 'objects_proto' (B, P, 64, 128), 'objects_embed' (B, E, 32,
+  64). An object counts where its center's cell is in the view and wholly valid. Parts: 'heat' (heat_loss); 'box', 5 L1
+  in parts of the view's width and height, and 'giou', 2 (1 - GIoU), at the cells of assign_cells, the mean over an
+  object's cells, then over objects; 'mask', 'dice' (mask_losses) and 'embed', 0.5 embedding_loss, at the object's own
+  cell. A box too small to hold its cell's center is widened to it, since distances are >= 0."""
   heat, box, coef, proto, embed = (wide(outputs[f"objects_{k}"]) for k in ("heat", "box", "coef", "proto", "embed"))
   h, w = heat.shape[2:]
   cells_valid = shrink_valid(valid, h, w)
@@ -278,19 +316,23 @@ def objects_loss(outputs: Mapping[str, Tensor], objects: Sequence[Mapping[str, A
   n = max(len(o.cls), 1)
   share = (o.score / torch.bincount(row, minlength=len(o.cls)).clamp(min=1))[row] / n
   distances = box[o.image[row], :, place[:, 1], place[:, 0]]  # (r, 4)
-  centre = place * CELL + (CELL - 1) / 2
-  target = torch.cat([centre - o.boxes[row, :2], o.boxes[row, 2:] - centre], -1).clamp(min=0)
+  center = place * CELL + (CELL - 1) / 2
+  target = torch.cat([center - o.boxes[row, :2], o.boxes[row, 2:] - center], -1).clamp(min=0)
   size = box.new_tensor([VIEW_W, VIEW_H, VIEW_W, VIEW_H])
-  giou = box_giou(*(torch.cat([centre - d[:, :2], centre + d[:, 2:]], -1) for d in (distances, target)))
+  giou = box_giou(*(torch.cat([center - d[:, :2], center + d[:, 2:]], -1) for d in (distances, target)))
   parts["box"] = BOX_WEIGHT * (((distances - target).abs() / size).sum(-1) * share).sum()
   parts["giou"] = GIOU_WEIGHT * ((1 - giou) * share).sum()
 
-  first = o.take(row[own])  # those that have their own cell: another, smaller one may be centred there
+  first = o.take(row[own])  # those that have their own cell: another, smaller one may be centered there
   x, y = place[own].T
   entropy, apart, drawn = mask_losses(coef[first.image, :, y, x], proto, first, valid)
   masks = drawn.sum().clamp(min=1)
   parts["mask"] = (entropy * first.score * drawn).sum() / masks
   parts["dice"] = (apart * first.score * drawn).sum() / masks
-  clip = torch.arange(len(heat), device=heat.device) if clips is None else torch.as_tensor(clips, dtype=torch.int64, device=heat.device)
+  clip = (
+    torch.arange(len(heat), device=heat.device)
+    if clips is None
+    else torch.as_tensor(clips, dtype=torch.int64, device=heat.device)
+  )
   parts["embed"] = EMBED_WEIGHT * embedding_loss(embed[first.image, :, y, x], first, clip)
   return parts

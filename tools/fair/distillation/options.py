@@ -1,4 +1,5 @@
-"""The options of `tools/op.sh distill`, and the configuration that they make. What is wrong with them is said before anything is read or written."""
+"""The options of `tools/op.sh distill`, and the configuration that they make. What is wrong with them is said before
+anything is read or written."""
 
 import argparse
 import math
@@ -12,9 +13,9 @@ from openpilot.tools.fair.distillation.data import TASKS, task_of
 from openpilot.tools.fair.distillation.distiller import LEARNS
 from openpilot.tools.fair.distillation.trainer import Config, Stage
 from openpilot.tools.fair.labels.store import LabelStore
-from openpilot.tools.fair.processes import TRACKERS
+from openpilot.tools.learn.processes import TRACKERS
 from openpilot.tools.fair.students.student import BACKBONES, STUDENTS
-from openpilot.tools.fair.teacher import load_teacher
+from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_yaml
 
@@ -22,26 +23,59 @@ OPTIONAL = ("features",)  # learned where there are labels, not missed where the
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-  p = argparse.ArgumentParser(prog="distill", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p = argparse.ArgumentParser(
+    prog="distill", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   d = Config("", [])
   p.add_argument("--labels", type=Path, required=True, help="the label store: `tools/op.sh label`")
   p.add_argument("--student", required=True, help=f"one of {', '.join(STUDENTS)}")
   p.add_argument("--out", type=Path, required=True, help="the run's folder")
   p.add_argument("--val", type=Path, help="another label store to evaluate on; else a tenth of the routes is held out")
   p.add_argument("--tasks", help=f"comma-separated, of {', '.join(TASKS)}; all that the student can learn by itself")
-  p.add_argument("--prefer", default="", help="teachers, comma-separated: who is asked first where several label the same")
-  p.add_argument("--stale-labels", action="store_true", help="take labels by rules that were mended since, which are refused by themselves")
-  p.add_argument("--live-teacher", metavar="NAME[=WEIGHTS]", help="a teacher that labels while training, in place of stored labels of its tasks")
-  p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of teachers whose licence restricts what learns from them")
+  p.add_argument(
+    "--prefer", default="", help="teachers, comma-separated: who is asked first where several label the same"
+  )
+  p.add_argument(
+    "--stale-labels",
+    action="store_true",
+    help="take labels by rules that were mended since, which are refused by themselves",
+  )
+  p.add_argument(
+    "--live-teacher",
+    metavar="NAME[=WEIGHTS]",
+    help="a teacher that labels while training, in place of stored labels of its tasks",
+  )
+  p.add_argument(
+    "--accept-licence",
+    action="append",
+    default=[],
+    metavar="LICENCE",
+    help="of teachers whose licence restricts what learns from them",
+  )
   p.add_argument("--backbone", help=f"of timm: {', '.join(BACKBONES)}")
   p.add_argument("--pretrained", action="store_true", help="start from the hub's ImageNet weights")
-  text = "start from another run's best student or a bundle, as models/fair_unified_small, where it fits or this one is wider; several times: from a later one"
-  p.add_argument("--init", action="append", default=[], metavar="RUN[:PART]", help=f"{text} what it has too, or PART alone: `--init RUN --init OTHER:lanes`")
+  text = "start from another run's best student or a bundle, as models/fair_unified_small, where it fits or this one is wider; several times: from a later one"  # noqa: E501
+  p.add_argument(
+    "--init",
+    action="append",
+    default=[],
+    metavar="RUN[:PART]",
+    help=f"{text} what it has too, or PART alone: `--init RUN --init OTHER:lanes`",
+  )
   p.add_argument("--steps", type=int, default=d.steps)
   p.add_argument("--batch", type=int, default=d.batch, help="frames a step")
-  p.add_argument("--clip", type=int, help="consecutive frames of a clip: 8 where points are tracked, 4 where objects are told apart, else 1")
+  p.add_argument(
+    "--clip",
+    type=int,
+    help="consecutive frames of a clip: 8 where points are tracked, 4 where objects are told apart, else 1",
+  )
   p.add_argument("--lr", type=float, default=d.lr)
-  p.add_argument("--warmup", type=int, default=d.warmup, help="steps in which the learning rate rises; few where --init starts from a student")
+  p.add_argument(
+    "--warmup",
+    type=int,
+    default=d.warmup,
+    help="steps in which the learning rate rises; few where --init starts from a student",
+  )
   p.add_argument("--weight", action="append", default=[], metavar="TASK=W", help="of a task's loss; 1 by itself")
   p.add_argument("--learned-weights", action="store_true", help="weigh tasks by learned uncertainty")
   p.add_argument("--hard", type=float, default=d.hard, help="share of an epoch given to the clips of the highest loss")
@@ -52,13 +86,19 @@ def parser(description: str | None) -> argparse.ArgumentParser:
   p.add_argument("--precision", choices=("no", "bf16", "fp16"), help="mixed precision: bf16 on GPUs that have it")
   p.add_argument("--workers", type=int, default=1, help="processes that read and augment")
   p.add_argument("--trackers", default="", help=f"comma-separated: {', '.join(TRACKERS)}; `pip install -e .[track]`")
-  p.add_argument("--overfit", type=int, default=0, metavar="N", help="train on N clips without augmentation: a student that cannot learn these has a bug")
+  p.add_argument(
+    "--overfit",
+    type=int,
+    default=0,
+    metavar="N",
+    help="train on N clips without augmentation: a student that cannot learn these has a bug",
+  )
   p.add_argument("--resume", action="store_true", help="go on from OUT/last.pt")
   return p
 
 
 def find_tasks(student: str, root: Path, live: Any) -> list[str]:
-  """All that the student can learn, less what is optional and not labelled."""
+  """All that the student can learn, less what is optional and not labeled."""
   task = STUDENTS[student][0]
   can = [t for head in (LEARNS if task == "unified" else (task,)) for t in LEARNS[head]]
   there = {t for g in LabelStore(root).groups() if g.teacher != "frames" for x in g.labels for t in task_of(x)}
@@ -80,7 +120,8 @@ def parse_pairs(items: list[str]) -> dict[str, float]:
 
 
 def read_stages(path: Path | None, tasks: list[str]) -> list[Stage]:
-  """tasks: that the run learns. Raises UserError where a stage is of none of them, or is no stage; what `freeze` names is compared with the student in Run."""
+  """tasks: that the run learns. Raises UserError where a stage is of none of them, or is no stage; what `freeze` names
+  is compared with the student in Run."""
   if path is None:
     return []
   form = "write a list of {steps: N, tasks: [depth], freeze: [backbone], lr: 0.5}"
@@ -94,7 +135,11 @@ def read_stages(path: Path | None, tasks: list[str]) -> list[Stage]:
         raise TypeError(f"steps: {s.steps} is no number of at least 1")
       if isinstance(s.lr, bool) or not isinstance(s.lr, (int, float)) or not 0 < s.lr < math.inf:
         raise TypeError(f"lr: {s.lr} is no factor above 0")
-      if bad := [k for k in ("tasks", "freeze") if not isinstance(getattr(s, k), list) or not all(isinstance(x, str) for x in getattr(s, k))]:
+      if bad := [
+        k
+        for k in ("tasks", "freeze")
+        if not isinstance(getattr(s, k), list) or not all(isinstance(x, str) for x in getattr(s, k))
+      ]:
         raise TypeError(f"{bad[0]}: {getattr(s, bad[0])} is no list of names")
   except (OSError, TypeError, ValueError) as e:
     raise UserError(f"--stages {path}: {' '.join(str(e).split())[:120]}; {form}") from None
@@ -155,5 +200,7 @@ def configuration(args: argparse.Namespace) -> tuple[Config, Any]:
     stages=read_stages(args.stages, tasks),
   )
   if config.batch < config.clip:
-    raise UserError(f"--batch {config.batch}: it is at least the clip's {config.clip} frames; raise it, or lower --clip")
+    raise UserError(
+      f"--batch {config.batch}: it is at least the clip's {config.clip} frames; raise it, or lower --clip"
+    )
   return config, live

@@ -11,7 +11,7 @@ from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, unpack_rgb
 from openpilot.selfdrive.modeld.fair.heads import detector, objects
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.lib.colors import CLASS_COLORS, depth_picture, track_color
-from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.files import atomic_path
 
 ROWS = 6
 EVERYWHERE = np.ones((VIEW_H, VIEW_W), bool)
@@ -59,7 +59,10 @@ def draw_samples(path: Path, batch: dict[str, Any], out: dict[str, torch.Tensor]
         p = batch["segmentation"][i].numpy()
         row.append(classes_on(rgb, np.where(p.sum(0) > 0, p.argmax(0), 255)))
     truth = batch["objects"][i] if batch.get("objects") else None
-    for head, decode, parts in (("objects", objects.decode, ("heat", "box")), ("detector", detector.decode, ("logits", "boxes"))):
+    for head, decode, parts in (
+      ("objects", objects.decode, ("heat", "box")),
+      ("detector", detector.decode, ("logits", "boxes")),
+    ):
       if f"{head}_{parts[0]}" in host:
         raw = {part: host[f"{head}_{part}"][i : i + 1] for part in parts}
         found = decode(raw, {parts[0]: {"classes": OBJECTS}}, EVERYWHERE)

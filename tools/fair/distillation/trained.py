@@ -1,12 +1,15 @@
-"""Which route segments a student has learned from: its own, and those of the students that it started from, as far as that is known."""
+"""Which route segments a student has learned from: its own, and those of the students that it started from, as far as
+that is known."""
 
 from pathlib import Path
 from typing import Any
 
-from openpilot.tools.fair.checkpoint import load_checkpoint
+from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.lib.files import read_json
 
-Trained = dict[str, list[str]]  # "segments": their names; "unknown": students that have a share in it, of which it is not known
+Trained = dict[
+  str, list[str]
+]  # "segments": their names; "unknown": students that have a share in it, of which it is not known
 STUDENT = ("config", "ema", "step", "provenance")
 
 
@@ -16,7 +19,8 @@ def load_student_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def trained_on(state: dict[str, Any], where: Path) -> Trained:
-  """Of the checkpoint or bundle that was read at `where`; of a checkpoint that does not say it, what the environment.json beside it does."""
+  """Of the checkpoint or bundle that was read at `where`; of a checkpoint that does not say it, what the
+  environment.json beside it does."""
   if "trained" in state:
     return state["trained"]
   folder = where if where.is_dir() else where.parent

@@ -1,4 +1,5 @@
-"""Who is measured: students, teachers, and rivals that a student must beat to be worth anything. Each says a Scene of every frame."""
+"""Who is measured: students, teachers, and rivals that a student must beat to be worth anything. Each says a Scene of
+every frame."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,8 +20,8 @@ RIVAL_STEP = 5  # each so many-th frame teaches the mean maps
 
 
 class MeanMaps:
-  """The rivals of depth and segmentation: the same picture for every frame. Depth: the geometric mean of each map pixel, which errs less by AbsRel than the
-  arithmetic one; segmentation: the class that the pixel most often has."""
+  """The rivals of depth and segmentation: the same picture for every frame. Depth: the geometric mean of each map
+  pixel, which errs less by AbsRel than the arithmetic one; segmentation: the class that the pixel most often has."""
 
   def __init__(self) -> None:
     self.log_depth, self.n = np.zeros(MAP), np.zeros(MAP)
@@ -45,7 +46,9 @@ class MeanMaps:
     s = Scene()
     if self.n.any():
       fill = np.exp(self.log_depth.sum() / self.n.sum())
-      s.depth = np.where(valid, np.where(self.n > 0, np.exp(self.log_depth / np.maximum(self.n, 1)), fill), np.nan).astype(np.float32)
+      s.depth = np.where(
+        valid, np.where(self.n > 0, np.exp(self.log_depth / np.maximum(self.n, 1)), fill), np.nan
+      ).astype(np.float32)
     if self.votes.any():
       s.classes = np.where(valid, self.votes.argmax(axis=0), IGNORE).astype(np.uint8)
     return s
@@ -84,8 +87,9 @@ class Hold:
 
 
 class TeacherTracks:
-  """A teacher starts its points where it likes. One of them stands for a query where both are seen within 4 view pixels of each other where the query starts;
-  from then on it is to move as the query does, and what lies between them at first is taken off. Queries that no point stands for say nothing."""
+  """A teacher starts its points where it likes. One of them stands for a query where both are seen within 4 view pixels
+  of each other where the query starts; from then on it is to move as the query does, and what lies between them at
+  first is taken off. Queries that no point stands for say nothing."""
 
   NEAR = 4.0
 
@@ -114,7 +118,8 @@ class TeacherTracks:
 
 @dataclass
 class Card:
-  """The accumulators of one column against one reference in one segment, filled as what both sides say allows. score: task -> from where a detection counts."""
+  """The accumulators of one column against one reference in one segment, filled as what both sides say allows. score:
+  task -> from where a detection counts."""
 
   score: dict[str, float]
   sums: dict[str, Any] = field(default_factory=dict)
@@ -127,14 +132,17 @@ class Card:
     return self.sums[key]
 
   def add(self, s: Scene, ref: Scene, q: Queries | None, known: np.ndarray | None = None) -> dict[str, float]:
-    """known (N,): queries that this column has an answer to. -> error of this frame, by task; nan where there is nothing to judge."""
+    """known (N,): queries that this column has an answer to. -> error of this frame, by task; nan where there is
+    nothing to judge."""
     out: dict[str, float] = {}
     if s.depth is not None and ref.depth is not None and ref.depth_kind == "metric":
       out["depth"] = self._get("depth", Depth).add(s.depth, ref.depth, s.depth_kind)
     if s.classes is not None and ref.classes is not None:
       both = tuple(sorted(set(s.named) & set(ref.named)))
       self.partial |= both != ref.named
-      out["segmentation"] = self._get("segmentation", lambda: Classes(SEGMENTATION)).add(restrict(s.classes, both), restrict(ref.classes, both))
+      out["segmentation"] = self._get("segmentation", lambda: Classes(SEGMENTATION)).add(
+        restrict(s.classes, both), restrict(ref.classes, both)
+      )
     for task in ("objects", "detector"):
       found, truth = getattr(s, task), getattr(ref, task)
       if found is None or truth is None:
@@ -147,7 +155,9 @@ class Card:
     if s.followed is not None and q is not None:
       k = np.flatnonzero(q.known if known is None else q.known & known)
       if len(k):
-        out["lanes"] = self._get("lanes", Tracks).add(s.followed[0][k], s.followed[1][k], q.truth[k], q.visible[k], q.hidden_before[k])
+        out["lanes"] = self._get("lanes", Tracks).add(
+          s.followed[0][k], s.followed[1][k], q.truth[k], q.visible[k], q.hidden_before[k]
+        )
     return out
 
   def follow(self, s: Scene, ref: Scene) -> None:

@@ -1,4 +1,5 @@
-"""Objects found in frames: COCO's AP and AR by faster-coco-eval, recall at a score and by how much of an object is seen, and the IoU of masks."""
+"""Objects found in frames: COCO's AP and AR by faster-coco-eval, recall at a score and by how much of an object is
+seen, and the IoU of masks."""
 
 import contextlib
 import io
@@ -18,7 +19,8 @@ MAX_DETECTIONS = 100
 
 @dataclass
 class Objects:
-  """Objects of one frame. Boxes x0 y0 x1 y1 in pixels of the view; masks as COCO run lengths of (64, 128) maps, or none."""
+  """Objects of one frame. Boxes x0 y0 x1 y1 in pixels of the view; masks as COCO run lengths of (64, 128) maps, or
+  none."""
 
   boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
   cls: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -26,7 +28,9 @@ class Objects:
   track: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # -1: no identity
   rle: list[str] | None = None
   visible: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # share of truth that is seen
-  ignore: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # of truth: to find it or to miss it counts nowhere
+  ignore: np.ndarray = field(
+    default_factory=lambda: np.zeros(0, bool)
+  )  # of truth: to find it or to miss it counts nowhere
   embed: np.ndarray | None = None  # (M, D)
 
   def __len__(self) -> int:
@@ -49,12 +53,22 @@ class Objects:
 def make_objects(boxes: Any, cls: Any, score: Any = None, **more: Any) -> Objects:
   boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
   n = len(boxes)
-  defaults = {"score": np.ones(n, np.float32), "track": np.full(n, -1), "visible": np.ones(n, np.float32), "ignore": np.zeros(n, bool)}
-  return Objects(boxes, np.asarray(cls, np.int64).reshape(-1), **{**defaults, **({} if score is None else {"score": np.asarray(score, np.float32)}), **more})
+  defaults = {
+    "score": np.ones(n, np.float32),
+    "track": np.full(n, -1),
+    "visible": np.ones(n, np.float32),
+    "ignore": np.zeros(n, bool),
+  }
+  return Objects(
+    boxes,
+    np.asarray(cls, np.int64).reshape(-1),
+    **{**defaults, **({} if score is None else {"score": np.asarray(score, np.float32)}), **more},
+  )
 
 
 def overlaps(a: Objects, b: Objects, kind: str, crowd: np.ndarray | None = None) -> np.ndarray:
-  """(len(a), len(b)) IoU of boxes ('bbox') or masks ('segm'); for b's that are a crowd, the share of a that lies in it (COCO)."""
+  """(len(a), len(b)) IoU of boxes ('bbox') or masks ('segm'); for b's that are a crowd, the share of a that lies in it
+  (COCO)."""
   from pycocotools import mask as coco
 
   crowd = np.zeros(len(b), bool) if crowd is None else crowd
@@ -76,7 +90,8 @@ def rles(o: Objects) -> list[dict[str, Any]]:
 
 @dataclass
 class Matches:
-  """Of one class in one segment: detections by falling score, what each is at each of IOUS, and how many there were to find."""
+  """Of one class in one segment: detections by falling score, what each is at each of IOUS, and how many there were to
+  find."""
 
   score: list[np.ndarray] = field(default_factory=list)
   hit: list[np.ndarray] = field(default_factory=list)  # (10, n) bool
@@ -86,13 +101,18 @@ class Matches:
   def join(self) -> "Matches":
     """One array in place of one for each image: it is pooled many times over."""
     if len(self.score) > 1:
-      self.score, self.hit, self.drop = [np.concatenate(self.score)], [np.concatenate(self.hit, axis=1)], [np.concatenate(self.drop, axis=1)]
+      self.score, self.hit, self.drop = (
+        [np.concatenate(self.score)],
+        [np.concatenate(self.hit, axis=1)],
+        [np.concatenate(self.drop, axis=1)],
+      )
     return self
 
 
 def match_image(iou: np.ndarray, score: np.ndarray, ignore: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """COCO's greedy matching of one image and class: detections by falling score take the free truth they overlap most, one that counts before one that does not.
-  iou (D, G), score (D,), ignore (G,) -> order (D',), hit, drop (10, D'); hit holds the truth's index, or -1."""
+  """COCO's greedy matching of one image and class: detections by falling score take the free truth they overlap most,
+  one that counts before one that does not. iou (D, G), score (D,), ignore (G,) -> order (D',), hit, drop (10, D'); hit
+  holds the truth's index, or -1."""
   order = np.argsort(-score, kind="mergesort")[:MAX_DETECTIONS]
   gts = np.argsort(ignore, kind="mergesort")
   hit, drop = np.full((len(IOUS), len(order)), -1), np.zeros((len(IOUS), len(order)), bool)
@@ -117,10 +137,11 @@ def match_image(iou: np.ndarray, score: np.ndarray, ignore: np.ndarray) -> tuple
 
 
 class Detections:
-  """COCO's AP, AP50, AR (Lin et al. 2014): AP is the mean over IoU 0.5:0.05:0.95 and over classes that occur of the precision at 101 recalls; at most 100
-  detections a frame. recall, precision: at IoU 0.5, of detections of at least `score`; recall_clear, _partly, _mostly: of objects with a visible_fraction of at
-  least 0.9, of at least 0.5, of less: the share seen of what would be seen with nothing before it. mask_iou ('segm'): mean over true
-  objects of the IoU with the detection of at least `score` that Hungarian matching gives it, 0 without one.
+  """COCO's AP, AP50, AR (Lin et al. 2014): AP is the mean over IoU 0.5:0.05:0.95 and over classes that occur of the
+  precision at 101 recalls; at most 100 detections a frame. recall, precision: at IoU 0.5, of detections of at least
+  `score`; recall_clear, _partly, _mostly: of objects with a visible_fraction of at least 0.9, of at least 0.5, of less:
+  the share seen of what would be seen with nothing before it. mask_iou ('segm'): mean over true objects of the IoU with
+  the detection of at least `score` that Hungarian matching gives it, 0 without one.
 
   kind: 'bbox' or 'segm'. Truth with `ignore` is COCO's crowd: it needs not be found, and what lies in it is no error.
   """
@@ -191,24 +212,39 @@ class Detections:
       return {}
     ap, ar = (np.mean([f[i] for f in found], axis=0) for i in (0, 1))
     s = self.sums
-    out = {"ap": ap.mean(), "ap50": ap[0], "ar": ar.mean(), "recall": ratio(s[0] + s[2] + s[4], s[1] + s[3] + s[5]), "precision": ratio(s[6], s[7])}
+    out = {
+      "ap": ap.mean(),
+      "ap50": ap[0],
+      "ar": ar.mean(),
+      "recall": ratio(s[0] + s[2] + s[4], s[1] + s[3] + s[5]),
+      "precision": ratio(s[6], s[7]),
+    }
     out |= {f"recall_{name}": ratio(s[2 * i], s[2 * i + 1]) for i, (name, _, _) in enumerate(self.BINS)}
     if self.kind == "segm":
       out["mask_iou"] = ratio(s[8], s[9])
     return known(out)
 
   def coco(self, library: str = "faster_coco_eval") -> dict[str, float]:
-    """ap, ap50, ar of all frames by faster-coco-eval, or by pycocotools: what is reported; `result` gives the same and is there for the resampling."""
+    """ap, ap50, ar of all frames by faster-coco-eval, or by pycocotools: what is reported; `result` gives the same and
+    is there for the resampling."""
     truths: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
     for i, (d, g) in enumerate(self.images):
       for objects, out in ((g, truths), (d, found)):
         boxes = xywh(objects.boxes).tolist()
         for j in range(len(objects)):
-          row = {"image_id": i + 1, "category_id": int(objects.cls[j]) + 1, "bbox": boxes[j], "area": boxes[j][2] * boxes[j][3], "id": len(out) + 1}
+          row = {
+            "image_id": i + 1,
+            "category_id": int(objects.cls[j]) + 1,
+            "bbox": boxes[j],
+            "area": boxes[j][2] * boxes[j][3],
+            "id": len(out) + 1,
+          }
           if self.kind == "segm":
             row["segmentation"] = {"size": list(MAP), "counts": objects.rle[j]}  # type: ignore[index]
-          out.append(row | ({"iscrowd": int(objects.ignore[j])} if objects is g else {"score": float(objects.score[j])}))
+          out.append(
+            row | ({"iscrowd": int(objects.ignore[j])} if objects is g else {"score": float(objects.score[j])})
+          )
     if not found or all(t["iscrowd"] for t in truths):
       return {} if all(t["iscrowd"] for t in truths) else {"ap": 0.0, "ap50": 0.0, "ar": 0.0}
     categories = [{"id": k + 1, "name": n} for k, n in enumerate(self.names)]

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""How good students are: against the truth, against their teachers, and against rivals that need no network, on frames of a label store. HTML and JSON."""
+"""How good students are: against the truth, against their teachers, and against rivals that need no network, on frames
+of a label store. HTML and JSON."""
 
 import argparse
 import heapq
@@ -18,12 +19,21 @@ from openpilot.tools.fair.evaluation import report
 from openpilot.tools.fair.evaluation.columns import Card, Hold, MeanMaps, TeacherTracks, learn_maps, pool_maps
 from openpilot.tools.fair.evaluation.detections import Detections, Objects
 from openpilot.tools.fair.evaluation.metrics import bootstrap, lower_is_better, paired_bootstrap
-from openpilot.tools.fair.evaluation.scenes import SLOTS, Labels, QueryMaker, Scene, Segment, check_label, info_of, open_segments
+from openpilot.tools.fair.evaluation.scenes import (
+  SLOTS,
+  Labels,
+  QueryMaker,
+  Scene,
+  Segment,
+  check_label,
+  info_of,
+  open_segments,
+)
 from openpilot.tools.fair.evaluation.student import Student
 from openpilot.tools.fair.evaluation.video import IouTracker
 from openpilot.tools.fair.labels.dataset import Reader
 from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.said import public_path
 from openpilot.tools.replay.report import cpu_name
 
@@ -60,8 +70,16 @@ class Worst:
 class Evaluation:
   """cards: (reference, column) -> segment -> Card. Columns are named as on the page; kinds says what each is."""
 
-  def __init__(self, students: list[Student], segments: list[Segment], truth: str | None, teachers: list[str], rivals: dict[str, MeanMaps]):
-    """rivals: reference -> what its labels of other data teach; of references that are not in it the other segments do."""
+  def __init__(
+    self,
+    students: list[Student],
+    segments: list[Segment],
+    truth: str | None,
+    teachers: list[str],
+    rivals: dict[str, MeanMaps],
+  ):
+    """rivals: reference -> what its labels of other data teach; of references that are not in it the other segments
+    do."""
     self.students, self.segments, self.truth, self.teachers, self.rivals = students, segments, truth, teachers, rivals
     self.references = [*([truth] if truth else []), *(t for t in teachers if t != truth)]
     self.cards: dict[tuple[str, str], dict[str, Card]] = {}
@@ -82,11 +100,21 @@ class Evaluation:
 
   def _segment(self, segment: Segment, bar: Any) -> None:
     reader = Reader(window=1)
-    labels = {name: Labels(segment, name, reader) for name in self.references if name in segment.groups and segment.groups[name].done()}
+    labels = {
+      name: Labels(segment, name, reader)
+      for name in self.references
+      if name in segment.groups and segment.groups[name].done()
+    }
     reader.labels = 1 + sum(len(x.group.labels) for x in labels.values())
-    queries = {n: QueryMaker([x.points(i) for i in segment.ids], self.slots) for n, x in labels.items() if "lanes" in x.tasks()}
+    queries = {
+      n: QueryMaker([x.points(i) for i in segment.ids], self.slots) for n, x in labels.items() if "lanes" in x.tasks()
+    }
     follow = next(iter(queries), None)  # the truth's points where it has any
-    logged = Labels(segment, "openpilot", reader) if "openpilot" in segment.groups and "simulator" not in segment.groups else None
+    logged = (
+      Labels(segment, "openpilot", reader)
+      if "openpilot" in segment.groups and "simulator" not in segment.groups
+      else None
+    )
     for s in self.students:
       s.reset()
     by_iou = {s.name: IouTracker() for s in self.students}
@@ -115,7 +143,9 @@ class Evaluation:
           errors = card.add(scene, ref, asked)
           mine.append(card)
           fresh |= errors.keys() - judged
-          self._worst(s.name, {k: v for k, v in errors.items() if k not in judged}, segment, i, frame, scene, name, ref, asked)
+          self._worst(
+            s.name, {k: v for k, v in errors.items() if k not in judged}, segment, i, frame, scene, name, ref, asked
+          )
           if plain[s.name] is not None and ref.tracked is not None:
             mine.append(self._card(name, f"{s.name}, IoU only", "rival", segment, s.scores))
             mine[-1].follow(Scene(tracked=plain[s.name]), ref)
@@ -141,19 +171,35 @@ class Evaluation:
   def _mean_scene(self, reference: str, segment: Segment) -> Scene | None:
     if reference in self.rivals:
       return self.rivals[reference].scene(segment.map_valid)
-    others = [self.maps[reference][s.name] for s in self.segments if s.route != segment.route and s.name in self.maps[reference]]
+    others = [
+      self.maps[reference][s.name] for s in self.segments if s.route != segment.route and s.name in self.maps[reference]
+    ]
     return pool_maps(others).scene(segment.map_valid) if others else None
 
-  def _log(self, segment: Segment, logged: Labels, row: int, reader: Reader, found: list[Scene], said: dict[str, Scene]) -> None:
+  def _log(
+    self, segment: Segment, logged: Labels, row: int, reader: Reader, found: list[Scene], said: dict[str, Scene]
+  ) -> None:
     lines, leads = (reader.table(logged.group, name, row) for name in ("lines", "leads"))
     for s, scene in zip(self.students, found, strict=True):
       self._card("openpilot", s.name, "student", segment, s.scores).log(scene, lines, leads)
     for name, scene in said.items():
       self._card("openpilot", name, "teacher", segment, {}).log(scene, lines, leads)
 
-  def _worst(self, name: str, errors: dict[str, float], segment: Segment, i: int, frame: np.ndarray, found: Scene, reference: str, ref: Scene, q: Any) -> None:
+  def _worst(
+    self,
+    name: str,
+    errors: dict[str, float],
+    segment: Segment,
+    i: int,
+    frame: np.ndarray,
+    found: Scene,
+    reference: str,
+    ref: Scene,
+    q: Any,
+  ) -> None:
     def make() -> dict[str, Any]:
-      title = f"segment {self.segments.index(segment) + 1} frame {segment.ids[i]}"  # what it is called stays in the JSON
+      # what it is called stays in the JSON
+      title = f"segment {self.segments.index(segment) + 1} frame {segment.ids[i]}"
       return {"frame": frame.copy(), "found": found, "ref": ref, "reference": reference, "queries": q, "title": title}
 
     for task, error in errors.items():
@@ -162,7 +208,8 @@ class Evaluation:
   # *** results ***
 
   def results(self) -> dict[str, Any]:
-    """{reference: {task: {column: {metric: {value, low, high, gap_teacher, gap_truth, marked}}}}}, conditions, differences, latency."""
+    """{reference: {task: {column: {metric: {value, low, high, gap_teacher, gap_truth, marked}}}}}, conditions,
+    differences, latency."""
     tables: dict[str, Any] = {}
     for (reference, column), cards in self.cards.items():
       for task in TASKS:
@@ -173,7 +220,10 @@ class Evaluation:
         if any(c.partial for c in cards.values()) and task == "segmentation":
           values = {k: v for k, v in values.items() if k not in ("miou", "iou_background")}
         ranges = bootstrap(self._by_route(task, cards), DETECTION_DRAWS if isinstance(parts[0], Detections) else DRAWS)
-        cells = {k: {"value": v, **({"low": ranges[k][0], "high": ranges[k][1]} if k in ranges else {})} for k, v in values.items()}
+        cells = {
+          k: {"value": v, **({"low": ranges[k][0], "high": ranges[k][1]} if k in ranges else {})}
+          for k, v in values.items()
+        }
         if cells:
           tables.setdefault(reference, {}).setdefault(task, {})[column] = cells
     for reference, tasks in tables.items():
@@ -189,7 +239,8 @@ class Evaluation:
     }
 
   def _by_route(self, task: str, *cards: dict[str, Card]) -> Any:
-    """Parts of the segments that all of `cards` have, pooled by route: its segments are no independent draws. One list for each of `cards`."""
+    """Parts of the segments that all of `cards` have, pooled by route: its segments are no independent draws. One list
+    for each of `cards`."""
     routes: dict[str, list[str]] = {}
     for s in self.segments:
       if all(s.name in c and task in c[s.name].sums for c in cards):
@@ -201,7 +252,8 @@ class Evaluation:
     return out if len(cards) > 1 else out[0]
 
   def _gaps(self, reference: str, columns: dict[str, Any], task: str) -> None:
-    """To the reference itself, which would be perfect, and, where it is the truth, to how far the best teacher of the metric gets."""
+    """To the reference itself, which would be perfect, and, where it is the truth, to how far the best teacher of the
+    metric gets."""
     teachers = [c for c in columns if self.kinds[c] == "teacher"]
     for column, cells in columns.items():
       for metric, cell in cells.items() if self.kinds[column] == "student" else ():
@@ -224,11 +276,14 @@ class Evaluation:
           parts = [c.sums[task] for n, c in cards.items() if n in here and task in c.sums]
           values = values_of(parts) if parts else {}
           if values:
-            out.setdefault(name, {"segments": len(here), "tables": {}})["tables"].setdefault(reference, {}).setdefault(task, {})[column] = values
+            out.setdefault(name, {"segments": len(here), "tables": {}})["tables"].setdefault(reference, {}).setdefault(
+              task, {}
+            )[column] = values
     return out
 
   def _differences(self) -> list[dict[str, Any]]:
-    """Paired over routes: of every student to its rivals and to the students behind it, by the task's headline metric and the first reference that has it."""
+    """Paired over routes: of every student to its rivals and to the students behind it, by the task's headline metric
+    and the first reference that has it."""
     out = []
     mine = [s.name for s in self.students]
     columns = list(dict.fromkeys(c for _, c in self.cards))
@@ -249,7 +304,9 @@ class Evaluation:
     va, vb = (values_of(x).get(metric) if x else None for x in (p, q))
     if va is None or vb is None:
       return None
-    low, high = paired_bootstrap(p, q, DETECTION_DRAWS if isinstance(p[0], Detections) else DRAWS).get(metric, (None, None))
+    low, high = paired_bootstrap(p, q, DETECTION_DRAWS if isinstance(p[0], Detections) else DRAWS).get(
+      metric, (None, None)
+    )
     sure = low is not None and high is not None and (high < 0 if lower_is_better(metric) else low > 0)
     row = {"reference": reference, "task": task, "metric": metric, "a": a, "b": b, "a_value": va, "b_value": vb}
     return {**row, "difference": va - vb, "low": low, "high": high, "better": sure, "routes": len(p)}
@@ -273,7 +330,9 @@ def percentiles(times: list[float]) -> dict[str, float]:
   return {f"p{q}": round(float(np.percentile(times, q)) * 1e3, 3) for q in (50, 99)} if times else {}
 
 
-def check_tasks(students: list[Student], segments: list[Segment], truth: str | None, references: list[str], root: Path) -> None:
+def check_tasks(
+  students: list[Student], segments: list[Segment], truth: str | None, references: list[str], root: Path
+) -> None:
   """Raises UserError where a student has nothing that any reference speaks of."""
   spoken: set[str] = set()
   for name in references:
@@ -282,8 +341,10 @@ def check_tasks(students: list[Student], segments: list[Segment], truth: str | N
         spoken |= Labels(segment, name, Reader()).tasks()
   for s in students:
     if not s.tasks & spoken and not (s.tasks - {"lanes"} and "log" in spoken):
-      what = f"{root}: labels by {', '.join(references)} say nothing of {', '.join(sorted(s.tasks))}, which is what {s.name} puts out"
-      raise UserError(f"{what}; they have {', '.join(sorted(spoken)) or 'no task at all'}: choose another --truth or --teacher")
+      what = f"{root}: labels by {', '.join(references)} say nothing of {', '.join(sorted(s.tasks))}, which is what {s.name} puts out"  # noqa: E501
+      raise UserError(
+        f"{what}; they have {', '.join(sorted(spoken)) or 'no task at all'}: choose another --truth or --teacher"
+      )
 
 
 def load_students(paths: list[Path], threads: int) -> list[Student]:
@@ -296,18 +357,24 @@ def load_students(paths: list[Path], threads: int) -> list[Student]:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-  """Runs it all, and writes evaluation.html and evaluation.json into args.out. -> what is in the JSON. Raises UserError."""
+  """Runs it all, and writes evaluation.html and evaluation.json into args.out. -> what is in the JSON. Raises
+  UserError."""
   if args.frames is not None and args.frames < 1:
     raise UserError(f"--frames {args.frames}: it is at least 1; leave it out for all frames")
   if absent := [r for r in args.routes if not r.is_dir()]:
     raise UserError(f"--routes {absent[0]}: there is no such folder; give the one in which the simulated routes lie")
   students = load_students(args.bundles, args.threads)
-  segments = open_segments(args.data, {*args.teacher, args.truth or "simulator"}, args.routes, args.segment, args.frames, args.stale_labels)
+  segments = open_segments(
+    args.data, {*args.teacher, args.truth or "simulator"}, args.routes, args.segment, args.frames, args.stale_labels
+  )
   truth = args.truth or next((t for t in ("simulator",) if any(t in s.groups for s in segments)), None)
   references = [*([truth] if truth else []), *args.teacher]
   if not references:
     there = sorted({t for s in segments for t in s.groups} - {"frames"})
-    raise UserError(f"{args.data} has no labels by 'simulator' to take as truth; name one with --truth or --teacher, there are {', '.join(there) or 'none'}")
+    raise UserError(
+      f"{args.data} has no labels by 'simulator' to take as truth; name one with --truth or --teacher, there are "
+      f"{', '.join(there) or 'none'}"
+    )
   kept: dict[str, Segment] = {}
   for name in references:
     kept |= {s.name: s for s in check_label(segments, name, args.data)}
@@ -317,7 +384,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
   if args.rival_data is not None:
     others = open_segments(args.rival_data, set(references), [], stale=args.stale_labels)
     if same := {s.name for s in others} & {s.name for s in segments}:
-      raise UserError(f"--rival-data {args.rival_data} has segments that are evaluated, as {sorted(same)[0]}; give the labels of the training routes")
+      raise UserError(
+        f"--rival-data {args.rival_data} has segments that are evaluated, as {sorted(same)[0]}; give the labels of the "
+        "training routes"
+      )
     rivals = {r: pool_maps(list(learn_maps(check_label(others, r, args.rival_data), r).values())) for r in references}
   run = Evaluation(students, segments, truth, args.teacher, rivals)
   run.run()
@@ -327,16 +397,27 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     "segments": [{"name": s.name, "frames": len(s.ids), "conditions": s.conditions} for s in segments],
     "routes": len({s.route for s in segments}),
     "truth": truth,
-    "teachers": {t: info_of(next(s.groups[t] for s in segments if t in s.groups)) for t in references if any(t in s.groups for s in segments)},
+    "teachers": {
+      t: info_of(next(s.groups[t] for s in segments if t in s.groups))
+      for t in references
+      if any(t in s.groups for s in segments)
+    },
     "rival_data": str(args.rival_data) if args.rival_data else "the other routes of DATA",
-    "bundles": {s.name: {"version": s.bundle.manifest["version"], "hash": s.bundle.manifest_hash, "tasks": sorted(s.tasks)} for s in students},
+    "bundles": {
+      s.name: {"version": s.bundle.manifest["version"], "hash": s.bundle.manifest_hash, "tasks": sorted(s.tasks)}
+      for s in students
+    },
     "threads": args.threads,
     "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, Python {platform.python_version()}",
     **run.results(),
   }
   # the page may be shown around: the names of drives stay in the JSON, in this order
-  shown = {**results, "segments": [{**s, "name": f"segment {n}"} for n, s in enumerate(results["segments"], 1)], "data": public_path(args.data),
-           "rival_data": public_path(args.rival_data) if args.rival_data else results["rival_data"]}
+  shown = {
+    **results,
+    "segments": [{**s, "name": f"segment {n}"} for n, s in enumerate(results["segments"], 1)],
+    "data": public_path(args.data),
+    "rival_data": public_path(args.rival_data) if args.rival_data else results["rival_data"],
+  }
   page = report.page(shown, run.worst)
   with atomic_path(args.out / "evaluation.html") as tmp:
     tmp.write_text(page)
@@ -347,14 +428,46 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 def parser() -> argparse.ArgumentParser:
   p = argparse.ArgumentParser(prog="evaluate", description=__doc__)
-  p.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="folders with a manifest.json, or names in models/; several become columns")
-  p.add_argument("data", type=Path, metavar="DATA", help="a label store with model frames that no bundle was trained on")
+  p.add_argument(
+    "bundles",
+    nargs="+",
+    type=Path,
+    metavar="BUNDLE",
+    help="folders with a manifest.json, or names in models/; several become columns",
+  )
+  p.add_argument(
+    "data", type=Path, metavar="DATA", help="a label store with model frames that no bundle was trained on"
+  )
   p.add_argument("--out", type=Path, default=Path("out/evaluation"))
-  p.add_argument("--truth", metavar="TEACHER", help="whose labels are the truth; by itself 'simulator' where it is there")
-  p.add_argument("--teacher", action="append", default=[], metavar="TEACHER", help="compare with this teacher, too, and the teacher with the truth")
-  p.add_argument("--rival-data", type=Path, metavar="STORE", help="labels of the training routes, for the mean maps; by itself the other segments of DATA")
-  p.add_argument("--routes", type=Path, action="append", default=[], metavar="DIR", help="where the simulated routes lie, to tell day, night and rain apart")
-  p.add_argument("--stale-labels", action="store_true", help="take labels by rules that were mended since, which are refused by themselves")
+  p.add_argument(
+    "--truth", metavar="TEACHER", help="whose labels are the truth; by itself 'simulator' where it is there"
+  )
+  p.add_argument(
+    "--teacher",
+    action="append",
+    default=[],
+    metavar="TEACHER",
+    help="compare with this teacher, too, and the teacher with the truth",
+  )
+  p.add_argument(
+    "--rival-data",
+    type=Path,
+    metavar="STORE",
+    help="labels of the training routes, for the mean maps; by itself the other segments of DATA",
+  )
+  p.add_argument(
+    "--routes",
+    type=Path,
+    action="append",
+    default=[],
+    metavar="DIR",
+    help="where the simulated routes lie, to tell day, night and rain apart",
+  )
+  p.add_argument(
+    "--stale-labels",
+    action="store_true",
+    help="take labels by rules that were mended since, which are refused by themselves",
+  )
   p.add_argument("--segment", help="only this one, as ROUTE--N")
   p.add_argument("--frames", type=int, help="at most so many of each segment")
   p.add_argument("--threads", type=int, default=1, help="of ONNX Runtime")
@@ -365,7 +478,10 @@ def main() -> None:
   args = parser().parse_args()
   results = evaluate(args)
   print(report.summary(results))
-  print(f"{args.out / 'evaluation.html'} and evaluation.json: {results['frames']} frames of {len(results['segments'])} segments")
+  print(
+    f"{args.out / 'evaluation.html'} and evaluation.json: {results['frames']} frames of {len(results['segments'])} "
+    "segments"
+  )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What openpilot's own model said in a real log, as a baseline: do the lanes, the depth and the vehicles of a Scene agree with its lane lines and leads?"""
+"""What openpilot's own model said in a real log, as a baseline: do the lanes, the depth and the vehicles of a Scene
+agree with its lane lines and leads?"""
 
 import cv2
 import numpy as np
@@ -16,9 +17,11 @@ LANE, VEHICLE = SEGMENTATION.index("lane"), OBJECTS.index("vehicle")
 
 
 class Logged(Sums):
-  """log_lane_recall: share of the points of openpilot's own lane lines (probability >= 0.5, in the view) that have a lane pixel within 8 view pixels;
-  log_lane_chance: the same of points moved 64 pixels aside, so what drawing lanes everywhere would earn. log_lead_recall: share of leads whose foot is in a
-  vehicle's box, made 8 pixels larger. abs_rel_lead: mean |z - x| / x of the depth at the lead's foot and openpilot's distance.
+  """log_lane_recall: share of the points of openpilot's own lane lines (probability >= 0.5, in the view) that have a
+  lane pixel within 8 view pixels;
+  log_lane_chance: the same of points moved 64 pixels aside, so what drawing lanes everywhere would earn.
+  log_lead_recall: share of leads whose foot is in a vehicle's box, made 8 pixels larger. abs_rel_lead: mean |z - x| / x
+  of the depth at the lead's foot and openpilot's distance.
   Neither side is truth: openpilot's lines are a model's too."""
 
   def __init__(self) -> None:
@@ -27,7 +30,9 @@ class Logged(Sums):
   def add(self, scene: Scene, lines: dict[str, np.ndarray], leads: dict[str, np.ndarray], score: float = 0.3) -> None:
     """lines, leads: one frame of the labels of teacher 'openpilot'."""
     if scene.classes is not None and LANE in scene.named:
-      near = cv2.dilate((scene.classes == LANE).astype(np.uint8), np.ones((2 * NEAR // 4 + 1,) * 2, np.uint8)).astype(bool)
+      near = cv2.dilate((scene.classes == LANE).astype(np.uint8), np.ones((2 * NEAR // 4 + 1,) * 2, np.uint8)).astype(
+        bool
+      )
       own = np.isin(lines["cls"], OWN) & (lines["score"] >= SURE) & lines["visible"].astype(bool)
       for k, aside in ((0, 0.0), (2, 64.0), (2, -64.0)):
         i, j, inside = cells(lines["x"][own] + aside, lines["y"][own])
@@ -39,7 +44,12 @@ class Logged(Sums):
     objects = scene.objects if scene.objects is not None else scene.detector
     if objects is not None:
       b = objects.boxes[(objects.cls == VEHICLE) & (objects.score >= score)]
-      hit = ((b[:, 0] - NEAR <= x[:, None]) & (x[:, None] <= b[:, 2] + NEAR) & (b[:, 1] - NEAR <= y[:, None]) & (y[:, None] <= b[:, 3] + NEAR)).any(axis=1)
+      hit = (
+        (b[:, 0] - NEAR <= x[:, None])
+        & (x[:, None] <= b[:, 2] + NEAR)
+        & (b[:, 1] - NEAR <= y[:, None])
+        & (y[:, None] <= b[:, 3] + NEAR)
+      ).any(axis=1)
       self.sums[4:6] += [hit[inside].sum(), inside.sum()]
     if scene.depth is not None and scene.depth_kind == "metric":
       z = scene.depth[i, j]

@@ -1,7 +1,7 @@
-"""Quality in numbers, by the definitions of the papers. An accumulator takes frames as they come; several of them, one a segment, are pooled into one result.
+"""Quality in numbers, by the definitions of the papers. An accumulator takes frames as they come; several of them, one
+a segment, are pooled into one result.
 
-`result()` gives {metric: value}; what could not be measured is not in it. BETTER says which way each metric goes.
-"""
+`result()` gives {metric: value}; what could not be measured is not in it. BETTER says which way each metric goes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -53,28 +53,37 @@ def align_median(depth: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def align_least_squares(depth: np.ndarray, truth: np.ndarray) -> np.ndarray:
-  """Scale and shift of the inverse depth that fit the truth's in the least squares, back to metres, at most MAX_DEPTH: Ranftl et al. 2022 (MiDaS)."""
+  """Scale and shift of the inverse depth that fit the truth's in the least squares, back to meters, at most MAX_DEPTH:
+  Ranftl et al. 2022 (MiDaS)."""
   a = np.stack([1 / depth, np.ones_like(depth)], axis=1)
   inverse = a @ np.linalg.lstsq(a, 1 / truth, rcond=None)[0]
   return 1 / np.maximum(inverse, 1 / MAX_DEPTH)
 
 
 def depth_errors(depth: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
-  """AbsRel, delta1, SiLog of the pixels of one frame, (N,) each, metres > 0. AbsRel: mean(|d - d*| / d*); delta1: share with max(d/d*, d*/d) < 1.25;
-  SiLog: sqrt(mean(g^2) - mean(g)^2) of g = ln d - ln d* (Eigen et al. 2014 with lambda = 1; KITTI's is 100 times this)."""
+  """AbsRel, delta1, SiLog of the pixels of one frame, (N,) each, meters > 0. AbsRel: mean(|d - d*| / d*); delta1: share
+  with max(d/d*, d*/d) < 1.25;
+  SiLog: sqrt(mean(g^2) - mean(g)^2) of g = ln d - ln d* (Eigen et al. 2014 with lambda = 1; KITTI's is 100 times
+  this)."""
   g = np.log(depth) - np.log(truth)
   delta1 = (np.maximum(depth / truth, truth / depth) < 1.25).mean()
-  return float(np.abs(depth / truth - 1).mean()), float(delta1), float(np.sqrt(max(0.0, (g * g).mean() - g.mean() ** 2)))
+  return (
+    float(np.abs(depth / truth - 1).mean()),
+    float(delta1),
+    float(np.sqrt(max(0.0, (g * g).mean() - g.mean() ** 2))),
+  )
 
 
 class Depth(Sums):
-  """Of each frame by depth_errors, then the mean over frames: as it is (metric), and aligned frame by frame, by the median and by least squares."""
+  """Of each frame by depth_errors, then the mean over frames: as it is (metric), and aligned frame by frame, by the
+  median and by least squares."""
 
   def __init__(self) -> None:
     self.sums = np.zeros((3, 4))  # metric, median, least squares; frames, AbsRel, delta1, SiLog
 
   def add(self, depth: np.ndarray, truth: np.ndarray, kind: str = "metric") -> float:
-    """(H, W) each, metres, nan where unknown. kind of depth: 'metric'; 'scale', right up to one factor; 'affine', inverse depth right up to scale and shift.
+    """(H, W) each, meters, nan where unknown. kind of depth: 'metric'; 'scale', right up to one factor; 'affine',
+    inverse depth right up to scale and shift.
     -> AbsRel of the first way that means something, nan where no pixel counts."""
     d, t = depth.ravel().astype(np.float64), truth.ravel().astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -82,7 +91,11 @@ class Depth(Sums):
     d, t = d[ok], t[ok]
     if not len(d):
       return float("nan")
-    ways = (d if kind == "metric" else None, align_median(d, t) if kind in ("metric", "scale") else None, align_least_squares(d, t))
+    ways = (
+      d if kind == "metric" else None,
+      align_median(d, t) if kind in ("metric", "scale") else None,
+      align_least_squares(d, t),
+    )
     found = [None if w is None else depth_errors(w, t) for w in ways]
     for i, e in enumerate(found):
       if e is not None:
@@ -92,7 +105,8 @@ class Depth(Sums):
   def result(self) -> dict[str, float]:
     out: dict[str, float] = {}
     for suffix, (n, *e) in zip(("", "_median", "_lsq"), self.sums, strict=True):
-      names = ("abs_rel", "delta1", "silog") if suffix != "_median" else ("abs_rel", "delta1")  # one factor does not change SiLog
+      # one factor does not change SiLog
+      names = ("abs_rel", "delta1", "silog") if suffix != "_median" else ("abs_rel", "delta1")
       out |= {f"{name}{suffix}": ratio(v, n) for name, v in zip(names, e, strict=False)}
     return known(out)
 
@@ -101,7 +115,8 @@ class Depth(Sums):
 
 
 class Classes(Sums):
-  """Confusion of all frames together. IoU of a class: TP / (TP + FP + FN) (PASCAL VOC, Everingham et al. 2010); mIoU: mean over classes that the truth has."""
+  """Confusion of all frames together. IoU of a class: TP / (TP + FP + FN) (PASCAL VOC, Everingham et al. 2010); mIoU:
+  mean over classes that the truth has."""
 
   def __init__(self, names: Sequence[str]):
     self.names = list(names)
@@ -129,26 +144,38 @@ class Classes(Sums):
 
 
 class Tracks(Sums):
-  """TAP-Vid (Doersch et al. 2022), query 'first': frames behind a point's first one. delta_avg: mean over 1, 2, 4, 8, 16 px of the share of visible points
-  that are within; occlusion_accuracy: share of visibilities that are right; average_jaccard: mean over the same of TP / (TP + FN + FP), where a point said
-  to be visible that is hidden or too far off is an FP, and a visible point that is not a TP an FN.
+  """TAP-Vid (Doersch et al. 2022), query 'first': frames behind a point's first one. delta_avg: mean over 1, 2, 4, 8,
+  16 px of the share of visible points that are within; occlusion_accuracy: share of visibilities that are right;
+  average_jaccard: mean over the same of TP / (TP + FN + FP), where a point said to be visible that is hidden or too far
+  off is an FP, and a visible point that is not a TP an FN.
 
-  Pixels are TAP-Vid's: of the picture squeezed to 256x256, so x of the 512x256 view is halved and y is not. TAP-Vid takes the mean over videos; here all
-  points count alike. delta_after: delta_avg of points that have been hidden before.
-  """
+  Pixels are TAP-Vid's: of the picture squeezed to 256x256, so x of the 512x256 view is halved and y is not. TAP-Vid
+  takes the mean over videos; here all points count alike. delta_after: delta_avg of points that have been hidden
+  before."""
 
   def __init__(self) -> None:
-    # rows, of each threshold: within; TP; FP. And: points evaluated, right about visibility, visible, visible after hiding, those within (mean of thresholds)
+    # rows, of each threshold: within; TP; FP. And: points evaluated, right about visibility, visible, visible after
+    # hiding, those within (mean of thresholds)
     self.sums = np.zeros((4, len(POINT_THRESHOLDS)))
 
-  def add(self, points: np.ndarray, visible: np.ndarray, truth: np.ndarray, truth_visible: np.ndarray, hidden_before: np.ndarray) -> float:
-    """points, truth (N, 2) pixels of the 512x256 view; visible, truth_visible, hidden_before (N,) bool: points of one frame, or of one track.
+  def add(
+    self,
+    points: np.ndarray,
+    visible: np.ndarray,
+    truth: np.ndarray,
+    truth_visible: np.ndarray,
+    hidden_before: np.ndarray,
+  ) -> float:
+    """points, truth (N, 2) pixels of the 512x256 view; visible, truth_visible, hidden_before (N,) bool: points of one
+    frame, or of one track.
     -> 1 - average Jaccard of these alone, nan where none is seen or said to be."""
     error = np.linalg.norm((points.astype(np.float64) - truth) * [0.5, 1.0], axis=1)
     within = error[:, None] < np.array(POINT_THRESHOLDS)
     v, p = truth_visible[:, None], visible[:, None]
     after = truth_visible & hidden_before
-    counts = np.array([len(error), (visible == truth_visible).sum(), truth_visible.sum(), after.sum(), within[after].mean(1).sum()])
+    counts = np.array(
+      [len(error), (visible == truth_visible).sum(), truth_visible.sum(), after.sum(), within[after].mean(1).sum()]
+    )
     tp, fp = (within & v & p).sum(0), (p & ~(within & v)).sum(0)
     self.sums += np.stack([(within & v).sum(0), tp, fp, counts])
     return float(1 - np.mean(tp / (counts[2] + fp))) if visible.any() or truth_visible.any() else float("nan")
@@ -161,19 +188,25 @@ class Tracks(Sums):
       "average_jaccard": float(np.mean(tp / (visible + fp))) if visible else float("nan"),
       "delta_after": ratio(within_after, after),
     }
-    return known({**out, **{f"delta_{t:.0f}px": ratio(w, visible) for t, w in zip(POINT_THRESHOLDS, within, strict=True)}})
+    return known(
+      {**out, **{f"delta_{t:.0f}px": ratio(w, visible) for t, w in zip(POINT_THRESHOLDS, within, strict=True)}}
+    )
 
 
 # *** how sure ***
 
 
 def bootstrap(parts: Sequence[Any], n: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
-  """95% percentile interval of every metric (Efron 1979): routes, which are independent where frames are not, drawn with replacement. {} for fewer than 3."""
+  """95% percentile interval of every metric (Efron 1979): routes, which are independent where frames are not, drawn
+  with replacement. {} for fewer than 3."""
   return _resample(parts, lambda idx: type(parts[0]).pooled([parts[i] for i in idx]).result(), n, seed)
 
 
-def paired_bootstrap(a: Sequence[Any], b: Sequence[Any], n: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
-  """95% interval of a's metric less b's, both on the same drawn routes: a difference that all share shows, however much they differ."""
+def paired_bootstrap(
+  a: Sequence[Any], b: Sequence[Any], n: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+  """95% interval of a's metric less b's, both on the same drawn routes: a difference that all share shows, however much
+  they differ."""
   assert len(a) == len(b)
 
   def difference(idx: np.ndarray) -> dict[str, float]:
@@ -183,7 +216,9 @@ def paired_bootstrap(a: Sequence[Any], b: Sequence[Any], n: int = 1000, seed: in
   return _resample(a, difference, n, seed)
 
 
-def _resample(parts: Sequence[Any], value: Callable[[np.ndarray], dict[str, float]], n: int, seed: int) -> dict[str, tuple[float, float]]:
+def _resample(
+  parts: Sequence[Any], value: Callable[[np.ndarray], dict[str, float]], n: int, seed: int
+) -> dict[str, tuple[float, float]]:
   if len(parts) < 3:
     return {}
   r = np.random.default_rng(seed)

@@ -1,4 +1,5 @@
-"""The page of an evaluation: tables of every task, what exceeds its limit in red, differences, conditions, latency, and the worst frames as pictures."""
+"""The page of an evaluation: tables of every task, what exceeds its limit in red, differences, conditions, latency, and
+the worst frames as pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,17 @@ from PIL import Image, ImageDraw
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, unpack_rgb
 from openpilot.tools.fair.evaluation.detections import MAP, Detections, Objects
 from openpilot.tools.fair.evaluation.logged import Logged
-from openpilot.tools.fair.evaluation.metrics import Classes, Depth, Tracks, align_least_squares, depth_errors, lower_is_better
+from openpilot.tools.fair.evaluation.metrics import (
+  Classes,
+  Depth,
+  Tracks,
+  align_least_squares,
+  depth_errors,
+  lower_is_better,
+)
 from openpilot.tools.fair.evaluation.scenes import MIN_SIDE, MIN_VISIBLE, Scene
 from openpilot.tools.fair.evaluation.video import Identities, IouTracker, VideoMasks
-from openpilot.tools.fair.sam import rle
+from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.lib.colors import CLASS_COLORS, OTHER_COLOR, TINT, depth_picture, track_color
 from openpilot.tools.replay.report import png
@@ -31,7 +39,7 @@ NAMES = {
   "lanes": "Tracks of points",
   "log": "Lane lines and leads",
 }
-COUNTS = f"True objects of which less than {MIN_VISIBLE:.0%} is seen, or with a side under {MIN_SIDE:.0f} view pixels, count nowhere."
+COUNTS = f"True objects of which less than {MIN_VISIBLE:.0%} is seen, or with a side under {MIN_SIDE:.0f} view pixels, count nowhere."  # noqa: E501
 
 HEADLINE = {  # the metric that stands for a task
   "depth": "abs_rel",
@@ -52,7 +60,13 @@ def text(*parts: Any) -> str:
 
 
 DEFINITIONS = {
-  "depth": text(depth_errors, "Truth beyond 200 m and outside the camera's image counts nowhere.", Depth, "_lsq:", align_least_squares),
+  "depth": text(
+    depth_errors,
+    "Truth beyond 200 m and outside the camera's image counts nowhere.",
+    Depth,
+    "_lsq:",
+    align_least_squares,
+  ),
   "segmentation": text(Classes, "A class that a teacher does not know is background on both sides."),
   "objects": text(Detections, COUNTS),
   "masks": text("As of boxes, by the IoU of masks at the size of the student's maps.", COUNTS),
@@ -81,7 +95,9 @@ def summary(results: dict[str, Any]) -> str:
       metric = HEADLINE.get(task)
       found = {c: cells[metric]["value"] for c, cells in columns.items() if metric in cells}
       if found:
-        lines.append(f"{NAMES[task]}, {metric} by {reference}: " + ", ".join(f"{c} {number(v)}" for c, v in found.items()))
+        lines.append(
+          f"{NAMES[task]}, {metric} by {reference}: " + ", ".join(f"{c} {number(v)}" for c, v in found.items())
+        )
   return "\n".join(lines)
 
 
@@ -90,14 +106,14 @@ def summary(results: dict[str, Any]) -> str:
 
 def tinted(rgb: np.ndarray, classes: np.ndarray) -> np.ndarray:
   """rgb (256, 512, 3), classes (64, 128) -> the picture with its classes."""
-  colours = np.zeros((256, 3), np.float32)
+  colors = np.zeros((256, 3), np.float32)
   on = np.zeros(256, bool)
   for k, name in enumerate(SEGMENTATION[1:], 1):
-    colours[k], on[k] = CLASS_COLORS.get(name, OTHER_COLOR), True
+    colors[k], on[k] = CLASS_COLORS.get(name, OTHER_COLOR), True
   big = classes.repeat(4, 0).repeat(4, 1)
   out = rgb.copy()
   at = on[big]
-  out[at] = (rgb[at] * (1 - TINT) + colours[big[at]] * TINT).astype(np.uint8)
+  out[at] = (rgb[at] * (1 - TINT) + colors[big[at]] * TINT).astype(np.uint8)
   out[big == IGNORE] //= 3
   return out
 
@@ -107,14 +123,18 @@ def drawn_objects(rgb: np.ndarray, o: Objects, score: float = 0.3) -> np.ndarray
   masks = rle.decode(o.rle, *MAP) if o.rle is not None else None
   for i in np.flatnonzero(o.score >= score):
     track = int(o.track[i])
-    colour = track_color(track if track >= 0 else int(o.cls[i]) + 7)
+    color = track_color(track if track >= 0 else int(o.cls[i]) + 7)
     if masks is not None:
       mask = Image.fromarray(masks[i].repeat(4, 0).repeat(4, 1).astype(np.uint8) * 110)
-      image.paste(Image.new("RGB", image.size, colour), (0, 0), mask)
+      image.paste(Image.new("RGB", image.size, color), (0, 0), mask)
     draw = ImageDraw.Draw(image)
     box = [float(v) + 0.5 for v in o.boxes[i]]
-    draw.rectangle(box, outline=(128, 128, 128) if o.ignore[i] else colour)
-    draw.text((box[0] + 1, max(0, box[1] - 11)), f"{OBJECTS[int(o.cls[i])]}{f' #{track}' if track >= 0 else ''} {o.score[i]:.2f}", fill=colour)
+    draw.rectangle(box, outline=(128, 128, 128) if o.ignore[i] else color)
+    draw.text(
+      (box[0] + 1, max(0, box[1] - 11)),
+      f"{OBJECTS[int(o.cls[i])]}{f' #{track}' if track >= 0 else ''} {o.score[i]:.2f}",
+      fill=color,
+    )
   return np.asarray(image)
 
 
@@ -123,7 +143,9 @@ def dots(rgb: np.ndarray, xy: np.ndarray, visible: np.ndarray, show: np.ndarray)
   draw = ImageDraw.Draw(image)
   for k in np.flatnonzero(show):
     x, y = float(xy[k, 0]) + 0.5, float(xy[k, 1]) + 0.5
-    draw.ellipse([x - 3, y - 3, x + 3, y + 3], outline=track_color(int(k)), fill=track_color(int(k)) if visible[k] else None)
+    draw.ellipse(
+      [x - 3, y - 3, x + 3, y + 3], outline=track_color(int(k)), fill=track_color(int(k)) if visible[k] else None
+    )
   return np.asarray(image)
 
 
@@ -137,7 +159,9 @@ def side(task: str, rgb: np.ndarray, s: Scene, frame: dict[str, Any], is_truth: 
   if task == "lanes" and q is not None:
     xy, visible = (q.truth, q.visible) if is_truth or s.followed is None else s.followed
     return dots(rgb, xy, visible, q.known)
-  objects = s.detector if task == "detector" else (s.tracked if s.tracked is not None and task == "masks" else s.objects)
+  objects = (
+    s.detector if task == "detector" else (s.tracked if s.tracked is not None and task == "masks" else s.objects)
+  )
   return drawn_objects(rgb, objects) if objects is not None else rgb
 
 
@@ -145,7 +169,9 @@ def picture(task: str, frame: dict[str, Any]) -> np.ndarray:
   """Input, prediction, truth side by side."""
   rgb = unpack_rgb(frame["frame"])
   out = np.full((VIEW_H, 3 * VIEW_W + 8, 3), 255, np.uint8)
-  for k, part in enumerate((rgb, side(task, rgb, frame["found"], frame, False), side(task, rgb, frame["ref"], frame, True))):
+  for k, part in enumerate(
+    (rgb, side(task, rgb, frame["found"], frame, False), side(task, rgb, frame["ref"], frame, True))
+  ):
     out[:, k * (VIEW_W + 4) : k * (VIEW_W + 4) + VIEW_W] = part
   return out
 
@@ -166,7 +192,9 @@ def page(results: dict[str, Any], worst: dict[tuple[str, str], Any]) -> str:
       for task, columns in tasks.items():
         for column, values in columns.items():
           if HEADLINE.get(task) in values:
-            by_condition.setdefault(ref, {}).setdefault(task, {}).setdefault(column, {})[condition] = values[HEADLINE[task]]
+            by_condition.setdefault(ref, {}).setdefault(task, {}).setdefault(column, {})[condition] = values[
+              HEADLINE[task]
+            ]
   return template.render(
     title=f"Evaluation of {', '.join(results['bundles'])}",
     r=results,

@@ -1,4 +1,5 @@
-"""What is known of one frame, in one form, whoever says it: truth, teacher, student, or rival. Truth and teachers are read from a label store here."""
+"""What is known of one frame, in one form, whoever says it: truth, teacher, student, or rival. Truth and teachers are
+read from a label store here."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from openpilot.tools.fair.evaluation.detections import MAP, Objects, make_object
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame
 from openpilot.tools.fair.labels.store import Group, LabelStore
 from openpilot.tools.fair.maps import classes_to_map, depth_to_map
-from openpilot.tools.fair.sam import rle
+from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
@@ -32,7 +33,7 @@ DEPTH_KINDS = {"m": "metric", "relative": "affine"}
 class Scene:
   """One frame. None: nothing is said of it."""
 
-  depth: np.ndarray | None = None  # (64, 128) float32 metres, nan unknown
+  depth: np.ndarray | None = None  # (64, 128) float32 meters, nan unknown
   depth_kind: str = "metric"  # see metrics.Depth
   classes: np.ndarray | None = None  # (64, 128) uint8, index into SEGMENTATION, 255 unknown
   named: tuple[int, ...] = tuple(range(len(SEGMENTATION)))  # classes that whoever says it knows
@@ -40,7 +41,8 @@ class Scene:
   detector: Objects | None = None
   tracked: Objects | None = None  # with identities
   points: dict[str, np.ndarray] | None = None  # track, x, y, visible: of a label
-  followed: tuple[np.ndarray, np.ndarray] | None = None  # points (N, 2) and visible (N,), of the queries that everyone is given
+  # points (N, 2) and visible (N,), of the queries that everyone is given
+  followed: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass
@@ -68,10 +70,16 @@ class Segment:
 
 
 def open_segments(
-  root: Path, teachers: set[str], routes: list[Path], only: str | None = None, limit: int | None = None, stale: bool = False
+  root: Path,
+  teachers: set[str],
+  routes: list[Path],
+  only: str | None = None,
+  limit: int | None = None,
+  stale: bool = False,
 ) -> list[Segment]:
-  """All segments with stored frames; the first `limit` frames of each. routes: folders in which the routes themselves may lie. Raises UserError where no
-  segment has frames, one has two sets of them or of labels by one of `teachers`, or some are stale (labels/rules.py) and `stale` does not take them."""
+  """All segments with stored frames; the first `limit` frames of each. routes: folders in which the routes themselves
+  may lie. Raises UserError where no segment has frames, one has two sets of them or of labels by one of `teachers`, or
+  some are stale (labels/rules.py) and `stale` does not take them."""
   store = LabelStore(root)
   by_segment = store.by_segment({"frames", *teachers})
   out = []
@@ -84,12 +92,16 @@ def open_segments(
     out.append(Segment(name, groups, rows, ids, valid_of(frames), conditions_of(name, groups, routes)))
   store.check_stale((s.groups[t] for s in out for t in ("frames", *sorted(teachers)) if t in s.groups), stale)
   if not out:
-    raise UserError(f"{root} holds no model frames{f' of {only}' if only else ''} to run a student on; label its routes without --no-frames")
+    raise UserError(
+      f"{root} holds no model frames{f' of {only}' if only else ''} to run a student on; label its routes without "
+      "--no-frames"
+    )
   return out
 
 
 def conditions_of(name: str, groups: dict[str, Group], routes: list[Path]) -> list[str]:
-  """'night', 'rain', ... as the simulator wrote them in the route's truth.json, which its labels remember; [] where neither is at hand."""
+  """'night', 'rain', ... as the simulator wrote them in the route's truth.json, which its labels remember; [] where
+  neither is at hand."""
   for group in groups.values():
     if source := group.meta.get("source"):
       return [str(source[k]) for k in CONDITIONS if source.get(k)]
@@ -113,7 +125,9 @@ class Labels:
     self.rows = rows_by_frame(self.group)
     self.by_task: dict[str, list[Label]] = {}
     for label in self.group.labels:
-      for task in task_of(label) if name != "openpilot" else ():  # its lines are drawn anew in every frame, no points that are followed
+      for task in (
+        task_of(label) if name != "openpilot" else ()
+      ):  # its lines are drawn anew in every frame, no points that are followed
         self.by_task.setdefault(task, []).append(label)
     self.valid = segment.map_valid
 
@@ -155,7 +169,9 @@ class Labels:
       table = np.full(256, IGNORE, np.uint8)
       for k, name in enumerate(labels[0].classes):
         table[k] = SEGMENTATION.index(names[name]) if name in names else IGNORE
-      return self._masked(table[classes_to_map(x, len(labels[0].classes))], IGNORE), tuple(sorted({int(k) for k in table if k != IGNORE}))
+      return self._masked(table[classes_to_map(x, len(labels[0].classes))], IGNORE), tuple(
+        sorted({int(k) for k in table if k != IGNORE})
+      )
     # a probability for each class: what comes later in the list of classes lies on top
     out, unknown = np.zeros(MAP, np.uint8), np.zeros(MAP, bool)
     found = sorted((SEGMENTATION.index(names[x.name]), x.name) for x in labels)
@@ -168,12 +184,16 @@ class Labels:
 
   def _objects(self, label: Label, table: dict[str, np.ndarray]) -> Objects:
     names = NAMES["object_names"]
-    to_class = np.array([OBJECTS.index(names[c]) if c in names else -1 for c in label.classes] or range(len(OBJECTS)), np.int64)
+    to_class = np.array(
+      [OBJECTS.index(names[c]) if c in names else -1 for c in label.classes] or range(len(OBJECTS)), np.int64
+    )
     n = len(table["cls"])
     boxes = np.stack([np.asarray(table[k], np.float32) for k in ("x0", "y0", "x1", "y1")], axis=1).reshape(n, 4)
     low, high = np.full(4, -0.5, np.float32), np.array([VIEW_W, VIEW_H, VIEW_W, VIEW_H], np.float32) - 0.5
     boxes = np.clip(boxes, low, high)
-    visible = np.asarray(table["visible_fraction"], np.float32) if "visible_fraction" in table else np.ones(n, np.float32)
+    visible = (
+      np.asarray(table["visible_fraction"], np.float32) if "visible_fraction" in table else np.ones(n, np.float32)
+    )
     o = make_objects(
       boxes,
       to_class[table["cls"].astype(int)] if n else [],
@@ -188,7 +208,8 @@ class Labels:
 
 
 def small_rle(counts: str, shape: tuple[int, ...]) -> str:
-  """A mask of the view's label, at the size of a student's maps: pixels of which at least 40% are the object, as in training."""
+  """A mask of the view's label, at the size of a student's maps: pixels of which at least 40% are the object, as in
+  training."""
   if not counts:
     return rle.encode(np.zeros((1, *MAP), bool))[0]
   if tuple(shape) == MAP:
@@ -211,8 +232,8 @@ class Queries:
 
 
 class QueryMaker:
-  """Slots for the true tracks of one segment: a track takes a free slot in the first frame in which it is seen, and gives it back behind its last. Tracks that
-  find no slot are left out, for all alike."""
+  """Slots for the true tracks of one segment: a track takes a free slot in the first frame in which it is seen, and
+  gives it back behind its last. Tracks that find no slot are left out, for all alike."""
 
   def __init__(self, tables: list[dict[str, np.ndarray] | None], slots: int = SLOTS):
     self.tables, self.slots = tables, slots
@@ -251,16 +272,21 @@ class QueryMaker:
 
 def restrict(classes: np.ndarray, named: tuple[int, ...]) -> np.ndarray:
   """Classes that the other side does not name are background to it."""
-  table = np.array([k if k in named else 0 for k in range(len(SEGMENTATION))] + [IGNORE] * (256 - len(SEGMENTATION)), np.uint8)
+  table = np.array(
+    [k if k in named else 0 for k in range(len(SEGMENTATION))] + [IGNORE] * (256 - len(SEGMENTATION)), np.uint8
+  )
   return table[classes]
 
 
 def check_label(segments: list[Segment], name: str, root: Path) -> list[Segment]:
-  """The segments that `name` has labelled. Raises UserError where there is none."""
+  """The segments that `name` has labeled. Raises UserError where there is none."""
   there = [s for s in segments if name in s.groups and s.groups[name].done()]
   if not there:
     teachers: set[str] = {t for s in segments for t in s.groups if t != "frames"}
-    raise UserError(f"{root} has no labels by '{name}' of segments with frames; there are {', '.join(sorted(teachers)) or 'none at all'}")
+    raise UserError(
+      f"{root} has no labels by '{name}' of segments with frames; there are "
+      f"{', '.join(sorted(teachers)) or 'none at all'}"
+    )
   return there
 
 

@@ -1,4 +1,5 @@
-"""A bundle at work on stored model frames: graphs by ONNX Runtime, outputs decoded and objects followed by the device's own code."""
+"""A bundle at work on stored model frames: graphs by ONNX Runtime, outputs decoded and objects followed by the device's
+own code."""
 
 import time
 from typing import Any
@@ -15,7 +16,7 @@ from openpilot.selfdrive.modeld.fair.tracking import Tracker
 from openpilot.tools.fair.distillation.data import NAMES
 from openpilot.tools.fair.evaluation.detections import Objects, make_objects
 from openpilot.tools.fair.evaluation.scenes import Queries, Scene
-from openpilot.tools.fair.sam import rle
+from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.sim.truth import IGNORE
@@ -25,7 +26,8 @@ LOW_SCORE = 0.05  # average precision wants unsure detections too
 
 
 class Student:
-  """Runs one bundle. Raises BundleError where a graph cannot be run or decoded, UserError where nothing of what it puts out can be judged."""
+  """Runs one bundle. Raises BundleError where a graph cannot be run or decoded, UserError where nothing of what it puts
+  out can be judged."""
 
   def __init__(self, bundle: Bundle, threads: int = 1):
     self.bundle, self.name = bundle, bundle.name
@@ -42,9 +44,13 @@ class Student:
       self.tasks |= plan.heads.keys() & set(TASKS)
       for task in ("objects", "detector"):
         if task in plan.heads:
-          self.scores[task] = float(plan.heads[task][HEADS[task].classes].get("parameters", {}).get("threshold", THRESHOLD))
+          self.scores[task] = float(
+            plan.heads[task][HEADS[task].classes].get("parameters", {}).get("threshold", THRESHOLD)
+          )
     if not self.tasks:
-      raise UserError(f"{bundle.path} has no output that can be evaluated; outputs with the head {', '.join(TASKS)} can")
+      raise UserError(
+        f"{bundle.path} has no output that can be evaluated; outputs with the head {', '.join(TASKS)} can"
+      )
 
   @property
   def slots(self) -> int | None:
@@ -77,7 +83,10 @@ class Student:
       took += self.times[name][-1]
       bad = [k for k, v in out.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
       if bad:  # what is no number must not drop out of the means
-        raise UserError(f"{self.bundle.path}: graph '{name}' puts out NaN or Inf in {', '.join(bad)} at frame {frame_id}; export a checkpoint that is sound")
+        raise UserError(
+          f"{self.bundle.path}: graph '{name}' puts out NaN or Inf in {', '.join(bad)} at frame {frame_id}; export a "
+          "checkpoint that is sound"
+        )
       for state in plan.graph.get("state", []):
         np.copyto(plan.inputs[state["input"]], out[state["output"]])
       for head, specs in plan.heads.items():
@@ -96,10 +105,21 @@ class Student:
       plan.slots.points[0, :n] = np.where(q.fresh[:, None], q.xy, last)
       plan.slots.mask[0, :n], plan.slots.fresh[0, :n] = q.used, q.fresh
 
-  def _decode(self, head: str, specs: dict[str, dict[str, Any]], raw: dict[str, np.ndarray], valid: np.ndarray, frame_id: int, s: Scene) -> None:
+  def _decode(
+    self,
+    head: str,
+    specs: dict[str, dict[str, Any]],
+    raw: dict[str, np.ndarray],
+    valid: np.ndarray,
+    frame_id: int,
+    s: Scene,
+  ) -> None:
     if head in ("objects", "detector"):
       part = HEADS[head].classes
-      specs = {**specs, part: {**specs[part], "parameters": {**specs[part].get("parameters", {}), "threshold": LOW_SCORE}}}
+      specs = {
+        **specs,
+        part: {**specs[part], "parameters": {**specs[part].get("parameters", {}), "threshold": LOW_SCORE}},
+      }
     found = HEADS[head].decode(raw, specs, valid)
     if head == "depth":
       s.depth, s.depth_kind = found.z, "metric" if found.metric else "scale"
@@ -136,7 +156,12 @@ class Student:
 
 
 def objects_of(
-  classes: list[str], boxes: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, masks: np.ndarray | None, ids: np.ndarray | None = None
+  classes: list[str],
+  boxes: np.ndarray,
+  class_ids: np.ndarray,
+  scores: np.ndarray,
+  masks: np.ndarray | None,
+  ids: np.ndarray | None = None,
 ) -> Objects:
   """Of the classes that are compared."""
   names = NAMES["object_names"]

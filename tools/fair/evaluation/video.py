@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 from openpilot.tools.fair.evaluation.detections import MAP, Objects, overlaps
 from openpilot.tools.fair.evaluation.metrics import Sums, known, ratio
-from openpilot.tools.fair.sam import rle
+from openpilot.tools.fair.labels import rle
 
 MATCH = 0.5  # IoU from which two are the same object
 ONCE = 1 << 40  # from here on identities are of objects that were seen once
@@ -18,7 +18,8 @@ BOUNDARY = 0.008  # of the picture's diagonal
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
-  """(H, W) bool -> its boundary, one pixel wide, as DAVIS draws it: pixels that differ from the one to the right, below, or below to the right."""
+  """(H, W) bool -> its boundary, one pixel wide, as DAVIS draws it: pixels that differ from the one to the right,
+  below, or below to the right."""
   m = mask.astype(bool)
   out = np.zeros_like(m)
   out[:, :-1] |= m[:, :-1] != m[:, 1:]
@@ -39,7 +40,8 @@ def region_similarity(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def boundary_accuracy(found: np.ndarray, truth: np.ndarray, tolerance: float = BOUNDARY) -> float:
-  """F of DAVIS (Perazzi et al. 2016): F1 of boundary pixels that have one of the other's within `tolerance` of the diagonal, rounded up to whole pixels."""
+  """F of DAVIS (Perazzi et al. 2016): F1 of boundary pixels that have one of the other's within `tolerance` of the
+  diagonal, rounded up to whole pixels."""
   import cv2
 
   radius = int(np.ceil(tolerance * np.hypot(*truth.shape)))
@@ -77,8 +79,9 @@ class Video:
     return o
 
   def add(self, found: Objects, truth: Objects, kind: str) -> None:
-    """Objects without identity (track < 0) are left out, and so are those found where the truth counts nowhere. Of several of one identity in a frame the
-    surest keeps it; each of the others counts as an object of its own, seen once."""
+    """Objects without identity (track < 0) are left out, and so are those found where the truth counts nowhere. Of
+    several of one identity in a frame the surest keeps it; each of the others counts as an object of its own, seen
+    once."""
     found, truth = (self._alone(o.take(o.track >= 0)) for o in (found, truth))
     iou = overlaps(found, truth, kind) * (found.cls[:, None] == truth.cls[None])
     counts = ~truth.ignore
@@ -88,7 +91,8 @@ class Video:
 
 
 def pairs_of(video: Video, value: Any) -> tuple[np.ndarray, list[int], list[int]]:
-  """Sums of value(frame, i found, j truth) over frames where both are and overlap -> (found tracks, truth tracks), and the tracks' numbers."""
+  """Sums of value(frame, i found, j truth) over frames where both are and overlap -> (found tracks, truth tracks), and
+  the tracks' numbers."""
   found = sorted({int(t) for s in video.frames for t in s.found.track})
   truth = sorted({int(t) for s in video.frames for t in s.truth.track})
   f, t = {k: i for i, k in enumerate(found)}, {k: i for i, k in enumerate(truth)}
@@ -100,10 +104,10 @@ def pairs_of(video: Video, value: Any) -> tuple[np.ndarray, list[int], list[int]
 
 
 class VideoMasks(Sums):
-  """J&F (Pont-Tuset et al. 2017; without given masks Caelles et al. 2019): every true object gets at most one found track, so that the sum of J + F is
-  greatest; J and F are averaged over the frames in which the object or its track is there, then over objects. DAVIS counts frames in which both are absent
-  as 1; objects of a road come and go, so here those count nowhere. Masks are the (64, 128) maps: F's tolerance is 2 of their pixels, 8 of the view.
-  """
+  """J&F (Pont-Tuset et al. 2017; without given masks Caelles et al. 2019): every true object gets at most one found
+  track, so that the sum of J + F is greatest; J and F are averaged over the frames in which the object or its track is
+  there, then over objects. DAVIS counts frames in which both are absent as 1; objects of a road come and go, so here
+  those count nowhere. Masks are the (64, 128) maps: F's tolerance is 2 of their pixels, 8 of the view."""
 
   def __init__(self) -> None:
     self.sums = np.zeros(3)  # objects, J, F
@@ -131,7 +135,11 @@ class VideoMasks(Sums):
     frames = np.array([[there_f[a] + there_t[b] for b in truth] for a in found], float).reshape(j_sum.shape) - together
     j, f_ = j_sum / np.maximum(frames, 1), f_sum / np.maximum(frames, 1)
     rows, columns = linear_sum_assignment(-(j + f_)) if j_sum.size else ([], [])
-    self.sums += [len(truth), j[rows, columns].sum() if len(rows) else 0.0, f_[rows, columns].sum() if len(rows) else 0.0]
+    self.sums += [
+      len(truth),
+      j[rows, columns].sum() if len(rows) else 0.0,
+      f_[rows, columns].sum() if len(rows) else 0.0,
+    ]
     return self
 
   def result(self) -> dict[str, float]:
@@ -149,11 +157,13 @@ def pairs_there(video: Video, found: list[int], truth: list[int]) -> np.ndarray:
 
 
 class Identities(Sums):
-  """IDF1 (Ristani et al. 2016): of the one-to-one matching of whole tracks that has the most frames with IoU >= 0.5 in common, 2 IDTP / (true + found boxes).
-  switches: of CLEAR MOT (Bernardin and Stiefelhagen 2008): times that a true object's track is another than its last; that one it keeps as long as
-  their IoU is 0.5, the rest is matched to overlap most; here for 100 true boxes, since counts of different data cannot be compared.
-  kept_occluded: of the times that an object that was found is occluded (visible_fraction under 0.3), or gone, and then found again when it is not, how often
-  its track is the same; switches_occluded, the others, for 100 of those times.
+  """IDF1 (Ristani et al. 2016): of the one-to-one matching of whole tracks that has the most frames with IoU >= 0.5 in
+  common, 2 IDTP / (true + found boxes).
+  switches: of CLEAR MOT (Bernardin and Stiefelhagen 2008): times that a true object's track is another than its last;
+  that one it keeps as long as their IoU is 0.5, the rest is matched to overlap most; here for 100 true boxes, since
+  counts of different data cannot be compared.
+  kept_occluded: of the times that an object that was found is occluded (visible_fraction under 0.3), or gone, and then
+  found again when it is not, how often its track is the same; switches_occluded, the others, for 100 of those times.
   """
 
   def __init__(self) -> None:
@@ -163,7 +173,9 @@ class Identities(Sums):
     """Adds a whole segment."""
     same, _, _ = pairs_of(video, lambda s, i, j: float(s.iou[i, j] >= MATCH))
     idtp = same[linear_sum_assignment(-same)].sum() if same.size else 0.0
-    n_truth, n_found = (sum(len(o) for o in side) for side in ([s.truth for s in video.frames], [s.found for s in video.frames]))
+    n_truth, n_found = (
+      sum(len(o) for o in side) for side in ([s.truth for s in video.frames], [s.found for s in video.frames])
+    )
     self.sums += [idtp, n_truth, n_found, *self._follow(video)]
     return self
 
@@ -206,12 +218,14 @@ class Identities(Sums):
   def result(self) -> dict[str, float]:
     idtp, truth, found, switches, occlusions, lost = self.sums
     out = {"idf1": ratio(2 * idtp, truth + found), "switches": 100 * ratio(switches, truth)}
-    return known({**out, "switches_occluded": 100 * ratio(lost, occlusions), "kept_occluded": 1 - ratio(lost, occlusions)})
+    return known(
+      {**out, "switches_occluded": 100 * ratio(lost, occlusions), "kept_occluded": 1 - ratio(lost, occlusions)}
+    )
 
 
 class IouTracker:
-  """The rival of identities: Hungarian matching, by nothing but the IoU of boxes (at least 0.2), with the same class's tracks of the last `max_age` frames,
-  each where it was last seen. A new track for all else."""
+  """The rival of identities: Hungarian matching, by nothing but the IoU of boxes (at least 0.2), with the same class's
+  tracks of the last `max_age` frames, each where it was last seen. A new track for all else."""
 
   def __init__(self, max_age: int = 40, min_iou: float = 0.2):
     self.max_age, self.min_iou = max_age, min_iou
@@ -231,7 +245,10 @@ class IouTracker:
     self.next += len(new)
     stay = ~np.isin(np.arange(len(self.ids)), j) & (self.age < self.max_age)
     self.boxes, self.cls = np.concatenate([self.boxes[stay], found.boxes]), np.concatenate([self.cls[stay], found.cls])
-    self.ids, self.age = np.concatenate([self.ids[stay], track]), np.concatenate([self.age[stay] + 1, np.zeros(len(found), np.int64)])
+    self.ids, self.age = (
+      np.concatenate([self.ids[stay], track]),
+      np.concatenate([self.age[stay] + 1, np.zeros(len(found), np.int64)]),
+    )
     out = found.take(np.arange(len(found)))
     out.track = track
     return out

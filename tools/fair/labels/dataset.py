@@ -43,7 +43,9 @@ class Reader:
       table = group.table(label)
       at = table["row"].to_numpy()
       order = np.argsort(at, kind="stable")
-      columns = {c: table[c].to_numpy()[order] for c in table.column_names if c not in ("row", "frame_id", "segment_id")}
+      columns = {
+        c: table[c].to_numpy()[order] for c in table.column_names if c not in ("row", "frame_id", "segment_id")
+      }
       self.tables[key] = columns, np.searchsorted(at[order], np.arange(group.n + 1))
     columns, starts = self.tables[key]
     return {c: v[starts[row] : starts[row + 1]] for c, v in columns.items()}
@@ -56,19 +58,19 @@ def rows_by_frame(group: Group) -> dict[int, int]:
 
 
 def shuffled_chunks(chunk: np.ndarray, seed: Sequence[int], window: int) -> np.ndarray:
-  """chunk: (N,) the chunk of every item -> an order of the items: chunks at random, and items at random within `window` of them."""
+  """chunk: (N,) the chunk of every item -> an order of the items: chunks at random, and items at random within `window`
+  of them."""
   r = np.random.default_rng(seed)
   place = r.permutation(chunk.max() + 1)[chunk] // window
   return np.lexsort((r.permutation(len(chunk)), place))
 
 
 class LabelDataset:
-  """Frames that every one of `names` has labelled; for torch's DataLoader, batched by __getitems__.
+  """Frames that every one of `names` has labeled; for torch's DataLoader, batched by __getitems__.
 
-  names: 'teacher/label'; 'frames/frame' is the model frame. An item: {name: array} for dense labels, {name: {column: array}} for tables, and segment,
-  frame_id. Raises UserError where a teacher has no labels here, several sets of them for one segment, or stale ones (rules.py) without
-  stale_labels.
-  """
+  names: 'teacher/label'; 'frames/frame' is the model frame. An item: {name: array} for dense labels, {name: {column:
+  array}} for tables, and segment, frame_id. Raises UserError where a teacher has no labels here, several sets of them
+  for one segment, or stale ones (rules.py) without stale_labels."""
 
   def __init__(self, root: str | Path, names: Sequence[str], stale_labels: bool = False):
     self.names = list(names)
@@ -81,11 +83,16 @@ class LabelDataset:
       chosen = {n.split("/")[0]: groups[n.split("/")[0]] for n in self.names}
       frame_ids = {t: rows_by_frame(g) for t, g in chosen.items()}
       common = sorted(set.intersection(*(set(ids) for ids in frame_ids.values())))
-      rows.append(np.array([[len(self.parts), f, *(frame_ids[t][f] for t in chosen)] for f in common], np.int64).reshape(len(common), 2 + len(chosen)))
+      rows.append(
+        np.array([[len(self.parts), f, *(frame_ids[t][f] for t in chosen)] for f in common], np.int64).reshape(
+          len(common), 2 + len(chosen)
+        )
+      )
       self.parts.append((segment, chosen))
     if not self.parts:
       raise UserError(
-        f"{root} has no segment that all of {', '.join(self.names)} have labelled; it has {', '.join(sorted({g.teacher for g in store.groups()}))}"
+        f"{root} has no segment that all of {', '.join(self.names)} have labeled; it has "
+        f"{', '.join(sorted({g.teacher for g in store.groups()}))}"
       )
     store.check_stale((g for _, groups in self.parts for g in groups.values()), stale_labels)
     self.index = np.concatenate(rows)  # part, frame id, row in each group
@@ -96,10 +103,14 @@ class LabelDataset:
     return len(self.index)
 
   def shuffled(self, seed: int, window: int = 8) -> np.ndarray:
-    """An order of all items: chunks at random, and items at random within `window` of them, which are then read whole and once. Four times as fast as an order
-    without regard to chunks. For a sampler, one seed an epoch."""
+    """An order of all items: chunks at random, and items at random within `window` of them, which are then read whole
+    and once. Four times as fast as an order without regard to chunks. For a sampler, one seed an epoch."""
     self.reader.window = window
-    return shuffled_chunks(np.unique(np.stack([self.index[:, 0], self.index[:, 2] // CHUNK]), axis=1, return_inverse=True)[1].reshape(-1), [seed], window)
+    return shuffled_chunks(
+      np.unique(np.stack([self.index[:, 0], self.index[:, 2] // CHUNK]), axis=1, return_inverse=True)[1].reshape(-1),
+      [seed],
+      window,
+    )
 
   def __getitem__(self, i: int) -> dict[str, Any]:
     return self.__getitems__([i])[0]

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Puts a folder of pictures with class maps (CamVid's layout: one PNG of class ids for each picture, of the same name) into a label store.
+"""Puts a folder of pictures with class maps (CamVid's layout: one PNG of class ids for each picture, of the same name)
+into a label store.
 
-Pictures are turned as their EXIF says, scaled to the view's width and cut to its height, which is said; their camera is not known, so that a student learns
-classes from them, not distances. What cannot be read is left out by name.
-"""
+Pictures are turned as their EXIF says, scaled to the view's width and cut to its height, which is said; their camera is
+not known, so that a student learns classes from them, not distances. What cannot be read is left out by name."""
 
 import argparse
 import hashlib
@@ -34,7 +34,7 @@ FRAME_NS = 50_000_000
 
 
 MODES_16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-UNKNOWN = ("unknown", "ignore", "void", "unlabelled", "unlabeled")  # names of ids that are to count nowhere
+UNKNOWN = ("unknown", "ignore", "void", "unlabeled", "unlabeled")  # names of ids that are to count nowhere
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 SHOWN = 5  # of what is left out, by name
 
@@ -50,11 +50,14 @@ class Pair:
 
 
 def check_classes(text: str) -> tuple[str, ...]:
-  """Raises UserError where a name is of no class that students know, and prints which there are: it would be learned as nothing, in silence."""
+  """Raises UserError where a name is of no class that students know, and prints which there are: it would be learned as
+  nothing, in silence."""
   names = NAMES["segmentation_names"]
   classes = tuple(c.strip().lower() for c in text.split(","))
   if wrong := [c for c in classes if c not in names and c not in UNKNOWN]:
-    known = "; ".join(f"{k}: {', '.join(n for n, to in names.items() if to == k)}" for k in SEGMENTATION if k in names.values())
+    known = "; ".join(
+      f"{k}: {', '.join(n for n, to in names.items() if to == k)}" for k in SEGMENTATION if k in names.values()
+    )
     what = f"--classes: '{wrong[0]}' is no class that students learn; the names of each that there is are {known}"
     raise UserError(f"{what}; give it one of these names, or {' or '.join(UNKNOWN[:2])}, to leave its pixels out")
   return classes
@@ -62,7 +65,10 @@ def check_classes(text: str) -> tuple[str, ...]:
 
 def check_name(name: str) -> str:
   if not PLAIN.fullmatch(name) or name in NO_PICTURE:
-    raise UserError(f"--name {name}: letters, digits, '_', '-' and '.', not at its beginning, and not {', '.join(NO_PICTURE)}; it names folders")
+    raise UserError(
+      f"--name {name}: letters, digits, '_', '-' and '.', not at its beginning, and not {', '.join(NO_PICTURE)}; it "
+      "names folders"
+    )
   return name
 
 
@@ -70,17 +76,17 @@ def open_picture(path: Path) -> Image.Image:
   """RGB, turned as its EXIF says, of 16 bits a channel scaled to 8."""
   image = ImageOps.exif_transpose(Image.open(path))
   if image.mode in MODES_16:
-    grey = np.asarray(image, np.int64)
-    if image.mode != "I" or grey.max(initial=0) > 255:
-      grey = (grey.clip(0, 65535) + 128) // 257  # 65535 is white
-    image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+    gray = np.asarray(image, np.int64)
+    if image.mode != "I" or gray.max(initial=0) > 255:
+      gray = (gray.clip(0, 65535) + 128) // 257  # 65535 is white
+    image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
   elif image.mode == "F":
     raise ValueError("a picture of floats, whose white is not known")
   return image.convert("RGB")
 
 
 def open_ids(path: Path) -> Image.Image:
-  """Class ids, one byte a pixel; those of 255 and more are unknown. Raises UserError where its pixels are colours."""
+  """Class ids, one byte a pixel; those of 255 and more are unknown. Raises UserError where its pixels are colors."""
   image = ImageOps.exif_transpose(Image.open(path))
   if image.mode not in ("L", "P", "1", *MODES_16):
     raise UserError(f"{path} is a picture of mode {image.mode}; class ids are one number a pixel")
@@ -107,11 +113,16 @@ def pairs(images: Path, annotations: Path) -> list[tuple[Path, Path]]:
   stems: dict[str, Path] = {}
   for p in found:
     if (other := stems.setdefault(p.stem, p)) is not p:
-      raise UserError(f"{other} and {p.name} would both have the class map {p.stem}.png; give each picture a name of its own")
+      raise UserError(
+        f"{other} and {p.name} would both have the class map {p.stem}.png; give each picture a name of its own"
+      )
   out = [(p, annotations / f"{p.stem}.png") for p in found]
   missing = [a for _, a in out if not a.is_file()]
   if missing:
-    raise UserError(f"{len(missing)} of {len(out)} pictures have no class map, the first is {missing[0]}; annotations have the pictures' names")
+    raise UserError(
+      f"{len(missing)} of {len(out)} pictures have no class map, the first is {missing[0]}; annotations have the "
+      "pictures' names"
+    )
   return out
 
 
@@ -128,7 +139,10 @@ def check(picture: Path, annotation: Path) -> tuple[Pair | None, str]:
     return None, f"{at} cannot be read ({' '.join(str(e).split())[:80]})"
   height = view_height(*rgb.size)
   if abs(height - view_height(*ids.size)) > 1:
-    return None, f"{picture.name} is {rgb.width}x{rgb.height}, its class map {ids.width}x{ids.height}: other proportions"
+    return (
+      None,
+      f"{picture.name} is {rgb.width}x{rgb.height}, its class map {ids.width}x{ids.height}: other proportions",
+    )
   if height < VIEW_H:
     return None, f"{picture.name} of {rgb.width}x{rgb.height} is wider than 2:1"
   return Pair(picture, annotation, *rgb.size), ""
@@ -144,7 +158,10 @@ def check_all(files: list[tuple[Path, Path]]) -> list[Pair]:
     else:
       bad.append(why)
   if not good:
-    raise UserError(f"{bad[0]}{f', and {len(bad) - 1} more' if len(bad) > 1 else ''}; no picture is left: mend them, or cut them to the same part")
+    raise UserError(
+      f"{bad[0]}{f', and {len(bad) - 1} more' if len(bad) > 1 else ''}; no picture is left: mend them, or cut them to "
+      "the same part"
+    )
   if bad:
     more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
     print(f"warning: {len(bad)} of {len(files)} pictures are left out: {'; '.join(bad[:SHOWN])}{more}", file=sys.stderr)
@@ -156,20 +173,26 @@ def say_cut(files: list[Pair], cut: float) -> str:
   heights = np.array([view_height(f.width, f.height) for f in files])
   gone = 1 - VIEW_H / heights
   top = gone.mean() * cut
-  return f"cut: {top:.0%} of the height above, {gone.mean() - top:.0%} below (--cut {cut:g}); of single pictures {gone.min():.0%} to {gone.max():.0%} in all"
+  return f"cut: {top:.0%} of the height above, {gone.mean() - top:.0%} below (--cut {cut:g}); of single pictures {gone.min():.0%} to {gone.max():.0%} in all"  # noqa: E501
 
 
 def read(files: list[Pair], count: int, cut: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   for f in files:
     try:
-      rgb, ids = to_view(open_picture(f.picture), cut, Image.Resampling.BILINEAR), to_view(open_ids(f.annotation), cut, Image.Resampling.NEAREST)
+      rgb, ids = (
+        to_view(open_picture(f.picture), cut, Image.Resampling.BILINEAR),
+        to_view(open_ids(f.annotation), cut, Image.Resampling.NEAREST),
+      )
     except OSError as e:
       raise UserError(f"{f.picture} or {f.annotation} cannot be read any more: {e}; run the command again") from None
     yield pack_rgb(rgb), classes_to_map(ids, count)
 
 
-def import_images(store: LabelStore, files: list[Pair], name: str, classes: tuple[str, ...], licence: str, cut: float) -> tuple[Group, Group]:
-  """-> the groups of the frames and of the classes. Nothing is done twice; what was imported before under this name, of other files, is replaced."""
+def import_images(
+  store: LabelStore, files: list[Pair], name: str, classes: tuple[str, ...], licence: str, cut: float
+) -> tuple[Group, Group]:
+  """-> the groups of the frames and of the classes. Nothing is done twice; what was imported before under this name, of
+  other files, is replaced."""
   h = hashlib.sha256()
   for f in files:
     for p in (f.picture, f.annotation):
@@ -214,14 +237,26 @@ def import_images(store: LabelStore, files: list[Pair], name: str, classes: tupl
 
 
 def main() -> None:
-  p = argparse.ArgumentParser(prog="import-images", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p = argparse.ArgumentParser(
+    prog="import-images", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   p.add_argument("images", type=Path)
   p.add_argument("annotations", type=Path)
-  p.add_argument("--classes", required=True, help="names of the ids 0, 1, ..., comma-separated: of a student's classes, or 'unknown', as ids beyond are")
+  p.add_argument(
+    "--classes",
+    required=True,
+    help="names of the ids 0, 1, ..., comma-separated: of a student's classes, or 'unknown', as ids beyond are",
+  )
   p.add_argument("--name", required=True, help="of the data set: what evaluate calls --truth")
-  p.add_argument("--licence", required=True, help="of the data: MIT, Apache-2.0, BSD-3-Clause, or another, which then must be accepted to learn from it")
+  p.add_argument(
+    "--licence",
+    required=True,
+    help="of the data: MIT, Apache-2.0, BSD-3-Clause, or another, which then must be accepted to learn from it",
+  )
   p.add_argument("--out", type=Path, required=True, help="the label store")
-  p.add_argument("--cut", type=float, default=0.5, help="which part of a picture's height is taken: 0 the uppermost, 1 the lowest")
+  p.add_argument(
+    "--cut", type=float, default=0.5, help="which part of a picture's height is taken: 0 the uppermost, 1 the lowest"
+  )
   args = p.parse_args()
   if not 0 <= args.cut <= 1:
     raise UserError("--cut is from 0 to 1")

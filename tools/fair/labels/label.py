@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Labels routes with teachers. Killed at any moment, the same command goes on where it stopped, and the result is that of an unbroken run.
+"""Labels routes with teachers. Killed at any moment, the same command goes on where it stopped, and the result is that
+of an unbroken run.
 
-Decoding and warping, the teacher, and writing overlap. A teacher without state gets batches over the boundaries of segments.
-"""
+Decoding and warping, the teacher, and writing overlap. A teacher without state gets batches over the boundaries of
+segments."""
 
 import argparse
 import sys
@@ -25,7 +26,8 @@ from openpilot.tools.fair.labels.rules import rules_of, stale_rules
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
 from openpilot.tools.fair.labels.views import SegmentView, segment_view, view_intrinsics
 from openpilot.tools.fair.options import parse_options
-from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher, load_teacher
+from openpilot.tools.fair.registry import load_teacher
+from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher
 from openpilot.tools.lib.encode_index import VIDEOS
 from openpilot.tools.lib.errors import UserError, cli, warn
 from openpilot.tools.lib.route import Route, Segment
@@ -63,8 +65,12 @@ class Pending:
 
 
 def to_view(table: dict[str, Any], scale: tuple[float, float]) -> dict[str, Any]:
-  """A table's coordinates from the pixels of the teacher's picture to those of the 512x256 view, both at pixel centres."""
-  return {k: ((np.asarray(v) + 0.5) / scale[COORDINATES[k]] - 0.5).astype(np.float32) if k in COORDINATES else v for k, v in table.items()}
+  """A table's coordinates from the pixels of the teacher's picture to those of the 512x256 view, both at pixel
+  centers."""
+  return {
+    k: ((np.asarray(v) + 0.5) / scale[COORDINATES[k]] - 0.5).astype(np.float32) if k in COORDINATES else v
+    for k, v in table.items()
+  }
 
 
 def no_numbers(x: np.ndarray, unit: str) -> np.ndarray:
@@ -76,7 +82,10 @@ def no_numbers(x: np.ndarray, unit: str) -> np.ndarray:
 
 
 def take(table: dict[str, Any], keep: np.ndarray, frames: np.ndarray) -> dict[str, Any]:
-  return {k: frames if k == "frame" else [v[i] for i in keep] if isinstance(v, list) else np.asarray(v)[keep] for k, v in table.items()}
+  return {
+    k: frames if k == "frame" else [v[i] for i in keep] if isinstance(v, list) else np.asarray(v)[keep]
+    for k, v in table.items()
+  }
 
 
 class Collector:
@@ -118,12 +127,16 @@ class Collector:
         stored = p.dense[label.name][first : first + len(items)]
         with np.errstate(over="ignore"):
           stored[:] = labels[label.name][at:end]
-        p.broken.setdefault(label.name, set()).update(first + i for i in np.flatnonzero(no_numbers(stored, label.unit)).tolist())
+        p.broken.setdefault(label.name, set()).update(
+          first + i for i in np.flatnonzero(no_numbers(stored, label.unit)).tolist()
+        )
       else:
         table = labels[label.name]
         frame = np.asarray(table["frame"], np.int64)
         here = (frame >= at) & (frame < end)
-        sound = np.all([np.isfinite(np.asarray(table[c], np.float64)) for c in (*COORDINATES, "score") if c in table], axis=0) | np.zeros(len(frame), bool)
+        sound = np.all(
+          [np.isfinite(np.asarray(table[c], np.float64)) for c in (*COORDINATES, "score") if c in table], axis=0
+        ) | np.zeros(len(frame), bool)
         p.broken.setdefault(label.name, set()).update((first + np.unique(frame[here & ~sound]) - at).tolist())
         keep = np.flatnonzero(here & sound)
         p.tables[label.name].append(to_view(take(table, keep, frame[keep] - at + first), self.scale))
@@ -135,16 +148,29 @@ class Collector:
         if len(broken) > MOST_BROKEN * len(rows):
           where = f"{len(broken)} of {len(rows)} frames of {work.group.segment} from row {rows.start}"
           what = f"teacher '{self.teacher}' puts out NaN or Inf as '{name}' in {where}"
-          raise UserError(f"{what}, which are not stored; look at its checkpoint, or try --option {self.teacher}.precision=float32 where it has that")
+          raise UserError(
+            f"{what}, which are not stored; look at its checkpoint, or try --option {self.teacher}.precision=float32 "
+            "where it has that"
+          )
         self.broken[name] += len(broken)
       done: Labels = dict(p.dense)
       for name, parts in p.tables.items():
         columns = {c: [x[c] for x in parts] for c in parts[0]}
-        done[name] = {c: list(chain.from_iterable(x)) if isinstance(x[0], list) else np.concatenate(x) for c, x in columns.items()}
+        done[name] = {
+          c: list(chain.from_iterable(x)) if isinstance(x[0], list) else np.concatenate(x) for c, x in columns.items()
+        }
       self.write(work.group, k, done, state, p.bad)
 
 
-def plan(teacher: Teacher, views: list[SegmentView], store: LabelStore, view: str, size: tuple[int, int], every: int, repair: bool) -> list[Work]:
+def plan(
+  teacher: Teacher,
+  views: list[SegmentView],
+  store: LabelStore,
+  view: str,
+  size: tuple[int, int],
+  every: int,
+  repair: bool,
+) -> list[Work]:
   works = []
   for v in views:
     meta = {
@@ -169,7 +195,7 @@ def plan(teacher: Teacher, views: list[SegmentView], store: LabelStore, view: st
     group = store.group(meta, v.entries)
     if repair:
       for k, problem in group.problems():
-        print(f"repair: {problem}; its chunk is labelled again", file=sys.stderr)
+        print(f"repair: {problem}; its chunk is labeled again", file=sys.stderr)
         group.drop_chunk(k)
     done = group.done()
     work = Work(v, group, set(range(group.chunk_count)) - done)
@@ -182,7 +208,8 @@ def plan(teacher: Teacher, views: list[SegmentView], store: LabelStore, view: st
 
 
 def picture_size(teacher: Teacher, size: tuple[int, int] | None) -> tuple[int, int]:
-  """(width, height) of the pictures that a teacher is given: `size`, or what it likes. Of one that reads no picture it does not matter."""
+  """(width, height) of the pictures that a teacher is given: `size`, or what it likes. Of one that reads no picture it
+  does not matter."""
   if size is None and hasattr(teacher, "view_size"):
     size = teacher.view_size()
   return size if size is not None and getattr(teacher, "wants", "rgb") == "rgb" else (VIEW_W, VIEW_H)
@@ -199,7 +226,8 @@ def run_teacher(
   repair: bool = False,
   progress: bool = True,
 ) -> list[Group]:
-  """Labels all of `views` that is not labelled yet. size: of the pictures that the teacher is given, (width, height); None: what it likes. -> the groups."""
+  """Labels all of `views` that is not labeled yet. size: of the pictures that the teacher is given, (width, height);
+  None: what it likes. -> the groups."""
   wants = getattr(teacher, "wants", "rgb")
   size = picture_size(teacher, size)
   teacher.prepare(size[1], size[0])
@@ -208,13 +236,20 @@ def run_teacher(
   grid = batches(works, batch, teacher.stateful)
   total = sum(len(b) for b in grid)
   writing: list[Future[None]] = []
-  with ThreadPoolExecutor(1) as writer, tqdm(total=total, desc=teacher.name, unit="frame", disable=not progress or not total) as bar:
+  with (
+    ThreadPoolExecutor(1) as writer,
+    tqdm(total=total, desc=teacher.name, unit="frame", disable=not progress or not total) as bar,
+  ):
 
     def write(group: Group, k: int, labels: Labels, state: State | None, bad: list[int]) -> None:
       while len(writing) > 1 or (writing and writing[0].done()):  # memory for two chunks
         writing.pop(0).result()
       if bad:
-        print(f"warning: {group.segment}: {len(bad)} frames from row {bad[0]} on cannot be decoded; the frame before stands for them", file=sys.stderr)
+        print(
+          f"warning: {group.segment}: {len(bad)} frames from row {bad[0]} on cannot be decoded; the frame before "
+          "stands for them",
+          file=sys.stderr,
+        )
       writing.append(writer.submit(group.write_chunk, k, labels, state, bad))
 
     collector = Collector(teacher.labels, (size[0] / VIEW_W, size[1] / VIEW_H), write, teacher.name)
@@ -238,11 +273,17 @@ def run_teacher(
       f.result()
     for name, n in collector.broken.items():
       if n:
-        print(f"warning: teacher '{teacher.name}' puts out NaN or Inf as '{name}' in {n} of {total} frames, which counts as unknown there", file=sys.stderr)
+        print(
+          f"warning: teacher '{teacher.name}' puts out NaN or Inf as '{name}' in {n} of {total} frames, which counts "
+          "as unknown there",
+          file=sys.stderr,
+        )
   return [w.group for w in works]
 
 
-def find_views(routes: list[str], data_dir: Path | None, camera: str, every: int, focal: float | None) -> list[SegmentView]:
+def find_views(
+  routes: list[str], data_dir: Path | None, camera: str, every: int, focal: float | None
+) -> list[SegmentView]:
   """Of all segments that have video. Raises UserError where none has."""
   segments: list[Segment] = []
   for r in routes:
@@ -286,10 +327,14 @@ def parse_weights(items: list[str], teachers: list[str]) -> dict[str, str]:
 
 
 def refuse_silence(teacher: Teacher, groups: list[Group], store: LabelStore, every: int) -> None:
-  """A teacher that only makes tables and made no row: of pictures that may be so, and is said; of one that reads the log nothing was labelled at all: raises
-  UserError, and nothing stays."""
+  """A teacher that only makes tables and made no row: of pictures that may be so, and is said; of one that reads the
+  log nothing was labeled at all: raises UserError, and nothing stays."""
   frames = sum(g.row_count for g in groups)
-  if not frames or any(x.kind == "dense" for x in teacher.labels) or any(g.entry_count(x.name) for g in groups for x in teacher.labels):
+  if (
+    not frames
+    or any(x.kind == "dense" for x in teacher.labels)
+    or any(g.entry_count(x.name) for g in groups for x in teacher.labels)
+  ):
     return
   what = f"teacher '{teacher.name}' says nothing of any of the {frames} frames"
   if getattr(teacher, "wants", "rgb") != "none":
@@ -305,28 +350,51 @@ def refuse_silence(teacher: Teacher, groups: list[Group], store: LabelStore, eve
 
 def main() -> None:
   p = argparse.ArgumentParser(prog="label", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  p.add_argument("routes", nargs="+", metavar="ROUTE", help="a folder with segments, one segment's folder, a route's name (with --data-dir), or a video")
+  p.add_argument(
+    "routes",
+    nargs="+",
+    metavar="ROUTE",
+    help="a folder with segments, one segment's folder, a route's name (with --data-dir), or a video",
+  )
   p.add_argument("--teachers", required=True, help="comma-separated; `tools/op.sh teachers` lists them")
   p.add_argument("--out", type=Path, required=True, help="the label store")
   p.add_argument("--data-dir", type=Path, help="where routes lie")
   p.add_argument("--camera", choices=CAMERAS, default="road")
   p.add_argument("--every", type=int, default=1, metavar="N", help="label each Nth frame of a video")
-  p.add_argument("--view", metavar="WxH", help="size at which teachers are shown the view; by itself what each likes, else 512x256")
+  p.add_argument(
+    "--view", metavar="WxH", help="size at which teachers are shown the view; by itself what each likes, else 512x256"
+  )
   p.add_argument("--view-name", choices=VIEWS, default="medmodel")
   p.add_argument("--batch", type=int, default=8)
   p.add_argument("--focal", type=float, help="focal length in pixels, of a camera that is none of comma's")
   p.add_argument(
-    "--weights", action="append", default=[], metavar="TEACHER=PATH", help="a checkpoint's file or folder; else FAIR_WEIGHTS and ./weights are searched"
+    "--weights",
+    action="append",
+    default=[],
+    metavar="TEACHER=PATH",
+    help="a checkpoint's file or folder; else FAIR_WEIGHTS and ./weights are searched",
   )
   p.add_argument(
-    "--option", action="append", default=[], metavar="TEACHER.KEY=VALUE", help="as sam3.prompts=car,tram; `tools/op.sh teachers TEACHER` lists them"
+    "--option",
+    action="append",
+    default=[],
+    metavar="TEACHER.KEY=VALUE",
+    help="as sam3.prompts=car,tram; `tools/op.sh teachers TEACHER` lists them",
   )
-  p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of a teacher whose licence restricts use")
+  p.add_argument(
+    "--accept-licence", action="append", default=[], metavar="LICENCE", help="of a teacher whose licence restricts use"
+  )
   p.add_argument("--download", action="store_true", help="let weights be downloaded from the hub")
   p.add_argument("--device", help="cuda, mps or cpu; chosen by itself")
-  p.add_argument("--no-frames", action="store_true", help="do not store the model frames; they can be made again from the video")
+  p.add_argument(
+    "--no-frames", action="store_true", help="do not store the model frames; they can be made again from the video"
+  )
   p.add_argument("--repair", action="store_true", help="check what is there first, and label damaged chunks again")
-  p.add_argument("--prune", action="store_true", help="afterwards delete labels of these teachers and segments that were made with other settings")
+  p.add_argument(
+    "--prune",
+    action="store_true",
+    help="afterwards delete labels of these teachers and segments that were made with other settings",
+  )
   args = p.parse_args()
   if args.every < 1 or args.batch < 1:
     raise UserError("--every and --batch are at least 1")
@@ -337,7 +405,9 @@ def main() -> None:
   options = parse_options(args.option, names)
   cv2.setNumThreads(1)  # its threads would fight the teacher's
   # everything that can be wrong is found before the first frame
-  teachers: list[Teacher] = [load_teacher(n, weights.get(n), args.accept_licence, args.download, device=args.device, **options[n]) for n in names]
+  teachers: list[Teacher] = [
+    load_teacher(n, weights.get(n), args.accept_licence, args.download, device=args.device, **options[n]) for n in names
+  ]
   views = find_views(args.routes, args.data_dir, args.camera, args.every, args.focal)
   for teacher in teachers:
     teacher.prepare(*picture_size(teacher, size)[::-1])
@@ -355,13 +425,18 @@ def main() -> None:
       current += groups
       refuse_silence(teacher, groups, store, args.every)
       rows, taken = sum(g.row_count for g in groups), time.monotonic() - begun
-      print(f"{teacher.name:<22} {len(groups)} segments, {rows} frames, {sum(g.size for g in groups) / 1e6:.1f} MB, {taken:.1f} s, licence {teacher.licence}")
+      print(
+        f"{teacher.name:<22} {len(groups)} segments, {rows} frames, {sum(g.size for g in groups) / 1e6:.1f} MB, "
+        f"{taken:.1f} s, licence {teacher.licence}"
+      )
     stale = store.stale(current)
     for g in stale:
       if args.prune:
         store.remove(g)
       why = "by rules that were mended since" if stale_rules(g.meta) else "with other settings"
-      print(f"{'removed' if args.prune else 'stale'}: {g.path}{'' if args.prune else f' (made {why}; --prune deletes it)'}")
+      print(
+        f"{'removed' if args.prune else 'stale'}: {g.path}{'' if args.prune else f' (made {why}; --prune deletes it)'}"
+      )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What a group of the label store says of itself: group.json, checked, and the names and units that its Zarr arrays carry."""
+"""What a group of the label store says of itself: group.json, checked, and the names and units that its Zarr arrays
+carry."""
 
 import re
 from pathlib import Path
@@ -14,12 +15,15 @@ from openpilot.tools.lib.files import read_json
 VERSION = 1
 CHUNK = 64  # rows of a shard, of a table's file, and of what a killed run loses
 NAME = re.compile(r"[A-Za-z0-9_][\w .+-]*")  # of a label: it is part of files' names
-FRAME = "pixels of the view's 512x256 picture, (x, y), integers at pixel centres; pixel i of n is centred on x = (i + 0.5) 512 / n - 0.5, of y with 256"
+FRAME = "pixels of the view's 512x256 picture, (x, y), integers at pixel centers; pixel i of n is centered on x = (i + 0.5) 512 / n - 0.5, of y with 256"  # noqa: E501
 
 
 def dimensions(label: Label) -> tuple[str, ...]:
-  """Of a dense label's array: what xarray and others call its axes. Those of the picture are each label's own, as their sizes differ."""
-  names = {0: (), 1: ("value",), 2: ("y", "x"), 3: ("channel", "y", "x")}.get(len(label.shape)) or tuple(f"dim{i}" for i in range(len(label.shape)))
+  """Of a dense label's array: what xarray and others call its axes. Those of the picture are each label's own, as their
+  sizes differ."""
+  names = {0: (), 1: ("value",), 2: ("y", "x"), 3: ("channel", "y", "x")}.get(len(label.shape)) or tuple(
+    f"dim{i}" for i in range(len(label.shape))
+  )
   return ("row", *(f"{label.name}_{n}" for n in names))
 
 
@@ -27,7 +31,12 @@ def attributes(label: Label, meta: dict[str, Any]) -> dict[str, Any]:
   """Of a dense label's array, by the CF conventions where they have a word for it."""
   units = "m" if label.unit == "m" else "1"
   name = f"{label.name} by {meta['teacher']['name']}"
-  out: dict[str, Any] = {"long_name": name, "units": units, "kind": {"m": "metric", "": label.name}.get(label.unit, label.unit), "frame_of_reference": FRAME}
+  out: dict[str, Any] = {
+    "long_name": name,
+    "units": units,
+    "kind": {"m": "metric", "": label.name}.get(label.unit, label.unit),
+    "frame_of_reference": FRAME,
+  }
   if label.classes:
     meanings = " ".join(c.replace(" ", "_") for c in label.classes)
     out |= {"classes": list(label.classes), "flag_values": list(range(len(label.classes))), "flag_meanings": meanings}
@@ -43,7 +52,15 @@ def read_meta(path: Path) -> dict[str, Any]:
     raise ValueError("group.json is no JSON object")
   if meta.get("version") != VERSION:
     raise ValueError(f"group.json is of version {meta.get('version')}, this program reads {VERSION}")
-  for name, kind in (("segment", str), ("teacher", dict), ("labels", list), ("view", dict), ("camera", dict), ("every", int), ("chunk", int)):
+  for name, kind in (
+    ("segment", str),
+    ("teacher", dict),
+    ("labels", list),
+    ("view", dict),
+    ("camera", dict),
+    ("every", int),
+    ("chunk", int),
+  ):
     if not isinstance(meta.get(name), kind):
       raise ValueError(f"group.json has no right '{name}'")
   if wrong := [k for k in ("name", "model_id", "checkpoint", "licence") if not isinstance(meta["teacher"].get(k), str)]:
@@ -52,7 +69,10 @@ def read_meta(path: Path) -> dict[str, Any]:
     raise ValueError(f"group.json has chunks of {meta['chunk']} rows, this program reads {CHUNK}")
   try:
     meta["camera"]["width"], meta["camera"]["height"], meta["camera"]["rpy"]
-    float(meta["camera"]["intrinsics"][0][0]), view_intrinsics(meta["view"]["name"], meta["view"]["width"], meta["view"]["height"])
+    (
+      float(meta["camera"]["intrinsics"][0][0]),
+      view_intrinsics(meta["view"]["name"], meta["view"]["width"], meta["view"]["height"]),
+    )
     for m in meta["labels"]:
       if not NAME.fullmatch(m["name"]):
         raise ValueError(f"group.json has a label '{m['name']}', which is no name")

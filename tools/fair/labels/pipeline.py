@@ -13,7 +13,7 @@ import numpy as np
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE
 from openpilot.tools.fair.labels.store import CHUNK, Group
 from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, read_frames, read_planes
-from openpilot.tools.fair.memory import halve_on_oom
+from openpilot.tools.learn.memory import halve_on_oom
 from openpilot.tools.fair.teacher import Clip, Labels, State, Teacher
 
 T = TypeVar("T")
@@ -39,7 +39,8 @@ class Item:
 
 
 def long_slices() -> None:
-  """Of the calling thread: it does not push others off their core when it wakes up. Who labels wants much done, not soon, and the caches kept."""
+  """Of the calling thread: it does not push others off their core when it wakes up. Who labels wants much done, not
+  soon, and the caches kept."""
   if hasattr(os, "sched_setscheduler"):
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
@@ -83,10 +84,12 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:
-  """(item, function(item)) in the items' order, by so many threads, while what they made is used. Each makes its next item itself, one at a time: with
-  a thread on each core, one more that makes items would push them off their cores and out of their caches."""
+  """(item, function(item)) in the items' order, by so many threads, while what they made is used. Each makes its next
+  item itself, one at a time: with a thread on each core, one more that makes items would push them off their cores and
+  out of their caches."""
   source = iter(items)
-  running: queue.SimpleQueue[Future[tuple[T, R]] | None] = queue.SimpleQueue()  # in the items' order; None: a thread has ended
+  # in the items' order; None: a thread has ended
+  running: queue.SimpleQueue[Future[tuple[T, R]] | None] = queue.SimpleQueue()
   turn, room, stop = threading.Lock(), threading.Semaphore(2 * threads), threading.Event()
 
   def work() -> None:
@@ -132,7 +135,8 @@ def ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Itera
 
 
 def batches(works: list[Work], size: int, stateful: bool) -> list[list[Item]]:
-  """A fixed grid over all rows, so that every row meets the same neighbours in every run, less the batches of which nothing is to be done."""
+  """A fixed grid over all rows, so that every row meets the same neighbors in every run, less the batches of which
+  nothing is to be done."""
   if stateful:  # one segment at a time, cut at chunks, from where the state is known
     grid = [
       [Item(w, r) for r in range(a, min(a + size, stop))]
@@ -148,9 +152,12 @@ def batches(works: list[Work], size: int, stateful: bool) -> list[list[Item]]:
   return [b for b in grid if any(i.row // CHUNK in i.work.todo for i in b)]
 
 
-def load(grid: list[list[Item]], wants: str, view: str, size: tuple[int, int], reuse: bool = False) -> Iterator[tuple[list[Item], np.ndarray]]:
+def load(
+  grid: list[list[Item]], wants: str, view: str, size: tuple[int, int], reuse: bool = False
+) -> Iterator[tuple[list[Item], np.ndarray]]:
   """The batches and their pictures, (T, H, W, 3) uint8 RGB, or what the teacher wants: model frames, or nothing.
-  reuse: pictures lie in the memory of the thread that takes them, until it takes the next; new memory has its pages cleared first, a hundredth of the time."""
+  reuse: pictures lie in the memory of the thread that takes them, until it takes the next; new memory has its pages
+  cleared first, a hundredth of the time."""
   rows: dict[int, list[int]] = {}
   for batch in grid:
     for item in batch:
@@ -190,13 +197,26 @@ def clip_of(batch: list[Item], images: np.ndarray, wants: str, intrinsics: np.nd
   entries = [i.work.view.entries[i.row] for i in batch]
   if wants == "rgb":
     images = images.transpose(0, 3, 1, 2)
-  return Clip(images, intrinsics, view.rpy, [e.frame_id for e in entries], [e.timestamp_eof for e in entries], view.segment.log_path)
+  return Clip(
+    images,
+    intrinsics,
+    view.rpy,
+    [e.frame_id for e in entries],
+    [e.timestamp_eof for e in entries],
+    view.segment.log_path,
+  )
 
 
 def label_batch(
-  teacher: Teacher, batch: list[Item], images: np.ndarray, wants: str, intrinsics: np.ndarray | None, state: State | None = None
+  teacher: Teacher,
+  batch: list[Item],
+  images: np.ndarray,
+  wants: str,
+  intrinsics: np.ndarray | None,
+  state: State | None = None,
 ) -> tuple[list[tuple[Labels, int]], State | None]:
-  """-> labels, and of how many frames: of all at once, or of halves where the GPU's memory is too small; and the state behind them."""
+  """-> labels, and of how many frames: of all at once, or of halves where the GPU's memory is too small; and the state
+  behind them."""
 
   def run(part: range) -> list[tuple[Labels, int]]:
     nonlocal state

@@ -5,10 +5,11 @@ DIR/<route>--<segment>/<teacher>-<key>/group.json      all that decides the labe
                                       frames.parquet   frame_id, segment_id, timestamp_eof of every row
                                       <label>.zarr     dense: Zarr v3, (rows, ...), one shard per chunk of rows
                                       <label>/00000.parquet   tables: one file per chunk, with frame_id and segment_id
-                                      chunks/00000.json       written last: the chunk's files and their sha256. Without it the chunk is not there
+                                      chunks/00000.json       written last: the chunk's files and their sha256. Without
+                                                              it the chunk is not there
 
-A killed run leaves at worst files of a chunk without its json, which the next run writes again. Coordinates are in the 512x256 model view.
-"""
+A killed run leaves at worst files of a chunk without its json, which the next run writes again. Coordinates are in the
+512x256 model view."""
 
 import contextlib
 import errno
@@ -34,10 +35,10 @@ from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import ordinary, read_arrays, read_json
 from openpilot.tools.lib.lock import only_one
-from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.said import command
 
-COMMIT_LIMIT = 1 << 20   # bytes: some files of a chunk, and rows
+COMMIT_LIMIT = 1 << 20  # bytes: some files of a chunk, and rows
 INNER_BYTES = 1 << 17  # of what must be decompressed to read one row, about
 
 
@@ -56,7 +57,9 @@ def disk_full_is_said(where: Path) -> Iterator[None]:
     yield
   except OSError as e:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
-      raise UserError(f"the disk is full: {where} stays at its last whole chunk; free some space and run the command again") from e
+      raise UserError(
+        f"the disk is full: {where} stays at its last whole chunk; free some space and run the command again"
+      ) from e
     raise
 
 
@@ -69,7 +72,9 @@ def damage_is_said(path: Path) -> Iterator[None]:
     raise
   except Exception as e:
     why = " ".join(str(e).replace(str(path), "it").split())[:120]
-    raise UserError(f"{path} is damaged ({why}); label its route again: the same `tools/op.sh label ...` with --repair") from None
+    raise UserError(
+      f"{path} is damaged ({why}); label its route again: the same `tools/op.sh label ...` with --repair"
+    ) from None
 
 
 class Group:
@@ -80,9 +85,13 @@ class Group:
     try:
       self.meta: dict[str, Any] = read_meta(path / "group.json")
       self.frames = read_table(path / "frames.parquet")
-      self.labels = [Label(**{**m, "shape": tuple(m["shape"]), "classes": tuple(m["classes"])}) for m in self.meta["labels"]]
+      self.labels = [
+        Label(**{**m, "shape": tuple(m["shape"]), "classes": tuple(m["classes"])}) for m in self.meta["labels"]
+      ]
     except (OSError, ValueError, TypeError, RecursionError) as e:
-      raise UserError(f"{path} is no group of labels: {' '.join(str(e).split())[:120]}; delete it and label again") from None
+      raise UserError(
+        f"{path} is no group of labels: {' '.join(str(e).split())[:120]}; delete it and label again"
+      ) from None
     self.n: int = self.frames.num_rows
     self._arrays: dict[str, Any] = {}  # zarr.Array: what it types as the result of indexing is of no use
 
@@ -96,7 +105,7 @@ class Group:
 
   @property
   def stale(self) -> list[str]:
-    """Rules that were mended since this was labelled: see rules.py."""
+    """Rules that were mended since this was labeled: see rules.py."""
     return stale_rules(self.meta)
 
   @property
@@ -110,7 +119,8 @@ class Group:
     return self.path / "chunks" / f"{k:05d}.json"
 
   def commit(self, k: int) -> dict[str, Any]:
-    """What was written last of a chunk: its files, by names inside the group, with their sha256. Raises OSError, ValueError."""
+    """What was written last of a chunk: its files, by names inside the group, with their sha256. Raises OSError,
+    ValueError."""
     said = read_json(self.commit_path(k), COMMIT_LIMIT)
     files = said.get("files") if isinstance(said, dict) else None
     if not isinstance(files, dict) or any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
@@ -126,7 +136,7 @@ class Group:
 
   @property
   def row_count(self) -> int:
-    """Rows that are labelled."""
+    """Rows that are labeled."""
     return sum(len(self.rows(k)) for k in self.done())
 
   # *** writing ***
@@ -158,8 +168,10 @@ class Group:
     return self._arrays[label.name]
 
   def write_chunk(self, k: int, labels: Labels, state: State | None = None, bad: list[int] | None = None) -> None:
-    """labels: dense arrays of the chunk's rows; tables whose column 'frame' counts rows from the chunk's first. state: the teacher's, behind this chunk.
-    bad: rows whose frame could not be decoded. Raises UserError where the disk is full; then nothing of this chunk counts."""
+    """labels: dense arrays of the chunk's rows; tables whose column 'frame' counts rows from the chunk's first. state:
+    the teacher's, behind this chunk.
+    bad: rows whose frame could not be decoded. Raises UserError where the disk is full; then nothing of this chunk
+    counts."""
     rows = self.rows(k)
     files: list[Path] = []
     with disk_full_is_said(self.path):
@@ -222,7 +234,8 @@ class Group:
     raise UserError(f"{self.path} has no label '{name}'; it has {', '.join(x.name for x in self.labels)}")
 
   def dense(self, name: str) -> Any:
-    """(rows, ...) Zarr array; rows of chunks that are not done are zero: see done(). What it reads is not checked: see read()."""
+    """(rows, ...) Zarr array; rows of chunks that are not done are zero: see done(). What it reads is not checked: see
+    read()."""
     label = self.label(name)
     if name not in self._arrays:
       path = self.path / f"{label.name}.zarr"
@@ -231,7 +244,8 @@ class Group:
     return self._arrays[name]
 
   def read(self, name: str, first: int, stop: int) -> np.ndarray:
-    """(stop - first, ...): rows of a dense label, all of one chunk. Raises UserError that names the chunk's file where it is damaged."""
+    """(stop - first, ...): rows of a dense label, all of one chunk. Raises UserError that names the chunk's file where
+    it is damaged."""
     array, k = self.dense(name), first // CHUNK
     shard = self.shard(self.label(name), k)
     with damage_is_said(shard):
@@ -246,7 +260,8 @@ class Group:
     return self.read(name, r, r + 1)[0]
 
   def table(self, name: str) -> pa.Table:
-    """All rows so far: row, frame_id, segment_id and the label's columns. Raises UserError that names a file that is damaged."""
+    """All rows so far: row, frame_id, segment_id and the label's columns. Raises UserError that names a file that is
+    damaged."""
     self.label(name)
     parts = []
     for k in sorted(self.done()):
@@ -254,7 +269,7 @@ class Group:
       with damage_is_said(path):
         parts.append(checked_table(read_table(path), self.rows(k), self.label(name)))
     if not parts:
-      raise UserError(f"{self.path} holds no finished chunk yet; run the labelling command again")
+      raise UserError(f"{self.path} holds no finished chunk yet; run the labeling command again")
     return pa.concat_tables(parts, promote_options="permissive")
 
   def entry_count(self, name: str) -> int:
@@ -293,15 +308,22 @@ class LabelStore:
         make = f"`tools/op.sh label ROUTE --teachers ... {command('--out', self.root)}`"
         raise UserError(f"no label store in {self.root}: store.json is missing; make one with {make}")
       if self.root.exists() and any(self.root.iterdir()):
-        raise UserError(f"{self.root} holds other files and is no label store; choose an empty or a new folder for --out")
+        raise UserError(
+          f"{self.root} holds other files and is no label store; choose an empty or a new folder for --out"
+        )
       with disk_full_is_said(self.root), atomic_path(info) as tmp:
         tmp.write_text(json.dumps({"version": VERSION}))
     try:
       version = read_json(info)["version"]
     except (OSError, ValueError, KeyError, TypeError):
-      raise UserError(f"{info} is damaged; write {{\"version\": {VERSION}}} into it if this is a label store of this version") from None
+      raise UserError(
+        f"{info} is damaged; write {{\"version\": {VERSION}}} into it if this is a label store of this version"
+      ) from None
     if version != VERSION:
-      raise UserError(f"{self.root} is a label store of version {version}, this program writes {VERSION}; label again into another folder")
+      raise UserError(
+        f"{self.root} is a label store of version {version}, this program writes {VERSION}; label again into another "
+        "folder"
+      )
 
   def groups(self, teacher: str | None = None, segment: str | None = None) -> list[Group]:
     found = [Group(p.parent) for p in sorted(self.root.glob("*/*/group.json"))]
@@ -312,11 +334,16 @@ class LabelStore:
     out: dict[str, dict[str, Group]] = {}
     for g in self.groups():
       there = out.setdefault(g.segment, {})
-      if g.teacher in there and bool(g.stale) != bool(there[g.teacher].stale):  # made anew: what is left of before is as if it were not there
+      if g.teacher in there and bool(g.stale) != bool(
+        there[g.teacher].stale
+      ):  # made anew: what is left of before is as if it were not there
         there[g.teacher] = there[g.teacher] if g.stale else g
         continue
       if g.teacher in there and g.teacher in teachers:
-        raise UserError(f"segment {g.segment} has two sets of labels by '{g.teacher}'; delete one: {g.path} or {there[g.teacher].path}")
+        raise UserError(
+          f"segment {g.segment} has two sets of labels by '{g.teacher}'; delete one: {g.path} or "
+          f"{there[g.teacher].path}"
+        )
       there[g.teacher] = g
     return out
 
@@ -340,7 +367,9 @@ class LabelStore:
         with atomic_path(path / "frames.parquet") as tmp:
           pq.write_table(pa.table({k: pa.array(v, pa.int64()) for k, v in columns.items()}), tmp)
         title = f"labels of {meta['segment']} by {meta['teacher']['name']}"
-        zarr.open_group(str(path), mode="a", zarr_format=3, attributes={"title": title, "licence": meta["teacher"]["licence"]})
+        zarr.open_group(
+          str(path), mode="a", zarr_format=3, attributes={"title": title, "licence": meta["teacher"]["licence"]}
+        )
         with atomic_path(path / "group.json") as tmp:
           tmp.write_text(json.dumps(meta, indent=1))
     return Group(path)
@@ -357,7 +386,7 @@ class LabelStore:
 
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:
-    """One labelling run at a time. Clears what a killed one left half-written."""
+    """One labeling run at a time. Clears what a killed one left half-written."""
     with only_one(self.root, f"another run is filling {self.root}; wait for it, or choose another --out"):
       for pattern in ("*.partial", ".*.tmp*"):
         for p in self.root.rglob(pattern):

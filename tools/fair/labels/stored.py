@@ -1,4 +1,5 @@
-"""Opening the files of a label store that may have come from elsewhere: what does not fit to the group, or would take all memory, is refused."""
+"""Opening the files of a label store that may have come from elsewhere: what does not fit to the group, or would take
+all memory, is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,19 @@ from openpilot.tools.fair.labels.meta import CHUNK
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.files import MANY, MB, ordinary
 
-TABLE_LIMIT = 512 * MB    # bytes of one chunk's table, unpacked
-PIECE_LIMIT = 256 * MB    # of what must be unpacked to read one row of a dense label
+TABLE_LIMIT = 512 * MB  # bytes of one chunk's table, unpacked
+PIECE_LIMIT = 256 * MB  # of what must be unpacked to read one row of a dense label
 
 
 def read_table(path: Path) -> pa.Table:
-  """A Parquet file whose claims are looked at first, texts by what they take when written out. Raises OSError, ValueError, UserError."""
+  """A Parquet file whose claims are looked at first, texts by what they take when written out. Raises OSError,
+  ValueError, UserError."""
   about = pq.read_metadata(ordinary(path, TABLE_LIMIT))
   size = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
   if about.num_rows > MANY or size > TABLE_LIMIT:
     raise ValueError(f"{about.num_rows} rows of {size} bytes are more than a chunk has")
   texts = [f.name for f in about.schema.to_arrow_schema() if pa.types.is_string(f.type)]
-  table = pq.read_table(path, read_dictionary=texts)   # a short file can name one long text a million times
+  table = pq.read_table(path, read_dictionary=texts)  # a short file can name one long text a million times
   for name in texts:
     column = table[name]
     lengths = (pc.sum(pc.binary_length(part.dictionary).take(part.indices)).as_py() or 0 for part in column.chunks)
@@ -49,12 +51,18 @@ def checked_table(table: pa.Table, rows: range, label: Label) -> pa.Table:
 
 
 def open_dense(path: Path, shape: tuple[int, ...], dtype: str) -> Any:
-  """A Zarr array that is what the group says, in pieces of a bearable size. Of format 3 alone: version 2 has filters that are pickles, which are code."""
+  """A Zarr array that is what the group says, in pieces of a bearable size. Of format 3 alone: version 2 has filters
+  that are pickles, which are code."""
   ordinary(path / "zarr.json", MB)
   array: Any = zarr.open_array(str(path), mode="r", zarr_format=3)
   row = int(np.prod(shape[1:], dtype=object)) * np.dtype(dtype).itemsize
   if array.shape != shape or array.dtype != np.dtype(dtype):
     raise ValueError(f"it is {array.dtype}{list(array.shape)}, the group says {dtype}{list(shape)}")
-  if array.shards != (CHUNK, *shape[1:]) or array.chunks[1:] != shape[1:] or not 1 <= array.chunks[0] <= CHUNK or row * array.chunks[0] > PIECE_LIMIT:
+  if (
+    array.shards != (CHUNK, *shape[1:])
+    or array.chunks[1:] != shape[1:]
+    or not 1 <= array.chunks[0] <= CHUNK
+    or row * array.chunks[0] > PIECE_LIMIT
+  ):
     raise ValueError(f"its pieces of {list(array.chunks)} in {list(array.shards or [])} are not what is written here")
   return array

@@ -1,4 +1,5 @@
-"""Frames of a route as teachers and students see them: the camera image warped by the segment's one calibration into the model view."""
+"""Frames of a route as teachers and students see them: the camera image warped by the segment's one calibration into
+the model view."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -12,7 +13,14 @@ import numpy as np
 
 from openpilot.common.transformations.model import get_warp_matrix, medmodel_intrinsics, sbigmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.calibration import mounting
-from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, CameraError, ModelFrame, camera_intrinsics
+from openpilot.selfdrive.modeld.fair.frames import (
+  FRAME_SHAPE,
+  VIEW_H,
+  VIEW_W,
+  CameraError,
+  ModelFrame,
+  camera_intrinsics,
+)
 from openpilot.tools.lib.encode_index import VIDEOS, EncodeEntry
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.framereader import FrameReader, Planes
@@ -28,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass
 class SegmentView:
-  """One segment's video, which of its frames are labelled, and the one calibration of all of them."""
+  """One segment's video, which of its frames are labeled, and the one calibration of all of them."""
 
   segment: Segment
   stream: str  # road, wide, qcamera
@@ -57,10 +65,14 @@ class SegmentView:
 
 
 def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | None = None) -> SegmentView:
-  """focal: pixels, for a camera that is none of comma's. Raises UserError where there is no video, or its camera is not known."""
+  """focal: pixels, for a camera that is none of comma's. Raises UserError where there is no video, or its camera is not
+  known."""
   path = segment.files.get(VIDEOS[stream])
   if path is None:
-    raise UserError(f"segment {segment.name} in {segment.dir} has no {VIDEOS[stream]}; there are {', '.join(sorted(segment.files))}: choose another --camera")
+    raise UserError(
+      f"segment {segment.name} in {segment.dir} has no {VIDEOS[stream]}; there are {', '.join(sorted(segment.files))}: "
+      "choose another --camera"
+    )
   reader = FrameReader(path, "nv12")
   entries = [e for e in segment_index(segment, stream, reader, 0, 1_000_000_000) if e.segment_id % every == 0]
   device = sensor = rpy = None
@@ -76,7 +88,8 @@ def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | N
         elif which == state:
           sensor = str(getattr(event, state).sensor)
         elif (now := mounting(event.extrinsicsCalibration)[0]) is not None:
-          # the segment's last, and best, one holds for all of it; one from before the device was calibrated only where there is no other
+          # the segment's last, and best, one holds for all of it; one from before the device was calibrated only where
+          # there is no other
           status = calibration_status(event.extrinsicsCalibration) == "calibrated"
           if status or not calibrated:
             rpy, calibrated = np.array(now, np.float64), status
@@ -91,18 +104,31 @@ def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | N
       raise UserError(f"{path}: {e}; or give its focal length in pixels with --focal") from None
   with open(path, "rb") as f:
     video_hash = hashlib.file_digest(f, "sha256").hexdigest()
-  return SegmentView(segment, stream, reader.w, reader.h, intrinsics, np.zeros(3) if rpy is None else rpy, rpy is not None, entries, video_hash)
+  return SegmentView(
+    segment,
+    stream,
+    reader.w,
+    reader.h,
+    intrinsics,
+    np.zeros(3) if rpy is None else rpy,
+    rpy is not None,
+    entries,
+    video_hash,
+  )
 
 
 def view_to_view(width: int, height: int) -> np.ndarray:
-  """(3, 3) from the pixels of a picture of this size to those of the 512x256 view that it shows, both at pixel centres."""
+  """(3, 3) from the pixels of a picture of this size to those of the 512x256 view that it shows, both at pixel
+  centers."""
   sx, sy = width / VIEW_W, height / VIEW_H
   return np.array([[1 / sx, 0, (1 / sx - 1) / 2], [0, 1 / sy, (1 / sy - 1) / 2], [0, 0, 1]])
 
 
 def view_intrinsics(name: str, width: int, height: int) -> np.ndarray:
   """(3, 3) pinhole matrix of the view `name` at this size."""
-  return np.linalg.inv(view_to_view(width, height)) @ (sbigmodel_intrinsics if name == "sbigmodel" else medmodel_intrinsics)
+  return np.linalg.inv(view_to_view(width, height)) @ (
+    sbigmodel_intrinsics if name == "sbigmodel" else medmodel_intrinsics
+  )
 
 
 def shrink_of(focal: float, view_focal: float) -> int:
@@ -111,7 +137,8 @@ def shrink_of(focal: float, view_focal: float) -> int:
 
 
 class ViewWarp:
-  """Renders the model view of one SegmentView, as RGB of any size or as the model frame that students see. For one thread: it reuses its memory."""
+  """Renders the model view of one SegmentView, as RGB of any size or as the model frame that students see. For one
+  thread: it reuses its memory."""
 
   def __init__(self, view: SegmentView, name: str = "medmodel", width: int = VIEW_W, height: int = VIEW_H):
     self.view, self.name, self.width, self.height = view, name, width, height
@@ -122,17 +149,22 @@ class ViewWarp:
 
   @cached_property
   def model_frame(self) -> ModelFrame:
-    frame = ModelFrame(self.view.width, self.view.height, self.view.width, self.view.width * self.view.height, self.name)
+    frame = ModelFrame(
+      self.view.width, self.view.height, self.view.width, self.view.width * self.view.height, self.name
+    )
     frame.set_calibration(self.view.rpy, self.view.intrinsics)
     return frame
 
   @cached_property
   def maps(self) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of brightness and of colour: where in the camera's picture each pixel is."""
-    m = get_warp_matrix(self.view.rpy, self.view.intrinsics, self.name == "sbigmodel") @ view_to_view(self.width, self.height)
+    """Of brightness and of color: where in the camera's picture each pixel is."""
+    m = get_warp_matrix(self.view.rpy, self.view.intrinsics, self.name == "sbigmodel") @ view_to_view(
+      self.width, self.height
+    )
     half = m * np.array([[1, 1, 0.5], [1, 1, 0.5], [2, 2, 1]])
     luma, chroma = (self._maps(x, self.width // k, self.height // k, self.shrink) for x, k in ((m, 1), (half, 2)))
-    # brightness in float: faster than OpenCV's 16-bit maps, and they round the place to 1/32 of a pixel; for colour that is enough
+    # brightness in float: faster than OpenCV's 16-bit maps, and they round the place to 1/32 of a pixel; for color that
+    # is enough
     return [luma, cv2.convertMaps(*chroma, cv2.CV_16SC2)]
 
   @staticmethod
@@ -145,7 +177,8 @@ class ViewWarp:
     return x, y
 
   def _smaller(self, plane: np.ndarray) -> np.ndarray:
-    """By exactly `shrink`, as _maps() takes it: 1928x1208 is no multiple of 3, and what is over at the right and below is left out, as border."""
+    """By exactly `shrink`, as _maps() takes it: 1928x1208 is no multiple of 3, and what is over at the right and below
+    is left out, as border."""
     h, w = plane.shape[0] // self.shrink, plane.shape[1] // self.shrink
     return cv2.resize(plane[: h * self.shrink, : w * self.shrink], (w, h), interpolation=cv2.INTER_AREA)
 
@@ -156,11 +189,11 @@ class ViewWarp:
     return self.rgb_of((nv12[:h], u, v), out)
 
   def rgb_of(self, planes: Planes, out: np.ndarray | None = None) -> np.ndarray:
-    """As rgb(), of planes as a decoder has them: two of colour are sampled faster than one of pairs."""
+    """As rgb(), of planes as a decoder has them: two of color are sampled faster than one of pairs."""
     luma, chroma = self.maps
     y, u, v = planes
     to_u, to_v = self.yuv[self.height :].reshape(2, self.height // 2, self.width // 2)
-    if self.shrink > 1:  # colour in pairs: OpenCV rounds the mean of one channel in another way, and labels would change
+    if self.shrink > 1:  # color in pairs: OpenCV rounds the mean of one channel in another way, and labels would change
       pairs = np.empty((*u.shape, 2), np.uint8)
       pairs[:, :, 0], pairs[:, :, 1] = u, v
       y, (u, v) = self._smaller(y), cv2.split(self._smaller(pairs))
@@ -179,7 +212,8 @@ class ViewWarp:
 
 
 def read_frames(view: SegmentView, positions: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-  """(position in view.entries, NV12 frame) of the positions asked for, in order; decodes from the first to the last of them. Fewer where the end is damaged."""
+  """(position in view.entries, NV12 frame) of the positions asked for, in order; decodes from the first to the last of
+  them. Fewer where the end is damaged."""
   return _read(view, positions, FrameReader.read_from)
 
 
@@ -188,7 +222,9 @@ def read_planes(view: SegmentView, positions: list[int]) -> Iterator[tuple[int, 
   return _read(view, positions, FrameReader.planes_from)
 
 
-def _read(view: SegmentView, positions: list[int], decode: Callable[[FrameReader, int], Iterator[tuple[int, T]]]) -> Iterator[tuple[int, T]]:
+def _read(
+  view: SegmentView, positions: list[int], decode: Callable[[FrameReader, int], Iterator[tuple[int, T]]]
+) -> Iterator[tuple[int, T]]:
   if not positions:
     return
   wanted = {view.entries[p].position: p for p in positions}

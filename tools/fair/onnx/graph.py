@@ -1,4 +1,5 @@
-"""What is changed in a network's graph before it runs: its batch axis is freed, and classes that nobody asks for are left out."""
+"""What is changed in a network's graph before it runs: its batch axis is freed, and classes that nobody asks for are
+left out."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,13 +10,16 @@ from onnx import numpy_helper
 
 
 def free_batch(model: onnx.ModelProto) -> onnx.ModelProto:
-  """A graph exported for one image -> for any number: the first axis of inputs and outputs, and of reshapes that wrote it down as 1."""
+  """A graph exported for one image -> for any number: the first axis of inputs and outputs, and of reshapes that wrote
+  it down as 1."""
   for value in [*model.graph.input, *model.graph.output]:
     dims = value.type.tensor_type.shape.dim
     if len(dims) and dims[0].dim_value == 1:
       dims[0].dim_param = "batch"
   constants: dict[str, onnx.TensorProto] = {t.name: t for t in model.graph.initializer}
-  constants.update({n.output[0]: a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"})
+  constants.update(
+    {n.output[0]: a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"}
+  )
   for node in model.graph.node:
     if node.op_type == "Reshape" and node.input[1] in constants:
       shape = numpy_helper.to_array(constants[node.input[1]]).copy()
@@ -27,8 +31,9 @@ def free_batch(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def yolox_classes(model: onnx.ModelProto, output: str, classes: list[int]) -> bool:
-  """Cuts (T, A, 5 + C) down to the columns of `classes`, in their order, where the last convolutions make them: a value's own arithmetic is not touched.
-  False, and nothing is changed, where the graph does not end as YOLOX's does: [box, sigmoid(objectness), sigmoid(classes)] of each grid, put together."""
+  """Cuts (T, A, 5 + C) down to the columns of `classes`, in their order, where the last convolutions make them: a
+  value's own arithmetic is not touched. False, and nothing is changed, where the graph does not end as YOLOX's does:
+  [box, sigmoid(objectness), sigmoid(classes)] of each grid, put together."""
   graph = model.graph
   makers = {o: n for n in graph.node for o in n.output}
   constants = {t.name: t for t in graph.initializer}

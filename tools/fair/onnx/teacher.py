@@ -1,8 +1,8 @@
-"""Any ONNX detector or segmenter as a teacher, described by a small YAML beside this file or anywhere else: input layout, colour order, scaling, decoding.
+"""Any ONNX detector or segmenter as a teacher, described by a small YAML beside this file or anywhere else: input
+layout, color order, scaling, decoding.
 
-decode: 'yolox' (grids of distances, objectness, classes: Ge et al. 2021), 'dets' (boxes and labels after suppression, as mmdeploy exports them), 'maps'
-(a dense output of which one channel is kept).
-"""
+decode: 'yolox' (grids of distances, objectness, classes: Ge et al. 2021), 'dets' (boxes and labels after suppression,
+as mmdeploy exports them), 'maps' (a dense output of which one channel is kept)."""
 
 import os
 import threading
@@ -16,7 +16,7 @@ import onnx
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.selfdrive.modeld.fair.ort import ort
-from openpilot.tools.fair.memory import halve_on_oom
+from openpilot.tools.learn.memory import halve_on_oom
 from openpilot.tools.fair.onnx.device import CPU, check_session, choose_providers, run
 from openpilot.tools.fair.onnx.graph import free_batch, yolox_classes
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, check_least, hash_weights
@@ -36,7 +36,8 @@ def threads_of_cpu() -> int:
 
 
 def read_description(config: str | Path) -> dict[str, Any]:
-  """A YAML's path, or the name of one in this folder -> what it says. Raises UserError where it does not describe a network."""
+  """A YAML's path, or the name of one in this folder -> what it says. Raises UserError where it does not describe a
+  network."""
   path = Path(config) if Path(config).suffix in (".yaml", ".yml") else Path(__file__).with_name(f"{config}.yaml")
   try:
     read = read_yaml(path)
@@ -44,7 +45,12 @@ def read_description(config: str | Path) -> dict[str, Any]:
     raise UserError(f"cannot read the network's description {path}: {' '.join(str(e).split())[:160]}") from None
   lacking = [k for k in REQUIRED if not isinstance(read, dict) or k not in read]
   if lacking or read["decode"] not in DECODES:
-    raise UserError(f"{path} is no description of a network: it needs {', '.join(REQUIRED)}, and decode one of {', '.join(DECODES)}; see yolox_nano.yaml")
+    raise UserError(
+      f"{path} is no description of a network: it needs {', '.join(REQUIRED)}, and decode one of {', '.join(DECODES)}; "
+      "see yolox_nano.yaml"
+    )
+  if isinstance(read["input"], dict) and "colour" in read["input"]:  # as descriptions spelled it before
+    read["input"]["color"] = read["input"].pop("colour")
   return read
 
 
@@ -52,9 +58,19 @@ def describe(path: Path) -> tuple[str, Entry]:
   """A user's own YAML, which also says weights (a path from its folder) and licence -> name and registry entry."""
   read = read_description(path)
   if "weights" not in read or "licence" not in read:
-    raise UserError(f"{path} does not say weights and licence: add 'weights: net.onnx' and 'licence: MIT', or whatever the network's is")
+    raise UserError(
+      f"{path} does not say weights and licence: add 'weights: net.onnx' and 'licence: MIT', or whatever the "
+      "network's is"
+    )
   weights = path.parent / str(read["weights"])
-  entry = Entry("onnx.teacher:OnnxTeacher", str(weights if weights.exists() else read["weights"]), str(read["licence"]), "", "", {"config": str(path)})
+  entry = Entry(
+    "onnx.teacher:OnnxTeacher",
+    str(weights if weights.exists() else read["weights"]),
+    str(read["licence"]),
+    "",
+    "",
+    {"config": str(path)},
+  )
   return str(read.get("name", path.stem)), entry
 
 
@@ -78,10 +94,19 @@ def nms(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, iou: float) 
 class OnnxTeacher:
   stateful = False
 
-  def __init__(self, name: str, entry: Entry, path: Path | None, config: str | Path | dict[str, Any] = "", device: str | None = None,
-               score: float | None = None, iou: float | None = None):
-    """config: a YAML's path, or its name in this folder. score: boxes below are dropped; iou: of boxes that overlap more only the best stays; both as the YAML
-    says where not given. Raises UserError where file and YAML disagree, and on an option that the YAML's network has not."""
+  def __init__(
+    self,
+    name: str,
+    entry: Entry,
+    path: Path | None,
+    config: str | Path | dict[str, Any] = "",
+    device: str | None = None,
+    score: float | None = None,
+    iou: float | None = None,
+  ):
+    """config: a YAML's path, or its name in this folder. score: boxes below are dropped; iou: of boxes that overlap
+    more only the best stays; both as the YAML says where not given. Raises UserError where file and YAML disagree, and
+    on an option that the YAML's network has not."""
     assert path is not None
     self.name, self.licence, self.model_id = name, entry.licence, path.name
     self.config = dict(config) if isinstance(config, dict) else read_description(config)
@@ -99,10 +124,14 @@ class OnnxTeacher:
     names = [i.name for i in model.graph.input]
     inp = self.config["input"]
     if inp["name"] not in names:
-      raise UserError(f"{path} has the inputs {', '.join(names)}, its description wants '{inp['name']}'; it is another network, or the YAML is wrong")
+      raise UserError(
+        f"{path} has the inputs {', '.join(names)}, its description wants '{inp['name']}'; it is another network, or "
+        "the YAML is wrong"
+      )
     self.providers, self.provider_options = choose_providers(device)
     model = free_batch(model)
-    # a fifteenth of YOLOX-nano's time on a CPU is classes that are of no road, and moving them about; bit for bit the same boxes there, so nowhere else
+    # a fifteenth of YOLOX-nano's time on a CPU is classes that are of no road, and moving them about; bit for bit the
+    # same boxes there, so nowhere else
     self.cut = self.config["decode"] == "yolox" and self.providers[0] == CPU and self._cut(model)
     self.graph = model.SerializeToString()
     self.session = self._open(threads_of_cpu())
@@ -126,8 +155,10 @@ class OnnxTeacher:
     return ort.InferenceSession(self.graph, options, providers=self.providers, provider_options=self.provider_options)
 
   def at_once(self) -> int:
-    """How many clips are labelled best at the same time, each by a thread of its own; from now on they may be. Small networks on a CPU get a core for each
-    clip: cores that share one clip wait for each other after every layer, and all the longer where frames are being decoded beside them."""
+    """How many clips are labeled best at the same time, each by a thread of its own; from now on they may be. Small
+    networks on a CPU get a core for each
+    clip: cores that share one clip wait for each other after every layer, and all the longer where frames are being
+    decoded beside them."""
     threads = max(1, min(threads_of_cpu(), MOST_AT_ONCE)) if self.providers[0] == "CPUExecutionProvider" else 1
     if threads > 1 and self.threads > 1:
       self.session = self._open(1)
@@ -135,14 +166,22 @@ class OnnxTeacher:
 
   def _batches(self) -> bool:
     """Whether two images at once give what each gives alone."""
-    x = np.random.default_rng(0).uniform(0, 1, (2, 3, self.input_h, self.input_w)).astype(np.float32) / self.config["input"]["scale"] * 0.5
+    x = (
+      np.random.default_rng(0).uniform(0, 1, (2, 3, self.input_h, self.input_w)).astype(np.float32)
+      / self.config["input"]["scale"]
+      * 0.5
+    )
     name = self.config["input"]["name"]
     try:
       both = self.session.run(None, {name: x})
       alone = [self.session.run(None, {name: x[i : i + 1]}) for i in range(2)]
     except Exception:  # a graph whose inner shapes depend on one image
       return False
-    return all(len(b) == 2 and b.shape[1:] == a.shape[1:] and np.allclose(b[i], a[0], atol=1e-3) for i in range(2) for b, a in zip(both, alone[i], strict=True))
+    return all(
+      len(b) == 2 and b.shape[1:] == a.shape[1:] and np.allclose(b[i], a[0], atol=1e-3)
+      for i in range(2)
+      for b, a in zip(both, alone[i], strict=True)
+    )
 
   def view_size(self) -> tuple[int, int]:
     """(width, height) at which the view needs no more resizing: even numbers, as its chroma is halved."""
@@ -155,7 +194,9 @@ class OnnxTeacher:
     self.height, self.width = height, width
     fit = self.config["input"]["fit"]
     self.ratio = min(self.input_h / height, self.input_w / width)
-    self.fit_w, self.fit_h = (self.input_w, self.input_h) if fit == "stretch" else (round(width * self.ratio), round(height * self.ratio))
+    self.fit_w, self.fit_h = (
+      (self.input_w, self.input_h) if fit == "stretch" else (round(width * self.ratio), round(height * self.ratio))
+    )
     if self.config["decode"] == "maps":
       self.map_shape = (VIEW_H // 2, VIEW_W // 2)
       self.labels = [Label(k, "dense", "float16", self.map_shape, "probability") for k in self.config["maps"]]
@@ -163,7 +204,9 @@ class OnnxTeacher:
       self.labels = [Label("boxes", "boxes", unit="px", classes=self.classes)]
 
   def settings(self) -> dict[str, Any]:
-    return {"description": self.config, "size": [self.height, self.width]}
+    inp = dict(self.config["input"])
+    inp["colour"] = inp.pop("color")  # so spelled in stores from before: the same labels keep their key
+    return {"description": {**self.config, "input": inp}, "size": [self.height, self.width]}
 
   def prepare_batch(self, rgb: np.ndarray) -> np.ndarray:
     """(T, 3, H, W) uint8 RGB -> (T, 3, h, w) float32, the network's input. In one thread the same buffer every time."""
@@ -180,9 +223,15 @@ class OnnxTeacher:
     plain = not any(inp["mean"]) and all(s == 1 for s in inp["std"])
     for t, image in enumerate(rgb):
       hwc = np.ascontiguousarray(image.transpose(1, 2, 0))  # no copy where the clip was made of pictures
-      small = cv2.resize(hwc, (self.fit_w, self.fit_h), interpolation=cv2.INTER_LINEAR) if hwc.shape[:2] != (self.fit_h, self.fit_w) else hwc
-      planes = self.memory.planes = cv2.split(small, getattr(self.memory, "planes", None))  # memory that is there already takes a third of the time
-      for c, plane in enumerate(planes if inp["colour"] == "RGB" else planes[::-1]):
+      small = (
+        cv2.resize(hwc, (self.fit_w, self.fit_h), interpolation=cv2.INTER_LINEAR)
+        if hwc.shape[:2] != (self.fit_h, self.fit_w)
+        else hwc
+      )
+      planes = self.memory.planes = cv2.split(
+        small, getattr(self.memory, "planes", None)
+      )  # memory that is there already takes a third of the time
+      for c, plane in enumerate(planes if inp["color"] == "RGB" else planes[::-1]):
         target = blob[t, c, : self.fit_h, : self.fit_w]
         if inp["scale"] == 1:
           np.copyto(target, plane)
@@ -199,7 +248,9 @@ class OnnxTeacher:
       runs = [halve_on_oom(lambda x: [run(self.session, {name: x})], blob[i : i + 1])[0] for i in range(len(blob))]
       return {k: [r[j][0] for r in runs] for j, k in enumerate(self.output_names)}  # their shapes may differ
     runs = halve_on_oom(lambda x: [run(self.session, {name: x})], blob)
-    return {k: runs[0][j] if len(runs) == 1 else [x for r in runs for x in r[j]] for j, k in enumerate(self.output_names)}
+    return {
+      k: runs[0][j] if len(runs) == 1 else [x for r in runs for x in r[j]] for j, k in enumerate(self.output_names)
+    }
 
   def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
     out = self.forward(self.prepare_batch(clip.rgb))
@@ -225,8 +276,12 @@ class OnnxTeacher:
   def _boxes(self, out: dict[str, Any], n: int, decode: str) -> Labels:
     spec = self.config["boxes"]
     index = {int(k): i for i, k in enumerate(spec["classes"])}
-    frame, boxes, scores, classes = self._yolox(np.asarray(out[spec["output"]]), spec, index) if decode == "yolox" else self._dets(out, n, spec, index)
-    # to the clip's pixels; the networks count from the corner, we from the pixel's centre
+    frame, boxes, scores, classes = (
+      self._yolox(np.asarray(out[spec["output"]]), spec, index)
+      if decode == "yolox"
+      else self._dets(out, n, spec, index)
+    )
+    # to the clip's pixels; the networks count from the corner, we from the pixel's center
     scale = np.array([self.width / self.fit_w, self.height / self.fit_h] * 2, np.float32)
     boxes = np.clip(boxes * scale, 0, np.array([self.width, self.height] * 2, np.float32)) - np.float32(0.5)
     good = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
@@ -234,7 +289,8 @@ class OnnxTeacher:
     return {"boxes": {k: v[good] for k, v in zip(BOX_COLUMNS, columns, strict=True)}}
 
   def _yolox(self, x: np.ndarray, spec: dict[str, Any], index: dict[int, int]) -> Found:
-    """(T, A, 5 + C): centre and size in strides (size as logarithm), objectness, class scores: of all the network's classes, or of the road's alone."""
+    """(T, A, 5 + C): center and size in strides (size as logarithm), objectness, class scores: of all the network's
+    classes, or of the road's alone."""
     frame, likely = np.nonzero(x[:, :, 4] >= spec["score"])  # a score is at most its objectness
     x = x[frame, likely]
     scores = x[:, 4:5] * (x[:, 5:] if self.cut else x[:, 5 + np.array(list(index))])
@@ -242,27 +298,34 @@ class OnnxTeacher:
     score = scores[np.arange(len(x)), best]
     good = score >= spec["score"]
     x, frame, score, best, likely = x[good], frame[good], score[good], best[good], likely[good]
-    centres, strides = self._grid(tuple(spec["strides"]))
+    centers, strides = self._grid(tuple(spec["strides"]))
     stride = strides[likely, None]
-    middle, size = (x[:, :2] + centres[likely]) * stride, np.exp(x[:, 2:4]) * stride
+    middle, size = (x[:, :2] + centers[likely]) * stride, np.exp(x[:, 2:4]) * stride
     boxes = np.concatenate([middle - size / 2, middle + size / 2], axis=1)
     ends = np.searchsorted(frame, np.arange(1, frame.max(initial=-1) + 2))  # frames are in order
-    keep = np.concatenate([np.zeros(0, np.int64), *[a + nms(boxes[a:b], score[a:b], best[a:b], spec["iou"]) for a, b in pairwise([0, *ends.tolist()])]])
+    keep = np.concatenate(
+      [
+        np.zeros(0, np.int64),
+        *[a + nms(boxes[a:b], score[a:b], best[a:b], spec["iou"]) for a, b in pairwise([0, *ends.tolist()])],
+      ]
+    )
     return frame[keep], boxes[keep], score[keep], best[keep]
 
   def _grid(self, strides: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     if not hasattr(self, "_grids"):
-      centres, each = [], []
+      centers, each = [], []
       for s in strides:
         v, u = np.mgrid[: self.input_h // s, : self.input_w // s]
-        centres.append(np.stack([u.ravel(), v.ravel()], axis=1))
+        centers.append(np.stack([u.ravel(), v.ravel()], axis=1))
         each.append(np.full(u.size, s))
-      self._grids = np.concatenate(centres).astype(np.float32), np.concatenate(each).astype(np.float32)
+      self._grids = np.concatenate(centers).astype(np.float32), np.concatenate(each).astype(np.float32)
     return self._grids
 
   def _dets(self, out: dict[str, Any], n: int, spec: dict[str, Any], index: dict[int, int]) -> Found:
     """Of each frame (M, 5) boxes with scores, and (M,) labels."""
-    dets, labels = ([np.asarray(x, kind) for x in out[spec[k]]] for k, kind in (("output", np.float32), ("labels", np.int64)))
+    dets, labels = (
+      [np.asarray(x, kind) for x in out[spec[k]]] for k, kind in (("output", np.float32), ("labels", np.int64))
+    )
     frame, rows, label = np.repeat(np.arange(n), [len(d) for d in dets]), np.concatenate(dets), np.concatenate(labels)
     good = (rows[:, 4] >= spec["score"]) & np.isin(label, list(index))
     return frame[good], rows[good, :4], rows[good, 4], np.array([index[int(k)] for k in label[good]], np.int64)

@@ -1,14 +1,14 @@
-"""Lane lines, road edges and path of a log's driving model: in the calibrated frame (x forward, y right, z down, metres), origin at the camera.
+"""Lane lines, road edges and path of a log's driving model: in the calibrated frame (x forward, y right, z down,
+meters), origin at the camera.
 
-modelV2 of an rlog has the lines as the model put them out; drivingModelData of a qlog has the path as polynomials in time (degree 4, openpilot's
-fill_model_msg.py) and the lane lines' offsets beside the car.
-"""
+modelV2 of an rlog has the lines as the model put them out; drivingModelData of a qlog has the path as polynomials in
+time (degree 4, openpilot's fill_model_msg.py) and the lane lines' offsets beside the car. """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-CAMERA_HEIGHT = 1.22  # metres over the road, where the log does not say
+CAMERA_HEIGHT = 1.22  # meters over the road, where the log does not say
 
 
 class Line(NamedTuple):
@@ -18,7 +18,7 @@ class Line(NamedTuple):
 
 
 def model_lines(model: Any, height: float = CAMERA_HEIGHT) -> list[Line]:
-  """Of a modelV2; of its path, the ground below it. height: metres of the camera over the road."""
+  """Of a modelV2; of its path, the ground below it. height: meters of the camera over the road."""
   probs, stds = list(model.laneLineProbs), list(model.roadEdgeStds)
   found = [(f"lane{i}", float(p), line) for i, (line, p) in enumerate(zip(model.laneLines, probs, strict=False))]
   found += [(f"edge{i}", float(np.clip(1 - s, 0, 1)), line) for i, (line, s) in enumerate(zip(model.roadEdges, stds, strict=False))]
@@ -30,8 +30,9 @@ def model_lines(model: Any, height: float = CAMERA_HEIGHT) -> list[Line]:
 
 
 def driving_lines(data: Any, height: float, times: np.ndarray) -> list[Line]:
-  """Of a drivingModelData, at these seconds along its path: the path, and the ego lane's two lines, which are the path moved aside, square to it, to where the
-  lines pass the car; without these where the car stands, and the path has no direction. [] where the log has no path."""
+  """Of a drivingModelData, at these seconds along its path: the path, and the ego lane's two lines, which are the path
+  moved aside, square to it, to where the lines pass the car; without these where the car stands, and the path has no
+  direction. [] where the log has no path."""
   coefficients = [list(c) for c in (data.path.xCoefficients, data.path.yCoefficients, data.path.zCoefficients)]
   if not all(coefficients):
     return []

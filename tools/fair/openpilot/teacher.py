@@ -1,7 +1,7 @@
-"""The route's own driving model as a teacher: the baseline that all is compared with. Nothing runs, the labels come out of the log.
+"""The route's own driving model as a teacher: the baseline that all is compared with. Nothing runs, the labels come out
+of the log.
 
-Its lines: lines.py. Leads are radarState's.
-"""
+Its lines: lines.py. Leads are radarState's. """
 
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,8 @@ from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.route import Segment
 
-LINES = ("lane0", "lane1", "lane2", "lane3", "edge0", "edge1", "path")  # from left to right; lane1 and lane2 are the car's own
+# from left to right; lane1 and lane2 are the car's own
+LINES = ("lane0", "lane1", "lane2", "lane3", "edge0", "edge1", "path")
 LEADS = ("lead0", "lead1")
 PATH_T = np.linspace(0, 10, 33)  # seconds along drivingModelData's path
 POINT_COLUMNS = ("frame", "track", "x", "y", "visible", "cls", "score", "road_x", "road_y", "road_z")
@@ -65,7 +66,8 @@ class OpenpilotTeacher:
   def check(self, segment: Segment) -> None:
     """Raises UserError where there is no log to read."""
     if segment.log_path is None:
-      raise UserError(f"teacher '{self.name}' reads the route's log, and segment {segment.name} in {segment.dir} has none; leave this teacher out")
+      raise UserError(f"teacher '{self.name}' reads the route's log, and segment {segment.name} in {segment.dir} has "
+                      "none; leave this teacher out")
 
   def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
     """Rows only for frames that a message is about; leads for frames that a radarState follows within 100 ms."""

@@ -1,4 +1,5 @@
-"""The sam2 package's own checkpoints, sam2.1_hiera_*.pt and sam2_hiera_*.pt, as transformers' Sam2VideoModel: other names, the same network."""
+"""The sam2 package's own checkpoints, sam2.1_hiera_*.pt and sam2_hiera_*.pt, as transformers' Sam2VideoModel: other
+names, the same network."""
 
 import re
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openpilot.tools.fair.device import Device
+from openpilot.tools.learn.device import Device
 from openpilot.tools.fair.dinov2.pth import read_state
 from openpilot.tools.lib.errors import UserError
 
@@ -15,7 +16,10 @@ from openpilot.tools.lib.errors import UserError
 RENAMES = tuple(
   (re.compile(pattern), to)
   for pattern, to in (
-    (r"^sam_prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$", "prompt_encoder.shared_embedding.positional_embedding"),
+    (
+      r"^sam_prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$",
+      "prompt_encoder.shared_embedding.positional_embedding",
+    ),
     (r"^sam_", ""),
     (r"^image_encoder\.trunk\.", "vision_encoder.backbone."),
     (r"^image_encoder\.neck\.convs\.(\d+)\.conv\.", r"vision_encoder.neck.convs.\1."),
@@ -56,7 +60,11 @@ SHARED = "prompt_encoder.shared_embedding.positional_embedding"
 SIZES: dict[tuple[int, int], dict[str, Any]] = {
   (96, 12): {"blocks_per_stage": [1, 2, 7, 2], "global_attention_blocks": [5, 7, 9]},
   (96, 16): {"blocks_per_stage": [1, 2, 11, 2], "global_attention_blocks": [7, 10, 13]},
-  (112, 24): {"blocks_per_stage": [2, 3, 16, 3], "global_attention_blocks": [12, 16, 20], "num_attention_heads_per_stage": [2, 4, 8, 16]},
+  (112, 24): {
+    "blocks_per_stage": [2, 3, 16, 3],
+    "global_attention_blocks": [12, 16, 20],
+    "num_attention_heads_per_stage": [2, 4, 8, 16],
+  },
   (144, 48): {
     "blocks_per_stage": [2, 6, 36, 4],
     "global_attention_blocks": [23, 33, 43],
@@ -65,11 +73,17 @@ SIZES: dict[tuple[int, int], dict[str, Any]] = {
   },
 }
 # what the preprocessor_config.json of facebook/sam2.1-hiera-* says
-PICTURES: dict[str, Any] = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "do_resize": True, "resample": 2}
+PICTURES: dict[str, Any] = {
+  "image_mean": [0.485, 0.456, 0.406],
+  "image_std": [0.229, 0.224, 0.225],
+  "do_resize": True,
+  "resample": 2,
+}
 
 
 def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
-  """sam2's names -> transformers'. Its four point embeddings are rows of one there, and its random frequencies are held twice."""
+  """sam2's names -> transformers'. Its four point embeddings are rows of one there, and its random frequencies are held
+  twice."""
   out: dict[str, Tensor] = {}
   points: dict[int, Tensor] = {}
   for name, value in state.items():
@@ -88,14 +102,20 @@ def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def config_of(state: dict[str, Tensor]) -> Any:
-  """The Sam2VideoConfig of a checkpoint with transformers' names. Raises KeyError where it is none of the published sizes."""
+  """The Sam2VideoConfig of a checkpoint with transformers' names. Raises KeyError where it is none of the published
+  sizes."""
   from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VisionConfig
 
   width = state["vision_encoder.backbone.patch_embed.projection.weight"].shape[0]
   blocks = {k.split(".")[3] for k in state if k.startswith("vision_encoder.backbone.blocks.")}
   widths = [width * 2**i for i in range(4)]
   window = list(state["vision_encoder.backbone.pos_embed"].shape[2:])
-  hiera = Sam2HieraDetConfig(hidden_size=width, embed_dim_per_stage=widths, window_positional_embedding_background_size=window, **SIZES[width, len(blocks)])
+  hiera = Sam2HieraDetConfig(
+    hidden_size=width,
+    embed_dim_per_stage=widths,
+    window_positional_embedding_background_size=window,
+    **SIZES[width, len(blocks)],
+  )
   # SAM 2 lacks what 2.1 added
   return Sam2VideoConfig(
     vision_config=Sam2VisionConfig(backbone_config=hiera, backbone_channel_list=widths[::-1]),
@@ -105,7 +125,8 @@ def config_of(state: dict[str, Tensor]) -> Any:
 
 
 def load_pt(path: Path, device: Device, config: Any = None) -> Any:
-  """A checkpoint of the sam2 package -> Sam2VideoModel: frozen, in eval mode, on the device in its precision. config: of a size that was not published.
+  """A checkpoint of the sam2 package -> Sam2VideoModel: frozen, in eval mode, on the device in its precision. config:
+  of a size that was not published.
 
   Raises UserError where it is no such checkpoint, or lacks weights, or has some that the model does not."""
   from transformers import Sam2VideoModel
@@ -116,7 +137,9 @@ def load_pt(path: Path, device: Device, config: Any = None) -> Any:
     state = rename({k: v for k, v in read.items() if isinstance(v, Tensor)})
     config = config or config_of(state)
   except (KeyError, AttributeError, IndexError, TypeError):
-    raise UserError(f"{path} is no checkpoint of the sam2 package; give a sam2.1_hiera_*.pt or a Hugging Face folder") from None
+    raise UserError(
+      f"{path} is no checkpoint of the sam2 package; give a sam2.1_hiera_*.pt or a Hugging Face folder"
+    ) from None
   model: Any = Sam2VideoModel(config)
   try:
     model.load_state_dict(state)

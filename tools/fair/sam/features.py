@@ -1,4 +1,5 @@
-"""SAM 2.1's image encoder as a teacher of dense features: what its decoder and its memory read of a frame, without any prompt."""
+"""SAM 2.1's image encoder as a teacher of dense features: what its decoder and its memory read of a frame, without any
+prompt."""
 
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from openpilot.tools.fair.teacher import Entry, Label, hash_weights
 
 
 class Sam2FeatureTeacher(DenseTeacher):
-  """The coarsest map of its pyramid, stride 16: 256 channels of 64x64 for the published checkpoints, which see every frame as 1024x1024, stretched.
+  """The coarsest map of its pyramid, stride 16: 256 channels of 64x64 for the published checkpoints, which see every
+  frame as 1024x1024, stretched.
 
-  path: a Hugging Face folder, or a checkpoint of the sam2 package. Raises UserError where it is no SAM 2 model.
-  """
+  path: a Hugging Face folder, or a checkpoint of the sam2 package. Raises UserError where it is no SAM 2 model."""
 
-  def __init__(self, name: str, entry: Entry, path: Path | None, device: str | None = None, precision: str | None = None):
+  def __init__(
+    self, name: str, entry: Entry, path: Path | None, device: str | None = None, precision: str | None = None
+  ):
     assert path is not None
     super().__init__(name, entry.weights or path.name, hash_weights(path), entry.licence, device, precision)
     pictures: dict[str, Any] = PICTURES
@@ -49,8 +52,15 @@ class Sam2FeatureTeacher(DenseTeacher):
     return [Label("features", "dense", "float16", (self.channels, self.size // self.stride, self.size // self.stride))]
 
   def settings(self) -> dict[str, Any]:
-    return {"model": "sam2 image encoder", "layer": "coarsest of the pyramid", "patch": self.stride, "resize": "stretched, antialiased",
-            "input": [self.size, self.size], "preprocess": self.how.settings(), "precision": self.where.precision}
+    return {
+      "model": "sam2 image encoder",
+      "layer": "coarsest of the pyramid",
+      "patch": self.stride,
+      "resize": "stretched, antialiased",
+      "input": [self.size, self.size],
+      "preprocess": self.how.settings(),
+      "precision": self.where.precision,
+    }
 
   def encode(self, frames: Tensor) -> dict[str, Tensor]:
     return {"features": self._map(frames)}

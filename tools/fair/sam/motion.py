@@ -1,8 +1,7 @@
-"""Things followed from box to box: where they were going, and what colours they had.
+"""Things followed from box to box: where they were going, and what colors they had.
 
-Between two frames a thing is taken to keep its velocity in space, not in the picture: then what comes nearer moves and grows faster and faster, and
-exactly so without knowing its depth or the camera.
-"""
+Between two frames a thing is taken to keep its velocity in space, not in the picture: then what comes nearer moves and
+grows faster and faster, and exactly so without knowing its depth or the camera."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,17 +12,19 @@ from scipy.optimize import linear_sum_assignment
 from openpilot.selfdrive.modeld.fair.heads.objects import intersection
 from openpilot.tools.fair.teacher import State
 
-U, V, SIZE, ASPECT = range(4)  # of a box: centre in px, log of the root of its area, log of width by height
+U, V, SIZE, ASPECT = range(4)  # of a box: center in px, log of the root of its area, log of width by height
 MAX_RATE = 0.2  # growth a frame, as logarithm; more is noise
 ROWS = ("mean", "cov", "ids", "classes", "hits", "missed", "looks")
-LOOKS = 64  # colours that are told apart
+LOOKS = 64  # colors that are told apart
 
 
 def to_measure(boxes: np.ndarray) -> np.ndarray:
   """(N, 4) x0 y0 x1 y1 -> (N, 4) U, V, SIZE, ASPECT, float64."""
   b = np.asarray(boxes, np.float64)
   wh = np.maximum(b[:, 2:] - b[:, :2], 1e-3)
-  return np.concatenate([(b[:, :2] + b[:, 2:]) / 2, np.log(wh).mean(1, keepdims=True), np.log(wh[:, :1] / wh[:, 1:])], axis=1)
+  return np.concatenate(
+    [(b[:, :2] + b[:, 2:]) / 2, np.log(wh).mean(1, keepdims=True), np.log(wh[:, :1] / wh[:, 1:])], axis=1
+  )
 
 
 def to_boxes(m: np.ndarray) -> np.ndarray:
@@ -33,9 +34,10 @@ def to_boxes(m: np.ndarray) -> np.ndarray:
 
 
 def complete(there: np.ndarray, boxes: np.ndarray, covered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Where tracks are expected and the boxes seen of them, (N, 4) each -> boxes with what is hidden of them: a side that is too short keeps the edge that is
-  where it was expected, or that nothing covers, and gets the expected length; and (N,) the share that was missing. covered: (N, 2) bool, left and right edges
-  that something stands before: those are never believed, however little is missing, or things would seem to flee from what comes before them."""
+  """Where tracks are expected and the boxes seen of them, (N, 4) each -> boxes with what is hidden of them: a side that
+  is too short keeps the edge that is where it was expected, or that nothing covers, and gets the expected length; and
+  (N,) the share that was missing. covered: (N, 2) bool, left and right edges that something stands before: those are
+  never believed, however little is missing, or things would seem to flee from what comes before them."""
   out, cut = boxes.copy(), np.zeros(len(boxes))
   for lo, hi in ((0, 2), (1, 3)):
     long, short = there[:, hi] - there[:, lo], boxes[:, hi] - boxes[:, lo]
@@ -51,8 +53,8 @@ def complete(there: np.ndarray, boxes: np.ndarray, covered: np.ndarray) -> tuple
 
 
 def covered_edges(there: np.ndarray, nearer: np.ndarray, before: np.ndarray) -> np.ndarray:
-  """there (N, 4), nearer (M, 4), before (N, M) bool, who of `nearer` may stand before whom -> (N, 2) bool: left and right edges that somebody reaches, within
-  what a detector's boxes are off."""
+  """there (N, 4), nearer (M, 4), before (N, M) bool, who of `nearer` may stand before whom -> (N, 2) bool: left and
+  right edges that somebody reaches, within what a detector's boxes are off."""
   slack = 2 + 0.05 * np.sqrt(np.maximum(np.prod(nearer[:, 2:] - nearer[:, :2], axis=1), 0))
   a, b = there[:, None], nearer[None]
   tall = np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1]) > 0.3 * (a[..., 3] - a[..., 1])
@@ -62,7 +64,8 @@ def covered_edges(there: np.ndarray, nearer: np.ndarray, before: np.ndarray) -> 
 
 @dataclass
 class Tracks:
-  """What is being followed, and how well it is known: for each of U, V, SIZE, ASPECT value and change a frame, and their covariance."""
+  """What is being followed, and how well it is known: for each of U, V, SIZE, ASPECT value and change a frame, and
+  their covariance."""
 
   mean: np.ndarray = field(default_factory=lambda: np.zeros((0, 4, 2)))
   cov: np.ndarray = field(default_factory=lambda: np.zeros((0, 4, 2, 2)))
@@ -88,12 +91,12 @@ class Tracks:
 class ObjectTracker:
   """Kalman filters and the Hungarian method. All in pixels and frames.
 
-  lost_after: frames after which a thing unseen is let go; one that was seen in less than min_hits frames goes sooner. start_score: boxes of a lower score
-  only continue tracks. gate: squared deviations, over the four values of a box, beyond which it is somebody else; looks: how many of those it is to share no
-  colour, after a while unseen. calm: of its velocity what is expected to be there a frame later while a thing is unseen, where the camera's turn is not
-  known. stray: of `match_again`, pixels.
-  groups: class -> those of the same number are not told apart; without it each class is its own.
-  """
+  lost_after: frames after which a thing unseen is let go; one that was seen in less than min_hits frames goes sooner.
+  start_score: boxes of a lower score only continue tracks. gate: squared deviations, over the four values of a box,
+  beyond which it is somebody else;
+  looks: how many of those it is to share no color, after a while unseen. calm: of its velocity what is expected to be
+  there a frame later while a thing is unseen, where the camera's turn is not known. stray: of `match_again`, pixels.
+  groups: class -> those of the same number are not told apart; without it each class is its own."""
 
   def __init__(
     self,
@@ -111,13 +114,15 @@ class ObjectTracker:
 
   def settings(self) -> dict[str, Any]:
     groups = None if self.groups is None else self.groups.tolist()
-    return {k: getattr(self, k) for k in ("lost_after", "start_score", "min_hits", "gate", "looks", "calm", "stray")} | {"groups": groups}
+    return {
+      k: getattr(self, k) for k in ("lost_after", "start_score", "min_hits", "gate", "looks", "calm", "stray")
+    } | {"groups": groups}
 
   def noise(self, m: np.ndarray) -> np.ndarray:
     """(N, 4) measures -> (N, 4) variance of a detector's boxes: parts of their size, and half a pixel."""
     size = np.exp(m[:, SIZE])
-    centre, log = (0.05 * size + 0.5) ** 2, (0.06 + 0.7 / size) ** 2
-    return np.stack([centre, centre, log, 2 * log], axis=1)
+    center, log = (0.05 * size + 0.5) ** 2, (0.06 + 0.7 / size) ** 2
+    return np.stack([center, center, log, 2 * log], axis=1)
 
   def predict(self, t: Tracks, calm: float = 1.0) -> None:
     """A frame later, with constant velocity in space; of what is unseen with `calm` of it."""
@@ -139,8 +144,11 @@ class ObjectTracker:
     t.cov[:, ASPECT, 0, 0] += 0.02**2
     t.missed += 1
 
-  def correct(self, t: Tracks, which: np.ndarray, axes: slice, column: int, value: np.ndarray, variance: np.ndarray) -> None:
-    """Kalman's step for the tracks `which`: value, variance (n, axes) of column 0 (value) or 1 (change). What is far off counts less, as Huber would."""
+  def correct(
+    self, t: Tracks, which: np.ndarray, axes: slice, column: int, value: np.ndarray, variance: np.ndarray
+  ) -> None:
+    """Kalman's step for the tracks `which`: value, variance (n, axes) of column 0 (value) or 1 (change). What is far
+    off counts less, as Huber would."""
     mean, cov = t.mean[which, axes], t.cov[which, axes]
     off = value - mean[..., column]
     spread = cov[..., column, column] + variance
@@ -164,18 +172,31 @@ class ObjectTracker:
     return rows[good], columns[good]
 
   def match_parts(
-    self, t: Tracks, there: np.ndarray, boxes: np.ndarray, classes: np.ndarray, unlike: np.ndarray, rows: np.ndarray, columns: np.ndarray
+    self,
+    t: Tracks,
+    there: np.ndarray,
+    boxes: np.ndarray,
+    classes: np.ndarray,
+    unlike: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
   ) -> tuple[np.ndarray, np.ndarray]:
-    """The same of what is still unmatched: boxes that show a part of a track, where something stands before the rest: of the same height and less wide, or of
-    the same width and less high."""
+    """The same of what is still unmatched: boxes that show a part of a track, where something stands before the rest:
+    of the same height and less wide, or of the same width and less high."""
     free, boxless = np.setdiff1d(np.arange(len(there)), rows), np.setdiff1d(np.arange(len(boxes)), columns)
     a, b = there[free, None], boxes[None, boxless]
     side = a[..., 2:] - a[..., :2]
     doubt = np.sqrt(t.cov[free, :2, 0, 0])[:, None]
     slack = np.minimum(0.15 * side + doubt, 0.4 * side)
     same = np.maximum(np.abs(a[..., :2] - b[..., :2]), np.abs(a[..., 2:] - b[..., 2:])) < slack
-    less = (b[..., 2:] - b[..., :2] < 1.15 * side) & (np.abs(a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2 < side / 2 + 2 * doubt)
-    ok = ((same & less[..., ::-1]).any(-1)) & self.alike(t.classes[free], classes[boxless]) & (unlike[free][:, boxless] < self.gate)
+    less = (b[..., 2:] - b[..., :2] < 1.15 * side) & (
+      np.abs(a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2 < side / 2 + 2 * doubt
+    )
+    ok = (
+      ((same & less[..., ::-1]).any(-1))
+      & self.alike(t.classes[free], classes[boxless])
+      & (unlike[free][:, boxless] < self.gate)
+    )
     far = np.linalg.norm((a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2, axis=-1)
     i, j = linear_sum_assignment(np.where(ok, far * (1 + unlike[free][:, boxless]) - 1e4, 0.0))
     good = ok[i, j]
@@ -184,14 +205,17 @@ class ObjectTracker:
   def match_again(
     self, t: Tracks, m: np.ndarray, classes: np.ndarray, unlike: np.ndarray, rows: np.ndarray, columns: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
-    """The same of what is unmatched after that: things unseen for a while, who may have changed their way to the left or to the right, by up to `stray` pixels
-    for each frame unseen. On a road they stand as low in the picture as they should, are as tall, and look as they did."""
+    """The same of what is unmatched after that: things unseen for a while, who may have changed their way to the left
+    or to the right, by up to `stray` pixels for each frame unseen. On a road they stand as low in the picture as they
+    should, are as tall, and look as they did."""
     lost = np.setdiff1d(np.flatnonzero((t.missed > 3) & (t.hits >= 2 * self.min_hits)), rows)
     new = np.setdiff1d(np.arange(len(m)), columns)
     a, b, spread = t.mean[lost, :, 0], m[new], self.noise(m[new])[None] + t.cov[lost, None, :, 0, 0]
     off = np.abs(b[None] - a[:, None])
     tall = np.abs((b[None, :, SIZE] - b[None, :, ASPECT] / 2) - (a[:, SIZE] - a[:, ASPECT] / 2)[:, None])
-    d2 = off[..., V] ** 2 / spread[..., V] + tall**2 / (spread[..., SIZE] + spread[..., ASPECT] / 4) + unlike[lost][:, new]
+    d2 = (
+      off[..., V] ** 2 / spread[..., V] + tall**2 / (spread[..., SIZE] + spread[..., ASPECT] / 4) + unlike[lost][:, new]
+    )
     aside = off[..., U] / (3 * np.sqrt(spread[..., U]) + self.stray * t.missed[lost][:, None])
     ok = (d2 < self.gate / 2) & (aside < 1) & self.alike(t.classes[lost], classes[new])
     i, j = linear_sum_assignment(np.where(ok, d2 + 9 * aside**2 - 1e3, 0.0))
@@ -214,12 +238,13 @@ class ObjectTracker:
     looks: np.ndarray | None = None,
     turn: np.ndarray | None = None,
   ) -> np.ndarray:
-    """The next frame: boxes (M, 4) x0 y0 x1 y1, scores and classes (M,) -> (M,) int64 identities, never used twice, -1 of those not followed.
+    """The next frame: boxes (M, 4) x0 y0 x1 y1, scores and classes (M,) -> (M,) int64 identities, never used twice, -1
+    of those not followed.
 
-    size: height and width of the picture; what leaves it is let go. flow: how far each track moved since the last frame, (N, 2), and its variance, (N,): of
-    `flow_of`. looks: of the boxes, (M, LOOKS), of `looks_of`. turn: (3, 3), where directions have
-    gone in the picture as the camera turned, of `turn.turned`; without it a turn is taken for the things' own motion.
-    """
+    size: height and width of the picture; what leaves it is let go. flow: how far each track moved since the last
+    frame, (N, 2), and its variance, (N,): of `flow_of`. looks: of the boxes, (M, LOOKS), of `looks_of`. turn: (3, 3),
+    where directions have gone in the picture as the camera turned, of `turn.turned`; without it a turn is taken for the
+    things' own motion."""
     if turn is not None:
       p = np.concatenate([t.mean[:, :2, 0], np.ones((len(t.ids), 1))], axis=1) @ turn.T
       t.mean[:, :2, 0] = p[:, :2] / np.maximum(p[:, 2:], 0.1)
@@ -245,7 +270,9 @@ class ObjectTracker:
     # a box cut by what stands before it (lower in the picture) says less
     before = (boxes[None, :, 3] > there[rows, 3, None]) & (np.arange(len(m)) != columns[:, None])
     whole, cut = complete(there[rows], boxes[columns], covered_edges(there[rows], boxes, before))
-    hidden = (intersection(there[rows], boxes) * before).sum(1) / np.maximum(np.prod(there[rows, 2:] - there[rows, :2], axis=1), 1e-9)
+    hidden = (intersection(there[rows], boxes) * before).sum(1) / np.maximum(
+      np.prod(there[rows, 2:] - there[rows, :2], axis=1), 1e-9
+    )
     m = np.concatenate([to_measure(whole)[:, :2], m[columns, 2:]], axis=1)
     less = 1 + 8 * np.minimum(np.maximum(hidden, cut), 1)
     self.correct(t, rows, slice(None), 0, m, self.noise(m) * less[:, None] ** 2)
@@ -260,8 +287,8 @@ class ObjectTracker:
       t.looks[rows] /= np.maximum(np.linalg.norm(t.looks[rows], axis=1, keepdims=True), 1e-9)
     gone = (t.missed > self.lost_after) | ((t.hits < self.min_hits) & (t.missed > t.hits))
     if size is not None:
-      centre = t.mean[:, :2, 0]
-      gone |= (t.missed > 0) & ((centre < 0) | (centre > [size[1], size[0]])).any(1)
+      center = t.mean[:, :2, 0]
+      gone |= (t.missed > 0) & ((center < 0) | (center > [size[1], size[0]])).any(1)
     t.keep(~gone)
     new = np.flatnonzero((ids < 0) & (np.asarray(scores) >= self.start_score))
     ids[new] = t.next_id + np.arange(len(new))

@@ -2,10 +2,10 @@
 
 The networks are transformers' Sam2VideoModel and EdgeTamVideoModel, called as they are. What is done around them:
 - after each frame, all is dropped that no later frame looks at, which changes nothing in the result;
-- objects join on any frame from a detector. They are prompted in a session of their own, which is then merged: the official forward would
-  run all other objects again, and write their memory of that frame as if they had been prompted too;
-- objects unseen for long are let go, so that a drive does not get slower with every car that was met.
-"""
+- objects join on any frame from a detector. They are prompted in a session of their own, which is then merged: the
+  official forward would run all other objects again, and write their memory of that frame as if they had been prompted
+  too;
+- objects unseen for long are let go, so that a drive does not get slower with every car that was met."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,17 +18,32 @@ import torch.nn.functional as F
 
 from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
 from openpilot.tools.fair.detr.teacher import Pictures, read_folder
-from openpilot.tools.fair.device import choose_device
+from openpilot.tools.learn.device import choose_device
 from openpilot.tools.fair.hf import load_model
-from openpilot.tools.fair.sam import rle
+from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.sam.checkpoint import PICTURES, load_pt
+from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.fair.teacher import (
-  Clip, Entry, Label, Labels, State, Teacher, check_least, hash_weights, helper_settings, joint_hash, joint_licence, load_helper, load_teacher,
+  Clip,
+  Entry,
+  Label,
+  Labels,
+  State,
+  Teacher,
+  check_least,
+  hash_weights,
+  helper_settings,
+  joint_hash,
+  joint_licence,
+  load_helper,
 )
 from openpilot.tools.lib.errors import UserError
 
 Detector = Callable[[np.ndarray], np.ndarray]  # (3, H, W) uint8 RGB -> (M, 4 to 6): x0 y0 x1 y1, score, class
-MODELS = {"sam2_video": "Sam2Video", "edgetam_video": "EdgeTamVideo"}  # model_type -> what transformers' classes are called
+MODELS = {
+  "sam2_video": "Sam2Video",
+  "edgetam_video": "EdgeTamVideo",
+}  # model_type -> what transformers' classes are called
 KEPT = ("object_pointer", "maskmem_features", "maskmem_pos_enc")  # of an object's frame, once it has passed
 
 
@@ -61,17 +76,21 @@ def check_boxes(boxes: np.ndarray, strict: bool) -> np.ndarray:
     raise UserError(f"boxes of shape {boxes.shape}; (N, 4): x0 y0 x1 y1, and if known a score and a class")
   good = np.isfinite(boxes).all(axis=1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
   if strict and not good.all():
-    raise UserError(f"box {int(good.argmin())} has no area: {boxes[good.argmin(), :4].tolist()}; boxes are x0 y0 x1 y1, x0 < x1, y0 < y1")
+    raise UserError(
+      f"box {int(good.argmin())} has no area: {boxes[good.argmin(), :4].tolist()}; boxes are x0 y0 x1 y1, x0 < x1, "
+      "y0 < y1"
+    )
   return boxes[good]
 
 
 class SAM2VideoWrapper:
-  """detector: a teacher of boxes by its registry name, asked every `every` frames; its boxes join that overlap no object by more than `join_iou`,
-  best first, while there are fewer than `max_objects`. lost_after: frames after which an object unseen is let go.
+  """detector: a teacher of boxes by its registry name, asked every `every` frames; its boxes join that overlap no
+  object by more than `join_iou`, best first, while there are fewer than `max_objects`. lost_after: frames after which
+  an object unseen is let go.
 
-  path: a Hugging Face folder, or a checkpoint of the sam2 package. detector_weights: where the detector's are, if not where all are looked for.
-  load: of the detector. Raises UserError where it is no SAM 2 video model.
-  """
+  path: a Hugging Face folder, or a checkpoint of the sam2 package. detector_weights: where the detector's are, if not
+  where all are looked for.
+  load: of the detector. Raises UserError where it is no SAM 2 video model."""
 
   stateful = True
   ASKS_OTHERS = True
@@ -108,7 +127,9 @@ class SAM2VideoWrapper:
       self.model = load_model(path, self.device, f"{kind}Model")
     self.session_class: Any = getattr(transformers, f"{kind}InferenceSession")
     self.image_size = int(self.model.config.image_size)
-    self.pictures = Pictures({**pictures, "do_resize": True, "size": {"height": self.image_size, "width": self.image_size}})
+    self.pictures = Pictures(
+      {**pictures, "do_resize": True, "size": {"height": self.image_size, "width": self.image_size}}
+    )
     self.every, self.join_iou, self.max_objects, self.lost_after = every, join_iou, max_objects, lost_after
     self.detector: Teacher | None = load_helper(load, detector, detector_weights, device) if detector else None
     self.licence = joint_licence(name, entry.licence, self.detector.licence) if self.detector else entry.licence
@@ -116,7 +137,10 @@ class SAM2VideoWrapper:
     self.labels: list[Label] = []
     self.size = [0, 0]
     # of how many frames before the next one memory and pointers are looked at
-    self.memory_reach, self.pointer_reach = self.model.config.num_maskmem - 1, self.model.config.max_object_pointers_in_encoder - 1
+    self.memory_reach, self.pointer_reach = (
+      self.model.config.num_maskmem - 1,
+      self.model.config.max_object_pointers_in_encoder - 1,
+    )
 
   # *** one frame at a time ***
 
@@ -124,14 +148,20 @@ class SAM2VideoWrapper:
     where = self.device.device
     return Video(
       self.session_class(
-        video_height=height, video_width=width, inference_device=where, inference_state_device=where, video_storage_device=where, dtype=self.device.dtype
+        video_height=height,
+        video_width=width,
+        inference_device=where,
+        inference_state_device=where,
+        video_storage_device=where,
+        dtype=self.device.dtype,
       )
     )
 
   @torch.inference_mode()
   def step(self, video: Video, rgb: np.ndarray, boxes: np.ndarray | None = None, every_box: bool = False) -> Tracked:
-    """The next frame. rgb: (3, H, W) uint8. boxes: (M, 4 to 6) x0 y0 x1 y1 in pixels, integers at pixel centres, and score and class if known.
-    They become new objects where they overlap none that is there and while there is room, best first; with every_box all do, in their order."""
+    """The next frame. rgb: (3, H, W) uint8. boxes: (M, 4 to 6) x0 y0 x1 y1 in pixels, integers at pixel centers, and
+    score and class if known. They become new objects where they overlap none that is there and while there is room,
+    best first; with every_box all do, in their order."""
     session, t = video.session, video.frame
     pixels = self.pictures(rgb[None], self.device)[0]
     masks, logits = self._forward(session, pixels, t)
@@ -147,7 +177,12 @@ class SAM2VideoWrapper:
     ids = np.array(session.obj_ids, np.int64)
     for i in ids[logits > 0]:
       video.last_seen[int(i)] = t
-    out = Tracked(ids, masks, (1 / (1 + np.exp(-logits))).astype(np.float32), np.array([video.classes[int(i)] for i in ids], np.int16))
+    out = Tracked(
+      ids,
+      masks,
+      (1 / (1 + np.exp(-logits))).astype(np.float32),
+      np.array([video.classes[int(i)] for i in ids], np.int16),
+    )
     self._forget(video)
     video.frame += 1
     return out
@@ -177,9 +212,13 @@ class SAM2VideoWrapper:
     scale = self.image_size / np.array([session.video_width, session.video_height], np.float32)
     for box in boxes:
       i = video.next_id
-      # the network counts its own pixels from their centres too
+      # the network counts its own pixels from their centers too
       corners = torch.from_numpy((box[:4].reshape(2, 2) + 0.5) * scale - 0.5).float()
-      joining.add_point_inputs(joining.obj_id_to_idx(i), t, {"point_coords": corners[None, None], "point_labels": torch.tensor([[[2, 3]]], dtype=torch.int32)})
+      joining.add_point_inputs(
+        joining.obj_id_to_idx(i),
+        t,
+        {"point_coords": corners[None, None], "point_labels": torch.tensor([[[2, 3]]], dtype=torch.int32)},
+      )
       joining.obj_with_new_inputs.append(i)
       video.next_id += 1
       video.last_seen[i], video.classes[i] = t, int(box[5]) if len(box) > 5 else -1
@@ -218,7 +257,12 @@ class SAM2VideoWrapper:
     """The session counts its objects without gaps: those behind move up."""
     gone = session._obj_id_to_idx[obj_id]
     ids = [i for i in session.obj_ids if i != obj_id]
-    for per_obj in (session.point_inputs_per_obj, session.mask_inputs_per_obj, session.output_dict_per_obj, session.frames_tracked_per_obj):
+    for per_obj in (
+      session.point_inputs_per_obj,
+      session.mask_inputs_per_obj,
+      session.output_dict_per_obj,
+      session.frames_tracked_per_obj,
+    ):
       del per_obj[gone]
       kept = [per_obj[k] for k in sorted(per_obj)]
       per_obj.clear()
@@ -232,14 +276,24 @@ class SAM2VideoWrapper:
   # *** whole videos ***
 
   def stream(
-    self, frames: Iterable[np.ndarray], initial_boxes: np.ndarray | None = None, detector: Detector | None = None, every: int | None = None
+    self,
+    frames: Iterable[np.ndarray],
+    initial_boxes: np.ndarray | None = None,
+    detector: Detector | None = None,
+    every: int | None = None,
   ) -> Iterator[Tracked]:
-    """frames: any number of (3, H, W) uint8 RGB, one is held at a time. initial_boxes (N, 4 to 6): the objects of the first frame. detector: asked on the
-    first frame where there are no initial boxes, then every `every` frames, for objects to join."""
+    """frames: any number of (3, H, W) uint8 RGB, one is held at a time. initial_boxes (N, 4 to 6): the objects of the
+    first frame. detector: asked on the first frame where there are no initial boxes, then every `every` frames, for
+    objects to join."""
     video: Video | None = None
     for t, rgb in enumerate(frames):
       rgb = np.asarray(rgb)
-      if rgb.ndim != 3 or rgb.shape[0] != 3 or rgb.dtype != np.uint8 or (video and rgb.shape[1:] != (video.session.video_height, video.session.video_width)):
+      if (
+        rgb.ndim != 3
+        or rgb.shape[0] != 3
+        or rgb.dtype != np.uint8
+        or (video and rgb.shape[1:] != (video.session.video_height, video.session.video_width))
+      ):
         raise UserError(f"frame {t} is {rgb.dtype} of shape {rgb.shape}; all frames are uint8 of one shape (3, H, W)")
       video = video or self.start(*rgb.shape[1:])
       if t == 0 and initial_boxes is not None:
@@ -248,12 +302,16 @@ class SAM2VideoWrapper:
         yield self.step(video, rgb, detector(rgb) if detector and t % (every or self.every) == 0 else None)
 
   def track_objects(
-    self, video_frames: Any, initial_boxes: np.ndarray | None = None, detector: Detector | None = None, every: int | None = None
+    self,
+    video_frames: Any,
+    initial_boxes: np.ndarray | None = None,
+    detector: Detector | None = None,
+    every: int | None = None,
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """video_frames (T, 3, H, W) uint8 RGB, or an iterable of (3, H, W); the rest as `stream`.
 
-    -> masks (T, N, H, W) bool, ids (N,) int64, scores (T, N) float32, of all objects that there ever were, the initial ones first and in their order;
-    before an object joined and after it was let go its masks are empty and its scores 0.
+    -> masks (T, N, H, W) bool, ids (N,) int64, scores (T, N) float32, of all objects that there ever were, the initial
+    ones first and in their order; before an object joined and after it was let go its masks are empty and its scores 0.
     """
     out = list(self.stream(video_frames, initial_boxes, detector, every))
     ids = np.unique(np.concatenate([f.ids for f in out])) if out else np.zeros(0, np.int64)
@@ -268,7 +326,10 @@ class SAM2VideoWrapper:
 
   def prepare(self, height: int, width: int) -> None:
     if self.detector is None:
-      raise UserError(f"teacher '{self.name}' has nobody to tell it what to follow; add the option detector, a teacher of boxes, e.g. yolox-nano")
+      raise UserError(
+        f"teacher '{self.name}' has nobody to tell it what to follow; add the option detector, a teacher of boxes, "
+        "e.g. yolox-nano"
+      )
     self.detector.prepare(height, width)
     found = [b for b in self.detector.labels if b.kind == "boxes"]
     if not found:
@@ -295,14 +356,23 @@ class SAM2VideoWrapper:
     return np.stack([np.asarray(table[k], np.float32) for k in ("x0", "y0", "x1", "y1", "score", "cls")], axis=1)
 
   def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
-    """'objects': the visible objects' boxes, which bound their masks; track: identity, never used twice in a video; rle: the mask as COCO counts."""
+    """'objects': the visible objects' boxes, which bound their masks; track: identity, never used twice in a video;
+    rle: the mask as COCO counts."""
     video = self.load(state, *clip.rgb.shape[-2:]) if state else self.start(*clip.rgb.shape[-2:])
     rows: list[tuple[Any, ...]] = []
     for t, rgb in enumerate(clip.rgb):
       got = self.step(video, rgb, self.detect(rgb) if video.frame % self.every == 0 else None)
       boxes, counts = rle.boxes_of(got.masks), rle.encode(got.masks)
-      rows += [(t, *boxes[n], got.scores[n], got.classes[n], got.ids[n], counts[n]) for n in np.flatnonzero(np.isfinite(boxes[:, 0]))]
-    columns = {"frame": np.int32, **dict.fromkeys(("x0", "y0", "x1", "y1", "score"), np.float32), "cls": np.int16, "track": np.int64}
+      rows += [
+        (t, *boxes[n], got.scores[n], got.classes[n], got.ids[n], counts[n])
+        for n in np.flatnonzero(np.isfinite(boxes[:, 0]))
+      ]
+    columns = {
+      "frame": np.int32,
+      **dict.fromkeys(("x0", "y0", "x1", "y1", "score"), np.float32),
+      "cls": np.int16,
+      "track": np.int64,
+    }
     table: dict[str, Any] = {k: np.array([r[n] for r in rows], dtype) for n, (k, dtype) in enumerate(columns.items())}
     table["rle"] = [r[-1] for r in rows]
     return {"objects": table}, self.save(video)
@@ -313,12 +383,16 @@ class SAM2VideoWrapper:
     session = video.session
     state: State = {
       "video": np.array([session.video_height, session.video_width, video.frame, video.next_id], np.int64),
-      "objects": np.array([(i, video.last_seen[i], video.classes[i]) for i in session.obj_ids], np.int64).reshape(-1, 3),
+      "objects": np.array([(i, video.last_seen[i], video.classes[i]) for i in session.obj_ids], np.int64).reshape(
+        -1, 3
+      ),
     }
 
     def put(key: str, x: torch.Tensor) -> None:
       # numpy has no bfloat16
-      state[f"{key}:bf16" if x.dtype == torch.bfloat16 else key] = (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).cpu().numpy()
+      state[f"{key}:bf16" if x.dtype == torch.bfloat16 else key] = (
+        (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).cpu().numpy()
+      )
 
     if video.pos_enc is not None:
       put("pos_enc", video.pos_enc)

@@ -1,8 +1,8 @@
 """SAM 3: everything in a video that answers to a word, as masks with identity, one frame at a time, in bounded memory.
 
-The network is transformers' Sam3VideoModel, called as it is: on each frame it looks for every prompt, follows what it has, and matches the two. What is done
-around it is what sam2.py does around SAM 2, and two small algorithms that transformers would download as a CUDA kernel, or do without.
-"""
+The network is transformers' Sam3VideoModel, called as it is: on each frame it looks for every prompt, follows what it
+has, and matches the two. What is done around it is what sam2.py does around SAM 2, and two small algorithms that
+transformers would download as a CUDA kernel, or do without."""
 
 import logging
 from collections import defaultdict
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from openpilot.tools.fair.detr.teacher import Pictures, read_folder
-from openpilot.tools.fair.device import choose_device
+from openpilot.tools.learn.device import choose_device
 from openpilot.tools.fair.hf import load_model
 from openpilot.tools.fair.sam.sam2 import SAM2VideoWrapper, Tracked, Video
 from openpilot.tools.fair.teacher import Entry, Label, State, check_least, hash_weights
@@ -23,15 +23,19 @@ from openpilot.tools.lib.errors import UserError
 
 PROMPTS = ("car", "truck", "bus", "person", "bicycle", "motorcycle", "traffic light", "traffic sign")
 TOKENS = 32  # of a prompt, as officially
-MAX_POINTERS = 32  # frames on which a detection confirmed an object, whose pointers are kept: officially all, without an end
+# frames on which a detection confirmed an object, whose pointers are kept: officially all, without an end
+MAX_POINTERS = 32
 
 
 class MaskTools:
   """What transformers takes from its kernel cv-utils: for it to be neither downloaded nor left out."""
 
   @staticmethod
-  def generic_nms(ious: torch.Tensor, scores: torch.Tensor, threshold: float, use_iou_matrix: bool = True) -> torch.Tensor:
-    """ious (N, N), scores (N,) -> indices of those that overlap no better one that is kept by more than `threshold`, best first."""
+  def generic_nms(
+    ious: torch.Tensor, scores: torch.Tensor, threshold: float, use_iou_matrix: bool = True
+  ) -> torch.Tensor:
+    """ious (N, N), scores (N,) -> indices of those that overlap no better one that is kept by more than `threshold`,
+    best first."""
     assert use_iou_matrix
     overlap = (ious > threshold).cpu().numpy()
     kept: list[int] = []
@@ -42,7 +46,8 @@ class MaskTools:
 
   @staticmethod
   def cc_2d(masks: torch.Tensor, get_counts: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """masks (N, 1, H, W) uint8 -> of each pixel its 8-connected component's number and area, (N, 1, H, W) int32, 0 where there is none."""
+    """masks (N, 1, H, W) uint8 -> of each pixel its 8-connected component's number and area, (N, 1, H, W) int32, 0
+    where there is none."""
     assert get_counts
     labels, areas = np.zeros(masks.shape, np.int32), np.zeros(masks.shape, np.int32)
     for n, mask in enumerate(masks[:, 0].cpu().numpy()):
@@ -52,16 +57,25 @@ class MaskTools:
 
 
 class Sam3Teacher(SAM2VideoWrapper):
-  """prompts: what is looked for, each a class of the label. The same thing may answer to two of them. max_objects: no more are followed at a time.
+  """prompts: what is looked for, each a class of the label. The same thing may answer to two of them. max_objects: no
+  more are followed at a time.
   lost_after: frames after which an object unseen is let go; officially none is.
 
-  Raises UserError where the folder is no SAM 3 video model with its tokenizer.
-  """
+  Raises UserError where the folder is no SAM 3 video model with its tokenizer."""
 
   ASKS_OTHERS = False
 
-  def __init__(self, name: str, entry: Entry, path: Path | None, device: str | None = None, precision: str | None = None, prompts: tuple[str, ...] = PROMPTS,
-               max_objects: int = 64, lost_after: int = 60):
+  def __init__(
+    self,
+    name: str,
+    entry: Entry,
+    path: Path | None,
+    device: str | None = None,
+    precision: str | None = None,
+    prompts: tuple[str, ...] = PROMPTS,
+    max_objects: int = 64,
+    lost_after: int = 60,
+  ):
     from transformers import CLIPTokenizer, Sam3VideoInferenceSession
     from transformers.models.sam3_video import modeling_sam3_video
 
@@ -81,7 +95,9 @@ class Sam3Teacher(SAM2VideoWrapper):
     self.model.max_num_objects = max_objects
     self.session_class = Sam3VideoInferenceSession
     self.image_size = int(self.model.config.image_size)
-    self.pictures = Pictures({**pictures, "do_resize": True, "size": {"height": self.image_size, "width": self.image_size}})
+    self.pictures = Pictures(
+      {**pictures, "do_resize": True, "size": {"height": self.image_size, "width": self.image_size}}
+    )
     self.prompts, self.max_objects, self.lost_after, self.every = tuple(prompts), max_objects, lost_after, 1
     self.detector = None
     self.checkpoint_hash = hash_weights(path)
@@ -97,11 +113,19 @@ class Sam3Teacher(SAM2VideoWrapper):
       tokenizer = tokenizer_class.from_pretrained(path, local_files_only=True)
       encoded = [tokenizer(p, return_tensors="pt", padding="max_length", max_length=TOKENS) for p in self.prompts]
     except Exception as e:  # anything, on a file that is none
-      raise UserError(f"the tokenizer in {path} does not load: {(str(e) or repr(e)).splitlines()[0][:160]}; copy the whole folder again") from None
+      raise UserError(
+        f"the tokenizer in {path} does not load: {(str(e) or repr(e)).splitlines()[0][:160]}; copy the whole "
+        "folder again"
+      ) from None
     for prompt, tokens in zip(self.prompts, encoded, strict=True):
       if tokens.input_ids.shape[1] > TOKENS:
-        raise UserError(f"the prompt '{prompt[:40]}' is of {tokens.input_ids.shape[1]} tokens; {TOKENS} at most: name the thing in a few words")
-    return [(tokens.input_ids.to(self.device.device), tokens.attention_mask.to(self.device.device)) for tokens in encoded]
+        raise UserError(
+          f"the prompt '{prompt[:40]}' is of {tokens.input_ids.shape[1]} tokens; {TOKENS} at most: name the thing in a "
+          "few words"
+        )
+    return [
+      (tokens.input_ids.to(self.device.device), tokens.attention_mask.to(self.device.device)) for tokens in encoded
+    ]
 
   def start(self, height: int, width: int) -> Video:
     video = super().start(height, width)
@@ -156,7 +180,13 @@ class Sam3Teacher(SAM2VideoWrapper):
         if f <= t - self.memory_reach:
           confirmed[f] = {"object_pointer": confirmed[f]["object_pointer"]}
     there = set(session.obj_ids)
-    for of_obj in (session.obj_id_to_prompt_id, session.obj_id_to_score, session.obj_id_to_last_occluded, session.trk_keep_alive, session.obj_first_frame_idx):
+    for of_obj in (
+      session.obj_id_to_prompt_id,
+      session.obj_id_to_score,
+      session.obj_id_to_last_occluded,
+      session.trk_keep_alive,
+      session.obj_first_frame_idx,
+    ):
       for i in [i for i in of_obj if i not in there]:
         del of_obj[i]
     # what only a run over a whole video looks back at
@@ -172,14 +202,30 @@ class Sam3Teacher(SAM2VideoWrapper):
     self.labels = [Label("objects", "boxes", shape=(height, width), unit="px", classes=self.prompts)]
 
   def settings(self) -> dict[str, Any]:
-    return {"pictures": self.pictures.config, "precision": self.device.precision, "prompts": list(self.prompts), "max_objects": self.max_objects,
-            "lost_after": self.lost_after, "size": self.size}
+    return {
+      "pictures": self.pictures.config,
+      "precision": self.device.precision,
+      "prompts": list(self.prompts),
+      "max_objects": self.max_objects,
+      "lost_after": self.lost_after,
+      "size": self.size,
+    }
 
   @staticmethod
   def save(video: Video) -> State:
     session, state = video.session, SAM2VideoWrapper.save(video)
-    state["matching"] = np.array([(session.obj_id_to_score[i], int(session.obj_id_to_last_occluded.get(i, -1)), session.trk_keep_alive[i],
-                                   session.obj_first_frame_idx[i]) for i in session.obj_ids], np.float64).reshape(-1, 4)
+    state["matching"] = np.array(
+      [
+        (
+          session.obj_id_to_score[i],
+          int(session.obj_id_to_last_occluded.get(i, -1)),
+          session.trk_keep_alive[i],
+          session.obj_first_frame_idx[i],
+        )
+        for i in session.obj_ids
+      ],
+      np.float64,
+    ).reshape(-1, 4)
     return state
 
   def load(self, state: State, height: int, width: int) -> Video:

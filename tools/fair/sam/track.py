@@ -1,7 +1,7 @@
-"""Identity through occlusion without SAM: what a detector sees, where things were going, and what colours they had. The permissive stand-in.
+"""Identity through occlusion without SAM: what a detector sees, where things were going, and what colors they had. The
+permissive stand-in.
 
-How they are followed is in motion.py. Lucas-Kanade's flow may be added.
-"""
+How they are followed is in motion.py. Lucas-Kanade's flow may be added."""
 
 from functools import partial
 from pathlib import Path
@@ -12,17 +12,23 @@ import numpy as np
 
 from openpilot.tools.fair.sam.motion import LOOKS, ObjectTracker, Tracks, to_boxes
 from openpilot.tools.fair.sam.turn import TurnLog, turned
-from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, Teacher, check_least, load_teacher
+from openpilot.tools.fair.registry import load_teacher
+from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, Teacher, check_least
 from openpilot.tools.lib.errors import UserError
 
 # detectors take one for the other
 ALIKE = (("car", "truck", "bus", "train", "vehicle"), ("bicycle", "motorcycle"))
-COLUMNS = {"frame": np.int32, **dict.fromkeys(("x0", "y0", "x1", "y1", "score"), np.float32), "cls": np.int16, "track": np.int64}
+COLUMNS = {
+  "frame": np.int32,
+  **dict.fromkeys(("x0", "y0", "x1", "y1", "score"), np.float32),
+  "cls": np.int16,
+  "track": np.int64,
+}
 
 
 def flow_of(before: np.ndarray, after: np.ndarray, t: Tracks) -> tuple[np.ndarray, np.ndarray]:
-  """Grey pictures (H, W) uint8 -> (N, 2) how far each track that was seen before has moved, the median of Lucas-Kanade's points in its middle, and (N,) the
-  variance, inf where none was followed there and back."""
+  """Gray pictures (H, W) uint8 -> (N, 2) how far each track that was seen before has moved, the median of
+  Lucas-Kanade's points in its middle, and (N,) the variance, inf where none was followed there and back."""
   moved, variance = np.zeros((len(t.ids), 2)), np.full(len(t.ids), np.inf)
   seen = np.flatnonzero(t.missed == 0)
   if not len(seen):
@@ -44,8 +50,8 @@ def flow_of(before: np.ndarray, after: np.ndarray, t: Tracks) -> tuple[np.ndarra
 
 
 def looks_of(rgb: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-  """(3, H, W) uint8 and boxes (N, 4) -> (N, 64) roots of the colours' shares in each box's middle, 4 steps a channel: their products add up to 1 where two are
-  the same."""
+  """(3, H, W) uint8 and boxes (N, 4) -> (N, 64) roots of the colors' shares in each box's middle, 4 steps a channel:
+  their products add up to 1 where two are the same."""
   height, width = rgb.shape[1:]
   out = np.zeros((len(boxes), LOOKS))
   code = (rgb[0] >> 6).astype(np.int64) * 16 + (rgb[1] >> 6) * 4 + (rgb[2] >> 6)
@@ -58,13 +64,14 @@ def looks_of(rgb: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 class TrackerTeacher:
-  """Boxes with identity: those of another teacher, `detector`, followed from frame to frame. detector_options: the detector's;
+  """Boxes with identity: those of another teacher, `detector`, followed from frame to frame. detector_options: the
+  detector's;
   tracker: of ObjectTracker. flow: with Lucas-Kanade, several times slower, and in the simulator no more identities
-  survive with it (tests/bench/bench_object_tracker.py). turn: the camera's turns are read from the route's log and taken out. Boxes that are not followed
-  are left out.
+  survive with it (tests/bench/bench_object_tracker.py). turn: the camera's turns are read from the route's log and
+  taken out. Boxes that are not followed are left out.
 
-  The detector is asked frame by frame, so that the labels do not depend on how a video is cut into clips. Raises UserError where it gives no boxes.
-  """
+  The detector is asked frame by frame, so that the labels do not depend on how a video is cut into clips. Raises
+  UserError where it gives no boxes."""
 
   stateful = True
   FIXED, PASSES_ON = ("detector",), ObjectTracker  # the registry's weights are the detector's
@@ -92,7 +99,9 @@ class TrackerTeacher:
     try:
       self.tracker = ObjectTracker(**tracker)
     except TypeError as e:
-      raise UserError(f"teacher '{name}': {str(e).split('.')[-1]}; it has flow, turn, {', '.join(ObjectTracker().settings())}") from None
+      raise UserError(
+        f"teacher '{name}': {str(e).split('.')[-1]}; it has flow, turn, {', '.join(ObjectTracker().settings())}"
+      ) from None
     self.labels: list[Label] = []
     self.size = [0, 0]
 
@@ -102,7 +111,10 @@ class TrackerTeacher:
     if not found:
       raise UserError(f"teacher '{self.detector.name}' gives no boxes; choose another detector for '{self.name}'")
     self.found, self.size, classes = found[0].name, [height, width], found[0].classes
-    self.tracker.groups = np.array([next((g for g, names in enumerate(ALIKE) if c in names), len(ALIKE) + i) for i, c in enumerate(classes)], np.int64)
+    self.tracker.groups = np.array(
+      [next((g for g, names in enumerate(ALIKE) if c in names), len(ALIKE) + i) for i, c in enumerate(classes)],
+      np.int64,
+    )
     self.labels = [Label("boxes", "boxes", unit="px", classes=classes)]
 
   def settings(self) -> dict[str, Any]:
@@ -129,20 +141,44 @@ class TrackerTeacher:
     if self.size != [height, width]:
       self.prepare(height, width)
     if state is not None and "size" in state and state["size"].tolist() != [height, width]:
-      raise UserError(f"the frames are {width}x{height}, those before were {state['size'][1]}x{state['size'][0]}; begin again with these frames")
+      raise UserError(
+        f"the frames are {width}x{height}, those before were {state['size'][1]}x{state['size'][0]}; begin again with "
+        "these frames"
+      )
     t, parts = Tracks.of_state(state), []
-    before = None if state is None else state.get("grey")
+    before = None if state is None else state.get("gray", state.get("grey"))  # spelled so in stores from before
     last = int(state["time"]) if state is not None and "time" in state else None
     for n, rgb in enumerate(clip.rgb):
       table = self.detector.label(Clip(rgb[None]))[0][self.found]
       boxes = np.stack([np.asarray(table[k], np.float64) for k in ("x0", "y0", "x1", "y1")], axis=1)
-      grey = cv2.cvtColor(np.ascontiguousarray(rgb.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY) if self.flow else None
-      moved = None if grey is None or before is None else flow_of(before, grey, t)
+      gray = cv2.cvtColor(np.ascontiguousarray(rgb.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY) if self.flow else None
+      moved = None if gray is None or before is None else flow_of(before, gray, t)
       now = clip.times[n] if clip.times else None
       turn = self.turn_between(clip, last, now)
-      ids = self.tracker.update(t, boxes, np.asarray(table["score"]), np.asarray(table["cls"]), (height, width), moved, looks_of(rgb, boxes), turn)
-      good, before, last = ids >= 0, grey, now
-      parts.append({**{k: np.asarray(table[k])[good] for k in COLUMNS if k in table}, "frame": np.full(int(good.sum()), n), "track": ids[good]})
-    labels = {k: np.concatenate([np.zeros(0, dtype), *[np.asarray(p[k], dtype) for p in parts]]) for k, dtype in COLUMNS.items()}
-    more = {"size": np.array([height, width])} | ({} if before is None else {"grey": before}) | ({} if last is None else {"time": np.array(last)})
+      ids = self.tracker.update(
+        t,
+        boxes,
+        np.asarray(table["score"]),
+        np.asarray(table["cls"]),
+        (height, width),
+        moved,
+        looks_of(rgb, boxes),
+        turn,
+      )
+      good, before, last = ids >= 0, gray, now
+      parts.append(
+        {
+          **{k: np.asarray(table[k])[good] for k in COLUMNS if k in table},
+          "frame": np.full(int(good.sum()), n),
+          "track": ids[good],
+        }
+      )
+    labels = {
+      k: np.concatenate([np.zeros(0, dtype), *[np.asarray(p[k], dtype) for p in parts]]) for k, dtype in COLUMNS.items()
+    }
+    more = (
+      {"size": np.array([height, width])}
+      | ({} if before is None else {"gray": before})
+      | ({} if last is None else {"time": np.array(last)})
+    )
     return {"boxes": labels}, t.state() | more

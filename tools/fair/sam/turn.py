@@ -1,4 +1,5 @@
-"""How the camera has turned between two frames, as the route's log says: what moves everything in the picture alike, however far away it is."""
+"""How the camera has turned between two frames, as the route's log says: what moves everything in the picture alike,
+however far away it is."""
 
 from pathlib import Path
 
@@ -13,7 +14,8 @@ MAX_RATE = 1.0  # rad/s; more is no road
 
 
 class TurnLog:
-  """cameraOdometry of one log: turn rates of the calibrated frame, rad/s. Raises UserError where the log cannot be read."""
+  """cameraOdometry of one log: turn rates of the calibrated frame, rad/s. Raises UserError where the log cannot be
+  read."""
 
   def __init__(self, path: str | Path):
     rows = []
@@ -28,7 +30,8 @@ class TurnLog:
     self.times, self.rates = table[:, 0], table[:, 1:]
 
   def between(self, before: int, after: int) -> np.ndarray | None:
-    """Times of two frames, ns -> (3,) rotation vector of the turn from the first to the second, radians; None where the log does not say."""
+    """Times of two frames, ns -> (3,) rotation vector of the turn from the first to the second, radians; None where the
+    log does not say."""
     middle = (before + after) / 2
     k = int(np.searchsorted(self.times, middle))
     near = self.times[max(0, k - 1) : k + 1]
@@ -38,8 +41,8 @@ class TurnLog:
 
 
 def turned(rotation: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-  """(3,) rotation vector of the calibrated frame (x forward, y right, z down), and (3, 3) of the view -> (3, 3): where a pixel's direction of the first frame
-  is in the second, homogeneous."""
+  """(3,) rotation vector of the calibrated frame (x forward, y right, z down), and (3, 3) of the view -> (3, 3): where
+  a pixel's direction of the first frame is in the second, homogeneous."""
   new_from_old = cv2.Rodrigues(np.asarray(rotation, np.float64))[0].T
   view = view_frame_from_device_frame
   return intrinsics @ view @ new_from_old @ view.T @ np.linalg.inv(intrinsics)

@@ -1,4 +1,5 @@
-"""The simulator's exact truth as a teacher: reads `<segment>/truth` beside the log of a simulated route. Nothing runs, and nothing is guessed."""
+"""The simulator's exact truth as a teacher: reads `<segment>/truth` beside the log of a simulated route. Nothing runs,
+and nothing is guessed."""
 
 import hashlib
 from functools import lru_cache
@@ -9,7 +10,7 @@ import numpy as np
 
 from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import medmodel_intrinsics
-from openpilot.tools.fair.sam import rle
+from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.route import Segment
@@ -22,8 +23,9 @@ POINTS = ("road", "lane")
 LIFE = (20, 40)  # frames that a point is followed, at least and at most, unless it leaves the view
 LEAST = 6  # frames that a new point will stay in the view: nearer than that, most would be gone in two or three
 SPACING = 24  # pixels between new points, about
-CLEARANCE = 18  # pixels that a new point keeps from those of its class that are followed already, and one of the road from all
-FAR = 80.0  # metres; farther, one pixel is many metres of road
+# pixels that a new point keeps from those of its class that are followed already, and one of the road from all
+CLEARANCE = 18
+FAR = 80.0  # meters; farther, one pixel is many meters of road
 MOST = 128  # points at a time
 
 
@@ -31,9 +33,14 @@ MOST = 128  # points at a time
 def open_truth(folder: Path) -> Truth:
   truth = Truth(folder)
   if "pose" not in truth.info:
-    raise UserError(f"the truth in {truth.dir} is of an earlier version, without poses; write the route again with `tools/op.sh sim`")
+    raise UserError(
+      f"the truth in {truth.dir} is of an earlier version, without poses; write the route again with `tools/op.sh sim`"
+    )
   if tuple(truth.classes) != CLASSES:
-    raise UserError(f"the truth in {truth.dir} has the classes {', '.join(truth.classes)}, this program knows {', '.join(CLASSES)}; write the route again")
+    raise UserError(
+      f"the truth in {truth.dir} has the classes {', '.join(truth.classes)}, this program knows {', '.join(CLASSES)}; "
+      "write the route again"
+    )
   return truth
 
 
@@ -53,7 +60,7 @@ class Points:
   def __init__(self, state: State | None):
     s = state or {}
     self.track = s.get("track", np.zeros(0, np.int64))
-    self.at = s.get("at", np.zeros((0, 3)))  # where they are, in the frame that stands still, metres
+    self.at = s.get("at", np.zeros((0, 3)))  # where they are, in the frame that stands still, meters
     self.cls = s.get("cls", np.zeros(0, np.int64))
     self.until = s.get("until", np.zeros(0, np.int64))  # first frame id at which they are followed no more
     self.next = int(s.get("next", 0))
@@ -62,11 +69,22 @@ class Points:
     return {"track": self.track, "at": self.at, "cls": self.cls, "until": self.until, "next": np.array(self.next)}
 
   def step(self, truth: Truth, index: int, frame_id: int, frame: TruthFrame) -> dict[str, np.ndarray]:
-    """-> the frame's rows. Those that left the view or had their time are dropped, and new ones begin where there is room."""
-    pose, later, height = truth.info["pose"][index], truth.info["pose"][min(index + LEAST, truth.frame_count - 1)], truth.info["camera_height"]
+    """-> the frame's rows. Those that left the view or had their time are dropped, and new ones begin where there is
+    room."""
+    pose, later, height = (
+      truth.info["pose"][index],
+      truth.info["pose"][min(index + LEAST, truth.frame_count - 1)],
+      truth.info["camera_height"],
+    )
     px, z = project(from_still(self.at, pose), medmodel_intrinsics)
     keep = inside(px) & (z > 0.5) & (frame_id < self.until)
-    self.track, self.at, self.cls, self.until, px = self.track[keep], self.at[keep], self.cls[keep], self.until[keep], px[keep]
+    self.track, self.at, self.cls, self.until, px = (
+      self.track[keep],
+      self.at[keep],
+      self.cls[keep],
+      self.until[keep],
+      px[keep],
+    )
     r = np.random.default_rng([truth.info["seed"], frame_id])
     new, cls = self._candidates(frame, height, px, r, (pose, later))
     if len(new):
@@ -84,7 +102,9 @@ class Points:
       "cls": self.cls.astype(np.int16),
     }
 
-  def _candidates(self, frame: TruthFrame, height: float, px: np.ndarray, r: np.random.Generator, poses: tuple[Pose, Pose]) -> tuple[np.ndarray, np.ndarray]:
+  def _candidates(
+    self, frame: TruthFrame, height: float, px: np.ndarray, r: np.random.Generator, poses: tuple[Pose, Pose]
+  ) -> tuple[np.ndarray, np.ndarray]:
     """-> (N, 2) float64 whole pixels that become new points, (N,) their classes."""
     ys, xs = np.nonzero(frame.semantic == CLASSES.index("lane"))
     order = r.permutation(len(ys))
@@ -95,9 +115,15 @@ class Points:
     road = np.stack([u.ravel(), v.ravel()], 1) + r.integers(0, SPACING, (u.size, 2))
     road = road[inside(road)]
     road = r.permutation(road[frame.semantic[road[:, 1], road[:, 0]] == CLASSES.index("road")])
-    lanes = clear_of(lane[self._free(lane, frame, height, poses)], px[self.cls == POINTS.index("lane")])[: MOST - len(px)]
-    roads = clear_of(road[self._free(road, frame, height, poses)], np.concatenate([px, lanes]))[: MOST - len(px) - len(lanes)]
-    return np.concatenate([lanes, roads]), np.repeat([POINTS.index("lane"), POINTS.index("road")], [len(lanes), len(roads)])
+    lanes = clear_of(lane[self._free(lane, frame, height, poses)], px[self.cls == POINTS.index("lane")])[
+      : MOST - len(px)
+    ]
+    roads = clear_of(road[self._free(road, frame, height, poses)], np.concatenate([px, lanes]))[
+      : MOST - len(px) - len(lanes)
+    ]
+    return np.concatenate([lanes, roads]), np.repeat(
+      [POINTS.index("lane"), POINTS.index("road")], [len(lanes), len(roads)]
+    )
 
   @staticmethod
   def _free(ij: np.ndarray, frame: TruthFrame, height: float, poses: tuple[Pose, Pose]) -> np.ndarray:
@@ -127,7 +153,9 @@ def on_ground(frame: TruthFrame, ij: np.ndarray, height: float) -> np.ndarray:
 def object_rows(frame: TruthFrame, objects: list[dict[str, Any]]) -> dict[str, Any]:
   """What is seen of traffic in one frame. Boxes are the outer edges of the visible pixels."""
   seen = [o for o in objects if o["box_view"] is not None]
-  boxes = np.array([o["box_view"] for o in seen], np.float32).reshape(-1, 4) + np.array([-0.5, -0.5, 0.5, 0.5], np.float32)
+  boxes = np.array([o["box_view"] for o in seen], np.float32).reshape(-1, 4) + np.array(
+    [-0.5, -0.5, 0.5, 0.5], np.float32
+  )
   road = np.array([o["position"] for o in seen], np.float32).reshape(-1, 3)
   return {
     **{c: boxes[:, i] for i, c in enumerate(("x0", "y0", "x1", "y1"))},
@@ -150,7 +178,8 @@ def joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class SimulatorTeacher:
-  """Of the medmodel view. depth: metres along the optical axis at the centre of each map pixel, inf in the sky; segmentation: ids into its classes."""
+  """Of the medmodel view. depth: meters along the optical axis at the center of each map pixel, inf in the sky;
+  segmentation: ids into its classes."""
 
   stateful, wants = True, "none"
 
@@ -166,32 +195,58 @@ class SimulatorTeacher:
   def prepare(self, height: int, width: int) -> None: ...
 
   def settings(self) -> dict[str, Any]:
-    return {"view": "medmodel", "life": LIFE, "least": LEAST, "spacing": SPACING, "clearance": CLEARANCE, "far": FAR, "most": MOST}
+    return {
+      "view": "medmodel",
+      "life": LIFE,
+      "least": LEAST,
+      "spacing": SPACING,
+      "clearance": CLEARANCE,
+      "far": FAR,
+      "most": MOST,
+    }
 
   def source(self, segment: Segment) -> dict[str, Any]:
-    """What a segment's labels are made of, for its key: other truth, other labels. Raises UserError where there is none."""
+    """What a segment's labels are made of, for its key: other truth, other labels. Raises UserError where there is
+    none."""
     info = open_truth(segment.dir).info
     return {"truth": hash_truth(segment.dir), **{k: info[k] for k in ("seed", "time_of_day", "weather")}}
 
   def check(self, segment: Segment) -> None:
     """Raises UserError where there is no truth to read: of a real route, or one written without it."""
     if segment.log_path is None:
-      raise UserError(f"teacher '{self.name}' reads the truth beside a log, and segment {segment.name} in {segment.dir} has none; leave this teacher out")
+      raise UserError(
+        f"teacher '{self.name}' reads the truth beside a log, and segment {segment.name} in {segment.dir} has none; "
+        "leave this teacher out"
+      )
     self.source(segment)
 
   def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
     """Joined to the truth by frame id. The state is the points that are followed."""
     if clip.log_path is None:
-      raise UserError(f"teacher '{self.name}' reads the truth beside a simulated route's log, and a segment has none; leave this teacher out")
+      raise UserError(
+        f"teacher '{self.name}' reads the truth beside a simulated route's log, and a segment has none; leave this "
+        "teacher out"
+      )
     truth, points = open_truth(clip.log_path.parent), Points(state)
-    depth, segmentation = np.zeros((len(clip.frame_ids), MAP_H, MAP_W), np.float16), np.zeros((len(clip.frame_ids), MAP_H, MAP_W), np.uint8)
+    depth, segmentation = (
+      np.zeros((len(clip.frame_ids), MAP_H, MAP_W), np.float16),
+      np.zeros((len(clip.frame_ids), MAP_H, MAP_W), np.uint8),
+    )
     objects, tracks = [], []
     for t, frame_id in enumerate(clip.frame_ids):
       index = frame_id - truth.info["frame_id_offset"]
       if not 0 <= index < truth.frame_count:
-        raise UserError(f"frame {frame_id} of the log is none of the {truth.frame_count} in {truth.dir}; log and truth differ, write the route again")
+        raise UserError(
+          f"frame {frame_id} of the log is none of the {truth.frame_count} in {truth.dir}; log and truth differ, write "
+          "the route again"
+        )
       frame = truth.frame(index)
       depth[t], segmentation[t] = map_labels(frame.depth, frame.semantic)
       objects.append(object_rows(frame, truth.objects(index)))
       tracks.append(points.step(truth, index, frame_id, frame))
-    return {"depth": depth, "segmentation": segmentation, "objects": joined(objects), "points": joined(tracks)}, points.state()
+    return {
+      "depth": depth,
+      "segmentation": segmentation,
+      "objects": joined(objects),
+      "points": joined(tracks),
+    }, points.state()

@@ -1,4 +1,5 @@
-"""What students tell apart: the order of their outputs' channels. Which of a teacher's names are which: distillation/classes.json."""
+"""What students tell apart: the order of their outputs' channels. Which of a teacher's names are which:
+distillation/classes.json."""
 
 from openpilot.tools.sim.render import CLASSES
 

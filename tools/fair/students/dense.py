@@ -16,15 +16,16 @@ BOX_STRIDE = 8
 
 
 class DepthHead(nn.Module):
-  """depth (B, 1, 64, 128), natural log of metres along the optical axis; features (B, F, 16, 32), which a projector of the training maps to a teacher's."""
+  """depth (B, 1, 64, 128), natural log of meters along the optical axis; features (B, F, 16, 32), which a projector of
+  the training maps to a teacher's."""
 
   def __init__(self, neck: int, width: int, features: int):
     super().__init__()
-    metres = quarters(width, 1)
-    self.depth = nn.Sequential(separable(neck, width), metres)
+    meters = quarters(width, 1)
+    self.depth = nn.Sequential(separable(neck, width), meters)
     self.features = nn.Sequential(separable(neck, neck), nn.Conv2d(neck, features, 1))
-    assert metres.bias is not None
-    nn.init.constant_(metres.bias, 3.0)  # about 20 m
+    assert meters.bias is not None
+    nn.init.constant_(meters.bias, 3.0)  # about 20 m
 
   def forward(self, maps: dict[int, Tensor]) -> dict[str, Tensor]:
     return {"depth": self.depth(maps[8]), "features": self.features(maps[16])}
@@ -35,12 +36,12 @@ def biases(layers: Sequence[nn.Conv2d | nn.ConvTranspose2d]) -> Tensor:
 
 
 class ObjectsHead(nn.Module):
-  """Objects at their centres, local maxima of the heat instead of NMS: box distances, mask coefficients and an identity embedding per cell of view stride 8.
+  """Objects at their centers, local maxima of the heat instead of NMS: box distances, mask coefficients and an identity
+  embedding per cell of view stride 8.
 
-  objects_heat (B, K, 32, 64) logits; objects_box (B, 4, 32, 64) left, top, right, bottom >= 0, view pixels from the cell's centre (8j + 3.5);
-  objects_coef (B, 16, 32, 64) in -1..1; objects_proto (B, 16, 64, 128): mask logits = sum over coef x proto; objects_embed (B, 16, 32, 64);
-  segmentation (B, 5, 64, 128) logits of CLASSES.
-  """
+  objects_heat (B, K, 32, 64) logits; objects_box (B, 4, 32, 64) left, top, right, bottom >= 0, view pixels from the
+  cell's center (8j + 3.5); objects_coef (B, 16, 32, 64) in -1..1; objects_proto (B, 16, 64, 128): mask logits = sum
+  over coef x proto; objects_embed (B, 16, 32, 64); segmentation (B, 5, 64, 128) logits of CLASSES."""
 
   def __init__(self, neck: int, width: int):
     super().__init__()
@@ -53,13 +54,21 @@ class ObjectsHead(nn.Module):
 
   def forward(self, maps: dict[int, Tensor]) -> dict[str, Tensor]:
     x = self.tower(maps[8])
-    cells, finer = (self.heat, self.box, self.coef, self.embed), (self.proto, self.segmentation)  # each of the same map: one convolution
-    heat, box, coef, embed = F.conv2d(x, torch.cat([m.weight for m in cells]), biases(cells)).split([m.out_channels for m in cells], dim=1)
-    proto, segmentation = F.conv_transpose2d(x, torch.cat([m.weight for m in finer], 1), biases(finer), 2).split([m.out_channels for m in finer], dim=1)
+    cells, finer = (
+      (self.heat, self.box, self.coef, self.embed),
+      (self.proto, self.segmentation),
+    )  # each of the same map: one convolution
+    heat, box, coef, embed = F.conv2d(x, torch.cat([m.weight for m in cells]), biases(cells)).split(
+      [m.out_channels for m in cells], dim=1
+    )
+    proto, segmentation = F.conv_transpose2d(x, torch.cat([m.weight for m in finer], 1), biases(finer), 2).split(
+      [m.out_channels for m in finer], dim=1
+    )
     return {
       "segmentation": segmentation,
       "objects_heat": heat,
-      "objects_box": (torch.relu(box) - torch.log(torch.sigmoid(box.abs()))) * BOX_STRIDE,  # softplus; ONNX Runtime's own takes four times as long
+      "objects_box": (torch.relu(box) - torch.log(torch.sigmoid(box.abs())))
+      * BOX_STRIDE,  # softplus; ONNX Runtime's own takes four times as long
       "objects_coef": torch.tanh(coef),
       "objects_proto": proto,
       "objects_embed": embed,

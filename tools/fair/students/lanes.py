@@ -1,4 +1,5 @@
-"""A causal point tracker by local correlation, coarse to fine: LocoTrack's idea at a hundredth of its size. One frame and a state in, points out.
+"""A causal point tracker by local correlation, coarse to fine: LocoTrack's idea at a hundredth of its size. One frame
+and a state in, points out.
 
 The state holds each point's appearance as the frame that it was given in showed it, so no frame is ever encoded twice.
 """
@@ -11,15 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from openpilot.tools.fair.students.layers import Attention, depthwise
-from openpilot.tools.fair.students.scene import conv, up
+from openpilot.tools.fair.students.layers import conv, up
 
 POINTS = 128
-STRIDES = (8, 4)  # the maps, coarse first: the tracker reaches 32 view pixels a frame from where the host thinks the point is
+STRIDES = (
+  8,
+  4,
+)  # the maps, coarse first: the tracker reaches 32 view pixels a frame from where the host thinks the point is
 RADII = (4, 3)  # cells: windows of 9 x 9 and 7 x 7 are looked at
 
 
 def view_to_cell(points: Tensor, stride: int) -> Tensor:
-  """View pixels -> cells of a map of that stride: cell j is centred on view pixel stride * j + (stride - 1) / 2."""
+  """View pixels -> cells of a map of that stride: cell j is centered on view pixel stride * j + (stride - 1) / 2."""
   return points * (1.0 / stride) - (stride - 1) / (2.0 * stride)
 
 
@@ -27,25 +31,33 @@ def unit(cells: Tensor) -> Tensor:
   """cells (B, h, w, C) -> the same, each divided by its length."""
   x = cells.flatten(0, 2)
   c = x.shape[1]
-  # the sum as a product with ones, which comes out as wide as the cells: ONNX Runtime's ReduceSum, and what it does to broadcast, take several times as long
+  # the sum as a product with ones, which comes out as wide as the cells: ONNX Runtime's ReduceSum, and what it does to
+  # broadcast, take several times as long
   return (x / torch.sqrt(nn.functional.linear(x * x, x.new_ones(c, c), x.new_full((c,), 1e-6)))).reshape(cells.shape)
 
 
 @functools.cache
 def square(size: int) -> dict[str, Tensor]:
-  """What two numbers or two rows of numbers per point are multiplied with to fill a square of cells, (.., size * size) row-major, as products do it without
-  broadcasting, which ONNX Runtime does cell by cell. corner: x, y -> the columns' x, then the rows' y, less `steps`. column, row: repeat `size` of those in
-  the square. weights: fractions of x, y -> bilinear weights of a square of 2 in x and in y, with `weights0`."""
+  """What two numbers or two rows of numbers per point are multiplied with to fill a square of cells, (.., size * size)
+  row-major, as products do it without broadcasting, which ONNX Runtime does cell by cell. corner: x, y -> the columns'
+  x, then the rows' y, less `steps`. column, row: repeat `size` of those in the square. weights: fractions of x, y ->
+  bilinear weights of a square of 2 in x and in y, with `weights0`."""
   one, count, eye = np.ones(size), np.arange(size), np.eye(size)
   zero = 0 * one
-  out = {"corner": [[*one, *zero], [*zero, *one]], "steps": [*count, *count], "column": np.kron(one, eye), "row": np.kron(eye, one),
-         "weights": [[-1, 1, -1, 1, 0, 0, 0, 0], [0, 0, 0, 0, -1, -1, 1, 1]], "weights0": [1, 0, 1, 0, 1, 1, 0, 0]}
+  out = {
+    "corner": [[*one, *zero], [*zero, *one]],
+    "steps": [*count, *count],
+    "column": np.kron(one, eye),
+    "row": np.kron(eye, one),
+    "weights": [[-1, 1, -1, 1, 0, 0, 0, 0], [0, 0, 0, 0, -1, -1, 1, 1]],
+    "weights0": [1, 0, 1, 0, 1, 1, 0, 0],
+  }
   return {k: torch.from_numpy(np.array(v, np.float32)) for k, v in out.items()}
 
 
 def places(m: Tensor, corner: Tensor, size: int) -> tuple[Tensor, Tensor]:
-  """m (B, h, w, C), h and w up to 256; corner (B * N, 2) whole cells x, y -> of the columns, then the rows, of the square that starts there, the nearest on
-  the map; and whether they are on it, 1 or 0: both (B * N, 2 * size)."""
+  """m (B, h, w, C), h and w up to 256; corner (B * N, 2) whole cells x, y -> of the columns, then the rows, of the
+  square that starts there, the nearest on the map; and whether they are on it, 1 or 0: both (B * N, 2 * size)."""
   h, w = int(m.shape[1]), int(m.shape[2])
   fill = square(size)
   at = corner @ fill["corner"].to(corner) + fill["steps"].to(corner)
@@ -56,9 +68,8 @@ def places(m: Tensor, corner: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def gather(m: Tensor, near: Tensor, size: int) -> Tensor:
   """m (B, h, w, C), near: of places() -> (B * N, size * size, C).
 
-  An integer gather of whole feature vectors: GridSample is not in tinygrad. Indices are clamped and no border of zeros is put around the map: that border
-  would be half as many cells again.
-  """
+  An integer gather of whole feature vectors: GridSample is not in tinygrad. Indices are clamped and no border of zeros
+  is put around the map: that border would be half as many cells again."""
   b, h, w, c = (int(s) for s in m.shape)
   column, row = near.split(size, dim=1)
   fill = square(size)
@@ -76,12 +87,14 @@ def sample(m: Tensor, cells: Tensor) -> Tensor:
   return ((x * y)[:, None] @ gather(m, places(m, low, 2)[0], 2)).flatten(1)
 
 
-def correlate(m: Tensor, template: Tensor, centre: Tensor, radius: int) -> Tensor:
-  """m (B, h, w, C), template (B * N, C), centre (B * N, 2) whole cells -> (B * N, (2 * radius + 1)^2): the template's product with the map, row-major; zero
-  outside it."""
+def correlate(m: Tensor, template: Tensor, center: Tensor, radius: int) -> Tensor:
+  """m (B, h, w, C), template (B * N, C), center (B * N, 2) whole cells -> (B * N, (2 * radius + 1)^2): the template's
+  product with the map, row-major; zero outside it."""
   size = 2 * radius + 1
-  near, inside = places(m, centre - radius, size)
-  both = inside @ torch.cat([square(size)["column"], square(size)["row"]]).to(m)  # 2 where row and column are on the map
+  near, inside = places(m, center - radius, size)
+  both = inside @ torch.cat([square(size)["column"], square(size)["row"]]).to(
+    m
+  )  # 2 where row and column are on the map
   return (template[:, None] @ gather(m, near, size).transpose(1, 2)).flatten(1) * torch.relu(both - 1.0)
 
 
@@ -107,15 +120,16 @@ class Stage(nn.Module):
   def forward(
     self, m: Tensor, template: Tensor, cells: Tensor, known: Tensor, memory: Tensor, bias: Tensor
   ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """m (B, h, w, C), template (B * N, C), cells (B * N, 2): where to look; known (B * N, H + 2): hidden state and place in the view; memory (B * N, d); bias
-    of the attention between points (B, 1, 1, N), or (1, 1, N) of a single frame -> movement (B * N, 2) in cells, memory, and the look: its middle (B * N, 2)
-    in whole cells and the logits of its places (B * N, W), row-major.
+    """m (B, h, w, C), template (B * N, C), cells (B * N, 2): where to look; known (B * N, H + 2): hidden state and
+    place in the view; memory (B * N, d); bias of the attention between points (B, 1, 1, N), or (1, 1, N) of a single
+    frame -> movement (B * N, 2) in cells, memory, and the look: its middle (B * N, 2) in whole cells and the logits of
+    its places (B * N, W), row-major.
 
-    It looks at whole cells, and is told how far from their middle the point is: between them there is nothing that the products do not say.
-    """
-    centre = torch.floor(cells + 0.5)
-    off = cells - centre
-    correlation = correlate(m, template, centre, self.radius)
+    It looks at whole cells, and is told how far from their middle the point is: between them there is nothing that the
+    products do not say."""
+    center = torch.floor(cells + 0.5)
+    off = cells - center
+    correlation = correlate(m, template, center, self.radius)
     logits = correlation * self.sharpness
     peak = torch.softmax(logits, dim=-1) @ self.window - off
     x = torch.relu(self.look(correlation) + self.remember(torch.cat([known, off], dim=-1)))
@@ -125,7 +139,7 @@ class Stage(nn.Module):
     both = torch.cat([x, memory], dim=-1)
     memory = memory + torch.sigmoid(self.gate(both)) * (torch.tanh(self.candidate(both)) - memory)
     move = self.move(memory)
-    return torch.sigmoid(move[..., :1]) * peak + move[..., 1:], memory, (centre, logits)
+    return torch.sigmoid(move[..., :1]) * peak + move[..., 1:], memory, (center, logits)
 
 
 def by_clip(frames: Iterable[Tensor], clips: int) -> Tensor:
@@ -136,10 +150,11 @@ def by_clip(frames: Iterable[Tensor], clips: int) -> Tensor:
 class LanesHead(nn.Module):
   """Point tracker on a stride-4 branch of its own.
 
-  encode: (normalised frame, neck maps) -> the two maps, of view stride 8 and 4: (B, h, w, C). What a cell looks like is a unit vector. Both see the frame
-  itself through the branch's stem: what other heads need of a road is what all of it has in common, and here two places of it are to be told apart.
-  step: one frame of tracking. A template holds a vector of each map, the hidden state d of memory and the last movement.
-  """
+  encode: (normalized frame, neck maps) -> the two maps, of view stride 8 and 4: (B, h, w, C). What a cell looks like is
+  a unit vector. Both see the frame itself through the branch's stem: what other heads need of a road is what all of it
+  has in common, and here two places of it are to be told apart.
+  step: one frame of tracking. A template holds a vector of each map, the hidden state d of memory and the last
+  movement."""
 
   def __init__(self, neck: int, branch: int, channels: int, d: int):
     super().__init__()
@@ -154,8 +169,8 @@ class LanesHead(nn.Module):
     nn.init.zeros_(self.visible.weight)
     nn.init.zeros_(self.visible.bias)
 
-  def encode(self, normalised: Tensor, maps: dict[int, Tensor]) -> list[Tensor]:
-    x = self.mix(self.stem(normalised) + up(self.context(maps[8])))
+  def encode(self, normalized: Tensor, maps: dict[int, Tensor]) -> list[Tensor]:
+    x = self.mix(self.stem(normalized) + up(self.context(maps[8])))
     return [unit(m.permute(0, 2, 3, 1)) for m in (self.coarse(maps[8]) + self.down(x), self.fine(x))]
 
   def template(self, maps: list[Tensor], points: Tensor) -> Tensor:
@@ -163,15 +178,23 @@ class LanesHead(nn.Module):
     return torch.cat([sample(m, view_to_cell(points, s)) for m, s in zip(maps, STRIDES, strict=True)], dim=-1)
 
   def step(
-    self, maps: list[Tensor], points: Tensor, mask: Tensor, fresh: Tensor, template: Tensor, hidden: Tensor, looks: list[tuple[Tensor, Tensor]] | None = None
+    self,
+    maps: list[Tensor],
+    points: Tensor,
+    mask: Tensor,
+    fresh: Tensor,
+    template: Tensor,
+    hidden: Tensor,
+    looks: list[tuple[Tensor, Tensor]] | None = None,
   ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """points (B, N, 2) view pixels, where each is thought to be; mask, fresh (B, N) 1 or 0; template, hidden: the state, zeros at start.
+    """points (B, N, 2) view pixels, where each is thought to be; mask, fresh (B, N) 1 or 0; template, hidden: the
+    state, zeros at start.
 
-    -> points (B, N, 2), visible (B, N) logits, template, hidden. A fresh point gets its template here, once and for all, and stays: one that followed what the
-    point looks like now was closer in clips of eight frames, and drifted off in fifty. An unused slot stays too, its state is zero and it is never visible.
-    Where the correlation looks is taken as given, as RAFT does: gradients flow through movements, templates and memory. looks: takes each stage's look, for
-    training.
-    """
+    -> points (B, N, 2), visible (B, N) logits, template, hidden. A fresh point gets its template here, once and for
+    all, and stays: one that followed what the point looks like now was closer in clips of eight frames, and drifted off
+    in fifty. An unused slot stays too, its state is zero and it is never visible. Where the correlation looks is taken
+    as given, as RAFT does: gradients flow through movements, templates and memory. looks: takes each stage's look, for
+    training."""
     b, n = mask.shape
     bias = (mask[:, None, None, :] - 1.0) * 1e4
     if b == 1:
@@ -203,13 +226,14 @@ class LanesHead(nn.Module):
   def track(
     self, maps: list[Tensor], points: Tensor, mask: Tensor, fresh: Tensor | None = None
   ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-    """Tracks over clips, frame by frame, for training. maps: of all frames, B = clips x T, clip-major; points (clips, T, N, 2) view pixels, read only where a
-    point is fresh; mask (clips, T, N) 1 = slot in use; fresh (clips, T, N), by default all of frame 0.
+    """Tracks over clips, frame by frame, for training. maps: of all frames, B = clips x T, clip-major; points (clips,
+    T, N, 2) view pixels, read only where a point is fresh; mask (clips, T, N) 1 = slot in use; fresh (clips, T, N), by
+    default all of frame 0.
 
-    -> points (clips, T, N, 2), visible logits (clips, T, N), and of each stage where it looked: middles (clips, T, N, 2) in whole cells, logits
-    (clips, T, N, W) of the places around them: see match_loss(). Each frame starts from the tracker's own last position, without a gradient into it: every
-    frame answers for its own step, and learns to find back from its own errors.
-    """
+    -> points (clips, T, N, 2), visible logits (clips, T, N), and of each stage where it looked: middles (clips, T, N,
+    2) in whole cells, logits (clips, T, N, W) of the places around them: see match_loss(). Each frame starts from the
+    tracker's own last position, without a gradient into it: every frame answers for its own step, and learns to find
+    back from its own errors."""
     clips, t, n, _ = points.shape
     if fresh is None:
       fresh = torch.zeros_like(mask)
@@ -221,7 +245,9 @@ class LanesHead(nn.Module):
     looks: list[tuple[Tensor, Tensor]] = []
     for i in range(t):
       at = torch.where(fresh[:, i, :, None] > 0, points[:, i], at.detach())
-      at, seen, template, hidden = self.step([m[:, i] for m in by_frame], at, mask[:, i], fresh[:, i], template, hidden, looks)
+      at, seen, template, hidden = self.step(
+        [m[:, i] for m in by_frame], at, mask[:, i], fresh[:, i], template, hidden, looks
+      )
       tracked.append(at)
       visible.append(seen)
     by_stage = [looks[i :: len(STRIDES)] for i in range(len(STRIDES))]

@@ -17,14 +17,19 @@ from openpilot.tools.fair.students.student import Student
 from openpilot.tools.lib.errors import UserError
 
 OPSET = 17
-HALF_FROM = 1024  # elements: less would save nothing, and for an Adreno tinygrad does not compile a product with three rows of half precision
+# elements: less would save nothing, and for an Adreno tinygrad does not compile a product with three rows of half
+# precision
+HALF_FROM = 1024
 STATE = {"lanes_template": "lanes_template_out", "lanes_hidden": "lanes_hidden_out"}
 # output -> head that decodes it, its parameters, its classes
 OUTPUTS: dict[str, dict[str, Any]] = {
   "depth": {"head": "depth", "parameters": {"activation": "exp", "metric": True}},
   "features": {"head": "features", "parameters": {}},
   "segmentation": {"head": "segmentation", "parameters": {}, "classes": list(SEGMENTATION)},
-  **{f"objects_{part}": {"head": "objects", "parameters": {"part": part}} for part in ("heat", "box", "coef", "proto", "embed")},
+  **{
+    f"objects_{part}": {"head": "objects", "parameters": {"part": part}}
+    for part in ("heat", "box", "coef", "proto", "embed")
+  },
   **{f"detector_{part}": {"head": "detector", "parameters": {"part": part}} for part in ("logits", "boxes")},
   "lanes_points_out": {"head": "lanes", "parameters": {"part": "points"}},
   "lanes_visible": {"head": "lanes", "parameters": {"part": "visible"}},
@@ -45,11 +50,11 @@ class Graph(nn.Module):
 
 
 def export_onnx(student: Student, path: str | Path, keep: tuple[str, ...] = ("",)) -> dict[str, Any]:
-  """Writes the student, as it is now, to `path` (an .onnx file) and returns the manifest's entry of the graph (bundle.schema.json).
+  """Writes the student, as it is now, to `path` (an .onnx file) and returns the manifest's entry of the graph
+  (bundle.schema.json).
 
-  keep: how the names of the outputs begin that are exported: a head that nobody taught has nothing to say.
-  The student is left in eval mode. Raises UserError where a weight is not finite, or torch lacks its exporter's packages.
-  """
+  keep: how the names of the outputs begin that are exported: a head that nobody taught has nothing to say. The student
+  is left in eval mode. Raises UserError where a weight is not finite, or torch lacks its exporter's packages."""
   path = Path(path)
   student.eval()
   for name, tensor in student.state_dict().items():
@@ -81,9 +86,9 @@ def export_onnx(student: Student, path: str | Path, keep: tuple[str, ...] = ("",
 
 
 def store_half(path: str | Path) -> int:
-  """Rewrites the ONNX file so that its weights are stored as float16 and cast to float32 where they are used: half the file, the same arithmetic; ONNX Runtime
-  casts once, on load, and tinygrad in the kernel that reads them. -> how many tensors. Values beyond float16 stay as they are.
-  """
+  """Rewrites the ONNX file so that its weights are stored as float16 and cast to float32 where they are used: half the
+  file, the same arithmetic; ONNX Runtime casts once, on load, and tinygrad in the kernel that reads them. -> how many
+  tensors. Values beyond float16 stay as they are."""
   import onnx
   from onnx import numpy_helper
 
@@ -95,7 +100,9 @@ def store_half(path: str | Path) -> int:
       continue
     name = tensor.name
     tensor.CopyFrom(numpy_helper.from_array(x.astype(np.float16), f"{name}.half"))
-    casts.append(onnx.helper.make_node("Cast", [f"{name}.half"], [name], name=f"{name}.cast", to=onnx.TensorProto.FLOAT))
+    casts.append(
+      onnx.helper.make_node("Cast", [f"{name}.half"], [name], name=f"{name}.cast", to=onnx.TensorProto.FLOAT)
+    )
   nodes = [*casts, *model.graph.node]
   del model.graph.node[:]
   model.graph.node.extend(nodes)
@@ -110,7 +117,13 @@ def tracks(outputs: Container[str]) -> bool:
 
 
 def graph_entry(name: str, file: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> dict[str, Any]:
-  entry: dict[str, Any] = {"name": name, "file": file, "period": 1, "inputs": [specify(k, v) for k, v in inputs.items()], "state": []}
+  entry: dict[str, Any] = {
+    "name": name,
+    "file": file,
+    "period": 1,
+    "inputs": [specify(k, v) for k, v in inputs.items()],
+    "state": [],
+  }
   entry["inputs"][0].update(frames=[0], spacing_ms=50, gap="ignore")
   if tracks(outputs):
     # a gap does not reset: templates outlive one, and the host moves or renews the points

@@ -1,8 +1,9 @@
-"""The weights of a student out of its exported ONNX graph, so that a bundle can be trained on: the way back of onnx_export.py.
+"""The weights of a student out of its exported ONNX graph, so that a bundle can be trained on: the way back of
+onnx_export.py.
 
-An exported graph has no BatchNorm, and few of its constants bear a parameter's name or shape: some are folded, turned, scaled or joined. Where each number of a
-parameter went is found by exporting the same student with numbers that tell their place.
-"""
+An exported graph has no BatchNorm, and few of its constants bear a parameter's name or shape: some are folded, turned,
+scaled or joined. Where each number of a parameter went is found by exporting the same student with numbers that tell
+their place."""
 
 import copy
 import tempfile
@@ -23,7 +24,8 @@ OTHER = "it is of another student, or was exported by another version of this co
 
 
 def constants(model: Any) -> list[tuple[str, list[np.ndarray | None]]]:
-  """onnx.ModelProto -> of each node that computes, in order: its operator and its inputs, those that are constant as arrays."""
+  """onnx.ModelProto -> of each node that computes, in order: its operator and its inputs, those that are constant as
+  arrays."""
   from onnx import numpy_helper
 
   known = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -50,8 +52,8 @@ def plain_norms(student: Student) -> None:
 
 
 def tagged(student: Student, keep: tuple[str, ...]) -> list[list[tuple[str, list[np.ndarray | None]]]]:
-  """constants() of three exports, in which number i of parameter t is a number of t's own times 1, i + 2 and t + 2: a factor that the export puts to it drops
-  out of their ratios, which are 1 for what is no parameter."""
+  """constants() of three exports, in which number i of parameter t is a number of t's own times 1, i + 2 and t + 2: a
+  factor that the export puts to it drops out of their ratios, which are 1 for what is no parameter."""
   import onnx
 
   student = copy.deepcopy(student)
@@ -70,17 +72,18 @@ def tagged(student: Student, keep: tuple[str, ...]) -> list[list[tuple[str, list
 
 
 def own(t: int) -> float:
-  """A number of parameter t's own: the exporter shares constants that are equal. It is small, since the exporter runs the network, which must not overflow."""
+  """A number of parameter t's own: the exporter shares constants that are equal. It is small, since the exporter runs
+  the network, which must not overflow."""
   return 1e-12 * (1.0 + (t * 0.6180339887) % 1.0)
 
 
 def import_onnx(student: Student, path: str | Path, blob: bytes | None = None) -> dict[str, Tensor]:
-  """path: an ONNX file that export_onnx() wrote of a student of the same name, its weights stored in float32 or float16; blob: its bytes, where they were read
-  already. -> the state dict of all that is in it: loaded over plain_norms() of the student, it computes what the file does. What the graph does not use,
-  as heads that were not exported, is missing.
+  """path: an ONNX file that export_onnx() wrote of a student of the same name, its weights stored in float32 or
+  float16; blob: its bytes, where they were read already. -> the state dict of all that is in it: loaded over
+  plain_norms() of the student, it computes what the file does. What the graph does not use, as heads that were not
+  exported, is missing.
 
-  Raises UserError where the file is no such graph.
-  """
+  Raises UserError where the file is no such graph."""
   import onnx
 
   try:
@@ -106,11 +109,18 @@ def import_onnx(student: Student, path: str | Path, blob: bytes | None = None) -
       if x.shape != one.shape:
         raise UserError(f"{path} has a constant {list(x.shape)} where {student.name} has {list(one.shape)}; {OTHER}")
       read(x, one, place, number, values)
-  out = {n: torch.from_numpy(v.astype(np.float32)).reshape(p.shape) for (n, p), v in zip(params, values, strict=True) if not np.isnan(v).any()}
+  out = {
+    n: torch.from_numpy(v.astype(np.float32)).reshape(p.shape)
+    for (n, p), v in zip(params, values, strict=True)
+    if not np.isnan(v).any()
+  }
   for name, m in student.named_modules():
     if isinstance(m, BatchNorm) and f"{name}.bias" in out:
       out[f"{name}.weight"], out[f"{name}.running_mean"] = torch.ones_like(m.weight), torch.zeros_like(m.weight)
-      out[f"{name}.running_var"], out[f"{name}.num_batches_tracked"] = torch.full_like(m.weight, 1.0 - m.eps), torch.tensor(0)
+      out[f"{name}.running_var"], out[f"{name}.num_batches_tracked"] = (
+        torch.full_like(m.weight, 1.0 - m.eps),
+        torch.tensor(0),
+      )
   return out
 
 
@@ -119,7 +129,13 @@ def read(x: np.ndarray, one: np.ndarray, place: np.ndarray, number: np.ndarray, 
   with np.errstate(divide="ignore", invalid="ignore"):
     i, t = (np.nan_to_num(a.astype(np.float64).ravel() / one.astype(np.float64).ravel()) - 2 for a in (place, number))
   which, at = np.rint(t).astype(int), np.rint(i).astype(int)
-  if not len(which) or (np.abs(t - which) > 0.01).any() or (np.abs(i - at) > 0.3).any() or which.min() < 0 or which.max() >= len(values):
+  if (
+    not len(which)
+    or (np.abs(t - which) > 0.01).any()
+    or (np.abs(i - at) > 0.3).any()
+    or which.min() < 0
+    or which.max() >= len(values)
+  ):
     return
   for k in np.unique(which):
     here = which == k
@@ -128,27 +144,34 @@ def read(x: np.ndarray, one: np.ndarray, place: np.ndarray, number: np.ndarray, 
 
 
 def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
-  """A bundle's folder -> what a training run's checkpoint holds of its student: "ema" (names begin with student.), "provenance" (its teachers), "step".
+  """A bundle's folder -> what a training run's checkpoint holds of its student: "ema" (names begin with student.),
+  "provenance" (its teachers), "step".
 
-  frames: (B, 6, 128, 256) uint8, such as it will be trained on: see settle_norms(). Raises BundleError on a damaged bundle, UserError where its graph is none
-  of our students as they are now.
-  """
+  frames: (B, 6, 128, 256) uint8, such as it will be trained on: see settle_norms(). Raises BundleError on a damaged
+  bundle, UserError where its graph is none of our students as they are now."""
   bundle = load_bundle(Path(folder))
   graph = bundle.graphs[0]
   if graph["name"] not in STUDENTS:
-    raise UserError(f"{folder}: its graph '{graph['name']}' is none of the students ({', '.join(STUDENTS)}), and cannot be trained on")
+    raise UserError(
+      f"{folder}: its graph '{graph['name']}' is none of the students ({', '.join(STUDENTS)}), and cannot be trained on"
+    )
   student = build(graph["name"])
   plain_norms(student)
   weights = import_onnx(student, bundle.path / graph["file"], bundle.onnx(graph))
   student.load_state_dict(weights, strict=False)
   settle_norms(student, frames)
   mine = student.state_dict()
-  return {"ema": {f"student.{k}": mine[k].clone() for k in weights}, "provenance": bundle.manifest["provenance"]["teachers"], "step": 0}
+  return {
+    "ema": {f"student.{k}": mine[k].clone() for k in weights},
+    "provenance": bundle.manifest["provenance"]["teachers"],
+    "step": 0,
+  }
 
 
 def settle_norms(student: Student, frames: Tensor) -> None:
-  """After import_onnx(): gives every BatchNorm the statistics of what it sees over frames (B, 6, 128, 256) uint8, and the weight and bias with which it
-  computes the same as before. Without it, the first step of training would normalise what is normalised already."""
+  """After import_onnx(): gives every BatchNorm the statistics of what it sees over frames (B, 6, 128, 256) uint8, and
+  the weight and bias with which it computes the same as before. Without it, the first step of training would normalize
+  what is normalized already."""
   seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
   def watch(m: nn.Module, args: tuple[Tensor, ...]) -> None:

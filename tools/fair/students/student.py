@@ -28,9 +28,31 @@ class Size:
 
 
 SIZES: dict[str, Size] = {
-  "nano": Size("mobilenetv4_conv_small_050", neck=56, dense=32, branch=16, features=64, tower=48, tokens=128, template=24, tracker=48),
-  "small": Size("mobilenetv4_conv_small", neck=96, dense=48, branch=16, features=128, tower=64, tokens=128, template=32, tracker=64),
-  "base": Size("mobilenetv4_conv_medium", neck=144, dense=64, branch=32, features=192, tower=96, tokens=128, template=48, tracker=96),
+  "nano": Size(
+    "mobilenetv4_conv_small_050",
+    neck=56,
+    dense=32,
+    branch=16,
+    features=64,
+    tower=48,
+    tokens=128,
+    template=24,
+    tracker=48,
+  ),
+  "small": Size(
+    "mobilenetv4_conv_small", neck=96, dense=48, branch=16, features=128, tower=64, tokens=128, template=32, tracker=64
+  ),
+  "base": Size(
+    "mobilenetv4_conv_medium",
+    neck=144,
+    dense=64,
+    branch=32,
+    features=192,
+    tower=96,
+    tokens=128,
+    template=48,
+    tracker=96,
+  ),
 }
 TASKS: dict[str, tuple[str, ...]] = {
   "depth": ("depth",),
@@ -39,14 +61,22 @@ TASKS: dict[str, tuple[str, ...]] = {
   "lanes": ("lanes",),
   "unified": ("depth", "objects", "detector", "lanes"),
 }
-BUDGETS = {"depth": 5_000_000, "objects": 10_000_000, "detector": 8_000_000, "lanes": 3_000_000}  # parameters, for every size
+BUDGETS = {
+  "depth": 5_000_000,
+  "objects": 10_000_000,
+  "detector": 8_000_000,
+  "lanes": 3_000_000,
+}  # parameters, for every size
 STUDENTS: dict[str, tuple[str, str]] = {f"{task}-{size}": (task, size) for task in TASKS for size in SIZES}
 
 
 class Student(nn.Module):
-  """(B, 6, 128, 256) uint8 model frame -> the outputs of its tasks, by ONNX name; see the heads for each one's meaning and shape."""
+  """(B, 6, 128, 256) uint8 model frame -> the outputs of its tasks, by ONNX name; see the heads for each one's meaning
+  and shape."""
 
-  def __init__(self, name: str, task: str, size: Size, backbone: str, pretrained: bool = False, deepest: int | None = None):
+  def __init__(
+    self, name: str, task: str, size: Size, backbone: str, pretrained: bool = False, deepest: int | None = None
+  ):
     super().__init__()
     self.name, self.task, self.tasks, self.size = name, task, TASKS[task], size
     self.backbone = Backbone(backbone, pretrained, deepest)
@@ -58,7 +88,8 @@ class Student(nn.Module):
     self.lanes = LanesHead(size.neck, size.branch, size.template, size.tracker) if "lanes" in self.tasks else None
 
   def encode(self, frame: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """frame (B, 6, 128, 256) uint8 -> all outputs but those of the tracker, and the tracker's maps (none where the student does not track)."""
+    """frame (B, 6, 128, 256) uint8 -> all outputs but those of the tracker, and the tracker's maps (none where the
+    student does not track)."""
     maps = self.neck(self.backbone(frame))
     out: dict[str, Tensor] = {}
     if self.depth is not None:
@@ -67,7 +98,7 @@ class Student(nn.Module):
       out.update(self.objects(maps))
     if self.detector is not None:
       out.update(self.detector(maps))
-    return out, [] if self.lanes is None else self.lanes.encode(self.backbone.normalise(frame), maps)
+    return out, [] if self.lanes is None else self.lanes.encode(self.backbone.normalize(frame), maps)
 
   def forward(
     self,
@@ -78,25 +109,31 @@ class Student(nn.Module):
     lanes_template: Tensor | None = None,
     lanes_hidden: Tensor | None = None,
   ) -> dict[str, Tensor]:
-    """Outputs by ONNX name (and detector_aux, a list, in training). Without lanes_points the tracker's are left out; without a state it starts with zeros;
-    mask is then all ones, and so is fresh where there is no state. Shapes: see LanesHead.step.
-    """
+    """Outputs by ONNX name (and detector_aux, a list, in training). Without lanes_points the tracker's are left out;
+    without a state it starts with zeros; mask is then all ones, and so is fresh where there is no state. Shapes: see
+    LanesHead.step."""
     out, maps = self.encode(frame)
     if self.lanes is not None and lanes_points is not None:
       b, n, _ = lanes_points.shape
       mask = lanes_points.new_ones(b, n) if lanes_mask is None else lanes_mask
-      fresh = (torch.ones_like(mask) if lanes_template is None else torch.zeros_like(mask)) if lanes_fresh is None else lanes_fresh
+      fresh = (
+        (torch.ones_like(mask) if lanes_template is None else torch.zeros_like(mask))
+        if lanes_fresh is None
+        else lanes_fresh
+      )
       template, hidden = self.lanes.zeros(b, n, lanes_points)
-      template, hidden = template if lanes_template is None else lanes_template, hidden if lanes_hidden is None else lanes_hidden
+      template, hidden = (
+        template if lanes_template is None else lanes_template,
+        hidden if lanes_hidden is None else lanes_hidden,
+      )
       names = ("lanes_points_out", "lanes_visible", "lanes_template_out", "lanes_hidden_out")
       out.update(zip(names, self.lanes.step(maps, lanes_points, mask, fresh, template, hidden), strict=True))
     return out
 
   def forward_clips(self, frame: Tensor, points: Tensor, mask: Tensor, fresh: Tensor | None = None) -> dict[str, Any]:
-    """For training: every frame is encoded once, then the tracker runs over each clip. frame (clips * T, 6, 128, 256) uint8, clip-major;
-    points (clips, T, N, 2), mask, fresh (clips, T, N): see LanesHead.track. -> outputs of each frame, lanes_points_out (clips, T, N, 2),
-    lanes_visible (clips, T, N) and lanes_looks.
-    """
+    """For training: every frame is encoded once, then the tracker runs over each clip. frame (clips * T, 6, 128, 256)
+    uint8, clip-major; points (clips, T, N, 2), mask, fresh (clips, T, N): see LanesHead.track. -> outputs of each
+    frame, lanes_points_out (clips, T, N, 2), lanes_visible (clips, T, N) and lanes_looks."""
     encoded, maps = self.encode(frame)
     out: dict[str, Any] = {**encoded}
     if self.lanes is not None:
@@ -115,9 +152,9 @@ class Student(nn.Module):
 
 
 def build(name: str, backbone: str | None = None, pretrained: bool = False) -> Student:
-  """A student by its registered name, "unified-small", on its own backbone or another of timm's. pretrained: start from the hub's weights where they can be
-  had (student.backbone.pretrained says whether). Raises UserError on an unknown name, without timm, or over a task's parameter budget.
-  """
+  """A student by its registered name, "unified-small", on its own backbone or another of timm's. pretrained: start from
+  the hub's weights where they can be had (student.backbone.pretrained says whether). Raises UserError on an unknown
+  name, without timm, or over a task's parameter budget."""
   if name not in STUDENTS:
     raise UserError(f"no student '{name}'; there are {', '.join(STUDENTS)}")
   task, size = STUDENTS[name]
@@ -125,7 +162,10 @@ def build(name: str, backbone: str | None = None, pretrained: bool = False) -> S
   student = Student(name, task, SIZES[size], backbone, pretrained)
   count, budget = parameters(student), BUDGETS.get(task)
   if budget is not None and count > budget:
-    raise UserError(f"{name} on {backbone} has {count / 1e6:.2f}M parameters, over its budget of {budget / 1e6:.0f}M; take one of {', '.join(BACKBONES)}")
+    raise UserError(
+      f"{name} on {backbone} has {count / 1e6:.2f}M parameters, over its budget of {budget / 1e6:.0f}M; take one of "
+      f"{', '.join(BACKBONES)}"
+    )
   return student
 
 

@@ -1,7 +1,7 @@
 """Heads: pure numpy functions from a graph's raw output to physical quantities; the manifest names them.
 
-Outputs of one graph that name the same head are decoded together; parameters.part says which is which.
-"""
+Outputs of one graph that name the same head are decoded together; parameters.part says which is which."""
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +10,18 @@ import numpy as np
 
 from openpilot.selfdrive.modeld.fair.heads import depth, detector, features, lanes, objects, segmentation
 
-# decode({part: raw output}, {part: its entry in the manifest}, valid (256, 512) bool of the model view) -> named quantities
+# decode({part: raw output}, {part: its entry in the manifest}, valid (256, 512) bool of the model view) -> named
+# quantities
 Decode = Callable[[dict[str, np.ndarray], dict[str, dict[str, Any]], np.ndarray], Any]
 
 
 @dataclass(frozen=True)
 class Head:
   decode: Decode
-  parts: tuple[str, ...]          # that a graph must put out
-  more: tuple[str, ...] = ()      # that it may
-  classes: str = ""               # the part whose manifest entry names the classes
-  axis: int = 1                   # of that part's shape that counts them
+  parts: tuple[str, ...]  # that a graph must put out
+  more: tuple[str, ...] = ()  # that it may
+  classes: str = ""  # the part whose manifest entry names the classes
+  axis: int = 1  # of that part's shape that counts them
 
 
 def single(name: str, decode: Callable[[np.ndarray, dict[str, Any], np.ndarray], Any]) -> Decode:
@@ -39,10 +40,10 @@ HEADS: dict[str, Head] = {
 
 
 def part_of(spec: dict[str, Any]) -> str:
-  """Which part of its head an output is: parameters.part, else what its name says: 'objects_heat' is 'heat', 'lanes_points_out' is 'points'.
+  """Which part of its head an output is: parameters.part, else what its name says: 'objects_heat' is 'heat',
+  'lanes_points_out' is 'points'.
 
-  A head of one output takes it whatever it is called.
-  """
+  A head of one output takes it whatever it is called."""
   head = spec["head"]
   parts = HEADS[head].parts
   if len(parts) == 1 and not HEADS[head].more:

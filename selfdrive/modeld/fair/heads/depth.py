@@ -1,4 +1,5 @@
 """Depth: z along the optical axis of the model view."""
+
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -10,14 +11,14 @@ from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 
 @dataclass
 class Depth:
-  z: np.ndarray   # (H, W) float32, nan outside the camera image
-  metric: bool    # True: meters; False: up to one scale
-  scale: float = 1.0      # factor from what the student gave to z: 1 where it gives meters itself, 0 while nobody knows
+  z: np.ndarray  # (H, W) float32, nan outside the camera image
+  metric: bool  # True: meters; False: up to one scale
+  scale: float = 1.0  # factor from what the student gave to z: 1 where it gives meters itself, 0 while nobody knows
   scale_std: float = 0.0  # its standard deviation, as a share of it
 
 
 @cache
-def map_centres(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
+def map_centers(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
   """View pixels x (w,), y (h,) of the centers of a map's pixels. The same arrays every time, not to be written."""
   x, y = (np.arange(w) + 0.5) * (VIEW_W / w) - 0.5, (np.arange(h) + 0.5) * (VIEW_H / h) - 0.5
   x.setflags(write=False)
@@ -26,15 +27,19 @@ def map_centres(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shrink(z: np.ndarray) -> np.ndarray:
-  """(H, W) with even sides -> half as high and wide. Of each four the second nearest: of a surface that is there, where a mean would float between two."""
+  """(H, W) with even sides -> half as high and wide. Of each four the second nearest: of a surface that is there, where
+  a mean would float between two."""
   a, b, c, d = z[::2, ::2], z[::2, 1::2], z[1::2, ::2], z[1::2, 1::2]
-  return np.fmin(np.fmax(np.fmin(a, b), np.fmin(c, d)), np.fmin(np.fmax(a, b), np.fmax(c, d)))   # f: nan only where all are
+  return np.fmin(
+    np.fmax(np.fmin(a, b), np.fmin(c, d)), np.fmin(np.fmax(a, b), np.fmax(c, d))
+  )  # f: nan only where all are
 
 
 def map_valid(valid: np.ndarray, h: int, w: int) -> np.ndarray:
-  """(256, 512) bool of the view -> (h, w) bool: is the view pixel at the map pixel's center, (i + .5) * 512 / w - .5, rounded down, in the image?"""
+  """(256, 512) bool of the view -> (h, w) bool: is the view pixel at the map pixel's center, (i + .5) * 512 / w - .5,
+  rounded down, in the image?"""
   sy, sx = valid.shape[0] // h, valid.shape[1] // w
-  return valid[(sy - 1) // 2::sy, (sx - 1) // 2::sx]
+  return valid[(sy - 1) // 2 :: sy, (sx - 1) // 2 :: sx]
 
 
 def in_image(points: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -47,15 +52,16 @@ def in_image(points: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def decode(raw: np.ndarray, spec: dict[str, Any], valid: np.ndarray) -> Depth:
-  """raw: (1, 1, H, W) float; parameters: activation 'exp' (raw is the logarithm) or 'none', metric. valid: (256, 512) bool."""
+  """raw: (1, 1, H, W) float; parameters: activation 'exp' (raw is the logarithm) or 'none', metric. valid: (256, 512)
+  bool."""
   parameters = spec.get("parameters", {})
   z = raw[0, 0].astype(np.float32, copy=False)
   if parameters.get("activation", "none") == "exp":
-    z = np.minimum(z, 11.)   # e^11 m is far enough; more would overflow float16
+    z = np.minimum(z, 11.0)  # e^11 m is far enough; more would overflow float16
     np.exp(z, out=z)
   else:
-    z = z.copy()   # raw is the graph's, and written again
+    z = z.copy()  # raw is the graph's, and written again
   inside = map_valid(valid, *z.shape)
-  if not inside.all():   # cameras fill the view, most of the time
+  if not inside.all():  # cameras fill the view, most of the time
     z[~inside] = np.nan
   return Depth(z, bool(parameters.get("metric", False)))

@@ -1,4 +1,6 @@
-"""Detector: boxes and classes of a DETR-shaped student; its queries do not repeat each other, so nothing is suppressed."""
+"""Detector: boxes and classes of a DETR-shaped student; its queries do not repeat each other, so nothing is
+suppressed."""
+
 from typing import Any
 
 import numpy as np
@@ -8,9 +10,9 @@ from openpilot.selfdrive.modeld.fair.heads.objects import MAX_OBJECTS, THRESHOLD
 
 
 def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: np.ndarray) -> Detections:
-  """raw: logits (1, Q, K), one sigmoid a class, and boxes (1, Q, 4), center and size in 0..1 of the view. specs['logits']: classes, parameters threshold.
-  valid: (256, 512) bool; a box whose center is outside the camera image does not count.
-  """
+  """raw: logits (1, Q, K), one sigmoid a class, and boxes (1, Q, 4), center and size in 0..1 of the view.
+  specs['logits']: classes, parameters threshold.
+  valid: (256, 512) bool; a box whose center is outside the camera image does not count."""
   logits, boxes = raw["logits"][0], raw["boxes"][0]
   view_h, view_w = valid.shape
   best = logits.argmax(1)

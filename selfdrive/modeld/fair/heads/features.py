@@ -1,4 +1,5 @@
 """Features: a student's own map of features, for what comes after it. Large, so a bundle has to ask for it."""
+
 from typing import Any
 
 import numpy as np

@@ -1,28 +1,36 @@
-"""Meters for a student that knows depth only up to one scale: the road plane under the calibrated camera, and the way driven past tracked points, say which.
+"""Meters for a student that knows depth only up to one scale: the road plane under the calibrated camera, and the way
+driven past tracked points, say which.
 
-Both witnesses are heard at once, weighed by their variances in a filter of one number, the logarithm of the scale. Depths are along the view's optical axis,
-which the warp has laid along the car, so over the way s a point on the road comes s nearer.
-"""
+Both witnesses are heard at once, weighed by their variances in a filter of one number, the logarithm of the scale.
+Depths are along the view's optical axis, which the warp has laid along the car, so over the way s a point on the road
+comes s nearer."""
+
 from dataclasses import replace
 
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
-from openpilot.selfdrive.modeld.fair.heads.depth import Depth, map_centres
+from openpilot.selfdrive.modeld.fair.heads.depth import Depth, map_centers
 from openpilot.selfdrive.modeld.fair.heads.ground import HEIGHT_STD, PITCH_STD, Ground
 from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation
 
-ROAD = ("road", "lane")          # classes on the plane
-NEAR, FAR, LANE = 4.0, 30.0, 1.5  # m; the plane is looked at from here to there, without a segmentation so far to either side
+ROAD = ("road", "lane")  # classes on the plane
+NEAR, FAR, LANE = (
+  4.0,
+  30.0,
+  1.5,
+)  # m; the plane is looked at from here to there, without a segmentation so far to either side
 MIN_PIXELS = 20
-MAX_SPREAD = 0.3                 # of the logarithms: more, and what is looked at is no plane
-WAY, MAX_WAY = 5.0, 12.0         # m driven between two looks at a point: least; most, then it is looked at anew
+MAX_SPREAD = 0.3  # of the logarithms: more, and what is looked at is no plane
+WAY, MAX_WAY = 5.0, 12.0  # m driven between two looks at a point: least; most, then it is looked at anew
 MIN_POINTS = 4
-SLIP = 0.25                      # of the way: a point that comes nearer on the road plane by so much more or less slides along its line, and is not believed
-DRIFT = 0.1                      # of the scale, per square root of a second
-MAX_STD = 0.3                    # with a vaguer scale depth stays relative
-STRAY = 4.0                      # standard deviations; a witness that far off is believed that much less
-MAX_STEP = 1.0                   # s between two frames; more is a gap
+# of the way: a point that comes nearer on the road plane by so much more or less slides along its line, and is not
+# believed
+SLIP = 0.25
+DRIFT = 0.1  # of the scale, per square root of a second
+MAX_STD = 0.3  # with a vaguer scale depth stays relative
+STRAY = 4.0  # standard deviations; a witness that far off is believed that much less
+MAX_STEP = 1.0  # s between two frames; more is a gap
 
 
 class DepthScale:
@@ -34,15 +42,16 @@ class DepthScale:
   def reset(self) -> None:
     """Forgets the scale, e.g. as another camera is another student's picture."""
     self.log, self.var = 0.0, np.inf
-    self.way = 0.0                       # m driven
-    self.last: int | None = None         # ns
-    self.relative: Depth | None = None   # of the frame at hand, as the student gave it
-    # of each point slot when it was first looked at: its relative depth, its distance on the road plane, and the way driven then; nan before
+    self.way = 0.0  # m driven
+    self.last: int | None = None  # ns
+    self.relative: Depth | None = None  # of the frame at hand, as the student gave it
+    # of each point slot when it was first looked at: its relative depth, its distance on the road plane, and the way
+    # driven then; nan before
     self.first, self.ahead, self.since = np.zeros((3, 0))
 
   @property
   def known(self) -> bool:
-    return self.var < MAX_STD ** 2
+    return self.var < MAX_STD**2
 
   @property
   def listens(self) -> bool:
@@ -53,14 +62,15 @@ class DepthScale:
     """A frame of timestamp, ns, with the car's speed, m/s, None where nobody tells it: then points say nothing."""
     dt = 0.0 if self.last is None else (timestamp - self.last) * 1e-9
     self.last, self.relative = timestamp, None
-    if speed is None or not 0 <= dt <= MAX_STEP or not 0 <= speed < 100:   # nan too
+    if speed is None or not 0 <= dt <= MAX_STEP or not 0 <= speed < 100:  # nan too
       self.since[:] = np.nan
     else:
       self.way += speed * dt
-    self.var += DRIFT ** 2 * min(max(dt, 0.0), 60.0)
+    self.var += DRIFT**2 * min(max(dt, 0.0), 60.0)
 
   def meters(self, depth: Depth, ground: Ground, segmentation: Segmentation | None) -> Depth:
-    """This frame's depth, in meters once the scale is known; what is metric already comes back as it is. segmentation: the newest there is."""
+    """This frame's depth, in meters once the scale is known; what is metric already comes back as it is. segmentation:
+    the newest there is."""
     if depth.metric:
       return depth
     self.relative = depth
@@ -71,7 +81,8 @@ class DepthScale:
     return Depth(depth.z * np.float32(scale), True, scale, float(np.sqrt(self.var)))
 
   def points(self, points: np.ndarray, sure: np.ndarray, fresh: np.ndarray, ground: Ground) -> None:
-    """points: (N, 2) view pixels of point slots in this frame; sure: (N,) bool, in use and visible; fresh: (N,) bool, not the point of the frame before."""
+    """points: (N, 2) view pixels of point slots in this frame; sure: (N,) bool, in use and visible; fresh: (N,) bool,
+    not the point of the frame before."""
     if self.relative is None:
       return
     if len(self.first) != len(points):
@@ -79,9 +90,13 @@ class DepthScale:
     now, ahead = sample(self.relative, points), ground.road(points)[:, 0]
     self.since[fresh] = np.nan
     way, gone = self.way - self.since, self.first - now
-    ready = sure & (way >= WAY) & (self.first < np.inf) & (now < np.inf) & (np.abs(self.ahead - ahead - way) < SLIP * way)   # False for nan
+    ready = (
+      sure & (way >= WAY) & (self.first < np.inf) & (now < np.inf) & (np.abs(self.ahead - ahead - way) < SLIP * way)
+    )  # False for nan
     n, total, less = int(ready.sum()), float(way[ready].sum()), float(gone[ready].sum())
-    if n >= MIN_POINTS and less > 0:   # one ratio of sums: each point's own would be far off as often as its depth hardly changed
+    if (
+      n >= MIN_POINTS and less > 0
+    ):  # one ratio of sums: each point's own would be far off as often as its depth hardly changed
       scale = total / less
       spread = float(np.std(scale * gone[ready] - way[ready])) * np.sqrt(n) / total
       if spread < MAX_SPREAD / 2:
@@ -91,12 +106,13 @@ class DepthScale:
     self.first[begin], self.ahead[begin], self.since[begin] = now[begin], ahead[begin], self.way
 
   def _hear(self, log: float, std: float) -> None:
-    """One witness: the logarithm of the scale and its standard deviation, inf for nothing. Errors last over frames, so none is believed beyond its own."""
+    """One witness: the logarithm of the scale and its standard deviation, inf for nothing. Errors last over frames, so
+    none is believed beyond its own."""
     if not np.isfinite(std):
       return
     var = std * std
     if np.isfinite(self.var):
-      var *= max(1.0, (log - self.log) ** 2 / (STRAY ** 2 * (var + self.var)))
+      var *= max(1.0, (log - self.log) ** 2 / (STRAY**2 * (var + self.var)))
     else:
       self.log = log
     gain = 1 / (1 + var / self.var)
@@ -105,9 +121,10 @@ class DepthScale:
 
 
 def plane_scale(z: np.ndarray, ground: Ground, segmentation: Segmentation | None) -> tuple[float, float]:
-  """(H, W) relative depth -> logarithm of the factor that puts what is road onto the road plane, and its standard deviation; (0, inf) where no road is seen."""
+  """(H, W) relative depth -> logarithm of the factor that puts what is road onto the road plane, and its standard
+  deviation; (0, inf) where no road is seen."""
   h, w = z.shape
-  x, y = map_centres(h, w)
+  x, y = map_centers(h, w)
   rows = np.flatnonzero((y - ground.cy) * FAR >= ground.f * ground.height)
   rows = rows[(y[rows] - ground.cy) * NEAR <= ground.f * ground.height]
   if not len(rows):
@@ -129,11 +146,12 @@ def plane_scale(z: np.ndarray, ground: Ground, segmentation: Segmentation | None
   if spread > MAX_SPREAD:
     return 0.0, np.inf
   far = float(np.median(np.broadcast_to(plane, there.shape)[on]))
-  return middle, float(np.sqrt(HEIGHT_STD ** 2 + (far / ground.height * PITCH_STD) ** 2 + spread ** 2 / len(rows)))
+  return middle, float(np.sqrt(HEIGHT_STD**2 + (far / ground.height * PITCH_STD) ** 2 + spread**2 / len(rows)))
 
 
 def sample(depth: Depth, px: np.ndarray) -> np.ndarray:
-  """(N, 2) view pixels -> (N,) float32 depth of the map pixel that each is in; nan outside the map, and where it has none."""
+  """(N, 2) view pixels -> (N,) float32 depth of the map pixel that each is in; nan outside the map, and where it has
+  none."""
   h, w = depth.z.shape
   out = np.full(len(px), np.nan, np.float32)
   x, y = ((px + 0.5) * np.array([w / VIEW_W, h / VIEW_H])).T

@@ -16,7 +16,8 @@ MAX_RUN = 65535  # of the message's UInt16
 class Segmentation:
   classes: list[str]
   class_map: np.ndarray  # (H, W) uint8, index into classes, 255 outside the camera image
-  class_prob: np.ndarray  # (C,) float32, mean probability of a class over the pixels that it was given to, 0 where it has none
+  # (C,) float32, mean probability of a class over the pixels that it was given to, 0 where it has none
+  class_prob: np.ndarray
   runs: tuple[np.ndarray, np.ndarray] | None = None  # encode_runs() of the map, where it was needed already
 
 
@@ -26,7 +27,8 @@ def decode(raw: np.ndarray, spec: dict[str, Any], valid: np.ndarray) -> Segmenta
   top = logits.max(0)
   shares = logits - top
   prob = 1.0 / np.exp(shares, out=shares).sum(0)  # softmax at its maximum
-  # argmax, the first of equals, by counting the classes before it: numpy's own takes four times as long over the first axis. 0 where no number is the largest
+  # argmax, the first of equals, by counting the classes before it: numpy's own takes four times as long over the first
+  # axis. 0 where no number is the largest
   below = (logits != top).view(np.uint8)
   class_map = below[0].copy()
   for before, this in pairwise(below):
@@ -34,18 +36,21 @@ def decode(raw: np.ndarray, spec: dict[str, Any], valid: np.ndarray) -> Segmenta
     class_map += this
   class_map *= (class_map < len(logits)).view(np.uint8)
   inside = map_valid(valid, *class_map.shape)
-  if not inside.all():   # cameras fill the view, most of the time
+  if not inside.all():  # cameras fill the view, most of the time
     class_map[~inside] = OUTSIDE
   # over runs, which the message wants too: a tenth as many as pixels
   values, lengths = encode_runs(class_map)
   starts, n = lengths.cumsum(dtype=np.intp) - lengths, len(spec["classes"])
   counts = np.bincount(values, weights=lengths, minlength=256)[:n]
   sums = np.bincount(values, weights=np.add.reduceat(prob.T.ravel(), starts, dtype=np.float64), minlength=256)[:n]
-  return Segmentation(list(spec["classes"]), class_map, (sums / np.maximum(counts, 1)).astype(np.float32), (values, lengths))
+  return Segmentation(
+    list(spec["classes"]), class_map, (sums / np.maximum(counts, 1)).astype(np.float32), (values, lengths)
+  )
 
 
 def encode_runs(class_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(H, W) uint8 -> the class (R,) uint8 and length (R,) uint16 of each run, down the columns as in COCO's RLE. Runs over 65535 pixels are split."""
+  """(H, W) uint8 -> the class (R,) uint8 and length (R,) uint16 of each run, down the columns as in COCO's RLE. Runs
+  over 65535 pixels are split."""
   flat = class_map.T.ravel()
   inner = (flat[1:] != flat[:-1]).nonzero()[0]
   edges = np.empty(len(inner) + 2, np.intp)

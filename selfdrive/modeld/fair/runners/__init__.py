@@ -1,4 +1,5 @@
-"""What runs a graph here, in the order in which it is preferred. Nothing is imported before it is wanted: a device has no ONNX Runtime, a PC no tinygrad."""
+"""What runs a graph here, in the order in which it is preferred. Nothing is imported before it is wanted: a device has
+no ONNX Runtime, a PC no tinygrad."""
 
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ TOLD: set[Path] = set()  # bundles of whose own artifacts it was said that they 
 
 
 class Runner(Protocol):
-  """`run({name: array}) -> {name: array}`: the outputs are the same arrays at every call. `what` says which runner, for people."""
+  """`run({name: array}) -> {name: array}`: the outputs are the same arrays at every call. `what` says which runner, for
+  people."""
 
   what: str
 
@@ -26,12 +28,15 @@ class Runner(Protocol):
 
 
 def preferred() -> tuple[str, ...]:
-  """Runners that are tried here when none is named: the GPU's where there is one, then ONNX Runtime. tinygrad's CPU code is slower than that, and the last."""
+  """Runners that are tried here when none is named: the GPU's where there is one, then ONNX Runtime. tinygrad's CPU
+  code is slower than that, and the last."""
   first = ("tinygrad-qcom",) if QCOM_GPU.exists() else ("tensorrt", "tinygrad-cuda") if NVIDIA_GPU.exists() else ()
   return (*first, "onnx", "tinygrad-cpu")
 
 
-def make_runner(name: str, bundle: Bundle, graph: dict[str, Any], threads: int = 1, folder: Path | None = None) -> Runner:
+def make_runner(
+  name: str, bundle: Bundle, graph: dict[str, Any], threads: int = 1, folder: Path | None = None
+) -> Runner:
   """Raises ArtifactError, ImportError or BundleError where this runner cannot run the graph here."""
   if name == "onnx":
     from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
@@ -48,11 +53,14 @@ def make_runner(name: str, bundle: Bundle, graph: dict[str, Any], threads: int =
   raise BundleError(f"runner '{name}' is not known; one of {', '.join(RUNNERS)}")
 
 
-def open_runner(bundle: Bundle, graph: dict[str, Any], choice: str | None = None, threads: int = 1, folder: Path | None = None) -> Runner:
-  """The chosen runner, else the first of preferred() that can; ONNX Runtime where the chosen one cannot, saying why on stderr.
+def open_runner(
+  bundle: Bundle, graph: dict[str, Any], choice: str | None = None, threads: int = 1, folder: Path | None = None
+) -> Runner:
+  """The chosen runner, else the first of preferred() that can; ONNX Runtime where the chosen one cannot, saying why on
+  stderr.
 
-  folder: where artifacts are, if not where this machine keeps its own. Raises BundleError with every reason where none can.
-  """
+  folder: where artifacts are, if not where this machine keeps its own. Raises BundleError with every reason where none
+  can."""
   if choice is not None and choice not in RUNNERS:
     raise BundleError(f"runner '{choice}' is not known; one of {', '.join(RUNNERS)}")
   if (word := ignored(bundle.path)) is not None and bundle.path not in TOLD:

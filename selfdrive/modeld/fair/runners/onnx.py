@@ -20,10 +20,11 @@ ORT_TYPES = {
 
 
 class OnnxRunner:
-  """`run({name: array}) -> {name: array}`. Outputs are the same arrays at every call: copy what must outlive the next one.
+  """`run({name: array}) -> {name: array}`. Outputs are the same arrays at every call: copy what must outlive the next
+  one.
 
-  Inputs and outputs are bound once to buffers of this object, so that a call allocates nothing. Raises BundleError where the graph cannot be
-  loaded or disagrees with the manifest. It runs from memory, from the bytes that were hashed.
+  Inputs and outputs are bound once to buffers of this object, so that a call allocates nothing. Raises BundleError
+  where the graph cannot be loaded or disagrees with the manifest. It runs from memory, from the bytes that were hashed.
   """
 
   what = "ONNX Runtime"
@@ -32,9 +33,11 @@ class OnnxRunner:
     path, model = bundle.path / graph["file"], bundle.onnx(graph)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread must not burn the driving stack's cores
-    # trained students make numbers below 1e-38, which cost a CPU a hundred times as long as zero: a fifth of unified-small's time. ONNX Runtime sets this for
-    # the thread that makes the process's first session
+    options.add_session_config_entry(
+      "session.intra_op.allow_spinning", "0"
+    )  # a waiting thread must not burn the driving stack's cores
+    # trained students make numbers below 1e-38, which cost a CPU a hundred times as long as zero: a fifth of
+    # unified-small's time. ONNX Runtime sets this for the thread that makes the process's first session
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.log_severity_level = 3
@@ -47,7 +50,10 @@ class OnnxRunner:
     self.outputs = self._buffers(path, "output", self.session.get_outputs(), graph["outputs"])
     self.binding = self.session.io_binding()
     self._values = []  # OrtValues over the buffers, kept alive
-    for buffers, bind in ((self.inputs, self.binding.bind_ortvalue_input), (self.outputs, self.binding.bind_ortvalue_output)):
+    for buffers, bind in (
+      (self.inputs, self.binding.bind_ortvalue_input),
+      (self.outputs, self.binding.bind_ortvalue_output),
+    ):
       for name, array in buffers.items():
         value = ort.OrtValue.ortvalue_from_numpy(array)  # on the CPU it is a view of the array
         self._values.append(value)
@@ -57,11 +63,17 @@ class OnnxRunner:
   def _buffers(path: Path, side: str, nodes: Sequence[Any], specs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     there, said = {n.name: n for n in nodes}, {s["name"]: s for s in specs}
     if there.keys() != said.keys():
-      raise BundleError(f"{path}: the graph's {side}s are {', '.join(sorted(there))}, the manifest's {', '.join(sorted(said))}; export the bundle again")
+      raise BundleError(
+        f"{path}: the graph's {side}s are {', '.join(sorted(there))}, the manifest's {', '.join(sorted(said))}; export "
+        "the bundle again"
+      )
     for name, node in there.items():
       shape, dtype = list(node.shape), ORT_TYPES.get(node.type, node.type)
       if shape != said[name]["shape"] or dtype != said[name]["dtype"]:
-        raise BundleError(f"{path}: {side} '{name}' is {dtype}{shape}, the manifest says {said[name]['dtype']}{said[name]['shape']}; export the bundle again")
+        raise BundleError(
+          f"{path}: {side} '{name}' is {dtype}{shape}, the manifest says {said[name]['dtype']}{said[name]['shape']}; "
+          "export the bundle again"
+        )
     return {s["name"]: np.zeros(s["shape"], dtype=s["dtype"]) for s in specs}
 
   def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
-"""Builds and runs one graph of a bundle as a TensorRT 10 engine. Memory and stream come from the CUDA driver itself: only the package `tensorrt` is wanted.
+"""Builds and runs one graph of a bundle as a TensorRT 10 engine. Memory and stream come from the CUDA driver itself:
+only the package `tensorrt` is wanted.
 
-An engine is of one GPU, precision, TensorRT and manifest; it lies with the other artifacts and is opened only where its sidecar's hashes agree, as pickles are.
-"""
+An engine is of one GPU, precision, TensorRT and manifest; it lies with the other artifacts and is opened only where its
+sidecar's hashes agree, as pickles are."""
 
 import ctypes
 import importlib.util
@@ -11,9 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, folder_of, package_version, read_artifact, stem, write_artifact
+from openpilot.selfdrive.modeld.fair.artifact import (
+  ArtifactError,
+  folder_of,
+  package_version,
+  read_artifact,
+  stem,
+  write_artifact,
+)
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
-from openpilot.selfdrive.modeld.fair.parity import worst
+from openpilot.selfdrive.modeld.fair.parity import TOLERANCE, differences, sample_inputs, worst
 
 TARGET = "tensorrt"
 PRECISIONS = ("float16", "float32")
@@ -21,7 +29,8 @@ WORKSPACE = 1 << 30  # bytes that the builder may try tactics with
 
 
 class Cuda:
-  """What is needed of the CUDA driver: device 0's memory, one stream, copies. Raises ArtifactError where there is no driver or no GPU."""
+  """What is needed of the CUDA driver: device 0's memory, one stream, copies. Raises ArtifactError where there is no
+  driver or no GPU."""
 
   def __init__(self) -> None:
     try:
@@ -53,10 +62,22 @@ class Cuda:
     self.call("cuMemFree_v2", ctypes.c_uint64(pointer))
 
   def upload(self, pointer: int, array: np.ndarray) -> None:
-    self.call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(pointer), ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), self.stream)
+    self.call(
+      "cuMemcpyHtoDAsync_v2",
+      ctypes.c_uint64(pointer),
+      ctypes.c_void_p(array.ctypes.data),
+      ctypes.c_size_t(array.nbytes),
+      self.stream,
+    )
 
   def download(self, array: np.ndarray, pointer: int) -> None:
-    self.call("cuMemcpyDtoHAsync_v2", ctypes.c_void_p(array.ctypes.data), ctypes.c_uint64(pointer), ctypes.c_size_t(array.nbytes), self.stream)
+    self.call(
+      "cuMemcpyDtoHAsync_v2",
+      ctypes.c_void_p(array.ctypes.data),
+      ctypes.c_uint64(pointer),
+      ctypes.c_size_t(array.nbytes),
+      self.stream,
+    )
 
   def wait(self) -> None:
     self.call("cuStreamSynchronize", self.stream)
@@ -84,15 +105,16 @@ def requirements(gpu: str, precision: str) -> dict[str, Any]:
   return {"gpu": gpu, "precision": precision, "tensorrt": package_version("tensorrt")}
 
 
-def build_engine(bundle: Bundle, graph: dict[str, Any], folder: Path | None = None, precision: str | None = None) -> None:
-  """Builds, compares with ONNX Runtime and writes the engine of one graph; minutes. precision: one of PRECISIONS or the usual. Raises ArtifactError."""
+def build_engine(
+  bundle: Bundle, graph: dict[str, Any], folder: Path | None = None, precision: str | None = None
+) -> None:
+  """Builds, compares with ONNX Runtime and writes the engine of one graph; minutes. precision: one of PRECISIONS or the
+  usual. Raises ArtifactError."""
   if precision not in (None, *PRECISIONS):
     raise ArtifactError(f"precision '{precision}' is not known; one of {', '.join(PRECISIONS)}")
   if (why := missing()) is not None:
     raise ArtifactError(why)
   import tensorrt as trt
-
-  from openpilot.selfdrive.modeld.fair.compile import TOLERANCE, differences, sample_inputs
 
   t0 = time.perf_counter()
   precision = precision or usual_precision()
@@ -102,12 +124,17 @@ def build_engine(bundle: Bundle, graph: dict[str, Any], folder: Path | None = No
   network = builder.create_network(0)  # 10: batches are explicit by themselves
   parser = trt.OnnxParser(network, logger)
   if not parser.parse(bundle.onnx(graph)):
-    raise ArtifactError(f"TensorRT does not read {path}: {parser.get_error(0).desc() if parser.num_errors else 'it does not say why'}")
+    raise ArtifactError(
+      f"TensorRT does not read {path}: {parser.get_error(0).desc() if parser.num_errors else 'it does not say why'}"
+    )
   config = builder.create_builder_config()
   config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
   if precision == "float16":
     if not hasattr(trt.BuilderFlag, "FP16"):
-      raise ArtifactError(f"TensorRT {trt.__version__} keeps a graph's own types; build it in float32, or export the graph in half precision")
+      raise ArtifactError(
+        f"TensorRT {trt.__version__} keeps a graph's own types; build it in float32, or export the graph in half "
+        "precision"
+      )
     config.set_flag(trt.BuilderFlag.FP16)
   plan = builder.build_serialized_network(network, config)
   if plan is None:
@@ -119,8 +146,16 @@ def build_engine(bundle: Bundle, graph: dict[str, Any], folder: Path | None = No
 
     apart = worst(differences(got, OnnxRunner(bundle, graph).run(inputs)).values())
     if not apart <= TOLERANCE[TARGET]:
-      raise ArtifactError(f"{path} in TensorRT, {precision}, is off from ONNX Runtime by {apart:.2g} of the largest value")
-  about = {"bundle": bundle.name, "manifest": bundle.manifest_hash, "graph": graph["name"], "target": TARGET, **requirements(cuda.name(), precision)}
+      raise ArtifactError(
+        f"{path} in TensorRT, {precision}, is off from ONNX Runtime by {apart:.2g} of the largest value"
+      )
+  about = {
+    "bundle": bundle.name,
+    "manifest": bundle.manifest_hash,
+    "graph": graph["name"],
+    "target": TARGET,
+    **requirements(cuda.name(), precision),
+  }
   about |= {"parity": apart, "seconds": round(time.perf_counter() - t0, 1)}
   write_artifact(folder_of(bundle, folder), stem(graph["name"], TARGET), blob, about)
 
@@ -141,12 +176,17 @@ class Engine:
     names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
     specs = {s["name"]: s for s in (*graph["inputs"], *graph["outputs"])}
     if set(names) != specs.keys():
-      raise ArtifactError(f"the engine has {', '.join(sorted(names))}, the manifest {', '.join(sorted(specs))}; build it again with compile.py")
+      raise ArtifactError(
+        f"the engine has {', '.join(sorted(names))}, the manifest {', '.join(sorted(specs))}; build it again with "
+        "compile.py"
+      )
     arrays, self.pointers = {}, {}
     for name in names:
       spec, kind = specs[name], np.dtype(trt.nptype(self.engine.get_tensor_dtype(name)))
       if tuple(self.engine.get_tensor_shape(name)) != tuple(spec["shape"]) or kind != spec["dtype"]:
-        raise ArtifactError(f"the engine's '{name}' is {kind}{list(self.engine.get_tensor_shape(name))}; build it again with compile.py")
+        raise ArtifactError(
+          f"the engine's '{name}' is {kind}{list(self.engine.get_tensor_shape(name))}; build it again with compile.py"
+        )
       arrays[name] = np.zeros(spec["shape"], kind)
       self.pointers[name] = cuda.alloc(arrays[name].nbytes)
       self.context.set_tensor_address(name, self.pointers[name])
@@ -171,10 +211,11 @@ class Engine:
 
 
 class TensorRTRunner:
-  """`run({name: array}) -> {name: array}`. Outputs are the same arrays at every call: copy what must outlive the next one.
+  """`run({name: array}) -> {name: array}`. Outputs are the same arrays at every call: copy what must outlive the next
+  one.
 
-  Raises ArtifactError where there is no TensorRT, no GPU, or no engine of this bundle for this GPU: building one takes minutes and is compile.py's.
-  """
+  Raises ArtifactError where there is no TensorRT, no GPU, or no engine of this bundle for this GPU: building one takes
+  minutes and is compile.py's."""
 
   def __init__(self, bundle: Bundle, graph: dict[str, Any], folder: Path | None = None, precision: str | None = None):
     if (why := missing()) is not None:

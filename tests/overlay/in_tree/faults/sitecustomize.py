@@ -1,4 +1,6 @@
-"""Worker gone wrong on purpose: on the path of a run with --fault, it changes fairmodeld's worker a few seconds after it began. FAIR_FAULT names what."""
+"""Worker gone wrong on purpose: on the path of a run with --fault, it changes fairmodeld's worker a few seconds after
+it began. FAIR_FAULT names what."""
+
 import os
 import sys
 import threading
@@ -19,6 +21,7 @@ def leak(daemon, kept=[]):  # noqa: B006
 
 def flood(daemon):
   from openpilot.selfdrive.modeld.fair.ipc import messaging
+
   for _ in range(200):
     msg = messaging.new_message("fairObjects", valid=True)
     msg.fairObjects.init("objects", 90)
@@ -31,6 +34,7 @@ def hang(daemon):
 
 def crash(daemon):
   import ctypes
+
   ctypes.string_at(0)
 
 

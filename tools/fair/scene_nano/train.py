@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""scene-nano from the simulator's exact truth: render, train, evaluate, export. `all` does the four in a row; the defaults take two cores about an hour.
+"""scene-nano from the simulator's exact truth: render, train, evaluate, export. `all` does the four in a row; the
+defaults take two cores about an hour.
 
-Every step resumes: a killed `render` or `train` goes on where it stopped when the same command is given again.
-"""
+Every step resumes: a killed `render` or `train` goes on where it stopped when the same command is given again."""
 
 import argparse
 import copy
@@ -21,9 +21,9 @@ from tqdm import tqdm
 from openpilot.selfdrive.modeld.fair.bundle import write_manifest
 from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.selfdrive.modeld.fair.parity import difference, worst
-from openpilot.tools.fair.students.scene import SceneStudent
-from openpilot.tools.fair.training.losses import depth_loss, depth_mask, segmentation_loss
-from openpilot.tools.fair.training.scene_data import FRAMES_PER_WORLD, TIMES, SceneData, render_data
+from openpilot.tools.fair.scene_nano.student import SceneStudent
+from openpilot.tools.fair.scene_nano.losses import depth_loss, depth_mask, segmentation_loss
+from openpilot.tools.fair.scene_nano.data import FRAMES_PER_WORLD, TIMES, SceneData, render_data
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.said import command
 from openpilot.tools.sim.render import CLASSES
@@ -36,10 +36,10 @@ OPSET = 17
 
 
 def augment(frames: Tensor, depth: Tensor, classes: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
-  """Exposure, contrast, white balance, noise, mirrored roads and pixels outside the image, alike for frames (B, 6, 128, 256) and labels, in place.
+  """Exposure, contrast, white balance, noise, mirrored roads and pixels outside the image, alike for frames (B, 6, 128,
+  256) and labels, in place.
 
-  Returns frames uint8 and the depth. Border pixels repeat, as the warp clamps them, and their labels count nowhere.
-  """
+  Returns frames uint8 and the depth. Border pixels repeat, as the warp clamps them, and their labels count nowhere."""
   b = len(frames)
   x = frames.float()
 
@@ -71,13 +71,18 @@ def augment(frames: Tensor, depth: Tensor, classes: Tensor, g: torch.Generator) 
 
 def batch(data: SceneData, index: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
   index = np.sort(index)
-  return torch.from_numpy(data.frames[index]), torch.from_numpy(data.depth[index].astype(np.float32)), torch.from_numpy(data.classes[index].astype(np.int64))
+  return (
+    torch.from_numpy(data.frames[index]),
+    torch.from_numpy(data.depth[index].astype(np.float32)),
+    torch.from_numpy(data.classes[index].astype(np.int64)),
+  )
 
 
 @torch.inference_mode()
 def evaluate(model: torch.nn.Module, data: SceneData, limit: int | None = None) -> dict[str, dict[str, float]]:
-  """Metrics by time of day and over all. Depth: AbsRel mean(|d - d*| / d*), delta1 share of max(d/d*, d*/d) < 1.25, SiLog sqrt(var(log d - log d*)),
-  no alignment, over truth below 200 m. Segmentation: IoU per class from one confusion matrix over all frames, mIoU their mean."""
+  """Metrics by time of day and over all. Depth: AbsRel mean(|d - d*| / d*), delta1 share of max(d/d*, d*/d) < 1.25,
+  SiLog sqrt(var(log d - log d*)), no alignment, over truth below 200 m. Segmentation: IoU per class from one confusion
+  matrix over all frames, mIoU their mean."""
   confusion = {k: np.zeros((len(CLASSES), len(CLASSES))) for k in TIMES}
   sums = {k: np.zeros(5) for k in TIMES}  # n, abs rel, delta1, g, g^2
   was_training = model.training
@@ -89,9 +94,17 @@ def evaluate(model: torch.nn.Module, data: SceneData, limit: int | None = None) 
     mask = depth_mask(depth, classes)
     truth, pred = depth[mask].double(), log_depth[:, 0][mask].double().exp()
     g = (pred / truth).log()
-    sums[time_of_day] += [mask.sum(), ((pred - truth).abs() / truth).sum(), (g.abs() < math.log(1.25)).sum(), g.sum(), (g * g).sum()]
+    sums[time_of_day] += [
+      mask.sum(),
+      ((pred - truth).abs() / truth).sum(),
+      (g.abs() < math.log(1.25)).sum(),
+      g.sum(),
+      (g * g).sum(),
+    ]
     k = classes * len(CLASSES) + logits.argmax(1)
-    confusion[time_of_day] += np.bincount(k[classes != IGNORE].numpy().ravel(), minlength=len(CLASSES) ** 2).reshape(len(CLASSES), -1)
+    confusion[time_of_day] += np.bincount(k[classes != IGNORE].numpy().ravel(), minlength=len(CLASSES) ** 2).reshape(
+      len(CLASSES), -1
+    )
   model.train(was_training)
   out = {}
   for name, keys in [(k, [k]) for k in TIMES] + [("all", list(TIMES))]:
@@ -128,7 +141,10 @@ def train(data_dir: Path, run: Path, steps: int, batch_size: int, lr: float, see
   if last.exists():
     state = torch.load(last, weights_only=True)
     if state["steps"] != steps or state["batch_size"] != batch_size or state["lr"] != lr:
-      raise UserError(f"{last} is of a run with other settings (steps {state['steps']}, batch {state['batch_size']}, lr {state['lr']}); choose another --run")
+      raise UserError(
+        f"{last} is of a run with other settings (steps {state['steps']}, batch {state['batch_size']}, lr "
+        f"{state['lr']}); choose another --run"
+      )
     model.load_state_dict(state["model"])
     ema.load_state_dict(state["ema"])
     opt.load_state_dict(state["opt"])
@@ -136,7 +152,16 @@ def train(data_dir: Path, run: Path, steps: int, batch_size: int, lr: float, see
 
   def checkpoint() -> None:
     save(
-      last, {"model": model.state_dict(), "ema": ema.state_dict(), "opt": opt.state_dict(), "step": step, "steps": steps, "batch_size": batch_size, "lr": lr}
+      last,
+      {
+        "model": model.state_dict(),
+        "ema": ema.state_dict(),
+        "opt": opt.state_dict(),
+        "step": step,
+        "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
+      },
     )
 
   progress = tqdm(total=steps, initial=step, desc="train", unit="step")
@@ -170,9 +195,13 @@ def train(data_dir: Path, run: Path, steps: int, batch_size: int, lr: float, see
         progress.set_postfix(depth=f"{loss_depth.item():.3f}", seg=f"{loss_seg.item():.3f}")
       if step % 500 == 0 or step == steps:
         metrics = evaluate(ema, val, None if step == steps else 160)["all"]
-        log.write(json.dumps({"step": step, "loss_depth": loss_depth.item(), "loss_seg": loss_seg.item(), **metrics}) + "\n")
+        log.write(
+          json.dumps({"step": step, "loss_depth": loss_depth.item(), "loss_seg": loss_seg.item(), **metrics}) + "\n"
+        )
         log.flush()
-        tqdm.write(f"step {step}: AbsRel {metrics['abs_rel']:.3f} delta1 {metrics['delta1']:.3f} mIoU {metrics['miou']:.3f}")
+        tqdm.write(
+          f"step {step}: AbsRel {metrics['abs_rel']:.3f} delta1 {metrics['delta1']:.3f} mIoU {metrics['miou']:.3f}"
+        )
         checkpoint()
   except KeyboardInterrupt:
     checkpoint()
@@ -196,7 +225,8 @@ def load_student(run: Path) -> SceneStudent:
 
 
 def export(run: Path, data_dir: Path, out: Path) -> None:
-  """Writes the bundle: scene.onnx, manifest.json with metrics on worlds that were not trained on, README.md. Checks ONNX Runtime against torch."""
+  """Writes the bundle: scene.onnx, manifest.json with metrics on worlds that were not trained on, README.md. Checks
+  ONNX Runtime against torch."""
   import onnx
 
   model, data, val = load_student(run), SceneData(data_dir), SceneData(val_dir(data_dir))
@@ -204,7 +234,15 @@ def export(run: Path, data_dir: Path, out: Path) -> None:
   out.mkdir(parents=True, exist_ok=True)
   path = out / "scene.onnx"
   example = torch.from_numpy(val.frames[:1].copy())
-  torch.onnx.export(model, (example,), str(path), input_names=["frame"], output_names=["depth", "segmentation"], opset_version=OPSET, dynamo=False)
+  torch.onnx.export(
+    model,
+    (example,),
+    str(path),
+    input_names=["frame"],
+    output_names=["depth", "segmentation"],
+    opset_version=OPSET,
+    dynamo=False,
+  )
   onnx.checker.check_model(onnx.load(str(path)))
   session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
   found: list[float] = []
@@ -214,8 +252,14 @@ def export(run: Path, data_dir: Path, out: Path) -> None:
       found.append(difference(a, b.detach().numpy()))
   apart = worst(found)
   if not apart <= 1e-3:
-    raise UserError(f"{path}: ONNX Runtime and torch differ by {apart:.2g} of an output's largest value, more than 1e-3; nothing was shipped")
-  commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or "unknown"
+    raise UserError(
+      f"{path}: ONNX Runtime and torch differ by {apart:.2g} of an output's largest value, more than 1e-3; nothing was "
+      "shipped"
+    )
+  commit = (
+    subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    or "unknown"
+  )
   data_name = f"simulator, {data.done} frames, seeds from {data.info['first_seed']}"
   val_name = f"simulator, {val.done} frames, seeds from {val.info['first_seed']}"
   checkpoint_hash = hashlib.sha256((run / "last.pt").read_bytes()).hexdigest()
@@ -233,10 +277,25 @@ def export(run: Path, data_dir: Path, out: Path) -> None:
           "name": "scene",
           "file": "scene.onnx",
           "period": 1,
-          "inputs": [{"name": "frame", "shape": [1, 6, 128, 256], "dtype": "uint8", "frames": [0], "spacing_ms": 50, "gap": "ignore"}],
+          "inputs": [
+            {
+              "name": "frame",
+              "shape": [1, 6, 128, 256],
+              "dtype": "uint8",
+              "frames": [0],
+              "spacing_ms": 50,
+              "gap": "ignore",
+            }
+          ],
           "state": [],
           "outputs": [
-            {"name": "depth", "shape": [1, 1, MAP_H, MAP_W], "dtype": "float32", "head": "depth", "parameters": {"activation": "exp", "metric": True}},
+            {
+              "name": "depth",
+              "shape": [1, 1, MAP_H, MAP_W],
+              "dtype": "float32",
+              "head": "depth",
+              "parameters": {"activation": "exp", "metric": True},
+            },
             {
               "name": "segmentation",
               "shape": [1, len(CLASSES), MAP_H, MAP_W],
@@ -248,8 +307,18 @@ def export(run: Path, data_dir: Path, out: Path) -> None:
           ],
         }
       ],
-      "provenance": {"teachers": [], "data": [f"{data_name}; exact truth, MIT"], "licence": "MIT", "checkpoint_hash": checkpoint_hash, "git_commit": commit},
-      "metrics": [{"name": f"{k}/{time_of_day}", "value": v, "data": val_name} for time_of_day, m in metrics.items() for k, v in m.items()],
+      "provenance": {
+        "teachers": [],
+        "data": [f"{data_name}; exact truth, MIT"],
+        "licence": "MIT",
+        "checkpoint_hash": checkpoint_hash,
+        "git_commit": commit,
+      },
+      "metrics": [
+        {"name": f"{k}/{time_of_day}", "value": v, "data": val_name}
+        for time_of_day, m in metrics.items()
+        for k, v in m.items()
+      ],
     },
   )
   print(json.dumps(metrics, indent=1))
@@ -268,8 +337,8 @@ carry the runtime; its depth on a real camera is a guess. No teacher was used, s
 
 - Trained on: {data}, exact truth, by `tools/op.sh train-scene all`.
 - Measured on: {val}; the same simulator, worlds that were not trained on, clean and spoiled pictures alike.
-- Input `frame` uint8 (1, 6, 128, 256), the medmodel view; the graph normalises. Outputs (64, 128): `depth`, the natural log of metres along the optical axis;
-  `segmentation`, logits. Map pixel i is centred on view pixel 4i + 1.5.
+- Input `frame` uint8 (1, 6, 128, 256), the medmodel view; the graph normalizes. Outputs (64, 128): `depth`, the natural log of meters along the optical axis;
+  `segmentation`, logits. Map pixel i is centered on view pixel 4i + 1.5.
 - A map pixel's class is the vote of its 4x4 view pixels, lane pixels counting three times and pedestrians twice; truth in the table is made the same way.
 - Depth metrics: truth below {MAX_DEPTH:.0f} m, no alignment: AbsRel mean(abs(d - d*) / d*), delta1 the share within a factor 1.25, SiLog the standard
   deviation of log d - log d*.
@@ -278,13 +347,20 @@ carry the runtime; its depth on a real camera is a guess. No teacher was used, s
 | metric | {' | '.join(metrics)} |
 |---|{'---|' * len(metrics)}
 {rows}
-"""
+"""  # noqa: E501
 
 
 def main() -> None:
-  p = argparse.ArgumentParser(prog="train-scene", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p = argparse.ArgumentParser(
+    prog="train-scene", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   p.add_argument("step", choices=["render", "train", "evaluate", "export", "all"])
-  p.add_argument("--data", type=Path, default=ROOT / "out" / "scene", help="rendered frames; the held-out ones lie beside it in <data>-val")
+  p.add_argument(
+    "--data",
+    type=Path,
+    default=ROOT / "out" / "scene",
+    help="rendered frames; the held-out ones lie beside it in <data>-val",
+  )
   p.add_argument("--run", type=Path, default=ROOT / "out" / "scene-run", help="checkpoints and log")
   p.add_argument("--out", type=Path, default=ROOT / "models" / "scene-nano", help="the bundle")
   p.add_argument("--frames", type=int, default=10000)

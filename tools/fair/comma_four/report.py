@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Compiles a bundle for one target. For a comma four that is not at hand: what its GPU would have to do, from the machine code that is made for it here.
+"""Compiles a bundle for one target. For a comma four that is not at hand: what its GPU would have to do, from the
+machine code that is made for it here.
 
 op compile BUNDLE --target comma-four [--report] [--json FILE]      BUNDLE may be a single .onnx file too
 op compile BUNDLE [--target tinygrad-cpu | tinygrad-cuda | tinygrad-qcom | tensorrt]
 
-For comma-four nothing is kept; the command fails where a graph has more multiply-accumulates, bytes or kernels than budgets.json allows it.
-"""
+For comma-four nothing is kept; the command fails where a graph has more multiply-accumulates, bytes or kernels than
+budgets.json allows it."""
 
 import argparse
 import importlib.util
@@ -20,11 +21,11 @@ from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, package_vers
 from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.compile import TARGETS, CompileError, build, missing
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import find_clang
-from openpilot.tools.fair.compile.adreno import FLAGS
-from openpilot.tools.fair.compile.cost import over_budget, read_budgets, read_gpu, seconds, total
+from openpilot.tools.fair.comma_four.adreno import FLAGS
+from openpilot.tools.fair.comma_four.cost import over_budget, read_budgets, read_gpu, seconds, total
 from openpilot.tools.lib import python
 from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.files import atomic_path
 
 COMMA_FOUR = "comma-four"
 TIMEOUT = 3600.0  # s for one graph; a large one took six minutes on a slow machine
@@ -41,13 +42,16 @@ def lower(path: Path, timeout: float = TIMEOUT) -> list[dict[str, Any]]:
   with tempfile.TemporaryDirectory() as folder:
     out = Path(folder) / "kernels.json"
     env = python.environment(**FLAGS, CC=cc)
-    command = python.command("-m", "openpilot.tools.fair.compile.adreno", path.resolve(), out)
+    command = python.command("-m", "openpilot.tools.fair.comma_four.adreno", path.resolve(), out)
     try:
       done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
       raise UserError(f"{path} was not compiled within {timeout:.0f} s; give more with --timeout") from None
     if done.returncode:
-      raise UserError(f"{path} does not compile for the Adreno 630: {(done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1][:200]}")
+      raise UserError(
+        f"{path} does not compile for the Adreno 630: "
+        f"{(done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1][:200]}"
+      )
     return json.loads(out.read_text())
 
 
@@ -58,18 +62,30 @@ def measure(path: Path, name: str, timeout: float) -> dict[str, Any]:
     k["seconds"] = [seconds(k, gpu, share) for share in gpu["share"]]
   cost = total(path, kernels)
   times = [sum(k["seconds"][i] for k in kernels) for i in (0, 1)]
-  return {"graph": name, **asdict(cost), "bytes": cost.bytes, "seconds": times, "instructions": sum(k["instructions"] for k in kernels), "kernel": kernels}
+  return {
+    "graph": name,
+    **asdict(cost),
+    "bytes": cost.bytes,
+    "seconds": times,
+    "instructions": sum(k["instructions"] for k in kernels),
+    "kernel": kernels,
+  }
 
 
 def table(graph: dict[str, Any], limit: int | None) -> str:
   """The kernels that take longest first; bytes in kB, times in microseconds."""
   kernels = sorted(graph["kernel"], key=lambda k: -k["seconds"][0])
-  lines = [f"{'kernel':<40} {'instr.':>6} {'regs':>4} {'half':>4} {'read kB':>8} {'written':>8} {'MFLOP':>7} {'us':>13}"]
+  lines = [
+    f"{'kernel':<40} {'instr.':>6} {'regs':>4} {'half':>4} {'read kB':>8} {'written':>8} {'MFLOP':>7} {'us':>13}"
+  ]
   for k in kernels[:limit]:
     slow, fast = (x * 1e6 for x in k["seconds"])
     sizes = f"{k['read'] / 1e3:>8.0f} {k['written'] / 1e3:>8.0f} {k['flops'] / 1e6:>7.2f}"
     spilled = f"  spills {k['spilled']} B" if k["spilled"] else ""
-    lines.append(f"{k['name'][:40]:<40} {k['instructions']:>6} {k['registers']:>4} {k['half_registers']:>4} {sizes} {fast:>5.0f} to {slow:>4.0f}{spilled}")
+    lines.append(
+      f"{k['name'][:40]:<40} {k['instructions']:>6} {k['registers']:>4} {k['half_registers']:>4} {sizes} {fast:>5.0f} "
+      f"to {slow:>4.0f}{spilled}"
+    )
   if limit is not None and len(kernels) > limit:
     rest = [sum(k["seconds"][i] for k in kernels[limit:]) * 1e6 for i in (0, 1)]
     lines.append(f"{f'and {len(kernels) - limit} more':<40} {'':>50} {rest[1]:>5.0f} to {rest[0]:>4.0f}")
@@ -89,10 +105,16 @@ def assumptions(bundle: Path) -> str:
   low, high = gpu["share"]
   return "\n".join(
     [
-      f"times: NOT measured, not calibrated. {gpu['name']} at {low:.0%} to {high:.0%} of its rate and bandwidth, without the time between two kernels.",
+      (
+        f"times: NOT measured, not calibrated. {gpu['name']} at {low:.0%} to {high:.0%} of its rate and bandwidth, "
+        "without the time between two kernels."
+      ),
       f"  rate {gpu['flops_per_s'] / 1e9:.0f} GFLOP/s: {gpu['flops_source']}",
       f"  bandwidth {gpu['bytes_per_s'] / 1e9:.1f} GB/s: {gpu['bytes_source']}",
-      f"  tinygrad {package_version('tinygrad')}, tinymesa {package_version('tinymesa')}; bytes: each of a buffer's once a kernel; registers: of 4 values",
+      (
+        f"  tinygrad {package_version('tinygrad')}, tinymesa {package_version('tinymesa')}; bytes: each of a buffer's "
+        "once a kernel; registers: of 4 values"
+      ),
       f"  measured on a device, kernel by kernel, by: {MEASURE.format(bundle)}",
     ]
   )
@@ -105,7 +127,9 @@ def comma_four(bundle: Path, args: argparse.Namespace) -> None:
       graphs = [(bundle, bundle.stem)]
     else:
       graphs, loaded = [], load_bundle(bundle)
-      for g in loaded.graphs:  # copies of the bytes that were hashed: what is compiled is read by path, in another process
+      for (
+        g
+      ) in loaded.graphs:  # copies of the bytes that were hashed: what is compiled is read by path, in another process
         graphs.append((Path(tmp) / g["file"], g["name"]))
         graphs[-1][0].write_bytes(loaded.onnx(g))
     report_on(bundle, graphs, args)
@@ -126,7 +150,9 @@ def report_on(bundle: Path, graphs: list[tuple[Path, str]], args: argparse.Names
   if args.json is not None:
     with atomic_path(args.json) as tmp:
       versions = {p: package_version(p) for p in ("tinygrad", "tinymesa")}
-      tmp.write_text(json.dumps({"bundle": bundle.name, "gpu": read_gpu(), "versions": versions, "graphs": found}, indent=1))
+      tmp.write_text(
+        json.dumps({"bundle": bundle.name, "gpu": read_gpu(), "versions": versions, "graphs": found}, indent=1)
+      )
   if broken:
     raise UserError(f"over budget: {'; '.join(broken)}; make the student smaller, or the budget larger with its reason")
 
@@ -134,13 +160,22 @@ def report_on(bundle: Path, graphs: list[tuple[Path, str]], args: argparse.Names
 def main() -> None:
   p = argparse.ArgumentParser(prog="compile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   p.add_argument("bundle", type=Path, help="a bundle's folder")
-  p.add_argument("--target", choices=(COMMA_FOUR, *TARGETS), action="append", help="several times for several; default: all that can be built here")
+  p.add_argument(
+    "--target",
+    choices=(COMMA_FOUR, *TARGETS),
+    action="append",
+    help="several times for several; default: all that can be built here",
+  )
   p.add_argument("--report", action="store_true", help="of comma-four: each kernel, not only the sums")
   p.add_argument("--kernels", type=int, metavar="N", help="of the report: only the N that take longest")
   p.add_argument("--json", type=Path, help="of comma-four: write all of it")
-  p.add_argument("--budgets", type=Path, help="other limits than tools/fair/compile/budgets.json")
-  p.add_argument("--timeout", type=float, default=TIMEOUT, metavar="S", help="seconds for one graph, default %(default).0f")
-  p.add_argument("--output", type=Path, help="of the other targets: where artifacts go; default: where this machine keeps its own")
+  p.add_argument("--budgets", type=Path, help="other limits than tools/fair/comma_four/budgets.json")
+  p.add_argument(
+    "--timeout", type=float, default=TIMEOUT, metavar="S", help="seconds for one graph, default %(default).0f"
+  )
+  p.add_argument(
+    "--output", type=Path, help="of the other targets: where artifacts go; default: where this machine keeps its own"
+  )
   args = p.parse_args()
   if (args.kernels is not None and args.kernels < 1) or args.timeout <= 0:
     raise UserError("--kernels and --timeout are over zero")

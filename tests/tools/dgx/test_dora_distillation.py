@@ -1,4 +1,5 @@
-"""Driving networks and students adapted with DoRA to dense teachers: what is learned and what stays, the whole way to files, going on, and bad input."""
+"""Driving networks and students adapted with DoRA to dense teachers: what is learned and what stays, the whole way to
+files, going on, and bad input."""
 
 import json
 from pathlib import Path
@@ -15,14 +16,14 @@ from openpilot.selfdrive.modeld.fair.frames import pack_rgb, unpack_rgb
 from openpilot.tools.dgx.training.export import export as export_driving
 from openpilot.tools.dgx.training.model import load_onnx
 from openpilot.tools.dgx.training.reference import save_reference
-from openpilot.tools.fair.checkpoint import load_checkpoint
+from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.trainer import Config
 from openpilot.tools.fair.distillation.trainer import Run as DistillRun
-from openpilot.tools.fair.labels import label as labelling
-from openpilot.tools.fair.optimize import export as exporting
-from openpilot.tools.fair.training import dora_distillation
-from openpilot.tools.fair.training.driving_features import DrivingFeatures, big_frame, frames_back, pair_up
+from openpilot.tools.fair.labels import label as labeling
+from openpilot.tools.fair.bundle import export as exporting
+from openpilot.tools.dgx.dense import dora_distillation
+from openpilot.tools.dgx.dense.driving_features import DrivingFeatures, big_frame, frames_back, pair_up
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.sim.write_route import write_route
 
@@ -66,8 +67,16 @@ def test_the_big_view_shows_the_same_at_half_the_size():
 
 
 def test_pairs_are_two_hundred_milliseconds_apart_the_older_first():
-  frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 6, 128, 256), dtype=np.uint8))  # two clips of three
-  batch = {"frame": frames, "valid": torch.arange(6), "depth": torch.arange(6), "metric": torch.arange(6), "clip": torch.arange(6)}
+  frames = torch.from_numpy(
+    np.random.default_rng(0).integers(0, 256, (6, 6, 128, 256), dtype=np.uint8)
+  )  # two clips of three
+  batch = {
+    "frame": frames,
+    "valid": torch.arange(6),
+    "depth": torch.arange(6),
+    "metric": torch.arange(6),
+    "clip": torch.arange(6),
+  }
   out = pair_up(batch, 3)
   assert out["frame"].shape == (2, 24, 128, 256) and out["depth"].tolist() == out["valid"].tolist() == [2, 5]
   for clip, (first, last) in enumerate(((0, 2), (3, 5))):
@@ -84,7 +93,11 @@ def test_the_map_is_the_one_asked_for(base):
   with torch.no_grad():
     out = student(pairs)
     alone = student(pairs[1:])
-  assert out["features"].shape == (2, student.features, 8, 16) and out["depth"].shape == (2, 1, 64, 128) and out["plan"].shape[0] == 2
+  assert (
+    out["features"].shape == (2, student.features, 8, 16)
+    and out["depth"].shape == (2, 1, 64, 128)
+    and out["plan"].shape[0] == 2
+  )
   torch.testing.assert_close(out["features"][1:], alone["features"], atol=1e-4, rtol=1e-4)
   assert student.upto[-1] == student.tap and len(student.upto) < len(student.layers)
   with pytest.raises(UserError, match=r"no map nowhere to read features from; --tap takes one of: .*24x64x128"):
@@ -93,24 +106,68 @@ def test_the_map_is_the_one_asked_for(base):
 
 @pytest.mark.slow
 def test_a_driving_network_learns_from_dinov2_and_the_simulators_depth(base, tmp_path, monkeypatch, capsys):
-  """The whole way as typed: simulated routes, labels by a small DINOv2 of the real architecture and by the simulator, DoRA, openpilot's ONNX again."""
+  """The whole way as typed: simulated routes, labels by a small DINOv2 of the real architecture and by the simulator,
+  DoRA, openpilot's ONNX again."""
   torch.manual_seed(0)
-  config = transformers.Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=70, patch_size=14)
+  config = transformers.Dinov2Config(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=70, patch_size=14
+  )
   transformers.Dinov2Model(config).save_pretrained(tmp_path / "dino")
-  preprocessing = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3, "size": {"shortest_edge": 256}}
+  preprocessing = {
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "resample": 3,
+    "size": {"shortest_edge": 256},
+  }
   (tmp_path / "dino" / "preprocessor_config.json").write_text(json.dumps(preprocessing))
   for seed in (4, 5):
     write_route(tmp_path / "routes", seed, 1.2, qcamera_only=True)
-  words = ["--teachers", "simulator,dinov2-small", "--weights", f"dinov2-small={tmp_path / 'dino'}", "--camera", "qcamera", "--view", "128x64", "--every", 2]
-  assert command(monkeypatch, *sorted((tmp_path / "routes").iterdir()), *words, "--out", tmp_path / "labels", main=labelling.main) == 0
-  words = ["--labels", tmp_path / "labels", "--base", base, "--output", tmp_path / "run", "--batch-size", 4, "--workers", 0, "--no-augment"]
+  words = [
+    "--teachers",
+    "simulator,dinov2-small",
+    "--weights",
+    f"dinov2-small={tmp_path / 'dino'}",
+    "--camera",
+    "qcamera",
+    "--view",
+    "128x64",
+    "--every",
+    2,
+  ]
+  assert (
+    command(
+      monkeypatch, *sorted((tmp_path / "routes").iterdir()), *words, "--out", tmp_path / "labels", main=labeling.main
+    )
+    == 0
+  )
+  words = [
+    "--labels",
+    tmp_path / "labels",
+    "--base",
+    base,
+    "--output",
+    tmp_path / "run",
+    "--batch-size",
+    4,
+    "--workers",
+    0,
+    "--no-augment",
+  ]
   assert command(monkeypatch, *words, "--steps", 16, "--eval-every", 8, "--lr", 1e-2, "--dora-rank", 4) == 0
-  assert "features, depth of 10 clips of 3 frames" in capsys.readouterr().out and (tmp_path / "run" / "adapter").is_dir()
+  assert (
+    "features, depth of 10 clips of 3 frames" in capsys.readouterr().out and (tmp_path / "run" / "adapter").is_dir()
+  )
   first, *_, last = held_out(tmp_path / "run")
   assert first["keep"] < 1e-5  # an adapter begins as nothing
   assert part(last, "depth") < 0.8 * part(first, "depth")  # on a route that it has not seen
-  lines = [x["features/features"] for x in map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines()) if "loss" in x]
-  assert len(lines) == 16 and np.mean(lines[-4:]) < 0.9 * lines[0]  # what a random DINOv2 sees can be learned by heart only
+  lines = [
+    x["features/features"]
+    for x in map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+    if "loss" in x
+  ]
+  assert (
+    len(lines) == 16 and np.mean(lines[-4:]) < 0.9 * lines[0]
+  )  # what a random DINOv2 sees can be learned by heart only
   state = load_checkpoint(tmp_path / "run" / "best_model.pt")
   assert len(state["provenance"]) == 2
   found = export_driving(tmp_path / "run" / "best_model.pt", tmp_path / "tuned.onnx", tinygrad=False)
@@ -124,7 +181,9 @@ def test_a_driving_network_learns_from_dinov2_and_the_simulators_depth(base, tmp
 
 def settings(**more) -> dora_distillation.Settings:
   weights = {**dora_distillation.WEIGHTS, "path": 0.0}
-  return dora_distillation.Settings(**{"steps": 4, "batch_size": 2, "dora_rank": 2, "eval_every": 2, "weights": weights, **more})
+  return dora_distillation.Settings(
+    **{"steps": 4, "batch_size": 2, "dora_rank": 2, "eval_every": 2, "weights": weights, **more}
+  )
 
 
 @pytest.mark.slow
@@ -163,7 +222,23 @@ def test_a_student_is_adapted_and_exported_as_a_bundle(store, tmp_path, monkeypa
   run.mkdir()
   conf = Config(student="depth-nano", tasks=["depth"], steps=2, batch=2, warmup=1, eval_every=2)
   DistillRun(conf, Clips(store, ["depth"], 1), None, run, "labels", workers=0).fit()
-  words = ["--labels", store, "--student", run, "--steps", 8, "--eval-every", 4, "--lr", 1e-2, "--batch-size", 4, "--workers", 0, "--no-augment"]
+  words = [
+    "--labels",
+    store,
+    "--student",
+    run,
+    "--steps",
+    8,
+    "--eval-every",
+    4,
+    "--lr",
+    1e-2,
+    "--batch-size",
+    4,
+    "--workers",
+    0,
+    "--no-augment",
+  ]
   assert command(monkeypatch, *words, "--output", tmp_path / "adapted") == 0
   first, *_, last = held_out(tmp_path / "adapted")
   assert part(last, "depth") < part(first, "depth")
@@ -201,7 +276,9 @@ def test_bad_input(base, store, tmp_path, monkeypatch, capsys):
   assert "leave --resume out" in refused(*good, "--resume")
   assert "nothing to adapt" in refused(*good, "--targets", "nowhere", "--workers", 0)
   said = refused(*good, "--dora-rank", 100000, "--workers", 0)
-  assert "rank 100000 is too large: no layer to adapt takes more than" in said and "the largest sensible rank is" in said
+  assert (
+    "rank 100000 is too large: no layer to adapt takes more than" in said and "the largest sensible rank is" in said
+  )
   write_store(tmp_path / "boxes", labels=LABELS[2:])
   assert "neither dense features nor depth" in refused("--labels", tmp_path / "boxes", *good[2:])
   write_store(tmp_path / "restricted", labels=DEPTH, teacher="dinov3-vits16", licence="DINOv3")

@@ -1,4 +1,5 @@
-"""Losses of scene-nano. All take float tensors and skip what is not known: class 255, depth that is not finite or beyond MAX_DEPTH."""
+"""Losses of scene-nano. All take float tensors and skip what is not known: class 255, depth that is not finite or
+beyond MAX_DEPTH."""
 
 import torch
 import torch.nn.functional as F
@@ -8,12 +9,13 @@ from openpilot.tools.sim.truth import IGNORE, MAX_DEPTH
 
 
 def depth_mask(depth: Tensor, classes: Tensor) -> Tensor:
-  """(B, 64, 128) metres and classes -> bool, where depth is known and wanted."""
+  """(B, 64, 128) meters and classes -> bool, where depth is known and wanted."""
   return torch.isfinite(depth) & (depth > 0) & (depth < MAX_DEPTH) & (classes != IGNORE)
 
 
 def depth_loss(log_depth: Tensor, depth: Tensor, mask: Tensor, lam: float = 0.5) -> Tensor:
-  """L1 in log metres plus SiLog, sqrt(mean(g^2) - lam mean(g)^2) (Eigen et al. 2014), over the mask. log_depth (B, 64, 128), depth (B, 64, 128) metres."""
+  """L1 in log meters plus SiLog, sqrt(mean(g^2) - lam mean(g)^2) (Eigen et al. 2014), over the mask. log_depth (B, 64,
+  128), depth (B, 64, 128) meters."""
   g = log_depth[mask] - torch.log(depth[mask])
   if g.numel() == 0:
     return log_depth.sum() * 0.0
@@ -23,8 +25,7 @@ def depth_loss(log_depth: Tensor, depth: Tensor, mask: Tensor, lam: float = 0.5)
 def segmentation_loss(logits: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
   """Weighted cross-entropy plus the mean soft Dice loss over the classes (Milletari et al. 2016).
 
-  logits (B, C, H, W), classes (B, H, W) int64, weights (C,).
-  """
+  logits (B, C, H, W), classes (B, H, W) int64, weights (C,)."""
   ce = F.cross_entropy(logits, classes, weight=weights, ignore_index=IGNORE)
   known = (classes != IGNORE).unsqueeze(1)
   prob = logits.softmax(1) * known

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Exports a training run's best student as a bundle: ONNX checked against torch and in tinygrad, manifest with provenance and metrics, model card."""
+"""Exports a training run's best student as a bundle: ONNX checked against torch and in tinygrad, manifest with
+provenance and metrics, model card."""
 
 import argparse
 import tempfile
@@ -16,8 +17,8 @@ from openpilot.selfdrive.modeld.fair.parity import difference, worst
 from openpilot.tools.fair.distillation.trained import load_student_checkpoint, trained_on
 from openpilot.tools.fair.distillation.trainer import Config
 from openpilot.tools.fair.labels.dataset import LabelDataset
-from openpilot.tools.fair.optimize.card import card, metrics_of, read_evaluation
-from openpilot.tools.fair.optimize.replace import check_out, new_bundle
+from openpilot.tools.fair.bundle.card import card, metrics_of, read_evaluation
+from openpilot.tools.fair.bundle.replace import check_out, new_bundle
 from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
 from openpilot.tools.fair.students.student import STUDENTS, Student, build
 from openpilot.tools.fair.teacher import LICENCES, check_licence
@@ -39,16 +40,25 @@ FRAMES = 8
 
 
 def load_student(run: Path) -> tuple[Student, Config, dict[str, Any]]:
-  """The best student of a run, in eval mode, its configuration, and its checkpoint. Raises UserError where the run is not finished."""
+  """The best student of a run, in eval mode, its configuration, and its checkpoint. Raises UserError where the run is
+  not finished."""
   last, state = (load_student_checkpoint(run / name) for name in ("last.pt", "best.pt"))
   config = Config.from_dict(state["config"])
   if last["step"] < config.steps:
-    raise UserError(f"{run} is at step {last['step']} of {config.steps}; let it finish: the same `tools/op.sh distill` command with --resume")
+    raise UserError(
+      f"{run} is at step {last['step']} of {config.steps}; let it finish: the same `tools/op.sh distill` command with "
+      "--resume"
+    )
   student = build(config.student, config.backbone)
   try:
-    student.load_state_dict({k.removeprefix("student."): v for k, v in state["ema"].items() if k.startswith("student.")})
+    student.load_state_dict(
+      {k.removeprefix("student."): v for k, v in state["ema"].items() if k.startswith("student.")}
+    )
   except RuntimeError as e:
-    raise UserError(f"{run / 'best.pt'} does not fit {config.student}: {' '.join(str(e).split())[:120]}; it is of another version of this code") from None
+    raise UserError(
+      f"{run / 'best.pt'} does not fit {config.student}: {' '.join(str(e).split())[:120]}; it is of another version of "
+      "this code"
+    ) from None
   return student.eval(), config, state
 
 
@@ -59,9 +69,14 @@ def read_environment(run: Path) -> dict[str, Any]:
     said = read_json(path)
     lacks = [k for k in ("clips", "segments", "labels", "commit") if k not in said]
   except (OSError, ValueError, TypeError) as e:
-    raise UserError(f"{path} is missing or damaged ({type(e).__name__}); it tells where the run's data came from: copy the whole run, or train again") from None
+    raise UserError(
+      f"{path} is missing or damaged ({type(e).__name__}); it tells where the run's data came from: copy the whole "
+      "run, or train again"
+    ) from None
   if lacks:
-    raise UserError(f"{path} lacks {', '.join(lacks)}; it is not of `tools/op.sh distill`: copy the run's own, or train again")
+    raise UserError(
+      f"{path} lacks {', '.join(lacks)}; it is not of `tools/op.sh distill`: copy the run's own, or train again"
+    )
   return said
 
 
@@ -75,23 +90,34 @@ def real_inputs(student: Student, labels: Path | None, seed: int) -> list[dict[s
     frames = [r.integers(0, 256, (1, 6, 128, 256), dtype=np.uint8) for _ in range(FRAMES)]
   out = []
   for k, frame in enumerate(frames):
-    inputs = {name: torch.from_numpy(r.normal(0, 0.3, x.shape).astype(np.float32)) for name, x in student.inputs().items() if name != "frame"}
+    inputs = {
+      name: torch.from_numpy(r.normal(0, 0.3, x.shape).astype(np.float32))
+      for name, x in student.inputs().items()
+      if name != "frame"
+    }
     if inputs:
-      inputs["lanes_points"] = torch.from_numpy(r.uniform([0, 0], [511, 255], inputs["lanes_points"].shape).astype(np.float32))
+      inputs["lanes_points"] = torch.from_numpy(
+        r.uniform([0, 0], [511, 255], inputs["lanes_points"].shape).astype(np.float32)
+      )
       inputs["lanes_mask"] = torch.from_numpy((r.uniform(size=inputs["lanes_mask"].shape) < 0.8).astype(np.float32))
-      inputs["lanes_fresh"] = torch.from_numpy((r.uniform(size=inputs["lanes_fresh"].shape) < (1.0 if k == 0 else 0.2)).astype(np.float32))
+      inputs["lanes_fresh"] = torch.from_numpy(
+        (r.uniform(size=inputs["lanes_fresh"].shape) < (1.0 if k == 0 else 0.2)).astype(np.float32)
+      )
     out.append({"frame": torch.from_numpy(frame.copy()), **inputs})
   return out
 
 
 def parity(student: Student, path: Path, inputs: list[dict[str, torch.Tensor]], names: list[str]) -> float:
-  """The largest difference between ONNX Runtime and torch over `inputs`, in parts of each output's largest value; of the tracker's outputs, of 99 of 100
+  """The largest difference between ONNX Runtime and torch over `inputs`, in parts of each output's largest value; of
+  the tracker's outputs, of 99 of 100
   points: it looks around whole cells, and one that lies half-way between two is rounded to either."""
   session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
   found: list[float] = []
   for x in inputs:
     want = student(**x)
-    for name, got in zip(names, session.run(names, {i.name: x[i.name].numpy() for i in session.get_inputs()}), strict=True):
+    for name, got in zip(
+      names, session.run(names, {i.name: x[i.name].numpy() for i in session.get_inputs()}), strict=True
+    ):
       a = want[name].detach().numpy()
       apart = difference(got, a)
       if name.startswith("lanes_") and np.isfinite(apart):
@@ -102,7 +128,8 @@ def parity(student: Student, path: Path, inputs: list[dict[str, torch.Tensor]], 
 
 
 def in_tinygrad(folder: Path) -> str:
-  """Compiles the bundle in `folder` for tinygrad's CPU device, which compares it with ONNX Runtime. -> what to say. Raises UserError where they differ."""
+  """Compiles the bundle in `folder` for tinygrad's CPU device, which compares it with ONNX Runtime. -> what to say.
+  Raises UserError where they differ."""
   if why := missing("tinygrad-cpu"):
     return f"tinygrad was not checked: {why}"
   with tempfile.TemporaryDirectory() as tmp:
@@ -117,12 +144,33 @@ def main() -> None:
   p = argparse.ArgumentParser(prog="export", description=__doc__)
   p.add_argument("run", type=Path, help="a finished run of `tools/op.sh distill`")
   p.add_argument("--out", type=Path, required=True, help="the bundle's folder, as models/NAME")
-  p.add_argument("--evaluation", type=Path, action="append", default=[], help="JSON of `tools/op.sh evaluate` on the same bundle, for manifest and card")
+  p.add_argument(
+    "--evaluation",
+    type=Path,
+    action="append",
+    default=[],
+    help="JSON of `tools/op.sh evaluate` on the same bundle, for manifest and card",
+  )
   p.add_argument("--notes", type=Path, help="a text file with what users must know of it; goes into the card")
-  p.add_argument("--labels", type=Path, help="a label store whose frames ONNX Runtime and torch are compared on; else noise")
-  p.add_argument("--weights", choices=("float16", "float32"), default="float16", help="how the file stores them; it computes in float32 either way")
-  p.add_argument("--no-tinygrad", action="store_true", help="do not compile it in tinygrad, which takes a minute or more")
-  p.add_argument("--accept-licence", action="append", default=[], metavar="LICENCE", help="of teachers whose licence restricts what learns from them")
+  p.add_argument(
+    "--labels", type=Path, help="a label store whose frames ONNX Runtime and torch are compared on; else noise"
+  )
+  p.add_argument(
+    "--weights",
+    choices=("float16", "float32"),
+    default="float16",
+    help="how the file stores them; it computes in float32 either way",
+  )
+  p.add_argument(
+    "--no-tinygrad", action="store_true", help="do not compile it in tinygrad, which takes a minute or more"
+  )
+  p.add_argument(
+    "--accept-licence",
+    action="append",
+    default=[],
+    metavar="LICENCE",
+    help="of teachers whose licence restricts what learns from them",
+  )
   args = p.parse_args()
   check_out(args.out, args.run)
   evaluations = [read_evaluation(e, args.out.name) for e in args.evaluation]
@@ -141,13 +189,19 @@ def main() -> None:
     graph = export_onnx(student, path, wanted)
     apart = parity(student, path, real_inputs(student, args.labels, 0), [o["name"] for o in graph["outputs"]])
     if not apart <= TOLERANCE:
-      raise UserError(f"ONNX Runtime and torch differ by {apart:.2g} of an output's largest value, more than {TOLERANCE}; nothing was written to {args.out}")
+      raise UserError(
+        f"ONNX Runtime and torch differ by {apart:.2g} of an output's largest value, more than {TOLERANCE}; nothing "
+        f"was written to {args.out}"
+      )
     checked = [f"ONNX Runtime and torch differ by at most {apart:.1g}"]
     if args.weights == "float16":
       store_half(path)
       apart = parity(student, path, real_inputs(student, args.labels, 0), [o["name"] for o in graph["outputs"]])
       if not apart <= HALF_TOLERANCE:
-        raise UserError(f"float16 weights change an output by {apart:.2g} of its largest value, more than {HALF_TOLERANCE}; export with --weights float32")
+        raise UserError(
+          f"float16 weights change an output by {apart:.2g} of its largest value, more than {HALF_TOLERANCE}; export "
+          "with --weights float32"
+        )
       checked.append(f"with the weights stored as float16 by {apart:.1g}")
     metrics = metrics_of(evaluations, args.out.name, args.run, trained)
     manifest = {
@@ -159,7 +213,12 @@ def main() -> None:
       "graphs": [graph],
       "provenance": {
         "teachers": [{**t, "model": public(t["model"])} for t in state["provenance"]],
-        "data": [f"{environment['clips']} clips of {config.clip} frames from {len(environment['segments'])} segments, label store {environment['labels']}"],
+        "data": [
+          (
+            f"{environment['clips']} clips of {config.clip} frames from {len(environment['segments'])} segments, label "
+            f"store {environment['labels']}"
+          )
+        ],
         "licence": " and ".join(restricted) or "MIT",
         "checkpoint_hash": sha256(args.run / "best.pt"),
         "git_commit": environment["commit"] or "unknown",
@@ -169,7 +228,9 @@ def main() -> None:
     write_manifest(folder, manifest)
     if not args.no_tinygrad:
       checked.append(in_tinygrad(folder))
-    (folder / "README.md").write_text(card(args.out.name, student, config, state, environment, metrics, evaluations, checked, notes, trained))
+    (folder / "README.md").write_text(
+      card(args.out.name, student, config, state, environment, metrics, evaluations, checked, notes, trained)
+    )
     write_manifest(folder, manifest)  # again, with the card's hash
   size = sum(f.stat().st_size for f in args.out.iterdir()) / 1e6
   print(f"{args.out}: {', '.join(o['name'] for o in graph['outputs'])}; {size:.1f} MB; {'; '.join(checked)}")

@@ -22,14 +22,20 @@ def read_evaluation(path: Path, name: str) -> dict[str, Any]:
     if missing:
       raise KeyError(missing[0])
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-    raise UserError(f"{path} is no evaluation's JSON ({type(e).__name__}: {e}); make one with `tools/op.sh evaluate`") from None
+    raise UserError(
+      f"{path} is no evaluation's JSON ({type(e).__name__}: {e}); make one with `tools/op.sh evaluate`"
+    ) from None
   if name not in columns:
-    raise UserError(f"{path} evaluates {', '.join(columns)}, not {name}; export to a folder of that name, evaluate it, and export again with --evaluation")
+    raise UserError(
+      f"{path} evaluates {', '.join(columns)}, not {name}; export to a folder of that name, evaluate it, and export "
+      "again with --evaluation"
+    )
   return found
 
 
 def headlines(evaluation: dict[str, Any], name: str) -> list[dict[str, Any]]:
-  """Of every reference and task the headline metric of `name`: task, metric, reference, value, low, high (95%; None where routes are too few), others."""
+  """Of every reference and task the headline metric of `name`: task, metric, reference, value, low, high (95%; None
+  where routes are too few), others."""
   out = []
   for reference, tasks in evaluation["tables"].items():
     for task, columns in tasks.items():
@@ -50,7 +56,9 @@ def seen(evaluation: dict[str, Any], trained: Trained) -> str:
   if both:
     return f"{len(both)} of {len(names)} segments were trained on"
   if trained["unknown"]:
-    return f"not trained on as far as is known: it is not recorded what {public(', '.join(trained['unknown']))} learned from"
+    return (
+      f"not trained on as far as is known: it is not recorded what {public(', '.join(trained['unknown']))} learned from"
+    )
   return "not trained on"
 
 
@@ -61,15 +69,21 @@ def metrics_of(evaluations: list[dict[str, Any]], name: str, run: Path, trained:
     for e in evaluations:
       for h in headlines(e, name):
         interval = "" if h["low"] is None else f", 95% interval {h['low']:.3f} to {h['high']:.3f}"
-        data = f"{e['frames']} frames of {e['routes']} routes, {seen(e, trained)}, {public_path(e['data'])}, by {h['reference']}{interval}"
+        data = f"{e['frames']} frames of {e['routes']} routes, {seen(e, trained)}, {public_path(e['data'])}, by {h['reference']}{interval}"  # noqa: E501
         out.append({"name": f"{NAMES[h['task']]}: {h['metric']}", "value": h["value"], "data": data})
     return out
   try:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     held: dict[str, float] = next((x["val"] for x in reversed(lines) if x.get("val")), {})
   except (OSError, ValueError, AttributeError) as e:
-    raise UserError(f"{run / 'log.jsonl'} is not readable ({type(e).__name__}: {e}), and no --evaluation was given; train again, or give one") from None
-  return [{"name": f"held-out loss {k}", "value": v, "data": "routes of the training store that were held out"} for k, v in held.items()]
+    raise UserError(
+      f"{run / 'log.jsonl'} is not readable ({type(e).__name__}: {e}), and no --evaluation was given; train again, or "
+      "give one"
+    ) from None
+  return [
+    {"name": f"held-out loss {k}", "value": v, "data": "routes of the training store that were held out"}
+    for k, v in held.items()
+  ]
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -88,17 +102,21 @@ def tables(evaluations: list[dict[str, Any]], name: str, trained: Trained) -> st
     ]
     known = seen(e, trained)
     known = f"**{known}**" if known != "not trained on" else known
-    what = f"{e['frames']} frames of {e['routes']} route{'s' if e['routes'] != 1 else ''} (`{public_path(e['data'])}`), {known}"
+    what = f"{e['frames']} frames of {e['routes']} route{'s' if e['routes'] != 1 else ''} (`{public_path(e['data'])}`), {known}"  # noqa: E501
     out.append(f"{what}:\n\n| what | metric | by | value [95%] | others |\n|---|---|---|---|---|\n" + "\n".join(rows))
     pairs = [d for d in e["differences"] if d["a"] == name]
     if pairs:
       lines = [
-        f"| {NAMES[d['task']]}, {d['metric']} | {d['b'].removeprefix(name + ', ')} | {d['difference']:+.3f}{interval(d['low'], d['high'])} | "
+        f"| {NAMES[d['task']]}, {d['metric']} | {d['b'].removeprefix(name + ', ')} | "
+        f"{d['difference']:+.3f}{interval(d['low'], d['high'])} | "
         + ("better" if d["better"] else "not shown to be better")
         + " |"
         for d in pairs
       ]
-      out.append("Its difference to others, paired by route:\n\n| metric | other | difference [95%] | |\n|---|---|---|---|\n" + "\n".join(lines))
+      out.append(
+        "Its difference to others, paired by route:\n\n| metric | other | difference [95%] | |\n|---|---|---|---|\n"
+        + "\n".join(lines)
+      )
   return "\n\n".join(out)
 
 
@@ -116,11 +134,18 @@ def card(
 ) -> str:
   """Markdown. notes: the author's own words, put first."""
   count = sum(p.numel() for p in student.parameters())
-  teachers = "\n".join(f"- {public(t['model'])} ({', '.join(filter(None, (t['licence'], t['checkpoint_hash'][:12])))})" for t in state["provenance"])
+  teachers = "\n".join(
+    f"- {public(t['model'])} ({', '.join(filter(None, (t['licence'], t['checkpoint_hash'][:12])))})"
+    for t in state["provenance"]
+  )
   simulated = any("simulator" in t["model"] for t in state["provenance"])
   only = "nothing but" if len(state["provenance"]) == 1 else "mostly"
-  toy = f"**Not made for real streets.** It has learned from {only} this project's ray-cast simulator: boxes for cars, hashes for asphalt."
-  warning = f"{toy} What it says of a real camera is a guess, and must control nothing.\n" if simulated else "It advises; it must control nothing.\n"
+  toy = f"**Not made for real streets.** It has learned from {only} this project's ray-cast simulator: boxes for cars, hashes for asphalt."  # noqa: E501
+  warning = (
+    f"{toy} What it says of a real camera is a guess, and must control nothing.\n"
+    if simulated
+    else "It advises; it must control nothing.\n"
+  )
   losses = "\n".join(f"| {m['name']} | {m['value']:.4g} | {m['data']} |" for m in metrics)
   learned = f"learned {', '.join(config.tasks)} in {state['step']} steps of {config.batch} frames"
   how = learned if config.steps else "put together from students that had learned before"
@@ -144,6 +169,6 @@ def card(
 
 Metrics are defined on the page that `tools/op.sh evaluate` writes. "mean map", "hold still" and "IoU only" are rivals without a network.
 
-Input `frame` uint8 (1, 6, 128, 256), the medmodel view; the graph normalises.
+Input `frame` uint8 (1, 6, 128, 256), the medmodel view; the graph normalizes.
 In parts of an output's largest value: {"; ".join(checked)}.
-"""
+"""  # noqa: E501

@@ -1,4 +1,5 @@
-"""What a graph costs: multiply-accumulates of its ONNX file, bytes and operations of its kernels, their time at a share of a GPU's peaks, budgets."""
+"""What a graph costs: multiply-accumulates of its ONNX file, bytes and operations of its kernels, their time at a share
+of a GPU's peaks, budgets."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -34,14 +35,17 @@ COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def shapes_of(path: Path, model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-  """Shape of every weight and of whatever goes into and comes out of a counted node: as inferred, else as one run of zeros shows it. Raises UserError."""
+  """Shape of every weight and of whatever goes into and comes out of a counted node: as inferred, else as one run of
+  zeros shows it. Raises UserError."""
   shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
   graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
   for v in (*graph.input, *graph.value_info, *graph.output):
     dims = tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
     if v.type.tensor_type.HasField("shape") and 0 not in dims:
       shapes.setdefault(v.name, dims)
-  wanted = {n for node in graph.node if node.op_type in COUNTED for n in (*node.input[:2], node.output[0])} - shapes.keys()
+  wanted = {
+    n for node in graph.node if node.op_type in COUNTED for n in (*node.input[:2], node.output[0])
+  } - shapes.keys()
   if not wanted:
     return shapes
   if any(i.name not in shapes for i in graph.input):
@@ -56,11 +60,14 @@ def shapes_of(path: Path, model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def count(path: Path) -> tuple[int, int]:
-  """(parameters, multiply-accumulates) of a graph with fixed shapes: those of Conv, ConvTranspose, Gemm and MatMul, as papers count them. Raises UserError."""
+  """(parameters, multiply-accumulates) of a graph with fixed shapes: those of Conv, ConvTranspose, Gemm and MatMul, as
+  papers count them. Raises UserError."""
   try:
     model = onnx.load(str(path))
   except Exception as e:  # protobuf's and onnx's own
-    raise UserError(f"{path} is not an ONNX graph ({str(e).splitlines()[0][:120]}); a git-lfs pointer must be pulled first") from None
+    raise UserError(
+      f"{path} is not an ONNX graph ({str(e).splitlines()[0][:120]}); a git-lfs pointer must be pulled first"
+    ) from None
   shapes = shapes_of(path, model)
   parameters = sum(int(np.prod(i.dims)) for i in model.graph.initializer)
   macs = 0
@@ -83,7 +90,8 @@ def read_gpu(path: Path = HERE / "adreno630.json") -> dict[str, Any]:
 
 
 def seconds(kernel: dict[str, Any], gpu: dict[str, Any], share: float) -> float:
-  """A kernel at that share of the GPU's peaks: the slower of its arithmetic and its memory (the roofline of Williams et al. 2009)."""
+  """A kernel at that share of the GPU's peaks: the slower of its arithmetic and its memory (the roofline of Williams et
+  al. 2009)."""
   return max(kernel["flops"] / gpu["flops_per_s"], (kernel["read"] + kernel["written"]) / gpu["bytes_per_s"]) / share
 
 
@@ -110,4 +118,6 @@ def over_budget(name: str, cost: Cost, budgets: dict[str, dict[str, int]]) -> li
   """One line for each budget that the graph breaks."""
   given = {**asdict(cost), "bytes": cost.bytes}
   budget = budgets.get(name, budgets["default"])
-  return [f"graph '{name}' has {given[k]:,} {k}, its budget is {limit:,}" for k, limit in budget.items() if given[k] > limit]
+  return [
+    f"graph '{name}' has {given[k]:,} {k}, its budget is {limit:,}" for k, limit in budget.items() if given[k] > limit
+  ]

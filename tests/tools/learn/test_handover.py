@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from openpilot.tools.fair.handover import Collate, Piped, begin, handed_over
+from openpilot.tools.learn.handover import Collate, Piped, begin, handed_over
 from openpilot.tools.lib.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = 'mount -t tmpfs -o size=7m tmpfs /dev/shm && exec "$@"'
 READ = """
 import sys, torch
-from openpilot.tools.fair import handover
-from openpilot.tools.fair.handover import Collate, begin, handed_over
+from openpilot.tools.learn import handover
+from openpilot.tools.learn.handover import Collate, begin, handed_over
 from openpilot.tools.lib.errors import cli
 class Data(torch.utils.data.Dataset):
   def __len__(self): return 12
@@ -33,14 +33,24 @@ if __name__ == "__main__":
 
 
 def read(how: str) -> subprocess.CompletedProcess:
-  if subprocess.run(["unshare", "-m", "sh", "-c", "mount -t tmpfs -o size=64k tmpfs /dev/shm"], capture_output=True).returncode:
+  if subprocess.run(
+    ["unshare", "-m", "sh", "-c", "mount -t tmpfs -o size=64k tmpfs /dev/shm"], capture_output=True
+  ).returncode:
     pytest.skip("no right to mount here")
-  return subprocess.run(["unshare", "-m", "sh", "-c", SMALL, "sh", sys.executable, "-c", READ, how], cwd=ROOT, capture_output=True, text=True, timeout=100)
+  return subprocess.run(
+    ["unshare", "-m", "sh", "-c", SMALL, "sh", sys.executable, "-c", READ, how],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=100,
+  )
 
 
 def test_small_shared_memory():
   r = read("collate")
-  assert r.returncode == 0 and r.stdout == "read 12\n" and r.stderr.count("warning: unable to allocate shared memory") == 1, r.stderr
+  assert (
+    r.returncode == 0 and r.stdout == "read 12\n" and r.stderr.count("warning: unable to allocate shared memory") == 1
+  ), r.stderr
 
 
 def test_full_shared_memory_is_no_hang():
@@ -51,12 +61,29 @@ def test_full_shared_memory_is_no_hang():
 
 
 def test_piped_is_the_same_batch():
-  batch = {"frames": torch.arange(24, dtype=torch.uint8).view(2, 3, 4), "flag": torch.tensor([True]), "half": torch.ones(2, dtype=torch.float16),
-           "rows": [torch.zeros(0, 6), None, {"x": torch.tensor(3.0)}], "names": ["a", "b"], "array": np.arange(3), "step": 4}
+  batch = {
+    "frames": torch.arange(24, dtype=torch.uint8).view(2, 3, 4),
+    "flag": torch.tensor([True]),
+    "half": torch.ones(2, dtype=torch.float16),
+    "rows": [torch.zeros(0, 6), None, {"x": torch.tensor(3.0)}],
+    "names": ["a", "b"],
+    "array": np.arange(3),
+    "step": 4,
+  }
   back = Piped(batch).opened()
-  assert back.keys() == batch.keys() and back["names"] == ["a", "b"] and back["step"] == 4 and isinstance(back["array"], np.ndarray)
-  for a, b in ((back["frames"], batch["frames"]), (back["flag"], batch["flag"]), (back["half"], batch["half"]),
-               (back["rows"][0], batch["rows"][0]), (back["rows"][2]["x"], batch["rows"][2]["x"])):
+  assert (
+    back.keys() == batch.keys()
+    and back["names"] == ["a", "b"]
+    and back["step"] == 4
+    and isinstance(back["array"], np.ndarray)
+  )
+  for a, b in (
+    (back["frames"], batch["frames"]),
+    (back["flag"], batch["flag"]),
+    (back["half"], batch["half"]),
+    (back["rows"][0], batch["rows"][0]),
+    (back["rows"][2]["x"], batch["rows"][2]["x"]),
+  ):
     assert a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
   assert back["rows"][1] is None
 

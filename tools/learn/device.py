@@ -21,7 +21,8 @@ class Device:
 
 @cache
 def choose_device(name: str | None = None, precision: str | None = None) -> Device:
-  """CUDA with bf16, else MPS, else the CPU with fp32; both can be named. Says on stderr, once, what runs. Raises UserError where it is not there."""
+  """CUDA with bf16, else MPS, else the CPU with fp32; both can be named. Says on stderr, once, what runs. Raises
+  UserError where it is not there."""
   found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
   name = name or found
   try:

@@ -13,7 +13,9 @@ from openpilot.tools.lib.errors import cli
 def macs(student: Student) -> int:
   """Multiply-accumulates of convolutions and matmuls for one frame, as torch counts them."""
   student.eval()
-  with FlopCounterMode(display=False) as counter:  # under no_grad its module tracker fails on the detector's learned queries
+  with FlopCounterMode(
+    display=False
+  ) as counter:  # under no_grad its module tracker fails on the detector's learned queries
     student(**student.inputs())
   return counter.get_total_flops() // 2
 
@@ -27,7 +29,10 @@ def main() -> None:
     student = build(name, args.backbone).eval()
     with torch.no_grad():
       outputs = [k for k in student(**student.inputs()) if k not in ("lanes_template_out", "lanes_hidden_out")]
-    print(f"{name:<15} {student.backbone.name:<27} {parameters(student) / 1e6:>9.2f}M {macs(student) / 1e6:>5.0f}M  {', '.join(outputs)}")
+    print(
+      f"{name:<15} {student.backbone.name:<27} {parameters(student) / 1e6:>9.2f}M {macs(student) / 1e6:>5.0f}M  "
+      f"{', '.join(outputs)}"
+    )
 
 
 if __name__ == "__main__":

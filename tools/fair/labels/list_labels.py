@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Lists a label store: what is there, whether it is whole, how large it is, and what its labels are like. With --video it renders them."""
+"""Lists a label store: what is there, whether it is whole, how large it is, and what its labels are like. With --video
+it renders them."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +13,7 @@ from openpilot.tools.fair.labels.store import Group, LabelStore
 from openpilot.tools.fair.labels.video import pictures
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.lib.logwriter import atomic_path
+from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.videowriter import VideoWriter
 
 SAMPLE = 16  # rows of a dense label that its statistics are taken of
@@ -29,12 +30,16 @@ def statistics(group: Group, label: Label) -> str:
     finite = np.isfinite(x)
     rest = "" if finite.all() else f", of the {finite.mean():.0%} that are finite"  # a sky's depth is not
     x = x[finite] if finite.any() else np.zeros(1, np.float32)
-    return f"{label.dtype}{list(label.shape)} {label.unit}: min {x.min():.3g}, mean {x.mean():.3g}, max {x.max():.3g}, std {x.std():.3g}{rest}"
+    return f"{label.dtype}{list(label.shape)} {label.unit}: min {x.min():.3g}, mean {x.mean():.3g}, max {x.max():.3g}, std {x.std():.3g}{rest}"  # noqa: E501
   table = group.table(label.name)
-  counts = np.bincount(table["cls"].to_numpy().astype(int), minlength=len(label.classes)) if "cls" in table.column_names else np.zeros(0, int)
+  counts = (
+    np.bincount(table["cls"].to_numpy().astype(int), minlength=len(label.classes))
+    if "cls" in table.column_names
+    else np.zeros(0, int)
+  )
   classes = ", ".join(f"{label.classes[i]} {n}" for i, n in enumerate(counts) if n and i < len(label.classes))
   tracks = f", {len(np.unique(table['track'].to_numpy()))} tracks" if "track" in table.column_names else ""
-  return f"{table.num_rows} {label.kind}, {table.num_rows / max(1, group.row_count):.2f} a frame{tracks}{': ' + classes if classes else ''}"
+  return f"{table.num_rows} {label.kind}, {table.num_rows / max(1, group.row_count):.2f} a frame{tracks}{': ' + classes if classes else ''}"  # noqa: E501
 
 
 def check(groups: list[Group]) -> dict[Path, int]:
@@ -42,7 +47,9 @@ def check(groups: list[Group]) -> dict[Path, int]:
   bad: dict[Path, int] = {}
   for g in tqdm(groups, desc="check", unit="group", leave=False):
     for k, problem in g.problems():
-      tqdm.write(f"damaged: chunk {k} of {g.segment} by {g.teacher}: {problem}; run its labelling command again with --repair")
+      tqdm.write(
+        f"damaged: chunk {k} of {g.segment} by {g.teacher}: {problem}; run its labeling command again with --repair"
+      )
       bad[g.path] = bad.get(g.path, 0) + 1
   return bad
 
@@ -50,7 +57,10 @@ def check(groups: list[Group]) -> dict[Path, int]:
 def render(store: LabelStore, teachers: list[str] | None, segment: str | None, out: Path, limit: int | None) -> int:
   frames = store.groups("frames", segment)
   if not frames:
-    raise UserError(f"{store.root} holds no model frames{f' of {segment}' if segment else ''} to draw on; label again without --no-frames")
+    raise UserError(
+      f"{store.root} holds no model frames{f' of {segment}' if segment else ''} to draw on; label again without "
+      "--no-frames"
+    )
   if len({g.segment for g in frames}) < len(frames):
     raise UserError(f"{store.root} holds frames of one segment made with several settings; label again with --prune")
   n = 0
@@ -58,9 +68,16 @@ def render(store: LabelStore, teachers: list[str] | None, segment: str | None, o
     video: VideoWriter | None = None
     try:
       for f in frames:
-        groups = [g for g in store.groups(segment=f.segment) if g.teacher != "frames" and (teachers is None or g.teacher in teachers) and g.done()]
+        groups = [
+          g
+          for g in store.groups(segment=f.segment)
+          if g.teacher != "frames" and (teachers is None or g.teacher in teachers) and g.done()
+        ]
         if not groups:
-          raise UserError(f"{f.segment} has no labels{' by ' + ', '.join(teachers) if teachers else ''} in {store.root}; label it first")
+          raise UserError(
+            f"{f.segment} has no labels{' by ' + ', '.join(teachers) if teachers else ''} in {store.root}; label "
+            "it first"
+          )
         for picture in tqdm(pictures(f, groups, limit), desc=f.segment, unit="frame", total=limit or f.n):
           if video is None:
             video = VideoWriter(tmp, picture.shape[1], picture.shape[0], fps=max(1, 20 // f.meta["every"]))
@@ -87,7 +104,9 @@ def main() -> int:
     return 0
   groups = [g for g in store.groups(segment=args.segment) if teachers is None or g.teacher in teachers]
   if not groups:
-    raise UserError(f"{args.store} holds no such labels; it has {', '.join(sorted({g.teacher for g in store.groups()})) or 'nothing'}")
+    raise UserError(
+      f"{args.store} holds no such labels; it has {', '.join(sorted({g.teacher for g in store.groups()})) or 'nothing'}"
+    )
   bad = check(groups)
   segment, stale = None, 0
   for g in groups:
@@ -96,12 +115,18 @@ def main() -> int:
       print(segment)
     t = g.meta["teacher"]
     stale += bool(g.stale)
-    print(f"  {g.teacher:<22} {g.row_count:>6}/{g.n} frames {g.size / 1e6:>9.1f} MB  {t['licence']}  {t['model_id']} {t['checkpoint'][:12]}")
+    print(
+      f"  {g.teacher:<22} {g.row_count:>6}/{g.n} frames {g.size / 1e6:>9.1f} MB  {t['licence']}  {t['model_id']} "
+      f"{t['checkpoint'][:12]}"
+    )
     for name in g.stale:
       print(f"    stale: since then {RULES[name].mended}; label again with --prune")
     for label in g.labels:
       print(f"    {label.name}: {statistics(g, label) if g.path not in bad else f'{bad[g.path]} damaged chunks'}")
-  said = ["all whole" if not bad else f"{sum(bad.values())} damaged chunks", *([f"{stale} groups stale"] if stale else [])]
+  said = [
+    "all whole" if not bad else f"{sum(bad.values())} damaged chunks",
+    *([f"{stale} groups stale"] if stale else []),
+  ]
   print(f"{len(groups)} groups, {sum(g.size for g in groups) / 1e6:.1f} MB, {', '.join(said)}")
   return 1 if bad else 0
 

@@ -1,4 +1,5 @@
-"""Out of memory: the batch is halved, whichever runtime ran out of it. Without torch, as ONNX teachers run without it."""
+"""Out of memory: the batch is halved, whichever runtime ran out of it. Without torch, as ONNX teachers run without
+it."""
 
 import sys
 from collections.abc import Callable
@@ -19,14 +20,18 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def halve_on_oom(run: Callable[[Any], list[R]], batch: Any) -> list[R]:
-  """run(batch), and where the GPU's memory is too small, run on both halves, and so on. batch: anything with len() and slices."""
+  """run(batch), and where the GPU's memory is too small, run on both halves, and so on. batch: anything with len() and
+  slices."""
   try:
     return run(batch)
   except Exception as e:
     if not is_out_of_memory(e):
       raise
     if len(batch) <= 1:
-      raise UserError("the GPU's memory does not hold a single frame of this teacher; take a smaller --view, a smaller model, or --device cpu") from None
+      raise UserError(
+        "the GPU's memory does not hold a single frame of this teacher; take a smaller --view, a smaller model, or "
+        "--device cpu"
+      ) from None
     if "torch" in sys.modules:
       sys.modules["torch"].cuda.empty_cache()
     half = len(batch) // 2

@@ -1,19 +1,26 @@
 #!/usr/bin/env python3
-"""Lists the teachers: what they label, under which licence, and whether their weights are here. Of those named, their options too."""
+"""Lists the teachers: what they label, under which licence, and whether their weights are here. Of those named, their
+options too."""
 
 import argparse
 from collections.abc import Sequence
 
 from openpilot.tools.fair.options import options_of
 from openpilot.tools.fair.registry import TEACHERS
-from openpilot.tools.fair.teacher import LICENCES, Entry, find_entry, find_weights, weight_dirs
+from openpilot.tools.fair.registry import find_entry
+from openpilot.tools.fair.teacher import LICENCES, Entry, find_weights, weight_dirs
 from openpilot.tools.lib.errors import UserError, cli
 
 
 def columns(rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> str:
   """Rows of cells -> lines, each column as wide as its widest cell, those of `right` set to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return "\n".join("  ".join(f"{c:>{w}}" if i in right else f"{c:<{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)
+  return "\n".join(
+    "  ".join(
+      f"{c:>{w}}" if i in right else f"{c:<{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in rows
+  )
 
 
 def weights_here(entry: Entry) -> str:
@@ -29,19 +36,36 @@ def licence_of(entry: Entry) -> str:
 
 def main() -> None:
   p = argparse.ArgumentParser(prog="teachers", description=__doc__)
-  p.add_argument("names", nargs="*", metavar="TEACHER", help="whose options are listed, or the description of an ONNX network, as net.yaml")
+  p.add_argument(
+    "names",
+    nargs="*",
+    metavar="TEACHER",
+    help="whose options are listed, or the description of an ONNX network, as net.yaml",
+  )
   args = p.parse_args()
   if not args.names:
     rows = [(name, licence_of(e), e.size, weights_here(e), e.says) for name, e in TEACHERS.items()]
     print(columns([("teacher", "licence", "size", "weights", "labels"), *rows], right=(2,)))
   for given in args.names:
     name, entry = find_entry(given)
-    print(f"{name}: {entry.says or 'an ONNX network'}; licence {licence_of(entry)}; weights {entry.weights or 'none'}: {weights_here(entry)}")
+    print(
+      f"{name}: {entry.says or 'an ONNX network'}; licence {licence_of(entry)}; weights {entry.weights or 'none'}: "
+      f"{weights_here(entry)}"
+    )
     options = [(f"  --option {given}.{o.name}={o.default_text}", o.says) for o in options_of(given).values()]
     print(columns(options) if options else "  no options")
-  print(f"\n* restricts use, of what learns from it too: read it, then add --accept-licence {'|'.join(k for k, free in LICENCES.items() if not free)}")
-  print(f"weights are looked for in {', '.join(map(str, weight_dirs()))} and the hub's cache; FAIR_WEIGHTS names more folders")
-  print("`tools/op.sh teachers TEACHER` lists its options, with what they are by themselves after the equals sign; `tools/op.sh label --option` sets them")
+  print(
+    "\n* restricts use, of what learns from it too: read it, then add --accept-licence "
+    f"{'|'.join(k for k, free in LICENCES.items() if not free)}"
+  )
+  print(
+    f"weights are looked for in {', '.join(map(str, weight_dirs()))} and the hub's cache; FAIR_WEIGHTS names more "
+    "folders"
+  )
+  print(
+    "`tools/op.sh teachers TEACHER` lists its options, with what they are by themselves after the equals sign; "
+    "`tools/op.sh label --option` sets them"
+  )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Machine code for the comma four's GPU, made on a PC: tinygrad lowers a graph for its NULL device with Mesa's compiler for the Adreno 630 (tinymesa).
+"""Machine code for the comma four's GPU, made on a PC: tinygrad lowers a graph for its NULL device with Mesa's compiler
+for the Adreno 630 (tinymesa).
 
-A process of its own, for tinygrad reads its settings on import: python -m openpilot.tools.fair.compile.adreno GRAPH.onnx OUT.json
-The flags are those with which openpilot compiles for the device (selfdrive/modeld/SConscript). Nothing runs: a NULL device has no memory.
-"""
+A process of its own, for tinygrad reads its settings on import: python -m openpilot.tools.fair.comma_four.adreno
+GRAPH.onnx OUT.json The flags are those with which openpilot compiles for the device (selfdrive/modeld/SConscript).
+Nothing runs: a NULL device has no memory."""
 
 import json
 import re
@@ -25,7 +26,9 @@ def capture(path: Path) -> list[Any]:
   from tinygrad.uop.ops import Ops
 
   net = OnnxRunner(str(path))
-  net({k: Tensor.zeros(*v.shape, dtype=v.dtype) for k, v in net.graph_inputs.items()})  # nothing is computed but what Python has to know: it is kept by name
+  net(
+    {k: Tensor.zeros(*v.shape, dtype=v.dtype) for k, v in net.graph_inputs.items()}
+  )  # nothing is computed but what Python has to know: it is kept by name
   DEV.value = DEVICE
   net.to("NULL")
   inputs = {k: Tensor.empty(*v.shape, dtype=v.dtype).realize() for k, v in net.graph_inputs.items()}
@@ -39,7 +42,8 @@ def capture(path: Path) -> list[Any]:
 
 
 def describe(call: Any) -> dict[str, Any]:
-  """One kernel: its size, what it reads and writes (bytes, each byte of a buffer once), floating-point operations, and what Mesa made of it."""
+  """One kernel: its size, what it reads and writes (bytes, each byte of a buffer once), floating-point operations, and
+  what Mesa made of it."""
   from tinygrad.renderer import Estimates
   from tinygrad.runtime.support.compiler_mesa import IR3Compiler
   from tinygrad.uop.ops import Ops

@@ -1,4 +1,5 @@
-"""One training run on several processes, as torchrun or accelerate start them: what all must agree on, and who speaks."""
+"""One training run on several processes, as torchrun or accelerate start them: what all must agree on, and who
+speaks."""
 
 import contextlib
 import importlib.util
@@ -21,22 +22,31 @@ TRACKERS = ("tensorboard", "trackio")  # named as their packages
 
 
 def parse_trackers(text: str) -> tuple[str, ...]:
-  """Names from a comma-separated list. Raises UserError for one that is not known, or not installed: Accelerate would leave it out without a word."""
+  """Names from a comma-separated list. Raises UserError for one that is not known, or not installed: Accelerate would
+  leave it out without a word."""
   names = tuple(t for t in text.replace(" ", "").split(",") if t)
   if unknown := [t for t in names if t not in TRACKERS]:
     raise UserError(f"--trackers {unknown[0]}: there are {', '.join(TRACKERS)}")
   if absent := [t for t in names if importlib.util.find_spec(t) is None]:
-    raise UserError(f"--trackers {absent[0]} is not installed: `pip install -e .[track]` brings {' and '.join(TRACKERS)}")
+    raise UserError(
+      f"--trackers {absent[0]} is not installed: `pip install -e .[track]` brings {' and '.join(TRACKERS)}"
+    )
   return names
 
 
 def make_accelerator(precision: str, trackers: Sequence[str], out: Path) -> "Accelerator":
   """trackers: of parse_trackers()."""
-  from accelerate import Accelerator, DistributedDataParallelKwargs  # a second, which tools that only read data need not wait
+  from accelerate import (
+    Accelerator,
+    DistributedDataParallelKwargs,
+  )  # a second, which tools that only read data need not wait
 
   handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]  # heads that nothing teaches in a step
-  cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()  # said, else several processes on a CPU do not find each other
-  return Accelerator(mixed_precision=precision, log_with=list(trackers) or None, project_dir=str(out), kwargs_handlers=handlers, cpu=cpu)
+  # said, else several processes on a CPU do not find each other
+  cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
+  return Accelerator(
+    mixed_precision=precision, log_with=list(trackers) or None, project_dir=str(out), kwargs_handlers=handlers, cpu=cpu
+  )
 
 
 def is_first() -> bool:
@@ -69,7 +79,8 @@ def anywhere(accelerator: "Accelerator", flag: bool) -> bool:
 
 
 def touch(model: nn.Module) -> Tensor:
-  """0, with a zero gradient for every parameter that learns: what a process contributes that has nothing to learn from in a step, since the others wait for it.
+  """0, with a zero gradient for every parameter that learns: what a process contributes that has nothing to learn from
+  in a step, since the others wait for it.
   For a forward(): DistributedDataParallel takes what does not come out of there for unused."""
   return torch.stack([0.0 * p.sum() for p in model.parameters() if p.requires_grad]).sum()
 

@@ -1,5 +1,5 @@
-"""Batches from a DataLoader's workers. torch hands them over in shared memory; where that is full, as Docker's 64 MB soon are, it waits for ever for the batch
-that did not come. Here a batch that finds no room goes through a pipe."""
+"""Batches from a DataLoader's workers. torch hands them over in shared memory; where that is full, as Docker's 64 MB
+soon are, it waits for ever for the batch that did not come. Here a batch that finds no room goes through a pipe."""
 
 import multiprocessing.queues
 import os
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from openpilot.tools.fair.processes import leave_interrupts_to_the_trainer
+from openpilot.tools.learn.processes import leave_interrupts_to_the_trainer
 from openpilot.tools.lib.errors import UserError
 
 SHARED = "/dev/shm"
@@ -39,7 +39,8 @@ class _Array:
 
 
 class Collate:
-  """A DataLoader's collate_fn that does what `collate` does, and lays a worker's batch into shared memory; where there is no room for it, it is Piped."""
+  """A DataLoader's collate_fn that does what `collate` does, and lays a worker's batch into shared memory; where there
+  is no room for it, it is Piped."""
 
   def __init__(self, collate: Callable[[Any], Any]):
     self.collate = collate
@@ -55,14 +56,21 @@ class Collate:
     except RuntimeError as e:
       if not self.said and worker.id == 0:
         why = " ".join(str(e).split())
-        print(f"warning: {why}; batches go through a pipe, which is slower (Docker: --shm-size=8g)", file=sys.stderr, flush=True)
+        print(
+          f"warning: {why}; batches go through a pipe, which is slower (Docker: --shm-size=8g)",
+          file=sys.stderr,
+          flush=True,
+        )
       self.said = True
     return Piped(batch)
 
 
 def _give_up(error: Exception, _: object) -> NoReturn:
-  """In a worker, of a batch that cannot be handed over: torch would say so, and the other side wait for ever. The end of this process it notices."""
-  print(f"error: a reading process cannot hand over its batch: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+  """In a worker, of a batch that cannot be handed over: torch would say so, and the other side wait for ever. The end
+  of this process it notices."""
+  print(
+    f"error: a reading process cannot hand over its batch: {' '.join(str(error).split())}", file=sys.stderr, flush=True
+  )
   os._exit(0)  # not 1: torch would raise in the middle of a step
 
 

@@ -10,7 +10,9 @@ def encode(masks: np.ndarray) -> list[str]:
   """(N, H, W) bool -> N compressed COCO counts. The size is not in them: the label says it."""
   if not len(masks):
     return []
-  return [r["counts"].decode("ascii") for r in coco.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))]
+  return [
+    r["counts"].decode("ascii") for r in coco.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
+  ]
 
 
 def decode(counts: list[str] | str, height: int, width: int) -> np.ndarray:
@@ -19,10 +21,16 @@ def decode(counts: list[str] | str, height: int, width: int) -> np.ndarray:
     return decode([counts], height, width)[0]
   for c in counts:
     if total(c) != height * width:
-      raise UserError(f"a mask's run lengths cover {total(c)} pixels, not {width}x{height}; the label is of another view or damaged")
+      raise UserError(
+        f"a mask's run lengths cover {total(c)} pixels, not {width}x{height}; the label is of another view or damaged"
+      )
   if not counts:
     return np.zeros((0, height, width), bool)
-  return coco.decode([{"size": [height, width], "counts": c.encode("ascii")} for c in counts]).transpose(2, 0, 1).astype(bool)
+  return (
+    coco.decode([{"size": [height, width], "counts": c.encode("ascii")} for c in counts])
+    .transpose(2, 0, 1)
+    .astype(bool)
+  )
 
 
 def total(counts: str) -> int:
@@ -42,7 +50,8 @@ def total(counts: str) -> int:
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:
-  """(N, H, W) bool -> (N, 4) float32 x0 y0 x1 y1, the outer edges of the pixels set (integers are pixel centres); nan where none is."""
+  """(N, H, W) bool -> (N, 4) float32 x0 y0 x1 y1, the outer edges of the pixels set (integers are pixel centers); nan
+  where none is."""
   out = np.full((len(masks), 4), np.nan, np.float32)
   for i, m in enumerate(masks):
     xs, ys = np.flatnonzero(m.any(axis=0)), np.flatnonzero(m.any(axis=1))

@@ -27,7 +27,7 @@ from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
 from openpilot.tools.fair.labels.views import SegmentView, segment_view, view_intrinsics
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.registry import load_teacher
-from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher
+from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher, failure_is_said
 from openpilot.tools.lib.encode_index import VIDEOS
 from openpilot.tools.lib.errors import UserError, cli, warn
 from openpilot.tools.lib.route import Route, Segment
@@ -230,7 +230,8 @@ def run_teacher(
   None: what it likes. -> the groups."""
   wants = getattr(teacher, "wants", "rgb")
   size = picture_size(teacher, size)
-  teacher.prepare(size[1], size[0])
+  with failure_is_said(teacher.name):
+    teacher.prepare(size[1], size[0])
   intrinsics = view_intrinsics(view, *size) if wants == "rgb" else None
   works = plan(teacher, views, store, view, size, every, repair)
   grid = batches(works, batch, teacher.stateful)

@@ -186,6 +186,32 @@ def test_whoever_watches_is_told_which_bundle_is_loaded_before_it_is(tmp_path, m
   assert capsys.readouterr().err == f"error: refused after ['{bundle.manifest_hash}']\n"
 
 
+@pytest.mark.parametrize(
+  ("frame", "retry_at", "valid", "status"),
+  [
+    (True, 0.0, True, "running"),
+    (True, 0.0, False, "fault"),
+    (True, 11.0, True, "fault"),
+    (False, 0.0, True, "waitingForCamera"),
+    (False, 11.0, True, "fault"),
+  ],
+)
+def test_the_state_says_what_it_is(monkeypatch, frame, retry_at, valid, status):
+  """At 10 s, with a frame or none, another try at the camera due later or not, the last run valid or not."""
+  daemon, told = FairModeld.__new__(FairModeld), []
+  buf = np.zeros(1, np.uint8) if frame else None
+  client = SimpleNamespace(recv=lambda timeout: buf, timestamp_eof=int(10e9), frame_id=1)
+  look = SimpleNamespace(look=lambda *args: (None, 0))
+  model = SimpleNamespace(schedule=look, stats={"a": SimpleNamespace(valid=valid), "b": SimpleNamespace(valid=True)})
+  daemon.link, daemon.model, daemon.client, daemon.replay = SimpleNamespace(beat=lambda: None), model, client, True
+  daemon.log_time, daemon.retry_at, daemon.last_state = 10.0, retry_at, 0.0
+  for name, answer in (("ready", True), ("listen", None), ("update_camera", True), ("watch", None)):
+    monkeypatch.setattr(daemon, name, lambda answer=answer: answer, raising=False)
+  monkeypatch.setattr(daemon, "send_state", told.append)
+  daemon.step()
+  assert told == [status]
+
+
 def test_faults_of_frames_are_told_at_once_but_not_twenty_times_a_second(tmp_path, prefix, monkeypatch):
   monkeypatch.setenv("REPLAY", "1")  # the clock is ours
   bundle = write_bundle(tmp_path / "tiny")

@@ -6,7 +6,6 @@ Frames are joined to the log by frameId and segmentId, and sent when the log say
 messages and managerState in the log are left out, since fairmodeld and the manager beside this make new ones. A segment
 without video plays its messages; a video without log plays at its own rate, uncalibrated."""
 
-import argparse
 import heapq
 import math
 import os
@@ -25,6 +24,7 @@ from tqdm import tqdm
 from openpilot.cereal import messaging
 from openpilot.cereal.services import SERVICE_LIST, service_name
 from openpilot.cereal.visionipc import VisionIpcServer
+from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.encode_index import SERVICES as INDEX_SERVICES, VIDEOS, EncodeEntry
 from openpilot.tools.lib.errors import UserError, above_zero, cli, plain, warn
 from openpilot.tools.lib.framereader import picture_size
@@ -35,7 +35,7 @@ from openpilot.tools.replay.source import (
   STATE_SERVICES,
   STREAMS,
   KnownCamera,
-  add_route_arguments,
+  RouteOptions,
   choose_camera,
   fill_nv12,
   frames,
@@ -333,16 +333,18 @@ def names(text: str | None) -> list[str] | None:
   return None if text is None else [s for s in text.replace(" ", "").split(",") if s]
 
 
+@dataclass(frozen=True)
+class Options(RouteOptions):
+  speed: float = option(1.0, parse=above_zero, metavar="X", help="times as fast as it was recorded")
+  loop: bool = option(False, help="begin again at the end; times and frame ids go on")
+  allow: str | None = option(None, metavar="SERVICES", help="publish only these, comma-separated, in either spelling")
+  block: str | None = option(None, metavar="SERVICES", help="do not publish these")
+  no_vipc: bool = option(False, help="messages only")
+  prefix: str | None = option(None, help="OPENPILOT_PREFIX to publish under")
+
+
 def main() -> None:
-  p = argparse.ArgumentParser(prog="replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  add_route_arguments(p)
-  p.add_argument("--speed", type=above_zero, default=1.0, metavar="X")
-  p.add_argument("--loop", action="store_true", help="begin again at the end; times and frame ids go on")
-  p.add_argument("--allow", metavar="SERVICES", help="publish only these, comma-separated, in either spelling")
-  p.add_argument("--block", metavar="SERVICES", help="do not publish these")
-  p.add_argument("--no-vipc", action="store_true", help="messages only")
-  p.add_argument("--prefix", help="OPENPILOT_PREFIX to publish under")
-  args = p.parse_args()
+  args = parse(Options, __doc__, "replay")
   if args.prefix is not None:
     os.environ["OPENPILOT_PREFIX"] = args.prefix
   segments, camera = open_route(args.route, args.data_dir, args.camera)

@@ -38,7 +38,7 @@ class TfliteTeacher:
     assert path is not None
     if device not in (None, "cpu"):
       raise UserError(f"teacher '{name}' runs on the CPU alone; leave --device out")
-    self.name, self.licence, self.model_id = name, entry.licence, path.name
+    self.name, self.license, self.model_id = name, entry.license, path.name
     self.checkpoint_hash, self.config = hash_weights(path), read_description(config)
     threads = int(os.environ.get("FAIR_ORT_THREADS", "0")) or os.cpu_count() or 1
     try:

@@ -521,9 +521,7 @@ def main() -> None:
   with store.writing():
     for teacher in teachers:
       begun = time.monotonic()
-      groups = run_teacher(
-        teacher, views, store, args.view_name, size, args.batch, args.every, args.repair, sees=sees
-      )
+      groups = run_teacher(teacher, views, store, args.view_name, size, args.batch, args.every, args.repair, sees=sees)
       current += groups
       refuse_silence(teacher, groups, store, args.every)
       rows, taken = sum(g.row_count for g in groups), time.monotonic() - begun

@@ -131,7 +131,9 @@ class PictureWarp:
     key = (*shape[-2:], *to[-2:])
     if key not in self._maps:
       (h, w), (rows, columns) = shape[-2:], to[-2:]
-      u, v = np.meshgrid((np.arange(columns) + 0.5) * VIEW_W / columns - 0.5, (np.arange(rows) + 0.5) * VIEW_H / rows - 0.5)
+      u, v = np.meshgrid(
+        (np.arange(columns) + 0.5) * VIEW_W / columns - 0.5, (np.arange(rows) + 0.5) * VIEW_H / rows - 0.5
+      )
       p = self.picture_from_view @ np.stack([u.ravel(), v.ravel(), np.ones(u.size)])
       with np.errstate(divide="ignore", invalid="ignore"):
         q = np.where(p[2] > 0, p[:2] / p[2], -1e4)
@@ -143,7 +145,9 @@ class PictureWarp:
   def z_scale(self, to: Sequence[int]) -> np.ndarray:
     """(h, w) float32: depth along the view's axis over that along the camera's, at the pixels of a map of the view."""
     rows, columns = to[-2:]
-    u, v = np.meshgrid((np.arange(columns) + 0.5) * VIEW_W / columns - 0.5, (np.arange(rows) + 0.5) * VIEW_H / rows - 0.5)
+    u, v = np.meshgrid(
+      (np.arange(columns) + 0.5) * VIEW_W / columns - 0.5, (np.arange(rows) + 0.5) * VIEW_H / rows - 0.5
+    )
     return (1 / (self.z_row[0] * u + self.z_row[1] * v + self.z_row[2])).astype(np.float32)
 
   def dense(self, label: Label, x: np.ndarray) -> np.ndarray:
@@ -166,9 +170,7 @@ class PictureWarp:
         out *= self.z_scale(to)
     else:
       at = self.maps(x.shape, (2 * to[0], 2 * to[1]))
-      fine = [
-        cv2.remap(m.astype(np.float32), *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for m in flat
-      ]
+      fine = [cv2.remap(m.astype(np.float32), *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for m in flat]
       out = np.stack(fine).reshape(len(flat), to[0], 2, to[1], 2).mean(axis=(2, 4))
       if label.unit == "probability":
         out = np.round(out * 256) / 256  # finer would be noise that does not compress

@@ -69,8 +69,8 @@ class SegmentView:
 
 
 def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | str | None = None) -> SegmentView:
-  """focal: pixels, for a camera that is none of comma's; 'auto': guessed where the camera is not known. Raises UserError where there is no video, or its camera is not
-  known."""
+  """focal: pixels, for a camera that is none of comma's; 'auto': guessed where the camera is not known. Raises UserError
+  where there is no video, or its camera is not known."""
   path = segment.files.get(VIDEOS[stream])
   if path is None:
     raise UserError(
@@ -99,12 +99,8 @@ def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | s
             rpy, calibrated = np.array(now, np.float64), status
   if not entries:
     raise UserError(f"{path}: none of its frames is in the log's index; leave segment {segment.name} out")
-<<<<<<< HEAD
   estimated = False
   if isinstance(focal, float | int):
-=======
-  if focal is not None:
->>>>>>> main
     intrinsics = pinhole(focal, reader.w, reader.h)
   else:
     try:
@@ -127,11 +123,6 @@ def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | s
     video_hash,
     estimated,
   )
-
-
-def pinhole(focal: float, width: int, height: int) -> np.ndarray:
-  """(3, 3) of a picture whose axis goes through its middle."""
-  return np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
 
 
 def view_to_view(width: int, height: int) -> np.ndarray:

@@ -46,9 +46,15 @@ class TfliteTeacher:
       self.net.allocate_tensors()
       (given,), (said,) = self.net.get_input_details(), self.net.get_output_details()
     except (ValueError, RuntimeError) as e:
-      raise UserError(f"{path} is no TFLite network of one input and one output: {' '.join(str(e).split())[:120]}") from None
+      raise UserError(
+        f"{path} is no TFLite network of one input and one output: {' '.join(str(e).split())[:120]}"
+      ) from None
     self.side = tuple(self.config["input"]["size"])  # height, width
-    if tuple(given["shape"]) != (1, *self.side, 3) or given["dtype"] != np.uint8 or tuple(said["shape"]) != (1, *self.side):
+    if (
+      tuple(given["shape"]) != (1, *self.side, 3)
+      or given["dtype"] != np.uint8
+      or tuple(said["shape"]) != (1, *self.side)
+    ):
       raise UserError(
         f"{path} takes {given['dtype'].__name__}{list(given['shape'])} and gives {list(said['shape'])}; its description "
         f"wants uint8{[1, *self.side, 3]} and {[1, *self.side]}"

@@ -97,7 +97,7 @@ def test_extras_hold_what_the_script_says():
 
 
 def test_help_lists_every_command_once(op):
-  assert op("help") == [] and op.code == 0
+  assert op("help") == [] and op.code == 0 and all(len(line) <= 120 for line in op.out.splitlines())
   listed = re.findall(r"^  ([a-z][a-z-]*(?: [a-z-]+(?=  ))?)", op.out, re.MULTILINE)
   text = (ROOT / "tools" / "op.sh").read_text()
   commands = re.findall(r"^  ([a-z-]+)\)", text, re.MULTILINE)

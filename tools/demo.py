@@ -68,7 +68,7 @@ def run(args: Options) -> None:
   from openpilot.tools.lib import python
   from openpilot.tools.lib.errors import UserError
   from openpilot.tools.replay.record import Recorder, merge
-  from openpilot.tools.lib.encode_index import VIDEOS
+  from openpilot.tools.lib.cameras import VIDEOS
   from openpilot.tools.replay.replay import Replay
   from openpilot.tools.replay.measure import measure
   from openpilot.tools.replay.report import write_report

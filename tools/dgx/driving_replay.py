@@ -36,7 +36,7 @@ from openpilot.tools.dgx.training.constants import (
 )
 from openpilot.tools.dgx.training.history import History
 from openpilot.tools.dgx.training.teacher import LATERAL_DELAY, DrivingTeacher
-from openpilot.tools.lib.encode_index import VIDEOS
+from openpilot.tools.lib.cameras import VIDEOS
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.log_fields import TRAFFIC_SIDE
 from openpilot.tools.lib.logwriter import write_log

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from openpilot.tools.lib.errors import UserError, plain
+from openpilot.tools.lib.errors import UserError, printable
 from openpilot.tools.lib.files import atomic_path, read_yaml
 
 T = TypeVar("T")
@@ -92,9 +92,9 @@ def reader(field: Any, hint: Any) -> Callable[[Any], Any]:
         raise ValueError
       found = own(str(value)) if own is not None else one(value)
     except (ValueError, TypeError):
-      raise UserError(f"'{plain(str(value))[:60]}' is no {'number' if one in (int, float) else one.__name__}") from None
+      raise UserError(f"'{printable(value)[:60]}' is no {'number' if one in (int, float) else one.__name__}") from None
     if field.metadata["choices"] and found not in field.metadata["choices"]:
-      raise UserError(f"'{plain(str(value))[:60]}'; there are {', '.join(field.metadata['choices'])}")
+      raise UserError(f"'{printable(value)[:60]}'; there are {', '.join(field.metadata['choices'])}")
     return found
 
   return read
@@ -110,7 +110,7 @@ def read_config(cls: Any, path: Path) -> dict[str, Any]:
   try:
     said = read_yaml(path)
   except (OSError, ValueError) as e:
-    raise UserError(f"--config {path}: {plain(str(e))[:160]}") from None
+    raise UserError(f"--config {path}: {printable(e)[:160]}") from None
   if not isinstance(said, dict):
     raise UserError(f"--config {path}: it is no mapping of options to values")
   hints, fields = typing.get_type_hints(cls), {}
@@ -121,7 +121,7 @@ def read_config(cls: Any, path: Path) -> dict[str, Any]:
   for key, value in said.items():
     field = fields.get(str(key).replace("-", "_"))
     if field is None:
-      raise UserError(f"--config {path}: '{plain(str(key))[:60]}' is no option; there are {', '.join(sorted(fields))}")
+      raise UserError(f"--config {path}: '{printable(key)[:60]}' is no option; there are {', '.join(sorted(fields))}")
     read, (_, many, none) = reader(field, hints[field.name]), kind_of(hints[field.name])
     try:
       if value is None and none:

@@ -18,14 +18,15 @@ from openpilot.selfdrive.modeld.fair.worker import STATE_PERIOD
 from openpilot.selfdrive.modeld.fair.frames import CameraError
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.schedule import Verdict
+from openpilot.tools.lib.cameras import STATE_SERVICES, VIDEOS
 from openpilot.tools.lib.options import option, parse
-from openpilot.tools.lib.encode_index import VIDEOS, EncodeEntry
+from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.guard import read_all
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Segment
-from openpilot.tools.replay.source import STATE_SERVICES, RouteOptions, fill_nv12, frames, open_route
+from openpilot.tools.replay.source import RouteOptions, fill_nv12, frames, open_route
 
 PROCESSING_NS = 20_000_000  # stands for the time that fairmodeld takes
 

@@ -24,23 +24,15 @@ from tqdm import tqdm
 from openpilot.cereal import messaging
 from openpilot.cereal.services import SERVICE_LIST, service_name
 from openpilot.cereal.visionipc import VisionIpcServer
+from openpilot.tools.lib.cameras import INDEX_SERVICES, STATE_SERVICES, STREAMS, VIDEOS
 from openpilot.tools.lib.options import option, parse
-from openpilot.tools.lib.encode_index import SERVICES as INDEX_SERVICES, VIDEOS, EncodeEntry
-from openpilot.tools.lib.errors import UserError, above_zero, cli, plain, warn
+from openpilot.tools.lib.encode_index import EncodeEntry
+from openpilot.tools.lib.errors import UserError, above_zero, cli, printable, warn
 from openpilot.tools.lib.framereader import picture_size
 from openpilot.tools.lib.guard import Guard, is_sound, open_event
 from openpilot.tools.lib.logreader import TAG_NAMES, LogReader
 from openpilot.tools.lib.route import Segment
-from openpilot.tools.replay.source import (
-  STATE_SERVICES,
-  STREAMS,
-  KnownCamera,
-  RouteOptions,
-  choose_camera,
-  fill_nv12,
-  frames,
-  open_route,
-)
+from openpilot.tools.replay.source import KnownCamera, RouteOptions, choose_camera, fill_nv12, frames, open_route
 
 BUFFERS = 20
 AHEAD = 8  # frames decoded before they are due
@@ -200,7 +192,7 @@ class Replay:
     """Plays to the end, or until stop is set. warm_up: seconds that subscribers get to connect, deviceState alive
     meanwhile."""
     self.last_time = self.last_id = 0  # as sent
-    name = plain(self.segments[0].route)
+    name = printable(self.segments[0].route)
     bar = tqdm(
       total=None,
       desc=f"replay {name}",

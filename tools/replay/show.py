@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from openpilot.tools.lib.cameras import CAMERAS
 from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.errors import UserError, above_zero, cli
 from openpilot.tools.lib.guard import Guard
@@ -17,7 +18,7 @@ from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.route import Segment
 from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.replay.overlay import ABOUT, Overlay
-from openpilot.tools.replay.source import CAMERAS, frames, open_route
+from openpilot.tools.replay.source import frames, open_route
 
 LOGGED = [*ABOUT, "fairState", "modelV2", "carState", "extrinsicsCalibration", "deviceState", "narrowRoadCameraState"]
 

@@ -8,22 +8,14 @@ from pathlib import Path
 import av
 import numpy as np
 
-from openpilot.cereal.visionipc import VisionStreamType
 from openpilot.common.transformations.model import MEDMODEL_CY, MEDMODEL_INPUT_SIZE
+from openpilot.tools.lib.cameras import CAMERAS, VIDEOS
 from openpilot.tools.lib.options import option
-from openpilot.tools.lib.encode_index import VIDEOS, EncodeEntry, encode_index, join, synthetic_index
+from openpilot.tools.lib.encode_index import EncodeEntry, encode_index, join, synthetic_index
 from openpilot.tools.lib.errors import UserError, above_zero, not_negative, warn
 from openpilot.tools.lib.framereader import FrameReader, picture_size
 from openpilot.tools.lib.logreader import is_log
 from openpilot.tools.lib.route import Route, Segment
-
-CAMERAS = tuple(VIDEOS)
-STATE_SERVICES = {"road": "narrowRoadCameraState", "qcamera": "narrowRoadCameraState", "wide": "wideRoadCameraState"}
-STREAMS = {
-  "road": VisionStreamType.VISION_STREAM_NARROW_ROAD,
-  "qcamera": VisionStreamType.VISION_STREAM_NARROW_ROAD,
-  "wide": VisionStreamType.VISION_STREAM_WIDE_ROAD,
-}
 
 
 def open_route(name: str | Path, data_dir: Path | None, camera: str) -> tuple[list[Segment], str]:

@@ -28,11 +28,11 @@ from openpilot.tools.fair.labels.views import SegmentView, segment_view, view_in
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher
-from openpilot.tools.lib.encode_index import VIDEOS
+from openpilot.tools.lib.cameras import CAMERAS, VIDEOS
 from openpilot.tools.lib.errors import UserError, cli, warn
 from openpilot.tools.lib.flags import add_flag
 from openpilot.tools.lib.route import Route, Segment
-from openpilot.tools.replay.source import CAMERAS, choose_camera, usable
+from openpilot.tools.replay.source import choose_camera, usable
 
 MOST_BROKEN = 0.5  # of a chunk's frames: a teacher that says NaN of more is broken, of fewer its NaN is unknown
 AHEAD = 3  # batches decoded before they are due

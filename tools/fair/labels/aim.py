@@ -1,9 +1,10 @@
-"""Where a camera that nobody knows looks: the road's vanishing point from what moves in its video, and the mounting that
-follows.
+"""Where a camera that nobody knows looks: the road's vanishing point from what moves in its video, and the mounting
+that follows.
 
 Good enough for classes and boxes, whose place in the view it decides; distances in meters want a known camera."""
 
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,13 +35,14 @@ def vanishing_of(rpy: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
 
 
 def heading(before: np.ndarray, after: np.ndarray, intrinsics: np.ndarray) -> np.ndarray | None:
-  """(h, w) uint8 of two frames -> (2,) pixel towards which the camera moves, its turn taken out by the essential matrix;
-  None where they do not say."""
+  """(h, w) uint8 of two frames -> (2,) pixel towards which the camera moves, its turn taken out by the essential
+  matrix; None where they do not say."""
   scale = before.shape[1] / 640
   start = cv2.goodFeaturesToTrack(before, 400, 0.01, 8 * scale)
   if start is None or len(start) < LEAST_POINTS:
     return None
-  end, good, _ = cv2.calcOpticalFlowPyrLK(before, after, start, None)
+  guess: Any = None
+  end, good, _ = cv2.calcOpticalFlowPyrLK(before, after, start, guess)
   a, b = start[good.ravel() > 0, 0], end[good.ravel() > 0, 0]
   if len(a) < LEAST_POINTS or np.median(np.linalg.norm(b - a, axis=1)) < LEAST_FLOW * scale:
     return None
@@ -90,7 +92,7 @@ def aimed(view: SegmentView, horizon: float | str | None) -> SegmentView:
     return replace(view, rpy=mounting_of((float(view.intrinsics[0, 2]), horizon), view.intrinsics))
   at, spread, n = find_vanishing(view)
   warn(
-    f"{view.segment.name}: the road vanishes at ({at[0]:.0f}, {at[1]:.0f}) of {view.width}x{view.height}, +-{spread:.0f} "
-    f"by {n} pairs of frames"
+    f"{view.segment.name}: the road vanishes at ({at[0]:.0f}, {at[1]:.0f}) of {view.width}x{view.height}, "
+    f"+-{spread:.0f} by {n} pairs of frames"
   )
   return replace(view, rpy=mounting_of((float(at[0]), float(at[1])), view.intrinsics), estimated=True)

@@ -278,7 +278,7 @@ def label_views(
   """run_teacher() of segments whose pictures have one size. whole: they are the camera's, not the view's."""
   wants = getattr(teacher, "wants", "rgb")
   if hasattr(teacher, "sees"):
-    teacher.whole = whole
+    setattr(teacher, "whole", whole)  # noqa: B010
   teacher.prepare(size[1], size[0])
   intrinsics = view_intrinsics(view, *size) if wants == "rgb" else None
   works = plan(teacher, views, store, view, size, every, repair, whole)
@@ -508,8 +508,8 @@ def main() -> None:
     meters = [x.name for x in teacher.labels if x.unit == "m"]
     if meters and getattr(teacher, "wants", "rgb") == "rgb" and any(v.estimated for v in views):
       raise UserError(
-        f"teacher '{teacher.name}' says meters, of a camera whose focal length or mounting is guessed; give --focal and "
-        "--horizon in pixels, or leave it out"
+        f"teacher '{teacher.name}' says meters, of a camera whose focal length or mounting is guessed; give --focal "
+        "and --horizon in pixels, or leave it out"
       )
     if hasattr(teacher, "check"):
       for view in views:

@@ -69,8 +69,8 @@ class SegmentView:
 
 
 def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | str | None = None) -> SegmentView:
-  """focal: pixels, for a camera that is none of comma's; 'auto': guessed where the camera is not known. Raises UserError
-  where there is no video, or its camera is not known."""
+  """focal: pixels, for a camera that is none of comma's; 'auto': guessed where the camera is not known. Raises
+  UserError where there is no video, or its camera is not known."""
   path = segment.files.get(VIDEOS[stream])
   if path is None:
     raise UserError(

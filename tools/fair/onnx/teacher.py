@@ -1,6 +1,6 @@
 """Any ONNX detector or segmenter as a teacher, described by a small YAML beside this file or anywhere else: input
-layout (NCHW, or NHWC of the input and of dense outputs), color order, scaling, further inputs (feed: name -> numbers, the
-same for each image), decoding.
+layout (NCHW, or NHWC of the input and of dense outputs), color order, scaling, further inputs (feed: name -> numbers,
+the same for each image), decoding.
 
 decode: 'yolox' (grids of distances, objectness, classes: Ge et al. 2021), 'dets' (boxes and labels after suppression,
 as mmdeploy exports them), 'detr' (boxes x0 y0 x1 y1 in input pixels, scores and labels of all queries, no suppression),

@@ -1,5 +1,5 @@
-"""A TFLite segmenter as a teacher, described by a small YAML beside this file: uint8 RGB in, one class id a pixel out. It
-runs in LiteRT (`pip install -e .[tflite]`)."""
+"""A TFLite segmenter as a teacher, described by a small YAML beside this file: uint8 RGB in, one class id a pixel out.
+It runs in LiteRT (`pip install -e .[tflite]`)."""
 
 import os
 import threading
@@ -56,8 +56,8 @@ class TfliteTeacher:
       or tuple(said["shape"]) != (1, *self.side)
     ):
       raise UserError(
-        f"{path} takes {given['dtype'].__name__}{list(given['shape'])} and gives {list(said['shape'])}; its description "
-        f"wants uint8{[1, *self.side, 3]} and {[1, *self.side]}"
+        f"{path} takes {given['dtype'].__name__}{list(given['shape'])} and gives {list(said['shape'])}; its "
+        f"description wants uint8{[1, *self.side, 3]} and {[1, *self.side]}"
       )
     self.given, self.said = given["index"], said["index"]
     self.classes = tuple(self.config["classes"])

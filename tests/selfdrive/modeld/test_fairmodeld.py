@@ -17,6 +17,7 @@ from openpilot.cereal import messaging
 from openpilot.selfdrive.modeld.fair import worker
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
 from openpilot.selfdrive.modeld.fair.schedule import ModelPace
+from openpilot.selfdrive.modeld.fair.inbox import Inbox
 from openpilot.selfdrive.modeld.fair.worker import MODEL_WAIT, OTHER_CAMERA, FairModeld
 
 
@@ -131,9 +132,11 @@ class FakeSubMaster:
 def awaits(sm, frame_id, heard=(3, 4), replay=False):
   """heard: frame ids of the modelV2s that came before."""
   daemon = FairModeld.__new__(FairModeld)
-  daemon.sm, daemon.model, daemon.replay, daemon.pace, daemon.taken = sm, None, replay, ModelPace(), {"modelV2": 0}
+  daemon.model, daemon.replay, daemon.inbox = None, replay, Inbox.__new__(Inbox)
+  inbox = daemon.inbox
+  inbox.sm, inbox.replay, inbox.pace, inbox.taken = sm, replay, ModelPace(), {"modelV2": 0}
   for h in heard:
-    daemon.pace.hear(h)
+    inbox.pace.hear(h)
   return daemon.await_model(frame_id)
 
 
@@ -184,6 +187,32 @@ def test_whoever_watches_is_told_which_bundle_is_loaded_before_it_is(tmp_path, m
   monkeypatch.setattr(worker, "FairModel", refuse)
   assert worker.main(["--bundle", str(bundle.path)]) == 2
   assert capsys.readouterr().err == f"error: refused after ['{bundle.manifest_hash}']\n"
+
+
+@pytest.mark.parametrize(
+  ("frame", "retry_at", "valid", "status"),
+  [
+    (True, 0.0, True, "running"),
+    (True, 0.0, False, "fault"),
+    (True, 11.0, True, "fault"),
+    (False, 0.0, True, "waitingForCamera"),
+    (False, 11.0, True, "fault"),
+  ],
+)
+def test_the_state_says_what_it_is(monkeypatch, frame, retry_at, valid, status):
+  """At 10 s, with a frame or none, another try at the camera due later or not, the last run valid or not."""
+  daemon, told = FairModeld.__new__(FairModeld), []
+  buf = np.zeros(1, np.uint8) if frame else None
+  client = SimpleNamespace(recv=lambda timeout: buf, timestamp_eof=int(10e9), frame_id=1)
+  look = SimpleNamespace(look=lambda *args: (None, 0))
+  model = SimpleNamespace(schedule=look, stats={"a": SimpleNamespace(valid=valid), "b": SimpleNamespace(valid=True)})
+  daemon.link, daemon.model, daemon.client, daemon.replay = SimpleNamespace(beat=lambda: None), model, client, True
+  daemon.log_time, daemon.retry_at, daemon.last_state = 10.0, retry_at, 0.0
+  for name, answer in (("ready", True), ("listen", None), ("update_camera", True), ("watch", None)):
+    monkeypatch.setattr(daemon, name, lambda answer=answer: answer, raising=False)
+  monkeypatch.setattr(daemon, "send_state", told.append)
+  daemon.step()
+  assert told == [status]
 
 
 def test_faults_of_frames_are_told_at_once_but_not_twenty_times_a_second(tmp_path, prefix, monkeypatch):

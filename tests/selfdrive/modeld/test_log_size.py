@@ -242,7 +242,7 @@ def test_the_param_says_whether_the_log_is_dense(tmp_path, prefix):
   for dense in (False, True):
     daemon = FairModeld(lambda: bundle.path, None, dense=dense)
     try:
-      assert daemon.load(bundle).dense is dense
+      assert daemon.choice.load(bundle).dense is dense
     finally:
       daemon.pm.close()
-      daemon.sm.close()
+      daemon.inbox.sm.close()

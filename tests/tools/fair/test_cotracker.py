@@ -221,7 +221,7 @@ def test_clips_cut_at_hops_give_identical_labels(known, monkeypatch, tmp_path, m
 def test_table_of_tracks(known, tmp_path):
   video = known_video(60, 3, 1)
   made = teacher(tmp_path, "offline", window=16, hop=4, max_age=30, limit=20)
-  assert made.labels[0].classes == ("road", "lane") and made.stateful and made.licence == NC
+  assert made.labels[0].classes == ("road", "lane") and made.stateful and made.license == NC
   table, state = label_in_clips(made, video, [60], tmp_path / "state.npz")
   back, first = 0, []
   for track in np.unique(table["track"]):
@@ -271,10 +271,10 @@ def test_settings_and_own_seeds(known, tmp_path):
 # *** what is refused ***
 
 
-def test_licence_must_be_accepted(known, tmp_path):
+def test_license_must_be_accepted(known, tmp_path):
   for name in ("cotracker3-offline", "cotracker3-online", "cotracker2"):
-    assert TEACHERS[name].licence == NC
-    with pytest.raises(UserError, match=f"--accept-licence {NC}"):
+    assert TEACHERS[name].license == NC
+    with pytest.raises(UserError, match=f"--accept-license {NC}"):
       load_teacher(name, known_weights(tmp_path))
   assert isinstance(
     load_teacher("cotracker2", known_weights(tmp_path, v2=True), accepted=[NC], device="cpu"), CoTrackerTeacher

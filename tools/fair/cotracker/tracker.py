@@ -30,7 +30,7 @@ from openpilot.tools.fair.teacher import (
   hash_weights,
   helper_settings,
   joint_hash,
-  joint_licence,
+  joint_license,
   load_helper,
 )
 from openpilot.tools.lib.errors import UserError
@@ -235,7 +235,7 @@ class PointTeacher:
     if points not in POINTS:
       raise UserError(f"teacher '{name}': points '{points}' are not known; {', '.join(POINTS)}")
     check_least(name, 1, spacing=spacing, limit=limit, max_age=max_age)
-    self.name, self.licence, self.model_id = name, entry.licence, "" if path is None else path.name
+    self.name, self.license, self.model_id = name, entry.license, "" if path is None else path.name
     self.checkpoint_hash = "" if path is None else hash_weights(path)
     self.labels = [Label("points", "points", unit="px", classes=CLASSES)]
     self.points, self.seeds, self.spacing, self.limit, self.max_age = points, seeds, spacing, limit, max_age
@@ -246,7 +246,7 @@ class PointTeacher:
     self.segmented: tuple[int, int] | None = None  # size of the frames that it is prepared for
     self.map = "lanes"
     if self.segmenter is not None:
-      self.licence = joint_licence(name, entry.licence, self.segmenter.licence)
+      self.license = joint_license(name, entry.license, self.segmenter.license)
       self.checkpoint_hash = joint_hash(self.checkpoint_hash, self.segmenter)
       self.model_id = f"{self.model_id} + {self.segmenter.model_id}"
 

@@ -189,7 +189,7 @@ class Run:
     }
 
   def provenance(self) -> list[dict[str, str]]:
-    """All teachers, those of the student that this one started from too: a licence that restricts use stays with
+    """All teachers, those of the student that this one started from too: a license that restricts use stays with
     whatever learned from it."""
     every = self.train.provenance() + self.inherited
     return [dict(x) for x in sorted({tuple(sorted(t.items())) for t in every})]

@@ -305,6 +305,8 @@ def find_entry(name: str) -> tuple[str, Entry]:
 
 def maker_of(name: str, entry: Entry) -> Callable[..., Teacher]:
   """What entry.make names. Raises UserError where a package that it needs is not installed."""
+  if not isinstance(entry.make, str):
+    return entry.make
   module, attribute = entry.make.split(":")
   try:
     return getattr(importlib.import_module(f"openpilot.tools.fair.{module}"), attribute)

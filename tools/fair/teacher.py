@@ -91,7 +91,9 @@ class Teacher(Protocol):
 class Entry:
   """A teacher's line in the registry."""
 
-  make: str  # module:callable, called with (name, entry, weights path or None, **options) -> Teacher
+  # called with (name, entry, weights path or None, **options) -> Teacher; "module:callable" of tools/fair is imported
+  # only when it is needed
+  make: str | Callable[..., Any]
   weights: str  # file name, or hub id 'owner/name'; "" where there are none
   license: str
   size: str  # parameters

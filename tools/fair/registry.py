@@ -39,6 +39,30 @@ TEACHERS: dict[str, Entry] = {
     "drivable area, lane markings",
     {"config": "twinlitenet"},
   ),
+  "road-segmentation-adas": Entry(
+    "onnx.teacher:OnnxTeacher",
+    "road-segmentation-adas-0001.onnx",
+    "Apache-2.0",
+    "0.2M",
+    "road, curb, lane markings",
+    {"config": "road_segmentation_adas"},
+  ),
+  "cityscapes-edgetpu": Entry(
+    "tflite.teacher:TfliteTeacher",
+    "deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite",
+    "Apache-2.0",
+    "1.8M",
+    "Cityscapes' 19 classes of a street",
+    {"config": "cityscapes"},
+  ),
+  "deimv2-atto": Entry(
+    "onnx.teacher:OnnxTeacher",
+    "deimv2_hgnetv2_atto_coco.onnx",
+    "Apache-2.0",
+    "0.5M",
+    "boxes of COCO's road users",
+    {"config": "deimv2_atto"},
+  ),
   "detr-resnet-50": Entry(
     "detr.teacher:DetrTeacher", "facebook/detr-resnet-50", "Apache-2.0", "41.5M", "boxes of road users, signs, animals"
   ),

@@ -164,7 +164,10 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
   mine = student.state_dict()
   return {
     "ema": {f"student.{k}": mine[k].clone() for k in weights},
-    "provenance": bundle.manifest["provenance"]["teachers"],
+    # checkpoints keep the former spelling
+    "provenance": [
+      {("licence" if k == "license" else k): v for k, v in t.items()} for t in bundle.manifest["provenance"]["teachers"]
+    ],
     "step": 0,
   }
 

@@ -11,7 +11,7 @@ from note_blocks import Block, fails, runs
 from torch import nn
 
 from openpilot.tools.dgx.training.dora import apply_dora, base_hash, dora_layers, save_adapter
-from openpilot.tools.fair.students.student import STUDENTS, build
+from openpilot.tools.fair.students.student import build, student_names
 
 NOTE = "grounded_sam_platform.md"
 
@@ -130,6 +130,6 @@ def load_for_distillation(block: Block) -> None:
 def students_take_no_prompt(block: Block) -> None:
   names = block.run(nn=nn, boxes=1, masks=2, class_ids=3)
   assert names["CorrectStudentModel"](2).forward(None) == (1, 2, 3)
-  for name in STUDENTS:
+  for name in student_names():
     if name.endswith("-nano") and "lanes" not in build(name).tasks:
       assert set(build(name).inputs()) == {"frame"}

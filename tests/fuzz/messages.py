@@ -18,8 +18,9 @@ from openpilot.selfdrive.modeld.fair import worker
 from openpilot.selfdrive.modeld.fair.calibration import MAX_ANGLE
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame
 from openpilot.selfdrive.modeld.fair.heads.ground import MAX_HEIGHT, MIN_HEIGHT
+from openpilot.selfdrive.modeld.fair.inbox import CAMERA_STATE, EXTRINSICS, MAX_SPEED
 from openpilot.selfdrive.modeld.fair.publish import size_limit
-from openpilot.selfdrive.modeld.fair.worker import CAMERA_STATE, EXTRINSICS, MAX_SPEED, FairModeld
+from openpilot.selfdrive.modeld.fair.worker import FairModeld
 from tests.fuzz.fuzz import Case
 from tests.selfdrive.modeld.fair_bundle import lanes_graph, write_graphs
 
@@ -128,26 +129,26 @@ def prepare(tmp: Path, counts: Counter[str]) -> Iterator[Callable[[random.Random
     model = daemon.model
     slots = model.plans[0].slots
     m.setattr(daemon.pm, "send", lambda name, dat: sent.append((name, dat)))
-    for s in daemon.sm.sock.values():
+    for s in daemon.inbox.sm.sock.values():
       s.close()
-    daemon.sm.sock = {s: Sock() for s in daemon.sm.services}
-    m.setattr(daemon.sm.poller, "poll", lambda timeout: [])
+    daemon.inbox.sm.sock = {s: Sock() for s in daemon.inbox.sm.services}
+    m.setattr(daemon.inbox.sm.poller, "poll", lambda timeout: [])
 
     def hear(name: str, dat: bytes, r: random.Random) -> None:
-      daemon.sm.sock[name].dat = dat
+      daemon.inbox.sm.sock[name].dat = dat
       daemon.listen()
       assert daemon.update_camera()
       rpy = model.rpy
       assert rpy is None or (rpy.shape == (3,) and np.isfinite(rpy).all() and np.abs(rpy).max() <= MAX_ANGLE)
       assert MIN_HEIGHT <= model.ground.height <= MAX_HEIGHT and model.schedule.factor in (1.0, 0.5, 0.25)
-      if name == "modelV2" and (of := daemon.model_of(7)) is not None:
+      if name == "modelV2" and (of := daemon.inbox.model_of(7)) is not None:
         model._seed(slots, of)
         used = slots.points[0, slots.mask[0] > 0]
         assert np.isfinite(used).all() and (used >= 0).all() and (used <= (511, 255)).all()
         if r.random() < 0.1:
           slots.reset()
       elif name == "carState":
-        assert (v := daemon.speed()) is None or abs(v) <= MAX_SPEED
+        assert (v := daemon.inbox.speed()) is None or abs(v) <= MAX_SPEED
       if r.random() < 0.02:
         sent.clear()
         daemon.frame(FRAME, 0)
@@ -165,14 +166,14 @@ def prepare(tmp: Path, counts: Counter[str]) -> Iterator[Callable[[random.Random
       yield cases
       # what is good is taken as if nothing had been
       for name, dat in good.items():
-        daemon.sm.sock[name].dat = dat
+        daemon.inbox.sm.sock[name].dat = dat
       daemon.listen()
       assert daemon.update_camera() and daemon.layout[4:6] == ("mici", "os04c10") and model.schedule.factor == 0.5
       assert model.rpy.tolist() == pytest.approx([0.0, 0.02, 0.01]) and model.ground.height == pytest.approx(1.3)
-      assert daemon.speed() == 20.0 and daemon.model_of(7) is not None
+      assert daemon.inbox.speed() == 20.0 and daemon.inbox.model_of(7) is not None
       daemon.frame(FRAME, 0)
       daemon.send_state("running")
       assert model.invalid == 0
     finally:
-      daemon.sm.close()
+      daemon.inbox.sm.close()
       daemon.pm.close()

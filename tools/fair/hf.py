@@ -21,8 +21,7 @@ from openpilot.tools.learn.device import Device, choose_device
 from openpilot.tools.learn.memory import halve_on_oom, is_out_of_memory
 from openpilot.tools.fair.teacher import Clip, Label, Labels, State
 from openpilot.tools.lib import files
-from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.files import printable
+from openpilot.tools.lib.errors import UserError, printable
 
 FILES = "config.json, preprocessor_config.json and model.safetensors"
 MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
@@ -281,12 +280,12 @@ class DenseTeacher(nn.Module):
     name: str,
     model_id: str,
     checkpoint_hash: str,
-    licence: str,
+    license: str,
     device: str | torch.device | None,
     precision: str | None,
   ):
     super().__init__()
-    self.name, self.model_id, self.checkpoint_hash, self.licence = name, model_id, checkpoint_hash, licence
+    self.name, self.model_id, self.checkpoint_hash, self.license = name, model_id, checkpoint_hash, license
     self.where = choose_device(None if device is None else str(device), precision)
     self.labels: list[Label] = []
     self.view: tuple[int, int] | None = None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from openpilot.tools.fair.teacher import Entry, Teacher, check_licence, failure_is_said, find_weights
+from openpilot.tools.fair.teacher import Entry, Teacher, check_license, failure_is_said, find_weights
 from openpilot.tools.lib.errors import UserError
 
 TEACHERS: dict[str, Entry] = {
@@ -39,6 +39,30 @@ TEACHERS: dict[str, Entry] = {
     "0.4M",
     "drivable area, lane markings",
     {"config": "twinlitenet"},
+  ),
+  "road-segmentation-adas": Entry(
+    "onnx.teacher:OnnxTeacher",
+    "road-segmentation-adas-0001.onnx",
+    "Apache-2.0",
+    "0.2M",
+    "road, curb, lane markings",
+    {"config": "road_segmentation_adas"},
+  ),
+  "cityscapes-edgetpu": Entry(
+    "tflite.teacher:TfliteTeacher",
+    "deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite",
+    "Apache-2.0",
+    "1.8M",
+    "Cityscapes' 19 classes of a street",
+    {"config": "cityscapes"},
+  ),
+  "deimv2-atto": Entry(
+    "onnx.teacher:OnnxTeacher",
+    "deimv2_hgnetv2_atto_coco.onnx",
+    "Apache-2.0",
+    "0.5M",
+    "boxes of COCO's road users",
+    {"config": "deimv2_atto"},
   ),
   "detr-resnet-50": Entry(
     "detr.teacher:DetrTeacher", "facebook/detr-resnet-50", "Apache-2.0", "41.5M", "boxes of road users, signs, animals"
@@ -306,6 +330,8 @@ def find_entry(name: str) -> tuple[str, Entry]:
 
 def maker_of(name: str, entry: Entry) -> Callable[..., Teacher]:
   """What entry.make names. Raises UserError where a package that it needs is not installed."""
+  if not isinstance(entry.make, str):
+    return entry.make
   module, attribute = entry.make.split(":")
   try:
     return getattr(importlib.import_module(f"openpilot.tools.fair.{module}"), attribute)
@@ -319,9 +345,9 @@ def load_teacher(
   """A teacher by its registry name, or an ONNX network by its description (*.yaml; tools/fair/onnx). options override
   the entry's.
 
-  Raises UserError on an unknown name, missing weights, a licence not accepted."""
+  Raises UserError on an unknown name, missing weights, a license not accepted."""
   name, entry = find_entry(name)
-  check_licence(name, entry.licence, accepted)
+  check_license(name, entry.license, accepted)
   path = find_weights(entry.weights, weights, download) if entry.weights else None
   make, accepted = maker_of(name, entry), tuple(accepted)
   if getattr(make, "ASKS_OTHERS", False):  # what holds for it holds for its helpers

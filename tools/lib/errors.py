@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import importlib
 import math
 import os
 import select
@@ -12,9 +13,11 @@ from collections.abc import Callable
 BROKEN_PIPE = 141  # as a program that SIGPIPE ends
 
 
-def plain(text: str) -> str:
-  """text on one line, control characters (a file's name may hold escape codes) spelled out."""
-  return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+def printable(text: object, most: int | None = None) -> str:
+  """A text as it may go to a terminal: on one line, control characters (a file's name may hold escape codes) spelled
+  out, of more than `most` characters the beginning and the end."""
+  plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(text).split()))
+  return plain if most is None or len(plain) <= most else plain[: most // 2] + "..." + plain[-most // 3 :]
 
 
 _said: set[str] = set()
@@ -25,7 +28,7 @@ def warn(text: str) -> None:
   times by one command."""
   if text not in _said:
     _said.add(text)
-    print(f"warning: {plain(text)}", file=sys.stderr)
+    print(f"warning: {printable(text)}", file=sys.stderr)
 
 
 class UserError(Exception):
@@ -122,16 +125,29 @@ def explain(e: BaseException) -> str | None:
   return None
 
 
+def load_plugins() -> None:
+  """Imports the modules that FAIR_PLUGINS names, separated by commas: packages of others, which register what they add
+  (CONTRIBUTING.md). Raises UserError where one is not found."""
+  for name in filter(None, map(str.strip, os.environ.get("FAIR_PLUGINS", "").split(","))):
+    try:
+      importlib.import_module(name)
+    except ModuleNotFoundError as e:
+      if e.name is None or not (name == e.name or name.startswith(f"{e.name}.")):
+        raise  # the module is there; what it imports is not
+      raise UserError(f"FAIR_PLUGINS: no module '{name}'; add the folder that holds it to PYTHONPATH") from None
+
+
 def cli(main: Callable[..., int | None], extra: tuple[type[Exception], ...] = ()) -> Callable[..., int]:
-  """Wraps a command's main: a UserError, one of `extra`, or what explain() knows becomes one line on stderr and exit
-  code 2, Ctrl-C exits with 130. Output that nobody reads any more (`| head`) ends it without a word. FAIR_TRACEBACK=1
-  shows where an error came from."""
+  """Wraps a command's main: imports the modules of FAIR_PLUGINS, then runs it. A UserError, one of `extra`, or an
+  error that explain() knows becomes one line on stderr and exit code 2; Ctrl-C exits with 130; a closed standard output
+  (`| head`) ends it silently. FAIR_TRACEBACK=1 shows where an error came from."""
   wrong: tuple[type[Exception], ...] = (UserError, *extra)
 
   @functools.wraps(main)
   def wrapped(*args, **kwargs) -> int:
     try:
       try:
+        load_plugins()
         code = main(*args, **kwargs) or 0
       finally:
         sys.stdout.flush()  # here, and not when Python ends, where it could only be told as a traceback
@@ -154,7 +170,7 @@ def cli(main: Callable[..., int | None], extra: tuple[type[Exception], ...] = ()
 
 
 def _say(what: str) -> int:
-  print(f"error: {plain(what)}", file=sys.stderr)
+  print(f"error: {printable(what)}", file=sys.stderr)
   return 2
 
 

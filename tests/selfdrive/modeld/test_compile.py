@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fair_bundle import lanes_graph, write_bundle, write_graphs
-from openpilot.selfdrive.modeld.fair import compile as fair_compile
+from openpilot.selfdrive.modeld.fair import compile as fair_compile, compile_graph as fair_compile_graph
 from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, read_artifact, write_artifact
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.selfdrive.modeld.fair.compile import CompileError, build, missing
@@ -224,7 +224,8 @@ def tree(tmp_path):
   (tmp_path / "tree" / "openpilot" / "__init__.py").write_text("raise SystemExit('imported while scons reads')")
   (tmp_path / "tree" / "SConstruct").write_text((ROOT / "SConstruct").read_text())
   (fair / "SConscript").write_text((ROOT / "selfdrive" / "modeld" / "fair" / "SConscript").read_text())
-  for name in ("artifact", "trust", "compile", "slim", "bundle", "onnxfile", "runners/tinygrad", "runners/tensorrt"):
+  code = ("artifact", "trust", "compile", "compile_graph", "slim", "bundle", "onnxfile")
+  for name in (*code, "runners/tinygrad", "runners/tensorrt"):
     (fair / f"{name}.py").write_text("not built yet")
   return tmp_path
 
@@ -415,13 +416,13 @@ def compiled(tmp_path, monkeypatch):
   arrays = {i["name"]: np.zeros(i["shape"], i["dtype"]) for i in graph["inputs"]}
 
   def begin(reads, off=0.0):
-    monkeypatch.setattr(fair_compile, "number_from", lambda first: None)
-    monkeypatch.setattr(fair_compile, "parity", lambda *_: None)
+    monkeypatch.setattr(fair_compile_graph, "number_from", lambda first: None)
+    monkeypatch.setattr(fair_compile_graph, "parity", lambda *_: None)
     monkeypatch.setattr(
-      fair_compile, "make_jit", lambda *_: (Jit(outputs, off), arrays, {k: Tensor(v) for k, v in arrays.items()})
+      fair_compile_graph, "make_jit", lambda *_: (Jit(outputs, off), arrays, {k: Tensor(v) for k, v in arrays.items()})
     )
     for form in ("light", "whole", "as_it_is"):
-      monkeypatch.setattr(fair_compile, form, lambda *_, form=form: form.encode())
+      monkeypatch.setattr(fair_compile_graph, form, lambda *_, form=form: form.encode())
 
     def read_back(blob, *_):
       answer = reads[blob.decode()]
@@ -430,8 +431,8 @@ def compiled(tmp_path, monkeypatch):
       total = sum(float(v.sum()) for v in sample_inputs(graph, 2).values())
       return {k: np.full(shape, total if answer == "right" else 0.0, np.float32) for k, shape in outputs.items()}
 
-    monkeypatch.setattr(fair_compile, "read_back", read_back)
-    said = fair_compile.compile_graph(bundle, graph, TARGET, tmp_path / "a")
+    monkeypatch.setattr(fair_compile_graph, "read_back", read_back)
+    said = fair_compile_graph.compile_graph(bundle, graph, TARGET, tmp_path / "a")
     return read(bundle, tmp_path / "a")[0], said
 
   return begin
@@ -476,9 +477,9 @@ def test_a_tinygrad_that_does_not_compile_is_told_in_one_line(tmp_path, monkeypa
   def older(*_):
     raise ImportError("cannot import name 'UOp'\nTo fix, ...")
 
-  monkeypatch.setattr(fair_compile, "number_from", older)
+  monkeypatch.setattr(fair_compile_graph, "number_from", older)
   with pytest.raises(CompileError, match=r"does not compile it for tinygrad-cpu: cannot import name 'UOp'$"):
-    fair_compile.compile_graph(bundle, bundle.graphs[0], TARGET, tmp_path / "a")
+    fair_compile_graph.compile_graph(bundle, bundle.graphs[0], TARGET, tmp_path / "a")
 
 
 BUILT_AS_IT_IS = """

@@ -17,6 +17,7 @@ from openpilot.cereal import messaging
 from openpilot.selfdrive.modeld.fair import worker
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
 from openpilot.selfdrive.modeld.fair.schedule import ModelPace
+from openpilot.selfdrive.modeld.fair.inbox import Inbox
 from openpilot.selfdrive.modeld.fair.worker import MODEL_WAIT, OTHER_CAMERA, FairModeld
 
 
@@ -131,9 +132,11 @@ class FakeSubMaster:
 def awaits(sm, frame_id, heard=(3, 4), replay=False):
   """heard: frame ids of the modelV2s that came before."""
   daemon = FairModeld.__new__(FairModeld)
-  daemon.sm, daemon.model, daemon.replay, daemon.pace, daemon.taken = sm, None, replay, ModelPace(), {"modelV2": 0}
+  daemon.model, daemon.replay, daemon.inbox = None, replay, Inbox.__new__(Inbox)
+  inbox = daemon.inbox
+  inbox.sm, inbox.replay, inbox.pace, inbox.taken = sm, replay, ModelPace(), {"modelV2": 0}
   for h in heard:
-    daemon.pace.hear(h)
+    inbox.pace.hear(h)
   return daemon.await_model(frame_id)
 
 

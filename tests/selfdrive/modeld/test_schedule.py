@@ -352,4 +352,4 @@ def test_garbage_goes_between_frames_and_what_lives_is_not_looked_at(tmp_path, p
   finally:
     gc.unfreeze()
     daemon.pm.close()
-    daemon.sm.close()
+    daemon.inbox.sm.close()

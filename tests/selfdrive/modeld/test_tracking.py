@@ -10,6 +10,7 @@ from openpilot.selfdrive.modeld.fair.assignment import assign, hungarian
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.objects import Detections, box_iou, intersection
+from openpilot.selfdrive.modeld.fair.locate import locate
 from openpilot.selfdrive.modeld.fair.tracking import (
   FROM_BOX,
   MAX_LOST,
@@ -22,7 +23,6 @@ from openpilot.selfdrive.modeld.fair.tracking import (
   Q,
   R,
   Tracker,
-  locate,
   merge,
 )
 

@@ -18,7 +18,7 @@ from openpilot.tools.dgx.training.model import load_onnx
 from openpilot.tools.dgx.training.reference import save_reference
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation.data import Clips
-from openpilot.tools.fair.distillation.trainer import Config
+from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.trainer import Run as DistillRun
 from openpilot.tools.fair.labels import label as labeling
 from openpilot.tools.fair.bundle import export as exporting
@@ -281,5 +281,5 @@ def test_bad_input(base, store, tmp_path, monkeypatch, capsys):
   )
   write_store(tmp_path / "boxes", labels=LABELS[2:])
   assert "neither dense features nor depth" in refused("--labels", tmp_path / "boxes", *good[2:])
-  write_store(tmp_path / "restricted", labels=DEPTH, teacher="dinov3-vits16", licence="DINOv3")
-  assert "--accept-licence DINOv3" in refused("--labels", tmp_path / "restricted", *good[2:])
+  write_store(tmp_path / "restricted", labels=DEPTH, teacher="dinov3-vits16", license="DINOv3")
+  assert "--accept-license DINOv3" in refused("--labels", tmp_path / "restricted", *good[2:])

@@ -15,8 +15,7 @@ from openpilot.tools.learn.device import Device, choose_device
 from openpilot.tools.fair.hf import MODES, check_size, load_model, read_config, read_json, read_values
 from openpilot.tools.learn.memory import halve_on_oom
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, check_least, hash_weights
-from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.files import printable
+from openpilot.tools.lib.errors import UserError, printable
 
 # transformers' model_type -> how its logits become scores: 'softmax' (the last class is "nothing") or 'sigmoid' (the
 # best of all queries and classes)
@@ -126,6 +125,8 @@ class DetrTeacher:
   float32 also on a GPU (with TF32): bf16's 8 bits would move a box's edge by up to 2 pixels in 512."""
 
   stateful = False
+  sees = "picture"
+  whole = False
 
   def __init__(
     self,
@@ -147,7 +148,7 @@ class DetrTeacher:
         f"{path}: its pictures are padded to {pictures['pad_size']}, which is not supported; remove pad_size from "
         "preprocessor_config.json"
       )
-    self.name, self.licence, self.model_id = name, entry.licence, entry.weights or path.name
+    self.name, self.license, self.model_id = name, entry.license, entry.weights or path.name
     self.checkpoint_hash = hash_weights(path)
     self.device = choose_device(device, precision or "float32")
     if pictures.get("do_normalize", True):

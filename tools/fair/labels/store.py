@@ -32,8 +32,8 @@ from openpilot.tools.fair.labels.rules import check_stale, stale_rules
 from openpilot.tools.fair.labels.stored import check_columns, checked_table, open_dense, read_table
 from openpilot.tools.fair.teacher import Label, Labels, State
 from openpilot.tools.lib.encode_index import EncodeEntry
-from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.files import ordinary, printable, read_arrays, read_json
+from openpilot.tools.lib.errors import UserError, printable
+from openpilot.tools.lib.files import ordinary, read_arrays, read_json
 from openpilot.tools.lib.lock import only_one
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.said import command

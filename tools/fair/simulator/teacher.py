@@ -16,7 +16,8 @@ from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.route import Segment
 from openpilot.tools.sim.points import Pose, from_still, ground_depth, inside, lift, to_still
 from openpilot.tools.sim.render import CLASSES
-from openpilot.tools.sim.truth import MAP_H, MAP_W, VIEW_H, VIEW_W, Truth, TruthFrame, map_labels
+from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
+from openpilot.tools.sim.truth import MAP_H, MAP_W, Truth, TruthFrame, map_labels
 
 OBJECTS = ("vehicle", "pedestrian")
 POINTS = ("road", "lane")
@@ -184,7 +185,7 @@ class SimulatorTeacher:
   stateful, wants = True, "none"
 
   def __init__(self, name: str, entry: Entry, path: Path | None, device: str | None = None):
-    self.name, self.licence, self.model_id, self.checkpoint_hash = name, entry.licence, "the simulator's truth", ""
+    self.name, self.license, self.model_id, self.checkpoint_hash = name, entry.license, "the simulator's truth", ""
     self.labels = [
       Label("depth", "dense", "float16", (MAP_H, MAP_W), "m"),
       Label("segmentation", "dense", "uint8", (MAP_H, MAP_W), "class", CLASSES),

@@ -1,4 +1,4 @@
-"""Colors of pictures that people look at: classes, identities, depth."""
+"""Colors of classes, identities and depth in pictures for people."""
 
 import colorsys
 
@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 
 CLASS_COLORS = {"road": (70, 110, 255), "lane": (255, 220, 0), "vehicle": (255, 50, 50), "pedestrian": (40, 230, 90)}
-OTHER_COLOR = (200, 80, 220)  # of classes that are not in the table
+OTHER_COLOR = (200, 80, 220)  # of classes without a color of their own
 TINT = 0.4
 NEAR, FAR = 2.0, 120.0  # meters, ends of the depth colors
 TURBO = (matplotlib.colormaps["turbo"](np.linspace(1, 0, 256))[:, :3] * 255).astype(np.uint8)  # near is red

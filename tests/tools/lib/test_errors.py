@@ -30,7 +30,7 @@ class SafetensorError(Exception):
   (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "/x/y: the disk is full; free some space"),
   (OSError(errno.EROFS, "Read-only file system", "/x/y"), "/x/y: cannot write: the file system is read-only"),
   (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "/x/y: no permission"),
-  (IsADirectoryError(errno.EISDIR, "Is a directory", "/x/y"), "/x/y: is a folder, where a file is wanted"),
+  (IsADirectoryError(errno.EISDIR, "Is a directory", "/x/y"), "/x/y: is a folder, not a file"),
   (FileExistsError(errno.EEXIST, "File exists", "/x/y"), "/x/y: is there already"),
   (FileNotFoundError(errno.ENOENT, "No such file or directory", b"/x/y"), "/x/y: no such file or folder"),
   (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),

@@ -31,7 +31,7 @@ class SafetensorError(Exception):
   (OSError(errno.EROFS, "Read-only file system", "/x/y"), "/x/y: cannot write: the file system is read-only"),
   (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "/x/y: no permission"),
   (IsADirectoryError(errno.EISDIR, "Is a directory", "/x/y"), "/x/y: is a folder, not a file"),
-  (FileExistsError(errno.EEXIST, "File exists", "/x/y"), "/x/y: is there already"),
+  (FileExistsError(errno.EEXIST, "File exists", "/x/y"), "/x/y: exists already"),
   (FileNotFoundError(errno.ENOENT, "No such file or directory", b"/x/y"), "/x/y: no such file or folder"),
   (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
   (OSError("AF_UNIX path too long"), "too long (AF_UNIX path too long)"),

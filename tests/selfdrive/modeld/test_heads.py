@@ -107,6 +107,22 @@ def test_objects_against_a_loop(seed):
     np.testing.assert_allclose(d.embed[n], e / np.linalg.norm(e), atol=1e-6)
 
 
+def test_objects_of_pictures_of_any_size():
+  """The same cells of a picture that is 1.25 times as wide and twice as high: boxes are in its own pixels."""
+  raw = raw_objects(np.random.default_rng(3), 60)
+  specs = {"heat": {"classes": CLASSES}}
+  small, large = (objects.decode(raw, specs, np.ones(shape, bool)) for shape in ((256, 512), (512, 640)))
+  assert len(small.boxes) > 3 and len(large.boxes) > 3
+  _, i, j, _ = objects.peaks(raw["heat"][0], objects.logit(objects.THRESHOLD))
+  centers = np.stack([j * 10 + 4.5, i * 16 + 7.5], axis=1)
+  left_top = np.maximum(centers[0] - np.maximum(raw["box"][0, :2, i[0], j[0]], 0), -0.5)
+  np.testing.assert_allclose(large.boxes[0, :2], left_top, atol=1e-3)
+  x, y = np.arange(128) * 5 + 2.0, np.arange(64) * 8 + 3.5
+  for box, mask in zip(large.boxes, large.masks, strict=True):
+    inside = ((x >= box[0]) & (x <= box[2]))[None] & ((y >= box[1]) & (y <= box[3]))[:, None]
+    assert not mask[~inside].any()
+
+
 def blob(cells):
   """One heat map with peaks (class, row, column, logit, half size) and nothing else."""
   raw = {"heat": np.full((1, 3, 32, 64), -9, np.float32), "box": np.zeros((1, 4, 32, 64), np.float32)}
@@ -222,14 +238,14 @@ def test_lines_are_found_in_a_class_map():
         at = round((col - 1.5) / 4)
         class_map[row, max(0, at - 1) : at + 2] = 2
   class_map[50, 30:90] = 2
-  found = lanes.map_lines(class_map, 2, GROUND, 4)
+  found = lanes.map_lines(class_map, [2], GROUND, 4)
   assert len(found) == 2
   for px, y in zip(sorted(found, key=lambda p: p[-1, 0]), (-1.7, 1.7), strict=True):
     road = GROUND.road(px)
     assert (np.diff(px[:, 1]) > 0).all() and np.nanmax(road[:, 0]) > 25
     # 3 px of the map's rounding
     np.testing.assert_array_less(np.abs(road[:, 1] - (y + 4e-4 * road[:, 0] ** 2)), 3 * road[:, 0] / GROUND.f + 1e-6)
-  assert lanes.map_lines(np.zeros((64, 128), np.uint8), 2, GROUND, 4) == []
+  assert lanes.map_lines(np.zeros((64, 128), np.uint8), [2], GROUND, 4) == []
 
 
 def plain_lines(class_map, lane, most):
@@ -277,7 +293,7 @@ def test_lines_of_a_map_against_a_loop(seed, noise, count, all_lane):
       if 0 <= column < 128 and r.random() < 0.8:
         class_map[row, column : column + wide] = 2
   class_map[r.integers(64)] = 2 if all_lane else 0
-  got, want = lanes.map_lines(class_map, 2, GROUND, 4), plain_lines(class_map, 2, 4)
+  got, want = lanes.map_lines(class_map, [2], GROUND, 4), plain_lines(class_map, 2, 4)
   assert len(got) == len(want) and all((a == b).all() for a, b in zip(got, want, strict=True))
 
 

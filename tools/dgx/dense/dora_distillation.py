@@ -43,7 +43,8 @@ from openpilot.tools.fair.distillation.data import Clips, task_of
 from openpilot.tools.fair.distillation.distill import digest, environment, split
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.trained import trained_on, union
-from openpilot.tools.fair.distillation.trainer import Config, rate
+from openpilot.tools.fair.distillation.config import Config
+from openpilot.tools.fair.distillation.trainer import rate
 from openpilot.tools.fair.hf import DenseTeacher
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.bundle.export import load_student

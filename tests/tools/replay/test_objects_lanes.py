@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -11,14 +13,22 @@ from openpilot.common.transformations.model import get_warp_matrix
 from openpilot.selfdrive.modeld.fair.frames import camera_intrinsics
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.lanes import Line
-from openpilot.selfdrive.modeld.fair.publish import Stamp, lanes_message, objects_message
+from openpilot.selfdrive.modeld.fair.heads.depth import Depth
+from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation
+from openpilot.selfdrive.modeld.fair.publish import (
+  Stamp,
+  depth_message,
+  lanes_message,
+  objects_message,
+  segmentation_message,
+)
 from openpilot.selfdrive.modeld.fair.tracking import Tracked
 from openpilot.selfdrive.modeld.fair.heads.segmentation import encode_runs
 from openpilot.tools.lib.colors import TURBO, TINT, name_color, track_color
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.replay import report
 from openpilot.tools.replay.overlay import CYAN, HIDDEN, LABELS, Labels, Overlay, lead_of
-from openpilot.tools.replay.measure import Quality, measure
+from openpilot.tools.replay.measure import Counts, Quality, mean_ms, measure
 from openpilot.tools.replay.report import write_report
 
 W, H = 1344, 760
@@ -250,6 +260,32 @@ def test_the_view_covers_what_its_pinhole_sees():
   y = (np.arange(H) - intrinsics[1, 2]) * 910 / intrinsics[1, 1] + 47.6
   want = ((y >= -0.5) & (y < 255.5))[:, None] & ((x >= -0.5) & (x < 511.5))
   assert overlay.size == (W, H) and inside.tolist() == np.flatnonzero(want).tolist()
+
+
+def test_depth_and_classes_against_truth():
+  """Of 4 cells at 4 m three are right, a tenth too far, and twice as far; one is unknown. Of 4 cells two classes."""
+  quality = Quality([])
+  quality.classes, quality.confusion = ["road", "sky"], np.zeros((2, 2))
+  quality.truth_of = lambda frame_id: (np.full((2, 2), 4.0), np.array([[0, 0], [1, 1]], np.uint8))
+  stamp = Stamp(5, 250_000_000, "b", 0.004, True)
+  for z in ([[4, 4.4], [8, np.nan]], [[4, 4], [4, 4]]):
+    quality.add("fairDepth", depth_message(Depth(np.array(z, np.float32), True), stamp)[1].as_reader().fairDepth)
+  seg = Segmentation(["road", "sky"], np.array([[0, 1], [1, 1]], np.uint8), np.ones(2, np.float32))
+  quality.add("fairSegmentation", segmentation_message(seg, stamp)[1].as_reader().fairSegmentation)
+  logs = np.array([0, np.log(1.1), np.log(2), 0, 0, 0, 0])
+  want = {"abs_rel": 1.1 / 7, "delta1": 6 / 7, "silog": np.std(logs)}
+  want |= {"miou": (1 / 2 + 2 / 3) / 2, "iou_road": 1 / 2, "iou_sky": 2 / 3}
+  assert quality.result() == pytest.approx(want, abs=1e-3)
+
+
+def test_means_and_medians_of_nothing():
+  states = [SimpleNamespace(warpTime=t) for t in (0.0, 0.004, 0.006)]  # 0: nothing was measured
+  assert mean_ms(states, "warpTime") == 5.0 and mean_ms(states[:1], "warpTime") == 0.0
+  counts = Counts()
+  counts.add("fairObjects", messaging.new_message("fairObjects").as_reader().fairObjects, True)
+  assert counts.result()["objects"] == dict.fromkeys(
+    ("each", "occluded_each", "masks_each", "on_the_road_each", "identities", "median_life_frames"), 0
+  ) | {"messages": 1}
 
 
 def test_report_counts(tmp_path, monkeypatch):

@@ -70,7 +70,8 @@ def run(args: Options) -> None:
   from openpilot.tools.replay.record import Recorder, merge
   from openpilot.tools.lib.cameras import VIDEOS
   from openpilot.tools.replay.replay import Replay
-  from openpilot.tools.replay.report import measure, write_report
+  from openpilot.tools.replay.measure import measure
+  from openpilot.tools.replay.report import write_report
   from openpilot.tools.replay.show import show
   from openpilot.tools.replay.source import open_route
   from openpilot.tools.sim.write_route import write_route

@@ -33,7 +33,7 @@ from openpilot.selfdrive.modeld.fair.worker import FairModeld
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route
 from openpilot.tools.replay.process_replay import process_replay
-from openpilot.tools.replay.report import measure
+from openpilot.tools.replay.measure import measure
 from openpilot.tools.replay.show import show
 from tests.bench.bench_log_size import BUDGET, FRAME_BYTES, log_sizes
 

@@ -29,6 +29,7 @@ from openpilot.tools.dgx import hardware
 from openpilot.tools.dgx.training.augment import augment
 from openpilot.tools.dgx.training.config import Config, add_adapter_arguments, rate
 from openpilot.tools.dgx.training.dora import apply_dora, check_rank, clipped, save_adapter
+from openpilot.tools.dgx.training.epoch import train_epoch as train_epoch
 from openpilot.tools.dgx.training.losses import TINY, check_weights
 from openpilot.tools.dgx.training.model import hash_file, load_onnx
 from openpilot.tools.dgx.training.paths import constant_curvature, path_error

@@ -57,10 +57,16 @@ def sample(field: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def check_video(video: Any, points: Any) -> tuple[np.ndarray, np.ndarray]:
-  """-> video as (T, 3, H, W) uint8 and points as (N, 2) float64 numpy. Raises UserError on other shapes."""
+  """-> video as (T, 3, H, W) uint8 and points as (N, 2) float64 numpy. The video may be as CoTracker's package takes
+  it: (1, T, 3, H, W), floats that are whole numbers of 0 to 255. Raises UserError on other shapes and values."""
   v, p = (x.detach().cpu().numpy() if torch.is_tensor(x) else np.asarray(x) for x in (video, points))
+  said = f"{v.dtype} {v.shape}"
+  if v.ndim == 5 and len(v) == 1:
+    v = v[0]
+  if v.dtype.kind == "f" and v.size and v.min() >= 0 and 1 < v.max() <= 255 and (v == v.astype(np.uint8)).all():
+    v = v.astype(np.uint8)
   if v.ndim != 4 or v.shape[1] != 3 or v.dtype != np.uint8 or not len(v):
-    raise UserError(f"the video is {v.dtype} {v.shape}; tracking needs (T, 3, H, W) uint8 RGB")
+    raise UserError(f"the video is {said}; tracking needs (T, 3, H, W) RGB, uint8 or whole numbers of 0 to 255")
   if p.ndim != 2 or p.shape[1] != 2:
     raise UserError(f"the points are of shape {p.shape}; tracking needs (N, 2), x and y in pixels")
   return v, p.astype(np.float64)

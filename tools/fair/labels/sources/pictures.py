@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.frames import pack_rgb
 from openpilot.tools.fair.labels.placement import place_picture
-from openpilot.tools.fair.labels.sources.source import Canvas, Part, Said, SourceOptions
+from openpilot.tools.fair.labels.canvas import Canvas
+from openpilot.tools.fair.labels.sources.source import Part, Said, SourceOptions
 from openpilot.tools.lib.encode_index import EncodeEntry, synthetic_index
 from openpilot.tools.lib.errors import UserError, printable, warn
 from openpilot.tools.lib.files import LONG, ordinary
@@ -119,7 +120,7 @@ class Pictures:
       "video": self.hash,
     }
 
-  def renderer(self, canvas: Canvas) -> PictureRenderer:
+  def renderer(self, canvas: Canvas, whole: Any = None) -> PictureRenderer:
     return PictureRenderer(self, canvas)
 
   def read(self, rows: list[int]) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,7 +1,9 @@
 """Logged routes: a segment of the store for each of the route's, its camera warped into the view that students see."""
 
+import math
 from pathlib import Path
 
+from openpilot.tools.fair.labels.aim import aimed
 from openpilot.selfdrive.modeld.fair.frames import CameraError, camera_intrinsics
 from openpilot.tools.fair.labels.sources.source import Part, SourceOptions
 from openpilot.tools.fair.labels.views import SegmentView, segment_view
@@ -12,8 +14,26 @@ from openpilot.tools.lib.route import FILES, NAMES, VIDEO_SUFFIXES, Route, Segme
 from openpilot.tools.replay.source import choose_camera, usable
 
 
+def number_or_auto(text: str | None, flag: str) -> float | str | None:
+  """Raises UserError."""
+  if text is None or text == "auto":
+    return text
+  try:
+    value = float(text)
+  except ValueError:
+    value = math.nan
+  if not 0 < value < math.inf:
+    raise UserError(f"{flag} {text}: a number of pixels above 0, or auto")
+  return value
+
+
 def find_views(
-  routes: list[str], data_dir: Path | None, camera: str, every: int, focal: float | None
+  routes: list[str],
+  data_dir: Path | None,
+  camera: str,
+  every: int,
+  focal: float | str | None,
+  horizon: float | str | None = None,
 ) -> list[SegmentView]:
   """Of all segments that have video. Raises UserError where none has."""
   segments: list[Segment] = []
@@ -30,7 +50,7 @@ def find_views(
       continue
     try:
       (s,), own = usable([s], choose_camera([s], camera))
-      views.append(segment_view(s, own, every, focal))
+      views.append(aimed(segment_view(s, own, every, focal), horizon))
     except UserError as e:
       problems.append(e)
   if problems and not views:
@@ -69,4 +89,4 @@ class Routes:
     return any(k in s.files for s in found for k in FILES)
 
   def open(self, paths: list[str], options: SourceOptions) -> list[Part]:
-    return list(find_views(paths, options.data_dir, options.camera, options.every, options.focal))
+    return list(find_views(paths, options.data_dir, options.camera, options.every, options.focal, options.horizon))

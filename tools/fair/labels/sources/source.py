@@ -3,53 +3,15 @@
 A source opens a path and yields parts; each part becomes one segment of a label store: frames in order with their ids
 and sizes, how they are drawn into an input, and the labels that the data itself carries, if any."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
-from openpilot.tools.fair.spec import InputSpec
+from openpilot.tools.fair.labels.canvas import Canvas, Renderer
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.route import Segment
-
-
-@dataclass(frozen=True)
-class Canvas:
-  """The picture that a teacher is given, or that is stored.
-
-  wants: 'rgb', (height, width, 3) uint8; 'frame', what `input` says students see, as stored; 'none', no picture.
-  view: of a route's camera, which view is rendered. letterbox, pad: of pictures, as InputSpec's."""
-
-  wants: str = "rgb"
-  width: int = VIEW_W
-  height: int = VIEW_H
-  view: str = "medmodel"
-  letterbox: bool = True
-  pad: int = 114
-  input: InputSpec = field(default_factory=InputSpec)
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return {"none": (0,), "frame": self.input.shape}.get(self.wants, (self.height, self.width, 3))
-
-  def fit(self, width: int, height: int) -> np.ndarray:
-    """(3, 3) float64 from the pixels of a picture of this size to the canvas's, as InputSpec.fit()."""
-    sx, sy = self.width / width, self.height / height
-    if self.letterbox:
-      sx = sy = min(sx, sy)
-    return np.array([[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5], [0, 0, 1]])
-
-
-class Renderer(Protocol):
-  """Draws the frames of one part. For one thread at a time."""
-
-  def read(self, rows: list[int]) -> Iterator[tuple[int, Any]]:
-    """(row, undrawn picture) of the rows asked for, in order; fewer where some cannot be read."""
-
-  def draw(self, picture: Any, out: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass
@@ -77,7 +39,8 @@ class Part(Protocol):
   def camera(self) -> dict[str, Any]:
     """What of the frames decides their labels, as JSON: size, calibration, hash of the files."""
 
-  def renderer(self, canvas: Canvas) -> Renderer: ...
+  def renderer(self, canvas: Canvas, whole: Any = None) -> Renderer:
+    """whole: of a route, what draws its camera's whole picture."""
 
 
 class Source(Protocol):
@@ -98,7 +61,8 @@ class SourceOptions:
   data_dir: Path | None = None  # routes: where they lie
   camera: str = "road"  # routes
   every: int = 1  # of videos each Nth frame
-  focal: float | None = None  # pixels, of a camera that is none of comma's
+  focal: float | str | None = None  # pixels, of a camera that is none of comma's; 'auto'
+  horizon: float | str | None = None  # row of a video's picture; 'auto'
   images: Path | None = None  # the folder that annotations name pictures of
   annotations: Path | None = None  # class maps
   classes: tuple[str, ...] = ()  # names of class ids, of data that does not name them

@@ -2,6 +2,7 @@
 nearest with their distance, our lane lines, openpilot's path, lane lines and road edges as its UI draws them, depth in
 a corner."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, camera_intrin
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.lanes import on_line
 from openpilot.selfdrive.modeld.fair.publish import class_map_from_message, depth_from_message, mask_from_message
-from openpilot.tools.lib.colors import CLASS_COLORS, OTHER_COLOR, TINT, TURBO, depth_picture, depth_scale, track_color
+from openpilot.selfdrive.modeld.fair.roles import FORMER
+from openpilot.tools.lib.colors import TINT, TURBO, class_colors, depth_picture, depth_scale, track_color
 
 ABOUT = ("fairDepth", "fairSegmentation", "fairObjects", "fairLanes")  # each about one frame
 HELD = 3  # frames that a map of depth stays in the picture
@@ -43,11 +45,14 @@ def distance(o: Any) -> float:
 
 
 def label_text(o: Any, classes: list[str], lead: bool) -> str:
-  """'lead 27 m', '27 m', 'pedestrian 12 m'; with the standard deviation where that is more than a fifth."""
+  """'lead 27 m', 'pedestrian 12 m', with the standard deviation where that is more than a fifth; 'sign' of what nobody
+  knows the distance of."""
+  name = classes[o.classId] if o.classId < len(classes) else f"class {o.classId}"
+  if not np.isfinite(distance(o)):
+    return name
   meters = f"{distance(o):.0f}"
   if len(o.positionStd) and o.positionStd[0] > 0.2 * distance(o):
     meters += f" \u00b1{o.positionStd[0]:.0f}"
-  name = classes[o.classId] if o.classId < len(classes) else f"class {o.classId}"
   return f"{'lead' if lead else name} {meters} m"
 
 
@@ -79,10 +84,12 @@ class Labels:
 
 
 class Overlay:
-  """Draws on frames of one size. Messages come first, by message(); then draw() the frame that they are about."""
+  """Draws on frames of one size. Messages come first, by message(); then draw() the frame that they are about.
 
-  def __init__(self, width: int, height: int, wide: bool = False):
-    self.width, self.height, self.wide = width, height, wide
+  roles: {class: role} of the bundle's classes, by which they are colored; messages carry names alone."""
+
+  def __init__(self, width: int, height: int, wide: bool = False, roles: Mapping[str, str] = FORMER):
+    self.width, self.height, self.wide, self.roles = width, height, wide, roles
     self.scale = 2 if width < 1000 else 1
     self.size = (width * self.scale // 2 * 2, height * self.scale // 2 * 2)
     self.rpy = np.zeros(3)
@@ -137,7 +144,7 @@ class Overlay:
     if "fairSegmentation" in said:
       m = said["fairSegmentation"]
       class_map = class_map_from_message(m)
-      legend = {name: CLASS_COLORS.get(name, OTHER_COLOR) for name in m.classes if name != "background"}
+      legend = class_colors(list(m.classes), self.roles)
       tints += [(class_map == i, legend[name]) for i, name in enumerate(m.classes) if name in legend]
     if "fairObjects" in said:
       seen = [(mask_from_message(o), track_color(o.trackId)) for o in said["fairObjects"].objects if not o.occluded]
@@ -197,7 +204,7 @@ class Overlay:
     for o in reversed(seen):  # the nearest on top
       self._box(d, o, to_camera, track_color(o.trackId), 3 if lead is not None and o.trackId == lead.trackId else 2)
     first = ([lead] if lead is not None else []) + [o for o in seen if lead is None or o.trackId != lead.trackId]
-    for o in [o for o in first if np.isfinite(distance(o))][:LABELS]:
+    for o in first[:LABELS]:
       corners = self._corners(o, to_camera)
       labels.beside(
         np.concatenate([corners.min(0), corners.max(0)]), label_text(o, classes, o is lead), track_color(o.trackId)

@@ -3,12 +3,15 @@
 
 from dataclasses import dataclass
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, BundleError, find_bundle
+from openpilot.selfdrive.modeld.fair.roles import FORMER, roles_of
 from openpilot.tools.lib.cameras import CAMERAS
 from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.errors import UserError, above_zero, cli
@@ -47,7 +50,7 @@ def overlay_frames(
     if entry.frame_id > max(about):
       return
     if overlay is None:
-      overlay = Overlay(rgb.shape[1], rgb.shape[0], camera == "wide")
+      overlay = Overlay(rgb.shape[1], rgb.shape[0], camera == "wide", roles_of_bundle(events))
       for e in events:
         if e.which() in (*ABOUT, "modelV2") or (
           e.which() in ("extrinsicsCalibration", "deviceState", "narrowRoadCameraState")
@@ -68,6 +71,17 @@ def overlay_frames(
       picture = overlay.draw(rgb, entry.frame_id)
     yield entry.frame_id, picture, entry.frame_id in about
   guard.say()
+
+
+def roles_of_bundle(events: list[Any]) -> Mapping[str, str]:
+  """{class: role} as the manifest of the messages' bundle says, where it is one of models/; else those of the road's
+  classes."""
+  name = next(getattr(e, e.which()).bundle for e in events if e.which() in ABOUT)
+  try:
+    graphs = find_bundle(name, MODELS_DIR).graphs if name else []
+  except BundleError:
+    return FORMER
+  return {**FORMER, **{c: role for g in graphs for o in g["outputs"] for c, role in roles_of(o).items()}}
 
 
 def show(

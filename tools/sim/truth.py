@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_json
 
 CHUNK = 20  # frames a file
-VIEW_W, VIEW_H = 512, 256
-MAP_H, MAP_W = 64, 128  # of a student's maps
+MAP_H, MAP_W = VIEW_H // 4, VIEW_W // 4  # of a student's maps
 IGNORE = 255  # class of what counts nowhere
 MAX_DEPTH = 200.0  # meters; beyond, nothing is learned or measured
 # how much a pixel of each class counts when a map pixel's 4x4 block votes: thin things would lose every vote

@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import medmodel_intrinsics
-from openpilot.selfdrive.modeld.fair.frames import QCAMERA_SIZE, camera_intrinsics
+from openpilot.selfdrive.modeld.fair.frames import QCAMERA_SIZE, VIEW_H, VIEW_W, camera_intrinsics
 from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.sim.messages import FRAME_ID_OFFSET, FRAME_NS, SOF_TO_EOF_NS, START_NS, qlog_of, segment_messages
 from openpilot.tools.sim.render import CLASSES, Frame, library, render
-from openpilot.tools.sim.truth import CHUNK, VIEW_H, VIEW_W
+from openpilot.tools.sim.truth import CHUNK
 from openpilot.tools.sim.layout import TIMES, WEATHERS
 from openpilot.tools.sim.world import CAMERAS, World
 

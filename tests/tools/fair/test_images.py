@@ -9,7 +9,7 @@ from PIL import Image
 from openpilot.selfdrive.modeld.fair.frames import unpack_rgb
 from openpilot.tools.fair.distillation.batch import Batches
 from openpilot.tools.fair.distillation.data import Clips
-from openpilot.tools.fair.labels import images
+from openpilot.tools.fair.labels import import_images as images
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.students.classes import SEGMENTATION
 from openpilot.tools.lib.errors import UserError

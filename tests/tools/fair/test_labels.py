@@ -19,8 +19,9 @@ from openpilot.tools.fair.labels import label as label_module
 from openpilot.tools.fair.labels import rules
 from openpilot.tools.fair.labels import store as store_module
 from openpilot.tools.fair.labels.dataset import LabelDataset
-from openpilot.tools.fair.labels.label import FrameTeacher, find_views, run_teacher
-from openpilot.tools.fair.labels.list_labels import statistics
+from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
+from openpilot.tools.fair.labels.sources.routes import find_views
+from openpilot.tools.fair.labels.browse import statistics
 from openpilot.tools.fair.labels.store import CHUNK, LabelStore
 from openpilot.tools.fair.labels.video import pictures
 from openpilot.tools.fair.labels.views import ViewWarp
@@ -389,7 +390,7 @@ def test_a_damaged_chunk_is_named_and_repaired(route, network, tmp_path):
   dat[len(dat) // 2] ^= 4
   shard.write_bytes(dat)
   listing = subprocess.run(
-    [sys.executable, "-m", "openpilot.tools.fair.labels.list_labels", str(tmp_path / "s")],
+    [sys.executable, "-m", "openpilot.tools.fair.labels.browse", str(tmp_path / "s")],
     capture_output=True,
     text=True,
     timeout=60,

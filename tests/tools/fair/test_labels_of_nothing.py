@@ -6,7 +6,8 @@ from test_labels import FRAMES, run
 from test_labels import route as written_route
 
 from openpilot.tools.fair.labels import label as label_module
-from openpilot.tools.fair.labels.label import find_views, run_teacher
+from openpilot.tools.fair.labels.labeling import run_teacher
+from openpilot.tools.fair.labels.sources.routes import find_views
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError

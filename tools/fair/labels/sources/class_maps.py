@@ -157,6 +157,8 @@ def check_maps(part: ClassMapPart, where: str) -> None:
       f"{bad[0]}{f', and {len(bad) - 1} more' if len(bad) > 1 else ''}; no picture is left: mend them, or cut them to "
       "the same part"
     )
+  if total and sum(rest.values()) == total:
+    raise UserError(f"{where}: no pixel of its class maps has a color of --palette, or an id of --classes")
   if rest:
     what = ", ".join(f"{k:06x}" if part.palette else str(k) for k, _ in rest.most_common(5))
     kind = "colors that --palette does not have" if part.palette else "ids that --classes does not name"

@@ -98,7 +98,8 @@ def check_all(files: list[tuple[Path, Path]], cut: bool) -> list[Pair]:
   for picture, annotation in tqdm(files, desc="check", unit="picture", leave=False):
     pair, why = check(picture, annotation)
     if pair is not None and cut and view_height(pair.width, pair.height) < VIEW_H:
-      pair, why = None, f"{picture.name} of {pair.width}x{pair.height} is wider than 2:1"
+      why = f"{picture.name} of {pair.width}x{pair.height} is wider than 2:1"
+      pair = None
     if pair is not None:
       good.append(pair)
     else:

@@ -146,8 +146,8 @@ def check_teacher(
       "video, or leave this teacher out"
     )
   if hasattr(teacher, "check"):
-    for part in (*views, *parts):
-      teacher.check(part.segment)
+    for segment in [v.segment for v in views] + [p.segment for p in parts]:
+      teacher.check(segment)
 
 
 def label_all(

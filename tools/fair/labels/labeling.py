@@ -101,19 +101,22 @@ def plan(
   """labels: as they are stored."""
   works = []
   for v in views:
-    single = isinstance(v, Pictures)
-    own = picture_meta(teacher, v, canvas, labels) if single else route_meta(teacher, v, canvas, labels, whole)
+    more = None
+    if isinstance(v, Pictures):
+      own, more = picture_meta(teacher, v, canvas, labels), v.columns()
+    else:
+      own = route_meta(teacher, v, canvas, labels, whole)
     meta = {"version": VERSION, "segment": v.name, **own, "every": every, "chunk": CHUNK}
     if rules := rules_of(meta):
       meta["rules"] = rules
-    group = store.group(meta, v.entries, v.columns() if single else None)
+    group = store.group(meta, v.entries, more)
     if repair:
       for k, problem in group.problems():
         print(f"repair: {problem}; its chunk is labeled again", file=sys.stderr)
         group.drop_chunk(k)
     done = group.done()
     work = Work(v, group, set(range(group.chunk_count)) - done)
-    if single:
+    if isinstance(v, Pictures):
       work.refit = Refit(canvas, canvas.input) if canvas.wants == "rgb" else None
     elif whole:
       work.picture = PictureWarp(v, canvas.view, canvas.width, canvas.height)

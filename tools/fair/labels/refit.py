@@ -19,13 +19,12 @@ def canvas_of(teacher: Teacher, spec: InputSpec, size: tuple[int, int] | None = 
   if wants != "rgb":
     return Canvas(wants, spec.width, spec.height, letterbox=spec.letterbox, pad=spec.pad, input=spec)
   if size is not None:
-    return Canvas("rgb", *size, pad=spec.pad, input=spec)
+    return Canvas("rgb", size[0], size[1], pad=spec.pad, input=spec)
   if not hasattr(teacher, "picture_size"):
     return Canvas("rgb", spec.width, spec.height, letterbox=spec.letterbox, pad=spec.pad, input=spec)
-  stretches = getattr(teacher, "stretches", False)
-  return Canvas(
-    "rgb", *teacher.picture_size(spec.width, spec.height), letterbox=not stretches, pad=spec.pad, input=spec
-  )
+  width, height = teacher.picture_size(spec.width, spec.height)
+  letterbox = not getattr(teacher, "stretches", False)
+  return Canvas("rgb", width, height, letterbox=letterbox, pad=spec.pad, input=spec)
 
 
 def input_label(label: Label, spec: InputSpec, whole: bool) -> Label:

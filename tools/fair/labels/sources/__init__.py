@@ -2,22 +2,22 @@
 
 from openpilot.tools.fair.labels.sources.class_maps import ClassMaps
 from openpilot.tools.fair.labels.sources.coco import Coco
-from openpilot.tools.fair.labels.sources.pictures import PictureFolders
+from openpilot.tools.fair.labels.sources.pictures import PictureFolders, Pictures
 from openpilot.tools.fair.labels.sources.routes import Routes
-from openpilot.tools.fair.labels.sources.source import SOURCES, Part, Source, SourceOptions, register_source
+from openpilot.tools.fair.labels.sources.source import SOURCES, Source, SourceOptions, register_source
 from openpilot.tools.fair.labels.sources.yolo import Yolo
+from openpilot.tools.fair.labels.views import SegmentView
 from openpilot.tools.lib.errors import UserError
 
 __all__ = ["SOURCES", "Part", "Source", "SourceOptions", "open_sources", "register_source"]
 
-for _name, _source in {
-  "pictures": PictureFolders(),
-  "routes": Routes(),
-  "class_maps": ClassMaps(),
-  "yolo": Yolo(),
-  "coco": Coco(),
-}.items():
-  register_source(_name, _source)
+Part = SegmentView | Pictures
+
+register_source("pictures", PictureFolders())
+register_source("routes", Routes())
+register_source("class_maps", ClassMaps())
+register_source("yolo", Yolo())
+register_source("coco", Coco())
 
 
 def find_source(path: str, options: SourceOptions, named: str = "") -> Source:

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from openpilot.tools.fair.labels.sources.pictures import Carries, Pictures, Still, below, look_at, name_of, say_left_out
-from openpilot.tools.fair.labels.sources.source import Part, Said, SourceOptions
+from openpilot.tools.fair.labels.sources.source import Said, SourceOptions
 from openpilot.tools.lib.errors import UserError, warn
 from openpilot.tools.lib.files import MB, read_bytes
 from openpilot.tools.lib.pictures import MODES_16, PictureError, find_pictures, open_image, reasons, to_rgb
@@ -172,10 +172,10 @@ class ClassMaps:
   def accepts(self, path: str, options: SourceOptions) -> bool:
     return options.annotations is not None and Path(path).is_dir()
 
-  def open(self, paths: list[str], options: SourceOptions) -> list[Part]:
+  def open(self, paths: list[str], options: SourceOptions) -> list[Pictures]:
     return [self._open(Path(p), options) for p in paths]
 
-  def _open(self, folder: Path, options: SourceOptions) -> Part:
+  def _open(self, folder: Path, options: SourceOptions) -> Pictures:
     if not folder.is_dir() or not (pictures := find_pictures(folder)):
       raise UserError(f"no pictures in {folder}")
     annotations = options.annotations or next((f for b in BESIDE if (f := folder.parent / b).is_dir()), None)

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.labels.sources.pictures import Carries, Pictures, Still, look_at, name_of, say_left_out
-from openpilot.tools.fair.labels.sources.source import Part, Said, SourceOptions
+from openpilot.tools.fair.labels.sources.source import Said, SourceOptions
 from openpilot.tools.lib.errors import UserError, printable, warn
 from openpilot.tools.lib.files import LONG, MANY, ordinary, read_json
 
@@ -128,13 +128,12 @@ def read_coco(path: Path) -> tuple[dict[str, Image], tuple[str, ...], Counter[st
       image = Image(int(i.get("width") or 0), int(i.get("height") or 0), licenses.get(i.get("license"), ""))
       images[name] = by_id[i["id"]] = image
     for a in read.get("annotations") or []:
-      image = by_id.get(a["image_id"])
-      found = "of no picture" if image is None else read_annotation(a, classes, image)
-      if isinstance(found, str):
+      on = by_id.get(a["image_id"])
+      found = "of no picture" if on is None else read_annotation(a, classes, on)
+      if on is None or isinstance(found, str):
         left_out[f"annotations {found}"] += 1
       else:
-        assert image is not None
-        image.said.append(found)
+        on.said.append(found)
   except (KeyError, TypeError, AttributeError, ValueError) as e:
     raise UserError(f"{path} is no COCO JSON: an entry lacks {printable(e, 60)}") from None
   if not names or len(names) > MANY:
@@ -203,10 +202,10 @@ class Coco:
     p = Path(path)
     return (p.suffix.lower() == ".json" and p.is_file()) or (p / BESIDE).is_file()
 
-  def open(self, paths: list[str], options: SourceOptions) -> list[Part]:
+  def open(self, paths: list[str], options: SourceOptions) -> list[Pictures]:
     return [self._open(Path(p), options) for p in paths]
 
-  def _open(self, path: Path, options: SourceOptions) -> Part:
+  def _open(self, path: Path, options: SourceOptions) -> Pictures:
     path = ordinary(path / BESIDE if path.is_dir() else path)
     images, classes, left_out = read_coco(path)
     if not images:

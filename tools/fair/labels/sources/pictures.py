@@ -14,7 +14,7 @@ from tqdm import tqdm
 from openpilot.selfdrive.modeld.fair.frames import pack_rgb
 from openpilot.tools.fair.labels.placement import place_picture
 from openpilot.tools.fair.labels.canvas import Canvas
-from openpilot.tools.fair.labels.sources.source import Part, Said, SourceOptions
+from openpilot.tools.fair.labels.sources.source import Said, SourceOptions
 from openpilot.tools.lib.encode_index import EncodeEntry, synthetic_index
 from openpilot.tools.lib.errors import UserError, printable, warn
 from openpilot.tools.lib.files import LONG, ordinary
@@ -222,10 +222,10 @@ class PictureFolders:
       return any(is_picture(x) for x in p.rglob("*"))
     return p.is_file() and (is_picture(p) or p.suffix.lower() in VIDEO_SUFFIXES)
 
-  def open(self, paths: list[str], options: SourceOptions) -> list[Part]:
+  def open(self, paths: list[str], options: SourceOptions) -> list[Pictures]:
     return [part for path in paths for part in self._open(path, options)]
 
-  def _open(self, path: str, options: SourceOptions) -> list[Part]:
+  def _open(self, path: str, options: SourceOptions) -> list[Pictures]:
     p = Path(path)
     if p.is_file() and not is_picture(p):
       return [Video(p, options)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from openpilot.tools.fair.labels.aim import aimed
 from openpilot.selfdrive.modeld.fair.frames import CameraError, camera_intrinsics
-from openpilot.tools.fair.labels.sources.source import Part, SourceOptions
+from openpilot.tools.fair.labels.sources.source import SourceOptions
 from openpilot.tools.fair.labels.views import SegmentView, segment_view
 from openpilot.tools.lib.cameras import VIDEOS
 from openpilot.tools.lib.errors import UserError, warn
@@ -88,5 +88,5 @@ class Routes:
       return not Path(path).exists()  # a route's name: what is wrong with it this source says best
     return any(k in s.files for s in found for k in FILES)
 
-  def open(self, paths: list[str], options: SourceOptions) -> list[Part]:
-    return list(find_views(paths, options.data_dir, options.camera, options.every, options.focal, options.horizon))
+  def open(self, paths: list[str], options: SourceOptions) -> list[SegmentView]:
+    return find_views(paths, options.data_dir, options.camera, options.every, options.focal, options.horizon)

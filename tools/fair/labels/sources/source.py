@@ -1,17 +1,15 @@
 """What is labeled, and where it comes from.
 
-A source opens a path and yields parts; each part becomes one segment of a label store: frames in order with their ids
-and sizes, how they are drawn into an input, and the labels that the data itself carries, if any."""
+A source opens paths and yields parts; each part becomes one segment of a label store: frames in order with their ids
+and sizes, how they are drawn into an input, and the labels that the data itself carries, if any. A part is a
+views.SegmentView of a route, or pictures.Pictures: stills, or a subclass that reads them, and says what they carry, in
+its own way."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-
-from openpilot.tools.fair.labels.canvas import Canvas, Renderer
-from openpilot.tools.lib.encode_index import EncodeEntry
-from openpilot.tools.lib.route import Segment
 
 
 @dataclass
@@ -27,22 +25,6 @@ class Said:
   ids: np.ndarray | None = None
 
 
-class Part(Protocol):
-  """One segment of a store."""
-
-  name: str  # '<route>--<n>'
-  segment: Segment  # of the route; of pictures, one without files
-  entries: list[EncodeEntry]
-  rpy: np.ndarray | None
-  still: bool  # no frame is a moment after the one before it
-
-  def camera(self) -> dict[str, Any]:
-    """What of the frames decides their labels, as JSON: size, calibration, hash of the files."""
-
-  def renderer(self, canvas: Canvas, whole: Any = None) -> Renderer:
-    """whole: of a route, what draws its camera's whole picture."""
-
-
 class Source(Protocol):
   """Opens paths of one kind. `accepts` is asked where --source names none; it must be quick and raise nothing."""
 
@@ -50,8 +32,8 @@ class Source(Protocol):
 
   def accepts(self, path: str, options: "SourceOptions") -> bool: ...
 
-  def open(self, paths: list[str], options: "SourceOptions") -> list[Part]:
-    """Raises UserError where nothing of them can be used; what is left out is said (errors.warn)."""
+  def open(self, paths: list[str], options: "SourceOptions") -> list[Any]:
+    """-> parts. Raises UserError where nothing of them can be used; what is left out is said (errors.warn)."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from openpilot.tools.fair.labels.sources.coco import Annotation, inside, said_of, say_counts
 from openpilot.tools.fair.labels.sources.pictures import Carries, Pictures, below, look_at, plain_name, say_left_out
-from openpilot.tools.fair.labels.sources.source import Part, Said, SourceOptions
+from openpilot.tools.fair.labels.sources.source import Said, SourceOptions
 from openpilot.tools.lib.errors import UserError, printable, warn
 from openpilot.tools.lib.files import LONG, MB, read_bytes, read_yaml
 from openpilot.tools.lib.pictures import find_pictures, is_picture
@@ -132,10 +132,10 @@ class Yolo:
     except UserError:
       return False
 
-  def open(self, paths: list[str], options: SourceOptions) -> list[Part]:
+  def open(self, paths: list[str], options: SourceOptions) -> list[Pictures]:
     return [part for p in paths for part in self._open(Path(p), options)]
 
-  def _open(self, path: Path, options: SourceOptions) -> list[Part]:
+  def _open(self, path: Path, options: SourceOptions) -> list[Pictures]:
     at = find_yaml(path)
     if at is None:
       raise UserError(f"{path} holds none of {', '.join(NAMES)}, which says the classes' names")
@@ -147,7 +147,7 @@ class Yolo:
     about = read.get("roboflow")
     said = read.get("license") or (about.get("license") if isinstance(about, dict) else "") or ""
     name = options.name or plain_name(path.resolve().stem if path.is_dir() else at.resolve().parent.name)
-    parts: list[Part] = []
+    parts: list[Pictures] = []
     problems: list[str] = []
     seen: set[tuple[Path, ...]] = set()
     for split in (s for s in SPLITS if read.get(s)):
@@ -175,7 +175,7 @@ class Yolo:
     options: SourceOptions,
     license: str,
     seen: set[tuple[Path, ...]],
-  ) -> Part | None:
+  ) -> Pictures | None:
     where = f"{at}: {split}"
     if options.images is None:
       files, folder = pictures_of(root, read[split], where)

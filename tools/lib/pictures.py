@@ -17,7 +17,7 @@ from openpilot.tools.lib.files import LONG, ordinary
 MAX_PIXELS = 1 << 27  # of a picture: 134 million, 400 MB when decoded
 MAX_BYTES = 1 << 30  # of its file
 MANY = 2_000_000  # files that are looked for in a folder
-SAFE = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")  # Pillow's others run programs, or are rare
+SAFE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")  # Pillow's others run programs, or are rare
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
 MODES_16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 

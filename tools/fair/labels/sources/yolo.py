@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from openpilot.tools.fair.labels.sources.coco import Annotation, inside, said_of, say_counts
-from openpilot.tools.fair.labels.sources.pictures import Carries, Pictures, below, look_at, plain_name, say_left_out
+from openpilot.tools.fair.labels.sources.pictures import (
+  SHOWN,
+  Carries,
+  Pictures,
+  below,
+  look_at,
+  plain_name,
+  say_left_out,
+)
 from openpilot.tools.fair.labels.sources.source import Said, SourceOptions
 from openpilot.tools.lib.errors import UserError, printable, warn
 from openpilot.tools.lib.files import LONG, MB, read_bytes, read_yaml
@@ -122,6 +130,16 @@ def pictures_of(root: Path, said: Any, where: str) -> tuple[list[Path], Path]:
   return found, root
 
 
+def say_strays(labels: dict[Path, Path], where: str) -> None:
+  """Files of labels without a picture."""
+  used = set(labels.values())
+  strays = sorted(p.name for d in {p.parent for p in used} for p in d.glob("*.txt") if p not in used)
+  strays = [s for s in strays if s not in ("classes.txt", "notes.txt")]
+  if strays:
+    some = f"{', '.join(printable(s, 60) for s in strays[:SHOWN])}{' ...' if len(strays) > SHOWN else ''}"
+    warn(f"{where}: {len(strays)} files of labels have no picture: {some}")
+
+
 class Yolo:
   says = "a YOLO folder: data.yaml with names, images/, labels/ (--images: pictures that lie elsewhere)"
 
@@ -198,6 +216,7 @@ class Yolo:
       files = [f for f in files if labels[f].is_file()]
     elif without:
       warn(f"{where}: {len(without)} of {len(files)} pictures have no file of labels: nothing is on them")
+    say_strays(labels, where)
     stills = look_at([(f, below(f, folder), None) for f in files], where)
     index = {k: i for i, k in enumerate(ids)}
     shape = read.get("kpt_shape")

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from openpilot.selfdrive.modeld.fair.roles import ROLES
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_yaml
 
 ROAD = Path(__file__).with_name("road.yaml")
 KINDS = ("model_frame", "rgb")
-ROLES = ("background", "ground", "marking", "movable")
 UNKNOWN = ("unknown", "ignore", "void", "unlabeled", "unlabelled")  # names of ids whose pixels count nowhere
 
 

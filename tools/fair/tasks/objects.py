@@ -99,7 +99,7 @@ def sketch_boxes(
   parts = {k.removeprefix(f"{head}_"): v[i : i + 1] for k, v in out.items() if k.startswith(f"{head}_")}
   raw = {k: v for k, v in parts.items() if k in ("heat", "box", "logits", "boxes")}
   found = HEADS[head].decode(raw, {first: {"classes": list(spec.classes.boxes)}}, everywhere)
-  return [boxes_on(rgb, found.boxes, found.class_ids, spec.classes.boxes)]
+  return [boxes_on(rgb, found.boxes, found.class_ids, spec.classes)]
 
 
 def sketch_truth(rgb: np.ndarray, i: int, batch: Batch, spec: StudentSpec) -> list[np.ndarray]:
@@ -108,7 +108,7 @@ def sketch_truth(rgb: np.ndarray, i: int, batch: Batch, spec: StudentSpec) -> li
   truth = batch["objects"][i] if batch.get("objects") else None
   if truth is None:
     return []
-  return [boxes_on(rgb, truth["boxes"].numpy(), truth["cls"].numpy(), spec.classes.boxes)]
+  return [boxes_on(rgb, truth["boxes"].numpy(), truth["cls"].numpy(), spec.classes)]
 
 
 def sketch(rgb: np.ndarray, i: int, batch: Batch, out: dict[str, np.ndarray], spec: StudentSpec) -> list[np.ndarray]:

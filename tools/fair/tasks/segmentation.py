@@ -97,10 +97,10 @@ def loss(model: Any, out: Outputs, batch: Batch) -> dict[str, Any]:
 def sketch(rgb: np.ndarray, i: int, batch: Batch, out: dict[str, np.ndarray], spec: StudentSpec) -> list[np.ndarray]:
   from openpilot.tools.fair.distillation.sketches import classes_on
 
-  row = [classes_on(rgb, out["segmentation"][i].argmax(0), spec.classes.maps)]
+  row = [classes_on(rgb, out["segmentation"][i].argmax(0), spec.classes)]
   if "segmentation" in batch:
     p = batch["segmentation"][i].numpy()
-    row.append(classes_on(rgb, np.where(p.sum(0) > 0, p.argmax(0), IGNORE), spec.classes.maps))
+    row.append(classes_on(rgb, np.where(p.sum(0) > 0, p.argmax(0), IGNORE), spec.classes))
   return row
 
 

@@ -31,11 +31,14 @@ class TfliteTeacher:
   stateful = False
   sees = "picture"
   whole = False
+  FIXED = ("config",)
 
   def __init__(self, name: str, entry: Entry, path: Path | None, config: str = "", device: str | None = None):
-    from ai_edge_litert.interpreter import Interpreter
-
     assert path is not None
+    try:
+      from ai_edge_litert.interpreter import Interpreter
+    except ModuleNotFoundError:
+      raise UserError(f"teacher '{name}' needs the package ai-edge-litert: pip install -e .[tflite]") from None
     if device not in (None, "cpu"):
       raise UserError(f"teacher '{name}' runs on the CPU alone; leave --device out")
     self.name, self.license, self.model_id = name, entry.license, path.name

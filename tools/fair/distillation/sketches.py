@@ -8,8 +8,8 @@ from openpilot.tools.lib.colors import class_colors, track_color
 
 
 def classes_on(rgb: np.ndarray, classes: np.ndarray, of: ClassSet) -> np.ndarray:
-  """rgb (H, W, 3) uint8, classes (h, w): index into the set's maps, 255 where nothing is known. Background is left as it
-  is."""
+  """rgb (H, W, 3) uint8, classes (h, w): index into the set's maps, 255 where nothing is known. Background is left as
+  it is."""
   colors = class_colors(of.maps, of.roles(of.maps))
   tints, tinted = np.zeros((256, 3), np.float32), np.zeros(256, np.float32)
   for k, name in enumerate(of.maps):

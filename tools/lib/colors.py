@@ -1,4 +1,4 @@
-"""Colors of pictures that people look at: classes, identities, depth."""
+"""Colors of classes, identities and depth in pictures for people."""
 
 import colorsys
 import hashlib

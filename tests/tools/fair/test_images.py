@@ -90,6 +90,8 @@ def test_pictures_are_not_cut_unasked(folder, monkeypatch, capsys):
   np.testing.assert_allclose(picture[:, 345:], 114, atol=2)
   ids = said.read("segmentation", 0, 1)[0]
   assert ids.shape == (64, 128) and (ids[:, 86:] == 255).all() and (ids[0, :85] == 0).all()
+  batch = Batches(Clips(folder / "s", ["segmentation"], 1), 0, False)[(0, [0, 1], False)]
+  assert batch["valid"].shape == (2, 64, 128) and batch["valid"][..., :85].all() and not batch["valid"][..., 86:].any()
   # ids 11 of rows 300 and below have no name
   assert (ids[45, :10] == 1).all() and (ids[54:, :85] == 255).all()
 

@@ -11,7 +11,7 @@ from PIL import Image
 from openpilot.tools.fair.labels import import_labels, label, rle
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
-from openpilot.tools.fair.labels.placement import covered, place_ids, place_picture
+from openpilot.tools.fair.labels.placement import place_ids, place_picture
 from openpilot.tools.fair.labels.sources import SourceOptions, find_source, open_sources
 from openpilot.tools.fair.labels.sources.class_maps import read_palette
 from openpilot.tools.fair.labels.store import LabelStore
@@ -63,7 +63,7 @@ def test_a_pictures_place_is_that_of_the_specs_matrix(size):
   y, x = np.mgrid[:h, :w].astype(np.float64)
   picture = np.dstack([waves(x, y), np.zeros((h, w))]).round().astype(np.uint8)
   placed = place_picture(picture, matrix, 320, 256, 114)
-  inside = covered(matrix, size, 320, 256)
+  inside = spec.covered(*size)
   assert (placed[~inside] == 114).all() and inside.sum() >= 320 * 256 * 0.4
   v, u = np.mgrid[:256, :320]
   at = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(matrix).T
@@ -80,7 +80,7 @@ def test_nothing_is_cut_and_ids_lie_where_pixels_do():
     fit = SPEC.fit(w, h)
     ids = np.arange(h)[:, None] % 200 + np.zeros((1, w), int)
     placed = place_ids(ids.astype(np.uint8), fit, 128, 96, 255)
-    inside = covered(fit, (w, h), 128, 96)
+    inside = SPEC.covered(w, h)
     assert (placed[~inside] == 255).all() and (placed[inside] != 255).all()
     v = np.flatnonzero(inside[:, 0])
     assert placed[v, 0].tolist() == [int((i + 0.5) / fit[1, 1]) % 200 for i in v]

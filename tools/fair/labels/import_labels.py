@@ -66,7 +66,9 @@ def import_parts(
     (frames,) = run_teacher(FrameTeacher(spec), [part], store, batch=batch, spec=spec)
     (said,) = run_teacher(CarriedLabels(name, part, spec), [part], store, batch=batch, spec=spec)
     former = {g.path: g for g in store.stale([frames, said])}
-    former |= {g.path: g for g in store.groups(segment=part.name) if g.meta["camera"] != frames.meta["camera"]}
+    former |= {
+      g.path: g for g in store.groups(segment=part.name) if g.meta["camera"]["video"] != frames.meta["camera"]["video"]
+    }
     for g in former.values():
       store.remove(g)
       print(f"replaced: {g.path} (of '{part.name}' as it was before, from other files or in another way)")

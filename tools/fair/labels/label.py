@@ -121,7 +121,7 @@ def keep_license(store: LabelStore, parts: Sequence[Pictures], given: str) -> No
   """Pictures whose license is not said have the one under which they are in the store already."""
   for part in parts:
     for g in store.groups("frames", part.name) if not given and part.license == "unstated" else ():
-      if g.meta["camera"] == part.camera():
+      if g.meta["camera"]["video"] == part.camera()["video"]:
         part.license = g.meta["teacher"]["license"]
 
 

@@ -21,7 +21,7 @@ from openpilot.tools.fair.labels.canvas import Canvas
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
 from openpilot.tools.fair.labels.views import SegmentView, view_intrinsics
 from openpilot.tools.fair.spec import InputSpec
-from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher
+from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher, failure_is_said
 from openpilot.tools.lib.errors import UserError
 
 AHEAD = 3  # batches decoded before they are due
@@ -63,14 +63,19 @@ def route_meta(teacher: Teacher, view: SegmentView, canvas: Canvas, labels: list
 
 
 def picture_meta(teacher: Teacher, part: Pictures, canvas: Canvas, labels: list[Label]) -> dict[str, Any]:
-  """The same of single pictures. Frames have the data's license."""
-  shown = {"letterbox": canvas.letterbox} if canvas.wants == "rgb" else {}
+  """The same of single pictures. Frames have the data's license. Of model frames the camera is the view's own: that
+  each picture fills a part of it, its size says."""
+  shown, spec, camera = {"letterbox": canvas.letterbox} if canvas.wants == "rgb" else {}, canvas.input, part.camera()
+  if spec.kind == "model_frame":
+    own = view_intrinsics(spec.view, spec.width, spec.height).tolist()
+    camera |= {"width": spec.width, "height": spec.height, "intrinsics": own}
+  view = spec.view if spec.kind == "model_frame" else "picture"
   return {
     "teacher": teacher_meta(teacher, teacher.license or part.license, teacher.settings()),
     "labels": label_meta(labels),
-    "view": {"name": "picture", "width": canvas.width, "height": canvas.height, **shown},
-    "input": canvas.input.to_dict(),
-    "camera": part.camera(),
+    "view": {"name": view, "width": canvas.width, "height": canvas.height, **shown},
+    "input": spec.to_dict(),
+    "camera": camera,
   }
 
 
@@ -128,6 +133,12 @@ def plan(
   return works
 
 
+def prepare(teacher: Teacher, width: int, height: int) -> None:
+  """Raises UserError."""
+  with failure_is_said(teacher.name):
+    teacher.prepare(height, width)
+
+
 def picture_size(teacher: Teacher, size: tuple[int, int] | None) -> tuple[int, int]:
   """(width, height) of the pictures that a teacher is given: `size`, or what it likes. Of one that reads no picture it
   does not matter."""
@@ -157,7 +168,7 @@ def run_teacher(
     if hasattr(teacher, "sees"):
       setattr(teacher, "whole", True)  # noqa: B010
     canvas = canvas_of(teacher, spec, size)
-    teacher.prepare(canvas.height, canvas.width)
+    prepare(teacher, canvas.width, canvas.height)
     stored = [input_label(x, spec, hasattr(teacher, "sees")) for x in teacher.labels]
     return label_parts(teacher, views, store, canvas, stored, (1, 1), *more)
   wants = getattr(teacher, "wants", "rgb")
@@ -165,7 +176,7 @@ def run_teacher(
     if hasattr(teacher, "sees"):
       setattr(teacher, "whole", False)  # noqa: B010
     canvas = Canvas(wants, *picture_size(teacher, size), view)
-    teacher.prepare(canvas.height, canvas.width)
+    prepare(teacher, canvas.width, canvas.height)
     scale = canvas.width / VIEW_W, canvas.height / VIEW_H
     return label_parts(teacher, views, store, canvas, teacher.labels, scale, *more)
   sizes = [size_of_picture(teacher, v) for v in views if isinstance(v, SegmentView)]
@@ -173,7 +184,7 @@ def run_teacher(
   for one in dict.fromkeys(sizes):
     some = [i for i, s in enumerate(sizes) if s == one]
     setattr(teacher, "whole", True)  # noqa: B010
-    teacher.prepare(one[1], one[0])
+    prepare(teacher, *one)
     stored = [view_label(x) for x in teacher.labels]
     canvas = Canvas(wants, *one, view)
     done = label_parts(teacher, [views[i] for i in some], store, canvas, stored, (1, 1), *more, whole=True)

@@ -11,7 +11,8 @@ from openpilot.tools.fair.labels import rle
 
 
 def pixels(scale: float, source: int, target: int) -> int:
-  """How many of a side's `target` pixels have their center within a picture of `source` pixels."""
+  """How many of a side's `target` pixels have their center within a picture of `source` pixels: as InputSpec.covered()
+  has it."""
   return min(target, int(np.ceil(scale * source - 0.5 - 1e-9)))
 
 
@@ -62,10 +63,3 @@ def place_polygons(polygons: Sequence[np.ndarray], matrix: np.ndarray, width: in
 def place_mask(mask: np.ndarray, matrix: np.ndarray, width: int, height: int) -> str:
   """(h, w) bool -> COCO run lengths of (height, width)."""
   return rle.encode(place_ids(mask.astype(np.uint8), matrix, width, height, 0)[None].astype(bool))[0]
-
-
-def covered(matrix: np.ndarray, picture: tuple[int, int], width: int, height: int) -> np.ndarray:
-  """(height, width) bool: what of the input the picture of (width, height) fills; the rest is padding."""
-  out = np.zeros((height, width), bool)
-  out[: pixels(matrix[1, 1], picture[1], height), : pixels(matrix[0, 0], picture[0], width)] = True
-  return out

@@ -29,28 +29,28 @@ def depth_of(inverse: np.ndarray, known: np.ndarray, unit: str) -> np.ndarray:
     return np.where(np.isfinite(z) & (z > 0), z, np.nan).astype(np.float32)
 
 
-def depth_to_map(z: np.ndarray, unit: str) -> np.ndarray:
-  """A label of depth (..., h, w) -> (64, 128) float32 at the center of each cell, nan: unknown, or the sky. Bilinear in
+def depth_to_map(z: np.ndarray, unit: str, shape: tuple[int, int] = (MAP_H, MAP_W)) -> np.ndarray:
+  """A label of depth (..., h, w) -> `shape` float32 at the center of each cell, nan: unknown, or the sky. Bilinear in
   inverse depth, which is linear on a plane's picture: of a label of 256x512 the mean of each cell's four inner pixels,
   as the simulator's truth has it."""
   inverse, known = (
-    x if x.shape == (MAP_H, MAP_W) else cv2.resize(x, (MAP_W, MAP_H), interpolation=cv2.INTER_LINEAR)
-    for x in inverse_of(z, unit)
+    x if x.shape == shape else cv2.resize(x, shape[::-1], interpolation=cv2.INTER_LINEAR) for x in inverse_of(z, unit)
   )
   return depth_of(inverse, known, unit)
 
 
-def classes_to_map(ids: np.ndarray, count: int) -> np.ndarray:
-  """(..., h, w) class ids -> (64, 128) uint8: the class that most of a cell's pixels have, of equals the first; 255
+def classes_to_map(ids: np.ndarray, count: int, shape: tuple[int, int] = (MAP_H, MAP_W)) -> np.ndarray:
+  """(..., h, w) class ids -> `shape` uint8: the class that most of a cell's pixels have, of equals the first; 255
   where that is none of `count` classes."""
   ids = np.ascontiguousarray(ids.reshape(ids.shape[-2:]), np.uint8)
-  if ids.shape == (MAP_H, MAP_W):
+  height, width = shape
+  if ids.shape == shape:
     return np.where(ids < count, ids, IGNORE).astype(np.uint8)
-  if ids.shape[::-1] != VIEW_SIZE:
+  if ids.shape != (4 * height, 4 * width):
     ids = cv2.resize(
-      ids, VIEW_SIZE, interpolation=cv2.INTER_NEAREST_EXACT
+      ids, (4 * width, 4 * height), interpolation=cv2.INTER_NEAREST_EXACT
     )  # INTER_NEAREST takes the pixel at the corner
-  blocks = ids.reshape(MAP_H, 4, MAP_W, 4).transpose(0, 2, 1, 3).reshape(MAP_H, MAP_W, 16)
+  blocks = ids.reshape(height, 4, width, 4).transpose(0, 2, 1, 3).reshape(height, width, 16)
   votes = np.stack([(blocks == k).sum(-1) for k in range(count)] + [(blocks >= count).sum(-1)], axis=-1)
   best = votes.argmax(-1)
   return np.where(best == count, IGNORE, best).astype(np.uint8)

@@ -13,6 +13,7 @@ from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, Bundle, BundleErr
 from openpilot.tools.fair.evaluation import report
 from openpilot.tools.fair.evaluation.columns import learn_maps, pool_maps
 from openpilot.tools.fair.evaluation.compared import Compared, classes_said, input_of, set_of
+from openpilot.tools.fair.evaluation.groups import load_groups
 from openpilot.tools.fair.evaluation.labels import Labels
 from openpilot.tools.fair.evaluation.run import Evaluation
 from openpilot.tools.fair.evaluation.scenes import Segment, check_label, info_of, open_segments
@@ -93,6 +94,7 @@ def open_students(bundles: list[Bundle], paths: Sequence[Path], compared: Compar
 def evaluate(args: Options) -> dict[str, Any]:
   """Runs it all, and writes evaluation.html and evaluation.json into args.output. -> what is in the JSON. Raises
   UserError."""
+  load_groups()
   if args.frames is not None and args.frames < 1:
     raise UserError(f"--frames {args.frames}: it is at least 1; leave it out for all frames")
   if absent := [r for r in args.routes if not r.is_dir()]:

@@ -1,6 +1,7 @@
 """Groups of metrics: each one table of the page, with what fills it, what stands for it, and how its worst frames are
-drawn. A task from elsewhere adds its own: add_group()."""
+drawn. A task from elsewhere brings its own: load_groups()."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +11,13 @@ import numpy as np
 from openpilot.tools.fair.evaluation import pictures
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.detections import Detections
-from openpilot.tools.fair.evaluation.labels import MIN_SIDE, MIN_VISIBLE, READERS, LabelReader
+from openpilot.tools.fair.evaluation.labels import MIN_SIDE, MIN_VISIBLE, READERS, Read
 from openpilot.tools.fair.evaluation.logged import Logged
 from openpilot.tools.fair.evaluation.metrics import Classes, Depth, Tracks, align_least_squares, depth_errors
 from openpilot.tools.fair.evaluation.scenes import Queries, Scene
-from openpilot.tools.fair.evaluation.student import DECODERS, Student
+from openpilot.tools.fair.evaluation.student import DECODERS, Decode
 from openpilot.tools.fair.evaluation.video import Identities, IouTracker, Video, VideoMasks
+from openpilot.tools.fair.tasks import TASKS
 from openpilot.tools.sim.truth import IGNORE
 
 
@@ -82,7 +84,9 @@ class Pair:
 class Group:
   """title, definition: on the page. headline: the metric that stands for it. words: metric -> what it is, in few words.
   judge: adds a frame to Card.of(its own name, ...), whose accumulators are as metrics.Sums. -> error of the frame, by
-  which the worst are found; None where one side says nothing. draw: what a Scene says -> (height, width, 3) uint8."""
+  which the worst are found; None where one side says nothing. draw: what a Scene says -> (height, width, 3) uint8. Of a
+  task and head from elsewhere, both of the group's name: read puts labels into Scene.more, decode what a student says
+  (labels.READERS, student.DECODERS)."""
 
   title: str
   headline: str
@@ -90,6 +94,8 @@ class Group:
   words: dict[str, str] = field(default_factory=dict)
   judge: Callable[[Card, Pair], float | None] | None = None
   draw: Callable[[np.ndarray, Scene, Compared], np.ndarray | None] | None = None
+  read: Read | None = None
+  decode: Decode | None = None
 
 
 def restrict(classes: np.ndarray, named: tuple[int, ...], compared: Compared) -> np.ndarray:
@@ -173,101 +179,137 @@ AP = {
   "recall_partly": "found, of those hidden in part",
   "recall_mostly": "found, of those mostly hidden",
 }
-GROUPS: dict[str, Group] = {
-  "depth": Group(
-    "Depth",
-    "abs_rel",
-    text(depth_errors, FAR, Depth, "_lsq:", align_least_squares),
-    {"abs_rel": "mean relative error", "delta1": "share of pixels within 25%", "silog": "error but for one scale"},
-    judge_depth,
-    pictures.draw_depth,
-  ),
-  "segmentation": Group(
-    "Segmentation",
-    "miou",
-    text(Classes, "A class that a teacher does not know is background on both sides."),
-    {"miou": "mean overlap of the classes (IoU)"},
-    judge_classes,
-    pictures.draw_classes,
-  ),
-  "objects": Group(
-    "Objects, boxes",
-    "ap",
-    text(Detections, COUNTS),
-    AP,
-    lambda c, p: judge_boxes(c, p, "objects"),
-    pictures.draw_objects,
-  ),
-  "masks": Group(
-    "Objects, masks",
-    "mask_iou",
-    text("As of boxes, by the IoU of masks at the size of the student's maps.", COUNTS),
-    {**AP, "mask_iou": "mean overlap of the masks (IoU)"},
-    judge_masks,
-    pictures.draw_masks,
-  ),
-  "video": Group(
-    "Objects over the video, J&F",
-    "j_and_f",
-    text(VideoMasks),
-    {"j_and_f": "mean of the next two", "j": "overlap of the masks", "f": "agreement of their outlines"},
-  ),
-  "identity": Group(
-    "Identities",
-    "idf1",
-    text(Identities, "Students' identities are those of fairmodeld's tracker; 'IoU only':", IouTracker),
-    {
-      "idf1": "share of boxes with the right identity",
-      "switches": "changes of identity for 100 true boxes",
-      "switches_occluded": "the same behind an occlusion, for 100",
-      "kept_occluded": "share of occlusions behind which it is the same",
-    },
-  ),
-  "detector": Group(
-    "Detector",
-    "ap",
-    text("As of objects.", COUNTS),
-    AP,
-    lambda c, p: judge_boxes(c, p, "detector"),
-    pictures.draw_detector,
-  ),
-  "lanes": Group(
-    "Tracks of points",
-    "average_jaccard",
-    text(Tracks, "The rival 'hold still' says that every point stays where it was first, and is seen."),
-    {
-      "delta_avg": "share of seen points that are in place",
-      "occlusion_accuracy": "share of points rightly said to be seen or hidden",
-      "average_jaccard": "both at once",
-      "delta_after": "in place, of points that were hidden before",
-    },
-    judge_points,
-    draw_lanes,
-  ),
-  "log": Group(
-    "Lane lines and leads",
-    "log_lane_recall",
-    text(Logged),
-    {
-      "log_lane_recall": "share of openpilot's lane lines that are seen",
-      "log_lane_chance": "the same by chance",
-      "log_lead_recall": "share of openpilot's leads that are found",
-      "abs_rel_lead": "mean relative error of the depth at a lead",
-    },
-  ),
-}
 
 
-def add_group(
-  name: str,
-  group: Group,
-  reader: LabelReader | None = None,
-  decode: Callable[[Student, Any, int, Scene], None] | None = None,
-) -> None:
-  """A group from elsewhere: its metrics; which labels speak of it, and how they are read into Scene.more[name]; and how
-  what the head of that name decodes is."""
-  GROUPS[name] = group
-  if reader is not None:
-    READERS[name] = reader
-  if decode is not None:
-    DECODERS[name] = decode
+def depth() -> dict[str, Group]:
+  return {
+    "depth": Group(
+      "Depth",
+      "abs_rel",
+      text(depth_errors, FAR, Depth, "_lsq:", align_least_squares),
+      {"abs_rel": "mean relative error", "delta1": "share of pixels within 25%", "silog": "error but for one scale"},
+      judge_depth,
+      pictures.draw_depth,
+    )
+  }
+
+
+def segmentation() -> dict[str, Group]:
+  return {
+    "segmentation": Group(
+      "Segmentation",
+      "miou",
+      text(Classes, "A class that a teacher does not know is background on both sides."),
+      {"miou": "mean overlap of the classes (IoU)"},
+      judge_classes,
+      pictures.draw_classes,
+    )
+  }
+
+
+def objects() -> dict[str, Group]:
+  return {
+    "objects": Group(
+      "Objects, boxes",
+      "ap",
+      text(Detections, COUNTS),
+      AP,
+      lambda c, p: judge_boxes(c, p, "objects"),
+      pictures.draw_objects,
+    ),
+    "masks": Group(
+      "Objects, masks",
+      "mask_iou",
+      text("As of boxes, by the IoU of masks at the size of the student's maps.", COUNTS),
+      {**AP, "mask_iou": "mean overlap of the masks (IoU)"},
+      judge_masks,
+      pictures.draw_masks,
+    ),
+    "video": Group(
+      "Objects over the video, J&F",
+      "j_and_f",
+      text(VideoMasks),
+      {"j_and_f": "mean of the next two", "j": "overlap of the masks", "f": "agreement of their outlines"},
+    ),
+    "identity": Group(
+      "Identities",
+      "idf1",
+      text(Identities, "Students' identities are those of fairmodeld's tracker; 'IoU only':", IouTracker),
+      {
+        "idf1": "share of boxes with the right identity",
+        "switches": "changes of identity for 100 true boxes",
+        "switches_occluded": "the same behind an occlusion, for 100",
+        "kept_occluded": "share of occlusions behind which it is the same",
+      },
+    ),
+  }
+
+
+def detector() -> dict[str, Group]:
+  return {
+    "detector": Group(
+      "Detector",
+      "ap",
+      text("As of objects.", COUNTS),
+      AP,
+      lambda c, p: judge_boxes(c, p, "detector"),
+      pictures.draw_detector,
+    )
+  }
+
+
+def lanes() -> dict[str, Group]:
+  return {
+    "lanes": Group(
+      "Tracks of points",
+      "average_jaccard",
+      text(Tracks, "The rival 'hold still' says that every point stays where it was first, and is seen."),
+      {
+        "delta_avg": "share of seen points that are in place",
+        "occlusion_accuracy": "share of points rightly said to be seen or hidden",
+        "average_jaccard": "both at once",
+        "delta_after": "in place, of points that were hidden before",
+      },
+      judge_points,
+      draw_lanes,
+    )
+  }
+
+
+def log() -> dict[str, Group]:
+  return {
+    "log": Group(
+      "Lane lines and leads",
+      "log_lane_recall",
+      text(Logged),
+      {
+        "log_lane_recall": "share of openpilot's lane lines that are seen",
+        "log_lane_chance": "the same by chance",
+        "log_lead_recall": "share of openpilot's leads that are found",
+        "abs_rel_lead": "mean relative error of the depth at a lead",
+      },
+    )
+  }
+
+
+GROUPS: dict[str, Group] = {}  # in the order of the page
+
+
+def load_groups() -> None:
+  """The groups of all tasks that are registered by now: Task.metric is 'module:function', which gives them by name."""
+  found = dict(GROUPS)
+  for task in TASKS.values():
+    if task.metric:
+      module, _, name = task.metric.partition(":")
+      found |= getattr(importlib.import_module(module), name)()
+  found |= log()
+  GROUPS.clear()
+  GROUPS.update({k: v for k, v in found.items() if k != "log"}, log=found["log"])
+  for name, group in GROUPS.items():
+    if group.read is not None:
+      READERS.setdefault(name, group.read)
+    if group.decode is not None:
+      DECODERS.setdefault(name, group.decode)
+
+
+load_groups()

@@ -3,7 +3,6 @@
 READERS: which labels say what, and how; a group of metrics from elsewhere adds its own."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -14,21 +13,13 @@ from openpilot.tools.fair.evaluation.scenes import Scene, Segment
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame
 from openpilot.tools.fair.maps import classes_to_map, depth_to_map
+from openpilot.tools.fair.tasks import TASKS, Task, names_of
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.sim.truth import IGNORE
 
 MIN_VISIBLE = 0.1  # true objects of which less is seen,
 MIN_SIDE = 6.0  # or whose box has a side shorter than this, pixels, count nowhere
 DEPTH_KINDS = {"m": "metric", "relative": "affine"}
-
-
-@dataclass(frozen=True)
-class LabelReader:
-  """says: whether a label speaks of the task; over names of classes the Compared decides, and may raise UserError.
-  read: puts what the labels say of one row into the scene."""
-
-  says: Callable[[Label, Compared, str], bool]
-  read: Callable[["Labels", list[Label], int, Scene], None]
 
 
 class Labels:
@@ -39,16 +30,31 @@ class Labels:
     self.group, self.reader, self.name = segment.groups[name], reader, name
     self.compared = compared or Compared()
     self.rows = rows_by_frame(self.group)
-    self.valid = segment.map_valid
+    self.segment, self.valid = segment, segment.map_valid
     self.by_task: dict[str, list[Label]] = {}
-    self.tables: dict[tuple[str, str], np.ndarray] = {}  # label, kind -> index of each of its classes, -1 none
-    for task, r in READERS.items() if self.group.teacher != "openpilot" else ():
+    self.index: dict[str, np.ndarray] = {}  # task -> of each class that its labels name the one compared, -1 none
+    for task in READERS if self.group.teacher != "openpilot" else ():
       # openpilot's lines are drawn anew in every frame, no points that are followed
-      if labels := [x for x in self.group.labels if r.says(x, self.compared, self.where)]:
-        self.by_task[task] = labels
-    for label in self.group.labels:
-      if label.unit == "probability" and self.compared.unknown([label.name]):
-        self.compared.leave_out(name, label.name, "maps", self.group.row_count)
+      self._find(TASKS[task])
+
+  def _find(self, task: Task) -> None:
+    labels = [x for x in self.group.labels if task.teaches(x, self.compared.classes)]
+    if not labels:
+      return
+    if task.kind:
+      if not self.compared.names(task.kind):
+        self.compared.leave_out(self.name, labels[0].name, "frames", self.group.row_count)
+        return
+      names = names_of(labels, self.compared.classes, task.kind)
+      index = self.compared.resolve(names, task.kind, f"{self.where}, '{labels[0].name}'")
+      if labels[0].unit == "probability":  # one for each class
+        for k in np.flatnonzero(index < 0).tolist():
+          self.compared.leave_out(self.name, names[k], "maps", self.group.row_count)
+        labels, index = [x for x, k in zip(labels, index, strict=True) if k >= 0], index[index >= 0]
+      if not (index >= 0).any():
+        return
+      self.index[task.name] = index
+    self.by_task[task.name] = labels
 
   @property
   def where(self) -> str:
@@ -60,21 +66,14 @@ class Labels:
   def scene(self, frame_id: int) -> Scene:
     row, s = self.rows.get(frame_id), Scene()
     if row is not None:
+      self.valid = self.segment.map_valid_at(frame_id)
       for task, labels in self.by_task.items():
-        READERS[task].read(self, labels, row, s)
+        READERS[task](self, labels, row, s)
     return s
 
   def points(self, frame_id: int) -> dict[str, np.ndarray] | None:
     row, labels = self.rows.get(frame_id), self.by_task.get("lanes")
     return None if row is None or not labels else self.reader.table(self.group, labels[0].name, row)
-
-  def table(self, label: Label, kind: str) -> np.ndarray:
-    """(N,) of the label's classes: index into those that are compared, -1 none."""
-    key = (label.name, kind)
-    if key not in self.tables:
-      names = label.classes or self.compared.names(kind)
-      self.tables[key] = self.compared.resolve(names, kind, f"{self.where}, '{label.name}'")
-    return self.tables[key]
 
   def masked(self, x: np.ndarray, fill: float) -> np.ndarray:
     return np.where(self.valid, x, np.array(fill, x.dtype))
@@ -87,18 +86,11 @@ def read_depth(x: Labels, labels: list[Label], row: int, s: Scene) -> None:
   s.depth = x.masked(z if s.depth_kind == "metric" else 1 / z, np.nan)
 
 
-def names_classes(label: Label, compared: Compared, where: str) -> bool:
-  """Of a map of one class's probability, whether that class is compared."""
-  if label.unit != "probability":
-    return label.unit == "class"
-  return label.name != "features" and bool(compared.resolve([label.name], "maps", where)[0] >= 0)
-
-
 def read_classes(x: Labels, labels: list[Label], row: int, s: Scene) -> None:
   if labels[0].unit == "class":
     label = labels[0]
     table = np.full(256, IGNORE, np.uint8)
-    found = x.table(label, "maps")
+    found = x.index["segmentation"]
     table[np.flatnonzero(found >= 0)] = found[found >= 0]
     ids = x.masked(
       classes_to_map(x.reader.dense(x.group, label.name, [row])[0], len(label.classes), x.compared.map_shape), IGNORE
@@ -112,7 +104,7 @@ def read_classes(x: Labels, labels: list[Label], row: int, s: Scene) -> None:
   h, w = x.compared.map_shape
   rest = x.compared.background
   out, unknown = np.full((h, w), IGNORE if rest is None else rest, np.uint8), np.zeros((h, w), bool)
-  named = sorted((int(x.compared.resolve([label.name], "maps", x.where)[0]), label.name) for label in labels)
+  named = sorted(zip(x.index["segmentation"].tolist(), (label.name for label in labels), strict=True))
   for k, name in named:
     p = x.reader.dense(x.group, name, [row])[0].astype(np.float32)
     p = cv2.resize(p.reshape(p.shape[-2:]), (w, h), interpolation=cv2.INTER_AREA)
@@ -124,7 +116,7 @@ def read_classes(x: Labels, labels: list[Label], row: int, s: Scene) -> None:
 
 def read_objects(x: Labels, labels: list[Label], row: int, s: Scene) -> None:
   label, table = labels[0], x.reader.table(x.group, labels[0].name, row)
-  to_class = x.table(label, "boxes")
+  to_class = x.index["objects"]
   n = len(table["cls"])
   boxes = np.stack([np.asarray(table[k], np.float32) for k in ("x0", "y0", "x1", "y1")], axis=1).reshape(n, 4)
   height, width = x.compared.view
@@ -167,14 +159,12 @@ def no_more(x: Labels, labels: list[Label], row: int, s: Scene) -> None:
   """What another task has read already."""
 
 
-def is_boxes(label: Label, compared: Compared, where: str) -> bool:
-  return label.kind == "boxes"
-
-
-READERS: dict[str, LabelReader] = {
-  "depth": LabelReader(lambda label, *_: label.unit in DEPTH_KINDS and label.name != "features", read_depth),
-  "segmentation": LabelReader(names_classes, read_classes),
-  "objects": LabelReader(is_boxes, read_objects),
-  "detector": LabelReader(is_boxes, no_more),
-  "lanes": LabelReader(lambda label, *_: label.kind == "points" and label.name == "points", read_points),
+Read = Callable[[Labels, list[Label], int, Scene], None]
+# task -> puts what its labels say of one row into the scene
+READERS: dict[str, Read] = {
+  "depth": read_depth,
+  "segmentation": read_classes,
+  "objects": read_objects,
+  "detector": no_more,
+  "lanes": read_points,
 }

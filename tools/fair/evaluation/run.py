@@ -107,7 +107,7 @@ class Evaluation:
       frame = reader.dense(segment.frames, "frame", [row])[0]
       said = {name: x.scene(frame_id) for name, x in labels.items()}
       q = queries[follow].step(i) if follow is not None else None
-      found = [s.step(frame, frame_id, segment.valid, q) for s in self.students]
+      found = [s.step(frame, frame_id, segment.valid_at(frame_id), q) for s in self.students]
       plain: dict[str, Objects | None] = dict.fromkeys(by_iou)
       for s, scene in zip(self.students, found, strict=True):
         if scene.objects is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.tools.fair.distillation.data import valid_of
+from openpilot.tools.fair.distillation.data import picture_of, sizes_of, valid_of
 from openpilot.tools.fair.evaluation.compared import size
 from openpilot.tools.fair.evaluation.detections import Objects
 from openpilot.tools.fair.labels.dataset import rows_by_frame
@@ -49,6 +49,7 @@ class Segment:
   ids: list[int]
   valid: np.ndarray  # (height, width) bool, pixels of the picture that a camera saw
   conditions: list[str] = field(default_factory=list)
+  sizes: np.ndarray | None = None  # (rows of the frames, 2) width, height, of pictures that each have their own
 
   @property
   def route(self) -> str:
@@ -62,6 +63,16 @@ class Segment:
   def map_valid(self) -> np.ndarray:
     """(h, w), at the center of each cell of 4x4 pixels."""
     return self.valid[1::4, 1::4]
+
+  def valid_at(self, frame_id: int) -> np.ndarray:
+    """`valid` of one frame: of pictures what each fills of the frame."""
+    if self.sizes is None:
+      return self.valid
+    width, height = self.sizes[rows_by_frame(self.frames)[frame_id]].tolist()
+    return picture_of(self.frames).covered(width, height)
+
+  def map_valid_at(self, frame_id: int) -> np.ndarray:
+    return self.valid_at(frame_id)[1::4, 1::4]
 
 
 def open_segments(
@@ -84,7 +95,7 @@ def open_segments(
     if only not in (None, name) or "frames" not in groups or not groups["frames"].done():
       continue
     frames = groups["frames"]
-    stored = InputSpec.from_dict(frames.meta.get("input"))
+    stored = picture_of(frames)
     if size(stored) != size(wanted or InputSpec()):
       raise UserError(
         f"{frames.path} holds {size(stored)}, and {size(wanted or InputSpec())} are what the bundle takes; label with "
@@ -92,7 +103,9 @@ def open_segments(
       )
     rows = sorted(rows_by_frame(frames).values())[:limit]
     ids = frames.frames["frame_id"].to_numpy()[rows].tolist()
-    out.append(Segment(name, groups, rows, ids, covered(frames, stored), conditions_of(name, groups, routes)))
+    out.append(
+      Segment(name, groups, rows, ids, valid_of(frames), conditions_of(name, groups, routes), sizes_of(frames))
+    )
   store.check_stale((s.groups[t] for s in out for t in ("frames", *sorted(teachers)) if t in s.groups), stale)
   if not out:
     raise UserError(
@@ -100,12 +113,6 @@ def open_segments(
       "--no-frames"
     )
   return out
-
-
-def covered(frames: Group, stored: InputSpec) -> np.ndarray:
-  """(height, width) bool: what a camera saw of a model frame. Of other pictures all: labels leave their padding
-  unknown."""
-  return valid_of(frames) if stored.kind == "model_frame" else np.ones((stored.height, stored.width), bool)
 
 
 def conditions_of(name: str, groups: dict[str, Group], routes: list[Path]) -> list[str]:

@@ -179,8 +179,9 @@ def decode_objects(student: Student, found: Any, frame_id: int, s: Scene) -> Non
   s.tracked = student.track(found, frame_id)
 
 
-# head -> puts what it decoded into the scene; a group of metrics from elsewhere adds its own
-DECODERS: dict[str, Callable[[Student, Any, int, Scene], None]] = {
+Decode = Callable[[Student, Any, int, Scene], None]
+# head -> puts what it decoded into the scene
+DECODERS: dict[str, Decode] = {
   "depth": decode_depth,
   "segmentation": decode_classes,
   "objects": decode_objects,

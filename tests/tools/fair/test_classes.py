@@ -37,7 +37,7 @@ BOX_LABEL = Label("objects", "boxes", unit="px", classes=("pothole", "cone"))
 
 
 def write(root, label, routes=("00000001--aaaaaaaaaa", "00000002--bbbbbbbbbb")):
-  """A store of pictures with a dark patch, labeled by their owner as `label` says; of boxes also one of the last name."""
+  """Pictures with a dark patch, labeled by their owner as `label` says; of boxes also one of the last name."""
   store = LabelStore(root, create=True)
   for route in routes:
     rgb = np.full((256, 512, 3), 120, np.uint8)

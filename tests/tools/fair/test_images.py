@@ -11,7 +11,7 @@ from openpilot.tools.fair.distillation.batch import Batches
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.labels import images
 from openpilot.tools.fair.labels.store import LabelStore
-from openpilot.tools.fair.students.classes import SEGMENTATION
+from openpilot.tools.fair.spec import road_classes
 from openpilot.tools.lib.errors import UserError
 
 CLASSES = "sky,road,car"
@@ -62,12 +62,14 @@ def test_pictures_and_classes_agree(folder, monkeypatch):
     p = batch["segmentation"][k].numpy()
     red = unpack_rgb(batch["frame"][k].numpy())[1::4, 1::4]
     car = (red[..., 0].astype(int) - red[..., 2]) > 100
-    found = p[SEGMENTATION.index("vehicle")] > 0.5
+    found = p[road_classes().maps.index("vehicle")] > 0.5
     assert (car & found).sum() / (car | found).sum() > 0.93  # but for the edge
     # 480x360 is scaled by 512/480 and cut to the middle 256 rows: ids 11 begin at row 300 * 16/15 - 64 = 256: just
     # outside
     assert (
-      p.sum(0).min() == 1 and p[SEGMENTATION.index("background"), 0].all() and p[SEGMENTATION.index("road"), -1].all()
+      p.sum(0).min() == 1
+      and p[road_classes().maps.index("background"), 0].all()
+      and p[road_classes().maps.index("road"), -1].all()
     )
 
 
@@ -134,7 +136,7 @@ def test_pictures_of_16_bits_are_scaled_not_clipped(folder, monkeypatch, white):
   run(monkeypatch, folder)
   np.testing.assert_allclose(frame(folder)[100, ::64, 0], np.linspace(0, 255, 512)[::64], atol=3)
   p = Batches(Clips(folder / "s", ["segmentation"], 1), 0, False)[(0, [0], False)]["segmentation"][0].numpy()
-  assert p[SEGMENTATION.index("road"), -1].all()
+  assert p[road_classes().maps.index("road"), -1].all()
 
 
 def test_one_bad_picture_is_left_out_by_name_then_mended(folder, monkeypatch, capsys):
@@ -186,7 +188,9 @@ def test_a_class_that_nobody_learns_is_refused_with_the_mapping(folder, monkeypa
   run(monkeypatch, folder, "--classes", "Sky, Road,unknown")
   p = Batches(Clips(folder / "s", ["segmentation"], 1), 0, False)[(0, [0], False)]["segmentation"][0].numpy()
   assert (
-    not p[SEGMENTATION.index("vehicle")].any() and (p.sum(0) == 0).any() and p[SEGMENTATION.index("road"), -1].all()
+    not p[road_classes().maps.index("vehicle")].any()
+    and (p.sum(0) == 0).any()
+    and p[road_classes().maps.index("road"), -1].all()
   )
 
 

@@ -22,7 +22,7 @@ from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, 
 from openpilot.tools.fair.labels.rules import NO_PICTURE, rules_of
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
 from openpilot.tools.fair.maps import classes_to_map
-from openpilot.tools.fair.students.classes import NAMES, SEGMENTATION
+from openpilot.tools.fair.spec import road_classes
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, cli
@@ -52,11 +52,11 @@ class Pair:
 def check_classes(text: str) -> tuple[str, ...]:
   """Raises UserError where a name is of no class that students know, and prints which there are: it would be learned as
   nothing, in silence."""
-  names = NAMES["segmentation_names"]
+  names = {n: c.name for c in road_classes().classes if c.maps for n in (c.name, *c.aliases)}
   classes = tuple(c.strip().lower() for c in text.split(","))
   if wrong := [c for c in classes if c not in names and c not in UNKNOWN]:
     known = "; ".join(
-      f"{k}: {', '.join(n for n, to in names.items() if to == k)}" for k in SEGMENTATION if k in names.values()
+      f"{k}: {', '.join(n for n, to in names.items() if to == k)}" for k in road_classes().maps if k in names.values()
     )
     what = f"--classes: '{wrong[0]}' is no class that students learn; the names of each that there is are {known}"
     raise UserError(f"{what}; give it one of these names, or {' or '.join(UNKNOWN[:2])}, to leave its pixels out")

@@ -14,11 +14,10 @@ import numpy as np
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, unpack_rgb
 from openpilot.tools.fair.distillation.look import Look, look_at, picture_of
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame, shuffled_chunks
-from openpilot.tools.fair.labels.label import COORDINATES
 from openpilot.tools.fair.labels.store import CHUNK, Group
 from openpilot.tools.fair.spec import ClassSet, InputSpec, road_classes
 from openpilot.tools.fair.tasks import TASKS, Said, names_of, task_name
-from openpilot.tools.fair.teacher import LICENSES, Clip, Label, Teacher
+from openpilot.tools.fair.teacher import COORDINATES, LICENSES, Clip, Label, Teacher
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.said import command
 

@@ -57,6 +57,29 @@ def test_an_epoch_moves_the_adapter_alone_and_towards_the_teacher(networks):
   )
 
 
+def test_an_epochs_steps_are_gradient_descents(networks):
+  model = load_onnx(networks[0])
+  apply_dora(model, 2, targets=["*heads.plan*"])
+  student = Student(model, None, DRIVING_WEIGHTS, 1.0, 0.0)
+  learned = adapter_parameters(model)
+  start = [p.detach().clone() for p in learned]
+  batches = [{**clips(1, 1), "plan": torch.randn(1, 1, 33, 15), "pose": torch.randn(1, 1, 6)} for _ in range(2)]
+  for b in batches:
+    whole = {**b, "traffic_convention": b["traffic"], "big_frames": b["frames"], "action_t": torch.tensor([[0.2, 0.2]])}
+    grads = torch.autograd.grad(student(whole)["total"], learned)
+    norm = torch.cat([g.flatten() for g in grads]).norm()
+    with torch.no_grad():
+      for p, g in zip(learned, grads, strict=True):
+        p -= 0.1 * g * min(1.0, 1.0 / float(norm))
+  want = [p.detach().clone() for p in learned]
+  with torch.no_grad():
+    for p, v in zip(learned, start, strict=True):
+      p.copy_(v)
+  train_epoch(student, None, batches, torch.optim.SGD(learned, 0.1), "cpu")
+  for p, v, s in zip(learned, want, start, strict=True):
+    torch.testing.assert_close(p.detach() - s, v - s, rtol=1e-3, atol=1e-6)
+
+
 def test_a_loss_that_is_not_finite_takes_no_step(networks):
   model = load_onnx(networks[0])
   apply_dora(model, 2, targets=["*heads.plan*"])

@@ -3,9 +3,10 @@ and licenses that must be accepted.
 
 Nothing here imports torch, so that `tools/op.sh teachers` answers at once."""
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.learn.memory import is_out_of_memory
+from openpilot.tools.lib.errors import UserError, printable
 
 # what stands behind a model's weights; True: free to use for any purpose, False: shown, and to be accepted by name
 # before use
@@ -25,6 +27,9 @@ LICENSES = {
   "DINOv3": False,  # Meta's: passed on only under the same terms, no military use
   "SAM": False,  # Meta's, SAM 3: the same
 }
+
+
+COORDINATES = {"x0": 0, "y0": 1, "x1": 0, "y1": 1, "x": 0, "y": 1}  # columns of tables -> axis
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class Teacher(Protocol):
   # may have: sees = "picture" where it was made for the camera's whole picture, whose labels are then warped into the
   # view (labels/picture.py); picture_size(width, height) -> at which size it likes that; whole, set before prepare():
   # whether it is given that, and then dense labels may have any size, over all of the picture;
+  # stretches = True where that size is the same for all pictures;
   # view_size() -> (width, height) of the pictures it likes best; wants = "none" where it reads only the log;
   # at_once() -> how many clips are to be labeled at the same time, each by a thread of its own, and none is kept;
   # check(segment), which raises UserError where that segment cannot be labeled, before anything is stored;
@@ -158,6 +164,23 @@ def hash_weights(path: Path) -> str:
   ):
     h.update(f"{p.relative_to(path)} {hash_weights(p)}\n".encode())
   return h.hexdigest()
+
+
+@contextlib.contextmanager
+def failure_is_said(name: str) -> Iterator[None]:
+  """What comes up in a network of somebody else's making, of files that are garbled or not of one model, is a
+  UserError. Out of memory stays what it is: then fewer frames are tried."""
+  try:
+    yield
+  except UserError:
+    raise
+  except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+    if is_out_of_memory(e):
+      raise
+    raise UserError(
+      f"teacher '{name}' fails: {type(e).__name__}: {printable(e)}; its configuration, preprocessor and weights must "
+      "be of one model: copy its files again"
+    ) from e
 
 
 def check_license(name: str, license: str, accepted: Iterable[str]) -> None:

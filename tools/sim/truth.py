@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_json
 
 CHUNK = 20  # frames a file
-VIEW_W, VIEW_H = 512, 256
-MAP_H, MAP_W = 64, 128  # of a student's maps
-IGNORE = 255  # class of what counts nowhere
+MAP_H, MAP_W = VIEW_H // 4, VIEW_W // 4  # of a student's maps
+IGNORE = 255  # class of pixels that are ignored everywhere
 MAX_DEPTH = 200.0  # meters; beyond, nothing is learned or measured
-# how much a pixel of each class counts when a map pixel's 4x4 block votes: thin things would lose every vote
+# weight of a pixel of each class in the vote of a map pixel's 4x4 block: thin objects would lose every unweighted vote
 VOTES = (1, 1, 3, 1, 2)
 
 
@@ -60,7 +60,7 @@ class Truth:
     self.classes: list[str] = self.info["classes"]
     self.frame_count: int = self.info["frames"]
 
-  @lru_cache(maxsize=2)  # noqa: B019 - one Truth lives as long as its segment is looked at
+  @lru_cache(maxsize=2)  # noqa: B019 - a Truth is kept only while its segment is read
   def _chunk(self, n: int) -> dict[str, np.ndarray]:
     try:
       with np.load(self.dir / f"dense-{n:04d}.npz") as z:
@@ -73,9 +73,10 @@ class Truth:
     return TruthFrame(chunk["depth"][i].astype(np.float32), chunk["semantic"][i], chunk["instance"][i])
 
   def objects(self, segment_id: int) -> list[dict[str, Any]]:
-    """id, cls, box_view and box_camera of what is visible ([x0, y0, x1, y1] or None), visible_fraction, the share seen
-    of the pixels that it would fill in the view with nothing before it; occluded: less than half; position [x, y, z] of
-    its center on the road, size, yaw: in the calibrated frame; v_rel: its speed along the road less the car's, m/s."""
+    """id, cls, box_view and box_camera of what is visible ([x0, y0, x1, y1] or None), visible_fraction, its visible
+    pixels as a share of those that it would fill in the view with nothing in front of it; occluded: less than half;
+    position [x, y, z] of its center on the road, size, yaw: in the calibrated frame; v_rel: its speed along the road
+    less the car's, m/s."""
     return self._objects[segment_id]
 
   def lanes(self, segment_id: int) -> list[dict[str, Any]]:

@@ -39,7 +39,8 @@ from openpilot.tools.dgx.training.shards import DrivingClips, epoch_batches, mak
 from openpilot.tools.dgx.training.student import Student as DrivingStudent
 from openpilot.tools.learn.checkpoint import load_checkpoint, to_device
 from openpilot.tools.fair.distillation.batch import Batch, Batches, load
-from openpilot.tools.fair.distillation.data import Clips, task_of
+from openpilot.tools.fair.distillation.data import Clips
+from openpilot.tools.fair.tasks import task_of
 from openpilot.tools.fair.distillation.distill import digest, environment, split
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.trained import trained_on, union

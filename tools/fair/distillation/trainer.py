@@ -21,13 +21,14 @@ from tqdm import tqdm
 from openpilot.tools.learn.checkpoint import to_device
 from openpilot.tools.fair.distillation.batch import Batch, Batches, load
 from openpilot.tools.fair.distillation.config import Config, Stage
-from openpilot.tools.fair.distillation.data import Clips, task_of
+from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.samples import draw_samples
 from openpilot.tools.fair.distillation.soft_labels import DistillationTrainer as DistillationTrainer
 from openpilot.tools.fair.distillation.trained import Trained, union
 from openpilot.tools.learn.processes import anywhere, gathered, make_accelerator, said_once
 from openpilot.tools.fair.students.student import build
+from openpilot.tools.fair.tasks import task_of
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import atomic_path
 
@@ -252,7 +253,11 @@ class Run:
         sums[k], counts[k] = sums.get(k, 0.0) + float(v), counts.get(k, 0) + 1
       if a == 0:
         draw_samples(
-          self.out / "samples" / f"{self.step:06d}.png", batch, {k: v for k, v in out.items() if torch.is_tensor(v)}
+          self.out / "samples" / f"{self.step:06d}.png",
+          batch,
+          {k: v for k, v in out.items() if torch.is_tensor(v)},
+          self.config.tasks,
+          self.config.spec,
         )
     means = {k: v / counts[k] for k, v in sums.items()}
     tasks = {

@@ -4,14 +4,17 @@ on, and leaves what fairmodeld made of it.
 
 out/demo/overlay.mp4, rlog.zst (the route's log with the fair messages merged in), report.html and report.json."""
 
-import argparse
 import os
 import signal
 import subprocess
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+from openpilot.tools.lib.errors import above_zero
+from openpilot.tools.lib.options import option, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 START_TIMEOUT = 30.0  # s that fairmodeld may take from deviceState's `started` to its first fairState
@@ -43,21 +46,37 @@ def wait_for_fairmodeld(manager: subprocess.Popen) -> None:
     sm.close()
 
 
-def run(args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Options:
+  output: Path = option(ROOT / "out" / "demo", aliases=("--out",), help="the folder to fill; default: out/demo")
+  route: str | None = option(None, help="replay this route in place of a simulated one")
+  camera: str = option("road", choices=("road", "wide", "qcamera"), help="which video of the route")
+  data_dir: Path | None = option(None, help="the folder that holds the routes")
+  focal: float | None = option(
+    None, parse=above_zero, metavar="PX", help="focal length in pixels, of a camera that is none of comma's"
+  )
+  seconds: float = option(12.0, parse=above_zero, help="of the simulated drive, or at most of the route")
+  seed: int = option(2_000_003, help="which simulated drive")
+  time: str = option("day", choices=("day", "dusk", "night"), help="of the simulated drive")
+  bundle: Path | None = option(None, help="a bundle's folder; default: models/fair_unified_small")
+
+
+def run(args: Options) -> None:
   from openpilot.common.params import Params
   from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, find_bundle, load_bundle
   from openpilot.selfdrive.manager.process import die_with_parent
   from openpilot.tools.lib import python
   from openpilot.tools.lib.errors import UserError
   from openpilot.tools.replay.record import Recorder, merge
-  from openpilot.tools.lib.encode_index import VIDEOS
+  from openpilot.tools.lib.cameras import VIDEOS
   from openpilot.tools.replay.replay import Replay
-  from openpilot.tools.replay.report import measure, write_report
+  from openpilot.tools.replay.measure import measure
+  from openpilot.tools.replay.report import write_report
   from openpilot.tools.replay.show import show
   from openpilot.tools.replay.source import open_route
   from openpilot.tools.sim.write_route import write_route
 
-  out: Path = args.out
+  out: Path = args.output
   bundle = load_bundle(args.bundle) if args.bundle else find_bundle(None, MODELS_DIR)
   if args.bundle:
     os.environ["FAIR_MODELS_DIR"] = str(args.bundle.resolve().parent)
@@ -134,27 +153,13 @@ def end(number: int, _: object) -> NoReturn:
 
 
 def main() -> None:
-  from openpilot.tools.lib.errors import above_zero
-
   signal.signal(
     signal.SIGINT, signal.default_int_handler
   )  # ignored where a shell started us in the background; the processes below are stopped by it
   for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, end)
-  p = argparse.ArgumentParser(prog="demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  p.add_argument("--out", type=Path, default=ROOT / "out" / "demo")
-  p.add_argument("--route", help="replay this route in place of a simulated one")
-  p.add_argument("--camera", choices=["road", "wide", "qcamera"], default="road")
-  p.add_argument("--data-dir", type=Path, help="where routes lie")
-  p.add_argument(
-    "--focal", type=above_zero, metavar="PX", help="focal length in pixels, of a camera that is none of comma's"
-  )
-  p.add_argument("--seconds", type=above_zero, default=12.0, help="of the simulated drive, or at most of the route")
-  p.add_argument("--seed", type=int, default=2_000_003)
-  p.add_argument("--time", choices=["day", "dusk", "night"], default="day")
-  p.add_argument("--bundle", type=Path, help="a bundle's folder; default: models/fair_unified_small")
-  args = p.parse_args()
-  args.out.mkdir(parents=True, exist_ok=True)
+  args = parse(Options, __doc__, "demo")
+  args.output.mkdir(parents=True, exist_ok=True)
   # a life of its own: nothing of a running openpilot, or of the user's params, is touched
   with tempfile.TemporaryDirectory(prefix="fair-demo-") as params_root:
     os.environ |= {"OPENPILOT_PREFIX": f"demo-{os.getpid()}", "PARAMS_ROOT": params_root}

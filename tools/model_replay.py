@@ -12,7 +12,7 @@ model_replay                      every bundle in models/
 model_replay models/NAME --update the bundle's reference, made or made anew: look at the table first
 """
 
-import argparse
+from dataclasses import dataclass
 import base64
 import hashlib
 import io
@@ -31,6 +31,7 @@ from openpilot.cereal import messaging
 from openpilot.selfdrive.modeld.fair.bundle import MANIFEST, MODELS_DIR, Bundle, BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.publish import class_map_from_message, depth_from_message, mask_from_message
+from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.route import Route, Segment
@@ -316,21 +317,20 @@ def replay_bundle(
   return passed
 
 
+@dataclass(frozen=True)
+class Options:
+  bundles: tuple[Path, ...] = option((), positional=True, help="folders of bundles; default: all in models/")
+  update: bool = option(False, help="keep what they say now as the reference")
+  data: Path | None = option(None, help="folder with realdata/; default: FAIR_SHARED_DATA")
+  refs: Path = option(REFS, help="folder of the references; default: tools/replay/refs")
+  cache: Path = option(
+    CACHE,
+    help="where the simulated drive is kept; delete it after a change of the simulator; default: out/model_replay",
+  )
+
+
 def main() -> int:
-  p = argparse.ArgumentParser(
-    prog="model-replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  p.add_argument("bundles", nargs="*", type=Path, help="folders of bundles; default: all in models/")
-  p.add_argument("--update", action="store_true", help="keep what they say now as the reference")
-  p.add_argument("--data", type=Path, help="folder with realdata/; default: FAIR_SHARED_DATA")
-  p.add_argument("--refs", type=Path, default=REFS, help="folder of the references")
-  p.add_argument(
-    "--cache",
-    type=Path,
-    default=CACHE,
-    help="where the simulated drive is kept; delete it after a change of the simulator",
-  )
-  args = p.parse_args()
+  args = parse(Options, __doc__, "model-replay")
   bundles = [load_bundle(b) for b in args.bundles or sorted(m.parent for m in MODELS_DIR.glob(f"*/{MANIFEST}"))]
   if not bundles:
     raise UserError(f"no bundle in {MODELS_DIR}; name one")

@@ -163,10 +163,10 @@ case "$cmd" in
     cd "$ROOT"
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     if [ $# -gt 0 ]; then py pytest "$@"; fi
-    # fast ones first: what is broken shows in the first minute
+    # fast ones first: what is broken shows in the first minute. Two workers; a file's tests share what they set up
     status=0
-    "$VENV/bin/python" -m pytest -m "not slow" || status=$?
-    "$VENV/bin/python" -m pytest -m slow || status=$?
+    "$VENV/bin/python" -m pytest -n "${FAIR_TEST_WORKERS:-2}" --dist loadfile -m "not slow" || status=$?
+    "$VENV/bin/python" -m pytest -n "${FAIR_TEST_WORKERS:-2}" --dist loadfile -m slow || status=$?
     exit $status ;;
   lint) lint ;;
   replay) setup tools; py openpilot.tools.replay.replay "$@" ;;

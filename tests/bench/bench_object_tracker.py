@@ -27,7 +27,8 @@ from openpilot.tools.fair.sam.track import flow_of, looks_of
 from openpilot.tools.fair.sam.turn import turned
 from openpilot.tools.lib.errors import cli
 from openpilot.tools.sim.render import render
-from openpilot.tools.sim.world import VEHICLE, World
+from openpilot.tools.sim.layout import VEHICLE
+from openpilot.tools.sim.world import World
 
 FPS, W, H = 20, 512, 256
 HIDDEN = (5, 15, 40)

@@ -25,7 +25,7 @@ from openpilot.cereal import messaging
 from openpilot.cereal.visionipc import VisionIpcServer, VisionStreamType, nv12_info
 from openpilot.selfdrive.modeld.fair.artifact import ArtifactError
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, BundleError, load_bundle
-from openpilot.selfdrive.modeld.fair.compile import differences, sample_inputs
+from openpilot.selfdrive.modeld.fair.parity import differences, sample_inputs
 from openpilot.selfdrive.modeld.fair.machine import memory_mb
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
 from openpilot.selfdrive.modeld.fair.runners import RUNNERS, make_runner

@@ -5,7 +5,7 @@ chained pyramidal Lucas-Kanade (OpenCV) with RAFT's forward-backward check. Trut
 exact: the rendered depth, and the camera's motion. Judged as TAP-Vid does (tools/fair/evaluation/metrics.py, Tracks),
 and in pixels of the view.
 
-python tests/bench/bench_tracker.py [--seeds 3 5 8] [--time day] [--iters 8] [--scale 1] [--accept-licence CC-BY-NC-4.0]
+python tests/bench/bench_tracker.py [--seeds 3 5 8] [--time day] [--iters 8] [--scale 1] [--accept-license CC-BY-NC-4.0]
 [--weights raft-small.pth]"""
 
 import argparse
@@ -24,7 +24,7 @@ from openpilot.tools.fair.cotracker.lane_points import inside, road_grid
 from openpilot.tools.fair.cotracker.tracker import LaneTracker
 from openpilot.tools.fair.evaluation.metrics import Tracks
 from openpilot.tools.fair.registry import TEACHERS
-from openpilot.tools.fair.teacher import check_licence
+from openpilot.tools.fair.teacher import check_license
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.sim.points import FPS, STATIC, follow
 from openpilot.tools.sim.render import render
@@ -68,20 +68,20 @@ def trackers_here(args: argparse.Namespace) -> dict[str, Follow]:
   """Who can run, by name. Says of the others why not."""
   found: dict[str, Follow] = {}
 
-  def try_it(name: str, licence: str, make: Callable[[], Follow]) -> None:
+  def try_it(name: str, license: str, make: Callable[[], Follow]) -> None:
     try:
-      check_licence(name, licence, args.accept_licence)
+      check_license(name, license, args.accept_license)
       found[name] = make()
     except UserError as e:
       print(f"{name}: left out, {e}")
 
   try_it(
     "raft-tracker",
-    TEACHERS["raft-tracker"].licence,
+    TEACHERS["raft-tracker"].license,
     lambda: LaneTracker(args.weights, iters=args.iters, scale=args.scale).track_lane_points,
   )
   for name, mode in COTRACKERS.items():
-    try_it(name, TEACHERS[name].licence, lambda mode=mode: CoTracker(mode).track_lane_points)
+    try_it(name, TEACHERS[name].license, lambda mode=mode: CoTracker(mode).track_lane_points)
   return {**found, "Lucas-Kanade": lucas_kanade}
 
 
@@ -102,7 +102,7 @@ def main() -> None:
   parser.add_argument("--scale", type=int, default=1, help="pictures are enlarged by this before RAFT")
   parser.add_argument("--weights", help="raft-small.pth; else, as CoTracker's, where all weights are looked for")
   parser.add_argument(
-    "--accept-licence", action="append", default=[], metavar="LICENCE", help="of CoTracker: CC-BY-NC-4.0"
+    "--accept-license", action="append", default=[], metavar="LICENSE", help="of CoTracker: CC-BY-NC-4.0"
   )
   args = parser.parse_args()
   trackers = trackers_here(args)

@@ -100,6 +100,7 @@ INFOS = {
   "chroma over luma": {**GOOD, "uv_offset": STRIDE * (H - 1)},
   "narrow rows": {**GOOD, "stride": W - 1},
   "buffers too short": {**GOOD, "size": UV},
+  "one byte of chroma too short": {**GOOD, "size": UV + STRIDE * 16 - 1},
 }
 
 

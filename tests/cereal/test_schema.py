@@ -212,3 +212,10 @@ def test_services():
     )
   for old, new in RENAMED.items():
     assert old not in SERVICE_LIST and new in log.Event.schema.union_fields
+
+
+def test_services_are_upstreams():
+  """services.tsv is of the same openpilot as upstream.txt; ours lack what we never read, and have the fair ones."""
+  want = upstream.SERVICES.read_text().splitlines()
+  have = upstream.services_table({k: s for k, s in SERVICE_LIST.items() if not k.startswith("fair")}).splitlines()
+  assert len(have) == 55 and len(want) == 69 and sorted(set(have) - set(want)) == []

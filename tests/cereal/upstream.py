@@ -6,10 +6,12 @@ PYTHONPATH=. python tests/cereal/upstream.py [--write] OPENPILOT_DIR [LOG ...]
 
 --write makes upstream.txt anew, which test_schema.py reads: of each struct and enum that an Event can hold its id,
 name, size on the wire, how many members it has, and a digest of their ordinals, names, places, types, union tags and
-defaults. It holds no text of the schema."""
+defaults. It holds no text of the schema. services.tsv likewise: each service, whether it is logged, its rate in Hz,
+every how many go into the qlog (0: none), and the bytes of its queue."""
 
 import argparse
 import hashlib
+import runpy
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logreader import LogFile
 
 TABLE = Path(__file__).with_name("upstream.txt")
+SERVICES = Path(__file__).with_name("services.tsv")
 BITS = {
   "bool": 1,
   "int8": 8,
@@ -112,12 +115,24 @@ def load(folder: Path, *imports: Path) -> tuple[Any, Any]:
   return parser.load(str(folder / "log.capnp"), imports=[str(p) for p in imports]), parser
 
 
-def load_upstream(checkout: Path) -> tuple[Any, Any]:
+def cereal_of(checkout: Path) -> Path:
   folder = next(
     (f for f in (checkout / "openpilot" / "cereal", checkout / "cereal") if (f / "log.capnp").is_file()), None
   )
   if folder is None:
     raise UserError(f"{checkout} is no checkout of openpilot: no cereal/log.capnp")
+  return folder
+
+
+def services_table(services: dict[str, Any]) -> str:
+  return "".join(
+    f"{k}\t{s.should_log:d}\t{s.frequency:.6g}\t{s.decimation or 0}\t{s.queue_size:d}\n"
+    for k, s in sorted(services.items())
+  )
+
+
+def load_upstream(checkout: Path) -> tuple[Any, Any]:
+  folder = cereal_of(checkout)
   cars = [
     d
     for d in (folder, checkout / "opendbc_repo" / "opendbc" / "car", checkout / "opendbc" / "car")
@@ -204,6 +219,7 @@ def main() -> int:
     )
   if args.write:
     TABLE.write_text(table(upstream))
+    SERVICES.write_text(services_table(runpy.run_path(str(cereal_of(args.checkout) / "services.py"))["SERVICE_LIST"]))
   return 1 if found else 0
 
 

@@ -38,7 +38,7 @@ from openpilot.tools.replay import replay
 from openpilot.tools.replay.compare_logs import compare_logs
 from openpilot.tools.replay.overlay import Overlay
 from openpilot.tools.replay.record import is_fair, on_route_clock
-from openpilot.tools.replay.report import measure
+from openpilot.tools.replay.measure import measure
 from openpilot.tools.replay.source import usable
 from openpilot.tools.sim.messages import segment_messages
 from openpilot.tools.sim.world import World

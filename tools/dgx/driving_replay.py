@@ -8,7 +8,7 @@ tools/replay/process_replay.py does this with a bundle. What comes out can be lo
 (tools/replay/compare_logs.py); it asks for no lane change, and has neither action nor disengage predictions: it is not
 for driving. One camera feeds both views, as far as it reaches."""
 
-import argparse
+from dataclasses import dataclass
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor
 from openpilot.cereal import messaging
 from openpilot.selfdrive.modeld.fair.calibration import mounting
 from openpilot.selfdrive.modeld.fair.frames import CameraError, ModelFrame, camera_intrinsics
+from openpilot.tools.lib.options import option, parse
 from openpilot.tools.dgx.training.constants import (
   ACTION_T_LEN,
   DESIRE_LEN,
@@ -35,13 +36,13 @@ from openpilot.tools.dgx.training.constants import (
 )
 from openpilot.tools.dgx.training.history import History
 from openpilot.tools.dgx.training.teacher import LATERAL_DELAY, DrivingTeacher
-from openpilot.tools.lib.encode_index import VIDEOS
+from openpilot.tools.lib.cameras import VIDEOS
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.log_fields import TRAFFIC_SIDE
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Segment
 from openpilot.tools.replay.process_replay import PROCESSING_NS, CameraBuffer, logged_frames
-from openpilot.tools.replay.source import add_route_arguments, open_route
+from openpilot.tools.replay.source import RouteOptions, open_route
 
 PLAN = ("position", "velocity", "acceleration", "orientation", "orientationRate")  # three columns of the plan each
 
@@ -163,22 +164,22 @@ def driving_replay(
     yield msg.to_bytes()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(RouteOptions):
+  models: tuple[Path, ...] = option(
+    positional=True, metavar="MODEL.onnx", help="a supercombo, or a vision file and its policy"
+  )
+  output: Path = option(Path("out/driving_replay.zst"), aliases=("--out",), help="the log to write")
+
+
 def main() -> None:
-  p = argparse.ArgumentParser(
-    prog="driving_replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  add_route_arguments(p)
-  p.add_argument(
-    "models", type=Path, nargs="+", metavar="MODEL.onnx", help="a supercombo, or a vision file and its policy"
-  )
-  p.add_argument("--out", type=Path, default=Path("out/driving_replay.zst"))
-  args = p.parse_args()
+  args = parse(Options, __doc__, "driving_replay")
   segments, camera = open_route(args.route, args.data_dir, args.camera)
   if not any(getattr(s, VIDEOS[camera]) for s in segments):
     raise UserError(f"{args.route} has no video; a driving model needs camera frames")
-  model = DrivingModel(args.models)
-  n = write_log(args.out, driving_replay(segments, model, camera, args.start, args.seconds, focal=args.focal))
-  print(f"{args.out}: {n} modelV2 of {model.frames} frames by {model.name}, {model.invalid} invalid")
+  model = DrivingModel(list(args.models))
+  n = write_log(args.output, driving_replay(segments, model, camera, args.start, args.seconds, focal=args.focal))
+  print(f"{args.output}: {n} modelV2 of {model.frames} frames by {model.name}, {model.invalid} invalid")
 
 
 if __name__ == "__main__":

@@ -233,12 +233,12 @@ class DenseTeacher(nn.Module):
     name: str,
     model_id: str,
     checkpoint_hash: str,
-    licence: str,
+    license: str,
     device: str | torch.device | None,
     precision: str | None,
   ):
     super().__init__()
-    self.name, self.model_id, self.checkpoint_hash, self.licence = name, model_id, checkpoint_hash, licence
+    self.name, self.model_id, self.checkpoint_hash, self.license = name, model_id, checkpoint_hash, license
     self.where = choose_device(None if device is None else str(device), precision)
     self.labels: list[Label] = []
     self.view: tuple[int, int] | None = None

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Lists the teachers: what they label, under which licence, and whether their weights are here. Of those named, their
+"""Lists the teachers: what they label, under which license, and whether their weights are here. Of those named, their
 options too."""
 
 import argparse
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from openpilot.tools.fair.options import options_of
 from openpilot.tools.fair.registry import TEACHERS
 from openpilot.tools.fair.registry import find_entry
-from openpilot.tools.fair.teacher import LICENCES, Entry, find_weights, weight_dirs
+from openpilot.tools.fair.teacher import LICENSES, Entry, find_weights, weight_dirs
 from openpilot.tools.lib.errors import UserError, cli
 
 
@@ -30,8 +30,8 @@ def weights_here(entry: Entry) -> str:
     return "not here"
 
 
-def licence_of(entry: Entry) -> str:
-  return entry.licence + ("" if LICENCES.get(entry.licence, False) else " *")
+def license_of(entry: Entry) -> str:
+  return entry.license + ("" if LICENSES.get(entry.license, False) else " *")
 
 
 def main() -> None:
@@ -44,19 +44,19 @@ def main() -> None:
   )
   args = p.parse_args()
   if not args.names:
-    rows = [(name, licence_of(e), e.size, weights_here(e), e.says) for name, e in TEACHERS.items()]
-    print(columns([("teacher", "licence", "size", "weights", "labels"), *rows], right=(2,)))
+    rows = [(name, license_of(e), e.size, weights_here(e), e.says) for name, e in TEACHERS.items()]
+    print(columns([("teacher", "license", "size", "weights", "labels"), *rows], right=(2,)))
   for given in args.names:
     name, entry = find_entry(given)
     print(
-      f"{name}: {entry.says or 'an ONNX network'}; licence {licence_of(entry)}; weights {entry.weights or 'none'}: "
+      f"{name}: {entry.says or 'an ONNX network'}; license {license_of(entry)}; weights {entry.weights or 'none'}: "
       f"{weights_here(entry)}"
     )
     options = [(f"  --option {given}.{o.name}={o.default_text}", o.says) for o in options_of(given).values()]
     print(columns(options) if options else "  no options")
   print(
-    "\n* restricts use, of what learns from it too: read it, then add --accept-licence "
-    f"{'|'.join(k for k, free in LICENCES.items() if not free)}"
+    "\n* restricts use, of what learns from it too: read it, then add --accept-license "
+    f"{'|'.join(k for k, free in LICENSES.items() if not free)}"
   )
   print(
     f"weights are looked for in {', '.join(map(str, weight_dirs()))} and the hub's cache; FAIR_WEIGHTS names more "

@@ -17,7 +17,7 @@ from openpilot.tools.lib.errors import UserError
 KINDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 # what the registry or another flag says; model_size and registers: the weights say it
-NOT_OPTIONS = ("name", "entry", "path", "weights", "licence", "device", "model_size", "registers")
+NOT_OPTIONS = ("name", "entry", "path", "weights", "license", "device", "model_size", "registers")
 
 
 @dataclass(frozen=True)

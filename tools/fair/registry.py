@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from openpilot.tools.fair.teacher import Entry, Teacher, check_licence, find_weights
+from openpilot.tools.fair.teacher import Entry, Teacher, check_license, find_weights
 from openpilot.tools.lib.errors import UserError
 
 TEACHERS: dict[str, Entry] = {
@@ -318,9 +318,9 @@ def load_teacher(
   """A teacher by its registry name, or an ONNX network by its description (*.yaml; tools/fair/onnx). options override
   the entry's.
 
-  Raises UserError on an unknown name, missing weights, a licence not accepted."""
+  Raises UserError on an unknown name, missing weights, a license not accepted."""
   name, entry = find_entry(name)
-  check_licence(name, entry.licence, accepted)
+  check_license(name, entry.license, accepted)
   path = find_weights(entry.weights, weights, download) if entry.weights else None
   make, accepted = maker_of(name, entry), tuple(accepted)
   if getattr(make, "ASKS_OTHERS", False):  # what holds for it holds for its helpers

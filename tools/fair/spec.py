@@ -187,7 +187,7 @@ class StudentSpec:
   size: str
   backbone: str | None = None
   input: InputSpec = field(default_factory=InputSpec)
-  classes: ClassSet = field(default_factory=lambda: road_classes())
+  classes: ClassSet = field(default_factory=lambda: read_classes(ROAD))
 
   @property
   def name(self) -> str:

@@ -1,5 +1,5 @@
 """What a teacher is: a clip of frames in, named labels out. And what all teachers share: where weights are looked for,
-and licences that must be accepted.
+and licenses that must be accepted.
 
 Nothing here imports torch, so that `tools/op.sh teachers` answers at once."""
 
@@ -17,7 +17,7 @@ from openpilot.tools.lib.errors import UserError
 
 # what stands behind a model's weights; True: free to use for any purpose, False: shown, and to be accepted by name
 # before use
-LICENCES = {
+LICENSES = {
   "Apache-2.0": True,
   "MIT": True,
   "BSD-3-Clause": True,
@@ -66,7 +66,7 @@ class Teacher(Protocol):
   name: str
   model_id: str  # hub id or file, for people
   checkpoint_hash: str  # sha256 of the weights
-  licence: str  # of LICENCES
+  license: str  # of LICENSES
   labels: list[Label]  # may be known only after `prepare`
   stateful: bool  # frames must come in order, `state` goes from one call to the next
 
@@ -93,7 +93,7 @@ class Entry:
 
   make: str  # module:callable, called with (name, entry, weights path or None, **options) -> Teacher
   weights: str  # file name, or hub id 'owner/name'; "" where there are none
-  licence: str
+  license: str
   size: str  # parameters
   says: str  # what it labels, for people
   options: dict[str, Any] = field(default_factory=dict)
@@ -155,11 +155,14 @@ def hash_weights(path: Path) -> str:
   return h.hexdigest()
 
 
-def check_licence(name: str, licence: str, accepted: Iterable[str]) -> None:
-  """Raises UserError where the licence restricts use and was not accepted."""
-  if not LICENCES.get(licence, False) and licence not in accepted:
-    what = f"teacher '{name}' is under the licence {licence}, which restricts use of it and of what learns from it"
-    raise UserError(f"{what}; read it, then add --accept-licence {licence}")
+def check_license(name: str, license: str, accepted: Iterable[str]) -> None:
+  """Raises UserError where the license restricts use and was not accepted."""
+  if not LICENSES.get(license, False) and license not in accepted:
+    what = f"teacher '{name}' is under the license {license}, which restricts use of it and of what learns from it"
+    raise UserError(f"{what}; read it, then add --accept-license {license}")
+
+
+LICENCES, check_licence = LICENSES, check_license  # former names
 
 
 def check_least(name: str, least: float, **values: float) -> None:
@@ -169,14 +172,14 @@ def check_least(name: str, least: float, **values: float) -> None:
       raise UserError(f"teacher '{name}': {key} is {value}; at least {least}")
 
 
-def joint_licence(name: str, own: str, other: str) -> str:
+def joint_license(name: str, own: str, other: str) -> str:
   """Of what two teachers label together: that one which restricts use. Raises UserError where both do, each in its
   way."""
-  restricts = sorted({x for x in (own, other) if not LICENCES.get(x, False)})
+  restricts = sorted({x for x in (own, other) if not LICENSES.get(x, False)})
   if len(restricts) > 1:
     raise UserError(
-      f"teacher '{name}' would be under the licences {' and '.join(restricts)} at once; choose a helper under another "
-      "licence"
+      f"teacher '{name}' would be under the licenses {' and '.join(restricts)} at once; choose a helper under another "
+      "license"
     )
   return restricts[0] if restricts else own
 

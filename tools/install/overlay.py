@@ -5,13 +5,14 @@ files.
 All of it is planned first and written only where it fits. Run it again after a merge of upstream; it changes nothing
 where nothing is out of date."""
 
-import argparse
+from dataclasses import dataclass
 from collections import Counter
 from pathlib import Path
 
+from openpilot.tools.lib.options import option, parse
 from openpilot.tools.install.layout import find_layout
 from openpilot.tools.install.plan import Plan, carry_out, plan_overlay, plan_uninstall
-from openpilot.tools.lib.errors import cli
+from openpilot.tools.lib.errors import UserError, cli
 
 
 def tell(plan: Plan, would: bool) -> None:
@@ -30,28 +31,29 @@ def tell(plan: Plan, would: bool) -> None:
     print(f"  note: {note}")
 
 
-def main() -> int:
-  p = argparse.ArgumentParser(prog="overlay", description=__doc__)
-  p.add_argument("path", type=Path, help="an openpilot checkout, of March 2025 or newer")
-  p.add_argument(
-    "--bundle",
-    action="append",
+@dataclass(frozen=True)
+class Options:
+  path: Path = option(positional=True, help="an openpilot checkout, of March 2025 or newer")
+  bundle: tuple[str, ...] = option(
+    (),
     metavar="NAME",
     help="a bundle of models/, or a folder (with a slash in it); may be given again; default: what is laid already, at "
     "first the default one",
   )
-  p.add_argument(
-    "--check",
-    action="store_true",
-    help="write nothing, say what would be done; exit code 0: all is up to date, 1: something is to do, 2: it cannot "
+  check: bool = option(
+    False,
+    help="write nothing, print what would be done; exit code 0: all is up to date, 1: something is to do, 2: it cannot "
     "be done",
   )
-  p.add_argument("--uninstall", action="store_true", help="take all of it out again")
-  args = p.parse_args()
+  uninstall: bool = option(False, help="take all of it out again")
+
+
+def main() -> int:
+  args = parse(Options, __doc__, "overlay")
   if args.uninstall and args.bundle:
-    p.error("--uninstall takes all bundles out; leave --bundle away")
+    raise UserError("--uninstall takes all bundles out; leave --bundle away")
   layout = find_layout(args.path)
-  plan = plan_uninstall(layout) if args.uninstall else plan_overlay(layout, args.bundle)
+  plan = plan_uninstall(layout) if args.uninstall else plan_overlay(layout, list(args.bundle) or None)
   if not plan.changes:
     print(f"nothing to do: {'nothing is laid' if args.uninstall else 'all is up to date'} in {args.path}")
     return 0

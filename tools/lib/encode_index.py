@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from openpilot.tools.lib.cameras import INDEX_SERVICES, VIDEOS
 from openpilot.tools.lib.errors import UserError, warn
 from openpilot.tools.lib.framereader import FrameReader
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.route import Segment
 
-SERVICES = {"road": "narrowRoadEncodeIdx", "wide": "wideRoadEncodeIdx", "qcamera": "qNarrowRoadEncodeIdx"}
-VIDEOS = {"road": "fcamera", "wide": "ecamera", "qcamera": "qcamera"}
 SECOND = 1_000_000_000  # ns
 TS_WRAP = 2**33 / 90_000  # s, after which an MPEG-TS counts from 0 again
 LATEST = 2**62  # ns; times beyond are damaged
@@ -40,7 +39,7 @@ def encode_index(segment: Segment, camera: str = "road") -> list[EncodeEntry]:
   has no index of this segment, or the segment no log."""
   if segment.log_path is None:
     raise UserError(f"segment {segment.name} has no log, so its frames have no times; play the video file by itself")
-  services = [SERVICES[camera]] + (["narrowRoadEncodeIdx"] if camera == "qcamera" else [])
+  services = [INDEX_SERVICES[camera]] + (["narrowRoadEncodeIdx"] if camera == "qcamera" else [])
   rows: dict[str, list[tuple[EncodeEntry, int]]] = {s: [] for s in services}
   reader = LogReader([segment.log_path], services=services)
   for event in reader:

@@ -12,9 +12,11 @@ from collections.abc import Callable
 BROKEN_PIPE = 141  # as a program that SIGPIPE ends
 
 
-def plain(text: str) -> str:
-  """text on one line, control characters (a file's name may hold escape codes) spelled out."""
-  return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+def printable(text: object, most: int | None = None) -> str:
+  """A text as it may go to a terminal: on one line, control characters (a file's name may hold escape codes) spelled
+  out, of more than `most` characters the beginning and the end."""
+  plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(text).split()))
+  return plain if most is None or len(plain) <= most else plain[: most // 2] + "..." + plain[-most // 3 :]
 
 
 _said: set[str] = set()
@@ -25,7 +27,7 @@ def warn(text: str) -> None:
   times by one command."""
   if text not in _said:
     _said.add(text)
-    print(f"warning: {plain(text)}", file=sys.stderr)
+    print(f"warning: {printable(text)}", file=sys.stderr)
 
 
 class UserError(Exception):
@@ -154,7 +156,7 @@ def cli(main: Callable[..., int | None], extra: tuple[type[Exception], ...] = ()
 
 
 def _say(what: str) -> int:
-  print(f"error: {plain(what)}", file=sys.stderr)
+  print(f"error: {printable(what)}", file=sys.stderr)
   return 2
 
 

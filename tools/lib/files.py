@@ -19,17 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.tools.lib.errors import SYSTEM, UserError, system_errno
+from openpilot.tools.lib.errors import SYSTEM, UserError, printable, system_errno
 
 MB = 1 << 20
 JSON_LIMIT, YAML_LIMIT, ARRAYS_LIMIT = 256 * MB, MB, 1024 * MB
 MANY = 10_000_000  # entries of one table or list
-
-
-def printable(text: object, most: int = 200) -> str:
-  """A name or text of a file as it may go to a terminal: one line, no escape codes, not endless."""
-  plain = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-  return plain if len(plain) <= most else plain[: most // 2] + "..." + plain[-most // 3 :]
+LONG = 200  # characters of a name in a message
 
 
 def ordinary(path: str | Path, limit: float = math.inf) -> Path:
@@ -37,10 +32,20 @@ def ordinary(path: str | Path, limit: float = math.inf) -> Path:
   Raises FileNotFoundError, UserError."""
   about = os.stat(path)
   if not stat.S_ISREG(about.st_mode):
-    raise UserError(f"{printable(path)} is no ordinary file; copy the file itself")
+    raise UserError(f"{printable(path, LONG)} is no ordinary file; copy the file itself")
   if about.st_size > limit:
-    raise UserError(f"{printable(path)} has {about.st_size} bytes, more than the {limit:.0f} that such a file may have")
+    raise UserError(
+      f"{printable(path, LONG)} has {about.st_size} bytes, more than the {limit:.0f} that such a file may have"
+    )
   return Path(path)
+
+
+def ordinary_size(path: str | Path) -> int:
+  """Bytes of an ordinary file. Raises UserError where it is none, or not there."""
+  try:
+    return ordinary(path).stat().st_size
+  except (OSError, ValueError) as e:
+    raise UserError(f"cannot read {printable(path, LONG)}: {getattr(e, 'strerror', None) or e}") from None
 
 
 def read_bytes(path: str | Path, limit: int = JSON_LIMIT) -> bytes:
@@ -48,7 +53,7 @@ def read_bytes(path: str | Path, limit: int = JSON_LIMIT) -> bytes:
   with open(ordinary(path, limit), "rb") as f:
     data = f.read(limit + 1)
   if len(data) > limit:  # it grew
-    raise UserError(f"{printable(path)} has over {limit} bytes, more than such a file may have")
+    raise UserError(f"{printable(path, LONG)} has over {limit} bytes, more than such a file may have")
   return data
 
 
@@ -77,7 +82,7 @@ def read_yaml(path: str | Path, limit: int = YAML_LIMIT) -> Any:
   except RecursionError:
     raise ValueError("it is nested too deeply") from None
   except yaml.YAMLError as e:
-    raise ValueError(printable(e)) from None
+    raise ValueError(printable(e, LONG)) from None
 
 
 def read_header(f: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -104,14 +109,16 @@ def read_arrays(path: str | Path, limit: int = ARRAYS_LIMIT) -> dict[str, np.nda
         with z.open(member) as f:
           shape, dtype = read_header(f)
         if dtype.hasobject or min(shape, default=0) < 0:
-          raise ValueError(f"{printable(member.filename)} holds objects, which are code, or is of an impossible shape")
+          raise ValueError(
+            f"{printable(member.filename, LONG)} holds objects, which are code, or is of an impossible shape"
+          )
         total += math.prod(shape) * dtype.itemsize
         if total > limit:
-          raise UserError(f"{printable(path)} holds arrays of over {limit} bytes, more than such a file may have")
+          raise UserError(f"{printable(path, LONG)} holds arrays of over {limit} bytes, more than such a file may have")
     with np.load(path, allow_pickle=False) as arrays:
       return dict(arrays)
   except (zipfile.BadZipFile, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.zlib.error) as e:  # type: ignore[attr-defined]
-    raise ValueError(f"it is no whole .npz ({printable(e)})") from None
+    raise ValueError(f"it is no whole .npz ({printable(e, LONG)})") from None
 
 
 # *** writing ***

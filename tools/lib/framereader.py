@@ -15,7 +15,7 @@ import numpy as np
 
 from openpilot.tools.lib import hevc
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.unpack import check_file
+from openpilot.tools.lib.files import ordinary_size
 
 CACHE_BYTES = 256 * 1024 * 1024  # of decoded groups
 MAX_BYTES = 2**32  # of a raw HEVC file, which is read whole
@@ -61,7 +61,7 @@ class FrameReader:
     self.path, self.pix_fmt, self.threads = Path(path), pix_fmt, threads
     if not self.path.exists():
       raise UserError(f"no video at {self.path}")
-    size = check_file(self.path)
+    size = ordinary_size(self.path)
     self.raw = self.path.suffix.lower() in RAW_SUFFIXES
     if not size or (self.raw and size > MAX_BYTES):
       raise UserError(f"{self.path} is {'empty' if not size else 'too large'}; leave this segment out")
@@ -316,7 +316,7 @@ def picture_size(path: Path) -> tuple[int, int] | None:
   """(width, height) of a video's frames, None where it cannot be read. Decodes its first pictures; only where they are
   damaged the whole file is looked at."""
   try:
-    if check_file(path):
+    if ordinary_size(path):
       raw = path.suffix.lower() in RAW_SUFFIXES
       with av.open(str(path), format="hevc" if raw else None, options=OPTIONS) as c:
         frame = next(c.decode(video=0))

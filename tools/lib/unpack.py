@@ -1,13 +1,13 @@
 """Logs' files -> bytes: zstd or bz2 or plain, of any number of frames, in bounded memory."""
 
 import bz2
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import zstandard
 
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.files import ordinary_size
 
 ZSTD_MAGIC, BZ2_MAGIC = b"\x28\xb5\x2f\xfd", b"BZh"
 MAX_BYTES, SMALL_BYTES, MAX_RATIO = (
@@ -20,21 +20,10 @@ CAREFUL = 4096  # zstd makes at most 128 KiB of each 4 bytes
 BLOCK = 1 << 17  # what a block of zstd holds at most
 
 
-def check_file(path: Path) -> int:
-  """Size of a file, bytes. Raises UserError where it is none: a named pipe or a device could be read for ever."""
-  try:
-    info = path.stat()
-  except (OSError, ValueError) as e:
-    raise UserError(f"cannot read {str(path)[:200]}: {getattr(e, 'strerror', None) or e}") from None
-  if not stat.S_ISREG(info.st_mode):
-    raise UserError(f"{path} is no regular file; name a log or a video")
-  return info.st_size
-
-
 def decompress(path: Path) -> tuple[bytes, str]:
   """-> the log's bytes, and what was wrong with the file's end ("" if nothing). Raises UserError where nothing can be
   read, or where it would take more memory than a log of its size ever does."""
-  size = check_file(path)
+  size = ordinary_size(path)
   if size > MAX_BYTES:
     raise UserError(
       f"{path} has {size >> 20} MiB; a log of more than {MAX_BYTES >> 20} MiB is not read: split it into segments"
@@ -63,7 +52,7 @@ def decompress(path: Path) -> tuple[bytes, str]:
 
 def head(path: Path, size: int = 1 << 16) -> bytes:
   """About so many of a log's first bytes, for a look. Raises UserError where there are none."""
-  if not check_file(path):
+  if not ordinary_size(path):
     raise UserError(f"{path} is empty")
   with open(path, "rb") as f:
     dat = f.read(size)

@@ -2,7 +2,7 @@
 """Says where two logs differ: first in number and order of messages, then field by field. Exit code 0: the same, 1:
 they differ."""
 
-import argparse
+from dataclasses import dataclass
 import math
 import re
 from collections import Counter
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.errors import cli
 from openpilot.tools.lib.guard import DAMAGE, open_event
 from openpilot.tools.lib.logreader import TAG_NAMES, LogReader
@@ -88,18 +89,18 @@ def compare_logs(
   return lines
 
 
-def main() -> int:
-  p = argparse.ArgumentParser(prog="compare-logs", description=__doc__)
-  p.add_argument("a", type=Path)
-  p.add_argument("b", type=Path)
-  p.add_argument(
-    "--ignore",
-    default="",
-    metavar="FIELDS",
-    help="comma-separated field paths, e.g. logMonoTime,fairState.rate; machine: all times and memory",
+@dataclass(frozen=True)
+class Options:
+  a: Path = option(positional=True, help="a log")
+  b: Path = option(positional=True, help="the log to compare it with")
+  ignore: str = option(
+    "", metavar="FIELDS", help="comma-separated fields, as logMonoTime,fairState.rate; machine: all times and memory"
   )
-  p.add_argument("--tolerance", type=float, default=0.0, help="of floats, absolute and relative")
-  args = p.parse_args()
+  tolerance: float = option(0.0, help="of floats, absolute and relative")
+
+
+def main() -> int:
+  args = parse(Options, __doc__, "compare-logs")
   ignored = [f for f in args.ignore.split(",") if f]
   if "machine" in ignored:
     ignored += MACHINE_FIELDS

@@ -2,7 +2,7 @@
 """Drives fairmodeld's model over a route without clock or sockets: the same route and bundle give the same bytes every
 time. Execution times are zero."""
 
-import argparse
+from dataclasses import dataclass
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +18,15 @@ from openpilot.selfdrive.modeld.fair.worker import STATE_PERIOD
 from openpilot.selfdrive.modeld.fair.frames import CameraError
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.schedule import Verdict
-from openpilot.tools.lib.encode_index import VIDEOS, EncodeEntry
+from openpilot.tools.lib.cameras import STATE_SERVICES, VIDEOS
+from openpilot.tools.lib.options import option, parse
+from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.guard import read_all
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Segment
-from openpilot.tools.replay.source import STATE_SERVICES, add_route_arguments, fill_nv12, frames, open_route
+from openpilot.tools.replay.source import RouteOptions, fill_nv12, frames, open_route
 
 PROCESSING_NS = 20_000_000  # stands for the time that fairmodeld takes
 
@@ -154,23 +156,23 @@ def models_by_frame(reader: LogReader) -> Iterator[tuple[int, Any]]:
       yield frame_id, m
 
 
-def main() -> None:
-  p = argparse.ArgumentParser(prog="process-replay", description=__doc__)
-  add_route_arguments(p)
-  p.add_argument("--bundle", type=Path, help="a bundle's folder; default: models/fair_unified_small")
-  p.add_argument(
-    "--small",
-    action="store_true",
-    help="what goes into a car's log without the param FairLogDense: no masks, nearest objects, few lane points",
+@dataclass(frozen=True)
+class Options(RouteOptions):
+  bundle: Path | None = option(None, help="a bundle's folder; default: models/fair_unified_small")
+  small: bool = option(
+    False, help="what goes into a car's log without the param FairLogDense: no masks, nearest objects, few lane points"
   )
-  p.add_argument("--out", type=Path, default=Path("out/process_replay.zst"))
-  args = p.parse_args()
+  output: Path = option(Path("out/process_replay.zst"), aliases=("--out",), help="the log to write")
+
+
+def main() -> None:
+  args = parse(Options, __doc__, "process-replay")
   segments, camera = open_route(args.route, args.data_dir, args.camera)
   if not any(getattr(s, VIDEOS[camera]) for s in segments):
     raise UserError(f"{args.route} has no video; fairmodeld needs camera frames")
   model = FairModel(load_bundle(args.bundle) if args.bundle else find_bundle(None, MODELS_DIR), dense=not args.small)
-  n = write_log(args.out, process_replay(segments, model, camera, args.start, args.seconds, focal=args.focal))
-  print(f"{args.out}: {n} messages of {model.frames} frames by {model.bundle.name}, {model.invalid} invalid")
+  n = write_log(args.output, process_replay(segments, model, camera, args.start, args.seconds, focal=args.focal))
+  print(f"{args.output}: {n} messages of {model.frames} frames by {model.bundle.name}, {model.invalid} invalid")
 
 
 if __name__ == "__main__":

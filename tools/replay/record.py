@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Keeps what fairmodeld says: a log of the live fair* messages, and the merging of such a log into the route's own."""
 
-import argparse
+from dataclasses import dataclass
 import heapq
 import signal
 import threading
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from openpilot.cereal import messaging
 from openpilot.cereal.services import SERVICE_LIST
+from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.errors import cli
 from openpilot.tools.lib.guard import Guard, open_event
 from openpilot.tools.lib.logreader import LATEST, TAG_NAMES, LogReader
@@ -81,11 +82,14 @@ def is_fair(tag: int) -> bool:
   return TAG_NAMES[tag] in FAIR
 
 
+@dataclass(frozen=True)
+class Options:
+  output: Path = option(positional=True, help="the log to write: .zst, .bz2 or raw")
+  seconds: float | None = option(None, help="stop after so many; else Ctrl-C ends and writes")
+
+
 def main() -> None:
-  p = argparse.ArgumentParser(prog="record", description=__doc__)
-  p.add_argument("out", type=Path, help="the log to write: .zst, .bz2 or raw")
-  p.add_argument("--seconds", type=float, help="stop by itself; else Ctrl-C ends and writes")
-  args = p.parse_args()
+  args = parse(Options, __doc__, "record")
   recorder, stop = Recorder(), threading.Event()
   for sig in (signal.SIGINT, signal.SIGTERM):
     signal.signal(sig, lambda *_: stop.set())
@@ -93,8 +97,8 @@ def main() -> None:
   end = time.monotonic() + args.seconds if args.seconds else None
   while not stop.wait(0.2) and (end is None or time.monotonic() < end):
     pass
-  n = write_log(args.out, recorder.stop())
-  print(f"{args.out}: {n} messages")
+  n = write_log(args.output, recorder.stop())
+  print(f"{args.output}: {n} messages")
 
 
 if __name__ == "__main__":

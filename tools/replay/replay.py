@@ -6,7 +6,6 @@ Frames are joined to the log by frameId and segmentId, and sent when the log say
 messages and managerState in the log are left out, since fairmodeld and the manager beside this make new ones. A segment
 without video plays its messages; a video without log plays at its own rate, uncalibrated."""
 
-import argparse
 import heapq
 import math
 import os
@@ -25,22 +24,15 @@ from tqdm import tqdm
 from openpilot.cereal import messaging
 from openpilot.cereal.services import SERVICE_LIST, service_name
 from openpilot.cereal.visionipc import VisionIpcServer
-from openpilot.tools.lib.encode_index import SERVICES as INDEX_SERVICES, VIDEOS, EncodeEntry
-from openpilot.tools.lib.errors import UserError, above_zero, cli, plain, warn
+from openpilot.tools.lib.cameras import INDEX_SERVICES, STATE_SERVICES, STREAMS, VIDEOS
+from openpilot.tools.lib.options import option, parse
+from openpilot.tools.lib.encode_index import EncodeEntry
+from openpilot.tools.lib.errors import UserError, above_zero, cli, printable, warn
 from openpilot.tools.lib.framereader import picture_size
 from openpilot.tools.lib.guard import Guard, is_sound, open_event
 from openpilot.tools.lib.logreader import TAG_NAMES, LogReader
 from openpilot.tools.lib.route import Segment
-from openpilot.tools.replay.source import (
-  STATE_SERVICES,
-  STREAMS,
-  KnownCamera,
-  add_route_arguments,
-  choose_camera,
-  fill_nv12,
-  frames,
-  open_route,
-)
+from openpilot.tools.replay.source import KnownCamera, RouteOptions, choose_camera, fill_nv12, frames, open_route
 
 BUFFERS = 20
 AHEAD = 8  # frames decoded before they are due
@@ -200,7 +192,7 @@ class Replay:
     """Plays to the end, or until stop is set. warm_up: seconds that subscribers get to connect, deviceState alive
     meanwhile."""
     self.last_time = self.last_id = 0  # as sent
-    name = plain(self.segments[0].route)
+    name = printable(self.segments[0].route)
     bar = tqdm(
       total=None,
       desc=f"replay {name}",
@@ -333,16 +325,18 @@ def names(text: str | None) -> list[str] | None:
   return None if text is None else [s for s in text.replace(" ", "").split(",") if s]
 
 
+@dataclass(frozen=True)
+class Options(RouteOptions):
+  speed: float = option(1.0, parse=above_zero, metavar="X", help="times as fast as it was recorded")
+  loop: bool = option(False, help="begin again at the end; times and frame ids go on")
+  allow: str | None = option(None, metavar="SERVICES", help="publish only these, comma-separated, in either spelling")
+  block: str | None = option(None, metavar="SERVICES", help="do not publish these")
+  no_vipc: bool = option(False, help="messages only")
+  prefix: str | None = option(None, help="OPENPILOT_PREFIX to publish under")
+
+
 def main() -> None:
-  p = argparse.ArgumentParser(prog="replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  add_route_arguments(p)
-  p.add_argument("--speed", type=above_zero, default=1.0, metavar="X")
-  p.add_argument("--loop", action="store_true", help="begin again at the end; times and frame ids go on")
-  p.add_argument("--allow", metavar="SERVICES", help="publish only these, comma-separated, in either spelling")
-  p.add_argument("--block", metavar="SERVICES", help="do not publish these")
-  p.add_argument("--no-vipc", action="store_true", help="messages only")
-  p.add_argument("--prefix", help="OPENPILOT_PREFIX to publish under")
-  args = p.parse_args()
+  args = parse(Options, __doc__, "replay")
   if args.prefix is not None:
     os.environ["OPENPILOT_PREFIX"] = args.prefix
   segments, camera = open_route(args.route, args.data_dir, args.camera)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Renders an overlay video from a log with fair* messages and the route's video; overlay.py draws."""
 
-import argparse
+from dataclasses import dataclass
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from openpilot.tools.lib.cameras import CAMERAS
+from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.errors import UserError, above_zero, cli
 from openpilot.tools.lib.guard import Guard
 from openpilot.tools.lib.logreader import LogReader
@@ -16,7 +18,7 @@ from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.route import Segment
 from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.replay.overlay import ABOUT, Overlay
-from openpilot.tools.replay.source import CAMERAS, frames, open_route
+from openpilot.tools.replay.source import frames, open_route
 
 LOGGED = [*ABOUT, "fairState", "modelV2", "carState", "extrinsicsCalibration", "deviceState", "narrowRoadCameraState"]
 
@@ -102,28 +104,31 @@ def show(
   return n, kept[step // 2 :: step][:keep] if keep else []
 
 
-def main() -> None:
-  p = argparse.ArgumentParser(prog="show", description=__doc__)
-  p.add_argument("log", type=Path, nargs="+", help="log with fair messages, from record, process-replay or the demo")
-  p.add_argument(
-    "--route",
-    required=True,
-    help="the route that was replayed: its video, and where the log has none its calibration and speed",
+@dataclass(frozen=True)
+class Options:
+  log: tuple[Path, ...] = option(
+    positional=True, help="logs with fair messages, from record, process-replay or the demo"
   )
-  p.add_argument("--data-dir", type=Path)
-  p.add_argument("--camera", choices=CAMERAS, default="road")
-  p.add_argument("--out", type=Path, default=Path("out/overlay.mp4"))
-  p.add_argument("--focal", type=above_zero, metavar="PX", help="as the replay was given it")
-  p.add_argument("--frames", type=int, help="at most so many")
-  args = p.parse_args()
+  route: str = option(
+    help="the route that was replayed: its video, and where the log has none its calibration and speed"
+  )
+  data_dir: Path | None = option(None, help="the folder that holds the routes")
+  camera: str = option("road", choices=CAMERAS, help="which video was replayed")
+  output: Path = option(Path("out/overlay.mp4"), aliases=("--out",), help="the video to write")
+  focal: float | None = option(None, parse=above_zero, metavar="PX", help="as the replay was given it")
+  frames: int | None = option(None, help="at most so many")
+
+
+def main() -> None:
+  args = parse(Options, __doc__, "show")
   segments, camera = open_route(args.route, args.data_dir, args.camera)
   logs = list(args.log)
   if not any(
     True for _ in LogReader(logs, services=["carState"])
   ):  # fair messages alone: the rest comes from the route
     logs += [s.log_path for s in segments if s.log_path is not None]
-  n, _ = show(logs, segments, camera, args.out, args.frames, focal=args.focal)
-  print(f"{args.out}: {n} frames")
+  n, _ = show(logs, segments, camera, args.output, args.frames, focal=args.focal)
+  print(f"{args.output}: {n} frames")
 
 
 if __name__ == "__main__":

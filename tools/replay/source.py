@@ -1,29 +1,21 @@
 """What plays: a route's usable segments, its camera, and the frames of its video joined to the log."""
 
-import argparse
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
 import numpy as np
 
-from openpilot.cereal.visionipc import VisionStreamType
 from openpilot.common.transformations.model import MEDMODEL_CY, MEDMODEL_INPUT_SIZE
-from openpilot.tools.lib.encode_index import VIDEOS, EncodeEntry, encode_index, join, synthetic_index
+from openpilot.tools.lib.cameras import CAMERAS, VIDEOS
+from openpilot.tools.lib.options import option
+from openpilot.tools.lib.encode_index import EncodeEntry, encode_index, join, synthetic_index
 from openpilot.tools.lib.errors import UserError, above_zero, not_negative, warn
 from openpilot.tools.lib.framereader import FrameReader, picture_size
 from openpilot.tools.lib.logreader import is_log
 from openpilot.tools.lib.route import Route, Segment
-
-CAMERAS = tuple(VIDEOS)
-STATE_SERVICES = {"road": "narrowRoadCameraState", "qcamera": "narrowRoadCameraState", "wide": "wideRoadCameraState"}
-STREAMS = {
-  "road": VisionStreamType.VISION_STREAM_NARROW_ROAD,
-  "qcamera": VisionStreamType.VISION_STREAM_NARROW_ROAD,
-  "wide": VisionStreamType.VISION_STREAM_WIDE_ROAD,
-}
 
 
 def open_route(name: str | Path, data_dir: Path | None, camera: str) -> tuple[list[Segment], str]:
@@ -231,16 +223,19 @@ def fill_nv12(frame: np.ndarray, out: np.ndarray, stride: int, uv_offset: int) -
   return out
 
 
-def add_route_arguments(p: argparse.ArgumentParser) -> None:
-  p.add_argument(
-    "route",
+@dataclass(frozen=True)
+class RouteOptions:
+  """Which route a command reads, and which part of it."""
+
+  route: str = option(
+    positional=True,
     help="a folder with segments, one segment's folder, a route's name (with --data-dir), or a video; /2 or /2:5 at "
     "its end picks segments",
   )
-  p.add_argument("--data-dir", type=Path, help="where routes lie")
-  p.add_argument("--camera", choices=CAMERAS, default="road", help="which video plays (qcamera: as road camera)")
-  p.add_argument("--start", type=not_negative, default=0.0, metavar="S", help="seconds into the route")
-  p.add_argument("--seconds", type=above_zero, help="stop after so many seconds of the route")
-  p.add_argument(
-    "--focal", type=above_zero, metavar="PX", help="focal length in pixels, of a camera that is none of comma's"
+  data_dir: Path | None = option(None, help="the folder that holds the routes")
+  camera: str = option("road", choices=CAMERAS, help="which video plays (qcamera: as road camera)")
+  start: float = option(0.0, parse=not_negative, metavar="S", help="seconds into the route")
+  seconds: float | None = option(None, parse=above_zero, help="stop after so many seconds of the route")
+  focal: float | None = option(
+    None, parse=above_zero, metavar="PX", help="focal length in pixels, of a camera that is none of comma's"
   )

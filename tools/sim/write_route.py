@@ -2,7 +2,6 @@
 """Writes a simulated drive as an ordinary openpilot route: logs, videos, and beside them exact truth. Equal arguments
 give equal logs and truth."""
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -20,13 +19,15 @@ from tqdm import tqdm
 from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.frames import QCAMERA_SIZE, camera_intrinsics
+from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.sim.messages import FRAME_ID_OFFSET, FRAME_NS, SOF_TO_EOF_NS, START_NS, qlog_of, segment_messages
 from openpilot.tools.sim.render import CLASSES, Frame, library, render
 from openpilot.tools.sim.truth import CHUNK, VIEW_H, VIEW_W
-from openpilot.tools.sim.world import CAMERAS, TIMES, WEATHERS, World
+from openpilot.tools.sim.layout import TIMES, WEATHERS
+from openpilot.tools.sim.world import CAMERAS, World
 
 FPS = 20
 LANE_X = np.concatenate([np.arange(3.0, 20.0, 1.0), np.arange(20.0, 100.0, 4.0)])
@@ -301,36 +302,37 @@ def parse_seeds(text: str) -> range:
   return range(int(first), int(last))
 
 
-def main() -> None:
-  p = argparse.ArgumentParser(prog="sim", description=__doc__)
-  p.add_argument("out", type=Path, help="folder for the segments")
-  p.add_argument("--seed", type=int, default=1)
-  p.add_argument(
-    "--seeds",
+@dataclass(frozen=True)
+class Options:
+  output: Path = option(positional=True, help="folder for the segments")
+  seed: int = option(1, help="which drive")
+  seeds: str | None = option(
+    None,
     metavar="FIRST:END",
     help="a route for each of them, 1000:1080 for 1000 to 1079; the same command goes on where it was stopped",
   )
-  p.add_argument("--seconds", type=float, default=12.0)
-  p.add_argument("--segment-seconds", type=float, default=60.0)
-  p.add_argument("--camera", choices=sorted(CAMERAS), default="mici")
-  p.add_argument("--time", choices=(*TIMES, "any"), default="day", help="any: in turn by the seed")
-  p.add_argument("--weather", choices=(*WEATHERS, "any"), default="clear", help="any: rain in a third of the seeds")
-  p.add_argument(
-    "--qcamera-only", action="store_true", help="only qcamera.ts, rendered at its size: several times as fast"
-  )
-  p.add_argument("--jobs", type=int, help="processes with --seeds; one a core")
-  args = p.parse_args()
+  seconds: float = option(12.0, help="of each drive")
+  segment_seconds: float = option(60.0, help="of each segment")
+  camera: str = option("mici", choices=sorted(CAMERAS), help="whose")
+  time: str = option("day", choices=(*TIMES, "any"), help="any: in turn by the seed")
+  weather: str = option("clear", choices=(*WEATHERS, "any"), help="any: rain in a third of the seeds")
+  qcamera_only: bool = option(False, help="only qcamera.ts, rendered at its size: several times as fast")
+  jobs: int | None = option(None, help="processes with --seeds; default: one a core")
+
+
+def main() -> None:
+  args = parse(Options, __doc__, "sim")
   seeds = parse_seeds(args.seeds) if args.seeds else range(args.seed, args.seed + 1)
   drives = [
     Drive(s, args.seconds, args.camera, *conditions(s, args.time, args.weather), args.qcamera_only) for s in seeds
   ]
   if args.seeds:
-    n = write_routes(args.out, drives, args.segment_seconds, args.jobs)
-    print(f"{args.out}: {len(drives)} routes of {args.seconds} s, {n} frames written, truth beside each segment")
+    n = write_routes(args.output, drives, args.segment_seconds, args.jobs)
+    print(f"{args.output}: {len(drives)} routes of {args.seconds} s, {n} frames written, truth beside each segment")
     return
   (d,) = drives
-  write_route(args.out, d.seed, d.seconds, d.camera, d.time_of_day, args.segment_seconds, d.weather, d.qcamera_only)
-  print(f"{args.out}: route {d.name}, {d.seconds} s, {d.time_of_day}, {d.weather}, truth beside each segment")
+  write_route(args.output, d.seed, d.seconds, d.camera, d.time_of_day, args.segment_seconds, d.weather, d.qcamera_only)
+  print(f"{args.output}: route {d.name}, {d.seconds} s, {d.time_of_day}, {d.weather}, truth beside each segment")
 
 
 if __name__ == "__main__":

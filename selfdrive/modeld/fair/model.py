@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -24,12 +24,11 @@ from openpilot.selfdrive.modeld.fair.plan import VIEW, Plan, make_plan, try_head
 from openpilot.selfdrive.modeld.fair.publish import PUBLISH, Stamp, add_maps, lanes_message, objects_message, period
 from openpilot.selfdrive.modeld.fair.runners import Runner, open_runner
 from openpilot.selfdrive.modeld.fair.schedule import FrameSchedule, due
+from openpilot.selfdrive.modeld.fair.state import GraphStats, first_line, plain
 from openpilot.selfdrive.modeld.fair.tracking import Tracker, merge
 
 JUMP = 0.005  # rad; a calibration that moved further since the last reset is another one: over one pixel of a map
 MAX_STEP = 5  # frames; more between two, or a number that falls, is a gap
-USUAL = 0.1  # weight of a run in a graph's usual time
-MAX_FAULT = 240  # characters
 OBJECT_HEADS = ("objects", "detector")  # the order in which they are preferred where both see one thing
 # what happened -> the `reset` of the states that begin anew
 RESETS = {"stream": ("stream", "gap", "calibration"), "gap": ("gap", "calibration"), "calibration": ("calibration",)}
@@ -37,27 +36,6 @@ RESETS = {"stream": ("stream", "gap", "calibration"), "gap": ("gap", "calibratio
 
 def no_clock() -> float:
   return 0.0
-
-
-def first_line(e: Exception) -> str:
-  return (str(e).strip() or type(e).__name__).splitlines()[0][:160]
-
-
-def plain(fault: str) -> str:
-  """What a message can carry: one line, not too long, nothing that is no text."""
-  return " ".join(fault.encode(errors="replace").decode().split())[:MAX_FAULT]
-
-
-@dataclass
-class GraphStats:
-  runs: int = 0
-  total: float = 0.0  # s since the last fairState
-  longest: float = 0.0
-  count: int = 0
-  valid: bool = True
-  fault: str = ""
-  usual: float = 0.0  # s, filtered: run and decode
-  late: int = 0
 
 
 class FairModel:
@@ -245,10 +223,7 @@ class FairModel:
     except Exception as e:  # runners' exceptions have no common base; one bad graph must not stop the others
       outputs, fault = None, f"graph '{graph['name']}' failed: {first_line(e)}"
     execution_time = self.clock() - t0
-    stats.runs += 1
-    stats.count += 1
-    stats.total += execution_time
-    stats.longest = max(stats.longest, execution_time)
+    stats.ran(execution_time)
     t0 = self.clock()
     messages: list[tuple[str, Any]] = []
     if outputs is not None:
@@ -278,7 +253,7 @@ class FairModel:
       self.report(fault)
     now = self.clock()
     self.decode_time += now - t0
-    stats.usual += (now - begun - stats.usual) * (USUAL if stats.runs > 1 else 1)
+    stats.took(now - begun)
     return messages, stamp
 
   def _advance(self, plan: Plan, frame_id: int) -> int:
@@ -412,17 +387,7 @@ class FairModel:
     if self.warp is not None:
       s.cameraWidth, s.cameraHeight, s.viewFilled = self.warp.width, self.warp.height, self.warp.filled
     for entry, graph in zip(s.init("graphs", len(self.bundle.graphs)), self.bundle.graphs, strict=True):
-      g = self.stats[graph["name"]]
-      entry.name, entry.runs, entry.period, entry.valid, entry.fault = (
-        graph["name"],
-        g.runs,
-        graph["period"],
-        g.valid,
-        g.fault,
-      )
-      entry.late = g.late
-      entry.executionTime, entry.executionTimeMax = g.total / max(1, g.count), g.longest
-      g.total, g.longest, g.count = 0.0, 0.0, 0
+      self.stats[graph["name"]].tell(entry, graph)
     add_maps(s, self.newest, self.dense)
     self.newest = {}
     self.warp_time = self.decode_time = 0.0

@@ -1,5 +1,5 @@
-"""Identities: detections of each frame to tracks that live on through occlusion, and where on the road they are. Equal
-input gives equal output."""
+"""Identities: detections of each frame to tracks that live on through occlusion. Equal input gives equal
+output."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -8,8 +8,9 @@ import numpy as np
 
 from openpilot.selfdrive.modeld.fair.assignment import assign
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
-from openpilot.selfdrive.modeld.fair.heads.ground import FAR, HEIGHT_STD, PITCH_STD, Ground
+from openpilot.selfdrive.modeld.fair.heads.ground import Ground
 from openpilot.selfdrive.modeld.fair.heads.objects import MAX_OBJECTS, Detections, box_iou, intersection
+from openpilot.selfdrive.modeld.fair.locate import EDGE_STD, PIXEL_STD, locate
 
 MAX_LOST = 40  # frames without a detection that a track outlives: 2 s
 MAX_TRACKS = 96  # over that the longest unseen go
@@ -29,13 +30,10 @@ UNSEEN = 3.0  # times Q, out of sight: who brakes there brakes on, while the noi
 MAX_STD = 1.5  # sizes; a prediction vaguer than that would match anything
 COVERED = 0.3  # share of a box behind a nearer one, from which on its edges are the other's
 EMBED_RATE, VOTE_RATE = 0.1, 0.1
-PIXEL_STD, EDGE_STD = 2.0, 0.03  # of a box's lower edge: pixels, and share of its height
-DEPTH_STD = 0.1  # of a student's depth, where nothing says better
 TO_BOX = np.array(
   [[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]]
 )  # center, size @ it: corners, in one product, which rounds once
 FROM_BOX = np.array([[0.5, 0, -1, 0], [0, 0.5, 0, -1], [0.5, 0, 1, 0], [0, 0.5, 0, 1]], np.float32)  # and back
-MIDDLE = np.array([0.35, 0.45, 0.55, 0.65], np.float32)  # where in a box its depth is sampled, across and down
 
 
 @dataclass
@@ -116,56 +114,6 @@ def pack(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   if bits.shape[1] % 8 == 0:
     bits = bits.view(np.uint64)
   return bits, np.bitwise_count(bits).sum(1, dtype=np.int32)
-
-
-def locate(
-  boxes: np.ndarray, edge_std: np.ndarray, clear: np.ndarray, ground: Ground, depth: Depth | None, view: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(N, 4) boxes, standard deviation of their lower edges in pixels (N,), whether nothing hides them (N,) bool ->
-  position of the point where each meets the road (N, 3), meters, its standard deviation (N, 3), and what the depth map
-  says by itself (N,).
-
-  Two witnesses of the distance: the road plane at the lower edge, unless the view cuts that off, and the median of a
-  metric depth map over the middle of the box. They are weighed by their variances; where they contradict each other the
-  deviation says so. nan where there is neither."""
-  height, width = view
-  row, near = boxes[:, 3] - ground.cy, ground.f * ground.height
-  ok = (row >= near / FAR) & (boxes[:, 3] <= height - 1.5)
-  x = near / np.where(ok, row, near)
-  std = ground.forward_std(x, edge_std)
-  total = np.where(ok, 1 / (std * std), 0)
-  mean = x * total
-  spread2: np.ndarray | float = 0.0
-  shown = np.full(len(boxes), np.nan, np.float32)
-  if depth is not None and depth.metric:
-    h, w = depth.z.shape
-    corner = boxes[:, :2, None]
-    ij = (
-      (corner + (boxes[:, 2:, None] - corner) * MIDDLE + 0.5) * np.array([[w / width], [h / height]], boxes.dtype)
-    ).astype(np.intp)  # (N, 2, 4)
-    ij = np.minimum(np.maximum(ij, 0), np.array([[w - 1], [h - 1]]))
-    z = depth.z.ravel().take(ij[:, 1, :, None] * w + ij[:, 0, None]).reshape(len(boxes), MIDDLE.size**2)
-    z.sort(axis=1)  # nan comes last
-    known = (z == z).sum(1)
-    z = z[np.arange(len(z)), np.maximum(known - 1, 0) // 2]
-    seen = clear & (known > 0) & (z > 0) & (z < np.inf)  # behind an occluder the map shows that
-    shown[seen] = z[seen]
-    z = np.where(seen, z, 1)
-    more = np.where(seen, 1 / ((DEPTH_STD * DEPTH_STD + depth.scale_std * depth.scale_std) * z * z), 0)
-    both = total + more
-    spread2 = np.where(seen & ok, np.maximum(np.abs(z - x) / 2 - np.sqrt(1 / np.maximum(both, 1e-9)), 0), 0) ** 2
-    total, mean = both, mean + more * z
-  total = np.where(total > 0, total, np.nan)
-  x, std_x = mean / total, np.sqrt(1 / total + spread2)
-  slope = ((boxes[:, 0] + boxes[:, 2]) / 2 - ground.cx) * (1 / ground.f)
-  position, out = np.empty((2, len(x), 3), np.float32)
-  position[:, 0], position[:, 1], position[:, 2] = x, x * slope, ground.height + 0 * x
-  out[:, 0], out[:, 1], out[:, 2] = (
-    std_x,
-    np.hypot(std_x * slope, x * (PIXEL_STD / ground.f)),
-    ground.height * HEIGHT_STD + x * PITCH_STD,
-  )
-  return position, out, shown
 
 
 class Tracker:

@@ -16,16 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.bundle import (
-  MODELS_DIR,
-  Bundle,
-  BundleError,
-  bundle_path,
-  fingerprint,
-  load_bundle,
-)
-from openpilot.selfdrive.modeld.fair.calibration import mounting
+from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, BundleError, bundle_path, load_bundle
+from openpilot.selfdrive.modeld.fair.choice import Choice
 from openpilot.selfdrive.modeld.fair.frames import CameraError
+from openpilot.selfdrive.modeld.fair.inbox import Inbox
 from openpilot.selfdrive.modeld.fair.ipc import (
   Params,
   VisionIpcClient,
@@ -33,19 +27,18 @@ from openpilot.selfdrive.modeld.fair.ipc import (
   messaging,
   read_flag,
   read_param,
-  service,
   stream_type,
 )
 from openpilot.selfdrive.modeld.fair.link import Link, SupervisorGone
 from openpilot.selfdrive.modeld.fair.machine import allow_files, at_ease, memory_mb, too_few_files
-from openpilot.selfdrive.modeld.fair.model import FairModel, first_line, plain
+from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.publish import SERVICES, serialize
 from openpilot.selfdrive.modeld.fair.runners import RUNNERS
-from openpilot.selfdrive.modeld.fair.schedule import CAMERA_RATE, ModelPace, Verdict
+from openpilot.selfdrive.modeld.fair.schedule import CAMERA_RATE, Verdict
 from openpilot.selfdrive.modeld.fair.sender import Sender
+from openpilot.selfdrive.modeld.fair.state import first_line, plain
 
 STATE_PERIOD = 1.0  # s between two fairState
-LOOK_PERIOD = 1.0  # s between two looks at whether the bundle is another one
 # s that a frame waits for its modelV2 while modelV2 is alive: openpilot's came 52 to 64 ms after the exposure in a log
 # of its own
 MODEL_WAIT = 0.1
@@ -53,9 +46,7 @@ OTHER_CAMERA = 20  # frames; a modelV2 further behind is not one of this stream
 BACKOFF, MAX_BACKOFF = 0.5, 10.0  # s between two tries after a fault
 CORE, PRIORITY = 7, 50  # modeld's core, below its priority of 54
 LEAVE = 0.1  # of a frame's time, for which its core is left to others after one that left no time to wait for the next
-MAX_SPEED = 100.0  # m/s
 DROP_FILTER = 0.05  # weight of a frame in frameDropPerc, as modeld's
-EXTRINSICS, CAMERA_STATE = service("extrinsicsCalibration"), service("narrowRoadCameraState")
 
 
 class FairModeld:
@@ -75,22 +66,14 @@ class FairModeld:
     link: Link | None = None,
     dense: bool = False,
   ):
-    self.dense = dense
-    self.choose, self.wanted_stream, self.runner, self.link = choose, stream, runner, link or Link()
+    self.wanted_stream, self.link = stream, link or Link()
     # openpilot's process_replay: the same log gives the same bytes, so nothing may hang on how fast this machine is
     self.replay = "REPLAY" in os.environ
     self.log_time = 0.0  # s, of the newest frame
-    self.clock = None if self.replay else time.perf_counter
     self.pm = Sender(SERVICES, self.now, self.say)
-    services = [EXTRINSICS, CAMERA_STATE, "deviceState", "modelV2", "carState"]
-    self.sm = messaging.SubMaster(services, ignore_avg_freq=services)
+    self.inbox = Inbox(self.replay, self.report)
+    self.choice = Choice(choose, None if self.replay else time.perf_counter, runner, dense, self.link)
     self.model: FairModel | None = None
-    self.loaded: tuple[Any, ...] = ()  # folder and fingerprint of the model's bundle, or of the newest that was refused
-    self.looked: tuple[Any, ...] = ()  # the same at the last look
-    self.next_look = 0.0
-    self.refused = ""
-    self.trial = ""  # sha256 of the manifest of the bundle that is having its trial run
-    self.taken: dict[str, int] = {}  # service -> SubMaster's number of the update whose message was taken last
     self.client: VisionIpcClient | None = None
     self.stream = ""
     self.layout: tuple[Any, ...] = ()
@@ -98,7 +81,6 @@ class FairModeld:
     self.drop_perc = self.publish_time = 0.0
     self.last_state = -math.inf
     self.retry_at, self.backoff = 0.0, BACKOFF
-    self.pace = ModelPace()
 
   def now(self) -> float:
     """Seconds of the clock by which things are due: the machine's, in process_replay the log's."""
@@ -160,9 +142,7 @@ class FairModeld:
       if self.now() < self.retry_at:
         return False
       try:
-        path = self.choose()
-        self.loaded = self.looked = (path, fingerprint(path))
-        self.take(self.load(load_bundle(path)))
+        self.take(self.choice.first())
       except BundleError as e:
         if self.replay:  # a log has no time to wait in before its first frame
           raise
@@ -175,21 +155,6 @@ class FairModeld:
         self.fail(f"no camera: {e.strerror}{too_few_files(e)}")
         return False
     return True
-
-  def load(self, bundle: Bundle) -> FairModel:
-    """The bundle made ready to run, at no priority over others. Raises BundleError where it cannot run, or hung
-    before."""
-    if (why := self.link.refused.get(bundle.manifest_hash)) is not None:
-      raise BundleError(f"bundle '{bundle.name}' {why}; it is refused until its files change")
-    self.link.loading(bundle.manifest_hash)
-    try:
-      with at_ease():
-        model = FairModel(bundle, self.clock, runner=self.runner, dense=self.dense)
-    except BundleError:
-      self.link.running(self.model.bundle.manifest_hash if self.model is not None else "")
-      raise
-    self.link.running(bundle.manifest_hash)
-    return model
 
   def take(self, model: FairModel) -> None:
     """Goes on with this model; where another one ran before, from its calibration, counts and ids on."""
@@ -205,46 +170,22 @@ class FairModeld:
   def watch(self) -> None:
     """Between two frames: a bundle that was replaced, or another one that is wanted, takes over; one that cannot run is
     refused and the old one goes on."""
-    if self.replay or self.model is None or self.now() < self.next_look:
+    if self.replay or self.model is None:
       return
-    self.next_look = self.now() + LOOK_PERIOD
+    before = self.model.bundle
     try:
-      path = self.choose()
-      seen = (path, fingerprint(path))
-      settled = seen == self.looked  # a copy under way changes from look to look
-      self.looked = seen
-      if seen != self.loaded and settled:
-        self.loaded, self.trial = seen, ""
-        bundle = load_bundle(path)
-        if bundle.manifest_hash == self.model.bundle.manifest_hash:
-          self.refused = ""
-        elif self.link.there:
-          self.trial = bundle.manifest_hash
-          self.link.try_out(str(path), self.runner)
-        else:
-          self.take_over(bundle)
-      elif self.trial and (answer := self.link.answer()) is not None and answer["path"] == str(path):
-        tried, self.trial = self.trial, ""
-        if answer["error"] is not None:
-          raise BundleError(answer["error"])
-        bundle = load_bundle(path)
-        if not bundle.manifest_hash == answer["hash"] == tried:
-          self.loaded = ()  # it changed meanwhile: the next look begins anew
-        else:
-          self.take_over(bundle)
+      model = self.choice.other(before, self.now())
     except BundleError as e:
-      if str(e) != self.refused:
-        self.refused = str(e)
-        self.note(f"bundle '{self.model.bundle.name}' goes on: {e}")
-
-  def take_over(self, bundle: Bundle) -> None:
-    self.take(self.load(bundle))
-    self.refused = ""
-    print(
-      f"fairmodeld: bundle '{bundle.name}' ({bundle.manifest_hash[:12]}) from {bundle.path} took over",
-      file=sys.stderr,
-      flush=True,
-    )
+      self.note(f"bundle '{before.name}' goes on: {e}")
+      return
+    if model is not None:
+      self.take(model)
+      new = model.bundle
+      print(
+        f"fairmodeld: bundle '{new.name}' ({new.manifest_hash[:12]}) from {new.path} took over",
+        file=sys.stderr,
+        flush=True,
+      )
 
   def connect(self) -> bool:
     assert self.model is not None
@@ -263,35 +204,15 @@ class FairModeld:
     return False
 
   def listen(self, timeout_ms: int = 0) -> None:
-    """Takes the newest messages. Bytes that are no message are left out and counted: whoever sent them must not stop
-    this process."""
-    try:
-      self.sm.update(timeout_ms)
-    except Exception as e:  # capnp's exceptions come from its C++ side
-      self.report(f"bytes came that are no message: {first_line(e)}")
-    if self.is_new("modelV2"):
-      with contextlib.suppress(Exception):  # model_behind() tells
-        self.pace.hear(self.sm["modelV2"].frameId)
-    if self.model is not None and self.is_new("deviceState"):
-      try:
-        self.model.schedule.heat(str(self.sm["deviceState"].thermalStatus))
-      except Exception as e:
-        self.report(f"deviceState cannot be read: {first_line(e)}")
-
-  def is_new(self, service: str) -> bool:
-    """Whether a message came since the last time this was asked."""
-    before, self.taken[service] = self.taken.get(service), self.sm.recv_frame[service]
-    return self.sm.seen[service] and self.taken[service] != before
+    """Takes the newest messages."""
+    self.inbox.update(timeout_ms)
+    if self.model is not None:
+      self.inbox.heat(self.model)
 
   def update_camera(self) -> bool:
     """Follows the frames' size and the device's word on its camera and mounting."""
     assert self.model is not None and self.client is not None
-    device = sensor = None
-    try:
-      device = str(self.sm["deviceState"].deviceType) if self.sm.seen["deviceState"] else None
-      sensor = str(self.sm[CAMERA_STATE].sensor) if self.sm.seen[CAMERA_STATE] else None
-    except Exception as e:
-      self.report(f"deviceState or {CAMERA_STATE} cannot be read: {first_line(e)}")
+    device, sensor = self.inbox.camera()
     layout = (
       self.client.width,
       self.client.height,
@@ -308,55 +229,23 @@ class FairModeld:
         self.fail(str(e))
         return False
       self.layout = layout
-    if self.is_new(EXTRINSICS):
-      try:
-        self.calibrate(self.sm[EXTRINSICS])
-      except Exception as e:
-        self.report(f"{EXTRINSICS} cannot be read: {first_line(e)}")
+    self.inbox.calibrate(self.model)
     return True
-
-  def calibrate(self, calibration: Any) -> None:
-    """calibration: a reader of extrinsicsCalibration. What is not one is refused."""
-    assert self.model is not None
-    rpy, height = mounting(calibration)
-    if rpy is not None:
-      self.model.set_calibration(rpy, height)
-    elif self.model.rpy is None:
-      self.model.report(f"calibration {list(calibration.rpyCalib)[:3]} is not one; the default mounting is used")
 
   def await_model(self, frame_id: int) -> bool:
     """While modelV2 is alive a frame starts only after its modelV2, so that modeld has had the GPU first; where modelV2
     comes less often than frames, only one that has one coming waits. False: it did not come, the frame is late. In
     process_replay a frame's modelV2 comes after the frame."""
-    period = self.pace.period
+    period = self.inbox.pace.period
     if self.replay or period is None:
       return True
     deadline = time.monotonic() + MODEL_WAIT
-    while (behind := self.model_behind(frame_id)) is not None and period <= behind < OTHER_CAMERA:
+    while (behind := self.inbox.model_behind(frame_id)) is not None and period <= behind < OTHER_CAMERA:
       left = deadline - time.monotonic()
       if left <= 0:
         return False
       self.listen(max(1, min(5, int(left * 1000))))
     return True
-
-  def alive(self, service: str) -> bool:
-    """Whether it comes. By the machine's clock: in process_replay what was there once counts."""
-    return self.sm.seen[service] and (self.replay or self.sm.alive[service])
-
-  def model_behind(self, frame_id: int) -> int | None:
-    """Frames that the newest modelV2 is behind this one; None where modelV2 is not alive or says nothing."""
-    if not self.alive("modelV2"):
-      return None
-    try:
-      return frame_id - self.sm["modelV2"].frameId
-    except Exception as e:
-      self.report(f"modelV2 cannot be read: {first_line(e)}")
-      return None
-
-  def model_of(self, frame_id: int) -> Any:
-    """The modelV2 of this frame, or of the one before where this one's is late; None without."""
-    behind = self.model_behind(frame_id)
-    return self.sm["modelV2"] if behind is not None and self.sm.valid["modelV2"] and 0 <= behind <= 1 else None
 
   # *** the loop ***
 
@@ -398,15 +287,6 @@ class FairModeld:
   def state_is_due(self) -> bool:
     return not 0 <= self.now() - self.last_state <= STATE_PERIOD  # a log may begin again
 
-  def speed(self) -> float | None:
-    """m/s, None where nobody tells it or no car goes so fast: by it relative depth finds its scale."""
-    try:
-      v = self.sm["carState"].vEgo if self.alive("carState") else None
-      return v if v is not None and abs(v) <= MAX_SPEED else None  # False for nan
-    except Exception as e:
-      self.report(f"carState cannot be read: {first_line(e)}")
-      return None
-
   def frame(self, buf: np.ndarray, missed: int) -> None:
     """One camera frame that is due; missed: those that were, and are gone."""
     assert self.model is not None and self.client is not None
@@ -421,8 +301,8 @@ class FairModeld:
     faults = self.model.faults
     messages = []
     try:
-      self.model.speed = self.speed()
-      messages = self.model.process(buf, frame_id, sof, eof, self.model_of(frame_id))
+      self.model.speed = self.inbox.speed()
+      messages = self.model.process(buf, frame_id, sof, eof, self.inbox.model_of(frame_id))
       self.backoff = BACKOFF
     except Exception as e:  # one bad frame, e.g. a buffer cut short, must not end the process
       self.model.invalid += 1

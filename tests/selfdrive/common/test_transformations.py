@@ -44,6 +44,8 @@ def test_project_and_normalize():
   assert depth.tolist() == [10.0, -1.0] and np.isnan(px[1]).all()
   np.testing.assert_allclose(normalize(px[:1], k), [[0, 0]], atol=1e-15)
   assert (view_frame_from_device_frame @ [1, 2, 3]).tolist() == [2, 3, 1]
+  px, depth = project(np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]), k)  # beside the camera, and in it
+  assert depth.tolist() == [0.0, 0.0] and np.isnan(px).all()
 
 
 def test_cameras():

@@ -150,7 +150,9 @@ def test_flag_and_ignition_in_mid_run(manager, tmp_path, capsys):
     with capsys.disabled():
       print(f" [{what}: {time.monotonic() - t0:.2f} s]", end="")
 
-  until(lambda: params.get_bool("IsOnroad"), "onroad")
+  until(lambda: params.get_bool("IsOffroad"), "offroad at first", started=False)
+  assert not params.get_bool("IsOnroad")
+  until(lambda: params.get_bool("IsOnroad") and not params.get_bool("IsOffroad"), "onroad")
   assert not runs(tmp_path)
   params.put_bool("FairEnabled", True)
   until(lambda: len(runs(tmp_path)) == 1 and alive(runs(tmp_path)[0]), "flag on")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fair_bundle import lanes_graph, write_bundle, write_graphs
-from openpilot.selfdrive.modeld.fair import compile as fair_compile
+from openpilot.selfdrive.modeld.fair import compile as fair_compile, compile_graph as fair_compile_graph
 from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, read_artifact, write_artifact
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.selfdrive.modeld.fair.compile import CompileError, build, missing
@@ -224,7 +224,8 @@ def tree(tmp_path):
   (tmp_path / "tree" / "openpilot" / "__init__.py").write_text("raise SystemExit('imported while scons reads')")
   (tmp_path / "tree" / "SConstruct").write_text((ROOT / "SConstruct").read_text())
   (fair / "SConscript").write_text((ROOT / "selfdrive" / "modeld" / "fair" / "SConscript").read_text())
-  for name in ("artifact", "trust", "compile", "slim", "bundle", "onnxfile", "runners/tinygrad", "runners/tensorrt"):
+  code = ("artifact", "trust", "compile", "compile_graph", "slim", "bundle", "onnxfile")
+  for name in (*code, "runners/tinygrad", "runners/tensorrt"):
     (fair / f"{name}.py").write_text("not built yet")
   return tmp_path
 
@@ -343,6 +344,44 @@ print(next(iter(FairModel(load_bundle(sys.argv[1]), runner="tinygrad-cpu").runne
   assert load_bundle(tmp_path / "b").name == "renamed"
 
 
+SLIM = """
+import pickle
+from openpilot.selfdrive.modeld.fair import compile as c
+c.set_flags("tinygrad-cpu")
+import numpy as np
+from tinygrad import Tensor, TinyJit
+from tinygrad.uop.ops import Ops, UOp
+from openpilot.selfdrive.modeld.fair import slim
+w = [Tensor(np.random.default_rng(i).normal(size=(8, 8)).astype(np.float32)).realize() for i in range(4)]
+def step(x):
+  a, b = (x @ w[0]).relu().contiguous(), (x @ w[1]).relu().contiguous()
+  return {"y": ((a @ w[2]).contiguous() * (b @ w[3]).contiguous() + a).contiguous()}
+jit, x = TinyJit(step, prune=True), Tensor(np.ones((8, 8), np.float32)).realize()
+want = [jit(x=x)["y"].numpy() for _ in range(3)][0]
+jit.captured.free_intermediates()
+first = 1 << 40
+def slots(jit):
+  return {u.arg.slot for u in jit.captured._linear.toposort() if u.op is Ops.BUFFER and isinstance(u.device, str)}
+own = slim.with_own_numbers(jit, first)
+small = slim.slim(own)
+captured = jit.captured   # as devices have it whose kernels are called in batches: what is called stands in a call
+batch = captured._linear.replace(src=(UOp(Ops.CALL, captured._linear.dtype, (captured._linear,)),))
+batch = slim.with_own_numbers(slim.rebuilt(jit, batch, captured.ret), first)
+print(*(min(slots(j)) >= first for j in (own, small, batch)))
+print(*(np.array_equal(j(x=x)["y"].numpy(), want) for j in (own, small)))
+print(len(pickle.dumps(small)) < len(pickle.dumps(own)))
+"""
+
+
+def test_a_slim_jit_computes_the_same_from_buffers_of_its_own_numbers():
+  """Four layers' outputs of one size and kind: two of one number would be taken for one."""
+  can_compile()
+  r = subprocess.run(
+    [sys.executable, "-c", SLIM], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+  )
+  assert r.stdout.split() == ["True"] * 6, r.stdout + r.stderr[-2000:]
+
+
 class Tensor:
   def __init__(self, array):
     self.array = array
@@ -355,9 +394,11 @@ class Jit:
   """Of a tinygrad that is not there: the first two calls run as they are, later ones add `off`."""
 
   captured = None
+  made: "list[Jit]" = []
 
   def __init__(self, outputs, off):
     self.outputs, self.off, self.calls = outputs, off, 0
+    self.made.append(self)
 
   def __call__(self, **inputs):
     self.calls += 1
@@ -375,13 +416,13 @@ def compiled(tmp_path, monkeypatch):
   arrays = {i["name"]: np.zeros(i["shape"], i["dtype"]) for i in graph["inputs"]}
 
   def begin(reads, off=0.0):
-    monkeypatch.setattr(fair_compile, "number_from", lambda first: None)
-    monkeypatch.setattr(fair_compile, "parity", lambda *_: None)
+    monkeypatch.setattr(fair_compile_graph, "number_from", lambda first: None)
+    monkeypatch.setattr(fair_compile_graph, "parity", lambda *_: None)
     monkeypatch.setattr(
-      fair_compile, "make_jit", lambda *_: (Jit(outputs, off), arrays, {k: Tensor(v) for k, v in arrays.items()})
+      fair_compile_graph, "make_jit", lambda *_: (Jit(outputs, off), arrays, {k: Tensor(v) for k, v in arrays.items()})
     )
     for form in ("light", "whole", "as_it_is"):
-      monkeypatch.setattr(fair_compile, form, lambda *_, form=form: form.encode())
+      monkeypatch.setattr(fair_compile_graph, form, lambda *_, form=form: form.encode())
 
     def read_back(blob, *_):
       answer = reads[blob.decode()]
@@ -390,8 +431,8 @@ def compiled(tmp_path, monkeypatch):
       total = sum(float(v.sum()) for v in sample_inputs(graph, 2).values())
       return {k: np.full(shape, total if answer == "right" else 0.0, np.float32) for k, shape in outputs.items()}
 
-    monkeypatch.setattr(fair_compile, "read_back", read_back)
-    said = fair_compile.compile_graph(bundle, graph, TARGET, tmp_path / "a")
+    monkeypatch.setattr(fair_compile_graph, "read_back", read_back)
+    said = fair_compile_graph.compile_graph(bundle, graph, TARGET, tmp_path / "a")
     return read(bundle, tmp_path / "a")[0], said
 
   return begin
@@ -408,6 +449,9 @@ def compiled(tmp_path, monkeypatch):
 def test_written_is_the_smallest_form_that_another_process_reads_right(compiled, reads, written):
   blob, said = compiled(reads)
   assert blob == written and said["unjitted"] == 0.0 and said["parity"] is None
+  assert Jit.made[-1].calls == 4 + (
+    written == b"as_it_is"
+  )  # its memory, which was given back, is taken again for that form alone
 
 
 @pytest.mark.parametrize(
@@ -433,9 +477,9 @@ def test_a_tinygrad_that_does_not_compile_is_told_in_one_line(tmp_path, monkeypa
   def older(*_):
     raise ImportError("cannot import name 'UOp'\nTo fix, ...")
 
-  monkeypatch.setattr(fair_compile, "number_from", older)
+  monkeypatch.setattr(fair_compile_graph, "number_from", older)
   with pytest.raises(CompileError, match=r"does not compile it for tinygrad-cpu: cannot import name 'UOp'$"):
-    fair_compile.compile_graph(bundle, bundle.graphs[0], TARGET, tmp_path / "a")
+    fair_compile_graph.compile_graph(bundle, bundle.graphs[0], TARGET, tmp_path / "a")
 
 
 BUILT_AS_IT_IS = """

@@ -7,13 +7,17 @@ import sys
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from fair_bundle import write_bundle
 from fair_rig import DEADLINE, FAIRMODELD, Rig, wait
 from msgq_like import beside
 from openpilot.cereal import messaging
+from openpilot.selfdrive.modeld.fair import worker
+from openpilot.selfdrive.modeld.fair.bundle import BundleError
 from openpilot.selfdrive.modeld.fair.schedule import ModelPace
+from openpilot.selfdrive.modeld.fair.inbox import Inbox
 from openpilot.selfdrive.modeld.fair.worker import MODEL_WAIT, OTHER_CAMERA, FairModeld
 
 
@@ -128,9 +132,11 @@ class FakeSubMaster:
 def awaits(sm, frame_id, heard=(3, 4), replay=False):
   """heard: frame ids of the modelV2s that came before."""
   daemon = FairModeld.__new__(FairModeld)
-  daemon.sm, daemon.model, daemon.replay, daemon.pace, daemon.taken = sm, None, replay, ModelPace(), {"modelV2": 0}
+  daemon.model, daemon.replay, daemon.inbox = None, replay, Inbox.__new__(Inbox)
+  inbox = daemon.inbox
+  inbox.sm, inbox.replay, inbox.pace, inbox.taken = sm, replay, ModelPace(), {"modelV2": 0}
   for h in heard:
-    daemon.pace.hear(h)
+    inbox.pace.hear(h)
   return daemon.await_model(frame_id)
 
 
@@ -168,6 +174,68 @@ def test_a_frame_that_took_too_long_leaves_its_core_to_others(monkeypatch, took,
   monkeypatch.setattr(time, "sleep", slept.append)
   daemon.leave_core(took)
   assert slept == pytest.approx(sleeps)
+
+
+def test_whoever_watches_is_told_which_bundle_is_loaded_before_it_is(tmp_path, monkeypatch, capsys):
+  """Else one that never returns would hang it again and again."""
+  bundle, told = write_bundle(tmp_path / "tiny"), []
+
+  def refuse(*args, **more):
+    raise BundleError(f"refused after {told}")
+
+  monkeypatch.setattr(worker, "Link", lambda: SimpleNamespace(loading=told.append))
+  monkeypatch.setattr(worker, "FairModel", refuse)
+  assert worker.main(["--bundle", str(bundle.path)]) == 2
+  assert capsys.readouterr().err == f"error: refused after ['{bundle.manifest_hash}']\n"
+
+
+@pytest.mark.parametrize(
+  ("frame", "retry_at", "valid", "status"),
+  [
+    (True, 0.0, True, "running"),
+    (True, 0.0, False, "fault"),
+    (True, 11.0, True, "fault"),
+    (False, 0.0, True, "waitingForCamera"),
+    (False, 11.0, True, "fault"),
+  ],
+)
+def test_the_state_says_what_it_is(monkeypatch, frame, retry_at, valid, status):
+  """At 10 s, with a frame or none, another try at the camera due later or not, the last run valid or not."""
+  daemon, told = FairModeld.__new__(FairModeld), []
+  buf = np.zeros(1, np.uint8) if frame else None
+  client = SimpleNamespace(recv=lambda timeout: buf, timestamp_eof=int(10e9), frame_id=1)
+  look = SimpleNamespace(look=lambda *args: (None, 0))
+  model = SimpleNamespace(schedule=look, stats={"a": SimpleNamespace(valid=valid), "b": SimpleNamespace(valid=True)})
+  daemon.link, daemon.model, daemon.client, daemon.replay = SimpleNamespace(beat=lambda: None), model, client, True
+  daemon.log_time, daemon.retry_at, daemon.last_state = 10.0, retry_at, 0.0
+  for name, answer in (("ready", True), ("listen", None), ("update_camera", True), ("watch", None)):
+    monkeypatch.setattr(daemon, name, lambda answer=answer: answer, raising=False)
+  monkeypatch.setattr(daemon, "send_state", told.append)
+  daemon.step()
+  assert told == [status]
+
+
+def test_faults_of_frames_are_told_at_once_but_not_twenty_times_a_second(tmp_path, prefix, monkeypatch):
+  monkeypatch.setenv("REPLAY", "1")  # the clock is ours
+  bundle = write_bundle(tmp_path / "tiny")
+  daemon, told = FairModeld(lambda: bundle.path, None), []
+  try:
+    daemon.model = daemon.load(bundle)
+    daemon.model.set_camera(1344, 760, 1344, 1344 * 760)
+    monkeypatch.setattr(
+      daemon,
+      "send_state",
+      lambda status: told.append(daemon.log_time) or setattr(daemon, "last_state", daemon.log_time),
+    )
+    for t, ms in enumerate((0, 50, 99, 150, 200, 260)):
+      daemon.log_time = 100 + ms / 1000
+      daemon.client = SimpleNamespace(frame_id=t, timestamp_sof=0, timestamp_eof=int(daemon.log_time * 1e9))
+      daemon.frame(np.zeros(100, np.uint8), 0)  # a buffer cut short
+    assert [round(1000 * (t - 100)) for t in told] == [0, 150, 260] and daemon.model.faults == 6
+    assert daemon.drop_perc == 0
+  finally:
+    daemon.pm.close()
+    daemon.sm.close()
 
 
 SLOW = """

@@ -126,7 +126,7 @@ def test_the_device_sleeps_for_an_hour(tmp_path, prefix, monkeypatch):
     daemon.step()
   finally:
     daemon.pm.close()
-    daemon.sm.close()
+    daemon.inbox.sm.close()
 
 
 def test_nan_from_one_graph(any_rig):
@@ -168,7 +168,7 @@ def test_a_buffer_cut_short(tmp_path, prefix):
     assert daemon.model.faults == 1 and daemon.model.frames == 1
   finally:
     daemon.pm.close()
-    daemon.sm.close()
+    daemon.inbox.sm.close()
 
 
 # *** calibration, heat, modelV2 ***

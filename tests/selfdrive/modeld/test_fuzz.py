@@ -18,12 +18,13 @@ from openpilot.cereal import messaging
 from openpilot.cereal.visionipc import nv12_info
 from openpilot.selfdrive.modeld.fair import worker
 from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle, schema
-from openpilot.selfdrive.modeld.fair.worker import CAMERA_STATE, EXTRINSICS, MAX_SPEED, FairModeld
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
 from openpilot.selfdrive.modeld.fair.heads.ground import MAX_HEIGHT, MIN_HEIGHT
 from openpilot.selfdrive.modeld.fair.calibration import MAX_ANGLE
+from openpilot.selfdrive.modeld.fair.inbox import CAMERA_STATE, EXTRINSICS, MAX_SPEED
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.publish import serialize, size_limit
+from openpilot.selfdrive.modeld.fair.worker import FairModeld
 
 W, H = 1344, 760
 STRIDE, Y_HEIGHT, _, SIZE = nv12_info(W, H)
@@ -127,29 +128,29 @@ def test_messages(tmp_path, prefix, monkeypatch, count):
   assert daemon.ready()
   model, sent = daemon.model, []
   monkeypatch.setattr(daemon.pm, "send", lambda name, dat: sent.append((name, dat)))
-  for s in daemon.sm.sock.values():
+  for s in daemon.inbox.sm.sock.values():
     s.close()
-  daemon.sm.sock = {s: Sock() for s in daemon.sm.services}
-  monkeypatch.setattr(daemon.sm.poller, "poll", lambda timeout: [])
+  daemon.inbox.sm.sock = {s: Sock() for s in daemon.inbox.sm.services}
+  monkeypatch.setattr(daemon.inbox.sm.poller, "poll", lambda timeout: [])
   slots, lines, begun = model.plans[0].slots, 0, time.process_time()
   try:
     for i in range(count):
       name = r.choice(names)
       dat = spoil(good[name], good[r.choice(names)], r) if r.random() < 0.97 else good[name]
-      daemon.sm.sock[name].dat = dat
+      daemon.inbox.sm.sock[name].dat = dat
       daemon.listen()
       assert daemon.update_camera()
       rpy = model.rpy
       assert rpy is None or (rpy.shape == (3,) and np.isfinite(rpy).all() and np.abs(rpy).max() <= MAX_ANGLE)
       assert MIN_HEIGHT <= model.ground.height <= MAX_HEIGHT and model.schedule.factor in (1.0, 0.5, 0.25)
-      if name == "modelV2" and (of := daemon.model_of(7)) is not None:
+      if name == "modelV2" and (of := daemon.inbox.model_of(7)) is not None:
         model._seed(slots, of)
         used = slots.points[0, slots.mask[0] > 0]
         assert np.isfinite(used).all() and (used >= 0).all() and (used <= (511, 255)).all()
         if i % 8 == 0:
           slots.reset()
       elif name == "carState":
-        assert (v := daemon.speed()) is None or abs(v) <= MAX_SPEED
+        assert (v := daemon.inbox.speed()) is None or abs(v) <= MAX_SPEED
       if i % 50 == 0:
         sent.clear()
         daemon.frame(FRAME, 0)
@@ -166,7 +167,7 @@ def test_messages(tmp_path, prefix, monkeypatch, count):
               )
     # nothing of it stays: what is good is taken as if nothing had been
     for name, dat in good.items():
-      daemon.sm.sock[name].dat = dat
+      daemon.inbox.sm.sock[name].dat = dat
     daemon.listen()
     assert (
       daemon.update_camera()
@@ -176,8 +177,8 @@ def test_messages(tmp_path, prefix, monkeypatch, count):
     assert (
       daemon.layout[4:6] == ("mici", "os04c10")
       and model.schedule.factor == 0.5
-      and daemon.speed() == 20.0
-      and daemon.model_of(7) is not None
+      and daemon.inbox.speed() == 20.0
+      and daemon.inbox.model_of(7) is not None
     )
     daemon.frame(FRAME, 0)
     daemon.send_state("running")
@@ -189,7 +190,7 @@ def test_messages(tmp_path, prefix, monkeypatch, count):
     )
     print(f" [{count} messages, {model.faults} faults, {time.process_time() - begun:.1f} s of CPU]", end="")
   finally:
-    daemon.sm.close()
+    daemon.inbox.sm.close()
     daemon.pm.close()
 
 

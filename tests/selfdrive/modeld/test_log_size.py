@@ -19,8 +19,10 @@ from openpilot.selfdrive.modeld.fair.publish import (
   Stamp,
   add_maps,
   class_map_from_message,
+  coarse_classes,
   depth_from_message,
   depth_message,
+  features_message,
   lanes_message,
   objects_message,
   segmentation_message,
@@ -31,7 +33,7 @@ from openpilot.selfdrive.modeld.fair.worker import FairModeld
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route
 from openpilot.tools.replay.process_replay import process_replay
-from openpilot.tools.replay.report import measure
+from openpilot.tools.replay.measure import measure
 from openpilot.tools.replay.show import show
 from tests.bench.bench_log_size import BUDGET, FRAME_BYTES, log_sizes
 
@@ -153,6 +155,34 @@ def test_maps_in_the_state(dense):
   assert (got == class_map[::step, ::step]).all()
 
 
+@pytest.mark.parametrize(("h", "w", "step"), [(16, 32, 1), (16, 33, 2), (64, 128, 4), (68, 128, 8), (48, 512, 8)])
+def test_a_class_map_is_thinned_until_it_is_small(h, w, step):
+  """512 pixels at most: every step-th of both sides from the middle of the first step, by the least power of two."""
+  class_map = np.random.default_rng(5).integers(0, 3, (h, w)).astype(np.uint8)
+  _, msg = segmentation_message(Segmentation(["a", "b", "c"], class_map, np.ones(3, np.float32)), STAMP)
+  small = messaging.new_message("fairState").fairState.segmentation
+  coarse_classes(small, msg.as_reader().fairSegmentation)
+  got = class_map_from_message(small)
+  assert got.size <= 512 and (got == class_map[step // 2 :: step, step // 2 :: step]).all()
+
+
+def test_features_are_sent_as_they_are():
+  assert features_message(None, STAMP) is None
+  features = np.random.default_rng(6).normal(0, 9, (3, 2, 4)).astype(np.float16)
+  service, msg = features_message(features, STAMP)
+  m = msg.as_reader().fairFeatures
+  assert (service, m.channels, m.height, m.width, m.frameId, m.timestampEof, m.bundle) == (
+    "fairFeatures",
+    3,
+    2,
+    4,
+    1000,
+    50_000_000_000,
+    "a-bundle",
+  )
+  assert (np.frombuffer(m.data, "<f2").reshape(3, 2, 4) == features).all()
+
+
 def test_a_crowd_keeps_the_budget():
   """96 objects and 8 lines that are new in every frame, which nothing compresses."""
   r = np.random.default_rng(3)
@@ -212,7 +242,7 @@ def test_the_param_says_whether_the_log_is_dense(tmp_path, prefix):
   for dense in (False, True):
     daemon = FairModeld(lambda: bundle.path, None, dense=dense)
     try:
-      assert daemon.load(bundle).dense is dense
+      assert daemon.choice.load(bundle).dense is dense
     finally:
       daemon.pm.close()
-      daemon.sm.close()
+      daemon.inbox.sm.close()

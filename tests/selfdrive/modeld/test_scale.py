@@ -1,5 +1,7 @@
 """Relative depth put into meters on scenes that are known exactly, and the message that carries it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from openpilot.cereal.visionipc import nv12_info
 from openpilot.selfdrive.modeld.fair.bundle import write_manifest
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth, map_centers, shrink
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
-from openpilot.selfdrive.modeld.fair.heads.scale import DepthScale, sample
+from openpilot.selfdrive.modeld.fair.heads.scale import DepthScale, plane_scale, sample
 from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.publish import Stamp, depth_from_message, depth_message, serialize
@@ -96,6 +98,53 @@ def test_the_way_driven_past_points_tells_the_scale():
 
 def test_points_that_slide_along_their_line_are_not_believed():
   assert not drive(0.5).known
+
+
+def test_the_road_is_looked_at_from_four_meters_to_thirty():
+  """By a camera 1.3 m over it, whose picture goes on below the view's: of depth in one row alone, known exactly."""
+  ground = dataclasses.replace(GROUND, f=GROUND.f / 2)  # the lowest row is of 2.9 m
+  _, y = map_centers(64, 128)
+  ahead = ground.f * 1.3 / np.where(y > ground.cy, y - ground.cy, np.nan)
+  heard = []
+  for row in np.flatnonzero(np.isfinite(ahead)):
+    z = np.full((64, 128), np.nan, np.float32)
+    z[row] = ahead[row] / TRUE
+    log, std = plane_scale(
+      z, ground, Segmentation(CLASSES, np.full((64, 128), CLASSES.index("road"), np.uint8), np.zeros(5, np.float32))
+    )
+    heard.append(np.isfinite(std))
+    assert not heard[-1] or np.exp(log) == pytest.approx(TRUE, rel=1e-5)
+  ahead = ahead[np.isfinite(ahead)]
+  assert ahead.min() < 3 and ahead.max() > 40 and heard == ((ahead >= 4) & (ahead <= 30)).tolist()
+
+
+@pytest.mark.parametrize(
+  ("step", "speed", "kept"),
+  [
+    (0.05, 20.0, True),
+    (1.0, 20.0, True),
+    (0.05, None, False),
+    (0.05, -1.0, False),
+    (0.05, 100.0, False),
+    (0.05, np.nan, False),
+    (1.1, 20.0, False),
+    (-0.05, 20.0, False),
+  ],
+)
+def test_without_a_way_driven_points_begin_anew(step, speed, kept):
+  """A gap, a clock that went back, a speed that no car has: nobody knows how far it was."""
+  scale = DepthScale()
+  scale.drive(10**9, 20.0)
+  scale.since = np.zeros(3)
+  scale.drive(10**9 + int(step * 1e9), speed)
+  assert np.isfinite(scale.since).all() == kept and scale.way == pytest.approx(step * 20 if kept else 0)
+
+
+def test_centres_of_a_maps_pixels():
+  """Of 512x256: a map of half the size has its first center between the view's first two."""
+  for w, first, apart in ((512, 0.0, 1.0), (256, 0.5, 2.0), (128, 1.5, 4.0), (64, 3.5, 8.0)):
+    x, y = map_centers(w // 2, w)
+    assert (x == first + apart * np.arange(w)).all() and (y == first + apart * np.arange(w // 2)).all()
 
 
 def test_samples_are_of_the_pixel_that_a_point_is_in():

@@ -227,9 +227,17 @@ def test_a_lower_rate_is_no_gap(tmp_path):
     (lambda g: g.update(phase=1), r"graph 'lanes' has the phase 1 of a period of 1"),
     (lambda g: g["outputs"][0].update(period=2), "their outputs have no period"),
     (lambda g: g["outputs"][1].update(period=3, phase=3), "output 'lanes_visible' has the phase 3 of a period of 3"),
+    (
+      lambda g: g["outputs"][1].update(parameters={"part": "points"}),
+      "two outputs are part 'points' of the head 'lanes'",
+    ),
+    (
+      lambda g: g["outputs"][1].update(parameters={"part": "nose"}),
+      "'lanes_visible' is part 'nose' of the head 'lanes'",
+    ),
   ],
 )
-def test_turns_that_cannot_be_are_refused(tmp_path, change, message):
+def test_turns_and_parts_that_cannot_be_are_refused(tmp_path, change, message):
   graph = lanes_graph(tmp_path)
   change(graph)
   with pytest.raises(BundleError, match=message):
@@ -344,4 +352,4 @@ def test_garbage_goes_between_frames_and_what_lives_is_not_looked_at(tmp_path, p
   finally:
     gc.unfreeze()
     daemon.pm.close()
-    daemon.sm.close()
+    daemon.inbox.sm.close()

@@ -10,17 +10,8 @@ from openpilot.selfdrive.modeld.fair.assignment import assign, hungarian
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.objects import Detections, box_iou
-from openpilot.selfdrive.modeld.fair.tracking import (
-  FROM_BOX,
-  MAX_LOST,
-  MAX_TRACKS,
-  TO_BOX,
-  UNSEEN,
-  Q,
-  Tracker,
-  locate,
-  merge,
-)
+from openpilot.selfdrive.modeld.fair.locate import locate
+from openpilot.selfdrive.modeld.fair.tracking import FROM_BOX, MAX_LOST, MAX_TRACKS, TO_BOX, UNSEEN, Q, Tracker, merge
 
 VIEW = (256, 512)
 CLASSES = ["vehicle", "pedestrian", "cyclist"]

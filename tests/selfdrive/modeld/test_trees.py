@@ -18,12 +18,12 @@ from openpilot.selfdrive.modeld.fair import sender
 NAMES = """
 import json
 import numpy as np
-from openpilot.selfdrive.modeld.fair import ipc, publish, worker
+from openpilot.selfdrive.modeld.fair import inbox, ipc, publish
 from openpilot.selfdrive.modeld.fair.frames import camera_intrinsics
 params = ipc.Params()
 params.put("FairBundle", "some")
 print(json.dumps({
-  "services": [worker.EXTRINSICS, worker.CAMERA_STATE], "queue": publish.size_limit("fairDepth"),
+  "services": [inbox.EXTRINSICS, inbox.CAMERA_STATE], "queue": publish.size_limit("fairDepth"),
   "streams": [ipc.stream_type("narrowRoad"), ipc.stream_type("wideRoad")],
   "focal": [camera_intrinsics(1928, 1208)[0, 0], camera_intrinsics(1344, 760, wide=True)[0, 0]],
   "param": [ipc.read_param(params, key) for key in ("FairBundle", "FairRunner", "NoSuchKey")],

@@ -281,5 +281,5 @@ def test_bad_input(base, store, tmp_path, monkeypatch, capsys):
   )
   write_store(tmp_path / "boxes", labels=LABELS[2:])
   assert "neither dense features nor depth" in refused("--labels", tmp_path / "boxes", *good[2:])
-  write_store(tmp_path / "restricted", labels=DEPTH, teacher="dinov3-vits16", licence="DINOv3")
-  assert "--accept-licence DINOv3" in refused("--labels", tmp_path / "restricted", *good[2:])
+  write_store(tmp_path / "restricted", labels=DEPTH, teacher="dinov3-vits16", license="DINOv3")
+  assert "--accept-license DINOv3" in refused("--labels", tmp_path / "restricted", *good[2:])

@@ -30,11 +30,11 @@ LABELS = [
 FRAME = [Label("frame", "dense", "uint8", FRAME_SHAPE)]
 
 
-def group_of(store, segment, teacher, labels, n, checkpoint="a", licence="MIT", rules=None):
+def group_of(store, segment, teacher, labels, n, checkpoint="a", license="MIT", rules=None):
   meta = {
     "version": VERSION,
     "segment": segment,
-    "teacher": {"name": teacher, "model_id": teacher, "checkpoint": checkpoint, "licence": licence, "settings": {}},
+    "teacher": {"name": teacher, "model_id": teacher, "checkpoint": checkpoint, "licence": license, "settings": {}},
     "labels": [{**vars(x), "shape": list(x.shape), "classes": list(x.classes)} for x in labels],
     "view": {"name": "medmodel", "width": 512, "height": 256},
     "camera": CAMERA,
@@ -59,7 +59,7 @@ def write_store(
   teacher="simulator",
   labels=LABELS,
   checkpoint="a",
-  licence="MIT",
+  license="MIT",
 ):
   store = LabelStore(root, create=True)
   for seed, route in enumerate(routes):
@@ -88,7 +88,7 @@ def write_store(
         for key, v in zip(points, (t, k, px, py, True, 1), strict=True):
           points[key].append(v)
     g = group_of(store, segment, "frames", FRAME, n, "")
-    h = group_of(store, segment, teacher, labels, n, checkpoint, licence)
+    h = group_of(store, segment, teacher, labels, n, checkpoint, license)
     to = dict.fromkeys(("x0", "y0", "x1", "y1", "score", "x", "y"), np.float32)
     tables = {"objects": boxes, "points": points}
     for k in range(g.chunk_count):

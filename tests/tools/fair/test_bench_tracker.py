@@ -34,10 +34,10 @@ def test_trackers_are_judged_by_tap_vid():
 def test_who_cannot_run_is_said(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   monkeypatch.delenv("FAIR_WEIGHTS", raising=False)
-  here = trackers_here(argparse.Namespace(weights=None, iters=8, scale=1, accept_licence=[]))
+  here = trackers_here(argparse.Namespace(weights=None, iters=8, scale=1, accept_license=[]))
   out = capsys.readouterr().out
   assert list(here) == ["Lucas-Kanade"]
   assert (
     "raft-tracker: left out, no weights 'raft-small.pth'" in out
-    and "cotracker2: left out, teacher 'cotracker2' is under the licence CC-BY-NC-4.0" in out
+    and "cotracker2: left out, teacher 'cotracker2' is under the license CC-BY-NC-4.0" in out
   )

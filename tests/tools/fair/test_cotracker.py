@@ -3,13 +3,13 @@ known, everywhere."""
 
 import json
 import sys
-from types import ModuleType
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from cotracker_models import POLE, H, KnownModel, KnownPredictor, W, install, known_video
 from openpilot.tools.fair.cotracker.cotracker import CoTracker, CoTrackerTeacher, carry
 from openpilot.tools.fair.cotracker.tracker import LANE, ROAD
 from openpilot.tools.fair.registry import TEACHERS
@@ -17,79 +17,12 @@ from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.fair.teacher import Clip
 from openpilot.tools.lib.errors import UserError
 
-H, W = 96, 128
-POLE = (60, 75)  # columns behind which points of the known world are not seen
 NC = "CC-BY-NC-4.0"
-
-
-# *** the package's interface over a world of known motion: the first pixel of a frame holds its number and the speed
-# ***
-
-
-def known_video(n, vx, vy, size=(H, W)):
-  video = np.zeros((n, 3, *size), np.uint8)
-  video[:, 0, 0, 0], video[:, 1:, 0, 0] = np.arange(n), (128 + vx, 128 + vy)
-  return video
-
-
-class KnownModel(torch.nn.Module):
-  def __init__(self, v2, window_len):
-    super().__init__()
-    self.register_buffer("time_emb", torch.zeros(1, window_len, 4))
-    if not v2:
-      self.corr_mlp = torch.nn.Module()
-      self.corr_mlp.fc1 = torch.nn.Linear(2, 2)
-    self.weight = torch.nn.Parameter(torch.zeros(3))
-
-
-class KnownPredictor(torch.nn.Module):
-  seen: list[int] = []  # frames of every window
-  wobble = 0.0  # px; what is said of a point depends on where the window ends
-
-  def __init__(self, checkpoint, offline=True, v2=False, window_len=60):
-    super().__init__()
-    assert checkpoint is None
-    self.model = KnownModel(v2, window_len)
-
-  def forward(self, video, queries):
-    assert video.dtype == torch.float32 and video.shape[0] == queries.shape[0] == 1 and queries.shape[2] == 3
-    self.seen.append(video.shape[1])
-    number, speed = video[0, :, 0, 0, 0], video[0, 0, 1:, 0, 0] - 128
-    start, xy = queries[0, :, 0].long(), queries[0, :, 1:]
-    gone = number[:, None] - number[start]  # (T, N)
-    tracks = xy + gone[..., None] * speed + self.wobble * torch.sin(number[-1]) * (gone[..., None] != 0)
-    visible = (tracks[..., 0] < POLE[0]) | (tracks[..., 0] >= POLE[1])
-    visible[start, torch.arange(len(start))] = True
-    return tracks[None], visible[None]
-
-
-class KnownStreamer(KnownPredictor):
-  def __init__(self, checkpoint, v2=False, window_len=16):
-    super().__init__(checkpoint, False, v2, window_len)
-    self.parts = None
-
-  def forward(self, video_chunk, is_first_step=False, queries=None):
-    step = self.model.time_emb.shape[1] // 2
-    if is_first_step:
-      self.queries, self.parts = queries, []
-      return None, None
-    assert video_chunk.shape[1] <= 2 * step
-    self.parts.append(video_chunk if not self.parts else video_chunk[:, step:])
-    tracks, visible = super().forward(torch.cat(self.parts, 1), self.queries)
-    self.seen[-1] = video_chunk.shape[1]
-    return tracks, visible
 
 
 @pytest.fixture
 def known(monkeypatch):
-  """The package, as far as it is called here."""
-  package, predictor = ModuleType("cotracker"), ModuleType("cotracker.predictor")
-  package.__path__ = []
-  predictor.CoTrackerPredictor, predictor.CoTrackerOnlinePredictor = KnownPredictor, KnownStreamer
-  monkeypatch.setitem(sys.modules, "cotracker", package)
-  monkeypatch.setitem(sys.modules, "cotracker.predictor", predictor)
-  monkeypatch.setattr(KnownPredictor, "seen", [])
-  return KnownPredictor
+  return install(monkeypatch)
 
 
 def known_weights(folder, v2=False, learned=12):
@@ -221,7 +154,7 @@ def test_clips_cut_at_hops_give_identical_labels(known, monkeypatch, tmp_path, m
 def test_table_of_tracks(known, tmp_path):
   video = known_video(60, 3, 1)
   made = teacher(tmp_path, "offline", window=16, hop=4, max_age=30, limit=20)
-  assert made.labels[0].classes == ("road", "lane") and made.stateful and made.licence == NC
+  assert made.labels[0].classes == ("road", "lane") and made.stateful and made.license == NC
   table, state = label_in_clips(made, video, [60], tmp_path / "state.npz")
   back, first = 0, []
   for track in np.unique(table["track"]):
@@ -271,10 +204,10 @@ def test_settings_and_own_seeds(known, tmp_path):
 # *** what is refused ***
 
 
-def test_licence_must_be_accepted(known, tmp_path):
+def test_license_must_be_accepted(known, tmp_path):
   for name in ("cotracker3-offline", "cotracker3-online", "cotracker2"):
-    assert TEACHERS[name].licence == NC
-    with pytest.raises(UserError, match=f"--accept-licence {NC}"):
+    assert TEACHERS[name].license == NC
+    with pytest.raises(UserError, match=f"--accept-license {NC}"):
       load_teacher(name, known_weights(tmp_path))
   assert isinstance(
     load_teacher("cotracker2", known_weights(tmp_path, v2=True), accepted=[NC], device="cpu"), CoTrackerTeacher

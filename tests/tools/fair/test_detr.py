@@ -214,9 +214,9 @@ def test_road_classes_are_data(tmp_path):
   assert road_classes({0: "car", 1: "dog"}, tmp_path / "mine.json")[1].tolist() == [0, -1]
 
 
-def test_those_on_dinov3_are_under_its_licence():
-  assert TEACHERS["deimv2-dinov3-s"].licence == "DINOv3"
-  with pytest.raises(UserError, match="--accept-licence DINOv3"):
+def test_those_on_dinov3_are_under_its_license():
+  assert TEACHERS["deimv2-dinov3-s"].license == "DINOv3"
+  with pytest.raises(UserError, match="--accept-license DINOv3"):
     load_teacher("deimv2-dinov3-s", "/nowhere")
 
 

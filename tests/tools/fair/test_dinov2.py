@@ -326,7 +326,7 @@ def test_teacher_labels_the_view(dinov2):
   assert labels["features"].shape == (2, *label.shape) and labels["features"].dtype == np.float16
   settings = teacher.settings()
   assert settings["input"] == [252, 518] and json.loads(json.dumps(settings)) == settings
-  assert (teacher.model_id, teacher.licence, teacher.stateful, len(teacher.checkpoint_hash)) == (
+  assert (teacher.model_id, teacher.license, teacher.stateful, len(teacher.checkpoint_hash)) == (
     "facebook/dinov2-small",
     "Apache-2.0",
     False,
@@ -389,7 +389,7 @@ def test_every_entry_names_a_maker_and_a_hub_id():
   } <= set(entries)
   assert all(e.weights.count("/") == 1 for e in entries.values())
   # Depth Anything's second version is free in its small size only, the first in all
-  depth = {k: e.licence for k, e in entries.items() if k.startswith("depth-anything")}
+  depth = {k: e.license for k, e in entries.items() if k.startswith("depth-anything")}
   assert len(depth) == 12 and all(
     v == ("CC-BY-NC-4.0" if "-v2-" in k and not k.endswith("small") else "Apache-2.0") for k, v in depth.items()
   )

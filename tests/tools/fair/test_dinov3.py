@@ -175,7 +175,7 @@ def test_teacher_labels_the_view(tmp_path, kind, grid):
     and settings["resize"] == "multiple"
     and json.loads(json.dumps(settings)) == settings
   )
-  assert (teacher.licence, teacher.model_id, teacher.stateful) == ("DINOv3", TEACHERS["dinov3-vits16"].weights, False)
+  assert (teacher.license, teacher.model_id, teacher.stateful) == ("DINOv3", TEACHERS["dinov3-vits16"].weights, False)
 
 
 def test_out_of_gpu_memory_halves_the_batch(tmp_path, capsys):
@@ -252,10 +252,10 @@ def test_masked_cosine_loss_at_its_edges():
     masked_cosine_loss(torch.zeros(1, 4, 4, 8), teacher, torch.ones(2, 4, 8))
 
 
-def test_licence_must_be_accepted(tmp_path):
-  with pytest.raises(UserError, match="--accept-licence DINOv3"):
+def test_license_must_be_accepted(tmp_path):
+  with pytest.raises(UserError, match="--accept-license DINOv3"):
     load_teacher("dinov3-vits16", save(tmp_path / "model"), device="cpu")
-  assert all(e.licence == "DINOv3" for e in TEACHERS.values() if e.make == "dinov3.teacher:make")
+  assert all(e.license == "DINOv3" for e in TEACHERS.values() if e.make == "dinov3.teacher:make")
 
 
 def test_wrong_folders_say_what_to_do(tmp_path):

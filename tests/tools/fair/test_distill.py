@@ -394,7 +394,7 @@ class Evil:
 
 
 def test_a_student_is_put_together_from_two(labels, tmp_path):
-  """The second run's tracker on the first one's trunk; and a licence that either learned under stays."""
+  """The second run's tracker on the first one's trunk; and a license that either learned under stays."""
   first, second = (run(labels, tmp_path / name, config(steps=2, seed=seed)) for name, seed in (("a", 1), ("b", 2)))
   second.inherited = [{"model": "dinov3", "checkpoint_hash": "0", "licence": "DINOv3"}]
   for r, name in ((first, "a"), (second, "b")):

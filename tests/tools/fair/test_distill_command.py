@@ -196,11 +196,11 @@ def test_it_is_known_what_a_student_was_trained_on(labels, tmp_path):
   assert trained_on(old, tmp_path / "a") == {"segments": ["x--0"], "unknown": ["a"]}
 
 
-def test_restricted_licences_are_asked_for(tmp_path, monkeypatch):
-  write_store(tmp_path / "s", licence="CC-BY-NC-4.0")
+def test_restricted_licenses_are_asked_for(tmp_path, monkeypatch):
+  write_store(tmp_path / "s", license="CC-BY-NC-4.0")
   monkeypatch.setattr(
     sys, "argv", ["distill", "--labels", str(tmp_path / "s"), "--student", "depth-nano", "--out", str(tmp_path / "run")]
   )
-  with pytest.raises(UserError, match=r"--accept-licence CC-BY-NC-4\.0"):
+  with pytest.raises(UserError, match=r"--accept-license CC-BY-NC-4\.0"):
     distill.main()
   assert not (tmp_path / "run").exists()

@@ -45,7 +45,7 @@ class Entry:
   timestamp_eof: int
 
 
-def write_group(store, segment, teacher, labels, data, n=T, licence="MIT"):
+def write_group(store, segment, teacher, labels, data, n=T, license="MIT"):
   """labels: dicts of Label's fields; data: {name: array or table}."""
   meta = {
     "version": 1,
@@ -54,7 +54,7 @@ def write_group(store, segment, teacher, labels, data, n=T, licence="MIT"):
       "name": teacher,
       "model_id": f"{teacher}'s",
       "checkpoint": "0" * 64,
-      "licence": licence,
+      "licence": license,
       "settings": {},
     },
     "labels": [{"dtype": "float16", "shape": [], "unit": "", "classes": [], **x} for x in labels],
@@ -150,7 +150,7 @@ def write_store(root, segments=SEGMENTS, truth="simulator"):
       c: [x for x, q in zip(v, keep, strict=True) if q] if isinstance(v, list) else v[keep] for c, v in boxes.items()
     }
     off = (depth.astype(np.float32) * 1.05).astype(np.float16)
-    write_group(store, segment, "expert", [DEPTH, BOXES], {"depth": off, "objects": seen}, licence="Apache-2.0")
+    write_group(store, segment, "expert", [DEPTH, BOXES], {"depth": off, "objects": seen}, license="Apache-2.0")
   return root
 
 

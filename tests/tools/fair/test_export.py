@@ -25,7 +25,7 @@ from openpilot.tools.lib.errors import UserError
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   root = tmp_path_factory.mktemp("export")
-  write_store(root / "s", licence="CC-BY-NC-4.0")
+  write_store(root / "s", license="CC-BY-NC-4.0")
   argv = [
     "distill",
     "--labels",
@@ -44,7 +44,7 @@ def run(tmp_path_factory):
     0,
   ]
   with pytest.MonkeyPatch.context() as m:
-    m.setattr(sys, "argv", [*map(str, argv), "--accept-licence", "CC-BY-NC-4.0"])
+    m.setattr(sys, "argv", [*map(str, argv), "--accept-license", "CC-BY-NC-4.0"])
     distill.main()
   return root / "run"
 
@@ -61,7 +61,7 @@ def test_a_run_becomes_a_bundle(run, tmp_path, monkeypatch):
   assert not out.exists()
   for _ in range(2):  # a second time it is replaced whole
     export_to(
-      monkeypatch, run, "--out", out, "--accept-licence", "CC-BY-NC-4.0", "--labels", run.parent / "s", "--no-tinygrad"
+      monkeypatch, run, "--out", out, "--accept-license", "CC-BY-NC-4.0", "--labels", run.parent / "s", "--no-tinygrad"
     )
   bundle = load_bundle(out)
   assert [o["name"] for o in bundle.graphs[0]["outputs"]] == ["depth"]  # nobody taught features
@@ -107,14 +107,14 @@ def test_a_graph_that_computes_something_else_is_not_written(run, tmp_path, monk
 
   monkeypatch.setattr(export, step, wrong)
   with pytest.raises(UserError, match=message):
-    export_to(monkeypatch, run, "--out", tmp_path / "models" / "x", "--accept-licence", "CC-BY-NC-4.0", "--no-tinygrad")
+    export_to(monkeypatch, run, "--out", tmp_path / "models" / "x", "--accept-license", "CC-BY-NC-4.0", "--no-tinygrad")
   assert not list((tmp_path / "models").iterdir())
 
 
 def test_a_unified_student_that_learned_no_points_asks_for_none(run, tmp_path, monkeypatch):
   """Points and the tracker's state are no inputs of its graph, and so none of its manifest, which the runtime would
   fill in vain."""
-  licence = ["--accept-licence", "CC-BY-NC-4.0"]
+  license = ["--accept-license", "CC-BY-NC-4.0"]
   argv = [
     "distill",
     "--labels",
@@ -128,9 +128,9 @@ def test_a_unified_student_that_learned_no_points_asks_for_none(run, tmp_path, m
     "--steps",
     2,
   ]
-  monkeypatch.setattr(sys, "argv", [*map(str, argv), "--batch", "4", "--workers", "0", *licence])
+  monkeypatch.setattr(sys, "argv", [*map(str, argv), "--batch", "4", "--workers", "0", *license])
   distill.main()
-  export_to(monkeypatch, tmp_path / "run", "--out", tmp_path / "b", *licence, "--no-tinygrad")
+  export_to(monkeypatch, tmp_path / "run", "--out", tmp_path / "b", *license, "--no-tinygrad")
   bundle = load_bundle(tmp_path / "b")
   graph = bundle.graphs[0]
   assert [i["name"] for i in graph["inputs"]] == ["frame"] and not graph.get("state") and "point_slots" not in graph
@@ -140,13 +140,13 @@ def test_a_unified_student_that_learned_no_points_asks_for_none(run, tmp_path, m
 
 def test_an_evaluation_goes_into_the_card(run, tmp_path, monkeypatch):
   """The page's own JSON, of the bundle that was exported before."""
-  out, licence = tmp_path / "b", ("--accept-licence", "CC-BY-NC-4.0", "--no-tinygrad")
-  export_to(monkeypatch, run, "--out", out, *licence)
+  out, license = tmp_path / "b", ("--accept-license", "CC-BY-NC-4.0", "--no-tinygrad")
+  export_to(monkeypatch, run, "--out", out, *license)
   monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, [out, run.parent / "s", "--out", tmp_path / "e"])])
   evaluate.main()
   (tmp_path / "notes.txt").write_text("Mind the gap.")
   found = tmp_path / "e" / "evaluation.json"
-  export_to(monkeypatch, run, "--out", out, *licence, "--evaluation", found, "--notes", tmp_path / "notes.txt")
+  export_to(monkeypatch, run, "--out", out, *license, "--evaluation", found, "--notes", tmp_path / "notes.txt")
   value = json.loads(found.read_text())["tables"]["simulator"]["depth"]["b"]["abs_rel"]["value"]
   card, metrics = (out / "README.md").read_text(), load_bundle(out).manifest["metrics"]
   assert f"| abs_rel | simulator | {value:.3f}" in card and "mean map" in card and "Mind the gap." in card
@@ -155,10 +155,10 @@ def test_an_evaluation_goes_into_the_card(run, tmp_path, monkeypatch):
   assert "(`" in card and "**1 of 2 segments were trained on**" in card and "not trained on" not in card
   assert all("1 of 2 segments were trained on" in m["data"] for m in metrics)
   with pytest.raises(UserError, match="evaluates b, not c"):
-    export_to(monkeypatch, run, "--out", tmp_path / "c", *licence, "--evaluation", found)
+    export_to(monkeypatch, run, "--out", tmp_path / "c", *license, "--evaluation", found)
   found.write_text("{}")
   with pytest.raises(UserError, match="no evaluation's JSON"):
-    export_to(monkeypatch, run, "--out", out, *licence, "--evaluation", found)
+    export_to(monkeypatch, run, "--out", out, *license, "--evaluation", found)
 
 
 def test_a_card_says_what_it_knows_of_what_was_trained_on():
@@ -174,7 +174,7 @@ def test_a_card_says_what_it_knows_of_what_was_trained_on():
 def test_a_run_that_is_not_whole_is_refused(run, tmp_path, monkeypatch):
   part = tmp_path / "run"
   shutil.copytree(run, part)
-  words = (part, "--out", tmp_path / "b", "--accept-licence", "CC-BY-NC-4.0", "--no-tinygrad")
+  words = (part, "--out", tmp_path / "b", "--accept-license", "CC-BY-NC-4.0", "--no-tinygrad")
   (part / "log.jsonl").unlink()
   with pytest.raises(UserError, match=r"log\.jsonl is not readable .*no --evaluation"):
     export_to(monkeypatch, *words)
@@ -194,9 +194,9 @@ def test_a_run_that_is_not_whole_is_refused(run, tmp_path, monkeypatch):
 def test_weights_are_stored_as_half(run, tmp_path, monkeypatch):
   """Half the file, and the same within float16's 11 bits; tinygrad reads it, too."""
   small, large = tmp_path / "small", tmp_path / "large"
-  export_to(monkeypatch, run, "--out", small, "--accept-licence", "CC-BY-NC-4.0")
+  export_to(monkeypatch, run, "--out", small, "--accept-license", "CC-BY-NC-4.0")
   export_to(
-    monkeypatch, run, "--out", large, "--accept-licence", "CC-BY-NC-4.0", "--weights", "float32", "--no-tinygrad"
+    monkeypatch, run, "--out", large, "--accept-license", "CC-BY-NC-4.0", "--weights", "float32", "--no-tinygrad"
   )
   bundles = [load_bundle(small), load_bundle(large)]
   sizes = [(b.path / b.graphs[0]["file"]).stat().st_size for b in bundles]
@@ -244,7 +244,7 @@ def test_only_a_bundle_is_ever_replaced(run, tmp_path, monkeypatch):
     (run.parent / "s" / "..", "names no folder"),
   ):
     with pytest.raises(UserError, match=said):
-      export_to(monkeypatch, run, "--out", out, "--accept-licence", "CC-BY-NC-4.0")
+      export_to(monkeypatch, run, "--out", out, "--accept-license", "CC-BY-NC-4.0")
     assert files(tmp_path) == before and files(run) == of_run, out
   (models / "mine" / "notes.txt").unlink()
   (models / "mine" / "compiled").mkdir()
@@ -286,5 +286,5 @@ def test_an_unfinished_run_is_refused(run, tmp_path, monkeypatch):
   state = torch.load(run / "last.pt", weights_only=True)
   torch.save({**state, "step": 2}, unfinished / "last.pt")
   with pytest.raises(UserError, match="at step 2 of 3; let it finish"):
-    export_to(monkeypatch, unfinished, "--out", tmp_path / "b", "--accept-licence", "CC-BY-NC-4.0")
+    export_to(monkeypatch, unfinished, "--out", tmp_path / "b", "--accept-license", "CC-BY-NC-4.0")
   assert not (tmp_path / "b").exists()

@@ -41,7 +41,7 @@ def run(monkeypatch, folder, *more):
     CLASSES,
     "--name",
     "toy",
-    "--licence",
+    "--license",
     "MIT",
     "--out",
     folder / "s",
@@ -97,7 +97,7 @@ def test_bad_input_is_said(folder, monkeypatch):
         "road",
         "--name",
         "a",
-        "--licence",
+        "--license",
         "MIT",
         "--out",
         str(folder / "t"),
@@ -202,7 +202,7 @@ def test_real_cases(shared_data, tmp_path, monkeypatch, case):
     "background,road,lane,vehicle,pedestrian",
     "--name",
     "x",
-    "--licence",
+    "--license",
     "MIT",
   ]
   monkeypatch.setattr(sys, "argv", ["import-images", *map(str, words), "--out", str(tmp_path / "s")])

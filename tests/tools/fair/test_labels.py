@@ -57,7 +57,7 @@ def write_network(folder, seed=0):
   (folder / "net.yaml").write_text(
     """name: tiny
 weights: net.onnx
-licence: MIT
+license: MIT
 input: {name: images, size: [32, 64], color: RGB, scale: 0.00392156862745098, mean: [0, 0, 0], std: [1, 1, 1], fit: stretch}
 decode: maps
 maps:
@@ -232,7 +232,7 @@ def test_labels_of_a_mended_rule_are_made_anew(route, tmp_path, monkeypatch):
 class Counter:
   """A teacher with state: it counts the frames it has seen, and marks a point whose place depends on all of them."""
 
-  name, model_id, checkpoint_hash, licence, stateful = "counter", "", "", "MIT", True
+  name, model_id, checkpoint_hash, license, stateful = "counter", "", "", "MIT", True
   labels = [Label("points", "points"), Label("sum", "dense", "float32", (1,))]
 
   def __init__(self, fail_at=None):
@@ -303,7 +303,7 @@ def test_without_the_state_behind_the_last_chunk_it_begins_at_the_start(route, t
 class Masks:
   """A mask over the right half of every picture but the first."""
 
-  name, model_id, checkpoint_hash, licence, stateful = "masks", "", "", "MIT", False
+  name, model_id, checkpoint_hash, license, stateful = "masks", "", "", "MIT", False
   labels = [Label("objects", "boxes", shape=(64, 128), classes=("car",))]
 
   def view_size(self):
@@ -491,8 +491,15 @@ def test_bad_stores_and_routes_are_said(route, network, tmp_path):
     load_teacher(str(network))
 
 
-def test_licences_must_be_accepted(tmp_path, network):
-  network.write_text(network.read_text().replace("licence: MIT", "licence: CC-BY-NC-4.0"))
-  with pytest.raises(UserError, match=r"add --accept-licence CC-BY-NC-4\.0"):
+def test_licenses_must_be_accepted(tmp_path, network):
+  network.write_text(network.read_text().replace("license: MIT", "license: CC-BY-NC-4.0"))
+  with pytest.raises(UserError, match=r"add --accept-license CC-BY-NC-4\.0"):
     load_teacher(str(network))
-  assert load_teacher(str(network), accepted=["CC-BY-NC-4.0"]).licence == "CC-BY-NC-4.0"
+  teacher = load_teacher(str(network), accepted=["CC-BY-NC-4.0"])
+  assert teacher.license == "CC-BY-NC-4.0"
+  # as it was spelled before: the same teacher, and the same labels
+  before = network.with_name("before.yaml")
+  before.write_text(network.read_text().replace("license: ", "licence: ").replace("color: ", "colour: "))
+  former = load_teacher(str(before), accepted=["CC-BY-NC-4.0"])
+  assert former.license == teacher.license and former.settings() == teacher.settings()
+  assert teacher.settings()["description"]["licence"] == "CC-BY-NC-4.0"

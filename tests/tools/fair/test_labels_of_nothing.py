@@ -17,7 +17,7 @@ route = written_route  # a fixture of theirs
 class Silent:
   """Tables without a row."""
 
-  name, model_id, checkpoint_hash, licence, stateful = "silent", "", "", "MIT", False
+  name, model_id, checkpoint_hash, license, stateful = "silent", "", "", "MIT", False
   labels = [Label("lines", "points")]
 
   def __init__(self, wants):
@@ -72,7 +72,7 @@ class Broken:
   """Depth with one NaN, an infinite sky, and boxes, one of them without a place, in `bad` of its frames; all NaN where
   everything is bad."""
 
-  name, model_id, checkpoint_hash, licence, stateful = "broken", "", "", "MIT", False
+  name, model_id, checkpoint_hash, license, stateful = "broken", "", "", "MIT", False
   maps = [Label("depth", "dense", "float16", (4, 8), "m"), Label("thing", "dense", "float16", (4, 8), "probability")]
   labels = [*maps, Label("boxes", "boxes", classes=("car",))]
 

@@ -325,7 +325,7 @@ class Stripes:
   """A segmenter whose markings stand at given columns of its own 64x128 map, and move with the first pixel of the
   frame."""
 
-  name, model_id, checkpoint_hash, licence, stateful = "stripes", "stripes.onnx", "2" * 64, "DINOv3", False
+  name, model_id, checkpoint_hash, license, stateful = "stripes", "stripes.onnx", "2" * 64, "DINOv3", False
 
   def __init__(self, maps=("drivable", "lanes")):
     self.maps, self.labels, self.asked = maps, [], 0
@@ -389,14 +389,14 @@ def test_lanes_of_a_segmentation(weights):
   cls = both.label(Clip(video))[0]["points"]["cls"]
   assert (cls == LANE).any() and (cls == ROAD).any()
   plain = raft_teacher(weights)
-  assert raft.licence == "DINOv3" and raft.checkpoint_hash not in (plain.checkpoint_hash, stripes.checkpoint_hash)
+  assert raft.license == "DINOv3" and raft.checkpoint_hash not in (plain.checkpoint_hash, stripes.checkpoint_hash)
   assert raft.model_id == "raft-small.pth + stripes.onnx"
   settings = raft.settings()
   assert (
     settings["segmenter"] == {"name": "stripes", "checkpoint": "2" * 64, "settings": {"size": [H, W]}}
     and settings["points"] == "segmentation"
   )
-  assert "segmenter" not in plain.settings() and plain.licence == "BSD-3-Clause"
+  assert "segmenter" not in plain.settings() and plain.license == "BSD-3-Clause"
   stripes.maps = ("one", "two")
   with pytest.raises(UserError, match="no map of lane markings"):
     teacher().prepare(H, W)
@@ -410,7 +410,7 @@ def test_lanes_that_twinlitenet_sees_on_real_roads(shared_data, weights):
     pytest.skip(f"no {net.name} or no tusimple in {shared_data}")
   raft = raft_teacher(weights, points="segmentation", segmenter_weights=str(net))
   raft.prepare(256, 512)
-  assert raft.settings()["segmenter"]["name"] == "twinlitenet" and raft.licence == "BSD-3-Clause"
+  assert raft.settings()["segmenter"]["name"] == "twinlitenet" and raft.license == "BSD-3-Clause"
   for path in sorted((folder / "image").glob("*.png")):
     rgb = cv2.resize(cv2.imread(str(path))[..., ::-1], (512, 256), interpolation=cv2.INTER_AREA)
     truth = (
@@ -444,5 +444,5 @@ def test_seeding_respects_spacing_and_limit():
 
 def test_registry_entry():
   entry = TEACHERS["raft-tracker"]
-  assert entry.licence == "BSD-3-Clause" and entry.weights == "raft-small.pth"
+  assert entry.license == "BSD-3-Clause" and entry.weights == "raft-small.pth"
   assert RaftTeacher.stateful

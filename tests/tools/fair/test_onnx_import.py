@@ -139,9 +139,9 @@ def test_training_goes_on_from_a_bundle(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(a) for a in argv])
     distill.main()
 
-  with pytest.raises(UserError, match="--accept-licence DINOv3"):
+  with pytest.raises(UserError, match="--accept-license DINOv3"):
     run(tmp_path / "b")
-  run(tmp_path / "b", "--accept-licence", "DINOv3")
+  run(tmp_path / "b", "--accept-license", "DINOv3")
   state = load_checkpoint(tmp_path / "run/best.pt")
   assert "DINOv3" in {t["licence"] for t in state["provenance"]}
   learned = build("depth-nano").eval()

@@ -13,7 +13,7 @@ from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.options import options_of, parse_options
 from openpilot.tools.fair.registry import TEACHERS
 from openpilot.tools.fair.registry import load_teacher
-from openpilot.tools.fair.teacher import Entry, joint_licence
+from openpilot.tools.fair.teacher import Entry, joint_license
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.videowriter import VideoWriter
 from sam2_models import save as save_sam2
@@ -73,7 +73,7 @@ def test_every_teacher_says_what_can_be_chosen():
     "yolox-nano": {"score", "iou"},
   }.items():
     assert wanted <= set(there[name]), name
-  never = {"name", "entry", "path", "weights", "licence", "device", "config", "mode", "load", "seeds", "groups"}
+  never = {"name", "entry", "path", "weights", "license", "device", "config", "mode", "load", "seeds", "groups"}
   assert not any(never & set(o) for o in there.values()) and "detector" not in there["yolox-tracker"]
   assert there["sam2.1-tiny"]["detector"].default == "yolox-nano"  # the registry's, not the constructor's
   assert there["dpt-dinov2-small-kitti"]["unit"].default == "m"
@@ -203,12 +203,12 @@ def test_the_simulators_teacher_refuses_a_real_route(shared_data, tmp_path, monk
 
 
 def test_a_helper_is_under_the_same_flags(tmp_path, monkeypatch):
-  """SAM 2's detector: chosen by an option; its licence must be accepted too, and stays with the labels."""
+  """SAM 2's detector: chosen by an option; its license must be accepted too, and stays with the labels."""
   save_sam2("sam2_video", tmp_path / "sam")
   asked = []
 
   class Boxes:
-    name, checkpoint_hash, licence = "boxes", "1" * 64, "DINOv3"
+    name, checkpoint_hash, license = "boxes", "1" * 64, "DINOv3"
 
     def settings(self):
       return {}
@@ -219,22 +219,22 @@ def test_a_helper_is_under_the_same_flags(tmp_path, monkeypatch):
 
   monkeypatch.setattr("openpilot.tools.fair.detr.teacher.boxes", boxes, raising=False)
   monkeypatch.setitem(TEACHERS, "boxes", Entry("detr.teacher:boxes", "", "DINOv3", "", ""))
-  with pytest.raises(UserError, match="teacher 'boxes' is under the licence DINOv3"):
+  with pytest.raises(UserError, match="teacher 'boxes' is under the license DINOv3"):
     load_teacher("sam2.1-tiny", tmp_path / "sam", device="cpu", detector="boxes")
   teacher = load_teacher("sam2.1-tiny", tmp_path / "sam", ["DINOv3"], device="cpu", detector="boxes")
-  assert teacher.licence == "DINOv3" and asked == ["cpu"] and teacher.settings()["detector"]["name"] == "boxes"
+  assert teacher.license == "DINOv3" and asked == ["cpu"] and teacher.settings()["detector"]["name"] == "boxes"
   with pytest.raises(UserError, match="at once"):
-    joint_licence("t", "SAM", "DINOv3")
-  assert joint_licence("t", "MIT", "BSD-3-Clause") == "MIT"
+    joint_license("t", "SAM", "DINOv3")
+  assert joint_license("t", "MIT", "BSD-3-Clause") == "MIT"
 
 
 def test_the_list_shows_options_and_keeps_its_columns(monkeypatch, capsys):
   assert command(monkeypatch, main=teachers.main) == 0
   lines = capsys.readouterr().out.splitlines()
-  at = lines[0].index("licence")
+  at = lines[0].index("license")
   assert len(max(TEACHERS, key=len)) > 34
   for line, (name, entry) in zip(lines[1:], TEACHERS.items(), strict=False):
-    assert line.startswith(name) and line[at - 2 : at] == "  " and line[at:].startswith(entry.licence)
+    assert line.startswith(name) and line[at - 2 : at] == "  " and line[at:].startswith(entry.license)
   assert command(monkeypatch, "sam3", "openpilot", main=teachers.main) == 0
   out = capsys.readouterr().out
   assert "--option sam3.prompts=car,truck" in out and "--option sam3.max_objects=64" in out and "no options" in out

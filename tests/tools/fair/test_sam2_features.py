@@ -61,7 +61,7 @@ def test_frames_are_stretched_as_officially_and_labeled(folder):
     json.loads(json.dumps(s)) == s
     and s["input"] == [S, S]
     and teacher.checkpoint_hash == hash_weights(folder)
-    and teacher.licence == "Apache-2.0"
+    and teacher.license == "Apache-2.0"
   )
 
 

@@ -255,8 +255,8 @@ def test_mask_tools():
 
 def test_bad_input_is_named(saved, tmp_path):
   path = saved[0]
-  assert TEACHERS["sam3"].licence == "SAM" and TEACHERS["sam3"].weights == "facebook/sam3"
-  with pytest.raises(UserError, match="--accept-licence SAM"):
+  assert TEACHERS["sam3"].license == "SAM" and TEACHERS["sam3"].weights == "facebook/sam3"
+  with pytest.raises(UserError, match="--accept-license SAM"):
     load_teacher("sam3", path)
   sam = load_teacher("sam3", path, accepted=["SAM"], device="cpu")
   assert (

@@ -65,7 +65,7 @@ def test_arrays_say_what_they_are(tmp_path):
 ODD = {
   "version 9": (lambda m: m.update(version=9), "version 9, this program reads 1"),
   "no teacher": (lambda m: m.pop("teacher"), "no right 'teacher'"),
-  "teacher": (lambda m: m["teacher"].pop("licence"), "no right 'licence'"),
+  "teacher": (lambda m: m["teacher"].pop("licence"), "no right 'license'"),
   "camera": (lambda m: m["camera"].update(intrinsics=[]), "lacks or garbles"),
   "view": (lambda m: m["view"].pop("width"), "lacks or garbles"),
   "label": (lambda m: m["labels"][0].update(more=1), "more"),

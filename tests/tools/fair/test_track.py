@@ -179,7 +179,7 @@ def test_flow_and_looks():
 class Detector:
   """Of moving bright squares what a detector would say."""
 
-  name, model_id, checkpoint_hash, licence, stateful = "squares", "squares", "0" * 64, "MIT", False
+  name, model_id, checkpoint_hash, license, stateful = "squares", "squares", "0" * 64, "MIT", False
   labels = [Label("found", "boxes", unit="px", classes=("car", "truck", "person"))]
 
   def prepare(self, height, width):

@@ -13,7 +13,7 @@ import zstandard
 
 from openpilot.cereal import messaging
 from openpilot.tools.lib.encode_index import encode_index, exposure_times, join, synthetic_index
-from openpilot.tools.lib.errors import UserError, plain
+from openpilot.tools.lib.errors import UserError, printable
 from openpilot.tools.lib.framereader import FrameReader
 from openpilot.tools.lib.guard import is_sound, open_event, read_all
 from openpilot.tools.lib.logreader import LogReader
@@ -117,7 +117,7 @@ def test_bombs_and_what_is_no_file(tmp_path):
       list(LogReader(tmp_path / name))
   os.mkfifo(tmp_path / "fifo")
   for path in (tmp_path / "fifo", "/dev/zero"):
-    with pytest.raises(UserError, match=r"no regular file|neither a folder nor a file"):
+    with pytest.raises(UserError, match=r"no ordinary file|neither a folder nor a file"):
       list(LogReader([path]))
     with pytest.raises(UserError):
       FrameReader(path)
@@ -381,7 +381,7 @@ def test_names_of_connect(tmp_path):
 
 
 def test_names_do_not_reach_the_terminal_raw():
-  assert plain("a\x1b[31m\x07b\nc \x9b") == "a\\x1b[31m\\x07b c \\x9b"
+  assert printable("a\x1b[31m\x07b\nc \x9b") == "a\\x1b[31m\\x07b c \\x9b"
 
 
 def test_shared_cases(shared_data):

@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.files import MB, ordinary, printable, read_arrays, read_bytes, read_json, read_yaml
+from openpilot.tools.lib.errors import UserError, printable
+from openpilot.tools.lib.files import MB, ordinary, read_arrays, read_bytes, read_json, read_yaml
 
 READERS = [read_bytes, read_json, read_yaml, read_arrays]
 
@@ -133,8 +133,8 @@ def test_arrays(tmp_path):
 
 
 def test_names_that_go_to_a_terminal():
-  assert printable("a\x1b[2J\x1b]0;title\x07b\nc\u202e") == "a [2J ]0;title b c"
-  assert len(printable("x" * 5000)) < 210 and printable("naïve — 日本") == "naïve — 日本"
+  assert printable("a\x1b[2J\x1b]0;title\x07b\nc\u202e") == "a\\x1b[2J\\x1b]0;title\\x07b c\\u202e"
+  assert len(printable("x" * 5000, 200)) < 210 and printable("naïve — 日本") == "naïve — 日本"
 
 
 def test_ordinary_follows_links(tmp_path):

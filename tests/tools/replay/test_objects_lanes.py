@@ -14,7 +14,8 @@ from openpilot.tools.lib.colors import track_color
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.replay import report
 from openpilot.tools.replay.overlay import CYAN, HIDDEN, LABELS, Labels, Overlay, lead_of
-from openpilot.tools.replay.report import Quality, measure, write_report
+from openpilot.tools.replay.measure import Quality, measure
+from openpilot.tools.replay.report import write_report
 
 W, H = 1344, 760
 GROUND = view_ground("medmodel", 1.22)

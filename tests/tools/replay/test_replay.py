@@ -24,7 +24,7 @@ from openpilot.tools.replay.compare_logs import MACHINE_FIELDS, compare_logs, di
 from openpilot.tools.replay.process_replay import process_replay
 from openpilot.tools.replay.record import merge, on_route_clock
 from openpilot.tools.replay.replay import Replay, with_time
-from openpilot.tools.replay.report import measure
+from openpilot.tools.replay.measure import measure
 from openpilot.tools.replay.show import show
 from openpilot.tools.replay.source import choose_camera, frames
 from openpilot.tools.sim.write_route import write_route

@@ -47,9 +47,10 @@ from openpilot.tools.fair.distillation.trainer import Config, rate
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.bundle.export import load_student
 from openpilot.tools.fair.students.student import Student
-from openpilot.tools.fair.teacher import check_licence
+from openpilot.tools.fair.teacher import check_license
 from openpilot.tools.dgx.dense.driving_features import DrivingFeatures, frames_back, pair_up, trace
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.flags import add_flag
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.said import command
 
@@ -491,12 +492,14 @@ def main() -> None:
   p.add_argument(
     "--prefer", default="", help="teachers, comma-separated: who is asked first where several label the same"
   )
-  p.add_argument(
+  add_flag(
+    p,
+    "--accept-license",
     "--accept-licence",
     action="append",
     default=[],
-    metavar="LICENCE",
-    help="of teachers whose licence restricts what learns from them",
+    metavar="LICENSE",
+    help="of teachers whose license restricts what learns from them",
   )
   p.add_argument("--steps", type=int, default=d.steps)
   p.add_argument(
@@ -540,7 +543,7 @@ def main() -> None:
   prefer = [t for t in args.prefer.replace(" ", "").split(",") if t]
   train, val = split(args.labels, args.val, Config("", tasks, clip=length), prefer, None, args.stale_labels)
   for teacher in train.provenance():
-    check_licence(teacher["model"], teacher["licence"], args.accept_licence)
+    check_license(teacher["model"], teacher["licence"], args.accept_license)
   state = load_checkpoint(args.output / RESUME, "leave --resume out to start") if args.resume else None
   if state is None and (args.output / RESUME).exists():
     raise UserError(f"{args.output} holds a run; add --resume to go on, or choose another --output")

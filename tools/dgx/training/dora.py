@@ -46,18 +46,35 @@ NOT_BY_DEFAULT = ("*vision*", "*backbone*", "*encoder*", "*stem*", "*patch_embed
 class DoRALayer(nn.Module):
   """A frozen layer and its named adapters. `active` names the one at work; None is the base alone.
 
+  DoRALayer(layer, rank=16) is the form for that kind of layer with an adapter at work, of a lower rank where the layer
+  takes no more; rank=None: without one. UserError: a kind that cannot be adapted.
+
   fake_quant: where set, the forward pass runs on fake_quant(weight()), the weight that will be exported:
   quantization-aware training. No dropout then."""
 
-  names: tuple[str, ...] = ("weight",)
+  def __new__(cls, base_layer: nn.Module | None = None, *args: Any, **kwargs: Any) -> "DoRALayer":
+    if cls is not DoRALayer:
+      return super().__new__(cls)
+    if base_layer is None or type(base_layer) not in KINDS:
+      raise UserError(f"{type(base_layer).__name__} cannot be adapted; {', '.join(k.__name__ for k in KINDS)} can")
+    return super().__new__(KINDS[type(base_layer)])
 
-  def __init__(self, base_layer: nn.Module):
+  def __init__(self, base_layer: nn.Module, rank: int | None = 16):
     super().__init__()
     self.base_layer = base_layer
     self.adapters = nn.ModuleDict()
     self.active: str | None = None
     self.fake_quant: Callable[[Tensor], Tensor] | None = None
     self.originals: dict[str, nn.Parameter] = {}
+    self.names = self.weight_names()
+    if rank is not None:
+      new = {w: Adapter.new(self.base_weight(w), min(rank, self.limit(w)), 1.0, self.groups) for w in self.names}
+      self.add(DEFAULT, new)
+      self.activate(DEFAULT)
+
+  def weight_names(self) -> tuple[str, ...]:
+    """Of the base's weights that are adapted."""
+    return ("weight",)
 
   @property
   def merged(self) -> bool:
@@ -164,9 +181,8 @@ class DoRAGRU(DoRALayer):
   """nn.GRU with DoRA on each weight_ih and weight_hh, of all layers and directions. Same call as nn.GRU. The weights
   are formed once per call, as they serve at every step; there is no dropout on them."""
 
-  def __init__(self, base_layer: nn.GRU):
-    super().__init__(base_layer)
-    self.names = tuple(n for n, _ in base_layer.named_parameters() if n.startswith("weight_"))
+  def weight_names(self) -> tuple[str, ...]:
+    return tuple(n for n, _ in self.base_layer.named_parameters() if n.startswith("weight_"))
 
   def forward(self, x: Any, h: Tensor | None = None) -> tuple[Any, Tensor]:
     base = cast(nn.GRU, self.base_layer)
@@ -183,11 +199,7 @@ class DoRAGRU(DoRALayer):
       base._flat_weights = own
 
 
-KINDS: dict[type[nn.Module], Callable[[Any], DoRALayer]] = {
-  nn.Linear: DoRALinear,
-  nn.Conv2d: DoRAConv2d,
-  nn.GRU: DoRAGRU,
-}
+KINDS: dict[type[nn.Module], type[DoRALayer]] = {nn.Linear: DoRALinear, nn.Conv2d: DoRAConv2d, nn.GRU: DoRAGRU}
 
 
 def dora_layers(model: nn.Module) -> dict[str, DoRALayer]:
@@ -211,7 +223,7 @@ def _adaptable(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _adapted(layer: nn.Module) -> DoRALayer:
-  return layer if isinstance(layer, DoRALayer) else KINDS[type(layer)](layer).train(layer.training)
+  return layer if isinstance(layer, DoRALayer) else KINDS[type(layer)](layer, None).train(layer.training)
 
 
 def _wrap(model: nn.Module, layer: nn.Module) -> DoRALayer:

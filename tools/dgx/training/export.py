@@ -22,13 +22,14 @@ import numpy as np
 import onnx
 import torch
 from onnx import version_converter
-from torch import Tensor
+from torch import Tensor, nn
 
 from openpilot.selfdrive.modeld.fair.parity import difference, worst
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import find_clang
 from openpilot.tools.dgx.training.constants import T_IDXS
 from openpilot.tools.dgx.training.model import OnnxModule, hash_file, load_onnx
 from openpilot.tools.dgx.training.outputs import SLICES_KEY, model_slices, parse_outputs
+from openpilot.tools.dgx.training.reference import save_reference
 from openpilot.tools.dgx.training.runners import OrtRunner
 from openpilot.tools.dgx.training.shards import DrivingClips, read_dataset
 from openpilot.tools.dgx.training.teacher import NAMES, DrivingTeacher
@@ -95,11 +96,29 @@ def load_student(state: dict[str, Any], base: Path) -> OnnxModule:
 
 def merged(student: OnnxModule) -> OnnxModule:
   """A copy with the adapter in the weights and plain layers in place."""
+  out = copy.deepcopy(student).eval()
+  merge_dora_weights(out)
+  return out
+
+
+def merge_dora_weights(model: nn.Module) -> None:
+  """In place: the active adapter into the weights, and plain layers where the adapted ones were."""
   from openpilot.tools.dgx.training import dora
 
-  out = copy.deepcopy(student).eval()
-  dora.unload(out)
-  return out
+  dora.unload(model)
+
+
+def export_to_onnx(model: nn.Module, path: str | Path) -> None:
+  """A driving network as openpilot loads it, in opset 14 where it can be said in it, adapters merged; `model` stays as
+  it is. One of load_onnx() keeps the names, shapes and metadata of its file; any other is a module of the inputs and
+  the output of constants.py. Nothing is compared: export() does that of a checkpoint."""
+  plain = copy.deepcopy(model).eval()
+  merge_dora_weights(plain)
+  if not isinstance(plain, OnnxModule):
+    save_reference(path, plain)
+    return
+  with atomic_path(Path(path)) as tmp:
+    onnx.save(to_opset(plain.to_onnx(), OPSET), str(tmp))
 
 
 def to_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openpilot.tools.dgx.training.constants import output_slices
+from openpilot.tools.dgx.training.outputs import parse_outputs
 from openpilot.tools.fair.distillation.losses import masked_mean
 from openpilot.tools.lib.errors import UserError
 
@@ -185,3 +187,12 @@ def driving_loss(
     )
   out["total"] = torch.stack([w[k] * v for k, v in out.items()]).sum()
   return out
+
+
+def compute_loss(
+  pred: Tensor | Mapping[str, Tensor], target: Tensor | Mapping[str, Tensor], weights: Mapping[str, float] | None = None
+) -> Tensor:
+  """driving_loss() of one step, as a scalar. pred and target: parsed outputs, or vectors (B, OUTPUT_SIZE) as they leave
+  the network, in the order of constants.output_slices()."""
+  a, b = (x if isinstance(x, Mapping) else parse_outputs(x, output_slices()) for x in (pred, target))
+  return driving_loss(a, b, weights)["total"]

@@ -128,3 +128,19 @@ class DrivingTeacher:
       steps.append(self.step(history, inputs))
     out = {k: torch.stack([s[k] for s in steps], 1) for k in steps[0]}
     return out if batched else {k: v[0] for k, v in out.items()}
+
+
+class TensorRTEngine:
+  """One ONNX file of any inputs in TensorRT, or where that is not here in ONNX Runtime, which is said on stderr. A
+  driving model with its memory and parsed outputs is DrivingTeacher. Raises UserError."""
+
+  def __init__(self, path: str | Path, device: str | None = None, precision: str | None = None, batch: int = 1):
+    self.runner: Runner = open_runner(path, None, device, precision, batch)
+
+  def __call__(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+    """The inputs (B, ...) in the file's order, or by name -> the first output (B, N) float32. Raises UserError."""
+    names = [v.name for v in self.runner.inputs]
+    given = {**dict(zip(names, inputs, strict=False)), **named}
+    if len(inputs) > len(names) or set(given) != set(names):
+      raise UserError(f"{len(inputs)} inputs and {', '.join(named) or 'none by name'}; the file has {', '.join(names)}")
+    return self.runner.run(given)

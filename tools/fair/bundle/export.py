@@ -21,8 +21,9 @@ from openpilot.tools.fair.bundle.card import card, metrics_of, read_evaluation
 from openpilot.tools.fair.bundle.replace import check_out, new_bundle
 from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
 from openpilot.tools.fair.students.student import STUDENTS, Student, build
-from openpilot.tools.fair.teacher import LICENCES, check_licence
+from openpilot.tools.fair.teacher import LICENSES, check_license
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.flags import add_flag
 from openpilot.tools.lib.files import read_json
 from openpilot.tools.lib.said import public
 
@@ -164,12 +165,14 @@ def main() -> None:
   p.add_argument(
     "--no-tinygrad", action="store_true", help="do not compile it in tinygrad, which takes a minute or more"
   )
-  p.add_argument(
+  add_flag(
+    p,
+    "--accept-license",
     "--accept-licence",
     action="append",
     default=[],
-    metavar="LICENCE",
-    help="of teachers whose licence restricts what learns from them",
+    metavar="LICENSE",
+    help="of teachers whose license restricts what learns from them",
   )
   args = p.parse_args()
   check_out(args.out, args.run)
@@ -180,10 +183,10 @@ def main() -> None:
     raise UserError(f"--notes {args.notes}: {e.strerror}") from None
   student, config, state = load_student(args.run)
   for t in state["provenance"]:
-    check_licence(t["model"], t["licence"], args.accept_licence)
+    check_license(t["model"], t["licence"], args.accept_license)
   environment, trained = read_environment(args.run), trained_on(state, args.run)
   wanted = tuple(o for t in config.tasks for o in OUTPUTS[t])
-  restricted = sorted({t["licence"] for t in state["provenance"] if not LICENCES.get(t["licence"], False)})
+  restricted = sorted({t["licence"] for t in state["provenance"] if not LICENSES.get(t["licence"], False)})
   with new_bundle(args.out, args.run) as folder:
     path = folder / f"{config.student}.onnx"
     graph = export_onnx(student, path, wanted)

@@ -8,12 +8,11 @@ op compile BUNDLE [--target tinygrad-cpu | tinygrad-cuda | tinygrad-qcom | tenso
 For comma-four nothing is kept; the command fails where a graph has more multiply-accumulates, bytes or kernels than
 budgets.json allows it."""
 
-import argparse
 import importlib.util
 import json
 import subprocess
 import tempfile
-from dataclasses import asdict
+from dataclasses import dataclass, asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, package_vers
 from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.compile import TARGETS, CompileError, build, missing
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import find_clang
+from openpilot.tools.lib.options import option, parse
 from openpilot.tools.fair.comma_four.adreno import FLAGS
 from openpilot.tools.fair.comma_four.cost import over_budget, read_budgets, read_gpu, seconds, total
 from openpilot.tools.lib import python
@@ -120,7 +120,23 @@ def assumptions(bundle: Path) -> str:
   )
 
 
-def comma_four(bundle: Path, args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Options:
+  bundle: Path = option(positional=True, help="a bundle's folder")
+  target: tuple[str, ...] = option(
+    (), choices=(COMMA_FOUR, *TARGETS), help="may be given again; default: all that can be built here"
+  )
+  report: bool = option(False, help="of comma-four: each kernel, not only the sums")
+  kernels: int | None = option(None, metavar="N", help="of the report: only the N that take longest")
+  json: Path | None = option(None, help="of comma-four: write all of it")
+  budgets: Path | None = option(None, help="other limits than tools/fair/comma_four/budgets.json")
+  timeout: float = option(TIMEOUT, metavar="S", help="seconds for one graph")
+  output: Path | None = option(
+    None, help="of the other targets: where artifacts go; default: where this machine keeps its own"
+  )
+
+
+def comma_four(bundle: Path, args: Options) -> None:
   """Prints and checks. Raises UserError where a budget is broken."""
   with tempfile.TemporaryDirectory() as tmp:
     if bundle.suffix == ".onnx":
@@ -135,7 +151,7 @@ def comma_four(bundle: Path, args: argparse.Namespace) -> None:
     report_on(bundle, graphs, args)
 
 
-def report_on(bundle: Path, graphs: list[tuple[Path, str]], args: argparse.Namespace) -> None:
+def report_on(bundle: Path, graphs: list[tuple[Path, str]], args: Options) -> None:
   """graphs: (ONNX file, name)."""
   budgets = read_budgets(args.budgets) if args.budgets else read_budgets()
   found, broken = [], []
@@ -158,25 +174,7 @@ def report_on(bundle: Path, graphs: list[tuple[Path, str]], args: argparse.Names
 
 
 def main() -> None:
-  p = argparse.ArgumentParser(prog="compile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  p.add_argument("bundle", type=Path, help="a bundle's folder")
-  p.add_argument(
-    "--target",
-    choices=(COMMA_FOUR, *TARGETS),
-    action="append",
-    help="several times for several; default: all that can be built here",
-  )
-  p.add_argument("--report", action="store_true", help="of comma-four: each kernel, not only the sums")
-  p.add_argument("--kernels", type=int, metavar="N", help="of the report: only the N that take longest")
-  p.add_argument("--json", type=Path, help="of comma-four: write all of it")
-  p.add_argument("--budgets", type=Path, help="other limits than tools/fair/comma_four/budgets.json")
-  p.add_argument(
-    "--timeout", type=float, default=TIMEOUT, metavar="S", help="seconds for one graph, default %(default).0f"
-  )
-  p.add_argument(
-    "--output", type=Path, help="of the other targets: where artifacts go; default: where this machine keeps its own"
-  )
-  args = p.parse_args()
+  args = parse(Options, __doc__, "compile")
   if (args.kernels is not None and args.kernels < 1) or args.timeout <= 0:
     raise UserError("--kernels and --timeout are over zero")
   if not args.bundle.exists():

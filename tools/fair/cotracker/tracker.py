@@ -30,7 +30,7 @@ from openpilot.tools.fair.teacher import (
   hash_weights,
   helper_settings,
   joint_hash,
-  joint_licence,
+  joint_license,
   load_helper,
 )
 from openpilot.tools.lib.errors import UserError
@@ -57,10 +57,16 @@ def sample(field: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def check_video(video: Any, points: Any) -> tuple[np.ndarray, np.ndarray]:
-  """-> video as (T, 3, H, W) uint8 and points as (N, 2) float64 numpy. Raises UserError on other shapes."""
+  """-> video as (T, 3, H, W) uint8 and points as (N, 2) float64 numpy. The video may be as CoTracker's package takes
+  it: (1, T, 3, H, W), floats that are whole numbers of 0 to 255. Raises UserError on other shapes and values."""
   v, p = (x.detach().cpu().numpy() if torch.is_tensor(x) else np.asarray(x) for x in (video, points))
+  said = f"{v.dtype} {v.shape}"
+  if v.ndim == 5 and len(v) == 1:
+    v = v[0]
+  if v.dtype.kind == "f" and v.size and v.min() >= 0 and 1 < v.max() <= 255 and (v == v.astype(np.uint8)).all():
+    v = v.astype(np.uint8)
   if v.ndim != 4 or v.shape[1] != 3 or v.dtype != np.uint8 or not len(v):
-    raise UserError(f"the video is {v.dtype} {v.shape}; tracking needs (T, 3, H, W) uint8 RGB")
+    raise UserError(f"the video is {said}; tracking needs (T, 3, H, W) RGB, uint8 or whole numbers of 0 to 255")
   if p.ndim != 2 or p.shape[1] != 2:
     raise UserError(f"the points are of shape {p.shape}; tracking needs (N, 2), x and y in pixels")
   return v, p.astype(np.float64)
@@ -235,7 +241,7 @@ class PointTeacher:
     if points not in POINTS:
       raise UserError(f"teacher '{name}': points '{points}' are not known; {', '.join(POINTS)}")
     check_least(name, 1, spacing=spacing, limit=limit, max_age=max_age)
-    self.name, self.licence, self.model_id = name, entry.licence, "" if path is None else path.name
+    self.name, self.license, self.model_id = name, entry.license, "" if path is None else path.name
     self.checkpoint_hash = "" if path is None else hash_weights(path)
     self.labels = [Label("points", "points", unit="px", classes=CLASSES)]
     self.points, self.seeds, self.spacing, self.limit, self.max_age = points, seeds, spacing, limit, max_age
@@ -246,7 +252,7 @@ class PointTeacher:
     self.segmented: tuple[int, int] | None = None  # size of the frames that it is prepared for
     self.map = "lanes"
     if self.segmenter is not None:
-      self.licence = joint_licence(name, entry.licence, self.segmenter.licence)
+      self.license = joint_license(name, entry.license, self.segmenter.license)
       self.checkpoint_hash = joint_hash(self.checkpoint_hash, self.segmenter)
       self.model_id = f"{self.model_id} + {self.segmenter.model_id}"
 

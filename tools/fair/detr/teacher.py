@@ -144,7 +144,7 @@ class DetrTeacher:
         f"{path}: its pictures are padded to {pictures['pad_size']}, which is not supported; remove pad_size from "
         "preprocessor_config.json"
       )
-    self.name, self.licence, self.model_id = name, entry.licence, entry.weights or path.name
+    self.name, self.license, self.model_id = name, entry.license, entry.weights or path.name
     self.checkpoint_hash = hash_weights(path)
     self.device = choose_device(device, precision or "float32")
     self.pictures, self.scoring, self.threshold, self.batch = (

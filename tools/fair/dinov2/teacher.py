@@ -97,7 +97,7 @@ class DINOv2Wrapper(DenseTeacher):
     device: str | torch.device | None = None,
     precision: str | None = None,
     name: str = "",
-    licence: str = "Apache-2.0",
+    license: str = "Apache-2.0",
     compile: bool = False,  # noqa: A002
   ):
     """model_size: vit_small, vit_base, vit_large or vit_giant, from where weights are kept; or weights, a folder, hub
@@ -118,7 +118,7 @@ class DINOv2Wrapper(DenseTeacher):
     is_path = weights is not None and (Path(weights).exists() or isinstance(weights, Path) or weights.count("/") != 1)
     path = find_weights(hub_id, weights if is_path else None)
     checkpoint_hash = hash_weights(path)
-    super().__init__(name or hub_id, hub_id, checkpoint_hash, licence, device, precision)
+    super().__init__(name or hub_id, hub_id, checkpoint_hash, license, device, precision)
     if path.is_file():
       self.how, self.model = IMAGENET, load_pth(path, self.where)
     else:
@@ -306,6 +306,6 @@ class DINOv2Wrapper(DenseTeacher):
 
 def make(name: str, entry: Entry, path: Path | None, **options: Any) -> DINOv2Wrapper:
   """The registry's way to a teacher."""
-  teacher = DINOv2Wrapper(weights=path, name=name, licence=entry.licence, **options)
+  teacher = DINOv2Wrapper(weights=path, name=name, license=entry.license, **options)
   teacher.model_id = entry.weights
   return teacher

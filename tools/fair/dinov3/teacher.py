@@ -18,20 +18,20 @@ class DinoV3Teacher(DenseTeacher):
 
   def __init__(
     self,
-    cfg: DinoV3Config,
+    config: DinoV3Config,
     device: str | torch.device | None = None,
     precision: str | None = None,
     name: str = "",
-    licence: str = "DINOv3",
+    license: str = "DINOv3",
     compile: bool = False,  # noqa: A002
   ):
     """compile: with torch.compile, for a GPU. Raises UserError."""
-    super().__init__(name or cfg.root.name, cfg.root.name, hash_weights(cfg.root), licence, device, precision)
-    self.cfg = cfg
-    self.model = load_model(cfg.root, self.where)
+    super().__init__(name or config.root.name, config.root.name, hash_weights(config.root), license, device, precision)
+    self.cfg = config
+    self.model = load_model(config.root, self.where)
     self.compiled = compile
     if compile:
-      if cfg.model_type != "dinov3_vit":
+      if config.model_type != "dinov3_vit":
         raise UserError(
           f"teacher '{self.name}': compile is for ViTs, whose blocks are all equal, and this is a ConvNeXt; leave "
           "it out"
@@ -94,6 +94,6 @@ def make(
   """The registry's way to a teacher."""
   assert path is not None
   check_least(name, 0.1, scale=scale)
-  teacher = DinoV3Teacher(DinoV3Config(path, resize, scale), name=name, licence=entry.licence, **options)
+  teacher = DinoV3Teacher(DinoV3Config(path, resize, scale), name=name, license=entry.license, **options)
   teacher.model_id = entry.weights
   return teacher

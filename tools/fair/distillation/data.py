@@ -12,7 +12,7 @@ from openpilot.selfdrive.modeld.fair.frames import ModelFrame, unpack_rgb
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame, shuffled_chunks
 from openpilot.tools.fair.labels.label import COORDINATES
 from openpilot.tools.fair.labels.store import CHUNK, Group, LabelStore
-from openpilot.tools.fair.teacher import LICENCES, Clip, Label, Teacher
+from openpilot.tools.fair.teacher import LICENSES, Clip, Label, Teacher
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.said import command
 
@@ -214,7 +214,7 @@ class Clips:
         ]
 
   def provenance(self) -> list[dict[str, str]]:
-    """Every teacher that has a say: model, checkpoint_hash, licence, as a bundle's manifest has them."""
+    """Every teacher that has a say: model, checkpoint_hash, license, as a bundle's manifest has them."""
     out: dict[str, dict[str, str]] = {}
     for s in self.segments:
       for source in s.sources.values():
@@ -222,19 +222,19 @@ class Clips:
         out[t["name"]] = {
           "model": t["model_id"] or t["name"],
           "checkpoint_hash": t["checkpoint"],
-          "licence": t["licence"],
+          "licence": t["license"],
         }
     if self.live is not None:
       out[self.live.name] = {
         "model": self.live.model_id or self.live.name,
         "checkpoint_hash": self.live.checkpoint_hash,
-        "licence": self.live.licence,
+        "licence": self.live.license,
       }
     return [out[k] for k in sorted(out)]
 
   def restricted(self) -> list[str]:
-    """Licences among the teachers' that restrict what learns from them."""
-    return sorted({p["licence"] for p in self.provenance() if not LICENCES.get(p["licence"], False)})
+    """Licenses among the teachers' that restrict what learns from them."""
+    return sorted({p["licence"] for p in self.provenance() if not LICENSES.get(p["licence"], False)})
 
 
 def valid_of(frames: Group) -> np.ndarray:

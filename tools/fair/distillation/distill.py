@@ -32,7 +32,7 @@ from openpilot.tools.fair.distillation.trainer import RESUMED, Config, Run
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.learn.processes import is_first, parse_trackers, said_once
 from openpilot.tools.fair.students.onnx_import import bundle_state
-from openpilot.tools.fair.teacher import check_licence
+from openpilot.tools.fair.teacher import check_license
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.lock import only_one
 from openpilot.tools.lib.files import atomic_path
@@ -173,7 +173,7 @@ def earlier(args: argparse.Namespace, run: Run) -> dict[str, Any] | None:
     before = load_student_checkpoint(best) if best.exists() else state
     before = {**before, "trained": trained_on(before, args.out)}
     for teacher in before["provenance"]:
-      check_licence(teacher["model"], teacher["licence"], args.accept_licence)
+      check_license(teacher["model"], teacher["licence"], args.accept_license)
   run.accelerator.wait_for_everyone()  # all have read it
   if before is not None and is_first():
     last.replace(args.out / "before.pt")
@@ -194,7 +194,7 @@ def start(args: argparse.Namespace, held: contextlib.ExitStack) -> tuple[Run, di
   trackers = parse_trackers(args.trackers)
   initials = initial(args.init, train) if not args.resume else None  # what goes on has it already
   for teacher in train.provenance() + (initials["provenance"] if initials is not None else []):
-    check_licence(teacher["model"], teacher["licence"], args.accept_licence)
+    check_license(teacher["model"], teacher["licence"], args.accept_license)
   run = Run(config, train, val, args.out, labels, args.workers, trackers)
   if args.resume and not (args.out / "last.pt").exists():
     raise UserError(f"{args.out} holds no checkpoint to go on from; leave --resume out to start")

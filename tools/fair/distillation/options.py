@@ -17,6 +17,7 @@ from openpilot.tools.learn.processes import TRACKERS
 from openpilot.tools.fair.students.student import BACKBONES, STUDENTS
 from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.flags import add_flag
 from openpilot.tools.lib.files import read_yaml
 
 OPTIONAL = ("features",)  # learned where there are labels, not missed where there are none
@@ -45,12 +46,14 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     metavar="NAME[=WEIGHTS]",
     help="a teacher that labels while training, in place of stored labels of its tasks",
   )
-  p.add_argument(
+  add_flag(
+    p,
+    "--accept-license",
     "--accept-licence",
     action="append",
     default=[],
-    metavar="LICENCE",
-    help="of teachers whose licence restricts what learns from them",
+    metavar="LICENSE",
+    help="of teachers whose license restricts what learns from them",
   )
   p.add_argument("--backbone", help=f"of timm: {', '.join(BACKBONES)}")
   p.add_argument("--pretrained", action="store_true", help="start from the hub's ImageNet weights")
@@ -171,7 +174,7 @@ def configuration(args: argparse.Namespace) -> tuple[Config, Any]:
   live = None
   if args.live_teacher:
     name, _, path = args.live_teacher.partition("=")
-    live = load_teacher(name, path or None, args.accept_licence)
+    live = load_teacher(name, path or None, args.accept_license)
     live.prepare(VIEW_H, VIEW_W)
   tasks = args.tasks.replace(" ", "").split(",") if args.tasks else find_tasks(args.student, args.labels, live)
   able = find_tasks(args.student, args.labels, None) + list(OPTIONAL)

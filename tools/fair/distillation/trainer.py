@@ -24,6 +24,7 @@ from openpilot.tools.fair.distillation.batch import Batch, Batches, load
 from openpilot.tools.fair.distillation.data import Clips, task_of
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.samples import draw_samples
+from openpilot.tools.fair.distillation.soft_labels import DistillationTrainer as DistillationTrainer
 from openpilot.tools.fair.distillation.trained import Trained, union
 from openpilot.tools.learn.processes import anywhere, gathered, make_accelerator, said_once
 from openpilot.tools.fair.students.student import build
@@ -244,7 +245,7 @@ class Run:
     }
 
   def provenance(self) -> list[dict[str, str]]:
-    """All teachers, those of the student that this one started from too: a licence that restricts use stays with
+    """All teachers, those of the student that this one started from too: a license that restricts use stays with
     whatever learned from it."""
     every = self.train.provenance() + self.inherited
     return [dict(x) for x in sorted({tuple(sorted(t.items())) for t in every})]

@@ -292,4 +292,4 @@ def check_label(segments: list[Segment], name: str, root: Path) -> list[Segment]
 
 def info_of(group: Group) -> dict[str, Any]:
   t = group.meta["teacher"]
-  return {"name": t["name"], "model_id": t["model_id"], "checkpoint": t["checkpoint"][:12], "licence": t["licence"]}
+  return {"name": t["name"], "model_id": t["model_id"], "checkpoint": t["checkpoint"][:12], "licence": t["license"]}

@@ -27,6 +27,7 @@ from openpilot.tools.fair.students.classes import SEGMENTATION
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.flags import add_flag
 from openpilot.tools.sim.truth import IGNORE, MAP_H, MAP_W
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -189,7 +190,7 @@ def read(files: list[Pair], count: int, cut: float) -> Iterator[tuple[np.ndarray
 
 
 def import_images(
-  store: LabelStore, files: list[Pair], name: str, classes: tuple[str, ...], licence: str, cut: float
+  store: LabelStore, files: list[Pair], name: str, classes: tuple[str, ...], license: str, cut: float
 ) -> tuple[Group, Group]:
   """-> the groups of the frames and of the classes. Nothing is done twice; what was imported before under this name, of
   other files, is replaced."""
@@ -215,7 +216,7 @@ def import_images(
     meta = {
       "version": VERSION,
       "segment": f"{name}--0",
-      "teacher": {"name": teacher, "model_id": "", "checkpoint": "", "licence": licence, "settings": {"cut": cut}},
+      "teacher": {"name": teacher, "model_id": "", "checkpoint": "", "licence": license, "settings": {"cut": cut}},
       "labels": [{**vars(label), "shape": list(label.shape), "classes": list(label.classes)}],
       "view": {"name": "medmodel", "width": VIEW_W, "height": VIEW_H},
       "camera": camera,
@@ -248,7 +249,9 @@ def main() -> None:
     help="names of the ids 0, 1, ..., comma-separated: of a student's classes, or 'unknown', as ids beyond are",
   )
   p.add_argument("--name", required=True, help="of the data set: what evaluate calls --truth")
-  p.add_argument(
+  add_flag(
+    p,
+    "--license",
     "--licence",
     required=True,
     help="of the data: MIT, Apache-2.0, BSD-3-Clause, or another, which then must be accepted to learn from it",
@@ -264,8 +267,8 @@ def main() -> None:
   files = check_all(pairs(args.images, args.annotations))
   store = LabelStore(args.out, create=True)
   with store.writing():
-    frames, said = import_images(store, files, name, classes, args.licence, args.cut)
-  print(f"{args.out}: {frames.row_count} pictures, {(frames.size + said.size) / 1e6:.1f} MB, licence {args.licence}")
+    frames, said = import_images(store, files, name, classes, args.license, args.cut)
+  print(f"{args.out}: {frames.row_count} pictures, {(frames.size + said.size) / 1e6:.1f} MB, license {args.license}")
   print(say_cut(files, args.cut))
 
 

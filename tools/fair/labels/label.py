@@ -28,10 +28,11 @@ from openpilot.tools.fair.labels.views import SegmentView, segment_view, view_in
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher
-from openpilot.tools.lib.encode_index import VIDEOS
+from openpilot.tools.lib.cameras import CAMERAS, VIDEOS
 from openpilot.tools.lib.errors import UserError, cli, warn
+from openpilot.tools.lib.flags import add_flag
 from openpilot.tools.lib.route import Route, Segment
-from openpilot.tools.replay.source import CAMERAS, choose_camera, usable
+from openpilot.tools.replay.source import choose_camera, usable
 
 MOST_BROKEN = 0.5  # of a chunk's frames: a teacher that says NaN of more is broken, of fewer its NaN is unknown
 AHEAD = 3  # batches decoded before they are due
@@ -41,7 +42,7 @@ COORDINATES = {"x0": 0, "y0": 1, "x1": 0, "y1": 1, "x": 0, "y": 1}  # column -> 
 class FrameTeacher:
   """The model frames themselves, bit for bit what fairmodeld would see: what students learn from."""
 
-  name, model_id, checkpoint_hash, licence, stateful, wants = "frames", "", "", "MIT", False, "frame"
+  name, model_id, checkpoint_hash, license, stateful, wants = "frames", "", "", "MIT", False, "frame"
   labels = [Label("frame", "dense", "uint8", FRAME_SHAPE, "YUV 4:2:0")]
 
   def prepare(self, height: int, width: int) -> None: ...
@@ -180,7 +181,7 @@ def plan(
         "name": teacher.name,
         "model_id": teacher.model_id,
         "checkpoint": teacher.checkpoint_hash,
-        "licence": teacher.licence,
+        "licence": teacher.license,
         "settings": teacher.settings(),
       },
       "labels": [{**vars(x), "shape": list(x.shape), "classes": list(x.classes)} for x in teacher.labels],
@@ -381,8 +382,14 @@ def main() -> None:
     metavar="TEACHER.KEY=VALUE",
     help="as sam3.prompts=car,tram; `tools/op.sh teachers TEACHER` lists them",
   )
-  p.add_argument(
-    "--accept-licence", action="append", default=[], metavar="LICENCE", help="of a teacher whose licence restricts use"
+  add_flag(
+    p,
+    "--accept-license",
+    "--accept-licence",
+    action="append",
+    default=[],
+    metavar="LICENSE",
+    help="of a teacher whose license restricts use",
   )
   p.add_argument("--download", action="store_true", help="let weights be downloaded from the hub")
   p.add_argument("--device", help="cuda, mps or cpu; chosen by itself")
@@ -406,7 +413,7 @@ def main() -> None:
   cv2.setNumThreads(1)  # its threads would fight the teacher's
   # everything that can be wrong is found before the first frame
   teachers: list[Teacher] = [
-    load_teacher(n, weights.get(n), args.accept_licence, args.download, device=args.device, **options[n]) for n in names
+    load_teacher(n, weights.get(n), args.accept_license, args.download, device=args.device, **options[n]) for n in names
   ]
   views = find_views(args.routes, args.data_dir, args.camera, args.every, args.focal)
   for teacher in teachers:
@@ -427,7 +434,7 @@ def main() -> None:
       rows, taken = sum(g.row_count for g in groups), time.monotonic() - begun
       print(
         f"{teacher.name:<22} {len(groups)} segments, {rows} frames, {sum(g.size for g in groups) / 1e6:.1f} MB, "
-        f"{taken:.1f} s, licence {teacher.licence}"
+        f"{taken:.1f} s, license {teacher.license}"
       )
     stale = store.stale(current)
     for g in stale:

@@ -116,7 +116,7 @@ def main() -> int:
     t = g.meta["teacher"]
     stale += bool(g.stale)
     print(
-      f"  {g.teacher:<22} {g.row_count:>6}/{g.n} frames {g.size / 1e6:>9.1f} MB  {t['licence']}  {t['model_id']} "
+      f"  {g.teacher:<22} {g.row_count:>6}/{g.n} frames {g.size / 1e6:>9.1f} MB  {t['license']}  {t['model_id']} "
       f"{t['checkpoint'][:12]}"
     )
     for name in g.stale:

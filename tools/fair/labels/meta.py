@@ -63,7 +63,11 @@ def read_meta(path: Path) -> dict[str, Any]:
   ):
     if not isinstance(meta.get(name), kind):
       raise ValueError(f"group.json has no right '{name}'")
-  if wrong := [k for k in ("name", "model_id", "checkpoint", "licence") if not isinstance(meta["teacher"].get(k), str)]:
+  teacher = meta["teacher"]
+  # on disk it keeps the spelling of the first stores: another one would be another key, and all would be labeled anew
+  if "license" not in teacher and "licence" in teacher:
+    teacher["license"] = teacher["licence"]
+  if wrong := [k for k in ("name", "model_id", "checkpoint", "license") if not isinstance(teacher.get(k), str)]:
     raise ValueError(f"group.json has no right '{wrong[0]}' of its teacher")
   if meta["chunk"] != CHUNK:
     raise ValueError(f"group.json has chunks of {meta['chunk']} rows, this program reads {CHUNK}")

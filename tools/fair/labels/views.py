@@ -21,13 +21,14 @@ from openpilot.selfdrive.modeld.fair.frames import (
   ModelFrame,
   camera_intrinsics,
 )
-from openpilot.tools.lib.encode_index import VIDEOS, EncodeEntry
+from openpilot.tools.lib.cameras import STATE_SERVICES, VIDEOS, pinhole
+from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.framereader import FrameReader, Planes
 from openpilot.tools.lib.log_fields import calibration_status
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.route import Segment
-from openpilot.tools.replay.source import STATE_SERVICES, segment_index
+from openpilot.tools.replay.source import segment_index
 
 
 SMALL = 640 * 480  # pixels of a picture
@@ -96,7 +97,7 @@ def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | N
   if not entries:
     raise UserError(f"{path}: none of its frames is in the log's index; leave segment {segment.name} out")
   if focal is not None:
-    intrinsics = np.array([[focal, 0.0, reader.w / 2], [0.0, focal, reader.h / 2], [0.0, 0.0, 1.0]])
+    intrinsics = pinhole(focal, reader.w, reader.h)
   else:
     try:
       intrinsics = camera_intrinsics(reader.w, reader.h, device, sensor, stream == "wide")

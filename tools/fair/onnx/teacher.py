@@ -24,6 +24,7 @@ from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_yaml
 
 REQUIRED = ("input", "decode")
+FORMER = {"colour": "color", "licence": "license"}  # as descriptions spelled it before
 DECODES = ("yolox", "dets", "maps")
 MOST_AT_ONCE = 16  # clips: memory for that many batches
 Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # frame, boxes (N, 4) in input pixels, score, class
@@ -49,24 +50,29 @@ def read_description(config: str | Path) -> dict[str, Any]:
       f"{path} is no description of a network: it needs {', '.join(REQUIRED)}, and decode one of {', '.join(DECODES)}; "
       "see yolox_nano.yaml"
     )
-  if isinstance(read["input"], dict) and "colour" in read["input"]:  # as descriptions spelled it before
-    read["input"]["color"] = read["input"].pop("colour")
-  return read
+  if isinstance(read["input"], dict):
+    read["input"] = respelled(read["input"], FORMER)
+  return respelled(read, FORMER)
+
+
+def respelled(said: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+  """The same, keys by their other names, in the same order."""
+  return {names.get(k, k): v for k, v in said.items()}
 
 
 def describe(path: Path) -> tuple[str, Entry]:
-  """A user's own YAML, which also says weights (a path from its folder) and licence -> name and registry entry."""
+  """A user's own YAML, which also says weights (a path from its folder) and license -> name and registry entry."""
   read = read_description(path)
-  if "weights" not in read or "licence" not in read:
+  if "weights" not in read or "license" not in read:
     raise UserError(
-      f"{path} does not say weights and licence: add 'weights: net.onnx' and 'licence: MIT', or whatever the "
+      f"{path} does not say weights and license: add 'weights: net.onnx' and 'license: MIT', or whatever the "
       "network's is"
     )
   weights = path.parent / str(read["weights"])
   entry = Entry(
     "onnx.teacher:OnnxTeacher",
     str(weights if weights.exists() else read["weights"]),
-    str(read["licence"]),
+    str(read["license"]),
     "",
     "",
     {"config": str(path)},
@@ -108,7 +114,7 @@ class OnnxTeacher:
     more only the best stays; both as the YAML says where not given. Raises UserError where file and YAML disagree, and
     on an option that the YAML's network has not."""
     assert path is not None
-    self.name, self.licence, self.model_id = name, entry.licence, path.name
+    self.name, self.license, self.model_id = name, entry.license, path.name
     self.config = dict(config) if isinstance(config, dict) else read_description(config)
     for key, value in (("score", score), ("iou", iou)):
       if value is not None:
@@ -204,9 +210,10 @@ class OnnxTeacher:
       self.labels = [Label("boxes", "boxes", unit="px", classes=self.classes)]
 
   def settings(self) -> dict[str, Any]:
-    inp = dict(self.config["input"])
-    inp["colour"] = inp.pop("color")  # so spelled in stores from before: the same labels keep their key
-    return {"description": {**self.config, "input": inp}, "size": [self.height, self.width]}
+    # spelled as in stores from before: the same labels keep their key
+    former = {now: before for before, now in FORMER.items()}
+    description = respelled({**self.config, "input": respelled(self.config["input"], former)}, former)
+    return {"description": description, "size": [self.height, self.width]}
 
   def prepare_batch(self, rgb: np.ndarray) -> np.ndarray:
     """(T, 3, H, W) uint8 RGB -> (T, 3, h, w) float32, the network's input. In one thread the same buffer every time."""

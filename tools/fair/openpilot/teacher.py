@@ -55,7 +55,7 @@ class OpenpilotTeacher:
   stateful, wants = True, "none"  # stateful: a clip is of one segment, and so of one log
 
   def __init__(self, name: str, entry: Entry, path: Path | None, device: str | None = None):
-    self.name, self.licence, self.model_id, self.checkpoint_hash = name, entry.licence, "the route's own driving model", ""
+    self.name, self.license, self.model_id, self.checkpoint_hash = name, entry.license, "the route's own driving model", ""
     self.labels = [Label("lines", "points", unit="px, m", classes=LINES), Label("leads", "points", unit="px, m", classes=LEADS)]
 
   def prepare(self, height: int, width: int) -> None: ...

@@ -23,7 +23,7 @@ class Sam2FeatureTeacher(DenseTeacher):
     self, name: str, entry: Entry, path: Path | None, device: str | None = None, precision: str | None = None
   ):
     assert path is not None
-    super().__init__(name, entry.weights or path.name, hash_weights(path), entry.licence, device, precision)
+    super().__init__(name, entry.weights or path.name, hash_weights(path), entry.license, device, precision)
     pictures: dict[str, Any] = PICTURES
     if path.suffix in (".pt", ".pth"):
       model: Any = load_pt(path, self.where)

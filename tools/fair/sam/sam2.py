@@ -34,7 +34,7 @@ from openpilot.tools.fair.teacher import (
   hash_weights,
   helper_settings,
   joint_hash,
-  joint_licence,
+  joint_license,
   load_helper,
 )
 from openpilot.tools.lib.errors import UserError
@@ -115,7 +115,7 @@ class SAM2VideoWrapper:
     assert path is not None
     check_least(name, 1, every=every, max_objects=max_objects)
     check_least(name, 0, join_iou=join_iou, lost_after=lost_after)
-    self.name, self.licence, self.model_id = name, entry.licence, entry.weights or path.name
+    self.name, self.license, self.model_id = name, entry.license, entry.weights or path.name
     self.device = choose_device(device, precision)
     self.model: Any
     if path.suffix in (".pt", ".pth"):
@@ -132,7 +132,7 @@ class SAM2VideoWrapper:
     )
     self.every, self.join_iou, self.max_objects, self.lost_after = every, join_iou, max_objects, lost_after
     self.detector: Teacher | None = load_helper(load, detector, detector_weights, device) if detector else None
-    self.licence = joint_licence(name, entry.licence, self.detector.licence) if self.detector else entry.licence
+    self.license = joint_license(name, entry.license, self.detector.license) if self.detector else entry.license
     self.checkpoint_hash = joint_hash(hash_weights(path), self.detector) if self.detector else hash_weights(path)
     self.labels: list[Label] = []
     self.size = [0, 0]

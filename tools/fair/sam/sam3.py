@@ -87,7 +87,7 @@ class Sam3Teacher(SAM2VideoWrapper):
     _, pictures = read_folder(path, ("sam3_video",), "a SAM 3 video model")
     if not any((path / f).is_file() for f in ("tokenizer.json", "vocab.json")):
       raise UserError(f"no tokenizer.json in {path}, which prompts need; copy the whole folder")
-    self.name, self.licence, self.model_id = name, entry.licence, entry.weights or path.name
+    self.name, self.license, self.model_id = name, entry.license, entry.weights or path.name
     self.device = choose_device(device, precision)
     self.model = load_model(path, self.device, "Sam3VideoModel")
     setattr(modeling_sam3_video, "cv_utils_kernel", MaskTools())  # noqa: B010 (typed as None there)

@@ -91,9 +91,9 @@ class TrackerTeacher:
   ):
     check_least(name, 0, **{k: v for k, v in tracker.items() if isinstance(v, int | float)})
     chosen: dict[str, Any] = {k: v for k, v in (("device", device), ("precision", precision)) if v is not None}
-    # who has accepted this teacher's licence, which is its detector's, has accepted that
-    self.detector: Teacher = load_teacher(detector, path, (entry.licence,), **chosen, **(detector_options or {}))
-    self.name, self.licence, self.model_id = name, self.detector.licence, self.detector.model_id
+    # who has accepted this teacher's license, which is its detector's, has accepted that
+    self.detector: Teacher = load_teacher(detector, path, (entry.license,), **chosen, **(detector_options or {}))
+    self.name, self.license, self.model_id = name, self.detector.license, self.detector.model_id
     self.checkpoint_hash, self.flow, self.turn = self.detector.checkpoint_hash, flow, turn
     self.log: tuple[Path, TurnLog] | None = None
     try:

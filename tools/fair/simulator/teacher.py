@@ -184,7 +184,7 @@ class SimulatorTeacher:
   stateful, wants = True, "none"
 
   def __init__(self, name: str, entry: Entry, path: Path | None, device: str | None = None):
-    self.name, self.licence, self.model_id, self.checkpoint_hash = name, entry.licence, "the simulator's truth", ""
+    self.name, self.license, self.model_id, self.checkpoint_hash = name, entry.license, "the simulator's truth", ""
     self.labels = [
       Label("depth", "dense", "float16", (MAP_H, MAP_W), "m"),
       Label("segmentation", "dense", "uint8", (MAP_H, MAP_W), "class", CLASSES),

@@ -47,8 +47,8 @@ class Loop:
     eval_every: int = 500,
     accelerator: "Accelerator | None" = None,
   ):
-    """log_every, eval_every: steps; no step is logged with 0. accelerator: of make_accelerator(), by default one without
-    mixed precision and trackers."""
+    """log_every, eval_every: steps; with log_every 0 no step is logged. accelerator: of make_accelerator(), by default
+    one without mixed precision and trackers."""
     self.out, self.steps, self.seed, self.clip_norm = out, steps, seed, clip_norm
     self.lr, self.warmup, self.log_every, self.eval_every = lr, warmup, log_every, eval_every
     self.accelerator = accelerator or make_accelerator("no", (), out)
@@ -89,7 +89,7 @@ class Loop:
     return [batch]
 
   def taught(self, parts: Mapping[str, Tensor]) -> bool:
-    """Whether there was anything to learn from in a batch. A step that taught no process counts, but changes nothing."""
+    """Whether there was anything to learn from in a batch. A step that taught no process counts and changes nothing."""
     return True
 
   def names(self, batch: Any) -> list[str]:
@@ -131,13 +131,7 @@ class Loop:
     """What load() goes on from: tensors and plain values."""
     scaler = self.accelerator.scaler
     scaled = {} if scaler is None else {"scaler": scaler.state_dict()}
-    return {
-      **self.weights(),
-      "optimizer": self.optimizer.state_dict(),
-      "step": self.step,
-      "best": self.best,
-      **scaled,
-    }
+    return {**self.weights(), "optimizer": self.optimizer.state_dict(), "step": self.step, "best": self.best, **scaled}
 
   def best_state(self) -> dict[str, Any]:
     """What BEST holds."""
@@ -190,7 +184,7 @@ class Loop:
     tqdm.write(f"step {self.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in self.metrics.items()))
 
   def not_finite(self, what: str, values: Mapping[str, float], batch: Any, totals: Sequence[float]) -> NoReturn:
-    """In every process, where the loss of any is not finite. totals: of all, by rank; where none is to blame, all are."""
+    """In every process, where the loss of any is not finite. totals: of each, by rank; all finite: all are named."""
     from accelerate.utils import gather_object
 
     mine = [k for k, v in values.items() if not math.isfinite(v)]

@@ -43,7 +43,7 @@ def make_accelerator(precision: str, trackers: Sequence[str], out: Path, cpu: bo
 
   handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]  # heads that nothing teaches in a step
   # said, else several processes on a CPU do not find each other
-  cpu = cpu or not torch.cuda.is_available() and not torch.backends.mps.is_available()
+  cpu = cpu or (not torch.cuda.is_available() and not torch.backends.mps.is_available())
   return Accelerator(
     mixed_precision=precision, log_with=list(trackers) or None, project_dir=str(out), kwargs_handlers=handlers, cpu=cpu
   )

@@ -10,8 +10,8 @@ from torch import nn
 def learning_rate(
   lr: float, step: int, steps: int, warmup: int = 0, shape: str = "cosine", floor: float = 0.02, start: int = 0
 ) -> float:
-  """A linear rise to `lr` over `warmup` steps times the shape: "constant", or "cosine", 1 until step `start` and `floor`
-  at the end of `steps`. Raises ValueError for another shape."""
+  """A linear rise to `lr` over `warmup` steps, times the shape: "constant", or "cosine", which is 1 until step `start`
+  and `floor` at the end of `steps`. Raises ValueError for another shape."""
   warm = lr * min(1.0, (step + 1) / max(1, warmup))
   if shape == "constant":
     return warm

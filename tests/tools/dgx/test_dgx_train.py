@@ -18,7 +18,7 @@ from openpilot.tools.dgx import hardware
 from openpilot.tools.dgx.training import train as training
 from openpilot.tools.dgx.training.config import Config, rate
 from openpilot.tools.dgx.training.constants import DESIRE_LEN, FRAME_SHAPE, T_IDXS
-from openpilot.tools.dgx.training.dora import adapter_parameters
+from openpilot.tools.learn.adapters.apply import adapter_parameters
 from openpilot.tools.dgx.training.evaluate import accelerated, compare, drives, errors_of, interval
 from openpilot.tools.dgx.training.model import load_onnx
 from openpilot.tools.dgx.training.paths import DrivenPath, constant_curvature, path_error
@@ -420,7 +420,7 @@ def test_checkpoints_of_another_base_are_refused(data, base, tmp_path):
   run = make_run(data, base, tmp_path, dataclasses.replace(SMALL, epochs=1))
   run.fit()
   other = save_reference(tmp_path / "other.onnx", seed=1)
-  with pytest.raises(UserError, match="other base"):
+  with pytest.raises(UserError, match=r"is of another run: base .* then, .* now; give the same"):
     make_run(data, other, tmp_path, dataclasses.replace(SMALL, epochs=1)).load(load_checkpoint(tmp_path / LAST))
   with pytest.raises(UserError, match="no checkpoint to go on from"):
     run.load(load_checkpoint(tmp_path / BEST))

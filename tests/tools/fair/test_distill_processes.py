@@ -35,7 +35,7 @@ def forward(self, batch, tasks=()):
 type(run.distiller).forward = forward
 run.fit()
 assert run.accelerator.num_processes == 2
-torch.save({"parameters": dict(run.distiller.named_parameters()), "losses": torch.from_numpy(run.losses), "order": run.order, "skipped": skipped},
+torch.save({"parameters": dict(run.distiller.named_parameters()), "losses": torch.from_numpy(run.clip_losses), "order": run.order, "skipped": skipped},
            out / f"rank{run.accelerator.process_index}.pt")
 """  # noqa: E501
 

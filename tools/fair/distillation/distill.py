@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
-from openpilot.tools.learn.checkpoint import load_checkpoint
+from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.options import configuration, parser
 from openpilot.tools.fair.distillation.trained import load_student_checkpoint, trained_on, union
@@ -116,16 +116,6 @@ def environment(args: argparse.Namespace, config: Config, train: Clips, labels: 
   }
 
 
-def same_config(state: dict[str, Any], config: Config, path: Path) -> None:
-  old, new = dataclasses.asdict(Config.from_dict(state["config"])), dataclasses.asdict(config)
-  differ = [k for k in new if old.get(k) != new[k]]
-  if differ:
-    what = ", ".join(f"{k} {old.get(k)} then, {new[k]} now" for k in differ)
-    raise UserError(
-      f"{path} is of a run with another configuration: {what}; give the same options, or choose another --out"
-    )
-
-
 def initial(runs: list[str], train: Clips) -> dict[str, Any] | None:
   """The checkpoint of the first of `runs` (runs or bundles), with what the later ones have of the averaged student in
   its place; None of none. Raises UserError where one is missing or has no such part."""
@@ -164,7 +154,7 @@ def earlier(args: argparse.Namespace, run: Run) -> dict[str, Any] | None:
         f"{args.out} holds a run at step {state['step']} of {state['config']['steps']}; add --resume to go on, or "
         "choose another --out"
       )
-    same_config(state, run.config, last)
+    same_run(last, dataclasses.asdict(Config.from_dict(state["config"])), dataclasses.asdict(run.config))
     run.load({**state, "trained": trained_on(state, args.out)})
   elif state is not None:
     if args.resume:

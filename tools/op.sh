@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The front door. `tools/op.sh help` lists the commands; each makes the virtual environment that it needs by itself.
+# The front door. `tools/op.sh help` lists the commands; each makes the virtual environment that it needs.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -121,36 +121,51 @@ usage() {
   cat <<'EOF'
 tools/op.sh COMMAND [ARGUMENTS]        every command has --help
 
+Start
   demo             make a sample route, replay it through fairmodeld, leave video, log and report in out/demo
-  test             install all that the tests need and run them; arguments go to pytest
+  test             install what the tests need and run them; arguments go to pytest
   lint             ruff and mypy
+  setup            only make the virtual environment
+  python ARGS      the virtual environment's Python, with torch and all tools
 
+Drive: replay a route through fairmodeld
   replay ROUTE     publish a route's messages and camera frames
   fairmodeld       the student process: camera frames in, fair messages out
-  manager          start and stop fairmodeld as the flag and deviceState say
+  manager          start and stop fairmodeld by the flag and deviceState
   flag             on | off | status: the feature flag FairEnabled, and the bundle to run
-  overlay PATH     lay fairmodeld into an openpilot checkout; --check, --uninstall, --bundle NAME
   record OUT       write the live fair messages to a log
-  show LOG         render an overlay video from a log and its video
+  show LOG         draw a log's messages into its video
   process-replay ROUTE     run fairmodeld over a route without a clock: the same bytes every time
-  compare-logs A B         say where two logs differ
-  model-replay     what every bundle says of two drives, against its reference; --update keeps it anew
-
-  teachers         list the teachers, their licences, and whether their weights are here
-  label ROUTE...   label routes with teachers into a store
-  labels DIR       list, check and render a label store
-
-  import-images    put a folder of pictures with class maps into a label store
-  students         list the students: parameters, multiply-adds, outputs
-  distill          teach a student from a label store
-  evaluate BUNDLE DATA     a bundle against its teachers and the truth: one page, and JSON
-  export RUN       a finished run as a bundle
-  compile BUNDLE   for what is here: tinygrad, TensorRT; --target comma-four --report: what a comma four would have to do
-
+  compare-logs A B         list where two logs differ
+  model-replay     compare every bundle's output on two drives with its reference; --update writes a new one
   sim OUT          write a simulated route with exact truth
-  train-scene      render, train, export, evaluate the first bundle (installs torch)
-  python ARGS      that virtual environment's Python with all of it: tools/op.sh python tools/dgx/training/train.py ...
-  setup            only make the virtual environment
+
+Label and learn: from routes to a student
+  teachers         list the teachers, their licenses, and whether their weights are here
+  label ROUTE...   label routes with teachers into a store
+  labels DIR       list, check and draw a label store
+  students         list the students: parameters, multiply-adds, outputs
+  distill          train a student on a label store
+  evaluate BUNDLE DATA     compare a bundle with its teachers and the truth: one page, and JSON
+  export RUN       write a finished run as a bundle
+  train-scene      render, train, export and evaluate the first bundle, scene-nano
+
+Pictures: your own, with labels
+  import-images    put a folder of pictures with class maps into a label store
+
+Tune openpilot's own driving model
+  dgx data         routes to training data
+  dgx train        tune the model with DoRA on the driven path, or on a larger model's outputs
+  dgx distill      tune it on the features and depth of a label store
+  dgx export       a tuned checkpoint to an ONNX file that modeld loads
+  dgx evaluate     compare driving models by their path on other drives
+  dgx replay       run a driving model over a route: modelV2 of every frame
+  dgx benchmark    time a model in torch, ONNX Runtime, tinygrad and TensorRT
+  dgx benchmark-tensorrt   the same for labeling, in TensorRT
+
+Device: openpilot checkouts and their hardware
+  overlay PATH     install fairmodeld into an openpilot checkout; --check, --uninstall, --bundle NAME
+  compile BUNDLE   compile for this machine: tinygrad, TensorRT; --target comma-four --report: the cost on a comma four
 EOF
 }
 
@@ -190,6 +205,23 @@ case "$cmd" in
   evaluate) setup tools,train; py openpilot.tools.fair.evaluation.evaluate "$@" ;;
   export) setup tools,train; py openpilot.tools.fair.bundle.export "$@" ;;
   compile) setup tools,compile; py openpilot.tools.fair.comma_four.report "$@" ;;
+  dgx)
+    verb="${1:-}"
+    case "$verb" in
+      data) module=training.dataloader ;;
+      train) module=training.train ;;
+      distill) module=dense.dora_distillation ;;
+      export) module=training.export ;;
+      evaluate) module=training.evaluate ;;
+      replay) module=driving_replay ;;
+      benchmark) module=benchmark_inference ;;
+      benchmark-tensorrt) module=benchmark_tensorrt ;;
+      ""|help|-h|--help) usage | grep '^  dgx '; exit 0 ;;
+      *) usage | grep '^  dgx ' >&2; die "unknown command 'dgx $verb'" ;;
+    esac
+    shift
+    setup tools,train
+    py "openpilot.tools.dgx.$module" "$@" ;;
   python)
     setup tools,train
     # a script finds its neighbors; what is typed, -m and -c find nothing of the folder that one works in

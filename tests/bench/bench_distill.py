@@ -24,7 +24,8 @@ import torch
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.tools.fair.distillation.data import Clips
-from openpilot.tools.fair.distillation.trainer import Config, Run, to_device
+from openpilot.tools.fair.distillation.config import Config
+from openpilot.tools.fair.distillation.trainer import Run, to_device
 from openpilot.tools.fair.labels.label import FrameTeacher, find_views, run_teacher
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.registry import load_teacher

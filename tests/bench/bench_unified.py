@@ -17,7 +17,7 @@ import torch
 
 from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.fair.students.onnx_export import export_onnx
-from openpilot.tools.fair.students.student import TASKS, build
+from openpilot.tools.fair.students.student import UNIFIED, build
 from openpilot.tools.fair.students.list_students import macs
 
 GOAL = 2.5
@@ -39,7 +39,7 @@ def main() -> None:
   rng = np.random.default_rng(0)
   runs, mega = {}, {}
   with tempfile.TemporaryDirectory() as folder:
-    for task in TASKS:
+    for task in (*UNIFIED, "unified"):
       student = build(f"{task}-{args.size}", args.backbone)
       export_onnx(student, Path(folder) / f"{task}.onnx")
       mega[task] = macs(student) / 1e6
@@ -60,7 +60,7 @@ def main() -> None:
       session.run(None, inputs)
       if i >= 3:
         times[task].append(time.perf_counter() - t)
-  solo = [t for t in TASKS if t != "unified"]
+  solo = list(UNIFIED)
   ms = {t: 1e3 * np.array(v) for t, v in times.items()}
   ratio = sum(ms[t] for t in solo) / ms["unified"]  # round by round: what else the machine does weighs on both alike
   print(f"{args.size}, ONNX Runtime {ort.__version__}, {args.threads} thread(s), {args.rounds} rounds, interleaved")

@@ -16,16 +16,16 @@ from dino_models import save_folder
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def save_dinov2(folder: Path) -> None:
-  """One block of ViT-B's width, and a linear depth head."""
+def save_dinov2(folder: Path, head: Path, width: int) -> None:
+  """One block of ViT-B's width, or another, and a linear depth head."""
   torch.manual_seed(0)
   config = transformers.Dinov2Config(
-    hidden_size=768, num_hidden_layers=1, num_attention_heads=12, mlp_ratio=1, image_size=70, patch_size=14
+    hidden_size=width, num_hidden_layers=1, num_attention_heads=4, mlp_ratio=1, image_size=70, patch_size=14
   )
   more = {"image_mean": MEAN, "image_std": STD, "resample": 3, "size": {"shortest_edge": 256}}
-  save_folder(transformers.Dinov2Model(config), folder / "dinov2-base", **more)
-  head = {"decode_head.conv_depth.weight": torch.randn(16, 1536, 1, 1), "decode_head.conv_depth.bias": torch.rand(16)}
-  torch.save({"state_dict": head}, folder / "dinov2_vitb14_kitti_linear_head.pth")
+  save_folder(transformers.Dinov2Model(config), folder, **more)
+  state = {"conv_depth.weight": torch.randn(16, 2 * width, 1, 1), "conv_depth.bias": torch.rand(16)}
+  torch.save({"state_dict": {f"decode_head.{k}": v for k, v in state.items()}}, head)
 
 
 def save_dinov3(folder: Path) -> None:
@@ -45,10 +45,11 @@ def save_dinov3(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory) -> SimpleNamespace:
-  """weights: a folder of weights (dinov2-base with its depth head, sam2.1-hiera-large, cotracker2.pth); home: a working
-  folder with dinov3/."""
+  """weights: a folder of weights (dinov2-base and narrow with their depth heads, sam2.1-hiera-large, cotracker2.pth).
+  home: a working folder with dinov3/."""
   weights, home = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("home")
-  save_dinov2(weights)
+  save_dinov2(weights / "dinov2-base", weights / "dinov2_vitb14_kitti_linear_head.pth", 768)
+  save_dinov2(weights / "narrow", weights / "narrow_head.pth", 32)
   (weights / "sam2.1-hiera-large").mkdir()
   sam2_models.save("sam2_video", weights / "sam2.1-hiera-large")
   torch.save(KnownModel(True, 8).state_dict(), weights / "cotracker2.pth")

@@ -2,6 +2,7 @@
 next."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -93,6 +94,26 @@ def test_more_first_then_less(op):
 def test_extras_hold_what_the_script_says():
   extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
   assert "openpilot-fair[teach]" in extras["train"] and "openpilot-fair[compile]" in extras["test"]
+
+
+def test_help_lists_every_command_once(op):
+  assert op("help") == [] and op.code == 0 and all(len(line) <= 120 for line in op.out.splitlines())
+  listed = re.findall(r"^  ([a-z][a-z-]*(?: [a-z-]+(?=  ))?)", op.out, re.MULTILINE)
+  text = (ROOT / "tools" / "op.sh").read_text()
+  commands = re.findall(r"^  ([a-z-]+)\)", text, re.MULTILINE)
+  verbs = re.findall(r"^      ([a-z-]+)\) module=([\w.]+) ;;", text, re.MULTILINE)
+  assert sorted(listed) == sorted([c for c in commands if c != "dgx"] + [f"dgx {v}" for v, _ in verbs])
+  assert len(verbs) == 8
+  for _, module in verbs:
+    assert (ROOT / "tools" / "dgx" / f"{module.replace('.', '/')}.py").exists(), module
+
+
+def test_dgx(op):
+  assert op("dgx") == [] and op.code == 0 and op.out.startswith("  dgx data ")
+  out, err = op.start("dgx", "learn").communicate()
+  assert out == "" and err.endswith("error: unknown command 'dgx learn'\n") and not op.venv.exists()
+  op.start("dgx", "train", "--data", "D").communicate()
+  assert op.log.read_text() == "repo[tools,train]\n"
 
 
 def wait_for(condition, what: str) -> None:

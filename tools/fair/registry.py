@@ -39,6 +39,30 @@ TEACHERS: dict[str, Entry] = {
     "drivable area, lane markings",
     {"config": "twinlitenet"},
   ),
+  "road-segmentation-adas": Entry(
+    "onnx.teacher:OnnxTeacher",
+    "road-segmentation-adas-0001.onnx",
+    "Apache-2.0",
+    "0.2M",
+    "road, curb, lane markings",
+    {"config": "road_segmentation_adas"},
+  ),
+  "cityscapes-edgetpu": Entry(
+    "tflite.teacher:TfliteTeacher",
+    "deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite",
+    "Apache-2.0",
+    "1.8M",
+    "Cityscapes' 19 classes of a street",
+    {"config": "cityscapes"},
+  ),
+  "deimv2-atto": Entry(
+    "onnx.teacher:OnnxTeacher",
+    "deimv2_hgnetv2_atto_coco.onnx",
+    "Apache-2.0",
+    "0.5M",
+    "boxes of COCO's road users",
+    {"config": "deimv2_atto"},
+  ),
   "detr-resnet-50": Entry(
     "detr.teacher:DetrTeacher", "facebook/detr-resnet-50", "Apache-2.0", "41.5M", "boxes of road users, signs, animals"
   ),
@@ -305,6 +329,8 @@ def find_entry(name: str) -> tuple[str, Entry]:
 
 def maker_of(name: str, entry: Entry) -> Callable[..., Teacher]:
   """What entry.make names. Raises UserError where a package that it needs is not installed."""
+  if not isinstance(entry.make, str):
+    return entry.make
   module, attribute = entry.make.split(":")
   try:
     return getattr(importlib.import_module(f"openpilot.tools.fair.{module}"), attribute)

@@ -70,7 +70,10 @@ class Teacher(Protocol):
   labels: list[Label]  # may be known only after `prepare`
   stateful: bool  # frames must come in order, `state` goes from one call to the next
 
-  # may have: view_size() -> (width, height) of the pictures it likes best; wants = "none" where it reads only the log;
+  # may have: sees = "picture" where it was made for the camera's whole picture, whose labels are then warped into the
+  # view (labels/picture.py); picture_size(width, height) -> at which size it likes that; whole, set before prepare():
+  # whether it is given that, and then dense labels may have any size, over all of the picture;
+  # view_size() -> (width, height) of the pictures it likes best; wants = "none" where it reads only the log;
   # at_once() -> how many clips are to be labeled at the same time, each by a thread of its own, and none is kept;
   # check(segment), which raises UserError where that segment cannot be labeled, before anything is stored;
   # source(segment) -> what else decides the labels of one segment, as JSON;
@@ -91,7 +94,9 @@ class Teacher(Protocol):
 class Entry:
   """A teacher's line in the registry."""
 
-  make: str  # module:callable, called with (name, entry, weights path or None, **options) -> Teacher
+  # called with (name, entry, weights path or None, **options) -> Teacher; "module:callable" of tools/fair is imported
+  # only when it is needed
+  make: str | Callable[..., Any]
   weights: str  # file name, or hub id 'owner/name'; "" where there are none
   license: str
   size: str  # parameters

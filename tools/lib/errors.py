@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import importlib
 import math
 import os
 import select
@@ -124,16 +125,29 @@ def explain(e: BaseException) -> str | None:
   return None
 
 
+def load_plugins() -> None:
+  """Imports the modules that FAIR_PLUGINS names, separated by commas: packages of others, which register what they add
+  (CONTRIBUTING.md). Raises UserError where one is not found."""
+  for name in filter(None, map(str.strip, os.environ.get("FAIR_PLUGINS", "").split(","))):
+    try:
+      importlib.import_module(name)
+    except ModuleNotFoundError as e:
+      if e.name is None or not (name == e.name or name.startswith(f"{e.name}.")):
+        raise  # the module is there; what it imports is not
+      raise UserError(f"FAIR_PLUGINS: no module '{name}'; add the folder that holds it to PYTHONPATH") from None
+
+
 def cli(main: Callable[..., int | None], extra: tuple[type[Exception], ...] = ()) -> Callable[..., int]:
-  """Wraps a command's main: a UserError, one of `extra`, or what explain() knows becomes one line on stderr and exit
-  code 2, Ctrl-C exits with 130. Output that nobody reads any more (`| head`) ends it without a word. FAIR_TRACEBACK=1
-  shows where an error came from."""
+  """Wraps a command's main: imports the modules of FAIR_PLUGINS, then runs it. A UserError, one of `extra`, or an
+  error that explain() knows becomes one line on stderr and exit code 2; Ctrl-C exits with 130; a closed standard output
+  (`| head`) ends it silently. FAIR_TRACEBACK=1 shows where an error came from."""
   wrong: tuple[type[Exception], ...] = (UserError, *extra)
 
   @functools.wraps(main)
   def wrapped(*args, **kwargs) -> int:
     try:
       try:
+        load_plugins()
         code = main(*args, **kwargs) or 0
       finally:
         sys.stdout.flush()  # here, and not when Python ends, where it could only be told as a traceback

@@ -110,6 +110,8 @@ def violation(value: Any, rule: dict[str, Any], at: str = "manifest") -> str | N
     return f"{at} is {value}, must be at least {rule['minimum']}"
   if "maximum" in rule and value > rule["maximum"]:
     return f"{at} is {value}, must be at most {rule['maximum']}"
+  if "multipleOf" in rule and value % rule["multipleOf"]:
+    return f"{at} is {value}, must be a multiple of {rule['multipleOf']}"
   if isinstance(value, list):
     if len(value) < rule.get("minItems", 0):
       return f"{at} needs at least {rule['minItems']} entries"
@@ -122,13 +124,56 @@ def violation(value: Any, rule: dict[str, Any], at: str = "manifest") -> str | N
     for k in rule.get("required", []):
       if k not in value:
         return f"{at}.{k} is missing"
+    others = rule.get("additionalProperties", True)
     for k, v in value.items():
+      name = f"{at}.{json.dumps(k)[1:-1][:60]}"
       if k in rule.get("properties", {}):
         if found := violation(v, rule["properties"][k], f"{at}.{k}"):
           return found
-      elif rule.get("additionalProperties") is False:
-        return f"{at}.{json.dumps(k)[1:-1][:60]} is not known"
+      elif others is False:
+        return f"{name} is not known"
+      elif isinstance(others, dict) and (found := violation(v, others, name)):
+        return found
   return None
+
+
+def normalized(manifest: Any) -> Any:
+  """A manifest with the keys of before, `licence` in its provenance, under their present names."""
+  provenance = manifest.get("provenance") if isinstance(manifest, dict) else None
+  if not isinstance(provenance, dict):
+    return manifest
+  provenance = renamed(provenance)
+  if isinstance(provenance.get("teachers"), list):
+    provenance["teachers"] = [renamed(t) if isinstance(t, dict) else t for t in provenance["teachers"]]
+  return {**manifest, "provenance": provenance}
+
+
+def renamed(said: dict[str, Any]) -> dict[str, Any]:
+  both = "license" in said  # then the former one is refused, as any other key
+  return {k if both or k != "licence" else "license": v for k, v in said.items()}
+
+
+def contradiction(manifest: dict[str, Any]) -> str | None:
+  """Where two entries of a manifest that fits its schema contradict each other; None where none do."""
+  if (said := manifest.get("input")) is not None:
+    if said["kind"] == "model_frame" and said.get("view", "medmodel") != manifest["view"]:
+      return f"input.view is not the bundle's view '{manifest['view']}'"
+    shape = [1, *frame_shape(said)]
+    for graph in manifest["graphs"]:
+      taken = next((i["shape"] for i in graph["inputs"] if i["name"] == "frame"), shape)
+      if taken != shape:
+        return f"graph '{graph['name']}' takes frames {taken}, by its input they are {shape}"
+  for graph in manifest["graphs"]:
+    for out in graph["outputs"]:
+      if stray := [name for name in out.get("roles", {}) if name not in out.get("classes", [])]:
+        return f"output '{out['name'][:60]}' has a role for '{stray[0][:60]}', which is none of its classes"
+  return None
+
+
+def frame_shape(said: dict[str, Any]) -> tuple[int, int, int]:
+  """Of one frame of a manifest's `input`, uint8: packed YUV 4:2:0 of a model frame, or RGB."""
+  height, width = said["height"], said["width"]
+  return (3, height, width) if said["kind"] == "rgb" else (6, height // 2, width // 2)
 
 
 def no_number(text: str) -> None:
@@ -197,11 +242,13 @@ def load_bundle(path: str | Path) -> Bundle:
   except BundleError as e:
     raise BundleError(f"{path} has no readable {MANIFEST} ({e}); export the bundle again") from None
   try:
-    manifest = json.loads(raw, parse_constant=no_number)
+    manifest = normalized(json.loads(raw, parse_constant=no_number))
   except (ValueError, RecursionError) as e:
     raise BundleError(f"{path / MANIFEST} is not JSON ({e}); export the bundle again") from None
   if found := violation(manifest, schema()):
     raise BundleError(f"{path / MANIFEST}: {found}")
+  if found := contradiction(manifest):
+    raise BundleError(f"{path / MANIFEST}: {found}; export the bundle again")
   names = [g["name"] for g in manifest["graphs"]]
   if len(set(names)) != len(names):
     raise BundleError(f"{path / MANIFEST}: two graphs have the same name; names are {', '.join(names)}")
@@ -270,14 +317,14 @@ def write_manifest(path: str | Path, manifest: dict[str, Any]) -> Bundle:
   """Adds sha256 of every file in the folder, checks against the schema and writes manifest.json atomically."""
   path = Path(path)
   manifest = {
-    **manifest,
+    **normalized(manifest),
     "sha256": {
       p.name: sha256(p)
       for p in sorted(path.iterdir())
       if p.is_file() and p.name != MANIFEST and not p.name.startswith(".")
     },
   }
-  if found := violation(manifest, schema()):
+  if found := violation(manifest, schema()) or contradiction(manifest):
     raise BundleError(f"{path / MANIFEST} was not written: {found}")
   tmp = path / f".{MANIFEST}.tmp"
   tmp.write_text(json.dumps(manifest, indent=1) + "\n")

@@ -20,7 +20,7 @@ from openpilot.selfdrive.modeld.fair.heads.scale import DepthScale
 from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation
 from openpilot.selfdrive.modeld.fair.ipc import messaging
 from openpilot.selfdrive.modeld.fair.lanes import MAX_HIDDEN, MAX_LINES, VISIBLE, LaneTracker
-from openpilot.selfdrive.modeld.fair.plan import VIEW, Plan, make_plan, try_heads
+from openpilot.selfdrive.modeld.fair.plan import VIEW, Plan, check_input, make_plan, try_heads
 from openpilot.selfdrive.modeld.fair.publish import PUBLISH, Stamp, add_maps, lanes_message, objects_message, period
 from openpilot.selfdrive.modeld.fair.runners import Runner, open_runner
 from openpilot.selfdrive.modeld.fair.schedule import FrameSchedule, due
@@ -63,6 +63,7 @@ class FairModel:
     self.plans: list[Plan] = []
     self.stats = {g["name"]: GraphStats() for g in bundle.graphs}
     classes: list[str] = []
+    check_input(bundle)
     for graph in bundle.graphs:
       where = f"{bundle.path}: graph '{graph['name']}'"
       plan = make_plan(where, graph)
@@ -276,8 +277,8 @@ class FairModel:
           seeds = model_lines(model, self.ground)
         except Exception as e:  # a message is read when its fields are; what is in it is not ours
           self.report(f"lane lines of modelV2 cannot be read: {first_line(e)}")
-      elif self.segmentation is not None and "lane" in self.segmentation.classes:
-        seeds = map_lines(self.segmentation.class_map, self.segmentation.classes.index("lane"), self.ground, MAX_LINES)
+      elif self.segmentation is not None and (markings := self.segmentation.role("marking")):
+        seeds = map_lines(self.segmentation.class_map, markings, self.ground, MAX_LINES)
     slots.seed(seeds, self.ground, self.warp.valid)
 
   def _decode(self, plan: Plan, outputs: dict[str, np.ndarray], stamp: Stamp, step: int) -> list[tuple[str, Any]]:

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.bundle import BundleError, spec_slots
+from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, spec_slots
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.selfdrive.modeld.fair.heads import HEADS, part_of
 from openpilot.selfdrive.modeld.fair.lanes import LaneTracker
+from openpilot.selfdrive.modeld.fair.roles import channels_of, roles_of
 
 VIEW = (VIEW_H, VIEW_W)
 
@@ -27,6 +28,17 @@ class Plan:
   owed: bool = False  # its turn came and the budget had no room for it: it is the first of the next frame
 
 
+def check_input(bundle: Bundle) -> None:
+  """Raises BundleError where fairmodeld cannot make the picture that the bundle's graphs take."""
+  said = bundle.manifest.get("input")
+  if said is not None and (said["kind"] != "model_frame" or (said["height"], said["width"]) != VIEW):
+    picture = "RGB pictures" if said["kind"] == "rgb" else "model frames"
+    raise BundleError(
+      f"{bundle.path} takes {picture} of {said['width']}x{said['height']}; fairmodeld makes openpilot's packed model "
+      f"frames of {VIEW_W}x{VIEW_H} alone. Judge it with `op evaluate`, or distill and export a student of such frames"
+    )
+
+
 def plan_turns(where: str, graph: dict[str, Any]) -> None:
   """Raises BundleError where a phase is beyond its period, or an output that must be seen every time is not."""
   for what, entry in ((where, graph), *((f"{where}: output '{o['name']}'", o) for o in graph["outputs"])):
@@ -41,8 +53,9 @@ def plan_turns(where: str, graph: dict[str, Any]) -> None:
 
 
 def plan_heads(where: str, graph: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-  """Groups a graph's outputs by head. Raises BundleError where a head is not known, lacks a part, or disagrees with its
-  classes."""
+  """Groups a graph's outputs by head; the part with classes also gets "channels", those of each role.
+
+  Raises BundleError where a head is not known, lacks a part, or disagrees with its classes."""
   heads: dict[str, dict[str, dict[str, Any]]] = {}
   for out in graph["outputs"]:
     if "head" not in out:
@@ -76,6 +89,7 @@ def plan_heads(where: str, graph: dict[str, Any]) -> dict[str, dict[str, dict[st
           f"{where}: output '{out['name']}' has {channels} channels and {len(out.get('classes', []))} classes; export "
           "the bundle again"
         )
+      there[head.classes] = {**out, "channels": channels_of(out["classes"], roles_of(out))}
   return heads
 
 

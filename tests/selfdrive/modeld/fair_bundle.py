@@ -55,7 +55,7 @@ def manifest(name: str = "tiny") -> dict:
         ],
       }
     ],
-    "provenance": {"teachers": [], "data": [], "licence": "MIT", "git_commit": "none"},
+    "provenance": {"teachers": [], "data": [], "license": "MIT", "git_commit": "none"},
     "metrics": [],
   }
 

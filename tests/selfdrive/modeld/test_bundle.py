@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import json
 import random
 import shutil
@@ -9,8 +10,17 @@ import jsonschema
 import pytest
 
 from fair_bundle import manifest, write_bundle
-from openpilot.selfdrive.modeld.fair.bundle import DEFAULT, BundleError, find_bundle, load_bundle, schema, violation
+from openpilot.selfdrive.modeld.fair.bundle import (
+  DEFAULT,
+  BundleError,
+  find_bundle,
+  load_bundle,
+  schema,
+  violation,
+  write_manifest,
+)
 from openpilot.selfdrive.modeld.fair.model import FairModel
+from openpilot.selfdrive.modeld.fair.roles import FORMER
 
 
 @pytest.fixture
@@ -48,6 +58,33 @@ BREAK = {
   "has no hash of scene.onnx": lambda b: edit(b, lambda m: m.update(sha256={})),
   'sha256 names "manifest.json"': lambda b: edit(b, lambda m: m["sha256"].update({"manifest.json": "0"})),
   "not a file of the bundle": lambda b: edit(b, lambda m: m["sha256"].update({"../x": "0"})),
+  r"outputs\[1\]\.roles\.road is \"grund\", must be one of background, ground, marking, movable": lambda b: edit(
+    b, lambda m: m["graphs"][0]["outputs"][1].update(roles={"road": "grund"})
+  ),
+  r"roles\.road must be of type string": lambda b: edit(
+    b, lambda m: m["graphs"][0]["outputs"][1].update(roles={"road": ["ground"]})
+  ),
+  "has a role for 'pothole', which is none of its classes; export": lambda b: edit(
+    b, lambda m: m["graphs"][0]["outputs"][1].update(roles={"pothole": "ground"})
+  ),
+  "output 'depth' has a role for 'road', which is none": lambda b: edit(
+    b, lambda m: m["graphs"][0]["outputs"][0].update(roles={"road": "ground"})
+  ),
+  r"input\.kind is \"bgr\", must be one of model_frame, rgb": lambda b: edit(
+    b, lambda m: m.update(input={"kind": "bgr", "height": 256, "width": 512})
+  ),
+  r"input\.height is 250, must be a multiple of 32": lambda b: edit(
+    b, lambda m: m.update(input={"kind": "rgb", "height": 250, "width": 512})
+  ),
+  r"takes frames \[1, 6, 128, 256\], by its input they are \[1, 3, 480, 640\]": lambda b: edit(
+    b, lambda m: m.update(input={"kind": "rgb", "height": 480, "width": 640})
+  ),
+  "input.view is not the bundle's view 'medmodel'": lambda b: edit(
+    b, lambda m: m.update(input={"kind": "model_frame", "height": 256, "width": 512, "view": "sbigmodel"})
+  ),
+  r"provenance\.licence is not known": lambda b: edit(
+    b, lambda m: m["provenance"].update(licence="MIT", license="MIT")
+  ),
 }
 
 
@@ -74,11 +111,56 @@ def test_graphs_that_disagree_with_the_manifest(bundle, message, change):
     FairModel(load_bundle(bundle))
 
 
+def test_the_former_spelling_of_license_is_read_and_the_present_one_written(bundle):
+  teacher = {"model": "m", "checkpoint_hash": "0"}
+
+  def as_before(m):
+    provenance = m["provenance"]
+    provenance["licence"] = provenance.pop("license")
+    provenance["teachers"] = [{**teacher, "licence": "Apache-2.0"}]
+
+  edit(bundle, as_before)
+  before = (bundle / "manifest.json").read_bytes()
+  b = load_bundle(bundle)
+  assert b.manifest["provenance"]["license"] == "MIT" and b.manifest_hash == hashlib.sha256(before).hexdigest()
+  assert b.manifest["provenance"]["teachers"] == [{**teacher, "license": "Apache-2.0"}]
+  write_manifest(bundle, json.loads(before))
+  assert '"licence"' not in (bundle / "manifest.json").read_text()
+  assert load_bundle(bundle).manifest["provenance"] == b.manifest["provenance"]
+
+
+@pytest.mark.parametrize("roles", [None, {"lane": "background"}])
+def test_roles_are_the_manifests_or_those_of_the_names_before(bundle, roles):
+  """Whatever the classes are called: what has a role is looked for by it."""
+  names = ["background", "road", "lane", "vehicle", "pedestrian"]
+  if roles is not None:  # names that say something else than their roles
+    roles = {"vehicle": "ground", "road": "marking", "pedestrian": "marking"}
+    edit(bundle, lambda m: m["graphs"][0]["outputs"][1].update(roles=roles))
+  model = FairModel(load_bundle(bundle))
+  channels = model.plans[0].heads["segmentation"]["segmentation"]["channels"]
+  want = {"background": (0,), "ground": (1,), "marking": (2,), "movable": (3, 4)}
+  assert channels == (want if roles is None else {"background": (), "ground": (3,), "marking": (1, 4), "movable": ()})
+  assert roles is not None or [FORMER[n] for n in names] == ["background", "ground", "marking", "movable", "movable"]
+
+
+def test_a_bundle_of_other_pictures_loads_and_fairmodeld_refuses_it(bundle):
+  said = {"kind": "rgb", "height": 480, "width": 640, "letterbox": True, "pad": 114}
+
+  def takes_rgb(m):
+    m["input"] = said
+    m["graphs"][0]["inputs"][0]["shape"] = [1, 3, 480, 640]
+
+  edit(bundle, lambda m: m.update(input={"kind": "model_frame", "height": 256, "width": 512}))
+  FairModel(load_bundle(bundle))
+  edit(bundle, takes_rgb)
+  b = load_bundle(bundle)  # to be judged, converted, shown
+  with pytest.raises(BundleError, match=r"takes RGB pictures of 640x480; fairmodeld makes .* 512x256 alone\. Judge it"):
+    FairModel(b)
+
+
 def test_not_an_onnx_file(tmp_path):
   b = write_bundle(tmp_path / "b").path
   (b / "scene.onnx").write_bytes(b"no graph")
-  from openpilot.selfdrive.modeld.fair.bundle import write_manifest
-
   write_manifest(b, manifest())
   with pytest.raises(BundleError, match="ONNX Runtime"):
     FairModel(load_bundle(b))
@@ -112,6 +194,8 @@ def test_own_validator_agrees_with_jsonschema():
   r = random.Random(1)
   reference = jsonschema.Draft202012Validator(schema())
   base = {**manifest(), "sha256": {"scene.onnx": "0"}}
+  base["input"] = {"kind": "model_frame", "height": 256, "width": 512, "view": "medmodel", "letterbox": True, "pad": 0}
+  base["graphs"][0]["outputs"][1]["roles"] = {"road": "ground", "lane": "marking"}
   assert reference.is_valid(base) and violation(base, schema()) is None
   valid = 0
   for _ in range(1500):

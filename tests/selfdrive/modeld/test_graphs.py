@@ -273,10 +273,18 @@ def test_lines_live_without_modelV2_and_through_a_lane_change(tmp_path):
   assert all(1 in n or 2 in n for n in names) and len({frozenset(n & {1, 2}) for n in names}) == 1
 
 
-def test_points_begin_on_the_segmentation_without_modelV2(tmp_path):
-  """The scene's graph says 'lane' everywhere in a column of the frame: there the line is found."""
+@pytest.mark.parametrize("named", [True, False])
+def test_points_begin_on_the_segmentation_without_modelV2(tmp_path, named):
+  """The scene's graph says 'lane' everywhere in a column of the frame: there the line is found. So it is where the
+  classes have other names, and the manifest says which one is paint."""
   write_bundle(tmp_path)
-  model = ready(write_graphs(tmp_path, [manifest()["graphs"][0], lanes_graph(tmp_path)]))
+  scene = manifest()["graphs"][0]
+  if not named:
+    scene["outputs"][1] |= {
+      "classes": ["a", "b", "stripe", "road", "lane"],
+      "roles": {"b": "ground", "stripe": "marking"},
+    }
+  model = ready(write_graphs(tmp_path, [scene, lanes_graph(tmp_path)]))
   run(model, 0, 100)
   assert model.segmentation is not None and (model.plans[1].slots.ids == 0).all()
   i = np.arange(18, 64)

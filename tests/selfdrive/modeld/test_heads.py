@@ -222,14 +222,14 @@ def test_lines_are_found_in_a_class_map():
         at = round((col - 1.5) / 4)
         class_map[row, max(0, at - 1) : at + 2] = 2
   class_map[50, 30:90] = 2
-  found = lanes.map_lines(class_map, 2, GROUND, 4)
+  found = lanes.map_lines(class_map, [2], GROUND, 4)
   assert len(found) == 2
   for px, y in zip(sorted(found, key=lambda p: p[-1, 0]), (-1.7, 1.7), strict=True):
     road = GROUND.road(px)
     assert (np.diff(px[:, 1]) > 0).all() and np.nanmax(road[:, 0]) > 25
     # 3 px of the map's rounding
     np.testing.assert_array_less(np.abs(road[:, 1] - (y + 4e-4 * road[:, 0] ** 2)), 3 * road[:, 0] / GROUND.f + 1e-6)
-  assert lanes.map_lines(np.zeros((64, 128), np.uint8), 2, GROUND, 4) == []
+  assert lanes.map_lines(np.zeros((64, 128), np.uint8), [2], GROUND, 4) == []
 
 
 def plain_lines(class_map, lane, most):
@@ -277,7 +277,7 @@ def test_lines_of_a_map_against_a_loop(seed, noise, count, all_lane):
       if 0 <= column < 128 and r.random() < 0.8:
         class_map[row, column : column + wide] = 2
   class_map[r.integers(64)] = 2 if all_lane else 0
-  got, want = lanes.map_lines(class_map, 2, GROUND, 4), plain_lines(class_map, 2, 4)
+  got, want = lanes.map_lines(class_map, [2], GROUND, 4), plain_lines(class_map, 2, 4)
   assert len(got) == len(want) and all((a == b).all() for a, b in zip(got, want, strict=True))
 
 

@@ -13,6 +13,7 @@ from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.scale import DepthScale, plane_scale, sample
 from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation
 from openpilot.selfdrive.modeld.fair.model import FairModel
+from openpilot.selfdrive.modeld.fair.roles import channels_of
 from openpilot.selfdrive.modeld.fair.publish import Stamp, depth_from_message, depth_message, serialize
 
 GROUND = view_ground("medmodel", 1.3)
@@ -116,6 +117,24 @@ def test_the_road_is_looked_at_from_four_meters_to_thirty():
     assert not heard[-1] or np.exp(log) == pytest.approx(TRUE, rel=1e-5)
   ahead = ahead[np.isfinite(ahead)]
   assert ahead.min() < 3 and ahead.max() > 40 and heard == ((ahead >= 4) & (ahead <= 30)).tolist()
+
+
+@pytest.mark.parametrize("role", ["ground", "marking", "movable", None])
+def test_the_plane_is_what_has_the_role_of_ground_or_marking_whatever_it_is_called(role):
+  """Of a map in which one class is where the view shows the plane; all else is at another depth."""
+  classes = ["road", "asphalt"]  # the first, which the runtime knew by its name, is none here
+  channels = channels_of(classes, {} if role is None else {"asphalt": role})
+  _, y = map_centers(64, 128)
+  ahead = GROUND.f * GROUND.height / np.where(y > GROUND.cy, y - GROUND.cy, np.nan)
+  z = np.full((64, 128), 5.0, np.float32)  # a wall
+  z[:, :20] = ahead[:, None] / TRUE
+  class_map = np.zeros((64, 128), np.uint8)
+  class_map[:, :20] = 1
+  log, std = plane_scale(z, GROUND, Segmentation(classes, class_map, np.zeros(2, np.float32), channels=channels))
+  if role in ("ground", "marking"):
+    assert np.isfinite(std) and np.exp(log) == pytest.approx(TRUE, rel=1e-4)
+  else:  # looked for straight ahead, where the wall is
+    assert not np.isfinite(std) or np.exp(log) != pytest.approx(TRUE, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from openpilot.tools.dgx.training.model import load_onnx
 from openpilot.tools.dgx.training.reference import save_reference
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation.data import Clips
-from openpilot.tools.fair.distillation.trainer import Config
+from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.trainer import Run as DistillRun
 from openpilot.tools.fair.labels import label as labeling
 from openpilot.tools.fair.bundle import export as exporting

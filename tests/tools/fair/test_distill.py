@@ -32,9 +32,12 @@ from openpilot.tools.fair.distillation.batch import Batches, class_maps, collate
 from openpilot.tools.fair.distillation.data import Clips, RawClip
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.losses import segmentation_loss, soft_segmentation_loss
-from openpilot.tools.fair.distillation.trainer import Config, Run, Stage, grown
+from openpilot.tools.fair.distillation.config import Config, Stage
+from openpilot.tools.fair.distillation.trainer import Run, grown
 from openpilot.tools.fair.students.classes import SEGMENTATION
-from openpilot.tools.fair.students.student import SIZES, Student, build
+from openpilot.tools.fair.spec import StudentSpec
+from openpilot.tools.fair.students.sizes import SIZES
+from openpilot.tools.fair.students.student import Student, build
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
 
@@ -421,7 +424,9 @@ def test_a_student_is_put_together_from_two(labels, tmp_path):
 def test_a_wider_student_starts_as_the_narrower_one():
   """Every output, on fresh weights and input; what is neither the same nor wider is not taken."""
   narrow = randomise(build("unified-nano"))
-  wide = Student("wide", "unified", dataclasses.replace(SIZES["nano"], neck=64), "mobilenetv4_conv_small_050")
+  wide = Student(
+    StudentSpec("unified", "wide"), dataclasses.replace(SIZES["nano"], neck=64), "mobilenetv4_conv_small_050"
+  )
   old, own = narrow.state_dict(), wide.state_dict()
   found = {k: grown(v, own[k]) for k, v in old.items()}
   assert old.keys() == own.keys() and any(v.shape != own[k].shape for k, v in old.items())

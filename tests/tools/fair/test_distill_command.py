@@ -14,7 +14,8 @@ from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.trained import trained_on
-from openpilot.tools.fair.distillation.trainer import Config, Run, Stage
+from openpilot.tools.fair.distillation.config import Config, Stage
+from openpilot.tools.fair.distillation.trainer import Run
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.lock import only_one
 

@@ -21,7 +21,8 @@ import sys
 from pathlib import Path
 import torch
 from openpilot.tools.fair.distillation.data import Clips
-from openpilot.tools.fair.distillation.trainer import Config, Run, Stage
+from openpilot.tools.fair.distillation.config import Config, Stage
+from openpilot.tools.fair.distillation.trainer import Run
 root, out = map(Path, sys.argv[1:])
 stages = [Stage(6, tasks=["depth"], freeze=["backbone"]), Stage(2)]
 config = Config("unified-nano", ["depth", "segmentation"], steps=8, batch=2, clip=1, warmup=2, eval_every=4, stages=stages, learned_weights=True)

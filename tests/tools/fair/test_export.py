@@ -66,8 +66,8 @@ def test_a_run_becomes_a_bundle(run, tmp_path, monkeypatch):
   bundle = load_bundle(out)
   assert [o["name"] for o in bundle.graphs[0]["outputs"]] == ["depth"]  # nobody taught features
   p = bundle.manifest["provenance"]
-  assert p["licence"] == "CC-BY-NC-4.0" and p["teachers"] == [
-    {"model": "simulator", "checkpoint_hash": "a", "licence": "CC-BY-NC-4.0"}
+  assert p["license"] == "CC-BY-NC-4.0" and p["teachers"] == [
+    {"model": "simulator", "checkpoint_hash": "a", "license": "CC-BY-NC-4.0"}
   ]
   assert any(m["name"] == "held-out loss depth/metric" for m in bundle.manifest["metrics"])
   assert "Not made for real streets" in (out / "README.md").read_text() and [x.name for x in out.parent.iterdir()] == [

@@ -105,7 +105,7 @@ def contents(root):
 
 
 def test_frames_and_labels_are_what_they_say(route, network, tmp_path):
-  r = run(route, "--teachers", network, "--out", tmp_path / "store", "--every", 3)
+  r = run(route, "--teachers", network, "--out", tmp_path / "store", "--every", 3, "--sees", "view")
   assert r.returncode == 0, r.stderr
   store = LabelStore(tmp_path / "store")
   (frames, tiny) = (store.groups(t, "0000002c--d68dde99ca--0")[0] for t in ("frames", "tiny"))
@@ -413,7 +413,7 @@ def test_other_settings_make_new_labels_and_prune_drops_the_old(route, network, 
   write_network(network.parent, seed=1)  # another checkpoint
   assert run(*args, "--prune").stdout.count("removed:") == 2
   (left,) = LabelStore(tmp_path / "s").groups()
-  assert left.meta["view"]["width"] == 64 and left.row_count == 70
+  assert left.meta["picture"]["width"] == 64 and left.row_count == 70
 
 
 def test_disk_full_keeps_whole_chunks(route, network, tmp_path, monkeypatch):

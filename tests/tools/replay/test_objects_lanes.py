@@ -230,7 +230,7 @@ def test_the_video_is_in_the_page_or_beside_it(tmp_path, monkeypatch):
 def bundle():
   from types import SimpleNamespace
 
-  provenance = SimpleNamespace(licence="MIT", teachers=[], data=[])
+  provenance = SimpleNamespace(license="MIT", teachers=[], data=[])
   return SimpleNamespace(
     name="b", manifest_hash="0", manifest=type("M", (dict,), {"version": "1", "provenance": provenance})(size="s")
   )

@@ -24,12 +24,13 @@ if not __package__:  # run as a file: the modules beside it must not be found un
   sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[3])]
 
 from openpilot.tools.dgx.dense.dora_model import TAUGHT, WEIGHTS, Settings
+from openpilot.tools.dgx.dense.dora_model import DoRADistillation as DoRADistillation
 from openpilot.tools.dgx.dense.dora_run import BEST, RESUME, Run
 from openpilot.tools.dgx.dense.driving_features import frames_back
 from openpilot.tools.dgx.training.config import add_adapter_arguments
+from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.data import task_of
 from openpilot.tools.fair.distillation.distill import digest, environment, split
-from openpilot.tools.fair.distillation.trainer import Config
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.teacher import check_license
 from openpilot.tools.learn.adapters.apply import clipped

@@ -2,16 +2,23 @@
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from openpilot.tools.dgx.dense.driving_features import DrivingFeatures, pair_up, trace
+from openpilot.tools.dgx.dense.live import live_batch, parsed, taught
+from openpilot.tools.dgx.training.losses import driving_loss
+from openpilot.tools.dgx.training.model import OnnxModule
 from openpilot.tools.fair.distillation.batch import Batch, Batches
 from openpilot.tools.fair.distillation.distiller import Distiller
+from openpilot.tools.fair.hf import DenseTeacher
 from openpilot.tools.fair.students.student import Student
 from openpilot.tools.learn.adapters.apply import apply_dora, check_rank
+from openpilot.tools.learn.checkpoint import to_device
+from openpilot.tools.lib.errors import UserError
 
 TAUGHT = ("features", "depth")
 WEIGHTS = {"features": 1.0, "depth": 1.0, "keep": 1.0, "path": 1.0}
@@ -54,18 +61,27 @@ class DoRADistillation(nn.Module):
   network's own weights are frozen: its adapters learn, the projector, and of a driving network the depth that is read
   from its map.
 
-  student: a driving network's features, or a fair student. feature_shape: (C, h, w) of the teacher's, where `tasks` has
-  features."""
+  base_model: a driving network (of load_onnx(), or its features), or a fair student. fair_teacher: of train_step(); no
+  batch of a label store wants one. tasks: of TAUGHT, by default what the teacher gives. feature_shape: (C, h, w) of the
+  teacher's, where `tasks` has features. Raises UserError."""
 
   def __init__(
     self,
-    student: DrivingFeatures | Student,
-    tasks: list[str],
-    settings: Settings,
-    feature_shape: tuple[int, ...] | None,
+    base_model: DrivingFeatures | OnnxModule | Student,
+    fair_teacher: DenseTeacher | None = None,
+    tasks: list[str] | None = None,
+    settings: Settings | None = None,
+    feature_shape: tuple[int, ...] | None = None,
   ):
     super().__init__()
-    self.settings = settings
+    self.settings = settings = settings or Settings()
+    student = DrivingFeatures(base_model, settings.tap) if isinstance(base_model, OnnxModule) else base_model
+    self.teacher = fair_teacher
+    if fair_teacher is not None:
+      given = taught(fair_teacher, TAUGHT)
+      tasks, feature_shape = tasks or list(given), feature_shape or given.get("features")
+    if not tasks:
+      raise UserError("there is nothing to learn: give a fair_teacher, or the tasks of a label store")
     self.driving = isinstance(student, DrivingFeatures)
     self.network: nn.Module = student.model if isinstance(student, DrivingFeatures) else student
     self.base = copy.deepcopy(self.network).eval().requires_grad_(False)
@@ -100,9 +116,34 @@ class DoRADistillation(nn.Module):
     return {k: v for k, v in said.items() if torch.is_tensor(v) and k not in TAUGHT}
 
   def forward(self, batch: Batch) -> dict[str, Tensor]:
+    return self.losses(batch)[0]
+
+  def losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """-> the parts, and the student's outputs."""
     parts, out = self.distiller.losses(batch)
     base = self.before(batch["frame"])
-    return {**parts, "keep": moved(out, base)} if base else parts
+    return {**parts, "keep": moved(out, base)} if base else parts, out
+
+  def train_step(self, images: Tensor, targets: Mapping[str, Tensor] | None = None) -> Tensor:
+    """The loss of pictures that the teacher labels now, a scalar whose gradients reach what is learned. images: of
+    live_batch(). targets: of a driving network parsed outputs (B, ...) of the drive, as "plan"; of a student parts of a
+    batch, which go before the teacher's. The first call standardizes the teacher's features by its pictures. Raises
+    UserError."""
+    if self.teacher is None:
+      raise UserError("train_step wants a fair_teacher; give one to DoRADistillation, or call it with a batch")
+    student: Any = self.distiller.student
+    batch = live_batch(self.teacher, images, self.driving)
+    wrong = [] if self.driving else [k for k in targets or {} if k not in (*TAUGHT, "metric", "valid")]
+    if wrong:
+      raise UserError(f"targets has {', '.join(wrong)}; a student learns {', '.join(TAUGHT)}, and where they are valid")
+    batch = batch if self.driving else {**batch, **(targets or {})}
+    standardiser = self.distiller.standardiser
+    if standardiser is not None and standardiser.scale == 0:
+      self.distiller.fit_features([batch])
+    parts, out = self.losses(to_device(batch, next(student.parameters()).device))
+    if self.driving and targets:
+      parts["path"] = driving_loss(parsed(out, student.slices), targets)["total"]
+    return self.total(parts)
 
   def total(self, parts: dict[str, Tensor]) -> Tensor:
     loss = self.distiller.total({k: v for k, v in parts.items() if "/" in k and not k.startswith("driven/")})

@@ -84,7 +84,7 @@ class Run(Loop):
     shape = next(
       (c.labels[0].shape[-3:] for s in train.segments for t, c in s.sources.items() if t == "features"), None
     )
-    model = DoRADistillation(student, train.tasks, settings, shape)
+    model = DoRADistillation(student, None, train.tasks, settings, shape)
     make = Pairs if self.is_driving else Batches
     self.label_batches = make(train, settings.seed, False)
     self.val_batches = None if val is None else make(val, settings.seed, False)

@@ -18,6 +18,7 @@ import torch
 
 from openpilot.tools.dgx import hardware
 from openpilot.tools.dgx.training.config import Config, add_adapter_arguments
+from openpilot.tools.dgx.training.epoch import train_epoch as train_epoch
 from openpilot.tools.dgx.training.reference import save_reference
 from openpilot.tools.dgx.training.reference_turn import TurnDriving
 from openpilot.tools.dgx.training.run import BEST, LAST, SECONDS, Run

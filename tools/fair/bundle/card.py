@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from openpilot.tools.fair.distillation.trained import Trained
-from openpilot.tools.fair.distillation.trainer import Config
+from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.evaluation.report import HEADLINE, NAMES
 from openpilot.tools.fair.students.student import Student
 from openpilot.tools.lib.errors import UserError

@@ -15,12 +15,12 @@ from openpilot.selfdrive.modeld.fair.compile import CompileError, build as compi
 from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.selfdrive.modeld.fair.parity import difference, worst
 from openpilot.tools.fair.distillation.trained import load_student_checkpoint, trained_on
-from openpilot.tools.fair.distillation.trainer import Config
+from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.bundle.card import card, metrics_of, read_evaluation
 from openpilot.tools.fair.bundle.replace import check_out, new_bundle
 from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
-from openpilot.tools.fair.students.student import STUDENTS, Student, build
+from openpilot.tools.fair.students.student import Student, build
 from openpilot.tools.fair.teacher import LICENSES, check_license
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.flags import add_flag
@@ -50,7 +50,7 @@ def load_student(run: Path) -> tuple[Student, Config, dict[str, Any]]:
       f"{run} is at step {last['step']} of {config.steps}; let it finish: the same `tools/op.sh distill` command with "
       "--resume"
     )
-  student = build(config.student, config.backbone)
+  student = build(config.spec)
   try:
     student.load_state_dict(
       {k.removeprefix("student."): v for k, v in state["ema"].items() if k.startswith("student.")}
@@ -210,7 +210,7 @@ def main() -> None:
     manifest = {
       "name": args.out.name,
       "version": "1",
-      "size": STUDENTS[config.student][1],
+      "size": student.spec.size,
       "view": "medmodel",
       "streams": ["narrowRoad"],
       "graphs": [graph],

@@ -123,6 +123,8 @@ class DetrTeacher:
   float32 also on a GPU (with TF32): bf16's 8 bits would move a box's edge by up to 2 pixels in 512."""
 
   stateful = False
+  sees = "picture"
+  whole = False
 
   def __init__(
     self,

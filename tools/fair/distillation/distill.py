@@ -28,7 +28,8 @@ from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.options import configuration, parser
 from openpilot.tools.fair.distillation.trained import load_student_checkpoint, trained_on, union
-from openpilot.tools.fair.distillation.trainer import RESUMED, Config, Run
+from openpilot.tools.fair.distillation.config import Config
+from openpilot.tools.fair.distillation.trainer import RESUMED, Run
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.learn.processes import is_first, parse_trackers, said_once
 from openpilot.tools.fair.students.onnx_import import bundle_state

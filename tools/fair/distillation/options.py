@@ -11,10 +11,10 @@ import torch
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.tools.fair.distillation.data import TASKS, task_of
 from openpilot.tools.fair.distillation.distiller import LEARNS
-from openpilot.tools.fair.distillation.trainer import Config, Stage
+from openpilot.tools.fair.distillation.config import Config, Stage
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.learn.processes import TRACKERS
-from openpilot.tools.fair.students.student import BACKBONES, STUDENTS
+from openpilot.tools.fair.students.student import BACKBONES, spec_of, student_names
 from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.flags import add_flag
@@ -29,7 +29,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
   )
   d = Config("", [])
   p.add_argument("--labels", type=Path, required=True, help="the label store: `tools/op.sh label`")
-  p.add_argument("--student", required=True, help=f"one of {', '.join(STUDENTS)}")
+  p.add_argument("--student", required=True, help=f"one of {', '.join(student_names())}")
   p.add_argument("--out", type=Path, required=True, help="the run's folder")
   p.add_argument("--val", type=Path, help="another label store to evaluate on; else a tenth of the routes is held out")
   p.add_argument("--tasks", help=f"comma-separated, of {', '.join(TASKS)}; all that the student can learn by itself")
@@ -102,7 +102,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def find_tasks(student: str, root: Path, live: Any) -> list[str]:
   """All that the student can learn, less what is optional and not labeled."""
-  task = STUDENTS[student][0]
+  task = spec_of(student).task
   can = [t for head in (LEARNS if task == "unified" else (task,)) for t in LEARNS[head]]
   there = {t for g in LabelStore(root).groups() if g.teacher != "frames" for x in g.labels for t in task_of(x)}
   there |= {t for x in (live.labels if live is not None else ()) for t in task_of(x)}
@@ -167,8 +167,7 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 def configuration(args: argparse.Namespace) -> tuple[Config, Any]:
   """-> the configuration, and the live teacher or None. Raises UserError."""
-  if args.student not in STUDENTS:
-    raise UserError(f"no student '{args.student}'; there are {', '.join(STUDENTS)}")
+  spec_of(args.student)
   check_numbers(args)
   weights = parse_pairs(args.weight)
   live = None

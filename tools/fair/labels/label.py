@@ -6,6 +6,7 @@ Decoding and warping, the teacher, and writing overlap. A teacher without state 
 segments."""
 
 import argparse
+import math
 import sys
 import time
 from collections import Counter
@@ -21,6 +22,8 @@ import numpy as np
 from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, VIEWS
+from openpilot.tools.fair.labels.aim import aimed
+from openpilot.tools.fair.labels.picture import SEES, PictureWarp, sees_picture, size_of_picture, view_label
 from openpilot.tools.fair.labels.pipeline import Item, Work, ahead, batches, label_batch, load, prefetch
 from openpilot.tools.fair.labels.rules import rules_of, stale_rules
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
@@ -92,8 +95,17 @@ def take(table: dict[str, Any], keep: np.ndarray, frames: np.ndarray) -> dict[st
 class Collector:
   """Takes labels batch by batch, and hands whole chunks to the writer."""
 
-  def __init__(self, labels: list[Label], scale: tuple[float, float], write: Callable[..., None], teacher: str = ""):
+  def __init__(
+    self,
+    labels: list[Label],
+    scale: tuple[float, float],
+    write: Callable[..., None],
+    teacher: str = "",
+    said: list[Label] | None = None,
+  ):
+    """labels: as they are stored; said: as the teacher says them, where it sees another picture than the view."""
     self.labels, self.scale, self.write, self.teacher = labels, scale, write, teacher
+    self.said = {x.name: x for x in said or labels}
     self.pending: dict[tuple[Path, int], Pending] = {}
     self.broken: Counter[str] = Counter()  # label -> frames of which it says what is no number
 
@@ -127,7 +139,8 @@ class Collector:
       if label.kind == "dense":
         stored = p.dense[label.name][first : first + len(items)]
         with np.errstate(over="ignore"):
-          stored[:] = labels[label.name][at:end]
+          said = np.asarray(labels[label.name][at:end])
+          stored[:] = said if work.picture is None else work.picture.dense(self.said[label.name], said)
         p.broken.setdefault(label.name, set()).update(
           first + i for i in np.flatnonzero(no_numbers(stored, label.unit)).tolist()
         )
@@ -140,7 +153,10 @@ class Collector:
         ) | np.zeros(len(frame), bool)
         p.broken.setdefault(label.name, set()).update((first + np.unique(frame[here & ~sound]) - at).tolist())
         keep = np.flatnonzero(here & sound)
-        p.tables[label.name].append(to_view(take(table, keep, frame[keep] - at + first), self.scale))
+        taken = take(table, keep, frame[keep] - at + first)
+        if work.picture is not None:
+          taken = work.picture.table(self.said[label.name], taken)
+        p.tables[label.name].append(to_view(taken, self.scale))
     p.filled += len(items)
     p.bad += [i.row for i in items if not i.good]
     if p.filled == len(rows):
@@ -171,8 +187,12 @@ def plan(
   size: tuple[int, int],
   every: int,
   repair: bool,
+  whole: bool = False,
 ) -> list[Work]:
   works = []
+  settings, labels = teacher.settings(), [view_label(x) if whole else x for x in teacher.labels]
+  if whole:  # its picture's size is each segment's own
+    settings = {k: v for k, v in settings.items() if k != "size"}
   for v in views:
     meta = {
       "version": VERSION,
@@ -182,10 +202,11 @@ def plan(
         "model_id": teacher.model_id,
         "checkpoint": teacher.checkpoint_hash,
         "licence": teacher.license,
-        "settings": teacher.settings(),
+        "settings": settings,
       },
-      "labels": [{**vars(x), "shape": list(x.shape), "classes": list(x.classes)} for x in teacher.labels],
-      "view": {"name": view, "width": size[0], "height": size[1]},
+      "labels": [{**vars(x), "shape": list(x.shape), "classes": list(x.classes)} for x in labels],
+      "view": {"name": view, "width": VIEW_W if whole else size[0], "height": VIEW_H if whole else size[1]},
+      **({"picture": {"width": size[0], "height": size[1]}} if whole else {}),
       "camera": v.camera(),
       **({"source": teacher.source(v.segment)} if hasattr(teacher, "source") else {}),
       "every": every,
@@ -199,7 +220,8 @@ def plan(
         print(f"repair: {problem}; its chunk is labeled again", file=sys.stderr)
         group.drop_chunk(k)
     done = group.done()
-    work = Work(v, group, set(range(group.chunk_count)) - done)
+    picture = PictureWarp(v, view, *size) if whole else None
+    work = Work(v, group, set(range(group.chunk_count)) - done, picture=picture)
     if teacher.stateful and work.todo:
       k = min(work.todo)
       work.state = group.state(k - 1)
@@ -226,14 +248,40 @@ def run_teacher(
   every: int = 1,
   repair: bool = False,
   progress: bool = True,
+  sees: str | None = None,
 ) -> list[Group]:
-  """Labels all of `views` that is not labeled yet. size: of the pictures that the teacher is given, (width, height);
-  None: what it likes. -> the groups."""
+  """Labels all of `views` that is not labeled yet. size: of the view's pictures that the teacher is given, (width,
+  height); None: what it likes. sees: 'picture' or 'view', None: what it was made for. -> the groups."""
+  if not sees_picture(teacher, sees):
+    return label_views(teacher, views, store, view, picture_size(teacher, size), batch, every, repair, progress)
+  sizes = [size_of_picture(teacher, v) for v in views]
+  groups: dict[int, Group] = {}
+  for one in dict.fromkeys(sizes):
+    some = [i for i, s in enumerate(sizes) if s == one]
+    done = label_views(teacher, [views[i] for i in some], store, view, one, batch, every, repair, progress, whole=True)
+    groups.update(zip(some, done, strict=True))
+  return [groups[i] for i in range(len(views))]
+
+
+def label_views(
+  teacher: Teacher,
+  views: list[SegmentView],
+  store: LabelStore,
+  view: str,
+  size: tuple[int, int],
+  batch: int,
+  every: int,
+  repair: bool,
+  progress: bool,
+  whole: bool = False,
+) -> list[Group]:
+  """run_teacher() of segments whose pictures have one size. whole: they are the camera's, not the view's."""
   wants = getattr(teacher, "wants", "rgb")
-  size = picture_size(teacher, size)
+  if hasattr(teacher, "sees"):
+    setattr(teacher, "whole", whole)  # noqa: B010
   teacher.prepare(size[1], size[0])
   intrinsics = view_intrinsics(view, *size) if wants == "rgb" else None
-  works = plan(teacher, views, store, view, size, every, repair)
+  works = plan(teacher, views, store, view, size, every, repair, whole)
   grid = batches(works, batch, teacher.stateful)
   total = sum(len(b) for b in grid)
   writing: list[Future[None]] = []
@@ -253,7 +301,11 @@ def run_teacher(
         )
       writing.append(writer.submit(group.write_chunk, k, labels, state, bad))
 
-    collector = Collector(teacher.labels, (size[0] / VIEW_W, size[1] / VIEW_H), write, teacher.name)
+    collector = (
+      Collector([view_label(x) for x in teacher.labels], (1, 1), write, teacher.name, list(teacher.labels))
+      if whole
+      else Collector(teacher.labels, (size[0] / VIEW_W, size[1] / VIEW_H), write, teacher.name)
+    )
     if teacher.stateful:
       before: Work | None = None
       state: State | None = None
@@ -282,8 +334,26 @@ def run_teacher(
   return [w.group for w in works]
 
 
+def number_or_auto(text: str | None, flag: str) -> float | str | None:
+  """Raises UserError."""
+  if text is None or text == "auto":
+    return text
+  try:
+    value = float(text)
+  except ValueError:
+    value = math.nan
+  if not 0 < value < math.inf:
+    raise UserError(f"{flag} {text}: a number of pixels above 0, or auto")
+  return value
+
+
 def find_views(
-  routes: list[str], data_dir: Path | None, camera: str, every: int, focal: float | None
+  routes: list[str],
+  data_dir: Path | None,
+  camera: str,
+  every: int,
+  focal: float | str | None,
+  horizon: float | str | None = None,
 ) -> list[SegmentView]:
   """Of all segments that have video. Raises UserError where none has."""
   segments: list[Segment] = []
@@ -300,7 +370,7 @@ def find_views(
       continue
     try:
       (s,), own = usable([s], choose_camera([s], camera))
-      views.append(segment_view(s, own, every, focal))
+      views.append(aimed(segment_view(s, own, every, focal), horizon))
     except UserError as e:
       problems.append(e)
   if problems and not views:
@@ -365,9 +435,25 @@ def main() -> None:
   p.add_argument(
     "--view", metavar="WxH", help="size at which teachers are shown the view; by itself what each likes, else 512x256"
   )
+  p.add_argument(
+    "--sees",
+    choices=SEES,
+    help="what teachers are shown: the camera's whole picture, whose labels are warped into the view, or the view; by "
+    "default what each was made for, and the view where --view gives its size",
+  )
   p.add_argument("--view-name", choices=VIEWS, default="medmodel")
   p.add_argument("--batch", type=int, default=8)
-  p.add_argument("--focal", type=float, help="focal length in pixels, of a camera that is none of comma's")
+  p.add_argument(
+    "--focal",
+    metavar="PIXELS",
+    help="focal length, of a camera that is none of comma's; 'auto': guessed where the camera is not known, and then "
+    "nothing teaches meters",
+  )
+  p.add_argument(
+    "--horizon",
+    metavar="ROW",
+    help="of a video without calibration: the horizon's row in the picture, pixels, or 'auto': from what moves in it",
+  )
   p.add_argument(
     "--weights",
     action="append",
@@ -409,15 +495,22 @@ def main() -> None:
   if not names:
     raise UserError("--teachers names nobody; `tools/op.sh teachers` lists who there is")
   weights, size = parse_weights(args.weights, names), parse_size(args.view) if args.view else None
-  options = parse_options(args.option, names)
+  options, sees = parse_options(args.option, names), args.sees or ("view" if size else None)
   cv2.setNumThreads(1)  # its threads would fight the teacher's
   # everything that can be wrong is found before the first frame
   teachers: list[Teacher] = [
     load_teacher(n, weights.get(n), args.accept_license, args.download, device=args.device, **options[n]) for n in names
   ]
-  views = find_views(args.routes, args.data_dir, args.camera, args.every, args.focal)
+  focal, horizon = number_or_auto(args.focal, "--focal"), number_or_auto(args.horizon, "--horizon")
+  views = find_views(args.routes, args.data_dir, args.camera, args.every, focal, horizon)
   for teacher in teachers:
     teacher.prepare(*picture_size(teacher, size)[::-1])
+    meters = [x.name for x in teacher.labels if x.unit == "m"]
+    if meters and getattr(teacher, "wants", "rgb") == "rgb" and any(v.estimated for v in views):
+      raise UserError(
+        f"teacher '{teacher.name}' says meters, of a camera whose focal length or mounting is guessed; give --focal "
+        "and --horizon in pixels, or leave it out"
+      )
     if hasattr(teacher, "check"):
       for view in views:
         teacher.check(view.segment)
@@ -428,7 +521,7 @@ def main() -> None:
   with store.writing():
     for teacher in teachers:
       begun = time.monotonic()
-      groups = run_teacher(teacher, views, store, args.view_name, size, args.batch, args.every, args.repair)
+      groups = run_teacher(teacher, views, store, args.view_name, size, args.batch, args.every, args.repair, sees=sees)
       current += groups
       refuse_silence(teacher, groups, store, args.every)
       rows, taken = sum(g.row_count for g in groups), time.monotonic() - begun

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE
+from openpilot.tools.fair.labels.picture import PictureWarp
 from openpilot.tools.fair.labels.store import CHUNK, Group
 from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, read_frames, read_planes
 from openpilot.tools.learn.memory import halve_on_oom
@@ -29,6 +30,7 @@ class Work:
   todo: set[int]  # chunks
   start: int = 0  # row at which a teacher with state begins
   state: State | None = None
+  picture: PictureWarp | None = None  # where the teacher sees the whole picture
 
 
 @dataclass
@@ -167,7 +169,7 @@ def load(
   source: Iterator[tuple[int, Any]] = iter(())
   held: tuple[int, Any] | None = None
   last: np.ndarray | None = None
-  warp: ViewWarp | None = None
+  warp: ViewWarp | PictureWarp | None = None
   memory = threading.local()
   for batch in grid:
     if reuse and len(getattr(memory, "images", ())) >= len(batch):
@@ -179,12 +181,16 @@ def load(
         continue
       if item.work is not current:
         current, last = item.work, None
-        warp = ViewWarp(current.view, view, *size)
+        warp = current.picture or ViewWarp(current.view, view, *size)
         source = (read_frames if wants == "frame" else read_planes)(current.view, rows[id(current)])
         held = next(source, None)
       assert warp is not None
       if held is not None and held[0] == item.row:
-        last = warp.frame(held[1], image) if wants == "frame" else warp.rgb_of(held[1], image)
+        if wants == "frame":
+          assert isinstance(warp, ViewWarp)
+          last = warp.frame(held[1], image)
+        else:
+          last = warp.rgb_of(held[1], image)
         held = next(source, None)
       else:
         item.good = False
@@ -197,9 +203,10 @@ def clip_of(batch: list[Item], images: np.ndarray, wants: str, intrinsics: np.nd
   entries = [i.work.view.entries[i.row] for i in batch]
   if wants == "rgb":
     images = images.transpose(0, 3, 1, 2)
+  picture = batch[0].work.picture
   return Clip(
     images,
-    intrinsics,
+    intrinsics if picture is None else picture.intrinsics,
     view.rpy,
     [e.frame_id for e in entries],
     [e.timestamp_eof for e in entries],

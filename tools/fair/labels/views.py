@@ -32,6 +32,7 @@ from openpilot.tools.replay.source import segment_index
 
 
 SMALL = 640 * 480  # pixels of a picture
+FOCAL_OF_WIDTH = 0.85  # of cameras in cars by and large: 61 degrees across; one that chessboards measured has .90
 T = TypeVar("T")
 
 
@@ -48,6 +49,7 @@ class SegmentView:
   calibrated: bool
   entries: list[EncodeEntry]
   video_hash: str
+  estimated: bool = False  # focal length or mounting are guessed: no distances in meters
 
   @property
   def path(self) -> Path:
@@ -62,12 +64,13 @@ class SegmentView:
       "rpy": self.rpy.tolist(),
       "calibrated": self.calibrated,
       "video": self.video_hash,
+      **({"estimated": True} if self.estimated else {}),
     }
 
 
-def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | None = None) -> SegmentView:
-  """focal: pixels, for a camera that is none of comma's. Raises UserError where there is no video, or its camera is not
-  known."""
+def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | str | None = None) -> SegmentView:
+  """focal: pixels, for a camera that is none of comma's; 'auto': guessed where the camera is not known. Raises
+  UserError where there is no video, or its camera is not known."""
   path = segment.files.get(VIDEOS[stream])
   if path is None:
     raise UserError(
@@ -96,13 +99,16 @@ def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | N
             rpy, calibrated = np.array(now, np.float64), status
   if not entries:
     raise UserError(f"{path}: none of its frames is in the log's index; leave segment {segment.name} out")
-  if focal is not None:
+  estimated = False
+  if isinstance(focal, float | int):
     intrinsics = pinhole(focal, reader.w, reader.h)
   else:
     try:
       intrinsics = camera_intrinsics(reader.w, reader.h, device, sensor, stream == "wide")
     except CameraError as e:
-      raise UserError(f"{path}: {e}; or give its focal length in pixels with --focal") from None
+      if focal is None:
+        raise UserError(f"{path}: {e}; or give its focal length in pixels with --focal, or --focal auto") from None
+      intrinsics, estimated = pinhole(FOCAL_OF_WIDTH * reader.w, reader.w, reader.h), True
   with open(path, "rb") as f:
     video_hash = hashlib.file_digest(f, "sha256").hexdigest()
   return SegmentView(
@@ -115,6 +121,7 @@ def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | N
     rpy is not None,
     entries,
     video_hash,
+    estimated,
   )
 
 

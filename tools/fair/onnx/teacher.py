@@ -1,8 +1,10 @@
 """Any ONNX detector or segmenter as a teacher, described by a small YAML beside this file or anywhere else: input
-layout, color order, scaling, decoding.
+layout (NCHW, or NHWC of the input and of dense outputs), color order, scaling, further inputs (feed: name -> numbers,
+the same for each image), decoding.
 
 decode: 'yolox' (grids of distances, objectness, classes: Ge et al. 2021), 'dets' (boxes and labels after suppression,
-as mmdeploy exports them), 'maps' (a dense output of which one channel is kept)."""
+as mmdeploy exports them), 'detr' (boxes x0 y0 x1 y1 in input pixels, scores and labels of all queries, no suppression),
+'maps' (a dense output of which one channel is kept)."""
 
 import os
 import threading
@@ -25,7 +27,8 @@ from openpilot.tools.lib.files import read_yaml
 
 REQUIRED = ("input", "decode")
 FORMER = {"colour": "color", "licence": "license"}  # as descriptions spelled it before
-DECODES = ("yolox", "dets", "maps")
+DECODES = ("yolox", "dets", "detr", "maps")
+LAYOUTS = ("NCHW", "NHWC")
 MOST_AT_ONCE = 16  # clips: memory for that many batches
 Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # frame, boxes (N, 4) in input pixels, score, class
 BOX_COLUMNS = ("frame", "x0", "y0", "x1", "y1", "score", "cls")
@@ -50,6 +53,8 @@ def read_description(config: str | Path) -> dict[str, Any]:
       f"{path} is no description of a network: it needs {', '.join(REQUIRED)}, and decode one of {', '.join(DECODES)}; "
       "see yolox_nano.yaml"
     )
+  if isinstance(read["input"], dict) and read["input"].get("layout", "NCHW") not in LAYOUTS:
+    raise UserError(f"{path}: layout '{read['input']['layout']}' is not known; {' or '.join(LAYOUTS)}")
   if isinstance(read["input"], dict):
     read["input"] = respelled(read["input"], FORMER)
   return respelled(read, FORMER)
@@ -99,6 +104,8 @@ def nms(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, iou: float) 
 
 class OnnxTeacher:
   stateful = False
+  sees = "picture"
+  whole = False
 
   def __init__(
     self,
@@ -177,10 +184,9 @@ class OnnxTeacher:
       / self.config["input"]["scale"]
       * 0.5
     )
-    name = self.config["input"]["name"]
     try:
-      both = self.session.run(None, {name: x})
-      alone = [self.session.run(None, {name: x[i : i + 1]}) for i in range(2)]
+      both = self.session.run(None, self._feed(x))
+      alone = [self.session.run(None, self._feed(x[i : i + 1])) for i in range(2)]
     except Exception:  # a graph whose inner shapes depend on one image
       return False
     return all(
@@ -188,6 +194,20 @@ class OnnxTeacher:
       for i in range(2)
       for b, a in zip(both, alone[i], strict=True)
     )
+
+  def _feed(self, blob: np.ndarray) -> dict[str, np.ndarray]:
+    """(T, 3, h, w) -> all inputs."""
+    inp = self.config["input"]
+    x = np.ascontiguousarray(blob.transpose(0, 2, 3, 1)) if inp.get("layout") == "NHWC" else blob
+    more = {k: np.repeat(np.array([v], np.int64), len(blob), 0) for k, v in self.config.get("feed", {}).items()}
+    return {inp["name"]: x, **more}
+
+  def picture_size(self, width: int, height: int) -> tuple[int, int]:
+    """(width, height) at which a picture of this size needs no more resizing."""
+    if self.config["input"]["fit"] == "stretch":
+      return self.input_w, self.input_h
+    ratio = min(self.input_h / height, self.input_w / width)
+    return round(width * ratio), round(height * ratio)
 
   def view_size(self) -> tuple[int, int]:
     """(width, height) at which the view needs no more resizing: even numbers, as its chroma is halved."""
@@ -204,7 +224,7 @@ class OnnxTeacher:
       (self.input_w, self.input_h) if fit == "stretch" else (round(width * self.ratio), round(height * self.ratio))
     )
     if self.config["decode"] == "maps":
-      self.map_shape = (VIEW_H // 2, VIEW_W // 2)
+      self.map_shape = (self.fit_h, self.fit_w) if self.whole else (VIEW_H // 2, VIEW_W // 2)
       self.labels = [Label(k, "dense", "float16", self.map_shape, "probability") for k in self.config["maps"]]
     else:
       self.labels = [Label("boxes", "boxes", unit="px", classes=self.classes)]
@@ -250,11 +270,10 @@ class OnnxTeacher:
     return blob[: len(rgb)]
 
   def forward(self, blob: np.ndarray) -> dict[str, Any]:
-    name = self.config["input"]["name"]
     if self.single:
-      runs = [halve_on_oom(lambda x: [run(self.session, {name: x})], blob[i : i + 1])[0] for i in range(len(blob))]
+      runs = [halve_on_oom(lambda x: [run(self.session, self._feed(x))], blob[i : i + 1])[0] for i in range(len(blob))]
       return {k: [r[j][0] for r in runs] for j, k in enumerate(self.output_names)}  # their shapes may differ
-    runs = halve_on_oom(lambda x: [run(self.session, {name: x})], blob)
+    runs = halve_on_oom(lambda x: [run(self.session, self._feed(x))], blob)
     return {
       k: runs[0][j] if len(runs) == 1 else [x for r in runs for x in r[j]] for j, k in enumerate(self.output_names)
     }
@@ -269,6 +288,8 @@ class OnnxTeacher:
     h, w = self.map_shape
     for name, spec in self.config["maps"].items():
       x = np.asarray(out[spec["output"]])
+      if self.config["input"].get("layout") == "NHWC":
+        x = x.transpose(0, 3, 1, 2)
       if spec.get("softmax"):
         # of two channels: a sigmoid of their difference
         others = np.delete(x, spec["channel"], axis=1)
@@ -276,7 +297,9 @@ class OnnxTeacher:
       else:
         p = x[:, spec["channel"]]
       p = p[:, : self.fit_h, : self.fit_w]
-      p = np.stack([cv2.resize(m, (w, h), interpolation=cv2.INTER_LINEAR) for m in p.astype(np.float32)])
+      p = p.astype(np.float32)
+      if p.shape[1:] != (h, w):
+        p = np.stack([cv2.resize(m, (w, h), interpolation=cv2.INTER_LINEAR) for m in p])
       labels[name] = (np.round(p * 256) / 256).astype(np.float16)  # finer would be noise that does not compress
     return labels
 
@@ -329,10 +352,13 @@ class OnnxTeacher:
     return self._grids
 
   def _dets(self, out: dict[str, Any], n: int, spec: dict[str, Any], index: dict[int, int]) -> Found:
-    """Of each frame (M, 5) boxes with scores, and (M,) labels."""
+    """Of each frame (M, 5) boxes with scores, or (M, 4) and scores of their own, and (M,) labels."""
     dets, labels = (
       [np.asarray(x, kind) for x in out[spec[k]]] for k, kind in (("output", np.float32), ("labels", np.int64))
     )
+    if self.config["decode"] == "detr":
+      scores = [np.asarray(x, np.float32) for x in out[spec["scores"]]]
+      dets = [np.concatenate([d, s[:, None]], axis=1) for d, s in zip(dets, scores, strict=True)]
     frame, rows, label = np.repeat(np.arange(n), [len(d) for d in dets]), np.concatenate(dets), np.concatenate(labels)
     good = (rows[:, 4] >= spec["score"]) & np.isin(label, list(index))
     return frame[good], rows[good, :4], rows[good, 4], np.array([index[int(k)] for k in label[good]], np.int64)

@@ -1,4 +1,4 @@
-"""timm backbones on the model frame: packed YUV in, feature maps by view stride out."""
+"""timm backbones on a student's picture: the packed YUV model frame or RGB in, feature maps by view stride out."""
 
 import sys
 from typing import Any
@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.layers import conv
 from openpilot.tools.lib.errors import UserError
 
-FRAME_SHAPE = (6, 128, 256)
-VIEW_STRIDE = 2  # of the packed frame itself: its planes have half the view's height and width
+# of the frame itself: the planes of a packed one have half the view's height and width
+VIEW_STRIDE = {"model_frame": 2, "rgb": 1}
+FINEST, COARSE = 4, 32  # view strides that there are at least
 SCALE = 64.0  # what one unit after normalization is in 8-bit steps
 YUV_TO_RGB = torch.tensor(
   [[1.164384, 0.0, 1.596027], [1.164384, -0.391762, -0.812968], [1.164384, 2.017232, 0.0]], dtype=torch.float64
@@ -55,9 +57,14 @@ def packed_stem(weight: Tensor, std: tuple[float, ...]) -> Tensor:
   return torch.cat([per_yuv[:, :1].expand(-1, 4, -1, -1) / 4, per_yuv[:, 1:]], dim=1).to(weight.dtype)
 
 
-def load_timm(name: str, deepest: int, pretrained: bool) -> tuple[Any, bool]:
-  """-> (timm's feature network for RGB, whether its weights are pretrained). Raises UserError without timm or on a name
-  that it does not have."""
+def rgb_stem(weight: Tensor, std: tuple[float, ...]) -> Tensor:
+  """The same of the normalized RGB frame, (O, 3, k, k)."""
+  return weight / (255.0 * torch.tensor(std).view(1, 3, 1, 1)) * SCALE
+
+
+def load_timm(name: str, deepest: int, pretrained: bool, picture: InputSpec) -> tuple[Any, bool, list[int]]:
+  """-> (timm's feature network for RGB, whether its weights are pretrained, view strides of its maps). Raises UserError
+  without timm or on a name that it does not have."""
   try:
     import timm
   except Exception as e:  # a torchvision that does not fit torch makes it fail with a RuntimeError
@@ -68,12 +75,13 @@ def load_timm(name: str, deepest: int, pretrained: bool) -> tuple[Any, bool]:
   if not timm.is_model(name):
     raise UserError(f"timm has no backbone '{name}'; tried and measured are {', '.join(BACKBONES)}")
   vit = name.startswith("vit_")
+  stride = VIEW_STRIDE[picture.kind]
 
   def create(weights: bool) -> Any:
-    options: dict[str, Any] = {"img_size": FRAME_SHAPE[1:], "out_indices": (VIT_BLOCKS - 1,)} if vit else {}
+    options: dict[str, Any] = {"img_size": picture.shape[1:], "out_indices": (VIT_BLOCKS - 1,)} if vit else {}
     try:
       net: Any = timm.create_model(name, features_only=True, pretrained=weights, **options)
-      used = [i for i, r in enumerate(net.feature_info.reduction()) if r * VIEW_STRIDE <= deepest]
+      used = [i for i, r in enumerate(net.feature_info.reduction()) if FINEST <= r * stride <= deepest]
       if not vit and len(used) < len(net.feature_info.reduction()):
         net = timm.create_model(name, features_only=True, pretrained=weights, out_indices=tuple(used))
     except RuntimeError as e:
@@ -86,30 +94,33 @@ def load_timm(name: str, deepest: int, pretrained: bool) -> tuple[Any, bool]:
 
   if pretrained:
     try:
-      return create(True), True
+      net = create(True)
+      return net, True, [r * stride for r in net.feature_info.reduction()]
     except Exception as e:  # the hub's client raises many kinds; being offline is no reason to stop
       print(
         f"warning: no pretrained weights of '{name}' ({type(e).__name__}: {str(e).splitlines()[0][:120]}); it starts "
         "from random ones",
         file=sys.stderr,
       )
-  return create(False), False
+  net = create(False)
+  return net, False, [r * stride for r in net.feature_info.reduction()]
 
 
 class Backbone(nn.Module):
-  """(B, 6, 128, 256) uint8 packed frame -> {view stride: (B, C, 256 / stride, 512 / stride)} for 4, 8, 16, 32 and,
-  where `deepest` says so, 64.
+  """(B, *picture.shape) uint8 frame -> {view stride: (B, C, height / stride, width / stride)} for 4, 8, 16, 32 and,
+  where `deepest` says so, 64. picture: by default the (6, 128, 256) packed model frame.
 
-  Maps finer than the timm network's first come from a few convolutions of our own. channels: {view stride: C}.
-  pretrained: whether weights were found. Raises UserError without timm, or on a name that timm does not have."""
+  Maps finer than the timm network's first, or coarser than its last, come from a few convolutions of our own. channels:
+  {view stride: C}. pretrained: whether weights were found. Raises UserError without timm, or on a name that timm does
+  not have."""
 
-  def __init__(self, name: str, pretrained: bool = False, deepest: int | None = None):
+  def __init__(self, name: str, pretrained: bool = False, deepest: int | None = None, picture: InputSpec | None = None):
     super().__init__()
+    self.picture = picture or InputSpec()
     self.name, self.deepest = name, BACKBONES.get(name, 32) if deepest is None else deepest
     self.net: Any
-    self.net, self.pretrained = load_timm(name, self.deepest, pretrained)
+    self.net, self.pretrained, strides = load_timm(name, self.deepest, pretrained, self.picture)
     info: Any = self.net.feature_info
-    strides = [r * VIEW_STRIDE for r in info.reduction()]
     channels = dict(zip(strides, info.channels(), strict=True))
     if hasattr(self.net, "blocks") and hasattr(
       self.net, "_stage_out_idx"
@@ -118,39 +129,50 @@ class Backbone(nn.Module):
     cfg = getattr(self.net, "pretrained_cfg", None) or getattr(getattr(self.net, "model", None), "pretrained_cfg", {})
     mean, std = tuple(cfg.get("mean", RGB_MEAN)), tuple(cfg.get("std", RGB_STD))
     self.offset: Tensor
-    self.register_buffer("offset", yuv_offset(mean).float(), persistent=False)
+    packed = self.picture.kind == "model_frame"
+    offset = yuv_offset(mean) if packed else 255.0 * torch.tensor(mean, dtype=torch.float64)
+    self.register_buffer("offset", offset.float(), persistent=False)
     self._replace_stem(std)
     self.finer = nn.ModuleList()
-    cin, stride = FRAME_SHAPE[0], 2 * VIEW_STRIDE
+    self.finer_strides: list[int] = []
+    cin, stride = self.picture.shape[0], 2 * VIEW_STRIDE[self.picture.kind]
     while stride < min(strides):
       cout = 24 * stride // 4
       self.finer.append(conv(cin, cout, 3, 2))
+      self.finer_strides.append(stride)
       channels[stride] = cin = cout
       stride *= 2
+    self.coarser = nn.ModuleList()  # of a ViT on RGB
+    while (stride := max(channels)) < COARSE:
+      self.coarser.append(conv(channels[stride], channels[stride], 3, 2))
+      channels[2 * stride] = channels[stride]
     self.strides = strides
-    self.channels: dict[int, int] = {s: channels[s] for s in sorted(channels)}
+    self.channels: dict[int, int] = {s: channels[s] for s in sorted(channels) if s >= FINEST}
 
   def _replace_stem(self, std: tuple[float, ...]) -> None:
     name, old = next((n, m) for n, m in self.net.named_modules() if isinstance(m, nn.Conv2d))
     assert old.in_channels == 3, f"the first convolution of {self.name}, {name}, is not its stem"
     size: dict[str, Any] = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
-    new = nn.Conv2d(FRAME_SHAPE[0], old.out_channels, **size, bias=old.bias is not None)
+    new = nn.Conv2d(self.picture.shape[0], old.out_channels, **size, bias=old.bias is not None)
     if self.pretrained:
-      new.weight.data.copy_(packed_stem(old.weight.data, std))
+      stem = packed_stem if self.picture.kind == "model_frame" else rgb_stem
+      new.weight.data.copy_(stem(old.weight.data, std))
       if old.bias is not None and new.bias is not None:
         new.bias.data.copy_(old.bias.data)
     parent, _, leaf = name.rpartition(".")
     setattr(self.net.get_submodule(parent), leaf, new)
 
   def normalize(self, frame: Tensor) -> Tensor:
-    """(B, 6, 128, 256) uint8 -> float32, zero mean color, about unit variance."""
+    """(B, *picture.shape) uint8 -> float32, zero mean color, about unit variance."""
     scale = torch.full_like(self.offset, SCALE**2)  # as one operation, a batch norm: half the time of two
     return F.batch_norm(frame.float(), self.offset, scale, eps=1e-5)
 
   def forward(self, frame: Tensor) -> dict[int, Tensor]:
     x = self.normalize(frame)
     maps = dict(zip(self.strides, self.net(x), strict=True))
-    for i, layer in enumerate(self.finer):
-      x = layer(x)
-      maps[4 << i] = x
+    for stride, layer in zip(self.finer_strides, self.finer, strict=True):
+      maps[stride] = x = layer(x)
+    for layer in self.coarser:
+      stride = max(maps)
+      maps[2 * stride] = layer(maps[stride])
     return {s: maps[s] for s in self.channels}

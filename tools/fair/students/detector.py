@@ -6,12 +6,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from openpilot.tools.fair.students.classes import OBJECTS
+from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.layers import Attention, feed_forward, merge_heads, split_heads
 from openpilot.tools.fair.students.layers import up
 
 QUERIES = 60
-FINE, COARSE = (16, 32), (8, 16)  # cells of view stride 16 and 32
 SMALLEST = 0.1  # of the view: the least extent that a query looks over
 
 
@@ -80,7 +79,7 @@ class DecoderLayer(nn.Module):
 
   def forward(self, x: Tensor, query: Tensor, box: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """x, query (..., Q, d); box (..., Q, 4) cx cy w h in 0..1; key (..., heads, d / heads + 4, L), value (..., heads,
-    L, d / heads), of the FINE cells
+    L, d / heads), of the cells of view stride 16
     -> (..., Q, d)."""
     pos = query + self.place(box)
     place = x + pos
@@ -101,12 +100,23 @@ class DetectorHead(nn.Module):
   """detector_logits (B, Q, K), for a sigmoid; detector_boxes (B, Q, 4) cx cy w h in 0..1 of the view. In training also
   detector_aux, one (logits, boxes) for each earlier decoder layer.
 
-  Tokens are the neck's 512 cells of view stride 16, to which those of stride 8 are added, for what is small, and those
-  of stride 32 after they have looked at each other (one encoder layer)."""
+  Tokens are the neck's cells of view stride 16 (512 of a picture of 512x256), to which those of stride 8 are added, for
+  what is small, and those of stride 32 after they have looked at each other (one encoder layer)."""
 
-  def __init__(self, neck: int, d: int = 128, hidden: int = 256, layers: int = 2, heads: int = 4):
+  def __init__(
+    self,
+    neck: int,
+    classes: int,
+    d: int = 128,
+    hidden: int = 256,
+    layers: int = 2,
+    heads: int = 4,
+    picture: InputSpec | None = None,
+  ):
     super().__init__()
     self.heads = heads
+    picture = picture or InputSpec()
+    fine, coarse = ((picture.height // s, picture.width // s) for s in (16, 32))  # rows and columns of cells
     self.project16, self.project32 = (
       nn.Sequential(nn.Conv2d(neck, d, 1, bias=False), nn.BatchNorm2d(d)) for _ in range(2)
     )
@@ -118,7 +128,7 @@ class DetectorHead(nn.Module):
       nn.Parameter(torch.randn(1, QUERIES, d) * 0.02),
       nn.Parameter(torch.randn(1, QUERIES, d) * 0.02),
     )
-    self.logits = nn.ModuleList(nn.Linear(d, len(OBJECTS)) for _ in range(layers))
+    self.logits = nn.ModuleList(nn.Linear(d, classes) for _ in range(layers))
     self.boxes = nn.ModuleList(
       nn.Sequential(nn.Linear(d, d), nn.ReLU(inplace=True), nn.Linear(d, 4)) for _ in range(layers)
     )
@@ -134,23 +144,23 @@ class DetectorHead(nn.Module):
       nn.init.zeros_(cast(nn.Linear, last).bias)
     self.pos: Tensor
     self.coarse_pos: Tensor
-    cells = grid(*FINE)
+    cells = grid(*fine)
     self.places: Tensor
     self.register_buffer("places", torch.cat([(cells - 0.5) ** 2, cells - 0.5], dim=1), persistent=False)
     self.register_buffer("pos", sine(cells, d), persistent=False)
-    self.register_buffer("coarse_pos", sine(grid(*COARSE), d), persistent=False)
+    self.register_buffer("coarse_pos", sine(grid(*coarse), d), persistent=False)
 
   def forward(self, maps: dict[int, Tensor]) -> dict[str, Tensor | list[tuple[Tensor, Tensor]]]:
     coarse, fine = (
       self.project32(maps[32]),
       self.project16(maps[16] + self.detail(maps[8])),
-    )  # (B, d, 8, 16), (B, d, 16, 32)
+    )  # (B, d, H / 32, W / 32), (B, d, H / 16, W / 16)
     single = len(coarse) == 1  # then without the batch: see layers.py
     tokens = coarse.flatten(2).transpose(1, 2)
     tokens = self.encoder(tokens[0] if single else tokens, self.coarse_pos)
     fine = fine + up(tokens.transpose(-2, -1).reshape(coarse.shape))
     tokens = fine.flatten(2).transpose(1, 2)
-    tokens = tokens[0] if single else tokens  # (..., 512, d)
+    tokens = tokens[0] if single else tokens  # (..., L, d)
     batch = tokens.shape[:-2]
     key = torch.cat(
       [split_heads(self.key(tokens + self.pos), self.heads), self.places.expand(*batch, self.heads, -1, -1)], dim=-1

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openpilot.tools.fair.students.layers import Attention, depthwise
-from openpilot.tools.fair.students.layers import conv, up
+from openpilot.tools.fair.spec import InputSpec
+from openpilot.tools.fair.students.layers import Attention, conv, depthwise, up
+from openpilot.tools.lib.errors import UserError
 
 POINTS = 128
 STRIDES = (
@@ -156,9 +157,18 @@ class LanesHead(nn.Module):
   step: one frame of tracking. A template holds a vector of each map, the hidden state d of memory and the last
   movement."""
 
-  def __init__(self, neck: int, branch: int, channels: int, d: int):
+  def __init__(self, neck: int, branch: int, channels: int, d: int, picture: InputSpec | None = None):
     super().__init__()
-    self.stem, self.context, self.mix = conv(6, branch, 3, 2), nn.Conv2d(neck, branch, 1), depthwise(branch)
+    picture = picture or InputSpec()
+    if max(picture.map_shape) > 256:  # see gather()
+      raise UserError(
+        f"points are followed in pictures of up to 1024 pixels a side, not in {picture.width}x{picture.height}"
+      )
+    self.half_width = picture.width / 2
+    stem = conv(picture.shape[0], branch, 3, 2)  # to view stride 4: the model frame's planes have stride 2 already
+    if picture.kind == "rgb":
+      stem = nn.Sequential(stem, conv(branch, branch, 3, 2))
+    self.stem, self.context, self.mix = stem, nn.Conv2d(neck, branch, 1), depthwise(branch)
     self.fine, self.coarse = (nn.Conv2d(c, to, 1, bias=False) for c, to in ((branch, branch), (neck, channels)))
     self.down = nn.Conv2d(branch, channels, 2, 2, bias=False)
     self.d, self.template_size, self.hidden_size = d, channels + branch, d + 2
@@ -207,7 +217,7 @@ class LanesHead(nn.Module):
     memory, position = hidden[..., : self.d], points
     for stage, m, stride, part in zip(self.stages, maps, STRIDES, template.split(self.channels, dim=-1), strict=True):
       at = position.detach()
-      known = torch.cat([hidden, at * (1.0 / 256.0) - 1.0], dim=-1)
+      known = torch.cat([hidden, at * (1.0 / self.half_width) - 1.0], dim=-1)
       move, memory, look = stage(m, part, view_to_cell(at, stride), known, memory, bias)
       if looks is not None:
         looks.append(look)

@@ -19,6 +19,12 @@ def up(x: Tensor) -> Tensor:
   return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
+def up_to(x: Tensor, like: Tensor) -> Tensor:
+  """up(), cut to like's height and width: a side of an odd number of cells is half a cell longer one stride coarser."""
+  big = up(x)
+  return big if big.shape[-2:] == like.shape[-2:] else big[..., : like.shape[-2], : like.shape[-1]]
+
+
 class Residual(nn.Module):
   """ResNet's basic block. Plain convolutions: on a CPU they train eight times faster than depthwise ones of the same
   accuracy."""
@@ -81,8 +87,8 @@ def feed_forward(d: int, hidden: int) -> nn.Sequential:
 
 
 class Neck(nn.Module):
-  """Feature pyramid: {view stride: map of the backbone} -> {8, 16, 32: (B, width, 256 / stride, 512 / stride)}, coarse
-  added to fine.
+  """Feature pyramid: {view stride: map of the backbone} -> {8, 16, 32: (B, width, H / stride, W / stride)} of a picture
+  of H x W pixels, coarse added to fine.
 
   The stride-4 map comes in by a 2 x 2 convolution of stride 2, so that the stride-8 map knows what lies in each quarter
   of a cell: dense outputs are unfolded from it (quarters()), at a fraction of a wide stride-4 map's cost. Its
@@ -108,7 +114,7 @@ class Neck(nn.Module):
     above: Tensor | None = None
     for s in reversed(self.strides):
       x = self.lateral[str(s)](maps[s])
-      above = x if above is None else x + up(above)
+      above = x if above is None else x + up_to(above, x)
       if s == 8:
         above = above + self.detail(maps[4])
       if s <= 32:

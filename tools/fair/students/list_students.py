@@ -6,7 +6,7 @@ import argparse
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from openpilot.tools.fair.students.student import STUDENTS, Student, build, parameters
+from openpilot.tools.fair.students.student import Student, build, parameters, student_names
 from openpilot.tools.lib.errors import cli
 
 
@@ -25,7 +25,7 @@ def main() -> None:
   parser.add_argument("--backbone", help="put all students on this backbone of timm instead of their own")
   args = parser.parse_args()
   print(f"{'student':<15} {'backbone':<27} {'parameters':>10} {'MACs':>6}  outputs")
-  for name in STUDENTS:
+  for name in student_names():
     student = build(name, args.backbone).eval()
     with torch.no_grad():
       outputs = [k for k in student(**student.inputs()) if k not in ("lanes_template_out", "lanes_hidden_out")]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
+from openpilot.tools.fair.spec import ClassSet
 from openpilot.tools.fair.students.lanes import POINTS
 from openpilot.tools.fair.students.student import Student
 from openpilot.tools.lib.errors import UserError
@@ -21,11 +21,11 @@ OPSET = 17
 # precision
 HALF_FROM = 1024
 STATE = {"lanes_template": "lanes_template_out", "lanes_hidden": "lanes_hidden_out"}
-# output -> head that decodes it, its parameters, its classes
+# output -> head that decodes it, its parameters, and the kind of classes of which it speaks
 OUTPUTS: dict[str, dict[str, Any]] = {
   "depth": {"head": "depth", "parameters": {"activation": "exp", "metric": True}},
   "features": {"head": "features", "parameters": {}},
-  "segmentation": {"head": "segmentation", "parameters": {}, "classes": list(SEGMENTATION)},
+  "segmentation": {"head": "segmentation", "parameters": {}, "classes": "maps"},
   **{
     f"objects_{part}": {"head": "objects", "parameters": {"part": part}}
     for part in ("heat", "box", "coef", "proto", "embed")
@@ -34,7 +34,7 @@ OUTPUTS: dict[str, dict[str, Any]] = {
   "lanes_points_out": {"head": "lanes", "parameters": {"part": "points"}},
   "lanes_visible": {"head": "lanes", "parameters": {"part": "visible"}},
 }
-OUTPUTS["objects_heat"]["classes"] = OUTPUTS["detector_logits"]["classes"] = list(OBJECTS)
+OUTPUTS["objects_heat"]["classes"] = OUTPUTS["detector_logits"]["classes"] = "boxes"
 
 
 class Graph(nn.Module):
@@ -82,7 +82,7 @@ def export_onnx(student: Student, path: str | Path, keep: tuple[str, ...] = ("",
       )
     except ImportError as e:
       raise UserError(f"{student.name} cannot be exported ({e}); install the package onnx") from None
-  return graph_entry(student.name, path.name, inputs, outputs)
+  return graph_entry(student, path.name, inputs, outputs)
 
 
 def store_half(path: str | Path) -> int:
@@ -116,9 +116,9 @@ def tracks(outputs: Container[str]) -> bool:
   return any(k in outputs for k in STATE.values())
 
 
-def graph_entry(name: str, file: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> dict[str, Any]:
+def graph_entry(student: Student, file: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> dict[str, Any]:
   entry: dict[str, Any] = {
-    "name": name,
+    "name": student.name,
     "file": file,
     "period": 1,
     "inputs": [specify(k, v) for k, v in inputs.items()],
@@ -129,8 +129,15 @@ def graph_entry(name: str, file: str, inputs: dict[str, Tensor], outputs: dict[s
     # a gap does not reset: templates outlive one, and the host moves or renews the points
     entry["state"] = [{"input": k, "output": v, "initial": 0, "reset": "stream"} for k, v in STATE.items()]
     entry["point_slots"] = {"count": POINTS, "mask": "lanes_mask"}
-  entry["outputs"] = [{**specify(k, v), **OUTPUTS.get(k, {})} for k, v in outputs.items()]
+  entry["outputs"] = [
+    {**specify(k, v), **decoded(student.spec.classes, OUTPUTS.get(k, {}))} for k, v in outputs.items()
+  ]
   return entry
+
+
+def decoded(classes: ClassSet, said: dict[str, Any]) -> dict[str, Any]:
+  """A line of OUTPUTS with the names of the classes."""
+  return {**said, **({"classes": list(getattr(classes, said["classes"]))} if "classes" in said else {})}
 
 
 def specify(name: str, tensor: Tensor) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.tools.fair.students.onnx_export import export_onnx
-from openpilot.tools.fair.students.student import STUDENTS, Student, build
+from openpilot.tools.fair.students.student import Student, build, student_names
 from openpilot.tools.lib.errors import UserError
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -151,9 +151,10 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
   bundle, UserError where its graph is none of our students as they are now."""
   bundle = load_bundle(Path(folder))
   graph = bundle.graphs[0]
-  if graph["name"] not in STUDENTS:
+  if graph["name"] not in student_names():
     raise UserError(
-      f"{folder}: its graph '{graph['name']}' is none of the students ({', '.join(STUDENTS)}), and cannot be trained on"
+      f"{folder}: its graph '{graph['name']}' is none of the students ({', '.join(student_names())}), and cannot be "
+      "trained on"
     )
   student = build(graph["name"])
   plain_norms(student)
@@ -163,7 +164,10 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
   mine = student.state_dict()
   return {
     "ema": {f"student.{k}": mine[k].clone() for k in weights},
-    "provenance": bundle.manifest["provenance"]["teachers"],
+    # checkpoints keep the former spelling
+    "provenance": [
+      {("licence" if k == "license" else k): v for k, v in t.items()} for t in bundle.manifest["provenance"]["teachers"]
+    ],
     "step": 0,
   }
 

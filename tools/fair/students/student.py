@@ -1,103 +1,120 @@
 """Students: one backbone, one neck, and the heads of its tasks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from openpilot.tools.fair.spec import StudentSpec
 from openpilot.tools.fair.students.backbone import BACKBONES, Backbone
 from openpilot.tools.fair.students.dense import DepthHead, ObjectsHead
 from openpilot.tools.fair.students.detector import DetectorHead
 from openpilot.tools.fair.students.lanes import POINTS, LanesHead
 from openpilot.tools.fair.students.layers import Neck
+from openpilot.tools.fair.students.sizes import SIZES, Size
 from openpilot.tools.lib.errors import UserError
+
+UNIFIED = ("depth", "objects", "detector", "lanes")  # the heads of a unified student, in order
 
 
 @dataclass(frozen=True)
-class Size:
-  backbone: str
-  neck: int  # channels of the pyramid
-  dense: int  # of the depth head
-  branch: int  # of the tracker's stride-4 map
-  features: int  # of the map that DINO's features are distilled into
-  tower: int  # of the object head
-  tokens: int  # of the detector
-  template: int  # of the tracker's stride-8 map
-  tracker: int  # of the tracker's memory
+class Head:
+  """A line of the registry of heads.
+
+  make: (what the student is, its size) -> the head: a module that makes outputs by ONNX name of the pyramid's maps
+  {8, 16, 32: (B, size.neck, height / stride, width / stride)}. budget: parameters that a student of this head alone may
+  have. needs: 'maps', 'boxes': the kinds of classes of which it wants one at least; any of them where several."""
+
+  make: Callable[[StudentSpec, Size], nn.Module]
+  budget: int | None = None
+  needs: tuple[str, ...] = ()
 
 
-SIZES: dict[str, Size] = {
-  "nano": Size(
-    "mobilenetv4_conv_small_050",
-    neck=56,
-    dense=32,
-    branch=16,
-    features=64,
-    tower=48,
-    tokens=128,
-    template=24,
-    tracker=48,
+HEADS: dict[str, Head] = {}
+
+
+def register_head(name: str, head: Head) -> None:
+  """Each size then has a student of this head alone. Raises UserError where the name is taken."""
+  if name in HEADS or name in ("unified", "backbone", "neck"):
+    raise UserError(f"there is a head '{name}' already; give yours another name")
+  HEADS[name] = head
+
+
+register_head("depth", Head(lambda spec, size: DepthHead(size.neck, size.dense, size.features), 5_000_000))
+register_head(
+  "objects",
+  Head(
+    lambda spec, size: ObjectsHead(size.neck, size.tower, len(spec.classes.boxes), len(spec.classes.maps)),
+    10_000_000,
+    ("boxes", "maps"),
   ),
-  "small": Size(
-    "mobilenetv4_conv_small", neck=96, dense=48, branch=16, features=128, tower=64, tokens=128, template=32, tracker=64
+)
+register_head(
+  "detector",
+  Head(
+    lambda spec, size: DetectorHead(size.neck, len(spec.classes.boxes), size.tokens, picture=spec.input),
+    8_000_000,
+    ("boxes",),
   ),
-  "base": Size(
-    "mobilenetv4_conv_medium",
-    neck=144,
-    dense=64,
-    branch=32,
-    features=192,
-    tower=96,
-    tokens=128,
-    template=48,
-    tracker=96,
-  ),
-}
-TASKS: dict[str, tuple[str, ...]] = {
-  "depth": ("depth",),
-  "objects": ("objects",),
-  "detector": ("detector",),
-  "lanes": ("lanes",),
-  "unified": ("depth", "objects", "detector", "lanes"),
-}
-BUDGETS = {
-  "depth": 5_000_000,
-  "objects": 10_000_000,
-  "detector": 8_000_000,
-  "lanes": 3_000_000,
-}  # parameters, for every size
-STUDENTS: dict[str, tuple[str, str]] = {f"{task}-{size}": (task, size) for task in TASKS for size in SIZES}
+)
+register_head(
+  "lanes",
+  Head(lambda spec, size: LanesHead(size.neck, size.branch, size.template, size.tracker, spec.input), 3_000_000),
+)
+
+
+def student_names() -> list[str]:
+  return [f"{task}-{size}" for task in (*HEADS, "unified") for size in SIZES]
+
+
+def spec_of(name: str, **more: Any) -> StudentSpec:
+  """Of a student by its registered name, "unified-small". more: fields of StudentSpec. Raises UserError."""
+  for task in (*HEADS, "unified"):
+    if name.startswith(f"{task}-") and (size := name.removeprefix(f"{task}-")) in SIZES:
+      return StudentSpec(task, size, **more)
+  raise UserError(f"no student '{name}'; there are {', '.join(student_names())}")
+
+
+def heads_of(spec: StudentSpec) -> tuple[str, ...]:
+  """Names of its heads, in order: of a unified student those for which there are classes. Raises UserError where a
+  student of one head has none."""
+  if spec.task != "unified" and spec.task not in HEADS:
+    raise UserError(f"no head '{spec.task}'; there are {', '.join(HEADS)}, unified")
+  wanted = UNIFIED if spec.task == "unified" else (spec.task,)
+  able = tuple(n for n in wanted if not HEADS[n].needs or any(getattr(spec.classes, k) for k in HEADS[n].needs))
+  if not able:
+    what = " or ".join(HEADS[spec.task].needs)
+    raise UserError(f"{spec.name} tells classes of {what} apart, and the class set '{spec.classes.name}' has none")
+  return able
 
 
 class Student(nn.Module):
-  """(B, 6, 128, 256) uint8 model frame -> the outputs of its tasks, by ONNX name; see the heads for each one's meaning
-  and shape."""
+  """(B, *spec.input.shape) uint8 frame, by default the (6, 128, 256) model frame -> the outputs of its tasks, by ONNX
+  name; see the heads for each one's meaning and shape."""
 
   def __init__(
-    self, name: str, task: str, size: Size, backbone: str, pretrained: bool = False, deepest: int | None = None
+    self, spec: StudentSpec, size: Size, backbone: str, pretrained: bool = False, deepest: int | None = None
   ):
     super().__init__()
-    self.name, self.task, self.tasks, self.size = name, task, TASKS[task], size
-    self.backbone = Backbone(backbone, pretrained, deepest)
+    self.spec, self.name, self.task, self.size = spec, spec.name, spec.task, size
+    self.tasks = heads_of(spec)
+    self.backbone = Backbone(backbone, pretrained, deepest, spec.input)
     channels = self.backbone.channels
     self.neck = Neck(channels, size.neck)
-    self.depth = DepthHead(size.neck, size.dense, size.features) if "depth" in self.tasks else None
-    self.objects = ObjectsHead(size.neck, size.tower) if "objects" in self.tasks else None
-    self.detector = DetectorHead(size.neck, size.tokens) if "detector" in self.tasks else None
-    self.lanes = LanesHead(size.neck, size.branch, size.template, size.tracker) if "lanes" in self.tasks else None
+    self.lanes: LanesHead | None = None  # the tracker, which alone has a state
+    for name in self.tasks:
+      setattr(self, name, HEADS[name].make(spec, size))
 
   def encode(self, frame: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """frame (B, 6, 128, 256) uint8 -> all outputs but those of the tracker, and the tracker's maps (none where the
-    student does not track)."""
+    """frame (B, *spec.input.shape) uint8 -> all outputs but those of the tracker, and the tracker's maps (none where
+    the student does not track)."""
     maps = self.neck(self.backbone(frame))
     out: dict[str, Tensor] = {}
-    if self.depth is not None:
-      out.update(self.depth(maps))
-    if self.objects is not None:
-      out.update(self.objects(maps))
-    if self.detector is not None:
-      out.update(self.detector(maps))
+    for name in self.tasks:
+      if name != "lanes":
+        out.update(self.get_submodule(name)(maps))
     return out, [] if self.lanes is None else self.lanes.encode(self.backbone.normalize(frame), maps)
 
   def forward(
@@ -131,9 +148,9 @@ class Student(nn.Module):
     return out
 
   def forward_clips(self, frame: Tensor, points: Tensor, mask: Tensor, fresh: Tensor | None = None) -> dict[str, Any]:
-    """For training: every frame is encoded once, then the tracker runs over each clip. frame (clips * T, 6, 128, 256)
-    uint8, clip-major; points (clips, T, N, 2), mask, fresh (clips, T, N): see LanesHead.track. -> outputs of each
-    frame, lanes_points_out (clips, T, N, 2), lanes_visible (clips, T, N) and lanes_looks."""
+    """For training: every frame is encoded once, then the tracker runs over each clip. frame (clips * T,
+    *spec.input.shape) uint8, clip-major; points (clips, T, N, 2), mask, fresh (clips, T, N): see LanesHead.track. ->
+    outputs of each frame, lanes_points_out (clips, T, N, 2), lanes_visible (clips, T, N) and lanes_looks."""
     encoded, maps = self.encode(frame)
     out: dict[str, Any] = {**encoded}
     if self.lanes is not None:
@@ -142,7 +159,7 @@ class Student(nn.Module):
 
   def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """One frame's inputs of the exported graph, all zeros: names, shapes, types, in order."""
-    out = {"frame": torch.zeros(1, 6, 128, 256, dtype=torch.uint8, device=device)}
+    out = {"frame": torch.zeros(1, *self.spec.input.shape, dtype=torch.uint8, device=device)}
     if self.lanes is not None:
       like = torch.zeros(1, device=device)
       template, hidden = self.lanes.zeros(1, POINTS, like)
@@ -151,20 +168,23 @@ class Student(nn.Module):
     return out
 
 
-def build(name: str, backbone: str | None = None, pretrained: bool = False) -> Student:
-  """A student by its registered name, "unified-small", on its own backbone or another of timm's. pretrained: start from
-  the hub's weights where they can be had (student.backbone.pretrained says whether). Raises UserError on an unknown
-  name, without timm, or over a task's parameter budget."""
-  if name not in STUDENTS:
-    raise UserError(f"no student '{name}'; there are {', '.join(STUDENTS)}")
-  task, size = STUDENTS[name]
-  backbone = backbone or SIZES[size].backbone
-  student = Student(name, task, SIZES[size], backbone, pretrained)
-  count, budget = parameters(student), BUDGETS.get(task)
+def build(what: str | StudentSpec, backbone: str | None = None, pretrained: bool = False) -> Student:
+  """A student by what it is, or by its registered name, "unified-small", with the road's classes on the model frame; on
+  its own backbone or another of timm's. pretrained: start from the hub's weights where they can be had
+  (student.backbone.pretrained says whether). Raises UserError on an unknown name, without timm, or over a task's
+  parameter budget."""
+  spec = spec_of(what) if isinstance(what, str) else what
+  if spec.size not in SIZES:
+    raise UserError(f"no size '{spec.size}' of students; there are {', '.join(SIZES)}")
+  size = SIZES[spec.size]
+  backbone = backbone or spec.backbone or size.backbone
+  student = Student(spec, size, backbone, pretrained)
+  budget = HEADS[spec.task].budget if spec.task in HEADS else None
+  count = parameters(student)
   if budget is not None and count > budget:
     raise UserError(
-      f"{name} on {backbone} has {count / 1e6:.2f}M parameters, over its budget of {budget / 1e6:.0f}M; take one of "
-      f"{', '.join(BACKBONES)}"
+      f"{spec.name} on {backbone} has {count / 1e6:.2f}M parameters, over its budget of {budget / 1e6:.0f}M; take one "
+      f"of {', '.join(BACKBONES)}"
     )
   return student
 

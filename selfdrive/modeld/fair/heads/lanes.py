@@ -1,6 +1,7 @@
 """Lanes: points on lane lines as a student tracks them, where such lines are to begin with, and the curve through a
 line's points."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -61,17 +62,19 @@ def model_lines(model: Any, ground: Ground) -> list[np.ndarray]:
   return found
 
 
-def map_lines(class_map: np.ndarray, lane: int, ground: Ground, most: int) -> list[np.ndarray]:
-  """A class map (h, w) over the whole view -> up to `most` longest lines of class `lane`, each (P, 2) view pixels, from
-  far to near.
+def map_lines(class_map: np.ndarray, markings: Sequence[int], ground: Ground, most: int) -> list[np.ndarray]:
+  """A class map (h, w) over the whole view -> up to `most` longest lines of the classes `markings`, each (P, 2) view
+  pixels, from far to near.
 
-  Row by row from the bottom: the middle of each run of the class joins the line that points at it, or begins one."""
+  Row by row from the bottom: the middle of each run of them joins the line that points at it, or begins one."""
   h, w = class_map.shape
   s = 2 * ground.cx / w  # view pixels a map pixel, across and down
   horizon = (ground.cy + ground.f * ground.height / SEED_FAR + 0.5) / s - 0.5
   top = min(h, max(0, ceil(horizon)))
   there = np.zeros((h - top, w + 2), bool)  # with a column of nothing on either side: runs do not go on in the next row
-  there[:, 1:-1] = class_map[top:] == lane
+  there[:, 1:-1] = class_map[top:] == markings[0]
+  for k in markings[1:]:
+    there[:, 1:-1] |= class_map[top:] == k
   edges = (there.ravel()[1:] != there.ravel()[:-1]).nonzero()[0]
   rows, columns = np.divmod(edges[::2], w + 2)
   wide = edges[1::2] - edges[::2]

@@ -14,7 +14,6 @@ from openpilot.selfdrive.modeld.fair.heads.depth import Depth, map_centers
 from openpilot.selfdrive.modeld.fair.heads.ground import HEIGHT_STD, PITCH_STD, Ground
 from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation
 
-ROAD = ("road", "lane")  # classes on the plane
 NEAR, FAR, LANE = (
   4.0,
   30.0,
@@ -130,7 +129,7 @@ def plane_scale(z: np.ndarray, ground: Ground, segmentation: Segmentation | None
   if not len(rows):
     return 0.0, np.inf
   plane = (ground.f * ground.height / (y[rows] - ground.cy))[:, None]
-  classes = [] if segmentation is None else [k for k, name in enumerate(segmentation.classes) if name in ROAD]
+  classes = () if segmentation is None else segmentation.role("ground", "marking")
   if segmentation is not None and classes:
     mh, mw = segmentation.class_map.shape
     on = np.isin(segmentation.class_map[(rows * mh // h)[:, None], np.arange(w) * mw // w], classes)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.heads.depth import map_valid
+from openpilot.selfdrive.modeld.fair.roles import Channels, channels_of
 
 OUTSIDE = 255  # class of pixels outside the camera image
 MAX_RUN = 65535  # of the message's UInt16
@@ -19,10 +20,18 @@ class Segmentation:
   # (C,) float32, mean probability of a class over the pixels that it was given to, 0 where it has none
   class_prob: np.ndarray
   runs: tuple[np.ndarray, np.ndarray] | None = None  # encode_runs() of the map, where it was needed already
+  channels: Channels | None = None  # role -> classes; None: by their names
+
+  def role(self, *roles: str) -> tuple[int, ...]:
+    """The classes that have one of these roles, as indices."""
+    if self.channels is None:
+      self.channels = channels_of(self.classes)
+    return tuple(k for r in roles for k in self.channels[r])
 
 
 def decode(raw: np.ndarray, spec: dict[str, Any], valid: np.ndarray) -> Segmentation:
-  """raw: (1, C, H, W) logits; spec['classes']: C names; valid: (256, 512) bool."""
+  """raw: (1, C, H, W) logits; spec['classes']: C names; spec['channels']: their roles, see plan.py; valid: (256, 512)
+  bool."""
   logits = raw[0]
   top = logits.max(0)
   shares = logits - top
@@ -43,9 +52,8 @@ def decode(raw: np.ndarray, spec: dict[str, Any], valid: np.ndarray) -> Segmenta
   starts, n = lengths.cumsum(dtype=np.intp) - lengths, len(spec["classes"])
   counts = np.bincount(values, weights=lengths, minlength=256)[:n]
   sums = np.bincount(values, weights=np.add.reduceat(prob.T.ravel(), starts, dtype=np.float64), minlength=256)[:n]
-  return Segmentation(
-    list(spec["classes"]), class_map, (sums / np.maximum(counts, 1)).astype(np.float32), (values, lengths)
-  )
+  class_prob = (sums / np.maximum(counts, 1)).astype(np.float32)
+  return Segmentation(list(spec["classes"]), class_map, class_prob, (values, lengths), spec.get("channels"))
 
 
 def encode_runs(class_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

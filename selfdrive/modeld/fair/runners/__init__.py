@@ -1,7 +1,8 @@
-"""What runs a graph here, in the order in which it is preferred. Nothing is imported before it is wanted: a device has
-no ONNX Runtime, a PC no tinygrad."""
+"""What runs a graph here. A runner's package is imported only when that runner is made: a device has no ONNX Runtime, a
+PC no tinygrad."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,9 +13,6 @@ from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError
 
 QCOM_GPU = Path("/dev/kgsl-3d0")
 NVIDIA_GPU = Path("/dev/nvidiactl")
-RUNNERS = ("tinygrad-qcom", "tinygrad-cuda", "tinygrad-cpu", "tensorrt", "onnx")
-
-
 TOLD: set[Path] = set()  # bundles of whose own artifacts it was said that they are ignored
 
 
@@ -34,23 +32,45 @@ def preferred() -> tuple[str, ...]:
   return (*first, "onnx", "tinygrad-cpu")
 
 
+Maker = Callable[[Bundle, dict[str, Any], int, Path | None], Runner]
+
+
+def make_onnx(bundle: Bundle, graph: dict[str, Any], threads: int, folder: Path | None) -> Runner:
+  from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
+
+  return OnnxRunner(bundle, graph, threads)
+
+
+def make_tensorrt(bundle: Bundle, graph: dict[str, Any], threads: int, folder: Path | None) -> Runner:
+  from openpilot.selfdrive.modeld.fair.runners.tensorrt import TensorRTRunner
+
+  return TensorRTRunner(bundle, graph, folder)
+
+
+def tinygrad_maker(target: str) -> Maker:
+  def make(bundle: Bundle, graph: dict[str, Any], threads: int, folder: Path | None) -> Runner:
+    from openpilot.selfdrive.modeld.fair.runners.tinygrad import TinygradRunner
+
+    return TinygradRunner(bundle, graph, target, folder)
+
+  return make
+
+
+# name -> maker of (bundle, graph, threads, folder of artifacts or None); other packages may add to it
+RUNNERS: dict[str, Maker] = {
+  **{target: tinygrad_maker(target) for target in ("tinygrad-qcom", "tinygrad-cuda", "tinygrad-cpu")},
+  "tensorrt": make_tensorrt,
+  "onnx": make_onnx,
+}
+
+
 def make_runner(
   name: str, bundle: Bundle, graph: dict[str, Any], threads: int = 1, folder: Path | None = None
 ) -> Runner:
   """Raises ArtifactError, ImportError or BundleError where this runner cannot run the graph here."""
-  if name == "onnx":
-    from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
-
-    return OnnxRunner(bundle, graph, threads)
-  if name == "tensorrt":
-    from openpilot.selfdrive.modeld.fair.runners.tensorrt import TensorRTRunner
-
-    return TensorRTRunner(bundle, graph, folder)
-  if name in RUNNERS:
-    from openpilot.selfdrive.modeld.fair.runners.tinygrad import TinygradRunner
-
-    return TinygradRunner(bundle, graph, name, folder)
-  raise BundleError(f"runner '{name}' is not known; one of {', '.join(RUNNERS)}")
+  if name not in RUNNERS:
+    raise BundleError(f"runner '{name}' is not known; one of {', '.join(RUNNERS)}")
+  return RUNNERS[name](bundle, graph, threads, folder)
 
 
 def open_runner(

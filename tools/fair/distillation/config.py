@@ -1,0 +1,82 @@
+"""All that decides a distillation run, beside the labels: as its config.json and its checkpoints keep it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from openpilot.tools.fair.spec import ClassSet, InputSpec, StudentSpec, road_classes
+from openpilot.tools.fair.students.student import spec_of
+from openpilot.tools.lib.errors import UserError
+
+BEFORE = {"points": "lanes"}  # names of tasks in configurations and checkpoints of before
+
+
+def task_name(name: str) -> str:
+  """A task's name as it is now."""
+  return BEFORE.get(name, name)
+
+
+@dataclass
+class Stage:
+  """A part of the run. tasks: those that count, all where empty; freeze: parameters whose names start so stay as they
+  are; lr: a factor."""
+
+  steps: int
+  tasks: list[str] = field(default_factory=list)
+  freeze: list[str] = field(default_factory=list)
+  lr: float = 1.0
+
+
+@dataclass
+class Config:
+  student: str
+  tasks: list[str]
+  backbone: str | None = None
+  pretrained: bool = False
+  steps: int = 4000
+  batch: int = 16  # frames
+  clip: int = 1  # frames of a clip
+  lr: float = 1.5e-3
+  weight_decay: float = 0.02
+  warmup: int = 200  # steps
+  clip_norm: float = 5.0
+  ema: float = 0.998
+  seed: int = 0
+  weights: dict[str, float] = field(default_factory=dict)  # of tasks; 1 where not named
+  learned_weights: bool = False  # by uncertainty
+  hard: float = 0.2  # share of an epoch that goes to the clips of the highest loss
+  mirror: bool = True
+  augment: bool = True
+  overfit: int = 0  # clips that are all there is to learn; 0: all clips
+  eval_every: int = 500
+  eval_clips: int = 64
+  precision: str = "no"  # accelerate's mixed precision: no, bf16, fp16
+  stages: list[Stage] = field(default_factory=list)
+  input: InputSpec = field(default_factory=InputSpec)
+  classes: ClassSet = field(default_factory=road_classes)
+  ignore_classes: bool = False  # names of labels that `classes` does not know are left out
+
+  def stage(self, step: int) -> Stage:
+    for s in self.stages:
+      if step < s.steps:
+        return s
+      step -= s.steps
+    return Stage(self.steps)
+
+  @property
+  def spec(self) -> StudentSpec:
+    """What the student is. Raises UserError where there is none of its name."""
+    return spec_of(self.student, backbone=self.backbone, input=self.input, classes=self.classes)
+
+  @classmethod
+  def from_dict(cls, d: dict[str, Any]) -> "Config":
+    """Raises UserError where it is of another version of this code."""
+    try:
+      d = {**d, "tasks": [task_name(t) for t in d["tasks"]]}
+      d["weights"] = {task_name(t): w for t, w in d.get("weights", {}).items()}
+      stages = [Stage(**s) for s in d.get("stages", [])]
+      d["stages"] = [Stage(s.steps, [task_name(t) for t in s.tasks], s.freeze, s.lr) for s in stages]
+      d["input"] = InputSpec.from_dict(d.get("input"))
+      d["classes"] = ClassSet.from_dict(d["classes"]) if d.get("classes") else road_classes()
+      return cls(**d)
+    except (TypeError, KeyError, AttributeError) as e:
+      raise UserError(f"a checkpoint's configuration is of another version of this code: {e}; train again") from None

@@ -8,7 +8,7 @@ import numpy as np
 from openpilot.selfdrive.modeld.fair.publish import class_map_from_message, depth_from_message
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.route import Segment
-from openpilot.tools.sim.truth import IGNORE, MAX_DEPTH, Truth, map_labels
+from openpilot.tools.lib.truth import IGNORE, MAX_DEPTH, Truth, map_labels
 
 FAIR = ["fairState", "fairDepth", "fairSegmentation", "fairObjects", "fairLanes"]
 COMPARE_AT = 15.0  # m ahead, where lines are held against modelV2's
@@ -162,7 +162,7 @@ class Counts:
 
 
 class Quality:
-  """Depth and classes against exact truth. Truth is sampled at the map's own pixels (tools/sim/truth.py); nothing is
+  """Depth and classes against exact truth. Truth is sampled at the map's own pixels (tools/lib/truth.py); nothing is
   aligned."""
 
   def __init__(self, segments: list[Segment]):

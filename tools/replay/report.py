@@ -17,7 +17,7 @@ from PIL import Image
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.replay.measure import COMPARE_AT
-from openpilot.tools.sim.truth import MAX_DEPTH
+from openpilot.tools.lib.truth import MAX_DEPTH
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

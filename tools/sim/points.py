@@ -10,7 +10,7 @@ import numpy as np
 from openpilot.common.transformations.camera import device_frame_from_view_frame, project
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.tools.sim.render import CLASSES, Frame
-from openpilot.tools.sim.truth import VIEW_H, VIEW_W
+from openpilot.tools.lib.truth import VIEW_H, VIEW_W
 from openpilot.tools.sim.world import World
 
 FPS = 20

@@ -25,7 +25,7 @@ from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.sim.messages import FRAME_ID_OFFSET, FRAME_NS, SOF_TO_EOF_NS, START_NS, qlog_of, segment_messages
 from openpilot.tools.sim.render import CLASSES, Frame, library, render
-from openpilot.tools.sim.truth import CHUNK, VIEW_H, VIEW_W
+from openpilot.tools.lib.truth import CHUNK, VIEW_H, VIEW_W
 from openpilot.tools.sim.layout import TIMES, WEATHERS
 from openpilot.tools.sim.world import CAMERAS, World
 

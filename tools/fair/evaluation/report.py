@@ -26,7 +26,7 @@ from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.lib.colors import CLASS_COLORS, OTHER_COLOR, TINT, depth_picture, track_color
 from openpilot.tools.replay.report import png
-from openpilot.tools.sim.truth import IGNORE
+from openpilot.tools.lib.truth import IGNORE
 
 NAMES = {
   "depth": "Depth",

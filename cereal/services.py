@@ -1,5 +1,4 @@
-"""The services: whether they are logged, how often they come, every how many go into the qlog, and how large their
-queue is.
+"""The services: whether they are logged, their rate, their decimation in the qlog, and the size of their queue.
 
 Names are those of August 2026; `service_name` takes the older spellings too."""
 
@@ -15,8 +14,8 @@ class QueueSize(IntEnum):
 
 class Service(NamedTuple):
   should_log: bool
-  frequency: float  # Hz, 0: whenever something happens
-  decimation: int | None  # every how many go into the qlog; None: none
+  frequency: float  # Hz, 0: on events
+  decimation: int | None  # one of so many messages goes into the qlog; None: none
   queue_size: int  # bytes; a message may take a third of it
 
 
@@ -103,8 +102,8 @@ SERVICE_LIST: dict[str, Service] = {
   "alertDebug": Service(True, 20.0, 5, SMALL),
   "testJoystick": Service(True, 0.0, None, SMALL),
   "customReservedRawData0": Service(True, 0.0, None, SMALL),
-  # ours; a bundle may send at a lower rate, not at a higher. decimation thins the qlog alone, so what is dense is not
-  # logged at all: fairState has it coarse
+  # ours; a bundle may send at a lower rate, not at a higher. Decimation affects only the qlog, so dense messages are
+  # not logged at all: fairState has them coarse
   "fairState": Service(True, 1.0, 1, SMALL),
   "fairDepth": Service(False, 10.0, None, MEDIUM),
   "fairObjects": Service(True, 20.0, 10, MEDIUM),
@@ -115,5 +114,5 @@ SERVICE_LIST: dict[str, Service] = {
 
 
 def service_name(name: str) -> str:
-  """Either spelling of a service to the one since August 2026; names that were never changed come back as they are."""
+  """Either spelling of a service -> the one since August 2026; other names are returned unchanged."""
   return RENAMED.get(name, name)

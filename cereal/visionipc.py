@@ -23,16 +23,16 @@ import numpy as np
 from openpilot.cereal.messaging import PubSocket, SubSocket, endpoint_path
 
 ANNOUNCE = struct.Struct("<QIIQQB")  # server id, buffer index, frame id, start and end of frame in ns, valid
-MAX_BUFFERS = 253  # what one message of a unix socket may carry
+MAX_BUFFERS = 253  # descriptors that one message of a unix socket may carry
 MAX_SIDE, MAX_SIZE, MAX_MEMORY = (
   16384,
   1 << 28,
   1 << 31,
 )  # pixels; bytes of a buffer, and of all that a server hands out
-PEERS, PATIENCE = 64, 1.0  # connections at once; s in which one has to say what it wants
+PEERS, PATIENCE = 64, 1.0  # connections at once; s within which one must send its request
 REPLY = 4096  # bytes of an answer
-ASK_AGAIN = 0.1  # s between two looks for a new server: announcements of no server that is here cost no more
-# linux/fcntl.h. A buffer that could shrink under its reader would end it by SIGBUS
+ASK_AGAIN = 0.1  # s between two searches for a new server: announcements of unknown servers cost no more than that
+# linux/fcntl.h. A buffer that shrank under its reader would kill it by SIGBUS
 F_ADD_SEALS, F_GET_SEALS, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW = 1033, 1034, 1, 2, 4
 
 
@@ -51,10 +51,10 @@ def align(x: int, to: int) -> int:
 
 
 def nv12_info(width: int, height: int) -> tuple[int, int, int, int]:
-  """stride, y_height, uv_height, buffer size of an NV12 frame as the Snapdragon's camera and video blocks lay it out
+  """stride, y_height, uv_height, buffer size of an NV12 frame in the layout of the Snapdragon's camera and video blocks
   (openpilot: nv12_info.py).
 
-  The chroma plane begins at stride * y_height. The size is what the video block asks for: a page behind the chroma
+  The chroma plane begins at stride * y_height. The size is what the video block requires: a page behind the chroma
   plane, eight more lines, and half a kilobyte for each column of the width rounded up to 512."""
   stride, y_height, uv_height = align(width, 128), align(height, 32), align(height // 2, 16)
   planes = stride * y_height + stride * uv_height + 4096
@@ -72,12 +72,12 @@ class VisionBuf:
 
   @property
   def picture_size(self) -> int:
-    """Bytes up to the end of the chroma plane; what follows is the video block's room."""
+    """Bytes up to the end of the chroma plane; the rest is reserved for the video block."""
     return self.uv_offset + self.stride * (self.height // 2)
 
 
 def _check_platform() -> None:
-  """Raises OSError where camera buffers cannot be shared as openpilot does it."""
+  """Raises OSError where camera buffers cannot be shared in openpilot's way."""
   if sys.platform == "darwin":
     what = "VisionIPC is not supported on macOS; label, distill, export and evaluate run here, what plays or reads camera frames wants Linux"  # noqa: E501
     raise OSError(errno.EOPNOTSUPP, what)
@@ -96,8 +96,8 @@ def _memory(size: int) -> int:
 
 
 def check_info(info: Any, fds: list[int]) -> dict[str, int]:
-  """What a server says of its buffers, as far as it can be believed. Raises ValueError: sizes that cannot be, files
-  that are smaller or may shrink."""
+  """Checks a server's description of its buffers. Raises ValueError on impossible sizes, and on files that are smaller
+  or may shrink."""
   wanted = ("server", "width", "height", "stride", "uv_offset", "size")
   if not isinstance(info, dict) or any(type(info.get(k)) is not int for k in wanted):
     raise ValueError(f"a server's info lacks one of {', '.join(wanted)}")
@@ -157,7 +157,7 @@ class VisionIpcServer:
   def start_listener(self) -> None:
     path = endpoint_path(f"visionipc_{self.name}")
     with contextlib.suppress(FileNotFoundError):
-      os.unlink(path)  # of a killed server; a living one holds the lock of its streams, and we would not be here
+      os.unlink(path)  # left by a killed server; a living one would hold the lock of its streams
     self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     self.listener.bind(path)
     self.listener.listen(16)
@@ -165,8 +165,8 @@ class VisionIpcServer:
     self.thread.start()
 
   def _listen(self, listener: socket.socket) -> None:
-    """Answers who asks, until the listener is closed. One that says nothing holds up nobody."""
-    until: dict[socket.socket, float] = {}  # connections that have not said yet what they want
+    """Answers requests until the listener is closed. A silent connection delays no other."""
+    until: dict[socket.socket, float] = {}  # connections without a request yet
 
     def drop(conn: socket.socket) -> None:
       del until[conn]
@@ -180,7 +180,7 @@ class VisionIpcServer:
           if key.fileobj is not listener:
             conn = key.fileobj
             assert isinstance(conn, socket.socket)
-            with contextlib.suppress(OSError, ValueError):  # ValueError: it says what is no number
+            with contextlib.suppress(OSError, ValueError):  # ValueError: the request is not a number
               self._answer(conn)
             drop(conn)
             continue
@@ -232,8 +232,8 @@ class VisionIpcServer:
     self.pub[stream].send(ANNOUNCE.pack(self.id, buf.idx, frame_id & 0xFFFFFFFF, timestamp_sof, timestamp_eof, valid))
 
   def send(self, stream: int, data: Any, frame_id: int = 0, timestamp_sof: int = 0, timestamp_eof: int = 0) -> None:
-    """data: bytes-like, a whole buffer or its beginning. One copy, of what the planes fill: a quarter of a 1928x1208
-    buffer lies behind them."""
+    """data: bytes-like, a whole buffer or its beginning. Copies only the planes: a quarter of a 1928x1208 buffer lies
+    behind them."""
     buf = self.get_buffer(stream)
     src = np.frombuffer(data, dtype=np.uint8)[: buf.picture_size]
     np.copyto(buf.data[: src.size], src)
@@ -255,8 +255,8 @@ class VisionIpcServer:
 
 @contextlib.contextmanager
 def _no_server() -> Iterator[None]:
-  """Where no server answers, or what answers is none, all goes on; that this process may open no more files is raised:
-  it would wait for ever."""
+  """Ignores errors of a missing or wrong server. Raises where this process may open no more files, since it would wait
+  forever."""
   try:
     yield
   except OSError as e:
@@ -267,7 +267,7 @@ def _no_server() -> Iterator[None]:
 
 
 class VisionIpcClient:
-  """recv() gives the next frame, with conflate the newest. A restarted server is found again at the next recv() or
+  """recv() returns the next frame, with conflate the newest. A restarted server is found at the next recv() or
   connect()."""
 
   def __init__(self, name: str, stream: int, conflate: bool):
@@ -283,8 +283,8 @@ class VisionIpcClient:
 
   @staticmethod
   def _ask(name: str, request: str, max_fds: int = 0) -> tuple[Any, list[int]]:
-    """What the server answers, and descriptors, which are the caller's to close. Raises OSError without a server,
-    ValueError where it talks nonsense."""
+    """The server's answer, and descriptors, which the caller must close. Raises OSError without a server, ValueError on
+    an invalid answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
       s.settimeout(1.0)
       s.connect(endpoint_path(f"visionipc_{name}"))
@@ -301,7 +301,7 @@ class VisionIpcClient:
         return json.loads(dat), list(fds)
       except (ValueError, RecursionError):
         close_all(fds)
-        raise ValueError(f"the server of {name} answers what is no JSON") from None
+        raise ValueError(f"the server of {name} answers with something that is not JSON") from None
 
   @staticmethod
   def available_streams(name: str, block: bool = True) -> set[int]:
@@ -326,7 +326,7 @@ class VisionIpcClient:
       time.sleep(0.05)
 
   def _take(self, info: Any, fds: list[int]) -> None:
-    """Raises ValueError or OSError where the server cannot be believed; then the descriptors are closed and nothing has
+    """Raises ValueError or OSError on an implausible answer; then the descriptors are closed and nothing has
     changed."""
     try:
       info = check_info(info, fds)
@@ -342,11 +342,11 @@ class VisionIpcClient:
     self.width, self.height, self.stride, self.uv_offset, self.buffer_len = (
       info[k] for k in ("width", "height", "stride", "uv_offset", "size")
     )
-    if self.sub is None:  # kept over a server's restart: it finds the new socket by itself
+    if self.sub is None:  # kept over a server's restart: it reconnects automatically
       self.sub = SubSocket(f"visionipc_{self.name}_{self.stream}", conflate=self.conflate)
 
   def _release(self) -> None:
-    close_all([b.fd for b in self.buffers])  # the mapping goes with the last array over it
+    close_all([b.fd for b in self.buffers])  # the mapping is freed with the last array over it
     self.buffers, self.server = [], 0
 
   def is_connected(self) -> bool:
@@ -357,8 +357,8 @@ class VisionIpcClient:
     return len(self.buffers)
 
   def recv(self, timeout_ms: int = 100) -> VisionBuf | None:
-    """None after timeout_ms without a frame, and where the server has gone or been replaced: is_connected() tells
-    which."""
+    """None after timeout_ms without a frame, and where the server has ended or been replaced: is_connected()
+    distinguishes the two."""
     if self.sub is None or not self.buffers:
       return None
     self.sub.setTimeout(timeout_ms)
@@ -366,7 +366,7 @@ class VisionIpcClient:
     if dat is None:
       with _no_server():
         self._ask(self.name, "streams")
-        return None  # the server lives, it only sent nothing
+        return None  # the server is alive, it only sent nothing
       self._release()
       return None
     if len(dat) != ANNOUNCE.size:
@@ -377,7 +377,7 @@ class VisionIpcClient:
         return None
       self.ask_after = time.monotonic() + ASK_AGAIN
       self.connect(blocking=False)
-    if server != self.server or idx >= len(self.buffers):  # of no server that is here
+    if server != self.server or idx >= len(self.buffers):  # an announcement of an unknown server
       return None
     self.frame_id, self.timestamp_sof, self.timestamp_eof, self.valid = frame_id, sof, eof, bool(valid)
     buf = self.buffers[idx]

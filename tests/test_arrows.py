@@ -15,7 +15,7 @@ MAY = {  # a room -> the rooms below it
   "tools.lib": {"cereal"},
   "tools.learn": {"tools.lib"},
   "tools.sim": {"tools.lib", *RUNTIME},
-  "tools.replay": {"tools.lib", *RUNTIME},
+  "tools.replay": {"tools.sim", "tools.lib", *RUNTIME},  # it judges simulated drives by their truth
   "tools.install": {"tools.lib", *RUNTIME},
   "tools.fair": {"tools.learn", "tools.replay", "tools.sim", "tools.lib", *RUNTIME},
   "tools.dgx": {"tools.fair", "tools.learn", "tools.replay", "tools.sim", "tools.lib", *RUNTIME},

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The main job on a sample: makes a simulated drive (or takes a route), replays it through the manager with the flag
-on, and leaves what fairmodeld made of it.
+"""The whole path on a sample: makes a simulated drive (or takes a route), replays it with the manager and the flag on,
+and writes what fairmodeld published.
 
 out/demo/overlay.mp4, rlog.zst (the route's log with the fair messages merged in), report.html and report.json."""
 
@@ -17,12 +17,12 @@ from openpilot.tools.lib.errors import above_zero
 from openpilot.tools.lib.options import option, parse
 
 ROOT = Path(__file__).resolve().parents[1]
-START_TIMEOUT = 30.0  # s that fairmodeld may take from deviceState's `started` to its first fairState
+START_TIMEOUT = 30.0  # s from deviceState's `started` to fairmodeld's first fairState
 PICTURES = 4
 
 
 def wait_for_fairmodeld(manager: subprocess.Popen) -> None:
-  """Sends deviceState until fairmodeld waits for the camera. Raises UserError where it does not come."""
+  """Sends deviceState until fairmodeld waits for the camera. Raises UserError where it does not start."""
   from openpilot.cereal import messaging
   from openpilot.tools.lib.errors import UserError
 
@@ -39,7 +39,7 @@ def wait_for_fairmodeld(manager: subprocess.Popen) -> None:
           return
         fault = sm["fairState"].fault
       if manager.poll() is not None:
-        raise UserError(f"the manager ended with exit code {manager.returncode}; its words stand above")
+        raise UserError(f"the manager ended with exit code {manager.returncode}; see its output above")
     raise UserError(f"fairmodeld did not get ready within {START_TIMEOUT:.0f} s{': ' + fault if fault else ''}")
   finally:
     pm.close()
@@ -53,9 +53,9 @@ class Options:
   camera: str = option("road", choices=("road", "wide", "qcamera"), help="which video of the route")
   data_dir: Path | None = option(None, help="the folder that holds the routes")
   focal: float | None = option(
-    None, parse=above_zero, metavar="PX", help="focal length in pixels, of a camera that is none of comma's"
+    None, parse=above_zero, metavar="PX", help="focal length in pixels, of a camera that is not comma's"
   )
-  seconds: float = option(12.0, parse=above_zero, help="of the simulated drive, or at most of the route")
+  seconds: float = option(12.0, parse=above_zero, help="length of the simulated drive, or of the part of the route")
   seed: int = option(2_000_003, help="which simulated drive")
   time: str = option("day", choices=("day", "dusk", "night"), help="of the simulated drive")
   bundle: Path | None = option(None, help="a bundle's folder; default: models/fair_unified_small")
@@ -88,9 +88,9 @@ def run(args: Options) -> None:
     raise UserError(f"{source} has no video; fairmodeld needs camera frames")
   params = Params()
   params.put_bool("FairEnabled", True)
-  params.put_bool("FairLogDense", True)  # the overlay draws masks
+  params.put_bool("FairLogDense", True)  # the overlay needs masks
   params.put("FairBundle", bundle.path.name)
-  # however this process ends, its manager ends, too
+  # the manager ends with this process
   manager = subprocess.Popen(
     python.command("-m", "openpilot.selfdrive.manager.manager"), env=python.environment(), preexec_fn=die_with_parent
   )
@@ -105,7 +105,7 @@ def run(args: Options) -> None:
     manager.send_signal(signal.SIGINT)
     manager.wait()
   if not live:
-    raise UserError("fairmodeld said nothing; its words stand above")
+    raise UserError("fairmodeld published nothing; see its output above")
   logs = [s.log_path for s in segments if s.log_path is not None]
   merge(logs, live, out / "rlog.zst")
   numbers = measure(out / "rlog.zst", segments)
@@ -148,19 +148,19 @@ def table(r: dict, bundle: str, late: int) -> None:
 
 
 def end(number: int, _: object) -> NoReturn:
-  """Of a signal: what is to be stopped and removed is, as after Ctrl-C."""
+  """Handles a signal like Ctrl-C: processes are stopped and temporary files removed."""
   raise SystemExit(128 + number)
 
 
 def main() -> None:
   signal.signal(
     signal.SIGINT, signal.default_int_handler
-  )  # ignored where a shell started us in the background; the processes below are stopped by it
+  )  # a shell that starts us in the background ignores SIGINT, which stops the processes below
   for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, end)
   args = parse(Options, __doc__, "demo")
   args.output.mkdir(parents=True, exist_ok=True)
-  # a life of its own: nothing of a running openpilot, or of the user's params, is touched
+  # its own prefix and params: a running openpilot and the user's params are not touched
   with tempfile.TemporaryDirectory(prefix="fair-demo-") as params_root:
     os.environ |= {"OPENPILOT_PREFIX": f"demo-{os.getpid()}", "PARAMS_ROOT": params_root}
     run(args)

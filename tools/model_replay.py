@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""openpilot's model_replay for bundles: what each says of a real and of a simulated drive, held against the reference
-that is kept in the repository.
+"""openpilot's model_replay for bundles: compares each bundle's output on a real and a simulated drive with a reference
+in the repository.
 
 A reference (tools/replay/refs/NAME.json) has for each drive the hash of all model frames that went in, the hash of all
-messages that came out, and what the messages said, pooled and in half precision. Equal hashes are a pass. Other
-processors and other releases of ONNX Runtime differ in the last bits, so where the hashes differ the values decide:
-within TOLERANCE, but for a few, is a pass too, and the table says what moved and by how much. Exit code: 0 pass, 1
-moved.
+messages that came out, and the messages' values, pooled and in half precision. Equal hashes pass. Other processors and
+releases of ONNX Runtime differ in the last bits, so where the hashes differ the values decide: it passes where all but
+a few are within TOLERANCE, and the table shows what changed and by how much. Exit code: 0 passed, 1 changed.
 
 model_replay                      every bundle in models/
 model_replay models/NAME --update the bundle's reference, made or made anew: look at the table first
@@ -46,10 +45,9 @@ CACHE = ROOT / "out" / "model_replay"
 SECONDS = 2.0
 REAL = {"route": "0000002c--d68dde99ca", "segment": 1, "start": 10.0}  # a comma 3X at night in a city; its qcamera
 SIM = {"seed": 4, "device": "mici", "time": "day"}
-CELLS = (8, 16)  # a map is pooled to so many, down and across
+CELLS = (8, 16)  # cells to which a map is pooled: rows, columns
 LINE_AT = (10.0, 20.0, 30.0)  # m ahead, where lines are compared
-# how far a value may be off, absolute and as a share of itself; units of the message, depth as its logarithm, classes
-# as shares of a cell
+# tolerances, absolute and relative: in units of the message, depth as its logarithm, classes as shares of a cell
 TOLERANCE = {
   "fairDepth.log": (0.01, 0.0),
   "fairSegmentation.share": (0.05, 0.0),
@@ -58,9 +56,9 @@ TOLERANCE = {
   "fairLanes.points": (2.0, 0.05),
 }
 OTHER = (0.02, 0.02)
-FEW = 0.005  # share of a field's values that may be further off: a pixel, or an object, that was on the edge
-PARTED = 0.02  # share of identities that only one of the two has
-VALUES = dict[str, np.ndarray]  # field -> one row a value or an identity
+FEW = 0.005  # share of a field's values that may be further off: pixels or objects at a threshold
+PARTED = 0.02  # share of identities that only one of the two may have
+VALUES = dict[str, np.ndarray]  # field -> one row per value or identity
 
 
 def pooled(a: np.ndarray) -> np.ndarray:
@@ -72,7 +70,7 @@ def pooled(a: np.ndarray) -> np.ndarray:
 
 
 def values_of(event: Any) -> VALUES:
-  """A fair* message -> what it says. Of objects and lines a row each, its identity first."""
+  """The values of a fair* message. Objects and lines have a row each, their identity first."""
   which = event.which()
   m = getattr(event, which)
   out: VALUES = {"valid": np.array([event.valid])}
@@ -112,7 +110,7 @@ def values_of(event: Any) -> VALUES:
 
 
 class Watched(FairModel):
-  """Hashes every model frame that goes in."""
+  """Passes frames on to the model, and hashes every model frame."""
 
   def __init__(self, bundle: Bundle):
     super().__init__(bundle)
@@ -135,7 +133,7 @@ def drive(bundle: Bundle, segments: list[Segment], camera: str, start: float) ->
   first: int | None = None
   for dat in process_replay(segments, model, camera, start, SECONDS, progress=False):
     event = messaging.log_from_bytes(dat)
-    if event.which() == "fairState":  # counts, and what machine it is
+    if event.which() == "fairState":  # counts, and facts about the machine
       continue
     messages.update(dat)
     frame = getattr(event, event.which()).frameId
@@ -165,8 +163,8 @@ def unpack(text: str) -> VALUES:
 
 
 def aligned(a: np.ndarray, b: np.ndarray, keys: int) -> tuple[np.ndarray, np.ndarray, int]:
-  """Rows of both tables whose first `keys` columns agree, without these, in one order; and how many rows have no
-  partner."""
+  """Rows of both tables whose first `keys` columns agree, in one order, without those columns; and how many rows have
+  no partner."""
   at = {tuple(row[:keys].tolist()): i for i, row in enumerate(b)}
   pairs = [(i, at[k]) for i, row in enumerate(a) if (k := tuple(row[:keys].tolist())) in at]
   i, j = np.array(pairs, int).reshape(-1, 2).T
@@ -174,8 +172,8 @@ def aligned(a: np.ndarray, b: np.ndarray, keys: int) -> tuple[np.ndarray, np.nda
 
 
 def compare(want: VALUES, got: VALUES) -> list[dict[str, Any]]:
-  """One row for each field: how many values, the largest and mean difference, how many beyond the tolerance, `moved` if
-  that is too many."""
+  """One row per field: how many values, the largest and mean difference, how many beyond the tolerance, and `moved`
+  where these are too many."""
   out = []
   for field in sorted(want.keys() | got.keys()):
     if field not in want or field not in got:
@@ -201,9 +199,7 @@ def compare(want: VALUES, got: VALUES) -> list[dict[str, Any]]:
     off = np.where(both_nan, 0, np.where(one_nan, np.inf, off))
     beyond = off > absolute + share * np.abs(np.where(np.isnan(a), 0, a))
     finite = np.where(np.isfinite(off), off, 0)
-    frames = np.concatenate(
-      [want[field][:, 0], got[field][:, 0]]
-    )  # either may have no row at all: nothing was ever found
+    frames = np.concatenate([want[field][:, 0], got[field][:, 0]])  # either table may be empty: nothing was found
     moved = int(beyond.sum()) > FEW * off.size or parted > PARTED * (len(want[field]) + len(got[field]))
     row = int(off.max(1).argmax()) if off.size else 0
     out.append(
@@ -231,8 +227,8 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def drives(data: Path, folder: Path, named: bool = False) -> dict[str, tuple[list[Segment], str, float] | None]:
-  """name -> segments, camera, start; None where the route is not here. The simulated one is rendered into `folder`,
-  once. Raises UserError where the user `named` data, and the route is not in it."""
+  """name -> segments, camera, start; None where the route is missing. The simulated one is rendered into `folder`,
+  once. Raises UserError where the user `named` a data folder without the route."""
   path = data / "realdata" / str(REAL["route"])
   there = any(path.parent.glob(f"{REAL['route']}--{REAL['segment']}"))
   segments = [s for s in Route(path).segments if s.num == REAL["segment"]] if there else []
@@ -251,7 +247,7 @@ def drives(data: Path, folder: Path, named: bool = False) -> dict[str, tuple[lis
 
 
 def check(bundle: Bundle, name: str, run: dict[str, Any], reference: dict[str, Any]) -> tuple[bool, list[str]]:
-  """One drive against its reference -> whether it passes, and what there is to say."""
+  """Compares one drive with its reference -> whether it passes, and the lines to print."""
   if run["messages"] == reference["messages"]:
     return True, [f"  {name}: {run['frames']} frames, the same byte for byte"]
   rows = compare(unpack(reference["values"]), run["values"])
@@ -279,8 +275,8 @@ def reference_of(bundle: Bundle, runs: dict[str, dict[str, Any]]) -> dict[str, A
 def replay_bundle(
   bundle: Bundle, there: dict[str, tuple[list[Segment], str, float] | None], refs: Path, update: bool
 ) -> bool:
-  """Runs a bundle over the drives and says how it differs from its reference; with `update` writes that anew. Returns
-  whether it passes."""
+  """Runs a bundle over the drives and prints how it differs from its reference; with `update` writes a new reference.
+  Returns whether it passes."""
   path = refs / f"{bundle.name}.json"
   reference = json.loads(path.read_text()) if path.is_file() else None
   print(f"{bundle.name}, manifest {bundle.manifest_hash[:12]}")
@@ -295,10 +291,10 @@ def replay_bundle(
   passed, runs = True, {}
   for name, source in there.items():
     if source is None:
-      print(f"  {name}: not here, so not checked; the shared data's folder is named by --data or FAIR_SHARED_DATA")
+      print(f"  {name}: missing, so not checked; name the shared data's folder in --data or FAIR_SHARED_DATA")
       if update:
         raise UserError(
-          f"the {name} drive is not here, and a reference needs both; name the shared data's folder with --data"
+          f"the {name} drive is missing, and a reference needs both; name the shared data's folder with --data"
         )
       continue
     runs[name] = drive(bundle, *source)
@@ -320,7 +316,7 @@ def replay_bundle(
 @dataclass(frozen=True)
 class Options:
   bundles: tuple[Path, ...] = option((), positional=True, help="folders of bundles; default: all in models/")
-  update: bool = option(False, help="keep what they say now as the reference")
+  update: bool = option(False, help="write today's output as the new reference")
   data: Path | None = option(None, help="folder with realdata/; default: FAIR_SHARED_DATA")
   refs: Path = option(REFS, help="folder of the references; default: tools/replay/refs")
   cache: Path = option(

@@ -144,6 +144,7 @@ Label and learn: from routes to a student
   teachers         list the teachers, their licenses, and whether their weights are here
   label ROUTE...   label routes with teachers into a store
   labels DIR       list, check and draw a label store
+  agree DIR        what several teachers of a store agree on, as one more
   students         list the students: parameters, multiply-adds, outputs
   distill          train a student on a label store
   evaluate BUNDLE DATA     compare a bundle with its teachers and the truth: one page, and JSON
@@ -199,6 +200,7 @@ case "$cmd" in
   teachers) setup tools,teach; py openpilot.tools.fair.list_teachers "$@" ;;
   label) setup tools,teach; py openpilot.tools.fair.labels.label "$@" ;;
   labels) setup tools,teach; py openpilot.tools.fair.labels.list_labels "$@" ;;
+  agree) setup tools,teach; py openpilot.tools.fair.labels.agree "$@" ;;
   import-images) setup tools,teach; py openpilot.tools.fair.labels.images "$@" ;;
   students) setup tools,train; py openpilot.tools.fair.students.list_students "$@" ;;
   distill) setup tools,train; py openpilot.tools.fair.distillation.distill "$@" ;;

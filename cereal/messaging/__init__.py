@@ -24,7 +24,7 @@ from openpilot.cereal.services import SERVICE_LIST, service_name
 NO_TRAVERSAL_LIMIT = 2**64 - 1
 AVG_FREQ_HISTORY = 100  # messages
 DEFAULT_QUEUE_SIZE = 1024 * 1024
-HIGH_WATER_MARK = 500  # messages a slow reader may fall behind before it loses some: bounds memory
+HIGH_WATER_MARK = 500  # messages that a slow reader may fall behind before it loses some; bounds memory
 MAX_IPC_PATH = 100  # a unix socket's path is limited to 107 bytes
 
 _context: tuple[int, zmq.Context] | None = None
@@ -47,10 +47,10 @@ def context() -> zmq.Context:
 
 
 def endpoint_path(endpoint: str) -> str:
-  """The socket file of an endpoint: <tmp>/openpilot-<uid>/<prefix>/<endpoint>, the folder made if need be. Raises
+  """The socket file of an endpoint: <tmp>/openpilot-<uid>/<prefix>/<endpoint>. Makes the folder where needed. Raises
   OSError where its path is too long."""
   prefix = os.environ.get("OPENPILOT_PREFIX", "") or "default"
-  # not tempfile.gettempdir(): with a full disk that is another folder, where nobody listens
+  # not tempfile.gettempdir(): on a full disk it chooses another folder, where nobody listens
   own = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"openpilot-{os.getuid()}")
   folder = os.path.join(own, prefix)
   if len(folder) + 1 + len(endpoint) > MAX_IPC_PATH:
@@ -66,8 +66,8 @@ def endpoint_path(endpoint: str) -> str:
 
 
 def private_folder(path: str) -> None:
-  """Makes the folder for this user alone; who can write there can forge messages. Raises PermissionError where it is
-  somebody else's, or a link."""
+  """Makes the folder for this user only, since whoever can write there can forge messages. Raises PermissionError where
+  it is another user's, or a link."""
   with contextlib.suppress(FileExistsError):
     os.mkdir(path, 0o700)
   about = os.lstat(path)
@@ -81,7 +81,7 @@ def private_folder(path: str) -> None:
 
 
 class PubSocket:
-  """Publishes bytes on one endpoint. What a killed publisher left behind is taken over; a living one raises
+  """Publishes bytes on one endpoint. A killed publisher's socket is taken over; a living one raises
   MultiplePublishersError."""
 
   def __init__(self, endpoint: str, queue_size: int = DEFAULT_QUEUE_SIZE):
@@ -98,7 +98,7 @@ class PubSocket:
         f"'{endpoint}' is being published already, by process {owner}; stop it, or set another OPENPILOT_PREFIX"
       ) from None
     self.lock.truncate(0)
-    # whoever comes second is told this process's id, unless the disk is full: the lock holds all the same
+    # for the error of a second publisher; on a full disk it is missing, and the lock holds all the same
     with contextlib.suppress(OSError):
       os.write(self.lock.fileno(), str(os.getpid()).encode())
     self.sock = context().socket(zmq.PUB)
@@ -120,7 +120,7 @@ class PubSocket:
 
 
 class SubSocket:
-  """Reads one endpoint; it may be made before the publisher is there, and outlives the publisher's restarts."""
+  """Reads one endpoint; it may be made before its publisher, and outlives the publisher's restarts."""
 
   def __init__(self, endpoint: str, conflate: bool = False, timeout: int | None = None):
     self.endpoint = endpoint
@@ -192,8 +192,7 @@ def sub_sock(
 
 
 def drain_sock_raw(sock: SubSocket, wait_for_one: bool = False) -> list[bytes]:
-  """All messages that wait in the socket; with wait_for_one it blocks until there is one or the socket's timeout
-  passes."""
+  """All messages waiting in the socket; with wait_for_one it blocks until one comes or the socket's timeout passes."""
   ret: list[bytes] = []
   while True:
     dat = sock.receive(non_blocking=not (wait_for_one and not ret))
@@ -249,7 +248,7 @@ class PubMaster:
 
 
 class FrequencyTracker:
-  """Whether messages come at the rate that their service promises, as far as the reader's own rate lets it see."""
+  """Whether messages come at their service's rate, as far as the reader's own rate can show."""
 
   def __init__(self, service_freq: float, update_freq: float, is_poll: bool):
     freq = max(min(service_freq, update_freq), 1.0)
@@ -277,10 +276,10 @@ class FrequencyTracker:
 
 
 class SubMaster:
-  """The newest message of each service. Attributes are dicts by service name, in the spelling that was asked for.
+  """The newest message of each service. Attributes are dicts by service name, in the caller's spelling.
 
-  updated: came in this update(); seen: ever; alive: within 10 periods; valid: the sender's word; freq_ok: at the
-  promised rate. Raises KeyError for a service that is not in SERVICE_LIST."""
+  updated: came in this update(); seen: ever; alive: within 10 periods; valid: as the sender set it; freq_ok: at the
+  service's rate. Raises KeyError for a service that is not in SERVICE_LIST."""
 
   def __init__(
     self,
@@ -336,7 +335,7 @@ class SubMaster:
     self._take(time.monotonic(), msgs)
 
   def update_msgs(self, cur_time: float, msgs: Sequence[Any]) -> None:
-    """As update(), with events handed in and the time in seconds given: what a replay without sockets uses."""
+    """As update(), with events and the time in seconds as arguments, for a replay without sockets."""
     names = {service_name(s): s for s in self.services}
     self._take(cur_time, [(names[m.which()], m) for m in msgs if m.which() in names])
 

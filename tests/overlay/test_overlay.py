@@ -118,7 +118,7 @@ def test_laid_once_and_taken_out_to_the_byte(tree, op):
   assert op(tree, "--uninstall")[0] == 0
   assert contents(tree) == before and git(tree, "status", "--porcelain") == ""
   rc, said = op(tree, "--uninstall")
-  assert rc == 0 and "nothing is laid" in said
+  assert rc == 0 and "nothing is installed" in said
 
 
 def test_schema_and_services_of_what_was_laid(tree, op):
@@ -332,7 +332,7 @@ def test_a_place_that_is_not_there_is_named(tmp_path, op):
   refused(
     op, make(tmp_path / "b", process_config_py="procs = list_of()\n"), "process_config.py: did not find procs = ["
   )
-  refused(op, make(tmp_path / "c", params_keys_h=None), "params.cc is not there")
+  refused(op, make(tmp_path / "c", params_keys_h=None), "params.cc is missing")
   tree = make(tmp_path / "d", test_onroad_py="PROCS = {\n}\n", lint_sh=None)  # what only tests and tools need
   rc, said = op(tree)
   assert (
@@ -396,8 +396,8 @@ def test_our_files_that_were_changed_there(nested, op, small_folder):
   op(nested)
   file = nested / "openpilot/selfdrive/modeld/fair/heads/depth.py"
   file.write_text("mine\n")
-  refused(op, nested, "heads/depth.py was changed since it was laid")
-  refused(op, nested, "heads/depth.py was changed since it was laid", "--uninstall")
+  refused(op, nested, "heads/depth.py was changed since it was installed")
+  refused(op, nested, "heads/depth.py was changed since it was installed", "--uninstall")
   git(nested, "add", "--all")
   git(nested, "commit", "--quiet", "--message=mine")
   assert op(nested)[0] == 0 and file.read_text() == "import numpy\n"
@@ -497,7 +497,7 @@ def test_marks_that_do_not_pair_up(nested, op):
 
 
 def test_ignored_files_are_not_laid(tmp_path, op):
-  refused(op, make(tmp_path / "a", gitignore="models/\n"), "hidden by the checkout's .gitignore")
+  refused(op, make(tmp_path / "a", gitignore="models/\n"), "ignored by the checkout's .gitignore")
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -513,7 +513,7 @@ def test_a_failure_in_the_middle_puts_all_back(nested, op, monkeypatch, failure)
   monkeypatch.setattr(plan, "write_atomic", fails)
   if isinstance(failure, OSError):
     rc, said = op(nested)
-    assert rc == 2 and "No space left on device; everything was put back" in said
+    assert rc == 2 and "No space left on device; everything was restored" in said
   else:
     monkeypatch.setattr("sys.argv", ["overlay", str(nested)])
     assert overlay.cli(overlay.main)() == 130
@@ -531,7 +531,7 @@ def test_what_cannot_be_put_back_is_named(nested, op, monkeypatch):
 
   monkeypatch.setattr(plan, "write_atomic", fails)
   rc, said = op(nested)
-  assert rc == 2 and "could not be put back, take them from git: " in said
+  assert rc == 2 and "could not be restored, take them from git: " in said
   named = said.strip().split("from git: ")[1].split(", ")
   assert len(named) == 2 and {n for n, d in contents(nested).items() if d != before.get(n)} == set(named)
 

@@ -4,6 +4,7 @@ fed as their preprocessor says.
 transformers' own image processors are not used: several need torchvision, and none runs on the GPU in the batch that it
 is given."""
 
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -20,10 +21,12 @@ from openpilot.tools.learn.device import Device, choose_device
 from openpilot.tools.learn.memory import halve_on_oom, is_out_of_memory
 from openpilot.tools.fair.teacher import Clip, Label, Labels, State
 from openpilot.tools.lib import files
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.errors import UserError, printable
 
 FILES = "config.json, preprocessor_config.json and model.safetensors"
 MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+MOST_NUMBER, MOST_PARTS, MOST_PIXELS = 1 << 20, 256, 8192
+PARTS = re.compile(r"layers|blocks$|blocks_|depths|_stages")  # of a network: there are so many
 COMPILE_BACKEND = "inductor"
 UNUSED = (
   "mask_token",
@@ -61,6 +64,47 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise UserError(f"{path} holds no JSON object; copy it again")
   return value
+
+
+def check_numbers(value: Any, path: Path, key: str = "") -> None:
+  """Raises UserError where config.json has a number that no network has: it would be built before it is looked at."""
+  if isinstance(value, dict):
+    for k, v in value.items():
+      check_numbers(v, path, str(k))
+  elif isinstance(value, list):
+    if len(value) > MOST_NUMBER:
+      raise UserError(f"{path} has a list '{printable(key, 40)}' of {len(value)}; copy it again")
+    for v in value:
+      check_numbers(v, path, key)
+  elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    most = MOST_PARTS if PARTS.search(key) else MOST_NUMBER
+    if not abs(value) <= most:  # nan too
+      raise UserError(f"{path} has {printable(value, 40)} as '{printable(key, 40)}'; at most {most} is read")
+
+
+def check_demand(kind: Any, folder: Path) -> None:
+  """Raises UserError where config.json asks for more numbers than the folder's weights hold: they would take memory
+  before it is seen that they are missing. kind: the transformers class."""
+  import transformers
+  from safetensors import safe_open
+
+  held = 0
+  for path in sorted(folder.glob("model*.safetensors")):
+    with safe_open(path, "pt") as f:
+      held += sum(math.prod(f.get_slice(k).get_shape()) for k in f.keys())
+  config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+  with torch.device("meta"):
+    wanted = sum(p.numel() for p in (getattr(kind, "from_config", None) or kind._from_config)(config).parameters())
+  if wanted > 1.1 * held + 2**20:
+    raise ValueError(f"config.json asks for {wanted} numbers, the weights hold {held}")
+
+
+def check_size(height: float, width: float, where: object) -> None:
+  """Raises UserError on the size of a picture that is none, or takes all memory."""
+  if not (1 <= height <= MOST_PIXELS and 1 <= width <= MOST_PIXELS):
+    raise UserError(
+      f"{where}: pictures of {printable(width, 40)}x{printable(height, 40)} pixels; 1 to {MOST_PIXELS} are possible"
+    )
 
 
 def read_config(folder: Path, model_types: tuple[str, ...], what: str) -> dict[str, Any]:
@@ -127,12 +171,14 @@ def load_model(folder: Path, device: Device, kind: str = "AutoModel") -> Any:
   import transformers
 
   transformers.utils.logging.disable_progress_bar()  # the command that loads it has its own
+  check_numbers(read_json(folder / "config.json", "this teacher"), folder / "config.json")
   try:
+    check_demand(getattr(transformers, kind), folder)
     model, info = getattr(transformers, kind).from_pretrained(
       folder, local_files_only=True, use_safetensors=True, dtype=device.dtype, output_loading_info=True
     )
   except Exception as e:  # transformers has no class of its own for any of this
-    why = (str(e) or repr(e)).strip().splitlines()[0]
+    why = printable((str(e) or repr(e)).strip().splitlines()[0])
     raise UserError(
       f"the checkpoint in {folder} does not load: {why}; config.json and model.safetensors must be of one model"
     ) from None
@@ -205,6 +251,7 @@ def to_multiple(height: int, width: int, multiple: int) -> tuple[int, int]:
 def preprocess(images: Tensor, how: Preprocess, size: tuple[int, int], device: Device) -> Tensor:
   """(B, 3, H, W) RGB, uint8 or float of 0 to 1 -> (B, 3, *size) in the device's precision, scaled, resized
   (antialiased), normalized. Raises UserError."""
+  check_size(*size, "preprocessor_config.json")
   if images.ndim != 4 or images.shape[1] != 3 or not (images.dtype == torch.uint8 or images.is_floating_point()):
     raise UserError(
       f"images are {tuple(images.shape)} {images.dtype}; they must be (B, 3, H, W) RGB, uint8 or float of 0 to 1"

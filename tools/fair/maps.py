@@ -4,7 +4,7 @@ view pixel 4i + 1.5."""
 import cv2
 import numpy as np
 
-from openpilot.tools.lib.truth import IGNORE, MAP_H, MAP_W
+from openpilot.tools.sim.truth import IGNORE, MAP_H, MAP_W
 
 VIEW_SIZE = (4 * MAP_W, 4 * MAP_H)
 KNOWN = 0.5  # of what lies about a cell's center must be known

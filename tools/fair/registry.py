@@ -1,11 +1,12 @@
 """Every teacher in a few lines, and how one is loaded. `tools/op.sh teachers` lists them."""
 
+import contextlib
 import importlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from openpilot.tools.fair.teacher import Entry, Teacher, check_license, find_weights
+from openpilot.tools.fair.teacher import Entry, Teacher, check_license, failure_is_said, find_weights
 from openpilot.tools.lib.errors import UserError
 
 TEACHERS: dict[str, Entry] = {
@@ -351,4 +352,5 @@ def load_teacher(
   make, accepted = maker_of(name, entry), tuple(accepted)
   if getattr(make, "ASKS_OTHERS", False):  # what holds for it holds for its helpers
     options.setdefault("load", lambda other, path=None, **more: load_teacher(other, path, accepted, download, **more))
-  return make(name, entry, path, **{**entry.options, **options})
+  with failure_is_said(name) if path is not None else contextlib.nullcontext():
+    return make(name, entry, path, **{**entry.options, **options})

@@ -3,9 +3,10 @@ and licenses that must be accepted.
 
 Nothing here imports torch, so that `tools/op.sh teachers` answers at once."""
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.learn.memory import is_out_of_memory
+from openpilot.tools.lib.errors import UserError, printable
 
 # what stands behind a model's weights; True: free to use for any purpose, False: shown, and to be accepted by name
 # before use
@@ -158,6 +160,23 @@ def hash_weights(path: Path) -> str:
   ):
     h.update(f"{p.relative_to(path)} {hash_weights(p)}\n".encode())
   return h.hexdigest()
+
+
+@contextlib.contextmanager
+def failure_is_said(name: str) -> Iterator[None]:
+  """What comes up in a network of somebody else's making, of files that are garbled or not of one model, is a
+  UserError. Out of memory stays what it is: then fewer frames are tried."""
+  try:
+    yield
+  except UserError:
+    raise
+  except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+    if is_out_of_memory(e):
+      raise
+    raise UserError(
+      f"teacher '{name}' fails: {type(e).__name__}: {printable(e)}; its configuration, preprocessor and weights must "
+      "be of one model: copy its files again"
+    ) from e
 
 
 def check_license(name: str, license: str, accepted: Iterable[str]) -> None:

@@ -19,16 +19,16 @@ CLOSES = {"(": ")", "[": "]", "{": "}"}
 
 
 class Missing(ValueError):
-  """A place in the text that an edit needs is not there. The message says what was looked for."""
+  """A place in the text that an edit needs was not found. The message names it."""
 
 
 class Damaged(ValueError):
-  """The marks of a block do not pair up. The message says which, and where."""
+  """The marks of a block do not pair up. The message has the block and the line."""
 
 
 @dataclass(frozen=True)
 class Edit:
-  """Lines start..stop (stop excluded; equal: nothing goes) give way to `lines`."""
+  """Lines start..stop-1 are replaced by `lines`; start == stop only inserts."""
 
   start: int
   stop: int
@@ -62,7 +62,7 @@ def strip(text: str, comment: str) -> str:
 
 
 def insert(text: str, edits: Iterable[Edit], comment: str) -> str:
-  """The text with each edit as a block. strip() of it is the text again."""
+  """The text with each edit as a block; strip() of it gives the text back."""
   lines = text.split("\n")
   for e in sorted(edits, key=lambda e: e.start, reverse=True):
     body = [line for line in e.lines if line.strip()]
@@ -73,8 +73,8 @@ def insert(text: str, edits: Iterable[Edit], comment: str) -> str:
 
 
 def tokens(text: str, start: int, comment: str) -> Iterator[tuple[str, int]]:
-  """(what, end) of each bracket, string ('"') and other character ('.') that means something, from `start` on; comments
-  and blanks are left out."""
+  """(what, end) of each bracket, string ('"') and other character ('.') from `start` on; comments and blanks are
+  skipped."""
   for m in re.compile(f"(?P<s>{STRINGS})|(?P<c>{COMMENTS[comment]})|(?P<b>[][(){{}}])|(?P<o>\\S)").finditer(
     text, start
   ):
@@ -87,8 +87,8 @@ def tokens(text: str, start: int, comment: str) -> Iterator[tuple[str, int]]:
 
 
 def brackets(text: str, at: int, comment: str) -> tuple[int, int]:
-  """(position of the bracket that closes the one at `at`, end of what stands last between them: at + 1 where nothing
-  does)."""
+  """(position of the bracket that closes the one at `at`, end of the last token between them: at + 1 where there is
+  none)."""
   stack: list[str] = []
   last = at + 1
   for what, end in tokens(text, at, comment):
@@ -116,13 +116,13 @@ def find(text: str, pattern: str, what: str) -> re.Match[str]:
 
 
 def region(text: str, opener: str, what: str, comment: str) -> tuple[int, int]:
-  """(start, end) of what stands between the bracket that `opener` ends with and the one that closes it."""
+  """(start, end) of the text between the bracket at the end of `opener` and the one that closes it."""
   m = find(text, opener, what)
   return m.end(), brackets(text, m.end() - 1, comment)[0]
 
 
 def after(text: str, opener: str, what: str, new: Iterable[str], comment: str) -> list[Edit]:
-  """New lines after the statement that `opener` begins: a pattern that ends with a bracket. They get its
+  """New lines after the statement that begins with `opener`, a pattern that ends with a bracket. They get its
   indentation."""
   m = find(text, opener, what)
   start = text.rfind("\n", 0, m.start() + 1) + 1 if text[m.start()] != "\n" else m.start() + 1
@@ -132,7 +132,7 @@ def after(text: str, opener: str, what: str, new: Iterable[str], comment: str) -
 
 
 def append(text: str, opener: str, what: str, new: Iterable[str], comment: str) -> list[Edit]:
-  """New lines as the last entries of the list or table that `opener` begins; where its last entry has no comma, it gets
+  """New lines as the last entries of the list or table that begins with `opener`; a last entry without a comma gets
   one."""
   m = find(text, opener, what)
   close, last = brackets(text, m.end() - 1, comment)
@@ -149,8 +149,8 @@ def append(text: str, opener: str, what: str, new: Iterable[str], comment: str) 
 
 
 def prepend(text: str, opener: str, what: str, new: Iterable[str], comment: str) -> list[Edit]:
-  """New lines as the first entries of the table that `opener` begins, below the comments that it begins with: fewer
-  merges meet there than at its end."""
+  """New lines as the first entries of the table that begins with `opener`, below its first comments: merges conflict
+  there less often than at its end."""
   m = find(
     text, rf"{opener}[ \t]*({comment}.*)?\n([ \t]*({comment}.*)?\n)*", f"{what}, with its entries on lines of their own"
   )

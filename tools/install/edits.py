@@ -1,4 +1,4 @@
-"""What the overlay changes in openpilot's own files: each edit is a function of one file's text, and knows nothing of
+"""What the overlay changes in openpilot's own files. Each edit is a function of one file's text, without access to
 disks.
 
 Places are found by what they mean, in trees from March 2025 on: the structs by their ids, the slots by their ordinals,
@@ -20,20 +20,20 @@ MODULE = "openpilot.selfdrive.modeld.fair"
 # as the manager knows them: (module, when it runs while the flag is on)
 PROCESSES = {"fairmodeld": ("fairmodeld", "started"), "fairoffroad": ("offroad", "not started")}
 SERVICES = {name: s for name, s in SERVICE_LIST.items() if name.startswith("fair")}
-NOT_COMPARED = ("fairState", "fairFeatures")  # how many fairState come is a matter of the clock; features are off
+NOT_COMPARED = ("fairState", "fairFeatures")  # the number of fairState depends on the clock; features are off
 CPU = {f"{MODULE}.fairmodeld": 1.0, f"{MODULE}.worker": 30.0}  # % of one core, in test_onroad's table
 RLOG = 1.0  # MB a minute of all fair* services in the rlog
 
 
 class Refused(ValueError):
-  """The tree has something of its own where ours would go. The message says what."""
+  """The tree has something of its own in the place of an edit. The message names it."""
 
 
 @dataclass(frozen=True)
 class Slot:
-  field: str  # of ours in Event
+  field: str  # our slots in Event
   ordinal: int
-  struct: str  # of ours in custom.capnp
+  struct: str  # our structs in custom.capnp
   id: str
   text: tuple[str, ...]  # the struct's lines
 
@@ -65,7 +65,7 @@ def ordinals() -> str:
 
 
 def adjacent(edits: list[Edit]) -> list[Edit]:
-  """Edits of lines that follow each other as one, so that they share one pair of marks."""
+  """Joins edits of consecutive lines, so that they share one pair of marks."""
   out: list[Edit] = []
   for e in sorted(edits, key=lambda e: e.start):
     if out and out[-1].stop == e.start:
@@ -76,10 +76,10 @@ def adjacent(edits: list[Edit]) -> list[Edit]:
 
 
 def ours_alone(text: str, names: Iterable[str], quoted: bool = True) -> None:
-  """Raises Refused where the tree has one of our names already: laid by hand, or from another time."""
+  """Raises Refused where the tree has one of our names already, added by hand or by an old version."""
   for name in names:
     if re.search(f'"{name}"' if quoted else rf"^[ \t]*(struct[ \t]+)?{name}[ \t]*@", text, re.MULTILINE):
-      raise Refused(f"{name} is there already, in no block of ours; take out by hand what was laid by hand")
+      raise Refused(f"{name} is there already, outside of our blocks; remove by hand what was added by hand")
 
 
 def log_capnp(text: str) -> list[Edit]:
@@ -185,7 +185,7 @@ def scons_list(text: str) -> list[Edit]:
 
 
 def gitattributes(models: str, text: str) -> list[Edit]:
-  """Below upstream's rule, which it takes back for our bundles: the last one that matches counts."""
+  """Below upstream's rule, which it reverts for our bundles: the last matching rule counts."""
   rules = [m.start() for m in re.finditer(r"^\*\.onnx\s.*filter=lfs.*$", text, re.MULTILINE)]
   if not rules:
     raise Missing("*.onnx filter=lfs")
@@ -200,7 +200,7 @@ def gitignore(folder: str, text: str) -> list[Edit]:
 
 
 def lint(models: str, text: str) -> list[Edit]:
-  """Bundles are no source: networks are larger than a file may be, and manifests have a spelling of their own."""
+  """Bundles are not source code: networks exceed the size limit of files, and manifests have their own spelling."""
   m = find(text, r'^GIT_FILES="\$\(git ls-files.*\)"$', 'GIT_FILES="$(git ls-files ...)"')
   at = line_of(text, m.start()) + 1
   return [
@@ -246,7 +246,7 @@ def process_replay(camera: str, calibration: str, text: str) -> list[Edit]:
 
 
 def replay(text: str) -> list[Edit]:
-  """openpilot's replay leaves services to the processes that are live, such as the UI's, unless it is given --all."""
+  """openpilot's replay leaves the services of running processes, such as the UI's, to these, unless it gets --all."""
   m = find(text, r"^([ \t]*)block\.insert\(block\.end\(\), *\{.*\}\);$", "block.insert(block.end(), {...});")
   at = line_of(text, m.start()) + 1
   names = ", ".join(f'"{name}"' for name in SERVICES)
@@ -254,7 +254,7 @@ def replay(text: str) -> list[Edit]:
 
 
 def not_in_test(table: str, text: str) -> list[Edit]:
-  """Tests that hold every configuration to references of upstream's own."""
+  """Tests that compare every configuration with upstream's references."""
   m = find(text, rf"^{table}\b[^=\n]*= *([\[{{])", f"{table} = ")
   names = ", ".join(f'"{p}"' for p in PROCESSES)
   new = f"{table} += [{names}]" if m.group(1) == "[" else f"{table} |= {{{names}}}"
@@ -266,13 +266,13 @@ class FileEdit:
   name: str  # from the checkout's root
   edit: Callable[[str], list[Edit]]
   comment: str = "#"
-  # without it the overlay does not work; else what it does for tests and tools is left out, with a word
+  # True: the overlay does not work without it; False: it only serves tests and tools, and is left out with a note
   needed: bool = True
-  new: bool = False  # may be made where it is not there
+  new: bool = False  # may be created
 
 
 def file_edits(layout: Layout) -> list[FileEdit]:
-  """All that is edited in this checkout. Files that should be there and are not are in it too."""
+  """All edits of this checkout, also of files that should exist and do not."""
   p, first = layout.package, layout.first
   keys = first("common/params_keys.h") or p + "common/params.cc"
   config = (

@@ -1,4 +1,4 @@
-"""Where things are in an openpilot checkout of either layout, and what its git says about them."""
+"""Where files are in an openpilot checkout of either layout, and which of them git has committed or ignores."""
 
 import hashlib
 import os
@@ -29,18 +29,18 @@ class Layout:
     return f"{self.package}models"
 
   def first(self, *names: str) -> str | None:
-    """The first of these files, named from the package, that is there."""
+    """The first of these files, named from the package, that exists."""
     return next((self.package + n for n in names if (self.root / self.package / n).is_file()), None)
 
 
 def git(root: Path, *args: str, stdin: bytes = b"", ok: tuple[int, ...] = (0,)) -> bytes:
-  """What git says; no hook and no file system monitor of the checkout is run. Raises UserError with git's words where
+  """git's output; the checkout's hooks and file system monitor are not run. Raises UserError with git's message where
   it fails."""
   command = ["git", "-C", str(root), "-c", "core.fsmonitor=false", "-c", "core.quotepath=false", *args]
   try:
     r = subprocess.run(command, input=stdin, capture_output=True, check=False)
   except FileNotFoundError:
-    raise UserError("git is not on the path; the overlay asks it what is committed") from None
+    raise UserError("git is not on the path; the overlay needs it to see what is committed") from None
   if r.returncode not in ok:
     raise UserError(
       f"git {args[0]} in {root}: {r.stderr.decode(errors='replace').strip() or f'exit code {r.returncode}'}"
@@ -70,12 +70,12 @@ def find_layout(path: Path) -> Layout:
     top = Path(os.fsdecode(git(root, "rev-parse", "--show-toplevel").rstrip(b"\n")))
   except UserError as e:
     raise UserError(
-      f"{path} is no git checkout ({e}); git init and commit it first, so that what is laid can be seen and undone"
+      f"{path} is no git checkout ({e}); git init and commit it first, so that the overlay can be seen and undone"
     ) from None
   if top.resolve() != root:
     raise UserError(f"{path} lies inside the git checkout {top}; give that, or git init and commit it on its own")
   if not git(root, "rev-parse", "--verify", "--quiet", "HEAD", ok=(0, 1)):
-    raise UserError(f"nothing is committed in {path}; commit it first, so that what is laid can be seen and undone")
+    raise UserError(f"nothing is committed in {path}; commit it first, so that the overlay can be seen and undone")
   return layout
 
 
@@ -83,12 +83,12 @@ def plain(layout: Layout, name: str) -> Path:
   """The path of a file of the checkout. Raises UserError where a link leads elsewhere, or where it is no plain file."""
   parts = name.split("/")
   if ".." in parts or "" in parts or not name.isprintable():
-    raise UserError(f"{name!r} is no file of the checkout")
+    raise UserError(f"{name!r} is not a file of the checkout")
   path = layout.root
   for part in parts:
     path = path / part
     if path.is_symlink():
-      raise UserError(f"{path} is a link; the overlay writes plain files of the checkout alone")
+      raise UserError(f"{path} is a link; the overlay writes only plain files of the checkout")
   if path.exists() and not path.is_file():
     raise UserError(f"{path} is no plain file")
   return path
@@ -104,7 +104,7 @@ def read(path: Path) -> bytes | None:
 
 def decode(name: str, data: bytes) -> str:
   if len(data) > MAX_TEXT:
-    raise UserError(f"{name} has {len(data)} bytes: that is no source file")
+    raise UserError(f"{name} has {len(data)} bytes, too many for a source file")
   if b"\r" in data:
     raise UserError(f"{name} has Windows line ends; check it out with core.autocrlf=false")
   try:
@@ -137,7 +137,7 @@ def committed_hashes(layout: Layout, folders: list[str]) -> dict[str, str]:
 
 
 def blob_hash(data: bytes, like: str) -> str:
-  """git's hash of a file's bytes, of the kind that `like` is."""
+  """git's hash of a file's bytes, SHA-1 or SHA-256 as `like`."""
   kind = "sha256" if len(like) == 64 else "sha1"
   return hashlib.new(kind, b"blob %d\0" % len(data) + data).hexdigest()
 

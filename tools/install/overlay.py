@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Lays fairmodeld into an openpilot checkout: its folder, the bundles to run, and marked edits of openpilot's own
+"""Installs fairmodeld into an openpilot checkout: its folder, the bundles to run, and marked edits of openpilot's own
 files.
 
-All of it is planned first and written only where it fits. Run it again after a merge of upstream; it changes nothing
-where nothing is out of date."""
+Everything is planned first, and written only where all of it fits. Run it again after a merge of upstream; it changes
+only what is out of date."""
 
 from dataclasses import dataclass
 from collections import Counter
@@ -16,7 +16,7 @@ from openpilot.tools.lib.errors import UserError, cli
 
 
 def tell(plan: Plan, would: bool) -> None:
-  """One line a file that is edited, one for each kind of what is added or goes."""
+  """Prints one line per edited file, and one per folder of added or removed files."""
   print(plan.layout.name + (f", bundles {', '.join(plan.bundles)}" if plan.bundles else ""))
   folders: Counter[tuple[str, str]] = Counter()
   for c in plan.changes:
@@ -37,25 +37,25 @@ class Options:
   bundle: tuple[str, ...] = option(
     (),
     metavar="NAME",
-    help="a bundle of models/, or a folder (with a slash in it); may be given again; default: what is laid already, at "
-    "first the default one",
+    help="a bundle of models/, or a folder (with a slash in it); may be repeated; default: the installed ones, or "
+    "fair_unified_small",
   )
   check: bool = option(
     False,
     help="write nothing, print what would be done; exit code 0: all is up to date, 1: something is to do, 2: it cannot "
     "be done",
   )
-  uninstall: bool = option(False, help="take all of it out again")
+  uninstall: bool = option(False, help="remove all of it again")
 
 
 def main() -> int:
   args = parse(Options, __doc__, "overlay")
   if args.uninstall and args.bundle:
-    raise UserError("--uninstall takes all bundles out; leave --bundle away")
+    raise UserError("--uninstall removes all bundles; leave --bundle out")
   layout = find_layout(args.path)
   plan = plan_uninstall(layout) if args.uninstall else plan_overlay(layout, list(args.bundle) or None)
   if not plan.changes:
-    print(f"nothing to do: {'nothing is laid' if args.uninstall else 'all is up to date'} in {args.path}")
+    print(f"nothing to do: {'nothing is installed' if args.uninstall else 'all is up to date'} in {args.path}")
     return 0
   tell(plan, args.check)
   if args.check:

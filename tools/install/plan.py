@@ -1,4 +1,4 @@
-"""The overlay as a plan made in memory: what each file is and will be. Written only when all of it fits, and put back
+"""The overlay as a plan in memory: each file before and after. It is written only when all of it fits, and restored
 where writing fails."""
 
 import contextlib
@@ -27,7 +27,7 @@ from openpilot.tools.install.layout import (
 from openpilot.tools.lib.errors import UserError
 
 HERE = Path(__file__).resolve().parents[2]
-LIST = "overlay.json"  # in the folder that is laid: what was laid, with its hashes
+LIST = "overlay.json"  # in the installed folder: what was installed, with hashes
 LEFT_BEHIND = ("__pycache__", "compiled", "built")
 
 
@@ -44,8 +44,8 @@ class Plan:
   layout: Layout
   changes: list[Change] = field(default_factory=list)
   notes: list[str] = field(default_factory=list)
-  folders: list[Path] = field(default_factory=list)  # of derived files, that go with what is taken out
-  laid: bool = False  # something of ours is there already
+  folders: list[Path] = field(default_factory=list)  # of derived files, to be removed on --uninstall
+  laid: bool = False  # something of ours is installed already
   bundles: list[str] = field(default_factory=list)
 
   def add(self, name: str, before: bytes | None, after: bytes | None, what: str) -> None:
@@ -55,7 +55,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Laid:
-  """What the checkout's overlay.json says; after upstream moved its code into openpilot/ there may be one of before."""
+  """The contents of the checkout's overlay.json. Where upstream has moved its code into openpilot/, an older one may be
+  left."""
 
   lists: tuple[str, ...]
   files: dict[str, str]  # name -> sha256
@@ -85,7 +86,7 @@ def read_lists(layout: Layout) -> Laid:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
       good = False
     if not good:
-      raise UserError(f"{name} is not the overlay's list; take it back from git: git checkout -- {name}")
+      raise UserError(f"{name} is not the overlay's list; restore it from git: git checkout -- {name}")
     lists.append(name)
     files |= said["files"]
     edited += said["edited"]
@@ -104,14 +105,14 @@ def pristine(layout: Layout, edit: FileEdit, head: bytes | None) -> tuple[bytes 
     text = strip(decode(edit.name, data or b""), edit.comment)
     was = strip(decode(f"{edit.name} in HEAD", head or b""), edit.comment)
   except Damaged as e:
-    raise UserError(f"{edit.name}: {e}; take the file back from git, or mend its marks") from None
+    raise UserError(f"{edit.name}: {e}; restore the file from git, or repair its marks") from None
   if text != was:
     raise UserError(f"{edit.name} has changes that are not committed; commit or stash them first, nothing was written")
   return data, text
 
 
 def plan_edits(plan: Plan, laid: Laid, lay: bool) -> list[str]:
-  """Adds the edits, or what takes them out. Returns the names of the files that have a block then."""
+  """Adds the edits, or their removal. Returns the names of the files that then have a block."""
   edits = file_edits(plan.layout)
   known = {e.name for e in edits}
   edits += [
@@ -123,11 +124,11 @@ def plan_edits(plan: Plan, laid: Laid, lay: bool) -> list[str]:
   with_block = []
   for e in edits:
     if e.name in conflicts:
-      raise UserError(f"{e.name} is in the middle of a merge; finish that first")
+      raise UserError(f"{e.name} is in the middle of a merge; finish the merge first")
     there = plain(plan.layout, e.name).is_file()
     if not there and not e.new:
       if lay and e.needed:
-        raise UserError(f"{e.name} is not there; is this a whole openpilot checkout?")
+        raise UserError(f"{e.name} is missing; is this a complete openpilot checkout?")
       if lay and e.name in known:
         plan.notes.append(f"{e.name} is not there: left alone")
       continue
@@ -154,7 +155,7 @@ def plan_edits(plan: Plan, laid: Laid, lay: bool) -> list[str]:
 
 
 def folder_files(source: Path, target: str) -> dict[str, bytes]:
-  """target/... -> bytes of a folder's files, without what is built from them."""
+  """target/... -> bytes of a folder's files, without files that are built from them."""
   found = {}
   for path in sorted(source.rglob("*")):
     inside = path.relative_to(source)
@@ -169,7 +170,7 @@ def folder_files(source: Path, target: str) -> dict[str, bytes]:
 
 
 def bundle_files(layout: Layout, laid: Laid, wanted: list[str] | None) -> tuple[list[str], dict[str, bytes]]:
-  """(names of the bundles, their files). wanted: names in models/ or folders; None: those that are laid, else the
+  """(names of the bundles, their files). wanted: names in models/ or folders; None: the installed ones, else the
   default one."""
   kept = laid.bundles()
   names: list[str] = []
@@ -177,7 +178,7 @@ def bundle_files(layout: Layout, laid: Laid, wanted: list[str] | None) -> tuple[
   for given in wanted or kept or [DEFAULT]:
     source = Path(given) if "/" in given else HERE / "models" / given
     if not wanted and given in kept and not source.is_dir():
-      # of the user's own: what is laid stays
+      # the user's own bundle: the installed copy stays
       source = layout.root / next(n for n in laid.files if n.endswith(f"/{given}/{MANIFEST}")).rsplit("/", 1)[0]
     try:
       bundle = load_bundle(source)
@@ -193,8 +194,8 @@ def bundle_files(layout: Layout, laid: Laid, wanted: list[str] | None) -> tuple[
 
 
 def plan_files(plan: Plan, laid: Laid, wanted: dict[str, bytes]) -> None:
-  """Adds what is new, other or gone among our own files. Raises UserError where a file that would be lost is neither as
-  it was laid nor committed."""
+  """Adds new, changed and removed files of our own. Raises UserError where a file that would be lost is neither as
+  installed nor committed."""
   layout = plan.layout
   head = committed_hashes(layout, sorted({str(Path(n).parent) for n in {*wanted, *laid.files}}))
   for name in sorted({*wanted, *laid.files}):
@@ -209,10 +210,10 @@ def plan_files(plan: Plan, laid: Laid, wanted: dict[str, bytes]) -> None:
       or (name in head and blob_hash(data, head[name]) == head[name])
     )
     if not as_laid:
-      known = "was changed since it was laid" if name in laid.files else "is there already and is not the overlay's"
-      raise UserError(
-        f"{name} {known}, and that is not committed; commit it or take it away first, nothing was written"
+      known = (
+        "was changed since it was installed" if name in laid.files else "is there already and is not the overlay's"
       )
+      raise UserError(f"{name} {known}, and that is not committed; commit it or remove it first, nothing was written")
     plan.add(name, data, new, "remove" if new is None else "add" if data is None else "renew")
 
 
@@ -228,10 +229,10 @@ def plan_overlay(layout: Layout, bundles: list[str] | None = None) -> Plan:
   plan_files(plan, laid, files)
   if hidden := ignored(layout, sorted(files)):
     raise UserError(
-      f"{hidden[0]} would be hidden by the checkout's .gitignore, and {len(hidden) - 1} more; take that rule out first"
+      f"{hidden[0]} would be ignored by the checkout's .gitignore, and {len(hidden) - 1} more; remove that rule first"
     )
   said = {
-    "about": "What tools/op.sh overlay of openpilot-fair laid here; --uninstall goes by it.",
+    "about": "What tools/op.sh overlay of openpilot-fair installed here; --uninstall reads it.",
     "edited": sorted(edited),
     "files": {n: sha(d) for n, d in sorted(files.items())},
   }
@@ -240,7 +241,7 @@ def plan_overlay(layout: Layout, bundles: list[str] | None = None) -> Plan:
   if change.before != change.after:
     plan.changes.insert(
       0 if change.before is None else len(plan.changes), change
-    )  # first where nothing is laid: a kill in the middle can be undone by it
+    )  # written first where nothing is installed: after a kill in the middle it can still be undone
   plan_lists(plan, [n for n in laid.lists if n != name])
   return plan
 
@@ -250,8 +251,8 @@ def plan_uninstall(layout: Layout) -> Plan:
   plan = Plan(layout, laid=bool(laid.lists))
   if not laid.lists and (layout.root / layout.folder).exists():
     raise UserError(
-      f"{layout.folder}/{LIST} is gone, which says what was laid; run the overlay once without --uninstall, or take "
-      "the folder away by hand"
+      f"{layout.folder}/{LIST} is gone, the list of what was installed; run the overlay once without "
+      "--uninstall, or remove the folder by hand"
     )
   plan_edits(plan, laid, lay=False)
   plan_files(plan, laid, {})
@@ -260,7 +261,7 @@ def plan_uninstall(layout: Layout) -> Plan:
 
 
 def plan_lists(plan: Plan, gone: Iterable[str]) -> None:
-  """The lists that go, last of all, and with each file that goes what was built beside it."""
+  """Removal of the lists, last of all, and of what was built beside each removed file."""
   for name in gone:
     plan.add(name, read(plain(plan.layout, name)), None, "remove")
   folders = {str(Path(c.name).parent) for c in plan.changes if c.what == "remove"}
@@ -273,8 +274,8 @@ def plan_lists(plan: Plan, gone: Iterable[str]) -> None:
 
 
 def carry_out(plan: Plan) -> None:
-  """Writes all changes, each file atomically. On any failure, Ctrl-C included, every file is put back; what cannot be
-  is named. Raises UserError."""
+  """Writes all changes, each file atomically. On any failure, Ctrl-C included, every file is restored; those that
+  cannot be are named. Raises UserError."""
   root, done, made = plan.layout.root, [], []
   try:
     for c in plan.changes:
@@ -295,17 +296,17 @@ def carry_out(plan: Plan) -> None:
       except OSError:
         lost.append(c.name)
     for p in reversed(made):
-      with contextlib.suppress(OSError):  # not empty: a file in it could not be taken away
+      with contextlib.suppress(OSError):  # not empty: a file in it could not be removed
         p.rmdir()
     if lost:
-      raise UserError(f"{e}; and these could not be put back, take them from git: {', '.join(lost)}") from e
+      raise UserError(f"{e}; and these could not be restored, take them from git: {', '.join(lost)}") from e
     if isinstance(e, OSError):
-      raise UserError(f"{c.name}: {e.strerror}; everything was put back") from e
+      raise UserError(f"{c.name}: {e.strerror}; everything was restored") from e
     raise
   try:
     remove_derived(plan)
   except OSError as e:
-    raise UserError(f"{e.filename}: {e.strerror}; all else is done, take that away by hand") from e
+    raise UserError(f"{e.filename}: {e.strerror}; all else is done, remove that by hand") from e
 
 
 def put(path: Path, data: bytes | None, mode: int = 0) -> None:
@@ -317,7 +318,7 @@ def put(path: Path, data: bytes | None, mode: int = 0) -> None:
 
 
 def remove_derived(plan: Plan) -> None:
-  """Folders that nothing is in any more, and on --uninstall what was built from ours."""
+  """Removes empty folders, and on --uninstall what was built from ours."""
   for folder in plan.folders:
     for path in sorted(folder.rglob("*"), reverse=True):
       path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -1,4 +1,4 @@
-"""The cameras that a route may have: under which names openpilot's logs, files and streams know each of them."""
+"""The cameras that a route may have, and their names in openpilot's logs, files and streams."""
 
 import numpy as np
 

@@ -24,7 +24,7 @@ class EncodeEntry:
   segment_id: int  # number of the frame in the segment's video, as it was written
   timestamp_sof: int  # ns
   timestamp_eof: int
-  place: int = -1  # of the picture in the video's file as it is now; segment_id unless pictures were lost
+  place: int = -1  # of the picture in the video's file; equals segment_id unless pictures were lost
 
   @property
   def position(self) -> int:
@@ -38,7 +38,7 @@ def encode_index(segment: Segment, camera: str = "road") -> list[EncodeEntry]:
   Where the log has no exposure times, as before 2020, a frame's time is its message's. Raises UserError where the log
   has no index of this segment, or the segment no log."""
   if segment.log_path is None:
-    raise UserError(f"segment {segment.name} has no log, so its frames have no times; play the video file by itself")
+    raise UserError(f"segment {segment.name} has no log, so its frames have no times; play the video file alone")
   services = [INDEX_SERVICES[camera]] + (["narrowRoadEncodeIdx"] if camera == "qcamera" else [])
   rows: dict[str, list[tuple[EncodeEntry, int]]] = {s: [] for s in services}
   reader = LogReader([segment.log_path], services=services)
@@ -60,8 +60,8 @@ def encode_index(segment: Segment, camera: str = "road") -> list[EncodeEntry]:
 
 
 def in_order(segment: Segment, rows: list[tuple[EncodeEntry, int]]) -> list[EncodeEntry]:
-  """Entries and their messages' times -> this segment's entries by segment_id, each once, with times that fit. Says
-  what was left out or mended."""
+  """Entries and their messages' times -> this segment's entries by segment_id, each once, with times that fit. Warns of
+  what was left out or corrected."""
   nums = Counter(e.segment_num for e, _ in rows)
   num = segment.num if segment.num in nums or segment.numbered else nums.most_common(1)[0][0]
   if num not in nums:
@@ -87,7 +87,7 @@ def in_order(segment: Segment, rows: list[tuple[EncodeEntry, int]]) -> list[Enco
   entries = [e for e, _ in kept]
   sof, eof, odd = exposure_times(entries, np.array([t for _, t in kept], np.int64))
   if odd:
-    warn(f"{segment.log_path}: {odd} frames have times that do not fit their neighbors'; theirs are taken")
+    warn(f"{segment.log_path}: {odd} frames have times that do not fit their neighbors'; the neighbors' are used")
   return [replace(e, timestamp_sof=int(s), timestamp_eof=int(t)) for e, s, t in zip(entries, sof, eof, strict=True)]
 
 
@@ -117,14 +117,14 @@ def exposure_times(entries: list[EncodeEntry], logged: np.ndarray) -> tuple[np.n
 def join(entries: list[EncodeEntry], reader: FrameReader) -> list[EncodeEntry]:
   """Entries that have a picture in the video, each with its place in the file.
 
-  As many pictures as entries: one after the other. Else some are lost: then a picture's presentation time is its
-  exposure's, as loggerd writes it; or its number in the stream says which it is, and what the stream cannot say (whole
-  groups lost) is taken from the number of entries."""
+  As many pictures as entries: they match one by one. Else some pictures are lost. Then a picture is found by its
+  presentation time, which loggerd sets to the exposure's; or by its number in the stream, where the number of entries
+  shows how many whole groups are lost."""
   count = entries[-1].segment_id + 1
   numbers = np.arange(reader.frame_count) if reader.frame_count == count else by_time(entries, reader)
   if numbers is None:
     numbers = by_number(count, reader)
-  if reader.frame_count < count and not reader.raw:  # libav does not know that pictures are missing
+  if reader.frame_count < count and not reader.raw:  # libav does not notice missing pictures
     reader.broken |= {int(i) + 1 for i in np.flatnonzero(np.diff(numbers) > 1)}
   place = {int(n): i for i, n in reversed(list(enumerate(numbers)))}
   return [
@@ -179,8 +179,8 @@ def synthetic_index(
   first_id: int = 0,
   seconds: np.ndarray | None = None,
 ) -> list[EncodeEntry]:
-  """For a video without log: frames at the times (frames,) that it gives them, else at its own rate, from `start` ns
-  on."""
+  """For a video without log: entries from `start` ns on, at the video's own times (frames,) or, without any, at its
+  rate."""
   times = np.arange(frame_count) / fps if seconds is None else seconds - seconds[0]
   return [
     EncodeEntry(first_id + i, segment_num, i, start + round(t * 1e9), start + round((t + 0.6 / fps) * 1e9))

@@ -1,4 +1,4 @@
-"""Bad input, or a machine that does not give what is needed: one clear line, exit code 2."""
+"""Bad input, or a machine that lacks what is needed: one clear line, exit code 2."""
 
 import contextlib
 import errno
@@ -14,8 +14,8 @@ BROKEN_PIPE = 141  # as a program that SIGPIPE ends
 
 
 def printable(text: object, most: int | None = None) -> str:
-  """A text as it may go to a terminal: on one line, control characters (a file's name may hold escape codes) spelled
-  out, of more than `most` characters the beginning and the end."""
+  """A text that is safe on a terminal: one line, control characters (a file's name may hold escape codes) spelled out.
+  Of a text over `most` characters the beginning and the end are kept."""
   plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(text).split()))
   return plain if most is None or len(plain) <= most else plain[: most // 2] + "..." + plain[-most // 3 :]
 
@@ -24,8 +24,8 @@ _said: set[str] = set()
 
 
 def warn(text: str) -> None:
-  """One line on stderr: something was left out, guessed or ignored. The same line is said once: a log is read several
-  times by one command."""
+  """One line on stderr: something was left out, guessed or ignored. The same line is printed once, since one command
+  may read a log several times."""
   if text not in _said:
     _said.add(text)
     print(f"warning: {printable(text)}", file=sys.stderr)
@@ -54,25 +54,25 @@ def above_zero(text: str) -> float:
   return value
 
 
-# what the system says -> (what it means, what to do)
+# error number -> (what it means, what to do)
 SYSTEM = {
   errno.ENOSPC: ("the disk is full", "free some space and run the command again"),
   errno.EDQUOT: ("the disk quota is used up", "free some space and run the command again"),
   errno.EROFS: ("cannot write: the file system is read-only", "choose another folder"),
   errno.EACCES: ("no permission", "choose another file or folder, or change its rights"),
   errno.EPERM: ("no permission", "choose another file or folder, or change its rights"),
-  errno.EISDIR: ("is a folder, where a file is wanted", "name a file"),
-  errno.ENOTDIR: ("a part of the path is a file, where a folder is wanted", "choose another path"),
-  errno.EEXIST: ("is there already, as something else", "choose another path"),
+  errno.EISDIR: ("is a folder, not a file", "name a file"),
+  errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another path"),
+  errno.EEXIST: ("exists already as something else", "choose another path"),
   errno.ENOENT: ("no such file or folder", "check the path"),
-  errno.ENAMETOOLONG: ("the path is too long", "choose a shorter one; of TMPDIR, if it is a socket's"),
+  errno.ENAMETOOLONG: ("the path is too long", "choose a shorter one; for a socket, set a shorter TMPDIR"),
   errno.EMFILE: ("too many open files", "raise the limit with `ulimit -n 4096`"),
   errno.ENFILE: ("too many open files on this machine", "close some programs"),
   errno.ENOMEM: ("out of memory", "close some programs, or take smaller batches"),
   errno.EOPNOTSUPP: ("not supported here", "use another file system or machine"),
   errno.EIO: ("the disk or its connection fails", "copy the data to another disk"),
 }
-# libraries that have no error of their own for it, by their text
+# system errors that libraries hide in a text of their own
 TEXTS = (
   (
     (
@@ -93,7 +93,7 @@ HOMELESS = ("Could not determine home directory", "uid not found")
 
 
 def system_errno(e: BaseException) -> int | None:
-  """The system's number of what went wrong, also where a library hides it in a text; None of what is no such error."""
+  """The system's error number, also where a library hides it in a text; None where it is not a system error."""
   number = getattr(e, "errno", None)
   if number in SYSTEM:
     return number
@@ -103,8 +103,7 @@ def system_errno(e: BaseException) -> int | None:
 
 
 def explain(e: BaseException) -> str | None:
-  """What a user is told of an error that is the machine's; None of one that is a fault of this program, whose traceback
-  is wanted."""
+  """The line for an error that the machine caused; None for a fault of this program, which needs its traceback."""
   text = " ".join(str(e).split())
   if (number := system_errno(e)) is not None:
     if number == errno.EOPNOTSUPP and isinstance(e, OSError):
@@ -133,7 +132,7 @@ def load_plugins() -> None:
       importlib.import_module(name)
     except ModuleNotFoundError as e:
       if e.name is None or not (name == e.name or name.startswith(f"{e.name}.")):
-        raise  # the module is there; what it imports is not
+        raise  # the module exists; one that it imports does not
       raise UserError(f"FAIR_PLUGINS: no module '{name}'; add the folder that holds it to PYTHONPATH") from None
 
 
@@ -150,7 +149,7 @@ def cli(main: Callable[..., int | None], extra: tuple[type[Exception], ...] = ()
         load_plugins()
         code = main(*args, **kwargs) or 0
       finally:
-        sys.stdout.flush()  # here, and not when Python ends, where it could only be told as a traceback
+        sys.stdout.flush()  # here: a failure at Python's exit could only be shown as a traceback
       return code
     except BrokenPipeError as e:
       if not _unread():
@@ -175,11 +174,11 @@ def _say(what: str) -> int:
 
 
 def _unread() -> bool:
-  """Whether standard output takes no more; then what is left for it is dropped, or Python would try once more at its
-  end."""
+  """Whether standard output is closed. Then pending output is dropped, or Python would try to write it again at
+  exit."""
   try:
     sys.stdout.flush()
-    ended = select.poll()  # what could not be written may have been dropped by now
+    ended = select.poll()  # the failed write may have dropped its data already
     ended.register(sys.stdout.fileno(), 0)
     if not any(events & select.POLLERR for _, events in ended.poll(0)):
       return False

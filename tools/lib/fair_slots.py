@@ -1,8 +1,8 @@
-"""Our messages in logs made before they moved from Event @136..@141 to @140..@145; forks have messages of their own at
-@136 and above.
+"""Finds our messages in logs made before they moved from Event @136..@141 to @140..@145. Forks have messages of their
+own at @136 and above.
 
-A message at an old slot is ours if its struct has the size that our schema gave it then, its content reads as ours, and
-its bundle is one that a fairState of the same log names. All else at @136..@139 is a fork's and stays what it is."""
+A message at an old slot is ours if its struct has the size that our schema had then, its content can be read as ours,
+and a fairState of the same log names its bundle. All others at @136..@139 belong to a fork and are left as they are."""
 
 import re
 import struct
@@ -26,7 +26,7 @@ NEW_TAGS = {log.Event.schema.fields[s].proto.discriminantValue: s for s in OLD_S
 OLD_TAGS = {tag - MOVED: s for tag, s in NEW_TAGS.items()}
 HASH = re.compile(r"[0-9a-f]{64}")
 
-# does the content read as ours?
+# can the content be read as ours?
 PLAUSIBLE: dict[str, Callable[[Any], bool]] = {
   "fairState": lambda m: (
     m.stream in ("", "narrowRoad", "wideRoad")
@@ -62,7 +62,7 @@ def content_size(dat: bytes) -> tuple[int, int, int]:
 
 
 def bundle_of_ours(dat: bytes, service: str, tag_at: int) -> str | None:
-  """The bundle that a message at an old slot names, read as `service`; None where it does not read as ours."""
+  """The bundle named by a message at an old slot, read as `service`; None where it cannot be read as ours."""
   moved = bytearray(dat)
   moved[tag_at : tag_at + 2] = struct.pack("<H", struct.unpack_from("<H", dat, tag_at)[0] + MOVED)
   try:

@@ -1,5 +1,5 @@
-"""Reading files that came from elsewhere: ordinary ones, of a size that is looked at first; JSON, YAML and arrays
-without code."""
+"""Reading files from elsewhere: only ordinary files, whose size is checked first; JSON, YAML and arrays, never code.
+And writing files atomically."""
 
 import contextlib
 import datetime
@@ -28,8 +28,8 @@ LONG = 200  # characters of a name in a message
 
 
 def ordinary(path: str | Path, limit: float = math.inf) -> Path:
-  """The path, if it is an ordinary file of at most `limit` bytes: a pipe would be waited for, a device read, for ever.
-  Raises FileNotFoundError, UserError."""
+  """The path, if it is an ordinary file of at most `limit` bytes: reading a pipe or a device might never end. Raises
+  FileNotFoundError, UserError."""
   about = os.stat(path)
   if not stat.S_ISREG(about.st_mode):
     raise UserError(f"{printable(path, LONG)} is no ordinary file; copy the file itself")
@@ -41,7 +41,7 @@ def ordinary(path: str | Path, limit: float = math.inf) -> Path:
 
 
 def ordinary_size(path: str | Path) -> int:
-  """Bytes of an ordinary file. Raises UserError where it is none, or not there."""
+  """Size of an ordinary file in bytes. Raises UserError where there is none."""
   try:
     return ordinary(path).stat().st_size
   except (OSError, ValueError) as e:
@@ -68,7 +68,7 @@ def read_json(path: str | Path, limit: int = JSON_LIMIT) -> Any:
 
 def read_yaml(path: str | Path, limit: int = YAML_LIMIT) -> Any:
   """Plain values only. Raises OSError, UserError, and ValueError where it is no YAML, is nested too deeply, or has
-  aliases: few lines make gigabytes."""
+  aliases, with which a few lines can expand to gigabytes."""
   import yaml
 
   class Loader(yaml.SafeLoader):
@@ -86,8 +86,8 @@ def read_yaml(path: str | Path, limit: int = YAML_LIMIT) -> Any:
 
 
 def read_header(f: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-  """Shape and dtype that an .npy claims. Raises ValueError: numpy's reader of headers raises what Python's own parser
-  does."""
+  """Shape and dtype in an .npy file's header. Raises ValueError, also for the many errors that numpy's parser
+  raises."""
   try:
     version = np.lib.format.read_magic(f)
     shape, _, dtype = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
@@ -97,7 +97,7 @@ def read_header(f: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
   except (OSError, MemoryError):
     raise
   except Exception as e:
-    raise ValueError(f"it holds what is no array ({printable(e, 80)})") from None
+    raise ValueError(f"it holds something that is not an array ({printable(e, 80)})") from None
 
 
 def read_arrays(path: str | Path, limit: int = ARRAYS_LIMIT) -> dict[str, np.ndarray]:
@@ -118,19 +118,19 @@ def read_arrays(path: str | Path, limit: int = ARRAYS_LIMIT) -> dict[str, np.nda
     with np.load(path, allow_pickle=False) as arrays:
       return dict(arrays)
   except (zipfile.BadZipFile, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.zlib.error) as e:  # type: ignore[attr-defined]
-    raise ValueError(f"it is no whole .npz ({printable(e, LONG)})") from None
+    raise ValueError(f"it is not a complete .npz ({printable(e, LONG)})") from None
 
 
 # *** writing ***
 
-STALE = 24 * 3600.0  # s after which a temporary file of a process that cannot be asked is taken for left behind
+STALE = 24 * 3600.0  # s after which a temporary file counts as left behind, where its process cannot be checked
 _TEMPORARY = re.compile(r"\..+\.tmp(?:([0-9a-f]{6})-)?(\d+)(?:\..*)?")
 _swept: set[Path] = set()
 
 
 @functools.cache
 def _here() -> str:
-  """Where this process's number means something: this machine, and its container."""
+  """Identifies where this process's number is valid: this machine and its container."""
   with contextlib.suppress(OSError):
     return hashlib.sha256(f"{platform.node()} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:6]
   return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
@@ -147,8 +147,8 @@ def _runs(pid: int) -> bool:
 
 
 def remove_left_behind(folder: Path) -> None:
-  """Removes what killed processes left of atomic_path() in a folder: of this machine's at once, of another's after a
-  day. A living process's stay."""
+  """Removes the temporary files that killed processes left in a folder: those of this machine at once, those of another
+  after a day. A living process's files stay."""
   for path in folder.iterdir():
     found = _TEMPORARY.fullmatch(path.name)
     if found is None:
@@ -161,12 +161,12 @@ def remove_left_behind(folder: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-  """A temporary path beside `path` that becomes it when the block ends well, and is removed when it does not. A full or
-  read-only disk, a folder in the way or in place of `path` raise UserError."""
+  """A temporary path beside `path`. When the block succeeds it is renamed to `path`, else it is removed. Raises
+  UserError on a full or read-only disk, or where `path` or a part of it is in the way."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
-      raise UserError(f"{path} is a folder, where a file is wanted; name a file")
+      raise UserError(f"{path} is a folder, not a file; name a file")
     if path.parent not in _swept:
       _swept.add(path.parent)
       remove_left_behind(path.parent)
@@ -178,10 +178,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
       tmp.unlink(missing_ok=True)
   except Exception as e:
     number, name = system_errno(e), getattr(e, "filename", None)
-    ours = name is None or Path(os.fsdecode(name)).parent in (
-      path.parent,
-      *path.parents,
-    )  # not of what was read to be written
+    # only errors of writing, not those of reading the source
+    ours = name is None or Path(os.fsdecode(name)).parent in (path.parent, *path.parents)
     if number in (errno.ENOSPC, errno.EDQUOT) or (
       ours and number in (errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST)
     ):

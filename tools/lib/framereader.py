@@ -18,12 +18,12 @@ from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import ordinary_size
 
 CACHE_BYTES = 256 * 1024 * 1024  # of decoded groups
-MAX_BYTES = 2**32  # of a raw HEVC file, which is read whole
+MAX_BYTES = 2**32  # of a raw HEVC file, which is read into memory
 MAX_PIXELS = 8192 * 4608  # of a picture
 PIX_FMTS = ("rgb24", "nv12")
 PLANAR = ("yuv420p", "yuvj420p")
 RAW_SUFFIXES = (".hevc", ".h265")
-# only what holds a video itself: a playlist names other files, and addresses
+# only formats that contain a video: a playlist names other files, and addresses
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,mpegts,matroska,webm,avi,flv,asf,ogg,mpeg,gif,hevc,h264,mjpeg,ivf,y4m,yuv4mpegpipe"
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 Planes = tuple[np.ndarray, np.ndarray, np.ndarray]  # Y (h, w), U and V (h // 2, w // 2)
@@ -31,8 +31,8 @@ Planes = tuple[np.ndarray, np.ndarray, np.ndarray]  # Y (h, w), U and V (h // 2,
 
 @contextlib.contextmanager
 def drained(codec: Any) -> Iterator[None]:
-  """Lets a decoder's threads finish before it is freed: PyAV frees it with the GIL held, for which a thread that still
-  decodes may be waiting."""
+  """Lets a decoder's threads finish before it is freed. PyAV frees it while holding the GIL, for which a decoding
+  thread may be waiting: a deadlock."""
   try:
     yield
   finally:
@@ -41,22 +41,21 @@ def drained(codec: Any) -> Iterator[None]:
 
 
 class FrameReader:
-  """pix_fmt 'rgb24': frames (h, w, 3) uint8; 'nv12': (h * 3 // 2, w) uint8, no padding. Turned as the file says; odd
-  sizes lose their last row or column.
+  """pix_fmt 'rgb24': frames (h, w, 3) uint8; 'nv12': (h * 3 // 2, w) uint8, no padding. Turned by the file's rotation;
+  odd sizes lose their last row or column.
 
-  `for frame in reader` and `read_from(i)` decode in order; so does `planes_from(i)`, whatever pix_fmt, without copying
-  what is 4:2:0 already. `get(i)` decodes from the beginning of i's group up to i; asked for a later frame of that
-  group, it decodes the whole group. A few groups are kept. A picture that is damaged, or whose group has lost one
-  before it, is left out: each i is its own picture or none.
-  numbers: of each picture in the file, which one of the recording it is: rising by more than one where pictures are
-  lost.
-  threads: 1 decodes a container in the caller's thread alone: slower, for a quarter less processor time.
-  Raises UserError where the file cannot be read as video, IndexError beyond its end."""
+  `for frame in reader` and `read_from(i)` decode in order; so does `planes_from(i)`, for any pix_fmt, without copying
+  pictures that are 4:2:0 already. `get(i)` decodes from the beginning of i's group up to i; for a later frame of that
+  group it then decodes the whole group. A few groups are kept. A picture that is damaged, or that comes after a lost
+  one in its group, is left out: each i is the right picture or none. numbers: of each picture in the file, which one of
+  the recording it is: rising by more than one where pictures are lost. threads: 1 decodes a container in the caller's
+  thread alone: slower, for a quarter less processor time. Raises UserError where the file cannot be read as video,
+  IndexError beyond its end."""
 
   def __init__(self, path: str | Path, pix_fmt: str = "rgb24", threads: int | None = None):
     if pix_fmt not in PIX_FMTS:
       raise ValueError(f"pix_fmt '{pix_fmt}' is not known; one of {', '.join(PIX_FMTS)}")
-    # damaged pictures are counted here; libav would print a line for each
+    # damaged pictures are counted here; libav would print a line for each one
     av.logging.set_libav_level(av.logging.PANIC)
     self.path, self.pix_fmt, self.threads = Path(path), pix_fmt, threads
     if not self.path.exists():
@@ -66,7 +65,7 @@ class FrameReader:
     if not size or (self.raw and size > MAX_BYTES):
       raise UserError(f"{self.path} is {'empty' if not size else 'too large'}; leave this segment out")
     self.cache: OrderedDict[int, dict[int, Any]] = OrderedDict()  # first frame of a group -> its frames, as decoded
-    self.reordered = True  # frames may come out in another order than they went in
+    self.reordered = True  # frames may come out in another order than their packets
     self.turn = 0  # quarters by which frames are turned, counter-clockwise
     try:
       self._index()
@@ -82,10 +81,10 @@ class FrameReader:
     self.packets: list[tuple[int, int]] = []  # raw HEVC: offset and end of each picture
     self.keys: list[int] = []  # frames at which a group begins
     self.times: list[int] = []  # containers: presentation time of each frame
-    self.broken: set[int] = set()  # frames that the file itself says are damaged
+    self.broken: set[int] = set()  # frames that the file itself marks as damaged
     self.gop, self.breaks = 0, []  # see hevc.Stream
     self.seconds: np.ndarray | None = None  # containers: presentation times
-    self.counted = False  # a container without presentation times, as AVI: what comes out is counted
+    self.counted = False  # a container without presentation times, as AVI: decoded frames are counted
     if self.raw:
       self.dat = self.path.read_bytes()
       stream = hevc.scan(self.dat)
@@ -112,11 +111,11 @@ class FrameReader:
         raise UserError("it has no pictures in it")
       stream = c.streams.video[0]
       if stream.codec_context is None:
-        raise UserError("its pictures are coded in a way that is not known here")
+        raise UserError("its video codec is not supported here")
       stamps: dict[int, tuple[bool, bool]] = {}
       torn = False
       packets = untimed = 0
-      with contextlib.suppress(av.FFmpegError):  # a damaged end: what came before it is whole
+      with contextlib.suppress(av.FFmpegError):  # a damaged end: everything before it is good
         for p in c.demux(stream):
           if not p.size or p.is_discard:
             continue
@@ -124,7 +123,7 @@ class FrameReader:
           untimed += p.pts is None
           if p.pts is not None:
             stamps[p.pts] = (p.is_keyframe, p.is_corrupt or torn)
-          torn = p.pts is None  # half a picture: the one behind it has lost its neighbor
+          torn = p.pts is None  # half a picture: the next one has lost its reference
       self.counted = "avi" in c.format.name or untimed * 4 > packets
       if self.counted:
         stamps = {i: (i == 0, False) for i in range(packets)}
@@ -171,8 +170,8 @@ class FrameReader:
     return ((i, self._convert(frame)) for i, frame in self._decode_from(start))
 
   def planes_from(self, start: int) -> Iterator[tuple[int, Planes]]:
-    """What 'nv12' frames from `start` on are made of: views of the decoder's own memory, to be read only. They stay
-    good as long as they are held."""
+    """The planes of 'nv12' frames from `start` on: read-only views of the decoder's memory, valid as long as they are
+    referenced."""
     return ((i, self._planes(frame)) for i, frame in self._decode_from(start))
 
   def _decode_from(self, start: int) -> Iterator[tuple[int, Any]]:
@@ -190,7 +189,7 @@ class FrameReader:
       key, end = self.keys[g], self.keys[g + 1] if g + 1 < len(self.keys) else self.frame_count
       group = self.cache.get(key, {})
       if i not in group and (not group or max(group) < i):
-        # one frame of a group is what a shuffling data loader asks for; a second one means that more will follow
+        # a shuffling data loader reads one frame of a group; a second read means that more will follow
         with contextlib.closing(self._decode(key, end if group else i + 1)) as decoded:
           group = self.cache[key] = dict(decoded)
       self.cache.move_to_end(key)
@@ -201,15 +200,15 @@ class FrameReader:
     return self._convert(group[i])
 
   def _decode(self, key: int, stop: int) -> Generator[tuple[int, Any], None, None]:
-    """(i, frame as libav has it) of key..stop-1 that are whole; key begins a group. Behind a lost picture none of its
-    group is: libav makes one up."""
+    """(i, libav's frame) of the undamaged frames of key..stop-1; key begins a group. After a lost picture the rest of
+    its group is left out, since libav invents pictures there."""
     expected, bad_until = key, key
     ends = [k for k in self.keys if k > key]
     with contextlib.closing(self._raw_frames(key, stop) if self.raw else self._container_frames(key)) as decoded:
       for i, frame in decoded:
         if i >= stop:
           return
-        if i < expected:  # a picture before the key, shown from another group
+        if i < expected:  # a picture before the key: it needs another group
           continue
         hole = i > expected or (self.raw and i > key and self.numbers[i] > self.numbers[i - 1] + 1)
         if hole or i in self.broken or frame.is_corrupt:
@@ -231,12 +230,12 @@ class FrameReader:
     )
     first = self.packet_of[key]
     last = self._last_packet(first, stop)
-    # the file's own parameter sets: a group need not repeat them
+    # the file's own parameter sets, which a group need not repeat
     prefix = self.sets if key != self.keys[0] or first else b""
     with drained(codec):
       for k in range(first, last):
         a, b = self.packets[k]
-        # not Packet(bytes): that one is freed by a thread of the decoder that holds its lock, and waits for Python's
+        # not Packet(bytes): a decoder's thread frees that one while it holds its lock and waits for Python's
         packet = av.Packet(len(prefix) + b - a)
         packet.update(prefix + self.dat[a:b])
         packet.pts = int(self.positions[k])
@@ -244,14 +243,14 @@ class FrameReader:
         try:
           out = codec.decode(packet)
         except av.FFmpegError:
-          continue  # a damaged picture; the next keyframe is whole again
-        self.reordered = bool(codec.has_b_frames)  # said by the parameter sets
+          continue  # a damaged picture; decoding is good again from the next keyframe on
+        self.reordered = bool(codec.has_b_frames)  # from the parameter sets
         yield from ((f.pts, f) for f in out if f.pts is not None)
       with contextlib.suppress(av.FFmpegError):
         yield from ((f.pts, f) for f in codec.decode(None) if f.pts is not None)
 
   def _last_packet(self, first: int, stop: int) -> int:
-    """The packet behind those that frames up to stop-1 need."""
+    """Index after the last packet that frames up to stop-1 need."""
     if not self.reordered:
       return min(len(self.packets), first + stop - int(self.positions[first]))
     last = int(np.max(np.flatnonzero(self.positions < stop), initial=first)) + 1
@@ -265,7 +264,7 @@ class FrameReader:
       stream.thread_type = "NONE" if self.threads == 1 else "AUTO"
       stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
       if key:
-        with contextlib.suppress(av.FFmpegError):  # an index that is damaged: then all from the beginning
+        with contextlib.suppress(av.FFmpegError):  # a damaged index: decode from the beginning
           c.seek(self.times[key], stream=stream)
       with drained(stream.codec_context):
         packets = c.demux(stream)
@@ -273,7 +272,7 @@ class FrameReader:
           try:
             packet = next(packets, None)
           except av.FFmpegError:
-            break  # the file's end is damaged: what came before it was whole
+            break  # the file's end is damaged; everything before it was good
           if packet is None:
             break
           try:
@@ -313,8 +312,8 @@ class FrameReader:
 
 
 def picture_size(path: Path) -> tuple[int, int] | None:
-  """(width, height) of a video's frames, None where it cannot be read. Decodes its first pictures; only where they are
-  damaged the whole file is looked at."""
+  """(width, height) of a video's frames, None where it cannot be read. Decodes its first pictures, and reads the whole
+  file only where those are damaged."""
   try:
     if ordinary_size(path):
       raw = path.suffix.lower() in RAW_SUFFIXES

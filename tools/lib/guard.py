@@ -1,5 +1,5 @@
-"""Reading messages that somebody else wrote: what a damaged one can cost is bounded, what it raises is caught, counted
-and said."""
+"""Reading messages that somebody else wrote: bounds what a damaged one can cost; catches, counts and reports what it
+raises."""
 
 import struct
 from collections import Counter
@@ -11,15 +11,15 @@ import capnp
 from openpilot.cereal import log
 from openpilot.tools.lib.errors import warn
 
-# of fields that are out of bounds, of the wrong kind or no text; of enumerants that the schema does not have
-# (RuntimeError); of odd numbers
+# raised by fields that are out of bounds, of the wrong kind or not text; by enumerants unknown to the schema
+# (RuntimeError); by odd numbers
 DAMAGE = (capnp.KjException, RuntimeError, ValueError, OverflowError)
-SPARE_WORDS = 2**17  # that may be read of any message; one that claims 2^29 elements without bytes is refused
-NESTING = 64  # as Cap'n Proto's own
+SPARE_WORDS = 2**17  # words that may be read of any message; a list that claims 2^29 elements without bytes is refused
+NESTING = 64  # Cap'n Proto's own limit
 
 
 def reading_limit(size: int) -> int:
-  """Words that may be read of a message of so many bytes: all of it several times, and a little."""
+  """Words that may be read of a message of so many bytes: several times its size, and a little more."""
   return SPARE_WORDS + 2 * size
 
 
@@ -34,8 +34,8 @@ _plans: dict[int, tuple[bool, list[tuple[str, str, bool]]]] = {}  # by the id of
 
 
 def _plan(schema: Any) -> tuple[bool, list[tuple[str, str, bool]]]:
-  """Has the struct a union? And (name, kind, in the union) of its fields that lie behind pointers, and of its groups:
-  numbers cannot be damaged."""
+  """Whether the struct has a union; and (name, kind, in the union) of its pointer fields and groups. Plain numbers
+  cannot be damaged."""
   node = schema.node
   if node.id in _plans:
     return _plans[node.id]
@@ -53,7 +53,7 @@ def _plan(schema: Any) -> tuple[bool, list[tuple[str, str, bool]]]:
 
 
 def read_all(message: Any, depth: int = 0) -> None:
-  """Reads all fields of a reader. Raises one of DAMAGE where one cannot be; to_dict() leaves such fields out."""
+  """Reads all fields of a reader. Raises one of DAMAGE where a field cannot be read; to_dict() would leave it out."""
   if depth > NESTING:
     raise ValueError("nested too deep")
   has_union, fields = _plan(message.schema)
@@ -73,8 +73,8 @@ def read_all(message: Any, depth: int = 0) -> None:
 
 
 class Guard:
-  """`with guard(event): ...` around all that reads a message: what a damaged one raises ends the block, and is counted
-  by kind; say() tells it in one line."""
+  """`with guard(event): ...` around code that reads a message: an error of a damaged one ends the block and is counted
+  by kind; say() prints the counts in one line."""
 
   def __init__(self, where: str = "") -> None:
     self.where = where
@@ -110,8 +110,8 @@ class Guard:
 
 
 def is_sound(dat: bytes) -> bool:
-  """Does every pointer of a message stay inside it, and nothing lie in more places than it has bytes for? as_builder()
-  and total_size of one that is not abort the process. Walks it in Python: for small messages."""
+  """Whether every pointer stays inside the message, and the parts are no larger together than the message. as_builder()
+  and total_size abort the process where this is not so. Walks it in Python: for small messages."""
   try:
     count = struct.unpack_from("<I", dat)[0] + 1
     if count > 512:

@@ -1,5 +1,5 @@
-"""Run by tools/op.sh after an installation that was killed: pip takes a package for installed as soon as its metadata
-is there, and would leave it as it is.
+"""Run by tools/op.sh after an installation that was killed. pip regards a package as installed once its metadata is
+there, and would leave it incomplete.
 
 Removes the metadata of each package of this environment whose files are not all there in full, so that pip installs it
 anew, and where there is one, op.sh's own notes of what is installed. Imports nothing of ours: nothing may be installed
@@ -30,7 +30,7 @@ def _whole(site: Path, info: Path) -> bool:
 
 if __name__ == "__main__":
   for info in half_installed(Path(sysconfig.get_paths()["purelib"])):
-    print(f"{info.name.removesuffix('.dist-info')} is installed by half; it will be installed anew")
+    print(f"{info.name.removesuffix('.dist-info')} is half installed; it will be installed again")
     shutil.rmtree(info)
     for note in Path(sys.prefix).glob(".installed-*"):
       note.unlink()

@@ -1,5 +1,5 @@
-"""HEVC without a container, as comma's encoders write it: where each picture begins, and which one it is by its picture
-order count (ITU-T H.265, 7.3)."""
+"""Raw HEVC, as comma's encoders write it: where each picture begins, and its number by its picture order count (ITU-T
+H.265, 7.3)."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from openpilot.tools.lib.errors import UserError
 
 VCL = 32  # NAL types below are slices
 IRAP = range(16, 24)  # pictures at which decoding may begin
-IDR = (19, 20)  # those at which counting begins anew
+IDR = (19, 20)  # those at which the count restarts
 SPS, PPS = 33, 34
 PARAMETER_SETS = (32, 33, 34)
 MAX_UNITS = 2_000_000  # of a file: a day of pictures
@@ -40,7 +40,7 @@ class Bits:
 
 @dataclass
 class Counting:
-  """What the parameter sets say of the slices' headers."""
+  """What the parameter sets define about the slices' headers."""
 
   poc_bits: int = 0  # 0: not known, pictures are counted
   separate_planes: bool = False
@@ -92,11 +92,11 @@ class Stream:
   packets: list[tuple[int, int]]  # offset and end of each picture, in decoding order
   positions: np.ndarray  # of each packet: its picture's place in display order
   keys: list[tuple[int, int]]  # pictures at which decoding may begin: packet, place
-  # of each place: which picture of the recording, the first is 0 unless a group's beginning is lost
+  # of each place: the picture's number in the recording; the first is 0 unless a group's beginning is lost
   numbers: np.ndarray
-  gop: int  # pictures from key to key where that is regular, else 0
-  breaks: list[int]  # places before which pictures are lost, and whole groups may be
-  sets: bytes  # the parameter sets of the file's beginning, or the first there are
+  gop: int  # pictures between keys where that is constant, else 0
+  breaks: list[int]  # places before which pictures, perhaps whole groups, are lost
+  sets: bytes  # the parameter sets at the file's beginning, or the first ones in it
 
 
 def scan(dat: bytes) -> Stream:
@@ -166,7 +166,7 @@ def place(
   step, times = steps.most_common(1)[0] if steps else (1, 0)
   if (
     times * 5 >= sum(steps.values()) * 4 and 0 < step < size // 2
-  ):  # shown as they come, which is how comma's encoders do it
+  ):  # displayed in coding order, as comma's encoders write them
     return as_they_come(packets, kinds, counts, size, step, sets)
   key = [k in IRAP for k in kinds]
   known = [c for c in counts if c is not None]
@@ -181,7 +181,7 @@ def place(
     value = before - before % size + low
     value += -size if value - before > size // 2 and value >= size else size if before - value >= size // 2 else 0
     sequence[i], full[i] = s, value
-    if kinds[i] not in range(0, 16, 2):  # a picture that none refers to is no anchor
+    if kinds[i] not in range(0, 16, 2):  # a picture that no other refers to is not an anchor
       before = value
   order = np.lexsort((full, sequence))
   positions = np.empty(n, np.int64)
@@ -192,8 +192,8 @@ def place(
 def as_they_come(
   packets: list[tuple[int, int]], kinds: list[int], counts: list[int | None], size: int, step: int, sets: bytes
 ) -> Stream:
-  """Of a stream without reordering: pictures between which the count jumps are numbered by it, and one whose count fits
-  neither side by its neighbors."""
+  """For a stream without reordering: pictures are numbered by their count; one whose count fits neither neighbor is
+  numbered by them."""
   kept: list[int] = []
   spans: list[int] = []  # pictures of each sequence that an IDR begins
   sequences: list[tuple[int, int]] = []  # of each kept picture: sequence, number in it
@@ -201,7 +201,7 @@ def as_they_come(
   for i, (kind, low) in enumerate(zip(kinds, counts, strict=True)):
     after = counts[i + 1] if i + 1 < len(counts) and kinds[i + 1] not in IDR else None
     if kind in IDR and i and after is not None and 0 < (after - last) % size < after:
-      kind, low = 1, None  # noise that looks like one: the next picture goes on where the last one stopped
+      kind, low = 1, None  # noise that looks like a picture: the next one continues where the last one stopped
     if kind in IDR:
       if kept:
         spans.append(number + 1)
@@ -211,7 +211,7 @@ def as_they_come(
       limit = size // 2 if after is None else (after - last) % size
       if ahead is None or ahead == 0 or ahead % step or (ahead >= limit and after is not None):
         if limit == step and after is not None:
-          continue  # there is no room for it: part of another picture
+          continue  # no number is left for it: part of another picture
         ahead = step
       if not kept:  # the sequence's beginning is lost
         ahead = 0 if low is None else low + step

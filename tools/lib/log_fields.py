@@ -1,10 +1,10 @@
-"""What openpilot wrote at other places in other years, read from a log of any age. All take a reader of an event, or of
-its message."""
+"""Fields that openpilot moved over the years, read from a log of any age. All functions take a reader of an event, or
+of its message."""
 
 from collections.abc import Iterable
 from typing import Any
 
-# where a field has been, newest first
+# services that have held a field, newest first
 TRAFFIC_SIDE = ("driverMonitoringState", "driverMonitoringStateDEPRECATED")  # the second until August 2026
 DESIRES = ("modelV2", "drivingModelData", "lateralPlanDEPRECATED")  # the third until openpilot 0.9.4, the others after
 GPS = ("gpsLocationExternal", "gpsLocation")  # u-blox, and the modem's
@@ -16,14 +16,13 @@ FIX = 1  # bit of the flags of u-blox and Android
 
 
 def left_hand(event: Any) -> bool | None:
-  """Traffic keeps to the left, and the driver sits on the right; None where this event does not say."""
+  """Traffic keeps to the left, and the driver sits on the right; None where this event does not hold it."""
   return bool(getattr(event, event.which()).isRHD) if event.which() in TRAFFIC_SIDE else None
 
 
 def desire(event: Any) -> int | None:
-  """What modeld is asked for, a log.Desire; None where this event does not say.
-
-  A lane change is one from its start to its end, not while it is only prepared."""
+  """modeld's input log.Desire; None where this event does not hold it. A lane change counts from its start to its end,
+  not while it is being prepared."""
   which = event.which()
   if which not in DESIRES:
     return None
@@ -36,16 +35,14 @@ def desire(event: Any) -> int | None:
 
 
 def speaking(sources: dict[str, list[Any]], order: Iterable[str] = DESIRES) -> str | None:
-  """source -> rows that end with a log.Desire: the source that the log's version writes. Those of other versions may be
-  there too, but are always 0.
-
-  Where all are: the first of `order`."""
+  """sources: source -> rows that end with a log.Desire. Returns the source that the log's version writes. Those of
+  other versions may be there too, but are always 0; where all are 0, the first of `order`."""
   there = [s for s in order if sources.get(s)]
   return max(there, key=lambda s: sum(row[-1] > 0 for row in sources[s]), default=None)
 
 
 def gps_fix(m: Any) -> bool:
-  """m: a gpsLocation or gpsLocationExternal. hasFix is not written before openpilot 0.9.5; until then a flag says
+  """m: a gpsLocation or gpsLocationExternal. hasFix is not written before openpilot 0.9.5; until then a flag holds
   it."""
   return bool(m.hasFix or m.flags & FIX)
 
@@ -58,8 +55,8 @@ def calibration_status(m: Any) -> str:
 
 
 def device_velocity(event: Any) -> tuple[float, ...] | None:
-  """Time in seconds, velocity in m/s and turn rates in rad/s of the device's frame; None where this event has none that
-  is valid."""
+  """Time in seconds, velocity in m/s and turn rates in rad/s of the device's frame; None where this event has no valid
+  one."""
   which, t = event.which(), event.logMonoTime * 1e-9
   if which not in MOTION:
     return None

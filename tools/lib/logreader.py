@@ -1,7 +1,7 @@
 """Logs: a plain concatenation of Cap'n Proto messages, each an Event, compressed with zstd or bz2 or not at all.
 
-The framing, the time and the union's tag stand at fixed places, so that messages nobody asked for cost a few bytes read
-and no object."""
+The framing, the time and the union's tag are at fixed places, so that a skipped message costs a few bytes read and no
+object."""
 
 import contextlib
 import ctypes
@@ -25,14 +25,14 @@ from openpilot.tools.lib.native import compile_library
 from openpilot.tools.lib.route import Route
 from openpilot.tools.lib.unpack import decompress, head
 
-MAX_SEGMENTS = 512  # of one Cap'n Proto message; more means that this is not a log
+MAX_SEGMENTS = 512  # of one Cap'n Proto message; more means that the file is not a log
 BATCH = 256  # events opened at once
-FAR = 0xFFFF  # tag of messages whose root lies behind a far pointer: pycapnp must look
+FAR = 0xFFFF  # tag of messages whose root lies behind a far pointer: pycapnp must find it
 DAMAGED = 0xFFFD  # tag of messages that have no root, or none that lies inside them
-EVENT_SIZES = (0x10002, 0x10003)  # words of data, pointers above: Event's root as every version writes it
-MAX_GAPS = 100  # places at which a log's chain of lengths is broken and taken up again
+EVENT_SIZES = (0x10002, 0x10003)  # words of data, and above it pointers: Event's root in every version
+MAX_GAPS = 100  # how often a log's chain of lengths may break and be found again
 LATEST = 2**62  # ns
-ODD_TIME = 600_000_000_000  # ns from its neighbors', which no message of a log is
+ODD_TIME = 600_000_000_000  # ns from its neighbors' times, farther than any message of a log
 NOT_OURS = 0xFFFE  # tag of messages of another program in a slot of ours
 
 TAGS: dict[str, int] = {
@@ -44,7 +44,7 @@ INIT_DATA = TAGS["initData"]
 
 @cache
 def library() -> Any:
-  """The chain of lengths in C, or None where there is no C compiler: then Python walks it, five times slower."""
+  """scan.c, which walks the chain of lengths; None without a C compiler: then Python walks it, five times slower."""
   try:
     lib = compile_library(Path(__file__).with_name("scan.c"))
   except UserError:
@@ -69,7 +69,7 @@ def chain_native(lib: Any, words: np.ndarray) -> tuple[np.ndarray, np.ndarray, i
 
 
 def chain_python(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-  """As scan.c, whose comments hold here."""
+  """As scan.c: see the comments there."""
   count = len(words)
   q = array("Q", words.tobytes())  # indexing an array is twice as fast as a memoryview
   starts: list[int] = []
@@ -107,7 +107,7 @@ def chain_python(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 
 def chain(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
   """-> beginnings, root pointers and ends of the messages in `words`, in words, and the end of the last whole one.
-  Where a length is damaged, it is taken up again at the next place that looks like an event."""
+  Where a length is damaged, the chain goes on at the next place that looks like an event."""
   lib = library()
 
   def walk(at: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -181,7 +181,7 @@ class LogFile:
     self.notes = self._sort_out_slots()
 
   def _sort_out_slots(self) -> list[str]:
-    """Gives our messages of before the move their tags of today, and takes other programs' at our slots out. Returns
+    """Gives our messages from before the move today's tags, and removes other programs' messages at our slots. Returns
     what was done, in words."""
     slots = np.flatnonzero(np.isin(self.tag, [*fair_slots.OLD_TAGS, *fair_slots.NEW_TAGS]))
     old, other = fair_slots.sort_out((int(i), int(self.tag[i]), self.raw(int(i))) for i in slots)
@@ -209,8 +209,8 @@ class LogFile:
 
 
 def odd_times(time: np.ndarray, tag: np.ndarray) -> np.ndarray:
-  """Numbers of messages that are ODD_TIME and more away from those around them; initData, which has the time of the
-  route's beginning, never is."""
+  """Numbers of messages whose times are ODD_TIME or more away from those around them. initData is exempt: it has the
+  time of the route's beginning."""
   known = np.flatnonzero((tag != DAMAGED) & (tag != INIT_DATA))
   t = time[known].astype(np.int64)
   if not len(t) or int(t.max()) - int(t.min()) < ODD_TIME:
@@ -252,10 +252,9 @@ class LogReader:
   a boundary).
 
   services: names in either spelling; None: all. Put `with reader.guard(event):` around what reads an event's fields: a
-  damaged one ends the block and is counted.
-  After an iteration: `unknown`, a Counter of union tags that the schema does not have, skipped; `damaged`, messages
-  that have no root, skipped; `truncated`, a line per file of which a part cannot be read. All of it is said on stderr,
-  in a line each."""
+  damaged one ends the block and is counted. After an iteration: `unknown`, a Counter of union tags that the schema does
+  not have, skipped; `damaged`, messages that have no root, skipped; `truncated`, a line per file of which a part cannot
+  be read. Each is reported in a line on stderr."""
 
   def __init__(
     self,
@@ -279,7 +278,7 @@ class LogReader:
     )
 
   def __iter__(self) -> Generator[Any, None, None]:
-    # in batches: reading many messages behind each other costs pycapnp a fifth of opening them one by one
+    # in batches: pycapnp needs a fifth of the time that opening messages one by one takes
     order = self._order()
     try:
       while batch := list(itertools.islice(order, BATCH)):
@@ -291,14 +290,14 @@ class LogReader:
           try:
             yield from events
             break
-          except capnp.KjException:  # a root that is not inside; the next message follows
+          except capnp.KjException:  # a root outside of the message; go on with the next one
             self.guard.damaged["?"] += 1
     finally:
       self.guard.say()
 
   def whole(self) -> Iterator[Any]:
-    """Only events of which all fields can be read: for those who keep messages, or hand them on. Slower: every field is
-    read."""
+    """Only events of which all fields can be read, for code that stores messages or passes them on. Slower: every field
+    is read."""
     events = iter(self)
     with contextlib.closing(events):
       for event in events:
@@ -310,8 +309,8 @@ class LogReader:
           yield event
 
   def raw(self) -> Iterator[tuple[int, int, bytes]]:
-    """(logMonoTime, union tag, bytes) without building objects. A log's initData comes first, at the time of what
-    follows it."""
+    """(logMonoTime, union tag, bytes) without building objects. A log's initData comes first, with the time of the
+    message that follows it."""
     for f, i in self._order():
       yield int(f.time[i]), int(f.tag[i]), f.raw(i)
 
@@ -349,7 +348,7 @@ class LogReader:
     self.unknown, self.truncated, self.damaged = Counter(), [], 0
     held: list[
       tuple[int, LogFile, int]
-    ] = []  # the tail of the last log that may come after the next one's first messages
+    ] = []  # messages at the end of the last log that may belong after the next one's first
     for k, path in enumerate(self.paths):
       f, index = self._load(path)
       if not self.sort_by_time:
@@ -358,7 +357,7 @@ class LogReader:
       items = [(int(t), f, int(i)) for t, i in zip(f.time[index], index, strict=True)]
       if held:
         items = sorted(held + items, key=lambda x: x[0])
-      # what lies within the last second of a log may be out of turn with the next one: it waits for that
+      # messages of the last second of a log may overlap with the next log: they wait for it
       limit = items[-1][0] - 1_000_000_000 if items and k + 1 < len(self.paths) else None
       cut = len(items) if limit is None else next((j for j, x in enumerate(items) if x[0] > limit), len(items))
       for _, g, i in items[:cut]:

@@ -1,4 +1,4 @@
-"""Writes logs: the messages one after the other, compressed as the file's suffix says."""
+"""Writes logs: the messages one after the other, compressed by the file's suffix."""
 
 import bz2
 import contextlib

@@ -1,5 +1,5 @@
-"""Small C files compiled on first use, kept in the user's cache under the hash of their source and of what this machine
-is."""
+"""Compiles small C files on first use, and keeps them in the user's cache under the hash of their source and this
+machine's kind."""
 
 import contextlib
 import ctypes
@@ -33,7 +33,7 @@ def compile_library(source: Path) -> ctypes.CDLL:
     )
   command = [*shlex.split(compiler), *CFLAGS]
   if shutil.which(command[0]) is None:
-    raise UserError(f"CC={named} names no program that is here; unset CC, or name a C compiler in it")
+    raise UserError(f"CC={named} names no program on this machine; unset CC, or name a C compiler in it")
   # a home folder may be shared by machines that cannot run each other's code
   machine = f"{sys.platform} {platform.machine()} {platform.libc_ver()[0]}"
   key = hashlib.sha256(source.read_bytes() + " ".join(command).encode() + machine.encode()).hexdigest()[:16]
@@ -42,14 +42,14 @@ def compile_library(source: Path) -> ctypes.CDLL:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openpilot-fair"
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / name).exists():
-      with contextlib.suppress(OSError):  # damaged: made anew
+      with contextlib.suppress(OSError):  # damaged: compile again
         return ctypes.CDLL(str(folder / name))
     return _build(command, source, folder, name)
-  except (OSError, RuntimeError):  # no home, one that cannot be written, or a full disk: this process makes its own
+  except (OSError, RuntimeError):  # no home, one that cannot be written, or a full disk: compile for this process alone
     pass
   try:
     with tempfile.TemporaryDirectory() as own:
-      return _build(command, source, Path(own), name)  # once it is loaded, its file is not needed
+      return _build(command, source, Path(own), name)  # the file is not needed once it is loaded
   except OSError as e:
     raise UserError(f"{source.name} cannot be compiled: {explain(e) or e}") from None
 

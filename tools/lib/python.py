@@ -1,5 +1,5 @@
-"""This Python started again: our modules are found from any folder, and nothing of the folder that one works in is
-taken for a module (-P)."""
+"""Starts this Python again: our modules are found from any folder, and no file of the working folder is imported by
+accident (-P)."""
 
 import os
 import sys

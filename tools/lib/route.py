@@ -49,7 +49,7 @@ RANGE = re.compile(r"^(?P<first>-?\d+)?(?P<colon>:)?(?P<last>-?\d+)?$")
 
 @dataclass
 class Segment:
-  """One minute of a route. Files that are not there are None."""
+  """One minute of a route. Missing files are None."""
 
   route: str
   num: int
@@ -106,7 +106,7 @@ def log_of(name: str) -> str:
 
 
 def segments_in(folder: Path, deeper: int = 1) -> list[Segment]:
-  """All segments in a folder, of any layout, sorted by route and number; where it has none, those of its folders."""
+  """All segments in a folder, of any layout, sorted by route and number; where it has none, those of its subfolders."""
   found: dict[tuple[str, int], Segment] = {}
   folders = []
   for p in sorted(folder.iterdir()):
@@ -145,10 +145,10 @@ class Route:
     self.segments = self._find(text, Path(data_dir) if data_dir else None)
     if not self.segments and (
       m := CONNECT.match(text)
-    ):  # connect's name for it; times in seconds behind it are no segments
+    ):  # connect's name; the seconds behind it are not segment numbers
       rest = m["rest"] if m["rest"] and RANGE.match(m["rest"][1:]) else ""
       if m["rest"] and not rest:
-        warn(f"'{m['rest']}' behind the route's name is not used; --start and --seconds say from where to where")
+        warn(f"'{m['rest']}' behind the route's name is not used; choose a part with --start and --seconds")
       short = f"{m['log']}{rest}"
       folder = Path(data_dir) if data_dir else Path()
       if any(s.route == log_of(m["log"]) for s in segments_in(folder)) or (folder / m["dongle"] / m["log"]).is_dir():

@@ -1,4 +1,4 @@
-"""What is printed or published: commands that can be typed as they stand, and nothing that tells of a person."""
+"""Texts that are printed or published: commands that can be typed as they are, and nothing that identifies a person."""
 
 import re
 import shlex
@@ -17,13 +17,13 @@ DONGLE = re.compile(r"(?<![0-9A-Za-z])[0-9a-f]{16}(?=[|/])")
 
 
 def command(*words: str | Path) -> str:
-  """A command line for a shell, whatever letters the paths have."""
+  """A command line for a shell, quoted where needed."""
   return shlex.join(map(str, words))
 
 
 def public(text: str | Path) -> str:
-  """text without what tells of a person: names of drives and devices, VINs, and all of a path but its last part. For
-  what ships or may be published."""
+  """text without what identifies a person: names of drives and devices, VINs, and all of a path but its last part. For
+  texts that ship or may be published."""
   text = ROUTE.sub("ROUTE", str(text))
   text = DONGLE.sub("DEVICE", text)
   text = VIN.sub("VIN", text)
@@ -31,13 +31,13 @@ def public(text: str | Path) -> str:
 
 
 def public_path(path: str | Path) -> str:
-  """The last part of a path, without what tells of a person."""
+  """The last part of a path, without what identifies a person."""
   return public(Path(path).name or Path(path).resolve().name)
 
 
 def public_command(text: str) -> str:
-  """A command line's options without what tells of a person: of paths the last part stays. Where it was not quoted, so
-  that a path with spaces cannot be told from words, values are left out altogether."""
+  """A command line's options without what identifies a person: of a path the last part stays. Where paths with spaces
+  were not quoted, so that they cannot be recognized, all values are left out."""
   try:
     words = shlex.split(text)
   except ValueError:

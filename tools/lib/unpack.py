@@ -1,4 +1,4 @@
-"""Logs' files -> bytes: zstd or bz2 or plain, of any number of frames, in bounded memory."""
+"""Unpacks logs: zstd, bz2 or plain, any number of frames, in bounded memory."""
 
 import bz2
 from collections.abc import Iterator
@@ -10,11 +10,8 @@ from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import ordinary_size
 
 ZSTD_MAGIC, BZ2_MAGIC = b"\x28\xb5\x2f\xfd", b"BZh"
-MAX_BYTES, SMALL_BYTES, MAX_RATIO = (
-  2**31,
-  2**26,
-  250,
-)  # a log unpacks to so many at most; to so many in any case; to so many times its file's size
+# limits of a log's unpacked size: at most; always allowed; in multiples of its file's size
+MAX_BYTES, SMALL_BYTES, MAX_RATIO = 2**31, 2**26, 250
 STEP = 1 << 20
 CAREFUL = 4096  # zstd makes at most 128 KiB of each 4 bytes
 BLOCK = 1 << 17  # what a block of zstd holds at most
@@ -40,9 +37,9 @@ def decompress(path: Path) -> tuple[bytes, str]:
   frames = unbz2 if dat[:3] == BZ2_MAGIC else unzstd
   out, problem = gather(frames(dat, STEP if frames is unbz2 or most_bytes(dat, limit) <= limit else CAREFUL), limit)
   if problem and frames is unzstd:
-    out, problem = gather(frames(dat, CAREFUL), limit)  # a little more of what stands before the damage
+    out, problem = gather(frames(dat, CAREFUL), limit)  # in small steps: all that stands before the damage
   if out is None:
-    raise UserError(f"{path} of {size} bytes unpacks to more than {limit >> 20} MiB, which no log does; it is not read")
+    raise UserError(f"{path} of {size} bytes unpacks to more than {limit >> 20} MiB, which no log does; not read")
   if not any(out):
     raise UserError(
       f"{path} holds no readable data: {problem or 'it is empty inside'}; copy it again, or leave this segment out"
@@ -51,7 +48,7 @@ def decompress(path: Path) -> tuple[bytes, str]:
 
 
 def head(path: Path, size: int = 1 << 16) -> bytes:
-  """About so many of a log's first bytes, for a look. Raises UserError where there are none."""
+  """About so many of a log's first bytes. Raises UserError where there are none."""
   if not ordinary_size(path):
     raise UserError(f"{path} is empty")
   with open(path, "rb") as f:
@@ -66,7 +63,7 @@ def head(path: Path, size: int = 1 << 16) -> bytes:
 
 
 def gather(parts: Iterator[bytes], limit: int) -> tuple[list[bytes] | None, str]:
-  """-> parts, None where they pass `limit` bytes; and what stopped them."""
+  """-> parts, None where they exceed `limit` bytes; and the error that stopped them."""
   out: list[bytes] = []
   total = 0
   try:
@@ -85,7 +82,7 @@ def is_skippable(dat: bytes) -> bool:
 
 
 def most_bytes(dat: bytes, limit: int) -> int:
-  """What a zstd file unpacks to at most, from the headers of its blocks; or something above `limit`."""
+  """The largest size that a zstd file can unpack to, by the headers of its blocks; or a value above `limit`."""
   pos = total = 0
   while pos + 6 <= len(dat) and total <= limit:
     if is_skippable(dat[pos : pos + 4]):

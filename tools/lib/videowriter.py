@@ -24,7 +24,7 @@ class VideoWriter:
     self.stream = stream
     self.stream.width, self.stream.height, self.stream.pix_fmt, self.stream.gop_size = width, height, "yuv420p", gop
     self.stream.codec_context.max_b_frames = 0
-    # one thread's worth of decisions: more would make the bytes depend on the machine
+    # one thread: with more the bytes would depend on the machine
     options: dict[str, Any] = {"preset": "ultrafast" if kind != "mp4" else "veryfast", "crf": str(crf)}
     if codec == "libx265":
       options["x265-params"] = f"log-level=none:bframes=0:keyint={gop}:min-keyint={gop}:scenecut=0:frame-threads=1"

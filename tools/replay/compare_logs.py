@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Says where two logs differ: first in number and order of messages, then field by field. Exit code 0: the same, 1:
-they differ."""
+"""Lists where two logs differ: first the number and order of messages, then field by field. Exit code 0: they are
+equal, 1: they differ."""
 
 from dataclasses import dataclass
 import math
@@ -16,7 +16,7 @@ from openpilot.tools.lib.guard import DAMAGE, open_event
 from openpilot.tools.lib.logreader import TAG_NAMES, LogReader
 
 
-# what a message says of the machine that made it and not of the road; zero in process-replay's logs
+# fields about the machine and not about the road; zero in process-replay's logs
 MACHINE_FIELDS = tuple(
   f"{service}.modelExecutionTime"
   for service in ("modelV2", "fairDepth", "fairObjects", "fairSegmentation", "fairLanes")
@@ -27,8 +27,8 @@ MACHINE_FIELDS = tuple(
 
 
 def is_ignored(path: str, fields: Sequence[str]) -> bool:
-  """path: of one field, such as fairState.graphs[0].executionTime; fields: with or without the numbers in brackets, of
-  all that begins so."""
+  """path: of one field, such as fairState.graphs[0].executionTime; fields: prefixes of paths, with or without the
+  numbers in brackets."""
   plain = re.sub(r"\[\d+\]", "", path)
   return any(p == f or p.startswith((f + ".", f + "[")) for p in (path, plain) for f in fields)
 
@@ -72,7 +72,7 @@ def compare_logs(
     if dat_a == dat_b:
       continue
     if tag_a != tag_b:
-      lines.append(f"message {i}: {TAG_NAMES[tag_a]} and {TAG_NAMES[tag_b]}; from here on the order differs")
+      lines.append(f"message {i}: {TAG_NAMES[tag_a]} and {TAG_NAMES[tag_b]}; the order differs from here on")
       break
     try:
       one, other = (open_event(d).to_dict(verbose=True) for d in (dat_a, dat_b))

@@ -1,4 +1,4 @@
-"""Numbers of a log with fair messages: frames, times, faults, what was found, and quality where there is truth."""
+"""Statistics of a log with fair messages: frames, times, faults, detections, and quality where there is truth."""
 
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,14 @@ import numpy as np
 from openpilot.selfdrive.modeld.fair.publish import class_map_from_message, depth_from_message
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.route import Segment
-from openpilot.tools.lib.truth import IGNORE, MAX_DEPTH, Truth, map_labels
+from openpilot.tools.sim.truth import IGNORE, MAX_DEPTH, Truth, map_labels
 
 FAIR = ["fairState", "fairDepth", "fairSegmentation", "fairObjects", "fairLanes"]
-COMPARE_AT = 15.0  # m ahead, where lines are held against modelV2's
+COMPARE_AT = 15.0  # m ahead, where lines are compared with modelV2's
 
 
 def measure(log: Path, segments: list[Segment], live: bool = True) -> dict[str, Any]:
-  """Numbers of a log with fair messages: frames, drops, times in ms, faults, and quality where the segments have
+  """Statistics of a log with fair messages: frames, drops, times in ms, faults, and quality where the segments have
   truth."""
   execution: list[float] = []
   latency: list[float] = []
@@ -33,7 +33,7 @@ def measure(log: Path, segments: list[Segment], live: bool = True) -> dict[str, 
       counts.add(event.which(), m, event.valid)
       if event.which() == "modelV2":
         continue
-      if m.frameId not in seen:  # one time a frame, however many messages it has
+      if m.frameId not in seen:  # one latency per frame, however many messages it has
         seen.add(m.frameId)
         ids.append(m.frameId)
         execution.append(m.modelExecutionTime * 1e3)
@@ -83,7 +83,7 @@ def mean_ms(states: list[Any], field: str) -> float:
 
 
 class Counts:
-  """How much there is of objects and lanes, and how far lines lie from openpilot's own."""
+  """Counts of objects and lanes, and the distance of lines from openpilot's own."""
 
   def __init__(self) -> None:
     self.objects: list[
@@ -162,7 +162,7 @@ class Counts:
 
 
 class Quality:
-  """Depth and classes against exact truth. Truth is sampled at the map's own pixels (tools/lib/truth.py); nothing is
+  """Depth and classes against exact truth. Truth is sampled at the map's own pixels (tools/sim/truth.py); nothing is
   aligned."""
 
   def __init__(self, segments: list[Segment]):

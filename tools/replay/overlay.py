@@ -1,7 +1,8 @@
-"""Draws fair* messages over the picture that they are about: classes tinted, what is seen in boxes, the lead and the
-nearest with their distance, our lane lines, openpilot's path, lane lines and road edges as its UI draws them, depth in
-a corner."""
+"""Draws fair* messages over the picture that they are about: classes tinted, boxes around visible objects, distances of
+the lead and the nearest, our lane lines, openpilot's path, lane lines and road edges as its UI draws them, depth in a
+corner."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,16 @@ from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, camera_intrin
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.lanes import on_line
 from openpilot.selfdrive.modeld.fair.publish import class_map_from_message, depth_from_message, mask_from_message
-from openpilot.tools.lib.colors import CLASS_COLORS, OTHER_COLOR, TINT, TURBO, depth_picture, depth_scale, track_color
+from openpilot.selfdrive.modeld.fair.roles import FORMER
+from openpilot.tools.lib.colors import TINT, TURBO, class_colors, depth_picture, depth_scale, track_color
 
-ABOUT = ("fairDepth", "fairSegmentation", "fairObjects", "fairLanes")  # each about one frame
+ABOUT = ("fairDepth", "fairSegmentation", "fairObjects", "fairLanes")  # each belongs to one frame
 HELD = 3  # frames that a map of depth stays in the picture
-LABELS = 5  # objects that get one: the lead, then the nearest
-HIDDEN = 2  # objects out of sight that are hinted at: the nearest
+LABELS = 5  # objects with a distance: the lead, then the nearest
+HIDDEN = 2  # occluded objects that are drawn: the nearest
 LEAD_OFFSET = 1.5  # m from the middle of the path, within which an object is in the way
 LINE_PROB = 0.25  # lines below are not drawn
-HEIGHT = 1.22  # m, of the camera where the log does not say
+HEIGHT = 1.22  # m, of the camera where the log does not hold it
 WHITE, GREEN, RED, YELLOW, GRAY = (255, 255, 255), (23, 220, 110), (255, 60, 50), (255, 210, 60), (200, 200, 200)
 CYAN = (0, 225, 255)  # our lane lines
 SHADE = (0, 0, 0, 150)  # under text
@@ -36,30 +38,33 @@ def at_view(mask: np.ndarray) -> np.ndarray:
 
 
 def distance(o: Any) -> float:
-  """Meters ahead of an object of fairObjects; infinite where nobody knows."""
+  """Meters ahead of an object of fairObjects; infinite where unknown."""
   if len(o.position):
     return float(o.position[0])
   return float(o.depth) if o.depth > 0 else np.inf
 
 
 def label_text(o: Any, classes: list[str], lead: bool) -> str:
-  """'lead 27 m', '27 m', 'pedestrian 12 m'; with the standard deviation where that is more than a fifth."""
+  """'lead 27 m', 'pedestrian 12 m', with the standard deviation where that is more than a fifth; 'sign' of what nobody
+  knows the distance of."""
+  name = classes[o.classId] if o.classId < len(classes) else f"class {o.classId}"
+  if not np.isfinite(distance(o)):
+    return name
   meters = f"{distance(o):.0f}"
   if len(o.positionStd) and o.positionStd[0] > 0.2 * distance(o):
     meters += f" \u00b1{o.positionStd[0]:.0f}"
-  name = classes[o.classId] if o.classId < len(classes) else f"class {o.classId}"
   return f"{'lead' if lead else name} {meters} m"
 
 
 class Labels:
-  """Texts that do not cover each other: what is drawn first keeps its place, what finds none is left out."""
+  """Texts that do not cover each other: the first ones keep their place, and those that find none are left out."""
 
   def __init__(self, d: ImageDraw.ImageDraw, font: Any, size: tuple[int, int]):
     self.d, self.font, self.size = d, font, size
     self.taken: list[tuple[float, float, float, float]] = []
 
   def reserve(self, x0: float, y0: float, x1: float, y1: float) -> bool:
-    """False where something is there already."""
+    """False where the place is taken."""
     if any(x0 < b[2] and b[0] < x1 and y0 < b[3] and b[1] < y1 for b in self.taken):
       return False
     self.taken.append((x0, y0, x1, y1))
@@ -79,10 +84,12 @@ class Labels:
 
 
 class Overlay:
-  """Draws on frames of one size. Messages come first, by message(); then draw() the frame that they are about."""
+  """Draws on frames of one size. Messages come first, by message(); then draw() the frame that they are about.
 
-  def __init__(self, width: int, height: int, wide: bool = False):
-    self.width, self.height, self.wide = width, height, wide
+  roles: {class: role} of the bundle's classes, by which they are colored; messages carry names alone."""
+
+  def __init__(self, width: int, height: int, wide: bool = False, roles: Mapping[str, str] = FORMER):
+    self.width, self.height, self.wide, self.roles = width, height, wide, roles
     self.scale = 2 if width < 1000 else 1
     self.size = (width * self.scale // 2 * 2, height * self.scale // 2 * 2)
     self.rpy = np.zeros(3)
@@ -90,7 +97,7 @@ class Overlay:
     self.device: str | None = None
     self.sensor: str | None = None
     self.latest: dict[str, Any] = {}
-    self.depth: tuple[int, Any] | None = None  # frame and message of the newest: it comes at half the rate
+    self.depth: tuple[int, Any] | None = None  # newest frame and message: depth comes at half the rate
     self.by_frame: dict[int, dict[str, Any]] = {}
     self.maps: tuple[Any, ...] | None = None
     self.font_size = 15 * self.size[0] // 1344 + 4
@@ -132,12 +139,12 @@ class Overlay:
     found = self.by_frame.get(frame_id, {})
     said = {which: getattr(found[which], which) for which in ABOUT if which in found and found[which].valid}
     picture = np.asarray(Image.fromarray(rgb).resize(self.size, Image.Resampling.BILINEAR)).copy()
-    tints: list[tuple[np.ndarray, tuple[int, int, int]]] = []  # masks of the view, the later over the earlier
+    tints: list[tuple[np.ndarray, tuple[int, int, int]]] = []  # masks of the view, later ones over earlier ones
     legend: dict[str, tuple[int, int, int]] = {}
     if "fairSegmentation" in said:
       m = said["fairSegmentation"]
       class_map = class_map_from_message(m)
-      legend = {name: CLASS_COLORS.get(name, OTHER_COLOR) for name in m.classes if name != "background"}
+      legend = class_colors(list(m.classes), self.roles)
       tints += [(class_map == i, legend[name]) for i, name in enumerate(m.classes) if name in legend]
     if "fairObjects" in said:
       seen = [(mask_from_message(o), track_color(o.trackId)) for o in said["fairObjects"].objects if not o.occluded]
@@ -187,17 +194,16 @@ class Overlay:
     flat[pixels] = flat[pixels] * np.float32(1 - TINT) + colors[at]
 
   def _objects(self, d: ImageDraw.ImageDraw, labels: Labels, m: Any, to_camera: np.ndarray, model: Any) -> None:
-    """Boxes of what is seen; distances of the lead and the nearest; a hint, thin and gray, of the nearest that are out
-    of sight."""
+    """Boxes of visible objects; distances of the lead and the nearest; thin gray boxes of the nearest occluded ones."""
     classes, lead = list(m.classes), lead_of(m.objects, model)
     near = sorted(m.objects, key=distance)
     for o in [o for o in near if o.occluded and np.isfinite(distance(o))][:HIDDEN]:
       self._box(d, o, to_camera, (*GRAY, 90), 1)
     seen = [o for o in near if not o.occluded]
-    for o in reversed(seen):  # the nearest on top
+    for o in reversed(seen):  # draw the nearest last, on top
       self._box(d, o, to_camera, track_color(o.trackId), 3 if lead is not None and o.trackId == lead.trackId else 2)
     first = ([lead] if lead is not None else []) + [o for o in seen if lead is None or o.trackId != lead.trackId]
-    for o in [o for o in first if np.isfinite(distance(o))][:LABELS]:
+    for o in first[:LABELS]:
       corners = self._corners(o, to_camera)
       labels.beside(
         np.concatenate([corners.min(0), corners.max(0)]), label_text(o, classes, o is lead), track_color(o.trackId)
@@ -212,7 +218,7 @@ class Overlay:
     d.line([*corners, corners[0]], fill=color, width=width)
 
   def _lanes(self, d: ImageDraw.ImageDraw, m: Any, to_camera: np.ndarray) -> None:
-    """Each line's curve, as strong as it is sure, and the points of it that are seen."""
+    """Each line's curve, stronger with its probability, and its visible points."""
     ground = None
     for line in m.lines:
       if line.prob < LINE_PROB:

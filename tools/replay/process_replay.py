@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Drives fairmodeld's model over a route without clock or sockets: the same route and bundle give the same bytes every
+"""Runs fairmodeld's model over a route without clock or sockets: the same route and bundle give the same bytes every
 time. Execution times are zero."""
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Segment
 from openpilot.tools.replay.source import RouteOptions, fill_nv12, frames, open_route
 
-PROCESSING_NS = 20_000_000  # stands for the time that fairmodeld takes
+PROCESSING_NS = 20_000_000  # in place of the time that fairmodeld takes
 
 
 def logged_frames(
@@ -42,8 +42,8 @@ def logged_frames(
   progress: bool,
   focal: float | None = None,
 ) -> Iterator[tuple[EncodeEntry, np.ndarray, str | None, str | None]]:
-  """Frames of a route, and the device's type and the sensor as logged until the end of the frame's exposure. What the
-  log has of `services`, of deviceState and of the camera's state until then goes to hear(service, message) before."""
+  """Frames of a route, with the device's type and the sensor as logged until the end of the frame's exposure. Messages
+  until then of `services`, deviceState and the camera's state are passed to hear(service, message) first."""
   state_service = STATE_SERVICES[camera]
   paths = [s.log_path for s in segments if s.log_path is not None]
   reader = LogReader(paths, services=[*services, "deviceState", state_service])
@@ -72,7 +72,7 @@ def logged_frames(
     yield entry, frame, device, sensor
     bar.update()
   bar.close()
-  events.close()  # what was damaged is said
+  events.close()  # reports damaged messages
 
 
 class CameraBuffer:
@@ -105,7 +105,7 @@ def process_replay(
   focal: float | None = None,
 ) -> Iterator[bytes]:
   """Serialized fair* messages in order. logMonoTime: the end of the frame's exposure plus PROCESSING_NS."""
-  # openpilot's model of a frame comes after it; fairmodeld waits for it, so here it is looked up by the frame's number
+  # a frame's modelV2 comes after the frame; fairmodeld waits for it, so here it is looked up by the frame's number
   paths = [s.log_path for s in segments if s.log_path is not None]
   reader = LogReader(paths, services=["modelV2"])
   models = models_by_frame(reader)
@@ -150,7 +150,7 @@ def models_by_frame(reader: LogReader) -> Iterator[tuple[int, Any]]:
     with reader.guard(event):
       frame_id = event.modelV2.frameId
       if event.valid:
-        read_all(event.modelV2)  # it is read where no damage is expected
+        read_all(event.modelV2)  # the message is read later, outside of a guard
         m = event.modelV2
     if frame_id >= 0:
       yield frame_id, m
@@ -160,7 +160,7 @@ def models_by_frame(reader: LogReader) -> Iterator[tuple[int, Any]]:
 class Options(RouteOptions):
   bundle: Path | None = option(None, help="a bundle's folder; default: models/fair_unified_small")
   small: bool = option(
-    False, help="what goes into a car's log without the param FairLogDense: no masks, nearest objects, few lane points"
+    False, help="as a car logs it without the param FairLogDense: no masks, nearest objects, few lane points"
   )
   output: Path = option(Path("out/process_replay.zst"), aliases=("--out",), help="the log to write")
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Keeps what fairmodeld says: a log of the live fair* messages, and the merging of such a log into the route's own."""
+"""Records the live fair* messages to a log, and merges such a log into the route's own."""
 
 from dataclasses import dataclass
 import heapq
@@ -22,7 +22,7 @@ FAIR = tuple(s for s in SERVICE_LIST if s.startswith("fair"))
 
 
 class Recorder:
-  """Collects raw messages from the moment it is made, in a thread, until stop()."""
+  """Collects raw messages in a thread, from its creation until stop()."""
 
   def __init__(self, services: Sequence[str] = FAIR):
     self.messages: list[bytes] = []
@@ -49,8 +49,8 @@ def on_route_clock(live: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
   """Live messages -> (time, bytes) on the clock of the replayed route.
 
   A replay sends frames with the route's own times, while fairmodeld stamps its messages with the machine's clock. The
-  smallest distance between a message and the end of its frame's exposure is taken as the offset of the two clocks plus
-  the fastest latency; what a message took longer than that stays in its time."""
+  smallest difference between a message's time and the end of its frame's exposure is taken as the offset of the two
+  clocks: it contains the fastest latency. A message that took longer is later by that much."""
   stamped: list[tuple[int, int, bool, bytes]] = []
   guard = Guard("the live messages")
   for dat in live:
@@ -85,7 +85,7 @@ def is_fair(tag: int) -> bool:
 @dataclass(frozen=True)
 class Options:
   output: Path = option(positional=True, help="the log to write: .zst, .bz2 or raw")
-  seconds: float | None = option(None, help="stop after so many; else Ctrl-C ends and writes")
+  seconds: float | None = option(None, help="stop after so many; by default on Ctrl-C")
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 """Publishes a logged route: its messages on messaging, its video as camera frames on VisionIPC, at the pace at which
 they were recorded.
 
-Frames are joined to the log by frameId and segmentId, and sent when the log says that their exposure ended. fair*
-messages and managerState in the log are left out, since fairmodeld and the manager beside this make new ones. A segment
-without video plays its messages; a video without log plays at its own rate, uncalibrated."""
+Frames are joined to the log by frameId and segmentId, and sent when their exposure ended by the log. fair* messages and
+managerState of the log are left out, since a running fairmodeld and manager publish new ones. A segment without video
+plays its messages; a video without log plays at its own rate, uncalibrated."""
 
 import heapq
 import math
@@ -36,10 +36,11 @@ from openpilot.tools.replay.source import KnownCamera, RouteOptions, choose_came
 
 BUFFERS = 20
 AHEAD = 8  # frames decoded before they are due
-GAP = 1_000_000_000  # ns without anything to publish, which are not waited for; openpilot's replay does the same
-SAY_EVERY = 10.0  # s, where nobody sits at a terminal
-OURS = {"managerState"}  # of the manager that may run beside this; a log's own plays where --allow names it
-TIME_OFFSET = 8  # of logMonoTime behind a root pointer that stands right before it
+GAP = 1_000_000_000  # ns; longer gaps in the log are skipped, as in openpilot's replay
+SAY_EVERY = 10.0  # s between lines where stdout is no terminal
+# a running manager publishes it; the log's own is played only where --allow names it
+OURS = {"managerState"}
+TIME_OFFSET = 8  # of logMonoTime, where the root pointer stands right before it
 
 
 @dataclass(order=True)
@@ -71,7 +72,8 @@ def messages(segments: list[Segment], allow: set[str] | None, block: set[str]) -
 
 
 def with_time(dat: bytes, t: int) -> bytes:
-  """The message with another logMonoTime, which stands at a fixed place; one whose root is elsewhere stays as it is."""
+  """The message with another logMonoTime, which is at a fixed place; a message whose root is elsewhere stays
+  unchanged."""
   segment_count = int.from_bytes(dat[:4], "little") + 1
   at = (4 * (segment_count + 1) + 7) // 8 * 8
   if int.from_bytes(dat[at : at + 4], "little") != 0:
@@ -117,8 +119,9 @@ class Replay:
     self.stop = threading.Event()
 
   def _survey(self) -> None:
-    """One pass over the logs, before the sockets are made: what will be published, where the log begins, which sensor
-    films. deviceState goes out always, or nothing would start; camera states for every frame."""
+    """One pass over the logs before the sockets are made: which services will be published, where the log begins, which
+    sensor the camera has. deviceState is always published, or nothing would start; so are camera states for every
+    frame."""
     self.logged: set[str] = set()
     self.first_time: int | None = None
     self.sensor = "unknown"
@@ -146,7 +149,7 @@ class Replay:
 
     def logged() -> Iterator[Item]:
       for t, service, dat in messages(self.segments, self.allow, self.block):
-        # camera states are decimated in a qlog: all are made from the encoder's index instead
+        # a qlog has few camera states: all are made from the encoder's index instead
         if service == state and self.has_video:
           continue
         if self.first_time is None or (t - self.first_time) * 1e-9 >= self.start:
@@ -165,7 +168,7 @@ class Replay:
     return heapq.merge(logged(), filmed())
 
   def _serve(self) -> None:
-    """Opens the camera before its first frame, so that clients are there for that one."""
+    """Opens the camera before its first frame, so that clients can connect in time."""
     first = next(p for s in self.segments if (p := getattr(s, VIDEOS[self.camera])) is not None)
     size = (KnownCamera.width, KnownCamera.height) if self.focal is not None else picture_size(first)
     if size is None:
@@ -189,7 +192,7 @@ class Replay:
     self.sent_frames += 1
 
   def run(self, progress: bool = True, warm_up: float = 0.3) -> None:
-    """Plays to the end, or until stop is set. warm_up: seconds that subscribers get to connect, deviceState alive
+    """Plays to the end, or until stop is set. warm_up: seconds for subscribers to connect; deviceState is published
     meanwhile."""
     self.last_time = self.last_id = 0  # as sent
     name = printable(self.segments[0].route)
@@ -199,7 +202,7 @@ class Replay:
       disable=not progress or not sys.stderr.isatty(),
       bar_format="{desc}: {n:.1f} s {postfix}",
     )
-    # s of the route: a file or a pipe gets a line now and then
+    # s of the route between lines, in a file or a pipe
     self.say_at = SAY_EVERY if progress and bar.disable else math.inf
     try:
       if self.has_video:
@@ -211,8 +214,8 @@ class Replay:
         self._round(bar)
         if self.sent_messages + self.sent_frames == before and not self.stop.is_set():
           raise UserError(
-            f"nothing of {name} is to be published from second {self.start:g} on; it is shorter, or --allow and "
-            "--block leave nothing"
+            f"nothing of {name} is to be published from second {self.start:g} on; the route is shorter, or "
+            "--allow and --block leave nothing"
           )
         if not self.loop:
           break
@@ -223,7 +226,7 @@ class Replay:
       self.close()
 
   def _round(self, bar: tqdm) -> None:
-    """The route once. Times and frame ids go on where the last round ended."""
+    """Plays the route once. Times and frame ids go on where the last round ended."""
     waiting: queue.Queue[Item | BaseException | None] = queue.Queue(maxsize=64 if not self.has_video else AHEAD * 40)
     threading.Thread(target=self._feed, args=(waiting,), daemon=True).start()
     base: int | None = None
@@ -233,7 +236,7 @@ class Replay:
     while not self.stop.is_set():
       try:
         item = waiting.get(timeout=0.2)
-      except queue.Empty:  # the decoder is slow, or stopped with us
+      except queue.Empty:  # the decoder is slow, or this process was suspended
         continue
       if isinstance(item, BaseException):
         raise item
@@ -289,7 +292,7 @@ class Replay:
         if self.stop.is_set():
           return
       self._put(waiting, None)
-    except BaseException as e:  # the player raises it where the user sees it
+    except BaseException as e:  # raised again in the player's thread
       self._put(waiting, e)
 
   def _put(self, waiting: "queue.Queue[Item | BaseException | None]", item: Item | BaseException | None) -> None:
@@ -301,7 +304,7 @@ class Replay:
         continue
 
   def _started(self, t: int, dat: bytes | None = None) -> None:
-    """deviceState with started set, as it was logged or, where the log has none, made up."""
+    """deviceState with started set: the logged one, or a new one where the log has none."""
     if dat is not None and not is_sound(dat):  # as_builder() would abort the process
       self.guard.damaged["deviceState"] += 1
       dat = None
@@ -313,7 +316,7 @@ class Replay:
     try:
       self.pm.send(service, dat)
     except messaging.MessageTooLargeError:
-      warn(f"the log has messages of {service} that are larger than any bus takes; they are left out")
+      warn(f"the log has messages of {service} that are too large for a socket; they are left out")
 
   def close(self) -> None:
     self.pm.close()
@@ -327,7 +330,7 @@ def names(text: str | None) -> list[str] | None:
 
 @dataclass(frozen=True)
 class Options(RouteOptions):
-  speed: float = option(1.0, parse=above_zero, metavar="X", help="times as fast as it was recorded")
+  speed: float = option(1.0, parse=above_zero, metavar="X", help="playback speed; 2: twice as fast as recorded")
   loop: bool = option(False, help="begin again at the end; times and frame ids go on")
   allow: str | None = option(None, metavar="SERVICES", help="publish only these, comma-separated, in either spelling")
   block: str | None = option(None, metavar="SERVICES", help="do not publish these")

@@ -1,5 +1,5 @@
-"""The page that a run leaves: what matters first, the video, quality where there is truth, what was found, times, and
-where the bundle comes from."""
+"""The report page of a run: headline numbers, video, quality where there is truth, detections, times, and the bundle's
+origin."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ from PIL import Image
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.replay.measure import COMPARE_AT
-from openpilot.tools.lib.truth import MAX_DEPTH
+from openpilot.tools.sim.truth import MAX_DEPTH
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -43,7 +43,7 @@ def latency_plot(times: list[float]) -> str:
   return data.getvalue()[data.getvalue().index("<svg") :]
 
 
-# what the page calls the numbers of a section: name with its unit, how it is written
+# a section's numbers: name with its unit, format
 SECTIONS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
   "depth": (
     "Depth",
@@ -93,11 +93,11 @@ QUALITY = {
   ),
   "miou": ("classes: mean IoU", "{:.3f}", "over the classes that occur; 1 is perfect"),
 }
-VIDEO_INSIDE = 12_000_000  # bytes of a video that the page still carries in itself; a longer one stays beside it
+VIDEO_INSIDE = 12_000_000  # bytes of a video that is embedded in the page; a larger one stays a file beside it
 
 
 def rows(numbers: dict[str, Any], names: dict[str, tuple[str, str]]) -> list[dict[str, str]]:
-  """The known numbers in their order, then whatever else is there by its own name."""
+  """The known numbers in their order, then any others by their own names."""
   named = [{"name": name, "value": form.format(numbers[k])} for k, (name, form) in names.items() if k in numbers]
   return named + [{"name": k.replace("_", " "), "value": str(v)} for k, v in numbers.items() if k not in names]
 
@@ -116,8 +116,8 @@ def quality_rows(quality: dict[str, float]) -> list[dict[str, str]]:
 
 
 def tiles(r: dict[str, Any]) -> list[dict[str, Any]]:
-  """What matters first: frames, time, faults, errors."""
-  # how many came is known from fairState only where it was counted by the process: a replay without clock has none
+  """The headline numbers: frames, time, faults, errors."""
+  # only a running process counts received frames in fairState; a replay without clock does not
   out = [
     {
       "name": f"of {r['frames_span']} frames processed" if r["frames_span"] else "frames processed",
@@ -146,7 +146,7 @@ def tiles(r: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def video_source(video: Path | None, folder: Path) -> str:
-  """The video for the page: in itself where it is small, by its name where it lies beside the page and is not."""
+  """The video for the page: embedded where it is small, else by the name of the file beside the page."""
   if video is None or not video.is_file():
     return ""
   if video.stat().st_size <= VIDEO_INSIDE:

@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
-"""Renders an overlay video from a log with fair* messages and the route's video; overlay.py draws."""
+"""Makes an overlay video from a log with fair* messages and the route's video; overlay.py draws it."""
 
 from dataclasses import dataclass
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, BundleError, find_bundle
+from openpilot.selfdrive.modeld.fair.roles import FORMER, roles_of
 from openpilot.tools.lib.cameras import CAMERAS
 from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.errors import UserError, above_zero, cli
@@ -28,7 +31,7 @@ def overlay_frames(
 ) -> Iterator[tuple[int, np.ndarray, bool]]:
   """(frame id, annotated picture, has fair messages) of every frame of the video from the first with fair messages to
   the last."""
-  # logs of the same time: not one stream
+  # the logs are of the same time: no stream in sequence
   events = sorted((e for path in logs for e in LogReader([path], services=LOGGED).whole()), key=lambda e: e.logMonoTime)
   about = {getattr(e, e.which()).frameId for e in events if e.which() in ABOUT}
   if not about:
@@ -37,7 +40,7 @@ def overlay_frames(
       "process-replay the route"
     )
   overlay: Overlay | None = None
-  # a message about a frame comes after it, so all of those are handed over first; the others by time
+  # messages about a frame come after it, so these are all passed on first; the others by time
   timed = [e for e in events if e.which() not in (*ABOUT, "modelV2")]
   guard = Guard("the overlay")
   k = 0
@@ -47,7 +50,7 @@ def overlay_frames(
     if entry.frame_id > max(about):
       return
     if overlay is None:
-      overlay = Overlay(rgb.shape[1], rgb.shape[0], camera == "wide")
+      overlay = Overlay(rgb.shape[1], rgb.shape[0], camera == "wide", roles_of_bundle(events))
       for e in events:
         if e.which() in (*ABOUT, "modelV2") or (
           e.which() in ("extrinsicsCalibration", "deviceState", "narrowRoadCameraState")
@@ -62,12 +65,23 @@ def overlay_frames(
     picture = None
     with guard(None):
       picture = overlay.draw(rgb, entry.frame_id)
-    if picture is None:  # what the messages say makes no sense; where they are damaged too, the next line says so
+    if picture is None:  # the messages' values make no sense; where they are damaged too, the next line reports it
       overlay.by_frame.pop(entry.frame_id, None)
       overlay.latest.clear()
       picture = overlay.draw(rgb, entry.frame_id)
     yield entry.frame_id, picture, entry.frame_id in about
   guard.say()
+
+
+def roles_of_bundle(events: list[Any]) -> Mapping[str, str]:
+  """{class: role} as the manifest of the messages' bundle says, where it is one of models/; else those of the road's
+  classes."""
+  name = next(getattr(e, e.which()).bundle for e in events if e.which() in ABOUT)
+  try:
+    graphs = find_bundle(name, MODELS_DIR).graphs if name else []
+  except BundleError:
+    return FORMER
+  return {**FORMER, **{c: role for g in graphs for o in g["outputs"] for c, role in roles_of(o).items()}}
 
 
 def show(
@@ -97,8 +111,7 @@ def show(
         break
     if video is None:
       raise UserError(
-        f"the video of {segments[0].route} shows none of the frames that the log's fair messages are about; is it the "
-        "same route?"
+        f"the video of {segments[0].route} has none of the frames of the log's fair messages; is it the same route?"
       )
   step = max(1, len(kept) // keep) if keep else 1
   return n, kept[step // 2 :: step][:keep] if keep else []
@@ -110,13 +123,13 @@ class Options:
     positional=True, help="logs with fair messages, from record, process-replay or the demo"
   )
   route: str = option(
-    help="the route that was replayed: its video, and where the log has none its calibration and speed"
+    help="the route that was replayed: for its video, and for calibration and speed where the log has none"
   )
   data_dir: Path | None = option(None, help="the folder that holds the routes")
   camera: str = option("road", choices=CAMERAS, help="which video was replayed")
   output: Path = option(Path("out/overlay.mp4"), aliases=("--out",), help="the video to write")
-  focal: float | None = option(None, parse=above_zero, metavar="PX", help="as the replay was given it")
-  frames: int | None = option(None, help="at most so many")
+  focal: float | None = option(None, parse=above_zero, metavar="PX", help="the value that the replay was given")
+  frames: int | None = option(None, help="at most so many seconds")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What plays: a route's usable segments, its camera, and the frames of its video joined to the log."""
+"""What a replay plays: a route's usable segments, its camera, and the frames of its video joined to the log."""
 
 import math
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ from openpilot.tools.lib.route import Route, Segment
 
 
 def open_route(name: str | Path, data_dir: Path | None, camera: str) -> tuple[list[Segment], str]:
-  """-> the segments that can be played, and the camera: the one asked for, or the qcamera in its place. Says what is
-  left out, and what stands for what."""
+  """-> the segments that can be played, and the camera: `camera`, or the qcamera in its place. Warns of what is left
+  out or replaced."""
   segments = Route(name, data_dir).segments
   return usable(segments, choose_camera(segments, camera))
 
 
 def choose_camera(segments: list[Segment], camera: str) -> str:
-  """The camera asked for; in place of a road camera that is not there, the qcamera, which shows the same. Says so."""
+  """The camera that is played: in place of a missing road camera the qcamera, which shows the same, with a warning."""
   if any(getattr(s, VIDEOS[camera]) for s in segments):
     return camera
   if camera == "road" and any(s.qcamera for s in segments):
@@ -42,8 +42,8 @@ def choose_camera(segments: list[Segment], camera: str) -> str:
 
 
 def usable(segments: list[Segment], camera: str) -> tuple[list[Segment], str]:
-  """Segments whose log and video can be read: for an rlog that cannot the qlog, for an fcamera the qcamera, else the
-  segment is left out.
+  """Segments whose log and video can be read. In place of an unreadable rlog the qlog is used, in place of an fcamera
+  the qcamera; else the segment is left out.
 
   Raises UserError where none is left."""
   out: list[Segment] = []
@@ -60,7 +60,7 @@ def usable(segments: list[Segment], camera: str) -> tuple[list[Segment], str]:
     else:
       out.append(replace(s, files=files))
   sizes: dict[int, tuple[int, int]] = {}
-  stands: list[int] = []  # segments whose qcamera stands for their fcamera
+  stands: list[int] = []  # segments whose qcamera replaces their fcamera
   for k, s in enumerate(out):
     if (path := s.files.get(VIDEOS[camera])) is None:
       continue
@@ -75,7 +75,8 @@ def usable(segments: list[Segment], camera: str) -> tuple[list[Segment], str]:
     if k in sizes:
       warn(f"{out[k].fcamera} is not a video that can be read; its qcamera is taken")
   first = next((sizes[k] for k in sizes if k not in stands), None)
-  if any(k in sizes and first is not None and sizes[k] != first for k in stands):  # a stream has one size
+  # all frames of a stream have one size
+  if any(k in sizes and first is not None and sizes[k] != first for k in stands):
     if all(s.qcamera is not None and picture_size(s.qcamera) for s in out):
       warn("so that all frames have one size, the qcamera of every segment plays")
       return out, "qcamera"
@@ -91,7 +92,7 @@ def usable(segments: list[Segment], camera: str) -> tuple[list[Segment], str]:
 
 
 def segment_index(segment: Segment, camera: str, reader: FrameReader, first_id: int, start: int) -> list[EncodeEntry]:
-  """The frames of a segment's video that are there. One without log: at its own pace from `start` ns on, numbered from
+  """The frames that a segment's video has. A video without log plays at its own rate from `start` ns on, numbered from
   first_id."""
   if segment.log_path is None:
     warn(f"segment {segment.name} has no log: its video plays at {reader.fps:g} Hz with the default calibration")
@@ -100,23 +101,23 @@ def segment_index(segment: Segment, camera: str, reader: FrameReader, first_id: 
   return join(entries, reader)
 
 
-COVERED = 0.7  # share of what the student sees, below which a video is said to be seen from too far in
+COVERED = 0.7  # a video that fills less of the student's view gets a warning
 
 
 class KnownCamera:
-  """Frames of a camera that is none of comma's -> those that a comma two would have taken: 1164x874 at a focal length
-  of 910 pixels. Outside the picture its border is repeated, as the warp does it too; for people (rgb24) it is black."""
+  """Frames of any camera -> frames as a comma two would have taken them: 1164x874 at a focal length of 910 pixels.
+  Outside the picture its border is repeated, as in the warp; for people (rgb24) it is black."""
 
   width, height, focal = 1164, 874, 910.0
 
   def __init__(self, focal: float, pix_fmt: str):
     self.scale, self.pix_fmt = self.focal / focal, pix_fmt
-    self.said = pix_fmt != "nv12"  # how much is covered: told once, of what the student sees
+    self.said = pix_fmt != "nv12"  # the warning about coverage is given once, for the student's frames
 
   def __call__(self, frame: np.ndarray) -> np.ndarray:
     nv12 = self.pix_fmt == "nv12"
     h, w = frame.shape[0] * 2 // 3 if nv12 else frame.shape[0], frame.shape[1]
-    # what is seen of the picture, about its middle, even numbers
+    # the part of the picture that is used, about its middle, in even numbers
     seen_w, seen_h = (
       min(a, math.ceil(b / self.scale / 2) * 2) // 2 * 2 for a, b in ((w, self.width), (h, self.height))
     )
@@ -156,8 +157,8 @@ class KnownCamera:
 
   @staticmethod
   def covered(width: int, height: int) -> float:
-    """Share of the medmodel view, whose focal length is the same, that a picture of this size about the camera's middle
-    fills."""
+    """Share of the medmodel view that a picture of this size, centered in the camera, fills; their focal lengths are
+    equal."""
     view_w, view_h = MEDMODEL_INPUT_SIZE
     above, below = MEDMODEL_CY, view_h - MEDMODEL_CY
     return min(1, width / view_w) * (min(above, height / 2) + min(below, height / 2)) / view_h
@@ -174,8 +175,8 @@ def frames(
   """(entry, frame) of a route's video over all its segments, in order, from `start` seconds after `origin` ns, or the
   first one, on.
 
-  focal: pixels, of a camera that is none of comma's; its frames come as KnownCamera has them. A segment whose video or
-  index cannot be read is left out, pictures that are lost are too; both are said."""
+  focal: pixels, of a camera that is not comma's; its frames are converted by KnownCamera. A segment whose video or
+  index cannot be read is left out, and so are lost pictures, with a warning."""
   next_id, next_time = 0, 1_000_000_000
   played = 0
   known = KnownCamera(focal, pix_fmt) if focal is not None else lambda frame: frame
@@ -210,7 +211,8 @@ def frames(
     reader.close()
   if not played and any(getattr(s, VIDEOS[camera]) for s in segments):
     raise UserError(
-      f"no frame of {segments[0].route} from second {start:g} on: it is shorter, or nothing of its video fits its log"
+      f"no frame of {segments[0].route} from second {start:g} on: the route is shorter, or its video does not "
+      "match its log"
     )
 
 
@@ -233,9 +235,9 @@ class RouteOptions:
     "its end picks segments",
   )
   data_dir: Path | None = option(None, help="the folder that holds the routes")
-  camera: str = option("road", choices=CAMERAS, help="which video plays (qcamera: as road camera)")
+  camera: str = option("road", choices=CAMERAS, help="which video to play; qcamera is published as road camera")
   start: float = option(0.0, parse=not_negative, metavar="S", help="seconds into the route")
   seconds: float | None = option(None, parse=above_zero, help="stop after so many seconds of the route")
   focal: float | None = option(
-    None, parse=above_zero, metavar="PX", help="focal length in pixels, of a camera that is none of comma's"
+    None, parse=above_zero, metavar="PX", help="focal length in pixels, of a camera that is not comma's"
   )

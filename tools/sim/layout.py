@@ -1,4 +1,4 @@
-"""What a seed decides of a stretch of road: its course, paint, light, traffic and what stands beside it.
+"""What a seed decides about a stretch of road: its course, paint, light, traffic and surroundings.
 
 Coordinates: see world.py."""
 
@@ -30,7 +30,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Actor:
-  """Something that moves: s = s0 + v t, wrapped around the ego's window; each wrap is somebody new with a new
+  """Something that moves: s = s0 + v t, wrapped around the ego's window; each wrap is a new actor with a new
   identity."""
 
   cls: int
@@ -48,7 +48,7 @@ class Layout:
   """`Layout(seed, time_of_day)`; time_of_day in TIMES, weather in WEATHERS. The road is long enough for `seconds` of
   driving.
 
-  Rain changes only how it looks: the same seed in clear weather has the same truth."""
+  Rain changes only the picture: the same seed in clear weather has the same truth."""
 
   def __init__(self, seed: int, time_of_day: str = "day", seconds: float = 60.0, weather: str = "clear"):
     if time_of_day not in TIMES:
@@ -68,7 +68,7 @@ class Layout:
     self._paint(r)
     self._look(r)
     if weather == "rain":
-      self._wet(np.random.default_rng([seed, 13]))  # its own numbers: those that decide the traffic stay
+      self._wet(np.random.default_rng([seed, 13]))  # a generator of its own, so that the traffic stays the same
     self._traffic(r)
     self._background(r)
 

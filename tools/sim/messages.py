@@ -1,5 +1,5 @@
-"""What a simulated car writes to its log: openpilot's messages at openpilot's rates, from the world's state. Noise is
-seeded by the segment."""
+"""The log of a simulated car: openpilot's messages at openpilot's rates, from the world's state. Noise is seeded by the
+segment."""
 
 from collections import Counter
 from typing import Any
@@ -15,7 +15,8 @@ from openpilot.tools.sim.world import World
 FRAME_NS = 50_000_000
 START_NS = 100_000_000_000
 SOF_TO_EOF_NS = 14_697_000
-FRAME_ID_OFFSET = 137  # a camera's frame count never begins with the video's: what counts instead of joining shows
+# a camera's frame count does not begin with the video's: this exposes code that counts instead of joining
+FRAME_ID_OFFSET = 137
 X_IDXS = 192.0 * (np.arange(33) / 32) ** 2
 T_IDXS = 10.0 * (np.arange(33) / 32) ** 2
 MODEL_DELAY_NS = 25_000_000
@@ -115,7 +116,7 @@ def segment_messages(
 def frame_messages(
   add: Any, world: World, i: int, segment_id: int, num: int, config: CameraConfig, sensor: str, r: np.random.Generator
 ) -> None:
-  """What 20 Hz brings: camera, encoders, the model, odometry, radar."""
+  """The messages at 20 Hz: camera, encoders, the model, odometry, radar."""
   sof = START_NS + i * FRAME_NS
   eof, frame_id = sof + SOF_TO_EOF_NS, FRAME_ID_OFFSET + i
   t = i * FRAME_NS * 1e-9
@@ -233,8 +234,7 @@ def frame_messages(
 
 
 def qlog_of(messages: Messages) -> list[bytes]:
-  """Every n-th message of each service, as openpilot's services decimate; services without a decimation are left
-  out."""
+  """Every n-th message of each service, by openpilot's decimation; services without one are left out."""
   seen: Counter[str] = Counter()
   kept = []
   for _, dat in messages:

@@ -1,16 +1,16 @@
-"""Points on the simulator's still surfaces, followed through a drive by geometry alone: what a tracker should find,
-exactly.
+"""Points on the simulator's static surfaces, followed through a drive by geometry alone: the exact result of a point
+tracker.
 
 Points are (x, y) in pixels of the medmodel view, integers at pixel centers. Places are in the calibrated frame of one
 moment: x forward, y right, z down, meters, the camera at the origin. A pose is World.pose: x, y, heading of that frame
-in one that stands still; the road is flat."""
+in one fixed to the ground; the road is flat."""
 
 import numpy as np
 
 from openpilot.common.transformations.camera import device_frame_from_view_frame, project
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.tools.sim.render import CLASSES, Frame
-from openpilot.tools.lib.truth import VIEW_H, VIEW_W
+from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.tools.sim.world import World
 
 FPS = 20
@@ -38,7 +38,7 @@ def ground_depth(points: np.ndarray, camera_height: float) -> np.ndarray:
 
 
 def to_still(at: np.ndarray, pose: Pose) -> np.ndarray:
-  """(N, 3) places of the moment of `pose` -> (N, 3) in the frame that stands still."""
+  """(N, 3) places in the frame of `pose` -> (N, 3) in the frame fixed to the ground."""
   x, y, h = pose
   c, s = np.cos(h), np.sin(h)
   return np.stack([x + c * at[:, 0] - s * at[:, 1], y + s * at[:, 0] + c * at[:, 1], at[:, 2]], 1)
@@ -53,8 +53,8 @@ def from_still(at: np.ndarray, pose: Pose) -> np.ndarray:
 
 
 def follow(world: World, frames: list[Frame], start: float, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """frames: consecutive ones of the view, from `start` seconds on; points: (N, 2), integers, in the first of them ->
-  where their surfaces are in every frame (T, N, 2), and whether they are seen (T, N). Exact for what stands still."""
+  """frames: consecutive frames of the view, from `start` seconds on; points: (N, 2), integers, in the first of them ->
+  where their surfaces are in every frame (T, N, 2), and whether they are visible (T, N). Exact for static surfaces."""
   ij = points.astype(int)
   at = to_still(lift(points, frames[0].depth[ij[:, 1], ij[:, 0]]), world.pose(start))
   tracks, seen = np.zeros((len(frames), len(points), 2)), np.zeros((len(frames), len(points)), bool)

@@ -66,7 +66,8 @@ class Frame:
   depth: np.ndarray  # (H, W) float32, meters along the optical axis, inf in the sky
   semantic: np.ndarray  # (H, W) uint8, index into CLASSES
   instance: np.ndarray  # (H, W) uint16, identity of the vehicle or pedestrian, 0 elsewhere
-  alone: np.ndarray | None = None  # (65536,) int32, how many pixels each identity would fill with nothing before it
+  # (65536,) int32, how many pixels each identity would fill with nothing in front of it
+  alone: np.ndarray | None = None
 
 
 @cache

@@ -36,7 +36,7 @@ class World(Layout):
   """`World(seed, time_of_day)`: see Layout."""
 
   def pose(self, t: float) -> tuple[float, float, float]:
-    """x, y meters and heading, radians, clockwise from above, of the calibrated frame in one that stands still."""
+    """x, y meters and heading, radians, clockwise from above, of the calibrated frame in one fixed to the ground."""
     e = self.ego(t)
     x, y, h = self._path(e["s"], e["d"])
     return float(x), float(y), float(h + e["heading_error"])
@@ -83,7 +83,7 @@ class World(Layout):
     error = np.arctan2(d_dot, v)  # of the heading
     curvature = np.interp(
       s, self.s, self.curvature
-    )  # of the centerline, to the right, where d is positive: beside it the way is shorter
+    )  # of the centerline, positive to the right, as d is: beside it the way is shorter
     forward = v * (1 - curvature * d) * np.cos(error) + d_dot * np.sin(error)
     yaw_rate = curvature * v + (d_ddot * v - d_dot * a) / (v * v + d_dot * d_dot)
     return float(s), float(d), float(v), float(error), float(forward), float(yaw_rate)
@@ -103,12 +103,12 @@ class World(Layout):
     return np.interp(s, self.s, self.px) - np.sin(h) * d, np.interp(s, self.s, self.py) + np.cos(h) * d, h
 
   def objects(self, t: float) -> list[dict[str, Any]]:
-    """Traffic near the ego at t: id (never that of somebody else), cls, x, y (center), yaw, size, speed along the road
-    minus the ego's (v_rel)."""
+    """Traffic near the ego at t: id (unique for all time), cls, x, y (center), yaw, size, speed along the road minus
+    the ego's (v_rel)."""
     e = self.ego(t)
     out = []
     for i, a in enumerate(self.actors):
-      # vehicles of the ego's lane keep their distance to it, so that nobody drives into anybody
+      # vehicles of the ego's lane keep their distance to it, so that none collide
       own = a.cls == VEHICLE and abs(a.d - self.ego_d) < 0.1
       rel = (
         a.s0
@@ -144,7 +144,7 @@ class World(Layout):
 
   @lru_cache(maxsize=4)  # noqa: B019 - worlds are few and live as long as their frames are rendered
   def view(self, t: float) -> dict[str, Any]:
-    """What the ray-caster needs at t: the centerline table, lines and boxes in the calibrated frame."""
+    """The ray-caster's input at t: the centerline table, lines and boxes in the calibrated frame."""
     e = self.ego(t)
     s = np.arange(e["s"] - 2.0, e["s"] + TABLE_REACH + 40, TABLE_STEP)
     x, y, h = self.to_ego(t, s, np.zeros_like(s))

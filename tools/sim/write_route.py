@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import medmodel_intrinsics
-from openpilot.selfdrive.modeld.fair.frames import QCAMERA_SIZE, camera_intrinsics
+from openpilot.selfdrive.modeld.fair.frames import QCAMERA_SIZE, VIEW_H, VIEW_W, camera_intrinsics
 from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.sim.messages import FRAME_ID_OFFSET, FRAME_NS, SOF_TO_EOF_NS, START_NS, qlog_of, segment_messages
 from openpilot.tools.sim.render import CLASSES, Frame, library, render
-from openpilot.tools.lib.truth import CHUNK, VIEW_H, VIEW_W
+from openpilot.tools.sim.truth import CHUNK
 from openpilot.tools.sim.layout import TIMES, WEATHERS
 from openpilot.tools.sim.world import CAMERAS, World
 
@@ -35,7 +35,7 @@ LANE_X = np.concatenate([np.arange(3.0, 20.0, 1.0), np.arange(20.0, 100.0, 4.0)]
 
 @dataclass(frozen=True)
 class Drive:
-  """All that decides a route but its cut into segments."""
+  """All that decides a route, except its cut into segments."""
 
   seed: int = 1
   seconds: float = 12.0
@@ -51,8 +51,8 @@ class Drive:
     return f"{self.seed & 0xFFFFFFFF:08x}--{(self.seed * 2654435761 + salt) % 16**10:010x}"
 
   def lens(self) -> tuple[np.ndarray, int, int]:
-    """Intrinsics, width and height of the picture that is rendered: of the road camera, or of the qcamera as every
-    reader of the route takes it."""
+    """Intrinsics, width and height of the rendered picture: the road camera's, or those that every reader assumes for
+    the qcamera."""
     config, sensor = CAMERAS[self.camera]
     if self.qcamera_only:
       return camera_intrinsics(*QCAMERA_SIZE, self.camera, sensor), *QCAMERA_SIZE
@@ -61,7 +61,7 @@ class Drive:
 
 @lru_cache(1)
 def world_of(drive: Drive) -> World:
-  """The last world that was asked for is kept: a worker renders many frames of one."""
+  """Keeps the last world: a worker renders many frames of one."""
   return World(drive.seed, drive.time_of_day, drive.seconds, drive.weather)
 
 
@@ -124,7 +124,7 @@ def render_frame(job: tuple[Drive, int]) -> dict[str, Any]:
   world, t = world_of(drive), n / FPS
   shot = render(world, t, *drive.lens(), rpy=world.rpy)
   view = render(world, t, medmodel_intrinsics, VIEW_W, VIEW_H, rgb=False, alone=True)
-  with np.errstate(over="ignore"):  # beyond 65504 m there is only the sky
+  with np.errstate(over="ignore"):  # beyond 65504 m, the largest float16, there is only sky
     depth = view.depth.astype(np.float16)
   return {
     "rgb": shot.rgb,
@@ -137,7 +137,7 @@ def render_frame(job: tuple[Drive, int]) -> dict[str, Any]:
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-  """As np.savez_compressed, in a third of its time and a fifth more space."""
+  """As np.savez_compressed, in a third of the time, with a fifth more space."""
   with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as z:
     for name, a in arrays.items():
       with z.open(f"{name}.npy", "w", force_zip64=True) as f:

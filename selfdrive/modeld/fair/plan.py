@@ -93,7 +93,7 @@ def plan_heads(where: str, graph: dict[str, Any]) -> dict[str, dict[str, dict[st
   return heads
 
 
-def plan_inputs(where: str, plan: Plan) -> None:
+def plan_inputs(where: str, plan: Plan, view: tuple[int, int] = VIEW) -> None:
   """Makes the arrays of a graph's state and point slots. Raises BundleError where its inputs are not the newest frame,
   its state and its slots."""
   graph = plan.graph
@@ -114,7 +114,7 @@ def plan_inputs(where: str, plan: Plan) -> None:
       ) from None
   if (found := spec_slots(graph)) is not None:
     count, names = found
-    plan.slots = LaneTracker(count, VIEW)
+    plan.slots = LaneTracker(count, view)
     for key, array in (("points", plan.slots.points), ("mask", plan.slots.mask), ("fresh", plan.slots.fresh)):
       spec = inputs.get(names[key])
       if spec is None or spec["shape"] != list(array.shape) or spec["dtype"] != "float32":

@@ -107,6 +107,22 @@ def test_objects_against_a_loop(seed):
     np.testing.assert_allclose(d.embed[n], e / np.linalg.norm(e), atol=1e-6)
 
 
+def test_objects_of_pictures_of_any_size():
+  """The same cells of a picture that is 1.25 times as wide and twice as high: boxes are in its own pixels."""
+  raw = raw_objects(np.random.default_rng(3), 60)
+  specs = {"heat": {"classes": CLASSES}}
+  small, large = (objects.decode(raw, specs, np.ones(shape, bool)) for shape in ((256, 512), (512, 640)))
+  assert len(small.boxes) > 3 and len(large.boxes) > 3
+  _, i, j, _ = objects.peaks(raw["heat"][0], objects.logit(objects.THRESHOLD))
+  centers = np.stack([j * 10 + 4.5, i * 16 + 7.5], axis=1)
+  left_top = np.maximum(centers[0] - np.maximum(raw["box"][0, :2, i[0], j[0]], 0), -0.5)
+  np.testing.assert_allclose(large.boxes[0, :2], left_top, atol=1e-3)
+  x, y = np.arange(128) * 5 + 2.0, np.arange(64) * 8 + 3.5
+  for box, mask in zip(large.boxes, large.masks, strict=True):
+    inside = ((x >= box[0]) & (x <= box[2]))[None] & ((y >= box[1]) & (y <= box[3]))[:, None]
+    assert not mask[~inside].any()
+
+
 def blob(cells):
   """One heat map with peaks (class, row, column, logit, half size) and nothing else."""
   raw = {"heat": np.full((1, 3, 32, 64), -9, np.float32), "box": np.zeros((1, 4, 32, 64), np.float32)}

@@ -9,9 +9,22 @@ from hypothesis import given, settings, strategies as st
 from openpilot.selfdrive.modeld.fair.assignment import assign, hungarian
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
-from openpilot.selfdrive.modeld.fair.heads.objects import Detections, box_iou
+from openpilot.selfdrive.modeld.fair.heads.objects import Detections, box_iou, intersection
 from openpilot.selfdrive.modeld.fair.locate import locate
-from openpilot.selfdrive.modeld.fair.tracking import FROM_BOX, MAX_LOST, MAX_TRACKS, TO_BOX, UNSEEN, Q, Tracker, merge
+from openpilot.selfdrive.modeld.fair.tracking import (
+  FROM_BOX,
+  MAX_LOST,
+  MAX_TRACKS,
+  MIN_VALUE,
+  TO_BOX,
+  UNSEEN,
+  W_MOTION,
+  W_OVERLAP,
+  Q,
+  R,
+  Tracker,
+  merge,
+)
 
 VIEW = (256, 512)
 CLASSES = ["vehicle", "pedestrian", "cyclist"]
@@ -392,3 +405,76 @@ def test_out_of_sight_a_prediction_grows_vaguer_than_in_sight():
 
   # the first of these frames is predicted as in sight; each of the others adds (UNSEEN Q)^2
   assert spread(11) - spread(1) == pytest.approx(10 * (UNSEEN * Q) ** 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("sigmas", [0.0, 1.0, 2.0])
+def test_what_a_pair_is_worth(sigmas):
+  """Overlap and motion, each 1 for the box where it was predicted; motion falls as a bell curve does, by standard
+  deviations of the prediction in shares of the box's size."""
+  t = Tracker(CLASSES, VIEW)
+  w, h = 40.0, 30.0
+  t.update(0, detections([box(200, 100, w, h)], masks=False), GROUND)
+  t.predict(1)
+  variance = float(t.p00[0]) + R * R
+  dx = sigmas * np.sqrt(variance * w * h)
+  d = detections([box(200 + dx, 100, w, h)], masks=False)
+  inter, nobody = intersection(t.boxes.astype(np.float32), d.boxes), np.zeros(1, int)
+  value = t._values(d, inter, np.array([w * h], np.float32), None, nobody, np.zeros(1, bool))
+  iou = max(w - dx, 0) / (w + min(dx, w))
+  want = (W_OVERLAP * iou + W_MOTION * np.exp(-0.5 * sigmas**2)) / (W_OVERLAP + W_MOTION) - MIN_VALUE
+  assert value.shape == (1, 1) and value[0, 0] == pytest.approx(want, abs=1e-5)
+
+
+def test_the_filter_is_kalmans():
+  """As textbooks have it, in matrices: a position and its speed, pushed by a white acceleration, of which the position
+  is measured. A box that is hidden by a tenth is measured with twice the variance."""
+  t = Tracker(CLASSES, VIEW)
+  r = np.random.default_rng(4)
+  t.update(0, detections([box(200, 100)], masks=False), GROUND)
+  x, p = np.stack([t.mean[0], t.speed[0]]), np.array([[t.p00[0], t.p01[0]], [t.p01[0], t.p11[0]]])
+  for dt, cover in ((1, 0.0), (2, 0.1), (1, 0.3), (3, 1.0), (1, 0.0)):
+    t.predict(dt)
+    f, g = np.array([[1.0, dt], [0.0, 1.0]]), np.array([[dt * dt / 2], [dt]])
+    x, p = f @ x, f @ p @ f.T + Q * Q * g @ g.T
+    measured = x[0] + r.normal(0, 3, 4)
+    t._correct(np.zeros(1, int), (measured @ TO_BOX)[None], np.array([cover]))
+    gain = p[:, :1] / (p[0, 0] + R * R * (1 + cover / 0.1))
+    x, p = x + gain * (measured - x[0]), p - gain @ p[:1]
+    np.testing.assert_allclose(t.mean[0], x[0], rtol=1e-9)
+    np.testing.assert_allclose(t.speed[0], x[1], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose([t.p00[0], t.p01[0], t.p11[0]], [p[0, 0], p[0, 1], p[1, 1]], rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+  ("front", "seen", "want"),
+  [
+    # from the left, from the right, from below over the whole width, with one edge in common, in the middle alone
+    ((280, 90, 310, 140), (310, 100, 340, 130), (300, 100, 340, 130)),
+    ((330, 90, 360, 140), (300, 100, 330, 130), (300, 100, 340, 130)),
+    ((290, 115, 350, 200), (300, 100, 340, 115), (300, 100, 340, 130)),
+    ((300, 115, 350, 200), (300, 100, 339, 115), (300, 100, 339, 130)),
+    ((310, 115, 320, 200), (300, 100, 340, 129), (300, 100, 340, 129)),
+  ],
+)
+def test_hidden_edges_are_where_the_other_edge_and_the_size_say(front, seen, want):
+  """Of a box predicted at 300 to 340 and 100 to 130."""
+  boxes = [np.array([b], np.float32) for b in (seen, (300, 100, 340, 130), front)]
+  out = Tracker(CLASSES, VIEW)._uncover(*boxes, np.array([0.3], np.float32))
+  assert out[0].tolist() == list(want)
+  assert Tracker(CLASSES, VIEW)._uncover(*boxes, np.array([0.01], np.float32))[0].tolist() == list(seen)
+
+
+@pytest.mark.parametrize(
+  ("seen", "want"),
+  [
+    ((0, 100, 20, 130), (-20, 100, 20, 130)),
+    ((491, 100, 511, 130), (491, 100, 531, 130)),
+    ((300, 235, 340, 255), (300, 235, 340, 265)),
+    ((1, 100, 20, 130), (1, 100, 20, 130)),
+  ],
+)
+def test_edges_at_the_views_end_are_beyond_it(seen, want):
+  """Of a box predicted 40 wide and 30 high."""
+  seen, size = np.array([seen], np.float32), np.array([[0, 0, 40, 30]], np.float32)
+  predicted = seen[:, [0, 1, 0, 1]] + size
+  assert Tracker(CLASSES, VIEW)._uncover(seen, predicted, np.zeros((1, 4)), np.zeros(1))[0].tolist() == list(want)

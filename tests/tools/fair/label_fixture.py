@@ -9,7 +9,7 @@ from openpilot.tools.fair.labels.store import CHUNK, VERSION, LabelStore
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.teacher import Clip, Label
 from openpilot.tools.lib.encode_index import EncodeEntry
-from openpilot.tools.lib.truth import MAP_H, MAP_W
+from openpilot.tools.sim.truth import MAP_H, MAP_W
 
 CAMERA = {
   "stream": "qcamera",

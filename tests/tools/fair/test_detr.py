@@ -11,7 +11,7 @@ from openpilot.tools.learn.device import Device
 from openpilot.tools.fair.detr.teacher import DetrTeacher, Pictures, road_classes, to_table
 from openpilot.tools.fair.registry import TEACHERS
 from openpilot.tools.fair.registry import load_teacher
-from openpilot.tools.fair.teacher import Clip, Entry
+from openpilot.tools.fair.teacher import Clip, Entry, failure_is_said
 from openpilot.tools.lib.errors import UserError
 
 DEVICE = Device(torch.device("cpu"), torch.float32)
@@ -250,3 +250,30 @@ def test_bad_folders_are_named_in_one_line(tmp_path):
   refuse("does not load", cut)
   (cut / "config.json").write_text("{")
   refuse("is not JSON", cut)
+
+
+@pytest.mark.parametrize(
+  ("change", "says"),
+  [
+    ({"size": {"height": 10**7, "width": 64}}, "1 to 8192 are possible"),
+    ({"size": {"height": "x" * 5000, "width": 64}}, "fails: ValueError"),
+    ({"size": {"x" * 5000: 1}}, "is not known"),
+    ({"image_mean": None}, "has no image_mean and image_std"),
+    ({"image_std": [0.1, 0, 0.1]}, "has no image_mean and image_std"),
+    ({"rescale_factor": [1]}, "rescale_factor"),
+  ],
+)
+def test_pictures_that_cannot_be_are_told_in_a_line(tmp_path, change, says):
+  save("rt_detr_v2", tmp_path)
+  path = tmp_path / "preprocessor_config.json"
+  path.write_text(
+    json.dumps(
+      {**json.loads(path.read_text()), "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.2] * 3, **change}
+    )
+  )
+  with pytest.raises(UserError, match=says) as e:
+    teacher = load_teacher("rtdetr-v2-r18", tmp_path, device="cpu")
+    with failure_is_said(teacher.name):
+      teacher.prepare(50, 120)
+      teacher.label(Clip(frames(1)))
+  assert "\n" not in str(e.value) and len(str(e.value)) < 1000

@@ -571,3 +571,23 @@ def test_blocks_that_the_config_does_not_name_are_refused(dinov2):
   assert hf.dropped_blocks(
     ["classifier.weight", "dinov2.encoder.layer.7.norm.weight", "memory.layers.0.norm.weight"], known
   ) == ["dinov2.encoder.layer.7.norm.weight"]
+
+
+@pytest.mark.parametrize(
+  ("change", "says"),
+  [
+    ({"num_hidden_layers": 10**6}, "has 1000000 as 'num_hidden_layers'; at most 256 is read"),
+    ({"hidden_size": 10**12}, "has 1000000000000 as 'hidden_size'"),
+    ({"layer_norm_eps": float("nan")}, "has nan as 'layer_norm_eps'"),
+    ({"patch_size": [[10**9]]}, "has 1000000000 as 'patch_size'"),
+    ({"out_indices": [0] * (2**20 + 1)}, "has a list 'out_indices' of 1048577"),
+    ({"hidden_size": 4096}, r"config.json asks for \d+ numbers, the weights hold \d+"),
+    ({"image_size": 14 * 4000}, r"config.json asks for \d+ numbers, the weights hold \d+"),
+  ],
+)
+def test_a_config_that_asks_for_too_much_is_not_built(dinov2, change, says):
+  path = dinov2 / "config.json"
+  path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+  with pytest.raises(UserError, match=says) as e:
+    load_teacher("dinov2-small", dinov2, device="cpu")
+  assert "\n" not in str(e.value)

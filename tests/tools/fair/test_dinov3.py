@@ -294,3 +294,12 @@ def test_wrong_folders_say_what_to_do(tmp_path):
     fails(match)
   (folder / "config.json").unlink()
   fails("no config.json")
+
+
+@pytest.mark.parametrize(
+  "size", [{"height": 10**6, "width": 16}, {"height": 16, "width": 10**12}, {"shortest_edge": 10**9}]
+)
+def test_pictures_of_a_size_that_cannot_be(tmp_path, size):
+  teacher = DinoV3Teacher(DinoV3Config(save(tmp_path / "model", size=size)), "cpu")
+  with pytest.raises(UserError, match="1 to 8192 are possible"):
+    teacher.extract_feature_map(images(32, 48))

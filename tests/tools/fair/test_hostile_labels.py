@@ -90,7 +90,7 @@ def test_a_commit_that_is_none_is_a_problem(store, spoil):
     assert len(problems) == 1 and "is damaged" in problems[0][1]
 
 
-@pytest.mark.parametrize("name", ["/etc/hostname", "../../../../etc/hostname", "objects/../../x"])
+@pytest.mark.parametrize("name", ["/etc/hostname", "../../../../etc/hostname", "objects/../../x", "x" * 5000])
 def test_a_commit_names_no_file_outside(store, name):
   path = path_of(store, "chunks/00000.json")
   path.write_text(json.dumps({"files": {name: "0" * 64}, "bad": []}))
@@ -118,6 +118,37 @@ def test_classes_and_rows_are_the_groups(store, label, column, values):
   pq.write_table(table.set_column(k, column, pa.array((values * table.num_rows)[: table.num_rows])), path)
   with pytest.raises(UserError, match=f"{label}/00000.parquet is damaged .*'{column}'"):
     use(store)
+
+
+@pytest.mark.parametrize("column", ["frame_id", "segment_id", "timestamp_eof"])
+@pytest.mark.parametrize("spoil", ["gone", "texts"])
+def test_frames_have_numbers(store, column, spoil):
+  path = path_of(store, "frames.parquet")
+  table = pq.read_table(path)
+  texts = pa.array(["x"] * table.num_rows)
+  table = (
+    table.drop_columns([column])
+    if spoil == "gone"
+    else table.set_column(table.column_names.index(column), column, texts)
+  )
+  pq.write_table(table, path)
+  with pytest.raises(UserError, match=f"no group of labels.*'{column}'"):
+    use(store)
+
+
+def test_a_table_without_rows_numbers(store):
+  path = path_of(store, "objects/00000.parquet")
+  pq.write_table(pq.read_table(path).drop_columns(["row"]), path)
+  with pytest.raises(UserError, match=r"objects/00000\.parquet is damaged .*no column 'row'"):
+    use(store)
+
+
+@pytest.mark.parametrize("version", ["2\n", "x" * 5000, [], 2])
+def test_a_version_is_told_in_a_line(store, version):
+  (store / "store.json").write_text(json.dumps({"version": version}))
+  with pytest.raises(UserError, match="label store of version") as e:
+    use(store)
+  assert "\n" not in str(e.value) and len(str(e.value)) < 400
 
 
 def test_a_short_table_that_is_long_when_written_out(tmp_path):

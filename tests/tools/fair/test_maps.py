@@ -17,7 +17,7 @@ from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.maps import classes_to_map, depth_to_map
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.sim.render import CLASSES, render
-from openpilot.tools.lib.truth import IGNORE, map_labels
+from openpilot.tools.sim.truth import IGNORE, map_labels
 from openpilot.tools.sim.world import World
 
 HEIGHT = 1.22  # meters of the camera over the road

@@ -16,7 +16,7 @@ from openpilot.tools.fair.scene_nano.data import SceneData, render_data
 from openpilot.tools.fair.scene_nano.train import ROOT, augment, evaluate, export, train, val_dir
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.sim.render import CLASSES, render
-from openpilot.tools.lib.truth import IGNORE, map_labels
+from openpilot.tools.sim.truth import IGNORE, map_labels
 from openpilot.tools.sim.world import World
 from openpilot.common.transformations.model import medmodel_intrinsics
 

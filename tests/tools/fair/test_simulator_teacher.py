@@ -17,7 +17,7 @@ from openpilot.tools.fair.teacher import Clip
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.sim.messages import FRAME_ID_OFFSET
 from openpilot.tools.sim.render import CLASSES
-from openpilot.tools.lib.truth import Truth, map_labels
+from openpilot.tools.sim.truth import Truth, map_labels
 from openpilot.tools.sim.world import World
 from openpilot.tools.sim.write_route import Drive, write_routes
 

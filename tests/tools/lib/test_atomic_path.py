@@ -104,7 +104,7 @@ def test_what_is_in_the_way(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match="folder is a folder"):
     write(tmp_path / "folder")
-  with pytest.raises(UserError, match=r"is a file, where a folder is wanted|is there already"):
+  with pytest.raises(UserError, match=r"is a file, not a folder|exists already"):
     write(tmp_path / "file" / "out.json")
 
 

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -12,13 +13,14 @@ import pytest
 import zstandard
 
 from openpilot.cereal import messaging
-from openpilot.tools.lib.encode_index import encode_index, exposure_times, join, synthetic_index
+from openpilot.tools.lib.encode_index import EncodeEntry, by_number, encode_index, exposure_times, join, synthetic_index
 from openpilot.tools.lib.errors import UserError, printable
 from openpilot.tools.lib.framereader import FrameReader
 from openpilot.tools.lib.guard import is_sound, open_event, read_all
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route, Segment
+from openpilot.tools.lib.unpack import decompress
 from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.replay.source import KnownCamera, frames, open_route
 
@@ -108,6 +110,22 @@ def test_frames_of_zstd_and_bz2(tmp_path):
     assert len(list(reader)) == 8 and not reader.truncated
 
 
+def test_what_stands_before_the_damage_of_a_zstd_frame_is_read(tmp_path):
+  """But for 4096 bytes at most: so much of a file is handed to zstd at a time."""
+  block = 1 << 17
+  whole = np.random.default_rng(0).integers(0, 256, 6 * block, np.uint8).tobytes()  # blocks that are not compressed
+  packed = bytearray(zstandard.compress(whole, 1))
+  pos, starts_of = zstandard.frame_header_size(bytes(packed)), []
+  while not starts_of or not packed[starts_of[-1]] & 1:
+    starts_of.append(pos)
+    pos += 3 + (int.from_bytes(packed[pos : pos + 3], "little") >> 3)
+  assert len(starts_of) == 6
+  packed[starts_of[4]] |= 6  # a kind of block that there is not
+  (tmp_path / "rlog.zst").write_bytes(packed)
+  dat, problem = decompress(tmp_path / "rlog.zst")
+  assert 4 * block - 4096 <= len(dat) <= 4 * block and dat == whole[: len(dat)] and "damaged" in problem
+
+
 def test_bombs_and_what_is_no_file(tmp_path):
   zeros = zstandard.ZstdCompressor(level=1).compressobj()
   bomb = b"".join(zeros.compress(bytes(1 << 24)) for _ in range(5)) + zeros.flush()  # 80 MiB
@@ -141,6 +159,52 @@ def test_claimed_elements_are_not_read():
   assert len(dat) < 200 and not is_sound(dat)
   with pytest.raises(Exception, match="traversal limit"):
     read_all(open_event(dat))
+
+
+def struct_to(offset, data=0, pointers=0):
+  return (offset & 0x3FFFFFFF) << 2 | data << 32 | pointers << 48
+
+
+def list_to(offset, kind, n):
+  return 1 | (offset & 0x3FFFFFFF) << 2 | kind << 32 | n << 35
+
+
+def one_segment(*words):
+  return struct.pack(f"<II{len(words)}Q", 0, len(words), *words)
+
+
+FAR_OUT = list_to(99, 5, 1)
+
+
+@pytest.mark.parametrize(
+  ("words", "good"),
+  [
+    # lists of bits, bytes, and 2, 4, 8 bytes that fill 130 words, and one element more
+    *(
+      ((struct_to(0, 0, 1), list_to(0, kind, 130 * per), *[2**64 - 1] * 130), True)
+      for kind, per in ((1, 64), (2, 8), (3, 4), (4, 2), (5, 1))
+    ),
+    *(
+      ((struct_to(0, 0, 1), list_to(0, kind, 130 * per + 1), *[2**64 - 1] * 130), False)
+      for kind, per in ((1, 64), (2, 8), (3, 4), (4, 2), (5, 1))
+    ),
+    # pointers in a list, and in structs in a list, of which one points outside
+    ((struct_to(0, 0, 1), list_to(0, 6, 2), struct_to(1, 1), 0, 5), True),
+    ((struct_to(0, 0, 1), list_to(0, 6, 2), 0, FAR_OUT, 5), False),
+    ((struct_to(0, 0, 1), list_to(0, 6, 4), 0, 0, 0), False),
+    ((struct_to(0, 0, 1), list_to(0, 7, 4), struct_to(2, 1, 1), 9, 0, FAR_OUT, 0), True),
+    ((struct_to(0, 0, 1), list_to(0, 7, 4), struct_to(2, 1, 1), 9, 0, 9, FAR_OUT), False),
+    ((struct_to(0, 0, 1), list_to(0, 7, 4), struct_to(2, 1, 1), 9, struct_to(-5), 9, 0), True),
+    ((struct_to(0, 0, 1), list_to(0, 7, 3), struct_to(2, 1, 1), 9, 0, 9, 0), False),
+    # a struct before the segment's begin, up to its end, and beyond
+    ((struct_to(0, 0, 1), struct_to(-3, 1), 5), False),
+    ((struct_to(0, 0, 1), struct_to(0, 1), 5), True),
+    ((struct_to(0, 0, 1), struct_to(0, 2), 5), False),
+  ],
+)
+def test_pointers_by_the_encodings_own_rules(words, good):
+  """Words of one segment, as capnproto.org/encoding.html has them."""
+  assert is_sound(one_segment(*words)) is good
 
 
 def test_what_is_not_sound_is_what_capnp_aborts_on(tmp_path):
@@ -217,6 +281,17 @@ def test_index_without_exposure_times(tmp_path):
   )
 
 
+@pytest.mark.parametrize("odd", [2, 13, 16])
+def test_a_time_that_does_not_fit_is_its_nearest_neighbors(odd):
+  """20 frames at 20 Hz, with a stop of 100 s in the middle."""
+  at = np.arange(20) * 50_000_000 + np.where(np.arange(20) >= 10, 100 * SECOND, 0) + 10**12
+  wrong = at.copy()
+  wrong[odd] = 7
+  entries = [EncodeEntry(i, 0, i, int(t) - 10_000_000, int(t)) for i, t in enumerate(wrong)]
+  sof, eof, replaced = exposure_times(entries, at + 60_000_000)
+  assert replaced == 1 and eof.tolist() == at.tolist() and (eof - sof)[[1, 5, odd]].tolist() == [10_000_000] * 2 + [0]
+
+
 def test_index_of_a_neighbor_and_odd_times(tmp_path, capsys):
   own = [index(k) for k in range(6)]
   entries = encode_index(segment_of(tmp_path, [index(1199, 7, t=99 * SECOND), *own, index(3)]))
@@ -243,6 +318,26 @@ def starts(dat):
       out.append(pos)
     pos = dat.find(b"\0\0\1", pos + 3)
   return out
+
+
+@pytest.mark.parametrize(
+  ("gop", "missing", "breaks", "first_key", "moved"),
+  [
+    (20, 0, [], 5, (0, 0)),
+    (20, 40, [], 5, (15, 15)),  # cut within a group: what is missing before is the rest of that group
+    (20, 35, [], 5, (35, 35)),  # that and whole groups
+    (20, 3, [], 5, (3, 3)),
+    (0, 40, [], 5, (40, 40)),  # no regular groups: all of it
+    (20, 40, [10], 5, (0, 40)),  # whole groups in one place where pictures are missing
+    (20, 40, [10, 20], 0, (0, 0)),  # nobody knows where
+    (20, 39, [10], 0, (0, 0)),
+  ],
+)
+def test_pictures_that_an_index_has_more(gop, missing, breaks, first_key, moved):
+  """Of 30 pictures whose file has a break before the 10th: how far the first and the last move."""
+  reader = SimpleNamespace(numbers=np.arange(30), keys=[first_key], seconds=None, breaks=breaks, gop=gop)
+  got = by_number(30 + missing, reader) - np.arange(30)
+  assert (got[0], got[-1]) == moved and set(got.tolist()) == set(moved)
 
 
 @pytest.mark.parametrize("what", ["noise", "zeros", "cut out", "headless", "tail"])

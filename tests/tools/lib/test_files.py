@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from openpilot.tools.lib.errors import UserError, printable
-from openpilot.tools.lib.files import MB, ordinary, read_arrays, read_bytes, read_json, read_yaml
+from openpilot.tools.lib.files import MB, ordinary, read_arrays, read_bytes, read_header, read_json, read_yaml
 
 READERS = [read_bytes, read_json, read_yaml, read_arrays]
 
@@ -50,6 +50,17 @@ def test_what_is_too_large_is_not_read(tmp_path, read):
   assert read_bytes(path, 5) == b"12345"
   with pytest.raises(UserError):
     read_bytes(path, 4)
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_headers_of_arrays(version):
+  f = io.BytesIO()
+  np.lib.format.write_array(f, np.zeros((3, 5), ">i2"), version)
+  f.seek(0)
+  assert read_header(f) == ((3, 5), np.dtype(">i2"))
+  for bad in (b"", f.getvalue()[:20], b"\x93NUMPY\x04\x00" + f.getvalue()[8:]):
+    with pytest.raises(ValueError, match="no array"):
+      read_header(io.BytesIO(bad))
 
 
 def test_json(tmp_path):

@@ -116,3 +116,17 @@ def test_shared_qcamera(shared_data):
   assert sum(1 for _ in reader) == 1200
   for i, f in frames.items():
     assert (reader.get(i) == f).all()
+
+
+def test_frames_at_uneven_times_have_their_mean_rate(tmp_path):
+  """Ten in 39 twentieths of a second: the last comes late, and lasts one."""
+  path = tmp_path / "x.mp4"
+  with av.open(str(path), "w") as c:
+    s = c.add_stream("libx264", rate=20)
+    s.width, s.height, s.pix_fmt, s.options = 96, 64, "yuv420p", {"bf": "0"}
+    for t in (*range(9), 38):
+      f = av.VideoFrame.from_ndarray(np.full((64, 96, 3), 6 * t, np.uint8), format="rgb24")
+      f.pts, f.time_base = t, fractions.Fraction(1, 20)
+      c.mux(s.encode(f))
+    c.mux(s.encode(None))
+  assert FrameReader(path).fps == pytest.approx(10 / (39 / 20))

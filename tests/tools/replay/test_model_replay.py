@@ -104,7 +104,7 @@ def test_a_bundle_against_its_reference(tmp_path, capsys, monkeypatch):
   out = capsys.readouterr().out
   assert "simulated: 8 frames of 8, MOVED" in out
   assert any(line.split()[0] == "fairDepth.log" and line.endswith("MOVED") for line in out.splitlines() if line.strip())
-  with pytest.raises(UserError, match="real drive is not here"):
+  with pytest.raises(UserError, match="real drive is missing"):
     replay_bundle(bundle, {"real": None}, refs, True)
 
 

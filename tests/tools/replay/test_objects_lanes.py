@@ -1,5 +1,7 @@
 """Objects and lanes in the overlay and in the report, from messages that are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,8 @@ from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.lanes import Line
 from openpilot.selfdrive.modeld.fair.publish import Stamp, lanes_message, objects_message
 from openpilot.selfdrive.modeld.fair.tracking import Tracked
-from openpilot.tools.lib.colors import track_color
+from openpilot.selfdrive.modeld.fair.heads.segmentation import encode_runs
+from openpilot.tools.lib.colors import TINT, name_color, track_color
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.replay import report
 from openpilot.tools.replay.overlay import CYAN, HIDDEN, LABELS, Labels, Overlay, lead_of
@@ -94,6 +97,34 @@ def test_overlay_draws_masks_boxes_points_and_lines():
   for m in events(6, valid=False)[:2]:
     overlay.message(messaging.log_from_bytes(m.to_bytes()))
   assert (overlay.draw(black, 6)[300:500] == 0).all()
+
+
+def test_classes_of_ones_own_are_drawn_with_their_names(monkeypatch):
+  """Colored by what the manifest says they are on a road, else by their names; an object whose distance nobody knows
+  has its name alone."""
+  msg = messaging.new_message("fairSegmentation", valid=True)
+  m = msg.fairSegmentation
+  m.frameId, m.classes, m.height, m.width = 6, ["nothing", "asphalt", "pothole"], 64, 128
+  values, lengths = encode_runs(np.repeat(np.array([0, 1, 2], np.uint8), [40, 48, 40])[None].repeat(64, 0))
+  m.runClass, m.runLength = values.tobytes(), lengths.tolist()
+  legends, texts = [], []
+  monkeypatch.setattr(Overlay, "_legend", lambda self, d, labels, legend: legends.append(dict(legend)))
+  monkeypatch.setattr(Labels, "beside", lambda self, box, text, color: texts.append(text))
+  overlay = Overlay(W, H, roles={"nothing": "background", "asphalt": "ground"})
+  for e in (
+    msg,
+    objects_message(
+      replace(
+        tracked(), classes=["cone"], position=np.full((2, 3), np.nan, np.float32), depth=np.full(2, np.nan, np.float32)
+      ),
+      Stamp(6, 1, "b", 0.0, True),
+    )[1],
+  ):
+    overlay.message(messaging.log_from_bytes(e.to_bytes()))
+  picture = overlay.draw(np.zeros((H, W, 3), np.uint8), 6)
+  assert legends == [{"asphalt": (70, 110, 255), "pothole": name_color("pothole")}] and texts == ["cone"]
+  seen = {tuple(c) for c in picture.reshape(-1, 3)[::7].tolist()}
+  assert {tuple(int(v * TINT) for v in c) for c in legends[0].values()} <= seen
 
 
 def crowd(n, hidden):

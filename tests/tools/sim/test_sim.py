@@ -16,7 +16,7 @@ from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.route import Route
 from openpilot.tools.sim.messages import START_NS, segment_messages
 from openpilot.tools.sim.render import CLASSES, render
-from openpilot.tools.lib.truth import Truth, map_labels
+from openpilot.tools.sim.truth import Truth, map_labels
 from openpilot.tools.sim.world import CAMERAS, World, actor_boxes
 from openpilot.tools.sim.write_route import write_route
 

@@ -16,7 +16,7 @@ from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.route import Route
 from openpilot.tools.sim.points import follow
 from openpilot.tools.sim.render import CLASSES, render
-from openpilot.tools.lib.truth import Truth
+from openpilot.tools.sim.truth import Truth
 from openpilot.tools.sim.world import World
 from openpilot.tools.sim.write_route import Drive, conditions, parse_seeds, write_routes
 

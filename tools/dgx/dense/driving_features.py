@@ -21,7 +21,7 @@ from openpilot.tools.dgx.training.teacher import LATERAL_DELAY
 from openpilot.tools.fair.distillation.augment import Augmentation, warp_frame
 from openpilot.tools.learn.adapters.layers import KINDS
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.truth import MAP_H, MAP_W
+from openpilot.tools.sim.truth import MAP_H, MAP_W
 
 LEAST_MAP = (8, 16)  # cells: a coarser map has no place for what a teacher says
 TYPICAL_SPEED = 12.0  # m/s, told to a network that wants the car's: label stores do not hold it

@@ -12,7 +12,7 @@ from openpilot.tools.dgx.training.outputs import parse_outputs
 from openpilot.tools.fair.hf import DenseTeacher
 from openpilot.tools.fair.maps import depth_to_map
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.truth import MAP_H, MAP_W
+from openpilot.tools.sim.truth import MAP_H, MAP_W
 
 
 def taught(teacher: DenseTeacher, wanted: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from openpilot.tools.learn.device import Device, choose_device
-from openpilot.tools.fair.hf import MODES, load_model, read_config, read_json
+from openpilot.tools.fair.hf import MODES, check_size, load_model, read_config, read_json, read_values
 from openpilot.tools.learn.memory import halve_on_oom
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, check_least, hash_weights
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.errors import UserError, printable
 
 # transformers' model_type -> how its logits become scores: 'softmax' (the last class is "nothing") or 'sigmoid' (the
 # best of all queries and classes)
@@ -57,7 +57,8 @@ class Pictures:
       return int(height * ratio), int(width * ratio)
     if "shortest_edge" not in size:
       raise UserError(
-        f"preprocessor_config.json: size {size} is not known; height and width, or shortest_edge and longest_edge"
+        f"preprocessor_config.json: size {printable(size)} is not known; height and width, or shortest_edge and "
+        "longest_edge"
       )
     # the official rule, with its roundings
     short, long = min(height, width), max(height, width)
@@ -76,6 +77,7 @@ class Pictures:
       device.device, torch.float32
     )
     size = self.fit(*x.shape[-2:])
+    check_size(*size, "preprocessor_config.json")
     if size != tuple(x.shape[-2:]):
       x = (
         F.interpolate(x, size, mode=MODES.get(c.get("resample", 2), "bilinear"), antialias=True, align_corners=False)
@@ -149,6 +151,8 @@ class DetrTeacher:
     self.name, self.license, self.model_id = name, entry.license, entry.weights or path.name
     self.checkpoint_hash = hash_weights(path)
     self.device = choose_device(device, precision or "float32")
+    if pictures.get("do_normalize", True):
+      read_values(pictures, path / PREPROCESSORS[0])  # raises on what is none
     self.pictures, self.scoring, self.threshold, self.batch = (
       Pictures(pictures),
       SCORES[config["model_type"]],

@@ -42,7 +42,7 @@ from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.truth import MAP_H, MAP_W
+from openpilot.tools.sim.truth import MAP_H, MAP_W
 
 Batch = dict[str, Any]
 MIN_SIDE = 3.0  # view pixels: smaller boxes teach nothing

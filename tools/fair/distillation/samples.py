@@ -9,13 +9,15 @@ from PIL import Image, ImageDraw
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, unpack_rgb
 from openpilot.selfdrive.modeld.fair.heads import detector, objects
+from openpilot.selfdrive.modeld.fair.roles import FORMER
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
-from openpilot.tools.lib.colors import CLASS_COLORS, depth_picture, track_color
+from openpilot.tools.lib.colors import class_colors, depth_picture, track_color
 from openpilot.tools.lib.files import atomic_path
 
 ROWS = 6
 EVERYWHERE = np.ones((VIEW_H, VIEW_W), bool)
-TINTS = np.array([CLASS_COLORS.get(c, (0, 0, 0)) for c in SEGMENTATION], np.float32)
+COLORS = class_colors(SEGMENTATION, FORMER), class_colors(OBJECTS, FORMER)
+TINTS = np.array([COLORS[0].get(c, (0, 0, 0)) for c in SEGMENTATION], np.float32)
 
 
 def classes_on(rgb: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -29,7 +31,7 @@ def boxes_on(rgb: np.ndarray, boxes: np.ndarray, cls: np.ndarray) -> np.ndarray:
   image = Image.fromarray(rgb)
   draw = ImageDraw.Draw(image)
   for box, c in zip(boxes, cls, strict=True):
-    draw.rectangle([float(v) for v in box], outline=CLASS_COLORS.get(OBJECTS[int(c)], (255, 255, 255)), width=2)
+    draw.rectangle([float(v) for v in box], outline=COLORS[1].get(OBJECTS[int(c)], (255, 255, 255)), width=2)
   return np.asarray(image)
 
 

@@ -14,7 +14,7 @@ from openpilot.tools.fair.evaluation.scenes import Labels, Queries, Scene, Segme
 from openpilot.tools.fair.evaluation.video import Identities, Video, VideoMasks
 from openpilot.tools.fair.labels.dataset import Reader
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
-from openpilot.tools.lib.truth import IGNORE
+from openpilot.tools.sim.truth import IGNORE
 
 RIVAL_STEP = 5  # each so many-th frame teaches the mean maps
 

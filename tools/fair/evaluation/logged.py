@@ -8,7 +8,7 @@ from openpilot.tools.fair.evaluation.metrics import Sums, known, ratio
 from openpilot.tools.fair.evaluation.scenes import Scene
 from openpilot.tools.fair.openpilot.teacher import LEADS, LINES
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
-from openpilot.tools.lib.truth import IGNORE
+from openpilot.tools.sim.truth import IGNORE
 
 OWN = (LINES.index("lane1"), LINES.index("lane2"))  # the lines of the car's own lane
 SURE = 0.5  # of a line or lead that counts

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from openpilot.tools.lib.truth import MAX_DEPTH
+from openpilot.tools.sim.truth import MAX_DEPTH
 
 POINT_THRESHOLDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # pixels of a 256x256 picture
 LOWER = ("abs_rel", "silog", "switch")  # metrics whose name begins so are errors: less is better

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, unpack_rgb
+from openpilot.selfdrive.modeld.fair.roles import FORMER
 from openpilot.tools.fair.evaluation.detections import MAP, Detections, Objects
 from openpilot.tools.fair.evaluation.logged import Logged
 from openpilot.tools.fair.evaluation.metrics import (
@@ -24,9 +25,9 @@ from openpilot.tools.fair.evaluation.scenes import MIN_SIDE, MIN_VISIBLE, Scene
 from openpilot.tools.fair.evaluation.video import Identities, IouTracker, VideoMasks
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
-from openpilot.tools.lib.colors import CLASS_COLORS, OTHER_COLOR, TINT, depth_picture, track_color
+from openpilot.tools.lib.colors import TINT, class_colors, depth_picture, track_color
 from openpilot.tools.replay.report import png
-from openpilot.tools.lib.truth import IGNORE
+from openpilot.tools.sim.truth import IGNORE
 
 NAMES = {
   "depth": "Depth",
@@ -108,8 +109,9 @@ def tinted(rgb: np.ndarray, classes: np.ndarray) -> np.ndarray:
   """rgb (256, 512, 3), classes (64, 128) -> the picture with its classes."""
   colors = np.zeros((256, 3), np.float32)
   on = np.zeros(256, bool)
-  for k, name in enumerate(SEGMENTATION[1:], 1):
-    colors[k], on[k] = CLASS_COLORS.get(name, OTHER_COLOR), True
+  shown = class_colors(SEGMENTATION, FORMER)
+  for k, name in enumerate(SEGMENTATION):
+    colors[k], on[k] = shown.get(name, (0, 0, 0)), name in shown
   big = classes.repeat(4, 0).repeat(4, 1)
   out = rgb.copy()
   at = on[big]

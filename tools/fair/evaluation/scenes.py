@@ -19,7 +19,7 @@ from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_json
-from openpilot.tools.lib.truth import IGNORE
+from openpilot.tools.sim.truth import IGNORE
 
 MIN_VISIBLE = 0.1  # true objects of which less is seen,
 MIN_SIDE = 6.0  # or whose box has a side shorter than this, view pixels, count nowhere

@@ -19,7 +19,7 @@ from openpilot.tools.fair.evaluation.scenes import Queries, Scene
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.truth import IGNORE
+from openpilot.tools.sim.truth import IGNORE
 
 TASKS = ("depth", "segmentation", "objects", "detector", "lanes")
 LOW_SCORE = 0.05  # average precision wants unsure detections too

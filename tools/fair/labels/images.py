@@ -28,7 +28,7 @@ from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.flags import add_flag
-from openpilot.tools.lib.truth import IGNORE, MAP_H, MAP_W
+from openpilot.tools.sim.truth import IGNORE, MAP_H, MAP_W
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FRAME_NS = 50_000_000

@@ -30,7 +30,7 @@ from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
 from openpilot.tools.fair.labels.views import SegmentView, segment_view, view_intrinsics
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.registry import load_teacher
-from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher
+from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher, failure_is_said
 from openpilot.tools.lib.cameras import CAMERAS, VIDEOS
 from openpilot.tools.lib.errors import UserError, cli, warn
 from openpilot.tools.lib.flags import add_flag
@@ -279,7 +279,8 @@ def label_views(
   wants = getattr(teacher, "wants", "rgb")
   if hasattr(teacher, "sees"):
     setattr(teacher, "whole", whole)  # noqa: B010
-  teacher.prepare(size[1], size[0])
+  with failure_is_said(teacher.name):
+    teacher.prepare(size[1], size[0])
   intrinsics = view_intrinsics(view, *size) if wants == "rgb" else None
   works = plan(teacher, views, store, view, size, every, repair, whole)
   grid = batches(works, batch, teacher.stateful)

@@ -19,7 +19,7 @@ from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.labels.views import SegmentView, view_intrinsics
 from openpilot.tools.fair.teacher import Label, Teacher
 from openpilot.tools.lib.framereader import Planes
-from openpilot.tools.lib.truth import IGNORE
+from openpilot.tools.sim.truth import IGNORE
 
 MAP_SHAPE = (VIEW_H // 2, VIEW_W // 2)  # of probabilities and depth in the view
 FEATURE_SHAPE = (VIEW_H // 16, VIEW_W // 16)

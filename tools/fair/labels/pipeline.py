@@ -15,7 +15,7 @@ from openpilot.tools.fair.labels.picture import PictureWarp
 from openpilot.tools.fair.labels.store import CHUNK, Group
 from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, read_frames, read_planes
 from openpilot.tools.learn.memory import halve_on_oom
-from openpilot.tools.fair.teacher import Clip, Labels, State, Teacher
+from openpilot.tools.fair.teacher import Clip, Labels, State, Teacher, failure_is_said
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -228,7 +228,9 @@ def label_batch(
   def run(part: range) -> list[tuple[Labels, int]]:
     nonlocal state
     a, b = part.start, part.stop
-    labels, state = teacher.label(clip_of(batch[a:b], images[a:b], wants, intrinsics), state)
+    clip = clip_of(batch[a:b], images[a:b], wants, intrinsics)
+    with failure_is_said(teacher.name):
+      labels, state = teacher.label(clip, state)
     return [(labels, b - a)]
 
   parts = halve_on_oom(run, range(len(batch)))

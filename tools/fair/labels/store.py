@@ -29,16 +29,17 @@ from zarr.codecs import BloscCodec, ZstdCodec
 
 from openpilot.tools.fair.labels.meta import CHUNK, VERSION, attributes, dimensions, read_meta
 from openpilot.tools.fair.labels.rules import check_stale, stale_rules
-from openpilot.tools.fair.labels.stored import checked_table, open_dense, read_table
+from openpilot.tools.fair.labels.stored import check_columns, checked_table, open_dense, read_table
 from openpilot.tools.fair.teacher import Label, Labels, State
 from openpilot.tools.lib.encode_index import EncodeEntry
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.errors import UserError, printable
 from openpilot.tools.lib.files import ordinary, read_arrays, read_json
 from openpilot.tools.lib.lock import only_one
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.said import command
 
 COMMIT_LIMIT = 1 << 20  # bytes: some files of a chunk, and rows
+MOST_NAME = 200  # letters of such a file's name
 INNER_BYTES = 1 << 17  # of what must be decompressed to read one row, about
 
 
@@ -85,6 +86,7 @@ class Group:
     try:
       self.meta: dict[str, Any] = read_meta(path / "group.json")
       self.frames = read_table(path / "frames.parquet")
+      check_columns(self.frames, ("frame_id", "segment_id", "timestamp_eof"))
       self.labels = [
         Label(**{**m, "shape": tuple(m["shape"]), "classes": tuple(m["classes"])}) for m in self.meta["labels"]
       ]
@@ -123,7 +125,9 @@ class Group:
     ValueError."""
     said = read_json(self.commit_path(k), COMMIT_LIMIT)
     files = said.get("files") if isinstance(said, dict) else None
-    if not isinstance(files, dict) or any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+    if not isinstance(files, dict) or any(
+      Path(name).is_absolute() or ".." in Path(name).parts or len(name) > MOST_NAME for name in files
+    ):
       raise ValueError(f"{self.commit_path(k).name} is no list of the group's files")
     return said
 
@@ -321,8 +325,8 @@ class LabelStore:
       ) from None
     if version != VERSION:
       raise UserError(
-        f"{self.root} is a label store of version {version}, this program writes {VERSION}; label again into another "
-        "folder"
+        f"{self.root} is a label store of version {printable(version, 20)}, this program writes {VERSION}; label again "
+        "into another folder"
       )
 
   def groups(self, teacher: str | None = None, segment: str | None = None) -> list[Group]:

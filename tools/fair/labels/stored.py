@@ -36,8 +36,18 @@ def read_table(path: Path) -> pa.Table:
   return table
 
 
+def check_columns(table: pa.Table, names: tuple[str, ...]) -> None:
+  """Raises ValueError where one is not there, or no column of whole numbers."""
+  for name in names:
+    if name not in table.column_names:
+      raise ValueError(f"a table has no column '{name}'")
+    if not pa.types.is_integer(table[name].type) or table[name].null_count:
+      raise ValueError(f"'{name}' is no column of whole numbers")
+
+
 def checked_table(table: pa.Table, rows: range, label: Label) -> pa.Table:
   """The table, if its rows are the chunk's and its classes the label's. Raises ValueError."""
+  check_columns(table, ("row", "frame_id", "segment_id"))
   for name, low, high in (("row", rows.start, rows.stop), ("cls", 0, len(label.classes) or MANY)):
     if name not in table.column_names:
       continue

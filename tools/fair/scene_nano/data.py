@@ -16,7 +16,7 @@ from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, 
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.said import command
 from openpilot.tools.sim.render import library, render
-from openpilot.tools.lib.truth import MAP_H, MAP_W, map_labels
+from openpilot.tools.sim.truth import MAP_H, MAP_W, map_labels
 from openpilot.tools.sim.world import World
 
 FRAMES_PER_WORLD = 8

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openpilot.tools.lib.truth import IGNORE, MAX_DEPTH
+from openpilot.tools.sim.truth import IGNORE, MAX_DEPTH
 
 
 def depth_mask(depth: Tensor, classes: Tensor) -> Tensor:

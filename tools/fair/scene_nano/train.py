@@ -29,7 +29,7 @@ from openpilot.tools.learn.processes import make_accelerator
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.said import command
 from openpilot.tools.sim.render import CLASSES
-from openpilot.tools.lib.truth import IGNORE, MAP_H, MAP_W, MAX_DEPTH
+from openpilot.tools.sim.truth import IGNORE, MAP_H, MAP_W, MAX_DEPTH
 
 ROOT = Path(__file__).resolve().parents[3]
 CLASS_WEIGHTS = (1.0, 1.0, 3.0, 2.0, 5.0)  # lane markings and pedestrians are a few pixels each

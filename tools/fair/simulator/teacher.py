@@ -16,7 +16,8 @@ from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.route import Segment
 from openpilot.tools.sim.points import Pose, from_still, ground_depth, inside, lift, to_still
 from openpilot.tools.sim.render import CLASSES
-from openpilot.tools.lib.truth import MAP_H, MAP_W, VIEW_H, VIEW_W, Truth, TruthFrame, map_labels
+from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
+from openpilot.tools.sim.truth import MAP_H, MAP_W, Truth, TruthFrame, map_labels
 
 OBJECTS = ("vehicle", "pedestrian")
 POINTS = ("road", "lane")

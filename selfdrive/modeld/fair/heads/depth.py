@@ -18,9 +18,10 @@ class Depth:
 
 
 @cache
-def map_centers(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
-  """View pixels x (w,), y (h,) of the centers of a map's pixels. The same arrays every time, not to be written."""
-  x, y = (np.arange(w) + 0.5) * (VIEW_W / w) - 0.5, (np.arange(h) + 0.5) * (VIEW_H / h) - 0.5
+def map_centers(h: int, w: int, view: tuple[int, int] = (VIEW_H, VIEW_W)) -> tuple[np.ndarray, np.ndarray]:
+  """View pixels x (w,), y (h,) of the centers of a map's pixels. view: height, width. The same arrays every time, not
+  to be written."""
+  x, y = (np.arange(w) + 0.5) * (view[1] / w) - 0.5, (np.arange(h) + 0.5) * (view[0] / h) - 0.5
   x.setflags(write=False)
   y.setflags(write=False)
   return x, y

@@ -80,7 +80,7 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
   c, i, j, score = peaks(heat, logit(specs["heat"].get("parameters", {}).get("threshold", THRESHOLD)))
   ok = map_valid(valid, h, w)[i, j]
   c, i, j, score = (a[ok][:MAX_OBJECTS] for a in (c, i, j, score))
-  x, y = map_centers(h, w)
+  x, y = map_centers(h, w, (view_h, view_w))
   center = np.empty((len(c), 2), np.float32)
   center[:, 0], center[:, 1] = x[j], y[i]
   reach = np.maximum(at_cells(raw["box"], i, j), 0)
@@ -103,19 +103,19 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
       c, i, j, score, boxes = (a[keep] for a in (c, i, j, score, boxes))
   masks = embed = None
   if "coef" in raw:
-    masks = decode_masks(at_cells(raw["coef"], i, j), raw["proto"][0], boxes)
+    masks = decode_masks(at_cells(raw["coef"], i, j), raw["proto"][0], boxes, (view_h, view_w))
   if "embed" in raw:
     embed = at_cells(raw["embed"], i, j).astype(np.float32, copy=False)
     embed = embed / np.maximum(np.sqrt((embed * embed).sum(1, keepdims=True)), 1e-6)
   return Detections(list(specs["heat"]["classes"]), boxes, sigmoid(score).astype(np.float32), c, masks, embed)
 
 
-def decode_masks(coef: np.ndarray, proto: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-  """coef (M, P), proto (P, H, W), boxes (M, 4) view pixels -> (M, H, W) bool: sum of coef times proto over 0, at map
-  pixels whose center lies in the box."""
+def decode_masks(coef: np.ndarray, proto: np.ndarray, boxes: np.ndarray, view: tuple[int, int]) -> np.ndarray:
+  """coef (M, P), proto (P, H, W), boxes (M, 4) pixels of the view, whose height and width `view` is -> (M, H, W) bool:
+  sum of coef times proto over 0, at map pixels whose center lies in the box."""
   p, h, w = proto.shape
   masks = np.zeros((len(coef), h, w), bool)
-  x, y = map_centers(h, w)
+  x, y = map_centers(h, w, view)
   high = (y >= boxes[:, 1:2]) & (y <= boxes[:, 3:4])
   rows = np.flatnonzero(high.any(0))
   if len(rows):  # from the highest box's upper edge to the lowest one's lower edge: often half of the map

@@ -1,24 +1,13 @@
-#!/usr/bin/env python3
-"""Mutated logs through everything that reads logs: no exception but UserError, nothing aborts, nothing takes long. The
-same seed gives the same logs.
+"""Mutated logs through everything that reads logs: fields, pointers, cuts, what is put in between, containers."""
 
-python tests/fuzz/fuzz_logs.py [--seed N] [--runs N] [--seconds S]"""
-
-import argparse
 import contextlib
-import io
+import functools
 import random
-import resource
 import struct
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-if not __package__:  # run as a file
-  import from_root  # noqa: F401
 
 import numpy as np
 import zstandard
@@ -42,8 +31,9 @@ from openpilot.tools.replay.measure import measure
 from openpilot.tools.replay.source import usable
 from openpilot.tools.sim.messages import segment_messages
 from openpilot.tools.sim.world import World
+from tests.fuzz.fuzz import Case
 
-SLOW = 10.0  # s that one log may take in one consumer
+REFUSED = (UserError,)
 
 
 def fair_messages(frame: int) -> list[bytes]:
@@ -180,58 +170,16 @@ CONSUMERS: dict[str, Callable[[Path, Segment], Any]] = {
 }
 
 
-def fuzz(seed: int, runs: int, seconds: float, progress: bool = False) -> tuple[Counter[str], list[str]]:
-  """-> how each run ended, and a line for each that ended wrongly."""
-  counts: Counter[str] = Counter()
-  wrong: list[str] = []
-  messages, end = seeds(), time.monotonic() + seconds
-  with tempfile.TemporaryDirectory() as tmp:
-    (Path(tmp) / "good").write_bytes(b"".join(messages))
-    for n in range(runs):
-      if time.monotonic() > end:
-        break
-      dat, suffix = mutate(messages, random.Random(seed * 1_000_003 + n))
-      path = Path(tmp) / f"rlog{suffix}"
-      path.write_bytes(dat)
-      counts["logs"] += 1
-      for name, consume in CONSUMERS.items():
-        begun = time.monotonic()
-        try:
-          with contextlib.redirect_stderr(io.StringIO()):
-            consume(path, Segment("fuzz", 0, path.parent, {"rlog": path}, False))
-          counts["read"] += 1
-        except UserError:
-          counts["refused"] += 1
-        except Exception as e:
-          counts["wrong"] += 1
-          wrong.append(
-            f"--seed {seed}, log {n}, {name}: {type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else ''}"
-          )
-        if time.monotonic() - begun > SLOW:
-          wrong.append(f"--seed {seed}, log {n}, {name}: took {time.monotonic() - begun:.0f} s")
-      if progress and n % 200 == 199:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-        print(
-          f"{n + 1} logs, {counts['read']} read, {counts['refused']} refused, {counts['wrong']} wrong, {memory} MiB",
-          flush=True,
-        )
-  return counts, wrong
+@contextlib.contextmanager
+def prepare(tmp: Path, _: Counter[str]) -> Iterator[Callable[[random.Random], Case]]:
+  messages = seeds()
+  (tmp / "good").write_bytes(b"".join(messages))
 
+  def cases(r: random.Random) -> Case:
+    dat, suffix = mutate(messages, r)
+    path = tmp / f"rlog{suffix}"
+    path.write_bytes(dat)
+    for name, consume in CONSUMERS.items():
+      yield name, functools.partial(consume, path, Segment("fuzz", 0, tmp, {"rlog": path}, False))
 
-def main() -> int:
-  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  p.add_argument("--seed", type=int, default=0)
-  p.add_argument("--runs", type=int, default=10**9)
-  p.add_argument("--seconds", type=float, default=60.0)
-  args = p.parse_args()
-  counts, wrong = fuzz(args.seed, args.runs, args.seconds, True)
-  print(
-    f"{counts['logs']} logs through {len(CONSUMERS)} consumers: {counts['read']} read, {counts['refused']} refused, "
-    f"{len(wrong)} wrong"
-  )
-  print("\n".join(wrong[:40]))
-  return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-  raise SystemExit(main())
+  yield cases

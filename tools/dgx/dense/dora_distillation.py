@@ -29,9 +29,9 @@ from openpilot.tools.dgx.dense.dora_run import BEST, RESUME, Run
 from openpilot.tools.dgx.dense.driving_features import frames_back
 from openpilot.tools.dgx.training.config import add_adapter_arguments
 from openpilot.tools.fair.distillation.config import Config
-from openpilot.tools.fair.distillation.data import task_of
 from openpilot.tools.fair.distillation.distill import digest, environment, split
 from openpilot.tools.fair.labels.store import LabelStore
+from openpilot.tools.fair.tasks import task_of
 from openpilot.tools.fair.teacher import check_license
 from openpilot.tools.learn.adapters.apply import clipped
 from openpilot.tools.learn.checkpoint import load_checkpoint

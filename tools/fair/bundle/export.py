@@ -21,20 +21,13 @@ from openpilot.tools.fair.bundle.card import card, metrics_of, read_evaluation
 from openpilot.tools.fair.bundle.replace import check_out, new_bundle
 from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
 from openpilot.tools.fair.students.student import Student, build
+from openpilot.tools.fair.tasks import TASKS
 from openpilot.tools.fair.teacher import LICENSES, check_license
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.flags import add_flag
 from openpilot.tools.lib.files import read_json
 from openpilot.tools.lib.said import public
 
-OUTPUTS = {  # what a task's training makes worth publishing
-  "depth": ("depth",),
-  "features": ("features",),
-  "segmentation": ("segmentation",),
-  "objects": ("objects_",),
-  "detector": ("detector_",),
-  "points": ("lanes_",),
-}
 TOLERANCE = 2e-3  # of an output's largest value: float32 summed in another order, some 60 layers deep
 HALF_TOLERANCE = 1e-2  # with weights that keep 11 bits
 FRAMES = 8
@@ -185,7 +178,7 @@ def main() -> None:
   for t in state["provenance"]:
     check_license(t["model"], t["licence"], args.accept_license)
   environment, trained = read_environment(args.run), trained_on(state, args.run)
-  wanted = tuple(o for t in config.tasks for o in OUTPUTS[t])
+  wanted = tuple(o for t in config.tasks for o in TASKS[t].outputs)
   restricted = sorted({t["licence"] for t in state["provenance"] if not LICENSES.get(t["licence"], False)})
   with new_bundle(args.out, args.run) as folder:
     path = folder / f"{config.student}.onnx"

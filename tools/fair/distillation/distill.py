@@ -10,7 +10,6 @@ On several GPUs: `torchrun --nproc-per-node N -m openpilot.tools.fair.distillati
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -26,11 +25,14 @@ import torch
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
 from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
 from openpilot.tools.fair.distillation.data import Clips
+from openpilot.tools.fair.distillation.look import Look, look_at
 from openpilot.tools.fair.distillation.options import configuration, parser
+from openpilot.tools.fair.distillation.plan import held_out as held_out
+from openpilot.tools.fair.distillation.plan import make_plan
+from openpilot.tools.fair.distillation.plan import split as split
 from openpilot.tools.fair.distillation.trained import load_student_checkpoint, trained_on, union
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.trainer import RESUMED, Run
-from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.learn.processes import is_first, parse_trackers, said_once
 from openpilot.tools.fair.students.onnx_import import bundle_state
 from openpilot.tools.fair.teacher import check_license
@@ -39,59 +41,11 @@ from openpilot.tools.lib.lock import only_one
 from openpilot.tools.lib.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[3]
-HELD_OUT = 0.1
 
 
-def digest(root: Path) -> str:
+def digest(root: str | Path | Look) -> str:
   """Of all that a store says: another teacher, view, calibration or frame changes it."""
-  h = hashlib.sha256()
-  for g in LabelStore(root).groups():
-    h.update(f"{g.segment} {g.path.name} {sorted(g.done())}\n".encode())
-  return h.hexdigest()[:16]
-
-
-def held_out(root: Path) -> set[str]:
-  """Segments kept for evaluation: of each kind of labels a tenth of the routes, at least one where there are two; else
-  the last segment of a route."""
-  kinds: dict[tuple[str, ...], list[str]] = {}
-  for name, groups in LabelStore(root).by_segment(set()).items():
-    kinds.setdefault(tuple(sorted(groups)), []).append(name)
-  out: set[str] = set()
-  for names in kinds.values():
-    routes = sorted({n.rpartition("--")[0] or n for n in names})
-    if len(routes) > 1:
-      r = np.random.default_rng(0)
-      chosen = {routes[i] for i in r.permutation(len(routes))[: max(1, round(HELD_OUT * len(routes)))]}
-      out |= {n for n in names if (n.rpartition("--")[0] or n) in chosen}
-    elif len(names) > 1:
-      out.add(sorted(names)[-1])
-  return out
-
-
-def split(
-  root: Path, val: Path | None, config: Config, prefer: list[str], live: Any, stale: bool = False
-) -> tuple[Clips, Clips | None]:
-  def clips(where: Path, segments: list[str]) -> Clips:
-    return Clips(where, config.tasks, config.clip, prefer, live, segments, stale)
-
-  if val is not None:
-    return clips(root, []), clips(val, [])
-  names = set(LabelStore(root).by_segment(set()))
-  out = held_out(root)
-  if out and names - out:
-    return clips(root, sorted(names - out)), clips(root, sorted(out))
-  whole, end = clips(root, []), clips(root, [])
-  n = len(whole)
-  keep = max(1, n // 8)
-  if n < 8:
-    return whole, None
-  if is_first():
-    print(
-      "warning: one segment only; the last eighth of it is held out, which is too alike to judge by", file=sys.stderr
-    )
-  end.starts = whole.starts[n - keep :]
-  whole.starts = whole.starts[: n - keep - 2]
-  return whole, end
+  return look_at(root).digest
 
 
 def environment(args: argparse.Namespace, config: Config, train: Clips, labels: str) -> dict[str, Any]:
@@ -178,13 +132,14 @@ def earlier(args: argparse.Namespace, run: Run) -> dict[str, Any] | None:
 def start(args: argparse.Namespace, held: contextlib.ExitStack) -> tuple[Run, dict[str, float]]:
   """The run, ready to fit, and the held-out losses of the student that it starts from, {} where there is none. held:
   keeps OUT to this run."""
-  config, live = configuration(args)
+  look = Look(args.labels)
+  config, live = configuration(args, look)
   prefer = [t for t in args.prefer.replace(" ", "").split(",") if t]
-  train, val = split(args.labels, args.val, config, prefer, live, args.stale_labels)
-  labels = digest(args.labels)
+  plan = make_plan(look, args.val, config, prefer, live, args.stale_labels)
+  train, val, labels = plan.train, plan.val, plan.labels
   trackers = parse_trackers(args.trackers)
   initials = initial(args.init, train) if not args.resume else None  # what goes on has it already
-  for teacher in train.provenance() + (initials["provenance"] if initials is not None else []):
+  for teacher in plan.teachers + (initials["provenance"] if initials is not None else []):
     check_license(teacher["model"], teacher["licence"], args.accept_license)
   run = Run(config, train, val, args.out, labels, args.workers, trackers)
   if args.resume and not (args.out / "last.pt").exists():

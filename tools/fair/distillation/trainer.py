@@ -13,12 +13,13 @@ from torch import Tensor
 
 from openpilot.tools.fair.distillation.batch import Batch, Batches, load
 from openpilot.tools.fair.distillation.config import Config, Stage
-from openpilot.tools.fair.distillation.data import Clips, task_of
+from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.samples import draw_samples
 from openpilot.tools.fair.distillation.soft_labels import DistillationTrainer as DistillationTrainer
 from openpilot.tools.fair.distillation.trained import Trained, union
 from openpilot.tools.fair.students.student import build
+from openpilot.tools.fair.tasks import task_of
 from openpilot.tools.learn.checkpoint import to_device
 from openpilot.tools.learn.loop import Loop
 from openpilot.tools.learn.processes import make_accelerator, said_once
@@ -267,7 +268,11 @@ class Run(Loop):
         sums[k], counts[k] = sums.get(k, 0.0) + float(v), counts.get(k, 0) + 1
       if a == 0:
         draw_samples(
-          self.out / "samples" / f"{self.step:06d}.png", batch, {k: v for k, v in out.items() if torch.is_tensor(v)}
+          self.out / "samples" / f"{self.step:06d}.png",
+          batch,
+          {k: v for k, v in out.items() if torch.is_tensor(v)},
+          self.config.tasks,
+          self.config.spec,
         )
     means = {k: v / counts[k] for k, v in sums.items()}
     tasks = {

@@ -9,13 +9,14 @@ import cv2
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
-from openpilot.tools.fair.distillation.data import NAMES, task_of, valid_of
+from openpilot.tools.fair.distillation.data import valid_of
 from openpilot.tools.fair.evaluation.detections import MAP, Objects, make_objects
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame
 from openpilot.tools.fair.labels.store import Group, LabelStore
 from openpilot.tools.fair.maps import classes_to_map, depth_to_map
 from openpilot.tools.fair.labels import rle
-from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
+from openpilot.tools.fair.students.classes import NAMES, OBJECTS, SEGMENTATION
+from openpilot.tools.fair.tasks import task_of
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_json
@@ -134,8 +135,7 @@ class Labels:
   def tasks(self) -> set[str]:
     if self.group.teacher == "openpilot":
       return {"log"}
-    names = {"points": "lanes"}
-    return {names.get(t, t) for t in self.by_task if t != "features"}
+    return {t for t in self.by_task if t != "features"}
 
   def scene(self, frame_id: int) -> Scene:
     row = self.rows.get(frame_id)
@@ -156,7 +156,7 @@ class Labels:
     return s
 
   def points(self, frame_id: int) -> dict[str, np.ndarray] | None:
-    row, labels = self.rows.get(frame_id), self.by_task.get("points")
+    row, labels = self.rows.get(frame_id), self.by_task.get("lanes")
     return None if row is None or not labels else self.reader.table(self.group, labels[0].name, row)
 
   def _masked(self, x: np.ndarray, fill: float) -> np.ndarray:

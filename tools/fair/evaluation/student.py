@@ -13,11 +13,10 @@ from openpilot.selfdrive.modeld.fair.heads.objects import THRESHOLD
 from openpilot.selfdrive.modeld.fair.plan import VIEW, Plan, plan_heads, plan_inputs
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.selfdrive.modeld.fair.tracking import Tracker
-from openpilot.tools.fair.distillation.data import NAMES
 from openpilot.tools.fair.evaluation.detections import Objects, make_objects
 from openpilot.tools.fair.evaluation.scenes import Queries, Scene
 from openpilot.tools.fair.labels import rle
-from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
+from openpilot.tools.fair.students.classes import NAMES, OBJECTS, SEGMENTATION
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.sim.truth import IGNORE
 

@@ -19,11 +19,10 @@ from tqdm import tqdm
 
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, pack_rgb
-from openpilot.tools.fair.distillation.data import NAMES
 from openpilot.tools.fair.labels.rules import NO_PICTURE, rules_of
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
 from openpilot.tools.fair.maps import classes_to_map
-from openpilot.tools.fair.students.classes import SEGMENTATION
+from openpilot.tools.fair.students.classes import NAMES, SEGMENTATION
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, cli

@@ -333,10 +333,11 @@ class LabelStore:
     found = [Group(p.parent) for p in sorted(self.root.glob("*/*/group.json"))]
     return [g for g in found if teacher in (None, g.teacher) and segment in (None, g.segment)]
 
-  def by_segment(self, teachers: set[str]) -> dict[str, dict[str, Group]]:
-    """segment -> teacher -> group. Raises UserError where one of `teachers` has two sets of labels for one segment."""
+  def by_segment(self, teachers: set[str], groups: list[Group] | None = None) -> dict[str, dict[str, Group]]:
+    """segment -> teacher -> group. groups: of groups(), where they are listed already. Raises UserError where one of
+    `teachers` has two sets of labels for one segment."""
     out: dict[str, dict[str, Group]] = {}
-    for g in self.groups():
+    for g in self.groups() if groups is None else groups:
       there = out.setdefault(g.segment, {})
       if g.teacher in there and bool(g.stale) != bool(
         there[g.teacher].stale

@@ -141,9 +141,7 @@ def test_pieces_of_a_batch_are_the_batch(tmp_path):
 def test_what_is_not_finite_is_named_and_changes_nothing(tmp_path):
   run = Line(tmp_path)
   run.bad = 5
-  said = (
-    r"the loss \(square, total\) of step 5 is not finite on batch 5; the last good checkpoint is .*last\.pt"
-  )
+  said = r"the loss \(square, total\) of step 5 is not finite on batch 5; the last good checkpoint is .*last\.pt"
   with pytest.raises(UserError, match=said):
     run.fit()
   assert load_checkpoint(tmp_path / "last.pt")["step"] == 4

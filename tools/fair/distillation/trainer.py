@@ -92,8 +92,10 @@ class Run(Loop):
     )
     world = self.accelerator.num_processes
     if self.clips_per_step() < world:
-      said = f"--batch {config.batch} makes {self.clips_per_step()} clips of {config.clip} frames a step, which {world} processes cannot share"  # noqa: E501
-      raise UserError(f"{said}; raise --batch to {world * config.clip} at least, or start fewer processes")
+      raise UserError(
+        f"--batch-size {config.batch} makes {self.clips_per_step()} clips of {config.clip} frames a step, which "
+        f"{world} processes cannot share; raise --batch-size to {world * config.clip} at least, or start fewer"
+      )
     torch.manual_seed(config.seed)
     stored = [c.labels[0] for s in train.segments for t, c in s.sources.items() if t == "features"]
     live = [x for x in (train.live.labels if train.live else ()) if "features" in task_of(x)]

@@ -27,6 +27,7 @@ from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
 from openpilot.tools.learn.loop import Loop
 from openpilot.tools.learn.processes import make_accelerator
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.flags import add_flag
 from openpilot.tools.lib.said import command
 from openpilot.tools.sim.render import CLASSES
 from openpilot.tools.sim.truth import IGNORE, MAP_H, MAP_W, MAX_DEPTH
@@ -327,7 +328,7 @@ def main() -> None:
     help="rendered frames; the held-out ones lie beside it in <data>-val",
   )
   p.add_argument("--run", type=Path, default=ROOT / "out" / "scene-run", help="checkpoints and log")
-  p.add_argument("--out", type=Path, default=ROOT / "models" / "scene-nano", help="the bundle")
+  add_flag(p, "--output", "--out", type=Path, default=ROOT / "models" / "scene-nano", help="the bundle")
   p.add_argument("--frames", type=int, default=10000)
   p.add_argument("--val-frames", type=int, default=640)
   p.add_argument("--steps", type=int, default=3000)
@@ -343,7 +344,7 @@ def main() -> None:
   if args.step == "evaluate":
     print(json.dumps(evaluate(load_student(args.run), SceneData(val_dir(args.data))), indent=1))
   if args.step in ("export", "all"):
-    export(args.run, args.data, args.out)
+    export(args.run, args.data, args.output)
 
 
 if __name__ == "__main__":

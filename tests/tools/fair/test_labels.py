@@ -58,11 +58,12 @@ def write_network(folder, seed=0):
     """name: tiny
 weights: net.onnx
 license: MIT
-input: {name: images, size: [32, 64], color: RGB, scale: 0.00392156862745098, mean: [0, 0, 0], std: [1, 1, 1], fit: stretch}
+input:
+  {name: images, size: [32, 64], color: RGB, scale: 0.00392156862745098, mean: [0, 0, 0], std: [1, 1, 1], fit: stretch}
 decode: maps
 maps:
   thing: {output: out, channel: 1, softmax: true}
-"""  # noqa: E501
+"""
   )
   return folder / "net.yaml"
 

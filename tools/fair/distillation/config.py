@@ -25,7 +25,7 @@ class Config:
   student: str
   tasks: list[str]
   backbone: str | None = None
-  pretrained: bool = False
+  pretrained: bool | str = False  # True: the hub's weights; or a file of them
   steps: int = 4000
   batch: int = 16  # frames
   clip: int = 1  # frames of a clip

@@ -64,7 +64,14 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     help="of teachers whose license restricts what learns from them",
   )
   p.add_argument("--backbone", help=f"of timm: {', '.join(BACKBONES)}")
-  p.add_argument("--pretrained", action="store_true", help="start from the hub's ImageNet weights")
+  p.add_argument(
+    "--pretrained",
+    nargs="?",
+    const=True,
+    default=False,
+    metavar="FILE",
+    help="start the backbone from the hub's ImageNet weights, or from timm's state dict in FILE",
+  )
   text = "start from another run's best student or a bundle, as models/fair_unified_small, where it fits or this one is wider; several times: from a later one"  # noqa: E501
   p.add_argument(
     "--init",

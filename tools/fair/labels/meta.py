@@ -15,7 +15,10 @@ from openpilot.tools.lib.files import read_json
 VERSION = 1
 CHUNK = 64  # rows of a shard, of a table's file, and of what a killed run loses
 NAME = re.compile(r"[A-Za-z0-9_][\w .+-]*")  # of a label: it is part of files' names
-FRAME = "pixels of the view's 512x256 picture, (x, y), integers at pixel centers; pixel i of n is centered on x = (i + 0.5) 512 / n - 0.5, of y with 256"  # noqa: E501
+FRAME = (
+  "pixels of the view's 512x256 picture, (x, y), integers at pixel centers; pixel i of n is centered on "
+  "x = (i + 0.5) 512 / n - 0.5, of y with 256"
+)
 
 
 def dimensions(label: Label) -> tuple[str, ...]:

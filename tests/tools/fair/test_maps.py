@@ -13,7 +13,8 @@ from openpilot.tools.fair.tasks.depth import depth_map
 from openpilot.tools.fair.tasks.segmentation import class_maps
 from openpilot.tools.fair.distillation.data import valid_of
 from openpilot.tools.fair.evaluation.metrics import Depth
-from openpilot.tools.fair.evaluation.scenes import Labels, Segment
+from openpilot.tools.fair.evaluation.labels import Labels
+from openpilot.tools.fair.evaluation.scenes import Segment
 from openpilot.tools.fair.labels.dataset import Reader
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.maps import classes_to_map, depth_to_map

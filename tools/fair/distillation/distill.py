@@ -34,9 +34,10 @@ from openpilot.tools.fair.distillation.trained import load_student_checkpoint, t
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.trainer import RESUMED, Run
 from openpilot.tools.learn.processes import is_first, parse_trackers, said_once
+from openpilot.tools.fair.spec import ClassSet
 from openpilot.tools.fair.students.onnx_import import bundle_state
 from openpilot.tools.fair.teacher import check_license
-from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.errors import UserError, cli, warn
 from openpilot.tools.lib.lock import only_one
 from openpilot.tools.lib.files import atomic_path
 
@@ -71,6 +72,32 @@ def environment(args: argparse.Namespace, config: Config, train: Clips, labels: 
   }
 
 
+CLASS_LAYERS = {
+  "maps": ("student.objects.segmentation.",),
+  "boxes": ("student.objects.heat.", "student.detector.logits."),
+}  # a channel for each class
+
+
+def without_other_classes(state: dict[str, Any], now: ClassSet, where: str) -> dict[str, Any]:
+  """The checkpoint, or what bundle_state() gives, without the layers whose channels stand for other classes than those
+  that are learned now; new classes behind the old ones are none."""
+  ema = dict(state["ema"])
+  before: dict[str, list[str]] | None = state.get("classes")
+  if before is None:
+    learned = Config.from_dict(state["config"]).classes
+    before = {"maps": list(learned.maps), "boxes": list(learned.boxes)}
+  for kind, layers in CLASS_LAYERS.items():
+    mine = list(getattr(now, kind))
+    if before[kind] != mine[: len(before[kind])] and (gone := [k for k in ema if k.startswith(layers)]):
+      ema = {k: v for k, v in ema.items() if k not in gone}
+      if is_first():
+        warn(
+          f"{where}: it tells the {kind} {', '.join(before[kind])} apart, and {', '.join(mine) or 'none'} are "
+          "learned now: that layer starts anew"
+        )
+  return {**state, "ema": ema}
+
+
 def initial(runs: list[str], train: Clips) -> dict[str, Any] | None:
   """The checkpoint of the first of `runs` (runs or bundles), with what the later ones have of the averaged student in
   its place; None of none. Raises UserError where one is missing or has no such part."""
@@ -82,6 +109,7 @@ def initial(runs: list[str], train: Clips) -> dict[str, Any] | None:
       state = bundle_state(path, torch.from_numpy(np.stack([train.read(int(i)).frames[0] for i in some])))
     else:
       state = load_student_checkpoint(Path(path) / "best.pt" if Path(path).is_dir() else Path(path))
+    state = without_other_classes(state, train.classes, f"--init {run}")
     learned = trained_on(state, Path(path))
     prefix = f"student.{part}." if part else "student."
     taken = {k: v for k, v in state["ema"].items() if k.startswith(prefix)}
@@ -116,6 +144,7 @@ def earlier(args: argparse.Namespace, run: Run) -> dict[str, Any] | None:
       what = f"the labels of {args.labels} have changed since {last} was written, so that it cannot go on"
       raise UserError(f"{what}; without --resume a new run starts from the student there, or choose another --output")
     before = load_student_checkpoint(best) if best.exists() else state
+    before = without_other_classes(before, run.config.classes, str(args.output))
     before = {**before, "trained": trained_on(before, args.output)}
     for teacher in before["provenance"]:
       check_license(teacher["model"], teacher["licence"], args.accept_license)

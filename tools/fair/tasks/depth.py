@@ -73,4 +73,5 @@ TASK = Task(
   outputs=("depth",),
   decode={"depth": {"head": "depth", "parameters": {"activation": "exp", "metric": True}}},
   sketch=sketch,
+  metric="openpilot.tools.fair.evaluation.groups:depth",
 )

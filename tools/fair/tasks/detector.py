@@ -41,4 +41,5 @@ TASK = Task(
     "detector_boxes": {"head": "detector", "parameters": {"part": "boxes"}},
   },
   sketch=sketch,
+  metric="openpilot.tools.fair.evaluation.groups:detector",
 )

@@ -111,4 +111,5 @@ TASK = Task(
   },
   clip=8,
   sketch=sketch,
+  metric="openpilot.tools.fair.evaluation.groups:lanes",
 )

@@ -135,4 +135,5 @@ TASK = Task(
   },
   clip=4,
   sketch=sketch,
+  metric="openpilot.tools.fair.evaluation.groups:objects",
 )

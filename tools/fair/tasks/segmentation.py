@@ -116,4 +116,5 @@ TASK = Task(
   outputs=("segmentation",),
   decode={"segmentation": {"head": "segmentation", "parameters": {}, "classes": "maps"}},
   sketch=sketch,
+  metric="openpilot.tools.fair.evaluation.groups:segmentation",
 )

@@ -52,8 +52,8 @@ class Task:
   that it makes worth publishing. decode: such an output -> 'head' of the runtime that decodes it, 'parameters', and
   'classes': 'maps' or 'boxes' where it tells them apart. optional: not missed where there are no labels. clip: frames
   of a clip that it wants. mirror: whether its labels of a mirrored picture are the mirrored labels. sketch(rgb, i,
-  batch, outputs, spec) -> pictures of frame i: what is said, what is true. metric, draw: of the evaluation,
-  'module:callable'."""
+  batch, outputs, spec) -> pictures of frame i: what is said, what is true. metric: 'module:function' that gives the
+  groups of metrics by which it is evaluated, with their drawings: see evaluation/groups.py."""
 
   name: str
   head: str
@@ -73,7 +73,6 @@ class Task:
   mirror: bool = True
   sketch: Sketch | None = None
   metric: str = ""
-  draw: str = ""
 
 
 def names_of(labels: list[Label], classes: ClassSet, kind: str) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 def package(tmp_path_factory):
   """The recipes' package, imported; what it registered is taken out again."""
   from openpilot.selfdrive.modeld.fair.runners import RUNNERS
+  from openpilot.tools.fair.evaluation.groups import GROUPS
   from openpilot.tools.fair.registry import TEACHERS
   from openpilot.tools.fair.students.sizes import SIZES
   from openpilot.tools.fair.students.student import HEADS
@@ -34,12 +35,13 @@ def package(tmp_path_factory):
     assert name.startswith("my_package/") and name.endswith((".py", ".yaml")[kind == "yaml"]), first
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(text)
-  registries: tuple[dict, ...] = (RUNNERS, TEACHERS, TASKS, HEADS, SIZES)
+  registries: tuple[dict, ...] = (RUNNERS, TEACHERS, TASKS, HEADS, SIZES, GROUPS)
   before = [dict(r) for r in registries]
   with pytest.MonkeyPatch.context() as m:
     m.syspath_prepend(str(folder))
     importlib.import_module("my_package")
     importlib.import_module("my_package.student")
+    importlib.import_module("my_package.metric")
     yield folder
   for r, b in zip(registries, before, strict=True):
     r.clear()
@@ -82,6 +84,24 @@ def test_classes(package):
   assert classes.resolve(["Traffic-Cone", "sky", "truck"], "boxes", "here").tolist() == [1, -1, 0]
   with pytest.raises(UserError, match="'pothole' is no class of 'road with cones'"):
     classes.resolve(["pothole"], "maps", "here")
+
+
+def test_metric(package):
+  from openpilot.tools.fair.evaluation.compared import Compared
+  from openpilot.tools.fair.evaluation.groups import GROUPS, Card, load_groups
+  from openpilot.tools.fair.evaluation.scenes import Scene
+
+  load_groups()
+  assert GROUPS["near"].headline == "abs_rel_near"
+  truth = np.array([[10.0, 16.0, 40.0, np.nan]], np.float32)
+  cards = [Card(Compared(), {}) for _ in range(2)]
+  for card, depth in zip(cards, ([11.0, 16.0, 1.0, 5.0], [10.0, np.nan, 40.0, 5.0]), strict=True):
+    ref = Scene(depth=truth, depth_kind="metric")
+    error = card.add(Scene(depth=np.array([depth], np.float32), depth_kind="metric"), ref, None)["near"]
+    assert error == pytest.approx(0.05 if depth[0] == 11 else 0)  # of two pixels; of one
+  pooled = type(cards[0].sums["near"]).pooled([c.sums["near"] for c in cards])
+  assert pooled.result() == {"abs_rel_near": pytest.approx(0.1 / 3)}
+  assert "near" not in cards[0].add(Scene(), ref, None)
 
 
 def test_runner(package, tmp_path):

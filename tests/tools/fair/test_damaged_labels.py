@@ -11,7 +11,7 @@ from openpilot.tools.fair.distillation.batch import Batches, load
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.evaluation.evaluate import Options, evaluate
 from openpilot.tools.fair.evaluation.scenes import open_segments
-from openpilot.tools.fair.labels import list_labels as listing
+from openpilot.tools.fair.labels import browse as listing
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.store import CHUNK, LabelStore
 from openpilot.tools.lib.options import parse

@@ -15,7 +15,7 @@ from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.options import parser as distill_parser
 from openpilot.tools.fair.evaluation.evaluate import Options as EvaluateOptions
 from openpilot.tools.fair.evaluation.scenes import open_segments
-from openpilot.tools.fair.labels import list_labels as listing
+from openpilot.tools.fair.labels import browse as listing
 from openpilot.tools.fair.labels import rules
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.rules import rules_of, stale_rules

@@ -14,11 +14,10 @@ import numpy as np
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, unpack_rgb
 from openpilot.tools.fair.distillation.look import Look, look_at, picture_of
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame, shuffled_chunks
-from openpilot.tools.fair.labels.label import COORDINATES
 from openpilot.tools.fair.labels.store import CHUNK, Group
 from openpilot.tools.fair.spec import ClassSet, InputSpec, road_classes
 from openpilot.tools.fair.tasks import TASKS, Said, names_of, task_name
-from openpilot.tools.fair.teacher import LICENSES, Clip, Label, Teacher
+from openpilot.tools.fair.teacher import COORDINATES, LICENSES, Clip, Label, Teacher
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.said import command
 
@@ -119,9 +118,11 @@ class Clips:
     self.root, self.tasks, self.length, self.live = look.root, [task_name(t) for t in tasks], length, live
     self.classes = classes or road_classes()
     self.taught_live: dict[str, Source] = {}
-    for t in self.tasks if live is not None else ():
-      if able := [x for x in live.labels if TASKS[t].teaches(x, self.classes)]:
-        if (source := learned(able, t, self.classes, f"the live teacher '{live.name}'", ignore)) is not None:
+    if live is not None:
+      for t in self.tasks:
+        able = [x for x in live.labels if TASKS[t].teaches(x, self.classes)]
+        source = learned(able, t, self.classes, f"the live teacher '{live.name}'", ignore) if able else None
+        if source is not None:
           self.taught_live[t] = source
     self.picture = look.picture(segments)
     self.segments: list[Segment] = []

@@ -39,7 +39,7 @@ class Options:
     None, metavar="TEACHER", help="whose labels are the truth; default: 'simulator' where it is there"
   )
   teacher: tuple[str, ...] = option(
-    (), metavar="TEACHER", help="compare with this teacher, too, and the teacher with the truth"
+    (), metavar="TEACHER", help="compare with this teacher too, and this teacher with the truth"
   )
   classes: str | None = option(
     None,
@@ -47,18 +47,18 @@ class Options:
     help="the classes that are compared, with their aliases; default: those that the bundles name",
   )
   ignore_classes: bool = option(
-    False, help="leave out labels of classes that are not known, and say how many; by default they are an error"
+    False, help="leave out labels of unknown classes, and report how many; by default they are an error"
   )
   rival_data: Path | None = option(
     None, metavar="STORE", help="labels of the training routes, for the mean maps; default: the other segments of DATA"
   )
   routes: tuple[Path, ...] = option(
-    (), metavar="DIR", help="where the simulated routes lie, to tell day, night and rain apart"
+    (), metavar="DIR", help="folder of the simulated routes, to report day, night and rain apart"
   )
-  stale_labels: bool = option(False, help="take labels by rules that were mended since, which are refused by default")
-  segment: str | None = option(None, help="only this one, as ROUTE--N")
-  frames: int | None = option(None, help="at most so many of each segment")
-  threads: int = option(1, help="of ONNX Runtime")
+  stale_labels: bool = option(False, help="use labels made by outdated rules, which are refused by default")
+  segment: str | None = option(None, help="only this segment, as ROUTE--N")
+  frames: int | None = option(None, help="at most so many frames of each segment")
+  threads: int = option(1, help="threads of ONNX Runtime")
 
 
 def check_tasks(
@@ -158,6 +158,9 @@ def evaluate(args: Options) -> dict[str, Any]:
     "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, Python {platform.python_version()}",
     **run.results(),
   }
+  if not results["tables"]:
+    why = "; ".join(report.left_out(results)) or "no frame has labels of what the bundles put out"
+    raise UserError(f"{args.data}: nothing could be compared: {why}")
   # the page may be shown around: the names of drives stay in the JSON, in this order
   shown = {
     **results,

@@ -11,12 +11,13 @@ from openpilot.tools.fair.distillation.batch import Batches
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.labels import import_images as images
 from openpilot.tools.fair.labels.store import LabelStore
-from openpilot.tools.fair.spec import InputSpec
-from openpilot.tools.fair.students.classes import SEGMENTATION
+from openpilot.tools.fair.spec import InputSpec, road_classes
+
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.pictures import read_rgb
 
 CLASSES = "sky,road,car"
+MAPS = road_classes().maps
 
 
 @pytest.fixture
@@ -65,13 +66,11 @@ def test_pictures_and_classes_agree(folder, monkeypatch):
     p = batch["segmentation"][k].numpy()
     red = unpack_rgb(batch["frame"][k].numpy())[1::4, 1::4]
     car = (red[..., 0].astype(int) - red[..., 2]) > 100
-    found = p[SEGMENTATION.index("vehicle")] > 0.5
+    found = p[MAPS.index("vehicle")] > 0.5
     assert (car & found).sum() / (car | found).sum() > 0.93  # but for the edge
     # 480x360 is scaled by 512/480 and cut to the middle 256 rows: ids 11 begin at row 300 * 16/15 - 64 = 256: just
     # outside
-    assert (
-      p.sum(0).min() == 1 and p[SEGMENTATION.index("background"), 0].all() and p[SEGMENTATION.index("road"), -1].all()
-    )
+    assert p.sum(0).min() == 1 and p[MAPS.index("background"), 0].all() and p[MAPS.index("road"), -1].all()
 
 
 def test_pictures_are_not_cut_unasked(folder, monkeypatch, capsys):
@@ -171,7 +170,7 @@ def test_pictures_of_16_bits_are_scaled_not_clipped(folder, monkeypatch, white):
   run(monkeypatch, folder)
   np.testing.assert_allclose(frame(folder)[100, ::64, 0], np.linspace(0, 255, 512)[::64], atol=3)
   p = Batches(Clips(folder / "s", ["segmentation"], 1), 0, False)[(0, [0], False)]["segmentation"][0].numpy()
-  assert p[SEGMENTATION.index("road"), -1].all()
+  assert p[MAPS.index("road"), -1].all()
 
 
 def test_one_bad_picture_is_left_out_by_name_then_mended(folder, monkeypatch, capsys):
@@ -220,9 +219,7 @@ def test_any_class_is_kept_by_its_name(folder, monkeypatch):
   assert said.label("segmentation").classes == ("background", "pothole")
   run(monkeypatch, folder, "--classes", "Sky, Road,unknown")
   p = Batches(Clips(folder / "s", ["segmentation"], 1), 0, False)[(0, [0], False)]["segmentation"][0].numpy()
-  assert (
-    not p[SEGMENTATION.index("vehicle")].any() and (p.sum(0) == 0).any() and p[SEGMENTATION.index("road"), -1].all()
-  )
+  assert not p[MAPS.index("vehicle")].any() and (p.sum(0) == 0).any() and p[MAPS.index("road"), -1].all()
 
 
 @pytest.mark.parametrize("case", ["exif90", "othersize", "mended"])

@@ -76,12 +76,14 @@ def read_environment(run: Path) -> dict[str, Any]:
 
 def real_inputs(student: Student, labels: Path | None, seed: int) -> list[dict[str, torch.Tensor]]:
   """Frames of a label store where one is given, else noise; the tracker's inputs are made up, its state too."""
-  r = np.random.default_rng(seed)
+  r, picture = np.random.default_rng(seed), student.spec.input
   if labels is not None:
     data = LabelDataset(labels, ["frames/frame"], stale_labels=True)  # any will do
     frames = [data[int(i)]["frames/frame"][None] for i in np.linspace(0, len(data) - 1, FRAMES)]
+    if frames[0].shape[1:] != picture.shape:
+      raise UserError(f"--labels {labels} holds frames {frames[0].shape[1:]}, the student takes {picture.shape}")
   else:
-    frames = [r.integers(0, 256, (1, 6, 128, 256), dtype=np.uint8) for _ in range(FRAMES)]
+    frames = [r.integers(0, 256, (1, *picture.shape), dtype=np.uint8) for _ in range(FRAMES)]
   out = []
   for k, frame in enumerate(frames):
     inputs = {
@@ -91,7 +93,7 @@ def real_inputs(student: Student, labels: Path | None, seed: int) -> list[dict[s
     }
     if inputs:
       inputs["lanes_points"] = torch.from_numpy(
-        r.uniform([0, 0], [511, 255], inputs["lanes_points"].shape).astype(np.float32)
+        r.uniform([0, 0], [picture.width - 1, picture.height - 1], inputs["lanes_points"].shape).astype(np.float32)
       )
       inputs["lanes_mask"] = torch.from_numpy((r.uniform(size=inputs["lanes_mask"].shape) < 0.8).astype(np.float32))
       inputs["lanes_fresh"] = torch.from_numpy(
@@ -204,7 +206,8 @@ def main() -> None:
       "name": args.out.name,
       "version": "1",
       "size": student.spec.size,
-      "view": "medmodel",
+      "view": student.spec.input.view,
+      "input": student.spec.input.to_dict(),
       "streams": ["narrowRoad"],
       "graphs": [graph],
       "provenance": {

@@ -4,7 +4,7 @@ The geometric change is affine, of the picture's pixels, by default the 512x256 
 picture by s, things look s times nearer to a camera whose focal length is fixed: metric depth is divided by s. Pixels
 that come from outside the view, or from outside the camera's image, count nowhere."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import cv2
 import numpy as np
@@ -31,7 +31,8 @@ class Augmentation:
 
   @property
   def is_none(self) -> bool:
-    return self.matrix is IDENTITY and replace(self, matrix=(), seed=0, picture=NONE.picture) == PLAIN
+    same = [f for f in fields(self) if f.name not in ("matrix", "zoom", "seed", "picture")]
+    return not self.is_geometric and all(getattr(self, f.name) == f.default for f in same)
 
   @property
   def is_geometric(self) -> bool:
@@ -39,7 +40,6 @@ class Augmentation:
 
 
 NONE = Augmentation(IDENTITY, 1.0)
-PLAIN = replace(NONE, matrix=())  # without the array, which has no one truth when compared
 
 
 def none(picture: InputSpec) -> Augmentation:
@@ -101,7 +101,8 @@ def warp_grid(
   if not a.is_geometric:
     return grid
   h, w = grid.shape[:2]
-  m = (grid_matrix(*(size or (w, h)), a.picture) @ a.matrix @ np.linalg.inv(grid_matrix(w, h, a.picture)))[:2]
+  to = size or (w, h)
+  m = (grid_matrix(to[0], to[1], a.picture) @ a.matrix @ np.linalg.inv(grid_matrix(w, h, a.picture)))[:2]
   w, h = size or (w, h)
   flags = cv2.INTER_LINEAR if linear else cv2.INTER_NEAREST
   if grid.ndim == 3 and grid.shape[2] > 4:  # OpenCV's borders have up to four channels

@@ -118,9 +118,11 @@ class Clips:
     self.root, self.tasks, self.length, self.live = look.root, [task_name(t) for t in tasks], length, live
     self.classes = classes or road_classes()
     self.taught_live: dict[str, Source] = {}
-    for t in self.tasks if live is not None else ():
-      if able := [x for x in live.labels if TASKS[t].teaches(x, self.classes)]:
-        if (source := learned(able, t, self.classes, f"the live teacher '{live.name}'", ignore)) is not None:
+    if live is not None:
+      for t in self.tasks:
+        able = [x for x in live.labels if TASKS[t].teaches(x, self.classes)]
+        source = learned(able, t, self.classes, f"the live teacher '{live.name}'", ignore) if able else None
+        if source is not None:
           self.taught_live[t] = source
     self.picture = look.picture(segments)
     self.segments: list[Segment] = []

@@ -79,7 +79,10 @@ class VisionBuf:
 def _check_platform() -> None:
   """Raises OSError where camera buffers cannot be shared in openpilot's way."""
   if sys.platform == "darwin":
-    what = "VisionIPC is not supported on macOS; label, distill, export and evaluate run here, what plays or reads camera frames wants Linux"  # noqa: E501
+    what = (
+      "VisionIPC is not supported on macOS; label, distill, export and evaluate run here, commands that play or read "
+      "camera frames need Linux"
+    )
     raise OSError(errno.EOPNOTSUPP, what)
 
 

@@ -32,7 +32,7 @@ def commands(page: Path) -> list[str]:
 def all_options() -> set[str]:
   """Of all commands: argparse's, and fields of options' dataclasses."""
   source = "".join(p.read_text() for top in ("tools", "selfdrive", "tests/bench") for p in (ROOT / top).rglob("*.py"))
-  fields = re.findall(r"^  (\w+): [^=\n]* = option\(", source, re.MULTILINE)
+  fields = re.findall(r"^  (\w+): [^=\n]* = (?:option|flag)\(", source, re.MULTILINE)
   return {
     *re.findall(r"[\"'](--[a-z][a-z-]*)[\"']", source),
     *(f"--{x.replace('_', '-')}" for x in fields),

@@ -142,7 +142,7 @@ Drive: replay a route through fairmodeld
 
 Label and learn: from routes to a student
   teachers         list the teachers, their licenses, and whether their weights are here
-  label ROUTE...   label routes with teachers into a store
+  label PATH...    label routes, pictures and videos with teachers into a store
   labels DIR       list, check and draw a label store
   agree DIR        what several teachers of a store agree on, as one more
   students         list the students: parameters, multiply-adds, outputs
@@ -152,7 +152,8 @@ Label and learn: from routes to a student
   train-scene      render, train, export and evaluate the first bundle, scene-nano
 
 Pictures: your own, with labels
-  import-images    put a folder of pictures with class maps into a label store
+  import DATA      put labeled pictures into a label store: COCO JSON, YOLO folders, class maps
+  import-images    the same for class maps, as frames of a road camera
 
 Tune openpilot's own driving model
   dgx data         routes to training data
@@ -199,9 +200,10 @@ case "$cmd" in
   train-scene) setup tools,train; py openpilot.tools.fair.scene_nano.train "$@" ;;
   teachers) setup tools,teach; py openpilot.tools.fair.list_teachers "$@" ;;
   label) setup tools,teach; py openpilot.tools.fair.labels.label "$@" ;;
-  labels) setup tools,teach; py openpilot.tools.fair.labels.list_labels "$@" ;;
+  labels) setup tools,teach; py openpilot.tools.fair.labels.browse "$@" ;;
   agree) setup tools,teach; py openpilot.tools.fair.labels.agree "$@" ;;
-  import-images) setup tools,teach; py openpilot.tools.fair.labels.images "$@" ;;
+  import) setup tools,teach; py openpilot.tools.fair.labels.import_labels "$@" ;;
+  import-images) setup tools,teach; py openpilot.tools.fair.labels.import_images "$@" ;;
   students) setup tools,train; py openpilot.tools.fair.students.list_students "$@" ;;
   distill) setup tools,train; py openpilot.tools.fair.distillation.distill "$@" ;;
   evaluate) setup tools,train; py openpilot.tools.fair.evaluation.evaluate "$@" ;;

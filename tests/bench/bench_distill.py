@@ -26,7 +26,8 @@ from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.trainer import Run, to_device
-from openpilot.tools.fair.labels.label import FrameTeacher, find_views, run_teacher
+from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
+from openpilot.tools.fair.labels.sources.routes import find_views
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.registry import load_teacher
 

@@ -79,7 +79,12 @@ def test_cotracker_takes_its_own_packages_video(at_home):
   tracks, visible = tracker.track_lane_points(torch.from_numpy(video)[None].float(), torch.from_numpy(points))
   assert tracks.shape == (9, 2, 2) and visible.shape == (9, 2)
   assert torch.equal(tracks, want[0]) and torch.equal(visible, want[1])
-  for wrong in (torch.rand(1, 9, 3, 96, 128), torch.from_numpy(video)[None] + 0.5, torch.zeros(2, 9, 3, 96, 128)):
+  for wrong in (
+    torch.rand(1, 9, 3, 96, 128),
+    torch.from_numpy(video)[None] + 0.5,
+    torch.zeros(2, 9, 3, 96, 128),
+    torch.ones(1, 9, 3, 96, 128),
+  ):
     with pytest.raises(UserError, match="whole numbers of 0 to 255"):
       tracker.track_lane_points(wrong, points)
 
@@ -118,6 +123,16 @@ def test_a_dora_layers_rank_and_kind():
   assert type(gru) is DoRAGRU and set(gru.names) == {"weight_ih_l0", "weight_hh_l0"}
   with pytest.raises(UserError, match="LayerNorm cannot be adapted; Linear, Conv2d, GRU can"):
     DoRALayer(torch.nn.LayerNorm(4))
+
+
+def test_a_dora_layer_is_m_times_the_direction():
+  layer = DoRALayer(torch.nn.Linear(6, 5), rank=2)
+  a, base = layer.adapter(), layer.base_layer
+  with torch.no_grad():
+    a.b.normal_()
+    a.m.mul_(1.5)
+  x, v = torch.randn(3, 6), base.weight + a.b @ a.a
+  torch.testing.assert_close(layer(x), x @ (a.m[:, None] * v / v.norm(dim=1, keepdim=True)).T + base.bias)
 
 
 def stir(model: torch.nn.Module) -> None:

@@ -1,14 +1,19 @@
 """train_epoch, and DoRADistillation taught by a live teacher, without a label store."""
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from dino_models import images
+from openpilot.selfdrive.modeld.fair.frames import pack_rgb
 from openpilot.tools.dgx.dense.dora_distillation import WEIGHTS, DoRADistillation, Settings
+from openpilot.tools.dgx.dense.live import live_batch, parsed, taught
+from openpilot.tools.dgx.training.constants import OUTPUT_SIZE, output_slices
 from openpilot.tools.dgx.training.dora import adapter_parameters, apply_dora
 from openpilot.tools.dgx.training.losses import WEIGHTS as DRIVING_WEIGHTS
 from openpilot.tools.dgx.training.model import load_onnx
+from openpilot.tools.dgx.training.outputs import parse_outputs
 from openpilot.tools.dgx.training.reference import save_reference
 from openpilot.tools.dgx.training.student import Student
 from openpilot.tools.dgx.training.teacher import DrivingTeacher
@@ -50,6 +55,29 @@ def test_an_epoch_moves_the_adapter_alone_and_towards_the_teacher(networks):
     and all(torch.equal(now[n], p) for n, p in frozen.items())
     and not any(torch.equal(p.detach(), torch.zeros_like(p)) for p in learned)
   )
+
+
+def test_an_epochs_steps_are_gradient_descents(networks):
+  model = load_onnx(networks[0])
+  apply_dora(model, 2, targets=["*heads.plan*"])
+  student = Student(model, None, DRIVING_WEIGHTS, 1.0, 0.0)
+  learned = adapter_parameters(model)
+  start = [p.detach().clone() for p in learned]
+  batches = [{**clips(1, 1), "plan": torch.randn(1, 1, 33, 15), "pose": torch.randn(1, 1, 6)} for _ in range(2)]
+  for b in batches:
+    whole = {**b, "traffic_convention": b["traffic"], "big_frames": b["frames"], "action_t": torch.tensor([[0.2, 0.2]])}
+    grads = torch.autograd.grad(student(whole)["total"], learned)
+    norm = torch.cat([g.flatten() for g in grads]).norm()
+    with torch.no_grad():
+      for p, g in zip(learned, grads, strict=True):
+        p -= 0.1 * g * min(1.0, 1.0 / float(norm))
+  want = [p.detach().clone() for p in learned]
+  with torch.no_grad():
+    for p, v in zip(learned, start, strict=True):
+      p.copy_(v)
+  train_epoch(student, None, batches, torch.optim.SGD(learned, 0.1), "cpu")
+  for p, v, s in zip(learned, want, start, strict=True):
+    torch.testing.assert_close(p.detach() - s, v - s, rtol=1e-3, atol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_takes_no_step(networks):
@@ -118,6 +146,31 @@ def test_a_driving_network_learns_from_a_live_dinov2_and_the_drive(at_home, netw
   assert both.shape == () and float(both) != alone
   losses = steps(model, 3, rgb)
   assert losses[-1] < losses[0]
+
+
+def test_a_live_batch_is_the_teachers_word_on_the_last_moment(at_home):
+  teacher = narrow(at_home, depth_head=at_home.weights / "narrow_head.pth")
+  assert taught(teacher, ("features", "depth", "x")) == {"features": (32, 18, 37), "depth": (1, 256, 512)}
+  before, now = images(256, 512, 2, seed=1), images(256, 512, 2, seed=2)
+  batch = live_batch(teacher, torch.stack([before, now], 1), True)
+  packed = [torch.from_numpy(np.stack([pack_rgb(x) for x in v.permute(0, 2, 3, 1).numpy()])) for v in (before, now)]
+  assert batch["frame"].shape == (2, 24, 128, 256)
+  assert torch.equal(batch["frame"][:, :6], packed[0]) and torch.equal(batch["frame"][:, 6:12], packed[1])
+  alone = live_batch(teacher, now, False)
+  assert torch.equal(alone["frame"], packed[1]) and alone["clip"].tolist() == [0, 1] and alone["valid"].all()
+  said = teacher.encode(now)
+  for b in (batch, alone):
+    assert torch.equal(b["features"], said["features"]) and b["metric"].tolist() == [True, True]
+    # bilinear in inverse depth: the mean of each cell's four inner pixels
+    inverse = 1 / said["depth"][:, 0].double()
+    want = 4 / (inverse[:, 1::4, 1::4] + inverse[:, 1::4, 2::4] + inverse[:, 2::4, 1::4] + inverse[:, 2::4, 2::4])
+    torch.testing.assert_close(b["depth"].double(), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_driving_networks_outputs_are_parsed_as_its_vector_is():
+  vector, slices = torch.randn(2, OUTPUT_SIZE), output_slices()
+  got, want = parsed({k: vector[:, s] for k, s in slices.items()}, slices), parse_outputs(vector, slices)
+  assert got.keys() == want.keys() and all(torch.equal(got[k], want[k]) for k in want)
 
 
 def test_what_cannot_teach_is_refused(at_home):

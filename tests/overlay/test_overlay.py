@@ -18,8 +18,9 @@ from small_tree import SELFDRIVED, files, git, make, write
 SCHEMA = """
 import capnp, json, sys
 event = capnp.load(sys.argv[1]).Event.schema.fields
-print(json.dumps({n: [f.proto.ordinal.explicit, f.schema.node.id] for n, f in event.items() if n.startswith(("fair", "custom"))}))
-"""  # noqa: E501
+ours = {n: f for n, f in event.items() if n.startswith(("fair", "custom"))}
+print(json.dumps({n: [f.proto.ordinal.explicit, f.schema.node.id] for n, f in ours.items()}))
+"""
 LAYOUTS = {
   "2025-03": (False, False, False),
   "2025-08": (False, True, False),

@@ -207,7 +207,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     )
   ]
   for r in done:
-    numbers = f"{r['mean_ms']:>8.2f} {r['p50_ms']:>8.2f} {r['p99_ms']:>8.2f} {r['per_second']:>8.1f} {r['memory_mb']:>7.0f} {r['off']:>8.1e}"  # noqa: E501
+    times = f"{r['mean_ms']:>8.2f} {r['p50_ms']:>8.2f} {r['p99_ms']:>8.2f}"
+    numbers = f"{times} {r['per_second']:>8.1f} {r['memory_mb']:>7.0f} {r['off']:>8.1e}"
     lines.append(f"{r['model'][:28]:<28} {r['runner']:<12} {r['precision']:<9} {r['batch']:>5} {numbers}")
   why: dict[str, list[str]] = {}
   for r in rest:

@@ -145,7 +145,7 @@ def main() -> None:
   p.add_argument(
     "--precision",
     choices=("float32", "float16", "bfloat16"),
-    help="of TensorRT and torch; each one's usual one by itself",
+    help="of TensorRT and torch; by default each one's usual one",
   )
   p.add_argument("--json", type=Path)
   args = p.parse_args()

@@ -63,7 +63,7 @@ def main() -> None:
     "folders"
   )
   print(
-    "`tools/op.sh teachers TEACHER` lists its options, with what they are by themselves after the equals sign; "
+    "`tools/op.sh teachers TEACHER` lists its options, with their defaults after the equals sign; "
     "`tools/op.sh label --option` sets them"
   )
 

@@ -1,12 +1,12 @@
-"""Dense labels of any size to a student's maps of 64x128 cells. A label covers the 512x256 view; cell i is centered on
-view pixel 4i + 1.5."""
+"""Dense labels of any size to a student's maps, of a quarter of its picture's sides: by default 64x128 cells of the
+512x256 view. A label covers all of the picture; cell i is centered on pixel 4i + 1.5."""
 
 import cv2
 import numpy as np
 
 from openpilot.tools.sim.truth import IGNORE, MAP_H, MAP_W
 
-VIEW_SIZE = (4 * MAP_W, 4 * MAP_H)
+MAP = (MAP_H, MAP_W)
 KNOWN = 0.5  # of what lies about a cell's center must be known
 
 
@@ -29,28 +29,28 @@ def depth_of(inverse: np.ndarray, known: np.ndarray, unit: str) -> np.ndarray:
     return np.where(np.isfinite(z) & (z > 0), z, np.nan).astype(np.float32)
 
 
-def depth_to_map(z: np.ndarray, unit: str) -> np.ndarray:
-  """A label of depth (..., h, w) -> (64, 128) float32 at the center of each cell, nan: unknown, or the sky. Bilinear in
+def depth_to_map(z: np.ndarray, unit: str, shape: tuple[int, int] = MAP) -> np.ndarray:
+  """A label of depth (..., h, w) -> `shape` float32 at the center of each cell, nan: unknown, or the sky. Bilinear in
   inverse depth, which is linear on a plane's picture: of a label of 256x512 the mean of each cell's four inner pixels,
   as the simulator's truth has it."""
   inverse, known = (
-    x if x.shape == (MAP_H, MAP_W) else cv2.resize(x, (MAP_W, MAP_H), interpolation=cv2.INTER_LINEAR)
-    for x in inverse_of(z, unit)
+    x if x.shape == shape else cv2.resize(x, shape[::-1], interpolation=cv2.INTER_LINEAR) for x in inverse_of(z, unit)
   )
   return depth_of(inverse, known, unit)
 
 
-def classes_to_map(ids: np.ndarray, count: int) -> np.ndarray:
-  """(..., h, w) class ids -> (64, 128) uint8: the class that most of a cell's pixels have, of equals the first; 255
-  where that is none of `count` classes."""
+def classes_to_map(ids: np.ndarray, count: int, shape: tuple[int, int] = MAP) -> np.ndarray:
+  """(..., h, w) class ids -> `shape` uint8: the class that most of a cell's pixels have, of equals the first; 255 where
+  that is none of `count` classes."""
+  h, w = shape
   ids = np.ascontiguousarray(ids.reshape(ids.shape[-2:]), np.uint8)
-  if ids.shape == (MAP_H, MAP_W):
+  if ids.shape == shape:
     return np.where(ids < count, ids, IGNORE).astype(np.uint8)
-  if ids.shape[::-1] != VIEW_SIZE:
+  if ids.shape != (4 * h, 4 * w):
     ids = cv2.resize(
-      ids, VIEW_SIZE, interpolation=cv2.INTER_NEAREST_EXACT
+      ids, (4 * w, 4 * h), interpolation=cv2.INTER_NEAREST_EXACT
     )  # INTER_NEAREST takes the pixel at the corner
-  blocks = ids.reshape(MAP_H, 4, MAP_W, 4).transpose(0, 2, 1, 3).reshape(MAP_H, MAP_W, 16)
+  blocks = ids.reshape(h, 4, w, 4).transpose(0, 2, 1, 3).reshape(h, w, 16)
   votes = np.stack([(blocks == k).sum(-1) for k in range(count)] + [(blocks >= count).sum(-1)], axis=-1)
   best = votes.argmax(-1)
   return np.where(best == count, IGNORE, best).astype(np.uint8)

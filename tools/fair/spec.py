@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from openpilot.selfdrive.modeld.fair.roles import ROLES
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_yaml
 
 ROAD = Path(__file__).with_name("road.yaml")
 KINDS = ("model_frame", "rgb")
-ROLES = ("background", "ground", "marking", "movable")
 UNKNOWN = ("unknown", "ignore", "void", "unlabeled", "unlabelled")  # names of ids whose pixels count nowhere
 
 
@@ -62,6 +62,13 @@ class InputSpec:
     if self.letterbox:
       sx = sy = min(sx, sy)
     return np.array([[sx, 0, 0.5 * sx - 0.5], [0, sy, 0.5 * sy - 0.5], [0, 0, 1]])
+
+  def covered(self, width: int, height: int) -> np.ndarray:
+    """(height, width) bool of the input: pixels whose center a picture of this size covers; the rest is padding."""
+    m, out = self.fit(width, height), np.zeros((self.height, self.width), bool)
+    w, h = (int(np.ceil(s * n - 0.5 - 1e-9)) for s, n in ((m[0, 0], width), (m[1, 1], height)))
+    out[:h, :w] = True
+    return out
 
   def to_dict(self) -> dict[str, Any]:
     return asdict(self)

@@ -29,6 +29,9 @@ LICENSES = {
 }
 
 
+COORDINATES = {"x0": 0, "y0": 1, "x1": 0, "y1": 1, "x": 0, "y": 1}  # columns of tables -> axis
+
+
 @dataclass(frozen=True)
 class Label:
   """One thing that a teacher says of every frame.
@@ -75,6 +78,7 @@ class Teacher(Protocol):
   # may have: sees = "picture" where it was made for the camera's whole picture, whose labels are then warped into the
   # view (labels/picture.py); picture_size(width, height) -> at which size it likes that; whole, set before prepare():
   # whether it is given that, and then dense labels may have any size, over all of the picture;
+  # stretches = True where that size is the same for all pictures;
   # view_size() -> (width, height) of the pictures it likes best; wants = "none" where it reads only the log;
   # at_once() -> how many clips are to be labeled at the same time, each by a thread of its own, and none is kept;
   # check(segment), which raises UserError where that segment cannot be labeled, before anything is stored;

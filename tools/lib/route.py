@@ -185,9 +185,11 @@ class Route:
       return f"{where} is neither a folder nor a file"
     if not where.exists():
       place = f"'{text}'{f' in {data_dir}' if data_dir else ''}"
-      return f"no route at {place}: there is no such file or folder; give a folder with segments, or a route's name and --data-dir"  # noqa: E501
+      what = f"no route at {place}: there is no such file or folder"
+      return f"{what}; give a folder with segments, or a route's name and --data-dir"
     there = sorted(p.name for p in where.iterdir())[:6] if where.is_dir() else []
-    return f"no route '{text}' in {where}: no folder there holds rlog, qlog or camera files; there {'are ' + ', '.join(there) if there else 'is nothing'}"  # noqa: E501
+    found = "are " + ", ".join(there) if there else "is nothing"
+    return f"no route '{text}' in {where}: no folder there holds rlog, qlog or camera files; there {found}"
 
   @staticmethod
   def _find(text: str, data_dir: Path | None) -> list[Segment]:

@@ -181,7 +181,7 @@ def main() -> int:
         if said["parity"] is not None:
           off = f"off from ONNX Runtime by {said['parity']:.1e} of the largest value"
         else:
-          off = f"off from tinygrad without its jit by {said['unjitted']:.1e}; there is no ONNX Runtime here to compare with"  # noqa: E501
+          off = f"off from tinygrad without its jit by {said['unjitted']:.1e}; ONNX Runtime is not installed to compare"
         print(
           f"{bundle.name}, graph '{said['graph']}', {target}: {said['size'] / 1e6:.1f} MB in {said['seconds']:.0f} "
           f"s, {off}"

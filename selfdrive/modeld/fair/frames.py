@@ -150,9 +150,9 @@ def pack_rgb(rgb: np.ndarray) -> np.ndarray:
 
 
 def unpack_rgb(frame: np.ndarray) -> np.ndarray:
-  """(6, 128, 256) uint8 -> (256, 512, 3) uint8 RGB, the inverse of pack_rgb up to chroma resolution: to look at, and
-  for teachers."""
-  y = np.empty((VIEW_H, VIEW_W), dtype=np.float32)
+  """(6, h, w) uint8, by default h 128, w 256 -> (2h, 2w, 3) uint8 RGB, the inverse of pack_rgb up to chroma resolution:
+  to look at, and for teachers."""
+  y = np.empty((2 * frame.shape[1], 2 * frame.shape[2]), dtype=np.float32)
   y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2] = frame[:4].astype(np.float32)
   u, v = (np.repeat(np.repeat(frame[i].astype(np.float32) - 128, 2, 0), 2, 1) for i in (4, 5))
   y = 1.164384 * (y - 16)

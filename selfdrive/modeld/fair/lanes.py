@@ -18,10 +18,8 @@ STRAY = 6.0  # standard deviations
 SAME_LINE = 0.9  # m; a lane is some 3 m wide
 COMPARED = 40.0  # m; up to there a line that is offered is compared with those there are
 UNSUPPORTED = 100  # frames that a line lives which the source of seeds does not see
-LOST_AFTER, LOST = (
-  5,
-  4.0,
-)  # frames out of sight, and pixels beside the line that is offered: such a point has lost its line and begins on it again  # noqa: E501
+# a point out of sight for so many frames, and so many pixels beside the seeds' line, has lost it and begins on it again
+LOST_AFTER, LOST = 5, 4.0
 SEED_PERIOD = 3  # frames between two looks for new points: a fast car loses few in them
 VISIBLE = 0.5
 ENOUGH = 6  # visible points that make a line certain

@@ -71,7 +71,12 @@ def test_readers_never_see_half_a_value(prefix):
 
 
 def test_killed_writer_leaves_a_whole_value(prefix):
-  code = "from openpilot.common.params import Params\np = Params()\nfor i in range(10**9): p.put('FairBundle', f'{i}-' + 'y' * 100000)"  # noqa: E501
+  code = """
+from openpilot.common.params import Params
+p = Params()
+for i in range(10**9):
+  p.put('FairBundle', f'{i}-' + 'y' * 100000)
+"""
   for _ in range(3):
     proc = subprocess.Popen([sys.executable, "-c", code])
     p, end = Params(), time.monotonic() + 20

@@ -276,7 +276,10 @@ def test_scons_caches_no_stamp(tree):
 
 def test_compiling_wants_none_of_the_trees_own_libraries():
   """In a build it runs before Params, messaging and transformations are built."""
-  code = "import sys; import openpilot.selfdrive.modeld.fair.compile; print([m for m in sys.modules if m.startswith(('openpilot.c', 'cereal', 'msgq'))])"  # noqa: E501
+  code = """
+import sys, openpilot.selfdrive.modeld.fair.compile
+print([m for m in sys.modules if m.startswith(('openpilot.c', 'cereal', 'msgq'))])
+"""
   r = subprocess.run(
     [sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT), "PATH": "/bin"}, capture_output=True, text=True
   )

@@ -80,7 +80,12 @@ def test_where_nothing_runs_every_reason_is_told(tmp_path, monkeypatch):
 
 def test_compiling_wants_no_onnx_runtime(tmp_path):
   """What can be built here is known without it, and none of the runners is needed to ask."""
-  code = "import sys; sys.modules['onnxruntime'] = None; from openpilot.selfdrive.modeld.fair import compile as c; print([c.missing(t) for t in c.TARGETS])"  # noqa: E501
+  code = """
+import sys
+sys.modules['onnxruntime'] = None
+from openpilot.selfdrive.modeld.fair import compile as c
+print([c.missing(t) for t in c.TARGETS])
+"""
   r = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   assert r.returncode == 0 and r.stdout.startswith("["), r.stderr
 
@@ -277,5 +282,9 @@ def test_runners_agree_on_real_frames(tmp_path, shared_data, target, tolerance):
 def test_compiling_imports_nothing_before_it_is_wanted():
   if importlib.util.find_spec("tinygrad") is None:
     pytest.skip("tinygrad is not installed")
-  code = "import sys; from openpilot.selfdrive.modeld.fair import compile; assert not {'tinygrad', 'onnxruntime', 'tensorrt', 'torch'} & set(sys.modules)"  # noqa: E501
+  code = """
+import sys
+from openpilot.selfdrive.modeld.fair import compile
+assert not {'tinygrad', 'onnxruntime', 'tensorrt', 'torch'} & set(sys.modules)
+"""
   subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

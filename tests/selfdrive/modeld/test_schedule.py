@@ -301,8 +301,9 @@ try:
 except PermissionError:
   print("no rights")
   sys.exit()
-print(gc.isenabled(), os.sched_getscheduler(0) == os.SCHED_FIFO, os.sched_getparam(0).sched_priority, os.sched_getaffinity(0) == {core})
-"""  # noqa: E501
+fifo, pinned = os.sched_getscheduler(0) == os.SCHED_FIFO, os.sched_getaffinity(0) == {core}
+print(gc.isenabled(), fifo, os.sched_getparam(0).sched_priority, pinned)
+"""
 
 
 def realtime(where):

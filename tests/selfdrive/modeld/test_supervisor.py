@@ -101,7 +101,10 @@ def gone(pid):
 
 
 def test_the_supervisor_holds_nothing_that_can_fail():
-  code = "import sys, openpilot.selfdrive.modeld.fair.fairmodeld as f; print(*(m for m in ('numpy', 'capnp', 'onnxruntime', 'tinygrad') if m in sys.modules))"  # noqa: E501
+  code = """
+import sys, openpilot.selfdrive.modeld.fair.fairmodeld
+print(*{'numpy', 'capnp', 'onnxruntime', 'tinygrad'} & set(sys.modules))
+"""
   assert (
     subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()
     == ""
@@ -338,7 +341,10 @@ def test_a_trial_run_is_told(run):
   r = run(
     """
 link.beat()
-for path in ("print('ok abc')", "print('error: no graph'); raise SystemExit(2)", "import os; os.kill(os.getpid(), 11)", "while True: pass", "print('no')"):
+for path in (
+  "print('ok abc')", "print('error: no graph'); raise SystemExit(2)", "import os; os.kill(os.getpid(), 11)",
+  "while True: pass", "print('no')",
+):
   link.try_out(path, None)
   while (a := link.answer()) is None:
     link.beat()
@@ -346,7 +352,7 @@ for path in ("print('ok abc')", "print('error: no graph'); raise SystemExit(2)",
   assert a["path"] == path
   print("answer", a["hash"], a["error"], file=sys.stderr, flush=True)
 live()
-""",  # noqa: E501
+""",
     limits={"trial": 1.0},
   )
   r.says("its trial run ended with exit code 0")
@@ -450,8 +456,9 @@ def test_the_worker_gets_what_msgq_sets_by_c_alone():
 import ctypes, os
 ctypes.CDLL(None).setenv(b"CEREAL_FAKE_PREFIX", b"replay", 1)
 from openpilot.selfdrive.modeld.fair.child import environment
-assert "CEREAL_FAKE_PREFIX" not in os.environ and environment()["CEREAL_FAKE_PREFIX"] == "replay" and "CEREAL_FAKE" not in environment()
-"""  # noqa: E501
+assert "CEREAL_FAKE_PREFIX" not in os.environ
+assert environment()["CEREAL_FAKE_PREFIX"] == "replay" and "CEREAL_FAKE" not in environment()
+"""
   subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 

@@ -354,7 +354,11 @@ def test_offroad_asks_the_compiler_once_and_ends_when_told(tmp_path, prefix, mon
   write_bundle(models / "b", name="b")
   Params().put("FairRunner", TARGET)
   env = {**os.environ, "FAIR_MODELS_DIR": str(models), "PYTHONPATH": str(ROOT)}
-  code = "from openpilot.selfdrive.modeld.fair import offroad; offroad.LOOK = .2; offroad.TICK = .05; raise SystemExit(offroad.main())"  # noqa: E501
+  code = """
+from openpilot.selfdrive.modeld.fair import offroad
+offroad.LOOK, offroad.TICK = .2, .05
+raise SystemExit(offroad.main())
+"""
   proc = subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True)
   try:
     assert "scene.onnx has sha256" in proc.stderr.readline() and "a ended with exit code 2" in proc.stderr.readline()

@@ -35,7 +35,8 @@ def folders(tmp_path_factory):
   root = tmp_path_factory.mktemp("vits")
   v3 = transformers.DINOv3ViTConfig(patch_size=14, intermediate_size=64, num_register_tokens=4, **VIT)
   depth = transformers.DepthAnythingConfig(
-    backbone_config=transformers.Dinov2Config(patch_size=14, out_indices=[3, 6, 9, 12], apply_layernorm=True, reshape_hidden_states=False, **VIT),  # noqa: E501
+    backbone_config=transformers.Dinov2Config(
+      patch_size=14, out_indices=[3, 6, 9, 12], apply_layernorm=True, reshape_hidden_states=False, **VIT),
     reassemble_hidden_size=32, neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16, patch_size=14)  # fmt: skip
   convnext = transformers.DINOv3ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
   return {

@@ -9,11 +9,12 @@ from label_fixture import write_store
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.batch import Batches, load
 from openpilot.tools.fair.distillation.data import Clips
-from openpilot.tools.fair.evaluation.evaluate import evaluate, parser
+from openpilot.tools.fair.evaluation.evaluate import Options, evaluate
 from openpilot.tools.fair.evaluation.scenes import open_segments
-from openpilot.tools.fair.labels import list_labels as listing
+from openpilot.tools.fair.labels import browse as listing
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.store import CHUNK, LabelStore
+from openpilot.tools.lib.options import parse
 from openpilot.tools.lib.errors import UserError, cli
 
 SEGMENT = "00000001--aaaaaaaaaa--0"
@@ -94,7 +95,7 @@ def test_evaluation_names_it(damaged, monkeypatch, tmp_path):
   bundle = write_bundle(tmp_path / "b", ("depth", "objects"))
   assert open_segments(root, {"simulator"}, [])
   with pytest.raises(UserError) as e:
-    evaluate(parser().parse_args([str(bundle), str(root), "--out", str(tmp_path / "out")]))
+    evaluate(parse(Options, None, "evaluate", [str(bundle), str(root), "--out", str(tmp_path / "out")]))
   assert (
     str(e.value).startswith(f"{path} is damaged") and "--repair" in str(e.value) and not (tmp_path / "out").exists()
   )

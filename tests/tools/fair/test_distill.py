@@ -28,20 +28,22 @@ from openpilot.tools.fair.distillation.augment import (
   warp_grid,
   warp_points,
 )
-from openpilot.tools.fair.distillation.batch import Batches, class_maps, collate, convert, object_list
+from openpilot.tools.fair.distillation.batch import Batches, collate, convert
 from openpilot.tools.fair.distillation.data import Clips, RawClip
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.losses import segmentation_loss, soft_segmentation_loss
 from openpilot.tools.fair.distillation.config import Config, Stage
 from openpilot.tools.fair.distillation.trainer import Run, grown
-from openpilot.tools.fair.students.classes import SEGMENTATION
-from openpilot.tools.fair.spec import StudentSpec
+from openpilot.tools.fair.spec import StudentSpec, road_classes
 from openpilot.tools.fair.students.sizes import SIZES
 from openpilot.tools.fair.students.student import Student, build
+from openpilot.tools.fair.tasks import TASKS, say
+from openpilot.tools.fair.tasks.objects import object_list
+from openpilot.tools.fair.tasks.segmentation import class_maps, segmentation
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
 
-ALL = ["depth", "segmentation", "objects", "detector", "points"]
+ALL = ["depth", "segmentation", "objects", "detector", "lanes"]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,7 @@ def config(**more):
       "clip": 2,
       "warmup": 2,
       "eval_every": 3,
+      "eval_clips": 4,
       "hard": 0.3,
       **more,
     }
@@ -116,7 +119,7 @@ def test_a_batch_holds_what_the_store_says(labels):
   assert batch["frame"].shape == (4, 6, 128, 256) and batch["points"].shape == (2, 2, 128, 2)
   first = batch["objects"][0]
   x0, y0, x1, y1 = first["boxes"][0].tolist()
-  assert batch["segmentation"][0, SEGMENTATION.index("vehicle")].sum() == pytest.approx(
+  assert batch["segmentation"][0, road_classes().maps.index("vehicle")].sum() == pytest.approx(
     (x1 - x0) * (y1 - y0) / 16, rel=0.2
   )
   assert first["mask"][0].sum() == pytest.approx((x1 - x0) * (y1 - y0) / 16, rel=0.2)
@@ -143,7 +146,8 @@ def test_one_thing_of_two_names_is_one_object():
     "score": np.array([0.5, 0.9, 0.9, 0.4], np.float32),
     "cls": np.array([0, 1, 2, 0]),
   }
-  said = object_list(NONE, Label("boxes", "boxes", classes=("car", "truck", "person")), table)
+  label = Label("boxes", "boxes", classes=("car", "truck", "person"))
+  said = object_list(NONE, say([label], [table], TASKS["objects"]), table)
   assert said["boxes"][:, 0].tolist() == [11, 11, 100] and said["cls"].tolist() == [
     0,
     1,
@@ -155,7 +159,7 @@ def test_a_teacher_of_some_classes_teaches_those_and_the_sum_of_the_rest():
   r = np.random.default_rng(0)
   drivable, lanes = (r.uniform(0, 1, (128, 256)).astype(np.float32) for _ in range(2))
   said = [Label("drivable", "dense", unit="probability"), Label("lanes", "dense", unit="probability")]
-  p, rest = class_maps(NONE, said, np.stack([drivable, lanes]))
+  p, rest = class_maps(NONE, say(said, [], TASKS["segmentation"]), np.stack([drivable, lanes]))
   d, l = (x.reshape(64, 2, 128, 2).mean(axis=(1, 3)) for x in (drivable, lanes))
   assert (
     np.allclose(p[2], l, atol=1e-6)
@@ -169,18 +173,16 @@ def test_a_teacher_of_some_classes_teaches_those_and_the_sum_of_the_rest():
     "segmentation_named": torch.tensor([[False, True, True, False, False]]),
   }
   valid = torch.ones(1, 64, 128, dtype=torch.bool)
-  model = Distiller.__new__(Distiller)
-  torch.nn.Module.__init__(model)
-  model.class_weights = torch.ones(5)
-  loss = model.segmentation(logits, batch, valid)
+  weights = torch.ones(5)
+  loss = segmentation(logits, batch, valid, weights)
   # a logit moved from one unnamed class to another changes nothing as long as their sum stays
   q = logits.double().softmax(1)
   moved = q.clone()
   moved[:, 0], moved[:, 3], moved[:, 4] = q[:, 3], q[:, 4], q[:, 0]
-  assert torch.allclose(model.segmentation(moved.log().float(), batch, valid), loss, atol=1e-5)
+  assert torch.allclose(segmentation(moved.log().float(), batch, valid, weights), loss, atol=1e-5)
   other = q.clone()
   other[:, 0], other[:, 1] = q[:, 1], q[:, 0]
-  assert (model.segmentation(other.log().float(), batch, valid) - loss).abs() > 1e-3
+  assert (segmentation(other.log().float(), batch, valid, weights) - loss).abs() > 1e-3
 
 
 def test_a_teacher_that_says_how_sure_it_is_teaches_that(rng):
@@ -192,15 +194,13 @@ def test_a_teacher_that_says_how_sure_it_is_teaches_that(rng):
     "x",
     rng.integers(0, 256, (1, 6, 128, 256), dtype=np.uint8),
     np.ones((256, 512), bool),
-    {"segmentation": [maps]},
-    {"segmentation": said},
+    {"segmentation": say(said, [maps], TASKS["segmentation"])},
   )
   hard = RawClip(
     "y",
     clip.frames,
     clip.valid,
-    {"segmentation": [rng.integers(0, 5, (64, 128)).astype(np.uint8)]},
-    {"segmentation": LABELS[1:2]},
+    {"segmentation": say(LABELS[1:2], [rng.integers(0, 5, (64, 128)).astype(np.uint8)], TASKS["segmentation"])},
   )
   batch = collate([convert(c, NONE, rng) for c in (clip, hard)])
   assert batch["segmentation_soft"].tolist() == [True, False]
@@ -214,10 +214,10 @@ def test_a_teacher_that_says_how_sure_it_is_teaches_that(rng):
   w = torch.tensor([0.7, 2.5, 0.5])
   want = soft_segmentation_loss(q, torch.cat([p[:, named[0]], rest[:, None]], 1), valid[:1], w)
   want = 0.5 * want + 0.5 * segmentation_loss(logits[1:], batch["segmentation"][1:], valid[1:], model.class_weights)
-  assert torch.allclose(model.segmentation(logits, batch, valid), want)
+  assert torch.allclose(segmentation(logits, batch, valid, model.class_weights), want)
   alone = {k: v[1:] for k, v in batch.items() if torch.is_tensor(v)}
   before = segmentation_loss(logits[1:], alone["segmentation"], valid[1:], model.class_weights)
-  assert torch.equal(model.segmentation(logits[1:], alone, valid[1:]), before)
+  assert torch.equal(segmentation(logits[1:], alone, valid[1:], model.class_weights), before)
 
 
 # *** the loop ***
@@ -285,10 +285,10 @@ def test_what_a_stage_freezes_stays(labels, tmp_path):
 
 def test_missing_labels_say_which_teacher_gives_them(tmp_path):
   write_store(tmp_path / "s", labels=LABELS[:2])
-  with pytest.raises(UserError, match="nothing that teaches 'points'; add a teacher of tracks: raft-tracker"):
+  with pytest.raises(UserError, match="nothing that teaches 'lanes'; add a teacher of tracks: raft-tracker"):
     Clips(tmp_path / "s", ["depth", "points"], 2)
   with pytest.raises(
-    UserError, match=r"'points'; add a teacher of tracks: raft.*and nothing that teaches 'detector'; add .*yolox"
+    UserError, match=r"'lanes'; add a teacher of tracks: raft.*and nothing that teaches 'detector'; add .*yolox"
   ):
     Clips(tmp_path / "s", ["points", "detector"], 2)  # frames are there, and labels, but none of these
   with pytest.raises(UserError, match="no segment with model frames"):

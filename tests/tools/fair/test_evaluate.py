@@ -14,12 +14,16 @@ from onnx.numpy_helper import from_array
 
 from openpilot.selfdrive.modeld.fair.bundle import write_manifest
 from openpilot.tools.fair.evaluation import evaluate as module
-from openpilot.tools.fair.evaluation.report import DEFINITIONS, NAMES
+from openpilot.tools.fair.evaluation.detections import Detections
+from openpilot.tools.fair.evaluation.metrics import Sums
+from openpilot.tools.fair.evaluation.groups import GROUPS
+from openpilot.tools.fair.evaluation.run import Worst
 from openpilot.tools.fair.evaluation.scenes import SLOTS, QueryMaker
 from openpilot.tools.fair.labels.rules import rules_of
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.options import parse
 from openpilot.tools.sim.render import CLASSES
 
 pytestmark = pytest.mark.slow
@@ -253,7 +257,7 @@ def write_bundle(folder, tasks, bias=0.0, name=None):
   folder.mkdir(parents=True)
   model, entry = network(tasks, bias)
   onnx.save(model, str(folder / "all.onnx"))
-  provenance = {"teachers": [], "data": [], "licence": "MIT", "git_commit": "0"}
+  provenance = {"teachers": [], "data": [], "license": "MIT", "git_commit": "0"}
   manifest = {
     "name": name or folder.name,
     "version": "1",
@@ -282,14 +286,14 @@ def made(tmp_path_factory):
 
 
 def run(*args):
-  return module.evaluate(module.parser().parse_args([str(a) for a in args]))
+  return module.evaluate(parse(module.Options, None, "evaluate", [str(a) for a in args]))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_draws():
   with pytest.MonkeyPatch.context() as m:
-    m.setattr(module, "DRAWS", 100)
-    m.setattr(module, "DETECTION_DRAWS", 40)
+    m.setattr(Sums, "draws", 100)
+    m.setattr(Detections, "draws", 40)
     yield
 
 
@@ -418,17 +422,17 @@ def test_page_and_json(made, result):
     page.count("data:image/jpeg") >= 6 and "unified, Tracks of points" in page and "unified, Segmentation" not in page
   )
   assert "{{" not in page and "None" not in page.replace("None: nothing", "")
-  assert all(DEFINITIONS[k] for k in NAMES) and not list((made / "out").glob(".*"))
+  assert all(g.definition for g in GROUPS.values()) and not list((made / "out").glob(".*"))
 
 
 def test_one_picture_in_forty_frames():
-  w = module.Worst()
+  w = Worst()
   for i, error in enumerate([1, 5, 2, 0, float("nan"), 4] + [0] * 74 + [3, 9]):
     w.add(error, "a", i, dict)
   for i in range(5):
     w.add(10 + i, f"s{i}", 0, dict)
   assert sorted(f[0] for f in w.frames) == [12, 13, 14]
-  w = module.Worst()
+  w = Worst()
   for i, error in enumerate([1, 5, 2] + [0] * 77 + [3, 9]):
     w.add(error, "a", i, dict)
   assert sorted(f[0] for f in w.frames) == [5, 9]

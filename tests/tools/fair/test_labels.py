@@ -15,18 +15,19 @@ import torch
 from onnx import helper
 
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
-from openpilot.tools.fair.labels import label as label_module
 from openpilot.tools.fair.labels import rules
 from openpilot.tools.fair.labels import store as store_module
 from openpilot.tools.fair.labels.dataset import LabelDataset
-from openpilot.tools.fair.labels.label import FrameTeacher, find_views, run_teacher
-from openpilot.tools.fair.labels.list_labels import statistics
+from openpilot.tools.fair.labels.collector import to_view
+from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
+from openpilot.tools.fair.labels.sources.routes import find_views
+from openpilot.tools.fair.labels.browse import statistics
 from openpilot.tools.fair.labels.store import CHUNK, LabelStore
 from openpilot.tools.fair.labels.video import pictures
 from openpilot.tools.fair.labels.views import ViewWarp
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.registry import load_teacher
-from openpilot.tools.fair.teacher import Label
+from openpilot.tools.fair.teacher import Clip, Label
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.framereader import FrameReader
 from openpilot.tools.lib.videowriter import VideoWriter
@@ -58,11 +59,12 @@ def write_network(folder, seed=0):
     """name: tiny
 weights: net.onnx
 license: MIT
-input: {name: images, size: [32, 64], color: RGB, scale: 0.00392156862745098, mean: [0, 0, 0], std: [1, 1, 1], fit: stretch}
+input:
+  {name: images, size: [32, 64], color: RGB, scale: 0.00392156862745098, mean: [0, 0, 0], std: [1, 1, 1], fit: stretch}
 decode: maps
 maps:
   thing: {output: out, channel: 1, softmax: true}
-"""  # noqa: E501
+"""
   )
   return folder / "net.yaml"
 
@@ -126,7 +128,7 @@ def test_frames_and_labels_are_what_they_say(route, network, tmp_path):
   assert teacher.view_size() == (64, 32)
   teacher.prepare(32, 64)
   rgb = ViewWarp(view, width=64, height=32).rgb(nv12)
-  labels, _ = teacher.label(label_module.Clip(rgb.transpose(2, 0, 1)[None]))
+  labels, _ = teacher.label(Clip(rgb.transpose(2, 0, 1)[None]))
   assert tiny.dense("thing").shape == (50, 128, 256)
   # to float16 of probabilities; the batch may be summed in another order
   np.testing.assert_allclose(tiny.dense("thing")[7].astype(float), labels["thing"][0].astype(float), atol=1 / 256)
@@ -180,7 +182,7 @@ def test_larger_views_see_the_same_place(route):
   ]
   # what is left is interpolation; were one view half a pixel off, a shift towards it would be as good as none
   assert errors[0] < 0.6 * min(errors[1:])
-  table = label_module.to_view({"x0": np.array([0.5]), "y": np.array([2.5]), "cls": np.array([3])}, (2, 2))
+  table = to_view({"x0": np.array([0.5]), "y": np.array([2.5]), "cls": np.array([3])}, (2, 2))
   assert table["x0"][0] == 0 and table["y"][0] == 1 and table["cls"][0] == 3
 
 
@@ -389,7 +391,7 @@ def test_a_damaged_chunk_is_named_and_repaired(route, network, tmp_path):
   dat[len(dat) // 2] ^= 4
   shard.write_bytes(dat)
   listing = subprocess.run(
-    [sys.executable, "-m", "openpilot.tools.fair.labels.list_labels", str(tmp_path / "s")],
+    [sys.executable, "-m", "openpilot.tools.fair.labels.browse", str(tmp_path / "s")],
     capture_output=True,
     text=True,
     timeout=60,

@@ -5,8 +5,8 @@ import pytest
 from test_labels import FRAMES, run
 from test_labels import route as written_route
 
-from openpilot.tools.fair.labels import label as label_module
-from openpilot.tools.fair.labels.label import find_views, run_teacher
+from openpilot.tools.fair.labels.labeling import refuse_silence, run_teacher
+from openpilot.tools.fair.labels.sources.routes import find_views
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
@@ -39,7 +39,7 @@ def test_nothing_labeled_is_no_success(route, tmp_path, capsys):
     teacher = Silent(wants)
     groups = run_teacher(teacher, [view], store, every=5, progress=False)
     if wants == "rgb":  # an empty road
-      label_module.refuse_silence(teacher, groups, store, 5)
+      refuse_silence(teacher, groups, store, 5)
       assert (
         "warning: teacher 'silent' says nothing of any of the 30 frames" in capsys.readouterr().err
         and len(store.groups()) == 1
@@ -49,7 +49,7 @@ def test_nothing_labeled_is_no_success(route, tmp_path, capsys):
         UserError,
         match=r"'silent' says nothing of any of the 30 frames, and nothing of it was stored; .*without --every",
       ):
-        label_module.refuse_silence(teacher, groups, store, 5)
+        refuse_silence(teacher, groups, store, 5)
   assert store.groups() == []
 
 

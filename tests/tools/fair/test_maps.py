@@ -8,10 +8,13 @@ from label_fixture import CAMERA, FRAME, group_of
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE
 from openpilot.tools.fair.distillation.augment import NONE, draw
-from openpilot.tools.fair.distillation.batch import class_maps, depth_map
+from openpilot.tools.fair.tasks import TASKS, say
+from openpilot.tools.fair.tasks.depth import depth_map
+from openpilot.tools.fair.tasks.segmentation import class_maps
 from openpilot.tools.fair.distillation.data import valid_of
 from openpilot.tools.fair.evaluation.metrics import Depth
-from openpilot.tools.fair.evaluation.scenes import Labels, Segment
+from openpilot.tools.fair.evaluation.labels import Labels
+from openpilot.tools.fair.evaluation.scenes import Segment
 from openpilot.tools.fair.labels.dataset import Reader
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.maps import classes_to_map, depth_to_map
@@ -133,12 +136,8 @@ def test_classes_are_what_most_of_a_cell_is():
     ids[:, np.arange(512) % 4 - at < 3] = 1
     ids[:, np.arange(512) % 4 < at] = 7
     assert (classes_to_map(ids, 3) == 1).all()
-    assert (
-      class_maps(NONE, [Label("segmentation", "dense", "uint8", (256, 512), "class", ("background", "road"))], ids)[0][
-        1
-      ]
-      == 1
-    ).all()
+    label = Label("segmentation", "dense", "uint8", (256, 512), "class", ("background", "road"))
+    assert (class_maps(NONE, say([label], [ids], TASKS["segmentation"]), ids)[0][1] == 1).all()
   assert (classes_to_map(np.full((256, 512), 9, np.uint8), 3) == IGNORE).all()
   # an edge at half of the picture of another size stays there, from either side
   for size in ((640, 320), (256, 128), (1024, 512), (320, 320)):

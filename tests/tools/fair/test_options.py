@@ -141,9 +141,9 @@ def test_bad_options_are_one_line(route, dinov2, tmp_path, monkeypatch, capsys, 
 @pytest.mark.parametrize(
   ("name", "options"),
   [
-    ("sam2.1-tiny", {"every": 0}), ("sam2.1-tiny", {"max_objects": 0}), ("sam3", {"lost_after": -1}), ("raft-tracker", {"iters": 0}),  # noqa: E501
-    ("raft-tracker", {"spacing": 0}), ("yolox-tracker", {"gate": -1.0}), ("detr-resnet-50", {"batch": 0}), ("yolox-nano", {"score": -0.1}),  # noqa: E501
-    ("twinlitenet", {"score": 0.5}),
+    ("sam2.1-tiny", {"every": 0}), ("sam2.1-tiny", {"max_objects": 0}), ("sam3", {"lost_after": -1}),
+    ("raft-tracker", {"iters": 0}), ("raft-tracker", {"spacing": 0}), ("yolox-tracker", {"gate": -1.0}),
+    ("detr-resnet-50", {"batch": 0}), ("yolox-nano", {"score": -0.1}), ("twinlitenet", {"score": 0.5}),
   ],
 )  # fmt: skip
 def test_values_that_cannot_be_are_refused(tmp_path, name, options):

@@ -14,7 +14,8 @@ from openpilot.common.transformations.orientation import rot_from_euler
 from openpilot.selfdrive.modeld.fair.frames import camera_intrinsics
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.labels.aim import LEAST_PAIRS, find_vanishing, mounting_of, vanishing_of
-from openpilot.tools.fair.labels.label import find_views, run_teacher
+from openpilot.tools.fair.labels.labeling import run_teacher
+from openpilot.tools.fair.labels.sources.routes import find_views
 from openpilot.tools.fair.labels.picture import PictureWarp, view_label
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.labels.views import SegmentView

@@ -10,7 +10,7 @@ from dino_models import close, images, normalize
 from sam2_models import MEAN, STD, S, save
 from test_sam2_checkpoint import as_sam2
 
-from openpilot.tools.fair.distillation.data import task_of
+from openpilot.tools.fair.tasks import task_of
 from openpilot.tools.fair.registry import TEACHERS
 from openpilot.tools.fair.sam import features as features_module
 from openpilot.tools.fair.sam.checkpoint import load_pt

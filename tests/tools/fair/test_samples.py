@@ -4,17 +4,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from openpilot.tools.fair.distillation.samples import TINTS, classes_on, draw_samples, points_on
-from openpilot.tools.lib.colors import track_color
+from openpilot.tools.fair.distillation.samples import draw_samples
+from openpilot.tools.fair.distillation.sketches import classes_on, points_on
+from openpilot.tools.fair.spec import StudentSpec, road_classes
+from openpilot.tools.lib.colors import class_colors, track_color
 
 
 def test_classes_are_a_tint_and_what_is_none_is_left():
   rgb = np.full((256, 512, 3), 100, np.uint8)
   classes = np.zeros((64, 128), np.int64)
   classes[10, 20], classes[11, 20] = 1, 255
-  out = classes_on(rgb, classes)
+  of = road_classes()
+  out = classes_on(rgb, classes, of)
   want = rgb.copy()
-  want[40:44, 80:84] = (100 + TINTS[1]) / 2
+  want[40:44, 80:84] = (100 + np.array(class_colors(of.maps, of.roles(of.maps))[of.maps[1]])) / 2
   assert (out == want).all() and (out[40, 80] != 100).any()
 
 
@@ -29,7 +32,8 @@ def test_points_are_drawn_where_they_are_likelier_seen_than_not(tmp_path):
   xy = torch.tensor([[[[100.0, 100], [200, 100], [300, 100]]]])
   batch = {"frame": torch.zeros((1, 6, 128, 256), dtype=torch.uint8), "points": xy}
   batch |= {"points_known": torch.ones((1, 1, 3), dtype=torch.bool), "points_visible": torch.tensor([[[1, 0, 1]]])}
-  draw_samples(tmp_path / "x.png", batch, {"lanes_points_out": xy, "lanes_visible": torch.tensor([[[-1.0, 0.0, 1.0]]])})
+  out = {"lanes_points_out": xy, "lanes_visible": torch.tensor([[[-1.0, 0.0, 1.0]]])}
+  draw_samples(tmp_path / "x.png", batch, out, ["lanes"], StudentSpec("lanes", "small"))
   picture = np.asarray(Image.open(tmp_path / "x.png")).astype(int)
   assert picture.shape == (128, 3 * 256, 3)
   plain, ours, theirs = np.split(picture, 3, axis=1)

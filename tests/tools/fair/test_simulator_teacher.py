@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from openpilot.tools.fair.labels.dataset import LabelDataset
-from openpilot.tools.fair.labels.label import FrameTeacher, find_views, run_teacher
-from openpilot.tools.fair.labels.list_labels import statistics
+from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
+from openpilot.tools.fair.labels.sources.routes import find_views
+from openpilot.tools.fair.labels.browse import statistics
 from openpilot.tools.fair.labels.store import CHUNK, LabelStore
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.simulator.teacher import CLEARANCE, LEAST, LIFE, MOST, POINTS, SimulatorTeacher

@@ -13,14 +13,15 @@ from label_fixture import FRAME, group_of, write_store
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.options import parser as distill_parser
-from openpilot.tools.fair.evaluation.evaluate import parser as evaluate_parser
+from openpilot.tools.fair.evaluation.evaluate import Options as EvaluateOptions
 from openpilot.tools.fair.evaluation.scenes import open_segments
-from openpilot.tools.fair.labels import list_labels as listing
+from openpilot.tools.fair.labels import browse as listing
 from openpilot.tools.fair.labels import rules
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.rules import rules_of, stale_rules
 from openpilot.tools.fair.labels.store import LabelStore, key_of
 from openpilot.tools.fair.teacher import Label
+from openpilot.tools.lib.options import parse
 from openpilot.tools.lib.errors import UserError, cli
 
 SEGMENT = "00000001--aaaaaaaaaa--0"
@@ -151,7 +152,7 @@ def test_stale_labels_are_refused_listed_and_taken_where_asked(tmp_path, mended,
   err = capsys.readouterr().err
   assert err.count("error: ") == 1 and "groups of labels are stale" in err and not (tmp_path / "run").exists()
   assert distill_parser("").parse_args([*map(str, words), "--stale-labels"]).stale_labels
-  assert evaluate_parser().parse_args(["b", "d", "--stale-labels"]).stale_labels
+  assert parse(EvaluateOptions, None, "evaluate", ["b", "d", "--stale-labels"]).stale_labels
   monkeypatch.setattr(sys, "argv", ["labels", str(tmp_path / "s")])
   assert cli(listing.main)() == 0
   out = capsys.readouterr().out

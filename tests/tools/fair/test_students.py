@@ -310,14 +310,15 @@ np.savez(sys.argv[3], **{k: v.numpy() for k, v in out.items()})
 
 
 @pytest.mark.slow
-def test_tinygrad_parity(tmp_path):
+@pytest.mark.parametrize("name, backbone", [("unified-nano", None), ("depth-nano", "mobilenetv2_100_same")])
+def test_tinygrad_parity(tmp_path, name, backbone):
   """All heads. In a process of its own: tinygrad reads its settings when it is imported. 1e-4 as for ONNX Runtime."""
   pytest.importorskip("onnx")
   if importlib.util.find_spec("tinygrad") is None:
     pytest.skip("tinygrad is not installed")
   if (compiler := find_clang()) is None:
     pytest.skip("tinygrad's CPU device needs clang, or the ziglang package")
-  student = randomise(build("unified-nano"), seed=9)
+  student = randomise(build(name, backbone), seed=9)
   export_onnx(student, tmp_path / "student.onnx")
   inputs = some_inputs(student, 4)
   np.savez(tmp_path / "in.npz", **{k: v.numpy() for k, v in inputs.items()})
@@ -330,5 +331,85 @@ def test_tinygrad_parity(tmp_path):
   got = np.load(tmp_path / "out.npz")
   with torch.no_grad():
     want = student(**inputs)
-  for name, w in want.items():
-    assert_close(name, got[name], w.numpy(), 1e-4)
+  for k, w in want.items():
+    assert_close(k, got[k], w.numpy(), 1e-4)
+
+
+def tensorflow_same(x, conv):
+  """TensorFlow's padding, written down by its documentation: total = max(k - s, 0) on sides that s divides, the smaller
+  half first."""
+  (kh, kw), (sh, sw) = conv.kernel_size, conv.stride
+  out = x.new_zeros(len(x), conv.out_channels, x.shape[2] // sh, x.shape[3] // sw)
+  top, left = (kh - sh) // 2, (kw - sw) // 2
+  for i in range(kh):
+    for j in range(kw):
+      moved = torch.zeros_like(x)
+      dy, dx = i - top, j - left
+      ys, xs = torch.arange(x.shape[2]) + dy, torch.arange(x.shape[3]) + dx
+      good = ((ys >= 0) & (ys < x.shape[2]))[:, None] & ((xs >= 0) & (xs < x.shape[3]))[None]
+      moved[..., good] = x[..., ys.clamp(0, x.shape[2] - 1), :][..., xs.clamp(0, x.shape[3] - 1)][..., good]
+      out += torch.einsum("oc,bchw->bohw", conv.weight[:, :, i, j], moved[..., ::sh, ::sw])
+  return out
+
+
+@pytest.mark.parametrize("name, timm_name", [(n, v.timm) for n, v in backbones.VARIANTS.items()])
+def test_weights_of_a_file_see_the_packed_frame_as_they_saw_rgb(tmp_path, name, timm_name):
+  """The whole backbone on a packed frame gives what timm's network gives on the RGB picture that it holds at half the
+  size, to 1e-5 of the largest value, at the borders too; nothing clips as the frame holds a legal picture."""
+  import timm
+
+  torch.manual_seed(0)
+  whole = timm.create_model(timm_name, pad_type="same").eval()
+  torch.save({k: v.half() for k, v in whole.state_dict().items()}, tmp_path / "w.pth")
+  whole.load_state_dict(torch.load(tmp_path / "w.pth"))
+  b = Backbone(name, str(tmp_path / "w.pth")).eval()
+  assert b.pretrained
+  frame = torch.randint(60, 190, (1, 6, 128, 256), dtype=torch.uint8)
+  frame[:, 4:] = torch.randint(110, 146, (1, 2, 128, 256), dtype=torch.uint8)
+  y, u, v = frame[:, :4].double().mean(1) - 16, frame[:, 4].double() - 128, frame[:, 5].double() - 128
+  rgb = torch.stack(
+    [1.164384 * y + 1.596027 * v, 1.164384 * y - 0.391762 * u - 0.812968 * v, 1.164384 * y + 2.017232 * u], 1
+  )
+  assert rgb.min() >= 0 and rgb.max() <= 255
+  net = timm.create_model(timm_name, features_only=True, pad_type="same").eval()
+  net.load_state_dict({k: x for k, x in whole.state_dict().items() if k in net.state_dict()})
+  for part in backbones.VARIANTS[name].linear:
+    net.get_submodule(part).act = torch.nn.Identity()
+  with torch.no_grad():
+    got, want = b(frame), net((rgb / 255).float())
+    stem = next(m for m in net.modules() if isinstance(m, torch.nn.Conv2d))
+    x = (rgb / 255).float()
+    assert torch.allclose(stem(x), tensorflow_same(x, stem), atol=1e-5)
+    mine = b.net.conv_stem(b.normalize(frame))
+    assert (mine - stem(x)).abs().max() < 1e-5 * stem(x).abs().max()
+  by_stride = dict(zip([2 * r for r in net.feature_info.reduction()], want, strict=True))
+  for stride in b.strides:
+    assert (got[stride] - by_stride[stride]).abs().max() < 1e-4 * by_stride[stride].abs().max(), stride
+
+
+def test_a_file_of_other_weights_is_refused(tmp_path):
+  torch.save({"a": torch.zeros(1)}, tmp_path / "w.pth")
+  with pytest.raises(UserError, match=r"tensors of the backbone are not in it, the first is conv_stem\.weight"):
+    Backbone("mobilenetv2_100_same", str(tmp_path / "w.pth"))
+  with pytest.raises(UserError, match="other conventions"):
+    Backbone("mobilenetv2_100_same", True)
+
+
+def test_a_pretrained_backbone_keeps_the_budget():
+  student = build("unified-small", "mobilenetv2_100_same")
+  assert macs(student) < 650e6 and parameters(student) < 2.5e6
+
+
+def test_padding_as_tensorflows_in_onnx_runtime(tmp_path):
+  import onnxruntime as ort
+
+  student = randomise(build("depth-nano", "mobilenetv2_100_same"), seed=3)
+  export_onnx(student, tmp_path / "student.onnx")
+  inputs = some_inputs(student, 4)
+  session = ort.InferenceSession(str(tmp_path / "student.onnx"), providers=["CPUExecutionProvider"])
+  names = [o.name for o in session.get_outputs()]
+  got = dict(zip(names, session.run(names, {k: v.numpy() for k, v in inputs.items()}), strict=True))
+  with torch.no_grad():
+    want = student(**inputs)
+  for k, w in want.items():
+    assert_close(k, got[k], w.numpy(), 1e-4)

@@ -6,7 +6,7 @@ from typing import Any
 
 from openpilot.tools.fair.distillation.trained import Trained
 from openpilot.tools.fair.distillation.config import Config
-from openpilot.tools.fair.evaluation.report import HEADLINE, NAMES
+from openpilot.tools.fair.evaluation.groups import GROUPS
 from openpilot.tools.fair.students.student import Student
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_json
@@ -39,7 +39,7 @@ def headlines(evaluation: dict[str, Any], name: str) -> list[dict[str, Any]]:
   out = []
   for reference, tasks in evaluation["tables"].items():
     for task, columns in tasks.items():
-      metric = HEADLINE.get(task)
+      metric = GROUPS[task].headline if task in GROUPS else None
       if metric in columns.get(name, {}):
         cell = columns[name][metric]
         mine = [c for c in columns if not c.endswith(", IoU only") or c.startswith(f"{name}, ")]
@@ -69,8 +69,9 @@ def metrics_of(evaluations: list[dict[str, Any]], name: str, run: Path, trained:
     for e in evaluations:
       for h in headlines(e, name):
         interval = "" if h["low"] is None else f", 95% interval {h['low']:.3f} to {h['high']:.3f}"
-        data = f"{e['frames']} frames of {e['routes']} routes, {seen(e, trained)}, {public_path(e['data'])}, by {h['reference']}{interval}"  # noqa: E501
-        out.append({"name": f"{NAMES[h['task']]}: {h['metric']}", "value": h["value"], "data": data})
+        where = f"{e['frames']} frames of {e['routes']} routes, {seen(e, trained)}, {public_path(e['data'])}"
+        data = f"{where}, by {h['reference']}{interval}"
+        out.append({"name": f"{GROUPS[h['task']].title}: {h['metric']}", "value": h["value"], "data": data})
     return out
   try:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -95,19 +96,21 @@ def tables(evaluations: list[dict[str, Any]], name: str, trained: Trained) -> st
   out = []
   for e in evaluations:
     rows = [
-      f"| {NAMES[h['task']]} | {h['metric']} | {h['reference']} | {h['value']:.3f}{interval(h['low'], h['high'])} | "
+      f"| {GROUPS[h['task']].title} | {h['metric']} | {h['reference']} "
+      f"| {h['value']:.3f}{interval(h['low'], h['high'])} | "
       + "; ".join(f"{c.removeprefix(name + ', ')} {v:.3f}" for c, v in h["others"].items())
       + " |"
       for h in headlines(e, name)
     ]
     known = seen(e, trained)
     known = f"**{known}**" if known != "not trained on" else known
-    what = f"{e['frames']} frames of {e['routes']} route{'s' if e['routes'] != 1 else ''} (`{public_path(e['data'])}`), {known}"  # noqa: E501
+    routes = "route" if e["routes"] == 1 else "routes"
+    what = f"{e['frames']} frames of {e['routes']} {routes} (`{public_path(e['data'])}`), {known}"
     out.append(f"{what}:\n\n| what | metric | by | value [95%] | others |\n|---|---|---|---|---|\n" + "\n".join(rows))
     pairs = [d for d in e["differences"] if d["a"] == name]
     if pairs:
       lines = [
-        f"| {NAMES[d['task']]}, {d['metric']} | {d['b'].removeprefix(name + ', ')} | "
+        f"| {GROUPS[d['task']].title}, {d['metric']} | {d['b'].removeprefix(name + ', ')} | "
         f"{d['difference']:+.3f}{interval(d['low'], d['high'])} | "
         + ("better" if d["better"] else "not shown to be better")
         + " |"
@@ -140,7 +143,10 @@ def card(
   )
   simulated = any("simulator" in t["model"] for t in state["provenance"])
   only = "nothing but" if len(state["provenance"]) == 1 else "mostly"
-  toy = f"**Not made for real streets.** It has learned from {only} this project's ray-cast simulator: boxes for cars, hashes for asphalt."  # noqa: E501
+  toy = (
+    f"**Not made for real streets.** It has learned from {only} this project's ray-cast simulator: boxes for cars, "
+    "hashes for asphalt."
+  )
   warning = (
     f"{toy} What it says of a real camera is a guess, and must control nothing.\n"
     if simulated
@@ -150,6 +156,10 @@ def card(
   learned = f"learned {', '.join(config.tasks)} in {state['step']} steps of {config.batch} frames"
   how = learned if config.steps else "put together from students that had learned before"
   measured = tables(evaluations, name, trained) or f"| metric | value | data |\n|---|---|---|\n{losses}"
+  metrics_note = (
+    'Metrics are defined on the page that `tools/op.sh evaluate` writes. "mean map", "hold still" and "IoU only" are '
+    "rivals without a network."
+  )
   return f"""# {name}
 
 {config.student}: {count / 1e6:.2f}M parameters, {how}.
@@ -167,8 +177,8 @@ def card(
 
 {measured}
 
-Metrics are defined on the page that `tools/op.sh evaluate` writes. "mean map", "hold still" and "IoU only" are rivals without a network.
+{metrics_note}
 
 Input `frame` uint8 (1, 6, 128, 256), the medmodel view; the graph normalizes.
 In parts of an output's largest value: {"; ".join(checked)}.
-"""  # noqa: E501
+"""

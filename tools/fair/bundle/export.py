@@ -21,20 +21,13 @@ from openpilot.tools.fair.bundle.card import card, metrics_of, read_evaluation
 from openpilot.tools.fair.bundle.replace import check_out, new_bundle
 from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
 from openpilot.tools.fair.students.student import Student, build
+from openpilot.tools.fair.tasks import TASKS
 from openpilot.tools.fair.teacher import LICENSES, check_license
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.flags import add_flag
 from openpilot.tools.lib.files import read_json
 from openpilot.tools.lib.said import public
 
-OUTPUTS = {  # what a task's training makes worth publishing
-  "depth": ("depth",),
-  "features": ("features",),
-  "segmentation": ("segmentation",),
-  "objects": ("objects_",),
-  "detector": ("detector_",),
-  "points": ("lanes_",),
-}
 TOLERANCE = 2e-3  # of an output's largest value: float32 summed in another order, some 60 layers deep
 HALF_TOLERANCE = 1e-2  # with weights that keep 11 bits
 FRAMES = 8
@@ -83,12 +76,14 @@ def read_environment(run: Path) -> dict[str, Any]:
 
 def real_inputs(student: Student, labels: Path | None, seed: int) -> list[dict[str, torch.Tensor]]:
   """Frames of a label store where one is given, else noise; the tracker's inputs are made up, its state too."""
-  r = np.random.default_rng(seed)
+  r, picture = np.random.default_rng(seed), student.spec.input
   if labels is not None:
     data = LabelDataset(labels, ["frames/frame"], stale_labels=True)  # any will do
     frames = [data[int(i)]["frames/frame"][None] for i in np.linspace(0, len(data) - 1, FRAMES)]
+    if frames[0].shape[1:] != picture.shape:
+      raise UserError(f"--labels {labels} holds frames {frames[0].shape[1:]}, the student takes {picture.shape}")
   else:
-    frames = [r.integers(0, 256, (1, 6, 128, 256), dtype=np.uint8) for _ in range(FRAMES)]
+    frames = [r.integers(0, 256, (1, *picture.shape), dtype=np.uint8) for _ in range(FRAMES)]
   out = []
   for k, frame in enumerate(frames):
     inputs = {
@@ -98,7 +93,7 @@ def real_inputs(student: Student, labels: Path | None, seed: int) -> list[dict[s
     }
     if inputs:
       inputs["lanes_points"] = torch.from_numpy(
-        r.uniform([0, 0], [511, 255], inputs["lanes_points"].shape).astype(np.float32)
+        r.uniform([0, 0], [picture.width - 1, picture.height - 1], inputs["lanes_points"].shape).astype(np.float32)
       )
       inputs["lanes_mask"] = torch.from_numpy((r.uniform(size=inputs["lanes_mask"].shape) < 0.8).astype(np.float32))
       inputs["lanes_fresh"] = torch.from_numpy(
@@ -185,7 +180,7 @@ def main() -> None:
   for t in state["provenance"]:
     check_license(t["model"], t["licence"], args.accept_license)
   environment, trained = read_environment(args.run), trained_on(state, args.run)
-  wanted = tuple(o for t in config.tasks for o in OUTPUTS[t])
+  wanted = tuple(o for t in config.tasks for o in TASKS[t].outputs)
   restricted = sorted({t["licence"] for t in state["provenance"] if not LICENSES.get(t["licence"], False)})
   with new_bundle(args.out, args.run) as folder:
     path = folder / f"{config.student}.onnx"
@@ -211,7 +206,8 @@ def main() -> None:
       "name": args.out.name,
       "version": "1",
       "size": student.spec.size,
-      "view": "medmodel",
+      "view": student.spec.input.view,
+      "input": student.spec.input.to_dict(),
       "streams": ["narrowRoad"],
       "graphs": [graph],
       "provenance": {

@@ -1,15 +1,16 @@
 """One random change of a clip, geometric and photometric, applied alike to its frames and to all of its labels.
 
-The geometric change is affine, of the 512x256 view's pixels: x' = A x. Where it enlarges the picture by s, things look
-s times nearer to a camera whose focal length is fixed: metric depth is divided by s. Pixels that come from outside the
-view, or from outside the camera's image, count nowhere."""
+The geometric change is affine, of the picture's pixels, by default the 512x256 view's: x' = A x. Where it enlarges the
+picture by s, things look s times nearer to a camera whose focal length is fixed: metric depth is divided by s. Pixels
+that come from outside the view, or from outside the camera's image, count nowhere."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 
 import cv2
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
+from openpilot.common.transformations.model import medmodel_intrinsics, sbigmodel_intrinsics
+from openpilot.tools.fair.spec import InputSpec
 
 IDENTITY = np.eye(3)
 
@@ -26,6 +27,12 @@ class Augmentation:
   noise: float = 0.0
   blur: float = 0.0
   seed: int = 0
+  picture: InputSpec = field(default_factory=InputSpec)
+
+  @property
+  def is_none(self) -> bool:
+    same = [f for f in fields(self) if f.name not in ("matrix", "zoom", "seed", "picture")]
+    return not self.is_geometric and all(getattr(self, f.name) == f.default for f in same)
 
   @property
   def is_geometric(self) -> bool:
@@ -35,19 +42,33 @@ class Augmentation:
 NONE = Augmentation(IDENTITY, 1.0)
 
 
-def draw(r: np.random.Generator, mirror: bool = True) -> Augmentation:
+def none(picture: InputSpec) -> Augmentation:
+  return replace(NONE, picture=picture)
+
+
+def horizon(picture: InputSpec) -> float:
+  """Its row in a level camera's picture, pixels; of a picture of any camera, its middle."""
+  if picture.kind == "rgb":
+    return picture.height / 2
+  view = sbigmodel_intrinsics if picture.view == "sbigmodel" else medmodel_intrinsics
+  return float(view[1, 2]) * picture.height / 256
+
+
+def draw(r: np.random.Generator, mirror: bool = True, picture: InputSpec | None = None) -> Augmentation:
   """mirror=False where labels are a ViT's features: its grid of a mirrored picture is not the mirrored grid (position
   embeddings)."""
+  picture = picture or InputSpec()
+  width, height = picture.width / 512, picture.height / 256  # of the view's
   matrix, zoom = IDENTITY.copy(), 1.0
   if r.uniform() < 0.7:
     zoom = float(np.exp(r.uniform(np.log(0.9), np.log(1.35))))
     roll = r.normal(0, 0.015)
     c, s = zoom * np.cos(roll), zoom * np.sin(roll)
-    cx, cy = (VIEW_W - 1) / 2, 47.6 + r.uniform(-10, 40)  # near the horizon
-    shift = r.uniform(-20, 20), r.uniform(-8, 8)
+    cx, cy = (picture.width - 1) / 2, horizon(picture) + r.uniform(-10, 40) * height
+    shift = r.uniform(-20, 20) * width, r.uniform(-8, 8) * height
     matrix = np.array([[c, -s, cx - c * cx + s * cy + shift[0]], [s, c, cy - s * cx - c * cy + shift[1]], [0, 0, 1]])
   if mirror and r.uniform() < 0.5:
-    matrix = np.array([[-1.0, 0, VIEW_W - 1], [0, 1, 0], [0, 0, 1]]) @ matrix
+    matrix = np.array([[-1.0, 0, picture.width - 1], [0, 1, 0], [0, 0, 1]]) @ matrix
   return Augmentation(
     matrix,
     zoom,
@@ -59,13 +80,15 @@ def draw(r: np.random.Generator, mirror: bool = True) -> Augmentation:
     noise=float(r.choice([0.0, 2.0, 6.0])),
     blur=float(r.choice([0.0, 0.0, 0.6, 1.2])),
     seed=int(r.integers(1 << 31)),
+    picture=picture,
   )
 
 
-def grid_matrix(w: int, h: int) -> np.ndarray:
-  """(3, 3) from the view's pixels to those of a grid of w x h that covers all of it; both are counted from pixel
-  centers."""
-  sx, sy = w / VIEW_W, h / VIEW_H
+def grid_matrix(w: int, h: int, picture: InputSpec | None = None) -> np.ndarray:
+  """(3, 3) from the picture's pixels, by default the view's, to those of a grid of w x h that covers all of it; both
+  are counted from pixel centers."""
+  picture = picture or InputSpec()
+  sx, sy = w / picture.width, h / picture.height
   return np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1]])
 
 
@@ -78,7 +101,8 @@ def warp_grid(
   if not a.is_geometric:
     return grid
   h, w = grid.shape[:2]
-  m = (grid_matrix(*(size or (w, h))) @ a.matrix @ np.linalg.inv(grid_matrix(w, h)))[:2]
+  to = size or (w, h)
+  m = (grid_matrix(to[0], to[1], a.picture) @ a.matrix @ np.linalg.inv(grid_matrix(w, h, a.picture)))[:2]
   w, h = size or (w, h)
   flags = cv2.INTER_LINEAR if linear else cv2.INTER_NEAREST
   if grid.ndim == 3 and grid.shape[2] > 4:  # OpenCV's borders have up to four channels
@@ -106,32 +130,51 @@ def warp_boxes(a: Augmentation, boxes: np.ndarray) -> np.ndarray:
 
 
 def warp_frame(a: Augmentation, frame: np.ndarray, t: int = 0) -> np.ndarray:
-  """(6, 128, 256) uint8 -> the same, changed. t: of the clip, so that noise differs from frame to frame."""
-  y: np.ndarray = np.empty((VIEW_H, VIEW_W), np.uint8)
+  """(*a.picture.shape) uint8 -> the same, changed. t: of the clip, so that noise differs from frame to frame."""
+  if a.picture.kind == "rgb":
+    rgb = np.ascontiguousarray(frame.transpose(1, 2, 0))
+    if a.is_geometric:
+      size = a.picture.width, a.picture.height
+      rgb = cv2.warpAffine(rgb, a.matrix[:2], size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    ycc = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)
+    planes = changed_luma(a, ycc[..., 0], t), *(changed_chroma(a, ycc[..., 1 + k], 1 - k) for k in range(2))
+    return np.ascontiguousarray(cv2.cvtColor(np.stack(planes, -1), cv2.COLOR_YCrCb2RGB).transpose(2, 0, 1))
+  w, h = a.picture.width, a.picture.height
+  y: np.ndarray = np.empty((h, w), np.uint8)
   y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2] = frame[:4]
   uv = np.ascontiguousarray(frame[4:].transpose(1, 2, 0))
   if a.is_geometric:
-    y = cv2.warpAffine(y, a.matrix[:2], (VIEW_W, VIEW_H), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    g = grid_matrix(VIEW_W // 2, VIEW_H // 2)
+    y = cv2.warpAffine(y, a.matrix[:2], (w, h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    g = grid_matrix(w // 2, h // 2, a.picture)
     uv = cv2.warpAffine(
       uv,
       (g @ a.matrix @ np.linalg.inv(g))[:2],
-      (VIEW_W // 2, VIEW_H // 2),
+      (w // 2, h // 2),
       flags=cv2.INTER_LINEAR,
       borderMode=cv2.BORDER_REPLICATE,
     )
+  y = changed_luma(a, y, t)
+  out = np.empty_like(frame)
+  out[0], out[1], out[2], out[3] = y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2]
+  for k in range(2):
+    out[4 + k] = changed_chroma(a, uv[..., k], k)
+  return out
+
+
+def changed_luma(a: Augmentation, y: np.ndarray, t: int) -> np.ndarray:
+  """(h, w) uint8 -> the same: blur, gamma, gain, noise."""
   if a.blur:
     y = cv2.GaussianBlur(y, (0, 0), a.blur)
   level = np.arange(256, dtype=np.float32) / 255
   y = cv2.LUT(y, np.clip(255 * (a.gain * level**a.gamma + a.bias) + 0.5, 0, 255).astype(np.uint8))
   if a.noise:
     r = np.random.default_rng([a.seed, t])
-    y = cv2.add(y, (r.standard_normal((VIEW_H, VIEW_W), np.float32) * a.noise).astype(np.int16), dtype=cv2.CV_8U)
+    y = cv2.add(y, (r.standard_normal(y.shape, np.float32) * a.noise).astype(np.int16), dtype=cv2.CV_8U)
+  return y
+
+
+def changed_chroma(a: Augmentation, plane: np.ndarray, k: int) -> np.ndarray:
+  """(h, w) uint8 -> the same. k: 0 U, 1 V."""
   centered = np.arange(256, dtype=np.float32) - 128
-  out = np.empty_like(frame)
-  out[0], out[1], out[2], out[3] = y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2]
-  for k in range(2):
-    out[4 + k] = cv2.LUT(
-      np.ascontiguousarray(uv[..., k]), np.clip(128 + a.chroma * centered + a.tint[k] + 0.5, 0, 255).astype(np.uint8)
-    )
-  return out
+  table = np.clip(128 + a.chroma * centered + a.tint[k] + 0.5, 0, 255).astype(np.uint8)
+  return cv2.LUT(np.ascontiguousarray(plane), table)

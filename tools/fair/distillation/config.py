@@ -5,14 +5,8 @@ from typing import Any
 
 from openpilot.tools.fair.spec import ClassSet, InputSpec, StudentSpec, road_classes
 from openpilot.tools.fair.students.student import spec_of
+from openpilot.tools.fair.tasks import task_name
 from openpilot.tools.lib.errors import UserError
-
-BEFORE = {"points": "lanes"}  # names of tasks in configurations and checkpoints of before
-
-
-def task_name(name: str) -> str:
-  """A task's name as it is now."""
-  return BEFORE.get(name, name)
 
 
 @dataclass
@@ -31,7 +25,7 @@ class Config:
   student: str
   tasks: list[str]
   backbone: str | None = None
-  pretrained: bool = False
+  pretrained: bool | str = False  # True: the hub's weights; or a file of them
   steps: int = 4000
   batch: int = 16  # frames
   clip: int = 1  # frames of a clip

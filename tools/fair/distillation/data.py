@@ -1,45 +1,25 @@
 """Which labels of a store teach which task, and clips of consecutive frames with them."""
 
+import copy
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, unpack_rgb
+from openpilot.tools.fair.distillation.look import Look, look_at, picture_of
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame, shuffled_chunks
-from openpilot.tools.fair.labels.label import COORDINATES
-from openpilot.tools.fair.labels.store import CHUNK, Group, LabelStore
-from openpilot.tools.fair.teacher import LICENSES, Clip, Label, Teacher
+from openpilot.tools.fair.labels.store import CHUNK, Group
+from openpilot.tools.fair.spec import ClassSet, InputSpec, road_classes
+from openpilot.tools.fair.tasks import TASKS, Said, names_of, task_name
+from openpilot.tools.fair.teacher import COORDINATES, LICENSES, Clip, Label, Teacher
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.said import command
-
-NAMES: dict[str, Any] = json.loads(Path(__file__).with_name("classes.json").read_text())
-TASKS = ("depth", "features", "segmentation", "objects", "detector", "points")
-WANTED = {  # what to say where a student's task has no labels
-  "depth": "a teacher of depth: depth-anything-v2-metric-outdoor-small, or simulator on simulated routes",
-  "features": "a teacher of dense features: dinov2-base",
-  "segmentation": "a teacher of road classes: twinlitenet, or simulator on simulated routes",
-  "objects": "a teacher of boxes: yolox-nano, rtdetr-v2-r50, sam2.1-small, or simulator on simulated routes",
-  "detector": "a teacher of boxes: yolox-nano, rtdetr-v2-r50, or simulator on simulated routes",
-  "points": "a teacher of tracks: raft-tracker, or simulator on simulated routes",
-}
-
-
-def task_of(label: Label) -> tuple[str, ...]:
-  """The tasks that a label can teach."""
-  if label.kind == "boxes":
-    return ("objects", "detector")
-  if label.kind == "points":
-    # openpilot's lines and leads are no points of the picture that are followed
-    return ("points",) if label.name == "points" else ()
-  named = {"m": "depth", "relative": "depth", "class": "segmentation", "probability": "segmentation"}
-  task = "features" if label.name == "features" else named.get(label.unit)  # a network's features have no unit
-  if label.unit == "probability" and label.name not in NAMES["segmentation_names"]:
-    task = None
-  return (task,) if task else ()
 
 
 @dataclass
@@ -47,8 +27,10 @@ class Source:
   """What teaches one task in one segment."""
 
   group: Group
-  labels: list[Label]  # one; of a teacher that gives a probability map for each class, all of them
+  labels: list[Label]  # one; of a teacher that gives a probability map for each class, all that are learned
   rows: dict[int, int]  # frame id -> row
+  index: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # see tasks.Said
+  left_out: tuple[str, ...] = ()  # names of classes that are not learned
 
 
 @dataclass
@@ -56,68 +38,108 @@ class Segment:
   name: str
   frames: Group
   sources: dict[str, Source]
-  valid: np.ndarray  # (256, 512) bool, view pixels inside the camera's image
+  valid: np.ndarray  # (H, W) bool: pixels of the student's picture that the camera's covers
+  sizes: np.ndarray | None = None  # (rows, 2) width and height of pictures that are each placed by itself
+
+  def valid_in(self, rows: Sequence[int], picture: InputSpec) -> np.ndarray:
+    """(H, W) bool, or (len(rows), H, W) where they differ."""
+    if self.sizes is None:
+      return self.valid
+    return np.stack([covered(picture, *map(int, self.sizes[r])) for r in rows])
+
+
+@lru_cache(64)
+def covered(picture: InputSpec, width: int, height: int) -> np.ndarray:
+  return picture.covered(width, height)
 
 
 @dataclass
 class RawClip:
-  """T consecutive frames and what teachers say of them, as stored. Lists have T entries, None where a frame is not
-  labeled."""
+  """T consecutive frames and what teachers say of them, as stored."""
 
   name: str
-  frames: np.ndarray  # (T, 6, 128, 256) uint8
-  valid: np.ndarray  # (256, 512) bool
-  labels: dict[str, list[Any]] = field(default_factory=dict)  # task -> dense arrays or tables
-  meta: dict[str, list[Label]] = field(default_factory=dict)
+  frames: np.ndarray  # (T, *picture.shape) uint8
+  valid: np.ndarray  # (H, W) or (T, H, W) bool
+  said: dict[str, Said] = field(default_factory=dict)  # by task
 
 
-def choose(groups: dict[str, Group], task: str, prefer: Sequence[str]) -> Source | None:
-  """The teacher of `task` among one segment's: the first of `prefer`, else the simulator's truth, else the first by
-  name."""
-  able = {t: [x for x in g.labels if task in task_of(x)] for t, g in groups.items() if t != "frames" and g.done()}
-  able = {t: x for t, x in able.items() if x}
-  order = [t for t in prefer if t in able] + sorted(able, key=lambda t: (t != "simulator", t))
-  if not order:
+def learned(labels: list[Label], task: str, classes: ClassSet, where: str, ignore: bool) -> Source | None:
+  """Of one teacher's labels that teach `task` those that are learned, with the classes that they name; without group
+  and rows. None where no class is learned. Raises UserError where a name is not known: see ClassSet.resolve."""
+  labels = labels if labels[0].unit == "probability" else labels[:1]
+  kind = TASKS[task].kind
+  names = names_of(labels, classes, kind)
+  index = classes.resolve(names, kind, where, ignore) if kind else np.zeros(0, np.int64)
+  if kind and not (index >= 0).any():
     return None
-  teacher = order[0]
-  labels = able[teacher] if able[teacher][0].unit == "probability" else able[teacher][:1]
-  return Source(groups[teacher], labels, rows_by_frame(groups[teacher]))
+  out = tuple(n for n, to in zip(names, index, strict=True) if to < 0)
+  if kind and labels[0].unit == "probability":
+    labels, index = [x for x, to in zip(labels, index, strict=True) if to >= 0], index[index >= 0]
+  return Source(None, labels, {}, index, out)  # type: ignore[arg-type]
+
+
+def choose(
+  groups: dict[str, Group], task: str, prefer: Sequence[str], classes: ClassSet | None = None, ignore: bool = False
+) -> Source | None:
+  """The teacher of `task` among one segment's: the first of `prefer`, else the simulator's truth, else the first by
+  name. Raises UserError as learned() does."""
+  classes, teaches = classes or road_classes(), TASKS[task].teaches
+  able = {t: [x for x in g.labels if teaches(x, classes)] for t, g in groups.items() if t != "frames" and g.done()}
+  able = {t: x for t, x in able.items() if x}
+  for t in [t for t in prefer if t in able] + sorted(able, key=lambda t: (t != "simulator", t)):
+    if (source := learned(able[t], task, classes, str(groups[t].path), ignore)) is not None:
+      source.group, source.rows = groups[t], rows_by_frame(groups[t])
+      return source
+  return None
 
 
 class Clips:
   """All clips of `length` frames of a store in which some task of `tasks` is labeled.
 
   prefer: teachers in the order in which they are asked where several label a task. live: a teacher that labels while
-  training, in place of what is stored of its tasks. Raises UserError where nothing teaches a task, one teacher's labels
-  were made with several checkpoints or settings, or some are stale (labels/rules.py) and stale_labels does not take
-  them."""
+  training, in place of what is stored of its tasks. classes: that are learned, by default the road's; ignore: names
+  that they do not know are left out. Raises UserError where nothing teaches a task, a name of a class is not known, one
+  teacher's labels were made with several checkpoints or settings, or some are stale (labels/rules.py) and stale_labels
+  does not take them."""
 
   def __init__(
     self,
-    root: str | Path,
+    root: str | Path | Look,
     tasks: Sequence[str],
     length: int,
     prefer: Sequence[str] = (),
     live: Teacher | None = None,
     segments: Sequence[str] = (),
     stale_labels: bool = False,
+    classes: ClassSet | None = None,
+    ignore: bool = False,
   ):
-    self.tasks, self.length, self.live = list(tasks), length, live
-    self.live_tasks = [t for t in self.tasks if live is not None and any(t in task_of(x) for x in live.labels)]
-    store = LabelStore(root)
-    by_segment = store.by_segment({g.teacher for g in store.groups()})
+    look = look_at(root)
+    self.root, self.tasks, self.length, self.live = look.root, [task_name(t) for t in tasks], length, live
+    self.classes = classes or road_classes()
+    self.taught_live: dict[str, Source] = {}
+    if live is not None:
+      for t in self.tasks:
+        able = [x for x in live.labels if TASKS[t].teaches(x, self.classes)]
+        source = learned(able, t, self.classes, f"the live teacher '{live.name}'", ignore) if able else None
+        if source is not None:
+          self.taught_live[t] = source
+    self.picture = look.picture(segments)
     self.segments: list[Segment] = []
     seen: dict[str, tuple[str, Path]] = {}
     with_frames = 0
-    for name, groups in by_segment.items():
+    stored = [t for t in self.tasks if t not in self.taught_live]
+    for name, groups in look.segments.items():
       if segments and name not in segments:
         continue
       if "frames" not in groups or not groups["frames"].done():
         continue
       with_frames += 1
-      sources = {t: s for t in self.tasks if t not in self.live_tasks and (s := choose(groups, t, prefer)) is not None}
-      if sources or self.live_tasks:
-        self.segments.append(Segment(name, groups["frames"], sources, valid_of(groups["frames"])))
+      found = {t: choose(groups, t, prefer, self.classes, ignore) for t in stored}
+      sources = {t: s for t, s in found.items() if s is not None}
+      if sources or self.taught_live:
+        frames = groups["frames"]
+        self.segments.append(Segment(name, frames, sources, valid_of(frames), sizes_of(frames)))
       for s in sources.values():
         key = json.dumps([s.group.meta["teacher"], s.group.meta["view"]], sort_keys=True)
         before = seen.setdefault(s.group.teacher, (key, s.group.path))
@@ -126,25 +148,36 @@ class Clips:
             f"labels by '{s.group.teacher}' were made with two checkpoints or settings: {before[1]} and "
             f"{s.group.path}; label again with --prune"
           )
-    store.check_stale(
+    look.store.check_stale(
       (g for s in self.segments for g in (s.frames, *(x.group for x in s.sources.values()))), stale_labels
     )
     if not with_frames:
       raise UserError(
-        f"{root} holds no segment with model frames to learn from; label routes without --no-frames: `tools/op.sh "
+        f"{self.root} holds no segment with model frames to learn from; label routes without --no-frames: `tools/op.sh "
         "label`"
       )
-    lacks = [t for t in self.tasks if t not in self.live_tasks and not any(t in s.sources for s in self.segments)]
-    if lacks:
-      said = ", and ".join(f"nothing that teaches '{t}'; add {WANTED[t]}" for t in lacks)
+    self._index()
+
+  def _index(self) -> None:
+    root = self.root
+    there = {*self.taught_live, *(t for s in self.segments for t in s.sources)}
+    if lacks := [t for t in self.tasks if t not in there]:
+      said = ", and ".join(f"nothing that teaches '{t}'; add {TASKS[t].wanted}" for t in lacks)
       raise UserError(f"{root} holds {said}, with `tools/op.sh label ROUTE --teachers ... {command('--out', root)}`")
     self.starts = np.concatenate([self._starts(i) for i in range(len(self.segments))])  # (N, 2) segment, first row
     if not len(self.starts):
       raise UserError(
-        f"{root} holds no {length} consecutive labeled frames; label more frames, or with a smaller --every"
+        f"{root} holds no {self.length} consecutive labeled frames; label more frames, or with a smaller --every"
       )
     self.reader = Reader(window=8)
     self.reader.labels = len(self.tasks) + 1
+
+  def part(self, segments: Iterable[str]) -> "Clips":
+    """Those of some segments alone. Raises UserError where nothing of them teaches a task."""
+    names, out = set(segments), copy.copy(self)
+    out.segments = [s for s in self.segments if s.name in names]
+    out._index()
+    return out
 
   def _starts(self, i: int) -> np.ndarray:
     """Clips overlap by half, and none spans frames that are missing."""
@@ -154,7 +187,7 @@ class Clips:
     for k in s.frames.done():
       done[list(s.frames.rows(k))] = True
     step = int(s.frames.meta["every"])
-    labeled = set[int]().union(*(src.rows for src in s.sources.values())) if not self.live_tasks else set(ids.tolist())
+    labeled = set[int]().union(*(src.rows for src in s.sources.values())) if not self.taught_live else set(ids.tolist())
     out = []
     for a in range(0, len(ids) - self.length + 1, max(1, self.length // 2)):
       span = slice(a, a + self.length)
@@ -178,14 +211,20 @@ class Clips:
     s = self.segments[part]
     rows = list(range(first, first + self.length))
     ids = s.frames.frames["frame_id"].to_numpy()[rows]
-    clip = RawClip(f"{s.name} frames {ids[0]} to {ids[-1]}", self.reader.dense(s.frames, "frame", rows), s.valid)
+    clip = RawClip(
+      f"{s.name} frames {ids[0]} to {ids[-1]}",
+      self.reader.dense(s.frames, "frame", rows),
+      s.valid_in(rows, self.picture),
+    )
     for task, source in s.sources.items():
       at = [source.rows.get(int(f)) for f in ids]
-      clip.meta[task] = source.labels
-      clip.labels[task] = [None if r is None else self._label(source, r) for r in at]
-    if self.live_tasks:
+      clip.said[task] = self._said(source, [None if r is None else self._label(source, r) for r in at])
+    if self.taught_live:
       self._ask(clip, ids)
     return clip
+
+  def _said(self, source: Source, values: list[Any]) -> Said:
+    return Said(source.labels, values, source.index, self.classes, self.picture)
 
   def _label(self, source: Source, row: int) -> Any:
     if source.labels[0].kind != "dense":
@@ -196,22 +235,44 @@ class Clips:
   def _ask(self, clip: RawClip, ids: np.ndarray) -> None:
     """Labels by the live teacher, in the form in which they would be stored."""
     assert self.live is not None
-    rgb = np.stack([unpack_rgb(f) for f in clip.frames]).transpose(0, 3, 1, 2)
-    said, _ = self.live.label(Clip(rgb, frame_ids=ids.tolist()), None)
-    for task in self.live_tasks:
-      labels = [x for x in self.live.labels if task in task_of(x)]
-      labels = labels if labels[0].unit == "probability" else labels[:1]
-      clip.meta[task] = labels
+    rgb = np.stack([rgb_of(f) for f in clip.frames]).transpose(0, 3, 1, 2)
+    told, _ = self.live.label(Clip(rgb, frame_ids=ids.tolist()), None)
+    for task, source in self.taught_live.items():
+      labels = source.labels
       if labels[0].kind == "dense":
-        maps = np.stack([np.asarray(said[x.name]).astype(x.dtype) for x in labels], axis=1)  # (T, labels, ...)
-        clip.labels[task] = list(maps if labels[0].unit == "probability" else maps[:, 0])
+        maps = np.stack([np.asarray(told[x.name]).astype(x.dtype) for x in labels], axis=1)  # (T, labels, ...)
+        values: list[Any] = list(maps if labels[0].unit == "probability" else maps[:, 0])
       else:
         table = {
-          k: np.asarray(v, np.float32) if k in COORDINATES else np.asarray(v) for k, v in said[labels[0].name].items()
+          k: np.asarray(v, np.float32) if k in COORDINATES else np.asarray(v) for k, v in told[labels[0].name].items()
         }
-        clip.labels[task] = [
-          {k: v[table["frame"] == t] for k, v in table.items() if k != "frame"} for t in range(len(ids))
-        ]
+        values = [{k: v[table["frame"] == t] for k, v in table.items() if k != "frame"} for t in range(len(ids))]
+      clip.said[task] = self._said(source, values)
+
+  def left_out(self) -> list[str]:
+    """A line for each teacher of whose classes some are not learned: which, and how much of its labels."""
+    names: dict[tuple[str, str], dict[str, None]] = {}
+    count: Counter[tuple[str, str]] = Counter()
+    for s in self.segments:
+      for source in s.sources.values():
+        if not source.left_out:
+          continue
+        key = source.group.teacher, source.labels[0].kind
+        names.setdefault(key, {}).update(dict.fromkeys(source.left_out))
+        if source.labels[0].kind == "boxes":
+          cls = source.group.table(source.labels[0].name)["cls"].to_numpy().astype(int)
+          count[key] += int((source.index[cls] < 0).sum())
+        else:
+          count[key] += 1
+    for source in self.taught_live.values():
+      if source.left_out and self.live is not None:
+        names.setdefault((self.live.name, "live"), {}).update(dict.fromkeys(source.left_out))
+    what = {"boxes": "{} boxes", "dense": "class maps of {} segments", "live": "all that it labels"}
+    return [
+      f"'{', '.join(found)}' by {teacher} are left out, since the class set '{self.classes.name}' does not learn them: "
+      + what[kind].format(count[teacher, kind])
+      for (teacher, kind), found in names.items()
+    ]
 
   def provenance(self) -> list[dict[str, str]]:
     """Every teacher that has a say: model, checkpoint_hash, license, as a bundle's manifest has them."""
@@ -237,9 +298,24 @@ class Clips:
     return sorted({p["licence"] for p in self.provenance() if not LICENSES.get(p["licence"], False)})
 
 
+def rgb_of(frame: np.ndarray) -> np.ndarray:
+  """A student's frame, uint8 (6, h, w) or (3, H, W) -> (H, W, 3) uint8."""
+  return unpack_rgb(frame) if len(frame) == 6 else np.ascontiguousarray(frame.transpose(1, 2, 0))
+
+
 def valid_of(frames: Group) -> np.ndarray:
-  """(256, 512) bool: view pixels that the camera's image covers."""
-  c = frames.meta["camera"]
+  """(H, W) bool: pixels of the student's picture, by default the 512x256 view, that the camera's covers."""
+  c, picture = frames.meta["camera"], picture_of(frames)
+  if picture.kind == "rgb":
+    return covered(picture, c["width"], c["height"])
   f = ModelFrame(c["width"], c["height"], c["width"], c["width"] * c["height"], frames.meta["view"]["name"])
   f.set_calibration(np.array(c["rpy"]), np.array(c["intrinsics"]))
   return f.valid
+
+
+def sizes_of(frames: Group) -> np.ndarray | None:
+  """(rows, 2) width and height of pictures that are placed in the student's each by itself; None of a camera's
+  frames."""
+  if not {"width", "height"} <= set(frames.frames.column_names):
+    return None
+  return np.stack([frames.frames[k].to_numpy() for k in ("width", "height")], axis=1)

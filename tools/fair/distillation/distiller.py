@@ -6,40 +6,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from openpilot.tools.fair.distillation.batch import Batch
-from openpilot.tools.fair.distillation.features import Projector, Standardiser, feature_loss, gram_loss
-from openpilot.tools.fair.distillation.losses import (
-  TaskWeights,
-  depth_loss,
-  in_window,
-  match_loss,
-  points_loss,
-  segmentation_loss,
-  soft_segmentation_loss,
-)
-from openpilot.tools.fair.distillation.matching import objects_loss, set_loss
-from openpilot.tools.learn.processes import touch
-from openpilot.tools.fair.students.lanes import STRIDES, view_to_cell
+from openpilot.tools.fair.distillation.features import Projector, Standardiser
+from openpilot.tools.fair.distillation.losses import TaskWeights
+from openpilot.tools.fair.spec import ClassSet, road_classes
 from openpilot.tools.fair.students.student import Student
-
-# of classes.json's "segmentation": thin and small things count more than their few pixels
-CLASS_WEIGHTS = (0.5, 0.7, 2.5, 1.5, 4.0)
-LEARNS = {
-  "depth": ("depth", "features"),
-  "objects": ("objects", "segmentation"),
-  "detector": ("detector",),
-  "lanes": ("points",),
-}  # a head -> what teaches it
+from openpilot.tools.fair.tasks import BEFORE, TASKS
+from openpilot.tools.learn.processes import touch
 
 
 class Distiller(nn.Module):
   """forward(batch, tasks) -> {"task/part": scalar, "total": the loss}, of `tasks` alone where any are named; where the
   batch has no labels of them, nothing but a "total" of 0. feature_shape: (C, h, w) of the teacher's features, where the
-  student learns them."""
+  student learns them. classes: that it tells apart, by default those of the student."""
 
-  class_weights: Tensor
+  class_weights: Tensor  # of class maps
+  projector: Projector
+  standardiser: Standardiser
 
   def __init__(
     self,
@@ -48,19 +32,22 @@ class Distiller(nn.Module):
     weights: Mapping[str, float],
     learned: bool = False,
     feature_shape: tuple[int, ...] | None = None,
+    classes: ClassSet | None = None,
   ):
     super().__init__()
     self.student, self.tasks = student, tasks
-    self.weights = TaskWeights({t: weights.get(t, 1.0) for t in tasks}, learned)
-    self.register_buffer("class_weights", torch.tensor(CLASS_WEIGHTS))
-    self.projector: Projector | None = None
-    self.standardiser: Standardiser | None = None
-    if "features" in tasks:
-      assert feature_shape is not None
-      self.projector, self.standardiser = (
-        Projector(student.size.features, feature_shape[0]),
-        Standardiser(feature_shape[0]),
-      )
+    # in the order of the names that tasks had first, in which optimizers of earlier checkpoints count
+    first = {new: old for old, new in BEFORE.items()}
+    ordered = sorted(tasks, key=lambda t: first.get(t, t))
+    self.weights = TaskWeights({t: weights.get(t, 1.0) for t in ordered}, learned)
+    if classes is None:
+      classes = student.spec.classes if isinstance(student, Student) else road_classes()
+    self.register_buffer("class_weights", torch.tensor(classes.map_weights))
+    for t in tasks:
+      if (aids := TASKS[t].aids) is not None:
+        for name, module in aids(student, feature_shape).items():
+          setattr(self, name, module)
+    self.register_load_state_dict_pre_hook(renamed)
 
   def forward(self, batch: Batch, tasks: Sequence[str] = ()) -> dict[str, Tensor]:
     # the sum is made in here, so that DistributedDataParallel sees which parameters have a share in it
@@ -69,75 +56,10 @@ class Distiller(nn.Module):
 
   def losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """-> the parts of every task that this batch has labels of, and the student's outputs."""
-    tracked = "points" in self.tasks and "points" in batch
-    steps = batch["points"].shape[1] if tracked else 1
-    if tracked:
-      started = batch["points_known"][:, :1].float()
-      out = self.student.forward_clips(batch["frame"], batch["points"], started.expand(-1, steps, -1))
-    else:
-      out = self.student(batch["frame"])
-    valid = batch["valid"]
-    parts: dict[str, dict[str, Tensor]] = {}
-    if "depth" in self.tasks and "depth" in batch:
-      depth, metric = batch["depth"], batch["metric"]
-      parts["depth"] = {}
-      for kind in (True, False):
-        if (metric == kind).any():
-          some = metric == kind
-          for k, v in depth_loss(out["depth"][some], depth[some], valid[some], metric=kind).items():
-            parts["depth"][k] = parts["depth"].get(k, 0) + v * some.float().mean()
-    if "segmentation" in self.tasks and "segmentation" in batch:
-      parts["segmentation"] = {"segmentation": self.segmentation(out["segmentation"], batch, valid)}
-    if "features" in self.tasks and "features" in batch:
-      assert self.projector is not None and self.standardiser is not None
-      # of a grid that need not divide the map's
-      finite = torch.isfinite(batch["features"]).all(1, keepdim=True).float()
-      known = valid & (functional.interpolate(finite, valid.shape[1:], mode="nearest-exact")[:, 0] > 0)
-      teacher = self.standardiser(batch["features"].nan_to_num(0.0))
-      parts["features"] = {
-        "features": feature_loss(self.projector(out["features"], tuple(teacher.shape[2:])), teacher, known),
-        "gram": 0.1 * gram_loss(out["features"], teacher, known),
-      }
-    objects = batch.get("objects", ())
-    labeled = [i for i, o in enumerate(objects) if o is not None]
-    if labeled and "objects" in self.tasks:
-      nothing = {k: (v[:0] if torch.is_tensor(v) else v) for k, v in objects[labeled[0]].items()}
-      counts = valid.clone()
-      counts[[i for i, o in enumerate(objects) if o is None]] = False
-      parts["objects"] = objects_loss(out, [nothing if o is None else o for o in objects], counts, batch["clip"])
-    if labeled and "detector" in self.tasks:
-      own: dict[str, Any] = {k: out[k][labeled] for k in ("detector_logits", "detector_boxes")}
-      own["detector_aux"] = [(logits[labeled], boxes[labeled]) for logits, boxes in out.get("detector_aux", ())]
-      parts["detector"] = set_loss(own, [objects[i] for i in labeled])
-    if tracked and batch["points_known"][:, 1:].any():
-      known = batch["points_known"].clone()
-      known[:, 0] = False  # given, not found
-      cells = [view_to_cell(batch["points"], s) for s in STRIDES]
-      reached = in_window(out["lanes_looks"][0], cells[0])[1]
-      parts["points"] = points_loss(
-        out["lanes_points_out"], out["lanes_visible"], batch["points"], batch["points_visible"], known, reached
-      )
-      parts["points"]["match"] = match_loss(out["lanes_looks"], cells, batch["points_visible"], known)
-    return {f"{task}/{k}": v for task, ps in parts.items() for k, v in ps.items()}, out
-
-  def segmentation(self, logits: Tensor, batch: Batch, valid: Tensor) -> Tensor:
-    """A teacher that names only some of the classes teaches those, and the sum of the others; one that says how sure it
-    is teaches that, too."""
-    named, weights = batch["segmentation_named"], self.class_weights
-    soft = batch.get("segmentation_soft", torch.zeros_like(named[:, 0]))
-    loss = logits.new_zeros(())
-    for kind in torch.unique(torch.cat([named, soft[:, None]], dim=1), dim=0):
-      pattern, is_soft = kind[:-1], kind[-1]
-      some = (named == pattern).all(1) & (soft == is_soft)
-      q, p, w = logits[some], batch["segmentation"][some], weights
-      if not pattern.all():
-        log_q = q.log_softmax(1)
-        q = torch.cat([log_q[:, pattern], log_q[:, ~pattern].logsumexp(1, keepdim=True)], dim=1)
-        p = torch.cat([p[:, pattern], batch["segmentation_rest"][some][:, None]], dim=1)
-        w = torch.cat([weights[pattern], weights[~pattern].min()[None]])
-      of = soft_segmentation_loss if is_soft else segmentation_loss
-      loss = loss + of(q, p, valid[some], w) * some.float().mean()
-    return loss
+    mine = [t for t in TASKS.values() if t.name in self.tasks]
+    special = next((t.forward for t in mine if t.forward is not None and t.fills.keys() <= batch.keys()), None)
+    out = self.student(batch["frame"]) if special is None else special(self.student, batch)
+    return {f"{t.name}/{k}": v for t in mine for k, v in t.loss(self, out, batch).items()}, out
 
   def total(self, parts: Mapping[str, Tensor]) -> Tensor:
     tasks: dict[str, Tensor] = {}
@@ -149,7 +71,6 @@ class Distiller(nn.Module):
   @torch.no_grad()
   def fit_features(self, batches: Any) -> None:
     """Standardises the teacher's features by those of `batches`."""
-    assert self.standardiser is not None
     for batch in batches:
       if "features" in batch:
         x = batch["features"]
@@ -157,3 +78,11 @@ class Distiller(nn.Module):
         if good.any():
           self.standardiser.update(x[good])
     self.standardiser.finish()
+
+
+def renamed(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+  """Of checkpoints of before: the names that tasks have now."""
+  for old, new in BEFORE.items():
+    key = f"{prefix}weights.log_variance."
+    if key + old in state:
+      state[key + new] = state.pop(key + old)

@@ -6,6 +6,7 @@ zero gradients where nothing is known. Label tensors carry no gradient. Boxes an
 in features.py."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -298,7 +299,9 @@ class TaskWeights(nn.Module):
   def __init__(self, weights: Mapping[str, float], learned: bool = False):
     super().__init__()
     self.fixed = dict(weights)
-    self.log_variance = nn.ParameterDict({k: nn.Parameter(torch.zeros(())) for k in self.fixed} if learned else {})
+    # in their order: torch sorts a dict's
+    zeros = OrderedDict((k, nn.Parameter(torch.zeros(()))) for k in self.fixed if learned)
+    self.log_variance = nn.ParameterDict(zeros)
     self.learned = learned
 
   def forward(self, losses: Mapping[str, Tensor]) -> Tensor:

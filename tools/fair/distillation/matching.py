@@ -21,6 +21,7 @@ from openpilot.tools.fair.distillation.losses import dice, masked_mean, no_autoc
 
 CELL = 8  # view pixels of a cell of the center-based head; cell j is centered on view pixel 8 j + 3.5
 MAP = 4  # view pixels of a map pixel; map pixel i is centered on view pixel 4 i + 1.5
+VIEW = (VIEW_W, VIEW_H)
 BOX_WEIGHT, GIOU_WEIGHT, EMBED_WEIGHT = 5.0, 2.0, 0.5
 CLASS_COST, BOX_COST, GIOU_COST = 2.0, 5.0, 2.0  # Deformable DETR's
 
@@ -51,16 +52,18 @@ def to_corners(boxes: Tensor) -> Tensor:
   return torch.cat([boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2], -1)
 
 
-def to_relative(boxes: Tensor) -> Tensor:
-  """(..., 4) xyxy view pixels -> cx cy w h in 0..1 of the view, which spans -0.5 .. 511.5 and -0.5 .. 255.5."""
-  size = boxes.new_tensor([VIEW_W, VIEW_H])
+def to_relative(boxes: Tensor, view: tuple[int, int] = VIEW) -> Tensor:
+  """(..., 4) xyxy pixels of a view of (width, height) -> cx cy w h in 0..1 of it; it spans -0.5 .. width - 0.5."""
+  size = boxes.new_tensor(view)
   return torch.cat([((boxes[..., :2] + boxes[..., 2:]) / 2 + 0.5) / size, (boxes[..., 2:] - boxes[..., :2]) / size], -1)
 
 
 # the DETR-shaped head
 
 
-def hungarian_match(logits: Tensor, boxes: Tensor, objects: Sequence[Mapping[str, Any]]) -> list[tuple[Tensor, Tensor]]:
+def hungarian_match(
+  logits: Tensor, boxes: Tensor, objects: Sequence[Mapping[str, Any]], view: tuple[int, int] = VIEW
+) -> list[tuple[Tensor, Tensor]]:
   """Which query answers for which object: the assignment of least total cost (Kuhn 1955; DETR, Carion et al. 2020),
   image by image.
 
@@ -78,7 +81,7 @@ def hungarian_match(logits: Tensor, boxes: Tensor, objects: Sequence[Mapping[str
       torch.zeros(len(objects), longest, dtype=torch.int64, device=boxes.device),
     )
     for i, o in enumerate(objects):
-      target[i, : counts[i]] = to_relative(o["boxes"].to(boxes))
+      target[i, : counts[i]] = to_relative(o["boxes"].to(boxes), view)
       cls[i, : counts[i]] = o["cls"].to(boxes.device)
     present, absent = (sigmoid_focal_loss(logits, torch.full_like(logits, t)) for t in (1.0, 0.0))
     cost = CLASS_COST * torch.gather(present - absent, 2, cls[:, None].expand(-1, logits.shape[1], -1))
@@ -89,7 +92,9 @@ def hungarian_match(logits: Tensor, boxes: Tensor, objects: Sequence[Mapping[str
   return [(torch.as_tensor(q, dtype=torch.int64), torch.as_tensor(m, dtype=torch.int64)) for q, m in pairs]
 
 
-def set_loss(outputs: Mapping[str, Any], objects: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+def set_loss(
+  outputs: Mapping[str, Any], objects: Sequence[Mapping[str, Any]], view: tuple[int, int] = VIEW
+) -> dict[str, Tensor]:
   """DETR's set loss: sigmoid focal loss of all queries' classes, 5 L1 and 2 (1 - GIoU) of the matched, each a sum over
   the batch's number of objects.
 
@@ -99,14 +104,14 @@ def set_loss(outputs: Mapping[str, Any], objects: Sequence[Mapping[str, Any]]) -
   n = max(sum(len(o["cls"]) for o in objects), 1)
 
   def layer(logits: Tensor, boxes: Tensor) -> dict[str, Tensor]:
-    pairs = hungarian_match(logits, boxes, objects)
+    pairs = hungarian_match(logits, boxes, objects, view)
     logits, boxes = wide(logits), wide(boxes)
     device = boxes.device
     image = torch.cat([torch.full_like(q, i) for i, (q, _) in enumerate(pairs)]).to(device)
     query = torch.cat([q for q, _ in pairs]).to(device)
     pick = [(o, m.to(o["cls"].device)) for o, (_, m) in zip(objects, pairs, strict=True)]
     cls = torch.cat([o["cls"][m] for o, m in pick]).to(device)
-    target = to_relative(torch.cat([o["boxes"][m] for o, m in pick]).to(boxes))
+    target = to_relative(torch.cat([o["boxes"][m] for o, m in pick]).to(boxes), view)
     score = torch.cat([scores(o)[m] for o, m in pick]).to(boxes)
     classes, weight = torch.zeros_like(logits), torch.ones_like(logits)
     classes[image, query, cls] = 1
@@ -230,7 +235,7 @@ def assign_cells(o: Flat, cells: Tensor, valid: Tensor) -> tuple[Tensor, Tensor,
   wanted = in_box & (x >= 0) & (x < w) & (y >= 0) & (y < h)
   x, y = x.clamp(0, w - 1), y.clamp(0, h - 1)
   wanted = wanted & valid[o.image[:, None], y, x]
-  area = (o.boxes[:, 2:] - o.boxes[:, :2]).prod(-1).clamp(max=VIEW_W * VIEW_H)
+  area = (o.boxes[:, 2:] - o.boxes[:, :2]).prod(-1).clamp(max=h * w * CELL * CELL)
   cost = torch.where(wanted, area[:, None] + ~own * 1e6, torch.inf)
   key = (o.image[:, None] * h + y) * w + x
   best = cost.new_full((valid.numel(),), torch.inf).scatter_reduce(0, key.flatten(), cost.flatten(), "amin")
@@ -318,7 +323,7 @@ def objects_loss(
   distances = box[o.image[row], :, place[:, 1], place[:, 0]]  # (r, 4)
   center = place * CELL + (CELL - 1) / 2
   target = torch.cat([center - o.boxes[row, :2], o.boxes[row, 2:] - center], -1).clamp(min=0)
-  size = box.new_tensor([VIEW_W, VIEW_H, VIEW_W, VIEW_H])
+  size = CELL * box.new_tensor([w, h, w, h])
   giou = box_giou(*(torch.cat([center - d[:, :2], center + d[:, 2:]], -1) for d in (distances, target)))
   parts["box"] = BOX_WEIGHT * (((distances - target).abs() / size).sum(-1) * share).sum()
   parts["giou"] = GIOU_WEIGHT * ((1 - giou) * share).sum()

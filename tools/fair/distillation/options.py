@@ -8,19 +8,17 @@ from typing import Any
 
 import torch
 
-from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
-from openpilot.tools.fair.distillation.data import TASKS, task_of
-from openpilot.tools.fair.distillation.distiller import LEARNS
 from openpilot.tools.fair.distillation.config import Config, Stage
-from openpilot.tools.fair.labels.store import LabelStore
+from openpilot.tools.fair.distillation.look import Look
+from openpilot.tools.fair.spec import Class, ClassSet, InputSpec, StudentSpec, plain, read_classes, road_classes
 from openpilot.tools.learn.processes import TRACKERS
-from openpilot.tools.fair.students.student import BACKBONES, spec_of, student_names
+from openpilot.tools.fair.students.student import BACKBONES, heads_of, spec_of, student_names
+from openpilot.tools.fair.tasks import TASKS, task_name, task_of, tasks_of
+from openpilot.tools.fair.teacher import Label
 from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.flags import add_flag
 from openpilot.tools.lib.files import read_yaml
-
-OPTIONAL = ("features",)  # learned where there are labels, not missed where there are none
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -30,8 +28,18 @@ def parser(description: str | None) -> argparse.ArgumentParser:
   d = Config("", [])
   p.add_argument("--labels", type=Path, required=True, help="the label store: `tools/op.sh label`")
   p.add_argument("--student", required=True, help=f"one of {', '.join(student_names())}")
-  p.add_argument("--out", type=Path, required=True, help="the run's folder")
+  add_flag(p, "--output", "--out", type=Path, required=True, help="the run's folder")
   p.add_argument("--val", type=Path, help="another label store to evaluate on; else a tenth of the routes is held out")
+  p.add_argument(
+    "--classes",
+    metavar="FILE.yaml|A,B,C",
+    help="what is told apart: a class set (see tools/fair/road.yaml, the default), or names as the labels have them",
+  )
+  p.add_argument(
+    "--ignore-classes",
+    action="store_true",
+    help="leave out what the labels call by names that --classes does not know, which is an error by default",
+  )
   p.add_argument("--tasks", help=f"comma-separated, of {', '.join(TASKS)}; all that the student can learn by itself")
   p.add_argument(
     "--prefer", default="", help="teachers, comma-separated: who is asked first where several label the same"
@@ -56,7 +64,14 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     help="of teachers whose license restricts what learns from them",
   )
   p.add_argument("--backbone", help=f"of timm: {', '.join(BACKBONES)}")
-  p.add_argument("--pretrained", action="store_true", help="start from the hub's ImageNet weights")
+  p.add_argument(
+    "--pretrained",
+    nargs="?",
+    const=True,
+    default=False,
+    metavar="FILE",
+    help="start the backbone from the hub's ImageNet weights, or from timm's state dict in FILE",
+  )
   text = "start from another run's best student or a bundle, as models/fair_unified_small, where it fits or this one is wider; several times: from a later one"  # noqa: E501
   p.add_argument(
     "--init",
@@ -66,7 +81,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     help=f"{text} what it has too, or PART alone: `--init RUN --init OTHER:lanes`",
   )
   p.add_argument("--steps", type=int, default=d.steps)
-  p.add_argument("--batch", type=int, default=d.batch, help="frames a step")
+  add_flag(p, "--batch-size", "--batch", type=int, default=d.batch, help="frames a step")
   p.add_argument(
     "--clip",
     type=int,
@@ -96,22 +111,56 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     metavar="N",
     help="train on N clips without augmentation: a student that cannot learn these has a bug",
   )
-  p.add_argument("--resume", action="store_true", help="go on from OUT/last.pt")
+  p.add_argument("--resume", action="store_true", help="go on from OUTPUT/last.pt")
   return p
 
 
-def find_tasks(student: str, root: Path, live: Any) -> list[str]:
+def label_names(labels: list[Label]) -> dict[str, list[str]]:
+  """Names of the classes that labels use, by kind: 'maps', 'boxes'."""
+  out: dict[str, dict[str, None]] = {"maps": {}, "boxes": {}}
+  for x in labels:
+    if x.kind == "boxes":
+      out["boxes"].update(dict.fromkeys(x.classes))
+    elif x.kind == "dense" and x.unit in ("class", "probability"):
+      out["maps"].update(dict.fromkeys(x.classes if x.unit == "class" else (x.name,)))
+  return {k: list(v) for k, v in out.items()}
+
+
+def find_classes(said: str | None, labels: list[Label]) -> ClassSet:
+  """--classes. Of a plain list each class has maps and boxes as `labels` have them, and the role that the road's class
+  of the same name has. Raises UserError."""
+  if said is None:
+    return road_classes()
+  if said.endswith((".yaml", ".yml")) or Path(said).is_file():
+    return read_classes(said)
+  there = label_names(labels)
+  known = {kind: {plain(n) for n in names} for kind, names in there.items()}
+  found = []
+  for name in filter(None, map(str.strip, said.split(","))):
+    maps, boxes = (plain(name) in known[kind] for kind in ("maps", "boxes"))
+    if not maps and not boxes:
+      names = list(dict.fromkeys([*there["maps"], *there["boxes"]]))
+      raise UserError(f"--classes: no label is called '{name}'; labels are called {', '.join(names) or 'nothing'}")
+    like = road_classes().find(name)
+    found.append(Class(name, like.role if like is not None else None, maps=maps, boxes=boxes))
+  return ClassSet(said, tuple(found))
+
+
+def can_learn(spec: StudentSpec) -> list[str]:
+  """Tasks that the student has heads and classes for."""
+  tasks = [t for head in heads_of(spec) for t in tasks_of(head)]
+  return [t for t in tasks if not TASKS[t].kind or getattr(spec.classes, TASKS[t].kind)]
+
+
+def find_tasks(spec: StudentSpec, labels: list[Label]) -> list[str]:
   """All that the student can learn, less what is optional and not labeled."""
-  task = spec_of(student).task
-  can = [t for head in (LEARNS if task == "unified" else (task,)) for t in LEARNS[head]]
-  there = {t for g in LabelStore(root).groups() if g.teacher != "frames" for x in g.labels for t in task_of(x)}
-  there |= {t for x in (live.labels if live is not None else ()) for t in task_of(x)}
-  return [t for t in can if t in there or t not in OPTIONAL]
+  there = {t for x in labels for t in task_of(x, spec.classes)}
+  return [t for t in can_learn(spec) if t in there or not TASKS[t].optional]
 
 
 def parse_pairs(items: list[str]) -> dict[str, float]:
   try:
-    pairs = {k: float(v) for k, v in (i.split("=", 1) for i in items)}
+    pairs = {task_name(k): float(v) for k, v in (i.split("=", 1) for i in items)}
   except ValueError:
     raise UserError(f"--weight {' '.join(items)}: write TASK=NUMBER, as depth=2") from None
   wrong = [k for k in pairs if k not in TASKS]
@@ -146,6 +195,7 @@ def read_stages(path: Path | None, tasks: list[str]) -> list[Stage]:
         raise TypeError(f"{bad[0]}: {getattr(s, bad[0])} is no list of names")
   except (OSError, TypeError, ValueError) as e:
     raise UserError(f"--stages {path}: {' '.join(str(e).split())[:120]}; {form}") from None
+  stages = [Stage(s.steps, [task_name(t) for t in s.tasks], s.freeze, s.lr) for s in stages]
   if unknown := [t for s in stages for t in s.tasks if t not in tasks]:
     raise UserError(f"--stages {path}: '{unknown[0]}' is no task of this run; it learns {', '.join(tasks)}")
   return stages
@@ -153,7 +203,7 @@ def read_stages(path: Path | None, tasks: list[str]) -> list[Stage]:
 
 def check_numbers(args: argparse.Namespace) -> None:
   """Raises UserError."""
-  least = {"batch": 1, "warmup": 0, "eval_every": 1, "workers": 0, "overfit": 0, "seed": 0}
+  least = {"batch_size": 1, "warmup": 0, "eval_every": 1, "workers": 0, "overfit": 0, "seed": 0}
   for name, low in {**least, **({} if args.clip is None else {"clip": 1})}.items():
     if getattr(args, name) < low:
       raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: it is at least {low}")
@@ -165,20 +215,31 @@ def check_numbers(args: argparse.Namespace) -> None:
     raise UserError(f"--steps {args.steps}: it is at least 1, or 0 to put together what --init names")
 
 
-def configuration(args: argparse.Namespace) -> tuple[Config, Any]:
-  """-> the configuration, and the live teacher or None. Raises UserError."""
+def live_teacher(args: argparse.Namespace, picture: InputSpec) -> Any:
+  """The teacher that labels while training, or None. Raises UserError."""
+  if not args.live_teacher:
+    return None
+  name, _, path = args.live_teacher.partition("=")
+  live = load_teacher(name, path or None, args.accept_license)
+  live.prepare(picture.height, picture.width)
+  return live
+
+
+def configuration(args: argparse.Namespace, look: Look) -> tuple[Config, Any]:
+  """-> the configuration, and the live teacher or None. look: at the labels. Raises UserError."""
   spec_of(args.student)
   check_numbers(args)
   weights = parse_pairs(args.weight)
-  live = None
-  if args.live_teacher:
-    name, _, path = args.live_teacher.partition("=")
-    live = load_teacher(name, path or None, args.accept_license)
-    live.prepare(VIEW_H, VIEW_W)
-  tasks = args.tasks.replace(" ", "").split(",") if args.tasks else find_tasks(args.student, args.labels, live)
-  able = find_tasks(args.student, args.labels, None) + list(OPTIONAL)
+  picture = look.picture()
+  live = live_teacher(args, picture)
+  labels = [*look.labels, *(live.labels if live is not None else ())]
+  classes = find_classes(args.classes, labels)
+  spec = spec_of(args.student, backbone=args.backbone, input=picture, classes=classes)
+  tasks = find_tasks(spec, labels)
+  if args.tasks:
+    tasks = [task_name(t) for t in args.tasks.replace(" ", "").split(",")]
   for t in tasks:
-    if t not in able:
+    if t not in (able := can_learn(spec)):
       raise UserError(f"--tasks {t}: {args.student} cannot learn it; it learns {', '.join(able)}")
   config = Config(
     student=args.student,
@@ -186,23 +247,26 @@ def configuration(args: argparse.Namespace) -> tuple[Config, Any]:
     backbone=args.backbone,
     pretrained=args.pretrained,
     steps=args.steps,
-    batch=args.batch,
-    clip=args.clip or (8 if "points" in tasks else 4 if "objects" in tasks else 1),
+    batch=args.batch_size,
+    clip=args.clip or max(TASKS[t].clip for t in tasks),
     lr=args.lr,
     warmup=args.warmup,
     seed=args.seed,
     weights=weights,
     learned_weights=args.learned_weights,
     hard=args.hard,
-    mirror="features" not in tasks,
+    mirror=all(TASKS[t].mirror for t in tasks),
     augment=not args.no_augment,
     overfit=args.overfit,
     eval_every=args.eval_every,
     precision=args.precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"),
     stages=read_stages(args.stages, tasks),
+    input=picture,
+    classes=classes,
+    ignore_classes=args.ignore_classes,
   )
   if config.batch < config.clip:
     raise UserError(
-      f"--batch {config.batch}: it is at least the clip's {config.clip} frames; raise it, or lower --clip"
+      f"--batch-size {config.batch}: it is at least the clip's {config.clip} frames; raise it, or lower --clip"
     )
   return config, live

@@ -1,19 +1,16 @@
-"""Who is measured: students, teachers, and rivals that a student must beat to be worth anything. Each says a Scene of
-every frame."""
+"""Who is measured beside students: teachers, and rivals that a student must beat to be worth anything.
+
+Each says a Scene of every frame."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
-from openpilot.tools.fair.evaluation.detections import MAP, Detections
-from openpilot.tools.fair.evaluation.logged import Logged
-from openpilot.tools.fair.evaluation.metrics import Classes, Depth, Tracks
-from openpilot.tools.fair.evaluation.scenes import Labels, Queries, Scene, Segment, restrict
-from openpilot.tools.fair.evaluation.video import Identities, Video, VideoMasks
+from openpilot.tools.fair.evaluation.compared import Compared
+from openpilot.tools.fair.evaluation.labels import Labels
+from openpilot.tools.fair.evaluation.scenes import Queries, Scene, Segment
 from openpilot.tools.fair.labels.dataset import Reader
-from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.sim.truth import IGNORE
 
 RIVAL_STEP = 5  # each so many-th frame teaches the mean maps
@@ -23,9 +20,10 @@ class MeanMaps:
   """The rivals of depth and segmentation: the same picture for every frame. Depth: the geometric mean of each map
   pixel, which errs less by AbsRel than the arithmetic one; segmentation: the class that the pixel most often has."""
 
-  def __init__(self) -> None:
-    self.log_depth, self.n = np.zeros(MAP), np.zeros(MAP)
-    self.votes = np.zeros((len(SEGMENTATION), *MAP))
+  def __init__(self, shape: tuple[int, int], classes: int) -> None:
+    self.shape, self.classes = shape, classes
+    self.log_depth, self.n = np.zeros(shape), np.zeros(shape)
+    self.votes = np.zeros((classes, *shape))
 
   def learn(self, s: Scene) -> None:
     if s.depth is not None and s.depth_kind == "metric":
@@ -33,16 +31,11 @@ class MeanMaps:
       self.log_depth[ok] += np.log(s.depth[ok])
       self.n += ok
     if s.classes is not None:
-      for k in range(len(SEGMENTATION)):
+      for k in range(self.classes):
         self.votes[k] += s.classes == k
 
-  def less(self, other: "MeanMaps") -> "MeanMaps":
-    out = MeanMaps()
-    out.log_depth, out.n, out.votes = self.log_depth - other.log_depth, self.n - other.n, self.votes - other.votes
-    return out
-
   def scene(self, valid: np.ndarray) -> Scene:
-    """valid (64, 128) bool."""
+    """valid (h, w) bool."""
     s = Scene()
     if self.n.any():
       fill = np.exp(self.log_depth.sum() / self.n.sum())
@@ -51,17 +44,19 @@ class MeanMaps:
       ).astype(np.float32)
     if self.votes.any():
       s.classes = np.where(valid, self.votes.argmax(axis=0), IGNORE).astype(np.uint8)
+      s.named = tuple(range(self.classes))
     return s
 
 
-def learn_maps(segments: Sequence[Segment], truth: str) -> dict[str, MeanMaps]:
+def learn_maps(segments: Sequence[Segment], truth: str, compared: Compared) -> dict[str, MeanMaps]:
   """Of each segment by itself, from every RIVAL_STEP-th of its frames."""
-  reader, out = Reader(window=1), {}
+  reader, out, uncounted = Reader(window=1), {}, replace(compared, left_out={})
   reader.labels = 2
   for s in segments:
     if truth not in s.groups or not s.groups[truth].done():
       continue
-    labels, out[s.name] = Labels(s, truth, reader), MeanMaps()
+    labels = Labels(s, truth, reader, uncounted)
+    out[s.name] = MeanMaps(compared.map_shape, len(compared.names("maps")))
     for frame_id in s.ids[::RIVAL_STEP]:
       scene = labels.scene(frame_id)
       out[s.name].learn(Scene(depth=scene.depth, depth_kind=scene.depth_kind, classes=scene.classes))
@@ -69,7 +64,7 @@ def learn_maps(segments: Sequence[Segment], truth: str) -> dict[str, MeanMaps]:
 
 
 def pool_maps(maps: Sequence[MeanMaps]) -> MeanMaps:
-  out = MeanMaps()
+  out = MeanMaps(maps[0].shape, maps[0].classes)
   for m in maps:
     out.log_depth, out.n, out.votes = out.log_depth + m.log_depth, out.n + m.n, out.votes + m.votes
   return out
@@ -114,68 +109,3 @@ class TeacherTracks:
           self.of[s] = int(points["track"][free[i]]), q.truth[s] - p[free[i]]
           free = np.delete(free, i)
     return Scene(followed=(xy, visible))
-
-
-@dataclass
-class Card:
-  """The accumulators of one column against one reference in one segment, filled as what both sides say allows. score:
-  task -> from where a detection counts."""
-
-  score: dict[str, float]
-  sums: dict[str, Any] = field(default_factory=dict)
-  videos: dict[str, Video] = field(default_factory=dict)
-  partial: bool = False  # names fewer classes than the reference
-
-  def _get(self, key: str, make: Any) -> Any:
-    if key not in self.sums:
-      self.sums[key] = make()
-    return self.sums[key]
-
-  def add(self, s: Scene, ref: Scene, q: Queries | None, known: np.ndarray | None = None) -> dict[str, float]:
-    """known (N,): queries that this column has an answer to. -> error of this frame, by task; nan where there is
-    nothing to judge."""
-    out: dict[str, float] = {}
-    if s.depth is not None and ref.depth is not None and ref.depth_kind == "metric":
-      out["depth"] = self._get("depth", Depth).add(s.depth, ref.depth, s.depth_kind)
-    if s.classes is not None and ref.classes is not None:
-      both = tuple(sorted(set(s.named) & set(ref.named)))
-      self.partial |= both != ref.named
-      out["segmentation"] = self._get("segmentation", lambda: Classes(SEGMENTATION)).add(
-        restrict(s.classes, both), restrict(ref.classes, both)
-      )
-    for task in ("objects", "detector"):
-      found, truth = getattr(s, task), getattr(ref, task)
-      if found is None or truth is None:
-        continue
-      score = self.score.get(task, 0.0)
-      out[task] = self._get(task, lambda score=score: Detections(OBJECTS, "bbox", score)).add(found, truth)
-      if task == "objects" and found.rle is not None and truth.rle is not None:
-        out["masks"] = self._get("masks", lambda score=score: Detections(OBJECTS, "segm", score)).add(found, truth)
-    self.follow(s, ref)
-    if s.followed is not None and q is not None:
-      k = np.flatnonzero(q.known if known is None else q.known & known)
-      if len(k):
-        out["lanes"] = self._get("lanes", Tracks).add(
-          s.followed[0][k], s.followed[1][k], q.truth[k], q.visible[k], q.hidden_before[k]
-        )
-    return out
-
-  def follow(self, s: Scene, ref: Scene) -> None:
-    """Identities, of objects that count."""
-    if s.tracked is None or ref.tracked is None:
-      return
-    kind = "segm" if s.tracked.rle is not None and ref.tracked.rle is not None else "bbox"
-    self.videos.setdefault(kind, Video()).add(s.tracked, ref.tracked, kind)
-
-  def close(self) -> None:
-    """Behind the segment's last frame."""
-    for kind, video in self.videos.items():
-      if not any(len(f.truth) for f in video.frames):  # the reference has no identities
-        continue
-      self.sums["identity"] = Identities().close(video)
-      if kind == "segm":
-        self.sums["video"] = VideoMasks().close(video)
-    self.videos.clear()
-
-  def log(self, s: Scene, lines: dict[str, np.ndarray], leads: dict[str, np.ndarray]) -> None:
-    self._get("log", Logged).add(s, lines, leads, self.score.get("objects", self.score.get("detector", 0.0)))

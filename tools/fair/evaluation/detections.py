@@ -10,8 +10,9 @@ from typing import Any, Self
 import numpy as np
 
 from openpilot.tools.fair.evaluation.metrics import known, ratio
+from openpilot.tools.sim.truth import MAP_H, MAP_W
 
-MAP = (64, 128)  # of masks
+MAP = (MAP_H, MAP_W)  # of masks, where nothing else is said
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 MAX_DETECTIONS = 100
@@ -19,8 +20,8 @@ MAX_DETECTIONS = 100
 
 @dataclass
 class Objects:
-  """Objects of one frame. Boxes x0 y0 x1 y1 in pixels of the view; masks as COCO run lengths of (64, 128) maps, or
-  none."""
+  """Objects of one frame. Boxes x0 y0 x1 y1 in pixels of the picture; masks as COCO run lengths of maps of `map_shape`,
+  or none."""
 
   boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
   cls: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -32,6 +33,7 @@ class Objects:
     default_factory=lambda: np.zeros(0, bool)
   )  # of truth: to find it or to miss it counts nowhere
   embed: np.ndarray | None = None  # (M, D)
+  map_shape: tuple[int, int] = MAP
 
   def __len__(self) -> int:
     return len(self.boxes)
@@ -47,6 +49,7 @@ class Objects:
       self.visible[k],
       self.ignore[k],
       None if self.embed is None else self.embed[k],
+      self.map_shape,
     )
 
 
@@ -85,7 +88,7 @@ def xywh(boxes: np.ndarray) -> np.ndarray:
 
 def rles(o: Objects) -> list[dict[str, Any]]:
   assert o.rle is not None
-  return [{"size": list(MAP), "counts": c.encode("ascii")} for c in o.rle]
+  return [{"size": list(o.map_shape), "counts": c.encode("ascii")} for c in o.rle]
 
 
 @dataclass
@@ -146,6 +149,7 @@ class Detections:
   kind: 'bbox' or 'segm'. Truth with `ignore` is COCO's crowd: it needs not be found, and what lies in it is no error.
   """
 
+  draws = 200  # of the bootstrap
   BINS = (("clear", 0.9, 9.0), ("partly", 0.5, 0.9), ("mostly", -1.0, 0.5))
 
   def __init__(self, names: Sequence[str], kind: str = "bbox", score: float = 0.5):
@@ -224,6 +228,10 @@ class Detections:
       out["mask_iou"] = ratio(s[8], s[9])
     return known(out)
 
+  def reported(self) -> dict[str, float]:
+    values = self.result()
+    return {**values, **self.coco()} if values else values
+
   def coco(self, library: str = "faster_coco_eval") -> dict[str, float]:
     """ap, ap50, ar of all frames by faster-coco-eval, or by pycocotools: what is reported; `result` gives the same and
     is there for the resampling."""
@@ -241,14 +249,16 @@ class Detections:
             "id": len(out) + 1,
           }
           if self.kind == "segm":
-            row["segmentation"] = {"size": list(MAP), "counts": objects.rle[j]}  # type: ignore[index]
+            row["segmentation"] = {"size": list(objects.map_shape), "counts": objects.rle[j]}  # type: ignore[index]
           out.append(
             row | ({"iscrowd": int(objects.ignore[j])} if objects is g else {"score": float(objects.score[j])})
           )
     if not found or all(t["iscrowd"] for t in truths):
       return {} if all(t["iscrowd"] for t in truths) else {"ap": 0.0, "ap50": 0.0, "ar": 0.0}
     categories = [{"id": k + 1, "name": n} for k, n in enumerate(self.names)]
-    images = [{"id": i + 1, "height": 256, "width": 512} for i in range(len(self.images))]
+    images = [
+      {"id": i + 1, "height": 4 * g.map_shape[0], "width": 4 * g.map_shape[1]} for i, (_, g) in enumerate(self.images)
+    ]
     dataset = {"info": {}, "images": images, "annotations": truths, "categories": categories}
     with contextlib.redirect_stdout(io.StringIO()):
       if library == "faster_coco_eval":

@@ -4,16 +4,16 @@ agree with its lane lines and leads?"""
 import cv2
 import numpy as np
 
+from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.metrics import Sums, known, ratio
 from openpilot.tools.fair.evaluation.scenes import Scene
 from openpilot.tools.fair.openpilot.teacher import LEADS, LINES
-from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.sim.truth import IGNORE
 
 OWN = (LINES.index("lane1"), LINES.index("lane2"))  # the lines of the car's own lane
 SURE = 0.5  # of a line or lead that counts
 NEAR = 8  # view pixels between a line and a lane pixel that still agree
-LANE, VEHICLE = SEGMENTATION.index("lane"), OBJECTS.index("vehicle")
+LEAD = "vehicle"  # what a lead is, in openpilot's words
 
 
 class Logged(Sums):
@@ -27,23 +27,32 @@ class Logged(Sums):
   def __init__(self) -> None:
     self.sums = np.zeros(8)
 
-  def add(self, scene: Scene, lines: dict[str, np.ndarray], leads: dict[str, np.ndarray], score: float = 0.3) -> None:
+  def add(
+    self,
+    scene: Scene,
+    lines: dict[str, np.ndarray],
+    leads: dict[str, np.ndarray],
+    score: float = 0.3,
+    compared: Compared | None = None,
+  ) -> None:
     """lines, leads: one frame of the labels of teacher 'openpilot'."""
-    if scene.classes is not None and LANE in scene.named:
-      near = cv2.dilate((scene.classes == LANE).astype(np.uint8), np.ones((2 * NEAR // 4 + 1,) * 2, np.uint8)).astype(
-        bool
-      )
+    compared = compared or Compared()
+    marking = [k for k in compared.with_role("marking", "maps") if k in scene.named]
+    if scene.classes is not None and marking:
+      lanes = np.isin(scene.classes, marking).astype(np.uint8)
+      near = cv2.dilate(lanes, np.ones((2 * NEAR // 4 + 1,) * 2, np.uint8)).astype(bool)
       own = np.isin(lines["cls"], OWN) & (lines["score"] >= SURE) & lines["visible"].astype(bool)
       for k, aside in ((0, 0.0), (2, 64.0), (2, -64.0)):
-        i, j, inside = cells(lines["x"][own] + aside, lines["y"][own])
+        i, j, inside = cells(lines["x"][own] + aside, lines["y"][own], compared.map_shape)
         ok = inside & (scene.classes[i, j] != IGNORE)
         self.sums[k : k + 2] += [near[i[ok], j[ok]].sum(), ok.sum()]
     sure = (leads["cls"] == LEADS.index("lead0")) & (leads["score"] >= SURE) & leads["visible"].astype(bool)
     x, y, far = leads["x"][sure], leads["y"][sure], leads["road_x"][sure]
-    i, j, inside = cells(x, y)
+    i, j, inside = cells(x, y, compared.map_shape)
     objects = scene.objects if scene.objects is not None else scene.detector
-    if objects is not None:
-      b = objects.boxes[(objects.cls == VEHICLE) & (objects.score >= score)]
+    vehicle = compared.classes.find(LEAD)
+    if objects is not None and vehicle is not None and vehicle.boxes:
+      b = objects.boxes[(objects.cls == compared.names("boxes").index(vehicle.name)) & (objects.score >= score)]
       hit = (
         (b[:, 0] - NEAR <= x[:, None])
         & (x[:, None] <= b[:, 2] + NEAR)
@@ -62,8 +71,8 @@ class Logged(Sums):
     return known({n: ratio(s[2 * i], s[2 * i + 1]) for i, n in enumerate(names)})
 
 
-def cells(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """View pixels -> row and column of the map, and whether they are in it."""
+def cells(x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """View pixels -> row and column of a map of `shape`, and whether they are in it."""
   i, j = np.floor((y + 0.5) / 4).astype(int), np.floor((x + 0.5) / 4).astype(int)
-  inside = (i >= 0) & (i < 64) & (j >= 0) & (j < 128)
-  return np.clip(i, 0, 63), np.clip(j, 0, 127), inside
+  inside = (i >= 0) & (i < shape[0]) & (j >= 0) & (j < shape[1])
+  return np.clip(i, 0, shape[0] - 1), np.clip(j, 0, shape[1] - 1), inside

@@ -8,9 +8,11 @@ from typing import Any, Self
 
 import numpy as np
 
+from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.tools.sim.truth import MAX_DEPTH
 
-POINT_THRESHOLDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # pixels of a 256x256 picture
+SQUARE = 256  # pixels, both sides of the picture in which points are compared
+POINT_THRESHOLDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # of its pixels
 LOWER = ("abs_rel", "silog", "switch")  # metrics whose name begins so are errors: less is better
 
 
@@ -22,6 +24,7 @@ class Sums:
   """Base of the accumulators that are nothing but sums."""
 
   sums: np.ndarray
+  draws = 1000  # of the bootstrap
 
   @classmethod
   def pooled(cls, parts: Sequence[Self]) -> Self:
@@ -34,6 +37,10 @@ class Sums:
 
   def result(self) -> dict[str, float]:
     raise NotImplementedError
+
+  def reported(self) -> dict[str, float]:
+    """What is reported of all frames together, where that takes longer than result(), which the resampling asks."""
+    return self.result()
 
 
 def ratio(a: float, b: float) -> float:
@@ -165,11 +172,13 @@ class Tracks(Sums):
     truth: np.ndarray,
     truth_visible: np.ndarray,
     hidden_before: np.ndarray,
+    view: tuple[int, int] = (VIEW_H, VIEW_W),
   ) -> float:
-    """points, truth (N, 2) pixels of the 512x256 view; visible, truth_visible, hidden_before (N,) bool: points of one
-    frame, or of one track.
+    """points, truth (N, 2) pixels of the picture, whose height and width `view` is; visible, truth_visible,
+    hidden_before (N,) bool: points of one frame, or of one track.
     -> 1 - average Jaccard of these alone, nan where none is seen or said to be."""
-    error = np.linalg.norm((points.astype(np.float64) - truth) * [0.5, 1.0], axis=1)
+    to_square = [SQUARE / view[1], SQUARE / view[0]]
+    error = np.linalg.norm((points.astype(np.float64) - truth) * to_square, axis=1)
     within = error[:, None] < np.array(POINT_THRESHOLDS)
     v, p = truth_visible[:, None], visible[:, None]
     after = truth_visible & hidden_before

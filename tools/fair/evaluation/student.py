@@ -2,6 +2,7 @@
 own code."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,27 +11,25 @@ from openpilot.selfdrive.modeld.fair.bundle import Bundle
 from openpilot.selfdrive.modeld.fair.heads import HEADS
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.objects import THRESHOLD
-from openpilot.selfdrive.modeld.fair.plan import VIEW, Plan, plan_heads, plan_inputs
+from openpilot.selfdrive.modeld.fair.plan import Plan, plan_heads, plan_inputs
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.selfdrive.modeld.fair.tracking import Tracker
-from openpilot.tools.fair.distillation.data import NAMES
+from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.detections import Objects, make_objects
 from openpilot.tools.fair.evaluation.scenes import Queries, Scene
 from openpilot.tools.fair.labels import rle
-from openpilot.tools.fair.students.classes import OBJECTS, SEGMENTATION
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.sim.truth import IGNORE
 
-TASKS = ("depth", "segmentation", "objects", "detector", "lanes")
 LOW_SCORE = 0.05  # average precision wants unsure detections too
 
 
 class Student:
   """Runs one bundle. Raises BundleError where a graph cannot be run or decoded, UserError where nothing of what it puts
-  out can be judged."""
+  out can be judged, or the name of a class is not known."""
 
-  def __init__(self, bundle: Bundle, threads: int = 1):
-    self.bundle, self.name = bundle, bundle.name
+  def __init__(self, bundle: Bundle, compared: Compared, threads: int = 1):
+    self.bundle, self.name, self.compared = bundle, bundle.name, compared
     self.runners: dict[str, OnnxRunner] = {}
     self.tasks: set[str] = set()
     self.scores: dict[str, float] = {}  # task -> score from which a detection counts
@@ -41,7 +40,7 @@ class Student:
     self.plans: list[Plan] = []
     self.reset()
     for plan in self.plans:
-      self.tasks |= plan.heads.keys() & set(TASKS)
+      self.tasks |= plan.heads.keys() & DECODERS.keys()
       for task in ("objects", "detector"):
         if task in plan.heads:
           self.scores[task] = float(
@@ -49,7 +48,7 @@ class Student:
           )
     if not self.tasks:
       raise UserError(
-        f"{bundle.path} has no output that can be evaluated; outputs with the head {', '.join(TASKS)} can"
+        f"{bundle.path} has no output that can be evaluated; outputs with the head {', '.join(DECODERS)} can"
       )
 
   @property
@@ -63,14 +62,14 @@ class Student:
     for graph in self.bundle.graphs:
       where = f"{self.bundle.path}: graph '{graph['name']}'"
       plan = Plan(graph, plan_heads(where, graph))
-      plan_inputs(where, plan)
+      plan_inputs(where, plan, self.compared.view)
       self.plans.append(plan)
     self.tracker: Tracker | None = None
     self.ground = view_ground(self.bundle.manifest["view"])
     self.followed: tuple[np.ndarray, np.ndarray] | None = None
 
   def step(self, frame: np.ndarray, frame_id: int, valid: np.ndarray, queries: Queries | None) -> Scene:
-    """frame (6, 128, 256) uint8, the next one of the segment; valid (256, 512) bool. -> what the student says of it."""
+    """frame: as stored, the next one of the segment; valid (height, width) bool. -> what the student says of it."""
     s = Scene()
     took = 0.0
     for plan in self.plans:
@@ -90,8 +89,10 @@ class Student:
       for state in plan.graph.get("state", []):
         np.copyto(plan.inputs[state["input"]], out[state["output"]])
       for head, specs in plan.heads.items():
-        if head in TASKS:
-          self._decode(head, specs, {part: out[spec["name"]] for part, spec in specs.items()}, valid, frame_id, s)
+        if head in DECODERS:
+          raw = {part: out[spec["name"]] for part, spec in specs.items()}
+          found = HEADS[head].decode(raw, specs if head not in self.scores else unsure(head, specs), valid)
+          DECODERS[head](self, found, frame_id, s)
     self.times["all"].append(took)
     return s
 
@@ -105,41 +106,14 @@ class Student:
       plan.slots.points[0, :n] = np.where(q.fresh[:, None], q.xy, last)
       plan.slots.mask[0, :n], plan.slots.fresh[0, :n] = q.used, q.fresh
 
-  def _decode(
-    self,
-    head: str,
-    specs: dict[str, dict[str, Any]],
-    raw: dict[str, np.ndarray],
-    valid: np.ndarray,
-    frame_id: int,
-    s: Scene,
-  ) -> None:
-    if head in ("objects", "detector"):
-      part = HEADS[head].classes
-      specs = {
-        **specs,
-        part: {**specs[part], "parameters": {**specs[part].get("parameters", {}), "threshold": LOW_SCORE}},
-      }
-    found = HEADS[head].decode(raw, specs, valid)
-    if head == "depth":
-      s.depth, s.depth_kind = found.z, "metric" if found.metric else "scale"
-    elif head == "segmentation":
-      table = np.full(256, IGNORE, np.uint8)
-      for k, name in enumerate(found.classes):
-        table[k] = SEGMENTATION.index(NAMES["segmentation_names"].get(name, "background"))
-      s.classes = table[found.class_map]
-    elif head == "lanes":
-      self.followed = found.points.astype(np.float64), found.visibility > 0.5
-      s.followed = self.followed
-    else:
-      setattr(s, head, objects_of(found.classes, found.boxes, found.class_ids, found.scores, found.masks))
-      if head == "objects":
-        s.tracked = self._track(found, frame_id)
+  def table(self, names: list[str], kind: str) -> np.ndarray:
+    """(N,) of the bundle's classes: index into those that are compared, -1 none."""
+    return self.compared.resolve(names, kind, str(self.bundle.path))
 
-  def _track(self, found: Any, frame_id: int) -> Objects:
+  def track(self, found: Any, frame_id: int) -> Objects:
     """The objects that the device would tell of and see in this frame, with its identities."""
     if self.tracker is None:
-      self.tracker = Tracker(found.classes, VIEW)
+      self.tracker = Tracker(found.classes, self.compared.view)
     keep = found.scores >= self.scores["objects"]
     sure = type(found)(
       found.classes,
@@ -152,10 +126,17 @@ class Student:
     t = self.tracker.update(frame_id, sure, self.ground)
     seen = np.isin(t.ids, self.tracker.ids[self.tracker.lost == 0])
     masks = None if t.masks is None else t.masks[t.mask_of[seen]]
-    return objects_of(t.classes, t.boxes[seen], t.class_ids[seen], t.scores[seen], masks, t.ids[seen])
+    return objects_of(self, t.classes, t.boxes[seen], t.class_ids[seen], t.scores[seen], masks, t.ids[seen])
+
+
+def unsure(head: str, specs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+  """A head's outputs, with detections down to LOW_SCORE."""
+  part = HEADS[head].classes
+  return {**specs, part: {**specs[part], "parameters": {**specs[part].get("parameters", {}), "threshold": LOW_SCORE}}}
 
 
 def objects_of(
+  student: Student,
   classes: list[str],
   boxes: np.ndarray,
   class_ids: np.ndarray,
@@ -164,9 +145,46 @@ def objects_of(
   ids: np.ndarray | None = None,
 ) -> Objects:
   """Of the classes that are compared."""
-  names = NAMES["object_names"]
-  to_class = np.array([OBJECTS.index(names[c]) if c in names else -1 for c in classes], np.int64)
-  o = make_objects(boxes, to_class[class_ids], scores, **({} if ids is None else {"track": ids.astype(np.int64)}))
+  to_class = student.table(classes, "boxes")
+  more = {} if ids is None else {"track": ids.astype(np.int64)}
+  o = make_objects(boxes, to_class[class_ids], scores, map_shape=student.compared.map_shape, **more)
   if masks is not None:
     o.rle = rle.encode(masks)
   return o.take(o.cls >= 0)
+
+
+def decode_depth(student: Student, found: Any, frame_id: int, s: Scene) -> None:
+  s.depth, s.depth_kind = found.z, "metric" if found.metric else "scale"
+
+
+def decode_classes(student: Student, found: Any, frame_id: int, s: Scene) -> None:
+  table, at = np.full(256, IGNORE, np.uint8), student.table(found.classes, "maps")
+  table[np.flatnonzero(at >= 0)] = at[at >= 0]
+  s.classes = table[found.class_map]
+  s.named = tuple(sorted({int(k) for k in at if k >= 0}))
+  for k in np.flatnonzero(at < 0).tolist():
+    student.compared.leave_out(student.name, found.classes[k], "map pixels", int((found.class_map == k).sum()))
+
+
+def decode_lanes(student: Student, found: Any, frame_id: int, s: Scene) -> None:
+  s.followed = student.followed = found.points.astype(np.float64), found.visibility > 0.5
+
+
+def decode_detector(student: Student, found: Any, frame_id: int, s: Scene) -> None:
+  s.detector = objects_of(student, found.classes, found.boxes, found.class_ids, found.scores, found.masks)
+
+
+def decode_objects(student: Student, found: Any, frame_id: int, s: Scene) -> None:
+  s.objects = objects_of(student, found.classes, found.boxes, found.class_ids, found.scores, found.masks)
+  s.tracked = student.track(found, frame_id)
+
+
+Decode = Callable[[Student, Any, int, Scene], None]
+# head -> puts what it decoded into the scene
+DECODERS: dict[str, Decode] = {
+  "depth": decode_depth,
+  "segmentation": decode_classes,
+  "objects": decode_objects,
+  "detector": decode_detector,
+  "lanes": decode_lanes,
+}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from openpilot.tools.fair.evaluation.detections import MAP, Objects, overlaps
+from openpilot.tools.fair.evaluation.detections import Objects, overlaps
 from openpilot.tools.fair.evaluation.metrics import Sums, known, ratio
 from openpilot.tools.fair.labels import rle
 
@@ -107,7 +107,7 @@ class VideoMasks(Sums):
   """J&F (Pont-Tuset et al. 2017; without given masks Caelles et al. 2019): every true object gets at most one found
   track, so that the sum of J + F is greatest; J and F are averaged over the frames in which the object or its track is
   there, then over objects. DAVIS counts frames in which both are absent as 1; objects of a road come and go, so here
-  those count nowhere. Masks are the (64, 128) maps: F's tolerance is 2 of their pixels, 8 of the view."""
+  those count nowhere. Masks are the students' maps: of (64, 128) F's tolerance is 2 of their pixels, 8 of the view."""
 
   def __init__(self) -> None:
     self.sums = np.zeros(3)  # objects, J, F
@@ -119,7 +119,8 @@ class VideoMasks(Sums):
     def of(s: Seen) -> tuple[np.ndarray, np.ndarray]:
       if id(s) not in masks:
         masks.clear()
-        masks[id(s)] = rle.decode(s.found.rle or [], *MAP), rle.decode(s.truth.rle or [], *MAP)
+        found, truth = (rle.decode(o.rle or [], *o.map_shape) for o in (s.found, s.truth))
+        masks[id(s)] = found, truth
       return masks[id(s)]
 
     def f(s: Seen, i: int, j: int) -> float:

@@ -139,9 +139,9 @@ def agree_on(segment: Segment, reader: Reader, rows: dict[str, int], classes: Cl
   roads: dict[str, np.ndarray] = {}
   for n, k in zip(names, to, strict=True):
     if k >= 0:
-      p = segment.roads.row(n, rows[segment.roads.teacher]).astype(np.float32)
-      p = cv2.resize(p, (VIEW_W, VIEW_H), interpolation=cv2.INTER_LINEAR)
-      roads[classes.maps[k]] = roads.get(classes.maps[k], np.float32(0)) + p
+      small_map = segment.roads.row(n, rows[segment.roads.teacher]).astype(np.float32)
+      p: Any = cv2.resize(small_map, (VIEW_W, VIEW_H), interpolation=cv2.INTER_LINEAR)
+      roads[classes.maps[k]] = roads[classes.maps[k]] + p if classes.maps[k] in roads else p
   label = segment.scenes.labels[0]
   ids: np.ndarray = segment.scenes.row(label.name, rows[segment.scenes.teacher]).astype(np.int64)
   lut = np.full(IGNORE + 1, -1, np.int64)

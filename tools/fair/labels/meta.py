@@ -9,13 +9,23 @@ import numpy as np
 
 from openpilot.tools.fair.labels.rules import stale_rules
 from openpilot.tools.fair.labels.views import view_intrinsics
+from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.teacher import Label
+from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_json
 
 VERSION = 1
 CHUNK = 64  # rows of a shard, of a table's file, and of what a killed run loses
 NAME = re.compile(r"[A-Za-z0-9_][\w .+-]*")  # of a label: it is part of files' names
-FRAME = "pixels of the view's 512x256 picture, (x, y), integers at pixel centers; pixel i of n is centered on x = (i + 0.5) 512 / n - 0.5, of y with 256"  # noqa: E501
+
+
+def frame_of_reference(spec: InputSpec) -> str:
+  """Of the labels of an input, for people."""
+  w, h = spec.width, spec.height
+  return (
+    f"pixels of the {'view' if spec.kind == 'model_frame' else 'input'}'s {w}x{h} picture, (x, y), integers at pixel "
+    f"centers; pixel i of n is centered on x = (i + 0.5) {w} / n - 0.5, of y with {h}"
+  )
 
 
 def dimensions(label: Label) -> tuple[str, ...]:
@@ -35,7 +45,7 @@ def attributes(label: Label, meta: dict[str, Any]) -> dict[str, Any]:
     "long_name": name,
     "units": units,
     "kind": {"m": "metric", "": label.name}.get(label.unit, label.unit),
-    "frame_of_reference": FRAME,
+    "frame_of_reference": frame_of_reference(InputSpec.from_dict(meta.get("input"))),
   }
   if label.classes:
     meanings = " ".join(c.replace(" ", "_") for c in label.classes)
@@ -82,6 +92,9 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise ValueError(f"group.json has a label '{m['name']}', which is no name")
       np.dtype(m["dtype"]), tuple(m["shape"]), tuple(m["classes"])
     stale_rules(meta)
+    InputSpec.from_dict(meta.get("input"))
+  except UserError as e:
+    raise ValueError(f"group.json: {e}") from None
   except (KeyError, IndexError, TypeError, AttributeError) as e:
     raise ValueError(f"group.json lacks or garbles {e}") from None
   return meta

@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE
 from openpilot.tools.fair.labels.picture import PictureWarp
+from openpilot.tools.fair.labels.refit import Refit
+from openpilot.tools.fair.labels.sources.pictures import Pictures
+from openpilot.tools.fair.labels.canvas import Canvas, Renderer
 from openpilot.tools.fair.labels.store import CHUNK, Group
-from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, read_frames, read_planes
+from openpilot.tools.fair.labels.views import SegmentView
 from openpilot.tools.learn.memory import halve_on_oom
 from openpilot.tools.fair.teacher import Clip, Labels, State, Teacher, failure_is_said
 
@@ -25,12 +27,13 @@ R = TypeVar("R")
 class Work:
   """What is to be done in one segment."""
 
-  view: SegmentView
+  view: SegmentView | Pictures
   group: Group
   todo: set[int]  # chunks
   start: int = 0  # row at which a teacher with state begins
   state: State | None = None
-  picture: PictureWarp | None = None  # where the teacher sees the whole picture
+  picture: PictureWarp | None = None  # where the teacher sees a route camera's whole picture
+  refit: Refit | None = None  # of single pictures
 
 
 @dataclass
@@ -154,43 +157,36 @@ def batches(works: list[Work], size: int, stateful: bool) -> list[list[Item]]:
   return [b for b in grid if any(i.row // CHUNK in i.work.todo for i in b)]
 
 
-def load(
-  grid: list[list[Item]], wants: str, view: str, size: tuple[int, int], reuse: bool = False
-) -> Iterator[tuple[list[Item], np.ndarray]]:
-  """The batches and their pictures, (T, H, W, 3) uint8 RGB, or what the teacher wants: model frames, or nothing.
-  reuse: pictures lie in the memory of the thread that takes them, until it takes the next; new memory has its pages
-  cleared first, a hundredth of the time."""
+def load(grid: list[list[Item]], canvas: Canvas, reuse: bool = False) -> Iterator[tuple[list[Item], np.ndarray]]:
+  """The batches and their pictures, (T, H, W, 3) uint8 RGB, or what the canvas wants: frames as they are stored, or
+  nothing. reuse: pictures lie in the memory of the thread that takes them, until it takes the next; new memory has its
+  pages cleared first, a hundredth of the time."""
   rows: dict[int, list[int]] = {}
   for batch in grid:
     for item in batch:
       rows.setdefault(id(item.work), []).append(item.row)
-  shape = {"none": (0,), "frame": FRAME_SHAPE}.get(wants, (size[1], size[0], 3))
   current: Work | None = None
   source: Iterator[tuple[int, Any]] = iter(())
   held: tuple[int, Any] | None = None
   last: np.ndarray | None = None
-  warp: ViewWarp | PictureWarp | None = None
+  renderer: Renderer | None = None
   memory = threading.local()
   for batch in grid:
     if reuse and len(getattr(memory, "images", ())) >= len(batch):
       images = memory.images[: len(batch)]
     else:
-      images = memory.images = np.zeros((len(batch), *shape), np.uint8)
+      images = memory.images = np.zeros((len(batch), *canvas.shape), np.uint8)
     for image, item in zip(images, batch, strict=True):
-      if wants == "none":
+      if canvas.wants == "none":
         continue
       if item.work is not current:
         current, last = item.work, None
-        warp = current.picture or ViewWarp(current.view, view, *size)
-        source = (read_frames if wants == "frame" else read_planes)(current.view, rows[id(current)])
+        renderer = current.view.renderer(canvas, current.picture)
+        source = renderer.read(rows[id(current)])
         held = next(source, None)
-      assert warp is not None
+      assert renderer is not None
       if held is not None and held[0] == item.row:
-        if wants == "frame":
-          assert isinstance(warp, ViewWarp)
-          last = warp.frame(held[1], image)
-        else:
-          last = warp.rgb_of(held[1], image)
+        last = renderer.draw(held[1], image)
         held = next(source, None)
       else:
         item.good = False

@@ -28,6 +28,9 @@ class Rule:
   mended: str  # what the newest version does, for people
 
 
+SINGLE = ("images", "video")  # streams of single pictures, whose camera is not known
+
+
 def stream_of(meta: dict[str, Any]) -> str:
   return str(meta.get("camera", {}).get("stream", ""))
 
@@ -35,14 +38,14 @@ def stream_of(meta: dict[str, Any]) -> str:
 def is_shrunk(meta: dict[str, Any]) -> bool:
   """Labels of RGB views of a camera that sees finer than the view."""
   view, camera = meta["view"], meta["camera"]
-  if meta["teacher"]["name"] in NO_PICTURE or stream_of(meta) == "images":
+  if meta["teacher"]["name"] in NO_PICTURE or stream_of(meta) in SINGLE:
     return False
   return shrink_of(camera["intrinsics"][0][0], view_intrinsics(view["name"], view["width"], view["height"])[0, 0]) > 1
 
 
 def is_uncalibrated(meta: dict[str, Any]) -> bool:
   """Labels of a segment whose log had no mounting, or none that was taken."""
-  return not meta["camera"].get("calibrated", True) and stream_of(meta) != "images"
+  return not meta["camera"].get("calibrated", True) and stream_of(meta) not in SINGLE
 
 
 RULES: dict[str, Rule] = {

@@ -30,6 +30,7 @@ from zarr.codecs import BloscCodec, ZstdCodec
 from openpilot.tools.fair.labels.meta import CHUNK, VERSION, attributes, dimensions, read_meta
 from openpilot.tools.fair.labels.rules import check_stale, stale_rules
 from openpilot.tools.fair.labels.stored import check_columns, checked_table, open_dense, read_table
+from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.teacher import Label, Labels, State
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, printable
@@ -104,6 +105,17 @@ class Group:
   @property
   def segment(self) -> str:
     return self.meta["segment"]
+
+  @property
+  def input(self) -> InputSpec:
+    """What its frames are, and in whose pixels its labels are."""
+    return InputSpec.from_dict(self.meta.get("input"))
+
+  def picture_size(self, row: int) -> tuple[int, int] | None:
+    """(width, height) of a frame's own picture, pixels, before it was letterboxed; None of a route's."""
+    if "width" not in self.frames.column_names:
+      return None
+    return self.frames["width"][row].as_py(), self.frames["height"][row].as_py()
 
   @property
   def stale(self) -> list[str]:
@@ -333,10 +345,11 @@ class LabelStore:
     found = [Group(p.parent) for p in sorted(self.root.glob("*/*/group.json"))]
     return [g for g in found if teacher in (None, g.teacher) and segment in (None, g.segment)]
 
-  def by_segment(self, teachers: set[str]) -> dict[str, dict[str, Group]]:
-    """segment -> teacher -> group. Raises UserError where one of `teachers` has two sets of labels for one segment."""
+  def by_segment(self, teachers: set[str], groups: list[Group] | None = None) -> dict[str, dict[str, Group]]:
+    """segment -> teacher -> group. groups: of groups(), where they are listed already. Raises UserError where one of
+    `teachers` has two sets of labels for one segment."""
     out: dict[str, dict[str, Group]] = {}
-    for g in self.groups():
+    for g in self.groups() if groups is None else groups:
       there = out.setdefault(g.segment, {})
       if g.teacher in there and bool(g.stale) != bool(
         there[g.teacher].stale
@@ -355,8 +368,9 @@ class LabelStore:
     """Raises UserError where some of the groups that are used are stale and that is not allowed; else it is said."""
     check_stale(((str(g.path), g.meta) for g in groups), allowed)
 
-  def group(self, meta: dict[str, Any], entries: list[EncodeEntry]) -> Group:
-    """The group of `meta`, made if it is not there. Raises UserError where its names would lead out of the store."""
+  def group(self, meta: dict[str, Any], entries: list[EncodeEntry], more: dict[str, list[Any]] | None = None) -> Group:
+    """The group of `meta`, made if it is not there. more: further columns of its frames. Raises UserError where its
+    names would lead out of the store."""
     for name in (meta["segment"], meta["teacher"]["name"]):
       if name.startswith(".") or Path(name).name != name:
         raise UserError(f"'{name}' is no name of a segment or teacher, it would lead out of {self.root}; give another")
@@ -369,7 +383,8 @@ class LabelStore:
           "timestamp_eof": [e.timestamp_eof for e in entries],
         }
         with atomic_path(path / "frames.parquet") as tmp:
-          pq.write_table(pa.table({k: pa.array(v, pa.int64()) for k, v in columns.items()}), tmp)
+          table = {k: pa.array(v, pa.int64()) for k, v in columns.items()}
+          pq.write_table(pa.table({**table, **{k: pa.array(v) for k, v in (more or {}).items()}}), tmp)
         title = f"labels of {meta['segment']} by {meta['teacher']['name']}"
         zarr.open_group(
           str(path), mode="a", zarr_format=3, attributes={"title": title, "licence": meta["teacher"]["licence"]}

@@ -1,5 +1,5 @@
-"""Renders a store's labels over the model frames: classes tinted, masks and boxes with identities, tracks with their
-tails, depth and features beside."""
+"""Draws a store's labels over its frames: classes tinted, masks and boxes with identities, tracks with their tails,
+depth and features beside."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, unpack_rgb
+from openpilot.selfdrive.modeld.fair.frames import unpack_rgb
 from openpilot.tools.fair.labels.store import Group
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.teacher import Label
-from openpilot.tools.lib.colors import TURBO, depth_picture, track_color
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.fair.spec import InputSpec, road_classes
+from openpilot.tools.lib.colors import TURBO, class_colors, depth_picture, track_color
+from openpilot.tools.lib.errors import UserError, printable
 
-SCALE = 2
+WIDTH = 1024  # of what is drawn, about
+SHEET = 5, 12  # pictures in a row of a sheet, and in all
+TILE = 384
 INSET = (256, 128)
 TAIL = 12  # frames of a track that are drawn
 TINTS = ((70, 110, 255), (255, 220, 0), (255, 60, 60), (60, 230, 90))
@@ -44,11 +47,23 @@ def relative_picture(d: np.ndarray) -> np.ndarray:
   return TURBO[(np.clip((high - d) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)]
 
 
+def scale_of(spec: InputSpec) -> int:
+  """By how much frames are enlarged to be drawn on."""
+  return max(1, round(WIDTH / spec.width))
+
+
+def rgb_of(spec: InputSpec, frame: np.ndarray) -> np.ndarray:
+  """A stored frame -> (height, width, 3) uint8 RGB."""
+  return unpack_rgb(frame) if spec.kind == "model_frame" else frame.transpose(1, 2, 0)
+
+
 class Painter:
-  """Draws one group's labels on pictures of SCALE times the view; insets come back apart."""
+  """Draws one group's labels on enlarged frames; insets come back apart."""
 
   def __init__(self, group: Group):
-    self.group = group
+    self.group, spec = group, group.input
+    self.scale = scale_of(spec)
+    self.size = spec.width * self.scale, spec.height * self.scale
     self.font = ImageFont.load_default(size=13)
     self.tables: dict[str, tuple[dict[str, Any], np.ndarray]] = {}
     self.bases: dict[str, Any] = {}
@@ -79,9 +94,11 @@ class Painter:
             depth_picture(d) if label.unit == "m" else relative_picture(d),
           )
         )
+      elif label.kind == "dense" and label.unit == "class":
+        picture = self._classes(picture, self.group.row(label.name, row), label)
       elif label.kind == "dense" and label.unit == "probability":
         p = Image.fromarray((self.group.row(label.name, row).astype(np.float32) * 255).astype(np.uint8)).resize(
-          (VIEW_W * SCALE, VIEW_H * SCALE)
+          self.size
         )
         a = np.asarray(p)[..., None] / 255 * 0.45
         picture = (picture * (1 - a) + np.array(TINTS[tint % len(TINTS)]) * a).astype(np.uint8)
@@ -95,6 +112,24 @@ class Painter:
         self._points(draw, label, row)
     return np.asarray(image), insets
 
+  def _classes(self, picture: np.ndarray, ids: np.ndarray, label: Label) -> np.ndarray:
+    """All classes but background tinted, and in the corner which is which."""
+    colors = class_colors(label.classes, road_classes().roles(label.classes))
+    table = np.zeros((256, 3), np.float32)
+    tint = np.zeros(256, np.float32)
+    for k, name in enumerate(label.classes):
+      if name in colors:
+        table[k], tint[k] = colors[name], 0.5
+    big = np.asarray(Image.fromarray(ids.reshape(ids.shape[-2:])).resize(self.size, Image.Resampling.NEAREST))
+    a = tint[big][..., None]
+    image = Image.fromarray((picture * (1 - a) + table[big] * a).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    there = [n for k, n in enumerate(label.classes) if n in colors and (big == k).any()]
+    for i, name in enumerate(there):
+      at = 8, self.size[1] - 18 * (len(there) - i)
+      draw.text(at, name, fill=colors[name], font=self.font, stroke_width=2, stroke_fill=(0, 0, 0))
+    return np.asarray(image)
+
   def _boxes(
     self, image: Image.Image, draw: ImageDraw.ImageDraw, label: Label, row: int
   ) -> tuple[Image.Image, ImageDraw.ImageDraw]:
@@ -106,7 +141,7 @@ class Painter:
         mask = Image.fromarray(rle.decode(columns["rle"][i], *label.shape).astype(np.uint8) * 110)
         image.paste(Image.new("RGB", image.size, color), (0, 0), mask.resize(image.size, Image.Resampling.NEAREST))
         draw = ImageDraw.Draw(image)
-      box = [(float(columns[c][i]) + 0.5) * SCALE for c in ("x0", "y0", "x1", "y1")]
+      box = [(float(columns[c][i]) + 0.5) * self.scale for c in ("x0", "y0", "x1", "y1")]
       draw.rectangle(box, outline=color, width=2)
       name = label.classes[int(columns["cls"][i])] if label.classes else ""
       text = f"{name} {columns['score'][i]:.2f}" + (f" #{track}" if track >= 0 else "")
@@ -123,7 +158,7 @@ class Painter:
       tracks = np.unique(columns["track"][a:b])
       for t in tracks:
         i = a + np.flatnonzero((columns["track"][a:b] == t) & columns["visible"][a:b])
-        p = [((columns["x"][j] + 0.5) * SCALE, (columns["y"][j] + 0.5) * SCALE) for j in i]
+        p = [((columns["x"][j] + 0.5) * self.scale, (columns["y"][j] + 0.5) * self.scale) for j in i]
         color = track_color(int(t))
         if len(p) > 1:
           draw.line(p, fill=color, width=2)
@@ -134,7 +169,7 @@ class Painter:
     where: dict[int, list[tuple[float, float]]] = {}
     for i in range(first, b):
       where.setdefault(int(columns["track"][i]), []).append(
-        (float(columns["x"][i] + 0.5) * SCALE, float(columns["y"][i] + 0.5) * SCALE)
+        (float(columns["x"][i] + 0.5) * self.scale, float(columns["y"][i] + 0.5) * self.scale)
       )
     for i in range(a, b):
       track = int(columns["track"][i])
@@ -151,6 +186,9 @@ class Painter:
 def pictures(frames: Group, groups: list[Group], limit: int | None = None) -> Iterator[np.ndarray]:
   """(H, W, 3) uint8 of every stored frame that at least one of `groups` has labeled. Raises UserError where none is."""
   painters = [Painter(g) for g in groups]
+  spec = frames.input
+  size = spec.width * scale_of(spec), spec.height * scale_of(spec)
+  names = frames.frames["name"].to_pylist() if "name" in frames.frames.column_names else None
   rows = [{int(f): r for k in g.done() for r in g.rows(k) for f in [g.frames["frame_id"][r].as_py()]} for g in groups]
   ids, segment_ids = frames.frames["frame_id"].to_pylist(), frames.frames["segment_id"].to_pylist()
   n = 0
@@ -160,15 +198,14 @@ def pictures(frames: Group, groups: list[Group], limit: int | None = None) -> It
     for r, packed in zip(span, block, strict=True):
       if not any(ids[r] in m for m in rows):
         continue
-      base = np.asarray(
-        Image.fromarray(unpack_rgb(packed)).resize((VIEW_W * SCALE, VIEW_H * SCALE), Image.Resampling.BILINEAR)
-      )
+      base = np.asarray(Image.fromarray(rgb_of(spec, packed)).resize(size, Image.Resampling.BILINEAR))
       insets: list[tuple[str, np.ndarray]] = []
       for painter, m in zip(painters, rows, strict=True):
         if ids[r] in m:
           base, more = painter.paint(base, m[ids[r]])
           insets += more
-      yield compose(base, insets, f"{frames.segment}  frame {segment_ids[r]}")
+      what = f"frame {segment_ids[r]}" if names is None else printable(names[r], 60)
+      yield compose(base, insets, f"{frames.segment}  {what}")
       n += 1
       if limit is not None and n >= limit:
         return
@@ -178,19 +215,26 @@ def pictures(frames: Group, groups: list[Group], limit: int | None = None) -> It
 
 def compose(base: np.ndarray, insets: list[tuple[str, np.ndarray]], title: str) -> np.ndarray:
   """The picture, and below it as many insets as there are."""
-  strip = INSET[1] if insets else 0
-  image = Image.new("RGB", (VIEW_W * SCALE, VIEW_H * SCALE + strip))
+  (height, width), strip = base.shape[:2], INSET[1] if insets else 0
+  image = Image.new("RGB", (width, height + strip))
   image.paste(Image.fromarray(base), (0, 0))
   draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=14)
   draw.text((8, 4), title, fill=(255, 255, 255), font=font, stroke_width=1, stroke_fill=(0, 0, 0))
-  for k, (name, picture) in enumerate(insets[: VIEW_W * SCALE // INSET[0]]):
-    image.paste(Image.fromarray(picture).resize(INSET), (k * INSET[0], VIEW_H * SCALE))
+  for k, (name, picture) in enumerate(insets[: width // INSET[0]]):
+    image.paste(Image.fromarray(picture).resize(INSET), (k * INSET[0], height))
     draw.text(
-      (k * INSET[0] + 4, VIEW_H * SCALE + 2),
-      name,
-      fill=(255, 255, 255),
-      font=font,
-      stroke_width=1,
-      stroke_fill=(0, 0, 0),
+      (k * INSET[0] + 4, height + 2), name, fill=(255, 255, 255), font=font, stroke_width=1, stroke_fill=(0, 0, 0)
     )
   return np.asarray(image)
+
+
+def sheet(pictures: list[np.ndarray]) -> np.ndarray:
+  """Pictures of any sizes -> (H, W, 3) uint8: one beside the other, made smaller."""
+  columns = min(SHEET[0], len(pictures))
+  rows = -(-len(pictures) // columns)
+  out = Image.new("RGB", (columns * TILE, rows * TILE))
+  for i, picture in enumerate(pictures):
+    small = Image.fromarray(picture)
+    small.thumbnail((TILE, TILE))
+    out.paste(small, (i % columns * TILE, i // columns * TILE))
+  return np.asarray(out)

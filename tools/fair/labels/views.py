@@ -21,6 +21,7 @@ from openpilot.selfdrive.modeld.fair.frames import (
   ModelFrame,
   camera_intrinsics,
 )
+from openpilot.tools.fair.labels.canvas import Canvas
 from openpilot.tools.lib.cameras import STATE_SERVICES, VIDEOS, pinhole
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError
@@ -52,8 +53,16 @@ class SegmentView:
   estimated: bool = False  # focal length or mounting are guessed: no distances in meters
 
   @property
+  def name(self) -> str:
+    return self.segment.name
+
+  @property
   def path(self) -> Path:
     return self.segment.files[VIDEOS[self.stream]]
+
+  def renderer(self, canvas: Canvas, whole: Any = None) -> "ViewRenderer":
+    """whole: draws the camera's whole picture, picture.PictureWarp."""
+    return ViewRenderer(self, canvas, whole)
 
   def camera(self) -> dict[str, Any]:
     return {
@@ -217,6 +226,18 @@ class ViewWarp:
   def valid(self) -> np.ndarray:
     """(256, 512) bool, view pixels that lie in the image."""
     return self.model_frame.valid
+
+
+class ViewRenderer:
+  """Draws a segment's frames into a canvas: the model frame, its view as RGB, or the whole picture."""
+
+  def __init__(self, view: SegmentView, canvas: Canvas, whole: Any = None):
+    self.view, self.is_frame = view, canvas.wants == "frame"
+    warp = whole or ViewWarp(view, canvas.view, canvas.width, canvas.height)
+    self.draw: Callable[[Any, np.ndarray], np.ndarray] = warp.frame if self.is_frame else warp.rgb_of
+
+  def read(self, rows: list[int]) -> Iterator[tuple[int, Any]]:
+    return read_frames(self.view, rows) if self.is_frame else read_planes(self.view, rows)
 
 
 def read_frames(view: SegmentView, positions: list[int]) -> Iterator[tuple[int, np.ndarray]]:

@@ -202,6 +202,10 @@ class OnnxTeacher:
     more = {k: np.repeat(np.array([v], np.int64), len(blob), 0) for k, v in self.config.get("feed", {}).items()}
     return {inp["name"]: x, **more}
 
+  @property
+  def stretches(self) -> bool:
+    return bool(self.config["input"]["fit"] == "stretch")
+
   def picture_size(self, width: int, height: int) -> tuple[int, int]:
     """(width, height) at which a picture of this size needs no more resizing."""
     if self.config["input"]["fit"] == "stretch":

@@ -1,6 +1,8 @@
 """timm backbones on a student's picture: the packed YUV model frame or RGB in, feature maps by view stride out."""
 
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +31,26 @@ BACKBONES: dict[str, int] = {
   "efficientvit_b0": 64,
   "efficientvit_b1": 32,
   "vit_tiny_patch16_224": 32,
+  "mobilenetv2_100_same": 32,
+  "mobilenet_edgetpu_100_same": 32,
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+  """A network of timm by other conventions, as its published weights have them. same: padded as TensorFlow does, at the
+  right and below first. unit: sees RGB of 0 to 1, mean and deviation are in its stem. linear: norms without the
+  activation that timm puts behind them."""
+
+  timm: str
+  same: bool = False
+  unit: bool = False
+  linear: tuple[str, ...] = ()
+
+
+VARIANTS = {
+  "mobilenetv2_100_same": Variant("mobilenetv2_100", True, True),
+  "mobilenet_edgetpu_100_same": Variant("mobilenet_edgetpu_100", True, True, ("blocks.0.0.bn1",)),
 }
 VIT_BLOCKS = 8  # of ViT-Ti's twelve: all of them would pass the depth student's budget
 
@@ -62,9 +84,49 @@ def rgb_stem(weight: Tensor, std: tuple[float, ...]) -> Tensor:
   return weight / (255.0 * torch.tensor(std).view(1, 3, 1, 1)) * SCALE
 
 
-def load_timm(name: str, deepest: int, pretrained: bool, picture: InputSpec) -> tuple[Any, bool, list[int]]:
-  """-> (timm's feature network for RGB, whether its weights are pretrained, view strides of its maps). Raises UserError
-  without timm or on a name that it does not have."""
+class Same(nn.Conv2d):
+  """A convolution of stride 2 on even sides, padded as TensorFlow does: what is odd goes to the right and below."""
+
+  def __init__(self, like: nn.Conv2d, cin: int | None = None):
+    size: dict[str, Any] = {"kernel_size": like.kernel_size, "stride": like.stride}
+    cin = cin or like.in_channels
+    super().__init__(cin, like.out_channels, **size, groups=like.groups, bias=like.bias is not None)
+    if cin == like.in_channels:
+      self.load_state_dict(like.state_dict())
+
+  def forward(self, x: Tensor) -> Tensor:
+    h, w = ((k - s) for k, s in zip(self.kernel_size, self.stride, strict=True))
+    return super().forward(F.pad(x, (w // 2, w - w // 2, h // 2, h - h // 2)))
+
+
+def by_conventions(net: nn.Module, variant: Variant) -> None:
+  """Makes timm's network what `variant` says, in place."""
+  for name, old in list(net.named_modules()):
+    if variant.same and isinstance(old, nn.Conv2d) and old.stride != (1, 1):
+      parent, _, leaf = name.rpartition(".")
+      setattr(net.get_submodule(parent), leaf, Same(old))
+  for name in variant.linear:
+    setattr(net.get_submodule(name), "act", nn.Identity())  # noqa: B010
+
+
+def load_weights(net: nn.Module, path: str | Path) -> None:
+  """A state dict of timm's whole network into its feature network, whose every tensor must be there. Raises
+  UserError."""
+  try:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    own = net.state_dict()
+    absent = [k for k, v in own.items() if k not in state or state[k].shape != v.shape]
+    if absent:
+      raise ValueError(f"{len(absent)} tensors of the backbone are not in it, the first is {absent[0]}")
+    net.load_state_dict({k: state[k].to(v.dtype) for k, v in own.items()})
+  except Exception as e:  # torch's ways to fail at a file have no common base
+    said = " ".join(str(e).split())[:160]
+    raise UserError(f"--pretrained {path}: no weights for this backbone: {said}; --backbone says which it is") from None
+
+
+def load_timm(name: str, deepest: int, pretrained: bool | str, picture: InputSpec) -> tuple[Any, bool, list[int]]:
+  """-> (timm's feature network for RGB, whether its weights are pretrained, view strides of its maps). pretrained: the
+  hub's weights, or a file of them. Raises UserError without timm or on a name that it does not have."""
   try:
     import timm
   except Exception as e:  # a torchvision that does not fit torch makes it fail with a RuntimeError
@@ -72,6 +134,8 @@ def load_timm(name: str, deepest: int, pretrained: bool, picture: InputSpec) -> 
       f"timm cannot be imported ({e}); students need it: install timm, torch and torchvision of the same release as "
       "pyproject's 'train' lists"
     ) from None
+  variant = VARIANTS.get(name, Variant(name))
+  own, name = name, variant.timm
   if not timm.is_model(name):
     raise UserError(f"timm has no backbone '{name}'; tried and measured are {', '.join(BACKBONES)}")
   vit = name.startswith("vit_")
@@ -84,6 +148,7 @@ def load_timm(name: str, deepest: int, pretrained: bool, picture: InputSpec) -> 
       used = [i for i, r in enumerate(net.feature_info.reduction()) if FINEST <= r * stride <= deepest]
       if not vit and len(used) < len(net.feature_info.reduction()):
         net = timm.create_model(name, features_only=True, pretrained=weights, out_indices=tuple(used))
+      by_conventions(net, variant)
     except RuntimeError as e:
       if weights:
         raise
@@ -92,6 +157,12 @@ def load_timm(name: str, deepest: int, pretrained: bool, picture: InputSpec) -> 
       ) from None
     return net
 
+  if isinstance(pretrained, str):
+    net = create(False)
+    load_weights(net, pretrained)
+    return net, True, [r * stride for r in net.feature_info.reduction()]
+  if pretrained and own != name:
+    raise UserError(f"the hub's weights of {name} are by other conventions than {own}; give a file: --pretrained FILE")
   if pretrained:
     try:
       net = create(True)
@@ -111,10 +182,12 @@ class Backbone(nn.Module):
   where `deepest` says so, 64. picture: by default the (6, 128, 256) packed model frame.
 
   Maps finer than the timm network's first, or coarser than its last, come from a few convolutions of our own. channels:
-  {view stride: C}. pretrained: whether weights were found. Raises UserError without timm, or on a name that timm does
-  not have."""
+  {view stride: C}. pretrained: the hub's weights, or a file of them; then whether they were found. Raises UserError
+  without timm, or on a name that timm does not have."""
 
-  def __init__(self, name: str, pretrained: bool = False, deepest: int | None = None, picture: InputSpec | None = None):
+  def __init__(
+    self, name: str, pretrained: bool | str = False, deepest: int | None = None, picture: InputSpec | None = None
+  ):
     super().__init__()
     self.picture = picture or InputSpec()
     self.name, self.deepest = name, BACKBONES.get(name, 32) if deepest is None else deepest
@@ -128,6 +201,8 @@ class Backbone(nn.Module):
       self.net.blocks = self.net.blocks[: max(self.net._stage_out_idx)]
     cfg = getattr(self.net, "pretrained_cfg", None) or getattr(getattr(self.net, "model", None), "pretrained_cfg", {})
     mean, std = tuple(cfg.get("mean", RGB_MEAN)), tuple(cfg.get("std", RGB_STD))
+    if name in VARIANTS and VARIANTS[name].unit:
+      mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     self.offset: Tensor
     packed = self.picture.kind == "model_frame"
     offset = yuv_offset(mean) if packed else 255.0 * torch.tensor(mean, dtype=torch.float64)
@@ -153,7 +228,11 @@ class Backbone(nn.Module):
     name, old = next((n, m) for n, m in self.net.named_modules() if isinstance(m, nn.Conv2d))
     assert old.in_channels == 3, f"the first convolution of {self.name}, {name}, is not its stem"
     size: dict[str, Any] = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
-    new = nn.Conv2d(self.picture.shape[0], old.out_channels, **size, bias=old.bias is not None)
+    new = (
+      Same(old, self.picture.shape[0])
+      if isinstance(old, Same)
+      else nn.Conv2d(self.picture.shape[0], old.out_channels, **size, bias=old.bias is not None)
+    )
     if self.pretrained:
       stem = packed_stem if self.picture.kind == "model_frame" else rgb_stem
       new.weight.data.copy_(stem(old.weight.data, std))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from openpilot.tools.fair.spec import ClassSet
 from openpilot.tools.fair.students.lanes import POINTS
 from openpilot.tools.fair.students.student import Student
+from openpilot.tools.fair.tasks import TASKS
 from openpilot.tools.lib.errors import UserError
 
 OPSET = 17
@@ -21,20 +22,6 @@ OPSET = 17
 # precision
 HALF_FROM = 1024
 STATE = {"lanes_template": "lanes_template_out", "lanes_hidden": "lanes_hidden_out"}
-# output -> head that decodes it, its parameters, and the kind of classes of which it speaks
-OUTPUTS: dict[str, dict[str, Any]] = {
-  "depth": {"head": "depth", "parameters": {"activation": "exp", "metric": True}},
-  "features": {"head": "features", "parameters": {}},
-  "segmentation": {"head": "segmentation", "parameters": {}, "classes": "maps"},
-  **{
-    f"objects_{part}": {"head": "objects", "parameters": {"part": part}}
-    for part in ("heat", "box", "coef", "proto", "embed")
-  },
-  **{f"detector_{part}": {"head": "detector", "parameters": {"part": part}} for part in ("logits", "boxes")},
-  "lanes_points_out": {"head": "lanes", "parameters": {"part": "points"}},
-  "lanes_visible": {"head": "lanes", "parameters": {"part": "visible"}},
-}
-OUTPUTS["objects_heat"]["classes"] = OUTPUTS["detector_logits"]["classes"] = "boxes"
 
 
 class Graph(nn.Module):
@@ -129,15 +116,23 @@ def graph_entry(student: Student, file: str, inputs: dict[str, Tensor], outputs:
     # a gap does not reset: templates outlive one, and the host moves or renews the points
     entry["state"] = [{"input": k, "output": v, "initial": 0, "reset": "stream"} for k, v in STATE.items()]
     entry["point_slots"] = {"count": POINTS, "mask": "lanes_mask"}
-  entry["outputs"] = [
-    {**specify(k, v), **decoded(student.spec.classes, OUTPUTS.get(k, {}))} for k, v in outputs.items()
-  ]
+  entry["outputs"] = [{**specify(k, v), **decoded(k, student.spec.classes)} for k, v in outputs.items()]
   return entry
 
 
-def decoded(classes: ClassSet, said: dict[str, Any]) -> dict[str, Any]:
-  """A line of OUTPUTS with the names of the classes."""
-  return {**said, **({"classes": list(getattr(classes, said["classes"]))} if "classes" in said else {})}
+def decoded(output: str, classes: ClassSet) -> dict[str, Any]:
+  """What the manifest says of an output beside its shape: the head that decodes it, its parameters, its classes and
+  what they are on a road."""
+  said = next((t.decode[output] for t in TASKS.values() if output in t.decode), None)
+  if said is None:
+    return {}
+  out: dict[str, Any] = {"head": said["head"], "parameters": dict(said["parameters"])}
+  if kind := said.get("classes"):
+    names: tuple[str, ...] = getattr(classes, kind)
+    out["classes"] = list(names)
+    if roles := classes.roles(names):
+      out["roles"] = roles
+  return out
 
 
 def specify(name: str, tensor: Tensor) -> dict[str, Any]:

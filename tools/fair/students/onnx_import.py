@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
+from openpilot.tools.fair.spec import Class, ClassSet, InputSpec, road_classes
 from openpilot.tools.fair.students.onnx_export import export_onnx
-from openpilot.tools.fair.students.student import Student, build, student_names
+from openpilot.tools.fair.students.student import Student, build, spec_of, student_names
 from openpilot.tools.lib.errors import UserError
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -147,8 +148,9 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
   """A bundle's folder -> what a training run's checkpoint holds of its student: "ema" (names begin with student.),
   "provenance" (its teachers), "step".
 
-  frames: (B, 6, 128, 256) uint8, such as it will be trained on: see settle_norms(). Raises BundleError on a damaged
-  bundle, UserError where its graph is none of our students as they are now."""
+  frames: (B, *shape of its input) uint8, such as it will be trained on: see settle_norms(). "classes": names of its
+  'maps' and 'boxes'. Raises BundleError on a damaged bundle, UserError where its graph is none of our students as they
+  are now, or takes other frames."""
   bundle = load_bundle(Path(folder))
   graph = bundle.graphs[0]
   if graph["name"] not in student_names():
@@ -156,9 +158,21 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
       f"{folder}: its graph '{graph['name']}' is none of the students ({', '.join(student_names())}), and cannot be "
       "trained on"
     )
-  student = build(graph["name"])
-  plain_norms(student)
-  weights = import_onnx(student, bundle.path / graph["file"], bundle.onnx(graph))
+  picture, classes = InputSpec.from_dict(bundle.manifest.get("input")), classes_of(graph)
+  if frames.shape[1:] != picture.shape:
+    raise UserError(f"{folder} takes frames {list(picture.shape)}, and the labels hold {list(frames.shape[1:])}")
+  blob = bundle.onnx(graph)
+  # a kind of classes that it does not put out: the student has it, and nobody taught it, or has none
+  road = {"maps": list(road_classes().maps), "boxes": list(road_classes().boxes)}
+  for names in ({k: v or road[k] for k, v in classes.items()}, classes):
+    student = build(spec_of(graph["name"], input=picture, classes=class_set(names)))
+    plain_norms(student)
+    try:
+      weights = import_onnx(student, bundle.path / graph["file"], blob)
+      break
+    except UserError:
+      if names == classes:
+        raise
   student.load_state_dict(weights, strict=False)
   settle_norms(student, frames)
   mine = student.state_dict()
@@ -168,8 +182,22 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
     "provenance": [
       {("licence" if k == "license" else k): v for k, v in t.items()} for t in bundle.manifest["provenance"]["teachers"]
     ],
+    "classes": classes,
     "step": 0,
   }
+
+
+def classes_of(graph: dict[str, Any]) -> dict[str, list[str]]:
+  """Names of the classes that a graph puts out, of class maps and of objects."""
+  said = {o["name"]: o["classes"] for o in graph["outputs"] if "classes" in o}
+  boxes = said.get("objects_heat") or said.get("detector_logits")
+  return {"maps": said.get("segmentation") or [], "boxes": boxes or []}
+
+
+def class_set(names: dict[str, list[str]]) -> ClassSet:
+  """As many classes of each kind: what a student's graph depends on."""
+  every = dict.fromkeys([*names["maps"], *names["boxes"]]) or {"nothing": None}
+  return ClassSet("bundle", tuple(Class(n, maps=n in names["maps"], boxes=n in names["boxes"]) for n in every))
 
 
 def settle_norms(student: Student, frames: Tensor) -> None:

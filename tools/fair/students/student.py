@@ -95,7 +95,7 @@ class Student(nn.Module):
   name; see the heads for each one's meaning and shape."""
 
   def __init__(
-    self, spec: StudentSpec, size: Size, backbone: str, pretrained: bool = False, deepest: int | None = None
+    self, spec: StudentSpec, size: Size, backbone: str, pretrained: bool | str = False, deepest: int | None = None
   ):
     super().__init__()
     self.spec, self.name, self.task, self.size = spec, spec.name, spec.task, size
@@ -168,11 +168,11 @@ class Student(nn.Module):
     return out
 
 
-def build(what: str | StudentSpec, backbone: str | None = None, pretrained: bool = False) -> Student:
+def build(what: str | StudentSpec, backbone: str | None = None, pretrained: bool | str = False) -> Student:
   """A student by what it is, or by its registered name, "unified-small", with the road's classes on the model frame; on
   its own backbone or another of timm's. pretrained: start from the hub's weights where they can be had
-  (student.backbone.pretrained says whether). Raises UserError on an unknown name, without timm, or over a task's
-  parameter budget."""
+  (student.backbone.pretrained says whether), or from a file of them. Raises UserError on an unknown name, without timm,
+  or over a task's parameter budget."""
   spec = spec_of(what) if isinstance(what, str) else what
   if spec.size not in SIZES:
     raise UserError(f"no size '{spec.size}' of students; there are {', '.join(SIZES)}")

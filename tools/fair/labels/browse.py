@@ -1,19 +1,22 @@
 #!/usr/bin/env python3
 """Lists a label store: what is there, whether it is whole, how large it is, and what its labels are like. With --video
-it renders them."""
+or --sheet it draws them."""
 
-import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from openpilot.tools.fair.labels.rules import RULES
 from openpilot.tools.fair.labels.store import Group, LabelStore
-from openpilot.tools.fair.labels.video import pictures
+from openpilot.tools.fair.labels.video import SHEET, pictures, sheet
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
+from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.videowriter import VideoWriter
 
 SAMPLE = 16  # rows of a dense label that its statistics are taken of
@@ -54,53 +57,88 @@ def check(groups: list[Group]) -> dict[Path, int]:
   return bad
 
 
-def render(store: LabelStore, teachers: list[str] | None, segment: str | None, out: Path, limit: int | None) -> int:
+def drawn(
+  store: LabelStore, teachers: list[str] | None, segment: str | None, limit: int | None
+) -> Iterator[tuple[Group, np.ndarray]]:
+  """(group of frames, picture) of every frame with labels. Raises UserError where there is none."""
   frames = store.groups("frames", segment)
   if not frames:
     raise UserError(
-      f"{store.root} holds no model frames{f' of {segment}' if segment else ''} to draw on; label again without "
-      "--no-frames"
+      f"{store.root} holds no frames{f' of {segment}' if segment else ''} to draw on; label again without --no-frames"
     )
   if len({g.segment for g in frames}) < len(frames):
     raise UserError(f"{store.root} holds frames of one segment made with several settings; label again with --prune")
+  for f in frames:
+    groups = [
+      g
+      for g in store.groups(segment=f.segment)
+      if g.teacher != "frames" and (teachers is None or g.teacher in teachers) and g.done()
+    ]
+    if not groups:
+      by = f" by {', '.join(teachers)}" if teachers else ""
+      raise UserError(f"{f.segment} has no labels{by} in {store.root}; label it first")
+    for picture in tqdm(pictures(f, groups, limit), desc=f.segment, unit="frame", total=limit or f.n):
+      yield f, picture
+
+
+def render(store: LabelStore, teachers: list[str] | None, segment: str | None, out: Path, limit: int | None) -> int:
+  """A video of every frame. -> how many."""
   n = 0
   with atomic_path(out) as tmp:
     video: VideoWriter | None = None
     try:
-      for f in frames:
-        groups = [
-          g
-          for g in store.groups(segment=f.segment)
-          if g.teacher != "frames" and (teachers is None or g.teacher in teachers) and g.done()
-        ]
-        if not groups:
-          raise UserError(
-            f"{f.segment} has no labels{' by ' + ', '.join(teachers) if teachers else ''} in {store.root}; label "
-            "it first"
-          )
-        for picture in tqdm(pictures(f, groups, limit), desc=f.segment, unit="frame", total=limit or f.n):
-          if video is None:
-            video = VideoWriter(tmp, picture.shape[1], picture.shape[0], fps=max(1, 20 // f.meta["every"]))
-          video.write(picture)
-          n += 1
+      for f, picture in drawn(store, teachers, segment, limit):
+        if video is None:
+          height, width = (side // 2 * 2 for side in picture.shape[:2])
+          video = VideoWriter(tmp, width, height, fps=max(1, 20 // f.meta["every"]))
+        video.write(fitted(picture, width, height))
+        n += 1
     finally:
       if video is not None:
         video.close()
   return n
 
 
+def fitted(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+  """Cut or filled to a video's size: insets come and go, and segments may differ."""
+  if picture.shape[:2] == (height, width):
+    return picture
+  out = np.zeros((height, width, 3), np.uint8)
+  part = picture[:height, :width]
+  out[: part.shape[0], : part.shape[1]] = part
+  return out
+
+
+def render_sheet(
+  store: LabelStore, teachers: list[str] | None, segment: str | None, out: Path, limit: int | None
+) -> int:
+  """One picture of some frames of each segment. -> how many."""
+  segments = len(store.groups("frames", segment)) or 1
+  found = [p for _, p in drawn(store, teachers, segment, limit or max(1, SHEET[1] // segments))]
+  with atomic_path(out) as tmp:
+    Image.fromarray(sheet(found)).save(tmp)
+  return len(found)
+
+
+@dataclass(frozen=True)
+class Options:
+  store: Path = option(positional=True, help="the label store")
+  video: Path | None = option(None, metavar="OUT.mp4", help="draw the labels over the frames")
+  sheet: Path | None = option(None, metavar="OUT.png", help="some of them, on one picture")
+  teachers: str | None = option(None, help="only these, comma-separated")
+  segment: str | None = option(None, help="only this one, as ROUTE--N")
+  frames: int | None = option(None, help="at most so many of each segment")
+
+
 def main() -> int:
-  p = argparse.ArgumentParser(prog="labels", description=__doc__)
-  p.add_argument("store", type=Path)
-  p.add_argument("--video", type=Path, metavar="OUT.mp4", help="render the labels over the model frames")
-  p.add_argument("--teachers", help="only these, comma-separated")
-  p.add_argument("--segment", help="only this one, as ROUTE--N")
-  p.add_argument("--frames", type=int, help="at most so many of each segment")
-  args = p.parse_args()
+  args = parse(Options, __doc__, "labels")
   teachers = args.teachers.replace(" ", "").split(",") if args.teachers else None
   store = LabelStore(args.store)
   if args.video is not None:
     print(f"{args.video}: {render(store, teachers, args.segment, args.video, args.frames)} frames")
+  if args.sheet is not None:
+    print(f"{args.sheet}: {render_sheet(store, teachers, args.segment, args.sheet, args.frames)} frames")
+  if args.video is not None or args.sheet is not None:
     return 0
   groups = [g for g in store.groups(segment=args.segment) if teachers is None or g.teacher in teachers]
   if not groups:

@@ -1,43 +1,38 @@
 #!/usr/bin/env python3
 """Puts a folder of pictures with class maps (CamVid's layout: one PNG of class ids for each picture, of the same name)
-into a label store.
+into a label store, as frames of a road camera: `import --input model_frame`, and by the command that was before it.
 
-Pictures are turned as their EXIF says, scaled to the view's width and cut to its height, which is said; their camera is
-not known, so that a student learns classes from them, not distances. What cannot be read is left out by name."""
+Pictures are turned as their EXIF says and shown whole, letterboxed; with --cut they are scaled to the view's width and
+cut to its height, as if a road camera had taken them. Their camera is not known, so that a student learns classes from
+them, not distances. What cannot be read is left out by name."""
 
-import argparse
 import hashlib
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, VIEW_H, VIEW_W, pack_rgb
-from openpilot.tools.fair.distillation.data import NAMES
-from openpilot.tools.fair.labels.rules import NO_PICTURE, rules_of
+from openpilot.tools.fair.labels.import_labels import check_name, describe, import_parts
+from openpilot.tools.fair.labels.rules import rules_of
+from openpilot.tools.fair.labels.sources.class_maps import ClassMapPart, read_ids, same_proportions
+from openpilot.tools.fair.labels.sources.pictures import SHOWN, Still
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
 from openpilot.tools.fair.maps import classes_to_map
-from openpilot.tools.fair.students.classes import SEGMENTATION
+from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.lib.flags import add_flag
-from openpilot.tools.sim.truth import IGNORE, MAP_H, MAP_W
+from openpilot.tools.lib.options import option, parse
+from openpilot.tools.lib.pictures import PictureError, is_picture, open_rgb
+from openpilot.tools.sim.truth import MAP_H, MAP_W
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 FRAME_NS = 50_000_000
-
-
-MODES_16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-UNKNOWN = ("unknown", "ignore", "void", "unlabeled", "unlabeled")  # names of ids that are to count nowhere
-PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-SHOWN = 5  # of what is left out, by name
 
 
 @dataclass
@@ -48,50 +43,6 @@ class Pair:
   annotation: Path
   width: int
   height: int
-
-
-def check_classes(text: str) -> tuple[str, ...]:
-  """Raises UserError where a name is of no class that students know, and prints which there are: it would be learned as
-  nothing, in silence."""
-  names = NAMES["segmentation_names"]
-  classes = tuple(c.strip().lower() for c in text.split(","))
-  if wrong := [c for c in classes if c not in names and c not in UNKNOWN]:
-    known = "; ".join(
-      f"{k}: {', '.join(n for n, to in names.items() if to == k)}" for k in SEGMENTATION if k in names.values()
-    )
-    what = f"--classes: '{wrong[0]}' is no class that students learn; the names of each that there is are {known}"
-    raise UserError(f"{what}; give it one of these names, or {' or '.join(UNKNOWN[:2])}, to leave its pixels out")
-  return classes
-
-
-def check_name(name: str) -> str:
-  if not PLAIN.fullmatch(name) or name in NO_PICTURE:
-    raise UserError(
-      f"--name {name}: letters, digits, '_', '-' and '.', not at its beginning, and not {', '.join(NO_PICTURE)}; it "
-      "names folders"
-    )
-  return name
-
-
-def open_picture(path: Path) -> Image.Image:
-  """RGB, turned as its EXIF says, of 16 bits a channel scaled to 8."""
-  image = ImageOps.exif_transpose(Image.open(path))
-  if image.mode in MODES_16:
-    gray = np.asarray(image, np.int64)
-    if image.mode != "I" or gray.max(initial=0) > 255:
-      gray = (gray.clip(0, 65535) + 128) // 257  # 65535 is white
-    image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
-  elif image.mode == "F":
-    raise ValueError("a picture of floats, whose white is not known")
-  return image.convert("RGB")
-
-
-def open_ids(path: Path) -> Image.Image:
-  """Class ids, one byte a pixel; those of 255 and more are unknown. Raises UserError where its pixels are colors."""
-  image = ImageOps.exif_transpose(Image.open(path))
-  if image.mode not in ("L", "P", "1", *MODES_16):
-    raise UserError(f"{path} is a picture of mode {image.mode}; class ids are one number a pixel")
-  return Image.fromarray(np.asarray(image).astype(np.int64).clip(0, IGNORE).astype(np.uint8))
 
 
 def view_height(width: int, height: int) -> int:
@@ -108,9 +59,9 @@ def to_view(image: Image.Image, cut: float, resample: Image.Resampling) -> np.nd
 
 def pairs(images: Path, annotations: Path) -> list[tuple[Path, Path]]:
   """Raises UserError where a picture has no class map, two have the same, or there are none."""
-  found = sorted(p for p in images.iterdir() if p.suffix.lower() in SUFFIXES) if images.is_dir() else []
+  found = sorted(p for p in images.iterdir() if is_picture(p)) if images.is_dir() else []
   if not found:
-    raise UserError(f"no pictures in {images}; PNG or JPEG")
+    raise UserError(f"no pictures in {images}")
   stems: dict[str, Path] = {}
   for p in found:
     if (other := stems.setdefault(p.stem, p)) is not p:
@@ -129,31 +80,26 @@ def pairs(images: Path, annotations: Path) -> list[tuple[Path, Path]]:
 
 def check(picture: Path, annotation: Path) -> tuple[Pair | None, str]:
   """Reads both whole. -> what can be imported, or why not."""
-  at = picture
   try:
-    rgb = open_picture(picture)
-    at = annotation
-    ids = open_ids(annotation)
-  except UserError:
-    raise
-  except Exception as e:  # Pillow's ways to fail have no common base
-    return None, f"{at} cannot be read ({' '.join(str(e).split())[:80]})"
-  height = view_height(*rgb.size)
-  if abs(height - view_height(*ids.size)) > 1:
-    return (
-      None,
-      f"{picture.name} is {rgb.width}x{rgb.height}, its class map {ids.width}x{ids.height}: other proportions",
-    )
-  if height < VIEW_H:
-    return None, f"{picture.name} of {rgb.width}x{rgb.height} is wider than 2:1"
-  return Pair(picture, annotation, *rgb.size), ""
+    width, height = open_rgb(picture).size
+    shape = read_ids(annotation).shape
+  except PictureError as e:
+    return None, str(e)
+  pair = Pair(picture, annotation, width, height)
+  if not same_proportions(Still(picture, picture.name, width, height), shape):
+    return None, f"{picture.name} is {width}x{height}, its class map {shape[1]}x{shape[0]}: other proportions"
+  return pair, ""
 
 
-def check_all(files: list[tuple[Path, Path]]) -> list[Pair]:
-  """Those that can be imported; the others are named and counted. Raises UserError where none is left."""
+def check_all(files: list[tuple[Path, Path]], cut: bool) -> list[Pair]:
+  """Those that can be imported, and where they are to be cut are high enough; the others are named and counted. Raises
+  UserError where none is left."""
   good, bad = [], []
   for picture, annotation in tqdm(files, desc="check", unit="picture", leave=False):
     pair, why = check(picture, annotation)
+    if pair is not None and cut and view_height(pair.width, pair.height) < VIEW_H:
+      why = f"{picture.name} of {pair.width}x{pair.height} is wider than 2:1"
+      pair = None
     if pair is not None:
       good.append(pair)
     else:
@@ -181,11 +127,11 @@ def read(files: list[Pair], count: int, cut: float) -> Iterator[tuple[np.ndarray
   for f in files:
     try:
       rgb, ids = (
-        to_view(open_picture(f.picture), cut, Image.Resampling.BILINEAR),
-        to_view(open_ids(f.annotation), cut, Image.Resampling.NEAREST),
+        to_view(open_rgb(f.picture), cut, Image.Resampling.BILINEAR),
+        to_view(Image.fromarray(read_ids(f.annotation)), cut, Image.Resampling.NEAREST),
       )
-    except OSError as e:
-      raise UserError(f"{f.picture} or {f.annotation} cannot be read any more: {e}; run the command again") from None
+    except PictureError as e:
+      raise UserError(f"{e}; it could be read before: run the command again") from None
     yield pack_rgb(rgb), classes_to_map(ids, count)
 
 
@@ -237,39 +183,53 @@ def import_images(
   return frames, said
 
 
-def main() -> None:
-  p = argparse.ArgumentParser(
-    prog="import-images", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+@dataclass(frozen=True)
+class Options:
+  images: Path = option(positional=True, help="the pictures' folder")
+  annotations: Path = option(positional=True, help="the class maps' folder")
+  classes: str = option(
+    help="names of the ids 0, 1, ..., comma-separated; 'unknown', as ids beyond are, counts nowhere"
   )
-  p.add_argument("images", type=Path)
-  p.add_argument("annotations", type=Path)
-  p.add_argument(
-    "--classes",
-    required=True,
-    help="names of the ids 0, 1, ..., comma-separated: of a student's classes, or 'unknown', as ids beyond are",
-  )
-  p.add_argument("--name", required=True, help="of the data set: what evaluate calls --truth")
-  add_flag(
-    p,
-    "--license",
-    "--licence",
-    required=True,
+  name: str = option(help="of the data set: what evaluate calls --truth")
+  license: str = option(
+    aliases=("--licence",),
     help="of the data: MIT, Apache-2.0, BSD-3-Clause, or another, which then must be accepted to learn from it",
   )
-  p.add_argument("--out", type=Path, required=True, help="the label store")
-  p.add_argument(
-    "--cut", type=float, default=0.5, help="which part of a picture's height is taken: 0 the uppermost, 1 the lowest"
+  output: Path = option(aliases=("--out",), help="the label store")
+  cut: float | None = option(
+    None, help="scale to the view's width, and take that part of the height: 0 the uppermost, 1 the lowest"
   )
-  args = p.parse_args()
-  if not 0 <= args.cut <= 1:
+
+
+def say_padding(files: list[Pair]) -> str:
+  """What of the frames the pictures do not fill."""
+  spec = InputSpec()
+  shares = [f.width * f.height * spec.fit(f.width, f.height)[0, 0] ** 2 / (VIEW_W * VIEW_H) for f in files]
+  return (
+    f"letterboxed: pictures are whole, and fill {np.mean(shares):.0%} of the frames; --cut 0.5 cuts them to the view's "
+    "proportions instead, as this command did before"
+  )
+
+
+def main() -> None:
+  args = parse(Options, __doc__, "import-images")
+  if args.cut is not None and not 0 <= args.cut <= 1:
     raise UserError("--cut is from 0 to 1")
-  classes, name = check_classes(args.classes), check_name(args.name)
-  files = check_all(pairs(args.images, args.annotations))
-  store = LabelStore(args.out, create=True)
+  classes, name = tuple(c.strip().lower() for c in args.classes.split(",")), check_name(args.name)
+  files = check_all(pairs(args.images, args.annotations), args.cut is not None)
+  fits = all(view_height(f.width, f.height) == VIEW_H for f in files)  # nothing of them is beside the view
+  store = LabelStore(args.output, create=True)
   with store.writing():
-    frames, said = import_images(store, files, name, classes, args.license, args.cut)
-  print(f"{args.out}: {frames.row_count} pictures, {(frames.size + said.size) / 1e6:.1f} MB, license {args.license}")
-  print(say_cut(files, args.cut))
+    if fits or args.cut is not None:
+      cut = 0.5 if args.cut is None else args.cut
+      frames, said = import_images(store, files, name, classes, args.license, cut)
+      print(say_cut(files, cut))
+    else:
+      stills = [Still(f.picture, f.picture.name, f.width, f.height, f.annotation) for f in files]
+      part = ClassMapPart(name, args.images, stills, args.license, classes, ())
+      ((frames, said),) = import_parts(store, [part], name, InputSpec())
+      print(say_padding(files))
+  print(f"{args.output}: {describe(frames, said)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""The labels that a data set carries, as a teacher says them: so they are stored, resumed and repaired like any
+other's."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from openpilot.tools.fair.labels.placement import place_boxes, place_ids, place_mask, place_polygons
+from openpilot.tools.fair.labels.sources.pictures import Pictures
+from openpilot.tools.fair.maps import classes_to_map
+from openpilot.tools.fair.spec import InputSpec
+from openpilot.tools.fair.teacher import Clip, Label, Labels, State
+from openpilot.tools.sim.truth import IGNORE, MAP_H, MAP_W
+
+COLUMNS = {"x0": np.float32, "y0": np.float32, "x1": np.float32, "y1": np.float32, "score": np.float32, "cls": np.int16}
+
+
+class CarriedLabels:
+  """The labels of one part's pictures, placed in an input. Class maps of an RGB input are kept at its full size, of a
+  model frame at that of a student's maps."""
+
+  stateful, wants, model_id = False, "none", ""
+
+  def __init__(self, name: str, part: Pictures, spec: InputSpec):
+    self.name, self.part, self.spec, self.license = name, part, spec, part.license
+    self.labels: list[Label] = []
+    c, size = part.carries, (spec.height, spec.width)
+    if c.boxes is not None:
+      self.labels.append(Label("objects", "boxes", shape=size if c.masks else (), unit="px", classes=c.boxes))
+    if c.maps is not None:
+      shape = size if spec.kind == "rgb" else (MAP_H, MAP_W)
+      self.labels.append(Label("segmentation", "dense", "uint8", shape, "class", c.maps))
+    self.rows = {e.frame_id: r for r, e in enumerate(part.entries)}
+    self.checkpoint_hash = self._hash()
+
+  def _hash(self) -> str:
+    """Of all that is said, as it will be placed: the pictures' own hash is the part's."""
+    h = hashlib.sha256()
+    for r in range(len(self.part.entries)):
+      said = self.part.said(r)
+      h.update(said.boxes.tobytes() + said.cls.tobytes() + (b"" if said.ids is None else said.ids.tobytes()))
+      for m in said.masks:
+        for array in m if isinstance(m, list) else [] if m is None else [m]:
+          h.update(np.ascontiguousarray(array).tobytes())
+    return h.hexdigest()
+
+  def prepare(self, height: int, width: int) -> None: ...
+
+  def settings(self) -> dict[str, Any]:
+    return {}
+
+  def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
+    out: Labels = {}
+    said = [self.part.said(self.rows[f]) for f in clip.frame_ids]
+    matrices = [self.spec.fit(*self.part.size(self.rows[f])) for f in clip.frame_ids]
+    for label in self.labels:
+      if label.kind == "dense":
+        out[label.name] = np.stack([self._map(s.ids, label) for s in said])
+      else:
+        out[label.name] = self._table(said, matrices, label)
+    return out, None
+
+  def _map(self, ids: np.ndarray | None, label: Label) -> np.ndarray:
+    if ids is None:
+      return np.full(label.shape, IGNORE, np.uint8)
+    placed = place_ids(ids, self.spec.fit(*ids.shape[::-1]), self.spec.width, self.spec.height, IGNORE)
+    return placed if placed.shape == label.shape else classes_to_map(placed, len(label.classes))
+
+  def _table(self, said: list[Any], matrices: list[np.ndarray], label: Label) -> dict[str, Any]:
+    frame = np.repeat(np.arange(len(said)), [len(s.boxes) for s in said])
+    boxes = np.concatenate([place_boxes(s.boxes, m) for s, m in zip(said, matrices, strict=True)])
+    cls = np.concatenate([s.cls for s in said])
+    values = dict(zip(COLUMNS, (*boxes.T, np.ones(len(cls)), cls), strict=True))
+    table: dict[str, Any] = {"frame": frame.astype(np.int32), **{k: v.astype(COLUMNS[k]) for k, v in values.items()}}
+    if label.shape:
+      table["rle"] = [
+        self._mask(m, matrix)
+        for s, matrix in zip(said, matrices, strict=True)
+        for m in (s.masks or [None] * len(s.boxes))
+      ]
+    return table
+
+  def _mask(self, mask: Any, matrix: np.ndarray) -> str:
+    """'' where none is said."""
+    w, h = self.spec.width, self.spec.height
+    if mask is None:
+      return ""
+    if isinstance(mask, list):
+      return place_polygons(mask, matrix, w, h)
+    return place_mask(mask, self.spec.fit(*mask.shape[::-1]), w, h)

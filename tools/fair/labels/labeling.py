@@ -1,0 +1,281 @@
+"""Runs one teacher over the parts that are to be labeled.
+
+Decoding and drawing, the teacher, and writing overlap. A teacher without state gets batches over the boundaries of
+parts."""
+
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from tqdm import tqdm
+
+from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
+from openpilot.tools.fair.labels.collector import Collector
+from openpilot.tools.fair.labels.picture import PictureWarp, sees_picture, size_of_picture, view_label
+from openpilot.tools.fair.labels.pipeline import Work, ahead, batches, label_batch, load, prefetch
+from openpilot.tools.fair.labels.refit import Refit, canvas_of, input_label
+from openpilot.tools.fair.labels.rules import rules_of
+from openpilot.tools.fair.labels.sources.pictures import Pictures
+from openpilot.tools.fair.labels.canvas import Canvas
+from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
+from openpilot.tools.fair.labels.views import SegmentView, view_intrinsics
+from openpilot.tools.fair.spec import InputSpec
+from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher, failure_is_said
+from openpilot.tools.lib.errors import UserError
+
+AHEAD = 3  # batches decoded before they are due
+
+
+class FrameTeacher:
+  """The frames themselves, as students see them: of a route bit for bit what fairmodeld would see."""
+
+  name, model_id, checkpoint_hash, stateful, wants = "frames", "", "", False, "frame"
+
+  def __init__(self, spec: InputSpec | None = None):
+    """spec: of single pictures, whose license is the data's own."""
+    self.license = "MIT" if spec is None else ""
+    spec = spec or InputSpec()
+    unit = "YUV 4:2:0" if spec.kind == "model_frame" else "RGB"
+    self.labels = [Label("frame", "dense", "uint8", spec.shape, unit)]
+
+  def prepare(self, height: int, width: int) -> None: ...
+
+  def settings(self) -> dict[str, Any]:
+    return {}
+
+  def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
+    return {"frame": clip.rgb}, None
+
+
+def route_meta(teacher: Teacher, view: SegmentView, canvas: Canvas, labels: list[Label], whole: bool) -> dict[str, Any]:
+  """What of a route's segment decides its labels. A whole picture's size is each segment's own."""
+  settings = {k: v for k, v in teacher.settings().items() if not whole or k != "size"}
+  size = (VIEW_W, VIEW_H) if whole else (canvas.width, canvas.height)
+  return {
+    "teacher": teacher_meta(teacher, teacher.license, settings),
+    "labels": label_meta(labels),
+    "view": {"name": canvas.view, "width": size[0], "height": size[1]},
+    **({"picture": {"width": canvas.width, "height": canvas.height}} if whole else {}),
+    "camera": view.camera(),
+    **({"source": teacher.source(view.segment)} if hasattr(teacher, "source") else {}),
+  }
+
+
+def picture_meta(teacher: Teacher, part: Pictures, canvas: Canvas, labels: list[Label]) -> dict[str, Any]:
+  """The same of single pictures. Frames have the data's license. Of model frames the camera is the view's own: that
+  each picture fills a part of it, its size says."""
+  shown, spec, camera = {"letterbox": canvas.letterbox} if canvas.wants == "rgb" else {}, canvas.input, part.camera()
+  if spec.kind == "model_frame":
+    own = view_intrinsics(spec.view, spec.width, spec.height).tolist()
+    camera |= {"width": spec.width, "height": spec.height, "intrinsics": own}
+  view = spec.view if spec.kind == "model_frame" else "picture"
+  return {
+    "teacher": teacher_meta(teacher, teacher.license or part.license, teacher.settings()),
+    "labels": label_meta(labels),
+    "view": {"name": view, "width": canvas.width, "height": canvas.height, **shown},
+    "input": spec.to_dict(),
+    "camera": camera,
+  }
+
+
+def teacher_meta(teacher: Teacher, license: str, settings: dict[str, Any]) -> dict[str, Any]:
+  return {
+    "name": teacher.name,
+    "model_id": teacher.model_id,
+    "checkpoint": teacher.checkpoint_hash,
+    "licence": license,  # so spelled on disk: see meta.read_meta
+    "settings": settings,
+  }
+
+
+def label_meta(labels: list[Label]) -> list[dict[str, Any]]:
+  return [{**vars(x), "shape": list(x.shape), "classes": list(x.classes)} for x in labels]
+
+
+def plan(
+  teacher: Teacher,
+  views: Sequence[SegmentView | Pictures],
+  store: LabelStore,
+  canvas: Canvas,
+  labels: list[Label],
+  every: int,
+  repair: bool,
+  whole: bool = False,
+) -> list[Work]:
+  """labels: as they are stored."""
+  works = []
+  for v in views:
+    more = None
+    if isinstance(v, Pictures):
+      own, more = picture_meta(teacher, v, canvas, labels), v.columns()
+    else:
+      own = route_meta(teacher, v, canvas, labels, whole)
+    meta = {"version": VERSION, "segment": v.name, **own, "every": every, "chunk": CHUNK}
+    if rules := rules_of(meta):
+      meta["rules"] = rules
+    group = store.group(meta, v.entries, more)
+    if repair:
+      for k, problem in group.problems():
+        print(f"repair: {problem}; its chunk is labeled again", file=sys.stderr)
+        group.drop_chunk(k)
+    done = group.done()
+    work = Work(v, group, set(range(group.chunk_count)) - done)
+    if isinstance(v, Pictures):
+      work.refit = Refit(canvas, canvas.input) if canvas.wants == "rgb" else None
+    elif whole:
+      work.picture = PictureWarp(v, canvas.view, canvas.width, canvas.height)
+    if teacher.stateful and work.todo:
+      k = min(work.todo)
+      work.state = group.state(k - 1)
+      work.start = k * CHUNK if work.state is not None else 0
+    works.append(work)
+  return works
+
+
+def prepare(teacher: Teacher, width: int, height: int) -> None:
+  """Raises UserError."""
+  with failure_is_said(teacher.name):
+    teacher.prepare(height, width)
+
+
+def picture_size(teacher: Teacher, size: tuple[int, int] | None) -> tuple[int, int]:
+  """(width, height) of the pictures that a teacher is given: `size`, or what it likes. Of one that reads no picture it
+  does not matter."""
+  if size is None and hasattr(teacher, "view_size"):
+    size = teacher.view_size()
+  return size if size is not None and getattr(teacher, "wants", "rgb") == "rgb" else (VIEW_W, VIEW_H)
+
+
+def run_teacher(
+  teacher: Teacher,
+  views: Sequence[SegmentView | Pictures],
+  store: LabelStore,
+  view: str = "medmodel",
+  size: tuple[int, int] | None = None,
+  batch: int = 8,
+  every: int = 1,
+  repair: bool = False,
+  progress: bool = True,
+  sees: str | None = None,
+  spec: InputSpec | None = None,
+) -> list[Group]:
+  """Labels all of `views` that is not labeled yet, either segments of routes or single pictures. size: of the pictures
+  that the teacher is given, (width, height); None: what it likes. sees: of routes, 'picture' or 'view', None: what it
+  was made for. spec: of single pictures, the input in which they and their labels are stored. -> the groups."""
+  more = (batch, every, repair, progress)
+  if spec is not None:
+    if hasattr(teacher, "sees"):
+      setattr(teacher, "whole", True)  # noqa: B010
+    canvas = canvas_of(teacher, spec, size)
+    prepare(teacher, canvas.width, canvas.height)
+    stored = [input_label(x, spec, hasattr(teacher, "sees")) for x in teacher.labels]
+    return label_parts(teacher, views, store, canvas, stored, (1, 1), *more)
+  wants = getattr(teacher, "wants", "rgb")
+  if not sees_picture(teacher, sees):
+    if hasattr(teacher, "sees"):
+      setattr(teacher, "whole", False)  # noqa: B010
+    canvas = Canvas(wants, *picture_size(teacher, size), view)
+    prepare(teacher, canvas.width, canvas.height)
+    scale = canvas.width / VIEW_W, canvas.height / VIEW_H
+    return label_parts(teacher, views, store, canvas, teacher.labels, scale, *more)
+  sizes = [size_of_picture(teacher, v) for v in views if isinstance(v, SegmentView)]
+  groups: dict[int, Group] = {}
+  for one in dict.fromkeys(sizes):
+    some = [i for i, s in enumerate(sizes) if s == one]
+    setattr(teacher, "whole", True)  # noqa: B010
+    prepare(teacher, *one)
+    stored = [view_label(x) for x in teacher.labels]
+    canvas = Canvas(wants, *one, view)
+    done = label_parts(teacher, [views[i] for i in some], store, canvas, stored, (1, 1), *more, whole=True)
+    groups.update(zip(some, done, strict=True))
+  return [groups[i] for i in range(len(views))]
+
+
+def label_parts(
+  teacher: Teacher,
+  views: Sequence[SegmentView | Pictures],
+  store: LabelStore,
+  canvas: Canvas,
+  stored: list[Label],
+  scale: tuple[float, float],
+  batch: int,
+  every: int,
+  repair: bool,
+  progress: bool,
+  whole: bool = False,
+) -> list[Group]:
+  """run_teacher() of parts that are shown on one canvas, by a teacher that is prepared. stored: its labels as the store
+  has them. scale: pixels of the canvas for one of the view. whole: a route camera's whole pictures are shown."""
+  wants = canvas.wants
+  route = views and isinstance(views[0], SegmentView)
+  intrinsics = view_intrinsics(canvas.view, canvas.width, canvas.height) if wants == "rgb" and route else None
+  works = plan(teacher, views, store, canvas, stored, every, repair, whole)
+  grid = batches(works, batch, teacher.stateful)
+  total = sum(len(b) for b in grid)
+  writing: list[Future[None]] = []
+  with (
+    ThreadPoolExecutor(1) as writer,
+    tqdm(total=total, desc=teacher.name, unit="frame", disable=not progress or not total) as bar,
+  ):
+
+    def write(group: Group, k: int, labels: Labels, state: State | None, bad: list[int]) -> None:
+      while len(writing) > 1 or (writing and writing[0].done()):  # memory for two chunks
+        writing.pop(0).result()
+      if bad:
+        print(
+          f"warning: {group.segment}: {len(bad)} frames from row {bad[0]} on cannot be decoded; the frame before "
+          "stands for them",
+          file=sys.stderr,
+        )
+      writing.append(writer.submit(group.write_chunk, k, labels, state, bad))
+
+    collector = Collector(stored, scale, write, teacher.name, list(teacher.labels))
+    if teacher.stateful:
+      before: Work | None = None
+      state: State | None = None
+      for items, images in prefetch(load(grid, canvas), AHEAD):
+        if items[0].work is not before:
+          before, state = items[0].work, items[0].work.state
+        parts, state = label_batch(teacher, items, images, wants, intrinsics, state)
+        collector.add_parts(items, parts, state)
+        bar.update(len(items))
+    else:
+      at_once = teacher.at_once() if grid and hasattr(teacher, "at_once") else 1
+      frames = load(grid, canvas, reuse=at_once > 1)
+      source = frames if at_once > 1 else prefetch(frames, AHEAD)
+      for (items, _), (parts, _) in ahead(lambda x: label_batch(teacher, *x, wants, intrinsics), source, at_once):
+        collector.add_parts(items, parts, None)
+        bar.update(len(items))
+    for f in writing:
+      f.result()
+    for name, n in collector.broken.items():
+      if n:
+        print(
+          f"warning: teacher '{teacher.name}' puts out NaN or Inf as '{name}' in {n} of {total} frames, which counts "
+          "as unknown there",
+          file=sys.stderr,
+        )
+  return [w.group for w in works]
+
+
+def refuse_silence(teacher: Teacher, groups: list[Group], store: LabelStore, every: int) -> None:
+  """A teacher that only makes tables and made no row: of pictures that may be so, and is said; of one that reads the
+  log nothing was labeled at all: raises UserError, and nothing stays."""
+  frames = sum(g.row_count for g in groups)
+  if (
+    not frames
+    or any(x.kind == "dense" for x in teacher.labels)
+    or any(g.entry_count(x.name) for g in groups for x in teacher.labels)
+  ):
+    return
+  what = f"teacher '{teacher.name}' says nothing of any of the {frames} frames"
+  if getattr(teacher, "wants", "rgb") != "none":
+    print(f"warning: {what}: its tables are empty", file=sys.stderr)
+    return
+  for g in groups:
+    store.remove(g)
+  hint = "the log has none of the messages"
+  if every > 1:
+    hint = f"a qlog has its messages for few frames, and --every {every} may meet none of them: label without --every"
+  raise UserError(f"{what}, and nothing of it was stored; {hint}")

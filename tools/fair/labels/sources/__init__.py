@@ -1,0 +1,47 @@
+"""Sources of what is labeled: see source.py. Another package adds one with register_source(name, source)."""
+
+from openpilot.tools.fair.labels.sources.class_maps import ClassMaps
+from openpilot.tools.fair.labels.sources.coco import Coco
+from openpilot.tools.fair.labels.sources.pictures import PictureFolders, Pictures
+from openpilot.tools.fair.labels.sources.routes import Routes
+from openpilot.tools.fair.labels.sources.source import SOURCES, Source, SourceOptions, register_source
+from openpilot.tools.fair.labels.sources.yolo import Yolo
+from openpilot.tools.fair.labels.views import SegmentView
+from openpilot.tools.lib.errors import UserError
+
+__all__ = ["SOURCES", "Part", "Source", "SourceOptions", "open_sources", "register_source"]
+
+Part = SegmentView | Pictures
+
+register_source("pictures", PictureFolders())
+register_source("routes", Routes())
+register_source("class_maps", ClassMaps())
+register_source("yolo", Yolo())
+register_source("coco", Coco())
+
+
+def find_source(path: str, options: SourceOptions, named: str = "") -> Source:
+  """The one named, or the newest that accepts the path, or the one for routes, which says best what is not there."""
+  if named:
+    if named not in SOURCES:
+      raise UserError(f"no source '{named}'; there are {', '.join(f'{k}: {s.says}' for k, s in SOURCES.items())}")
+    return SOURCES[named]
+  return next((s for s in reversed(SOURCES.values()) if s.accepts(path, options)), SOURCES["routes"])
+
+
+def open_sources(paths: list[str], options: SourceOptions, named: str = "") -> list[Part]:
+  """All parts of all paths, each once. Raises UserError where two folders of pictures go by one name."""
+  by_source: dict[int, tuple[Source, list[str]]] = {}
+  for path in paths:
+    source = find_source(path, options, named)
+    by_source.setdefault(id(source), (source, []))[1].append(path)
+  parts: dict[str, Part] = {}
+  for source, own in by_source.values():
+    for part in source.open(own, options):
+      same = parts.setdefault(part.name, part)
+      if same is not part and not part.segment.files and same.camera() != part.camera():
+        raise UserError(
+          f"{same.segment.dir} and {part.segment.dir} would both be '{part.name}' in the store; label one by one, each "
+          "with a --name"
+        )
+  return list(parts.values())

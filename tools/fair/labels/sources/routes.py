@@ -1,0 +1,92 @@
+"""Logged routes: a segment of the store for each of the route's, its camera warped into the view that students see."""
+
+import math
+from pathlib import Path
+
+from openpilot.tools.fair.labels.aim import aimed
+from openpilot.selfdrive.modeld.fair.frames import CameraError, camera_intrinsics
+from openpilot.tools.fair.labels.sources.source import SourceOptions
+from openpilot.tools.fair.labels.views import SegmentView, segment_view
+from openpilot.tools.lib.cameras import VIDEOS
+from openpilot.tools.lib.errors import UserError, warn
+from openpilot.tools.lib.framereader import picture_size
+from openpilot.tools.lib.route import FILES, NAMES, VIDEO_SUFFIXES, Route, Segment
+from openpilot.tools.replay.source import choose_camera, usable
+
+
+def number_or_auto(text: str | None, flag: str) -> float | str | None:
+  """Raises UserError."""
+  if text is None or text == "auto":
+    return text
+  try:
+    value = float(text)
+  except ValueError:
+    value = math.nan
+  if not 0 < value < math.inf:
+    raise UserError(f"{flag} {text}: a number of pixels above 0, or auto")
+  return value
+
+
+def find_views(
+  routes: list[str],
+  data_dir: Path | None,
+  camera: str,
+  every: int,
+  focal: float | str | None,
+  horizon: float | str | None = None,
+) -> list[SegmentView]:
+  """Of all segments that have video. Raises UserError where none has."""
+  segments: list[Segment] = []
+  for r in routes:
+    segments += Route(r, data_dir).segments
+  views, seen = [], set()
+  problems: list[UserError] = []
+  for s in segments:
+    if s.name in seen:
+      continue
+    seen.add(s.name)
+    if not any(v in s.files for v in VIDEOS.values()):
+      warn(f"segment {s.name} in {s.dir} has no video, it is left out")
+      continue
+    try:
+      (s,), own = usable([s], choose_camera([s], camera))
+      views.append(aimed(segment_view(s, own, every, focal), horizon))
+    except UserError as e:
+      problems.append(e)
+  if problems and not views:
+    raise problems[0]
+  for problem in problems:
+    warn(f"{problem}; the segment is left out")
+  if not views:
+    raise UserError(f"no video in {', '.join(routes)}; teachers need fcamera.hevc, ecamera.hevc or qcamera.ts")
+  return views
+
+
+def is_foreign(path: str, options: SourceOptions) -> bool:
+  """A video that is none of openpilot's files, and whose camera nobody knows."""
+  p = Path(path)
+  if p.suffix.lower() not in VIDEO_SUFFIXES or p.name.lower() in NAMES or options.focal is not None or not p.is_file():
+    return False
+  size = picture_size(p)
+  try:
+    return size is None or camera_intrinsics(*size) is None
+  except CameraError:
+    return True
+
+
+class Routes:
+  says = "a route, a folder with segments, one segment, or a video of one of comma's cameras (or with --focal)"
+
+  def accepts(self, path: str, options: SourceOptions) -> bool:
+    if options.data_dir is not None:
+      return True
+    if is_foreign(path, options):
+      return False
+    try:
+      found = Route(path).segments
+    except UserError:
+      return not Path(path).exists()  # a route's name: what is wrong with it this source says best
+    return any(k in s.files for s in found for k in FILES)
+
+  def open(self, paths: list[str], options: SourceOptions) -> list[SegmentView]:
+    return find_views(paths, options.data_dir, options.camera, options.every, options.focal, options.horizon)

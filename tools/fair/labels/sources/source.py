@@ -1,0 +1,63 @@
+"""What is labeled, and where it comes from.
+
+A source opens paths and yields parts; each part becomes one segment of a label store: frames in order with their ids
+and sizes, how they are drawn into an input, and the labels that the data itself carries, if any. A part is a
+views.SegmentView of a route, or pictures.Pictures: stills, or a subclass that reads them, and says what they carry, in
+its own way."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclass
+class Said:
+  """What the data says of one frame, in pixels of its own picture, integers at pixel centers.
+
+  masks: of each box a bool array (h, w), a list of polygons (K, 2) counted from the picture's corner as COCO's are, or
+  None. ids: (h, w) uint8, index into the classes, 255: unknown; or None."""
+
+  boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))  # (N, 4) x0 y0 x1 y1, outer edges
+  cls: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+  masks: list[Any] = field(default_factory=list)
+  ids: np.ndarray | None = None
+
+
+class Source(Protocol):
+  """Opens paths of one kind. `accepts` is asked where --source names none; it must be quick and raise nothing."""
+
+  says: str  # what it opens, for people
+
+  def accepts(self, path: str, options: "SourceOptions") -> bool: ...
+
+  def open(self, paths: list[str], options: "SourceOptions") -> list[Any]:
+    """-> parts. Raises UserError where nothing of them can be used; what is left out is said (errors.warn)."""
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+  """What sources may be told; each takes what concerns it."""
+
+  data_dir: Path | None = None  # routes: where they lie
+  camera: str = "road"  # routes
+  every: int = 1  # of videos each Nth frame
+  focal: float | str | None = None  # pixels, of a camera that is none of comma's; 'auto'
+  horizon: float | str | None = None  # row of a video's picture; 'auto'
+  images: Path | None = None  # the folder that annotations name pictures of
+  annotations: Path | None = None  # class maps
+  classes: tuple[str, ...] = ()  # names of class ids, of data that does not name them
+  palette: tuple[tuple[tuple[int, int, int], str], ...] = ()  # colors of class maps
+  suffix: str = ""  # of a class map's name, behind its picture's
+  name: str = ""  # of the data, else its folder's
+  license: str = ""  # of the data, else what it says
+
+
+SOURCES: dict[str, Source] = {}
+
+
+def register_source(name: str, source: Source) -> None:
+  """Under that name for --source; of those that accept a path the one that was registered last opens it."""
+  SOURCES.pop(name, None)
+  SOURCES[name] = source

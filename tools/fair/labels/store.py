@@ -29,7 +29,7 @@ from zarr.codecs import BloscCodec, ZstdCodec
 
 from openpilot.tools.fair.labels.meta import CHUNK, VERSION, attributes, dimensions, read_meta
 from openpilot.tools.fair.labels.rules import check_stale, stale_rules
-from openpilot.tools.fair.labels.stored import check_columns, checked_table, open_dense, read_table
+from openpilot.tools.fair.labels.stored import check_columns, check_sizes, checked_table, open_dense, read_table
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.teacher import Label, Labels, State
 from openpilot.tools.lib.encode_index import EncodeEntry
@@ -88,6 +88,7 @@ class Group:
       self.meta: dict[str, Any] = read_meta(path / "group.json")
       self.frames = read_table(path / "frames.parquet")
       check_columns(self.frames, ("frame_id", "segment_id", "timestamp_eof"))
+      check_sizes(self.frames)
       self.labels = [
         Label(**{**m, "shape": tuple(m["shape"]), "classes": tuple(m["classes"])}) for m in self.meta["labels"]
       ]

@@ -14,6 +14,7 @@ from openpilot.tools.fair.labels.meta import CHUNK
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.files import MANY, MB, ordinary
 
+MOST_SIDE = 1 << 20  # pixels of a picture
 TABLE_LIMIT = 512 * MB  # bytes of one chunk's table, unpacked
 PIECE_LIMIT = 256 * MB  # of what must be unpacked to read one row of a dense label
 
@@ -43,6 +44,16 @@ def check_columns(table: pa.Table, names: tuple[str, ...]) -> None:
       raise ValueError(f"a table has no column '{name}'")
     if not pa.types.is_integer(table[name].type) or table[name].null_count:
       raise ValueError(f"'{name}' is no column of whole numbers")
+
+
+def check_sizes(frames: pa.Table) -> None:
+  """Raises ValueError where single pictures have sizes that none has."""
+  sides = [c for c in ("width", "height") if c in frames.column_names]
+  check_columns(frames, tuple(sides))
+  for name in sides:
+    least, most = (pc.min_max(frames[name])[k].as_py() for k in ("min", "max"))
+    if least is not None and not 1 <= least <= most <= MOST_SIDE:
+      raise ValueError(f"'{name}' goes from {least} to {most}, which is no picture's")
 
 
 def checked_table(table: pa.Table, rows: range, label: Label) -> pa.Table:

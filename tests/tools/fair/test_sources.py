@@ -176,6 +176,8 @@ def test_a_plain_video_is_shown_whole(tmp_path):
   gray = [frames.row("frame", r)[0, 30, 60] for r in range(3)]
   np.testing.assert_allclose(gray, [40, 100, 160], atol=4)
   assert (frames.row("frame", 0)[:, 78:] == 114).all()  # 160x96 in 128x96 is 77 high
+  (tmp_path / "w.mp4").write_bytes((tmp_path / "v.mp4").read_bytes())
+  assert [p.name for p in open_sources([str(tmp_path)], SourceOptions(name="x"))] == ["x-v--0", "x-w--0"]
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

@@ -59,9 +59,9 @@ class Clip:
   log_path: Path | None = None
 
 
-Labels = dict[
-  str, Any
-]  # label's name -> (T, ...) array, or a table: {column: array or list}, of which column 'frame' counts the clip's frames  # noqa: E501
+# label's name -> (T, ...) array, or a table: {column: array or list}, whose column 'frame' is the frame's number in the
+# clip
+Labels = dict[str, Any]
 State = dict[str, np.ndarray]
 
 

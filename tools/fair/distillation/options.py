@@ -85,8 +85,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
   p.add_argument(
     "--clip",
     type=int,
-    help="consecutive frames of a clip: by default 8 where points are tracked, 4 where objects are told apart, else 1; of "
-    "single pictures 1",
+    help="consecutive frames of a clip: 8 where points are tracked, 4 where objects are told apart, 1 else and of stills",
   )
   p.add_argument("--lr", type=float, default=d.lr)
   p.add_argument(

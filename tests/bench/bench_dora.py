@@ -19,7 +19,8 @@ import peft
 import torch
 from torch import nn
 
-from openpilot.tools.dgx.training.dora import apply_dora, dora_layers
+from openpilot.tools.learn.adapters.apply import apply_dora
+from openpilot.tools.learn.adapters.layers import dora_layers
 
 KINDS = ("ours", "peft-dora", "peft-lora")
 

@@ -1,6 +1,6 @@
 """Checkpoints of tensors and plain values; one that holds code is refused."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,14 @@ def load_checkpoint(
   if lacks:
     raise UserError(f"{path} lacks {', '.join(lacks)}; it is no checkpoint of {of}")
   return state
+
+
+def same_run(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+  """Raises UserError where a checkpoint at `path` is of a run with other options, data or base than the one that is to
+  go on from it."""
+  differ = [f"{k} {old.get(k)} then, {v} now" for k, v in new.items() if old.get(k) != v]
+  if differ:
+    raise UserError(f"{path} is of another run: {', '.join(differ)}; give the same, or choose another --output")
 
 
 def to_device(x: Any, device: torch.device) -> Any:

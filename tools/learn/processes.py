@@ -34,8 +34,8 @@ def parse_trackers(text: str) -> tuple[str, ...]:
   return names
 
 
-def make_accelerator(precision: str, trackers: Sequence[str], out: Path) -> "Accelerator":
-  """trackers: of parse_trackers()."""
+def make_accelerator(precision: str, trackers: Sequence[str], out: Path, cpu: bool = False) -> "Accelerator":
+  """trackers: of parse_trackers(). cpu: also where there is a GPU."""
   from accelerate import (
     Accelerator,
     DistributedDataParallelKwargs,
@@ -43,7 +43,7 @@ def make_accelerator(precision: str, trackers: Sequence[str], out: Path) -> "Acc
 
   handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]  # heads that nothing teaches in a step
   # said, else several processes on a CPU do not find each other
-  cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
+  cpu = cpu or (not torch.cuda.is_available() and not torch.backends.mps.is_available())
   return Accelerator(
     mixed_precision=precision, log_with=list(trackers) or None, project_dir=str(out), kwargs_handlers=handlers, cpu=cpu
   )
@@ -83,6 +83,19 @@ def touch(model: nn.Module) -> Tensor:
   in a step, since the others wait for it.
   For a forward(): DistributedDataParallel takes what does not come out of there for unused."""
   return torch.stack([0.0 * p.sum() for p in model.parameters() if p.requires_grad]).sum()
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[list[int]]:
+  """Ctrl-C and SIGTERM, which torchrun sends when it is stopped itself, are put into the list: they wait for the end of
+  a step, so that what is saved is whole."""
+  caught: list[int] = []
+  before = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    yield caught
+  finally:
+    for s, handler in before.items():
+      signal.signal(s, handler)
 
 
 def leave_interrupts_to_the_trainer(_: int) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from openpilot.tools.dgx.training.dora import dora_layers
+from openpilot.tools.learn.adapters.layers import dora_layers
 
 try:
   import peft

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from test_dgx_train import write_data
+from driving_fixture import write_data
 
 from openpilot.tools.dgx.training.reference import save_reference
 

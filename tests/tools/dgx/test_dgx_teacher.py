@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from openpilot.tools.dgx.training.constants import FEATURE_LEN, OUTPUT_NAME, output_slices
-from openpilot.tools.dgx.training.dora import adapter_parameters, apply_dora
+from openpilot.tools.learn.adapters.apply import adapter_parameters, apply_dora
 from openpilot.tools.dgx.training.export import export, main
 from openpilot.tools.dgx.training.history import History
 from openpilot.tools.dgx.training.model import hash_file, load_onnx

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from dora_fixture import CLOSE, needs_peft, peft, relative, stir
 from torch import nn
 
-from openpilot.tools.dgx.training.dora import DoRAConv2d, DoRAGRU, adapter_parameters, apply_dora, merge
-from openpilot.tools.dgx.training.lowrank import Adapter, DoRAProduct
+from openpilot.tools.learn.adapters.apply import adapter_parameters, apply_dora, merge
+from openpilot.tools.learn.adapters.layers import DoRAConv2d, DoRAGRU
+from openpilot.tools.learn.adapters.lowrank import Adapter, DoRAProduct
 
 
 def twin(layer: nn.Module, rank: int):

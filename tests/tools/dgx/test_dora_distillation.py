@@ -198,13 +198,14 @@ def test_going_on_is_bit_for_bit_the_unbroken_run(base, store, tmp_path, monkeyp
   now = dict(whole.model.named_parameters())
   assert frozen and all(torch.equal(now[n], p) for n, p in frozen.items())
   broken = make(tmp_path / "broken")
-  save = broken.save_resume
+  save = broken.save
 
-  def stops() -> None:
-    save()
-    raise KeyboardInterrupt
+  def stops(name: str) -> None:
+    save(name)
+    if name == dora_distillation.RESUME:
+      raise KeyboardInterrupt
 
-  monkeypatch.setattr(broken, "save_resume", stops)
+  monkeypatch.setattr(broken, "save", stops)
   with pytest.raises(KeyboardInterrupt):
     broken.fit()
   again = make(tmp_path / "broken")
@@ -212,7 +213,7 @@ def test_going_on_is_bit_for_bit_the_unbroken_run(base, store, tmp_path, monkeyp
   assert again.step == 2
   again.fit()
   assert again.step == 4 and all(torch.equal(again.learned[n], p) for n, p in whole.learned.items())
-  with pytest.raises(UserError, match="other dora_rank; give the same"):
+  with pytest.raises(UserError, match="dora_rank 2 then, 4 now; give the same"):
     make(tmp_path / "broken", settings(dora_rank=4)).load(load_checkpoint(tmp_path / "broken" / "resume.pt"))
 
 

@@ -15,21 +15,18 @@ from dora_fixture import CLOSE, needs_peft, peft, relative, stir
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from openpilot.tools.dgx.training.dora import (
-  DoRALinear,
+from openpilot.tools.learn.adapters.apply import (
   adapter_parameters,
   apply_dora,
-  base_hash,
   check_rank,
   clipped,
-  dora_layers,
-  load_adapter,
   merge,
-  save_adapter,
   set_adapter,
   unload,
   unmerge,
 )
+from openpilot.tools.learn.adapters.files import base_hash, load_adapter, save_adapter
+from openpilot.tools.learn.adapters.layers import DoRALinear, dora_layers
 from openpilot.tools.lib.errors import UserError
 
 

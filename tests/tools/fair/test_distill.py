@@ -63,6 +63,7 @@ def config(**more):
       "clip": 2,
       "warmup": 2,
       "eval_every": 3,
+      "eval_clips": 4,
       "hard": 0.3,
       **more,
     }

@@ -3,8 +3,10 @@ and one at a time is in a folder."""
 
 import json
 import os
+import re
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from label_fixture import same, write_store
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.data import Clips
+from openpilot.tools.fair.distillation.options import parser
 from openpilot.tools.fair.distillation.trained import trained_on
 from openpilot.tools.fair.distillation.config import Config, Stage
 from openpilot.tools.fair.distillation.trainer import Run
@@ -40,7 +43,7 @@ def make_run(root, out, **more):
     (("--student", "dinosaur"), "no student 'dinosaur'; there are"),
     (("--student", "depth-nano", "--tasks", "points"), "depth-nano cannot learn it"),
     (("--student", "depth-nano", "--weight", "depth"), "write TASK=NUMBER"),
-    (("--student", "depth-nano", "--clip", "8", "--batch", "4"), "--batch 4: it is at least the clip's 8 frames"),
+    (("--student", "depth-nano", "--clip", "8", "--batch", "4"), "--batch-size 4: it is at least the clip's 8 frames"),
     (("--student", "depth-nano", "--steps", "0"), "or 0 to put together what --init names"),
     (("--student", "depth-nano", "--eval-every", "0"), "--eval-every 0: it is at least 1"),
     (("--student", "depth-nano", "--workers", "-1"), "--workers -1: it is at least 0"),
@@ -195,6 +198,17 @@ def test_it_is_known_what_a_student_was_trained_on(labels, tmp_path):
     json.dumps({"segments": ["x--0"], "command": "--labels s --init models/y"})
   )
   assert trained_on(old, tmp_path / "a") == {"segments": ["x--0"], "unknown": ["a"]}
+
+
+def test_former_names_of_options_are_taken_and_help_shows_one():
+  p = parser(None)
+  words = ["--labels", "x", "--student", "depth-nano", "--out", "o", "--batch", "8", "--accept-licence", "X"]
+  args = p.parse_args(words)
+  assert args.output == Path("o") and args.batch_size == 8 and args.accept_license == ["X"]
+  new = {"--out": "--output", "--batch": "--batch-size", "--accept-licence": "--accept-license"}
+  assert p.parse_args([new.get(w, w) for w in words]) == args
+  shown = set(re.findall(r"--[a-z-]+", p.format_help()))
+  assert set(new.values()) <= shown and not set(new) & shown
 
 
 def test_restricted_licenses_are_asked_for(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def forward(self, batch, tasks=()):
 type(run.distiller).forward = forward
 run.fit()
 assert run.accelerator.num_processes == 2
-found = {"parameters": dict(run.distiller.named_parameters()), "losses": torch.from_numpy(run.losses)}
+found = {"parameters": dict(run.distiller.named_parameters()), "losses": torch.from_numpy(run.clip_losses)}
 torch.save({**found, "order": run.order, "skipped": skipped}, out / f"rank{run.accelerator.process_index}.pt")
 """
 
@@ -76,7 +76,7 @@ def test_two_processes_make_one_run(tmp_path):
   state = torch.load(out / "last.pt", weights_only=True)
   assert state["step"] == 4 and all(torch.isfinite(v).all() for v in state["model"].values() if v.is_floating_point())
   r = torchrun("-m", "openpilot.tools.fair.distillation.distill", *words, "--batch", 2)
-  assert r.returncode != 0 and r.stderr.count("error: ") == 1 and "raise --batch to 4 at least" in r.stderr
+  assert r.returncode != 0 and r.stderr.count("error: ") == 1 and "raise --batch-size to 4 at least" in r.stderr
 
 
 def test_both_have_the_same_student_and_know_the_same_losses(tmp_path):

@@ -16,7 +16,7 @@ from openpilot.selfdrive.modeld.fair.bundle import write_manifest
 from openpilot.tools.fair.evaluation import evaluate as module
 from openpilot.tools.fair.evaluation.detections import Detections
 from openpilot.tools.fair.evaluation.metrics import Sums
-from openpilot.tools.fair.evaluation.report import DEFINITIONS, NAMES
+from openpilot.tools.fair.evaluation.groups import GROUPS
 from openpilot.tools.fair.evaluation.run import Worst
 from openpilot.tools.fair.evaluation.scenes import SLOTS, QueryMaker
 from openpilot.tools.fair.labels.rules import rules_of
@@ -422,7 +422,7 @@ def test_page_and_json(made, result):
     page.count("data:image/jpeg") >= 6 and "unified, Tracks of points" in page and "unified, Segmentation" not in page
   )
   assert "{{" not in page and "None" not in page.replace("None: nothing", "")
-  assert all(DEFINITIONS[k] for k in NAMES) and not list((made / "out").glob(".*"))
+  assert all(g.definition for g in GROUPS.values()) and not list((made / "out").glob(".*"))
 
 
 def test_one_picture_in_forty_frames():

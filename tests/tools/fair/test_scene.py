@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -124,14 +126,18 @@ def test_render_train_resume_export(tmp_path):
     def interrupted(*a):
       nonlocal calls
       calls += 1
-      if calls == 3:
-        raise KeyboardInterrupt
+      if calls == 3:  # Ctrl-C: the step is finished first
+        os.kill(os.getpid(), signal.SIGINT)
       return real(*a)
 
     train_scene.augment = interrupted
     with pytest.raises(KeyboardInterrupt):
       train(data, tmp_path / "broken", 4, 2, 1e-3, 0)
     train_scene.augment = real
+    state = torch.load(tmp_path / "broken" / "last.pt", weights_only=True)
+    assert state["step"] == 3
+    state["opt"] = state.pop("optimizer")  # as it was called before
+    torch.save(state, tmp_path / "broken" / "last.pt")
     train(data, tmp_path / "broken", 4, 2, 1e-3, 0)
     a, b = (torch.load(tmp_path / n / "last.pt", weights_only=True) for n in ("whole", "broken"))
     assert a["step"] == b["step"] == 4 and all(

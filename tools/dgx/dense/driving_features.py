@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from openpilot.common.transformations.model import medmodel_intrinsics, sbigmodel_intrinsics
 from openpilot.tools.dgx.training.constants import ACTION_T_LEN, DESIRE_LEN, FRAME_SKIP
-from openpilot.tools.dgx.training.dora import KINDS
 from openpilot.tools.dgx.training.history import History
 from openpilot.tools.dgx.training.model import OnnxModule
 from openpilot.tools.dgx.training.outputs import model_slices
@@ -20,6 +19,7 @@ from openpilot.tools.dgx.training.student import Student as DrivingStudent
 from openpilot.tools.dgx.training.student import shapes_of
 from openpilot.tools.dgx.training.teacher import LATERAL_DELAY
 from openpilot.tools.fair.distillation.augment import Augmentation, warp_frame
+from openpilot.tools.learn.adapters.layers import KINDS
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.sim.truth import MAP_H, MAP_W
 

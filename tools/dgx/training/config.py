@@ -1,8 +1,9 @@
 """What decides a run of train.py, and its learning rate."""
 
 import argparse
-import math
 from dataclasses import dataclass, field
+
+from openpilot.tools.learn.schedule import learning_rate
 
 
 @dataclass
@@ -44,8 +45,4 @@ def add_adapter_arguments(p: argparse.ArgumentParser, by_itself: str) -> None:
 def rate(config: Config, step: int, total: int) -> float:
   """Linear warm-up, then a cosine down to a hundredth."""
   warm = max(1, round(config.warmup * total))
-  return (
-    config.lr
-    * min(1.0, (step + 1) / warm)
-    * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0, step - warm) / max(1, total - warm)))))
-  )
+  return learning_rate(config.lr, step, total, warm, floor=0.01, start=warm)

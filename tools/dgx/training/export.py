@@ -33,6 +33,8 @@ from openpilot.tools.dgx.training.reference import save_reference
 from openpilot.tools.dgx.training.runners import OrtRunner
 from openpilot.tools.dgx.training.shards import DrivingClips, read_dataset
 from openpilot.tools.dgx.training.teacher import NAMES, DrivingTeacher
+from openpilot.tools.learn.adapters.apply import apply_dora, unload
+from openpilot.tools.learn.adapters.files import base_hash
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.lib import python
 from openpilot.tools.lib.errors import UserError, cli
@@ -65,17 +67,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def load_student(state: dict[str, Any], base: Path) -> OnnxModule:
   """The base with the checkpoint's adapter on it, not merged. Raises UserError where the adapter is another base's."""
-  from openpilot.tools.dgx.training import dora
-
   model = load_onnx(base).eval()
-  if state["base_hash"] not in (hash_file(base), dora.base_hash(model)):
+  if state["base_hash"] not in (hash_file(base), base_hash(model)):
     raise UserError(
       f"the checkpoint was trained on another base than {base} (hash {str(state['base_hash'])[:12]}); give that one "
       "with --base"
     )
   settings = state["dora"]
   if settings:
-    dora.apply_dora(model, int(settings["rank"]), settings.get("alpha"), settings.get("targets"))
+    apply_dora(model, int(settings["rank"]), settings.get("alpha"), settings.get("targets"))
   learned = (
     {n for n, p in model.named_parameters() if p.requires_grad}
     if settings
@@ -103,9 +103,7 @@ def merged(student: OnnxModule) -> OnnxModule:
 
 def merge_dora_weights(model: nn.Module) -> None:
   """In place: the active adapter into the weights, and plain layers where the adapted ones were."""
-  from openpilot.tools.dgx.training import dora
-
-  dora.unload(model)
+  unload(model)
 
 
 def export_to_onnx(model: nn.Module, path: str | Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from openpilot.tools.fair.distillation.trained import Trained
 from openpilot.tools.fair.distillation.config import Config
-from openpilot.tools.fair.evaluation.report import HEADLINE, NAMES
+from openpilot.tools.fair.evaluation.groups import GROUPS
 from openpilot.tools.fair.students.student import Student
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_json
@@ -39,7 +39,7 @@ def headlines(evaluation: dict[str, Any], name: str) -> list[dict[str, Any]]:
   out = []
   for reference, tasks in evaluation["tables"].items():
     for task, columns in tasks.items():
-      metric = HEADLINE.get(task)
+      metric = GROUPS[task].headline if task in GROUPS else None
       if metric in columns.get(name, {}):
         cell = columns[name][metric]
         mine = [c for c in columns if not c.endswith(", IoU only") or c.startswith(f"{name}, ")]
@@ -71,7 +71,7 @@ def metrics_of(evaluations: list[dict[str, Any]], name: str, run: Path, trained:
         interval = "" if h["low"] is None else f", 95% interval {h['low']:.3f} to {h['high']:.3f}"
         where = f"{e['frames']} frames of {e['routes']} routes, {seen(e, trained)}, {public_path(e['data'])}"
         data = f"{where}, by {h['reference']}{interval}"
-        out.append({"name": f"{NAMES[h['task']]}: {h['metric']}", "value": h["value"], "data": data})
+        out.append({"name": f"{GROUPS[h['task']].title}: {h['metric']}", "value": h["value"], "data": data})
     return out
   try:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -96,7 +96,8 @@ def tables(evaluations: list[dict[str, Any]], name: str, trained: Trained) -> st
   out = []
   for e in evaluations:
     rows = [
-      f"| {NAMES[h['task']]} | {h['metric']} | {h['reference']} | {h['value']:.3f}{interval(h['low'], h['high'])} | "
+      f"| {GROUPS[h['task']].title} | {h['metric']} | {h['reference']} "
+      f"| {h['value']:.3f}{interval(h['low'], h['high'])} | "
       + "; ".join(f"{c.removeprefix(name + ', ')} {v:.3f}" for c, v in h["others"].items())
       + " |"
       for h in headlines(e, name)
@@ -109,7 +110,7 @@ def tables(evaluations: list[dict[str, Any]], name: str, trained: Trained) -> st
     pairs = [d for d in e["differences"] if d["a"] == name]
     if pairs:
       lines = [
-        f"| {NAMES[d['task']]}, {d['metric']} | {d['b'].removeprefix(name + ', ')} | "
+        f"| {GROUPS[d['task']].title}, {d['metric']} | {d['b'].removeprefix(name + ', ')} | "
         f"{d['difference']:+.3f}{interval(d['low'], d['high'])} | "
         + ("better" if d["better"] else "not shown to be better")
         + " |"

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Teaches a student from a label store. With nothing but --labels, --student and --out it learns all that the student's
-heads can and the store teaches.
+"""Teaches a student from a label store. With nothing but --labels, --student and --output it learns all that the
+student's heads can and the store teaches.
 
-OUT keeps config.json, environment.json, log.jsonl (losses, evaluations, the share of time spent waiting for data),
+OUTPUT keeps config.json, environment.json, log.jsonl (losses, evaluations, the share of time spent waiting for data),
 samples/, last.pt and best.pt.
 On several GPUs: `torchrun --nproc-per-node N -m openpilot.tools.fair.distillation.distill ...`, or `accelerate launch
 -m ...`."""
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
-from openpilot.tools.learn.checkpoint import load_checkpoint
+from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.look import Look, look_at
 from openpilot.tools.fair.distillation.options import configuration, parser
@@ -70,16 +70,6 @@ def environment(args: argparse.Namespace, config: Config, train: Clips, labels: 
     "clips": len(train),
     "segments": [s.name for s in train.segments],
   }
-
-
-def same_config(state: dict[str, Any], config: Config, path: Path) -> None:
-  old, new = dataclasses.asdict(Config.from_dict(state["config"])), dataclasses.asdict(config)
-  differ = [k for k in new if old.get(k) != new[k]]
-  if differ:
-    what = ", ".join(f"{k} {old.get(k)} then, {new[k]} now" for k in differ)
-    raise UserError(
-      f"{path} is of a run with another configuration: {what}; give the same options, or choose another --out"
-    )
 
 
 CLASS_LAYERS = {
@@ -136,33 +126,33 @@ def initial(runs: list[str], train: Clips) -> dict[str, Any] | None:
 
 
 def earlier(args: argparse.Namespace, run: Run) -> dict[str, Any] | None:
-  """The student that OUT holds from other labels, moved aside, to start from; None where there is none. With --resume
-  `run` goes on from there. Raises UserError where the options do not fit what is there."""
-  last, best = args.out / "last.pt", args.out / "best.pt"
+  """The student that OUTPUT holds from other labels, moved aside, to start from; None where there is none. With
+  --resume `run` goes on from there. Raises UserError where the options do not fit what is there."""
+  last, best = args.output / "last.pt", args.output / "best.pt"
   state = load_checkpoint(last, keys=RESUMED) if last.exists() else None
   before = None
   if state is not None and state["labels"] == run.labels:
     if not args.resume:
       raise UserError(
-        f"{args.out} holds a run at step {state['step']} of {state['config']['steps']}; add --resume to go on, or "
-        "choose another --out"
+        f"{args.output} holds a run at step {state['step']} of {state['config']['steps']}; add --resume to go on, or "
+        "choose another --output"
       )
-    same_config(state, run.config, last)
-    run.load({**state, "trained": trained_on(state, args.out)})
+    same_run(last, dataclasses.asdict(Config.from_dict(state["config"])), dataclasses.asdict(run.config))
+    run.load({**state, "trained": trained_on(state, args.output)})
   elif state is not None:
     if args.resume:
       what = f"the labels of {args.labels} have changed since {last} was written, so that it cannot go on"
-      raise UserError(f"{what}; without --resume a new run starts from the student there, or choose another --out")
+      raise UserError(f"{what}; without --resume a new run starts from the student there, or choose another --output")
     before = load_student_checkpoint(best) if best.exists() else state
-    before = without_other_classes(before, run.config.classes, str(args.out))
-    before = {**before, "trained": trained_on(before, args.out)}
+    before = without_other_classes(before, run.config.classes, str(args.output))
+    before = {**before, "trained": trained_on(before, args.output)}
     for teacher in before["provenance"]:
       check_license(teacher["model"], teacher["licence"], args.accept_license)
   run.accelerator.wait_for_everyone()  # all have read it
   if before is not None and is_first():
-    last.replace(args.out / "before.pt")
+    last.replace(args.output / "before.pt")
     print(
-      f"the labels have changed: a new run starts from the student that {args.out} holds, which stays there as "
+      f"the labels have changed: a new run starts from the student that {args.output} holds, which stays there as "
       "before.pt"
     )
   return before
@@ -170,7 +160,7 @@ def earlier(args: argparse.Namespace, run: Run) -> dict[str, Any] | None:
 
 def start(args: argparse.Namespace, held: contextlib.ExitStack) -> tuple[Run, dict[str, float]]:
   """The run, ready to fit, and the held-out losses of the student that it starts from, {} where there is none. held:
-  keeps OUT to this run."""
+  keeps OUTPUT to this run."""
   look = Look(args.labels)
   config, live = configuration(args, look)
   prefer = [t for t in args.prefer.replace(" ", "").split(",") if t]
@@ -180,21 +170,23 @@ def start(args: argparse.Namespace, held: contextlib.ExitStack) -> tuple[Run, di
   initials = initial(args.init, train) if not args.resume else None  # what goes on has it already
   for teacher in plan.teachers + (initials["provenance"] if initials is not None else []):
     check_license(teacher["model"], teacher["licence"], args.accept_license)
-  run = Run(config, train, val, args.out, labels, args.workers, trackers)
-  if args.resume and not (args.out / "last.pt").exists():
-    raise UserError(f"{args.out} holds no checkpoint to go on from; leave --resume out to start")
+  run = Run(config, train, val, args.output, labels, args.workers, trackers)
+  if args.resume and not (args.output / "last.pt").exists():
+    raise UserError(f"{args.output} holds no checkpoint to go on from; leave --resume out to start")
   if is_first():
-    args.out.mkdir(parents=True, exist_ok=True)
-    held.enter_context(only_one(args.out, f"another run is writing {args.out}; wait for it, or choose another --out"))
+    args.output.mkdir(parents=True, exist_ok=True)
+    held.enter_context(
+      only_one(args.output, f"another run is writing {args.output}; wait for it, or choose another --output")
+    )
   run.accelerator.wait_for_everyone()
   before = earlier(args, run) or initials
   missing = run.warm_start(before) if before is not None else []
   if not is_first():
     return run, {}
   if not args.resume:
-    with atomic_path(args.out / "config.json") as tmp:
+    with atomic_path(args.output / "config.json") as tmp:
       tmp.write_text(json.dumps(dataclasses.asdict(config), indent=1))
-    with atomic_path(args.out / "environment.json") as tmp:
+    with atomic_path(args.output / "environment.json") as tmp:
       tmp.write_text(json.dumps({**environment(args, config, train, labels), "trained": run.trained}, indent=1))
   held_out = f", {len(val)} held out" if val is not None else ", none held out"
   count = sum(q.numel() for q in run.distiller.student.parameters())
@@ -206,7 +198,7 @@ def start(args: argparse.Namespace, held: contextlib.ExitStack) -> tuple[Run, di
     return run, {}
   print(f"warm start from step {before['step']}" + (f"; {len(missing)} tensors start anew" if missing else ""))
   was = run.evaluate()
-  with open(args.out / "log.jsonl", "a") as f:
+  with open(args.output / "log.jsonl", "a") as f:
     f.write(json.dumps({"step": 0, "before": was}) + "\n")
   return run, was
 
@@ -219,14 +211,14 @@ def main() -> None:
     if args.resume and run.step >= run.config.steps:
       if is_first():
         print(
-          f"{args.out}: the run is complete at step {run.step}; evaluate it with `tools/op.sh evaluate`, or export it "
-          "with `tools/op.sh export`"
+          f"{args.output}: the run is complete at step {run.step}; evaluate it with `tools/op.sh evaluate`, or export "
+          "it with `tools/op.sh export`"
         )
       return
     metrics = run.fit()
     if is_first():
       print(
-        f"{args.out}: step {run.step}, held-out losses"
+        f"{args.output}: step {run.step}, held-out losses"
         + (" (before, with the old labels' student -> now)" if was else "")
       )
       for k in metrics:

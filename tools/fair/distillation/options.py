@@ -28,7 +28,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
   d = Config("", [])
   p.add_argument("--labels", type=Path, required=True, help="the label store: `tools/op.sh label`")
   p.add_argument("--student", required=True, help=f"one of {', '.join(student_names())}")
-  p.add_argument("--out", type=Path, required=True, help="the run's folder")
+  add_flag(p, "--output", "--out", type=Path, required=True, help="the run's folder")
   p.add_argument("--val", type=Path, help="another label store to evaluate on; else a tenth of the routes is held out")
   p.add_argument(
     "--classes",
@@ -81,11 +81,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     help=f"{text} what it has too, or PART alone: `--init RUN --init OTHER:lanes`",
   )
   p.add_argument("--steps", type=int, default=d.steps)
-  p.add_argument("--batch", type=int, default=d.batch, help="frames a step")
+  add_flag(p, "--batch-size", "--batch", type=int, default=d.batch, help="frames a step")
   p.add_argument(
     "--clip",
     type=int,
-    help="consecutive frames of a clip: 8 where points are tracked, 4 where objects are told apart, 1 else and of stills",
+    help="frames of a clip: 8 where points are tracked, 4 where objects are told apart, 1 else and of stills",
   )
   p.add_argument("--lr", type=float, default=d.lr)
   p.add_argument(
@@ -111,7 +111,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     metavar="N",
     help="train on N clips without augmentation: a student that cannot learn these has a bug",
   )
-  p.add_argument("--resume", action="store_true", help="go on from OUT/last.pt")
+  p.add_argument("--resume", action="store_true", help="go on from OUTPUT/last.pt")
   return p
 
 
@@ -203,7 +203,7 @@ def read_stages(path: Path | None, tasks: list[str]) -> list[Stage]:
 
 def check_numbers(args: argparse.Namespace) -> None:
   """Raises UserError."""
-  least = {"batch": 1, "warmup": 0, "eval_every": 1, "workers": 0, "overfit": 0, "seed": 0}
+  least = {"batch_size": 1, "warmup": 0, "eval_every": 1, "workers": 0, "overfit": 0, "seed": 0}
   for name, low in {**least, **({} if args.clip is None else {"clip": 1})}.items():
     if getattr(args, name) < low:
       raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: it is at least {low}")
@@ -253,7 +253,7 @@ def configuration(args: argparse.Namespace, look: Look) -> tuple[Config, Any]:
     backbone=args.backbone,
     pretrained=args.pretrained,
     steps=args.steps,
-    batch=args.batch,
+    batch=args.batch_size,
     clip=args.clip or clip_length(tasks, look),
     lr=args.lr,
     warmup=args.warmup,
@@ -273,6 +273,6 @@ def configuration(args: argparse.Namespace, look: Look) -> tuple[Config, Any]:
   )
   if config.batch < config.clip:
     raise UserError(
-      f"--batch {config.batch}: it is at least the clip's {config.clip} frames; raise it, or lower --clip"
+      f"--batch-size {config.batch}: it is at least the clip's {config.clip} frames; raise it, or lower --clip"
     )
   return config, live

@@ -2,23 +2,15 @@
 
 Everything random is a function of the seed and the step, so that a resumed run is the unbroken one."""
 
-import contextlib
-import copy
 import dataclasses
-import json
-import math
-import signal
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
-from tqdm import tqdm
+from torch import Tensor
 
-from openpilot.tools.learn.checkpoint import to_device
 from openpilot.tools.fair.distillation.batch import Batch, Batches, load
 from openpilot.tools.fair.distillation.config import Config, Stage
 from openpilot.tools.fair.distillation.data import Clips
@@ -26,13 +18,14 @@ from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.samples import draw_samples
 from openpilot.tools.fair.distillation.soft_labels import DistillationTrainer as DistillationTrainer
 from openpilot.tools.fair.distillation.trained import Trained, union
-from openpilot.tools.learn.processes import anywhere, gathered, make_accelerator, said_once
 from openpilot.tools.fair.students.student import build
 from openpilot.tools.fair.tasks import task_of
+from openpilot.tools.learn.checkpoint import to_device
+from openpilot.tools.learn.loop import Loop
+from openpilot.tools.learn.processes import make_accelerator, said_once
+from openpilot.tools.learn.schedule import learning_rate
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.files import atomic_path
 
-LOG_EVERY = 20  # steps
 RESUMED = (
   "config",
   "labels",
@@ -47,12 +40,6 @@ RESUMED = (
   "at",
   "provenance",
 )  # what a run goes on from
-
-
-def rate(config: Config, step: int) -> float:
-  """Linear warm-up, then a cosine down to a fiftieth."""
-  warm = min(1.0, (step + 1) / max(1, config.warmup))
-  return config.lr * config.stage(step).lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
 
 
 def grown(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor | None:
@@ -74,8 +61,10 @@ def grown(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor | None:
   return out
 
 
-class Run:
-  """One training run in the folder `out`. A checkpoint is made every eval_every steps, at the end, and on Ctrl-C."""
+class Run(Loop):
+  """One run of a student in the folder `out`, on clips of a label store."""
+
+  NAME = "distill"
 
   def __init__(
     self,
@@ -89,22 +78,30 @@ class Run:
   ):
     """Raises UserError where the processes are more than a step's clips, or a stage freezes what is not there.
     trackers: of parse_trackers()."""
-    self.config, self.train, self.val, self.out, self.labels, self.workers = config, train, val, out, labels, workers
+    super().__init__(
+      out,
+      config.steps,
+      seed=config.seed,
+      clip_norm=config.clip_norm,
+      eval_every=config.eval_every,
+      accelerator=make_accelerator(config.precision, trackers, out),
+    )
+    self.config, self.train, self.val, self.labels, self.workers = config, train, val, labels, workers
     self.chosen = (
       np.linspace(0, len(train) - 1, min(config.overfit, len(train))).astype(int) if config.overfit else None
     )
-    self.accelerator = make_accelerator(config.precision, trackers, out)
     world = self.accelerator.num_processes
     if self.clips_per_step() < world:
-      said = f"--batch {config.batch} makes {self.clips_per_step()} clips of {config.clip} frames a step, which {world} processes cannot share"  # noqa: E501
-      raise UserError(f"{said}; raise --batch to {world * config.clip} at least, or start fewer processes")
+      raise UserError(
+        f"--batch-size {config.batch} makes {self.clips_per_step()} clips of {config.clip} frames a step, which "
+        f"{world} processes cannot share; raise --batch-size to {world * config.clip} at least, or start fewer"
+      )
     torch.manual_seed(config.seed)
     stored = [c.labels[0] for s in train.segments for t, c in s.sources.items() if t == "features"]
     live = [x for x in (train.live.labels if train.live else ()) if "features" in task_of(x)]
     shape = next((x.shape[-3:] for x in [*stored, *live]), None)
-    student = build(config.spec, pretrained=config.pretrained).to(
-      memory_format=torch.channels_last
-    )  # a quarter less time a step
+    # a quarter less time a step
+    student = build(config.spec, pretrained=config.pretrained).to(memory_format=torch.channels_last)
     model = Distiller(student, config.tasks, config.weights, config.learned_weights, shape)
     if "features" in config.tasks:
       sample = np.linspace(0, len(train) - 1, min(64, len(train))).astype(int)
@@ -122,12 +119,11 @@ class Run:
     optimizer = torch.optim.AdamW(
       [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=config.lr
     )
-    self.ema = copy.deepcopy(model).eval().requires_grad_(False).to(self.accelerator.device)
-    self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-    self.step, self.best, self.saved = 0, math.inf, -1  # saved: the step of last.pt
+    self.prepare(model, optimizer, config.ema)
+    self.stage: Stage | None = None  # that of the step before
     self.inherited: list[dict[str, str]] = []  # teachers of the student that this one started from
     self.trained: Trained = {"segments": sorted(s.name for s in train.segments), "unknown": []}
-    self.losses = np.zeros(
+    self.clip_losses = np.zeros(
       len(train), np.float32
     )  # of each clip, when it was last seen; of its batch, which is all that is known
     self.order: list[int] = []  # of the epoch that runs
@@ -136,7 +132,7 @@ class Run:
 
   @property
   def distiller(self) -> Distiller:
-    return self.accelerator.unwrap_model(self.model)
+    return self.unwrapped
 
   # *** what is seen next ***
 
@@ -151,7 +147,7 @@ class Run:
       self.order = [int(self.chosen[i % len(self.chosen)]) for i in range(need)] * max(1, 200 // need)
       return
     order = self.train.order([self.config.seed, self.epoch])
-    hardest = np.argsort(-self.losses, kind="stable")[: int(self.config.hard * len(order))]
+    hardest = np.argsort(-self.clip_losses, kind="stable")[: int(self.config.hard * len(order))]
     if self.epoch and len(hardest):  # they take the places of as many others, spread over the epoch
       r = np.random.default_rng([self.config.seed, self.epoch, 1])
       order[r.choice(len(order), len(hardest), replace=False)] = hardest
@@ -160,7 +156,9 @@ class Run:
       self.order += self.order
 
   def batches(self) -> Iterator[Batch]:
-    """The rest of this epoch. Each process takes its share of every step's clips."""
+    """The rest of this epoch, or the next one. Each process takes its share of every step's clips."""
+    if self.at + self.clips_per_step() > len(self.order):
+      self.next_epoch()
     n, rank, world = self.clips_per_step(), self.accelerator.process_index, self.accelerator.num_processes
     first = self.step
     starts = range(self.at, len(self.order) - n + 1, n)
@@ -175,14 +173,10 @@ class Run:
 
   def state(self) -> dict[str, Any]:
     return {
+      **super().state(),
       "config": dataclasses.asdict(self.config),
       "labels": self.labels,
-      "step": self.step,
-      "best": self.best,
-      "model": self.distiller.state_dict(),
-      "ema": self.ema.state_dict(),
-      "optimizer": self.optimizer.state_dict(),
-      "losses": torch.from_numpy(self.losses),
+      "losses": torch.from_numpy(self.clip_losses),
       "order": self.order,
       "epoch": self.epoch,
       "at": self.at,
@@ -196,28 +190,12 @@ class Run:
     every = self.train.provenance() + self.inherited
     return [dict(x) for x in sorted({tuple(sorted(t.items())) for t in every})]
 
-  def save(self, name: str) -> None:
-    if self.accelerator.is_main_process:
-      with atomic_path(self.out / name) as tmp:
-        torch.save(self.state(), tmp)
-    if name == "last.pt":
-      self.saved = self.step
-
-  def load(self, state: dict[str, Any]) -> None:
-    self.distiller.load_state_dict(state["model"])
-    self.ema.load_state_dict(state["ema"])
-    self.optimizer.load_state_dict(state["optimizer"])
-    self.step, self.best, self.order, self.epoch, self.at = (
-      state["step"],
-      state["best"],
-      state["order"],
-      state["epoch"],
-      state["at"],
-    )
-    self.losses = state["losses"].numpy()
+  def load(self, state: Mapping[str, Any]) -> None:
+    super().load(state)
+    self.order, self.epoch, self.at = state["order"], state["epoch"], state["at"]
+    self.clip_losses = state["losses"].numpy()
     self.inherited = state["provenance"]
     self.trained = union(self.trained, state["trained"])
-    self.saved = self.step
 
   def warm_start(self, state: dict[str, Any]) -> list[str]:
     """Takes an earlier student's weights where names and shapes agree, or where this one is wider: see grown(). ->
@@ -231,7 +209,46 @@ class Run:
     self.trained = union(self.trained, state["trained"])
     return [k for k in own if k.startswith("student.") and k not in fit]
 
-  # *** the loop ***
+  # *** a step ***
+
+  def rate(self, step: int) -> float:
+    config = self.config
+    return learning_rate(config.lr * config.stage(step).lr, step, config.steps, config.warmup)
+
+  def losses(self, batch: Batch) -> dict[str, Tensor]:
+    stage = self.config.stage(self.step)
+    if stage is not self.stage:
+      freeze(self.distiller, stage)
+      self.stage = stage
+    parts = self.model(to_device(batch, self.accelerator.device), stage.tasks)
+    if self.taught(parts) and not parts["total"].requires_grad:
+      with said_once():
+        raise UserError(f"--stages: at step {self.step} all that its tasks learn is frozen; freeze less")
+    return parts
+
+  def taught(self, parts: Mapping[str, Tensor]) -> bool:
+    """Whether any clip has labels of this stage's tasks."""
+    return len(parts) > 1
+
+  def names(self, batch: Batch) -> list[str]:
+    return batch["names"]
+
+  def moved(self) -> None:
+    self.at += self.clips_per_step()
+
+  def report(self) -> None:
+    """The loss of each process's share of the step is remembered: the same in all processes, which each choose the next
+    epoch's hardest clips."""
+    step = self.order[self.at - self.clips_per_step() : self.at]
+    for rank, loss in enumerate(self.shares):
+      self.clip_losses[step[rank :: len(self.shares)]] = loss
+    super().report()
+
+  def too_much(self) -> str:
+    return f"{self.config.batch} frames at once; lower --batch-size"
+
+  def told(self) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(self.config).items() if isinstance(v, (int, float, str, bool))}
 
   def evaluate(self, limit: int | None = None) -> dict[str, float]:
     """Losses of the averaged student on held-out clips, not augmented. {} where there are none."""
@@ -266,142 +283,6 @@ class Run:
       if any(k.split("/")[0] == t for k in means)
     }
     return {**means, "total": sum(self.config.weights.get(t, 1.0) * v for t, v in tasks.items())}
-
-  def remember(self, losses: Sequence[float]) -> None:
-    """losses: of each process's share of the step that just ended. The same in all processes, which each choose the
-    next epoch's hardest clips."""
-    step = self.order[self.at - self.clips_per_step() : self.at]
-    for rank, loss in enumerate(losses):
-      self.losses[step[rank :: len(losses)]] = loss
-
-  def not_finite(self, parts: dict[str, torch.Tensor], batch: Batch, losses: Sequence[float]) -> NoReturn:
-    """In every process, where the loss of any is not: `losses` are those of all."""
-    mine = [k for k, v in parts.items() if not torch.isfinite(v)] or ["the sum"]
-    found = [
-      x
-      for x in gather_object([(self.accelerator.process_index, mine, batch["names"])])
-      if not math.isfinite(losses[x[0]])
-    ]
-    bad, names = sorted({k for _, b, _ in found for k in b}), [n for _, _, ns in found for n in ns]
-    kept = self.out / "last.pt"
-    hint = f"the last good checkpoint is {kept}" if kept.exists() else "no checkpoint was written yet"
-    where = f"the loss of step {self.step} is not finite ({', '.join(bad)}) on {'; '.join(names)}"
-    with said_once():
-      raise UserError(f"{where}; {hint}: take a lower --lr, or look at these labels")
-
-  def update_ema(self) -> None:
-    decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-    with torch.no_grad():
-      for a, b in zip(self.ema.state_dict().values(), self.distiller.state_dict().values(), strict=True):
-        if a.is_floating_point():
-          a.lerp_(b, 1 - decay)
-        else:
-          a.copy_(b)
-
-  def fit(self) -> dict[str, float]:
-    """Trains to the end. -> the last evaluation. Raises UserError where the loss stops being finite; KeyboardInterrupt
-    after saving."""
-    config, device = self.config, self.accelerator.device
-    main = self.accelerator.is_main_process
-    self.accelerator.init_trackers(
-      "distill", config={k: v for k, v in dataclasses.asdict(config).items() if isinstance(v, (int, float, str, bool))}
-    )
-    metrics: dict[str, float] = {}
-    frozen: Stage | None = None
-    waited, spent, mark = 0.0, 0.0, time.perf_counter()
-    interrupted: list[int] = []  # Ctrl-C waits for the end of the step, so that what is saved is whole
-    before = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
-    bar = tqdm(total=config.steps, initial=self.step, desc=config.student, unit="step", disable=not main)
-    log = open(self.out / "log.jsonl", "a") if main else contextlib.nullcontext()
-    with log as lines:
-      try:
-        while self.step < config.steps:
-          if self.at + self.clips_per_step() > len(self.order):
-            self.next_epoch()
-          batches = self.batches()
-          while self.step < config.steps:
-            t = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-              self.at = len(self.order)
-              break
-            waited += time.perf_counter() - t
-            stage = config.stage(self.step)
-            if stage is not frozen:
-              freeze(self.distiller, stage)
-              frozen = stage
-            torch.manual_seed(config.seed * 1_000_003 + self.step)
-            for group in self.optimizer.param_groups:
-              group["lr"] = rate(config, self.step)
-            with self.accelerator.autocast():
-              parts = self.model(to_device(batch, device), stage.tasks)
-            loss = parts.pop("total")
-            losses, labeled = zip(
-              *gathered(self.accelerator, loss, bool(parts)), strict=True
-            )  # of all processes, by rank
-            if not any(labeled):  # no clip of this step has labels of this stage's tasks
-              self.step, self.at = self.step + 1, self.at + self.clips_per_step()
-              continue
-            if not np.isfinite(losses).all():
-              self.not_finite(parts, batch, losses)
-            if not loss.requires_grad:
-              with said_once():
-                raise UserError(f"--stages: at step {self.step} all that its tasks learn is frozen; freeze less")
-            self.optimizer.zero_grad(set_to_none=True)
-            self.accelerator.backward(loss)
-            self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-            self.optimizer.step()
-            self.step, self.at = self.step + 1, self.at + self.clips_per_step()
-            self.update_ema()
-            self.remember(losses)
-            bar.update()
-            if self.step % LOG_EVERY == 0:
-              spent, mark = time.perf_counter() - mark, time.perf_counter()
-              values = {k: float(v.detach()) for k, v in parts.items()}
-              mean = float(np.mean(losses))
-              bar.set_postfix(loss=f"{mean:.3f}", wait=f"{waited / spent * 100:.0f}%")
-              if lines is not None:
-                entry = {
-                  "step": self.step,
-                  "loss": mean,
-                  "lr": rate(config, self.step),
-                  "wait": waited / spent,
-                  "seconds": spent,
-                  **values,
-                }
-                lines.write(json.dumps(entry) + "\n")
-                lines.flush()
-              self.accelerator.log({"loss": mean, **values}, step=self.step)
-              waited = 0.0
-            if self.step % config.eval_every == 0 or self.step == config.steps:
-              if lines is not None:
-                metrics = self.evaluate(limit=None)
-                lines.write(json.dumps({"step": self.step, "val": metrics}) + "\n")
-                lines.flush()
-                self.accelerator.log({f"val/{k}": v for k, v in metrics.items()}, step=self.step)
-                tqdm.write(f"step {self.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
-              if metrics.get("total", math.inf) <= self.best:
-                self.best = metrics.get("total", math.inf)
-                self.save("best.pt")
-              self.save("last.pt")
-              self.accelerator.wait_for_everyone()
-            if anywhere(self.accelerator, bool(interrupted)):
-              self.save("last.pt")
-              if main:
-                tqdm.write(f"stopped at step {self.step}, saved; the same command with --resume goes on")
-              raise KeyboardInterrupt
-      finally:
-        signal.signal(signal.SIGINT, before)
-        bar.close()
-        self.accelerator.end_training()
-    if (
-      self.saved != self.step
-    ):  # no step at all: the student that it started from, as it is; or none with labels at the end
-      metrics = self.evaluate() if main else {}
-      self.save("last.pt")
-    if not (self.out / "best.pt").exists():
-      self.save("best.pt")
-    return metrics
 
 
 def freeze(model: Distiller, stage: Stage) -> None:

@@ -158,6 +158,9 @@ def evaluate(args: Options) -> dict[str, Any]:
     "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, Python {platform.python_version()}",
     **run.results(),
   }
+  if not results["tables"]:
+    why = "; ".join(report.left_out(results)) or "no frame has labels of what the bundles put out"
+    raise UserError(f"{args.data}: nothing could be compared: {why}")
   # the page may be shown around: the names of drives stay in the JSON, in this order
   shown = {
     **results,

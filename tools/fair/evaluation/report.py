@@ -13,9 +13,6 @@ from openpilot.tools.fair.evaluation.metrics import lower_is_better
 from openpilot.tools.fair.evaluation.pictures import picture
 from openpilot.tools.replay.report import png
 
-NAMES = {name: g.title for name, g in GROUPS.items()}
-DEFINITIONS = {name: g.definition for name, g in GROUPS.items()}
-HEADLINE = {name: g.headline for name, g in GROUPS.items()}  # the metric that stands for a group
 KINDS = {"rival": "baseline"}  # as the page calls them
 
 
@@ -33,11 +30,11 @@ def summary(results: dict[str, Any]) -> str:
   lines = []
   for reference, tasks in results["tables"].items():
     for task, columns in tasks.items():
-      metric = HEADLINE.get(task)
+      metric = GROUPS[task].headline
       found = {c: cells[metric]["value"] for c, cells in columns.items() if metric in cells}
       if found:
         lines.append(
-          f"{NAMES[task]}, {metric} by {reference}: " + ", ".join(f"{c} {number(v)}" for c, v in found.items())
+          f"{GROUPS[task].title}, {metric} by {reference}: " + ", ".join(f"{c} {number(v)}" for c, v in found.items())
         )
   return "\n".join(lines)
 
@@ -84,16 +81,12 @@ def page(results: dict[str, Any], worst: dict[tuple[str, str], Any], compared: C
     for ref, tasks in said["tables"].items():
       for task, columns in tasks.items():
         for column, values in columns.items():
-          if HEADLINE.get(task) in values:
-            by_condition.setdefault(ref, {}).setdefault(task, {}).setdefault(column, {})[condition] = values[
-              HEADLINE[task]
-            ]
+          if (metric := GROUPS[task].headline) in values:
+            by_condition.setdefault(ref, {}).setdefault(task, {}).setdefault(column, {})[condition] = values[metric]
   return template.render(
     title=f"Evaluation of {', '.join(results['bundles'])}",
     r=results,
-    names=NAMES,
-    definitions=DEFINITIONS,
-    headline=HEADLINE,
+    groups=GROUPS,
     metrics=metrics,
     words=words,
     kinds={c: KINDS.get(kind, kind) for c, kind in results["kinds"].items()},

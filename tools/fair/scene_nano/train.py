@@ -5,18 +5,17 @@ defaults take two cores about an hour.
 Every step resumes: a killed `render` or `train` goes on where it stopped when the same command is given again."""
 
 import argparse
-import copy
 import hashlib
 import json
 import math
-import os
 import subprocess
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.bundle import write_manifest
 from openpilot.selfdrive.modeld.fair.ort import ort
@@ -24,7 +23,11 @@ from openpilot.selfdrive.modeld.fair.parity import difference, worst
 from openpilot.tools.fair.scene_nano.student import SceneStudent
 from openpilot.tools.fair.scene_nano.losses import depth_loss, depth_mask, segmentation_loss
 from openpilot.tools.fair.scene_nano.data import FRAMES_PER_WORLD, TIMES, SceneData, render_data
+from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
+from openpilot.tools.learn.loop import Loop
+from openpilot.tools.learn.processes import make_accelerator
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.flags import add_flag
 from openpilot.tools.lib.said import command
 from openpilot.tools.sim.render import CLASSES
 from openpilot.tools.sim.truth import IGNORE, MAP_H, MAP_W, MAX_DEPTH
@@ -123,92 +126,55 @@ def evaluate(model: torch.nn.Module, data: SceneData, limit: int | None = None) 
   return out
 
 
-def save(path: Path, state: dict) -> None:
-  tmp = path.with_suffix(".tmp")
-  torch.save(state, tmp)
-  os.replace(tmp, path)
+class Run(Loop):
+  """One run in the folder `out`, on the CPU. Everything random is a function of the step."""
+
+  NAME, BEST, LEARNED_FROM = "train-scene", "last.pt", "frames"
+
+  def __init__(self, data: SceneData, val: SceneData, out: Path, steps: int, batch_size: int, lr: float, seed: int):
+    super().__init__(out, steps, lr=lr, warmup=200, seed=seed, accelerator=make_accelerator("no", (), out, cpu=True))
+    self.data, self.val, self.batch_size = data, val, batch_size
+    torch.manual_seed(seed)
+    model = SceneStudent().to(memory_format=torch.channels_last)
+    self.prepare(model, torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.02), ema=0.998)
+    self.class_weights = torch.tensor(CLASS_WEIGHTS)
+
+  def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    for step in range(self.step, self.steps):
+      g = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+      frames, depth, classes = batch(self.data, torch.randint(self.data.done, (self.batch_size,), generator=g).numpy())
+      yield (*augment(frames, depth, classes, g), classes)
+
+  def losses(self, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+    frames, depth, classes = batch
+    log_depth, logits = self.model(frames.contiguous(memory_format=torch.channels_last))
+    parts = {
+      "depth": depth_loss(log_depth[:, 0], depth, depth_mask(depth, classes)),
+      "segmentation": segmentation_loss(logits, classes, self.class_weights),
+    }
+    return {**parts, "total": parts["depth"] + parts["segmentation"]}
+
+  def evaluate(self) -> dict[str, float]:
+    """Of the averaged student; on all held-out frames at the end, on some before."""
+    return evaluate(self.ema, self.val, None if self.step == self.steps else 160)["all"]
+
+  def settings(self) -> dict[str, Any]:
+    return {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr}
+
+  def state(self) -> dict[str, Any]:
+    return {**super().state(), **self.settings()}
+
+  def load(self, state: Mapping[str, Any]) -> None:
+    same_run(self.out / self.LAST, state, self.settings())
+    super().load({"best": math.inf, **state, "optimizer": state.get("optimizer", state.get("opt"))})  # the former name
 
 
-def train(data_dir: Path, run: Path, steps: int, batch_size: int, lr: float, seed: int) -> None:
-  data, val = SceneData(data_dir), SceneData(val_dir(data_dir))
-  run.mkdir(parents=True, exist_ok=True)
-  torch.manual_seed(seed)
-  model = SceneStudent().to(memory_format=torch.channels_last)
-  ema = copy.deepcopy(model).eval()
-  opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.02)
-  weights = torch.tensor(CLASS_WEIGHTS)
-  step, last = 0, run / "last.pt"
-  if last.exists():
-    state = torch.load(last, weights_only=True)
-    if state["steps"] != steps or state["batch_size"] != batch_size or state["lr"] != lr:
-      raise UserError(
-        f"{last} is of a run with other settings (steps {state['steps']}, batch {state['batch_size']}, lr "
-        f"{state['lr']}); choose another --run"
-      )
-    model.load_state_dict(state["model"])
-    ema.load_state_dict(state["ema"])
-    opt.load_state_dict(state["opt"])
-    step = state["step"]
-
-  def checkpoint() -> None:
-    save(
-      last,
-      {
-        "model": model.state_dict(),
-        "ema": ema.state_dict(),
-        "opt": opt.state_dict(),
-        "step": step,
-        "steps": steps,
-        "batch_size": batch_size,
-        "lr": lr,
-      },
-    )
-
-  progress = tqdm(total=steps, initial=step, desc="train", unit="step")
-  log = open(run / "log.jsonl", "a")
-  try:
-    while step < steps:
-      # everything random is a function of the step, so that a resumed run is the unbroken one
-      g = torch.Generator().manual_seed(seed * 1_000_003 + step)
-      frames, depth, classes = batch(data, torch.randint(data.done, (batch_size,), generator=g).numpy())
-      frames, depth = augment(frames, depth, classes, g)
-      rate = lr * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-      for group in opt.param_groups:
-        group["lr"] = rate
-      log_depth, logits = model(frames.contiguous(memory_format=torch.channels_last))
-      loss_depth = depth_loss(log_depth[:, 0], depth, depth_mask(depth, classes))
-      loss_seg = segmentation_loss(logits, classes, weights)
-      opt.zero_grad(set_to_none=True)
-      (loss_depth + loss_seg).backward()
-      torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-      opt.step()
-      step += 1
-      decay = min(0.998, (1 + step) / (10 + step))
-      with torch.no_grad():
-        for a, b in zip(ema.state_dict().values(), model.state_dict().values(), strict=True):
-          if a.is_floating_point():
-            a.lerp_(b, 1 - decay)
-          else:
-            a.copy_(b)
-      progress.update()
-      if step % 20 == 0:
-        progress.set_postfix(depth=f"{loss_depth.item():.3f}", seg=f"{loss_seg.item():.3f}")
-      if step % 500 == 0 or step == steps:
-        metrics = evaluate(ema, val, None if step == steps else 160)["all"]
-        log.write(
-          json.dumps({"step": step, "loss_depth": loss_depth.item(), "loss_seg": loss_seg.item(), **metrics}) + "\n"
-        )
-        log.flush()
-        tqdm.write(
-          f"step {step}: AbsRel {metrics['abs_rel']:.3f} delta1 {metrics['delta1']:.3f} mIoU {metrics['miou']:.3f}"
-        )
-        checkpoint()
-  except KeyboardInterrupt:
-    checkpoint()
-    raise
-  finally:
-    progress.close()
-    log.close()
+def train(data_dir: Path, out: Path, steps: int, batch_size: int, lr: float, seed: int) -> None:
+  out.mkdir(parents=True, exist_ok=True)
+  run = Run(SceneData(data_dir), SceneData(val_dir(data_dir)), out, steps, batch_size, lr, seed)
+  if (out / run.LAST).exists():
+    run.load(load_checkpoint(out / run.LAST))
+  run.fit()
 
 
 def val_dir(data_dir: Path) -> Path:
@@ -362,7 +328,7 @@ def main() -> None:
     help="rendered frames; the held-out ones lie beside it in <data>-val",
   )
   p.add_argument("--run", type=Path, default=ROOT / "out" / "scene-run", help="checkpoints and log")
-  p.add_argument("--out", type=Path, default=ROOT / "models" / "scene-nano", help="the bundle")
+  add_flag(p, "--output", "--out", type=Path, default=ROOT / "models" / "scene-nano", help="the bundle")
   p.add_argument("--frames", type=int, default=10000)
   p.add_argument("--val-frames", type=int, default=640)
   p.add_argument("--steps", type=int, default=3000)
@@ -378,7 +344,7 @@ def main() -> None:
   if args.step == "evaluate":
     print(json.dumps(evaluate(load_student(args.run), SceneData(val_dir(args.data))), indent=1))
   if args.step in ("export", "all"):
-    export(args.run, args.data, args.out)
+    export(args.run, args.data, args.output)
 
 
 if __name__ == "__main__":

@@ -190,9 +190,6 @@ def check_license(name: str, license: str, accepted: Iterable[str]) -> None:
     raise UserError(f"{what}; read it, then add --accept-license {license}")
 
 
-LICENCES, check_licence = LICENSES, check_license  # former names
-
-
 def check_least(name: str, least: float, **values: float) -> None:
   """Raises UserError where an option of teacher `name` is below `least`."""
   for key, value in values.items():

@@ -2,11 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 
+from openpilot.tools.fair.distillation.augment import NONE
 from openpilot.tools.fair.labels.agree import Boxes, agreed_boxes, agreed_map
 from openpilot.tools.fair.onnx.teacher import read_description
 from openpilot.tools.fair.spec import ROAD, read_classes
 from openpilot.tools.fair.tflite.teacher import read_description as read_tflite
+from openpilot.tools.fair.tasks import objects, segmentation
+from openpilot.tools.fair.tasks.task import say
+from openpilot.tools.fair.teacher import Label
 from openpilot.tools.sim.render import CLASSES
 
 STREET = read_classes(ROAD.with_name("street.yaml"))
@@ -86,3 +91,31 @@ def test_a_map_is_known_where_two_say_the_same():
   # where two boxes agree and the map says otherwise, nobody knows
   hidden = agreed_map(STREET, {"road": road, "marking": paint}, np.full_like(scene, at["sky"]), parts, car)
   assert hidden[80, 130] == 255 and hidden[20, 20] == at["sky"]
+
+
+def test_what_one_detector_alone_has_seen_teaches_nothing():
+  """Its cells count nowhere, but for those in a known box; and it is no object."""
+  label = Label("boxes", "boxes", classes=("vehicle", "unknown"))
+  table = {
+    k: np.array(v, np.float32) for k, v in {"x0": [40, 60], "y0": [40, 40], "x1": [80, 160], "y1": [80, 80]}.items()
+  }
+  table |= {"score": np.ones(2, np.float32), "cls": np.array([0, 1])}
+  said = say([label], [table], objects.TASK, STREET)
+  (one,) = objects.targets(said, NONE, np.random.default_rng(0))["objects"]
+  assert one["cls"].tolist() == [STREET.boxes.index("vehicle")] and len(one["boxes"]) == 1
+  np.testing.assert_allclose(one["ignore"], [[60, 40, 160, 80]])
+  tensors = {k: torch.from_numpy(one[k]) for k in ("boxes", "ignore")}
+  counts = objects.counted(torch.ones(2, 64, 128, dtype=torch.bool), [tensors, None])
+  assert counts[0, 15, 12] and counts[0, 15, 19] and not counts[0, 15, 25] and not counts[0, 11, 39]
+  assert counts[0, 15, 41] and counts[0, 30, 25] and not counts[1].any()
+
+
+def test_the_simulators_background_is_none_of_what_it_names():
+  """Of the street's classes it names four; where it says background, it is one of the others."""
+  label = Label("segmentation", "dense", "uint8", (64, 128), "class", tuple(CLASSES))
+  ids = np.zeros((64, 128), np.uint8)
+  ids[32:] = CLASSES.index("road")
+  ids[:8] = 255
+  out, rest = segmentation.class_maps(NONE, say([label], [ids], segmentation.TASK, STREET), ids)
+  assert (rest[8:32] == 1).all() and (rest[32:] == 0).all() and (rest[:8] == 0).all()
+  assert (out[STREET.maps.index("road"), 32:] == 1).all() and out[:, :32].sum() == 0

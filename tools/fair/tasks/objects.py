@@ -1,7 +1,8 @@
 """Objects at their centers: boxes, masks, identities.
 
 Batch, shared with the detector: objects, a list of B dicts: boxes (M, 4) x0 y0 x1 y1, cls, track (M,) int64, score (M,)
-float32, mask (M, H / 4, W / 4) float32 or None; or None: not labeled."""
+float32, mask (M, H / 4, W / 4) float32 or None, ignore (N, 4) boxes of which nobody knows what they are; or None: not
+labeled."""
 
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
 from openpilot.tools.fair.distillation.augment import Augmentation, warp_boxes, warp_grid
 from openpilot.tools.fair.labels import rle
-from openpilot.tools.fair.spec import ClassSet, StudentSpec
+from openpilot.tools.fair.spec import UNKNOWN, ClassSet, StudentSpec, plain
 from openpilot.tools.fair.tasks.task import Batch, Outputs, Said, Targets, Task, names_of, speaks
 from openpilot.tools.fair.teacher import Label
 
@@ -44,6 +45,8 @@ def object_list(a: Augmentation, said: Said, table: dict[str, np.ndarray]) -> di
   cut = np.concatenate([np.clip(moved[:, :2], low, high), np.clip(moved[:, 2:], low, high)], axis=1)
   side = cut[:, 2:] - cut[:, :2]
   area = np.prod(np.maximum(moved[:, 2:] - moved[:, :2], 1e-6), axis=1)
+  unknown = [i for i, name in enumerate(label.classes) if plain(name) in UNKNOWN]
+  ignore = np.isin(table["cls"].astype(int), unknown) & (side > 0).all(axis=1)
   good = (cls >= 0) & (side >= MIN_SIDE).all(axis=1) & (np.prod(side, axis=1) >= MIN_INSIDE * area)
   keep = np.flatnonzero(good & ~doubles(boxes, cls, table["score"]))
   n = len(keep)
@@ -63,6 +66,7 @@ def object_list(a: Augmentation, said: Said, table: dict[str, np.ndarray]) -> di
     "track": track,
     "score": table["score"][keep].astype(np.float32),
     "mask": mask,
+    "ignore": cut[ignore].astype(np.float32),
   }
 
 
@@ -75,6 +79,20 @@ def labeled(batch: Batch) -> list[int]:
   return [i for i, o in enumerate(batch.get("objects", ())) if o is not None]
 
 
+def counted(valid: Any, objects: list[Any]) -> Any:
+  """valid (B, H / 4, W / 4) bool, a copy: not where a frame is not labeled, nor inside a box of which nobody knows what
+  it is, but for what lies in a known one."""
+  out = valid.clone()
+  for i, o in enumerate(objects):
+    if o is None:
+      out[i] = False
+      continue
+    for key in ("ignore", "boxes"):
+      for x0, y0, x1, y1 in ((o.get(key, o["boxes"][:0]) + 0.5) / 4).round().int().tolist():
+        out[i, y0:y1, x0:x1] = valid[i, y0:y1, x0:x1] if key == "boxes" else False
+  return out
+
+
 def loss(model: Any, out: Outputs, batch: Batch) -> dict[str, Any]:
   from openpilot.tools.fair.distillation.matching import objects_loss
 
@@ -82,8 +100,7 @@ def loss(model: Any, out: Outputs, batch: Batch) -> dict[str, Any]:
   if not some:
     return {}
   nothing = {k: (None if v is None else v[:0]) for k, v in objects[some[0]].items()}
-  counts = batch["valid"].clone()
-  counts[[i for i, o in enumerate(objects) if o is None]] = False
+  counts = counted(batch["valid"], objects)
   return objects_loss(out, [nothing if o is None else o for o in objects], counts, batch["clip"])
 
 

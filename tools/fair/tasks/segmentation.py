@@ -11,7 +11,7 @@ import numpy as np
 
 from openpilot.tools.fair.distillation.augment import Augmentation, warp_grid
 from openpilot.tools.fair.maps import classes_to_map
-from openpilot.tools.fair.spec import ClassSet, StudentSpec
+from openpilot.tools.fair.spec import UNKNOWN, ClassSet, StudentSpec, plain
 from openpilot.tools.fair.tasks.task import Batch, Outputs, Said, Targets, Task, names_of, speaks
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.sim.truth import IGNORE
@@ -29,9 +29,11 @@ def class_maps(a: Augmentation, said: Said, x: np.ndarray) -> tuple[np.ndarray, 
   out, rest = np.zeros((len(said.classes.maps), *shape), np.float32), np.zeros(shape, np.float32)
   if said.label.unit == "class":
     x = warp_grid(a, classes_to_map(x, len(said.label.classes), shape), False, IGNORE)
-    for k, to in enumerate(said.index):
+    for k, (to, name) in enumerate(zip(said.index, said.label.classes, strict=True)):
       if to >= 0:
         out[to] += x == k
+      elif said.classes.is_ignored(name) and plain(name) not in UNKNOWN:
+        rest += x == k  # a teacher's word for all that it has no name for: none of those that it names
     return out, rest
   # one map for each class, made by a teacher that asks of each by itself: what is said later in the class list lies on
   # top of what is said earlier

@@ -38,6 +38,7 @@ def small(folder, n, to):
   return to
 
 
+@pytest.mark.slow
 def test_coco128_boxes(shared_data, tmp_path, monkeypatch, capsys):
   """929 boxes of 128 pictures; two have none. Each as its text says, computed here once more."""
   data = shared_data / "coco128" / "object_detection"
@@ -66,6 +67,7 @@ def test_coco128_boxes(shared_data, tmp_path, monkeypatch, capsys):
     assert [classes[c] for c in cls] == [classes[int(c)] for c in lines[:, 0]]
 
 
+@pytest.mark.slow
 def test_coco128_polygons(shared_data, tmp_path, monkeypatch, capsys):
   """Polygons of pictures that lie elsewhere: 746 of 100 pictures; each box is its mask's, to a pixel of the input."""
   data = shared_data / "coco128"
@@ -159,6 +161,7 @@ def test_a_palette_of_other_colors_is_refused(shared_data, tmp_path, monkeypatch
     run(monkeypatch, *words, "--palette", "402020=road,808060=undrivable")
 
 
+@pytest.mark.slow
 def test_a_teacher_sees_coco128_whole(shared_data, tmp_path, monkeypatch, capsys):
   """YOLOX-nano finds of the first pictures' persons and cars what it finds by its own letterbox: of all 128 pictures it
   has a recall of .48 at a score of .3."""

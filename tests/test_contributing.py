@@ -23,6 +23,7 @@ def package(tmp_path_factory):
   """The recipes' package, imported; what it registered is taken out again."""
   from openpilot.selfdrive.modeld.fair.runners import RUNNERS
   from openpilot.tools.fair.evaluation.groups import GROUPS
+  from openpilot.tools.fair.labels.sources import SOURCES
   from openpilot.tools.fair.registry import TEACHERS
   from openpilot.tools.fair.students.sizes import SIZES
   from openpilot.tools.fair.students.student import HEADS
@@ -35,7 +36,7 @@ def package(tmp_path_factory):
     assert name.startswith("my_package/") and name.endswith((".py", ".yaml")[kind == "yaml"]), first
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(text)
-  registries: tuple[dict, ...] = (RUNNERS, TEACHERS, TASKS, HEADS, SIZES, GROUPS)
+  registries: tuple[dict, ...] = (RUNNERS, TEACHERS, TASKS, HEADS, SIZES, GROUPS, SOURCES)
   before = [dict(r) for r in registries]
   with pytest.MonkeyPatch.context() as m:
     m.syspath_prepend(str(folder))
@@ -74,6 +75,29 @@ def test_commands_know_the_teacher_and_its_option(package):
   done = subprocess.run(command, env={**env, "FAIR_PLUGINS": "nothing"}, capture_output=True, text=True, cwd=package)
   assert done.returncode == 2 and done.stdout == ""
   assert done.stderr == "error: FAIR_PLUGINS: no module 'nothing'; add the folder that holds it to PYTHONPATH\n"
+
+
+def test_source(package, tmp_path, monkeypatch):
+  from PIL import Image
+
+  from openpilot.tools.fair.labels import import_labels
+  from openpilot.tools.fair.labels.store import LabelStore
+
+  data = tmp_path / "data"
+  data.mkdir()
+  for name in ("a.png", "b.png"):
+    Image.new("RGB", (640, 320), (60, 60, 60)).save(data / name)
+  (data / "boxes.csv").write_text("file,class,x0,y0,x1,y1\nb.png,cone,100,50,200,150\nb.png,car,0,0,640,320\n")
+  words = ["import", data, "--name", "mine", "--license", "MIT", "--size", "320x256", "--output", tmp_path / "store"]
+  monkeypatch.setattr(sys, "argv", [*map(str, words)])
+  assert not import_labels.main()
+  [group] = [g for g in LabelStore(tmp_path / "store").groups() if g.teacher != "frames"]
+  assert group.meta["teacher"]["licence"] == "MIT"
+  table = group.table(group.labels[0].name).to_pydict()
+  assert [group.labels[0].classes[k] for k in table["cls"]] == ["cone", "car"]
+  scale = 320 / 640  # the whole picture fits into the input
+  for column, corner in zip(("x0", "y0", "x1", "y1"), (100, 50, 200, 150), strict=True):
+    assert table[column][0] == pytest.approx(corner * scale - 0.5)
 
 
 def test_classes(package):

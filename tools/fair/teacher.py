@@ -59,9 +59,9 @@ class Clip:
   log_path: Path | None = None
 
 
-Labels = dict[
-  str, Any
-]  # label's name -> (T, ...) array, or a table: {column: array or list}, of which column 'frame' counts the clip's frames  # noqa: E501
+# label's name -> (T, ...) array, or a table: {column: array or list}, whose column 'frame' is the frame's number in the
+# clip
+Labels = dict[str, Any]
 State = dict[str, np.ndarray]
 
 
@@ -188,9 +188,6 @@ def check_license(name: str, license: str, accepted: Iterable[str]) -> None:
   if not LICENSES.get(license, False) and license not in accepted:
     what = f"teacher '{name}' is under the license {license}, which restricts use of it and of what learns from it"
     raise UserError(f"{what}; read it, then add --accept-license {license}")
-
-
-LICENCES, check_licence = LICENSES, check_license  # former names
 
 
 def check_least(name: str, least: float, **values: float) -> None:

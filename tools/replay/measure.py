@@ -163,13 +163,14 @@ class Counts:
 
 class Quality:
   """Depth and classes against exact truth. Truth is sampled at the map's own pixels (tools/sim/truth.py); nothing is
-  aligned."""
+  aligned. Classes are known by their names: `strange` are those of messages that the truth has not."""
 
   def __init__(self, segments: list[Segment]):
     self.truths = [Truth(s.dir) for s in segments if (s.dir / "truth").is_dir()]
     self.classes = self.truths[0].classes if self.truths else []
     self.confusion = np.zeros((len(self.classes), len(self.classes)))
     self.sums = np.zeros(5)
+    self.strange: set[str] = set()
 
   def truth_of(self, frame_id: int) -> tuple[np.ndarray, np.ndarray] | None:
     for t in self.truths:
@@ -195,13 +196,17 @@ class Quality:
         g.sum(),
         (g * g).sum(),
       ]
-    elif which == "fairSegmentation" and list(m.classes) == self.classes:
-      pred = class_map_from_message(m)
+    elif which == "fairSegmentation":
+      named = list(m.classes)
+      self.strange |= set(named) - set(self.classes)
+      table = np.full(256, IGNORE, np.uint8)
+      table[: len(named)] = [self.classes.index(k) if k in self.classes else IGNORE for k in named]
+      pred = table[class_map_from_message(m)]
       ok = pred != IGNORE
       n = len(self.classes)
       self.confusion += np.bincount(classes[ok].astype(int) * n + pred[ok], minlength=n * n).reshape(n, n)
 
-  def result(self) -> dict[str, float]:
+  def result(self) -> dict[str, Any]:
     out: dict[str, Any] = {}
     n = self.sums[0]
     if n:
@@ -215,4 +220,5 @@ class Quality:
       union = c.sum(0) + c.sum(1) - np.diag(c)
       iou = {k: np.diag(c)[i] / union[i] for i, k in enumerate(self.classes) if c.sum(1)[i]}  # classes that occur
       out |= {"miou": np.mean(list(iou.values())), **{f"iou_{k}": v for k, v in iou.items()}}
-    return {k: round(float(v), 4) for k, v in out.items()}
+    out = {k: round(float(v), 4) for k, v in out.items()}
+    return {**out, **({"not_compared": sorted(self.strange)} if self.strange else {})}

@@ -102,16 +102,19 @@ def rows(numbers: dict[str, Any], names: dict[str, tuple[str, str]]) -> list[dic
   return named + [{"name": k.replace("_", " "), "value": str(v)} for k, v in numbers.items() if k not in names]
 
 
-def quality_rows(quality: dict[str, float]) -> list[dict[str, str]]:
+def quality_rows(quality: dict[str, Any]) -> list[dict[str, str]]:
   known = [
     {"name": name, "value": form.format(quality[k]), "note": note}
     for k, (name, form, note) in QUALITY.items()
     if k in quality
   ]
+  if strange := quality.get("not_compared"):
+    note = "classes that the truth does not have; their pixels count nowhere"
+    known.append({"name": "classes: not compared", "value": ", ".join(strange), "note": note})
   return known + [
     {"name": f"classes: IoU of {k.removeprefix('iou_')}", "value": f"{v:.3f}", "note": ""}
     for k, v in quality.items()
-    if k not in QUALITY
+    if k.startswith("iou_")
   ]
 
 

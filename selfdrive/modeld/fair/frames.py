@@ -66,7 +66,8 @@ def find_camera(
     if MIN_SCALE <= scale <= 1 and extra <= ROUNDING + 3:
       return scaled(camera.intrinsics, scale, scale), (round(camera.width * scale), round(camera.height * scale))
   sizes = ", ".join(sorted({f"{c.width}x{c.height}" for c in cameras} | (set() if wide else {"526x330 (qcamera)"})))
-  what = f"no {'wide' if wide else 'road'} camera{f' of {device_type} with {sensor}' if given is not None else ''} gives {width}x{height} frames"  # noqa: E501
+  device = f" of {device_type} with {sensor}" if given is not None else ""
+  what = f"no {'wide' if wide else 'road'} camera{device} gives {width}x{height} frames"
   hint = "scaled ones where the log names device and sensor; else add the camera to DEVICE_CAMERAS"
   raise CameraError(f"{what}; known are {sizes}, padded by up to {PADDING - 1} pixels, and {hint}")
 

@@ -16,10 +16,15 @@ from tensor_bytes import tensors
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.registry import TEACHERS
 from openpilot.tools.fair.labels import rle
+from openpilot.tools.fair.labels.labeling import run_teacher
+from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
+from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.sam.sam3 import MaskTools, Sam3Teacher
 from openpilot.tools.fair.registry import load_teacher
+from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.teacher import Clip, Entry, hash_weights
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.videowriter import VideoWriter
 
 ENTRY = Entry("sam.sam3:Sam3Teacher", "", "SAM", "", "")
 H, W, S, D = 40, 72, 64, 128
@@ -300,3 +305,22 @@ def test_words_from_the_command_line(saved):
     and two.settings()["prompts"] == ["car", "traffic light"]
     and two.settings()["max_objects"] == 3
   )
+
+
+def test_words_are_the_classes_that_are_stored(saved, tmp_path):
+  """Of a plain video; a class that no road has too."""
+  words = "traffic light,traffic cone"
+  (options,) = parse_options([f"sam3.prompts={words}", "sam3.max_objects=3"], ["sam3"]).values()
+  video = VideoWriter(tmp_path / "v.mp4", W, H, fps=10)
+  for frame in frames(2, seed=5):
+    video.write(np.ascontiguousarray(frame.transpose(1, 2, 0)))
+  video.close()
+  spec = InputSpec("rgb", 64, 96)
+  teacher = load_teacher("sam3", saved[0], ["SAM"], device="cpu", **options)
+  run_teacher(
+    teacher, open_sources([str(tmp_path / "v.mp4")], SourceOptions()), LabelStore(tmp_path / "s", True), spec=spec
+  )
+  (group,) = LabelStore(tmp_path / "s").groups("sam3")
+  label, table = group.label("objects"), group.table("objects")
+  assert label.classes == ("traffic light", "traffic cone") and label.shape == (64, 96) and group.input == spec
+  assert table.num_rows and set(table["cls"].to_pylist()) <= {0, 1}

@@ -5,9 +5,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from openpilot.selfdrive.modeld.fair.frames import unpack_rgb
+from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.labels import import_labels, label, rle
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
@@ -15,7 +19,7 @@ from openpilot.tools.fair.labels.placement import place_ids, place_picture
 from openpilot.tools.fair.labels.sources import SourceOptions, find_source, open_sources
 from openpilot.tools.fair.labels.sources.class_maps import read_palette
 from openpilot.tools.fair.labels.store import LabelStore
-from openpilot.tools.fair.spec import InputSpec
+from openpilot.tools.fair.spec import Class, ClassSet, InputSpec
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.pictures import read_rgb
@@ -172,6 +176,8 @@ def test_a_plain_video_is_shown_whole(tmp_path):
   gray = [frames.row("frame", r)[0, 30, 60] for r in range(3)]
   np.testing.assert_allclose(gray, [40, 100, 160], atol=4)
   assert (frames.row("frame", 0)[:, 78:] == 114).all()  # 160x96 in 128x96 is 77 high
+  (tmp_path / "w.mp4").write_bytes((tmp_path / "v.mp4").read_bytes())
+  assert [p.name for p in open_sources([str(tmp_path)], SourceOptions(name="x"))] == ["x-v--0", "x-w--0"]
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
@@ -208,6 +214,42 @@ def test_what_a_path_is(tmp_path):
     save(tmp_path / a / "z" / "same" / "a.png", ramp(8, 8, len(a) + ord(a)))
   with pytest.raises(UserError, match="would both be 'z-same--0'"):
     open_sources([str(tmp_path / a / "z" / "same") for a in ("p", "q")], options)
+
+
+def test_pictures_as_model_frames(tmp_path):
+  """Whole in openpilot's frame, and what a teacher says of them in its pixels."""
+  save(tmp_path / "d" / "a.png", np.full((200, 200, 3), (250, 0, 0), np.uint8))
+  parts, spec = open_sources([str(tmp_path / "d")], SourceOptions(license="MIT")), InputSpec()
+  store = LabelStore(tmp_path / "s", create=True)
+  (frames,) = run_teacher(FrameTeacher(spec), parts, store, spec=spec)
+  (group,) = run_teacher(Middle(True), parts, store, spec=spec)
+  shown = unpack_rgb(frames.row("frame", 0))
+  assert frames.input == spec and frames.meta["teacher"]["license"] == "MIT"
+  np.testing.assert_allclose(shown[:, :254].reshape(-1, 3).mean(0), [250, 0, 0], atol=3)
+  np.testing.assert_allclose(shown[:, 258:], 114, atol=2)
+  t = columns(group, "boxes")
+  want = np.array([0.4, 0.4, 0.6, 0.6]) * 256 - 0.5
+  np.testing.assert_allclose([t[k][0] for k in ("x0", "y0", "x1", "y1")], want, atol=1e-3)
+  clip = Clips(tmp_path / "s", ["detector"], 1, classes=ClassSet("x", (Class("thing", boxes=True),))).read(0)
+  assert clip.valid[..., :256].all() and not clip.valid[..., 256:].any()
+
+
+@pytest.mark.parametrize("sizes", [(0, 4), (4, -1), (4, 1 << 30)])
+def test_a_store_with_pictures_of_no_size_is_said(tmp_path, sizes):
+  save(tmp_path / "d" / "a.png", ramp(4, 4))
+  (group,) = run_teacher(
+    FrameTeacher(SPEC),
+    open_sources([str(tmp_path / "d")], SourceOptions()),
+    LabelStore(tmp_path / "s", True),
+    spec=SPEC,
+  )
+  path = group.path / "frames.parquet"
+  table = pq.read_table(path)
+  for name, side in zip(("width", "height"), sizes, strict=True):
+    table = table.set_column(table.column_names.index(name), name, pa.array([side]))
+  pq.write_table(table, path)
+  with pytest.raises(UserError, match="which is no picture's"):
+    LabelStore(tmp_path / "s").groups()
 
 
 # *** COCO ***
@@ -300,6 +342,17 @@ def test_coco_of_another_size(tmp_path, monkeypatch, capsys):
   assert "sub/b.png is 50x100, its annotations are of 100x50" in capsys.readouterr().err
   t = columns(*LabelStore(tmp_path / "s").groups("x"))
   np.testing.assert_allclose([t[k][0] for k in ("x0", "y0", "x1", "y1")], np.array([32, 64, 64, 80]) - 0.5, atol=1e-3)
+
+
+def test_a_polygon_that_ends_far_away_is_drawn_where_the_picture_is(tmp_path, monkeypatch):
+  """Its edge's length would be memory."""
+  far = [[10, 10, 1e13, 10, 1e13, 30, 10, 30]]
+  path = coco(tmp_path, annotations=[{"image_id": "one", "category_id": 3, "segmentation": far}])
+  words = (path, "--images", tmp_path / "img", "--name", "x", "--output", tmp_path / "s", "--size", "128x96")
+  run_import(monkeypatch, *words)
+  t = columns(*LabelStore(tmp_path / "s").groups("x"))
+  mask = rle.decode(t["rle"][0], 96, 128)
+  assert mask[20:44, 20:120].all() and not mask[:14].any() and t["x1"][0] == 127.5
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,21 @@ def test_the_lead_is_the_nearest_on_the_path():
   assert lead_of([], model) is None
 
 
+def test_classes_are_held_against_the_truth_by_their_names(monkeypatch):
+  """In another order than the truth's, and one that it does not have: that counts nowhere, and is said."""
+  truth = np.zeros((64, 128)), np.repeat(np.array([0, 1, 2], np.uint8), [40, 48, 40])[None].repeat(64, 0)
+  monkeypatch.setattr(Quality, "truth_of", lambda self, frame_id: truth)
+  q = Quality([])
+  q.classes, q.confusion = ["background", "road", "lane"], np.zeros((3, 3))
+  m = messaging.new_message("fairSegmentation").fairSegmentation
+  m.classes, m.height, m.width = ["lane", "pothole", "road"], 64, 128
+  values, lengths = encode_runs(np.repeat(np.array([1, 2, 0, 2], np.uint8), [40, 48, 20, 20])[None].repeat(64, 0))
+  m.runClass, m.runLength = values.tobytes(), lengths.tolist()
+  q.add("fairSegmentation", m)
+  assert q.result() == {"miou": 0.6029, "iou_road": round(48 / 68, 4), "iou_lane": 0.5, "not_compared": ["pothole"]}
+  assert [r["value"] for r in report.quality_rows(q.result())] == ["0.603", "pothole", "0.706", "0.500"]
+
+
 def test_report_counts(tmp_path, monkeypatch):
   monkeypatch.setattr(
     Quality, "truth_of", lambda self, frame_id: (np.ones((64, 128)), np.ones((64, 128), np.uint8))

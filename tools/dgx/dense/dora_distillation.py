@@ -116,9 +116,7 @@ def main() -> None:
   d = Settings()
   p.add_argument("--labels", type=Path, required=True, help="the label store: `tools/op.sh label`")
   p.add_argument(
-    "--stale-labels",
-    action="store_true",
-    help="take labels by rules that were mended since, which are refused by themselves",
+    "--stale-labels", action="store_true", help="use labels made by outdated rules, which are refused by default"
   )
   who = p.add_mutually_exclusive_group(required=True)
   who.add_argument("--base", type=Path, metavar="MODEL.onnx", help="openpilot's driving model, or its vision network")
@@ -126,9 +124,11 @@ def main() -> None:
   p.add_argument("--output", type=Path, required=True, metavar="RUN")
   p.add_argument("--data", type=Path, help="a folder of tools/dgx/training/dataloader.py: learn the driven path too")
   p.add_argument("--val", type=Path, help="another label store to evaluate on; else a tenth of the routes is held out")
-  p.add_argument("--tasks", default="", help=f"comma-separated, of {', '.join(TAUGHT)}; all that the store teaches")
   p.add_argument(
-    "--prefer", default="", help="teachers, comma-separated: who is asked first where several label the same"
+    "--tasks", default="", help=f"comma-separated, of {', '.join(TAUGHT)}; default: all that the store teaches"
+  )
+  p.add_argument(
+    "--prefer", default="", help="teachers, comma-separated: which come first where several label the same"
   )
   add_flag(
     p,
@@ -146,11 +146,11 @@ def main() -> None:
     default=d.batch_size,
     help="clips a step; a driving network sees one pair of frames of each",
   )
-  add_adapter_arguments(p, "by itself those that make the map, and with --data all")
+  add_adapter_arguments(p, "those that make the map, and with --data all")
   p.add_argument(
     "--tap",
     metavar="LAYER",
-    help="the driving network's map that learns features: by itself the last of 8x16 cells or more",
+    help="the driving network's map that learns features: default: the last of 8x16 cells or more",
   )
   p.add_argument("--lr", type=float, default=d.lr)
   p.add_argument(
@@ -158,7 +158,7 @@ def main() -> None:
     action="append",
     default=[],
     metavar="PART=W",
-    help=f"of the loss's parts {', '.join(WEIGHTS)}; 1 by itself",
+    help=f"of the loss's parts {', '.join(WEIGHTS)}; default: 1",
   )
   p.add_argument("--clip", type=int, default=d.clip, help="steps at 5 Hz of a clip of --data")
   p.add_argument("--no-augment", action="store_true")

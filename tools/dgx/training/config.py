@@ -34,12 +34,12 @@ class Config:
   seed: int = 0
 
 
-def add_adapter_arguments(p: argparse.ArgumentParser, by_itself: str) -> None:
-  """Of an adapter, by the names of Config's fields. by_itself: what is adapted unless --targets says otherwise."""
+def add_adapter_arguments(p: argparse.ArgumentParser, default: str) -> None:
+  """Of an adapter, by the names of Config's fields. default: what is adapted without --targets."""
   p.add_argument("--dora-rank", type=int, default=Config.dora_rank, help="clipped where a layer is smaller")
-  p.add_argument("--dora-alpha", type=float, help="the update counts alpha / rank; the rank by itself")
+  p.add_argument("--dora-alpha", type=float, help="the update is scaled by alpha / rank; default: the rank")
   p.add_argument("--dora-dropout", type=float, default=Config.dora_dropout)
-  p.add_argument("--targets", nargs="+", help=f"patterns of layers' names to adapt; {by_itself}")
+  p.add_argument("--targets", nargs="+", help=f"patterns of layers' names to adapt; default: {default}")
 
 
 def rate(config: Config, step: int, total: int) -> float:

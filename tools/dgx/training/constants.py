@@ -14,6 +14,8 @@ forward, y right, z down."""
 
 from math import prod
 
+from openpilot.selfdrive.modeld.fair import frames
+
 IDX_N = 33
 T_IDXS = tuple(10.0 * (i / (IDX_N - 1)) ** 2 for i in range(IDX_N))  # s, of plan
 X_IDXS = tuple(192.0 * (i / (IDX_N - 1)) ** 2 for i in range(IDX_N))  # m, of lane lines and road edges
@@ -30,7 +32,7 @@ TRAFFIC_CONVENTION_LEN = 2
 ACTION_T_LEN = 2
 HISTORY = 24  # past features; the model appends the current one
 DESIRE_HISTORY = HISTORY + 1
-FRAME_SHAPE = (6, 128, 256)  # Y of even rows and columns, odd rows, odd columns, both; U; V
+FRAME_SHAPE = frames.FRAME_SHAPE  # Y of even rows and columns, odd rows, odd columns, both; U; V
 
 POSE_WIDTH = 6
 WIDE_FROM_DEVICE_WIDTH = 3

@@ -131,7 +131,7 @@ def main() -> None:
   p.add_argument(
     "--hop", type=int, default=d.hop, help="frames from one clip's start to the next; 0: they do not overlap"
   )
-  add_adapter_arguments(p, "dense layers, recurrent ones and heads by themselves")
+  add_adapter_arguments(p, "dense layers, recurrent ones and heads")
   p.add_argument("--full", action="store_true", help="train all parameters, without an adapter")
   p.add_argument(
     "--augment", action="store_true", help="mirror half of the clips, and vary light, contrast and noise of all"

@@ -72,7 +72,8 @@ def check_tasks(
         spoken |= Labels(segment, name, Reader(), compared).tasks()
   for s in students:
     if not s.tasks & spoken and not (s.tasks - {"lanes"} and "log" in spoken):
-      what = f"{root}: labels by {', '.join(references)} say nothing of {', '.join(sorted(s.tasks))}, which is what {s.name} puts out"  # noqa: E501
+      tasks = ", ".join(sorted(s.tasks))
+      what = f"{root}: labels by {', '.join(references)} say nothing of {tasks}, which is what {s.name} puts out"
       raise UserError(
         f"{what}; they have {', '.join(sorted(spoken)) or 'no task at all'}: choose another --truth or --teacher"
       )

@@ -167,7 +167,10 @@ def text(*parts: Any) -> str:
   return " ".join(" ".join((p if isinstance(p, str) else p.__doc__ or "").split()) for p in parts)
 
 
-COUNTS = f"True objects of which less than {MIN_VISIBLE:.0%} is seen, or with a side under {MIN_SIDE:.0f} pixels, count nowhere."  # noqa: E501
+COUNTS = (
+  f"True objects of which less than {MIN_VISIBLE:.0%} is seen, or with a side under {MIN_SIDE:.0f} pixels, "
+  "count nowhere."
+)
 FAR = "Truth beyond 200 m and outside the camera's image counts nowhere."
 AP = {
   "ap": "average precision (COCO)",

@@ -33,7 +33,8 @@ def statistics(group: Group, label: Label) -> str:
     finite = np.isfinite(x)
     rest = "" if finite.all() else f", of the {finite.mean():.0%} that are finite"  # a sky's depth is not
     x = x[finite] if finite.any() else np.zeros(1, np.float32)
-    return f"{label.dtype}{list(label.shape)} {label.unit}: min {x.min():.3g}, mean {x.mean():.3g}, max {x.max():.3g}, std {x.std():.3g}{rest}"  # noqa: E501
+    values = f"min {x.min():.3g}, mean {x.mean():.3g}, max {x.max():.3g}, std {x.std():.3g}{rest}"
+    return f"{label.dtype}{list(label.shape)} {label.unit}: {values}"
   table = group.table(label.name)
   counts = (
     np.bincount(table["cls"].to_numpy().astype(int), minlength=len(label.classes))
@@ -42,7 +43,8 @@ def statistics(group: Group, label: Label) -> str:
   )
   classes = ", ".join(f"{label.classes[i]} {n}" for i, n in enumerate(counts) if n and i < len(label.classes))
   tracks = f", {len(np.unique(table['track'].to_numpy()))} tracks" if "track" in table.column_names else ""
-  return f"{table.num_rows} {label.kind}, {table.num_rows / max(1, group.row_count):.2f} a frame{tracks}{': ' + classes if classes else ''}"  # noqa: E501
+  a_frame = table.num_rows / max(1, group.row_count)
+  return f"{table.num_rows} {label.kind}, {a_frame:.2f} a frame{tracks}{': ' + classes if classes else ''}"
 
 
 def check(groups: list[Group]) -> dict[Path, int]:

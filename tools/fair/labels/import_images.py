@@ -120,7 +120,8 @@ def say_cut(files: list[Pair], cut: float) -> str:
   heights = np.array([view_height(f.width, f.height) for f in files])
   gone = 1 - VIEW_H / heights
   top = gone.mean() * cut
-  return f"cut: {top:.0%} of the height above, {gone.mean() - top:.0%} below (--cut {cut:g}); of single pictures {gone.min():.0%} to {gone.max():.0%} in all"  # noqa: E501
+  both = f"{top:.0%} of the height above, {gone.mean() - top:.0%} below (--cut {cut:g})"
+  return f"cut: {both}; of single pictures {gone.min():.0%} to {gone.max():.0%} in all"
 
 
 def read(files: list[Pair], count: int, cut: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -87,10 +87,11 @@ def check_stale(metas: Iterable[tuple[str, dict[str, Any]]], allowed: bool) -> N
   if not found:
     return
   names = dict.fromkeys(name for _, stale in found for name in stale)
-  what = f"{len(found)} groups of labels are stale, the first is {found[0][0]}: since then {'; '.join(RULES[n].mended for n in names)}"  # noqa: E501
+  since = "; ".join(RULES[n].mended for n in names)
+  what = f"{len(found)} groups of labels are stale, the first is {found[0][0]}: since then {since}"
   if not allowed:
     raise UserError(
-      f"{what}; run their `tools/op.sh label` (or import-images) command again with --prune, or take them as they are "
+      f"{what}; run their `tools/op.sh label` (or import-images) command again with --prune, or use them as they are "
       "with --stale-labels"
     )
   print(f"warning: {what}", file=sys.stderr)

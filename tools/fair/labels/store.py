@@ -12,7 +12,6 @@ A killed run leaves at worst files of a chunk without its json, which the next r
 512x256 model view."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -29,7 +28,15 @@ from zarr.codecs import BloscCodec, ZstdCodec
 
 from openpilot.tools.fair.labels.meta import CHUNK, VERSION, attributes, dimensions, read_meta
 from openpilot.tools.fair.labels.rules import check_stale, stale_rules
-from openpilot.tools.fair.labels.stored import check_columns, checked_table, open_dense, read_table
+from openpilot.tools.fair.labels.stored import (
+  check_columns,
+  check_sizes,
+  checked_table,
+  damage_is_said,
+  disk_full_is_said,
+  open_dense,
+  read_table,
+)
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.teacher import Label, Labels, State
 from openpilot.tools.lib.encode_index import EncodeEntry
@@ -53,32 +60,6 @@ def file_hash(path: Path) -> str:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
-def disk_full_is_said(where: Path) -> Iterator[None]:
-  try:
-    yield
-  except OSError as e:
-    if e.errno in (errno.ENOSPC, errno.EDQUOT):
-      raise UserError(
-        f"the disk is full: {where} stays at its last whole chunk; free some space and run the command again"
-      ) from e
-    raise
-
-
-@contextlib.contextmanager
-def damage_is_said(path: Path) -> Iterator[None]:
-  """Around what reads one file of a chunk. Zarr's, its codecs' and Parquet's ways to fail have no common base."""
-  try:
-    yield
-  except MemoryError:
-    raise
-  except Exception as e:
-    why = " ".join(str(e).replace(str(path), "it").split())[:120]
-    raise UserError(
-      f"{path} is damaged ({why}); label its route again: the same `tools/op.sh label ...` with --repair"
-    ) from None
-
-
 class Group:
   """One segment's labels by one teacher."""
 
@@ -88,6 +69,7 @@ class Group:
       self.meta: dict[str, Any] = read_meta(path / "group.json")
       self.frames = read_table(path / "frames.parquet")
       check_columns(self.frames, ("frame_id", "segment_id", "timestamp_eof"))
+      check_sizes(self.frames)
       self.labels = [
         Label(**{**m, "shape": tuple(m["shape"]), "classes": tuple(m["classes"])}) for m in self.meta["labels"]
       ]

@@ -1,6 +1,9 @@
 """Opening the files of a label store that may have come from elsewhere: what does not fit to the group, or would take
 all memory, is refused."""
 
+import contextlib
+import errno
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,38 @@ import zarr
 
 from openpilot.tools.fair.labels.meta import CHUNK
 from openpilot.tools.fair.teacher import Label
+from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import MANY, MB, ordinary
 
+MOST_SIDE = 1 << 20  # pixels of a picture
 TABLE_LIMIT = 512 * MB  # bytes of one chunk's table, unpacked
 PIECE_LIMIT = 256 * MB  # of what must be unpacked to read one row of a dense label
+
+
+@contextlib.contextmanager
+def disk_full_is_said(where: Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as e:
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+      raise UserError(
+        f"the disk is full: {where} stays at its last whole chunk; free some space and run the command again"
+      ) from e
+    raise
+
+
+@contextlib.contextmanager
+def damage_is_said(path: Path) -> Iterator[None]:
+  """Around what reads one file of a chunk. Zarr's, its codecs' and Parquet's ways to fail have no common base."""
+  try:
+    yield
+  except MemoryError:
+    raise
+  except Exception as e:
+    why = " ".join(str(e).replace(str(path), "it").split())[:120]
+    raise UserError(
+      f"{path} is damaged ({why}); label its route again: the same `tools/op.sh label ...` with --repair"
+    ) from None
 
 
 def read_table(path: Path) -> pa.Table:
@@ -43,6 +74,16 @@ def check_columns(table: pa.Table, names: tuple[str, ...]) -> None:
       raise ValueError(f"a table has no column '{name}'")
     if not pa.types.is_integer(table[name].type) or table[name].null_count:
       raise ValueError(f"'{name}' is no column of whole numbers")
+
+
+def check_sizes(frames: pa.Table) -> None:
+  """Raises ValueError where single pictures have sizes that none has."""
+  sides = [c for c in ("width", "height") if c in frames.column_names]
+  check_columns(frames, tuple(sides))
+  for name in sides:
+    least, most = (pc.min_max(frames[name])[k].as_py() for k in ("min", "max"))
+    if least is not None and not 1 <= least <= most <= MOST_SIDE:
+      raise ValueError(f"'{name}' goes from {least} to {most}, which is no picture's")
 
 
 def checked_table(table: pa.Table, rows: range, label: Label) -> pa.Table:

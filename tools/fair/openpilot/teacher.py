@@ -12,6 +12,7 @@ import numpy as np
 from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.calibration import mounting
+from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.tools.fair.openpilot.lines import CAMERA_HEIGHT, Line, driving_lines, model_lines
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State
 from openpilot.tools.lib.errors import UserError
@@ -24,7 +25,6 @@ LEADS = ("lead0", "lead1")
 PATH_T = np.linspace(0, 10, 33)  # seconds along drivingModelData's path
 POINT_COLUMNS = ("frame", "track", "x", "y", "visible", "cls", "score", "road_x", "road_y", "road_z")
 FAR = 100.0  # m
-VIEW = (512, 256)
 
 
 @lru_cache(4)
@@ -90,7 +90,7 @@ class OpenpilotTeacher:
       road = road[(road[:, 0] > 0) & (road[:, 0] < FAR)]
       px, depth = project(road, medmodel_intrinsics)
       px[depth <= 0.1] = np.nan
-      inside = np.isfinite(px).all(axis=1) & (px[:, 0] > -0.5) & (px[:, 0] < VIEW[0] - 0.5) & (px[:, 1] > -0.5) & (px[:, 1] < VIEW[1] - 0.5)
+      inside = np.isfinite(px).all(axis=1) & (px[:, 0] > -0.5) & (px[:, 0] < VIEW_W - 0.5) & (px[:, 1] > -0.5) & (px[:, 1] < VIEW_H - 0.5)
       for p, r, visible in zip(np.nan_to_num(px, nan=-1.0), road, inside, strict=True):
         k = names.index(name)
         for c, v in zip(POINT_COLUMNS, (t, k, p[0], p[1], visible, k, score, *r), strict=True):

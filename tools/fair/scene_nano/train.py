@@ -298,22 +298,24 @@ def card(metrics: dict[str, dict[str, float]], data: str, val: str, parameters: 
 
 Depth and road-scene segmentation ({', '.join(CLASSES)}) from one model frame; {parameters / 1e6:.2f}M parameters.
 
-**Not made for real streets.** It has seen nothing but this project's ray-cast simulator: boxes for cars, hashes for asphalt. It is the first bundle, there to
-carry the runtime; its depth on a real camera is a guess. No teacher was used, so no licence but MIT applies.
+**Not made for real streets.** It has seen nothing but this project's ray-cast simulator: boxes for cars, hashes for
+asphalt. It is the first bundle, there to carry the runtime; its depth on a real camera is a guess. No teacher was used,
+so no license but MIT applies.
 
 - Trained on: {data}, exact truth, by `tools/op.sh train-scene all`.
 - Measured on: {val}; the same simulator, worlds that were not trained on, clean and spoiled pictures alike.
-- Input `frame` uint8 (1, 6, 128, 256), the medmodel view; the graph normalizes. Outputs (64, 128): `depth`, the natural log of meters along the optical axis;
-  `segmentation`, logits. Map pixel i is centered on view pixel 4i + 1.5.
-- A map pixel's class is the vote of its 4x4 view pixels, lane pixels counting three times and pedestrians twice; truth in the table is made the same way.
-- Depth metrics: truth below {MAX_DEPTH:.0f} m, no alignment: AbsRel mean(abs(d - d*) / d*), delta1 the share within a factor 1.25, SiLog the standard
-  deviation of log d - log d*.
+- Input `frame` uint8 (1, 6, 128, 256), the medmodel view; the graph normalizes. Outputs (64, 128): `depth`, the natural
+  log of meters along the optical axis; `segmentation`, logits. Map pixel i is centered on view pixel 4i + 1.5.
+- A map pixel's class is the vote of its 4x4 view pixels, lane pixels counting three times and pedestrians twice; truth
+  in the table is made the same way.
+- Depth metrics: truth below {MAX_DEPTH:.0f} m, no alignment: AbsRel mean(abs(d - d*) / d*), delta1 the share within a
+  factor 1.25, SiLog the standard deviation of log d - log d*.
 - ONNX Runtime and torch agree to {apart:.1g} of the largest value.
 
 | metric | {' | '.join(metrics)} |
 |---|{'---|' * len(metrics)}
 {rows}
-"""  # noqa: E501
+"""
 
 
 def main() -> None:

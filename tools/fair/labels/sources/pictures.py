@@ -3,8 +3,9 @@
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from openpilot.tools.lib.framereader import FrameReader
 from openpilot.tools.lib.pictures import PictureError, find_pictures, is_picture, read_rgb
 from openpilot.tools.lib.route import VIDEO_SUFFIXES, Segment
 
+LOOKED_AT = 100_000  # files of a folder, to see what it is
 SHOWN = 5  # of what is left out, by name
 STILL_NS = 100_000_000  # ns from a still to the next: nothing is meant by it
 STILL_STEP = 2  # of ids: no still follows on another, and no clip holds two
@@ -213,27 +215,37 @@ def below(path: Path, folder: Path) -> str:
   return printable(path.relative_to(folder) if path.is_relative_to(folder) else path, LONG)
 
 
+def is_video(path: Path) -> bool:
+  """By its name."""
+  return path.suffix.lower() in VIDEO_SUFFIXES and not is_picture(path)
+
+
 class PictureFolders:
-  says = "a folder of pictures, one picture, or a video of any camera"
+  says = "a folder of pictures or videos, one picture, or a video of any camera"
 
   def accepts(self, path: str, options: SourceOptions) -> bool:
     p = Path(path)
     if p.is_dir():
-      return any(is_picture(x) for x in p.rglob("*"))
-    return p.is_file() and (is_picture(p) or p.suffix.lower() in VIDEO_SUFFIXES)
+      return any(is_picture(x) or is_video(x) for x in islice(p.rglob("*"), LOOKED_AT))
+    return p.is_file() and (is_picture(p) or is_video(p))
 
   def open(self, paths: list[str], options: SourceOptions) -> list[Pictures]:
-    return [part for path in paths for part in self._open(path, options)]
+    return [part for path in paths for part in self._open(Path(path), options)]
 
-  def _open(self, path: str, options: SourceOptions) -> list[Pictures]:
-    p = Path(path)
-    if p.is_file() and not is_picture(p):
-      return [Video(p, options)]
-    if not p.exists():
+  def _open(self, path: Path, options: SourceOptions) -> list[Pictures]:
+    if path.is_file() and is_video(path):
+      return [Video(path, options)]
+    if not path.exists():
       raise UserError(f"no pictures at {path}: there is no such file or folder")
-    found = [p] if p.is_file() else find_pictures(p)
-    if not found:
+    found = [path] if path.is_file() else find_pictures(path)
+    videos = sorted(p for p in path.iterdir() if is_video(p)) if path.is_dir() else []
+    if not found and not videos:
       raise UserError(f"no pictures in {path}")
-    folder = p.parent if p.is_file() else p
-    stills = look_at([(f, below(f, folder), None) for f in found[:: options.every]], path)
-    return [Pictures(options.name or name_of(p if p.is_dir() else p.with_suffix("")), folder, stills, options.license)]
+    if not found:
+      return [Video(v, replace(options, name=f"{options.name}-{v.stem}" if options.name else "")) for v in videos]
+    if videos:
+      warn(f"{path}: {len(videos)} videos beside the pictures are left out; name them one by one")
+    folder = path.parent if path.is_file() else path
+    stills = look_at([(f, below(f, folder), None) for f in found[:: options.every]], str(path))
+    name = options.name or name_of(path if path.is_dir() else path.with_suffix(""))
+    return [Pictures(name, folder, stills, options.license)]

@@ -85,7 +85,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
   p.add_argument(
     "--clip",
     type=int,
-    help="consecutive frames of a clip: 8 where points are tracked, 4 where objects are told apart, else 1",
+    help="frames of a clip: 8 where points are tracked, 4 where objects are told apart, 1 else and of stills",
   )
   p.add_argument("--lr", type=float, default=d.lr)
   p.add_argument(
@@ -215,6 +215,12 @@ def check_numbers(args: argparse.Namespace) -> None:
     raise UserError(f"--steps {args.steps}: it is at least 1, or 0 to put together what --init names")
 
 
+def clip_length(tasks: list[str], look: Look) -> int:
+  """What the tasks want; of single pictures 1, but where something is followed from frame to frame."""
+  wanted = max(TASKS[t].clip for t in tasks)
+  return wanted if any(TASKS[t].per_clip for t in tasks) else max(1, min(wanted, look.longest))
+
+
 def live_teacher(args: argparse.Namespace, picture: InputSpec) -> Any:
   """The teacher that labels while training, or None. Raises UserError."""
   if not args.live_teacher:
@@ -248,7 +254,7 @@ def configuration(args: argparse.Namespace, look: Look) -> tuple[Config, Any]:
     pretrained=args.pretrained,
     steps=args.steps,
     batch=args.batch_size,
-    clip=args.clip or max(TASKS[t].clip for t in tasks),
+    clip=args.clip or clip_length(tasks, look),
     lr=args.lr,
     warmup=args.warmup,
     seed=args.seed,

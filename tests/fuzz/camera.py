@@ -78,13 +78,13 @@ def prepare(tmp: Path, counts: Counter[str]) -> Iterator[Callable[[random.Random
     small, empty = _memory(SIZE - 1), _memory(0)
     files = [_memory(SIZE) for _ in range(3)]
     reply: list[Any] = []  # what the next answer is, and its descriptors
-    m.setattr(VisionIpcClient, "_ask", staticmethod(lambda *_: answer()))
+    m.setattr(VisionIpcClient, "_ask", staticmethod(lambda name, request, most=0: answer(most)))
     client = VisionIpcClient("camerad", ROAD, True)
 
-    def answer() -> tuple[Any, list[int]]:
+    def answer(most: int) -> tuple[Any, list[int]]:
       """As VisionIpcClient._ask() gives it, of bytes that came from a socket."""
       text, fds = reply
-      handed = [os.dup(fd) for fd in fds]
+      handed = [os.dup(fd) for fd in fds[:most]]
       try:
         return json.loads(text), handed
       except (ValueError, RecursionError):
@@ -146,8 +146,11 @@ def prepare(tmp: Path, counts: Counter[str]) -> Iterator[Callable[[random.Random
         )
         yield "announcement", lambda: hear(spoiled(announced, r) if r.random() < 0.8 else announced)
 
+    begun = open_descriptors()
     try:
       yield cases
+      client.close()
+      assert open_descriptors() == begun
       connect(json.dumps(good).encode(), files)
       hear(ANNOUNCE.pack(7, 1, 5, 6, 7, 1))
       assert (client.frame_id, client.timestamp_sof, client.timestamp_eof, client.valid) == (5, 6, 7, True)

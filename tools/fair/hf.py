@@ -25,7 +25,7 @@ from openpilot.tools.lib.errors import UserError, printable
 
 FILES = "config.json, preprocessor_config.json and model.safetensors"
 MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
-MOST_NUMBER, MOST_PARTS, MOST_PIXELS = 1 << 20, 256, 8192
+MOST_NUMBER, MOST_PARTS, MOST_PIXELS = 1 << 20, 256, 4096
 PARTS = re.compile(r"layers|blocks$|blocks_|depths|_stages")  # of a network: there are so many
 COMPILE_BACKEND = "inductor"
 UNUSED = (
@@ -115,9 +115,9 @@ def read_config(folder: Path, model_types: tuple[str, ...], what: str) -> dict[s
   config = read_json(folder / "config.json", what)
   if config.get("model_type") not in model_types:
     kinds = ", ".join(model_types)
+    kind = printable(config.get("model_type"), 40)
     raise UserError(
-      f"{folder / 'config.json'} is of a '{config.get('model_type')}', not of {what} ({kinds}); name another folder or "
-      "another teacher"
+      f"{folder / 'config.json'} is of a '{kind}', not of {what} ({kinds}); name another folder or another teacher"
     )
   if not any((folder / f"model.safetensors{s}").is_file() for s in ("", ".index.json")):
     raise UserError(f"no model.safetensors in {folder}; copy it there (weights in pickles are not opened)")
@@ -161,7 +161,10 @@ def read_preprocess(folder: Path, what: str) -> Preprocess:
     elif "shortest_edge" in size:
       edges = int(size["shortest_edge"])
     else:
-      raise UserError(f"{path} has a size of {', '.join(size)}; height and width, or shortest_edge, are known")
+      raise UserError(
+        f"{path} has a size of {printable(', '.join(map(str, size)), 80)}; height and width, or shortest_edge, are "
+        "known"
+      )
   return Preprocess(mean, std, MODES[resample], edges, white)
 
 
@@ -178,7 +181,7 @@ def load_model(folder: Path, device: Device, kind: str = "AutoModel") -> Any:
       folder, local_files_only=True, use_safetensors=True, dtype=device.dtype, output_loading_info=True
     )
   except Exception as e:  # transformers has no class of its own for any of this
-    why = printable((str(e) or repr(e)).strip().splitlines()[0])
+    why = printable((str(e) or repr(e)).strip().splitlines()[0], 200)
     raise UserError(
       f"the checkpoint in {folder} does not load: {why}; config.json and model.safetensors must be of one model"
     ) from None

@@ -460,3 +460,22 @@ assert "CEREAL_FAKE_PREFIX" not in os.environ
 assert environment()["CEREAL_FAKE_PREFIX"] == "replay" and "CEREAL_FAKE" not in environment()
 """
   subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+
+
+FLOOD = """
+import signal
+from openpilot.selfdrive.modeld.fair import supervisor
+s = supervisor.Supervisor([], lambda *_: [])
+def turn(wake):
+  for _ in range(70_000):   # more than a pipe holds
+    signal.raise_signal(signal.SIGTERM)
+  return 5
+s.turn = turn
+print(s.run(), s.signals)
+"""
+
+
+@linux
+def test_a_flood_of_signals_is_counted_in_silence():
+  r = subprocess.run([sys.executable, "-c", FLOOD], cwd=ROOT, capture_output=True, text=True)
+  assert (r.stdout, r.stderr) == ("5 70000\n", "")

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from label_fixture import FRAME, group_of, write_store
+from PIL import Image
 
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.selfdrive.modeld.fair.frames import pack_rgb
@@ -21,7 +22,7 @@ from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.options import find_classes, label_names
 from openpilot.tools.fair.distillation.plan import Plan
 from openpilot.tools.fair.labels.store import LabelStore
-from openpilot.tools.fair.spec import Class, ClassSet, read_classes, road_classes
+from openpilot.tools.fair.spec import Class, ClassSet, InputSpec, read_classes, road_classes
 from openpilot.tools.fair.students.student import build
 from openpilot.tools.fair.tasks import find_task, task_of
 from openpilot.tools.fair.teacher import Label
@@ -62,50 +63,58 @@ def run(monkeypatch, module, *args):
 
 
 def learn(monkeypatch, labels, out, *args, steps=1):
-  common = "--steps", steps, "--batch", 2, "--clip", 1, "--eval-every", 1, "--workers", 0
+  common = "--steps", steps, "--batch", 4, "--eval-every", 1, "--workers", 0
   run(monkeypatch, distill, "--labels", labels, "--student", "objects-nano", "--out", out, *common, *args)
 
 
 # *** the user's own, end to end ***
 
 
-def test_a_map_of_the_users_own_class_reaches_the_manifest(tmp_path, monkeypatch):
-  labels = write(tmp_path / "s", MAP_LABEL)
+@pytest.fixture(scope="module")
+def holes(tmp_path_factory):
+  """A store of potholes, a run on it, and its bundle."""
+  root = tmp_path_factory.mktemp("holes")
+  write(root / "s", MAP_LABEL)
+  with pytest.MonkeyPatch.context() as m:
+    learn(m, root / "s", root / "run", "--classes", "background,pothole")
+    run(m, export, root / "run", "--out", root / "models" / "holes", "--no-tinygrad")
+  return root
+
+
+def test_a_map_of_the_users_own_class_reaches_the_manifest(holes, tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r"'pothole' is no class of 'road'. It knows .*vehicle: car, truck.*--ignore-cl"):
-    learn(monkeypatch, labels, tmp_path / "no", "--tasks", "segmentation")
+    learn(monkeypatch, holes / "s", tmp_path / "no", "--tasks", "segmentation")
   assert not (tmp_path / "no").exists()
-  learn(monkeypatch, labels, tmp_path / "run", "--classes", "background,pothole")
-  state = load_checkpoint(tmp_path / "run" / "last.pt")
-  config = Config.from_dict(state["config"])
+  config = Config.from_dict(load_checkpoint(holes / "run" / "last.pt")["config"])
   assert config.tasks == ["segmentation"] and config.classes.maps == ("background", "pothole")
-  assert json.loads((tmp_path / "run" / "config.json").read_text())["classes"]["name"] == "background,pothole"
-  export_args = tmp_path / "run", "--out", tmp_path / "models" / "holes", "--no-tinygrad"
-  run(monkeypatch, export, *export_args)
-  bundle = load_bundle(tmp_path / "models" / "holes")
+  assert json.loads((holes / "run" / "config.json").read_text())["classes"]["name"] == "background,pothole"
+  bundle = load_bundle(holes / "models" / "holes")
   out = {o["name"]: o for o in bundle.graphs[0]["outputs"]}
   assert list(out) == ["segmentation"] and out["segmentation"]["shape"] == [1, 2, 64, 128]
   assert out["segmentation"]["classes"] == ["background", "pothole"]
   assert out["segmentation"]["roles"] == {"background": "background"}
-  assert bundle.manifest["input"] == {
-    "kind": "model_frame",
-    "height": 256,
-    "width": 512,
-    "view": "medmodel",
-    "letterbox": True,
-    "pad": 114,
-  }
-  # it can be trained on; where other classes are learned, without the layer that tells its own apart
-  train = Clips(labels, ["segmentation"], 1, classes=config.classes)
-  state = distill.initial([str(tmp_path / "models" / "holes")], train)
-  assert state["ema"]["student.objects.segmentation.weight"].shape[1] == 2
+  assert bundle.manifest["input"] == InputSpec().to_dict()
+
+
+def test_layers_of_other_classes_start_anew(monkeypatch):
+  ema = dict.fromkeys(("student.objects.segmentation.weight", "student.objects.heat.bias", "student.neck.x"), 0)
+  state = {"ema": ema, "classes": {"maps": ["background", "pothole"], "boxes": []}}
   said: list[str] = []
   monkeypatch.setattr(distill, "warn", said.append)
   other = ClassSet("other", (Class("pothole"), Class("background")))
   kept = distill.without_other_classes(state, other, "here")["ema"]
-  assert {k for k in state["ema"] if k not in kept} == {f"student.objects.segmentation.{k}" for k in ("weight", "bias")}
+  assert list(kept) == ["student.objects.heat.bias", "student.neck.x"]
   assert "here: it tells the maps background, pothole apart, and pothole, background are learned now" in said[0]
-  longer = ClassSet("longer", (*config.classes.classes, Class("crack")))
-  assert distill.without_other_classes(state, longer, "here")["ema"].keys() == state["ema"].keys()
+  longer = ClassSet("longer", (Class("background"), Class("pothole"), Class("crack")))
+  assert distill.without_other_classes(state, longer, "here")["ema"] == ema and len(said) == 1
+
+
+@pytest.mark.slow
+def test_a_bundle_of_own_classes_is_trained_on(holes):
+  train = Clips(holes / "s", ["segmentation"], 1, classes=find_classes("background,pothole", [MAP_LABEL]))
+  state = distill.initial([str(holes / "models" / "holes")], train)
+  own = load_checkpoint(holes / "run" / "best.pt")["ema"]["student.objects.segmentation.weight"]
+  assert torch.allclose(state["ema"]["student.objects.segmentation.weight"], own, atol=1e-3)  # by way of float16
 
 
 def test_a_class_map_teaches_the_users_class(tmp_path):
@@ -258,3 +267,42 @@ def test_points_are_lanes(tmp_path, monkeypatch):
   before["weights.log_variance.points"] = torch.tensor(0.25)
   model.load_state_dict(before)
   assert float(model.weights.log_variance["lanes"].detach()) == 0.25
+
+
+# *** pictures of any size ***
+
+
+def test_imported_pictures_with_own_classes_reach_the_manifest(tmp_path, monkeypatch):
+  """A folder of RGB pictures and class maps, letterboxed into another size than the road's, as typed."""
+  from openpilot.tools.fair.labels import import_labels
+
+  r = np.random.default_rng(0)
+  for name in ("pictures", "maps"):
+    (tmp_path / name).mkdir()
+  for k in range(4):
+    ids = np.zeros((60, 120), np.uint8)
+    ids[30:50, 20:60] = 1
+    rgb = np.where(ids[..., None] == 1, 30, r.integers(100, 200, (60, 120, 3))).astype(np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "pictures" / f"{k}.png")
+    Image.fromarray(ids).save(tmp_path / "maps" / f"{k}.png")
+  labels = tmp_path / "s"
+  args = "--annotations", tmp_path / "maps", "--classes", "background,pothole", "--name", "holes", "--license", "MIT"
+  run(monkeypatch, import_labels, tmp_path / "pictures", *args, "--size", "160x96", "--output", labels)
+  learn(monkeypatch, labels, tmp_path / "run", "--classes", "background,pothole")
+  config = Config.from_dict(load_checkpoint(tmp_path / "run" / "last.pt")["config"])
+  assert config.input == InputSpec("rgb", 96, 160) and config.tasks == ["segmentation"]
+  clips = Clips(labels, ["segmentation"], 1, classes=config.classes)
+  batch = Batches(clips, 0, False)[(0, [0], False)]
+  assert batch["frame"].shape == (1, 3, 96, 160) and batch["segmentation"].shape == (1, 2, 24, 40)
+  # 120x60 pixels are 160x80 of 160x96: the lowest 16 rows, 4 of the map, are padding
+  assert batch["valid"][0].sum(1).tolist() == [40] * 20 + [0] * 4
+  assert np.argwhere(batch["segmentation"][0, 1].numpy() > 0.5).min(0).tolist() == [10, 7]  # 30 and 20 by 4 / 3, by 4
+  moved = Batches(clips, 0, True)[(3, [0], True)]
+  assert moved["frame"].shape == (1, 3, 96, 160) and not torch.equal(moved["frame"], batch["frame"])
+  run(
+    monkeypatch, export, tmp_path / "run", "--out", tmp_path / "models" / "holes", "--no-tinygrad", "--labels", labels
+  )
+  bundle = load_bundle(tmp_path / "models" / "holes")
+  assert bundle.manifest["input"] == InputSpec("rgb", 96, 160).to_dict()
+  (out,) = bundle.graphs[0]["outputs"]
+  assert out["shape"] == [1, 2, 24, 40] and out["classes"] == ["background", "pothole"]

@@ -301,5 +301,5 @@ def test_wrong_folders_say_what_to_do(tmp_path):
 )
 def test_pictures_of_a_size_that_cannot_be(tmp_path, size):
   teacher = DinoV3Teacher(DinoV3Config(save(tmp_path / "model", size=size)), "cpu")
-  with pytest.raises(UserError, match="1 to 8192 are possible"):
+  with pytest.raises(UserError, match="1 to 4096 are possible"):
     teacher.extract_feature_map(images(32, 48))

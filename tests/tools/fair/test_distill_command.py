@@ -15,7 +15,8 @@ from label_fixture import same, write_store
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.data import Clips
-from openpilot.tools.fair.distillation.options import parser
+from openpilot.tools.fair.distillation.look import Look
+from openpilot.tools.fair.distillation.options import configuration, parser
 from openpilot.tools.fair.distillation.trained import trained_on
 from openpilot.tools.fair.distillation.config import Config, Stage
 from openpilot.tools.fair.distillation.trainer import Run
@@ -219,3 +220,21 @@ def test_restricted_licenses_are_asked_for(tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r"--accept-license CC-BY-NC-4\.0"):
     distill.main()
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("given", [None, "no", "fp16"])
+@pytest.mark.parametrize("able", [False, True])
+def test_precision_is_what_is_said_else_what_the_gpu_has(labels, monkeypatch, given, able):
+  monkeypatch.setattr(torch.cuda, "is_available", lambda: able)
+  monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: able)
+  args = [
+    "--labels",
+    str(labels),
+    "--student",
+    "depth-nano",
+    "--out",
+    "x",
+    *(() if given is None else ("--precision", given)),
+  ]
+  config, live = configuration(parser("").parse_args(args), Look(labels))
+  assert config.precision == (given or ("bf16" if able else "no")) and live is None

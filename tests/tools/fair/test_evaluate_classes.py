@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from openpilot.tools.fair.evaluation import evaluate as module
 from openpilot.tools.fair.evaluation import groups, labels, student
 from openpilot.tools.fair.evaluation.compared import Compared, classes_said, set_of
 from openpilot.tools.fair.evaluation.metrics import Sums
+from openpilot.tools.fair.evaluation.scenes import Segment
 from openpilot.tools.fair.labels.rules import rules_of
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, LabelStore
 from openpilot.tools.fair.spec import Class, ClassSet, InputSpec, road_classes
@@ -264,3 +266,17 @@ def test_a_task_from_elsewhere_brings_its_own_table(tmp_path, monkeypatch):
     for table in (tasks.TASKS, groups.GROUPS, labels.READERS, student.DECODERS):
       table.clear()
       table.update(before[id(table)])
+
+
+def test_the_padding_of_a_picture_counts_nowhere():
+  """Each picture of a folder has its own size: what it does not fill of its frame is no picture."""
+  frames = SimpleNamespace(meta={"input": InputSpec().to_dict()})
+  sizes = np.array([[320, 240], [512, 256], [1024, 256]])
+  s = Segment("a--0", {"frames": frames}, [2, 0, 1], [7, 8, 9], np.ones((256, 512), bool), [], sizes)
+  for frame_id, (width, height) in zip((8, 9, 7), sizes.tolist(), strict=True):
+    scale = min(512 / width, 256 / height)
+    x, y = (np.arange(512) + 0.5) / scale - 0.5, (np.arange(256) + 0.5) / scale - 0.5  # in the picture's pixels
+    want = (y < height - 0.5)[:, None] & (x < width - 0.5)
+    assert (s.valid_at(frame_id) == want).all() and want.any()
+    assert (s.map_valid_at(frame_id) == want[1::4, 1::4]).all()
+  assert s.valid_at(9).all() and not s.valid_at(8).all() and s.valid_at(8).mean() == pytest.approx(2 / 3, abs=0.002)

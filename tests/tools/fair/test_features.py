@@ -144,3 +144,25 @@ def test_autocast_changes_nothing(rng):
   expected = run()
   with torch.autocast("cpu", torch.bfloat16):
     assert run() == expected
+
+
+def test_primes():
+  assert [n for n in range(-2, 60) if ft.is_prime(n)] == [
+    2,
+    3,
+    5,
+    7,
+    11,
+    13,
+    17,
+    19,
+    23,
+    29,
+    31,
+    37,
+    41,
+    43,
+    47,
+    53,
+    59,
+  ]

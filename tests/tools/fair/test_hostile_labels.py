@@ -230,6 +230,7 @@ def test_a_state_that_claims_34_gigabytes(store):
     {"labels": 5},
     {"teacher": []},
     {"view": {"name": "nose"}},
+    {"view": {"name": "medmodel", "width": 0, "height": 256}},
     {"camera": {"width": "x"}},
   ],
 )

@@ -67,6 +67,14 @@ def test_segmentation(rng):
   )
 
 
+def test_a_class_of_less_than_a_pixel_counts_too(rng):
+  logits, p = rng.normal(size=(1, 3, 1, 2)), np.array([[[[0.6, 0.9]], [[0.4, 0.1]], [[0.0, 0.0]]]])
+  valid, w = np.ones((1, 1, 2), bool), np.array([1.0, 5.0, 2.0])
+  assert value(ls.segmentation_loss(t(logits), t(p), t(valid), weights=t(w))) == pytest.approx(
+    segmentation_reference(logits, p, valid, w), rel=1e-10
+  )
+
+
 def test_segmentation_at_the_edges(rng):
   logits, p = t(rng.normal(size=(2, 3, 4, 5)), True), rng.dirichlet(np.ones(3), (2, 4, 5)).transpose(0, 3, 1, 2)
   valid = rng.random((2, 4, 5)) < 0.5

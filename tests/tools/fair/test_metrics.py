@@ -17,6 +17,7 @@ from openpilot.tools.fair.evaluation.metrics import (
   lower_is_better,
   paired_bootstrap,
 )
+from openpilot.tools.fair.evaluation.scenes import NO_POINTS
 from openpilot.tools.fair.evaluation.video import (
   Identities,
   IouTracker,
@@ -443,3 +444,40 @@ def test_paired_differences_see_what_intervals_hide():
   assert (low, high) == pytest.approx((0.02, 0.02), abs=1e-9)
   (a_low, _), (_, b_high) = bootstrap(a)["abs_rel"], bootstrap(b)["abs_rel"]
   assert a_low < b_high
+
+
+class Fixed:
+  """A route whose metrics are given."""
+
+  def __init__(self, **values):
+    self.values = values
+
+  @classmethod
+  def pooled(cls, parts):
+    return parts[0]
+
+  def result(self):
+    return self.values
+
+
+def test_only_what_both_have_is_compared():
+  got = paired_bootstrap([Fixed(x=3.0, y=1.0)] * 3, [Fixed(x=1.0, z=1.0)] * 3, 20)
+  assert got == {"x": (2.0, 2.0)}
+
+
+def test_no_objects_have_no_entries():
+  nothing = Objects()
+  assert len(nothing) == 0 and {len(v) for v in vars(nothing).values() if isinstance(v, np.ndarray)} == {0}
+  assert {len(v) for v in NO_POINTS.values()} == {0} and set(NO_POINTS) == {"track", "x", "y", "visible"}
+
+
+def test_several_of_one_identity_are_objects_of_their_own():
+  """The surest keeps it, the others' are nobody's, in all frames."""
+  video = Video()
+  boxes = np.array([[0, 0, 9, 9], [20, 0, 29, 9], [40, 0, 49, 9], [60, 0, 69, 9.0]])
+  for _ in range(2):
+    found = make_objects(boxes, [0] * 4, [0.9, 0.5, 0.8, 0.7], track=np.array([2, 7, 7, 7]))
+    video.add(found, make_objects(boxes, [0] * 4, track=np.arange(4)), "bbox")
+  tracks = [f.found.track.tolist() for f in video.frames]
+  assert [t[0] for t in tracks] == [2, 2] and [t[2] for t in tracks] == [7, 7]
+  assert len(set(tracks[0] + tracks[1])) == 6

@@ -66,6 +66,7 @@ def test_identities_and_fields_that_only_one_has():
   row = compare(want, got)[1]
   assert row["moved"] and row["parted"] == 60 and row["max"] == 0
   assert [r["moved"] for r in compare(want, {k: v for k, v in want.items() if "Depth" in k})] == [False, True]
+  assert [r["moved"] for r in compare(want, {k: v for k, v in want.items() if "Objects" in k})] == [True, False]
 
 
 def change(bundle, factor):

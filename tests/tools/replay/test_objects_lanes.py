@@ -2,22 +2,33 @@
 
 from dataclasses import replace
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from openpilot.cereal import messaging
 from openpilot.common.transformations.model import get_warp_matrix
 from openpilot.selfdrive.modeld.fair.frames import camera_intrinsics
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.lanes import Line
-from openpilot.selfdrive.modeld.fair.publish import Stamp, lanes_message, objects_message
+from openpilot.selfdrive.modeld.fair.heads.depth import Depth
+from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation
+from openpilot.selfdrive.modeld.fair.publish import (
+  Stamp,
+  depth_message,
+  lanes_message,
+  objects_message,
+  segmentation_message,
+)
 from openpilot.selfdrive.modeld.fair.tracking import Tracked
 from openpilot.selfdrive.modeld.fair.heads.segmentation import encode_runs
-from openpilot.tools.lib.colors import TINT, name_color, track_color
+from openpilot.tools.lib.colors import TURBO, TINT, name_color, track_color
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.replay import report
 from openpilot.tools.replay.overlay import CYAN, HIDDEN, LABELS, Labels, Overlay, lead_of
-from openpilot.tools.replay.measure import Quality, measure
+from openpilot.tools.replay.measure import Counts, Quality, mean_ms, measure
 from openpilot.tools.replay.report import write_report
 
 W, H = 1344, 760
@@ -203,6 +214,78 @@ def test_the_lead_is_the_nearest_on_the_path():
   model.position.x, model.position.y = [0.0, 20.0, 40.0], [0.0, 4.0, 16.0]  # a bend to the right
   assert lead_of(m.objects, model).trackId == 2
   assert lead_of([], model) is None
+
+
+def canvas(overlay):
+  image = Image.new("RGB", (W, H))
+  d = ImageDraw.Draw(image, "RGBA")
+  return image, d, Labels(d, overlay.font, (W, H))
+
+
+def test_a_label_is_above_its_box_else_below_else_to_its_right():
+  overlay = Overlay(W, H)
+  image, _, labels = canvas(overlay)
+  box = np.array([400, 300, 500, 380])
+  for _ in range(3):
+    assert labels.beside(box, "HHH", (255, 255, 255))
+  assert not labels.beside(box, "HHH", (255, 255, 255))
+  above, below, right = labels.taken
+  assert above[0] == below[0] == 400 and above[3] == 298 and below[1] == 382 and right[:2] == (502, 300)
+  lit = np.argwhere(np.asarray(image).max(2) > 10)
+  for x0, y0, x1, y1 in labels.taken:  # the letters stand three pixels below the top, four from the left
+    own = lit[(lit[:, 0] >= y0) & (lit[:, 0] < y1) & (lit[:, 1] >= x0) & (lit[:, 1] < x1)]
+    assert own[:, 0].min() == y0 + 3 and own[:, 0].max() == y1 - 4 and 0 <= own[:, 1].min() - (x0 + 4) <= 3
+
+
+def test_depth_is_in_the_upper_right_corner_in_a_frame():
+  overlay = Overlay(W, H)
+  image, d, labels = canvas(overlay)
+  overlay._inset(image, d, labels, np.full((64, 128), 10.0, np.float32), "")
+  w, h = W // 5, W // 5 // 2
+  left, top = W - w - 8, overlay.font_size + 16
+  picture = np.asarray(image).astype(int)
+  color = TURBO[int(255 * np.log(10 / 2) / np.log(120 / 2))]
+  assert (picture[top + 1 : top + h - 1, left + 1 : left + w - 1] == color).all()
+  for y, x in ((top - 1, left + 50), (top + h, left + 50), (top + 50, left - 1), (top + 50, left + w)):
+    assert (picture[y, x] == 255).all(), (y, x)
+  assert (picture[:, : left - 1] == 0).all() and (picture[: top - 1] == 0).all()
+  assert labels.taken == [(left, top, left + w, top + h + 3 * overlay.font_size)]
+
+
+def test_the_view_covers_what_its_pinhole_sees():
+  """512x256 of 910 pixels' focal length about (256, 47.6), in a camera that looks the same way."""
+  overlay = Overlay(W, H)
+  intrinsics, inside, _ = overlay._geometry()
+  x = (np.arange(W) - intrinsics[0, 2]) * 910 / intrinsics[0, 0] + 256
+  y = (np.arange(H) - intrinsics[1, 2]) * 910 / intrinsics[1, 1] + 47.6
+  want = ((y >= -0.5) & (y < 255.5))[:, None] & ((x >= -0.5) & (x < 511.5))
+  assert overlay.size == (W, H) and inside.tolist() == np.flatnonzero(want).tolist()
+
+
+def test_depth_and_classes_against_truth():
+  """Of 4 cells at 4 m three are right, a tenth too far, and twice as far; one is unknown. Of 4 cells two classes."""
+  quality = Quality([])
+  quality.classes, quality.confusion = ["road", "sky"], np.zeros((2, 2))
+  quality.truth_of = lambda frame_id: (np.full((2, 2), 4.0), np.array([[0, 0], [1, 1]], np.uint8))
+  stamp = Stamp(5, 250_000_000, "b", 0.004, True)
+  for z in ([[4, 4.4], [8, np.nan]], [[4, 4], [4, 4]]):
+    quality.add("fairDepth", depth_message(Depth(np.array(z, np.float32), True), stamp)[1].as_reader().fairDepth)
+  seg = Segmentation(["road", "sky"], np.array([[0, 1], [1, 1]], np.uint8), np.ones(2, np.float32))
+  quality.add("fairSegmentation", segmentation_message(seg, stamp)[1].as_reader().fairSegmentation)
+  logs = np.array([0, np.log(1.1), np.log(2), 0, 0, 0, 0])
+  want = {"abs_rel": 1.1 / 7, "delta1": 6 / 7, "silog": np.std(logs)}
+  want |= {"miou": (1 / 2 + 2 / 3) / 2, "iou_road": 1 / 2, "iou_sky": 2 / 3}
+  assert quality.result() == pytest.approx(want, abs=1e-3)
+
+
+def test_means_and_medians_of_nothing():
+  states = [SimpleNamespace(warpTime=t) for t in (0.0, 0.004, 0.006)]  # 0: nothing was measured
+  assert mean_ms(states, "warpTime") == 5.0 and mean_ms(states[:1], "warpTime") == 0.0
+  counts = Counts()
+  counts.add("fairObjects", messaging.new_message("fairObjects").as_reader().fairObjects, True)
+  assert counts.result()["objects"] == dict.fromkeys(
+    ("each", "occluded_each", "masks_each", "on_the_road_each", "identities", "median_life_frames"), 0
+  ) | {"messages": 1}
 
 
 def test_classes_are_held_against_the_truth_by_their_names(monkeypatch):

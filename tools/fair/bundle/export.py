@@ -139,7 +139,7 @@ def in_tinygrad(folder: Path) -> str:
 def main() -> None:
   p = argparse.ArgumentParser(prog="export", description=__doc__)
   p.add_argument("run", type=Path, help="a finished run of `tools/op.sh distill`")
-  p.add_argument("--out", type=Path, required=True, help="the bundle's folder, as models/NAME")
+  add_flag(p, "--output", "--out", dest="out", type=Path, required=True, help="the bundle's folder, as models/NAME")
   p.add_argument(
     "--evaluation",
     type=Path,

@@ -57,7 +57,7 @@ class Pictures:
       return int(height * ratio), int(width * ratio)
     if "shortest_edge" not in size:
       raise UserError(
-        f"preprocessor_config.json: size {printable(size)} is not known; height and width, or shortest_edge and "
+        f"preprocessor_config.json: size {printable(size, 80)} is not known; height and width, or shortest_edge and "
         "longest_edge"
       )
     # the official rule, with its roundings

@@ -5,6 +5,8 @@ from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from openpilot.tools.fair.labels.store import Group, LabelStore
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.teacher import Label
@@ -41,6 +43,18 @@ class Look:
     for g in self.groups:
       h.update(f"{g.segment} {g.path.name} {sorted(g.done())}\n".encode())
     return h.hexdigest()[:16]
+
+  @cached_property
+  def longest(self) -> int:
+    """Frames of the longest run of consecutive ones; 1 where all are single pictures."""
+    most = 0
+    for groups in self.segments.values():
+      if "frames" in groups:
+        frames = groups["frames"]
+        ids = frames.frames["frame_id"].to_numpy()
+        ends = np.flatnonzero(np.diff(ids) != int(frames.meta["every"])) + 1
+        most = max(most, int(np.diff([0, *ends, len(ids)]).max(initial=0)))
+    return most
 
   def picture(self, segments: Collection[str] = ()) -> InputSpec:
     """Of the frames of these segments, by default of all. Raises UserError where they differ."""

@@ -2,6 +2,7 @@
 are evaluated."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,15 @@ class Segment:
     """(h, w), at the center of each cell of 4x4 pixels."""
     return self.valid[1::4, 1::4]
 
+  @cached_property
+  def row_of(self) -> dict[int, int]:
+    return dict(zip(self.ids, self.rows, strict=True))
+
   def valid_at(self, frame_id: int) -> np.ndarray:
     """`valid` of one frame: of pictures what each fills of the frame."""
     if self.sizes is None:
       return self.valid
-    width, height = self.sizes[rows_by_frame(self.frames)[frame_id]].tolist()
+    width, height = self.sizes[self.row_of[frame_id]].tolist()
     return picture_of(self.frames).covered(width, height)
 
   def map_valid_at(self, frame_id: int) -> np.ndarray:

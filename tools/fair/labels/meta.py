@@ -95,6 +95,6 @@ def read_meta(path: Path) -> dict[str, Any]:
     InputSpec.from_dict(meta.get("input"))
   except UserError as e:
     raise ValueError(f"group.json: {e}") from None
-  except (KeyError, IndexError, TypeError, AttributeError) as e:
+  except (KeyError, IndexError, TypeError, AttributeError, ArithmeticError) as e:
     raise ValueError(f"group.json lacks or garbles {e}") from None
   return meta

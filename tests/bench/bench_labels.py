@@ -9,8 +9,9 @@ teacher runs, which leaves out YOLOX's classes of no road: all that is done arou
 other round. Processor time is what to look at where other work runs on the machine; less so where that work shares a
 physical core.
 
-python tests/bench/bench_labels.py [--frames 1200] [--teacher yolox-nano]      (needs the shared data's weights and
-    routes)
+python tests/bench/bench_labels.py [--frames 1200] [--teacher yolox-nano]
+
+It needs the shared data's weights and routes.
 """
 
 import argparse

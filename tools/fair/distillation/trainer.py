@@ -243,9 +243,6 @@ class Run(Loop):
   def too_much(self) -> str:
     return f"{self.config.batch} frames at once; lower --batch-size"
 
-  def told(self) -> dict[str, Any]:
-    return {k: v for k, v in dataclasses.asdict(self.config).items() if isinstance(v, (int, float, str, bool))}
-
   def evaluate(self, limit: int | None = None) -> dict[str, float]:
     """Losses of the averaged student on held-out clips, not augmented. {} where there are none."""
     clips = self.val if self.chosen is None else self.train

@@ -35,7 +35,7 @@ from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
 from openpilot.tools.fair.labels.sources.routes import find_views
 from openpilot.tools.fair.labels.store import LabelStore
-from openpilot.tools.fair.onnx.graph import free_batch
+from openpilot.tools.lib.onnx_batch import free_batch
 from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.fair.teacher import Clip
 

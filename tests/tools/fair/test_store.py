@@ -94,6 +94,18 @@ def test_another_versions_group_is_one_line(tmp_path, monkeypatch, capsys, how):
   assert err.count("\n") == 1 and str(group.path) in err and says in err and "label again" in err
 
 
+def test_license_is_read_in_either_spelling(tmp_path):
+  write_store(tmp_path / "s", routes=("00000001--aaaaaaaaaa",), n=2)
+  (path,) = (tmp_path / "s").glob("*/simulator-*/group.json")
+  meta = json.loads(path.read_text())
+  assert meta["teacher"]["licence"] == "MIT" and "license" not in meta["teacher"]  # as the first stores have it
+  meta["teacher"]["license"] = meta["teacher"].pop("licence")
+  for _ in range(2):
+    (group,) = LabelStore(tmp_path / "s").groups("simulator")
+    assert group.meta["teacher"]["license"] == "MIT"
+    path.write_text(json.dumps(meta))
+
+
 class Planted:
   def __reduce__(self):
     return sys.exit, ("run",)

@@ -92,6 +92,36 @@ def test_going_on_is_bit_for_bit_the_unbroken_run(data, base, tmp_path, monkeypa
   )
 
 
+def test_an_earlier_versions_checkpoint_between_epoch_and_evaluation_goes_on(data, base, tmp_path):
+  """Such a run was stopped after an epoch's last step, before it was evaluated."""
+  config = dataclasses.replace(SMALL, batch_size=2)
+  whole = make_run(data, base, tmp_path / "whole", config)
+  whole.fit()
+  broken = make_run(data, base, tmp_path / "broken", config)
+  per_epoch = broken.steps_per_epoch
+  for _ in range(2):  # after the first epoch's last step, and after the second's
+    for batch in broken.batches():
+      broken.values = broken.step_on(batch)
+      broken.step, broken.at = broken.step + 1, broken.at + 1
+      for k, v in broken.values.items():
+        broken.sums[k] = broken.sums.get(k, 0.0) + v
+    assert broken.at == per_epoch
+    state = {**broken.state(), "scaler": None}
+    broken = make_run(data, base, tmp_path / "broken", config)
+    broken.load(state)
+    if broken.step < broken.steps:
+      broken.steps = broken.step
+      broken.fit()
+      broken.steps = whole.steps
+      assert (broken.epoch, broken.at, broken.sums) == (1, 0, {})
+  broken.fit()
+  a, b = (load_checkpoint(tmp_path / k / LAST) for k in ("whole", "broken"))
+  assert a["step"] == b["step"] and a["epoch"] == b["epoch"] == 2
+  assert all(torch.allclose(a["adapter"][n], b["adapter"][n], atol=1e-6) for n in a["adapter"])
+  assert b["val"]["total"] == pytest.approx(a["val"]["total"], rel=1e-5)
+  assert b["best"] == pytest.approx(a["best"], rel=1e-5)
+
+
 class Says:
   """A teacher that is sure of some clips' leads and lines and of others' not at all, and says nothing (NaN) of parts:
   by a clip's first pixel."""

@@ -13,7 +13,8 @@ from onnx import helper, numpy_helper
 
 from openpilot.tools.fair.labels.pipeline import ahead
 from openpilot.tools.fair.labels.views import SegmentView, ViewWarp
-from openpilot.tools.fair.onnx.graph import free_batch, yolox_classes
+from openpilot.tools.fair.onnx.graph import yolox_classes
+from openpilot.tools.lib.onnx_batch import free_batch
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -249,6 +249,12 @@ class Clips:
         values = [{k: v[table["frame"] == t] for k, v in table.items() if k != "frame"} for t in range(len(ids))]
       clip.said[task] = self._said(source, values)
 
+  def label_shape(self, task: str) -> tuple[int, ...] | None:
+    """Of one frame's label that teaches it; None where nothing does."""
+    found = [s.sources[task] for s in self.segments if task in s.sources]
+    found += [self.taught_live[task]] if task in self.taught_live else []
+    return found[0].labels[0].shape if found else None
+
   def left_out(self) -> list[str]:
     """A line for each teacher of whose classes some are not learned: which, and how much of its labels."""
     names: dict[tuple[str, str], dict[str, None]] = {}

@@ -33,21 +33,19 @@ def parser(description: str | None) -> argparse.ArgumentParser:
   p.add_argument(
     "--classes",
     metavar="FILE.yaml|A,B,C",
-    help="what is told apart: a class set (see tools/fair/road.yaml, the default), or names as the labels have them",
+    help="the classes to learn: a class set's file (default: tools/fair/road.yaml), or names as the labels have them",
   )
   p.add_argument(
     "--ignore-classes",
     action="store_true",
-    help="leave out what the labels call by names that --classes does not know, which is an error by default",
+    help="leave out labels of classes that --classes does not know; by default they are an error",
   )
-  p.add_argument("--tasks", help=f"comma-separated, of {', '.join(TASKS)}; all that the student can learn by itself")
+  p.add_argument("--tasks", help=f"comma-separated, of {', '.join(TASKS)}; default: all that the student can learn")
   p.add_argument(
-    "--prefer", default="", help="teachers, comma-separated: who is asked first where several label the same"
+    "--prefer", default="", help="teachers, comma-separated: which come first where several label the same"
   )
   p.add_argument(
-    "--stale-labels",
-    action="store_true",
-    help="take labels by rules that were mended since, which are refused by themselves",
+    "--stale-labels", action="store_true", help="use labels made by outdated rules, which are refused by default"
   )
   p.add_argument(
     "--live-teacher",
@@ -72,34 +70,44 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     metavar="FILE",
     help="start the backbone from the hub's ImageNet weights, or from timm's state dict in FILE",
   )
-  text = "start from another run's best student or a bundle, as models/fair_unified_small, where it fits or this one is wider; several times: from a later one"  # noqa: E501
   p.add_argument(
     "--init",
     action="append",
     default=[],
     metavar="RUN[:PART]",
-    help=f"{text} what it has too, or PART alone: `--init RUN --init OTHER:lanes`",
+    help="start from another run's best student or a bundle, as models/fair_unified_small, where it fits or this one "
+    "is wider. Given again, a later one replaces what it has too, or only PART: `--init RUN --init OTHER:lanes`",
   )
-  p.add_argument("--steps", type=int, default=d.steps)
-  add_flag(p, "--batch-size", "--batch", type=int, default=d.batch, help="frames a step")
+  p.add_argument("--steps", type=int, default=d.steps, help="of the optimizer (default: %(default)s)")
+  add_flag(p, "--batch-size", "--batch", type=int, default=d.batch, help="frames a step (default: %(default)s)")
   p.add_argument(
     "--clip",
     type=int,
     help="frames of a clip: 8 where points are tracked, 4 where objects are told apart, 1 else and of stills",
   )
-  p.add_argument("--lr", type=float, default=d.lr)
+  p.add_argument("--lr", type=float, default=d.lr, help="learning rate (default: %(default)s)")
   p.add_argument(
     "--warmup",
     type=int,
     default=d.warmup,
-    help="steps in which the learning rate rises; few where --init starts from a student",
+    help="steps in which the learning rate rises; few with --init (default: %(default)s)",
   )
-  p.add_argument("--weight", action="append", default=[], metavar="TASK=W", help="of a task's loss; 1 by itself")
+  p.add_argument("--weight", action="append", default=[], metavar="TASK=W", help="of a task's loss; default: 1")
   p.add_argument("--learned-weights", action="store_true", help="weigh tasks by learned uncertainty")
-  p.add_argument("--hard", type=float, default=d.hard, help="share of an epoch given to the clips of the highest loss")
+  p.add_argument(
+    "--hard",
+    type=float,
+    default=d.hard,
+    help="share of an epoch for the clips of the highest loss (default: %(default)s)",
+  )
   p.add_argument("--no-augment", action="store_true")
   p.add_argument("--stages", type=Path, help="a YAML list of {steps, tasks, freeze, lr}")
-  p.add_argument("--eval-every", type=int, default=d.eval_every, help="steps; a checkpoint is written as often")
+  p.add_argument(
+    "--eval-every",
+    type=int,
+    default=d.eval_every,
+    help="steps; a checkpoint is written as often (default: %(default)s)",
+  )
   p.add_argument("--seed", type=int, default=0)
   p.add_argument("--precision", choices=("no", "bf16", "fp16"), help="mixed precision: bf16 on GPUs that have it")
   p.add_argument("--workers", type=int, default=1, help="processes that read and augment")

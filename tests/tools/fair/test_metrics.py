@@ -17,7 +17,8 @@ from openpilot.tools.fair.evaluation.metrics import (
   lower_is_better,
   paired_bootstrap,
 )
-from openpilot.tools.fair.evaluation.scenes import NO_POINTS
+from openpilot.tools.fair.evaluation.columns import TeacherTracks
+from openpilot.tools.fair.evaluation.scenes import NO_POINTS, Queries
 from openpilot.tools.fair.evaluation.video import (
   Identities,
   IouTracker,
@@ -481,3 +482,32 @@ def test_several_of_one_identity_are_objects_of_their_own():
   tracks = [f.found.track.tolist() for f in video.frames]
   assert [t[0] for t in tracks] == [2, 2] and [t[2] for t in tracks] == [7, 7]
   assert len(set(tracks[0] + tracks[1])) == 6
+
+
+def queries(fresh, truth, used=None):
+  n = len(truth)
+  truth, fresh = np.array(truth, float), np.array(fresh)
+  used = np.ones(n, bool) if used is None else np.array(used)
+  return Queries(truth.copy(), used, fresh, ~fresh, truth, np.ones(n, bool), np.zeros(n, bool))
+
+
+def points(**places):
+  """t5=(x, y): a teacher's track 5, seen there."""
+  xy = np.array(list(places.values()), float).reshape(-1, 2)
+  track = np.array([int(k[1:]) for k in places])
+  return {"track": track, "x": xy[:, 0], "y": xy[:, 1], "visible": np.ones(len(xy), bool)}
+
+
+def test_a_teachers_point_stands_for_a_query_beside_it():
+  """It is to move as the query does: what lies between them where it starts is taken off. Four pixels off at most."""
+  t = TeacherTracks()
+  start = [(100, 100), (200, 100), (300, 100)]
+  t.step(queries([True] * 3, start), points(t5=(102, 101), t6=(200, 104.5), t7=(300, 96)))
+  assert {s: k for s, (k, _) in t.of.items()} == {0: 5, 2: 7}
+  scene = t.step(queries([False] * 3, start), points(t5=(112, 91), t6=(210, 100), t7=(280, 96)))
+  xy, visible = scene.followed
+  assert xy[0].tolist() == [110, 90] and xy[2].tolist() == [280, 100]
+  assert visible.tolist() == [True, False, True] and t.known.tolist() == [True, False, True]
+  # a track that ends, and a slot that is given to another point, stand for nothing more
+  scene = t.step(queries([False, False, True], start), points(t5=(112, 91)))
+  assert t.known.tolist() == [True, False, False] and set(t.of) == {0}

@@ -4,7 +4,8 @@ with CamVid's road.
 
 python tests/bench/bench_teacher_truth.py --data FOLDER
 
-FOLDER holds coco128, kitti_object, camvid and the weights. What students agree with them about is worth no more than this."""
+FOLDER holds coco128, kitti_object, camvid and the weights. What students agree with them about is worth no more than
+this."""
 
 import argparse
 import os

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from openpilot.selfdrive.modeld.fair.bundle import write_manifest
+from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE
 from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.selfdrive.modeld.fair.parity import difference, worst
 from openpilot.tools.fair.scene_nano.student import SceneStudent
@@ -246,7 +247,7 @@ def export(run: Path, data_dir: Path, out: Path) -> None:
           "inputs": [
             {
               "name": "frame",
-              "shape": [1, 6, 128, 256],
+              "shape": [1, *FRAME_SHAPE],
               "dtype": "uint8",
               "frames": [0],
               "spacing_ms": 50,

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""A small manager for a PC: runs what process_config says while deviceState says `started`. On a device openpilot's own
-does this."""
+"""A small manager for a PC: runs the processes of process_config while deviceState.started is set. On a device
+openpilot's own manager does this."""
 
 import argparse
 import signal

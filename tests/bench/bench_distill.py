@@ -2,8 +2,9 @@
 """Training from the label store against the same loop with the live teacher, in turns, in the same run; and the share
 of a step spent waiting for data.
 
-python tests/bench/bench_distill.py [--teacher yolox-nano] [--steps 20]      (needs the shared data's weights and
-    routes)
+python tests/bench/bench_distill.py [--teacher yolox-nano] [--steps 20]
+
+It needs the shared data's weights and routes.
 
 dinov2-small, -base: networks of those sizes with random weights, for which a frame takes as long as with the published
 ones; nothing is learned from them."""

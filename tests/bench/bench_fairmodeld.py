@@ -3,8 +3,9 @@
 bare network on the same frame in ONNX Runtime, and against a plain torch pipeline of the same student (grid_sample, the
 module in eval mode; then our own decoding and tracking, for both alike).
 
-python tests/bench/bench_fairmodeld.py [BUNDLE] [--frames 300]      (frames are a simulated drive's; without torch its
-    rows are left out)
+python tests/bench/bench_fairmodeld.py [BUNDLE] [--frames 300]
+
+Frames are a simulated drive's. Without torch its rows are left out.
 
 The torch student has random weights, which is to its advantage: trained ones make subnormal numbers, which our runner
 takes as zero. Then the warp alone against one without precomputed indices, and memory."""

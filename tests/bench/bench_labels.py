@@ -9,8 +9,9 @@ teacher runs, which leaves out YOLOX's classes of no road: all that is done arou
 other round. Processor time is what to look at where other work runs on the machine; less so where that work shares a
 physical core.
 
-python tests/bench/bench_labels.py [--frames 1200] [--teacher yolox-nano]      (needs the shared data's weights and
-    routes)
+python tests/bench/bench_labels.py [--frames 1200] [--teacher yolox-nano]
+
+It needs the shared data's weights and routes.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
 from openpilot.tools.fair.labels.sources.routes import find_views
 from openpilot.tools.fair.labels.store import LabelStore
-from openpilot.tools.fair.onnx.graph import free_batch
+from openpilot.tools.lib.onnx_batch import free_batch
 from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.fair.teacher import Clip
 

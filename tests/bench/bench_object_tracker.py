@@ -4,8 +4,9 @@ frames at 20 Hz; a stand-in of a detector sees the exact visible boxes with nois
 ObjectTracker, with and without colors, the camera's turn and flow, against one without memory (IoU with the last
 frame).
 
-python tests/bench/bench_object_tracker.py [--seeds 11 12 13] [--time day]      (seeds 1 to 10 and 21 to 26 were used to
-    choose the constants: they flatter it)
+python tests/bench/bench_object_tracker.py [--seeds 11 12 13] [--time day]
+
+Seeds 1 to 10 and 21 to 26 were used to choose the constants: they flatter it.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 """How far the small real teachers agree with ground truth: YOLOX-nano with COCO128's and KITTI's boxes, TwinLiteNet
 with CamVid's road.
 
-python tests/bench/bench_teacher_truth.py --data FOLDER    a folder with coco128, kitti_object and camvid, and weights
-    in it
-What students agree with them about is worth no more than this."""
+python tests/bench/bench_teacher_truth.py --data FOLDER
+
+FOLDER holds coco128, kitti_object, camvid and the weights. What students agree with them about is worth no more than
+this."""
 
 import argparse
 import os

@@ -2,8 +2,9 @@
 """The whole of it in a real openpilot checkout: lays fairmodeld in, builds what that changes, runs it under openpilot's
 own programs, and takes it out again.
 
-    OPENPILOT_DIR=~/openpilot python tests/overlay/real_tree.py python tests/overlay/real_tree.py ~/openpilot --route
-    ~/routes/ROUTE --only frames,replay
+OPENPILOT_DIR=~/openpilot python tests/overlay/real_tree.py
+
+python tests/overlay/real_tree.py ~/openpilot --route ~/routes/ROUTE --only frames,replay
 
 The checkout is the user's: clean (no changes that are not committed), set up and built as its own README says. Its
 Python is .venv/bin/python in it, or OPENPILOT_PYTHON. With --route FOLDER/ROUTE (a folder with segments ROUTE--0,

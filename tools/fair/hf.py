@@ -115,9 +115,9 @@ def read_config(folder: Path, model_types: tuple[str, ...], what: str) -> dict[s
   config = read_json(folder / "config.json", what)
   if config.get("model_type") not in model_types:
     kinds = ", ".join(model_types)
+    kind = printable(config.get("model_type"), 40)
     raise UserError(
-      f"{folder / 'config.json'} is of a '{printable(config.get('model_type'), 40)}', not of {what} ({kinds}); name another folder or "
-      "another teacher"
+      f"{folder / 'config.json'} is of a '{kind}', not of {what} ({kinds}); name another folder or another teacher"
     )
   if not any((folder / f"model.safetensors{s}").is_file() for s in ("", ".index.json")):
     raise UserError(f"no model.safetensors in {folder}; copy it there (weights in pickles are not opened)")
@@ -162,7 +162,8 @@ def read_preprocess(folder: Path, what: str) -> Preprocess:
       edges = int(size["shortest_edge"])
     else:
       raise UserError(
-        f"{path} has a size of {printable(', '.join(map(str, size)), 80)}; height and width, or shortest_edge, are known"
+        f"{path} has a size of {printable(', '.join(map(str, size)), 80)}; height and width, or shortest_edge, are "
+        "known"
       )
   return Preprocess(mean, std, MODES[resample], edges, white)
 

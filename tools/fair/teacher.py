@@ -178,8 +178,8 @@ def failure_is_said(name: str) -> Iterator[None]:
     if is_out_of_memory(e):
       raise
     raise UserError(
-      f"teacher '{name}' fails: {type(e).__name__}: {printable(e, 200)}; its configuration, preprocessor and weights must "
-      "be of one model: copy its files again"
+      f"teacher '{name}' fails: {type(e).__name__}: {printable(e, 200)}; its configuration, preprocessor and weights "
+      "must be of one model: copy its files again"
     ) from e
 
 

@@ -3,6 +3,7 @@ said where it goes wrong. README.md shows how a trainer is written on it.
 
 Everything random is a function of the seed and the step, so that a resumed run is the unbroken one."""
 
+import argparse
 import contextlib
 import json
 import math
@@ -33,6 +34,7 @@ class Loop:
   BEST, LAST, LOG = "best.pt", "last.pt", "log.jsonl"
   NAME = "train"  # of the progress bar, and of trackers
   LEARNED_FROM = "labels"  # what to look at where a loss is not finite
+  config: Any = argparse.Namespace()  # the options, as an object; trackers are told those that are plain values
 
   def __init__(
     self,
@@ -112,10 +114,6 @@ class Loop:
     """What the memory did not hold, and what to do."""
     return "a batch; lower --batch-size"
 
-  def told(self) -> dict[str, Any]:
-    """Options for the trackers."""
-    return {}
-
   # *** checkpoints ***
 
   def weights(self) -> dict[str, Any]:
@@ -181,7 +179,8 @@ class Loop:
   def report_metrics(self) -> None:
     """After an evaluation, by the first process."""
     self.write({"step": self.step, "val": self.metrics})
-    tqdm.write(f"step {self.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in self.metrics.items()))
+    if self.metrics:
+      tqdm.write(f"step {self.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in self.metrics.items()))
 
   def not_finite(self, what: str, values: Mapping[str, float], batch: Any, totals: Sequence[float]) -> NoReturn:
     """In every process, where the loss of any is not finite. totals: of each, by rank; all finite: all are named."""
@@ -255,7 +254,8 @@ class Loop:
     """Trains to the end. -> the last evaluation. Raises UserError where a loss stops being finite or the memory is too
     small; KeyboardInterrupt after saving at a whole step."""
     main = self.accelerator.is_main_process
-    self.accelerator.init_trackers(self.NAME, config=self.told())
+    simple = {k: v for k, v in vars(self.config).items() if isinstance(v, (int, float, str, bool))}
+    self.accelerator.init_trackers(self.NAME, config=simple)
     bar = tqdm(total=self.steps, initial=self.step, desc=self.NAME, unit="step", disable=not main)
     with interrupts() as interrupted, bar as self.bar:
       try:

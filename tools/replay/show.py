@@ -129,7 +129,7 @@ class Options:
   camera: str = option("road", choices=CAMERAS, help="which video was replayed")
   output: Path = option(Path("out/overlay.mp4"), aliases=("--out",), help="the video to write")
   focal: float | None = option(None, parse=above_zero, metavar="PX", help="the value that the replay was given")
-  frames: int | None = option(None, help="at most so many seconds")
+  frames: int | None = option(None, help="at most so many frames")
 
 
 def main() -> None:

@@ -220,7 +220,7 @@ def test_faults_of_frames_are_told_at_once_but_not_twenty_times_a_second(tmp_pat
   bundle = write_bundle(tmp_path / "tiny")
   daemon, told = FairModeld(lambda: bundle.path, None), []
   try:
-    daemon.model = daemon.load(bundle)
+    daemon.model = daemon.choice.load(bundle)
     daemon.model.set_camera(1344, 760, 1344, 1344 * 760)
     monkeypatch.setattr(
       daemon,
@@ -235,7 +235,7 @@ def test_faults_of_frames_are_told_at_once_but_not_twenty_times_a_second(tmp_pat
     assert daemon.drop_perc == 0
   finally:
     daemon.pm.close()
-    daemon.sm.close()
+    daemon.inbox.sm.close()
 
 
 SLOW = """

@@ -10,13 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tensorrt_fixture import install
 
 from openpilot.tools.dgx import benchmark_inference, benchmark_tensorrt
-from openpilot.tools.dgx.training.reference import save_reference
 from openpilot.tools.lib.errors import cli
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-  return save_reference(tmp_path_factory.mktemp("base") / "reference.onnx")
 
 
 def test_rows(base, tmp_path, monkeypatch, capsys):

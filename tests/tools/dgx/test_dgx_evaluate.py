@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from driving_fixture import T, write_data
+from driving_fixture import T
 
 from openpilot.tools.dgx import hardware
 from openpilot.tools.dgx.training.evaluate import accelerated, compare, drives, errors_of, interval
 from openpilot.tools.dgx.training.paths import DrivenPath, constant_curvature, path_error
-from openpilot.tools.dgx.training.reference import save_reference
 from openpilot.tools.dgx.training.reference_turn import SETTLING
 from openpilot.tools.dgx.training.teacher import DrivingTeacher
 from openpilot.tools.lib.errors import UserError
@@ -40,8 +39,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
   assert np.isnan(interval(np.full(3, np.nan), np.zeros(3))).all()
 
 
-def test_evaluation_compares_on_the_same_frames(tmp_path):
-  data, base = write_data(tmp_path / "d"), save_reference(tmp_path / "reference.onnx")
+def test_evaluation_compares_on_the_same_frames(data, base):
   clips = drives(data, 4)
   teacher = DrivingTeacher(base, device="cpu")
   errors, blocks = errors_of({"a": teacher, "b": teacher}, clips, 1, progress=False)

@@ -395,11 +395,10 @@ def test_reference_network_is_openpilots_interface(tmp_path):
   assert plan[0, 32, 0] == pytest.approx(120, rel=0.5) and abs(plan[0, 0, 0]) < 1.5  # straight on until it has learned
 
 
-def test_reference_network_learns_through_the_file(tmp_path):
+def test_reference_network_learns_through_the_file(base):
   """Gradients reach every layer but those of outputs that are not asked for; a step changes the file's weights and
   nothing else of it."""
-  path = save_reference(tmp_path / "reference.onnx")
-  module, x = load_onnx(path), sample_inputs(2)
+  module, x = load_onnx(base), sample_inputs(2)
   optimizer = torch.optim.SGD(module.parameters(), 1e-3)
   out = parse_outputs(module(**x)[OUTPUT_NAME], output_slices())
   (out["plan"].square().mean() + out["lane_lines"].mean()).backward()
@@ -412,10 +411,10 @@ def test_reference_network_learns_through_the_file(tmp_path):
   } <= learning
   assert not any(n.startswith("net.heads.meta") for n in learning)
   optimizer.step()
-  written, base = module.to_onnx(), onnx.load(str(path))
-  assert [n.SerializeToString() for n in written.graph.node] == [n.SerializeToString() for n in base.graph.node]
-  assert written.metadata_props == base.metadata_props and written.graph.input == base.graph.input
-  was, now = ({t.name: numpy_helper.to_array(t) for t in m.graph.initializer} for m in (base, written))
+  written, given = module.to_onnx(), onnx.load(str(base))
+  assert [n.SerializeToString() for n in written.graph.node] == [n.SerializeToString() for n in given.graph.node]
+  assert written.metadata_props == given.metadata_props and written.graph.input == given.graph.input
+  was, now = ({t.name: numpy_helper.to_array(t) for t in m.graph.initializer} for m in (given, written))
   assert was.keys() == now.keys() and not np.array_equal(was["heads.plan.out.weight"], now["heads.plan.out.weight"])
   assert np.array_equal(was["heads.meta.out.weight"], now["heads.meta.out.weight"])
   with torch.no_grad():

@@ -6,9 +6,7 @@ import sys
 
 import pytest
 import torch
-from driving_fixture import write_data
 
-from openpilot.tools.dgx.training.reference import save_reference
 
 pytestmark = pytest.mark.slow
 
@@ -37,9 +35,8 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
-def test_an_interrupt_of_one_process_stops_and_saves_both(tmp_path, monkeypatch, how):
+def test_an_interrupt_of_one_process_stops_and_saves_both(data, base, tmp_path, monkeypatch, how):
   monkeypatch.setenv("HOW", how)
-  data, base = write_data(tmp_path / "d"), save_reference(tmp_path / "reference.onnx")
   (tmp_path / "script.py").write_text(SCRIPT)
   out = tmp_path / "run"
   out.mkdir()

@@ -9,15 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tensorrt_fixture import install
 
 from openpilot.tools.dgx.training import runners
-from openpilot.tools.dgx.training.reference import save_reference
 from openpilot.tools.dgx.training.runners import OrtRunner, TensorRTRunner, open_runner
 from openpilot.tools.dgx.training.teacher import DrivingTeacher
 from openpilot.tools.lib.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-  return save_reference(tmp_path_factory.mktemp("reference") / "reference.onnx", seed=1)
 
 
 def write(path, nodes, constants, shape=(1, 4), out=(1, 3)):

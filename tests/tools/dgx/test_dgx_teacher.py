@@ -14,7 +14,6 @@ from openpilot.tools.dgx.training.export import export, main
 from openpilot.tools.dgx.training.history import History
 from openpilot.tools.dgx.training.model import hash_file, load_onnx
 from openpilot.tools.dgx.training.outputs import encode_slices, parse_outputs
-from openpilot.tools.dgx.training.reference import save_reference
 from openpilot.tools.dgx.training.runners import open_runner
 from openpilot.tools.dgx.training.teacher import DrivingTeacher
 from openpilot.tools.lib.errors import UserError
@@ -27,11 +26,6 @@ SHAPES = {
   "action_t": (1, 2),
   "features_buffer": (1, 24, 512),
 }
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-  return save_reference(tmp_path_factory.mktemp("reference") / "reference.onnx", seed=1)
 
 
 def clip(steps: int, channels: int = 6, seed: int = 0) -> dict:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from driving_fixture import write_data
 
 from openpilot.tools.dgx.training import train as training
 from openpilot.tools.dgx.training.config import Config, rate
 from openpilot.tools.learn.adapters.apply import adapter_parameters
 from openpilot.tools.dgx.training.model import load_onnx
-from openpilot.tools.dgx.training.reference import SPEED_INPUT, save_reference
+from openpilot.tools.dgx.training.reference import SPEED_INPUT
 from openpilot.tools.dgx.training.shards import DrivingClips, read_dataset, split
 from openpilot.tools.dgx.training.student import Student
 from openpilot.tools.dgx.training.teacher import DrivingTeacher
@@ -28,24 +27,6 @@ from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.options import FILE
 
 SMALL = Config(epochs=2, batch_size=3, clip=2, lr=1e-3, val_share=0.5, dora_rank=4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-  before = torch.get_num_threads()
-  torch.set_num_threads(1)
-  yield
-  torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-  return write_data(tmp_path_factory.mktemp("data") / "d")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-  return save_reference(tmp_path_factory.mktemp("base") / "reference.onnx")
 
 
 def make_run(data: Path, base: Path, out: Path, config: Config = SMALL, teacher: DrivingTeacher | None = None) -> Run:
@@ -110,6 +91,36 @@ def test_going_on_is_bit_for_bit_the_unbroken_run(data, base, tmp_path, monkeypa
     torch.equal(x["exp_avg_sq"], y["exp_avg_sq"])
     for x, y in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True)
   )
+
+
+def test_an_earlier_versions_checkpoint_between_epoch_and_evaluation_goes_on(data, base, tmp_path):
+  """Such a run was stopped after an epoch's last step, before it was evaluated."""
+  config = dataclasses.replace(SMALL, batch_size=2)
+  whole = make_run(data, base, tmp_path / "whole", config)
+  whole.fit()
+  broken = make_run(data, base, tmp_path / "broken", config)
+  per_epoch = broken.steps_per_epoch
+  for _ in range(2):  # after the first epoch's last step, and after the second's
+    for batch in broken.batches():
+      broken.values = broken.step_on(batch)
+      broken.step, broken.at = broken.step + 1, broken.at + 1
+      for k, v in broken.values.items():
+        broken.sums[k] = broken.sums.get(k, 0.0) + v
+    assert broken.at == per_epoch
+    state = {**broken.state(), "scaler": None}
+    broken = make_run(data, base, tmp_path / "broken", config)
+    broken.load(state)
+    if broken.step < broken.steps:
+      broken.steps = broken.step
+      broken.fit()
+      broken.steps = whole.steps
+      assert (broken.epoch, broken.at, broken.sums) == (1, 0, {})
+  broken.fit()
+  a, b = (load_checkpoint(tmp_path / k / LAST) for k in ("whole", "broken"))
+  assert a["step"] == b["step"] and a["epoch"] == b["epoch"] == 2
+  assert all(torch.allclose(a["adapter"][n], b["adapter"][n], atol=1e-6) for n in a["adapter"])
+  assert b["val"]["total"] == pytest.approx(a["val"]["total"], rel=1e-5)
+  assert b["best"] == pytest.approx(a["best"], rel=1e-5)
 
 
 class Says:
@@ -369,12 +380,11 @@ def test_bad_input(data, base, tmp_path, monkeypatch, capsys):
   assert "holds code" in refused(*good, "--resume") and not (tmp_path / "ran").exists()
 
 
-def test_checkpoints_of_another_base_are_refused(data, base, tmp_path):
+def test_checkpoints_of_another_base_are_refused(data, base, reference, tmp_path):
   run = make_run(data, base, tmp_path, dataclasses.replace(SMALL, epochs=1))
   run.fit()
-  other = save_reference(tmp_path / "other.onnx", seed=1)
   with pytest.raises(UserError, match=r"is of another run: base .* then, .* now; give the same"):
-    make_run(data, other, tmp_path, dataclasses.replace(SMALL, epochs=1)).load(load_checkpoint(tmp_path / LAST))
+    make_run(data, reference, tmp_path, dataclasses.replace(SMALL, epochs=1)).load(load_checkpoint(tmp_path / LAST))
   with pytest.raises(UserError, match="no checkpoint to go on from"):
     run.load(load_checkpoint(tmp_path / BEST))
 

@@ -2,6 +2,7 @@
 unbroken one, and what is wrong is said."""
 
 import dataclasses
+from dataclasses import replace
 import json
 import os
 import pickle
@@ -23,6 +24,7 @@ from openpilot.tools.fair.distillation.augment import (
   NONE,
   draw,
   grid_matrix,
+  none,
   warp_boxes,
   warp_frame,
   warp_grid,
@@ -34,7 +36,7 @@ from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.losses import segmentation_loss, soft_segmentation_loss
 from openpilot.tools.fair.distillation.config import Config, Stage
 from openpilot.tools.fair.distillation.trainer import Run, grown
-from openpilot.tools.fair.spec import StudentSpec, road_classes
+from openpilot.tools.fair.spec import InputSpec, StudentSpec, road_classes
 from openpilot.tools.fair.students.sizes import SIZES
 from openpilot.tools.fair.students.student import Student, build
 from openpilot.tools.fair.tasks import TASKS, say
@@ -89,6 +91,33 @@ def weights(path):
 def test_nothing_drawn_changes_nothing():
   frame = np.random.default_rng(0).integers(0, 256, (6, 128, 256), dtype=np.uint8)
   assert np.array_equal(warp_frame(NONE, frame), frame)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_labels_move_with_an_rgb_picture(seed):
+  """Of another size than the view's: the picture, its points and its class maps. Colors change, and come back into
+  their order."""
+  r, picture = np.random.default_rng(seed), InputSpec("rgb", 160, 224)
+  a = draw(r, picture=picture)
+  color = warp_frame(a, np.full(picture.shape, 90, np.uint8))
+  assert color.shape == picture.shape and color.dtype == np.uint8
+  a = replace(none(picture), matrix=a.matrix, zoom=a.zoom)
+  x, y = r.integers(80, 140), r.integers(60, 100)
+  frame = np.zeros(picture.shape, np.uint8)
+  frame[:] = np.array([200, 40, 90], np.uint8)[:, None, None]
+  frame[:, y - 8 : y + 9, x - 8 : x + 9] = np.array([30, 220, 60], np.uint8)[:, None, None]
+  moved = warp_frame(a, frame).astype(int)
+  ys, xs = np.nonzero(moved[1] > 130)
+  assert np.allclose(warp_points(a, np.array([x, y], float)), [xs.mean(), ys.mean()], atol=0.6)
+  assert np.abs(moved[:, ys, xs].mean(1) - [30, 220, 60]).max() < 30  # R, G and B are where they were
+  ids = np.zeros((160, 224), np.uint8)
+  ids[y - 8 : y + 9, x - 8 : x + 9] = 1
+  label = Label("maps", "dense", "uint8", (160, 224), "class", ("background", "vehicle"))
+  p, _ = class_maps(a, replace(say([label], [], TASKS["segmentation"]), picture=picture), ids)
+  assert p.shape == (5, 40, 56)
+  gy, gx = np.nonzero(p[3] > 0.5)
+  at = grid_matrix(56, 40, picture) @ [*warp_points(a, np.array([x, y], float)), 1]
+  assert np.allclose([gx.mean(), gy.mean()], at[:2], atol=1.0)  # cells: voted in whole ones, then the nearest is taken
 
 
 @pytest.mark.parametrize("seed", range(8))

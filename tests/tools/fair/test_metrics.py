@@ -17,7 +17,10 @@ from openpilot.tools.fair.evaluation.metrics import (
   lower_is_better,
   paired_bootstrap,
 )
-from openpilot.tools.fair.evaluation.scenes import NO_POINTS
+from openpilot.tools.fair.evaluation.columns import TeacherTracks
+from openpilot.tools.fair.evaluation.logged import Logged, cells
+from openpilot.tools.fair.evaluation.run import gap
+from openpilot.tools.fair.evaluation.scenes import NO_POINTS, Queries
 from openpilot.tools.fair.evaluation.video import (
   Identities,
   IouTracker,
@@ -481,3 +484,54 @@ def test_several_of_one_identity_are_objects_of_their_own():
   tracks = [f.found.track.tolist() for f in video.frames]
   assert [t[0] for t in tracks] == [2, 2] and [t[2] for t in tracks] == [7, 7]
   assert len(set(tracks[0] + tracks[1])) == 6
+
+
+def queries(fresh, truth, used=None):
+  n = len(truth)
+  truth, fresh = np.array(truth, float), np.array(fresh)
+  used = np.ones(n, bool) if used is None else np.array(used)
+  return Queries(truth.copy(), used, fresh, ~fresh, truth, np.ones(n, bool), np.zeros(n, bool))
+
+
+def points(**places):
+  """t5=(x, y): a teacher's track 5, seen there."""
+  xy = np.array(list(places.values()), float).reshape(-1, 2)
+  track = np.array([int(k[1:]) for k in places])
+  return {"track": track, "x": xy[:, 0], "y": xy[:, 1], "visible": np.ones(len(xy), bool)}
+
+
+def test_a_teachers_point_stands_for_a_query_beside_it():
+  """It is to move as the query does: what lies between them where it starts is taken off. Four pixels off at most."""
+  t = TeacherTracks()
+  start = [(100, 100), (200, 100), (300, 100)]
+  t.step(queries([True] * 3, start), points(t5=(102, 101), t6=(200, 104.5), t7=(300, 96)))
+  assert {s: k for s, (k, _) in t.of.items()} == {0: 5, 2: 7}
+  scene = t.step(queries([False] * 3, start), points(t5=(112, 91), t6=(210, 100), t7=(280, 96)))
+  xy, visible = scene.followed
+  assert xy[0].tolist() == [110, 90] and xy[2].tolist() == [280, 100]
+  assert visible.tolist() == [True, False, True] and t.known.tolist() == [True, False, True]
+  # a track that ends, and a slot that is given to another point, stand for nothing more
+  scene = t.step(queries([False, False, True], start), points(t5=(112, 91)))
+  assert t.known.tolist() == [True, False, False] and set(t.of) == {0}
+
+
+def test_a_gap_is_a_share_of_the_best_or_of_perfect():
+  assert gap("abs_rel", 0.12, 0.1) == pytest.approx(0.2) and gap("abs_rel", 0.12, None) == 0.12
+  assert gap("miou", 0.4, 0.5) == pytest.approx(0.2) and gap("miou", 0.4, None) == pytest.approx(0.6)
+
+
+def test_cells_of_view_pixels():
+  """Of a map of 64x128: four by four pixels each, from half a pixel before the first center on."""
+  x = np.array([-0.6, -0.5, 3.4, 3.5, 511.4, 511.5, 5.0, 5.0])
+  y = np.array([10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 255.5, -0.6])
+  i, j, inside = cells(x, y, (64, 128))
+  assert inside.tolist() == [False, True, True, True, True, False, False, False]
+  assert j.tolist() == [0, 0, 0, 1, 127, 127, 1, 1] and i.tolist() == [2] * 6 + [63, 0]
+
+
+def test_sums_of_a_log_are_ratios_of_pairs():
+  logged = Logged()
+  logged.sums[:] = [1, 2, 3, 4, 5, 8, 7, 16]
+  got = logged.result()
+  want = {"log_lane_recall": 1 / 2, "log_lane_chance": 3 / 4, "log_lead_recall": 5 / 8, "abs_rel_lead": 7 / 16}
+  assert got == pytest.approx(want)

@@ -161,8 +161,11 @@ def test_teachers_see_pictures_whole_and_their_labels_lie_in_the_input(tmp_path,
     )
   data = LabelDataset(tmp_path / "s", ["frames/frame", "middle/boxes"])
   assert len(data) == 3 and data[2]["frames/frame"].shape == (3, 96, 128) and len(data[2]["middle/boxes"]["x0"]) == 1
-  # no still is a moment after another one
+  # no still is a moment after another one, whatever --every is for videos
   assert (np.diff(frames.frames["frame_id"].to_numpy()) > 1).all()
+  others = open_sources([str(tmp_path / "shots")], SourceOptions(every=2))
+  (same,) = run_teacher(FrameTeacher(SPEC), others, store, every=2, spec=SPEC)
+  assert same.path == frames.path and same.n == 3 and same.meta["every"] == 1
 
 
 def test_a_plain_video_is_shown_whole(tmp_path):

@@ -17,7 +17,8 @@ from openpilot.tools.fair.evaluation.evaluate import Options as EvaluateOptions
 from openpilot.tools.fair.evaluation.scenes import open_segments
 from openpilot.tools.fair.labels import browse as listing
 from openpilot.tools.fair.labels import rules
-from openpilot.tools.fair.labels.dataset import LabelDataset
+from openpilot.tools.fair.labels.dataset import LabelDataset, Reader
+from openpilot.tools.fair.labels.meta import attributes
 from openpilot.tools.fair.labels.rules import rules_of, stale_rules
 from openpilot.tools.fair.labels.store import LabelStore, key_of
 from openpilot.tools.fair.teacher import Label
@@ -91,6 +92,18 @@ def test_another_versions_group_is_one_line(tmp_path, monkeypatch, capsys, how):
   assert cli(listing.main)() == 2
   err = capsys.readouterr().err
   assert err.count("\n") == 1 and str(group.path) in err and says in err and "label again" in err
+
+
+def test_license_is_read_in_either_spelling(tmp_path):
+  write_store(tmp_path / "s", routes=("00000001--aaaaaaaaaa",), n=2)
+  (path,) = (tmp_path / "s").glob("*/simulator-*/group.json")
+  meta = json.loads(path.read_text())
+  assert meta["teacher"]["licence"] == "MIT" and "license" not in meta["teacher"]  # as the first stores have it
+  meta["teacher"]["license"] = meta["teacher"].pop("licence")
+  for _ in range(2):
+    (group,) = LabelStore(tmp_path / "s").groups("simulator")
+    assert group.meta["teacher"]["license"] == "MIT"
+    path.write_text(json.dumps(meta))
 
 
 class Planted:
@@ -202,3 +215,26 @@ def test_which_labels_the_mended_rules_are_about():
   uncalibrated["camera"] = {**uncalibrated["camera"], "calibrated": False}
   assert rules_of(uncalibrated) == {"calibration": 2} and stale_rules(uncalibrated) == ["calibration"]
   assert rules_of(meta("camvid", 910.0, "images")) == {"pictures": 2} and FRAME
+
+
+def test_a_rows_entries_are_read_from_the_table(tmp_path):
+  write_store(tmp_path / "s", routes=("00000001--aaaaaaaaaa",), n=16)
+  group, reader = LabelStore(tmp_path / "s").groups("simulator")[0], Reader()
+  whole = group.table("points").to_pydict()
+  for row in (3, 0, 15, 3):
+    got = reader.table(group, "points", row)
+    at = [i for i, r in enumerate(whole["row"]) if r == row]
+    assert len(at) == 4 and got["x"].tolist() == [whole["x"][i] for i in at]
+    assert not {"row", "frame_id", "segment_id"} & set(got)
+
+
+def test_attributes_say_what_the_numbers_of_classes_mean():
+  """As the CF conventions have it: flag_values and flag_meanings, words with spaces between."""
+  label = Label("segmentation", "dense", "uint8", (64, 128), "class", ("traffic light", "road"))
+  out = attributes(label, {"teacher": {"name": "t"}, "view": {"name": "medmodel", "width": 512, "height": 256}})
+  assert (out["classes"], out["flag_values"], out["flag_meanings"]) == (
+    ["traffic light", "road"],
+    [0, 1],
+    "traffic_light road",
+  )
+  assert (out["long_name"], out["units"], out["kind"]) == ("segmentation by t", "1", "class")

@@ -7,9 +7,17 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from openpilot.common.transformations.model import medmodel_intrinsics
+from openpilot.tools.fair.labels.aim import find_vanishing, vanishing_of
+from openpilot.tools.fair.labels.labeling import run_teacher
+from openpilot.tools.fair.labels.sources.routes import find_views
+from openpilot.tools.fair.labels.store import LabelStore
+from openpilot.tools.fair.labels.views import FOCAL_OF_WIDTH, segment_view
 from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.fair.teacher import Clip
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.logreader import LogReader
+from openpilot.tools.lib.route import Route
 
 ROAD, UNKNOWN, SHOWN = 3, 11, 5  # of CamVid's class ids; frames of each drive that are looked at
 LITERT = importlib.util.find_spec("ai_edge_litert") is not None
@@ -126,3 +134,70 @@ def test_the_registry_knows_license_and_size(weight):
   from openpilot.tools.fair.registry import TEACHERS
 
   assert TEACHERS[weight].license == "Apache-2.0" and TEACHERS[weight].size.endswith("M")
+
+
+@pytest.mark.slow
+def test_the_guessed_focal_length_beside_a_chessboards(shared_data):
+  """Six pictures of a board of 9 x 6 corners by one dashboard camera: the guess is within a tenth."""
+  board = np.zeros((54, 3), np.float32)
+  board[:, :2] = np.mgrid[:9, :6].T.reshape(-1, 2)
+  corners = []
+  for path in sorted((shared_data / "stills" / "carnd_chessboard").glob("*.jpg")):
+    gray = cv2.imread(str(path), 0)
+    found, at = cv2.findChessboardCorners(gray, (9, 6))
+    assert found, path
+    corners.append(cv2.cornerSubPix(gray, at, (7, 7), (-1, -1), (3, 30, 0.01)))
+  error, k, *_ = cv2.calibrateCamera([board] * len(corners), corners, (1280, 720), None, None)
+  assert error < 1 and abs(FOCAL_OF_WIDTH * 1280 / k[0, 0] - 1) < 0.1
+
+
+@pytest.mark.slow
+def test_the_vanishing_point_beside_a_logs_calibration(shared_data):
+  """A minute of motorway whose log knows the mounting: within 4 pixels of 526x330, 1 in 180 of the focal length."""
+  (segment,) = Route(str(shared_data / "realdata" / "2023-07-27--13-01-19--0"), None).segments
+  view = segment_view(segment, "qcamera")
+  at, spread, n = find_vanishing(view)
+  assert view.calibrated and n > 20 and spread < 8
+  assert np.abs(at - vanishing_of(view.rpy, view.intrinsics)).max() < 4
+
+
+def strip_ahead(log, begin, height=1.22, half=0.9, near=6.0, far=45.0):
+  """(256, 512) bool: where the car drives in the next four seconds, by its own motion, in the view."""
+  times, moved, turned = log
+  some = (times >= begin) & (times < begin + 4e9)
+  dt = np.diff(times[some]) * 1e-9
+  yaw = np.cumsum(turned[some][1:, 2] * dt)
+  speed = moved[some][1:, 0] * dt
+  path = np.stack([np.cumsum(speed * np.cos(yaw)), np.cumsum(speed * np.sin(yaw))], axis=1)
+  path = path[(path[:, 0] > near) & (path[:, 0] < far)]
+  mask = np.zeros((256, 512), np.uint8)
+  if len(path) > 4:
+    edge = np.concatenate([path - [0, half], path[::-1] + [0, half]])
+    fl, cx, cy = medmodel_intrinsics[0, 0], *medmodel_intrinsics[:2, 2]
+    pixels = np.stack([cx + fl * edge[:, 1] / edge[:, 0], cy + fl * height / edge[:, 0]], axis=1)
+    cv2.fillPoly(mask, [np.round(pixels * 16).astype(np.int32)], 1, shift=4)
+  return mask > 0
+
+
+def motion_of(path):
+  rows = [
+    (e.cameraOdometry.timestampEof, list(e.cameraOdometry.trans), list(e.cameraOdometry.rot))
+    for e in LogReader([path], services=["cameraOdometry"])
+  ]
+  return tuple(np.array(x, float) for x in zip(*rows, strict=True))
+
+
+@pytest.mark.slow
+def test_twinlitenet_sees_the_road_in_whole_pictures_alone(shared_data, tmp_path):
+  """Of the strip that the car then drives on."""
+  folder = shared_data / "realdata" / "2023-07-27--13-01-19--0"
+  views = find_views([str(folder)], None, "qcamera", 240, None)
+  teacher = load_teacher("twinlitenet", weights(shared_data, "twinlitenet.onnx"), device="cpu")
+  store, log = LabelStore(tmp_path, create=True), motion_of(views[0].segment.log_path)
+  shares = {}
+  for sees in ("picture", "view"):
+    (group,) = run_teacher(teacher, views, store, progress=False, sees=sees, every=240)
+    strips = [strip_ahead(log, e.timestamp_eof) for e in views[0].entries]
+    maps = [cv2.resize(m.astype(np.float32), (512, 256)) for m in group.dense("drivable")]
+    shares[sees] = np.mean([(m[s] > 0.5).mean() for m, s in zip(maps, strips, strict=True) if s.sum() > 500])
+  assert shares["picture"] > 0.25 and shares["view"] < 0.2 and shares["picture"] > 3 * shares["view"], shares

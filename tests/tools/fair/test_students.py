@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from student_inputs import assert_close, randomise, some_inputs
 from torch import nn
 
-from openpilot.selfdrive.modeld.fair.bundle import schema, violation
+from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, schema, violation
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import find_clang
 from openpilot.tools.fair.students import backbone as backbones
 from openpilot.tools.fair.students.backbone import Backbone, packed_stem
-from openpilot.tools.fair.students.detector import SharedAttention, grid
+from openpilot.tools.fair.students.detector import DetectorHead, SharedAttention, grid, sine
+from openpilot.tools.fair.students.lanes import POINTS
 from openpilot.tools.fair.students.layers import Attention, split_heads
 from openpilot.tools.fair.students.onnx_export import export_onnx
 from openpilot.tools.fair.students.student import HEADS, build, parameters, student_names
@@ -413,3 +414,29 @@ def test_padding_as_tensorflows_in_onnx_runtime(tmp_path):
     want = student(**inputs)
   for k, w in want.items():
     assert_close(k, got[k], w.numpy(), 1e-4)
+
+
+def test_places_are_sines_and_cosines_of_x_then_of_y():
+  """At frequencies from half a wave over the picture to 32."""
+  x, y = 0.25, 0.5
+  freq = np.array([0.5, 32.0])
+  want = np.concatenate([f(2 * np.pi * v * freq) for v in (x, y) for f in (np.sin, np.cos)])
+  np.testing.assert_allclose(sine(torch.tensor([[x, y]]), 8).numpy(), want[None], atol=1e-5)
+
+
+def test_a_detectors_queries_begin_small_and_of_its_width():
+  head = DetectorHead(16, 2)
+  assert head.content.shape[-1] == head.query.shape[-1] == 128
+  for p in (head.content, head.query):
+    assert 0.018 < float(p.detach().std()) < 0.022
+
+
+def test_colors_are_normalized_as_the_backbones_were_trained():
+  import timm.data
+
+  assert backbones.RGB_MEAN == timm.data.IMAGENET_DEFAULT_MEAN and backbones.RGB_STD == timm.data.IMAGENET_DEFAULT_STD
+
+
+def test_lanes_have_as_many_points_as_the_shipped_bundles():
+  graphs = json.loads((MODELS_DIR / "fair_unified_small" / "manifest.json").read_text())["graphs"]
+  assert POINTS in {g["point_slots"]["count"] for g in graphs if "point_slots" in g}

@@ -50,3 +50,9 @@ def test_the_view_is_not_displaced(size, name):
       )[0]
       off = np.arctan2(-s, c) / (2 * np.pi) * WAVE
       assert abs(off) < 0.02, (size, name, axis, off)
+
+
+def test_a_pictures_pixels_in_the_views():
+  """Centers: of a picture of twice the size the first four pixels lie about the view's first."""
+  assert view_to_view(1024, 512).tolist() == [[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]]
+  assert view_to_view(256, 64).tolist() == [[2, 0, 0.5], [0, 4, 1.5], [0, 0, 1]]

@@ -135,7 +135,7 @@ class Options(StoreOptions, AdapterOptions):
     metavar="LAYER",
     help="the driving network's map that learns features; default: the last of 8x16 cells or more",
   )
-  lr: float = option(D.lr, help="the learning rate at its highest")
+  lr: float = option(D.lr, help="learning rate")
   weight: tuple[str, ...] = option((), metavar="PART=W", help=f"of the loss's parts {', '.join(WEIGHTS)}; default: 1")
   clip: int = option(D.clip, help="steps at 5 Hz of a clip of --data")
   eval_every: int = option(D.eval_every, help="steps; a checkpoint is written as often")

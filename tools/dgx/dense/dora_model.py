@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE
 from openpilot.tools.dgx.dense.driving_features import DrivingFeatures, pair_up, trace
 from openpilot.tools.dgx.dense.live import live_batch, parsed, taught
 from openpilot.tools.dgx.training.losses import driving_loss
@@ -90,7 +91,7 @@ class DoRADistillation(nn.Module):
       if isinstance(student, DrivingFeatures):
         names = [x.name for x in student.layers] if settings.weights.get("path") else student.upto
       else:
-        frame = torch.zeros(1, 6, 128, 256, dtype=torch.uint8)
+        frame = torch.zeros(1, *FRAME_SHAPE, dtype=torch.uint8)
         names = [
           x.name
           for x in trace(student, lambda: student(frame))

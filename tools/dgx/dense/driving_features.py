@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE
 from openpilot.common.transformations.model import medmodel_intrinsics, sbigmodel_intrinsics
 from openpilot.tools.dgx.training.constants import ACTION_T_LEN, DESIRE_LEN, FRAME_SKIP
 from openpilot.tools.dgx.training.history import History
@@ -81,7 +82,9 @@ class DrivingFeatures(nn.Module):
         f"{model.where} takes no images, and so sees nothing that a teacher could label; give a supercombo, or the "
         "vision network"
       )
-    noise = torch.randint(0, 256, (1, 24, 128, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randint(
+      0, 256, (1, 4 * FRAME_SHAPE[0], *FRAME_SHAPE[1:]), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     self.layers = trace(model, lambda: self.outputs(noise))
     maps = [x for x in self.layers if len(x.shape) == 4]
     if tap is None:

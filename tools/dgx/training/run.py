@@ -221,9 +221,6 @@ class Run(Loop):
     now = f"{c.batch_size} clips of {c.clip} steps in {c.accumulate} parts"
     return f"{now}; raise --accumulate, or lower --batch-size or --clip"
 
-  def told(self) -> dict[str, Any]:
-    return {k: v for k, v in dataclasses.asdict(self.config).items() if isinstance(v, (int, float, str, bool))}
-
   # *** an epoch ***
 
   @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.dgx.training.model import Value, hash_file, load_onnx, values
-from openpilot.tools.fair.onnx.graph import free_batch
+from openpilot.tools.lib.onnx_batch import free_batch
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import atomic_path
 

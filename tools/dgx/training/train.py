@@ -64,7 +64,7 @@ class Options(AdapterOptions):
   hop: int = option(D.hop, help="frames from one clip's start to the next; 0: they do not overlap")
   full: bool = option(False, help="train all parameters, without an adapter")
   augment: bool = option(False, help="mirror half of the clips, and vary light, contrast and noise of all")
-  lr: float = option(D.lr, help="the learning rate at its highest")
+  lr: float = option(D.lr, help="learning rate")
   weight_decay: float = option(D.weight_decay, help="AdamW's")
   path_weight: float = option(D.path_weight, help="of the path really driven; 0 leaves it out")
   teacher_weight: float = option(D.teacher_weight, help="of the teacher's outputs")

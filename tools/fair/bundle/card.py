@@ -156,6 +156,8 @@ def card(
   learned = f"learned {', '.join(config.tasks)} in {state['step']} steps of {config.batch} frames"
   how = learned if config.steps else "put together from students that had learned before"
   measured = tables(evaluations, name, trained) or f"| metric | value | data |\n|---|---|---|\n{losses}"
+  picture = student.spec.input
+  what = f"the {picture.view} view" if picture.kind == "model_frame" else "RGB"
   metrics_note = (
     'Metrics are defined on the page that `tools/op.sh evaluate` writes. "mean map", "hold still" and "IoU only" are '
     "rivals without a network."
@@ -179,6 +181,6 @@ def card(
 
 {metrics_note}
 
-Input `frame` uint8 (1, 6, 128, 256), the medmodel view; the graph normalizes.
+Input `frame` uint8 {(1, *picture.shape)}, {what}; the graph normalizes.
 In parts of an output's largest value: {"; ".join(checked)}.
 """

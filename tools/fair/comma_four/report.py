@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compiles a bundle for one target. For a comma four that is not at hand: what its GPU would have to do, from the
+"""Compiles a bundle for one target. For a comma four, without having one: what its GPU would have to do, from the
 machine code that is made for it here.
 
 op compile BUNDLE --target comma-four [--report] [--json FILE]      BUNDLE may be a single .onnx file too
@@ -124,12 +124,12 @@ def assumptions(bundle: Path) -> str:
 class Options:
   bundle: Path = option(positional=True, help="a bundle's folder")
   target: tuple[str, ...] = option(
-    (), choices=(COMMA_FOUR, *TARGETS), help="may be given again; default: all that can be built here"
+    (), choices=(COMMA_FOUR, *TARGETS), help="may be repeated; default: all that can be built on this machine"
   )
   report: bool = option(False, help="of comma-four: each kernel, not only the sums")
   kernels: int | None = option(None, metavar="N", help="of the report: only the N that take longest")
   json: Path | None = option(None, help="of comma-four: write all of it")
-  budgets: Path | None = option(None, help="other limits than tools/fair/comma_four/budgets.json")
+  budgets: Path | None = option(None, help="limits; default: tools/fair/comma_four/budgets.json")
   timeout: float = option(TIMEOUT, metavar="S", help="seconds for one graph")
   output: Path | None = option(
     None, aliases=("--out",), help="of the other targets: where artifacts go; default: where this machine keeps its own"

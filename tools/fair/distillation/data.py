@@ -249,6 +249,12 @@ class Clips:
         values = [{k: v[table["frame"] == t] for k, v in table.items() if k != "frame"} for t in range(len(ids))]
       clip.said[task] = self._said(source, values)
 
+  def label_shape(self, task: str) -> tuple[int, ...] | None:
+    """Of one frame's label that teaches it; None where nothing does."""
+    found = [s.sources[task] for s in self.segments if task in s.sources]
+    found += [self.taught_live[task]] if task in self.taught_live else []
+    return found[0].labels[0].shape if found else None
+
   def left_out(self) -> list[str]:
     """A line for each teacher of whose classes some are not learned: which, and how much of its labels."""
     names: dict[tuple[str, str], dict[str, None]] = {}
@@ -261,7 +267,7 @@ class Clips:
         names.setdefault(key, {}).update(dict.fromkeys(source.left_out))
         if source.labels[0].kind == "boxes":
           cls = source.group.table(source.labels[0].name)["cls"].to_numpy().astype(int)
-          count[key] += int((source.index[cls] < 0).sum())
+          count[key] += int((source.index[cls[cls >= 0]] < 0).sum())
         else:
           count[key] += 1
     for source in self.taught_live.values():
@@ -318,4 +324,7 @@ def sizes_of(frames: Group) -> np.ndarray | None:
   frames."""
   if not {"width", "height"} <= set(frames.frames.column_names):
     return None
-  return np.stack([frames.frames[k].to_numpy() for k in ("width", "height")], axis=1)
+  sizes = np.stack([frames.frames[k].to_numpy() for k in ("width", "height")], axis=1)
+  if sizes.dtype.kind not in "iu" or (sizes < 1).any() or (sizes > 1 << 20).any():
+    raise UserError(f"{frames.path / 'frames.parquet'} has sizes of pictures that are none; import them again")
+  return sizes

@@ -22,8 +22,8 @@ class Distiller(nn.Module):
   student learns them. classes: that it tells apart, by default those of the student."""
 
   class_weights: Tensor  # of class maps
-  projector: Projector
-  standardiser: Standardiser
+  projector: Projector | None  # where features are learned
+  standardiser: Standardiser | None
 
   def __init__(
     self,
@@ -43,6 +43,7 @@ class Distiller(nn.Module):
     if classes is None:
       classes = student.spec.classes if isinstance(student, Student) else road_classes()
     self.register_buffer("class_weights", torch.tensor(classes.map_weights))
+    self.projector = self.standardiser = None
     for t in tasks:
       if (aids := TASKS[t].aids) is not None:
         for name, module in aids(student, feature_shape).items():
@@ -71,6 +72,7 @@ class Distiller(nn.Module):
   @torch.no_grad()
   def fit_features(self, batches: Any) -> None:
     """Standardises the teacher's features by those of `batches`."""
+    assert self.standardiser is not None
     for batch in batches:
       if "features" in batch:
         x = batch["features"]

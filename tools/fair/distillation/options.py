@@ -53,10 +53,10 @@ class Options(StoreOptions):
     None,
     metavar="FILE.yaml|A,B,C",
     path=True,
-    help="what is told apart: a class set (see tools/fair/road.yaml, the default), or names as the labels have them",
+    help="the classes to learn: a class set's file (default: tools/fair/road.yaml), or names as the labels have them",
   )
   ignore_classes: bool = option(
-    False, help="leave out what the labels call by names that --classes does not know, which is an error by default"
+    False, help="leave out labels of classes that --classes does not know; by default they are an error"
   )
   tasks: str | None = option(
     None, help=f"comma-separated, of {', '.join(TASKS)}; default: all that the student can learn"
@@ -80,7 +80,7 @@ class Options(StoreOptions):
     metavar="RUN[:PART]",
     path=True,
     help="start from another run's best student or a bundle, as models/fair_unified_small, where it fits or this one "
-    "is wider; several times: from a later one what it has too, or PART alone: `--init RUN --init OTHER:lanes`",
+    "is wider. Given again, a later one replaces what it has too, or only PART: `--init RUN --init OTHER:lanes`",
   )
   steps: int = option(D.steps, help="of the optimizer")
   batch_size: int = option(D.batch, aliases=("--batch",), help="frames a step")
@@ -88,11 +88,11 @@ class Options(StoreOptions):
     None,
     help="frames of a clip; default: 8 where points are tracked, 4 where objects are told apart, 1 else and of stills",
   )
-  lr: float = option(D.lr, help="the learning rate at its highest")
-  warmup: int = option(D.warmup, help="steps in which the learning rate rises; few where --init starts from a student")
-  weight: tuple[str, ...] = option((), metavar="TASK=W", help="of a task's loss; 1 by default")
+  lr: float = option(D.lr, help="learning rate")
+  warmup: int = option(D.warmup, help="steps in which the learning rate rises; few with --init")
+  weight: tuple[str, ...] = option((), metavar="TASK=W", help="of a task's loss; default: 1")
   learned_weights: bool = option(False, help="weigh tasks by learned uncertainty")
-  hard: float = option(D.hard, help="share of an epoch given to the clips of the highest loss")
+  hard: float = option(D.hard, help="share of an epoch for the clips of the highest loss")
   stages: Path | None = option(None, help="a YAML list of {steps, tasks, freeze, lr}")
   eval_every: int = option(D.eval_every, help="steps; a checkpoint is written as often")
   precision: str | None = option(

@@ -19,7 +19,6 @@ from openpilot.tools.fair.distillation.samples import draw_samples
 from openpilot.tools.fair.distillation.soft_labels import DistillationTrainer as DistillationTrainer
 from openpilot.tools.fair.distillation.trained import Trained, union
 from openpilot.tools.fair.students.student import build
-from openpilot.tools.fair.tasks import task_of
 from openpilot.tools.learn.checkpoint import to_device
 from openpilot.tools.learn.loop import Loop
 from openpilot.tools.learn.processes import make_accelerator, said_once
@@ -97,13 +96,10 @@ class Run(Loop):
         f"{world} processes cannot share; raise --batch-size to {world * config.clip} at least, or start fewer"
       )
     torch.manual_seed(config.seed)
-    stored = [c.labels[0] for s in train.segments for t, c in s.sources.items() if t == "features"]
-    live = [x for x in (train.live.labels if train.live else ()) if "features" in task_of(x)]
-    shape = next((x.shape[-3:] for x in [*stored, *live]), None)
-    # a quarter less time a step
+    shape = train.label_shape("features")
     student = build(config.spec, pretrained=config.pretrained).to(memory_format=torch.channels_last)
-    model = Distiller(student, config.tasks, config.weights, config.learned_weights, shape)
-    if "features" in config.tasks:
+    model = Distiller(student, config.tasks, config.weights, config.learned_weights, shape and shape[-3:])
+    if model.standardiser is not None:
       sample = np.linspace(0, len(train) - 1, min(64, len(train))).astype(int)
       model.fit_features(Batches(train, config.seed, False)[(0, [int(i)], False)] for i in sample)
     for stage in config.stages:
@@ -246,9 +242,6 @@ class Run(Loop):
 
   def too_much(self) -> str:
     return f"{self.config.batch} frames at once; lower --batch-size"
-
-  def told(self) -> dict[str, Any]:
-    return {k: v for k, v in dataclasses.asdict(self.config).items() if isinstance(v, (int, float, str, bool))}
 
   def evaluate(self, limit: int | None = None) -> dict[str, float]:
     """Losses of the averaged student on held-out clips, not augmented. {} where there are none."""

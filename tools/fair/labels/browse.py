@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Lists a label store: what is there, whether it is whole, how large it is, and what its labels are like. With --video
-or --sheet it draws them."""
+"""Lists a label store: its groups, whether they are complete, their size, and their labels' statistics. With --video or
+--sheet it draws them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -126,10 +126,10 @@ def render_sheet(
 class Options:
   store: Path = option(positional=True, help="the label store")
   video: Path | None = option(None, metavar="OUT.mp4", help="draw the labels over the frames")
-  sheet: Path | None = option(None, metavar="OUT.png", help="some of them, on one picture")
-  teachers: str | None = option(None, help="only these, comma-separated")
-  segment: str | None = option(None, help="only this one, as ROUTE--N")
-  frames: int | None = option(None, help="at most so many of each segment")
+  sheet: Path | None = option(None, metavar="OUT.png", help="draw some frames on one picture")
+  teachers: str | None = option(None, help="only these teachers, comma-separated")
+  segment: str | None = option(None, help="only this segment, as ROUTE--N")
+  frames: int | None = option(None, help="at most so many frames of each segment")
 
 
 def main() -> int:

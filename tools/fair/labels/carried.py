@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.labels.placement import place_boxes, place_ids, place_mask, place_polygons
 from openpilot.tools.fair.labels.sources.pictures import Pictures
 from openpilot.tools.fair.maps import classes_to_map
@@ -41,8 +42,11 @@ class CarriedLabels:
       said = self.part.said(r)
       h.update(said.boxes.tobytes() + said.cls.tobytes() + (b"" if said.ids is None else said.ids.tobytes()))
       for m in said.masks:
-        for array in m if isinstance(m, list) else [] if m is None else [m]:
-          h.update(np.ascontiguousarray(array).tobytes())
+        if isinstance(m, dict):
+          h.update(m["counts"].encode())
+        elif m is not None:
+          for array in m if isinstance(m, list) else [m]:
+            h.update(np.ascontiguousarray(array).tobytes())
     return h.hexdigest()
 
   def prepare(self, height: int, width: int) -> None: ...
@@ -88,4 +92,6 @@ class CarriedLabels:
       return ""
     if isinstance(mask, list):
       return place_polygons(mask, matrix, w, h)
+    if isinstance(mask, dict):  # one at a time: of a large picture many would take all memory
+      mask = rle.decode(mask["counts"], *mask["size"])
     return place_mask(mask, self.spec.fit(*mask.shape[::-1]), w, h)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Puts labeled pictures into a label store: COCO JSON, YOLO folders, pictures with class maps.
 
-Pictures are shown whole, letterboxed, turned as their EXIF says, of 16 bits scaled. Classes keep the data's own names.
-What cannot be read is left out by name. The same --name again replaces what was imported before."""
+Pictures are shown whole, letterboxed, turned by their EXIF; 16 bits are scaled. Classes keep the data's own names. What
+cannot be read is left out by name. The same --name again replaces what was imported before."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,20 +30,20 @@ class Options:
   data: tuple[str, ...] = option(
     positional=True, help="a COCO JSON, a YOLO folder, or a folder of pictures with --annotations"
   )
-  name: str = option(help="of the data set: what evaluate calls --truth")
+  name: str = option(help="of the data set; evaluate's --truth takes it")
   output: Path = option(aliases=("--out",), help="the label store")
-  source: str = option("", help="coco, yolo or class_maps, where that is not seen")
+  source: str = option("", help="coco, yolo or class_maps, where it is not recognized")
   images: Path | None = option(None, help="the pictures' folder, where annotations lie elsewhere")
   annotations: Path | None = option(None, help="the class maps' folder")
-  classes: str = option("", help="names of the class maps' ids 0, 1, ..., comma-separated; 'unknown' counts nowhere")
+  classes: str = option("", help="names of the class maps' ids 0, 1, ..., comma-separated; 'unknown' is ignored")
   palette: str = option(
     "", metavar="RRGGBB=NAME,...", help="of class maps in colors; or a file of lines 'R G B NAME', as CamVid has it"
   )
-  suffix: str = option("", help="of class maps' names, as _L; those that are common are found")
-  license: str = option("", aliases=("--licence",), help="of the data, where it does not say that itself")
+  suffix: str = option("", help="of class maps' file names, as _L; common ones are found")
+  license: str = option("", aliases=("--licence",), help="of the data, where the data does not name it")
   input: str = option("rgb", choices=KINDS, help="as students see the pictures; model_frame: as those of a road camera")
   size: str = option(SIZE, metavar="WxH", help="of an rgb input")
-  batch_size: int = option(8, aliases=("--batch",), help="pictures that are read at once")
+  batch_size: int = option(8, aliases=("--batch",), help="pictures in a batch")
 
 
 def check_name(name: str) -> str:

@@ -40,10 +40,10 @@ class Options:
   )
   teachers: str = flag(help="comma-separated; `tools/op.sh teachers` lists them")
   output: Path = flag(aliases=("--out",), help="the label store")
-  source: str = flag("", help="what the paths are, where that is not seen: routes, pictures, coco, yolo, class_maps")
-  data_dir: Path | None = flag(None, help="where routes lie")
+  source: str = flag("", help="kind of the paths, where it is not recognized: routes, pictures, coco, yolo, class_maps")
+  data_dir: Path | None = flag(None, help="the folder that holds the routes")
   camera: str = flag("road", choices=CAMERAS, help="of a route")
-  every: int = flag(1, metavar="N", help="label each Nth frame of a video")
+  every: int = flag(1, metavar="N", help="label every Nth frame of a video")
   input: str = flag(
     "rgb",
     choices=KINDS,
@@ -51,10 +51,10 @@ class Options:
   )
   size: str = flag(SIZE, metavar="WxH", help="of an rgb input")
   images: Path | None = flag(None, help="the pictures' folder, where annotations lie elsewhere")
-  name: str = flag("", help="of the pictures in the store; by default that of their folders")
-  license: str = flag("", aliases=("--licence",), help="of the pictures; by default what the data says")
+  name: str = flag("", help="of the pictures in the store; default: their folder's")
+  license: str = flag("", aliases=("--licence",), help="of the pictures; default: the data's own")
   view: str | None = flag(
-    None, metavar="WxH", help="size at which teachers are shown the view, or the pictures; by default what each likes"
+    None, metavar="WxH", help="size of the view, or of the pictures, for teachers; default: each teacher's own"
   )
   sees: str | None = flag(
     None,
@@ -63,11 +63,11 @@ class Options:
     "view; by default what each was made for, and the view where --view gives its size",
   )
   view_name: str = flag("medmodel", choices=VIEWS, help="of routes")
-  batch_size: int = flag(8, aliases=("--batch",), help="frames that a teacher is given at once")
+  batch_size: int = flag(8, aliases=("--batch",), help="frames in a teacher's batch")
   focal: str | None = flag(
     None,
     metavar="PIXELS",
-    help="focal length, of a camera that is none of comma's; 'auto': guessed where the camera is not known, and then "
+    help="focal length, of a camera that is not comma's; 'auto': guessed where the camera is not known, and then "
     "nothing teaches meters",
   )
   horizon: str | None = flag(
@@ -82,12 +82,12 @@ class Options:
     (), metavar="TEACHER.KEY=VALUE", help="as sam3.prompts=car,tram; `tools/op.sh teachers TEACHER` lists them"
   )
   accept_license: tuple[str, ...] = flag(
-    (), aliases=("--accept-licence",), metavar="LICENSE", help="of a teacher whose license restricts use"
+    (), aliases=("--accept-licence",), metavar="LICENSE", help="accept this license of a teacher, which restricts use"
   )
   download: bool = flag(False, help="let weights be downloaded from the hub")
-  device: str | None = flag(None, help="cuda, mps or cpu; chosen by default")
+  device: str | None = flag(None, help="cuda, mps or cpu; default: the best there is")
   frames: bool = flag(True, help="do not store the frames; they can be made again from the data")
-  repair: bool = flag(False, help="check what is there first, and label damaged chunks again")
+  repair: bool = flag(False, help="check existing labels first, and label damaged chunks again")
   prune: bool = flag(
     False, help="afterwards delete labels of these teachers and segments that were made with other settings"
   )

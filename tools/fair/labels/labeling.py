@@ -106,12 +106,13 @@ def plan(
   """labels: as they are stored."""
   works = []
   for v in views:
-    more = None
+    more, step = None, every
     if isinstance(v, Pictures):
       own, more = picture_meta(teacher, v, canvas, labels), v.columns()
+      step = 1 if v.still else every  # of a video each Nth frame is there, of stills all
     else:
       own = route_meta(teacher, v, canvas, labels, whole)
-    meta = {"version": VERSION, "segment": v.name, **own, "every": every, "chunk": CHUNK}
+    meta = {"version": VERSION, "segment": v.name, **own, "every": step, "chunk": CHUNK}
     if rules := rules_of(meta):
       meta["rules"] = rules
     group = store.group(meta, v.entries, more)

@@ -33,7 +33,7 @@ from openpilot.tools.replay.source import segment_index
 
 
 SMALL = 640 * 480  # pixels of a picture
-FOCAL_OF_WIDTH = 0.85  # of cameras in cars by and large: 61 degrees across; one that chessboards measured has .90
+FOCAL_OF_WIDTH = 0.85  # of cameras in cars by and large: 61 degrees across; one that chessboards measured has .91
 T = TypeVar("T")
 
 

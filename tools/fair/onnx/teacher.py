@@ -20,7 +20,8 @@ from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.learn.memory import halve_on_oom
 from openpilot.tools.fair.onnx.device import CPU, check_session, choose_providers, run
-from openpilot.tools.fair.onnx.graph import free_batch, yolox_classes
+from openpilot.tools.fair.onnx.graph import yolox_classes
+from openpilot.tools.lib.onnx_batch import free_batch
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, check_least, hash_weights
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_yaml

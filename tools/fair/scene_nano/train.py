@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from openpilot.selfdrive.modeld.fair.bundle import write_manifest
+from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE
 from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.selfdrive.modeld.fair.parity import difference, worst
 from openpilot.tools.fair.scene_nano.student import SceneStudent
@@ -247,7 +248,7 @@ def export(run: Path, data_dir: Path, out: Path) -> None:
           "inputs": [
             {
               "name": "frame",
-              "shape": [1, 6, 128, 256],
+              "shape": [1, *FRAME_SHAPE],
               "dtype": "uint8",
               "frames": [0],
               "spacing_ms": 50,
@@ -329,7 +330,7 @@ class Options:
   val_frames: int = option(640, help="rendered to evaluate on")
   steps: int = option(3000, help="of the optimizer")
   batch_size: int = option(16, aliases=("--batch",), help="frames a step")
-  lr: float = option(2e-3, help="the learning rate at its highest")
+  lr: float = option(2e-3, help="learning rate")
   seed: int = option(0, help="of all that is random")
 
 

@@ -201,7 +201,7 @@ def class_set(names: dict[str, list[str]]) -> ClassSet:
 
 
 def settle_norms(student: Student, frames: Tensor) -> None:
-  """After import_onnx(): gives every BatchNorm the statistics of what it sees over frames (B, 6, 128, 256) uint8, and
+  """After import_onnx(): gives every BatchNorm the statistics of what it sees over frames (B, *its input) uint8, and
   the weight and bias with which it computes the same as before. Without it, the first step of training would normalize
   what is normalized already."""
   seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}

@@ -15,6 +15,7 @@ from openpilot.tools.fair.labels.sources.pictures import Carries, Pictures, Stil
 from openpilot.tools.fair.labels.sources.source import Said, SourceOptions
 from openpilot.tools.lib.errors import UserError, printable, warn
 from openpilot.tools.lib.files import LONG, MANY, ordinary, read_json
+from openpilot.tools.lib.pictures import MAX_PIXELS
 
 BESIDE = "_annotations.coco.json"  # as some programs name it, in the pictures' folder
 JSON_LIMIT = 1 << 30
@@ -56,13 +57,14 @@ def runs_of(said: dict[str, Any], width: int, height: int) -> dict[str, Any]:
   """Run lengths that cover the picture, compressed. Raises ValueError, TypeError, KeyError."""
   h, w = (int(v) for v in said["size"])
   counts = said["counts"]
-  if (w, h) != (width, height):
+  if (w, h) != (width, height) or not 0 < w * h <= MAX_PIXELS:
     raise ValueError
   if isinstance(counts, list):
     runs = [int(number(c)) for c in counts]
     if min(runs, default=0) < 0 or sum(runs) != w * h:
       raise ValueError
-    return coco_mask.frPyObjects({"size": [h, w], "counts": runs}, h, w)
+    made = coco_mask.frPyObjects({"size": [h, w], "counts": runs}, h, w)
+    return {"size": [h, w], "counts": made["counts"].decode("ascii")}
   if rle.total(str(counts)) != w * h:
     raise ValueError
   return {"size": [h, w], "counts": str(counts)}
@@ -93,7 +95,7 @@ def read_annotation(a: dict[str, Any], classes: dict[Any, int], image: Image) ->
       points = np.concatenate(shape)
       box = (*points.min(0).tolist(), *points.max(0).tolist())
     elif shape is not None:
-      x, y, w, h = coco_mask.toBbox(shape).tolist()
+      x, y, w, h = coco_mask.toBbox({**shape, "counts": shape["counts"].encode("ascii", "replace")}).tolist()
       box = (x, y, x + w, y + h)
     else:
       return "without box or mask"
@@ -135,7 +137,8 @@ def read_coco(path: Path) -> tuple[dict[str, Image], tuple[str, ...], Counter[st
       else:
         on.said.append(found)
   except (KeyError, TypeError, AttributeError, ValueError) as e:
-    raise UserError(f"{path} is no COCO JSON: an entry lacks {printable(e, 60)}") from None
+    what = "an entry lacks" if isinstance(e, KeyError) else "an entry is wrong:"
+    raise UserError(f"{path} is no COCO JSON: {what} {printable(e, 60)}") from None
   if not names or len(names) > MANY:
     raise UserError(f"{path} has no categories")
   return images, tuple(names), left_out
@@ -178,14 +181,10 @@ def said_of(annotations: list[Annotation], still: Still, sx: float = 1, sy: floa
   reach = np.array([[still.width, still.height]])
   for a in annotations:
     if isinstance(a.shape, dict):
-      masks.append(rle.decode(_text(a.shape["counts"]), *a.shape["size"]))
+      masks.append(a.shape)
     else:  # what lies far outside is not drawn, which would take its length in memory
       masks.append(a.shape and [np.clip(p * [sx, sy], -reach, 2 * reach) for p in a.shape])
   return Said(boxes, np.array([a.cls for a in annotations], np.int64), masks)
-
-
-def _text(counts: str | bytes) -> str:
-  return counts.decode("ascii") if isinstance(counts, bytes) else counts
 
 
 def same_size(width: int, height: int, still: Still) -> bool:

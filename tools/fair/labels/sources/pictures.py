@@ -246,6 +246,6 @@ class PictureFolders:
     if videos:
       warn(f"{path}: {len(videos)} videos beside the pictures are left out; name them one by one")
     folder = path.parent if path.is_file() else path
-    stills = look_at([(f, below(f, folder), None) for f in found[:: options.every]], str(path))
+    stills = look_at([(f, below(f, folder), None) for f in found], str(path))
     name = options.name or name_of(path if path.is_dir() else path.with_suffix(""))
     return [Pictures(name, folder, stills, options.license)]

@@ -1,6 +1,7 @@
 """What labeling does around the network: threads that make their own batches, color from the decoder's planes, and a
 graph without the classes of no road."""
 
+import queue
 import threading
 import time
 
@@ -11,7 +12,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from openpilot.tools.fair.labels.pipeline import ahead
+from openpilot.tools.fair.labels.pipeline import ahead, prefetch
 from openpilot.tools.fair.labels.views import SegmentView, ViewWarp
 from openpilot.tools.fair.onnx.graph import yolox_classes
 from openpilot.tools.lib.onnx_batch import free_batch
@@ -177,3 +178,30 @@ def test_the_real_network_says_the_same_of_the_road(shared_data):
   assert yolox_classes(cut, "output", keep)
   x = {"images": np.random.default_rng(0).integers(0, 256, (2, 3, 416, 416)).astype(np.float32)}
   assert results(cut, x).tobytes() == results(whole, x)[:, :, [0, 1, 2, 3, 4, *(5 + k for k in keep)]].tobytes()
+
+
+class Impatient(queue.Queue):
+  """Who waits in it for what never comes is told after a while."""
+
+  def get(self, block=True, timeout=None):
+    return super().get(block, 10)
+
+
+def test_what_a_thread_fetches_ahead_comes_in_order_and_ends(monkeypatch):
+  monkeypatch.setattr(queue, "Queue", Impatient)
+  before = threading.active_count()
+  for n in (0, 1, 7):
+    assert list(prefetch(iter(range(n)), 2)) == list(range(n))
+  for x in prefetch(iter(range(100)), 2):  # one that goes away in the middle
+    if x == 3:
+      break
+
+  def fails():
+    yield 1
+    raise KeyError("no more")
+
+  got = []
+  with pytest.raises(KeyError, match="no more"):
+    for x in prefetch(fails(), 2):
+      got.append(x)
+  assert got == [1] and threading.active_count() == before

@@ -35,7 +35,7 @@ def all_options() -> set[str]:
   fields = re.findall(r"^  (\w+): [^=\n]* = (?:option|flag)\(", source, re.MULTILINE)
   return {
     *re.findall(r"[\"'](--[a-z][a-z-]*)[\"']", source),
-    *(f"--{x.replace('_', '-')}" for x in fields),
+    *(f"--{no}{x.replace('_', '-')}" for x in fields for no in ("", "no-")),
     "--nproc-per-node",  # torchrun's
   }
 

@@ -289,6 +289,8 @@ def test_the_command(data, base, tmp_path, monkeypatch, capsys):
   assert command(monkeypatch, *words, "--epochs", 2, "--resume") == 2
   assert "epochs 1 then, 2 now" in capsys.readouterr().err
   assert command(monkeypatch, *words, "--epochs", 1, "--resume") == 0
+  assert command(monkeypatch, "--config", tmp_path / "o", "--base", base) == 2
+  assert "--base and --reference: give one of them" in capsys.readouterr().err
   assert command(monkeypatch, "--config", tmp_path / "o") == 2
   assert "add --resume" in capsys.readouterr().err
   assert command(monkeypatch, "--config", tmp_path / "o", "--resume") == 0

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -22,7 +23,7 @@ from openpilot.tools.fair.labels.rules import rules_of
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.options import parse
+from openpilot.tools.lib.options import parse, save
 from openpilot.tools.sim.render import CLASSES
 
 pytestmark = pytest.mark.slow
@@ -422,6 +423,18 @@ def test_page_and_json(made, result):
   )
   assert "{{" not in page and "None" not in page.replace("None: nothing", "")
   assert all(g.definition for g in GROUPS.values()) and not list((made / "out").glob(".*"))
+
+
+def test_the_pages_folder_starts_it_again(made, result, monkeypatch):
+  """With bundles that were named, and nothing of it is in the page."""
+  options = parse(module.Options, None, "evaluate", ["--config", str(made / "out")])
+  assert options.bundles == (made / "unified", made / "solo") and options.routes == (made / "routes",)
+  assert options.data == made / "store" and options.teacher == ("expert",) and options.output == made / "out"
+  assert str(made) not in (made / "out" / "evaluation.html").read_text()
+  monkeypatch.chdir(made)
+  save(parse(module.Options, None, "evaluate", ["solo", "fair_unified_small", "store"]), made / "out")
+  again = parse(module.Options, None, "evaluate", ["--config", str(made / "out")])
+  assert again.bundles == (made / "solo", Path("fair_unified_small")) and again.data == made / "store"
 
 
 def test_openpilot_in_a_real_log(made, tmp_path):

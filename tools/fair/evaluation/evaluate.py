@@ -178,13 +178,13 @@ def evaluate(args: Options) -> dict[str, Any]:
     tmp.write_text(page)
   with atomic_path(args.output / "evaluation.json") as tmp:
     tmp.write_text(json.dumps(results, indent=1) + "\n")
+  save(args, args.output)
   return results
 
 
 def main() -> None:
   args = parse(Options, __doc__, "evaluate")
   results = evaluate(args)
-  save(args, args.output)
   print(report.summary(results))
   for line in report.left_out(results):
     print(line)

@@ -1,5 +1,6 @@
 """The parts of an evaluation, each on what is made up here; test_evaluate.py has the whole of it."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.objects import Detections
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.detections import make_objects
+from openpilot.tools.fair.evaluation.evaluate import Options
 from openpilot.tools.fair.evaluation.groups import Card
 from openpilot.tools.fair.evaluation.logged import LINES, Logged
 from openpilot.tools.fair.evaluation.run import Worst
@@ -16,6 +18,7 @@ from openpilot.tools.fair.evaluation.scenes import QueryMaker, Scene, Segment
 from openpilot.tools.fair.evaluation.student import Student
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.spec import road_classes
+from openpilot.tools.lib.options import parse, save
 
 
 def test_one_picture_in_forty_frames():
@@ -128,3 +131,16 @@ def test_the_depth_of_a_lead_counts_where_there_is_one():
   logged = Logged()
   logged.add(Scene(depth=depth), points([], [], 0), leads)
   assert logged.result()["abs_rel_lead"] == pytest.approx((0.2 + 0.25) / 2)
+
+
+def test_what_was_asked_for_is_found_again_from_elsewhere(tmp_path, monkeypatch):
+  """Folders of bundles are saved as absolute, names of shipped ones as names; nothing is left out unless it is said."""
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "store").mkdir()
+  monkeypatch.chdir(tmp_path)
+  asked = parse(Options, None, "evaluate", ["mine", "fair_unified_small", "store"])
+  assert asked.ignore_classes is False
+  save(asked, tmp_path)
+  monkeypatch.chdir("/")
+  again = parse(Options, None, "evaluate", ["--config", str(tmp_path)])
+  assert again.bundles == (tmp_path / "mine", Path("fair_unified_small")) and again.data == tmp_path / "store"

@@ -18,7 +18,7 @@ from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.evaluation import evaluate
 from openpilot.tools.fair.bundle import export, replace
-from openpilot.tools.fair.bundle.card import seen
+from openpilot.tools.fair.bundle.card import headlines, seen
 from openpilot.tools.lib.errors import UserError
 
 
@@ -113,6 +113,42 @@ def test_a_graph_that_computes_something_else_is_not_written(run, tmp_path, monk
   with pytest.raises(UserError, match=message):
     export_to(monkeypatch, run, "--out", tmp_path / "models" / "x", "--accept-license", "CC-BY-NC-4.0", "--no-tinygrad")
   assert not list((tmp_path / "models").iterdir())
+
+
+@pytest.mark.parametrize(
+  ("apart", "said"),
+  [
+    ((0.0021, 0.0), "differ by 0.0021 of an output"),
+    ((0.0, 0.0101), "float16 weights change an output by 0.01 of"),
+    ((0.0019, 0.0099), None),
+  ],
+)
+def test_a_graph_may_be_off_by_two_thousandths_and_a_hundredth_of_half_weights(run, tmp_path, monkeypatch, apart, said):
+  left = list(apart)
+  monkeypatch.setattr(export, "parity", lambda *_: left.pop(0))
+  out = tmp_path / "models" / "x"
+  words = (run, "--out", out, "--accept-license", "CC-BY-NC-4.0", "--no-tinygrad")
+  if said is None:
+    export_to(monkeypatch, *words)
+    assert (out / "README.md").exists() and not left
+  else:
+    with pytest.raises(UserError, match=said):
+      export_to(monkeypatch, *words)
+    assert not out.exists()
+
+
+def test_a_headline_stands_beside_others_but_not_beside_their_rivals():
+  """'..., IoU only' is what a student's own objects would get without its tracker."""
+
+  def cell(v):
+    return {"idf1": {"value": v}}
+
+  columns = {"mine": {"idf1": {"value": 0.8, "low": 0.7, "high": 0.9}}, "mine, IoU only": cell(0.6)}
+  columns |= {"other": cell(0.7), "other, IoU only": cell(0.5), "silent": {}}
+  (found,) = headlines({"tables": {"simulator": {"identity": columns, "depth": {"other": {}}}}}, "mine")
+  assert found["others"] == {"mine, IoU only": 0.6, "other": 0.7}
+  assert (found["task"], found["metric"], found["reference"]) == ("identity", "idf1", "simulator")
+  assert (found["value"], found["low"], found["high"]) == (0.8, 0.7, 0.9)
 
 
 def test_a_unified_student_that_learned_no_points_asks_for_none(run, tmp_path, monkeypatch):
@@ -255,6 +291,31 @@ def test_only_a_bundle_is_ever_replaced(run, tmp_path, monkeypatch):
   (tmp_path / "empty").mkdir()
   for out in (models / "mine", tmp_path / "empty", tmp_path / "new"):
     replace.check_out(out, run)
+
+
+@pytest.mark.parametrize(
+  ("name", "make", "allowed"),
+  [
+    ("net.onnx", "file", True),
+    ("README.md", "file", True),
+    ("compiled", "folder", True),
+    ("net.onnx", "folder", False),
+    ("net.onnx", "link", False),
+    ("compiled", "file", False),
+    ("notes.txt", "file", False),
+    ("pictures", "folder", False),
+    ("pictures", "link", False),
+  ],
+)
+def test_what_may_lie_in_a_bundle(tmp_path, name, make, allowed):
+  """Its own files, as files, and a folder of artifacts."""
+  folder = tmp_path / "bundle"
+  folder.mkdir()
+  (folder / "manifest.json").write_text(json.dumps({"sha256": {"net.onnx": "0"}, "graphs": [{"file": "net.onnx"}]}))
+  (tmp_path / "elsewhere").write_text("x")
+  path = folder / name
+  {"file": path.touch, "folder": path.mkdir, "link": lambda: path.symlink_to(tmp_path / "elsewhere")}[make]()
+  assert replace.foreign(folder) == (None if allowed else f"has {name}, which is no part of the bundle")
 
 
 def test_the_old_bundle_stays_until_the_new_one_is_there(run, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from openpilot.cereal import messaging
 from openpilot.common.transformations.model import get_warp_matrix
 from openpilot.selfdrive.modeld.fair.frames import camera_intrinsics
 from openpilot.tools.fair.labels import views
+from openpilot.tools.fair.labels.rules import is_shrunk
 from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, segment_view, view_to_view
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Segment
@@ -92,3 +93,15 @@ def test_a_segments_mounting_is_its_last_that_is_calibrated(tmp_path, monkeypatc
   np.testing.assert_allclose(view.rpy, [0, rpy or 0.0, 0], atol=1e-7)
   assert view.entries == [entries[0], entries[3], entries[6]]
   assert view.video_hash == hashlib.sha256(b"frames").hexdigest() and not view.estimated
+
+
+@pytest.mark.parametrize("focal, shrunk", [(720, False), (1330, False), (1340, True), (1500, True), (2400, True)])
+def test_views_of_finer_cameras_are_made_smaller(focal, shrunk):
+  """From 1.8 times the view's focal length on, which is 910 pixels of 512, so 739 of 416."""
+  meta = {
+    "teacher": {"name": "yolox"},
+    "camera": {"stream": "road", "intrinsics": [[focal, 0, 963], [0, focal, 603], [0, 0, 1]]},
+    "view": {"name": "medmodel", "width": 416, "height": 208},
+  }
+  assert is_shrunk(meta) is shrunk
+  assert not is_shrunk({**meta, "camera": {**meta["camera"], "stream": "images"}})

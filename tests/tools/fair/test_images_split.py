@@ -66,6 +66,17 @@ def test_a_rare_class_is_in_each_part(count, seed):
   np.testing.assert_allclose(of(part), (0.7, 0.15, 0.15), atol=0.01)
 
 
+def test_many_rare_classes_leave_the_shares_of_pictures():
+  """40 classes of four pictures each: those that are moved so that each part has all are made good."""
+  n, rng = 200, np.random.default_rng(3)
+  classes = np.zeros((n, 40), bool)
+  for c in range(40):
+    classes[rng.permutation(n)[:4], c] = True
+  part = split(alone(n), [str(i) for i in range(n)], classes, PARTS, 42, True)
+  assert all(set(part[classes[:, c]]) == {0, 1, 2} for c in range(40))
+  np.testing.assert_allclose(of(part), (0.7, 0.15, 0.15), atol=0.01)
+
+
 def test_a_class_of_fewer_pictures_than_parts_is_said():
   classes = np.zeros((40, 2), bool)
   classes[:, 0] = classes[:2, 1] = True

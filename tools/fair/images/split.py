@@ -54,7 +54,8 @@ def split(
 
   Stratified after Sechidis, Tsoumakas and Vlahavas (2011): the class of which fewest pictures are left goes first, each
   group to the part that lacks most of it. Afterwards a class that a part has nothing of, though it has as many groups
-  as there are parts, is moved there where that takes no class from another part, and sizes are made good."""
+  as there are parts, is moved there where that takes no class from another part, and sizes are made good. Single moves
+  do not always reach that: table_lines() says what a part lacks."""
   order = {i: k for k, i in enumerate(shuffled(names, seed))}
   groups = sorted(groups, key=lambda g: min(order[i] for i in g))
   size = np.array([len(g) for g in groups], np.float64)

@@ -48,7 +48,7 @@ def wait_for_fairmodeld(manager: subprocess.Popen) -> None:
 
 @dataclass(frozen=True)
 class Options:
-  output: Path = option(ROOT / "out" / "demo", aliases=("--out",), help="the folder to fill; default: out/demo")
+  output: Path = option(ROOT / "out" / "demo", aliases=("--out",), help="the folder to fill")
   route: str | None = option(None, help="replay this route in place of a simulated one")
   camera: str = option("road", choices=("road", "wide", "qcamera"), help="which video of the route")
   data_dir: Path | None = option(None, help="the folder that holds the routes")

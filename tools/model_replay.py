@@ -320,11 +320,8 @@ class Options:
   bundles: tuple[Path, ...] = option((), positional=True, help="folders of bundles; default: all in models/")
   update: bool = option(False, help="write today's output as the new reference")
   data: Path | None = option(None, help="folder with realdata/; default: FAIR_SHARED_DATA")
-  refs: Path = option(REFS, help="folder of the references; default: tools/replay/refs")
-  cache: Path = option(
-    CACHE,
-    help="where the simulated drive is kept; delete it after a change of the simulator; default: out/model_replay",
-  )
+  refs: Path = option(REFS, help="folder of the references")
+  cache: Path = option(CACHE, help="where the simulated drive is kept; delete it after a change of the simulator")
 
 
 def main() -> int:

@@ -319,7 +319,8 @@ def main() -> None:
   p.add_argument("bundles", nargs="+", type=Path)
   p.add_argument("--data", type=Path, required=True, help="a folder with camvid, camvid_more, kitti_object, weights")
   p.add_argument("--simulated", type=Path, help="a label store of simulated drives that were not trained on")
-  p.add_argument("--every", type=int, default=1, help="of CamVid's frames, and ten times as many of the simulated ones")
+  p.add_argument("--every", type=int, default=1, help="of CamVid's frames")
+  p.add_argument("--simulated-every", type=int, default=10, metavar="N", help="of the simulated frames")
   p.add_argument("--output", type=Path, help="a JSON of all figures")
   args = p.parse_args()
   os.environ.setdefault("FAIR_WEIGHTS", str(args.data / "weights"))
@@ -327,7 +328,7 @@ def main() -> None:
   runners, teachers = {str(b): Runner(b) for b in args.bundles}, Teachers()
   figures = {**judge_camvid(runners, teachers, args.data, args.every), **judge_kitti(runners, teachers, args.data)}
   if args.simulated:
-    figures |= judge_simulated(runners, args.simulated, 10 * args.every)
+    figures |= judge_simulated(runners, args.simulated, args.simulated_every)
   for name, value in figures.items():
     print(f"{value:8.3f}  {name}")
   if args.output:

@@ -9,12 +9,12 @@ Latencies are of one call with the inputs in host memory and the output read bac
 difference from torch's float32 in parts of the largest output, or from ONNX Runtime's where torch does not know the
 file's operators. What does not run is listed with the reason."""
 
-import argparse
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from openpilot.tools.dgx.training.reference import save_reference
 from openpilot.tools.dgx.training.runners import OrtRunner, TensorRTRunner, TorchRunner
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
+from openpilot.tools.lib.options import option, parse
 
 RUNNERS = ("torch", "onnxruntime", "tinygrad", "tensorrt")
 PRECISIONS = ("float32", "float16", "bfloat16", "float8", "float4")
@@ -216,18 +217,21 @@ def table(rows: list[dict[str, Any]]) -> str:
   return "\n".join(lines + [f"not measured: {', '.join(dict.fromkeys(v))}: {k}" for k, v in why.items()])
 
 
-def main() -> None:
-  p = argparse.ArgumentParser(
-    prog="benchmark_inference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+@dataclass(frozen=True)
+class Options:
+  models: tuple[Path, ...] = option(
+    (), positional=True, metavar="MODEL.onnx", help="networks; the small reference network without"
   )
-  p.add_argument("models", type=Path, nargs="*", metavar="MODEL.onnx")
-  p.add_argument("--batches", type=int, nargs="+", default=[1])
-  p.add_argument("--runners", nargs="+", choices=RUNNERS, default=list(RUNNERS))
-  p.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-  p.add_argument("--device", help="cpu leaves a GPU out")
-  p.add_argument("--seconds", type=float, default=2.0, help="of calls for each line, at least 10")
-  p.add_argument("--json", type=Path)
-  args = p.parse_args()
+  batches: tuple[int, ...] = option((1,), nargs="+", help="sizes of a batch that are measured")
+  runners: tuple[str, ...] = option(RUNNERS, nargs="+", choices=RUNNERS, help="what runs them")
+  precisions: tuple[str, ...] = option(PRECISIONS, nargs="+", choices=PRECISIONS, help="in which")
+  device: str | None = option(None, help="cpu leaves a GPU out")
+  seconds: float = option(2.0, help="of calls for each line, at least 10")
+  json: Path | None = option(None, help="write the rows there too")
+
+
+def main() -> None:
+  args = parse(Options, __doc__, "benchmark_inference")
   if min(args.batches) < 1:
     raise UserError("--batches are at least 1")
   print(hardware.one_line())

@@ -8,11 +8,11 @@ python tools/dgx/benchmark_tensorrt.py [MODEL.onnx ...] [--batches 1 16 64] [--j
 A batch is of that many drives, one step of each, with modeld's memory and openpilot's parsing: what labeling really
 costs. Of a file that is no driving model the bare network is measured, on noise."""
 
-import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from openpilot.tools.dgx.training.reference import save_reference
 from openpilot.tools.dgx.training.runners import PROVIDERS, Runner, open_runner
 from openpilot.tools.dgx.training.teacher import KNOWN, NAMES, DrivingTeacher
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.options import option, parse
 
 TARGET = 800  # frames/s
 PEAK = {
@@ -98,7 +99,7 @@ def workload(
 
 
 def measure(
-  paths: list[Path], provider: str, precision: str | None, batches: list[int], steps: int, flops: float | None
+  paths: list[Path], provider: str, precision: str | None, batches: Sequence[int], steps: int, flops: float | None
 ) -> list[dict[str, Any]]:
   """A row a batch; where the provider is not here, or does not take the file, one with the reason."""
   row: dict[str, Any] = {"models": [p.name for p in paths], "provider": provider, "precision": precision}
@@ -129,31 +130,29 @@ def measure(
   return rows
 
 
-def main() -> None:
-  p = argparse.ArgumentParser(
-    prog="benchmark_tensorrt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  p.add_argument(
-    "models",
-    type=Path,
-    nargs="*",
+@dataclass(frozen=True)
+class Options:
+  models: tuple[Path, ...] = option(
+    (),
+    positional=True,
     metavar="MODEL.onnx",
     help="one driving model, a vision file and its policy, or any other network",
   )
-  p.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64])
-  p.add_argument("--steps", type=int, default=10, help="of each drive")
-  p.add_argument(
-    "--precision",
-    choices=("float32", "float16", "bfloat16"),
-    help="of TensorRT and torch; by default each one's usual one",
+  batches: tuple[int, ...] = option((1, 16, 64), nargs="+", help="sizes of a batch that are measured")
+  steps: int = option(10, help="of each drive")
+  precision: str | None = option(
+    None, choices=("float32", "float16", "bfloat16"), help="of TensorRT and torch; by default each one's usual one"
   )
-  p.add_argument("--json", type=Path)
-  args = p.parse_args()
+  json: Path | None = option(None, help="write the rows there too")
+
+
+def main() -> None:
+  args = parse(Options, __doc__, "benchmark_tensorrt")
   if min(args.batches) < 1 or args.steps < 1:
     raise UserError("--batches and --steps are at least 1")
   print(hardware.one_line())
   with tempfile.TemporaryDirectory() as folder:
-    paths = args.models or [save_reference(Path(folder) / "reference.onnx")]
+    paths = list(args.models) or [save_reference(Path(folder) / "reference.onnx")]
     each = [flops_of(x) for x in paths]
     flops = None if None in each else sum(x for x in each if x is not None)
     if len(paths) == 1 and not is_driving(paths[0]):

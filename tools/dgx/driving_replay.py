@@ -2,7 +2,7 @@
 """Drives a driving model's ONNX file over a route as modeld would, without clock or sockets: route and file in, a log
 with modelV2 out, the same every time.
 
-python tools/dgx/driving_replay.py ROUTE MODEL.onnx [POLICY.onnx] --out driven.zst
+python tools/dgx/driving_replay.py ROUTE MODEL.onnx [POLICY.onnx] --output driven.zst
 
 tools/replay/process_replay.py does this with a bundle. What comes out can be looked at and compared
 (tools/replay/compare_logs.py); it asks for no lane change, and has neither action nor disengage predictions: it is not

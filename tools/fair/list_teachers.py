@@ -2,14 +2,15 @@
 """Lists the teachers: what they label, under which license, and whether their weights are here. Of those named, their
 options too."""
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from openpilot.tools.fair.options import options_of
 from openpilot.tools.fair.registry import TEACHERS
 from openpilot.tools.fair.registry import find_entry
 from openpilot.tools.fair.teacher import LICENSES, Entry, find_weights, weight_dirs
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.options import option, parse
 
 
 def columns(rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> str:
@@ -34,15 +35,18 @@ def license_of(entry: Entry) -> str:
   return entry.license + ("" if LICENSES.get(entry.license, False) else " *")
 
 
-def main() -> None:
-  p = argparse.ArgumentParser(prog="teachers", description=__doc__)
-  p.add_argument(
-    "names",
-    nargs="*",
+@dataclass(frozen=True)
+class Options:
+  names: tuple[str, ...] = option(
+    (),
+    positional=True,
     metavar="TEACHER",
     help="whose options are listed, or the description of an ONNX network, as net.yaml",
   )
-  args = p.parse_args()
+
+
+def main() -> None:
+  args = parse(Options, __doc__, "teachers")
   if not args.names:
     rows = [(name, license_of(e), e.size, weights_here(e), e.says) for name, e in TEACHERS.items()]
     print(columns([("teacher", "license", "size", "weights", "labels"), *rows], right=(2,)))

@@ -18,6 +18,7 @@ from openpilot.tools.lib.files import read_yaml
 
 ROAD = Path(__file__).with_name("road.yaml")
 KINDS = ("model_frame", "rgb")
+VIEWS = ("medmodel", "sbigmodel")
 UNKNOWN = ("unknown", "ignore", "void", "unlabeled", "unlabelled")  # names of ids whose pixels count nowhere
 
 
@@ -43,6 +44,10 @@ class InputSpec:
       raise UserError(f"input kind '{self.kind}'; there are {', '.join(KINDS)}")
     if any(type(side) is not int or side < 32 or side % 32 or side > 8192 for side in (self.height, self.width)):
       raise UserError(f"input of {self.width}x{self.height}; both sides are multiples of 32, from 32 to 8192")
+    if self.view not in VIEWS:
+      raise UserError(f"input of the view '{self.view}'; there are {', '.join(VIEWS)}")
+    if type(self.pad) is not int or not 0 <= self.pad <= 255:
+      raise UserError(f"input padded with {self.pad}; a gray from 0 to 255")
 
   @property
   def shape(self) -> tuple[int, int, int]:

@@ -179,7 +179,8 @@ class Loop:
   def report_metrics(self) -> None:
     """After an evaluation, by the first process."""
     self.write({"step": self.step, "val": self.metrics})
-    tqdm.write(f"step {self.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in self.metrics.items()))
+    if self.metrics:
+      tqdm.write(f"step {self.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in self.metrics.items()))
 
   def not_finite(self, what: str, values: Mapping[str, float], batch: Any, totals: Sequence[float]) -> NoReturn:
     """In every process, where the loss of any is not finite. totals: of each, by rank; all finite: all are named."""

@@ -46,7 +46,8 @@ def differences(a: Any, b: Any, at: str = "", tolerance: float = 0.0) -> Iterato
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
       yield from differences(x, y, f"{at}[{i}]", tolerance)
   elif isinstance(a, float) and isinstance(b, float):
-    if not (a == b or (math.isnan(a) and math.isnan(b)) or abs(a - b) <= tolerance * (1 + abs(a))):
+    near = math.isfinite(a) and abs(a - b) <= tolerance * (1 + abs(a))  # everything is near infinity
+    if not (a == b or (math.isnan(a) and math.isnan(b)) or near):
       yield at, a, b
   elif a != b:
     yield at, a, b

@@ -317,7 +317,7 @@ class Options:
   time: str = option("day", choices=(*TIMES, "any"), help="any: in turn by the seed")
   weather: str = option("clear", choices=(*WEATHERS, "any"), help="any: rain in a third of the seeds")
   qcamera_only: bool = option(False, help="only qcamera.ts, rendered at its size: several times as fast")
-  jobs: int | None = option(None, help="processes with --seeds; default: one a core")
+  workers: int | None = option(None, aliases=("--jobs",), help="processes with --seeds; default: one a core")
 
 
 def main() -> None:
@@ -327,7 +327,7 @@ def main() -> None:
     Drive(s, args.seconds, args.camera, *conditions(s, args.time, args.weather), args.qcamera_only) for s in seeds
   ]
   if args.seeds:
-    n = write_routes(args.output, drives, args.segment_seconds, args.jobs)
+    n = write_routes(args.output, drives, args.segment_seconds, args.workers)
     print(f"{args.output}: {len(drives)} routes of {args.seconds} s, {n} frames written, truth beside each segment")
     return
   (d,) = drives

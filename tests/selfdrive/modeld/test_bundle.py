@@ -129,6 +129,15 @@ def test_the_former_spelling_of_license_is_read_and_the_present_one_written(bund
   assert load_bundle(bundle).manifest["provenance"] == b.manifest["provenance"]
 
 
+def test_what_contradicts_itself_is_not_written(bundle):
+  before = (bundle / "manifest.json").read_bytes()
+  m = manifest()
+  m["graphs"][0]["outputs"][1]["roles"] = {"pothole": "ground"}
+  with pytest.raises(BundleError, match="was not written: output 'segmentation' has a role for 'pothole'"):
+    write_manifest(bundle, m)
+  assert (bundle / "manifest.json").read_bytes() == before and not list(bundle.glob(".*"))
+
+
 @pytest.mark.parametrize("roles", [None, {"lane": "background"}])
 def test_roles_are_the_manifests_or_those_of_the_names_before(bundle, roles):
   """Whatever the classes are called: what has a role is looked for by it."""

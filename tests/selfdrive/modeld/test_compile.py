@@ -64,6 +64,7 @@ def test_written_is_read_back_whole_and_in_chunks(tmp_path):
     ({"graph": "other"}, "was built for graph"),
     ({"target": "tinygrad-qcom"}, "was built for target"),
     ({"files": ["../../x.pkl"]}, "no files of its own"),
+    ({"files": [f"scene.{TARGET}.pkl/../../x.pkl"]}, "no files of its own"),
     ({"files": []}, "no files of its own"),
     ({"format": 1}, "was built for format"),
     ({"sha256": "0" * 64}, "it was not opened"),

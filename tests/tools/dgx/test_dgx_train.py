@@ -24,6 +24,7 @@ from openpilot.tools.dgx.training.teacher import DrivingTeacher
 from openpilot.tools.dgx.training.train import BEST, LAST, Run
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.options import FILE
 
 SMALL = Config(epochs=2, batch_size=3, clip=2, lr=1e-3, val_share=0.5, dora_rank=4)
 
@@ -275,12 +276,27 @@ def test_the_command(data, base, tmp_path, monkeypatch, capsys):
   assert command(monkeypatch, *words, "--epochs", 1) == 0
   out = capsys.readouterr().out
   assert "DoRA rank 4" in out and "held-out path after 3 s" in out and "trainable" in out
-  assert {p.name for p in (tmp_path / "o").iterdir()} == {BEST, LAST, "adapter", "reference.onnx", "train_log.jsonl"}
+  assert {p.name for p in (tmp_path / "o").iterdir()} == {
+    BEST,
+    LAST,
+    "adapter",
+    "reference.onnx",
+    "train_log.jsonl",
+    FILE,
+  }
   assert command(monkeypatch, *words, "--epochs", 1) == 2
   assert "add --resume" in capsys.readouterr().err
   assert command(monkeypatch, *words, "--epochs", 2, "--resume") == 2
   assert "epochs 1 then, 2 now" in capsys.readouterr().err
   assert command(monkeypatch, *words, "--epochs", 1, "--resume") == 0
+  assert command(monkeypatch, "--config", tmp_path / "o", "--base", base) == 2
+  assert "--base and --reference: give one of them" in capsys.readouterr().err
+  assert command(monkeypatch, "--config", tmp_path / "o") == 2
+  assert "add --resume" in capsys.readouterr().err
+  assert command(monkeypatch, "--config", tmp_path / "o", "--resume") == 0
+  assert command(monkeypatch, "--config", tmp_path / "o", "--output", tmp_path / "again") == 0
+  first, again = (load_checkpoint(tmp_path / k / LAST)["adapter"] for k in ("o", "again"))
+  assert all(torch.equal(first[k], again[k]) for k in first) and first.keys() == again.keys()
   from openpilot.tools.dgx.training.export import load_student, read_checkpoint
 
   state = read_checkpoint(tmp_path / "o" / BEST)

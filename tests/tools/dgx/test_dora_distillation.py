@@ -255,6 +255,11 @@ def test_the_table_names_what_was_clipped(base, store, tmp_path, monkeypatch, ca
   assert "rank clipped on " in capsys.readouterr().out
   assert command(monkeypatch, *words, tmp_path / "b", "--dora-rank", 1) == 0
   assert "clipped" not in capsys.readouterr().out
+  assert command(monkeypatch, "--config", tmp_path / "b", "--output", tmp_path / "c") == 0
+  a, b = ((tmp_path / k / "options.yaml").read_text() for k in "bc")
+  assert a.replace(str(tmp_path / "b"), str(tmp_path / "c")) == b != a
+  said = json.loads((tmp_path / "c" / "environment.json").read_text())["command"]
+  assert "--config" not in said and "--dora-rank 1" in said
 
 
 def test_bad_input(base, store, tmp_path, monkeypatch, capsys):
@@ -264,6 +269,7 @@ def test_bad_input(base, store, tmp_path, monkeypatch, capsys):
 
   good = ["--labels", store, "--output", tmp_path / "x", "--base", base]
   assert "no label store" in refused(*good[2:], "--labels", tmp_path)
+  assert "give --base" in refused(*good[:4]) and "one of them" in refused(*good, "--student", tmp_path)
   assert "there is no" in refused(*good[:4], "--base", tmp_path / "none.onnx")
   assert "PART=NUMBER" in refused(*good, "--weight", "depth")
   assert "the parts are features, depth, keep, path" in refused(*good, "--weight", "points=1")

@@ -56,6 +56,15 @@ def test_the_street_knows_every_teachers_names():
   assert STREET.with_role("movable") == ("vehicle", "person", "two-wheeler")
 
 
+def test_the_roads_class_set_knows_the_streets_names():
+  """So that a student of the road learns from what was agreed on in the street's classes."""
+  road = read_classes(ROAD)
+  got = [road.maps[k] if k >= 0 else None for k in road.resolve(STREET.maps, "maps", "agreed")]
+  rest = "background"
+  assert got == ["road", rest, "lane", "vehicle", "pedestrian", None, rest, rest, rest, rest]
+  assert [road.boxes[k] for k in road.resolve(STREET.boxes, "boxes", "agreed")] == ["vehicle", "pedestrian", "cyclist"]
+
+
 def test_boxes_of_two_are_kept_and_of_one_are_unknown():
   one = boxes((10, 10, 50, 50, 0, 0.5), (100, 100, 140, 150, 0, 0.9), (200, 100, 220, 150, 1, 0.8))
   other = boxes((12, 10, 52, 50, 0, 0.7), (202, 100, 222, 150, 0, 0.6))

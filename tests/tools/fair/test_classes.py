@@ -15,6 +15,7 @@ from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.selfdrive.modeld.fair.frames import pack_rgb
 from openpilot.tools.fair.bundle import export
 from openpilot.tools.fair.distillation import distill
+from openpilot.tools.fair.distillation.augment import NONE
 from openpilot.tools.fair.distillation.batch import Batches
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.data import Clips
@@ -24,7 +25,8 @@ from openpilot.tools.fair.distillation.plan import Plan
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.spec import Class, ClassSet, InputSpec, read_classes, road_classes
 from openpilot.tools.fair.students.student import build
-from openpilot.tools.fair.tasks import find_task, task_of
+from openpilot.tools.fair.tasks import TASKS, find_task, say, task_of
+from openpilot.tools.fair.tasks.objects import object_list
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.lib.errors import UserError
@@ -306,3 +308,32 @@ def test_imported_pictures_with_own_classes_reach_the_manifest(tmp_path, monkeyp
   assert bundle.manifest["input"] == InputSpec("rgb", 96, 160).to_dict()
   (out,) = bundle.graphs[0]["outputs"]
   assert out["shape"] == [1, 2, 24, 40] and out["classes"] == ["background", "pothole"]
+
+
+def test_what_a_teacher_has_no_name_for_is_no_object():
+  """SAM 2 says -1 of a thing that no detector named: before, it counted as the last class."""
+  table = {k: np.array([v, v + 100], np.float32) for k, v in (("x0", 10), ("y0", 10), ("x1", 60), ("y1", 60))}
+  table |= {"score": np.ones(2, np.float32), "cls": np.array([-1, 0], np.int16)}
+  label = Label("objects", "boxes", classes=("car", "person"))
+  assert object_list(NONE, say([label], [table], TASKS["objects"]), table)["cls"].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+  ("said", "why"),
+  [
+    ({"kind": "bgr"}, "input kind 'bgr'"),
+    ({"height": 100}, "multiples of 32"),
+    ({"width": "512"}, "multiples of 32"),
+    ({"view": "fisheye"}, "the view 'fisheye'"),
+    ({"pad": 300}, "padded with 300"),
+    ({"depth": 3}, "'depth' is not known"),
+    ([], None),
+    ([1], "is no mapping"),
+  ],
+)
+def test_an_input_that_is_none_is_refused(said, why):
+  if why is None:
+    assert InputSpec.from_dict(said) == InputSpec()  # nothing was said
+    return
+  with pytest.raises(UserError, match=why):
+    InputSpec.from_dict(said)

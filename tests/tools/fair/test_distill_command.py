@@ -3,7 +3,6 @@ and one at a time is in a folder."""
 
 import json
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -16,12 +15,13 @@ from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.look import Look
-from openpilot.tools.fair.distillation.options import configuration, parser
+from openpilot.tools.fair.distillation.options import Options, configuration
 from openpilot.tools.fair.distillation.trained import trained_on
 from openpilot.tools.fair.distillation.config import Config, Stage
 from openpilot.tools.fair.distillation.trainer import Run
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.lock import only_one
+from openpilot.tools.lib.options import parse
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,35 @@ def test_one_run_at_a_time_in_a_folder(labels, tmp_path, monkeypatch):
   assert distill.main() is None and (out / "last.pt").exists()
 
 
+def test_a_runs_folder_starts_it_again_and_goes_on(labels, tmp_path, monkeypatch):
+  """Also from another folder than the first was started in, and where what is said of the run is published."""
+  run, other = tmp_path / "run", tmp_path / "other"
+  monkeypatch.chdir(labels.parent)
+  argv(monkeypatch, labels.name, run, "--seed", 7, "--weight", "depth=2", "--no-augment")
+  distill.main()
+  monkeypatch.chdir(tmp_path)
+  real = Run.update_ema
+
+  def stop(self):
+    real(self)
+    os.kill(os.getpid(), signal.SIGINT)
+
+  monkeypatch.setattr(sys, "argv", ["distill", "--config", str(run), "--output", str(other)])
+  with monkeypatch.context() as m:
+    m.setattr(Run, "update_ema", stop)
+    with pytest.raises(KeyboardInterrupt):
+      distill.main()
+  monkeypatch.setattr(sys, "argv", ["distill", "--config", str(other)])
+  with pytest.raises(UserError, match="holds a run at step 1 of 2; add --resume"):
+    distill.main()
+  monkeypatch.setattr(sys, "argv", ["distill", "--config", str(other), "--resume"])
+  distill.main()
+  first, again = (load_checkpoint(p / "last.pt") for p in (run, other))
+  assert again["step"] == 2 and same(first, again)
+  said = [json.loads((p / "environment.json").read_text())["command"] for p in (run, other)]
+  assert "--config" not in said[1] and said[1].replace(str(labels), labels.name).replace("other", "run") == said[0]
+
+
 def test_resume_compares_and_says_what_changed(labels, tmp_path, monkeypatch, capsys):
   """--overfit is a part of the configuration; other labels, and a checkpoint of another kind, are no run to go on from;
   and --init is not taken again."""
@@ -201,15 +230,12 @@ def test_it_is_known_what_a_student_was_trained_on(labels, tmp_path):
   assert trained_on(old, tmp_path / "a") == {"segments": ["x--0"], "unknown": ["a"]}
 
 
-def test_former_names_of_options_are_taken_and_help_shows_one():
-  p = parser(None)
+def test_former_names_of_options_are_taken():
   words = ["--labels", "x", "--student", "depth-nano", "--out", "o", "--batch", "8", "--accept-licence", "X"]
-  args = p.parse_args(words)
-  assert args.output == Path("o") and args.batch_size == 8 and args.accept_license == ["X"]
+  args = parse(Options, None, "distill", words)
+  assert args.output == Path("o") and args.batch_size == 8 and args.accept_license == ("X",)
   new = {"--out": "--output", "--batch": "--batch-size", "--accept-licence": "--accept-license"}
-  assert p.parse_args([new.get(w, w) for w in words]) == args
-  shown = set(re.findall(r"--[a-z-]+", p.format_help()))
-  assert set(new.values()) <= shown and not set(new) & shown
+  assert parse(Options, None, "distill", [new.get(w, w) for w in words]) == args
 
 
 def test_restricted_licenses_are_asked_for(tmp_path, monkeypatch):
@@ -236,5 +262,5 @@ def test_precision_is_what_is_said_else_what_the_gpu_has(labels, monkeypatch, gi
     "x",
     *(() if given is None else ("--precision", given)),
   ]
-  config, live = configuration(parser("").parse_args(args), Look(labels))
+  config, live = configuration(parse(Options, None, "distill", args), Look(labels))
   assert config.precision == (given or ("bf16" if able else "no")) and live is None

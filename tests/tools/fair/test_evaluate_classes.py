@@ -196,6 +196,7 @@ def test_the_set_is_the_roads_where_nothing_of_it_is_lost(tmp_path):
   two = of("d", ["car", "truck"])  # aliases of one class
   assert two.maps == ("car", "truck") and two.boxes == ()
   assert of("e", ["background", "vehicle", "cow"]).find("truck").name == "vehicle"
+  assert of("f", ["road", "pole"]).maps == ("road", "pole")
   assert classes_said("car, tree").maps == classes_said("car, tree").boxes == ("car", "tree")
 
 

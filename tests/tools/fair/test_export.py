@@ -73,6 +73,10 @@ def test_a_run_becomes_a_bundle(run, tmp_path, monkeypatch):
   assert "Not made for real streets" in (out / "README.md").read_text() and [x.name for x in out.parent.iterdir()] == [
     "my-depth"
   ]
+  here = str(run.parent)  # which is in the run's options.yaml
+  assert here in (run / "options.yaml").read_text()
+  assert not [f for f in ("manifest.json", "README.md") if here in (out / f).read_text()]
+  assert {f.suffix for f in out.iterdir()} == {".onnx", ".json", ".md"}
   student, _, _ = export.load_student(run)
   frame = np.random.default_rng(0).integers(0, 256, (1, 6, 128, 256), dtype=np.uint8)
   got = OnnxRunner(bundle, bundle.graphs[0], 1).run({"frame": frame})

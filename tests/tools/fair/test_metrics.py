@@ -18,6 +18,8 @@ from openpilot.tools.fair.evaluation.metrics import (
   paired_bootstrap,
 )
 from openpilot.tools.fair.evaluation.columns import TeacherTracks
+from openpilot.tools.fair.evaluation.logged import Logged, cells
+from openpilot.tools.fair.evaluation.run import gap
 from openpilot.tools.fair.evaluation.scenes import NO_POINTS, Queries
 from openpilot.tools.fair.evaluation.video import (
   Identities,
@@ -511,3 +513,25 @@ def test_a_teachers_point_stands_for_a_query_beside_it():
   # a track that ends, and a slot that is given to another point, stand for nothing more
   scene = t.step(queries([False, False, True], start), points(t5=(112, 91)))
   assert t.known.tolist() == [True, False, False] and set(t.of) == {0}
+
+
+def test_a_gap_is_a_share_of_the_best_or_of_perfect():
+  assert gap("abs_rel", 0.12, 0.1) == pytest.approx(0.2) and gap("abs_rel", 0.12, None) == 0.12
+  assert gap("miou", 0.4, 0.5) == pytest.approx(0.2) and gap("miou", 0.4, None) == pytest.approx(0.6)
+
+
+def test_cells_of_view_pixels():
+  """Of a map of 64x128: four by four pixels each, from half a pixel before the first center on."""
+  x = np.array([-0.6, -0.5, 3.4, 3.5, 511.4, 511.5, 5.0, 5.0])
+  y = np.array([10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 255.5, -0.6])
+  i, j, inside = cells(x, y, (64, 128))
+  assert inside.tolist() == [False, True, True, True, True, False, False, False]
+  assert j.tolist() == [0, 0, 0, 1, 127, 127, 1, 1] and i.tolist() == [2] * 6 + [63, 0]
+
+
+def test_sums_of_a_log_are_ratios_of_pairs():
+  logged = Logged()
+  logged.sums[:] = [1, 2, 3, 4, 5, 8, 7, 16]
+  got = logged.result()
+  want = {"log_lane_recall": 1 / 2, "log_lane_chance": 3 / 4, "log_lead_recall": 5 / 8, "abs_rel_lead": 7 / 16}
+  assert got == pytest.approx(want)

@@ -88,6 +88,9 @@ def test_nothing_is_cut_and_ids_lie_where_pixels_do():
     assert (placed[~inside] == 255).all() and (placed[inside] != 255).all()
     v = np.flatnonzero(inside[:, 0])
     assert placed[v, 0].tolist() == [int((i + 0.5) / fit[1, 1]) % 200 for i in v]
+    across = place_ids(np.repeat(np.arange(w)[None] % 200, h, 0).astype(np.uint8), fit, 128, 96, 255)
+    u = np.flatnonzero(inside[0])
+    assert across[0, u].tolist() == [int((i + 0.5) / fit[0, 0]) % 200 for i in u]
     # the last pixels of the picture are there: what is not shown of it is less than a pixel of the input
     shown = inside.sum(1).max() / fit[0, 0], inside.sum(0).max() / fit[1, 1]
     assert w - shown[0] <= 0.5 / fit[0, 0] + 1e-9 and h - shown[1] <= 0.5 / fit[1, 1] + 1e-9
@@ -122,7 +125,7 @@ class Middle:
     self.seen += list(clip.rgb.transpose(0, 2, 3, 1))
     boxes = np.array([[0.4 * w, 0.4 * h, 0.6 * w, 0.6 * h]] * n) - 0.5
     table = {"frame": np.arange(n), **dict(zip(("x0", "y0", "x1", "y1"), boxes.T, strict=True))}
-    left = np.zeros((n, h, w), np.float16)
+    left = np.full((n, h, w), 0.5, np.float16)
     left[..., : w // 2] = 1
     return {"boxes": {**table, "score": np.ones(n, np.float32), "cls": np.zeros(n, np.int16)}, "left": left}, state
 
@@ -154,7 +157,9 @@ def test_teachers_see_pictures_whole_and_their_labels_lie_in_the_input(tmp_path,
     left = group.row("left", r).astype(float)
     assert left.shape == (48, 64)
     middle = canvas[0] / 4  # of a map of half the input's size
-    assert (left[4, : int(middle) - 2] == 1).all() and (left[4, int(middle) + 2 :] == 0).all()
+    end = round(w * scale / 2) if stretches else 64  # beyond it, padding
+    assert (left[4, : int(middle) - 2] == 1).all() and (left[4, int(middle) + 2 : end - 1] == 0.5).all()
+    assert (left[4, end + 1 :] == 0).all() and (not stretches or (left[round(h * scale / 2) + 1 :] == 0).all())
     stored = frames.row("frame", r).transpose(1, 2, 0)
     np.testing.assert_array_equal(
       stored, place_picture(read_rgb(tmp_path / "shots" / f"{r}.png"), SPEC.fit(w, h), 128, 96, 114)

@@ -12,7 +12,7 @@ from label_fixture import FRAME, group_of, write_store
 
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.data import Clips
-from openpilot.tools.fair.distillation.options import parser as distill_parser
+from openpilot.tools.fair.distillation.options import Options as DistillOptions
 from openpilot.tools.fair.evaluation.evaluate import Options as EvaluateOptions
 from openpilot.tools.fair.evaluation.scenes import open_segments
 from openpilot.tools.fair.labels import browse as listing
@@ -164,7 +164,7 @@ def test_stale_labels_are_refused_listed_and_taken_where_asked(tmp_path, mended,
   assert cli(distill.main)() == 2
   err = capsys.readouterr().err
   assert err.count("error: ") == 1 and "groups of labels are stale" in err and not (tmp_path / "run").exists()
-  assert distill_parser("").parse_args([*map(str, words), "--stale-labels"]).stale_labels
+  assert parse(DistillOptions, None, "distill", [*map(str, words), "--stale-labels"]).stale_labels
   assert parse(EvaluateOptions, None, "evaluate", ["b", "d", "--stale-labels"]).stale_labels
   monkeypatch.setattr(sys, "argv", ["labels", str(tmp_path / "s")])
   assert cli(listing.main)() == 0

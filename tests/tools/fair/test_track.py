@@ -7,6 +7,7 @@ import pytest
 
 from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import medmodel_intrinsics
+from openpilot.common.transformations.orientation import rot_from_euler
 from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
 from openpilot.tools.fair.sam.motion import U, ObjectTracker, Tracks, covered_edges, to_boxes, to_measure
 from openpilot.tools.fair.sam.track import TrackerTeacher, flow_of, looks_of
@@ -296,6 +297,17 @@ def test_turned_is_the_geometry_of_the_simulator():
   places = np.array([[3000.0, 400, -50], [5000, -900, 20], [2000, 10, 300]])
   pixels = [project(from_still(places, (0.0, 0.0, h)), medmodel_intrinsics)[0] for h in (0.02, 0.05)]
   p = np.c_[pixels[0], np.ones(3)] @ turned(np.array([0, 0, 0.03]), medmodel_intrinsics).T
+  np.testing.assert_allclose(p[:, :2] / p[:, 2:], pixels[1], atol=1e-6)
+
+
+def test_turned_of_the_cameras_own_picture():
+  """The same of a camera that looks down and aside, whose pixels no calibration has warped."""
+  places = np.array([[3000.0, 400, -50], [5000, -900, 20], [2000, 10, 300]])
+  rpy = np.array([0.01, -0.06, 0.08])
+  pixels = [
+    project(from_still(places, (0.0, 0.0, h)) @ rot_from_euler(rpy).T, medmodel_intrinsics)[0] for h in (0.02, 0.05)
+  ]
+  p = np.c_[pixels[0], np.ones(3)] @ turned(np.array([0, 0, 0.03]), medmodel_intrinsics, rpy).T
   np.testing.assert_allclose(p[:, :2] / p[:, 2:], pixels[1], atol=1e-6)
 
 

@@ -6,6 +6,8 @@ import math
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -253,3 +255,40 @@ def test_trackers_see_steps_and_evaluations(tmp_path, monkeypatch):
   monkeypatch.setattr(run.accelerator, "log", lambda values, step: seen.append((step, set(values))))
   run.fit()
   assert seen == [(2, {"loss", "square"}), (4, {"loss", "square"}), (4, {"val/total"})]
+
+
+TWO = """
+import math, sys
+from pathlib import Path
+import torch
+from openpilot.tools.learn.loop import Loop
+from openpilot.tools.lib.errors import cli
+class Line(Loop):
+  def __init__(self, out):
+    super().__init__(out, 6, eval_every=2)
+    model = torch.nn.Linear(2, 1)
+    self.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+  def batches(self):
+    for step in range(self.step, self.steps):
+      bad = step == 3 and self.accelerator.process_index == 1
+      yield step, torch.full((2, 2), math.nan if bad else 1.0)
+  def losses(self, batch):
+    return {"total": self.model(batch[1]).mean()}
+  def names(self, batch):
+    return [f"batch {batch[0]} of {self.accelerator.process_index}"]
+def main():
+  Line(Path(sys.argv[1])).fit()
+raise SystemExit(cli(main)())
+"""
+
+
+@pytest.mark.slow
+def test_what_one_process_finds_not_finite_stops_both_and_is_said_once(tmp_path):
+  (tmp_path / "script.py").write_text(TWO)
+  (tmp_path / "run").mkdir()
+  words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "script.py"]
+  command = [sys.executable, *words, tmp_path / "run"]
+  r = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200)
+  assert r.returncode != 0 and r.stderr.count("error: the loss") == 1
+  assert "the loss (total) of step 3 is not finite on batch 3 of 1; the last good checkpoint is" in r.stderr
+  assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2

@@ -281,6 +281,15 @@ def test_index_without_exposure_times(tmp_path):
   )
 
 
+def test_an_index_out_of_order_is_put_into_it(tmp_path):
+  """By the number of the picture, not by when it was logged."""
+  order = [0, 2, 1, 4, 3, 5]
+  eof = [100 * SECOND + k * 50_000_000 for k in range(6)]
+  log = [index(k, t=eof[n] + 10_000_000, timestampEof=eof[k]) for n, k in enumerate(order)]
+  entries = encode_index(segment_of(tmp_path, log))
+  assert [e.segment_id for e in entries] == sorted(order) and [e.timestamp_eof for e in entries] == eof
+
+
 @pytest.mark.parametrize("odd", [2, 13, 16])
 def test_a_time_that_does_not_fit_is_its_nearest_neighbors(odd):
   """20 frames at 20 Hz, with a stop of 100 s in the middle."""

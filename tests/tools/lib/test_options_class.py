@@ -1,12 +1,13 @@
 """Options classes: flags, config files, aliases, errors of one line."""
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from openpilot.tools.lib.errors import UserError, above_zero
-from openpilot.tools.lib.options import option, parse, save
+from openpilot.tools.lib.options import command_line, option, parse, save
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,52 @@ def test_a_runs_folder_starts_it_again(tmp_path):
   was = made("r", "--out", str(tmp_path), "--weight", "a=1", "--seconds", "3", "--no-augment")
   save(was, tmp_path)
   assert made("--config", str(tmp_path)) == was
+
+
+@dataclass(frozen=True)
+class More:
+  base: Path = option(positional=True, help="a file")
+  step: str = option("all", choices=("one", "all"), help="which")
+  targets: tuple[str, ...] | None = option(None, nargs="+", help="several words")
+  box: tuple[float, ...] | None = option(None, nargs=2, help="two numbers")
+  pretrained: str | bool = option(False, bare=True, path=True, help="or a file")
+  reference: str | None = option(None, bare="plain", choices=("plain", "speed"), help="which")
+  init: tuple[str, ...] = option((), path=True, help="RUN[:PART]")
+  live: str | None = option(None, path=True, help="NAME[=FILE]")
+  augment: bool = option(True, help="do not augment")
+  resume: bool = option(False, help="go on")
+
+
+def more(*argv: str) -> More:
+  return parse(More, None, "thing", argv)
+
+
+def test_words_bare_flags_and_what_starts_them_again(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "run").mkdir()
+  (tmp_path / "w.pt").touch()
+  words = "b --targets x y --targets z --box 1 -2.5 --pretrained --reference --init run --init run:lanes --init gone:a"
+  typed = more(*words.split(), "--live", "dino=w.pt", "--resume")
+  assert (typed.targets, typed.box, typed.pretrained, typed.reference) == (("x", "y", "z"), (1, -2.5), True, "plain")
+  save(typed, tmp_path / "run")
+  (tmp_path / "elsewhere").mkdir()
+  monkeypatch.chdir(tmp_path / "elsewhere")
+  run = str(tmp_path / "run")
+  again = more("--config", run)
+  assert again.base == tmp_path / "b" and again.init == (run, f"{run}:lanes", "gone:a") and not again.resume
+  assert again.live == f"dino={tmp_path / 'w.pt'}" and (again.targets, again.box) == (typed.targets, typed.box)
+  assert more(*shlex.split(command_line(typed))) == typed
+  assert more("c", "--config", run, "--pretrained", "f", "--reference", "speed", "--targets", "q") == replace(
+    again, base=Path("c"), pretrained="f", reference="speed", targets=("q",)
+  )
+  (tmp_path / "a.yaml").write_text("base: b\nno-augment: true\nbox: [1]\n")
+  with pytest.raises(UserError, match="box: it is a list of 2"):
+    more("--config", str(tmp_path / "a.yaml"))
+  (tmp_path / "a.yaml").write_text("base: b\nno-augment: true\npretrained: true\n")
+  assert more("--config", str(tmp_path / "a.yaml")) == More(Path("b"), augment=False, pretrained=True)
+  (tmp_path / "a.yaml").write_text("base: b\nno-step: true\n")
+  with pytest.raises(UserError, match="'no-step' is no option"):
+    more("--config", str(tmp_path / "a.yaml"))
 
 
 @pytest.mark.parametrize(

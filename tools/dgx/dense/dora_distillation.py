@@ -10,13 +10,15 @@ label store.
 The loss is 0.9 cosine + 0.1 smooth-L1 of standardised features through a projector, depth's, and `keep`: how far all
 other outputs move from the base's. With --data the driving network learns the driven path at the same time. RUN gets
 best_model.pt for tools/dgx/training/export.py and adapter/ in PEFT's format, or of a student best.pt for `tools/op.sh
-export`; projector and depth of a driving network serve while training only."""
+export`; projector and depth of a driving network serve while training only. `--config RUN --output OTHER` starts the
+same again, `--config RUN --resume` goes on."""
 
-import argparse
 import dataclasses
 import json
 import math
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,10 @@ from openpilot.tools.dgx.dense.dora_model import TAUGHT, WEIGHTS, Settings
 from openpilot.tools.dgx.dense.dora_model import DoRADistillation as DoRADistillation
 from openpilot.tools.dgx.dense.dora_run import BEST, RESUME, Run
 from openpilot.tools.dgx.dense.driving_features import frames_back
-from openpilot.tools.dgx.training.config import add_adapter_arguments
+from openpilot.tools.dgx.training.config import AdapterOptions
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.distill import digest, environment, split
+from openpilot.tools.fair.distillation.options import StoreOptions
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.tasks import task_of
 from openpilot.tools.fair.teacher import check_license
@@ -37,11 +40,11 @@ from openpilot.tools.learn.adapters.apply import clipped
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
-from openpilot.tools.lib.flags import add_flag
+from openpilot.tools.lib.options import option, parse, save
 from openpilot.tools.lib.said import command
 
 
-def tasks_of(root: Path, only: str) -> list[str]:
+def tasks_of(root: Path, only: str | None) -> list[str]:
   """What of TAUGHT the store teaches, or of it what `only` names. Raises UserError where that is nothing."""
   there = {t for g in LabelStore(root).groups() if g.teacher != "frames" for x in g.labels for t in task_of(x)}
   wanted = only.replace(" ", "").split(",") if only else [t for t in TAUGHT if t in there]
@@ -54,7 +57,7 @@ def tasks_of(root: Path, only: str) -> list[str]:
     )
     raise UserError(
       f"{why}; label with `tools/op.sh label ROUTE --teachers dinov2-base,depth-anything-v2-metric-outdoor-small "
-      f"{command('--out', root)}`"
+      f"{command('--output', root)}`"
     )
   return wanted
 
@@ -99,7 +102,7 @@ def table(run: Run) -> str:
   return "\n".join(f"{k:<12} {v}" for k, v in rows)
 
 
-def parse_weights(items: list[str], path: bool) -> dict[str, float]:
+def parse_weights(items: Sequence[str], path: bool) -> dict[str, float]:
   try:
     given = {k: float(v) for k, v in (i.split("=", 1) for i in items)}
   except ValueError:
@@ -109,66 +112,43 @@ def parse_weights(items: list[str], path: bool) -> dict[str, float]:
   return {**WEIGHTS, **given, **({} if path else {"path": 0.0})}
 
 
-def main() -> None:
-  p = argparse.ArgumentParser(
-    prog="dora_distillation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+D = Settings()  # whose defaults the options have
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(StoreOptions, AdapterOptions):
+  base: Path | None = option(
+    None, metavar="MODEL.onnx", help="openpilot's driving model, or its vision network; this or --student"
   )
-  d = Settings()
-  p.add_argument("--labels", type=Path, required=True, help="the label store: `tools/op.sh label`")
-  p.add_argument(
-    "--stale-labels", action="store_true", help="use labels made by outdated rules, which are refused by default"
+  student: Path | None = option(None, metavar="RUN", help="a finished run of `tools/op.sh distill`; this or --base")
+  data: Path | None = option(None, help="a folder of tools/dgx/training/dataloader.py: learn the driven path too")
+  tasks: str | None = option(None, help=f"comma-separated, of {', '.join(TAUGHT)}; default: all that the store teaches")
+  steps: int = option(D.steps, help="of the optimizer")
+  batch_size: int = option(
+    D.batch_size, aliases=("--batch",), help="clips a step; a driving network sees one pair of frames of each"
   )
-  who = p.add_mutually_exclusive_group(required=True)
-  who.add_argument("--base", type=Path, metavar="MODEL.onnx", help="openpilot's driving model, or its vision network")
-  who.add_argument("--student", type=Path, metavar="RUN", help="a finished run of `tools/op.sh distill`")
-  p.add_argument("--output", type=Path, required=True, metavar="RUN")
-  p.add_argument("--data", type=Path, help="a folder of tools/dgx/training/dataloader.py: learn the driven path too")
-  p.add_argument("--val", type=Path, help="another label store to evaluate on; else a tenth of the routes is held out")
-  p.add_argument(
-    "--tasks", default="", help=f"comma-separated, of {', '.join(TAUGHT)}; default: all that the store teaches"
+  targets: tuple[str, ...] | None = option(
+    None, nargs="+", help="patterns of layers' names to adapt; default: those that make the map, and with --data all"
   )
-  p.add_argument(
-    "--prefer", default="", help="teachers, comma-separated: which come first where several label the same"
-  )
-  add_flag(
-    p,
-    "--accept-license",
-    "--accept-licence",
-    action="append",
-    default=[],
-    metavar="LICENSE",
-    help="of teachers whose license restricts what learns from them",
-  )
-  p.add_argument("--steps", type=int, default=d.steps)
-  p.add_argument(
-    "--batch-size",
-    type=int,
-    default=d.batch_size,
-    help="clips a step; a driving network sees one pair of frames of each",
-  )
-  add_adapter_arguments(p, "those that make the map, and with --data all")
-  p.add_argument(
-    "--tap",
+  tap: str | None = option(
+    None,
     metavar="LAYER",
-    help="the driving network's map that learns features: default: the last of 8x16 cells or more",
+    help="the driving network's map that learns features; default: the last of 8x16 cells or more",
   )
-  p.add_argument("--lr", type=float, default=d.lr)
-  p.add_argument(
-    "--weight",
-    action="append",
-    default=[],
-    metavar="PART=W",
-    help=f"of the loss's parts {', '.join(WEIGHTS)}; default: 1",
-  )
-  p.add_argument("--clip", type=int, default=d.clip, help="steps at 5 Hz of a clip of --data")
-  p.add_argument("--no-augment", action="store_true")
-  p.add_argument("--eval-every", type=int, default=d.eval_every, help="steps; a checkpoint is written as often")
-  p.add_argument("--seed", type=int, default=0)
-  p.add_argument("--workers", type=int, default=1, help="processes that read and augment")
-  p.add_argument("--resume", action="store_true", help="go on from RUN/resume.pt")
-  args = p.parse_args()
-  same = {f.name: getattr(args, f.name) for f in dataclasses.fields(Settings) if f.name not in ("weights", "augment")}
-  settings = Settings(**same, weights=parse_weights(args.weight, args.data is not None), augment=not args.no_augment)
+  lr: float = option(D.lr, help="learning rate")
+  weight: tuple[str, ...] = option((), metavar="PART=W", help=f"of the loss's parts {', '.join(WEIGHTS)}; default: 1")
+  clip: int = option(D.clip, help="steps at 5 Hz of a clip of --data")
+  eval_every: int = option(D.eval_every, help="steps; a checkpoint is written as often")
+
+
+def main() -> None:
+  args = parse(Options, __doc__, "dora_distillation")
+  source = args.base or args.student
+  if source is None or (args.base is not None and args.student is not None):
+    raise UserError("give --base, a driving model, or --student, a run: one of them")
+  same = {f.name: getattr(args, f.name) for f in dataclasses.fields(Settings) if f.name not in ("weights", "targets")}
+  targets = None if args.targets is None else list(args.targets)
+  settings = Settings(**same, targets=targets, weights=parse_weights(args.weight, args.data is not None))
   if min(settings.steps, settings.batch_size, settings.clip, settings.eval_every) < 1 or settings.lr <= 0:
     raise UserError("--steps, --batch-size, --clip and --eval-every are at least 1, --lr above 0")
   tasks = tasks_of(args.labels, args.tasks)
@@ -188,10 +168,11 @@ def main() -> None:
     raise UserError(f"{args.output} holds a run; add --resume to go on, or choose another --output")
   args.output.mkdir(parents=True, exist_ok=True)
   labels = digest(args.labels)
-  run = Run(settings, args.base or args.student, train, val, args.output, labels, args.data, args.workers)
+  run = Run(settings, source, train, val, args.output, labels, args.data, args.workers)
   if state is not None:
     run.load(state)
   else:
+    save(args, args.output)
     with atomic_path(args.output / "environment.json") as tmp:
       tmp.write_text(json.dumps(environment(args, config, train, labels), indent=1))
   print(table(run))
@@ -202,7 +183,7 @@ def main() -> None:
       "--output custom_driving.onnx`"
     )
   else:
-    print(f"{args.output}: next, `tools/op.sh export {command(args.output)} --out models/NAME`")
+    print(f"{args.output}: next, `tools/op.sh export {command(args.output)} --output models/NAME`")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What decides a run of train.py, and its learning rate."""
 
-import argparse
 from dataclasses import dataclass, field
 
 from openpilot.tools.learn.schedule import learning_rate
+from openpilot.tools.lib.options import option
 
 
 @dataclass
@@ -34,12 +34,16 @@ class Config:
   seed: int = 0
 
 
-def add_adapter_arguments(p: argparse.ArgumentParser, default: str) -> None:
-  """Of an adapter, by the names of Config's fields. default: what is adapted without --targets."""
-  p.add_argument("--dora-rank", type=int, default=Config.dora_rank, help="clipped where a layer is smaller")
-  p.add_argument("--dora-alpha", type=float, help="the update is scaled by alpha / rank; default: the rank")
-  p.add_argument("--dora-dropout", type=float, default=Config.dora_dropout)
-  p.add_argument("--targets", nargs="+", help=f"patterns of layers' names to adapt; default: {default}")
+@dataclass(frozen=True, kw_only=True)
+class AdapterOptions:
+  """By the names of Config's fields."""
+
+  dora_rank: int = option(Config.dora_rank, help="of the adapter; clipped where a layer is smaller")
+  dora_alpha: float | None = option(None, help="the update is scaled by alpha / rank; default: the rank")
+  dora_dropout: float = option(Config.dora_dropout, help="share of an adapter's inputs left out while training")
+  targets: tuple[str, ...] | None = option(
+    None, nargs="+", help="patterns of layers' names to adapt; default: dense layers, recurrent ones and heads"
+  )
 
 
 def rate(config: Config, step: int, total: int) -> float:

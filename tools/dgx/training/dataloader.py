@@ -5,12 +5,12 @@ that it really drove.
 OUTPUT keeps a folder a segment (see shards.py), dataset.json, statistics.json. A segment appears when it is whole: run
 the same command again to go on."""
 
-import argparse
 import errno
 import json
 import shutil
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +28,7 @@ from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, read_frames
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.log_fields import GPS
 from openpilot.tools.lib.files import atomic_path
+from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.route import Route, Segment, segments_in
 from openpilot.tools.lib.said import command
 from openpilot.tools.replay.source import choose_camera
@@ -322,41 +323,32 @@ def table(stats: dict[str, Any]) -> str:
   return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Options:
+  routes: tuple[str, ...] = option(
+    nargs="+", metavar="DIR", help="folders of routes or segments, in any of openpilot's layouts"
+  )
+  output: Path = option(aliases=("--out",), metavar="DATA", help="the folder of the data")
+  camera: str = option(
+    "road", choices=("road", "wide", "qcamera"), help="the qcamera stands in for a road camera that is not there"
+  )
+  fps: int = option(
+    20, choices=(5, 10, 20), help="frames kept a second; 5 is one phase of four, and a quarter of the disk"
+  )
+  min_speed: float = option(0.0, metavar="M/S", help="only frames at this speed or above")
+  engaged: bool = option(False, help="only frames at which openpilot drove")
+  gps_box: tuple[float, ...] | None = option(
+    None, nargs=4, metavar=("LAT", "LON", "LAT", "LON"), help="two corners; only frames inside"
+  )
+  traffic: str = option("log", choices=("log", "right", "left"), help="the side that traffic keeps to")
+  focal: float | None = option(None, help="pixels, for a camera that is none of comma's")
+
+
 def main() -> None:
-  p = argparse.ArgumentParser(
-    prog="dataloader", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  p.add_argument(
-    "--routes",
-    nargs="+",
-    required=True,
-    metavar="DIR",
-    help="folders of routes or segments, in any of openpilot's layouts",
-  )
-  p.add_argument("--output", type=Path, required=True, metavar="DATA")
-  p.add_argument(
-    "--camera",
-    choices=("road", "wide", "qcamera"),
-    default="road",
-    help="the qcamera stands in for a road camera that is not there",
-  )
-  p.add_argument(
-    "--fps",
-    type=int,
-    choices=(5, 10, 20),
-    default=20,
-    help="frames kept a second; 5 is one phase of four, and a quarter of the disk",
-  )
-  p.add_argument("--min-speed", type=float, default=0.0, metavar="M/S")
-  p.add_argument("--engaged", action="store_true", help="only frames at which openpilot drove")
-  p.add_argument(
-    "--gps-box", type=float, nargs=4, metavar=("LAT", "LON", "LAT", "LON"), help="two corners; only frames inside"
-  )
-  p.add_argument("--traffic", choices=("log", "right", "left"), default="log", help="the side that traffic keeps to")
-  p.add_argument("--focal", type=float, help="pixels, for a camera that is none of comma's")
-  args = p.parse_args()
-  options = {k: getattr(args, k) for k in ("camera", "fps", "min_speed", "engaged", "gps_box", "traffic", "focal")}
-  stats = make_data(args.routes, args.output, options)
+  args = parse(Options, __doc__, "dataloader")
+  options = {k: getattr(args, k) for k in ("camera", "fps", "min_speed", "engaged", "traffic", "focal")}
+  options["gps_box"] = None if args.gps_box is None else list(args.gps_box)
+  stats = make_data(list(args.routes), args.output, options)
   print(table(stats))
   if not stats["total"].get("kept"):
     worst = max((v, k) for k, v in stats["total"].items())

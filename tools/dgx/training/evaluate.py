@@ -9,9 +9,9 @@ Runs each file with ONNX Runtime and modeld's memory over whole segments. Interv
 ten seconds: frames beside each other are too alike to count as many. "less than" is the first file's error minus the
 other's on the same frames: above 0 with all of its interval, it is better."""
 
-import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from openpilot.tools.dgx.training.shards import DrivingClips, read_dataset
 from openpilot.tools.dgx.training.teacher import DrivingTeacher
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
+from openpilot.tools.lib.options import option, parse
 
 RIVALS = ("constant curvature", "and acceleration")
 SECONDS = (1.0, 2.0, 3.0)
@@ -114,22 +115,19 @@ def compare(errors: dict[str, np.ndarray], blocks: np.ndarray, first: str) -> di
   return out
 
 
+@dataclass(frozen=True)
+class Options:
+  models: tuple[Path, ...] = option(
+    positional=True, metavar="MODEL.onnx", help="whole driving models; the others are compared with the first"
+  )
+  data: Path = option(help="a folder of dataloader.py that was not trained on")
+  clip: int = option(50, help="steps at 5 Hz of one drive")
+  warm: int = option(5, help="of them, steps at the start that are not judged")
+  json: Path | None = option(None, help="write the numbers there too")
+
+
 def main() -> None:
-  p = argparse.ArgumentParser(
-    prog="evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  p.add_argument(
-    "models",
-    type=Path,
-    nargs="+",
-    metavar="MODEL.onnx",
-    help="whole driving models; the others are compared with the first",
-  )
-  p.add_argument("--data", type=Path, required=True, help="a folder of dataloader.py that was not trained on")
-  p.add_argument("--clip", type=int, default=50, help="steps at 5 Hz of one drive")
-  p.add_argument("--warm", type=int, default=5, help="of them, steps at the start that are not judged")
-  p.add_argument("--json", type=Path, help="write the numbers there too")
-  args = p.parse_args()
+  args = parse(Options, __doc__, "evaluate")
   if not 0 <= args.warm < args.clip:
     raise UserError("--warm is at least 0 and below --clip")
   torch.set_grad_enabled(False)

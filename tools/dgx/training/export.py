@@ -5,13 +5,14 @@ tinygrad, and what it says is compared with what the base says.
 
 python tools/dgx/training/export.py --checkpoint best_model.pt --output custom_driving_policy.onnx"""
 
-import argparse
 import copy
 import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.lib import python
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
+from openpilot.tools.lib.options import option, parse
 
 OPSET = 14
 # Of ONNX Runtime's outputs beside torch's, in parts of the largest: kernels sum in another order, and half precision
@@ -329,21 +331,22 @@ def export(
   return found
 
 
-@cli
-def main(argv: list[str] | None = None) -> int:
-  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  p.add_argument("--checkpoint", type=Path, required=True, help="best_model.pt of train.py")
-  p.add_argument("--output", type=Path, required=True, help="the ONNX file to write")
-  p.add_argument("--base", type=Path, help="the base model's ONNX file, where it is not where the checkpoint says")
-  p.add_argument(
-    "--data",
-    type=Path,
-    help="a folder of dataloader.py: a supercombo's outputs are compared along its clips instead of on noise",
+@dataclass(frozen=True)
+class Options:
+  checkpoint: Path = option(help="best_model.pt of train.py")
+  output: Path = option(aliases=("--out",), help="the ONNX file to write")
+  base: Path | None = option(None, help="the base model's ONNX file, where it is not where the checkpoint says")
+  data: Path | None = option(
+    None, help="a folder of dataloader.py: a supercombo's outputs are compared along its clips instead of on noise"
   )
-  p.add_argument("--opset", type=int, default=OPSET, help="of the file, where the base's operators can be said in it")
-  p.add_argument("--no-tinygrad", action="store_true", help="do not check the file in tinygrad")
-  args = p.parse_args(argv)
-  found = export(args.checkpoint, args.output, args.base, args.opset, args.data, not args.no_tinygrad)
+  opset: int = option(OPSET, help="of the file, where the base's operators can be said in it")
+  tinygrad: bool = option(True, help="do not check the file in tinygrad")
+
+
+@cli
+def main(argv: Sequence[str] | None = None) -> int:
+  args = parse(Options, __doc__, "export", argv)
+  found = export(args.checkpoint, args.output, args.base, args.opset, args.data, args.tinygrad)
   print(f"{args.output}: opset {found['opset']}, interface and metadata as the base's")
   print(
     f"merged beside unmerged in torch: {found['torch_merge']:.1e} of an output's largest value; ONNX Runtime beside "

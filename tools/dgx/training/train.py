@@ -3,12 +3,14 @@
 teacher's outputs, or both.
 
 OUTPUT gets best_model.pt (the best by validation loss, for export.py), last.pt (to go on from with --resume), adapter/
-(PEFT's format), train_log.jsonl.
+(PEFT's format), train_log.jsonl. `--config OUTPUT --output OTHER` starts the same again, `--config OUTPUT --resume`
+goes on.
 On several GPUs: `torchrun --nproc-per-node N tools/dgx/training/train.py ...`."""
 
-import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:  # run as a file: the modules beside it must not be found under their bare names
@@ -17,7 +19,7 @@ if not __package__:  # run as a file: the modules beside it must not be found un
 import torch
 
 from openpilot.tools.dgx import hardware
-from openpilot.tools.dgx.training.config import Config, add_adapter_arguments
+from openpilot.tools.dgx.training.config import AdapterOptions, Config
 from openpilot.tools.dgx.training.epoch import train_epoch as train_epoch
 from openpilot.tools.dgx.training.reference import save_reference
 from openpilot.tools.dgx.training.reference_turn import TurnDriving
@@ -28,10 +30,56 @@ from openpilot.tools.learn.adapters.apply import clipped
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.learn.processes import TRACKERS, parse_trackers
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.options import option, parse, save
 from openpilot.tools.lib.said import command
 
 
-def table(run: Run, args: argparse.Namespace, how: str) -> str:
+D = Config()  # whose defaults the options have
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(AdapterOptions):
+  data: Path = option(help="a folder of dataloader.py")
+  val: Path | None = option(
+    None, help="another such folder to validate on; else a share of the routes, or segments, is held out"
+  )
+  base: Path | None = option(None, metavar="MODEL.onnx", help="openpilot's driving model, or its policy with --vision")
+  reference: str | None = option(
+    None,
+    bare="plain",
+    choices=("plain", "speed", "turn"),
+    help="a small network of openpilot's interface, the default without --base. speed: told the car's too; turn: that, "
+    "and it sees turns",
+  )
+  vision: Path | None = option(None, help="the network that makes a policy's features; it stays as it is")
+  teacher: tuple[Path, ...] = option(
+    (), nargs="+", metavar="ONNX", help="a driving model, or vision and policy, whose outputs are learned"
+  )
+  output: Path = option(Path("."), aliases=("--out",), help="the run's folder")
+  epochs: int = option(D.epochs, help="passes over the data")
+  batch_size: int = option(D.batch_size, aliases=("--batch",), help="clips a step, over all GPUs")
+  accumulate: int = option(D.accumulate, help="cut each batch into so many parts, to save memory")
+  clip: int = option(D.clip, help="steps at 5 Hz over which the memory is carried")
+  burn_in: int = option(D.burn_in, help="of them, steps at the start that only fill the memory")
+  hop: int = option(D.hop, help="frames from one clip's start to the next; 0: they do not overlap")
+  full: bool = option(False, help="train all parameters, without an adapter")
+  augment: bool = option(False, help="mirror half of the clips, and vary light, contrast and noise of all")
+  lr: float = option(D.lr, help="learning rate")
+  weight_decay: float = option(D.weight_decay, help="AdamW's")
+  path_weight: float = option(D.path_weight, help="of the path really driven; 0 leaves it out")
+  teacher_weight: float = option(D.teacher_weight, help="of the teacher's outputs")
+  weight: tuple[str, ...] = option((), metavar="LOSS=W", help="of one loss, as lead=0.2")
+  val_share: float = option(D.val_share, help="of the routes, or segments, held out without --val")
+  precision: str | None = option(
+    None, choices=("no", "bf16", "fp16"), help="mixed precision; default: bf16 on GPUs that have it"
+  )
+  seed: int = option(0, help="of all that is random")
+  workers: int = option(2, help="processes that read data")
+  trackers: str = option("", help=f"comma-separated: {', '.join(TRACKERS)}; `pip install -e .[track]`")
+  resume: bool = option(False, help="go on from OUTPUT/last.pt")
+
+
+def table(run: Run, args: Options, how: str) -> str:
   c, learned = run.config, sum(p.numel() for p in run.learned.values())
   ranks = "all parameters" if c.full else f"DoRA rank {c.dora_rank} on {len(run.adapted)} layers"
   cut = "" if c.full else clipped(run.student.model, c.dora_rank)
@@ -69,21 +117,22 @@ def table(run: Run, args: argparse.Namespace, how: str) -> str:
   return "\n".join(f"{k:<12} {v}" for k, v in rows)
 
 
-def parse_weights(items: list[str]) -> dict[str, float]:
+def parse_weights(items: Sequence[str]) -> dict[str, float]:
   try:
     return {k: float(v) for k, v in (i.split("=", 1) for i in items)}
   except ValueError:
     raise UserError(f"--weight {' '.join(items)}: write LOSS=NUMBER, as lead=0.2") from None
 
 
-def config_of(args: argparse.Namespace) -> Config:
+def config_of(args: Options) -> Config:
   precision = args.precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no")
   same = {
     f.name: getattr(args, f.name)
     for f in dataclasses.fields(Config)
-    if hasattr(args, f.name) and f.name not in ("weights", "precision")
+    if hasattr(args, f.name) and f.name not in ("weights", "precision", "targets")
   }
-  config = Config(**same, precision=precision, weights=parse_weights(args.weight))
+  targets = None if args.targets is None else list(args.targets)
+  config = Config(**same, targets=targets, precision=precision, weights=parse_weights(args.weight))
   low = [k for k in ("epochs", "batch_size", "accumulate", "clip") if getattr(config, k) < 1]
   if low or not 0 <= config.burn_in < config.clip or config.lr <= 0 or not 0 <= config.val_share < 1:
     raise UserError(
@@ -94,60 +143,9 @@ def config_of(args: argparse.Namespace) -> Config:
 
 
 def main() -> None:
-  p = argparse.ArgumentParser(prog="train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  d = Config()
-  p.add_argument("--data", type=Path, required=True, help="a folder of dataloader.py")
-  p.add_argument(
-    "--val", type=Path, help="another such folder to validate on; else a share of the routes, or segments, is held out"
-  )
-  base = p.add_mutually_exclusive_group()
-  base.add_argument(
-    "--base", type=Path, metavar="MODEL.onnx", help="openpilot's driving model, or its policy with --vision"
-  )
-  base.add_argument(
-    "--reference",
-    nargs="?",
-    const="plain",
-    choices=("plain", "speed", "turn"),
-    help="a small network of openpilot's interface, the default without --base. speed: told the car's too; turn: that, "
-    "and it sees turns",
-  )
-  p.add_argument("--vision", type=Path, help="the network that makes a policy's features; it stays as it is")
-  p.add_argument(
-    "--teacher",
-    type=Path,
-    nargs="+",
-    metavar="ONNX",
-    help="a driving model, or vision and policy, whose outputs are learned",
-  )
-  p.add_argument("--output", type=Path, default=Path("."))
-  p.add_argument("--epochs", type=int, default=d.epochs)
-  p.add_argument("--batch-size", type=int, default=d.batch_size, help="clips a step, over all GPUs")
-  p.add_argument(
-    "--accumulate", type=int, default=d.accumulate, help="cut each batch into so many parts, to save memory"
-  )
-  p.add_argument("--clip", type=int, default=d.clip, help="steps at 5 Hz over which the memory is carried")
-  p.add_argument("--burn-in", type=int, default=d.burn_in, help="of them, steps at the start that only fill the memory")
-  p.add_argument(
-    "--hop", type=int, default=d.hop, help="frames from one clip's start to the next; 0: they do not overlap"
-  )
-  add_adapter_arguments(p, "dense layers, recurrent ones and heads")
-  p.add_argument("--full", action="store_true", help="train all parameters, without an adapter")
-  p.add_argument(
-    "--augment", action="store_true", help="mirror half of the clips, and vary light, contrast and noise of all"
-  )
-  p.add_argument("--lr", type=float, default=d.lr)
-  p.add_argument("--weight-decay", type=float, default=d.weight_decay)
-  p.add_argument("--path-weight", type=float, default=d.path_weight, help="of the path really driven; 0 leaves it out")
-  p.add_argument("--teacher-weight", type=float, default=d.teacher_weight)
-  p.add_argument("--weight", action="append", default=[], metavar="LOSS=W", help="of one loss, as lead=0.2")
-  p.add_argument("--val-share", type=float, default=d.val_share)
-  p.add_argument("--precision", choices=("no", "bf16", "fp16"), help="mixed precision; bf16 on GPUs that have it")
-  p.add_argument("--seed", type=int, default=0)
-  p.add_argument("--workers", type=int, default=2, help="processes that read data")
-  p.add_argument("--trackers", default="", help=f"comma-separated: {', '.join(TRACKERS)}; `pip install -e .[track]`")
-  p.add_argument("--resume", action="store_true", help="go on from OUTPUT/last.pt")
-  args = p.parse_args()
+  args = parse(Options, __doc__, "train")
+  if args.base is not None and args.reference is not None:
+    raise UserError("--base and --reference: give one of them")
   config, trackers = config_of(args), parse_trackers(args.trackers)
   if not config.path_weight and not (args.teacher and config.teacher_weight):
     raise UserError("there is nothing to learn from: give --teacher, or a --path-weight above 0")
@@ -178,10 +176,14 @@ def main() -> None:
       save_reference(
         path, TurnDriving(config.seed) if args.reference == "turn" else None, config.seed, args.reference == "speed"
       )
-  teacher = DrivingTeacher(args.teacher, batch=-(-config.batch_size // config.accumulate)) if args.teacher else None
+  teacher = (
+    DrivingTeacher(list(args.teacher), batch=-(-config.batch_size // config.accumulate)) if args.teacher else None
+  )
   run = Run(config, path, args.vision, teacher, train, val, args.output, args.workers, trackers)
   if state is not None:
     run.load(state)
+  elif run.accelerator.is_main_process:
+    save(args, args.output)
   if run.accelerator.is_main_process:
     print(table(run, args, how))
   metrics = run.fit()

@@ -2,8 +2,8 @@
 """Exports a training run's best student as a bundle: ONNX checked against torch and in tinygrad, manifest with
 provenance and metrics, model card."""
 
-import argparse
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from openpilot.tools.fair.students.student import Student, build
 from openpilot.tools.fair.tasks import TASKS
 from openpilot.tools.fair.teacher import LICENSES, check_license
 from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.lib.flags import add_flag
 from openpilot.tools.lib.files import read_json
+from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.said import public
 
 TOLERANCE = 2e-3  # of an output's largest value: float32 summed in another order, some 60 layers deep
@@ -136,42 +136,33 @@ def in_tinygrad(folder: Path) -> str:
   return f"tinygrad and ONNX Runtime differ by at most {max(s['parity'] for s in said):.1g}"
 
 
-def main() -> None:
-  p = argparse.ArgumentParser(prog="export", description=__doc__)
-  p.add_argument("run", type=Path, help="a finished run of `tools/op.sh distill`")
-  add_flag(p, "--output", "--out", dest="out", type=Path, required=True, help="the bundle's folder, as models/NAME")
-  p.add_argument(
-    "--evaluation",
-    type=Path,
-    action="append",
-    default=[],
-    help="JSON of `tools/op.sh evaluate` on the same bundle, for manifest and card",
+@dataclass(frozen=True)
+class Options:
+  run: Path = option(positional=True, help="a finished run of `tools/op.sh distill`")
+  output: Path = option(aliases=("--out",), help="the bundle's folder, as models/NAME")
+  evaluation: tuple[Path, ...] = option(
+    (), help="JSON of `tools/op.sh evaluate` on the same bundle, for manifest and card; may be repeated"
   )
-  p.add_argument("--notes", type=Path, help="a text file with what users must know of it; goes into the card")
-  p.add_argument(
-    "--labels", type=Path, help="a label store whose frames ONNX Runtime and torch are compared on; else noise"
+  notes: Path | None = option(None, help="a text file with what users must know of it; goes into the card")
+  labels: Path | None = option(
+    None, help="a label store whose frames ONNX Runtime and torch are compared on; else noise"
   )
-  p.add_argument(
-    "--weights",
-    choices=("float16", "float32"),
-    default="float16",
-    help="how the file stores them; it computes in float32 either way",
+  weights: str = option(
+    "float16", choices=("float16", "float32"), help="how the file stores them; it computes in float32 either way"
   )
-  p.add_argument(
-    "--no-tinygrad", action="store_true", help="do not compile it in tinygrad, which takes a minute or more"
-  )
-  add_flag(
-    p,
-    "--accept-license",
-    "--accept-licence",
-    action="append",
-    default=[],
+  tinygrad: bool = option(True, help="do not compile it in tinygrad, which takes a minute or more")
+  accept_license: tuple[str, ...] = option(
+    (),
+    aliases=("--accept-licence",),
     metavar="LICENSE",
     help="of teachers whose license restricts what learns from them",
   )
-  args = p.parse_args()
-  check_out(args.out, args.run)
-  evaluations = [read_evaluation(e, args.out.name) for e in args.evaluation]
+
+
+def main() -> None:
+  args = parse(Options, __doc__, "export")
+  check_out(args.output, args.run)
+  evaluations = [read_evaluation(e, args.output.name) for e in args.evaluation]
   try:
     notes = args.notes.read_text() if args.notes else ""
   except OSError as e:
@@ -182,14 +173,14 @@ def main() -> None:
   environment, trained = read_environment(args.run), trained_on(state, args.run)
   wanted = tuple(o for t in config.tasks for o in TASKS[t].outputs)
   restricted = sorted({t["licence"] for t in state["provenance"] if not LICENSES.get(t["licence"], False)})
-  with new_bundle(args.out, args.run) as folder:
+  with new_bundle(args.output, args.run) as folder:
     path = folder / f"{config.student}.onnx"
     graph = export_onnx(student, path, wanted)
     apart = parity(student, path, real_inputs(student, args.labels, 0), [o["name"] for o in graph["outputs"]])
     if not apart <= TOLERANCE:
       raise UserError(
         f"ONNX Runtime and torch differ by {apart:.2g} of an output's largest value, more than {TOLERANCE}; nothing "
-        f"was written to {args.out}"
+        f"was written to {args.output}"
       )
     checked = [f"ONNX Runtime and torch differ by at most {apart:.1g}"]
     if args.weights == "float16":
@@ -201,9 +192,9 @@ def main() -> None:
           "with --weights float32"
         )
       checked.append(f"with the weights stored as float16 by {apart:.1g}")
-    metrics = metrics_of(evaluations, args.out.name, args.run, trained)
+    metrics = metrics_of(evaluations, args.output.name, args.run, trained)
     manifest = {
-      "name": args.out.name,
+      "name": args.output.name,
       "version": "1",
       "size": student.spec.size,
       "view": student.spec.input.view,
@@ -225,14 +216,14 @@ def main() -> None:
       "metrics": metrics,
     }
     write_manifest(folder, manifest)
-    if not args.no_tinygrad:
+    if args.tinygrad:
       checked.append(in_tinygrad(folder))
     (folder / "README.md").write_text(
-      card(args.out.name, student, config, state, environment, metrics, evaluations, checked, notes, trained)
+      card(args.output.name, student, config, state, environment, metrics, evaluations, checked, notes, trained)
     )
     write_manifest(folder, manifest)  # again, with the card's hash
-  size = sum(f.stat().st_size for f in args.out.iterdir()) / 1e6
-  print(f"{args.out}: {', '.join(o['name'] for o in graph['outputs'])}; {size:.1f} MB; {'; '.join(checked)}")
+  size = sum(f.stat().st_size for f in args.output.iterdir()) / 1e6
+  print(f"{args.output}: {', '.join(o['name'] for o in graph['outputs'])}; {size:.1f} MB; {'; '.join(checked)}")
 
 
 if __name__ == "__main__":

@@ -40,15 +40,15 @@ def check_out(out: Path, run: Path) -> None:
   """Raises UserError where `out` is not there to be written or replaced: a file, a link, the run or what it lies in, or
   a folder with anything but a bundle."""
   if not out.name or out.name == "..":
-    raise UserError(f"--out {out} names no folder of the bundle's own; give one, as models/NAME")
+    raise UserError(f"--output {out} names no folder of the bundle's own; give one, as models/NAME")
   whole, source = out.resolve(), run.resolve()
   if whole == source or whole in source.parents:
     raise UserError(
-      f"--out {out} {'is' if whole == source else 'holds'} the run {run}, which would be lost; choose another folder, "
-      "as models/NAME"
+      f"--output {out} {'is' if whole == source else 'holds'} the run {run}, which would be lost; choose another "
+      "folder, as models/NAME"
     )
   if out.is_symlink() or (out.exists() and not out.is_dir()):
-    raise UserError(f"--out {out} is {'a link' if out.is_symlink() else 'a file'}; choose a folder, as models/NAME")
+    raise UserError(f"--output {out} is {'a link' if out.is_symlink() else 'a file'}; choose a folder, as models/NAME")
   if not out.exists():
     return
   if (why := foreign(out)) is not None:
@@ -59,7 +59,7 @@ def check_out(out: Path, run: Path) -> None:
       else ""
     )
     raise UserError(
-      f"--out {out} {why}, and would be replaced "
+      f"--output {out} {why}, and would be replaced "
       f"whole{hint or '; choose a new or an empty folder, or one that holds a bundle'}"
     )
 

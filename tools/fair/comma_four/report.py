@@ -132,7 +132,7 @@ class Options:
   budgets: Path | None = option(None, help="limits; default: tools/fair/comma_four/budgets.json")
   timeout: float = option(TIMEOUT, metavar="S", help="seconds for one graph")
   output: Path | None = option(
-    None, help="of the other targets: where artifacts go; default: where this machine keeps its own"
+    None, aliases=("--out",), help="of the other targets: where artifacts go; default: where this machine keeps its own"
   )
 
 

@@ -267,7 +267,7 @@ class Clips:
         names.setdefault(key, {}).update(dict.fromkeys(source.left_out))
         if source.labels[0].kind == "boxes":
           cls = source.group.table(source.labels[0].name)["cls"].to_numpy().astype(int)
-          count[key] += int((source.index[cls] < 0).sum())
+          count[key] += int((source.index[cls[cls >= 0]] < 0).sum())
         else:
           count[key] += 1
     for source in self.taught_live.values():
@@ -324,4 +324,7 @@ def sizes_of(frames: Group) -> np.ndarray | None:
   frames."""
   if not {"width", "height"} <= set(frames.frames.column_names):
     return None
-  return np.stack([frames.frames[k].to_numpy() for k in ("width", "height")], axis=1)
+  sizes = np.stack([frames.frames[k].to_numpy() for k in ("width", "height")], axis=1)
+  if sizes.dtype.kind not in "iu" or (sizes < 1).any() or (sizes > 1 << 20).any():
+    raise UserError(f"{frames.path / 'frames.parquet'} has sizes of pictures that are none; import them again")
+  return sizes

@@ -2,20 +2,19 @@
 """Teaches a student from a label store. With nothing but --labels, --student and --output it learns all that the
 student's heads can and the store teaches.
 
-OUTPUT keeps config.json, environment.json, log.jsonl (losses, evaluations, the share of time spent waiting for data),
-samples/, last.pt and best.pt.
+RUN keeps options.yaml (`--config RUN --output OTHER` starts the same again, `--config RUN --resume` goes on),
+config.json, environment.json, log.jsonl (losses, evaluations, the share of time spent waiting for data), samples/,
+last.pt and best.pt.
 On several GPUs: `torchrun --nproc-per-node N -m openpilot.tools.fair.distillation.distill ...`, or `accelerate launch
 -m ...`."""
 
-import argparse
 import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import platform
 import subprocess
-import shlex
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from openpilot.selfdrive.modeld.fair.bundle import BundleError
 from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.look import Look, look_at
-from openpilot.tools.fair.distillation.options import configuration, parser
+from openpilot.tools.fair.distillation.options import Options, StoreOptions, configuration
 from openpilot.tools.fair.distillation.plan import held_out as held_out
 from openpilot.tools.fair.distillation.plan import make_plan
 from openpilot.tools.fair.distillation.plan import split as split
@@ -40,6 +39,7 @@ from openpilot.tools.fair.teacher import check_license
 from openpilot.tools.lib.errors import UserError, cli, warn
 from openpilot.tools.lib.lock import only_one
 from openpilot.tools.lib.files import atomic_path
+from openpilot.tools.lib.options import command_line, parse, save
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -49,7 +49,7 @@ def digest(root: str | Path | Look) -> str:
   return look_at(root).digest
 
 
-def environment(args: argparse.Namespace, config: Config, train: Clips, labels: str) -> dict[str, Any]:
+def environment(args: StoreOptions, config: Config, train: Clips, labels: str) -> dict[str, Any]:
   versions = {}
   for name in ("torch", "timm", "accelerate", "numpy", "transformers"):
     try:
@@ -59,7 +59,7 @@ def environment(args: argparse.Namespace, config: Config, train: Clips, labels: 
   commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
   device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
   return {
-    "command": shlex.join(sys.argv[1:]),
+    "command": command_line(args),
     "commit": commit,
     "python": platform.python_version(),
     "versions": versions,
@@ -98,7 +98,7 @@ def without_other_classes(state: dict[str, Any], now: ClassSet, where: str) -> d
   return {**state, "ema": ema}
 
 
-def initial(runs: list[str], train: Clips) -> dict[str, Any] | None:
+def initial(runs: Sequence[str], train: Clips) -> dict[str, Any] | None:
   """The checkpoint of the first of `runs` (runs or bundles), with what the later ones have of the averaged student in
   its place; None of none. Raises UserError where one is missing or has no such part."""
   before: dict[str, Any] | None = None
@@ -125,8 +125,8 @@ def initial(runs: list[str], train: Clips) -> dict[str, Any] | None:
   return before
 
 
-def earlier(args: argparse.Namespace, run: Run) -> dict[str, Any] | None:
-  """The student that OUTPUT holds from other labels, moved aside, to start from; None where there is none. With
+def earlier(args: Options, run: Run) -> dict[str, Any] | None:
+  """The student that RUN holds from other labels, moved aside, to start from; None where there is none. With
   --resume `run` goes on from there. Raises UserError where the options do not fit what is there."""
   last, best = args.output / "last.pt", args.output / "best.pt"
   state = load_checkpoint(last, keys=RESUMED) if last.exists() else None
@@ -158,9 +158,9 @@ def earlier(args: argparse.Namespace, run: Run) -> dict[str, Any] | None:
   return before
 
 
-def start(args: argparse.Namespace, held: contextlib.ExitStack) -> tuple[Run, dict[str, float]]:
+def start(args: Options, held: contextlib.ExitStack) -> tuple[Run, dict[str, float]]:
   """The run, ready to fit, and the held-out losses of the student that it starts from, {} where there is none. held:
-  keeps OUTPUT to this run."""
+  keeps RUN to this run."""
   look = Look(args.labels)
   config, live = configuration(args, look)
   prefer = [t for t in args.prefer.replace(" ", "").split(",") if t]
@@ -184,6 +184,7 @@ def start(args: argparse.Namespace, held: contextlib.ExitStack) -> tuple[Run, di
   if not is_first():
     return run, {}
   if not args.resume:
+    save(args, args.output)
     with atomic_path(args.output / "config.json") as tmp:
       tmp.write_text(json.dumps(dataclasses.asdict(config), indent=1))
     with atomic_path(args.output / "environment.json") as tmp:
@@ -204,7 +205,7 @@ def start(args: argparse.Namespace, held: contextlib.ExitStack) -> tuple[Run, di
 
 
 def main() -> None:
-  args = parser(__doc__).parse_args()
+  args = parse(Options, __doc__, "distill")
   with contextlib.ExitStack() as held:
     with said_once():
       run, was = start(args, held)

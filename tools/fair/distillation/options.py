@@ -1,8 +1,9 @@
 """The options of `tools/op.sh distill`, and the configuration that they make. What is wrong with them is said before
 anything is read or written."""
 
-import argparse
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,110 +18,90 @@ from openpilot.tools.fair.tasks import TASKS, task_name, task_of, tasks_of
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.flags import add_flag
 from openpilot.tools.lib.files import read_yaml
+from openpilot.tools.lib.options import option
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-  p = argparse.ArgumentParser(
-    prog="distill", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  d = Config("", [])
-  p.add_argument("--labels", type=Path, required=True, help="the label store: `tools/op.sh label`")
-  p.add_argument("--student", required=True, help=f"one of {', '.join(student_names())}")
-  add_flag(p, "--output", "--out", type=Path, required=True, help="the run's folder")
-  p.add_argument("--val", type=Path, help="another label store to evaluate on; else a tenth of the routes is held out")
-  p.add_argument(
-    "--classes",
-    metavar="FILE.yaml|A,B,C",
-    help="the classes to learn: a class set's file (default: tools/fair/road.yaml), or names as the labels have them",
-  )
-  p.add_argument(
-    "--ignore-classes",
-    action="store_true",
-    help="leave out labels of classes that --classes does not know; by default they are an error",
-  )
-  p.add_argument("--tasks", help=f"comma-separated, of {', '.join(TASKS)}; default: all that the student can learn")
-  p.add_argument(
-    "--prefer", default="", help="teachers, comma-separated: which come first where several label the same"
-  )
-  p.add_argument(
-    "--stale-labels", action="store_true", help="use labels made by outdated rules, which are refused by default"
-  )
-  p.add_argument(
-    "--live-teacher",
-    metavar="NAME[=WEIGHTS]",
-    help="a teacher that labels while training, in place of stored labels of its tasks",
-  )
-  add_flag(
-    p,
-    "--accept-license",
-    "--accept-licence",
-    action="append",
-    default=[],
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+  """What is learned from, and by whom: of all that learns from a label store."""
+
+  labels: Path = option(help="the label store: `tools/op.sh label`")
+  output: Path = option(aliases=("--out",), metavar="RUN", help="the run's folder")
+  val: Path | None = option(None, help="another label store to evaluate on; else a tenth of the routes is held out")
+  prefer: str = option("", help="teachers, comma-separated: which come first where several label the same")
+  stale_labels: bool = option(False, help="use labels made by outdated rules, which are refused by default")
+  accept_license: tuple[str, ...] = option(
+    (),
+    aliases=("--accept-licence",),
     metavar="LICENSE",
     help="of teachers whose license restricts what learns from them",
   )
-  p.add_argument("--backbone", help=f"of timm: {', '.join(BACKBONES)}")
-  p.add_argument(
-    "--pretrained",
-    nargs="?",
-    const=True,
-    default=False,
+  augment: bool = option(True, help="do not vary light, contrast, noise and place of the pictures")
+  seed: int = option(0, help="of all that is random")
+  workers: int = option(1, help="processes that read and augment")
+  resume: bool = option(False, help="go on from the last checkpoint of the run's folder")
+
+
+D = Config("", [])  # whose defaults the options have
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(StoreOptions):
+  student: str = option(help=f"one of {', '.join(student_names())}")
+  classes: str | None = option(
+    None,
+    metavar="FILE.yaml|A,B,C",
+    path=True,
+    help="the classes to learn: a class set's file (default: tools/fair/road.yaml), or names as the labels have them",
+  )
+  ignore_classes: bool = option(
+    False, help="leave out labels of classes that --classes does not know; by default they are an error"
+  )
+  tasks: str | None = option(
+    None, help=f"comma-separated, of {', '.join(TASKS)}; default: all that the student can learn"
+  )
+  live_teacher: str | None = option(
+    None,
+    metavar="NAME[=WEIGHTS]",
+    path=True,
+    help="a teacher that labels while training, in place of stored labels of its tasks",
+  )
+  backbone: str | None = option(None, help=f"of timm: {', '.join(BACKBONES)}")
+  pretrained: str | bool = option(
+    False,
+    bare=True,
     metavar="FILE",
+    path=True,
     help="start the backbone from the hub's ImageNet weights, or from timm's state dict in FILE",
   )
-  p.add_argument(
-    "--init",
-    action="append",
-    default=[],
+  init: tuple[str, ...] = option(
+    (),
     metavar="RUN[:PART]",
+    path=True,
     help="start from another run's best student or a bundle, as models/fair_unified_small, where it fits or this one "
     "is wider. Given again, a later one replaces what it has too, or only PART: `--init RUN --init OTHER:lanes`",
   )
-  p.add_argument("--steps", type=int, default=d.steps, help="of the optimizer (default: %(default)s)")
-  add_flag(p, "--batch-size", "--batch", type=int, default=d.batch, help="frames a step (default: %(default)s)")
-  p.add_argument(
-    "--clip",
-    type=int,
-    help="frames of a clip: 8 where points are tracked, 4 where objects are told apart, 1 else and of stills",
+  steps: int = option(D.steps, help="of the optimizer")
+  batch_size: int = option(D.batch, aliases=("--batch",), help="frames a step")
+  clip: int | None = option(
+    None,
+    help="frames of a clip; default: 8 where points are tracked, 4 where objects are told apart, 1 else and of stills",
   )
-  p.add_argument("--lr", type=float, default=d.lr, help="learning rate (default: %(default)s)")
-  p.add_argument(
-    "--warmup",
-    type=int,
-    default=d.warmup,
-    help="steps in which the learning rate rises; few with --init (default: %(default)s)",
+  lr: float = option(D.lr, help="learning rate")
+  warmup: int = option(D.warmup, help="steps in which the learning rate rises; few with --init")
+  weight: tuple[str, ...] = option((), metavar="TASK=W", help="of a task's loss; default: 1")
+  learned_weights: bool = option(False, help="weigh tasks by learned uncertainty")
+  hard: float = option(D.hard, help="share of an epoch for the clips of the highest loss")
+  stages: Path | None = option(None, help="a YAML list of {steps, tasks, freeze, lr}")
+  eval_every: int = option(D.eval_every, help="steps; a checkpoint is written as often")
+  precision: str | None = option(
+    None, choices=("no", "bf16", "fp16"), help="mixed precision; default: bf16 on GPUs that have it"
   )
-  p.add_argument("--weight", action="append", default=[], metavar="TASK=W", help="of a task's loss; default: 1")
-  p.add_argument("--learned-weights", action="store_true", help="weigh tasks by learned uncertainty")
-  p.add_argument(
-    "--hard",
-    type=float,
-    default=d.hard,
-    help="share of an epoch for the clips of the highest loss (default: %(default)s)",
+  trackers: str = option("", help=f"comma-separated: {', '.join(TRACKERS)}; `pip install -e .[track]`")
+  overfit: int = option(
+    0, metavar="N", help="train on N clips without augmentation: a student that cannot learn these has a bug"
   )
-  p.add_argument("--no-augment", action="store_true")
-  p.add_argument("--stages", type=Path, help="a YAML list of {steps, tasks, freeze, lr}")
-  p.add_argument(
-    "--eval-every",
-    type=int,
-    default=d.eval_every,
-    help="steps; a checkpoint is written as often (default: %(default)s)",
-  )
-  p.add_argument("--seed", type=int, default=0)
-  p.add_argument("--precision", choices=("no", "bf16", "fp16"), help="mixed precision: bf16 on GPUs that have it")
-  p.add_argument("--workers", type=int, default=1, help="processes that read and augment")
-  p.add_argument("--trackers", default="", help=f"comma-separated: {', '.join(TRACKERS)}; `pip install -e .[track]`")
-  p.add_argument(
-    "--overfit",
-    type=int,
-    default=0,
-    metavar="N",
-    help="train on N clips without augmentation: a student that cannot learn these has a bug",
-  )
-  p.add_argument("--resume", action="store_true", help="go on from OUTPUT/last.pt")
-  return p
 
 
 def label_names(labels: list[Label]) -> dict[str, list[str]]:
@@ -166,7 +147,7 @@ def find_tasks(spec: StudentSpec, labels: list[Label]) -> list[str]:
   return [t for t in can_learn(spec) if t in there or not TASKS[t].optional]
 
 
-def parse_pairs(items: list[str]) -> dict[str, float]:
+def parse_pairs(items: Sequence[str]) -> dict[str, float]:
   try:
     pairs = {task_name(k): float(v) for k, v in (i.split("=", 1) for i in items)}
   except ValueError:
@@ -209,7 +190,7 @@ def read_stages(path: Path | None, tasks: list[str]) -> list[Stage]:
   return stages
 
 
-def check_numbers(args: argparse.Namespace) -> None:
+def check_numbers(args: Options) -> None:
   """Raises UserError."""
   least = {"batch_size": 1, "warmup": 0, "eval_every": 1, "workers": 0, "overfit": 0, "seed": 0}
   for name, low in {**least, **({} if args.clip is None else {"clip": 1})}.items():
@@ -229,7 +210,7 @@ def clip_length(tasks: list[str], look: Look) -> int:
   return wanted if any(TASKS[t].per_clip for t in tasks) else max(1, min(wanted, look.longest))
 
 
-def live_teacher(args: argparse.Namespace, picture: InputSpec) -> Any:
+def live_teacher(args: Options, picture: InputSpec) -> Any:
   """The teacher that labels while training, or None. Raises UserError."""
   if not args.live_teacher:
     return None
@@ -239,7 +220,7 @@ def live_teacher(args: argparse.Namespace, picture: InputSpec) -> Any:
   return live
 
 
-def configuration(args: argparse.Namespace, look: Look) -> tuple[Config, Any]:
+def configuration(args: Options, look: Look) -> tuple[Config, Any]:
   """-> the configuration, and the live teacher or None. look: at the labels. Raises UserError."""
   spec_of(args.student)
   check_numbers(args)
@@ -270,7 +251,7 @@ def configuration(args: argparse.Namespace, look: Look) -> tuple[Config, Any]:
     learned_weights=args.learned_weights,
     hard=args.hard,
     mirror=all(TASKS[t].mirror for t in tasks),
-    augment=not args.no_augment,
+    augment=args.augment,
     overfit=args.overfit,
     eval_every=args.eval_every,
     precision=args.precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"),

@@ -21,7 +21,7 @@ from openpilot.tools.fair.evaluation.student import Student
 from openpilot.tools.fair.labels.dataset import Reader
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
-from openpilot.tools.lib.options import option, parse
+from openpilot.tools.lib.options import option, parse, save
 from openpilot.tools.lib.said import public_path
 from openpilot.tools.replay.report import cpu_name
 
@@ -29,7 +29,10 @@ from openpilot.tools.replay.report import cpu_name
 @dataclass(frozen=True)
 class Options:
   bundles: tuple[Path, ...] = option(
-    positional=True, metavar="BUNDLE", help="folders with a manifest.json, or names in models/; several become columns"
+    positional=True,
+    metavar="BUNDLE",
+    path=True,
+    help="folders with a manifest.json, or names in models/; several become columns",
   )
   data: Path = option(
     positional=True, metavar="DATA", help="a label store with model frames that no bundle was trained on"
@@ -44,6 +47,7 @@ class Options:
   classes: str | None = option(
     None,
     metavar="FILE.yaml or a,b,c",
+    path=True,
     help="the classes that are compared, with their aliases; default: those that the bundles name",
   )
   ignore_classes: bool = option(
@@ -174,6 +178,7 @@ def evaluate(args: Options) -> dict[str, Any]:
     tmp.write_text(page)
   with atomic_path(args.output / "evaluation.json") as tmp:
     tmp.write_text(json.dumps(results, indent=1) + "\n")
+  save(args, args.output)
   return results
 
 

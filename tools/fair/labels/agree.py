@@ -5,7 +5,6 @@ unknown where they differ, and boxes that two detectors see; what one alone sees
 The roads' teacher gives probabilities of road, curb and markings, the scenes' teacher one class a pixel, the boxes'
 teachers boxes; by whatever names the class set knows them."""
 
-import argparse
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from openpilot.tools.fair.spec import ROAD, ClassSet, read_classes
 from openpilot.tools.fair.teacher import Label, joint_license
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, cli, warn
+from openpilot.tools.lib.options import option, parse
 from openpilot.tools.sim.truth import IGNORE
 
 STREET = ROAD.with_name("street.yaml")
@@ -213,15 +213,18 @@ def write_segment(store: LabelStore, segment: Segment, classes: ClassSet, name: 
   return group
 
 
+@dataclass(frozen=True)
+class Options:
+  labels: Path = option(positional=True, help="the label store, into which what is agreed on goes too")
+  roads: str = option("road-segmentation-adas", help="teacher of road, curb and markings")
+  scenes: str = option("cityscapes-edgetpu", help="teacher of one class a pixel")
+  boxes: str = option("yolox-nano,deimv2-atto", help="teachers of boxes, comma-separated, two or more")
+  classes: Path = option(STREET, metavar="FILE.yaml", help="class set that all of their names are of")
+  name: str = option("agreed", help="of the teacher that they are together")
+
+
 def main() -> None:
-  p = argparse.ArgumentParser(prog="agree", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  p.add_argument("labels", type=Path, help="the label store, into which what is agreed on goes too")
-  p.add_argument("--roads", default="road-segmentation-adas", help="teacher of road, curb and markings")
-  p.add_argument("--scenes", default="cityscapes-edgetpu", help="teacher of one class a pixel")
-  p.add_argument("--boxes", default="yolox-nano,deimv2-atto", help="teachers of boxes, comma-separated, two or more")
-  p.add_argument("--classes", type=Path, default=STREET, help="class set that all of their names are of")
-  p.add_argument("--name", default="agreed", help="of the teacher that they are together")
-  args = p.parse_args()
+  args = parse(Options, __doc__, "agree")
   classes, detectors = read_classes(args.classes), [n for n in args.boxes.replace(" ", "").split(",") if n]
   if len(detectors) < 2:
     raise UserError(f"--boxes {args.boxes}: two teachers at least, to agree on anything")

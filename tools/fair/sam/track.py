@@ -74,6 +74,8 @@ class TrackerTeacher:
   UserError where it gives no boxes."""
 
   stateful = True
+  sees = "picture"
+  whole = False
   FIXED, PASSES_ON = ("detector",), ObjectTracker  # the registry's weights are the detector's
 
   def __init__(
@@ -117,9 +119,17 @@ class TrackerTeacher:
     )
     self.labels = [Label("boxes", "boxes", unit="px", classes=classes)]
 
+  def picture_size(self, width: int, height: int) -> tuple[int, int]:
+    """(width, height) at which the detector likes a picture of this size."""
+    own: Any = getattr(self.detector, "picture_size", None)
+    return (width, height) if own is None else own(width, height)
+
   def settings(self) -> dict[str, Any]:
+    detector = self.detector.settings()
+    if self.whole:  # its picture's size is each segment's own
+      detector = {k: v for k, v in detector.items() if k != "size"}
     return {
-      "detector": {"name": self.detector.name, "settings": self.detector.settings()},
+      "detector": {"name": self.detector.name, "settings": detector},
       "flow": self.flow,
       "turn": self.turn,
       "tracker": self.tracker.settings(),
@@ -133,7 +143,7 @@ class TrackerTeacher:
     if self.log is None or self.log[0] != clip.log_path:
       self.log = (clip.log_path, TurnLog(clip.log_path))
     rotation = self.log[1].between(before, after)
-    return None if rotation is None else turned(rotation, clip.intrinsics)
+    return None if rotation is None else turned(rotation, clip.intrinsics, clip.rpy if self.whole else None)
 
   def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
     """'boxes': the detector's, with the column track: identity, never used twice in a video."""

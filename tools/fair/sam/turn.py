@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from openpilot.common.transformations.camera import view_frame_from_device_frame
+from openpilot.common.transformations.orientation import rot_from_euler
 from openpilot.tools.lib.logreader import LogReader
 
 MAX_GAP = 1e9  # ns between two messages, and before and after them; turns change slowly
@@ -40,9 +41,12 @@ class TurnLog:
     return np.array([np.interp(middle, self.times, r) for r in self.rates.T]) * (after - before) * 1e-9
 
 
-def turned(rotation: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+def turned(rotation: np.ndarray, intrinsics: np.ndarray, rpy: np.ndarray | None = None) -> np.ndarray:
   """(3,) rotation vector of the calibrated frame (x forward, y right, z down), and (3, 3) of the view -> (3, 3): where
-  a pixel's direction of the first frame is in the second, homogeneous."""
+  a pixel's direction of the first frame is in the second, homogeneous. rpy: (3,) radians, the camera's mounting, where
+  the pixels are the camera's own and not the view's."""
+  if rpy is not None:
+    rotation = rot_from_euler(rpy) @ rotation
   new_from_old = cv2.Rodrigues(np.asarray(rotation, np.float64))[0].T
   view = view_frame_from_device_frame
   return intrinsics @ view @ new_from_old @ view.T @ np.linalg.inv(intrinsics)

@@ -2,14 +2,15 @@
 """scene-nano from the simulator's exact truth: render, train, evaluate, export. `all` does the four in a row; the
 defaults take two cores about an hour.
 
-Every step resumes: a killed `render` or `train` goes on where it stopped when the same command is given again."""
+Every step resumes: a killed `render` or `train` goes on where it stopped when the same command is given again, or
+`--config RUN`."""
 
-import argparse
 import hashlib
 import json
 import math
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
 from openpilot.tools.learn.loop import Loop
 from openpilot.tools.learn.processes import make_accelerator
 from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.lib.flags import add_flag
+from openpilot.tools.lib.options import option, parse, save
 from openpilot.tools.lib.said import command
 from openpilot.tools.sim.render import CLASSES
 from openpilot.tools.sim.truth import IGNORE, MAP_H, MAP_W, MAX_DEPTH
@@ -319,30 +320,29 @@ so no license but MIT applies.
 """
 
 
+@dataclass(frozen=True)
+class Options:
+  step: str = option(positional=True, choices=("render", "train", "evaluate", "export", "all"), help="what to do")
+  data: Path = option(ROOT / "out" / "scene", help="rendered frames; the held-out ones lie beside it in <data>-val")
+  run: Path = option(ROOT / "out" / "scene-run", help="checkpoints and log")
+  output: Path = option(ROOT / "models" / "scene-nano", aliases=("--out",), help="the bundle")
+  frames: int = option(10000, help="rendered to train on")
+  val_frames: int = option(640, help="rendered to evaluate on")
+  steps: int = option(3000, help="of the optimizer")
+  batch_size: int = option(16, aliases=("--batch",), help="frames a step")
+  lr: float = option(2e-3, help="learning rate")
+  seed: int = option(0, help="of all that is random")
+
+
 def main() -> None:
-  p = argparse.ArgumentParser(
-    prog="train-scene", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  p.add_argument("step", choices=["render", "train", "evaluate", "export", "all"])
-  p.add_argument(
-    "--data",
-    type=Path,
-    default=ROOT / "out" / "scene",
-    help="rendered frames; the held-out ones lie beside it in <data>-val",
-  )
-  p.add_argument("--run", type=Path, default=ROOT / "out" / "scene-run", help="checkpoints and log")
-  add_flag(p, "--output", "--out", type=Path, default=ROOT / "models" / "scene-nano", help="the bundle")
-  p.add_argument("--frames", type=int, default=10000)
-  p.add_argument("--val-frames", type=int, default=640)
-  p.add_argument("--steps", type=int, default=3000)
-  p.add_argument("--batch-size", type=int, default=16)
-  p.add_argument("--lr", type=float, default=2e-3)
-  p.add_argument("--seed", type=int, default=0)
-  args = p.parse_args()
+  args = parse(Options, __doc__, "train-scene")
   if args.step in ("render", "all"):
     render_data(args.data, args.frames, TRAIN_SEED)
     render_data(val_dir(args.data), args.val_frames, VAL_SEED)
   if args.step in ("train", "all"):
+    if not (args.run / Run.LAST).exists():
+      args.run.mkdir(parents=True, exist_ok=True)
+      save(args, args.run)
     train(args.data, args.run, args.steps, args.batch_size, args.lr, args.seed)
   if args.step == "evaluate":
     print(json.dumps(evaluate(load_student(args.run), SceneData(val_dir(args.data))), indent=1))

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Lists the students: backbone, parameters, multiply-accumulates of one frame, outputs."""
 
-import argparse
+from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from openpilot.tools.fair.students.student import Student, build, parameters, student_names
 from openpilot.tools.lib.errors import cli
+from openpilot.tools.lib.options import option, parse
 
 
 def macs(student: Student) -> int:
@@ -20,10 +21,13 @@ def macs(student: Student) -> int:
   return counter.get_total_flops() // 2
 
 
+@dataclass(frozen=True)
+class Options:
+  backbone: str | None = option(None, help="put all students on this backbone of timm instead of their own")
+
+
 def main() -> None:
-  parser = argparse.ArgumentParser(prog="students", description=__doc__)
-  parser.add_argument("--backbone", help="put all students on this backbone of timm instead of their own")
-  args = parser.parse_args()
+  args = parse(Options, __doc__, "students")
   print(f"{'student':<15} {'backbone':<27} {'parameters':>10} {'MACs':>6}  outputs")
   for name in student_names():
     student = build(name, args.backbone).eval()

@@ -38,7 +38,7 @@ def doubles(boxes: np.ndarray, cls: np.ndarray, score: np.ndarray) -> np.ndarray
 def object_list(a: Augmentation, said: Said, table: dict[str, np.ndarray]) -> dict[str, Any]:
   """One frame's table of boxes -> what the losses take."""
   label, (h, w) = said.label, a.picture.map_shape
-  cls = said.index[table["cls"].astype(int)] if len(table["cls"]) else np.zeros(0, int)
+  cls = np.append(said.index, -1)[table["cls"].astype(int)]  # -1, of what the teacher has no name for, stays
   boxes = np.stack([table[k].astype(np.float64) for k in ("x0", "y0", "x1", "y1")], axis=1)
   moved = warp_boxes(a, boxes) if a.is_geometric else boxes
   low, high = np.array([-0.5, -0.5]), np.array([a.picture.width - 0.5, a.picture.height - 0.5])

@@ -13,7 +13,7 @@ from PIL import Image
 
 pytest.importorskip("pycocotools")
 
-from openpilot.tools.fair.distillation.options import parser
+from openpilot.tools.fair.distillation.options import Options as DistillOptions
 from openpilot.tools.fair.grounded_sam import validate_dataset
 from openpilot.tools.fair.images import validate
 from openpilot.tools.fair.images.check import ident
@@ -357,7 +357,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
   assert imported[0] == "import" and parse(Options, "", "import", imported[1:]).data == (
     str(out / "annotations_fixed.json"),
   )
-  assert distilled[0] == "distill" and parser("").parse_args(distilled[1:]).student == "objects-small"
+  assert distilled[0] == "distill" and parse(DistillOptions, "", "distill", distilled[1:]).student == "objects-small"
 
 
 def test_check_format_ends_with_an_error(tmp_path, monkeypatch, capsys):

@@ -66,3 +66,21 @@ def test_every_row_of_the_list_is_of_a_file_with_tests():
   rows = mutants.read_list()
   assert len(rows) == len({r["number"] for r in rows}) >= 300
   assert {r["file"].split("/")[0] for r in rows} == {"selfdrive", "cereal", "tools"}
+
+
+def test_only_what_is_gone_is_drawn_again(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(mutants, "LIST", tmp_path / "list.tsv")
+  monkeypatch.setattr(mutants, "ROOT", tmp_path)
+  (tmp_path / "a").mkdir()
+  today = {"a/one.py": "x = 1 < y\n", "a/two.py": "x = y + 3\n"}
+  for p, text in today.items():
+    (tmp_path / p).write_text(text)
+  monkeypatch.setattr(mutants, "texts", lambda place: today if place == mutants.PLACES[0] else {})
+  first = mutants.as_row(0, "a/one.py", next(mutants.sites(today["a/one.py"])))
+  old = {**first, "kind": "break", "old": "break", "new": "continue"}
+  mutants.write_list([first, {**old, "number": "1"}, {**old, "number": "2", "file": "a/gone.py"}])
+  mutants.redraw(1)
+  rows = mutants.read_list()
+  assert rows[0] == first and [r["number"] for r in rows] == ["0", "1", "2"]
+  assert (rows[1]["file"], rows[1]["old"], rows[1]["new"]) == ("a/one.py", "1", "2")  # the file's other place
+  assert rows[2]["file"] == "a/two.py" and (rows[2]["old"], rows[2]["new"]) in {("+", "-"), ("3", "4")}

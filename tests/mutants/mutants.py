@@ -5,7 +5,9 @@ module's tests, which should fail.
   python tests/mutants/mutants.py run --out out/mutants.tsv    all that has no verdict there yet; interrupted, the same
       command goes on
   python tests/mutants/mutants.py report --out out/mutants.tsv
-  python tests/mutants/mutants.py draw --seed 1 --count 300    a new list, where the code has moved on
+  python tests/mutants/mutants.py draw --seed 1 --count 300    a new list
+  python tests/mutants/mutants.py redraw --seed 1    where the code has moved on: only the rows that are gone from it,
+      each from the same file, or the same folder where the file is gone too
 
 A mutant that changes nothing anybody could see is named in equivalent.tsv with the reason."""
 
@@ -21,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -327,14 +329,21 @@ def read_list() -> list[dict[str, str]]:
     return list(csv.DictReader(f, delimiter="\t"))
 
 
+def write_list(rows: Iterable[dict[str, str]]) -> None:
+  with open(LIST, "w", newline="") as f:
+    out = csv.DictWriter(f, FIELDS, delimiter="\t", lineterminator="\n")
+    out.writeheader()
+    out.writerows(rows)
+
+
+def as_row(number: int | str, path: str, s: Site) -> dict[str, str]:
+  return dict(zip(FIELDS, map(str, (number, path, s.scope, s.index, s.kind, s.old, s.new)), strict=True))
+
+
 def draw(seed: int, count: int) -> None:
   found = [(p, s) for place in PLACES for p, text in sorted(texts(place).items()) for s in sites(text)]
   chosen = random.Random(seed).sample(found, min(count, len(found)))
-  with open(LIST, "w", newline="") as f:
-    out = csv.writer(f, delimiter="\t", lineterminator="\n")
-    out.writerow(FIELDS)
-    for k, (p, s) in enumerate(chosen):
-      out.writerow([k, p, s.scope, s.index, s.kind, s.old, s.new])
+  write_list(as_row(k, p, s) for k, (p, s) in enumerate(chosen))
   print(f"{LIST.relative_to(ROOT)}: {len(chosen)} of {len(found)} places in {len({p for p, _ in chosen})} files")
 
 
@@ -345,6 +354,26 @@ def find(text: str, row: dict[str, str]) -> Site | None:
     s for s in sites(text) if (s.scope, s.kind, s.old, s.new) == (row["scope"], row["kind"], row["old"], row["new"])
   ]
   return min(same, key=lambda s: abs(s.index - int(row["index"])), default=None)
+
+
+def redraw(seed: int) -> None:
+  """The rows that today's code has no place for become others, with their numbers; the rest stays as it was drawn."""
+  rows, chance = read_list(), random.Random(seed)
+  today = {p: text for place in PLACES for p, text in sorted(texts(place).items())}
+  today |= {r["file"]: (ROOT / r["file"]).read_text() for r in rows if (ROOT / r["file"]).is_file()}
+  placed = {k: find(today.get(r["file"], ""), r) for k, r in enumerate(rows)}
+  taken = {(rows[k]["file"], s.start) for k, s in placed.items() if s is not None}
+  for k in (k for k, s in placed.items() if s is None):
+    file = rows[k]["file"]
+    near = [file] if file in today else [p for p in today if Path(p).parent == Path(file).parent]
+    found = [(p, s) for p in near for s in sites(today[p]) if (p, s.start) not in taken]
+    if not found:
+      raise SystemExit(f"error: row {rows[k]['number']}: {file} and its folder have no place that is not drawn yet")
+    p, s = chance.choice(found)
+    taken.add((p, s.start))
+    rows[k] = as_row(rows[k]["number"], p, s)
+    print(f"{said(rows[k], s)} (was of {file})")
+  write_list(rows)
 
 
 # *** the run ***
@@ -454,7 +483,7 @@ def report(out: Path) -> int:
 
 def main() -> int:
   p = argparse.ArgumentParser(prog="mutants", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  p.add_argument("command", choices=("draw", "run", "report"))
+  p.add_argument("command", choices=("draw", "redraw", "run", "report"))
   p.add_argument("--seed", type=int, default=1)
   p.add_argument("--count", type=int, default=300)
   p.add_argument(
@@ -465,6 +494,9 @@ def main() -> int:
   args = p.parse_args()
   if args.command == "draw":
     draw(args.seed, args.count)
+    return 0
+  if args.command == "redraw":
+    redraw(args.seed)
     return 0
   if args.command == "report":
     return report(args.out)

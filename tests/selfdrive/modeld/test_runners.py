@@ -78,6 +78,27 @@ def test_where_nothing_runs_every_reason_is_told(tmp_path, monkeypatch):
     assert "\n" not in str(e.value)
 
 
+def test_what_is_wrong_with_the_graph_itself_is_told_alone(tmp_path, monkeypatch):
+  """Where ONNX Runtime, which runs any, comes first: why the others do not run it says nothing more."""
+  bundle = write_bundle(tmp_path)
+
+  def fails(why):
+    def make(*_):
+      raise BundleError(why)
+
+    return make
+
+  monkeypatch.setattr(runners, "RUNNERS", {"onnx": fails("its graph is broken"), "tinygrad-cpu": fails("not built")})
+  for order, said in (
+    (("onnx", "tinygrad-cpu"), "its graph is broken"),
+    (("onnx",), "its graph is broken"),
+    (("tinygrad-cpu", "onnx"), f"{tmp_path}: graph 'scene' has no runner here; tinygrad-cpu: not built; onnx: its "),
+  ):
+    monkeypatch.setattr(runners, "preferred", lambda order=order: order)
+    with pytest.raises(BundleError, match=f"^{re.escape(said)}"):
+      open_runner(bundle, bundle.graphs[0])
+
+
 def test_compiling_wants_no_onnx_runtime(tmp_path):
   """What can be built here is known without it, and none of the runners is needed to ask."""
   code = """

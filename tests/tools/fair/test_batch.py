@@ -1,11 +1,13 @@
 """What a batch holds of one clip's labels, by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from openpilot.tools.fair.distillation.augment import NONE, Augmentation
 from openpilot.tools.fair.distillation.batch import convert
-from openpilot.tools.fair.distillation.data import RawClip
+from openpilot.tools.fair.distillation.data import Clips, RawClip
 from openpilot.tools.fair.spec import road_classes
 from openpilot.tools.fair.tasks import TASKS, say
 from openpilot.tools.fair.tasks.depth import depth_map
@@ -54,6 +56,49 @@ def test_what_is_not_valid_moves_by_whole_cells():
     out = convert(clip, moved(shift, shift), np.random.default_rng(0))["valid"].numpy()
     assert out.shape == (2, 64, 128) and (out[0] == out[1]).all()
     assert np.argwhere(~out[0, 3:-3, 3:-3]).tolist() == [[at[0] - 3, at[1] - 3]]
+
+
+def test_each_frame_of_a_folder_has_its_own_border():
+  """As pictures of different sizes: what is valid is said of each."""
+  valid = np.ones((3, 256, 512), bool)
+  valid[1, :, 256:] = valid[2, 128:] = False
+  clip = RawClip("x", np.zeros((3, 6, 128, 256), np.uint8), valid)
+  out = convert(clip, NONE, np.random.default_rng(0))["valid"].numpy()
+  assert out.shape == (3, 64, 128) and out[0].all()
+  assert out[1, :, :64].all() and not out[1, :, 64:].any() and out[2, :32].all() and not out[2, 32:].any()
+
+
+def told_live(labels, told, steps=2):
+  """What a teacher that labels while the student learns says of each frame."""
+  got = {}
+  asked = SimpleNamespace(
+    live=SimpleNamespace(label=lambda clip, state: (told, state)),
+    taught_live={"x": SimpleNamespace(labels=labels)},
+    _said=lambda source, values: values,
+  )
+  clip = SimpleNamespace(frames=np.zeros((steps, 6, 128, 256), np.uint8), said=got)
+  Clips._ask(asked, clip, np.arange(steps))
+  return got["x"]
+
+
+def test_a_live_teachers_map_is_its_frames():
+  maps = np.arange(2 * 3 * 4).reshape(2, 3, 4) / 2
+  found = told_live([Label("z", "dense", "float16", (3, 4), "m")], {"z": maps})
+  assert [x.tolist() for x in found] == maps.tolist() and found[0].dtype == np.float16
+
+
+def test_a_live_teachers_probabilities_are_stacked():
+  labels = [Label(n, "dense", "float16", (3, 4), "probability", (n,)) for n in ("road", "lane")]
+  told = {"road": np.zeros((2, 3, 4)), "lane": np.ones((2, 3, 4))}
+  assert [x.tolist() for x in told_live(labels, told)] == [[np.zeros((3, 4)).tolist(), np.ones((3, 4)).tolist()]] * 2
+
+
+def test_a_live_teachers_boxes_are_parted_by_frame():
+  told = {"objects": {"frame": [1, 0, 1], "x0": [5.5, 6.5, 7.5], "cls": [0, 1, 1]}}
+  first, second = told_live([LABEL], told)
+  assert {k: v.tolist() for k, v in first.items()} == {"x0": [6.5], "cls": [1]}
+  assert {k: v.tolist() for k, v in second.items()} == {"x0": [5.5, 7.5], "cls": [0, 1]}
+  assert first["x0"].dtype == np.float32
 
 
 def test_who_speaks_of_which_classes_is_said_of_every_frame():

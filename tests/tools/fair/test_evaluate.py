@@ -18,8 +18,7 @@ from openpilot.tools.fair.evaluation import evaluate as module
 from openpilot.tools.fair.evaluation.detections import Detections
 from openpilot.tools.fair.evaluation.metrics import Sums
 from openpilot.tools.fair.evaluation.groups import GROUPS
-from openpilot.tools.fair.evaluation.run import Worst
-from openpilot.tools.fair.evaluation.scenes import SLOTS, QueryMaker
+from openpilot.tools.fair.evaluation.scenes import SLOTS
 from openpilot.tools.fair.labels.rules import rules_of
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.labels import rle
@@ -436,41 +435,6 @@ def test_the_pages_folder_starts_it_again(made, result, monkeypatch):
   save(parse(module.Options, None, "evaluate", ["solo", "fair_unified_small", "store"]), made / "out")
   again = parse(module.Options, None, "evaluate", ["--config", str(made / "out")])
   assert again.bundles == (made / "solo", Path("fair_unified_small")) and again.data == made / "store"
-
-
-def test_one_picture_in_forty_frames():
-  w = Worst()
-  for i, error in enumerate([1, 5, 2, 0, float("nan"), 4] + [0] * 74 + [3, 9]):
-    w.add(error, "a", i, dict)
-  for i in range(5):
-    w.add(10 + i, f"s{i}", 0, dict)
-  assert sorted(f[0] for f in w.frames) == [12, 13, 14]
-  w = Worst()
-  for i, error in enumerate([1, 5, 2] + [0] * 77 + [3, 9]):
-    w.add(error, "a", i, dict)
-  assert sorted(f[0] for f in w.frames) == [5, 9]
-
-
-def test_queries_take_slots_and_give_them_back():
-  def table(**tracks):
-    k = [int(name[1:]) for name in tracks]
-    return {
-      "track": np.array(k, int),
-      "x": np.array(k, float),
-      "y": np.zeros(len(k)),
-      "visible": np.array(list(tracks.values()), bool),
-    }
-
-  tables = [table(t5=False, t7=True), table(t5=True, t7=False, t9=True), None, table(t5=True, t7=True), table(t11=True)]
-  maker = QueryMaker(tables, slots=2)
-  q = [maker.step(t) for t in range(5)]
-  assert q[0].fresh.tolist() == [True, False] and q[0].xy[0, 0] == 7 and not q[0].known.any()
-  assert (
-    q[1].fresh.tolist() == [False, True] and q[1].known.tolist() == [True, False] and not q[1].visible[0]
-  )  # 9 finds no slot
-  assert q[2].used.all() and not q[2].known.any()  # nothing is said of this frame
-  assert q[3].known.all() and q[3].hidden_before.tolist() == [True, False]
-  assert q[4].used.tolist() == [True, False] and q[4].fresh[0] and not q[4].hidden_before[0]
 
 
 def test_openpilot_in_a_real_log(made, tmp_path):

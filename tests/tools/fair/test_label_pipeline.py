@@ -4,6 +4,7 @@ graph without the classes of no road."""
 import queue
 import threading
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,7 +13,8 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from openpilot.tools.fair.labels.pipeline import ahead, prefetch
+from openpilot.tools.fair.labels.canvas import Canvas
+from openpilot.tools.fair.labels.pipeline import Item, Work, ahead, clip_of, load, prefetch
 from openpilot.tools.fair.labels.views import SegmentView, ViewWarp
 from openpilot.tools.fair.onnx.graph import yolox_classes
 from openpilot.tools.lib.onnx_batch import free_batch
@@ -205,3 +207,39 @@ def test_what_a_thread_fetches_ahead_comes_in_order_and_ends(monkeypatch):
     for x in prefetch(fails(), 2):
       got.append(x)
   assert got == [1] and threading.active_count() == before
+
+
+class Numbered:
+  """A renderer of pictures that hold their row's number; `bad` rows cannot be read."""
+
+  def __init__(self, bad=()):
+    self.bad = bad
+
+  def read(self, rows):
+    yield from ((r, r) for r in rows if r not in self.bad)
+
+  def draw(self, picture, out):
+    out[:] = picture
+    return out
+
+
+def test_the_frame_before_stands_for_one_that_cannot_be_read():
+  """In its own segment; black where there is none before."""
+  works = [
+    Work(SimpleNamespace(renderer=lambda canvas, whole, b=bad: Numbered(b)), None, {0}) for bad in ((12, 13), (20,))
+  ]
+  rows = [(0, 11), (0, 12), (0, 13), (0, 14), (1, 20), (1, 21)]
+  items = [Item(works[w], r) for w, r in rows]
+  got = [int(p[1, 2, 0]) for _, images in load([items[:4], items[4:]], Canvas(width=8, height=4)) for p in images]
+  assert got == [11, 11, 11, 14, 0, 21]
+  assert [i.good for i in items] == [True, False, False, True, False, True]
+
+
+def test_a_teacher_is_given_channels_first_and_when_it_was():
+  entries = [SimpleNamespace(frame_id=100 + k, timestamp_eof=50 * k) for k in range(5)]
+  log = SimpleNamespace(log_path=None)
+  work = Work(SimpleNamespace(entries=entries, rpy=np.array([0.0, 0.1, 0.2]), segment=log), None, {0})
+  images = np.arange(2 * 4 * 8 * 3, dtype=np.uint8).reshape(2, 4, 8, 3)
+  clip = clip_of([Item(work, 2), Item(work, 3)], images, "rgb", np.eye(3))
+  assert clip.rgb.shape == (2, 3, 4, 8) and (clip.rgb[1, 2] == images[1, :, :, 2]).all()
+  assert clip.frame_ids == [102, 103] and clip.times == [100, 150] and (clip.intrinsics == np.eye(3)).all()

@@ -5,6 +5,7 @@ import signal
 import numpy as np
 import pytest
 
+onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
 
 from openpilot.selfdrive.modeld.fair.bundle import find_bundle
@@ -26,6 +27,12 @@ def test_size_and_shapes():
   assert sum(p.numel() for p in m.parameters()) < 2_000_000
   depth, logits = m(torch.randint(0, 256, (2, 6, 128, 256), dtype=torch.uint8))
   assert depth.shape == (2, 1, 64, 128) and logits.shape == (2, len(CLASSES), 64, 128)
+
+
+def test_its_weights_have_the_shapes_of_the_shipped_bundle():
+  graph = onnx.load(str(find_bundle("scene-nano", ROOT / "models").path / "scene.onnx")).graph
+  shipped = sorted(tuple(x.dims) for x in graph.initializer if len(x.dims) == 4)
+  assert sorted(tuple(p.shape) for p in SceneStudent().parameters() if p.dim() == 4) == shipped
 
 
 def test_losses_against_float64():

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,11 +21,11 @@ from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, schema, violation
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import find_clang
 from openpilot.tools.fair.students import backbone as backbones
 from openpilot.tools.fair.students.backbone import Backbone, packed_stem
-from openpilot.tools.fair.students.detector import DetectorHead, SharedAttention, grid, sine
+from openpilot.tools.fair.students.detector import DecoderLayer, DetectorHead, SharedAttention, grid, sine
 from openpilot.tools.fair.students.lanes import POINTS
 from openpilot.tools.fair.students.layers import Attention, split_heads
 from openpilot.tools.fair.students.onnx_export import export_onnx
-from openpilot.tools.fair.students.student import HEADS, build, parameters, student_names
+from openpilot.tools.fair.students.student import HEADS, Student, build, parameters, student_names
 from openpilot.tools.fair.students.sizes import SIZES
 from openpilot.tools.fair.students.list_students import macs
 from openpilot.tools.lib.errors import UserError
@@ -237,6 +238,43 @@ def test_place_in_the_keys_is_a_gaussian():
     split_heads(attention.q(query), 4), split_heads(tokens, 4), split_heads(value, 4), attn_mask=gauss
   )
   assert torch.allclose(got, attention.out(y.transpose(1, 2).flatten(2)), atol=1e-10)
+
+
+def test_queries_are_sought_by_what_they_are_and_where():
+  """As DETR's: a query's place is added to what asks and to what is asked, not to what is told."""
+  torch.manual_seed(0)
+  layer = DecoderLayer(8, 16, 2)
+  given = []
+  layer.self_attention.register_forward_pre_hook(lambda _, args: given.extend(args))
+  layer.cross.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+  layer.norm1.register_forward_hook(lambda _, args, out: given.append(out))
+  x, query, box = torch.randn(3, 8), torch.randn(3, 8), torch.rand(3, 4)
+  layer(x, query, box, torch.randn(2, 8, 5), torch.randn(2, 5, 4))
+  pos = query.numpy() + box.numpy() @ layer.place.weight.detach().numpy().T + layer.place.bias.detach().numpy()
+  asks, asked, told, after, crossing = (g.detach().numpy() for g in given)
+  for got, want in ((asks, x.numpy() + pos), (asked, x.numpy() + pos), (told, x.numpy()), (crossing, after + pos)):
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_points_without_more_are_fresh_where_there_is_no_state():
+  """And go on where there is one; all of them are used unless a mask says so."""
+  given, state = [], torch.full((1, 3, 2), 7.0)
+  lanes = SimpleNamespace(
+    zeros=lambda b, n, like: (torch.zeros(b, n, 2), torch.zeros(b, n, 2)),
+    step=lambda *args: given.append(args) or (0, 0, 0, 0),
+  )
+  student = SimpleNamespace(encode=lambda frame: ({}, []), lanes=lanes)
+  mask, fresh = torch.tensor([[1.0, 0, 1]]), torch.tensor([[0.0, 1, 0]])
+  for extra, want_mask, want_fresh in (
+    ({}, [1, 1, 1], [1, 1, 1]),
+    ({"lanes_mask": mask}, [1, 0, 1], [1, 1, 1]),
+    ({"lanes_template": state, "lanes_hidden": state}, [1, 1, 1], [0, 0, 0]),
+    ({"lanes_template": state, "lanes_hidden": state, "lanes_fresh": fresh}, [1, 1, 1], [0, 1, 0]),
+  ):
+    Student.forward(student, None, torch.zeros(1, 3, 2), **extra)
+    _, _, used, new, template, hidden = given[-1]
+    assert (used.tolist(), new.tolist()) == ([want_mask], [want_fresh])
+    assert (template == (7 if "lanes_template" in extra else 0)).all() and (hidden == template).all()
 
 
 # -- export

@@ -1,13 +1,18 @@
 """Where the teachers' view of a camera's picture lies, to hundredths of a pixel."""
 
+import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from openpilot.cereal import messaging
 from openpilot.common.transformations.model import get_warp_matrix
 from openpilot.selfdrive.modeld.fair.frames import camera_intrinsics
-from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, view_to_view
+from openpilot.tools.fair.labels import views
+from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, segment_view, view_to_view
+from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Segment
 
 WAVE = 40  # view pixels
@@ -56,3 +61,34 @@ def test_a_pictures_pixels_in_the_views():
   """Centers: of a picture of twice the size the first four pixels lie about the view's first."""
   assert view_to_view(1024, 512).tolist() == [[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]]
   assert view_to_view(256, 64).tolist() == [[2, 0, 0.5], [0, 4, 1.5], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+  "said, rpy",
+  [
+    ([], None),
+    ([("uncalibrated", 0.01), ("calibrated", 0.02), ("calibrated", 0.03), ("recalibrating", 0.04)], 0.03),
+    ([("uncalibrated", 0.01), ("recalibrating", 0.02)], 0.02),
+    ([("calibrated", 0.01), ("invalid", 0.02)], 0.01),
+  ],
+)
+def test_a_segments_mounting_is_its_last_that_is_calibrated(tmp_path, monkeypatch, said, rpy):
+  """One from before that only where there is no other; straight ahead, and said so, where the log has none."""
+  messages = []
+  for k, (status, pitch) in enumerate(said):
+    m = messaging.new_message("extrinsicsCalibration", valid=True, logMonoTime=1 + k)
+    m.extrinsicsCalibration.calStatus, m.extrinsicsCalibration.rpyCalib = status, [0, pitch, 0]
+    messages.append(m.to_bytes())
+  m = messaging.new_message("deviceState", valid=True, logMonoTime=99)
+  m.deviceState.deviceType = "tici"
+  write_log(tmp_path / "rlog", [*messages, m.to_bytes()])
+  video = tmp_path / "fcamera.hevc"
+  video.write_bytes(b"frames")
+  monkeypatch.setattr(views, "FrameReader", lambda path, pixels: SimpleNamespace(w=1928, h=1208))
+  entries = [SimpleNamespace(segment_id=k) for k in range(7)]
+  monkeypatch.setattr(views, "segment_index", lambda *_: entries)
+  view = segment_view(Segment("a", 0, tmp_path, {"fcamera": video, "rlog": tmp_path / "rlog"}), "road", 3)
+  assert view.calibrated == (rpy is not None)
+  np.testing.assert_allclose(view.rpy, [0, rpy or 0.0, 0], atol=1e-7)
+  assert view.entries == [entries[0], entries[3], entries[6]]
+  assert view.video_hash == hashlib.sha256(b"frames").hexdigest() and not view.estimated

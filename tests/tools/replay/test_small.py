@@ -1,12 +1,15 @@
 """Small pieces of replay and compare-logs, by hand."""
 
 import math
+import threading
+from types import SimpleNamespace
 
 import pytest
 
 from openpilot.cereal import messaging
+from openpilot.tools.replay import record
 from openpilot.tools.replay.compare_logs import differences
-from openpilot.tools.replay.replay import with_time
+from openpilot.tools.replay.replay import Replay, with_time
 
 
 def test_a_message_at_another_time():
@@ -46,3 +49,44 @@ def test_a_message_at_another_time():
 def test_what_counts_as_a_difference(a, b, same):
   """Up to a thousandth of 1 and of the number together."""
   assert (list(differences(a, b, "", 1e-3)) == []) is same
+
+
+def test_device_state_is_there_before_the_first_message():
+  """Processes that wait for it come up meanwhile."""
+  done = []
+  stop = SimpleNamespace(is_set=lambda: False, set=lambda: done.append("end"))
+  stop.wait = lambda s: done.append(("waited", s))
+  fake = SimpleNamespace(segments=[SimpleNamespace(route="a")], has_video=True, stop=stop, loop=False, start=0.0)
+  fake.sent_messages = fake.sent_frames = 0
+  fake.guard, fake.close = SimpleNamespace(say=lambda: None), lambda: done.append("closed")
+  fake._serve, fake._started = lambda: done.append("served"), lambda t: done.append(("started", t))
+
+  def played(bar):
+    fake.sent_messages += 1
+    done.append("played")
+
+  fake._round = played
+  Replay.run(fake, progress=False)
+  assert done == ["served", ("started", 0), ("waited", 0.3), "played", "end", "closed"]
+
+
+def test_a_recorder_hears_from_its_creation_on(monkeypatch):
+  """And ends when it is told to."""
+  heard = threading.Event()
+  waiting = [[b"a", b"b"], [b"c"]]
+  closed = []
+
+  class Poller:
+    def poll(self, ms):
+      if not waiting:
+        heard.set()
+        return []
+      return ["sock"]
+
+  monkeypatch.setattr(record.messaging, "Poller", Poller)
+  monkeypatch.setattr(record.messaging, "sub_sock", lambda s, p: SimpleNamespace(close=lambda: closed.append(s)))
+  monkeypatch.setattr(record.messaging, "drain_sock_raw", lambda sock: waiting.pop(0))
+  recorder = record.Recorder(["fairState", "fairObjects"])
+  assert heard.wait(10)
+  assert recorder.stop() == [b"a", b"b", b"c"] and closed == ["fairState", "fairObjects"]
+  assert not recorder.thread.is_alive()

@@ -152,6 +152,7 @@ Label and learn: from routes to a student
   train-scene      render, train, export and evaluate the first bundle, scene-nano
 
 Pictures: your own, with labels
+  images validate  check labeled pictures, mend them, split them: --data, --fix, --split, --show
   import DATA      put labeled pictures into a label store: COCO JSON, YOLO folders, class maps
   import-images    the same for class maps, as frames of a road camera
 
@@ -202,6 +203,16 @@ case "$cmd" in
   label) setup tools,teach; py openpilot.tools.fair.labels.label "$@" ;;
   labels) setup tools,teach; py openpilot.tools.fair.labels.browse "$@" ;;
   agree) setup tools,teach; py openpilot.tools.fair.labels.agree "$@" ;;
+  images)
+    verb="${1:-}"
+    case "$verb" in
+      validate) module=validate ;;
+      ""|help|-h|--help) usage | grep '^  images '; exit 0 ;;
+      *) usage | grep '^  images ' >&2; die "unknown command 'images $verb'" ;;
+    esac
+    shift
+    setup tools,teach
+    py "openpilot.tools.fair.images.$module" "$@" ;;
   import) setup tools,teach; py openpilot.tools.fair.labels.import_labels "$@" ;;
   import-images) setup tools,teach; py openpilot.tools.fair.labels.import_images "$@" ;;
   students) setup tools,train; py openpilot.tools.fair.students.list_students "$@" ;;

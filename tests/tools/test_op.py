@@ -101,11 +101,21 @@ def test_help_lists_every_command_once(op):
   listed = re.findall(r"^  ([a-z][a-z-]*(?: [a-z-]+(?=  ))?)", op.out, re.MULTILINE)
   text = (ROOT / "tools" / "op.sh").read_text()
   commands = re.findall(r"^  ([a-z-]+)\)", text, re.MULTILINE)
-  verbs = re.findall(r"^      ([a-z-]+)\) module=([\w.]+) ;;", text, re.MULTILINE)
-  assert sorted(listed) == sorted([c for c in commands if c != "dgx"] + [f"dgx {v}" for v, _ in verbs])
-  assert len(verbs) == 8
-  for _, module in verbs:
-    assert (ROOT / "tools" / "dgx" / f"{module.replace('.', '/')}.py").exists(), module
+  verbs = []
+  for group, folder, count in (("dgx", "dgx", 8), ("images", "fair/images", 1)):
+    block = re.search(rf"^  {group}\)\n(.*?)^    esac", text, re.MULTILINE | re.DOTALL)[1]
+    own = re.findall(r"^      ([a-z-]+)\) module=([\w.]+) ;;", block, re.MULTILINE)
+    assert len(own) == count
+    for verb, module in own:
+      assert (ROOT / "tools" / folder / f"{module.replace('.', '/')}.py").exists(), module
+      verbs.append(f"{group} {verb}")
+  assert sorted(listed) == sorted([c for c in commands if c not in ("dgx", "images")] + verbs)
+
+
+def test_images(op):
+  assert op("images") == [] and op.code == 0 and op.out.startswith("  images validate ")
+  out, err = op.start("images", "learn").communicate()
+  assert out == "" and err.endswith("error: unknown command 'images learn'\n") and not op.venv.exists()
 
 
 def test_dgx(op):

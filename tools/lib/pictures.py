@@ -96,6 +96,16 @@ def picture_size(path: Path) -> tuple[int, int]:
       return (image.height, image.width) if turned else image.size
 
 
+def orientation(path: Path) -> int:
+  """EXIF's, 1 to 8; 1 where the file says nothing. Raises PictureError."""
+  with reasons(path):
+    if FORMATS.get(path.suffix.lower(), open_pillow) is not open_pillow:
+      return 1
+    with open_pillow(ordinary(path, MAX_BYTES)) as image:
+      said = image.getexif().get(0x0112)
+      return said if said in range(1, 9) else 1
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
   """Of 16 bits a channel scaled to 8: 65535 is white."""
   if image.mode in MODES_16:

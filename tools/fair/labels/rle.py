@@ -39,6 +39,8 @@ def total(counts: str) -> int:
   value = shift = 0
   for char in counts.encode("ascii", "replace"):
     bits = char - 48
+    if shift > 60:  # no run is so long; such numbers would grow with the text
+      return -1
     value |= (bits & 0x1F) << shift
     shift += 5
     if not bits & 0x20:

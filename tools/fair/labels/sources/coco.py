@@ -1,6 +1,5 @@
 """COCO JSON: images, annotations (boxes, polygons, run lengths), categories of any names."""
 
-import math
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from openpilot.tools.lib.pictures import MAX_PIXELS
 
 BESIDE = "_annotations.coco.json"  # as some programs name it, in the pictures' folder
 JSON_LIMIT = 1 << 30
+LARGEST = 1e15  # of numbers: whole ones may be too large for a float
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Image:
 
 def number(x: Any) -> float:
   """Raises ValueError."""
-  if isinstance(x, bool) or not isinstance(x, (int, float)) or not math.isfinite(x):
+  if isinstance(x, bool) or not isinstance(x, (int, float)) or not abs(x) < LARGEST:  # nan neither
     raise ValueError
   return float(x)
 
@@ -55,7 +55,7 @@ def polygons_of(segmentation: list[Any]) -> list[np.ndarray]:
 
 def runs_of(said: dict[str, Any], width: int, height: int) -> dict[str, Any]:
   """Run lengths that cover the picture, compressed. Raises ValueError, TypeError, KeyError."""
-  h, w = (int(v) for v in said["size"])
+  h, w = (int(number(v)) for v in said["size"])
   counts = said["counts"]
   if (w, h) != (width, height) or not 0 < w * h <= MAX_PIXELS:
     raise ValueError
@@ -106,15 +106,21 @@ def read_annotation(a: dict[str, Any], classes: dict[Any, int], image: Image) ->
   return Annotation(classes[a["category_id"]], box, shape)
 
 
-def read_coco(path: Path) -> tuple[dict[str, Image], tuple[str, ...], Counter[str]]:
-  """-> file name -> image, class names in the file's order, and how many annotations are left out, by reason. Raises
-  UserError where it is no COCO JSON."""
+def read_tables(path: Path) -> dict[str, Any]:
+  """A COCO JSON's lists; their entries are not looked at. Raises UserError where it is none."""
   try:
     read = read_json(path, JSON_LIMIT)
   except (OSError, ValueError) as e:
     raise UserError(f"cannot read {path}: {printable(e, LONG)}") from None
   if not isinstance(read, dict) or not all(isinstance(read.get(k), list) for k in ("images", "categories")):
     raise UserError(f"{path} is no COCO JSON: it needs the lists images, annotations and categories")
+  return read
+
+
+def read_coco(path: Path) -> tuple[dict[str, Image], tuple[str, ...], Counter[str]]:
+  """-> file name -> image, class names in the file's order, and how many annotations are left out, by reason. Raises
+  UserError where it is no COCO JSON."""
+  read = read_tables(path)
   left_out: Counter[str] = Counter()
   images: dict[str, Image] = {}
   by_id: dict[Any, Image] = {}
@@ -127,7 +133,8 @@ def read_coco(path: Path) -> tuple[dict[str, Image], tuple[str, ...], Counter[st
       if name in images or i["id"] in by_id:
         left_out["pictures that are there twice"] += 1
         continue
-      image = Image(int(i.get("width") or 0), int(i.get("height") or 0), licenses.get(i.get("license"), ""))
+      width, height = (int(number(i.get(k) or 0)) for k in ("width", "height"))
+      image = Image(width, height, licenses.get(i.get("license"), ""))
       images[name] = by_id[i["id"]] = image
     for a in read.get("annotations") or []:
       on = by_id.get(a["image_id"])

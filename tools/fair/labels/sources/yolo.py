@@ -130,6 +130,48 @@ def pictures_of(root: Path, said: Any, where: str) -> tuple[list[Path], Path]:
   return found, root
 
 
+def root_of(at: Path, read: dict[str, Any]) -> Path:
+  """The folder that data.yaml's paths are of."""
+  below_it = inside(at.parent, read["path"]) if isinstance(read.get("path"), str) else None
+  return below_it if below_it is not None and below_it.is_dir() else at.parent
+
+
+def license_of(read: dict[str, Any]) -> str:
+  about = read.get("roboflow")
+  return str(read.get("license") or (about.get("license") if isinstance(about, dict) else "") or "")
+
+
+def key_points(read: dict[str, Any]) -> int:
+  """Numbers of key points behind each box."""
+  shape = read.get("kpt_shape")
+  return math.prod(int(v) for v in shape) if isinstance(shape, list) else 0
+
+
+def label_of(f: Path, root: Path, read: dict[str, Any], split: str, images: Path | None) -> Path:
+  """A picture's file of labels, which may not be there."""
+  if images is None:
+    return (labels_folder(f.parent) / f.name).with_suffix(".txt")
+  folder = labels_folder(root / str(read[split][0] if isinstance(read[split], list) else read[split]))
+  return (folder / f.relative_to(images)).with_suffix(".txt")
+
+
+def split_files(
+  at: Path, root: Path, read: dict[str, Any], split: str, images: Path | None
+) -> tuple[dict[Path, Path], Path]:
+  """A split's pictures with their files of labels, and the folder that they lie below. images: where they lie
+  elsewhere. Raises UserError where there are none."""
+  where = f"{at}: {split}"
+  if images is None:
+    files, folder = pictures_of(root, read[split], where)
+  else:
+    files, folder = find_pictures(images), images
+    if sum(bool(read.get(s)) for s in SPLITS) > 1:  # those of this split have their labels there
+      files = [f for f in files if label_of(f, root, read, split, images).is_file()]
+  if not files:
+    raise UserError(f"{where}: no pictures in {read[split]}")
+  return {f: label_of(f, root, read, split, images) for f in files}, folder
+
+
 def say_strays(labels: dict[Path, Path], where: str) -> None:
   """Files of labels without a picture."""
   used = set(labels.values())
@@ -159,18 +201,16 @@ class Yolo:
       raise UserError(f"{path} holds none of {', '.join(NAMES)}, which says the classes' names")
     read = read_data(at)
     ids = class_ids(read["names"], at)
-    root = at.parent
-    if isinstance(read.get("path"), str) and (below_it := inside(root, read["path"])) is not None and below_it.is_dir():
-      root = below_it
-    about = read.get("roboflow")
-    said = read.get("license") or (about.get("license") if isinstance(about, dict) else "") or ""
+    root = root_of(at, read)
     name = options.name or plain_name(path.resolve().stem if path.is_dir() else at.resolve().parent.name)
     parts: list[Pictures] = []
     problems: list[str] = []
     seen: set[tuple[Path, ...]] = set()
     for split in (s for s in SPLITS if read.get(s)):
       try:
-        part = self._split(at, root, read, split, ids, f"{name}-{split}", options, options.license or str(said), seen)
+        part = self._split(
+          at, root, read, split, ids, f"{name}-{split}", options, options.license or license_of(read), seen
+        )
       except UserError as e:
         problems.append(str(e))
         continue
@@ -195,19 +235,12 @@ class Yolo:
     seen: set[tuple[Path, ...]],
   ) -> Pictures | None:
     where = f"{at}: {split}"
-    if options.images is None:
-      files, folder = pictures_of(root, read[split], where)
-    else:
-      files, folder = find_pictures(options.images), options.images
-      if sum(bool(read.get(s)) for s in SPLITS) > 1:  # those of this split have their labels there
-        files = [f for f in files if self._label_of(f, root, read, split, options).is_file()]
-    if not files:
-      raise UserError(f"{where}: no pictures in {read[split]}")
+    labels, folder = split_files(at, root, read, split, options.images)
+    files = list(labels)
     if tuple(files) in seen:
       warn(f"{where} has the same pictures as another split; it is left out")
       return None
     seen.add(tuple(files))
-    labels = {f: self._label_of(f, root, read, split, options) for f in files}
     without = [f for f in files if not labels[f].is_file()]
     if len(without) == len(files):
       raise UserError(f"{where}: none of {len(files)} pictures has its labels, as {labels[files[0]]}")
@@ -219,8 +252,7 @@ class Yolo:
     say_strays(labels, where)
     stills = look_at([(f, below(f, folder), None) for f in files], where)
     index = {k: i for i, k in enumerate(ids)}
-    shape = read.get("kpt_shape")
-    points = math.prod(int(v) for v in shape) if isinstance(shape, list) else 0
+    points = key_points(read)
     left_out: Counter[str] = Counter()
     for s in stills:
       text = labels[s.path]
@@ -230,10 +262,3 @@ class Yolo:
       warn(f"{where}: key points are not read")
     masks = any(a.shape is not None for s in stills for a in s.more)
     return YoloPart(name, root, stills, license, Carries(boxes=tuple(ids.values()), masks=masks))
-
-  @staticmethod
-  def _label_of(f: Path, root: Path, read: dict[str, Any], split: str, options: SourceOptions) -> Path:
-    if options.images is None:
-      return (labels_folder(f.parent) / f.name).with_suffix(".txt")
-    folder = labels_folder(root / str(read[split][0] if isinstance(read[split], list) else read[split]))
-    return (folder / f.relative_to(options.images)).with_suffix(".txt")

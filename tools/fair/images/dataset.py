@@ -1,0 +1,137 @@
+"""Labeled pictures as COCO's lists, from a COCO JSON or a YOLO folder, as they are: check.py looks at the entries."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from openpilot.tools.fair.images.problems import Problems
+from openpilot.tools.fair.labels.sources import yolo
+from openpilot.tools.fair.labels.sources.coco import BESIDE, Annotation, find_images, read_tables
+from openpilot.tools.lib.errors import UserError, printable, warn
+from openpilot.tools.lib.files import LONG, ordinary
+from openpilot.tools.lib.pictures import PictureError, picture_size
+
+
+@dataclass
+class Dataset:
+  """images, annotations, categories, licenses: entries as COCO has them, of which nothing is known yet.
+  folder: what file names are relative to."""
+
+  path: Path
+  folder: Path
+  images: list[Any]
+  annotations: list[Any]
+  categories: list[Any]
+  licenses: list[Any] = field(default_factory=list)
+  info: Any = None
+  kind: str = "COCO JSON"
+  problems: Problems = field(default_factory=Problems)
+
+
+def open_dataset(path: Path, images: Path | None = None) -> Dataset:
+  """images: the pictures' folder, where it is not beside. Raises UserError where it is none of both, or holds no
+  annotations."""
+  if path.is_dir() and not (path / BESIDE).is_file() and yolo.find_yaml(path) is None:
+    some = sum(1 for _ in zip(path.glob("*.json"), range(1000), strict=False))
+    if some > 1:
+      raise UserError(
+        f"{path} holds {some} JSON files, perhaps one a picture; one COCO JSON names all pictures: export the data so"
+      )
+    raise UserError(f"{path} holds neither {BESIDE} nor {', '.join(yolo.NAMES)}; name a COCO JSON or a YOLO folder")
+  if not path.exists():
+    raise UserError(f"there is no {path}")
+  found = read_yolo(path, images) if yolo.find_yaml(path) is not None else read_coco(path, images)
+  if not found.images or not found.annotations:
+    raise UserError(f"{path} has no {'annotations' if found.images else 'pictures'}")
+  return found
+
+
+def read_coco(path: Path, images: Path | None) -> Dataset:
+  path = ordinary(path / BESIDE if path.is_dir() else path)
+  read = read_tables(path)
+  tables = {k: read.get(k) or [] for k in ("annotations", "licenses")}
+  if not all(isinstance(t, list) for t in tables.values()):
+    raise UserError(f"{path} is no COCO JSON: annotations and licenses are lists")
+  names = [i["file_name"] for i in read["images"] if isinstance(i, dict) and isinstance(i.get("file_name"), str)]
+  if not names:
+    raise UserError(f"{path} names no pictures")
+  folder = find_images(path, names, images)
+  return Dataset(
+    path, folder, read["images"], tables["annotations"], read["categories"], tables["licenses"], read.get("info")
+  )
+
+
+def read_yolo(path: Path, images: Path | None) -> Dataset:
+  """Every part that data.yaml names, each picture once."""
+  at = yolo.find_yaml(path)
+  assert at is not None
+  read = yolo.read_data(at)
+  ids = yolo.class_ids(read["names"], at)
+  root = yolo.root_of(at, read)
+  license = yolo.license_of(read)
+  out = Dataset(at, root if images is None else images, [], [], [{"id": k, "name": v} for k, v in ids.items()])
+  out.kind = "YOLO folder"
+  if license:
+    out.licenses.append({"id": 1, "name": license})
+  points = yolo.key_points(read)
+  labels: dict[Path, Path] = {}
+  wrong: list[str] = []
+  for split in (s for s in yolo.SPLITS if read.get(s)):
+    try:
+      labels |= yolo.split_files(at, root, read, split, images)[0]
+    except UserError as e:
+      wrong.append(str(e))
+  if not labels:
+    raise UserError(wrong[0] if wrong else f"{at} names neither train nor val")
+  for w in wrong:
+    warn(f"{w}; it is left out")
+  yolo.say_strays(labels, str(at))
+  for f, text in labels.items():
+    name = str(f.relative_to(out.folder)) if f.is_relative_to(out.folder) else str(f)
+    entry: dict[str, Any] = {"id": len(out.images) + 1, "file_name": name, **({"license": 1} if license else {})}
+    out.images.append(entry)
+    try:
+      entry["width"], entry["height"] = size = picture_size(f)
+    except PictureError:
+      continue  # check.py says it
+    if not text.is_file():
+      out.problems.add("yolo_no_labels", name)
+      continue
+    left_out: Counter[str] = Counter()
+    for a in yolo.read_labels(text, {k: k for k in ids}, *size, left_out, points):
+      out.annotations.append(entry_of(a, len(out.annotations) + 1, entry["id"], bool(points)))
+    for why, n in left_out.items():
+      out.problems.add("yolo_lines", f"{name} ({why})", n)
+  return out
+
+
+def entry_of(a: Annotation, number: int, image: int, points: bool) -> dict[str, Any]:
+  """COCO's entry of a YOLO label: a polygon has no box of its own."""
+  entry: dict[str, Any] = {"id": number, "image_id": image, "category_id": a.cls, "iscrowd": 0}
+  if a.shape is not None:
+    entry["segmentation"] = [p.round(3).ravel().tolist() for p in a.shape]
+  elif a.box is not None:
+    x0, y0, x1, y1 = a.box
+    entry["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+  if points:
+    entry["keypoints"] = []
+  return entry
+
+
+def inspect_dataset(coco: dict[str, Any]) -> dict[str, Any]:
+  """What a COCO JSON, read, holds: has_boxes, has_masks, has_keypoints, num_classes, class_mapping {id: name},
+  num_images, num_annotations. Raises UserError where it is none."""
+  try:
+    annotations, categories = coco["annotations"], coco["categories"]
+    return {
+      "has_boxes": any(bool(a.get("bbox")) for a in annotations),
+      "has_masks": any(bool(a.get("segmentation")) for a in annotations),
+      "has_keypoints": any("keypoints" in a for a in annotations),
+      "num_classes": len(categories),
+      "class_mapping": {c["id"]: c["name"] for c in categories},
+      "num_images": len(coco["images"]),
+      "num_annotations": len(annotations),
+    }
+  except (KeyError, TypeError, AttributeError) as e:
+    raise UserError(f"that is no COCO JSON: {printable(e, LONG)}; it needs images, annotations, categories") from None

@@ -12,7 +12,9 @@ from openpilot.common.transformations.model import get_warp_matrix
 from openpilot.selfdrive.modeld.fair.frames import camera_intrinsics
 from openpilot.tools.fair.labels import views
 from openpilot.tools.fair.labels.rules import is_shrunk
+from openpilot.tools.fair.labels.sources import routes
 from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, segment_view, view_to_view
+from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Segment
 
@@ -105,3 +107,29 @@ def test_views_of_finer_cameras_are_made_smaller(focal, shrunk):
   }
   assert is_shrunk(meta) is shrunk
   assert not is_shrunk({**meta, "camera": {**meta["camera"], "stream": "images"}})
+
+
+def test_what_is_wrong_with_some_segments_is_a_warning_and_with_all_an_error(monkeypatch, capsys):
+  def one(s, camera, every, focal):
+    if s.num in bad:
+      raise UserError(f"{s.name} is odd")
+    return s.name
+
+  segments = [Segment("a", n, Path("d"), {"fcamera": Path("x")} if n != 2 else {}) for n in (0, 1, 2, 1)]
+  monkeypatch.setattr(routes, "Route", lambda name, data_dir: SimpleNamespace(segments=segments))
+  monkeypatch.setattr(routes, "usable", lambda found, camera: (found, camera))
+  monkeypatch.setattr(routes, "segment_view", one)
+  monkeypatch.setattr(routes, "aimed", lambda view, horizon: view)
+  bad = set()
+  assert routes.find_views(["a"], None, "road", 1, None) == ["a--0", "a--1"]
+  bad.add(0)
+  assert routes.find_views(["a"], None, "road", 1, None) == ["a--1"]
+  said = capsys.readouterr().err
+  assert said.count("a--2 in d has no video, it is left out") == 1
+  assert said.count("is odd; the segment is left out") == 1
+  bad.add(1)
+  with pytest.raises(UserError, match=r"^a--0 is odd$"):
+    routes.find_views(["a"], None, "road", 1, None)
+  segments[:] = segments[2:3]
+  with pytest.raises(UserError, match="no video in a; teachers need fcamera"):
+    routes.find_views(["a"], None, "road", 1, None)

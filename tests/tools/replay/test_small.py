@@ -1,5 +1,6 @@
 """Small pieces of replay and compare-logs, by hand."""
 
+import itertools
 import math
 import threading
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 from openpilot.cereal import messaging
 from openpilot.tools.replay import record
 from openpilot.tools.replay.compare_logs import differences
-from openpilot.tools.replay.replay import Replay, with_time
+from openpilot.tools.replay.replay import Item, Replay, with_time
 
 
 def test_a_message_at_another_time():
@@ -90,3 +91,22 @@ def test_a_recorder_hears_from_its_creation_on(monkeypatch):
   assert heard.wait(10)
   assert recorder.stop() == [b"a", b"b", b"c"] and closed == ["fairState", "fairObjects"]
   assert not recorder.thread.is_alive()
+
+
+def test_what_is_read_ahead_is_sent_in_its_order():
+  """By a thread of its own, until it says that there is no more."""
+  sent, looked = [], itertools.count()
+  fake = SimpleNamespace(last_time=0, last_id=0, has_video=False, speed=1e6, seconds=None, loop=False)
+  fake.stop = SimpleNamespace(is_set=lambda: next(looked) > 20, wait=lambda s: False)
+  fake.logged, fake.sent_messages = {"deviceState"}, 0
+  fake._send = lambda service, dat: sent.append((service, dat))
+  items = [Item(1000 * k, 0, "carState", bytes([k])) for k in range(5)]
+
+  def feed(waiting):
+    for item in (*items, None):
+      waiting.put(item)
+
+  fake._feed = feed
+  Replay._round(fake, None)
+  assert sent == [("carState", bytes([k])) for k in range(5)]
+  assert fake.sent_messages == 5 and fake.last_time == 4000

@@ -55,6 +55,11 @@ def test_every_site_is_a_change_and_still_a_program():
   )
 
 
+def test_what_is_negated_keeps_its_brackets():
+  (site,) = (s for s in mutants.sites("x = not (a + b)\n") if s.kind == "not")
+  assert site.applied("x = not (a + b)\n") == "x = (a + b)\n"
+
+
 def test_a_modules_tests_are_found_by_what_they_import():
   assert mutants.tests_of("selfdrive/modeld/fair/tracking.py")[0] == "tests/selfdrive/modeld/test_tracking.py"
   assert "tests/tools/replay/test_objects_lanes.py" in mutants.tests_of("tools/replay/overlay.py")

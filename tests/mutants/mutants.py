@@ -197,9 +197,9 @@ class Finder(ast.NodeVisitor):
     self.generic_visit(node)
 
   def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
-    start, operand = self.byte(node.lineno, node.col_offset), self.byte(node.operand.lineno, node.operand.col_offset)
+    start = self.byte(node.lineno, node.col_offset)
     if isinstance(node.op, ast.Not):
-      self.add("not", node.lineno, start, operand, "")
+      self.add("not", node.lineno, start, start + len("not "), "")  # and leaves brackets that the operand is in
     self.generic_visit(node)
 
   def visit_Constant(self, node: ast.Constant) -> None:

@@ -60,6 +60,16 @@ def test_iou_counts_pixels(rng):
   assert mt.box_giou(t(a).double()[:, None], t(b).double()).shape == (40, 40)
 
 
+def test_giou_of_the_smallest_boxes_that_have_an_area():
+  """A fiftieth of a pixel of 512 wide, so 1.5e-9 of the picture: with itself, and with one as large that is a width
+  aside, a hull of three and a union of two."""
+  side = 1.5e-9**0.5
+  a = torch.tensor([0.0, 0, side, side], dtype=torch.float64)
+  assert float(mt.box_giou(a, a)) == pytest.approx(1)
+  thin = torch.tensor([0.0, 0, 5e-10, 1], dtype=torch.float64)  # a hull of 1.5e-9, a union of 1e-9
+  assert float(mt.box_giou(thin, thin + torch.tensor([1e-9, 0, 1e-9, 0]))) == pytest.approx(-1 / 3)
+
+
 def test_giou_gradients(rng):
   a, b = t(random_boxes(rng, 6), True), t(random_boxes(rng, 6))
   assert torch.autograd.gradcheck(mt.box_giou, (a, b))

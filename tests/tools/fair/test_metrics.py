@@ -376,6 +376,16 @@ def test_switches_through_occlusion():
   assert lower_is_better("switches") and not lower_is_better("kept_occluded")
 
 
+def test_an_object_is_occluded_under_three_tenths():
+  """At 0.3 it is not: it is found again there, once."""
+  for back, occlusions in ((0.3, 1), (0.29, 0)):
+    video = Video()
+    for seen in (1.0, 0.2, back):
+      found = make_objects([box_at(0)], [0], track=np.array([5]))
+      video.add(found, make_objects([box_at(0)], [0], track=np.array([1]), visible=np.array([seen])), "bbox")
+    assert Identities().close(video).sums[3:].tolist() == [0, occlusions, 0]
+
+
 def test_one_identity_twice_in_a_frame_is_one_object_and_a_false_one():
   """Two boxes of one track on one true object must not count as two frames in common: IDF1 would be 4 / 3."""
   video = Video()

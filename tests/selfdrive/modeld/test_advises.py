@@ -4,6 +4,8 @@ in OPENPILOT_DIR where one is named."""
 import ast
 import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -70,10 +72,12 @@ def test_it_publishes_nothing_of_openpilots_and_writes_no_param_of_its(root):
   assert write <= {"flag.py"}  # run by hand
 
 
-def test_a_flood_is_cut(monkeypatch, prefix, tmp_path):
+def test_a_flood_is_cut(monkeypatch, prefix, request):
   """As when a camera announces frames without end: openpilot's log takes no more than its share, and the count of what
   is left out is told."""
-  monkeypatch.setenv("TMPDIR", str(tmp_path))
+  folder = tempfile.mkdtemp(prefix="fair", dir="/tmp")  # a socket's path is short: a worker's tmp_path is too long
+  request.addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))
+  monkeypatch.setenv("TMPDIR", folder)
   clock, faults = [10.0], []
   ours = sender.Sender(["fairState", "fairDepth"], lambda: clock[0], faults.append)
   sent = 0

@@ -59,7 +59,7 @@ def test_headers_of_arrays(version):
   f.seek(0)
   assert read_header(f) == ((3, 5), np.dtype(">i2"))
   for bad in (b"", f.getvalue()[:20], b"\x93NUMPY\x04\x00" + f.getvalue()[8:]):
-    with pytest.raises(ValueError, match="no array"):
+    with pytest.raises(ValueError, match="not an array"):
       read_header(io.BytesIO(bad))
 
 

@@ -103,7 +103,7 @@ def orientation(path: Path) -> int:
       return 1
     with open_pillow(ordinary(path, MAX_BYTES)) as image:
       said = image.getexif().get(0x0112)
-      return said if said in range(1, 9) else 1
+      return said if isinstance(said, int) and 1 <= said <= 8 else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

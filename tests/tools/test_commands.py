@@ -45,6 +45,7 @@ COMMANDS = {
   "dgx replay": "tools.dgx.driving_replay",
   "dgx benchmark": "tools.dgx.benchmark_inference",
   "dgx benchmark-tensorrt": "tools.dgx.benchmark_tensorrt",
+  "images validate": "tools.fair.images.validate",
 }
 # on the device, where tools/ is not: argparse
 RUNTIME = {
@@ -99,9 +100,14 @@ def typed(field: Any, hint: Any, flag: str) -> list[str]:
 def test_every_command_of_op_sh_is_here():
   script = (ROOT / "tools" / "op.sh").read_text()
   found = dict(re.findall(r"^  ([a-z-]+)\) .*py openpilot\.([\w.]+)", script, re.MULTILINE))
-  dgx = re.findall(r"^      ([a-z-]+)\) module=([\w.]+)", script, re.MULTILINE)
-  assert {**found, **{f"dgx {k}": f"tools.dgx.{m}" for k, m in dgx}} == {**COMMANDS, **RUNTIME}
-  others = {"test", "lint", "setup", "python", "dgx", "help"}  # of the script itself
+  verbs: dict[str, str] = {}
+  for group, block in re.findall(r"^  ([a-z]+)\)\n((?:    .*\n)+)", script, re.MULTILINE):
+    package = re.search(r"openpilot\.([\w.]+)\.\$module", block)
+    for verb, module in re.findall(r"^      ([a-z-]+)\) module=([\w.]+)", block, re.MULTILINE):
+      assert package is not None
+      verbs[f"{group} {verb}"] = f"{package[1]}.{module}"
+  assert {**found, **verbs} == {**COMMANDS, **RUNTIME}
+  others = {"test", "lint", "setup", "python", "dgx", "images", "help"}  # of the script itself
   assert set(re.findall(r"^  ([a-z-]+)(?:\||\))", script, re.MULTILINE)) == {*found, *others}
 
 

@@ -38,11 +38,9 @@ class Options:
   split: str = option("", metavar="NAME:SHARE,...", help="write parts, as train:0.7,val:0.15,test:0.15")
   stratify: bool = option(False, help="give each class in its share to each part")
   videos: bool = option(True, help="pictures whose names differ by a running number alone may come into several parts")
-  random_seed: int = option(42, aliases=("--seed",), help="of the split")
+  seed: int = option(42, aliases=("--random-seed",), help="of the split")
   license: str = option("", aliases=("--licence",), help="of the pictures for which the data names none")
-  output: Path | None = option(
-    None, aliases=("--output-dir", "--out"), help="where files go (default: beside the data)"
-  )
+  output: Path | None = option(None, aliases=("--output-dir", "--out"), help="where files go; default: beside the data")
   show: Path | None = option(None, metavar="FILE.png", help="draw some pictures with their labels")
   json: Path | None = option(None, metavar="FILE", help="write the report as JSON")
 
@@ -83,7 +81,7 @@ def split_all(found: Checked, parts: tuple[Part, ...], args: Options) -> np.ndar
   )
   largest = max(p.share for p in parts) * len(names)
   groups, said = groups_of(names, [p.bits for p in found.pictures], found.alike, max(1, int(largest)), args.videos)
-  part = split(groups, names, classes, parts, args.random_seed, args.stratify)
+  part = split(groups, names, classes, parts, args.seed, args.stratify)
   used = np.flatnonzero(classes.any(0))
   title = [found.categories[k]["name"] for k in used]
   rows, more = table_lines(parts, part, classes[:, used], title)

@@ -12,21 +12,6 @@ from openpilot.cereal import car, deprecated, log
 from openpilot.cereal.services import RENAMED, SERVICE_LIST
 from openpilot.tools.lib.logreader import LogReader
 
-BITS = {
-  "bool": 1,
-  "int8": 8,
-  "uint8": 8,
-  "int16": 16,
-  "uint16": 16,
-  "enum": 16,
-  "int32": 32,
-  "uint32": 32,
-  "float32": 32,
-  "int64": 64,
-  "uint64": 64,
-  "float64": 64,
-}
-
 # struct, field, where upstream's compiler put it
 SELECTION = [
   ("FrameData", "frameId", "data bits 0..31"),
@@ -66,9 +51,9 @@ def layout(schema, by_name=False):
       out |= layout(schema.fields[f.name].schema, by_name)
       continue
     kind = f.slot.type.which()
-    if kind in BITS:
-      start = f.slot.offset * BITS[kind]
-      place = f"data bit {start}" if kind == "bool" else f"data bits {start}..{start + BITS[kind] - 1}"
+    if kind in upstream.BITS:
+      start = f.slot.offset * upstream.BITS[kind]
+      place = f"data bit {start}" if kind == "bool" else f"data bits {start}..{start + upstream.BITS[kind] - 1}"
     else:
       place = f"ptr {f.slot.offset}"
     out[f.name if by_name else f.ordinal.explicit] = (place, f.discriminantValue)

@@ -29,8 +29,8 @@ from openpilot.selfdrive.modeld.fair.artifact import (
   tree_folder,
 )
 from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, load_bundle
-from openpilot.selfdrive.modeld.fair.child import environment, python
-from openpilot.selfdrive.modeld.fair.compile_graph import CompileError, compile_graph, run_written
+from openpilot.selfdrive.modeld.fair.child import environment
+from openpilot.selfdrive.modeld.fair.compile_graph import CompileError, command_for, compile_graph, run_written
 from openpilot.selfdrive.modeld.fair.runners import NVIDIA_GPU, QCOM_GPU, preferred
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import FLAGS, find_clang, requirements, set_flags
 from openpilot.selfdrive.modeld.fair.trust import TrustError
@@ -71,16 +71,7 @@ def build(
   folder, built = folder_of(bundle, folder), []
   for graph in bundle.graphs:
     name = stem(graph["name"], target)
-    command = python(
-      "openpilot.selfdrive.modeld.fair.compile",
-      str(bundle.path),
-      "--target",
-      target,
-      "--graph",
-      graph["name"],
-      "--output",
-      str(folder),
-    )
+    command = command_for(bundle, graph, target, "--output", folder)
     try:
       done = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:

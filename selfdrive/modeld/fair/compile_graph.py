@@ -161,22 +161,20 @@ def as_it_is(jit: Any, first: int) -> bytes:
   return pickle.dumps({}, protocol=5) + pickle.dumps(jit, protocol=5)
 
 
+def command_for(bundle: Bundle, graph: dict[str, Any], target: str, flag: str, path: Path) -> list[str]:
+  """compile.py's command line for one graph, in a process of its own."""
+  words = ["--target", target, "--graph", graph["name"], flag, str(path)]
+  return python("openpilot.selfdrive.modeld.fair.compile", str(bundle.path), *words)
+
+
 def read_back(blob: bytes, bundle: Bundle, graph: dict[str, Any], target: str, folder: Path) -> dict[str, np.ndarray]:
   """What the written jit computes of sample_inputs(seed 2) in a process of its own, which holds nothing of what it was
   made from. folder: only ours."""
   file = folder / "jit.pkl"
   file.write_bytes(blob)
-  command = python(
-    "openpilot.selfdrive.modeld.fair.compile",
-    str(bundle.path),
-    "--target",
-    target,
-    "--graph",
-    graph["name"],
-    "--read",
-    str(file),
+  done = subprocess.run(
+    command_for(bundle, graph, target, "--read", file), env=environment(), capture_output=True, text=True
   )
-  done = subprocess.run(command, env=environment(), capture_output=True, text=True)
   if done.returncode:
     raise CompileError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
   with np.load(file.with_suffix(".npz")) as outputs:

@@ -315,7 +315,7 @@ def test_a_failed_compilation_is_told_to_who_misses_it(tmp_path, monkeypatch):
   bundle = write_bundle(tmp_path / "b")
   monkeypatch.setattr(fair_compile, "missing", lambda t: None)
   monkeypatch.setattr(
-    fair_compile, "python", lambda *_: [sys.executable, "-c", "print('error: too hard'); raise SystemExit(2)"]
+    fair_compile, "command_for", lambda *_: [sys.executable, "-c", "print('error: too hard'); raise SystemExit(2)"]
   )
   with pytest.raises(CompileError, match=r"^too hard$"):
     fair_compile.build(bundle, TARGET)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-import transformers
+from dino_models import save_dinov2
 from label_fixture import LABELS, write_store
 
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
@@ -103,17 +103,7 @@ def test_a_driving_network_learns_from_dinov2_and_the_simulators_depth(base, tmp
   """The whole way as typed: simulated routes, labels by a small DINOv2 of the real architecture and by the simulator,
   DoRA, openpilot's ONNX again."""
   torch.manual_seed(0)
-  config = transformers.Dinov2Config(
-    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=70, patch_size=14
-  )
-  transformers.Dinov2Model(config).save_pretrained(tmp_path / "dino")
-  preprocessing = {
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-    "resample": 3,
-    "size": {"shortest_edge": 256},
-  }
-  (tmp_path / "dino" / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+  save_dinov2(tmp_path / "dino")
   for seed in (4, 5):
     write_route(tmp_path / "routes", seed, 1.2, qcamera_only=True)
   words = [

@@ -2,7 +2,6 @@
 unbroken one, and what is wrong is said."""
 
 import dataclasses
-import json
 import os
 import pickle
 import shutil
@@ -320,18 +319,10 @@ def test_the_command_from_start_to_new_labels(labels, tmp_path):
 
 def test_a_live_teacher_of_features(labels, tmp_path, monkeypatch, capsys):
   """A small DINOv2 of the real architecture labels while the student learns: nothing of it is in the store."""
-  transformers = pytest.importorskip("transformers")
-  config = transformers.Dinov2Config(
-    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=70, patch_size=14
-  )
-  transformers.Dinov2Model(config).save_pretrained(tmp_path / "dino")
-  preprocessing = {
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-    "resample": 3,
-    "size": {"shortest_edge": 256},
-  }
-  (tmp_path / "dino" / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+  pytest.importorskip("transformers")
+  from dino_models import save_dinov2
+
+  save_dinov2(tmp_path / "dino")
   live = [
     "--live-teacher",
     f"dinov2-small={tmp_path / 'dino'}",

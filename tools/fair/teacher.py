@@ -150,6 +150,19 @@ def find_weights(weights: str, given: str | Path | None = None, download: bool =
   )
 
 
+def threads_of_cpu() -> int:
+  """FAIR_ORT_THREADS, else as many as there are cores."""
+  return int(os.environ.get("FAIR_ORT_THREADS", "0")) or os.cpu_count() or 1
+
+
+def fitted(size: tuple[int, int], side: tuple[int, int], stretch: bool) -> tuple[int, int]:
+  """(width, height) of a picture of `size` in a network's input of `side`: stretched to it, or as large as fits in."""
+  if stretch:
+    return side
+  ratio = min(side[1] / size[1], side[0] / size[0])
+  return round(size[0] * ratio), round(size[1] * ratio)
+
+
 @cache
 def hash_weights(path: Path) -> str:
   """sha256 of a file, or of a folder's weight and configuration files by name."""

@@ -53,6 +53,13 @@ def view_label(label: Label) -> Label:
   return Label(**{**vars(label), "shape": (*label.shape[:-2], *shape.get(label.unit, FEATURE_SHAPE))})
 
 
+def view_pixels(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+  """x and y (rows, columns) in the 512x256 view of the centers of a map that covers it."""
+  x, y = (np.arange(columns) + 0.5) * VIEW_W / columns - 0.5, (np.arange(rows) + 0.5) * VIEW_H / rows - 0.5
+  u, v = np.meshgrid(x, y)
+  return u, v
+
+
 class PictureWarp:
   """One segment's picture at width x height, as a teacher sees it, and the way of its labels into the view `name`. For
   one thread: it reuses its memory."""
@@ -131,9 +138,7 @@ class PictureWarp:
     key = (*shape[-2:], *to[-2:])
     if key not in self._maps:
       (h, w), (rows, columns) = shape[-2:], to[-2:]
-      u, v = np.meshgrid(
-        (np.arange(columns) + 0.5) * VIEW_W / columns - 0.5, (np.arange(rows) + 0.5) * VIEW_H / rows - 0.5
-      )
+      u, v = view_pixels(rows, columns)
       p = self.picture_from_view @ np.stack([u.ravel(), v.ravel(), np.ones(u.size)])
       with np.errstate(divide="ignore", invalid="ignore"):
         q = np.where(p[2] > 0, p[:2] / p[2], -1e4)
@@ -145,9 +150,7 @@ class PictureWarp:
   def z_scale(self, to: Sequence[int]) -> np.ndarray:
     """(h, w) float32: depth along the view's axis over that along the camera's, at the pixels of a map of the view."""
     rows, columns = to[-2:]
-    u, v = np.meshgrid(
-      (np.arange(columns) + 0.5) * VIEW_W / columns - 0.5, (np.arange(rows) + 0.5) * VIEW_H / rows - 0.5
-    )
+    u, v = view_pixels(rows, columns)
     return (1 / (self.z_row[0] * u + self.z_row[1] * v + self.z_row[2])).astype(np.float32)
 
   def dense(self, label: Label, x: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ decode: 'yolox' (grids of distances, objectness, classes: Ge et al. 2021), 'dets
 as mmdeploy exports them), 'detr' (boxes x0 y0 x1 y1 in input pixels, scores and labels of all queries, no suppression),
 'maps' (a dense output of which one channel is kept)."""
 
-import os
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +21,17 @@ from openpilot.tools.learn.memory import halve_on_oom
 from openpilot.tools.fair.onnx.device import CPU, check_session, choose_providers, run
 from openpilot.tools.fair.onnx.graph import yolox_classes
 from openpilot.tools.lib.onnx_batch import free_batch
-from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, check_least, hash_weights
+from openpilot.tools.fair.teacher import (
+  Clip,
+  Entry,
+  Label,
+  Labels,
+  State,
+  check_least,
+  fitted,
+  hash_weights,
+  threads_of_cpu,
+)
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_yaml
 
@@ -33,11 +42,6 @@ LAYOUTS = ("NCHW", "NHWC")
 MOST_AT_ONCE = 16  # clips: memory for that many batches
 Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # frame, boxes (N, 4) in input pixels, score, class
 BOX_COLUMNS = ("frame", "x0", "y0", "x1", "y1", "score", "cls")
-
-
-def threads_of_cpu() -> int:
-  """FAIR_ORT_THREADS, else as many as there are cores."""
-  return int(os.environ.get("FAIR_ORT_THREADS", "0")) or os.cpu_count() or 1
 
 
 def read_description(config: str | Path) -> dict[str, Any]:
@@ -209,25 +213,16 @@ class OnnxTeacher:
 
   def picture_size(self, width: int, height: int) -> tuple[int, int]:
     """(width, height) at which a picture of this size needs no more resizing."""
-    if self.config["input"]["fit"] == "stretch":
-      return self.input_w, self.input_h
-    ratio = min(self.input_h / height, self.input_w / width)
-    return round(width * ratio), round(height * ratio)
+    return fitted((width, height), (self.input_w, self.input_h), self.stretches)
 
   def view_size(self) -> tuple[int, int]:
     """(width, height) at which the view needs no more resizing: even numbers, as its chroma is halved."""
-    if self.config["input"]["fit"] == "stretch":
-      return self.input_w // 2 * 2, self.input_h // 2 * 2
-    ratio = min(self.input_h / VIEW_H, self.input_w / VIEW_W)
-    return round(VIEW_W * ratio) // 2 * 2, round(VIEW_H * ratio) // 2 * 2
+    w, h = self.picture_size(VIEW_W, VIEW_H)
+    return w // 2 * 2, h // 2 * 2
 
   def prepare(self, height: int, width: int) -> None:
     self.height, self.width = height, width
-    fit = self.config["input"]["fit"]
-    self.ratio = min(self.input_h / height, self.input_w / width)
-    self.fit_w, self.fit_h = (
-      (self.input_w, self.input_h) if fit == "stretch" else (round(width * self.ratio), round(height * self.ratio))
-    )
+    self.fit_w, self.fit_h = self.picture_size(width, height)
     if self.config["decode"] == "maps":
       self.map_shape = (self.fit_h, self.fit_w) if self.whole else (VIEW_H // 2, VIEW_W // 2)
       self.labels = [Label(k, "dense", "float16", self.map_shape, "probability") for k in self.config["maps"]]

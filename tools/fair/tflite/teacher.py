@@ -1,7 +1,6 @@
 """A TFLite segmenter as a teacher, described by a small YAML beside this file: uint8 RGB in, one class id a pixel out.
 It runs in LiteRT (`pip install -e .[tflite]`)."""
 
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import cv2
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
-from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, hash_weights
+from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, fitted, hash_weights, threads_of_cpu
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_yaml
 
@@ -43,9 +42,8 @@ class TfliteTeacher:
       raise UserError(f"teacher '{name}' runs on the CPU alone; leave --device out")
     self.name, self.license, self.model_id = name, entry.license, path.name
     self.checkpoint_hash, self.config = hash_weights(path), read_description(config)
-    threads = int(os.environ.get("FAIR_ORT_THREADS", "0")) or os.cpu_count() or 1
     try:
-      self.net: Any = Interpreter(str(path), num_threads=threads)
+      self.net: Any = Interpreter(str(path), num_threads=threads_of_cpu())
       self.net.allocate_tensors()
       (given,), (said,) = self.net.get_input_details(), self.net.get_output_details()
     except (ValueError, RuntimeError) as e:
@@ -69,10 +67,7 @@ class TfliteTeacher:
 
   def picture_size(self, width: int, height: int) -> tuple[int, int]:
     """(width, height) at which a picture of this size needs no more resizing."""
-    if self.config["input"]["fit"] == "stretch":
-      return self.side[1], self.side[0]
-    ratio = min(self.side[0] / height, self.side[1] / width)
-    return round(width * ratio), round(height * ratio)
+    return fitted((width, height), self.side[::-1], self.config["input"]["fit"] == "stretch")
 
   def view_size(self) -> tuple[int, int]:
     w, h = self.picture_size(VIEW_W, VIEW_H)

@@ -18,6 +18,7 @@ from openpilot.tools.fair.distillation.trained import load_student_checkpoint, t
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.bundle.card import card, metrics_of, read_evaluation
+from openpilot.tools.fair.bundle.sources import data_lines
 from openpilot.tools.fair.bundle.replace import check_out, new_bundle
 from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
 from openpilot.tools.fair.students.student import Student, build
@@ -207,7 +208,8 @@ def main() -> None:
           (
             f"{environment['clips']} clips of {config.clip} frames from {len(environment['segments'])} segments, label "
             f"store {environment['labels']}"
-          )
+          ),
+          *data_lines(state),
         ],
         "licence": " and ".join(restricted) or "MIT",
         "checkpoint_hash": sha256(args.run / "best.pt"),

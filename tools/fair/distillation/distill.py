@@ -23,6 +23,7 @@ import torch
 
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
 from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
+from openpilot.tools.fair.distillation import history
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.look import Look, look_at
 from openpilot.tools.fair.distillation.options import Options, StoreOptions, configuration
@@ -118,11 +119,12 @@ def initial(runs: Sequence[str], train: Clips) -> dict[str, Any] | None:
       parts = sorted({k.split(".")[1] for k in state["ema"] if k.startswith("student.")})
       raise UserError(f"--init {run}: the student there has no part '{part}'; it has {', '.join(parts)}")
     if before is None:
-      before = {**state, "ema": taken, "trained": learned}
+      before = {**state, "ema": taken, "trained": learned, "history": history.earlier(state)}
     else:
       before["ema"] = {**before["ema"], **taken}
       before["provenance"] = before["provenance"] + state["provenance"]
       before["trained"] = union(before["trained"], learned)
+      before["history"] = history.joined(before["history"], history.earlier(state))
   return before
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openpilot.tools.fair.distillation import history
 from openpilot.tools.fair.distillation.batch import Batch, Batches, load
 from openpilot.tools.fair.distillation.config import Config, Stage
 from openpilot.tools.fair.distillation.data import Clips
@@ -123,6 +124,8 @@ class Run(Loop):
     self.clip_losses = np.zeros(
       len(train), np.float32
     )  # of each clip, when it was last seen; of its batch, which is all that is known
+    self.history: history.History = []  # of the student that this one started from
+    self.shown = history.entry(train, config.sample)
     self.often = train.drawn_with(config.sample)  # of each clip
     self.order: list[int] = []  # of the epoch that runs
     self.epoch = -1
@@ -181,7 +184,11 @@ class Run(Loop):
       "at": self.at,
       "provenance": self.provenance(),
       "trained": self.trained,
+      "history": [*self.history, {"steps": self.step, "frames": self.step * self.frames_per_step(), **self.shown}],
     }
+
+  def frames_per_step(self) -> int:
+    return self.clips_per_step() * self.config.clip
 
   def provenance(self) -> list[dict[str, str]]:
     """All teachers, those of the student that this one started from too: a license that restricts use stays with
@@ -195,6 +202,7 @@ class Run(Loop):
     self.clip_losses = state["losses"].numpy()
     self.inherited = state["provenance"]
     self.trained = union(self.trained, state["trained"])
+    self.history = list(state.get("history", []))[:-1]  # the last is this run's own
 
   def warm_start(self, state: dict[str, Any]) -> list[str]:
     """Takes an earlier student's weights where names and shapes agree, or where this one is wider: see grown(). ->
@@ -206,6 +214,7 @@ class Run(Loop):
       model.load_state_dict({**own, **fit})
     self.inherited = state["provenance"]
     self.trained = union(self.trained, state["trained"])
+    self.history = history.earlier(state)
     return [k for k in own if k.startswith("student.") and k not in fit]
 
   # *** a step ***

@@ -121,11 +121,11 @@ def open_segments(
 
 
 def conditions_of(
-  name: str, groups: dict[str, Group], routes: list[Path], said: list[dict[str, Any]] | None = None
+  name: str, groups: dict[str, Group], routes: list[Path], origins: list[dict[str, Any]] | None = None
 ) -> list[str]:
   """'night', 'rain', ... as the store's sources.yaml says (origins.py), or the simulator in the route's truth.json,
   which its labels remember; [] where none of them is at hand."""
-  if known := origin_of(name, groups, said or []).conditions:
+  if known := origin_of(name, groups, origins or []).conditions:
     return list(known)
   for folder in routes:
     for path in (folder / name, *folder.glob(f"*/{name}")):

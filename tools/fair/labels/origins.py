@@ -67,7 +67,8 @@ def origin_of(segment: str, groups: Mapping[str, Group], said: list[dict[str, An
   """groups: those of the segment, by teacher, 'frames' too. said: of read_origins()."""
   frames = groups["frames"].meta if "frames" in groups else {}
   stream = frames.get("camera", {}).get("stream", "")
-  truth = next((g.meta["source"] for g in groups.values() if isinstance(g.meta.get("source"), dict)), {})
+  sources = (g.meta.get("source") for g in groups.values())
+  truth: dict[str, Any] = next((x for x in sources if isinstance(x, dict)), {})
   conditions = tuple(str(truth[k]) for k in CONDITIONS if truth.get(k))
   if "simulator" in groups:
     found = Origin(KINDS[0], "this project's simulator", "MIT", conditions)

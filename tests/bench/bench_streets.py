@@ -29,13 +29,13 @@ from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
 from openpilot.selfdrive.modeld.fair.plan import plan_heads, plan_inputs, Plan
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.tools.fair.distillation.data import camera_height
-from openpilot.tools.fair.labels.agree import STREET, Boxes, agreed_boxes
+from openpilot.tools.fair.labels.agree import Boxes, agreed_boxes
 from openpilot.tools.fair.labels.aim import mounting_of
 from openpilot.tools.fair.labels.picture import PictureWarp, size_of_picture
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.labels.views import FOCAL_OF_WIDTH, SegmentView
 from openpilot.tools.fair.registry import load_teacher
-from openpilot.tools.fair.spec import read_classes
+from openpilot.tools.fair.spec import road_classes, street_classes
 from openpilot.tools.fair.teacher import Clip
 from openpilot.tools.lib.cameras import pinhole
 from openpilot.tools.lib.errors import UserError, cli
@@ -50,7 +50,7 @@ KITTI_HEIGHT, TAUGHT_HEIGHT = 1.65, 1.275
 MIN_SIDE = 8.0  # view pixels of a vehicle's height
 SAME = 0.5  # intersection over union
 ROAD_TEACHER, BOX_TEACHERS = "road-segmentation-adas", ("yolox-nano", "deimv2-atto")
-STREETS = read_classes(STREET)
+STREETS = street_classes()
 
 
 @dataclass
@@ -111,7 +111,8 @@ class Runner:
           name = {k: c.name for k, n in enumerate(found.classes) if (c := STREETS.find(n)) is not None}
           seen.road = np.isin(found.class_map, [k for k, r in role.items() if r in ("ground", "marking")])
           seen.vehicle = np.isin(found.class_map, [k for k, n in name.items() if n == "vehicle"])
-          to = np.array([CLASSES.index(n) if n in CLASSES else 0 for n in found.classes])
+          road = [road_classes().find(n) for n in found.classes]
+          to = np.array([CLASSES.index(c.name) if c is not None and c.name in CLASSES else 0 for c in road])
           seen.classes = to[found.class_map]
         else:
           mine = [k for k, n in enumerate(found.classes) if (c := STREETS.find(n)) is not None and c.name == "vehicle"]

@@ -38,8 +38,10 @@ class Config:
   weights: dict[str, float] = field(default_factory=dict)  # of tasks; 1 where not named
   learned_weights: bool = False  # by uncertainty
   hard: float = 0.2  # share of an epoch that goes to the clips of the highest loss
+  sample: list[str] = field(default_factory=list)  # GLOB=W: how often segments are drawn, see sampling.py
   mirror: bool = True
   augment: bool = True
+  light: float = 1.0  # strength of what augmentation does to light and sharpness
   overfit: int = 0  # clips that are all there is to learn; 0: all clips
   eval_every: int = 500
   eval_clips: int = 64

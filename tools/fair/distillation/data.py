@@ -14,6 +14,7 @@ import numpy as np
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, unpack_rgb
 from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
 from openpilot.tools.fair.distillation.look import Look, look_at, picture_of
+from openpilot.tools.fair.distillation.sampling import weights_of
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame, shuffled_chunks
 from openpilot.tools.fair.labels.store import CHUNK, Group
 from openpilot.tools.fair.spec import ClassSet, InputSpec, road_classes
@@ -201,6 +202,14 @@ class Clips:
 
   def __len__(self) -> int:
     return len(self.starts)
+
+  def drawn_with(self, sample: Sequence[str]) -> np.ndarray:
+    """(N,) weight of each clip by `sample`, as sampling.weights_of()."""
+    return weights_of([s.name for s in self.segments], sample)[self.starts[:, 0]]
+
+  def per_segment(self) -> np.ndarray:
+    """(segments,) number of clips."""
+    return np.bincount(self.starts[:, 0], minlength=len(self.segments))
 
   def order(self, seed: Sequence[int], window: int = 8) -> np.ndarray:
     """A shuffled order of all clips that reads every chunk once."""

@@ -30,6 +30,7 @@ from openpilot.tools.fair.distillation.options import Options, StoreOptions, con
 from openpilot.tools.fair.distillation.plan import held_out as held_out
 from openpilot.tools.fair.distillation.plan import make_plan
 from openpilot.tools.fair.distillation.plan import split as split
+from openpilot.tools.fair.distillation.sampling import in_words, shares
 from openpilot.tools.fair.distillation.trained import load_student_checkpoint, trained_on, union
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.trainer import RESUMED, Run
@@ -216,6 +217,11 @@ def start(args: Options, held: contextlib.ExitStack) -> tuple[Run, dict[str, flo
     f"{args.student}: {count / 1e6:.2f}M parameters, learns {', '.join(config.tasks)}; {len(train)} clips of "
     f"{config.clip} frames{held_out}"
   )
+  if config.sample:
+    said = shares([s.name for s in train.segments], train.per_segment(), config.sample)
+    print("\n".join(in_words(said)))
+    if not args.resume:
+      run.write({"step": 0, "sample": said})
   if before is None:
     return run, {}
   print(f"warm start from step {before['step']}" + (f"; {len(missing)} tensors start anew" if missing else ""))

@@ -50,6 +50,7 @@ class Config:
   input: InputSpec = field(default_factory=InputSpec)
   classes: ClassSet = field(default_factory=road_classes)
   ignore_classes: bool = False  # names of labels that `classes` does not know are left out
+  per_height: bool = True  # depth is learned in heights of the camera, not in meters
 
   def stage(self, step: int) -> Stage:
     for s in self.stages:
@@ -67,7 +68,7 @@ class Config:
   def from_dict(cls, d: dict[str, Any]) -> "Config":
     """Raises UserError where it is of another version of this code."""
     try:
-      d = {**d, "tasks": [task_name(t) for t in d["tasks"]]}
+      d = {"per_height": False, **d, "tasks": [task_name(t) for t in d["tasks"]]}  # False: as once everything
       d["weights"] = {task_name(t): w for t, w in d.get("weights", {}).items()}
       stages = [Stage(**s) for s in d.get("stages", [])]
       d["stages"] = [Stage(s.steps, [task_name(t) for t in s.tasks], s.freeze, s.lr) for s in stages]

@@ -84,6 +84,9 @@ class Options(StoreOptions):
     help="start from another run's best student or a bundle, as models/fair_unified_small, where it fits or this one "
     "is wider. Given again, a later one replaces what it has too, or only PART: `--init RUN --init OTHER:lanes`",
   )
+  per_height: bool = option(
+    D.per_height, help="learn depth in meters; by default in heights of the camera, by which the device multiplies"
+  )
   steps: int = option(D.steps, help="of the optimizer")
   batch_size: int = option(D.batch, aliases=("--batch",), help="frames a step")
   clip: int | None = option(
@@ -279,6 +282,7 @@ def configuration(args: Options, look: Look) -> tuple[Config, Any]:
     input=picture,
     classes=classes,
     ignore_classes=args.ignore_classes,
+    per_height=args.per_height,
   )
   if config.batch < config.clip:
     raise UserError(

@@ -34,6 +34,7 @@ class Scene:
   objects: Objects | None = None
   detector: Objects | None = None
   tracked: Objects | None = None  # with identities
+  unknown: np.ndarray | None = None  # (N, 4) boxes of which whoever says it does not know what they are
   points: dict[str, np.ndarray] | None = None  # track, x, y, visible: of a label
   # points (N, 2) and visible (N,), of the queries that everyone is given
   followed: tuple[np.ndarray, np.ndarray] | None = None

@@ -191,6 +191,7 @@ class Clips:
     done = np.zeros(len(ids), bool)
     for k in s.frames.done():
       done[list(s.frames.rows(k))] = True
+    done[list(s.frames.bad())] = False  # another frame stands for it, or none
     step = int(s.frames.meta["every"])
     labeled = set[int]().union(*(src.rows for src in s.sources.values())) if not self.taught_live else set(ids.tolist())
     out = []

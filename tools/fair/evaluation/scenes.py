@@ -107,7 +107,8 @@ def open_segments(
         f"{frames.path} holds {size(stored)}, and {size(wanted or InputSpec())} are what the bundle takes; label with "
         "that input into another store, or choose another bundle"
       )
-    rows = sorted(rows_by_frame(frames).values())[:limit]
+    bad = frames.bad()
+    rows = [r for r in sorted(rows_by_frame(frames).values()) if r not in bad][:limit]
     ids = frames.frames["frame_id"].to_numpy()[rows].tolist()
     out.append(
       Segment(name, groups, rows, ids, valid_of(frames), conditions_of(name, groups, routes, said), sizes_of(frames))

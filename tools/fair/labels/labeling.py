@@ -226,8 +226,8 @@ def label_parts(
         writing.pop(0).result()
       if bad:
         print(
-          f"warning: {group.segment}: {len(bad)} frames from row {bad[0]} on cannot be decoded; the frame before "
-          "stands for them",
+          f"warning: {group.segment}: {len(bad)} frames from row {bad[0]} on cannot be decoded; nothing is learned "
+          "from them, nor judged by them",
           file=sys.stderr,
         )
       writing.append(writer.submit(group.write_chunk, k, labels, state, bad))

@@ -4,12 +4,15 @@ The geometric change is affine, of the picture's pixels, by default the 512x256 
 picture by s, things look s times nearer to a camera whose focal length is fixed: metric depth is divided by s. Pixels
 that come from outside the view, or from outside the camera's image, count nowhere."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import cv2
 import numpy as np
 
 from openpilot.common.transformations.model import medmodel_intrinsics, sbigmodel_intrinsics
+from openpilot.selfdrive.modeld.fair.frames import pack_rgb, unpack_rgb
+from openpilot.tools.fair.distillation.pixels import apply
 from openpilot.tools.fair.spec import InputSpec
 
 IDENTITY = np.eye(3)
@@ -27,6 +30,7 @@ class Augmentation:
   noise: float = 0.0
   blur: float = 0.0
   seed: int = 0
+  pixels: tuple[tuple[str, float], ...] = ()  # changes of pixels.py: name, strength
   picture: InputSpec = field(default_factory=InputSpec)
 
   @property
@@ -54,14 +58,25 @@ def horizon(picture: InputSpec) -> float:
   return float(view[1, 2]) * picture.height / 256
 
 
-def draw(r: np.random.Generator, mirror: bool = True, picture: InputSpec | None = None) -> Augmentation:
+ZOOM = 0.9, 1.35
+
+
+def draw(
+  r: np.random.Generator,
+  mirror: bool = True,
+  picture: InputSpec | None = None,
+  zoom_range: tuple[float, float] | None = None,
+  pixels: Sequence[tuple[str, float, float]] = (),
+) -> Augmentation:
   """mirror=False where labels are a ViT's features: its grid of a mirrored picture is not the mirrored grid (position
-  embeddings)."""
+  embeddings). zoom_range: by which the picture is scaled, where its camera's focal length is not known: then
+  always. pixels: further changes of the frame: name, share of frames, strength."""
   picture = picture or InputSpec()
+  least, most = zoom_range or ZOOM
   width, height = picture.width / 512, picture.height / 256  # of the view's
   matrix, zoom = IDENTITY.copy(), 1.0
-  if r.uniform() < 0.7:
-    zoom = float(np.exp(r.uniform(np.log(0.9), np.log(1.35))))
+  if r.uniform() < 0.7 or zoom_range is not None:
+    zoom = float(np.exp(r.uniform(np.log(least), np.log(most))))
     roll = r.normal(0, 0.015)
     c, s = zoom * np.cos(roll), zoom * np.sin(roll)
     cx, cy = (picture.width - 1) / 2, horizon(picture) + r.uniform(-10, 40) * height
@@ -69,7 +84,7 @@ def draw(r: np.random.Generator, mirror: bool = True, picture: InputSpec | None 
     matrix = np.array([[c, -s, cx - c * cx + s * cy + shift[0]], [s, c, cy - s * cx - c * cy + shift[1]], [0, 0, 1]])
   if mirror and r.uniform() < 0.5:
     matrix = np.array([[-1.0, 0, picture.width - 1], [0, 1, 0], [0, 0, 1]]) @ matrix
-  return Augmentation(
+  a = Augmentation(
     matrix,
     zoom,
     gain=float(np.exp(r.normal(0, 0.2))),
@@ -82,6 +97,8 @@ def draw(r: np.random.Generator, mirror: bool = True, picture: InputSpec | None 
     seed=int(r.integers(1 << 31)),
     picture=picture,
   )
+  a.pixels = tuple((n, float(r.uniform(0.3, 1) * strength)) for n, share, strength in pixels if r.uniform() < share)
+  return a
 
 
 def grid_matrix(w: int, h: int, picture: InputSpec | None = None) -> np.ndarray:
@@ -131,11 +148,14 @@ def warp_boxes(a: Augmentation, boxes: np.ndarray) -> np.ndarray:
 
 def warp_frame(a: Augmentation, frame: np.ndarray, t: int = 0) -> np.ndarray:
   """(*a.picture.shape) uint8 -> the same, changed. t: of the clip, so that noise differs from frame to frame."""
+  if a.pixels and a.picture.kind == "model_frame":
+    return pack_rgb(with_pixels(a, unpack_rgb(warp_frame(replace(a, pixels=()), frame, t)), t))
   if a.picture.kind == "rgb":
     rgb = np.ascontiguousarray(frame.transpose(1, 2, 0))
     if a.is_geometric:
       size = a.picture.width, a.picture.height
       rgb = cv2.warpAffine(rgb, a.matrix[:2], size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    rgb = with_pixels(a, rgb, t)
     ycc = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)
     planes = changed_luma(a, ycc[..., 0], t), *(changed_chroma(a, ycc[..., 1 + k], 1 - k) for k in range(2))
     return np.ascontiguousarray(cv2.cvtColor(np.stack(planes, -1), cv2.COLOR_YCrCb2RGB).transpose(2, 0, 1))
@@ -159,6 +179,12 @@ def warp_frame(a: Augmentation, frame: np.ndarray, t: int = 0) -> np.ndarray:
   for k in range(2):
     out[4 + k] = changed_chroma(a, uv[..., k], k)
   return out
+
+
+def with_pixels(a: Augmentation, rgb: np.ndarray, t: int) -> np.ndarray:
+  for k, (name, strength) in enumerate(a.pixels):
+    rgb = apply(name, rgb, (a.seed + 7919 * t + 104729 * k) % (1 << 31), strength)
+  return rgb
 
 
 def changed_luma(a: Augmentation, y: np.ndarray, t: int) -> np.ndarray:

@@ -18,10 +18,12 @@ from openpilot.tools.fair.distillation.trained import load_student_checkpoint, t
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.bundle.card import card, metrics_of, read_evaluation
+from openpilot.tools.fair.bundle.sources import data_lines
 from openpilot.tools.fair.bundle.replace import check_out, new_bundle
 from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
 from openpilot.tools.fair.students.student import Student, build
 from openpilot.tools.fair.tasks import TASKS
+from openpilot.tools.fair.tasks.depth import PER_HEIGHT
 from openpilot.tools.fair.teacher import LICENSES, check_license
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import read_json
@@ -186,6 +188,9 @@ def run(args: Options, told: str = "") -> None:
   with new_bundle(args.output, args.run) as folder:
     path = folder / f"{config.student}.onnx"
     graph = export_onnx(student, path, wanted, untaught(config))
+    for out in graph["outputs"]:
+      if config.per_height and out.get("head") == "depth":
+        out["parameters"] = dict(PER_HEIGHT)
     apart = parity(student, path, real_inputs(student, args.labels, 0), [o["name"] for o in graph["outputs"]])
     if not apart <= TOLERANCE:
       raise UserError(
@@ -217,7 +222,8 @@ def run(args: Options, told: str = "") -> None:
           (
             f"{environment['clips']} clips of {config.clip} frames from {len(environment['segments'])} segments, label "
             f"store {environment['labels']}"
-          )
+          ),
+          *data_lines(state),
         ],
         "licence": " and ".join(restricted) or "MIT",
         "checkpoint_hash": sha256(args.run / "best.pt"),

@@ -80,10 +80,14 @@ class Batches(torch.utils.data.Dataset):
     clips: Clips,
     seed: int,
     mirror: bool,
+    light: float = 1.0,
     zoom: tuple[float, float] | None = None,
     pixels: Sequence[tuple[str, float, float]] = (),
   ):
-    self.clips, self.seed, self.mirror, self.zoom, self.pixels = clips, seed, mirror, zoom, pixels
+    self.clips, self.seed, self.mirror, self.light, self.zoom, self.pixels = clips, seed, mirror, light, zoom, pixels
+
+  def change(self, r: np.random.Generator) -> Augmentation:
+    return draw(r, self.mirror, self.clips.picture, self.light, self.zoom, self.pixels)
 
   def __getitem__(self, what: tuple[int, list[int], bool]) -> Batch:
     step, indices, augmented = what
@@ -92,7 +96,7 @@ class Batches(torch.utils.data.Dataset):
     for j, i in enumerate(indices):
       r = np.random.default_rng([self.seed, step, j])
       clip = self.clips.read(int(i))
-      a = draw(r, self.mirror, self.clips.picture, self.zoom, self.pixels) if augmented else none(self.clips.picture)
+      a = self.change(r) if augmented else none(self.clips.picture)
       parts.append(convert(clip, a, r))
       names.append(clip.name)
     return {**collate(parts), "step": step, "clips": list(map(int, indices)), "names": names}

@@ -40,7 +40,7 @@ class Aimed(Pictures):
     self.stills, self.entries = inner.stills, inner.entries
 
   @property
-  def hash(self) -> str:  # type: ignore[override]
+  def hash(self) -> str:
     return hashlib.sha256(f"{self.inner.hash} {self.focal}".encode()).hexdigest()
 
   def window(self, row: int) -> tuple[int, int, int, int]:

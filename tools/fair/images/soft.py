@@ -71,6 +71,10 @@ def load_experiment(folder: Path, score: float, accepted: tuple[str, ...], devic
   if not (folder / "metadata.json").is_file():
     raise UserError(f"--teacher-dir {folder}: it is no folder of `tools/op.sh images train-teacher`: no metadata.json")
   there = options_of(str(folder))
-  wanted = {"score": score if "class_scores" in there else FLOOR, "features": True, "class_scores": True}
+  wanted: dict[str, Any] = {
+    "score": score if "class_scores" in there else FLOOR,
+    "features": True,
+    "class_scores": True,
+  }
   more = {k: v for k, v in wanted.items() if k in there}
   return SoftTeacher(load_teacher(str(folder), None, accepted, device=device, **more), score)

@@ -106,7 +106,8 @@ def class_set(names: list[str], used: Counter[str], aliases: tuple[str, ...]) ->
 
 def hold_out(parts: list[Pictures], seed: int) -> tuple[list[Pictures], list[Pictures]]:
   """A tenth of each part's pictures, at least one where there are two."""
-  train, val = [], []
+  train: list[Pictures] = []
+  val: list[Pictures] = []
   for p in parts:
     n = len(p.stills)
     take = max(1, round(HELD_OUT * n)) if n > 1 else 0
@@ -193,9 +194,9 @@ def fill(args: Any, spec: InputSpec, teachers: list[Any]) -> Said:
   used, boxes, masks = count(parts)
   classes = class_set(names, used, args.alias)
   if unused := [n for n in names if not used[n]]:
-    said = printable(", ".join(unused), 200)
-    warn(f"{len(unused)} of {len(names)} classes have no label to learn from, and are left out: {said}")
-  free = []
+    listed = printable(", ".join(unused), 200)
+    warn(f"{len(unused)} of {len(names)} classes have no label to learn from, and are left out: {listed}")
+  free: list[Pictures] = []
   if args.unlabeled is not None:
     free = seen(open_free(args.unlabeled, license), spec, args.focal)
   for t in teachers:

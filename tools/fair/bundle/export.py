@@ -161,12 +161,22 @@ class Options:
   )
 
 
-def main() -> None:
-  args = parse(Options, __doc__, "export")
+def untaught(config: Config) -> set[str]:
+  """Outputs whose losses all have the weight 0."""
+  return {
+    out
+    for t in config.tasks
+    for out, parts in TASKS[t].taught_by.items()
+    if all(config.parts.get(f"{t}/{p}", 1.0) == 0 for p in parts)
+  }
+
+
+def run(args: Options, told: str = "") -> None:
+  """told: of another command, for the card. Raises UserError."""
   check_out(args.output, args.run)
   evaluations = [read_evaluation(e, args.output.name) for e in args.evaluation]
   try:
-    notes = args.notes.read_text() if args.notes else ""
+    notes = args.notes.read_text() if args.notes else told
   except OSError as e:
     raise UserError(f"--notes {args.notes}: {e.strerror}") from None
   student, config, state = load_student(args.run)
@@ -177,7 +187,7 @@ def main() -> None:
   restricted = sorted({t["licence"] for t in state["provenance"] if not LICENSES.get(t["licence"], False)})
   with new_bundle(args.output, args.run) as folder:
     path = folder / f"{config.student}.onnx"
-    graph = export_onnx(student, path, wanted)
+    graph = export_onnx(student, path, wanted, untaught(config))
     for out in graph["outputs"]:
       if config.per_height and out.get("head") == "depth":
         out["parameters"] = dict(PER_HEIGHT)
@@ -230,6 +240,10 @@ def main() -> None:
     write_manifest(folder, manifest)  # again, with the card's hash
   size = sum(f.stat().st_size for f in args.output.iterdir()) / 1e6
   print(f"{args.output}: {', '.join(o['name'] for o in graph['outputs'])}; {size:.1f} MB; {'; '.join(checked)}")
+
+
+def main() -> None:
+  run(parse(Options, __doc__, "export"))
 
 
 if __name__ == "__main__":

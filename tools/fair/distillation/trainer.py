@@ -21,6 +21,7 @@ from openpilot.tools.fair.distillation.sampling import drawn
 from openpilot.tools.fair.distillation.soft_labels import DistillationTrainer as DistillationTrainer
 from openpilot.tools.fair.distillation.trained import Trained, union
 from openpilot.tools.fair.students.student import build
+from openpilot.tools.fair.tasks import TASKS
 from openpilot.tools.learn.checkpoint import to_device
 from openpilot.tools.learn.loop import Loop
 from openpilot.tools.learn.processes import make_accelerator, said_once
@@ -98,9 +99,11 @@ class Run(Loop):
         f"{world} processes cannot share; raise --batch-size to {world * config.clip} at least, or start fewer"
       )
     torch.manual_seed(config.seed)
-    shape = train.label_shape("features")
+    shape = next((s for t in config.tasks if TASKS[t].aids is not None and (s := train.label_shape(t))), None)
     student = build(config.spec, pretrained=config.pretrained).to(memory_format=torch.channels_last)
-    model = Distiller(student, config.tasks, config.weights, config.learned_weights, shape and shape[-3:])
+    model = Distiller(
+      student, config.tasks, config.weights, config.learned_weights, shape and shape[-3:], parts=config.parts
+    )
     if model.standardiser is not None:
       sample = np.linspace(0, len(train) - 1, min(64, len(train))).astype(int)
       model.fit_features(Batches(train, config.seed, False)[(0, [int(i)], False)] for i in sample)
@@ -168,7 +171,8 @@ class Run(Loop):
       (first + k, self.order[a : a + n][rank::world], self.config.augment and self.chosen is None)
       for k, a in enumerate(starts)
     ]
-    data = Batches(self.train, self.config.seed, self.config.mirror, self.config.light)
+    c = self.config
+    data = Batches(self.train, c.seed, c.mirror, c.light, c.zoom, c.pixels)
     return load(data, what, 0 if self.train.live else self.workers)
 
   # *** checkpoints ***

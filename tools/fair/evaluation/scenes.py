@@ -34,6 +34,7 @@ class Scene:
   objects: Objects | None = None
   detector: Objects | None = None
   tracked: Objects | None = None  # with identities
+  unknown: np.ndarray | None = None  # (N, 4) boxes of which whoever says it does not know what they are
   points: dict[str, np.ndarray] | None = None  # track, x, y, visible: of a label
   # points (N, 2) and visible (N,), of the queries that everyone is given
   followed: tuple[np.ndarray, np.ndarray] | None = None
@@ -106,7 +107,8 @@ def open_segments(
         f"{frames.path} holds {size(stored)}, and {size(wanted or InputSpec())} are what the bundle takes; label with "
         "that input into another store, or choose another bundle"
       )
-    rows = sorted(rows_by_frame(frames).values())[:limit]
+    bad = frames.bad()
+    rows = [r for r in sorted(rows_by_frame(frames).values()) if r not in bad][:limit]
     ids = frames.frames["frame_id"].to_numpy()[rows].tolist()
     out.append(
       Segment(name, groups, rows, ids, valid_of(frames), conditions_of(name, groups, routes, said), sizes_of(frames))

@@ -153,6 +153,7 @@ Label and learn: from routes to a student
 
 Pictures: your own, with labels
   images validate  check labeled pictures, mend them, split them: --data, --fix, --split, --show
+  images train-teacher     tune Grounding DINO and SAM on them: small adapters, LoRA
   import DATA      put labeled pictures into a label store: COCO JSON, YOLO folders, class maps
   import-images    the same for class maps, as frames of a road camera
 
@@ -207,11 +208,12 @@ case "$cmd" in
     verb="${1:-}"
     case "$verb" in
       validate) module=validate ;;
+      train-teacher) module=train_teacher ;;
       ""|help|-h|--help) usage | grep '^  images '; exit 0 ;;
       *) usage | grep '^  images ' >&2; die "unknown command 'images $verb'" ;;
     esac
     shift
-    setup tools,teach
+    case "$verb" in validate) setup tools,teach ;; *) setup tools,train ;; esac
     py "openpilot.tools.fair.images.$module" "$@" ;;
   import) setup tools,teach; py openpilot.tools.fair.labels.import_labels "$@" ;;
   import-images) setup tools,teach; py openpilot.tools.fair.labels.import_images "$@" ;;

@@ -46,6 +46,7 @@ COMMANDS = {
   "dgx benchmark": "tools.dgx.benchmark_inference",
   "dgx benchmark-tensorrt": "tools.dgx.benchmark_tensorrt",
   "images validate": "tools.fair.images.validate",
+  "images train-teacher": "tools.fair.images.train_teacher",
 }
 # on the device, where tools/ is not: argparse
 RUNTIME = {

@@ -11,10 +11,13 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from openpilot.tools.lib.errors import above_zero
 from openpilot.tools.lib.options import option, parse
+
+if TYPE_CHECKING:
+  from openpilot.selfdrive.modeld.fair.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 START_TIMEOUT = 30.0  # s from deviceState's `started` to fairmodeld's first fairState
@@ -108,7 +111,7 @@ def run(args: Options) -> None:
     raise UserError("fairmodeld published nothing; see its output above")
   logs = [s.log_path for s in segments if s.log_path is not None]
   merge(logs, live, out / "rlog.zst")
-  numbers = measure(out / "rlog.zst", segments)
+  numbers = measure(out / "rlog.zst", segments, names=names_of_the_road(bundle))
   frames, pictures = show([out / "rlog.zst"], segments, camera, out / "overlay.mp4", keep=PICTURES, focal=args.focal)
   title = f"openpilot-fair: {segments[0].route}" + ("" if args.route else f", a simulated drive by {args.time}")
   write_report(out, title, numbers, bundle, pictures, out / "overlay.mp4")
@@ -119,6 +122,14 @@ def run(args: Options) -> None:
     ("report.html", "latency, drops, quality, frames"),
   ):
     print(f"  {out / name}   {what}")
+
+
+def names_of_the_road(bundle: "Bundle") -> dict[str, str]:
+  """{class of the bundle's maps: what the road's class set, which the simulator's truth is in, calls it}."""
+  from openpilot.tools.fair.evaluation.compared import classes_of
+  from openpilot.tools.fair.spec import road_classes
+
+  return {n: c.name for n in classes_of(bundle)[0]["maps"] if (c := road_classes().find(n)) is not None}
 
 
 def table(r: dict, bundle: str, late: int) -> None:

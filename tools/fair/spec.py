@@ -17,6 +17,7 @@ from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_yaml
 
 ROAD = Path(__file__).with_name("road.yaml")
+STREET = ROAD.with_name("street.yaml")
 KINDS = ("model_frame", "rgb")
 VIEWS = ("medmodel", "sbigmodel")
 UNKNOWN = ("unknown", "ignore", "void", "unlabeled", "unlabelled")  # names of ids whose pixels count nowhere
@@ -241,6 +242,12 @@ def read_classes(path: str | Path) -> ClassSet:
     return ClassSet.from_dict(read_yaml(path))
   except (OSError, ValueError) as e:
     raise UserError(f"cannot read the class set {path}: {' '.join(str(e).split())[:160]}") from None
+
+
+@cache
+def street_classes() -> ClassSet:
+  """What streets are made of: street.yaml."""
+  return read_classes(STREET)
 
 
 @cache

@@ -1,5 +1,6 @@
 """Statistics of a log with fair messages: frames, times, faults, detections, and quality where there is truth."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ FAIR = ["fairState", "fairDepth", "fairSegmentation", "fairObjects", "fairLanes"
 COMPARE_AT = 15.0  # m ahead, where lines are compared with modelV2's
 
 
-def measure(log: Path, segments: list[Segment], live: bool = True) -> dict[str, Any]:
+def measure(
+  log: Path, segments: list[Segment], live: bool = True, names: Mapping[str, str] | None = None
+) -> dict[str, Any]:
   """Statistics of a log with fair messages: frames, drops, times in ms, faults, and quality where the segments have
-  truth."""
+  truth. names: what the truth calls classes that the messages call otherwise."""
   execution: list[float] = []
   latency: list[float] = []
   ids: list[int] = []
   seen: set[int] = set()
   states: list[Any] = []
-  quality, counts = Quality(segments), Counts()
+  quality, counts = Quality(segments, names), Counts()
   reader = LogReader([log], services=[*FAIR, "modelV2"])
   for event in reader.whole():
     with reader.guard(event):
@@ -163,11 +166,13 @@ class Counts:
 
 class Quality:
   """Depth and classes against exact truth. Truth is sampled at the map's own pixels (tools/sim/truth.py); nothing is
-  aligned. Classes are known by their names: `strange` are those of messages that the truth has not."""
+  aligned. Classes are known by their names, or by what `names` says: `strange` are those of messages that the truth
+  has not."""
 
-  def __init__(self, segments: list[Segment]):
+  def __init__(self, segments: list[Segment], names: Mapping[str, str] | None = None):
     self.truths = [Truth(s.dir) for s in segments if (s.dir / "truth").is_dir()]
     self.classes = self.truths[0].classes if self.truths else []
+    self.names = names or {}
     self.confusion = np.zeros((len(self.classes), len(self.classes)))
     self.sums = np.zeros(5)
     self.strange: set[str] = set()
@@ -198,9 +203,10 @@ class Quality:
       ]
     elif which == "fairSegmentation":
       named = list(m.classes)
-      self.strange |= set(named) - set(self.classes)
+      called = [self.names.get(k, k) for k in named]
+      self.strange |= {k for k, name in zip(named, called, strict=True) if name not in self.classes}
       table = np.full(256, IGNORE, np.uint8)
-      table[: len(named)] = [self.classes.index(k) if k in self.classes else IGNORE for k in named]
+      table[: len(named)] = [self.classes.index(k) if k in self.classes else IGNORE for k in called]
       pred = table[class_map_from_message(m)]
       ok = pred != IGNORE
       n = len(self.classes)

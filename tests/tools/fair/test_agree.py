@@ -7,14 +7,14 @@ import torch
 from openpilot.tools.fair.distillation.augment import NONE
 from openpilot.tools.fair.labels.agree import Boxes, agreed_boxes, agreed_map
 from openpilot.tools.fair.onnx.teacher import read_description
-from openpilot.tools.fair.spec import ROAD, read_classes
+from openpilot.tools.fair.spec import road_classes, street_classes
 from openpilot.tools.fair.tflite.teacher import read_description as read_tflite
 from openpilot.tools.fair.tasks import objects, segmentation
 from openpilot.tools.fair.tasks.task import say
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.sim.render import CLASSES
 
-STREET = read_classes(ROAD.with_name("street.yaml"))
+STREET = street_classes()
 CAMVID = "sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, bicyclist, unlabelled".split(", ")
 
 
@@ -58,7 +58,7 @@ def test_the_street_knows_every_teachers_names():
 
 def test_the_roads_class_set_knows_the_streets_names():
   """So that a student of the road learns from what was agreed on in the street's classes."""
-  road = read_classes(ROAD)
+  road = road_classes()
   got = [road.maps[k] if k >= 0 else None for k in road.resolve(STREET.maps, "maps", "agreed")]
   rest = "background"
   assert got == ["road", rest, "lane", "vehicle", "pedestrian", None, rest, rest, rest, rest]

@@ -21,7 +21,7 @@ from openpilot.tools.fair.evaluation.metrics import Sums
 from openpilot.tools.fair.evaluation.scenes import Segment
 from openpilot.tools.fair.labels.rules import rules_of
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, LabelStore
-from openpilot.tools.fair.spec import Class, ClassSet, InputSpec, road_classes
+from openpilot.tools.fair.spec import Class, ClassSet, InputSpec, road_classes, street_classes
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError
@@ -196,6 +196,8 @@ def test_the_set_is_the_roads_where_nothing_of_it_is_lost(tmp_path):
   two = of("d", ["car", "truck"])  # aliases of one class
   assert two.maps == ("car", "truck") and two.boxes == ()
   assert of("e", ["background", "vehicle", "cow"]).find("truck").name == "vehicle"
+  street = of("s", list(street_classes().maps))
+  assert street is street_classes() and street.find("lane").name == "marking" and street.is_ignored("background")
   assert of("f", ["road", "pole"]).maps == ("road", "pole")
   assert classes_said("car, tree").maps == classes_said("car, tree").boxes == ("car", "tree")
 

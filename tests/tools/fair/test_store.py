@@ -74,6 +74,8 @@ ODD = {
   "dtype": (lambda m: m["labels"][0].update(dtype="f99"), "f99"),
   "out": (lambda m: m["labels"][0].update(name="../../x"), "which is no name"),
   "chunk": (lambda m: m.update(chunk=7), "chunks of 7 rows"),
+  "height": (lambda m: m.update(camera_height="high"), "camera_height that is none of 0.5 to 4.0 m"),
+  "no height": (lambda m: m.update(camera_height=float("nan")), "camera_height that is none"),
   "a list": (None, "no JSON object"),
 }
 

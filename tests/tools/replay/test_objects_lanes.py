@@ -301,6 +301,10 @@ def test_classes_are_held_against_the_truth_by_their_names(monkeypatch):
   q.add("fairSegmentation", m)
   assert q.result() == {"miou": 0.6029, "iou_road": round(48 / 68, 4), "iou_lane": 0.5, "not_compared": ["pothole"]}
   assert [r["value"] for r in report.quality_rows(q.result())] == ["0.603", "pothole", "0.706", "0.500"]
+  q = Quality([], {"pothole": "background"})  # called otherwise than by the truth
+  q.classes, q.confusion = ["background", "road", "lane"], np.zeros((3, 3))
+  q.add("fairSegmentation", m)
+  assert q.result() == {"miou": 0.7353, "iou_background": 1.0, "iou_road": round(48 / 68, 4), "iou_lane": 0.5}
 
 
 def test_report_counts(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from openpilot.tools.fair.bundle.replace import check_out, new_bundle
 from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
 from openpilot.tools.fair.students.student import Student, build
 from openpilot.tools.fair.tasks import TASKS
+from openpilot.tools.fair.tasks.depth import PER_HEIGHT
 from openpilot.tools.fair.teacher import LICENSES, check_license
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import read_json
@@ -176,6 +177,9 @@ def main() -> None:
   with new_bundle(args.output, args.run) as folder:
     path = folder / f"{config.student}.onnx"
     graph = export_onnx(student, path, wanted)
+    for out in graph["outputs"]:
+      if config.per_height and out.get("head") == "depth":
+        out["parameters"] = dict(PER_HEIGHT)
     apart = parity(student, path, real_inputs(student, args.labels, 0), [o["name"] for o in graph["outputs"]])
     if not apart <= TOLERANCE:
       raise UserError(

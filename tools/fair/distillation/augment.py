@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from openpilot.common.transformations.model import medmodel_intrinsics, sbigmodel_intrinsics
+from openpilot.tools.fair.distillation.light import HIGH, LOW, NO_LIGHT, Light, draw_light, lit, not_darker, stored
 from openpilot.tools.fair.spec import InputSpec
 
 IDENTITY = np.eye(3)
@@ -26,6 +27,7 @@ class Augmentation:
   tint: tuple[float, float] = (0.0, 0.0)
   noise: float = 0.0
   blur: float = 0.0
+  light: Light = NO_LIGHT
   seed: int = 0
   picture: InputSpec = field(default_factory=InputSpec)
 
@@ -54,9 +56,11 @@ def horizon(picture: InputSpec) -> float:
   return float(view[1, 2]) * picture.height / 256
 
 
-def draw(r: np.random.Generator, mirror: bool = True, picture: InputSpec | None = None) -> Augmentation:
+def draw(
+  r: np.random.Generator, mirror: bool = True, picture: InputSpec | None = None, strength: float = 1.0
+) -> Augmentation:
   """mirror=False where labels are a ViT's features: its grid of a mirrored picture is not the mirrored grid (position
-  embeddings)."""
+  embeddings). strength: of the changes of light, from 1; see light.py."""
   picture = picture or InputSpec()
   width, height = picture.width / 512, picture.height / 256  # of the view's
   matrix, zoom = IDENTITY.copy(), 1.0
@@ -69,19 +73,27 @@ def draw(r: np.random.Generator, mirror: bool = True, picture: InputSpec | None 
     matrix = np.array([[c, -s, cx - c * cx + s * cy + shift[0]], [s, c, cy - s * cx - c * cy + shift[1]], [0, 0, 1]])
   if mirror and r.uniform() < 0.5:
     matrix = np.array([[-1.0, 0, picture.width - 1], [0, 1, 0], [0, 0, 1]]) @ matrix
-  return Augmentation(
+  s = strength
+  a = Augmentation(
     matrix,
     zoom,
-    gain=float(np.exp(r.normal(0, 0.2))),
-    bias=float(r.normal(0, 0.04)),
-    gamma=float(np.exp(r.normal(0, 0.15))),
-    chroma=float(r.uniform(0.5, 1.4)),
-    tint=(float(r.normal(0, 3)), float(r.normal(0, 3))),
+    gain=float(np.exp(r.normal(0, 0.2 * s))),
+    bias=float(r.normal(0, 0.04 * s)),
+    gamma=float(np.exp(r.normal(0, 0.15 * s))),
+    chroma=float(r.uniform(0.5 / s, 1.4 * s**0.5)),
+    tint=(float(r.normal(0, 3 * s**0.5)), float(r.normal(0, 3 * s**0.5))),
     noise=float(r.choice([0.0, 2.0, 6.0])),
     blur=float(r.choice([0.0, 0.0, 0.6, 1.2])),
     seed=int(r.integers(1 << 31)),
     picture=picture,
   )
+  return a if s == 1 else replace(a, gain=bounded(a), light=draw_light(r, s))
+
+
+def bounded(a: Augmentation) -> float:
+  """The gain that keeps a middle gray one: a picture of which nothing is left teaches nothing."""
+  gray = 0.5**a.gamma
+  return float(np.clip(a.gain, (LOW - a.bias) / gray, (HIGH - a.bias) / gray))
 
 
 def grid_matrix(w: int, h: int, picture: InputSpec | None = None) -> np.ndarray:
@@ -162,19 +174,21 @@ def warp_frame(a: Augmentation, frame: np.ndarray, t: int = 0) -> np.ndarray:
 
 
 def changed_luma(a: Augmentation, y: np.ndarray, t: int) -> np.ndarray:
-  """(h, w) uint8 -> the same: blur, gamma, gain, noise."""
+  """(h, w) uint8 -> the same: what falls in, blur, gamma, gain, noise, and how it is kept."""
+  y = lit(a.light, y)
   if a.blur:
     y = cv2.GaussianBlur(y, (0, 0), a.blur)
   level = np.arange(256, dtype=np.float32) / 255
-  y = cv2.LUT(y, np.clip(255 * (a.gain * level**a.gamma + a.bias) + 0.5, 0, 255).astype(np.uint8))
+  gain = a.gain if a.light == NO_LIGHT else not_darker(y, a.gain, a.gamma, a.bias)
+  y = cv2.LUT(y, np.clip(255 * (gain * level**a.gamma + a.bias) + 0.5, 0, 255).astype(np.uint8))
   if a.noise:
     r = np.random.default_rng([a.seed, t])
     y = cv2.add(y, (r.standard_normal(y.shape, np.float32) * a.noise).astype(np.int16), dtype=cv2.CV_8U)
-  return y
+  return stored(a.light, y)
 
 
 def changed_chroma(a: Augmentation, plane: np.ndarray, k: int) -> np.ndarray:
   """(h, w) uint8 -> the same. k: 0 U, 1 V."""
   centered = np.arange(256, dtype=np.float32) - 128
   table = np.clip(128 + a.chroma * centered + a.tint[k] + 0.5, 0, 255).astype(np.uint8)
-  return cv2.LUT(np.ascontiguousarray(plane), table)
+  return stored(a.light, cv2.LUT(np.ascontiguousarray(plane), table))

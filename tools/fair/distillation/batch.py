@@ -75,8 +75,8 @@ class Batches(torch.utils.data.Dataset):
   """For a DataLoader with batch_size=None, fed (step, clips, augmented) by the trainer's sampler: the same triple gives
   the same batch in any worker."""
 
-  def __init__(self, clips: Clips, seed: int, mirror: bool):
-    self.clips, self.seed, self.mirror = clips, seed, mirror
+  def __init__(self, clips: Clips, seed: int, mirror: bool, light: float = 1.0):
+    self.clips, self.seed, self.mirror, self.light = clips, seed, mirror, light
 
   def __getitem__(self, what: tuple[int, list[int], bool]) -> Batch:
     step, indices, augmented = what
@@ -85,7 +85,7 @@ class Batches(torch.utils.data.Dataset):
     for j, i in enumerate(indices):
       r = np.random.default_rng([self.seed, step, j])
       clip = self.clips.read(int(i))
-      a = draw(r, self.mirror, self.clips.picture) if augmented else none(self.clips.picture)
+      a = draw(r, self.mirror, self.clips.picture, self.light) if augmented else none(self.clips.picture)
       parts.append(convert(clip, a, r))
       names.append(clip.name)
     return {**collate(parts), "step": step, "clips": list(map(int, indices)), "names": names}

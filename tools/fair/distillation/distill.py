@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from openpilot.tools.fair.distillation.options import Options, StoreOptions, con
 from openpilot.tools.fair.distillation.plan import held_out as held_out
 from openpilot.tools.fair.distillation.plan import make_plan
 from openpilot.tools.fair.distillation.plan import split as split
+from openpilot.tools.fair.distillation.sampling import in_words, shares
 from openpilot.tools.fair.distillation.trained import load_student_checkpoint, trained_on, union
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.trainer import RESUMED, Run
@@ -76,6 +78,8 @@ CLASS_LAYERS = {
   "maps": ("student.objects.segmentation.",),
   "boxes": ("student.objects.heat.", "student.detector.logits."),
 }  # a channel for each class
+DEPTH_BIAS = "student.depth.depth.1.bias"  # added to the logarithm of depth
+LEARNED_HEIGHT = 1.275  # m: the mean of the simulator's cameras, from which students learned depth in meters
 
 
 def without_other_classes(state: dict[str, Any], now: ClassSet, where: str) -> dict[str, Any]:
@@ -98,6 +102,23 @@ def without_other_classes(state: dict[str, Any], now: ClassSet, where: str) -> d
   return {**state, "ema": ema}
 
 
+def in_unit(state: dict[str, Any], per_height: bool, where: str) -> dict[str, Any]:
+  """The checkpoint, or what bundle_state() gives, with depth in heights of the camera or in meters: its logarithms
+  differ by a constant, as far as one height was learned."""
+  said = state.get("per_height")
+  before = Config.from_dict(state["config"]).per_height if said is None else bool(said)
+  if before == per_height or DEPTH_BIAS not in state["ema"]:
+    return state
+  shift = math.log(LEARNED_HEIGHT) * (-1 if per_height else 1)
+  if is_first():
+    to = "heights of the camera" if per_height else "meters"
+    warn(
+      f"{where}: its depth is in {'meters' if per_height else 'heights of the camera'}, and {to} are learned now: "
+      f"{LEARNED_HEIGHT} m is taken as the height that it knew"
+    )
+  return {**state, "ema": {**state["ema"], DEPTH_BIAS: state["ema"][DEPTH_BIAS] + shift}}
+
+
 def initial(runs: Sequence[str], train: Clips) -> dict[str, Any] | None:
   """The checkpoint of the first of `runs` (runs or bundles), with what the later ones have of the averaged student in
   its place; None of none. Raises UserError where one is missing or has no such part."""
@@ -109,7 +130,7 @@ def initial(runs: Sequence[str], train: Clips) -> dict[str, Any] | None:
       state = bundle_state(path, torch.from_numpy(np.stack([train.read(int(i)).frames[0] for i in some])))
     else:
       state = load_student_checkpoint(Path(path) / "best.pt" if Path(path).is_dir() else Path(path))
-    state = without_other_classes(state, train.classes, f"--init {run}")
+    state = in_unit(without_other_classes(state, train.classes, f"--init {run}"), train.per_height, f"--init {run}")
     learned = trained_on(state, Path(path))
     prefix = f"student.{part}." if part else "student."
     taken = {k: v for k, v in state["ema"].items() if k.startswith(prefix)}
@@ -145,6 +166,7 @@ def earlier(args: Options, run: Run) -> dict[str, Any] | None:
       raise UserError(f"{what}; without --resume a new run starts from the student there, or choose another --output")
     before = load_student_checkpoint(best) if best.exists() else state
     before = without_other_classes(before, run.config.classes, str(args.output))
+    before = in_unit(before, run.config.per_height, str(args.output))
     before = {**before, "trained": trained_on(before, args.output)}
     for teacher in before["provenance"]:
       check_license(teacher["model"], teacher["licence"], args.accept_license)
@@ -195,6 +217,11 @@ def start(args: Options, held: contextlib.ExitStack) -> tuple[Run, dict[str, flo
     f"{args.student}: {count / 1e6:.2f}M parameters, learns {', '.join(config.tasks)}; {len(train)} clips of "
     f"{config.clip} frames{held_out}"
   )
+  if config.sample:
+    said = shares([s.name for s in train.segments], train.per_segment(), config.sample)
+    print("\n".join(in_words(said)))
+    if not args.resume:
+      run.write({"step": 0, "sample": said})
   if before is None:
     return run, {}
   print(f"warm start from step {before['step']}" + (f"; {len(missing)} tensors start anew" if missing else ""))

@@ -92,8 +92,9 @@ def clips_of(look: Look, config: Config, prefer: Sequence[str], live: Any, stale
     stale_labels=stale,
     classes=config.classes,
     ignore=config.ignore_classes,
+    per_height=config.per_height,
   )
   if is_first():
-    for line in clips.left_out():
+    for line in (*clips.left_out(), *clips.without_height()):
       warn(line)
   return clips

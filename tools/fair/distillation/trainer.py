@@ -16,6 +16,7 @@ from openpilot.tools.fair.distillation.config import Config, Stage
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.samples import draw_samples
+from openpilot.tools.fair.distillation.sampling import drawn
 from openpilot.tools.fair.distillation.soft_labels import DistillationTrainer as DistillationTrainer
 from openpilot.tools.fair.distillation.trained import Trained, union
 from openpilot.tools.fair.students.student import build
@@ -122,6 +123,7 @@ class Run(Loop):
     self.clip_losses = np.zeros(
       len(train), np.float32
     )  # of each clip, when it was last seen; of its batch, which is all that is known
+    self.often = train.drawn_with(config.sample)  # of each clip
     self.order: list[int] = []  # of the epoch that runs
     self.epoch = -1
     self.at = 0  # place in the epoch
@@ -142,8 +144,9 @@ class Run(Loop):
       need = self.clips_per_step()
       self.order = [int(self.chosen[i % len(self.chosen)]) for i in range(need)] * max(1, 200 // need)
       return
-    order = self.train.order([self.config.seed, self.epoch])
-    hardest = np.argsort(-self.clip_losses, kind="stable")[: int(self.config.hard * len(order))]
+    order = drawn(self.train.order([self.config.seed, self.epoch]), self.often, [self.config.seed, self.epoch, 2])
+    hardest = np.argsort(-self.clip_losses, kind="stable")
+    hardest = hardest[self.often[hardest] > 0][: int(self.config.hard * len(order))]
     if self.epoch and len(hardest):  # they take the places of as many others, spread over the epoch
       r = np.random.default_rng([self.config.seed, self.epoch, 1])
       order[r.choice(len(order), len(hardest), replace=False)] = hardest
@@ -162,7 +165,7 @@ class Run(Loop):
       (first + k, self.order[a : a + n][rank::world], self.config.augment and self.chosen is None)
       for k, a in enumerate(starts)
     ]
-    data = Batches(self.train, self.config.seed, self.config.mirror)
+    data = Batches(self.train, self.config.seed, self.config.mirror, self.config.light)
     return load(data, what, 0 if self.train.live else self.workers)
 
   # *** checkpoints ***

@@ -11,7 +11,16 @@ import numpy as np
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
 from openpilot.selfdrive.modeld.fair.heads import HEADS, part_of
 from openpilot.selfdrive.modeld.fair.roles import roles_of
-from openpilot.tools.fair.spec import UNKNOWN, Class, ClassSet, InputSpec, plain, read_classes, road_classes
+from openpilot.tools.fair.spec import (
+  UNKNOWN,
+  Class,
+  ClassSet,
+  InputSpec,
+  plain,
+  read_classes,
+  road_classes,
+  street_classes,
+)
 from openpilot.tools.lib.errors import UserError
 
 KINDS = {"segmentation": "maps", "objects": "boxes", "detector": "boxes"}  # of the classes that a head names
@@ -80,22 +89,23 @@ def classes_of(bundle: Bundle) -> tuple[dict[str, list[str]], dict[str, str]]:
   return names, roles
 
 
-def is_road(names: Sequence[str]) -> bool:
-  """Whether each name is one of the road's classes, no two the same, and none lost in its background."""
+def is_of(classes: ClassSet, names: Sequence[str]) -> bool:
+  """Whether each name is one of the classes, no two the same, and none lost in a background."""
   known = set()
   for n in names:
-    c = road_classes().find(n)
+    c = classes.find(n)
     if c is not None and (c.role != "background" or plain(c.name) == plain(n)):
       known.add(c.name)
   return len(known) == len(names)
 
 
 def set_of(bundles: Sequence[Bundle]) -> ClassSet:
-  """The road's class set where that is what the bundles tell apart, else one of their own names: with the road's
-  aliases of those that are called as its classes are."""
+  """The road's or the street's class set where that is what the bundles tell apart, else one of their own names: with
+  the road's aliases of those that are called as its classes are."""
   said = [classes_of(b) for b in bundles]
-  if all(is_road(names[kind]) for names, _ in said for kind in names):
-    return road_classes()
+  for known in (road_classes(), street_classes()):
+    if all(is_of(known, names[kind]) for names, _ in said for kind in names):
+      return known
   return class_set(
     " and ".join(b.name for b in bundles),
     [n for names, _ in said for n in names["maps"]],

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from openpilot.tools.fair.distillation.data import camera_height
 from openpilot.tools.fair.evaluation.columns import Hold, MeanMaps, TeacherTracks, learn_maps, pool_maps
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.detections import Objects
@@ -98,7 +99,7 @@ class Evaluation:
       else None
     )
     for s in self.students:
-      s.reset()
+      s.reset(camera_height(segment.groups))
     by_iou = {s.name: IouTracker() for s in self.students}
     means, hold = {name: self._mean_scene(name, segment) for name in labels}, Hold()
     teacher_tracks = {t: TeacherTracks() for t in self.teachers}

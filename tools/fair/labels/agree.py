@@ -19,14 +19,13 @@ from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame
 from openpilot.tools.fair.labels.rules import rules_of
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
-from openpilot.tools.fair.spec import ROAD, ClassSet, read_classes
+from openpilot.tools.fair.spec import STREET, ClassSet, read_classes
 from openpilot.tools.fair.teacher import Label, joint_license
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, cli, warn
 from openpilot.tools.lib.options import option, parse
 from openpilot.tools.sim.truth import IGNORE
 
-STREET = ROAD.with_name("street.yaml")
 SURE = 0.9  # of the roads' teacher: so sure, it needs no second voice but none that says something stands there
 ROADLIKE, NOT_ROAD = 0.5, 0.3
 SAME = 0.5  # intersection over union of two boxes of one thing

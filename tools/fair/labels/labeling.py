@@ -115,7 +115,7 @@ def plan(
     meta = {"version": VERSION, "segment": v.name, **own, "every": step, "chunk": CHUNK}
     if rules := rules_of(meta):
       meta["rules"] = rules
-    group = store.group(meta, v.entries, more)
+    group = store.group(meta, v.entries, more, None if isinstance(v, Pictures) else v.camera_height)
     if repair:
       for k, problem in group.problems():
         print(f"repair: {problem}; its chunk is labeled again", file=sys.stderr)

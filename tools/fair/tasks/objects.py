@@ -109,13 +109,15 @@ def sketch_boxes(
 ) -> list[np.ndarray]:
   """What a head finds in frame i, by the code of the device."""
   from openpilot.selfdrive.modeld.fair.heads import HEADS
+  from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
   from openpilot.tools.fair.distillation.sketches import boxes_on
 
   everywhere = np.ones((spec.input.height, spec.input.width), bool)
   first = HEADS[head].classes
   parts = {k.removeprefix(f"{head}_"): v[i : i + 1] for k, v in out.items() if k.startswith(f"{head}_")}
   raw = {k: v for k, v in parts.items() if k in ("heat", "box", "logits", "boxes")}
-  found = HEADS[head].decode(raw, {first: {"classes": list(spec.classes.boxes)}}, everywhere)
+  # boxes in pixels: the camera's height does not matter
+  found = HEADS[head].decode(raw, {first: {"classes": list(spec.classes.boxes)}}, everywhere, DEFAULT_HEIGHT)
   return [boxes_on(rgb, found.boxes, found.class_ids, spec.classes)]
 
 

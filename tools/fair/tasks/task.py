@@ -18,13 +18,14 @@ class Said:
 
   labels: one; of a teacher that gives a probability map for each class, all of them. values: T arrays or tables as
   stored, None where a frame is not labeled. index: of each of names_of(labels) its place among the classes that the
-  student tells apart, -1: left out."""
+  student tells apart, -1: left out. height: of the camera above the road, m, where depth is learned per meter of it."""
 
   labels: list[Label]
   values: list[Any]
   index: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
   classes: ClassSet = field(default_factory=road_classes)
   picture: InputSpec = field(default_factory=InputSpec)
+  height: float | None = None
 
   @property
   def label(self) -> Label:

@@ -336,7 +336,7 @@ def find_entry(name: str) -> tuple[str, Entry]:
 
     return describe(Path(name))
   if name not in TEACHERS and (Path(name) / "teacher_config.yaml").is_file():
-    from openpilot.tools.fair.grounded_sam.teacher import describe as describe_experiment
+    from openpilot.tools.fair.grounded_sam.experiment import describe as describe_experiment
 
     return describe_experiment(Path(name))
   if name not in TEACHERS:

@@ -59,7 +59,7 @@ def dino_config(queries: int = 12) -> t.GroundingDinoConfig:
   )
 
 
-def save_dino(folder: Path, edge: int = 64) -> Path:
+def save_dino(folder: Path, edge: int = 96) -> Path:
   torch.manual_seed(0)
   model = t.GroundingDinoForObjectDetection(dino_config())
   stir(model)
@@ -86,9 +86,7 @@ def save_sam(folder: Path) -> Path:
   }
   prompt = {"hidden_size": 32, "image_size": SIDE, "patch_size": 8, "mask_input_channels": 4}
   decoder = {"hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 32}
-  model = t.SamModel(
-    t.SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
-  )
+  model = t.SamModel(t.SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
   stir(model)
   model.eval().save_pretrained(folder)
   (folder / "preprocessor_config.json").write_text(json.dumps({**IMAGENET, "size": {"longest_edge": SIDE}}))
@@ -117,12 +115,7 @@ def save_sam2(folder: Path) -> Path:
     t.Sam2Config(
       vision_config=vision,
       prompt_encoder_config={"hidden_size": 128, "image_size": SIDE, "mask_input_channels": 4},
-      mask_decoder_config={
-        "hidden_size": 128,
-        "mlp_dim": 32,
-        "num_attention_heads": 2,
-        "iou_head_hidden_dim": 128,
-      },
+      mask_decoder_config={"hidden_size": 128, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 128},
     )
   )
   stir(model)

@@ -140,7 +140,9 @@ def sam_of(side, **more):
     window_size=3,
     out_chans=64,
   )
-  prompt = PromptEncoder(embed_dim=64, image_embedding_size=(grid, grid), input_image_size=(side, side), mask_in_chans=4)
+  prompt = PromptEncoder(
+    embed_dim=64, image_embedding_size=(grid, grid), input_image_size=(side, side), mask_in_chans=4
+  )
   decoder = MaskDecoder(
     num_multimask_outputs=3,
     transformer=TwoWayTransformer(depth=2, embedding_dim=64, mlp_dim=48, num_heads=8),
@@ -228,7 +230,10 @@ def sam2_of(side, d):
     MemoryAttention(d, True, block, 1),
     memory,
     image_size=side,
-    sam_mask_decoder_extra_args={"dynamic_multimask_via_stability": True, "dynamic_multimask_stability_delta": 0.05},  # as build_sam2 has it
+    sam_mask_decoder_extra_args={
+      "dynamic_multimask_via_stability": True,
+      "dynamic_multimask_stability_delta": 0.05,
+    },  # as build_sam2 has it
     **dict.fromkeys(on, True),
   )
   hiera = t.Sam2HieraDetConfig(
@@ -308,5 +313,5 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
       return (exec, ("raise SystemExit(7)",))
 
   torch.save({"model": Code()}, tmp_path / "x.pth")
-  with pytest.raises(UserError, match="x.pth is no checkpoint"):
+  with pytest.raises(UserError, match="is no checkpoint"):
     load_original(tmp_path / "x.pth", ("sam",))

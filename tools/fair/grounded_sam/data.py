@@ -17,7 +17,6 @@ from openpilot.tools.lib.errors import UserError, printable, warn
 from openpilot.tools.lib.pictures import read_rgb
 
 
-
 @dataclass
 class Example:
   """One picture. rgb: (3, H, W) uint8; boxes (K, 4) float64 x0 y0 x1 y1 in pixels from its corner; classes (K,) int64;
@@ -51,7 +50,9 @@ class LabeledPictures:
     count = sum(map(len, self.labels))
     return {"file": self.path.name, "sha256": hash_weights(self.path), "pictures": len(self), "annotations": count}
 
-  def example(self, i: int, masks: bool = False, most: int | None = None, pick: np.random.Generator | None = None) -> Example:
+  def example(
+    self, i: int, masks: bool = False, most: int | None = None, pick: np.random.Generator | None = None
+  ) -> Example:
     """most: labels; of more, `pick` draws some. masks: those that have one alone are drawn."""
     picture, labels = self.pictures[i], self.labels[i]
     rgb = np.ascontiguousarray(read_rgb(picture.path).transpose(2, 0, 1))
@@ -66,7 +67,9 @@ class LabeledPictures:
     classes = np.array([index[a["category_id"]] for a in labels], np.int64)
     found = Example(picture.name, rgb, boxes, classes)
     if masks:
-      found.masks = np.stack([mask_of(a, *rgb.shape[1:]) for a in labels]) if labels else np.zeros((0, *rgb.shape[1:]), bool)
+      found.masks = (
+        np.stack([mask_of(a, *rgb.shape[1:]) for a in labels]) if labels else np.zeros((0, *rgb.shape[1:]), bool)
+      )
     return found
 
 
@@ -94,11 +97,13 @@ def read_pictures(path: Path, images: Path | None, like: "LabeledPictures | None
   mapping = {c["id"]: c["name"] for c in found.categories}
   if like is None:
     if unused := [n for k, n in mapping.items() if k not in used]:
-      warn(f"{path}: no label of {', '.join(unused[:8])}; {'it is' if len(unused) == 1 else 'they are'} asked for all the same")
+      warn(f"{path}: no label of {', '.join(unused[:8])}, which Grounding DINO is asked for all the same")
   else:
     known = {n: k for k, n in like.mapping.items()}
     if other := sorted({mapping[k] for k in used} - set(known)):
-      raise UserError(f"{path} has classes that {like.path} has not: {', '.join(map(str, other[:5]))}; give both the same")
+      raise UserError(
+        f"{path} has classes that {like.path} has not: {', '.join(map(str, other[:5]))}; give both the same"
+      )
     for a in found.annotations:
       a["category_id"] = known.get(mapping[a["category_id"]], -1)
     mapping = like.mapping
@@ -112,7 +117,9 @@ def read_pictures(path: Path, images: Path | None, like: "LabeledPictures | None
   if found.crowds:
     warn(f"{path}: {found.crowds} annotations are of crowds, which nothing learns from")
   stated = {k: n for k, n in licenses.items() if k != NOT_STATED}
-  return LabeledPictures(data.path, tuple(mapping.values()), mapping, found.pictures, labels, info, stated, found.crowds)
+  return LabeledPictures(
+    data.path, tuple(mapping.values()), mapping, found.pictures, labels, info, stated, found.crowds
+  )
 
 
 def flipped(e: Example) -> Example:
@@ -135,8 +142,8 @@ def jittered(boxes: np.ndarray, share: float, size: Sequence[int], random: np.ra
 
 
 def steps_of(count: int, size: int, first: int, stop: int, seed: int) -> Iterator[np.ndarray]:
-  """Steps first to stop: `size` of `count` pictures each, all once an epoch in an order of its own; the last of an epoch
-  may be fewer."""
+  """Steps first to stop: `size` of `count` pictures each, all once an epoch in an order of its own; the last of an
+  epoch may be fewer."""
   per = -(-count // size)
   for step in range(first, stop):
     epoch, at = divmod(step, per)

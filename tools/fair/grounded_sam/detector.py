@@ -75,7 +75,9 @@ class Detector:
     size = self.pictures.config.get("size")
     own = size if isinstance(size, dict) else {}
     most = own.get("longest_edge", 1333) / own.get("shortest_edge", 800)
-    self.pictures = Pictures({**self.pictures.config, "size": {"shortest_edge": edge, "longest_edge": int(edge * most)}})
+    self.pictures = Pictures(
+      {**self.pictures.config, "size": {"shortest_edge": edge, "longest_edge": int(edge * most)}}
+    )
 
   def batch(self, rgbs: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     """Pictures (3, H, W) uint8 RGB of any sizes, each with its prompt -> the network's inputs, padded to the largest,

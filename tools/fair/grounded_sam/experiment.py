@@ -1,10 +1,10 @@
 """An experiment's folder: what train-teacher leaves and train-student, label and infer read.
 
-  metadata.json        classes, prompts, data, licenses, versions; of each teacher its base, sizes, and metrics before and
-                       after
-  teacher_config.yaml  all options with what the data filled in; options.yaml: the command's own
-  teachers/grounding_dino_lora, sam_lora   adapters (`--full`: grounding_dino, sam: whole Hugging Face folders)
-  runs/, logs/         checkpoints and logs of the training; not needed afterwards
+metadata.json        classes, prompts, data, licenses, versions; of each teacher its base, sizes, and metrics before and
+                     after
+teacher_config.yaml  all options with what the data filled in; options.yaml: the command's own
+teachers/grounding_dino_lora, sam_lora   adapters (`--full`: grounding_dino, sam: whole Hugging Face folders)
+runs/, logs/         checkpoints and logs of the training; not needed afterwards
 """
 
 import json
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openpilot.tools.fair.teacher import find_weights, hash_weights
+from openpilot.tools.fair.labels.sources.pictures import plain_name
+from openpilot.tools.fair.teacher import Entry, find_weights, hash_weights
 from openpilot.tools.lib import files
 from openpilot.tools.lib.errors import UserError, printable
 from openpilot.tools.lib.files import LONG, MB, atomic_path, read_yaml
@@ -107,16 +108,16 @@ def check_classes(experiment: Experiment, names: Mapping[int, str] | list[str], 
   theirs = list(names.values()) if isinstance(names, Mapping) else list(names)
   if other := [n for n in theirs if n not in own]:
     raise UserError(
-      f"{where} has classes that {experiment.folder} was not tuned for: {printable(', '.join(other[:5]), LONG)}; it has "
-      f"{printable(', '.join(experiment.classes[:8]), LONG)}"
+      f"{where} has classes that {experiment.folder} was not tuned for: {printable(', '.join(other[:5]), LONG)}; it "
+      f"has {printable(', '.join(experiment.classes[:8]), LONG)}"
     )
 
 
 def generate_config(
   default_config_path: str | Path, dataset_info: Mapping[str, Any], cli_overrides: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-  """The values of a YAML file, filled with what inspect_dataset found: num_classes, class_names, class_mapping; then the
-  overrides, of which a dotted one, "lora.r", is set within its part. Raises UserError."""
+  """The values of a YAML file, filled with what inspect_dataset found: num_classes, class_names, class_mapping; then
+  the overrides, of which a dotted one, "lora.r", is set within its part. Raises UserError."""
   try:
     config = read_yaml(default_config_path)
   except (OSError, ValueError) as e:
@@ -154,7 +155,15 @@ def find_base(tuned: Tuned, given: str | Path | None = None) -> Path:
     found = find_weights(tuned.base)
   if hash_weights(found) != tuned.base_hash:
     raise UserError(
-      f"{found} is another {KEYS[tuned.key]} than {tuned.folder} was tuned on ({tuned.base}, hash {tuned.base_hash[:12]}); "
-      "name that one, or the folder that holds it"
+      f"{found} is another {KEYS[tuned.key]} than {tuned.folder} was tuned on ({tuned.base}, hash "
+      f"{tuned.base_hash[:12]}); name that one, or the folder that holds it"
     )
   return found
+
+
+def describe(folder: Path) -> tuple[str, Entry]:
+  """An experiment's folder -> the teacher's name and entry, as a line of the registry."""
+  e = read_experiment(folder)
+  says = " and ".join({"grounding_dino": "boxes", "sam": "masks"}[k] for k in e.teachers) + ", tuned on your pictures"
+  name = f"grounded-sam-{plain_name(folder.resolve().name)}"
+  return name, Entry("grounded_sam.teacher:GroundedSamTeacher", str(folder.resolve()), e.license, "", says)

@@ -76,7 +76,9 @@ def lora_config(
   try:
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(pattern, n)]
   except re.error as e:
-    raise UserError(f"--lora-targets {printable(targets, 60)}: neither {', '.join(TARGETS[family])}, nor an expression: {e}") from None
+    raise UserError(
+      f"--lora-targets {printable(targets, 60)}: neither {', '.join(TARGETS[family])}, nor an expression: {e}"
+    ) from None
   names = [n for n in names if TIED not in n.split(".")]
   if not names:
     raise UserError(f"--lora-targets {printable(targets, 60)}: no dense layer has such a name")
@@ -119,7 +121,10 @@ def save_lora(folder: Path, model: Any, base: str, base_hash: str, family: str) 
   peft = import_peft()
   from safetensors.torch import save_file
 
-  state = {k: v.detach().cpu().contiguous().clone() for k, v in peft.get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+  state = {
+    k: v.detach().cpu().contiguous().clone()
+    for k, v in peft.get_peft_model_state_dict(model, save_embedding_layers=False).items()
+  }
   header = {"format": "pt", "base": base, "base_hash": base_hash, "family": family, **versions()}
   folder.mkdir(parents=True, exist_ok=True)
   with atomic_path(folder / TENSORS) as tmp:
@@ -199,8 +204,12 @@ def apply_lora(model: nn.Module, folder: Path, family: str, base_hash: str | Non
       bias="none",
     )
     out = peft.get_peft_model(model, config)
-    wanted = {k.removeprefix(PREFIX): v for k, v in peft.get_peft_model_state_dict(out, save_embedding_layers=False).items()}
-    other = [k for k in wanted.keys() ^ tensors.keys()] + [k for k, v in wanted.items() if k in tensors and tensors[k].shape != v.shape]
+    wanted = {
+      k.removeprefix(PREFIX): v for k, v in peft.get_peft_model_state_dict(out, save_embedding_layers=False).items()
+    }
+    other = list(wanted.keys() ^ tensors.keys()) + [
+      k for k, v in wanted.items() if k in tensors and tensors[k].shape != v.shape
+    ]
     if other:
       raise ValueError(f"{other[0]} is not in both, or of another shape")
     if not all(v.isfinite().all() for v in tensors.values()):

@@ -180,13 +180,14 @@ def dino_config(state: dict[str, Tensor]) -> Any:
   levels, d_model = state["transformer.level_embed"].shape
   offsets = state["transformer.encoder.layers.0.self_attn.sampling_offsets.bias"].shape[0]
   wide = state["transformer.encoder.layers.0.linear1.weight"].shape[0]
+  more: Any = {"out_indices": [1 + i for i in range(stages) if f"backbone.0.norm{i}.weight" in state]}
   swin = SwinConfig(
     embed_dim=state["backbone.0.patch_embed.proj.weight"].shape[0],
     patch_size=state["backbone.0.patch_embed.proj.weight"].shape[-1],
     depths=[layers(state, rf"backbone\.0\.layers\.{i}\.blocks\.(\d+)\.") for i in range(stages)],
     num_heads=[t.shape[1] for t in tables],
     window_size=(int(tables[0].shape[0] ** 0.5) + 1) // 2,
-    out_indices=[1 + i for i in range(stages) if f"backbone.0.norm{i}.weight" in state],
+    **more,
   )
   bert = BertConfig(
     hidden_size=width,

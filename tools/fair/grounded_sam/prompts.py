@@ -121,7 +121,8 @@ def label_map(ids: Sequence[int], width: int = TOKENS) -> Tensor:
   """A prompt's tokens -> (phrases, width) of 0 and 1: which tokens are of which phrase, by the official rule."""
   from transformers.models.grounding_dino.modeling_grounding_dino import build_label_maps
 
-  return build_label_maps(torch.empty(1, 1, width), torch.tensor([list(ids)]))[0]
+  tokens: Any = torch.tensor([list(ids)])
+  return build_label_maps(torch.empty(1, 1, width), tokens)[0]
 
 
 def class_scores(logits: Tensor, ids: Sequence[int]) -> Tensor:

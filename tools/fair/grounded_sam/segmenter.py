@@ -26,7 +26,9 @@ class Segmenter:
     self.model, self.device = model, device
     self.family = "sam" if type(model).__name__ == "SamModel" else "sam2"
     config = model.config
-    self.side = int(config.vision_config.image_size if self.family == "sam" else config.prompt_encoder_config.image_size)
+    self.side = int(
+      config.vision_config.image_size if self.family == "sam" else config.prompt_encoder_config.image_size
+    )
     self.said = pictures
 
   def fit(self, height: int, width: int) -> tuple[int, int]:

@@ -65,7 +65,9 @@ class TeacherLoop(Loop):
   NAME = "teacher"
   BETTER = ""  # of the metrics, 0 to 1
 
-  def __init__(self, out: Path, model: nn.Module, data: LabeledPictures, val: LabeledPictures | None, t: Tuning, **more: Any):
+  def __init__(
+    self, out: Path, model: nn.Module, data: LabeledPictures, val: LabeledPictures | None, t: Tuning, **more: Any
+  ):
     self.data, self.val, self.t, self.config = data, val, t, t
     self.per_step = t.batch_size * t.accumulate
     per_epoch = -(-len(data) // self.per_step)
@@ -136,7 +138,13 @@ class TeacherLoop(Loop):
         p.copy_(state["learned"][n])
 
   def state(self) -> dict[str, Any]:
-    return {**super().state(), "at_once": self.at_once, "before": self.before, "run": self.run_key, "metrics": self.metrics}
+    return {
+      **super().state(),
+      "at_once": self.at_once,
+      "before": self.before,
+      "run": self.run_key,
+      "metrics": self.metrics,
+    }
 
   def best_state(self) -> dict[str, Any]:
     return {**self.weights(), "step": self.step, "metrics": self.metrics, "run": self.run_key}
@@ -251,7 +259,7 @@ class SegmenterLoop(TeacherLoop):
       boxes = jittered(e.boxes, self.t.jitter, e.rgb.shape[1:], random)
       for k, v in self.one(e, boxes).items():
         sums[k] = sums.get(k, torch.zeros((), device=v.device)) + v / count
-    return sums or {"total": 0.0 * sum(p.sum() for p in trainable(self.segmenter.model).values())}
+    return sums or {"total": 0.0 * torch.stack([p.sum() for p in trainable(self.segmenter.model).values()]).sum()}
 
   def one(self, e: Example, boxes: np.ndarray) -> dict[str, Tensor]:
     assert e.masks is not None
@@ -320,8 +328,8 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def estimate(loop: TeacherLoop) -> dict[str, float]:
-  """Memory in GiB that a step takes: weights, gradients and moments, what a batch keeps; and what is free. Where that is
-  less, batches are halved before the first one."""
+  """Memory in GiB that a step takes: weights, gradients and moments, what a batch keeps; and what is free. Where that
+  is less, batches are halved before the first one."""
   rows = list(range(min(2, len(loop.data))))
   one = max(saved_bytes(loop, ([i], 1)) for i in rows)
   weights = sum(p.numel() * p.element_size() for p in loop.unwrapped.parameters())

@@ -93,10 +93,14 @@ def load_teachers(
 def load_tuned(tuned: Tuned, device: Device, base: str | Path | None = None) -> Any:
   """One of an experiment's teachers, its adapter merged."""
   if tuned.whole:
-    return load_detector(tuned.folder, device) if tuned.key == "grounding_dino" else load_segmenter(tuned.folder, device)
+    return (
+      load_detector(tuned.folder, device) if tuned.key == "grounding_dino" else load_segmenter(tuned.folder, device)
+    )
   found = find_base(tuned, base)
   if tuned.key == "grounding_dino":
-    kept = tuned.folder if (tuned.folder / "vocab.txt").is_file() or (tuned.folder / "tokenizer.json").is_file() else None
+    kept = (
+      tuned.folder if (tuned.folder / "vocab.txt").is_file() or (tuned.folder / "tokenizer.json").is_file() else None
+    )
     detector = load_grounding_dino_with_lora(found, tuned.folder, device=device, tokenizer=kept)
     if tuned.size is not None:
       detector.resize(tuned.size)
@@ -152,7 +156,10 @@ class GroundedSAM:
 
   @classmethod
   def of(
-    cls, experiment: str | Path | Experiment, device: str | Device | None = None, bases: Mapping[str, str | Path] | None = None
+    cls,
+    experiment: str | Path | Experiment,
+    device: str | Device | None = None,
+    bases: Mapping[str, str | Path] | None = None,
   ) -> "GroundedSAM":
     """An experiment's teachers, adapters merged. bases: {"grounding_dino": PATH, "sam": PATH}, where they are elsewhere
     than they were. Raises UserError."""
@@ -186,7 +193,9 @@ class GroundedSAM:
     """(N, 4) boxes of each picture -> (N, H, W) bool of each. Raises UserError where there is no SAM."""
     if self.segmenter is None:
       raise UserError("this teacher has no SAM; masks need one")
-    return [self.segmenter.segment(x, np.asarray(b, np.float32).reshape(-1, 4)) for x, b in zip(rgbs, boxes, strict=True)]
+    return [
+      self.segmenter.segment(x, np.asarray(b, np.float32).reshape(-1, 4)) for x, b in zip(rgbs, boxes, strict=True)
+    ]
 
   def features(self, rgbs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """(D, h, w) float32 of each: Grounding DINO's map, or SAM's where it is alone."""

@@ -29,7 +29,9 @@ class Options:
   val: Path | None = option(None, help="the same, held out: metrics before and after, and the best checkpoint")
   images: Path | None = option(None, help="the pictures' folder, where it is not beside the annotations")
   output: Path = option(aliases=("--out",), metavar="EXPERIMENT", help="the experiment's folder")
-  teachers: str = option("", metavar="NAME,...", help="of grounding-dino, sam; default: those for which there are labels")
+  teachers: str = option(
+    "", metavar="NAME,...", help="of grounding-dino, sam; default: those for which there are labels"
+  )
   grounding_dino: str = option(DINO, path=True, help="a Hugging Face folder, a .pth of GroundingDINO, or a hub id")
   sam: str = option(SAM, path=True, help="the same of SAM or SAM 2.1")
   tokenizer: Path | None = option(None, help="a folder with bert-base-uncased's vocab.txt, for a .pth of GroundingDINO")
@@ -55,9 +57,13 @@ class Options:
   flip: bool = option(True, help="show every picture as it is, never mirrored")
   jitter: float = option(0.1, parse=not_negative, help="how far SAM's boxes are moved, as a share of their sides")
   max_objects: int = option(16, help="objects of a picture that SAM is asked for in a step")
-  size: int | None = option(None, metavar="PIXELS", help="the shorter side of Grounding DINO's pictures; default: its own")
+  size: int | None = option(
+    None, metavar="PIXELS", help="the shorter side of Grounding DINO's pictures; default: its own"
+  )
   seed: int = option(0, help="of all that is random")
-  device: str | None = option(None, aliases=("--gpu",), parse=device_name, help="cuda, cuda:1, mps, cpu, or a GPU's number")
+  device: str | None = option(
+    None, aliases=("--gpu",), parse=device_name, help="cuda, cuda:1, mps, cpu, or a GPU's number"
+  )
   precision: str | None = option(
     None, choices=("no", "bf16", "fp16"), help="mixed precision; default: bf16 on GPUs that have it"
   )

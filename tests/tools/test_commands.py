@@ -47,6 +47,11 @@ COMMANDS = {
   "dgx benchmark-tensorrt": "tools.dgx.benchmark_tensorrt",
   "images validate": "tools.fair.images.validate",
   "images train-teacher": "tools.fair.images.train_teacher",
+  "images train-student": "tools.fair.images.train_student",
+  "images evaluate": "tools.fair.images.evaluate",
+  "images infer": "tools.fair.images.infer",
+  "images augment": "tools.fair.images.augment",
+  "images benchmark": "tools.fair.images.benchmark",
 }
 # on the device, where tools/ is not: argparse
 RUNTIME = {

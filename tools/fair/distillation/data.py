@@ -17,7 +17,7 @@ from openpilot.tools.fair.distillation.look import Look, look_at, picture_of
 from openpilot.tools.fair.distillation.sampling import weights_of
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame, shuffled_chunks
 from openpilot.tools.fair.labels.store import CHUNK, Group
-from openpilot.tools.fair.spec import ClassSet, InputSpec, road_classes
+from openpilot.tools.fair.spec import UNKNOWN, ClassSet, InputSpec, plain, road_classes
 from openpilot.tools.fair.tasks import TASKS, Said, names_of, task_name
 from openpilot.tools.fair.teacher import COORDINATES, LICENSES, Clip, Label, Teacher
 from openpilot.tools.lib.errors import UserError
@@ -75,7 +75,7 @@ def learned(labels: list[Label], task: str, classes: ClassSet, where: str, ignor
   index = classes.resolve(names, kind, where, ignore) if kind else np.zeros(0, np.int64)
   if kind and not (index >= 0).any():
     return None
-  out = tuple(n for n, to in zip(names, index, strict=True) if to < 0)
+  out = tuple(n for n, to in zip(names, index, strict=True) if to < 0 and plain(n) not in UNKNOWN)
   if kind and labels[0].unit == "probability":
     labels, index = [x for x, to in zip(labels, index, strict=True) if to >= 0], index[index >= 0]
   return Source(None, labels, {}, index, out)  # type: ignore[arg-type]
@@ -191,6 +191,7 @@ class Clips:
     done = np.zeros(len(ids), bool)
     for k in s.frames.done():
       done[list(s.frames.rows(k))] = True
+    done[list(s.frames.bad())] = False  # another frame stands for it, or none
     step = int(s.frames.meta["every"])
     labeled = set[int]().union(*(src.rows for src in s.sources.values())) if not self.taught_live else set(ids.tolist())
     out = []

@@ -129,7 +129,7 @@ def rain(rgb: np.ndarray, r: np.random.Generator, s: float) -> np.ndarray:
 
 def snow(rgb: np.ndarray, r: np.random.Generator, s: float) -> np.ndarray:
   h, w = rgb.shape[:2]
-  layer = np.zeros((h, w), np.float32)
+  layer: np.ndarray = np.zeros((h, w), np.float32)
   n = max(1, int(320 * s))
   for x, y, k in zip(r.integers(0, w, n), r.integers(0, h, n), r.uniform(0.6, 2.2, n), strict=True):
     cv2.circle(layer, (int(x), int(y)), max(1, round(k * scale_of(rgb))), 1.0, -1, cv2.LINE_AA)
@@ -139,7 +139,7 @@ def snow(rgb: np.ndarray, r: np.random.Generator, s: float) -> np.ndarray:
 def shadow(rgb: np.ndarray, r: np.random.Generator, s: float) -> np.ndarray:
   """Of something beside the picture: a soft-edged quadrilateral."""
   h, w = rgb.shape[:2]
-  layer = np.zeros((h, w), np.float32)
+  layer: np.ndarray = np.zeros((h, w), np.float32)
   corners = np.stack([r.uniform(-0.3, 1.3, 4) * w, r.uniform(-0.3, 1.3, 4) * h], 1)
   cv2.fillConvexPoly(layer, cv2.convexHull(corners.astype(np.int32)), 1.0)
   layer = cv2.GaussianBlur(layer, (0, 0), max(1.0, 6 * scale_of(rgb)))
@@ -168,7 +168,7 @@ def backlit(rgb: np.ndarray, r: np.random.Generator, s: float) -> np.ndarray:
 def highlights(rgb: np.ndarray, r: np.random.Generator, s: float) -> np.ndarray:
   """Spots that mirror a lamp, as metal and glass have them."""
   h, w = rgb.shape[:2]
-  layer = np.zeros((h, w), np.float32)
+  layer: np.ndarray = np.zeros((h, w), np.float32)
   for _ in range(1 + int(r.integers(0, 1 + int(5 * s)))):
     axes = tuple(max(1, int(v)) for v in r.uniform(0.01, 0.06, 2) * max(h, w) * (0.5 + s))
     at = int(r.uniform(0, w)), int(r.uniform(0, h))

@@ -34,7 +34,7 @@ def heads_by_data(info: Mapping[str, Any]) -> str:
   raise UserError("the data has neither boxes nor masks; nothing can be learned from it")
 
 
-def select_student_model(dataset_info: Mapping[str, Any], size: str = "small") -> str:
+def select_student_model(dataset_info: Mapping[str, Any], size: str = "s") -> str:
   """The student for a data set, as `--student` takes it: by what inspect_dataset() says of it. size: nano, small, base,
   or the letter that others have for it. Raises UserError."""
   size = LETTERS.get(size, size)

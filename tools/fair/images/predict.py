@@ -14,6 +14,7 @@ from openpilot.selfdrive.modeld.fair.bundle import Bundle, load_bundle
 from openpilot.selfdrive.modeld.fair.frames import pack_rgb
 from openpilot.selfdrive.modeld.fair.heads import HEADS
 from openpilot.selfdrive.modeld.fair.plan import plan_heads
+from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
 from openpilot.selfdrive.modeld.fair.runners import RUNNERS, make_runner
 from openpilot.tools.fair.labels.placement import place_picture
 from openpilot.tools.fair.labels import rle
@@ -107,7 +108,8 @@ class Predictor:
       raise UserError(f"{self.path} puts out NaN or Inf in {', '.join(bad)}; export a checkpoint that is sound")
     if self.has_masks:  # finer: a mask's edge then is of the input's pixels, not of four
       raw["proto"] = enlarged(raw["proto"][0], self.spec.width, self.spec.height)[None]
-    found = HEADS[self.head].decode(raw, self.specs, self.spec.covered(*size))
+    valid = self.spec.covered(*size)
+    found = HEADS[self.head].decode(raw, self.specs, valid, DEFAULT_HEIGHT)
     matrix = self.spec.fit(*size)
     scale, shift = np.diag(matrix)[:2], matrix[:2, 2]
     boxes = ((found.boxes.reshape(-1, 2, 2) - shift) / scale).reshape(-1, 4) + 0.5

@@ -178,8 +178,8 @@ def fill(args: Any, spec: InputSpec, teachers: list[Any]) -> Said:
   val: list[Pictures] = []
   if args.val is not None:
     val = open_labeled(args.val, args.val_images or args.images, args.license)
-    if more := [n for p in val for n in p.carries.boxes or () if plain(n) not in {plain(x) for x in names}]:
-      raise UserError(f"--val {args.val} has the class '{more[0]}', which {args.data} does not have")
+    if other := [n for p in val for n in p.carries.boxes or () if plain(n) not in {plain(x) for x in names}]:
+      raise UserError(f"--val {args.val} has the class '{other[0]}', which {args.data} does not have")
   elif yolo := [p for p in parts if p.segment.route.endswith(("-val", "-valid"))]:
     val, parts = yolo, [p for p in parts if p not in yolo and not p.segment.route.endswith("-test")]
   else:

@@ -64,7 +64,7 @@ struct FairDepth @0xbd443b539493bc68 {
   data @5 :Data;                   # height x width little-endian float16, row-major, z along the view's optical axis; NaN outside the camera image
   metric @6 :Bool;                 # true: meters; false: relative, up to one scale
   modelExecutionTime @7 :Float32;  # seconds
-  scale @8 :Float32;               # factor in data that made meters of what the student gave: 1 where it gives meters itself, 0 while unknown
+  scale @8 :Float32;               # factor in data that made meters of what the student gave: 1 where it gives meters itself, the camera's height, m, where it gives depth in those, 0 while unknown
   scaleStd @9 :Float32;            # its standard deviation, as a share of it
 }
 

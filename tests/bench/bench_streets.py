@@ -24,9 +24,11 @@ from tqdm import tqdm
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, ModelFrame
 from openpilot.selfdrive.modeld.fair.heads import HEADS
+from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
 from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
 from openpilot.selfdrive.modeld.fair.plan import plan_heads, plan_inputs, Plan
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
+from openpilot.tools.fair.distillation.data import camera_height
 from openpilot.tools.fair.labels.agree import Boxes, agreed_boxes
 from openpilot.tools.fair.labels.aim import mounting_of
 from openpilot.tools.fair.labels.picture import PictureWarp, size_of_picture
@@ -43,7 +45,8 @@ from openpilot.tools.sim.render import CLASSES
 CAMVID = {"ROAD": 3, "UNKNOWN": 11}
 CAMVID_HORIZON = 178 / 360  # of the height
 FAR = 80.0  # m
-KITTI_HEIGHT, TAUGHT_HEIGHT = 1.65, 1.275  # m: of KITTI's camera, and the mean of the simulator's
+# m: of KITTI's camera, and the mean of the simulator's, from which students in meters learned
+KITTI_HEIGHT, TAUGHT_HEIGHT = 1.65, 1.275
 MIN_SIDE = 8.0  # view pixels of a vehicle's height
 SAME = 0.5  # intersection over union
 ROAD_TEACHER, BOX_TEACHERS = "road-segmentation-adas", ("yolox-nano", "deimv2-atto")
@@ -75,6 +78,7 @@ class Seen:
   vehicle: np.ndarray | None = None  # bool
   classes: np.ndarray | None = None  # index into the simulator's CLASSES
   depth: np.ndarray | None = None  # m
+  per_height: bool = False  # whether the camera's height is in it
   boxes: np.ndarray | None = None  # (N, 4) vehicles
 
 
@@ -90,16 +94,18 @@ class Runner:
       plan_inputs(str(path), plan)
       self.plans.append(plan)
 
-  def __call__(self, frame: np.ndarray, valid: np.ndarray) -> Seen:
+  def __call__(self, frame: np.ndarray, valid: np.ndarray, height: float = DEFAULT_HEIGHT) -> Seen:
+    """height: of the camera, m."""
     seen = Seen()
     for plan, (_, runner) in zip(self.plans, self.graphs, strict=True):
       out = runner.run({**plan.inputs, "frame": frame[None]})
       for head, specs in plan.heads.items():
         if head not in ("segmentation", "objects", "depth"):
           continue
-        found = HEADS[head].decode({part: out[s["name"]].copy() for part, s in specs.items()}, specs, valid)
+        found = HEADS[head].decode({part: out[s["name"]].copy() for part, s in specs.items()}, specs, valid, height)
         if head == "depth":
           seen.depth = found.z
+          seen.per_height = bool(specs["depth"].get("parameters", {}).get("per_height", False))
         elif head == "segmentation":
           role = {k: c.role for k, n in enumerate(found.classes) if (c := STREETS.find(n)) is not None}
           name = {k: c.name for k, n in enumerate(found.classes) if (c := STREETS.find(n)) is not None}
@@ -273,13 +279,13 @@ def judge_kitti(runners: dict[str, Runner], teachers: Teachers, data: Path) -> d
     parts = teachers.vehicles(rgb, view)
     both, alone = agreed_boxes(parts)
     for who, runner in runners.items():
-      seen = runner(frame, valid)
+      seen = runner(frame, valid, KITTI_HEIGHT)
       if seen.depth is not None:
         z = seen.depth[known]
         sure = np.isfinite(z)
         for what, scale in (
           ("AbsRel", 1.0),
-          ("AbsRel, by the camera's height", KITTI_HEIGHT / TAUGHT_HEIGHT),
+          ("AbsRel, by the camera's height", 1.0 if seen.per_height else KITTI_HEIGHT / TAUGHT_HEIGHT),
           ("AbsRel, median-aligned", float(np.median(truth[sure]) / np.median(z[sure]))),
         ):
           sums.add(f"KITTI, {who}: {what}", (np.abs(z * scale - truth) / truth)[sure].mean(), 1)
@@ -301,7 +307,7 @@ def judge_simulated(runners: dict[str, Runner], root: Path, every: int) -> dict[
       z = truth.row("depth", row).astype(np.float32).reshape(64, 128)
       cls = truth.row("segmentation", row).reshape(64, 128)
       for who, runner in runners.items():
-        seen = runner(frame, valid)
+        seen = runner(frame, valid, camera_height(groups) or DEFAULT_HEIGHT)
         if seen.depth is not None:
           known = np.isfinite(z) & (z > 0) & np.isfinite(seen.depth)
           sums.add(f"simulated, {who}: AbsRel", (np.abs(seen.depth - z)[known] / z[known]).mean(), 1)

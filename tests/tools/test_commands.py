@@ -46,6 +46,11 @@ COMMANDS = {
   "dgx benchmark": "tools.dgx.benchmark_inference",
   "dgx benchmark-tensorrt": "tools.dgx.benchmark_tensorrt",
   "images validate": "tools.fair.images.validate",
+  "images train-student": "tools.fair.images.train_student",
+  "images evaluate": "tools.fair.images.evaluate",
+  "images infer": "tools.fair.images.infer",
+  "images augment": "tools.fair.images.augment",
+  "images benchmark": "tools.fair.images.benchmark",
 }
 # on the device, where tools/ is not: argparse
 RUNTIME = {

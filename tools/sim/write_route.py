@@ -3,6 +3,7 @@
 give equal logs and truth."""
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from openpilot.common.transformations.camera import project
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.frames import QCAMERA_SIZE, VIEW_H, VIEW_W, camera_intrinsics
+from openpilot.selfdrive.modeld.fair.heads.ground import MAX_HEIGHT, MIN_HEIGHT
 from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logwriter import write_log
@@ -43,11 +45,15 @@ class Drive:
   time_of_day: str = "day"
   weather: str = "clear"
   qcamera_only: bool = False  # no fcamera: the picture is rendered at the qcamera's size
+  camera_height: tuple[float, float] | None = None  # m, least and most; see Layout
 
   @property
   def name(self) -> str:
     """8 hex digits of a count, 10 of an id, as openpilot names routes since 2024."""
     salt = 97 * TIMES.index(self.time_of_day) + sum(map(ord, self.camera)) + 7919 * WEATHERS.index(self.weather)
+    if self.camera_height is not None:
+      low, high = (round(1000 * h) for h in self.camera_height)
+      salt += 104729 * (low + 10007 * high)
     return f"{self.seed & 0xFFFFFFFF:08x}--{(self.seed * 2654435761 + salt) % 16**10:010x}"
 
   def lens(self) -> tuple[np.ndarray, int, int]:
@@ -62,7 +68,7 @@ class Drive:
 @lru_cache(1)
 def world_of(drive: Drive) -> World:
   """Keeps the last world: a worker renders many frames of one."""
-  return World(drive.seed, drive.time_of_day, drive.seconds, drive.weather)
+  return World(drive.seed, drive.time_of_day, drive.seconds, drive.weather, drive.camera_height)
 
 
 def box_of(mask: np.ndarray) -> list[int] | None:
@@ -237,9 +243,10 @@ def write_route(
   segment_seconds: float = 60.0,
   weather: str = "clear",
   qcamera_only: bool = False,
+  camera_height: tuple[float, float] | None = None,
 ) -> Path:
   """Writes `<out_dir>/<route>--<n>/` for each segment and returns out_dir. Segments that are there already are kept."""
-  out, drive = Path(out_dir), Drive(seed, seconds, camera, time_of_day, weather, qcamera_only)
+  out, drive = Path(out_dir), Drive(seed, seconds, camera, time_of_day, weather, qcamera_only, camera_height)
   segments = cut(drive, segment_seconds)
   missing = missing_of(out, drive, segments)
   frames = [f for _, first, count in missing for f in range(first, first + count)]
@@ -302,6 +309,19 @@ def parse_seeds(text: str) -> range:
   return range(int(first), int(last))
 
 
+def parse_height(text: str) -> tuple[float, float]:
+  """'LOW:HIGH' or 'HEIGHT', m. Raises UserError."""
+  try:
+    low, high = (float(x) for x in (text.split(":") if ":" in text else (text, text)))
+  except ValueError:
+    low, high = math.nan, math.nan
+  if not MIN_HEIGHT <= low <= high <= MAX_HEIGHT:
+    raise UserError(
+      f"--camera-height {text}: write LOW:HIGH or one height, of {MIN_HEIGHT} to {MAX_HEIGHT} m, as 1.0:2.0"
+    )
+  return low, high
+
+
 @dataclass(frozen=True)
 class Options:
   output: Path = option(positional=True, help="folder for the segments")
@@ -317,21 +337,28 @@ class Options:
   time: str = option("day", choices=(*TIMES, "any"), help="any: in turn by the seed")
   weather: str = option("clear", choices=(*WEATHERS, "any"), help="any: rain in a third of the seeds")
   qcamera_only: bool = option(False, help="only qcamera.ts, rendered at its size: several times as fast")
+  camera_height: str | None = option(
+    None, metavar="LOW[:HIGH]", help="m above the road, between which each seed draws it; default: 1.15:1.4"
+  )
   workers: int | None = option(None, aliases=("--jobs",), help="processes with --seeds; default: one a core")
 
 
 def main() -> None:
   args = parse(Options, __doc__, "sim")
   seeds = parse_seeds(args.seeds) if args.seeds else range(args.seed, args.seed + 1)
+  height = None if args.camera_height is None else parse_height(args.camera_height)
   drives = [
-    Drive(s, args.seconds, args.camera, *conditions(s, args.time, args.weather), args.qcamera_only) for s in seeds
+    Drive(s, args.seconds, args.camera, *conditions(s, args.time, args.weather), args.qcamera_only, height)
+    for s in seeds
   ]
   if args.seeds:
     n = write_routes(args.output, drives, args.segment_seconds, args.workers)
     print(f"{args.output}: {len(drives)} routes of {args.seconds} s, {n} frames written, truth beside each segment")
     return
   (d,) = drives
-  write_route(args.output, d.seed, d.seconds, d.camera, d.time_of_day, args.segment_seconds, d.weather, d.qcamera_only)
+  write_route(
+    args.output, d.seed, d.seconds, d.camera, d.time_of_day, args.segment_seconds, d.weather, d.qcamera_only, height
+  )
   print(f"{args.output}: route {d.name}, {d.seconds} s, {d.time_of_day}, {d.weather}, truth beside each segment")
 
 

@@ -125,7 +125,7 @@ class FairModel:
 
   def set_calibration(self, rpy: np.ndarray | list[float] | None, height: float | None = None) -> bool:
     """rpy: (3,) radians, extrinsicsCalibration.rpyCalib, or None for the default mounting; height: of the camera above
-    the road, m, where it is known.
+    the road, m; where it is not known openpilot's, 1.22, as before the first calibration.
 
     True if the warp changed; nonsense is refused with False."""
     if rpy is not None:
@@ -295,7 +295,7 @@ class FairModel:
             messages.append(lanes_message([], stamp, self.dense))
           continue
         value = HEADS[name].decode(
-          {part: outputs[spec["name"]] for part, spec in specs.items()}, specs, self.warp.valid
+          {part: outputs[spec["name"]] for part, spec in specs.items()}, specs, self.warp.valid, self.ground.height
         )
         if name in OBJECT_HEADS:
           self.found[name] = value

@@ -8,6 +8,7 @@ import numpy as np
 from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, spec_slots
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.selfdrive.modeld.fair.heads import HEADS, part_of
+from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
 from openpilot.selfdrive.modeld.fair.lanes import LaneTracker
 from openpilot.selfdrive.modeld.fair.roles import channels_of, roles_of
 
@@ -162,7 +163,10 @@ def try_heads(where: str, plan: Plan, outputs: dict[str, np.ndarray]) -> None:
     try:
       with np.errstate(all="ignore"):
         HEADS[name].decode(
-          {part: outputs[spec["name"]] for part, spec in specs.items()}, specs, np.ones(VIEW, dtype=bool)
+          {part: outputs[spec["name"]] for part, spec in specs.items()},
+          specs,
+          np.ones(VIEW, dtype=bool),
+          DEFAULT_HEIGHT,
         )
     except Exception as e:  # whatever numpy says about shapes, or Python about parameters
       raise BundleError(

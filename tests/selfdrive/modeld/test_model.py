@@ -40,7 +40,7 @@ def test_runner_equals_onnxruntime_and_reuses_its_outputs(tmp_path):
 def test_depth_head_against_float64():
   r = np.random.default_rng(2)
   raw, valid = r.normal(2, 1, (1, 1, 64, 128)).astype(np.float32), r.random((256, 512)) < 0.9
-  d = depth_head.decode(raw, {"parameters": {"activation": "exp", "metric": True}}, valid)
+  d = depth_head.decode(raw, {"parameters": {"activation": "exp", "metric": True}}, valid, 1.22)
   want = np.exp(raw[0, 0].astype(np.float64))
   want[~valid[1::4, 1::4]] = np.nan  # the view pixel at 4i + 1.5, rounded down
   np.testing.assert_allclose(d.z, want, rtol=1e-6)  # float32

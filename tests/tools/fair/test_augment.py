@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from openpilot.tools.fair.distillation.augment import (
   warp_grid,
   warp_points,
 )
+from openpilot.tools.fair.distillation.light import HIGH, LOW, Light, lit, stored
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.tasks import TASKS, say
 from openpilot.tools.fair.tasks.segmentation import class_maps
@@ -74,3 +76,76 @@ def test_labels_move_with_the_picture(seed):
   in_grid = grid_matrix(128, 64) @ [*warp_points(a, np.array([x, y], float)), 1]
   assert np.allclose([gx.mean(), gy.mean()], in_grid[:2], atol=0.5)
   assert a.zoom == pytest.approx(np.sqrt(abs(np.linalg.det(a.matrix[:2, :2]))), rel=1e-6)
+
+
+def test_stronger_light_is_drawn_after_all_that_was_drawn_before():
+  """Of strength 1 as without one; above, the place is the same, and middle gray stays between dark and bright."""
+  for seed in range(40):
+    a, b, c = (draw(np.random.default_rng(seed), strength=s) for s in (1.0, 1.0, 3.0))
+    assert a.light == Light() == draw(np.random.default_rng(seed)).light
+    assert np.array_equal(a.matrix, c.matrix) and replace(a, matrix=0) == replace(b, matrix=0)
+    assert c.light != Light() and c.light == draw(np.random.default_rng(seed), strength=3.0).light
+    assert LOW - 1e-6 <= c.gain * 0.5**c.gamma + c.bias <= HIGH + 1e-6
+  drawn = [draw(np.random.default_rng(seed), strength=3.0).light for seed in range(40)]
+  kinds = [[x.contrast != 1, any(x.ramp), x.vignette > 0, x.flare > 0, x.shrink > 1, x.quality > 0] for x in drawn]
+  assert np.all(np.sum(kinds, axis=0) >= 5) and any(x.ghost for x in drawn)
+
+
+def test_gradients_of_light_keep_the_mean():
+  """A ramp to the right and down, by hand; a vignette, darkest in the corners."""
+  y = np.full((64, 128), 100, np.uint8)
+  gx, gy = np.linspace(-1, 1, 128), np.linspace(-1, 1, 64)[:, None]
+  assert np.abs(lit(Light(ramp=(0.3, -0.2)), y) - (100 * (1 + 0.3 * gx - 0.2 * gy))).max() <= 1
+  shaded = 1 - 0.4 * (gx**2 + gy**2) / 2
+  assert np.abs(lit(Light(vignette=0.4), y) - 100 * shaded / shaded.mean()).max() <= 1
+  dark = np.arange(64, dtype=np.uint8).reshape(8, 8)  # of a mean of 31.5, which stays
+  levels = lit(Light(contrast=1.5), dark).ravel()
+  assert np.abs(levels - np.clip(31.5 + 1.5 * (np.arange(64) - 31.5), 0, 255)).max() <= 1
+
+
+def test_a_dark_frame_is_not_made_darker():
+  """of gain 0.4 and gamma 1.5 a frame of gray 26 keeps its level, where an ordinary change does not; gray 120 loses."""
+  a = replace(none(InputSpec()), gain=0.4, gamma=1.5)
+  for gray, low, high in ((26, 24, 27), (120, 28, 50)):
+    frame = np.full((6, 128, 256), gray, np.uint8)
+    seen = warp_frame(replace(a, light=Light(contrast=1.01)), frame)[:4].mean()
+    assert low <= seen <= high and warp_frame(a, frame)[:4].mean() < gray * 0.4
+
+
+def test_flares_are_discs_around_bright_spots():
+  """Of a lamp, and not of a bright sky or of gray; the ghost lies opposite the middle."""
+  y = np.full((256, 512), 60, np.uint8)
+  y[:40] = 255
+  assert np.array_equal(lit(Light(flare=1.0, radius=4.0), y), y)
+  y[150:162, 100:112] = 255
+  seen = lit(Light(flare=1.0, radius=4.0), y)
+  ys, xs = np.nonzero(seen.astype(int) - y > 5)
+  assert abs(xs.mean() - 105.5) < 2 and abs(ys.mean() - 155.5) < 2
+  assert 12 < np.hypot(xs - 105.5, ys - 155.5).max() < 40
+  ghost = lit(Light(flare=1.0, radius=4.0, ghost=True), y).astype(int) - seen
+  ys, xs = np.nonzero(ghost > 5)
+  assert abs(xs.mean() - (511 - 105.5)) < 3 and abs(ys.mean() - (255 - 155.5)) < 3
+
+
+def test_little_pixels_and_compression(rng):
+  y = rng.integers(0, 256, (64, 128)).astype(np.uint8)
+  small = cv2.resize(y, (64, 32), interpolation=cv2.INTER_AREA)
+  assert np.array_equal(stored(Light(shrink=2.0), y), cv2.resize(small, (128, 64), interpolation=cv2.INTER_LINEAR))
+  y = np.clip(rng.normal(128, 8, (64, 128)), 0, 255).astype(np.uint8)  # so little that most is rounded to nothing
+  few, many = (stored(Light(quality=q), y).astype(float) for q in (10, 90))
+  assert np.abs(few - y).mean() > 2 * np.abs(many - y).mean() > 0
+  kept = [(np.abs(cv2.dct(few[i : i + 8, j : j + 8])) > 4).mean() for i in range(0, 64, 8) for j in range(0, 128, 8)]
+  assert np.mean(kept) < 0.1  # of the 8 x 8 blocks' cosines
+
+
+@pytest.mark.parametrize("picture", [InputSpec(), InputSpec("rgb", 160, 224)])
+def test_stronger_light_in_every_kind_of_picture(picture, rng):
+  """What comes out keeps its shape, is the same again, and does not change where the place is not."""
+  frame = rng.integers(0, 256, picture.shape).astype(np.uint8)
+  a = replace(
+    draw(np.random.default_rng(3), picture=picture, strength=3.0), light=Light(1.2, (0.2, 0), 0.3, 1, 2, True, 2, 30)
+  )
+  seen = warp_frame(a, frame)
+  assert seen.shape == picture.shape and seen.dtype == np.uint8 and np.array_equal(seen, warp_frame(a, frame))
+  assert not np.array_equal(seen, warp_frame(replace(a, light=Light()), frame))
+  assert not replace(none(picture), light=Light(contrast=1.1)).is_none

@@ -184,9 +184,11 @@ def test_a_teacher_that_says_how_sure_it_is_teaches_that(rng):
 
 
 def test_a_resumed_run_is_the_unbroken_one(labels, tmp_path):
-  whole = run(labels, tmp_path / "a", config())
+  """Stopped within an epoch, of which some segments are drawn more often, and with stronger light."""
+  how = config(sample=["*=1", "00000001*=2.5"], light=2.0)
+  whole = run(labels, tmp_path / "a", how)
   whole.fit()
-  part = run(labels, tmp_path / "b", config())
+  part = run(labels, tmp_path / "b", how)
   before = signal.getsignal(signal.SIGINT)
   step, real = part.update_ema, os.kill
 
@@ -201,7 +203,7 @@ def test_a_resumed_run_is_the_unbroken_one(labels, tmp_path):
   assert signal.getsignal(signal.SIGINT) is before
   state = load_checkpoint(tmp_path / "b" / "last.pt")
   assert state["step"] == 4
-  rest = run(labels, tmp_path / "b", config())
+  rest = run(labels, tmp_path / "b", how)
   rest.load(state)
   rest.fit()
   a, b = weights(tmp_path / "a" / "last.pt"), weights(tmp_path / "b" / "last.pt")
@@ -341,6 +343,7 @@ def test_a_live_teacher_of_features(labels, tmp_path, monkeypatch, capsys):
   assert distill.main() in (0, None)
   state = load_checkpoint(tmp_path / "run/last.pt")
   assert state["step"] == 2 and any("dinov2" in t["model"] for t in state["provenance"])
+  assert "the live teacher 'dinov2-small' sees the view alone" in capsys.readouterr().err
 
 
 class Evil:

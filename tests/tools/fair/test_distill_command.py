@@ -56,6 +56,13 @@ def make_run(root, out, **more):
     (("--student", "depth-nano", "--weight", "depth=nan"), "--weight depth=nan"),
     (("--student", "depth-nano", "--trackers", "foo"), "--trackers foo: there are tensorboard, trackio"),
     (("--student", "depth-nano", "--init", "nowhere"), "nowhere"),
+    (("--student", "depth-nano", "--sample", "night*"), "--sample night[*]: write SEGMENTS=W"),
+    (("--student", "depth-nano", "--sample", "night*=-1"), "a number from 0 to 100"),
+    (("--student", "depth-nano", "--sample", "night*=2"), "night[*]=2 fits no segment that is learned from; they are "),
+    (("--student", "depth-nano", "--sample", "*=0"), "leaves nothing to draw"),
+    (("--student", "depth-nano", "--sample", "*=2", "--overfit", "2"), "leave one of them out"),
+    (("--student", "depth-nano", "--light", "0.5"), "--light 0.5: it is a strength from 1 to 4"),
+    (("--student", "depth-nano", "--light", "nan"), "--light nan"),
     (("--student", "depth-nano", "--resume"), "no checkpoint to go on from"),
   ],
 )

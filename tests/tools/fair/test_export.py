@@ -64,7 +64,8 @@ def test_a_run_becomes_a_bundle(run, tmp_path, monkeypatch):
       monkeypatch, run, "--out", out, "--accept-license", "CC-BY-NC-4.0", "--labels", run.parent / "s", "--no-tinygrad"
     )
   bundle = load_bundle(out)
-  assert [o["name"] for o in bundle.graphs[0]["outputs"]] == ["depth"]  # nobody taught features
+  (depth,) = bundle.graphs[0]["outputs"]  # nobody taught features
+  assert depth["name"] == "depth" and depth["parameters"] == {"activation": "exp", "per_height": True}
   p = bundle.manifest["provenance"]
   assert p["license"] == "CC-BY-NC-4.0" and p["teachers"] == [
     {"model": "simulator", "checkpoint_hash": "a", "license": "CC-BY-NC-4.0"}

@@ -106,6 +106,24 @@ def pair_terms(logits, box, o, m):
   return focal(logits[k], 1) - focal(logits[k], 0), np.abs(box - want).sum(), inter / union - (hull - union) / hull
 
 
+def nobody_knows(box, o):
+  """More than half of a query's own area in an ignored box, and not so in any known one."""
+  x0, y0, x1, y1 = (
+    (box[0] - box[2] / 2) * 512 - 0.5,
+    (box[1] - box[3] / 2) * 256 - 0.5,
+    (box[0] + box[2] / 2) * 512 - 0.5,
+    (box[1] + box[3] / 2) * 256 - 0.5,
+  )
+
+  def lies_in(others):
+    for a, b, c, d in others.tolist():
+      if max(min(x1, c) - max(x0, a), 0) * max(min(y1, d) - max(y0, b), 0) > 0.5 * (x1 - x0) * (y1 - y0):
+        return True
+    return False
+
+  return "ignore" in o and lies_in(o["ignore"]) and not lies_in(o["boxes"])
+
+
 def set_reference(logits, boxes, objects):
   total, parts = max(sum(len(o["cls"]) for o in objects), 1), np.zeros(3)
   for q, b, o in zip(logits, boxes, objects, strict=True):
@@ -117,7 +135,10 @@ def set_reference(logits, boxes, objects):
       ),
     )
     asked = {(i, int(o["cls"][j])): float(o["score"][j]) for j, i in enumerate(best)}
-    parts[0] += sum(focal(q[i, k], (i, k) in asked) * asked.get((i, k), 1) for i, k in np.ndindex(q.shape))
+    free = [i for i in range(len(q)) if i not in best and nobody_knows(b[i], o)]
+    parts[0] += sum(
+      focal(q[i, k], (i, k) in asked) * asked.get((i, k), 1) for i, k in np.ndindex(q.shape) if i not in free
+    )
     for j, i in enumerate(best):
       _, l1, giou = pair_terms(q[i], b[i], o, j)
       parts[1:] += np.array([5 * l1, 2 * (1 - giou)]) * float(o["score"][j])
@@ -140,6 +161,34 @@ def test_set_loss(rng):
   )
   del outputs["detector_aux"]
   assert mt.set_loss(outputs, [{k: o[k] for k in ("boxes", "cls")} for o in objects]).keys() == {"class", "box", "giou"}
+
+
+def test_set_loss_of_what_nobody_knows(rng):
+  """Queries in ignored boxes, of which one lies in a known box too, and one answers for an object: the others ask for
+  nothing, whatever they say."""
+  objects = random_objects(rng, 4, 2)
+  logits, boxes = rng.normal(size=(4, 6, 3)) * 2, rng.uniform(0.1, 0.4, (4, 6, 4))
+  for o, b in zip(objects, boxes, strict=True):
+    around = mt.to_corners(t(b[2:5])) * t([512.0, 256.0, 512.0, 256.0]) - 0.5
+    o["ignore"] = torch.cat([around + t([-3.0, -3.0, 3.0, 3.0]), around[:1] + 200])
+  objects[1]["boxes"][:1] = objects[1]["ignore"][1:2]  # known, and ignored
+  objects[2]["ignore"][0] = objects[2]["ignore"][0] + t([400.0, 0, 400.0, 0])  # elsewhere
+  free = sum(nobody_knows(b[i], o) for o, b in zip(objects, boxes, strict=True) for i in range(6))
+  assert 4 <= free <= 16
+  parts = mt.set_loss({"detector_logits": t(logits), "detector_boxes": t(boxes)}, objects)
+  expected = set_reference(logits, boxes, objects)
+  for k, v in expected.items():
+    assert value(parts[k]) == pytest.approx(v, rel=1e-9), k
+  plain = set_reference(logits, boxes, [{k: v for k, v in o.items() if k != "ignore"} for o in objects])
+  assert plain["class"] > expected["class"] and plain["box"] == expected["box"]
+
+
+def test_half_of_a_box_in_another():
+  """Exactly half does not lie in it, a little more does; a flat box lies nowhere."""
+  other = torch.tensor([[0.0, 0, 10, 10]])
+  boxes = torch.tensor([[5.0, 0, 15, 10], [4.9, 0, 14.9, 10], [5.0, 5, 5, 5], [2.0, 2, 4, 4]])
+  assert mt.inside(boxes, other).tolist() == [False, True, False, True]
+  assert mt.inside(boxes, other[:0]).tolist() == [False] * 4
 
 
 def test_set_loss_at_the_edges(rng):

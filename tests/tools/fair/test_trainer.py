@@ -10,6 +10,7 @@ from torch import nn
 from openpilot.tools.fair.distillation import trainer
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.features import Standardiser
+from openpilot.tools.fair.distillation.sampling import drawn, in_words, shares, weights_of
 from openpilot.tools.fair.distillation.trainer import Run
 
 
@@ -18,9 +19,11 @@ class Planned(Run):
 
   def __init__(self, n, clips, chosen=None, **config):
     self.config = SimpleNamespace(
-      **{"batch": clips, "clip": 1, "seed": 0, "hard": 0.0, "augment": True, "mirror": False, "tasks": [], **config}
+      **{"batch": clips, "clip": 1, "seed": 0, "hard": 0.0, "augment": True, "mirror": False, "light": 1.0, "tasks": []}
+      | config
     )
     self.train = SimpleNamespace(order=lambda seed: np.arange(n), live=True)
+    self.often = np.ones(n)
     self.chosen, self.clip_losses = chosen, np.zeros(n, np.float32)
     self.order, self.epoch, self.at, self.step, self.workers = [], -1, 0, 10, 0
     self.accelerator = SimpleNamespace(process_index=0, num_processes=1, device="cpu")
@@ -50,6 +53,56 @@ def test_the_hardest_clips_take_the_place_of_others():
   changed = [k for k, clip in enumerate(run.order) if clip != k]
   assert {run.order[k] for k in changed} <= {4, 11} and len(changed) in (1, 2)
   assert sum(run.order.count(k) for k in (4, 11)) >= 3
+
+
+def test_segments_are_drawn_as_often_as_is_said():
+  """Of 200 clips 20 three times, 30 half of the times, 10 never, the rest once and in their order; by seed and epoch.
+  What is drawn again is spread over the epoch."""
+  names = [f"{kind}{k}--0" for kind in ("night", "sim", "broken", "day") for k in range(2)]
+  often = weights_of(names, ["*=2", "day*=1", "night*=3", "sim*=0.5", "broken*=0"])
+  assert often.tolist() == [3, 3, 0.5, 0.5, 0, 0, 1, 1]
+  run = Planned(200, 4)
+  run.often = np.repeat(often, [10, 10, 15, 15, 5, 5, 70, 70])
+  epochs = []
+  for _ in range(40):
+    run.next_epoch()
+    epochs.append(np.array(run.order))
+  times = [np.bincount(e, minlength=200) for e in epochs]
+  assert all((t[:20] == 3).all() and (t[50:60] == 0).all() and (t[60:] == 1).all() for t in times)
+  assert set(np.ravel([t[20:50] for t in times])) == {0, 1}
+  assert np.mean([t[20:50].mean() for t in times]) == pytest.approx(0.5, abs=0.08)  # 1200 draws: 5 standard errors
+  firsts = [list(dict.fromkeys(e)) for e in epochs]
+  assert all([c for c in f if c >= 60] == list(range(60, 200)) for f in firsts)
+  halves = [np.isin(e[: len(e) // 2], range(20)).sum() for e in epochs]
+  assert 25 < np.mean(halves) < 50  # of 60: the first 20 lie at the beginning here
+  again = Planned(200, 4)
+  again.often, again.epoch = run.often, 6
+  again.next_epoch()
+  assert again.order == epochs[7].tolist() and again.order != epochs[8].tolist()
+
+
+def test_what_is_never_drawn_is_never_among_the_hardest():
+  run = Planned(10, 2, hard=0.5)
+  run.often = np.array([0.0] * 8 + [1, 1])
+  for _ in range(3):
+    run.next_epoch()
+    assert set(run.order) <= {8, 9}
+
+
+def test_an_epoch_of_small_weights_is_not_empty():
+  order = drawn(np.arange(4), np.array([1e-9, 2e-9, 0, 2e-9]), [0])
+  assert order.tolist() == [1, 3]
+  assert drawn(np.arange(4), np.ones(4), [0]).tolist() == [0, 1, 2, 3]
+
+
+def test_shares_of_what_is_drawn():
+  """By hand: 4 clips six times, 8 clips twice, 60 once make 100."""
+  said = shares(["night0", "dusk0", "dusk1", "day"], np.array([4, 4, 4, 60]), ["night*=6", "dusk?=2"])
+  assert said == [
+    {"of": "night*", "weight": 6, "segments": 1, "clips": 4, "share": 0.24},
+    {"of": "dusk?", "weight": 2, "segments": 2, "clips": 8, "share": 0.16},
+  ]
+  assert in_words(said)[0] == "night* drawn with weight 6: 4 clips of 1 segments, 24% of what is seen"
 
 
 @pytest.mark.parametrize("rank, world", [(0, 1), (1, 2)])

@@ -81,6 +81,7 @@ def test_a_segments_mounting_is_its_last_that_is_calibrated(tmp_path, monkeypatc
   for k, (status, pitch) in enumerate(said):
     m = messaging.new_message("extrinsicsCalibration", valid=True, logMonoTime=1 + k)
     m.extrinsicsCalibration.calStatus, m.extrinsicsCalibration.rpyCalib = status, [0, pitch, 0]
+    m.extrinsicsCalibration.height = [1.2 + pitch if pitch else 9.0]
     messages.append(m.to_bytes())
   m = messaging.new_message("deviceState", valid=True, logMonoTime=99)
   m.deviceState.deviceType = "tici"
@@ -93,6 +94,8 @@ def test_a_segments_mounting_is_its_last_that_is_calibrated(tmp_path, monkeypatc
   view = segment_view(Segment("a", 0, tmp_path, {"fcamera": video, "rlog": tmp_path / "rlog"}), "road", 3)
   assert view.calibrated == (rpy is not None)
   np.testing.assert_allclose(view.rpy, [0, rpy or 0.0, 0], atol=1e-7)
+  assert view.camera_height == (None if rpy is None else pytest.approx(1.2 + rpy))
+  assert "camera_height" not in view.camera()  # which is part of the labels' key
   assert view.entries == [entries[0], entries[3], entries[6]]
   assert view.video_hash == hashlib.sha256(b"frames").hexdigest() and not view.estimated
 

@@ -18,7 +18,7 @@ from openpilot.tools.sim.messages import START_NS, segment_messages
 from openpilot.tools.sim.render import CLASSES, render
 from openpilot.tools.sim.truth import Truth, map_labels
 from openpilot.tools.sim.world import CAMERAS, World, actor_boxes
-from openpilot.tools.sim.write_route import write_route
+from openpilot.tools.sim.write_route import Drive, parse_height, write_route
 
 ROAD, LANE, VEHICLE = CLASSES.index("road"), CLASSES.index("lane"), CLASSES.index("vehicle")
 
@@ -118,6 +118,25 @@ def test_equal_seeds_equal_frames_whatever_was_rendered_before():
   x, y, z = view(a, 1.0), view(b, 1.0), view(c, 1.0)
   assert (x.rgb == y.rgb).all() and (x.depth == y.depth).all() and (x.instance == y.instance).all()
   assert not (x.rgb == z.rgb).all()
+
+
+def test_the_cameras_height_is_drawn_and_nothing_else_changes():
+  worlds = [World(s, "day", 5.0, "clear", h) for s in (1, 2, 3) for h in (None, (1.0, 2.0), (1.6, 1.6))]
+  heights = np.array([w.camera_height for w in worlds]).reshape(3, 3)
+  assert len(set(heights[:, 1])) == 3 and (heights[:, 1] >= 1).all() and (heights[:, 1] <= 2).all()
+  assert (heights[:, 0] >= 1.15).all() and (heights[:, 0] <= 1.4).all() and (heights[:, 2] == 1.6).all()
+  assert heights[0, 0] == pytest.approx(1.3111953166170953, rel=1e-12)  # of a seed without a range: as ever
+  for a, b in ((worlds[0], worlds[1]), (worlds[6], worlds[8])):
+    mine, other = ({k: v for k, v in vars(w).items() if k not in ("camera_height", "_rng")} for w in (a, b))
+    assert repr(mine) == repr(other) and a.pose(2.0) == b.pose(2.0) and a.objects(2.0) == b.objects(2.0)
+  f, z = view(worlds[2], 1.0), 1.6 * 910 / (200 - 47.6)
+  assert (f.depth[200] <= z * 1.001).all() and f.depth[200, 256] == pytest.approx(z, rel=1e-3)
+  names = {Drive(1, camera_height=h).name for h in (None, (1.0, 2.0), (1.0, 1.5), (1.5, 1.5))}
+  assert len(names) == 4 and Drive(1).name in names
+  for text in ("low", "2:1", "1:2:3", "0.1", "nan", "1:9"):
+    with pytest.raises(UserError, match="--camera-height"):
+      parse_height(text)
+  assert parse_height("1.0:2.0") == (1.0, 2.0) and parse_height("1.65") == (1.65, 1.65)
 
 
 def test_lane_lines_lie_on_lane_pixels():

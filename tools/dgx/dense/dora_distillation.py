@@ -30,6 +30,7 @@ from openpilot.tools.dgx.dense.dora_model import DoRADistillation as DoRADistill
 from openpilot.tools.dgx.dense.dora_run import BEST, RESUME, Run
 from openpilot.tools.dgx.dense.driving_features import frames_back
 from openpilot.tools.dgx.training.config import AdapterOptions
+from openpilot.tools.fair.bundle.export import load_student
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.distill import digest, environment, split
 from openpilot.tools.fair.distillation.options import StoreOptions
@@ -159,7 +160,8 @@ def main() -> None:
     every = {int(g.meta["every"]) for g in LabelStore(args.labels).groups() if g.teacher == "frames"} or {1}
     length = 1 + frames_back(max(every))
   prefer = [t for t in args.prefer.replace(" ", "").split(",") if t]
-  config = Config("", tasks, clip=length)
+  per_height = args.student is not None and load_student(args.student)[1].per_height  # a driving network learns meters
+  config = Config("", tasks, clip=length, per_height=per_height)
   train, val = split(args.labels, args.val, config, prefer, None, args.stale_labels)
   for teacher in train.provenance():
     check_license(teacher["model"], teacher["licence"], args.accept_license)

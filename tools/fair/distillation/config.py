@@ -36,10 +36,13 @@ class Config:
   ema: float = 0.998
   seed: int = 0
   weights: dict[str, float] = field(default_factory=dict)  # of tasks; 1 where not named
+  parts: dict[str, float] = field(default_factory=dict)  # of parts of a task's loss, "objects/mask"; 1 where not named
   learned_weights: bool = False  # by uncertainty
   hard: float = 0.2  # share of an epoch that goes to the clips of the highest loss
+  sample: list[str] = field(default_factory=list)  # GLOB=W: how often segments are drawn, see sampling.py
   mirror: bool = True
   augment: bool = True
+  light: float = 1.0  # strength of what augmentation does to light and sharpness
   overfit: int = 0  # clips that are all there is to learn; 0: all clips
   eval_every: int = 500
   eval_clips: int = 64
@@ -47,7 +50,10 @@ class Config:
   stages: list[Stage] = field(default_factory=list)
   input: InputSpec = field(default_factory=InputSpec)
   classes: ClassSet = field(default_factory=road_classes)
+  zoom: tuple[float, float] | None = None  # by which pictures are scaled at random; None: as a road camera's
+  pixels: list[tuple[str, float, float]] = field(default_factory=list)  # changes of pixels.py: name, share, strength
   ignore_classes: bool = False  # names of labels that `classes` does not know are left out
+  per_height: bool = True  # depth is learned in heights of the camera, not in meters
 
   def stage(self, step: int) -> Stage:
     for s in self.stages:
@@ -65,12 +71,14 @@ class Config:
   def from_dict(cls, d: dict[str, Any]) -> "Config":
     """Raises UserError where it is of another version of this code."""
     try:
-      d = {**d, "tasks": [task_name(t) for t in d["tasks"]]}
+      d = {"per_height": False, **d, "tasks": [task_name(t) for t in d["tasks"]]}  # False: as once everything
       d["weights"] = {task_name(t): w for t, w in d.get("weights", {}).items()}
       stages = [Stage(**s) for s in d.get("stages", [])]
       d["stages"] = [Stage(s.steps, [task_name(t) for t in s.tasks], s.freeze, s.lr) for s in stages]
       d["input"] = InputSpec.from_dict(d.get("input"))
       d["classes"] = ClassSet.from_dict(d["classes"]) if d.get("classes") else road_classes()
+      d["zoom"] = tuple(d["zoom"]) if d.get("zoom") else None
+      d["pixels"] = [tuple(x) for x in d.get("pixels", [])]
       return cls(**d)
     except (TypeError, KeyError, AttributeError) as e:
       raise UserError(f"a checkpoint's configuration is of another version of this code: {e}; train again") from None

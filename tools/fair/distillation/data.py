@@ -3,7 +3,7 @@
 import copy
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, unpack_rgb
+from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
 from openpilot.tools.fair.distillation.look import Look, look_at, picture_of
+from openpilot.tools.fair.distillation.sampling import weights_of
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame, shuffled_chunks
 from openpilot.tools.fair.labels.store import CHUNK, Group
-from openpilot.tools.fair.spec import ClassSet, InputSpec, road_classes
+from openpilot.tools.fair.spec import UNKNOWN, ClassSet, InputSpec, plain, road_classes
 from openpilot.tools.fair.tasks import TASKS, Said, names_of, task_name
 from openpilot.tools.fair.teacher import COORDINATES, LICENSES, Clip, Label, Teacher
 from openpilot.tools.lib.errors import UserError
@@ -40,6 +42,7 @@ class Segment:
   sources: dict[str, Source]
   valid: np.ndarray  # (H, W) bool: pixels of the student's picture that the camera's covers
   sizes: np.ndarray | None = None  # (rows, 2) width and height of pictures that are each placed by itself
+  height: float | None = None  # of the camera above the road, m, where it was stored
 
   def valid_in(self, rows: Sequence[int], picture: InputSpec) -> np.ndarray:
     """(H, W) bool, or (len(rows), H, W) where they differ."""
@@ -72,7 +75,7 @@ def learned(labels: list[Label], task: str, classes: ClassSet, where: str, ignor
   index = classes.resolve(names, kind, where, ignore) if kind else np.zeros(0, np.int64)
   if kind and not (index >= 0).any():
     return None
-  out = tuple(n for n, to in zip(names, index, strict=True) if to < 0)
+  out = tuple(n for n, to in zip(names, index, strict=True) if to < 0 and plain(n) not in UNKNOWN)
   if kind and labels[0].unit == "probability":
     labels, index = [x for x, to in zip(labels, index, strict=True) if to >= 0], index[index >= 0]
   return Source(None, labels, {}, index, out)  # type: ignore[arg-type]
@@ -98,9 +101,9 @@ class Clips:
 
   prefer: teachers in the order in which they are asked where several label a task. live: a teacher that labels while
   training, in place of what is stored of its tasks. classes: that are learned, by default the road's; ignore: names
-  that they do not know are left out. Raises UserError where nothing teaches a task, a name of a class is not known, one
-  teacher's labels were made with several checkpoints or settings, or some are stale (labels/rules.py) and stale_labels
-  does not take them."""
+  that they do not know are left out. per_height: depth is learned in heights of the camera. Raises UserError where
+  nothing teaches a task, a name of a class is not known, one teacher's labels were made with several checkpoints or
+  settings, or some are stale (labels/rules.py) and stale_labels does not take them."""
 
   def __init__(
     self,
@@ -113,8 +116,10 @@ class Clips:
     stale_labels: bool = False,
     classes: ClassSet | None = None,
     ignore: bool = False,
+    per_height: bool = False,
   ):
     look = look_at(root)
+    self.per_height = per_height
     self.root, self.tasks, self.length, self.live = look.root, [task_name(t) for t in tasks], length, live
     self.classes = classes or road_classes()
     self.taught_live: dict[str, Source] = {}
@@ -139,7 +144,7 @@ class Clips:
       sources = {t: s for t, s in found.items() if s is not None}
       if sources or self.taught_live:
         frames = groups["frames"]
-        self.segments.append(Segment(name, frames, sources, valid_of(frames), sizes_of(frames)))
+        self.segments.append(Segment(name, frames, sources, valid_of(frames), sizes_of(frames), camera_height(groups)))
       for s in sources.values():
         key = json.dumps([s.group.meta["teacher"], s.group.meta["view"]], sort_keys=True)
         before = seen.setdefault(s.group.teacher, (key, s.group.path))
@@ -186,6 +191,7 @@ class Clips:
     done = np.zeros(len(ids), bool)
     for k in s.frames.done():
       done[list(s.frames.rows(k))] = True
+    done[list(s.frames.bad())] = False  # another frame stands for it, or none
     step = int(s.frames.meta["every"])
     labeled = set[int]().union(*(src.rows for src in s.sources.values())) if not self.taught_live else set(ids.tolist())
     out = []
@@ -197,6 +203,14 @@ class Clips:
 
   def __len__(self) -> int:
     return len(self.starts)
+
+  def drawn_with(self, sample: Sequence[str]) -> np.ndarray:
+    """(N,) weight of each clip by `sample`, as sampling.weights_of()."""
+    return weights_of([s.name for s in self.segments], sample)[self.starts[:, 0]]
+
+  def per_segment(self) -> np.ndarray:
+    """(segments,) number of clips."""
+    return np.bincount(self.starts[:, 0], minlength=len(self.segments))
 
   def order(self, seed: Sequence[int], window: int = 8) -> np.ndarray:
     """A shuffled order of all clips that reads every chunk once."""
@@ -218,13 +232,14 @@ class Clips:
     )
     for task, source in s.sources.items():
       at = [source.rows.get(int(f)) for f in ids]
-      clip.said[task] = self._said(source, [None if r is None else self._label(source, r) for r in at])
+      clip.said[task] = self._said(source, [None if r is None else self._label(source, r) for r in at], s.height)
     if self.taught_live:
-      self._ask(clip, ids)
+      self._ask(clip, ids, s.height)
     return clip
 
-  def _said(self, source: Source, values: list[Any]) -> Said:
-    return Said(source.labels, values, source.index, self.classes, self.picture)
+  def _said(self, source: Source, values: list[Any], height: float | None) -> Said:
+    known = height if height is not None else DEFAULT_HEIGHT
+    return Said(source.labels, values, source.index, self.classes, self.picture, known if self.per_height else None)
 
   def _label(self, source: Source, row: int) -> Any:
     if source.labels[0].kind != "dense":
@@ -232,8 +247,8 @@ class Clips:
     maps = [self.reader.dense(source.group, x.name, [row])[0] for x in source.labels]
     return maps[0] if len(maps) == 1 and source.labels[0].unit != "probability" else np.stack(maps)
 
-  def _ask(self, clip: RawClip, ids: np.ndarray) -> None:
-    """Labels by the live teacher, in the form in which they would be stored."""
+  def _ask(self, clip: RawClip, ids: np.ndarray, height: float | None) -> None:
+    """Labels by the live teacher, in the form in which they would be stored. height: of the camera."""
     assert self.live is not None
     rgb = np.stack([rgb_of(f) for f in clip.frames]).transpose(0, 3, 1, 2)
     told, _ = self.live.label(Clip(rgb, frame_ids=ids.tolist()), None)
@@ -247,7 +262,7 @@ class Clips:
           k: np.asarray(v, np.float32) if k in COORDINATES else np.asarray(v) for k, v in told[labels[0].name].items()
         }
         values = [{k: v[table["frame"] == t] for k, v in table.items() if k != "frame"} for t in range(len(ids))]
-      clip.said[task] = self._said(source, values)
+      clip.said[task] = self._said(source, values, height)
 
   def label_shape(self, task: str) -> tuple[int, ...] | None:
     """Of one frame's label that teaches it; None where nothing does."""
@@ -280,6 +295,19 @@ class Clips:
       for (teacher, kind), found in names.items()
     ]
 
+  def without_height(self) -> list[str]:
+    """A line where depth in meters is learned in heights of the camera and some are not known, else none."""
+    if not self.per_height:
+      return []
+    taught = [(s, s.sources.get("depth", self.taught_live.get("depth"))) for s in self.segments]
+    metric = [s for s, source in taught if source is not None and source.labels[0].unit == "m"]
+    lacks = [s.name for s in metric if s.height is None]
+    if not lacks:
+      return []
+    what = f"of {len(lacks)} of {len(metric)} segments with depth in meters the camera's height is not known"
+    add = "where their logs say it, the same `tools/op.sh label` command adds it"
+    return [f"{what}, the first is {lacks[0]}: {DEFAULT_HEIGHT} m is taken; {add}"]
+
   def provenance(self) -> list[dict[str, str]]:
     """Every teacher that has a say: model, checkpoint_hash, license, as a bundle's manifest has them."""
     out: dict[str, dict[str, str]] = {}
@@ -302,6 +330,11 @@ class Clips:
   def restricted(self) -> list[str]:
     """Licenses among the teachers' that restrict what learns from them."""
     return sorted({p["licence"] for p in self.provenance() if not LICENSES.get(p["licence"], False)})
+
+
+def camera_height(groups: Mapping[str, Group]) -> float | None:
+  """Of one segment's camera above the road, m, as any of its groups has it; None where none does."""
+  return next((g.camera_height for g in groups.values() if g.camera_height is not None), None)
 
 
 def rgb_of(frame: np.ndarray) -> np.ndarray:

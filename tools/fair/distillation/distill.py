@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -23,12 +24,14 @@ import torch
 
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
 from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
+from openpilot.tools.fair.distillation import history
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.look import Look, look_at
-from openpilot.tools.fair.distillation.options import Options, StoreOptions, configuration
+from openpilot.tools.fair.distillation.options import Options, configuration
 from openpilot.tools.fair.distillation.plan import held_out as held_out
 from openpilot.tools.fair.distillation.plan import make_plan
 from openpilot.tools.fair.distillation.plan import split as split
+from openpilot.tools.fair.distillation.sampling import in_words, shares
 from openpilot.tools.fair.distillation.trained import load_student_checkpoint, trained_on, union
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.trainer import RESUMED, Run
@@ -49,7 +52,7 @@ def digest(root: str | Path | Look) -> str:
   return look_at(root).digest
 
 
-def environment(args: StoreOptions, config: Config, train: Clips, labels: str) -> dict[str, Any]:
+def environment(args: Any, config: Config, train: Clips, labels: str) -> dict[str, Any]:
   versions = {}
   for name in ("torch", "timm", "accelerate", "numpy", "transformers"):
     try:
@@ -76,6 +79,8 @@ CLASS_LAYERS = {
   "maps": ("student.objects.segmentation.",),
   "boxes": ("student.objects.heat.", "student.detector.logits."),
 }  # a channel for each class
+DEPTH_BIAS = "student.depth.depth.1.bias"  # added to the logarithm of depth
+LEARNED_HEIGHT = 1.275  # m: the mean of the simulator's cameras, from which students learned depth in meters
 
 
 def without_other_classes(state: dict[str, Any], now: ClassSet, where: str) -> dict[str, Any]:
@@ -98,6 +103,23 @@ def without_other_classes(state: dict[str, Any], now: ClassSet, where: str) -> d
   return {**state, "ema": ema}
 
 
+def in_unit(state: dict[str, Any], per_height: bool, where: str) -> dict[str, Any]:
+  """The checkpoint, or what bundle_state() gives, with depth in heights of the camera or in meters: its logarithms
+  differ by a constant, as far as one height was learned."""
+  said = state.get("per_height")
+  before = Config.from_dict(state["config"]).per_height if said is None else bool(said)
+  if before == per_height or DEPTH_BIAS not in state["ema"]:
+    return state
+  shift = math.log(LEARNED_HEIGHT) * (-1 if per_height else 1)
+  if is_first():
+    to = "heights of the camera" if per_height else "meters"
+    warn(
+      f"{where}: its depth is in {'meters' if per_height else 'heights of the camera'}, and {to} are learned now: "
+      f"{LEARNED_HEIGHT} m is taken as the height that it knew"
+    )
+  return {**state, "ema": {**state["ema"], DEPTH_BIAS: state["ema"][DEPTH_BIAS] + shift}}
+
+
 def initial(runs: Sequence[str], train: Clips) -> dict[str, Any] | None:
   """The checkpoint of the first of `runs` (runs or bundles), with what the later ones have of the averaged student in
   its place; None of none. Raises UserError where one is missing or has no such part."""
@@ -109,7 +131,7 @@ def initial(runs: Sequence[str], train: Clips) -> dict[str, Any] | None:
       state = bundle_state(path, torch.from_numpy(np.stack([train.read(int(i)).frames[0] for i in some])))
     else:
       state = load_student_checkpoint(Path(path) / "best.pt" if Path(path).is_dir() else Path(path))
-    state = without_other_classes(state, train.classes, f"--init {run}")
+    state = in_unit(without_other_classes(state, train.classes, f"--init {run}"), train.per_height, f"--init {run}")
     learned = trained_on(state, Path(path))
     prefix = f"student.{part}." if part else "student."
     taken = {k: v for k, v in state["ema"].items() if k.startswith(prefix)}
@@ -117,11 +139,12 @@ def initial(runs: Sequence[str], train: Clips) -> dict[str, Any] | None:
       parts = sorted({k.split(".")[1] for k in state["ema"] if k.startswith("student.")})
       raise UserError(f"--init {run}: the student there has no part '{part}'; it has {', '.join(parts)}")
     if before is None:
-      before = {**state, "ema": taken, "trained": learned}
+      before = {**state, "ema": taken, "trained": learned, "history": history.earlier(state)}
     else:
       before["ema"] = {**before["ema"], **taken}
       before["provenance"] = before["provenance"] + state["provenance"]
       before["trained"] = union(before["trained"], learned)
+      before["history"] = history.joined(before["history"], history.earlier(state))
   return before
 
 
@@ -145,6 +168,7 @@ def earlier(args: Options, run: Run) -> dict[str, Any] | None:
       raise UserError(f"{what}; without --resume a new run starts from the student there, or choose another --output")
     before = load_student_checkpoint(best) if best.exists() else state
     before = without_other_classes(before, run.config.classes, str(args.output))
+    before = in_unit(before, run.config.per_height, str(args.output))
     before = {**before, "trained": trained_on(before, args.output)}
     for teacher in before["provenance"]:
       check_license(teacher["model"], teacher["licence"], args.accept_license)
@@ -158,11 +182,14 @@ def earlier(args: Options, run: Run) -> dict[str, Any] | None:
   return before
 
 
-def start(args: Options, held: contextlib.ExitStack) -> tuple[Run, dict[str, float]]:
+def start(
+  args: Options, held: contextlib.ExitStack, made: Config | None = None, typed: Any = None
+) -> tuple[Run, dict[str, float]]:
   """The run, ready to fit, and the held-out losses of the student that it starts from, {} where there is none. held:
-  keeps RUN to this run."""
+  keeps RUN to this run. made: the configuration, where another command has made it; typed: that command's options,
+  which RUN keeps."""
   look = Look(args.labels)
-  config, live = configuration(args, look)
+  config, live = configuration(args, look) if made is None else (made, None)
   prefer = [t for t in args.prefer.replace(" ", "").split(",") if t]
   plan = make_plan(look, args.val, config, prefer, live, args.stale_labels)
   train, val, labels = plan.train, plan.val, plan.labels
@@ -184,17 +211,24 @@ def start(args: Options, held: contextlib.ExitStack) -> tuple[Run, dict[str, flo
   if not is_first():
     return run, {}
   if not args.resume:
-    save(args, args.output)
+    save(typed or args, args.output)
     with atomic_path(args.output / "config.json") as tmp:
       tmp.write_text(json.dumps(dataclasses.asdict(config), indent=1))
     with atomic_path(args.output / "environment.json") as tmp:
-      tmp.write_text(json.dumps({**environment(args, config, train, labels), "trained": run.trained}, indent=1))
+      tmp.write_text(
+        json.dumps({**environment(typed or args, config, train, labels), "trained": run.trained}, indent=1)
+      )
   held_out = f", {len(val)} held out" if val is not None else ", none held out"
   count = sum(q.numel() for q in run.distiller.student.parameters())
   print(
     f"{args.student}: {count / 1e6:.2f}M parameters, learns {', '.join(config.tasks)}; {len(train)} clips of "
     f"{config.clip} frames{held_out}"
   )
+  if config.sample:
+    said = shares([s.name for s in train.segments], train.per_segment(), config.sample)
+    print("\n".join(in_words(said)))
+    if not args.resume:
+      run.write({"step": 0, "sample": said})
   if before is None:
     return run, {}
   print(f"warm start from step {before['step']}" + (f"; {len(missing)} tensors start anew" if missing else ""))

@@ -41,7 +41,8 @@ class Look:
     """Of all that the store says: another teacher, view, calibration or frame changes it."""
     h = hashlib.sha256()
     for g in self.groups:
-      h.update(f"{g.segment} {g.path.name} {sorted(g.done())}\n".encode())
+      height = "" if g.camera_height is None else f" {g.camera_height}"
+      h.update(f"{g.segment} {g.path.name} {sorted(g.done())}{height}\n".encode())
     return h.hexdigest()[:16]
 
   @cached_property

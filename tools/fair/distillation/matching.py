@@ -3,7 +3,8 @@ DETR-shaped one (set_loss).
 
 objects, everywhere: one dict for each of the B images of {boxes (M, 4) float xyxy in view pixels, cls (M,) int64 into
 the K classes, track (M,) int64 or -1, score (M,) float, mask (M, 64, 128) float or bool, or None}. The teacher's score
-weighs what an object asks for; without scores all are 1.
+weighs what an object asks for; without scores all are 1. ignore (N, 4), if there: boxes of which nobody knows what
+they are.
 The dicts of parts are weighted already: sum(parts.values()) is the loss."""
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ MAP = 4  # view pixels of a map pixel; map pixel i is centered on view pixel 4 i
 VIEW = (VIEW_W, VIEW_H)
 BOX_WEIGHT, GIOU_WEIGHT, EMBED_WEIGHT = 5.0, 2.0, 0.5
 CLASS_COST, BOX_COST, GIOU_COST = 2.0, 5.0, 2.0  # Deformable DETR's
+INSIDE = 0.5  # of a box's own area
 
 
 # boxes
@@ -92,11 +94,31 @@ def hungarian_match(
   return [(torch.as_tensor(q, dtype=torch.int64), torch.as_tensor(m, dtype=torch.int64)) for q, m in pairs]
 
 
+def inside(boxes: Tensor, others: Tensor) -> Tensor:
+  """(Q, 4) and (N, 4) xyxy of one unit -> (Q,) bool: which of `boxes` lie in one of `others` with more than half of
+  their own area."""
+  size = torch.minimum(boxes[:, None, 2:], others[:, 2:]) - torch.maximum(boxes[:, None, :2], others[:, :2])
+  area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1)
+  return (size.clamp(min=0).prod(-1) > INSIDE * area[:, None]).any(-1)
+
+
+def spared(boxes: Tensor, o: Mapping[str, Any], view: tuple[int, int] = VIEW) -> Tensor:
+  """Of one image's (Q, 4) cx cy w h in 0..1 of the view -> (Q,) bool: what lies in a box of which nobody knows what it
+  is, and in no known one, may be something or nothing."""
+  ignore = o.get("ignore")
+  if ignore is None or not len(ignore):
+    return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+  found = to_corners(boxes.detach())
+  unknown, known = (to_corners(to_relative(x.to(found), view)) for x in (ignore, o["boxes"]))
+  return inside(found, unknown) & ~inside(found, known)
+
+
 def set_loss(
   outputs: Mapping[str, Any], objects: Sequence[Mapping[str, Any]], view: tuple[int, int] = VIEW
 ) -> dict[str, Tensor]:
   """DETR's set loss: sigmoid focal loss of all queries' classes, 5 L1 and 2 (1 - GIoU) of the matched, each a sum over
-  the batch's number of objects.
+  the batch's number of objects. Queries that answer for no object and lie in a box of which nobody knows what it is
+  (spared) have no part in it.
 
   outputs: 'detector_logits' (B, Q, K), 'detector_boxes' (B, Q, 4) cx cy w h in 0..1 of the view, and maybe
   'detector_aux', a list of (logits, boxes) of the earlier decoder layers, each matched by itself. Parts: 'class',
@@ -114,6 +136,9 @@ def set_loss(
     target = to_relative(torch.cat([o["boxes"][m] for o, m in pick]).to(boxes), view)
     score = torch.cat([scores(o)[m] for o, m in pick]).to(boxes)
     classes, weight = torch.zeros_like(logits), torch.ones_like(logits)
+    free = torch.stack([spared(b, o, view) for b, o in zip(boxes, objects, strict=True)])
+    free[image, query] = False
+    weight[free] = 0
     classes[image, query, cls] = 1
     weight[image, query, cls] = score
     matched = boxes[image, query]

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 
 from openpilot.tools.fair.distillation.config import Config, Stage
+from openpilot.tools.fair.distillation.light import MOST
 from openpilot.tools.fair.distillation.look import Look
+from openpilot.tools.fair.distillation.sampling import parse_sample
 from openpilot.tools.fair.spec import Class, ClassSet, InputSpec, StudentSpec, plain, read_classes, road_classes
-from openpilot.tools.learn.processes import TRACKERS
+from openpilot.tools.learn.processes import TRACKERS, is_first
 from openpilot.tools.fair.students.student import BACKBONES, heads_of, spec_of, student_names
 from openpilot.tools.fair.tasks import TASKS, task_name, task_of, tasks_of
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.fair.registry import load_teacher
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.errors import UserError, warn
 from openpilot.tools.lib.files import read_yaml
 from openpilot.tools.lib.options import option
 
@@ -82,6 +84,9 @@ class Options(StoreOptions):
     help="start from another run's best student or a bundle, as models/fair_unified_small, where it fits or this one "
     "is wider. Given again, a later one replaces what it has too, or only PART: `--init RUN --init OTHER:lanes`",
   )
+  per_height: bool = option(
+    D.per_height, help="learn depth in meters; by default in heights of the camera, by which the device multiplies"
+  )
   steps: int = option(D.steps, help="of the optimizer")
   batch_size: int = option(D.batch, aliases=("--batch",), help="frames a step")
   clip: int | None = option(
@@ -93,6 +98,17 @@ class Options(StoreOptions):
   weight: tuple[str, ...] = option((), metavar="TASK=W", help="of a task's loss; default: 1")
   learned_weights: bool = option(False, help="weigh tasks by learned uncertainty")
   hard: float = option(D.hard, help="share of an epoch for the clips of the highest loss")
+  sample: tuple[str, ...] = option(
+    (),
+    metavar="SEGMENTS=W",
+    help="how often clips of segments whose names fit are drawn, as 'night*=6'; 1 where nothing fits, the last that "
+    "fits counts",
+  )
+  light: float = option(
+    D.light,
+    help="strength of the changes of light, contrast and sharpness, from 1 to 4; above 1 also gradients, flares, low "
+    "resolution and compression",
+  )
   stages: Path | None = option(None, help="a YAML list of {steps, tasks, freeze, lr}")
   eval_every: int = option(D.eval_every, help="steps; a checkpoint is written as often")
   precision: str | None = option(
@@ -200,6 +216,11 @@ def check_numbers(args: Options) -> None:
     raise UserError(f"--lr {args.lr:g}: the learning rate is above 0, as 0.0015")
   if not 0 <= args.hard < 1:
     raise UserError(f"--hard {args.hard:g}: it is a share, from 0 to below 1")
+  parse_sample(args.sample)
+  if args.sample and args.overfit:
+    raise UserError("--sample and --overfit: what is learned by heart is drawn in turn; leave one of them out")
+  if not 1 <= args.light <= MOST:
+    raise UserError(f"--light {args.light:g}: it is a strength from 1 to {MOST:g}; --no-augment changes nothing at all")
   if args.steps < (0 if args.init else 1):
     raise UserError(f"--steps {args.steps}: it is at least 1, or 0 to put together what --init names")
 
@@ -217,6 +238,11 @@ def live_teacher(args: Options, picture: InputSpec) -> Any:
   name, _, path = args.live_teacher.partition("=")
   live = load_teacher(name, path or None, args.accept_license)
   live.prepare(picture.height, picture.width)
+  if getattr(live, "sees", "view") == "picture" and picture.kind == "model_frame" and is_first():
+    warn(
+      f"the live teacher '{name}' sees the view alone, since a store has no whole pictures; `tools/op.sh label` shows "
+      "it those of the routes"
+    )
   return live
 
 
@@ -250,8 +276,10 @@ def configuration(args: Options, look: Look) -> tuple[Config, Any]:
     weights=weights,
     learned_weights=args.learned_weights,
     hard=args.hard,
+    sample=list(args.sample),
     mirror=all(TASKS[t].mirror for t in tasks),
     augment=args.augment,
+    light=args.light,
     overfit=args.overfit,
     eval_every=args.eval_every,
     precision=args.precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"),
@@ -259,6 +287,7 @@ def configuration(args: Options, look: Look) -> tuple[Config, Any]:
     input=picture,
     classes=classes,
     ignore_classes=args.ignore_classes,
+    per_height=args.per_height,
   )
   if config.batch < config.clip:
     raise UserError(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from openpilot.tools.fair.distillation.data import camera_height
 from openpilot.tools.fair.evaluation.columns import Hold, MeanMaps, TeacherTracks, learn_maps, pool_maps
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.detections import Objects
@@ -98,7 +99,7 @@ class Evaluation:
       else None
     )
     for s in self.students:
-      s.reset()
+      s.reset(camera_height(segment.groups))
     by_iou = {s.name: IouTracker() for s in self.students}
     means, hold = {name: self._mean_scene(name, segment) for name in labels}, Hold()
     teacher_tracks = {t: TeacherTracks() for t in self.teachers}
@@ -181,7 +182,8 @@ class Evaluation:
   ) -> None:
     def make() -> dict[str, Any]:
       # what it is called stays in the JSON
-      title = f"segment {self.segments.index(segment) + 1} frame {segment.ids[i]}"
+      seen = "".join(f", {c}" for c in segment.conditions)
+      title = f"segment {self.segments.index(segment) + 1} frame {segment.ids[i]}{seen}"
       said = {"found": replace(found, more={**found.more, "queries": q})}
       said["ref"] = replace(ref, followed=None, more={**ref.more, "queries": q})
       return {"frame": frame.copy(), **said, "reference": reference, "title": title}

@@ -56,8 +56,9 @@ class Student:
     """How many points it can follow."""
     return next((p.slots.mask.shape[1] for p in self.plans if p.slots is not None), None)
 
-  def reset(self) -> None:
-    """Before each segment: states and identities begin anew."""
+  def reset(self, height: float | None = None) -> None:
+    """Before each segment: states and identities begin anew. height: of its camera above the road, m, where it is
+    known."""
     self.plans = []
     for graph in self.bundle.graphs:
       where = f"{self.bundle.path}: graph '{graph['name']}'"
@@ -65,7 +66,7 @@ class Student:
       plan_inputs(where, plan, self.compared.view)
       self.plans.append(plan)
     self.tracker: Tracker | None = None
-    self.ground = view_ground(self.bundle.manifest["view"])
+    self.ground = view_ground(self.bundle.manifest["view"], height)
     self.followed: tuple[np.ndarray, np.ndarray] | None = None
 
   def step(self, frame: np.ndarray, frame_id: int, valid: np.ndarray, queries: Queries | None) -> Scene:
@@ -91,7 +92,8 @@ class Student:
       for head, specs in plan.heads.items():
         if head in DECODERS:
           raw = {part: out[spec["name"]] for part, spec in specs.items()}
-          found = HEADS[head].decode(raw, specs if head not in self.scores else unsure(head, specs), valid)
+          said = specs if head not in self.scores else unsure(head, specs)
+          found = HEADS[head].decode(raw, said, valid, self.ground.height)
           DECODERS[head](self, found, frame_id, s)
     self.times["all"].append(took)
     return s

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from openpilot.selfdrive.modeld.fair.heads.ground import MAX_HEIGHT, MIN_HEIGHT
 from openpilot.tools.fair.labels.rules import stale_rules
 from openpilot.tools.fair.labels.views import view_intrinsics
 from openpilot.tools.fair.spec import InputSpec
@@ -91,6 +92,10 @@ def read_meta(path: Path) -> dict[str, Any]:
       if not NAME.fullmatch(m["name"]):
         raise ValueError(f"group.json has a label '{m['name']}', which is no name")
       np.dtype(m["dtype"]), tuple(m["shape"]), tuple(m["classes"])
+    if "camera_height" in meta and not (
+      type(meta["camera_height"]) in (int, float) and MIN_HEIGHT <= meta["camera_height"] <= MAX_HEIGHT
+    ):
+      raise ValueError(f"group.json has a camera_height that is none of {MIN_HEIGHT} to {MAX_HEIGHT} m")
     stale_rules(meta)
     InputSpec.from_dict(meta.get("input"))
   except UserError as e:

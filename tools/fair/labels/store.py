@@ -1,7 +1,8 @@
 """The label store: what teachers say of routes, one group per segment, teacher and key.
 
 DIR/store.json
-DIR/<route>--<segment>/<teacher>-<key>/group.json      all that decides the labels; the key is its hash
+DIR/<route>--<segment>/<teacher>-<key>/group.json      all that decides the labels; the key is its hash, but for
+                                                       camera_height
                                       frames.parquet   frame_id, segment_id, timestamp_eof of every row
                                       <label>.zarr     dense: Zarr v3, (rows, ...), one shard per chunk of rows
                                       <label>/00000.parquet   tables: one file per chunk, with frame_id and segment_id
@@ -89,6 +90,11 @@ class Group:
     return self.meta["segment"]
 
   @property
+  def camera_height(self) -> float | None:
+    """Of the segment's camera above the road, m, as its log says; None where it was not stored."""
+    return self.meta.get("camera_height")
+
+  @property
   def input(self) -> InputSpec:
     """What its frames are, and in whose pixels its labels are."""
     return InputSpec.from_dict(self.meta.get("input"))
@@ -131,6 +137,17 @@ class Group:
 
   def done(self) -> set[int]:
     return {int(p.stem) for p in (self.path / "chunks").glob("[0-9]*.json")}
+
+  def bad(self) -> set[int]:
+    """Rows whose frame could not be decoded. Raises UserError where a chunk's file is damaged."""
+    out: set[int] = set()
+    for k in self.done():
+      try:
+        rows = {range(self.n)[int(r)] for r in self.commit(k).get("bad", ())}
+      except (OSError, ValueError, TypeError, IndexError):
+        raise UserError(f"{self.commit_path(k)} is damaged; label again with --repair") from None
+      out |= rows
+    return out
 
   @property
   def row_count(self) -> int:
@@ -350,9 +367,16 @@ class LabelStore:
     """Raises UserError where some of the groups that are used are stale and that is not allowed; else it is said."""
     check_stale(((str(g.path), g.meta) for g in groups), allowed)
 
-  def group(self, meta: dict[str, Any], entries: list[EncodeEntry], more: dict[str, list[Any]] | None = None) -> Group:
-    """The group of `meta`, made if it is not there. more: further columns of its frames. Raises UserError where its
-    names would lead out of the store."""
+  def group(
+    self,
+    meta: dict[str, Any],
+    entries: list[EncodeEntry],
+    more: dict[str, list[Any]] | None = None,
+    camera_height: float | None = None,
+  ) -> Group:
+    """The group of `meta`, made if it is not there. more: further columns of its frames. camera_height: above the road,
+    m; no part of the key, and put into a group that was made before it was stored. Raises UserError where its names
+    would lead out of the store."""
     for name in (meta["segment"], meta["teacher"]["name"]):
       if name.startswith(".") or Path(name).name != name:
         raise UserError(f"'{name}' is no name of a segment or teacher, it would lead out of {self.root}; give another")
@@ -371,9 +395,18 @@ class LabelStore:
         zarr.open_group(
           str(path), mode="a", zarr_format=3, attributes={"title": title, "licence": meta["teacher"]["licence"]}
         )
-        with atomic_path(path / "group.json") as tmp:
-          tmp.write_text(json.dumps(meta, indent=1))
-    return Group(path)
+        self._write(path / "group.json", meta, camera_height)
+    group = Group(path)
+    if camera_height is not None and group.camera_height != camera_height:
+      self._write(path / "group.json", meta, camera_height)
+      return Group(path)
+    return group
+
+  @staticmethod
+  def _write(path: Path, meta: dict[str, Any], camera_height: float | None) -> None:
+    height = {} if camera_height is None else {"camera_height": camera_height}
+    with disk_full_is_said(path.parent), atomic_path(path) as tmp:
+      tmp.write_text(json.dumps({**meta, **height}, indent=1))
 
   def stale(self, current: list[Group]) -> list[Group]:
     """Groups of the same segments and teachers as `current`, with another key."""

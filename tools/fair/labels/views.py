@@ -21,6 +21,7 @@ from openpilot.selfdrive.modeld.fair.frames import (
   ModelFrame,
   camera_intrinsics,
 )
+from openpilot.selfdrive.modeld.fair.heads.ground import MAX_HEIGHT, MIN_HEIGHT
 from openpilot.tools.fair.labels.canvas import Canvas
 from openpilot.tools.lib.cameras import STATE_SERVICES, VIDEOS, pinhole
 from openpilot.tools.lib.encode_index import EncodeEntry
@@ -51,6 +52,7 @@ class SegmentView:
   entries: list[EncodeEntry]
   video_hash: str
   estimated: bool = False  # focal length or mounting are guessed: no distances in meters
+  camera_height: float | None = None  # above the road, m; no part of camera(), which decides the labels' key
 
   @property
   def name(self) -> str:
@@ -88,7 +90,7 @@ def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | s
     )
   reader = FrameReader(path, "nv12")
   entries = [e for e in segment_index(segment, stream, reader, 0, 1_000_000_000) if e.segment_id % every == 0]
-  device = sensor = rpy = None
+  device = sensor = rpy = camera_height = None
   calibrated = False
   if segment.log_path is not None:
     state = STATE_SERVICES[stream]
@@ -100,12 +102,14 @@ def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | s
           device = str(event.deviceState.deviceType)
         elif which == state:
           sensor = str(getattr(event, state).sensor)
-        elif (now := mounting(event.extrinsicsCalibration)[0]) is not None:
+        elif (now := mounting(event.extrinsicsCalibration))[0] is not None:
           # the segment's last, and best, one holds for all of it; one from before the device was calibrated only where
           # there is no other
           status = calibration_status(event.extrinsicsCalibration) == "calibrated"
           if status or not calibrated:
-            rpy, calibrated = np.array(now, np.float64), status
+            rpy, calibrated = np.array(now[0], np.float64), status
+            if now[1] is not None and MIN_HEIGHT <= now[1] <= MAX_HEIGHT:
+              camera_height = now[1]
   if not entries:
     raise UserError(f"{path}: none of its frames is in the log's index; leave segment {segment.name} out")
   estimated = False
@@ -131,6 +135,7 @@ def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | s
     entries,
     video_hash,
     estimated,
+    camera_height,
   )
 
 

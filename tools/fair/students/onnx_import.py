@@ -150,7 +150,8 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
 
   frames: (B, *shape of its input) uint8, such as it will be trained on: see settle_norms(). "classes": names of its
   'maps' and 'boxes'. Raises BundleError on a damaged bundle, UserError where its graph is none of our students as they
-  are now, or takes other frames."""
+  are now, or takes other frames. "per_height": its depth is in
+  heights of the camera."""
   bundle = load_bundle(Path(folder))
   graph = bundle.graphs[0]
   if graph["name"] not in student_names():
@@ -183,6 +184,7 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
       {("licence" if k == "license" else k): v for k, v in t.items()} for t in bundle.manifest["provenance"]["teachers"]
     ],
     "classes": classes,
+    "per_height": any(o.get("parameters", {}).get("per_height", False) for o in graph["outputs"]),
     "step": 0,
   }
 

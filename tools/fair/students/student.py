@@ -100,6 +100,7 @@ class Student(nn.Module):
     super().__init__()
     self.spec, self.name, self.task, self.size = spec, spec.name, spec.task, size
     self.tasks = heads_of(spec)
+    self.hint = False  # whether the pyramid's map of stride 16 comes out as 'features' too, where no head makes them
     self.backbone = Backbone(backbone, pretrained, deepest, spec.input)
     channels = self.backbone.channels
     self.neck = Neck(channels, size.neck)
@@ -115,6 +116,8 @@ class Student(nn.Module):
     for name in self.tasks:
       if name != "lanes":
         out.update(self.get_submodule(name)(maps))
+    if self.hint:
+      out.setdefault("features", maps[16])
     return out, [] if self.lanes is None else self.lanes.encode(self.backbone.normalize(frame), maps)
 
   def forward(

@@ -1,6 +1,10 @@
-"""Depth: meters along the optical axis, or inverse depth up to scale and shift.
+"""Depth along the optical axis in heights of the camera above the road, or in meters; or inverse depth up to scale and
+shift.
 
-Batch: depth (B, H / 4, W / 4) float32, meters, or where `metric` (B,) bool is False inverse depth; nan: unknown."""
+In heights a road looks the same from any camera: the device, which knows its camera's height, multiplies by it.
+
+Batch: depth (B, H / 4, W / 4) float32, heights or meters, or where `metric` (B,) bool is False inverse depth; nan:
+unknown."""
 
 from typing import Any
 
@@ -14,6 +18,8 @@ from openpilot.tools.fair.teacher import Label
 
 # by so much inverse depth changes within half a cell where a surface ends; the road's own by less, to 140 m
 EDGE = 0.25
+# of the runtime's head, where depth was learned in heights of the camera
+PER_HEIGHT = {"activation": "exp", "per_height": True}
 
 
 def teaches(label: Label, classes: ClassSet) -> bool:
@@ -36,7 +42,8 @@ def depth_map(a: Augmentation, label: Label, z: np.ndarray) -> np.ndarray:
 
 def targets(said: Said, a: Augmentation, r: np.random.Generator) -> Targets:
   nothing = np.full(a.picture.map_shape, np.nan, np.float32)
-  maps = [nothing if x is None else depth_map(a, said.label, x) for x in said.values]
+  unit = said.height if said.height is not None and said.label.unit == "m" else 1.0
+  maps = [nothing if x is None else depth_map(a, said.label, x) / unit for x in said.values]
   return {"depth": np.stack(maps).astype(np.float32), "metric": np.full(len(maps), said.label.unit == "m")}
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from openpilot.selfdrive.modeld.fair.heads import depth, detector, features, lanes, objects, segmentation
 
-# decode({part: raw output}, {part: its entry in the manifest}, valid (256, 512) bool of the model view) -> named
-# quantities
-Decode = Callable[[dict[str, np.ndarray], dict[str, dict[str, Any]], np.ndarray], Any]
+# decode({part: raw output}, {part: its entry in the manifest}, valid (256, 512) bool of the model view, height of the
+# camera above the road, m) -> named quantities
+Decode = Callable[[dict[str, np.ndarray], dict[str, dict[str, Any]], np.ndarray, float], Any]
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,24 @@ class Head:
 
 
 def single(name: str, decode: Callable[[np.ndarray, dict[str, Any], np.ndarray], Any]) -> Decode:
-  """A head of one output."""
-  return lambda raw, specs, valid: decode(raw[name], specs[name], valid)
+  """A head of one output that does not depend on the camera's height."""
+  return lambda raw, specs, valid, height: decode(raw[name], specs[name], valid)
+
+
+def several(decode: Callable[[dict[str, np.ndarray], dict[str, dict[str, Any]], np.ndarray], Any]) -> Decode:
+  """A head of several outputs that does not depend on the camera's height."""
+  return lambda raw, specs, valid, height: decode(raw, specs, valid)
 
 
 HEADS: dict[str, Head] = {
-  "depth": Head(single("depth", depth.decode), ("depth",)),
+  "depth": Head(
+    lambda raw, specs, valid, height: depth.decode(raw["depth"], specs["depth"], valid, height), ("depth",)
+  ),
   "segmentation": Head(single("segmentation", segmentation.decode), ("segmentation",), classes="segmentation"),
   "features": Head(single("features", features.decode), ("features",)),
-  "objects": Head(objects.decode, ("heat", "box"), ("coef", "proto", "embed"), classes="heat"),
-  "detector": Head(detector.decode, ("logits", "boxes"), classes="logits", axis=2),
-  "lanes": Head(lanes.decode, ("points", "visible")),
+  "objects": Head(several(objects.decode), ("heat", "box"), ("coef", "proto", "embed"), classes="heat"),
+  "detector": Head(several(detector.decode), ("logits", "boxes"), classes="logits", axis=2),
+  "lanes": Head(several(lanes.decode), ("points", "visible")),
 }
 
 

@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
+from openpilot.selfdrive.modeld.fair.heads.ground import HEIGHT_STD
 
 
 @dataclass
 class Depth:
   z: np.ndarray  # (H, W) float32, nan outside the camera image
   metric: bool  # True: meters; False: up to one scale
-  scale: float = 1.0  # factor from what the student gave to z: 1 where it gives meters itself, 0 while nobody knows
+  # factor from what the student gave to z: 1 where it gives meters itself, the camera's height where it gives depth in
+  # those, 0 while nobody knows
+  scale: float = 1.0
   scale_std: float = 0.0  # its standard deviation, as a share of it
 
 
@@ -52,17 +55,20 @@ def in_image(points: np.ndarray, valid: np.ndarray) -> np.ndarray:
   return inside[valid[px[:, 1], px[:, 0]]]
 
 
-def decode(raw: np.ndarray, spec: dict[str, Any], valid: np.ndarray) -> Depth:
-  """raw: (1, 1, H, W) float; parameters: activation 'exp' (raw is the logarithm) or 'none', metric. valid: (256, 512)
-  bool."""
+def decode(raw: np.ndarray, spec: dict[str, Any], valid: np.ndarray, height: float) -> Depth:
+  """raw: (1, 1, H, W) float; parameters: activation 'exp' (raw is the logarithm) or 'none'; metric: raw is in meters;
+  per_height: raw is in heights of the camera. valid: (256, 512) bool. height: of the camera above the road, m."""
   parameters = spec.get("parameters", {})
+  per_height = bool(parameters.get("per_height", False))
+  scale = height if per_height else 1.0
   z = raw[0, 0].astype(np.float32, copy=False)
   if parameters.get("activation", "none") == "exp":
-    z = np.minimum(z, 11.0)  # e^11 m is far enough; more would overflow float16
+    # e^11 m is far enough; more would overflow float16
+    z = np.minimum(z + np.float32(np.log(scale)) if per_height else z, 11.0)
     np.exp(z, out=z)
   else:
-    z = z.copy()  # raw is the graph's, and written again
+    z = z * np.float32(scale)  # a copy: raw is the graph's, and written again
   inside = map_valid(valid, *z.shape)
   if not inside.all():  # cameras fill the view, most of the time
     z[~inside] = np.nan
-  return Depth(z, bool(parameters.get("metric", False)))
+  return Depth(z, per_height or bool(parameters.get("metric", False)), scale, HEIGHT_STD if per_height else 0.0)

@@ -111,7 +111,7 @@ def main() -> None:
   args = parse(Options, __doc__, "plane")
   classes, store, groups, guessed = read_classes(args.classes), LabelStore(args.labels), [], 0
   with store.writing():
-    for name, there in tqdm(store.by_segment({"frames", args.of}).items(), desc=args.name, unit="segment"):
+    for there in tqdm(store.by_segment({"frames", args.of}).values(), desc=args.name, unit="segment"):
       if args.of not in there or "frames" not in there:
         continue
       guessed += there["frames"].camera_height is None

@@ -154,6 +154,7 @@ Label and learn: from routes to a student
 
 Pictures: your own, with labels
   images validate  check labeled pictures, mend them, split them: --data, --fix, --split, --show
+  images train-teacher     tune Grounding DINO and SAM on them: small adapters, LoRA
   images train-student     a student that needs no prompt, from labels, teachers, or both: --data, --val, --output
   images evaluate MODEL    COCO's AP, IoU, confusion, curves, worst pictures: one page, and JSON: --data
   images infer MODEL PATH...   what it finds in pictures and videos: COCO JSON, YOLO, CSV, drawn
@@ -214,6 +215,7 @@ case "$cmd" in
     verb="${1:-}"
     case "$verb" in
       validate) module=validate ;;
+      train-teacher) module=train_teacher extras=tools,train ;;
       train-student) module=train_student extras=tools,train ;;
       evaluate) module=evaluate extras=tools,train ;;
       infer) module=infer ;;

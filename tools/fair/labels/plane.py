@@ -43,7 +43,7 @@ def plane_map(classes: ClassSet, class_map: np.ndarray, boxes: Boxes, height: fl
   height: of the camera above the road, m -> (MAP_H, MAP_W) float16 meters along the optical axis, nan: not known."""
   x, y = map_centers(MAP_H, MAP_W)
   out = np.full((MAP_H, MAP_W), np.nan)
-  ground = [k for k, c in enumerate(classes.maps) if classes.find(c).role in ("ground", "marking")]  # type: ignore[union-attr]
+  ground = [k for k, c in enumerate(classes.maps) if c in (*classes.with_role("ground"), *classes.with_role("marking"))]
   on = np.isin(class_map, ground)
   out[on] = np.broadcast_to(plane_depth(y, height)[:, None], out.shape)[on]
   standing = boxes.xyxy[:, 3]

@@ -212,6 +212,7 @@ def run(args: Options, told: str = "") -> None:
       "name": args.output.name,
       "version": "1",
       "size": student.spec.size,
+      **({"backbone": student.spec.backbone} if student.spec.backbone else {}),
       "view": student.spec.input.view,
       "input": student.spec.input.to_dict(),
       "streams": ["narrowRoad"],

@@ -253,7 +253,9 @@ def run(args: Options) -> Path:
   untuned = (
     f"Teachers were not tuned on this data: {', '.join(said.teachers)}." if args.untuned and said.teachers else ""
   )
-  export.run(export.Options(run=args.output, output=bundle, accept_license=accepted, tinygrad=False), untuned)
+  export.run(
+    export.Options(run=args.output, output=bundle, accept_license=accepted, weights="auto", tinygrad=False), untuned
+  )
   return bundle
 
 

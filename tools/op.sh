@@ -145,6 +145,7 @@ Label and learn: from routes to a student
   label PATH...    label routes, pictures and videos with teachers into a store
   labels DIR       list, check and draw a label store
   agree DIR        what several teachers of a store agree on, as one more
+  plane DIR        depth of the road plane, where the store's class maps say road
   students         list the students: parameters, multiply-adds, outputs
   distill          train a student on a label store
   evaluate BUNDLE DATA     compare a bundle with its teachers and the truth: one page, and JSON
@@ -153,6 +154,7 @@ Label and learn: from routes to a student
 
 Pictures: your own, with labels
   images validate  check labeled pictures, mend them, split them: --data, --fix, --split, --show
+  images train-teacher     tune Grounding DINO and SAM on them: small adapters, LoRA
   images train-student     a student that needs no prompt, from labels, teachers, or both: --data, --val, --output
   images evaluate MODEL    COCO's AP, IoU, confusion, curves, worst pictures: one page, and JSON: --data
   images infer MODEL PATH...   what it finds in pictures and videos: COCO JSON, YOLO, CSV, drawn
@@ -208,10 +210,12 @@ case "$cmd" in
   label) setup tools,teach; py openpilot.tools.fair.labels.label "$@" ;;
   labels) setup tools,teach; py openpilot.tools.fair.labels.browse "$@" ;;
   agree) setup tools,teach; py openpilot.tools.fair.labels.agree "$@" ;;
+  plane) setup tools,teach; py openpilot.tools.fair.labels.plane "$@" ;;
   images)
     verb="${1:-}"
     case "$verb" in
       validate) module=validate ;;
+      train-teacher) module=train_teacher extras=tools,train ;;
       train-student) module=train_student extras=tools,train ;;
       evaluate) module=evaluate extras=tools,train ;;
       infer) module=infer ;;

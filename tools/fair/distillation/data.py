@@ -44,6 +44,11 @@ class Segment:
   sizes: np.ndarray | None = None  # (rows, 2) width and height of pictures that are each placed by itself
   height: float | None = None  # of the camera above the road, m, where it was stored
 
+  @property
+  def still(self) -> bool:
+    """Whether its frames are pictures of a road camera that do not follow on each other."""
+    return bool(self.frames.meta["camera"].get("stream") == "still")
+
   def valid_in(self, rows: Sequence[int], picture: InputSpec) -> np.ndarray:
     """(H, W) bool, or (len(rows), H, W) where they differ."""
     if self.sizes is None:
@@ -185,7 +190,7 @@ class Clips:
     return out
 
   def _starts(self, i: int) -> np.ndarray:
-    """Clips overlap by half, and none spans frames that are missing."""
+    """Clips overlap by half, and none spans frames that are missing. A still is a clip in which nothing moves."""
     s = self.segments[i]
     ids = s.frames.frames["frame_id"].to_numpy()
     done = np.zeros(len(ids), bool)
@@ -194,6 +199,9 @@ class Clips:
     done[list(s.frames.bad())] = False  # another frame stands for it, or none
     step = int(s.frames.meta["every"])
     labeled = set[int]().union(*(src.rows for src in s.sources.values())) if not self.taught_live else set(ids.tolist())
+    if s.still:
+      here = [(i, a) for a, f in enumerate(ids) if done[a] and int(f) in labeled]
+      return np.array(here, np.int64).reshape(-1, 2)
     out = []
     for a in range(0, len(ids) - self.length + 1, max(1, self.length // 2)):
       span = slice(a, a + self.length)
@@ -223,7 +231,7 @@ class Clips:
   def read(self, i: int) -> RawClip:
     part, first = self.starts[i]
     s = self.segments[part]
-    rows = list(range(first, first + self.length))
+    rows = [int(first)] * self.length if s.still else list(range(first, first + self.length))
     ids = s.frames.frames["frame_id"].to_numpy()[rows]
     clip = RawClip(
       f"{s.name} frames {ids[0]} to {ids[-1]}",

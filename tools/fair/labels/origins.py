@@ -76,7 +76,7 @@ def origin_of(segment: str, groups: Mapping[str, Group], said: list[dict[str, An
     license = frames["teacher"]["license"]
     found = Origin(KINDS[3] if stream == "images" else KINDS[1], license=license if license != "unstated" else UNSTATED)
   else:
-    found = Origin(KINDS[1], conditions=conditions)
+    found = Origin(KINDS[2] if stream == "still" else KINDS[1], conditions=conditions)
   for x in said:
     if fnmatchcase(segment, x["segments"]):
       texts = {k: x[k] for k in ("name", "license", "kind") if x.get(k)}

@@ -146,10 +146,8 @@ def lines_of(r: dict[str, Any]) -> list[str]:
       sizes = ", ".join(f"{k} {text(s[f'ap_{k}'])}" for k in ("small", "medium", "large"))
       out.append(f"{title}        AP {text(s['ap'])}, AP50 {text(s['ap50'])}, AP75 {text(s['ap75'])}; {sizes}")
     if "mean_iou" in r[kind]:
-      out.append(
       m, f = (text(r[kind][k]) for k in ("mean_iou", "matched_iou"))
       out.append(f"             mean IoU {m} over all true objects, {f} of those found")
-      )
   a = r["at_score"]
   out.append(f"at {r['score']:<10g}precision {text(a['precision'])}, recall {text(a['recall'])}, F1 {text(a['f1'])}")
   classes = r["bbox"].get("classes", {})

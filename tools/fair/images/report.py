@@ -106,7 +106,7 @@ def lines_of(r: dict[str, Any], problems: list[str]) -> list[str]:
   out += [f"  - {p}" for p in problems]
   kinds = {"Grounding DINO": "boxes", "SAM": "masks"}
   teachers = " and ".join(f"{t} ({kinds[t]})" for t in r["teachers"])
-  out.append(f"teachers     {teachers}; tuning them on your data is not there yet")
+  out.append(f"teachers     {teachers}; `images train-teacher` tunes them on your data")
   if r["teachers"] == ["SAM"]:
     out.append("             Grounding DINO fits too, by the boxes that are made from masks")
   out.append(
@@ -124,11 +124,15 @@ def next_commands(r: dict[str, Any], files: dict[str, Path]) -> list[str]:
   val, test = (next((p for p in others if p.startswith(k)), None) for k in ("val", "test"))
   yolo = r["format"] == "YOLO folder" and files[first] == Path(r["data"])
   images = [] if yolo else ["--images", r["images"]["folder"]]
-  judged = ["--val", files[val]] if val else []
-  out = [
-    command(
-      "tools/op.sh", "images", "train-student", "--data", files[first], *judged, *images, "--output", f"out/{base}"
-    )
+  held_out = ["--val", files[val]] if val else []
+  data = ["--data", files[first], *held_out, *images]
+  judge = ["--data", files[test or val or first], *images]
+  teachers = f"out/{base}-teachers"
+  words = [
+    ["train-student", *data, "--output", f"out/{base}"],
+    ["evaluate", f"out/{base}", *judge],
+    # or by teachers
+    ["train-teacher", *data, "--output", teachers],
+    ["train-student", *data, "--teacher-dir", teachers, "--output", f"out/{base}-taught"],
   ]
-  judge = files[test or val or first]
-  return [*out, command("tools/op.sh", "images", "evaluate", f"out/{base}", "--data", judge, *images)]
+  return [command("tools/op.sh", "images", *w) for w in words]

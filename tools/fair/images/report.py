@@ -125,10 +125,10 @@ def next_commands(r: dict[str, Any], files: dict[str, Path]) -> list[str]:
   yolo = r["format"] == "YOLO folder" and files[first] == Path(r["data"])
   images = [] if yolo else ["--images", r["images"]["folder"]]
   held_out = ["--val", files[val]] if val else []
-  data = ["--data", files[first], *held_out, *images]
-  judge = ["--data", files[test or val or first], *images]
+  data: list[str | Path] = ["--data", files[first], *held_out, *images]
+  judge: list[str | Path] = ["--data", files[test or val or first], *images]
   teachers = f"out/{base}-teachers"
-  words = [
+  words: list[list[str | Path]] = [
     ["train-student", *data, "--output", f"out/{base}"],
     ["evaluate", f"out/{base}", *judge],
     # or by teachers

@@ -124,7 +124,8 @@ def conditions_of(name: str, groups: dict[str, Group], routes: list[Path]) -> li
   """'night', 'rain', ... as the simulator wrote them in the route's truth.json, which its labels remember; [] where
   neither is at hand."""
   for group in groups.values():
-    if source := group.meta.get("source"):
+    source = group.meta.get("source")
+    if isinstance(source, dict) and any(k in source for k in CONDITIONS):  # others' say other things
       return [str(source[k]) for k in CONDITIONS if source.get(k)]
   for folder in routes:
     for path in (folder / name, *folder.glob(f"*/{name}")):

@@ -154,6 +154,12 @@ Label and learn: from routes to a student
 
 Pictures: your own, with labels
   images validate  check labeled pictures, mend them, split them: --data, --fix, --split, --show
+  images train-teacher     tune Grounding DINO and SAM on them: small adapters, LoRA
+  images train-student     a student that needs no prompt, from labels, teachers, or both: --data, --val, --output
+  images evaluate MODEL    COCO's AP, IoU, confusion, curves, worst pictures: one page, and JSON: --data
+  images infer MODEL PATH...   what it finds in pictures and videos: COCO JSON, YOLO, CSV, drawn
+  images augment   vary labeled pictures by what is known of them: --data, --what, --show, --output
+  images benchmark MODEL...    how long it takes
   import DATA      put labeled pictures into a label store: COCO JSON, YOLO folders, class maps
   import-images    the same for class maps, as frames of a road camera
 
@@ -209,11 +215,17 @@ case "$cmd" in
     verb="${1:-}"
     case "$verb" in
       validate) module=validate ;;
+      train-teacher) module=train_teacher extras=tools,train ;;
+      train-student) module=train_student extras=tools,train ;;
+      evaluate) module=evaluate extras=tools,train ;;
+      infer) module=infer ;;
+      augment) module=augment extras=tools,train ;;
+      benchmark) module=benchmark ;;
       ""|help|-h|--help) usage | grep '^  images '; exit 0 ;;
       *) usage | grep '^  images ' >&2; die "unknown command 'images $verb'" ;;
     esac
     shift
-    setup tools,teach
+    setup "${extras:-tools,teach}"
     py "openpilot.tools.fair.images.$module" "$@" ;;
   import) setup tools,teach; py openpilot.tools.fair.labels.import_labels "$@" ;;
   import-images) setup tools,teach; py openpilot.tools.fair.labels.import_images "$@" ;;

@@ -277,6 +277,9 @@ class DenseTeacher(nn.Module):
   `encode` what it is."""
 
   stateful = False
+  sees = "picture"
+  whole = False
+  letterboxed = True
 
   def __init__(
     self,

@@ -263,6 +263,20 @@ TEACHERS: dict[str, Entry] = {
   "dinov3-convnext-large": Entry(
     "dinov3.teacher:make", "facebook/dinov3-convnext-large-pretrain-lvd1689m", "DINOv3", "196M", "dense features"
   ),
+  "grounding-dino-tiny": Entry(
+    "grounded_sam.teacher:GroundedSamTeacher",
+    "IDEA-Research/grounding-dino-tiny",
+    "Apache-2.0",
+    "172M",
+    "boxes of what classes=... names",
+  ),
+  "grounding-dino-base": Entry(
+    "grounded_sam.teacher:GroundedSamTeacher",
+    "IDEA-Research/grounding-dino-base",
+    "Apache-2.0",
+    "232M",
+    "boxes of what classes=... names",
+  ),
   "sam2.1-tiny": Entry(
     "sam.sam2:SAM2VideoWrapper",
     "facebook/sam2.1-hiera-tiny",
@@ -322,12 +336,16 @@ TEACHERS: dict[str, Entry] = {
 
 
 def find_entry(name: str) -> tuple[str, Entry]:
-  """A registry name, or the description of an ONNX network (*.yaml) -> the teacher's name and entry. Raises UserError
-  where there is none."""
+  """A registry name, the description of an ONNX network (*.yaml), or the folder of an experiment (train-teacher) -> the
+  teacher's name and entry. Raises UserError where there is none."""
   if name.endswith((".yaml", ".yml")):
     from openpilot.tools.fair.onnx.teacher import describe
 
     return describe(Path(name))
+  if name not in TEACHERS and (Path(name) / "teacher_config.yaml").is_file():
+    from openpilot.tools.fair.grounded_sam.experiment import describe as describe_experiment
+
+    return describe_experiment(Path(name))
   if name not in TEACHERS:
     raise UserError(
       f"no teacher '{name}'; there are {', '.join(TEACHERS)}, or name the description of an ONNX network, as net.yaml"

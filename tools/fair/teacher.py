@@ -233,5 +233,7 @@ def joint_hash(own: str, helper: Teacher) -> str:
   return hashlib.sha256(f"{own} {helper.checkpoint_hash}".encode()).hexdigest()
 
 
-def helper_settings(helper: Teacher) -> dict[str, Any]:
-  return {"name": helper.name, "checkpoint": helper.checkpoint_hash, "settings": helper.settings()}
+def helper_settings(helper: Teacher, whole: bool = False) -> dict[str, Any]:
+  """whole: it sees whole pictures, whose size is each segment's own."""
+  settings = {k: v for k, v in helper.settings().items() if not whole or k != "size"}
+  return {"name": helper.name, "checkpoint": helper.checkpoint_hash, "settings": settings}

@@ -115,9 +115,11 @@ class FrameReader:
       stamps: dict[int, tuple[bool, bool]] = {}
       torn = False
       packets = untimed = 0
+      before = False  # a group begins before the first picture that is shown: cut off by an edit list, and decodable
       with contextlib.suppress(av.FFmpegError):  # a damaged end: everything before it is good
         for p in c.demux(stream):
           if not p.size or p.is_discard:
+            before |= bool(p.size and p.is_keyframe and not stamps)
             continue
           packets += 1
           untimed += p.pts is None
@@ -128,7 +130,7 @@ class FrameReader:
       if self.counted:
         stamps = {i: (i == 0, False) for i in range(packets)}
       self.times = sorted(stamps)
-      self.keys = [i for i, t in enumerate(self.times) if stamps[t][0]]
+      self.keys = [i for i, t in enumerate(self.times) if stamps[t][0] or (i == 0 and before)]
       self.broken = {i for i, t in enumerate(self.times) if stamps[t][1]}
       self.fps = float(stream.average_rate or stream.guessed_rate or 20)
       base = 1 / self.fps if self.counted else float(stream.time_base or 1)

@@ -343,6 +343,7 @@ def test_a_live_teacher_of_features(labels, tmp_path, monkeypatch, capsys):
   assert distill.main() in (0, None)
   state = load_checkpoint(tmp_path / "run/last.pt")
   assert state["step"] == 2 and any("dinov2" in t["model"] for t in state["provenance"])
+  assert "the live teacher 'dinov2-small' sees the view alone" in capsys.readouterr().err
 
 
 class Evil:

@@ -9,7 +9,8 @@ import pytest
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.objects import Detections
 from openpilot.tools.fair.evaluation.compared import Compared
-from openpilot.tools.fair.evaluation.detections import make_objects
+from openpilot.tools.fair.evaluation.detections import Detections as Judged
+from openpilot.tools.fair.evaluation.detections import beside, make_objects
 from openpilot.tools.fair.evaluation.evaluate import Options
 from openpilot.tools.fair.evaluation.groups import Card
 from openpilot.tools.fair.evaluation.logged import LINES, Logged
@@ -144,3 +145,24 @@ def test_what_was_asked_for_is_found_again_from_elsewhere(tmp_path, monkeypatch)
   monkeypatch.chdir("/")
   again = parse(Options, None, "evaluate", ["--config", str(tmp_path)])
   assert again.bundles == (tmp_path / "mine", Path("fair_unified_small")) and again.data == tmp_path / "store"
+
+
+def test_what_is_found_where_nobody_knows_is_neither_right_nor_wrong():
+  """Of two classes: one right, one on empty road, and two in an unknown box, of which one hides behind a true one."""
+  truth = make_objects([[10, 10, 50, 50]], [0], rle=rle.encode(np.zeros((1, 64, 128), bool)))
+  unknown = np.array([[100, 100, 200, 180]], np.float32)
+  boxes = [[10, 10, 50, 50], [300, 100, 340, 140], [110, 110, 150, 150], [150, 120, 190, 170]]
+  found = make_objects(boxes, [0, 0, 0, 1], [0.9, 0.8, 0.7, 0.6])
+  both = beside(truth, unknown, 2)
+  assert both.ignore.tolist() == [False, True, True] and both.cls.tolist() == [0, 0, 1]
+  drawn = rle.decode(both.rle[1], 64, 128)
+  assert drawn[25:45, 25:50].all() and drawn.sum() == 20 * 25
+  judged, plain = Judged(("car", "truck")), Judged(("car", "truck"))
+  error = judged.add(found, both)
+  plain.add(found, truth)
+  # one right, one wrong, none missed: F1 of 2/3
+  assert error == pytest.approx(1 - 2 / 3) and judged.result()["precision"] == 0.5 and judged.result()["recall"] == 1
+  assert plain.result()["precision"] == 0.25
+  for library in ("faster_coco_eval", "pycocotools"):
+    assert judged.coco(library)["ap"] == pytest.approx(judged.result()["ap"], abs=1e-6)
+  assert beside(truth, None, 2) is truth and beside(truth, unknown[:0], 2) is truth

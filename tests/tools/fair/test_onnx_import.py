@@ -19,17 +19,19 @@ from openpilot.selfdrive.modeld.fair.bundle import write_manifest
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
-from openpilot.tools.fair.students.onnx_import import import_onnx, plain_norms, settle_norms
+from openpilot.tools.fair.students.onnx_import import as_exported, import_onnx, plain_norms, settle_norms
 from openpilot.tools.fair.students.student import build
 from openpilot.tools.lib.errors import UserError
 
 MODELS = Path(__file__).resolve().parents[3] / "models"
 
 
-def imported(name, path, seed=5, backbone=None):
+def imported(name, path, seed=5, backbone=None, graph=None):
   torch.manual_seed(seed)
   student = build(name, backbone)
   plain_norms(student)
+  if graph is not None:
+    as_exported(student, graph)
   weights = import_onnx(student, path)
   student.load_state_dict(weights, strict=False)
   return student.eval(), weights
@@ -162,7 +164,7 @@ def test_what_ships_can_be_trained_on(name):
   """Its graph is still that of this code's student; its weights are all there."""
   graph = json.loads((MODELS / name / "manifest.json").read_text())["graphs"][0]
   path = MODELS / name / graph["file"]
-  student, _ = imported(graph["name"], path)
+  student, _ = imported(graph["name"], path, graph=graph)
   inputs = some_inputs(student)
   names = [o["name"] for o in graph["outputs"]]
   session = onnxruntime.InferenceSession(str(path))

@@ -13,6 +13,7 @@ from transformers.models.sam3_video.processing_sam3_video import Sam3VideoProces
 from label_fixture import same_in_pieces
 from sam2_models import loaded
 from tensor_bytes import tensors
+from whole_pictures import check_masks, labeled, turned_view
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.registry import TEACHERS
 from openpilot.tools.fair.labels import rle
@@ -226,6 +227,15 @@ def test_labels_in_pieces_are_those_of_an_unbroken_run(saved, tmp_path):
   assert json.loads(json.dumps(settings)) == settings and settings["prompts"] == list(PROMPTS)
   with pytest.raises(UserError, match="begin again"):
     sam.label(Clip(rgb[:, :, :20]), last)
+
+
+def test_masks_of_a_whole_picture(saved, tmp_path):
+  """It is given the camera's picture with its network's long side; masks lie in the view as the nearest pixel's."""
+  view, store = turned_view(tmp_path), LabelStore(tmp_path / "labels", create=True)
+  sam = Sam3Teacher("t", ENTRY, saved[0], device="cpu", prompts=PROMPTS, max_objects=5)
+  group, clip, said = labeled(sam, view, store)
+  assert clip.rgb.shape[2:] == (40, 64) and "size" not in group.meta["teacher"]["settings"]
+  check_masks(group, clip, said)
 
 
 def test_mask_tools():

@@ -11,15 +11,20 @@ import pytest
 from PIL import Image
 
 from openpilot.selfdrive.modeld.fair.frames import unpack_rgb
+from openpilot.tools.fair.distillation.augment import none
 from openpilot.tools.fair.distillation.data import Clips
+from openpilot.tools.fair.evaluation.compared import Compared
+from openpilot.tools.fair.evaluation.labels import Labels
+from openpilot.tools.fair.evaluation.scenes import open_segments
 from openpilot.tools.fair.labels import import_labels, label, rle
-from openpilot.tools.fair.labels.dataset import LabelDataset
+from openpilot.tools.fair.labels.dataset import LabelDataset, Reader
 from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
 from openpilot.tools.fair.labels.placement import place_ids, place_picture
 from openpilot.tools.fair.labels.sources import SourceOptions, find_source, open_sources
 from openpilot.tools.fair.labels.sources.class_maps import read_palette
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.spec import Class, ClassSet, InputSpec
+from openpilot.tools.fair.tasks.objects import object_list
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.pictures import read_rgb
@@ -310,17 +315,24 @@ def test_coco(tmp_path, monkeypatch, capsys):
   run_import(monkeypatch, coco(tmp_path), *words)
   said = capsys.readouterr()
   for what in ("c.png is not in", "../../secret.png leads out of", "2 annotations with a box that is empty",
-               "1 annotations of no category", "1 annotations of no picture", "1 annotations of a crowd",
+               "1 annotations of no category", "1 annotations of no picture", "1 regions of crowds are kept",
                "1 annotations with polygons of fewer", "1 annotations with a mask that is none",
                "1 annotations with a box that is none"):  # fmt: skip
     assert what in said.err, what
-  assert "2 pictures; 4 boxes with masks (Pothole 3, traffic cone 1)" in said.out and "license CC BY 4.0" in said.out
+  assert (
+    "2 pictures; 5 boxes with masks (Pothole 3, traffic cone 1, unknown 1)" in said.out
+    and "license CC BY 4.0" in said.out
+  )
   (group,) = LabelStore(tmp_path / "s").groups("holes")
-  assert group.label("objects").classes == ("Pothole", "traffic cone") and group.label("objects").shape == (96, 128)
+  assert group.label("objects").classes == ("Pothole", "traffic cone", "unknown") and group.label("objects").shape == (
+    96,
+    128,
+  )
   t = columns(group)
-  assert t["cls"].tolist() == [1, 0, 0, 0] and t["row"].tolist() == [0, 0, 1, 1]
+  assert t["cls"].tolist() == [1, 0, 0, 0, 2] and t["row"].tolist() == [0, 0, 1, 1, 1]
   # a: 80x60 by 1.6; b: 50x100 by .96
-  want = [[16, 32, 64, 56], [12.8, 12.8, 64, 38.4], [9.6, 19.2, 28.8, 57.6], [0, 86.4, 14.4, 96]]
+  want = [[16, 32, 64, 56], [12.8, 12.8, 64, 38.4], [9.6, 19.2, 28.8, 57.6], [0, 86.4, 14.4, 96],
+          [0, 0, 3.84, 38.4]]  # fmt: skip
   np.testing.assert_allclose(np.stack([t[k] for k in ("x0", "y0", "x1", "y1")], 1), np.array(want) - 0.5, atol=1e-3)
   assert t["rle"][0] == t["rle"][3] == ""
   for i in (1, 2):
@@ -336,6 +348,32 @@ def test_coco(tmp_path, monkeypatch, capsys):
   )
   assert capsys.readouterr().out.count("replaced: ") == 1
   assert len(LabelStore(tmp_path / "s").groups()) == 2
+
+
+def test_a_crowd_teaches_nothing_where_it_is(tmp_path, monkeypatch, capsys):
+  """What the losses are given: the one car, and the crowd's region as one to be left out; no warning that it is. In
+  evaluation it is a place of which nothing is known."""
+  path = coco(
+    tmp_path,
+    categories=[{"id": 3, "name": "car"}],
+    annotations=[
+      {"image_id": "one", "category_id": 3, "bbox": [10, 20, 30, 15]},
+      {"image_id": "one", "category_id": 3, "bbox": [40, 0, 40, 30], "iscrowd": 1},
+    ],
+  )
+  words = ("--images", tmp_path / "img", "--name", "cars", "--output", tmp_path / "s", "--size", "128x96")
+  run_import(monkeypatch, path, *words)
+  clips = Clips(tmp_path / "s", ["objects"], 1)
+  assert clips.left_out() == []
+  said = clips.read(0).said["objects"]
+  a = object_list(none(clips.picture), said, said.values[0])
+  np.testing.assert_allclose(a["boxes"], [[15.5, 31.5, 63.5, 55.5]], atol=1e-3)
+  np.testing.assert_allclose(a["ignore"], [[63.5, -0.5, 127.5, 47.5]], atol=1e-3)
+  compared = Compared(input=clips.picture)
+  (segment,) = open_segments(tmp_path / "s", {"cars"}, [], wanted=clips.picture)
+  scene = Labels(segment, "cars", Reader(), compared).scene(segment.ids[0])
+  assert len(scene.objects) == 1 and compared.left_out == {}
+  np.testing.assert_allclose(scene.unknown, a["ignore"])
 
 
 def test_coco_of_another_size(tmp_path, monkeypatch, capsys):

@@ -240,3 +240,21 @@ def test_attributes_say_what_the_numbers_of_classes_mean():
     "traffic_light road",
   )
   assert (out["long_name"], out["units"], out["kind"]) == ("segmentation by t", "1", "class")
+
+
+def test_frames_that_could_not_be_decoded_teach_and_judge_nothing(tmp_path):
+  """The first two of sixteen, and one in the middle: no clip holds them. What is no list of rows is said."""
+  write_store(tmp_path, ("00000001--aaaaaaaaaa",))
+  group = next(g for g in LabelStore(tmp_path).groups("frames"))
+  commit = json.loads(group.commit_path(0).read_text())
+  group.commit_path(0).write_text(json.dumps({**commit, "bad": [0, 1, 7]}))
+  assert group.bad() == {0, 1, 7}
+  assert Clips(tmp_path, ["depth"], 1).starts[:, 1].tolist() == [2, 3, 4, 5, 6, *range(8, 16)]
+  assert Clips(tmp_path, ["depth"], 4).starts[:, 1].tolist() == [2, 8, 10, 12]
+  (segment,) = open_segments(tmp_path, {"simulator"}, [])
+  assert segment.rows == [2, 3, 4, 5, 6, *range(8, 16)] and len(segment.ids) == 13
+  assert len(LabelDataset(tmp_path, ["frames/frame", "simulator/depth"])) == 13
+  for wrong in ([16], ["x"], 3):
+    group.commit_path(0).write_text(json.dumps({**commit, "bad": wrong}))
+    with pytest.raises(UserError, match="damaged; label again with --repair"):
+      group.bad()

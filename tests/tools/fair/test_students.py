@@ -114,14 +114,15 @@ def test_frames_of_a_batch_do_not_mix():
 def test_every_parameter_learns():
   student = randomise(build("unified-nano")).train()
   g = torch.Generator().manual_seed(3)
-  frame = torch.randint(0, 256, (4, 6, 128, 256), generator=g, dtype=torch.uint8)
-  points = torch.rand(2, 2, 16, 2, generator=g) * torch.tensor([500.0, 250.0])
-  out = student.forward_clips(frame, points, torch.ones(2, 2, 16))
-  assert out["lanes_points_out"].shape == (2, 2, 16, 2) and out["lanes_visible"].shape == (2, 2, 16)
-  aux, looks = out.pop("detector_aux"), out.pop("lanes_looks")
+  # three frames: only in the third does the tracker know of a drive before
+  frame = torch.randint(0, 256, (6, 6, 128, 256), generator=g, dtype=torch.uint8)
+  points = torch.rand(2, 3, 16, 2, generator=g) * torch.tensor([500.0, 250.0])
+  out = student.forward_clips(frame, points, torch.ones(2, 3, 16))
+  assert out["lanes_points_out"].shape == (2, 3, 16, 2) and out["lanes_visible"].shape == (2, 3, 16)
+  aux, looks, votes = out.pop("detector_aux"), out.pop("lanes_looks"), out.pop("lanes_votes")
   loss = sum(
     (v * torch.randn(v.shape, generator=g)).mean()
-    for v in [*out.values(), *(x for pair in aux for x in pair), *(logits for _, logits in looks)]
+    for v in [*out.values(), *(x for pair in aux for x in pair), *(logits for _, logits in (*looks, *votes))]
   )
   loss.backward()
   assert [

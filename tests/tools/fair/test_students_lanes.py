@@ -77,15 +77,16 @@ def test_between_cells_a_stage_moves_from_where_the_point_is():
   m, target = rows(torch.randn(1, 16, 64, 128, generator=g)), torch.tensor([30.0, 20.0])
   cells = target + torch.tensor([[0.0, 0.0], [0.4, -0.3], [-1.7, 2.2], [2.49, 0.5]])
   template = sample(m, target[None]).expand(4, -1)
-  move, _, _ = stage(m, template, cells, torch.zeros(4, 12), torch.zeros(4, 8), torch.zeros(1, 1, 4))
+  move, _, _, _ = stage(m, template, cells, torch.zeros(4, 12), torch.zeros(4, 8), torch.zeros(1, 1, 4))
   assert torch.allclose(cells + move, target.expand(4, 2), atol=1e-3)
 
 
 def test_a_fresh_network_follows_exact_motion():
   """Both maps moved by whole cells, 16 view pixels: the untrained tracker's peak finds it to within a pixel and a half
-  (its gate opens to 95% at first)."""
+  (its gate opens to 95% at first), where it knows of no road that its points would have in common."""
   g = torch.Generator().manual_seed(0)
   head = LanesHead(neck=8, branch=32, channels=32, d=16).eval()
+  head.road = None
   coarse, fine = torch.randn(1, 32, 32, 64, generator=g), torch.randn(1, 32, 64, 128, generator=g)
   points = torch.rand(1, 20, 2, generator=g) * torch.tensor([300.0, 120.0]) + torch.tensor([80.0, 60.0])
   ones = torch.ones(1, 20)
@@ -167,7 +168,7 @@ def test_default_clips_start_fresh_and_learn_through_time():
   head = LanesHead(neck=8, branch=8, channels=8, d=16)
   maps = [torch.randn(3, 8, 32, 64, requires_grad=True), torch.randn(3, 8, 64, 128, requires_grad=True)]
   points = torch.rand(1, 3, 10, 2) * torch.tensor([400.0, 200.0]) + 20
-  tracked, _, _ = head.track([rows(m) for m in maps], points, torch.ones(1, 3, 10))
+  tracked, _, _, _ = head.track([rows(m) for m in maps], points, torch.ones(1, 3, 10))
   assert torch.equal(tracked[:, 0], points[:, 0])
   tracked[:, 2].square().mean().backward()
   assert all(

@@ -130,3 +130,28 @@ def test_frames_at_uneven_times_have_their_mean_rate(tmp_path):
       c.mux(s.encode(f))
     c.mux(s.encode(None))
   assert FrameReader(path).fps == pytest.approx(10 / (39 / 20))
+
+
+def test_frames_behind_a_cut_within_a_group(tmp_path):
+  """The first 7 of 30 are cut off by an edit list, and the pictures from the 8th to the 10th need the first: all that
+  are shown are there, in order and at random."""
+  path = tmp_path / "cut.mp4"
+  with av.open(str(path), "w", options={"avoid_negative_ts": "disabled", "use_editlist": "1"}) as c:
+    s = c.add_stream("libx264", rate=20)
+    s.width, s.height, s.pix_fmt, s.gop_size, s.options = 96, 64, "yuv420p", 10, {"bf": "0"}
+    shift = fractions.Fraction(7, 20)
+    for i in (*range(30), None):
+      f = None
+      if i is not None:
+        f = av.VideoFrame.from_ndarray(np.full((64, 96, 3), 6 * i + 20, np.uint8), format="rgb24")
+        f.pts, f.time_base = i, fractions.Fraction(1, 20)
+      for p in s.encode(f):
+        p.pts -= int(shift / p.time_base)
+        p.dts = p.pts
+        c.mux(p)
+  reader = FrameReader(path)
+  frames = list(reader)
+  assert reader.frame_count == len(frames) == 23
+  assert np.abs([f.mean() - (6 * (i + 7) + 20) for i, f in enumerate(frames)]).max() < 3
+  for i in (2, 0, 5, 22, 1):
+    assert (FrameReader(path).get(i) == frames[i]).all()

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from openpilot.tools.fair.bundle.sources import source_table, teacher_table, warning
 from openpilot.tools.fair.distillation.trained import Trained
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.evaluation.groups import GROUPS
@@ -107,6 +108,8 @@ def tables(evaluations: list[dict[str, Any]], name: str, trained: Trained) -> st
     routes = "route" if e["routes"] == 1 else "routes"
     what = f"{e['frames']} frames of {e['routes']} {routes} (`{public_path(e['data'])}`), {known}"
     out.append(f"{what}:\n\n| what | metric | by | value [95%] | others |\n|---|---|---|---|---|\n" + "\n".join(rows))
+    if beside := teacher_table(e, name):
+      out.append(beside)
     pairs = [d for d in e["differences"] if d["a"] == name]
     if pairs:
       lines = [
@@ -141,22 +144,12 @@ def card(
     f"- {public(t['model'])} ({', '.join(filter(None, (t['licence'], t['checkpoint_hash'][:12])))})"
     for t in state["provenance"]
   )
-  simulated = any("simulator" in t["model"] for t in state["provenance"])
-  only = "nothing but" if len(state["provenance"]) == 1 else "mostly"
-  toy = (
-    f"**Not made for real streets.** It has learned from {only} this project's ray-cast simulator: boxes for cars, "
-    "hashes for asphalt."
-  )
-  warning = (
-    f"{toy} What it says of a real camera is a guess, and must control nothing.\n"
-    if simulated
-    else "It advises; it must control nothing.\n"
-  )
   losses = "\n".join(f"| {m['name']} | {m['value']:.4g} | {m['data']} |" for m in metrics)
   learned = f"learned {', '.join(config.tasks)} in {state['step']} steps of {config.batch} frames"
   how = learned if config.steps else "put together from students that had learned before"
   measured = tables(evaluations, name, trained) or f"| metric | value | data |\n|---|---|---|\n{losses}"
-  picture = student.spec.input
+  table, picture = source_table(state), student.spec.input
+  sources = f"\n## Learned from\n\n{table}\n" if table else ""
   what = f"the {picture.view} view" if picture.kind == "model_frame" else "RGB"
   metrics_note = (
     'Metrics are defined on the page that `tools/op.sh evaluate` writes. "mean map", "hold still" and "IoU only" are '
@@ -166,12 +159,13 @@ def card(
 
 {config.student}: {count / 1e6:.2f}M parameters, {how}.
 
-{warning}
+{warning(state)}
+
 {notes.strip() + chr(10) if notes.strip() else ""}
 ## Taught by
 
 {teachers}
-
+{sources}
 {environment.get("clips", 0)} clips of {config.clip} frames from {len(environment.get("segments", []))} segments:
 `tools/op.sh distill {public_command(environment.get("command", ""))}`
 

@@ -18,6 +18,7 @@ from openpilot.tools.fair.distillation.trained import load_student_checkpoint, t
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.bundle.card import card, metrics_of, read_evaluation
+from openpilot.tools.fair.bundle.sources import data_lines
 from openpilot.tools.fair.bundle.replace import check_out, new_bundle
 from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
 from openpilot.tools.fair.students.student import Student, build
@@ -160,12 +161,22 @@ class Options:
   )
 
 
-def main() -> None:
-  args = parse(Options, __doc__, "export")
+def untaught(config: Config) -> set[str]:
+  """Outputs whose losses all have the weight 0."""
+  return {
+    out
+    for t in config.tasks
+    for out, parts in TASKS[t].taught_by.items()
+    if all(config.parts.get(f"{t}/{p}", 1.0) == 0 for p in parts)
+  }
+
+
+def run(args: Options, told: str = "") -> None:
+  """told: of another command, for the card. Raises UserError."""
   check_out(args.output, args.run)
   evaluations = [read_evaluation(e, args.output.name) for e in args.evaluation]
   try:
-    notes = args.notes.read_text() if args.notes else ""
+    notes = args.notes.read_text() if args.notes else told
   except OSError as e:
     raise UserError(f"--notes {args.notes}: {e.strerror}") from None
   student, config, state = load_student(args.run)
@@ -176,7 +187,7 @@ def main() -> None:
   restricted = sorted({t["licence"] for t in state["provenance"] if not LICENSES.get(t["licence"], False)})
   with new_bundle(args.output, args.run) as folder:
     path = folder / f"{config.student}.onnx"
-    graph = export_onnx(student, path, wanted)
+    graph = export_onnx(student, path, wanted, untaught(config))
     for out in graph["outputs"]:
       if config.per_height and out.get("head") == "depth":
         out["parameters"] = dict(PER_HEIGHT)
@@ -211,7 +222,8 @@ def main() -> None:
           (
             f"{environment['clips']} clips of {config.clip} frames from {len(environment['segments'])} segments, label "
             f"store {environment['labels']}"
-          )
+          ),
+          *data_lines(state),
         ],
         "licence": " and ".join(restricted) or "MIT",
         "checkpoint_hash": sha256(args.run / "best.pt"),
@@ -228,6 +240,10 @@ def main() -> None:
     write_manifest(folder, manifest)  # again, with the card's hash
   size = sum(f.stat().st_size for f in args.output.iterdir()) / 1e6
   print(f"{args.output}: {', '.join(o['name'] for o in graph['outputs'])}; {size:.1f} MB; {'; '.join(checked)}")
+
+
+def main() -> None:
+  run(parse(Options, __doc__, "export"))
 
 
 if __name__ == "__main__":

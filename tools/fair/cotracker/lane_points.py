@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.common.transformations.camera import project
+from openpilot.common.transformations.camera import project, view_frame_from_device_frame
+from openpilot.common.transformations.orientation import rot_from_euler
 from openpilot.selfdrive.modeld.fair.calibration import mounting
 from openpilot.tools.fair.openpilot.lines import CAMERA_HEIGHT, Line, driving_lines, model_lines
 from openpilot.tools.lib.logreader import LogReader
@@ -72,11 +73,7 @@ def project_lines(
   """Lines (n, 3) -> (N, 2) float64 points on them inside the view, `spacing` pixels apart, from the nearest on.
 
   intrinsics: (3, 3) of the view. rpy: radians, only for a raw camera picture that calibration has not warped."""
-  rot = None
-  if rpy is not None:
-    from openpilot.common.transformations.orientation import rot_from_euler
-
-    rot = rot_from_euler(rpy)
+  rot = None if rpy is None else rot_from_euler(rpy)
   points = []
   for line in lines:
     line = line[(line[:, 0] >= 0) & (line[:, 0] <= FAR) & np.isfinite(line).all(1)]
@@ -115,14 +112,21 @@ def road_grid(
   half_width: float = 8.0,
   far: float = 60.0,
   camera_height: float = CAMERA_HEIGHT,
+  rpy: np.ndarray | None = None,
 ) -> np.ndarray:
   """-> (N, 2) float64: a grid over what of the view is road if the road is flat: up to `half_width` meters aside and
   `far` meters ahead. Without
-  intrinsics: over its lower 60%."""
+  intrinsics: over its lower 60%. rpy: radians, only of a raw camera picture."""
   x, y = (np.arange(spacing / 2, n, spacing) for n in (width, height))
   grid = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
   if intrinsics is None:
     return grid[grid[:, 1] > 0.4 * height]
+  if rpy is not None:
+    ray = np.linalg.inv(intrinsics) @ np.concatenate([grid, np.ones((len(grid), 1))], axis=1).T
+    ahead, right, down = rot_from_euler(rpy).T @ view_frame_from_device_frame.T @ ray
+    with np.errstate(divide="ignore", invalid="ignore"):
+      reach = np.where((down > 0) & (ahead > 0), camera_height / down, np.inf)
+      return grid[(reach * ahead <= far) & (reach * np.abs(right) <= half_width)]
   below = (grid[:, 1] - intrinsics[1, 2]) / intrinsics[1, 1]
   with np.errstate(divide="ignore"):
     depth = np.where(below > 0, camera_height / below, np.inf)

@@ -221,6 +221,10 @@ class PointTeacher:
   segmenter_weights: where they are, if not where all are looked for. load, device: of the segmenter."""
 
   stateful = True
+  sees = "picture"
+  whole = False
+  letterboxed = True
+  as_fine = 1.0
   ASKS_OTHERS = True
 
   def __init__(
@@ -259,7 +263,7 @@ class PointTeacher:
   def settings(self) -> dict[str, Any]:
     seeds = self.points if self.seeds is None else f"{self.seeds.__module__}.{self.seeds.__qualname__}"
     more = (
-      {"segmenter": helper_settings(self.segmenter), "map": self.map, "marking": MARKING}
+      {"segmenter": helper_settings(self.segmenter, self.whole), "map": self.map, "marking": MARKING}
       if self.segmenter is not None
       else {}
     )
@@ -301,14 +305,15 @@ class PointTeacher:
       return self.seeds(clip, i)
     height, width = clip.rgb.shape[2:]
     lanes = grid = np.zeros((0, 2))
+    rpy = clip.rpy if self.whole else None  # the view is turned already
     if "lanes" in self.points and clip.log_path is not None and clip.intrinsics is not None and clip.frame_ids:
       if self.log is None or self.log[0] != clip.log_path:
         self.log = (clip.log_path, LaneLog(clip.log_path))
-      lanes = project_lines(self.log[1].at(clip.frame_ids[i]), clip.intrinsics, height, width, self.spacing)
+      lanes = project_lines(self.log[1].at(clip.frame_ids[i]), clip.intrinsics, height, width, self.spacing, rpy)
     if self.segmenter is not None:
       lanes = self.marked(clip.rgb[i])
     if "grid" in self.points:
-      grid = road_grid(height, width, clip.intrinsics, self.spacing)
+      grid = road_grid(height, width, clip.intrinsics, self.spacing, rpy=rpy)
     return np.concatenate([lanes, grid]), np.repeat([LANE, ROAD], [len(lanes), len(grid)])
 
   def seed(self, points: Points, clip: Clip, i: int) -> int:

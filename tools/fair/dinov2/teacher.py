@@ -264,7 +264,22 @@ class DINOv2Wrapper(DenseTeacher):
 
   # as a teacher
 
+  @property
+  def as_fine(self) -> float:
+    """Of a whole picture, beside the view."""
+    return self.scale
+
+  @property
+  def short_side(self) -> int | None:
+    """Of a whole picture, pixels: of a depth checkpoint what it has learned from, where its preprocessor says it."""
+    edges = self.how.size
+    if edges is None or self.model.config.model_type not in DEPTH_MODELS:
+      return None
+    return round(self.scale * (edges if isinstance(edges, int) else min(edges)))
+
   def input_size(self, height: int, width: int) -> tuple[int, int]:
+    if self.whole:  # it has its size already
+      return to_multiple(height, width, self.patch)
     return to_multiple(round(height * self.scale), round(width * self.scale), self.patch)
 
   def describe(self, height: int, width: int) -> list[Label]:
@@ -276,7 +291,7 @@ class DINOv2Wrapper(DenseTeacher):
     return [every[o] for o in self.outputs]
 
   def settings(self) -> dict[str, Any]:
-    size = None if self.view is None else self.input_size(*self.view)
+    size = None if self.view is None or self.whole else self.input_size(*self.view)  # a whole picture's is each its own
     kind = self.model.config.model_type
     depth = {"unit": self.depth_unit, "relative": "inverse, larger is nearer", "head": kind}
     if self.depth_head is not None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from openpilot.tools.fair.dinov3.config import DinoV3Config
-from openpilot.tools.fair.hf import DenseTeacher, compile_blocks, load_model, preprocess
+from openpilot.tools.fair.hf import DenseTeacher, compile_blocks, load_model, preprocess, to_multiple
 from openpilot.tools.fair.teacher import Entry, Label, check_least, hash_weights
 from openpilot.tools.lib.errors import UserError
 
@@ -40,7 +40,7 @@ class DinoV3Teacher(DenseTeacher):
 
   def _tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """-> (B, prefix + h w, C) after the final norm, and (h, w)."""
-    size = self.cfg.input_size(*images.shape[-2:])
+    size = self.input_size(*images.shape[-2:])
     tokens = self.model(preprocess(images, self.cfg.how, size, self.where)).last_hidden_state
     return tokens, (size[0] // self.cfg.patch, size[1] // self.cfg.patch)
 
@@ -62,7 +62,18 @@ class DinoV3Teacher(DenseTeacher):
 
   # as a teacher
 
+  @property
+  def as_fine(self) -> float:
+    """Of a whole picture, beside the view."""
+    return self.cfg.scale
+
+  @property
+  def patch(self) -> int:
+    return self.cfg.patch
+
   def input_size(self, height: int, width: int) -> tuple[int, int]:
+    if self.whole and self.cfg.resize == "multiple":  # it has its size already
+      return to_multiple(height, width, self.cfg.patch)
     return self.cfg.input_size(height, width)
 
   def describe(self, height: int, width: int) -> list[Label]:
@@ -70,7 +81,7 @@ class DinoV3Teacher(DenseTeacher):
     return [Label("features", "dense", "float16", (self.cfg.channels, h // self.cfg.patch, w // self.cfg.patch))]
 
   def settings(self) -> dict[str, Any]:
-    size = None if self.view is None else self.input_size(*self.view)
+    size = None if self.view is None or self.whole else self.input_size(*self.view)  # a whole picture's is each its own
     return {
       "model": self.cfg.model_type,
       "layer": "last, after the final norm",

@@ -4,13 +4,16 @@ The geometric change is affine, of the picture's pixels, by default the 512x256 
 picture by s, things look s times nearer to a camera whose focal length is fixed: metric depth is divided by s. Pixels
 that come from outside the view, or from outside the camera's image, count nowhere."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import cv2
 import numpy as np
 
 from openpilot.common.transformations.model import medmodel_intrinsics, sbigmodel_intrinsics
+from openpilot.selfdrive.modeld.fair.frames import pack_rgb, unpack_rgb
 from openpilot.tools.fair.distillation.light import HIGH, LOW, NO_LIGHT, Light, draw_light, lit, not_darker, stored
+from openpilot.tools.fair.distillation.pixels import apply
 from openpilot.tools.fair.spec import InputSpec
 
 IDENTITY = np.eye(3)
@@ -29,6 +32,7 @@ class Augmentation:
   blur: float = 0.0
   light: Light = NO_LIGHT
   seed: int = 0
+  pixels: tuple[tuple[str, float], ...] = ()  # changes of pixels.py: name, strength
   picture: InputSpec = field(default_factory=InputSpec)
 
   @property
@@ -56,16 +60,27 @@ def horizon(picture: InputSpec) -> float:
   return float(view[1, 2]) * picture.height / 256
 
 
+ZOOM = 0.9, 1.35
+
+
 def draw(
-  r: np.random.Generator, mirror: bool = True, picture: InputSpec | None = None, strength: float = 1.0
+  r: np.random.Generator,
+  mirror: bool = True,
+  picture: InputSpec | None = None,
+  strength: float = 1.0,
+  zoom_range: tuple[float, float] | None = None,
+  pixels: Sequence[tuple[str, float, float]] = (),
 ) -> Augmentation:
   """mirror=False where labels are a ViT's features: its grid of a mirrored picture is not the mirrored grid (position
-  embeddings). strength: of the changes of light, from 1; see light.py."""
+  embeddings). strength: of the changes of light, from 1: light.py. zoom_range: by which the picture is scaled, where
+  its camera's focal length is not known: then always. pixels: further changes of the frame: name, share of frames,
+  strength."""
   picture = picture or InputSpec()
+  least, most = zoom_range or ZOOM
   width, height = picture.width / 512, picture.height / 256  # of the view's
   matrix, zoom = IDENTITY.copy(), 1.0
-  if r.uniform() < 0.7:
-    zoom = float(np.exp(r.uniform(np.log(0.9), np.log(1.35))))
+  if r.uniform() < 0.7 or zoom_range is not None:
+    zoom = float(np.exp(r.uniform(np.log(least), np.log(most))))
     roll = r.normal(0, 0.015)
     c, s = zoom * np.cos(roll), zoom * np.sin(roll)
     cx, cy = (picture.width - 1) / 2, horizon(picture) + r.uniform(-10, 40) * height
@@ -87,7 +102,10 @@ def draw(
     seed=int(r.integers(1 << 31)),
     picture=picture,
   )
-  return a if s == 1 else replace(a, gain=bounded(a), light=draw_light(r, s))
+  if s != 1:
+    a = replace(a, gain=bounded(a), light=draw_light(r, s))
+  a.pixels = tuple((n, float(r.uniform(0.3, 1) * full)) for n, share, full in pixels if r.uniform() < share)
+  return a
 
 
 def bounded(a: Augmentation) -> float:
@@ -143,11 +161,14 @@ def warp_boxes(a: Augmentation, boxes: np.ndarray) -> np.ndarray:
 
 def warp_frame(a: Augmentation, frame: np.ndarray, t: int = 0) -> np.ndarray:
   """(*a.picture.shape) uint8 -> the same, changed. t: of the clip, so that noise differs from frame to frame."""
+  if a.pixels and a.picture.kind == "model_frame":
+    return pack_rgb(with_pixels(a, unpack_rgb(warp_frame(replace(a, pixels=()), frame, t)), t))
   if a.picture.kind == "rgb":
     rgb = np.ascontiguousarray(frame.transpose(1, 2, 0))
     if a.is_geometric:
       size = a.picture.width, a.picture.height
       rgb = cv2.warpAffine(rgb, a.matrix[:2], size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    rgb = with_pixels(a, rgb, t)
     ycc = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)
     planes = changed_luma(a, ycc[..., 0], t), *(changed_chroma(a, ycc[..., 1 + k], 1 - k) for k in range(2))
     return np.ascontiguousarray(cv2.cvtColor(np.stack(planes, -1), cv2.COLOR_YCrCb2RGB).transpose(2, 0, 1))
@@ -171,6 +192,12 @@ def warp_frame(a: Augmentation, frame: np.ndarray, t: int = 0) -> np.ndarray:
   for k in range(2):
     out[4 + k] = changed_chroma(a, uv[..., k], k)
   return out
+
+
+def with_pixels(a: Augmentation, rgb: np.ndarray, t: int) -> np.ndarray:
+  for k, (name, strength) in enumerate(a.pixels):
+    rgb = apply(name, rgb, (a.seed + 7919 * t + 104729 * k) % (1 << 31), strength)
+  return rgb
 
 
 def changed_luma(a: Augmentation, y: np.ndarray, t: int) -> np.ndarray:

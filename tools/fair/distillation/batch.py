@@ -8,7 +8,7 @@ and width, their pixel i centered on the picture's 4i + 1.5:
 and what each task makes of its labels: see tools/fair/tasks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -75,8 +75,19 @@ class Batches(torch.utils.data.Dataset):
   """For a DataLoader with batch_size=None, fed (step, clips, augmented) by the trainer's sampler: the same triple gives
   the same batch in any worker."""
 
-  def __init__(self, clips: Clips, seed: int, mirror: bool, light: float = 1.0):
-    self.clips, self.seed, self.mirror, self.light = clips, seed, mirror, light
+  def __init__(
+    self,
+    clips: Clips,
+    seed: int,
+    mirror: bool,
+    light: float = 1.0,
+    zoom: tuple[float, float] | None = None,
+    pixels: Sequence[tuple[str, float, float]] = (),
+  ):
+    self.clips, self.seed, self.mirror, self.light, self.zoom, self.pixels = clips, seed, mirror, light, zoom, pixels
+
+  def change(self, r: np.random.Generator) -> Augmentation:
+    return draw(r, self.mirror, self.clips.picture, self.light, self.zoom, self.pixels)
 
   def __getitem__(self, what: tuple[int, list[int], bool]) -> Batch:
     step, indices, augmented = what
@@ -85,7 +96,7 @@ class Batches(torch.utils.data.Dataset):
     for j, i in enumerate(indices):
       r = np.random.default_rng([self.seed, step, j])
       clip = self.clips.read(int(i))
-      a = draw(r, self.mirror, self.clips.picture, self.light) if augmented else none(self.clips.picture)
+      a = self.change(r) if augmented else none(self.clips.picture)
       parts.append(convert(clip, a, r))
       names.append(clip.name)
     return {**collate(parts), "step": step, "clips": list(map(int, indices)), "names": names}

@@ -36,6 +36,7 @@ class Config:
   ema: float = 0.998
   seed: int = 0
   weights: dict[str, float] = field(default_factory=dict)  # of tasks; 1 where not named
+  parts: dict[str, float] = field(default_factory=dict)  # of parts of a task's loss, "objects/mask"; 1 where not named
   learned_weights: bool = False  # by uncertainty
   hard: float = 0.2  # share of an epoch that goes to the clips of the highest loss
   sample: list[str] = field(default_factory=list)  # GLOB=W: how often segments are drawn, see sampling.py
@@ -49,6 +50,8 @@ class Config:
   stages: list[Stage] = field(default_factory=list)
   input: InputSpec = field(default_factory=InputSpec)
   classes: ClassSet = field(default_factory=road_classes)
+  zoom: tuple[float, float] | None = None  # by which pictures are scaled at random; None: as a road camera's
+  pixels: list[tuple[str, float, float]] = field(default_factory=list)  # changes of pixels.py: name, share, strength
   ignore_classes: bool = False  # names of labels that `classes` does not know are left out
   per_height: bool = True  # depth is learned in heights of the camera, not in meters
 
@@ -74,6 +77,8 @@ class Config:
       d["stages"] = [Stage(s.steps, [task_name(t) for t in s.tasks], s.freeze, s.lr) for s in stages]
       d["input"] = InputSpec.from_dict(d.get("input"))
       d["classes"] = ClassSet.from_dict(d["classes"]) if d.get("classes") else road_classes()
+      d["zoom"] = tuple(d["zoom"]) if d.get("zoom") else None
+      d["pixels"] = [tuple(x) for x in d.get("pixels", [])]
       return cls(**d)
     except (TypeError, KeyError, AttributeError) as e:
       raise UserError(f"a checkpoint's configuration is of another version of this code: {e}; train again") from None

@@ -17,7 +17,7 @@ from openpilot.tools.fair.distillation.look import Look, look_at, picture_of
 from openpilot.tools.fair.distillation.sampling import weights_of
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame, shuffled_chunks
 from openpilot.tools.fair.labels.store import CHUNK, Group
-from openpilot.tools.fair.spec import ClassSet, InputSpec, road_classes
+from openpilot.tools.fair.spec import UNKNOWN, ClassSet, InputSpec, plain, road_classes
 from openpilot.tools.fair.tasks import TASKS, Said, names_of, task_name
 from openpilot.tools.fair.teacher import COORDINATES, LICENSES, Clip, Label, Teacher
 from openpilot.tools.lib.errors import UserError
@@ -43,6 +43,11 @@ class Segment:
   valid: np.ndarray  # (H, W) bool: pixels of the student's picture that the camera's covers
   sizes: np.ndarray | None = None  # (rows, 2) width and height of pictures that are each placed by itself
   height: float | None = None  # of the camera above the road, m, where it was stored
+
+  @property
+  def still(self) -> bool:
+    """Whether its frames are pictures of a road camera that do not follow on each other."""
+    return bool(self.frames.meta["camera"].get("stream") == "still")
 
   def valid_in(self, rows: Sequence[int], picture: InputSpec) -> np.ndarray:
     """(H, W) bool, or (len(rows), H, W) where they differ."""
@@ -75,7 +80,7 @@ def learned(labels: list[Label], task: str, classes: ClassSet, where: str, ignor
   index = classes.resolve(names, kind, where, ignore) if kind else np.zeros(0, np.int64)
   if kind and not (index >= 0).any():
     return None
-  out = tuple(n for n, to in zip(names, index, strict=True) if to < 0)
+  out = tuple(n for n, to in zip(names, index, strict=True) if to < 0 and plain(n) not in UNKNOWN)
   if kind and labels[0].unit == "probability":
     labels, index = [x for x, to in zip(labels, index, strict=True) if to >= 0], index[index >= 0]
   return Source(None, labels, {}, index, out)  # type: ignore[arg-type]
@@ -185,14 +190,18 @@ class Clips:
     return out
 
   def _starts(self, i: int) -> np.ndarray:
-    """Clips overlap by half, and none spans frames that are missing."""
+    """Clips overlap by half, and none spans frames that are missing. A still is a clip in which nothing moves."""
     s = self.segments[i]
     ids = s.frames.frames["frame_id"].to_numpy()
     done = np.zeros(len(ids), bool)
     for k in s.frames.done():
       done[list(s.frames.rows(k))] = True
+    done[list(s.frames.bad())] = False  # another frame stands for it, or none
     step = int(s.frames.meta["every"])
     labeled = set[int]().union(*(src.rows for src in s.sources.values())) if not self.taught_live else set(ids.tolist())
+    if s.still:
+      here = [(i, a) for a, f in enumerate(ids) if done[a] and int(f) in labeled]
+      return np.array(here, np.int64).reshape(-1, 2)
     out = []
     for a in range(0, len(ids) - self.length + 1, max(1, self.length // 2)):
       span = slice(a, a + self.length)
@@ -222,7 +231,7 @@ class Clips:
   def read(self, i: int) -> RawClip:
     part, first = self.starts[i]
     s = self.segments[part]
-    rows = list(range(first, first + self.length))
+    rows = [int(first)] * self.length if s.still else list(range(first, first + self.length))
     ids = s.frames.frames["frame_id"].to_numpy()[rows]
     clip = RawClip(
       f"{s.name} frames {ids[0]} to {ids[-1]}",

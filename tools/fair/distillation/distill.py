@@ -24,9 +24,10 @@ import torch
 
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
 from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
+from openpilot.tools.fair.distillation import history
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.look import Look, look_at
-from openpilot.tools.fair.distillation.options import Options, StoreOptions, configuration
+from openpilot.tools.fair.distillation.options import Options, configuration
 from openpilot.tools.fair.distillation.plan import held_out as held_out
 from openpilot.tools.fair.distillation.plan import make_plan
 from openpilot.tools.fair.distillation.plan import split as split
@@ -51,7 +52,7 @@ def digest(root: str | Path | Look) -> str:
   return look_at(root).digest
 
 
-def environment(args: StoreOptions, config: Config, train: Clips, labels: str) -> dict[str, Any]:
+def environment(args: Any, config: Config, train: Clips, labels: str) -> dict[str, Any]:
   versions = {}
   for name in ("torch", "timm", "accelerate", "numpy", "transformers"):
     try:
@@ -138,11 +139,12 @@ def initial(runs: Sequence[str], train: Clips) -> dict[str, Any] | None:
       parts = sorted({k.split(".")[1] for k in state["ema"] if k.startswith("student.")})
       raise UserError(f"--init {run}: the student there has no part '{part}'; it has {', '.join(parts)}")
     if before is None:
-      before = {**state, "ema": taken, "trained": learned}
+      before = {**state, "ema": taken, "trained": learned, "history": history.earlier(state)}
     else:
       before["ema"] = {**before["ema"], **taken}
       before["provenance"] = before["provenance"] + state["provenance"]
       before["trained"] = union(before["trained"], learned)
+      before["history"] = history.joined(before["history"], history.earlier(state))
   return before
 
 
@@ -180,11 +182,14 @@ def earlier(args: Options, run: Run) -> dict[str, Any] | None:
   return before
 
 
-def start(args: Options, held: contextlib.ExitStack) -> tuple[Run, dict[str, float]]:
+def start(
+  args: Options, held: contextlib.ExitStack, made: Config | None = None, typed: Any = None
+) -> tuple[Run, dict[str, float]]:
   """The run, ready to fit, and the held-out losses of the student that it starts from, {} where there is none. held:
-  keeps RUN to this run."""
+  keeps RUN to this run. made: the configuration, where another command has made it; typed: that command's options,
+  which RUN keeps."""
   look = Look(args.labels)
-  config, live = configuration(args, look)
+  config, live = configuration(args, look) if made is None else (made, None)
   prefer = [t for t in args.prefer.replace(" ", "").split(",") if t]
   plan = make_plan(look, args.val, config, prefer, live, args.stale_labels)
   train, val, labels = plan.train, plan.val, plan.labels
@@ -206,11 +211,13 @@ def start(args: Options, held: contextlib.ExitStack) -> tuple[Run, dict[str, flo
   if not is_first():
     return run, {}
   if not args.resume:
-    save(args, args.output)
+    save(typed or args, args.output)
     with atomic_path(args.output / "config.json") as tmp:
       tmp.write_text(json.dumps(dataclasses.asdict(config), indent=1))
     with atomic_path(args.output / "environment.json") as tmp:
-      tmp.write_text(json.dumps({**environment(args, config, train, labels), "trained": run.trained}, indent=1))
+      tmp.write_text(
+        json.dumps({**environment(typed or args, config, train, labels), "trained": run.trained}, indent=1)
+      )
   held_out = f", {len(val)} held out" if val is not None else ", none held out"
   count = sum(q.numel() for q in run.distiller.student.parameters())
   print(

@@ -19,7 +19,8 @@ from openpilot.tools.learn.processes import touch
 class Distiller(nn.Module):
   """forward(batch, tasks) -> {"task/part": scalar, "total": the loss}, of `tasks` alone where any are named; where the
   batch has no labels of them, nothing but a "total" of 0. feature_shape: (C, h, w) of the teacher's features, where the
-  student learns them. classes: that it tells apart, by default those of the student."""
+  student learns them. classes: that it tells apart, by default those of the student. parts: weights of parts of tasks'
+  losses, 1 where not named; one of 0 is left out."""
 
   class_weights: Tensor  # of class maps
   projector: Projector | None  # where features are learned
@@ -33,9 +34,10 @@ class Distiller(nn.Module):
     learned: bool = False,
     feature_shape: tuple[int, ...] | None = None,
     classes: ClassSet | None = None,
+    parts: Mapping[str, float] | None = None,
   ):
     super().__init__()
-    self.student, self.tasks = student, tasks
+    self.student, self.tasks, self.parts = student, tasks, dict(parts or {})
     # in the order of the names that tasks had first, in which optimizers of earlier checkpoints count
     first = {new: old for old, new in BEFORE.items()}
     ordered = sorted(tasks, key=lambda t: first.get(t, t))
@@ -60,7 +62,9 @@ class Distiller(nn.Module):
     mine = [t for t in TASKS.values() if t.name in self.tasks]
     special = next((t.forward for t in mine if t.forward is not None and t.fills.keys() <= batch.keys()), None)
     out = self.student(batch["frame"]) if special is None else special(self.student, batch)
-    return {f"{t.name}/{k}": v for t in mine for k, v in t.loss(self, out, batch).items()}, out
+    found = {f"{t.name}/{k}": v for t in mine for k, v in t.loss(self, out, batch).items()}
+    weight = {k: self.parts.get(k, 1.0) for k in found}
+    return {k: v if weight[k] == 1 else v * weight[k] for k, v in found.items() if weight[k]}, out
 
   def total(self, parts: Mapping[str, Tensor]) -> Tensor:
     tasks: dict[str, Tensor] = {}

@@ -285,6 +285,25 @@ def match_loss(
   return weight * torch.stack(means).sum()
 
 
+def vote_loss(votes: Sequence[tuple[Tensor, Tensor]], speed: Tensor, known: Tensor, weight: float = 0.3) -> Tensor:
+  """Cross-entropy of the car's speed among the candidates that the points vote for: taught directly, as match_loss()
+  teaches where points are, for a point that guesses its own motion needs no vote.
+
+  votes: of each stage the candidates (clips, T, K), evenly spaced and rising, and their logits. speed (clips, T): the
+  true one, shared between the two candidates beside it; what is not known, or lies beyond the candidates, counts
+  nowhere. -> `weight` times the mean over the frames that count, summed over stages."""
+  means = []
+  for speeds, logits in votes:
+    speeds, logits = wide(speeds.detach()), wide(logits)
+    at = (speed.to(speeds.dtype) - speeds[..., 0]) / (speeds[..., 1] - speeds[..., 0])
+    k = torch.arange(speeds.shape[-1], dtype=speeds.dtype, device=speeds.device)
+    some = known & (at >= 0) & (at <= k[-1])
+    target = torch.relu(1.0 - (at[some][:, None] - k).abs())
+    entropy = -(target * torch.log_softmax(logits[some], dim=-1)).sum(-1)
+    means.append(masked_mean(entropy, torch.ones_like(entropy)))
+  return weight * torch.stack(means).sum()
+
+
 # the sum
 
 

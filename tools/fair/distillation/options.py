@@ -14,12 +14,12 @@ from openpilot.tools.fair.distillation.light import MOST
 from openpilot.tools.fair.distillation.look import Look
 from openpilot.tools.fair.distillation.sampling import parse_sample
 from openpilot.tools.fair.spec import Class, ClassSet, InputSpec, StudentSpec, plain, read_classes, road_classes
-from openpilot.tools.learn.processes import TRACKERS
+from openpilot.tools.learn.processes import TRACKERS, is_first
 from openpilot.tools.fair.students.student import BACKBONES, heads_of, spec_of, student_names
 from openpilot.tools.fair.tasks import TASKS, task_name, task_of, tasks_of
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.fair.registry import load_teacher
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.errors import UserError, warn
 from openpilot.tools.lib.files import read_yaml
 from openpilot.tools.lib.options import option
 
@@ -238,6 +238,11 @@ def live_teacher(args: Options, picture: InputSpec) -> Any:
   name, _, path = args.live_teacher.partition("=")
   live = load_teacher(name, path or None, args.accept_license)
   live.prepare(picture.height, picture.width)
+  if getattr(live, "sees", "view") == "picture" and picture.kind == "model_frame" and is_first():
+    warn(
+      f"the live teacher '{name}' sees the view alone, since a store has no whole pictures; `tools/op.sh label` shows "
+      "it those of the routes"
+    )
   return live
 
 

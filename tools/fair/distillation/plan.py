@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.look import HELD_OUT, Look, look_at
+from openpilot.tools.fair.tasks import TASKS, task_of
 from openpilot.tools.learn.processes import is_first
 from openpilot.tools.lib.errors import UserError, warn
 
@@ -59,7 +60,13 @@ def split(
   look = look_at(root)
   whole = clips_of(look, config, prefer, live, stale)
   if val is not None:
-    other = clips_of(look_at(val), config, prefer, live, stale)
+    there = look_at(val)
+    judged = [
+      t for t in config.tasks if not TASKS[t].optional or any(t in task_of(x, config.classes) for x in there.labels)
+    ]
+    if judged != config.tasks and is_first():
+      print(f"{val} judges {', '.join(judged)} alone: nothing in it teaches the rest")
+    other = clips_of(there, replace(config, tasks=judged), prefer, live, stale)
     if other.picture != whole.picture:
       raise UserError(
         f"--val {val} holds {other.picture}, and {look.root} {whole.picture}; give labels of the same kind"

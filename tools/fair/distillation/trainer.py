@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openpilot.tools.fair.distillation import history
 from openpilot.tools.fair.distillation.batch import Batch, Batches, load
 from openpilot.tools.fair.distillation.config import Config, Stage
 from openpilot.tools.fair.distillation.data import Clips
@@ -20,6 +21,7 @@ from openpilot.tools.fair.distillation.sampling import drawn
 from openpilot.tools.fair.distillation.soft_labels import DistillationTrainer as DistillationTrainer
 from openpilot.tools.fair.distillation.trained import Trained, union
 from openpilot.tools.fair.students.student import build
+from openpilot.tools.fair.tasks import TASKS
 from openpilot.tools.learn.checkpoint import to_device
 from openpilot.tools.learn.loop import Loop
 from openpilot.tools.learn.processes import make_accelerator, said_once
@@ -97,9 +99,11 @@ class Run(Loop):
         f"{world} processes cannot share; raise --batch-size to {world * config.clip} at least, or start fewer"
       )
     torch.manual_seed(config.seed)
-    shape = train.label_shape("features")
+    shape = next((s for t in config.tasks if TASKS[t].aids is not None and (s := train.label_shape(t))), None)
     student = build(config.spec, pretrained=config.pretrained).to(memory_format=torch.channels_last)
-    model = Distiller(student, config.tasks, config.weights, config.learned_weights, shape and shape[-3:])
+    model = Distiller(
+      student, config.tasks, config.weights, config.learned_weights, shape and shape[-3:], parts=config.parts
+    )
     if model.standardiser is not None:
       sample = np.linspace(0, len(train) - 1, min(64, len(train))).astype(int)
       model.fit_features(Batches(train, config.seed, False)[(0, [int(i)], False)] for i in sample)
@@ -123,6 +127,8 @@ class Run(Loop):
     self.clip_losses = np.zeros(
       len(train), np.float32
     )  # of each clip, when it was last seen; of its batch, which is all that is known
+    self.history: history.History = []  # of the student that this one started from
+    self.shown = history.entry(train, config.sample)
     self.often = train.drawn_with(config.sample)  # of each clip
     self.order: list[int] = []  # of the epoch that runs
     self.epoch = -1
@@ -165,7 +171,8 @@ class Run(Loop):
       (first + k, self.order[a : a + n][rank::world], self.config.augment and self.chosen is None)
       for k, a in enumerate(starts)
     ]
-    data = Batches(self.train, self.config.seed, self.config.mirror, self.config.light)
+    c = self.config
+    data = Batches(self.train, c.seed, c.mirror, c.light, c.zoom, c.pixels)
     return load(data, what, 0 if self.train.live else self.workers)
 
   # *** checkpoints ***
@@ -181,7 +188,11 @@ class Run(Loop):
       "at": self.at,
       "provenance": self.provenance(),
       "trained": self.trained,
+      "history": [*self.history, {"steps": self.step, "frames": self.step * self.frames_per_step(), **self.shown}],
     }
+
+  def frames_per_step(self) -> int:
+    return self.clips_per_step() * self.config.clip
 
   def provenance(self) -> list[dict[str, str]]:
     """All teachers, those of the student that this one started from too: a license that restricts use stays with
@@ -195,6 +206,7 @@ class Run(Loop):
     self.clip_losses = state["losses"].numpy()
     self.inherited = state["provenance"]
     self.trained = union(self.trained, state["trained"])
+    self.history = list(state.get("history", []))[:-1]  # the last is this run's own
 
   def warm_start(self, state: dict[str, Any]) -> list[str]:
     """Takes an earlier student's weights where names and shapes agree, or where this one is wider: see grown(). ->
@@ -206,6 +218,7 @@ class Run(Loop):
       model.load_state_dict({**own, **fit})
     self.inherited = state["provenance"]
     self.trained = union(self.trained, state["trained"])
+    self.history = history.earlier(state)
     return [k for k in own if k.startswith("student.") and k not in fit]
 
   # *** a step ***

@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from openpilot.tools.fair.evaluation.metrics import known, ratio
+from openpilot.tools.fair.labels import rle
 from openpilot.tools.sim.truth import MAP_H, MAP_W
 
 MAP = (MAP_H, MAP_W)  # of masks, where nothing else is said
@@ -66,6 +67,32 @@ def make_objects(boxes: Any, cls: Any, score: Any = None, **more: Any) -> Object
     boxes,
     np.asarray(cls, np.int64).reshape(-1),
     **{**defaults, **({} if score is None else {"score": np.asarray(score, np.float32)}), **more},
+  )
+
+
+def beside(truth: Objects, unknown: np.ndarray | None, classes: int) -> Objects:
+  """truth, and (N, 4) boxes of which nobody knows what they are, as something of every class that counts nowhere, as
+  COCO's crowds."""
+  if unknown is None or not len(unknown):
+    return truth
+  boxes, n = np.concatenate([truth.boxes, np.repeat(unknown, classes, axis=0)]), classes * len(unknown)
+  masks = None
+  if truth.rle is not None:
+    h, w = truth.map_shape
+    drawn = np.zeros((len(unknown), h, w), bool)
+    for mask, box in zip(drawn, unknown, strict=True):
+      x0, y0, x1, y1 = np.rint((box + 0.5) / 4).astype(int)
+      mask[max(y0, 0) : y1, max(x0, 0) : x1] = True
+    masks = [*truth.rle, *(text for text in rle.encode(drawn) for _ in range(classes))]
+  return make_objects(
+    boxes,
+    np.concatenate([truth.cls, np.tile(np.arange(classes), len(unknown))]),
+    np.concatenate([truth.score, np.ones(n, np.float32)]),
+    track=np.concatenate([truth.track, np.full(n, -1)]),
+    visible=np.concatenate([truth.visible, np.ones(n, np.float32)]),
+    ignore=np.concatenate([truth.ignore, np.ones(n, bool)]),
+    rle=masks,
+    map_shape=truth.map_shape,
   )
 
 

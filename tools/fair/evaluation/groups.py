@@ -10,7 +10,7 @@ import numpy as np
 
 from openpilot.tools.fair.evaluation import pictures
 from openpilot.tools.fair.evaluation.compared import Compared
-from openpilot.tools.fair.evaluation.detections import Detections
+from openpilot.tools.fair.evaluation.detections import Detections, beside
 from openpilot.tools.fair.evaluation.labels import MIN_SIDE, MIN_VISIBLE, READERS, Read
 from openpilot.tools.fair.evaluation.logged import Logged
 from openpilot.tools.fair.evaluation.metrics import Classes, Depth, Tracks, align_least_squares, depth_errors
@@ -132,7 +132,7 @@ def judge_boxes(card: Card, p: Pair, task: str) -> float | None:
   if found is None or truth is None:
     return None
   names, score = card.compared.names("boxes"), card.score.get(task, 0.0)
-  return card.of(task, lambda: Detections(names, "bbox", score)).add(found, truth)
+  return card.of(task, lambda: Detections(names, "bbox", score)).add(found, beside(truth, p.ref.unknown, len(names)))
 
 
 def judge_masks(card: Card, p: Pair) -> float | None:
@@ -140,7 +140,7 @@ def judge_masks(card: Card, p: Pair) -> float | None:
   if found is None or truth is None or found.rle is None or truth.rle is None:
     return None
   names, score = card.compared.names("boxes"), card.score.get("objects", 0.0)
-  return card.of("masks", lambda: Detections(names, "segm", score)).add(found, truth)
+  return card.of("masks", lambda: Detections(names, "segm", score)).add(found, beside(truth, p.ref.unknown, len(names)))
 
 
 def judge_points(card: Card, p: Pair) -> float | None:

@@ -13,6 +13,7 @@ from openpilot.tools.fair.evaluation.scenes import Scene, Segment
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame
 from openpilot.tools.fair.maps import classes_to_map, depth_to_map
+from openpilot.tools.fair.spec import UNKNOWN, plain
 from openpilot.tools.fair.tasks import TASKS, Task, names_of
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.sim.truth import IGNORE
@@ -137,6 +138,7 @@ def read_objects(x: Labels, labels: list[Label], row: int, s: Scene) -> None:
   for k in cls[o.cls < 0].tolist():
     x.compared.leave_out(x.name, label.classes[k], "objects", 1)
   s.objects = s.detector = o.take(o.cls >= 0)
+  s.unknown = boxes[[plain(label.classes[k]) in UNKNOWN for k in cls.tolist()]] if n else None
   s.tracked = s.objects if "track" in table else None
 
 

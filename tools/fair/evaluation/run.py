@@ -182,7 +182,8 @@ class Evaluation:
   ) -> None:
     def make() -> dict[str, Any]:
       # what it is called stays in the JSON
-      title = f"segment {self.segments.index(segment) + 1} frame {segment.ids[i]}"
+      seen = "".join(f", {c}" for c in segment.conditions)
+      title = f"segment {self.segments.index(segment) + 1} frame {segment.ids[i]}{seen}"
       said = {"found": replace(found, more={**found.more, "queries": q})}
       said["ref"] = replace(ref, followed=None, more={**ref.more, "queries": q})
       return {"frame": frame.copy(), **said, "reference": reference, "title": title}

@@ -12,6 +12,7 @@ from openpilot.tools.fair.distillation.data import picture_of, sizes_of, valid_o
 from openpilot.tools.fair.evaluation.compared import size
 from openpilot.tools.fair.evaluation.detections import Objects
 from openpilot.tools.fair.labels.dataset import rows_by_frame
+from openpilot.tools.fair.labels.origins import CONDITIONS, origin_of, read_origins
 from openpilot.tools.fair.labels.store import Group, LabelStore
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.lib.errors import UserError
@@ -19,7 +20,6 @@ from openpilot.tools.lib.files import read_json
 
 SLOTS = 128  # points that are followed at a time
 NO_POINTS = {"track": np.zeros(0, np.int64), "x": np.zeros(0), "y": np.zeros(0), "visible": np.zeros(0, bool)}
-CONDITIONS = ("time_of_day", "weather")
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Scene:
   objects: Objects | None = None
   detector: Objects | None = None
   tracked: Objects | None = None  # with identities
+  unknown: np.ndarray | None = None  # (N, 4) boxes of which whoever says it does not know what they are
   points: dict[str, np.ndarray] | None = None  # track, x, y, visible: of a label
   # points (N, 2) and visible (N,), of the queries that everyone is given
   followed: tuple[np.ndarray, np.ndarray] | None = None
@@ -94,7 +95,7 @@ def open_segments(
   frames, or other ones, one has two sets of them or of labels by one of `teachers`, or some are stale (labels/rules.py)
   and `stale` does not take them."""
   store = LabelStore(root)
-  by_segment = store.by_segment({"frames", *teachers})
+  by_segment, said = store.by_segment({"frames", *teachers}), read_origins(root)
   out = []
   for name, groups in sorted(by_segment.items()):
     if only not in (None, name) or "frames" not in groups or not groups["frames"].done():
@@ -106,10 +107,11 @@ def open_segments(
         f"{frames.path} holds {size(stored)}, and {size(wanted or InputSpec())} are what the bundle takes; label with "
         "that input into another store, or choose another bundle"
       )
-    rows = sorted(rows_by_frame(frames).values())[:limit]
+    bad = frames.bad()
+    rows = [r for r in sorted(rows_by_frame(frames).values()) if r not in bad][:limit]
     ids = frames.frames["frame_id"].to_numpy()[rows].tolist()
     out.append(
-      Segment(name, groups, rows, ids, valid_of(frames), conditions_of(name, groups, routes), sizes_of(frames))
+      Segment(name, groups, rows, ids, valid_of(frames), conditions_of(name, groups, routes, said), sizes_of(frames))
     )
   store.check_stale((s.groups[t] for s in out for t in ("frames", *sorted(teachers)) if t in s.groups), stale)
   if not out:
@@ -120,13 +122,13 @@ def open_segments(
   return out
 
 
-def conditions_of(name: str, groups: dict[str, Group], routes: list[Path]) -> list[str]:
-  """'night', 'rain', ... as the simulator wrote them in the route's truth.json, which its labels remember; [] where
-  neither is at hand."""
-  for group in groups.values():
-    source = group.meta.get("source")
-    if isinstance(source, dict) and any(k in source for k in CONDITIONS):  # others' say other things
-      return [str(source[k]) for k in CONDITIONS if source.get(k)]
+def conditions_of(
+  name: str, groups: dict[str, Group], routes: list[Path], origins: list[dict[str, Any]] | None = None
+) -> list[str]:
+  """'night', 'rain', ... as the store's sources.yaml says (origins.py), or the simulator in the route's truth.json,
+  which its labels remember; [] where none of them is at hand."""
+  if known := origin_of(name, groups, origins or []).conditions:
+    return list(known)
   for folder in routes:
     for path in (folder / name, *folder.glob(f"*/{name}")):
       info = path / "truth" / "truth.json"

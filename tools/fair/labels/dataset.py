@@ -81,7 +81,8 @@ class LabelDataset:
       if not all(n.split("/")[0] in groups for n in self.names):
         continue
       chosen = {n.split("/")[0]: groups[n.split("/")[0]] for n in self.names}
-      frame_ids = {t: rows_by_frame(g) for t, g in chosen.items()}
+      bad = {t: g.bad() for t, g in chosen.items()}
+      frame_ids = {t: {f: r for f, r in rows_by_frame(g).items() if r not in bad[t]} for t, g in chosen.items()}
       common = sorted(set.intersection(*(set(ids) for ids in frame_ids.values())))
       rows.append(
         np.array([[len(self.parts), f, *(frame_ids[t][f] for t in chosen)] for f in common], np.int64).reshape(

@@ -40,7 +40,11 @@ class Options:
   )
   teachers: str = flag(help="comma-separated; `tools/op.sh teachers` lists them")
   output: Path = flag(aliases=("--out",), help="the label store")
-  source: str = flag("", help="kind of the paths, where it is not recognized: routes, pictures, coco, yolo, class_maps")
+  source: str = flag(
+    "",
+    help="kind of the paths, where it is not recognized: routes, pictures, coco, yolo, class_maps; or "
+    "'stills': pictures of road cameras, as frames of their own",
+  )
   data_dir: Path | None = flag(None, help="the folder that holds the routes")
   camera: str = flag("road", choices=CAMERAS, help="of a route")
   every: int = flag(1, metavar="N", help="label every Nth frame of a video")
@@ -74,6 +78,11 @@ class Options:
     None,
     metavar="ROW",
     help="of a video without calibration: the horizon's row in the picture, pixels, or 'auto': from what moves in it",
+  )
+  aim: Path | None = flag(
+    None,
+    metavar="FILE.yaml",
+    help="of --source stills: focal length and horizon of each picture, as 'road*.jpg: {focal: 910, horizon: 240}'",
   )
   weights: tuple[str, ...] = flag(
     (), metavar="TEACHER=PATH", help="a checkpoint's file or folder; else FAIR_WEIGHTS and ./weights are searched"
@@ -140,7 +149,8 @@ def check_teacher(
       f"teacher '{teacher.name}' says meters, of a camera whose focal length or mounting is guessed; give --focal "
       "and --horizon in pixels, or leave it out"
     )
-  if teacher.stateful and (still := [p.segment.dir for p in parts if p.still]):
+  every: list[SegmentView | Pictures] = [*views, *parts]
+  if teacher.stateful and (still := [p.segment.dir for p in every if getattr(p, "still", False)]):
     raise UserError(
       f"teacher '{teacher.name}' follows things from frame to frame, and {still[0]} holds single pictures; give a "
       "video, or leave this teacher out"
@@ -204,10 +214,13 @@ def main() -> None:
     every=args.every,
     focal=number_or_auto(args.focal, "--focal"),
     horizon=number_or_auto(args.horizon, "--horizon"),
+    aim=args.aim,
     images=args.images,
     name=args.name,
     license=args.license,
   )
+  if args.aim is not None and args.source != "stills":
+    raise UserError("--aim is for pictures of road cameras; add --source stills")
   found = open_sources(list(args.paths), told, args.source)
   views = [p for p in found if isinstance(p, SegmentView)]
   parts = [p for p in found if isinstance(p, Pictures)]

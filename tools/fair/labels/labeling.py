@@ -14,7 +14,7 @@ from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.tools.fair.labels.collector import Collector
 from openpilot.tools.fair.labels.picture import PictureWarp, sees_picture, size_of_picture, view_label
 from openpilot.tools.fair.labels.pipeline import Work, ahead, batches, label_batch, load, prefetch
-from openpilot.tools.fair.labels.refit import Refit, canvas_of, input_label
+from openpilot.tools.fair.labels.refit import Refit, canvas_of, fits_pictures, input_label
 from openpilot.tools.fair.labels.rules import rules_of
 from openpilot.tools.fair.labels.sources.pictures import Pictures
 from openpilot.tools.fair.labels.canvas import Canvas
@@ -166,11 +166,12 @@ def run_teacher(
   was made for. spec: of single pictures, the input in which they and their labels are stored. -> the groups."""
   more = (batch, every, repair, progress)
   if spec is not None:
+    own = fits_pictures(teacher)
     if hasattr(teacher, "sees"):
-      setattr(teacher, "whole", True)  # noqa: B010
+      setattr(teacher, "whole", own)  # noqa: B010
     canvas = canvas_of(teacher, spec, size)
     prepare(teacher, canvas.width, canvas.height)
-    stored = [input_label(x, spec, hasattr(teacher, "sees")) for x in teacher.labels]
+    stored = [input_label(x, spec, own) for x in teacher.labels]
     return label_parts(teacher, views, store, canvas, stored, (1, 1), *more)
   wants = getattr(teacher, "wants", "rgb")
   if not sees_picture(teacher, sees):
@@ -180,7 +181,7 @@ def run_teacher(
     prepare(teacher, canvas.width, canvas.height)
     scale = canvas.width / VIEW_W, canvas.height / VIEW_H
     return label_parts(teacher, views, store, canvas, teacher.labels, scale, *more)
-  sizes = [size_of_picture(teacher, v) for v in views if isinstance(v, SegmentView)]
+  sizes = [size_of_picture(teacher, v, view) for v in views if isinstance(v, SegmentView)]
   groups: dict[int, Group] = {}
   for one in dict.fromkeys(sizes):
     some = [i for i, s in enumerate(sizes) if s == one]
@@ -225,8 +226,8 @@ def label_parts(
         writing.pop(0).result()
       if bad:
         print(
-          f"warning: {group.segment}: {len(bad)} frames from row {bad[0]} on cannot be decoded; the frame before "
-          "stands for them",
+          f"warning: {group.segment}: {len(bad)} frames from row {bad[0]} on cannot be decoded; nothing is learned "
+          "from them, nor judged by them",
           file=sys.stderr,
         )
       writing.append(writer.submit(group.write_chunk, k, labels, state, bad))

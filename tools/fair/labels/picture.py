@@ -1,10 +1,12 @@
 """Teachers that see the whole picture of the camera, as they were made for, and what they say of it in the model view.
 
 A teacher that has `sees = "picture"` is given the camera's image at its own size, or at that of `picture_size(width,
-height)`. Its labels are warped into the view by the segment's calibration: boxes, points, masks, maps. Where the view
-reaches beyond the picture, maps repeat its border (class ids are 255): the valid mask of the segment's camera leaves
-those pixels out of losses and metrics, as it does for the frame itself."""
+height)`; or, where it has `as_fine`, so many times as fine as the view would be, or with sides of `short_side` or of at
+most `long_side` pixels. Its labels are warped into the view by the segment's calibration: boxes, points, masks, maps.
+Where the view reaches beyond the picture, maps repeat its border (class ids are 255): the valid mask of the segment's
+camera leaves those pixels out of losses and metrics, as it does for the frame itself."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +26,7 @@ from openpilot.tools.sim.truth import IGNORE
 MAP_SHAPE = (VIEW_H // 2, VIEW_W // 2)  # of probabilities and depth in the view
 FEATURE_SHAPE = (VIEW_H // 16, VIEW_W // 16)
 MIN_SHOWN = 0.3  # of a box's area that the view must show: less of a thing is not told as that thing
+MOST_OF_VIEW = 4  # times the view's pixels, of a picture that is as fine as the view
 SEES = ("picture", "view")
 
 
@@ -35,12 +38,25 @@ def sees_picture(teacher: Teacher, sees: str | None) -> bool:
   return own == "picture" and sees != "view"
 
 
-def size_of_picture(teacher: Teacher, view: SegmentView) -> tuple[int, int]:
-  """(width, height) at which a teacher is given this camera's picture: even numbers, as color is halved."""
+def size_of_picture(teacher: Teacher, view: SegmentView, name: str = "medmodel") -> tuple[int, int]:
+  """(width, height) at which a teacher is given this camera's picture: even numbers, as color is halved. name: of the
+  model view."""
   if hasattr(teacher, "picture_size"):
     w, h = teacher.picture_size(view.width, view.height)
     return max(2, w // 2 * 2), max(2, h // 2 * 2)
-  return view.width // 2 * 2, view.height // 2 * 2
+  size, fine = np.array([view.width, view.height], np.float64), getattr(teacher, "as_fine", None)
+  if (short := getattr(teacher, "short_side", None)) is not None:
+    size *= short / size.min()
+  elif fine is not None:
+    focal = view_intrinsics(name, VIEW_W, VIEW_H)[0, 0] / view.intrinsics[0, 0]
+    size *= fine * min(focal, (MOST_OF_VIEW * VIEW_W * VIEW_H / size.prod()) ** 0.5)
+  elif (long := getattr(teacher, "long_side", None)) is not None:
+    size *= min(1, long / size.max())
+  else:
+    return view.width // 2 * 2, view.height // 2 * 2
+  step = math.lcm(2, getattr(teacher, "patch", 2))  # so that a ViT resizes nothing
+  width, height = np.maximum(np.rint(size / step), 1).astype(int) * step
+  return int(width), int(height)
 
 
 def view_label(label: Label) -> Label:

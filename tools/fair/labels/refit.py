@@ -12,6 +12,12 @@ from openpilot.tools.fair.teacher import COORDINATES, Label, Teacher
 from openpilot.tools.sim.truth import IGNORE
 
 
+def fits_pictures(teacher: Teacher) -> bool:
+  """Whether it is given single pictures as it likes them, and its dense labels of them may have any size; else the
+  input as it is stored, letterboxed."""
+  return hasattr(teacher, "sees") and not getattr(teacher, "letterboxed", False)
+
+
 def canvas_of(teacher: Teacher, spec: InputSpec, size: tuple[int, int] | None = None) -> Canvas:
   """What `teacher` is shown of pictures that are stored as `spec`: `size` (width, height), or as it likes it best;
   always the whole picture."""

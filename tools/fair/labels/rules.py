@@ -45,7 +45,7 @@ def is_shrunk(meta: dict[str, Any]) -> bool:
 
 def is_uncalibrated(meta: dict[str, Any]) -> bool:
   """Labels of a segment whose log had no mounting, or none that was taken."""
-  return not meta["camera"].get("calibrated", True) and stream_of(meta) not in SINGLE
+  return not meta["camera"].get("calibrated", True) and stream_of(meta) not in (*SINGLE, "still")
 
 
 RULES: dict[str, Rule] = {

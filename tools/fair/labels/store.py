@@ -138,6 +138,17 @@ class Group:
   def done(self) -> set[int]:
     return {int(p.stem) for p in (self.path / "chunks").glob("[0-9]*.json")}
 
+  def bad(self) -> set[int]:
+    """Rows whose frame could not be decoded. Raises UserError where a chunk's file is damaged."""
+    out: set[int] = set()
+    for k in self.done():
+      try:
+        rows = {range(self.n)[int(r)] for r in self.commit(k).get("bad", ())}
+      except (OSError, ValueError, TypeError, IndexError):
+        raise UserError(f"{self.commit_path(k)} is damaged; label again with --repair") from None
+      out |= rows
+    return out
+
   @property
   def row_count(self) -> int:
     """Rows that are labeled."""

@@ -93,6 +93,9 @@ class SAM2VideoWrapper:
   load: of the detector. Raises UserError where it is no SAM 2 video model."""
 
   stateful = True
+  sees = "picture"
+  whole = False
+  letterboxed = True
   ASKS_OTHERS = True
 
   def __init__(
@@ -337,11 +340,16 @@ class SAM2VideoWrapper:
     self.found, self.size = found[0].name, [height, width]
     self.labels = [Label("objects", "boxes", shape=(height, width), unit="px", classes=found[0].classes)]
 
+  @property
+  def long_side(self) -> int:
+    """Of a whole picture, pixels: the network sees no finer."""
+    return self.image_size
+
   def settings(self) -> dict[str, Any]:
     return {
       "pictures": self.pictures.config,
       "precision": self.device.precision,
-      "detector": helper_settings(self.detector) if self.detector else None,
+      "detector": helper_settings(self.detector, self.whole) if self.detector else None,
       "every": self.every,
       "join_iou": self.join_iou,
       "max_objects": self.max_objects,

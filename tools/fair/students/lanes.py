@@ -2,6 +2,8 @@
 and a state in, points out.
 
 The state holds each point's appearance as the frame that it was given in showed it, so no frame is ever encoded twice.
+And it holds how the car moves, which all points of a road share: bare asphalt shows nothing to follow, but the ends of
+dashes do, and each point has a vote (plane.py).
 """
 
 import functools
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.layers import Attention, conv, depthwise, up
+from openpilot.tools.fair.students.plane import FINER, SPEEDS, Drive, Vote, read_window, road_of
 from openpilot.tools.lib.errors import UserError
 
 POINTS = 128
@@ -110,8 +113,13 @@ class Stage(nn.Module):
     self.norm = nn.LayerNorm(d) if together else None
     self.gate, self.candidate = nn.Linear(2 * d, d), nn.Linear(2 * d, d)
     self.move = nn.Linear(d, 3)  # trust in the correlation's peak, and a movement beside it
+    # how much the point says of the car's speed, and of its turning; how much it moves as it sees itself, not as the
+    # road does
+    self.vote = nn.Linear(d, 3)
     self.sharpness = nn.Parameter(torch.tensor(20.0))
     nn.init.zeros_(self.move.weight)
+    nn.init.zeros_(self.vote.weight)
+    self.vote.bias.data.copy_(torch.tensor([0.0, 0.0, -2.0]))
     self.move.bias.data.copy_(torch.tensor([3.0, 0.0, 0.0]))  # a fresh network follows the peak
     steps = torch.arange(2 * radius + 1, dtype=torch.float32) - radius
     y, x = torch.meshgrid(steps, steps, indexing="ij")
@@ -120,11 +128,11 @@ class Stage(nn.Module):
 
   def forward(
     self, m: Tensor, template: Tensor, cells: Tensor, known: Tensor, memory: Tensor, bias: Tensor
-  ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+  ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
     """m (B, h, w, C), template (B * N, C), cells (B * N, 2): where to look; known (B * N, H + 2): hidden state and
     place in the view; memory (B * N, d); bias of the attention between points (B, 1, 1, N), or (1, 1, N) of a single
     frame -> movement (B * N, 2) in cells, memory, and the look: its middle (B * N, 2) in whole cells and the logits of
-    its places (B * N, W), row-major.
+    its places (B * N, W), row-major; the correlations behind these (B * N, W).
 
     It looks at whole cells, and is told how far from their middle the point is: between them there is nothing that the
     products do not say."""
@@ -140,7 +148,7 @@ class Stage(nn.Module):
     both = torch.cat([x, memory], dim=-1)
     memory = memory + torch.sigmoid(self.gate(both)) * (torch.tanh(self.candidate(both)) - memory)
     move = self.move(memory)
-    return torch.sigmoid(move[..., :1]) * peak + move[..., 1:], memory, (center, logits)
+    return torch.sigmoid(move[..., :1]) * peak + move[..., 1:], memory, (center, logits), correlation
 
 
 def by_clip(frames: Iterable[Tensor], clips: int) -> Tensor:
@@ -171,13 +179,20 @@ class LanesHead(nn.Module):
     self.stem, self.context, self.mix = stem, nn.Conv2d(neck, branch, 1), depthwise(branch)
     self.fine, self.coarse = (nn.Conv2d(c, to, 1, bias=False) for c, to in ((branch, branch), (neck, channels)))
     self.down = nn.Conv2d(branch, channels, 2, 2, bias=False)
-    self.d, self.template_size, self.hidden_size = d, channels + branch, d + 2
+    self.road = road_of(picture)
+    self.votes = nn.ModuleList(Vote(spread) for spread in (0.15, 0.05))
+    self.d, self.template_size = d, channels + branch
     self.channels = (channels, branch)
     # coarse: where do the points go together
-    self.stages = nn.ModuleList(Stage(d, self.hidden_size, radius, together=i == 0) for i, radius in enumerate(RADII))
+    self.stages = nn.ModuleList(Stage(d, d + 2, radius, together=i == 0) for i, radius in enumerate(RADII))
     self.visible = nn.Linear(d, 1)
     nn.init.zeros_(self.visible.weight)
     nn.init.zeros_(self.visible.bias)
+
+  @property
+  def hidden_size(self) -> int:
+    """Of a point: memory, and how the car moves; where no road is known, how the point last moved."""
+    return self.d + (2 if self.road is None else 3)
 
   def encode(self, normalized: Tensor, maps: dict[int, Tensor]) -> list[Tensor]:
     x = self.mix(self.stem(normalized) + up(self.context(maps[8])))
@@ -196,15 +211,17 @@ class LanesHead(nn.Module):
     template: Tensor,
     hidden: Tensor,
     looks: list[tuple[Tensor, Tensor]] | None = None,
+    votes: list[tuple[Tensor, Tensor]] | None = None,
+    view: Tensor | None = None,
   ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """points (B, N, 2) view pixels, where each is thought to be; mask, fresh (B, N) 1 or 0; template, hidden: the
+    """points (B, N, 2) view pixels, where each was last; mask, fresh (B, N) 1 or 0; template, hidden: the
     state, zeros at start.
 
     -> points (B, N, 2), visible (B, N) logits, template, hidden. A fresh point gets its template here, once and for
     all, and stays: one that followed what the point looks like now was closer in clips of eight frames, and drifted off
     in fifty. An unused slot stays too, its state is zero and it is never visible. Where the correlation looks is taken
-    as given, as RAFT does: gradients flow through movements, templates and memory. looks: takes each stage's look, for
-    training."""
+    as given, as RAFT does: gradients flow through movements, templates and memory. looks, votes: take each stage's
+    look, and its candidates of the car's speed with their logits (B, K), for training. view: see track()."""
     b, n = mask.shape
     bias = (mask[:, None, None, :] - 1.0) * 1e4
     if b == 1:
@@ -215,33 +232,85 @@ class LanesHead(nn.Module):
     kept = used - new
     template, hidden = kept * template + new * self.template(maps, points), kept * hidden
     memory, position = hidden[..., : self.d], points
-    for stage, m, stride, part in zip(self.stages, maps, STRIDES, template.split(self.channels, dim=-1), strict=True):
+    drive: Drive | None = None
+    if self.road is not None:
+      drive = Drive.of_state(hidden[..., self.d :].reshape(b, n, 3), kept.reshape(b, n))
+      position = points + kept * (self.together(points, drive, b, view) - points)
+    for i, (stage, m, stride, part) in enumerate(
+      zip(self.stages, maps, STRIDES, template.split(self.channels, dim=-1), strict=True)
+    ):
       at = position.detach()
-      known = torch.cat([hidden, at * (1.0 / self.half_width) - 1.0], dim=-1)
-      move, memory, look = stage(m, part, view_to_cell(at, stride), known, memory, bias)
+      known = torch.cat([hidden[..., : self.d + 2], at * (1.0 / self.half_width) - 1.0], dim=-1)
+      move, memory, look, seen = stage(m, part, view_to_cell(at, stride), known, memory, bias)
       if looks is not None:
         looks.append(look)
-      position = position + move * stride
+      position = at + move * stride
+      if drive is not None:
+        weight = torch.sigmoid(stage.vote(memory))
+        said = (weight * kept).reshape(b, n, 3)
+        drive, vote = self.ask(i, drive, points, position, look[0], seen, said, view)
+        if votes is not None:
+          votes.append(vote)
+        road = self.together(points, drive, b, view)
+        position = road + weight[:, 2:] * (position - road)
     moved = kept * (position - points)
     position = points + moved
     visible = self.visible(memory)
-    hidden = torch.cat([memory * used, moved * (1.0 / 16.0)], dim=-1)
+    if drive is None:
+      last = moved * (1.0 / 16.0)
+    else:
+      last = (drive.state(kept.reshape(b, n))[:, None] * mask[..., None]).flatten(0, 1)
+    hidden = torch.cat([memory * used, last], dim=-1)
     visible = visible * used + (used - 1.0) * 20.0
     return position.reshape(b, n, 2), visible.reshape(b, n), template.reshape(b, n, -1), hidden.reshape(b, n, -1)
+
+  def together(self, points: Tensor, drive: Drive, b: int, view: Tensor | None) -> Tensor:
+    """points (B * N, 2) -> where they are a frame later if they lie on the road."""
+    assert self.road is not None
+    return self.road.move(points.unflatten(0, (b, -1)), drive.speed, drive.turn, view).flatten(0, 1)
+
+  def ask(
+    self,
+    i: int,
+    before: Drive,
+    points: Tensor,
+    own: Tensor,
+    center: Tensor,
+    seen: Tensor,
+    weight: Tensor,
+    view: Tensor | None,
+  ) -> tuple[Drive, tuple[Tensor, Tensor]]:
+    """The car's movement by what the points see in stage i. before: as was thought before this stage; points: where
+    they were, own: where each sees itself now (B * N, 2); center, seen: of the stage; weight (B, N, 3) -> and the
+    candidates (B, K) with their logits."""
+    assert self.road is not None
+    b, n, _ = weight.shape
+    speeds = before.speed.detach() + before.speed.new_tensor(FINER) if i else before.speed.new_tensor(SPEEDS)[None]
+    at = self.road.move(points.reshape(b, n, 1, 2), speeds[:, None], before.turn.detach()[:, None], view)
+    cells = view_to_cell(at.flatten(0, 1), STRIDES[i]) - center[:, None]
+    seen = read_window(seen - seen.mean(-1, keepdim=True), cells).reshape(b, n, -1)
+    sure = torch.ones_like(before.sure) if i else before.sure
+    speed, said = self.votes[i](seen, weight[..., 0], speeds, before.speed.detach(), sure)
+    off = own.reshape(b, n, 2) - self.road.move(points.reshape(b, n, 2), speed, before.turn, view)
+    share = weight[..., 1]
+    turn = before.turn + (share * self.road.aside(off, view)).sum(1, keepdim=True) / (share.sum(1, keepdim=True) + 1.0)
+    return Drive(speed, turn, before.sure), (speeds.expand_as(said), said)
 
   def zeros(self, b: int, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """The state at start."""
     return like.new_zeros(b, n, self.template_size), like.new_zeros(b, n, self.hidden_size)
 
   def track(
-    self, maps: list[Tensor], points: Tensor, mask: Tensor, fresh: Tensor | None = None
-  ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+    self, maps: list[Tensor], points: Tensor, mask: Tensor, fresh: Tensor | None = None, view: Tensor | None = None
+  ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
     """Tracks over clips, frame by frame, for training. maps: of all frames, B = clips x T, clip-major; points (clips,
     T, N, 2) view pixels, read only where a point is fresh; mask (clips, T, N) 1 = slot in use; fresh (clips, T, N), by
-    default all of frame 0.
+    default all of frame 0. view (clips, 3, 3): from the camera's view to the points' pixels, where these are of an
+    augmented picture.
 
     -> points (clips, T, N, 2), visible logits (clips, T, N), and of each stage where it looked: middles (clips, T, N,
-    2) in whole cells, logits (clips, T, N, W) of the places around them: see match_loss(). Each frame starts from the
+    2) in whole cells, logits (clips, T, N, W) of the places around them: see match_loss(); and its candidates of the
+    car's speed, with their logits (clips, T, K): see vote_loss(), [] where no road is known. Each frame starts from the
     tracker's own last position, without a gradient into it: every frame answers for its own step, and learns to find
     back from its own errors."""
     clips, t, n, _ = points.shape
@@ -253,13 +322,17 @@ class LanesHead(nn.Module):
     at = points[:, 0]
     tracked, visible = [], []
     looks: list[tuple[Tensor, Tensor]] = []
+    votes: list[tuple[Tensor, Tensor]] = []
     for i in range(t):
       at = torch.where(fresh[:, i, :, None] > 0, points[:, i], at.detach())
       at, seen, template, hidden = self.step(
-        [m[:, i] for m in by_frame], at, mask[:, i], fresh[:, i], template, hidden, looks
+        [m[:, i] for m in by_frame], at, mask[:, i], fresh[:, i], template, hidden, looks, votes, view
       )
       tracked.append(at)
       visible.append(seen)
     by_stage = [looks[i :: len(STRIDES)] for i in range(len(STRIDES))]
     where = [(by_clip((c for c, _ in s), clips), by_clip((x for _, x in s), clips)) for s in by_stage]
-    return torch.stack(tracked, dim=1), torch.stack(visible, dim=1), where
+    said = [
+      tuple(torch.stack(x, dim=1) for x in zip(*votes[i :: len(STRIDES)], strict=True)) for i in range(len(STRIDES))
+    ]
+    return torch.stack(tracked, dim=1), torch.stack(visible, dim=1), where, [(s[0], s[1]) for s in said if s]

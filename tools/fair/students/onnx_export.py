@@ -36,12 +36,15 @@ class Graph(nn.Module):
     return tuple(out[k] for k in self.outputs)
 
 
-def export_onnx(student: Student, path: str | Path, keep: tuple[str, ...] = ("",)) -> dict[str, Any]:
+def export_onnx(
+  student: Student, path: str | Path, keep: tuple[str, ...] = ("",), leave: Container[str] = ()
+) -> dict[str, Any]:
   """Writes the student, as it is now, to `path` (an .onnx file) and returns the manifest's entry of the graph
   (bundle.schema.json).
 
-  keep: how the names of the outputs begin that are exported: a head that nobody taught has nothing to say. The student
-  is left in eval mode. Raises UserError where a weight is not finite, or torch lacks its exporter's packages."""
+  keep: how the names of the outputs begin that are exported: a head that nobody taught has nothing to say; leave: names
+  that are left out all the same. The student is left in eval mode. Raises UserError where a weight is not finite, or
+  torch lacks its exporter's packages."""
   path = Path(path)
   student.eval()
   for name, tensor in student.state_dict().items():
@@ -50,7 +53,7 @@ def export_onnx(student: Student, path: str | Path, keep: tuple[str, ...] = ("",
   device = next(student.parameters()).device
   inputs = student.inputs(device)
   with torch.no_grad():
-    outputs = {k: v for k, v in student(**inputs).items() if k.startswith(keep)}
+    outputs = {k: v for k, v in student(**inputs).items() if k.startswith(keep) and k not in leave}
   if not tracks(outputs):
     inputs = {"frame": inputs["frame"]}
   with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():

@@ -168,6 +168,7 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
   for names in ({k: v or road[k] for k, v in classes.items()}, classes):
     student = build(spec_of(graph["name"], input=picture, classes=class_set(names)))
     plain_norms(student)
+    as_exported(student, graph)
     try:
       weights = import_onnx(student, bundle.path / graph["file"], blob)
       break
@@ -187,6 +188,14 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
     "per_height": any(o.get("parameters", {}).get("per_height", False) for o in graph["outputs"]),
     "step": 0,
   }
+
+
+def as_exported(student: Student, graph: dict[str, Any]) -> None:
+  """A graph of which each point's state is one number shorter is of a tracker that knew nothing of the road: then
+  `student` computes what that did. graph: its entry in the manifest."""
+  width = next((i["shape"][-1] for i in graph["inputs"] if i["name"] == "lanes_hidden"), None)
+  if student.lanes is not None and width is not None and width < student.lanes.hidden_size:
+    student.lanes.road = None
 
 
 def classes_of(graph: dict[str, Any]) -> dict[str, list[str]]:

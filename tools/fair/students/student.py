@@ -100,6 +100,7 @@ class Student(nn.Module):
     super().__init__()
     self.spec, self.name, self.task, self.size = spec, spec.name, spec.task, size
     self.tasks = heads_of(spec)
+    self.hint = False  # whether the pyramid's map of stride 16 comes out as 'features' too, where no head makes them
     self.backbone = Backbone(backbone, pretrained, deepest, spec.input)
     channels = self.backbone.channels
     self.neck = Neck(channels, size.neck)
@@ -115,6 +116,8 @@ class Student(nn.Module):
     for name in self.tasks:
       if name != "lanes":
         out.update(self.get_submodule(name)(maps))
+    if self.hint:
+      out.setdefault("features", maps[16])
     return out, [] if self.lanes is None else self.lanes.encode(self.backbone.normalize(frame), maps)
 
   def forward(
@@ -147,14 +150,18 @@ class Student(nn.Module):
       out.update(zip(names, self.lanes.step(maps, lanes_points, mask, fresh, template, hidden), strict=True))
     return out
 
-  def forward_clips(self, frame: Tensor, points: Tensor, mask: Tensor, fresh: Tensor | None = None) -> dict[str, Any]:
+  def forward_clips(
+    self, frame: Tensor, points: Tensor, mask: Tensor, fresh: Tensor | None = None, view: Tensor | None = None
+  ) -> dict[str, Any]:
     """For training: every frame is encoded once, then the tracker runs over each clip. frame (clips * T,
-    *spec.input.shape) uint8, clip-major; points (clips, T, N, 2), mask, fresh (clips, T, N): see LanesHead.track. ->
-    outputs of each frame, lanes_points_out (clips, T, N, 2), lanes_visible (clips, T, N) and lanes_looks."""
+    *spec.input.shape) uint8, clip-major; points (clips, T, N, 2), mask, fresh (clips, T, N), view (clips, 3, 3): see
+    LanesHead.track. -> outputs of each frame, lanes_points_out (clips, T, N, 2), lanes_visible (clips, T, N),
+    lanes_looks and lanes_votes."""
     encoded, maps = self.encode(frame)
     out: dict[str, Any] = {**encoded}
     if self.lanes is not None:
-      out["lanes_points_out"], out["lanes_visible"], out["lanes_looks"] = self.lanes.track(maps, points, mask, fresh)
+      names = ("lanes_points_out", "lanes_visible", "lanes_looks", "lanes_votes")
+      out.update(zip(names, self.lanes.track(maps, points, mask, fresh, view), strict=True))
     return out
 
   def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:

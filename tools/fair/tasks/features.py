@@ -26,11 +26,15 @@ def targets(said: Said, a: Augmentation, r: np.random.Generator) -> Targets:
 
 
 def aids(student: Any, shape: tuple[int, ...] | None) -> dict[str, Any]:
-  """The projector to the teacher's channels, and what standardises them; shape: (C, h, w)."""
+  """The projector to the teacher's channels, and what standardises them; shape: (C, h, w). A student whose heads make
+  no features shows its pyramid's."""
   from openpilot.tools.fair.distillation.features import Projector, Standardiser
 
   assert shape is not None
-  return {"projector": Projector(student.size.features, shape[0]), "standardiser": Standardiser(shape[0])}
+  own = "depth" in student.tasks
+  student.hint = not own
+  channels = student.size.features if own else student.size.neck
+  return {"projector": Projector(channels, shape[0]), "standardiser": Standardiser(shape[0])}
 
 
 def loss(model: Any, out: Outputs, batch: Batch) -> dict[str, Any]:

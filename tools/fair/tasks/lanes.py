@@ -1,18 +1,21 @@
 """Points of the road and its lines that are followed from frame to frame.
 
 Batch: points (clips, T, N, 2) float32 view pixels, points_visible (clips, T, N) float32, points_known (clips, T, N)
-bool, of tracks that start in the first frame."""
+bool, of tracks that start in the first frame; points_view (clips, 3, 3) float32, the augmentation's matrix less the
+identity."""
 
 from typing import Any
 
 import numpy as np
 
-from openpilot.tools.fair.distillation.augment import Augmentation, warp_points
+from openpilot.tools.fair.distillation.augment import IDENTITY, Augmentation, warp_points
 from openpilot.tools.fair.spec import ClassSet, StudentSpec
 from openpilot.tools.fair.tasks.task import Batch, Outputs, Said, Targets, Task
 from openpilot.tools.fair.teacher import Label
 
 SLOTS = 128  # tracked points of a clip
+ENOUGH = 4  # points that say how fast the car drives
+FILLS = dict.fromkeys(("points", "points_visible", "points_known", "points_view"), 0)  # of clips without points
 
 
 def teaches(label: Label, classes: ClassSet) -> bool:
@@ -53,20 +56,22 @@ def point_tracks(
 
 
 def targets(said: Said, a: Augmentation, r: np.random.Generator) -> Targets:
-  parts = point_tracks(a, said.values, r)
-  return {k: x[None] for k, x in zip(("points", "points_visible", "points_known"), parts, strict=True)}
+  parts = *point_tracks(a, said.values, r), (a.matrix - IDENTITY).astype(np.float32)
+  return {k: x[None] for k, x in zip(FILLS, parts, strict=True)}
 
 
 def forward(student: Any, batch: Batch) -> dict[str, Any]:
   """The tracker runs over each clip."""
   steps = batch["points"].shape[1]
   started = batch["points_known"][:, :1].float()
-  return student.forward_clips(batch["frame"], batch["points"], started.expand(-1, steps, -1))
+  view = batch["points_view"] + batch["points_view"].new_tensor(IDENTITY)
+  return student.forward_clips(batch["frame"], batch["points"], started.expand(-1, steps, -1), view=view)
 
 
 def loss(model: Any, out: Outputs, batch: Batch) -> dict[str, Any]:
-  from openpilot.tools.fair.distillation.losses import in_window, match_loss, points_loss
+  from openpilot.tools.fair.distillation.losses import in_window, match_loss, points_loss, vote_loss
   from openpilot.tools.fair.students.lanes import STRIDES, view_to_cell
+  from openpilot.tools.fair.students.plane import road_of
 
   if "points" not in batch or not batch["points_known"][:, 1:].any():
     return {}
@@ -77,7 +82,24 @@ def loss(model: Any, out: Outputs, batch: Batch) -> dict[str, Any]:
   parts = points_loss(
     out["lanes_points_out"], out["lanes_visible"], batch["points"], batch["points_visible"], known, reached
   )
-  return {**parts, "match": match_loss(out["lanes_looks"], cells, batch["points_visible"], known)}
+  parts["match"] = match_loss(out["lanes_looks"], cells, batch["points_visible"], known)
+  road = road_of(model.student.spec.input)
+  if road is not None and out["lanes_votes"]:
+    parts["speed"] = vote_loss(out["lanes_votes"], *true_speeds(road, batch))
+  return parts
+
+
+def true_speeds(road: Any, batch: Batch) -> tuple[Any, Any]:
+  """Of each frame the car's speed in which most points came there (clips, T), and whether enough of them say so."""
+  points, there = batch["points"], batch["points_known"]
+  clips, steps = there.shape[:2]
+  view = batch["points_view"] + batch["points_view"].new_tensor(IDENTITY)
+  before, both = points.roll(1, 1), there & there.roll(1, 1)
+  both[:, 0] = False  # roll() brings the last frame there
+  speed = road.speed(
+    before.flatten(0, 1), points.flatten(0, 1), both.flatten(0, 1).float(), view.repeat_interleave(steps, 0)
+  )
+  return speed.reshape(clips, steps), both.sum(2) >= ENOUGH
 
 
 def sketch(rgb: np.ndarray, i: int, batch: Batch, out: dict[str, np.ndarray], spec: StudentSpec) -> list[np.ndarray]:
@@ -102,7 +124,7 @@ TASK = Task(
   targets=targets,
   loss=loss,
   forward=forward,
-  fills=dict.fromkeys(("points", "points_visible", "points_known"), 0),
+  fills=FILLS,
   per_clip=True,
   outputs=("lanes_",),
   decode={

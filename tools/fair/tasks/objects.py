@@ -19,10 +19,13 @@ from openpilot.tools.fair.teacher import Label
 MIN_SIDE = 3.0  # view pixels: smaller boxes teach nothing
 MIN_INSIDE = 0.3  # of a box's area that the augmented view must still hold
 SAME = 0.8  # intersection over union
+SCORES = "score"  # unit of boxes that are no objects, but all that a teacher scored: see logits.py
 
 
 def teaches(label: Label, classes: ClassSet) -> bool:
-  return label.kind == "boxes" and speaks(names_of([label], classes, "boxes"), classes, "boxes")
+  return (
+    label.kind == "boxes" and label.unit != SCORES and speaks(names_of([label], classes, "boxes"), classes, "boxes")
+  )
 
 
 def doubles(boxes: np.ndarray, cls: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -35,20 +38,26 @@ def doubles(boxes: np.ndarray, cls: np.ndarray, score: np.ndarray) -> np.ndarray
   return (same & better).any(axis=1)
 
 
-def object_list(a: Augmentation, said: Said, table: dict[str, np.ndarray]) -> dict[str, Any]:
-  """One frame's table of boxes -> what the losses take."""
-  label, (h, w) = said.label, a.picture.map_shape
-  cls = np.append(said.index, -1)[table["cls"].astype(int)]  # -1, of what the teacher has no name for, stays
-  boxes = np.stack([table[k].astype(np.float64) for k in ("x0", "y0", "x1", "y1")], axis=1)
+def moved_boxes(a: Augmentation, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(N, 4) -> (N, 4) of the augmented picture, cut at its border, and (N,) bool: whether enough is left to teach."""
   moved = warp_boxes(a, boxes) if a.is_geometric else boxes
   low, high = np.array([-0.5, -0.5]), np.array([a.picture.width - 0.5, a.picture.height - 0.5])
   cut = np.concatenate([np.clip(moved[:, :2], low, high), np.clip(moved[:, 2:], low, high)], axis=1)
   side = cut[:, 2:] - cut[:, :2]
   area = np.prod(np.maximum(moved[:, 2:] - moved[:, :2], 1e-6), axis=1)
+  return cut, (side >= MIN_SIDE).all(axis=1) & (np.prod(side, axis=1) >= MIN_INSIDE * area)
+
+
+def object_list(a: Augmentation, said: Said, table: dict[str, np.ndarray]) -> dict[str, Any]:
+  """One frame's table of boxes -> what the losses take."""
+  label, (h, w) = said.label, a.picture.map_shape
+  cls = np.append(said.index, -1)[table["cls"].astype(int)]  # -1, of what the teacher has no name for, stays
+  boxes = np.stack([table[k].astype(np.float64) for k in ("x0", "y0", "x1", "y1")], axis=1)
+  cut, large = moved_boxes(a, boxes)
+  side = cut[:, 2:] - cut[:, :2]
   unknown = [i for i, name in enumerate(label.classes) if plain(name) in UNKNOWN]
   ignore = np.isin(table["cls"].astype(int), unknown) & (side > 0).all(axis=1)
-  good = (cls >= 0) & (side >= MIN_SIDE).all(axis=1) & (np.prod(side, axis=1) >= MIN_INSIDE * area)
-  keep = np.flatnonzero(good & ~doubles(boxes, cls, table["score"]))
+  keep = np.flatnonzero((cls >= 0) & large & ~doubles(boxes, cls, table["score"]))
   n = len(keep)
   track = table["track"][keep].astype(np.int64) if "track" in table else np.full(n, -1, np.int64)
   mask = None
@@ -144,6 +153,7 @@ TASK = Task(
   loss=loss,
   fills={"objects": None},
   outputs=("objects_",),
+  taught_by={"objects_coef": ("mask", "dice"), "objects_proto": ("mask", "dice"), "objects_embed": ("embed",)},
   decode={
     f"objects_{part}": {
       "head": "objects",

@@ -50,11 +50,12 @@ class Task:
   outputs, batch) -> {part: scalar}, weighted; {} where the batch has no labels of it. forward: how the student runs
   where labels of this task are in the batch, if not on its frames alone. aids(student, shape of the label) -> modules
   that are needed only while learning, by attribute of the distiller. outputs: how the names of the ONNX outputs begin
-  that it makes worth publishing. decode: such an output -> 'head' of the runtime that decodes it, 'parameters', and
-  'classes': 'maps' or 'boxes' where it tells them apart. optional: not missed where there are no labels. clip: frames
-  of a clip that it wants. mirror: whether its labels of a mirrored picture are the mirrored labels. sketch(rgb, i,
-  batch, outputs, spec) -> pictures of frame i: what is said, what is true. metric: 'module:function' that gives the
-  groups of metrics by which it is evaluated, with their drawings: see evaluation/groups.py."""
+  that it makes worth publishing. taught_by: output -> the parts of the loss that alone teach it. decode: such an output
+  -> 'head' of the runtime that decodes it, 'parameters', and 'classes': 'maps' or 'boxes' where it tells them apart.
+  optional: not missed where there are no labels. clip: frames of a clip that it wants. mirror: whether its labels of a
+  mirrored picture are the mirrored labels. sketch(rgb, i, batch, outputs, spec) -> pictures of frame i: what is said,
+  what is true. metric: 'module:function' that gives the groups of metrics by which it is evaluated, with their
+  drawings: see evaluation/groups.py."""
 
   name: str
   head: str
@@ -65,6 +66,7 @@ class Task:
   fills: Mapping[str, float | None]
   outputs: tuple[str, ...]
   decode: Mapping[str, Mapping[str, Any]]
+  taught_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
   kind: str = ""
   per_clip: bool = False
   forward: Callable[[Any, Batch], Outputs] | None = None

@@ -5,6 +5,7 @@ from openpilot.tools.fair.labels.sources.coco import Coco
 from openpilot.tools.fair.labels.sources.pictures import PictureFolders, Pictures
 from openpilot.tools.fair.labels.sources.routes import Routes
 from openpilot.tools.fair.labels.sources.source import SOURCES, Source, SourceOptions, register_source
+from openpilot.tools.fair.labels.sources.stills import Stills
 from openpilot.tools.fair.labels.sources.yolo import Yolo
 from openpilot.tools.fair.labels.views import SegmentView
 from openpilot.tools.lib.errors import UserError
@@ -13,6 +14,7 @@ __all__ = ["SOURCES", "Part", "Source", "SourceOptions", "open_sources", "regist
 
 Part = SegmentView | Pictures
 
+register_source("stills", Stills())
 register_source("pictures", PictureFolders())
 register_source("routes", Routes())
 register_source("class_maps", ClassMaps())

@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.labels.sources.pictures import Carries, Pictures, Still, look_at, name_of, say_left_out
 from openpilot.tools.fair.labels.sources.source import Said, SourceOptions
+from openpilot.tools.fair.spec import UNKNOWN, plain
 from openpilot.tools.lib.errors import UserError, printable, warn
 from openpilot.tools.lib.files import LONG, MANY, ordinary, read_json
 from openpilot.tools.lib.pictures import MAX_PIXELS
@@ -26,6 +27,7 @@ class Annotation:
   cls: int
   box: tuple[float, float, float, float] | None  # x0 y0 x1 y1, pixels counted from the corner
   shape: Any = None  # polygons, or {'size', 'counts'}
+  crowd: bool = False  # a region of many, of which each is not known
 
 
 @dataclass
@@ -74,8 +76,6 @@ def read_annotation(a: dict[str, Any], classes: dict[Any, int], image: Image) ->
   """-> what is wrong with it, where something is."""
   if a.get("category_id") not in classes:
     return "of no category"
-  if a.get("iscrowd"):
-    return "of a crowd"
   shape: Any = None
   try:
     segmentation = a.get("segmentation")
@@ -103,7 +103,7 @@ def read_annotation(a: dict[str, Any], classes: dict[Any, int], image: Image) ->
     return "with a box that is none"
   if min(box[2], image.width) <= max(box[0], 0) or min(box[3], image.height) <= max(box[1], 0):
     return "with a box that is empty, or outside the picture"
-  return Annotation(classes[a["category_id"]], box, shape)
+  return Annotation(classes[a["category_id"]], box, shape, bool(a.get("iscrowd")))
 
 
 def read_tables(path: Path) -> dict[str, Any]:
@@ -118,8 +118,9 @@ def read_tables(path: Path) -> dict[str, Any]:
 
 
 def read_coco(path: Path) -> tuple[dict[str, Image], tuple[str, ...], Counter[str]]:
-  """-> file name -> image, class names in the file's order, and how many annotations are left out, by reason. Raises
-  UserError where it is no COCO JSON."""
+  """-> file name -> image, class names in the file's order, and how many annotations are left out, by reason. Regions
+  of crowds are of a class 'unknown', behind the file's own where none of these is one: what lies there counts nowhere.
+  Raises UserError where it is no COCO JSON."""
   read = read_tables(path)
   left_out: Counter[str] = Counter()
   images: dict[str, Image] = {}
@@ -141,8 +142,12 @@ def read_coco(path: Path) -> tuple[dict[str, Image], tuple[str, ...], Counter[st
       found = "of no picture" if on is None else read_annotation(a, classes, on)
       if on is None or isinstance(found, str):
         left_out[f"annotations {found}"] += 1
-      else:
-        on.said.append(found)
+        continue
+      if found.crowd:
+        if not any(plain(n) in UNKNOWN for n in names):
+          names.append(UNKNOWN[0])
+        found.cls = next(k for k, n in enumerate(names) if plain(n) in UNKNOWN)
+      on.said.append(found)
   except (KeyError, TypeError, AttributeError, ValueError) as e:
     what = "an entry lacks" if isinstance(e, KeyError) else "an entry is wrong:"
     raise UserError(f"{path} is no COCO JSON: {what} {printable(e, 60)}") from None
@@ -240,6 +245,8 @@ class Coco:
     if not stills:
       raise UserError(f"{path}: {wrong[0]}; no picture is left")
     say_counts(path, left_out)
+    if crowds := sum(a.crowd for s in stills for a in s.more.said):
+      warn(f"{path}: {crowds} regions of crowds are kept as '{UNKNOWN[0]}': what lies in them counts nowhere")
     license = options.license or " and ".join(sorted({s.more.license for s in stills} - {""}))
     masks = any(a.shape is not None for s in stills for a in s.more.said)
     name = options.name or f"{name_of(folder)}-{path.stem}"

@@ -46,6 +46,7 @@ class SourceOptions:
   every: int = 1  # of videos each Nth frame
   focal: float | str | None = None  # pixels, of a camera that is none of comma's; 'auto'
   horizon: float | str | None = None  # row of a video's picture; 'auto'
+  aim: Path | None = None  # stills: focal length and horizon of each
   images: Path | None = None  # the folder that annotations name pictures of
   annotations: Path | None = None  # class maps
   classes: tuple[str, ...] = ()  # names of class ids, of data that does not name them

@@ -1,0 +1,276 @@
+"""Students of labeled pictures: what they learn from, what the run keeps, and the bundle that comes out."""
+
+import json
+from pathlib import Path
+
+import images_student_fixture as squares
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from openpilot.selfdrive.modeld.fair.bundle import load_bundle
+from openpilot.tools.fair.distillation.look import Look
+from openpilot.tools.fair.images import train_student
+from openpilot.tools.fair.images.aimed import Aimed, window
+from openpilot.tools.fair.images.predict import Predictor
+from openpilot.tools.fair.images.train_student import Options
+from openpilot.tools.fair.labels import rle
+from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
+from openpilot.tools.fair.spec import InputSpec
+from openpilot.tools.lib.errors import UserError
+
+SMALL = {"size": "nano", "picture_size": 96, "batch_size": 3, "steps": 2, "workers": 0}
+
+
+def logged(folder):
+  lines = [json.loads(x) for x in (folder / "log.jsonl").read_text().splitlines()]
+  return {k for k in lines[-1]["val"] if "/" in k}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """From labels with masks and from a teacher, on labeled and unlabeled pictures: all four parts. -> folder."""
+  root = tmp_path_factory.mktemp("squares")
+  data, val = squares.write(root / "a", 4), squares.write(root / "b", 2, seed=1)
+  squares.write(root / "c", 3, seed=2, labels=False)
+  with pytest.MonkeyPatch.context() as m:
+    squares.register(m)
+    more = {"teachers": "colors", "untuned": True, "alias": ("red=flurb", "blue=zott")}
+    args = Options(data=data, val=val, output=root / "made", unlabeled=root / "c/images", **more, **SMALL)
+    torch.set_num_threads(1)
+    bundle = train_student.run(args)
+  assert bundle == root / "made/made"
+  return root / "made"
+
+
+def test_all_four_parts_are_learned_and_the_config_says_them(trained):
+  parts = {"objects/heat", "objects/box", "objects/giou", "objects/mask", "objects/dice"}
+  assert logged(trained) == parts  # nobody scores what is held out
+  told = yaml.safe_load((trained / "distillation_config.yaml").read_text())
+  assert told["class_mapping"] == {0: "zott", 1: "flurb"} and told["teachers"] == ["colors"]
+  weights = {"detection": 0.3, "segmentation": 0.3, "logit": 0.2, "feature": 0.2}
+  assert told["distillation"]["loss_weights"] == weights
+  assert told["data"] == {"pictures": 4, "unlabeled": 3, "val": 2, "license": "MIT"}
+  config = json.loads((trained / "config.json").read_text())
+  assert config["tasks"] == ["objects", "logits", "features"]
+  assert config["parts"]["objects/heat"] == 0.3 and config["parts"]["features/gram"] == 0.2
+  state = torch.load(trained / "last.pt", weights_only=True)
+  assert state["model"]["projector.layers.0.weight"].shape == (4, 56, 1, 1) and state["model"]["standardiser.scale"] > 0
+
+
+def test_the_store_holds_the_teachers_answers_once(trained):
+  look = Look(trained / "labels/train")
+  assert {k: set(v) for k, v in look.segments.items()} == {
+    "train--0": {"frames", "labeled", "colors"},
+    "unlabeled--0": {"frames", "colors"},
+  }
+  colors = look.segments["train--0"]["colors"]
+  sure, every = colors.table("boxes"), colors.table("boxes_scores")
+  assert len(sure) == 12 and len(every) == 24 and min(every["score"].to_numpy()) < 0.2
+  own = look.segments["train--0"]["labeled"].table("objects")
+  a, b = (np.sort(np.stack([t[k].to_numpy() for k in ("x0", "y0", "x1", "y1")], 1), 0) for t in (sure, own))
+  np.testing.assert_allclose(a, b, atol=0.01)
+
+
+def test_the_bundle_tells_the_datas_classes_and_has_one_input(trained):
+  bundle = load_bundle(trained / "made")
+  (graph,) = bundle.graphs
+  assert [i["name"] for i in graph["inputs"]] == ["frame"] and graph["inputs"][0]["shape"] == [1, 3, 96, 96]
+  outputs = {o["name"]: o for o in graph["outputs"]}
+  assert set(outputs) == {"objects_heat", "objects_box", "objects_coef", "objects_proto"}  # no identity was taught
+  assert outputs["objects_heat"]["classes"] == ["zott", "flurb"]
+  card = (trained / "made/README.md").read_text()
+  assert "not tuned on this data: colors" in card
+  found = Predictor(trained, score=0.01)([np.zeros((50, 70, 3), np.uint8)])[0]
+  assert found.boxes.shape == (len(found.scores), 4) and found.size == (70, 50)
+
+
+def test_what_comes_out_lies_where_it_is_in_the_picture(trained):
+  """A picture of 192 x 144 is halved into 96 x 72 of the input; one object of the second class."""
+  p = Predictor(trained, score=0.3)
+  out = {k: np.zeros_like(v) for k, v in p.run(p.frame(np.zeros((144, 192, 3), np.uint8))).items()}
+  out["objects_heat"][:] = -9
+  out["objects_heat"][0, 1, 4, 6] = 3  # its cell's center is at the input's pixel 51.5, 35.5
+  out["objects_box"][0, :, 4, 6] = 20, 10, 12, 24  # left, top, right, bottom
+  out["objects_coef"][0, 0, 4, 6] = 1
+  out["objects_proto"][0, 0] = np.where(np.arange(24) < 12, 1, -1)  # the left half of the picture
+  (found,) = [p.decode(out, (192, 144))]
+  assert found.classes.tolist() == [1] and p.names == ["zott", "flurb"]
+  assert found.scores[0] == pytest.approx(1 / (1 + np.exp(-3)))
+  np.testing.assert_allclose(found.boxes, [[64, 52, 128, 120]])
+  mask = rle.decode(found.masks[0], 144, 192)
+  rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+  assert (rows.min(), rows.max() + 1) == (52, 120) and (columns.min(), columns.max() + 1) == (64, 96)
+  assert mask[52:120, 64:96].all()
+
+
+def told(path, out, **more):
+  from openpilot.tools.fair.images import infer
+
+  return infer.run(infer.Options(model=path, paths=(str(path.parent / "c/images"),), output=out, score=0.005, **more))
+
+
+def test_inference_writes_the_same_in_all_formats(trained, tmp_path):
+  out = told(trained, tmp_path / "a", format=("coco", "yolo", "csv"), visualize=True, batch_size=2)
+  coco = json.loads((out / "predictions.json").read_text())
+  assert coco == json.loads((told(trained, tmp_path / "b", batch_size=1) / "predictions.json").read_text())
+  assert [i["file_name"] for i in coco["images"]] == ["2_0.png", "2_1.png", "2_2.png"] and coco["annotations"]
+  assert coco["categories"] == [{"id": 1, "name": "zott"}, {"id": 2, "name": "flurb"}]
+  lines = (out / "predictions.csv").read_text().splitlines()
+  assert lines[0] == "picture,class,score,x0,y0,x1,y1" and len(lines) == 1 + len(coco["annotations"])
+  yolo = [x.split() for i in range(3) for x in (out / f"labels/2_{i}.txt").read_text().splitlines()]
+  for a, line, y in zip(coco["annotations"], lines[1:], yolo, strict=True):
+    x0, y0, w, h = a["bbox"]
+    name, cls, score, *box = line.split(",")
+    assert name == f"2_{a['image_id'] - 1}.png" and cls == ("zott", "flurb")[a["category_id"] - 1]
+    np.testing.assert_allclose([float(v) for v in box], [x0, y0, x0 + w, y0 + h], atol=0.01)
+    assert int(y[0]) == a["category_id"] - 1 and float(score) == pytest.approx(a["score"], abs=1e-5)
+    want = [(x0 + w / 2) / squares.W, (y0 + h / 2) / squares.H, w / squares.W, h / squares.H]
+    np.testing.assert_allclose([float(v) for v in y[1:5]], want, atol=1e-4)
+    assert rle.decode(a["segmentation"]["counts"], squares.H, squares.W).shape == (squares.H, squares.W)
+  assert sorted(p.name for p in (out / "pictures").iterdir()) == ["2_0.jpg", "2_1.jpg", "2_2.jpg"]
+
+
+def test_a_video_is_read_frame_by_frame(trained, tmp_path):
+  from openpilot.tools.fair.images import infer
+  from openpilot.tools.lib.videowriter import VideoWriter
+
+  with VideoWriter(tmp_path / "v.mp4", 96, 80) as v:
+    for i in range(5):
+      v.write(squares.picture(np.random.default_rng(i))[0])
+  out = infer.run(
+    infer.Options(model=trained, paths=(str(tmp_path / "v.mp4"),), output=tmp_path / "o", every=2, visualize=True)
+  )
+  images = json.loads((out / "predictions.json").read_text())["images"]
+  assert [i["file_name"] for i in images] == ["v_000000.jpg", "v_000002.jpg", "v_000004.jpg"]
+  assert (out / "v.mp4").stat().st_size > 0
+
+
+def test_evaluation_of_a_trained_student(trained, capsys):
+  from openpilot.tools.fair.images import evaluate
+
+  r = evaluate.run(evaluate.Options(model=trained, data=trained.parent / "b/annotations.json", score=0.05))
+  assert r["pictures"] == 2 and r["objects"] == 6 and r["classes"] == ["zott", "flurb"]
+  assert {"bbox", "segm"} <= r.keys() and 0 <= r["bbox"]["stats"]["ap50"] <= 1
+  assert sum(map(sum, r["confusion"][:2])) == 6
+  assert json.loads((trained / "evaluation/evaluation.json").read_text()) == json.loads(json.dumps(r))
+  assert "AP50" in capsys.readouterr().out
+  other = json.loads((trained.parent / "b/annotations.json").read_text())
+  other["categories"][0]["name"] = "cat"
+  (trained.parent / "b/other.json").write_text(json.dumps(other))
+  args = {"model": trained, "data": trained.parent / "b/other.json"}
+  with pytest.raises(UserError, match=r"labels cat, and the student tells zott, flurb apart"):
+    evaluate.run(evaluate.Options(**args))
+  same = evaluate.run(evaluate.Options(**args, alias=("cat=zott",), score=0.05, output=trained / "other"))
+  assert same["bbox"] == r["bbox"] and same["confusion"] == r["confusion"]
+
+
+def test_students_take_turns_in_a_benchmark(trained, tmp_path, capsys):
+  from openpilot.tools.fair.images import benchmark
+
+  rows = benchmark.run(benchmark.Options(models=(trained, trained), rounds=2, json=tmp_path / "b.json"))
+  assert [r["model"] for r in rows] == ["made", "made"] and rows == json.loads((tmp_path / "b.json").read_text())
+  assert all(0 < r["network_ms"]["p50"] <= r["whole_ms"]["p50"] for r in rows) and "96x96" in capsys.readouterr().out
+
+
+def test_the_run_starts_again_from_its_folder(trained):
+  from openpilot.tools.lib.options import parse
+
+  again = parse(Options, None, "x", ["--config", str(trained)])
+  assert again.teachers == "colors" and again.steps == 2 and again.unlabeled.name == "images"
+
+
+def test_a_part_of_weight_0_is_not_computed_and_a_half_counts_half():
+  from openpilot.tools.fair.distillation.distiller import Distiller
+
+  class Fixed(torch.nn.Module):
+    def forward(self, frame):
+      return {"detector_logits": torch.zeros(1, 2, 1), "detector_boxes": torch.full((1, 2, 4), 0.5)}
+
+  objects = [{"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "cls": torch.tensor([0]), "score": torch.ones(1)}]
+  batch = {"frame": torch.zeros(1), "valid": torch.ones(1, 16, 16, dtype=torch.bool), "objects": objects}
+
+  def parts(weights):
+    return Distiller(Fixed(), ["detector"], {}, classes=squares_classes(), parts=weights)(batch)
+
+  full, less = parts({}), parts({"detector/box": 0.0, "detector/class": 0.5})
+  assert set(full) - set(less) == {"detector/box"}
+  assert less["detector/class"] == full["detector/class"] / 2 and less["detector/giou"] == full["detector/giou"]
+  assert less["total"] == less["detector/class"] + less["detector/giou"]
+
+
+def squares_classes():
+  from openpilot.tools.fair.spec import Class, ClassSet
+
+  return ClassSet("pictures", (Class("zott", maps=False, boxes=True),))
+
+
+@pytest.mark.parametrize(
+  "more, says",
+  [
+    ({"teachers": "yolox-nano"}, "--untuned"),
+    ({"teachers": "a", "teacher_dir": Path("x")}, "give one of them"),
+    ({"unlabeled": Path("x")}, "by a teacher alone"),
+    ({"focal": 900.0}, "--input model-frame"),
+    ({"picture_size": 100}, "multiple of 32"),
+    ({"student": "yolov8n-seg"}, "AGPL-3.0"),
+    ({"student": "lanes-nano"}, "finds no objects"),
+    ({"epochs": 0}, "at least 1"),
+    ({"lr": float("nan")}, "above 0"),
+    ({"teacher_dir": Path("nowhere")}, "train-teacher"),
+    ({"alias": ("red",)}, "NAME=CLASS"),
+    ({"alias": ("red=cat",)}, "zott, flurb"),
+    ({"weight": ("x=1",)}, "PART=NUMBER"),
+  ],
+)
+def test_what_is_wrong_is_one_line_and_nothing_is_written(more, says, tmp_path):
+  data = squares.write(tmp_path / "a", 2)
+  with pytest.raises(UserError, match=says) as e:
+    train_student.run(Options(data=data, output=tmp_path / "out", **{**SMALL, **more}))
+  assert "\n" not in str(e.value) and not (tmp_path / "out").exists()
+
+
+def test_a_teacher_that_knows_none_of_the_classes(tmp_path, monkeypatch):
+  squares.register(monkeypatch)
+  data = squares.write(tmp_path / "a", 2)
+  with pytest.raises(UserError, match=r"says blue, green, red, and the data's classes are zott, flurb; .*--alias"):
+    train_student.run(Options(data=data, output=tmp_path / "out", teachers="colors", untuned=True, **SMALL))
+
+
+def part_of(path):
+  return open_sources([str(path)], SourceOptions())[0]
+
+
+def test_pictures_of_a_known_focal_length_show_things_as_large_as_the_view_does(tmp_path):
+  """A square of side s at distance d is f s / d pixels; in the view of focal length 910 it is 910 / f of that."""
+  part = part_of(squares.write(tmp_path / "a", 3))
+  spec, focal = InputSpec(), 400.0
+  aimed = Aimed(part, spec, focal)
+  _, _, w, h = window(squares.W, squares.H, focal, spec)
+  assert (w, h) == (round(512 * 400 / 910), round(256 * 400 / 910))
+  for row, rgb in aimed.read([0, 1, 2]):
+    before, said = part.said(row), aimed.said(row)
+    assert rgb.shape == (h, w, 3) and aimed.size(row) == (w, h)
+    assert len(said.boxes) <= len(before.boxes) and len(said.masks) == len(said.boxes)
+    for box, cls, mask in zip(said.boxes, said.cls, said.masks, strict=True):
+      color = np.array(squares.COLORS[part.carries.boxes[int(cls)]])
+      x0, y0, x1, y1 = np.round(box + 0.5).astype(int)
+      assert (rgb[y0:y1, x0:x1] == color).all()
+      own = np.concatenate(mask)
+      assert own.min(0).tolist() <= [x0, y0] and (own.max(0) >= [x1, y1]).all()
+  scale = spec.fit(*aimed.size(0))[0, 0]
+  assert scale == pytest.approx(910 / 400, rel=0.01)
+
+
+def test_run_lengths_move_with_the_window(tmp_path):
+  aimed = Aimed(part_of(squares.write(tmp_path / "a", 1)), InputSpec(), 400.0)
+  mask = np.zeros((squares.H, squares.W), bool)
+  mask[30:50, 5:60] = True
+  x, y, w, h = window(squares.W, squares.H, 400.0, InputSpec())
+  said = {"size": [squares.H, squares.W], "counts": rle.encode(mask[None])[0]}
+  moved = aimed.moved(said, x, y, w, h)
+  for row in range(h):
+    for column in range(w):
+      inside = 0 <= row + y < squares.H and 0 <= column + x < squares.W
+      assert moved[row, column] == (inside and mask[row + y, column + x])

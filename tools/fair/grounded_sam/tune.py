@@ -1,0 +1,359 @@
+"""Tuning a teacher: Grounding DINO on boxes, SAM on masks, on the loop of tools/learn. Only adapters learn, or with
+`full` all weights."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openpilot.tools.fair.evaluation.detections import Detections, make_objects
+from openpilot.tools.fair.grounded_sam.data import Example, LabeledPictures, flipped, jittered, steps_of
+from openpilot.tools.fair.grounded_sam.detector import Detector
+from openpilot.tools.fair.grounded_sam.lora import LoRATrainer, trainable
+from openpilot.tools.fair.grounded_sam.prompts import Prompt
+from openpilot.tools.fair.grounded_sam.segmenter import Segmenter
+from openpilot.tools.learn.loop import Loop
+from openpilot.tools.learn.memory import is_out_of_memory
+from openpilot.tools.lib.errors import UserError
+
+LOWEST = 0.05  # score of boxes that AP is counted over
+
+
+@dataclass(frozen=True)
+class Tuning:
+  """How a teacher is tuned; of train_teacher's options."""
+
+  epochs: int = 20
+  batch_size: int = 4  # pictures at once
+  accumulate: int = 1  # such batches a step
+  lr: float = 1e-4
+  warmup: int = 50
+  flip: bool = True
+  jitter: float = 0.1  # of SAM's boxes
+  max_objects: int = 16  # of a picture that SAM is asked for in a step
+  seed: int = 0
+  full: bool = False
+
+
+def mask_loss(logits: Tensor, iou: Tensor, target: Tensor) -> dict[str, Tensor]:
+  """(N, s, s) logits, (N,) expected IoU, (N, s, s) 0 or 1 -> SAM's loss (Kirillov et al. 2023): 20 focal + dice + the
+  squared error of the expected IoU."""
+  p, flat = logits.sigmoid(), (1, 2)
+  ce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+  right = p * target + (1 - p) * (1 - target)
+  focal = ((0.25 * target + 0.75 * (1 - target)) * (1 - right) ** 2 * ce).mean(flat)
+  dice = 1 - (2 * (p * target).sum(flat) + 1) / (p.sum(flat) + target.sum(flat) + 1)
+  with torch.no_grad():
+    on = logits > 0
+    both, either = (on & (target > 0)).sum(flat), (on | (target > 0)).sum(flat)
+    true = both / either.clamp(min=1)
+  error = (iou - true) ** 2
+  return {"focal": focal.mean(), "dice": dice.mean(), "iou": error.mean(), "total": (20 * focal + dice + error).mean()}
+
+
+class TeacherLoop(Loop):
+  """One teacher's run. Where memory is too small for a batch, it is halved and accumulation doubled: the pictures of a
+  step stay the same."""
+
+  LEARNED_FROM = "pictures"
+  NAME = "teacher"
+  BETTER = ""  # of the metrics, 0 to 1
+
+  def __init__(
+    self, out: Path, model: nn.Module, data: LabeledPictures, val: LabeledPictures | None, t: Tuning, **more: Any
+  ):
+    self.data, self.val, self.t, self.config = data, val, t, t
+    self.per_step = t.batch_size * t.accumulate
+    per_epoch = -(-len(data) // self.per_step)
+    super().__init__(
+      out, t.epochs * per_epoch, lr=t.lr, warmup=t.warmup, seed=t.seed, clip_norm=0.1, eval_every=per_epoch, **more
+    )
+    if self.accelerator.num_processes > 1:
+      raise UserError("teachers are tuned by one process; start it without torchrun")
+    self.at_once = t.batch_size
+    self.before: dict[str, float] = {}
+    learn = list(trainable(model).values())
+    self.prepare(model, torch.optim.AdamW(learn, lr=t.lr, weight_decay=1e-4))
+
+  @property
+  def base(self) -> Any:
+    """The detector or segmenter."""
+    raise NotImplementedError
+
+  def batches(self) -> Iterable[list[int]]:
+    for rows in steps_of(len(self.data), self.per_step, self.step, self.steps, self.seed):
+      yield rows.tolist()
+
+  def pieces(self, batch: Sequence[int]) -> list[Any]:
+    return [(batch[i : i + self.at_once], len(batch)) for i in range(0, len(batch), self.at_once)]
+
+  def names(self, batch: Sequence[int]) -> list[str]:
+    return [self.data.pictures[i].name for i in batch]
+
+  def random(self, picture: int) -> np.random.Generator:
+    return np.random.default_rng([self.seed, self.step, picture])
+
+  def step_on(self, batch: Any) -> dict[str, float] | None:
+    while True:
+      try:
+        return super().step_on(batch)
+      except (RuntimeError, MemoryError) as e:
+        if not (is_out_of_memory(e) or "not enough memory" in str(e)) or self.at_once == 1:
+          raise
+        self.halve(str(e))
+
+  def halve(self, why: str) -> None:
+    if torch.cuda.is_available():
+      torch.cuda.empty_cache()
+    before, self.at_once = self.at_once, (self.at_once + 1) // 2
+    n = -(-self.per_step // self.at_once)
+    print(
+      f"warning: {before} pictures at once do not fit into memory; going on with {self.at_once}, {n} times a step",
+      file=sys.stderr,
+    )
+
+  def too_much(self) -> str:
+    return "a single picture; take a smaller --size, fewer --max-objects, or a smaller model"
+
+  def score(self) -> float:
+    return 1 - self.metrics[self.BETTER] if self.metrics else self.best
+
+  # *** checkpoints: of what learns alone ***
+
+  def weights(self) -> dict[str, Any]:
+    return {"learned": {n: p.detach().clone() for n, p in trainable(self.unwrapped).items()}}
+
+  def load_weights(self, state: Mapping[str, Any]) -> None:
+    own = trainable(self.unwrapped)
+    if own.keys() != state["learned"].keys():
+      raise UserError(f"{self.out / self.LAST} is of other adapters; choose another --output")
+    with torch.no_grad():
+      for n, p in own.items():
+        p.copy_(state["learned"][n])
+
+  def state(self) -> dict[str, Any]:
+    return {
+      **super().state(),
+      "at_once": self.at_once,
+      "before": self.before,
+      "run": self.run_key,
+      "metrics": self.metrics,
+    }
+
+  def best_state(self) -> dict[str, Any]:
+    return {**self.weights(), "step": self.step, "metrics": self.metrics, "run": self.run_key}
+
+  run_key: Mapping[str, Any] = {}  # what makes this run this one: set by who starts it
+
+  def load(self, state: Mapping[str, Any]) -> None:
+    super().load(state)
+    self.at_once, self.before, self.metrics = state["at_once"], state["before"], state["metrics"]
+
+  def start(self) -> None:
+    """Judges the teacher as it is."""
+    if not self.before and self.val is not None:
+      self.before = self.evaluate()
+      self.write({"step": 0, "val": self.before})
+
+  def share(self, piece: tuple[Sequence[int], int]) -> float:
+    return len(piece[0]) / piece[1]
+
+
+class DetectorLoop(TeacherLoop):
+  NAME = "grounding_dino"
+  BETTER = "ap"
+
+  def __init__(self, out: Path, detector: Detector, *rest: Any, **more: Any):
+    self.detector = detector
+    assert detector.prompts is not None
+    self.asked = detector.prompts
+    detector.model.config.auxiliary_loss = True  # each layer of the decoder is taught
+    super().__init__(out, detector.model, *rest, **more)
+
+  @property
+  def base(self) -> Detector:
+    return self.detector
+
+  def prompt_for(self, e: Example, random: np.random.Generator) -> Prompt:
+    """Of several prompts mostly one that names something in the picture, now and then another: what is not there is
+    learned, too."""
+    there = [p for p in self.asked.all if set(p.classes) & set(e.classes.tolist())]
+    chosen = there if there and random.random() < 0.75 else list(self.asked.all)
+    return chosen[int(random.integers(len(chosen)))]
+
+  def inputs(self, rows: Sequence[int]) -> dict[str, Any]:
+    examples, prompts, labels = [], [], []
+    for i in rows:
+      random = self.random(i)
+      e = self.data.example(i)
+      if self.t.flip and random.random() < 0.5:
+        e = flipped(e)
+      prompt = self.prompt_for(e, random)
+      own = {c: k for k, c in enumerate(prompt.classes)}
+      mine = np.array([k for k, c in enumerate(e.classes.tolist()) if c in own], np.int64)
+      examples.append(e)
+      prompts.append(prompt)
+      labels.append(target_of(e, mine, own, self.accelerator.device))
+    return {**self.detector.batch([e.rgb for e in examples], prompts), "labels": labels}
+
+  def losses(self, piece: tuple[Sequence[int], int]) -> dict[str, Tensor]:
+    out = self.detector.model(**self.inputs(piece[0]))
+    share = self.share(piece)
+    last = {k: v * share for k, v in out.loss_dict.items() if k in ("loss_ce", "loss_bbox", "loss_giou")}
+    return {**last, "total": out.loss * share}
+
+  @torch.no_grad()
+  def evaluate(self) -> dict[str, float]:
+    """COCO's AP, AP50 and AR of the boxes."""
+    data = self.val
+    if data is None:
+      return {}
+    judge = Detections(self.asked.names)
+    for i in range(len(data)):
+      e = data.example(i)
+      with self.accelerator.autocast():
+        (found,) = self.detector.detect([e.rgb], score=LOWEST)
+      judge.images.append((make_objects(found.boxes, found.classes, found.scores), make_objects(e.boxes, e.classes)))
+    return judge.coco()
+
+
+def target_of(e: Example, mine: np.ndarray, own: Mapping[int, int], device: torch.device) -> dict[str, Tensor]:
+  """-> class_labels, numbers of the prompt's phrases, and boxes, center and size relative to the picture."""
+  h, w = e.rgb.shape[1:]
+  b = e.boxes[mine] / [w, h, w, h]
+  centers = np.concatenate([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], 1)
+  classes = torch.tensor([own[int(c)] for c in e.classes[mine]], dtype=torch.long, device=device)
+  return {"class_labels": classes, "boxes": torch.tensor(centers, dtype=torch.float32, device=device).reshape(-1, 4)}
+
+
+class SegmenterLoop(TeacherLoop):
+  NAME = "sam"
+  BETTER = "mask_iou"
+
+  def __init__(self, out: Path, segmenter: Segmenter, *rest: Any, **more: Any):
+    self.segmenter = segmenter
+    super().__init__(out, segmenter.model, *rest, **more)
+    self.encoder_learns = any(n.startswith("vision_encoder") or "no_memory" in n for n in trainable(segmenter.model))
+
+  @property
+  def base(self) -> Segmenter:
+    return self.segmenter
+
+  def losses(self, piece: tuple[Sequence[int], int]) -> dict[str, Tensor]:
+    """Each picture weighs the same, and in it each object. Without masks a picture teaches nothing."""
+    rows, count = piece
+    sums: dict[str, Tensor] = {}
+    for i in rows:
+      random = self.random(i)
+      e = self.data.example(i, masks=True, most=self.t.max_objects, pick=random)
+      if self.t.flip and random.random() < 0.5:
+        e = flipped(e)
+      if not len(e.boxes):
+        continue
+      boxes = jittered(e.boxes, self.t.jitter, e.rgb.shape[1:], random)
+      for k, v in self.one(e, boxes).items():
+        sums[k] = sums.get(k, torch.zeros((), device=v.device)) + v / count
+    return sums or {"total": 0.0 * torch.stack([p.sum() for p in trainable(self.segmenter.model).values()]).sum()}
+
+  def one(self, e: Example, boxes: np.ndarray) -> dict[str, Tensor]:
+    assert e.masks is not None
+    s = self.segmenter
+    s.model.mask_decoder.training = True  # else SAM 2 gives another of its masks where the one for a box is not stable
+    pixels, asked = s.pixels(e.rgb), s.boxes(boxes, *e.rgb.shape[1:])
+    if self.encoder_learns:
+      logits, iou = s.forward(asked, pixels=pixels)
+    else:
+      logits, iou = s.forward(asked, embeddings=s.embed(pixels))
+    return mask_loss(logits, iou, s.from_picture(e.masks, logits.shape[-1]))
+
+  def taught(self, parts: Mapping[str, Tensor]) -> bool:
+    return "dice" in parts
+
+  @torch.no_grad()
+  def evaluate(self) -> dict[str, float]:
+    """The mean IoU of masks, each asked for by its true box, over all objects; and over classes."""
+    data = self.val
+    if data is None:
+      return {}
+    self.segmenter.model.mask_decoder.training = False
+    ious: list[float] = []
+    classes: list[int] = []
+    for i in range(len(data)):
+      e = data.example(i, masks=True)
+      assert e.masks is not None
+      with self.accelerator.autocast():
+        found = self.segmenter.segment(e.rgb, e.boxes.astype(np.float32))
+      both, either = (found & e.masks).sum((1, 2)), (found | e.masks).sum((1, 2))
+      ious += (both / np.maximum(either, 1)).tolist()
+      classes += e.classes.tolist()
+    if not ious:
+      return {}
+    by_class = [np.mean([v for v, c in zip(ious, classes, strict=True) if c == k]) for k in sorted(set(classes))]
+    return {"mask_iou": float(np.mean(ious)), "mask_iou_classes": float(np.mean(by_class))}
+
+
+def saved_bytes(loop: TeacherLoop, piece: Any) -> int:
+  """Of what one piece's forward keeps for its gradients, beside the weights: measured by running it once."""
+  held: dict[int, int] = {}
+  weights = {p.untyped_storage().data_ptr() for p in loop.unwrapped.parameters()}
+
+  def pack(x: Tensor) -> Tensor:
+    storage = x.untyped_storage()
+    if storage.data_ptr() not in weights:
+      held[storage.data_ptr()] = storage.nbytes()
+    return x
+
+  with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), loop.accelerator.autocast():
+    parts = loop.losses(piece)
+  total = sum(held.values())  # while `parts` still holds them
+  del parts
+  return total
+
+
+def free_bytes(device: torch.device) -> int | None:
+  """Of the device's memory; None where it is not known."""
+  if device.type == "cuda":
+    return torch.cuda.mem_get_info(device)[0]
+  try:
+    lines = dict(x.split(":", 1) for x in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
+  except (OSError, KeyError, ValueError):
+    return None
+
+
+def estimate(loop: TeacherLoop) -> dict[str, float]:
+  """Memory in GiB that a step takes: weights, gradients and moments, what a batch keeps; and what is free. Where that
+  is less, batches are halved before the first one."""
+  rows = list(range(min(2, len(loop.data))))
+  one = max(saved_bytes(loop, ([i], 1)) for i in rows)
+  weights = sum(p.numel() * p.element_size() for p in loop.unwrapped.parameters())
+  learn = sum(p.numel() * p.element_size() for p in trainable(loop.unwrapped).values())
+  free = free_bytes(loop.accelerator.device)
+  while free is not None and 3 * learn + one * loop.at_once * 1.3 > free and loop.at_once > 1:  # 1.3: passing things
+    loop.halve("")
+  gib = {"weights": weights, "gradients_and_moments": 3 * learn, "a_picture": one, "a_batch": one * loop.at_once}
+  return {k: v / 2**30 for k, v in {**gib, **({} if free is None else {"free": free})}.items()}
+
+
+def learn(loop: TeacherLoop, tuned: LoRATrainer | None) -> dict[str, float]:
+  """Runs it, and leaves the best weights in the model. -> their metrics."""
+  model = loop.unwrapped
+  model.train(loop.t.full)
+  if tuned is not None:  # what is frozen drops nothing out; adapters do, where they have a dropout
+    for n, m in model.named_modules():
+      if "lora_dropout" in n:
+        m.train()
+  loop.start()
+  loop.fit()
+  from openpilot.tools.learn.checkpoint import load_checkpoint
+
+  best = load_checkpoint(loop.out / loop.BEST, keys=("learned", "metrics"), of="a teacher")
+  loop.load_weights(best)
+  model.eval()
+  return dict(best["metrics"])

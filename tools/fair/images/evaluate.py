@@ -1,0 +1,214 @@
+#!/usr/bin/env python3
+"""Judges a student by labeled pictures: COCO's AP by size and class, of boxes and masks, IoU, which class is taken for
+which, precision and recall, and the worst pictures, as one page and as JSON."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from openpilot.selfdrive.modeld.fair.bundle import BundleError
+from openpilot.tools.fair.images.check import Check, Checked
+from openpilot.tools.fair.images.dataset import open_dataset
+from openpilot.tools.fair.images.predict import LOW, Predictor, coco_rows, write_json
+from openpilot.tools.fair.images.score import at_score, coco_scores, confusion, errors, mean_iou
+from openpilot.tools.fair.images.shapes import runs_bytes
+from openpilot.tools.fair.spec import plain
+from openpilot.tools.lib.errors import UserError, cli, printable, warn
+from openpilot.tools.lib.files import LONG, atomic_path
+from openpilot.tools.lib.options import option, parse
+from openpilot.tools.lib.pictures import open_rgb
+from openpilot.tools.lib.said import public_path
+
+METRICS = ("mAP", "IoU", "confusion", "curves", "worst")
+
+
+@dataclass(frozen=True)
+class Options:
+  model: Path = option(positional=True, help="a bundle's folder, or what `images train-student` wrote")
+  data: Path = option(help="a COCO JSON, a YOLO folder, or its data.yaml")
+  images: Path | None = option(None, help="the pictures' folder, where it is not beside")
+  output: Path | None = option(None, aliases=("--out",), help="a folder; default: evaluation/ beside the bundle")
+  metrics: tuple[str, ...] = option(METRICS, nargs="+", choices=METRICS, help="what is told")
+  score: float = option(0.3, help="from which on a detection counts, where one number is told")
+  alias: tuple[str, ...] = option((), metavar="NAME=CLASS", help="a name in the data of one of the student's classes")
+  ignore_classes: bool = option(False, help="leave out labels of classes that the student does not know")
+  worst: int = option(8, help="pictures that are shown")
+  runner: str = option("onnx", help="what runs the graph: onnx, tinygrad-cpu, tensorrt, ...")
+  threads: int = option(1, help="of the runner")
+
+
+def match_classes(truth: dict[str, Any], names: list[str], args: Options) -> dict[str, Any]:
+  """The truth of the student's classes, whose categories are these, in the student's order. Raises UserError where it
+  names others."""
+  known = {plain(n): k for k, n in enumerate(names)}
+  for item in args.alias:
+    name, equals, cls = item.partition("=")
+    if not equals or plain(cls) not in known:
+      raise UserError(f"--alias {item}: write NAME=CLASS, with one of {printable(', '.join(names), 200)}")
+    known[plain(name)] = known[plain(cls)]
+  used = {a["category_id"] for a in truth["annotations"]}
+  to = {c["id"]: known.get(plain(c["name"])) for c in truth["categories"]}
+  if other := [c["name"] for c in truth["categories"] if c["id"] in used and to[c["id"]] is None]:
+    said = printable(", ".join(other), 200)
+    if not args.ignore_classes:
+      raise UserError(
+        f"{args.data} labels {said}, and the student tells {printable(', '.join(names), 200)} apart; say which is "
+        "which with --alias NAME=CLASS, or leave them out with --ignore-classes"
+      )
+    n = sum(to[a["category_id"]] is None for a in truth["annotations"])
+    warn(f"left out are {n} labels of classes that the student does not know: {said}")
+  rows = [{**a, "category_id": to[a["category_id"]]} for a in truth["annotations"] if to[a["category_id"]] is not None]
+  if not any(not a["iscrowd"] for a in rows):
+    raise UserError(f"{args.data} has no label of a class that the student knows: {printable(', '.join(names), 200)}")
+  return {**truth, "annotations": rows, "categories": [{"id": k, "name": n} for k, n in enumerate(names)]}
+
+
+def truth_of(found: Checked) -> dict[str, Any]:
+  """COCO's lists, masks as run lengths."""
+  size = {p.entry["id"]: (p.entry["width"], p.entry["height"]) for p in found.pictures}
+  rows = []
+  for a in found.annotations:
+    row = {**a, "iscrowd": int(bool(a.get("iscrowd")))}
+    if (mask := a.get("segmentation")) is not None:
+      w, h = size[a["image_id"]]
+      shape = mask if isinstance(mask, dict) else [np.reshape(p, (-1, 2)) for p in mask]
+      runs = runs_bytes(shape, w, h)
+      row["segmentation"] = {"size": [h, w], "counts": runs["counts"].decode()}
+    rows.append(row)
+  return {"images": [p.entry for p in found.pictures], "annotations": rows, "categories": found.categories}
+
+
+def judge(truth: dict[str, Any], found: list[dict[str, Any]], kind: str, args: Options) -> dict[str, Any]:
+  out: dict[str, Any] = {}
+  if "mAP" in args.metrics or "curves" in args.metrics:
+    scores = coco_scores(truth, found, kind)
+    if "curves" not in args.metrics:
+      scores.pop("curves")
+    out |= scores
+  if "IoU" in args.metrics:
+    out["mean_iou"] = mean_iou(truth, found, kind, args.score)
+  return out
+
+
+def with_masks(truth: dict[str, Any]) -> dict[str, Any]:
+  """Only what has a mask, whose area then is the mask's."""
+  return {**truth, "annotations": [a for a in truth["annotations"] if a.get("segmentation")]}
+
+
+def evaluate(
+  predictor: Predictor, data: Checked, args: Options
+) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+  """-> results, the truth, and what was found as COCO's results."""
+  truth = match_classes(truth_of(data), predictor.names, args)
+  found: list[dict[str, Any]] = []
+  begun = time.perf_counter()
+  for p in tqdm(data.pictures, desc="evaluate", unit="picture"):
+    (one,) = predictor([np.asarray(open_rgb(p.path))])
+    found += coco_rows(one, p.entry["id"], range(len(predictor.names)), len(found) + 1)
+  seconds = time.perf_counter() - begun
+  results: dict[str, Any] = {
+    "model": predictor.bundle.name,
+    "bundle_sha256": predictor.hash,
+    "data": public_path(str(args.data)),
+    "pictures": len(data.pictures),
+    "objects": sum(not a["iscrowd"] for a in truth["annotations"]),
+    "crowds": sum(a["iscrowd"] for a in truth["annotations"]),
+    "classes": predictor.names,
+    "score": args.score,
+    "seconds_per_picture": round(seconds / max(1, len(data.pictures)), 4),
+    "bbox": judge(truth, found, "bbox", args),
+  }
+  masked = with_masks(truth)
+  if predictor.has_masks and masked["annotations"]:
+    results["segm"] = judge(masked, found, "segm", args)
+  m = confusion(truth, found, args.score)
+  results["at_score"] = at_score(m)
+  if "confusion" in args.metrics:
+    results["confusion"] = m.tolist()
+  return results, truth, found
+
+
+def text(v: float | None) -> str:
+  return "-" if v is None else f"{v:.3f}"
+
+
+def lines_of(r: dict[str, Any]) -> list[str]:
+  out = [f"{r['model']}: {r['pictures']} pictures, {r['objects']} objects of {len(r['classes'])} classes"]
+  for kind, title in (("bbox", "boxes"), ("segm", "masks")):
+    if kind not in r:
+      continue
+    if s := r[kind].get("stats"):
+      sizes = ", ".join(f"{k} {text(s[f'ap_{k}'])}" for k in ("small", "medium", "large"))
+      out.append(f"{title}        AP {text(s['ap'])}, AP50 {text(s['ap50'])}, AP75 {text(s['ap75'])}; {sizes}")
+    if "mean_iou" in r[kind]:
+      out.append(f"             mean IoU {text(r[kind]['mean_iou'])}, of detections of at least {r['score']:g}")
+  a = r["at_score"]
+  out.append(f"at {r['score']:<10g}precision {text(a['precision'])}, recall {text(a['recall'])}, F1 {text(a['f1'])}")
+  for kind in ("bbox",):
+    classes = r[kind].get("classes", {})
+    if 1 < len(classes):
+      ranked = sorted(classes.items(), key=lambda x: -x[1]["truths"])[:12]
+      out.append("AP50         " + ", ".join(f"{n} {text(c['ap50'])} of {c['truths']}" for n, c in ranked))
+  return out
+
+
+def run(args: Options) -> dict[str, Any]:
+  if not 0 < args.score < 1:
+    raise UserError(f"--score {args.score:g}: a score is between 0 and 1")
+  if args.worst < 0 or args.threads < 1:
+    raise UserError("--worst is at least 0, --threads at least 1")
+  predictor = Predictor(args.model, LOW, args.threads, args.runner)
+  data = open_dataset(args.data, args.images)
+  checked = Check(data, True).run()
+  if said := data.problems.lines(True):
+    warn(
+      f"{printable(str(args.data), LONG)} has {len(said)} kinds of problems, which are mended here; "
+      "`tools/op.sh images validate` lists them"
+    )
+  results, truth, found = evaluate(predictor, checked, args)
+  print("\n".join(lines_of(results)))
+  out = args.output or predictor.path.parent / "evaluation"
+  if "worst" in args.metrics:
+    of_picture = errors(truth, found, args.score)
+    names = {i["id"]: i["file_name"] for i in truth["images"]}
+    worst = sorted((i for i in of_picture if of_picture[i] > 0), key=lambda i: -of_picture[i])[: args.worst]
+    results["worst"] = [{"picture": names[i], "error": round(of_picture[i], 4)} for i in worst]
+    drawn = draw_worst(worst, checked, truth, found, args.score)
+  else:
+    drawn = []
+  from openpilot.tools.fair.images.page import page
+
+  write_json(out / "evaluation.json", results)
+  with atomic_path(out / "evaluation.html") as tmp:
+    tmp.write_text(page(results, drawn))
+  print(f"wrote        {out / 'evaluation.html'}, evaluation.json")
+  return results
+
+
+def draw_worst(
+  worst: list[int], data: Checked, truth: dict[str, Any], found: list[dict[str, Any]], score: float
+) -> list[np.ndarray]:
+  """What was found, and what is there, side by side."""
+  from openpilot.tools.fair.images.draw import beside, draw
+
+  names = {c["id"]: c["name"] for c in truth["categories"]}
+  path = {p.entry["id"]: p.path for p in data.pictures}
+  out = []
+  for i in worst:
+    rgb = np.asarray(open_rgb(path[i]))
+    mine = [f for f in found if f["image_id"] == i and f["score"] >= score]
+    theirs = [a for a in truth["annotations"] if a["image_id"] == i]
+    out.append(beside(draw(rgb, mine, names), draw(rgb, theirs, names)))
+  return out
+
+
+def main() -> None:
+  run(parse(Options, __doc__, "images evaluate"))
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main, (BundleError,))())

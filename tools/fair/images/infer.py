@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""What a student finds in pictures, folders of them, and videos: as COCO JSON, YOLO's files, CSV, and drawn."""
+
+import contextlib
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from openpilot.selfdrive.modeld.fair.bundle import BundleError
+from openpilot.tools.fair.images.draw import draw
+from openpilot.tools.fair.images.predict import Found, Predictor, coco_rows, write_json
+from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
+from openpilot.tools.fair.labels.sources.pictures import Pictures, Video
+from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.files import atomic_path
+from openpilot.tools.lib.options import option, parse
+
+FORMATS = ("coco", "yolo", "csv")
+CSV = ("picture", "class", "score", "x0", "y0", "x1", "y1")
+FPS = 20  # of a video that is drawn
+
+
+@dataclass(frozen=True)
+class Options:
+  model: Path = option(positional=True, help="a bundle's folder, or what `images train-student` wrote")
+  paths: tuple[str, ...] = option(positional=True, metavar="PATH", help="pictures, folders of pictures, videos")
+  output: Path = option(aliases=("--out",), help="a folder")
+  format: tuple[str, ...] = option(("coco",), nargs="+", choices=FORMATS, help="what is written")
+  visualize: bool = option(False, help="draw what is found, too")
+  score: float = option(0.3, help="from which on a detection is told")
+  batch_size: int = option(8, aliases=("--batch",), help="pictures that are read at once")
+  every: int = option(1, metavar="N", help="of videos each Nth frame")
+  runner: str = option("onnx", help="what runs the graph: onnx, tinygrad-cpu, tensorrt, ...")
+  threads: int = option(1, help="of the runner")
+
+
+def found_in(part: Pictures, predictor: Predictor, size: int) -> Iterator[tuple[int, np.ndarray, Found]]:
+  """Row, picture, and what is in it; `size` pictures in memory at once."""
+  rows = range(len(part.entries))
+  chunks = [list(rows)] if isinstance(part, Video) else [list(rows[a : a + size]) for a in rows[::size]]
+  for chunk in chunks:
+    read = iter(part.read(chunk))
+    while some := list(islice(read, size)):
+      yield from ((r, rgb, f) for (r, rgb), f in zip(some, predictor([p for _, p in some]), strict=True))
+
+
+def name_of(part: Pictures, row: int) -> str:
+  """Of a picture, below its folder; of a video's frame with its number, as a picture's file would be called."""
+  if isinstance(part, Video):
+    return f"{part.path.stem}_{part.entries[row].segment_id:06d}.jpg"
+  return part.stills[row].name
+
+
+def yolo_lines(found: Found) -> list[str]:
+  """Class, center and size relative to the picture, score: as YOLO's programs write what they find."""
+  w, h = found.size
+  out = []
+  for (x0, y0, x1, y1), score, k in zip(found.boxes.tolist(), found.scores, found.classes, strict=True):
+    box = (x0 + x1) / 2 / w, (y0 + y1) / 2 / h, (x1 - x0) / w, (y1 - y0) / h
+    out.append(f"{k} " + " ".join(f"{v:.6f}" for v in box) + f" {score:.5f}")
+  return out
+
+
+class Writer:
+  """What is found, in all formats that are asked for."""
+
+  def __init__(self, args: Options, names: list[str]):
+    self.args, self.names = args, names
+    self.images: list[dict[str, Any]] = []
+    self.rows: list[dict[str, Any]] = []
+    self.lines: list[tuple[Any, ...]] = []
+    self.video: Any = None
+
+  def add(self, name: str, rgb: np.ndarray, found: Found) -> None:
+    out = self.args.output
+    number = len(self.images) + 1
+    self.images.append({"id": number, "file_name": name, "width": found.size[0], "height": found.size[1]})
+    mine = coco_rows(found, number, range(1, len(self.names) + 1), len(self.rows) + 1)
+    self.rows += mine
+    if "yolo" in self.args.format:
+      with atomic_path((out / "labels" / name).with_suffix(".txt")) as tmp:
+        tmp.write_text("".join(f"{line}\n" for line in yolo_lines(found)))
+    for box, score, k in zip(found.boxes.tolist(), found.scores, found.classes, strict=True):
+      self.lines.append((name, self.names[int(k)], f"{score:.5f}", *(f"{v:.2f}" for v in box)))
+    if not self.args.visualize:
+      return
+    drawn = draw(rgb, mine, dict(enumerate(self.names, 1)), None)
+    if self.video is not None:
+      self.video.write(drawn)
+      return
+    from PIL import Image
+
+    with atomic_path((out / "pictures" / name).with_suffix(".jpg")) as tmp:
+      Image.fromarray(drawn).save(tmp, quality=90)
+
+  @contextlib.contextmanager
+  def drawing(self, part: Pictures) -> Iterator[None]:
+    """Frames of a video are drawn into one."""
+    if not self.args.visualize or not isinstance(part, Video):
+      yield
+      return
+    from openpilot.tools.lib.videowriter import VideoWriter
+
+    w, h = part.pixels
+    with atomic_path(self.args.output / f"{part.path.stem}.mp4") as tmp, VideoWriter(tmp, w // 2 * 2, h // 2 * 2) as v:
+      self.video = v
+      try:
+        yield
+      finally:
+        self.video = None
+
+  def close(self) -> list[Path]:
+    out, written = self.args.output, []
+    if "coco" in self.args.format:
+      categories = [{"id": k, "name": n} for k, n in enumerate(self.names, 1)]
+      annotations = [{**r, "iscrowd": 0, "area": round(r["bbox"][2] * r["bbox"][3], 2)} for r in self.rows]
+      write_json(
+        out / "predictions.json", {"images": self.images, "annotations": annotations, "categories": categories}
+      )
+      written.append(out / "predictions.json")
+    if "csv" in self.args.format:
+      with atomic_path(out / "predictions.csv") as tmp, open(tmp, "w", newline="") as f:
+        csv.writer(f).writerows([CSV, *self.lines])
+      written.append(out / "predictions.csv")
+    if "yolo" in self.args.format:
+      with atomic_path(out / "labels" / "classes.txt") as tmp:
+        tmp.write_text("".join(f"{n}\n" for n in self.names))
+      written.append(out / "labels")
+    return written
+
+
+def run(args: Options) -> Path:
+  """-> the folder. Raises UserError."""
+  if not 0 < args.score < 1:
+    raise UserError(f"--score {args.score:g}: a score is between 0 and 1")
+  for name in ("batch_size", "every", "threads"):
+    if getattr(args, name) < 1:
+      raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: it is at least 1")
+  predictor = Predictor(args.model, args.score, args.threads, args.runner)
+  parts: list[Pictures] = []
+  for path in args.paths:
+    parts += [p for p in open_sources([path], SourceOptions(every=args.every), "pictures") if isinstance(p, Pictures)]
+  writer = Writer(args, predictor.names)
+  with tqdm(total=sum(len(p.entries) for p in parts), desc="infer", unit="picture") as bar:
+    for part in parts:
+      with writer.drawing(part):
+        for row, rgb, found in found_in(part, predictor, args.batch_size):
+          writer.add(name_of(part, row), rgb, found)
+          bar.update()
+  written = writer.close()
+  print(f"{len(writer.images)} pictures, {len(writer.rows)} objects of at least {args.score:g}")
+  print(f"wrote        {', '.join(map(str, written))}" + (f"; drawn in {args.output}" if args.visualize else ""))
+  return args.output
+
+
+def main() -> None:
+  run(parse(Options, __doc__, "images infer"))
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main, (BundleError,))())

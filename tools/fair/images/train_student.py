@@ -1,0 +1,272 @@
+#!/usr/bin/env python3
+"""Teaches a student that needs no prompt from labeled pictures, from what teachers say of them, or from both; then
+exports it as a bundle. Which student, which classes and which losses: the data says it.
+
+OUTPUT keeps labels/ (pictures and all that was said of them, teachers' answers too), the run of `tools/op.sh distill`
+(best.pt, last.pt, log.jsonl, samples/), distillation_config.yaml and a bundle of the folder's own name. The same
+command with --resume goes on."""
+
+import contextlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openpilot.tools.fair.images.augment import read_recipe
+from openpilot.tools.fair.images.families import check_family, heads_by_data
+from openpilot.tools.fair.images.loss import PARTS, balance, read_weights, say_balance
+from openpilot.tools.fair.images.store import Said, fill
+from openpilot.tools.fair.labels.label import parse_weights
+from openpilot.tools.fair.labels.sources.pictures import plain_name
+from openpilot.tools.fair.options import parse_options
+from openpilot.tools.fair.spec import InputSpec
+from openpilot.tools.fair.students.student import BACKBONES, student_names
+from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.files import atomic_path
+from openpilot.tools.lib.options import option as flag, parse
+
+SIZES = ("nano", "small", "base")
+KINDS = ("rgb", "model-frame")
+OURS = tuple(n for n in student_names() if n.startswith(("objects-", "detector-")))
+NEWEST = 1e-3  # learning rate of a student that starts anew
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+  data: Path = flag(help="a COCO JSON, a YOLO folder, or its data.yaml")
+  output: Path = flag(aliases=("--out",), help="the student's folder")
+  images: Path | None = flag(None, help="the pictures' folder, where it is not beside")
+  val: Path | None = flag(None, help="another COCO JSON or YOLO folder to judge by; else some pictures are held out")
+  val_images: Path | None = flag(None, help="the folder of --val's pictures; default: as --images")
+  teacher_dir: Path | None = flag(None, metavar="EXP", help="what `images train-teacher` wrote")
+  teachers: str = flag("", help="or teachers as they are, comma-separated; `tools/op.sh teachers` lists them")
+  untuned: bool = flag(False, help="teachers that were not tuned on this data may teach; the card says it")
+  unlabeled: Path | None = flag(None, aliases=("--unlabelled",), help="a folder of pictures that teachers alone teach")
+  alias: tuple[str, ...] = flag((), metavar="NAME=CLASS", help="a teacher's name of one of the data's classes")
+  teacher_score: float = flag(0.4, help="from which on what a teacher says is an object; what is below teaches softly")
+  student: str = flag("", help=f"one of {', '.join(OURS)}; default: by the data")
+  size: str = flag("small", choices=SIZES, help="of the student that the data chooses")
+  picture_size: int = flag(640, help="side of the square that pictures are letterboxed into, pixels")
+  input: str = flag("rgb", choices=KINDS, help="model-frame: openpilot's view; the bundle then runs in fairmodeld")
+  focal: float | None = flag(None, help="of the pictures' camera, pixels: for model-frame; without, scale is varied")
+  detection: bool = flag(True, help="leave this loss out: boxes and classes")
+  segmentation: bool = flag(True, help="leave this loss out: masks")
+  logit: bool = flag(True, help="leave this loss out: the teacher's scores of all classes")
+  feature: bool = flag(True, help="leave this loss out: the teacher's feature map")
+  weight: tuple[str, ...] = flag((), metavar="PART=W", help=f"of {', '.join(PARTS)}; they are made to sum to 1")
+  epochs: int = flag(100, help="how often each picture is seen")
+  steps: int | None = flag(None, help="of the optimizer, in place of --epochs")
+  batch_size: int = flag(16, aliases=("--batch",), help="pictures a step")
+  lr: float = flag(NEWEST, help="learning rate")
+  backbone: str | None = flag(None, help=f"of timm: {', '.join(BACKBONES)}")
+  pretrained: str | bool = flag(
+    False, bare=True, metavar="FILE", path=True, help="start the backbone from the hub's weights, or from FILE"
+  )
+  init: tuple[str, ...] = flag((), metavar="RUN", path=True, help="start from another run's student or a bundle")
+  augment: str = flag("auto", path=True, help="auto: by what the pictures look like; plain; none; or a recipe's file")
+  license: str = flag("", aliases=("--licence",), help="of the pictures, where the data names none")
+  weights: tuple[str, ...] = flag((), metavar="TEACHER=PATH", help="a teacher's checkpoint")
+  option: tuple[str, ...] = flag((), metavar="TEACHER.KEY=VALUE", help="`tools/op.sh teachers TEACHER` lists them")
+  download: bool = flag(False, help="let teachers' weights be downloaded from the hub")
+  accept_license: tuple[str, ...] = flag(
+    (),
+    aliases=("--accept-licence",),
+    metavar="LICENSE",
+    help="of teachers whose license restricts what learns from them",
+  )
+  device: str | None = flag(None, help="of the teachers: cuda, mps or cpu; default: the best there is")
+  precision: str | None = flag(None, choices=("no", "bf16", "fp16"), help="mixed precision of the student")
+  seed: int = flag(0, help="of all that is random")
+  workers: int = flag(1, help="processes that read and augment")
+  resume: bool = flag(False, help="go on from the last checkpoint of the student's folder")
+  export: bool = flag(True, help="leave the bundle out")
+
+
+def check_options(args: Options) -> InputSpec:
+  """Raises UserError, before anything is read or written. -> the picture that the student sees."""
+  if args.student:
+    check_family(args.student, args.accept_license)
+    if args.student not in OURS:
+      what = "finds no objects" if args.student in student_names() else "is none"
+      raise UserError(f"--student {args.student} {what}; there are {', '.join(OURS)}")
+  read_weights(args.weight)
+  if args.augment not in ("auto", "plain", "none"):
+    read_recipe(Path(args.augment))
+  if not any(getattr(args, part) for part in PARTS):
+    raise UserError("no part of the loss is left: --no-" + ", --no-".join(PARTS))
+  if args.teacher_dir is not None and args.teachers:
+    raise UserError("--teacher-dir and --teachers: give one of them")
+  if args.teachers and not args.untuned:
+    raise UserError(
+      f"--teachers {args.teachers}: these were not tuned on this data, and a student inherits what they get wrong; "
+      "tune them with `tools/op.sh images train-teacher`, or add --untuned"
+    )
+  if args.unlabeled is not None and args.teacher_dir is None and not args.teachers:
+    raise UserError("--unlabeled: pictures without labels teach by a teacher alone; add --teacher-dir or --teachers")
+  for name, least in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("seed", 0)):
+    if getattr(args, name) < least:
+      raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: it is at least {least}")
+  if args.steps is not None and args.steps < 1:
+    raise UserError(f"--steps {args.steps}: it is at least 1")
+  if not 0 < args.lr < math.inf:
+    raise UserError(f"--lr {args.lr:g}: the learning rate is above 0, as {NEWEST}")
+  if not 0 < args.teacher_score < 1:
+    raise UserError(f"--teacher-score {args.teacher_score:g}: a score is between 0 and 1")
+  if args.input == "model-frame":
+    if args.focal is not None and not 0 < args.focal < math.inf:
+      raise UserError(f"--focal {args.focal:g}: a focal length is above 0, in pixels")
+    return InputSpec()
+  if args.focal is not None:
+    raise UserError("--focal is of --input model-frame; an rgb student sees whole pictures of any camera")
+  if args.picture_size < 64 or args.picture_size % 32:
+    raise UserError(f"--picture-size {args.picture_size}: a multiple of 32, of at least 64")
+  return InputSpec("rgb", args.picture_size, args.picture_size)
+
+
+def teacher_names(args: Options) -> list[str]:
+  return list(dict.fromkeys(n for n in args.teachers.replace(" ", "").split(",") if n))
+
+
+def teachers_of(args: Options) -> list[Any]:
+  """Raises UserError."""
+  from openpilot.tools.fair.images.soft import load_experiment, load_soft
+
+  if args.teacher_dir is not None:
+    return [load_experiment(args.teacher_dir, args.teacher_score, args.accept_license, args.device)]
+  names = teacher_names(args)
+  weights, told = parse_weights(args.weights, names), parse_options(list(args.option), names)
+  return [
+    load_soft(
+      n, weights.get(n), args.teacher_score, args.accept_license, download=args.download, device=args.device, **told[n]
+    )
+    for n in names
+  ]
+
+
+def config_of(args: Options, said: Said, student: str) -> Any:
+  """-> distillation's Config. said: what is learned from."""
+  from openpilot.tools.fair.distillation.config import Config
+  from openpilot.tools.fair.tasks import TASKS
+
+  weights, off = balance(args, said, student)
+  print("\n".join(say_balance(weights, off)))
+  head = student.rpartition("-")[0]
+  tasks = [head] if weights.keys() & {"detection", "segmentation"} else []
+  tasks += [t for t, part in (("logits", "logit"), ("features", "feature")) if part in weights]
+  parts = {f"{head}/embed": 0.0} if head == "objects" else {}
+  for part, names in PARTS.items():
+    parts |= {k: weights.get(part, 0.0) for k in names}
+  per_epoch = max(1, math.ceil(said.pictures / args.batch_size))
+  steps = args.steps if args.steps is not None else args.epochs * per_epoch
+  return Config(
+    student=student,
+    tasks=tasks,
+    backbone=args.backbone,
+    pretrained=args.pretrained,
+    steps=steps,
+    batch=args.batch_size,
+    lr=args.lr,
+    warmup=min(200, steps // 10),
+    seed=args.seed,
+    parts=parts,
+    mirror=all(TASKS[t].mirror for t in tasks),
+    augment=args.augment != "none",
+    eval_every=min(500, max(per_epoch, steps // 10)),
+    eval_clips=200,
+    precision=args.precision or default_precision(),
+    input=said.spec,
+    classes=said.classes,
+    ignore_classes=True,  # of teachers: the data's own are all there
+    zoom=said.zoom,
+    pixels=said.pixels,
+  )
+
+
+def default_precision() -> str:
+  import torch
+
+  return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+
+
+def write_config(args: Options, said: Said, config: Any, weights: dict[str, float]) -> None:
+  """distillation_config.yaml, as the note has it: what the data decided."""
+  import yaml
+
+  told = {
+    "student": config.student,
+    "class_mapping": dict(enumerate(said.classes.boxes)),
+    "picture": said.spec.to_dict(),
+    "teachers": said.teachers,
+    "distillation": {"loss_weights": {k: round(v, 4) for k, v in weights.items()}},
+    "steps": config.steps,
+    "batch_size": config.batch,
+    "data": {"pictures": said.labeled, "unlabeled": said.unlabeled, "val": said.held_out, "license": said.license},
+  }
+  with atomic_path(args.output / "distillation_config.yaml") as tmp:
+    tmp.write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
+
+
+def learn(args: Options, said: Said, config: Any, accepted: tuple[str, ...]) -> dict[str, float]:
+  """The run of distill. -> held-out losses."""
+  from openpilot.tools.fair.distillation import distill
+  from openpilot.tools.fair.distillation.options import Options as Distill
+  from openpilot.tools.learn.processes import is_first, said_once
+
+  told = Distill(
+    labels=said.train,
+    val=said.val,
+    output=args.output,
+    student=config.student,
+    prefer=",".join(said.prefer),
+    accept_license=accepted,
+    augment=args.augment != "none",
+    seed=args.seed,
+    workers=args.workers,
+    resume=args.resume,
+    init=args.init,
+  )
+  with contextlib.ExitStack() as held:
+    with said_once():
+      run, _ = distill.start(told, held, config, args)
+    if args.resume and run.step >= run.config.steps:
+      print(f"{args.output}: the run is complete at step {run.step}")
+      return {}
+    if is_first():
+      write_config(args, said, config, balance(args, said, config.student)[0])
+    return run.fit()
+
+
+def run(args: Options) -> Path:
+  """-> the bundle's folder, or the run's where none is written."""
+  spec = check_options(args)
+  teachers = teachers_of(args) if args.teachers or args.teacher_dir is not None else []
+  said = fill(args, spec, teachers)
+  student = args.student or f"{heads_by_data(said.info)}-{args.size}"
+  config = config_of(args, said, student)
+  accepted = tuple(dict.fromkeys((*args.accept_license, said.license)))  # who brings the pictures may use them
+  learn(args, said, config, accepted)
+  if not args.export:
+    return args.output
+  from openpilot.tools.fair.bundle import export
+
+  bundle = bundle_of(args.output)
+  untuned = (
+    f"Teachers were not tuned on this data: {', '.join(said.teachers)}." if args.untuned and said.teachers else ""
+  )
+  export.run(export.Options(run=args.output, output=bundle, accept_license=accepted, tinygrad=False), untuned)
+  return bundle
+
+
+def bundle_of(output: Path) -> Path:
+  """Its folder has the student's name: a bundle is called as its folder is."""
+  return output / plain_name(output.resolve().name)
+
+
+def main() -> None:
+  args = parse(Options, __doc__, "images train-student")
+  where = run(args)
+  print(f"next\n  tools/op.sh images evaluate {where} --data {args.val or args.data}")
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main)())

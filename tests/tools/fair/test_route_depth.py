@@ -16,6 +16,7 @@ from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
 from openpilot.tools.fair.labels.meters import Fit, refit
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.labels.views import segment_view
+from openpilot.tools.fair.maps import depth_to_map
 from openpilot.tools.fair.registry import TEACHERS, load_teacher
 from openpilot.tools.fair.route_depth import fuse
 from openpilot.tools.fair.route_depth import teacher as teaching
@@ -36,6 +37,7 @@ from openpilot.tools.fair.teacher import Clip
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route, Segment
+from openpilot.tools.sim.render import CLASSES
 from openpilot.tools.sim.truth import MAP_H, MAP_W
 from openpilot.tools.sim.write_route import Drive as SimDrive
 from openpilot.tools.sim.write_route import write_whole
@@ -434,21 +436,25 @@ def test_a_simulated_drive(tmp_path, shared_data, monkeypatch):
   assert again.path.name == group.path.name
   for p in group.path.rglob("*"):
     assert p.is_dir() or p.read_bytes() == (again.path / p.relative_to(group.path)).read_bytes()
-  z, std = (group.read(k, 0, group.n).astype(float)[:, 1::2, 1::2] for k in ("depth", "depth_std"))
+  stored, share = (group.read(k, 0, group.n).astype(np.float32) for k in ("depth", "depth_std"))
+  z, std = np.stack([depth_to_map(x, "m") for x in stored]), share[:, ::2, ::2]
   true = truth.read("depth", 0, truth.n).astype(float).reshape(-1, MAP_H, MAP_W)
-  told = (z > 0) & np.isfinite(z) & np.isfinite(true)
-  assert told.mean() > 0.35
+  # drawn people and cars are not always what a detector takes for some: what stands still is judged
+  still = truth.read("segmentation", 0, truth.n).reshape(-1, MAP_H, MAP_W) < CLASSES.index("vehicle")
+  told = np.isfinite(z) & np.isfinite(true) & still & (std > 0)
+  assert told.mean() > 0.3
   error = np.abs(z[told] / true[told] - 1)
-  assert error.mean() < 0.04 and (error > 0.2).mean() < 0.02 and np.median(error / std[told]) < 1
-  for low, high, most, least in ((2, 10, 0.02, 0.6), (10, 20, 0.04, 0.3), (20, 40, 0.12, 0.0)):
+  assert error.mean() < 0.03 and (error > 0.2).mean() < 0.02 and np.median(error / std[told]) < 0.5
+  for low, high, most, least in ((2, 10, 0.02, 0.6), (10, 20, 0.03, 0.3), (20, 40, 0.1, 0.0), (40, 80, 0.2, 0.0)):
     band = (true >= low) & (true < high)
     assert np.abs(z[told & band] / true[told & band] - 1).mean() < most and told[band].mean() > least
-  assert (true[np.isinf(z)] < 60).mean() < 0.05
+  beyond = np.isinf(stored[:, ::2, ::2])
+  assert (true[beyond] < 60).sum() < 0.001 * true.size
   # a relative teacher: the truth's inverse depth, scaled, shifted, and off by a twentieth
   r = np.random.default_rng(0)
   inverse = (40 / true + 3) * (1 + 0.03 * r.normal(0, 1, true.shape))
   for i in range(group.n):
-    out, found = refit(inverse[i], z[i], std[i], 80.0)
+    out, found = refit(inverse[i], stored[i], share[i], 80.0)
     if isinstance(found, Fit):
       near = (true[i] < 60) & (out > 0)
       assert np.median(np.abs(out[near] / true[i][near] - 1)) < 0.1 and near.sum() > 0.9 * (true[i] < 60).sum()

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ class Runner:
           seen.road = np.isin(found.class_map, [k for k, r in role.items() if r in ("ground", "marking")])
           seen.vehicle = np.isin(found.class_map, [k for k, n in name.items() if n == "vehicle"])
           road = [road_classes().find(n) for n in found.classes]
-          to = np.array([CLASSES.index(c.name) if c is not None and c.name in CLASSES else 0 for c in road])
+          to = np.zeros(256, np.int64)  # 255 is outside the camera's image
+          to[: len(road)] = [CLASSES.index(c.name) if c is not None and c.name in CLASSES else 0 for c in road]
           seen.classes = to[found.class_map]
         else:
           mine = [k for k, n in enumerate(found.classes) if (c := STREETS.find(n)) is not None and c.name == "vehicle"]
@@ -138,8 +140,8 @@ def frame_of(rgb: np.ndarray, view: SegmentView) -> tuple[np.ndarray, np.ndarray
 class Teachers:
   """The roads' teacher and two detectors, shown whole pictures."""
 
-  def __init__(self) -> None:
-    self.by_name: dict[str, Any] = {n: load_teacher(n, None, []) for n in (ROAD_TEACHER, *BOX_TEACHERS)}
+  def __init__(self, names: Sequence[str] = (ROAD_TEACHER, *BOX_TEACHERS)) -> None:
+    self.by_name: dict[str, Any] = {n: load_teacher(n, None, []) for n in names}
     for t in self.by_name.values():
       t.whole = True
 

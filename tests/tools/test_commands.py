@@ -31,6 +31,7 @@ COMMANDS = {
   "labels": "tools.fair.labels.browse",
   "agree": "tools.fair.labels.agree",
   "meters": "tools.fair.labels.meters",
+  "plane": "tools.fair.labels.plane",
   "import": "tools.fair.labels.import_labels",
   "import-images": "tools.fair.labels.import_images",
   "students": "tools.fair.students.list_students",

@@ -78,7 +78,8 @@ class Teacher(Protocol):
   # may have: sees = "picture" where it was made for the camera's whole picture, whose labels are then warped into the
   # view (labels/picture.py); picture_size(width, height) -> at which size it likes that; whole, set before prepare():
   # whether it is given that, and then dense labels may have any size, over all of the picture;
-  # stretches = True where that size is the same for all pictures;
+  # stretches = True where that size is the same for all pictures; in place of picture_size: as_fine, times the view's
+  # fineness, short_side or long_side, pixels; letterboxed = True: of single pictures it is given the input as stored;
   # view_size() -> (width, height) of the pictures it likes best; wants = "none" where it reads only the log;
   # at_once() -> how many clips are to be labeled at the same time, each by a thread of its own, and none is kept;
   # check(segment), which raises UserError where that segment cannot be labeled, before anything is stored;

@@ -227,7 +227,7 @@ def process_replay(camera: str, calibration: str, text: str) -> list[Edit]:
   new = [
     "  ProcessConfig(",
     '    proc_name="fairmodeld",',
-    f'    pubs=["deviceState", "{camera}", "{calibration}", "modelV2", "carState"],',
+    f'    pubs=["deviceState", "{camera}", "{calibration}", "modelV2", "carState", "cameraOdometry"],',
     "    subs=[" + ", ".join(f'"{name}"' for name in subs) + "],",
     f'    ignore=["logMonoTime", {", ".join(ignore[:2])},',
     f"            {', '.join(ignore[2:])}],",

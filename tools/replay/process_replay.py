@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from openpilot.cereal.visionipc import nv12_info
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, BundleError, find_bundle, load_bundle
-from openpilot.selfdrive.modeld.fair.calibration import mounting
+from openpilot.selfdrive.modeld.fair.calibration import mounting, turn_rate
 from openpilot.selfdrive.modeld.fair.worker import STATE_PERIOD
 from openpilot.selfdrive.modeld.fair.frames import CameraError
 from openpilot.selfdrive.modeld.fair.model import FairModel
@@ -122,8 +122,10 @@ def process_replay(
       model.schedule.heat(str(m.thermalStatus))
     elif which == "carState":
       model.speed = m.vEgo
+    elif which == "cameraOdometry":
+      model.yaw_rate = turn_rate(m)
 
-  services = ["extrinsicsCalibration", "carState"]
+  services = ["extrinsicsCalibration", "carState", "cameraOdometry"]
   for entry, frame, device, sensor in logged_frames(
     segments, camera, services, hear, start, seconds, "process replay", progress, focal
   ):

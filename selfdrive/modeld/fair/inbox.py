@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from openpilot.selfdrive.modeld.fair.calibration import mounting
+from openpilot.selfdrive.modeld.fair.calibration import mounting, turn_rate
 from openpilot.selfdrive.modeld.fair.ipc import messaging, service
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.schedule import ModelPace
@@ -21,7 +21,7 @@ class Inbox:
 
   def __init__(self, replay: bool, report: Callable[[str], None]):
     self.replay, self.report = replay, report
-    services = [EXTRINSICS, CAMERA_STATE, "deviceState", "modelV2", "carState"]
+    services = [EXTRINSICS, CAMERA_STATE, "deviceState", "modelV2", "carState", "cameraOdometry"]
     self.sm = messaging.SubMaster(services, ignore_avg_freq=services)
     self.taken: dict[str, int] = {}  # service -> SubMaster's number of the update whose message was taken last
     self.pace = ModelPace()
@@ -99,4 +99,12 @@ class Inbox:
       return v if v is not None and abs(v) <= MAX_SPEED else None  # False for nan
     except Exception as e:
       self.report(f"carState cannot be read: {first_line(e)}")
+      return None
+
+  def yaw_rate(self) -> float | None:
+    """Of turn_rate(), None where nobody tells it: by it and the speed what is out of sight is looked for."""
+    try:
+      return turn_rate(self.sm["cameraOdometry"]) if self.alive("cameraOdometry") else None
+    except Exception as e:
+      self.report(f"cameraOdometry cannot be read: {first_line(e)}")
       return None

@@ -25,7 +25,8 @@ from openpilot.selfdrive.modeld.fair.publish import PUBLISH, Stamp, add_maps, la
 from openpilot.selfdrive.modeld.fair.runners import Runner, open_runner
 from openpilot.selfdrive.modeld.fair.schedule import FrameSchedule, due
 from openpilot.selfdrive.modeld.fair.state import GraphStats, first_line, plain
-from openpilot.selfdrive.modeld.fair.tracking import Tracker, merge
+from openpilot.selfdrive.modeld.fair.tracked import merge
+from openpilot.selfdrive.modeld.fair.tracking import Tracker
 
 JUMP = 0.005  # rad; a calibration that moved further since the last reset is another one: over one pixel of a map
 MAX_STEP = 5  # frames; more between two, or a number that falls, is a gap
@@ -86,7 +87,9 @@ class FairModel:
     self.ground = view_ground(bundle.manifest["view"])
     self.intrinsics: np.ndarray | None = None
     self.scale = DepthScale()
-    self.speed: float | None = None  # m/s, carState.vEgo; whoever drives the model sets it
+    # of the car: m/s, carState.vEgo, and rad/s to the right, cameraOdometry.rot; whoever drives the model sets them
+    self.speed: float | None = None
+    self.yaw_rate: float | None = None
     self.newest: dict[str, Any] = {}  # service -> the newest valid map that went out since the last fairState
     self.sent: dict[str, int] = {}  # head -> frame of its last message
     self.stream: tuple[int, int, bool] | None = None  # width, height, wide
@@ -336,7 +339,9 @@ class FairModel:
       try:
         return [
           objects_message(
-            self.tracker.update(first.frame_id, merge(found, self.tracker.classes), self.ground, self.depth),
+            self.tracker.update(
+              first.frame_id, merge(found, self.tracker.classes), self.ground, self.depth, self.speed, self.yaw_rate
+            ),
             stamp,
             self.dense,
           )

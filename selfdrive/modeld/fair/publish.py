@@ -12,7 +12,7 @@ from openpilot.selfdrive.modeld.fair.heads.rle import decode_mask, encode_masks
 from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation, decode_runs, encode_runs
 from openpilot.selfdrive.modeld.fair.ipc import SERVICE_LIST, messaging, queue_size
 from openpilot.selfdrive.modeld.fair.lanes import Line
-from openpilot.selfdrive.modeld.fair.tracking import Tracked
+from openpilot.selfdrive.modeld.fair.tracked import Tracked
 
 
 CAMERA_RATE = 20.0  # Hz

@@ -1,21 +1,26 @@
 """Identities: detections of each frame to tracks that live on through occlusion. Equal input gives equal
 output."""
 
-from dataclasses import dataclass
-from functools import cache
-
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.assignment import assign
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import Ground
-from openpilot.selfdrive.modeld.fair.heads.objects import MAX_OBJECTS, Detections, box_iou, intersection
+from openpilot.selfdrive.modeld.fair.heads.objects import MAX_OBJECTS, Detections, intersection
 from openpilot.selfdrive.modeld.fair.locate import EDGE_STD, PIXEL_STD, locate
+from openpilot.selfdrive.modeld.fair.recall import ALIKE, DT, LOOKS, Recall
+from openpilot.selfdrive.modeld.fair.tracked import TRACK_FIELDS, Tracked, pack
 
-MAX_LOST = 40  # frames without a detection that a track outlives: 2 s
+MAX_LOST = 40  # frames without a detection for which a track is told: 2 s
+REMEMBERED = 60  # frames after which it is forgotten
+# frames for which it is open who came into sight, where it may be who went out of it: the latter is told meanwhile
+UNDECIDED = 6
+SURE = 6.0  # of a log-likelihood over the next best: who comes into sight uncovered is known at once
+OLD_SHARE = 0.6  # of what the frames before said in what is said of a pair
+NEVER = -20.0  # log-likelihood of a pair that cannot be
+LOST_FROM = 3  # frames unseen, from which on it is looked for by its way on the road
 MAX_TRACKS = 96  # over that the longest unseen go
 PROBABLE = 0.5  # a new object of that score is told at once, a weaker one when it is seen a second time
-SAME_IOU = 0.5  # a box of the detector and an object with more overlap are one thing
 # a pair's value, 0..1, is a weighted mean of what the two have; below MIN_VALUE they stay apart
 W_OVERLAP, W_EMBED, W_MOTION, MIN_VALUE = 0.45, 0.35, 0.2, 0.25
 MIN_OVERLAP, MAX_SIGMA = (
@@ -36,84 +41,7 @@ TO_BOX = np.array(
 FROM_BOX = np.array([[0.5, 0, -1, 0], [0, 0.5, 0, -1], [0.5, 0, 1, 0], [0, 0.5, 0, 1]], np.float32)  # and back
 
 
-@dataclass
-class Tracked:
-  """All that is known of N tracks at one frame, oldest first."""
-
-  classes: list[str]
-  ids: np.ndarray  # (N,) int64
-  class_ids: np.ndarray  # (N,) int64
-  scores: np.ndarray  # (N,) float32; of a track out of sight the last
-  boxes: np.ndarray  # (N, 4) float32 view pixels: detected, or where it should be
-  ages: np.ndarray  # (N,) int64 frames since first seen
-  occluded: np.ndarray  # (N,) bool: not seen in this frame, or less than half of it
-  visibility: np.ndarray  # (N,) float32
-  masks: np.ndarray | None  # (M, h, w) bool
-  mask_of: np.ndarray  # (N,) index into masks, -1: none
-  position: np.ndarray  # (N, 3) meters, nan unknown
-  position_std: np.ndarray  # (N, 3)
-  # (N,) float32 meters, of a metric depth map in the middle of the box, nan without or while something hides it
-  depth: np.ndarray
-
-
-TRACK_FIELDS = (
-  "ids",
-  "class_ids",
-  "scores",
-  "boxes",
-  "ages",
-  "occluded",
-  "visibility",
-  "mask_of",
-  "position",
-  "position_std",
-  "depth",
-)  # one row a track
-
-
-def merge(found: list[Detections], classes: list[str]) -> Detections:
-  """Detections of several heads as one, classes renumbered: where two of one class are the same thing, the earlier
-  head's stays, with the better score."""
-  ids = [renumbering(tuple(d.classes), tuple(classes))[d.class_ids] for d in found]
-  if len(found) == 1:
-    d = found[0]
-    return Detections(classes, d.boxes, d.scores, ids[0], d.masks, d.embed)
-  first, scores, keep = found[0], [found[0].scores.copy()], [np.ones(len(found[0].boxes), bool)]
-  for d, k in zip(found[1:], ids[1:], strict=True):
-    twin = (box_iou(d.boxes, first.boxes) > SAME_IOU) & (k[:, None] == ids[0])
-    scores[0] = np.maximum(scores[0], np.where(twin, d.scores[:, None], 0).max(0, initial=0))
-    scores.append(d.scores)
-    keep.append(~twin.any(1))
-  kept = np.concatenate(keep)
-  score = np.concatenate(scores)[kept]
-  order = (-score).argsort(kind="stable")[:MAX_OBJECTS]
-  at = kept.nonzero()[0][order]
-  masks = embed = None
-  n = len(first.boxes)
-  mine = at < n  # what the others found has neither mask nor embedding: empty, zero
-  if first.masks is not None:
-    masks = first.masks.take(at, 0, mode="clip") if n else np.zeros((len(at), *first.masks.shape[1:]), bool)
-    masks[~mine] = False
-  if first.embed is not None:
-    embed = first.embed.take(at, 0, mode="clip") if n else np.zeros((len(at), first.embed.shape[1]), np.float32)
-    embed[~mine] = 0
-  return Detections(
-    classes, np.concatenate([d.boxes for d in found])[at], score[order], np.concatenate(ids)[at], masks, embed
-  )
-
-
-@cache
-def renumbering(theirs: tuple[str, ...], mine: tuple[str, ...]) -> np.ndarray:
-  return np.array([mine.index(c) for c in theirs], np.int64)
-
-
-def pack(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(M, h, w) bool -> (M, words) bits, to count overlaps in a few instructions a pair, and (M,) int32 how many are
-  set."""
-  bits = np.packbits(masks.reshape(len(masks), masks.shape[1] * masks.shape[2]), axis=1)
-  if bits.shape[1] % 8 == 0:
-    bits = bits.view(np.uint64)
-  return bits, np.bitwise_count(bits).sum(1, dtype=np.int32)
+IDENTITY = ("ids", "born", "votes", "embed", "has_embed")  # what stays of a thing that comes back
 
 
 class Tracker:
@@ -121,6 +49,7 @@ class Tracker:
 
   def __init__(self, classes: list[str], view: tuple[int, int]):
     self.classes, self.view = classes, view  # view: height, width, pixels
+    self.recall = Recall(view, MAX_OBJECTS)
     self.next_id = 1
     self.last_frame: int | None = None
     self.reset()
@@ -128,6 +57,9 @@ class Tracker:
   def reset(self) -> None:
     """Forgets all tracks; their ids never come back."""
     n = 0
+    self.recall.reset()
+    self.guess = 0  # the last provisional id, below 0
+    self.said: dict[tuple[int, int], float] = {}  # id of a track out of sight, provisional one -> log-likelihood
     self.ids, self.born, self.hits, self.lost = (np.zeros(n, np.int64) for _ in range(4))
     self.mean, self.speed = np.zeros((n, 4)), np.zeros((n, 4))  # center x, y, width, height, pixels; per frame
     self.p00, self.p01, self.p11 = (
@@ -161,15 +93,17 @@ class Tracker:
     for name in self.tracks:
       if (a := getattr(self, name)) is not None:
         setattr(self, name, a[at])
+    self.recall.select(at)
 
   @property
   def boxes(self) -> np.ndarray:
     return self.mean @ TO_BOX
 
-  def predict(self, dt: int) -> None:
-    """Constant velocity in the image. The size of a track out of sight soon stops changing: its last change was the
-    occluder's edge."""
+  def predict(self, dt: int, turn: float = 0.0) -> None:
+    """Constant velocity in the image, but for the car's own turn, pixels a frame to the right. The size of a track out
+    of sight soon stops changing: its last change was the occluder's edge."""
     self.mean += self.speed * dt
+    self.mean[:, 0] -= turn * dt
     size = self.mean[:, 2:]
     np.minimum(np.maximum(size, 4, out=size), 2 * max(self.view), out=size)
     q: np.ndarray | float = Q * Q
@@ -233,22 +167,36 @@ class Tracker:
     out[at] = value
     return out.reshape(iou.shape)
 
-  def update(self, frame_id: int, d: Detections, ground: Ground, depth: Depth | None = None) -> Tracked:
-    """d: what the heads found in this frame, class_ids into this tracker's classes. After a jump of the frame's number
-    beyond MAX_LOST, or back, all is new."""
+  def update(
+    self,
+    frame_id: int,
+    d: Detections,
+    ground: Ground,
+    depth: Depth | None = None,
+    speed: float | None = None,
+    yaw_rate: float | None = None,
+  ) -> Tracked:
+    """d: what the heads found in this frame, class_ids into this tracker's classes. speed, yaw_rate: of the car, m/s
+    and rad/s to the right, None where they are not known. After a jump of the frame's number beyond MAX_LOST, or back,
+    all is new."""
     dt = 1 if self.last_frame is None else frame_id - self.last_frame
     if not 0 <= dt <= MAX_LOST + 1:
       self.reset()
       dt = 1
     self.last_frame = frame_id
-    self.predict(dt)
+    self.predict(dt, ground.f * DT * (yaw_rate or 0.0))
+    self.recall.move(dt, speed, yaw_rate)
+    away, edges, vague = self._away(ground)
+    gone = self.ids[away]
     boxes = self.boxes.astype(np.float32)
     bits, pixels = pack(d.masks) if d.masks is not None else (None, np.zeros(len(d.boxes), np.int32))
     looks = np.asarray(d.embed.any(1)) if d.embed is not None else np.zeros(len(d.boxes), bool)
     area, inter = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), intersection(boxes, d.boxes)
     i = j = np.zeros(0, np.intp)
     if inter.size:
-      i, j = assign(self._values(d, inter, area, bits, pixels, looks))
+      value = self._values(d, inter, area, bits, pixels, looks)
+      value[away] = 0
+      i, j = assign(value)
     found = np.full(len(self.ids), -1)
     found[i] = j
     cover = np.zeros(
@@ -262,6 +210,7 @@ class Tracker:
       cover = np.minimum(share[np.arange(len(share)), front] / np.maximum(area, 1), 1)
       seen = self._uncover(seen, boxes[i], d.boxes[front[i]], cover[i])
     self._correct(i, seen, cover[i])
+    self.recall.see(i, d.boxes[j], d.boxes)
     self.lost = np.where(found >= 0, 0, self.lost + dt)
     self.hits[i] += 1
     if bits is not None:
@@ -269,9 +218,13 @@ class Tracker:
         self.bits = np.zeros((len(self.ids), bits.shape[1]), bits.dtype)
       self.bits[i], self.pixels[i] = bits[j], pixels[j]
     self._remember(i, j, d, looks, cover[i])
+    if (lost := (self.lost >= LOST_FROM) & ~self.recall.known & (self.ids > 0)).any():
+      self.recall.lose(lost.nonzero()[0], ground)
     # leave: unseen too long, seen once and weakly, or gone out of the view
     inside = (boxes[:, 2] > 0) & (boxes[:, 3] > 0) & (boxes[:, 0] < self.view[1] - 1) & (boxes[:, 1] < self.view[0] - 1)
-    stay = (self.lost == 0) | ((self.lost <= MAX_LOST) & ((self.hits > 1) | (self.scores >= PROBABLE)) & inside)
+    stay = (self.lost == 0) | (
+      (self.lost <= REMEMBERED) & ((self.hits > 1) | (self.scores >= PROBABLE)) & (inside | self.recall.known)
+    )
     unknown = np.ones(len(d.boxes), bool)
     unknown[j] = False
     new = unknown.nonzero()[0]
@@ -285,7 +238,91 @@ class Tracker:
     if new.size:
       self._start(new, d, frame_id, bits, pixels, looks)
       found, cover = np.concatenate([found, new]), np.concatenate([cover, np.zeros(len(new), np.float32)])
+    if (self.ids < 0).any():
+      there = np.isin(gone, self.ids)
+      rows = (self.ids == gone[there][:, None]).nonzero()[1]
+      stay = self._decide(frame_id, rows, edges[there], vague[there], d, looks, found, cover)
+      if not stay.all():
+        at = np.flatnonzero(stay)
+        self._select(at)
+        found, cover = found[at], cover[at]
     return self._tracked(frame_id, d, found, cover, ground, depth)
+
+  def _away(self, ground: Ground) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of recall.expect(); what is out of sight is put where it should be by now."""
+    if not self.recall.known.any():
+      return np.zeros(0, np.intp), np.zeros((0, 2, 4)), np.zeros((0, 2, 4, 4))
+    away, edges, vague = self.recall.expect(ground)
+    most = 2.0 * max(self.view)
+    mean = np.clip(edges, -most, most).mean(1) @ FROM_BOX
+    mean[:, 2:] = np.maximum(mean[:, 2:], 4)
+    self.mean[away] = mean
+    return away, edges, vague
+
+  def _likely(
+    self, away: np.ndarray, edges: np.ndarray, vague: np.ndarray, d: Detections, looks: np.ndarray, of: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """(L, C) log-likelihood that who is away is detection `of` (C,), and (C,) whether that is in sight whole."""
+    # what the detector overlooks hides others all the same
+    missed = self.boxes[(self.lost > 0) & (self.lost < LOST_FROM)]
+    every = np.concatenate([d.boxes, missed])
+    value, whole = self.recall.likelihood(edges, vague, d.boxes[of].astype(np.float64), every)
+    value[self.votes[away].argmax(1)[:, None] != d.class_ids[of]] = -np.inf
+    if self.embed is not None and d.embed is not None:
+      both = self.has_embed[away][:, None] & looks[of]
+      cosine = self.embed[away] @ d.embed[of].T
+      value += np.where(both, np.where(cosine > MIN_COSINE, LOOKS * (cosine - ALIKE), -np.inf), 0)
+    return np.maximum(value, NEVER), whole
+
+  def _decide(
+    self,
+    frame_id: int,
+    away: np.ndarray,
+    edges: np.ndarray,
+    vague: np.ndarray,
+    d: Detections,
+    looks: np.ndarray,
+    found: np.ndarray,
+    cover: np.ndarray,
+  ) -> np.ndarray:
+    """Who came into sight of late: one of those that were away (rows), or somebody new: the likeliest pairs of all that
+    is still open, together. found: (N,) the tracks' detections, -1 none, and cover: (N,) are changed -> (N,) bool,
+    False for rows whose thing goes on in the row of the one that was away."""
+    stay, young = np.ones(len(self.ids), bool), (self.ids < 0).nonzero()[0]
+    if not len(young):
+      self.said.clear()
+      return stay
+    value, whole = np.full((len(away), len(young)), NEVER), np.zeros(len(young), bool)
+    seen = (found[young] >= 0).nonzero()[0]
+    if len(away):
+      if len(seen):
+        value[:, seen], whole[seen] = self._likely(away, edges, vague, d, looks, found[young[seen]])
+      keys = [[(x, y) for y in self.ids[young].tolist()] for x in self.ids[away].tolist()]
+      old = np.array([[self.said.get(k, np.nan) for k in row] for row in keys])
+      value[:, seen] = np.where(np.isnan(old), value, OLD_SHARE * old + (1 - OLD_SHARE) * value)[:, seen]
+      unseen = (found[young] < 0).nonzero()[0]
+      value[:, unseen] = np.where(np.isnan(old), NEVER, old)[:, unseen]
+      self.said = {
+        k: v for row, values in zip(keys, value.tolist(), strict=True) for k, v in zip(row, values, strict=True)
+      }
+    a, b = assign(value)
+    due = (frame_id - self.born[young] >= UNDECIDED) | ~(value > 0).any(0)
+    rest = value.copy()
+    rest[a, b] = 0
+    alone = rest[a].max(1, initial=0), rest[:, b].max(0, initial=0)
+    again = self.hits[young[b]] > 1
+    due[b] |= (whole[b] | again) & (value[a, b] - np.maximum(*alone) > SURE)
+    for row, column in zip(away[a[due[b]]].tolist(), young[b[due[b]]].tolist(), strict=True):
+      self.hits[column] += self.hits[row]
+      for name in self.tracks:
+        if name not in IDENTITY and (x := getattr(self, name)) is not None:
+          x[row] = x[column]
+      self.recall.replace(row, column)
+      found[row], cover[row], stay[column] = found[column], cover[column], False
+    new = young[due & stay[young]]
+    self.ids[new] = self.next_id + np.arange(len(new))
+    self.next_id += len(new)
+    return stay
 
   def _uncover(self, seen: np.ndarray, predicted: np.ndarray, front: np.ndarray, cover: np.ndarray) -> np.ndarray:
     """(K, 4) detected boxes with the edges that the box in front, or the view's end, hides put where the other edge and
@@ -339,10 +376,16 @@ class Tracker:
     self, new: np.ndarray, d: Detections, frame_id: int, bits: np.ndarray | None, pixels: np.ndarray, looks: np.ndarray
   ) -> None:
     n, b = len(new), d.boxes[new].astype(np.float64)
+    if self.recall.known.any():  # who it is is open
+      self.guess += n
+      ids = -self.guess + np.arange(n)
+    else:
+      ids = self.next_id + np.arange(n)
+      self.next_id += n
     votes = np.zeros((n, len(self.classes)), np.float32)
     votes[np.arange(n), d.class_ids[new]] = d.scores[new]
     more = {
-      "ids": np.arange(self.next_id, self.next_id + n),
+      "ids": ids,
       "born": np.full(n, frame_id),
       "hits": np.ones(n, np.int64),
       "lost": np.zeros(n, np.int64),
@@ -362,7 +405,7 @@ class Tracker:
       more["embed"] = d.embed[new] if d.embed is not None else np.zeros((n, self.embed.shape[1]), np.float32)
     for name, value in more.items():
       setattr(self, name, np.concatenate([getattr(self, name), value]))
-    self.next_id += n
+    self.recall.start(d.boxes[new])
 
   def _tracked(
     self, frame_id: int, d: Detections, found: np.ndarray, cover: np.ndarray, ground: Ground, depth: Depth | None
@@ -397,7 +440,7 @@ class Tracker:
       std,
       shown,
     )
-    told = (self.hits > 1) | (self.scores >= PROBABLE)
+    told = ((self.hits > 1) | (self.scores >= PROBABLE)) & (self.lost <= MAX_LOST) & (self.ids > 0)
     if not told.all():
       for name in TRACK_FIELDS:
         setattr(out, name, getattr(out, name)[told])

@@ -301,7 +301,7 @@ class FairModeld:
     faults = self.model.faults
     messages = []
     try:
-      self.model.speed = self.inbox.speed()
+      self.model.speed, self.model.yaw_rate = self.inbox.speed(), self.inbox.yaw_rate()
       messages = self.model.process(buf, frame_id, sof, eof, self.inbox.model_of(frame_id))
       self.backoff = BACKOFF
     except Exception as e:  # one bad frame, e.g. a buffer cut short, must not end the process

@@ -28,7 +28,7 @@ from openpilot.selfdrive.modeld.fair.publish import (
   segmentation_message,
   serialize,
 )
-from openpilot.selfdrive.modeld.fair.tracking import Tracked
+from openpilot.selfdrive.modeld.fair.tracked import Tracked
 from openpilot.selfdrive.modeld.fair.worker import FairModeld
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route

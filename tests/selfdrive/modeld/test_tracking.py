@@ -11,11 +11,13 @@ from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.objects import Detections, box_iou, intersection
 from openpilot.selfdrive.modeld.fair.locate import locate
+from openpilot.selfdrive.modeld.fair.tracked import merge
 from openpilot.selfdrive.modeld.fair.tracking import (
   FROM_BOX,
   MAX_LOST,
   MAX_TRACKS,
   MIN_VALUE,
+  REMEMBERED,
   TO_BOX,
   UNSEEN,
   W_MOTION,
@@ -23,7 +25,6 @@ from openpilot.selfdrive.modeld.fair.tracking import (
   Q,
   R,
   Tracker,
-  merge,
 )
 
 VIEW = (256, 512)
@@ -158,23 +159,23 @@ def test_identity_survives_occlusion(gap, kind):
   assert len(set(ids)) == 1 and tracker.next_id == 4
 
 
-def test_longer_than_two_seconds_is_a_new_one_and_ids_are_never_used_again():
+def test_longer_than_three_seconds_is_a_new_one_and_ids_are_never_used_again():
   tracker = Tracker(CLASSES, VIEW)
   empty = tracker.update(
     -1, detections([], embed=np.zeros((0, 16))), GROUND, Depth(np.ones((64, 128), np.float32), True)
   )
   assert len(empty.ids) == 0 and empty.position.shape == (0, 3)
   seen = []
-  for t in range(300):
-    there = t % 60 < 60 - MAX_LOST - 2  # gone for 42 frames
+  for t in range(400):
+    there = t % 80 < 80 - REMEMBERED - 2  # gone for 62 frames
     out = tracker.update(
       t, detections([box(256, 128)] if there else [], embed=[looks(1)] if there else np.zeros((0, 16))), GROUND
     )
     if there:
       assert len(out.ids) == 1
       seen.append(int(out.ids[0]))
-    elif t % 60 == 59:
-      assert len(out.ids) == 0
+    elif t % 80 >= 80 - REMEMBERED - 2 + MAX_LOST:
+      assert len(out.ids) == 0  # remembered for another second, but not told
   assert sorted(set(seen)) == [1, 2, 3, 4, 5] and seen == sorted(seen)
   tracker.reset()
   assert tracker.update(1000, detections([box(256, 128)]), GROUND).ids.tolist() == [6]

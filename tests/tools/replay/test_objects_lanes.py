@@ -22,7 +22,7 @@ from openpilot.selfdrive.modeld.fair.publish import (
   objects_message,
   segmentation_message,
 )
-from openpilot.selfdrive.modeld.fair.tracking import Tracked
+from openpilot.selfdrive.modeld.fair.tracked import Tracked
 from openpilot.selfdrive.modeld.fair.heads.segmentation import encode_runs
 from openpilot.tools.lib.colors import TURBO, TINT, name_color, track_color
 from openpilot.tools.lib.logwriter import write_log

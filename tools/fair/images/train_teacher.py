@@ -105,7 +105,8 @@ def find_base(args: Options, key: str) -> tuple[Path, str]:
   from openpilot.tools.fair.teacher import find_weights
 
   said = getattr(args, key)
-  path = find_weights(said, said if Path(said).exists() else None, args.download)
+  is_hub_id = said.count("/") == 1 and not said.startswith(("/", ".", "~"))
+  path = find_weights(said, None if is_hub_id and not Path(said).exists() else said, args.download)
   return path, Path(said).resolve().name if Path(said).exists() else said
 
 

@@ -1,0 +1,52 @@
+"""Depth from the road plane: rows against the geometry written down, boxes that stand on it, and a store."""
+
+import numpy as np
+import pytest
+
+from openpilot.common.transformations.model import medmodel_intrinsics
+from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
+from openpilot.tools.fair.labels.agree import Boxes
+from openpilot.tools.fair.labels.plane import BELOW, plane_depth, plane_map
+from openpilot.tools.fair.spec import street_classes
+from openpilot.tools.sim.truth import MAP_H, MAP_W
+
+STREET = street_classes()
+ROAD, PAINT, CAR, SKY = (STREET.maps.index(n) for n in ("road", "marking", "vehicle", "sky"))
+F, CY = medmodel_intrinsics[1, 1], medmodel_intrinsics[1, 2]
+
+
+def boxes(*rows):
+  a = np.array(rows, np.float32).reshape(-1, 4)
+  return Boxes(a, np.full(len(a), STREET.boxes.index("vehicle")), np.ones(len(a), np.float32))
+
+
+@pytest.mark.parametrize("height", [1.0, 1.22, 2.0])
+def test_the_road_lies_where_the_plane_is(height):
+  cls = np.full((MAP_H, MAP_W), SKY)
+  cls[20:, :] = ROAD
+  cls[30:, 60:64] = PAINT
+  got = plane_map(STREET, cls, boxes(), height)
+  y = 4 * np.arange(MAP_H) + 1.5  # a map pixel's center
+  want = np.where((np.arange(MAP_H) >= 20) & (y - CY >= BELOW), height * F / np.maximum(y - CY, 1), np.nan)
+  np.testing.assert_allclose(got, np.repeat(want[:, None], MAP_W, 1), rtol=1e-3)  # float16
+  # a point on the road at that distance is seen in that row
+  assert CY + F * height / float(got[40, 3]) == pytest.approx(y[40], abs=0.1)
+
+
+def test_what_stands_on_the_road_is_as_far_as_where_it_stands():
+  cls = np.full((MAP_H, MAP_W), ROAD)
+  cls[10:30, 20:40] = CAR
+  cls[10:40, 30:50] = CAR
+  far, near, cut = (80, 40, 160, 120), (120, 40, 200, 160), (300, 40, 400, 256)
+  cls[10:, 75:100] = CAR
+  got = plane_map(STREET, cls, boxes(near, far, cut), DEFAULT_HEIGHT).astype(np.float32)
+  np.testing.assert_allclose(got[12:28, 21:29], plane_depth(120, DEFAULT_HEIGHT), rtol=1e-3)
+  np.testing.assert_allclose(got[12:38, 31:49], plane_depth(160, DEFAULT_HEIGHT), rtol=1e-3)  # the nearer one hides
+  assert np.isnan(got[12:60, 76:99]).all()  # stands below the picture: not known where
+  assert np.isnan(plane_depth(CY + BELOW - 1, 1.0)) and np.isfinite(plane_depth(CY + BELOW + 0.01, 1.0))
+  assert np.isnan(got[12, 5]) and np.isfinite(got[60, 5])  # near the horizon a little pitch is all the distance
+
+
+def test_a_class_without_a_box_is_not_known():
+  cls = np.full((MAP_H, MAP_W), CAR)
+  assert np.isnan(plane_map(STREET, cls, boxes(), 1.2)).all()

@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+"""Depth from the road plane: `tools/op.sh plane LABELS`. Where a class map of the store says road or marking, the road
+lies as far off as the calibrated view and the height of the camera say; what may move by itself stands where its box
+meets the road. A teacher `road-plane` of depth joins the store, so that pictures of any camera teach depth: in heights
+of the camera, which is what a student learns, nothing but the horizon has to be known."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from openpilot.common.transformations.model import medmodel_intrinsics
+from openpilot.selfdrive.modeld.fair.frames import VIEW_H
+from openpilot.selfdrive.modeld.fair.heads.depth import map_centers
+from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
+from openpilot.tools.fair.labels.agree import Boxes, read_boxes
+from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame
+from openpilot.tools.fair.labels.rules import rules_of
+from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
+from openpilot.tools.fair.maps import classes_to_map
+from openpilot.tools.fair.spec import STREET, ClassSet, read_classes
+from openpilot.tools.fair.teacher import Label
+from openpilot.tools.lib.encode_index import EncodeEntry
+from openpilot.tools.lib.errors import UserError, cli, warn
+from openpilot.tools.lib.options import option, parse
+from openpilot.tools.sim.truth import MAP_H, MAP_W
+
+BELOW = 30.0  # view pixels under the horizon, at least: three pixels of pitch are a tenth of the distance there
+CUT = 2.0  # view pixels: a box that ends nearer to the view's lower edge is cut off there
+
+
+def plane_depth(y: np.ndarray | float, height: float) -> np.ndarray:
+  """Rows of the view, pixels -> meters along the optical axis to the road plane, nan where that is not sure."""
+  below = np.asarray(y, np.float64) - medmodel_intrinsics[1, 2]
+  return np.where(below >= BELOW, height * medmodel_intrinsics[1, 1] / np.maximum(below, BELOW), np.nan)
+
+
+def plane_map(classes: ClassSet, class_map: np.ndarray, boxes: Boxes, height: float) -> np.ndarray:
+  """class_map: (MAP_H, MAP_W) ids of classes.maps at the map's pixels; boxes: view pixels, cls of classes.boxes;
+  height: of the camera above the road, m -> (MAP_H, MAP_W) float16 meters along the optical axis, nan: not known."""
+  x, y = map_centers(MAP_H, MAP_W)
+  out = np.full((MAP_H, MAP_W), np.nan)
+  ground = [k for k, c in enumerate(classes.maps) if c in (*classes.with_role("ground"), *classes.with_role("marking"))]
+  on = np.isin(class_map, ground)
+  out[on] = np.broadcast_to(plane_depth(y, height)[:, None], out.shape)[on]
+  standing = boxes.xyxy[:, 3]
+  for i in np.argsort(standing, kind="stable"):  # the nearer one hides the other
+    x0, y0, x1, y1 = boxes.xyxy[i]
+    name = classes.boxes[boxes.cls[i]]
+    inside = ((x >= x0) & (x <= x1))[None] & ((y >= y0) & (y <= y1))[:, None]
+    if name in classes.maps:
+      inside &= class_map == classes.maps.index(name)
+    out[inside] = np.nan if y1 > VIEW_H - CUT else plane_depth(y1, height)
+  return out.astype(np.float16)
+
+
+def write_segment(store: LabelStore, frames: Group, source: Group, classes: ClassSet, name: str) -> Group:
+  """Depth of all frames that `source` has labeled whole; nothing is done twice."""
+  dense = next((x for x in source.labels if x.kind == "dense" and x.unit == "class"), None)
+  if dense is None or not any(x.kind == "boxes" for x in source.labels):
+    raise UserError(f"{source.path}: a class map and boxes are wanted, as `tools/op.sh agree` makes them")
+  height = frames.camera_height or DEFAULT_HEIGHT
+  label = Label("depth", "dense", "float16", (MAP_H, MAP_W), "m")
+  teacher = source.meta["teacher"]
+  meta = {
+    **{k: frames.meta[k] for k in ("segment", "camera", "every", "view")},
+    "version": VERSION,
+    "teacher": {
+      "name": name,
+      "model_id": f"the road plane under {teacher['model_id']}",
+      "checkpoint": hashlib.sha256(teacher["checkpoint"].encode()).hexdigest(),
+      "licence": teacher["license"],
+      "settings": {"of": source.teacher, "height": height, "classes": classes.to_dict(), "rule": [BELOW, CUT]},
+    },
+    "labels": [{**vars(label), "shape": list(label.shape), "classes": list(label.classes)}],
+    "source": [source.path.name],
+    "chunk": CHUNK,
+  }
+  if rules := rules_of(meta):
+    meta["rules"] = rules
+  table = frames.frames.to_pydict()
+  columns = zip(table["frame_id"], table["segment_id"], table["timestamp_eof"], strict=True)
+  group = store.group(meta, [EncodeEntry(f, 0, s, t, t) for f, s, t in columns])
+  lut = np.full(256, -1, np.int64)
+  lut[: len(dense.classes)] = classes.resolve(dense.classes, "maps", f"{source.teacher}'s classes")
+  reader, rows = Reader(), rows_by_frame(source)
+  for k in sorted(set(range(group.chunk_count)) - group.done()):
+    ids = [table["frame_id"][r] for r in group.rows(k)]
+    if any(f not in rows for f in ids):
+      continue
+    maps = []
+    for f in ids:
+      cls: Any = classes_to_map(source.row(dense.name, rows[f]), len(dense.classes), (MAP_H, MAP_W))
+      maps.append(plane_map(classes, lut[cls], read_boxes(reader, source, rows[f], classes), height))
+    group.write_chunk(k, {"depth": np.stack(maps)})
+  return group
+
+
+@dataclass(frozen=True)
+class Options:
+  labels: Path = option(positional=True, help="the label store, which the depth goes into too")
+  of: str = option("agreed", metavar="TEACHER", help="whose class maps and boxes say where the road is")
+  classes: Path = option(STREET, metavar="FILE.yaml", help="class set that their names are of")
+  name: str = option("road-plane", help="of the teacher that this makes")
+
+
+def main() -> None:
+  args = parse(Options, __doc__, "plane")
+  classes, store, groups, guessed = read_classes(args.classes), LabelStore(args.labels), [], 0
+  with store.writing():
+    for there in tqdm(store.by_segment({"frames", args.of}).values(), desc=args.name, unit="segment"):
+      if args.of not in there or "frames" not in there:
+        continue
+      guessed += there["frames"].camera_height is None
+      groups.append(write_segment(store, there["frames"], there[args.of], classes, args.name))
+  if not groups:
+    raise UserError(f"{args.labels} has no segment that {args.of} has labeled; run `tools/op.sh agree {args.labels}`")
+  if guessed:
+    warn(
+      f"of {guessed} of {len(groups)} segments the camera's height is not known: {DEFAULT_HEIGHT} m is taken, so that "
+      "their depth is right in heights of the camera alone"
+    )
+  print(f"{args.name}: {len(groups)} segments, {sum(g.row_count for g in groups)} frames")
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main)())

@@ -107,7 +107,7 @@ def lines_of(r: dict[str, Any], problems: list[str]) -> list[str]:
   out += [f"  - {p}" for p in problems]
   kinds = {"Grounding DINO": "boxes", "SAM": "masks"}
   teachers = " and ".join(f"{t} ({kinds[t]})" for t in r["teachers"])
-  out.append(f"teachers     {teachers}; tuning them on your data is not there yet")
+  out.append(f"teachers     {teachers}; `images train-teacher` tunes them on your data")
   if r["teachers"] == ["SAM"]:
     out.append("             Grounding DINO fits too, by the boxes that are made from masks")
   out.append(
@@ -139,7 +139,13 @@ def next_commands(r: dict[str, Any], files: dict[str, Path]) -> list[str]:
   words += ["--student", r["student"], "--classes", ",".join(names)]
   if not LICENSES.get(joint := " and ".join(sorted(stated)) or "LICENSE", False):  # as `import` joins them
     words += ["--accept-license", joint]
-  return [*out, command("tools/op.sh", *words, "--output", f"out/{base}-{r['student']}")]
+  out.append(command("tools/op.sh", *words, "--output", f"out/{base}-{r['student']}"))
+  # or by teachers
+  yolo = r["format"] == "YOLO folder" and files[first] == Path(r["data"])
+  images = [] if yolo else ["--images", r["images"]["folder"]]
+  held_out = ["--val", files[val]] if val else []
+  words = ["images", "train-teacher", "--data", files[first], *held_out, *images, "--output", f"out/{base}-teachers"]
+  return [*out, command("tools/op.sh", *words)]
 
 
 def class_names(r: dict[str, Any]) -> list[str]:

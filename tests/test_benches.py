@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHES = sorted(p.stem for p in (ROOT / "tests" / "bench").glob("bench_*.py"))
-NEEDED = {"bench_dora": "peft"}
+NEEDED = {"bench_dora": "peft", "bench_teachers": "peft"}
 
 
 def start(cwd, *words) -> subprocess.CompletedProcess:

@@ -145,6 +145,7 @@ Label and learn: from routes to a student
   label PATH...    label routes, pictures and videos with teachers into a store
   labels DIR       list, check and draw a label store
   agree DIR        what several teachers of a store agree on, as one more
+  meters DIR       a relative teacher's depth in a store put to meters, as one more
   plane DIR        depth of the road plane, where the store's class maps say road
   students         list the students: parameters, multiply-adds, outputs
   distill          train a student on a label store
@@ -210,6 +211,7 @@ case "$cmd" in
   label) setup tools,teach; py openpilot.tools.fair.labels.label "$@" ;;
   labels) setup tools,teach; py openpilot.tools.fair.labels.browse "$@" ;;
   agree) setup tools,teach; py openpilot.tools.fair.labels.agree "$@" ;;
+  meters) setup tools,teach; py openpilot.tools.fair.labels.meters "$@" ;;
   plane) setup tools,teach; py openpilot.tools.fair.labels.plane "$@" ;;
   images)
     verb="${1:-}"

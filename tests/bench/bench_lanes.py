@@ -124,12 +124,15 @@ def judge_logged(bundle: Bundle, segments: list[Segment]) -> LaneLines:
       mine = [sure & (table["cls"] == k) for k in OWN]
       true = in_view([np.stack([table["x"][m], table["y"][m]], axis=1).astype(float) for m in mine])
       if true:
-        mine_found = [
-          min(in_view(found), key=lambda x, t=t: float(np.nan_to_num(np.nanmean(np.abs(x - t)), nan=1e9)), default=None)
-          for t in true
-        ]
-        sums.add([x for x in mine_found if x is not None], true, VIEW_ROWS, near())
+        mine_found = [min(seen, key=lambda x, t=t: apart(x, t)) for t in true] if (seen := in_view(found)) else []
+        sums.add(mine_found, true, VIEW_ROWS, near())
   return sums
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> float:
+  """Mean distance in the rows that both have, inf where there is none."""
+  off = np.abs(a - b)
+  return float(np.nanmean(off)) if np.isfinite(off).any() else float("inf")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ pytest.importorskip("peft")
 
 from note_blocks import REASONS, RUNS, not_run, read_blocks, rows
 
-for module in ("runs_bridge", "runs_dgx", "runs_fair", "runs_platform", "runs_student"):
+for module in ("runs_bridge", "runs_dgx", "runs_fair", "runs_platform", "runs_student", "runs_teacher"):
   importlib.import_module(module)
 
 NOTES = {

@@ -30,6 +30,7 @@ COMMANDS = {
   "label": "tools.fair.labels.label",
   "labels": "tools.fair.labels.browse",
   "agree": "tools.fair.labels.agree",
+  "meters": "tools.fair.labels.meters",
   "plane": "tools.fair.labels.plane",
   "import": "tools.fair.labels.import_labels",
   "import-images": "tools.fair.labels.import_images",

@@ -102,6 +102,13 @@ TEACHERS: dict[str, Entry] = {
     "1.0M",
     "tracks of points on the road and its lines",
   ),
+  "route-depth": Entry(
+    "route_depth.teacher:RouteDepthTeacher",
+    "raft-small.pth",
+    "BSD-3-Clause",
+    "1.0M",
+    "depth in meters by the drive itself, where it is sure; its standard deviation",
+  ),
   "cotracker3-offline": Entry(
     "cotracker.cotracker:CoTrackerTeacher",
     "scaled_offline.pth",

@@ -83,6 +83,7 @@ class Teacher(Protocol):
   # view_size() -> (width, height) of the pictures it likes best; wants = "none" where it reads only the log;
   # at_once() -> how many clips are to be labeled at the same time, each by a thread of its own, and none is kept;
   # check(segment), which raises UserError where that segment cannot be labeled, before anything is stored;
+  # report() -> lines for people on what it labeled in this run;
   # source(segment) -> what else decides the labels of one segment, as JSON;
   # ASKS_OTHERS = True: its options name other teachers; it is given load(name, weights, **options), which loads them;
   # FIXED: keywords of its constructor that are the registry's, no options; PASSES_ON: the class that gets its **

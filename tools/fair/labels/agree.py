@@ -5,7 +5,6 @@ unknown where they differ, and boxes that two detectors see; what one alone sees
 The roads' teacher gives probabilities of road, curb and markings, the scenes' teacher one class a pixel, the boxes'
 teachers boxes; by whatever names the class set knows them."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,11 @@ from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
-from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame
-from openpilot.tools.fair.labels.rules import rules_of
-from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
+from openpilot.tools.fair.labels.dataset import Reader
+from openpilot.tools.fair.labels.derived import derived_group, to_derive
+from openpilot.tools.fair.labels.store import Group, LabelStore
 from openpilot.tools.fair.spec import STREET, ClassSet, read_classes
-from openpilot.tools.fair.teacher import Label, joint_license
-from openpilot.tools.lib.encode_index import EncodeEntry
+from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError, cli, warn
 from openpilot.tools.lib.options import option, parse
 from openpilot.tools.sim.truth import IGNORE
@@ -160,51 +158,23 @@ def agree_on(segment: Segment, reader: Reader, rows: dict[str, int], classes: Cl
 def write_segment(store: LabelStore, segment: Segment, classes: ClassSet, name: str) -> Group:
   """Labels all frames that all of the segment's teachers have labeled whole; nothing is done twice."""
   sources = [segment.roads, segment.scenes, *segment.boxes]
-  license = sources[0].meta["teacher"]["license"]
-  for g in sources[1:]:
-    license = joint_license(name, license, g.meta["teacher"]["license"])
   labels = [
     Label("segmentation", "dense", "uint8", (VIEW_H, VIEW_W), "class", classes.maps),
     Label("boxes", "boxes", unit="px", classes=(*classes.boxes, "unknown")),
   ]
-  meta = {
-    **{k: segment.frames.meta[k] for k in ("segment", "camera", "every")},
-    "version": VERSION,
-    "teacher": {
-      "name": name,
-      "model_id": " + ".join(g.meta["teacher"]["model_id"] for g in sources),
-      "checkpoint": hashlib.sha256(" ".join(g.meta["teacher"]["checkpoint"] for g in sources).encode()).hexdigest(),
-      "licence": license,
-      "settings": {
-        "roads": segment.roads.teacher,
-        "scenes": segment.scenes.teacher,
-        "boxes": [g.teacher for g in segment.boxes],
-        "classes": classes.to_dict(),
-        "rule": [SURE, ROADLIKE, NOT_ROAD, SAME, GROW, MIN_SIDE],
-      },
-    },
-    "labels": [{**vars(x), "shape": list(x.shape), "classes": list(x.classes)} for x in labels],
-    "view": segment.frames.meta["view"],
-    "source": [g.path.name for g in sources],
-    "chunk": CHUNK,
+  settings = {
+    "roads": segment.roads.teacher,
+    "scenes": segment.scenes.teacher,
+    "boxes": [g.teacher for g in segment.boxes],
+    "classes": classes.to_dict(),
+    "rule": [SURE, ROADLIKE, NOT_ROAD, SAME, GROW, MIN_SIDE],
   }
-  if rules := rules_of(meta):
-    meta["rules"] = rules
-  table = segment.frames.frames.to_pydict()
-  entries = [
-    EncodeEntry(f, 0, s, t, t)
-    for f, s, t in zip(table["frame_id"], table["segment_id"], table["timestamp_eof"], strict=True)
-  ]
-  group = store.group(meta, entries)
+  group = derived_group(store, segment.frames, name, sources, labels, settings)
   reader = Reader()
-  rows = {g.teacher: rows_by_frame(g) for g in sources}
-  for k in sorted(set(range(group.chunk_count)) - group.done()):
-    ids = [table["frame_id"][r] for r in group.rows(k)]
-    if any(f not in rows[g.teacher] for g in sources for f in ids):
-      continue
+  for k, frames in to_derive(group, sources):
     maps, tables = [], []
-    for n, f in enumerate(ids):
-      one, boxes = agree_on(segment, reader, {t: r[f] for t, r in rows.items()}, classes)
+    for n, rows in enumerate(frames):
+      one, boxes = agree_on(segment, reader, rows, classes)
       maps.append(one)
       tables.append({"frame": np.full(len(boxes["cls"]), n, np.int64), **boxes})
     columns = {c: np.concatenate([t[c] for t in tables]) for c in tables[0]}

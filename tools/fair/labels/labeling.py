@@ -251,6 +251,9 @@ def label_parts(
         bar.update(len(items))
     for f in writing:
       f.result()
+    if total and hasattr(teacher, "report"):
+      for line in teacher.report():
+        print(f"{teacher.name}: {line}", file=sys.stderr)
     for name, n in collector.broken.items():
       if n:
         print(

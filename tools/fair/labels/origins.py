@@ -68,7 +68,8 @@ def origin_of(segment: str, groups: Mapping[str, Group], said: list[dict[str, An
   frames = groups["frames"].meta if "frames" in groups else {}
   stream = frames.get("camera", {}).get("stream", "")
   sources = (g.meta.get("source") for g in groups.values())
-  truth: dict[str, Any] = next((x for x in sources if isinstance(x, dict)), {})
+  told = (x for x in sources if isinstance(x, dict) and any(k in x for k in CONDITIONS))  # others say other things
+  truth: dict[str, Any] = next(told, {})
   conditions = tuple(str(truth[k]) for k in CONDITIONS if truth.get(k))
   if "simulator" in groups:
     found = Origin(KINDS[0], "this project's simulator", "MIT", conditions)

@@ -65,7 +65,7 @@ def view_label(label: Label) -> Label:
     return Label(**{**vars(label), "shape": (VIEW_H, VIEW_W) if label.shape else ()})
   if label.kind != "dense":
     return label
-  shape = {"class": (VIEW_H, VIEW_W), "probability": MAP_SHAPE, "m": MAP_SHAPE, "relative": MAP_SHAPE}
+  shape = {"class": (VIEW_H, VIEW_W), "probability": MAP_SHAPE, "m": MAP_SHAPE, "relative": MAP_SHAPE, "std": MAP_SHAPE}
   return Label(**{**vars(label), "shape": (*label.shape[:-2], *shape.get(label.unit, FEATURE_SHAPE))})
 
 
@@ -171,12 +171,12 @@ class PictureWarp:
 
   def dense(self, label: Label, x: np.ndarray) -> np.ndarray:
     """(T, ..., h, w) of the picture -> (T, ..., *view_label(label).shape[-2:]). Class ids of the nearest pixel, 255
-    outside; depth in meters and relative inverse depth as nearest, too: between two surfaces there is none; else
-    bilinear, of twice the size and averaged where the view shows less than the picture has."""
+    outside; depth in meters, its standard deviation and relative inverse depth as nearest, too: between two surfaces
+    there is none; else bilinear, of twice the size and averaged where the view shows less than the picture has."""
     to = view_label(label).shape[-2:]
     x = np.asarray(x)
     flat = x.reshape(-1, *x.shape[-2:])
-    if label.unit in ("class", "m", "relative"):
+    if label.unit in ("class", "m", "relative", "std"):
       at = self.maps(x.shape, to)
       border: dict[str, Any] = (
         {"borderMode": cv2.BORDER_CONSTANT, "borderValue": IGNORE}

@@ -39,7 +39,7 @@ def input_label(label: Label, spec: InputSpec, whole: bool) -> Label:
   if label.kind != "dense" or not whole:
     return label
   full, half = (spec.height, spec.width), (spec.height // 2, spec.width // 2)
-  shape = {"class": full, "probability": half, "m": half, "relative": half}
+  shape = {"class": full, "probability": half, "m": half, "relative": half, "std": half}
   size = shape.get(label.unit, (spec.height // 16, spec.width // 16))
   return Label(**{**vars(label), "shape": (*label.shape[:-2], *size)})
 
@@ -88,7 +88,7 @@ class Refit:
     if said.shape == stored.shape and np.allclose(reach, 1, atol=1e-9):
       return x
     (h, w), (rows, columns) = x.shape[-2:], stored.shape[-2:]
-    exact = stored.unit in ("class", "m", "relative")
+    exact = stored.unit in ("class", "m", "relative", "std")
     fine = 1 if exact else 2
     out = np.empty((len(x), *stored.shape), x.dtype)
     for i, (rx, ry) in enumerate(reach):

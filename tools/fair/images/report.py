@@ -123,8 +123,8 @@ def next_commands(r: dict[str, Any], files: dict[str, Path]) -> list[str]:
   first, *others = files
   val, test = (next((p for p in others if p.startswith(k)), None) for k in ("val", "test"))
   yolo = r["format"] == "YOLO folder" and files[first] == Path(r["data"])
-  images = [] if yolo else ["--images", r["images"]["folder"]]
-  held_out = ["--val", files[val]] if val else []
+  images: list[str | Path] = [] if yolo else ["--images", r["images"]["folder"]]
+  held_out: list[str | Path] = ["--val", files[val]] if val else []
   data: list[str | Path] = ["--data", files[first], *held_out, *images]
   judge: list[str | Path] = ["--data", files[test or val or first], *images]
   teachers = f"out/{base}-teachers"

@@ -111,7 +111,8 @@ class RouteDepthTeacher:
     shape = self.labels[0].shape
     depth, std = (np.zeros((len(clip.rgb), *shape), np.float16) for _ in range(2))
     to_camera = camera_from_calib(clip.rpy, self.whole)
-    grid = fuse.make_grid(*clip.rgb.shape[2:], STRIDE, clip.intrinsics, to_camera @ [0.0, 0.0, 1.0], drive.height)
+    height, width = clip.rgb.shape[2:]
+    grid = fuse.make_grid(height, width, STRIDE, clip.intrinsics, to_camera @ [0.0, 0.0, 1.0], drive.height)
     for i, (time, frame) in enumerate(zip(clip.times, clip.rgb, strict=True)):
       frames = [f for f in frames if 0 < time - f[0] <= BACK * 1e9]
       found = self._flow(drive, grid, clip.rpy, frames, time, frame, asked.still(grid, i))

@@ -8,6 +8,7 @@ dashes do, and each point has a vote (plane.py).
 
 import functools
 from collections.abc import Iterable
+from typing import cast
 
 import numpy as np
 import torch
@@ -247,7 +248,7 @@ class LanesHead(nn.Module):
         looks.append(look)
       position = at + move * stride
       if drive is not None:
-        weight = torch.sigmoid(stage.vote(memory))
+        weight = torch.sigmoid(cast(Stage, stage).vote(memory))
         said = (weight * kept).reshape(b, n, 3)
         drive, vote = self.ask(i, drive, points, position, look[0], seen, said, view)
         if votes is not None:

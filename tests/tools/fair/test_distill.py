@@ -404,3 +404,11 @@ def test_a_pickle_with_code_is_not_opened(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="not opened"):
     load_checkpoint(tmp_path / "zip.pt")
   assert not (tmp_path / "evil").exists()
+
+
+def test_another_backbones_trunk_starts_anew(capsys):
+  """Layers of two backbones are called alike, and some have one shape: the first convolution."""
+  state = {"backbone": "one", "ema": {"student.backbone.conv": 1, "student.neck.conv": 2, "student.depth.conv": 3}}
+  assert distill.of_trunk(state, "other", "--init R")["ema"] == {"student.depth.conv": 3}
+  assert "its backbone is one, and other is learned now" in capsys.readouterr().err
+  assert distill.of_trunk(state, "one", "--init R") is state

@@ -138,6 +138,18 @@ def test_a_graph_may_be_off_by_two_thousandths_and_a_hundredth_of_half_weights(r
     assert not out.exists()
 
 
+@pytest.mark.parametrize(("half", "stored"), [(0.0099, 10), (0.0101, 1)])  # onnx's numbers of FLOAT16 and FLOAT
+def test_half_weights_are_taken_where_they_change_little(run, tmp_path, monkeypatch, half, stored):
+  left = [0.0, half]
+  monkeypatch.setattr(export, "parity", lambda *_: left.pop(0))
+  out = tmp_path / "models" / "x"
+  words = ("--out", out, "--accept-license", "CC-BY-NC-4.0", "--no-tinygrad", "--weights", "auto")
+  export_to(monkeypatch, run, *words)
+  weights = [i.data_type for i in onnx.load(next(out.glob("*.onnx"))).graph.initializer if np.prod(i.dims) >= 1024]
+  assert weights and set(weights) == {stored}
+  assert ("float32, since float16 would" in (out / "README.md").read_text()) is (stored == 1)
+
+
 def test_a_headline_stands_beside_others_but_not_beside_their_rivals():
   """'..., IoU only' is what a student's own objects would get without its tracker."""
 

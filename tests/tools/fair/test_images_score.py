@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from openpilot.tools.fair.images.page import page
-from openpilot.tools.fair.images.score import at_score, coco_scores, confusion, errors, mean_iou
+from openpilot.tools.fair.images.score import at_score, coco_scores, confusion, errors, matched_iou, mean_iou
 from openpilot.tools.fair.labels import rle
 
 W, H = 200, 160
@@ -56,6 +56,16 @@ def test_coco_numbers_are_those_of_pycocotools(case, kind):
   assert np.mean(a["curves"]["all"]["0.50"]) == pytest.approx(a["stats"]["ap50"], abs=1e-9)
 
 
+def test_the_best_score_is_the_best_by_trying_each(case):
+  truth, found = case
+  own = {**truth, "annotations": [a for a in truth["annotations"] if not a["iscrowd"] and a["category_id"] == 0]}
+  mine = [f for f in found if f["category_id"] == 0]
+  c = coco_scores(own, mine, "bbox")["classes"]["a"]
+  f1 = {s: at_score(confusion(own, mine, s))["f1"] for s in {f["score"] for f in mine}}
+  assert c["best_f1"] == pytest.approx(max(f1.values()), abs=0.03)
+  assert f1[min(f1, key=lambda s: abs(s - c["best_score"]))] > max(f1.values()) - 0.03
+
+
 def iou(a, b):
   w = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
   h = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
@@ -76,6 +86,7 @@ def best(table):
 
 def test_mean_iou_beside_trying_all_pairs(case):
   truth, found = case
+  truth_ids = {"id": 1, "image_id": 1, "category_id": 0, "iscrowd": 0}
   total = n = 0
   for i in range(1, 31):
     for k in range(3):
@@ -84,6 +95,12 @@ def test_mean_iou_beside_trying_all_pairs(case):
       total += best([[iou(x, y) for y in g] for x in d])
       n += len(g)
   assert mean_iou(truth, found, "bbox", 0.4) == pytest.approx(total / n, abs=1e-9)
+  pairs = matched_iou(truth, found, "bbox", 0.4)
+  assert pairs is not None and 0.5 <= pairs <= 1 and pairs > total / n
+  one = row((0, 0, 20, 20), image_id=1, category_id=0, score=0.9)
+  alone = {**truth, "images": truth["images"][:1], "annotations": [{**row((0, 0, 20, 25)), **truth_ids}]}
+  assert matched_iou(alone, [one], "bbox", 0.4) == pytest.approx(400 / 500)
+  assert matched_iou(alone, [{**one, "category_id": 1}], "bbox", 0.4) is None
   assert mean_iou({**truth, "annotations": []}, found, "bbox", 0.4) is None
   assert mean_iou(truth, [], "bbox", 0.4) == 0
 

@@ -1,6 +1,7 @@
 """Students of labeled pictures: what they learn from, what the run keeps, and the bundle that comes out."""
 
 import json
+import os
 from pathlib import Path
 
 import images_student_fixture as squares
@@ -274,3 +275,42 @@ def test_run_lengths_move_with_the_window(tmp_path):
     for column in range(w):
       inside = 0 <= row + y < squares.H and 0 <= column + x < squares.W
       assert moved[row, column] == (inside and mask[row + y, column + x])
+
+
+@pytest.mark.slow
+def test_a_student_of_model_frames_runs_in_fairmodeld(tmp_path):
+  """Its bundle is taken by the runtime as any other; scale is varied, since nobody says the camera's focal length."""
+  from openpilot.selfdrive.modeld.fair.model import FairModel
+
+  data = squares.write(tmp_path / "a", 3)
+  more = {**SMALL, "steps": 1, "batch_size": 1}
+  bundle = train_student.run(
+    Options(data=data, output=tmp_path / "signs", input="model-frame", augment="plain", **more)
+  )
+  config = json.loads((tmp_path / "signs/config.json").read_text())
+  assert config["zoom"] == [0.4, 2.2] and config["input"]["kind"] == "model_frame"
+  assert FairModel(load_bundle(bundle), runner="onnx").bundle.name == "signs"
+  (found,) = Predictor(bundle, score=0.001)([squares.picture(np.random.default_rng(0))[0]])
+  assert found.size == (squares.W, squares.H) and len(found.masks) == len(found.scores)
+
+
+@pytest.mark.parametrize(
+  "typed, ours",
+  [
+    (["--model", "m", "--images", "a", "b", "--output", "o"], ["m", "a", "b", "--output", "o"]),
+    (["--output", "o", "--images=a", "--model=m", "--visualize"], ["m", "a", "--output", "o", "--visualize"]),
+    (["--data", "d", "--metrics", "mAP", "IoU", "--model", "m"], ["m", "--data", "d", "--metrics", "mAP", "IoU"]),
+  ],
+)
+def test_the_notes_flags(typed, ours):
+  from openpilot.tools.fair.grounded_sam.words import in_our_words
+
+  assert in_our_words(typed, ("--model", "--images")) == ours
+
+
+def test_the_notes_gpu_is_cudas(monkeypatch):
+  from openpilot.tools.fair.grounded_sam.words import in_our_words
+
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+  assert in_our_words(["--data", "d", "--gpu", "1", "--epochs", "3"]) == ["--data", "d", "--epochs", "3"]
+  assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"

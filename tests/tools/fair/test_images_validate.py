@@ -13,15 +13,13 @@ from PIL import Image
 
 pytest.importorskip("pycocotools")
 
-from openpilot.tools.fair.distillation.options import Options as DistillOptions
 from openpilot.tools.fair.grounded_sam import validate_dataset
-from openpilot.tools.fair.images import validate
+from openpilot.tools.fair.images import evaluate, train_student, validate
 from openpilot.tools.fair.images.train_teacher import Options as TeacherOptions
 from openpilot.tools.fair.images.check import ident
 from openpilot.tools.fair.images.dataset import inspect_dataset, open_dataset
 from openpilot.tools.fair.images.problems import KEPT, KINDS
 from openpilot.tools.fair.labels import rle
-from openpilot.tools.fair.labels.import_labels import Options
 from openpilot.tools.fair.labels.sources.coco import read_coco
 from openpilot.tools.lib.colors import name_color
 from openpilot.tools.lib.errors import UserError, cli
@@ -354,14 +352,18 @@ def test_the_command(tmp_path, monkeypatch, capsys):
   colors = sheet.convert("RGB").getcolors(1 << 24)
   assert all(any(c == name_color(n) for _, c in colors) for n in NAMES)
   # typed as printed
-  imported, distilled, tuned = (shlex.split(c)[1:] for c in report["next"])
-  assert imported[0] == "import" and parse(Options, "", "import", imported[1:]).data == (
-    str(out / "annotations_fixed.json"),
-  )
-  assert distilled[0] == "distill" and parse(DistillOptions, "", "distill", distilled[1:]).student == "objects-small"
-  assert tuned[:2] == ["images", "train-teacher"]
-  teachers = parse(TeacherOptions, "", "train-teacher", tuned[2:])
-  assert teachers.data == out / "annotations_fixed.json" and teachers.images == tmp_path / "images"
+  trained, judged, tuned, taught = (shlex.split(c)[2:] for c in report["next"])
+  assert [w[0] for w in (trained, judged, tuned, taught)] == [
+    "train-student",
+    "evaluate",
+    "train-teacher",
+    "train-student",
+  ]
+  student, with_teachers = (parse(train_student.Options, "", "x", w[1:]) for w in (trained, taught))
+  teachers = parse(TeacherOptions, "", "train-teacher", tuned[1:])
+  assert student.data == teachers.data == with_teachers.data == out / "annotations_fixed.json"
+  assert teachers.images == tmp_path / "images" and with_teachers.teacher_dir == teachers.output
+  assert parse(evaluate.Options, "", "x", judged[1:]).model == student.output != with_teachers.output
 
 
 def test_check_format_ends_with_an_error(tmp_path, monkeypatch, capsys):

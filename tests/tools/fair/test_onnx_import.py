@@ -19,8 +19,15 @@ from openpilot.selfdrive.modeld.fair.bundle import write_manifest
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
-from openpilot.tools.fair.students.onnx_import import as_exported, import_onnx, plain_norms, settle_norms
-from openpilot.tools.fair.students.student import build
+from openpilot.tools.fair.students.onnx_import import (
+  as_exported,
+  class_set,
+  classes_of,
+  import_onnx,
+  plain_norms,
+  settle_norms,
+)
+from openpilot.tools.fair.students.student import build, spec_of
 from openpilot.tools.lib.errors import UserError
 
 MODELS = Path(__file__).resolve().parents[3] / "models"
@@ -28,7 +35,8 @@ MODELS = Path(__file__).resolve().parents[3] / "models"
 
 def imported(name, path, seed=5, backbone=None, graph=None):
   torch.manual_seed(seed)
-  student = build(name, backbone)
+  more = {} if graph is None else {"classes": class_set({k: v or ["one"] for k, v in classes_of(graph).items()})}
+  student = build(spec_of(name, backbone=backbone, **more))
   plain_norms(student)
   if graph is not None:
     as_exported(student, graph)
@@ -136,6 +144,7 @@ def test_training_goes_on_from_a_bundle(tmp_path, monkeypatch):
       0,
       "--workers",
       0,
+      "--no-per-height",
       *more,
     ]
     monkeypatch.setattr(sys, "argv", [str(a) for a in argv])
@@ -162,9 +171,10 @@ def test_training_goes_on_from_a_bundle(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", sorted(p.parent.name for p in MODELS.glob("fair_*/manifest.json")))
 def test_what_ships_can_be_trained_on(name):
   """Its graph is still that of this code's student; its weights are all there."""
-  graph = json.loads((MODELS / name / "manifest.json").read_text())["graphs"][0]
+  manifest = json.loads((MODELS / name / "manifest.json").read_text())
+  graph = manifest["graphs"][0]
   path = MODELS / name / graph["file"]
-  student, _ = imported(graph["name"], path, graph=graph)
+  student, _ = imported(graph["name"], path, backbone=manifest.get("backbone"), graph=graph)
   inputs = some_inputs(student)
   names = [o["name"] for o in graph["outputs"]]
   session = onnxruntime.InferenceSession(str(path))

@@ -184,11 +184,10 @@ def loop_of(place, key, out, accumulate=1, epochs=2, full=False, each=False, lr=
   torch.manual_seed(0)
   if full:
     teacher.model.requires_grad_(True)
-  tuned = (
-    None if full else LoRATrainer(teacher.model, lora_config(teacher.model, teacher.family, 4, 16.0, 0.0, targets))
-  )
+  else:
+    LoRATrainer(teacher.model, lora_config(teacher.model, teacher.family, 4, 16.0, 0.0, targets))
   kind = tune.SegmenterLoop if key == "sam" else tune.DetectorLoop
-  return kind(out, teacher, data, None, how), tuned
+  return kind(out, teacher, data, None, how)
 
 
 def state_of(loop):
@@ -201,12 +200,12 @@ def test_adapters_learn_and_the_base_stays_bit_for_bit(place, tmp_path, key):
   """Of a set that can be learned the loss falls, and nothing but adapters has changed."""
   # of the random SAM attention alone moves little: all of its decoder learns
   how = {"lr": 1e-2, "targets": r"mask_decoder\..*"} if key == "sam" else {"lr": 3e-3}
-  loop, tuned = loop_of(place, key, tmp_path, epochs=8, flip=False, jitter=0.0, **how)
+  loop = loop_of(place, key, tmp_path, epochs=8, flip=False, jitter=0.0, **how)
   before = state_of(loop)
   piece = (list(range(4)), 4)
   with torch.no_grad():
     first = float(loop.losses(piece)["total"])
-  tune.learn(loop, tuned)
+  tune.learn(loop)
   with torch.no_grad():
     last = float(loop.losses(piece)["total"])
   assert last < 0.9 * first, (first, last)
@@ -218,20 +217,20 @@ def test_adapters_learn_and_the_base_stays_bit_for_bit(place, tmp_path, key):
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["grounding_dino", "sam"])
 def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(place, tmp_path, key):
-  whole, tuned = loop_of(place, key, tmp_path / "a", accumulate=2, each=True)
-  tune.learn(whole, tuned)
-  broken, _ = loop_of(place, key, tmp_path / "b", accumulate=2, each=True)
+  whole = loop_of(place, key, tmp_path / "a", accumulate=2, each=True)
+  tune.learn(whole)
+  broken = loop_of(place, key, tmp_path / "b", accumulate=2, each=True)
   broken.unwrapped.eval()
   broken.steps = 1
   broken.rate = whole.rate
   broken.fit()
-  again, tuned = loop_of(place, key, tmp_path / "b", accumulate=2, each=True)
+  again = loop_of(place, key, tmp_path / "b", accumulate=2, each=True)
   with torch.no_grad():
     for p in trainable(again.unwrapped).values():
       p.normal_()  # what it would begin with is gone
   again.load(torch.load(tmp_path / "b" / again.LAST, weights_only=True))
   assert again.step == 1
-  tune.learn(again, tuned)
+  tune.learn(again)
   a, b = state_of(whole), state_of(again)
   assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -240,7 +239,7 @@ def test_accumulation_is_one_batch(place, tmp_path):
   """The mask loss weighs each picture the same, however they are cut."""
   got = []
   for n in (1, 4):
-    loop, _ = loop_of(place, "sam", tmp_path / str(n), accumulate=n)
+    loop = loop_of(place, "sam", tmp_path / str(n), accumulate=n)
     parts = [loop.losses(p) for p in loop.pieces([0, 1, 2, 3])]
     assert len(parts) == n
     got.append(float(sum(p["total"] for p in parts)))
@@ -248,7 +247,7 @@ def test_accumulation_is_one_batch(place, tmp_path):
 
 
 def test_out_of_memory_halves_the_batch_and_says_so(place, tmp_path, capsys):
-  loop, _ = loop_of(place, "sam", tmp_path)
+  loop = loop_of(place, "sam", tmp_path)
   plain, seen = loop.losses, []
 
   def losses(piece):
@@ -269,13 +268,30 @@ def test_out_of_memory_halves_the_batch_and_says_so(place, tmp_path, capsys):
 
 
 def test_too_little_memory_is_seen_before_the_first_step(place, tmp_path, monkeypatch, capsys):
-  loop, _ = loop_of(place, "sam", tmp_path)
+  loop = loop_of(place, "sam", tmp_path)
   one = tune.saved_bytes(loop, ([0], 1))
   learn = sum(p.numel() * 4 for p in trainable(loop.unwrapped).values())
   monkeypatch.setattr(tune, "free_bytes", lambda _: int(3 * learn + 3 * one))
   said = tune.estimate(loop)
   assert loop.at_once == 2 and said["a_batch"] == pytest.approx(2 * said["a_picture"])
   assert one > 8 * 8 * 32 * 4 * 2 and "going on with 2" in capsys.readouterr().err
+
+
+def test_checkpointing_keeps_less_and_learns_the_same(place, tmp_path, capsys):
+  kept, gradients = [], []
+  for again in (False, True):
+    loop = loop_of(place, "sam", tmp_path / str(again), targets="everywhere", flip=False)
+    if again:
+      train_teacher.checkpointing(loop.unwrapped)
+    tune.ready(loop)
+    kept.append(tune.saved_bytes(loop, ([0], 1)))
+    loop.losses(([0, 1], 2))["total"].backward()
+    gradients.append({n: p.grad for n, p in trainable(loop.unwrapped).items()})
+  assert kept[1] < 0.8 * kept[0], kept
+  for n, g in gradients[0].items():
+    torch.testing.assert_close(gradients[1][n], g, rtol=1e-4, atol=1e-7)
+  train_teacher.checkpointing(loop_of(place, "grounding_dino", tmp_path / "dino").unwrapped)
+  assert "it goes on without" in capsys.readouterr().err
 
 
 def test_a_mask_loss_by_hand():

@@ -150,7 +150,9 @@ class Options:
     None, help="a label store whose frames ONNX Runtime and torch are compared on; else noise"
   )
   weights: str = option(
-    "float16", choices=("float16", "float32"), help="how the file stores them; it computes in float32 either way"
+    "float16",
+    choices=("float16", "float32", "auto"),
+    help="how the file stores them; it computes in float32 either way. auto: float16 where that changes little",
   )
   tinygrad: bool = option(True, help="do not compile it in tinygrad, which takes a minute or more")
   accept_license: tuple[str, ...] = option(
@@ -198,20 +200,26 @@ def run(args: Options, told: str = "") -> None:
         f"was written to {args.output}"
       )
     checked = [f"ONNX Runtime and torch differ by at most {apart:.1g}"]
-    if args.weights == "float16":
+    if args.weights != "float32":
+      whole = path.read_bytes()
       store_half(path)
       apart = parity(student, path, real_inputs(student, args.labels, 0), [o["name"] for o in graph["outputs"]])
-      if not apart <= HALF_TOLERANCE:
+      if not apart <= HALF_TOLERANCE and args.weights == "float16":
         raise UserError(
           f"float16 weights change an output by {apart:.2g} of its largest value, more than {HALF_TOLERANCE}; export "
           "with --weights float32"
         )
-      checked.append(f"with the weights stored as float16 by {apart:.1g}")
+      if apart <= HALF_TOLERANCE:
+        checked.append(f"with the weights stored as float16 by {apart:.1g}")
+      else:
+        path.write_bytes(whole)
+        checked.append(f"weights are stored as float32, since float16 would change an output by {apart:.1g}")
     metrics = metrics_of(evaluations, args.output.name, args.run, trained)
     manifest = {
       "name": args.output.name,
       "version": "1",
       "size": student.spec.size,
+      **({"backbone": student.spec.backbone} if student.spec.backbone else {}),
       "view": student.spec.input.view,
       "input": student.spec.input.to_dict(),
       "streams": ["narrowRoad"],

@@ -5,6 +5,7 @@ from typing import Any
 
 from openpilot.tools.fair.spec import ClassSet, InputSpec, StudentSpec, road_classes
 from openpilot.tools.fair.students.student import spec_of
+from openpilot.tools.fair.students.sizes import SIZES
 from openpilot.tools.fair.tasks import task_name
 from openpilot.tools.lib.errors import UserError
 
@@ -61,6 +62,11 @@ class Config:
         return s
       step -= s.steps
     return Stage(self.steps)
+
+  @property
+  def backbone_name(self) -> str:
+    """Of timm: the one asked for, or the size's own."""
+    return self.backbone or SIZES[self.spec.size].backbone
 
   @property
   def spec(self) -> StudentSpec:

@@ -120,9 +120,22 @@ def in_unit(state: dict[str, Any], per_height: bool, where: str) -> dict[str, An
   return {**state, "ema": {**state["ema"], DEPTH_BIAS: state["ema"][DEPTH_BIAS] + shift}}
 
 
-def initial(runs: Sequence[str], train: Clips) -> dict[str, Any] | None:
+def of_trunk(state: dict[str, Any], backbone: str, where: str) -> dict[str, Any]:
+  """The checkpoint, or what bundle_state() gives, without the trunk where that has another backbone: layers that are
+  called alike are others."""
+  before = state.get("backbone") or Config.from_dict(state["config"]).backbone_name
+  trunk = ("student.backbone.", "student.neck.")
+  if before == backbone or not any(k.startswith(trunk) for k in state["ema"]):
+    return state
+  if is_first():
+    warn(f"{where}: its backbone is {before}, and {backbone} is learned now: backbone and neck start anew")
+  return {**state, "ema": {k: v for k, v in state["ema"].items() if not k.startswith(trunk)}}
+
+
+def initial(runs: Sequence[str], train: Clips, backbone: str | None = None) -> dict[str, Any] | None:
   """The checkpoint of the first of `runs` (runs or bundles), with what the later ones have of the averaged student in
-  its place; None of none. Raises UserError where one is missing or has no such part."""
+  its place; None of none. backbone: its name, of what is learned now; None: the same. Raises UserError where one is
+  missing or has no such part."""
   before: dict[str, Any] | None = None
   for run in runs:
     path, part = (run, "") if Path(run).exists() else (run.rpartition(":")[0] or run, run.rpartition(":")[2])
@@ -132,6 +145,8 @@ def initial(runs: Sequence[str], train: Clips) -> dict[str, Any] | None:
     else:
       state = load_student_checkpoint(Path(path) / "best.pt" if Path(path).is_dir() else Path(path))
     state = in_unit(without_other_classes(state, train.classes, f"--init {run}"), train.per_height, f"--init {run}")
+    if not part and backbone is not None:
+      state = of_trunk(state, backbone, f"--init {run}")
     learned = trained_on(state, Path(path))
     prefix = f"student.{part}." if part else "student."
     taken = {k: v for k, v in state["ema"].items() if k.startswith(prefix)}
@@ -194,7 +209,7 @@ def start(
   plan = make_plan(look, args.val, config, prefer, live, args.stale_labels)
   train, val, labels = plan.train, plan.val, plan.labels
   trackers = parse_trackers(args.trackers)
-  initials = initial(args.init, train) if not args.resume else None  # what goes on has it already
+  initials = initial(args.init, train, config.backbone_name) if not args.resume else None  # what goes on has it already
   for teacher in plan.teachers + (initials["provenance"] if initials is not None else []):
     check_license(teacher["model"], teacher["licence"], args.accept_license)
   run = Run(config, train, val, args.output, labels, args.workers, trackers)

@@ -21,6 +21,7 @@ from openpilot.tools.fair.teacher import (
   State,
   Teacher,
   check_least,
+  failure_is_said,
   helper_settings,
   joint_hash,
   joint_license,
@@ -89,7 +90,7 @@ class GroundedSamTeacher:
       self.checkpoint_hash = joint_hash(self.checkpoint_hash, self.helper)
     elif not self.model.has_boxes:
       raise UserError(
-        f"teacher '{name}' has SAM alone, which wants boxes: name a teacher of boxes, --option {name}.detector=NAME"
+        f"teacher '{name}' has SAM alone, which wants boxes: name a teacher of boxes, --option EXPERIMENT.detector=NAME"
       )
     self.labels: list[Label] = []
     self.size = [0, 0]
@@ -110,7 +111,8 @@ class GroundedSamTeacher:
     if self.wants_scores:
       self.labels.append(Label("class_scores", "boxes", unit="score", classes=self.classes))
     if self.wants_features:
-      shape = self.model.features([np.zeros((3, height, width), np.uint8)])[0].shape
+      with failure_is_said(self.name):  # pictures so small that a network has no map of them
+        shape = self.model.features([np.zeros((3, height, width), np.uint8)])[0].shape
       self.labels.append(Label("features", "dense", shape=shape))
 
   def settings(self) -> dict[str, Any]:

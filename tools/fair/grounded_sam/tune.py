@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from openpilot.tools.fair.evaluation.detections import Detections, make_objects
 from openpilot.tools.fair.grounded_sam.data import Example, LabeledPictures, flipped, jittered, steps_of
 from openpilot.tools.fair.grounded_sam.detector import Detector
-from openpilot.tools.fair.grounded_sam.lora import LoRATrainer, trainable
+from openpilot.tools.fair.grounded_sam.lora import trainable
 from openpilot.tools.fair.grounded_sam.prompts import Prompt
 from openpilot.tools.fair.grounded_sam.segmenter import Segmenter
 from openpilot.tools.learn.loop import Loop
@@ -330,6 +330,7 @@ def free_bytes(device: torch.device) -> int | None:
 def estimate(loop: TeacherLoop) -> dict[str, float]:
   """Memory in GiB that a step takes: weights, gradients and moments, what a batch keeps; and what is free. Where that
   is less, batches are halved before the first one."""
+  ready(loop)
   rows = list(range(min(2, len(loop.data))))
   one = max(saved_bytes(loop, ([i], 1)) for i in rows)
   weights = sum(p.numel() * p.element_size() for p in loop.unwrapped.parameters())
@@ -341,19 +342,25 @@ def estimate(loop: TeacherLoop) -> dict[str, float]:
   return {k: v / 2**30 for k, v in {**gib, **({} if free is None else {"free": free})}.items()}
 
 
-def learn(loop: TeacherLoop, tuned: LoRATrainer | None) -> dict[str, float]:
-  """Runs it, and leaves the best weights in the model. -> their metrics."""
+def ready(loop: TeacherLoop) -> None:
+  """What is frozen drops nothing out; adapters do, where they have a dropout. A layer computes its activations again
+  only where it believes that it learns."""
   model = loop.unwrapped
   model.train(loop.t.full)
-  if tuned is not None:  # what is frozen drops nothing out; adapters do, where they have a dropout
-    for n, m in model.named_modules():
-      if "lora_dropout" in n:
-        m.train()
+  for n, m in model.named_modules():
+    if "lora_dropout" in n or getattr(m, "gradient_checkpointing", False):
+      m.training = True
+
+
+def learn(loop: TeacherLoop) -> dict[str, float]:
+  """Runs it, and leaves the best weights in the model. -> their metrics."""
+  ready(loop)
   loop.start()
+  ready(loop)
   loop.fit()
   from openpilot.tools.learn.checkpoint import load_checkpoint
 
   best = load_checkpoint(loop.out / loop.BEST, keys=("learned", "metrics"), of="a teacher")
   loop.load_weights(best)
-  model.eval()
+  loop.unwrapped.eval()
   return dict(best["metrics"])

@@ -14,7 +14,7 @@ from openpilot.selfdrive.modeld.fair.bundle import BundleError
 from openpilot.tools.fair.images.check import Check, Checked
 from openpilot.tools.fair.images.dataset import open_dataset
 from openpilot.tools.fair.images.predict import LOW, Predictor, coco_rows, write_json
-from openpilot.tools.fair.images.score import at_score, coco_scores, confusion, errors, mean_iou
+from openpilot.tools.fair.images.score import at_score, coco_scores, confusion, errors, matched_iou, mean_iou
 from openpilot.tools.fair.images.shapes import runs_bytes
 from openpilot.tools.fair.spec import plain
 from openpilot.tools.lib.errors import UserError, cli, printable, warn
@@ -91,6 +91,7 @@ def judge(truth: dict[str, Any], found: list[dict[str, Any]], kind: str, args: O
     out |= scores
   if "IoU" in args.metrics:
     out["mean_iou"] = mean_iou(truth, found, kind, args.score)
+    out["matched_iou"] = matched_iou(truth, found, kind, args.score)
   return out
 
 
@@ -145,14 +146,17 @@ def lines_of(r: dict[str, Any]) -> list[str]:
       sizes = ", ".join(f"{k} {text(s[f'ap_{k}'])}" for k in ("small", "medium", "large"))
       out.append(f"{title}        AP {text(s['ap'])}, AP50 {text(s['ap50'])}, AP75 {text(s['ap75'])}; {sizes}")
     if "mean_iou" in r[kind]:
-      out.append(f"             mean IoU {text(r[kind]['mean_iou'])}, of detections of at least {r['score']:g}")
+      m, f = (text(r[kind][k]) for k in ("mean_iou", "matched_iou"))
+      out.append(f"             mean IoU {m} over all true objects, {f} of those found")
   a = r["at_score"]
   out.append(f"at {r['score']:<10g}precision {text(a['precision'])}, recall {text(a['recall'])}, F1 {text(a['f1'])}")
-  for kind in ("bbox",):
-    classes = r[kind].get("classes", {})
-    if 1 < len(classes):
-      ranked = sorted(classes.items(), key=lambda x: -x[1]["truths"])[:12]
-      out.append("AP50         " + ", ".join(f"{n} {text(c['ap50'])} of {c['truths']}" for n, c in ranked))
+  classes = r["bbox"].get("classes", {})
+  ranked = sorted(classes.items(), key=lambda x: -x[1]["truths"])[:12]
+  if len(classes) > 1:
+    out.append("AP50         " + ", ".join(f"{n} {text(c['ap50'])} of {c['truths']}" for n, c in ranked))
+  if ranked:
+    best = ", ".join(f"{n} {text(c['best_f1'])} at {c['best_score']:.2f}" for n, c in ranked)
+    out.append(f"best F1      {best}")
   return out
 
 

@@ -7,7 +7,6 @@ from typing import Any
 from openpilot.tools.fair.images.check import Checked, ident
 from openpilot.tools.fair.images.dataset import Dataset
 from openpilot.tools.fair.labels.sources.pictures import plain_name
-from openpilot.tools.fair.teacher import LICENSES
 from openpilot.tools.lib.errors import printable
 from openpilot.tools.lib.files import LONG
 from openpilot.tools.lib.said import command
@@ -118,45 +117,22 @@ def lines_of(r: dict[str, Any], problems: list[str]) -> list[str]:
 
 def next_commands(r: dict[str, Any], files: dict[str, Path]) -> list[str]:
   """Commands that can be typed. files: {part: COCO JSON}, or the data itself under ''."""
-  stated = [k for k in r["licenses"] if k != NOT_STATED]
   base = plain_name(Path(r["images"]["folder"]).resolve().name)
   if base in ("images", "pictures"):
     base = plain_name(Path(r["images"]["folder"]).resolve().parent.name)
-  out, stores = [], {}
-  license = [] if stated else ["--license", "LICENSE"]
-  for part, path in files.items():
-    name = f"{base}-{part}" if part else base
-    stores[part] = f"out/labels-{name}"
-    yolo = r["format"] == "YOLO folder" and path == Path(r["data"])
-    images = [] if yolo else ["--images", r["images"]["folder"]]
-    out.append(command("tools/op.sh", "import", path, *images, "--name", name, *license, "--output", stores[part]))
-  names = class_names(r)
-  if any("," in n for n in names):
-    return out
-  first, *others = stores
-  val = next((p for p in others if p.startswith("val")), None)
-  words = ["distill", "--labels", stores[first], *(["--val", stores[val]] if val else [])]
-  words += ["--student", r["student"], "--classes", ",".join(names)]
-  if not LICENSES.get(joint := " and ".join(sorted(stated)) or "LICENSE", False):  # as `import` joins them
-    words += ["--accept-license", joint]
-  out.append(command("tools/op.sh", *words, "--output", f"out/{base}-{r['student']}"))
-  # or by teachers
+  first, *others = files
+  val, test = (next((p for p in others if p.startswith(k)), None) for k in ("val", "test"))
   yolo = r["format"] == "YOLO folder" and files[first] == Path(r["data"])
   images = [] if yolo else ["--images", r["images"]["folder"]]
   held_out = ["--val", files[val]] if val else []
-  words = ["images", "train-teacher", "--data", files[first], *held_out, *images, "--output", f"out/{base}-teachers"]
-  return [*out, command("tools/op.sh", *words)]
-
-
-def class_names(r: dict[str, Any]) -> list[str]:
-  return [c["name"] for c in r["classes"] if c["instances"]]
-
-
-def said_of_next(r: dict[str, Any]) -> list[str]:
-  """What the commands leave open."""
-  out = []
-  if set(r["licenses"]) == {NOT_STATED}:
-    out.append("in place of LICENSE the license of the pictures, which the data does not name")
-  if any("," in n for n in class_names(r)):
-    out.append("then tools/op.sh distill, with a file of classes: the name of a class has a comma")
-  return out
+  data: list[str | Path] = ["--data", files[first], *held_out, *images]
+  judge: list[str | Path] = ["--data", files[test or val or first], *images]
+  teachers = f"out/{base}-teachers"
+  words: list[list[str | Path]] = [
+    ["train-student", *data, "--output", f"out/{base}"],
+    ["evaluate", f"out/{base}", *judge],
+    # or by teachers
+    ["train-teacher", *data, "--output", teachers],
+    ["train-student", *data, "--teacher-dir", teachers, "--output", f"out/{base}-taught"],
+  ]
+  return [command("tools/op.sh", "images", *w) for w in words]

@@ -33,7 +33,8 @@ def coco_scores(
   }
   if not found:
     stats = {k: 0.0 if k in ("ap", "ap50", "ap75", "ar1", "ar10", "ar100") else None for k in STATS}
-    classes = {c["name"]: {"ap": 0.0, "ap50": 0.0, "truths": n} for c in categories if (n := counts[c["id"]])}
+    nothing = {"ap": 0.0, "ap50": 0.0, "best_f1": 0.0, "best_score": 0.0}
+    classes = {c["name"]: {**nothing, "truths": n} for c in categories if (n := counts[c["id"]])}
     return {"stats": stats, "classes": classes, "curves": {}}
   with contextlib.redirect_stdout(io.StringIO()):
     if library == "faster_coco_eval":
@@ -50,16 +51,30 @@ def coco_scores(
     e.accumulate()
     e.summarize()
   stats = {k: known(float(v)) for k, v in zip(STATS, e.stats[:9], strict=True)}
-  precision = np.asarray(e.eval["precision"])  # IoU, recall, class, size, detections
+  precision, scores = (np.asarray(e.eval[k]) for k in ("precision", "scores"))  # IoU, recall, class, size, detections
   classes, curves = {}, {}
   for k, c in enumerate(sorted(categories, key=lambda c: c["id"])):
     mine = precision[:, :, k, 0, -1]
     if counts[c["id"]]:
-      classes[c["name"]] = {"ap": mean(mine), "ap50": mean(mine[:1]), "truths": counts[c["id"]]}
+      f1, at = best_f1(precision[0, :, k, 0, -1], scores[0, :, k, 0, -1])
+      classes[c["name"]] = {
+        "ap": mean(mine),
+        "ap50": mean(mine[:1]),
+        "truths": counts[c["id"]],
+        "best_f1": f1,
+        "best_score": at,
+      }
       curves[c["name"]] = {at: [max(0.0, float(v)) for v in mine[i]] for at, i in AT.items()}
   if curves:
     curves["all"] = {at: np.mean([curves[c][at] for c in curves], axis=0).tolist() for at in AT}
   return {"stats": stats, "classes": classes, "curves": curves}
+
+
+def best_f1(precision: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+  """(101,) at RECALLS -> the best F1, and the score from which on detections give it."""
+  f1 = 2 * precision * RECALLS / np.maximum(precision + RECALLS, 1e-9)
+  best = int(f1.argmax())
+  return max(0.0, float(f1[best])), max(0.0, float(scores[best]))
 
 
 def mean(x: np.ndarray) -> float:
@@ -102,6 +117,18 @@ def mean_iou(truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], kind:
         table = iou_table(d, g, kind)
         sums += float(table[linear_sum_assignment(-table)].sum())
   return sums / n if n else None
+
+
+def matched_iou(truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], kind: str, score: float) -> float | None:
+  """The mean IoU of true objects with their detections, of those pairs of at least IOU; None where there are none."""
+  values: list[float] = []
+  mine, theirs = by_image([f for f in found if f["score"] >= score]), by_image(truth["annotations"])
+  for image in truth["images"]:
+    for c in truth["categories"]:
+      g = [a for a in theirs.get(image["id"], []) if a["category_id"] == c["id"] and not a["iscrowd"] and has(a, kind)]
+      table = iou_table([f for f in mine.get(image["id"], []) if f["category_id"] == c["id"]], g, kind)
+      values += [float(table[i, j]) for i, j in pairs_of(table)]
+  return float(np.mean(values)) if values else None
 
 
 def has(row: Mapping[str, Any], kind: str) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from openpilot.tools.fair.grounded_sam.experiment import read_experiment
 from openpilot.tools.fair.options import options_of
 from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.fair.tasks.objects import SCORES
@@ -65,16 +66,21 @@ def load_soft(name: str, weights: str | None, score: float, accepted: tuple[str,
   return SoftTeacher(load_teacher(name, weights, accepted, **more), score)
 
 
-def load_experiment(folder: Path, score: float, accepted: tuple[str, ...], device: str | None) -> SoftTeacher:
-  """What `images train-teacher` tuned, adapters merged, with its scores of all classes and its feature map. Raises
-  UserError."""
+def load_experiment(
+  folder: Path, score: float, accepted: tuple[str, ...], device: str | None, told: tuple[str, ...] = ()
+) -> SoftTeacher:
+  """What `images train-teacher` tuned, adapters merged, with its scores of all classes and its feature map. told:
+  KEY=VALUE, or TEACHER.KEY=VALUE, as detector=NAME where there is SAM alone. Raises UserError."""
   if not (folder / "metadata.json").is_file():
     raise UserError(f"--teacher-dir {folder}: it is no folder of `tools/op.sh images train-teacher`: no metadata.json")
   there = options_of(str(folder))
-  wanted: dict[str, Any] = {
-    "score": score if "class_scores" in there else FLOOR,
-    "features": True,
-    "class_scores": True,
-  }
-  more = {k: v for k, v in wanted.items() if k in there}
+  scores = "class_scores" in there and "grounding_dino" in read_experiment(folder).teachers
+  more: dict[str, Any] = {"score": score if scores else FLOOR, "class_scores": scores, "features": True}
+  for item in told:
+    key, equals, text = item.partition("=")
+    key = key.rpartition(".")[2]
+    if not equals or key not in there:
+      raise UserError(f"--option {item}: the teacher of {folder} has {', '.join(there)}; write KEY=VALUE")
+    more[key] = there[key].parse(text)
+  more = {k: v for k, v in more.items() if k in there}
   return SoftTeacher(load_teacher(str(folder), None, accepted, device=device, **more), score)

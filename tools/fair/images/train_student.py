@@ -24,6 +24,7 @@ from openpilot.tools.fair.students.student import BACKBONES, student_names
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.options import option as flag, parse
+from openpilot.tools.lib.said import command
 
 SIZES = ("nano", "small", "base")
 KINDS = ("rgb", "model-frame")
@@ -132,7 +133,7 @@ def teachers_of(args: Options) -> list[Any]:
   from openpilot.tools.fair.images.soft import load_experiment, load_soft
 
   if args.teacher_dir is not None:
-    return [load_experiment(args.teacher_dir, args.teacher_score, args.accept_license, args.device)]
+    return [load_experiment(args.teacher_dir, args.teacher_score, args.accept_license, args.device, args.option)]
   names = teacher_names(args)
   weights, told = parse_weights(args.weights, names), parse_options(list(args.option), names)
   return [
@@ -253,7 +254,9 @@ def run(args: Options) -> Path:
   untuned = (
     f"Teachers were not tuned on this data: {', '.join(said.teachers)}." if args.untuned and said.teachers else ""
   )
-  export.run(export.Options(run=args.output, output=bundle, accept_license=accepted, tinygrad=False), untuned)
+  export.run(
+    export.Options(run=args.output, output=bundle, accept_license=accepted, weights="auto", tinygrad=False), untuned
+  )
   return bundle
 
 
@@ -265,7 +268,10 @@ def bundle_of(output: Path) -> Path:
 def main() -> None:
   args = parse(Options, __doc__, "images train-student")
   where = run(args)
-  print(f"next\n  tools/op.sh images evaluate {where} --data {args.val or args.data}")
+  more = command("images", "evaluate", where, "--data", args.val or args.data)
+  if not args.export:
+    more = command("export", where, "--output", bundle_of(args.output))
+  print(f"next\n  tools/op.sh {more}")
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def tune_one(args: Options, key: str, data: Any, val: Any) -> dict[str, Any]:
     print(f"{key}: goes on from step {loop.step} of {loop.steps}")
   memory = tune.estimate(loop)
   print(f"{key}: memory in GiB: " + ", ".join(f"{k.replace('_', ' ')} {v:.2f}" for k, v in memory.items()))
-  after = tune.learn(loop, tuned)
+  after = tune.learn(loop)
   before = loop.before
   for k in after:
     print(f"{key}: {k} {before.get(k, float('nan')):.3f} before, {after[k]:.3f} after")

@@ -17,7 +17,7 @@ import numpy as np
 from openpilot.tools.fair.images.check import Check, Checked
 from openpilot.tools.fair.images.dataset import Dataset, open_dataset
 from openpilot.tools.fair.images.problems import KEPT, KINDS
-from openpilot.tools.fair.images.report import lines_of, next_commands, report, said_of_next, settle_licenses
+from openpilot.tools.fair.images.report import lines_of, next_commands, report, settle_licenses
 from openpilot.tools.fair.images.split import Part, has_classes, read_split, split, table_lines
 from openpilot.tools.fair.images.twins import groups_of
 from openpilot.tools.lib.errors import UserError, cli, warn
@@ -123,8 +123,6 @@ def run(args: Options) -> dict[str, Any]:
       tmp.write_text(json.dumps(r, indent=1))
   print("next")
   print("\n".join(f"  {line}" for line in r["next"]))
-  for line in said_of_next(r):
-    print(f"  ({line})")
   return r
 
 

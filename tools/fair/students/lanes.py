@@ -236,11 +236,12 @@ class LanesHead(nn.Module):
     if self.road is not None:
       drive = Drive.of_state(hidden[..., self.d :].reshape(b, n, 3), kept.reshape(b, n))
       position = points + kept * (self.together(points, drive, b, view) - points)
+    own = hidden if self.road is None else hidden[..., : self.d + 2]
     for i, (stage, m, stride, part) in enumerate(
       zip(self.stages, maps, STRIDES, template.split(self.channels, dim=-1), strict=True)
     ):
       at = position.detach()
-      known = torch.cat([hidden[..., : self.d + 2], at * (1.0 / self.half_width) - 1.0], dim=-1)
+      known = torch.cat([own, at * (1.0 / self.half_width) - 1.0], dim=-1)
       move, memory, look, seen = stage(m, part, view_to_cell(at, stride), known, memory, bias)
       if looks is not None:
         looks.append(look)

@@ -150,8 +150,7 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
 
   frames: (B, *shape of its input) uint8, such as it will be trained on: see settle_norms(). "classes": names of its
   'maps' and 'boxes'. Raises BundleError on a damaged bundle, UserError where its graph is none of our students as they
-  are now, or takes other frames. "per_height": its depth is in
-  heights of the camera."""
+  are now, or takes other frames. "per_height": its depth is in heights of the camera. "backbone": its name."""
   bundle = load_bundle(Path(folder))
   graph = bundle.graphs[0]
   if graph["name"] not in student_names():
@@ -166,7 +165,8 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
   # a kind of classes that it does not put out: the student has it, and nobody taught it, or has none
   road = {"maps": list(road_classes().maps), "boxes": list(road_classes().boxes)}
   for names in ({k: v or road[k] for k, v in classes.items()}, classes):
-    student = build(spec_of(graph["name"], input=picture, classes=class_set(names)))
+    spec = spec_of(graph["name"], backbone=bundle.manifest.get("backbone"), input=picture, classes=class_set(names))
+    student = build(spec)
     plain_norms(student)
     as_exported(student, graph)
     try:
@@ -185,6 +185,7 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
       {("licence" if k == "license" else k): v for k, v in t.items()} for t in bundle.manifest["provenance"]["teachers"]
     ],
     "classes": classes,
+    "backbone": student.backbone.name,
     "per_height": any(o.get("parameters", {}).get("per_height", False) for o in graph["outputs"]),
     "step": 0,
   }

@@ -14,8 +14,8 @@ __all__ = ["SOURCES", "Part", "Source", "SourceOptions", "open_sources", "regist
 
 Part = SegmentView | Pictures
 
-register_source("stills", Stills())
 register_source("pictures", PictureFolders())
+register_source("stills", Stills())
 register_source("routes", Routes())
 register_source("class_maps", ClassMaps())
 register_source("yolo", Yolo())

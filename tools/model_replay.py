@@ -176,7 +176,7 @@ def compare(want: VALUES, got: VALUES) -> list[dict[str, Any]]:
   where these are too many."""
   out = []
   for field in sorted(want.keys() | got.keys()):
-    if field not in want or field not in got:
+    if field not in want or field not in got or want[field].shape[1:] != got[field].shape[1:]:
       out.append(
         {
           "field": field,

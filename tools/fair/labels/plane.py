@@ -26,6 +26,7 @@ from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, cli, warn
 from openpilot.tools.lib.options import option, parse
+from openpilot.tools.lib.said import command
 from openpilot.tools.sim.truth import MAP_H, MAP_W
 
 BELOW = 30.0  # view pixels under the horizon, at least: three pixels of pitch are a tenth of the distance there
@@ -117,7 +118,8 @@ def main() -> None:
       guessed += there["frames"].camera_height is None
       groups.append(write_segment(store, there["frames"], there[args.of], classes, args.name))
   if not groups:
-    raise UserError(f"{args.labels} has no segment that {args.of} has labeled; run `tools/op.sh agree {args.labels}`")
+    again = command("tools/op.sh", "agree", args.labels)
+    raise UserError(f"{args.labels} has no segment that {args.of} has labeled; run `{again}`")
   if guessed:
     warn(
       f"of {guessed} of {len(groups)} segments the camera's height is not known: {DEFAULT_HEIGHT} m is taken, so that "

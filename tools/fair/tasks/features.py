@@ -31,7 +31,7 @@ def aids(student: Any, shape: tuple[int, ...] | None) -> dict[str, Any]:
   from openpilot.tools.fair.distillation.features import Projector, Standardiser
 
   assert shape is not None
-  own = "depth" in student.tasks
+  own = "depth" in getattr(student, "tasks", ("depth",))
   student.hint = not own
   channels = student.size.features if own else student.size.neck
   return {"projector": Projector(channels, shape[0]), "standardiser": Standardiser(shape[0])}

@@ -11,16 +11,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
 from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
 from openpilot.tools.fair.labels.dataset import Reader
-from openpilot.tools.fair.labels.derived import derived_group, to_derive
+from openpilot.tools.fair.labels.derived import derived_group, labeled_by_all, to_derive
 from openpilot.tools.fair.labels.store import Group, LabelStore
 from openpilot.tools.fair.spec import STREET, ClassSet, read_classes
 from openpilot.tools.fair.teacher import Label
-from openpilot.tools.lib.errors import UserError, cli, warn
+from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.options import option, parse
 from openpilot.tools.sim.truth import IGNORE
 
@@ -200,10 +199,7 @@ def main() -> None:
   store, groups = LabelStore(args.labels), []
   wanted = [args.roads, args.scenes, *detectors]
   with store.writing():
-    for name, there in tqdm(store.by_segment({"frames", *wanted}).items(), desc=args.name, unit="segment"):
-      if lacks := [w for w in ("frames", *wanted) if w not in there]:
-        warn(f"{name} has no labels by {', '.join(lacks)}; it is left out")
-        continue
+    for there in labeled_by_all(store, wanted, args.name):
       segment = Segment(there["frames"], there[args.roads], there[args.scenes], [there[d] for d in detectors])
       groups.append(write_segment(store, segment, classes, args.name))
   if not groups:

@@ -4,18 +4,38 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tqdm import tqdm
+
 from openpilot.tools.fair.labels.dataset import rows_by_frame
 from openpilot.tools.fair.labels.rules import rules_of
 from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
 from openpilot.tools.fair.teacher import Label, joint_license
 from openpilot.tools.lib.encode_index import EncodeEntry
+from openpilot.tools.lib.errors import warn
+
+
+def labeled_by_all(store: LabelStore, wanted: Sequence[str], title: str) -> Iterator[dict[str, Group]]:
+  """The groups of every segment that has frames and labels by all of `wanted`; of the others it is said that they are
+  left out. title: of the progress bar."""
+  for name, there in tqdm(store.by_segment({"frames", *wanted}).items(), desc=title, unit="segment"):
+    if lacks := [w for w in ("frames", *wanted) if w not in there]:
+      warn(f"{name} has no labels by {', '.join(lacks)}; it is left out")
+    else:
+      yield there
 
 
 def derived_group(
-  store: LabelStore, frames: Group, name: str, sources: Sequence[Group], labels: list[Label], settings: dict[str, Any]
+  store: LabelStore,
+  frames: Group,
+  name: str,
+  sources: Sequence[Group],
+  labels: list[Label],
+  settings: dict[str, Any],
+  model_id: str = "{}",
 ) -> Group:
-  """The group of teacher `name`, of the same frames as `frames`. settings: all else that decides its labels. Raises
-  UserError where the sources' licenses do not go together."""
+  """The group of teacher `name`, of the same frames as `frames`. settings: all else that decides its labels. model_id:
+  what the sources' models, put in for {}, are called together. Raises UserError where the sources' licenses do not go
+  together."""
   license = sources[0].meta["teacher"]["license"]
   for g in sources[1:]:
     license = joint_license(name, license, g.meta["teacher"]["license"])
@@ -24,7 +44,7 @@ def derived_group(
     "version": VERSION,
     "teacher": {
       "name": name,
-      "model_id": " + ".join(g.meta["teacher"]["model_id"] for g in sources),
+      "model_id": model_id.format(" + ".join(g.meta["teacher"]["model_id"] for g in sources)),
       "checkpoint": hashlib.sha256(" ".join(g.meta["teacher"]["checkpoint"] for g in sources).encode()).hexdigest(),
       "licence": license,
       "settings": settings,

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from openpilot.tools.fair.labels.dataset import Reader
-from openpilot.tools.fair.labels.derived import derived_group, to_derive
+from openpilot.tools.fair.labels.derived import derived_group, labeled_by_all, to_derive
 from openpilot.tools.fair.labels.store import Group, LabelStore
 from openpilot.tools.fair.maps import inverse_of
 from openpilot.tools.fair.teacher import Label
-from openpilot.tools.lib.errors import UserError, cli, warn
+from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.options import option, parse
 
 LEAST = 200  # cells that are sure
@@ -149,10 +148,7 @@ def main() -> None:
   store, report, groups = LabelStore(args.labels), Report(), []
   name, wanted = args.name or f"{args.relative}-meters", [args.relative, args.by]
   with store.writing():
-    for segment, there in tqdm(store.by_segment({"frames", *wanted}).items(), desc=name, unit="segment"):
-      if lacks := [w for w in ("frames", *wanted) if w not in there]:
-        warn(f"{segment} has no labels by {', '.join(lacks)}; it is left out")
-        continue
+    for there in labeled_by_all(store, wanted, name):
       groups.append(write_segment(store, there["frames"], there[args.relative], there[args.by], name, args.far, report))
   if not groups:
     raise UserError(f"{args.labels} has no segment that both {' and '.join(wanted)} have labeled")

@@ -17,6 +17,7 @@ from openpilot.common.transformations.camera import view_frame_from_device_frame
 from openpilot.common.transformations.model import get_warp_matrix
 from openpilot.common.transformations.orientation import rot_from_euler
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W, scaled
+from openpilot.selfdrive.modeld.fair.heads.depth import map_centers
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.labels.views import SegmentView, view_intrinsics
 from openpilot.tools.fair.teacher import Label, Teacher
@@ -67,13 +68,6 @@ def view_label(label: Label) -> Label:
     return label
   shape = {"class": (VIEW_H, VIEW_W), "probability": MAP_SHAPE, "m": MAP_SHAPE, "relative": MAP_SHAPE, "std": MAP_SHAPE}
   return Label(**{**vars(label), "shape": (*label.shape[:-2], *shape.get(label.unit, FEATURE_SHAPE))})
-
-
-def view_pixels(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-  """x and y (rows, columns) in the 512x256 view of the centers of a map that covers it."""
-  x, y = (np.arange(columns) + 0.5) * VIEW_W / columns - 0.5, (np.arange(rows) + 0.5) * VIEW_H / rows - 0.5
-  u, v = np.meshgrid(x, y)
-  return u, v
 
 
 class PictureWarp:
@@ -154,7 +148,7 @@ class PictureWarp:
     key = (*shape[-2:], *to[-2:])
     if key not in self._maps:
       (h, w), (rows, columns) = shape[-2:], to[-2:]
-      u, v = view_pixels(rows, columns)
+      u, v = np.meshgrid(*map_centers(rows, columns))
       p = self.picture_from_view @ np.stack([u.ravel(), v.ravel(), np.ones(u.size)])
       with np.errstate(divide="ignore", invalid="ignore"):
         q = np.where(p[2] > 0, p[:2] / p[2], -1e4)
@@ -166,7 +160,7 @@ class PictureWarp:
   def z_scale(self, to: Sequence[int]) -> np.ndarray:
     """(h, w) float32: depth along the view's axis over that along the camera's, at the pixels of a map of the view."""
     rows, columns = to[-2:]
-    u, v = view_pixels(rows, columns)
+    u, v = np.meshgrid(*map_centers(rows, columns))
     return (1 / (self.z_row[0] * u + self.z_row[1] * v + self.z_row[2])).astype(np.float32)
 
   def dense(self, label: Label, x: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ lies as far off as the calibrated view and the height of the camera say; what ma
 meets the road. A teacher `road-plane` of depth joins the store, so that pictures of any camera teach depth: in heights
 of the camera, which is what a student learns, nothing but the horizon has to be known."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,12 @@ from openpilot.selfdrive.modeld.fair.frames import VIEW_H
 from openpilot.selfdrive.modeld.fair.heads.depth import map_centers
 from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
 from openpilot.tools.fair.labels.agree import Boxes, read_boxes
-from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame
-from openpilot.tools.fair.labels.rules import rules_of
-from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
+from openpilot.tools.fair.labels.dataset import Reader
+from openpilot.tools.fair.labels.derived import derived_group, to_derive
+from openpilot.tools.fair.labels.store import Group, LabelStore
 from openpilot.tools.fair.maps import classes_to_map
 from openpilot.tools.fair.spec import STREET, ClassSet, read_classes
 from openpilot.tools.fair.teacher import Label
-from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, cli, warn
 from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.said import command
@@ -65,37 +63,16 @@ def write_segment(store: LabelStore, frames: Group, source: Group, classes: Clas
     raise UserError(f"{source.path}: a class map and boxes are wanted, as `tools/op.sh agree` makes them")
   height = frames.camera_height or DEFAULT_HEIGHT
   label = Label("depth", "dense", "float16", (MAP_H, MAP_W), "m")
-  teacher = source.meta["teacher"]
-  meta = {
-    **{k: frames.meta[k] for k in ("segment", "camera", "every", "view")},
-    "version": VERSION,
-    "teacher": {
-      "name": name,
-      "model_id": f"the road plane under {teacher['model_id']}",
-      "checkpoint": hashlib.sha256(teacher["checkpoint"].encode()).hexdigest(),
-      "licence": teacher["license"],
-      "settings": {"of": source.teacher, "height": height, "classes": classes.to_dict(), "rule": [BELOW, CUT]},
-    },
-    "labels": [{**vars(label), "shape": list(label.shape), "classes": list(label.classes)}],
-    "source": [source.path.name],
-    "chunk": CHUNK,
-  }
-  if rules := rules_of(meta):
-    meta["rules"] = rules
-  table = frames.frames.to_pydict()
-  columns = zip(table["frame_id"], table["segment_id"], table["timestamp_eof"], strict=True)
-  group = store.group(meta, [EncodeEntry(f, 0, s, t, t) for f, s, t in columns])
+  settings = {"of": source.teacher, "height": height, "classes": classes.to_dict(), "rule": [BELOW, CUT]}
+  group = derived_group(store, frames, name, [source], [label], settings, "the road plane under {}")
   lut = np.full(256, -1, np.int64)
   lut[: len(dense.classes)] = classes.resolve(dense.classes, "maps", f"{source.teacher}'s classes")
-  reader, rows = Reader(), rows_by_frame(source)
-  for k in sorted(set(range(group.chunk_count)) - group.done()):
-    ids = [table["frame_id"][r] for r in group.rows(k)]
-    if any(f not in rows for f in ids):
-      continue
+  reader = Reader()
+  for k, chunk in to_derive(group, [source]):
     maps = []
-    for f in ids:
-      cls: Any = classes_to_map(source.row(dense.name, rows[f]), len(dense.classes), (MAP_H, MAP_W))
-      maps.append(plane_map(classes, lut[cls], read_boxes(reader, source, rows[f], classes), height))
+    for row in (rows[source.teacher] for rows in chunk):
+      cls: Any = classes_to_map(source.row(dense.name, row), len(dense.classes), (MAP_H, MAP_W))
+      maps.append(plane_map(classes, lut[cls], read_boxes(reader, source, row, classes), height))
     group.write_chunk(k, {"depth": np.stack(maps)})
   return group
 

@@ -167,7 +167,8 @@ def test_set_loss_of_what_nobody_knows(rng):
   """Queries in ignored boxes, of which one lies in a known box too, and one answers for an object: the others ask for
   nothing, whatever they say."""
   objects = random_objects(rng, 4, 2)
-  logits, boxes = rng.normal(size=(4, 6, 3)) * 2, rng.uniform(0.1, 0.4, (4, 6, 4))
+  logits = rng.normal(size=(4, 6, 3)) * 2
+  boxes = np.concatenate([rng.uniform(0.1, 0.9, (4, 6, 2)), rng.uniform(0.05, 0.2, (4, 6, 2))], axis=-1)  # apart
   for o, b in zip(objects, boxes, strict=True):
     around = mt.to_corners(t(b[2:5])) * t([512.0, 256.0, 512.0, 256.0]) - 0.5
     o["ignore"] = torch.cat([around + t([-3.0, -3.0, 3.0, 3.0]), around[:1] + 200])

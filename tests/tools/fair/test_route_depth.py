@@ -80,7 +80,7 @@ def test_triangulation_of_exact_flow_is_exact(rng, turn):
   space = rays * z[:, None] @ move.R.T + move.t
   there = space / space[:, 2:]
   np.testing.assert_allclose(1 / triangulate(rays, there, move), z, rtol=1e-9)
-  np.testing.assert_allclose(seen_at(rays, 1 / z, move), there, rtol=1e-12)
+  np.testing.assert_allclose(seen_at(rays, 1 / z, move), there, rtol=1e-12, atol=1e-12)
   assert np.abs(off_line(rays, there, move)).max() < 1e-12
   # how much of a pixel a change of inverse depth is, by differences
   h = 1e-7

@@ -19,6 +19,11 @@ class Device:
     return str(self.dtype).removeprefix("torch.")
 
 
+def mixed_precision() -> str:
+  """The best that students learn in here: bf16 on GPUs that have it."""
+  return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+
+
 @cache
 def choose_device(name: str | None = None, precision: str | None = None) -> Device:
   """CUDA with bf16, else MPS, else the CPU with fp32; both can be named. Says on stderr, once, what runs. Raises

@@ -9,14 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
 from openpilot.tools.lib.errors import UserError
 
 if TYPE_CHECKING:
   from accelerate import Accelerator
-
+  from torch import Tensor, nn
 
 TRACKERS = ("tensorboard", "trackio")  # named as their packages
 
@@ -36,6 +33,7 @@ def parse_trackers(text: str) -> tuple[str, ...]:
 
 def make_accelerator(precision: str, trackers: Sequence[str], out: Path, cpu: bool = False) -> "Accelerator":
   """trackers: of parse_trackers(). cpu: also where there is a GPU."""
+  import torch
   from accelerate import (
     Accelerator,
     DistributedDataParallelKwargs,
@@ -65,9 +63,11 @@ def said_once() -> Iterator[None]:
     raise
 
 
-def gathered(accelerator: "Accelerator", *values: Tensor | float) -> list[list[float]]:
+def gathered(accelerator: "Accelerator", *values: "Tensor | float") -> list[list[float]]:
   """Scalars of each process, by rank: the same in all."""
-  mine = [float(v.detach()) if isinstance(v, Tensor) else float(v) for v in values]
+  import torch
+
+  mine = [float(v.detach()) if isinstance(v, torch.Tensor) else float(v) for v in values]
   if accelerator.num_processes == 1:
     return [mine]
   return accelerator.gather(torch.tensor([mine], device=accelerator.device)).tolist()
@@ -78,10 +78,12 @@ def anywhere(accelerator: "Accelerator", flag: bool) -> bool:
   return any(f for (f,) in gathered(accelerator, flag))
 
 
-def touch(model: nn.Module) -> Tensor:
+def touch(model: "nn.Module") -> "Tensor":
   """0, with a zero gradient for every parameter that learns: what a process contributes that has nothing to learn from
   in a step, since the others wait for it.
   For a forward(): DistributedDataParallel takes what does not come out of there for unused."""
+  import torch
+
   return torch.stack([0.0 * p.sum() for p in model.parameters() if p.requires_grad]).sum()
 
 

@@ -186,3 +186,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
       what, do = SYSTEM[number]
       raise UserError(f"{path} was not written: {what}; {do}") from e
     raise
+
+
+def write_json(path: Path, what: Any) -> None:
+  """Readable, atomically. Raises UserError as atomic_path() does."""
+  with atomic_path(path) as tmp:
+    tmp.write_text(json.dumps(what, indent=1))

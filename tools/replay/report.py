@@ -29,6 +29,11 @@ def png(image: np.ndarray) -> str:
   return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
 
 
+def load_template(path: Path) -> jinja2.Template:
+  """Of a page, what is filled in escaped."""
+  return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(path.read_text())
+
+
 def latency_plot(times: list[float]) -> str:
   fig, (left, right) = plt.subplots(1, 2, figsize=(11, 2.8), width_ratios=(3, 1), layout="constrained")
   left.plot(times, lw=0.8)
@@ -196,8 +201,7 @@ def write_report(
       {"name": "share of its view that the camera fills", "value": f"{r['view_filled']:.0%}"},
       *process,
     ]
-  env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-  page = env.from_string(Path(__file__).with_name("report.html.j2").read_text()).render(
+  page = load_template(Path(__file__).with_name("report.html.j2")).render(
     title=title,
     r=r,
     bundle=bundle,

@@ -16,8 +16,6 @@ from pathlib import Path
 if not __package__:  # run as a file: the modules beside it must not be found under their bare names
   sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[3])]
 
-import torch
-
 from openpilot.tools.dgx import hardware
 from openpilot.tools.dgx.training.config import AdapterOptions, Config
 from openpilot.tools.dgx.training.epoch import train_epoch as train_epoch
@@ -28,6 +26,7 @@ from openpilot.tools.dgx.training.shards import DrivingClips, read_dataset, spli
 from openpilot.tools.dgx.training.teacher import DrivingTeacher
 from openpilot.tools.learn.adapters.apply import clipped
 from openpilot.tools.learn.checkpoint import load_checkpoint
+from openpilot.tools.learn.device import mixed_precision
 from openpilot.tools.learn.processes import TRACKERS, parse_trackers
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.options import option, parse, save
@@ -125,7 +124,7 @@ def parse_weights(items: Sequence[str]) -> dict[str, float]:
 
 
 def config_of(args: Options) -> Config:
-  precision = args.precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no")
+  precision = args.precision or mixed_precision()
   same = {
     f.name: getattr(args, f.name)
     for f in dataclasses.fields(Config)

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from openpilot.tools.fair.distillation.config import Config, Stage
 from openpilot.tools.fair.distillation.light import MOST
 from openpilot.tools.fair.distillation.look import Look
 from openpilot.tools.fair.distillation.sampling import parse_sample
 from openpilot.tools.fair.spec import Class, ClassSet, InputSpec, StudentSpec, plain, read_classes, road_classes
+from openpilot.tools.learn.device import mixed_precision
 from openpilot.tools.learn.processes import TRACKERS, is_first
 from openpilot.tools.fair.students.student import BACKBONES, heads_of, spec_of, student_names
 from openpilot.tools.fair.tasks import TASKS, task_name, task_of, tasks_of
@@ -282,7 +281,7 @@ def configuration(args: Options, look: Look) -> tuple[Config, Any]:
     light=args.light,
     overfit=args.overfit,
     eval_every=args.eval_every,
-    precision=args.precision or ("bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"),
+    precision=args.precision or mixed_precision(),
     stages=read_stages(args.stages, tasks),
     input=picture,
     classes=classes,

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.groups import GROUPS
 from openpilot.tools.fair.evaluation.metrics import lower_is_better
 from openpilot.tools.fair.evaluation.pictures import picture
-from openpilot.tools.replay.report import png
+from openpilot.tools.replay.report import load_template, png
 
 KINDS = {"rival": "baseline"}  # as the page calls them
 
@@ -65,8 +63,7 @@ def words(task: str, metric: str) -> str:
 
 def page(results: dict[str, Any], worst: dict[tuple[str, str], Any], compared: Compared) -> str:
   """-> HTML, with its pictures in it. worst: (student, task) -> its worst frames."""
-  env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-  template = env.from_string(Path(__file__).with_name("page.html.j2").read_text())
+  template = load_template(Path(__file__).with_name("page.html.j2"))
   shown = []
   for (student, task), w in worst.items():
     frames: Sequence[dict[str, Any]] = [f for _, _, f in sorted(w.frames, key=lambda f: -f[0])]

@@ -24,19 +24,17 @@ from openpilot.tools.fair.images.characteristics import (
   look,
   plan,
   read,
+  spread,
   to_dict,
 )
-from openpilot.tools.fair.images.check import Check, Checked
+from openpilot.tools.fair.images.check import Check, Checked, Picture
 from openpilot.tools.fair.images.dataset import open_dataset
-from openpilot.tools.fair.images.draw import draw
 from openpilot.tools.fair.images.geometry import Move, Sample, moved
-from openpilot.tools.fair.images.predict import write_json
 from openpilot.tools.fair.labels import rle
-from openpilot.tools.fair.labels.video import sheet
 from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.lib.files import atomic_path, read_yaml
+from openpilot.tools.lib.files import atomic_path, read_yaml, write_json
 from openpilot.tools.lib.options import option, parse
-from openpilot.tools.lib.pictures import open_rgb
+from openpilot.tools.lib.pictures import read_rgb
 
 LOOKED_AT = 100  # pictures, to guess by
 SHOWN = 6, 3  # pictures on a sheet, and how often each is varied
@@ -121,11 +119,8 @@ def get_augmentation_registry() -> Registry:
   return Registry()
 
 
-def sample_of(found: Checked, index: int) -> tuple[Sample, list[dict[str, Any]]]:
-  """A picture with its labels, crowds too, and their entries."""
-  p = found.pictures[index]
-  rows = [a for a in found.annotations if a["image_id"] == p.entry["id"]]
-  rgb = np.asarray(open_rgb(p.path))
+def sample_of(picture: Picture, rows: Sequence[Mapping[str, Any]]) -> Sample:
+  """A picture with its annotations, crowds too."""
   boxes = np.array(
     [[a["bbox"][0], a["bbox"][1], a["bbox"][0] + a["bbox"][2], a["bbox"][1] + a["bbox"][3]] for a in rows]
   )
@@ -135,7 +130,7 @@ def sample_of(found: Checked, index: int) -> tuple[Sample, list[dict[str, Any]]]
     s = a.get("segmentation")
     masks.append(rle.decode(s["counts"], *s["size"]) if isinstance(s, dict) else None)
     polygons.append([np.reshape(x, (-1, 2)).astype(np.float64) for x in s] if isinstance(s, list) else None)
-  return Sample(rgb, boxes.reshape(-1, 4), masks, polygons), rows
+  return Sample(read_rgb(picture.path), boxes.reshape(-1, 4), masks, polygons)
 
 
 def entries_of(sample: Sample, rows: Sequence[Mapping[str, Any]], image: int, first: int) -> list[dict[str, Any]]:
@@ -190,10 +185,11 @@ def read_recipe(path: Path) -> tuple[dict[str, list[str]], str]:
 
 def guessed(found: Checked) -> tuple[dict[str, list[str]], list[str]]:
   """Of some of a data set's pictures."""
-  which = np.unique(np.linspace(0, len(found.pictures) - 1, min(LOOKED_AT, len(found.pictures))).astype(int))
-  samples = [sample_of(found, int(i)) for i in which]
-  kinds = [np.array([a["category_id"] for a in rows]) for _, rows in samples]
-  return get_augmentation_registry().guess([s.rgb for s, _ in samples], [s.boxes for s, _ in samples], kinds)
+  some, labels = [found.pictures[i] for i in spread(len(found.pictures), LOOKED_AT)], found.by_picture()
+  rows = [labels[p.entry["id"]] for p in some]
+  samples = [sample_of(p, own) for p, own in zip(some, rows, strict=True)]
+  kinds = [np.array([a["category_id"] for a in own]) for own in rows]
+  return get_augmentation_registry().guess([s.rgb for s in samples], [s.boxes for s in samples], kinds)
 
 
 def say(said: Mapping[str, Sequence[str]], why: Sequence[str], steps: Sequence[Step], intensity: str) -> list[str]:
@@ -206,12 +202,13 @@ def say(said: Mapping[str, Sequence[str]], why: Sequence[str], steps: Sequence[S
 def write_copies(found: Checked, pipeline: Pipeline, args: Options) -> tuple[int, int]:
   """-> how many pictures and labels are new. The old ones stand in the same JSON, by the path from it."""
   assert args.output is not None
-  names = {c["id"]: c for c in found.categories}
+  labels = found.by_picture()
   images: list[dict[str, Any]] = []
   rows: list[dict[str, Any]] = []
   lost = 0
   for i, p in enumerate(tqdm(found.pictures, desc="augment", unit="picture")):
-    sample, own = sample_of(found, i)
+    own = labels[p.entry["id"]]
+    sample = sample_of(p, own)
     for c in range(args.copies + 1):
       varied = pipeline(sample, np.random.default_rng([args.seed, i, c])) if c else sample
       lost += len(own) - len(varied.rows)
@@ -222,27 +219,24 @@ def write_copies(found: Checked, pipeline: Pipeline, args: Options) -> tuple[int
       images.append({**p.entry, "id": len(images) + 1, "file_name": name, "width": w, "height": h})
       rows += entries_of(varied, own, len(images), len(rows) + 1)
   coco = {"info": found.info, "licenses": found.licenses, "images": images, "annotations": rows}
-  write_json(args.output / "annotations.json", {**coco, "categories": list(names.values())})
+  write_json(args.output / "annotations.json", {**coco, "categories": found.categories})
   return len(images), lost
 
 
 def write_sheet(found: Checked, pipeline: Pipeline, args: Options) -> None:
   assert args.show is not None
+  from openpilot.tools.fair.images.draw import draw
+  from openpilot.tools.fair.labels.video import sheet
+
+  labels = found.by_picture()
   names = {c["id"]: c["name"] for c in found.categories}
   tiles = []
-  for i in np.unique(np.linspace(0, len(found.pictures) - 1, min(SHOWN[0], len(found.pictures))).astype(int)).tolist():
-    sample, own = sample_of(found, i)
+  for i in spread(len(found.pictures), SHOWN[0]):
+    own = labels[found.pictures[i].entry["id"]]
+    sample = sample_of(found.pictures[i], own)
     for c in range(SHOWN[1] + 1):
       varied = pipeline(sample, np.random.default_rng([args.seed, i, c])) if c else sample
-      shown = entries_of(varied, own, 0, 1)
-      for a in shown:
-        if isinstance(a.get("segmentation"), list):
-          from openpilot.tools.fair.images.shapes import runs_bytes
-
-          h, w = varied.rgb.shape[:2]
-          runs = runs_bytes([np.reshape(x, (-1, 2)) for x in a["segmentation"]], w, h)
-          a["segmentation"] = {"size": [h, w], "counts": runs["counts"].decode()}
-      tiles.append(draw(varied.rgb, shown, names, 400))
+      tiles.append(draw(varied.rgb, entries_of(varied, own, 0, 1), names, 400))
   with atomic_path(args.show) as tmp:
     Image.fromarray(sheet(tiles)).save(tmp)
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
-from openpilot.tools.fair.images.predict import Predictor, write_json
+from openpilot.tools.fair.images.predict import Predictor
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.files import write_json
 from openpilot.tools.lib.options import option, parse
-from openpilot.tools.lib.pictures import find_pictures, open_rgb
+from openpilot.tools.lib.pictures import find_pictures, read_rgb
 
 READ = 16  # pictures that are held
 
@@ -51,7 +52,7 @@ def run(args: Options) -> list[dict[str, Any]]:
   if args.rounds < 1 or args.threads < 1:
     raise UserError("--rounds and --threads are at least 1")
   made = [(Predictor(m, args.score, args.threads, r), r) for m in args.models for r in args.runner]
-  pictures = [np.asarray(open_rgb(f)) for f in find_pictures(args.images)[:READ]] if args.images is not None else []
+  pictures = [read_rgb(f) for f in find_pictures(args.images)[:READ]] if args.images is not None else []
   if args.images is not None and not pictures:
     raise UserError(f"no pictures in {args.images}")
   noise = np.random.default_rng(0)

@@ -112,6 +112,11 @@ UNEVEN, SPREAD, BLURRED, PLAIN, CLUTTERED = 45.0, 4.0, 40.0, 0.03, 0.16
 PIXELS = 480  # of the longer side, in which pictures are looked at
 
 
+def spread(count: int, most: int) -> list[int]:
+  """At most `most` of `count`, evenly."""
+  return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)).tolist()
+
+
 @dataclass
 class Looks:
   """Of some pictures: medians and shares of what is measured."""

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from openpilot.tools.fair.images.shapes import as_runs
 from openpilot.tools.fair.labels import rle
-from openpilot.tools.lib.colors import name_color
+from openpilot.tools.lib.colors import Color, name_color
 from openpilot.tools.lib.errors import printable
 
 WIDE = 640  # pixels of a picture that is drawn on for a page
@@ -25,21 +26,25 @@ def draw(
   image = Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS) if scale < 1 else Image.fromarray(rgb)
   font = ImageFont.load_default(size=max(12, round(max(size) / 60)))
   for r in rows:
-    mask = r.get("segmentation")
-    if isinstance(mask, dict):
-      alpha = Image.fromarray(rle.decode(mask["counts"], h, w).astype(np.uint8) * TINT).resize(size)
+    if mask := r.get("segmentation"):
+      alpha = Image.fromarray(rle.decode(as_runs(mask, w, h)["counts"], h, w).astype(np.uint8) * TINT).resize(size)
       image.paste(Image.new("RGB", size, name_color(names[r["category_id"]])), mask=alpha)
   d = ImageDraw.Draw(image)
   for r in rows:
     color = name_color(names[r["category_id"]])
-    x, y, bw, bh = (v * scale for v in r["bbox"])
-    d.rectangle((x, y, x + bw, y + bh), outline=color, width=max(2, round(max(size) / 400)))
     text = printable(names[r["category_id"]], 30) + (f" {r['score']:.2f}" if "score" in r else "")
     text += " (crowd)" if r.get("iscrowd") else ""
-    at = x + 2, max(0.0, y - 14)
-    d.rectangle(d.textbbox(at, text, font=font), fill=color)
-    d.text(at, text, fill=(0, 0, 0) if sum(color) > 330 else (255, 255, 255), font=font)
+    named_box(d, [v * scale for v in r["bbox"]], text, color, font, max(2, round(max(size) / 400)))
   return np.asarray(image)
+
+
+def named_box(d: Any, box: Sequence[float], text: str, color: Color, font: Any, line: int = 2) -> None:
+  """box: x, y, width, height in d's pixels; the text above its upper left corner."""
+  x, y, w, h = box
+  d.rectangle((x, y, x + w, y + h), outline=color, width=line)
+  at = x + 2, max(0.0, y - 14)
+  d.rectangle(d.textbbox(at, text, font=font), fill=color)
+  d.text(at, text, fill=(0, 0, 0) if sum(color) > 330 else (255, 255, 255), font=font)
 
 
 def beside(a: np.ndarray, b: np.ndarray) -> np.ndarray:

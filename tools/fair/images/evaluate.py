@@ -13,14 +13,14 @@ from tqdm import tqdm
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
 from openpilot.tools.fair.images.check import Check, Checked
 from openpilot.tools.fair.images.dataset import open_dataset
-from openpilot.tools.fair.images.predict import LOW, Predictor, coco_rows, write_json
-from openpilot.tools.fair.images.score import at_score, coco_scores, confusion, errors, matched_iou, mean_iou
-from openpilot.tools.fair.images.shapes import runs_bytes
+from openpilot.tools.fair.images.predict import LOW, Predictor, coco_rows
+from openpilot.tools.fair.images.score import at_score, by_image, coco_scores, confusion, errors, matched_iou, mean_iou
+from openpilot.tools.fair.images.shapes import as_runs
 from openpilot.tools.fair.spec import plain
 from openpilot.tools.lib.errors import UserError, cli, printable, warn
-from openpilot.tools.lib.files import LONG, atomic_path
+from openpilot.tools.lib.files import LONG, atomic_path, write_json
 from openpilot.tools.lib.options import option, parse
-from openpilot.tools.lib.pictures import open_rgb
+from openpilot.tools.lib.pictures import read_rgb
 from openpilot.tools.lib.said import public_path
 
 METRICS = ("mAP", "IoU", "confusion", "curves", "worst")
@@ -74,10 +74,7 @@ def truth_of(found: Checked) -> dict[str, Any]:
   for a in found.annotations:
     row = {**a, "iscrowd": int(bool(a.get("iscrowd")))}
     if (mask := a.get("segmentation")) is not None:
-      w, h = size[a["image_id"]]
-      shape = mask if isinstance(mask, dict) else [np.reshape(p, (-1, 2)) for p in mask]
-      runs = runs_bytes(shape, w, h)
-      row["segmentation"] = {"size": [h, w], "counts": runs["counts"].decode()}
+      row["segmentation"] = as_runs(mask, *size[a["image_id"]])
     rows.append(row)
   return {"images": [p.entry for p in found.pictures], "annotations": rows, "categories": found.categories}
 
@@ -108,7 +105,7 @@ def evaluate(
   found: list[dict[str, Any]] = []
   begun = time.perf_counter()
   for p in tqdm(data.pictures, desc="evaluate", unit="picture"):
-    (one,) = predictor([np.asarray(open_rgb(p.path))])
+    (one,) = predictor([read_rgb(p.path)])
     found += coco_rows(one, p.entry["id"], range(len(predictor.names)), len(found) + 1)
   seconds = time.perf_counter() - begun
   results: dict[str, Any] = {
@@ -201,12 +198,11 @@ def draw_worst(
 
   names = {c["id"]: c["name"] for c in truth["categories"]}
   path = {p.entry["id"]: p.path for p in data.pictures}
+  mine, theirs = by_image([f for f in found if f["score"] >= score]), by_image(truth["annotations"])
   out = []
   for i in worst:
-    rgb = np.asarray(open_rgb(path[i]))
-    mine = [f for f in found if f["image_id"] == i and f["score"] >= score]
-    theirs = [a for a in truth["annotations"] if a["image_id"] == i]
-    out.append(beside(draw(rgb, mine, names), draw(rgb, theirs, names)))
+    rgb = read_rgb(path[i])
+    out.append(beside(draw(rgb, mine.get(i, []), names), draw(rgb, theirs.get(i, []), names)))
   return out
 
 

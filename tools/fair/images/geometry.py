@@ -4,9 +4,12 @@ Points are pixels counted from the picture's corner, as COCO's. A change of pixe
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
+
+from openpilot.tools.fair.labels import rle
 
 FILL = 114  # gray of what comes from outside
 STEP = 8.0  # pixels between points of an outline that is bent
@@ -52,6 +55,13 @@ def flip(width: int, height: int) -> Move:
   return Move(lambda x, smooth: F.horizontal_flip(x), lambda p: np.stack([width - p[:, 0], p[:, 1]], 1))
 
 
+def sampling(smooth: bool) -> tuple[Any, list[float]]:
+  """Interpolation, and what comes from outside."""
+  from torchvision.transforms.v2 import InterpolationMode
+
+  return (InterpolationMode.BILINEAR, [float(FILL)]) if smooth else (InterpolationMode.NEAREST, [0.0])
+
+
 def affine(
   width: int,
   height: int,
@@ -61,7 +71,7 @@ def affine(
   shear: tuple[float, float] = (0.0, 0.0),
 ) -> Move:
   """About the picture's center. angle, shear: degrees; shift: whole pixels are used."""
-  from torchvision.transforms.v2 import InterpolationMode, functional as F
+  from torchvision.transforms.v2 import functional as F
 
   move = [round(v) for v in shift]
   a, sx, sy = np.radians([angle, *shear])
@@ -74,24 +84,21 @@ def affine(
   center = np.array([width / 2, height / 2])
 
   def image(x: object, smooth: bool) -> object:
-    how = InterpolationMode.BILINEAR if smooth else InterpolationMode.NEAREST
-    fill = [float(FILL)] if smooth else [0.0]
-    return F.affine(x, angle, [float(v) for v in move], scale, [float(v) for v in shear], how, fill)
+    return F.affine(x, angle, [float(v) for v in move], scale, [float(v) for v in shear], *sampling(smooth))
 
   return Move(image, lambda p: (p - center) @ m.T + center + move)
 
 
 def perspective(width: int, height: int, corners: np.ndarray) -> Move:
   """corners (4, 2): where the picture's go, from the upper left one clockwise."""
-  from torchvision.transforms.v2 import InterpolationMode, functional as F
+  from torchvision.transforms.v2 import functional as F
 
   start = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
   end = np.asarray(corners, np.float32)
   m = cv2.getPerspectiveTransform(start, end).astype(np.float64)
 
   def image(x: object, smooth: bool) -> object:
-    how = InterpolationMode.BILINEAR if smooth else InterpolationMode.NEAREST
-    return F.perspective(x, start.tolist(), end.tolist(), how, [float(FILL)] if smooth else [0.0])
+    return F.perspective(x, start.tolist(), end.tolist(), *sampling(smooth))
 
   def points(p: np.ndarray) -> np.ndarray:
     q = np.concatenate([p, np.ones((len(p), 1))], 1) @ m.T
@@ -103,14 +110,13 @@ def perspective(width: int, height: int, corners: np.ndarray) -> Move:
 def bent(width: int, height: int, displacement: np.ndarray) -> Move:
   """displacement (h, w, 2) pixels, smooth: what comes to a pixel lies that far from it."""
   import torch
-  from torchvision.transforms.v2 import InterpolationMode, functional as F
+  from torchvision.transforms.v2 import functional as F
 
   d = np.ascontiguousarray(displacement, np.float32)
   scaled = torch.from_numpy(d * np.array([2 / width, 2 / height], np.float32))[None]
 
   def image(x: object, smooth: bool) -> object:
-    how = InterpolationMode.BILINEAR if smooth else InterpolationMode.NEAREST
-    return F.elastic(x, scaled, how, [float(FILL)] if smooth else [0.0])
+    return F.elastic(x, scaled, *sampling(smooth))
 
   def points(p: np.ndarray) -> np.ndarray:
     q = p.copy()
@@ -245,6 +251,5 @@ def box_of(mask: np.ndarray | None, polygons: list[np.ndarray] | None, outline: 
   if polygons:
     return around(np.concatenate(polygons))
   if mask is not None:
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float64)
+    return rle.boxes_of(mask[None])[0].astype(np.float64) + 0.5
   return around(outline)

@@ -13,12 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
-from openpilot.tools.fair.images.draw import draw
-from openpilot.tools.fair.images.predict import Found, Predictor, coco_rows, write_json
+from openpilot.tools.fair.images.predict import Found, Predictor, coco_rows
 from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
 from openpilot.tools.fair.labels.sources.pictures import Pictures, Video
 from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.lib.files import atomic_path
+from openpilot.tools.lib.files import atomic_path, write_json
 from openpilot.tools.lib.options import option, parse
 
 FORMATS = ("coco", "yolo", "csv")
@@ -90,12 +89,14 @@ class Writer:
       self.lines.append((name, self.names[int(k)], f"{score:.5f}", *(f"{v:.2f}" for v in box)))
     if not self.args.visualize:
       return
+    from PIL import Image
+
+    from openpilot.tools.fair.images.draw import draw
+
     drawn = draw(rgb, mine, dict(enumerate(self.names, 1)), None)
     if self.video is not None:
       self.video.write(drawn)
       return
-    from PIL import Image
-
     with atomic_path((out / "pictures" / name).with_suffix(".jpg")) as tmp:
       Image.fromarray(drawn).save(tmp, quality=90)
 

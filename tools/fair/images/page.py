@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from openpilot.tools.replay.report import png
+from openpilot.tools.replay.report import load_template, png
 
 SHOWN = 30  # classes of a confusion matrix, the most frequent
 WORDS = {
@@ -53,8 +53,7 @@ def matrix(r: dict[str, Any]) -> dict[str, Any] | None:
 
 def page(results: dict[str, Any], worst: Sequence[np.ndarray]) -> str:
   """worst: pictures in the order of results['worst']."""
-  env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-  template = env.from_string(Path(__file__).with_name("page.html.j2").read_text())
+  template = load_template(Path(__file__).with_name("page.html.j2"))
   plots = []
   for kind, title in KINDS.items():
     curves = results.get(kind, {}).get("curves") or {}

@@ -1,8 +1,7 @@
 """A student at work on pictures of any size: letterboxed, run, decoded by the device's own code, and put back into the
 picture's pixels."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ import cv2
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.bundle import Bundle, load_bundle
-from openpilot.selfdrive.modeld.fair.frames import pack_rgb
 from openpilot.selfdrive.modeld.fair.heads import HEADS
 from openpilot.selfdrive.modeld.fair.plan import plan_heads
 from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
 from openpilot.selfdrive.modeld.fair.runners import RUNNERS, make_runner
-from openpilot.tools.fair.labels.placement import place_picture
+from openpilot.tools.fair.labels.placement import place_input
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.lib.errors import UserError
@@ -35,11 +33,6 @@ class Found:
   classes: np.ndarray
   size: tuple[int, int]  # width, height
   masks: list[str] | None = None
-
-  def at_least(self, score: float) -> "Found":
-    keep = np.flatnonzero(self.scores >= score)
-    masks = None if self.masks is None else [self.masks[i] for i in keep]
-    return Found(self.boxes[keep], self.scores[keep], self.classes[keep], self.size, masks)
 
 
 def find_bundle(path: Path) -> Path:
@@ -90,9 +83,7 @@ class Predictor:
 
   def frame(self, rgb: np.ndarray) -> np.ndarray:
     """(h, w, 3) uint8 -> what the graph takes, without the batch."""
-    s = self.spec
-    placed = place_picture(rgb, s.fit(rgb.shape[1], rgb.shape[0]), s.width, s.height, s.pad)
-    return placed.transpose(2, 0, 1) if s.kind == "rgb" else pack_rgb(placed)
+    return place_input(rgb, self.spec)
 
   def run(self, frame: np.ndarray) -> dict[str, np.ndarray]:
     """One frame -> the graph's outputs, which the next call overwrites."""
@@ -136,11 +127,6 @@ def enlarged(proto: np.ndarray, width: int, height: int) -> np.ndarray:
   return np.stack([cv2.resize(p, (width, height), interpolation=cv2.INTER_LINEAR) for p in proto])
 
 
-def batches(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
-  for at in range(0, len(items), size):
-    yield list(items[at : at + size])
-
-
 def coco_rows(found: Found, image: int, categories: Sequence[int], first: int = 1) -> list[dict[str, Any]]:
   """COCO's results of one picture. categories: id of each of the student's classes."""
   w, h = found.size
@@ -158,11 +144,3 @@ def coco_rows(found: Found, image: int, categories: Sequence[int], first: int = 
       row["segmentation"] = {"size": [h, w], "counts": found.masks[i]}
     out.append(row)
   return out
-
-
-def write_json(path: Path, what: Any) -> None:
-  from openpilot.tools.lib.files import atomic_path
-
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with atomic_path(path) as tmp:
-    tmp.write_text(json.dumps(what, indent=1))

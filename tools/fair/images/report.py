@@ -6,6 +6,7 @@ from typing import Any
 
 from openpilot.tools.fair.images.check import Checked, ident
 from openpilot.tools.fair.images.dataset import Dataset
+from openpilot.tools.fair.images.families import select_student_model
 from openpilot.tools.fair.labels.sources.pictures import plain_name
 from openpilot.tools.lib.errors import printable
 from openpilot.tools.lib.files import LONG
@@ -14,7 +15,6 @@ from openpilot.tools.lib.said import command
 LISTED = 40  # classes
 NOT_STATED = "not stated"
 TEACHERS = {"boxes": "Grounding DINO", "masks": "SAM"}
-STUDENTS = {False: "detector-small", True: "objects-small"}  # whether there are masks
 
 
 def settle_licenses(found: Checked, given: str) -> dict[str, int]:
@@ -72,7 +72,7 @@ def report(data: Dataset, found: Checked, licenses: dict[str, int]) -> dict[str,
     "licenses": licenses,
     "problems": data.problems.to_dict(),
     "teachers": [TEACHERS[k] for k in kinds],
-    "student": STUDENTS[bool(found.masks)],
+    "student": select_student_model({"has_boxes": True, "has_masks": found.masks}),
   }
 
 

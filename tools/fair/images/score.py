@@ -2,17 +2,17 @@
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
-from scipy.optimize import linear_sum_assignment
+
+from openpilot.tools.fair.evaluation.detections import RECALLS, best_iou
 
 IOU = 0.5  # at which a detection is right, where one number is told
 STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100")
 AT = {"0.50": 0, "0.75": 5}  # places among COCO's ten thresholds
-RECALLS = np.linspace(0, 1, 101)
 
 
 def known(x: float) -> float | None:
@@ -103,31 +103,31 @@ def by_image(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, A
   return out
 
 
-def mean_iou(truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], kind: str, score: float) -> float | None:
-  """The mean over true objects of the IoU with the detection of their class, of at least `score`, that a one-to-one
-  matching of the greatest sum gives; 0 without one. None where there are no objects."""
-  sums, n = 0.0, 0
+def iou_tables(
+  truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], kind: str, score: float
+) -> Iterator[np.ndarray]:
+  """Of each picture and class: detections of at least `score` beside true objects, crowds left out."""
   mine, theirs = by_image([f for f in found if f["score"] >= score]), by_image(truth["annotations"])
   for image in truth["images"]:
     for c in truth["categories"]:
       g = [a for a in theirs.get(image["id"], []) if a["category_id"] == c["id"] and not a["iscrowd"] and has(a, kind)]
-      d = [f for f in mine.get(image["id"], []) if f["category_id"] == c["id"]]
-      n += len(g)
-      if g and d:
-        table = iou_table(d, g, kind)
-        sums += float(table[linear_sum_assignment(-table)].sum())
+      yield iou_table([f for f in mine.get(image["id"], []) if f["category_id"] == c["id"]], g, kind)
+
+
+def mean_iou(truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], kind: str, score: float) -> float | None:
+  """The mean over true objects of the IoU with the detection of their class, of at least `score`, that a one-to-one
+  matching of the greatest sum gives; 0 without one. None where there are no objects."""
+  sums, n = 0.0, 0
+  for table in iou_tables(truth, found, kind, score):
+    sums += best_iou(table)
+    n += table.shape[1]
   return sums / n if n else None
 
 
 def matched_iou(truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], kind: str, score: float) -> float | None:
   """The mean IoU of true objects with their detections, of those pairs of at least IOU; None where there are none."""
-  values: list[float] = []
-  mine, theirs = by_image([f for f in found if f["score"] >= score]), by_image(truth["annotations"])
-  for image in truth["images"]:
-    for c in truth["categories"]:
-      g = [a for a in theirs.get(image["id"], []) if a["category_id"] == c["id"] and not a["iscrowd"] and has(a, kind)]
-      table = iou_table([f for f in mine.get(image["id"], []) if f["category_id"] == c["id"]], g, kind)
-      values += [float(table[i, j]) for i, j in pairs_of(table)]
+  tables = iou_tables(truth, found, kind, score)
+  values = [float(table[i, j]) for table in tables for i, j in pairs_of(table)]
   return float(np.mean(values)) if values else None
 
 
@@ -184,9 +184,10 @@ def inside(d: Sequence[Mapping[str, Any]], crowd: Sequence[Mapping[str, Any]]) -
 def errors(truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], score: float) -> dict[int, float]:
   """Picture -> 1 - F1 at `score` and IOU, of the right classes; pictures without truth and detection are left out."""
   out: dict[int, float] = {}
+  mine, theirs = by_image(found), by_image(truth["annotations"])
   for image in truth["images"]:
-    one = {**truth, "images": [image], "annotations": [a for a in truth["annotations"] if a["image_id"] == image["id"]]}
-    m = confusion(one, [f for f in found if f["image_id"] == image["id"]], score)
+    one = {**truth, "images": [image], "annotations": theirs.get(image["id"], [])}
+    m = confusion(one, mine.get(image["id"], []), score)
     total = 2 * m[:-1, :-1].sum() + m[-1].sum() + m[:, -1].sum()
     if total:
       out[image["id"]] = 1 - 2 * float(np.trace(m[:-1, :-1])) / float(total)

@@ -82,6 +82,13 @@ def runs_bytes(shape: Shape, w: int, h: int) -> Any:
   return coco_mask.merge(coco_mask.frPyObjects([p.ravel().tolist() for p in shape], h, w))
 
 
+def as_runs(mask: Any, w: int, h: int) -> dict[str, Any]:
+  """A segmentation of COCO's, polygons or compressed run lengths -> run lengths as text. Polygons must lie in the
+  picture."""
+  shape = mask if isinstance(mask, dict) else [np.reshape(p, (-1, 2)) for p in mask]
+  return {"size": [h, w], "counts": runs_bytes(shape, w, h)["counts"].decode()}
+
+
 def area_of(shape: Shape, w: int, h: int) -> float:
   """Pixels that a mask covers, those of two polygons once."""
   return float(coco_mask.area(runs_bytes(shape, w, h)))

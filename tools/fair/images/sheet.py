@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from openpilot.tools.fair.images.check import Checked
+from openpilot.tools.fair.images.draw import TINT, named_box
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.labels.video import SHEET, TILE, sheet
 from openpilot.tools.lib.colors import Color, name_color
@@ -13,7 +14,6 @@ from openpilot.tools.lib.errors import printable
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.pictures import open_rgb
 
-TINT = 110  # of 255
 MOST = 300  # labels drawn on one picture
 
 
@@ -53,12 +53,8 @@ def draw(found: Checked, index: int) -> np.ndarray:
   d = ImageDraw.Draw(image)
   for a in labels:
     color = name_color(names[a["category_id"]])
-    x, y, w, h = (v * scale for v in a["bbox"])
-    d.rectangle((x, y, x + w, y + h), outline=color, width=2)
     text = printable(names[a["category_id"]], 30) + (" (crowd)" if a["iscrowd"] else "")
-    at = x + 2, max(0, y - 14)
-    d.rectangle(d.textbbox(at, text, font=font), fill=color)
-    d.text(at, text, fill=(0, 0, 0) if sum(color) > 330 else (255, 255, 255), font=font)
+    named_box(d, [v * scale for v in a["bbox"]], text, color, font)
   d.text((3, size[1] - 15), printable(picture.name, 50), fill=(255, 255, 255), font=font, stroke_width=1, stroke_fill=0)
   return np.asarray(image)
 

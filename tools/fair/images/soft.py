@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from openpilot.tools.fair.grounded_sam.experiment import read_experiment
+from openpilot.tools.fair.labels.collector import take
 from openpilot.tools.fair.options import options_of
 from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.fair.tasks.objects import SCORES
@@ -54,7 +55,7 @@ class SoftTeacher:
         continue
       table = said[x.name]
       keep = np.flatnonzero(np.asarray(table["score"]) >= self.score)
-      out[x.name] = {k: [v[i] for i in keep] if isinstance(v, list) else np.asarray(v)[keep] for k, v in table.items()}
+      out[x.name] = take(table, keep, np.asarray(table["frame"])[keep])
       out[f"{x.name}_scores"] = {k: v for k, v in table.items() if k not in ("rle", "track")}
     return out, state
 

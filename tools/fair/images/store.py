@@ -11,7 +11,7 @@ import numpy as np
 
 from openpilot.tools.fair.images.aimed import Aimed
 from openpilot.tools.fair.images.augment import LOOKED_AT, read_recipe, save_recipe, say
-from openpilot.tools.fair.images.characteristics import GEOMETRY, Looks, guess, look, plan, to_dict
+from openpilot.tools.fair.images.characteristics import GEOMETRY, Looks, guess, look, plan, spread, to_dict
 from openpilot.tools.fair.labels.import_labels import import_parts
 from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
 from openpilot.tools.fair.labels.label import check_teacher
@@ -41,7 +41,6 @@ class Said:
   info: dict[str, Any]
   license: str
   prefer: list[str]
-  pictures: int
   labeled: int
   unlabeled: int
   held_out: int
@@ -50,6 +49,10 @@ class Said:
   features: bool = False
   zoom: tuple[float, float] | None = None
   pixels: list[tuple[str, float, float]] = field(default_factory=list)
+
+  @property
+  def pictures(self) -> int:
+    return self.labeled + self.unlabeled
 
 
 def open_labeled(path: Path, images: Path | None, license: str) -> list[Pictures]:
@@ -137,7 +140,6 @@ def named(parts: list[Pictures], name: str) -> list[Pictures]:
 
 def teach(store: LabelStore, teachers: list[Any], parts: list[Pictures], spec: InputSpec) -> None:
   for teacher in teachers:
-    check_teacher(teacher, [], parts, None, spec)
     groups = run_teacher(teacher, parts, store, batch=BATCH, spec=spec)
     for g in store.stale(groups):
       store.remove(g)
@@ -228,7 +230,6 @@ def fill(args: Any, spec: InputSpec, teachers: list[Any]) -> Said:
     info={"has_boxes": boxes > 0, "has_masks": masks > 0 or masked},
     license=license,
     prefer=[NAME, *(t.name for t in teachers)],
-    pictures=labeled + free_count,
     labeled=labeled,
     unlabeled=free_count,
     held_out=held,
@@ -267,7 +268,7 @@ def varied(
 def look_at(parts: list[Pictures]) -> Looks:
   """At some pictures of all parts."""
   each = [(p, r) for p in parts for r in range(len(p.entries))]
-  some = [each[i] for i in np.unique(np.linspace(0, len(each) - 1, min(LOOKED_AT, len(each))).astype(int))]
+  some = [each[i] for i in spread(len(each), LOOKED_AT)]
   said = [p.said(r) for p, r in some]
   pictures = [rgb for p, r in some for _, rgb in p.read([r])]
   return look(pictures, [s.boxes + 0.5 for s in said], [s.cls for s in said])

@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from openpilot.tools.fair.images.augment import read_recipe
-from openpilot.tools.fair.images.families import check_family, heads_by_data
+from openpilot.tools.fair.images.families import check_family, select_student_model
 from openpilot.tools.fair.images.loss import PARTS, balance, read_weights, say_balance
 from openpilot.tools.fair.images.store import Said, fill
 from openpilot.tools.fair.labels.label import parse_weights
 from openpilot.tools.fair.labels.sources.pictures import plain_name
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.spec import InputSpec
+from openpilot.tools.fair.students.sizes import SIZES
 from openpilot.tools.fair.students.student import BACKBONES, student_names
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.options import option as flag, parse
 from openpilot.tools.lib.said import command
 
-SIZES = ("nano", "small", "base")
 KINDS = ("rgb", "model-frame")
 OURS = tuple(n for n in student_names() if n.startswith(("objects-", "detector-")))
 NEWEST = 1e-3  # learning rate of a student that starts anew
@@ -46,7 +46,7 @@ class Options:
   alias: tuple[str, ...] = flag((), metavar="NAME=CLASS", help="a teacher's name of one of the data's classes")
   teacher_score: float = flag(0.4, help="from which on what a teacher says is an object; what is below teaches softly")
   student: str = flag("", help=f"one of {', '.join(OURS)}; default: by the data")
-  size: str = flag("small", choices=SIZES, help="of the student that the data chooses")
+  size: str = flag("small", choices=tuple(SIZES), help="of the student that the data chooses")
   picture_size: int = flag(640, help="side of the square that pictures are letterboxed into, pixels")
   input: str = flag("rgb", choices=KINDS, help="model-frame: openpilot's view; the bundle then runs in fairmodeld")
   focal: float | None = flag(None, help="of the pictures' camera, pixels: for model-frame; without, scale is varied")
@@ -148,6 +148,7 @@ def config_of(args: Options, said: Said, student: str) -> Any:
   """-> distillation's Config. said: what is learned from."""
   from openpilot.tools.fair.distillation.config import Config
   from openpilot.tools.fair.tasks import TASKS
+  from openpilot.tools.learn.device import mixed_precision
 
   weights, off = balance(args, said, student)
   print("\n".join(say_balance(weights, off)))
@@ -174,19 +175,13 @@ def config_of(args: Options, said: Said, student: str) -> Any:
     augment=args.augment != "none",
     eval_every=min(500, max(per_epoch, steps // 10)),
     eval_clips=200,
-    precision=args.precision or default_precision(),
+    precision=args.precision or mixed_precision(),
     input=said.spec,
     classes=said.classes,
     ignore_classes=True,  # of teachers: the data's own are all there
     zoom=said.zoom,
     pixels=said.pixels,
   )
-
-
-def default_precision() -> str:
-  import torch
-
-  return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
 
 
 def write_config(args: Options, said: Said, config: Any, weights: dict[str, float]) -> None:
@@ -242,7 +237,7 @@ def run(args: Options) -> Path:
   spec = check_options(args)
   teachers = teachers_of(args) if args.teachers or args.teacher_dir is not None else []
   said = fill(args, spec, teachers)
-  student = args.student or f"{heads_by_data(said.info)}-{args.size}"
+  student = args.student or select_student_model(said.info, args.size)
   config = config_of(args, said, student)
   accepted = tuple(dict.fromkeys((*args.accept_license, said.license)))  # who brings the pictures may use them
   learn(args, said, config, accepted)

@@ -4,12 +4,11 @@ are both. Small adapters learn (LoRA), the networks stay as they are; --full tun
 
 The output is an experiment's folder: `label --teachers FOLDER` labels with it, and train-student learns from it."""
 
-import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from openpilot.tools.lib.errors import UserError, above_zero, cli, not_negative, printable
+from openpilot.tools.lib.errors import UserError, above_zero, cli, not_negative, printable, warn
 from openpilot.tools.lib.files import LONG
 from openpilot.tools.lib.options import option, parse, save
 from openpilot.tools.learn.processes import TRACKERS, parse_trackers
@@ -225,7 +224,7 @@ def checkpointing(model: Any) -> None:
   try:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
   except (ValueError, NotImplementedError, AttributeError) as e:
-    print(f"warning: --checkpointing: {printable(e, LONG)}; it goes on without", file=sys.stderr)
+    warn(f"--checkpointing: {printable(e, LONG)}; it goes on without")
 
 
 def save_whole(place: Path, teacher: Any) -> float:

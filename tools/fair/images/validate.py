@@ -21,7 +21,7 @@ from openpilot.tools.fair.images.report import lines_of, next_commands, report, 
 from openpilot.tools.fair.images.split import Part, has_classes, read_split, split, table_lines
 from openpilot.tools.fair.images.twins import groups_of
 from openpilot.tools.lib.errors import UserError, cli, warn
-from openpilot.tools.lib.files import atomic_path
+from openpilot.tools.lib.files import atomic_path, write_json
 from openpilot.tools.lib.options import option, parse
 
 
@@ -119,8 +119,7 @@ def run(args: Options) -> dict[str, Any]:
     print(f"wrote        {args.show}: {write_sheet(found, args.show)} pictures with their labels")
   r["next"] = next_commands(r, written)
   if args.json is not None:
-    with atomic_path(args.json) as tmp:
-      tmp.write_text(json.dumps(r, indent=1))
+    write_json(args.json, r)
   print("next")
   print("\n".join(f"  {line}" for line in r["next"]))
   return r

@@ -7,7 +7,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
+from openpilot.selfdrive.modeld.fair.frames import pack_rgb
 from openpilot.tools.fair.labels import rle
+from openpilot.tools.fair.spec import InputSpec
 
 
 def pixels(scale: float, source: int, target: int) -> int:
@@ -32,6 +34,13 @@ def place_picture(rgb: np.ndarray, matrix: np.ndarray, width: int, height: int, 
   box = (0, 0, min(right, source.shape[1]), min(low, source.shape[0]))
   out[:to_h, :to_w] = np.asarray(Image.fromarray(source).resize((to_w, to_h), Image.Resampling.BILINEAR, box=box))
   return out
+
+
+def place_input(rgb: np.ndarray, spec: InputSpec) -> np.ndarray:
+  """(h, w, 3) uint8 -> what a student of that input takes, without the batch."""
+  h, w = rgb.shape[:2]
+  placed = place_picture(rgb, spec.fit(w, h), spec.width, spec.height, spec.pad)
+  return placed.transpose(2, 0, 1) if spec.kind == "rgb" else pack_rgb(placed)
 
 
 def place_ids(ids: np.ndarray, matrix: np.ndarray, width: int, height: int, fill: int) -> np.ndarray:

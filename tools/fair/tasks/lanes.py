@@ -60,12 +60,16 @@ def targets(said: Said, a: Augmentation, r: np.random.Generator) -> Targets:
   return {k: x[None] for k, x in zip(FILLS, parts, strict=True)}
 
 
+def view_of(batch: Batch) -> Any:
+  """(clips, 3, 3): the augmentation's matrix."""
+  return batch["points_view"] + batch["points_view"].new_tensor(IDENTITY)
+
+
 def forward(student: Any, batch: Batch) -> dict[str, Any]:
   """The tracker runs over each clip."""
   steps = batch["points"].shape[1]
   started = batch["points_known"][:, :1].float()
-  view = batch["points_view"] + batch["points_view"].new_tensor(IDENTITY)
-  return student.forward_clips(batch["frame"], batch["points"], started.expand(-1, steps, -1), view=view)
+  return student.forward_clips(batch["frame"], batch["points"], started.expand(-1, steps, -1), view=view_of(batch))
 
 
 def loss(model: Any, out: Outputs, batch: Batch) -> dict[str, Any]:
@@ -93,11 +97,10 @@ def true_speeds(road: Any, batch: Batch) -> tuple[Any, Any]:
   """Of each frame the car's speed in which most points came there (clips, T), and whether enough of them say so."""
   points, there = batch["points"], batch["points_known"]
   clips, steps = there.shape[:2]
-  view = batch["points_view"] + batch["points_view"].new_tensor(IDENTITY)
   before, both = points.roll(1, 1), there & there.roll(1, 1)
   both[:, 0] = False  # roll() brings the last frame there
   speed = road.speed(
-    before.flatten(0, 1), points.flatten(0, 1), both.flatten(0, 1).float(), view.repeat_interleave(steps, 0)
+    before.flatten(0, 1), points.flatten(0, 1), both.flatten(0, 1).float(), view_of(batch).repeat_interleave(steps, 0)
   )
   return speed.reshape(clips, steps), both.sum(2) >= ENOUGH
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from openpilot.selfdrive.modeld.fair.frames import pack_rgb
-from openpilot.tools.fair.labels.placement import place_picture
+from openpilot.tools.fair.labels.placement import place_input, place_picture
 from openpilot.tools.fair.labels.canvas import Canvas
 from openpilot.tools.fair.labels.sources.source import Said, SourceOptions
 from openpilot.tools.lib.encode_index import EncodeEntry, synthetic_index
@@ -60,13 +59,11 @@ class PictureRenderer:
 
   def draw(self, picture: np.ndarray, out: np.ndarray) -> np.ndarray:
     c = self.canvas
-    h, w = picture.shape[:2]
     if c.wants == "rgb":
+      h, w = picture.shape[:2]
       out[:] = place_picture(picture, c.fit(w, h), c.width, c.height, c.pad)
       return out
-    spec = c.input
-    placed = place_picture(picture, spec.fit(w, h), spec.width, spec.height, spec.pad)
-    out[:] = placed.transpose(2, 0, 1) if spec.kind == "rgb" else pack_rgb(placed)
+    out[:] = place_input(picture, c.input)
     return out
 
 

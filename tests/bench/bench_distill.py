@@ -10,7 +10,6 @@ dinov2-small, -base: networks of those sizes with random weights, for which a fr
 ones; nothing is learned from them."""
 
 import argparse
-import json
 import shutil
 import tempfile
 import time
@@ -39,24 +38,7 @@ WEIGHTS = {
   "rtmdet-nano-person": "rtmdet_nano_person.onnx",
 }
 
-DINO = {"dinov2-small": (384, 6), "dinov2-base": (768, 12)}  # width, heads; 12 layers
-
-
-def random_dino(folder: Path, width: int, heads: int) -> Path:
-  """A DINOv2 of the published architecture, in the published format."""
-  import transformers
-
-  transformers.Dinov2Model(
-    transformers.Dinov2Config(hidden_size=width, num_attention_heads=heads, image_size=518, patch_size=14)
-  ).save_pretrained(folder)
-  preprocessing = {
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-    "resample": 3,
-    "size": {"shortest_edge": 256},
-  }
-  (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
-  return folder
+DINO = {"dinov2-small": (384, 12, 6), "dinov2-base": (768, 12, 12)}  # width, layers, heads
 
 
 def main():
@@ -78,11 +60,12 @@ def main():
   cv2.setNumThreads(1)
   root = Path(tempfile.mkdtemp())
   try:
-    weights = (
-      random_dino(root / "dino", *DINO[args.teacher])
-      if args.teacher in DINO
-      else DATA / "weights" / WEIGHTS[args.teacher]
-    )
+    if args.teacher in DINO:
+      from tests.tools.fair.dino_models import save_dinov2
+
+      weights = save_dinov2(root / "dino", *DINO[args.teacher], 518)
+    else:
+      weights = DATA / "weights" / WEIGHTS[args.teacher]
     teacher = load_teacher(args.teacher, weights)
     views = find_views([str(DATA / "realdata/0000002c--d68dde99ca--1")], None, "qcamera", 1, None)
     views[0].entries = views[0].entries[: args.batch * (args.steps + 1) * 2]

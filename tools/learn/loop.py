@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from openpilot.tools.learn.memory import is_out_of_memory
+from openpilot.tools.learn.memory import does_not_fit
 from openpilot.tools.learn.processes import anywhere, gathered, interrupts, make_accelerator, said_once
 from openpilot.tools.learn.schedule import averaged, follow, learning_rate
 from openpilot.tools.lib.errors import UserError
@@ -273,7 +273,7 @@ class Loop:
           if self.step == first:
             raise UserError("there is no batch to learn from")
       except RuntimeError as e:
-        if not is_out_of_memory(e) and "not enough memory" not in str(e):  # the latter is a CPU's
+        if not does_not_fit(e):
           raise
         raise UserError(f"the memory does not hold {self.too_much()}") from None
       finally:

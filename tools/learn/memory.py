@@ -19,6 +19,11 @@ def is_out_of_memory(error: Exception) -> bool:
   return isinstance(error, OutOfMemory) or (torch is not None and isinstance(error, torch.cuda.OutOfMemoryError))
 
 
+def does_not_fit(error: Exception) -> bool:
+  """A GPU's memory, or a CPU's, for which torch has words alone."""
+  return is_out_of_memory(error) or "not enough memory" in str(error)
+
+
 def halve_on_oom(run: Callable[[Any], list[R]], batch: Any) -> list[R]:
   """run(batch), and where the GPU's memory is too small, run on both halves, and so on. batch: anything with len() and
   slices."""

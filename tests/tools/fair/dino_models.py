@@ -19,10 +19,10 @@ def save_folder(model: transformers.PreTrainedModel, folder: Path, **preprocesso
   return folder
 
 
-def save_dinov2(folder: Path) -> Path:
-  """A DINOv2 of two layers, as the hub's folders are."""
+def save_dinov2(folder: Path, width: int = 32, layers: int = 2, heads: int = 2, side: int = 70) -> Path:
+  """A DINOv2 as the hub's folders are, small or of a published size; for pictures of `side` pixels."""
   config = transformers.Dinov2Config(
-    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=70, patch_size=14
+    hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, image_size=side, patch_size=14
   )
   transformers.Dinov2Model(config).save_pretrained(folder)
   preprocessing = {

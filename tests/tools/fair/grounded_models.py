@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 import transformers as t
 
+import sam2_models
+from sam2_models import IMAGENET
+
 WORDS = ("car", "traffic", "light", "cone", "of", "a", "bag", "ear", "dent", "label", "person", "glorp", "snark")
-SIDE = 64  # of SAM's pictures
-IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "do_resize": True, "resample": 2}
+SIDE = sam2_models.S  # of SAM's pictures
 
 
 def vocabulary() -> list[str]:
@@ -95,31 +97,8 @@ def save_sam(folder: Path) -> Path:
 
 def save_sam2(folder: Path) -> Path:
   torch.manual_seed(0)
-  hiera = t.Sam2HieraDetConfig(
-    hidden_size=8,
-    embed_dim_per_stage=[8, 16, 24, 32],
-    num_attention_heads_per_stage=[1, 2, 2, 2],
-    image_size=[SIDE, SIDE],
-    blocks_per_stage=[1, 1, 2, 1],
-    window_size_per_stage=[4, 2, 2, 2],
-    global_attention_blocks=[3],
-    window_positional_embedding_background_size=[4, 4],
-  )
-  vision = t.Sam2VisionConfig(
-    backbone_config=hiera,
-    backbone_channel_list=[32, 24, 16, 8],
-    backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
-    fpn_hidden_size=128,
-  )
-  model = t.Sam2Model(
-    t.Sam2Config(
-      vision_config=vision,
-      prompt_encoder_config={"hidden_size": 128, "image_size": SIDE, "mask_input_channels": 4},
-      mask_decoder_config={"hidden_size": 128, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 128},
-    )
-  )
+  model = t.Sam2Model(t.Sam2Config(**sam2_models.parts()))
   stir(model)
   model.eval().save_pretrained(folder)
-  pictures = {**IMAGENET, "size": {"height": SIDE, "width": SIDE}}
-  (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+  (folder / "preprocessor_config.json").write_text(json.dumps(sam2_models.PICTURES))
   return folder

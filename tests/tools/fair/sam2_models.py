@@ -11,33 +11,46 @@ import transformers as t
 H, W, S = 40, 72, 64
 BOXES = np.array([[5, 6, 30, 25], [36.5, 10, 60, 36]], np.float32)
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+IMAGENET = {"image_mean": MEAN, "image_std": STD, "do_resize": True, "resample": 2}
+PICTURES = {**IMAGENET, "size": {"height": S, "width": S}}
 KINDS = ("sam2_video", "edgetam_video")
 
 
-def save(kind, path):
-  """A small model of the official class, random weights that see some objects and not others. -> the model, loaded from
-  `path`."""
+def vision_config(widths=(8, 16, 24, 32), heads=(1, 2, 2, 2), d=128):
+  """A small Hiera for pictures of S pixels, its maps of d channels."""
   hiera = t.Sam2HieraDetConfig(
-    hidden_size=8,
-    embed_dim_per_stage=[8, 16, 24, 32],
-    num_attention_heads_per_stage=[1, 2, 2, 2],
+    hidden_size=widths[0],
+    embed_dim_per_stage=list(widths),
+    num_attention_heads_per_stage=list(heads),
     image_size=[S, S],
     blocks_per_stage=[1, 1, 2, 1],
     window_size_per_stage=[4, 2, 2, 2],
     global_attention_blocks=[3],
     window_positional_embedding_background_size=[4, 4],
   )
-  vision = t.Sam2VisionConfig(
+  return t.Sam2VisionConfig(
     backbone_config=hiera,
-    backbone_channel_list=[32, 24, 16, 8],
+    backbone_channel_list=list(widths[::-1]),
     backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
-    fpn_hidden_size=128,
+    fpn_hidden_size=d,
   )
-  common = {
-    "vision_config": vision,
-    "image_size": S,
+
+
+def parts():
+  """Of a configuration of the image model, and of the video models."""
+  return {
+    "vision_config": vision_config(),
     "prompt_encoder_config": {"hidden_size": 128, "image_size": S, "mask_input_channels": 4},
     "mask_decoder_config": {"hidden_size": 128, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 128},
+  }
+
+
+def save(kind, path):
+  """A small model of the official class, random weights that see some objects and not others. -> the model, loaded from
+  `path`."""
+  common = {
+    **parts(),
+    "image_size": S,
     "memory_attention_num_layers": 1,
     "memory_attention_rope_feat_sizes": [4, 4],
     "memory_encoder_output_channels": 64,
@@ -72,8 +85,7 @@ def save(kind, path):
       elif name.endswith("pred_obj_score_head.proj_out.bias"):
         p.fill_(2.0 if kind == "sam2_video" else 0.35)  # so that they see some and not others
   model.eval().save_pretrained(path)
-  pictures = {"image_mean": MEAN, "image_std": STD, "do_resize": True, "resample": 2, "size": {"height": S, "width": S}}
-  (path / "preprocessor_config.json").write_text(json.dumps(pictures))
+  (path / "preprocessor_config.json").write_text(json.dumps(PICTURES))
   return loaded(type(model), path)
 
 

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 t = pytest.importorskip("transformers")
 
 import grounded_models as small
+from sam2_models import S, vision_config
 
 from openpilot.tools.fair.grounded_sam import originals
 from openpilot.tools.fair.grounded_sam.detector import load_detector
@@ -236,28 +237,13 @@ def sam2_of(side, d):
     },  # as build_sam2 has it
     **dict.fromkeys(on, True),
   )
-  hiera = t.Sam2HieraDetConfig(
-    hidden_size=8,
-    embed_dim_per_stage=[8, 16, 32, 64],
-    num_attention_heads_per_stage=[1, 2, 4, 8],
-    image_size=[side, side],
-    blocks_per_stage=[1, 1, 2, 1],
-    window_size_per_stage=[4, 2, 2, 2],
-    global_attention_blocks=[3],
-    window_positional_embedding_background_size=[4, 4],
-  )
-  vision = t.Sam2VisionConfig(
-    backbone_config=hiera,
-    backbone_channel_list=[64, 32, 16, 8],
-    backbone_feature_sizes=[[side // s] * 2 for s in (4, 8, 16)],
-    fpn_hidden_size=d,
-  )
+  vision = vision_config((8, 16, 32, 64), (1, 2, 4, 8), d)
   prompt = {"hidden_size": d, "image_size": side}
   return model, t.Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config={"hidden_size": d})
 
 
 def test_sam2_key_for_key_and_forward(tmp_path, monkeypatch):
-  side, d = 64, 64
+  side, d = S, 64
   made = SimpleNamespace(instance=lambda: SimpleNamespace(is_initialized=bool))
   hydra = {"hydra": {"initialize_config_module": lambda *_, **__: None}, "hydra.core": {}}
   stand_in(monkeypatch, hydra | {"hydra.core.global_hydra": {"GlobalHydra": made}})

@@ -263,7 +263,7 @@ def test_merged_equals_unmerged_and_what_was_saved(folders, tmp_path, kind, targ
   megabytes = lora.save_lora(tmp_path, tuned.model, "base", base_hash, teacher.family)
   assert megabytes == (tmp_path / lora.TENSORS).stat().st_size / 1e6
   for merge in (False, True) if kind == "dino" else (True,):
-    again = lora.with_lora(lambda: load(kind, folders[kind]), tmp_path, base_hash, merge)
+    again = lora.with_lora(load(kind, folders[kind]), tmp_path, base_hash, merge)
     assert any("lora_" in n for n, _ in again.model.named_parameters()) is not merge
     torch.testing.assert_close(answer(kind, again), want, rtol=1e-4, atol=1e-4)
   # and by PEFT alone, as the note loads it

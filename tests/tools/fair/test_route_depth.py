@@ -22,16 +22,7 @@ from openpilot.tools.fair.route_depth import fuse
 from openpilot.tools.fair.route_depth import teacher as teaching
 from openpilot.tools.fair.route_depth.drive import Drive, camera_from_calib
 from openpilot.tools.fair.route_depth.fuse import Inverse, from_flow, from_plane, make_grid, put_lead, together
-from openpilot.tools.fair.route_depth.geometry import (
-  Move,
-  away,
-  motion_per_rho,
-  moved,
-  off_line,
-  refine,
-  seen_at,
-  triangulate,
-)
+from openpilot.tools.fair.route_depth.geometry import Move, away, motion_per_rho, moved, off_line, refine, triangulate
 from openpilot.tools.fair.route_depth.teacher import RouteDepthTeacher
 from openpilot.tools.fair.teacher import Clip
 from openpilot.tools.lib.errors import UserError
@@ -69,6 +60,12 @@ def exact(grid, rho, move):
   matrix = np.concatenate([move.R, move.t[:, None]], axis=1)
   p = np.einsum("ij,hwj->hwi", K @ matrix, space)
   return p[..., :2] / p[..., 2:] - grid.px
+
+
+def seen_at(rays, rho, move):
+  """(N, 3) rays with z = 1 at inverse depth rho (N,) -> (N, 3), with z = 1, where the earlier camera saw them."""
+  x = rays @ move.R.T + rho[:, None] * move.t
+  return x / x[:, 2:]
 
 
 @pytest.mark.parametrize("turn", [0.0, 0.05])

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from openpilot.tools.fair.detr.teacher import Pictures, read_folder
 from openpilot.tools.fair.grounded_sam.originals import DINO_PICTURES, load_original
-from openpilot.tools.fair.grounded_sam.prompts import Prompt, Prompts, class_scores, load_tokenizer, token_batch
+from openpilot.tools.fair.grounded_sam.prompts import (
+  Prompt,
+  Prompts,
+  class_scores,
+  load_tokenizer,
+  make_prompts,
+  token_batch,
+)
 from openpilot.tools.fair.hf import load_model, read_values
 from openpilot.tools.fair.onnx.teacher import nms
 from openpilot.tools.learn.device import Device
@@ -148,8 +155,6 @@ class Detector:
 
   def __call__(self, image: np.ndarray, text_prompt: str, score: float = 0.3) -> np.ndarray:
     """(3, H, W) uint8 RGB, phrases separated by dots -> (N, 4) boxes."""
-    from openpilot.tools.fair.grounded_sam.prompts import make_prompts
-
     names = [t.strip() for t in text_prompt.split(".") if t.strip()]
     return self.detect([image], make_prompts(self.tokenizer, names, most=self.most_tokens), score)[0].boxes
 

@@ -118,12 +118,7 @@ def generate_config(
 ) -> dict[str, Any]:
   """The values of a YAML file, filled with what inspect_dataset found: num_classes, class_names, class_mapping; then
   the overrides, of which a dotted one, "lora.r", is set within its part. Raises UserError."""
-  try:
-    config = read_yaml(default_config_path)
-  except (OSError, ValueError) as e:
-    raise UserError(f"{default_config_path}: {printable(e, LONG)}") from None
-  if not isinstance(config, dict):
-    raise UserError(f"{default_config_path} is no mapping of options to values")
+  config = load_config(default_config_path)
   mapping = dict(dataset_info["class_mapping"])
   config |= {"num_classes": len(mapping), "class_names": list(mapping.values()), "class_mapping": mapping}
   for key, value in (cli_overrides or {}).items():

@@ -5,7 +5,6 @@ latter says of which base and versions the adapter is."""
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -227,9 +226,8 @@ def merged(model: Any) -> nn.Module:
   return model.merge_and_unload().eval().requires_grad_(False)
 
 
-def with_lora(load: Callable[[], Any], folder: Path, base_hash: str | None, use_merged: bool = True) -> Any:
-  """A detector or segmenter with a saved adapter. load: of its base."""
-  found = load()
+def with_lora(found: Any, folder: Path, base_hash: str | None, use_merged: bool = True) -> Any:
+  """found: a detector or segmenter, of its base; it gets the saved adapter."""
   tuned = apply_lora(found.model, folder, found.family, base_hash)
   if use_merged:
     found.model = merged(tuned)

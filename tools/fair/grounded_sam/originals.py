@@ -18,84 +18,70 @@ from openpilot.tools.lib.errors import UserError, printable
 SWIN = "model.backbone.conv_encoder.model."
 # of GroundingDINO's names, part by part, applied in this order -> those that Hugging Face folders of it have, which
 # every version of transformers reads
-DINO = tuple(
-  (re.compile(pattern), to)
-  for pattern, to in (
-    (r"^bert\.", "model.text_backbone."),
-    (r"^feat_map\.", "model.text_projection."),
-    (r"^input_proj\.", "model.input_proj_vision."),
-    (r"^backbone\.0\.patch_embed\.proj\.", f"{SWIN}embeddings.patch_embeddings.projection."),
-    (r"^backbone\.0\.patch_embed\.norm\.", f"{SWIN}embeddings.norm."),
-    (r"^backbone\.0\.norm(\d)\.", lambda m: f"{SWIN}hidden_states_norms.stage{int(m[1]) + 1}."),
-    (r"^backbone\.0\.layers\.", f"{SWIN}encoder.layers."),
-    (r"(\.blocks\.\d+)\.norm1\.", r"\1.layernorm_before."),
-    (r"(\.blocks\.\d+)\.norm2\.", r"\1.layernorm_after."),
-    (r"\.attn\.relative_position_bias_table$", ".attention.self.relative_position_bias_table"),
-    (r"(\.blocks\.\d+)\.attn\.proj\.", r"\1.attention.output.dense."),
-    (r"(\.blocks\.\d+)\.mlp\.fc1\.", r"\1.intermediate.dense."),
-    (r"(\.blocks\.\d+)\.mlp\.fc2\.", r"\1.output.dense."),
-    (r"^transformer\.tgt_embed\.", "model.query_position_embeddings."),
-    (r"^transformer\.enc_out_bbox_embed\.", "model.encoder_output_bbox_embed."),
-    (r"^transformer\.", "model."),
-    (r"^model\.encoder\.layers\.(\d+)\.", r"model.encoder.layers.\1.deformable_layer."),
-    (r"\.deformable_layer\.norm1\.", ".deformable_layer.self_attn_layer_norm."),
-    (r"\.deformable_layer\.norm2\.", ".deformable_layer.final_layer_norm."),
-    (r"^model\.encoder\.text_layers\.(\d+)\.", r"model.encoder.layers.\1.text_enhancer_layer."),
-    (r"\.text_enhancer_layer\.norm1\.", ".text_enhancer_layer.layer_norm_before."),
-    (r"\.text_enhancer_layer\.norm2\.", ".text_enhancer_layer.layer_norm_after."),
-    (r"^model\.encoder\.fusion_layers\.(\d+)\.", r"model.encoder.layers.\1.fusion_layer."),
-    (r"\.gamma_v$", ".vision_param"),
-    (r"\.gamma_l$", ".text_param"),
-    (r"\.fusion_layer\.layer_norm_v\.", ".fusion_layer.layer_norm_vision."),
-    (r"\.fusion_layer\.layer_norm_l\.", ".fusion_layer.layer_norm_text."),
-    (r"\.attn\.(values_|out_)?v_proj\.", lambda m: f".attn.{m[1] or ''}vision_proj."),
-    (r"\.attn\.(values_|out_)?l_proj\.", lambda m: f".attn.{m[1] or ''}text_proj."),
-    (r"^(model\.decoder\.layers\.\d+)\.norm1\.", r"\1.encoder_attn_layer_norm."),
-    (r"^(model\.decoder\.layers\.\d+)\.norm2\.", r"\1.self_attn_layer_norm."),
-    (r"^(model\.decoder\.layers\.\d+)\.norm3\.", r"\1.final_layer_norm."),
-    (r"\.catext_norm\.", ".encoder_attn_text_layer_norm."),
-    (r"\.ca_text\.", ".encoder_attn_text."),
-    (r"\.cross_attn\.", ".encoder_attn."),
-    (r"^model\.decoder\.norm\.", "model.decoder.layer_norm."),
-    (r"^model\.decoder\.ref_point_head\.", "model.decoder.reference_points_head."),
-    (r"(?<!attn)\.linear([12])\.", r".fc\1."),
-  )
+DINO: sam2.Rules = (
+  (r"^bert\.", "model.text_backbone."),
+  (r"^feat_map\.", "model.text_projection."),
+  (r"^input_proj\.", "model.input_proj_vision."),
+  (r"^backbone\.0\.patch_embed\.proj\.", f"{SWIN}embeddings.patch_embeddings.projection."),
+  (r"^backbone\.0\.patch_embed\.norm\.", f"{SWIN}embeddings.norm."),
+  (r"^backbone\.0\.norm(\d)\.", lambda m: f"{SWIN}hidden_states_norms.stage{int(m[1]) + 1}."),
+  (r"^backbone\.0\.layers\.", f"{SWIN}encoder.layers."),
+  (r"(\.blocks\.\d+)\.norm1\.", r"\1.layernorm_before."),
+  (r"(\.blocks\.\d+)\.norm2\.", r"\1.layernorm_after."),
+  (r"\.attn\.relative_position_bias_table$", ".attention.self.relative_position_bias_table"),
+  (r"(\.blocks\.\d+)\.attn\.proj\.", r"\1.attention.output.dense."),
+  (r"(\.blocks\.\d+)\.mlp\.fc1\.", r"\1.intermediate.dense."),
+  (r"(\.blocks\.\d+)\.mlp\.fc2\.", r"\1.output.dense."),
+  (r"^transformer\.tgt_embed\.", "model.query_position_embeddings."),
+  (r"^transformer\.enc_out_bbox_embed\.", "model.encoder_output_bbox_embed."),
+  (r"^transformer\.", "model."),
+  (r"^model\.encoder\.layers\.(\d+)\.", r"model.encoder.layers.\1.deformable_layer."),
+  (r"\.deformable_layer\.norm1\.", ".deformable_layer.self_attn_layer_norm."),
+  (r"\.deformable_layer\.norm2\.", ".deformable_layer.final_layer_norm."),
+  (r"^model\.encoder\.text_layers\.(\d+)\.", r"model.encoder.layers.\1.text_enhancer_layer."),
+  (r"\.text_enhancer_layer\.norm1\.", ".text_enhancer_layer.layer_norm_before."),
+  (r"\.text_enhancer_layer\.norm2\.", ".text_enhancer_layer.layer_norm_after."),
+  (r"^model\.encoder\.fusion_layers\.(\d+)\.", r"model.encoder.layers.\1.fusion_layer."),
+  (r"\.gamma_v$", ".vision_param"),
+  (r"\.gamma_l$", ".text_param"),
+  (r"\.fusion_layer\.layer_norm_v\.", ".fusion_layer.layer_norm_vision."),
+  (r"\.fusion_layer\.layer_norm_l\.", ".fusion_layer.layer_norm_text."),
+  (r"\.attn\.(values_|out_)?v_proj\.", lambda m: f".attn.{m[1] or ''}vision_proj."),
+  (r"\.attn\.(values_|out_)?l_proj\.", lambda m: f".attn.{m[1] or ''}text_proj."),
+  (r"^(model\.decoder\.layers\.\d+)\.norm1\.", r"\1.encoder_attn_layer_norm."),
+  (r"^(model\.decoder\.layers\.\d+)\.norm2\.", r"\1.self_attn_layer_norm."),
+  (r"^(model\.decoder\.layers\.\d+)\.norm3\.", r"\1.final_layer_norm."),
+  (r"\.catext_norm\.", ".encoder_attn_text_layer_norm."),
+  (r"\.ca_text\.", ".encoder_attn_text."),
+  (r"\.cross_attn\.", ".encoder_attn."),
+  (r"^model\.decoder\.norm\.", "model.decoder.layer_norm."),
+  (r"^model\.decoder\.ref_point_head\.", "model.decoder.reference_points_head."),
+  (r"(?<!attn)\.linear([12])\.", r".fc\1."),
 )
 # what the files hold beside the network: of its training, of BERT's unused end, tables that are computed
 DINO_UNUSED = re.compile(r"^label_enc\.|^bert\.pooler\.|\.position_ids$|\.relative_position_index$|\.attn_mask$")
 DINO_NO_FORWARD = re.compile(r"\.layernorm\.(weight|bias)$")  # of Swin's last map, which is not read
 THREE = re.compile(r"(.*)\.(attn\.qkv|(?:self_attn|ca_text)\.in_proj)[._](weight|bias)")
 
-SAM = tuple(
-  (re.compile(pattern), to)
-  for pattern, to in (
-    (r"^image_encoder\.blocks\.", "vision_encoder.layers."),
-    (r"^image_encoder\.neck\.0\.", "vision_encoder.neck.conv1."),
-    (r"^image_encoder\.neck\.1\.", "vision_encoder.neck.layer_norm1."),
-    (r"^image_encoder\.neck\.2\.", "vision_encoder.neck.conv2."),
-    (r"^image_encoder\.neck\.3\.", "vision_encoder.neck.layer_norm2."),
-    (r"^image_encoder\.patch_embed\.proj\.", "vision_encoder.patch_embed.projection."),
-    (r"^image_encoder\.", "vision_encoder."),
-    (
-      r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$",
-      "prompt_encoder.shared_embedding.positional_embedding",
-    ),
-    (r"^prompt_encoder\.point_embeddings\.", "prompt_encoder.point_embed."),
-    (r"\.mask_downscaling\.([036])\.", lambda m: f".mask_embed.conv{int(m[1]) // 3 + 1}."),
-    (r"\.mask_downscaling\.([14])\.", lambda m: f".mask_embed.layer_norm{int(m[1]) // 3 + 1}."),
-    (r"\.output_upscaling\.([03])\.", lambda m: f".upscale_conv{int(m[1]) // 3 + 1}."),
-    (r"\.output_upscaling\.1\.", ".upscale_layer_norm."),
-    (r"\.norm_final_attn\.", ".layer_norm_final_attn."),
-    (r"\.norm(\d)\.", r".layer_norm\1."),
-    (r"(_mlps\.\d+|_head)\.layers\.0\.", r"\1.proj_in."),
-  )
+SAM: sam2.Rules = (
+  (r"^image_encoder\.blocks\.", "vision_encoder.layers."),
+  (r"^image_encoder\.neck\.0\.", "vision_encoder.neck.conv1."),
+  (r"^image_encoder\.neck\.1\.", "vision_encoder.neck.layer_norm1."),
+  (r"^image_encoder\.neck\.2\.", "vision_encoder.neck.conv2."),
+  (r"^image_encoder\.neck\.3\.", "vision_encoder.neck.layer_norm2."),
+  (r"^image_encoder\.patch_embed\.proj\.", "vision_encoder.patch_embed.projection."),
+  (r"^image_encoder\.", "vision_encoder."),
+  (r"^prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$", sam2.SHARED),
+  (r"^prompt_encoder\.point_embeddings\.", "prompt_encoder.point_embed."),
+  *sam2.MASKS,
+  (r"\.norm_final_attn\.", ".layer_norm_final_attn."),
+  (r"\.norm(\d)\.", r".layer_norm\1."),
 )
 MLP_LAYER = re.compile(r"(.*(?:_mlps\.\d+|_head))\.layers\.(\d+)\.(weight|bias)")
 SAM_UNUSED = re.compile(r"^pixel_(mean|std)$")  # of the pictures: the same in all
 # what the preprocessors of facebook/sam-vit-* and of IDEA-Research/grounding-dino-* say
-IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "do_resize": True, "resample": 2}
-SAM_PICTURES: dict[str, Any] = {**IMAGENET, "size": {"longest_edge": 1024}}
-DINO_PICTURES: dict[str, Any] = {**IMAGENET, "size": {"shortest_edge": 800, "longest_edge": 1333}}
+SAM_PICTURES: dict[str, Any] = {**sam2.PICTURES, "size": {"longest_edge": 1024}}
+DINO_PICTURES: dict[str, Any] = {**sam2.PICTURES, "size": {"shortest_edge": 800, "longest_edge": 1333}}
 
 # a checkpoint's family -> a key that only it has, and what people call it
 FAMILIES = {
@@ -118,12 +104,6 @@ def family_of(state: dict[str, Tensor]) -> str | None:
   return next((name for name, (key, _) in FAMILIES.items() if key in state), None)
 
 
-def renamed(name: str, rules: Any) -> str:
-  for pattern, to in rules:
-    name = pattern.sub(to, name)
-  return name
-
-
 def rename_dino(state: dict[str, Tensor]) -> dict[str, Tensor]:
   """GroundingDINO's names -> those of its Hugging Face folders. One matrix of q, k and v becomes three."""
   out: dict[str, Tensor] = {}
@@ -131,13 +111,13 @@ def rename_dino(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if DINO_UNUSED.search(name):
       continue
     if (fused := THREE.fullmatch(name)) is None:
-      out[renamed(name, DINO)] = value
+      out[sam2.renamed(name, DINO)] = value
       continue
     before, part, kind = fused.groups()
     swin = part == "attn.qkv"
     for q, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
       one = f"{before}.attention.self.{q}" if swin else f"{before}.{part.removesuffix('.in_proj')}.{q}"
-      out[renamed(f"{one}.{kind}", DINO)] = piece
+      out[sam2.renamed(f"{one}.{kind}", DINO)] = piece
   return out
 
 
@@ -152,12 +132,11 @@ def rename_sam(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if SAM_UNUSED.search(name):
       continue
     found = MLP_LAYER.fullmatch(name)
-    if found is not None and int(found[2]):
+    if found is not None:
       n = int(found[2])
-      name = f"{found[1]}.proj_out.{found[3]}" if n == depth[found[1]] else f"{found[1]}.layers.{n - 1}.{found[3]}"
-      out[renamed(name, SAM[:-1])] = value
-    else:
-      out[renamed(name, SAM)] = value
+      part = "proj_in" if not n else "proj_out" if n == depth[found[1]] else f"layers.{n - 1}"
+      name = f"{found[1]}.{part}.{found[3]}"
+    out[sam2.renamed(name, SAM)] = value
   if sam2.SHARED in out:
     out["shared_image_embedding.positional_embedding"] = out[sam2.SHARED]
   return out

@@ -19,12 +19,16 @@ TOKENS = 256  # of a prompt; more is an error of shapes inside
 VOCABULARY = "google-bert/bert-base-uncased"  # whose tokens all published sizes read
 
 
+def has_tokenizer(folder: Path) -> bool:
+  return any((folder / f).is_file() for f in ("tokenizer.json", "vocab.txt"))
+
+
 def load_tokenizer(folder: Path) -> Any:
   """BERT's, from a folder with tokenizer.json or vocab.txt. Raises UserError where it is none, or not the one that the
   network's code has in mind."""
   from transformers import BertTokenizer
 
-  if not any((folder / f).is_file() for f in ("tokenizer.json", "vocab.txt")):
+  if not has_tokenizer(folder):
     raise UserError(
       f"no tokenizer.json or vocab.txt in {folder}, which prompts need; copy the whole folder, or name one that has it "
       "with --tokenizer"

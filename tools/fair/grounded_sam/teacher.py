@@ -66,8 +66,9 @@ class GroundedSamTeacher:
     check_least(name, 1, batch=batch)
     check_least(name, 0, score=score)
     self.name, self.license = name, entry.license
-    self.model_id = path.name if is_experiment(path) else entry.weights or path.name
-    if is_experiment(path):
+    tuned = is_experiment(path)
+    self.model_id = path.name if tuned else entry.weights or path.name
+    if tuned:
       if classes or sam:
         raise UserError(f"teacher '{name}' was tuned; it knows its classes and its SAM: leave out these options")
       self.model = GroundedSAM.of(path, device)
@@ -77,7 +78,6 @@ class GroundedSamTeacher:
           f'teacher \'{name}\' must be told what to look for: --option "{name}.classes=car,traffic light"'
         )
       self.model = GroundedSAM(grounding_dino_base=path, sam_base=sam, classes=classes, device=device)
-    self.tuned = is_experiment(path)
     self.checkpoint_hash = self.model.checkpoint_hash
     self.classes, self.threshold, self.at_most, self.wants_features = self.model.classes, score, batch, features
     if class_scores and not self.model.has_boxes:
@@ -119,8 +119,7 @@ class GroundedSamTeacher:
     d, s = self.model.detector, self.model.segmenter
     return {
       "asked": None if d is None or d.prompts is None else d.prompts.settings(),
-      "pictures": [x if x is None else x.config for x in [d.pictures if d is not None else None]]
-      + [None if s is None else s.said],
+      "pictures": [None if d is None else d.pictures.config, None if s is None else s.said],
       "score": self.threshold,
       "detector": helper_settings(self.helper) if self.helper is not None else None,
       "features": self.wants_features,

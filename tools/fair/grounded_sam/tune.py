@@ -18,8 +18,9 @@ from openpilot.tools.fair.grounded_sam.detector import Detector
 from openpilot.tools.fair.grounded_sam.lora import trainable
 from openpilot.tools.fair.grounded_sam.prompts import Prompt
 from openpilot.tools.fair.grounded_sam.segmenter import Segmenter
+from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.learn.loop import Loop
-from openpilot.tools.learn.memory import is_out_of_memory
+from openpilot.tools.learn.memory import does_not_fit
 from openpilot.tools.lib.errors import UserError
 
 LOWEST = 0.05  # score of boxes that AP is counted over
@@ -81,11 +82,6 @@ class TeacherLoop(Loop):
     learn = list(trainable(model).values())
     self.prepare(model, torch.optim.AdamW(learn, lr=t.lr, weight_decay=1e-4))
 
-  @property
-  def base(self) -> Any:
-    """The detector or segmenter."""
-    raise NotImplementedError
-
   def batches(self) -> Iterable[list[int]]:
     for rows in steps_of(len(self.data), self.per_step, self.step, self.steps, self.seed):
       yield rows.tolist()
@@ -104,7 +100,7 @@ class TeacherLoop(Loop):
       try:
         return super().step_on(batch)
       except (RuntimeError, MemoryError) as e:
-        if not (is_out_of_memory(e) or "not enough memory" in str(e)) or self.at_once == 1:
+        if not does_not_fit(e) or self.at_once == 1:
           raise
         self.halve(str(e))
 
@@ -176,10 +172,6 @@ class DetectorLoop(TeacherLoop):
     detector.model.config.auxiliary_loss = True  # each layer of the decoder is taught
     super().__init__(out, detector.model, *rest, **more)
 
-  @property
-  def base(self) -> Detector:
-    return self.detector
-
   def prompt_for(self, e: Example, random: np.random.Generator) -> Prompt:
     """Of several prompts mostly one that names something in the picture, now and then another: what is not there is
     learned, too."""
@@ -240,10 +232,6 @@ class SegmenterLoop(TeacherLoop):
     self.segmenter = segmenter
     super().__init__(out, segmenter.model, *rest, **more)
     self.encoder_learns = any(n.startswith("vision_encoder") or "no_memory" in n for n in trainable(segmenter.model))
-
-  @property
-  def base(self) -> Segmenter:
-    return self.segmenter
 
   def losses(self, piece: tuple[Sequence[int], int]) -> dict[str, Tensor]:
     """Each picture weighs the same, and in it each object. Without masks a picture teaches nothing."""
@@ -358,8 +346,6 @@ def learn(loop: TeacherLoop) -> dict[str, float]:
   loop.start()
   ready(loop)
   loop.fit()
-  from openpilot.tools.learn.checkpoint import load_checkpoint
-
   best = load_checkpoint(loop.out / loop.BEST, keys=("learned", "metrics"), of="a teacher")
   loop.load_weights(best)
   loop.unwrapped.eval()

@@ -9,8 +9,8 @@ import numpy as np
 
 from openpilot.tools.fair.grounded_sam.detector import Answer, Detector, load_detector
 from openpilot.tools.fair.grounded_sam.experiment import Experiment, Tuned, find_base, read_experiment
-from openpilot.tools.fair.grounded_sam.lora import with_lora
-from openpilot.tools.fair.grounded_sam.prompts import VOCABULARY, make_prompts
+from openpilot.tools.fair.grounded_sam.lora import read_lora, with_lora
+from openpilot.tools.fair.grounded_sam.prompts import VOCABULARY, has_tokenizer, make_prompts
 from openpilot.tools.fair.grounded_sam.segmenter import Segmenter, load_segmenter
 from openpilot.tools.fair.teacher import find_weights, hash_weights
 from openpilot.tools.learn.device import Device, choose_device
@@ -46,12 +46,8 @@ def load_grounding_dino_with_lora(
 ) -> Detector:
   """base: a Hugging Face folder or a .pth; lora: an adapter's folder. Raises UserError."""
   base = find_weights(str(base), base)
-  where = device_of(device)
-
-  def load() -> Detector:
-    return load_detector(base, where, find_tokenizer(base, tokenizer))
-
-  return load() if lora is None else with_lora(load, Path(lora), hash_weights(base), use_merged)
+  found = load_detector(base, device_of(device), find_tokenizer(base, tokenizer))
+  return found if lora is None else with_lora(found, Path(lora), hash_weights(base), use_merged)
 
 
 def load_sam_with_lora(
@@ -59,12 +55,8 @@ def load_sam_with_lora(
 ) -> Segmenter:
   """As load_grounding_dino_with_lora(), of SAM or SAM 2.1."""
   base = find_weights(str(base), base)
-  where = device_of(device)
-
-  def load() -> Segmenter:
-    return load_segmenter(base, where)
-
-  return load() if lora is None else with_lora(load, Path(lora), hash_weights(base), use_merged)
+  found = load_segmenter(base, device_of(device))
+  return found if lora is None else with_lora(found, Path(lora), hash_weights(base), use_merged)
 
 
 def load_teachers(
@@ -72,8 +64,6 @@ def load_teachers(
 ) -> dict[str, Any]:
   """As far as the data needs them, {"grounding_dino": Detector, "sam": Segmenter}, adapters merged. base_models_dir
   holds the bases; lora_adapters_dir grounding_dino_lora/ and sam_lora/, an experiment's teachers/. Raises UserError."""
-  from openpilot.tools.fair.grounded_sam.lora import read_lora
-
   out: dict[str, Any] = {}
   wanted = {"grounding_dino": dataset_info["has_boxes"], "sam": dataset_info["has_masks"]}
   for key in [k for k, yes in wanted.items() if yes]:
@@ -98,9 +88,7 @@ def load_tuned(tuned: Tuned, device: Device, base: str | Path | None = None) -> 
     )
   found = find_base(tuned, base)
   if tuned.key == "grounding_dino":
-    kept = (
-      tuned.folder if (tuned.folder / "vocab.txt").is_file() or (tuned.folder / "tokenizer.json").is_file() else None
-    )
+    kept = tuned.folder if has_tokenizer(tuned.folder) else None
     detector = load_grounding_dino_with_lora(found, tuned.folder, device=device, tokenizer=kept)
     if tuned.size is not None:
       detector.resize(tuned.size)

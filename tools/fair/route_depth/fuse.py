@@ -4,6 +4,7 @@ Everything is inverse depth with its standard deviation, inf where a witness say
 picture."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -16,8 +17,8 @@ from openpilot.tools.fair.route_depth.geometry import (
   motion_per_rho,
   off_line,
   plane,
+  rays_of,
   refine,
-  seen_at,
   triangulate,
 )
 
@@ -70,6 +71,11 @@ class Grid:
   def shape(self) -> tuple[int, ...]:
     return self.px.shape[:2]
 
+  @cached_property
+  def level(self) -> np.ndarray:
+    """(h, w) inverse depth of the road plane as calibrated."""
+    return plane(self.rays.reshape(-1, 3), self.down, self.height).reshape(self.shape)
+
 
 def make_grid(height: int, width: int, stride: int, intrinsics: np.ndarray, down: np.ndarray, above: float) -> Grid:
   """Cells of about `stride` pixels that together cover a picture of height x width, as a map of it does; above: the
@@ -77,8 +83,7 @@ def make_grid(height: int, width: int, stride: int, intrinsics: np.ndarray, down
   h, w = height // stride, width // stride
   x, y = (np.arange(w) + 0.5) * width / w - 0.5, (np.arange(h) + 0.5) * height / h - 0.5
   px = np.stack(np.meshgrid(x, y), axis=-1)
-  k = np.linalg.inv(intrinsics)
-  return Grid(px, px @ k[:, :2].T + k[:, 2], intrinsics, down, above)
+  return Grid(px, rays_of(px, intrinsics), intrinsics, down, above)
 
 
 def texture(gray: np.ndarray, grid: Grid) -> np.ndarray:
@@ -119,9 +124,7 @@ def from_flow(
   """flow (h, w, 2) pixels from each cell to an earlier picture, missed (h, w) pixels by which the way back misses its
   start, nan outside; move: the log's; still (h, w) bool: what no detector holds for something that moves; tensor: of
   texture(). -> inverse depth of what stands still, and the move as this flow put it right."""
-  rays, there = grid.rays.reshape(-1, 3), (grid.px + flow).reshape(-1, 2)
-  k = np.linalg.inv(grid.intrinsics)
-  there = there @ k[:, :2].T + k[:, 2]
+  rays, there = grid.rays.reshape(-1, 3), rays_of((grid.px + flow).reshape(-1, 2), grid.intrinsics)
   length = np.linalg.norm(flow, axis=-1).ravel()
   miss = missed.ravel()
   with np.errstate(invalid="ignore"):
@@ -167,25 +170,23 @@ def ends(x: Inverse) -> np.ndarray:
 def too_far(grid: Grid, x: Inverse) -> np.ndarray:
   """(h, w) bool: below the horizon and farther than the road that would be seen there: something drives as fast as the
   car itself, and hardly moves in the picture."""
-  road = plane(grid.rays.reshape(-1, 3), grid.down, grid.height).reshape(grid.shape)
   with np.errstate(invalid="ignore"):
-    return (road > 2 * PITCH_STD / grid.height) & (x.rho + x.std < road / BELOW)
+    return (grid.level > 2 * PITCH_STD / grid.height) & (x.rho + x.std < grid.level / BELOW)
 
 
 def from_plane(grid: Grid, road: np.ndarray, flow: Inverse) -> tuple[Inverse, float]:
   """road (h, w) bool: where a segmentation sees it. -> its plane's inverse depth, with the pitch against the
   calibration that flow found on it; and that pitch, rad, 0 where it did not."""
-  level = plane(grid.rays.reshape(-1, 3), grid.down, grid.height).reshape(grid.shape)
   sure = road & np.isfinite(flow.std) & (flow.rho > 1 / PITCH_FAR) & (flow.std < 0.15 * flow.rho)
   pitch, std = 0.0, PITCH_STD
   if sure.sum() >= LEAST:
-    each = grid.height * flow.rho[sure] - level[sure] * grid.height
+    each = grid.height * flow.rho[sure] - grid.level[sure] * grid.height
     weight = 1 / flow.std[sure] ** 2
     order = np.argsort(each, kind="stable")
     half = np.cumsum(weight[order])
     pitch = float(np.clip(each[order][np.searchsorted(half, half[-1] / 2)], -MAX_PITCH, MAX_PITCH))
     std = FITTED_STD
-  rho = level + pitch / grid.height
+  rho = grid.level + pitch / grid.height
   out = Inverse.nothing(grid.shape)
   out.rho[:] = rho
   good = road & (rho > 2 * std / grid.height)
@@ -230,9 +231,3 @@ def sampled(field: np.ndarray, px: np.ndarray) -> np.ndarray:
   x, y = px[..., 0].astype(np.float32), px[..., 1].astype(np.float32)
   parts = [cv2.remap(f, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=np.nan) for f in field]
   return np.stack(parts, axis=-1).astype(np.float64)
-
-
-def expected_flow(grid: Grid, rho: np.ndarray, move: Move) -> np.ndarray:
-  """(h, w, 2) pixels from each cell to the earlier picture of a still world of inverse depth (h, w)."""
-  there = seen_at(grid.rays.reshape(-1, 3), rho.ravel(), move) @ grid.intrinsics.T
-  return there[:, :2].reshape(*grid.shape, 2) - grid.px

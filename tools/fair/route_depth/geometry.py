@@ -26,7 +26,7 @@ class Move:
 
 
 def rays_of(px: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-  """(N, 2) pixels -> (N, 3) directions with z = 1."""
+  """(..., 2) pixels -> (..., 3) directions with z = 1."""
   k = np.linalg.inv(intrinsics)
   return px @ k[:, :2].T + k[:, 2]
 
@@ -38,12 +38,6 @@ def triangulate(rays: np.ndarray, there: np.ndarray, move: Move) -> np.ndarray:
   c = there[:, :2] * move.t[2] - move.t[:2]
   d = a[:, :2] - there[:, :2] * a[:, 2:]
   return (c * d).sum(axis=1) / np.maximum((c * c).sum(axis=1), 1e-12)
-
-
-def seen_at(rays: np.ndarray, rho: np.ndarray, move: Move) -> np.ndarray:
-  """(N, 3) rays with z = 1 at inverse depth rho (N,) -> (N, 3), with z = 1, where the earlier camera saw them."""
-  x = rays @ move.R.T + rho[:, None] * move.t
-  return x / x[:, 2:]
 
 
 def motion_per_rho(rays: np.ndarray, rho: np.ndarray, move: Move) -> np.ndarray:
@@ -108,7 +102,6 @@ def refine(rays: np.ndarray, there: np.ndarray, move: Move, focal: float) -> tup
   return now, 1.48 * float(np.median(np.abs(focal * off_line(rays, there, now))))
 
 
-def plane(rays: np.ndarray, down: np.ndarray, height: float, pitch: float = 0.0) -> np.ndarray:
-  """(N,) inverse depth of the road: the plane at `height`, m, along down (3,), turned by a small pitch, rad, positive
-  where the camera looks further down than was known; 0 and less at and above the horizon."""
-  return (rays @ down + pitch) / height
+def plane(rays: np.ndarray, down: np.ndarray, height: float) -> np.ndarray:
+  """(N,) inverse depth of the road: the plane at `height`, m, along down (3,); 0 and less at and above the horizon."""
+  return rays @ down / height

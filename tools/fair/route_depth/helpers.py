@@ -79,8 +79,7 @@ class Helpers:
 
   def settings(self) -> dict[str, Any]:
     """Without the sizes of their pictures, which are each segment's own."""
-    said = {k: helper_settings(t) for k, t in self.by_part.items()}
-    return {k: {**s, "settings": {n: v for n, v in s["settings"].items() if n != "size"}} for k, s in said.items()}
+    return {k: helper_settings(t, whole=True) for k, t in self.by_part.items()}
 
   def prepare(self, height: int, width: int, whole: bool) -> None:
     kinds = {"detector": "boxes", "roads": "probability", "scenes": "class"}

@@ -2,6 +2,7 @@
 names, the same network."""
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,50 +13,49 @@ from openpilot.tools.learn.device import Device
 from openpilot.tools.fair.dinov2.pth import read_state
 from openpilot.tools.lib.errors import UserError
 
+Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
+SHARED = "prompt_encoder.shared_embedding.positional_embedding"
+# of the prompt encoder and the mask decoder, which SAM has, too
+MASKS: Rules = (
+  (r"\.mask_downscaling\.([036])\.", lambda m: f".mask_embed.conv{int(m[1]) // 3 + 1}."),
+  (r"\.mask_downscaling\.([14])\.", lambda m: f".mask_embed.layer_norm{int(m[1]) // 3 + 1}."),
+  (r"\.output_upscaling\.([03])\.", lambda m: f".upscale_conv{int(m[1]) // 3 + 1}."),
+  (r"\.output_upscaling\.1\.", ".upscale_layer_norm."),
+)
 # of sam2's names, part by part, applied in this order -> transformers'
-RENAMES = tuple(
-  (re.compile(pattern), to)
-  for pattern, to in (
-    (
-      r"^sam_prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$",
-      "prompt_encoder.shared_embedding.positional_embedding",
-    ),
-    (r"^sam_", ""),
-    (r"^image_encoder\.trunk\.", "vision_encoder.backbone."),
-    (r"^image_encoder\.neck\.convs\.(\d+)\.conv\.", r"vision_encoder.neck.convs.\1."),
-    (r"\.patch_embed\.proj\.", ".patch_embed.projection."),
-    (r"\.mask_downscaling\.([036])\.", lambda m: f".mask_embed.conv{int(m[1]) // 3 + 1}."),
-    (r"\.mask_downscaling\.([14])\.", lambda m: f".mask_embed.layer_norm{int(m[1]) // 3 + 1}."),
-    (r"\.output_upscaling\.([03])\.", lambda m: f".upscale_conv{int(m[1]) // 3 + 1}."),
-    (r"\.output_upscaling\.1\.", ".upscale_layer_norm."),
-    (r"\.mask_downsampler\.encoder\.12\.", ".mask_downsampler.final_conv."),
-    (r"\.mask_downsampler\.encoder\.(0|3|6|9)\.", lambda m: f".mask_downsampler.layers.{int(m[1]) // 3}.conv."),
-    (r"\.mask_downsampler\.encoder\.(1|4|7|10)\.", lambda m: f".mask_downsampler.layers.{int(m[1]) // 3}.layer_norm."),
-    # perceptrons: of three layers, but for two in the blocks
-    (r"\.mlp\.layers\.0\.", ".mlp.proj_in."),
-    (r"\.mlp\.layers\.1\.", ".mlp.proj_out."),
-    (r"(_mlps\.\d+|_head|obj_ptr_proj)\.layers\.0\.", r"\1.proj_in."),
-    (r"(_mlps\.\d+|_head|obj_ptr_proj)\.layers\.1\.", r"\1.layers.0."),
-    (r"(_mlps\.\d+|_head|obj_ptr_proj)\.layers\.2\.", r"\1.proj_out."),
-    (r"^memory_encoder\.out_proj\.", "memory_encoder.projection."),
-    (r"^memory_encoder\.pix_feat_proj\.", "memory_encoder.feature_projection."),
-    (r"^memory_encoder\.fuser\.", "memory_encoder.memory_fuser."),
-    (r"\.gamma$", ".scale"),
-    (r"\.dwconv\.", ".depthwise_conv."),
-    (r"\.pwconv", ".pointwise_conv"),
-    (r"\.out_proj\.", ".o_proj."),
-    (r"\.norm", ".layer_norm"),
-    (r"^obj_ptr_proj\.", "object_pointer_proj."),
-    (r"^obj_ptr_tpos_proj\.", "temporal_positional_encoding_projection_layer."),
-    (r"^maskmem_tpos_enc$", "memory_temporal_positional_encoding"),
-    (r"^no_mem_embed$", "no_memory_embedding"),
-    (r"^no_mem_pos_enc$", "no_memory_positional_encoding"),
-    (r"^no_obj_ptr$", "no_object_pointer"),
-    (r"^no_obj_embed_spatial$", "occlusion_spatial_embedding_parameter"),
-  )
+RENAMES: Rules = (
+  (r"^sam_prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix$", SHARED),
+  (r"^sam_", ""),
+  (r"^image_encoder\.trunk\.", "vision_encoder.backbone."),
+  (r"^image_encoder\.neck\.convs\.(\d+)\.conv\.", r"vision_encoder.neck.convs.\1."),
+  (r"\.patch_embed\.proj\.", ".patch_embed.projection."),
+  *MASKS,
+  (r"\.mask_downsampler\.encoder\.12\.", ".mask_downsampler.final_conv."),
+  (r"\.mask_downsampler\.encoder\.(0|3|6|9)\.", lambda m: f".mask_downsampler.layers.{int(m[1]) // 3}.conv."),
+  (r"\.mask_downsampler\.encoder\.(1|4|7|10)\.", lambda m: f".mask_downsampler.layers.{int(m[1]) // 3}.layer_norm."),
+  # perceptrons: of three layers, but for two in the blocks
+  (r"\.mlp\.layers\.0\.", ".mlp.proj_in."),
+  (r"\.mlp\.layers\.1\.", ".mlp.proj_out."),
+  (r"(_mlps\.\d+|_head|obj_ptr_proj)\.layers\.0\.", r"\1.proj_in."),
+  (r"(_mlps\.\d+|_head|obj_ptr_proj)\.layers\.1\.", r"\1.layers.0."),
+  (r"(_mlps\.\d+|_head|obj_ptr_proj)\.layers\.2\.", r"\1.proj_out."),
+  (r"^memory_encoder\.out_proj\.", "memory_encoder.projection."),
+  (r"^memory_encoder\.pix_feat_proj\.", "memory_encoder.feature_projection."),
+  (r"^memory_encoder\.fuser\.", "memory_encoder.memory_fuser."),
+  (r"\.gamma$", ".scale"),
+  (r"\.dwconv\.", ".depthwise_conv."),
+  (r"\.pwconv", ".pointwise_conv"),
+  (r"\.out_proj\.", ".o_proj."),
+  (r"\.norm", ".layer_norm"),
+  (r"^obj_ptr_proj\.", "object_pointer_proj."),
+  (r"^obj_ptr_tpos_proj\.", "temporal_positional_encoding_projection_layer."),
+  (r"^maskmem_tpos_enc$", "memory_temporal_positional_encoding"),
+  (r"^no_mem_embed$", "no_memory_embedding"),
+  (r"^no_mem_pos_enc$", "no_memory_positional_encoding"),
+  (r"^no_obj_ptr$", "no_object_pointer"),
+  (r"^no_obj_embed_spatial$", "occlusion_spatial_embedding_parameter"),
 )
 POINT = re.compile(r"prompt_encoder\.point_embeddings\.(\d+)\.weight")
-SHARED = "prompt_encoder.shared_embedding.positional_embedding"
 # (width, blocks) of the image encoder -> what the checkpoint does not say of it
 SIZES: dict[tuple[int, int], dict[str, Any]] = {
   (96, 12): {"blocks_per_stage": [1, 2, 7, 2], "global_attention_blocks": [5, 7, 9]},
@@ -81,14 +81,19 @@ PICTURES: dict[str, Any] = {
 }
 
 
+def renamed(name: str, rules: Rules) -> str:
+  for pattern, to in rules:
+    name = re.sub(pattern, to, name)
+  return name
+
+
 def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
   """sam2's names -> transformers'. Its four point embeddings are rows of one there, and its random frequencies are held
   twice."""
   out: dict[str, Tensor] = {}
   points: dict[int, Tensor] = {}
   for name, value in state.items():
-    for pattern, to in RENAMES:
-      name = pattern.sub(to, name)
+    name = renamed(name, RENAMES)
     point = POINT.fullmatch(name)
     if point:
       points[int(point[1])] = value

@@ -91,7 +91,7 @@ def prepare(model: Any) -> None:
 def features(model: Any, pictures: Tensor) -> Tensor:
   """(B, 3, H, W), normalized -> the frozen backbone's map, (B, C, h, w)."""
   found: Any = model.model.backbone.model(pictures)
-  maps = found.feature_maps if isinstance(found, dict) else found
+  maps = getattr(found, "feature_maps", found)
   return maps[-1]
 
 

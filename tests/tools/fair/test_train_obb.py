@@ -99,7 +99,7 @@ def test_what_comes_out_lies_where_it_is_in_the_picture(trained):
 
 
 def test_all_formats_say_the_same(trained, tmp_path, monkeypatch):
-  _, out, boxes = planted(trained)
+  _, out, _ = planted(trained)
   monkeypatch.setattr(Predictor, "run", lambda self, frame: out)
   made.render(tmp_path / "p", 2, 7, w=192, h=144)
   args = infer.Options(model=trained, paths=(str(tmp_path / "p"),), output=tmp_path / "o", visualize=True)

@@ -24,6 +24,7 @@ from openpilot.tools.fair.tasks.objects import SCORES
 from openpilot.tools.lib.errors import UserError, printable, warn
 
 NAME = "labeled"  # of the data's own labels in the store
+FREE = "unlabeled"  # segments of pictures that teachers alone label
 UNKNOWN_SCALE = 0.4, 2.2  # of pictures of any camera in openpilot's view
 HELD_OUT = 0.1  # of the pictures, where there is no --val
 BATCH = 8
@@ -51,10 +52,6 @@ class Said:
   features: bool = False
   zoom: tuple[float, float] | None = None
   pixels: list[tuple[str, float, float]] = field(default_factory=list)
-
-  @property
-  def pictures(self) -> int:
-    return self.labeled + self.unlabeled
 
 
 def open_labeled(path: Path, images: Path | None, license: str) -> list[Pictures]:
@@ -212,7 +209,7 @@ def fill(args: Any, spec: InputSpec, teachers: list[Any], see: See | None = None
     check_teacher(t, [], [*parts, *free], None, spec)
   scores, masked, features = known_to(teachers, classes)
   stores = {k: args.output / "labels" / k for k in ("train", "val")}
-  sets = {"train": (named(parts, "train"), named(free, "unlabeled")), "val": (named(val, "val"), [])}
+  sets = {"train": (named(parts, "train"), named(free, FREE)), "val": (named(val, "val"), [])}
   for k, (own, more) in sets.items():
     if not own:
       continue

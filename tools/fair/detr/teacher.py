@@ -1,5 +1,5 @@
-"""Detection transformers as teachers: DETR (on ResNet or DINOv3), RT-DETR v1 and v2, D-FINE, DEIMv2 (on DINOv3), from a
-local folder in transformers' format.
+"""Detection transformers as teachers: DETR (on ResNet or DINOv3), Deformable DETR, RT-DETR v1 and v2, D-FINE, DEIMv2
+(on DINOv3), from a local folder in transformers' format. One that `images train-detr` made keeps its own classes.
 
 Pictures are resized and rounded as the official processors do it, so that what was published as accuracy holds."""
 
@@ -11,15 +11,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from openpilot.tools.fair.detr.experiment import hash_of, is_detr
 from openpilot.tools.learn.device import Device, choose_device
 from openpilot.tools.fair.hf import MODES, check_size, load_model, read_config, read_json, read_values
 from openpilot.tools.learn.memory import halve_on_oom
 from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State, check_least, hash_weights
 from openpilot.tools.lib.errors import UserError, printable
 
-# transformers' model_type -> how its logits become scores: 'softmax' (the last class is "nothing") or 'sigmoid' (the
-# best of all queries and classes)
-SCORES = {"detr": "softmax", "rt_detr": "sigmoid", "rt_detr_v2": "sigmoid", "d_fine": "sigmoid", "deimv2": "sigmoid"}
+# transformers' model_type -> how its logits become scores: 'softmax' (the last class is "nothing"), 'sigmoid' (as many
+# of all queries and classes as there are queries, the best) or 'many' (the best MOST of them)
+SCORES = {
+  "detr": "softmax",
+  "deformable_detr": "many",
+  "rt_detr": "sigmoid",
+  "rt_detr_v2": "sigmoid",
+  "d_fine": "sigmoid",
+  "deimv2": "sigmoid",
+}
+MOST = 300
 PREPROCESSORS = (
   "preprocessor_config.json",
   "video_preprocessor_config.json",
@@ -150,6 +159,8 @@ class DetrTeacher:
       )
     self.name, self.license, self.model_id = name, entry.license, entry.weights or path.name
     self.checkpoint_hash = hash_weights(path)
+    if is_detr(path):  # checkpoints of its training are beside it
+      self.model_id, self.checkpoint_hash = path.name, hash_of(path)
     self.device = choose_device(device, precision or "float32")
     if pictures.get("do_normalize", True):
       read_values(pictures, path / PREPROCESSORS[0])  # raises on what is none
@@ -161,7 +172,10 @@ class DetrTeacher:
     )
     self.model: Any = load_model(path, self.device, "AutoModelForObjectDetection")
     self.names: dict[int, str] = dict(self.model.config.id2label)
-    self.classes, self.lut = road_classes(self.names, table)
+    if is_detr(path) and table is None:
+      self.classes, self.lut = tuple(self.names.values()), np.arange(len(self.names), dtype=np.int16)
+    else:
+      self.classes, self.lut = road_classes(self.names, table)
     if (self.lut < 0).all():
       some = ", ".join(list(self.names.values())[:4])
       raise UserError(
@@ -205,7 +219,10 @@ class DetrTeacher:
       scores, classes = logits.softmax(-1)[..., :-1].max(-1)
     else:
       count = logits.shape[-1]
-      scores, flat = logits.sigmoid().flatten(1).topk(logits.shape[1], dim=-1)
+      most = logits.shape[1]
+      if self.scoring == "many":  # a query may be of several classes: the official 100 are too few for a crowd
+        most = min(MOST, most * count)
+      scores, flat = logits.sigmoid().flatten(1).topk(most, dim=-1)
       classes, query = flat % count, flat // count
       boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
     good = scores > self.threshold

@@ -11,7 +11,8 @@ from pycocotools import mask as coco_mask
 from openpilot.tools.fair.evaluation.detections import RECALLS, best_iou
 
 IOU = 0.5  # at which a detection is right, where one number is told
-STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100")
+SIZES = ("small", "medium", "large")
+STATS = ("ap", "ap50", "ap75", *(f"ap_{s}" for s in SIZES), "ar1", "ar10", "ar100", *(f"ar_{s}" for s in SIZES))
 AT = {"0.50": 0, "0.75": 5}  # places among COCO's ten thresholds
 
 
@@ -25,15 +26,15 @@ def coco_scores(
 ) -> dict[str, Any]:
   """COCO's numbers. truth: a COCO JSON, read; found: COCO's results; kind: 'bbox' or 'segm'.
 
-  -> 'stats' by name (None: nothing of that size is there), 'classes': {name: {ap, ap50, truths}}, 'curves': {class or
-  'all': {IoU: precision at 101 recalls}}."""
+  -> 'stats' by name (None: nothing of that size is there), 'classes': {name: {ap, ap50, ar, truths}}, 'curves': {class
+  or 'all': {IoU: precision at 101 recalls}}."""
   categories = list(truth["categories"])
   counts = {
     c["id"]: sum(a["category_id"] == c["id"] and not a["iscrowd"] for a in truth["annotations"]) for c in categories
   }
   if not found:
     stats = {k: 0.0 if k in ("ap", "ap50", "ap75", "ar1", "ar10", "ar100") else None for k in STATS}
-    nothing = {"ap": 0.0, "ap50": 0.0, "best_f1": 0.0, "best_score": 0.0}
+    nothing = {"ap": 0.0, "ap50": 0.0, "ar": 0.0, "best_f1": 0.0, "best_score": 0.0}
     classes = {c["name"]: {**nothing, "truths": n} for c in categories if (n := counts[c["id"]])}
     return {"stats": stats, "classes": classes, "curves": {}}
   with contextlib.redirect_stdout(io.StringIO()):
@@ -50,8 +51,9 @@ def coco_scores(
     e.evaluate()
     e.accumulate()
     e.summarize()
-  stats = {k: known(float(v)) for k, v in zip(STATS, e.stats[:9], strict=True)}
+  stats = {k: known(float(v)) for k, v in zip(STATS, e.stats[: len(STATS)], strict=True)}
   precision, scores = (np.asarray(e.eval[k]) for k in ("precision", "scores"))  # IoU, recall, class, size, detections
+  recall = np.asarray(e.eval["recall"])  # IoU, class, size, detections
   classes, curves = {}, {}
   for k, c in enumerate(sorted(categories, key=lambda c: c["id"])):
     mine = precision[:, :, k, 0, -1]
@@ -60,6 +62,7 @@ def coco_scores(
       classes[c["name"]] = {
         "ap": mean(mine),
         "ap50": mean(mine[:1]),
+        "ar": mean(recall[:, k, 0, -1]),
         "truths": counts[c["id"]],
         "best_f1": f1,
         "best_score": at,

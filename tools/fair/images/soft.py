@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from openpilot.tools.fair.detr.experiment import is_detr
 from openpilot.tools.fair.grounded_sam.experiment import read_experiment
 from openpilot.tools.fair.labels.collector import take
 from openpilot.tools.fair.options import options_of
@@ -71,11 +72,15 @@ def load_experiment(
   folder: Path, score: float, accepted: tuple[str, ...], device: str | None, told: tuple[str, ...] = ()
 ) -> SoftTeacher:
   """What `images train-teacher` tuned, adapters merged, with its scores of all classes and its feature map. told:
-  KEY=VALUE, or TEACHER.KEY=VALUE, as detector=NAME where there is SAM alone. Raises UserError."""
-  if not (folder / "metadata.json").is_file():
-    raise UserError(f"--teacher-dir {folder}: it is no folder of `tools/op.sh images train-teacher`: no metadata.json")
+  KEY=VALUE, or TEACHER.KEY=VALUE, as detector=NAME where there is SAM alone. Or what `images train-detr` made. Raises
+  UserError."""
+  detr = is_detr(folder)
+  if not detr and not (folder / "metadata.json").is_file():
+    raise UserError(
+      f"--teacher-dir {folder}: it is no folder of `tools/op.sh images train-teacher` or train-detr: no metadata.json"
+    )
   there = options_of(str(folder))
-  scores = "class_scores" in there and "grounding_dino" in read_experiment(folder).teachers
+  scores = not detr and "class_scores" in there and "grounding_dino" in read_experiment(folder).teachers
   more: dict[str, Any] = {"score": score if scores else FLOOR, "class_scores": scores, "features": True}
   for item in told:
     key, equals, text = item.partition("=")

@@ -15,7 +15,7 @@ from typing import Any
 from openpilot.tools.fair.images.augment import read_recipe
 from openpilot.tools.fair.images.families import check_family, select_student_model
 from openpilot.tools.fair.images.loss import PARTS, balance, read_weights, say_balance
-from openpilot.tools.fair.images.store import Said, fill
+from openpilot.tools.fair.images.store import FREE, Said, fill
 from openpilot.tools.fair.labels.label import parse_weights
 from openpilot.tools.fair.labels.sources.pictures import plain_name
 from openpilot.tools.fair.options import parse_options
@@ -43,6 +43,7 @@ class Options:
   teachers: str = flag("", help="or teachers as they are, comma-separated; `tools/op.sh teachers` lists them")
   untuned: bool = flag(False, help="teachers that were not tuned on this data may teach; the card says it")
   unlabeled: Path | None = flag(None, aliases=("--unlabelled",), help="a folder of pictures that teachers alone teach")
+  unlabeled_share: float = flag(0.5, aliases=("--unlabelled-share",), help="of what is seen: theirs at most")
   alias: tuple[str, ...] = flag((), metavar="NAME=CLASS", help="a teacher's name of one of the data's classes")
   teacher_score: float = flag(0.4, help="from which on what a teacher says is an object; what is below teaches softly")
   student: str = flag("", help=f"one of {', '.join(OURS)}; default: by the data")
@@ -111,6 +112,8 @@ def check_options(args: Options) -> InputSpec:
     raise UserError(f"--steps {args.steps}: it is at least 1")
   if not 0 < args.lr < math.inf:
     raise UserError(f"--lr {args.lr:g}: the learning rate is above 0, as {NEWEST}")
+  if not 0 < args.unlabeled_share < 1:
+    raise UserError(f"--unlabeled-share {args.unlabeled_share:g}: a share is between 0 and 1")
   if not 0 < args.teacher_score < 1:
     raise UserError(f"--teacher-score {args.teacher_score:g}: a score is between 0 and 1")
   if args.input == "model-frame":
@@ -144,6 +147,12 @@ def teachers_of(args: Options) -> list[Any]:
   ]
 
 
+def unlabeled_weight(said: Said, share: float) -> float:
+  """How often an unlabeled picture is drawn beside a labeled one, so that they are at most `share` of what is seen: a
+  crowd of them would leave the labels little to say."""
+  return min(1.0, share / (1 - share) * said.labeled / max(1, said.unlabeled))
+
+
 def config_of(args: Options, said: Said, student: str) -> Any:
   """-> distillation's Config. said: what is learned from."""
   from openpilot.tools.fair.distillation.config import Config
@@ -158,7 +167,8 @@ def config_of(args: Options, said: Said, student: str) -> Any:
   parts = {f"{head}/embed": 0.0} if head == "objects" else {}
   for part, names in PARTS.items():
     parts |= {k: weights.get(part, 0.0) for k in names}
-  per_epoch = max(1, math.ceil(said.pictures / args.batch_size))
+  often = unlabeled_weight(said, args.unlabeled_share)
+  per_epoch = max(1, math.ceil((said.labeled + often * said.unlabeled) / args.batch_size))
   steps = args.steps if args.steps is not None else args.epochs * per_epoch
   return Config(
     student=student,
@@ -170,6 +180,7 @@ def config_of(args: Options, said: Said, student: str) -> Any:
     lr=args.lr,
     warmup=min(200, steps // 10),
     seed=args.seed,
+    sample=[f"{FREE}*={often:.6g}"] if said.unlabeled and often < 1 else [],
     parts=parts,
     mirror=all(TASKS[t].mirror for t in tasks),
     augment=args.augment != "none",
@@ -184,7 +195,7 @@ def config_of(args: Options, said: Said, student: str) -> Any:
   )
 
 
-def write_config(args: Options, said: Said, config: Any, weights: dict[str, float]) -> None:
+def write_config(args: Any, said: Said, config: Any, weights: dict[str, float]) -> None:
   """distillation_config.yaml, as the note has it: what the data decided."""
   import yaml
 
@@ -202,8 +213,9 @@ def write_config(args: Options, said: Said, config: Any, weights: dict[str, floa
     tmp.write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
 
 
-def learn(args: Options, said: Said, config: Any, accepted: tuple[str, ...]) -> dict[str, float]:
-  """The run of distill. -> held-out losses."""
+def learn(args: Any, said: Said, config: Any, accepted: tuple[str, ...], weights: dict[str, float]) -> dict[str, float]:
+  """The run of distill. args: of this command, or of train_obb. weights: of the loss, as they are told. -> held-out
+  losses."""
   from openpilot.tools.fair.distillation import distill
   from openpilot.tools.fair.distillation.options import Options as Distill
   from openpilot.tools.learn.processes import is_first, said_once
@@ -228,7 +240,7 @@ def learn(args: Options, said: Said, config: Any, accepted: tuple[str, ...]) -> 
       print(f"{args.output}: the run is complete at step {run.step}")
       return {}
     if is_first():
-      write_config(args, said, config, balance(args, said, config.student)[0])
+      write_config(args, said, config, weights)
     return run.fit()
 
 
@@ -240,18 +252,22 @@ def run(args: Options) -> Path:
   student = args.student or select_student_model(said.info, args.size)
   config = config_of(args, said, student)
   accepted = tuple(dict.fromkeys((*args.accept_license, said.license)))  # who brings the pictures may use them
-  learn(args, said, config, accepted)
+  learn(args, said, config, accepted, balance(args, said, student)[0])
   if not args.export:
     return args.output
+  untuned = args.untuned and said.teachers
+  return export_bundle(
+    args.output, accepted, f"Teachers were not tuned on this data: {', '.join(said.teachers)}." if untuned else ""
+  )
+
+
+def export_bundle(output: Path, accepted: tuple[str, ...], told: str = "") -> Path:
+  """told: for the card. -> the bundle's folder."""
   from openpilot.tools.fair.bundle import export
 
-  bundle = bundle_of(args.output)
-  untuned = (
-    f"Teachers were not tuned on this data: {', '.join(said.teachers)}." if args.untuned and said.teachers else ""
-  )
-  export.run(
-    export.Options(run=args.output, output=bundle, accept_license=accepted, weights="auto", tinygrad=False), untuned
-  )
+  bundle = bundle_of(output)
+  more = export.Options(run=output, output=bundle, accept_license=accepted, weights="auto", tinygrad=False)
+  export.run(more, told)
   return bundle
 
 

@@ -1,0 +1,221 @@
+#!/usr/bin/env python3
+"""Students of labeled pictures, by folds: each picture of PennFudan is judged by a student that has not seen it. Labels
+alone, beside labels and a teacher, beside these and pictures without labels, and with parts of the loss left out; and
+the teacher itself.
+
+python tests/bench/bench_pictures.py --data FOLDER --output DIR [--unlabeled PICTURES] [--variants labels teacher]
+
+FOLDER holds pennfudan and the weights. What is in DIR already is not trained again; stopped, the same command goes
+on."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file
+  import from_root  # noqa: F401
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from openpilot.tools.fair.images.check import Check
+from openpilot.tools.fair.images.dataset import open_dataset
+from openpilot.tools.fair.images.evaluate import truth_of
+from openpilot.tools.fair.images.predict import Predictor, coco_rows
+from openpilot.tools.fair.images.score import by_image, coco_scores, matched_iou
+from openpilot.tools.fair.images.soft import FLOOR
+from openpilot.tools.fair.labels import rle
+from openpilot.tools.fair.registry import load_teacher
+from openpilot.tools.fair.teacher import Clip
+from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.files import write_json
+from openpilot.tools.lib.pictures import read_rgb
+
+TEACHER = "rtmdet-nano-person"
+TAUGHT = ("--teachers", TEACHER, "--untuned", "--alias", "person=pedestrian")
+# what is learned from, of each fold
+VARIANTS: dict[str, tuple[str, ...]] = {
+  "labels": (),
+  "teacher": TAUGHT,
+  "unlabeled": TAUGHT,
+  "no-logit": (*TAUGHT, "--no-logit"),
+  "no-segmentation": (*TAUGHT, "--no-segmentation"),
+}
+DRAWS = 200  # of the bootstrap over pictures
+SCORE = 0.3
+Rows = list[dict[str, Any]]
+
+
+def write_pennfudan(folder: Path, to: Path) -> Path:
+  """Its masks as COCO JSON."""
+  images: Rows = []
+  rows: Rows = []
+  for path in sorted((folder / "PNGImages").glob("*.png")):
+    ids = np.asarray(Image.open(folder / "PedMasks" / f"{path.stem}_mask.png"))
+    h, w = ids.shape
+    images.append({"id": len(images) + 1, "file_name": path.name, "width": w, "height": h})
+    for k in np.unique(ids[ids > 0]):
+      mask = {"size": [h, w], "counts": rle.encode((ids == k)[None])[0]}
+      own = {"id": len(rows) + 1, "image_id": len(images), "category_id": 1, "iscrowd": 0}
+      rows.append({**own, "segmentation": mask})
+  write_json(to, {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "pedestrian"}]})
+  return to
+
+
+def write_folds(data: Path, folds: int, seed: int) -> list[list[int]]:
+  """Beside `data` a train-K.json for each fold. -> its pictures that are judged."""
+  coco = json.loads(data.read_text())
+  order = np.random.default_rng(seed).permutation([i["id"] for i in coco["images"]])
+  judged = [sorted(order[k::folds].tolist()) for k in range(folds)]
+  for k, held in enumerate(judged):
+    kept = {
+      key: [r for r in coco[key] if r[at] not in held] for key, at in (("images", "id"), ("annotations", "image_id"))
+    }
+    write_json(data.with_name(f"train-{k}.json"), {**coco, **kept})
+  return judged
+
+
+def train(fold: int, variant: str, args: argparse.Namespace) -> Path:
+  """-> the student's folder."""
+  out = args.output / f"{variant}-{fold}"
+  if (out / out.name / "manifest.json").exists():
+    return out
+  options = [
+    "--data",
+    args.output / f"train-{fold}.json",
+    "--images",
+    args.data / "pennfudan/PNGImages",
+    "--output",
+    out,
+  ]
+  options += ["--size", args.size, "--picture-size", args.picture_size, "--steps", args.steps, "--augment", "plain"]
+  options += ["--backbone", "mobilenetv2_100_same", "--batch-size", args.batch_size, "--license", "research"]
+  options += ["--pretrained", args.data / "weights/timm_mobilenetv2_100_imagenet.pth", *VARIANTS[variant]]
+  options += ["--precision", args.precision] if args.precision else []
+  options += ["--unlabeled", args.unlabeled] if variant == "unlabeled" else []
+  options += ["--resume"] if (out / "last.pt").exists() else []
+  what = [sys.executable, "-P", "-m", "openpilot.tools.fair.images.train_student", *map(str, options)]
+  print(f"{variant}, fold {fold}", flush=True)
+  if code := subprocess.run(what).returncode:
+    raise UserError(f"{variant}, fold {fold} ended with exit code {code}")
+  return out
+
+
+def found_by(student: Path, data: Any, ids: Sequence[int]) -> Rows:
+  predictor = Predictor(student, FLOOR)
+  pictures = [p for p in data.pictures if p.entry["id"] in ids]
+  rows: Rows = []
+  for p in pictures:
+    (one,) = predictor([read_rgb(p.path)])
+    rows += coco_rows(one, p.entry["id"], [1], len(rows) + 1)
+  return rows
+
+
+def found_by_teacher(data: Any) -> Rows:
+  teacher = load_teacher(TEACHER, None, [], score=FLOOR)
+  rows: Rows = []
+  for p in tqdm(data.pictures, desc=TEACHER, unit="picture"):
+    rgb = np.ascontiguousarray(read_rgb(p.path).transpose(2, 0, 1))
+    teacher.prepare(*rgb.shape[1:])
+    t = teacher.label(Clip(rgb[None]))[0]["boxes"]
+    for x0, y0, x1, y1, s in zip(*(np.asarray(t[k], float) for k in ("x0", "y0", "x1", "y1", "score")), strict=True):
+      box = [x0 + 0.5, y0 + 0.5, x1 - x0, y1 - y0]
+      own = {"id": len(rows) + 1, "image_id": p.entry["id"], "category_id": 1, "score": s, "area": box[2] * box[3]}
+      rows.append({**own, "bbox": box})
+  return rows
+
+
+def figures(truth: Mapping[str, Any], rows: Rows) -> dict[str, float]:
+  out: dict[str, float] = {}
+  for kind, name in (("bbox", "box"), ("segm", "mask")):
+    if kind == "segm" and not (rows and "segmentation" in rows[0]):
+      continue
+    stats = coco_scores(truth, rows, kind)["stats"]
+    out |= {f"{name} AP50": stats["ap50"] or 0.0, f"{name} AP": stats["ap"] or 0.0}
+    out[f"{name} IoU of found"] = matched_iou(truth, rows, kind, SCORE) or 0.0
+  return out
+
+
+def drawn(truth: Mapping[str, Any], rows: Rows, which: Sequence[int]) -> tuple[dict[str, Any], Rows]:
+  """Pictures drawn with repetition, each draw a picture of its own."""
+  theirs, mine = by_image(truth["annotations"]), by_image(rows)
+  images = [{**truth["images"][i], "id": n} for n, i in enumerate(which, 1)]
+  own = [truth["images"][i]["id"] for i in which]
+  a = [{**x, "image_id": n} for n, i in enumerate(own, 1) for x in theirs.get(i, [])]
+  b = [{**x, "image_id": n} for n, i in enumerate(own, 1) for x in mine.get(i, [])]
+  number = lambda every: [{**x, "id": n} for n, x in enumerate(every, 1)]  # noqa: E731
+  return {**truth, "images": images, "annotations": number(a)}, number(b)
+
+
+def ranges(truth: Mapping[str, Any], found: Mapping[str, Rows]) -> dict[str, dict[str, np.ndarray]]:
+  """(DRAWS,) of each figure of each variant, on the same draws."""
+  r, n = np.random.default_rng(0), len(truth["images"])
+  every: dict[str, list[dict[str, float]]] = {v: [] for v in found}
+  for _ in tqdm(range(DRAWS), desc="intervals", unit="draw"):
+    which = r.integers(0, n, n).tolist()
+    for v, rows in found.items():
+      every[v].append(figures(*drawn(truth, rows, which)))
+  return {v: {k: np.array([d[k] for d in draws]) for k in draws[0]} for v, draws in every.items()}
+
+
+def table(truth: Mapping[str, Any], found: Mapping[str, Rows]) -> list[str]:
+  """Markdown: each figure with a 95% interval over pictures; and beside labels alone, paired."""
+  points = {v: figures(truth, rows) for v, rows in found.items()}
+  drawn_ = ranges(truth, found)
+  names = list(next(iter(points.values())))
+  span = lambda x: "[{:.3f}, {:.3f}]".format(*np.percentile(x, [2.5, 97.5]))  # noqa: E731
+  out = ["| | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
+  for v, p in points.items():
+    out.append(f"| {v} | " + " | ".join(f"{p[k]:.3f} {span(drawn_[v][k])}" if k in p else "-" for k in names) + " |")
+    if v != "labels" and "labels" in points:
+      d = [
+        f"{p[k] - points['labels'][k]:+.3f} {span(drawn_[v][k] - drawn_['labels'][k])}" if k in p else "-"
+        for k in names
+      ]
+      out.append(f"| {v} - labels | " + " | ".join(d) + " |")
+  return out
+
+
+def main() -> None:
+  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p.add_argument("--data", type=Path, required=True)
+  p.add_argument("--output", type=Path, required=True)
+  p.add_argument("--unlabeled", type=Path)
+  p.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=["labels", "teacher"])
+  p.add_argument("--folds", type=int, default=5)
+  p.add_argument("--only", type=int, nargs="+", help="these folds; default: all")
+  p.add_argument("--steps", type=int, default=120)
+  p.add_argument("--batch-size", type=int, default=16)
+  p.add_argument("--size", default="nano")
+  p.add_argument("--picture-size", type=int, default=256)
+  p.add_argument("--precision", choices=("no", "bf16"))
+  p.add_argument("--seed", type=int, default=0, help="of the folds")
+  args = p.parse_args()
+  if "unlabeled" in args.variants and args.unlabeled is None:
+    raise UserError("the variant 'unlabeled' wants --unlabeled, a folder of pictures")
+  os.environ.setdefault("FAIR_WEIGHTS", str(args.data / "weights"))
+  data = write_pennfudan(args.data / "pennfudan", args.output / "pennfudan.json")
+  judged = write_folds(data, args.folds, args.seed)
+  folds = args.only if args.only is not None else range(args.folds)
+  checked = Check(open_dataset(data, args.data / "pennfudan/PNGImages"), True).run()
+  found: dict[str, Rows] = {v: [] for v in args.variants}
+  for k in folds:
+    for v in args.variants:
+      found[v] += found_by(train(k, v, args), checked, judged[k])
+  ids = {i for k in folds for i in judged[k]}
+  found[TEACHER] = [r for r in found_by_teacher(checked) if r["image_id"] in ids]
+  truth = truth_of(checked)
+  truth["images"] = [i for i in truth["images"] if i["id"] in ids]
+  truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in ids]
+  print(f"{len(ids)} pictures, {len(truth['annotations'])} pedestrians, {len(folds)} folds, {args.steps} steps")
+  print("\n".join(table(truth, found)))
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main)())

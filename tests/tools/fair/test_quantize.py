@@ -87,6 +87,16 @@ def test_what_is_left_float_is_float(prepared, ranges):
   assert node["gate"].input[1] in ("w_gate", "w_gate.cast") and node["out"].input[1] == "w_out"
 
 
+def test_an_activation_between_layers_that_stay_float_is_still_there(prepared, ranges, frames):
+  """The quantizer replaces a Relu by the rounding behind it: where nothing is rounded it must stay."""
+  target, want = TARGETS["x86-vnni"], run_all(prepared.SerializeToString(), frames[:2])
+  last = quantize(ranges[False], target, ["stem", "middle"])  # the last layers alone: what goes into them is rounded
+  assert max(errors(run_all(last, frames[:2]), want).values()) < 0.02
+  none = quantize(ranges[False], target, ["stem", "middle", "out", "classes"])
+  # but for the large weights that are stored in half
+  assert max(errors(run_all(none, frames[:2]), want).values()) < 1e-3
+
+
 def test_large_weights_that_stay_float_are_stored_in_half(prepared, ranges):
   made = weights_of(onnx.load_from_string(quantize(ranges[False], TARGETS["x86-vnni"])))
   assert made["w_gate.half"].dtype == np.float16

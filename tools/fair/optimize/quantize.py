@@ -89,16 +89,18 @@ def prepare(blob: bytes) -> onnx.ModelProto:
   return model
 
 
-def trunk(model: onnx.ModelProto) -> list[str]:
-  """Nodes that may be quantized: LAYERS, and what lies BETWEEN them. What takes a value of anything else, or leads to
-  no layer, computes with coordinates, scores or attention, and stays float."""
+def trunk(model: onnx.ModelProto, leave: Iterable[str] = ()) -> list[str]:
+  """Nodes that are quantized: LAYERS but those that are left float, and what lies BETWEEN them. What takes a value of
+  anything else, or leads to no such layer, computes with coordinates, scores or attention, and stays float; so does an
+  activation between float layers, which the quantizer would take away with nothing in its place."""
+  left = set(leave)
   constants = {i.name for i in model.graph.initializer}
   constants |= {o for n in model.graph.node if n.op_type == "Constant" for o in n.output}
   inside: dict[str, bool] = {}  # tensor -> whether it comes of the trunk
   nodes = []
   for node in model.graph.node:  # in order: what goes in was there before
     values = [i for i in node.input if i and i not in constants]
-    mine = node.op_type in LAYERS or (
+    mine = (node.op_type in LAYERS and node.name not in left) or (
       node.op_type in BETWEEN and bool(values) and all(inside.get(i, False) for i in values)
     )
     inside |= dict.fromkeys(node.output, mine)
@@ -182,8 +184,10 @@ def quantize(calibrated: Calibrated, target: Target, leave: Iterable[str] = ()) 
   from onnxruntime.quantization import QuantType
   from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-  model = onnx.ModelProto()
+  model, nodes = onnx.ModelProto(), trunk(calibrated.model, leave)
   model.CopyFrom(calibrated.model)
+  if not nodes:  # to the quantizer no name at all means every node
+    return plain(model)
   kind = QuantType.QUInt8 if target.activations == "uint8" else QuantType.QInt8
   quiet = logging.getLogger().level
   logging.getLogger().setLevel(logging.ERROR)  # it speaks to the root logger of what it leaves
@@ -195,7 +199,7 @@ def quantize(calibrated: Calibrated, target: Target, leave: Iterable[str] = ()) 
       QuantType.QInt8,
       kind,
       calibrated.ranges,
-      [n for n in trunk(calibrated.model) if n not in set(leave)],
+      nodes,
       [],
       [*LAYERS, *BETWEEN],
       {"ActivationSymmetric": target.symmetric, "WeightSymmetric": True},

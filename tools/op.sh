@@ -151,6 +151,7 @@ Label and learn: from routes to a student
   distill          train a student on a label store
   evaluate BUNDLE DATA     compare a bundle with its teachers and the truth: one page, and JSON
   export RUN       write a finished run as a bundle
+  optimize BUNDLE  its graphs in 8 bits for a processor, judged beside the float ones: --data, --int8, --apply
   train-scene      render, train, export and evaluate the first bundle, scene-nano
 
 Pictures: your own, with labels
@@ -158,6 +159,7 @@ Pictures: your own, with labels
   images train-teacher     tune Grounding DINO and SAM on them: small adapters, LoRA
   images train-student     a student that needs no prompt, from labels, teachers, or both: --data, --val, --output
   images train-detr        a detection transformer on a frozen backbone, DINOv3 or another: a teacher, or its own end
+  images train-obb         a student of oriented boxes, from YOLO-OBB, DOTA or COCO: --data, --teacher, --output
   images evaluate MODEL    COCO's AP, IoU, confusion, curves, worst pictures: one page, and JSON: --data
   images infer MODEL PATH...   what it finds in pictures and videos: COCO JSON, YOLO, CSV, drawn
   images augment   vary labeled pictures by what is known of them: --data, --what, --show, --output
@@ -221,6 +223,7 @@ case "$cmd" in
       train-teacher) module=train_teacher extras=tools,train ;;
       train-student) module=train_student extras=tools,train ;;
       train-detr) module=train_detr extras=tools,train ;;
+      train-obb) module=train_obb extras=tools,train ;;
       evaluate) module=evaluate extras=tools,train ;;
       infer) module=infer ;;
       augment) module=augment extras=tools,train ;;
@@ -237,6 +240,7 @@ case "$cmd" in
   distill) setup tools,train; py openpilot.tools.fair.distillation.distill "$@" ;;
   evaluate) setup tools,train; py openpilot.tools.fair.evaluation.evaluate "$@" ;;
   export) setup tools,train; py openpilot.tools.fair.bundle.export "$@" ;;
+  optimize) setup tools,train; py openpilot.tools.fair.optimize.optimize "$@" ;;
   compile) setup tools,compile; py openpilot.tools.fair.comma_four.report "$@" ;;
   dgx)
     verb="${1:-}"

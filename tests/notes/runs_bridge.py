@@ -14,6 +14,7 @@ from dinov3_bridge.config import DinoV3Config
 from dinov3_bridge.model import DinoV3Teacher
 from openpilot.tools.fair.dinov3.losses import masked_cosine_loss
 from openpilot.tools.fair.hf import preprocess
+from openpilot.tools.fair.images.obb_trainer import DinoOBBTrainer
 
 NOTE = "dinov3_bridge.md"
 COMMON = {"Path": Path, "torch": torch, "Tensor": Tensor}
@@ -73,10 +74,16 @@ def usage(block: Block) -> None:
 
 @fails(NOTE, 7)
 def oriented_boxes(block: Block) -> None:
-  """Its teacher works; its loss does not, and neither would it with a target."""
-  made = block.run(DinoV3Config=DinoV3Config, F=F, **COMMON)["DinoOBBTrainer"](
-    SimpleNamespace(dino_root=Path("dinov3")), torch.device("cpu")
-  )
+  """Its teacher works; its loss does not, and neither would it with a target. Ours takes the same words."""
+  theirs = block.run(DinoV3Config=DinoV3Config, F=F, **COMMON)["DinoOBBTrainer"]
+  said = SimpleNamespace(dino_root=Path("dinov3")), torch.device("cpu")
+  made, ours = theirs(*said), DinoOBBTrainer(*said)
+  for name in ("__init__", "compute_distillation_loss"):
+    same_call(getattr(DinoOBBTrainer, name), getattr(theirs, name))
+  student = torch.nn.Conv2d(3, 8, 8, 8)
+  loss = ours.compute_distillation_loss(pictures(), student(pictures()))
+  loss.backward()
+  assert loss.shape == () and student.weight.grad is not None and not ours.teacher.training
   x = pictures()
   seen = made.teacher.extract_feature_map(x)
   with pytest.raises(TypeError):

@@ -184,7 +184,7 @@ def test_parts_by_parameter_and_by_name():
     part_of({"head": "objects", "name": "x", "parameters": {"part": "box"}}) == "box"
     and part_of({"head": "depth", "name": "log_z"}) == "depth"
   )
-  assert set(HEADS) == {"depth", "segmentation", "features", "objects", "detector", "lanes"}
+  assert set(HEADS) == {"depth", "segmentation", "features", "objects", "detector", "oriented", "lanes"}
 
 
 @pytest.mark.parametrize(("view", "k"), [("medmodel", medmodel_intrinsics), ("sbigmodel", sbigmodel_intrinsics)])

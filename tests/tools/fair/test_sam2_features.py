@@ -49,7 +49,7 @@ def test_frames_are_stretched_as_officially_and_labeled(folder):
   teacher, rgb = load_teacher("sam2-features-tiny", folder, device="cpu"), images(40, 72, 3)
   teacher.prepare(40, 72)
   (label,) = teacher.labels
-  assert (label.name, label.shape, list(task_of(label))) == ("features", SMALL, ["features"])
+  assert (label.name, label.shape, list(task_of(label))) == ("features", SMALL, ["features", "patches"])
   labels, state = teacher.label(Clip(rgb.numpy()))
   assert state is None and not teacher.stateful and labels["features"].dtype == np.float16
   squares = torch.nn.functional.interpolate(rgb.float(), (S, S), mode="bilinear", antialias=True)

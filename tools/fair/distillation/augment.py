@@ -108,6 +108,14 @@ def draw(
   return a
 
 
+def turned(a: Augmentation, degrees: float) -> Augmentation:
+  """The same, and then turned about the picture's center: positive ones turn x towards y."""
+  c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+  x, y = (a.picture.width - 1) / 2, (a.picture.height - 1) / 2
+  turn = np.array([[c, -s, x - c * x + s * y], [s, c, y - s * x - c * y], [0, 0, 1]])
+  return replace(a, matrix=turn @ a.matrix)
+
+
 def bounded(a: Augmentation) -> float:
   """The gain that keeps a middle gray one: a picture of which nothing is left teaches nothing."""
   gray = 0.5**a.gamma

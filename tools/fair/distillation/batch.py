@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 
-from openpilot.tools.fair.distillation.augment import Augmentation, draw, none, warp_frame, warp_grid
+from openpilot.tools.fair.distillation.augment import Augmentation, draw, none, turned, warp_frame, warp_grid
 from openpilot.tools.fair.distillation.data import Clips, RawClip
 from openpilot.tools.fair.tasks import TASKS
 from openpilot.tools.learn.handover import Collate, begin, handed_over
@@ -83,11 +83,14 @@ class Batches(torch.utils.data.Dataset):
     light: float = 1.0,
     zoom: tuple[float, float] | None = None,
     pixels: Sequence[tuple[str, float, float]] = (),
+    turn: float = 0.0,
   ):
+    self.turn = turn
     self.clips, self.seed, self.mirror, self.light, self.zoom, self.pixels = clips, seed, mirror, light, zoom, pixels
 
   def change(self, r: np.random.Generator) -> Augmentation:
-    return draw(r, self.mirror, self.clips.picture, self.light, self.zoom, self.pixels)
+    a = draw(r, self.mirror, self.clips.picture, self.light, self.zoom, self.pixels)
+    return turned(a, float(r.uniform(-self.turn, self.turn))) if self.turn else a
 
   def __getitem__(self, what: tuple[int, list[int], bool]) -> Batch:
     step, indices, augmented = what

@@ -53,6 +53,7 @@ class Config:
   classes: ClassSet = field(default_factory=road_classes)
   zoom: tuple[float, float] | None = None  # by which pictures are scaled at random; None: as a road camera's
   pixels: list[tuple[str, float, float]] = field(default_factory=list)  # changes of pixels.py: name, share, strength
+  turn: float = 0.0  # degrees by which pictures are turned at random, to both sides: those from above have no up
   ignore_classes: bool = False  # names of labels that `classes` does not know are left out
   per_height: bool = True  # depth is learned in heights of the camera, not in meters
 

@@ -77,7 +77,7 @@ def environment(args: Any, config: Config, train: Clips, labels: str) -> dict[st
 
 CLASS_LAYERS = {
   "maps": ("student.objects.segmentation.",),
-  "boxes": ("student.objects.heat.", "student.detector.logits."),
+  "boxes": ("student.objects.heat.", "student.detector.logits.", "student.oriented.heat."),
 }  # a channel for each class
 DEPTH_BIAS = "student.depth.depth.1.bias"  # added to the logarithm of depth
 LEARNED_HEIGHT = 1.275  # m: the mean of the simulator's cameras, from which students learned depth in meters

@@ -7,7 +7,7 @@ weighs what an object asks for; without scores all are 1. ignore (N, 4), if ther
 they are.
 The dicts of parts are weighted already: sum(parts.values()) is the loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -243,9 +243,11 @@ def heat_loss(heat: Tensor, o: Flat, cells: Tensor, keep: Tensor, valid: Tensor)
   return torch.where(positive, hit, miss * valid[:, None]).sum() / max(len(kept.cls), 1)
 
 
-def assign_cells(o: Flat, cells: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def assign_cells(
+  o: Flat, cells: Tensor, valid: Tensor, holds: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
   """Which cells answer for which object: its own and, of the 3x3 around it, those centered in its box; valid cells
-  only.
+  only. holds: (n, 9, 2) centers -> (n, 9) bool, which lie in the object, where it is no upright box.
 
   cells: (n, 2) int64 x, y in the grid.  valid: (B, h, w) bool. A cell wanted by several goes to the object whose own
                                          cell it is, then to the smallest.
@@ -255,7 +257,8 @@ def assign_cells(o: Flat, cells: Tensor, valid: Tensor) -> tuple[Tensor, Tensor,
   places = cells[:, None] + steps  # (n, 9, 2)
   own = (steps == 0).all(-1).expand(len(cells), -1)
   center = places * CELL + (CELL - 1) / 2
-  in_box = ((center >= o.boxes[:, None, :2]) & (center <= o.boxes[:, None, 2:])).all(-1) | own
+  upright = ((center >= o.boxes[:, None, :2]) & (center <= o.boxes[:, None, 2:])).all(-1)
+  in_box = (upright if holds is None else holds(center)) | own
   x, y = places[..., 0], places[..., 1]
   wanted = in_box & (x >= 0) & (x < w) & (y >= 0) & (y < h)
   x, y = x.clamp(0, w - 1), y.clamp(0, h - 1)

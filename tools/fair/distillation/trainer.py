@@ -172,7 +172,7 @@ class Run(Loop):
       for k, a in enumerate(starts)
     ]
     c = self.config
-    data = Batches(self.train, c.seed, c.mirror, c.light, c.zoom, c.pixels)
+    data = Batches(self.train, c.seed, c.mirror, c.light, c.zoom, c.pixels, c.turn)
     return load(data, what, 0 if self.train.live else self.workers)
 
   # *** checkpoints ***

@@ -1,4 +1,4 @@
-"""Objects drawn on a picture: masks tinted, boxes, class and score."""
+"""Objects drawn on a picture: masks tinted, boxes, oriented or not, class and score."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from openpilot.selfdrive.modeld.fair.heads.oriented import corners
 from openpilot.tools.fair.images.shapes import as_runs
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.lib.colors import Color, name_color
@@ -26,7 +27,7 @@ def draw(
   image = Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS) if scale < 1 else Image.fromarray(rgb)
   font = ImageFont.load_default(size=max(12, round(max(size) / 60)))
   for r in rows:
-    if mask := r.get("segmentation"):
+    if (mask := r.get("segmentation")) and "obb" not in r:
       alpha = Image.fromarray(rle.decode(as_runs(mask, w, h)["counts"], h, w).astype(np.uint8) * TINT).resize(size)
       image.paste(Image.new("RGB", size, name_color(names[r["category_id"]])), mask=alpha)
   d = ImageDraw.Draw(image)
@@ -34,7 +35,13 @@ def draw(
     color = name_color(names[r["category_id"]])
     text = printable(names[r["category_id"]], 30) + (f" {r['score']:.2f}" if "score" in r else "")
     text += " (crowd)" if r.get("iscrowd") else ""
-    named_box(d, [v * scale for v in r["bbox"]], text, color, font, max(2, round(max(size) / 400)))
+    line = max(2, round(max(size) / 400))
+    if "obb" in r:
+      p = corners(np.array(r["obb"]))[0] * scale
+      d.line([tuple(v) for v in (*p.tolist(), *p[:2].tolist())], fill=color, width=line)
+      name_at(d, float(p[:, 0].min()), float(p[:, 1].min()), text, color, font)
+      continue
+    named_box(d, [v * scale for v in r["bbox"]], text, color, font, line)
   return np.asarray(image)
 
 
@@ -42,6 +49,11 @@ def named_box(d: Any, box: Sequence[float], text: str, color: Color, font: Any, 
   """box: x, y, width, height in d's pixels; the text above its upper left corner."""
   x, y, w, h = box
   d.rectangle((x, y, x + w, y + h), outline=color, width=line)
+  name_at(d, x, y, text, color, font)
+
+
+def name_at(d: Any, x: float, y: float, text: str, color: Color, font: Any) -> None:
+  """The text above a corner."""
   at = x + 2, max(0.0, y - 14)
   d.rectangle(d.textbbox(at, text, font=font), fill=color)
   d.text(at, text, fill=(0, 0, 0) if sum(color) > 330 else (255, 255, 255), font=font)

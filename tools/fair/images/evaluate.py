@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Judges a student by labeled pictures: COCO's AP by size and class, of boxes and masks, IoU, which class is taken for
-which, precision and recall, and the worst pictures, as one page and as JSON."""
+which, precision and recall, and the worst pictures, as one page and as JSON. Of oriented boxes: DOTA's mAP."""
 
 import time
 from dataclasses import dataclass
@@ -163,6 +163,10 @@ def run(args: Options) -> dict[str, Any]:
   if args.worst < 0 or args.threads < 1:
     raise UserError("--worst is at least 0, --threads at least 1")
   predictor = Predictor(args.model, LOW, args.threads, args.runner)
+  if predictor.head == "oriented":
+    from openpilot.tools.fair.images.evaluate_oriented import evaluate_oriented
+
+    return evaluate_oriented(predictor, args)
   data = open_dataset(args.data, args.images)
   checked = Check(data, True).run()
   if said := data.problems.lines(True):

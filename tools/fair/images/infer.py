@@ -13,15 +13,18 @@ import numpy as np
 from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
+from openpilot.selfdrive.modeld.fair.heads.oriented import corners
 from openpilot.tools.fair.images.predict import Found, Predictor, coco_rows
 from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
 from openpilot.tools.fair.labels.sources.pictures import Pictures, Video
+from openpilot.tools.fair.rotated import outline
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path, write_json
 from openpilot.tools.lib.options import option, parse
 
 FORMATS = ("coco", "yolo", "csv")
 CSV = ("picture", "class", "score", "x0", "y0", "x1", "y1")
+CORNERS = (*CSV[:3], *(f"{a}{k}" for k in range(1, 5) for a in "xy"))  # of oriented boxes
 FPS = 20  # of a video that is drawn
 
 
@@ -57,13 +60,23 @@ def name_of(part: Pictures, row: int) -> str:
 
 
 def yolo_lines(found: Found) -> list[str]:
-  """Class, center and size relative to the picture, score: as YOLO's programs write what they find."""
+  """Class, center and size relative to the picture, of oriented boxes their four corners, score: as YOLO's programs
+  write what they find."""
   w, h = found.size
   out = []
+  if found.oriented is not None:
+    for p, score, k in zip(corners(found.oriented) / [w, h], found.scores, found.classes, strict=True):
+      out.append(f"{k} " + " ".join(f"{v:.6f}" for v in p.ravel()) + f" {score:.5f}")
+    return out
   for (x0, y0, x1, y1), score, k in zip(found.boxes.tolist(), found.scores, found.classes, strict=True):
     box = (x0 + x1) / 2 / w, (y0 + y1) / 2 / h, (x1 - x0) / w, (y1 - y0) / h
     out.append(f"{k} " + " ".join(f"{v:.6f}" for v in box) + f" {score:.5f}")
   return out
+
+
+def row_area(row: dict[str, Any]) -> float:
+  w, h = row["obb"][2:4] if "obb" in row else row["bbox"][2:]
+  return round(w * h, 2)
 
 
 class Writer:
@@ -75,6 +88,7 @@ class Writer:
     self.rows: list[dict[str, Any]] = []
     self.lines: list[tuple[Any, ...]] = []
     self.video: Any = None
+    self.columns: tuple[str, ...] = CSV
 
   def add(self, name: str, rgb: np.ndarray, found: Found) -> None:
     out = self.args.output
@@ -85,7 +99,10 @@ class Writer:
     if "yolo" in self.args.format:
       with atomic_path((out / "labels" / name).with_suffix(".txt")) as tmp:
         tmp.write_text("".join(f"{line}\n" for line in yolo_lines(found)))
-    for box, score, k in zip(found.boxes.tolist(), found.scores, found.classes, strict=True):
+    places = found.boxes.tolist()
+    if found.oriented is not None:
+      self.columns, places = CORNERS, outline(found.oriented)
+    for box, score, k in zip(places, found.scores, found.classes, strict=True):
       self.lines.append((name, self.names[int(k)], f"{score:.5f}", *(f"{v:.2f}" for v in box)))
     if not self.args.visualize:
       return
@@ -120,14 +137,14 @@ class Writer:
     out, written = self.args.output, []
     if "coco" in self.args.format:
       categories = [{"id": k, "name": n} for k, n in enumerate(self.names, 1)]
-      annotations = [{**r, "iscrowd": 0, "area": round(r["bbox"][2] * r["bbox"][3], 2)} for r in self.rows]
+      annotations = [{**r, "iscrowd": 0, "area": row_area(r)} for r in self.rows]
       write_json(
         out / "predictions.json", {"images": self.images, "annotations": annotations, "categories": categories}
       )
       written.append(out / "predictions.json")
     if "csv" in self.args.format:
       with atomic_path(out / "predictions.csv") as tmp, open(tmp, "w", newline="") as f:
-        csv.writer(f).writerows([CSV, *self.lines])
+        csv.writer(f).writerows([self.columns, *self.lines])
       written.append(out / "predictions.csv")
     if "yolo" in self.args.format:
       with atomic_path(out / "labels" / "classes.txt") as tmp:

@@ -14,6 +14,8 @@ WORDS = {
   "ap": "mean over IoU 0.50 to 0.95",
   "ap50": "at IoU 0.50",
   "ap75": "at IoU 0.75",
+  "ap50_area": "at IoU 0.50, the area under the curve",
+  "ap75_area": "at IoU 0.75, the area under the curve",
   "ap_small": "objects below 32 x 32 pixels",
   "ap_medium": "to 96 x 96 pixels",
   "ap_large": "above",
@@ -21,7 +23,15 @@ WORDS = {
   "ar10": "with 10",
   "ar100": "with 100",
 }
-KINDS = {"bbox": "boxes", "segm": "masks"}
+KINDS = {"bbox": "boxes", "segm": "masks", "oriented": "oriented boxes"}
+COCO = (
+  "An empty cell: no object of that size. COCO's average precision, by faster-coco-eval; at most 100 detections a "
+  "picture."
+)
+DOTA = (
+  "Average precision by DOTA's rules: rotated IoU, at IoU 0.50 the mean over 11 recalls, what is difficult counts "
+  "nowhere. The mean over IoU 0.50 to 0.95 is of areas under curves."
+)
 WIDTH, HEIGHT, LEFT, BELOW = 360, 240, 40, 30
 
 
@@ -63,7 +73,9 @@ def page(results: dict[str, Any], worst: Sequence[np.ndarray]) -> str:
   return template.render(
     r=results,
     kinds={k: v for k, v in KINDS.items() if k in results},
-    words=WORDS,
+    words={k: v for k, v in WORDS.items() if any(k in (results.get(kind, {}).get("stats") or {}) for kind in KINDS)},
+    note=DOTA if "oriented" in results else COCO,
+    classes=next((results[k].get("classes") or {} for k in KINDS if k in results), {}),
     number=number,
     matrix=matrix(results),
     plots=plots,

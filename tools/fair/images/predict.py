@@ -13,26 +13,31 @@ from openpilot.selfdrive.modeld.fair.bundle import Bundle, load_bundle
 from openpilot.selfdrive.modeld.fair.heads import HEADS
 from openpilot.selfdrive.modeld.fair.plan import plan_heads
 from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
+from openpilot.selfdrive.modeld.fair.heads.oriented import upright
 from openpilot.selfdrive.modeld.fair.runners import RUNNERS, make_runner
 from openpilot.tools.fair.labels.placement import place_input
 from openpilot.tools.fair.labels import rle
+from openpilot.tools.fair.rotated import outline
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.lib.errors import UserError
 
-FINDERS = ("objects", "detector")  # heads that find objects, the first that is there is asked
+FINDERS = ("objects", "detector", "oriented")  # heads that find objects, the first that is there is asked
 LOW = 0.01  # score that average precision wants
 
 
 @dataclass
 class Found:
   """Of one picture. boxes (N, 4) float32 x0 y0 x1 y1, pixels counted from the picture's corner; scores (N,) falling;
-  classes (N,) int64; masks: COCO run lengths of the whole picture, or None where the student makes none."""
+  classes (N,) int64; masks: COCO run lengths of the whole picture, or None where the student makes none; oriented
+  (N, 5) cx, cy, w, h, angle counted from the corner too, where the student makes these: boxes are then around them, cut
+  at the picture's edge."""
 
   boxes: np.ndarray
   scores: np.ndarray
   classes: np.ndarray
   size: tuple[int, int]  # width, height
   masks: list[str] | None = None
+  oriented: np.ndarray | None = None
 
 
 def find_bundle(path: Path) -> Path:
@@ -103,6 +108,12 @@ class Predictor:
     found = HEADS[self.head].decode(raw, self.specs, valid, DEFAULT_HEIGHT)
     matrix = self.spec.fit(*size)
     scale, shift = np.diag(matrix)[:2], matrix[:2, 2]
+    if self.head == "oriented":
+      turned = found.boxes.astype(np.float64)
+      turned[:, :2] = (turned[:, :2] - shift) / scale + 0.5
+      turned[:, 2:4] /= scale  # alike in both directions: pictures are letterboxed
+      around = np.clip(upright(turned), 0, [size[0], size[1]] * 2).astype(np.float32)
+      return Found(around, found.scores, found.class_ids, size, oriented=turned)
     boxes = ((found.boxes.reshape(-1, 2, 2) - shift) / scale).reshape(-1, 4) + 0.5
     boxes = np.clip(boxes, 0, [size[0], size[1]] * 2).astype(np.float32)
     masks = None
@@ -140,6 +151,9 @@ def coco_rows(found: Found, image: int, categories: Sequence[int], first: int = 
       "bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)],
       "score": round(float(found.scores[i]), 5),
     }
+    if found.oriented is not None:  # segmentation is what COCO's own tools draw
+      row["obb"] = [round(float(v), 5) for v in found.oriented[i]]
+      row["segmentation"] = [[round(v, 3) for v in outline(found.oriented[i : i + 1])[0]]]
     if found.masks is not None:
       row["segmentation"] = {"size": [h, w], "counts": found.masks[i]}
     out.append(row)

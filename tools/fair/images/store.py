@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from openpilot.tools.fair.labels.label import check_teacher
 from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
 from openpilot.tools.fair.labels.sources.pictures import Pictures
 from openpilot.tools.fair.labels.store import LabelStore
-from openpilot.tools.fair.spec import Class, ClassSet, InputSpec, plain, road_classes
+from openpilot.tools.fair.spec import UNKNOWN, Class, ClassSet, InputSpec, plain, road_classes
 from openpilot.tools.fair.tasks.objects import SCORES
 from openpilot.tools.lib.errors import UserError, printable, warn
 
@@ -27,6 +28,7 @@ FREE = "unlabeled"  # segments of pictures that teachers alone label
 UNKNOWN_SCALE = 0.4, 2.2  # of pictures of any camera in openpilot's view
 HELD_OUT = 0.1  # of the pictures, where there is no --val
 BATCH = 8
+See = Callable[[list[Pictures]], list[Pictures]]
 
 
 @dataclass
@@ -60,7 +62,7 @@ def open_labeled(path: Path, images: Path | None, license: str) -> list[Pictures
   parts = open_sources([str(path)], told)
   for p in parts:
     if not isinstance(p, Pictures) or p.carries.boxes is None:
-      raise UserError(f"{path} carries no boxes or masks; give a COCO JSON or a YOLO folder")
+      raise UserError(f"{path} carries no boxes or masks; give a COCO JSON, a YOLO or a DOTA folder")
   return [p for p in parts if isinstance(p, Pictures)]
 
 
@@ -79,7 +81,8 @@ def count(parts: list[Pictures]) -> tuple[Counter[str], int, int]:
       said = p.said(row)
       boxes += len(said.cls)
       masks += sum(m is not None for m in said.masks)
-      classes.update(names[k] for k in said.cls.tolist())
+      sure = said.cls if said.difficult is None else said.cls[~said.difficult]
+      classes.update(names[k] for k in sure.tolist())
   return classes, boxes, masks
 
 
@@ -94,7 +97,7 @@ def class_set(names: list[str], used: Counter[str], aliases: tuple[str, ...]) ->
     also.setdefault(known[plain(cls)], []).append(name.strip())
   found = []
   for n in names:
-    if used[n]:
+    if used[n] and plain(n) not in UNKNOWN:
       like = road_classes().find(n)  # fairmodeld wants to know what is on the road
       found.append(
         Class(n, like.role if like is not None else None, aliases=tuple(also.get(n, ())), maps=False, boxes=True)
@@ -168,19 +171,22 @@ def known_to(teachers: list[Any], classes: ClassSet) -> tuple[bool, bool, bool]:
   return scores, masks, features
 
 
-def fill(args: Any, spec: InputSpec, teachers: list[Any]) -> Said:
-  """args: of train_student. Imports pictures and labels, and lets the teachers label. Raises UserError."""
+def fill(args: Any, spec: InputSpec, teachers: list[Any], see: See | None = None) -> Said:
+  """args: of train_student, or of train_obb. see: of the parts as they are read, as the student is to see them. Imports
+  pictures and labels, and lets the teachers label. Raises UserError."""
   cv2.setNumThreads(1)
+  see = see or (lambda parts: seen(parts, spec, args.focal))
   parts = open_labeled(args.data, args.images, args.license)
   license = args.license or " and ".join(sorted({p.license for p in parts})) or "unstated"
   names = list(dict.fromkeys(n for p in parts for n in p.carries.boxes or ()))
   val: list[Pictures] = []
   if args.val is not None:
     val = open_labeled(args.val, args.val_images or args.images, args.license)
-    if other := [n for p in val for n in p.carries.boxes or () if plain(n) not in {plain(x) for x in names}]:
+    known = {*UNKNOWN, *(plain(n) for n in names)}
+    if other := [n for p in val for n in p.carries.boxes or () if plain(n) not in known]:
       raise UserError(f"--val {args.val} has the class '{other[0]}', which {args.data} does not have")
-  elif yolo := [p for p in parts if p.segment.route.endswith(("-val", "-valid"))]:
-    val, parts = yolo, [p for p in parts if p not in yolo and not p.segment.route.endswith("-test")]
+  elif named_val := [p for p in parts if p.segment.route.endswith(("-val", "-valid"))]:
+    val, parts = named_val, [p for p in parts if p not in named_val and not p.segment.route.endswith("-test")]
   else:
     parts, val = hold_out(parts, args.seed)
     warn(
@@ -189,15 +195,16 @@ def fill(args: Any, spec: InputSpec, teachers: list[Any]) -> Said:
     )
   if not parts:
     raise UserError(f"{args.data} holds no pictures to train on")
-  parts, val = seen(parts, spec, args.focal), seen(val, spec, args.focal)
+  parts, val = see(parts), see(val)
   used, boxes, masks = count(parts)
-  classes = class_set(names, used, args.alias)
+  classes = class_set(names, used, getattr(args, "alias", ()))
+  names = [n for n in names if plain(n) not in UNKNOWN]
   if unused := [n for n in names if not used[n]]:
     listed = printable(", ".join(unused), 200)
     warn(f"{len(unused)} of {len(names)} classes have no label to learn from, and are left out: {listed}")
   free: list[Pictures] = []
   if args.unlabeled is not None:
-    free = seen(open_free(args.unlabeled, license), spec, args.focal)
+    free = see(open_free(args.unlabeled, license))
   for t in teachers:
     check_teacher(t, [], [*parts, *free], None, spec)
   scores, masked, features = known_to(teachers, classes)

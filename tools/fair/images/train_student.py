@@ -195,7 +195,7 @@ def config_of(args: Options, said: Said, student: str) -> Any:
   )
 
 
-def write_config(args: Options, said: Said, config: Any, weights: dict[str, float]) -> None:
+def write_config(args: Any, said: Said, config: Any, weights: dict[str, float]) -> None:
   """distillation_config.yaml, as the note has it: what the data decided."""
   import yaml
 
@@ -213,8 +213,9 @@ def write_config(args: Options, said: Said, config: Any, weights: dict[str, floa
     tmp.write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
 
 
-def learn(args: Options, said: Said, config: Any, accepted: tuple[str, ...]) -> dict[str, float]:
-  """The run of distill. -> held-out losses."""
+def learn(args: Any, said: Said, config: Any, accepted: tuple[str, ...], weights: dict[str, float]) -> dict[str, float]:
+  """The run of distill. args: of this command, or of train_obb. weights: of the loss, as they are told. -> held-out
+  losses."""
   from openpilot.tools.fair.distillation import distill
   from openpilot.tools.fair.distillation.options import Options as Distill
   from openpilot.tools.learn.processes import is_first, said_once
@@ -239,7 +240,7 @@ def learn(args: Options, said: Said, config: Any, accepted: tuple[str, ...]) -> 
       print(f"{args.output}: the run is complete at step {run.step}")
       return {}
     if is_first():
-      write_config(args, said, config, balance(args, said, config.student)[0])
+      write_config(args, said, config, weights)
     return run.fit()
 
 
@@ -251,18 +252,22 @@ def run(args: Options) -> Path:
   student = args.student or select_student_model(said.info, args.size)
   config = config_of(args, said, student)
   accepted = tuple(dict.fromkeys((*args.accept_license, said.license)))  # who brings the pictures may use them
-  learn(args, said, config, accepted)
+  learn(args, said, config, accepted, balance(args, said, student)[0])
   if not args.export:
     return args.output
+  untuned = args.untuned and said.teachers
+  return export_bundle(
+    args.output, accepted, f"Teachers were not tuned on this data: {', '.join(said.teachers)}." if untuned else ""
+  )
+
+
+def export_bundle(output: Path, accepted: tuple[str, ...], told: str = "") -> Path:
+  """told: for the card. -> the bundle's folder."""
   from openpilot.tools.fair.bundle import export
 
-  bundle = bundle_of(args.output)
-  untuned = (
-    f"Teachers were not tuned on this data: {', '.join(said.teachers)}." if args.untuned and said.teachers else ""
-  )
-  export.run(
-    export.Options(run=args.output, output=bundle, accept_license=accepted, weights="auto", tinygrad=False), untuned
-  )
+  bundle = bundle_of(output)
+  more = export.Options(run=output, output=bundle, accept_license=accepted, weights="auto", tinygrad=False)
+  export.run(more, told)
   return bundle
 
 

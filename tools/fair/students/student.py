@@ -13,6 +13,7 @@ from openpilot.tools.fair.students.dense import DepthHead, ObjectsHead
 from openpilot.tools.fair.students.detector import DetectorHead
 from openpilot.tools.fair.students.lanes import POINTS, LanesHead
 from openpilot.tools.fair.students.layers import Neck
+from openpilot.tools.fair.students.oriented import OrientedHead
 from openpilot.tools.fair.students.sizes import SIZES, Size
 from openpilot.tools.lib.errors import UserError
 
@@ -58,6 +59,10 @@ register_head(
     8_000_000,
     ("boxes",),
   ),
+)
+register_head(
+  "oriented",
+  Head(lambda spec, size: OrientedHead(size.neck, size.tower, len(spec.classes.boxes)), 10_000_000, ("boxes",)),
 )
 register_head(
   "lanes",

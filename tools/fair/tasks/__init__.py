@@ -1,7 +1,17 @@
 """What students learn, a module a task, in one registry that other packages may add to: `register(Task(...))`."""
 
 from openpilot.tools.fair.spec import ClassSet, road_classes
-from openpilot.tools.fair.tasks import depth, detector, features, lanes, logits, objects, segmentation
+from openpilot.tools.fair.tasks import (
+  depth,
+  detector,
+  features,
+  lanes,
+  logits,
+  objects,
+  oriented,
+  patches,
+  segmentation,
+)
 from openpilot.tools.fair.tasks.task import Said, Targets, Task, names_of, say
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
@@ -31,7 +41,7 @@ def register(task: Task) -> None:
   TASKS[task.name] = task
 
 
-for module in (depth, segmentation, features, objects, detector, lanes, logits):
+for module in (depth, segmentation, features, objects, detector, lanes, logits, oriented, patches):
   register(module.TASK)
 
 

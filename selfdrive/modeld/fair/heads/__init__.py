@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.heads import depth, detector, features, lanes, objects, segmentation
+from openpilot.selfdrive.modeld.fair.heads import depth, detector, features, lanes, objects, oriented, segmentation
 
 # decode({part: raw output}, {part: its entry in the manifest}, valid (256, 512) bool of the model view, height of the
 # camera above the road, m) -> named quantities
@@ -42,6 +42,7 @@ HEADS: dict[str, Head] = {
   "features": Head(single("features", features.decode), ("features",)),
   "objects": Head(several(objects.decode), ("heat", "box"), ("coef", "proto", "embed"), classes="heat"),
   "detector": Head(several(detector.decode), ("logits", "boxes"), classes="logits", axis=2),
+  "oriented": Head(several(oriented.decode), ("heat", "box"), classes="heat"),
   "lanes": Head(several(lanes.decode), ("points", "visible")),
 }
 

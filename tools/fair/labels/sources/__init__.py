@@ -2,6 +2,7 @@
 
 from openpilot.tools.fair.labels.sources.class_maps import ClassMaps
 from openpilot.tools.fair.labels.sources.coco import Coco
+from openpilot.tools.fair.labels.sources.dota import Dota
 from openpilot.tools.fair.labels.sources.pictures import PictureFolders, Pictures
 from openpilot.tools.fair.labels.sources.routes import Routes
 from openpilot.tools.fair.labels.sources.source import SOURCES, Source, SourceOptions, register_source
@@ -20,6 +21,7 @@ register_source("routes", Routes())
 register_source("class_maps", ClassMaps())
 register_source("yolo", Yolo())
 register_source("coco", Coco())
+register_source("dota", Dota())
 
 
 def find_source(path: str, options: SourceOptions, named: str = "") -> Source:

@@ -45,6 +45,7 @@ class Carries:
 
   boxes: tuple[str, ...] | None = None
   masks: bool = False
+  oriented: bool = False
   maps: tuple[str, ...] | None = None
 
 

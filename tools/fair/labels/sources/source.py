@@ -16,14 +16,17 @@ import numpy as np
 class Said:
   """What the data says of one frame, in pixels of its own picture, integers at pixel centers.
 
-  masks: of each box a bool array (h, w), COCO's run lengths {'size': [h, w], 'counts': text}, a list of polygons (K, 2)
-  counted from the picture's corner as COCO's are, or None. ids: (h, w) uint8, index into the classes, 255:
-  unknown; or None."""
+  oriented: (N, 5) of each box, see selfdrive/modeld/fair/heads/oriented.py; or None. difficult: (N,) bool, of what need
+  not be found; or None. masks: of each box a bool array (h, w), COCO's run lengths {'size': [h, w], 'counts': text}, a
+  list of polygons (K, 2) counted from the picture's corner as COCO's are, or None. ids: (h, w) uint8, index into the
+  classes, 255: unknown; or None."""
 
   boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))  # (N, 4) x0 y0 x1 y1, outer edges
   cls: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
   masks: list[Any] = field(default_factory=list)
   ids: np.ndarray | None = None
+  oriented: np.ndarray | None = None
+  difficult: np.ndarray | None = None
 
 
 class Source(Protocol):

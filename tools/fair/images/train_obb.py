@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""Teaches a student oriented boxes from YOLO-OBB, DOTA or COCO, whose polygons and masks become rectangles of least
+area; and where a teacher of dense features is named, as DINOv3, from its patch map too. Then exports it as a bundle.
+
+OUTPUT is as that of train-student: labels/, the run of `tools/op.sh distill`, distillation_config.yaml, and a bundle of
+the folder's own name. The same command with --resume goes on."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openpilot.tools.fair.images.augment import read_recipe
+from openpilot.tools.fair.images.store import FREE, Said, fill
+from openpilot.tools.fair.images.train_student import NEWEST, bundle_of, export_bundle, learn, unlabeled_weight
+from openpilot.tools.fair.options import parse_options
+from openpilot.tools.fair.spec import InputSpec
+from openpilot.tools.fair.students.sizes import SIZES
+from openpilot.tools.fair.students.student import BACKBONES
+from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.options import option as flag, parse
+from openpilot.tools.lib.said import command
+
+ANYHOW = 180.0  # degrees: pictures from above have no up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+  data: Path = flag(help="a YOLO-OBB folder or its data.yaml, a DOTA folder, or a COCO JSON with polygons or masks")
+  output: Path = flag(aliases=("--out",), help="the student's folder")
+  images: Path | None = flag(None, help="the pictures' folder, where it is not beside")
+  val: Path | None = flag(None, help="other data to judge by; else the data's own val, or some pictures are held out")
+  val_images: Path | None = flag(None, help="the folder of --val's pictures; default: as --images")
+  teacher: str = flag("", path=True, help="a DINOv3 or DINOv2 folder, or a registered teacher of dense features")
+  feature_weight: float = flag(1.0, help="of the distance from the teacher's patch map; boxes have 1")
+  feature_mask: str = flag("all", choices=("all", "objects"), help="where that counts: all of a picture, or on objects")
+  unlabeled: Path | None = flag(
+    None, aliases=("--unlabelled",), help="a folder of pictures that the teacher alone teaches"
+  )
+  unlabeled_share: float = flag(0.5, aliases=("--unlabelled-share",), help="of what is seen: theirs at most")
+  size: str = flag("small", choices=tuple(SIZES), help="of the student")
+  picture_size: int = flag(640, help="side of the square that pictures are letterboxed into, pixels")
+  turn: float | None = flag(
+    None, help="degrees by which pictures are turned at random; default: 180, and 0 beside a teacher's patch map"
+  )
+  epochs: int = flag(100, help="how often each picture is seen")
+  steps: int | None = flag(None, help="of the optimizer, in place of --epochs")
+  batch_size: int = flag(16, aliases=("--batch",), help="pictures a step")
+  lr: float = flag(NEWEST, help="learning rate")
+  backbone: str | None = flag(None, help=f"of timm: {', '.join(BACKBONES)}")
+  pretrained: str | bool = flag(
+    False, bare=True, metavar="FILE", path=True, help="start the backbone from the hub's weights, or from FILE"
+  )
+  init: tuple[str, ...] = flag((), metavar="RUN", path=True, help="start from another run's student or a bundle")
+  augment: str = flag("auto", path=True, help="auto: by what the pictures look like; plain; none; or a recipe's file")
+  license: str = flag("", aliases=("--licence",), help="of the pictures, where the data names none")
+  option: tuple[str, ...] = flag((), metavar="TEACHER.KEY=VALUE", help="`tools/op.sh teachers TEACHER` lists them")
+  download: bool = flag(False, help="let the teacher's weights be downloaded from the hub")
+  accept_license: tuple[str, ...] = flag(
+    (),
+    aliases=("--accept-licence",),
+    metavar="LICENSE",
+    help="of a teacher whose license restricts what learns from it",
+  )
+  device: str | None = flag(None, help="of the teacher: cuda, mps or cpu; default: the best there is")
+  precision: str | None = flag(None, choices=("no", "bf16", "fp16"), help="mixed precision of the student")
+  seed: int = flag(0, help="of all that is random")
+  workers: int = flag(1, help="processes that read and augment")
+  resume: bool = flag(False, help="go on from the last checkpoint of the student's folder")
+  export: bool = flag(True, help="leave the bundle out")
+
+
+def check_options(args: Options) -> InputSpec:
+  """Raises UserError, before anything is read or written. -> the picture that the student sees."""
+  if args.augment not in ("auto", "plain", "none"):
+    read_recipe(Path(args.augment))
+  if args.unlabeled is not None and not args.teacher:
+    raise UserError("--unlabeled: pictures without labels teach by a teacher alone; add --teacher")
+  for name, least in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("seed", 0)):
+    if getattr(args, name) < least:
+      raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: it is at least {least}")
+  if args.steps is not None and args.steps < 1:
+    raise UserError(f"--steps {args.steps}: it is at least 1")
+  if not 0 < args.lr < math.inf:
+    raise UserError(f"--lr {args.lr:g}: the learning rate is above 0, as {NEWEST}")
+  if not 0 < args.unlabeled_share < 1:
+    raise UserError(f"--unlabeled-share {args.unlabeled_share:g}: a share is between 0 and 1")
+  if not 0 <= args.feature_weight < 1e6:
+    raise UserError(f"--feature-weight {args.feature_weight:g}: a weight is a number of at least 0")
+  if args.turn is not None and not 0 <= args.turn <= ANYHOW:
+    raise UserError(f"--turn {args.turn:g}: degrees from 0 to {ANYHOW:g}")
+  if args.picture_size < 64 or args.picture_size % 32:
+    raise UserError(f"--picture-size {args.picture_size}: a multiple of 32, of at least 64")
+  return InputSpec("rgb", args.picture_size, args.picture_size)
+
+
+def load_features(args: Options) -> Any:
+  """The teacher of dense features. Raises UserError."""
+  from openpilot.tools.fair.registry import TEACHERS, load_teacher
+
+  path = Path(args.teacher)
+  if args.teacher in TEACHERS or not path.is_dir():
+    told = parse_options(list(args.option), [args.teacher])[args.teacher]
+    more = {"device": args.device} if args.device is not None else {}
+    return load_teacher(args.teacher, None, args.accept_license, args.download, **more, **told)
+  from openpilot.tools.fair.dinov3.config import MODEL_TYPES
+  from openpilot.tools.fair.hf import read_json
+
+  kind = str(read_json(path / "config.json", f"--teacher {path}").get("model_type"))
+  like = "dinov3-vits16" if kind in MODEL_TYPES else "dinov2-small"  # of which the size is the folder's own
+  said = [item.partition("=") for item in args.option]
+  told = parse_options([f"{like}.{k.rpartition('.')[2]}{e}{v}" for k, e, v in said], [like])[
+    like
+  ]  # a folder has no name
+  teacher = load_teacher(like, path, args.accept_license, device=args.device, **told)
+  teacher.name, teacher.model_id = kind.split("_")[0], path.resolve().name
+  return teacher
+
+
+def config_of(args: Options, said: Said) -> tuple[Any, dict[str, float]]:
+  """-> distillation's Config, and the weights of the loss as they are told."""
+  from openpilot.tools.fair.distillation.config import Config
+  from openpilot.tools.learn.device import mixed_precision
+
+  taught = said.features and args.feature_weight > 0
+  weights = {"boxes": 1.0, **({f"features ({args.feature_mask})": args.feature_weight} if taught else {})}
+  print("loss         " + ", ".join(f"{k} {v:g}" for k, v in weights.items()))
+  often = unlabeled_weight(said, args.unlabeled_share)
+  per_epoch = max(1, math.ceil((said.labeled + often * said.unlabeled) / args.batch_size))
+  steps = args.steps if args.steps is not None else args.epochs * per_epoch
+  turn = args.turn if args.turn is not None else 0.0 if taught else ANYHOW
+  parts = {f"patches/{k}": args.feature_weight * (k == args.feature_mask) for k in ("all", "objects")}
+  config = Config(
+    student=f"oriented-{args.size}",
+    tasks=["oriented", "patches"] if taught else ["oriented"],
+    backbone=args.backbone,
+    pretrained=args.pretrained,
+    steps=steps,
+    batch=args.batch_size,
+    lr=args.lr,
+    warmup=min(200, steps // 10),
+    seed=args.seed,
+    sample=[f"{FREE}*={often:.6g}"] if said.unlabeled and often < 1 else [],
+    parts=parts if taught else {},
+    mirror=not taught,
+    augment=args.augment != "none",
+    eval_every=min(500, max(per_epoch, steps // 10)),
+    eval_clips=200,
+    precision=args.precision or mixed_precision(),
+    input=said.spec,
+    classes=said.classes,
+    ignore_classes=True,
+    zoom=said.zoom,
+    pixels=said.pixels,
+    turn=turn,
+  )
+  return config, weights
+
+
+def check_features(teacher: Any, spec: InputSpec) -> None:
+  """Raises UserError where it says no features. It is prepared as for the label store."""
+  from openpilot.tools.fair.labels.label import check_teacher
+
+  check_teacher(teacher, [], [], None, spec)
+  if not any(x.name == "features" and x.kind == "dense" for x in teacher.labels):
+    says = ", ".join(x.name for x in teacher.labels) or "nothing"
+    raise UserError(
+      f"--teacher {teacher.name} says {says}, and no dense features; `tools/op.sh teachers` lists who does"
+    )
+
+
+def run(args: Options) -> Path:
+  """-> the bundle's folder, or the run's where none is written."""
+  from openpilot.tools.fair.images.oriented import orient
+
+  spec = check_options(args)
+  teachers = [load_features(args)] if args.teacher else []
+  for t in teachers:
+    check_features(t, spec)
+  said = fill(args, spec, teachers, orient)
+  config, weights = config_of(args, said)
+  accepted = tuple(dict.fromkeys((*args.accept_license, said.license)))  # who brings the pictures may use them
+  learn(args, said, config, accepted, weights)
+  return export_bundle(args.output, accepted) if args.export else args.output
+
+
+def main() -> None:
+  args = parse(Options, __doc__, "images train-obb")
+  where = run(args)
+  more = command("images", "evaluate", where, "--data", args.val or args.data)
+  if not args.export:
+    more = command("export", where, "--output", bundle_of(args.output))
+  print(f"next\n  tools/op.sh {more}")
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main)())

@@ -35,7 +35,7 @@ def all_options() -> set[str]:
   source = "".join(p.read_text() for top in ("tools", "selfdrive", "tests/bench") for p in (ROOT / top).rglob("*.py"))
   fields = re.findall(r"^  (\w+): [^=\n]* = (?:option|flag)\(", source, re.MULTILINE)
   return {
-    *re.findall(r"[\"'](--[a-z][a-z-]*)[\"']", source),
+    *re.findall(r"[\"'](--[a-z][a-z0-9-]*)[\"']", source),
     *(f"--{no}{x.replace('_', '-')}" for x in fields for no in ("", "no-")),
     "--nproc-per-node",  # torchrun's
   }
@@ -60,7 +60,7 @@ def test_commands_and_their_options(page):
   options = all_options()
   for line in commands(page):
     if re.search(r"op\.sh|\$D |tools/dgx|tests/bench", line):
-      assert set(re.findall(r"(?<=\s)--[a-z][a-z-]*", line)) <= options - FORMER, line
+      assert set(re.findall(r"(?<=\s)--[a-z][a-z0-9-]*", line)) <= options - FORMER, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names)

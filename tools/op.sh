@@ -151,6 +151,7 @@ Label and learn: from routes to a student
   distill          train a student on a label store
   evaluate BUNDLE DATA     compare a bundle with its teachers and the truth: one page, and JSON
   export RUN       write a finished run as a bundle
+  optimize BUNDLE  its graphs in 8 bits for a processor, judged beside the float ones: --data, --int8, --apply
   train-scene      render, train, export and evaluate the first bundle, scene-nano
 
 Pictures: your own, with labels
@@ -239,6 +240,7 @@ case "$cmd" in
   distill) setup tools,train; py openpilot.tools.fair.distillation.distill "$@" ;;
   evaluate) setup tools,train; py openpilot.tools.fair.evaluation.evaluate "$@" ;;
   export) setup tools,train; py openpilot.tools.fair.bundle.export "$@" ;;
+  optimize) setup tools,train; py openpilot.tools.fair.optimize.optimize "$@" ;;
   compile) setup tools,compile; py openpilot.tools.fair.comma_four.report "$@" ;;
   dgx)
     verb="${1:-}"

@@ -38,6 +38,7 @@ COMMANDS = {
   "distill": "tools.fair.distillation.distill",
   "evaluate": "tools.fair.evaluation.evaluate",
   "export": "tools.fair.bundle.export",
+  "optimize": "tools.fair.optimize.optimize",
   "compile": "tools.fair.comma_four.report",
   "dgx data": "tools.dgx.training.dataloader",
   "dgx train": "tools.dgx.training.train",

@@ -69,9 +69,10 @@ class Bundle:
       raise changed(self.path / name, actual, self.manifest["sha256"][name])
     return data
 
-  def onnx(self, graph: dict[str, Any]) -> bytes:
-    """A graph's ONNX file in one piece, whatever files its weights lie in: what a runner is given, so that it opens
-    none. Raises BundleError."""
+  def onnx(self, graph: dict[str, Any], variant: dict[str, Any] | None = None) -> bytes:
+    """The ONNX file of a graph, or of one of its variants, in one piece, whatever files its weights lie in: what a
+    runner is given, so that it opens none. Raises BundleError."""
+    file = (variant or graph)["file"]
 
     def outside(name: str) -> bytes:
       try:
@@ -80,9 +81,9 @@ class Bundle:
         raise OnnxError(f"keeps weights in another file: {e}") from None
 
     try:
-      return whole(self.read(graph["file"]), outside)
+      return whole(self.read(file), outside)
     except OnnxError as e:
-      raise BundleError(f"{self.path / graph['file']} {e}") from None
+      raise BundleError(f"{self.path / file} {e}") from None
 
 
 @cache
@@ -164,6 +165,9 @@ def contradiction(manifest: dict[str, Any]) -> str | None:
       if taken != shape:
         return f"graph '{graph['name']}' takes frames {taken}, by its input they are {shape}"
   for graph in manifest["graphs"]:
+    targets = [v["target"] for v in graph.get("variants", [])]
+    if len(set(targets)) < len(targets):
+      return f"graph '{graph['name']}' has two variants for one target; its variants are for {', '.join(targets)}"
     for out in graph["outputs"]:
       if stray := [name for name in out.get("roles", {}) if name not in out.get("classes", [])]:
         return f"output '{out['name'][:60]}' has a role for '{stray[0][:60]}', which is none of its classes"
@@ -259,8 +263,9 @@ def load_bundle(path: str | Path) -> Bundle:
           f"{path / MANIFEST}: '{spec['name'][:60]}' of graph '{graph['name']}' has over {MAX_VALUES} values; export "
           "the bundle again"
         )
-    if graph["file"] not in manifest["sha256"]:
-      raise BundleError(f"{path / MANIFEST}: sha256 has no hash of {graph['file']}; export the bundle again")
+    for part in (graph, *graph.get("variants", [])):
+      if part["file"] not in manifest["sha256"]:
+        raise BundleError(f"{path / MANIFEST}: sha256 has no hash of {part['file']}; export the bundle again")
   if len(manifest["sha256"]) > MAX_FILES:
     raise BundleError(f"{path / MANIFEST}: sha256 lists {len(manifest['sha256'])} files, may list {MAX_FILES}")
   for name, expected in manifest["sha256"].items():

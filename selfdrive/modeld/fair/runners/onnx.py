@@ -1,5 +1,6 @@
 """Runs one graph of a bundle with ONNX Runtime on the CPU."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError
+from openpilot.selfdrive.modeld.fair.cpu import targets, variant_of
 from openpilot.selfdrive.modeld.fair.ort import ort
 
 ORT_TYPES = {
@@ -17,6 +19,7 @@ ORT_TYPES = {
   "tensor(int64)": "int64",
   "tensor(bool)": "bool",
 }
+TOLD: set[str] = set()  # what was said of variants that are not for this processor
 
 
 class OnnxRunner:
@@ -25,12 +28,19 @@ class OnnxRunner:
 
   Inputs and outputs are bound once to buffers of this object, so that a call allocates nothing. Raises BundleError
   where the graph cannot be loaded or disagrees with the manifest. It runs from memory, from the bytes that were hashed.
-  """
+
+  Of a graph with variants in 8 bits it takes the one for this processor; where none is, the graph in float, and says
+  so. variants: whether it may."""
 
   what = "ONNX Runtime"
 
-  def __init__(self, bundle: Bundle, graph: dict[str, Any], threads: int = 1):
-    path, model = bundle.path / graph["file"], bundle.onnx(graph)
+  def __init__(self, bundle: Bundle, graph: dict[str, Any], threads: int = 1, variants: bool = True):
+    variant = variant_of(graph) if variants else None
+    path, model = bundle.path / (variant or graph)["file"], bundle.onnx(graph, variant)
+    if variant is not None:
+      self.what = f"ONNX Runtime, {variant['precision']} for {variant['target']}"
+    elif variants and graph.get("variants"):
+      self._tell(path, graph)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry(
@@ -58,6 +68,14 @@ class OnnxRunner:
         value = ort.OrtValue.ortvalue_from_numpy(array)  # on the CPU it is a view of the array
         self._values.append(value)
         bind(name, value)
+
+  @staticmethod
+  def _tell(path: Path, graph: dict[str, Any]) -> None:
+    made, here = ", ".join(v["target"] for v in graph["variants"]), " or ".join(targets())
+    said = f"{path} runs in float: its variants in 8 bits are for {made}, this processor is {here or 'another'}"
+    if said not in TOLD:
+      TOLD.add(said)
+      print(f"fairmodeld: {said}", file=sys.stderr, flush=True)
 
   @staticmethod
   def _buffers(path: Path, side: str, nodes: Sequence[Any], specs: list[dict[str, Any]]) -> dict[str, np.ndarray]:

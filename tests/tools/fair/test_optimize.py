@@ -1,0 +1,225 @@
+"""`op optimize`: which frames calibrate and which judge, what goes into a graph at them, and the whole command on a
+small store."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+import images_student_fixture
+import optimize_fixture
+from fair_bundle import lanes_graph, write_bundle, write_graphs
+from openpilot.selfdrive.modeld.fair import cpu
+from openpilot.selfdrive.modeld.fair.bundle import Bundle, load_bundle, write_manifest
+from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
+from openpilot.tools.fair.evaluation import evaluate as evaluation
+from openpilot.tools.fair.evaluation.compared import Compared, input_of, set_of
+from openpilot.tools.fair.evaluation.scenes import open_segments
+from openpilot.tools.fair.optimize import judge, optimize as module
+from openpilot.tools.fair.optimize.calibration import blocks, grid, record, split, spread
+from openpilot.tools.fair.optimize.judge import make_row, worst
+from openpilot.tools.fair.optimize.variants import Variant
+from openpilot.tools.lib.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+  root = tmp_path_factory.mktemp("store") / "labels"
+  optimize_fixture.write_routes(root, count=4, n=8)
+  return root
+
+
+def options(bundle, store, out, **kwargs):
+  said = {"int8": True, "target": ("x86",), "frames": 8, "rounds": 2, "max_loss": 0.5}
+  return module.Options(bundle=bundle, data=store, output=out, **(said | kwargs))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+  """Without a process for each variant."""
+  monkeypatch.setattr(module, "footprint", lambda bundle: {"load_s": 0.1, "memory_mb": 1.0})
+
+
+def test_no_route_both_calibrates_and_judges_and_conditions_are_among_both(store):
+  segments = open_segments(store, {"simulator"}, [])
+  many = []
+  for k in range(9):
+    condition = [("day",), ("night",), ("rain",)][k % 3]
+    many += [replace(segments[0], name=f"0000{k}--aaaaaaaaaa--{n}", conditions=list(condition)) for n in range(2)]
+  parts = split(many)
+  one, other = ({s.route for s in x} for x in (parts.calibration, parts.judged))
+  assert not one & other and len(one) == 3 and len(other) == 6 and len(parts.calibration) == 6
+  assert {c for s in parts.calibration for c in s.conditions} == {c for s in parts.judged for c in s.conditions}
+  with pytest.raises(UserError, match="cannot both calibrate and judge"):
+    split(many[:2])
+  two = split(many[:4])
+  assert len(two.calibration) == len(two.judged) == 2
+
+
+def test_frames_are_spread_over_segments_and_along_them(store):
+  segments = open_segments(store, {"simulator"}, [])
+  places = spread(segments, 8)
+  assert len(places) == 8 and {s.name for s, _ in places} == {s.name for s in segments}
+  assert [i for s, i in places if s is places[0][0]] == [2, 6]
+  short = [replace(segments[0], ids=segments[0].ids[:1], rows=segments[0].rows[:1]), *segments[1:]]
+  assert len(spread(short, 13)) == 13 and len(spread(short, 100)) == 25  # others make up for the short one
+
+
+def test_pictures_are_put_into_blocks(store):
+  segments = open_segments(store, {"simulator"}, [])
+  found = blocks(segments)
+  assert len({s.route for s in found}) == 30 and len({s.name for s in found}) == len(found)
+  assert sorted(i for s in found for i in s.rows) == sorted(i for s in segments for i in s.rows)
+
+
+def test_states_are_what_the_road_makes_of_them(tmp_path, store):
+  """The fixture's tracker counts frames in its template."""
+  bundle = write_graphs_in(tmp_path / "lanes")
+  compared = Compared(set_of([bundle]), input_of([bundle]))
+  heard = record(bundle, open_segments(store, {"simulator"}, []), compared, 8)["lanes"]
+  counts = [float(x["lanes_template"].max()) for x in heard]
+  fresh = [bool(x["lanes_fresh"].all()) for x in heard]
+  assert len(heard) == 8 and fresh[0] and counts[0] == 0  # each fourth is of points that are new
+  # the others had two frames before
+  assert counts == [0, 2, 2, 2, 0, 2, 2, 2] and fresh == [c == 0 for c in counts]
+  assert all(x["lanes_mask"].all() for x in heard)
+  with pytest.raises(UserError, match="4 frames to calibrate with are too few"):
+    record(bundle, open_segments(store, {"simulator"}, []), compared, 4)
+
+
+def write_graphs_in(folder):
+  folder.mkdir()
+  return write_graphs(folder, [lanes_graph(folder)])
+
+
+def test_points_all_over_the_picture():
+  q = grid(128, 256, 512, True, 0)
+  assert q.used.all() and q.fresh.all() and (q.xy.min(0) > 0).all() and (q.xy.max(0) < (511, 255)).all()
+  assert (q.xy.max(0) > (450, 220)).all() and not grid(128, 256, 512, False, 0).fresh.any()
+
+
+def test_losses_and_what_they_may_be_by_hand():
+  error = make_row("depth", "abs_rel", 0.2, 0.203, 0.01)
+  assert error.loss == pytest.approx(0.015) and error.limit == 0.01 and error.share == pytest.approx(1.5)
+  better = make_row("segmentation", "miou", 0.5, 0.51, 0.01)
+  assert better.loss == pytest.approx(-0.02)
+  recall = make_row("objects", "recall", 0.6, 0.597, 0.01)
+  assert recall.loss == pytest.approx(0.003) and recall.limit == 0.005  # half a point
+  tiny = make_row("objects", "ap", 0.01, 0.0095, 0.01)
+  assert tiny.loss == pytest.approx(0.01)  # in parts of 0.05
+  assert make_row("depth", "silog", 0.2, 0.3, 0.01).limit is None
+  assert worst([error, better, recall, tiny]) is error
+  with pytest.raises(UserError, match="could be judged"):
+    worst([make_row("depth", "silog", 0.2, 0.3, 0.01)])
+
+
+def test_recommended_is_the_fastest_of_those_that_lose_little(monkeypatch):
+  monkeypatch.setattr("openpilot.tools.fair.optimize.variants.targets", lambda: ("x86-vnni", "x86"))
+  a, b, c = (Variant(f"int8 {t}", "int8", t, {}) for t in ("x86-vnni", "x86", "aarch64"))
+  good, bad = [make_row("depth", "abs_rel", 0.2, 0.2, 0.01)], [make_row("depth", "abs_rel", 0.2, 0.3, 0.01)]
+  ms = {"float": {"p50": 9.0}, a.label: {"p50": 4.0}, b.label: {"p50": 5.0}, c.label: {"p50": 1.0}}
+  assert module.recommend([a, b, c], {a.label: good, b.label: good, c.label: good}, ms)[0] == a.label
+  found, why = module.recommend([a, b], {a.label: bad, b.label: good}, ms)
+  assert found == b.label and "int8 x86-vnni would lose more" in why
+  assert module.recommend([a], {a.label: bad}, ms)[0] == "float"
+
+
+@pytest.mark.slow
+def test_the_whole_command(tmp_path, store, quick, monkeypatch, capsys):
+  bundle = optimize_fixture.write_conv(tmp_path / "models" / "conv")
+  (bundle.path / "README.md").write_text("# conv\n")
+  bundle = write_manifest(bundle.path, bundle.manifest)
+  results = module.run(options(bundle.path, store, tmp_path / "out", apply=True))
+  said = capsys.readouterr().out
+  assert "int8 x86" in said and "recommended: " in said
+  assert results["calibration"]["routes"] == 1 and results["judged"]["routes"] == 3
+  # the page's numbers are those of `op evaluate` on the routes that judge
+  judged = tmp_path / "judged"
+  shutil.copytree(store, judged)
+  calibrating = [p for p in judged.iterdir() if p.is_dir() and p.name.startswith(optimize_fixture.ROUTES[1])]
+  assert len(calibrating) == 1
+  shutil.rmtree(calibrating[0])
+  shipped = load_bundle(bundle.path)
+  monkeypatch.setattr(cpu, "targets", lambda: ("x86",))
+  kept = next(v for v in shipped.graphs[0]["variants"])
+  assert kept["target"] == "x86" and kept["weight_bits"] == 7 and kept["calibration"]["frames"] == 8
+  table = evaluation.evaluate(evaluation.Options((bundle.path,), judged, output=tmp_path / "e"))["tables"]["simulator"]
+  (variant,) = results["variants"][1:]
+  rows = {(m["task"], m["metric"]): m for m in variant["metrics"]}
+  for task in ("depth", "segmentation"):
+    for metric, cell in table[task]["conv"].items():
+      assert rows[task, metric]["value"] == pytest.approx(cell["value"], rel=1e-9), metric
+  assert rows["depth", "abs_rel"]["low"] is not None
+  # what ships: both graphs, and each processor takes its own
+  assert OnnxRunner(shipped, shipped.graphs[0]).what == "ONNX Runtime, int8 for x86"
+  assert shipped.onnx(shipped.graphs[0]) == (bundle.path / "scene.onnx").read_bytes()
+  card = (shipped.path / "README.md").read_text()
+  assert "## In 8 bits" in card and "| x86 |" in card
+  assert {x["why"] for x in kept["float"]} == {
+    "a last layer: what it says is the answer itself",
+    "a product of attention or of coordinates",
+  }
+  page = (tmp_path / "out" / "optimize.html").read_text()
+  assert "Recommended: " in page and "<svg" in page and "middle" in page and str(store) not in page
+  # again, of what has a variant: it is made anew of the float graph
+  module.run(options(bundle.path, store, tmp_path / "out", apply=True))
+  assert len(load_bundle(bundle.path).graphs[0]["variants"]) == 1
+  assert abs(len((bundle.path / "README.md").read_text()) - len(card)) < 20
+
+
+def test_a_loss_that_is_too_large_is_told_and_nothing_is_applied(tmp_path, store, quick, monkeypatch):
+  bundle = optimize_fixture.write_conv(tmp_path / "conv")
+  monkeypatch.setattr(judge, "make_row", lambda *words: replace(make_row(*words), loss=0.02))
+  with pytest.raises(UserError, match=r"--max-loss 0\.01 is not met: int8 x86: .*2\.00%; the page says"):
+    module.run(options(bundle.path, store, tmp_path / "out", apply=True, max_loss=0.01))
+  assert load_bundle(bundle.path).manifest_hash == bundle.manifest_hash
+  tried = json.loads((tmp_path / "out" / "optimize.json").read_text())["search"]["x86"]
+  assert [t["float"] for t in tried] == ["0 of 2 layers in float", "1 of 2 layers in float"]
+  assert all(t["share"] > 1 for t in tried) and not (tmp_path / "out" / "conv").exists()
+
+
+@pytest.mark.parametrize(
+  ("change", "match"),
+  [
+    ({"int8": False}, "nothing to do"),
+    ({"frames": 0}, "at least 1"),
+    ({"frames": 4}, "too few"),
+    ({"data": "nowhere"}, "there is no such file"),
+    ({"calibration": "same"}, "segments that are judged too"),
+    ({"truth": "nobody"}, "no labels by 'nobody'"),
+    ({"classes": "moon,sun"}, "is no class|moon"),
+  ],
+)
+def test_bad_input_is_one_line(tmp_path, store, quick, change, match):
+  bundle = optimize_fixture.write_conv(tmp_path / "conv")
+  if change.get("data"):
+    change = {"data": tmp_path / "nowhere"}
+  if change.get("calibration"):
+    change = {"calibration": store}
+  with pytest.raises(UserError, match=match) as e:
+    module.run(replace(options(bundle.path, store, tmp_path / "out"), **change))
+  assert "\n" not in str(e.value) and not (tmp_path / "out" / "optimize.json").exists()
+
+
+def test_a_graph_without_layers_and_one_that_takes_other_pictures(tmp_path, store, quick):
+  with pytest.raises(UserError, match="no convolution before the last"):
+    module.run(options(write_bundle(tmp_path / "flat").path, store, tmp_path / "out"))
+  bundle = optimize_fixture.write_conv(tmp_path / "conv", size=(128, 256))
+  with pytest.raises(UserError, match="model frames of 512x256, and model frames of 256x128"):
+    module.run(options(bundle.path, store, tmp_path / "out"))
+
+
+def test_labeled_pictures_are_parted_in_blocks(tmp_path):
+  data = images_student_fixture.write(tmp_path / "data", 12)
+  said = {"kind": "rgb", "height": 96, "width": 96, "letterbox": True, "pad": 114}
+  heat = {"name": "objects_heat", "shape": [1, 2, 12, 12], "dtype": "float32", "head": "objects"}
+  heat |= {"parameters": {"part": "heat"}, "classes": ["flurb", "zott"]}
+  graph = {"name": "objects", "inputs": [], "outputs": [heat]}
+  bundle = Bundle(tmp_path, {"name": "x", "view": "medmodel", "input": said, "graphs": [graph]}, "")
+  found = module.open_data(options(tmp_path, data, tmp_path / "out"), bundle)
+  assert found.truth == "labeled" and found.compared.names("boxes") == ("flurb", "zott")
+  one, other = ([i for s in part for i in s.ids] for part in (found.parts.calibration, found.parts.judged))
+  assert not set(one) & set(other) and len(one) == 4 and len(other) == 8
+  with pytest.raises(UserError, match="there is no such file"):
+    module.open_data(options(tmp_path, tmp_path / "no.json", tmp_path / "out"), bundle)

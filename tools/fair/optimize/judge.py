@@ -1,0 +1,124 @@
+"""Variants of a bundle judged side by side on labeled frames: every metric as a paired difference to the float one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from openpilot.selfdrive.modeld.fair.bundle import Bundle
+from openpilot.tools.fair.evaluation.compared import Compared
+from openpilot.tools.fair.evaluation.evaluate import check_tasks
+from openpilot.tools.fair.evaluation.groups import GROUPS
+from openpilot.tools.fair.evaluation.metrics import lower_is_better, paired_bootstrap
+from openpilot.tools.fair.evaluation.run import Evaluation, values_of
+from openpilot.tools.fair.evaluation.scenes import Segment
+from openpilot.tools.fair.evaluation.student import Student
+from openpilot.tools.lib.errors import UserError
+
+FLOAT = "float"  # the column that all are compared with
+LEAST = 0.05  # a metric under it is hardly one: its losses are parts of this
+RECALL = 0.5  # of --max-loss, in points: half a point where others may lose one percent
+
+
+@dataclass
+class Row:
+  """One metric of one variant. difference: value less base, with its 95% interval over routes where there are three.
+  loss: how much worse, in parts of the base, of a recall in points; limit: what it may be, None where nothing is asked
+  of this metric. conditions: name -> (base, value)."""
+
+  task: str
+  metric: str
+  base: float
+  value: float
+  difference: float
+  low: float | None
+  high: float | None
+  loss: float
+  limit: float | None
+  conditions: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+  @property
+  def share(self) -> float:
+    """Of what it may lose, how much it does; over 1 is too much."""
+    return self.loss / self.limit if self.limit else 0.0
+
+  @property
+  def words(self) -> str:
+    said = f"{self.loss:.2%}" if not self.metric.startswith("recall") else f"{100 * self.loss:.2f} points"
+    return f"{GROUPS[self.task].title}, {self.metric}: {self.base:.4f} to {self.value:.4f}, {said}"
+
+
+class NoRival:
+  """In place of the mean maps, which nobody asks for here."""
+
+  def scene(self, valid: np.ndarray) -> None:
+    return None
+
+
+def bounded(task: str, metric: str) -> bool:
+  """Whether it may not fall: what stands for each group, and how many objects are found."""
+  return metric == GROUPS[task].headline or metric == "recall"
+
+
+def make_row(task: str, metric: str, base: float, value: float, max_loss: float) -> Row:
+  down = base - value if not lower_is_better(metric) else value - base
+  recall = metric.startswith("recall")
+  loss = down if recall else down / max(abs(base), LEAST)
+  limit = (RECALL * max_loss if recall else max_loss) if bounded(task, metric) else None
+  return Row(task, metric, base, value, value - base, None, None, loss, limit)
+
+
+def worst(rows: Sequence[Row]) -> Row:
+  """The metric that is nearest to what it may lose, or furthest beyond. Raises UserError where nothing was judged."""
+  asked = [r for r in rows if r.limit]
+  if not asked:
+    raise UserError("no metric that stands for a task could be judged; give data with labels of what the student says")
+  return max(asked, key=lambda r: r.share)
+
+
+def judge(
+  bundles: Mapping[str, Bundle],
+  segments: list[Segment],
+  truth: str,
+  compared: Compared,
+  max_loss: float,
+  intervals: bool = True,
+) -> dict[str, list[Row]]:
+  """bundles: by column, FLOAT among them. -> of each other column its metrics. Raises UserError where the labels say
+  nothing of what the bundle puts out."""
+  students = []
+  for name, bundle in bundles.items():
+    students.append(Student(bundle, compared))
+    students[-1].name = name
+  check_tasks(students, segments, [truth], compared, segments[0].frames.path.parent)
+  nobody: Any = NoRival()
+  run = Evaluation(students, segments, truth, [], {truth: nobody}, compared)
+  run.run()
+  out: dict[str, list[Row]] = {name: [] for name in bundles if name != FLOAT}
+  names = sorted({c for s in segments for c in s.conditions})
+  for reference in dict.fromkeys(r for r, _ in run.cards):
+    base_cards = run.cards.get((reference, FLOAT))
+    for name, rows in out.items():
+      cards = run.cards.get((reference, name))
+      if base_cards is None or cards is None:
+        continue
+      for task in GROUPS:
+        a, b = run._by_route(task, cards, base_cards)
+        if not a:
+          continue
+        va, vb = values_of(a), values_of(b)
+        ranges = paired_bootstrap(a, b, a[0].draws) if intervals else {}
+        mine = [make_row(task, m, vb[m], va[m], max_loss) for m in va if m in vb]
+        for row in mine:
+          row.low, row.high = ranges.get(row.metric, (None, None))
+        rows += mine
+        for condition in names if intervals else ():
+          here = {s.name for s in segments if condition in s.conditions}
+          both = [[c[n].sums[task] for n in c if n in here and task in c[n].sums] for c in (base_cards, cards)]
+          if all(both):
+            x, y = (values_of(p) for p in both)
+            for row in mine:
+              if row.metric in x and row.metric in y:
+                row.conditions[condition] = (x[row.metric], y[row.metric])
+  return out

@@ -1,0 +1,65 @@
+"""What variants of a bundle cost here: milliseconds in turns, memory, the time to load, bytes, multiply-adds."""
+
+import json
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openpilot.selfdrive.modeld.fair.bundle import Bundle
+from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
+from openpilot.tools.fair.comma_four.cost import count
+from openpilot.tools.lib import python
+from openpilot.tools.lib.errors import UserError
+
+WARM = 3  # rounds that are not counted
+TIMEOUT = 300  # s
+
+
+def milliseconds(
+  bundles: Mapping[str, Bundle], inputs: Mapping[str, list[dict[str, Any]]], rounds: int, threads: int, base: str
+) -> dict[str, dict[str, float]]:
+  """inputs: of each graph. All take turns, so that what else the machine does falls on all. -> of each p50 and p99, and
+  how many times as fast as `base` it is: the median over rounds, and by the fastest of each."""
+  runners = {name: [(OnnxRunner(b, g, threads), inputs[g["name"]]) for g in b.graphs] for name, b in bundles.items()}
+  times: dict[str, list[float]] = {name: [] for name in bundles}
+  for n in range(rounds + WARM):
+    for name, graphs in runners.items():
+      begun = time.perf_counter()
+      for runner, some in graphs:
+        runner.run(some[n % len(some)])
+      if n >= WARM:
+        times[name].append(time.perf_counter() - begun)
+  first = np.array(times[base])
+  out = {}
+  for name, taken in times.items():
+    t = np.array(taken)
+    out[name] = {
+      **{f"p{q}": round(1e3 * float(np.percentile(t, q)), 3) for q in (50, 99)},
+      "ratio": round(float(np.median(first / t)), 3),
+      "ratio_of_minima": round(float(first.min() / t.min()), 3),
+    }
+  return out
+
+
+def footprint(bundle: Bundle) -> dict[str, float]:
+  """In a process of its own. Raises UserError."""
+  words = python.command("-m", "openpilot.tools.fair.optimize.footprint", bundle.path.resolve())
+  done = subprocess.run(words, env=python.environment(), capture_output=True, text=True, timeout=TIMEOUT)
+  if done.returncode:
+    raise UserError(f"{bundle.path} does not run by itself: {(done.stderr.strip().splitlines() or ['?'])[-1][:160]}")
+  return json.loads(done.stdout)
+
+
+def sizes(bundle: Bundle) -> dict[str, int]:
+  """Bytes of the graphs' files, parameters and multiply-accumulates; these of the float graph are its variants' too."""
+  paths: list[Path] = [bundle.path / g["file"] for g in bundle.graphs]
+  counted = [count(p) for p in paths]
+  return {
+    "bytes": sum(p.stat().st_size for p in paths),
+    "parameters": sum(p for p, _ in counted),
+    "macs": sum(m for _, m in counted),
+  }

@@ -1,0 +1,275 @@
+#!/usr/bin/env python3
+"""Makes a bundle smaller and faster for a processor: its graphs in 8 bits, calibrated and chosen on some routes of a
+label store, judged on the others. A page that decides, and JSON.
+
+The bundle keeps its float graphs; the 8-bit ones are variants beside them, of which each processor takes its own."""
+
+import platform
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+
+from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, Bundle, BundleError, load_bundle
+from openpilot.selfdrive.modeld.fair.cpu import targets
+from openpilot.selfdrive.modeld.fair.ort import ort
+from openpilot.tools.fair.evaluation.compared import Compared, classes_said, input_of, set_of
+from openpilot.tools.fair.evaluation.groups import load_groups
+from openpilot.tools.fair.evaluation.scenes import Segment, check_label, open_segments
+from openpilot.tools.fair.optimize import report
+from openpilot.tools.fair.optimize.calibration import Parts, blocks, check_apart, record, split
+from openpilot.tools.fair.optimize.judge import FLOAT, Row, judge, worst
+from openpilot.tools.fair.optimize.measure import footprint, milliseconds, sizes
+from openpilot.tools.fair.optimize.quantize import PERCENTILE, TARGETS
+from openpilot.tools.fair.optimize.search import Graphs, Rung, search
+from openpilot.tools.fair.optimize.variants import Variant, by_itself, write
+from openpilot.tools.lib.errors import UserError, above_zero, cli
+from openpilot.tools.lib.files import atomic_path, write_json
+from openpilot.tools.lib.options import option, parse, save
+from openpilot.tools.lib.said import public_path
+from openpilot.tools.replay.report import cpu_name
+
+PICTURES = "labeled"  # of a COCO JSON's labels in the store
+
+
+@dataclass(frozen=True)
+class Options:
+  bundle: Path = option(
+    positional=True, path=True, help="a folder with a manifest.json, or a name in models/; or a finished run of distill"
+  )
+  data: Path = option(help="a label store of routes that the student was not trained on; or a COCO JSON, a YOLO folder")
+  output: Path = option(aliases=("--out",), help="folder of the page, its JSON, and the bundle with its variants")
+  int8: bool = option(False, help="8 bits, for what --target says")
+  target: tuple[str, ...] = option((), choices=tuple(TARGETS), help="may be repeated; default: this processor")
+  max_loss: float = option(
+    0.01, parse=above_zero, help="what each metric may lose, in parts of it; recalls half of it, in points"
+  )
+  calibration: Path | None = option(
+    None, metavar="STORE", help="labels to calibrate and choose by; default: each third route of --data"
+  )
+  frames: int = option(48, help="that ranges are taken from")
+  limit: int | None = option(None, metavar="N", help="judge and choose by at most so many frames of each segment")
+  truth: str | None = option(None, metavar="TEACHER", help="whose labels judge; default: 'simulator' where it is there")
+  images: Path | None = option(None, help="of a COCO JSON: the pictures' folder, where it is not beside")
+  classes: str | None = option(
+    None, metavar="FILE.yaml or a,b,c", path=True, help="the classes that are compared; default: the bundle's own"
+  )
+  ignore_classes: bool = option(False, help="leave out labels of unknown classes; by default they are an error")
+  stale_labels: bool = option(False, help="use labels made by outdated rules")
+  rounds: int = option(100, help="in which variants are timed, in turns")
+  comma_four: bool = option(False, help="compile for a comma four, too: kernels and bytes; minutes")
+  apply: bool = option(False, help="put the recommended variants into the bundle itself")
+
+
+@dataclass
+class Data:
+  parts: Parts
+  truth: str
+  compared: Compared
+  public: str
+
+
+def open_bundle(args: Options) -> Bundle:
+  """The bundle, or a run's, exported first. Raises UserError, BundleError."""
+  if (args.bundle / "best.pt").is_file():
+    from openpilot.tools.fair.bundle import export
+
+    out = args.output / (args.bundle.resolve().name.lower() or "run")
+    export.run(export.Options(run=args.bundle, output=out, tinygrad=False))
+    return load_bundle(out)
+  return load_bundle(args.bundle if args.bundle.exists() else MODELS_DIR / args.bundle)
+
+
+def store_of(args: Options, compared: Compared) -> Path:
+  """The label store; of labeled pictures one is made. Raises UserError."""
+  if (args.data / "store.json").is_file():
+    return args.data
+  if not args.data.exists():
+    raise UserError(f"--data {args.data}: there is no such file or folder; give a label store, or a COCO JSON")
+  from openpilot.tools.fair.images.store import named, open_labeled
+  from openpilot.tools.fair.labels.import_labels import import_parts
+  from openpilot.tools.fair.labels.store import LabelStore
+
+  parts = open_labeled(args.data, args.images, "")
+  store = LabelStore(args.output / "labels", create=True)
+  with store.writing():
+    import_parts(store, named(parts, PICTURES), PICTURES, compared.input)
+  return store.root
+
+
+def open_data(args: Options, bundle: Bundle) -> Data:
+  """Raises UserError where the data is of another picture or of other classes, or cannot be parted."""
+  classes = set_of([bundle]) if args.classes is None else classes_said(args.classes)
+  compared = Compared(classes, input_of([bundle]), args.ignore_classes)
+  root = store_of(args, compared)
+
+  def opened(store: Path) -> tuple[list[Segment], str]:
+    wanted = {args.truth or "simulator", PICTURES}
+    segments = open_segments(store, wanted, [], None, args.limit, args.stale_labels, compared.input)
+    there = {t for s in segments for t in s.groups} - {"frames"}
+    truth = args.truth or next((t for t in ("simulator", PICTURES) if t in there), None)
+    if truth is None:
+      raise UserError(f"{store}: name who judges with --truth; there are {', '.join(sorted(there)) or 'no labels'}")
+    found = check_label(segments, truth, store)
+    return (blocks(found) if all(s.sizes is not None for s in found) else found), truth
+
+  segments, truth = opened(root)
+  if args.calibration is None:
+    parts = split(segments)
+  else:
+    parts = Parts(opened(args.calibration)[0], segments)
+    check_apart(parts, f"--calibration {args.calibration}")
+  return Data(parts, truth, compared, public_path(str(args.data)))
+
+
+def described(segments: list[Segment]) -> dict[str, Any]:
+  kinds = sorted({" ".join(s.conditions) for s in segments} - {""})
+  routes = len({s.route for s in segments})
+  return {"segments": len(segments), "routes": routes, "frames": sum(len(s.ids) for s in segments), "conditions": kinds}
+
+
+def within(rows: list[Row]) -> bool:
+  return worst(rows).share <= 1
+
+
+def recommend(variants: list[Variant], rows: dict[str, list[Row]], ms: dict[str, dict[str, float]]) -> tuple[str, str]:
+  """-> the variant's label, and why. The rule: of those for this processor whose metrics all stay within what they may
+  lose, the one whose median is shortest with one thread."""
+  fit = [v.label for v in variants if v.here and within(rows[v.label])]
+  best = min([FLOAT, *fit], key=lambda name: ms[name]["p50"])
+  others = [v.label for v in variants if v.here and v.label not in fit]
+  why = f"{ms[best]['p50']:.1f} ms, the shortest of {', '.join([FLOAT, *fit])}"
+  return best, why + (f"; {', '.join(others)} would lose more than it may" if others else "")
+
+
+def column(label: str, ms: dict[int, Any], bundle: Bundle) -> dict[str, Any]:
+  """What of a variant is measured here."""
+  return {"label": label, "ms": {n: t[label] for n, t in ms.items()}, **footprint(bundle)}
+
+
+def told(variant: Variant, graphs: Graphs, rows: list[Row]) -> dict[str, Any]:
+  return {
+    "precision": variant.precision,
+    "target": variant.target,
+    "here": variant.here,
+    "bytes": sum(map(len, variant.files.values())),
+    "output_errors": graphs.output_errors(variant),
+    "float": variant.left,
+    "within": within(rows),
+    "worst": worst(rows).words,
+    "metrics": [asdict(r) for r in rows],
+  }
+
+
+def tried(rungs: list[Rung]) -> list[dict[str, Any]]:
+  out = []
+  for r in rungs:
+    row = worst(r.rows)
+    out.append({"float": r.label, "share": row.share, "worst": row.words, "back": [x.name for _, x in r.back]})
+  return out
+
+
+def check(args: Options) -> tuple[str, ...]:
+  """-> the targets. Raises UserError."""
+  if not args.int8:
+    raise UserError("nothing to do; say --int8")
+  if min(args.frames, args.rounds, 1 if args.limit is None else args.limit) < 1:
+    raise UserError("--frames, --rounds and --limit are at least 1")
+  wanted = tuple(dict.fromkeys(args.target or targets()[:1]))
+  if not wanted:
+    raise UserError(f"this processor ({platform.machine()}) has no 8-bit form of its own; name one with --target")
+  return wanted
+
+
+def run(args: Options) -> dict[str, Any]:
+  """-> what is in the JSON. Raises UserError, BundleError."""
+  load_groups()
+  wanted = check(args)
+  base = open_bundle(args)
+  with tempfile.TemporaryDirectory() as tmp:
+    floats = by_itself(base, {g["name"]: base.onnx(g) for g in base.graphs}, Path(tmp) / "float")
+    data = open_data(args, floats)
+    inputs = record(floats, data.parts.calibration, data.compared, args.frames)
+    graphs = Graphs(floats, inputs)
+    variants: list[Variant] = []
+    rungs: dict[str, list[Rung]] = {}
+    bundles = {FLOAT: floats}
+    for t in wanted:
+      found, rungs[t] = search(graphs, floats, t, data.parts.calibration, data.truth, data.compared, args.max_loss)
+      bundles[found.label] = by_itself(floats, found.files, Path(tmp) / t)
+      variants.append(found)
+    rows = judge(bundles, data.parts.judged, data.truth, data.compared, args.max_loss)
+    some = {name: x[:8] for name, x in inputs.items()}
+    ms = {n: milliseconds(bundles, some, args.rounds, n, FLOAT) for n in (1, 2)}
+    best, why = recommend(variants, rows, ms[1])
+    whole = sizes(floats)
+    results: dict[str, Any] = {
+      "bundle": base.name,
+      "bundle_sha256": base.manifest_hash,
+      "data": str(args.data),
+      "truth": data.truth,
+      "max_loss": args.max_loss,
+      "calibration": {**described(data.parts.calibration), "taken": len(next(iter(inputs.values())))},
+      "judged": described(data.parts.judged),
+      "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, ONNX Runtime {ort.__version__}",
+      "targets_here": list(targets()),
+      "layers": {t: [{"graph": g, **asdict(x)} for g, x in graphs.rank(TARGETS[t])] for t in wanted},
+      "search": {t: tried(r) for t, r in rungs.items()},
+      "variants": [
+        {**column(FLOAT, ms, floats), **whole, "precision": "float32", "target": "", "here": True},
+        *({**whole, **column(v.label, ms, bundles[v.label]), **told(v, graphs, rows[v.label])} for v in variants),
+      ],
+      "recommendation": {"variant": best, "why": why},
+      **({"comma_four": static_cost(floats)} if args.comma_four else {}),
+    }
+    results["applied"] = keep(args, base, [v for v in variants if within(rows[v.label])], results, data.public)
+  write_json(args.output / "optimize.json", results)
+  with atomic_path(args.output / "optimize.html") as path:
+    path.write_text(report.page({**results, "data": data.public}))
+  save(replace(args, apply=False), args.output)
+  print(report.summary(results))
+  print(f"wrote        {args.output / 'optimize.html'}, optimize.json")
+  if missed := [v for v in results["variants"][1:] if not v["within"]]:
+    near = "; ".join(f"{v['label']}: {v['worst']}" for v in missed)
+    raise UserError(f"--max-loss {args.max_loss:g} is not met: {near}; the page says what each layer costs")
+  return results
+
+
+def keep(args: Options, base: Bundle, fit: list[Variant], results: dict[str, Any], public: str) -> list[str]:
+  """Writes those that lose little: into a copy of the bundle, with --apply into itself; those of other programs as
+  files. -> what was applied."""
+  args.output.mkdir(parents=True, exist_ok=True)
+  for v in fit:
+    for g in base.graphs if not v.run else ():
+      with atomic_path(args.output / v.file(g)) as path:
+        path.write_bytes(v.files[g["name"]])
+  kept = [v for v in fit if v.run]
+  if not kept:
+    return []
+  c = results["calibration"]
+  method = f"percentile {PERCENTILE}, of each channel"
+  calibration = {"data": public, "frames": c["taken"], "segments": c["segments"], "method": method}
+  names = [v.label for v in kept]
+  said = report.card([v for v in results["variants"] if v["label"] in names], results, public)
+  places = dict.fromkeys([args.output / base.name, *([base.path] if args.apply else [])])
+  for place in places:
+    write(base, kept, calibration, said, place, args.data)
+    print(f"wrote        {place}: {', '.join(names)}")
+  return names if args.apply else []
+
+
+def static_cost(bundle: Bundle) -> dict[str, Any]:
+  """Of a comma four, which has no use for 8 bits: tinygrad computes them in float there."""
+  from openpilot.tools.fair.comma_four.report import TIMEOUT, measure
+
+  graphs = [measure(bundle.path / g["file"], g["name"], TIMEOUT) for g in bundle.graphs]
+  return {k: sum(g[k] for g in graphs) for k in ("kernels", "bytes", "macs")}
+
+
+def main() -> None:
+  run(parse(Options, __doc__, "optimize"))
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main, (BundleError,))())

@@ -7,6 +7,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from optimize_fixture import network
+from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.fair.optimize.quantize import TARGETS, calibrate, last_layers, prepare, quantize, trunk
 from openpilot.tools.fair.optimize.sensitivity import alone, errors, macs_of, rounded, run_all, sensitivity, steps
 from openpilot.tools.lib.errors import UserError
@@ -87,8 +88,31 @@ def test_what_is_left_float_is_float(prepared, ranges):
   assert node["gate"].input[1] in ("w_gate", "w_gate.cast") and node["out"].input[1] == "w_out"
 
 
-def test_an_activation_between_layers_that_stay_float_is_still_there(prepared, ranges, frames):
-  """The quantizer replaces a Relu by the rounding behind it: where nothing is rounded it must stay."""
+def test_a_layer_that_is_left_float_between_others_keeps_its_weights():
+  """Unless told not to, ONNX Runtime quantizes them on load, with one scale for all channels."""
+  r = np.random.default_rng(0)
+  weights = {k: r.normal(0, 0.3, (8, 8, 3, 3)).astype(np.float32) for k in "abcd"}
+  weights["b"] *= np.float32(200) ** -np.linspace(0, 1, 8, dtype=np.float32)[:, None, None, None]
+  nodes = [
+    onnx.helper.make_node("Conv", [x, k], [f"{k}_out"], k, pads=[1, 1, 1, 1])
+    for x, k in zip(("x", "a_out", "b_out", "c_out"), "abcd", strict=True)
+  ]
+  value = onnx.helper.make_tensor_value_info
+  sides = [[value(n, onnx.TensorProto.FLOAT, [1, 8, 16, 16])] for n in ("x", "d_out")]
+  constants = [numpy_helper.from_array(w, k) for k, w in weights.items()]
+  graph = onnx.helper.make_graph(nodes, "chain", *sides, constants)
+  model = prepare(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]).SerializeToString())
+  inputs = [{"x": r.normal(0, 1, (1, 8, 16, 16)).astype(np.float32)} for _ in range(2)]
+  blob = quantize(calibrate(model, inputs), TARGETS["x86-vnni"], ["b"])
+  assert next(n for n in onnx.load_from_string(blob).graph.node if n.name == "b").input[1] == "b"
+  options = ort.SessionOptions()
+  options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+  as_written = ort.InferenceSession(blob, options)
+  want = [{"d_out": as_written.run(None, x)[0]} for x in inputs]
+  assert errors(run_all(blob, inputs), want)["d_out"] < 0.02
+
+
+def test_what_lies_between_layers_that_stay_float_is_not_rounded(prepared, ranges, frames):
   target, want = TARGETS["x86-vnni"], run_all(prepared.SerializeToString(), frames[:2])
   last = quantize(ranges[False], target, ["stem", "middle"])  # the last layers alone: what goes into them is rounded
   assert max(errors(run_all(last, frames[:2]), want).values()) < 0.02

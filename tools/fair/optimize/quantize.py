@@ -91,8 +91,8 @@ def prepare(blob: bytes) -> onnx.ModelProto:
 
 def trunk(model: onnx.ModelProto, leave: Iterable[str] = ()) -> list[str]:
   """Nodes that are quantized: LAYERS but those that are left float, and what lies BETWEEN them. What takes a value of
-  anything else, or leads to no such layer, computes with coordinates, scores or attention, and stays float; so does an
-  activation between float layers, which the quantizer would take away with nothing in its place."""
+  anything else, or leads to no such layer, computes with coordinates, scores or attention, and stays float; so does
+  what lies between layers that stay float."""
   left = set(leave)
   constants = {i.name for i in model.graph.initializer}
   constants |= {o for n in model.graph.node if n.op_type == "Constant" for o in n.output}

@@ -11,6 +11,7 @@ from onnx import numpy_helper
 from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.ort import ort
+from openpilot.selfdrive.modeld.fair.runners.onnx import DISABLED
 from openpilot.tools.fair.optimize.quantize import LAYERS, Calibrated, Target
 
 Inputs = Sequence[dict[str, np.ndarray]]
@@ -47,7 +48,7 @@ def session_of(blob: bytes) -> Any:
   options = ort.SessionOptions()
   options.intra_op_num_threads, options.log_severity_level = 1, 3
   options.add_session_config_entry("session.set_denormal_as_zero", "1")
-  return ort.InferenceSession(blob, options, providers=["CPUExecutionProvider"])
+  return ort.InferenceSession(blob, options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED)
 
 
 def run_all(blob: bytes, inputs: Inputs) -> list[dict[str, np.ndarray]]:

@@ -36,7 +36,7 @@ from openpilot.tools.fair.detr.samples import ByShape, Collate, Samples
 from openpilot.tools.lib.errors import UserError, cli
 
 WEIGHTS = "weights/timm_mobilenetv2_100_imagenet.pth"  # mean and deviation are in the stem
-SIZES = {"encoder_layers": 1, "decoder_layers": 3, "queries": 30, "width": 128}
+SIZES = ("encoder_layers", "decoder_layers", "queries", "width")
 
 
 def backbone_of(args: argparse.Namespace) -> Backbone:
@@ -67,7 +67,8 @@ def learn(args: argparse.Namespace, head: str, train: Labeled, val: Labeled, fol
   """-> AP50 of `val` at the end."""
   backbone = backbone_of(args)
   frame = Frame(args.short, args.long, mean=(0.0,) * 3, std=(1.0,) * 3)
-  model = make_model(head, backbone, train.names, levels=levels_for(backbone, args.short), **SIZES)
+  sizes = {k: getattr(args, k) for k in SIZES}
+  model = make_model(head, backbone, train.names, levels=levels_for(backbone, args.short), **sizes)
   learned = stored(train, frame, model, backbone, folder / "train", flips)
   judged = stored(val, frame, model, backbone, folder / "val", False)
   join, per = Collate(frame), min(args.batch_size, len(train))
@@ -160,6 +161,10 @@ def main() -> None:
   p.add_argument("--only", type=int, nargs="+", help="these folds; default: all")
   p.add_argument("--short", type=int, default=256)
   p.add_argument("--long", type=int, default=384)
+  p.add_argument("--encoder-layers", type=int, default=1)
+  p.add_argument("--decoder-layers", type=int, default=3)
+  p.add_argument("--queries", type=int, default=30)
+  p.add_argument("--width", type=int, default=128)
   p.add_argument("--steps", type=int, default=1000)
   p.add_argument("--batch-size", type=int, default=8)
   p.add_argument("--every", type=int, default=50, help="steps between evaluations")

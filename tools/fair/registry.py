@@ -277,6 +277,13 @@ TEACHERS: dict[str, Entry] = {
     "232M",
     "boxes of what classes=... names",
   ),
+  "mm-grounding-dino-tiny": Entry(
+    "grounded_sam.teacher:GroundedSamTeacher",
+    "openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_v3det",
+    "Apache-2.0",
+    "173M",
+    "boxes of what classes=... names",
+  ),
   "sam2.1-tiny": Entry(
     "sam.sam2:SAM2VideoWrapper",
     "facebook/sam2.1-hiera-tiny",

@@ -194,13 +194,15 @@ class ClassSet:
 
 @dataclass(frozen=True)
 class StudentSpec:
-  """All that decides a student's graph: name of its head or 'unified', size, backbone (None: the size's own)."""
+  """All that decides a student's graph: name of its head, 'unified' or a family; size; backbone (None: the size's own);
+  network: of a family its configuration, JSON."""
 
   task: str
   size: str
   backbone: str | None = None
   input: InputSpec = field(default_factory=InputSpec)
   classes: ClassSet = field(default_factory=lambda: read_classes(ROAD))
+  network: str = ""
 
   @property
   def name(self) -> str:
@@ -208,6 +210,7 @@ class StudentSpec:
 
   def to_dict(self) -> dict[str, Any]:
     own = {"task": self.task, "size": self.size, "backbone": self.backbone}
+    own |= {"network": self.network} if self.network else {}
     return {**own, "input": self.input.to_dict(), "classes": self.classes.to_dict()}
 
   @classmethod

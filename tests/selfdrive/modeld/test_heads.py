@@ -147,9 +147,14 @@ def test_detector_against_a_loop(seed):
   logits, boxes = r.normal(-1.5, 1.5, (1, 120, 3)).astype(np.float32), r.uniform(0, 1, (1, 120, 4)).astype(np.float32)
   boxes[0, 0, 0], logits[0, 0] = 1.5, 5  # center outside the view
   valid = r.random((256, 512)) < 0.9
-  d = detector.decode(
-    {"logits": logits, "boxes": boxes}, {"logits": {"classes": CLASSES, "parameters": {"threshold": 0.4}}}, valid
-  )
+  specs = {"logits": {"classes": CLASSES, "parameters": {"threshold": 0.4}}}
+  d = detector.decode({"logits": logits, "boxes": boxes}, specs, valid)
+  assert d.masks is None
+  masks = r.normal(size=(1, 120, 8, 16)).astype(np.float32)
+  own = detector.decode({"logits": logits, "boxes": boxes, "masks": masks}, specs, valid)
+  best = 1 / (1 + np.exp(-logits[0].max(1)))
+  queries = [int(np.abs(best - s).argmin()) for s in d.scores]
+  assert (own.masks == (masks[0, queries] > 0)).all() and (own.boxes == d.boxes).all()
   want = []
   for q in range(120):
     p = 1 / (1 + np.exp(-logits[0, q].astype(np.float64)))

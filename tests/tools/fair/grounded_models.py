@@ -39,14 +39,14 @@ def stir(model: torch.nn.Module, seed: int = 1, scale: float = 0.05) -> None:
       p.add_(torch.randn(p.shape, generator=g) * scale)
 
 
-def dino_config(queries: int = 12) -> t.GroundingDinoConfig:
+def dino_config(queries: int = 12, kind: type = t.GroundingDinoConfig) -> t.PreTrainedConfig:
   swin = t.SwinConfig(
     embed_dim=16, depths=[1, 1, 2, 1], num_heads=[1, 1, 2, 2], window_size=4, image_size=64, out_indices=[2, 3, 4]
   )
   bert = t.BertConfig(
     hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=len(vocabulary())
   )
-  return t.GroundingDinoConfig(
+  return kind(
     backbone_config=swin,
     text_config=bert,
     d_model=32,
@@ -61,9 +61,13 @@ def dino_config(queries: int = 12) -> t.GroundingDinoConfig:
   )
 
 
-def save_dino(folder: Path, edge: int = 96) -> Path:
+def save_dino(folder: Path, edge: int = 96, mm: bool = False) -> Path:
+  """mm: MM Grounding DINO."""
   torch.manual_seed(0)
-  model = t.GroundingDinoForObjectDetection(dino_config())
+  if mm:
+    model = t.MMGroundingDinoForObjectDetection(dino_config(kind=t.MMGroundingDinoConfig))
+  else:
+    model = t.GroundingDinoForObjectDetection(dino_config())
   stir(model)
   model.eval().save_pretrained(folder)
   save_tokenizer(folder)

@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +17,25 @@ pytest.importorskip("accelerate")
 pytest.importorskip("faster_coco_eval")
 
 import transformers
+import yaml
 from detr_models import options, save_backbone, write_yolo
 from PIL import Image
 
 from openpilot.tools.fair.detr.backbone import load_backbone
+from openpilot.tools.fair.detr.data import read_index
 from openpilot.tools.fair.detr.experiment import read_detr
 from openpilot.tools.fair.detr.model import check_queries, features, is_frozen, levels_for, make_model, prepare
-from openpilot.tools.fair.detr.training import Fit, fitted, run
+from openpilot.tools.fair.detr.training import Fit, fitted, run, trainer_of
+from openpilot.tools.fair.images import train_student
 from openpilot.tools.fair.images.soft import load_experiment
 from openpilot.tools.fair.images.train_detr import check
+from openpilot.tools.fair.labels import label
+from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.fair.teacher import Clip
 from openpilot.tools.learn.memory import OutOfMemory
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.options import command_line
 from openpilot.tools.lib.pictures import read_rgb
 
 HEADS = ("detr", "deformable")
@@ -136,6 +145,46 @@ def test_it_is_a_teacher_under_the_backbone_s_license(trained):
     load_teacher(f"detr:{folder}")
 
 
+@pytest.mark.slow
+def test_it_labels_pictures_and_teaches_a_student(trained, tmp_path, monkeypatch):
+  _, folder, _ = trained
+  out, labels = folder / "out", tmp_path / "labels"
+  words = [folder / "val" / "images", "--teachers", f"detr:{out}", "--option", f"detr:{out}.score=0.02"]
+  words += ["--accept-license", "DINOv3", "--license", "MIT", "--size", "96x96", "--output", labels]
+  monkeypatch.setattr("sys.argv", ["label", *map(str, words)])
+  label.main()
+  (group,) = LabelStore(labels).groups(teacher="detr-out")
+  assert tuple(group.label("boxes").classes) == ("zott", "flurb", "never seen") and group.row_count == 3
+  assert group.table("boxes").num_rows > 3
+  told = {"size": "nano", "picture_size": 96, "batch_size": 3, "steps": 1, "workers": 0, "teacher_score": 0.3}
+  data = {k: folder / n / "annotations.json" for k, n in (("data", "train"), ("val", "val"))}
+  more = {"teacher_dir": out, "accept_license": ("DINOv3",)}
+  bundle = train_student.run(train_student.Options(**data, output=tmp_path / "student", **more, **told))
+  config = yaml.safe_load((tmp_path / "student" / "distillation_config.yaml").read_text())
+  assert config["teachers"] == ["detr-out"] and config["distillation"]["loss_weights"]["logit"] > 0
+  assert "DINOv3" in (bundle / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_detector(trained):
+  """Each picture is judged once, and one process writes."""
+  head, folder, _ = trained
+  if head != "detr":
+    pytest.skip("once is enough")
+  out = folder / "two"
+  o = options(folder, output=out, backbone=str(folder / "dinov3-small"), batch_size=1)
+  words = shlex.split(command_line(o))
+  run_ = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+  done = subprocess.run(
+    [*run_, "openpilot.tools.fair.images.train_detr", *words], capture_output=True, text=True, timeout=500
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert done.stdout.count("wrote        ") == 1
+  said, told = read_detr(out), json.loads((out / "evaluation.json").read_text())
+  assert said["steps"] == 3 and told["pictures"] == 3
+  assert said["metrics"]["map"] == pytest.approx(told["bbox"]["stats"]["ap"], abs=1e-12)
+
+
 def test_the_page_and_its_numbers(trained):
   _, folder, said = trained
   page = (folder / "out" / "evaluation.html").read_text()
@@ -192,6 +241,21 @@ def test_pictures_without_boxes_and_a_configuration_alone(tmp_path, capsys):
   assert said["pilot"]["memory_gib"] > 0 and (tmp_path / "out" / "pilot").is_dir()
   text = capsys.readouterr()
   assert "pilot        " in text.out and "its weights are random" in text.err
+
+
+def test_accumulated_batches_are_averaged(tmp_path):
+  """Trainer takes forward's **kwargs for a sign that the loss is already over all batches of a step."""
+  backbone = load_backbone(str(save_backbone(tmp_path / "vit")))
+  o = options(tmp_path)
+  data = read_index(o.data, None)
+  made = trainer_of(o, Fit(64, 96, 2, 4), backbone, data, data, tmp_path / "runs", 1)
+  batch = made.data_collator([made.train_dataset[0]])
+  made.current_gradient_accumulation_steps = 4
+  torch.manual_seed(1)
+  scaled = made.training_step(made.model, dict(batch), torch.tensor(3))
+  batch.pop("counts")
+  torch.manual_seed(1)
+  assert 4 * scaled.item() == pytest.approx(made.model(**batch).loss.item(), rel=1e-4)
 
 
 def test_memory_that_is_too_small(capsys, monkeypatch):

@@ -33,6 +33,7 @@ def folders(tmp_path_factory):
   root = tmp_path_factory.mktemp("bases")
   return {
     "dino": small.save_dino(root / "dino"),
+    "mm": small.save_dino(root / "mm", mm=True),
     "sam": small.save_sam(root / "sam"),
     "sam2": small.save_sam2(root / "sam2"),
   }
@@ -97,12 +98,13 @@ def test_a_tokenizer_that_is_not_berts(tmp_path):
 # *** the official forward ***
 
 
-def test_boxes_are_the_official_processors_and_models(folders):
+@pytest.mark.parametrize("kind, official", [("dino", "GroundingDino"), ("mm", "MMGroundingDino")])
+def test_boxes_are_the_official_processors_and_models(folders, kind, official):
   """Boxes and the scores of classes, of a picture that is resized."""
   rgb = pictures((60, 90))[0]
-  found = load_detector(folders["dino"], CPU)
-  processor = t.AutoProcessor.from_pretrained(folders["dino"])
-  model = t.GroundingDinoForObjectDetection.from_pretrained(folders["dino"]).eval()
+  found = load_detector(folders[kind], CPU)
+  processor = t.AutoProcessor.from_pretrained(folders["dino"])  # both ask alike
+  model = getattr(t, f"{official}ForObjectDetection").from_pretrained(folders[kind]).eval()
   inputs = processor(images=rgb, text=[list(NAMES)], return_tensors="pt", input_data_format="channels_first")
   p = make_prompts(found.tokenizer, NAMES)
   batch = found.batch([rgb], [p.all[0]])
@@ -222,18 +224,18 @@ def test_masks_are_the_official_processors_and_models(folders, kind):
 
 # *** adapters ***
 
-FAMILIES = {"dino": "grounding_dino", "sam": "sam", "sam2": "sam2"}
+FAMILIES = {"dino": "grounding_dino", "mm": "mm_grounding_dino", "sam": "sam", "sam2": "sam2"}
 
 
 def load(kind, folder):
-  return load_detector(folder, CPU) if kind == "dino" else load_segmenter(folder, CPU)
+  return load_detector(folder, CPU) if kind in ("dino", "mm") else load_segmenter(folder, CPU)
 
 
 def answer(kind, teacher):
   """What it computes for a picture, as one vector."""
   rgb = pictures((64, 64))[0]
   with torch.no_grad():
-    if kind == "dino":
+    if kind in ("dino", "mm"):
       p = make_prompts(teacher.tokenizer, NAMES)
       return torch.cat([x.flatten() for x in teacher.raw([rgb], p.all[0])])
     return teacher.forward(teacher.boxes(np.array([[5, 6, 30, 25]]), 64, 64), pixels=teacher.pixels(rgb))[0].flatten()
@@ -251,7 +253,8 @@ def stirred(kind, folder, targets):
 
 
 @pytest.mark.parametrize(
-  "kind, targets", [("dino", "attention"), ("dino", "everywhere"), ("sam", "attention"), ("sam2", "everywhere")]
+  "kind, targets",
+  [("dino", "attention"), ("dino", "everywhere"), ("mm", "attention"), ("sam", "attention"), ("sam2", "everywhere")],
 )
 def test_merged_equals_unmerged_and_what_was_saved(folders, tmp_path, kind, targets):
   """Within 1e-4 of values of about 1: the same sums in another order."""

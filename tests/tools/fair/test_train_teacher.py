@@ -66,14 +66,17 @@ def make_data(folder, count=4, boxes=True, masks=True, first=0):
   return coco
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-  root = tmp_path_factory.mktemp("platform")
+def make_place(root):
   small.save_dino(root / "dino")
   small.save_sam(root / "sam")
   write(root / "train", make_data(root / "train"))
   write(root / "val", make_data(root / "val", 2, first=50))
   return root
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  return make_place(tmp_path_factory.mktemp("platform"))
 
 
 def run(place, out, *more, data="train", val="val"):

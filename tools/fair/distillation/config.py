@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from openpilot.tools.fair.spec import ClassSet, InputSpec, StudentSpec, road_classes
+from openpilot.tools.fair.students.families import FAMILIES
 from openpilot.tools.fair.students.student import spec_of
 from openpilot.tools.fair.students.sizes import SIZES
 from openpilot.tools.fair.tasks import task_name
@@ -55,6 +56,7 @@ class Config:
   pixels: list[tuple[str, float, float]] = field(default_factory=list)  # changes of pixels.py: name, share, strength
   turn: float = 0.0  # degrees by which pictures are turned at random, to both sides: those from above have no up
   ignore_classes: bool = False  # names of labels that `classes` does not know are left out
+  network: str = ""  # of a family: its configuration, JSON
   per_height: bool = True  # depth is learned in heights of the camera, not in meters
 
   def stage(self, step: int) -> Stage:
@@ -66,13 +68,16 @@ class Config:
 
   @property
   def backbone_name(self) -> str:
-    """Of timm: the one asked for, or the size's own."""
+    """Of timm: the one asked for, or the size's own; a family is its own."""
+    if self.student in FAMILIES:
+      return self.student
     return self.backbone or SIZES[self.spec.size].backbone
 
   @property
   def spec(self) -> StudentSpec:
     """What the student is. Raises UserError where there is none of its name."""
-    return spec_of(self.student, backbone=self.backbone, input=self.input, classes=self.classes)
+    more = {"backbone": self.backbone, "network": self.network}
+    return spec_of(self.student, input=self.input, classes=self.classes, **more)
 
   @classmethod
   def from_dict(cls, d: dict[str, Any]) -> "Config":

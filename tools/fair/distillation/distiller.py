@@ -43,7 +43,7 @@ class Distiller(nn.Module):
     ordered = sorted(tasks, key=lambda t: first.get(t, t))
     self.weights = TaskWeights({t: weights.get(t, 1.0) for t in ordered}, learned)
     if classes is None:
-      classes = student.spec.classes if isinstance(student, Student) else road_classes()
+      classes = student.spec.classes if hasattr(student, "spec") else road_classes()
     self.register_buffer("class_weights", torch.tensor(classes.map_weights))
     self.projector = self.standardiser = None
     for t in tasks:
@@ -61,7 +61,11 @@ class Distiller(nn.Module):
     """-> the parts of every task that this batch has labels of, and the student's outputs."""
     mine = [t for t in TASKS.values() if t.name in self.tasks]
     special = next((t.forward for t in mine if t.forward is not None and t.fills.keys() <= batch.keys()), None)
-    out = self.student(batch["frame"]) if special is None else special(self.student, batch)
+    by_itself = getattr(self.student, "learn", None)  # of a family, whose loss needs the labels in its forward
+    if special is not None:
+      out = special(self.student, batch)
+    else:
+      out = self.student(batch["frame"]) if by_itself is None else by_itself(batch)
     found = {f"{t.name}/{k}": v for t in mine for k, v in t.loss(self, out, batch).items()}
     weight = {k: self.parts.get(k, 1.0) for k in found}
     return {k: v if weight[k] == 1 else v * weight[k] for k, v in found.items() if weight[k]}, out

@@ -1,4 +1,4 @@
-"""Grounding DINO: boxes of what phrases name, with a score for every class."""
+"""Grounding DINO, and MM Grounding DINO: boxes of what phrases name, with a score for every class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,11 @@ from openpilot.tools.fair.onnx.teacher import nms
 from openpilot.tools.learn.device import Device
 from openpilot.tools.lib.errors import UserError
 
-MODEL_TYPES = ("grounding-dino",)
+# transformers' model_type -> its class; MM: openmmlab's
+MODEL_TYPES = {
+  "grounding-dino": "GroundingDinoForObjectDetection",
+  "mm-grounding-dino": "MMGroundingDinoForObjectDetection",
+}
 STRIDE = 16  # of the feature map
 SAME_OBJECT = 0.7  # IoU of boxes from different prompts that are one object
 
@@ -63,10 +67,9 @@ def mend_loss() -> None:
 class Detector:
   """A Grounding DINO and what it is asked for. model: transformers' class, which adapters may have changed in place."""
 
-  family = "grounding_dino"
-
   def __init__(self, model: Any, tokenizer: Any, pictures: dict[str, Any], device: Device):
     self.model, self.tokenizer, self.device = model, tokenizer, device
+    self.family = "mm_grounding_dino" if type(model).__name__.startswith("MM") else "grounding_dino"
     self.pictures = Pictures(pictures)
     self.prompts: Prompts | None = None
     # PEFT asks for it, and the class does not say it
@@ -195,8 +198,8 @@ def load_detector(path: Path, device: Device, tokenizer: Path | None = None) -> 
       raise UserError(f"{path} has no tokenizer in it; name the folder of bert-base-uncased's with --tokenizer")
     model = load_original(path, ("grounding_dino",))[1].to(device.device, device.dtype)
     return Detector(model, load_tokenizer(tokenizer), DINO_PICTURES, device)
-  _, pictures = read_folder(path, MODEL_TYPES, "Grounding DINO")
+  config, pictures = read_folder(path, tuple(MODEL_TYPES), "Grounding DINO")
   if pictures.get("do_normalize", True):
     read_values(pictures, path / "preprocessor_config.json")
   words = load_tokenizer(tokenizer or path)
-  return Detector(load_model(path, device, "GroundingDinoForObjectDetection"), words, pictures, device)
+  return Detector(load_model(path, device, MODEL_TYPES[config["model_type"]]), words, pictures, device)

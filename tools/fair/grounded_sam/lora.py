@@ -34,7 +34,7 @@ TARGETS = {
     "everywhere": r"mask_decoder\..*\.(q_proj|k_proj|v_proj|out_proj|o_proj)|vision_encoder\..*attn\.qkv",
   },
 }
-TARGETS["sam2"] = TARGETS["sam"]
+TARGETS["sam2"], TARGETS["mm_grounding_dino"] = TARGETS["sam"], TARGETS["grounding_dino"]
 TIED = "bbox_embed"
 # of a PEFT configuration: what would change what is computed, and is not written here
 NOT_READ = (

@@ -21,7 +21,7 @@ from openpilot.tools.fair.grounded_sam.segmenter import Segmenter
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.learn.loop import Loop
 from openpilot.tools.learn.memory import does_not_fit
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.errors import UserError, warn
 
 LOWEST = 0.05  # score of boxes that AP is counted over
 
@@ -38,6 +38,7 @@ class Tuning:
   flip: bool = True
   jitter: float = 0.1  # of SAM's boxes
   max_objects: int = 16  # of a picture that SAM is asked for in a step
+  cache: float = 4.0  # GiB of what SAM's frozen image encoder says, kept from epoch to epoch
   seed: int = 0
   full: bool = False
 
@@ -232,6 +233,8 @@ class SegmenterLoop(TeacherLoop):
     self.segmenter = segmenter
     super().__init__(out, segmenter.model, *rest, **more)
     self.encoder_learns = any(n.startswith("vision_encoder") or "no_memory" in n for n in trainable(segmenter.model))
+    self.kept: dict[tuple[int, bool], Any] = {}  # (picture, mirrored) -> its embeddings, on the CPU
+    self.kept_bytes, self.full = 0, False
 
   def losses(self, piece: tuple[Sequence[int], int]) -> dict[str, Tensor]:
     """Each picture weighs the same, and in it each object. Without masks a picture teaches nothing."""
@@ -240,25 +243,43 @@ class SegmenterLoop(TeacherLoop):
     for i in rows:
       random = self.random(i)
       e = self.data.example(i, masks=True, most=self.t.max_objects, pick=random)
-      if self.t.flip and random.random() < 0.5:
+      mirrored = self.t.flip and random.random() < 0.5
+      if mirrored:
         e = flipped(e)
       if not len(e.boxes):
         continue
       boxes = jittered(e.boxes, self.t.jitter, e.rgb.shape[1:], random)
-      for k, v in self.one(e, boxes).items():
+      for k, v in self.one(e, boxes, (i, mirrored)).items():
         sums[k] = sums.get(k, torch.zeros((), device=v.device)) + v / count
     return sums or {"total": 0.0 * torch.stack([p.sum() for p in trainable(self.segmenter.model).values()]).sum()}
 
-  def one(self, e: Example, boxes: np.ndarray) -> dict[str, Tensor]:
+  def one(self, e: Example, boxes: np.ndarray, which: tuple[int, bool]) -> dict[str, Tensor]:
+    """which: the picture's number, and whether it is mirrored."""
     assert e.masks is not None
     s = self.segmenter
     s.model.mask_decoder.training = True  # else SAM 2 gives another of its masks where the one for a box is not stable
-    pixels, asked = s.pixels(e.rgb), s.boxes(boxes, *e.rgb.shape[1:])
+    asked = s.boxes(boxes, *e.rgb.shape[1:])
     if self.encoder_learns:
-      logits, iou = s.forward(asked, pixels=pixels)
+      logits, iou = s.forward(asked, pixels=s.pixels(e.rgb))
     else:
-      logits, iou = s.forward(asked, embeddings=s.embed(pixels))
+      logits, iou = s.forward(asked, embeddings=self.embeddings(e, which))
     return mask_loss(logits, iou, s.from_picture(e.masks, logits.shape[-1]))
+
+  def embeddings(self, e: Example, which: tuple[int, bool]) -> Any:
+    """Of a frozen encoder: the same in every epoch. Kept as long as there is room."""
+    if (found := self.kept.get(which)) is None:
+      found = self.segmenter.embed(self.segmenter.pixels(e.rgb))
+      size = sum(x.numel() * x.element_size() for x in maps_of(found))
+      if self.kept_bytes + size <= self.t.cache * 2**30:
+        self.kept[which] = moved(found, torch.device("cpu"))
+        self.kept_bytes += size
+      elif self.t.cache and not self.full:
+        self.full = True
+        warn(
+          f"what SAM's image encoder says of {len(self.kept)} pictures, mirrored ones counted, fills --cache "
+          f"{self.t.cache:g}; the others are computed in every epoch"
+        )
+    return moved(found, self.accelerator.device)
 
   def taught(self, parts: Mapping[str, Tensor]) -> bool:
     return "dice" in parts
@@ -284,6 +305,16 @@ class SegmenterLoop(TeacherLoop):
       return {}
     by_class = [np.mean([v for v, c in zip(ious, classes, strict=True) if c == k]) for k in sorted(set(classes))]
     return {"mask_iou": float(np.mean(ious)), "mask_iou_classes": float(np.mean(by_class))}
+
+
+def maps_of(embeddings: Any) -> list[Tensor]:
+  """SAM's is one map, SAM 2's a list of them."""
+  return [embeddings] if torch.is_tensor(embeddings) else list(embeddings)
+
+
+def moved(embeddings: Any, device: torch.device) -> Any:
+  out = [x.detach().to(device) for x in maps_of(embeddings)]
+  return out[0] if torch.is_tensor(embeddings) else out
 
 
 def saved_bytes(loop: TeacherLoop, piece: Any) -> int:

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from openpilot.tools.fair.students.families import FAMILIES
 from openpilot.tools.fair.students.sizes import SIZES
 from openpilot.tools.lib.errors import UserError
 
@@ -13,14 +14,6 @@ AGPL = {
   **{f"yolov8{s}-seg": size for s, size in zip("nsmlx", ("nano", "small", "base", "base", "base"), strict=True)},
   "fastsam-s": "small",
   "fastsam-x": "base",
-}
-# permissive ones of transformers -> its model_type
-TRANSFORMERS = {
-  "d-fine-nano": "d_fine",
-  "d-fine-small": "d_fine",
-  "rtdetr-v2-r18": "rt_detr_v2",
-  "rf-detr-nano": "rf_detr",
-  "rf-detr-seg-nano": "rf_detr",
 }
 LETTERS = {"n": "nano", "s": "small", "b": "base", "m": "base", "l": "base", "x": "base"}  # as others name sizes
 
@@ -44,7 +37,7 @@ def select_student_model(dataset_info: Mapping[str, Any], size: str = "s") -> st
 
 
 def check_family(name: str, accepted: Collection[str] = ()) -> None:
-  """Raises UserError where the student of that name is another project's, and says why it cannot be had."""
+  """Raises UserError where the student of that name is another project's that cannot be had, and says why."""
   plain = name.lower().replace("_", "-")
   if plain in AGPL:
     there = importlib.util.find_spec("ultralytics") is not None
@@ -60,8 +53,7 @@ def check_family(name: str, accepted: Collection[str] = ()) -> None:
     )
   if plain == "mobilesam":
     raise UserError(f"--student {name}: it needs a prompt, and no class that transformers has; leave --student out")
-  if plain in TRANSFORMERS:
-    raise UserError(
-      f"--student {name}: training of transformers' {TRANSFORMERS[plain]} is not built here; leave --student out for "
-      "ours"
-    )
+  if plain in FAMILIES and plain != name:
+    raise UserError(f"--student {name}: it is written {plain}")
+  if name in FAMILIES and importlib.util.find_spec("transformers") is None:
+    raise UserError(f"--student {name}: it is transformers' class; `pip install -e .[train]`")

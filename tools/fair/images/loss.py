@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from openpilot.tools.fair.students.families import FAMILIES
 from openpilot.tools.lib.errors import UserError
 
 # part -> the parts of tasks' losses that it is
@@ -20,6 +21,8 @@ PARTS: dict[str, tuple[str, ...]] = {
   "logit": ("logits/cells", "logits/queries"),
   "feature": ("features/features", "features/gram"),
 }
+# the same of a family of transformers, which learns by a loss of its own
+FAMILY_PARTS = {**PARTS, "detection": ("detector/own",), "segmentation": ("detector/masks",)}
 WEIGHTS = {"detection": 0.3, "segmentation": 0.3, "logit": 0.2, "feature": 0.2}  # the note's
 
 
@@ -38,21 +41,29 @@ def read_weights(items: Sequence[str]) -> dict[str, float]:
   return out
 
 
+def parts_of(student: str) -> dict[str, tuple[str, ...]]:
+  """As PARTS, of a student by its name."""
+  return FAMILY_PARTS if student in FAMILIES else PARTS
+
+
 def balance(args: Any, said: Any, student: str) -> tuple[dict[str, float], dict[str, str]]:
   """-> weights of the parts that are learned, which sum to 1, and why each of the others is not. Raises UserError where
   none is left."""
   off: dict[str, str] = {}
   weights = read_weights(args.weight)
   masks = said.info.get("has_masks")
+  family = FAMILIES.get(student)
+  makes_masks = student.startswith("objects-") if family is None else family.masks
+  maps = "" if family is None or family.features else f"{student} shows no feature map"
   cannot = {
     "detection": "" if said.info.get("has_boxes") or masks else "nothing has boxes",
     "segmentation": "no masks in the data or from a teacher"
     if not masks
     else ""
-    if student.startswith("objects-")
+    if makes_masks
     else f"{student} makes no masks",
     "logit": "" if said.scores else "no teacher that scores classes" if said.teachers else "no teacher",
-    "feature": "" if said.features else "no teacher that gives a feature map" if said.teachers else "no teacher",
+    "feature": maps if said.features else "no teacher that gives a feature map" if said.teachers else "no teacher",
   }
   for part, why in cannot.items():
     if not getattr(args, part):

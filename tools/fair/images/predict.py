@@ -72,7 +72,8 @@ class Predictor:
     self.names: list[str] = list(specs[first]["classes"])
     specs[first] = {**specs[first], "parameters": {**specs[first].get("parameters", {}), "threshold": score}}
     self.specs = specs
-    self.has_masks = "coef" in specs and "proto" in specs
+    self.mask_part = next((p for p in ("proto", "masks") if p in specs), None)
+    self.has_masks = self.mask_part is not None
     self.runner = make_runner(runner, self.bundle, self.graph, threads)
     self.rest = {
       i["name"]: np.zeros(i["shape"], i["dtype"]) for i in self.graph["inputs"] if i["name"] != "frame"
@@ -102,8 +103,8 @@ class Predictor:
     raw = {part: out[spec["name"]] for part, spec in self.specs.items()}
     if bad := [k for k, v in raw.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]:
       raise UserError(f"{self.path} puts out NaN or Inf in {', '.join(bad)}; export a checkpoint that is sound")
-    if self.has_masks:  # finer: a mask's edge then is of the input's pixels, not of four
-      raw["proto"] = enlarged(raw["proto"][0], self.spec.width, self.spec.height)[None]
+    if self.mask_part is not None:  # finer: a mask's edge then is of the input's pixels, not of four
+      raw[self.mask_part] = enlarged(raw[self.mask_part][0], self.spec.width, self.spec.height)[None]
     valid = self.spec.covered(*size)
     found = HEADS[self.head].decode(raw, self.specs, valid, DEFAULT_HEIGHT)
     matrix = self.spec.fit(*size)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openpilot.tools.fair.detr.experiment import FILE, is_detr
-from openpilot.tools.learn.processes import TRACKERS
+from openpilot.tools.learn.processes import TRACKERS, is_first
 from openpilot.tools.lib.errors import UserError, cli, not_negative
 from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.said import command
@@ -102,7 +102,7 @@ def check(args: Options) -> None:
   if args.space and "trackio" not in args.trackers:
     raise UserError("--space is of trackio: add --trackers trackio")
   there = args.output.exists() and any(args.output.iterdir())
-  if there and not args.resume:
+  if there and not args.resume and is_first():  # which another process may have begun to write
     raise UserError(f"{args.output} is not empty; name another --output, or go on with --resume")
   if args.resume and not is_detr(args.output):
     raise UserError(f"--resume: no training in {args.output}: it has no {FILE}")
@@ -112,7 +112,6 @@ def main() -> None:
   args = parse(Options, __doc__, "images train-detr")
   check(args)
   from openpilot.tools.fair.detr.training import run  # torch and transformers take seconds
-  from openpilot.tools.learn.processes import is_first
 
   run(args)
   if is_first():

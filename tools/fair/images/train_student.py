@@ -14,22 +14,24 @@ from typing import Any
 
 from openpilot.tools.fair.images.augment import read_recipe
 from openpilot.tools.fair.images.families import check_family, select_student_model
-from openpilot.tools.fair.images.loss import PARTS, balance, read_weights, say_balance
+from openpilot.tools.fair.images.loss import PARTS, balance, parts_of, read_weights, say_balance
 from openpilot.tools.fair.images.store import FREE, Said, fill
 from openpilot.tools.fair.labels.label import parse_weights
 from openpilot.tools.fair.labels.sources.pictures import plain_name
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.spec import InputSpec
+from openpilot.tools.fair.students.families import FAMILIES, LICENSE
 from openpilot.tools.fair.students.sizes import SIZES
 from openpilot.tools.fair.students.student import BACKBONES, student_names
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.options import option as flag, parse
-from openpilot.tools.lib.said import command
+from openpilot.tools.lib.said import command, public
 
 KINDS = ("rgb", "model-frame")
 OURS = tuple(n for n in student_names() if n.startswith(("objects-", "detector-")))
-NEWEST = 1e-3  # learning rate of a student that starts anew
+NEWEST, FAMILY = 1e-3, 2e-4  # learning rates of a student that starts anew, and of another project's
+SIDE = 640  # of pictures, of ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +48,13 @@ class Options:
   unlabeled_share: float = flag(0.5, aliases=("--unlabelled-share",), help="of what is seen: theirs at most")
   alias: tuple[str, ...] = flag((), metavar="NAME=CLASS", help="a teacher's name of one of the data's classes")
   teacher_score: float = flag(0.4, help="from which on what a teacher says is an object; what is below teaches softly")
-  student: str = flag("", help=f"one of {', '.join(OURS)}; default: by the data")
+  student: str = flag(
+    "", help=f"one of {', '.join(OURS)}, or of transformers: {', '.join(FAMILIES)}; default: of ours, by the data"
+  )
   size: str = flag("small", choices=tuple(SIZES), help="of the student that the data chooses")
-  picture_size: int = flag(640, help="side of the square that pictures are letterboxed into, pixels")
+  picture_size: int | None = flag(
+    None, help=f"side of the square that pictures are letterboxed into, pixels; default: {SIDE}, or the family's own"
+  )
   input: str = flag("rgb", choices=KINDS, help="model-frame: openpilot's view; the bundle then runs in fairmodeld")
   focal: float | None = flag(None, help="of the pictures' camera, pixels: for model-frame; without, scale is varied")
   detection: bool = flag(True, help="leave this loss out: boxes and classes")
@@ -59,10 +65,15 @@ class Options:
   epochs: int = flag(100, help="how often each picture is seen")
   steps: int | None = flag(None, help="of the optimizer, in place of --epochs")
   batch_size: int = flag(16, aliases=("--batch",), help="pictures a step")
-  lr: float = flag(NEWEST, help="learning rate")
+  lr: float | None = flag(None, help=f"learning rate; default: {NEWEST:g}, of a student of transformers {FAMILY:g}")
   backbone: str | None = flag(None, help=f"of timm: {', '.join(BACKBONES)}")
   pretrained: str | bool = flag(
-    False, bare=True, metavar="FILE", path=True, help="start the backbone from the hub's weights, or from FILE"
+    False,
+    bare=True,
+    metavar="FILE",
+    path=True,
+    help="start the backbone from the hub's weights, or from FILE; a student of transformers as a whole from its "
+    "published ones, or from a folder or hub id",
   )
   init: tuple[str, ...] = flag((), metavar="RUN", path=True, help="start from another run's student or a bundle")
   augment: str = flag("auto", path=True, help="auto: by what the pictures look like; plain; none; or a recipe's file")
@@ -88,9 +99,9 @@ def check_options(args: Options) -> InputSpec:
   """Raises UserError, before anything is read or written. -> the picture that the student sees."""
   if args.student:
     check_family(args.student, args.accept_license)
-    if args.student not in OURS:
+    if args.student not in (*OURS, *FAMILIES):
       what = "finds no objects" if args.student in student_names() else "is none"
-      raise UserError(f"--student {args.student} {what}; there are {', '.join(OURS)}")
+      raise UserError(f"--student {args.student} {what}; there are {', '.join((*OURS, *FAMILIES))}")
   read_weights(args.weight)
   if args.augment not in ("auto", "plain", "none"):
     read_recipe(Path(args.augment))
@@ -110,21 +121,30 @@ def check_options(args: Options) -> InputSpec:
       raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: it is at least {least}")
   if args.steps is not None and args.steps < 1:
     raise UserError(f"--steps {args.steps}: it is at least 1")
-  if not 0 < args.lr < math.inf:
+  if args.lr is not None and not 0 < args.lr < math.inf:
     raise UserError(f"--lr {args.lr:g}: the learning rate is above 0, as {NEWEST}")
   if not 0 < args.unlabeled_share < 1:
     raise UserError(f"--unlabeled-share {args.unlabeled_share:g}: a share is between 0 and 1")
   if not 0 < args.teacher_score < 1:
     raise UserError(f"--teacher-score {args.teacher_score:g}: a score is between 0 and 1")
+  family = FAMILIES.get(args.student)
+  if family is not None and (args.input == "model-frame" or args.backbone is not None):
+    what = (
+      "sees RGB pictures alone: leave out --input" if args.backbone is None else "has its own: leave out --backbone"
+    )
+    raise UserError(f"--student {args.student} {what}")
   if args.input == "model-frame":
     if args.focal is not None and not 0 < args.focal < math.inf:
       raise UserError(f"--focal {args.focal:g}: a focal length is above 0, in pixels")
     return InputSpec()
   if args.focal is not None:
     raise UserError("--focal is of --input model-frame; an rgb student sees whole pictures of any camera")
-  if args.picture_size < 64 or args.picture_size % 32:
-    raise UserError(f"--picture-size {args.picture_size}: a multiple of 32, of at least 64")
-  return InputSpec("rgb", args.picture_size, args.picture_size)
+  side, step = args.picture_size, 32 if family is None else family.step
+  if side is None:
+    side = SIDE if family is None else family.side
+  if side < 64 or side % step:
+    raise UserError(f"--picture-size {side}: a multiple of {step}, of at least 64")
+  return InputSpec("rgb", side, side)
 
 
 def teacher_names(args: Options) -> list[str]:
@@ -161,11 +181,15 @@ def config_of(args: Options, said: Said, student: str) -> Any:
 
   weights, off = balance(args, said, student)
   print("\n".join(say_balance(weights, off)))
-  head = student.rpartition("-")[0]
+  family = FAMILIES.get(student)
+  head = student.rpartition("-")[0] if family is None else "detector"
+  start, network = args.pretrained, ""
+  if family is not None:
+    start, network = of_family(args, student, len(said.classes.boxes), said.spec.width)
   tasks = [head] if weights.keys() & {"detection", "segmentation"} else []
   tasks += [t for t, part in (("logits", "logit"), ("features", "feature")) if part in weights]
   parts = {f"{head}/embed": 0.0} if head == "objects" else {}
-  for part, names in PARTS.items():
+  for part, names in parts_of(student).items():
     parts |= {k: weights.get(part, 0.0) for k in names}
   often = unlabeled_weight(said, args.unlabeled_share)
   per_epoch = max(1, math.ceil((said.labeled + often * said.unlabeled) / args.batch_size))
@@ -174,10 +198,10 @@ def config_of(args: Options, said: Said, student: str) -> Any:
     student=student,
     tasks=tasks,
     backbone=args.backbone,
-    pretrained=args.pretrained,
+    pretrained=start,
     steps=steps,
     batch=args.batch_size,
-    lr=args.lr,
+    lr=args.lr or (NEWEST if family is None else FAMILY),
     warmup=min(200, steps // 10),
     seed=args.seed,
     sample=[f"{FREE}*={often:.6g}"] if said.unlabeled and often < 1 else [],
@@ -192,7 +216,21 @@ def config_of(args: Options, said: Said, student: str) -> Any:
     ignore_classes=True,  # of teachers: the data's own are all there
     zoom=said.zoom,
     pixels=said.pixels,
+    network=network,
   )
+
+
+def of_family(args: Options, student: str, classes: int, side: int) -> tuple[str | bool, str]:
+  """-> the folder of the weights that it starts from, False: none; and its configuration. Raises UserError."""
+  from openpilot.tools.fair.students.family import describe_network
+  from openpilot.tools.fair.teacher import find_weights
+
+  if not args.pretrained:
+    return False, describe_network(student, classes, side)
+  said = FAMILIES[student].hub if args.pretrained is True else str(args.pretrained)
+  is_hub_id = said.count("/") == 1 and not said.startswith(("/", ".", "~"))
+  folder = find_weights(said, None if is_hub_id and not Path(said).exists() else said, args.download)
+  return str(folder), describe_network(student, classes, side, folder)
 
 
 def write_config(args: Any, said: Said, config: Any, weights: dict[str, float]) -> None:
@@ -255,10 +293,7 @@ def run(args: Options) -> Path:
   learn(args, said, config, accepted, balance(args, said, student)[0])
   if not args.export:
     return args.output
-  untuned = args.untuned and said.teachers
-  return export_bundle(
-    args.output, accepted, f"Teachers were not tuned on this data: {', '.join(said.teachers)}." if untuned else ""
-  )
+  return export_bundle(args.output, accepted, "\n\n".join(notes_of(args, said, student)))
 
 
 def export_bundle(output: Path, accepted: tuple[str, ...], told: str = "") -> Path:
@@ -269,6 +304,23 @@ def export_bundle(output: Path, accepted: tuple[str, ...], told: str = "") -> Pa
   more = export.Options(run=output, output=bundle, accept_license=accepted, weights="auto", tinygrad=False)
   export.run(more, told)
   return bundle
+
+
+def notes_of(args: Options, said: Said, student: str) -> list[str]:
+  """For the card."""
+  notes = []
+  if args.untuned and said.teachers:
+    notes.append(f"Teachers were not tuned on this data: {', '.join(said.teachers)}.")
+  if family := FAMILIES.get(student):
+    begun = "random weights"
+    if args.pretrained:
+      name = family.hub if args.pretrained is True else public(str(args.pretrained))
+      begun = f"the weights of {name}, whose own card says under which license they are"
+    notes.append(
+      f"Its network is transformers' {family.kind}, whose code is under {LICENSE}. It began from {begun}, and learned "
+      "by transformers' own loss."
+    )
+  return notes
 
 
 def bundle_of(output: Path) -> Path:

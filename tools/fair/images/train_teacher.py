@@ -56,6 +56,12 @@ class Options:
   flip: bool = option(True, help="show every picture as it is, never mirrored")
   jitter: float = option(0.1, parse=not_negative, help="how far SAM's boxes are moved, as a share of their sides")
   max_objects: int = option(16, help="objects of a picture that SAM is asked for in a step")
+  cache: float = option(
+    4.0,
+    parse=not_negative,
+    metavar="GIB",
+    help="memory in which SAM's frozen image encoder's answers are kept from epoch to epoch; 0: computed every time",
+  )
   size: int | None = option(
     None, metavar="PIXELS", help="the shorter side of Grounding DINO's pictures; default: its own"
   )
@@ -178,7 +184,8 @@ def tune_one(args: Options, key: str, data: Any, val: Any) -> dict[str, Any]:
   base_hash = hash_weights(path)
   lora = None if tuned is None else [args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_targets]
   loop.run_key = {"base": base_hash, "data": data.summary()["sha256"], "lora": lora, "size": args.size}
-  loop.run_key |= {"tuning": asdict(loop.t), "asked": None if asked is None else asked.settings()}
+  how = {k: v for k, v in asdict(loop.t).items() if k != "cache"}  # which changes nothing that is learned
+  loop.run_key |= {"tuning": how, "asked": None if asked is None else asked.settings()}
   if args.resume and (folder / loop.LAST).exists():
     state = load_checkpoint(folder / loop.LAST, keys=("learned", "run"), of="a teacher")
     same_run(folder / loop.LAST, state["run"], loop.run_key)

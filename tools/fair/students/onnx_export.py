@@ -1,7 +1,9 @@
 """A student as one ONNX graph (opset 17, fixed shapes, uint8 frame in), and what a bundle's manifest says of it."""
 
 import contextlib
+import copy
 import io
+import logging
 import warnings
 from collections.abc import Container
 from pathlib import Path
@@ -12,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from openpilot.tools.fair.spec import ClassSet
+from openpilot.tools.fair.students.families import Family
 from openpilot.tools.fair.students.lanes import POINTS
 from openpilot.tools.fair.students.student import Student
 from openpilot.tools.fair.tasks import TASKS
 from openpilot.tools.lib.errors import UserError
 
-OPSET = 17
+OPSET, NEWER = 17, 18  # of the tracing exporter, and the least of the other one
 # elements: less would save nothing, and for an Adreno tinygrad does not compile a product with three rows of half
 # precision
 HALF_FROM = 1024
@@ -58,21 +61,41 @@ def export_onnx(
     inputs = {"frame": inputs["frame"]}
   with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
     warnings.simplefilter("ignore")  # of the tracer: shapes are constants here, and meant to be
+    graph = Graph(student, list(inputs), list(outputs)).eval()
     try:
-      # the tracing exporter: its graphs are plain opset 17, which the newer one reaches only by converting down
-      torch.onnx.export(
-        Graph(student, list(inputs), list(outputs)).eval(),
-        tuple(inputs.values()),
-        str(path),
-        opset_version=OPSET,
-        dynamo=False,
-        input_names=list(inputs),
-        output_names=list(outputs),
-        do_constant_folding=True,
-      )
+      write_graph(graph, path, inputs, getattr(student, "family", None))
     except ImportError as e:
       raise UserError(f"{student.name} cannot be exported ({e}); install the package onnx") from None
   return graph_entry(student, path.name, inputs, outputs)
+
+
+def write_graph(graph: Graph, path: Path, inputs: dict[str, Tensor], family: Family | None) -> None:
+  """family: None of ours."""
+  names: dict[str, Any] = {"input_names": list(inputs), "output_names": graph.outputs}
+  if family is not None:
+    graph = copy.deepcopy(graph)  # the tracing exporter leaves some of transformers' classes changed
+  if family is None or not family.dynamo:
+    # the tracing exporter: its graphs are plain opset 17, which the newer one reaches only by converting down
+    torch.onnx.export(
+      graph, tuple(inputs.values()), str(path), opset_version=OPSET, dynamo=False, do_constant_folding=True, **names
+    )
+    return
+  logger = logging.getLogger("torch.onnx")
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    torch.onnx.export(
+      graph,
+      tuple(inputs.values()),
+      str(path),
+      opset_version=NEWER,
+      dynamo=True,
+      external_data=False,
+      verbose=False,
+      **names,
+    )
+  finally:
+    logger.setLevel(level)
 
 
 def store_half(path: str | Path) -> int:

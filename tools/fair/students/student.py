@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from openpilot.tools.fair.spec import StudentSpec
 from openpilot.tools.fair.students.backbone import BACKBONES, Backbone
 from openpilot.tools.fair.students.dense import DepthHead, ObjectsHead
 from openpilot.tools.fair.students.detector import DetectorHead
+from openpilot.tools.fair.students.families import FAMILIES, split_name
 from openpilot.tools.fair.students.lanes import POINTS, LanesHead
 from openpilot.tools.fair.students.layers import Neck
 from openpilot.tools.fair.students.oriented import OrientedHead
@@ -75,7 +76,10 @@ def student_names() -> list[str]:
 
 
 def spec_of(name: str, **more: Any) -> StudentSpec:
-  """Of a student by its registered name, "unified-small". more: fields of StudentSpec. Raises UserError."""
+  """Of a student by its registered name, "unified-small", or a family's, "d-fine-nano". more: fields of StudentSpec.
+  Raises UserError."""
+  if name in FAMILIES:
+    return StudentSpec(*split_name(name), **more)
   for task in (*HEADS, "unified"):
     if name.startswith(f"{task}-") and (size := name.removeprefix(f"{task}-")) in SIZES:
       return StudentSpec(task, size, **more)
@@ -85,6 +89,8 @@ def spec_of(name: str, **more: Any) -> StudentSpec:
 def heads_of(spec: StudentSpec) -> tuple[str, ...]:
   """Names of its heads, in order: of a unified student those for which there are classes. Raises UserError where a
   student of one head has none."""
+  if spec.name in FAMILIES:
+    return ("detector",)
   if spec.task != "unified" and spec.task not in HEADS:
     raise UserError(f"no head '{spec.task}'; there are {', '.join(HEADS)}, unified")
   wanted = UNIFIED if spec.task == "unified" else (spec.task,)
@@ -186,6 +192,10 @@ def build(what: str | StudentSpec, backbone: str | None = None, pretrained: bool
   (student.backbone.pretrained says whether), or from a file of them. Raises UserError on an unknown name, without timm,
   or over a task's parameter budget."""
   spec = spec_of(what) if isinstance(what, str) else what
+  if spec.name in FAMILIES:
+    from openpilot.tools.fair.students.family import FamilyStudent
+
+    return cast(Any, FamilyStudent(spec, pretrained))  # it stands for a Student wherever one is asked for
   if spec.size not in SIZES:
     raise UserError(f"no size '{spec.size}' of students; there are {', '.join(SIZES)}")
   size = SIZES[spec.size]

@@ -12,6 +12,8 @@ from openpilot.tools.fair.tasks.task import Batch, Outputs, Task
 def loss(model: Any, out: Outputs, batch: Batch) -> dict[str, Any]:
   from openpilot.tools.fair.distillation.matching import set_loss
 
+  if "own_loss" in out:  # of a family, see students/family.py
+    return dict(out["own_loss"])
   some = objects.labeled(batch)
   if not some:
     return {}
@@ -39,7 +41,9 @@ TASK = Task(
   decode={
     "detector_logits": {"head": "detector", "parameters": {"part": "logits"}, "classes": "boxes"},
     "detector_boxes": {"head": "detector", "parameters": {"part": "boxes"}},
+    "detector_masks": {"head": "detector", "parameters": {"part": "masks"}},
   },
+  taught_by={"detector_masks": ("masks",)},
   sketch=sketch,
   metric="openpilot.tools.fair.evaluation.groups:detector",
 )

@@ -41,7 +41,7 @@ HEADS: dict[str, Head] = {
   "segmentation": Head(single("segmentation", segmentation.decode), ("segmentation",), classes="segmentation"),
   "features": Head(single("features", features.decode), ("features",)),
   "objects": Head(several(objects.decode), ("heat", "box"), ("coef", "proto", "embed"), classes="heat"),
-  "detector": Head(several(detector.decode), ("logits", "boxes"), classes="logits", axis=2),
+  "detector": Head(several(detector.decode), ("logits", "boxes"), ("masks",), classes="logits", axis=2),
   "oriented": Head(several(oriented.decode), ("heat", "box"), classes="heat"),
   "lanes": Head(several(lanes.decode), ("points", "visible")),
 }

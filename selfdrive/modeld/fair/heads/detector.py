@@ -10,7 +10,8 @@ from openpilot.selfdrive.modeld.fair.heads.objects import MAX_OBJECTS, THRESHOLD
 
 
 def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: np.ndarray) -> Detections:
-  """raw: logits (1, Q, K), one sigmoid a class, and boxes (1, Q, 4), center and size in 0..1 of the view.
+  """raw: logits (1, Q, K), one sigmoid a class, and boxes (1, Q, 4), center and size in 0..1 of the view; where the
+  bundle has them masks (1, Q, h, w), logits over the view.
   specs['logits']: classes, parameters threshold.
   valid: (256, 512) bool; a box whose center is outside the camera image does not count."""
   logits, boxes = raw["logits"][0], raw["boxes"][0]
@@ -28,4 +29,5 @@ def decode(raw: dict[str, np.ndarray], specs: dict[str, dict[str, Any]], valid: 
   found[:, :2], found[:, 2:] = center - half, center + half
   np.maximum(found, -0.5, out=found)
   np.minimum(found, np.array([view_w - 0.5, view_h - 0.5] * 2, np.float32), out=found)
-  return Detections(list(specs["logits"]["classes"]), found, sigmoid(top[at]).astype(np.float32), best[at], None, None)
+  masks = raw["masks"][0][at] > 0 if "masks" in raw else None
+  return Detections(list(specs["logits"]["classes"]), found, sigmoid(top[at]).astype(np.float32), best[at], masks, None)

@@ -111,3 +111,13 @@ def test_one_thing_that_peaks_twice_is_told_once():
   assert found.class_ids.tolist() == [1, 0] and len(found.boxes) == 2
   beside = np.array([[20.0, 20, 30, 12, 0.6], [20 - 14 * np.sin(0.6), 20 + 14 * np.cos(0.6), 30, 12, 0.6]])
   assert without_twins(beside).tolist() == [0, 1]  # parked side by side
+
+
+def test_fairmodeld_leaves_out_what_has_no_message():
+  from types import SimpleNamespace
+
+  from openpilot.selfdrive.modeld.fair.model import FairModel
+
+  plan = SimpleNamespace(heads={"oriented": SPECS}, rare=frozenset())
+  model = SimpleNamespace(warp=SimpleNamespace(valid=np.ones((256, 512), bool)))
+  assert FairModel._decode(model, plan, {}, SimpleNamespace(valid=True), 1) == []

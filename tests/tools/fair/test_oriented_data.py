@@ -185,3 +185,15 @@ def test_the_rendered_boxes_are_where_they_say(tmp_path):
   c, s = np.cos(boxes[0, 4]), np.sin(boxes[0, 4])
   local = (np.stack([x + 0.5, y + 0.5], 1) - boxes[0, :2]) @ np.array([[c, -s], [s, c]])
   assert (np.abs(local) <= boxes[0, 2:4] / 2 + 1.0).all() and len(corners(boxes)) == 1
+
+
+def test_what_is_unknown_is_no_class_to_learn(tmp_path):
+  """Crowds of COCO are read as a class of that name."""
+  from collections import Counter
+
+  from openpilot.tools.fair.images.store import class_set, count
+
+  assert class_set(["flurb", "unknown"], Counter(flurb=1, unknown=2), ()).boxes == ("flurb",)
+  parts = opened(made.dota(tmp_path / "d", 2, difficult=(0, 1)))
+  used, boxes, _ = count(parts)
+  assert sum(used.values()) == boxes - 2  # what is difficult makes no class

@@ -210,6 +210,16 @@ def test_a_run_that_was_stopped_goes_on(trained, tmp_path, monkeypatch):
   assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
+def test_a_few_pictures_are_learned_by_heart(tmp_path):
+  """By the bundle, through the device's decoder and DOTA's rules."""
+  data = made.yolo(tmp_path / "d", {"train": (3, 4)})
+  more = {**SMALL, "steps": 120, "augment": "none", "lr": 2e-3}
+  bundle = train_obb.run(Options(data=data, val=data, output=tmp_path / "out", **more))
+  r = evaluate.run(evaluate.Options(model=bundle, data=data, metrics=("mAP",)))
+  assert r["oriented"]["stats"]["ap50"] > 0.95 and r["oriented"]["stats"]["ap75_area"] > 0.8
+
+
 @pytest.mark.parametrize(
   "more, says",
   [

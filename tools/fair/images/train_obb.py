@@ -41,7 +41,9 @@ class Options:
   size: str = flag("small", choices=tuple(SIZES), help="of the student")
   picture_size: int = flag(640, help="side of the square that pictures are letterboxed into, pixels")
   turn: float | None = flag(
-    None, help="degrees by which pictures are turned at random; default: 180, and 0 beside a teacher's patch map"
+    None,
+    help="degrees by which pictures are turned at random; default: 180. Beside a teacher's patch map they are neither "
+    "turned nor mirrored without it",
   )
   epochs: int = flag(100, help="how often each picture is seen")
   steps: int | None = flag(None, help="of the optimizer, in place of --epochs")
@@ -128,7 +130,7 @@ def config_of(args: Options, said: Said) -> tuple[Any, dict[str, float]]:
   often = unlabeled_weight(said, args.unlabeled_share)
   per_epoch = max(1, math.ceil((said.labeled + often * said.unlabeled) / args.batch_size))
   steps = args.steps if args.steps is not None else args.epochs * per_epoch
-  turn = args.turn if args.turn is not None else 0.0 if taught else ANYHOW
+  moved = not taught or args.turn is not None  # else nobody asked for it, and a map of a turned picture is another map
   parts = {f"patches/{k}": args.feature_weight * (k == args.feature_mask) for k in ("all", "objects")}
   config = Config(
     student=f"oriented-{args.size}",
@@ -142,7 +144,7 @@ def config_of(args: Options, said: Said) -> tuple[Any, dict[str, float]]:
     seed=args.seed,
     sample=[f"{FREE}*={often:.6g}"] if said.unlabeled and often < 1 else [],
     parts=parts if taught else {},
-    mirror=not taught,
+    mirror=moved,
     augment=args.augment != "none",
     eval_every=min(500, max(per_epoch, steps // 10)),
     eval_clips=200,
@@ -152,7 +154,7 @@ def config_of(args: Options, said: Said) -> tuple[Any, dict[str, float]]:
     ignore_classes=True,
     zoom=said.zoom,
     pixels=said.pixels,
-    turn=turn,
+    turn=args.turn if args.turn is not None else ANYHOW * moved,
   )
   return config, weights
 

@@ -23,16 +23,19 @@ def milliseconds(
   bundles: Mapping[str, Bundle], inputs: Mapping[str, list[dict[str, Any]]], rounds: int, threads: int, base: str
 ) -> dict[str, dict[str, float]]:
   """inputs: of each graph. All take turns, so that what else the machine does falls on all. -> of each p50 and p99, and
-  how many times as fast as `base` it is: the median over rounds, and by the fastest of each."""
+  how many times as fast as `base` it is: the median over rounds, by the fastest of each, and by this process's CPU
+  time, which is that of a busy machine."""
   runners = {name: [(OnnxRunner(b, g, threads), inputs[g["name"]]) for g in b.graphs] for name, b in bundles.items()}
   times: dict[str, list[float]] = {name: [] for name in bundles}
+  cpu: dict[str, list[float]] = {name: [] for name in bundles}
   for n in range(rounds + WARM):
     for name, graphs in runners.items():
-      begun = time.perf_counter()
+      begun, busy = time.perf_counter(), time.process_time()
       for runner, some in graphs:
         runner.run(some[n % len(some)])
       if n >= WARM:
         times[name].append(time.perf_counter() - begun)
+        cpu[name].append(time.process_time() - busy)
   first = np.array(times[base])
   out = {}
   for name, taken in times.items():
@@ -41,6 +44,7 @@ def milliseconds(
       **{f"p{q}": round(1e3 * float(np.percentile(t, q)), 3) for q in (50, 99)},
       "ratio": round(float(np.median(first / t)), 3),
       "ratio_of_minima": round(float(first.min() / t.min()), 3),
+      "ratio_of_cpu": round(float(np.median(np.array(cpu[base]) / np.maximum(cpu[name], 1e-9))), 3),
     }
   return out
 

@@ -123,7 +123,7 @@ def learning(args: Any, data: Path, folder: Path) -> None:
     said = store.fill(options, train_student.check_options(options), [])
     config = train_student.config_of(options, said, train_student.select_student_model(said.info, args.size))
     config.eval_every = steps + 1
-    spent = seconds(lambda: train_student.learn(options, said, config, (said.license,)))
+    spent = seconds(lambda: train_student.learn(options, said, config, (said.license,), {}))
   own = spent / steps / args.pictures
   print(
     f"objects-{args.size} at {SIDE} learns from a picture of the store in {own:.2f} s; with both teachers asked every "

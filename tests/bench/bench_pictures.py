@@ -39,6 +39,7 @@ from openpilot.tools.lib.pictures import read_rgb
 
 TEACHER = "rtmdet-nano-person"
 TAUGHT = ("--teachers", TEACHER, "--untuned", "--alias", "person=pedestrian")
+MODELS = Path(__file__).resolve().parents[2] / "models"
 # what is learned from, of each fold
 VARIANTS: dict[str, tuple[str, ...]] = {
   "labels": (),
@@ -46,6 +47,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
   "unlabeled": TAUGHT,
   "no-logit": (*TAUGHT, "--no-logit"),
   "no-segmentation": (*TAUGHT, "--no-segmentation"),
+  "street": ("--size", "small", "--init", str(MODELS / "fair_unified_small")),  # which has seen people on streets
+  "street-teacher": ("--size", "small", "--init", str(MODELS / "fair_unified_small"), *TAUGHT),
 }
 DRAWS = 200  # of the bootstrap over pictures
 SCORE = 0.3

@@ -22,7 +22,6 @@ from tqdm import tqdm
 from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle
 from openpilot.tools.fair.cotracker.lane_points import inside
 from openpilot.tools.fair.cotracker.tracker import LaneTracker
-from openpilot.tools.fair.distillation.data import rgb_of
 from openpilot.tools.fair.evaluation.columns import Hold
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.labels import Labels
@@ -30,6 +29,7 @@ from openpilot.tools.fair.evaluation.metrics import Tracks
 from openpilot.tools.fair.evaluation.scenes import Queries, QueryMaker, check_label, open_segments
 from openpilot.tools.fair.evaluation.student import Student
 from openpilot.tools.fair.labels.dataset import Reader
+from openpilot.tools.fair.labels.placement import rgb_of
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.sim.points import ground_depth
 

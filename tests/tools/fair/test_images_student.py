@@ -313,6 +313,21 @@ def test_a_student_of_model_frames_runs_in_fairmodeld(tmp_path):
   assert found.size == (squares.W, squares.H) and len(found.masks) == len(found.scores)
 
 
+@pytest.mark.slow
+def test_a_student_of_pictures_starts_from_a_bundle_of_model_frames(tmp_path, capsys):
+  """All but the layers that do not fit, and that is said; a learning rate of nearly nothing leaves them as they are."""
+  data = squares.write(tmp_path / "a", 3)
+  more = {**SMALL, "steps": 1, "batch_size": 1, "augment": "plain", "lr": 1e-12}
+  frames = train_student.run(Options(data=data, output=tmp_path / "frames", input="model-frame", **more))
+  capsys.readouterr()
+  train_student.run(Options(data=data, output=tmp_path / "rgb", init=(str(frames),), export=False, **more))
+  said = capsys.readouterr()
+  assert "it sees model_frame, and rgb is learned now" in said.err and "tensors start anew" in said.out
+  before, now = (torch.load(tmp_path / k / "best.pt", weights_only=True)["ema"] for k in ("frames", "rgb"))
+  for k in (f"student.objects.{part}.weight" for part in ("heat", "box", "coef", "proto")):
+    torch.testing.assert_close(now[k], before[k], rtol=2e-3, atol=1e-4)  # halves of the file
+
+
 @pytest.mark.parametrize(
   "typed, ours",
   [

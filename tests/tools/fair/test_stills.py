@@ -5,10 +5,11 @@ import pytest
 from PIL import Image
 
 from openpilot.selfdrive.modeld.fair.frames import unpack_rgb
-from openpilot.tools.fair.distillation.data import Clips, rgb_of, valid_of
+from openpilot.tools.fair.distillation.data import Clips, valid_of
 from openpilot.tools.fair.labels import label
 from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
 from openpilot.tools.fair.labels.origins import origin_of
+from openpilot.tools.fair.labels.placement import rgb_of
 from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.teacher import Label

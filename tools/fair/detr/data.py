@@ -182,7 +182,7 @@ def index_yolo(path: Path, images: Path | None, splits: tuple[str, ...]) -> Labe
   files: list[str] = []
   sizes, boxes, classes, counts = list[tuple[int, int]](), list[np.ndarray](), list[np.ndarray](), list[int]()
   for f, text in tqdm(labels.items(), desc="index", unit="picture", leave=False):
-    name = str(f.relative_to(folder)) if f.is_relative_to(folder) else f.name
+    name = str(f).removeprefix(f"{folder}/")
     try:
       size = picture_size(f)
     except PictureError as e:
@@ -228,7 +228,7 @@ def read_lines(
     if points or any(len(r) != 5 for r in rows):
       raise ValueError
     values = np.array([[float(w) for w in r] for r in rows], np.float64).reshape(-1, 5)
-    if not np.isfinite(values).all() or not np.isin(values[:, 0], list(index)).all():
+    if not np.isfinite(values).all() or not index.keys() >= set(values[:, 0].tolist()):
       raise ValueError
     half = values[:, 3:] / 2
     corners = np.concatenate([values[:, 1:3] - half, values[:, 1:3] + half], 1) * [*size, *size]
@@ -248,9 +248,8 @@ def read_lines(
     problems.add("box_beyond", name, n)
   inner, classes = inner[whole], classes[whole]
   boxes = np.concatenate([inner[:, :2], inner[:, 2:] - inner[:, :2]], 1).astype(np.float32)
-  if len(boxes) > 1:
+  if len(set(zip(classes.tolist(), *boxes.T.tolist(), strict=True))) < len(boxes):  # rarely: unique() is slow
     _, first = np.unique(np.concatenate([boxes, classes[:, None]], 1), axis=0, return_index=True)
-    if n := len(boxes) - len(first):
-      problems.add("annotation_twice", name, n)
-      boxes, classes = boxes[np.sort(first)], classes[np.sort(first)]
+    problems.add("annotation_twice", name, len(boxes) - len(first))
+    boxes, classes = boxes[np.sort(first)], classes[np.sort(first)]
   return boxes, classes

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.frames import ModelFrame, unpack_rgb
+from openpilot.selfdrive.modeld.fair.frames import ModelFrame
 from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
 from openpilot.tools.fair.distillation.look import Look, look_at, picture_of
 from openpilot.tools.fair.distillation.sampling import weights_of
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame, shuffled_chunks
+from openpilot.tools.fair.labels.placement import rgb_of
 from openpilot.tools.fair.labels.store import CHUNK, Group
 from openpilot.tools.fair.spec import UNKNOWN, ClassSet, InputSpec, plain, road_classes
 from openpilot.tools.fair.tasks import TASKS, Said, names_of, task_name
@@ -343,11 +344,6 @@ class Clips:
 def camera_height(groups: Mapping[str, Group]) -> float | None:
   """Of one segment's camera above the road, m, as any of its groups has it; None where none does."""
   return next((g.camera_height for g in groups.values() if g.camera_height is not None), None)
-
-
-def rgb_of(frame: np.ndarray) -> np.ndarray:
-  """A student's frame, uint8 (6, h, w) or (3, H, W) -> (H, W, 3) uint8."""
-  return unpack_rgb(frame) if len(frame) == 6 else np.ascontiguousarray(frame.transpose(1, 2, 0))
 
 
 def valid_of(frames: Group) -> np.ndarray:

@@ -36,7 +36,7 @@ from openpilot.tools.fair.distillation.trained import load_student_checkpoint, t
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.trainer import RESUMED, Run
 from openpilot.tools.learn.processes import is_first, parse_trackers, said_once
-from openpilot.tools.fair.spec import ClassSet
+from openpilot.tools.fair.spec import ClassSet, InputSpec
 from openpilot.tools.fair.students.onnx_import import bundle_state
 from openpilot.tools.fair.teacher import check_license
 from openpilot.tools.lib.errors import UserError, cli, warn
@@ -132,6 +132,17 @@ def of_trunk(state: dict[str, Any], backbone: str, where: str) -> dict[str, Any]
   return {**state, "ema": {k: v for k, v in state["ema"].items() if not k.startswith(trunk)}}
 
 
+def said_of_input(state: dict[str, Any], now: InputSpec, where: str) -> None:
+  """Says where the checkpoint, or what bundle_state() gives, has learned to see other frames: the layers that do not
+  fit are left out when it is loaded."""
+  before = InputSpec.from_dict(state.get("input")) if "input" in state else Config.from_dict(state["config"]).input
+  if before.kind != now.kind and is_first():
+    warn(
+      f"{where}: it sees {before.kind}, and {now.kind} is learned now: its first layer starts anew, and what joins "
+      "maps of another size"
+    )
+
+
 def initial(runs: Sequence[str], train: Clips, backbone: str | None = None) -> dict[str, Any] | None:
   """The checkpoint of the first of `runs` (runs or bundles), with what the later ones have of the averaged student in
   its place; None of none. backbone: its name, of what is learned now; None: the same. Raises UserError where one is
@@ -145,6 +156,7 @@ def initial(runs: Sequence[str], train: Clips, backbone: str | None = None) -> d
     else:
       state = load_student_checkpoint(Path(path) / "best.pt" if Path(path).is_dir() else Path(path))
     state = in_unit(without_other_classes(state, train.classes, f"--init {run}"), train.per_height, f"--init {run}")
+    said_of_input(state, train.picture, f"--init {run}")
     if not part and backbone is not None:
       state = of_trunk(state, backbone, f"--init {run}")
     learned = trained_on(state, Path(path))

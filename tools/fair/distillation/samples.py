@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from openpilot.tools.fair.distillation.data import rgb_of
+from openpilot.tools.fair.labels.placement import rgb_of
 from openpilot.tools.fair.spec import StudentSpec
 from openpilot.tools.fair.tasks import TASKS
 from openpilot.tools.lib.files import atomic_path

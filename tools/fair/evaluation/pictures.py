@@ -5,20 +5,15 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from openpilot.selfdrive.modeld.fair.frames import unpack_rgb
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.detections import Objects
 from openpilot.tools.fair.evaluation.scenes import Scene
 from openpilot.tools.fair.labels import rle
+from openpilot.tools.fair.labels.placement import rgb_of
 from openpilot.tools.lib.colors import TINT, class_colors, depth_picture, track_color
 from openpilot.tools.sim.truth import IGNORE
 
 GAP = 4  # pixels between two pictures
-
-
-def rgb_of(frame: np.ndarray, compared: Compared) -> np.ndarray:
-  """A frame as it is stored -> (height, width, 3) uint8."""
-  return unpack_rgb(frame) if compared.input.kind == "model_frame" else frame.transpose(1, 2, 0)
 
 
 def large(small: np.ndarray) -> np.ndarray:
@@ -90,7 +85,7 @@ def draw_points(rgb: np.ndarray, points: np.ndarray, visible: np.ndarray, show: 
 
 def picture(draw: Any, frame: dict[str, Any], compared: Compared) -> np.ndarray:
   """Input, prediction, truth side by side. draw: a group's."""
-  rgb = rgb_of(frame["frame"], compared)
+  rgb = rgb_of(frame["frame"])
   height, width = rgb.shape[:2]
   out = np.full((height, 3 * width + 2 * GAP, 3), 255, np.uint8)
   for k, part in enumerate((rgb, draw(rgb, frame["found"], compared), draw(rgb, frame["ref"], compared))):

@@ -42,7 +42,7 @@ class Options:
   long: int = option(1536, metavar="PIXELS", help="the longer edge at most")
   pad: str = option("orientation", choices=("orientation", "batch"), help="to one size of each, or the batch's largest")
   augment: bool = option(True, help="flip, mild affine and light changes: leave them out")
-  cache_features: bool = option(False, help="compute the frozen backbone once: many times as fast, but only flips vary")
+  cache_features: bool = option(False, help="run the frozen backbone once, over all pictures; then only flips vary")
   cache_precision: str = option("float16", choices=("float16", "float32"), help="of the features that are kept")
   epochs: int = option(10, help="passes over the pictures")
   batch_size: int = option(2, aliases=("--batch",), help="pictures at once on each GPU")

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-from openpilot.selfdrive.modeld.fair.frames import pack_rgb
+from openpilot.selfdrive.modeld.fair.frames import pack_rgb, unpack_rgb
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.spec import InputSpec
 
@@ -41,6 +41,11 @@ def place_input(rgb: np.ndarray, spec: InputSpec) -> np.ndarray:
   h, w = rgb.shape[:2]
   placed = place_picture(rgb, spec.fit(w, h), spec.width, spec.height, spec.pad)
   return placed.transpose(2, 0, 1) if spec.kind == "rgb" else pack_rgb(placed)
+
+
+def rgb_of(frame: np.ndarray) -> np.ndarray:
+  """What a student takes, uint8 (6, h, w) or (3, H, W) -> (H, W, 3) uint8 RGB."""
+  return unpack_rgb(frame) if len(frame) == 6 else np.ascontiguousarray(frame.transpose(1, 2, 0))
 
 
 def place_ids(ids: np.ndarray, matrix: np.ndarray, width: int, height: int, fill: int) -> np.ndarray:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from openpilot.selfdrive.modeld.fair.frames import unpack_rgb
 from openpilot.tools.fair.labels.store import Group
 from openpilot.tools.fair.labels import rle
+from openpilot.tools.fair.labels.placement import rgb_of
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.fair.spec import InputSpec, road_classes
 from openpilot.tools.lib.colors import TURBO, class_colors, depth_picture, track_color
@@ -50,11 +50,6 @@ def relative_picture(d: np.ndarray) -> np.ndarray:
 def scale_of(spec: InputSpec) -> int:
   """By how much frames are enlarged to be drawn on."""
   return max(1, round(WIDTH / spec.width))
-
-
-def rgb_of(spec: InputSpec, frame: np.ndarray) -> np.ndarray:
-  """A stored frame -> (height, width, 3) uint8 RGB."""
-  return unpack_rgb(frame) if spec.kind == "model_frame" else frame.transpose(1, 2, 0)
 
 
 class Painter:
@@ -198,7 +193,7 @@ def pictures(frames: Group, groups: list[Group], limit: int | None = None) -> It
     for r, packed in zip(span, block, strict=True):
       if not any(ids[r] in m for m in rows):
         continue
-      base = np.asarray(Image.fromarray(rgb_of(spec, packed)).resize(size, Image.Resampling.BILINEAR))
+      base = np.asarray(Image.fromarray(rgb_of(packed)).resize(size, Image.Resampling.BILINEAR))
       insets: list[tuple[str, np.ndarray]] = []
       for painter, m in zip(painters, rows, strict=True):
         if ids[r] in m:

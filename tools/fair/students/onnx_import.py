@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
+from openpilot.tools.fair.labels.placement import place_input, rgb_of
 from openpilot.tools.fair.spec import Class, ClassSet, InputSpec, road_classes
 from openpilot.tools.fair.students.onnx_export import export_onnx
 from openpilot.tools.fair.students.student import Student, build, spec_of, student_names
@@ -148,9 +149,10 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
   """A bundle's folder -> what a training run's checkpoint holds of its student: "ema" (names begin with student.),
   "provenance" (its teachers), "step".
 
-  frames: (B, *shape of its input) uint8, such as it will be trained on: see settle_norms(). "classes": names of its
-  'maps' and 'boxes'. Raises BundleError on a damaged bundle, UserError where its graph is none of our students as they
-  are now, or takes other frames. "per_height": its depth is in heights of the camera. "backbone": its name."""
+  frames: (B, *shape of an input) uint8, such as it will be trained on: see settle_norms(); of another input than its
+  own they are placed into that. "input": its own, as InputSpec.to_dict(). "classes": names of its 'maps' and 'boxes'.
+  Raises BundleError on a damaged bundle, UserError where its graph is none of our students as they are now.
+  "per_height": its depth is in heights of the camera. "backbone": its name."""
   bundle = load_bundle(Path(folder))
   graph = bundle.graphs[0]
   if graph["name"] not in student_names():
@@ -159,8 +161,8 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
       "trained on"
     )
   picture, classes = InputSpec.from_dict(bundle.manifest.get("input")), classes_of(graph)
-  if frames.shape[1:] != picture.shape:
-    raise UserError(f"{folder} takes frames {list(picture.shape)}, and the labels hold {list(frames.shape[1:])}")
+  if frames.shape[1:] != picture.shape:  # the trunk and the heads see what they know, in another size or color
+    frames = torch.from_numpy(np.stack([place_input(rgb_of(f), picture) for f in frames.numpy()]))
   blob = bundle.onnx(graph)
   # a kind of classes that it does not put out: the student has it, and nobody taught it, or has none
   road = {"maps": list(road_classes().maps), "boxes": list(road_classes().boxes)}
@@ -185,6 +187,7 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
       {("licence" if k == "license" else k): v for k, v in t.items()} for t in bundle.manifest["provenance"]["teachers"]
     ],
     "classes": classes,
+    "input": picture.to_dict(),
     "backbone": student.backbone.name,
     "per_height": any(o.get("parameters", {}).get("per_height", False) for o in graph["outputs"]),
     "step": 0,

@@ -40,6 +40,7 @@ from openpilot.tools.lib.pictures import read_rgb
 TEACHER = "rtmdet-nano-person"
 TAUGHT = ("--teachers", TEACHER, "--untuned", "--alias", "person=pedestrian")
 MODELS = Path(__file__).resolve().parents[2] / "models"
+STREET = ("--size", "small", "--init", str(MODELS / "fair_unified_small"))  # which has seen people on streets
 # what is learned from, of each fold
 VARIANTS: dict[str, tuple[str, ...]] = {
   "labels": (),
@@ -47,8 +48,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
   "unlabeled": TAUGHT,
   "no-logit": (*TAUGHT, "--no-logit"),
   "no-segmentation": (*TAUGHT, "--no-segmentation"),
-  "street": ("--size", "small", "--init", str(MODELS / "fair_unified_small")),  # which has seen people on streets
-  "street-teacher": ("--size", "small", "--init", str(MODELS / "fair_unified_small"), *TAUGHT),
+  "street": STREET,
+  "street-teacher": (*STREET, *TAUGHT),
+  "street-unlabeled": (*STREET, *TAUGHT),
 }
 DRAWS = 200  # of the bootstrap over pictures
 SCORE = 0.3
@@ -101,7 +103,7 @@ def train(fold: int, variant: str, args: argparse.Namespace) -> Path:
   options += ["--backbone", "mobilenetv2_100_same", "--batch-size", args.batch_size, "--license", "research"]
   options += ["--pretrained", args.data / "weights/timm_mobilenetv2_100_imagenet.pth", *VARIANTS[variant]]
   options += ["--precision", args.precision] if args.precision else []
-  options += ["--unlabeled", args.unlabeled] if variant == "unlabeled" else []
+  options += ["--unlabeled", args.unlabeled] if variant.endswith("unlabeled") else []
   options += ["--resume"] if (out / "last.pt").exists() else []
   what = [sys.executable, "-P", "-m", "openpilot.tools.fair.images.train_student", *map(str, options)]
   print(f"{variant}, fold {fold}", flush=True)
@@ -168,20 +170,18 @@ def ranges(truth: Mapping[str, Any], found: Mapping[str, Rows]) -> dict[str, dic
 
 
 def table(truth: Mapping[str, Any], found: Mapping[str, Rows]) -> list[str]:
-  """Markdown: each figure with a 95% interval over pictures; and beside labels alone, paired."""
+  """Markdown: each figure with a 95% interval over pictures; and beside the first, paired."""
   points = {v: figures(truth, rows) for v, rows in found.items()}
   drawn_ = ranges(truth, found)
-  names = list(next(iter(points.values())))
+  first = next(iter(points))
+  names = list(points[first])
   span = lambda x: "[{:.3f}, {:.3f}]".format(*np.percentile(x, [2.5, 97.5]))  # noqa: E731
   out = ["| | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
   for v, p in points.items():
     out.append(f"| {v} | " + " | ".join(f"{p[k]:.3f} {span(drawn_[v][k])}" if k in p else "-" for k in names) + " |")
-    if v != "labels" and "labels" in points:
-      d = [
-        f"{p[k] - points['labels'][k]:+.3f} {span(drawn_[v][k] - drawn_['labels'][k])}" if k in p else "-"
-        for k in names
-      ]
-      out.append(f"| {v} - labels | " + " | ".join(d) + " |")
+    if v != first:
+      d = [f"{p[k] - points[first][k]:+.3f} {span(drawn_[v][k] - drawn_[first][k])}" if k in p else "-" for k in names]
+      out.append(f"| {v} - {first} | " + " | ".join(d) + " |")
   return out
 
 
@@ -200,8 +200,8 @@ def main() -> None:
   p.add_argument("--precision", choices=("no", "bf16"))
   p.add_argument("--seed", type=int, default=0, help="of the folds")
   args = p.parse_args()
-  if "unlabeled" in args.variants and args.unlabeled is None:
-    raise UserError("the variant 'unlabeled' wants --unlabeled, a folder of pictures")
+  if args.unlabeled is None and (free := [v for v in args.variants if v.endswith("unlabeled")]):
+    raise UserError(f"the variant '{free[0]}' wants --unlabeled, a folder of pictures")
   os.environ.setdefault("FAIR_WEIGHTS", str(args.data / "weights"))
   data = write_pennfudan(args.data / "pennfudan", args.output / "pennfudan.json")
   judged = write_folds(data, args.folds, args.seed)

@@ -2,6 +2,7 @@
 once, and that each part of the loss is there."""
 
 import json
+import shutil
 
 import images_student_fixture as squares
 import numpy as np
@@ -117,15 +118,16 @@ def not_again(*_, **__):
   raise NotAgain
 
 
-def test_a_second_student_computes_nothing_again(place, taught, monkeypatch):
+def test_a_second_student_computes_nothing_again(place, taught, tmp_path, monkeypatch):
   """Another question is asked."""
   before = [(g.path, g.row_count) for g in groups_of(taught[0])]
+  shutil.copytree(place / "student", tmp_path / "other")
   monkeypatch.setattr(GroundedSAM, "detect", not_again)
   monkeypatch.setattr(GroundedSAM, "segment", not_again)
   said, _ = filled(options(place, place / "student"))
   assert [(g.path, g.row_count) for g in groups_of(said)] == before
   with pytest.raises(NotAgain):
-    filled(options(place, place / "student", option=("score=0.03",)))
+    filled(options(place, tmp_path / "other", option=("score=0.03",)))
 
 
 def test_each_part_of_the_loss_moves_the_student(taught):

@@ -10,7 +10,6 @@ import numpy as np
 from openpilot.tools.fair.detr.data import Labeled
 from openpilot.tools.fair.images.evaluate import METRICS, judge, lines_of
 from openpilot.tools.fair.images.score import at_score, by_image, coco_scores, confusion, errors
-from openpilot.tools.lib.files import atomic_path, write_json
 from openpilot.tools.lib.pictures import read_rgb
 
 BUCKETS = ((1, 9), (10, 29), (30, 59), (60, 99), (100, None))  # objects of a picture
@@ -47,7 +46,7 @@ def report(
 ) -> dict[str, Any]:
   """Writes evaluation.html and evaluation.json. said: what the data is called. -> results."""
   from openpilot.tools.fair.images.draw import beside, draw
-  from openpilot.tools.fair.images.page import page
+  from openpilot.tools.fair.images.page import write_page
 
   truth = data.truth()
   sure = [f for f in found if f["score"] >= KEPT]
@@ -76,7 +75,5 @@ def report(
     rgb = read_rgb(data.paths[i])
     drawn.append(beside(draw(rgb, mine.get(i, []), names), draw(rgb, theirs.get(i, []), names)))
   print("\n".join(lines_of(results)))
-  write_json(out / "evaluation.json", results)
-  with atomic_path(out / "evaluation.html") as tmp:
-    tmp.write_text(page(results, drawn))
+  write_page(results, drawn, out)
   return results

@@ -18,7 +18,7 @@ from openpilot.tools.fair.images.score import at_score, by_image, coco_scores, c
 from openpilot.tools.fair.images.shapes import as_runs
 from openpilot.tools.fair.spec import plain
 from openpilot.tools.lib.errors import UserError, cli, printable, warn
-from openpilot.tools.lib.files import LONG, atomic_path, write_json
+from openpilot.tools.lib.files import LONG
 from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.pictures import read_rgb
 from openpilot.tools.lib.said import public_path
@@ -176,7 +176,6 @@ def run(args: Options) -> dict[str, Any]:
     )
   results, truth, found = evaluate(predictor, checked, args)
   print("\n".join(lines_of(results)))
-  out = args.output or predictor.path.parent / "evaluation"
   if "worst" in args.metrics:
     of_picture = errors(truth, found, args.score)
     names = {i["id"]: i["file_name"] for i in truth["images"]}
@@ -185,11 +184,10 @@ def run(args: Options) -> dict[str, Any]:
     drawn = draw_worst(worst, checked, truth, found, args.score)
   else:
     drawn = []
-  from openpilot.tools.fair.images.page import page
+  from openpilot.tools.fair.images.page import write_page
 
-  write_json(out / "evaluation.json", results)
-  with atomic_path(out / "evaluation.html") as tmp:
-    tmp.write_text(page(results, drawn))
+  out = args.output or predictor.path.parent / "evaluation"
+  write_page(results, drawn, out)
   print(f"wrote        {out / 'evaluation.html'}, evaluation.json")
   return results
 

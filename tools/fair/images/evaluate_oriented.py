@@ -13,7 +13,6 @@ from openpilot.tools.fair.images.store import open_labeled
 from openpilot.tools.fair.labels.sources.pictures import Pictures
 from openpilot.tools.fair.spec import UNKNOWN, plain
 from openpilot.tools.lib.errors import UserError, printable, warn
-from openpilot.tools.lib.files import atomic_path, write_json
 from openpilot.tools.lib.said import public_path
 
 
@@ -137,12 +136,10 @@ def evaluate_oriented(predictor: Predictor, args: Any) -> dict[str, Any]:
     worst = sorted(errors, key=lambda i: -errors[i])[: args.worst]
     results["worst"] = [{"picture": places[i][0].title(places[i][1]), "error": round(errors[i], 4)} for i in worst]
     drawn = [draw_beside(*places[i], rows[i], truth[i], predictor.names, args.score) for i in worst]
-  from openpilot.tools.fair.images.page import page
+  from openpilot.tools.fair.images.page import write_page
 
   out = args.output or predictor.path.parent / "evaluation"
-  write_json(out / "evaluation.json", results)
-  with atomic_path(out / "evaluation.html") as tmp:
-    tmp.write_text(page(results, drawn))
+  write_page(results, drawn, out)
   print(f"wrote        {out / 'evaluation.html'}, evaluation.json")
   return results
 

@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from openpilot.tools.lib.files import atomic_path, write_json
 from openpilot.tools.replay.report import load_template, png
 
 SHOWN = 30  # classes of a confusion matrix, the most frequent
@@ -83,3 +84,10 @@ def page(results: dict[str, Any], worst: Sequence[np.ndarray]) -> str:
     box=(LEFT, 8, WIDTH, HEIGHT),
     worst=[{**w, "image": png(p)} for w, p in zip(results.get("worst", []), worst, strict=True)],
   )
+
+
+def write_page(results: dict[str, Any], worst: Sequence[np.ndarray], folder: Path) -> None:
+  """evaluation.json and evaluation.html in `folder`."""
+  write_json(folder / "evaluation.json", results)
+  with atomic_path(folder / "evaluation.html") as tmp:
+    tmp.write_text(page(results, worst))

@@ -10,9 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openpilot.tools.fair.images.augment import read_recipe
 from openpilot.tools.fair.images.store import FREE, Said, fill
-from openpilot.tools.fair.images.train_student import NEWEST, bundle_of, export_bundle, learn, unlabeled_weight
+from openpilot.tools.fair.images.train_student import (
+  NEWEST,
+  bundle_of,
+  check_learning,
+  export_bundle,
+  learn,
+  unlabeled_weight,
+)
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.sizes import SIZES
@@ -74,19 +80,9 @@ class Options:
 
 def check_options(args: Options) -> InputSpec:
   """Raises UserError, before anything is read or written. -> the picture that the student sees."""
-  if args.augment not in ("auto", "plain", "none"):
-    read_recipe(Path(args.augment))
+  check_learning(args)
   if args.unlabeled is not None and not args.teacher:
     raise UserError("--unlabeled: pictures without labels teach by a teacher alone; add --teacher")
-  for name, least in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("seed", 0)):
-    if getattr(args, name) < least:
-      raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: it is at least {least}")
-  if args.steps is not None and args.steps < 1:
-    raise UserError(f"--steps {args.steps}: it is at least 1")
-  if not 0 < args.lr < math.inf:
-    raise UserError(f"--lr {args.lr:g}: the learning rate is above 0, as {NEWEST}")
-  if not 0 < args.unlabeled_share < 1:
-    raise UserError(f"--unlabeled-share {args.unlabeled_share:g}: a share is between 0 and 1")
   if not 0 <= args.feature_weight < 1e6:
     raise UserError(f"--feature-weight {args.feature_weight:g}: a weight is a number of at least 0")
   if args.turn is not None and not 0 <= args.turn <= ANYHOW:

@@ -95,6 +95,21 @@ class Options:
   export: bool = flag(True, help="leave the bundle out")
 
 
+def check_learning(args: Any) -> None:
+  """Of what every student of pictures is asked. Raises UserError."""
+  if args.augment not in ("auto", "plain", "none"):
+    read_recipe(Path(args.augment))
+  for name, least in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("seed", 0)):
+    if getattr(args, name) < least:
+      raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: it is at least {least}")
+  if args.steps is not None and args.steps < 1:
+    raise UserError(f"--steps {args.steps}: it is at least 1")
+  if args.lr is not None and not 0 < args.lr < math.inf:
+    raise UserError(f"--lr {args.lr:g}: the learning rate is above 0, as {NEWEST}")
+  if not 0 < args.unlabeled_share < 1:
+    raise UserError(f"--unlabeled-share {args.unlabeled_share:g}: a share is between 0 and 1")
+
+
 def check_options(args: Options) -> InputSpec:
   """Raises UserError, before anything is read or written. -> the picture that the student sees."""
   if args.student:
@@ -103,8 +118,7 @@ def check_options(args: Options) -> InputSpec:
       what = "finds no objects" if args.student in student_names() else "is none"
       raise UserError(f"--student {args.student} {what}; there are {', '.join((*OURS, *FAMILIES))}")
   read_weights(args.weight)
-  if args.augment not in ("auto", "plain", "none"):
-    read_recipe(Path(args.augment))
+  check_learning(args)
   if not any(getattr(args, part) for part in PARTS):
     raise UserError("no part of the loss is left: --no-" + ", --no-".join(PARTS))
   if args.teacher_dir is not None and args.teachers:
@@ -116,15 +130,6 @@ def check_options(args: Options) -> InputSpec:
     )
   if args.unlabeled is not None and args.teacher_dir is None and not args.teachers:
     raise UserError("--unlabeled: pictures without labels teach by a teacher alone; add --teacher-dir or --teachers")
-  for name, least in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("seed", 0)):
-    if getattr(args, name) < least:
-      raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: it is at least {least}")
-  if args.steps is not None and args.steps < 1:
-    raise UserError(f"--steps {args.steps}: it is at least 1")
-  if args.lr is not None and not 0 < args.lr < math.inf:
-    raise UserError(f"--lr {args.lr:g}: the learning rate is above 0, as {NEWEST}")
-  if not 0 < args.unlabeled_share < 1:
-    raise UserError(f"--unlabeled-share {args.unlabeled_share:g}: a share is between 0 and 1")
   if not 0 < args.teacher_score < 1:
     raise UserError(f"--teacher-score {args.teacher_score:g}: a score is between 0 and 1")
   family = FAMILIES.get(args.student)

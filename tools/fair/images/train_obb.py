@@ -11,18 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from openpilot.tools.fair.images.store import FREE, Said, fill
-from openpilot.tools.fair.images.train_student import (
-  NEWEST,
-  bundle_of,
-  check_learning,
-  export_bundle,
-  learn,
-  unlabeled_weight,
-)
+from openpilot.tools.fair.images.learning import NEWEST, Learning, check_learning
+from openpilot.tools.fair.images.train_student import bundle_of, export_bundle, learn, unlabeled_weight
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.sizes import SIZES
-from openpilot.tools.fair.students.student import BACKBONES
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.options import option as flag, parse
 from openpilot.tools.lib.said import command
@@ -31,19 +24,15 @@ ANYHOW = 180.0  # degrees: pictures from above have no up
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Learning):
   data: Path = flag(help="a YOLO-OBB folder or its data.yaml, a DOTA folder, or a COCO JSON with polygons or masks")
-  output: Path = flag(aliases=("--out",), help="the student's folder")
-  images: Path | None = flag(None, help="the pictures' folder, where it is not beside")
   val: Path | None = flag(None, help="other data to judge by; else the data's own val, or some pictures are held out")
-  val_images: Path | None = flag(None, help="the folder of --val's pictures; default: as --images")
   teacher: str = flag("", path=True, help="a DINOv3 or DINOv2 folder, or a registered teacher of dense features")
   feature_weight: float = flag(1.0, help="of the distance from the teacher's patch map; boxes have 1")
   feature_mask: str = flag("all", choices=("all", "objects"), help="where that counts: all of a picture, or on objects")
   unlabeled: Path | None = flag(
     None, aliases=("--unlabelled",), help="a folder of pictures that the teacher alone teaches"
   )
-  unlabeled_share: float = flag(0.5, aliases=("--unlabelled-share",), help="of what is seen: theirs at most")
   size: str = flag("small", choices=tuple(SIZES), help="of the student")
   picture_size: int = flag(640, help="side of the square that pictures are letterboxed into, pixels")
   turn: float | None = flag(
@@ -51,31 +40,10 @@ class Options:
     help="degrees by which pictures are turned at random; default: 180. Beside a teacher's patch map they are neither "
     "turned nor mirrored without it",
   )
-  epochs: int = flag(100, help="how often each picture is seen")
-  steps: int | None = flag(None, help="of the optimizer, in place of --epochs")
-  batch_size: int = flag(16, aliases=("--batch",), help="pictures a step")
   lr: float = flag(NEWEST, help="learning rate")
-  backbone: str | None = flag(None, help=f"of timm: {', '.join(BACKBONES)}")
   pretrained: str | bool = flag(
     False, bare=True, metavar="FILE", path=True, help="start the backbone from the hub's weights, or from FILE"
   )
-  init: tuple[str, ...] = flag((), metavar="RUN", path=True, help="start from another run's student or a bundle")
-  augment: str = flag("auto", path=True, help="auto: by what the pictures look like; plain; none; or a recipe's file")
-  license: str = flag("", aliases=("--licence",), help="of the pictures, where the data names none")
-  option: tuple[str, ...] = flag((), metavar="TEACHER.KEY=VALUE", help="`tools/op.sh teachers TEACHER` lists them")
-  download: bool = flag(False, help="let the teacher's weights be downloaded from the hub")
-  accept_license: tuple[str, ...] = flag(
-    (),
-    aliases=("--accept-licence",),
-    metavar="LICENSE",
-    help="of a teacher whose license restricts what learns from it",
-  )
-  device: str | None = flag(None, help="of the teacher: cuda, mps or cpu; default: the best there is")
-  precision: str | None = flag(None, choices=("no", "bf16", "fp16"), help="mixed precision of the student")
-  seed: int = flag(0, help="of all that is random")
-  workers: int = flag(1, help="processes that read and augment")
-  resume: bool = flag(False, help="go on from the last checkpoint of the student's folder")
-  export: bool = flag(True, help="leave the bundle out")
 
 
 def check_options(args: Options) -> InputSpec:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openpilot.tools.fair.images.augment import read_recipe
 from openpilot.tools.fair.images.families import check_family, select_student_model
+from openpilot.tools.fair.images.learning import NEWEST, Learning, check_learning
 from openpilot.tools.fair.images.loss import PARTS, balance, parts_of, read_weights, say_balance
 from openpilot.tools.fair.images.store import FREE, Said, fill
 from openpilot.tools.fair.labels.label import parse_weights
@@ -22,7 +22,7 @@ from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.families import FAMILIES, LICENSE
 from openpilot.tools.fair.students.sizes import SIZES
-from openpilot.tools.fair.students.student import BACKBONES, student_names
+from openpilot.tools.fair.students.student import student_names
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.options import option as flag, parse
@@ -30,22 +30,18 @@ from openpilot.tools.lib.said import command, public
 
 KINDS = ("rgb", "model-frame")
 OURS = tuple(n for n in student_names() if n.startswith(("objects-", "detector-")))
-NEWEST, FAMILY = 1e-3, 2e-4  # learning rates of a student that starts anew, and of another project's
+FAMILY = 2e-4  # learning rate of another project's student
 SIDE = 640  # of pictures, of ours
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Learning):
   data: Path = flag(help="a COCO JSON, a YOLO folder, or its data.yaml")
-  output: Path = flag(aliases=("--out",), help="the student's folder")
-  images: Path | None = flag(None, help="the pictures' folder, where it is not beside")
   val: Path | None = flag(None, help="another COCO JSON or YOLO folder to judge by; else some pictures are held out")
-  val_images: Path | None = flag(None, help="the folder of --val's pictures; default: as --images")
   teacher_dir: Path | None = flag(None, metavar="EXP", help="what `images train-teacher` wrote")
   teachers: str = flag("", help="or teachers as they are, comma-separated; `tools/op.sh teachers` lists them")
   untuned: bool = flag(False, help="teachers that were not tuned on this data may teach; the card says it")
   unlabeled: Path | None = flag(None, aliases=("--unlabelled",), help="a folder of pictures that teachers alone teach")
-  unlabeled_share: float = flag(0.5, aliases=("--unlabelled-share",), help="of what is seen: theirs at most")
   alias: tuple[str, ...] = flag((), metavar="NAME=CLASS", help="a teacher's name of one of the data's classes")
   teacher_score: float = flag(0.4, help="from which on what a teacher says is an object; what is below teaches softly")
   student: str = flag(
@@ -62,11 +58,7 @@ class Options:
   logit: bool = flag(True, help="leave this loss out: the teacher's scores of all classes")
   feature: bool = flag(True, help="leave this loss out: the teacher's feature map")
   weight: tuple[str, ...] = flag((), metavar="PART=W", help=f"of {', '.join(PARTS)}; they are made to sum to 1")
-  epochs: int = flag(100, help="how often each picture is seen")
-  steps: int | None = flag(None, help="of the optimizer, in place of --epochs")
-  batch_size: int = flag(16, aliases=("--batch",), help="pictures a step")
   lr: float | None = flag(None, help=f"learning rate; default: {NEWEST:g}, of a student of transformers {FAMILY:g}")
-  backbone: str | None = flag(None, help=f"of timm: {', '.join(BACKBONES)}")
   pretrained: str | bool = flag(
     False,
     bare=True,
@@ -75,39 +67,7 @@ class Options:
     help="start the backbone from the hub's weights, or from FILE; a student of transformers as a whole from its "
     "published ones, or from a folder or hub id",
   )
-  init: tuple[str, ...] = flag((), metavar="RUN", path=True, help="start from another run's student or a bundle")
-  augment: str = flag("auto", path=True, help="auto: by what the pictures look like; plain; none; or a recipe's file")
-  license: str = flag("", aliases=("--licence",), help="of the pictures, where the data names none")
   weights: tuple[str, ...] = flag((), metavar="TEACHER=PATH", help="a teacher's checkpoint")
-  option: tuple[str, ...] = flag((), metavar="TEACHER.KEY=VALUE", help="`tools/op.sh teachers TEACHER` lists them")
-  download: bool = flag(False, help="let teachers' weights be downloaded from the hub")
-  accept_license: tuple[str, ...] = flag(
-    (),
-    aliases=("--accept-licence",),
-    metavar="LICENSE",
-    help="of teachers whose license restricts what learns from them",
-  )
-  device: str | None = flag(None, help="of the teachers: cuda, mps or cpu; default: the best there is")
-  precision: str | None = flag(None, choices=("no", "bf16", "fp16"), help="mixed precision of the student")
-  seed: int = flag(0, help="of all that is random")
-  workers: int = flag(1, help="processes that read and augment")
-  resume: bool = flag(False, help="go on from the last checkpoint of the student's folder")
-  export: bool = flag(True, help="leave the bundle out")
-
-
-def check_learning(args: Any) -> None:
-  """Of what every student of pictures is asked. Raises UserError."""
-  if args.augment not in ("auto", "plain", "none"):
-    read_recipe(Path(args.augment))
-  for name, least in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("seed", 0)):
-    if getattr(args, name) < least:
-      raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: it is at least {least}")
-  if args.steps is not None and args.steps < 1:
-    raise UserError(f"--steps {args.steps}: it is at least 1")
-  if args.lr is not None and not 0 < args.lr < math.inf:
-    raise UserError(f"--lr {args.lr:g}: the learning rate is above 0, as {NEWEST}")
-  if not 0 < args.unlabeled_share < 1:
-    raise UserError(f"--unlabeled-share {args.unlabeled_share:g}: a share is between 0 and 1")
 
 
 def check_options(args: Options) -> InputSpec:

@@ -1,0 +1,57 @@
+"""What every student of labeled pictures is asked: the options that its commands share."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openpilot.tools.fair.images.augment import read_recipe
+from openpilot.tools.fair.students.student import BACKBONES
+from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.options import option as flag
+
+NEWEST = 1e-3  # learning rate of a student that starts anew
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+  output: Path = flag(aliases=("--out",), help="the student's folder")
+  images: Path | None = flag(None, help="the pictures' folder, where it is not beside")
+  val_images: Path | None = flag(None, help="the folder of --val's pictures; default: as --images")
+  unlabeled_share: float = flag(0.5, aliases=("--unlabelled-share",), help="of what is seen: theirs at most")
+  epochs: int = flag(100, help="how often each picture is seen")
+  steps: int | None = flag(None, help="of the optimizer, in place of --epochs")
+  batch_size: int = flag(16, aliases=("--batch",), help="pictures a step")
+  backbone: str | None = flag(None, help=f"of timm: {', '.join(BACKBONES)}")
+  init: tuple[str, ...] = flag((), metavar="RUN", path=True, help="start from another run's student or a bundle")
+  augment: str = flag("auto", path=True, help="auto: by what the pictures look like; plain; none; or a recipe's file")
+  license: str = flag("", aliases=("--licence",), help="of the pictures, where the data names none")
+  option: tuple[str, ...] = flag((), metavar="TEACHER.KEY=VALUE", help="`tools/op.sh teachers TEACHER` lists them")
+  download: bool = flag(False, help="let teachers' weights be downloaded from the hub")
+  accept_license: tuple[str, ...] = flag(
+    (),
+    aliases=("--accept-licence",),
+    metavar="LICENSE",
+    help="of teachers whose license restricts what learns from them",
+  )
+  device: str | None = flag(None, help="of the teachers: cuda, mps or cpu; default: the best there is")
+  precision: str | None = flag(None, choices=("no", "bf16", "fp16"), help="mixed precision of the student")
+  seed: int = flag(0, help="of all that is random")
+  workers: int = flag(1, help="processes that read and augment")
+  resume: bool = flag(False, help="go on from the last checkpoint of the student's folder")
+  export: bool = flag(True, help="leave the bundle out")
+
+
+def check_learning(args: Any) -> None:
+  """Of what every student of pictures is asked. Raises UserError."""
+  if args.augment not in ("auto", "plain", "none"):
+    read_recipe(Path(args.augment))
+  for name, least in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("seed", 0)):
+    if getattr(args, name) < least:
+      raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: it is at least {least}")
+  if args.steps is not None and args.steps < 1:
+    raise UserError(f"--steps {args.steps}: it is at least 1")
+  if args.lr is not None and not 0 < args.lr < math.inf:
+    raise UserError(f"--lr {args.lr:g}: the learning rate is above 0, as {NEWEST}")
+  if not 0 < args.unlabeled_share < 1:
+    raise UserError(f"--unlabeled-share {args.unlabeled_share:g}: a share is between 0 and 1")

@@ -30,6 +30,14 @@ def own_data(tmp_path_factory):
     yield
 
 
+@pytest.fixture(autouse=True)
+def nothing_said():
+  """A warning is printed once a process: what another test has heard is said again."""
+  from openpilot.tools.lib import errors
+
+  errors._said.clear()
+
+
 @pytest.fixture
 def shared_data() -> Path:
   """The folder of real routes, images and small networks; a test that needs it skips where it is absent."""

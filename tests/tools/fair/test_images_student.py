@@ -14,7 +14,7 @@ import yaml
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.tools.fair.distillation.look import Look
 from openpilot.tools.fair.distillation.sampling import shares
-from openpilot.tools.fair.images import train_student
+from openpilot.tools.fair.images import learning, train_student
 from openpilot.tools.fair.images.aimed import Aimed, window
 from openpilot.tools.fair.images.predict import Predictor
 from openpilot.tools.fair.images.train_student import Options
@@ -67,7 +67,7 @@ def test_all_four_parts_are_learned_and_the_config_says_them(trained):
 )
 def test_unlabeled_pictures_are_a_share_of_what_is_seen(share, free, weight):
   said = SimpleNamespace(labeled=60, unlabeled=free)
-  assert train_student.unlabeled_weight(said, share) == pytest.approx(weight)
+  assert learning.unlabeled_weight(said, share) == pytest.approx(weight)
   assert weight * free / (60 + weight * free) <= share + 1e-9
 
 

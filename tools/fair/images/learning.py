@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from openpilot.tools.fair.images.augment import read_recipe
+from openpilot.tools.fair.images.store import FREE, Said
+from openpilot.tools.fair.labels.sources.pictures import plain_name
 from openpilot.tools.fair.students.student import BACKBONES
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.options import option as flag
+from openpilot.tools.lib.said import command
 
 NEWEST = 1e-3  # learning rate of a student that starts anew
 
@@ -55,3 +58,48 @@ def check_learning(args: Any) -> None:
     raise UserError(f"--lr {args.lr:g}: the learning rate is above 0, as {NEWEST}")
   if not 0 < args.unlabeled_share < 1:
     raise UserError(f"--unlabeled-share {args.unlabeled_share:g}: a share is between 0 and 1")
+
+
+def unlabeled_weight(said: Said, share: float) -> float:
+  """How often an unlabeled picture is drawn beside a labeled one, so that they are at most `share` of what is seen: a
+  crowd of them would leave the labels little to say."""
+  return min(1.0, share / (1 - share) * said.labeled / max(1, said.unlabeled))
+
+
+def learn_by(args: Any, said: Said) -> dict[str, Any]:
+  """What distillation's Config has alike for every student of pictures. args: with the options of Learning."""
+  from openpilot.tools.learn.device import mixed_precision
+
+  often = unlabeled_weight(said, args.unlabeled_share)
+  per_epoch = max(1, math.ceil((said.labeled + often * said.unlabeled) / args.batch_size))
+  steps = args.steps if args.steps is not None else args.epochs * per_epoch
+  return {
+    "backbone": args.backbone,
+    "steps": steps,
+    "batch": args.batch_size,
+    "warmup": min(200, steps // 10),
+    "seed": args.seed,
+    "sample": [f"{FREE}*={often:.6g}"] if said.unlabeled and often < 1 else [],
+    "augment": args.augment != "none",
+    "eval_every": min(500, max(per_epoch, steps // 10)),
+    "eval_clips": 200,
+    "precision": args.precision or mixed_precision(),
+    "input": said.spec,
+    "classes": said.classes,
+    "ignore_classes": True,  # of teachers: the data's own are all there
+    "zoom": said.zoom,
+    "pixels": said.pixels,
+  }
+
+
+def bundle_of(output: Path) -> Path:
+  """Its folder has the student's name: a bundle is called as its folder is."""
+  return output / plain_name(output.resolve().name)
+
+
+def say_next(args: Any, where: Path) -> None:
+  """The command to type after this one. where: the bundle, or the run where none was written."""
+  more = command("images", "evaluate", where, "--data", args.val or args.data)
+  if not args.export:
+    more = command("export", where, "--output", bundle_of(args.output))
+  print(f"next\n  tools/op.sh {more}")

@@ -5,20 +5,18 @@ area; and where a teacher of dense features is named, as DINOv3, from its patch 
 OUTPUT is as that of train-student: labels/, the run of `tools/op.sh distill`, distillation_config.yaml, and a bundle of
 the folder's own name. The same command with --resume goes on."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openpilot.tools.fair.images.store import FREE, Said, fill
-from openpilot.tools.fair.images.learning import NEWEST, Learning, check_learning
-from openpilot.tools.fair.images.train_student import bundle_of, export_bundle, learn, unlabeled_weight
+from openpilot.tools.fair.images.store import Said, fill
+from openpilot.tools.fair.images.learning import NEWEST, Learning, check_learning, learn_by, say_next
+from openpilot.tools.fair.images.train_student import export_bundle, learn
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.sizes import SIZES
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.options import option as flag, parse
-from openpilot.tools.lib.said import command
 
 ANYHOW = 180.0  # degrees: pictures from above have no up
 
@@ -86,39 +84,21 @@ def load_features(args: Options) -> Any:
 def config_of(args: Options, said: Said) -> tuple[Any, dict[str, float]]:
   """-> distillation's Config, and the weights of the loss as they are told."""
   from openpilot.tools.fair.distillation.config import Config
-  from openpilot.tools.learn.device import mixed_precision
 
   taught = said.features and args.feature_weight > 0
   weights = {"boxes": 1.0, **({f"features ({args.feature_mask})": args.feature_weight} if taught else {})}
   print("loss         " + ", ".join(f"{k} {v:g}" for k, v in weights.items()))
-  often = unlabeled_weight(said, args.unlabeled_share)
-  per_epoch = max(1, math.ceil((said.labeled + often * said.unlabeled) / args.batch_size))
-  steps = args.steps if args.steps is not None else args.epochs * per_epoch
   moved = not taught or args.turn is not None  # else nobody asked for it, and a map of a turned picture is another map
   parts = {f"patches/{k}": args.feature_weight * (k == args.feature_mask) for k in ("all", "objects")}
   config = Config(
     student=f"oriented-{args.size}",
     tasks=["oriented", "patches"] if taught else ["oriented"],
-    backbone=args.backbone,
     pretrained=args.pretrained,
-    steps=steps,
-    batch=args.batch_size,
     lr=args.lr,
-    warmup=min(200, steps // 10),
-    seed=args.seed,
-    sample=[f"{FREE}*={often:.6g}"] if said.unlabeled and often < 1 else [],
     parts=parts if taught else {},
     mirror=moved,
-    augment=args.augment != "none",
-    eval_every=min(500, max(per_epoch, steps // 10)),
-    eval_clips=200,
-    precision=args.precision or mixed_precision(),
-    input=said.spec,
-    classes=said.classes,
-    ignore_classes=True,
-    zoom=said.zoom,
-    pixels=said.pixels,
     turn=args.turn if args.turn is not None else ANYHOW * moved,
+    **learn_by(args, said),
   )
   return config, weights
 
@@ -152,11 +132,7 @@ def run(args: Options) -> Path:
 
 def main() -> None:
   args = parse(Options, __doc__, "images train-obb")
-  where = run(args)
-  more = command("images", "evaluate", where, "--data", args.val or args.data)
-  if not args.export:
-    more = command("export", where, "--output", bundle_of(args.output))
-  print(f"next\n  tools/op.sh {more}")
+  say_next(args, run(args))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from openpilot.tools.fair.images.families import check_family, select_student_model
-from openpilot.tools.fair.images.learning import NEWEST, Learning, check_learning
+from openpilot.tools.fair.images.learning import NEWEST, Learning, bundle_of, check_learning, learn_by, say_next
 from openpilot.tools.fair.images.loss import PARTS, balance, parts_of, read_weights, say_balance
-from openpilot.tools.fair.images.store import FREE, Said, fill
+from openpilot.tools.fair.images.store import Said, fill
 from openpilot.tools.fair.labels.label import parse_weights
-from openpilot.tools.fair.labels.sources.pictures import plain_name
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.families import FAMILIES, LICENSE
@@ -26,7 +25,7 @@ from openpilot.tools.fair.students.student import student_names
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.options import option as flag, parse
-from openpilot.tools.lib.said import command, public
+from openpilot.tools.lib.said import public
 
 KINDS = ("rgb", "model-frame")
 OURS = tuple(n for n in student_names() if n.startswith(("objects-", "detector-")))
@@ -132,17 +131,10 @@ def teachers_of(args: Options) -> list[Any]:
   ]
 
 
-def unlabeled_weight(said: Said, share: float) -> float:
-  """How often an unlabeled picture is drawn beside a labeled one, so that they are at most `share` of what is seen: a
-  crowd of them would leave the labels little to say."""
-  return min(1.0, share / (1 - share) * said.labeled / max(1, said.unlabeled))
-
-
 def config_of(args: Options, said: Said, student: str) -> Any:
   """-> distillation's Config. said: what is learned from."""
   from openpilot.tools.fair.distillation.config import Config
   from openpilot.tools.fair.tasks import TASKS
-  from openpilot.tools.learn.device import mixed_precision
 
   weights, off = balance(args, said, student)
   print("\n".join(say_balance(weights, off)))
@@ -156,32 +148,15 @@ def config_of(args: Options, said: Said, student: str) -> Any:
   parts = {f"{head}/embed": 0.0} if head == "objects" else {}
   for part, names in parts_of(student).items():
     parts |= {k: weights.get(part, 0.0) for k in names}
-  often = unlabeled_weight(said, args.unlabeled_share)
-  per_epoch = max(1, math.ceil((said.labeled + often * said.unlabeled) / args.batch_size))
-  steps = args.steps if args.steps is not None else args.epochs * per_epoch
   return Config(
     student=student,
     tasks=tasks,
-    backbone=args.backbone,
     pretrained=start,
-    steps=steps,
-    batch=args.batch_size,
     lr=args.lr or (NEWEST if family is None else FAMILY),
-    warmup=min(200, steps // 10),
-    seed=args.seed,
-    sample=[f"{FREE}*={often:.6g}"] if said.unlabeled and often < 1 else [],
     parts=parts,
     mirror=all(TASKS[t].mirror for t in tasks),
-    augment=args.augment != "none",
-    eval_every=min(500, max(per_epoch, steps // 10)),
-    eval_clips=200,
-    precision=args.precision or mixed_precision(),
-    input=said.spec,
-    classes=said.classes,
-    ignore_classes=True,  # of teachers: the data's own are all there
-    zoom=said.zoom,
-    pixels=said.pixels,
     network=network,
+    **learn_by(args, said),
   )
 
 
@@ -288,18 +263,9 @@ def notes_of(args: Options, said: Said, student: str) -> list[str]:
   return notes
 
 
-def bundle_of(output: Path) -> Path:
-  """Its folder has the student's name: a bundle is called as its folder is."""
-  return output / plain_name(output.resolve().name)
-
-
 def main() -> None:
   args = parse(Options, __doc__, "images train-student")
-  where = run(args)
-  more = command("images", "evaluate", where, "--data", args.val or args.data)
-  if not args.export:
-    more = command("export", where, "--output", bundle_of(args.output))
-  print(f"next\n  tools/op.sh {more}")
+  say_next(args, run(args))
 
 
 if __name__ == "__main__":

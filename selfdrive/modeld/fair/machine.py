@@ -10,13 +10,18 @@ from collections.abc import Iterator
 FILES = 1024  # that should be possible: 60 are open without a camera, and each of its buffers is one, up to 253
 
 
+def peak_memory_mb() -> float:
+  """The most of it that was resident so far, MB."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
 def memory_mb() -> float:
   """Resident set size now, MB; where there is no /proc, its maximum so far."""
   try:
     with open("/proc/self/statm") as f:
       return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
   except OSError:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return peak_memory_mb()
 
 
 def allow_files() -> None:

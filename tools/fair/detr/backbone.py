@@ -9,11 +9,11 @@ import torch
 
 from openpilot.tools.fair.hf import check_numbers, read_json, read_values
 from openpilot.tools.fair.registry import TEACHERS
+from openpilot.tools.fair.students.backbone import RGB_MEAN, RGB_STD
 from openpilot.tools.fair.teacher import find_weights, hash_weights
 from openpilot.tools.lib.errors import UserError, printable, warn
 from openpilot.tools.lib.files import LONG
 
-RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NO_WEIGHTS = "none"  # --backbone-weights
 UNSTATED = "unstated"
 FAMILIES = {

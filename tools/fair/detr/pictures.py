@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openpilot.tools.fair.detr.teacher import Pictures
+from openpilot.tools.fair.students.backbone import RGB_MEAN, RGB_STD
 
 MULTIPLE = 32  # that padded sides are of, where the patch asks for no other
 
@@ -26,8 +27,8 @@ class Frame:
   long: int = 1536
   pad: str = "orientation"
   multiple: int = MULTIPLE
-  mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-  std: tuple[float, ...] = (0.229, 0.224, 0.225)
+  mean: tuple[float, ...] = RGB_MEAN
+  std: tuple[float, ...] = RGB_STD
 
   def fit(self, height: int, width: int) -> tuple[int, int]:
     """(height, width) that a picture is resized to, by DETR's rule."""

@@ -1,7 +1,6 @@
 """`images train-detr` from its options to the detector's folder."""
 
 import gc
-import resource
 import shutil
 import statistics
 import time
@@ -13,8 +12,9 @@ import torch
 import transformers
 from transformers import TrainerCallback
 
+from openpilot.selfdrive.modeld.fair.machine import peak_memory_mb
 from openpilot.tools.fair.detr.augment import FLIPS, NONE, Changes
-from openpilot.tools.fair.detr.backbone import RGB_MEAN, RGB_STD, Backbone, load_backbone
+from openpilot.tools.fair.detr.backbone import Backbone, load_backbone
 from openpilot.tools.fair.detr.cache import Features, fill
 from openpilot.tools.fair.detr.data import Labeled, read_training
 from openpilot.tools.fair.detr.experiment import FILE, joint, read_detr, write_detr
@@ -24,6 +24,7 @@ from openpilot.tools.fair.detr.pictures import Frame
 from openpilot.tools.fair.detr.report import report
 from openpilot.tools.fair.detr.samples import Samples
 from openpilot.tools.fair.detr.trainer import DetrTrainer, arguments, precision_of
+from openpilot.tools.fair.students.backbone import RGB_MEAN, RGB_STD
 from openpilot.tools.fair.teacher import check_license
 from openpilot.tools.learn.memory import does_not_fit
 from openpilot.tools.learn.processes import is_first, parse_trackers, said_once
@@ -180,7 +181,7 @@ def fitted(fit: Fit, attempt: Any) -> tuple[Any, Fit]:
 def memory_gib() -> float:
   if torch.cuda.is_available():
     return torch.cuda.max_memory_allocated() / 2**30
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  return peak_memory_mb() * 1e6 / 2**30
 
 
 def pilot(args: Any, fit: Fit, backbone: Backbone, train: Labeled, val: Labeled) -> tuple[dict[str, Any], Fit]:

@@ -205,7 +205,7 @@ class Evaluation:
         values = values_of(parts)
         if any(c.missing or c.lossy for c in cards.values()) and task == "segmentation":
           values = {k: v for k, v in values.items() if k not in self._whole}
-        ranges = bootstrap(self._by_route(task, cards), parts[0].draws)
+        ranges = bootstrap(self.by_route(task, cards), parts[0].draws)
         cells = {
           k: {"value": v, **({"low": ranges[k][0], "high": ranges[k][1]} if k in ranges else {})}
           for k, v in values.items()
@@ -243,7 +243,7 @@ class Evaluation:
         out.setdefault(reference, {})[column] = sorted(names)
     return out
 
-  def _by_route(self, task: str, *cards: dict[str, Card]) -> Any:
+  def by_route(self, task: str, *cards: dict[str, Card]) -> Any:
     """Parts of the segments that all of `cards` have, pooled by route: its segments are no independent draws. One list
     for each of `cards`."""
     routes: dict[str, list[str]] = {}
@@ -306,7 +306,7 @@ class Evaluation:
   def _difference(self, reference: str, a: str, b: str, task: str, metric: str) -> dict[str, Any] | None:
     if (reference, a) not in self.cards or (reference, b) not in self.cards:
       return None
-    p, q = self._by_route(task, self.cards[reference, a], self.cards[reference, b])
+    p, q = self.by_route(task, self.cards[reference, a], self.cards[reference, b])
     va, vb = (values_of(x).get(metric) if x else None for x in (p, q))
     if va is None or vb is None:
       return None

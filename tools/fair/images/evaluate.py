@@ -16,6 +16,7 @@ from openpilot.tools.fair.images.dataset import open_dataset
 from openpilot.tools.fair.images.predict import LOW, Predictor, coco_rows
 from openpilot.tools.fair.images.score import at_score, by_image, coco_scores, confusion, errors, matched_iou, mean_iou
 from openpilot.tools.fair.images.shapes import as_runs
+from openpilot.tools.fair.images.told import known_names, last_lines, listed_others, nothing_known, text
 from openpilot.tools.fair.spec import plain
 from openpilot.tools.lib.errors import UserError, cli, printable, warn
 from openpilot.tools.lib.files import LONG
@@ -44,26 +45,16 @@ class Options:
 def match_classes(truth: dict[str, Any], names: list[str], args: Options) -> dict[str, Any]:
   """The truth of the student's classes, whose categories are these, in the student's order. Raises UserError where it
   names others."""
-  known = {plain(n): k for k, n in enumerate(names)}
-  for item in args.alias:
-    name, equals, cls = item.partition("=")
-    if not equals or plain(cls) not in known:
-      raise UserError(f"--alias {item}: write NAME=CLASS, with one of {printable(', '.join(names), 200)}")
-    known[plain(name)] = known[plain(cls)]
+  known = known_names(names, args)
   used = {a["category_id"] for a in truth["annotations"]}
   to = {c["id"]: known.get(plain(c["name"])) for c in truth["categories"]}
   if other := [c["name"] for c in truth["categories"] if c["id"] in used and to[c["id"]] is None]:
-    said = printable(", ".join(other), 200)
-    if not args.ignore_classes:
-      raise UserError(
-        f"{args.data} labels {said}, and the student tells {printable(', '.join(names), 200)} apart; say which is "
-        "which with --alias NAME=CLASS, or leave them out with --ignore-classes"
-      )
+    said = listed_others(other, names, args)
     n = sum(to[a["category_id"]] is None for a in truth["annotations"])
     warn(f"left out are {n} labels of classes that the student does not know: {said}")
   rows = [{**a, "category_id": to[a["category_id"]]} for a in truth["annotations"] if to[a["category_id"]] is not None]
   if not any(not a["iscrowd"] for a in rows):
-    raise UserError(f"{args.data} has no label of a class that the student knows: {printable(', '.join(names), 200)}")
+    raise nothing_known(names, args)
   return {**truth, "annotations": rows, "categories": [{"id": k, "name": n} for k, n in enumerate(names)]}
 
 
@@ -130,10 +121,6 @@ def evaluate(
   return results, truth, found
 
 
-def text(v: float | None) -> str:
-  return "-" if v is None else f"{v:.3f}"
-
-
 def lines_of(r: dict[str, Any]) -> list[str]:
   out = [f"{r['model']}: {r['pictures']} pictures, {r['objects']} objects of {len(r['classes'])} classes"]
   for kind, title in (("bbox", "boxes"), ("segm", "masks")):
@@ -145,16 +132,7 @@ def lines_of(r: dict[str, Any]) -> list[str]:
     if "mean_iou" in r[kind]:
       m, f = (text(r[kind][k]) for k in ("mean_iou", "matched_iou"))
       out.append(f"             mean IoU {m} over all true objects, {f} of those found")
-  a = r["at_score"]
-  out.append(f"at {r['score']:<10g}precision {text(a['precision'])}, recall {text(a['recall'])}, F1 {text(a['f1'])}")
-  classes = r["bbox"].get("classes", {})
-  ranked = sorted(classes.items(), key=lambda x: -x[1]["truths"])[:12]
-  if len(classes) > 1:
-    out.append("AP50         " + ", ".join(f"{n} {text(c['ap50'])} of {c['truths']}" for n, c in ranked))
-  if ranked:
-    best = ", ".join(f"{n} {text(c['best_f1'])} at {c['best_score']:.2f}" for n, c in ranked)
-    out.append(f"best F1      {best}")
-  return out
+  return out + last_lines(r, r["bbox"].get("classes", {}))
 
 
 def run(args: Options) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from openpilot.tools.fair.images.oriented import orient
 from openpilot.tools.fair.images.oriented_score import Boxes, oriented_scores, picture_error
 from openpilot.tools.fair.images.predict import Predictor, coco_rows
 from openpilot.tools.fair.images.store import open_labeled
+from openpilot.tools.fair.images.told import known_names, last_lines, listed_others, nothing_known, text
 from openpilot.tools.fair.labels.sources.pictures import Pictures
 from openpilot.tools.fair.spec import UNKNOWN, plain
-from openpilot.tools.lib.errors import UserError, printable, warn
+from openpilot.tools.lib.errors import warn
 from openpilot.tools.lib.said import public_path
 
 
@@ -29,24 +30,13 @@ def parts_of(args: Any) -> list[Pictures]:
 
 def class_map(parts: list[Pictures], names: list[str], args: Any) -> dict[str, int]:
   """The data's name -> the student's class, -1: left out; names of what is unknown are not in it. Raises UserError."""
-  known = {plain(n): k for k, n in enumerate(names)}
-  for item in args.alias:
-    name, equals, cls = item.partition("=")
-    if not equals or plain(cls) not in known:
-      raise UserError(f"--alias {item}: write NAME=CLASS, with one of {printable(', '.join(names), 200)}")
-    known[plain(name)] = known[plain(cls)]
+  known = known_names(names, args)
   used = {(p.carries.boxes or ())[k] for p in parts for r in range(len(p.entries)) for k in p.said(r).cls.tolist()}
   used = {n for n in used if plain(n) not in UNKNOWN}
   if other := sorted(n for n in used if plain(n) not in known):
-    told = printable(", ".join(other), 200)
-    if not args.ignore_classes:
-      raise UserError(
-        f"{args.data} labels {told}, and the student tells {printable(', '.join(names), 200)} apart; say which is "
-        "which with --alias NAME=CLASS, or leave them out with --ignore-classes"
-      )
-    warn(f"left out are labels of classes that the student does not know: {told}")
+    warn(f"left out are labels of classes that the student does not know: {listed_others(other, names, args)}")
   if not used - set(other):
-    raise UserError(f"{args.data} has no label of a class that the student knows: {printable(', '.join(names), 200)}")
+    raise nothing_known(names, args)
   return {n: known.get(plain(n), -1) for n in used}
 
 
@@ -71,26 +61,12 @@ def as_rows(truth: Boxes) -> list[dict[str, Any]]:
   ]
 
 
-def text(v: float | None) -> str:
-  return "-" if v is None else f"{v:.3f}"
-
-
 def lines_of(r: dict[str, Any]) -> list[str]:
-  s, a, classes = r["oriented"]["stats"], r["at_score"], r["oriented"]["classes"]
+  s = r["oriented"]["stats"]
   counts = f"{r['pictures']} pictures, {r['objects']} objects of {len(r['classes'])} classes, {r['crowds']} difficult"
   by_area = f"by area mAP50 {text(s['ap50_area'])}, mAP75 {text(s['ap75_area'])}, mAP50-95 {text(s['ap'])}"
-  out = [
-    f"{r['model']}: {counts}",
-    f"oriented     mAP50 {text(s['ap50'])} by DOTA's rules, 11 recalls; {by_area}",
-    f"at {r['score']:<10g}precision {text(a['precision'])}, recall {text(a['recall'])}, F1 {text(a['f1'])}",
-  ]
-  ranked = sorted(classes.items(), key=lambda x: -x[1]["truths"])[:12]
-  if len(classes) > 1:
-    out.append("AP50         " + ", ".join(f"{n} {text(c['ap50'])} of {c['truths']}" for n, c in ranked))
-  if ranked:
-    best = ", ".join(f"{n} {text(c['best_f1'])} at {c['best_score']:.2f}" for n, c in ranked)
-    out.append(f"best F1      {best}")
-  return out
+  out = [f"{r['model']}: {counts}", f"oriented     mAP50 {text(s['ap50'])} by DOTA's rules, 11 recalls; {by_area}"]
+  return out + last_lines(r, r["oriented"]["classes"])
 
 
 def evaluate_oriented(predictor: Predictor, args: Any) -> dict[str, Any]:

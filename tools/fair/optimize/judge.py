@@ -104,7 +104,7 @@ def judge(
       if base_cards is None or cards is None:
         continue
       for task in GROUPS:
-        a, b = run._by_route(task, cards, base_cards)
+        a, b = run.by_route(task, cards, base_cards)
         if not a:
           continue
         va, vb = values_of(a), values_of(b)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from openpilot.tools.fair.spec import StudentSpec
+from openpilot.tools.fair.students.backbone import RGB_MEAN, RGB_STD
 from openpilot.tools.fair.students.families import FAMILIES, Family, Width
 from openpilot.tools.lib.errors import UserError, printable
 from openpilot.tools.lib.files import LONG
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # of RF-DETR's loss, each also with a suffix for earlier layers: part -> its weight in the configuration
 WEIGHTS = {
   "loss_ce": "class_loss_coefficient",
@@ -129,7 +129,7 @@ class FamilyStudent(nn.Module):
         f"{cells} places alone; take a larger --picture-size"
       )
     self.size = Width(int(getattr(config, "encoder_hidden_dim", config.d_model)))
-    mean, std = (MEAN, STD) if self.family.normalized else ((0.0,) * 3, (1.0,) * 3)
+    mean, std = (RGB_MEAN, RGB_STD) if self.family.normalized else ((0.0,) * 3, (1.0,) * 3)
     self.mean: Tensor
     self.std: Tensor
     self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)

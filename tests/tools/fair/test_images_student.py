@@ -78,6 +78,22 @@ def test_an_epoch_holds_as_many_of_them(trained, tmp_path):
   assert names == ["train--0", "unlabeled--0"] and said["share"] == pytest.approx(0.25, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+  "more, said",
+  [
+    ({}, "images evaluate out/a/a --data train.json"),
+    ({"images": Path("a b")}, "images evaluate out/a/a --data train.json --images 'a b'"),
+    ({"images": Path("p"), "val": Path("val.json")}, "images evaluate out/a/a --data val.json --images p"),
+    ({"val": Path("v.json"), "val_images": Path("w")}, "images evaluate out/a/a --data v.json --images w"),
+    ({"export": False}, "export out/a --output out/a/a"),
+  ],
+)
+def test_the_command_to_type_next_finds_the_pictures(more, said, capsys):
+  args = Options(data=Path("train.json"), output=Path("out/a"), **more)
+  learning.say_next(args, Path("out/a/a" if args.export else "out/a"))
+  assert capsys.readouterr().out == f"next\n  tools/op.sh {said}\n"
+
+
 def test_the_store_holds_the_teachers_answers_once(trained):
   look = Look(trained / "labels/train")
   assert {k: set(v) for k, v in look.segments.items()} == {

@@ -99,7 +99,9 @@ def bundle_of(output: Path) -> Path:
 
 def say_next(args: Any, where: Path) -> None:
   """The command to type after this one. where: the bundle, or the run where none was written."""
-  more = command("images", "evaluate", where, "--data", args.val or args.data)
+  images = (args.val_images or args.images) if args.val is not None else args.images
+  at = ("--images", images) if images is not None else ()
+  more = command("images", "evaluate", where, "--data", args.val or args.data, *at)
   if not args.export:
     more = command("export", where, "--output", bundle_of(args.output))
   print(f"next\n  tools/op.sh {more}")

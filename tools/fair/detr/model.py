@@ -24,9 +24,10 @@ def make_model(
   queries: int = 300,
   width: int = 256,
   levels: int = LEVELS,
+  **config: Any,
 ) -> Any:
   """Trained are input projection, encoder, decoder and heads. width: of their tokens. levels: maps of the deformable
-  head. Raises UserError."""
+  head. config: further values of transformers' configuration. Raises UserError."""
   import transformers
 
   told: dict[str, Any] = {
@@ -40,6 +41,7 @@ def make_model(
     "auxiliary_loss": True,
     "id2label": dict(enumerate(names)),
     "label2id": {n: k for k, n in enumerate(names)},
+    **config,
   }
   try:
     if head == "deformable":

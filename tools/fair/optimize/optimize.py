@@ -38,7 +38,9 @@ class Options:
   bundle: Path = option(
     positional=True, path=True, help="a folder with a manifest.json, or a name in models/; or a finished run of distill"
   )
-  data: Path = option(help="a label store of routes that the student was not trained on; or a COCO JSON, a YOLO folder")
+  data: Path = option(
+    help="a label store of routes that the student was not trained on; or a COCO JSON, a YOLO or DOTA folder"
+  )
   output: Path = option(aliases=("--out",), help="folder of the page, its JSON, and the bundle with its variants")
   int8: bool = option(False, help="8 bits, for what --target says")
   target: tuple[str, ...] = option((), choices=tuple(TARGETS), help="may be repeated; default: this processor")
@@ -81,17 +83,20 @@ def open_bundle(args: Options) -> Bundle:
   return load_bundle(args.bundle if args.bundle.exists() else MODELS_DIR / args.bundle)
 
 
-def store_of(args: Options, compared: Compared) -> Path:
-  """The label store; of labeled pictures one is made. Raises UserError."""
+def store_of(args: Options, compared: Compared, oriented: bool) -> Path:
+  """The label store; of labeled pictures one is made, of oriented boxes where the bundle says those. Raises
+  UserError."""
   if (args.data / "store.json").is_file():
     return args.data
   if not args.data.exists():
     raise UserError(f"--data {args.data}: there is no such file or folder; give a label store, or a COCO JSON")
+  from openpilot.tools.fair.images.oriented import orient
   from openpilot.tools.fair.images.store import named, open_labeled
   from openpilot.tools.fair.labels.import_labels import import_parts
   from openpilot.tools.fair.labels.store import LabelStore
 
   parts = open_labeled(args.data, args.images, "")
+  parts = orient(parts) if oriented else parts
   store = LabelStore(args.output / "labels", create=True)
   with store.writing():
     import_parts(store, named(parts, PICTURES), PICTURES, compared.input)
@@ -102,7 +107,8 @@ def open_data(args: Options, bundle: Bundle) -> Data:
   """Raises UserError where the data is of another picture or of other classes, or cannot be parted."""
   classes = set_of([bundle]) if args.classes is None else classes_said(args.classes)
   compared = Compared(classes, input_of([bundle]), args.ignore_classes)
-  root = store_of(args, compared)
+  heads = {out.get("head") for g in bundle.graphs for out in g["outputs"]}
+  root = store_of(args, compared, "oriented" in heads)
 
   def opened(store: Path) -> tuple[list[Segment], str]:
     wanted = {args.truth or "simulator", PICTURES}

@@ -54,6 +54,23 @@ def test_layers_and_what_is_between_them_and_nothing_that_is_computed_of_a_produ
   assert "sum" not in inside and last_layers(prepared) == ["classes", "out"]
 
 
+def test_the_activation_of_a_layer_is_of_its_8_bits_also_where_no_layer_follows(prepared):
+  """Its range is half of what the layer itself says: the steps are half as wide."""
+  last = last_layers(prepared)
+  inside = trunk(prepared, last)
+  assert not set(inside) & set(last) and "residual" not in inside  # a sum is none
+  model = chain(
+    [
+      onnx.helper.make_node("Conv", ["x", "w"], ["a"], "a"),
+      onnx.helper.make_node("Relu", ["a"], ["b"], "b"),
+      onnx.helper.make_node("Conv", ["b", "w"], ["c"], "c"),
+    ],
+    {"w": np.ones((4, 4, 1, 1), np.float32)},
+    ["c"],
+  )
+  assert trunk(model, ["c"]) == ["a", "b"]
+
+
 def test_multiply_adds(prepared):
   found = work_of(prepared)
   there = 64 * 128

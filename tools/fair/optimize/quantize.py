@@ -39,6 +39,7 @@ BETWEEN = (
   "Resize",
   "Sigmoid",
 )
+ACTIVATIONS = ("Clip", "Relu")  # that a layer's kernel computes, too
 NEVER = ("MatMul", "Gemm")  # products of attention and of coordinates: 8 bits move boxes and points
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger", "QLinearMatMul")
 
@@ -136,9 +137,9 @@ def drop_unused(model: onnx.ModelProto) -> None:
 
 
 def trunk(model: onnx.ModelProto, leave: Iterable[str] = ()) -> list[str]:
-  """Nodes that are quantized: LAYERS but those that are left float, and what lies BETWEEN them. What takes a value of
-  anything else, or leads to no such layer, computes with coordinates, scores or attention, and stays float; so does
-  what lies between layers that stay float."""
+  """Nodes that are quantized: LAYERS but those that are left float, their activations, and what lies BETWEEN them. What
+  takes a value of anything else, or leads to no such layer, computes with coordinates, scores or attention, and stays
+  float; so does what lies between layers that stay float."""
   left = set(leave)
   constants = {i.name for i in model.graph.initializer}
   constants |= {o for n in model.graph.node if n.op_type == "Constant" for o in n.output}
@@ -154,8 +155,10 @@ def trunk(model: onnx.ModelProto, leave: Iterable[str] = ()) -> list[str]:
       nodes.append(node)
   wanted: set[str] = set()  # tensors that lead to a layer
   kept = []
+  layers = {n.output[0] for n in nodes if n.op_type in LAYERS}
   for node in reversed(nodes):
-    if node.op_type in LAYERS or wanted & set(node.output):
+    activation = node.op_type in ACTIVATIONS and node.input[0] in layers  # computed with it, and half of its range
+    if node.op_type in LAYERS or activation or wanted & set(node.output):
       wanted |= set(node.input)
       kept.append(node.name)
   return kept[::-1]

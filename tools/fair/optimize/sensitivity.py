@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.selfdrive.modeld.fair.runners.onnx import DISABLED
-from openpilot.tools.fair.optimize.quantize import LAYERS, Calibrated, Target, shift_biases
+from openpilot.tools.fair.optimize.quantize import ACTIVATIONS, LAYERS, Calibrated, Target, shift_biases
 
 Inputs = Sequence[dict[str, np.ndarray]]
 MOVED = 32  # multiply-adds in whose time a value goes from 8 bits to float or back: about that on x86 with AVX512
@@ -106,7 +106,7 @@ def behind(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
   name = node.output[0]
   while True:
     users = [n for n in model.graph.node if name in n.input]
-    if len(users) != 1 or users[0].op_type not in ("Relu", "Clip"):
+    if len(users) != 1 or users[0].op_type not in ACTIVATIONS:
       return name
     name = users[0].output[0]
 

@@ -170,6 +170,7 @@ def tensors(x: Inputs, names: list[str]) -> dict[str, Tensor]:
 def run(folder: Path) -> None:
   """Raises UserError, BundleError."""
   job, frames = read_json(folder / JOB), read_frames(folder)
+  calibrating, judged = frames[: job["calibrate"]], frames[job["calibrate"] :]
   bundle = load_bundle(job["bundle"])
   graph = next(g for g in bundle.graphs if g["name"] == job["graph"])
   names, outputs = [i["name"] for i in graph["inputs"]], [o["name"] for o in graph["outputs"]]
@@ -177,13 +178,13 @@ def run(folder: Path) -> None:
   module = Named(student_of(bundle, graph)[0], outputs).eval()
   want = []
   with torch.no_grad():
-    for x in frames:
+    for x in judged:
       want.append({k: v.numpy().copy() for k, v in module(**tensors(x, names)).items()})
   runner = OnnxRunner(bundle, graph, variants=False)
-  off = worst(v for x, w in zip(frames, want, strict=True) for v in apart(runner.run(x), w).values())
+  off = worst(v for x, w in zip(judged, want, strict=True) for v in apart(runner.run(x), w).values())
   if not off <= ALIKE:
     raise UserError(f"{bundle.path}: the student of graph '{graph['name']}' is off from its file by {off:.2g}")
-  said_of: dict[str, Any] = {"frames": len(frames), "student": off}
+  said_of: dict[str, Any] = {"frames": len(judged), "student": off}
   files = {FLOAT: folder / f"{graph['name']}.tflite", INT8: folder / f"{graph['name']}-int8.tflite"}
   for target in job["targets"]:
     print(f"{graph['name']}: {target}", flush=True)
@@ -191,9 +192,9 @@ def run(folder: Path) -> None:
     if target == FLOAT:
       to_tflite(module, tensors(frames[0], names), files[FLOAT])
     else:
-      left = to_int8(files[FLOAT], files[INT8], [{k: x[k] for k in names} for x in frames[: job["calibrate"]]])
+      left = to_int8(files[FLOAT], files[INT8], [{k: x[k] for k in names} for x in calibrating])
     net = Network(files[target].read_bytes(), graph["inputs"], graph["outputs"])
-    outs, ms = compared(net, want, frames)
+    outs, ms = compared(net, want, judged)
     said_of[target] = {
       "file": files[target].name,
       "precision": "float32" if target == FLOAT else "int8",

@@ -38,7 +38,7 @@ class Options:
   )
   grounding_dino: Path | None = option(None, metavar="DIR", help="weights of Grounding DINO, to tune a step")
   seconds: float = option(600.0, parse=above_zero, help="for all steps together; what comes too late is left out")
-  steps: tuple[str, ...] = option((), nargs="+", metavar="NAME", help="only these")
+  only: tuple[str, ...] = option((), nargs="+", metavar="STEP", help="only these")
 
 
 @dataclass(frozen=True)
@@ -176,14 +176,14 @@ def line(d: Done) -> str:
 def chosen(steps: list[Step], names: tuple[str, ...]) -> list[Step]:
   """Raises UserError."""
   if odd := [n for n in names if n not in {s.name for s in steps}]:
-    raise UserError(f"--steps {odd[0]}: there are {', '.join(s.name for s in steps)}")
+    raise UserError(f"--only {odd[0]}: there are {', '.join(s.name for s in steps)}")
   return [s for s in steps if not names or s.name in names]
 
 
 def run(args: Options) -> dict[str, Any]:
   """-> what is in the JSON. Raises UserError."""
   machine = hardware.describe()
-  steps, lacking = chosen(all_steps(args, "gpu" in machine), args.steps), lacks(args)
+  steps, lacking = chosen(all_steps(args, "gpu" in machine), args.only), lacks(args)
   args.output.mkdir(parents=True, exist_ok=True)
   device = machine.get("gpu", "no GPU: a rehearsal")
   print(f"{device}; {hardware.one_line()}", flush=True)

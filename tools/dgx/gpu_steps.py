@@ -47,7 +47,7 @@ def graph_variant(name: str, precision: str) -> Numbers:
   half = to_half(base).files if precision == "float16" else {}
   shutil.rmtree(folder, ignore_errors=True)
   shutil.copytree(base.path, folder)
-  manifest, off = copy.deepcopy(base.manifest), {}
+  manifest, off = copy.deepcopy(base.manifest), dict[str, float]()
   for graph in manifest["graphs"]:
     blob = base.onnx(graph)
     some = [sample_inputs(graph, s) for s in range(CALIBRATE)]
@@ -98,7 +98,7 @@ def teacher_rows(path: Path, provider: str, precision: str | None) -> Numbers:
 
 
 def teacher(name: str) -> Numbers:
-  path, out = teacher_file(name), {}
+  path, out = teacher_file(name), Numbers()
   for provider in ("onnxruntime", "torch"):
     out |= teacher_rows(path, provider, None)
   return out
@@ -122,7 +122,7 @@ def pictures() -> Numbers:
 
   r, folder = np.random.default_rng(0), Path("pictures")
   folder.mkdir(exist_ok=True)
-  images, annotations = [], []
+  images, annotations = list[Numbers](), list[Numbers]()
   for n in range(1, 17):
     picture = r.integers(0, 256, (96, 128, 3), np.uint8)
     images.append({"id": n, "file_name": f"{n}.png", "width": 128, "height": 96})

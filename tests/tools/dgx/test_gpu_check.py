@@ -79,8 +79,8 @@ def test_all_together_have_a_limit_on_a_gpu(here, monkeypatch):
 
 def test_only_some_of_the_steps(here):
   a, b = step("a", "pass"), step("b", "1/0")
-  assert list(here(a, b, steps=("a",))[0]) == ["a"]
-  with pytest.raises(UserError, match="--steps c: there are a, b"):
+  assert list(here(a, b, only=("a",))[0]) == ["a"]
+  with pytest.raises(UserError, match="--only c: there are a, b"):
     module.chosen([a, b], ("a", "c"))
 
 

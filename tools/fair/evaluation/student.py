@@ -54,7 +54,7 @@ class Student:
     self.reset()
     for plan in self.plans:
       self.tasks |= plan.heads.keys() & DECODERS.keys()
-      for task in ("objects", "detector"):
+      for task in ("objects", "detector", "oriented"):
         if task in plan.heads:
           self.scores[task] = float(
             plan.heads[task][HEADS[task].classes].get("parameters", {}).get("threshold", THRESHOLD)

@@ -22,7 +22,8 @@ from openpilot.tools.fair.optimize.calibration import Parts, blocks, check_apart
 from openpilot.tools.fair.optimize.judge import FLOAT, Row, judge, worst
 from openpilot.tools.fair.optimize.measure import footprint, milliseconds, sizes
 from openpilot.tools.fair.optimize.quantize import PERCENTILE, TARGETS
-from openpilot.tools.fair.optimize.search import Graphs, Rung, search
+from openpilot.tools.fair.optimize.search import Graphs, Rung, search, variances
+from openpilot.tools.fair.optimize.sensitivity import Layer
 from openpilot.tools.fair.optimize.variants import Variant, by_itself, write
 from openpilot.tools.lib.errors import UserError, above_zero, cli
 from openpilot.tools.lib.files import atomic_path, write_json
@@ -38,7 +39,9 @@ class Options:
   bundle: Path = option(
     positional=True, path=True, help="a folder with a manifest.json, or a name in models/; or a finished run of distill"
   )
-  data: Path = option(help="a label store of routes that the student was not trained on; or a COCO JSON, a YOLO folder")
+  data: Path = option(
+    help="a label store of routes that the student was not trained on; or a COCO JSON, a YOLO or DOTA folder"
+  )
   output: Path = option(aliases=("--out",), help="folder of the page, its JSON, and the bundle with its variants")
   int8: bool = option(False, help="8 bits, for what --target says")
   format: tuple[str, ...] = option(
@@ -63,6 +66,12 @@ class Options:
   rounds: int = option(100, help="in which variants are timed, in turns")
   comma_four: bool = option(False, help="compile for a comma four, too: kernels and bytes; minutes")
   apply: bool = option(False, help="put the recommended variants into the bundle itself")
+  accept_license: tuple[str, ...] = option(
+    (),
+    aliases=("--accept-licence",),
+    metavar="LICENSE",
+    help="of a run: of teachers whose license restricts what learns from them",
+  )
 
 
 @dataclass
@@ -79,22 +88,25 @@ def open_bundle(args: Options) -> Bundle:
     from openpilot.tools.fair.bundle import export
 
     out = args.output / (args.bundle.resolve().name.lower() or "run")
-    export.run(export.Options(run=args.bundle, output=out, tinygrad=False))
+    export.run(export.Options(run=args.bundle, output=out, tinygrad=False, accept_license=args.accept_license))
     return load_bundle(out)
   return load_bundle(args.bundle if args.bundle.exists() else MODELS_DIR / args.bundle)
 
 
-def store_of(args: Options, compared: Compared) -> Path:
-  """The label store; of labeled pictures one is made. Raises UserError."""
+def store_of(args: Options, compared: Compared, oriented: bool) -> Path:
+  """The label store; of labeled pictures one is made, of oriented boxes where the bundle says those. Raises
+  UserError."""
   if (args.data / "store.json").is_file():
     return args.data
   if not args.data.exists():
     raise UserError(f"--data {args.data}: there is no such file or folder; give a label store, or a COCO JSON")
+  from openpilot.tools.fair.images.oriented import orient
   from openpilot.tools.fair.images.store import named, open_labeled
   from openpilot.tools.fair.labels.import_labels import import_parts
   from openpilot.tools.fair.labels.store import LabelStore
 
   parts = open_labeled(args.data, args.images, "")
+  parts = orient(parts) if oriented else parts
   store = LabelStore(args.output / "labels", create=True)
   with store.writing():
     import_parts(store, named(parts, PICTURES), PICTURES, compared.input)
@@ -105,7 +117,8 @@ def open_data(args: Options, bundle: Bundle) -> Data:
   """Raises UserError where the data is of another picture or of other classes, or cannot be parted."""
   classes = set_of([bundle]) if args.classes is None else classes_said(args.classes)
   compared = Compared(classes, input_of([bundle]), args.ignore_classes)
-  root = store_of(args, compared)
+  heads = {out.get("head") for g in bundle.graphs for out in g["outputs"]}
+  root = store_of(args, compared, "oriented" in heads)
 
   def opened(store: Path) -> tuple[list[Segment], str]:
     wanted = {args.truth or "simulator", PICTURES}
@@ -163,6 +176,23 @@ def told(variant: Variant, graphs: Graphs, rows: list[Row]) -> dict[str, Any]:
     "worst": worst(rows).words,
     "metrics": [asdict(r) for r in rows],
   }
+
+
+def layers_told(graphs: Graphs, target: str, rows: list[Row]) -> list[dict[str, Any]]:
+  """Of each layer what it does alone, those first that cost most for what they save; and its part of what each metric
+  lost where all were in 8 bits: the part that it has in the variance of the outputs that the metric is of."""
+  layers = graphs.sensitivity(TARGETS[target])
+  whole = variances(layers)
+
+  def part(layer: Layer, outputs: set[str]) -> float:
+    parts = [layer.errors[o] ** 2 / whole[o] for o in outputs if o in layer.errors and whole[o]]
+    return sum(parts) / max(1, len(parts))
+
+  out = []
+  for graph, x in sorted(layers, key=lambda x: -part(x[1], set(whole)) / x[1].saves):
+    costs = {f"{r.task} {r.metric}": max(0.0, r.loss) * part(x, graphs.outputs_of(r.task)) for r in rows if r.limit}
+    out.append({"graph": graph, **asdict(x), "output": x.output, "costs": costs})
+  return out
 
 
 def tried(rungs: list[Rung]) -> list[dict[str, Any]]:
@@ -239,7 +269,7 @@ def run(args: Options) -> dict[str, Any]:
       "judged": described(data.parts.judged),
       "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, ONNX Runtime {ort.__version__}",
       "targets_here": list(targets()),
-      "layers": {t: [{"graph": g, **asdict(x)} for g, x in graphs.rank(TARGETS[t])] for t in wanted.targets},
+      "layers": {t: layers_told(graphs, t, rungs[t][0].rows) for t in wanted.targets},
       "search": {t: tried(r) for t, r in rungs.items()},
       "variants": [
         {**column(FLOAT, ms, floats), **whole, "precision": "float32", "target": "", "here": True},
@@ -273,7 +303,7 @@ def run(args: Options) -> dict[str, Any]:
 def calibration_of(data: Data, inputs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
   """For the manifest."""
   segments, frames = data.parts.calibration, len(next(iter(inputs.values())))
-  method = f"percentile {PERCENTILE}, of each channel"
+  method = f"percentile {PERCENTILE}, of each channel, biases shifted"
   return {"data": data.public, "frames": frames, "segments": len(segments), "method": method}
 
 

@@ -114,7 +114,8 @@ class Predictor:
     size = (rgb.shape[1], rgb.shape[0])
     places = windows(*size, self.tile, self.overlap)
     each = [self.whole(np.ascontiguousarray(rgb[y : y + h, x : x + w])) for x, y, w, h in places]
-    turned = np.concatenate([f.oriented + [x, y, 0, 0, 0] for f, (x, y, _, _) in zip(each, places, strict=True)])
+    boxes = zip([f.oriented for f in each if f.oriented is not None], places, strict=True)
+    turned = np.concatenate([b + [x, y, 0, 0, 0] for b, (x, y, _, _) in boxes])
     scores, classes = (np.concatenate([getattr(f, k) for f in each]) for k in ("scores", "classes"))
     keep = merged(turned, scores, classes)
     return Found(around(turned[keep], size), scores[keep], classes[keep], size, oriented=turned[keep])

@@ -5,6 +5,7 @@ large YOLO folder takes to be read.
 python tests/bench/bench_detr.py overfit --data FOLDER --output DIR [--head detr deformable] [--pictures 8]
 python tests/bench/bench_detr.py folds --data FOLDER --output DIR [--only 0] [--random]    --random: random backbone
 python tests/bench/bench_detr.py index --output DIR [--pictures 55442] [--boxes 85]
+python tests/bench/bench_detr.py crowd --output DIR [--pictures 400] [--boxes 85]    an evaluation of crowds
 
 FOLDER holds pennfudan and the weights."""
 
@@ -29,9 +30,9 @@ from openpilot.tools.fair.detr.augment import FLIPS, NONE
 from openpilot.tools.fair.detr.backbone import Backbone, load_backbone
 from openpilot.tools.fair.detr.cache import Features, fill
 from openpilot.tools.fair.detr.data import Labeled, read_index
-from openpilot.tools.fair.detr.found import metrics, numbered, rows_of
+from openpilot.tools.fair.detr.found import MOST, metrics, numbered, rows_of
 from openpilot.tools.fair.detr.model import HEADS, levels_for, make_model
-from openpilot.tools.fair.detr.pictures import Frame
+from openpilot.tools.fair.detr.pictures import Frame, to_relative
 from openpilot.tools.fair.detr.samples import ByShape, Collate, Samples
 from openpilot.tools.lib.errors import UserError, cli
 
@@ -149,14 +150,51 @@ def index(args: argparse.Namespace) -> None:
   print(f"memory at most {memory:.2f} GiB, {before:.2f} GiB of it torch and the rest before")
 
 
+def crowd(args: argparse.Namespace) -> None:
+  """300 made-up detections of each picture, of which most lie on its boxes, judged as after each epoch."""
+  random = np.random.default_rng(args.seed)
+  n, size = args.pictures, [1536, 960]
+  low = random.uniform(0, 0.95, (n * args.boxes, 2)) * size
+  boxes = np.concatenate([low, random.uniform(8, 60, (len(low), 2))], 1).astype(np.float32)
+  data = Labeled(
+    args.output,
+    ("person", "head"),
+    [args.output / f"{i}.jpg" for i in range(n)],
+    [f"{i}.jpg" for i in range(n)],
+    np.array([size] * n, np.int32),
+    np.arange(n + 1) * args.boxes,
+    boxes,
+    random.integers(0, 2, len(boxes)),
+    np.zeros(len(boxes), bool),
+  )
+  before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, time.process_time()
+  found = {}
+  for i in range(n):
+    mine = boxes[data.of(i)][random.integers(0, args.boxes, MOST)] + random.normal(0, 4, (MOST, 4))
+    relative = to_relative(np.maximum(mine, 1), *size)
+    logits = torch.from_numpy(random.normal(0, 2, (1, MOST, 3)).astype(np.float32))
+    labels = [{"image_id": torch.tensor([i]), "orig_size": torch.tensor([size[1], size[0]])}]
+    found[i] = rows_of(logits, torch.from_numpy(relative)[None], labels, "detr")[0]
+  kept = time.process_time() - begun
+  truth = data.truth()
+  begun = time.process_time()
+  said = metrics(truth, numbered(found))
+  judged = time.process_time() - begun
+  memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 - before
+  rows, each = sum(map(len, found.values())), 12_065 / n  # the plan's pictures to judge by
+  print(f"{n} pictures, {len(boxes)} boxes, {rows} detections: AP50 {said['map_50']:.3f}")
+  print(f"{kept:.1f} s to keep them, {judged:.1f} s to judge, {memory:.2f} GiB more than before")
+  print(f"by that 12,065 pictures: {kept * each:.0f} s, {judged * each:.0f} s, {memory * each:.1f} GiB")
+
+
 def main() -> None:
   p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  p.add_argument("command", choices=("overfit", "folds", "index"))
+  p.add_argument("command", choices=("overfit", "folds", "index", "crowd"))
   p.add_argument("--data", type=Path)
   p.add_argument("--output", type=Path, required=True)
   p.add_argument("--head", nargs="+", choices=HEADS, help="default: both; deformable for folds")
   p.add_argument("--random", action="store_true", help="a random backbone")
-  p.add_argument("--pictures", type=int, help="default: 8; 55442 for index")
+  p.add_argument("--pictures", type=int, help="default: 8; 55442 for index, 400 for crowd")
   p.add_argument("--boxes", type=int, default=85, help="of a picture")
   p.add_argument("--folds", type=int, default=5)
   p.add_argument("--only", type=int, nargs="+", help="these folds; default: all")
@@ -175,11 +213,11 @@ def main() -> None:
   p.add_argument("--lr", type=float, default=4e-4)
   p.add_argument("--seed", type=int, default=0)
   args = p.parse_args()
-  args.pictures = args.pictures or (55442 if args.command == "index" else 8)
+  args.pictures = args.pictures or {"index": 55442, "crowd": 400}.get(args.command, 8)
   args.head = args.head or (list(HEADS) if args.command == "overfit" else ["deformable"])
   args.output.mkdir(parents=True, exist_ok=True)
-  if args.command == "index":
-    return index(args)
+  if args.command in ("index", "crowd"):
+    return (index if args.command == "index" else crowd)(args)
   if args.data is None:
     raise UserError("--data: the folder that holds pennfudan and the weights")
   args.json = write_pennfudan(args.data / "pennfudan", args.output / "pennfudan.json")

@@ -63,9 +63,11 @@ def rows_of(
 
 
 def numbered(by_picture: Mapping[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-  """Results of all pictures with ids from 1."""
+  """Results of all pictures, which get ids from 1: no copies, there may be millions."""
   rows = [r for i in sorted(by_picture) for r in by_picture[i]]
-  return [{"id": k + 1, **r} for k, r in enumerate(rows)]
+  for k, r in enumerate(rows, 1):
+    r["id"] = k
+  return rows
 
 
 def metrics(

@@ -205,11 +205,11 @@ def pilot(args: Any, fit: Fit, backbone: Backbone, train: Labeled, val: Labeled)
     "hours_for_all": round(hours, 2),
   }
   say(
-    f"pilot        {learned:.3g} pictures a second learned, {judged_rate:.3g} judged, {said['memory_gib']:g} GiB",
-    f"             {read:.3g} a second are read by {workers} workers"
+    f"pilot        {learned:,.2f} pictures a second learned, {judged_rate:,.2f} judged, {said['memory_gib']:g} GiB",
+    f"             {read:,.2f} a second are read by {workers} workers"
     + ("" if read > learned or not workers else ": the step waits for them; more --workers, or --cache-features"),
     f"             {said['queries_used']:.1%} of {args.queries} queries say something of at least 0.3",
-    f"             all {len(train)} pictures for {args.epochs} epochs: about {hours:.2g} hours",
+    f"             all {len(train)} pictures for {args.epochs} epochs: about {hours:.2f} hours",
   )
   return said, fit
 

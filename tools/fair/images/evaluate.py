@@ -32,7 +32,7 @@ METRICS = ("mAP", "IoU", "confusion", "curves", "worst")
 @dataclass(frozen=True)
 class Options:
   model: Path = option(positional=True, help="a bundle's folder, or what `images train-student` wrote")
-  data: Path = option(help="a COCO JSON, a YOLO folder, or its data.yaml")
+  data: Path = option(help="a COCO JSON, a YOLO folder or its data.yaml, a DOTA folder")
   images: Path | None = option(None, help="the pictures' folder, where it is not beside")
   output: Path | None = option(None, aliases=("--out",), help="a folder; default: evaluation/ beside the bundle")
   metrics: tuple[str, ...] = option(METRICS, nargs="+", choices=METRICS, help="what is told")

@@ -18,7 +18,7 @@ HEADS = ("detr", "deformable")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-  data: Path = option(help="a COCO JSON, a YOLO folder, or its data.yaml")
+  data: Path = option(help="a COCO JSON, a YOLO folder or its data.yaml, a DOTA folder")
   val: Path | None = option(None, help="the same, to judge by; default: the folder's own val, or a tenth held out")
   images: Path | None = option(None, help="the pictures' folder, where it is not beside")
   val_images: Path | None = option(None, help="the folder of --val's pictures; default: as --images")

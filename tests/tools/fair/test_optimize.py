@@ -19,8 +19,7 @@ from openpilot.tools.fair.evaluation.scenes import open_segments
 from openpilot.tools.fair.optimize import judge, optimize as module
 from openpilot.tools.fair.optimize.calibration import blocks, grid, record, split, spread
 from openpilot.tools.fair.optimize.judge import make_row, worst
-from openpilot.tools.fair.optimize.search import Graphs, more_float, variances
-from openpilot.tools.fair.optimize.sensitivity import Layer
+from openpilot.tools.fair.optimize.search import Graphs
 from openpilot.tools.fair.optimize.variants import Variant
 from openpilot.tools.lib.errors import UserError
 
@@ -114,25 +113,6 @@ def test_losses_and_what_they_may_be_by_hand():
   assert worst([error, better, recall, tiny]) is error
   with pytest.raises(UserError, match="could be judged"):
     worst([make_row("depth", "silog", 0.2, 0.3, 0.01)])
-
-
-def layer(name, saves, **errors):
-  return "graph", Layer(name, saves, 0, errors)
-
-
-def test_the_layers_that_go_back_are_those_of_the_task_that_loses_too_much():
-  neck = layer("neck", 1000, depth=0.1, boxes=0.1)
-  depth = layer("depth head", 100, depth=0.1, boxes=0.0)
-  boxes = layer("box head", 10, depth=0.0, boxes=0.5)
-  cheap = layer("small", 10, depth=0.01, boxes=0.0)
-  layers = [neck, depth, boxes, cheap]
-  assert variances(layers)["depth"] == pytest.approx(0.0201)
-  names = lambda found: [x.name for _, x in found]  # noqa: E731
-  # the boxes are worst of all, and nobody asks for them; the neck's half is dearer than the head's
-  assert names(more_float(layers, [], {"depth": 0.6})) == ["depth head"]
-  assert names(more_float(layers, [], {"boxes": 0.5})) == ["box head"]
-  assert names(more_float(layers, [depth], {"depth": 0.5, "boxes": 0.9})) == ["depth head", "box head", "small", "neck"]
-  assert more_float(layers, layers, {"depth": 0.5}) == layers and more_float(layers, [], {}) == []
 
 
 def test_outputs_that_a_task_is_judged_by(tmp_path):

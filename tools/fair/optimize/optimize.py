@@ -19,11 +19,12 @@ from openpilot.tools.fair.evaluation.groups import load_groups
 from openpilot.tools.fair.evaluation.scenes import Segment, check_label, open_segments
 from openpilot.tools.fair.optimize import report
 from openpilot.tools.fair.optimize.calibration import Parts, blocks, check_apart, record, split
+from openpilot.tools.fair.optimize.choose import variances
 from openpilot.tools.fair.optimize.judge import FLOAT, Row, judge, worst
 from openpilot.tools.fair.optimize.measure import footprint, milliseconds, sizes
 from openpilot.tools.fair.optimize.quantize import PERCENTILE, TARGETS
-from openpilot.tools.fair.optimize.search import Graphs, Rung, search, variances
-from openpilot.tools.fair.optimize.sensitivity import Layer
+from openpilot.tools.fair.optimize.search import Graphs, Rung, search
+from openpilot.tools.fair.optimize.sensitivity import Source
 from openpilot.tools.fair.optimize.variants import Variant, by_itself, write
 from openpilot.tools.lib.errors import UserError, above_zero, cli
 from openpilot.tools.lib.files import atomic_path, write_json
@@ -169,18 +170,18 @@ def told(variant: Variant, graphs: Graphs, rows: list[Row]) -> dict[str, Any]:
   }
 
 
-def layers_told(graphs: Graphs, target: str, rows: list[Row]) -> list[dict[str, Any]]:
-  """Of each layer what it does alone, those first that cost most for what they save; and its part of what each metric
-  lost where all were in 8 bits: the part that it has in the variance of the outputs that the metric is of."""
-  layers = graphs.sensitivity(TARGETS[target])
-  whole = variances(layers)
+def sources_told(graphs: Graphs, target: str, rows: list[Row]) -> list[dict[str, Any]]:
+  """Of each tensor that is rounded what that does alone, those first that disturb most; and its part of what each
+  metric lost where all were: the part that it has in the variance of the outputs that the metric is of."""
+  sources = graphs.sources(TARGETS[target])
+  whole = variances(sources)
 
-  def part(layer: Layer, outputs: set[str]) -> float:
-    parts = [layer.errors[o] ** 2 / whole[o] for o in outputs if o in layer.errors and whole[o]]
+  def part(source: Source, outputs: set[str]) -> float:
+    parts = [source.errors[o] ** 2 / whole[o] for o in outputs if o in source.errors and whole[o]]
     return sum(parts) / max(1, len(parts))
 
   out = []
-  for graph, x in sorted(layers, key=lambda x: -part(x[1], set(whole)) / x[1].saves):
+  for graph, x in sorted(sources, key=lambda x: -part(x[1], set(whole))):
     costs = {f"{r.task} {r.metric}": max(0.0, r.loss) * part(x, graphs.outputs_of(r.task)) for r in rows if r.limit}
     out.append({"graph": graph, **asdict(x), "output": x.output, "costs": costs})
   return out
@@ -190,7 +191,7 @@ def tried(rungs: list[Rung]) -> list[dict[str, Any]]:
   out = []
   for r in rungs:
     row = worst(r.rows)
-    out.append({"float": r.label, "share": row.share, "worst": row.words, "back": [x.name for _, x in r.back]})
+    out.append({"float": r.label, "share": row.share, "worst": row.words, "back": sorted(layer for _, layer in r.back)})
   return out
 
 
@@ -238,7 +239,7 @@ def run(args: Options) -> dict[str, Any]:
       "judged": described(data.parts.judged),
       "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, ONNX Runtime {ort.__version__}",
       "targets_here": list(targets()),
-      "layers": {t: layers_told(graphs, t, rungs[t][0].rows) for t in wanted},
+      "disturbs": {t: sources_told(graphs, t, rungs[t][0].rows) for t in wanted},
       "search": {t: tried(r) for t, r in rungs.items()},
       "variants": [
         {**column(FLOAT, ms, floats), **whole, "precision": "float32", "target": "", "here": True},

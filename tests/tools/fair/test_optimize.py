@@ -140,7 +140,7 @@ def test_the_whole_command(tmp_path, store, quick, monkeypatch, capsys):
   bundle = optimize_fixture.write_conv(tmp_path / "models" / "conv")
   (bundle.path / "README.md").write_text("# conv\n")
   bundle = write_manifest(bundle.path, bundle.manifest)
-  results = module.run(options(bundle.path, store, tmp_path / "out", apply=True))
+  results = module.run(options(bundle.path, store, tmp_path / "out", apply=True, fp16=True))
   said = capsys.readouterr().out
   assert "int8 x86" in said and "recommended: " in said
   assert results["calibration"]["routes"] == 1 and results["judged"]["routes"] == 3
@@ -155,7 +155,12 @@ def test_the_whole_command(tmp_path, store, quick, monkeypatch, capsys):
   kept = next(v for v in shipped.graphs[0]["variants"])
   assert kept["target"] == "x86" and kept["weight_bits"] == 7 and kept["calibration"]["frames"] == 8
   table = evaluation.evaluate(evaluation.Options((bundle.path,), judged, output=tmp_path / "e"))["tables"]["simulator"]
-  (variant,) = results["variants"][1:]
+  variant, half = results["variants"][1:]
+  # a file for a GPU, judged by what it would say there
+  assert half["label"] == "fp16" and half["within"] and not half["here"]
+  assert 0 < max(half["output_errors"].values()) < max(variant["output_errors"].values()) / 2
+  assert half["bytes"] == (tmp_path / "out" / "scene.float16-gpu.onnx").stat().st_size
+  assert not list(bundle.path.glob("*float16*"))
   rows = {(m["task"], m["metric"]): m for m in variant["metrics"]}
   for task in ("depth", "segmentation"):
     for metric, cell in table[task]["conv"].items():
@@ -194,6 +199,7 @@ def test_a_loss_that_is_too_large_is_told_and_nothing_is_applied(tmp_path, store
   ("change", "match"),
   [
     ({"int8": False}, "nothing to do"),
+    ({"int8": False, "fp16": True}, "--target is of 8 bits"),
     ({"frames": 0}, "at least 1"),
     ({"frames": 4}, "too few"),
     ({"data": "nowhere"}, "there is no such file"),

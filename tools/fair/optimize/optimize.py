@@ -43,6 +43,9 @@ class Options:
   data: Path = option(help="a label store of routes that the student was not trained on; or a COCO JSON, a YOLO folder")
   output: Path = option(aliases=("--out",), help="folder of the page, its JSON, and the bundle with its variants")
   int8: bool = option(False, help="8 bits, for what --target says")
+  fp16: bool = option(
+    False, help="computation in half precision, for a GPU: a file in --output; a CPU casts, no faster"
+  )
   target: tuple[str, ...] = option((), choices=tuple(TARGETS), help="may be repeated; default: this processor")
   max_loss: float = option(
     0.01, parse=above_zero, help="what each metric may lose, in parts of it; recalls half of it, in points"
@@ -197,12 +200,14 @@ def tried(rungs: list[Rung]) -> list[dict[str, Any]]:
 
 def check(args: Options) -> tuple[str, ...]:
   """-> the targets. Raises UserError."""
-  if not args.int8:
-    raise UserError("nothing to do; say --int8")
+  if not args.int8 and not args.fp16:
+    raise UserError("nothing to do; say --int8, --fp16, or both")
   if min(args.frames, args.rounds, 1 if args.limit is None else args.limit) < 1:
     raise UserError("--frames, --rounds and --limit are at least 1")
-  wanted = tuple(dict.fromkeys(args.target or targets()[:1]))
-  if not wanted:
+  if args.target and not args.int8:
+    raise UserError("--target is of 8 bits; say --int8, too")
+  wanted = tuple(dict.fromkeys(args.target or targets()[:1])) if args.int8 else ()
+  if args.int8 and not wanted:
     raise UserError(f"this processor ({platform.machine()}) has no 8-bit form of its own; name one with --target")
   return wanted
 
@@ -224,9 +229,14 @@ def run(args: Options) -> dict[str, Any]:
       found, rungs[t] = search(graphs, floats, t, data.parts.calibration, data.truth, data.compared, args.max_loss)
       bundles[found.label] = by_itself(floats, found.files, Path(tmp) / t)
       variants.append(found)
+    files = dict(bundles)
+    if args.fp16:
+      variants.append(graphs.in_half())
+      for where, which, there in ((bundles, variants[-1].said, "judged"), (files, variants[-1].files, "half")):
+        where[variants[-1].label] = by_itself(floats, which, Path(tmp) / there)
     rows = judge(bundles, data.parts.judged, data.truth, data.compared, args.max_loss)
     some = {name: x[:8] for name, x in inputs.items()}
-    ms = {n: milliseconds(bundles, some, args.rounds, n, FLOAT) for n in (1, 2)}
+    ms = {n: milliseconds(files, some, args.rounds, n, FLOAT) for n in (1, 2)}
     best, why = recommend(variants, rows, ms[1])
     whole = sizes(floats)
     results: dict[str, Any] = {
@@ -243,9 +253,9 @@ def run(args: Options) -> dict[str, Any]:
       "search": {t: tried(r) for t, r in rungs.items()},
       "variants": [
         {**column(FLOAT, ms, floats), **whole, "precision": "float32", "target": "", "here": True},
-        *({**whole, **column(v.label, ms, bundles[v.label]), **told(v, graphs, rows[v.label])} for v in variants),
+        *({**whole, **column(v.label, ms, files[v.label]), **told(v, graphs, rows[v.label])} for v in variants),
       ],
-      "recommendation": {"variant": best, "why": why},
+      "recommendation": {"variant": best, "why": why, "rule": report.RULE},
       **({"comma_four": static_cost(floats)} if args.comma_four else {}),
     }
     results["applied"] = keep(args, base, [v for v in variants if within(rows[v.label])], results, data.public)
@@ -257,7 +267,7 @@ def run(args: Options) -> dict[str, Any]:
   print(f"wrote        {args.output / 'optimize.html'}, optimize.json")
   if missed := [v for v in results["variants"][1:] if not v["within"]]:
     near = "; ".join(f"{v['label']}: {v['worst']}" for v in missed)
-    raise UserError(f"--max-loss {args.max_loss:g} is not met: {near}; the page says what each layer costs")
+    raise UserError(f"--max-loss {args.max_loss:g} is not met: {near}; the page says what disturbs")
   return results
 
 

@@ -11,6 +11,7 @@ from openpilot.selfdrive.modeld.fair.cpu import targets
 from openpilot.tools.fair.bundle.replace import CARD, new_bundle
 from openpilot.tools.fair.optimize.quantize import TARGETS
 
+GPU = "gpu"  # target of float16: of TensorRT and tinygrad
 RUN = ("x86-vnni", "x86", "aarch64")  # targets that fairmodeld's runner takes out of a bundle
 HEADING = "\n## In 8 bits\n"
 
@@ -18,18 +19,23 @@ HEADING = "\n## In 8 bits\n"
 @dataclass
 class Variant:
   """One form of all graphs of a bundle. files: graph -> its ONNX file. left: graph -> reason -> nodes that stay
-  float."""
+  float. judged: files that say here what those say where they run; without it they do so themselves."""
 
   label: str
   precision: str
   target: str
   files: dict[str, bytes]
   left: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+  judged: dict[str, bytes] | None = None
 
   @property
   def here(self) -> bool:
     """Whether its milliseconds here say something of its target: it is this processor's, or float."""
     return self.target in ("", *targets())
+
+  @property
+  def said(self) -> dict[str, bytes]:
+    return self.files if self.judged is None else self.judged
 
   @property
   def run(self) -> bool:

@@ -6,8 +6,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from optimize_fixture import network
-from openpilot.tools.fair.optimize.half import emulated, half, halves
-from openpilot.tools.fair.optimize.quantize import prepare
+from openpilot.tools.fair.optimize.half import emulated, half, outside, overflowing
+from openpilot.tools.fair.optimize.quantize import last_layers, prepare
 from openpilot.tools.fair.optimize.sensitivity import errors, run_all
 
 SIZE = (1, 4, 8, 10)
@@ -41,6 +41,10 @@ def branches(scale: float = 1.0) -> onnx.ModelProto:
   return prepare(model.SerializeToString())
 
 
+def left(model):
+  return [n for nodes in outside(model, last_layers(model)).values() for n in nodes]
+
+
 @pytest.fixture(scope="module")
 def inputs():
   r = np.random.default_rng(1)
@@ -48,8 +52,9 @@ def inputs():
 
 
 def numpys(model, x, kind):
-  """'c' with each tensor rounded to `kind`, sums in double."""
-  w = {i.name: numpy_helper.to_array(i).astype(kind).astype(np.float64) for i in model.graph.initializer}
+  """'c' with each tensor before it rounded to `kind`, sums in double. The last layer is float."""
+  w = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+  w = {k: v if k == "wc" else v.astype(kind) for k, v in w.items()}
 
   def to(v):
     return v.astype(kind).astype(np.float64)
@@ -59,63 +64,47 @@ def numpys(model, x, kind):
 
   a = to(np.maximum(to(conv(to(x), "wa") + w["bias"][:, None, None]), 0))
   b = to(np.clip(to(conv(a, "wb")), 0, 6))
-  return to(conv(b.repeat(2, 2).repeat(2, 3), "wc"))
+  return conv(b.repeat(2, 2).repeat(2, 3), "wc")
 
 
 def test_what_is_judged_rounds_as_float16_does(inputs):
   model = branches()
-  found = halves(model, inputs)
-  assert not found.over and {"a", "b", "c", "larger"} <= set(found.inside) and "parts" not in found.inside
-  got = run_all(emulated(model, found.inside), inputs)
+  got = run_all(emulated(model, left(model)), inputs)
   for x, g in zip(inputs, got, strict=True):
     want = numpys(model, x["x"], np.float16)
     # a sum half-way between two numbers of float16 may go to either, and on from there
-    assert np.mean(np.abs(g["c"] - want) > 1e-6) < 0.02 and np.abs(g["c"] - want).max() < 0.02
-    assert np.mean(np.abs(g["c"] - numpys(model, x["x"], np.float32)) > 1e-6) > 0.3  # it does round
+    assert np.mean(np.abs(g["c"] - want) > 1e-5) < 0.05 and np.abs(g["c"] - want).max() < 0.02
+    assert np.mean(np.abs(g["c"] - numpys(model, x["x"], np.float32)) > 1e-5) > 0.3  # it does round
+  # the file itself does not, on a CPU: but for its weights it is the float graph
+  near = errors(run_all(half(model, left(model)), inputs), run_all(model.SerializeToString(), inputs))
+  assert near["c"] < 2 * errors(got, run_all(model.SerializeToString(), inputs))["c"]
 
 
-def test_the_file_computes_in_half_and_says_what_the_float_graph_says(inputs):
+def test_outputs_that_are_computed_in_half_are_rounded_too(inputs):
   model = branches()
-  blob = half(model, halves(model, inputs).inside)
-  made = onnx.load_from_string(blob)
-  onnx.checker.check_model(made)
-  inferred = onnx.shape_inference.infer_shapes(made, strict_mode=True)
-  kinds = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
-  for node in made.graph.node:
-    if node.op_type in ("Conv", "Relu", "Clip", "Resize"):
-      assert kinds[node.output[0]] == onnx.TensorProto.FLOAT16, node.name
-  weights = {i.name: i.data_type for i in made.graph.initializer}
-  assert {weights[n.input[1]] for n in made.graph.node if n.op_type == "Conv"} == {onnx.TensorProto.FLOAT16}
-  assert {o.type.tensor_type.elem_type for o in made.graph.output} == {onnx.TensorProto.FLOAT}
-  assert sum(n.op_type == "Cast" for n in made.graph.node) == 2  # of the picture, and of what is said
-  apart = errors(run_all(blob, inputs), run_all(model.SerializeToString(), inputs))
-  assert max(apart.values()) < 3e-3
+  got = run_all(emulated(model, ["parts"]), inputs)[0]
+  np.testing.assert_array_equal(got["c"], got["c"].astype(np.float16).astype(np.float32))
+  assert np.any(got["parts"] != got["parts"].astype(np.float16).astype(np.float32))
 
 
 def test_what_float16_does_not_hold_stays_float_and_is_named(inputs):
-  model = branches(1e5)
-  found = halves(model, inputs)
-  assert set(found.over) == {"b", "down"} and found.over["b"] > 65504  # what says it, and what takes it
-  assert {"a", "cb", "c"} <= set(found.inside)
+  model = branches(5e4)  # its weights are within, its values are not
+  stay = left(model)
+  over = overflowing(model, stay, inputs)
+  assert set(over) == {"b", "down"} and over["b"] > 65504 / 2  # what says it, and what takes it
+  assert overflowing(branches(), left(branches()), inputs) == {}
   want = run_all(model.SerializeToString(), inputs)
   for make in (half, emulated):
-    got = run_all(make(model, found.inside), inputs)
-    assert all(np.isfinite(g["c"]).all() for g in got)
+    got = run_all(make(model, [*stay, *over]), inputs)
     assert errors(got, want)["c"] < 3e-3
-    broken = run_all(make(model, [*found.inside, *found.over]), inputs)
-    # what would be without; on a CPU the file itself rounds nothing
-    assert make is half or not errors(broken, want)["c"] < 0.01
+  # what would be without, and what a CPU does not show of the file itself
+  assert not errors(run_all(emulated(branches(1e5), stay), inputs), want)["c"] < 0.01
 
 
-def test_coordinates_and_products_stay_float():
+def test_the_picture_of_a_network_with_products_beside_its_trunk():
   r = np.random.default_rng(0)
   frames = [{"frame": r.integers(0, 256, (1, 6, 128, 256), dtype=np.uint8)} for _ in range(2)]
   model = prepare(network().SerializeToString())
-  found = halves(model, frames)
-  kinds = {n.name: n.op_type for n in model.graph.node}
-  assert {"stem", "middle", "out", "classes"} <= set(found.inside)
-  assert not {"MatMul", "Mul", "Cast"} & {kinds[n] for n in found.inside} and "sum" not in found.inside
   want = run_all(model.SerializeToString(), frames)
-  for make in (half, emulated):
-    apart = errors(run_all(make(model, found.inside), frames), want)
-    assert 0 < max(apart.values()) < 3e-3
+  apart = errors(run_all(emulated(model, left(model)), frames), want)
+  assert 0 < max(apart.values()) < 3e-3 and overflowing(model, left(model), frames) == {}

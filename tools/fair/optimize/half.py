@@ -1,39 +1,138 @@
-"""A graph in half precision: convolutions and what lies between them compute in float16; normalization, attention,
-coordinates, and what float16 does not hold stay float32. For GPUs, TensorRT and tinygrad: ONNX Runtime has no such
-kernels for x86, it computes in float32 between casts, as fast as ever, and rounds nothing. So what is judged here is
-another graph, emulated(), which rounds each tensor as float16 does."""
+"""A graph that computes in float16, by casts in the graph itself: what TensorRT 11, whose networks keep their types,
+wants in place of a builder's flag. ONNX Runtime has no such kernels for x86: it computes these files in float32 between
+casts, as fast as ever, and rounds nothing. What they lose is judged by another graph, emulated()."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
-from openpilot.tools.fair.optimize.quantize import drop_unused, plain, trunk
+from openpilot.tools.fair.optimize.quantize import NEVER, plain, trunk
 from openpilot.tools.fair.optimize.sensitivity import Inputs, run_all
 
-LARGEST = 65504.0  # that float16 holds
+LARGEST = float(np.finfo(np.float16).max)
 ROOM = 2.0  # times what frames that calibrate reach: others may reach more
-FLOATS = ("Resize",)  # whose constants are float32 by ONNX's definition
-KEPT = ("MatMul", "Gemm", "Softmax", "LayerNormalization", "InstanceNormalization", "BatchNormalization")
+FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+# of any network: what sums many numbers, or divides by small ones
+SENSITIVE = ("Softmax", "LayerNormalization", "InstanceNormalization", "ReduceMean", "ReduceSum", "Pow", "Sqrt", "Exp")
+# what makes numbers of no others, or has bodies of its own
+NEVER_HALF = (
+  "Cast",
+  "Constant",
+  "ConstantOfShape",
+  "CumSum",
+  "If",
+  "Loop",
+  "NonMaxSuppression",
+  "Range",
+  "Scan",
+  "TopK",
+)
+KEPT = {"Resize": (1, 2)}  # inputs that are float32 whatever the node computes in
 
 
-@dataclass
-class Halves:
-  """inside: nodes that compute in float16. over: nodes that would, and the largest of what they take and say, which is
-  too large."""
+def kinds(model: onnx.ModelProto) -> dict[str, int]:
+  """Type of each tensor of a prepared graph."""
+  out = {
+    v.name: v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.value_info, *model.graph.output)
+  }
+  return out | {i.name: i.data_type for i in model.graph.initializer}
 
-  inside: list[str]
-  over: dict[str, float]
+
+def too_large(model: onnx.ModelProto) -> set[str]:
+  """Nodes with a weight that float16 does not hold."""
+  large = {
+    i.name
+    for i in model.graph.initializer
+    if i.data_type == FLOAT and np.abs(numpy_helper.to_array(i)).max(initial=0) > LARGEST
+  }
+  return {n.name for n in model.graph.node if large & set(n.input)}
 
 
-def constants_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-  found = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-  for node in model.graph.node:
-    if node.op_type == "Constant" and node.attribute[0].name == "value":
-      found[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-  return found
+def computing(model: onnx.ModelProto, leave: Iterable[str]) -> set[str]:
+  """Nodes that compute in float16 where these are left."""
+  left = {*leave, *too_large(model)}
+  return {n.name for n in model.graph.node if n.name not in left and n.op_type not in NEVER_HALF}
+
+
+def half(model: onnx.ModelProto, leave: Iterable[str]) -> bytes:
+  """model: prepared (quantize.py). -> its file, in float16 but for the nodes that are left; inputs and outputs keep
+  their types. Whatever is left takes what it took before, not what came through float16."""
+  out, kind = onnx.ModelProto(), kinds(model)
+  out.CopyFrom(model)
+  weights, mine = {i.name: i for i in model.graph.initializer}, computing(model, leave)
+  # first in float16, as NAME.half
+  made = {o for n in out.graph.node for o in n.output if n.name in mine and kind.get(o) == FLOAT}
+  rest = {i for n in out.graph.node if n.name not in mine for i in n.input} | {o.name for o in model.graph.output}
+  known, nodes = set(made), []
+
+  def halved(name: str) -> str:
+    if name not in known:
+      known.add(name)
+      if name in weights:
+        array = numpy_helper.to_array(weights[name]).astype(np.float16)
+        out.graph.initializer.append(numpy_helper.from_array(array, f"{name}.half"))
+      else:
+        nodes.append(onnx.helper.make_node("Cast", [name], [f"{name}.half"], name=f"{name}.to_half", to=HALF))
+    return f"{name}.half"
+
+  for node in out.graph.node:
+    if node.name not in mine:
+      nodes.append(node)
+      continue
+    for k, name in enumerate(node.input):
+      if kind.get(name) == FLOAT and k not in KEPT.get(node.op_type, ()):
+        node.input[k] = halved(name)
+    after = [o for o in node.output if o in made]
+    for k, name in enumerate(node.output):
+      if name in made:
+        node.output[k] = f"{name}.half"
+    nodes.append(node)
+    nodes += [
+      onnx.helper.make_node("Cast", [f"{o}.half"], [o], name=f"{o}.from_half", to=FLOAT) for o in after if o in rest
+    ]
+  return with_nodes(out, nodes)
+
+
+def emulated(model: onnx.ModelProto, leave: Iterable[str]) -> bytes:
+  """The file of a float32 graph that says, also on a CPU, what half()'s says on a GPU: what its nodes of float16 take
+  and say, weights too, is rounded by casts to float16 and back, which ONNX Runtime keeps. Sums within a node are of
+  float32."""
+  out, kind = onnx.ModelProto(), kinds(model)
+  out.CopyFrom(model)
+  weights, mine = {i.name: i for i in model.graph.initializer}, computing(model, leave)
+  made = {o for n in out.graph.node for o in n.output if n.name in mine and kind.get(o) == FLOAT}
+  ends = {o.name for o in model.graph.output}
+  known, nodes = set[str](), []
+
+  def casts(name: str, to: str) -> list[onnx.NodeProto]:
+    there = onnx.helper.make_node("Cast", [name], [f"{to}.16"], name=f"{to}.to_half", to=HALF)
+    return [there, onnx.helper.make_node("Cast", [f"{to}.16"], [to], name=f"{to}.from_half", to=FLOAT)]
+
+  def rounded(name: str) -> str:
+    if name in made and name in ends:  # it is so itself
+      return name
+    if name not in known:
+      known.add(name)
+      if name in weights:
+        array = numpy_helper.to_array(weights[name]).astype(np.float16).astype(np.float32)
+        out.graph.initializer.append(numpy_helper.from_array(array, f"{name}.rounded"))
+      else:
+        nodes.extend(casts(name, f"{name}.rounded"))
+    return f"{name}.rounded"
+
+  for node in out.graph.node:
+    takes = node.name in mine
+    for k, name in enumerate(node.input):
+      if kind.get(name) == FLOAT and (name in made or (takes and k not in KEPT.get(node.op_type, ()))):
+        node.input[k] = rounded(name)
+    nodes.append(node)
+    for k, name in enumerate(node.output):
+      if name in made and name in ends:
+        node.output[k] = f"{name}.whole"
+        nodes.extend(casts(f"{name}.whole", name))
+  return with_nodes(out, nodes)
 
 
 def peaks(model: onnx.ModelProto, tensors: Sequence[str], inputs: Inputs) -> dict[str, float]:
@@ -42,99 +141,53 @@ def peaks(model: onnx.ModelProto, tensors: Sequence[str], inputs: Inputs) -> dic
   asked.CopyFrom(model)
   del asked.graph.output[:]
   for t in tensors:
-    asked.graph.node.extend(
-      [
-        helper.make_node("Abs", [t], [f"{t}.abs"], name=f"{t}.abs"),
-        helper.make_node("ReduceMax", [f"{t}.abs"], [f"{t}.peak"], name=f"{t}.peak", keepdims=0),
-      ]
-    )
-    asked.graph.output.append(helper.make_tensor_value_info(f"{t}.peak", TensorProto.FLOAT, []))
+    asked.graph.node.append(onnx.helper.make_node("Abs", [t], [f"{t}.abs"], name=f"{t}.abs"))
+    peak = onnx.helper.make_node("ReduceMax", [f"{t}.abs"], [f"{t}.peak"], name=f"{t}.peak", keepdims=0)
+    asked.graph.node.append(peak)
+    asked.graph.output.append(onnx.helper.make_tensor_value_info(f"{t}.peak", FLOAT, []))
   found = run_all(asked.SerializeToString(), inputs) if tensors else []
   values = {t: max(float(x[f"{t}.peak"]) for x in found) for t in tensors}
   return {t: v if np.isfinite(v) else np.inf for t, v in values.items()}
 
 
-def halves(model: onnx.ModelProto, inputs: Inputs) -> Halves:
-  """model: as of quantize.prepare(). inputs: of it, at frames that calibrate."""
-  constants = constants_of(model)
-  names = set(trunk(model))
-  nodes = [n for n in model.graph.node if n.name in names]
-  tensors = {n.name: [t for t in (*n.input, *n.output) if t and t not in constants] for n in nodes}
+def overflowing(model: onnx.ModelProto, leave: Iterable[str], inputs: Inputs) -> dict[str, float]:
+  """inputs: of the graph, at frames that calibrate. -> of the nodes that would compute in float16 those that take or
+  say values beyond it, with ROOM, and the largest of them."""
+  kind, mine = kinds(model), computing(model, leave)
+  weights = {i.name for i in model.graph.initializer}
+  nodes = [n for n in model.graph.node if n.name in mine]
+  tensors = {n.name: [t for t in (*n.input, *n.output) if kind.get(t) == FLOAT and t not in weights] for n in nodes}
   most = peaks(model, sorted({t for ts in tensors.values() for t in ts}), inputs)
-  most |= {k: float(np.abs(v).max(initial=0)) for k, v in constants.items() if v.dtype == np.float32}
-  inside, over = [], {}
-  for n in nodes:
-    mine = tensors[n.name] if n.op_type in FLOATS else [t for t in (*n.input, *n.output) if t in most]
-    reached = max(most[t] for t in mine)
-    if reached * ROOM > LARGEST:
-      over[n.name] = reached
-    else:
-      inside.append(n.name)
-  return Halves(inside, over)
+  reached = {name: max((most[t] for t in ts), default=0.0) for name, ts in tensors.items()}
+  return {name: v for name, v in reached.items() if v * ROOM > LARGEST}
 
 
-def rewrite(model: onnx.ModelProto, inside: Collection[str], emulate: bool) -> onnx.ModelProto:
-  out = onnx.ModelProto()
-  out.CopyFrom(model)
-  constants, names = constants_of(model), set(inside)
-  made = {o for n in model.graph.node if n.name in names for o in n.output}
-  wanted = {i for n in model.graph.node if n.name not in names for i in n.input}
-  wanted |= {o.name for o in model.graph.output}
-  nodes: list[onnx.NodeProto] = []
-  ready: set[str] = set()  # tensors and constants of which there is a half by now
-
-  def cast(source: str, to: str, kind: int) -> None:
-    nodes.append(helper.make_node("Cast", [source], [to], name=f"{to}.cast", to=kind))
-
-  def half_of(name: str) -> str:
-    half = f"{name}.half"
-    if name not in ready:
-      ready.add(name)
-      if name in constants:
-        value = constants[name].astype(np.float16)
-        out.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32) if emulate else value, half))
-      else:
-        rounded(name, half)
-    return half
-
-  def rounded(name: str, half: str) -> None:
-    """half: what nodes of float16 take of a float32 tensor."""
-    cast(name, half if not emulate else f"{name}.16", TensorProto.FLOAT16)
-    if emulate:
-      cast(f"{name}.16", half, TensorProto.FLOAT)
-
-  for node in list(out.graph.node):
-    if node.name not in names:
-      nodes.append(node)
-      continue
-    for k, i in enumerate(node.input):
-      floats = i in constants and (constants[i].dtype != np.float32 or node.op_type in FLOATS)
-      if i and not floats:
-        node.input[k] = half_of(i)
-    said = list(node.output)
-    for k, o in enumerate(said):
-      node.output[k] = f"{o}.whole" if emulate else f"{o}.half"
-    nodes.append(node)
-    for o in said:
-      ready.add(o)
-      if emulate:
-        rounded(f"{o}.whole", f"{o}.half")
-      if o in wanted:
-        cast(f"{o}.half", o, TensorProto.FLOAT)
-  kept = [v for v in out.graph.value_info if v.name not in made]
-  del out.graph.value_info[:], out.graph.node[:]
-  out.graph.value_info.extend(kept)
-  out.graph.node.extend(nodes)
-  drop_unused(out)
-  return out
+def with_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> bytes:
+  """The file of a graph of these nodes, and of the weights that they take alone."""
+  copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+  del model.graph.node[:], model.graph.value_info[:]
+  model.graph.node.extend(copies)
+  taken = {i for n in copies for i in n.input}
+  kept = [i for i in model.graph.initializer if i.name in taken]
+  del model.graph.initializer[:]
+  model.graph.initializer.extend(kept)
+  return plain(model)
 
 
-def half(model: onnx.ModelProto, inside: Collection[str]) -> bytes:
-  """The file of the graph in which these nodes compute in float16."""
-  return plain(rewrite(model, inside, False))
+def outside(model: onnx.ModelProto, last: Iterable[str]) -> dict[str, list[str]]:
+  """Of a student's graph, reason -> nodes that stay float32: all but convolutions and what lies between them, as in 8
+  bits. A coordinate of 400 pixels has steps of a quarter in float16."""
+  mine = set(trunk(model, last))
+  rest = [n for n in model.graph.node if n.name not in mine and n.op_type != "Constant"]
+  return {
+    "a last layer: what it says is the answer itself": sorted(last),
+    "a product of attention or of coordinates": [n.name for n in rest if n.op_type in NEVER],
+    "computes with coordinates, scores or attention": [
+      n.name for n in rest if n.op_type not in NEVER and n.name not in set(last)
+    ],
+  }
 
 
-def emulated(model: onnx.ModelProto, inside: Collection[str]) -> bytes:
-  """The file of a float32 graph that rounds what these nodes take and say, their weights too, to float16, for ONNX
-  Runtime on a CPU. Sums within a layer are of float32, as GPUs' are."""
-  return plain(rewrite(model, inside, True))
+def teachers(model: onnx.ModelProto) -> list[str]:
+  """Of any other network, the nodes that stay float32."""
+  return [n.name for n in model.graph.node if n.op_type in SENSITIVE]

@@ -13,7 +13,6 @@ from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.scenes import Segment
 from openpilot.tools.fair.optimize.bias import shifts
 from openpilot.tools.fair.optimize.choose import Back, Found, Net, more_float
-from openpilot.tools.fair.optimize.half import KEPT, ROOM, emulated, half, halves
 from openpilot.tools.fair.optimize.judge import FLOAT, Cards, Row, judge, worst
 from openpilot.tools.fair.optimize.quantize import (
   NEVER,
@@ -26,7 +25,7 @@ from openpilot.tools.fair.optimize.quantize import (
   TARGETS,
 )
 from openpilot.tools.fair.optimize.sensitivity import errors, run_all, sensitivity
-from openpilot.tools.fair.optimize.variants import GPU, Variant, by_itself
+from openpilot.tools.fair.optimize.variants import Variant, by_itself
 from openpilot.tools.lib.errors import UserError
 
 RUNGS = 8  # variants that are tried
@@ -37,8 +36,6 @@ STEP = (
 HEADS = {"masks": "objects", "video": "objects", "identity": "objects"}  # of tasks that are judged by another's outputs
 LOOKED_AT = 6  # frames by which layers are compared
 LAST = "a last layer: what it says is the answer itself"
-OVER = f"its values on the frames that calibrate, times {ROOM:g}, are more than float16 holds"
-PRECISE = "normalization, a product of attention or of coordinates"
 PRICE = "costs more than it saves in 8 bits"
 
 
@@ -110,17 +107,6 @@ class Graphs:
       }
       left[name] = {why: nodes for why, nodes in left[name].items() if nodes}
     return Variant(label, "int8", target, files, left)
-
-  def in_half(self) -> Variant:
-    """In float16, for GPUs."""
-    files, judged, left = {}, {}, {}
-    for name, model in self.models.items():
-      found = halves(model, self.inputs[name])
-      files[name], judged[name] = half(model, found.inside), emulated(model, found.inside)
-      over = [f"{node} ({reached:.3g})" for node, reached in found.over.items()]
-      rest = [n.name for n in model.graph.node if n.op_type in KEPT]
-      left[name] = {why: nodes for why, nodes in ((OVER, over), (PRECISE, rest)) if nodes}
-    return Variant("fp16", "float16", GPU, files, left, judged)
 
   def output_errors(self, variant: Variant) -> dict[str, float]:
     """How far its outputs are from the float graph's, in parts of their standard deviation, at frames that

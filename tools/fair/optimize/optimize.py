@@ -60,6 +60,10 @@ class Options:
   rounds: int = option(100, help="in which variants are timed, in turns")
   comma_four: bool = option(False, help="compile for a comma four, too: kernels and bytes; minutes")
   apply: bool = option(False, help="put the recommended variants into the bundle itself")
+  prune: float | None = option(
+    None, metavar="SHARE", help="remove this share of the multiply-adds, as .4: --output is a run for `distill --init`"
+  )
+  prune_macs: float | None = option(None, metavar="MILLIONS", help="the same, until so many are left")
 
 
 @dataclass
@@ -170,10 +174,21 @@ def tried(rungs: list[Rung]) -> list[dict[str, Any]]:
   return out
 
 
+def pruned(args: Options) -> dict[str, Any]:
+  """Raises UserError, BundleError."""
+  from openpilot.tools.fair.optimize.prune import prune
+
+  if args.int8 or args.apply:
+    raise UserError("--prune gives a run that is to be distilled on; then --int8 on that, in a command of its own")
+  if args.prune is not None and args.prune_macs is not None:
+    raise UserError("--prune and --prune-macs both say how much goes; give one")
+  return prune(args)
+
+
 def check(args: Options) -> tuple[str, ...]:
   """-> the targets. Raises UserError."""
   if not args.int8:
-    raise UserError("nothing to do; say --int8")
+    raise UserError("nothing to do; say --int8 or --prune")
   if min(args.frames, args.rounds, 1 if args.limit is None else args.limit) < 1:
     raise UserError("--frames, --rounds and --limit are at least 1")
   wanted = tuple(dict.fromkeys(args.target or targets()[:1]))
@@ -184,6 +199,8 @@ def check(args: Options) -> tuple[str, ...]:
 
 def run(args: Options) -> dict[str, Any]:
   """-> what is in the JSON. Raises UserError, BundleError."""
+  if args.prune is not None or args.prune_macs is not None:
+    return pruned(args)
   load_groups()
   wanted = check(args)
   base = open_bundle(args)

@@ -68,7 +68,8 @@ def learn(args: argparse.Namespace, head: str, train: Labeled, val: Labeled, fol
   backbone = backbone_of(args)
   frame = Frame(args.short, args.long, mean=(0.0,) * 3, std=(1.0,) * 3)
   sizes = {k: getattr(args, k) for k in SIZES}
-  model = make_model(head, backbone, train.names, levels=levels_for(backbone, args.short), **sizes)
+  more = {"dropout": args.dropout, **({"eos_coefficient": args.background} if head == "detr" else {})}
+  model = make_model(head, backbone, train.names, levels=levels_for(backbone, args.short), **sizes, **more)
   learned = stored(train, frame, model, backbone, folder / "train", flips)
   judged = stored(val, frame, model, backbone, folder / "val", False)
   join, per = Collate(frame), min(args.batch_size, len(train))
@@ -165,6 +166,8 @@ def main() -> None:
   p.add_argument("--decoder-layers", type=int, default=3)
   p.add_argument("--queries", type=int, default=30)
   p.add_argument("--width", type=int, default=128)
+  p.add_argument("--dropout", type=float, default=0.1)
+  p.add_argument("--background", type=float, default=0.1, help="weight of queries that find nothing, of the detr head")
   p.add_argument("--steps", type=int, default=1000)
   p.add_argument("--batch-size", type=int, default=8)
   p.add_argument("--every", type=int, default=50, help="steps between evaluations")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from openpilot.tools.fair.detr.augment import FLIPS
 from openpilot.tools.fair.detr.backbone import load_backbone
@@ -32,6 +32,12 @@ from openpilot.tools.lib.errors import UserError, cli
 # DINOv3's sizes; random weights: time does not ask for others
 MODELS = {"tiny": (64, 2, 2), "vits16": (384, 12, 6), "vitb16": (768, 12, 12), "vitl16": (1024, 24, 16)}
 BOXES = 85  # of a picture
+COUNTED = {  # attention on a CPU, which torch's counter leaves out
+  torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+  torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
+    *shapes[:4]
+  ),
+}
 
 
 def pictures(folder: Path, count: int, width: int, height: int) -> Labeled:
@@ -92,7 +98,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4)
     flops = []
     for samples in both:  # the first step also warms up
-      with FlopCounterMode(display=False) as counter:
+      with FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
         step(model, optimizer, samples, join)
       flops.append(counter.get_total_flops())
     ratios = []

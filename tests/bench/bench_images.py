@@ -3,7 +3,8 @@
 
 SAM: an epoch of `images train-teacher` whose frozen image encoder's answers are kept, and one that computes them again,
 in turns. Student: a picture of `images train-student` from the label store, and the same with Grounding DINO and SAM
-asked every time. Networks of published configurations with random weights, made-up pictures.
+asked every time. And how long the epoch of the 500 pictures that the design note speaks of would take each of them.
+Networks of published configurations with random weights, made-up pictures.
 
 python tests/bench/bench_images.py [--sam sam2.1-tiny] [--dino tiny] [--pictures 2] [--epochs 2] [--skip student]"""
 
@@ -25,6 +26,7 @@ import torch
 from PIL import Image
 
 SIDE, OBJECTS = 640, 4
+NOTE = 500  # pictures of the design note
 
 
 def made_up(folder: Path, count: int) -> Path:
@@ -63,6 +65,39 @@ def segmenter(name: str) -> Any:
   return Segmenter(make(size).eval(), SAM_PICTURES if family == "sam" else PICTURES, choose_device("cpu", "float32"))
 
 
+def detector(name: str) -> Any:
+  from openpilot.tools.fair.grounded_sam.detector import Detector
+  from openpilot.tools.fair.grounded_sam.originals import DINO_PICTURES
+  from openpilot.tools.fair.grounded_sam.prompts import Prompt, Prompts
+  from openpilot.tools.learn.device import choose_device
+  from tests.bench.bench_teachers import dino
+
+  prompts = Prompts(("square",), ("square",), (), (Prompt((0,), "square.", (101, 2482, 1012, 102)),))
+  torch.manual_seed(0)
+  out = Detector(dino(name).eval(), None, DINO_PICTURES, choose_device("cpu", "float32"))
+  out.prompts = prompts
+  return out
+
+
+def detecting(args: Any, data: Path, folder: Path) -> None:
+  """A step of Grounding DINO's tuning."""
+  from openpilot.tools.fair.grounded_sam.data import read_pictures
+  from openpilot.tools.fair.grounded_sam.lora import LoRATrainer, lora_config
+  from openpilot.tools.fair.grounded_sam.tune import DetectorLoop, Tuning, ready
+
+  d = detector(args.dino)
+  LoRATrainer(d.model, lora_config(d.model, d.family))
+  (folder / "dino").mkdir()
+  loop = DetectorLoop(folder / "dino", d, read_pictures(data, data.parent / "images"), None, Tuning(batch_size=1))
+  ready(loop)
+  loop.step_on([0])
+  told(f"grounding-dino-{args.dino} learns from", min(seconds(lambda: loop.step_on([0])) for _ in range(args.epochs)))
+
+
+def told(what: str, each: float) -> None:
+  print(f"{what} a picture in {each:.2f} s: {NOTE} pictures in {NOTE * each / 3600:.2f} h an epoch")
+
+
 def tuning(args: Any, data: Path, folder: Path) -> None:
   """An epoch with and without what is kept, in turns."""
   from openpilot.tools.fair.grounded_sam.data import read_pictures
@@ -84,6 +119,7 @@ def tuning(args: Any, data: Path, folder: Path) -> None:
     for cache, loop in loops.items():
       times[cache].append(seconds(lambda loop=loop: loop.step_on(list(range(args.pictures)))))
   kept, again = (float(np.median(times[c])) / args.pictures for c in (4.0, 0.0))
+  told(f"{args.sam}, its encoder frozen, learns from", again)
   size = loops[4.0].kept_bytes / 2**20 / args.pictures
   print(
     f"{args.sam}, a picture with {OBJECTS} objects: {again:.2f} s, with its embeddings kept {kept:.2f} s: "
@@ -93,18 +129,10 @@ def tuning(args: Any, data: Path, folder: Path) -> None:
 
 def asked(args: Any) -> float:
   """Seconds that both stages take for a picture."""
-  from openpilot.tools.fair.grounded_sam.detector import Detector
-  from openpilot.tools.fair.grounded_sam.originals import DINO_PICTURES
-  from openpilot.tools.fair.grounded_sam.prompts import Prompt, Prompts
-  from openpilot.tools.learn.device import choose_device
-  from tests.bench.bench_teachers import dino
-
-  found = Detector(dino(args.dino).eval(), None, DINO_PICTURES, choose_device("cpu", "float32"))
-  ids = (101, 2482, 1012, 102)
-  prompts = Prompts(("square",), ("square",), (), (Prompt((0,), "square.", ids),))
+  d = detector(args.dino)
   rgb = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE), np.uint8)
   boxes = np.array([[160 * k + 10, 40, 160 * k + 110, 140] for k in range(OBJECTS)], np.float32)
-  detect = seconds(lambda: found.detect([rgb], prompts))
+  detect = seconds(lambda: d.detect([rgb]))
   s = segmenter(args.sam)
   mask = seconds(lambda: s.segment(rgb, boxes))
   print(f"grounding-dino-{args.dino} takes {detect:.2f} s for a picture, {args.sam} {mask:.2f} s")
@@ -117,14 +145,15 @@ def learning(args: Any, data: Path, folder: Path) -> None:
 
   teacher = asked(args)
   steps = args.epochs + 1
-  told = {"data": data, "output": folder / "student", "size": args.size, "picture_size": SIDE, "export": False}
-  options = Options(**told, steps=steps, batch_size=args.pictures, workers=0, augment="plain")
+  made = {"data": data, "output": folder / "student", "size": args.size, "picture_size": SIDE, "export": False}
+  options = Options(**made, steps=steps, batch_size=args.pictures, workers=0, augment="plain")
   with contextlib.redirect_stdout(io.StringIO()):
     said = store.fill(options, train_student.check_options(options), [])
     config = train_student.config_of(options, said, train_student.select_student_model(said.info, args.size))
     config.eval_every = steps + 1
     spent = seconds(lambda: train_student.learn(options, said, config, (said.license,), {}))
   own = spent / steps / args.pictures
+  told(f"objects-{args.size} learns from", own)
   print(
     f"objects-{args.size} at {SIDE} learns from a picture of the store in {own:.2f} s; with both teachers asked every "
     f"time it would be {own + teacher:.2f} s: kept answers are {(own + teacher) / own:.1f} times as fast"
@@ -144,6 +173,7 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as tmp:
     data = made_up(Path(tmp) / "data", args.pictures + 1)
     if args.skip != "teacher":
+      detecting(args, data, Path(tmp))
       tuning(args, data, Path(tmp))
     if args.skip != "student":
       learning(args, data, Path(tmp))

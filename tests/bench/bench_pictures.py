@@ -103,7 +103,8 @@ def train(fold: int, variant: str, args: argparse.Namespace) -> Path:
   options += ["--backbone", "mobilenetv2_100_same", "--batch-size", args.batch_size, "--license", "research"]
   options += ["--pretrained", args.data / "weights/timm_mobilenetv2_100_imagenet.pth", *VARIANTS[variant]]
   options += ["--precision", args.precision] if args.precision else []
-  options += ["--unlabeled", args.unlabeled] if variant.endswith("unlabeled") else []
+  if variant.endswith("unlabeled"):
+    options += ["--unlabeled", args.unlabeled, "--unlabeled-share", args.unlabeled_share]
   options += ["--resume"] if (out / "last.pt").exists() else []
   what = [sys.executable, "-P", "-m", "openpilot.tools.fair.images.train_student", *map(str, options)]
   print(f"{variant}, fold {fold}", flush=True)
@@ -190,6 +191,7 @@ def main() -> None:
   p.add_argument("--data", type=Path, required=True)
   p.add_argument("--output", type=Path, required=True)
   p.add_argument("--unlabeled", type=Path)
+  p.add_argument("--unlabeled-share", type=float, default=0.5, help="of the pictures that a student is shown")
   p.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=["labels", "teacher"])
   p.add_argument("--folds", type=int, default=5)
   p.add_argument("--only", type=int, nargs="+", help="these folds; default: all")

@@ -72,6 +72,21 @@ def test_a_folder_s_own_val_is_held_out_and_coco_s_tenth(tmp_path):
   assert again.files == val.files
 
 
+def test_a_val_that_is_not_there_is_said_and_one_that_is_learned_too(tmp_path, capsys):
+  """As COCO128 comes: data.yaml names a val that is not beside it, or train again."""
+  folder = write_yolo(tmp_path / "y", {"a": GOOD, "b": GOOD, "c": GOOD})
+  said = "names: [person, head]\ntrain: images/train\n"
+  (folder / "data.yaml").write_text(f"{said}val: images/val2017\n")
+  train, val = read_training(folder, None, None, None, 0)
+  err = capsys.readouterr().err
+  assert "val names images/val2017, and there is no" in err and "it is left out" in err and "1 pictures are held" in err
+  assert (len(train), len(val)) == (2, 1) and not set(train.files) & set(val.files)
+  assert len(read_index(folder, None)) == 3
+  (folder / "data.yaml").write_text(f"{said}val: images/train\n")
+  train, val = read_training(folder, None, None, None, 0)
+  assert train.files == val.files and "3 of 3 pictures to judge by are also learned" in capsys.readouterr().err
+
+
 def test_val_of_other_classes_is_refused_and_of_another_order_numbered_anew(tmp_path):
   write_yolo(tmp_path / "a", {"a": GOOD})
   write_yolo(tmp_path / "b", {"b": GOOD}, names=("head", "person"))

@@ -20,11 +20,13 @@ import transformers
 import yaml
 from detr_models import options, save_backbone, write_yolo
 from PIL import Image
+from transformers import TrainerState
 
 from openpilot.tools.fair.detr.backbone import load_backbone
 from openpilot.tools.fair.detr.data import read_index
 from openpilot.tools.fair.detr.experiment import read_detr
 from openpilot.tools.fair.detr.model import check_queries, features, is_frozen, levels_for, make_model, prepare
+from openpilot.tools.fair.detr.trainer import Clock, Lines
 from openpilot.tools.fair.detr.training import Fit, fitted, run, trainer_of
 from openpilot.tools.fair.images import train_student
 from openpilot.tools.fair.images.soft import load_experiment
@@ -228,6 +230,41 @@ def test_every_kind_of_backbone(head, kind, tmp_path):
     torch.testing.assert_close(again(pixel_values=x, pixel_mask=mask).logits, one.logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_random_weights_are_the_authors(head):
+  """transformers' own: queries of a deviation of .02, and a score of .5 for each class of each query."""
+  torch.manual_seed(0)
+  model = make_model(head, load_backbone("mobilenetv2_100", "none"), ["a", "b"], 1, 3, 20, 32, levels=2).eval()
+  assert 0.9 < float(model.model.query_position_embeddings.weight.std()) < 1.1
+  # Xavier's uniform: of a linear layer of 32 by 32 up to sqrt(6 / 64)
+  weight = model.model.decoder.layers[1].self_attn.q_proj.weight
+  assert 0.3 < float(weight.abs().max()) < 0.3062 and not model.model.decoder.layers[1].self_attn.q_proj.bias.any()
+  x, mask = torch.rand(1, 3, 96, 160), torch.ones(1, 96, 160, dtype=torch.bool)
+  with torch.no_grad():
+    out = model(pixel_values=x, pixel_mask=mask)
+  if head == "deformable":
+    assert 0.001 < float(out.logits.sigmoid().median()) < 0.1
+    # each query begins at its own place, with a side of sigmoid(-2), which later layers do not change yet
+    torch.testing.assert_close(out.pred_boxes[..., 2:], torch.full((1, 20, 2), 0.119203), rtol=0, atol=1e-5)
+    centers = model.model.reference_points(model.model.query_position_embeddings.weight[:, :32]).sigmoid()
+    torch.testing.assert_close(out.pred_boxes[0, :, :2], centers, rtol=0, atol=1e-5)
+
+
+def test_the_wait_for_pictures_is_told(capsys):
+  """Of a second's step half is waited for; an evaluation between does not count."""
+  clock = Clock()
+  clock.steps, clock.waited = [0.25, 0.25], 0.5
+  assert clock.wait_share() == 0.5
+  clock.steps, clock.waited = [*clock.steps, 3.0], 1.5
+  assert clock.wait_share() == 0.25 and clock.wait_share() == 0
+  logs = {"loss": 2.5, "learning_rate": 1e-4, "data_wait": 0.25, "epoch": 1.5}
+  state = TrainerState(is_world_process_zero=True)
+  Lines().on_log(None, state, None, logs)
+  assert capsys.readouterr().out == (
+    "epoch 1.5    loss 2.500, learning rate 1.0e-04, 25% of the time waits for pictures\n"
+  )
+
+
 @pytest.mark.slow
 def test_pictures_without_boxes_and_a_configuration_alone(tmp_path, capsys):
   """YOLO with its own val, an empty picture, random weights: two epochs of both kinds of padding."""
@@ -238,6 +275,7 @@ def test_pictures_without_boxes_and_a_configuration_alone(tmp_path, capsys):
   told = {"data": tmp_path / "y", "val": None, "backbone": str(config), "accept_license": ()}
   said = run(options(tmp_path, **told, pad="batch", pilot=True, accumulate=2))
   assert said["license"] == "Apache-2.0" and said["backbone"]["weights"] == "" and said["pilot"]["hours_for_all"] >= 0
+  assert said["pilot"]["read_pictures_per_second"] > 0 and 0 <= said["data_wait"] < 1
   assert said["pilot"]["memory_gib"] > 0 and (tmp_path / "out" / "pilot").is_dir()
   text = capsys.readouterr()
   assert "pilot        " in text.out and "its weights are random" in text.err

@@ -15,7 +15,7 @@ from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.look import Look
-from openpilot.tools.fair.distillation.options import Options, configuration
+from openpilot.tools.fair.distillation.options import Options, configuration, trunk_of
 from openpilot.tools.fair.distillation.trained import trained_on
 from openpilot.tools.fair.distillation.config import Config, Stage
 from openpilot.tools.fair.distillation.trainer import Run
@@ -216,6 +216,24 @@ def test_resume_compares_and_says_what_changed(labels, tmp_path, monkeypatch, ca
   torch.save([1], out / "last.pt")
   with pytest.raises(UserError, match=r"last\.pt lacks everything"):
     distill.main()
+
+
+def test_the_backbone_is_that_of_what_it_starts_from(tmp_path, monkeypatch, capsys):
+  """Unless --backbone says another; a run that goes on has its own, and a part of a run says nothing."""
+  run, bundle, other = (tmp_path / name for name in ("run", "bundle", "other"))
+  for folder, name, backbone in ((run, "config.json", "one"), (bundle, "manifest.json", "two"), (other, "x", None)):
+    folder.mkdir()
+    (folder / name).write_text(json.dumps({"backbone": backbone}))
+  (run / "last.pt").touch()
+  said = lambda *init, **more: trunk_of(  # noqa: E731
+    Options(labels=tmp_path, output=other, student="depth-nano", init=tuple(map(str, init)), **more)
+  )
+  assert said() is None and said(run) == said(run / "last.pt") == said(run, bundle) == "one" and said(bundle) == "two"
+  assert "backbone two, as" in capsys.readouterr().out
+  assert said(run, backbone="three") == "three" and said(f"{run}:lanes") is None and said(other) is None
+  assert said(run, resume=True) is None  # `other` is the run that goes on
+  (run / "config.json").write_text("{")
+  assert said(run) is None
 
 
 def test_it_is_known_what_a_student_was_trained_on(labels, tmp_path):

@@ -155,7 +155,9 @@ def test_sets_differ_where_a_query_does(rng):
   order = rng.permutation(200)
   assert as_sets(a, [x[order] for x in a]) == 0
   other = [x[order].copy() for x in a]
-  other[1][:10] += 0.5
+  other[1][:10] += 0.5  # other places that are nearly as good
+  assert as_sets(a, other) < 1e-9
+  other[1][:30] += 0.5
   assert as_sets(a, other) > 0.05
   assert as_sets(a, [a[0] * np.nan, a[1]]) == np.inf == as_sets(a, [a[0][:5], a[1][:5]])
 

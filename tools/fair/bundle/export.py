@@ -130,8 +130,8 @@ def parity(student: Student, path: Path, inputs: list[dict[str, torch.Tensor]], 
 
 def as_sets(want: list[np.ndarray], got: list[np.ndarray]) -> float:
   """Each (Q, ...): queries in any order, as those that are equally good come out. -> the difference to the nearest of
-  the other side in parts of each output's largest value, of 99 of 100 queries: of the last ones that are chosen
-  either may be."""
+  the other side in parts of each output's largest value, of 9 of 10 queries: where many places are nearly equally
+  good, others of them are asked, while a fault of the graph moves all."""
   if [a.shape for a in want] != [a.shape for a in got] or not all(np.isfinite(a).all() for a in (*want, *got)):
     return float("inf")
   scales = [max(1e-6, float(np.abs(a).max())) for a in want]
@@ -139,7 +139,7 @@ def as_sets(want: list[np.ndarray], got: list[np.ndarray]) -> float:
     np.concatenate([x.reshape(len(x), -1) / s for x, s in zip(side, scales, strict=True)], 1) for side in (want, got)
   )
   apart = np.stack([np.abs(b - row).max(1) for row in a])  # (Q, Q)
-  return max(float(np.quantile(apart.min(axis), 0.99)) for axis in (0, 1))
+  return max(float(np.quantile(apart.min(axis), 0.9)) for axis in (0, 1))
 
 
 def in_tinygrad(folder: Path) -> str:

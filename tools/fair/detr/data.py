@@ -93,26 +93,37 @@ def read_training(
   if at is not None:
     read = yolo.read_data(at)
     own = next((s for s in ("val", "valid") if read.get(s)), None) if val is None and read.get("train") else None
-  if at is not None and own is not None:
-    train, held = read_index(path, images, ("train",)), read_index(path, images, (own,))
-  elif val is not None:
-    train, held = read_index(path, images), read_index(val, val_images or images)
-  else:
-    whole = read_index(path, images)
-    if len(whole) < 2:
-      raise UserError(f"{path} has a single picture, and none to judge by; add --val")
-    n = max(1, round(HELD_OUT * len(whole)))
-    out = np.sort(np.random.default_rng([seed, len(whole)]).permutation(len(whole))[:n])
-    warn(
-      f"no --val: {n} pictures are held out at random; `tools/op.sh images validate --split` keeps alike ones together"
-    )
-    train, held = whole.some(np.setdiff1d(np.arange(len(whole)), out).tolist()), whole.some(out.tolist())
+  train = read_index(path, images, ("train",) if own else ())
+  held = None
+  if val is not None:
+    held = read_index(val, val_images or images)
+  elif own is not None:
+    try:
+      held = read_index(path, images, (own,))
+    except UserError as e:
+      warn(f"{e}; it is left out")
+  if held is None:
+    train, held = hold_out(train, seed)
+  elif n := len(set(held.paths) & set(train.paths)):
+    warn(f"{n} of {len(held)} pictures to judge by are also learned from: what is said of them is not of new pictures")
   held = by_names(held, train)
   if not len(train.boxes) or train.crowd.all():
     raise UserError(f"{path} has no box that can be learned from")
   if not len(held.boxes) or held.crowd.all():
     raise UserError(f"{held.path} has no box to judge by")
   return train, held
+
+
+def hold_out(whole: Labeled, seed: int) -> tuple[Labeled, Labeled]:
+  """-> what is left, and a tenth. Raises UserError."""
+  if len(whole) < 2:
+    raise UserError(f"{whole.path} has a single picture, and none to judge by; add --val")
+  n = max(1, round(HELD_OUT * len(whole)))
+  out = np.sort(np.random.default_rng([seed, len(whole)]).permutation(len(whole))[:n])
+  warn(
+    f"no --val: {n} pictures are held out at random; `tools/op.sh images validate --split` keeps alike ones together"
+  )
+  return whole.some(np.setdiff1d(np.arange(len(whole)), out).tolist()), whole.some(out.tolist())
 
 
 def by_names(data: Labeled, like: Labeled) -> Labeled:
@@ -173,10 +184,7 @@ def index_yolo(path: Path, images: Path | None, splits: tuple[str, ...]) -> Labe
   ids = yolo.class_ids(read["names"], at)
   index = {k: i for i, k in enumerate(ids)}
   root, points = yolo.root_of(at, read), yolo.key_points(read)
-  labels: dict[Path, Path] = {}
-  for split in splits or tuple(s for s in yolo.SPLITS if read.get(s)):
-    labels |= yolo.split_files(at, root, read, split, images)[0]
-  yolo.say_strays(labels, str(at))
+  labels = yolo.all_files(at, root, read, images, splits)
   folder, problems = root if images is None else images, Problems()
   paths: list[Path] = []
   files: list[str] = []

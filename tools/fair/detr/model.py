@@ -1,6 +1,7 @@
 """transformers' DETR and Deformable DETR on a frozen backbone, which may also be left out: its features come in place
 of pictures then."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,9 +25,10 @@ def make_model(
   queries: int = 300,
   width: int = 256,
   levels: int = LEVELS,
+  **config: Any,
 ) -> Any:
   """Trained are input projection, encoder, decoder and heads. width: of their tokens. levels: maps of the deformable
-  head. Raises UserError."""
+  head. config: further values of transformers' configuration. Raises UserError."""
   import transformers
 
   told: dict[str, Any] = {
@@ -40,6 +42,7 @@ def make_model(
     "auxiliary_loss": True,
     "id2label": dict(enumerate(names)),
     "label2id": {n: k for k, n in enumerate(names)},
+    **config,
   }
   try:
     if head == "deformable":
@@ -51,11 +54,42 @@ def make_model(
     raise UserError(f"--head {head}: {str(e).splitlines()[0]}") from None
   encoder = model.model.backbone
   source = getattr(backbone.net, "_backbone", backbone.net)  # of timm
+  start(model)
   encoder.model.load_state_dict(source.state_dict())
   prepare(model)
   if head == "deformable" and not encoder_layers:
     model.model.level_embed.requires_grad_(False)  # only the encoder is told of it: it would never have a gradient
   return model
+
+
+@torch.no_grad()
+def start(model: Any) -> None:
+  """Random weights as the authors have them (facebookresearch/detr; fundamentalvision/Deformable-DETR, their
+  models/*detr*.py and *transformer.py). transformers draws all with a deviation of .02: queries are hardly told apart
+  then, attention sees no places, and of every class each query says .5."""
+  inner = model.model
+  for part in (inner.encoder, inner.decoder):
+    for name, p in part.named_parameters():
+      if p.dim() > 1 and not any(k in name for k in ("sampling_offsets", "attention_weights", "_embed.")):
+        nn.init.xavier_uniform_(p)
+  nn.init.normal_(inner.query_position_embeddings.weight)
+  if hasattr(model, "class_embed"):  # deformable
+    for conv in (m for m in inner.input_proj.modules() if isinstance(m, nn.Conv2d)):
+      nn.init.xavier_uniform_(conv.weight)
+    for linear in model.class_embed:
+      linear.reset_parameters()
+      nn.init.constant_(linear.bias, -math.log(99))  # each class has a chance of .01
+    for k, mlp in enumerate(model.bbox_embed):
+      for linear in mlp.layers:
+        linear.reset_parameters()
+      nn.init.zeros_(mlp.layers[-1].weight)
+      nn.init.zeros_(mlp.layers[-1].bias)
+      nn.init.constant_(mlp.layers[-1].bias[2:], 0.0 if k else -2.0)  # later layers refine the first one's
+  else:
+    inner.input_projection.reset_parameters()
+    model.class_labels_classifier.reset_parameters()
+    for linear in model.bbox_predictor.layers:
+      linear.reset_parameters()
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from openpilot.tools.fair.detr.found import metrics, numbered, rows_of, used_queries
 from openpilot.tools.fair.detr.model import is_frozen
@@ -27,9 +27,48 @@ class Frozen(TrainerCallback):
       raise RuntimeError("the backbone is not frozen in eval mode")
 
 
+class Clock(TrainerCallback):
+  """Seconds of each step, without its wait for pictures; what was waited in all."""
+
+  def __init__(self) -> None:
+    self.steps: list[float] = []
+    self.waited = 0.0
+    self.begun = 0.0
+    self.told = (0, 0.0)
+
+  def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+    self.begun = time.perf_counter()
+
+  def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+    self.steps.append(time.perf_counter() - self.begun)
+
+  def wait_share(self) -> float:
+    """Of the time since it was asked last, evaluations left out."""
+    n, waited = self.told
+    self.told = (len(self.steps), self.waited)
+    waited = self.waited - waited
+    return waited / max(1e-9, waited + sum(self.steps[n:]))
+
+
+class Lines(TrainerCallback):
+  """What Trainer logs, in short lines: with many classes its own are pages."""
+
+  def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+    logs = logs or {}
+    if not state.is_world_process_zero:
+      return
+    if "loss" in logs:
+      said = f"loss {logs['loss']:.3f}, learning rate {logs['learning_rate']:.1e}, {logs['data_wait']:.0%} of the time"
+      print(f"epoch {logs['epoch']:<6.3g} {said} waits for pictures", flush=True)
+    elif "eval_map" in logs:
+      said = f"AP {logs['eval_map']:.3f}, AP50 {logs['eval_map_50']:.3f}, AP75 {logs['eval_map_75']:.3f}"
+      more_said = f"loss {logs['eval_loss']:.3f}, {logs['eval_queries_used']:.1%} of the queries used"
+      print(f"judged       {said}; {more_said}", flush=True)
+
+
 class DetrTrainer(Trainer):
   """train_dataset, eval_dataset: Samples. counts: what the augmentations did so far. found: results of the last
-  evaluation, by picture."""
+  evaluation, by picture. clock: of its steps."""
 
   train_dataset: Samples
   eval_dataset: Samples
@@ -48,7 +87,10 @@ class DetrTrainer(Trainer):
     self.found: dict[int, list[dict[str, Any]]] = {}
     self.queries_used = 0.0
     self.truth: dict[str, Any] | None = None
-    self.add_callback(Frozen())
+    self.clock = Clock()
+    self.remove_callback(PrinterCallback)
+    for callback in (Frozen(), self.clock, Lines()):
+      self.add_callback(callback)
 
   def _get_train_sampler(self, train_dataset: Any = None) -> Any:
     return ByShape(train_dataset or self.train_dataset, self.args.train_batch_size, self.args.seed)
@@ -78,9 +120,16 @@ class DetrTrainer(Trainer):
         self.counts[k] += n
     return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
+  def get_batch_samples(self, *args: Any, **more: Any) -> Any:
+    begun = time.perf_counter()
+    out = super().get_batch_samples(*args, **more)
+    self.clock.waited += time.perf_counter() - begun
+    return out
+
   def log(self, logs: dict[str, float], *args: Any, **more: Any) -> None:
     if "loss" in logs:
       logs |= {f"augment_{k}": float(self.counts[k]) for k in ("redrawn", "still", "left_out")}
+      logs["data_wait"] = self.clock.wait_share()
     super().log(logs, *args, **more)
 
   @torch.no_grad()

@@ -1,6 +1,7 @@
 """`images train-detr` from its options to the detector's folder."""
 
 import gc
+import os
 import shutil
 import statistics
 import time
@@ -10,7 +11,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import TrainerCallback
 
 from openpilot.selfdrive.modeld.fair.machine import peak_memory_mb
 from openpilot.tools.fair.detr.augment import FLIPS, NONE, Changes
@@ -57,20 +57,6 @@ class Fit:
     return f"edges {self.short} and {self.long}, {self.batch} pictures x {self.accumulate}"
 
 
-class Clock(TrainerCallback):
-  """Seconds of each step."""
-
-  def __init__(self) -> None:
-    self.seconds: list[float] = []
-    self.begun = 0.0
-
-  def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-    self.begun = time.perf_counter()
-
-  def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-    self.seconds.append(time.perf_counter() - self.begun)
-
-
 def say(*lines: str) -> None:
   if is_first():
     print("\n".join(lines), flush=True)
@@ -81,6 +67,11 @@ def device_of(asked: str | None) -> str:
   if asked not in (None, "cpu", found):
     raise UserError(f"--device {asked}: this machine has {found}")
   return asked or found
+
+
+def workers_of(args: Any) -> int:
+  """No more than there are cores: others only wait."""
+  return min(args.workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def frame_of(args: Any, fit: Fit, backbone: Backbone) -> Frame:
@@ -99,14 +90,7 @@ def build(args: Any, backbone: Backbone, names: tuple[str, ...], short: int) -> 
 
 
 def trainer_of(
-  args: Any,
-  fit: Fit,
-  backbone: Backbone,
-  train: Labeled,
-  val: Labeled,
-  output: Path,
-  epochs: int,
-  callbacks: Any = None,
+  args: Any, fit: Fit, backbone: Backbone, train: Labeled, val: Labeled, output: Path, epochs: int
 ) -> DetrTrainer:
   frame, model = frame_of(args, fit, backbone), build(args, backbone, train.names, fit.short)
   device = device_of(args.device)
@@ -120,7 +104,7 @@ def trainer_of(
     weight_decay=args.weight_decay,
     warmup=args.warmup,
     clip=args.clip,
-    workers=args.workers,
+    workers=workers_of(args),
     seed=args.seed,
     precision=args.precision,
     keep=args.keep,
@@ -138,7 +122,6 @@ def trainer_of(
     train_dataset=learned,
     eval_dataset=judged,
     processing_class=frame.processor(args.head),
-    callbacks=callbacks,
   )
   if args.cache_features:
     cache(args, made, backbone, output)
@@ -184,36 +167,49 @@ def memory_gib() -> float:
   return peak_memory_mb() * 1e6 / 2**30
 
 
+def loader_rate(samples: Samples, workers: int) -> float:
+  """Pictures a second that are read, varied and resized, by all workers."""
+  seconds = []
+  for i in range(min(PILOT, len(samples))):
+    begun = time.perf_counter()
+    samples[i]
+    seconds.append(time.perf_counter() - begun)
+  return max(1, workers) / statistics.median(seconds)
+
+
 def pilot(args: Any, fit: Fit, backbone: Backbone, train: Labeled, val: Labeled) -> tuple[dict[str, Any], Fit]:
   """A few pictures for an epoch: what all will take."""
   few, judged = train.some(range(min(PILOT, len(train)))), val.some(range(min(PILOT, len(val))))
-  clock = Clock()
 
   def attempt(fit: Fit) -> DetrTrainer:
-    clock.seconds.clear()
-    made = trainer_of(args, fit, backbone, few, judged, args.output / "pilot", 1, [clock])
+    made = trainer_of(args, fit, backbone, few, judged, args.output / "pilot", 1)
     made.train()
     return made
 
   made, fit = fitted(fit, attempt)
   last = [x for x in made.state.log_history if "eval_pictures_per_second" in x][-1]
-  step = statistics.median(clock.seconds)
-  pictures = min(len(few), fit.batch * fit.accumulate * max(1, made.args.world_size))
-  per, per_judged = step / pictures, 1 / last["eval_pictures_per_second"]
-  hours = args.epochs * (per * len(train) + per_judged * len(val)) / 3600
+  processes, workers = max(1, made.args.world_size), workers_of(args)
+  pictures = min(len(few), fit.batch * fit.accumulate * processes)
+  learned = pictures / statistics.median(made.clock.steps)
+  read = loader_rate(made.train_dataset, workers) * processes
+  rate = min(learned, read) if workers else 1 / (1 / learned + 1 / read)
+  judged_rate = last["eval_pictures_per_second"]
+  hours = args.epochs * (len(train) / rate + len(val) / judged_rate) / 3600
   said = {
-    "train_pictures_per_second": round(1 / per, 3),
-    "eval_pictures_per_second": round(1 / per_judged, 3),
+    "train_pictures_per_second": round(learned, 3),
+    "read_pictures_per_second": round(read, 3),
+    "eval_pictures_per_second": round(judged_rate, 3),
     "memory_gib": round(memory_gib(), 2),
     "queries_used": round(last["eval_queries_used"], 4),
     "redrawn": made.counts["redrawn"],
     "hours_for_all": round(hours, 2),
   }
   say(
-    f"pilot        {said['train_pictures_per_second']:g} pictures a second learned, "
-    f"{said['eval_pictures_per_second']:g} judged, {said['memory_gib']:g} GiB",
+    f"pilot        {learned:.3g} pictures a second learned, {judged_rate:.3g} judged, {said['memory_gib']:g} GiB",
+    f"             {read:.3g} a second are read by {workers} workers"
+    + ("" if read > learned or not workers else ": the step waits for them; more --workers, or --cache-features"),
     f"             {said['queries_used']:.1%} of {args.queries} queries say something of at least 0.3",
-    f"             all {len(train)} pictures for {args.epochs} epochs: about {hours:.1f} hours",
+    f"             all {len(train)} pictures for {args.epochs} epochs: about {hours:.2g} hours",
   )
   return said, fit
 
@@ -268,6 +264,8 @@ def begin(args: Any) -> tuple[Labeled, Labeled, Backbone, dict[str, Any]]:
     f"classes      {printable(', '.join(train.names), 200)}",
     f"license      {license}",
   )
+  if (n := workers_of(args)) < args.workers:
+    say(f"workers      {n}, as many as there are cores, not {args.workers}")
   if text := check_queries(args.queries, int(counts.max()), float(sorted(counts)[len(counts) // 2])):
     warn(text)
   return train, val, backbone, said
@@ -313,7 +311,7 @@ def finish(args: Any, made: DetrTrainer, fit: Fit, said: dict[str, Any]) -> dict
   model = made.accelerator.unwrap_model(made.model)
   type(model).save_pretrained(model, args.output)  # by the hub's names
   made.processing_class.save_pretrained(args.output)
-  val = made.eval_dataset.data
+  val, waited = made.eval_dataset.data, made.clock.waited
   report(
     args.output.resolve().name,
     val,
@@ -329,6 +327,7 @@ def finish(args: Any, made: DetrTrainer, fit: Fit, said: dict[str, Any]) -> dict
     "best": Path(made.state.best_model_checkpoint or "").name,
     "epochs": made.state.epoch,
     "steps": made.state.global_step,
+    "data_wait": round(waited / max(1e-9, waited + sum(made.clock.steps)), 4),
     "edges": [fit.short, fit.long],
     "augmented": made.counts,
   }

@@ -1,6 +1,7 @@
 """The options of `tools/op.sh distill`, and the configuration that they make. What is wrong with them is said before
 anything is read or written."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from openpilot.tools.fair.tasks import TASKS, task_name, task_of, tasks_of
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.lib.errors import UserError, warn
-from openpilot.tools.lib.files import read_yaml
+from openpilot.tools.lib.files import read_json, read_yaml
 from openpilot.tools.lib.options import option
 
 
@@ -68,7 +69,9 @@ class Options(StoreOptions):
     path=True,
     help="a teacher that labels while training, in place of stored labels of its tasks",
   )
-  backbone: str | None = option(None, help=f"of timm: {', '.join(BACKBONES)}")
+  backbone: str | None = option(
+    None, help=f"of timm: {', '.join(BACKBONES)}; default: that of the first --init, else by the student's size"
+  )
   pretrained: str | bool = option(
     False,
     bare=True,
@@ -245,6 +248,23 @@ def live_teacher(args: Options, picture: InputSpec) -> Any:
   return live
 
 
+def trunk_of(args: Options) -> str | None:
+  """The backbone that is learned: what --backbone says, else that of what --init starts from. None: by the size.
+  What goes on has its own: the run that it started from may be gone."""
+  whole = [Path(x) for x in args.init if Path(x).exists()]  # RUN:PART is a part alone
+  if args.backbone is not None or not whole:
+    return args.backbone
+  start = args.output if args.resume else whole[0]
+  folder = start if start.is_dir() else start.parent
+  for name in ("manifest.json", "config.json"):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # what is wrong with it is said where it is taken
+      said = read_json(folder / name).get("backbone")
+      if said and is_first():
+        print(f"backbone {said}, as {start} has it")
+      return said or None
+  return None
+
+
 def configuration(args: Options, look: Look) -> tuple[Config, Any]:
   """-> the configuration, and the live teacher or None. look: at the labels. Raises UserError."""
   spec_of(args.student)
@@ -254,7 +274,8 @@ def configuration(args: Options, look: Look) -> tuple[Config, Any]:
   live = live_teacher(args, picture)
   labels = [*look.labels, *(live.labels if live is not None else ())]
   classes = find_classes(args.classes, labels)
-  spec = spec_of(args.student, backbone=args.backbone, input=picture, classes=classes)
+  backbone = trunk_of(args)
+  spec = spec_of(args.student, backbone=backbone, input=picture, classes=classes)
   tasks = find_tasks(spec, labels)
   if args.tasks:
     tasks = [task_name(t) for t in args.tasks.replace(" ", "").split(",")]
@@ -264,7 +285,7 @@ def configuration(args: Options, look: Look) -> tuple[Config, Any]:
   config = Config(
     student=args.student,
     tasks=tasks,
-    backbone=args.backbone,
+    backbone=backbone,
     pretrained=args.pretrained,
     steps=args.steps,
     batch=args.batch_size,

@@ -8,7 +8,7 @@ from typing import Any
 from openpilot.tools.fair.images.problems import Problems
 from openpilot.tools.fair.labels.sources import yolo
 from openpilot.tools.fair.labels.sources.coco import BESIDE, Annotation, find_images, read_tables
-from openpilot.tools.lib.errors import UserError, printable, warn
+from openpilot.tools.lib.errors import UserError, printable
 from openpilot.tools.lib.files import LONG, ordinary
 from openpilot.tools.lib.pictures import PictureError, picture_size
 
@@ -75,18 +75,7 @@ def read_yolo(path: Path, images: Path | None) -> Dataset:
   if license:
     out.licenses.append({"id": 1, "name": license})
   points = yolo.key_points(read)
-  labels: dict[Path, Path] = {}
-  wrong: list[str] = []
-  for split in (s for s in yolo.SPLITS if read.get(s)):
-    try:
-      labels |= yolo.split_files(at, root, read, split, images)[0]
-    except UserError as e:
-      wrong.append(str(e))
-  if not labels:
-    raise UserError(wrong[0] if wrong else f"{at} names neither train nor val")
-  for w in wrong:
-    warn(f"{w}; it is left out")
-  yolo.say_strays(labels, str(at))
+  labels = yolo.all_files(at, root, read, images)
   for f, text in labels.items():
     name = str(f.relative_to(out.folder)) if f.is_relative_to(out.folder) else str(f)
     entry: dict[str, Any] = {"id": len(out.images) + 1, "file_name": name, **({"license": 1} if license else {})}

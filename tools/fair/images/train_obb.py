@@ -127,7 +127,7 @@ def run(args: Options) -> Path:
   config, weights = config_of(args, said)
   accepted = tuple(dict.fromkeys((*args.accept_license, said.license)))  # who brings the pictures may use them
   learn(args, said, config, accepted, weights)
-  return export_bundle(args.output, accepted) if args.export else args.output
+  return export_bundle(args.output, said.train, accepted) if args.export else args.output
 
 
 def main() -> None:

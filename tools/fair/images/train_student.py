@@ -233,15 +233,17 @@ def run(args: Options) -> Path:
   learn(args, said, config, accepted, balance(args, said, student)[0])
   if not args.export:
     return args.output
-  return export_bundle(args.output, accepted, "\n\n".join(notes_of(args, said, student)))
+  return export_bundle(args.output, said.train, accepted, "\n\n".join(notes_of(args, said, student)))
 
 
-def export_bundle(output: Path, accepted: tuple[str, ...], told: str = "") -> Path:
-  """told: for the card. -> the bundle's folder."""
+def export_bundle(output: Path, store: Path, accepted: tuple[str, ...], told: str = "") -> Path:
+  """store: whose pictures ONNX Runtime and torch are compared on. told: for the card. -> the bundle's folder."""
   from openpilot.tools.fair.bundle import export
 
   bundle = bundle_of(output)
-  more = export.Options(run=output, output=bundle, accept_license=accepted, weights="auto", tinygrad=False)
+  more = export.Options(
+    run=output, output=bundle, labels=store, accept_license=accepted, weights="auto", tinygrad=False
+  )
   export.run(more, told)
   return bundle
 

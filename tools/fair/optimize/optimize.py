@@ -22,7 +22,8 @@ from openpilot.tools.fair.optimize.calibration import Parts, blocks, check_apart
 from openpilot.tools.fair.optimize.judge import FLOAT, Row, judge, worst
 from openpilot.tools.fair.optimize.measure import footprint, milliseconds, sizes
 from openpilot.tools.fair.optimize.quantize import PERCENTILE, TARGETS
-from openpilot.tools.fair.optimize.search import Graphs, Rung, search
+from openpilot.tools.fair.optimize.search import Graphs, Rung, search, variances
+from openpilot.tools.fair.optimize.sensitivity import Layer
 from openpilot.tools.fair.optimize.variants import Variant, by_itself, write
 from openpilot.tools.lib.errors import UserError, above_zero, cli
 from openpilot.tools.lib.files import atomic_path, write_json
@@ -64,6 +65,12 @@ class Options:
     None, metavar="SHARE", help="remove this share of the multiply-adds, as .4: --output is a run for `distill --init`"
   )
   prune_macs: float | None = option(None, metavar="MILLIONS", help="the same, until so many are left")
+  accept_license: tuple[str, ...] = option(
+    (),
+    aliases=("--accept-licence",),
+    metavar="LICENSE",
+    help="of a run: of teachers whose license restricts what learns from them",
+  )
 
 
 @dataclass
@@ -80,7 +87,7 @@ def open_bundle(args: Options) -> Bundle:
     from openpilot.tools.fair.bundle import export
 
     out = args.output / (args.bundle.resolve().name.lower() or "run")
-    export.run(export.Options(run=args.bundle, output=out, tinygrad=False))
+    export.run(export.Options(run=args.bundle, output=out, tinygrad=False, accept_license=args.accept_license))
     return load_bundle(out)
   return load_bundle(args.bundle if args.bundle.exists() else MODELS_DIR / args.bundle)
 
@@ -166,6 +173,23 @@ def told(variant: Variant, graphs: Graphs, rows: list[Row]) -> dict[str, Any]:
   }
 
 
+def layers_told(graphs: Graphs, target: str, rows: list[Row]) -> list[dict[str, Any]]:
+  """Of each layer what it does alone, those first that cost most for what they save; and its part of what each metric
+  lost where all were in 8 bits: the part that it has in the variance of the outputs that the metric is of."""
+  layers = graphs.sensitivity(TARGETS[target])
+  whole = variances(layers)
+
+  def part(layer: Layer, outputs: set[str]) -> float:
+    parts = [layer.errors[o] ** 2 / whole[o] for o in outputs if o in layer.errors and whole[o]]
+    return sum(parts) / max(1, len(parts))
+
+  out = []
+  for graph, x in sorted(layers, key=lambda x: -part(x[1], set(whole)) / x[1].saves):
+    costs = {f"{r.task} {r.metric}": max(0.0, r.loss) * part(x, graphs.outputs_of(r.task)) for r in rows if r.limit}
+    out.append({"graph": graph, **asdict(x), "output": x.output, "costs": costs})
+  return out
+
+
 def tried(rungs: list[Rung]) -> list[dict[str, Any]]:
   out = []
   for r in rungs:
@@ -231,7 +255,7 @@ def run(args: Options) -> dict[str, Any]:
       "judged": described(data.parts.judged),
       "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, ONNX Runtime {ort.__version__}",
       "targets_here": list(targets()),
-      "layers": {t: [{"graph": g, **asdict(x)} for g, x in graphs.rank(TARGETS[t])] for t in wanted},
+      "layers": {t: layers_told(graphs, t, rungs[t][0].rows) for t in wanted},
       "search": {t: tried(r) for t, r in rungs.items()},
       "variants": [
         {**column(FLOAT, ms, floats), **whole, "precision": "float32", "target": "", "here": True},
@@ -265,7 +289,7 @@ def keep(args: Options, base: Bundle, fit: list[Variant], results: dict[str, Any
   if not kept:
     return []
   c = results["calibration"]
-  method = f"percentile {PERCENTILE}, of each channel"
+  method = f"percentile {PERCENTILE}, of each channel, biases shifted"
   calibration = {"data": public, "frames": c["taken"], "segments": c["segments"], "method": method}
   names = [v.label for v in kept]
   said = report.card([v for v in results["variants"] if v["label"] in names], results, public)

@@ -172,6 +172,26 @@ def split_files(
   return {f: label_of(f, root, read, split, images) for f in files}, folder
 
 
+def all_files(
+  at: Path, root: Path, read: dict[str, Any], images: Path | None, splits: tuple[str, ...] = ()
+) -> dict[Path, Path]:
+  """Pictures with their files of labels, each once, of `splits`, or of all that data.yaml names; those of which there
+  are none are said. Raises UserError where nothing is left."""
+  labels: dict[Path, Path] = {}
+  wrong: list[str] = []
+  for split in splits or tuple(s for s in SPLITS if read.get(s)):
+    try:
+      labels |= split_files(at, root, read, split, images)[0]
+    except UserError as e:
+      wrong.append(str(e))
+  if not labels:
+    raise UserError(wrong[0] if wrong else f"{at} names neither train nor val")
+  for w in wrong:
+    warn(f"{w}; it is left out")
+  say_strays(labels, str(at))
+  return labels
+
+
 def say_strays(labels: dict[Path, Path], where: str) -> None:
   """Files of labels without a picture."""
   used = set(labels.values())

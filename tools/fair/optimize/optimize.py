@@ -69,7 +69,7 @@ class Options:
     (),
     aliases=("--accept-licence",),
     metavar="LICENSE",
-    help="of a run: of teachers whose license restricts what learns from them",
+    help="of a run, or of labels to prune by: of teachers whose license restricts what learns from them",
   )
 
 

@@ -35,6 +35,7 @@ from openpilot.tools.fair.students.onnx_import import class_set as no_classes
 from openpilot.tools.fair.students.student import Student, build, parameters, spec_of
 from openpilot.tools.fair.students.widths import BatchNorm, widths_of
 from openpilot.tools.fair.tasks import TASKS, task_of
+from openpilot.tools.fair.teacher import check_license
 from openpilot.tools.lib.errors import UserError, warn
 from openpilot.tools.lib.files import atomic_path, write_json
 from openpilot.tools.lib.options import save
@@ -228,6 +229,8 @@ def prune(args: Any) -> dict[str, Any]:
   remove = goal(source.student, args.prune, args.prune_macs)
   prefer = [args.truth] if args.truth else []
   calibration = Calibration(source, args.data, args.frames, prefer, args.stale_labels, args.ignore_classes)
+  for t in [*source.state["provenance"], *calibration.clips.provenance()]:
+    check_license(t["model"], t["licence"], args.accept_license)
   pruned, plan = reduce(source, calibration, remove)
   spec = replace(source.config.spec, widths={})
   config = replace(source.config, widths=widths_of(pruned, build(spec)), steps=0, stages=[], pretrained=False)

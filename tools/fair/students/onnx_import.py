@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openpilot.selfdrive.modeld.fair.bundle import load_bundle
+from openpilot.selfdrive.modeld.fair.bundle import Bundle, load_bundle
 from openpilot.tools.fair.labels.placement import place_input, rgb_of
 from openpilot.tools.fair.spec import Class, ClassSet, InputSpec, road_classes
 from openpilot.tools.fair.students.onnx_export import export_onnx
@@ -145,6 +145,35 @@ def read(x: np.ndarray, one: np.ndarray, place: np.ndarray, number: np.ndarray, 
       values[k][at[here]] = x.ravel()[here] * own(int(k)) / one.ravel()[here]
 
 
+def student_of(bundle: Bundle, graph: dict[str, Any]) -> tuple[Student, dict[str, Tensor]]:
+  """-> the student that computes what a graph of the bundle does, its norms plain, and what of its weights is the
+  graph's: heads that were not exported are not. Raises BundleError on a damaged file, UserError where the graph is none
+  of our students as they are now."""
+  if graph["name"] not in student_names():
+    raise UserError(
+      f"{bundle.path}: its graph '{graph['name']}' is none of the students ({', '.join(student_names())}), and cannot "
+      "be trained on"
+    )
+  picture, classes = InputSpec.from_dict(bundle.manifest.get("input")), classes_of(graph)
+  blob = bundle.onnx(graph)
+  # a kind of classes that it does not put out: the student has it, and nobody taught it, or has none
+  road = {"maps": list(road_classes().maps), "boxes": list(road_classes().boxes)}
+  for names in ({k: v or road[k] for k, v in classes.items()}, classes):
+    own = {"backbone": bundle.manifest.get("backbone"), "widths": bundle.manifest.get("widths", {})}
+    spec = spec_of(graph["name"], input=picture, classes=class_set(names), **own)
+    try:
+      student = build(spec)
+      plain_norms(student)
+      as_exported(student, graph)
+      weights = import_onnx(student, bundle.path / graph["file"], blob)
+      break
+    except UserError:
+      if names == classes:
+        raise
+  student.load_state_dict(weights, strict=False)
+  return student, weights
+
+
 def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
   """A bundle's folder -> what a training run's checkpoint holds of its student: "ema" (names begin with student.),
   "provenance" (its teachers), "step".
@@ -155,30 +184,10 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
   "per_height": its depth is in heights of the camera. "backbone": its name. "widths": of a pruned one."""
   bundle = load_bundle(Path(folder))
   graph = bundle.graphs[0]
-  if graph["name"] not in student_names():
-    raise UserError(
-      f"{folder}: its graph '{graph['name']}' is none of the students ({', '.join(student_names())}), and cannot be "
-      "trained on"
-    )
-  picture, classes = InputSpec.from_dict(bundle.manifest.get("input")), classes_of(graph)
+  student, weights = student_of(bundle, graph)
+  picture = student.spec.input
   if frames.shape[1:] != picture.shape:  # the trunk and the heads see what they know, in another size or color
     frames = torch.from_numpy(np.stack([place_input(rgb_of(f), picture) for f in frames.numpy()]))
-  blob = bundle.onnx(graph)
-  # a kind of classes that it does not put out: the student has it, and nobody taught it, or has none
-  road = {"maps": list(road_classes().maps), "boxes": list(road_classes().boxes)}
-  for names in ({k: v or road[k] for k, v in classes.items()}, classes):
-    own = {"backbone": bundle.manifest.get("backbone"), "widths": bundle.manifest.get("widths", {})}
-    spec = spec_of(graph["name"], input=picture, classes=class_set(names), **own)
-    student = build(spec)
-    plain_norms(student)
-    as_exported(student, graph)
-    try:
-      weights = import_onnx(student, bundle.path / graph["file"], blob)
-      break
-    except UserError:
-      if names == classes:
-        raise
-  student.load_state_dict(weights, strict=False)
   settle_norms(student, frames)
   mine = student.state_dict()
   return {
@@ -187,10 +196,10 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
     "provenance": [
       {("licence" if k == "license" else k): v for k, v in t.items()} for t in bundle.manifest["provenance"]["teachers"]
     ],
-    "classes": classes,
+    "classes": classes_of(graph),
     "input": picture.to_dict(),
     "backbone": student.backbone.name,
-    "widths": spec.widths,
+    "widths": student.spec.widths,
     "per_height": any(o.get("parameters", {}).get("per_height", False) for o in graph["outputs"]),
     "step": 0,
   }

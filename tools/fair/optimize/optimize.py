@@ -68,11 +68,15 @@ class Options:
   rounds: int = option(100, help="in which variants are timed, in turns")
   comma_four: bool = option(False, help="compile for a comma four, too: kernels and bytes; minutes")
   apply: bool = option(False, help="put the recommended variants into the bundle itself")
+  prune: float | None = option(
+    None, metavar="SHARE", help="remove this share of the multiply-adds, as .4: --output is a run for `distill --init`"
+  )
+  prune_macs: float | None = option(None, metavar="MILLIONS", help="the same, until so many are left")
   accept_license: tuple[str, ...] = option(
     (),
     aliases=("--accept-licence",),
     metavar="LICENSE",
-    help="of a run: of teachers whose license restricts what learns from them",
+    help="of a run, or of labels to prune by: of teachers whose license restricts what learns from them",
   )
 
 
@@ -223,7 +227,7 @@ def check(args: Options) -> Wanted:
     raise UserError("TensorRT takes one of a bundle's graphs: --fp16 or --int8, the other in a command of its own")
   half = args.fp16 or (not args.int8 and engine)
   if not (args.int8 or half or "tflite" in said):
-    raise UserError("nothing to do; say --int8 or --fp16, or --format tflite or tensorrt")
+    raise UserError("nothing to do; say --int8, --fp16, --prune, or --format tflite or tensorrt")
   if min(args.frames, args.rounds, 1 if args.limit is None else args.limit) < 1:
     raise UserError("--frames, --rounds and --limit are at least 1")
   formats.check(said)
@@ -239,6 +243,10 @@ def check(args: Options) -> Wanted:
 
 def run(args: Options) -> dict[str, Any]:
   """-> what is in the JSON. Raises UserError, BundleError."""
+  if args.prune is not None or args.prune_macs is not None:
+    from openpilot.tools.fair.optimize.prune import prune
+
+    return prune(args)
   load_groups()
   wanted = check(args)
   base = open_bundle(args)

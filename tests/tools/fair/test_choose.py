@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from openpilot.tools.fair.optimize.choose import Net, more_float, variances
+from openpilot.tools.fair.optimize.choose import MOVED, Net, more_float, variances
 from openpilot.tools.fair.optimize.sensitivity import Source
 
 SIZE = [1, 4, 8, 8]
@@ -55,6 +55,17 @@ def test_a_tensor_is_rounded_until_all_that_touch_it_are_float(net):
   # the sum is float where nobody in 8 bits reads it
   assert net.silencing("s", frozenset()) == {"three"} and "s" not in net.rounded(frozenset({"three"}))
   assert net.silencing("c", frozenset({"head"})) >= {"head", "one", "two"}
+
+
+def test_layers_that_lie_together_cost_fewer_ways_to_float_and_back(net):
+  values = 4 * 8 * 8
+  macs = values * 4  # of each layer
+  assert net.layers == dict.fromkeys(("stem", "one", "two", "three", "head"), macs)
+  assert net.cost(frozenset()) == 0
+  assert net.cost(frozenset({"one"})) == macs + MOVED * 2 * values  # 'b' and 'c'
+  assert net.cost(frozenset({"head"})) == macs + MOVED * values  # 'b': what the last layer reads is float
+  # between them 'b' is float
+  assert net.cost(frozenset({"stem", "one", "head"})) == 3 * macs + MOVED * values
 
 
 def test_what_goes_back_is_of_the_task_that_loses_too_much(net):

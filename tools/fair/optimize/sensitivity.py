@@ -15,21 +15,6 @@ from openpilot.selfdrive.modeld.fair.runners.onnx import DISABLED
 from openpilot.tools.fair.optimize.quantize import ACTIVATIONS, LAYERS, Calibrated, Target, shift_biases
 
 Inputs = Sequence[dict[str, np.ndarray]]
-MOVED = 32  # multiply-adds in whose time a value goes from 8 bits to float or back: about that on x86 with AVX512
-
-
-@dataclass
-class Layer:
-  """macs: multiply-accumulates. values: that go in and come out."""
-
-  name: str
-  macs: int
-  values: int
-
-  @property
-  def saves(self) -> int:
-    """What it saves in 8 bits, in multiply-adds."""
-    return max(1, self.macs + MOVED * self.values)
 
 
 @dataclass
@@ -52,18 +37,21 @@ def channel_axis(node: onnx.NodeProto) -> int:
   return 0 if node.op_type == "Conv" else 1
 
 
-def layers_of(model: onnx.ModelProto) -> list[Layer]:
-  """Each node of LAYERS."""
+def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
   shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
   for v in (*model.graph.input, *model.graph.value_info, *model.graph.output):
     shapes[v.name] = tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
-  found = []
+  return shapes
+
+
+def macs_of(model: onnx.ModelProto) -> dict[str, int]:
+  """Multiply-accumulates of each node of LAYERS."""
+  shapes, out = shapes_of(model), {}
   for node in model.graph.node:
     if node.op_type in LAYERS:
       x, w, y = shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]]
-      macs = np.prod(y if node.op_type == "Conv" else x) * np.prod(w[1:])
-      found.append(Layer(node.name, int(macs), int(np.prod(x) + np.prod(y))))
-  return found
+      out[node.name] = int(np.prod(y if node.op_type == "Conv" else x) * np.prod(w[1:]))
+  return out
 
 
 def session_of(blob: bytes) -> Any:

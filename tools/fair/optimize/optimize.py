@@ -204,8 +204,9 @@ def sources_told(graphs: Graphs, target: str, rows: list[Row]) -> list[dict[str,
 def tried(rungs: list[Rung]) -> list[dict[str, Any]]:
   out = []
   for r in rungs:
-    row = worst(r.rows)
-    out.append({"float": r.label, "share": row.share, "worst": row.words, "back": sorted(layer for _, layer in r.back)})
+    row, over = worst(r.rows), [x.words for x in r.rows if x.share > 1]
+    back = sorted(layer for _, layer in r.back)
+    out.append({"float": r.label, "share": row.share, "worst": row.words, "over": over, "back": back})
   return out
 
 

@@ -151,7 +151,7 @@ Label and learn: from routes to a student
   distill          train a student on a label store
   evaluate BUNDLE DATA     compare a bundle with its teachers and the truth: one page, and JSON
   export RUN       write a finished run as a bundle
-  optimize BUNDLE  its graphs in 8 bits for a processor, judged beside the float ones: --data, --int8, --apply
+  optimize BUNDLE  its graphs in 8 bits, as TFLite, for TensorRT, judged beside the float ones: --data, --int8, --format
   train-scene      render, train, export and evaluate the first bundle, scene-nano
 
 Pictures: your own, with labels
@@ -163,6 +163,7 @@ Pictures: your own, with labels
   images evaluate MODEL    COCO's AP, IoU, confusion, curves, worst pictures: one page, and JSON: --data
   images infer MODEL PATH...   what it finds in pictures and videos: COCO JSON, YOLO, CSV, drawn
   images augment   vary labeled pictures by what is known of them: --data, --what, --show, --output
+  images optimize MODEL    smaller and faster: --quantize int8, --format onnx,tensorrt,tflite, --data, --output
   images benchmark MODEL...    how long it takes
   import DATA      put labeled pictures into a label store: COCO JSON, YOLO folders, class maps
   import-images    the same for class maps, as frames of a road camera
@@ -176,6 +177,7 @@ Tune openpilot's own driving model
   dgx replay       run a driving model over a route: modelV2 of every frame
   dgx benchmark    time a model in torch, ONNX Runtime, tinygrad and TensorRT
   dgx benchmark-tensorrt   the same for labeling, in TensorRT
+  dgx gpu-check    what a GPU machine can do, in ten minutes: TensorRT, teachers, a step of each trainer
 
 Device: openpilot checkouts and their hardware
   overlay PATH     install fairmodeld into an openpilot checkout; --check, --uninstall, --bundle NAME
@@ -228,6 +230,7 @@ case "$cmd" in
       infer) module=infer ;;
       augment) module=augment extras=tools,train ;;
       benchmark) module=benchmark ;;
+      optimize) module=optimize extras=tools,train ;;
       ""|help|-h|--help) usage | grep '^  images '; exit 0 ;;
       *) usage | grep '^  images ' >&2; die "unknown command 'images $verb'" ;;
     esac
@@ -253,6 +256,7 @@ case "$cmd" in
       replay) module=driving_replay ;;
       benchmark) module=benchmark_inference ;;
       benchmark-tensorrt) module=benchmark_tensorrt ;;
+      gpu-check) module=gpu_check ;;
       ""|help|-h|--help) usage | grep '^  dgx '; exit 0 ;;
       *) usage | grep '^  dgx ' >&2; die "unknown command 'dgx $verb'" ;;
     esac

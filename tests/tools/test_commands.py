@@ -48,6 +48,7 @@ COMMANDS = {
   "dgx replay": "tools.dgx.driving_replay",
   "dgx benchmark": "tools.dgx.benchmark_inference",
   "dgx benchmark-tensorrt": "tools.dgx.benchmark_tensorrt",
+  "dgx gpu-check": "tools.dgx.gpu_check",
   "images validate": "tools.fair.images.validate",
   "images train-teacher": "tools.fair.images.train_teacher",
   "images train-student": "tools.fair.images.train_student",
@@ -57,6 +58,7 @@ COMMANDS = {
   "images infer": "tools.fair.images.infer",
   "images augment": "tools.fair.images.augment",
   "images benchmark": "tools.fair.images.benchmark",
+  "images optimize": "tools.fair.images.optimize",
 }
 # on the device, where tools/ is not: argparse
 RUNTIME = {

@@ -111,11 +111,12 @@ def lacking(bundle: Bundle, choice: str | None) -> str | None:
       from openpilot.selfdrive.modeld.fair.runners.tensorrt import Cuda, usual_precision
       from openpilot.selfdrive.modeld.fair.runners.tensorrt import requirements as engine_requirements
 
-      must = engine_requirements(Cuda().name(), usual_precision())
+      gpu = Cuda().name()
+      must = [engine_requirements(gpu, usual_precision(g)) for g in bundle.graphs]
     else:
-      must = requirements(target)
-    for graph in bundle.graphs:
-      read_artifact(bundle, graph["name"], target, must)
+      must = [requirements(target)] * len(bundle.graphs)
+    for graph, m in zip(bundle.graphs, must, strict=True):
+      read_artifact(bundle, graph["name"], target, m)
   except ArtifactError:
     return target
   return None

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+TARGETS = ("x86-vnni", "x86", "aarch64")  # of variants that ONNX Runtime takes; others are of other runners
 CPUINFO = Path("/proc/cpuinfo")
 VNNI = {"avx512_vnni", "avx_vnni"}  # sums of four products of 8 bits in 32: without it ONNX Runtime's saturate at 16
 

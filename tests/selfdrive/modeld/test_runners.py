@@ -2,20 +2,18 @@
 frames."""
 
 import importlib.util
-import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
-from fair_bundle import lanes_graph, write_bundle, write_graphs
+from fair_bundle import write_bundle
 from openpilot.selfdrive.modeld.fair import runners
-from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, folder_of
+from openpilot.selfdrive.modeld.fair.artifact import ArtifactError
 from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.compile import CompileError, build, missing
 from openpilot.selfdrive.modeld.fair.parity import sample_inputs
@@ -137,122 +135,6 @@ def test_tensorrt_is_skipped_with_one_reason(tmp_path):
     build(bundle, "tensorrt")
   with pytest.raises(ArtifactError):
     tensorrt.TensorRTRunner(bundle, bundle.graphs[0])
-
-
-class HostCuda:
-  """Memory of this process in place of a GPU's."""
-
-  def __init__(self):
-    self.memory, self.stream = {}, SimpleNamespace(value=7)
-
-  def name(self):
-    return "no GPU"
-
-  def alloc(self, size):
-    pointer = 256 * (len(self.memory) + 1)
-    self.memory[pointer] = np.full(size, 255, np.uint8)
-    return pointer
-
-  def free(self, pointer):
-    del self.memory[pointer]
-
-  def upload(self, pointer, array):
-    self.memory[pointer][:] = array.reshape(-1).view(np.uint8)
-
-  def download(self, array, pointer):
-    array.reshape(-1).view(np.uint8)[:] = self.memory[pointer]
-
-  def wait(self):
-    pass
-
-
-def fake_tensorrt(cuda, bundle, graph):
-  """The calls of TensorRT 10 that are used, by the names of its bindings; ONNX Runtime computes. It cannot say whether
-  TensorRT likes a graph."""
-  trt, io = ModuleType("tensorrt"), {s["name"]: (s, side) for side in ("inputs", "outputs") for s in graph[side]}
-
-  class Context:
-    def __init__(self):
-      self.address = {}
-
-    def set_tensor_address(self, name, pointer):
-      self.address[name] = pointer
-
-    def execute_async_v3(self, stream_handle):
-      assert stream_handle == 7 and self.address.keys() == io.keys()
-      x = {
-        n: cuda.memory[self.address[n]].view(s["dtype"]).reshape(s["shape"])
-        for n, (s, side) in io.items()
-        if side == "inputs"
-      }
-      for name, array in OnnxRunner(bundle, graph).run(x).items():
-        cuda.upload(self.address[name], array)
-      return True
-
-  engine = SimpleNamespace(
-    num_io_tensors=len(io),
-    get_tensor_name=lambda i: list(io)[i],
-    get_tensor_shape=lambda n: tuple(io[n][0]["shape"]),
-    get_tensor_dtype=lambda n: io[n][0]["dtype"],
-    get_tensor_mode=lambda n: io[n][1],
-    create_execution_context=Context,
-  )
-  trt.__version__, trt.nptype, trt.TensorIOMode = (
-    "10",
-    lambda t: np.dtype(t).type,
-    SimpleNamespace(INPUT="inputs", OUTPUT="outputs"),
-  )
-  trt.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
-  trt.BuilderFlag, trt.MemoryPoolType = SimpleNamespace(FP16="fp16"), SimpleNamespace(WORKSPACE="workspace")
-  trt.Runtime = lambda logger: SimpleNamespace(
-    deserialize_cuda_engine=lambda blob: engine if blob == b"engine" else None
-  )
-  config = SimpleNamespace(flags=[], set_memory_pool_limit=lambda kind, size: None)
-  config.set_flag = config.flags.append
-  trt.Builder = lambda logger: SimpleNamespace(
-    create_network=lambda flags: "network",
-    create_builder_config=lambda: config,
-    build_serialized_network=lambda network, c: b"engine",
-  )
-  trt.OnnxParser = lambda network, logger: SimpleNamespace(parse=lambda blob: blob == bundle.onnx(graph), num_errors=0)
-  trt.config = config
-  return trt
-
-
-def test_tensorrt_engine_is_built_kept_and_run(tmp_path, monkeypatch):
-  """All but the GPU: addresses, copies, state and slots, the sidecar's keys."""
-  (tmp_path / "b").mkdir()
-  bundle = write_graphs(tmp_path / "b", [lanes_graph(tmp_path / "b")])
-  graph, cuda = bundle.graphs[0], HostCuda()
-  trt = fake_tensorrt(cuda, bundle, graph)
-  monkeypatch.setitem(sys.modules, "tensorrt", trt)
-  monkeypatch.setattr(tensorrt, "missing", lambda: None)
-  monkeypatch.setattr(tensorrt, "Cuda", lambda: cuda)
-  monkeypatch.setattr(tensorrt, "package_version", lambda package: "10")
-  tensorrt.build_engine(bundle, graph)
-  said = json.loads((folder_of(bundle) / "lanes.tensorrt.json").read_text())
-  assert (said["gpu"], said["precision"], said["tensorrt"], said["parity"]) == (
-    "no GPU",
-    "float16",
-    "10",
-    0.0,
-  ) and trt.config.flags == ["fp16"]
-  runner = open_runner(bundle, graph, "tensorrt")
-  x = sample_inputs(graph, 3)
-  got, want = runner.run(x), OnnxRunner(bundle, graph).run(x)
-  assert runner.what == "TensorRT 10 (no GPU, float16)" and all(np.array_equal(got[k], w) for k, w in want.items())
-  assert runner.run(x)["lanes_visible"] is got["lanes_visible"]
-  del runner
-  assert not cuda.memory  # what was allocated is given back
-  with pytest.raises(ArtifactError, match="was built for precision"):
-    tensorrt.TensorRTRunner(bundle, graph, precision="float32")
-  monkeypatch.setattr(tensorrt, "package_version", lambda package: "11")
-  with pytest.raises(ArtifactError, match="was built for tensorrt 10"):
-    tensorrt.TensorRTRunner(bundle, graph)
-  del trt.BuilderFlag.FP16
-  assert tensorrt.usual_precision() == "float32"
-  with pytest.raises(ArtifactError, match="keeps a graph's own types"):
-    tensorrt.build_engine(bundle, graph, precision="float16")
 
 
 def real_frames(data, folder, n):

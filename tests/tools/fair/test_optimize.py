@@ -19,6 +19,8 @@ from openpilot.tools.fair.evaluation.scenes import open_segments
 from openpilot.tools.fair.optimize import judge, optimize as module
 from openpilot.tools.fair.optimize.calibration import blocks, grid, record, split, spread
 from openpilot.tools.fair.optimize.judge import make_row, worst
+from openpilot.tools.fair.optimize.search import Graphs, more_float, variances
+from openpilot.tools.fair.optimize.sensitivity import Layer
 from openpilot.tools.fair.optimize.variants import Variant
 from openpilot.tools.lib.errors import UserError
 
@@ -114,6 +116,34 @@ def test_losses_and_what_they_may_be_by_hand():
     worst([make_row("depth", "silog", 0.2, 0.3, 0.01)])
 
 
+def layer(name, saves, **errors):
+  return "graph", Layer(name, saves, 0, errors)
+
+
+def test_the_layers_that_go_back_are_those_of_the_task_that_loses_too_much():
+  neck = layer("neck", 1000, depth=0.1, boxes=0.1)
+  depth = layer("depth head", 100, depth=0.1, boxes=0.0)
+  boxes = layer("box head", 10, depth=0.0, boxes=0.5)
+  cheap = layer("small", 10, depth=0.01, boxes=0.0)
+  layers = [neck, depth, boxes, cheap]
+  assert variances(layers)["depth"] == pytest.approx(0.0201)
+  names = lambda found: [x.name for _, x in found]  # noqa: E731
+  # the boxes are worst of all, and nobody asks for them; the neck's half is dearer than the head's
+  assert names(more_float(layers, [], {"depth": 0.6})) == ["depth head"]
+  assert names(more_float(layers, [], {"boxes": 0.5})) == ["box head"]
+  assert names(more_float(layers, [depth], {"depth": 0.5, "boxes": 0.9})) == ["depth head", "box head", "small", "neck"]
+  assert more_float(layers, layers, {"depth": 0.5}) == layers and more_float(layers, [], {}) == []
+
+
+def test_outputs_that_a_task_is_judged_by(tmp_path):
+  outputs = [{"name": "depth", "head": "depth"}, {"name": "heat", "head": "objects"}, {"name": "state"}]
+  graphs = object.__new__(Graphs)
+  graphs.base = Bundle(tmp_path, {"graphs": [{"name": "g", "outputs": outputs}]}, "")
+  assert graphs.outputs_of("depth") == {"depth"}
+  assert graphs.outputs_of("masks") == graphs.outputs_of("identity") == {"heat"}
+  assert graphs.outputs_of("lanes") == {"depth", "heat", "state"}
+
+
 def test_recommended_is_the_fastest_of_those_that_lose_little(monkeypatch):
   monkeypatch.setattr("openpilot.tools.fair.optimize.variants.targets", lambda: ("x86-vnni", "x86"))
   a, b, c = (Variant(f"int8 {t}", "int8", t, {}) for t in ("x86-vnni", "x86", "aarch64"))
@@ -175,7 +205,8 @@ def test_a_loss_that_is_too_large_is_told_and_nothing_is_applied(tmp_path, store
     module.run(options(bundle.path, store, tmp_path / "out", apply=True, max_loss=0.01))
   assert load_bundle(bundle.path).manifest_hash == bundle.manifest_hash
   tried = json.loads((tmp_path / "out" / "optimize.json").read_text())["search"]["x86"]
-  assert [t["float"] for t in tried] == ["0 of 2 layers in float", "1 of 2 layers in float"]
+  counts = [len(t["back"]) for t in tried]
+  assert tried[0]["float"] == "0 of 2 layers in float" and counts == sorted(set(counts)) and counts[-1] == 2
   assert all(t["share"] > 1 for t in tried) and not (tmp_path / "out" / "conv").exists()
 
 

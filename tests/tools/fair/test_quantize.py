@@ -8,8 +8,19 @@ from onnx.reference import ReferenceEvaluator
 
 from optimize_fixture import network
 from openpilot.selfdrive.modeld.fair.ort import ort
-from openpilot.tools.fair.optimize.quantize import TARGETS, calibrate, last_layers, prepare, quantize, trunk
-from openpilot.tools.fair.optimize.sensitivity import alone, errors, macs_of, rounded, run_all, sensitivity, steps
+from openpilot.tools.fair.optimize.bias import shifts
+from openpilot.tools.fair.optimize.quantize import TARGETS, calibrate, fold_pads, last_layers, prepare, quantize, trunk
+from openpilot.tools.fair.optimize.sensitivity import (
+  MOVED,
+  alone,
+  behind,
+  errors,
+  rounded,
+  run_all,
+  sensitivity,
+  steps,
+  work_of,
+)
 from openpilot.tools.lib.errors import UserError
 
 
@@ -43,13 +54,31 @@ def test_layers_and_what_is_between_them_and_nothing_that_is_computed_of_a_produ
   assert "sum" not in inside and last_layers(prepared) == ["classes", "out"]
 
 
+def test_the_activation_of_a_layer_is_of_its_8_bits_also_where_no_layer_follows(prepared):
+  """Its range is half of what the layer itself says: the steps are half as wide."""
+  last = last_layers(prepared)
+  inside = trunk(prepared, last)
+  assert not set(inside) & set(last) and "residual" not in inside  # a sum is none
+  model = chain(
+    [
+      onnx.helper.make_node("Conv", ["x", "w"], ["a"], "a"),
+      onnx.helper.make_node("Relu", ["a"], ["b"], "b"),
+      onnx.helper.make_node("Conv", ["b", "w"], ["c"], "c"),
+    ],
+    {"w": np.ones((4, 4, 1, 1), np.float32)},
+    ["c"],
+  )
+  assert trunk(model, ["c"]) == ["a", "b"]
+
+
 def test_multiply_adds(prepared):
-  found = macs_of(prepared)
+  found = work_of(prepared)
+  there = 64 * 128
   assert found == {
-    "stem": 8 * 64 * 128 * 54,
-    "middle": 8 * 64 * 128 * 72,
-    "out": 64 * 128 * 8,
-    "classes": 5 * 64 * 128 * 8,
+    "stem": (8 * there * 54, 6 * 128 * 256 + 8 * there),
+    "middle": (8 * there * 72, 16 * there),
+    "out": (there * 8, 9 * there),
+    "classes": (5 * there * 8, 13 * there),
   }
 
 
@@ -175,14 +204,147 @@ def test_one_layer_alone_is_numpys_convolution_of_rounded_numbers(prepared, rang
   np.testing.assert_array_equal(got["depth"], whole["depth"])  # the other branch is as it was
 
 
-def test_the_layer_that_costs_most_for_what_it_saves_comes_first(prepared, frames):
+def test_what_each_layer_alone_does(prepared, frames):
+  target = TARGETS["x86-vnni"]
   model = onnx.ModelProto()
   model.CopyFrom(prepared)
   stem = next(i for i in model.graph.initializer if i.name == "w_stem")
-  w = numpy_helper.to_array(stem)
-  steps_of = np.abs(w).max(axis=(1, 2, 3), keepdims=True) / 127
-  stem.CopyFrom(numpy_helper.from_array((np.rint(w / steps_of) * steps_of).astype(np.float32), "w_stem"))
-  found = sensitivity(calibrate(model, frames), TARGETS["x86-vnni"], frames[:2], ["stem", "middle"])
-  assert [x.name for x in found] == ["middle", "stem"]
-  # its weights are whole steps, and bytes nearly are of what goes in
-  assert found[1].error < found[0].error / 2 and found[0].macs == 8 * 64 * 128 * 72
+  whole = rounded(numpy_helper.to_array(stem), 0, target)
+  stem.CopyFrom(numpy_helper.from_array(whole, "w_stem"))
+  own, other = (sensitivity(calibrate(m, frames), target, frames[:2], ["stem", "middle"]) for m in (prepared, model))
+  assert [x.name for x in own] == ["stem", "middle"] and own[1].macs == 8 * 64 * 128 * 72
+  assert set(own[0].errors) == {"depth", "segmentation"} and own[0].errors[own[0].output] == max(own[0].errors.values())
+  # of weights that are whole steps nothing but the values is rounded
+  assert other[0].errors["depth"] < own[0].errors["depth"]
+  assert own[0].saves == own[0].macs + MOVED * (6 * 128 * 256 + 8 * 64 * 128)
+
+
+def test_a_layers_values_are_rounded_behind_its_activation(prepared, ranges, frames):
+  """'middle' has none: what it says goes into the residual in steps of its range."""
+  target = TARGETS["x86-vnni"]
+  node = {n.name: n for n in prepared.graph.node}
+  tensor = node["middle"].output[0]
+  assert behind(prepared, node["middle"]) == tensor
+  model = onnx.load_from_string(alone(ranges[False], "middle", target))
+  del model.graph.output[:]
+  said = "middle.rounded.out.x"
+  model.graph.output.append(onnx.helper.make_tensor_value_info(said, onnx.TensorProto.FLOAT, None))
+  got = run_all(model.SerializeToString(), frames[:1])[0][said]
+  low, high = (float(np.asarray(v).reshape(-1)[0]) for v in ranges[False].ranges[tensor].range_value)
+  scale = float(steps(low, high, target)[0])
+  assert np.abs(got / scale - np.rint(got / scale)).max() < 1e-3 and len(np.unique(got)) <= 256
+
+
+def chain(nodes, weights, outputs, size=(1, 4, 9, 12)):
+  value = onnx.helper.make_tensor_value_info
+  sides = [value("x", onnx.TensorProto.FLOAT, list(size))], [value(o, onnx.TensorProto.FLOAT, None) for o in outputs]
+  constants = [numpy_helper.from_array(w, k) for k, w in weights.items()]
+  graph = onnx.helper.make_graph(nodes, "chain", *sides, constants)
+  return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
+def padded(r, pads=(0, 0, 0, 1, 0, 0, 2, 1), value=0.0, outputs=("a", "b"), mode="constant"):
+  weights = {k: r.normal(0, 0.3, (4, 4, 3, 3)).astype(np.float32) for k in ("wa", "wb")}
+  weights |= {"pads": np.array(pads, np.int64), "value": np.array(value, np.float32)}
+  pad = onnx.helper.make_node("Pad", ["x", "pads", "value"], ["p"], "pad", mode=mode)
+  conv = [
+    onnx.helper.make_node("Conv", ["p", "wa"], ["a"], "a", pads=[1, 0, 0, 1]),
+    onnx.helper.make_node("Conv", ["p", "wb"], ["b"], "b", strides=[2, 2]),
+  ]
+  return chain([pad, *conv], weights, outputs)
+
+
+def test_zeros_around_a_picture_become_padding_of_the_convolutions():
+  r = np.random.default_rng(0)
+  model = padded(r)
+  x = {"x": r.normal(0, 1, (1, 4, 9, 12)).astype(np.float32)}
+  want = run_all(model.SerializeToString(), [x])[0]
+  fold_pads(model)
+  assert [n.op_type for n in model.graph.node] == ["Conv", "Conv"]
+  assert [list(a.ints) for n in model.graph.node for a in n.attribute if a.name == "pads"] == [
+    [1, 1, 2, 2],
+    [0, 1, 2, 1],
+  ]
+  got = run_all(model.SerializeToString(), [x])[0]
+  for name in want:
+    np.testing.assert_allclose(got[name], want[name], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "kind",
+  [
+    {"value": 1.0},
+    {"mode": "reflect"},
+    {"pads": (0, 1, 0, 0, 0, 0, 0, 0)},
+    {"pads": (0, 0, -1, 0, 0, 0, 0, 0)},
+    {"outputs": ("a", "b", "p")},
+  ],
+)
+def test_other_pads_stay(kind):
+  if kind.get("pads", ())[1:2] == (1,):  # a channel of zeros: the convolutions are of one more
+    kind = {**kind, "pads": (0, 1, 0, 0, 0, -1, 0, 0)}
+  model = padded(np.random.default_rng(0), **kind)
+  before = model.SerializeToString()
+  fold_pads(model)
+  assert model.SerializeToString() == before
+
+
+def test_shifts_are_the_mean_of_what_rounding_takes_away():
+  r = np.random.default_rng(0)
+  weights = {"wa": r.normal(0, 0.3, (6, 4, 1, 1)), "wb": r.normal(0, 0.3, (6, 1, 3, 3)), "bias": r.normal(0, 1, 6)}
+  weights = {k: v.astype(np.float32) for k, v in weights.items()}
+  nodes = [
+    onnx.helper.make_node("Conv", ["x", "wa", "bias"], ["a"], "a"),
+    onnx.helper.make_node("Conv", ["a", "wb"], ["b"], "b", group=6),
+    onnx.helper.make_node("Conv", ["b", "wa2"], ["c"], "c"),
+  ]
+  weights["wa2"] = r.normal(0, 0.3, (2, 6, 1, 1)).astype(np.float32)
+  model = prepare(chain(nodes, weights, ["c"]).SerializeToString())
+  inputs = [{"x": r.uniform(0, 1, (1, 4, 9, 12)).astype(np.float32)} for _ in range(3)]
+  target = TARGETS["x86"]
+  found = shifts(calibrate(model, inputs), target, inputs, ["a", "b"])
+  assert set(found) == {"a", "b"} and found["a"].shape == found["b"].shape == (6,)
+  apart = (weights["wa"] - rounded(weights["wa"], 0, target))[:, :, 0, 0].astype(np.float64)
+  mean = np.mean([x["x"] for x in inputs], axis=(0, 1, 3, 4))
+  np.testing.assert_allclose(found["a"], apart @ mean, atol=1e-6)
+  a = [
+    np.einsum("oc,bchw->bohw", weights["wa"][:, :, 0, 0], x["x"])[0] + weights["bias"][:, None, None] for x in inputs
+  ]
+  lost = (weights["wb"] - rounded(weights["wb"], 0, target))[:, 0]
+  want = np.zeros(6)
+  for i in range(3):
+    for j in range(3):
+      want += lost[:, i, j] * np.mean([v[:, i : i + 7, j : j + 10] for v in a], axis=(0, 2, 3))
+  np.testing.assert_allclose(found["b"], want, atol=1e-5)
+
+
+def test_biases_that_are_shifted_take_the_means_back():
+  """Of nine positive weights a channel on values that are positive, too: the rounding moves it as a whole."""
+  r = np.random.default_rng(0)
+  weights = {
+    "wa": r.uniform(0, 1, (8, 1, 3, 3)) ** 4,
+    "wb": r.normal(0, 0.3, (8, 1, 3, 3)),
+    "wc": r.normal(0, 1, (2, 8, 1, 1)),
+  }
+  weights = {k: v.astype(np.float32) for k, v in weights.items()}
+  nodes = [
+    onnx.helper.make_node("Conv", ["x", "wa"], ["a"], "a", group=8),
+    onnx.helper.make_node("Relu", ["a"], ["ra"], "ra"),
+    onnx.helper.make_node("Conv", ["ra", "wb"], ["b"], "b", group=8),
+    onnx.helper.make_node("Conv", ["b", "wc"], ["c"], "c"),
+  ]
+  model = prepare(chain(nodes, weights, ["c"], (1, 8, 24, 24)).SerializeToString())
+  inputs = [{"x": r.uniform(4, 5, (1, 8, 24, 24)).astype(np.float32)} for _ in range(6)]
+  target, want = TARGETS["x86"], run_all(model.SerializeToString(), inputs[3:])
+  calibrated = calibrate(model, inputs[:3])
+  found = shifts(calibrated, target, inputs[:3], ["a", "b"])
+
+  def mean_error(blob):
+    got = run_all(blob, inputs[3:])
+    return np.abs(np.mean([g["c"] - w["c"] for g, w in zip(got, want, strict=True)], axis=(0, 1, 3, 4)))
+
+  without = mean_error(quantize(calibrated, target, ["c"]))
+  taken_back = mean_error(quantize(calibrated, target, ["c"], found))
+  assert np.all(taken_back < without / 3), (without, taken_back)
+  # of layers that stay float nothing is shifted
+  np.testing.assert_allclose(mean_error(quantize(calibrated, target, ["a", "b", "c"], found)), 0, atol=1e-5)

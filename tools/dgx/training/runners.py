@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from openpilot.selfdrive.modeld.fair.ort import ort
+from openpilot.selfdrive.modeld.fair.runners.tensorrt import flags_of
 from openpilot.tools.dgx.training.model import Value, hash_file, load_onnx, values
+from openpilot.tools.fair.optimize.half import half, teachers
+from openpilot.tools.fair.optimize.quantize import prepare
 from openpilot.tools.lib.onnx_batch import free_batch
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import atomic_path
@@ -83,6 +86,13 @@ def with_free_batch(path: Path, inputs: list[Value]) -> tuple[bytes, str]:
   return (blob, "") if same else (b"", "two examples at once give something else than each alone")
 
 
+def in_half(path: Path, graph: bytes) -> bytes:
+  """graph: the file's with its batch axis free; empty: the file as it is. -> it in float16, but for what sums or
+  divides. Raises UserError."""
+  model = prepare(graph or onnx.load(str(path)).SerializeToString())
+  return half(model, teachers(model))
+
+
 class OrtRunner:
   """ONNX Runtime. A file of one example takes batches at once where its graph can (found out at the first), else one
   example after the other."""
@@ -146,7 +156,8 @@ class TensorRTRunner:
 
   batch: the examples that are run at once, and for which the engine is tuned; fewer are taken too, more in turns. Where
   the batch axis cannot be freed they are run one by one, and `what` says why. precision: None is float16 where the
-  builder turns a graph into it; from TensorRT 11 on a network keeps its own types."""
+  builder turns a graph into it; from TensorRT 11 on a network keeps its own types, and float16 is put into the graph
+  where it is asked for. A file with QuantizeLinear in it is of float32."""
 
   def __init__(self, path: Path, precision: str | None = None, batch: int = 1):
     import tensorrt as trt
@@ -156,7 +167,8 @@ class TensorRTRunner:
     flags = {"float32": None, "float16": "FP16", "bfloat16": "BF16"}
     precision = precision or ("float16" if hasattr(trt.BuilderFlag, "FP16") else "float32")
     flag = flags[precision]
-    if flag is not None and not hasattr(trt.BuilderFlag, flag):
+    in_graph = flag is not None and not hasattr(trt.BuilderFlag, flag)  # from 11 on
+    if in_graph and precision != "float16":
       raise UserError(
         f"TensorRT {trt.__version__} keeps a graph's own types; take --precision float32, or a file in {precision}"
       )
@@ -166,6 +178,8 @@ class TensorRTRunner:
     if batch > 1 and all(v.shape and v.shape[0] == 1 for v in found):
       graph, why = with_free_batch(path, found)
     self.batch = 1 if why else batch
+    if in_graph:
+      graph, flag = in_half(path, graph), None
     gpu = torch.cuda.get_device_name().replace(" ", "-").replace("/", "-")
     kept = cache_folder() / f"{hash_file(path)[:16]}-{gpu}-{precision}-b{self.batch}-trt{trt.__version__}.engine"
     self.logger = trt.Logger(trt.Logger.ERROR)
@@ -212,7 +226,8 @@ class TensorRTRunner:
     """graph: the file's with its batch axis free; empty: the file as it is. Raises UserError."""
     builder = trt.Builder(self.logger)
     explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
-    network = builder.create_network(0 if explicit is None else 1 << int(explicit))
+    # without a builder's flag as the graph says, which may be of float16, or have QuantizeLinear in it
+    network = builder.create_network(flags_of(trt, flag is None) | (0 if explicit is None else 1 << int(explicit)))
     parser = trt.OnnxParser(network, self.logger)
     if not (parser.parse(graph) if graph else parser.parse_from_file(str(path))):
       why = parser.get_error(0).desc() if parser.num_errors else "it does not say why"

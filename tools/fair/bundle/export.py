@@ -13,7 +13,7 @@ import torch
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle, sha256, write_manifest
 from openpilot.selfdrive.modeld.fair.compile import CompileError, build as compile_bundle, missing
 from openpilot.selfdrive.modeld.fair.ort import ort
-from openpilot.selfdrive.modeld.fair.parity import difference, worst
+from openpilot.selfdrive.modeld.fair.parity import differences, worst
 from openpilot.tools.fair.distillation.trained import load_student_checkpoint, trained_on
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.labels.dataset import LabelDataset
@@ -106,9 +106,7 @@ def real_inputs(student: Student, labels: Path | None, seed: int) -> list[dict[s
 
 
 def parity(student: Student, path: Path, inputs: list[dict[str, torch.Tensor]], names: list[str]) -> float:
-  """The largest difference between ONNX Runtime and torch over `inputs`, in parts of each output's largest value; of
-  the tracker's outputs, of 99 of 100
-  points: it looks around whole cells, and one that lies half-way between two is rounded to either."""
+  """The largest difference between ONNX Runtime and torch over `inputs`: see apart(), or as_sets()."""
   session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
   found: list[float] = []
   for x in inputs:
@@ -118,14 +116,19 @@ def parity(student: Student, path: Path, inputs: list[dict[str, torch.Tensor]], 
     if getattr(student, "family", None) is not None:
       found.append(as_sets([want[n].numpy()[0] for n in names], [o[0] for o in out]))
       continue
-    for name, got in zip(names, out, strict=True):
-      a = want[name].detach().numpy()
-      apart = difference(got, a)
-      if name.startswith("lanes_") and np.isfinite(apart):
-        points = np.abs(a - got).reshape(a.shape[1], -1).max(1)
-        apart = float(np.quantile(points, 0.99) / max(1e-6, np.abs(a).max()))
-      found.append(apart)
+    found += apart(dict(zip(names, out, strict=True)), {n: want[n].detach().numpy() for n in names}).values()
   return worst(found)
+
+
+def apart(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict[str, float]:
+  """The largest difference of each output, in parts of its largest value; of the tracker's, of 99 of 100 points: it
+  looks around whole cells, and one that lies half-way between two is rounded to either."""
+  out = differences(got, want)
+  for name, a in want.items():
+    if name.startswith("lanes_") and np.isfinite(out[name]):
+      points = np.abs(a - got[name]).reshape(a.shape[1], -1).max(1)
+      out[name] = float(np.quantile(points, 0.99) / max(1e-6, np.abs(a).max()))
+  return out
 
 
 def as_sets(want: list[np.ndarray], got: list[np.ndarray]) -> float:

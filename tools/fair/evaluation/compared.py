@@ -23,7 +23,8 @@ from openpilot.tools.fair.spec import (
 )
 from openpilot.tools.lib.errors import UserError
 
-KINDS = {"segmentation": "maps", "objects": "boxes", "detector": "boxes"}  # of the classes that a head names
+# of the classes that a head names
+KINDS = {"segmentation": "maps", "objects": "boxes", "detector": "boxes", "oriented": "boxes"}
 
 
 @dataclass

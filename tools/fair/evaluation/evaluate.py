@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, Bundle, BundleError, load_bundle
+from openpilot.selfdrive.modeld.fair.runners import RUNNERS
 from openpilot.tools.fair.evaluation import report
 from openpilot.tools.fair.evaluation.columns import learn_maps, pool_maps
 from openpilot.tools.fair.evaluation.compared import Compared, classes_said, input_of, set_of
@@ -62,7 +63,8 @@ class Options:
   stale_labels: bool = option(False, help="use labels made by outdated rules, which are refused by default")
   segment: str | None = option(None, help="only this segment, as ROUTE--N")
   frames: int | None = option(None, help="at most so many frames of each segment")
-  threads: int = option(1, help="threads of ONNX Runtime")
+  runner: str = option("onnx", help=f"what runs the graphs: {', '.join(RUNNERS)}")
+  threads: int = option(1, help="of the runner")
 
 
 def check_tasks(
@@ -87,8 +89,10 @@ def load_bundles(paths: Sequence[Path]) -> list[Bundle]:
   return [load_bundle(p if p.exists() else MODELS_DIR / p) for p in paths]
 
 
-def open_students(bundles: list[Bundle], paths: Sequence[Path], compared: Compared, threads: int) -> list[Student]:
-  students = [Student(b, compared, threads) for b in bundles]
+def open_students(
+  bundles: list[Bundle], paths: Sequence[Path], compared: Compared, threads: int, runner: str
+) -> list[Student]:
+  students = [Student(b, compared, threads, runner) for b in bundles]
   names = [s.name for s in students]
   for s, path in zip(students, paths, strict=True):  # two versions of one bundle
     if names.count(s.name) > 1:
@@ -107,7 +111,7 @@ def evaluate(args: Options) -> dict[str, Any]:
   bundles = load_bundles(args.bundles)
   classes = set_of(bundles) if args.classes is None else classes_said(args.classes)
   compared = Compared(classes, input_of(bundles), args.ignore_classes)
-  students = open_students(bundles, args.bundles, compared, args.threads)
+  students = open_students(bundles, args.bundles, compared, args.threads, args.runner)
   segments = open_segments(
     args.data,
     {*args.teacher, args.truth or "simulator"},
@@ -159,6 +163,7 @@ def evaluate(args: Options) -> dict[str, Any]:
       s.name: {"version": s.bundle.manifest["version"], "hash": s.bundle.manifest_hash, "tasks": sorted(s.tasks)}
       for s in students
     },
+    "runner": ", ".join(dict.fromkeys(r.what for s in students for r in s.runners.values())),
     "threads": args.threads,
     "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, Python {platform.python_version()}",
     **run.results(),

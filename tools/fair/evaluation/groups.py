@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from openpilot.tools.fair.evaluation import oriented as oriented_boxes
 from openpilot.tools.fair.evaluation import pictures
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.detections import Detections, beside
@@ -143,6 +144,14 @@ def judge_masks(card: Card, p: Pair) -> float | None:
   return card.of("masks", lambda: Detections(names, "segm", score)).add(found, beside(truth, p.ref.unknown, len(names)))
 
 
+def judge_oriented(card: Card, p: Pair) -> float | None:
+  found, truth = p.found.more.get("oriented"), p.ref.more.get("oriented")
+  if found is None or truth is None:
+    return None
+  names, score = card.compared.names("boxes"), card.score.get("oriented", 0.0)
+  return card.of("oriented", lambda: oriented_boxes.OrientedBoxes(names, score)).add(found, truth)
+
+
 def judge_points(card: Card, p: Pair) -> float | None:
   if p.found.followed is None or p.queries is None:
     return None
@@ -257,6 +266,28 @@ def detector() -> dict[str, Group]:
       AP,
       lambda c, p: judge_boxes(c, p, "detector"),
       pictures.draw_detector,
+    )
+  }
+
+
+def oriented() -> dict[str, Group]:
+  return {
+    "oriented": Group(
+      "Oriented boxes",
+      "ap50",
+      text(oriented_boxes.OrientedBoxes),
+      {
+        "ap50": "DOTA's mAP: overlap 0.5, 11 recalls",
+        "ap50_area": "area under the curve, overlap 0.5",
+        "ap75_area": "area under the curve, overlap 0.75",
+        "ap": "area, mean of overlaps 0.50 to 0.95",
+        "recall": "share of the true objects that is found",
+        "precision": "share of what is found that is true",
+      },
+      judge_oriented,
+      oriented_boxes.draw_oriented,
+      oriented_boxes.read_oriented,
+      oriented_boxes.decode_oriented,
     )
   }
 

@@ -1,5 +1,5 @@
-"""A bundle at work on stored model frames: graphs by ONNX Runtime, outputs decoded and objects followed by the device's
-own code."""
+"""A bundle at work on stored model frames: graphs by ONNX Runtime or another runner, outputs decoded and objects
+followed by the device's own code."""
 
 import time
 from collections.abc import Callable
@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from openpilot.selfdrive.modeld.fair.artifact import ArtifactError
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
 from openpilot.selfdrive.modeld.fair.heads import HEADS
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.objects import THRESHOLD
 from openpilot.selfdrive.modeld.fair.plan import Plan, plan_heads, plan_inputs
-from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
+from openpilot.selfdrive.modeld.fair.runners import RUNNERS, Runner, make_runner
 from openpilot.selfdrive.modeld.fair.tracking import Tracker
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.detections import Objects, make_objects
@@ -24,24 +25,36 @@ from openpilot.tools.sim.truth import IGNORE
 LOW_SCORE = 0.05  # average precision wants unsure detections too
 
 
+def named_runner(name: str, bundle: Bundle, graph: dict[str, Any], threads: int = 1) -> Runner:
+  """Of --runner. Raises UserError where there is none of this name, or it cannot run the graph here; BundleError."""
+  if name not in RUNNERS:
+    raise UserError(f"--runner {name}: there are {', '.join(RUNNERS)}")
+  try:
+    return make_runner(name, bundle, graph, threads)
+  except ArtifactError as e:
+    raise UserError(f"--runner {name}: {e}") from None
+  except ImportError as e:
+    raise UserError(f"--runner {name}: {e.name or e} is not installed") from None
+
+
 class Student:
   """Runs one bundle. Raises BundleError where a graph cannot be run or decoded, UserError where nothing of what it puts
   out can be judged, or the name of a class is not known."""
 
-  def __init__(self, bundle: Bundle, compared: Compared, threads: int = 1):
+  def __init__(self, bundle: Bundle, compared: Compared, threads: int = 1, runner: str = "onnx"):
     self.bundle, self.name, self.compared = bundle, bundle.name, compared
-    self.runners: dict[str, OnnxRunner] = {}
+    self.runners: dict[str, Runner] = {}
     self.tasks: set[str] = set()
     self.scores: dict[str, float] = {}  # task -> score from which a detection counts
     self.times: dict[str, list[float]] = {"all": []}  # s
     for graph in bundle.graphs:
-      self.runners[graph["name"]] = OnnxRunner(bundle, graph, threads)
+      self.runners[graph["name"]] = named_runner(runner, bundle, graph, threads)
       self.times[graph["name"]] = []
     self.plans: list[Plan] = []
     self.reset()
     for plan in self.plans:
       self.tasks |= plan.heads.keys() & DECODERS.keys()
-      for task in ("objects", "detector"):
+      for task in ("objects", "detector", "oriented"):
         if task in plan.heads:
           self.scores[task] = float(
             plan.heads[task][HEADS[task].classes].get("parameters", {}).get("threshold", THRESHOLD)

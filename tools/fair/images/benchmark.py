@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
+from openpilot.selfdrive.modeld.fair.runners import RUNNERS, file_of
 from openpilot.tools.fair.images.predict import Predictor
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import write_json
@@ -25,7 +26,7 @@ class Options:
   models: tuple[Path, ...] = option(positional=True, metavar="MODEL", help="bundles' folders")
   images: Path | None = option(None, help="a folder of pictures; else noise of the student's own size")
   rounds: int = option(100, help="pictures that each model is given")
-  runner: tuple[str, ...] = option(("onnx",), nargs="+", help="what runs the graph: onnx, tinygrad-cpu, tensorrt, ...")
+  runner: tuple[str, ...] = option(("onnx",), nargs="+", help=f"what runs the graph: {', '.join(RUNNERS)}")
   threads: int = option(1, help="of the runner")
   score: float = option(0.3, help="from which on a detection is told")
   json: Path | None = option(None, metavar="FILE", help="write the table as JSON")
@@ -36,7 +37,7 @@ def milliseconds(times: list[float]) -> dict[str, float]:
 
 
 def row_of(p: Predictor, network: list[float], whole: list[float], runner: str) -> dict[str, Any]:
-  file = p.path / p.graph["file"]
+  file = p.path / file_of(p.graph, runner)
   return {
     "model": p.bundle.name,
     "runner": runner,

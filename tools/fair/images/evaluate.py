@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
+from openpilot.selfdrive.modeld.fair.runners import RUNNERS
 from openpilot.tools.fair.images.check import Check, Checked
 from openpilot.tools.fair.images.dataset import open_dataset
 from openpilot.tools.fair.images.predict import LOW, Predictor, coco_rows
@@ -38,7 +39,7 @@ class Options:
   alias: tuple[str, ...] = option((), metavar="NAME=CLASS", help="a name in the data of one of the student's classes")
   ignore_classes: bool = option(False, help="leave out labels of classes that the student does not know")
   worst: int = option(8, help="pictures that are shown")
-  runner: str = option("onnx", help="what runs the graph: onnx, tinygrad-cpu, tensorrt, ...")
+  runner: str = option("onnx", help=f"what runs the graph: {', '.join(RUNNERS)}")
   threads: int = option(1, help="of the runner")
 
 

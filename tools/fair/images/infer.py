@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
+from openpilot.selfdrive.modeld.fair.runners import RUNNERS
 from openpilot.selfdrive.modeld.fair.heads.oriented import corners
 from openpilot.tools.fair.images.predict import Found, Predictor, coco_rows
 from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
@@ -38,7 +39,7 @@ class Options:
   score: float = option(0.3, help="from which on a detection is told")
   batch_size: int = option(8, aliases=("--batch",), help="pictures that are read at once")
   every: int = option(1, metavar="N", help="of videos each Nth frame")
-  runner: str = option("onnx", help="what runs the graph: onnx, tinygrad-cpu, tensorrt, ...")
+  runner: str = option("onnx", help=f"what runs the graph: {', '.join(RUNNERS)}")
   threads: int = option(1, help="of the runner")
 
 

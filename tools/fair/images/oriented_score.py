@@ -74,6 +74,14 @@ def curve(m: Matched, k: int) -> tuple[np.ndarray, np.ndarray]:
   return tp / max(m.positives, 1), tp / np.maximum(tp + fp, 1)
 
 
+def joined(parts: Sequence[Matched]) -> Matched:
+  """Of one class in several groups of pictures."""
+  scores = np.concatenate([m.scores for m in parts])
+  order = np.argsort(-scores, kind="stable")
+  right, wrong = (np.concatenate([getattr(m, k) for m in parts], 1)[:, order] for k in ("right", "wrong"))
+  return Matched(scores[order], right, wrong, sum(m.positives for m in parts))
+
+
 def average_precision(recall: np.ndarray, precision: np.ndarray, eleven: bool) -> float:
   """Of a curve. eleven: VOC 2007's mean of the best precision at recalls of at least 0, 0.1, ..., 1; else the area
   under the curve made monotone."""
@@ -82,6 +90,22 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, eleven: bool) -
   r, p = np.concatenate([[0.0], recall, [1.0]]), np.concatenate([[0.0], precision, [0.0]])
   p = np.maximum.accumulate(p[::-1])[::-1]
   return float(((r[1:] - r[:-1]) * p[1:]).sum())
+
+
+def curves_of(m: Matched) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Its curve at each of THRESHOLDS."""
+  return [curve(m, i) for i in range(len(THRESHOLDS))]
+
+
+def averages(lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+  """Of the curves of one class: ap50 (11 recalls), ap50_area, ap75_area, ap (area, mean over IoU .50 to .95)."""
+  areas = [average_precision(*line, eleven=False) for line in lines]
+  return {
+    "ap": float(np.mean(areas)),
+    "ap50": average_precision(*lines[0], eleven=True),
+    "ap50_area": areas[0],
+    "ap75_area": areas[AT["0.75"]],
+  }
 
 
 def sampled(recall: np.ndarray, precision: np.ndarray) -> np.ndarray:
@@ -109,21 +133,12 @@ def oriented_scores(
     positives += m.positives
     if not m.positives:
       continue
-    lines = [curve(m, i) for i in range(len(THRESHOLDS))]
-    areas = [average_precision(*line, eleven=False) for line in lines]
+    lines = curves_of(m)
     precision = sampled(*lines[0])
     counted = m.scores[m.right[0] | m.wrong[0]]
     at = np.minimum(np.searchsorted(lines[0][0], RECALLS, side="left"), max(len(counted) - 1, 0))
     best, least = best_f1(precision, counted[at] if len(counted) else np.zeros(len(RECALLS)))
-    classes[name] = {
-      "ap": float(np.mean(areas)),
-      "ap50": average_precision(*lines[0], eleven=True),
-      "ap50_area": areas[0],
-      "ap75_area": areas[AT["0.75"]],
-      "truths": m.positives,
-      "best_f1": best,
-      "best_score": least,
-    }
+    classes[name] = {**averages(lines), "truths": m.positives, "best_f1": best, "best_score": least}
     curves[name] = {t: sampled(*lines[i]).tolist() for t, i in AT.items()}
   if curves:
     curves["all"] = {t: np.mean([curves[c][t] for c in classes], axis=0).tolist() for t in AT}

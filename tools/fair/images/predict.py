@@ -14,7 +14,7 @@ from openpilot.selfdrive.modeld.fair.heads import HEADS
 from openpilot.selfdrive.modeld.fair.plan import plan_heads
 from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
 from openpilot.selfdrive.modeld.fair.heads.oriented import upright
-from openpilot.selfdrive.modeld.fair.runners import RUNNERS, make_runner
+from openpilot.tools.fair.evaluation.student import named_runner
 from openpilot.tools.fair.labels.placement import place_input
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.rotated import outline
@@ -63,8 +63,6 @@ class Predictor:
   def __init__(self, path: Path, score: float = LOW, threads: int = 1, runner: str = "onnx"):
     self.path, self.score = find_bundle(path), score
     self.bundle: Bundle = load_bundle(self.path)
-    if runner not in RUNNERS:
-      raise UserError(f"--runner {runner}: there are {', '.join(RUNNERS)}")
     self.spec = InputSpec.from_dict(self.bundle.manifest.get("input"))
     self.graph, self.head, self.parts = self._choose()
     specs = dict(self.parts)
@@ -74,7 +72,9 @@ class Predictor:
     self.specs = specs
     self.mask_part = next((p for p in ("proto", "masks") if p in specs), None)
     self.has_masks = self.mask_part is not None
-    self.runner = make_runner(runner, self.bundle, self.graph, threads)
+    if path.suffix == ".tflite" and runner == "onnx":  # named itself, not its bundle
+      runner = next((v["target"] for v in self.graph.get("variants", []) if v["file"] == path.name), runner)
+    self.runner = named_runner(runner, self.bundle, self.graph, threads)
     self.rest = {
       i["name"]: np.zeros(i["shape"], i["dtype"]) for i in self.graph["inputs"] if i["name"] != "frame"
     }  # of a unified student's tracker, which is not asked

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Puts labeled pictures into a label store: COCO JSON, YOLO folders, pictures with class maps.
+"""Puts labeled pictures into a label store: COCO JSON, YOLO and DOTA folders, pictures with class maps.
 
 Pictures are shown whole, letterboxed, turned by their EXIF; 16 bits are scaled. Classes keep the data's own names. What
 cannot be read is left out by name. The same --name again replaces what was imported before."""
@@ -28,11 +28,11 @@ LISTED = 12  # classes
 @dataclass(frozen=True)
 class Options:
   data: tuple[str, ...] = option(
-    positional=True, help="a COCO JSON, a YOLO folder, or a folder of pictures with --annotations"
+    positional=True, help="a COCO JSON, a YOLO or DOTA folder, or a folder of pictures with --annotations"
   )
   name: str = option(help="of the data set; evaluate's --truth takes it")
   output: Path = option(aliases=("--out",), help="the label store")
-  source: str = option("", help="coco, yolo or class_maps, where it is not recognized")
+  source: str = option("", help="coco, yolo, dota or class_maps, where it is not recognized")
   images: Path | None = option(None, help="the pictures' folder, where annotations lie elsewhere")
   annotations: Path | None = option(None, help="the class maps' folder")
   classes: str = option("", help="names of the class maps' ids 0, 1, ..., comma-separated; 'unknown' is ignored")
@@ -43,6 +43,7 @@ class Options:
   license: str = option("", aliases=("--licence",), help="of the data, where the data does not name it")
   input: str = option("rgb", choices=KINDS, help="as students see the pictures; model_frame: as those of a road camera")
   size: str = option(SIZE, metavar="WxH", help="of an rgb input")
+  oriented: bool = option(False, help="oriented boxes: of polygons and masks the rectangles of least area")
   batch_size: int = option(8, aliases=("--batch",), help="pictures in a batch")
 
 
@@ -113,9 +114,14 @@ def main() -> None:
       )
     if part.license == "unstated":
       raise UserError(f"{part.segment.dir} does not say under which license it is; say it with --license")
+  pictures = [p for p in parts if isinstance(p, Pictures)]
+  if args.oriented:
+    from openpilot.tools.fair.images.oriented import orient
+
+    pictures = orient(pictures)
   store = LabelStore(args.output, create=True)
   with store.writing():
-    groups = import_parts(store, [p for p in parts if isinstance(p, Pictures)], name, spec, args.batch_size)
+    groups = import_parts(store, pictures, name, spec, args.batch_size)
   for frames, said in groups:
     print(f"{args.output}: {describe(frames, said)}")
 

@@ -9,7 +9,7 @@ import numpy as np
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.evaluate import check_tasks
-from openpilot.tools.fair.evaluation.groups import GROUPS
+from openpilot.tools.fair.evaluation.groups import GROUPS, Card
 from openpilot.tools.fair.evaluation.metrics import lower_is_better, paired_bootstrap
 from openpilot.tools.fair.evaluation.run import Evaluation, values_of
 from openpilot.tools.fair.evaluation.scenes import Segment
@@ -18,6 +18,7 @@ from openpilot.tools.lib.errors import UserError
 
 FLOAT = "float"  # the column that all are compared with
 LEAST = 0.05  # a metric under it is hardly one: its losses are parts of this
+Cards = dict[tuple[str, str], dict[str, Card]]  # (reference, column) -> segment -> what was counted
 RECALL = 0.5  # of --max-loss, in points: half a point where others may lose one percent
 
 
@@ -84,17 +85,23 @@ def judge(
   compared: Compared,
   max_loss: float,
   intervals: bool = True,
+  known: Cards | None = None,
 ) -> dict[str, list[Row]]:
-  """bundles: by column, FLOAT among them. -> of each other column its metrics. Raises UserError where the labels say
+  """bundles: by column, FLOAT among them. known: of columns that were run on these segments before, and need not be
+  again; those that are run now are added. -> of each other column its metrics. Raises UserError where the labels say
   nothing of what the bundle puts out."""
+  known = {} if known is None else known
   students = []
   for name, bundle in bundles.items():
-    students.append(Student(bundle, compared))
-    students[-1].name = name
+    if not any(column == name for _, column in known):
+      students.append(Student(bundle, compared))
+      students[-1].name = name
   check_tasks(students, segments, [truth], compared, segments[0].frames.path.parent)
   nobody: Any = NoRival()
   run = Evaluation(students, segments, truth, [], {truth: nobody}, compared)
   run.run()
+  known |= run.cards
+  run.cards = dict(known)
   out: dict[str, list[Row]] = {name: [] for name in bundles if name != FLOAT}
   names = sorted({c for s in segments for c in s.conditions})
   for reference in dict.fromkeys(r for r, _ in run.cards):

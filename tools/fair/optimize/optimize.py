@@ -17,12 +17,13 @@ from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.fair.evaluation.compared import Compared, classes_said, input_of, set_of
 from openpilot.tools.fair.evaluation.groups import load_groups
 from openpilot.tools.fair.evaluation.scenes import Segment, check_label, open_segments
-from openpilot.tools.fair.optimize import report
+from openpilot.tools.fair.optimize import formats, report
 from openpilot.tools.fair.optimize.calibration import Parts, blocks, check_apart, record, split
 from openpilot.tools.fair.optimize.judge import FLOAT, Row, judge, worst
 from openpilot.tools.fair.optimize.measure import footprint, milliseconds, sizes
 from openpilot.tools.fair.optimize.quantize import PERCENTILE, TARGETS
-from openpilot.tools.fair.optimize.search import Graphs, Rung, search
+from openpilot.tools.fair.optimize.search import Graphs, Rung, search, variances
+from openpilot.tools.fair.optimize.sensitivity import Layer
 from openpilot.tools.fair.optimize.variants import Variant, by_itself, write
 from openpilot.tools.lib.errors import UserError, above_zero, cli
 from openpilot.tools.lib.files import atomic_path, write_json
@@ -38,9 +39,14 @@ class Options:
   bundle: Path = option(
     positional=True, path=True, help="a folder with a manifest.json, or a name in models/; or a finished run of distill"
   )
-  data: Path = option(help="a label store of routes that the student was not trained on; or a COCO JSON, a YOLO folder")
+  data: Path = option(
+    help="a label store of routes that the student was not trained on; or a COCO JSON, a YOLO or DOTA folder"
+  )
   output: Path = option(aliases=("--out",), help="folder of the page, its JSON, and the bundle with its variants")
   int8: bool = option(False, help="8 bits, for what --target says")
+  format: tuple[str, ...] = option(
+    ("onnx",), nargs="+", metavar=",".join(formats.FORMATS), help="what is made; tflite in an environment of its own"
+  )
   target: tuple[str, ...] = option((), choices=tuple(TARGETS), help="may be repeated; default: this processor")
   max_loss: float = option(
     0.01, parse=above_zero, help="what each metric may lose, in parts of it; recalls half of it, in points"
@@ -60,6 +66,12 @@ class Options:
   rounds: int = option(100, help="in which variants are timed, in turns")
   comma_four: bool = option(False, help="compile for a comma four, too: kernels and bytes; minutes")
   apply: bool = option(False, help="put the recommended variants into the bundle itself")
+  accept_license: tuple[str, ...] = option(
+    (),
+    aliases=("--accept-licence",),
+    metavar="LICENSE",
+    help="of a run: of teachers whose license restricts what learns from them",
+  )
 
 
 @dataclass
@@ -76,22 +88,25 @@ def open_bundle(args: Options) -> Bundle:
     from openpilot.tools.fair.bundle import export
 
     out = args.output / (args.bundle.resolve().name.lower() or "run")
-    export.run(export.Options(run=args.bundle, output=out, tinygrad=False))
+    export.run(export.Options(run=args.bundle, output=out, tinygrad=False, accept_license=args.accept_license))
     return load_bundle(out)
   return load_bundle(args.bundle if args.bundle.exists() else MODELS_DIR / args.bundle)
 
 
-def store_of(args: Options, compared: Compared) -> Path:
-  """The label store; of labeled pictures one is made. Raises UserError."""
+def store_of(args: Options, compared: Compared, oriented: bool) -> Path:
+  """The label store; of labeled pictures one is made, of oriented boxes where the bundle says those. Raises
+  UserError."""
   if (args.data / "store.json").is_file():
     return args.data
   if not args.data.exists():
     raise UserError(f"--data {args.data}: there is no such file or folder; give a label store, or a COCO JSON")
+  from openpilot.tools.fair.images.oriented import orient
   from openpilot.tools.fair.images.store import named, open_labeled
   from openpilot.tools.fair.labels.import_labels import import_parts
   from openpilot.tools.fair.labels.store import LabelStore
 
   parts = open_labeled(args.data, args.images, "")
+  parts = orient(parts) if oriented else parts
   store = LabelStore(args.output / "labels", create=True)
   with store.writing():
     import_parts(store, named(parts, PICTURES), PICTURES, compared.input)
@@ -102,7 +117,8 @@ def open_data(args: Options, bundle: Bundle) -> Data:
   """Raises UserError where the data is of another picture or of other classes, or cannot be parted."""
   classes = set_of([bundle]) if args.classes is None else classes_said(args.classes)
   compared = Compared(classes, input_of([bundle]), args.ignore_classes)
-  root = store_of(args, compared)
+  heads = {out.get("head") for g in bundle.graphs for out in g["outputs"]}
+  root = store_of(args, compared, "oriented" in heads)
 
   def opened(store: Path) -> tuple[list[Segment], str]:
     wanted = {args.truth or "simulator", PICTURES}
@@ -162,6 +178,23 @@ def told(variant: Variant, graphs: Graphs, rows: list[Row]) -> dict[str, Any]:
   }
 
 
+def layers_told(graphs: Graphs, target: str, rows: list[Row]) -> list[dict[str, Any]]:
+  """Of each layer what it does alone, those first that cost most for what they save; and its part of what each metric
+  lost where all were in 8 bits: the part that it has in the variance of the outputs that the metric is of."""
+  layers = graphs.sensitivity(TARGETS[target])
+  whole = variances(layers)
+
+  def part(layer: Layer, outputs: set[str]) -> float:
+    parts = [layer.errors[o] ** 2 / whole[o] for o in outputs if o in layer.errors and whole[o]]
+    return sum(parts) / max(1, len(parts))
+
+  out = []
+  for graph, x in sorted(layers, key=lambda x: -part(x[1], set(whole)) / x[1].saves):
+    costs = {f"{r.task} {r.metric}": max(0.0, r.loss) * part(x, graphs.outputs_of(r.task)) for r in rows if r.limit}
+    out.append({"graph": graph, **asdict(x), "output": x.output, "costs": costs})
+  return out
+
+
 def tried(rungs: list[Rung]) -> list[dict[str, Any]]:
   out = []
   for r in rungs:
@@ -170,16 +203,33 @@ def tried(rungs: list[Rung]) -> list[dict[str, Any]]:
   return out
 
 
-def check(args: Options) -> tuple[str, ...]:
-  """-> the targets. Raises UserError."""
-  if not args.int8:
-    raise UserError("nothing to do; say --int8")
+@dataclass
+class Wanted:
+  """targets: in 8 bits, of ONNX. half: TensorRT's graph in float16, since 8 bits are not asked for."""
+
+  targets: tuple[str, ...]
+  half: bool
+  tflite: bool
+  engines: bool
+
+
+def check(args: Options) -> Wanted:
+  """Raises UserError."""
+  said = formats.formats_said(args.format)
+  half = not args.int8 and "tensorrt" in (*said, *args.target)
+  if not (args.int8 or half or "tflite" in said):
+    raise UserError("nothing to do; say --int8, or --format tflite or tensorrt")
   if min(args.frames, args.rounds, 1 if args.limit is None else args.limit) < 1:
     raise UserError("--frames, --rounds and --limit are at least 1")
-  wanted = tuple(dict.fromkeys(args.target or targets()[:1]))
-  if not wanted:
-    raise UserError(f"this processor ({platform.machine()}) has no 8-bit form of its own; name one with --target")
-  return wanted
+  formats.check(said)
+  made: tuple[str, ...] = ()
+  if args.int8 and "onnx" in said:
+    made = args.target or targets()[:1]
+    if not made:
+      raise UserError(f"this processor ({platform.machine()}) has no 8-bit form of its own; name one with --target")
+  if args.int8 and "tensorrt" in said:
+    made = (*made, "tensorrt")
+  return Wanted(tuple(dict.fromkeys(made)), half, "tflite" in said, "tensorrt" in said)
 
 
 def run(args: Options) -> dict[str, Any]:
@@ -191,15 +241,20 @@ def run(args: Options) -> dict[str, Any]:
     floats = by_itself(base, {g["name"]: base.onnx(g) for g in base.graphs}, Path(tmp) / "float")
     data = open_data(args, floats)
     inputs = record(floats, data.parts.calibration, data.compared, args.frames)
-    graphs = Graphs(floats, inputs)
-    variants: list[Variant] = []
+    calibration = calibration_of(data, inputs)
+    made = None
+    if wanted.tflite:
+      judging = record(floats, data.parts.judged, data.compared, formats.JUDGED)
+      made = formats.to_tflite(base, inputs, judging, calibration if args.int8 else None)
+    variants: list[Variant] = [formats.to_half(base)] if wanted.half else []
     rungs: dict[str, list[Rung]] = {}
-    bundles = {FLOAT: floats}
-    for t in wanted:
+    bundles = {FLOAT: floats} | {v.label: by_itself(floats, v.files, Path(tmp) / v.target) for v in variants}
+    graphs = Graphs(floats, inputs)
+    for t in wanted.targets:
       found, rungs[t] = search(graphs, floats, t, data.parts.calibration, data.truth, data.compared, args.max_loss)
       bundles[found.label] = by_itself(floats, found.files, Path(tmp) / t)
       variants.append(found)
-    rows = judge(bundles, data.parts.judged, data.truth, data.compared, args.max_loss)
+    rows = judge(bundles, data.parts.judged, data.truth, data.compared, args.max_loss) if variants else {}
     some = {name: x[:8] for name, x in inputs.items()}
     ms = {n: milliseconds(bundles, some, args.rounds, n, FLOAT) for n in (1, 2)}
     best, why = recommend(variants, rows, ms[1])
@@ -214,16 +269,25 @@ def run(args: Options) -> dict[str, Any]:
       "judged": described(data.parts.judged),
       "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, ONNX Runtime {ort.__version__}",
       "targets_here": list(targets()),
-      "layers": {t: [{"graph": g, **asdict(x)} for g, x in graphs.rank(TARGETS[t])] for t in wanted},
+      "layers": {t: layers_told(graphs, t, rungs[t][0].rows) for t in wanted.targets},
       "search": {t: tried(r) for t, r in rungs.items()},
       "variants": [
         {**column(FLOAT, ms, floats), **whole, "precision": "float32", "target": "", "here": True},
         *({**whole, **column(v.label, ms, bundles[v.label]), **told(v, graphs, rows[v.label])} for v in variants),
       ],
       "recommendation": {"variant": best, "why": why},
+      **({"formats": made.told} if made is not None else {}),
       **({"comma_four": static_cost(floats)} if args.comma_four else {}),
     }
-    results["applied"] = keep(args, base, [v for v in variants if within(rows[v.label])], results, data.public)
+    places = dict.fromkeys([args.output / base.name, *([base.path] if args.apply else [])])
+    fit = [v for v in variants if within(rows[v.label])]
+    results["applied"] = keep(args, base, fit, results, data.public, calibration, list(places))
+    if made is not None:
+      for place in places:
+        formats.put(load_bundle(place) if any(v.run for v in fit) else base, made, place, args.data)
+      print("\n".join(formats.lines(made)))
+    if wanted.engines and any(v.target == "tensorrt" for v in fit):
+      print("wrote       ", *formats.engines(load_bundle(args.output / base.name), args.output))
   write_json(args.output / "optimize.json", results)
   with atomic_path(args.output / "optimize.html") as path:
     path.write_text(report.page({**results, "data": data.public}))
@@ -236,7 +300,22 @@ def run(args: Options) -> dict[str, Any]:
   return results
 
 
-def keep(args: Options, base: Bundle, fit: list[Variant], results: dict[str, Any], public: str) -> list[str]:
+def calibration_of(data: Data, inputs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+  """For the manifest."""
+  segments, frames = data.parts.calibration, len(next(iter(inputs.values())))
+  method = f"percentile {PERCENTILE}, of each channel, biases shifted"
+  return {"data": data.public, "frames": frames, "segments": len(segments), "method": method}
+
+
+def keep(
+  args: Options,
+  base: Bundle,
+  fit: list[Variant],
+  results: dict[str, Any],
+  public: str,
+  calibration: dict[str, Any],
+  places: list[Path],
+) -> list[str]:
   """Writes those that lose little: into a copy of the bundle, with --apply into itself; those of other programs as
   files. -> what was applied."""
   args.output.mkdir(parents=True, exist_ok=True)
@@ -247,12 +326,8 @@ def keep(args: Options, base: Bundle, fit: list[Variant], results: dict[str, Any
   kept = [v for v in fit if v.run]
   if not kept:
     return []
-  c = results["calibration"]
-  method = f"percentile {PERCENTILE}, of each channel"
-  calibration = {"data": public, "frames": c["taken"], "segments": c["segments"], "method": method}
   names = [v.label for v in kept]
   said = report.card([v for v in results["variants"] if v["label"] in names], results, public)
-  places = dict.fromkeys([args.output / base.name, *([base.path] if args.apply else [])])
   for place in places:
     write(base, kept, calibration, said, place, args.data)
     print(f"wrote        {place}: {', '.join(names)}")

@@ -7,13 +7,14 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 import openpilot.selfdrive.modeld.fair.ort  # noqa: F401  (before ONNX Runtime's quantizer: its telemetry is off)
 from openpilot.tools.fair.students.onnx_export import store_half
@@ -38,6 +39,7 @@ BETWEEN = (
   "Resize",
   "Sigmoid",
 )
+ACTIVATIONS = ("Clip", "Relu")  # that a layer's kernel computes, too
 NEVER = ("MatMul", "Gemm")  # products of attention and of coordinates: 8 bits move boxes and points
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger", "QLinearMatMul")
 
@@ -86,13 +88,58 @@ def prepare(blob: bytes) -> onnx.ModelProto:
     if not node.name or node.name in taken:
       node.name = f"{node.op_type}_{n}"
     taken.add(node.name)
+  fold_pads(model)
   return model
 
 
+def fold_pads(model: onnx.ModelProto) -> None:
+  """Zeros that a Pad puts around a picture become the padding of the convolutions behind it: the same numbers. ONNX
+  Runtime has no Pad of 8 bits between Q and DQ: it would go to float and back."""
+  constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+  for node in model.graph.node:
+    if node.op_type == "Constant" and node.attribute[0].name == "value":
+      constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+  outputs = {o.name for o in model.graph.output}
+  outputs |= {i for n in model.graph.node for a in n.attribute for m in a.g.node for i in m.input}  # of branches
+  for pad in [n for n in model.graph.node if n.op_type == "Pad"]:
+    mode = next((a.s for a in pad.attribute if a.name == "mode"), b"constant")
+    known = len(pad.input) in (2, 3) and all(i in constants for i in pad.input[1:] if i)
+    users = [n for n in model.graph.node if pad.output[0] in n.input]
+    if mode != b"constant" or not known or pad.output[0] in outputs or any(n.op_type != "Conv" for n in users):
+      continue
+    around = constants[pad.input[1]].reshape(2, -1)
+    zero = len(pad.input) < 3 or not pad.input[2] or not np.any(constants[pad.input[2]])
+    plain_users = all(
+      n.input[0] == pad.output[0] and not any(a.name == "auto_pad" and a.s != b"NOTSET" for a in n.attribute)
+      for n in users
+    )
+    if not zero or not plain_users or np.any(around < 0) or np.any(around[:, :2]):
+      continue
+    for conv in users:
+      had = next((a.ints for a in conv.attribute if a.name == "pads"), [0] * (around.shape[1] - 2) * 2)
+      attributes = [a for a in conv.attribute if a.name != "pads"]
+      sums = [int(a + b) for a, b in zip(had, around[:, 2:].reshape(-1), strict=True)]
+      del conv.attribute[:]
+      conv.attribute.extend([*attributes, onnx.helper.make_attribute("pads", sums)])
+      conv.input[0] = pad.input[0]
+    model.graph.node.remove(pad)
+  drop_unused(model)
+
+
+def drop_unused(model: onnx.ModelProto) -> None:
+  """Takes out constants that no node takes; of a graph with others inside, whose nodes may take them, none."""
+  if any(a.HasField("g") for n in model.graph.node for a in n.attribute):
+    return
+  used = {i for n in model.graph.node for i in n.input} | {o.name for o in model.graph.output}
+  kept = [i for i in model.graph.initializer if i.name in used]
+  del model.graph.initializer[:]
+  model.graph.initializer.extend(kept)
+
+
 def trunk(model: onnx.ModelProto, leave: Iterable[str] = ()) -> list[str]:
-  """Nodes that are quantized: LAYERS but those that are left float, and what lies BETWEEN them. What takes a value of
-  anything else, or leads to no such layer, computes with coordinates, scores or attention, and stays float; so does
-  what lies between layers that stay float."""
+  """Nodes that are quantized: LAYERS but those that are left float, their activations, and what lies BETWEEN them. What
+  takes a value of anything else, or leads to no such layer, computes with coordinates, scores or attention, and stays
+  float; so does what lies between layers that stay float."""
   left = set(leave)
   constants = {i.name for i in model.graph.initializer}
   constants |= {o for n in model.graph.node if n.op_type == "Constant" for o in n.output}
@@ -108,8 +155,10 @@ def trunk(model: onnx.ModelProto, leave: Iterable[str] = ()) -> list[str]:
       nodes.append(node)
   wanted: set[str] = set()  # tensors that lead to a layer
   kept = []
+  layers = {n.output[0] for n in nodes if n.op_type in LAYERS}
   for node in reversed(nodes):
-    if node.op_type in LAYERS or wanted & set(node.output):
+    activation = node.op_type in ACTIVATIONS and node.input[0] in layers  # computed with it, and half of its range
+    if node.op_type in LAYERS or activation or wanted & set(node.output):
       wanted |= set(node.input)
       kept.append(node.name)
   return kept[::-1]
@@ -178,9 +227,23 @@ def calibrate(model: onnx.ModelProto, inputs: Sequence[dict[str, np.ndarray]], s
   return Calibrated(model, ranges, symmetric)
 
 
-def quantize(calibrated: Calibrated, target: Target, leave: Iterable[str] = ()) -> bytes:
+def shift_biases(model: onnx.ModelProto, shifts: Mapping[str, np.ndarray]) -> None:
+  """Adds to the biases of nodes, by name (channels,)."""
+  weights = {i.name: i for i in model.graph.initializer}
+  for node in model.graph.node:
+    if node.name in shifts:
+      own = f"{node.name}.bias"
+      bias = numpy_helper.to_array(weights[node.input[2]]) if len(node.input) > 2 else np.zeros((), np.float32)
+      model.graph.initializer.append(numpy_helper.from_array((bias + shifts[node.name]).astype(np.float32), own))
+      del node.input[2:]
+      node.input.append(own)
+
+
+def quantize(
+  calibrated: Calibrated, target: Target, leave: Iterable[str] = (), shifts: Mapping[str, np.ndarray] | None = None
+) -> bytes:
   """-> the file of the graph with its trunk() in 8 bits. leave: nodes of it that stay float. Weights are of each
-  channel, symmetric, int8."""
+  channel, symmetric, int8. shifts: what is added to the biases of layers of 8 bits, see bias.py."""
   from onnxruntime.quantization import QuantType
   from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
@@ -188,6 +251,8 @@ def quantize(calibrated: Calibrated, target: Target, leave: Iterable[str] = ()) 
   model.CopyFrom(calibrated.model)
   if not nodes:  # to the quantizer no name at all means every node
     return plain(model)
+  shift_biases(model, {k: v for k, v in (shifts or {}).items() if k in nodes})
+  drop_unused(model)
   kind = QuantType.QUInt8 if target.activations == "uint8" else QuantType.QInt8
   quiet = logging.getLogger().level
   logging.getLogger().setLevel(logging.ERROR)  # it speaks to the root logger of what it leaves

@@ -8,6 +8,7 @@ from openpilot.tools.fair.evaluation.groups import GROUPS
 from openpilot.tools.replay.report import load_template
 
 WIDTH, HEIGHT, EDGE = 520, 260, 48  # of the plot, pixels
+LEAST_COST = 0.0002  # that is shown of a layer
 RULE = (
   "Of the variants for this processor whose metrics all stay within what they may lose, the one whose median is "
   "shortest with one thread; float where none is."
@@ -69,6 +70,14 @@ def loss_words(row: dict[str, Any]) -> str:
   return f"{row['loss']:+.2%}"
 
 
+def costs(layer: dict[str, Any]) -> str:
+  """The three metrics that it costs most."""
+  most = sorted(layer["costs"].items(), key=lambda x: -x[1])[:3]
+  return ", ".join(
+    f"{name} {100 * c:.2f}{' points' if 'recall' in name else '%'}" for name, c in most if c >= LEAST_COST
+  )
+
+
 def summary(results: dict[str, Any]) -> str:
   c, j = results["calibration"], results["judged"]
   lines = [
@@ -118,6 +127,7 @@ def page(results: dict[str, Any]) -> str:
     interval=interval,
     loss_words=loss_words,
     losses=losses,
+    costs=costs,
     title_of=lambda task: GROUPS[task].title,
     definition_of=lambda task: GROUPS[task].words,
   )

@@ -1,7 +1,7 @@
 """What each layer costs in 8 bits: it alone is quantized, by arithmetic of our own on the float graph, and the outputs
 are compared."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,27 +12,40 @@ from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.selfdrive.modeld.fair.runners.onnx import DISABLED
-from openpilot.tools.fair.optimize.quantize import LAYERS, Calibrated, Target
+from openpilot.tools.fair.optimize.quantize import ACTIVATIONS, LAYERS, Calibrated, Target, shift_biases
 
 Inputs = Sequence[dict[str, np.ndarray]]
+MOVED = 32  # multiply-adds in whose time a value goes from 8 bits to float or back: about that on x86 with AVX512
 
 
 @dataclass
 class Layer:
-  """error: what it does to the worst output, see errors(). macs: multiply-accumulates."""
+  """macs: multiply-accumulates. values: that go in and come out. errors: what it alone does to each output, see
+  errors()."""
 
   name: str
   macs: int
-  error: float
-  output: str
+  values: int
+  errors: dict[str, float]
 
   @property
-  def price(self) -> float:
-    return self.error / max(1, self.macs)
+  def saves(self) -> int:
+    """What it saves in 8 bits, in multiply-adds."""
+    return max(1, self.macs + MOVED * self.values)
+
+  @property
+  def output(self) -> str:
+    """The one that it hurts most."""
+    return max(self.errors, key=lambda o: self.errors[o])
 
 
-def macs_of(model: onnx.ModelProto) -> dict[str, int]:
-  """Multiply-accumulates of each node of LAYERS."""
+def channel_axis(node: onnx.NodeProto) -> int:
+  """Of a layer's weights, along which each has a scale of its own."""
+  return 0 if node.op_type == "Conv" else 1
+
+
+def work_of(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
+  """Of each node of LAYERS its multiply-accumulates, and how many values go in and come out."""
   shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
   for v in (*model.graph.input, *model.graph.value_info, *model.graph.output):
     shapes[v.name] = tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
@@ -40,7 +53,8 @@ def macs_of(model: onnx.ModelProto) -> dict[str, int]:
   for node in model.graph.node:
     if node.op_type in LAYERS:
       x, w, y = shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]]
-      out[node.name] = int(np.prod(y) * np.prod(w[1:]) if node.op_type == "Conv" else np.prod(x) * np.prod(w[1:]))
+      macs = np.prod(y if node.op_type == "Conv" else x) * np.prod(w[1:])
+      out[node.name] = int(macs), int(np.prod(x) + np.prod(y))
   return out
 
 
@@ -68,8 +82,8 @@ def errors(got: Inputs, want: Inputs) -> dict[str, float]:
 
 
 def rounded(w: np.ndarray, axis: int, target: Target) -> np.ndarray:
-  """Weights of each channel as 8 bits hold them, 7 of a narrow target."""
-  limit = 63 if target.narrow else 127
+  """Weights of each channel as 8 bits hold them, 7 of a narrow target: as ONNX Runtime's quantizer rounds them."""
+  limit = 64 if target.narrow else 127
   rest = tuple(i for i in range(w.ndim) if i != axis)
   scale = np.maximum(np.abs(w).max(axis=rest, keepdims=True) / limit, 1e-12)
   return (np.clip(np.rint(w / scale), -limit, limit) * scale).astype(np.float32)
@@ -87,41 +101,73 @@ def steps(low: float, high: float, target: Target) -> tuple[np.ndarray, np.ndarr
   return np.array(scale, np.float32), np.array(zero, kind)
 
 
-def alone(calibrated: Calibrated, name: str, target: Target) -> bytes:
-  """The float graph with one layer's weights and what goes into it rounded as 8 bits would."""
+def behind(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
+  """The tensor that a layer's values are rounded in: behind the activation that is computed with it."""
+  name = node.output[0]
+  while True:
+    users = [n for n in model.graph.node if name in n.input]
+    if len(users) != 1 or users[0].op_type not in ACTIVATIONS:
+      return name
+    name = users[0].output[0]
+
+
+def alone(calibrated: Calibrated, name: str, target: Target, shift: np.ndarray | None = None) -> bytes:
+  """The float graph with one layer's weights, what goes into it and what comes out rounded as 8 bits would. shift: of
+  its bias. What is an output of the graph is not rounded."""
   model = onnx.ModelProto()
   model.CopyFrom(calibrated.model)
-  at, node = next((i, n) for i, n in enumerate(model.graph.node) if n.name == name)
+  node = next(n for n in model.graph.node if n.name == name)
   weights = next(i for i in model.graph.initializer if i.name == node.input[1])
-  axis = 0 if node.op_type == "Conv" else 1
+  out = behind(model, node)
   mine = f"{name}.rounded"
   model.graph.initializer.append(
-    numpy_helper.from_array(rounded(numpy_helper.to_array(weights), axis, target), f"{mine}.w")
+    numpy_helper.from_array(rounded(numpy_helper.to_array(weights), channel_axis(node), target), f"{mine}.w")
   )
-  low, high = (float(np.asarray(v).reshape(-1)[0]) for v in calibrated.ranges[node.input[0]].range_value)
-  scale, zero = steps(low, high, target)
-  model.graph.initializer.extend(
-    [numpy_helper.from_array(scale, f"{mine}.scale"), numpy_helper.from_array(zero, f"{mine}.zero")]
-  )
-  more = [f"{mine}.scale", f"{mine}.zero"]
-  pair = [
-    onnx.helper.make_node("QuantizeLinear", [node.input[0], *more], [f"{mine}.q"], name=f"{mine}.q"),
-    onnx.helper.make_node("DequantizeLinear", [f"{mine}.q", *more], [f"{mine}.x"], name=f"{mine}.x"),
-  ]
+  if shift is not None:
+    shift_biases(model, {name: shift})
+
+  def pair(tensor: str, tag: str) -> list[onnx.NodeProto]:
+    low, high = (float(np.asarray(v).reshape(-1)[0]) for v in calibrated.ranges[tensor].range_value)
+    more = [f"{tag}.scale", f"{tag}.zero"]
+    model.graph.initializer.extend(
+      numpy_helper.from_array(v, k) for k, v in zip(more, steps(low, high, target), strict=True)
+    )
+    return [
+      onnx.helper.make_node("QuantizeLinear", [tensor, *more], [f"{tag}.q"], name=f"{tag}.q"),
+      onnx.helper.make_node("DequantizeLinear", [f"{tag}.q", *more], [f"{tag}.x"], name=f"{tag}.x"),
+    ]
+
+  pairs = {node.input[0]: pair(node.input[0], mine)}
+  if out in calibrated.ranges and out not in {o.name for o in model.graph.output}:
+    for user in model.graph.node:
+      for k, i in enumerate(user.input):
+        if i == out:
+          user.input[k] = f"{mine}.out.x"
+    pairs[out] = pair(out, f"{mine}.out")
   node.input[0], node.input[1] = f"{mine}.x", f"{mine}.w"
-  nodes = list(model.graph.node)
+  nodes = []
+  for n in list(model.graph.node):
+    nodes.append(n)
+    for o in n.output:
+      nodes += pairs.pop(o, [])
+  nodes = [*[n for rest in pairs.values() for n in rest], *nodes]  # of what goes into the graph
   del model.graph.node[:]
-  model.graph.node.extend([*nodes[:at], *pair, *nodes[at:]])
+  model.graph.node.extend(nodes)
   return model.SerializeToString()
 
 
-def sensitivity(calibrated: Calibrated, target: Target, inputs: Inputs, names: Sequence[str]) -> list[Layer]:
-  """Each of these layers, the one that costs most for what it saves first."""
-  macs = macs_of(calibrated.model)
+def sensitivity(
+  calibrated: Calibrated,
+  target: Target,
+  inputs: Inputs,
+  names: Sequence[str],
+  shifts: Mapping[str, np.ndarray] | None = None,
+) -> list[Layer]:
+  """Of each of these layers what it alone does in 8 bits."""
+  work = work_of(calibrated.model)
   want = run_all(calibrated.model.SerializeToString(), inputs)
   found = []
   for name in tqdm(names, desc="layers", unit="layer"):
-    apart = errors(run_all(alone(calibrated, name, target), inputs), want)
-    worst = max(apart, key=lambda o: apart[o])
-    found.append(Layer(name, macs[name], apart[worst], worst))
-  return sorted(found, key=lambda x: -x.price)
+    got = run_all(alone(calibrated, name, target, (shifts or {}).get(name)), inputs)
+    found.append(Layer(name, *work[name], errors(got, want)))
+  return found

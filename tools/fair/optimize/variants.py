@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from openpilot.selfdrive.modeld.fair.bundle import MANIFEST, Bundle, load_bundle, write_manifest
-from openpilot.selfdrive.modeld.fair.cpu import targets
+from openpilot.selfdrive.modeld.fair.cpu import TARGETS as ON_CPU, targets
 from openpilot.tools.fair.bundle.replace import CARD, new_bundle
 from openpilot.tools.fair.optimize.quantize import TARGETS
 
-RUN = ("x86-vnni", "x86", "aarch64")  # targets that fairmodeld's runner takes out of a bundle
+RUN = (*ON_CPU, "tensorrt")  # targets whose variants lie in a bundle: ONNX Runtime's, and what an engine is built of
 HEADING = "\n## In 8 bits\n"
 
 
@@ -53,14 +53,15 @@ def by_itself(base: Bundle, files: dict[str, bytes], folder: Path) -> Bundle:
 def entry(variant: Variant, graph: dict[str, Any], calibration: dict[str, Any]) -> dict[str, Any]:
   """Of the manifest."""
   target = TARGETS[variant.target]
+  left = [{"why": why, "nodes": nodes} for why, nodes in variant.left[graph["name"]].items() if nodes]
+  said = {"target": variant.target, "file": variant.file(graph), "precision": variant.precision, "float": left}
+  if variant.precision != "int8":
+    return said
   return {
-    "target": variant.target,
-    "file": variant.file(graph),
-    "precision": variant.precision,
+    **said,
     "activations": target.activations,
     "weight_bits": 7 if target.narrow else 8,
     "calibration": calibration,
-    "float": [{"why": why, "nodes": nodes} for why, nodes in variant.left[graph["name"]].items()],
   }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openpilot.selfdrive.modeld.fair.bundle import load_bundle
+from openpilot.selfdrive.modeld.fair.bundle import Bundle, load_bundle
 from openpilot.tools.fair.labels.placement import place_input, rgb_of
 from openpilot.tools.fair.spec import Class, ClassSet, InputSpec, road_classes
 from openpilot.tools.fair.students.onnx_export import export_onnx
@@ -145,24 +145,16 @@ def read(x: np.ndarray, one: np.ndarray, place: np.ndarray, number: np.ndarray, 
       values[k][at[here]] = x.ravel()[here] * own(int(k)) / one.ravel()[here]
 
 
-def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
-  """A bundle's folder -> what a training run's checkpoint holds of its student: "ema" (names begin with student.),
-  "provenance" (its teachers), "step".
-
-  frames: (B, *shape of an input) uint8, such as it will be trained on: see settle_norms(); of another input than its
-  own they are placed into that. "input": its own, as InputSpec.to_dict(). "classes": names of its 'maps' and 'boxes'.
-  Raises BundleError on a damaged bundle, UserError where its graph is none of our students as they are now.
-  "per_height": its depth is in heights of the camera. "backbone": its name."""
-  bundle = load_bundle(Path(folder))
-  graph = bundle.graphs[0]
+def student_of(bundle: Bundle, graph: dict[str, Any]) -> tuple[Student, dict[str, Tensor]]:
+  """-> the student that computes what a graph of the bundle does, its norms plain, and what of its weights is the
+  graph's: heads that were not exported are not. Raises BundleError on a damaged file, UserError where the graph is none
+  of our students as they are now."""
   if graph["name"] not in student_names():
     raise UserError(
-      f"{folder}: its graph '{graph['name']}' is none of the students ({', '.join(student_names())}), and cannot be "
-      "trained on"
+      f"{bundle.path}: its graph '{graph['name']}' is none of the students ({', '.join(student_names())}), and cannot "
+      "be trained on"
     )
   picture, classes = InputSpec.from_dict(bundle.manifest.get("input")), classes_of(graph)
-  if frames.shape[1:] != picture.shape:  # the trunk and the heads see what they know, in another size or color
-    frames = torch.from_numpy(np.stack([place_input(rgb_of(f), picture) for f in frames.numpy()]))
   blob = bundle.onnx(graph)
   # a kind of classes that it does not put out: the student has it, and nobody taught it, or has none
   road = {"maps": list(road_classes().maps), "boxes": list(road_classes().boxes)}
@@ -178,6 +170,23 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
       if names == classes:
         raise
   student.load_state_dict(weights, strict=False)
+  return student, weights
+
+
+def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
+  """A bundle's folder -> what a training run's checkpoint holds of its student: "ema" (names begin with student.),
+  "provenance" (its teachers), "step".
+
+  frames: (B, *shape of an input) uint8, such as it will be trained on: see settle_norms(); of another input than its
+  own they are placed into that. "input": its own, as InputSpec.to_dict(). "classes": names of its 'maps' and 'boxes'.
+  Raises BundleError on a damaged bundle, UserError where its graph is none of our students as they are now.
+  "per_height": its depth is in heights of the camera. "backbone": its name."""
+  bundle = load_bundle(Path(folder))
+  graph = bundle.graphs[0]
+  student, weights = student_of(bundle, graph)
+  picture = student.spec.input
+  if frames.shape[1:] != picture.shape:  # the trunk and the heads see what they know, in another size or color
+    frames = torch.from_numpy(np.stack([place_input(rgb_of(f), picture) for f in frames.numpy()]))
   settle_norms(student, frames)
   mine = student.state_dict()
   return {
@@ -186,7 +195,7 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
     "provenance": [
       {("licence" if k == "license" else k): v for k, v in t.items()} for t in bundle.manifest["provenance"]["teachers"]
     ],
-    "classes": classes,
+    "classes": classes_of(graph),
     "input": picture.to_dict(),
     "backbone": student.backbone.name,
     "per_height": any(o.get("parameters", {}).get("per_height", False) for o in graph["outputs"]),

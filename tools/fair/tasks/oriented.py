@@ -114,5 +114,6 @@ TASK = Task(
     "oriented_heat": {"head": "oriented", "parameters": {"part": "heat"}, "classes": "boxes"},
     "oriented_box": {"head": "oriented", "parameters": {"part": "box"}},
   },
+  metric="openpilot.tools.fair.evaluation.groups:oriented",
   sketch=sketch,
 )

@@ -10,6 +10,7 @@ import numpy as np
 
 from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, ignored
 from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError
+from openpilot.selfdrive.modeld.fair.cpu import variant_of
 
 QCOM_GPU = Path("/dev/kgsl-3d0")
 NVIDIA_GPU = Path("/dev/nvidiactl")
@@ -56,12 +57,29 @@ def tinygrad_maker(target: str) -> Maker:
   return make
 
 
+def tflite_maker(target: str) -> Maker:
+  def make(bundle: Bundle, graph: dict[str, Any], threads: int, folder: Path | None) -> Runner:
+    from openpilot.selfdrive.modeld.fair.runners.tflite import TfliteRunner
+
+    return TfliteRunner(bundle, graph, target, threads)
+
+  return make
+
+
 # name -> maker of (bundle, graph, threads, folder of artifacts or None); other packages may add to it
 RUNNERS: dict[str, Maker] = {
   **{target: tinygrad_maker(target) for target in ("tinygrad-qcom", "tinygrad-cuda", "tinygrad-cpu")},
   "tensorrt": make_tensorrt,
+  **{target: tflite_maker(target) for target in ("tflite", "tflite-int8")},
   "onnx": make_onnx,
 }
+
+
+def file_of(graph: dict[str, Any], runner: str) -> str:
+  """Which file of the bundle this runner runs here, or is compiled of."""
+  if runner == "onnx":
+    return (variant_of(graph) or graph)["file"]
+  return next((v["file"] for v in graph.get("variants", []) if v["target"] == runner), graph["file"])
 
 
 def make_runner(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError
-from openpilot.selfdrive.modeld.fair.cpu import targets, variant_of
+from openpilot.selfdrive.modeld.fair.cpu import TARGETS, targets, variant_of
 from openpilot.selfdrive.modeld.fair.ort import ort
 
 ORT_TYPES = {
@@ -33,17 +33,24 @@ class OnnxRunner:
   where the graph cannot be loaded or disagrees with the manifest. It runs from memory, from the bytes that were hashed.
 
   Of a graph with variants in 8 bits it takes the one for this processor; where none is, the graph in float, and says
-  so. variants: whether it may."""
+  so. variants: whether it may. variant: this one, of another runner, to compare with."""
 
   what = "ONNX Runtime"
 
-  def __init__(self, bundle: Bundle, graph: dict[str, Any], threads: int = 1, variants: bool = True):
-    variant = variant_of(graph) if variants else None
+  def __init__(
+    self,
+    bundle: Bundle,
+    graph: dict[str, Any],
+    threads: int = 1,
+    variants: bool = True,
+    variant: dict[str, Any] | None = None,
+  ):
+    variant = variant_of(graph) if variants else variant
     path, model = bundle.path / (variant or graph)["file"], bundle.onnx(graph, variant)
     if variant is not None:
       self.what = f"ONNX Runtime, {variant['precision']} for {variant['target']}"
-    elif variants and graph.get("variants"):
-      self._tell(path, graph)
+    elif variants and (made := [v["target"] for v in graph.get("variants", []) if v["target"] in TARGETS]):
+      self._tell(path, made)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry(
@@ -75,9 +82,11 @@ class OnnxRunner:
         bind(name, value)
 
   @staticmethod
-  def _tell(path: Path, graph: dict[str, Any]) -> None:
-    made, here = ", ".join(v["target"] for v in graph["variants"]), " or ".join(targets())
-    said = f"{path} runs in float: its variants in 8 bits are for {made}, this processor is {here or 'another'}"
+  def _tell(path: Path, made: list[str]) -> None:
+    here = " or ".join(targets())
+    said = (
+      f"{path} runs in float: its variants in 8 bits are for {', '.join(made)}, this processor is {here or 'another'}"
+    )
     if said not in TOLD:
       TOLD.add(said)
       print(f"fairmodeld: {said}", file=sys.stderr, flush=True)

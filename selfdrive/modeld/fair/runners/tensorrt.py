@@ -1,5 +1,9 @@
-"""Builds and runs one graph of a bundle as a TensorRT 10 engine. Memory and stream come from the CUDA driver itself:
-only the package `tensorrt` is wanted.
+"""Builds and runs one graph of a bundle as an engine of TensorRT 10 or 11. Memory and stream come from the CUDA driver
+itself: only the package `tensorrt` is wanted.
+
+A network has the types of its graph, as all have from TensorRT 11 on: `op optimize` makes a variant of the graph in
+float16, or in 8 bits by QuantizeLinear and DequantizeLinear. Of a graph without one TensorRT 10 still makes float16 by
+a builder's flag.
 
 An engine is of one GPU, precision, TensorRT and manifest; it lies with the other artifacts and is opened only where its
 sidecar's hashes agree, as pickles are."""
@@ -24,7 +28,8 @@ from openpilot.selfdrive.modeld.fair.bundle import Bundle
 from openpilot.selfdrive.modeld.fair.parity import TOLERANCE, differences, sample_inputs, worst
 
 TARGET = "tensorrt"
-PRECISIONS = ("float16", "float32")
+PRECISIONS = ("float16", "float32")  # of a graph without a variant for TensorRT
+OFF = {"int8": 0.1}  # from ONNX Runtime, of a variant: a step of rounding here or there
 WORKSPACE = 1 << 30  # bytes that the builder may try tactics with
 
 
@@ -94,8 +99,22 @@ def missing() -> str | None:
   return None
 
 
-def usual_precision() -> str:
-  """float16 where the builder turns a graph of floats into it; from TensorRT 11 on a network keeps its own types."""
+def flags_of(trt: Any, typed: bool) -> int:
+  """For create_network(). Batches are explicit by themselves; typed: as the graph says, which a flag asks for in 10,
+  and which is all there is in 11."""
+  flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+  return 1 << int(flag) if typed and flag is not None else 0
+
+
+def variant_of(graph: dict[str, Any]) -> dict[str, Any] | None:
+  return next((v for v in graph.get("variants", []) if v["target"] == TARGET), None)
+
+
+def usual_precision(graph: dict[str, Any]) -> str:
+  """Of a graph's variant its own; else float16 where the builder turns a graph of floats into it, which from TensorRT
+  11 on it does not."""
+  if (variant := variant_of(graph)) is not None:
+    return variant["precision"]
   import tensorrt as trt
 
   return "float16" if hasattr(trt.BuilderFlag, "FP16") else "float32"
@@ -108,32 +127,34 @@ def requirements(gpu: str, precision: str) -> dict[str, Any]:
 def build_engine(
   bundle: Bundle, graph: dict[str, Any], folder: Path | None = None, precision: str | None = None
 ) -> None:
-  """Builds, compares with ONNX Runtime and writes the engine of one graph; minutes. precision: one of PRECISIONS or the
-  usual. Raises ArtifactError."""
+  """Builds, compares with ONNX Runtime and writes the engine of one graph; minutes. precision: one of PRECISIONS of the
+  graph itself, or the usual. Raises ArtifactError."""
   if precision not in (None, *PRECISIONS):
     raise ArtifactError(f"precision '{precision}' is not known; one of {', '.join(PRECISIONS)}")
+  variant = variant_of(graph) if precision is None else None
   if (why := missing()) is not None:
     raise ArtifactError(why)
   import tensorrt as trt
 
   t0 = time.perf_counter()
-  precision = precision or usual_precision()
-  cuda, path = Cuda(), bundle.path / graph["file"]
+  precision = precision or usual_precision(graph)
+  cuda, path = Cuda(), bundle.path / (variant or graph)["file"]
   logger = trt.Logger(trt.Logger.ERROR)
   builder = trt.Builder(logger)
-  network = builder.create_network(0)  # 10: batches are explicit by themselves
+  by_flag = variant is None and precision == "float16"
+  network = builder.create_network(flags_of(trt, not by_flag))
   parser = trt.OnnxParser(network, logger)
-  if not parser.parse(bundle.onnx(graph)):
+  if not parser.parse(bundle.onnx(graph, variant)):
     raise ArtifactError(
       f"TensorRT does not read {path}: {parser.get_error(0).desc() if parser.num_errors else 'it does not say why'}"
     )
   config = builder.create_builder_config()
   config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
-  if precision == "float16":
+  if by_flag:
     if not hasattr(trt.BuilderFlag, "FP16"):
       raise ArtifactError(
-        f"TensorRT {trt.__version__} keeps a graph's own types; build it in float32, or export the graph in half "
-        "precision"
+        f"TensorRT {trt.__version__} keeps a graph's own types; build it in float32, or make its variant in float16: "
+        "`op optimize --target tensorrt`"
       )
     config.set_flag(trt.BuilderFlag.FP16)
   plan = builder.build_serialized_network(network, config)
@@ -144,8 +165,9 @@ def build_engine(
   if importlib.util.find_spec("onnxruntime") is not None:
     from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 
-    apart = worst(differences(got, OnnxRunner(bundle, graph, variants=False).run(inputs)).values())
-    if not apart <= TOLERANCE[TARGET]:
+    runner = OnnxRunner(bundle, graph, variants=False, variant=variant)
+    apart = worst(differences(got, runner.run(inputs)).values())
+    if not apart <= OFF.get(precision, TOLERANCE[TARGET]):
       raise ArtifactError(
         f"{path} in TensorRT, {precision}, is off from ONNX Runtime by {apart:.2g} of the largest value"
       )
@@ -220,7 +242,7 @@ class TensorRTRunner:
   def __init__(self, bundle: Bundle, graph: dict[str, Any], folder: Path | None = None, precision: str | None = None):
     if (why := missing()) is not None:
       raise ArtifactError(why)
-    cuda, precision = Cuda(), precision or usual_precision()
+    cuda, precision = Cuda(), precision or usual_precision(graph)
     gpu = cuda.name()
     blob, _ = read_artifact(bundle, graph["name"], TARGET, requirements(gpu, precision), folder)
     self.engine = Engine(blob, graph, cuda)

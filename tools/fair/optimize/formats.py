@@ -1,0 +1,155 @@
+"""A bundle's graphs as TFLite files and TensorRT engines: what `op optimize --format` makes beside the ONNX files."""
+
+import copy
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, folder_of, read_sidecar, stem
+from openpilot.selfdrive.modeld.fair.bundle import MANIFEST, Bundle, load_bundle, write_manifest
+from openpilot.selfdrive.modeld.fair.runners import tensorrt
+from openpilot.tools.fair.bundle.replace import CARD, new_bundle
+from openpilot.tools.fair.optimize.half import half, outside
+from openpilot.tools.fair.optimize.quantize import last_layers, prepare
+from openpilot.tools.fair.optimize.variants import Variant
+from openpilot.tools.fair.tflite import convert, environment
+from openpilot.tools.lib import python
+from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.files import read_json, write_json
+
+FORMATS = ("onnx", "tensorrt", "tflite")
+JUDGED = 16  # frames of the routes that judge, at which a TFLite file is compared with the student
+METHOD = "moving average of the least and the largest value, weights of each channel"
+HEADING = "\n## As TFLite\n"
+Inputs = dict[str, list[dict[str, Any]]]
+
+
+def formats_said(words: tuple[str, ...]) -> tuple[str, ...]:
+  """Of --format, separated by commas or not. Raises UserError."""
+  found = tuple(dict.fromkeys(w for word in words for w in word.split(",") if w))
+  if odd := [w for w in found if w not in FORMATS]:
+    raise UserError(f"--format {odd[0]}: there are {', '.join(FORMATS)}")
+  return found
+
+
+def check(formats: tuple[str, ...]) -> None:
+  """Before any work is done. Raises UserError where a format cannot be made here."""
+  if "tensorrt" in formats and (why := tensorrt.missing()) is not None:
+    raise UserError(
+      f"--format tensorrt cannot be made here: {why}; --target tensorrt writes the graph that the GPU's machine builds "
+      "by `op compile BUNDLE --target tensorrt`"
+    )
+
+
+@dataclass
+class Made:
+  """files: by name. entries: graph -> its variants in the manifest. told: what the JSON and the page say."""
+
+  files: dict[str, bytes] = field(default_factory=dict)
+  entries: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+  told: list[dict[str, Any]] = field(default_factory=list)
+
+
+def short(node: str) -> str:
+  """What TFLite's converter calls a node, without the modules that it lies in."""
+  return node.rstrip(";").rpartition("/")[2].rpartition(".")[2][:100]
+
+
+def to_tflite(bundle: Bundle, calibrating: Inputs, judging: Inputs, calibration: dict[str, Any] | None) -> Made:
+  """calibrating, judging: what goes into each graph at some frames. calibration: what the manifest says of it; None: no
+  file in 8 bits. Raises UserError where a graph is none of our students, or has an operator that TFLite lacks."""
+  made = Made()
+  targets = [convert.FLOAT] if calibration is None else [convert.FLOAT, convert.INT8]
+  for graph in bundle.graphs:
+    name = graph["name"]
+    with tempfile.TemporaryDirectory() as tmp:
+      folder = Path(tmp)
+      job = {"bundle": str(bundle.path.resolve()), "graph": name, "targets": targets}
+      write_json(folder / convert.JOB, {**job, "calibrate": len(calibrating[name])})
+      convert.write_frames(folder, [*calibrating[name], *judging[name]])
+      words = environment.command("-m", "openpilot.tools.fair.tflite.convert", folder)
+      print(f"{bundle.name}, {name}: as TFLite, some minutes", flush=True)
+      done = subprocess.run(words, env=python.environment(), stderr=subprocess.PIPE, text=True)
+      said = read_json(folder / convert.SAID) if (folder / convert.SAID).is_file() else {}
+      if done.returncode or "error" in said:
+        why = said.get("error") or (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
+        raise UserError(f"--format tflite: {why}")
+      for target in targets:
+        one = said[target]
+        made.files[one["file"]] = (folder / one["file"]).read_bytes()
+        row: dict[str, Any] = {"target": target, "file": one["file"], "precision": one["precision"]}
+        if calibration is not None and target == convert.INT8:
+          left = [{"why": why, "nodes": [short(n) for n in nodes]} for why, nodes in one["float"].items()]
+          row |= {
+            "activations": "int8",
+            "weight_bits": 8,
+            "calibration": {**calibration, "method": METHOD},
+            "float": left,
+          }
+        made.entries.setdefault(name, []).append(row)
+        made.told.append({"graph": name, "target": target, "frames": said["frames"], **one})
+  return made
+
+
+def to_half(base: Bundle) -> Variant:
+  """For TensorRT: its networks have the types of the graph."""
+  files, left = {}, {}
+  for graph in base.graphs:
+    model = prepare(base.onnx(graph))
+    left[graph["name"]] = outside(model, last_layers(model))
+    files[graph["name"]] = half(model, [n for nodes in left[graph["name"]].values() for n in nodes])
+  return Variant("float16 tensorrt", "float16", "tensorrt", files, left)
+
+
+def lines(made: Made) -> list[str]:
+  """For the terminal."""
+  out = []
+  for t in made.told:
+    worst = max(t["outputs"], key=lambda k: t["outputs"][k]["max"])
+    o = t["outputs"][worst]
+    out.append(
+      f"{t['file']:<28} {t['bytes'] / 1e6:>5.2f} MB {t['ms']:>8.1f} ms in LiteRT; off from the float student at "
+      f"{t['frames']} frames by {o['max']:.1e} at most, {o['mean']:.1e} on average, in {worst}"
+    )
+  return out
+
+
+def put(base: Bundle, made: Made, out: Path, away: Path) -> Bundle:
+  """The bundle at `out`, with these files as its variants for the same targets. away: a folder that must not be lost.
+  Raises UserError as new_bundle() does."""
+  manifest = copy.deepcopy(base.manifest)
+  targets = {e["target"] for rows in made.entries.values() for e in rows}
+  former = {v["file"] for g in manifest["graphs"] for v in g.get("variants", []) if v["target"] in targets}
+  with new_bundle(out, away) as folder:
+    for name in base.manifest["sha256"]:
+      if name not in former and name != MANIFEST:
+        shutil.copyfile(base.path / name, folder / name)
+    for name, blob in made.files.items():
+      (folder / name).write_bytes(blob)
+    for graph in manifest["graphs"]:
+      kept = [v for v in graph.get("variants", []) if v["target"] not in targets]
+      graph["variants"] = [*kept, *made.entries[graph["name"]]]
+    if (card := folder / CARD).exists():
+      text = card.read_text().partition(HEADING)[0].rstrip("\n")
+      rows = "\n".join(f"- `{t['file']}`: {t['precision']}, {t['bytes'] / 1e6:.2f} MB" for t in made.told)
+      card.write_text(f"{text}\n{HEADING}\nWhat runs them: `--runner tflite`, `--runner tflite-int8`.\n\n{rows}\n")
+    write_manifest(folder, manifest)
+  return load_bundle(out)
+
+
+def engines(bundle: Bundle, out: Path) -> list[Path]:
+  """Builds each graph's TensorRT engine where this machine keeps its own, and copies plan and sidecar, which says GPU
+  and version, to `out`. Raises UserError."""
+  written = []
+  for graph in bundle.graphs:
+    try:
+      tensorrt.build_engine(bundle, graph)
+      folder, name = folder_of(bundle), stem(graph["name"], tensorrt.TARGET)
+      files = [f"{name}.json", *read_sidecar(folder, name)["files"]]
+    except ArtifactError as e:
+      raise UserError(f"--format tensorrt: {e}") from None
+    written += [Path(shutil.copyfile(folder / f, out / f)) for f in files]
+  return written

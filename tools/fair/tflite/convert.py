@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+"""A bundle's graph as TFLite, in float and in 8 bits. Runs in an environment of its own (environment.py), which
+`op optimize --format tflite` starts: python -m openpilot.tools.fair.tflite.convert FOLDER.
+
+FOLDER has job.json, what is to be done, and frames.npz, what goes into the graph; it gets the .tflite files and
+said.json, what became of it."""
+
+import contextlib
+import re
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle
+from openpilot.selfdrive.modeld.fair.parity import worst
+from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
+from openpilot.selfdrive.modeld.fair.runners.tflite import Network
+from openpilot.tools.fair.bundle.export import apart
+from openpilot.tools.fair.optimize.quantize import LAYERS, last_layers, trunk
+from openpilot.tools.fair.students.onnx_import import student_of
+from openpilot.tools.fair.students.student import Student
+from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.files import atomic_path, read_json, write_json
+
+JOB, FRAMES, SAID = "job.json", "frames.npz", "said.json"
+FLOAT, INT8 = "tflite", "tflite-int8"  # targets of variants
+# operators by ONNX's names, of which optimize/quantize.py knows what may be 8 bits; others keep TFLite's
+ONNX = {
+  "CONV_2D": "Conv",
+  "DEPTHWISE_CONV_2D": "Conv",
+  "CONV_2D_TRANSPOSE": "ConvTranspose",
+  "ADD": "Add",
+  "MUL": "Mul",
+  "CONCATENATION": "Concat",
+  "AVERAGE_POOL_2D": "AveragePool",
+  "MAX_POOL_2D": "MaxPool",
+  "PAD": "Pad",
+  "RELU": "Relu",
+  "LOGISTIC": "Sigmoid",
+  "RESIZE_BILINEAR": "Resize",
+  "RESIZE_NEAREST_NEIGHBOR": "Resize",
+}
+ALIKE = 1e-2  # of an output's largest value: torch sums in another order
+Inputs = dict[str, np.ndarray]
+
+
+def write_frames(folder: Path, frames: list[Inputs]) -> None:
+  np.savez(folder / FRAMES, **{f"{n}:{k}": v for n, x in enumerate(frames) for k, v in x.items()})  # type: ignore[arg-type]
+
+
+def read_frames(folder: Path) -> list[Inputs]:
+  out: dict[int, Inputs] = {}
+  with np.load(folder / FRAMES, allow_pickle=False) as f:
+    for key in f.files:
+      n, _, name = key.partition(":")
+      out.setdefault(int(n), {})[name] = f[key]
+  return [out[n] for n in sorted(out)]
+
+
+class Named(nn.Module):
+  """The student with inputs by name, and these outputs: the file then has their names, too."""
+
+  def __init__(self, student: Student, outputs: list[str]):
+    super().__init__()
+    self.student, self.outputs = student, outputs
+
+  def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+    out = self.student(**inputs)
+    return {k: out[k] for k in self.outputs}
+
+
+def parts(x: Tensor, sizes: list[int], dim: int = 0) -> list[Tensor]:
+  """torch.split(): the converter fails where there is one part alone."""
+  ends = np.cumsum(sizes).tolist()
+  return [torch.ops.aten.slice(x, dim, end - n, end) for n, end in zip(sizes, ends, strict=True)]
+
+
+def to_tflite(module: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:
+  """Raises UserError with the operator that TFLite's converter lacks."""
+  import litert_torch
+  from litert_torch.fx_infra import decomp
+
+  decomp.add_pre_convert_decomp(torch.ops.aten.split_with_sizes.default, parts)
+  try:
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+      warnings.simplefilter("ignore")
+      edge = litert_torch.convert(module, sample_kwargs=inputs)
+  except Exception as e:  # torch's, MLIR's and JAX's have no common base
+    raise UserError(f"TFLite's converter does not take it: {why(str(e) or type(e).__name__)}") from None
+  with atomic_path(path) as tmp:
+    edge.export(str(tmp))
+
+
+def why(text: str) -> str:
+  """The operator at which a conversion stopped, and what was said of it, of an error that is pages long."""
+  said = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+  at = next((m[1] for line in said if (m := re.match(r"While executing .*target=([\w.:]+)", line))), None)
+  return f"{f'operator {at}: ' if at else ''}{(said or ['?'])[0][:200]}"
+
+
+def operators(blob: bytes) -> tuple[onnx.ModelProto, dict[str, str]]:
+  """A TFLite file's graph as far as it matters what is computed of what; and of each node, by its name, its operator in
+  TFLite. Names are those by which the quantizer asks."""
+  from ai_edge_quantizer.utils import tfl_flatbuffer_utils as tfl
+
+  model = tfl.read_model(blob)
+  graph, out, kinds = model.subgraphs[0], onnx.ModelProto(), {}
+  for op in graph.operators:
+    code, name = model.operatorCodes[op.opcodeIndex].builtinCode, tfl.get_op_scope(op, graph.tensors)
+    kind = tfl.TFL_OP_CODE_TO_NAME[code].value if code in tfl.TFL_OP_CODE_TO_NAME else str(code)
+    kinds[name] = kind
+    said = [str(i) for i in op.inputs if i >= 0], [str(o) for o in op.outputs]
+    out.graph.node.append(onnx.helper.make_node(ONNX.get(kind, kind), *said, name=name))
+  for i, tensor in enumerate(graph.tensors):
+    if model.buffers[tensor.buffer].data is not None:
+      out.graph.initializer.append(onnx.TensorProto(name=str(i)))
+  for i in graph.outputs:
+    out.graph.output.append(onnx.ValueInfoProto(name=str(i)))
+  return out, kinds
+
+
+def to_int8(path: Path, out: Path, frames: list[Inputs]) -> dict[str, list[str]]:
+  """path: the float file; frames: what goes into it. Convolutions and what lies between them in 8 bits, weights
+  of each channel; the last ones stay float. -> reason -> nodes that do."""
+  from ai_edge_quantizer import quantizer
+
+  blob = path.read_bytes()
+  graph, kinds = operators(blob)
+  last = last_layers(graph)
+  chosen = trunk(graph, last)
+  q = quantizer.Quantizer(blob)
+  for name in chosen:
+    q.add_static_config(f"^{re.escape(name)}$", kinds[name], 8, 8)
+  with contextlib.redirect_stdout(sys.stderr):
+    ranges = q.calibrate({"serving_default": frames}, num_threads=1)
+    done = q.quantize(ranges, enable_progress_report=False)
+  with atomic_path(out) as tmp:
+    tmp.write_bytes(bytes(done.quantized_model))
+  rest = [n.name for n in graph.graph.node if n.op_type in LAYERS and n.name not in chosen and n.name not in last]
+  return {"the last layer of an output": last, **({"the converter lacks it": rest} if rest else {})}
+
+
+def compared(net: Network, want: list[Inputs], frames: list[Inputs]) -> tuple[dict[str, dict[str, float]], float]:
+  """-> of each output its largest and its mean difference to the student's over the frames, in parts of the largest
+  value; and milliseconds of a call, the median."""
+  most: dict[str, list[float]] = {k: [] for k in want[0]}
+  mean: dict[str, list[float]] = {k: [] for k in want[0]}
+  took = []
+  for x, w in zip(frames, want, strict=True):
+    begun = time.perf_counter()
+    got = net.run(x)
+    took.append(time.perf_counter() - begun)
+    for k, v in apart(got, w).items():
+      most[k].append(v)
+      mean[k].append(float(np.abs(got[k] - w[k]).mean()) / max(1e-6, float(np.abs(w[k]).max())))
+  return {k: {"max": worst(most[k]), "mean": float(np.mean(mean[k]))} for k in most}, 1e3 * float(np.median(took))
+
+
+def tensors(x: Inputs, names: list[str]) -> dict[str, Tensor]:
+  return {k: torch.from_numpy(x[k]) for k in names}
+
+
+def run(folder: Path) -> None:
+  """Raises UserError, BundleError."""
+  job, frames = read_json(folder / JOB), read_frames(folder)
+  calibrating, judged = frames[: job["calibrate"]], frames[job["calibrate"] :]
+  bundle = load_bundle(job["bundle"])
+  graph = next(g for g in bundle.graphs if g["name"] == job["graph"])
+  names, outputs = [i["name"] for i in graph["inputs"]], [o["name"] for o in graph["outputs"]]
+  print(f"{graph['name']}: the student that its weights are of", flush=True)
+  module = Named(student_of(bundle, graph)[0], outputs).eval()
+  want = []
+  with torch.no_grad():
+    for x in judged:
+      want.append({k: v.numpy().copy() for k, v in module(**tensors(x, names)).items()})
+  runner = OnnxRunner(bundle, graph, variants=False)
+  off = worst(v for x, w in zip(judged, want, strict=True) for v in apart(runner.run(x), w).values())
+  if not off <= ALIKE:
+    raise UserError(f"{bundle.path}: the student of graph '{graph['name']}' is off from its file by {off:.2g}")
+  said_of: dict[str, Any] = {"frames": len(judged), "student": off}
+  files = {FLOAT: folder / f"{graph['name']}.tflite", INT8: folder / f"{graph['name']}-int8.tflite"}
+  for target in job["targets"]:
+    print(f"{graph['name']}: {target}", flush=True)
+    left: dict[str, list[str]] = {}
+    if target == FLOAT:
+      to_tflite(module, tensors(frames[0], names), files[FLOAT])
+    else:
+      left = to_int8(files[FLOAT], files[INT8], [{k: x[k] for k in names} for x in calibrating])
+    net = Network(files[target].read_bytes(), graph["inputs"], graph["outputs"])
+    outs, ms = compared(net, want, judged)
+    said_of[target] = {
+      "file": files[target].name,
+      "precision": "float32" if target == FLOAT else "int8",
+      "bytes": files[target].stat().st_size,
+      "outputs": outs,
+      "ms": ms,
+      "float": left,
+    }
+  write_json(folder / SAID, said_of)
+
+
+def main() -> int:
+  folder = Path(sys.argv[1])
+  try:
+    run(folder)
+  except (UserError, BundleError) as e:
+    write_json(folder / SAID, {"error": str(e)})
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  raise SystemExit(cli(main)())

@@ -14,12 +14,15 @@ from onnx import TensorProto, helper, numpy_helper
 import optimize_fixture
 import tensorrt_mock
 import tflite_mock
+from fair_bundle import write_graphs
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.tools.fair.evaluation.student import named_runner
 from openpilot.tools.fair.optimize import formats, optimize as module
 from openpilot.tools.fair.optimize.half import half, outside
 from openpilot.tools.fair.optimize.quantize import last_layers, prepare
 from openpilot.tools.fair.optimize.sensitivity import run_all
+from openpilot.tools.fair.students.onnx_export import export_onnx
+from openpilot.tools.fair.students.student import build
 from openpilot.tools.fair.tflite import convert, environment
 from openpilot.tools.lib.errors import UserError
 
@@ -149,6 +152,7 @@ def converter(monkeypatch, tmp_path, answer):
     "frames = dict(np.load(folder / 'frames.npz'))\n" + answer
   )
   monkeypatch.setattr(environment, "command", lambda *words: [sys.executable, str(script), str(words[-1])])
+  monkeypatch.setattr(formats, "student_names", lambda: ["scene"])
 
 
 GOOD = """
@@ -217,6 +221,13 @@ def test_what_tflite_lacks_is_one_line_and_nothing_is_written(tmp_path, store, q
   with pytest.raises(UserError, match=f"--format tflite: .*{match}") as e:
     module.run(options(tmp_path, bundle.path, store, "tflite"))
   assert "\n" not in str(e.value) and not (tmp_path / "out").exists()
+
+
+def test_a_network_that_is_no_student_of_ours_makes_no_environment(tmp_path, monkeypatch):
+  monkeypatch.setattr(environment, "command", lambda *words: pytest.fail("it was made"))
+  bundle = optimize_fixture.write_conv(tmp_path / "conv")
+  with pytest.raises(UserError, match=r"--format tflite: .*conv: its graph 'scene' is none of our students"):
+    formats.to_tflite(bundle, {}, {}, None)
 
 
 def test_the_operator_at_which_a_conversion_stopped():
@@ -308,3 +319,26 @@ def test_a_plan_of_another_version_is_one_line(tmp_path, monkeypatch):
   monkeypatch.setattr(formats.tensorrt, "package_version", lambda package: "11.4")
   with pytest.raises(UserError, match=r"--runner tensorrt: .* was built for tensorrt 10\.13, here it is 11\.4; build"):
     named_runner("tensorrt", bundle, graph)
+
+
+@pytest.mark.slow
+def test_the_converter_itself(tmp_path):
+  """Of a student as it is exported: float as torch computes it, 8 bits near it, and no sign of the modules' names."""
+  if not environment.ready(environment.folder()):
+    pytest.skip(f"TFLite's converter is not at {environment.folder()}; `op optimize --format tflite` makes it")
+  student = build("depth-nano")
+  (tmp_path / "b").mkdir()
+  entry = export_onnx(student, tmp_path / "b" / "depth.onnx")
+  bundle = write_graphs(tmp_path / "b", [entry])
+  r = np.random.default_rng(0)
+  (shape,) = (i["shape"] for i in entry["inputs"])
+  frames = [{"frame": r.integers(0, 256, shape, np.uint8)} for _ in range(10)]
+  calibration = {"data": "noise", "frames": 8, "segments": 1, "method": ""}
+  made = formats.to_tflite(bundle, {"depth-nano": frames[:8]}, {"depth-nano": frames[8:]}, calibration)
+  assert sorted(made.files) == ["depth-nano-int8.tflite", "depth-nano.tflite"]
+  float_, int8 = made.told
+  assert float_["frames"] == 2 and float_["outputs"]["depth"]["max"] < 1e-4
+  assert 1e-4 < int8["outputs"]["depth"]["mean"] < 0.2
+  assert int8["bytes"] < 0.5 * float_["bytes"]
+  (left,) = made.entries["depth-nano"][1]["float"]
+  assert left["nodes"] and not any("/" in n or "openpilot" in n for n in left["nodes"])

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from openpilot.selfdrive.modeld.fair.heads.oriented import corners, upright
+from openpilot.tools.fair.images import validate
 from openpilot.tools.fair.images.oriented import Oriented, orient
 from openpilot.tools.fair.labels.import_labels import import_parts
 from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
@@ -62,6 +63,41 @@ def test_parts_of_dota_have_the_same_classes(tmp_path):
   train, val = opened(tmp_path / "d")
   assert train.carries.boxes == val.carries.boxes == ("aardvark", "flurb", "zott")
   assert (train.segment.route, val.segment.route) == ("d-train", "d-val") and val.said(0).cls[-1] == 0
+
+
+def test_dota_is_validated(tmp_path, capsys):
+  """Both parts at once; what is difficult is a crowd; the mended copy says the same boxes to train-obb."""
+  folder = tmp_path / "d"
+  made.dota(folder / "train", 3, 1, difficult=(0,))
+  made.dota(folder / "val", 2, 2)
+  text = sorted((folder / "train/labelTxt").iterdir())[1]
+  text.write_text(text.read_text() + "1 1 9 1 9 5 1 nan ship 0\n500 500 510 500 510 510 500 510 zott 0\n")
+  sorted((folder / "val/labelTxt").iterdir())[0].unlink()
+  r = validate.run(validate.Options(data=folder, fix=True))
+  said = capsys.readouterr().out
+  assert "5 of 5 can be used" in said and "1 crowds" in said
+  assert {k: v["count"] for k, v in r["problems"].items() if k.startswith("dota")} == {
+    "dota_lines": 2,
+    "dota_no_labels": 1,
+  }
+  assert r["next"][0].startswith("tools/op.sh images train-obb --data ") and len(r["next"]) == 2
+  coco = json.loads((folder / "d_fixed.json").read_text())
+  assert [c["name"] for c in coco["categories"]] == ["flurb", "zott"] and len(coco["annotations"]) == 12
+  (part,) = opened(folder / "d_fixed.json", images=folder)
+  truth = {p.name: (b, c) for seed, n in ((1, 3), (2, 2)) for p, b, c in made.render(tmp_path / "again", n, seed)}
+  difficult = 0
+  for row, still in enumerate(part.stills):
+    boxes, cls = truth[still.path.name]
+    said = part.said(row)
+    if len(said.cls):  # what is difficult is of no class there, as crowds are
+      assert pair_iou(said.oriented + [0.5, 0.5, 0, 0, 0], boxes).min() > 0.999
+      kept = [part.carries.boxes[k] for k in said.cls[~said.difficult]]
+      assert kept == [made.NAMES[k] for k in cls[~said.difficult]]
+    difficult += int(said.difficult.sum())
+  assert difficult == 1
+  capsys.readouterr()
+  with pytest.raises(UserError, match="nor DOTA's labelTxt"):
+    validate.run(validate.Options(data=tmp_path / "again"))
 
 
 def test_lines_of_dota_that_are_none_are_counted(tmp_path, capsys):

@@ -1,4 +1,5 @@
-"""Labeled pictures as COCO's lists, from a COCO JSON or a YOLO folder, as they are: check.py looks at the entries."""
+"""Labeled pictures as COCO's lists, from a COCO JSON, a YOLO or DOTA folder, as they are: check.py looks at the
+entries."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from openpilot.tools.fair.images.problems import Problems
-from openpilot.tools.fair.labels.sources import yolo
+from openpilot.tools.fair.labels.sources import dota, yolo
 from openpilot.tools.fair.labels.sources.coco import BESIDE, Annotation, find_images, read_tables
 from openpilot.tools.lib.errors import UserError, printable
 from openpilot.tools.lib.files import LONG, ordinary
@@ -30,18 +31,24 @@ class Dataset:
 
 
 def open_dataset(path: Path, images: Path | None = None) -> Dataset:
-  """images: the pictures' folder, where it is not beside. Raises UserError where it is none of both, or holds no
+  """images: the pictures' folder, where it is not beside. Raises UserError where it is none of these, or holds no
   annotations."""
-  if path.is_dir() and not (path / BESIDE).is_file() and yolo.find_yaml(path) is None:
+  if path.is_dir() and not (path / BESIDE).is_file() and yolo.find_yaml(path) is None and not dota.is_dota(path):
     some = sum(1 for _ in zip(path.glob("*.json"), range(1000), strict=False))
     if some > 1:
       raise UserError(
         f"{path} holds {some} JSON files, perhaps one a picture; one COCO JSON names all pictures: export the data so"
       )
-    raise UserError(f"{path} holds neither {BESIDE} nor {', '.join(yolo.NAMES)}; name a COCO JSON or a YOLO folder")
+    raise UserError(
+      f"{path} holds neither {BESIDE} nor {', '.join(yolo.NAMES)}, nor DOTA's labelTxt; name a COCO JSON, a YOLO or a "
+      "DOTA folder"
+    )
   if not path.exists():
     raise UserError(f"there is no {path}")
-  found = read_yolo(path, images) if yolo.find_yaml(path) is not None else read_coco(path, images)
+  if yolo.find_yaml(path) is not None:
+    found = read_yolo(path, images)
+  else:
+    found = read_dota(path, images) if dota.is_dota(path) else read_coco(path, images)
   if not found.images or not found.annotations:
     raise UserError(f"{path} has no {'annotations' if found.images else 'pictures'}")
   return found
@@ -95,9 +102,40 @@ def read_yolo(path: Path, images: Path | None) -> Dataset:
   return out
 
 
+def read_dota(path: Path, images: Path | None) -> Dataset:
+  """Every part's pictures. What is difficult is a crowd: nothing learns from it, and it need not be found."""
+  out = Dataset(path, path if images is None else images, [], [], [], kind="DOTA folder")
+  labels: dict[Path, Path] = {}
+  for folder in dota.folders_of(path, images).values():
+    labels |= dota.files_of(folder, images)[0]
+  found: list[tuple[int, str, Annotation]] = []
+  for f, text in labels.items():
+    name = str(f.relative_to(out.folder))
+    entry: dict[str, Any] = {"id": len(out.images) + 1, "file_name": name}
+    out.images.append(entry)
+    try:
+      entry["width"], entry["height"] = size = picture_size(f)
+    except PictureError:
+      continue  # check.py says it
+    if not text.is_file():
+      out.problems.add("dota_no_labels", name)
+      continue
+    left_out: Counter[str] = Counter()
+    for category, corners, difficult in dota.read_labels(text, *size, left_out):
+      found.append((entry["id"], category, Annotation(0, None, [corners], difficult)))
+    for why, n in left_out.items():
+      out.problems.add("dota_lines", f"{name} ({why})", n)
+  ids = {n: k for k, n in enumerate(sorted({category for _, category, _ in found}), 1)}
+  out.categories += [{"id": k, "name": n} for n, k in ids.items()]
+  for image, category, a in found:
+    a.cls = ids[category]
+    out.annotations.append(entry_of(a, len(out.annotations) + 1, image, False))
+  return out
+
+
 def entry_of(a: Annotation, number: int, image: int, points: bool) -> dict[str, Any]:
   """COCO's entry of a YOLO label: a polygon has no box of its own."""
-  entry: dict[str, Any] = {"id": number, "image_id": image, "category_id": a.cls, "iscrowd": 0}
+  entry: dict[str, Any] = {"id": number, "image_id": image, "category_id": a.cls, "iscrowd": int(a.crowd)}
   if a.shape is not None:
     entry["segmentation"] = [p.round(3).ravel().tolist() for p in a.shape]
   elif a.box is not None:

@@ -49,6 +49,8 @@ KINDS: dict[str, tuple[str, str]] = {
   "mask_empty": ("masks that cover no pixel", LEFT_OUT),
   "crowd": ("crowds, which nothing learns from", KEPT),
   "yolo_lines": ("lines of YOLO labels that cannot be used", LEFT_OUT),
+  "dota_lines": ("lines of DOTA labels that cannot be used", LEFT_OUT),
+  "dota_no_labels": ("pictures without a DOTA file of labels, taken as empty", KEPT),
   "yolo_no_labels": ("pictures without a YOLO file of labels, taken as empty", KEPT),
 }
 

@@ -122,17 +122,23 @@ def next_commands(r: dict[str, Any], files: dict[str, Path]) -> list[str]:
     base = plain_name(Path(r["images"]["folder"]).resolve().parent.name)
   first, *others = files
   val, test = (next((p for p in others if p.startswith(k)), None) for k in ("val", "test"))
-  yolo = r["format"] == "YOLO folder" and files[first] == Path(r["data"])
-  images: list[str | Path] = [] if yolo else ["--images", r["images"]["folder"]]
+  own = r["format"] != "COCO JSON" and files[first] == Path(r["data"])
+  images: list[str | Path] = [] if own else ["--images", r["images"]["folder"]]
   held_out: list[str | Path] = ["--val", files[val]] if val else []
   data: list[str | Path] = ["--data", files[first], *held_out, *images]
   judge: list[str | Path] = ["--data", files[test or val or first], *images]
   teachers = f"out/{base}-teachers"
+  oriented = r["format"] == "DOTA folder"
   words: list[list[str | Path]] = [
-    ["train-student", *data, "--output", f"out/{base}"],
+    ["train-obb" if oriented else "train-student", *data, "--output", f"out/{base}"],
     ["evaluate", f"out/{base}", *judge],
-    # or by teachers
-    ["train-teacher", *data, "--output", teachers],
-    ["train-student", *data, "--teacher-dir", teachers, "--output", f"out/{base}-taught"],
   ]
+  words += (
+    ()
+    if oriented
+    else [  # or by teachers
+      ["train-teacher", *data, "--output", teachers],
+      ["train-student", *data, "--teacher-dir", teachers, "--output", f"out/{base}-taught"],
+    ]
+  )
   return [command("tools/op.sh", "images", *w) for w in words]

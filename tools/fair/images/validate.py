@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Checks labeled pictures, a COCO JSON or a YOLO folder, before anything learns from them: what there is, what is wrong
-with it, which teachers and which student fit, and what to type next.
+"""Checks labeled pictures, a COCO JSON, a YOLO or DOTA folder, before anything learns from them: what there is, what is
+wrong with it, which teachers and which student fit, and what to type next.
 
 --fix writes a mended copy of the annotations, --split train, val and test parts of the mended ones, as COCO JSON;
 pictures are never changed."""
@@ -27,7 +27,7 @@ from openpilot.tools.lib.options import option, parse
 
 @dataclass(frozen=True)
 class Options:
-  data: Path = option(help="a COCO JSON, a YOLO folder, or its data.yaml")
+  data: Path = option(help="a COCO JSON, a YOLO folder or its data.yaml, a DOTA folder")
   images: Path | None = option(None, help="the pictures' folder, where it is not beside")
   check_format: bool = option(
     False, help="end with exit code 2 where something is wrong that a mended copy would change"
@@ -100,7 +100,8 @@ def run(args: Options) -> dict[str, Any]:
   licenses = settle_licenses(found, args.license.strip())
   r = report(data, found, licenses)
   print("\n".join(lines_of(r, data.problems.lines(args.fix or bool(parts)))))
-  folder = args.output if args.output is not None else data.path.parent
+  beside = data.path if data.path.is_dir() else data.path.parent
+  folder = args.output if args.output is not None else beside
   files: dict[Path, dict[str, Any]] = {}
   if args.fix:
     files[folder / f"{data.path.stem}_fixed.json"] = coco_of(found)

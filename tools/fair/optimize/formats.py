@@ -15,6 +15,7 @@ from openpilot.tools.fair.bundle.replace import CARD, new_bundle
 from openpilot.tools.fair.optimize.half import half, outside
 from openpilot.tools.fair.optimize.quantize import last_layers, prepare
 from openpilot.tools.fair.optimize.variants import Variant
+from openpilot.tools.fair.students.student import student_names
 from openpilot.tools.fair.tflite import convert, environment
 from openpilot.tools.lib import python
 from openpilot.tools.lib.errors import UserError
@@ -61,6 +62,11 @@ def short(node: str) -> str:
 def to_tflite(bundle: Bundle, calibrating: Inputs, judging: Inputs, calibration: dict[str, Any] | None) -> Made:
   """calibrating, judging: what goes into each graph at some frames. calibration: what the manifest says of it; None: no
   file in 8 bits. Raises UserError where a graph is none of our students, or has an operator that TFLite lacks."""
+  for graph in bundle.graphs:
+    if graph["name"] not in student_names():
+      raise UserError(
+        f"--format tflite: {bundle.path}: its graph '{graph['name']}' is none of our students; TFLite is made of these"
+      )
   made = Made()
   targets = [convert.FLOAT] if calibration is None else [convert.FLOAT, convert.INT8]
   for graph in bundle.graphs:

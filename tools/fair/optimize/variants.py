@@ -12,7 +12,7 @@ from openpilot.tools.fair.bundle.replace import CARD, new_bundle
 from openpilot.tools.fair.optimize.quantize import TARGETS
 
 RUN = (*ON_CPU, "tensorrt")  # targets whose variants lie in a bundle: ONNX Runtime's, and what an engine is built of
-HEADING = "\n## In 8 bits\n"
+INT8, HALF = "\n## In 8 bits\n", "\n## In float16\n"  # of the card
 
 
 @dataclass
@@ -80,7 +80,8 @@ def write(base: Bundle, chosen: list[Variant], calibration: dict[str, Any], said
         (folder / v.file(graph)).write_bytes(v.files[graph["name"]])
     card = folder / CARD
     if card.exists():
-      text = card.read_text().partition(HEADING)[0].rstrip("\n")
-      card.write_text(f"{text}\n{HEADING}\n{said.strip()}\n")
+      heading = INT8 if any(v.precision == "int8" for v in chosen) else HALF
+      text = card.read_text().partition(INT8)[0].partition(HALF)[0].rstrip("\n")
+      card.write_text(f"{text}\n{heading}\n{said.strip()}\n")
     write_manifest(folder, manifest)
   return load_bundle(out)

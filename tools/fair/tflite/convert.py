@@ -94,7 +94,7 @@ def to_tflite(module: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:
       edge = litert_torch.convert(module, sample_kwargs=inputs)
   except Exception as e:  # torch's, MLIR's and JAX's have no common base
     raise UserError(f"TFLite's converter does not take it: {why(str(e) or type(e).__name__)}") from None
-  with atomic_path(path) as tmp:
+  with atomic_path(path) as tmp, contextlib.redirect_stdout(sys.stderr):
     edge.export(str(tmp))
 
 

@@ -58,26 +58,55 @@ def labels_in(folder: Path) -> Path | None:
   return found[-1] if found else None
 
 
+def is_dota(path: Path) -> bool:
+  return path.is_dir() and any(labels_in(f) is not None for f in (path, *(path / s for s in SPLITS)))
+
+
+def folders_of(path: Path, images: Path | None) -> dict[str, Path]:
+  """Its parts by name; one without a name where it holds the labels itself. Raises UserError."""
+  own = labels_in(path) is not None
+  folders = {"": path} if own else {s: path / s for s in SPLITS if labels_in(path / s) is not None}
+  if not folders:
+    raise UserError(f"{path} is no DOTA folder: it holds no labelTxt/, and no train/labelTxt/")
+  if images is not None and len(folders) > 1:
+    raise UserError(f"{path} has {len(folders)} parts, and --images names one folder; name the parts one by one")
+  return folders
+
+
+def files_of(folder: Path, images: Path | None) -> tuple[dict[Path, Path], Path]:
+  """A part's pictures with their files of labels, which may not be there, and the folder that they lie below. What has
+  no partner is said. Raises UserError where there are none."""
+  texts = labels_in(folder)
+  assert texts is not None
+  there = images or (folder / "images")
+  files = find_pictures(there) if there.is_dir() else []
+  if not files:
+    raise UserError(f"{folder}: no pictures in {there}; name their folder with --images")
+  labels = {f: texts / f"{f.stem}.txt" for f in files}
+  without = sum(not t.is_file() for t in labels.values())
+  if without == len(files):
+    raise UserError(f"{folder}: none of {len(files)} pictures has its labels, as {labels[files[0]]}")
+  if without:
+    warn(f"{folder}: {without} of {len(files)} pictures have no file of labels: nothing is on them")
+  strays = sorted(p.name for p in texts.glob("*.txt") if p not in set(labels.values()))
+  if strays:
+    warn(f"{folder}: {len(strays)} files of labels have no picture, as {printable(strays[0], LONG)}")
+  return labels, there
+
+
 class Dota:
   says = (
     "a DOTA folder: images/ and labelTxt/, or train/, val/ and test/ of these (--images: pictures that lie elsewhere)"
   )
 
   def accepts(self, path: str, options: SourceOptions) -> bool:
-    p = Path(path)
-    return p.is_dir() and any(labels_in(f) is not None for f in (p, *(p / s for s in SPLITS)))
+    return is_dota(Path(path))
 
   def open(self, paths: list[str], options: SourceOptions) -> list[Pictures]:
     return [part for p in paths for part in self._open(Path(p), options)]
 
   def _open(self, path: Path, options: SourceOptions) -> list[Pictures]:
-    folders = (
-      {s: path / s for s in SPLITS if labels_in(path / s) is not None} if labels_in(path) is None else {"": path}
-    )
-    if not folders:
-      raise UserError(f"{path} is no DOTA folder: it holds no labelTxt/, and no train/labelTxt/")
-    if options.images is not None and len(folders) > 1:
-      raise UserError(f"{path} has {len(folders)} parts, and --images names one folder; name the parts one by one")
+    folders = folders_of(path, options.images)
     read = {split: self._read(folder, options) for split, folder in folders.items()}
     names = sorted({name for stills, _ in read.values() for s in stills for name, _, _ in s.more})
     if not names or len(names) > MANY:
@@ -98,24 +127,10 @@ class Dota:
 
   def _read(self, folder: Path, options: SourceOptions) -> tuple[list[Still], Path]:
     """-> pictures with what is said of each, and the folder that they lie below."""
-    texts = labels_in(folder)
-    assert texts is not None
-    there = options.images or (folder / "images")
-    files = find_pictures(there) if there.is_dir() else []
-    if not files:
-      raise UserError(f"{folder}: no pictures in {there}; name their folder with --images")
-    labels = {f: texts / f"{f.stem}.txt" for f in files}
-    without = sum(not t.is_file() for t in labels.values())
-    if without == len(files):
-      raise UserError(f"{folder}: none of {len(files)} pictures has its labels, as {labels[files[0]]}")
-    if without:
-      warn(f"{folder}: {without} of {len(files)} pictures have no file of labels: nothing is on them")
-    strays = sorted(p.name for p in texts.glob("*.txt") if p not in set(labels.values()))
-    if strays:
-      warn(f"{folder}: {len(strays)} files of labels have no picture, as {printable(strays[0], LONG)}")
-    stills = look_at([(f, below(f, there), None) for f in files], str(folder))
+    labels, there = files_of(folder, options.images)
+    stills = look_at([(f, below(f, there), None) for f in labels], str(folder))
     left_out: Counter[str] = Counter()
     for s in stills:
       s.more = read_labels(labels[s.path], s.width, s.height, left_out) if labels[s.path].is_file() else []
-    say_counts(texts, left_out)
+    say_counts(folder, left_out)
     return stills, there

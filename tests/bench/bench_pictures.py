@@ -12,6 +12,7 @@ on."""
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -88,16 +89,15 @@ def write_folds(data: Path, folds: int, seed: int) -> list[list[int]]:
 
 
 def write_few(data: Path, images: Path, folds: int, count: int) -> None:
-  """Of each train-K.json `count` pictures stay, evenly spread; the others go to the folder rest-K, by links."""
+  """Of each train-K.json `count` pictures stay, evenly spread; copies of the others go to the folder rest-K."""
   for k in range(folds):
     path, rest = data.with_name(f"train-{k}.json"), data.with_name(f"rest-{k}")
     coco = json.loads(path.read_text())
     kept = {coco["images"][int(i)]["id"] for i in np.linspace(0, len(coco["images"]) - 1, count)}
     rest.mkdir(exist_ok=True)
     for i in coco["images"]:
-      link = rest / i["file_name"]
-      if i["id"] not in kept and not link.is_symlink():
-        link.symlink_to((images / i["file_name"]).resolve())
+      if i["id"] not in kept:
+        shutil.copy(images / i["file_name"], rest)
     for key, at in (("images", "id"), ("annotations", "image_id")):
       coco[key] = [r for r in coco[key] if r[at] in kept]
     write_json(path, coco)

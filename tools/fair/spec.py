@@ -195,7 +195,7 @@ class ClassSet:
 @dataclass(frozen=True)
 class StudentSpec:
   """All that decides a student's graph: name of its head, 'unified' or a family; size; backbone (None: the size's own);
-  network: of a family its configuration, JSON."""
+  network: of a family its configuration, JSON; widths: of a pruned one, see students/widths.py."""
 
   task: str
   size: str
@@ -203,14 +203,16 @@ class StudentSpec:
   input: InputSpec = field(default_factory=InputSpec)
   classes: ClassSet = field(default_factory=lambda: read_classes(ROAD))
   network: str = ""
+  widths: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
   @property
   def name(self) -> str:
     return f"{self.task}-{self.size}"
 
   def to_dict(self) -> dict[str, Any]:
-    own = {"task": self.task, "size": self.size, "backbone": self.backbone}
+    own: dict[str, Any] = {"task": self.task, "size": self.size, "backbone": self.backbone}
     own |= {"network": self.network} if self.network else {}
+    own |= {"widths": {k: list(v) for k, v in self.widths.items()}} if self.widths else {}
     return {**own, "input": self.input.to_dict(), "classes": self.classes.to_dict()}
 
   @classmethod

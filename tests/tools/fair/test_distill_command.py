@@ -232,6 +232,8 @@ def test_the_backbone_is_that_of_what_it_starts_from(tmp_path, monkeypatch, caps
   assert "backbone two, as" in capsys.readouterr().out
   assert said(run, backbone="three") == "three" and said(f"{run}:lanes") is None and said(other) is None
   assert said(run, resume=True) is None  # `other` is the run that goes on
+  (other / "config.json").write_text('{"backbone": "four"}')
+  assert said(run, resume=True) == said(tmp_path / "gone", resume=True) == "four"
   (run / "config.json").write_text("{")
   assert said(run) is None
 

@@ -146,7 +146,8 @@ def card(
   )
   losses = "\n".join(f"| {m['name']} | {m['value']:.4g} | {m['data']} |" for m in metrics)
   learned = f"learned {', '.join(config.tasks)} in {state['step']} steps of {config.batch} frames"
-  how = learned if config.steps else "put together from students that had learned before"
+  made = "pruned, and not taught since" if config.widths else "put together from students that had learned before"
+  how = learned if config.steps else made
   measured = tables(evaluations, name, trained) or f"| metric | value | data |\n|---|---|---|\n{losses}"
   table, picture = source_table(state), student.spec.input
   sources = f"\n## Learned from\n\n{table}\n" if table else ""
@@ -157,7 +158,7 @@ def card(
   )
   return f"""# {name}
 
-{config.student}: {count / 1e6:.2f}M parameters, {how}.
+{config.student}{", pruned" if config.widths and config.steps else ""}: {count / 1e6:.2f}M parameters, {how}.
 
 {warning(state)}
 

@@ -240,6 +240,7 @@ def run(args: Options, told: str = "") -> None:
       "version": "1",
       "size": student.spec.size,
       **({"backbone": student.spec.backbone} if student.spec.backbone else {}),
+      **({"widths": student.spec.to_dict()["widths"]} if student.spec.widths else {}),
       "view": student.spec.input.view,
       "input": student.spec.input.to_dict(),
       "streams": ["narrowRoad"],

@@ -58,6 +58,7 @@ class Config:
   ignore_classes: bool = False  # names of labels that `classes` does not know are left out
   network: str = ""  # of a family: its configuration, JSON
   per_height: bool = True  # depth is learned in heights of the camera, not in meters
+  widths: dict[str, list[int]] = field(default_factory=dict)  # of a pruned student: see students/widths.py
 
   def stage(self, step: int) -> Stage:
     for s in self.stages:
@@ -76,7 +77,7 @@ class Config:
   @property
   def spec(self) -> StudentSpec:
     """What the student is. Raises UserError where there is none of its name."""
-    more = {"backbone": self.backbone, "network": self.network}
+    more = {"backbone": self.backbone, "network": self.network, "widths": self.widths}
     return spec_of(self.student, input=self.input, classes=self.classes, **more)
 
   @classmethod

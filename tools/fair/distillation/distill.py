@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from openpilot.selfdrive.modeld.fair.bundle import BundleError
+from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle
 from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
 from openpilot.tools.fair.distillation import history
 from openpilot.tools.fair.distillation.data import Clips
@@ -143,23 +143,59 @@ def said_of_input(state: dict[str, Any], now: InputSpec, where: str) -> None:
     )
 
 
+def place(run: str) -> tuple[Path, str]:
+  """--init -> the run, its best checkpoint or the bundle, and the part that is meant, '' where all is."""
+  if Path(run).exists():
+    return Path(run), ""
+  path, _, part = run.rpartition(":")
+  return Path(path or run), part
+
+
+def pruned_as(args: Options, config: Config) -> Config:
+  """The configuration, with the widths of the student that is gone on from: RUN's own, else the first of --init.
+  Raises UserError where that is pruned, and another one."""
+  last = args.output / "last.pt"
+  if last.exists():
+    where, said = str(args.output), load_checkpoint(last, keys=("config",))["config"]
+  else:
+    path, part = place(args.init[0]) if args.init else (Path(), "part")
+    if part:
+      return config
+    where = f"--init {path}"
+    if (path / "manifest.json").exists():
+      manifest = load_bundle(path).manifest
+      own = {k: manifest[k] for k in ("backbone", "widths") if k in manifest}
+      said = {"student": manifest["graphs"][0]["name"], "tasks": [], **own}
+    else:
+      said = load_student_checkpoint(path / "best.pt" if path.is_dir() else path)["config"]
+  if not said.get("widths"):
+    return config
+  before = Config.from_dict(said)
+  if (before.student, before.backbone_name) != (config.student, config.backbone_name):
+    raise UserError(
+      f"{where}: it is pruned, and its widths are of {before.student} on {before.backbone_name}, not of "
+      f"{config.student} on {config.backbone_name}; give --student and --backbone as it has them"
+    )
+  return dataclasses.replace(config, widths=before.widths)
+
+
 def initial(runs: Sequence[str], train: Clips, backbone: str | None = None) -> dict[str, Any] | None:
   """The checkpoint of the first of `runs` (runs or bundles), with what the later ones have of the averaged student in
   its place; None of none. backbone: its name, of what is learned now; None: the same. Raises UserError where one is
   missing or has no such part."""
   before: dict[str, Any] | None = None
   for run in runs:
-    path, part = (run, "") if Path(run).exists() else (run.rpartition(":")[0] or run, run.rpartition(":")[2])
-    if (Path(path) / "manifest.json").exists():
+    path, part = place(run)
+    if (path / "manifest.json").exists():
       some = np.linspace(0, len(train) - 1, min(32, len(train))).astype(int)
       state = bundle_state(path, torch.from_numpy(np.stack([train.read(int(i)).frames[0] for i in some])))
     else:
-      state = load_student_checkpoint(Path(path) / "best.pt" if Path(path).is_dir() else Path(path))
+      state = load_student_checkpoint(path / "best.pt" if path.is_dir() else path)
     state = in_unit(without_other_classes(state, train.classes, f"--init {run}"), train.per_height, f"--init {run}")
     said_of_input(state, train.picture, f"--init {run}")
     if not part and backbone is not None:
       state = of_trunk(state, backbone, f"--init {run}")
-    learned = trained_on(state, Path(path))
+    learned = trained_on(state, path)
     prefix = f"student.{part}." if part else "student."
     taken = {k: v for k, v in state["ema"].items() if k.startswith(prefix)}
     if not taken:
@@ -217,6 +253,7 @@ def start(
   which RUN keeps."""
   look = Look(args.labels)
   config, live = configuration(args, look) if made is None else (made, None)
+  config = pruned_as(args, config)
   prefer = [t for t in args.prefer.replace(" ", "").split(",") if t]
   plan = make_plan(look, args.val, config, prefer, live, args.stale_labels)
   train, val, labels = plan.train, plan.val, plan.labels
@@ -248,8 +285,8 @@ def start(
   held_out = f", {len(val)} held out" if val is not None else ", none held out"
   count = sum(q.numel() for q in run.distiller.student.parameters())
   print(
-    f"{args.student}: {count / 1e6:.2f}M parameters, learns {', '.join(config.tasks)}; {len(train)} clips of "
-    f"{config.clip} frames{held_out}"
+    f"{args.student}{', pruned' if config.widths else ''}: {count / 1e6:.2f}M parameters, "
+    f"learns {', '.join(config.tasks)}; {len(train)} clips of {config.clip} frames{held_out}"
   )
   if config.sample:
     said = shares([s.name for s in train.segments], train.per_segment(), config.sample)

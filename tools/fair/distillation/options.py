@@ -252,7 +252,7 @@ def trunk_of(args: Options) -> str | None:
   """The backbone that is learned: what --backbone says, else that of what --init starts from. None: by the size.
   What goes on has its own: the run that it started from may be gone."""
   whole = [Path(x) for x in args.init if Path(x).exists()]  # RUN:PART is a part alone
-  if args.backbone is not None or not whole:
+  if args.backbone is not None or not (whole or args.resume):
     return args.backbone
   start = args.output if args.resume else whole[0]
   folder = start if start.is_dir() else start.parent

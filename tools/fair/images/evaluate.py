@@ -17,6 +17,7 @@ from openpilot.tools.fair.images.dataset import open_dataset
 from openpilot.tools.fair.images.predict import LOW, Predictor, coco_rows
 from openpilot.tools.fair.images.score import at_score, by_image, coco_scores, confusion, errors, matched_iou, mean_iou
 from openpilot.tools.fair.images.shapes import as_runs
+from openpilot.tools.fair.images.tiles import OVERLAP
 from openpilot.tools.fair.images.told import known_names, last_lines, listed_others, nothing_known, text
 from openpilot.tools.fair.spec import plain
 from openpilot.tools.lib.errors import UserError, cli, printable, warn
@@ -39,6 +40,8 @@ class Options:
   alias: tuple[str, ...] = option((), metavar="NAME=CLASS", help="a name in the data of one of the student's classes")
   ignore_classes: bool = option(False, help="leave out labels of classes that the student does not know")
   worst: int = option(8, help="pictures that are shown")
+  tile: int = option(0, metavar="PIXELS", help="show large pictures in tiles of this side (oriented boxes)")
+  overlap: int = option(OVERLAP, metavar="PIXELS", help="of tiles")
   runner: str = option("onnx", help=f"what runs the graph: {', '.join(RUNNERS)}")
   threads: int = option(1, help="of the runner")
 
@@ -141,7 +144,7 @@ def run(args: Options) -> dict[str, Any]:
     raise UserError(f"--score {args.score:g}: a score is between 0 and 1")
   if args.worst < 0 or args.threads < 1:
     raise UserError("--worst is at least 0, --threads at least 1")
-  predictor = Predictor(args.model, LOW, args.threads, args.runner)
+  predictor = Predictor(args.model, LOW, args.threads, args.runner, args.tile, args.overlap)
   if predictor.head == "oriented":
     from openpilot.tools.fair.images.evaluate_oriented import evaluate_oriented
 

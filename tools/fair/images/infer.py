@@ -16,6 +16,7 @@ from openpilot.selfdrive.modeld.fair.bundle import BundleError
 from openpilot.selfdrive.modeld.fair.runners import RUNNERS
 from openpilot.selfdrive.modeld.fair.heads.oriented import corners
 from openpilot.tools.fair.images.predict import Found, Predictor, coco_rows
+from openpilot.tools.fair.images.tiles import OVERLAP
 from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
 from openpilot.tools.fair.labels.sources.pictures import Pictures, Video
 from openpilot.tools.fair.rotated import outline
@@ -39,6 +40,8 @@ class Options:
   score: float = option(0.3, help="from which on a detection is told")
   batch_size: int = option(8, aliases=("--batch",), help="pictures that are read at once")
   every: int = option(1, metavar="N", help="of videos each Nth frame")
+  tile: int = option(0, metavar="PIXELS", help="show large pictures in tiles of this side (oriented boxes)")
+  overlap: int = option(OVERLAP, metavar="PIXELS", help="of tiles")
   runner: str = option("onnx", help=f"what runs the graph: {', '.join(RUNNERS)}")
   threads: int = option(1, help="of the runner")
 
@@ -161,7 +164,7 @@ def run(args: Options) -> Path:
   for name in ("batch_size", "every", "threads"):
     if getattr(args, name) < 1:
       raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: it is at least 1")
-  predictor = Predictor(args.model, args.score, args.threads, args.runner)
+  predictor = Predictor(args.model, args.score, args.threads, args.runner, args.tile, args.overlap)
   parts: list[Pictures] = []
   for path in args.paths:
     parts += [p for p in open_sources([path], SourceOptions(every=args.every), "pictures") if isinstance(p, Pictures)]

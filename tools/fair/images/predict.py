@@ -15,6 +15,7 @@ from openpilot.selfdrive.modeld.fair.plan import plan_heads
 from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
 from openpilot.selfdrive.modeld.fair.heads.oriented import upright
 from openpilot.tools.fair.evaluation.student import named_runner
+from openpilot.tools.fair.images.tiles import OVERLAP, check_tiles, merged, windows
 from openpilot.tools.fair.labels.placement import place_input
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.rotated import outline
@@ -58,13 +59,20 @@ def find_bundle(path: Path) -> Path:
 
 class Predictor:
   """predictor(pictures) -> Found of each. Raises BundleError where the bundle cannot be run, UserError where nothing in
-  it finds objects. runner: one of RUNNERS. score: below which nothing is told."""
+  it finds objects. runner: one of RUNNERS. score: below which nothing is told. tile: side of the overlapping tiles that
+  large pictures are shown in, of oriented boxes; 0: pictures are shown whole."""
 
-  def __init__(self, path: Path, score: float = LOW, threads: int = 1, runner: str = "onnx"):
+  def __init__(
+    self, path: Path, score: float = LOW, threads: int = 1, runner: str = "onnx", tile: int = 0, overlap: int = OVERLAP
+  ):
+    check_tiles(tile, overlap)
+    self.tile, self.overlap = tile, overlap
     self.path, self.score = find_bundle(path), score
     self.bundle: Bundle = load_bundle(self.path)
     self.spec = InputSpec.from_dict(self.bundle.manifest.get("input"))
     self.graph, self.head, self.parts = self._choose()
+    if tile and self.head != "oriented":
+      raise UserError(f"--tile is of oriented boxes, and {self.path} makes none")
     specs = dict(self.parts)
     first = HEADS[self.head].classes
     self.names: list[str] = list(specs[first]["classes"])
@@ -96,7 +104,21 @@ class Predictor:
     return self.runner.run({**self.rest, "frame": np.ascontiguousarray(frame)[None]})
 
   def __call__(self, pictures: Sequence[np.ndarray]) -> list[Found]:
-    return [self.decode(self.run(self.frame(p)), (p.shape[1], p.shape[0])) for p in pictures]
+    return [self.in_tiles(p) if self.tile else self.whole(p) for p in pictures]
+
+  def whole(self, rgb: np.ndarray) -> Found:
+    return self.decode(self.run(self.frame(rgb)), (rgb.shape[1], rgb.shape[0]))
+
+  def in_tiles(self, rgb: np.ndarray) -> Found:
+    """What is found in the tiles, each thing once."""
+    size = (rgb.shape[1], rgb.shape[0])
+    places = windows(*size, self.tile, self.overlap)
+    each = [self.whole(np.ascontiguousarray(rgb[y : y + h, x : x + w])) for x, y, w, h in places]
+    boxes = zip([f.oriented for f in each if f.oriented is not None], places, strict=True)
+    turned = np.concatenate([b + [x, y, 0, 0, 0] for b, (x, y, _, _) in boxes])
+    scores, classes = (np.concatenate([getattr(f, k) for f in each]) for k in ("scores", "classes"))
+    keep = merged(turned, scores, classes)
+    return Found(around(turned[keep], size), scores[keep], classes[keep], size, oriented=turned[keep])
 
   def decode(self, out: dict[str, np.ndarray], size: tuple[int, int]) -> Found:
     """size: (width, height) of the picture."""
@@ -113,8 +135,7 @@ class Predictor:
       turned = found.boxes.astype(np.float64)
       turned[:, :2] = (turned[:, :2] - shift) / scale + 0.5
       turned[:, 2:4] /= scale  # alike in both directions: pictures are letterboxed
-      around = np.clip(upright(turned), 0, [size[0], size[1]] * 2).astype(np.float32)
-      return Found(around, found.scores, found.class_ids, size, oriented=turned)
+      return Found(around(turned, size), found.scores, found.class_ids, size, oriented=turned)
     boxes = ((found.boxes.reshape(-1, 2, 2) - shift) / scale).reshape(-1, 4) + 0.5
     boxes = np.clip(boxes, 0, [size[0], size[1]] * 2).astype(np.float32)
     masks = None
@@ -132,6 +153,11 @@ class Predictor:
   @property
   def hash(self) -> str:
     return self.bundle.manifest_hash
+
+
+def around(turned: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """(N, 5) -> (N, 4) float32 upright boxes, cut at the picture's edge."""
+  return np.clip(upright(turned), 0, [size[0], size[1]] * 2).astype(np.float32)
 
 
 def enlarged(proto: np.ndarray, width: int, height: int) -> np.ndarray:

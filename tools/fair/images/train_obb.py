@@ -11,6 +11,7 @@ from typing import Any
 
 from openpilot.tools.fair.images.store import Said, fill
 from openpilot.tools.fair.images.learning import NEWEST, Learning, check_learning, learn_by, say_next
+from openpilot.tools.fair.images.tiles import OVERLAP, check_tiles, tiled
 from openpilot.tools.fair.images.train_student import export_bundle, learn
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.spec import InputSpec
@@ -33,6 +34,8 @@ class Options(Learning):
   )
   size: str = flag("small", choices=tuple(SIZES), help="of the student")
   picture_size: int = flag(640, help="side of the square that pictures are letterboxed into, pixels")
+  tile: int = flag(0, metavar="PIXELS", help="cut large pictures into tiles of this side, as DOTA_devkit does")
+  overlap: int = flag(OVERLAP, metavar="PIXELS", help="of tiles")
   turn: float | None = flag(
     None,
     help="degrees by which pictures are turned at random; default: 180. Beside a teacher's patch map they are neither "
@@ -55,6 +58,7 @@ def check_options(args: Options) -> InputSpec:
     raise UserError(f"--turn {args.turn:g}: degrees from 0 to {ANYHOW:g}")
   if args.picture_size < 64 or args.picture_size % 32:
     raise UserError(f"--picture-size {args.picture_size}: a multiple of 32, of at least 64")
+  check_tiles(args.tile, args.overlap)
   return InputSpec("rgb", args.picture_size, args.picture_size)
 
 
@@ -123,7 +127,7 @@ def run(args: Options) -> Path:
   teachers = [load_features(args)] if args.teacher else []
   for t in teachers:
     check_features(t, spec)
-  said = fill(args, spec, teachers, orient)
+  said = fill(args, spec, teachers, lambda parts: tiled(orient(parts), args.tile, args.overlap))
   config, weights = config_of(args, said)
   accepted = tuple(dict.fromkeys((*args.accept_license, said.license)))  # who brings the pictures may use them
   learn(args, said, config, accepted, weights)

@@ -18,6 +18,8 @@ class DepthHead(nn.Module):
   """depth (B, 1, 64, 128), natural log of meters along the optical axis; features (B, F, 16, 32), which a projector of
   the training maps to a teacher's."""
 
+  fixed = ("depth.1", "features.1")
+
   def __init__(self, neck: int, width: int, features: int):
     super().__init__()
     meters = quarters(width, 1)
@@ -44,6 +46,13 @@ class ObjectsHead(nn.Module):
   objects_coef (B, 16, h, w) in -1..1; objects_proto (B, 16, 2h, 2w): mask logits = sum over coef x proto;
   objects_embed (B, 16, h, w); segmentation (B, maps, 2h, 2w) logits."""
 
+  @property
+  def fixed(self) -> tuple[str, ...]:
+    return (
+      *(("heat", "box", "coef", "embed", "proto") if self.boxes else ()),
+      *(("segmentation",) if self.maps else ()),
+    )
+
   def __init__(self, neck: int, width: int, boxes: int, maps: int):
     super().__init__()
     self.tower = nn.Sequential(separable(neck, width), separable(width, width))
@@ -56,6 +65,11 @@ class ObjectsHead(nn.Module):
       nn.init.constant_(self.heat.bias, -4.0)  # objects are rare: a focal loss starts calm
     if maps:
       self.segmentation = quarters(width, maps)
+
+  def apart(self, maps: dict[int, Tensor]) -> list[Tensor]:
+    """The last layers one by one: see Student.apart()."""
+    x = self.tower(maps[8])
+    return [self.get_submodule(name)(x) for name in self.fixed]
 
   def forward(self, maps: dict[int, Tensor]) -> dict[str, Tensor]:
     x = self.tower(maps[8])

@@ -103,6 +103,8 @@ class DetectorHead(nn.Module):
   Tokens are the neck's cells of view stride 16 (512 of a picture of 512x256), to which those of stride 8 are added, for
   what is small, and those of stride 32 after they have looked at each other (one encoder layer)."""
 
+  fixed = ("project16.0", "project32.0")  # to tokens
+
   def __init__(
     self,
     neck: int,
@@ -150,11 +152,12 @@ class DetectorHead(nn.Module):
     self.register_buffer("pos", sine(cells, d), persistent=False)
     self.register_buffer("coarse_pos", sine(grid(*coarse), d), persistent=False)
 
+  def apart(self, maps: dict[int, Tensor]) -> list[Tensor]:
+    """-> (B, d, H / 32, W / 32), (B, d, H / 16, W / 16): what becomes tokens."""
+    return [self.project32(maps[32]), self.project16(maps[16] + self.detail(maps[8]))]
+
   def forward(self, maps: dict[int, Tensor]) -> dict[str, Tensor | list[tuple[Tensor, Tensor]]]:
-    coarse, fine = (
-      self.project32(maps[32]),
-      self.project16(maps[16] + self.detail(maps[8])),
-    )  # (B, d, H / 32, W / 32), (B, d, H / 16, W / 16)
+    coarse, fine = self.apart(maps)
     single = len(coarse) == 1  # then without the batch: see layers.py
     tokens = coarse.flatten(2).transpose(1, 2)
     tokens = self.encoder(tokens[0] if single else tokens, self.coarse_pos)

@@ -166,6 +166,8 @@ class LanesHead(nn.Module):
   step: one frame of tracking. A template holds a vector of each map, the hidden state d of memory and the last
   movement."""
 
+  fixed = ("coarse", "fine", "down")  # to the maps that templates are of
+
   def __init__(self, neck: int, branch: int, channels: int, d: int, picture: InputSpec | None = None):
     super().__init__()
     picture = picture or InputSpec()

@@ -159,11 +159,12 @@ def student_of(bundle: Bundle, graph: dict[str, Any]) -> tuple[Student, dict[str
   # a kind of classes that it does not put out: the student has it, and nobody taught it, or has none
   road = {"maps": list(road_classes().maps), "boxes": list(road_classes().boxes)}
   for names in ({k: v or road[k] for k, v in classes.items()}, classes):
-    spec = spec_of(graph["name"], backbone=bundle.manifest.get("backbone"), input=picture, classes=class_set(names))
-    student = build(spec)
-    plain_norms(student)
-    as_exported(student, graph)
+    own = {"backbone": bundle.manifest.get("backbone"), "widths": bundle.manifest.get("widths", {})}
+    spec = spec_of(graph["name"], input=picture, classes=class_set(names), **own)
     try:
+      student = build(spec)
+      plain_norms(student)
+      as_exported(student, graph)
       weights = import_onnx(student, bundle.path / graph["file"], blob)
       break
     except UserError:
@@ -180,7 +181,7 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
   frames: (B, *shape of an input) uint8, such as it will be trained on: see settle_norms(); of another input than its
   own they are placed into that. "input": its own, as InputSpec.to_dict(). "classes": names of its 'maps' and 'boxes'.
   Raises BundleError on a damaged bundle, UserError where its graph is none of our students as they are now.
-  "per_height": its depth is in heights of the camera. "backbone": its name."""
+  "per_height": its depth is in heights of the camera. "backbone": its name. "widths": of a pruned one."""
   bundle = load_bundle(Path(folder))
   graph = bundle.graphs[0]
   student, weights = student_of(bundle, graph)
@@ -198,6 +199,7 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
     "classes": classes_of(graph),
     "input": picture.to_dict(),
     "backbone": student.backbone.name,
+    "widths": student.spec.widths,
     "per_height": any(o.get("parameters", {}).get("per_height", False) for o in graph["outputs"]),
     "step": 0,
   }

@@ -15,6 +15,8 @@ class OrientedHead(nn.Module):
   """Of a picture of H x W pixels, cells are h x w, an eighth of that: oriented_heat (B, boxes, h, w) logits;
   oriented_box (B, 7, h, w), the code of selfdrive/modeld/fair/heads/oriented.py's boxes_of()."""
 
+  fixed = ("heat", "box")
+
   def __init__(self, neck: int, width: int, boxes: int):
     super().__init__()
     self.tower = nn.Sequential(separable(neck, width), separable(width, width))
@@ -23,6 +25,11 @@ class OrientedHead(nn.Module):
     nn.init.constant_(self.heat.bias, -4.0)  # objects are rare: a focal loss starts calm
     nn.init.zeros_(self.box.bias)
     nn.init.constant_(self.box.bias[2:3], USUAL)
+
+  def apart(self, maps: dict[int, Tensor]) -> list[Tensor]:
+    """The last layers one by one: see Student.apart()."""
+    x = self.tower(maps[8])
+    return [self.heat(x), self.box(x)]
 
   def forward(self, maps: dict[int, Tensor]) -> dict[str, Tensor]:
     cells = [self.heat, self.box]  # one convolution

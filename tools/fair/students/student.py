@@ -16,6 +16,7 @@ from openpilot.tools.fair.students.lanes import POINTS, LanesHead
 from openpilot.tools.fair.students.layers import Neck
 from openpilot.tools.fair.students.oriented import OrientedHead
 from openpilot.tools.fair.students.sizes import SIZES, Size
+from openpilot.tools.fair.students.widths import LAYERS, narrow
 from openpilot.tools.lib.errors import UserError
 
 UNIFIED = ("depth", "objects", "detector", "lanes")  # the heads of a unified student, in order
@@ -175,6 +176,29 @@ class Student(nn.Module):
       out.update(zip(names, self.lanes.track(maps, points, mask, fresh, view), strict=True))
     return out
 
+  def apart(self, frame: Tensor) -> list[Tensor]:
+    """What pruning follows: encode(), as far as it is convolutions, each of which is a module that is called. The
+    outputs are the layers' that fixed() names."""
+    maps = self.neck(self.backbone(frame))
+    out: list[Tensor] = []
+    for name in self.tasks:
+      head: Any = self.get_submodule(name)
+      if name == "lanes":
+        out += head.encode(self.backbone.normalize(frame), maps)
+      else:
+        out += head.apart(maps) if hasattr(head, "apart") else head(maps).values()
+    return out
+
+  def fixed(self) -> list[str]:
+    """Layers whose outputs are what others count on: the graph's outputs, the tracker's state, the detector's tokens;
+    of a head that does not say so all."""
+    found = []
+    for name in self.tasks:
+      head = self.get_submodule(name)
+      layers = getattr(head, "fixed", [n for n, m in head.named_modules() if isinstance(m, LAYERS)])
+      found += [f"{name}.{layer}" for layer in layers]
+    return found
+
   def inputs(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """One frame's inputs of the exported graph, all zeros: names, shapes, types, in order."""
     out = {"frame": torch.zeros(1, *self.spec.input.shape, dtype=torch.uint8, device=device)}
@@ -201,6 +225,14 @@ def build(what: str | StudentSpec, backbone: str | None = None, pretrained: bool
   size = SIZES[spec.size]
   backbone = backbone or spec.backbone or size.backbone
   student = Student(spec, size, backbone, pretrained)
+  if spec.widths:
+    narrow(student, spec.widths)
+    try:
+      with torch.no_grad():
+        student.eval()(**student.inputs())
+    except RuntimeError as e:
+      raise UserError(f"widths do not fit each other: {' '.join(str(e).split())[:120]}; prune again") from None
+    student.train()
   budget = HEADS[spec.task].budget if spec.task in HEADS else None
   count = parameters(student)
   if budget is not None and count > budget:

@@ -1,0 +1,169 @@
+"""`op optimize --prune`: a run that export, distill and the table of students read without the package that pruned it,
+and what it refuses."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+from label_fixture import LABELS, same, write_store
+from student_inputs import assert_close
+
+from openpilot.selfdrive.modeld.fair.bundle import load_bundle
+from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
+from openpilot.tools.fair.bundle import export
+from openpilot.tools.fair.distillation import distill
+from openpilot.tools.fair.optimize import optimize
+from openpilot.tools.fair.students import list_students
+from openpilot.tools.fair.students.list_students import macs
+from openpilot.tools.learn.checkpoint import load_checkpoint
+from openpilot.tools.lib.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+  root = tmp_path_factory.mktemp("prune") / "s"
+  write_store(root, n=4)
+  return root
+
+
+def distilled(store, out, *args):
+  words = ["--labels", store, "--student", "depth-nano", "--tasks", "depth", "--output", out, "--workers", 0, *args]
+  with pytest.MonkeyPatch.context() as m:
+    m.setattr(sys, "argv", ["distill", *map(str, words)])
+    distill.main()
+  return load_checkpoint(out / "last.pt")
+
+
+@pytest.fixture(scope="module")
+def run(store):
+  out = store.parent / "run"
+  distilled(store, out, "--steps", 1, "--batch-size", 2)
+  return out
+
+
+def options(bundle, store, output, **more):
+  return optimize.Options(bundle=bundle, data=store, output=output, **({"prune": 0.3, "frames": 4} | more))
+
+
+@pytest.fixture(scope="module")
+def pruned(store, run):
+  """-> the run without three tenths of its multiply-adds, and what was said of it."""
+  pytest.importorskip("torch_pruning", reason="the package that finds groups")
+  return store.parent / "pruned", optimize.run(options(run, store, store.parent / "pruned"))
+
+
+@pytest.fixture(scope="module")
+def thin(pruned):
+  with pytest.MonkeyPatch.context() as m:
+    m.setitem(sys.modules, "torch_pruning", None)  # it is not needed any more
+    out = pruned[0].parent / "models" / "thin"
+    export.run(export.Options(run=pruned[0], output=out, tinygrad=False))
+  return load_bundle(out)
+
+
+@pytest.mark.slow
+def test_a_pruned_run_is_counted_and_exported_without_the_package(run, pruned, thin, monkeypatch, capsys):
+  out, said = pruned
+  whole, student = (export.load_student(r)[0] for r in (run, out))
+  assert said["macs"] == [macs(whole), macs(student)] and macs(student) <= 0.7 * macs(whole)
+  assert json.loads((out / "log.jsonl").read_text())["pruned"] == json.loads(json.dumps(said))
+  monkeypatch.setitem(sys.modules, "torch_pruning", None)
+  monkeypatch.setattr(sys, "argv", ["students", str(out), str(run)])
+  list_students.main()
+  table = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+  assert [row[0] for row in table] == ["pruned", "run"]
+  assert [int(row[3].removesuffix("M")) for row in table] == [round(macs(s) / 1e6) for s in (student, whole)]
+  assert thin.manifest["widths"] == {k: list(v) for k, v in student.spec.widths.items()}
+  assert "pruned, and not taught since" in (thin.path / "README.md").read_text()
+  frame = np.random.default_rng(0).integers(0, 256, (1, 6, 128, 256), dtype=np.uint8)
+  got = OnnxRunner(thin, thin.graphs[0], 1).run({"frame": frame})["depth"]
+  with torch.no_grad():
+    assert_close("depth", got, student(torch.from_numpy(frame))["depth"].numpy(), export.HALF_TOLERANCE)
+
+
+COMMON = ("--batch-size", 2, "--no-augment", "--steps", 2, "--eval-every", 1)
+
+
+@pytest.mark.slow
+def test_it_is_distilled_on_and_resumed_when_what_it_started_from_is_gone(store, pruned, tmp_path, monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, "torch_pruning", None)
+  shutil.copytree(pruned[0], tmp_path / "gone")
+  on = distilled(store, tmp_path / "on", "--init", tmp_path / "gone", *COMMON)
+  said = capsys.readouterr().out
+  assert "depth-nano, pruned:" in said and "start anew" not in said
+  student, config, _ = export.load_student(tmp_path / "on")
+  assert on["config"]["widths"] == config.widths and macs(student) == pruned[1]["macs"][1]
+  real = distill.Run.update_ema
+
+  def stop(self):
+    real(self)
+    if self.step == 1:
+      os.kill(os.getpid(), signal.SIGINT)
+
+  with monkeypatch.context() as m:
+    m.setattr(distill.Run, "update_ema", stop)
+    with pytest.raises(KeyboardInterrupt):
+      distilled(store, tmp_path / "broken", "--init", tmp_path / "gone", *COMMON)
+  shutil.rmtree(tmp_path / "gone")
+  again = distilled(store, tmp_path / "broken", "--init", tmp_path / "gone", *COMMON, "--resume")
+  assert same({k: on[k] for k in ("model", "ema", "optimizer")}, {k: again[k] for k in ("model", "ema", "optimizer")})
+  with pytest.raises(UserError, match=r"its widths are of depth-nano on .*, not of depth-nano on mobilenetv4_conv_sm"):
+    distilled(store, tmp_path / "no", "--init", pruned[0], "--backbone", "mobilenetv4_conv_small", *COMMON)
+
+
+@pytest.mark.slow
+def test_a_pruned_bundle_is_distilled_on_and_pruned_again(store, pruned, thin, tmp_path):
+  on = distilled(store, tmp_path / "on", "--init", thin.path, *COMMON)
+  assert on["config"]["widths"] == thin.manifest["widths"]
+  now = pruned[1]["macs"][1]
+  again = optimize.run(options(thin.path, store, tmp_path / "b", prune=None, prune_macs=0.9e-6 * now))
+  student, config, _ = export.load_student(tmp_path / "b")
+  assert again["macs"] == [now, macs(student)] and macs(student) <= 0.9 * now and config.tasks == ["depth"]
+  assert config.per_height and config.classes.maps == config.classes.boxes == ()
+
+
+@pytest.mark.parametrize(
+  ("change", "match"),
+  [
+    ({"int8": True}, "--prune gives a run that is to be distilled on"),
+    ({"prune_macs": 50.0}, "--prune and --prune-macs both say how much goes"),
+    ({"prune": 0.0}, "--prune 0: it is the share"),
+    ({"prune": float("nan")}, "--prune nan: it is the share"),
+    ({"prune": None, "prune_macs": 5000.0}, "--prune-macs 5000: the student has .* million; name fewer"),
+    ({"bundle": "nowhere"}, "nowhere"),
+    ({"output": "there"}, "there is something already"),
+    ({"data": "objects"}, "teaches nothing that the student does"),
+    ({"truth": "nobody"}, "--truth nobody"),
+  ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(store, run, tmp_path, change, match):
+  change = dict(change)
+  for key in ("bundle", "output"):
+    if key in change:
+      change[key] = tmp_path / change[key]
+  if change.get("output"):
+    change["output"].mkdir()
+    (change["output"] / "mine").touch()
+  if change.get("data"):
+    change["data"] = tmp_path / "objects"
+    write_store(change["data"], n=2, labels=LABELS[2:3])
+  with pytest.raises((UserError, optimize.BundleError), match=match) as e:
+    optimize.run(options(**({"bundle": run, "store": store, "output": tmp_path / "out"} | renamed(change))))
+  assert "\n" not in str(e.value) and not (tmp_path / "out").exists()
+
+
+def renamed(change):
+  return {"store" if k == "data" else k: v for k, v in change.items()}
+
+
+@pytest.mark.slow
+def test_a_target_that_cannot_be_met_says_how_near_it_came(store, run, tmp_path):
+  pytest.importorskip("torch_pruning", reason="the package that finds groups")
+  with pytest.raises(UserError, match=r"0\.9\d* of the multiply-adds cannot go: at most 0\.\d+ can, to \d+ million"):
+    optimize.run(options(run, store, tmp_path / "out", prune=0.95))
+  assert not (tmp_path / "out").exists()

@@ -46,7 +46,7 @@ def main() -> None:
       if all(chosen.values()):
         files, how = {g["name"]: bundle.onnx(g, chosen[g["name"]]) for g in bundle.graphs}, "as it ships"
       else:
-        files, how = Graphs(floats, inputs).make("int8", targets()[0], []).files, "all layers but the last"
+        files, how = Graphs(floats, inputs).make("int8", targets()[0]).files, "all layers but the last"
       eight = by_itself(bundle, files, Path(tmp) / "int8")
       found = milliseconds({"float": floats, "int8": eight}, inputs, args.rounds, args.threads, "float")
     a, b = found["float"], found["int8"]

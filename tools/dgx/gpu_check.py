@@ -6,6 +6,8 @@ Without a GPU it is a rehearsal: all that runs on a CPU does, small, and the res
 a process of its own with a time limit; one that fails stops no other."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -135,14 +137,22 @@ def run_step(step: Step, folder: Path, limit: float) -> Done:
   said = folder / f"{step.name.replace(' ', '-')}.json"
   said.unlink(missing_ok=True)
   begun = time.monotonic()
-  try:
-    words, env = python.command(*step.words), python.environment()
-    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, errors="replace", timeout=limit)
-  except subprocess.TimeoutExpired:
-    return Done(step.name, "too long", time.monotonic() - begun, f"not within {limit:.0f} s")
+  pipe, words = subprocess.PIPE, python.command(*step.words)
+  with subprocess.Popen(
+    words, cwd=folder, env=python.environment(), stdout=pipe, stderr=pipe, start_new_session=True
+  ) as process:
+    try:
+      out, err = process.communicate(timeout=limit)
+    except BaseException as e:  # Ctrl-C, too: with all that it started
+      os.killpg(process.pid, signal.SIGKILL)
+      process.communicate()
+      if not isinstance(e, subprocess.TimeoutExpired):
+        raise
+      return Done(step.name, "too long", time.monotonic() - begun, f"not within {limit:.0f} s")
   took = time.monotonic() - begun
-  if done.returncode:
-    return Done(step.name, "failed", took, f"exit code {done.returncode}: {reason(done.stderr or done.stdout)}")
+  if process.returncode:
+    why = f"exit code {process.returncode}: {reason((err or out).decode(errors='replace'))}"
+    return Done(step.name, "failed", took, why)
   return Done(step.name, "done", took, numbers=read_json(said) if said.is_file() else {})
 
 

@@ -2,6 +2,8 @@
 failure stops no other."""
 
 import json
+import os
+import time
 
 import pytest
 
@@ -10,7 +12,7 @@ from openpilot.tools.dgx.gpu_check import Step
 from openpilot.tools.lib.errors import UserError
 
 
-def step(name, code, limit=60.0, **kwargs):
+def step(name, code, limit=600.0, **kwargs):
   return Step(name, ("-c", code), limit, **kwargs)
 
 
@@ -60,6 +62,20 @@ def test_what_fails_or_hangs_stops_no_other(here, capsys):
   assert error == "1 steps failed, 1 took too long; the others were measured"
   table = capsys.readouterr().out
   assert results["device"] in table and "ms 1.25, batch 16" in table and "no such weights" in table
+
+
+def test_what_a_step_started_ends_with_it(here, tmp_path):
+  """It holds the step's output open, for which nobody waits."""
+  code = "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); open('pid', 'w').write(str(p.pid)); p.wait()"
+  found, _, _ = here(step("slow", code, 3.0))
+  assert found["slow"]["status"] == "too long" and found["slow"]["seconds"] < 300
+  pid = tmp_path / "out" / "pid"
+  if not pid.exists():
+    pytest.skip("this machine did not even start it within 3 s")
+  with pytest.raises(ProcessLookupError):
+    for _ in range(1000):  # until init has seen that it is dead
+      os.kill(int(pid.read_text()), 0)
+      time.sleep(0.02)
 
 
 def test_numbers_of_an_earlier_run_are_not_told_again(here, tmp_path):

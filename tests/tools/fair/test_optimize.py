@@ -19,8 +19,7 @@ from openpilot.tools.fair.evaluation.scenes import open_segments
 from openpilot.tools.fair.optimize import judge, optimize as module
 from openpilot.tools.fair.optimize.calibration import blocks, grid, record, split, spread
 from openpilot.tools.fair.optimize.judge import make_row, worst
-from openpilot.tools.fair.optimize.search import Graphs, more_float, variances
-from openpilot.tools.fair.optimize.sensitivity import Layer
+from openpilot.tools.fair.optimize.search import Graphs
 from openpilot.tools.fair.optimize.variants import Variant
 from openpilot.tools.lib.errors import UserError
 
@@ -116,25 +115,6 @@ def test_losses_and_what_they_may_be_by_hand():
     worst([make_row("depth", "silog", 0.2, 0.3, 0.01)])
 
 
-def layer(name, saves, **errors):
-  return "graph", Layer(name, saves, 0, errors)
-
-
-def test_the_layers_that_go_back_are_those_of_the_task_that_loses_too_much():
-  neck = layer("neck", 1000, depth=0.1, boxes=0.1)
-  depth = layer("depth head", 100, depth=0.1, boxes=0.0)
-  boxes = layer("box head", 10, depth=0.0, boxes=0.5)
-  cheap = layer("small", 10, depth=0.01, boxes=0.0)
-  layers = [neck, depth, boxes, cheap]
-  assert variances(layers)["depth"] == pytest.approx(0.0201)
-  names = lambda found: [x.name for _, x in found]  # noqa: E731
-  # the boxes are worst of all, and nobody asks for them; the neck's half is dearer than the head's
-  assert names(more_float(layers, [], {"depth": 0.6})) == ["depth head"]
-  assert names(more_float(layers, [], {"boxes": 0.5})) == ["box head"]
-  assert names(more_float(layers, [depth], {"depth": 0.5, "boxes": 0.9})) == ["depth head", "box head", "small", "neck"]
-  assert more_float(layers, layers, {"depth": 0.5}) == layers and more_float(layers, [], {}) == []
-
-
 def test_outputs_that_a_task_is_judged_by(tmp_path):
   outputs = [{"name": "depth", "head": "depth"}, {"name": "heat", "head": "objects"}, {"name": "state"}]
   graphs = object.__new__(Graphs)
@@ -160,7 +140,7 @@ def test_the_whole_command(tmp_path, store, quick, monkeypatch, capsys):
   bundle = optimize_fixture.write_conv(tmp_path / "models" / "conv")
   (bundle.path / "README.md").write_text("# conv\n")
   bundle = write_manifest(bundle.path, bundle.manifest)
-  results = module.run(options(bundle.path, store, tmp_path / "out", apply=True))
+  results = module.run(options(bundle.path, store, tmp_path / "out", apply=True, fp16=True))
   said = capsys.readouterr().out
   assert "int8 x86" in said and "recommended: " in said
   assert results["calibration"]["routes"] == 1 and results["judged"]["routes"] == 3
@@ -172,10 +152,14 @@ def test_the_whole_command(tmp_path, store, quick, monkeypatch, capsys):
   shutil.rmtree(calibrating[0])
   shipped = load_bundle(bundle.path)
   monkeypatch.setattr(cpu, "targets", lambda: ("x86",))
-  kept = next(v for v in shipped.graphs[0]["variants"])
+  kept = next(v for v in shipped.graphs[0]["variants"] if v["precision"] == "int8")
   assert kept["target"] == "x86" and kept["weight_bits"] == 7 and kept["calibration"]["frames"] == 8
   table = evaluation.evaluate(evaluation.Options((bundle.path,), judged, output=tmp_path / "e"))["tables"]["simulator"]
-  (variant,) = results["variants"][1:]
+  half, variant = results["variants"][1:]
+  # a graph for a GPU, judged by what it would say there
+  assert half["label"] == "float16 tensorrt" and half["within"] and not half["here"]
+  assert 0 < max(half["output_errors"].values()) < max(variant["output_errors"].values()) / 2
+  assert half["bytes"] == (bundle.path / "scene.float16-tensorrt.onnx").stat().st_size
   rows = {(m["task"], m["metric"]): m for m in variant["metrics"]}
   for task in ("depth", "segmentation"):
     for metric, cell in table[task]["conv"].items():
@@ -195,7 +179,8 @@ def test_the_whole_command(tmp_path, store, quick, monkeypatch, capsys):
   # again, of what has a variant: it is made anew of the float graph
   module.run(options(bundle.path, store, tmp_path / "out", apply=True))
   assert len(load_bundle(bundle.path).graphs[0]["variants"]) == 1
-  assert abs(len((bundle.path / "README.md").read_text()) - len(card)) < 20
+  again = (bundle.path / "README.md").read_text()
+  assert again.count("## In 8 bits") == 1 and again.count("| x86 |") == 1
 
 
 def test_a_loss_that_is_too_large_is_told_and_nothing_is_applied(tmp_path, store, quick, monkeypatch):
@@ -214,6 +199,7 @@ def test_a_loss_that_is_too_large_is_told_and_nothing_is_applied(tmp_path, store
   ("change", "match"),
   [
     ({"int8": False}, "nothing to do"),
+    ({"fp16": True, "target": ("tensorrt",)}, "--fp16 or --int8, the other in a command of its own"),
     ({"frames": 0}, "at least 1"),
     ({"frames": 4}, "too few"),
     ({"data": "nowhere"}, "there is no such file"),

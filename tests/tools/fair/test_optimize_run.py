@@ -34,7 +34,7 @@ def test_a_run_is_exported_and_quantized(tmp_path, monkeypatch):
   assert results["bundle"] == bundle.name == "my-run"
   assert [v["target"] for g in bundle.graphs for v in g["variants"]] == ["x86"]
   # layers of a real student: depthwise, strided, behind a neck
-  assert len(results["layers"]["x86"]) > 10 and results["variants"][1]["output_errors"]["depth"] < 0.2
+  assert len(results["disturbs"]["x86"]) > 10 and results["variants"][1]["output_errors"]["depth"] < 0.2
   monkeypatch.setattr(cpu, "targets", lambda: ("x86",))
   assert OnnxRunner(bundle, bundle.graphs[0]).what == "ONNX Runtime, int8 for x86"
   assert "run" in (tmp_path / "out" / "options.yaml").read_text().lower()

@@ -11,15 +11,14 @@ from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.fair.optimize.bias import shifts
 from openpilot.tools.fair.optimize.quantize import TARGETS, calibrate, fold_pads, last_layers, prepare, quantize, trunk
 from openpilot.tools.fair.optimize.sensitivity import (
-  MOVED,
   alone,
-  behind,
   errors,
+  macs_of,
   rounded,
+  rounded_tensors,
   run_all,
   sensitivity,
   steps,
-  work_of,
 )
 from openpilot.tools.lib.errors import UserError
 
@@ -72,14 +71,9 @@ def test_the_activation_of_a_layer_is_of_its_8_bits_also_where_no_layer_follows(
 
 
 def test_multiply_adds(prepared):
-  found = work_of(prepared)
+  found = macs_of(prepared)
   there = 64 * 128
-  assert found == {
-    "stem": (8 * there * 54, 6 * 128 * 256 + 8 * there),
-    "middle": (8 * there * 72, 16 * there),
-    "out": (there * 8, 9 * there),
-    "classes": (5 * there * 8, 13 * there),
-  }
+  assert found == {"stem": 8 * there * 54, "middle": 8 * there * 72, "out": there * 8, "classes": 5 * there * 8}
 
 
 @pytest.mark.parametrize("name", list(TARGETS))
@@ -179,60 +173,64 @@ def test_rounded_weights_by_hand():
   np.testing.assert_allclose(narrow, [[1.27, 0], [63.5, 0]], atol=1e-6)
 
 
-def test_one_layer_alone_is_numpys_convolution_of_rounded_numbers(prepared, ranges, frames):
-  """The depth of the last convolution, 1x1: the only one of which both sides are easily had."""
+def test_one_tensor_alone_is_numpys_arithmetic_of_rounded_numbers(prepared, ranges, frames):
+  """'middle' with its weights and what it says rounded: what the last convolutions make of it is easily had."""
   target = TARGETS["x86-vnni"]
-  blob = alone(ranges[False], "classes", target)
-  model = onnx.load_from_string(blob)
-  source = next(n for n in prepared.graph.node if n.name == "classes").input[0]
-  for m in (model, prepared):
-    assert source in {o for n in m.graph.node for o in n.output}
+  node = {n.name: n for n in prepared.graph.node}
+  said, before, source = node["middle"].output[0], node["middle"].input[0], node["classes"].input[0]
   asked = onnx.ModelProto()
   asked.CopyFrom(prepared)
-  asked.graph.output.append(onnx.helper.make_tensor_value_info(source, onnx.TensorProto.FLOAT, [1, 8, 64, 128]))
-  e = run_all(asked.SerializeToString(), frames[:1])[0][source].astype(np.float64)
-  low, high = (float(np.asarray(v).reshape(-1)[0]) for v in ranges[False].ranges[source].range_value)
+  asked.graph.output.append(onnx.helper.make_tensor_value_info(before, onnx.TensorProto.FLOAT, None))
+  x = run_all(asked.SerializeToString(), frames[:1])[0][before].astype(np.float64)
+  w = rounded(weights_of(prepared)["w_middle"], 0, target).astype(np.float64)
+  shift = np.linspace(-0.2, 0.2, 8)
+  padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+  y = sum(
+    np.einsum("oc,bchw->bohw", w[:, :, i, j], padded[:, :, i : i + 64, j : j + 128]) for i in range(3) for j in range(3)
+  )
+  y = y + shift[:, None, None]
+  low, high = (float(np.asarray(v).reshape(-1)[0]) for v in ranges[False].ranges[said].range_value)
   scale, zero = (v.astype(np.float64) for v in steps(low, high, target))
-  x = (np.clip(np.rint(e / scale) + zero, 0, 255) - zero) * scale
-  w = rounded(weights_of(prepared)["w_classes"], 0, target)[:, :, 0, 0].astype(np.float64)
-  want = np.einsum("oc,bchw->bohw", w, x)
-  got = run_all(blob, frames[:1])[0]
+  y = (np.clip(np.rint(y / scale) + zero, 0, 255) - zero) * scale
+  e = np.maximum(x + y, 0)
+  want = np.einsum("oc,bchw->bohw", weights_of(prepared)["w_classes"][:, :, 0, 0], e)
+  blob = alone(ranges[False], said, "middle", target, shift.astype(np.float32))
+  got = run_all(blob, frames[:1])[0]["segmentation"]
+  assert source != said  # the residual is between
   # a value half-way between two steps is rounded to either
-  near = np.abs(got["segmentation"] - want) < 1e-4 * np.abs(want).max()
-  assert near.mean() > 0.999
-  whole = run_all(prepared.SerializeToString(), frames[:1])[0]
-  np.testing.assert_array_equal(got["depth"], whole["depth"])  # the other branch is as it was
+  assert (np.abs(got - want) < 1e-4 * np.abs(want).max()).mean() > 0.995
 
 
-def test_what_each_layer_alone_does(prepared, frames):
+def test_tensors_that_are_rounded_are_those_behind_activations(prepared):
+  node = {n.name: n for n in prepared.graph.node}
+  found = rounded_tensors(prepared, trunk(prepared, last_layers(prepared)))
+  stem = next(t for t, layer in found.items() if layer == "stem")
+  assert set(found.values()) == {None, "stem", "middle"}
+  assert node["middle"].input[0] == stem and found[node["middle"].output[0]] == "middle"
+  assert found[node["stem"].input[0]] is None and len(found) == 3  # the sum leads to last layers alone
+  # with the stem in float the others round what goes in and what comes out
+  assert set(rounded_tensors(prepared, trunk(prepared, [*last_layers(prepared), "stem"]))) == {
+    stem,
+    node["middle"].output[0],
+  }
+
+
+def test_what_each_tensor_alone_does(prepared, frames):
   target = TARGETS["x86-vnni"]
   model = onnx.ModelProto()
   model.CopyFrom(prepared)
-  stem = next(i for i in model.graph.initializer if i.name == "w_stem")
-  whole = rounded(numpy_helper.to_array(stem), 0, target)
-  stem.CopyFrom(numpy_helper.from_array(whole, "w_stem"))
-  own, other = (sensitivity(calibrate(m, frames), target, frames[:2], ["stem", "middle"]) for m in (prepared, model))
-  assert [x.name for x in own] == ["stem", "middle"] and own[1].macs == 8 * 64 * 128 * 72
-  assert set(own[0].errors) == {"depth", "segmentation"} and own[0].errors[own[0].output] == max(own[0].errors.values())
+  middle = next(i for i in model.graph.initializer if i.name == "w_middle")
+  whole = rounded(numpy_helper.to_array(middle), 0, target)
+  middle.CopyFrom(numpy_helper.from_array(whole, "w_middle"))
+  last = last_layers(prepared)
+  own, other = (
+    {s.layer: s for s in sensitivity(calibrate(m, frames), target, frames[:2], trunk(m, last))}
+    for m in (prepared, model)
+  )
+  assert set(own) == {None, "stem", "middle"} and set(own["stem"].errors) == {"depth", "segmentation"}
+  assert own["stem"].errors[own["stem"].output] == max(own["stem"].errors.values()) > 0
   # of weights that are whole steps nothing but the values is rounded
-  assert other[0].errors["depth"] < own[0].errors["depth"]
-  assert own[0].saves == own[0].macs + MOVED * (6 * 128 * 256 + 8 * 64 * 128)
-
-
-def test_a_layers_values_are_rounded_behind_its_activation(prepared, ranges, frames):
-  """'middle' has none: what it says goes into the residual in steps of its range."""
-  target = TARGETS["x86-vnni"]
-  node = {n.name: n for n in prepared.graph.node}
-  tensor = node["middle"].output[0]
-  assert behind(prepared, node["middle"]) == tensor
-  model = onnx.load_from_string(alone(ranges[False], "middle", target))
-  del model.graph.output[:]
-  said = "middle.rounded.out.x"
-  model.graph.output.append(onnx.helper.make_tensor_value_info(said, onnx.TensorProto.FLOAT, None))
-  got = run_all(model.SerializeToString(), frames[:1])[0][said]
-  low, high = (float(np.asarray(v).reshape(-1)[0]) for v in ranges[False].ranges[tensor].range_value)
-  scale = float(steps(low, high, target)[0])
-  assert np.abs(got / scale - np.rint(got / scale)).max() < 1e-3 and len(np.unique(got)) <= 256
+  assert other["middle"].errors["depth"] < own["middle"].errors["depth"]
 
 
 def chain(nodes, weights, outputs, size=(1, 4, 9, 12)):

@@ -12,7 +12,7 @@ from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, folder_of, r
 from openpilot.selfdrive.modeld.fair.bundle import MANIFEST, Bundle, load_bundle, write_manifest
 from openpilot.selfdrive.modeld.fair.runners import tensorrt
 from openpilot.tools.fair.bundle.replace import CARD, new_bundle
-from openpilot.tools.fair.optimize.half import half, outside
+from openpilot.tools.fair.optimize.half import ROOM, emulated, half, outside, overflowing
 from openpilot.tools.fair.optimize.quantize import last_layers, prepare
 from openpilot.tools.fair.optimize.variants import Variant
 from openpilot.tools.fair.students.student import student_names
@@ -24,6 +24,7 @@ from openpilot.tools.lib.files import read_json, write_json
 FORMATS = ("onnx", "tensorrt", "tflite")
 JUDGED = 16  # frames of the routes that judge, at which a TFLite file is compared with the student
 METHOD = "moving average of the least and the largest value, weights of each channel"
+OVER = f"its values at frames that calibrate, times {ROOM:g}, are beyond float16"
 HEADING = "\n## As TFLite\n"
 Inputs = dict[str, list[dict[str, Any]]]
 
@@ -100,14 +101,19 @@ def to_tflite(bundle: Bundle, calibrating: Inputs, judging: Inputs, calibration:
   return made
 
 
-def to_half(base: Bundle) -> Variant:
-  """For TensorRT: its networks have the types of the graph."""
-  files, left = {}, {}
+def to_half(base: Bundle, inputs: Inputs | None = None) -> Variant:
+  """For TensorRT: its networks have the types of the graph. inputs: of each graph, at frames that calibrate: what
+  overflows there stays float."""
+  files, judged, left = {}, {}, {}
   for graph in base.graphs:
-    model = prepare(base.onnx(graph))
-    left[graph["name"]] = outside(model, last_layers(model))
-    files[graph["name"]] = half(model, [n for nodes in left[graph["name"]].values() for n in nodes])
-  return Variant("float16 tensorrt", "float16", "tensorrt", files, left)
+    name, model = graph["name"], prepare(base.onnx(graph))
+    mine = outside(model, last_layers(model))
+    leave = [n for nodes in mine.values() for n in nodes]
+    over = overflowing(model, leave, inputs[name]) if inputs is not None else {}
+    leave += over
+    left[name] = mine | ({OVER: [f"{n} ({v:.3g})" for n, v in over.items()]} if over else {})
+    files[name], judged[name] = half(model, leave), emulated(model, leave)
+  return Variant("float16 tensorrt", "float16", "tensorrt", files, left, judged)
 
 
 def lines(made: Made) -> list[str]:

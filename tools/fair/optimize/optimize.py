@@ -19,11 +19,12 @@ from openpilot.tools.fair.evaluation.groups import load_groups
 from openpilot.tools.fair.evaluation.scenes import Segment, check_label, open_segments
 from openpilot.tools.fair.optimize import formats, report
 from openpilot.tools.fair.optimize.calibration import Parts, blocks, check_apart, record, split
+from openpilot.tools.fair.optimize.choose import variances
 from openpilot.tools.fair.optimize.judge import FLOAT, Row, judge, worst
 from openpilot.tools.fair.optimize.measure import footprint, milliseconds, sizes
 from openpilot.tools.fair.optimize.quantize import PERCENTILE, TARGETS
-from openpilot.tools.fair.optimize.search import Graphs, Rung, search, variances
-from openpilot.tools.fair.optimize.sensitivity import Layer
+from openpilot.tools.fair.optimize.search import Graphs, Rung, search
+from openpilot.tools.fair.optimize.sensitivity import Source
 from openpilot.tools.fair.optimize.variants import Variant, by_itself, write
 from openpilot.tools.lib.errors import UserError, above_zero, cli
 from openpilot.tools.lib.files import atomic_path, write_json
@@ -44,6 +45,7 @@ class Options:
   )
   output: Path = option(aliases=("--out",), help="folder of the page, its JSON, and the bundle with its variants")
   int8: bool = option(False, help="8 bits, for what --target says")
+  fp16: bool = option(False, help="computation in half precision, for TensorRT; a CPU casts, and is no faster")
   format: tuple[str, ...] = option(
     ("onnx",), nargs="+", metavar=",".join(formats.FORMATS), help="what is made; tflite in an environment of its own"
   )
@@ -182,18 +184,18 @@ def told(variant: Variant, graphs: Graphs, rows: list[Row]) -> dict[str, Any]:
   }
 
 
-def layers_told(graphs: Graphs, target: str, rows: list[Row]) -> list[dict[str, Any]]:
-  """Of each layer what it does alone, those first that cost most for what they save; and its part of what each metric
-  lost where all were in 8 bits: the part that it has in the variance of the outputs that the metric is of."""
-  layers = graphs.sensitivity(TARGETS[target])
-  whole = variances(layers)
+def sources_told(graphs: Graphs, target: str, rows: list[Row]) -> list[dict[str, Any]]:
+  """Of each tensor that is rounded what that does alone, those first that disturb most; and its part of what each
+  metric lost where all were: the part that it has in the variance of the outputs that the metric is of."""
+  sources = graphs.sources(TARGETS[target])
+  whole = variances(sources)
 
-  def part(layer: Layer, outputs: set[str]) -> float:
-    parts = [layer.errors[o] ** 2 / whole[o] for o in outputs if o in layer.errors and whole[o]]
+  def part(source: Source, outputs: set[str]) -> float:
+    parts = [source.errors[o] ** 2 / whole[o] for o in outputs if o in source.errors and whole[o]]
     return sum(parts) / max(1, len(parts))
 
   out = []
-  for graph, x in sorted(layers, key=lambda x: -part(x[1], set(whole)) / x[1].saves):
+  for graph, x in sorted(sources, key=lambda x: -part(x[1], set(whole))):
     costs = {f"{r.task} {r.metric}": max(0.0, r.loss) * part(x, graphs.outputs_of(r.task)) for r in rows if r.limit}
     out.append({"graph": graph, **asdict(x), "output": x.output, "costs": costs})
   return out
@@ -203,13 +205,13 @@ def tried(rungs: list[Rung]) -> list[dict[str, Any]]:
   out = []
   for r in rungs:
     row = worst(r.rows)
-    out.append({"float": r.label, "share": row.share, "worst": row.words, "back": [x.name for _, x in r.back]})
+    out.append({"float": r.label, "share": row.share, "worst": row.words, "back": sorted(layer for _, layer in r.back)})
   return out
 
 
 @dataclass
 class Wanted:
-  """targets: in 8 bits, of ONNX. half: TensorRT's graph in float16, since 8 bits are not asked for."""
+  """targets: in 8 bits, of ONNX. half: TensorRT's graph in float16, asked for, or since 8 bits are not."""
 
   targets: tuple[str, ...]
   half: bool
@@ -220,9 +222,12 @@ class Wanted:
 def check(args: Options) -> Wanted:
   """Raises UserError."""
   said = formats.formats_said(args.format)
-  half = not args.int8 and "tensorrt" in (*said, *args.target)
+  engine = "tensorrt" in (*said, *args.target)
+  if args.fp16 and args.int8 and engine:
+    raise UserError("TensorRT takes one of a bundle's graphs: --fp16 or --int8, the other in a command of its own")
+  half = args.fp16 or (not args.int8 and engine)
   if not (args.int8 or half or "tflite" in said):
-    raise UserError("nothing to do; say --int8, --prune, or --format tflite or tensorrt")
+    raise UserError("nothing to do; say --int8, --fp16, --prune, or --format tflite or tensorrt")
   if min(args.frames, args.rounds, 1 if args.limit is None else args.limit) < 1:
     raise UserError("--frames, --rounds and --limit are at least 1")
   formats.check(said)
@@ -254,9 +259,10 @@ def run(args: Options) -> dict[str, Any]:
     if wanted.tflite:
       judging = record(floats, data.parts.judged, data.compared, formats.JUDGED)
       made = formats.to_tflite(base, inputs, judging, calibration if args.int8 else None)
-    variants: list[Variant] = [formats.to_half(base)] if wanted.half else []
+    variants: list[Variant] = [formats.to_half(base, inputs)] if wanted.half else []
     rungs: dict[str, list[Rung]] = {}
-    bundles = {FLOAT: floats} | {v.label: by_itself(floats, v.files, Path(tmp) / v.target) for v in variants}
+    bundles = {FLOAT: floats} | {v.label: by_itself(floats, v.said, Path(tmp) / "judged") for v in variants}
+    timed = {v.label: by_itself(floats, v.files, Path(tmp) / "half") for v in variants}
     graphs = Graphs(floats, inputs)
     for t in wanted.targets:
       found, rungs[t] = search(graphs, floats, t, data.parts.calibration, data.truth, data.compared, args.max_loss)
@@ -264,7 +270,8 @@ def run(args: Options) -> dict[str, Any]:
       variants.append(found)
     rows = judge(bundles, data.parts.judged, data.truth, data.compared, args.max_loss) if variants else {}
     some = {name: x[:8] for name, x in inputs.items()}
-    ms = {n: milliseconds(bundles, some, args.rounds, n, FLOAT) for n in (1, 2)}
+    timed = bundles | timed
+    ms = {n: milliseconds(timed, some, args.rounds, n, FLOAT) for n in (1, 2)}
     best, why = recommend(variants, rows, ms[1])
     whole = sizes(floats)
     results: dict[str, Any] = {
@@ -277,13 +284,13 @@ def run(args: Options) -> dict[str, Any]:
       "judged": described(data.parts.judged),
       "machine": f"{platform.system()} {platform.machine()}, {cpu_name()}, ONNX Runtime {ort.__version__}",
       "targets_here": list(targets()),
-      "layers": {t: layers_told(graphs, t, rungs[t][0].rows) for t in wanted.targets},
+      "disturbs": {t: sources_told(graphs, t, rungs[t][0].rows) for t in wanted.targets},
       "search": {t: tried(r) for t, r in rungs.items()},
       "variants": [
         {**column(FLOAT, ms, floats), **whole, "precision": "float32", "target": "", "here": True},
-        *({**whole, **column(v.label, ms, bundles[v.label]), **told(v, graphs, rows[v.label])} for v in variants),
+        *({**whole, **column(v.label, ms, timed[v.label]), **told(v, graphs, rows[v.label])} for v in variants),
       ],
-      "recommendation": {"variant": best, "why": why},
+      "recommendation": {"variant": best, "why": why, "rule": report.RULE},
       **({"formats": made.told} if made is not None else {}),
       **({"comma_four": static_cost(floats)} if args.comma_four else {}),
     }
@@ -304,7 +311,7 @@ def run(args: Options) -> dict[str, Any]:
   print(f"wrote        {args.output / 'optimize.html'}, optimize.json")
   if missed := [v for v in results["variants"][1:] if not v["within"]]:
     near = "; ".join(f"{v['label']}: {v['worst']}" for v in missed)
-    raise UserError(f"--max-loss {args.max_loss:g} is not met: {near}; the page says what each layer costs")
+    raise UserError(f"--max-loss {args.max_loss:g} is not met: {near}; the page says what disturbs")
   return results
 
 

@@ -8,7 +8,7 @@ from openpilot.tools.fair.evaluation.groups import GROUPS
 from openpilot.tools.replay.report import load_template
 
 WIDTH, HEIGHT, EDGE = 520, 260, 48  # of the plot, pixels
-LEAST_COST = 0.0002  # that is shown of a layer
+LEAST_COST = 0.0002  # that is shown of a tensor
 RULE = (
   "Of the variants for this processor whose metrics all stay within what they may lose, the one whose median is "
   "shortest with one thread; float where none is."
@@ -70,9 +70,9 @@ def loss_words(row: dict[str, Any]) -> str:
   return f"{row['loss']:+.2%}"
 
 
-def costs(layer: dict[str, Any]) -> str:
+def costs(source: dict[str, Any]) -> str:
   """The three metrics that it costs most."""
-  most = sorted(layer["costs"].items(), key=lambda x: -x[1])[:3]
+  most = sorted(source["costs"].items(), key=lambda x: -x[1])[:3]
   return ", ".join(
     f"{name} {100 * c:.2f}{' points' if 'recall' in name else '%'}" for name, c in most if c >= LEAST_COST
   )

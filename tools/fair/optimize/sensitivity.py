@@ -1,7 +1,7 @@
 """What each layer costs in 8 bits: it alone is quantized, by arithmetic of our own on the float graph, and the outputs
 are compared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,23 +15,16 @@ from openpilot.selfdrive.modeld.fair.runners.onnx import DISABLED
 from openpilot.tools.fair.optimize.quantize import ACTIVATIONS, LAYERS, Calibrated, Target, shift_biases
 
 Inputs = Sequence[dict[str, np.ndarray]]
-MOVED = 32  # multiply-adds in whose time a value goes from 8 bits to float or back: about that on x86 with AVX512
 
 
 @dataclass
-class Layer:
-  """macs: multiply-accumulates. values: that go in and come out. errors: what it alone does to each output, see
-  errors()."""
+class Source:
+  """What 8 bits disturb: the values of a tensor, and the weights of the layer that says them, if one does. errors: what
+  it alone does to each output, see errors()."""
 
-  name: str
-  macs: int
-  values: int
+  tensor: str
+  layer: str | None
   errors: dict[str, float]
-
-  @property
-  def saves(self) -> int:
-    """What it saves in 8 bits, in multiply-adds."""
-    return max(1, self.macs + MOVED * self.values)
 
   @property
   def output(self) -> str:
@@ -44,17 +37,20 @@ def channel_axis(node: onnx.NodeProto) -> int:
   return 0 if node.op_type == "Conv" else 1
 
 
-def work_of(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
-  """Of each node of LAYERS its multiply-accumulates, and how many values go in and come out."""
+def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
   shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
   for v in (*model.graph.input, *model.graph.value_info, *model.graph.output):
     shapes[v.name] = tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
-  out = {}
+  return shapes
+
+
+def macs_of(model: onnx.ModelProto) -> dict[str, int]:
+  """Multiply-accumulates of each node of LAYERS."""
+  shapes, out = shapes_of(model), {}
   for node in model.graph.node:
     if node.op_type in LAYERS:
       x, w, y = shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]]
-      macs = np.prod(y if node.op_type == "Conv" else x) * np.prod(w[1:])
-      out[node.name] = int(macs), int(np.prod(x) + np.prod(y))
+      out[node.name] = int(np.prod(y if node.op_type == "Conv" else x) * np.prod(w[1:]))
   return out
 
 
@@ -101,58 +97,67 @@ def steps(low: float, high: float, target: Target) -> tuple[np.ndarray, np.ndarr
   return np.array(scale, np.float32), np.array(zero, kind)
 
 
-def behind(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
-  """The tensor that a layer's values are rounded in: behind the activation that is computed with it."""
-  name = node.output[0]
-  while True:
-    users = [n for n in model.graph.node if name in n.input]
-    if len(users) != 1 or users[0].op_type not in ACTIVATIONS:
-      return name
-    name = users[0].output[0]
+def rounded_tensors(model: onnx.ModelProto, nodes: Collection[str]) -> dict[str, str | None]:
+  """nodes: a trunk(). -> tensors whose values are rounded where these are in 8 bits, and the layer that says each: of a
+  layer with an activation what that says."""
+  constants = {i.name for i in model.graph.initializer}
+  constants |= {o for n in model.graph.node if n.op_type == "Constant" for o in n.output}
+  users: dict[str, list[onnx.NodeProto]] = {}
+  for n in model.graph.node:
+    for i in n.input:
+      users.setdefault(i, []).append(n)
+  outputs = {o.name for o in model.graph.output}
+  said_by: dict[str, str] = {}
+  found: dict[str, str | None] = {}
+  for n in model.graph.node:
+    if n.name not in nodes:
+      continue
+    if n.op_type in LAYERS:
+      said_by[n.output[0]] = n.name
+    elif n.op_type in ACTIVATIONS and n.input[0] in said_by:
+      said_by[n.output[0]] = said_by[n.input[0]]
+    for t in (*n.input, *n.output):
+      after = users.get(t, [])
+      within = len(after) == 1 and after[0].op_type in ACTIVATIONS and after[0].name in nodes and t in said_by
+      if t and t not in constants and t not in outputs and not within:
+        found[t] = said_by.get(t)
+  return found
 
 
-def alone(calibrated: Calibrated, name: str, target: Target, shift: np.ndarray | None = None) -> bytes:
-  """The float graph with one layer's weights, what goes into it and what comes out rounded as 8 bits would. shift: of
-  its bias. What is an output of the graph is not rounded."""
+def alone(
+  calibrated: Calibrated, tensor: str, layer: str | None, target: Target, shift: np.ndarray | None = None
+) -> bytes:
+  """The float graph with one tensor's values rounded as 8 bits would, and the weights of the layer that says them.
+  shift: of its bias."""
   model = onnx.ModelProto()
   model.CopyFrom(calibrated.model)
-  node = next(n for n in model.graph.node if n.name == name)
-  weights = next(i for i in model.graph.initializer if i.name == node.input[1])
-  out = behind(model, node)
-  mine = f"{name}.rounded"
-  model.graph.initializer.append(
-    numpy_helper.from_array(rounded(numpy_helper.to_array(weights), channel_axis(node), target), f"{mine}.w")
+  mine = f"{tensor}.rounded"
+  low, high = (float(np.asarray(v).reshape(-1)[0]) for v in calibrated.ranges[tensor].range_value)
+  more = [f"{mine}.scale", f"{mine}.zero"]
+  model.graph.initializer.extend(
+    numpy_helper.from_array(v, k) for k, v in zip(more, steps(low, high, target), strict=True)
   )
-  if shift is not None:
-    shift_biases(model, {name: shift})
-
-  def pair(tensor: str, tag: str) -> list[onnx.NodeProto]:
-    low, high = (float(np.asarray(v).reshape(-1)[0]) for v in calibrated.ranges[tensor].range_value)
-    more = [f"{tag}.scale", f"{tag}.zero"]
-    model.graph.initializer.extend(
-      numpy_helper.from_array(v, k) for k, v in zip(more, steps(low, high, target), strict=True)
-    )
-    return [
-      onnx.helper.make_node("QuantizeLinear", [tensor, *more], [f"{tag}.q"], name=f"{tag}.q"),
-      onnx.helper.make_node("DequantizeLinear", [f"{tag}.q", *more], [f"{tag}.x"], name=f"{tag}.x"),
-    ]
-
-  pairs = {node.input[0]: pair(node.input[0], mine)}
-  if out in calibrated.ranges and out not in {o.name for o in model.graph.output}:
-    for user in model.graph.node:
-      for k, i in enumerate(user.input):
-        if i == out:
-          user.input[k] = f"{mine}.out.x"
-    pairs[out] = pair(out, f"{mine}.out")
-  node.input[0], node.input[1] = f"{mine}.x", f"{mine}.w"
-  nodes = []
-  for n in list(model.graph.node):
-    nodes.append(n)
-    for o in n.output:
-      nodes += pairs.pop(o, [])
-  nodes = [*[n for rest in pairs.values() for n in rest], *nodes]  # of what goes into the graph
+  pair = [
+    onnx.helper.make_node("QuantizeLinear", [tensor, *more], [f"{mine}.q"], name=f"{mine}.q"),
+    onnx.helper.make_node("DequantizeLinear", [f"{mine}.q", *more], [mine], name=mine),
+  ]
+  at = 0
+  for k, node in enumerate(model.graph.node):
+    for n, i in enumerate(node.input):
+      if i == tensor:
+        node.input[n] = mine
+    if tensor in node.output:
+      at = k + 1
+    if node.name == layer:
+      weights = next(i for i in model.graph.initializer if i.name == node.input[1])
+      w = rounded(numpy_helper.to_array(weights), channel_axis(node), target)
+      model.graph.initializer.append(numpy_helper.from_array(w, f"{mine}.w"))
+      node.input[1] = f"{mine}.w"
+  if layer is not None and shift is not None:
+    shift_biases(model, {layer: shift})
+  nodes = list(model.graph.node)
   del model.graph.node[:]
-  model.graph.node.extend(nodes)
+  model.graph.node.extend([*nodes[:at], *pair, *nodes[at:]])
   return model.SerializeToString()
 
 
@@ -160,14 +165,14 @@ def sensitivity(
   calibrated: Calibrated,
   target: Target,
   inputs: Inputs,
-  names: Sequence[str],
+  nodes: Collection[str],
   shifts: Mapping[str, np.ndarray] | None = None,
-) -> list[Layer]:
-  """Of each of these layers what it alone does in 8 bits."""
-  work = work_of(calibrated.model)
+) -> list[Source]:
+  """nodes: a trunk(). Of each tensor that is rounded there what it alone does."""
   want = run_all(calibrated.model.SerializeToString(), inputs)
   found = []
-  for name in tqdm(names, desc="layers", unit="layer"):
-    got = run_all(alone(calibrated, name, target, (shifts or {}).get(name)), inputs)
-    found.append(Layer(name, *work[name], errors(got, want)))
+  for tensor, layer in tqdm(rounded_tensors(calibrated.model, nodes).items(), desc="tensors", unit="tensor"):
+    shift = (shifts or {}).get(layer) if layer is not None else None
+    got = run_all(alone(calibrated, tensor, layer, target, shift), inputs)
+    found.append(Source(tensor, layer, errors(got, want)))
   return found

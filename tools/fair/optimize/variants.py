@@ -18,13 +18,18 @@ INT8, HALF = "\n## In 8 bits\n", "\n## In float16\n"  # of the card
 @dataclass
 class Variant:
   """One form of all graphs of a bundle. files: graph -> its ONNX file. left: graph -> reason -> nodes that stay
-  float."""
+  float. judged: files that say here what those say where they run; without it they do so themselves."""
 
   label: str
   precision: str
   target: str
   files: dict[str, bytes]
   left: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+  judged: dict[str, bytes] | None = None
+
+  @property
+  def said(self) -> dict[str, bytes]:
+    return self.files if self.judged is None else self.judged
 
   @property
   def here(self) -> bool:

@@ -226,8 +226,10 @@ def reduce(source: Source, calibration: Calibration, remove: int) -> tuple[Stude
 
 def prune(args: Any) -> dict[str, Any]:
   """args: optimize's Options. -> what is in the run's log. Raises UserError, BundleError."""
-  if args.int8 or args.apply or args.format != ("onnx",):
-    raise UserError("--prune gives a run that is to be distilled on; then --int8 on that, in a command of its own")
+  if args.int8 or args.fp16 or args.apply or args.format != ("onnx",):
+    raise UserError(
+      "--prune gives a run that is to be distilled on; then --int8 or --fp16 on that, in a command of its own"
+    )
   if args.prune is not None and args.prune_macs is not None:
     raise UserError("--prune and --prune-macs both say how much goes; give one")
   if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):

@@ -78,7 +78,7 @@ def lacks(args: Options) -> dict[str, str]:
 
 def all_steps(args: Options, gpu: bool) -> list[Step]:
   """The same on both; on a CPU pictures and networks are tiny, and limits long."""
-  slow = 1.0 if gpu else 10.0
+  slow = 1.0 if gpu else 30.0
   side, size, batch = ("640", "small", "16") if gpu else ("64", "nano", "2")
   # steps run in the output's folder
   bundle = str(Path(args.bundle).resolve()) if Path(args.bundle).exists() else args.bundle

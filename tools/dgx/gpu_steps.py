@@ -27,6 +27,7 @@ from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import write_json
 
 CALIBRATE, CALLS = 8, 200
+SECONDS = 6  # of a simulated drive
 Numbers = dict[str, Any]
 
 
@@ -141,26 +142,21 @@ def pictures() -> Numbers:
 
 def drive() -> Numbers:
   """Two simulated drives, labeled by the simulator's truth, and as driving data."""
-  fair = "openpilot.tools.fair"
-  for words in (
-    (
-      "openpilot.tools.sim.write_route",
-      "drives",
-      "--seeds",
-      "1:3",
-      "--seconds",
-      "6",
-      "--qcamera-only",
-      "--workers",
-      "1",
-    ),
-    (f"{fair}.labels.label", "drives", "--teachers", "simulator", "--camera", "qcamera", "--output", "labels"),
-    ("openpilot.tools.dgx.training.dataloader", "drives", "--camera", "qcamera", "--output", "driving"),
-  ):
-    done = subprocess.run(python.command("-m", *words), env=python.environment(), capture_output=True, text=True)
+
+  def command(module: str, *words: str) -> None:
+    module = f"openpilot.tools.{module}"
+    done = subprocess.run(
+      python.command("-m", module, *words), env=python.environment(), capture_output=True, text=True
+    )
     if done.returncode:
-      raise UserError(f"{words[0]}: {(done.stderr.strip().splitlines() or ['?'])[-1][:160]}")
-  return {"drives": 2, "seconds": 6}
+      raise UserError(f"{module}: {(done.stderr.strip().splitlines() or ['?'])[-1][:160]}")
+
+  seeds = ("--seeds", "1:3", "--seconds", str(SECONDS), "--qcamera-only", "--workers", "1")
+  command("sim.write_route", "drives", *seeds)
+  segments = sorted(str(p) for p in Path("drives").iterdir())
+  command("fair.labels.label", *segments, "--teachers", "simulator", "--camera", "qcamera", "--output", "labels")
+  command("dgx.training.dataloader", "--routes", *segments, "--camera", "qcamera", "--output", "driving")
+  return {"drives": len(segments), "seconds": SECONDS}
 
 
 RUN: dict[str, Callable[..., Numbers]] = {

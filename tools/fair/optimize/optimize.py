@@ -45,7 +45,7 @@ class Options:
   )
   output: Path = option(aliases=("--out",), help="folder of the page, its JSON, and the bundle with its variants")
   int8: bool = option(False, help="8 bits, for what --target says")
-  fp16: bool = option(False, help="computation in half precision, for TensorRT; a CPU casts, and is no faster")
+  fp16: bool = option(False, help="computation in half precision, for TensorRT; a CPU casts, and gains nothing by it")
   format: tuple[str, ...] = option(
     ("onnx",), nargs="+", metavar=",".join(formats.FORMATS), help="what is made; tflite in an environment of its own"
   )
@@ -204,8 +204,9 @@ def sources_told(graphs: Graphs, target: str, rows: list[Row]) -> list[dict[str,
 def tried(rungs: list[Rung]) -> list[dict[str, Any]]:
   out = []
   for r in rungs:
-    row = worst(r.rows)
-    out.append({"float": r.label, "share": row.share, "worst": row.words, "back": sorted(layer for _, layer in r.back)})
+    row, over = worst(r.rows), [x.words for x in r.rows if x.share > 1]
+    back = sorted(layer for _, layer in r.back)
+    out.append({"float": r.label, "share": row.share, "worst": row.words, "over": over, "back": back})
   return out
 
 

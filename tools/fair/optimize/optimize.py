@@ -45,7 +45,7 @@ class Options:
   )
   output: Path = option(aliases=("--out",), help="folder of the page, its JSON, and the bundle with its variants")
   int8: bool = option(False, help="8 bits, for what --target says")
-  fp16: bool = option(False, help="computation in half precision, for TensorRT; a CPU casts, and is no faster")
+  fp16: bool = option(False, help="computation in half precision, for TensorRT; a CPU casts, and gains nothing by it")
   format: tuple[str, ...] = option(
     ("onnx",), nargs="+", metavar=",".join(formats.FORMATS), help="what is made; tflite in an environment of its own"
   )

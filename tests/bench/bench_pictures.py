@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Students of labeled pictures, by folds: each picture of PennFudan is judged by a student that has not seen it. Labels
 alone, beside labels and a teacher, beside these and pictures without labels, and with parts of the loss left out; and
-the teacher itself.
+the teacher itself. --labeled 13: only so many of a fold's pictures keep their labels, and the others are the pictures
+without labels.
 
 python tests/bench/bench_pictures.py --data FOLDER --output DIR [--unlabeled PICTURES] [--variants labels teacher]
 
@@ -11,6 +12,7 @@ on."""
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -86,6 +88,21 @@ def write_folds(data: Path, folds: int, seed: int) -> list[list[int]]:
   return judged
 
 
+def write_few(data: Path, images: Path, folds: int, count: int) -> None:
+  """Of each train-K.json `count` pictures stay, evenly spread; copies of the others go to the folder rest-K."""
+  for k in range(folds):
+    path, rest = data.with_name(f"train-{k}.json"), data.with_name(f"rest-{k}")
+    coco = json.loads(path.read_text())
+    kept = {coco["images"][int(i)]["id"] for i in np.linspace(0, len(coco["images"]) - 1, count)}
+    rest.mkdir(exist_ok=True)
+    for i in coco["images"]:
+      if i["id"] not in kept:
+        shutil.copy(images / i["file_name"], rest)
+    for key, at in (("images", "id"), ("annotations", "image_id")):
+      coco[key] = [r for r in coco[key] if r[at] in kept]
+    write_json(path, coco)
+
+
 def train(fold: int, variant: str, args: argparse.Namespace) -> Path:
   """-> the student's folder."""
   out = args.output / f"{variant}-{fold}"
@@ -104,7 +121,8 @@ def train(fold: int, variant: str, args: argparse.Namespace) -> Path:
   options += ["--pretrained", args.data / "weights/timm_mobilenetv2_100_imagenet.pth", *VARIANTS[variant]]
   options += ["--precision", args.precision] if args.precision else []
   if variant.endswith("unlabeled"):
-    options += ["--unlabeled", args.unlabeled, "--unlabeled-share", args.unlabeled_share]
+    pictures = args.unlabeled or args.output / f"rest-{fold}"
+    options += ["--unlabeled", pictures, "--unlabeled-share", args.unlabeled_share]
   options += ["--resume"] if (out / "last.pt").exists() else []
   what = [sys.executable, "-P", "-m", "openpilot.tools.fair.images.train_student", *map(str, options)]
   print(f"{variant}, fold {fold}", flush=True)
@@ -191,6 +209,7 @@ def main() -> None:
   p.add_argument("--data", type=Path, required=True)
   p.add_argument("--output", type=Path, required=True)
   p.add_argument("--unlabeled", type=Path)
+  p.add_argument("--labeled", type=int, help="pictures of a fold that keep their labels; default: all")
   p.add_argument("--unlabeled-share", type=float, default=0.5, help="of the pictures that a student is shown")
   p.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=["labels", "teacher"])
   p.add_argument("--folds", type=int, default=5)
@@ -202,11 +221,15 @@ def main() -> None:
   p.add_argument("--precision", choices=("no", "bf16"))
   p.add_argument("--seed", type=int, default=0, help="of the folds")
   args = p.parse_args()
-  if args.unlabeled is None and (free := [v for v in args.variants if v.endswith("unlabeled")]):
-    raise UserError(f"the variant '{free[0]}' wants --unlabeled, a folder of pictures")
+  if (
+    args.unlabeled is None and args.labeled is None and (free := [v for v in args.variants if v.endswith("unlabeled")])
+  ):
+    raise UserError(f"the variant '{free[0]}' wants --unlabeled, a folder of pictures, or --labeled")
   os.environ.setdefault("FAIR_WEIGHTS", str(args.data / "weights"))
   data = write_pennfudan(args.data / "pennfudan", args.output / "pennfudan.json")
   judged = write_folds(data, args.folds, args.seed)
+  if args.labeled:
+    write_few(data, args.data / "pennfudan/PNGImages", args.folds, args.labeled)
   folds = args.only if args.only is not None else range(args.folds)
   checked = Check(open_dataset(data, args.data / "pennfudan/PNGImages"), True).run()
   found: dict[str, Rows] = {v: [] for v in args.variants}

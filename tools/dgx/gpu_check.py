@@ -92,7 +92,18 @@ def all_steps(args: Options, gpu: bool) -> list[Step]:
 
   pictures = ("--data", "pictures/labels.json")
   learning = ("--steps", "1", "--batch-size", batch, "--picture-size", side, "--size", size, "--workers", "0")
-  detr = ("--epochs", "1", "--backbone", "mobilenetv4_conv_small", "--workers", "0", "--encoder-layers", "1")
+  detr = (
+    "--epochs",
+    "1",
+    "--backbone",
+    "mobilenetv4_conv_small",
+    "--backbone-weights",
+    "none",
+    "--workers",
+    "0",
+    "--encoder-layers",
+    "1",
+  )
   small = () if gpu else ("--short", "64", "--long", "96", "--width", "32", "--queries", "10", "--decoder-layers", "2")
   return [
     own("student float16", 40, bundle),

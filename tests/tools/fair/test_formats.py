@@ -1,5 +1,5 @@
 """`op optimize --format`: the environment of TFLite's converter, what becomes of its answers, float16 in the graph. The
-converter itself runs in the test marked slow, where its environment is."""
+converter itself, 750 MB, is stood for by a script."""
 
 import json
 import subprocess
@@ -14,15 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 import optimize_fixture
 import tensorrt_mock
 import tflite_mock
-from fair_bundle import write_graphs
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.tools.fair.evaluation.student import named_runner
 from openpilot.tools.fair.optimize import formats, optimize as module
 from openpilot.tools.fair.optimize.half import half, outside
 from openpilot.tools.fair.optimize.quantize import last_layers, prepare
 from openpilot.tools.fair.optimize.sensitivity import run_all
-from openpilot.tools.fair.students.onnx_export import export_onnx
-from openpilot.tools.fair.students.student import build
 from openpilot.tools.fair.tflite import convert, environment
 from openpilot.tools.lib.errors import UserError
 
@@ -319,26 +316,3 @@ def test_a_plan_of_another_version_is_one_line(tmp_path, monkeypatch):
   monkeypatch.setattr(formats.tensorrt, "package_version", lambda package: "11.4")
   with pytest.raises(UserError, match=r"--runner tensorrt: .* was built for tensorrt 10\.13, here it is 11\.4; build"):
     named_runner("tensorrt", bundle, graph)
-
-
-@pytest.mark.slow
-def test_the_converter_itself(tmp_path):
-  """Of a student as it is exported: float as torch computes it, 8 bits near it, and no sign of the modules' names."""
-  if not environment.ready(environment.folder()):
-    pytest.skip(f"TFLite's converter is not at {environment.folder()}; `op optimize --format tflite` makes it")
-  student = build("depth-nano")
-  (tmp_path / "b").mkdir()
-  entry = export_onnx(student, tmp_path / "b" / "depth.onnx")
-  bundle = write_graphs(tmp_path / "b", [entry])
-  r = np.random.default_rng(0)
-  (shape,) = (i["shape"] for i in entry["inputs"])
-  frames = [{"frame": r.integers(0, 256, shape, np.uint8)} for _ in range(10)]
-  calibration = {"data": "noise", "frames": 8, "segments": 1, "method": ""}
-  made = formats.to_tflite(bundle, {"depth-nano": frames[:8]}, {"depth-nano": frames[8:]}, calibration)
-  assert sorted(made.files) == ["depth-nano-int8.tflite", "depth-nano.tflite"]
-  float_, int8 = made.told
-  assert float_["frames"] == 2 and float_["outputs"]["depth"]["max"] < 1e-4
-  assert 1e-4 < int8["outputs"]["depth"]["mean"] < 0.2
-  assert int8["bytes"] < 0.5 * float_["bytes"]
-  (left,) = made.entries["depth-nano"][1]["float"]
-  assert left["nodes"] and not any("/" in n or "openpilot" in n for n in left["nodes"])

@@ -25,7 +25,7 @@ from openpilot.tools.fair.optimize.pruning import (
 )
 from openpilot.tools.fair.spec import InputSpec, StudentSpec
 from openpilot.tools.fair.students.list_students import macs
-from openpilot.tools.fair.students.student import build, parameters, spec_of
+from openpilot.tools.fair.students.student import HEADS, Head, build, parameters, spec_of
 from openpilot.tools.fair.students.widths import narrow, widths_of
 from openpilot.tools.lib.errors import UserError
 
@@ -158,11 +158,11 @@ def test_what_goes_is_what_costs_least_for_what_it_saves():
   assert more == 0 and all(torch.equal(again[k], kept[k]) for k in kept)
 
 
-@pytest.mark.parametrize(("name", "backbone"), [("unified-nano", None), ("unified-nano", "mobilenetv2_100_same")])
-def test_all_heads_are_pruned_together_and_contracts_are_kept(name, backbone, rng):
+@pytest.mark.parametrize("backbone", [None, pytest.param("mobilenetv2_100_same", marks=pytest.mark.slow)])
+def test_all_heads_are_pruned_together_and_contracts_are_kept(backbone, rng):
   pytest.importorskip("torch_pruning", reason="the package that finds groups")
   torch.manual_seed(0)
-  student = randomise(build(spec_of(name, input=SMALL, backbone=backbone)))
+  student = randomise(build(spec_of("unified-nano", input=SMALL, backbone=backbone)))
   plan = make_plan(student)
   of = {n: g for g in plan.groups for n in g.outputs}
   neck = of["neck.smooth.8.0"]
@@ -194,6 +194,29 @@ def macs_by_hand(student):
 def test_a_head_that_says_nothing_of_its_layers_stays_whole(depth, monkeypatch):
   monkeypatch.delattr(type(depth.depth), "fixed")
   assert {"depth.depth.0.0.0", "depth.depth.0.1.0", "depth.depth.1"} <= set(depth.fixed())
+
+
+class Pooled(nn.Module):
+  """A head from outside: its only layer is no convolution, and it reads the coarsest map alone."""
+
+  def __init__(self, neck):
+    super().__init__()
+    self.out = nn.Linear(neck, 1)
+
+  def forward(self, maps):
+    return {"pooled": self.out(maps[32].mean((2, 3)))}
+
+
+def test_what_a_head_from_outside_reads_stays_and_what_nobody_reads_goes_with_the_rest(monkeypatch):
+  pytest.importorskip("torch_pruning", reason="the package that finds groups")
+  monkeypatch.setitem(HEADS, "pooled", Head(lambda spec, size: Pooled(size.neck)))
+  student = randomise(build(spec_of("pooled-nano", input=SMALL)))
+  plan = make_plan(student)
+  assert "neck.smooth.32.0" in plan.left["read or made by what is no convolution"]
+  assert any("neck.lateral.8.0" in g.inputs for g in plan.groups)  # nobody reads it, but it reads the backbone
+  whole = {g.name: torch.arange(g.channels) for g in plan.groups}
+  kept, _ = choose(student, plan, whole, {g.name: torch.ones(g.channels) for g in plan.groups}, macs(student))
+  assert_the_same_as_silent(student, plan, kept)
 
 
 def test_without_the_package_it_is_said(depth, monkeypatch):

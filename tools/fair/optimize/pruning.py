@@ -75,7 +75,7 @@ def make_plan(student: Student) -> Plan:
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of parameters beside the layers: see below
     graph.build_dependency(
-      student, example_inputs=student.inputs()["frame"], forward_fn=lambda model, frame: model.apart(frame)
+      student, example_inputs=student.inputs()["frame"], forward_fn=lambda model, frame: model.apart(frame, every=True)
     )
   fixed, seen = set(student.fixed()), set[str]()
   for name in plan.positions:
@@ -83,6 +83,9 @@ def make_plan(student: Student) -> Plan:
     if name in seen or depthwise(layer):
       continue
     channels = sides(layer)[1]
+    if layer not in graph.module2node:
+      plan.left.setdefault("read by no output", []).append(name)
+      continue
     if name in fixed:
       plan.left.setdefault("outputs, state or tokens", []).append(name)
       continue
@@ -95,7 +98,7 @@ def make_plan(student: Student) -> Plan:
         why = why or ("a parameter beside the layers" if isinstance(target, nn.Parameter) else "")
         continue
       if not isinstance(target, (*CONVOLUTIONS, BatchNorm)):
-        why = why or "layers of attention"
+        why = why or "read or made by what is no convolution"
       elif list(channel) != list(range(channels)):
         why = why or "joined, split or turned channels"
       made[out].append(names[target])

@@ -176,9 +176,9 @@ class Student(nn.Module):
       out.update(zip(names, self.lanes.track(maps, points, mask, fresh, view), strict=True))
     return out
 
-  def apart(self, frame: Tensor) -> list[Tensor]:
+  def apart(self, frame: Tensor, every: bool = False) -> list[Tensor]:
     """What pruning follows: encode(), as far as it is convolutions, each of which is a module that is called. The
-    outputs are the layers' that fixed() names."""
+    outputs are the layers' that fixed() names. every: also the pyramid's maps, which may be what no head reads."""
     maps = self.neck(self.backbone(frame))
     out: list[Tensor] = []
     for name in self.tasks:
@@ -187,7 +187,7 @@ class Student(nn.Module):
         out += head.encode(self.backbone.normalize(frame), maps)
       else:
         out += head.apart(maps) if hasattr(head, "apart") else head(maps).values()
-    return out
+    return [*out, *maps.values()] if every else out
 
   def fixed(self) -> list[str]:
     """Layers whose outputs are what others count on: the graph's outputs, the tracker's state, the detector's tokens;

@@ -144,7 +144,6 @@ def drive() -> Numbers:
   """Two simulated drives, labeled by the simulator's truth, and as driving data."""
 
   def command(module: str, *words: str) -> None:
-    module = f"openpilot.tools.{module}"
     done = subprocess.run(
       python.command("-m", module, *words), env=python.environment(), capture_output=True, text=True
     )
@@ -152,10 +151,21 @@ def drive() -> Numbers:
       raise UserError(f"{module}: {(done.stderr.strip().splitlines() or ['?'])[-1][:160]}")
 
   seeds = ("--seeds", "1:3", "--seconds", str(SECONDS), "--qcamera-only", "--workers", "1")
-  command("sim.write_route", "drives", *seeds)
+  command("openpilot.tools.sim.write_route", "drives", *seeds)
   segments = sorted(str(p) for p in Path("drives").iterdir())
-  command("fair.labels.label", *segments, "--teachers", "simulator", "--camera", "qcamera", "--output", "labels")
-  command("dgx.training.dataloader", "--routes", *segments, "--camera", "qcamera", "--output", "driving")
+  command(
+    "openpilot.tools.fair.labels.label",
+    *segments,
+    "--teachers",
+    "simulator",
+    "--camera",
+    "qcamera",
+    "--output",
+    "labels",
+  )
+  command(
+    "openpilot.tools.dgx.training.dataloader", "--routes", *segments, "--camera", "qcamera", "--output", "driving"
+  )
   return {"drives": len(segments), "seconds": SECONDS}
 
 

@@ -156,7 +156,7 @@ def pruned_as(args: Options, config: Config) -> Config:
   Raises UserError where that is pruned, and another one."""
   last = args.output / "last.pt"
   if last.exists():
-    where, said = str(args.output), load_checkpoint(last, keys=("config",))["config"]
+    where, said = str(args.output), load_checkpoint(last, keys=RESUMED)["config"]
   else:
     path, part = place(args.init[0]) if args.init else (Path(), "part")
     if part:

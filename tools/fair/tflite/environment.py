@@ -64,7 +64,7 @@ def make(where: Path) -> None:
   if (free := shutil.disk_usage(where.parent).free) < ROOM:
     raise UserError(f"{where.parent} has {free / 1e9:.1f} GB free, TFLite's converter wants {ROOM / 1e9:.1f}")
   print(f"making {where}: TFLite's converter, about 750 MB, once (FAIR_PIP_ARGS is passed on to pip)", flush=True)
-  subprocess.run([sys.executable, "-I", "-m", "venv", "--without-pip", where], check=True)
+  subprocess.run(python.command("-m", "venv", "--without-pip", where), check=True)
   own = next((where / "lib").glob("python*/site-packages"))
   (own / BASE).write_text(base() + "\n")
   pip = [str(where / "bin" / "python"), "-P", "-m", "pip", "install", "--disable-pip-version-check"]

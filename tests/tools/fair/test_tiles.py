@@ -149,7 +149,7 @@ def test_training_on_tiles(tmp_path, capsys):
   more = {"size": "nano", "picture_size": 64, "batch_size": 3, "steps": 2, "workers": 0, "overlap": 16}
   train_obb.run(train_obb.Options(data=data, val=data, output=tmp_path / "o", tile=64, **more))
   assert "12 labeled" in capsys.readouterr().out
-  with pytest.raises(UserError, match="a tile has 64 pixels"):
+  with pytest.raises(UserError, match="a tile has at least 64 pixels"):
     Predictor(tmp_path / "o", tile=8)
   (found,) = Predictor(tmp_path / "o", 0.001, tile=64, overlap=16)([np.zeros((96, 128, 3), np.uint8)])
   assert found.size == (128, 96) and found.oriented is not None

@@ -20,10 +20,11 @@ resume="$(hub "$PUSH" "$EXP" <<'PY'
 import sys
 from pathlib import Path
 from huggingface_hub import list_repo_files, snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
 repo, exp = sys.argv[1], Path(sys.argv[2])
 try:
   names = list_repo_files(repo)
-except Exception:
+except RepositoryNotFoundError:  # the first machine; whatever else fails ends it, for a new run would replace that one
   names = []
 if "last-checkpoint/trainer_state.json" in names and "detr.json" in names:
   import json, shutil

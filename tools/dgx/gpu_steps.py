@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, Bundle, load_bundle, write_manifest
+from openpilot.selfdrive.modeld.fair.bundle import given_or_shipped, load_bundle, write_manifest
 from openpilot.selfdrive.modeld.fair.parity import sample_inputs
 from openpilot.selfdrive.modeld.fair.runners import tensorrt
 from openpilot.tools.dgx.benchmark_tensorrt import measure
@@ -31,11 +31,6 @@ SECONDS = 6  # of a simulated drive
 Numbers = dict[str, Any]
 
 
-def student_of(name: str) -> Bundle:
-  path = Path(name)
-  return load_bundle(path if path.exists() else MODELS_DIR / name)
-
-
 def int8(blob: bytes, inputs: list[dict[str, np.ndarray]]) -> bytes:
   """For TensorRT; ranges of noise: right for speed, not for accuracy."""
   model = prepare(blob)
@@ -44,7 +39,7 @@ def int8(blob: bytes, inputs: list[dict[str, np.ndarray]]) -> bytes:
 
 def graph_variant(name: str, precision: str) -> Numbers:
   """A bundle with one variant for TensorRT, and how far it is off from float in ONNX Runtime."""
-  base, folder = student_of(name), Path(f"student-{precision}")
+  base, folder = load_bundle(given_or_shipped(name)), Path(f"student-{precision}")
   half = to_half(base).files if precision == "float16" else {}
   shutil.rmtree(folder, ignore_errors=True)
   shutil.copytree(base.path, folder)

@@ -87,24 +87,6 @@ def overlap(p: np.ndarray, q: np.ndarray) -> np.ndarray:
   return np.where(count >= 3, np.maximum(area, 0), 0) * size[:, 0, 0] ** 2
 
 
-def clip_polygon(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-  """(K, 2) corners of a convex polygon in order -> those of what lies between low and high, (2,) each; (0, 2) where
-  nothing does (Sutherland and Hodgman 1974)."""
-  p = np.asarray(points, np.float64).reshape(-1, 2)
-  for axis in (0, 1):
-    for sign, edge in ((1, low[axis]), (-1, -high[axis])):
-      far = sign * p[:, axis] - edge  # inside from 0 on
-      out = []
-      for k in range(len(p)):
-        a, b = far[k - 1], far[k]
-        if (a < 0) != (b < 0):
-          out.append(p[k - 1] + (p[k] - p[k - 1]) * a / (a - b))
-        if b >= 0:
-          out.append(p[k])
-      p = np.array(out).reshape(-1, 2)
-  return p
-
-
 def inside(points: np.ndarray, quad: np.ndarray, edges: np.ndarray) -> np.ndarray:
   """(N, K, 2) points, (N, 4, 2) corners and edges of quadrilaterals -> (N, K) bool, the border included."""
   far = cross(edges[:, None], points[:, :, None] - quad[:, None])

@@ -301,6 +301,12 @@ def bundle_path(name: str | None, models_dir: str | Path) -> Path:
   return models_dir / (DEFAULT if DEFAULT in there else there[0])
 
 
+def given_or_shipped(path: str | Path) -> Path:
+  """A path as it was given; where nothing is there the folder of that name among the bundles that ship."""
+  path = Path(path)
+  return path if path.exists() else MODELS_DIR / path
+
+
 def find_bundle(name: str | None, models_dir: str | Path) -> Bundle:
   """bundle_path(), loaded."""
   return load_bundle(bundle_path(name, models_dir))

@@ -30,7 +30,8 @@ def flags() -> set[str]:
   return set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
 
-def variant_of(graph: dict[str, Any]) -> dict[str, Any] | None:
-  """Of a manifest's graph the variant that this processor runs best; None: the graph's own file, in float."""
+def variant_of(graph: dict[str, Any], wanted: tuple[str, ...] | None = None) -> dict[str, Any] | None:
+  """Of a manifest's graph the variant for the first of these targets that it has one for, by default the one that this
+  processor runs best; None: the graph's own file, in float."""
   made = {v["target"]: v for v in graph.get("variants", [])}
-  return next((made[t] for t in targets() if t in made), None)
+  return next((made[t] for t in (targets() if wanted is None else wanted) if t in made), None)

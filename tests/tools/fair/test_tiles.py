@@ -12,9 +12,10 @@ from openpilot.selfdrive.modeld.fair.heads.oriented import corners, le90
 from openpilot.tools.fair.images import train_obb
 from openpilot.tools.fair.images.oriented import orient
 from openpilot.tools.fair.images.predict import Found, Predictor
+from openpilot.tools.fair.images.geometry import cut
 from openpilot.tools.fair.images.tiles import Tiled, cut_boxes, merged, starts, windows
 from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
-from openpilot.tools.fair.rotated import clip_polygon, rotated_iou
+from openpilot.tools.fair.rotated import rotated_iou
 from openpilot.tools.lib.errors import UserError
 
 
@@ -43,7 +44,7 @@ def test_tiles_begin_where_the_devkit_s_do(rng):
 def test_clipping_is_opencv_s(rng):
   for _ in range(40):
     box = np.array([[*rng.uniform(0, 100, 2), *rng.uniform(5, 80, 2), rng.uniform(-3, 3)]])
-    got = clip_polygon(corners(box)[0], np.array([20.0, 30.0]), np.array([90.0, 70.0]))
+    got = cut(corners(box)[0] - [20, 30], 70, 40) + [20, 30]
     window = np.array([[20, 30], [90, 30], [90, 70], [20, 70]], np.float32)
     want, _ = cv2.intersectConvexConvex(corners(box)[0].astype(np.float32), window)
     mine = abs(cv2.contourArea(got.astype(np.float32))) if len(got) else 0.0
@@ -62,7 +63,7 @@ def test_boxes_are_cut_and_say_how_much_is_left():
   # a box at 45 degrees whose end is cut off straight: five corners, which stay, in the least rectangle around them
   turned = np.array([[88.0, 50, 40, 10, np.pi / 4]])
   (piece,), _, (share,) = cut_boxes(turned, (0, 0, 100, 100))
-  left = clip_polygon(corners(turned)[0], np.zeros(2), np.full(2, 100.0))
+  left = cut(corners(turned)[0], 100, 100)
   assert len(left) == 5 and 0.85 < share < 1
   assert cv2.minAreaRect(left.astype(np.float32))[1][0] * cv2.minAreaRect(left.astype(np.float32))[1][1] == (
     pytest.approx(piece[2] * piece[3], rel=1e-4)

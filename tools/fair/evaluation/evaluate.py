@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, Bundle, BundleError, load_bundle
+from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, given_or_shipped, load_bundle
 from openpilot.selfdrive.modeld.fair.runners import RUNNERS
 from openpilot.tools.fair.evaluation import report
 from openpilot.tools.fair.evaluation.columns import learn_maps, pool_maps
@@ -86,7 +86,7 @@ def check_tasks(
 
 
 def load_bundles(paths: Sequence[Path]) -> list[Bundle]:
-  return [load_bundle(p if p.exists() else MODELS_DIR / p) for p in paths]
+  return [load_bundle(given_or_shipped(p)) for p in paths]
 
 
 def open_students(

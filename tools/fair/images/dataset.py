@@ -2,6 +2,7 @@
 entries."""
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,23 +84,33 @@ def read_yolo(path: Path, images: Path | None) -> Dataset:
     out.licenses.append({"id": 1, "name": license})
   points = yolo.key_points(read)
   labels = yolo.all_files(at, root, read, images)
+  for entry, text, size, left_out in with_labels(out, labels, "yolo", {"license": 1} if license else {}):
+    for a in yolo.read_labels(text, {k: k for k in ids}, *size, left_out, points):
+      out.annotations.append(entry_of(a, len(out.annotations) + 1, entry["id"], bool(points)))
+  return out
+
+
+def with_labels(
+  out: Dataset, labels: Mapping[Path, Path], kind: str, more: Mapping[str, Any]
+) -> Iterator[tuple[dict[str, Any], Path, tuple[int, int], Counter[str]]]:
+  """Adds pictures, with `more` in each entry. -> of those that can be read and have labels: the entry, the file of
+  labels, width and height, and where to count its lines that are left out. What has none, and those lines, become
+  problems."""
   for f, text in labels.items():
     name = str(f.relative_to(out.folder)) if f.is_relative_to(out.folder) else str(f)
-    entry: dict[str, Any] = {"id": len(out.images) + 1, "file_name": name, **({"license": 1} if license else {})}
+    entry: dict[str, Any] = {"id": len(out.images) + 1, "file_name": name, **more}
     out.images.append(entry)
     try:
       entry["width"], entry["height"] = size = picture_size(f)
     except PictureError:
       continue  # check.py says it
     if not text.is_file():
-      out.problems.add("yolo_no_labels", name)
+      out.problems.add(f"{kind}_no_labels", name)
       continue
     left_out: Counter[str] = Counter()
-    for a in yolo.read_labels(text, {k: k for k in ids}, *size, left_out, points):
-      out.annotations.append(entry_of(a, len(out.annotations) + 1, entry["id"], bool(points)))
+    yield entry, text, size, left_out
     for why, n in left_out.items():
-      out.problems.add("yolo_lines", f"{name} ({why})", n)
-  return out
+      out.problems.add(f"{kind}_lines", f"{name} ({why})", n)
 
 
 def read_dota(path: Path, images: Path | None) -> Dataset:
@@ -109,22 +120,9 @@ def read_dota(path: Path, images: Path | None) -> Dataset:
   for folder in dota.folders_of(path, images).values():
     labels |= dota.files_of(folder, images)[0]
   found: list[tuple[int, str, Annotation]] = []
-  for f, text in labels.items():
-    name = str(f.relative_to(out.folder))
-    entry: dict[str, Any] = {"id": len(out.images) + 1, "file_name": name}
-    out.images.append(entry)
-    try:
-      entry["width"], entry["height"] = size = picture_size(f)
-    except PictureError:
-      continue  # check.py says it
-    if not text.is_file():
-      out.problems.add("dota_no_labels", name)
-      continue
-    left_out: Counter[str] = Counter()
+  for entry, text, size, left_out in with_labels(out, labels, "dota", {}):
     for category, corners, difficult in dota.read_labels(text, *size, left_out):
       found.append((entry["id"], category, Annotation(0, None, [corners], difficult)))
-    for why, n in left_out.items():
-      out.problems.add("dota_lines", f"{name} ({why})", n)
   ids = {n: k for k, n in enumerate(sorted({category for _, category, _ in found}), 1)}
   out.categories += [{"id": k, "name": n} for n, k in ids.items()]
   for image, category, a in found:

@@ -10,9 +10,10 @@ import numpy as np
 
 from openpilot.selfdrive.modeld.fair.heads.objects import intersection
 from openpilot.selfdrive.modeld.fair.heads.oriented import corners, upright
+from openpilot.tools.fair.images.geometry import area, cut
 from openpilot.tools.fair.labels.sources.pictures import Pictures, Still
 from openpilot.tools.fair.labels.sources.source import Said
-from openpilot.tools.fair.rotated import clip_polygon, min_area_rectangle, pair_iou
+from openpilot.tools.fair.rotated import min_area_rectangle, pair_iou
 from openpilot.tools.lib.errors import UserError
 
 LEFT = 0.7  # of an object's area: what has no more of it in a tile is difficult there
@@ -49,27 +50,22 @@ def cut_boxes(boxes: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray
   least area; (K,) which they are; (K,) share of their area that is inside. DOTA_devkit leaves out what a window cuts to
   more than five corners; here it stays."""
   x, y, w, h = window
-  low, high = np.array([x, y], float), np.array([x + w, y + h], float)
+  boxes, size = boxes - [x, y, 0, 0, 0], np.array([w, h], float)
   kept, rows, shares = [], [], []
   for i, p in enumerate(corners(boxes)):
-    if (p.max(0) <= low).any() or (p.min(0) >= high).any():
+    if (p.max(0) <= 0).any() or (p.min(0) >= size).any():
       continue
     box, share = boxes[i], 1.0
-    if (p < low).any() or (p > high).any():
-      piece = clip_polygon(p, low, high)
+    if (p < 0).any() or (p > size).any():
+      piece = cut(p, w, h)
       found = min_area_rectangle(piece)
       if found is None:
         continue
-      box, share = found, area(piece) / max(boxes[i, 2] * boxes[i, 3], 1e-9)
-    kept.append(box - [x, y, 0, 0, 0])
+      box, share = found, area(piece) / max(box[2] * box[3], 1e-9)
+    kept.append(box)
     rows.append(i)
     shares.append(share)
   return np.array(kept).reshape(-1, 5), np.array(rows, int), np.array(shares)
-
-
-def area(polygon: np.ndarray) -> float:
-  x, y = polygon.T
-  return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
 
 
 class Tiled(Pictures):

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from openpilot.tools.fair.optimize.quantize import NEVER, plain, trunk
+from openpilot.tools.fair.optimize.quantize import NEVER, drop_unused, plain, trunk
 from openpilot.tools.fair.optimize.sensitivity import Inputs, run_all
 
 LARGEST = float(np.finfo(np.float16).max)
@@ -167,10 +167,7 @@ def with_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> bytes:
   copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
   del model.graph.node[:], model.graph.value_info[:]
   model.graph.node.extend(copies)
-  taken = {i for n in copies for i in n.input}
-  kept = [i for i in model.graph.initializer if i.name in taken]
-  del model.graph.initializer[:]
-  model.graph.initializer.extend(kept)
+  drop_unused(model)
   return plain(model)
 
 

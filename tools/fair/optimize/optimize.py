@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 
-from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, Bundle, BundleError, load_bundle
+from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, given_or_shipped, load_bundle
 from openpilot.selfdrive.modeld.fair.cpu import targets
 from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.fair.evaluation.compared import Compared, classes_said, input_of, set_of
@@ -96,7 +96,7 @@ def open_bundle(args: Options) -> Bundle:
     out = args.output / (args.bundle.resolve().name.lower() or "run")
     export.run(export.Options(run=args.bundle, output=out, tinygrad=False, accept_license=args.accept_license))
     return load_bundle(out)
-  return load_bundle(args.bundle if args.bundle.exists() else MODELS_DIR / args.bundle)
+  return load_bundle(given_or_shipped(args.bundle))
 
 
 def store_of(args: Options, compared: Compared, oriented: bool) -> Path:

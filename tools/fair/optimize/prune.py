@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, load_bundle
+from openpilot.selfdrive.modeld.fair.bundle import given_or_shipped, load_bundle
 from openpilot.tools.fair.bundle.export import load_student, read_environment
 from openpilot.tools.fair.distillation import history
 from openpilot.tools.fair.distillation.batch import Batch, Batches
@@ -34,7 +34,7 @@ from openpilot.tools.fair.students.list_students import macs
 from openpilot.tools.fair.students.onnx_import import bundle_state
 from openpilot.tools.fair.students.onnx_import import class_set as no_classes
 from openpilot.tools.fair.students.student import Student, build, parameters, spec_of
-from openpilot.tools.fair.students.widths import BatchNorm, widths_of
+from openpilot.tools.fair.students.widths import BatchNorm, sides, widths_of
 from openpilot.tools.fair.tasks import TASKS, task_of
 from openpilot.tools.fair.teacher import check_license
 from openpilot.tools.lib.errors import UserError, warn
@@ -93,7 +93,7 @@ def of_bundle(folder: Path, data: Path) -> Source:
 
 def open_source(path: Path, data: Path) -> Source:
   """A finished run of distill, or a bundle, or the name of one that ships. Raises UserError, BundleError."""
-  path = path if path.exists() else MODELS_DIR / path
+  path = given_or_shipped(path)
   if not (path / "best.pt").is_file():
     return of_bundle(path, data)
   student, config, state = load_student(path)
@@ -251,7 +251,7 @@ def prune(args: Any) -> dict[str, Any]:
     "parameters": [parameters(source.student), parameters(pruned)],
     "losses": [calibration.mean(source.student), calibration.mean(pruned)],
     "frames": calibration.frames,
-    "channels": {g.name: [g.channels, width_of(pruned, g.name)] for g in plan.groups},
+    "channels": {g.name: [g.channels, sides(pruned.get_submodule(g.name))[1]] for g in plan.groups},
     "whole": plan.left,
   }
   write(args, source, config, pruned, said, calibration.clips.provenance())
@@ -264,11 +264,6 @@ def prune(args: Any) -> dict[str, Any]:
     print(f"whole        {reason}: {', '.join(names)}")
   print(f"wrote        {args.output}; go on from it: {onward(args, source.config)}")
   return said
-
-
-def width_of(student: Student, name: str) -> int:
-  layer: Any = student.get_submodule(name)
-  return int(layer.out_channels)
 
 
 def onward(args: Any, config: Config) -> str:

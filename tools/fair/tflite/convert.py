@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.parity import worst
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
-from openpilot.selfdrive.modeld.fair.runners.tflite import Network
+from openpilot.selfdrive.modeld.fair.runners.tflite import TARGETS, Network
 from openpilot.tools.fair.bundle.export import apart
 from openpilot.tools.fair.optimize.quantize import LAYERS, last_layers, trunk
 from openpilot.tools.fair.students.onnx_import import student_of
@@ -30,7 +30,7 @@ from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path, read_json, write_json
 
 JOB, FRAMES, SAID = "job.json", "frames.npz", "said.json"
-FLOAT, INT8 = "tflite", "tflite-int8"  # targets of variants
+FLOAT, INT8 = TARGETS
 # operators by ONNX's names, of which optimize/quantize.py knows what may be 8 bits; others keep TFLite's
 ONNX = {
   "CONV_2D": "Conv",

@@ -77,9 +77,7 @@ RUNNERS: dict[str, Maker] = {
 
 def file_of(graph: dict[str, Any], runner: str) -> str:
   """Which file of the bundle this runner runs here, or is compiled of."""
-  if runner == "onnx":
-    return (variant_of(graph) or graph)["file"]
-  return next((v["file"] for v in graph.get("variants", []) if v["target"] == runner), graph["file"])
+  return (variant_of(graph, None if runner == "onnx" else (runner,)) or graph)["file"]
 
 
 def make_runner(

@@ -25,6 +25,7 @@ from openpilot.selfdrive.modeld.fair.artifact import (
   write_artifact,
 )
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
+from openpilot.selfdrive.modeld.fair.cpu import variant_of
 from openpilot.selfdrive.modeld.fair.parity import TOLERANCE, differences, sample_inputs, worst
 
 TARGET = "tensorrt"
@@ -106,14 +107,10 @@ def flags_of(trt: Any, typed: bool) -> int:
   return 1 << int(flag) if typed and flag is not None else 0
 
 
-def variant_of(graph: dict[str, Any]) -> dict[str, Any] | None:
-  return next((v for v in graph.get("variants", []) if v["target"] == TARGET), None)
-
-
 def usual_precision(graph: dict[str, Any]) -> str:
   """Of a graph's variant its own; else float16 where the builder turns a graph of floats into it, which from TensorRT
   11 on it does not."""
-  if (variant := variant_of(graph)) is not None:
+  if (variant := variant_of(graph, (TARGET,))) is not None:
     return variant["precision"]
   import tensorrt as trt
 
@@ -131,7 +128,7 @@ def build_engine(
   graph itself, or the usual. Raises ArtifactError."""
   if precision not in (None, *PRECISIONS):
     raise ArtifactError(f"precision '{precision}' is not known; one of {', '.join(PRECISIONS)}")
-  variant = variant_of(graph) if precision is None else None
+  variant = variant_of(graph, (TARGET,)) if precision is None else None
   if (why := missing()) is not None:
     raise ArtifactError(why)
   import tensorrt as trt

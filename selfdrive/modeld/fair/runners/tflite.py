@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError
+from openpilot.selfdrive.modeld.fair.cpu import variant_of
 
 TARGETS = ("tflite", "tflite-int8")  # of variants, and the names of their runners
 
@@ -50,7 +51,7 @@ class TfliteRunner:
   that were hashed. target: one of TARGETS."""
 
   def __init__(self, bundle: Bundle, graph: dict[str, Any], target: str, threads: int = 1):
-    variant = next((v for v in graph.get("variants", []) if v["target"] == target), None)
+    variant = variant_of(graph, (target,))
     if variant is None:
       raise BundleError(
         f"{bundle.path}: graph '{graph['name']}' has no variant for {target}; `op optimize --format tflite` makes it"

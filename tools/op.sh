@@ -153,6 +153,7 @@ Label and learn: from routes to a student
   export RUN       write a finished run as a bundle
   optimize BUNDLE  its graphs in 8 bits, as TFLite, for TensorRT, judged beside the float ones: --data, --int8, --format
                    or a run with fewer channels, to be distilled on: --data, --prune .4
+                   --qat RUN: 8 bits as `distill --qat` learned them
   train-scene      render, train, export and evaluate the first bundle, scene-nano
 
 Pictures: your own, with labels

@@ -6,7 +6,7 @@ Nothing here imports torch, so that `tools/op.sh teachers` answers at once."""
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -203,6 +203,12 @@ def check_license(name: str, license: str, accepted: Iterable[str]) -> None:
   if not LICENSES.get(license, False) and license not in accepted:
     what = f"teacher '{name}' is under the license {license}, which restricts use of it and of what learns from it"
     raise UserError(f"{what}; read it, then add --accept-license {license}")
+
+
+def license_of(teachers: Iterable[Mapping[str, str]]) -> str:
+  """Of what learned from teachers, as manifests and checkpoints name them: all licenses that restrict use."""
+  said = {t.get("license") or t["licence"] for t in teachers}
+  return " and ".join(sorted(x for x in said if not LICENSES.get(x, False))) or "MIT"
 
 
 def check_least(name: str, least: float, **values: float) -> None:

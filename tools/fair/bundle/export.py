@@ -24,8 +24,8 @@ from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
 from openpilot.tools.fair.students.student import Student, build
 from openpilot.tools.fair.tasks import TASKS
 from openpilot.tools.fair.tasks.depth import PER_HEIGHT
-from openpilot.tools.fair.teacher import LICENSES, check_license
-from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.fair.teacher import check_license, license_of
+from openpilot.tools.lib.errors import UserError, cli, warn
 from openpilot.tools.lib.files import read_json
 from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.said import public
@@ -206,7 +206,8 @@ def run(args: Options, told: str = "") -> None:
     check_license(t["model"], t["licence"], args.accept_license)
   environment, trained = read_environment(args.run), trained_on(state, args.run)
   wanted = tuple(o for t in config.tasks for o in TASKS[t].outputs)
-  restricted = sorted({t["licence"] for t in state["provenance"] if not LICENSES.get(t["licence"], False)})
+  if config.qat and not told:
+    warn(f"{args.run} learned in 8 bits: its float graph is not what it learned; see `tools/op.sh optimize --qat`")
   with new_bundle(args.output, args.run) as folder:
     path = folder / f"{config.student}.onnx"
     graph = export_onnx(student, path, wanted, untaught(config))
@@ -254,7 +255,7 @@ def run(args: Options, told: str = "") -> None:
           ),
           *data_lines(state),
         ],
-        "licence": " and ".join(restricted) or "MIT",
+        "licence": license_of(state["provenance"]),
         "checkpoint_hash": sha256(args.run / "best.pt"),
         "git_commit": environment["commit"] or "unknown",
       },

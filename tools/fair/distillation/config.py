@@ -59,6 +59,7 @@ class Config:
   network: str = ""  # of a family: its configuration, JSON
   per_height: bool = True  # depth is learned in heights of the camera, not in meters
   widths: dict[str, list[int]] = field(default_factory=dict)  # of a pruned student: see students/widths.py
+  qat: str = ""  # the target whose 8 bits are learned with: see optimize/qat.py; "": none
 
   def stage(self, step: int) -> Stage:
     for s in self.stages:

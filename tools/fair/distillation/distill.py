@@ -272,6 +272,8 @@ def start(
   run.accelerator.wait_for_everyone()
   before = earlier(args, run) or initials
   missing = run.warm_start(before) if before is not None else []
+  if config.qat and not args.resume:
+    run.observe()
   if not is_first():
     return run, {}
   if not args.resume:

@@ -1,6 +1,7 @@
 """A student in training: the student, what is needed only while it learns (projector, standardiser, task weights), and
 its losses of a batch."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from openpilot.tools.fair.distillation.batch import Batch
 from openpilot.tools.fair.distillation.features import Projector, Standardiser
 from openpilot.tools.fair.distillation.losses import TaskWeights
 from openpilot.tools.fair.spec import ClassSet, road_classes
+from openpilot.tools.fair.students.fake_quant import Rounding
 from openpilot.tools.fair.students.student import Student
 from openpilot.tools.fair.tasks import BEFORE, TASKS
 from openpilot.tools.learn.processes import touch
@@ -25,6 +27,7 @@ class Distiller(nn.Module):
   class_weights: Tensor  # of class maps
   projector: Projector | None  # where features are learned
   standardiser: Standardiser | None
+  rounding: Rounding | None  # where it learns in 8 bits
 
   def __init__(
     self,
@@ -45,7 +48,7 @@ class Distiller(nn.Module):
     if classes is None:
       classes = student.spec.classes if hasattr(student, "spec") else road_classes()
     self.register_buffer("class_weights", torch.tensor(classes.map_weights))
-    self.projector = self.standardiser = None
+    self.projector = self.standardiser = self.rounding = None
     for t in tasks:
       if (aids := TASKS[t].aids) is not None:
         for name, module in aids(student, feature_shape).items():
@@ -62,10 +65,11 @@ class Distiller(nn.Module):
     mine = [t for t in TASKS.values() if t.name in self.tasks]
     special = next((t.forward for t in mine if t.forward is not None and t.fills.keys() <= batch.keys()), None)
     by_itself = getattr(self.student, "learn", None)  # of a family, whose loss needs the labels in its forward
-    if special is not None:
-      out = special(self.student, batch)
-    else:
-      out = self.student(batch["frame"]) if by_itself is None else by_itself(batch)
+    with contextlib.nullcontext() if self.rounding is None else self.rounding.of(self.student):
+      if special is not None:
+        out = special(self.student, batch)
+      else:
+        out = self.student(batch["frame"]) if by_itself is None else by_itself(batch)
     found = {f"{t.name}/{k}": v for t in mine for k, v in t.loss(self, out, batch).items()}
     weight = {k: self.parts.get(k, 1.0) for k in found}
     return {k: v if weight[k] == 1 else v * weight[k] for k, v in found.items() if weight[k]}, out

@@ -15,6 +15,7 @@ from openpilot.tools.fair.distillation.sampling import parse_sample
 from openpilot.tools.fair.spec import Class, ClassSet, InputSpec, StudentSpec, plain, read_classes, road_classes
 from openpilot.tools.learn.device import mixed_precision
 from openpilot.tools.learn.processes import TRACKERS, is_first
+from openpilot.tools.fair.students.families import FAMILIES
 from openpilot.tools.fair.students.student import BACKBONES, heads_of, spec_of, student_names
 from openpilot.tools.fair.tasks import TASKS, task_name, task_of, tasks_of
 from openpilot.tools.fair.teacher import Label
@@ -112,6 +113,13 @@ class Options(StoreOptions):
     "resolution and compression",
   )
   stages: Path | None = option(None, help="a YAML list of {steps, tasks, freeze, lr}")
+  qat: str | bool = option(
+    False,
+    bare=True,
+    metavar="TARGET",
+    help="learn in 8 bits, which `optimize --int8 --qat RUN` then makes: those of x86-vnni, aarch64 and tinygrad, or "
+    "of another TARGET of that command; needs --init",
+  )
   eval_every: int = option(D.eval_every, help="steps; a checkpoint is written as often")
   precision: str | None = option(
     None, choices=("no", "bf16", "fp16"), help="mixed precision; default: bf16 on GPUs that have it"
@@ -248,6 +256,24 @@ def live_teacher(args: Options, picture: InputSpec) -> Any:
   return live
 
 
+def target_of(args: Options) -> str:
+  """--qat -> the target's name, "" where none is said. Raises UserError."""
+  if not args.qat:
+    return ""
+  from openpilot.tools.fair.optimize.quantize import ROUNDED, TARGETS
+
+  name = ROUNDED if args.qat is True else str(args.qat)
+  if name not in TARGETS:
+    raise UserError(f"--qat {name}: no such target; there are {', '.join(TARGETS)}")
+  if args.student in FAMILIES:
+    raise UserError(f"--qat: {args.student} is of transformers, and only our own students learn in 8 bits")
+  if not args.init and not args.resume:
+    raise UserError("--qat: it goes on from a student that has learned in float; name it with --init")
+  if args.precision not in (None, "no"):
+    raise UserError(f"--qat and --precision {args.precision}: 8 bits are rounded finer than that; leave it out")
+  return name
+
+
 def trunk_of(args: Options) -> str | None:
   """The backbone that is learned: what --backbone says, else that of what --init starts from. None: by the size.
   What goes on has its own: the run that it started from may be gone."""
@@ -302,12 +328,13 @@ def configuration(args: Options, look: Look) -> tuple[Config, Any]:
     light=args.light,
     overfit=args.overfit,
     eval_every=args.eval_every,
-    precision=args.precision or mixed_precision(),
+    precision=args.precision or ("no" if args.qat else mixed_precision()),
     stages=read_stages(args.stages, tasks),
     input=picture,
     classes=classes,
     ignore_classes=args.ignore_classes,
     per_height=args.per_height,
+    qat=target_of(args),
   )
   if config.batch < config.clip:
     raise UserError(

@@ -63,6 +63,9 @@ def grown(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor | None:
   return out
 
 
+OBSERVED = 32  # frames that ranges of 8 bits start from
+
+
 class Run(Loop):
   """One run of a student in the folder `out`, on clips of a label store."""
 
@@ -107,6 +110,10 @@ class Run(Loop):
     if model.standardiser is not None:
       sample = np.linspace(0, len(train) - 1, min(64, len(train))).astype(int)
       model.fit_features(Batches(train, config.seed, False)[(0, [int(i)], False)] for i in sample)
+    if config.qat:
+      from openpilot.tools.fair.optimize.qat import rounding_of
+
+      model.rounding = rounding_of(student, config)
     for stage in config.stages:
       if absent := [
         f
@@ -175,11 +182,28 @@ class Run(Loop):
     data = Batches(self.train, c.seed, c.mirror, c.light, c.zoom, c.pixels, c.turn)
     return load(data, what, 0 if self.train.live else self.workers)
 
+  # *** 8 bits ***
+
+  def observe(self) -> None:
+    """Ranges start where those of the averaged student are, over frames of what is learned from, not augmented; biases
+    take back what rounded weights add to means."""
+    from openpilot.tools.fair.optimize.qat import observed
+
+    which = np.unique(np.linspace(0, len(self.train) - 1, min(OBSERVED, len(self.train))).astype(int))
+    ranges, shifts = observed(
+      self.ema.student, self.ema.rounding, self.config, [self.train.read(int(i)).frames[0] for i in which]
+    )
+    for model in (self.distiller, self.ema):
+      rounding: Any = model.rounding
+      rounding.observe(ranges)
+      rounding.shift(model.student, shifts)
+
   # *** checkpoints ***
 
   def state(self) -> dict[str, Any]:
     return {
       **super().state(),
+      **({} if self.distiller.rounding is None else {"ranges": self.distiller.rounding.ranges}),
       "config": dataclasses.asdict(self.config),
       "labels": self.labels,
       "losses": torch.from_numpy(self.clip_losses),
@@ -201,6 +225,9 @@ class Run(Loop):
     return [dict(x) for x in sorted({tuple(sorted(t.items())) for t in every})]
 
   def load(self, state: Mapping[str, Any]) -> None:
+    own = None if self.distiller.rounding is None else self.distiller.rounding.ranges
+    if state.get("ranges") != own:
+      raise UserError(f"{self.out}: its ranges of 8 bits are of another version of this code; start anew with --init")
     super().load(state)
     self.order, self.epoch, self.at = state["order"], state["epoch"], state["at"]
     self.clip_losses = state["losses"].numpy()
@@ -298,5 +325,5 @@ def freeze(model: Distiller, stage: Stage) -> None:
   for name, p in model.named_parameters():
     p.requires_grad_(not any(name.removeprefix("student.").startswith(f) for f in stage.freeze))
   for name, m in model.named_modules():
-    if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):  # statistics are parameters too
-      m.train(not any(name.removeprefix("student.").startswith(f) for f in stage.freeze))
+    if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):  # statistics are parameters too; in 8 bits they are folded
+      m.train(model.rounding is None and not any(name.removeprefix("student.").startswith(f) for f in stage.freeze))

@@ -21,6 +21,7 @@ from openpilot.tools.fair.optimize import formats, report
 from openpilot.tools.fair.optimize.calibration import Parts, blocks, check_apart, record, split
 from openpilot.tools.fair.optimize.choose import variances
 from openpilot.tools.fair.optimize.judge import FLOAT, Row, judge, worst
+from openpilot.tools.fair.optimize.learned import Learned, learned, learned_by_itself
 from openpilot.tools.fair.optimize.measure import footprint, milliseconds, sizes
 from openpilot.tools.fair.optimize.quantize import PERCENTILE, TARGETS
 from openpilot.tools.fair.optimize.search import Graphs, Rung, search
@@ -66,6 +67,9 @@ class Options:
   ignore_classes: bool = option(False, help="leave out labels of unknown classes; by default they are an error")
   stale_labels: bool = option(False, help="use labels made by outdated rules")
   rounds: int = option(100, help="in which variants are timed, in turns")
+  qat: Path | None = option(
+    None, metavar="RUN", help="8 bits as a run of `distill --qat` learned them, --init of the same student"
+  )
   comma_four: bool = option(False, help="compile for a comma four, too: kernels and bytes; minutes")
   apply: bool = option(False, help="put the recommended variants into the bundle itself")
   prune: float | None = option(
@@ -93,6 +97,8 @@ def open_bundle(args: Options) -> Bundle:
   if (args.bundle / "best.pt").is_file():
     from openpilot.tools.fair.bundle import export
 
+    if args.qat is None and args.int8 and learned_by_itself(args.bundle):
+      raise UserError(f"{args.bundle} learned in 8 bits; give what it started from, and this one as --qat")
     out = args.output / (args.bundle.resolve().name.lower() or "run")
     export.run(export.Options(run=args.bundle, output=out, tinygrad=False, accept_license=args.accept_license))
     return load_bundle(out)
@@ -233,6 +239,8 @@ def check(args: Options) -> Wanted:
     raise UserError("--frames, --rounds and --limit are at least 1")
   formats.check(said)
   made: tuple[str, ...] = ()
+  if args.qat is not None and not args.int8:
+    raise UserError("--qat says how 8 bits are made; add --int8")
   if args.int8 and "onnx" in said:
     made = args.target or targets()[:1]
     if not made:
@@ -253,9 +261,10 @@ def run(args: Options) -> dict[str, Any]:
   base = open_bundle(args)
   with tempfile.TemporaryDirectory() as tmp:
     floats = by_itself(base, {g["name"]: base.onnx(g) for g in base.graphs}, Path(tmp) / "float")
+    taught = learned(args.qat, floats, wanted.targets, args.accept_license) if args.qat is not None else None
     data = open_data(args, floats)
     inputs = record(floats, data.parts.calibration, data.compared, args.frames)
-    calibration = calibration_of(data, inputs)
+    calibration = calibration_of(data, inputs, taught)
     made = None
     if wanted.tflite:
       judging = record(floats, data.parts.judged, data.compared, formats.JUDGED)
@@ -264,7 +273,7 @@ def run(args: Options) -> dict[str, Any]:
     rungs: dict[str, list[Rung]] = {}
     bundles = {FLOAT: floats} | {v.label: by_itself(floats, v.said, Path(tmp) / "judged") for v in variants}
     timed = {v.label: by_itself(floats, v.files, Path(tmp) / "half") for v in variants}
-    graphs = Graphs(floats, inputs)
+    graphs = Graphs(floats, inputs, taught)
     for t in wanted.targets:
       found, rungs[t] = search(graphs, floats, t, data.parts.calibration, data.truth, data.compared, args.max_loss)
       bundles[found.label] = by_itself(floats, found.files, Path(tmp) / t)
@@ -297,7 +306,7 @@ def run(args: Options) -> dict[str, Any]:
     }
     places = dict.fromkeys([args.output / base.name, *([base.path] if args.apply else [])])
     fit = [v for v in variants if within(rows[v.label])]
-    results["applied"] = keep(args, base, fit, results, data.public, calibration, list(places))
+    results["applied"] = keep(args, base, fit, results, data.public, calibration, list(places), taught)
     if made is not None:
       for place in places:
         formats.put(load_bundle(place) if any(v.run for v in fit) else base, made, place, args.data)
@@ -316,10 +325,10 @@ def run(args: Options) -> dict[str, Any]:
   return results
 
 
-def calibration_of(data: Data, inputs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def calibration_of(data: Data, inputs: dict[str, list[dict[str, Any]]], taught: Learned | None) -> dict[str, Any]:
   """For the manifest."""
   segments, frames = data.parts.calibration, len(next(iter(inputs.values())))
-  method = f"percentile {PERCENTILE}, of each channel, biases shifted"
+  method = f"percentile {PERCENTILE}, of each channel, biases shifted" if taught is None else taught.method
   return {"data": data.public, "frames": frames, "segments": len(segments), "method": method}
 
 
@@ -331,6 +340,7 @@ def keep(
   public: str,
   calibration: dict[str, Any],
   places: list[Path],
+  taught: Learned | None,
 ) -> list[str]:
   """Writes those that lose little: into a copy of the bundle, with --apply into itself; those of other programs as
   files. -> what was applied."""
@@ -345,7 +355,7 @@ def keep(
   names = [v.label for v in kept]
   said = report.card([v for v in results["variants"] if v["label"] in names], results, public)
   for place in places:
-    write(base, kept, calibration, said, place, args.data)
+    write(base, kept, calibration, said, place, args.data, taught if any(v.precision == "int8" for v in kept) else None)
     print(f"wrote        {place}: {', '.join(names)}")
   return names if args.apply else []
 

@@ -46,12 +46,19 @@ QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger",
 
 @dataclass(frozen=True)
 class Target:
-  """activations: uint8 or int8; symmetric: with their zero in the middle; narrow: weights of 7 bits."""
+  """activations: uint8 or int8; symmetric: with their zero in the middle; narrow: weights of 7 bits; whole: one scale
+  for all weights of a layer, in place of one for each channel."""
 
   says: str
   activations: str = "uint8"
   symmetric: bool = False
   narrow: bool = False
+  whole: bool = False
+
+  @property
+  def limit(self) -> int:
+    """The most steps of a weight from 0."""
+    return 64 if self.narrow else 127
 
 
 TARGETS = {
@@ -61,6 +68,9 @@ TARGETS = {
   "tensorrt": Target("NVIDIA's GPUs, TensorRT: all zero points are 0", "int8", True),
   "tinygrad": Target("tinygrad: the operators of ONNX alone"),
 }
+
+
+ROUNDED = "x86-vnni"  # what students learn in 8 bits for, where none is said: aarch64's and tinygrad's are the same
 
 
 def prepare(blob: bytes) -> onnx.ModelProto:
@@ -259,7 +269,7 @@ def quantize(
   try:
     quantizer = QDQQuantizer(
       model,
-      True,
+      not target.whole,
       target.narrow,
       QuantType.QInt8,
       kind,

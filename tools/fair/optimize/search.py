@@ -13,6 +13,7 @@ from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.scenes import Segment
 from openpilot.tools.fair.optimize.bias import shifts
 from openpilot.tools.fair.optimize.choose import Back, Found, Net, more_float
+from openpilot.tools.fair.optimize.learned import Learned
 from openpilot.tools.fair.optimize.judge import FLOAT, Cards, Row, judge, worst
 from openpilot.tools.fair.optimize.quantize import (
   NEVER,
@@ -49,11 +50,15 @@ class Rung:
 
 
 class Graphs:
-  """The graphs of a bundle, prepared, with what goes into them: calibrated once for each kind of activation."""
+  """The graphs of a bundle, prepared, with what goes into them: calibrated once for each kind of activation. learned:
+  what has learned in 8 bits, in place of the bundle's own graph."""
 
-  def __init__(self, base: Bundle, inputs: dict[str, list[dict[str, Any]]]):
-    self.base, self.inputs = base, inputs
-    self.models = {g["name"]: prepare(base.onnx(g)) for g in base.graphs}
+  def __init__(self, base: Bundle, inputs: dict[str, list[dict[str, Any]]], learned: Learned | None = None):
+    self.base, self.inputs, self.learned = base, inputs, learned
+    if learned is None:
+      self.models = {g["name"]: prepare(base.onnx(g)) for g in base.graphs}
+    else:
+      self.models = {learned.graph: learned.model}
     self.last = {name: last_layers(m) for name, m in self.models.items()}
     self.nets = {name: Net(m, self.last[name]) for name, m in self.models.items()}
     self.ranges: dict[tuple[str, bool], Calibrated] = {}
@@ -67,11 +72,14 @@ class Graphs:
   def calibrated(self, name: str, target: Target) -> Calibrated:
     key = name, target.symmetric
     if key not in self.ranges:
-      self.ranges[key] = calibrate(self.models[name], self.inputs[name], target.symmetric)
+      found = calibrate(self.models[name], self.inputs[name], target.symmetric)
+      self.ranges[key] = found if self.learned is None else self.learned.calibrated(found)
     return self.ranges[key]
 
   def shifted(self, name: str, target: Target) -> dict[str, np.ndarray]:
-    """What is added to biases, of layers that may be quantized."""
+    """What is added to biases, of layers that may be quantized: nothing where they were learned so."""
+    if self.learned is not None:
+      return {}
     key = name, target.symmetric, target.narrow
     if key not in self.shifts:
       self.shifts[key] = shifts(self.calibrated(name, target), target, self.inputs[name], list(self.nets[name].layers))
@@ -112,9 +120,10 @@ class Graphs:
     """How far its outputs are from the float graph's, in parts of their standard deviation, at frames that
     calibrate."""
     out: dict[str, float] = {}
-    for name, model in self.models.items():
+    for graph in self.base.graphs:
+      name = graph["name"]
       some = self.inputs[name][:LOOKED_AT]
-      out |= errors(run_all(variant.said[name], some), run_all(model.SerializeToString(), some))
+      out |= errors(run_all(variant.said[name], some), run_all(self.base.onnx(graph), some))
     return out
 
 

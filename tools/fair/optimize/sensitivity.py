@@ -79,8 +79,8 @@ def errors(got: Inputs, want: Inputs) -> dict[str, float]:
 
 def rounded(w: np.ndarray, axis: int, target: Target) -> np.ndarray:
   """Weights of each channel as 8 bits hold them, 7 of a narrow target: as ONNX Runtime's quantizer rounds them."""
-  limit = 64 if target.narrow else 127
-  rest = tuple(i for i in range(w.ndim) if i != axis)
+  limit = target.limit
+  rest = tuple(i for i in range(w.ndim) if i != axis or target.whole)
   scale = np.maximum(np.abs(w).max(axis=rest, keepdims=True) / limit, 1e-12)
   return (np.clip(np.rint(w / scale), -limit, limit) * scale).astype(np.float32)
 

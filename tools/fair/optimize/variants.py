@@ -9,6 +9,7 @@ from typing import Any
 from openpilot.selfdrive.modeld.fair.bundle import MANIFEST, Bundle, load_bundle, write_manifest
 from openpilot.selfdrive.modeld.fair.cpu import TARGETS as ON_CPU, targets
 from openpilot.tools.fair.bundle.replace import CARD, new_bundle
+from openpilot.tools.fair.optimize.learned import Learned
 from openpilot.tools.fair.optimize.quantize import TARGETS
 
 RUN = (*ON_CPU, "tensorrt")  # targets whose variants lie in a bundle: ONNX Runtime's, and what an engine is built of
@@ -70,10 +71,20 @@ def entry(variant: Variant, graph: dict[str, Any], calibration: dict[str, Any]) 
   }
 
 
-def write(base: Bundle, chosen: list[Variant], calibration: dict[str, Any], said: str, out: Path, away: Path) -> Bundle:
+def write(
+  base: Bundle,
+  chosen: list[Variant],
+  calibration: dict[str, Any],
+  said: str,
+  out: Path,
+  away: Path,
+  learned: Learned | None = None,
+) -> Bundle:
   """The bundle with the chosen variants, in place of those that it had, at `out`. said: of them, for the card. away: a
-  folder that must not be lost. Raises UserError as new_bundle() does."""
+  folder that must not be lost. learned: what those of 8 bits are of. Raises UserError as new_bundle() does."""
   manifest = copy.deepcopy(base.manifest)
+  if learned is not None:
+    learned.join(manifest)
   former = {v["file"] for g in manifest["graphs"] for v in g.get("variants", [])}
   with new_bundle(out, away) as folder:
     for name in base.manifest["sha256"]:

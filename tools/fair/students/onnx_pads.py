@@ -1,5 +1,7 @@
 """Zeros around a picture as the padding of the convolutions behind them, in an exported graph."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -41,9 +43,8 @@ def one_node(model: onnx.ModelProto, node: onnx.NodeProto, inputs: dict[str, np.
   ]
   out = onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UNDEFINED, None)
   graph = onnx.helper.make_graph([node], "one", info, [out])
-  return np.asarray(
-    ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=model.opset_import)).run(None, inputs)[0]
-  )
+  whole: Any = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=model.opset_import))
+  return np.asarray(whole.run(None, inputs)[0])
 
 
 def fold_pads(model: onnx.ModelProto) -> int:

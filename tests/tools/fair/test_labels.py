@@ -442,12 +442,6 @@ def test_disk_full_keeps_whole_chunks(route, network, tmp_path, monkeypatch):
   assert group.done() == {0, 1, 2}
 
 
-def test_one_run_at_a_time(tmp_path):
-  store = LabelStore(tmp_path / "s", create=True)
-  with store.writing(), pytest.raises(UserError, match="another run"), LabelStore(tmp_path / "s").writing():
-    pass
-
-
 @pytest.mark.parametrize(
   ("args", "message"),
   [

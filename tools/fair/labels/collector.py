@@ -148,4 +148,4 @@ class Collector:
         done[name] = {
           c: list(chain.from_iterable(x)) if isinstance(x[0], list) else np.concatenate(x) for c, x in columns.items()
         }
-      self.write(work.group, k, done, state, p.bad)
+      self.write(work, k, done, state, p.bad)

@@ -120,8 +120,7 @@ def main() -> None:
 
     pictures = orient(pictures)
   store = LabelStore(args.output, create=True)
-  with store.writing():
-    groups = import_parts(store, pictures, name, spec, args.batch_size)
+  groups = import_parts(store, pictures, name, spec, args.batch_size)
   for frames, said in groups:
     print(f"{args.output}: {describe(frames, said)}")
 

@@ -11,6 +11,7 @@ import cv2
 
 from openpilot.selfdrive.modeld.fair.frames import VIEWS
 from openpilot.tools.fair.labels.labeling import FrameTeacher, picture_size, refuse_silence, run_teacher
+from openpilot.tools.fair.labels.passes import Failures
 from openpilot.tools.fair.labels.picture import SEES
 from openpilot.tools.fair.labels.refit import canvas_of
 from openpilot.tools.fair.labels.rules import stale_rules
@@ -161,7 +162,12 @@ def check_teacher(
 
 
 def label_all(
-  teachers: list[Teacher], views: list[SegmentView], parts: list[Pictures], store: LabelStore, args: Options
+  teachers: list[Teacher],
+  views: list[SegmentView],
+  parts: list[Pictures],
+  store: LabelStore,
+  args: Options,
+  failures: Failures,
 ) -> list[Group]:
   """-> the groups that are there now."""
   size = parse_size(args.view) if args.view else None
@@ -173,9 +179,11 @@ def label_all(
     more = (args.view_name, size, args.batch_size, args.every, args.repair)
     frames = teacher.name == "frames"
     if views:
-      groups += run_teacher(teacher, views, store, *more, sees=sees)
+      groups += run_teacher(teacher, views, store, *more, sees=sees, failures=failures)
     if parts:
-      groups += run_teacher(FrameTeacher(spec) if frames else teacher, parts, store, *more, spec=spec)
+      groups += run_teacher(
+        FrameTeacher(spec) if frames else teacher, parts, store, *more, spec=spec, failures=failures
+      )
     current += groups
     refuse_silence(teacher, groups, store, args.every)
     rows, taken = sum(g.row_count for g in groups), time.monotonic() - begun
@@ -189,13 +197,16 @@ def label_all(
 
 def say_stale(store: LabelStore, current: list[Group], prune: bool) -> None:
   for g in store.stale(current):
+    if prune and store.claims.taken(g.name):
+      print(f"kept: {g.path}: another command fills it")
+      continue
     if prune:
       store.remove(g)
     why = "by rules that were mended since" if stale_rules(g.meta) else "with other settings"
     print(f"{'removed' if prune else 'stale'}: {g.path}{'' if prune else f' (made {why}; --prune deletes it)'}")
 
 
-def main() -> None:
+def main() -> int:
   args = parse(Options, __doc__, "label")
   if args.every < 1 or args.batch_size < 1:
     raise UserError("--every and --batch-size are at least 1")
@@ -229,9 +240,12 @@ def main() -> None:
   if args.frames:
     teachers.insert(0, FrameTeacher())
   store = LabelStore(args.output, create=True)
-  with store.writing():
-    keep_license(store, parts, args.license)
-    say_stale(store, label_all(teachers, views, parts, store, args), args.prune)
+  keep_license(store, parts, args.license)
+  failures = Failures()
+  groups = label_all(teachers, views, parts, store, args, failures)
+  store.claims.sweep(store.is_whole)
+  say_stale(store, groups, args.prune)
+  return failures.finish()
 
 
 if __name__ == "__main__":

@@ -12,22 +12,21 @@ DIR/<route>--<segment>/<teacher>-<key>/group.json      all that decides the labe
 A killed run leaves at worst files of a chunk without its json, which the next run writes again. Coordinates are in the
 512x256 model view."""
 
-import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zarr
-from zarr.codecs import BloscCodec, ZstdCodec
 
-from openpilot.tools.fair.labels.meta import CHUNK, VERSION, attributes, dimensions, read_meta
+from openpilot.tools.fair.labels.claims import CLAIMS, Claims
+from openpilot.tools.fair.labels.encode import META, DenseEncoder, group_bytes, shard_name
+from openpilot.tools.fair.labels.meta import CHUNK, VERSION, read_meta
 from openpilot.tools.fair.labels.rules import check_stale, stale_rules
 from openpilot.tools.fair.labels.stored import (
   check_columns,
@@ -42,14 +41,11 @@ from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.teacher import Label, Labels, State
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, printable
-from openpilot.tools.lib.files import ordinary, read_arrays, read_json
-from openpilot.tools.lib.lock import only_one
-from openpilot.tools.lib.files import atomic_path
+from openpilot.tools.lib.files import atomic_path, ordinary, read_arrays, read_json, write_bytes, write_json
 from openpilot.tools.lib.said import command
 
 COMMIT_LIMIT = 1 << 20  # bytes: some files of a chunk, and rows
 MOST_NAME = 200  # letters of such a file's name
-INNER_BYTES = 1 << 17  # of what must be decompressed to read one row, about
 
 
 def key_of(meta: dict[str, Any]) -> str:
@@ -80,6 +76,7 @@ class Group:
       ) from None
     self.n: int = self.frames.num_rows
     self._arrays: dict[str, Any] = {}  # zarr.Array: what it types as the result of indexing is of no use
+    self._encoders: dict[str, DenseEncoder] = {}
 
   @property
   def teacher(self) -> str:
@@ -88,6 +85,11 @@ class Group:
   @property
   def segment(self) -> str:
     return self.meta["segment"]
+
+  @property
+  def name(self) -> str:
+    """In its store."""
+    return f"{self.path.parent.name}/{self.path.name}"
 
   @property
   def camera_height(self) -> float | None:
@@ -133,7 +135,7 @@ class Group:
 
   def shard(self, label: Label, k: int) -> Path:
     """The file of a dense label's chunk."""
-    return self.path / f"{label.name}.zarr" / "c" / "/".join([str(k)] + ["0"] * len(label.shape))
+    return self.path / f"{label.name}.zarr" / shard_name(label, k)
 
   def done(self) -> set[int]:
     return {int(p.stem) for p in (self.path / "chunks").glob("[0-9]*.json")}
@@ -156,31 +158,13 @@ class Group:
 
   # *** writing ***
 
-  def array(self, label: Label) -> Any:
-    if label.name not in self._arrays:
-      path = self.path / f"{label.name}.zarr"
-      if path.exists():
-        self._arrays[label.name] = zarr.open_array(str(path), mode="r+", zarr_format=3)
-      else:
-        row = int(np.prod(label.shape)) * np.dtype(label.dtype).itemsize
-        inner = 1
-        while inner * 2 <= CHUNK and inner * 2 * row <= INNER_BYTES:
-          inner *= 2
-        # shuffled bytes make halves of floats compress; plain zstd is the denser for bytes
-        wide = np.dtype(label.dtype).itemsize > 1
-        self._arrays[label.name] = zarr.create_array(
-          str(path),
-          shape=(self.n, *label.shape),
-          dtype=label.dtype,
-          chunks=(inner, *label.shape),
-          shards=(CHUNK, *label.shape),
-          compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle") if wide else ZstdCodec(level=1),
-          fill_value=0,
-          zarr_format=3,
-          dimension_names=dimensions(label),
-          attributes=attributes(label, self.meta),
-        )
-    return self._arrays[label.name]
+  def _encoder(self, label: Label) -> DenseEncoder:
+    if label.name not in self._encoders:
+      folder = self.path / f"{label.name}.zarr"
+      made = self._encoders[label.name] = DenseEncoder(label, self.n, self.meta, folder)
+      if not (folder / META).exists():
+        write_bytes(folder / META, made.meta)
+    return self._encoders[label.name]
 
   def write_chunk(self, k: int, labels: Labels, state: State | None = None, bad: list[int] | None = None) -> None:
     """labels: dense arrays of the chunk's rows; tables whose column 'frame' counts rows from the chunk's first. state:
@@ -192,10 +176,11 @@ class Group:
     with disk_full_is_said(self.path):
       for label in self.labels:
         if label.kind == "dense":
-          array = self.array(label)
-          array[rows.start : rows.stop] = labels[label.name]
-          shard = self.shard(label, k)
-          if shard.exists():  # a chunk of nothing but the fill value has none
+          made, shard = self._encoder(label).shard(k, rows, labels[label.name]), self.shard(label, k)
+          if made is None:  # of nothing but the fill value
+            shard.unlink(missing_ok=True)
+          else:
+            write_bytes(shard, made)
             files.append(shard)
         else:
           path = self.path / label.name / f"{k:05d}.parquet"
@@ -208,18 +193,19 @@ class Group:
           np.savez(tmp, **state)  # type: ignore[arg-type]
         files.append(path)
       commit = {"files": {str(f.relative_to(self.path)): file_hash(f) for f in files}, "bad": bad or []}
-      with atomic_path(self.commit_path(k)) as tmp:
-        tmp.write_text(json.dumps(commit))
-    before = self.path / "chunks" / f"{k - 1:05d}.npz"
-    if state is not None and before.exists():  # only the newest is ever gone on from
-      self._forget(k - 1, before)
+      write_bytes(self.commit_path(k), json.dumps(commit).encode())
+    if state is not None:
+      self.forget_states()
 
-  def _forget(self, k: int, path: Path) -> None:
-    commit = self.commit(k)
-    commit["files"].pop(str(path.relative_to(self.path)), None)
-    with atomic_path(self.commit_path(k)) as tmp:
-      tmp.write_text(json.dumps(commit))
-    path.unlink()
+  def forget_states(self) -> None:
+    """Of a teacher's states the newest is kept: none is gone on from but that."""
+    done = self.done()
+    kept = sorted(p for p in (self.path / "chunks").glob("[0-9]*.npz") if int(p.stem) in done)
+    for path in kept[:-1]:
+      commit = self.commit(int(path.stem))
+      if commit["files"].pop(str(path.relative_to(self.path)), None) is not None:
+        write_bytes(self.commit_path(int(path.stem)), json.dumps(commit).encode())
+      path.unlink(missing_ok=True)
 
   def _table(self, table: dict[str, Any], first: int) -> pa.Table:
     rows = np.asarray(table["frame"], np.int64) + first
@@ -326,8 +312,8 @@ class LabelStore:
         raise UserError(
           f"{self.root} holds other files and is no label store; choose an empty or a new folder for --out"
         )
-      with disk_full_is_said(self.root), atomic_path(info) as tmp:
-        tmp.write_text(json.dumps({"version": VERSION}))
+      with disk_full_is_said(self.root):
+        write_bytes(info, json.dumps({"version": VERSION}).encode())
     try:
       version = read_json(info)["version"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -339,6 +325,11 @@ class LabelStore:
         f"{self.root} is a label store of version {printable(version, 20)}, this program writes {VERSION}; label again "
         "into another folder"
       )
+
+  @cached_property
+  def claims(self) -> Claims:
+    """Who fills which group, where several commands fill one store."""
+    return Claims(self.root / CLAIMS)
 
   def groups(self, teacher: str | None = None, segment: str | None = None) -> list[Group]:
     found = [Group(p.parent) for p in sorted(self.root.glob("*/*/group.json"))]
@@ -392,9 +383,7 @@ class LabelStore:
           table = {k: pa.array(v, pa.int64()) for k, v in columns.items()}
           pq.write_table(pa.table({**table, **{k: pa.array(v) for k, v in (more or {}).items()}}), tmp)
         title = f"labels of {meta['segment']} by {meta['teacher']['name']}"
-        zarr.open_group(
-          str(path), mode="a", zarr_format=3, attributes={"title": title, "licence": meta["teacher"]["licence"]}
-        )
+        write_bytes(path / META, group_bytes(title, meta["teacher"]["licence"]))
         self._write(path / "group.json", meta, camera_height)
     group = Group(path)
     if camera_height is not None and group.camera_height != camera_height:
@@ -405,8 +394,16 @@ class LabelStore:
   @staticmethod
   def _write(path: Path, meta: dict[str, Any], camera_height: float | None) -> None:
     height = {} if camera_height is None else {"camera_height": camera_height}
-    with disk_full_is_said(path.parent), atomic_path(path) as tmp:
-      tmp.write_text(json.dumps({**meta, **height}, indent=1))
+    with disk_full_is_said(path.parent):
+      write_json(path, {**meta, **height})
+
+  def is_whole(self, name: str) -> bool:
+    """Whether nothing is left to do in a group; also where it is no group any more."""
+    try:
+      group = Group(self.root / name)
+    except UserError:
+      return True
+    return len(group.done()) == group.chunk_count
 
   def stale(self, current: list[Group]) -> list[Group]:
     """Groups of the same segments and teachers as `current`, with another key."""
@@ -415,15 +412,5 @@ class LabelStore:
     return [g for g in self.groups() if (g.segment, g.teacher) in named and g.path not in kept]
 
   def remove(self, group: Group) -> None:
-    (group.path / "group.json").unlink()  # from here on it is no group, whatever is left of it
-    shutil.rmtree(group.path)
-
-  @contextlib.contextmanager
-  def writing(self) -> Iterator[None]:
-    """One labeling run at a time. Clears what a killed one left half-written."""
-    with only_one(self.root, f"another run is filling {self.root}; wait for it, or choose another --out"):
-      for pattern in ("*.partial", ".*.tmp*"):
-        for p in self.root.rglob(pattern):
-          if p.is_file():
-            os.unlink(p)
-      yield
+    (group.path / "group.json").unlink(missing_ok=True)  # from here on it is no group, whatever is left of it
+    shutil.rmtree(group.path, ignore_errors=True)  # another command may be removing it, too

@@ -21,7 +21,8 @@ from openpilot.tools.fair.labels.labeling import FrameTeacher, job_numbers, run_
 from openpilot.tools.fair.labels.passes import ALIKE, TRIES, Failures
 from openpilot.tools.fair.labels.sources.routes import find_views
 from openpilot.tools.fair.labels.sources.stills import StillView
-from openpilot.tools.fair.labels.store import CHUNK, LabelStore
+from openpilot.tools.fair.labels.meta import CHUNK
+from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.videowriter import VideoWriter

@@ -15,7 +15,7 @@ from openpilot.tools.fair.images.augment import LOOKED_AT, read_recipe, save_rec
 from openpilot.tools.fair.images.characteristics import GEOMETRY, Looks, guess, look, plan, spread, to_dict
 from openpilot.tools.fair.labels.import_labels import import_parts
 from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
-from openpilot.tools.fair.labels.label import check_teacher
+from openpilot.tools.fair.labels.worker import check_teacher
 from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
 from openpilot.tools.fair.labels.sources.pictures import Pictures
 from openpilot.tools.fair.labels.store import LabelStore

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from openpilot.tools.fair.labels.pipeline import Item, Work
-from openpilot.tools.fair.labels.store import CHUNK
+from openpilot.tools.fair.labels.meta import CHUNK
 from openpilot.tools.fair.teacher import COORDINATES, Label, Labels, State
 from openpilot.tools.lib.errors import UserError
 

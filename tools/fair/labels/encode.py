@@ -34,7 +34,8 @@ class DenseEncoder:
   """Of one dense label of a group of `n` rows. folder: its array's; where that is begun, it is gone on with."""
 
   def __init__(self, label: Label, n: int, meta: dict[str, Any], folder: Path):
-    self.label, self.files = label, {}
+    self.label = label
+    self.files: dict[str, Any] = {}
     store = MemoryStore(self.files)
     if (folder / META).exists():
       self.files[META] = cpu.Buffer.from_bytes(read_bytes(folder / META, MB))

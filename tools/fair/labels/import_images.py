@@ -22,7 +22,8 @@ from openpilot.tools.fair.labels.import_labels import check_name, describe, impo
 from openpilot.tools.fair.labels.rules import rules_of
 from openpilot.tools.fair.labels.sources.class_maps import ClassMapPart, read_ids, same_proportions
 from openpilot.tools.fair.labels.sources.pictures import SHOWN, Still
-from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
+from openpilot.tools.fair.labels.meta import CHUNK, VERSION
+from openpilot.tools.fair.labels.store import Group, LabelStore
 from openpilot.tools.fair.maps import classes_to_map
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.teacher import Label

@@ -14,8 +14,9 @@ from openpilot.tools.fair.labels.refit import Refit, canvas_of, fits_pictures, i
 from openpilot.tools.fair.labels.rules import rules_of
 from openpilot.tools.fair.labels.sources.pictures import Pictures
 from openpilot.tools.fair.labels.canvas import Canvas
-from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
-from openpilot.tools.fair.labels.views import SegmentView, view_intrinsics
+from openpilot.tools.fair.labels.meta import CHUNK, VERSION
+from openpilot.tools.fair.labels.store import Group, LabelStore
+from openpilot.tools.fair.labels.views import SegmentView, is_still, view_intrinsics
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher, failure_is_said
 from openpilot.tools.lib.errors import UserError
@@ -93,8 +94,7 @@ def job_numbers(views: Sequence[SegmentView | Pictures]) -> list[int]:
   numbers: list[int] = []
   stills = 0
   for v in views:
-    is_still = isinstance(v, SegmentView) and getattr(v, "still", False)
-    stills = stills + 1 if is_still else 0
+    stills = stills + 1 if is_still(v) else 0
     numbers.append(numbers[-1] if stills and (stills - 1) % CHUNK else len(numbers))
   return numbers
 
@@ -197,8 +197,8 @@ def run_teacher(
     prepare(teacher, *one)
     stored = [view_label(x) for x in teacher.labels]
     canvas = Canvas(wants, *one, view)
-    own = [views[i] for i in some]
-    done = label_parts(teacher, own, store, canvas, stored, (1, 1), *more, whole=True, jobs=[jobs[i] for i in some])
+    alike = [views[i] for i in some]
+    done = label_parts(teacher, alike, store, canvas, stored, (1, 1), *more, whole=True, jobs=[jobs[i] for i in some])
     groups.update(zip(some, done, strict=True))
   return [groups[i] for i in range(len(views))]
 

@@ -16,7 +16,8 @@ from openpilot.tools.fair.labels.picture import PictureWarp
 from openpilot.tools.fair.labels.refit import Refit
 from openpilot.tools.fair.labels.sources.pictures import Pictures
 from openpilot.tools.fair.labels.canvas import Canvas, Renderer
-from openpilot.tools.fair.labels.store import CHUNK, Group
+from openpilot.tools.fair.labels.meta import CHUNK
+from openpilot.tools.fair.labels.store import Group
 from openpilot.tools.fair.labels.views import SegmentView
 from openpilot.tools.learn.memory import halve_on_oom
 from openpilot.tools.fair.teacher import Clip, Labels, State, Teacher, failure_is_said

@@ -98,7 +98,7 @@ def test_parts_of_the_work_make_one_machines_store(route, tmp_path, monkeypatch,
 
   def run(*more, out):
     monkeypatch.setattr(label, "load_teachers", lambda args: [Mean(), Small()])
-    words = [str(route), "--teachers", "mean,counter", "--camera", "road", "--focal", "110", "--batch-size", "7", "--every", "2"]
+    words = [str(route), "--teachers", "mean,counter", "--focal", "110", "--batch-size", "7", "--every", "2"]
     monkeypatch.setattr("sys.argv", ["label", *words, "--output", str(tmp_path / out), *more])
     code = cli(label.main)()
     return code, capsys.readouterr()

@@ -6,10 +6,10 @@ import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from optimize_fixture import network
+from optimize_fixture import chain, network
 from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.fair.optimize.bias import shifts
-from openpilot.tools.fair.optimize.quantize import TARGETS, calibrate, fold_pads, last_layers, prepare, quantize, trunk
+from openpilot.tools.fair.optimize.quantize import TARGETS, calibrate, last_layers, prepare, quantize, trunk
 from openpilot.tools.fair.optimize.sensitivity import (
   alone,
   errors,
@@ -231,60 +231,6 @@ def test_what_each_tensor_alone_does(prepared, frames):
   assert own["stem"].errors[own["stem"].output] == max(own["stem"].errors.values()) > 0
   # of weights that are whole steps nothing but the values is rounded
   assert other["middle"].errors["depth"] < own["middle"].errors["depth"]
-
-
-def chain(nodes, weights, outputs, size=(1, 4, 9, 12)):
-  value = onnx.helper.make_tensor_value_info
-  sides = [value("x", onnx.TensorProto.FLOAT, list(size))], [value(o, onnx.TensorProto.FLOAT, None) for o in outputs]
-  constants = [numpy_helper.from_array(w, k) for k, w in weights.items()]
-  graph = onnx.helper.make_graph(nodes, "chain", *sides, constants)
-  return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-
-
-def padded(r, pads=(0, 0, 0, 1, 0, 0, 2, 1), value=0.0, outputs=("a", "b"), mode="constant"):
-  weights = {k: r.normal(0, 0.3, (4, 4, 3, 3)).astype(np.float32) for k in ("wa", "wb")}
-  weights |= {"pads": np.array(pads, np.int64), "value": np.array(value, np.float32)}
-  pad = onnx.helper.make_node("Pad", ["x", "pads", "value"], ["p"], "pad", mode=mode)
-  conv = [
-    onnx.helper.make_node("Conv", ["p", "wa"], ["a"], "a", pads=[1, 0, 0, 1]),
-    onnx.helper.make_node("Conv", ["p", "wb"], ["b"], "b", strides=[2, 2]),
-  ]
-  return chain([pad, *conv], weights, outputs)
-
-
-def test_zeros_around_a_picture_become_padding_of_the_convolutions():
-  r = np.random.default_rng(0)
-  model = padded(r)
-  x = {"x": r.normal(0, 1, (1, 4, 9, 12)).astype(np.float32)}
-  want = run_all(model.SerializeToString(), [x])[0]
-  fold_pads(model)
-  assert [n.op_type for n in model.graph.node] == ["Conv", "Conv"]
-  assert [list(a.ints) for n in model.graph.node for a in n.attribute if a.name == "pads"] == [
-    [1, 1, 2, 2],
-    [0, 1, 2, 1],
-  ]
-  got = run_all(model.SerializeToString(), [x])[0]
-  for name in want:
-    np.testing.assert_allclose(got[name], want[name], atol=1e-5)
-
-
-@pytest.mark.parametrize(
-  "kind",
-  [
-    {"value": 1.0},
-    {"mode": "reflect"},
-    {"pads": (0, 1, 0, 0, 0, 0, 0, 0)},
-    {"pads": (0, 0, -1, 0, 0, 0, 0, 0)},
-    {"outputs": ("a", "b", "p")},
-  ],
-)
-def test_other_pads_stay(kind):
-  if kind.get("pads", ())[1:2] == (1,):  # a channel of zeros: the convolutions are of one more
-    kind = {**kind, "pads": (0, 1, 0, 0, 0, -1, 0, 0)}
-  model = padded(np.random.default_rng(0), **kind)
-  before = model.SerializeToString()
-  fold_pads(model)
-  assert model.SerializeToString() == before
 
 
 def test_shifts_are_the_mean_of_what_rounding_takes_away():

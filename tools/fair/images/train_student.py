@@ -16,7 +16,7 @@ from openpilot.tools.fair.images.families import check_family, select_student_mo
 from openpilot.tools.fair.images.learning import NEWEST, Learning, bundle_of, check_learning, learn_by, say_next
 from openpilot.tools.fair.images.loss import PARTS, balance, parts_of, read_weights, say_balance
 from openpilot.tools.fair.images.store import Said, fill
-from openpilot.tools.fair.labels.label import parse_weights
+from openpilot.tools.fair.labels.label_options import parse_weights
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.families import FAMILIES, OF_TRANSFORMERS

@@ -114,8 +114,7 @@ def store_of(args: Options, compared: Compared, oriented: bool) -> Path:
   parts = open_labeled(args.data, args.images, "")
   parts = orient(parts) if oriented else parts
   store = LabelStore(args.output / "labels", create=True)
-  with store.writing():
-    import_parts(store, named(parts, PICTURES), PICTURES, compared.input)
+  import_parts(store, named(parts, PICTURES), PICTURES, compared.input)
   return store.root
 
 

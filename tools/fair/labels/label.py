@@ -44,6 +44,15 @@ def load_teachers(args: Options) -> list[Teacher]:
   ]
 
 
+def held_teachers(args: Options) -> dict[str, Teacher]:
+  """As load_teachers(), by name, with the one that keeps the frames. Raises UserError where two have one name."""
+  held: dict[str, Teacher] = {}
+  for t in [*([FrameTeacher()] if args.frames else []), *load_teachers(args)]:
+    if held.setdefault(t.name, t) is not t:
+      raise UserError(f"two of --teachers are called '{t.name}'; label with one after the other")
+  return held
+
+
 def source_options(args: Options) -> SourceOptions:
   if args.aim is not None and args.source != "stills":
     raise UserError("--aim is for pictures of road cameras; add --source stills")
@@ -67,20 +76,28 @@ def main() -> int:
   shard = parse_shard(args.shard) if args.shard is not None else None
   wanted = read_plan(args.only) if args.only is not None else None
   size, spec = parse_size(args.view) if args.view else None, picture_spec(args.input, args.size)
-  teachers, told = load_teachers(args), source_options(args)
+  if args.ray is not None:
+    if args.plan is not None or shard is not None or wanted is not None:
+      raise UserError("--ray shares the work out itself; leave --plan, --shard and --only out")
+    if args.workers is not None and args.workers < 1:
+      raise UserError("--workers is at least 1")
+    teacher_names(args)
+    from openpilot.tools.fair.labels.cluster import label_on
+
+    return label_on(args)
+  held, told = held_teachers(args), source_options(args)
   if args.plan is None and shard is None and wanted is None:
     found = open_sources(list(args.paths), told, args.source)
     views, parts = split(found)
-    for teacher in teachers:
-      check_teacher(teacher, views, parts, size, spec)
-    teachers = [*([FrameTeacher()] if args.frames else []), *teachers]
+    for name, teacher in held.items():
+      if name != "frames":
+        check_teacher(teacher, views, parts, size, spec)
     store, failures = LabelStore(args.output, create=True), Failures()
     keep_license(store, parts, args.license)
-    groups = label_all(teachers, found, store, args, failures)
+    groups = label_all(list(held.values()), found, store, args, failures)
     store.claims.sweep(store.is_whole)
     say_stale(store, groups, args.prune)
     return failures.finish()
-  held = {t.name: t for t in [*([FrameTeacher()] if args.frames else []), *teachers]}
   jobs = make_jobs(find_pieces(list(args.paths), told, args.source), {n: t.stateful for n, t in held.items()})
   if wanted is not None:
     jobs = only(jobs, wanted)

@@ -12,7 +12,7 @@ from test_label_claims import route as small_route
 
 from openpilot.tools.fair.labels import cluster, label
 from openpilot.tools.fair.labels.cluster import About, Actor, RayPool
-from openpilot.tools.fair.labels.driver import Driver, Outcome, Result, in_words, seconds_left
+from openpilot.tools.fair.labels.driver import IN_A_ROW, Driver, Outcome, Result, in_words, seconds_left
 from openpilot.tools.fair.labels.jobs import make_jobs
 from openpilot.tools.fair.labels.label_options import Options
 from openpilot.tools.fair.labels.passes import ALIKE, TRIES
@@ -123,7 +123,18 @@ def test_a_node_that_eats_jobs_is_left_out():
   pool = Played({"a": good, "bad": eats, "c": good})
   out, said = drive(pool, jobs_of([1] * 40))
   assert pool.retired == ["bad"] and out.code() == 0 and out.pieces["boxes"] == 40
-  assert sum(w == "bad" for w, _ in pool.order) == ALIKE and "it gets no job any more (its GPU is gone)" in said[0]
+  assert sum(w == "bad" for w, _ in pool.order) == IN_A_ROW and "it gets no job any more (its GPU is gone)" in said[0]
+
+
+def test_what_fails_everywhere_is_not_its_last_workers_fault():
+  """Many pieces that fail, tried again in a row at the end."""
+
+  def fails(job):
+    return Result(failed={p.name: "no video" for p in job.pieces if int(p.route[1:]) % 3 == 0})
+
+  pool = Played({"a": fails, "b": fails})
+  out, _ = drive(pool, jobs_of([1] * 40))
+  assert pool.retired == [] and len(out.failed) == 14 and out.pieces["boxes"] == 26
 
 
 def test_without_workers_it_ends():

@@ -13,6 +13,7 @@ from openpilot.tools.fair.labels.passes import ALIKE, TRIES
 from openpilot.tools.fair.labels.views import is_still
 from openpilot.tools.lib.errors import UserError
 
+IN_A_ROW = 5  # jobs that fail on one worker, which none had tried before: it is the worker, if others do not fail
 SAY = 10.0  # s from one line of progress to the next
 
 
@@ -142,11 +143,16 @@ class Driver:
         out.failed[t, p.name] = result.failed[p.name]
     if again:  # behind the others: by another worker, when what a dead one held is free
       self.waiting.append(job if is_still(again[0].part) else Job(t, tuple(again)))  # stills share batches
-    self.streak[worker] = 0 if good else self.streak[worker] + 1
-    if self.streak[worker] >= ALIKE and any(not n for w, n in self.streak.items() if w != worker):
+    if good:
+      self.streak[worker] = 0
+    elif any(self.tries[t, name] == 1 for name in result.failed):  # what failed elsewhere says nothing of this worker
+      self.streak[worker] += 1
+    if self.streak[worker] >= IN_A_ROW and any(not n for w, n in self.streak.items() if w != worker):
       why = next(iter(result.failed.values()))
       self.say(f"a worker fails at everything, and others do not: it gets no job any more ({why})")
       self.pool.retire(worker)
+    if not result.failed:
+      return
     reasons = Counter(r for (name, _), r in out.failed.items() if name == t)
     if not out.pieces[t] and max(reasons.values(), default=0) >= ALIKE:
       self.say(f"{t}: {ALIKE} pieces failed alike and none succeeded; it is left out")

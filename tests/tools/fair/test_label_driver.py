@@ -206,7 +206,7 @@ class FakeRay:
     handles = iter(self.abouts)
 
     def make(args):
-      about = next(handles)
+      about = next(handles, self.exceptions.RayError("the cluster is gone"))
       return SimpleNamespace(warm=SimpleNamespace(remote=lambda: about), do=SimpleNamespace(remote=lambda job: job))
 
     return SimpleNamespace(options=lambda **k: SimpleNamespace(remote=make))
@@ -221,6 +221,21 @@ class FakeRay:
 
   def kill(self, actor):
     self.killed.append(actor)
+
+
+def test_in_the_place_of_a_dead_worker_another_is_begun():
+  fake = FakeRay([Ref("n1", {}, {}), Ref("n2", {}, {}), Ref("n3", {}, {})])
+  fake.cluster_resources = lambda: {"CPU": 2.0}
+  fake.nodes = lambda: [1, 2]
+  pool = RayPool(fake, None, None)
+  assert pool.start().node == "n1"
+  list(pool.wait(0))
+  assert pool.free() == [0, 1]
+  pool.give(0, FakeRay.exceptions.RayError("killed"))  # what its call ends with
+  ((worker, _, result),) = pool.wait(0)
+  assert worker == 0 and result.died == "RayError" and pool.free() == [1] and pool.size() == 2
+  list(pool.wait(0))
+  assert pool.free() == [1, 2]  # not before it has loaded its teachers
 
 
 class Ref(About):
@@ -238,7 +253,10 @@ def test_nodes_of_other_versions_are_refused():
 def test_a_worker_that_cannot_start_is_left_out_and_one_that_cannot_work_ends_it():
   error = FakeRay.exceptions.RayError("died")
   pool = RayPool(FakeRay([error, Ref("n2", {}, {"boxes": False})]), None, None)
-  assert pool.start().node == "n2" and pool.free() == [1] and pool.size() == 1
+  assert pool.start().node == "n2" and pool.free() == [1]
+  for _ in range(20):  # what is begun in its place fails, too, and that has an end
+    list(pool.wait(0))
+  assert pool.free() == [1] and pool.size() == 1 and pool.begun == 2 + pool.most
   pool = RayPool(FakeRay([Ref("n1", {}, {}, "no weights 'x.onnx'")]), None, None)
   with pytest.raises(UserError, match=r"on node n1: no weights 'x\.onnx'"):
     pool.start()

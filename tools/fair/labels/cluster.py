@@ -150,12 +150,29 @@ class RayPool:
   def __init__(self, ray: Any, args: Options, workers: int | None):
     self.ray = ray
     n, takes = shares(ray, workers)
-    make = ray.remote(Actor).options(max_restarts=-1, max_task_retries=0, **takes)
-    self.actors = {k: make.remote(args) for k in range(n)}
-    self.warming = {a.warm.remote(): k for k, a in self.actors.items()}
+    # not restarted by Ray, which fails every call until the new process is there
+    self.make = lambda: ray.remote(Actor).options(max_restarts=0, max_task_retries=0, **takes).remote(args)
+    self.actors: dict[int, Any] = {}
+    self.warming: dict[Any, int] = {}
     self.ready: set[int] = set()
     self.running: dict[Any, tuple[int, Job]] = {}
     self.first: About | None = None
+    self.most = self.chances = 3 * n  # workers that are begun anew before one of them has done a job
+    self.begun = 0
+    for _ in range(n):
+      self.begin()
+
+  def begin(self) -> None:
+    self.actors[self.begun] = actor = self.make()
+    self.warming[actor.warm.remote()] = self.begun
+    self.begun += 1
+
+  def replace(self, worker: int) -> None:
+    """Another in the place of one that is gone."""
+    self.retire(worker)
+    if self.chances:
+      self.chances -= 1
+      self.begin()
 
   def start(self) -> About:
     """Waits for the first worker. Raises UserError where none can work."""
@@ -187,9 +204,12 @@ class RayPool:
         continue
       worker, job = self.running.pop(ref)
       try:
-        yield worker, job, self.ray.get(ref)
+        result = self.ray.get(ref)
+        self.chances = self.most
       except self.ray.exceptions.RayError as e:
-        yield worker, job, Result(died=type(e).__name__)
+        result = Result(died=type(e).__name__)
+        self.replace(worker)
+      yield worker, job, result
 
   def greet(self, worker: int, ref: Any) -> None:
     """A worker is ready. Raises UserError where it cannot work, or is of other versions than the first."""
@@ -197,7 +217,7 @@ class RayPool:
       about = self.ray.get(ref)
     except self.ray.exceptions.RayError as e:
       warn(f"a worker did not start ({type(e).__name__}); it gets no job")
-      self.retire(worker)
+      self.replace(worker)
       return
     if about.wrong:
       raise UserError(f"on node {about.node}: {about.wrong}")

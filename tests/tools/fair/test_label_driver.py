@@ -144,7 +144,7 @@ def test_without_workers_it_ends():
 
 
 def test_time_left_is_each_teachers_own():
-  out = Outcome(seconds=Counter(boxes=10, tracks=400), sizes=Counter(boxes=100, tracks=100))
+  out = Outcome(seconds={"boxes": 10.0, "tracks": 400.0}, sizes=Counter(boxes=100, tracks=100))
   assert seconds_left(out, Counter(boxes=50, tracks=50), 5) == (50 * 0.1 + 50 * 4) / 5
   assert seconds_left(out, Counter(new=50), 1) == 200  # as the slowest
   assert seconds_left(Outcome(), Counter(boxes=5), 3) is None
@@ -194,7 +194,7 @@ class FakeRay:
       pass
 
   def __init__(self, abouts):
-    self.abouts, self.killed = abouts, []
+    self.abouts, self.killed, self.handles = abouts, [], iter(abouts)
 
   def cluster_resources(self):
     return {"CPU": float(len(self.abouts))}
@@ -203,10 +203,8 @@ class FakeRay:
     return self.abouts
 
   def remote(self, cls):
-    handles = iter(self.abouts)
-
     def make(args):
-      about = next(handles, self.exceptions.RayError("the cluster is gone"))
+      about = next(self.handles, self.exceptions.RayError("the cluster is gone"))
       return SimpleNamespace(warm=SimpleNamespace(remote=lambda: about), do=SimpleNamespace(remote=lambda job: job))
 
     return SimpleNamespace(options=lambda **k: SimpleNamespace(remote=make))
@@ -231,7 +229,7 @@ def test_in_the_place_of_a_dead_worker_another_is_begun():
   assert pool.start().node == "n1"
   list(pool.wait(0))
   assert pool.free() == [0, 1]
-  pool.give(0, FakeRay.exceptions.RayError("killed"))  # what its call ends with
+  pool.give(0, FakeRay.exceptions.RayError("killed"))  # a job's answer
   ((worker, _, result),) = pool.wait(0)
   assert worker == 0 and result.died == "RayError" and pool.free() == [1] and pool.size() == 2
   list(pool.wait(0))

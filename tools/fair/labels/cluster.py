@@ -178,7 +178,9 @@ class RayPool:
     """Waits for the first worker. Raises UserError where none can work."""
     end = time.monotonic() + READY
     while self.first is None:
-      if not self.warming or time.monotonic() > end:
+      if not self.warming:
+        raise UserError("no worker starts; see the logs that Ray keeps, by default in /tmp/ray/session_latest/logs")
+      if time.monotonic() > end:
         raise UserError(f"no worker was ready after {READY:.0f} s; the cluster may be full: see `ray status`")
       list(self.wait(1.0))
     return self.first
@@ -237,19 +239,21 @@ class RayPool:
 
 def placed(args: Options) -> Options:
   """The options with paths that mean the same on every node."""
-  place = {n: getattr(args, n).absolute() for n in ("output", "data_dir", "images", "aim") if getattr(args, n)}
-  texts = {n: tuple(absolute(t) for t in getattr(args, n)) for n in ("paths", "weights", "option")}
-  return replace(args, **place, **texts, teachers=",".join(absolute(t) for t in args.teachers.split(",")))
+  changes: dict[str, Any] = {
+    n: getattr(args, n).absolute() for n in ("output", "data_dir", "images", "aim") if getattr(args, n)
+  }
+  for n in ("paths", "weights", "option"):
+    changes[n] = tuple(absolute(t) for t in getattr(args, n))
+  return replace(args, **changes, teachers=",".join(absolute(t) for t in args.teachers.split(",")))
 
 
 def label_on(args: Options) -> int:
   """-> the exit code."""
   from openpilot.tools.fair.labels.label import source_options
 
-  assert args.ray is not None
-  args = placed(args)
+  address, args = args.ray or LOCAL, placed(args)
   pieces = find_pieces(list(args.paths), source_options(args), args.source)
-  ray = connect(args.ray, args.workers)
+  ray = connect(address, args.workers)
   try:
     store = LabelStore(args.output, create=True)
     pool = RayPool(ray, args, args.workers)

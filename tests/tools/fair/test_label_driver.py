@@ -10,7 +10,7 @@ import pytest
 from test_label_claims import Mean, Small, contents, find
 from test_label_claims import route as small_route
 
-from openpilot.tools.fair.labels import cluster, label
+from openpilot.tools.fair.labels import cluster, label, loading
 from openpilot.tools.fair.labels.cluster import About, Actor, RayPool
 from openpilot.tools.fair.labels.driver import IN_A_ROW, Driver, Outcome, Result, in_words, seconds_left
 from openpilot.tools.fair.labels.jobs import make_jobs
@@ -158,7 +158,7 @@ def test_time_left_is_each_teachers_own():
 
 def test_workers_make_one_machines_store(route, tmp_path, monkeypatch, capsys):
   """Actors as the cluster has them, in this process, their options and jobs pickled on the way."""
-  monkeypatch.setattr(label, "load_teachers", lambda args: [Mean(), Small()])
+  monkeypatch.setattr(loading, "load_teachers", lambda args: [Mean(), Small()])
   words = {"paths": (str(route),), "teachers": "mean,counter", "focal": "110", "batch_size": 7, "every": 2}
   typed = "--teachers mean,counter --focal 110 --batch-size 7 --every 2 --output".split()
   monkeypatch.setattr("sys.argv", ["label", str(route), *typed, str(tmp_path / "whole")])
@@ -180,7 +180,7 @@ def test_workers_make_one_machines_store(route, tmp_path, monkeypatch, capsys):
 
 
 def test_a_worker_whose_store_fails_says_so(route, tmp_path, monkeypatch):
-  monkeypatch.setattr(label, "load_teachers", lambda args: [Mean()])
+  monkeypatch.setattr(loading, "load_teachers", lambda args: [Mean()])
   args = Options(paths=(str(route),), teachers="mean", focal="110", output=tmp_path / "none")
   (job, *_) = make_jobs(route_pieces([str(route)], None, "road", 1, 110.0), {"mean": False})
   assert "no label store" in Actor(args).do(job).failed[job.name]

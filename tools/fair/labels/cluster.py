@@ -17,9 +17,11 @@ from typing import Any
 from openpilot.tools.fair.labels.driver import Driver, Result
 from openpilot.tools.fair.labels.jobs import Job, make_jobs
 from openpilot.tools.fair.labels.label_options import Options
+from openpilot.tools.fair.labels.loading import held_teachers, source_options
 from openpilot.tools.fair.labels.passes import Failures, reason_of
 from openpilot.tools.fair.labels.sources import find_pieces
 from openpilot.tools.fair.labels.store import LabelStore
+from openpilot.tools.fair.labels.worker import Worker, say_stale
 from openpilot.tools.fair.teacher import weight_dirs
 from openpilot.tools.lib.errors import UserError, load_plugins, printable, warn
 from openpilot.tools.lib.options import absolute
@@ -60,9 +62,6 @@ class Actor:
 
   def warm(self) -> About:
     """Loads the teachers."""
-    from openpilot.tools.fair.labels.label import held_teachers
-    from openpilot.tools.fair.labels.worker import Worker
-
     wrong = ""
     try:
       if self.worker is None:
@@ -74,8 +73,6 @@ class Actor:
     return About(platform.node(), versions(), stateful, wrong)
 
   def do(self, job: Job) -> Result:
-    from openpilot.tools.fair.labels.worker import say_stale
-
     if (about := self.warm()).wrong:  # where it was started again
       return Result(failed={p.name: about.wrong for p in job.pieces})
     self.worker.failures = Failures(most=1)  # another worker tries again
@@ -249,8 +246,6 @@ def placed(args: Options) -> Options:
 
 def label_on(args: Options) -> int:
   """-> the exit code."""
-  from openpilot.tools.fair.labels.label import source_options
-
   address, args = args.ray or LOCAL, placed(args)
   pieces = find_pieces(list(args.paths), source_options(args), args.source)
   ray = connect(address, args.workers)

@@ -2,14 +2,11 @@
 """Labels routes, folders of pictures and videos with teachers. Killed at any moment, the same command goes on where it
 stopped, and the result is that of an unbroken run. Several commands may fill one store."""
 
-import cv2
-
 from openpilot.tools.fair.labels.jobs import make_jobs, only, parse_shard, read_plan, shards_of, write_plan
-from openpilot.tools.fair.labels.label_options import Options, parse_size, parse_weights, picture_spec
-from openpilot.tools.fair.labels.labeling import FrameTeacher
+from openpilot.tools.fair.labels.label_options import Options, parse_size, picture_spec
+from openpilot.tools.fair.labels.loading import held_teachers, source_options, teacher_names
 from openpilot.tools.fair.labels.passes import Failures
-from openpilot.tools.fair.labels.sources import SourceOptions, find_pieces, open_sources
-from openpilot.tools.fair.labels.sources.routes import number_or_auto
+from openpilot.tools.fair.labels.sources import find_pieces, open_sources
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.labels.worker import (
   Worker,
@@ -20,44 +17,8 @@ from openpilot.tools.fair.labels.worker import (
   say_stale,
   split,
 )
-from openpilot.tools.fair.options import parse_options
-from openpilot.tools.fair.registry import load_teacher
-from openpilot.tools.fair.teacher import Teacher
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.options import parse
-
-
-def teacher_names(args: Options) -> list[str]:
-  names = list(dict.fromkeys(n for n in args.teachers.replace(" ", "").split(",") if n))
-  if not names:
-    raise UserError("--teachers names nobody; `tools/op.sh teachers` lists who there is")
-  return names
-
-
-def load_teachers(args: Options) -> list[Teacher]:
-  """As the options name them. Raises UserError."""
-  names = teacher_names(args)
-  weights, options = parse_weights(args.weights, names), parse_options(list(args.option), names)
-  cv2.setNumThreads(1)  # its threads would fight the teacher's
-  return [
-    load_teacher(n, weights.get(n), args.accept_license, args.download, device=args.device, **options[n]) for n in names
-  ]
-
-
-def source_options(args: Options) -> SourceOptions:
-  if args.aim is not None and args.source != "stills":
-    raise UserError("--aim is for pictures of road cameras; add --source stills")
-  return SourceOptions(
-    data_dir=args.data_dir,
-    camera=args.camera,
-    every=args.every,
-    focal=number_or_auto(args.focal, "--focal"),
-    horizon=number_or_auto(args.horizon, "--horizon"),
-    aim=args.aim,
-    images=args.images,
-    name=args.name,
-    license=args.license,
-  )
 
 
 def main() -> int:
@@ -67,20 +28,28 @@ def main() -> int:
   shard = parse_shard(args.shard) if args.shard is not None else None
   wanted = read_plan(args.only) if args.only is not None else None
   size, spec = parse_size(args.view) if args.view else None, picture_spec(args.input, args.size)
-  teachers, told = load_teachers(args), source_options(args)
+  if args.ray is not None:
+    if args.plan is not None or shard is not None or wanted is not None:
+      raise UserError("--ray shares the work out itself; leave --plan, --shard and --only out")
+    if args.workers is not None and args.workers < 1:
+      raise UserError("--workers is at least 1")
+    teacher_names(args)
+    from openpilot.tools.fair.labels.cluster import label_on
+
+    return label_on(args)
+  held, told = held_teachers(args), source_options(args)
   if args.plan is None and shard is None and wanted is None:
     found = open_sources(list(args.paths), told, args.source)
     views, parts = split(found)
-    for teacher in teachers:
-      check_teacher(teacher, views, parts, size, spec)
-    teachers = [*([FrameTeacher()] if args.frames else []), *teachers]
+    for name, teacher in held.items():
+      if name != "frames":
+        check_teacher(teacher, views, parts, size, spec)
     store, failures = LabelStore(args.output, create=True), Failures()
     keep_license(store, parts, args.license)
-    groups = label_all(teachers, found, store, args, failures)
+    groups = label_all(list(held.values()), found, store, args, failures)
     store.claims.sweep(store.is_whole)
     say_stale(store, groups, args.prune)
     return failures.finish()
-  held = {t.name: t for t in [*([FrameTeacher()] if args.frames else []), *teachers]}
   jobs = make_jobs(find_pieces(list(args.paths), told, args.source), {n: t.stateful for n, t in held.items()})
   if wanted is not None:
     jobs = only(jobs, wanted)

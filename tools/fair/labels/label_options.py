@@ -90,6 +90,13 @@ class Options:
   shard: str | None = flag(
     None, metavar="PART/PARTS", help="do one part of it, as 3/64; the first is 0. Longest segments first"
   )
+  ray: str | None = flag(
+    None,
+    bare="local",
+    metavar="HOST:PORT",
+    help="on a Ray cluster: its head's address; without one, workers on this machine",
+  )
+  workers: int | None = flag(None, help="with --ray: so many; by default one on each GPU, else one on each node")
   only: Path | None = flag(None, metavar="FILE.parquet", help="do these rows of a plan alone")
 
 

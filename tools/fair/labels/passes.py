@@ -43,8 +43,9 @@ def reason_of(error: BaseException) -> str:
 
 @dataclass
 class Failures:
-  """Pieces of work that failed, of all teachers."""
+  """Pieces of work that failed, of all teachers. most: so often each is tried."""
 
+  most: int = TRIES
   tries: Counter[tuple[str, str]] = field(default_factory=Counter)  # (teacher, segment)
   final: dict[tuple[str, str], BaseException] = field(default_factory=dict)
   succeeded: Counter[str] = field(default_factory=Counter)  # teacher -> segments
@@ -52,7 +53,7 @@ class Failures:
   def again(self, teacher: str, segment: str, error: BaseException) -> bool:
     """Whether it is tried again."""
     self.tries[teacher, segment] += 1
-    if self.tries[teacher, segment] < TRIES:
+    if self.tries[teacher, segment] < self.most:
       return True
     self.final[teacher, segment] = error
     return False
@@ -67,7 +68,7 @@ class Failures:
     count = Counter(teacher for teacher, _ in self.final)
     for (teacher, segment), error in self.final.items():
       if self.succeeded[teacher] or count[teacher] > 1:
-        print(f"failed: {segment} by {teacher}, {TRIES} times: {reason_of(error)}", file=sys.stderr)
+        print(f"failed: {segment} by {teacher}, {self.most} times: {reason_of(error)}", file=sys.stderr)
     for (teacher, _), error in self.final.items():
       if not self.succeeded[teacher]:
         raise error

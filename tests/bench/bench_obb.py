@@ -6,12 +6,12 @@ overfitted.
 python tests/bench/bench_obb.py --output out/obb [--data SHARED_DATA] [--teachers none mobilenetv2 random xfeat]
   [--seeds 3] [--pictures 24] [--steps 300] [--overfit]
 
-mobilenetv2: the map of stride 16 of mobilenetv2_100 with ImageNet's weights; random: the same network without them;
-xfeat: XFeat's descriptors. All arms see the same pictures, turned and mirrored alike. A run that is in the table of
---output is not made again."""
+The teachers are those of feature_teachers.py. All arms see the same pictures, turned and mirrored alike. A run that is
+in the table of --output is not made again."""
 
 import argparse
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,22 +22,19 @@ if not __package__:  # run as a file
 import cv2
 import numpy as np
 import torch
+from feature_teachers import WEIGHTS  # beside this file
 from PIL import Image
 
 from openpilot.selfdrive.modeld.fair.heads.oriented import corners, le90
-from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.fair.images import train_obb
 from openpilot.tools.fair.images.evaluate_oriented import evaluate_oriented
 from openpilot.tools.fair.images.predict import LOW, Predictor
-from openpilot.tools.fair.registry import TEACHERS
 from openpilot.tools.fair.rotated import rotated_iou
-from openpilot.tools.fair.teacher import Clip, Entry, Label, Labels, State
 from openpilot.tools.lib.files import write_json
 
 NAMES = ("car", "truck")
 SIDE = 160  # pixels of a picture
 SIZES = {"car": ((20, 26), (9, 12)), "truck": ((34, 46), (11, 14))}  # long, short
-WEIGHTS = {"mobilenetv2": "timm_mobilenetv2_100_imagenet.pth", "random": "", "xfeat": "xfeat_320x224.onnx"}
 
 
 # *** pictures ***
@@ -109,60 +106,6 @@ def write(folder: Path, count: int, seed: int) -> Path:
   return folder
 
 
-# *** teachers ***
-
-
-class FeatureTeacher:
-  """Of dense features: see the top."""
-
-  stateful, sees = False, "picture"
-
-  def __init__(self, name: str, entry: Entry, path: Path | None, device: str | None = None):
-    self.name, self.license, self.model_id = name, entry.license, name
-    self.checkpoint_hash = name
-    self.kind, self.path, self.labels = name, path, list[Label]()
-
-  def picture_size(self, width: int, height: int) -> tuple[int, int]:
-    return width, height
-
-  def prepare(self, height: int, width: int) -> None:
-    if self.kind == "xfeat":
-      self.session = ort.InferenceSession(str(self.path), providers=["CPUExecutionProvider"])
-    else:
-      import timm
-
-      torch.manual_seed(0)
-      self.net = timm.create_model("mobilenetv2_100", features_only=True, out_indices=(3,), pad_type="same").eval()
-      if self.path is not None:
-        state = {k: v.float() for k, v in torch.load(self.path, weights_only=True).items()}
-        missing = self.net.load_state_dict(state, strict=False).missing_keys
-        assert not missing, missing
-    channels = 64 if self.kind == "xfeat" else 96
-    self.labels = [Label("features", "dense", "float16", (channels, height // 16, width // 16))]
-
-  def settings(self) -> dict[str, Any]:
-    return {}
-
-  def label(self, clip: Clip, state: State | None = None) -> tuple[Labels, State | None]:
-    rgb = torch.from_numpy(np.ascontiguousarray(clip.rgb)).float() / 255
-    size = rgb.shape[2] // 16, rgb.shape[3] // 16
-    with torch.no_grad():
-      if self.kind == "xfeat":
-        wide = torch.nn.functional.interpolate(rgb, (224, 320), mode="bilinear", antialias=True).numpy()
-        out = torch.from_numpy(np.concatenate([self.session.run(["output"], {"input": x[None]})[0] for x in wide]))
-      else:
-        out = self.net(rgb)[0]
-      if out.shape[2:] != size:
-        out = torch.nn.functional.interpolate(out, size, mode="bilinear", antialias=True)
-    return {"features": out.numpy().astype(np.float16)}, None
-
-
-def register(data: Path) -> None:
-  for name, file in WEIGHTS.items():
-    make = lambda n, entry, path, f=file, **more: FeatureTeacher(n, entry, data / "weights" / f if f else None)  # noqa: E731
-    TEACHERS[name] = Entry(make, "", "Apache-2.0", "", "dense features")
-
-
 # *** runs ***
 
 
@@ -188,7 +131,7 @@ def main() -> None:
   p.add_argument("--overfit", action="store_true", help="six pictures, not varied, judged by themselves")
   args = p.parse_args()
   torch.set_num_threads(1)
-  register(args.data)
+  os.environ.setdefault("FAIR_WEIGHTS", str(args.data / "weights"))
   table_file = args.output / "table.json"
   table: dict[str, Any] = json.loads(table_file.read_text()) if table_file.is_file() else {}
   val = write(args.output / "val", args.val, 1000)

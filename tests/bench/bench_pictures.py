@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Students of labeled pictures, by folds: each picture of PennFudan is judged by a student that has not seen it. Labels
-alone, beside labels and a teacher, beside these and pictures without labels, and with parts of the loss left out; and
-the teacher itself. --labeled 13: only so many of a fold's pictures keep their labels, and the others are the pictures
-without labels.
+alone, beside labels and a teacher, beside these and pictures without labels; and the teacher itself. all and no-PART:
+RTMDet and XFeat's features teach beside labels, with every part of the loss and with one left out. --labeled 13: only
+so many of a fold's pictures keep their labels, and the others are the pictures without labels.
 
 python tests/bench/bench_pictures.py --data FOLDER --output DIR [--unlabeled PICTURES] [--variants labels teacher]
 
@@ -29,6 +29,7 @@ from tqdm import tqdm
 from openpilot.tools.fair.images.check import Check
 from openpilot.tools.fair.images.dataset import open_dataset
 from openpilot.tools.fair.images.evaluate import truth_of
+from openpilot.tools.fair.images.loss import PARTS
 from openpilot.tools.fair.images.predict import Predictor, coco_rows
 from openpilot.tools.fair.images.score import by_image, coco_scores, matched_iou
 from openpilot.tools.fair.images.soft import FLOOR
@@ -43,16 +44,17 @@ TEACHER = "rtmdet-nano-person"
 TAUGHT = ("--teachers", TEACHER, "--untuned", "--alias", "person=pedestrian")
 MODELS = Path(__file__).resolve().parents[2] / "models"
 STREET = ("--size", "small", "--init", str(MODELS / "fair_unified_small"))  # which has seen people on streets
+EVERY = (*STREET, "--teachers", f"{TEACHER},xfeat", "--untuned", "--alias", "person=pedestrian")
 # what is learned from, of each fold
 VARIANTS: dict[str, tuple[str, ...]] = {
   "labels": (),
   "teacher": TAUGHT,
   "unlabeled": TAUGHT,
-  "no-logit": (*TAUGHT, "--no-logit"),
-  "no-segmentation": (*TAUGHT, "--no-segmentation"),
   "street": STREET,
   "street-teacher": (*STREET, *TAUGHT),
   "street-unlabeled": (*STREET, *TAUGHT),
+  "all": EVERY,
+  **{f"no-{part}": (*EVERY, f"--no-{part}") for part in PARTS},
 }
 DRAWS = 200  # of the bootstrap over pictures
 SCORE = 0.3
@@ -103,6 +105,11 @@ def write_few(data: Path, images: Path, folds: int, count: int) -> None:
     write_json(path, coco)
 
 
+def free(variant: str) -> bool:
+  """Whether it learns from pictures without labels too."""
+  return variant.endswith("unlabeled") or VARIANTS[variant][: len(EVERY)] == EVERY
+
+
 def train(fold: int, variant: str, args: argparse.Namespace) -> Path:
   """-> the student's folder."""
   out = args.output / f"{variant}-{fold}"
@@ -120,7 +127,7 @@ def train(fold: int, variant: str, args: argparse.Namespace) -> Path:
   options += ["--backbone", "mobilenetv2_100_same", "--batch-size", args.batch_size, "--license", "research"]
   options += ["--pretrained", args.data / "weights/timm_mobilenetv2_100_imagenet.pth", *VARIANTS[variant]]
   options += ["--precision", args.precision] if args.precision else []
-  if variant.endswith("unlabeled"):
+  if free(variant):
     pictures = args.unlabeled or args.output / f"rest-{fold}"
     options += ["--unlabeled", pictures, "--unlabeled-share", args.unlabeled_share]
   options += ["--resume"] if (out / "last.pt").exists() else []
@@ -221,11 +228,11 @@ def main() -> None:
   p.add_argument("--precision", choices=("no", "bf16"))
   p.add_argument("--seed", type=int, default=0, help="of the folds")
   args = p.parse_args()
-  if (
-    args.unlabeled is None and args.labeled is None and (free := [v for v in args.variants if v.endswith("unlabeled")])
-  ):
-    raise UserError(f"the variant '{free[0]}' wants --unlabeled, a folder of pictures, or --labeled")
+  if args.unlabeled is None and args.labeled is None and (those := [v for v in args.variants if free(v)]):
+    raise UserError(f"the variant '{those[0]}' wants --unlabeled, a folder of pictures, or --labeled")
   os.environ.setdefault("FAIR_WEIGHTS", str(args.data / "weights"))
+  os.environ["FAIR_PLUGINS"] = "feature_teachers"
+  os.environ["PYTHONPATH"] = os.pathsep.join((str(Path(__file__).parent), os.environ["PYTHONPATH"]))
   data = write_pennfudan(args.data / "pennfudan", args.output / "pennfudan.json")
   judged = write_folds(data, args.folds, args.seed)
   if args.labeled:

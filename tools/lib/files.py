@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import stat
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,14 +130,14 @@ _swept: set[Path] = set()
 
 
 @functools.cache
-def _here() -> str:
-  """Identifies where this process's number is valid: this machine and its container."""
+def machine_id() -> str:
+  """A hash of where this process's number is valid: this machine and its container."""
   with contextlib.suppress(OSError):
     return hashlib.sha256(f"{platform.node()} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:6]
   return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 
 
-def _runs(pid: int) -> bool:
+def process_runs(pid: int) -> bool:
   try:
     os.kill(pid, 0)
   except ProcessLookupError:
@@ -155,7 +156,7 @@ def remove_left_behind(folder: Path) -> None:
       continue
     with contextlib.suppress(OSError):
       old = datetime.datetime.now().timestamp() - path.lstat().st_mtime > STALE
-      if old if found[1] != _here() else not _runs(int(found[2])):
+      if old if found[1] != machine_id() else not process_runs(int(found[2])):
         path.unlink()
 
 
@@ -170,7 +171,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     if path.parent not in _swept:
       _swept.add(path.parent)
       remove_left_behind(path.parent)
-    tmp = path.with_name(f".{path.stem}.tmp{_here()}-{os.getpid()}{path.suffix}")
+    own = f"{machine_id()}-{os.getpid()}.{threading.get_native_id()}"
+    tmp = path.with_name(f".{path.stem}.tmp{own}{path.suffix}")
     try:
       yield tmp
       os.replace(tmp, path)
@@ -186,6 +188,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
       what, do = SYSTEM[number]
       raise UserError(f"{path} was not written: {what}; {do}") from e
     raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+  """Atomically. Raises UserError as atomic_path() does."""
+  with atomic_path(path) as tmp:
+    tmp.write_bytes(data)
 
 
 def write_json(path: Path, what: Any) -> None:

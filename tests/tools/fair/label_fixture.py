@@ -5,7 +5,8 @@ import torch
 
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, pack_rgb
 from openpilot.tools.fair.labels.rules import rules_of
-from openpilot.tools.fair.labels.store import CHUNK, VERSION, LabelStore
+from openpilot.tools.fair.labels.meta import CHUNK, VERSION
+from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.teacher import Clip, Label
 from openpilot.tools.lib.encode_index import EncodeEntry

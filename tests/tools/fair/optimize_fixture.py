@@ -14,6 +14,14 @@ from openpilot.selfdrive.modeld.fair.bundle import Bundle, write_manifest
 ROUTES = tuple(f"0000000{k}--{'abcdef'[k] * 10}" for k in range(6))
 
 
+def chain(nodes, weights, outputs, size=(1, 4, 9, 12)):
+  value = onnx.helper.make_tensor_value_info
+  sides = [value("x", onnx.TensorProto.FLOAT, list(size))], [value(o, onnx.TensorProto.FLOAT, None) for o in outputs]
+  constants = [numpy_helper.from_array(w, k) for k, w in weights.items()]
+  graph = onnx.helper.make_graph(nodes, "chain", *sides, constants)
+  return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
 def network(seed: int = 0) -> onnx.ModelProto:
   """frame -> 'stem', 'middle' with a residual, then 'out', 'classes'; 'gate' is a product beside the trunk."""
   r = np.random.default_rng(seed)

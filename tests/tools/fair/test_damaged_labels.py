@@ -13,7 +13,8 @@ from openpilot.tools.fair.evaluation.evaluate import Options, evaluate
 from openpilot.tools.fair.evaluation.scenes import open_segments
 from openpilot.tools.fair.labels import browse as listing
 from openpilot.tools.fair.labels.dataset import LabelDataset
-from openpilot.tools.fair.labels.store import CHUNK, LabelStore
+from openpilot.tools.fair.labels.meta import CHUNK
+from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.lib.options import parse
 from openpilot.tools.lib.errors import UserError, cli
 

@@ -20,7 +20,8 @@ from openpilot.tools.fair.evaluation.compared import Compared, classes_said, set
 from openpilot.tools.fair.evaluation.metrics import Sums
 from openpilot.tools.fair.evaluation.scenes import Segment
 from openpilot.tools.fair.labels.rules import rules_of
-from openpilot.tools.fair.labels.store import CHUNK, VERSION, LabelStore
+from openpilot.tools.fair.labels.meta import CHUNK, VERSION
+from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.spec import Class, ClassSet, InputSpec, road_classes, street_classes
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.encode_index import EncodeEntry

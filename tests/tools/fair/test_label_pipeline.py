@@ -230,7 +230,7 @@ def test_the_frame_before_stands_for_one_that_cannot_be_read():
   ]
   rows = [(0, 11), (0, 12), (0, 13), (0, 14), (1, 20), (1, 21)]
   items = [Item(works[w], r) for w, r in rows]
-  got = [int(p[1, 2, 0]) for _, images in load([items[:4], items[4:]], Canvas(width=8, height=4)) for p in images]
+  got = [int(p[1, 2, 0]) for _, images in load([[items[:4], items[4:]]], Canvas(width=8, height=4)) for p in images]
   assert got == [11, 11, 11, 14, 0, 21]
   assert [i.good for i in items] == [True, False, False, True, False, True]
 

@@ -16,13 +16,14 @@ from onnx import helper
 
 from openpilot.selfdrive.modeld.fair.frames import ModelFrame, camera_intrinsics
 from openpilot.tools.fair.labels import rules
-from openpilot.tools.fair.labels import store as store_module
+from openpilot.tools.fair.labels import group as group_module
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.collector import to_view
 from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
 from openpilot.tools.fair.labels.sources.routes import find_views
 from openpilot.tools.fair.labels.browse import statistics
-from openpilot.tools.fair.labels.store import CHUNK, LabelStore
+from openpilot.tools.fair.labels.meta import CHUNK
+from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.labels.video import pictures
 from openpilot.tools.fair.labels.views import ViewWarp
 from openpilot.tools.fair.labels import rle
@@ -423,7 +424,7 @@ def test_disk_full_keeps_whole_chunks(route, network, tmp_path, monkeypatch):
   store = LabelStore(tmp_path / "s", create=True)
   views = find_views([str(route)], None, "qcamera", 1, None)[:1]
   teacher = load_teacher(str(network))
-  real = store_module.file_hash
+  real = group_module.file_hash
   calls = []
 
   def full(path):
@@ -432,7 +433,7 @@ def test_disk_full_keeps_whole_chunks(route, network, tmp_path, monkeypatch):
       raise OSError(errno.ENOSPC, "No space left on device")
     return real(path)
 
-  monkeypatch.setattr(store_module, "file_hash", full)
+  monkeypatch.setattr(group_module, "file_hash", full)
   with pytest.raises(UserError, match="disk is full"):
     run_teacher(teacher, views, store, progress=False)
   monkeypatch.undo()
@@ -440,12 +441,6 @@ def test_disk_full_keeps_whole_chunks(route, network, tmp_path, monkeypatch):
   assert group.done() == {0} and list(group.problems()) == []
   run_teacher(teacher, views, store, progress=False)
   assert group.done() == {0, 1, 2}
-
-
-def test_one_run_at_a_time(tmp_path):
-  store = LabelStore(tmp_path / "s", create=True)
-  with store.writing(), pytest.raises(UserError, match="another run"), LabelStore(tmp_path / "s").writing():
-    pass
 
 
 @pytest.mark.parametrize(

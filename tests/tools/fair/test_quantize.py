@@ -6,10 +6,10 @@ import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from optimize_fixture import network
+from optimize_fixture import chain, network
 from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.fair.optimize.bias import shifts
-from openpilot.tools.fair.optimize.quantize import TARGETS, calibrate, fold_pads, last_layers, prepare, quantize, trunk
+from openpilot.tools.fair.optimize.quantize import TARGETS, calibrate, last_layers, prepare, quantize, trunk
 from openpilot.tools.fair.optimize.sensitivity import (
   alone,
   errors,
@@ -135,6 +135,20 @@ def test_a_layer_that_is_left_float_between_others_keeps_its_weights():
   assert errors(run_all(blob, inputs), want)["d_out"] < 0.02
 
 
+def test_float_layers_read_what_float_layers_say_and_not_its_roundings():
+  """'a' in float -> 'b' in 8 bits, and 'c' in float, which the quantizer would have read what is rounded for 'b'."""
+  r = np.random.default_rng(0)
+  weights = {f"w{k}": r.normal(0, 0.3, (4, 4, 3, 3)).astype(np.float32) for k in "abcd"}
+  links = {"a": "x", "b": "a", "d": "b", "c": "a"}
+  nodes = [onnx.helper.make_node("Conv", [i, f"w{k}"], [k], k, pads=[1, 1, 1, 1]) for k, i in links.items()]
+  model = prepare(chain(nodes, weights, ["c", "d"]).SerializeToString())
+  inputs = [{"x": r.normal(0, 1, (1, 4, 9, 12)).astype(np.float32)} for _ in range(6)]
+  blob = quantize(calibrate(model, inputs), TARGETS["x86-vnni"], ["a", "c", "d"])
+  want, got = (run_all(b, inputs)[0] for b in (model.SerializeToString(), blob))
+  np.testing.assert_allclose(got["c"], want["c"], atol=1e-5)
+  assert np.abs(got["d"] - want["d"]).max() > 1e-3
+
+
 def test_what_lies_between_layers_that_stay_float_is_not_rounded(prepared, ranges, frames):
   target, want = TARGETS["x86-vnni"], run_all(prepared.SerializeToString(), frames[:2])
   last = quantize(ranges[False], target, ["stem", "middle"])  # the last layers alone: what goes into them is rounded
@@ -231,60 +245,6 @@ def test_what_each_tensor_alone_does(prepared, frames):
   assert own["stem"].errors[own["stem"].output] == max(own["stem"].errors.values()) > 0
   # of weights that are whole steps nothing but the values is rounded
   assert other["middle"].errors["depth"] < own["middle"].errors["depth"]
-
-
-def chain(nodes, weights, outputs, size=(1, 4, 9, 12)):
-  value = onnx.helper.make_tensor_value_info
-  sides = [value("x", onnx.TensorProto.FLOAT, list(size))], [value(o, onnx.TensorProto.FLOAT, None) for o in outputs]
-  constants = [numpy_helper.from_array(w, k) for k, w in weights.items()]
-  graph = onnx.helper.make_graph(nodes, "chain", *sides, constants)
-  return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-
-
-def padded(r, pads=(0, 0, 0, 1, 0, 0, 2, 1), value=0.0, outputs=("a", "b"), mode="constant"):
-  weights = {k: r.normal(0, 0.3, (4, 4, 3, 3)).astype(np.float32) for k in ("wa", "wb")}
-  weights |= {"pads": np.array(pads, np.int64), "value": np.array(value, np.float32)}
-  pad = onnx.helper.make_node("Pad", ["x", "pads", "value"], ["p"], "pad", mode=mode)
-  conv = [
-    onnx.helper.make_node("Conv", ["p", "wa"], ["a"], "a", pads=[1, 0, 0, 1]),
-    onnx.helper.make_node("Conv", ["p", "wb"], ["b"], "b", strides=[2, 2]),
-  ]
-  return chain([pad, *conv], weights, outputs)
-
-
-def test_zeros_around_a_picture_become_padding_of_the_convolutions():
-  r = np.random.default_rng(0)
-  model = padded(r)
-  x = {"x": r.normal(0, 1, (1, 4, 9, 12)).astype(np.float32)}
-  want = run_all(model.SerializeToString(), [x])[0]
-  fold_pads(model)
-  assert [n.op_type for n in model.graph.node] == ["Conv", "Conv"]
-  assert [list(a.ints) for n in model.graph.node for a in n.attribute if a.name == "pads"] == [
-    [1, 1, 2, 2],
-    [0, 1, 2, 1],
-  ]
-  got = run_all(model.SerializeToString(), [x])[0]
-  for name in want:
-    np.testing.assert_allclose(got[name], want[name], atol=1e-5)
-
-
-@pytest.mark.parametrize(
-  "kind",
-  [
-    {"value": 1.0},
-    {"mode": "reflect"},
-    {"pads": (0, 1, 0, 0, 0, 0, 0, 0)},
-    {"pads": (0, 0, -1, 0, 0, 0, 0, 0)},
-    {"outputs": ("a", "b", "p")},
-  ],
-)
-def test_other_pads_stay(kind):
-  if kind.get("pads", ())[1:2] == (1,):  # a channel of zeros: the convolutions are of one more
-    kind = {**kind, "pads": (0, 1, 0, 0, 0, -1, 0, 0)}
-  model = padded(np.random.default_rng(0), **kind)
-  before = model.SerializeToString()
-  fold_pads(model)
-  assert model.SerializeToString() == before
 
 
 def test_shifts_are_the_mean_of_what_rounding_takes_away():

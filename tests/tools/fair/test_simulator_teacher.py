@@ -10,7 +10,8 @@ from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
 from openpilot.tools.fair.labels.sources.routes import find_views
 from openpilot.tools.fair.labels.browse import statistics
-from openpilot.tools.fair.labels.store import CHUNK, LabelStore
+from openpilot.tools.fair.labels.meta import CHUNK
+from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.simulator.teacher import CLEARANCE, LEAST, LIFE, MOST, POINTS, SimulatorTeacher
 from openpilot.tools.fair.registry import load_teacher

@@ -17,7 +17,8 @@ from openpilot.tools.fair.distillation.look import Look, look_at, picture_of
 from openpilot.tools.fair.distillation.sampling import weights_of
 from openpilot.tools.fair.labels.dataset import Reader, rows_by_frame, shuffled_chunks
 from openpilot.tools.fair.labels.placement import rgb_of
-from openpilot.tools.fair.labels.store import CHUNK, Group
+from openpilot.tools.fair.labels.meta import CHUNK
+from openpilot.tools.fair.labels.store import Group
 from openpilot.tools.fair.spec import UNKNOWN, ClassSet, InputSpec, plain, road_classes
 from openpilot.tools.fair.tasks import TASKS, Said, names_of, task_name
 from openpilot.tools.fair.teacher import COORDINATES, LICENSES, Clip, Label, Teacher

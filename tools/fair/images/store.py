@@ -15,7 +15,7 @@ from openpilot.tools.fair.images.augment import LOOKED_AT, read_recipe, save_rec
 from openpilot.tools.fair.images.characteristics import GEOMETRY, Looks, guess, look, plan, spread, to_dict
 from openpilot.tools.fair.labels.import_labels import import_parts
 from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
-from openpilot.tools.fair.labels.label import check_teacher
+from openpilot.tools.fair.labels.worker import check_teacher
 from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
 from openpilot.tools.fair.labels.sources.pictures import Pictures
 from openpilot.tools.fair.labels.store import LabelStore
@@ -214,12 +214,11 @@ def fill(args: Any, spec: InputSpec, teachers: list[Any], see: See | None = None
     if not own:
       continue
     store = LabelStore(stores[k], create=True)
-    with store.writing():
-      import_parts(store, own, NAME, spec, BATCH)
-      for p in more:
-        run_teacher(FrameTeacher(spec), [p], store, batch=BATCH, spec=spec)
-      if k == "train":
-        teach(store, teachers, [*own, *more], spec)
+    import_parts(store, own, NAME, spec, BATCH)
+    for p in more:
+      run_teacher(FrameTeacher(spec), [p], store, batch=BATCH, spec=spec)
+    if k == "train":
+      teach(store, teachers, [*own, *more], spec)
   labeled, free_count, held = (sum(len(p.entries) for p in x) for x in (parts, free, val))
   print(
     f"pictures     {labeled} labeled, {free_count} unlabeled, {held} held out; {boxes} labels, {masks} with masks\n"

@@ -109,7 +109,7 @@ def config_of(args: Options, said: Said) -> tuple[Any, dict[str, float]]:
 
 def check_features(teacher: Any, spec: InputSpec) -> None:
   """Raises UserError where it says no features. It is prepared as for the label store."""
-  from openpilot.tools.fair.labels.label import check_teacher
+  from openpilot.tools.fair.labels.worker import check_teacher
 
   check_teacher(teacher, [], [], None, spec)
   if not any(x.name == "features" and x.kind == "dense" for x in teacher.labels):

@@ -198,10 +198,9 @@ def main() -> None:
     raise UserError(f"--boxes {args.boxes}: two teachers at least, to agree on anything")
   store, groups = LabelStore(args.labels), []
   wanted = [args.roads, args.scenes, *detectors]
-  with store.writing():
-    for there in labeled_by_all(store, wanted, args.name):
-      segment = Segment(there["frames"], there[args.roads], there[args.scenes], [there[d] for d in detectors])
-      groups.append(write_segment(store, segment, classes, args.name))
+  for there in labeled_by_all(store, wanted, args.name):
+    segment = Segment(there["frames"], there[args.roads], there[args.scenes], [there[d] for d in detectors])
+    groups.append(write_segment(store, segment, classes, args.name))
   if not groups:
     raise UserError(f"{args.labels} has no segment that all of {', '.join(wanted)} have labeled")
   print(f"{args.name}: {len(groups)} segments, {sum(g.row_count for g in groups)} frames")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from openpilot.tools.fair.labels.pipeline import Item, Work
-from openpilot.tools.fair.labels.store import CHUNK
+from openpilot.tools.fair.labels.meta import CHUNK
 from openpilot.tools.fair.teacher import COORDINATES, Label, Labels, State
 from openpilot.tools.lib.errors import UserError
 
@@ -148,4 +148,4 @@ class Collector:
         done[name] = {
           c: list(chain.from_iterable(x)) if isinstance(x[0], list) else np.concatenate(x) for c, x in columns.items()
         }
-      self.write(work.group, k, done, state, p.bad)
+      self.write(work, k, done, state, p.bad)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.tools.fair.labels.store import CHUNK, Group, LabelStore
+from openpilot.tools.fair.labels.meta import CHUNK
+from openpilot.tools.fair.labels.store import Group, LabelStore
 from openpilot.tools.lib.errors import UserError
 
 

@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 from openpilot.tools.fair.labels.dataset import rows_by_frame
 from openpilot.tools.fair.labels.rules import rules_of
-from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
+from openpilot.tools.fair.labels.meta import CHUNK, VERSION
+from openpilot.tools.fair.labels.store import Group, LabelStore
 from openpilot.tools.fair.teacher import Label, joint_license
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import warn

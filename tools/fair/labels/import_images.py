@@ -22,7 +22,8 @@ from openpilot.tools.fair.labels.import_labels import check_name, describe, impo
 from openpilot.tools.fair.labels.rules import rules_of
 from openpilot.tools.fair.labels.sources.class_maps import ClassMapPart, read_ids, same_proportions
 from openpilot.tools.fair.labels.sources.pictures import SHOWN, Still
-from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
+from openpilot.tools.fair.labels.meta import CHUNK, VERSION
+from openpilot.tools.fair.labels.store import Group, LabelStore
 from openpilot.tools.fair.maps import classes_to_map
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.teacher import Label
@@ -220,16 +221,15 @@ def main() -> None:
   files = check_all(pairs(args.images, args.annotations), args.cut is not None)
   fits = all(view_height(f.width, f.height) == VIEW_H for f in files)  # nothing of them is beside the view
   store = LabelStore(args.output, create=True)
-  with store.writing():
-    if fits or args.cut is not None:
-      cut = 0.5 if args.cut is None else args.cut
-      frames, said = import_images(store, files, name, classes, args.license, cut)
-      print(say_cut(files, cut))
-    else:
-      stills = [Still(f.picture, f.picture.name, f.width, f.height, f.annotation) for f in files]
-      part = ClassMapPart(name, args.images, stills, args.license, classes, ())
-      ((frames, said),) = import_parts(store, [part], name, InputSpec())
-      print(say_padding(files))
+  if fits or args.cut is not None:
+    cut = 0.5 if args.cut is None else args.cut
+    frames, said = import_images(store, files, name, classes, args.license, cut)
+    print(say_cut(files, cut))
+  else:
+    stills = [Still(f.picture, f.picture.name, f.width, f.height, f.annotation) for f in files]
+    part = ClassMapPart(name, args.images, stills, args.license, classes, ())
+    ((frames, said),) = import_parts(store, [part], name, InputSpec())
+    print(say_padding(files))
   print(f"{args.output}: {describe(frames, said)}")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from openpilot.tools.fair.labels.carried import CarriedLabels
-from openpilot.tools.fair.labels.label import SIZE, picture_spec
+from openpilot.tools.fair.labels.label_options import SIZE, picture_spec
 from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
 from openpilot.tools.fair.labels.rules import NO_PICTURE
 from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
@@ -120,8 +120,7 @@ def main() -> None:
 
     pictures = orient(pictures)
   store = LabelStore(args.output, create=True)
-  with store.writing():
-    groups = import_parts(store, pictures, name, spec, args.batch_size)
+  groups = import_parts(store, pictures, name, spec, args.batch_size)
   for frames, said in groups:
     print(f"{args.output}: {describe(frames, said)}")
 

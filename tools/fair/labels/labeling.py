@@ -1,30 +1,25 @@
 """Runs one teacher over the parts that are to be labeled.
 
-Decoding and drawing, the teacher, and writing overlap. A teacher without state gets batches over the boundaries of
-parts."""
+Decoding and drawing, the teacher, and writing overlap. Batches stay inside a segment."""
 
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from tqdm import tqdm
-
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
-from openpilot.tools.fair.labels.collector import Collector
 from openpilot.tools.fair.labels.picture import PictureWarp, sees_picture, size_of_picture, view_label
-from openpilot.tools.fair.labels.pipeline import Work, ahead, batches, label_batch, load, prefetch
+from openpilot.tools.fair.labels.passes import Failures, Passes
+from openpilot.tools.fair.labels.pipeline import Work
 from openpilot.tools.fair.labels.refit import Refit, canvas_of, fits_pictures, input_label
 from openpilot.tools.fair.labels.rules import rules_of
 from openpilot.tools.fair.labels.sources.pictures import Pictures
 from openpilot.tools.fair.labels.canvas import Canvas
-from openpilot.tools.fair.labels.store import CHUNK, VERSION, Group, LabelStore
-from openpilot.tools.fair.labels.views import SegmentView, view_intrinsics
+from openpilot.tools.fair.labels.meta import CHUNK, VERSION
+from openpilot.tools.fair.labels.store import Group, LabelStore
+from openpilot.tools.fair.labels.views import SegmentView, is_still, view_intrinsics
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.teacher import Clip, Label, Labels, State, Teacher, failure_is_said
 from openpilot.tools.lib.errors import UserError
-
-AHEAD = 3  # batches decoded before they are due
 
 
 class FrameTeacher:
@@ -93,6 +88,17 @@ def label_meta(labels: list[Label]) -> list[dict[str, Any]]:
   return [{**vars(x), "shape": list(x.shape), "classes": list(x.classes)} for x in labels]
 
 
+def job_numbers(views: Sequence[SegmentView | Pictures]) -> list[int]:
+  """Which of them share batches: each segment has its own, so that labels do not depend on what else is labeled; of
+  stills, segments of one frame, each CHUNK in a row do."""
+  numbers: list[int] = []
+  stills = 0
+  for v in views:
+    stills = stills + 1 if is_still(v) else 0
+    numbers.append(numbers[-1] if stills and (stills - 1) % CHUNK else len(numbers))
+  return numbers
+
+
 def plan(
   teacher: Teacher,
   views: Sequence[SegmentView | Pictures],
@@ -102,10 +108,11 @@ def plan(
   every: int,
   repair: bool,
   whole: bool = False,
+  jobs: Sequence[int] = (),
 ) -> list[Work]:
-  """labels: as they are stored."""
+  """labels: as they are stored. jobs: of each view, as of jobs_of()."""
   works = []
-  for v in views:
+  for v, job in zip(views, jobs or job_numbers(views), strict=True):
     more, step = None, every
     if isinstance(v, Pictures):
       own, more = picture_meta(teacher, v, canvas, labels), v.columns()
@@ -120,16 +127,14 @@ def plan(
       for k, problem in group.problems():
         print(f"repair: {problem}; its chunk is labeled again", file=sys.stderr)
         group.drop_chunk(k)
-    done = group.done()
-    work = Work(v, group, set(range(group.chunk_count)) - done)
+    if teacher.stateful:
+      group.forget_states()  # a run that was killed may have left more than the newest
+    work = Work(v, group, job=job)
+    work.look(teacher.stateful)
     if isinstance(v, Pictures):
       work.refit = Refit(canvas, canvas.input) if canvas.wants == "rgb" else None
     elif whole:
       work.picture = PictureWarp(v, canvas.view, canvas.width, canvas.height)
-    if teacher.stateful and work.todo:
-      k = min(work.todo)
-      work.state = group.state(k - 1)
-      work.start = k * CHUNK if work.state is not None else 0
     works.append(work)
   return works
 
@@ -160,11 +165,13 @@ def run_teacher(
   progress: bool = True,
   sees: str | None = None,
   spec: InputSpec | None = None,
+  failures: Failures | None = None,
 ) -> list[Group]:
-  """Labels all of `views` that is not labeled yet, either segments of routes or single pictures. size: of the pictures
-  that the teacher is given, (width, height); None: what it likes. sees: of routes, 'picture' or 'view', None: what it
-  was made for. spec: of single pictures, the input in which they and their labels are stored. -> the groups."""
-  more = (batch, every, repair, progress)
+  """Labels all of `views` that is not labeled yet, either segments of routes or single pictures. size: of the
+  pictures that the teacher is given, (width, height); None: what it likes. sees: of routes, 'picture' or 'view',
+  None: what it was made for. spec: of single pictures, the input in which they and their labels are stored. failures:
+  where what fails is noted; without it the first failure is raised. -> the groups."""
+  more = (batch, every, repair, progress, failures)
   if spec is not None:
     own = fits_pictures(teacher)
     if hasattr(teacher, "sees"):
@@ -183,13 +190,15 @@ def run_teacher(
     return label_parts(teacher, views, store, canvas, teacher.labels, scale, *more)
   sizes = [size_of_picture(teacher, v, view) for v in views if isinstance(v, SegmentView)]
   groups: dict[int, Group] = {}
+  jobs = job_numbers(views)
   for one in dict.fromkeys(sizes):
     some = [i for i, s in enumerate(sizes) if s == one]
     setattr(teacher, "whole", True)  # noqa: B010
     prepare(teacher, *one)
     stored = [view_label(x) for x in teacher.labels]
     canvas = Canvas(wants, *one, view)
-    done = label_parts(teacher, [views[i] for i in some], store, canvas, stored, (1, 1), *more, whole=True)
+    alike = [views[i] for i in some]
+    done = label_parts(teacher, alike, store, canvas, stored, (1, 1), *more, whole=True, jobs=[jobs[i] for i in some])
     groups.update(zip(some, done, strict=True))
   return [groups[i] for i in range(len(views))]
 
@@ -205,62 +214,18 @@ def label_parts(
   every: int,
   repair: bool,
   progress: bool,
+  failures: Failures | None,
   whole: bool = False,
+  jobs: Sequence[int] = (),
 ) -> list[Group]:
   """run_teacher() of parts that are shown on one canvas, by a teacher that is prepared. stored: its labels as the store
   has them. scale: pixels of the canvas for one of the view. whole: a route camera's whole pictures are shown."""
-  wants = canvas.wants
   route = views and isinstance(views[0], SegmentView)
-  intrinsics = view_intrinsics(canvas.view, canvas.width, canvas.height) if wants == "rgb" and route else None
-  works = plan(teacher, views, store, canvas, stored, every, repair, whole)
-  grid = batches(works, batch, teacher.stateful)
-  total = sum(len(b) for b in grid)
-  writing: list[Future[None]] = []
-  with (
-    ThreadPoolExecutor(1) as writer,
-    tqdm(total=total, desc=teacher.name, unit="frame", disable=not progress or not total) as bar,
-  ):
-
-    def write(group: Group, k: int, labels: Labels, state: State | None, bad: list[int]) -> None:
-      while len(writing) > 1 or (writing and writing[0].done()):  # memory for two chunks
-        writing.pop(0).result()
-      if bad:
-        print(
-          f"warning: {group.segment}: {len(bad)} frames from row {bad[0]} on cannot be decoded; nothing is learned "
-          "from them, nor judged by them",
-          file=sys.stderr,
-        )
-      writing.append(writer.submit(group.write_chunk, k, labels, state, bad))
-
-    collector = Collector(stored, scale, write, teacher.name, list(teacher.labels))
-    if teacher.stateful:
-      before: Work | None = None
-      state: State | None = None
-      for items, images in prefetch(load(grid, canvas), AHEAD):
-        if items[0].work is not before:
-          before, state = items[0].work, items[0].work.state
-        parts, state = label_batch(teacher, items, images, wants, intrinsics, state)
-        collector.add_parts(items, parts, state)
-        bar.update(len(items))
-    else:
-      at_once = teacher.at_once() if grid and hasattr(teacher, "at_once") else 1
-      frames = load(grid, canvas, reuse=at_once > 1)
-      source = frames if at_once > 1 else prefetch(frames, AHEAD)
-      for (items, _), (parts, _) in ahead(lambda x: label_batch(teacher, *x, wants, intrinsics), source, at_once):
-        collector.add_parts(items, parts, None)
-        bar.update(len(items))
-    for f in writing:
-      f.result()
-    if total and hasattr(teacher, "report"):
-      for line in teacher.report():
-        print(f"{teacher.name}: {line}", file=sys.stderr)
-    for name, n in collector.broken.items():
-      if n:
-        print(
-          f"warning: teacher '{teacher.name}' puts out NaN or Inf as '{name}' in {n} of {total} frames, which counts "
-          "as unknown there",
-          file=sys.stderr,
-        )
+  intrinsics = None
+  if canvas.wants == "rgb" and route:
+    intrinsics = view_intrinsics(canvas.view, canvas.width, canvas.height)
+  works = plan(teacher, views, store, canvas, stored, every, repair, whole, jobs)
+  Passes(teacher, works, store.claims, canvas, intrinsics, stored, scale, batch, failures, progress).run()
   return [w.group for w in works]
 
 

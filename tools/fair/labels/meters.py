@@ -147,9 +147,8 @@ def main() -> None:
     raise UserError(f"--far {args.far:g}: it is above 0")
   store, report, groups = LabelStore(args.labels), Report(), []
   name, wanted = args.name or f"{args.relative}-meters", [args.relative, args.by]
-  with store.writing():
-    for there in labeled_by_all(store, wanted, name):
-      groups.append(write_segment(store, there["frames"], there[args.relative], there[args.by], name, args.far, report))
+  for there in labeled_by_all(store, wanted, name):
+    groups.append(write_segment(store, there["frames"], there[args.relative], there[args.by], name, args.far, report))
   if not groups:
     raise UserError(f"{args.labels} has no segment that both {' and '.join(wanted)} have labeled")
   print(f"{name}: {len(groups)} segments, {sum(g.row_count for g in groups)} frames; new: {'; '.join(report.lines())}")

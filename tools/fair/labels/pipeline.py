@@ -1,20 +1,23 @@
 """Frames on their way to a teacher: which, in which batches, decoded and warped ahead of time."""
 
+import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
+from openpilot.tools.fair.labels.claims import Claim
 from openpilot.tools.fair.labels.picture import PictureWarp
 from openpilot.tools.fair.labels.refit import Refit
 from openpilot.tools.fair.labels.sources.pictures import Pictures
 from openpilot.tools.fair.labels.canvas import Canvas, Renderer
-from openpilot.tools.fair.labels.store import CHUNK, Group
+from openpilot.tools.fair.labels.meta import CHUNK
+from openpilot.tools.fair.labels.store import Group
 from openpilot.tools.fair.labels.views import SegmentView
 from openpilot.tools.learn.memory import halve_on_oom
 from openpilot.tools.fair.teacher import Clip, Labels, State, Teacher, failure_is_said
@@ -29,11 +32,46 @@ class Work:
 
   view: SegmentView | Pictures
   group: Group
-  todo: set[int]  # chunks
+  todo: set[int] = field(default_factory=set)  # chunks
   start: int = 0  # row at which a teacher with state begins
   state: State | None = None
   picture: PictureWarp | None = None  # where the teacher sees a route camera's whole picture
   refit: Refit | None = None  # of single pictures
+  job: int = 0  # works of one job share batches
+  left: set[int] = field(default_factory=set)  # chunks of `todo` that are not written yet
+  claim: Claim | None = None
+
+  def look(self, stateful: bool) -> None:
+    """What the store lacks of it now."""
+    done = self.group.done()
+    self.todo = set(range(self.group.chunk_count)) - done
+    self.left = set(self.todo)
+    self.state, self.start = None, 0
+    if stateful and self.todo and (k := min(self.todo)):
+      self.state = self.group.state(k - 1)
+      self.start = k * CHUNK if self.state is not None else 0
+
+
+class WorkFailed(Exception):
+  """Of a job: its cause is what went wrong."""
+
+  def __init__(self, job: int):
+    self.job = job
+
+
+class StoreFailed(Exception):
+  """Of no job: its cause came up when the store was written."""
+
+
+@contextlib.contextmanager
+def failure_of(work: Work) -> Iterator[None]:
+  """Around what concerns one job alone."""
+  try:
+    yield
+  except StoreFailed:
+    raise
+  except Exception as e:
+    raise WorkFailed(work.job) from e
 
 
 @dataclass
@@ -50,7 +88,7 @@ def long_slices() -> None:
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
+def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
   """The same items, made by a thread that stays up to `depth` ahead. Its exceptions come up here."""
   waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
   stop = threading.Event()
@@ -88,7 +126,7 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
     thread.join()
 
 
-def ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:
+def ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[tuple[T, R], None, None]:
   """(item, function(item)) in the items' order, by so many threads, while what they made is used. Each makes its next
   item itself, one at a time: with a thread on each core, one more that makes items would push them off their cores and
   out of their caches."""
@@ -139,9 +177,9 @@ def ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Itera
       w.join()
 
 
-def batches(works: list[Work], size: int, stateful: bool) -> list[list[Item]]:
-  """A fixed grid over all rows, so that every row meets the same neighbors in every run, less the batches of which
-  nothing is to be done."""
+def batches(works: Sequence[Work], size: int, stateful: bool) -> list[list[Item]]:
+  """Of one job: a fixed grid over all its rows, so that every row meets the same neighbors in every run, less the
+  batches of which nothing is to be done."""
   if stateful:  # one segment at a time, cut at chunks, from where the state is known
     grid = [
       [Item(w, r) for r in range(a, min(a + size, stop))]
@@ -157,10 +195,21 @@ def batches(works: list[Work], size: int, stateful: bool) -> list[list[Item]]:
   return [b for b in grid if any(i.row // CHUNK in i.work.todo for i in b)]
 
 
-def load(grid: list[list[Item]], canvas: Canvas, reuse: bool = False) -> Iterator[tuple[list[Item], np.ndarray]]:
-  """The batches and their pictures, (T, H, W, 3) uint8 RGB, or what the canvas wants: frames as they are stored, or
-  nothing. reuse: pictures lie in the memory of the thread that takes them, until it takes the next; new memory has its
-  pages cleared first, a hundredth of the time."""
+def load(
+  jobs: Iterable[list[list[Item]]], canvas: Canvas, reuse: bool = False
+) -> Generator[tuple[list[Item], np.ndarray], None, None]:
+  """The batches of all jobs and their pictures, (T, H, W, 3) uint8 RGB, or what the canvas wants: frames as they are
+  stored, or nothing. reuse: pictures lie in the memory of the thread that takes them, until it takes the next; new
+  memory has its pages cleared first, a hundredth of the time."""
+  memory = threading.local()
+  for grid in jobs:
+    with failure_of(grid[0][0].work):
+      yield from _load(grid, canvas, memory, reuse)
+
+
+def _load(
+  grid: list[list[Item]], canvas: Canvas, memory: threading.local, reuse: bool
+) -> Iterator[tuple[list[Item], np.ndarray]]:
   rows: dict[int, list[int]] = {}
   for batch in grid:
     for item in batch:
@@ -170,7 +219,6 @@ def load(grid: list[list[Item]], canvas: Canvas, reuse: bool = False) -> Iterato
   held: tuple[int, Any] | None = None
   last: np.ndarray | None = None
   renderer: Renderer | None = None
-  memory = threading.local()
   for batch in grid:
     if reuse and len(getattr(memory, "images", ())) >= len(batch):
       images = memory.images[: len(batch)]

@@ -88,12 +88,11 @@ class Options:
 def main() -> None:
   args = parse(Options, __doc__, "plane")
   classes, store, groups, guessed = read_classes(args.classes), LabelStore(args.labels), [], 0
-  with store.writing():
-    for there in tqdm(store.by_segment({"frames", args.of}).values(), desc=args.name, unit="segment"):
-      if args.of not in there or "frames" not in there:
-        continue
-      guessed += there["frames"].camera_height is None
-      groups.append(write_segment(store, there["frames"], there[args.of], classes, args.name))
+  for there in tqdm(store.by_segment({"frames", args.of}).values(), desc=args.name, unit="segment"):
+    if args.of not in there or "frames" not in there:
+      continue
+    guessed += there["frames"].camera_height is None
+    groups.append(write_segment(store, there["frames"], there[args.of], classes, args.name))
   if not groups:
     again = command("tools/op.sh", "agree", args.labels)
     raise UserError(f"{args.labels} has no segment that {args.of} has labeled; run `{again}`")

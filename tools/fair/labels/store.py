@@ -12,304 +12,32 @@ DIR/<route>--<segment>/<teacher>-<key>/group.json      all that decides the labe
 A killed run leaves at worst files of a chunk without its json, which the next run writes again. Coordinates are in the
 512x256 model view."""
 
-import contextlib
+import glob
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zarr
-from zarr.codecs import BloscCodec, ZstdCodec
 
-from openpilot.tools.fair.labels.meta import CHUNK, VERSION, attributes, dimensions, read_meta
-from openpilot.tools.fair.labels.rules import check_stale, stale_rules
-from openpilot.tools.fair.labels.stored import (
-  check_columns,
-  check_sizes,
-  checked_table,
-  damage_is_said,
-  disk_full_is_said,
-  open_dense,
-  read_table,
-)
-from openpilot.tools.fair.spec import InputSpec
-from openpilot.tools.fair.teacher import Label, Labels, State
+from openpilot.tools.fair.labels.claims import CLAIMS, Claims
+from openpilot.tools.fair.labels.encode import META, group_bytes
+from openpilot.tools.fair.labels.group import Group
+from openpilot.tools.fair.labels.meta import VERSION
+from openpilot.tools.fair.labels.rules import check_stale
+from openpilot.tools.fair.labels.stored import disk_full_is_said
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, printable
-from openpilot.tools.lib.files import ordinary, read_arrays, read_json
-from openpilot.tools.lib.lock import only_one
-from openpilot.tools.lib.files import atomic_path
+from openpilot.tools.lib.files import atomic_path, read_json, write_bytes, write_json
 from openpilot.tools.lib.said import command
-
-COMMIT_LIMIT = 1 << 20  # bytes: some files of a chunk, and rows
-MOST_NAME = 200  # letters of such a file's name
-INNER_BYTES = 1 << 17  # of what must be decompressed to read one row, about
 
 
 def key_of(meta: dict[str, Any]) -> str:
   return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def file_hash(path: Path) -> str:
-  with open(path, "rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-class Group:
-  """One segment's labels by one teacher."""
-
-  def __init__(self, path: Path):
-    self.path = path
-    try:
-      self.meta: dict[str, Any] = read_meta(path / "group.json")
-      self.frames = read_table(path / "frames.parquet")
-      check_columns(self.frames, ("frame_id", "segment_id", "timestamp_eof"))
-      check_sizes(self.frames)
-      self.labels = [
-        Label(**{**m, "shape": tuple(m["shape"]), "classes": tuple(m["classes"])}) for m in self.meta["labels"]
-      ]
-    except (OSError, ValueError, TypeError, RecursionError) as e:
-      raise UserError(
-        f"{path} is no group of labels: {' '.join(str(e).split())[:120]}; delete it and label again"
-      ) from None
-    self.n: int = self.frames.num_rows
-    self._arrays: dict[str, Any] = {}  # zarr.Array: what it types as the result of indexing is of no use
-
-  @property
-  def teacher(self) -> str:
-    return self.meta["teacher"]["name"]
-
-  @property
-  def segment(self) -> str:
-    return self.meta["segment"]
-
-  @property
-  def camera_height(self) -> float | None:
-    """Of the segment's camera above the road, m, as its log says; None where it was not stored."""
-    return self.meta.get("camera_height")
-
-  @property
-  def input(self) -> InputSpec:
-    """What its frames are, and in whose pixels its labels are."""
-    return InputSpec.from_dict(self.meta.get("input"))
-
-  def picture_size(self, row: int) -> tuple[int, int] | None:
-    """(width, height) of a frame's own picture, pixels, before it was letterboxed; None of a route's."""
-    if "width" not in self.frames.column_names:
-      return None
-    return self.frames["width"][row].as_py(), self.frames["height"][row].as_py()
-
-  @property
-  def stale(self) -> list[str]:
-    """Rules that were mended since this was labeled: see rules.py."""
-    return stale_rules(self.meta)
-
-  @property
-  def chunk_count(self) -> int:
-    return -(-self.n // CHUNK)
-
-  def rows(self, k: int) -> range:
-    return range(k * CHUNK, min(self.n, (k + 1) * CHUNK))
-
-  def commit_path(self, k: int) -> Path:
-    return self.path / "chunks" / f"{k:05d}.json"
-
-  def commit(self, k: int) -> dict[str, Any]:
-    """What was written last of a chunk: its files, by names inside the group, with their sha256. Raises OSError,
-    ValueError."""
-    said = read_json(self.commit_path(k), COMMIT_LIMIT)
-    files = said.get("files") if isinstance(said, dict) else None
-    if not isinstance(files, dict) or any(
-      Path(name).is_absolute() or ".." in Path(name).parts or len(name) > MOST_NAME for name in files
-    ):
-      raise ValueError(f"{self.commit_path(k).name} is no list of the group's files")
-    return said
-
-  def shard(self, label: Label, k: int) -> Path:
-    """The file of a dense label's chunk."""
-    return self.path / f"{label.name}.zarr" / "c" / "/".join([str(k)] + ["0"] * len(label.shape))
-
-  def done(self) -> set[int]:
-    return {int(p.stem) for p in (self.path / "chunks").glob("[0-9]*.json")}
-
-  def bad(self) -> set[int]:
-    """Rows whose frame could not be decoded. Raises UserError where a chunk's file is damaged."""
-    out: set[int] = set()
-    for k in self.done():
-      try:
-        rows = {range(self.n)[int(r)] for r in self.commit(k).get("bad", ())}
-      except (OSError, ValueError, TypeError, IndexError):
-        raise UserError(f"{self.commit_path(k)} is damaged; label again with --repair") from None
-      out |= rows
-    return out
-
-  @property
-  def row_count(self) -> int:
-    """Rows that are labeled."""
-    return sum(len(self.rows(k)) for k in self.done())
-
-  # *** writing ***
-
-  def array(self, label: Label) -> Any:
-    if label.name not in self._arrays:
-      path = self.path / f"{label.name}.zarr"
-      if path.exists():
-        self._arrays[label.name] = zarr.open_array(str(path), mode="r+", zarr_format=3)
-      else:
-        row = int(np.prod(label.shape)) * np.dtype(label.dtype).itemsize
-        inner = 1
-        while inner * 2 <= CHUNK and inner * 2 * row <= INNER_BYTES:
-          inner *= 2
-        # shuffled bytes make halves of floats compress; plain zstd is the denser for bytes
-        wide = np.dtype(label.dtype).itemsize > 1
-        self._arrays[label.name] = zarr.create_array(
-          str(path),
-          shape=(self.n, *label.shape),
-          dtype=label.dtype,
-          chunks=(inner, *label.shape),
-          shards=(CHUNK, *label.shape),
-          compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle") if wide else ZstdCodec(level=1),
-          fill_value=0,
-          zarr_format=3,
-          dimension_names=dimensions(label),
-          attributes=attributes(label, self.meta),
-        )
-    return self._arrays[label.name]
-
-  def write_chunk(self, k: int, labels: Labels, state: State | None = None, bad: list[int] | None = None) -> None:
-    """labels: dense arrays of the chunk's rows; tables whose column 'frame' counts rows from the chunk's first. state:
-    the teacher's, behind this chunk.
-    bad: rows whose frame could not be decoded. Raises UserError where the disk is full; then nothing of this chunk
-    counts."""
-    rows = self.rows(k)
-    files: list[Path] = []
-    with disk_full_is_said(self.path):
-      for label in self.labels:
-        if label.kind == "dense":
-          array = self.array(label)
-          array[rows.start : rows.stop] = labels[label.name]
-          shard = self.shard(label, k)
-          if shard.exists():  # a chunk of nothing but the fill value has none
-            files.append(shard)
-        else:
-          path = self.path / label.name / f"{k:05d}.parquet"
-          with atomic_path(path) as tmp:
-            pq.write_table(self._table(labels[label.name], rows.start), tmp, compression="zstd")
-          files.append(path)
-      if state is not None:
-        path = self.path / "chunks" / f"{k:05d}.npz"
-        with atomic_path(path) as tmp:
-          np.savez(tmp, **state)  # type: ignore[arg-type]
-        files.append(path)
-      commit = {"files": {str(f.relative_to(self.path)): file_hash(f) for f in files}, "bad": bad or []}
-      with atomic_path(self.commit_path(k)) as tmp:
-        tmp.write_text(json.dumps(commit))
-    before = self.path / "chunks" / f"{k - 1:05d}.npz"
-    if state is not None and before.exists():  # only the newest is ever gone on from
-      self._forget(k - 1, before)
-
-  def _forget(self, k: int, path: Path) -> None:
-    commit = self.commit(k)
-    commit["files"].pop(str(path.relative_to(self.path)), None)
-    with atomic_path(self.commit_path(k)) as tmp:
-      tmp.write_text(json.dumps(commit))
-    path.unlink()
-
-  def _table(self, table: dict[str, Any], first: int) -> pa.Table:
-    rows = np.asarray(table["frame"], np.int64) + first
-    columns: dict[str, Any] = {c: self.frames[c].take(pa.array(rows)) for c in ("frame_id", "segment_id")}
-    for name, values in table.items():
-      if name != "frame":
-        columns[name] = pa.array(values, pa.string()) if isinstance(values, list) else pa.array(values)
-    return pa.table({"row": pa.array(rows.astype(np.int32)), **columns})
-
-  def state(self, k: int) -> State | None:
-    """The teacher's state behind chunk k, if it was kept."""
-    path = self.path / "chunks" / f"{k:05d}.npz"
-    if k not in self.done() or not path.exists():
-      return None
-    with damage_is_said(path):
-      return read_arrays(path)
-
-  def drop_chunk(self, k: int) -> None:
-    self.commit_path(k).unlink(missing_ok=True)
-
-  # *** reading ***
-
-  def label(self, name: str) -> Label:
-    for label in self.labels:
-      if label.name == name:
-        return label
-    raise UserError(f"{self.path} has no label '{name}'; it has {', '.join(x.name for x in self.labels)}")
-
-  def dense(self, name: str) -> Any:
-    """(rows, ...) Zarr array; rows of chunks that are not done are zero: see done(). What it reads is not checked: see
-    read()."""
-    label = self.label(name)
-    if name not in self._arrays:
-      path = self.path / f"{label.name}.zarr"
-      with damage_is_said(path / "zarr.json"):
-        self._arrays[name] = open_dense(path, (self.n, *label.shape), label.dtype)
-    return self._arrays[name]
-
-  def read(self, name: str, first: int, stop: int) -> np.ndarray:
-    """(stop - first, ...): rows of a dense label, all of one chunk. Raises UserError that names the chunk's file where
-    it is damaged."""
-    array, k = self.dense(name), first // CHUNK
-    shard = self.shard(self.label(name), k)
-    with damage_is_said(shard):
-      if shard.exists():
-        ordinary(shard)
-      elif str(shard.relative_to(self.path)) in self.commit(k)["files"]:
-        raise FileNotFoundError("it is gone")  # Zarr would read zeros
-      return np.asarray(array[first:stop])
-
-  def row(self, name: str, r: int) -> np.ndarray:
-    """One row of a dense label; as read()."""
-    return self.read(name, r, r + 1)[0]
-
-  def table(self, name: str) -> pa.Table:
-    """All rows so far: row, frame_id, segment_id and the label's columns. Raises UserError that names a file that is
-    damaged."""
-    self.label(name)
-    parts = []
-    for k in sorted(self.done()):
-      path = self.path / name / f"{k:05d}.parquet"
-      with damage_is_said(path):
-        parts.append(checked_table(read_table(path), self.rows(k), self.label(name)))
-    if not parts:
-      raise UserError(f"{self.path} holds no finished chunk yet; run the labeling command again")
-    return pa.concat_tables(parts, promote_options="permissive")
-
-  def entry_count(self, name: str) -> int:
-    """Rows of a table so far, over all frames."""
-    paths = [self.path / name / f"{k:05d}.parquet" for k in self.done()]
-    return sum(pq.read_metadata(p).num_rows for p in paths if p.exists())
-
-  def problems(self) -> Iterator[tuple[int, str]]:
-    """(chunk, what is wrong) of every finished chunk whose files are not what was written."""
-    for k in sorted(self.done()):
-      try:
-        files = self.commit(k)["files"]
-      except (OSError, ValueError):
-        yield k, f"{self.commit_path(k)} is damaged"
-        continue
-      for name, digest in files.items():
-        path = self.path / name
-        if not path.exists():
-          yield k, f"{path} is gone"
-        elif not path.is_file() or file_hash(path) != digest:
-          yield k, f"{path} is not what was written"
-
-  @property
-  def size(self) -> int:
-    return sum(p.stat().st_size for p in self.path.rglob("*") if p.is_file())
 
 
 class LabelStore:
@@ -326,8 +54,8 @@ class LabelStore:
         raise UserError(
           f"{self.root} holds other files and is no label store; choose an empty or a new folder for --out"
         )
-      with disk_full_is_said(self.root), atomic_path(info) as tmp:
-        tmp.write_text(json.dumps({"version": VERSION}))
+      with disk_full_is_said(self.root):
+        write_bytes(info, json.dumps({"version": VERSION}).encode())
     try:
       version = read_json(info)["version"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -340,8 +68,14 @@ class LabelStore:
         "into another folder"
       )
 
+  @cached_property
+  def claims(self) -> Claims:
+    """Who fills which group, where several commands fill one store."""
+    return Claims(self.root / CLAIMS)
+
   def groups(self, teacher: str | None = None, segment: str | None = None) -> list[Group]:
-    found = [Group(p.parent) for p in sorted(self.root.glob("*/*/group.json"))]
+    own = "*" if segment is None else glob.escape(segment)  # its folder is called so, too
+    found = [Group(p.parent) for p in sorted(self.root.glob(f"{own}/*/group.json"))]
     return [g for g in found if teacher in (None, g.teacher) and segment in (None, g.segment)]
 
   def by_segment(self, teachers: set[str], groups: list[Group] | None = None) -> dict[str, dict[str, Group]]:
@@ -392,9 +126,7 @@ class LabelStore:
           table = {k: pa.array(v, pa.int64()) for k, v in columns.items()}
           pq.write_table(pa.table({**table, **{k: pa.array(v) for k, v in (more or {}).items()}}), tmp)
         title = f"labels of {meta['segment']} by {meta['teacher']['name']}"
-        zarr.open_group(
-          str(path), mode="a", zarr_format=3, attributes={"title": title, "licence": meta["teacher"]["licence"]}
-        )
+        write_bytes(path / META, group_bytes(title, meta["teacher"]["licence"]))
         self._write(path / "group.json", meta, camera_height)
     group = Group(path)
     if camera_height is not None and group.camera_height != camera_height:
@@ -405,25 +137,24 @@ class LabelStore:
   @staticmethod
   def _write(path: Path, meta: dict[str, Any], camera_height: float | None) -> None:
     height = {} if camera_height is None else {"camera_height": camera_height}
-    with disk_full_is_said(path.parent), atomic_path(path) as tmp:
-      tmp.write_text(json.dumps({**meta, **height}, indent=1))
+    with disk_full_is_said(path.parent):
+      write_json(path, {**meta, **height})
+
+  def is_whole(self, name: str) -> bool:
+    """Whether nothing is left to do in a group; also where it is no group any more."""
+    try:
+      group = Group(self.root / name)
+    except UserError:
+      return True
+    return len(group.done()) == group.chunk_count
 
   def stale(self, current: list[Group]) -> list[Group]:
     """Groups of the same segments and teachers as `current`, with another key."""
     kept = {g.path for g in current}
     named = {(g.segment, g.teacher) for g in current}
-    return [g for g in self.groups() if (g.segment, g.teacher) in named and g.path not in kept]
+    found = [g for segment in sorted({s for s, _ in named}) for g in self.groups(segment=segment)]
+    return [g for g in found if (g.segment, g.teacher) in named and g.path not in kept]
 
   def remove(self, group: Group) -> None:
-    (group.path / "group.json").unlink()  # from here on it is no group, whatever is left of it
-    shutil.rmtree(group.path)
-
-  @contextlib.contextmanager
-  def writing(self) -> Iterator[None]:
-    """One labeling run at a time. Clears what a killed one left half-written."""
-    with only_one(self.root, f"another run is filling {self.root}; wait for it, or choose another --out"):
-      for pattern in ("*.partial", ".*.tmp*"):
-        for p in self.root.rglob(pattern):
-          if p.is_file():
-            os.unlink(p)
-      yield
+    (group.path / "group.json").unlink(missing_ok=True)  # from here on it is no group, whatever is left of it
+    shutil.rmtree(group.path, ignore_errors=True)  # another command may be removing it, too

@@ -79,6 +79,11 @@ class SegmentView:
     }
 
 
+def is_still(part: Any) -> bool:
+  """Whether a part is a segment of one single picture."""
+  return isinstance(part, SegmentView) and getattr(part, "still", False)
+
+
 def segment_view(segment: Segment, stream: str, every: int = 1, focal: float | str | None = None) -> SegmentView:
   """focal: pixels, for a camera that is none of comma's; 'auto': guessed where the camera is not known. Raises
   UserError where there is no video, or its camera is not known."""

@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from openpilot.tools.fair.optimize.quantize import NEVER, drop_unused, plain, trunk
+from openpilot.tools.fair.optimize.quantize import NEVER, plain, trunk
 from openpilot.tools.fair.optimize.sensitivity import Inputs, run_all
+from openpilot.tools.fair.students.onnx_pads import drop_unused
 
 LARGEST = float(np.finfo(np.float16).max)
 ROOM = 2.0  # times what frames that calibrate reach: others may reach more

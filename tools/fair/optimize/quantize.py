@@ -7,7 +7,7 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from onnx import numpy_helper
 
 import openpilot.selfdrive.modeld.fair.ort  # noqa: F401  (before ONNX Runtime's quantizer: its telemetry is off)
 from openpilot.tools.fair.students.onnx_export import store_half
+from openpilot.tools.fair.students.onnx_pads import drop_unused, fold_pads
 from openpilot.tools.lib.errors import UserError
 
 PERCENTILE = 99.999  # of a tensor's values that its 8 bits cover
@@ -98,52 +99,8 @@ def prepare(blob: bytes) -> onnx.ModelProto:
     if not node.name or node.name in taken:
       node.name = f"{node.op_type}_{n}"
     taken.add(node.name)
-  fold_pads(model)
+  fold_pads(model)  # of bundles from before export did so; there is no Pad of 8 bits between Q and DQ
   return model
-
-
-def fold_pads(model: onnx.ModelProto) -> None:
-  """Zeros that a Pad puts around a picture become the padding of the convolutions behind it: the same numbers. ONNX
-  Runtime has no Pad of 8 bits between Q and DQ: it would go to float and back."""
-  constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-  for node in model.graph.node:
-    if node.op_type == "Constant" and node.attribute[0].name == "value":
-      constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-  outputs = {o.name for o in model.graph.output}
-  outputs |= {i for n in model.graph.node for a in n.attribute for m in a.g.node for i in m.input}  # of branches
-  for pad in [n for n in model.graph.node if n.op_type == "Pad"]:
-    mode = next((a.s for a in pad.attribute if a.name == "mode"), b"constant")
-    known = len(pad.input) in (2, 3) and all(i in constants for i in pad.input[1:] if i)
-    users = [n for n in model.graph.node if pad.output[0] in n.input]
-    if mode != b"constant" or not known or pad.output[0] in outputs or any(n.op_type != "Conv" for n in users):
-      continue
-    around = constants[pad.input[1]].reshape(2, -1)
-    zero = len(pad.input) < 3 or not pad.input[2] or not np.any(constants[pad.input[2]])
-    plain_users = all(
-      n.input[0] == pad.output[0] and not any(a.name == "auto_pad" and a.s != b"NOTSET" for a in n.attribute)
-      for n in users
-    )
-    if not zero or not plain_users or np.any(around < 0) or np.any(around[:, :2]):
-      continue
-    for conv in users:
-      had = next((a.ints for a in conv.attribute if a.name == "pads"), [0] * (around.shape[1] - 2) * 2)
-      attributes = [a for a in conv.attribute if a.name != "pads"]
-      sums = [int(a + b) for a, b in zip(had, around[:, 2:].reshape(-1), strict=True)]
-      del conv.attribute[:]
-      conv.attribute.extend([*attributes, onnx.helper.make_attribute("pads", sums)])
-      conv.input[0] = pad.input[0]
-    model.graph.node.remove(pad)
-  drop_unused(model)
-
-
-def drop_unused(model: onnx.ModelProto) -> None:
-  """Takes out constants that no node takes; of a graph with others inside, whose nodes may take them, none."""
-  if any(a.HasField("g") for n in model.graph.node for a in n.attribute):
-    return
-  used = {i for n in model.graph.node for i in n.input} | {o.name for o in model.graph.output}
-  kept = [i for i in model.graph.initializer if i.name in used]
-  del model.graph.initializer[:]
-  model.graph.initializer.extend(kept)
 
 
 def trunk(model: onnx.ModelProto, leave: Iterable[str] = ()) -> list[str]:
@@ -281,9 +238,30 @@ def quantize(
     )
     quantizer.quantize_model()
     quantizer.model.topological_sort()
+    read_unrounded(quantizer.model.model, set(nodes))
   finally:
     logging.getLogger().setLevel(quiet)
   return plain(quantizer.model.model)
+
+
+def read_unrounded(model: onnx.ModelProto, nodes: Collection[str]) -> None:
+  """nodes: of 8 bits. Float nodes that read what another float node says read it as it is: the quantizer has them read
+  what 8-bit nodes beside them do, rounded, and back in float for nothing."""
+  by = {o: n.name for n in model.graph.node for o in n.output}
+  whole = {
+    n.output[0]: n.input[0]
+    for n in model.graph.node
+    if n.op_type == "QuantizeLinear" and n.input[0] in by and by[n.input[0]] not in nodes
+  }
+  back = {
+    n.output[0]: whole[n.input[0]] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in whole
+  }
+  for node in model.graph.node:
+    if node.name not in nodes:
+      for k, i in enumerate(node.input):
+        if i in back:
+          node.input[k] = back[i]
+  drop_unused(model)
 
 
 def plain(model: onnx.ModelProto) -> bytes:

@@ -66,6 +66,7 @@ def export_onnx(
       write_graph(graph, path, inputs, getattr(student, "family", None))
     except ImportError as e:
       raise UserError(f"{student.name} cannot be exported ({e}); install the package onnx") from None
+    without_pads(path)
   return graph_entry(student, path.name, inputs, outputs)
 
 
@@ -96,6 +97,18 @@ def write_graph(graph: Graph, path: Path, inputs: dict[str, Tensor], family: Fam
     )
   finally:
     logger.setLevel(level)
+
+
+def without_pads(path: Path) -> None:
+  """See fold_pads()."""
+  import onnx
+
+  from openpilot.tools.fair.students.onnx_pads import fold_pads
+
+  model = onnx.load(str(path))
+  if fold_pads(model):
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
 
 
 def store_half(path: str | Path) -> int:

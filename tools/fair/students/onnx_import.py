@@ -88,11 +88,14 @@ def import_onnx(student: Student, path: str | Path, blob: bytes | None = None) -
   Raises UserError where the file is no such graph."""
   import onnx
 
+  from openpilot.tools.fair.students.onnx_pads import fold_pads
+
   try:
     model = onnx.load(str(path)) if blob is None else onnx.load_from_string(blob)
     onnx.checker.check_model(model)
   except Exception as e:  # protobuf's, the checker's and the file system's have no common base
     raise UserError(f"{path} is no ONNX file: {' '.join(str(e).split())[:120]}") from None
+  fold_pads(model)  # of a bundle from before export did so
   keep = tuple(o.name for o in model.graph.output)
   with torch.no_grad():
     able = student.eval()(**student.inputs())

@@ -5,13 +5,13 @@ from openpilot.tools.fair.labels.sources.coco import Coco
 from openpilot.tools.fair.labels.sources.dota import Dota
 from openpilot.tools.fair.labels.sources.pictures import PictureFolders, Pictures
 from openpilot.tools.fair.labels.sources.routes import Routes
-from openpilot.tools.fair.labels.sources.source import SOURCES, Source, SourceOptions, register_source
+from openpilot.tools.fair.labels.sources.source import SOURCES, Piece, Source, SourceOptions, pieces_of, register_source
 from openpilot.tools.fair.labels.sources.stills import Stills
 from openpilot.tools.fair.labels.sources.yolo import Yolo
 from openpilot.tools.fair.labels.views import SegmentView
 from openpilot.tools.lib.errors import UserError
 
-__all__ = ["SOURCES", "Part", "Source", "SourceOptions", "open_sources", "register_source"]
+__all__ = ["SOURCES", "Part", "Piece", "Source", "SourceOptions", "find_pieces", "open_sources", "register_source"]
 
 Part = SegmentView | Pictures
 
@@ -33,14 +33,19 @@ def find_source(path: str, options: SourceOptions, named: str = "") -> Source:
   return next((s for s in reversed(SOURCES.values()) if s.accepts(path, options)), SOURCES["routes"])
 
 
-def open_sources(paths: list[str], options: SourceOptions, named: str = "") -> list[Part]:
-  """All parts of all paths, each once. Raises UserError where two folders of pictures go by one name."""
-  by_source: dict[int, tuple[Source, list[str]]] = {}
+def by_source(paths: list[str], options: SourceOptions, named: str) -> list[tuple[Source, list[str]]]:
+  """The sources of the paths, each with its own."""
+  out: dict[int, tuple[Source, list[str]]] = {}
   for path in paths:
     source = find_source(path, options, named)
-    by_source.setdefault(id(source), (source, []))[1].append(path)
+    out.setdefault(id(source), (source, []))[1].append(path)
+  return list(out.values())
+
+
+def open_sources(paths: list[str], options: SourceOptions, named: str = "") -> list[Part]:
+  """All parts of all paths, each once. Raises UserError where two folders of pictures go by one name."""
   parts: dict[str, Part] = {}
-  for source, own in by_source.values():
+  for source, own in by_source(paths, options, named):
     for part in source.open(own, options):
       same = parts.setdefault(part.name, part)
       if same is not part and not part.segment.files and same.camera() != part.camera():
@@ -49,3 +54,13 @@ def open_sources(paths: list[str], options: SourceOptions, named: str = "") -> l
           "with a --name"
         )
   return list(parts.values())
+
+
+def find_pieces(paths: list[str], options: SourceOptions, named: str = "") -> list[Piece]:
+  """As open_sources(), of routes without opening them. Raises UserError."""
+  pieces: dict[str, Piece] = {}
+  for source, own in by_source(paths, options, named):
+    for piece in pieces_of(source, own, options):
+      if pieces.setdefault(piece.name, piece) is not piece and piece.part is not None:
+        raise UserError(f"two parts would be '{piece.name}' in the store; label one by one, each with a --name")
+  return list(pieces.values())

@@ -1,11 +1,13 @@
 """Logged routes: a segment of the store for each of the route's, its camera warped into the view that students see."""
 
 import math
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from openpilot.tools.fair.labels.aim import aimed
 from openpilot.selfdrive.modeld.fair.frames import CameraError, camera_intrinsics
-from openpilot.tools.fair.labels.sources.source import SourceOptions
+from openpilot.tools.fair.labels.sources.source import Piece, SourceOptions
 from openpilot.tools.fair.labels.views import SegmentView, segment_view
 from openpilot.tools.lib.cameras import VIDEOS
 from openpilot.tools.lib.errors import UserError, warn
@@ -27,6 +29,44 @@ def number_or_auto(text: str | None, flag: str) -> float | str | None:
   return value
 
 
+@dataclass(frozen=True)
+class RoutePiece(Piece):
+  """One segment of a route, as it is found in its folder."""
+
+  segment: Segment = field(default_factory=lambda: Segment("", 0, Path()))
+  camera: str = "road"
+  every: int = 1
+  focal: float | str | None = None
+  horizon: float | str | None = None
+
+  def open(self) -> SegmentView:
+    (segment,), own = usable([self.segment], choose_camera([self.segment], self.camera))
+    return aimed(segment_view(segment, own, self.every, self.focal), self.horizon)
+
+
+def route_pieces(
+  routes: list[str],
+  data_dir: Path | None,
+  camera: str,
+  every: int,
+  focal: float | str | None,
+  horizon: float | str | None = None,
+) -> list[RoutePiece]:
+  """Of all segments that have video; their size is the video's, bytes. Raises UserError where none has."""
+  pieces: dict[str, RoutePiece] = {}
+  for s in (s for r in routes for s in Route(r, data_dir).segments):
+    if s.name in pieces:
+      continue
+    own = [s.files[v] for v in (VIDEOS[camera], *VIDEOS.values()) if v in s.files]
+    if not own:
+      warn(f"segment {s.name} in {s.dir} has no video, it is left out")
+      continue
+    pieces[s.name] = RoutePiece(s.name, s.route, os.stat(own[0]).st_size, None, s, camera, every, focal, horizon)
+  if not pieces:
+    raise UserError(f"no video in {', '.join(routes)}; teachers need fcamera.hevc, ecamera.hevc or qcamera.ts")
+  return list(pieces.values())
+
+
 def find_views(
   routes: list[str],
   data_dir: Path | None,
@@ -36,29 +76,17 @@ def find_views(
   horizon: float | str | None = None,
 ) -> list[SegmentView]:
   """Of all segments that have video. Raises UserError where none has."""
-  segments: list[Segment] = []
-  for r in routes:
-    segments += Route(r, data_dir).segments
-  views, seen = [], set()
+  views: list[SegmentView] = []
   problems: list[UserError] = []
-  for s in segments:
-    if s.name in seen:
-      continue
-    seen.add(s.name)
-    if not any(v in s.files for v in VIDEOS.values()):
-      warn(f"segment {s.name} in {s.dir} has no video, it is left out")
-      continue
+  for piece in route_pieces(routes, data_dir, camera, every, focal, horizon):
     try:
-      (s,), own = usable([s], choose_camera([s], camera))
-      views.append(aimed(segment_view(s, own, every, focal), horizon))
+      views.append(piece.open())
     except UserError as e:
       problems.append(e)
   if problems and not views:
     raise problems[0]
   for problem in problems:
     warn(f"{problem}; the segment is left out")
-  if not views:
-    raise UserError(f"no video in {', '.join(routes)}; teachers need fcamera.hevc, ecamera.hevc or qcamera.ts")
   return views
 
 
@@ -87,6 +115,9 @@ class Routes:
     except UserError:
       return not Path(path).exists()  # a route's name: what is wrong with it this source says best
     return any(k in s.files for s in found for k in FILES)
+
+  def pieces(self, paths: list[str], options: SourceOptions) -> list[RoutePiece]:
+    return route_pieces(paths, options.data_dir, options.camera, options.every, options.focal, options.horizon)
 
   def open(self, paths: list[str], options: SourceOptions) -> list[SegmentView]:
     return find_views(paths, options.data_dir, options.camera, options.every, options.focal, options.horizon)

@@ -29,8 +29,25 @@ class Said:
   difficult: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class Piece:
+  """A part that need not be opened yet: what a worker is told to label. It can be pickled."""
+
+  name: str  # of the part in the store
+  route: str  # pieces of one route follow each other
+  size: int  # how much there is to do, in one measure for all of a source: bytes or frames
+  part: Any = None
+
+  def open(self) -> Any:
+    """-> the part. Raises UserError."""
+    return self.part
+
+
 class Source(Protocol):
-  """Opens paths of one kind. `accepts` is asked where --source names none; it must be quick and raise nothing."""
+  """Opens paths of one kind. `accepts` is asked where --source names none; it must be quick and raise nothing.
+
+  One whose parts take long to open may also have pieces(paths, options) -> list[Piece], which only looks what is
+  there."""
 
   says: str  # what it opens, for people
 
@@ -60,6 +77,13 @@ class SourceOptions:
 
 
 SOURCES: dict[str, Source] = {}
+
+
+def pieces_of(source: Source, paths: list[str], options: SourceOptions) -> list[Piece]:
+  """Raises UserError."""
+  if hasattr(source, "pieces"):
+    return source.pieces(paths, options)
+  return [Piece(p.name, p.name, len(p.entries), p) for p in source.open(paths, options)]
 
 
 def register_source(name: str, source: Source) -> None:

@@ -175,6 +175,21 @@ def test_a_student_is_rounded_where_it_is_said_and_learns_its_ranges(whole):
   assert rounding.high.grad.abs() > 0 and rounding.low.grad == 0 and model.first.weight.grad.abs().sum() > 0
 
 
+def test_what_goes_into_an_activation_in_place_is_rounded_and_learned_too():
+  """As where all zero points are 0."""
+  torch.manual_seed(0)
+  model, places = Small().eval(), ("norm:batch_norm:0", "act:relu:0")
+  rounding = Rounding({"a": places[1]}, dict.fromkeys(places, places[1]), {}, {}, symmetric=True)
+  rounding.observe({places[1]: (0.0, 1.5)})
+  x = torch.randn(2, 3, 8, 8)
+  with rounding.of(model):
+    got = model(x)
+  got.square().sum().backward()
+  assert rounding.high.grad.abs() > 0 and model.first.weight.grad.abs().sum() > 0
+  with torch.no_grad(), rounding.of(model):
+    assert torch.equal(model(x), got)
+
+
 # *** a student and its graph ***
 
 

@@ -78,15 +78,14 @@ class RoundValues(torch.autograd.Function):
   @staticmethod
   def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, symmetric: bool) -> Tensor:
     scale, zero, least, most = grid(low, high, symmetric)
-    y = torch.fake_quantize_per_tensor_affine(x, scale, zero, least, most)
-    ctx.symmetric = symmetric
-    ctx.save_for_backward(x, y, scale, low, high)
-    return y
+    ctx.symmetric, ctx.ends = symmetric, (least, most)
+    ctx.save_for_backward(x, scale, zero, low, high)  # not what is returned: an activation may write into that
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero, least, most)
 
   @staticmethod
   def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    (grad,), (x, y, scale, low, high) = grads, ctx.saved_tensors
-    moved = y - x
+    (grad,), (x, scale, zero, low, high) = grads, ctx.saved_tensors
+    moved = torch.fake_quantize_per_tensor_affine(x, scale, zero, *ctx.ends) - x
     passed = grad * (moved.abs() <= scale * 0.5001)
     if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
       return passed, None, None, None
@@ -98,8 +97,8 @@ class RoundValues(torch.autograd.Function):
     if ctx.symmetric:
       most = torch.maximum(-low, high).clamp(min=1e-12)
       own = (above - below + inside / most) * damp
-      zero = torch.zeros_like(own)
-      return (passed, -own, zero, None) if -low > high else (passed, zero, own, None)
+      none = torch.zeros_like(own)
+      return (passed, -own, none, None) if -low > high else (passed, none, own, None)
     span = (high.clamp(min=0) - low.clamp(max=0)).clamp(min=1e-12)
     return passed, (below - inside / span) * damp, (above + inside / span) * damp, None
 

@@ -18,6 +18,7 @@ from openpilot.tools.fair.labels.driver import Driver, Result
 from openpilot.tools.fair.labels.jobs import Job, make_jobs
 from openpilot.tools.fair.labels.label_options import Options
 from openpilot.tools.fair.labels.passes import Failures, reason_of
+from openpilot.tools.fair.labels.remote import folder_of, url_of
 from openpilot.tools.fair.labels.sources import find_pieces
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.teacher import weight_dirs
@@ -217,7 +218,8 @@ class RayPool:
 
 def placed(args: Options) -> Options:
   """The options with paths that mean the same on every node."""
-  place = {n: getattr(args, n).absolute() for n in ("output", "data_dir", "images", "aim") if getattr(args, n)}
+  given = {n: getattr(args, n) for n in ("output", "data_dir", "images", "aim")}
+  place = {n: p if url_of(p) else folder_of(p).absolute() for n, p in given.items() if p}
   texts = {n: tuple(absolute(t) for t in getattr(args, n)) for n in ("paths", "weights", "option")}
   return replace(args, **place, **texts, teachers=",".join(absolute(t) for t in args.teachers.split(",")))
 
@@ -236,7 +238,7 @@ def label_on(args: Options) -> int:
     jobs = make_jobs(pieces, pool.start().stateful)
     print(f"{len(jobs)} jobs, {pool.size()} workers", file=sys.stderr)
     outcome = Driver(pool, jobs).run()
-    store.claims.sweep(store.is_whole)
+    store.finish()
   finally:
     ray.shutdown()
   for name, rows in outcome.rows.items():

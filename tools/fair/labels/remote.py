@@ -2,24 +2,28 @@
 
 Their files are those of a folder (store.py), kept by objects of the same names. A mirror on this machine has what was
 read or written: what is written goes to the mirror first and then to the store, a chunk's JSON last, so that nothing is
-ever renamed; what is read is fetched once, and again where the store has another version of it.
+ever renamed; what is read is fetched once, and again where the store has another version of it. Who reads keeps the
+mirror for the next time; who writes has one of his own, which goes when he does.
 
 .index.json names the groups, since listing a large store takes long. Whoever makes a group removes it; the command that
 is done writes it anew. It is not trusted: a group that is named and not there is left out."""
 
+import atexit
 import contextlib
-import hashlib
 import json
 import os
 import re
+import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from openpilot.tools.lib.errors import UserError, printable, warn
-from openpilot.tools.lib.files import read_json, write_bytes
+from openpilot.tools.lib.files import machine_id, process_runs, read_json, write_bytes
 
 URL = re.compile(r"(s3|gs):/+([^/].*)")  # a Path of a URL has one slash
 FILE_URL = re.compile(r"file:/+(.*)")
@@ -28,6 +32,12 @@ AT_ONCE = 16  # requests
 RETRIES: dict[str, Any] = {"max_retries": 8, "retry_timeout": timedelta(seconds=90)}
 TIMEOUTS = {"timeout": "60s", "connect_timeout": "5s"}
 LIMIT = 1 << 32  # bytes of one object
+KNOWN = (  # words of an error, and what is said
+  (("NoSuchBucket",), "there is no such bucket"),
+  (("PermissionDenied", "403", "AccessDenied"), "no permission; look at the rights of these credentials"),
+  (("Unauthenticated", "401"), "the credentials are not accepted"),
+  (("redentials", "metadata", "token"), "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the like"),
+)
 SMALL = re.compile(r"(?:group\.json|frames\.parquet|(?:[^/]+/)?zarr\.json|chunks/[0-9]+\.(?:json|npz))")
 
 
@@ -48,40 +58,53 @@ def cache_folder() -> Path:
   return Path(os.environ.get("FAIR_CACHE") or Path.home() / ".cache" / "openpilot-fair")
 
 
+def writing_mirror() -> Path:
+  """A folder of this process alone. Those of processes that were killed are removed."""
+  place = cache_folder() / "writing"
+  for path in place.iterdir() if place.is_dir() else ():
+    machine, _, rest = path.name.partition("-")
+    pid = rest.partition("-")[0]
+    if machine == machine_id() and pid.isdecimal() and not process_runs(int(pid)):
+      shutil.rmtree(path, ignore_errors=True)
+  mirror = place / f"{machine_id()}-{os.getpid()}-{secrets.token_hex(4)}"
+  atexit.register(shutil.rmtree, mirror, ignore_errors=True)
+  return mirror
+
+
+def open_url(url: str) -> Any:
+  """obstore's client. A server without TLS is talked to where the environment names one."""
+  from obstore.store import from_url
+
+  ends = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3")
+  plain = any(os.environ.get(k, "").startswith("http:") for k in ends)
+  options = {**TIMEOUTS, **({"allow_http": True} if plain else {})}
+  return from_url(url, client_options=options, retry_config=RETRIES)
+
+
 class Remote:
   """The objects of one store, by names as a folder's files have them. Safe for threads, not for processes that were
   forked: they read what is in the mirror already."""
 
-  def __init__(self, url: str):
+  def __init__(self, url: str, writes: bool):
     try:
       import obstore
       from obstore.exceptions import BaseError
-      from obstore.store import from_url
     except ImportError:
       raise UserError(f"{url} needs obstore, which is not installed; run `pip install -e '.[scale]'`") from None
     self.url, self.obstore, self.errors = url, obstore, obstore.exceptions
     self.base_error: type[Exception] = BaseError
-    self.mirror = cache_folder() / "labels" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    plain = any(os.environ.get(k, "").startswith("http:") for k in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"))
+    self.mirror = writing_mirror() if writes else cache_folder() / "labels" / sha256(url.encode()).hexdigest()[:16]
     with self.said():
-      options = {**TIMEOUTS, **({"allow_http": True} if plain else {})}
-      self.store: Any = from_url(url, client_options=options, retry_config=RETRIES)
+      self.store = open_url(url)
 
   @contextlib.contextmanager
   def said(self) -> Iterator[None]:
     """What the store answers as one line. Raises UserError."""
     try:
       yield
-    except self.base_error as e:
-      text = printable(e)
-      known = (
-        (("PermissionDenied", "403", "AccessDenied"), "no permission; look at the rights of these credentials"),
-        (("Unauthenticated", "401"), "the credentials are not accepted"),
-        (("NoSuchBucket",), "there is no such bucket"),
-        (("redentials", "metadata", "token"), "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the like"),
-      )
-      name = type(e).__name__
-      why = next((says for words, says in known if any(w in name or w in text for w in words)), None)
+    except (self.base_error, OSError) as e:
+      text, name = printable(e), type(e).__name__
+      why = next((says for words, says in KNOWN if any(w in name or w in text for w in words)), None)
       raise UserError(f"{self.url}: {why or 'the store does not answer as it should'} ({text[:160]})") from None
 
   def get(self, name: str) -> bytes | None:
@@ -92,7 +115,7 @@ class Remote:
         if found.meta["size"] > LIMIT:
           raise UserError(f"{self.url}/{name} has {found.meta['size']} bytes, more than such a file may have")
         return bytes(found.bytes())
-      except self.errors.NotFoundError as e:
+      except FileNotFoundError as e:  # what obstore raises
         if "NoSuchBucket" in str(e):
           raise UserError(f"{self.url}: there is no such bucket") from None
         return None
@@ -112,7 +135,7 @@ class Remote:
         return self.get(name) == data
 
   def remove(self, name: str) -> None:
-    with self.said(), contextlib.suppress(self.errors.NotFoundError):
+    with self.said(), contextlib.suppress(FileNotFoundError):
       self.obstore.delete(self.store, name)
 
   def names(self, prefix: str) -> dict[str, str]:
@@ -146,8 +169,9 @@ class Remote:
   def name(self, path: Path) -> str:
     return path.relative_to(self.mirror).as_posix()
 
-  def sync(self, group: str) -> None:
-    """A group's small files into the mirror, and out of it what is not there any more, or was another version."""
+  def sync(self, group: str) -> dict[str, str]:
+    """A group's small files into the mirror, and out of it what is not there any more, or was another version. -> its
+    objects, as names() has them."""
     there = self.names(f"{group}/")
     place = self.mirror / group
     try:
@@ -164,6 +188,7 @@ class Remote:
         self.fetch(name)
     if there:
       write_bytes(place / TAGS, json.dumps(there).encode())
+    return there
 
   def groups(self) -> list[str]:
     """Names of all groups, from the index, else from a listing."""

@@ -3,8 +3,9 @@
 
 python tests/bench/bench_int8.py [BUNDLE ...] [--rounds 60] [--threads 1]      (default: the bundles that ship)
 
-A bundle that has a variant for this processor is timed with it; of others all layers but the last ones are quantized
-here, by ranges of noise: how fast that is does not depend on them. How good it is, `tools/op.sh optimize` says."""
+A bundle that has a variant for this processor is timed with it; of others all layers but the last ones, and those that
+are faster in float, are quantized here, by ranges of noise: how fast that is does not depend on them. How good it is,
+`tools/op.sh optimize` says."""
 
 import argparse
 import tempfile
@@ -46,7 +47,9 @@ def main() -> None:
       if all(chosen.values()):
         files, how = {g["name"]: bundle.onnx(g, chosen[g["name"]]) for g in bundle.graphs}, "as it ships"
       else:
-        files, how = Graphs(floats, inputs).make("int8", targets()[0]).files, "all layers but the last"
+        graphs, target = Graphs(floats, inputs), targets()[0]
+        back = graphs.slow(target)
+        files, how = graphs.make("int8", target, back).files, f"all layers but the last, and {len(back)} slow ones"
       eight = by_itself(bundle, files, Path(tmp) / "int8")
       found = milliseconds({"float": floats, "int8": eight}, inputs, args.rounds, args.threads, "float")
     a, b = found["float"], found["int8"]

@@ -25,7 +25,7 @@ i = int(sys.argv[1])
 while True:
   i += 1
   s.send(0, np.full(size, i % 251, np.uint8), i, i * 1000, i * 1000 + 7)
-  time.sleep(.01)
+  time.sleep(.04)  # of 8 buffers none is written again before a reader of a busy machine has looked
 """
 
 

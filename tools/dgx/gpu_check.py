@@ -137,12 +137,6 @@ def all_steps(args: Options, gpu: bool) -> list[Step]:
   ]
 
 
-def reason(text: str) -> str:
-  """The last line that a process said."""
-  lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-  return (lines or ["it said nothing"])[-1].removeprefix("error: ")[:200]
-
-
 def run_step(step: Step, folder: Path, limit: float) -> Done:
   """Its numbers are what it leaves in NAME.json."""
   said = folder / f"{step.name.replace(' ', '-')}.json"
@@ -162,7 +156,9 @@ def run_step(step: Step, folder: Path, limit: float) -> Done:
       return Done(step.name, "too long", time.monotonic() - begun, f"not within {limit:.0f} s")
   took = time.monotonic() - begun
   if process.returncode:
-    why = f"exit code {process.returncode}: {reason((err or out).decode(errors='replace'))}"
+    why = (
+      f"exit code {process.returncode}: {python.last_line((err or out).decode(errors='replace')) or 'it said nothing'}"
+    )
     return Done(step.name, "failed", took, why)
   return Done(step.name, "done", took, numbers=read_json(said) if said.is_file() else {})
 

@@ -143,7 +143,7 @@ def drive() -> Numbers:
       python.command("-m", module, *words), env=python.environment(), capture_output=True, text=True
     )
     if done.returncode:
-      raise UserError(f"{module}: {(done.stderr.strip().splitlines() or ['?'])[-1][:160]}")
+      raise UserError(f"{module}: {python.why_failed(done)}")
 
   seeds = ("--seeds", "1:3", "--seconds", str(SECONDS), "--qcamera-only", "--workers", "1")
   command("openpilot.tools.sim.write_route", "drives", *seeds)

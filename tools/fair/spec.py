@@ -194,8 +194,9 @@ class ClassSet:
 
 @dataclass(frozen=True)
 class StudentSpec:
-  """All that decides a student's graph: name of its head, 'unified' or a family; size; backbone (None: the size's own);
-  network: of a family its configuration, JSON; widths: of a pruned one, see students/widths.py."""
+  """All that decides a student's graph: name of its head, 'unified' or a family; size ("": the name says it); backbone
+  (None: the size's own); network: of a family its configuration, JSON; widths: of a pruned one, see
+  students/widths.py."""
 
   task: str
   size: str
@@ -207,7 +208,7 @@ class StudentSpec:
 
   @property
   def name(self) -> str:
-    return f"{self.task}-{self.size}"
+    return f"{self.task}-{self.size}" if self.size else self.task
 
   def to_dict(self) -> dict[str, Any]:
     own: dict[str, Any] = {"task": self.task, "size": self.size, "backbone": self.backbone}

@@ -124,7 +124,8 @@ def test_transformers_pipeline_runs_it_and_the_teacher_says_the_same(trained):
   order = np.argsort(-scores, kind="stable")[:100]
   assert len(want) > 3
   want = sorted(want, key=lambda w: -w["score"])
-  np.testing.assert_allclose([w["score"] for w in want], scores[order][: len(want)], atol=2e-3)
+  # its own resizing rounds pixels otherwise, by 1 of 255 at most
+  np.testing.assert_allclose([w["score"] for w in want], scores[order][: len(want)], atol=1e-2)
   got = {(teacher.classes[c], *np.trunc(b).astype(int)) for b, c in zip(boxes, classes, strict=True)}
   told = [(w["label"], *(w["box"][k] for k in ("xmin", "ymin", "xmax", "ymax"))) for w in want]
   near = [

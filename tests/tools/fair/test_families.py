@@ -20,7 +20,7 @@ from openpilot.tools.fair.images.families import check_family
 from openpilot.tools.fair.images.loss import balance
 from openpilot.tools.fair.images.train_student import Options
 from openpilot.tools.fair.spec import Class, ClassSet, InputSpec
-from openpilot.tools.fair.students.families import FAMILIES
+from openpilot.tools.fair.students.families import FAMILIES, OF_TRANSFORMERS
 from openpilot.tools.fair.students.family import describe_network, full
 from openpilot.tools.fair.students.onnx_export import export_onnx
 from openpilot.tools.fair.students.student import build, spec_of
@@ -293,7 +293,7 @@ def test_what_is_wrong_is_one_line(folders, tmp_path):
     build(spec)
   with pytest.raises(UserError, match="RGB pictures alone"):
     build(spec_of("d-fine-nano", classes=CLASSES))
-  for name in FAMILIES:
+  for name in OF_TRANSFORMERS:
     check_family(name)
 
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from openpilot.tools.fair.labels import import_labels, label
+from openpilot.tools.fair.labels import import_labels, label, loading
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.sources import source
 from openpilot.tools.fair.labels.store import LabelStore
@@ -100,7 +100,7 @@ def test_a_source_and_a_format_are_labeled_imported_and_read_back(package, monke
   (folder / "1_1_3_2.dots").write_text("\n".join(["kkkk"] * 4))  # 4x4 of 100
   (folder / "0_2_8_4.dots").write_text("\n".join(["uuuuuuuu"] * 4))  # 8x4 of 200
   (folder / "3_3_4_4.dots").write_text("kk\nk")  # rows that differ
-  monkeypatch.setattr(label, "load_teacher", lambda *_, **__: Brightness())
+  monkeypatch.setattr(loading, "load_teacher", lambda *_, **__: Brightness())
   more = ("--output", package / "s", "--size", "64x64", "--name", "pond")
   run(monkeypatch, label.main, folder, "--teachers", "brightness", *more)
   run(monkeypatch, import_labels.main, folder, *more)

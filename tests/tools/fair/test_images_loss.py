@@ -170,7 +170,7 @@ def test_no_student_of_nothing_and_none_of_other_licenses():
     select_student_model({"has_boxes": False, "has_masks": False})
   with pytest.raises(UserError, match="no size 'huge'"):
     select_student_model({"has_boxes": True}, "huge")
-  for name in ("yolov8n", "yolov8s-seg", "FastSAM-s"):
+  for name in ("yolov8n", "YOLOv8s_seg", "FastSAM-s"):
     with pytest.raises(UserError, match=r"AGPL-3\.0"):
       check_family(name)
   with pytest.raises(UserError, match="prompt"):

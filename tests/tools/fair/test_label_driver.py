@@ -10,7 +10,7 @@ import pytest
 from test_label_claims import Mean, Small, contents, find
 from test_label_claims import route as small_route
 
-from openpilot.tools.fair.labels import cluster, label
+from openpilot.tools.fair.labels import cluster, label, loading
 from openpilot.tools.fair.labels.cluster import About, Actor, RayPool
 from openpilot.tools.fair.labels.driver import IN_A_ROW, Driver, Outcome, Result, in_words, seconds_left
 from openpilot.tools.fair.labels.jobs import make_jobs
@@ -144,7 +144,7 @@ def test_without_workers_it_ends():
 
 
 def test_time_left_is_each_teachers_own():
-  out = Outcome(seconds=Counter(boxes=10, tracks=400), sizes=Counter(boxes=100, tracks=100))
+  out = Outcome(seconds={"boxes": 10.0, "tracks": 400.0}, sizes=Counter(boxes=100, tracks=100))
   assert seconds_left(out, Counter(boxes=50, tracks=50), 5) == (50 * 0.1 + 50 * 4) / 5
   assert seconds_left(out, Counter(new=50), 1) == 200  # as the slowest
   assert seconds_left(Outcome(), Counter(boxes=5), 3) is None
@@ -158,7 +158,7 @@ def test_time_left_is_each_teachers_own():
 
 def test_workers_make_one_machines_store(route, tmp_path, monkeypatch, capsys):
   """Actors as the cluster has them, in this process, their options and jobs pickled on the way."""
-  monkeypatch.setattr(label, "load_teachers", lambda args: [Mean(), Small()])
+  monkeypatch.setattr(loading, "load_teachers", lambda args: [Mean(), Small()])
   words = {"paths": (str(route),), "teachers": "mean,counter", "focal": "110", "batch_size": 7, "every": 2}
   typed = "--teachers mean,counter --focal 110 --batch-size 7 --every 2 --output".split()
   monkeypatch.setattr("sys.argv", ["label", str(route), *typed, str(tmp_path / "whole")])
@@ -180,7 +180,7 @@ def test_workers_make_one_machines_store(route, tmp_path, monkeypatch, capsys):
 
 
 def test_a_worker_whose_store_fails_says_so(route, tmp_path, monkeypatch):
-  monkeypatch.setattr(label, "load_teachers", lambda args: [Mean()])
+  monkeypatch.setattr(loading, "load_teachers", lambda args: [Mean()])
   args = Options(paths=(str(route),), teachers="mean", focal="110", output=tmp_path / "none")
   (job, *_) = make_jobs(route_pieces([str(route)], None, "road", 1, 110.0), {"mean": False})
   assert "no label store" in Actor(args).do(job).failed[job.name]
@@ -194,7 +194,7 @@ class FakeRay:
       pass
 
   def __init__(self, abouts):
-    self.abouts, self.killed = abouts, []
+    self.abouts, self.killed, self.handles = abouts, [], iter(abouts)
 
   def cluster_resources(self):
     return {"CPU": float(len(self.abouts))}
@@ -203,10 +203,8 @@ class FakeRay:
     return self.abouts
 
   def remote(self, cls):
-    handles = iter(self.abouts)
-
     def make(args):
-      about = next(handles)
+      about = next(self.handles, self.exceptions.RayError("the cluster is gone"))
       return SimpleNamespace(warm=SimpleNamespace(remote=lambda: about), do=SimpleNamespace(remote=lambda job: job))
 
     return SimpleNamespace(options=lambda **k: SimpleNamespace(remote=make))
@@ -221,6 +219,21 @@ class FakeRay:
 
   def kill(self, actor):
     self.killed.append(actor)
+
+
+def test_in_the_place_of_a_dead_worker_another_is_begun():
+  fake = FakeRay([Ref("n1", {}, {}), Ref("n2", {}, {}), Ref("n3", {}, {})])
+  fake.cluster_resources = lambda: {"CPU": 2.0}
+  fake.nodes = lambda: [1, 2]
+  pool = RayPool(fake, None, None)
+  assert pool.start().node == "n1"
+  list(pool.wait(0))
+  assert pool.free() == [0, 1]
+  pool.give(0, FakeRay.exceptions.RayError("killed"))  # a job's answer
+  ((worker, _, result),) = pool.wait(0)
+  assert worker == 0 and result.died == "RayError" and pool.free() == [1] and pool.size() == 2
+  list(pool.wait(0))
+  assert pool.free() == [1, 2]  # not before it has loaded its teachers
 
 
 class Ref(About):
@@ -238,7 +251,10 @@ def test_nodes_of_other_versions_are_refused():
 def test_a_worker_that_cannot_start_is_left_out_and_one_that_cannot_work_ends_it():
   error = FakeRay.exceptions.RayError("died")
   pool = RayPool(FakeRay([error, Ref("n2", {}, {"boxes": False})]), None, None)
-  assert pool.start().node == "n2" and pool.free() == [1] and pool.size() == 1
+  assert pool.start().node == "n2" and pool.free() == [1]
+  for _ in range(20):  # what is begun in its place fails, too, and that has an end
+    list(pool.wait(0))
+  assert pool.free() == [1] and pool.size() == 1 and pool.begun == 2 + pool.most
   pool = RayPool(FakeRay([Ref("n1", {}, {}, "no weights 'x.onnx'")]), None, None)
   with pytest.raises(UserError, match=r"on node n1: no weights 'x\.onnx'"):
     pool.start()

@@ -7,7 +7,7 @@ import pytest
 from test_label_claims import Mean, Small, contents, find
 from test_label_claims import route as small_route
 
-from openpilot.tools.fair.labels import label
+from openpilot.tools.fair.labels import label, loading
 from openpilot.tools.fair.labels.jobs import (
   COLUMNS,
   Job,
@@ -97,7 +97,7 @@ def test_parts_of_the_work_make_one_machines_store(route, tmp_path, monkeypatch,
   """By the command itself; and a plan's rows alone."""
 
   def run(*more, out):
-    monkeypatch.setattr(label, "load_teachers", lambda args: [Mean(), Small()])
+    monkeypatch.setattr(loading, "load_teachers", lambda args: [Mean(), Small()])
     words = [str(route), "--teachers", "mean,counter", "--focal", "110", "--batch-size", "7", "--every", "2"]
     monkeypatch.setattr("sys.argv", ["label", *words, "--output", str(tmp_path / out), *more])
     code = cli(label.main)()
@@ -127,7 +127,7 @@ def test_a_segment_that_cannot_be_opened_is_named_and_the_rest_is_done(route, tm
   shutil.copytree(route, tmp_path / "r")
   bad = tmp_path / "r" / "0000002c--d68dde99ca--0" / "qcamera.ts"
   bad.write_bytes(b"no video" * 100)
-  monkeypatch.setattr(label, "load_teachers", lambda args: [Mean()])
+  monkeypatch.setattr(loading, "load_teachers", lambda args: [Mean()])
   words = [str(tmp_path / "r"), "--teachers", "mean", "--focal", "110", "--output", str(tmp_path / "s"), "--no-frames"]
   monkeypatch.setattr("sys.argv", ["label", *words, "--shard", "0/1"])
   assert cli(label.main)() == 1

@@ -135,6 +135,20 @@ def test_a_layer_that_is_left_float_between_others_keeps_its_weights():
   assert errors(run_all(blob, inputs), want)["d_out"] < 0.02
 
 
+def test_float_layers_read_what_float_layers_say_and_not_its_roundings():
+  """'a' in float -> 'b' in 8 bits, and 'c' in float, which the quantizer would have read what is rounded for 'b'."""
+  r = np.random.default_rng(0)
+  weights = {f"w{k}": r.normal(0, 0.3, (4, 4, 3, 3)).astype(np.float32) for k in "abcd"}
+  links = {"a": "x", "b": "a", "d": "b", "c": "a"}
+  nodes = [onnx.helper.make_node("Conv", [i, f"w{k}"], [k], k, pads=[1, 1, 1, 1]) for k, i in links.items()]
+  model = prepare(chain(nodes, weights, ["c", "d"]).SerializeToString())
+  inputs = [{"x": r.normal(0, 1, (1, 4, 9, 12)).astype(np.float32)} for _ in range(6)]
+  blob = quantize(calibrate(model, inputs), TARGETS["x86-vnni"], ["a", "c", "d"])
+  want, got = (run_all(b, inputs)[0] for b in (model.SerializeToString(), blob))
+  np.testing.assert_allclose(got["c"], want["c"], atol=1e-5)
+  assert np.abs(got["d"] - want["d"]).max() > 1e-3
+
+
 def test_what_lies_between_layers_that_stay_float_is_not_rounded(prepared, ranges, frames):
   target, want = TARGETS["x86-vnni"], run_all(prepared.SerializeToString(), frames[:2])
   last = quantize(ranges[False], target, ["stem", "middle"])  # the last layers alone: what goes into them is rounded

@@ -16,7 +16,7 @@ from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.labels import Labels
 from openpilot.tools.fair.evaluation.scenes import open_segments
-from openpilot.tools.fair.labels import import_labels, label, rle
+from openpilot.tools.fair.labels import import_labels, label, loading, rle
 from openpilot.tools.fair.labels.dataset import LabelDataset, Reader
 from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
 from openpilot.tools.fair.labels.placement import place_ids, place_picture
@@ -198,7 +198,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     save(tmp_path / "d" / f"{i}.jpg", ramp(50, 80, i))
   (tmp_path / "d" / "torn.jpg").write_bytes((tmp_path / "d" / "1.jpg").read_bytes()[:300])
   teacher = Middle(False)
-  monkeypatch.setattr(label, "load_teacher", lambda *_, **__: teacher)
+  monkeypatch.setattr(loading, "load_teacher", lambda *_, **__: teacher)
   words = ["label", tmp_path / "d", "--teachers", "middle", "--output", tmp_path / "s", "--size", "128x96"]
   monkeypatch.setattr("sys.argv", list(map(str, words)))
   label.main()

@@ -6,7 +6,7 @@ from PIL import Image
 
 from openpilot.selfdrive.modeld.fair.frames import unpack_rgb
 from openpilot.tools.fair.distillation.data import Clips, valid_of
-from openpilot.tools.fair.labels import label
+from openpilot.tools.fair.labels import label, loading
 from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
 from openpilot.tools.fair.labels.origins import origin_of
 from openpilot.tools.fair.labels.placement import rgb_of
@@ -135,6 +135,6 @@ def test_the_command_takes_an_aim_for_stills_alone(stills, tmp_path, monkeypatch
   options = parse(label.Options, None, "label", [*words, "--source", "stills"])
   assert options.aim == tmp_path / "aim.yaml"
   monkeypatch.setattr("sys.argv", ["label", *words])
-  monkeypatch.setattr(label, "load_teacher", lambda *a, **k: Red())
+  monkeypatch.setattr(loading, "load_teacher", lambda *a, **k: Red())
   with pytest.raises(UserError, match="add --source stills"):
     label.main()

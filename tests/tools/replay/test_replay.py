@@ -76,10 +76,23 @@ class Listener:
     return self
 
 
-def heard(replay, services=("carState", "modelV2", "deviceState", "narrowRoadCameraState")):
+def heard(replay, services=("carState", "modelV2", "deviceState", "narrowRoadCameraState"), enough=None):
+  """enough: of frames and of plans, after which a replay without an end is stopped."""
   listener = Listener(services)
+  if enough is not None:
+    threading.Thread(target=stop_after, args=(replay, listener, enough)).start()
   replay.run(progress=False, warm_up=0.5)
   return listener.stop()
+
+
+def stop_after(replay, listener, enough):
+  end = time.monotonic() + 30
+  while time.monotonic() < end:
+    plans = sum(e.which() == "modelV2" for e in list(listener.events))
+    if min(len(listener.frames), plans) >= enough:
+      break
+    time.sleep(0.05)
+  replay.stop.set()
 
 
 def test_frames_and_messages_come_as_recorded(route, prefix):
@@ -103,9 +116,7 @@ def test_start_allow_block_and_loop(route, prefix):
   segments = Route(route).segments
   got = heard(Replay(segments, start=1.0, allow=["carState", "roadCameraState"], block=["carState"]))
   assert {e.which() for e in got.events} == {"narrowRoadCameraState", "deviceState"} and len(got.frames) in (9, 10, 11)
-  replay = Replay(segments, loop=True, speed=2.0)
-  threading.Timer(2.6, replay.stop.set).start()
-  got = heard(replay)
+  got = heard(Replay(segments, loop=True, speed=2.0), enough=41)
   ids, times = [f[0] for f in got.frames], [f[1] for f in got.frames]
   assert len(ids) > 40 and ids == list(range(ids[0], ids[0] + len(ids))) and times == sorted(set(times))
   times = [e.logMonoTime for e in got.events if e.which() == "modelV2"]

@@ -212,9 +212,9 @@ def in_tinygrad(path: Path, x: dict[str, Tensor], want: Tensor, slices: dict[str
     except subprocess.TimeoutExpired:
       return f"not checked: not done in {TINYGRAD_LIMIT} s"
     if done.returncode:
-      reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:160]
       raise UserError(
-        f"tinygrad does not run {path}: {reason}; modeld could not load it. --no-tinygrad writes it anyway"
+        f"tinygrad does not run {path}: {python.why_failed(done)}; modeld could not load it. --no-tinygrad writes it "
+        "anyway"
       )
     d = worst_difference([want], [torch.from_numpy(np.load(got).astype(np.float32)).reshape(want.shape)], slices)
   if not d < limit:

@@ -48,10 +48,7 @@ def lower(path: Path, timeout: float = TIMEOUT) -> list[dict[str, Any]]:
     except subprocess.TimeoutExpired:
       raise UserError(f"{path} was not compiled within {timeout:.0f} s; give more with --timeout") from None
     if done.returncode:
-      raise UserError(
-        f"{path} does not compile for the Adreno 630: "
-        f"{(done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1][:200]}"
-      )
+      raise UserError(f"{path} does not compile for the Adreno 630: {python.why_failed(done)}")
     return json.loads(out.read_text())
 
 

@@ -20,6 +20,7 @@ from openpilot.tools.fair.distillation.samples import draw_samples
 from openpilot.tools.fair.distillation.sampling import drawn
 from openpilot.tools.fair.distillation.soft_labels import DistillationTrainer as DistillationTrainer
 from openpilot.tools.fair.distillation.trained import Trained, union
+from openpilot.tools.fair.students.families import FAMILIES, LICENSE
 from openpilot.tools.fair.students.student import build
 from openpilot.tools.fair.tasks import TASKS
 from openpilot.tools.learn.checkpoint import to_device
@@ -196,8 +197,12 @@ class Run(Loop):
 
   def provenance(self) -> list[dict[str, str]]:
     """All teachers, those of the student that this one started from too: a license that restricts use stays with
-    whatever learned from it."""
+    whatever learned from it. So does that of another project's network."""
     every = self.train.provenance() + self.inherited
+    family = FAMILIES.get(self.config.student)
+    if family is not None and family.license != LICENSE:
+      model = f"{self.config.student} of {family.package}"
+      every.append({"model": model, "checkpoint_hash": "", "licence": family.license})
     return [dict(x) for x in sorted({tuple(sorted(t.items())) for t in every})]
 
   def load(self, state: Mapping[str, Any]) -> None:

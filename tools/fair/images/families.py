@@ -4,17 +4,10 @@ import importlib.util
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from openpilot.tools.fair.students.families import FAMILIES
+from openpilot.tools.fair.students.families import AGPL, FAMILIES, OF_TRANSFORMERS
 from openpilot.tools.fair.students.sizes import SIZES
 from openpilot.tools.lib.errors import UserError
 
-# the note's names of students under AGPL-3.0: name -> what is taken here in its place
-AGPL = {
-  **{f"yolov8{s}": size for s, size in zip("nsmlx", ("nano", "small", "base", "base", "base"), strict=True)},
-  **{f"yolov8{s}-seg": size for s, size in zip("nsmlx", ("nano", "small", "base", "base", "base"), strict=True)},
-  "fastsam-s": "small",
-  "fastsam-x": "base",
-}
 LETTERS = {"n": "nano", "s": "small", "b": "base", "m": "base", "l": "base", "x": "base"}  # as others name sizes
 
 
@@ -39,21 +32,19 @@ def select_student_model(dataset_info: Mapping[str, Any], size: str = "s") -> st
 def check_family(name: str, accepted: Collection[str] = ()) -> None:
   """Raises UserError where the student of that name is another project's that cannot be had, and says why."""
   plain = name.lower().replace("_", "-")
-  if plain in AGPL:
-    there = importlib.util.find_spec("ultralytics") is not None
-    why = f"'{name}' is ultralytics', under AGPL-3.0, which binds whatever is made of it"
-    if not there or "AGPL-3.0" not in accepted:
-      do = "" if there else "it is not installed, and "
+  family = FAMILIES.get(plain)
+  if family is not None and family.license == AGPL:
+    there = importlib.util.find_spec(family.package) is not None
+    if not there or AGPL not in accepted:
+      do = "" if there else f"it is not installed (`pip install {family.package}`), and "
       raise UserError(
-        f"--student {name}: {why}; {do}it is used only with --accept-license AGPL-3.0. The students here are free of "
-        f"it: leave --student out, with --size {AGPL[plain]}"
+        f"--student {name}: it is {family.package}', under {AGPL}, which binds whatever is made of it; {do}it is used "
+        f"only with --accept-license {AGPL}. The students here are free of it: leave --student out, with --size "
+        f"{family.like}"
       )
-    raise UserError(
-      f"--student {name}: {why}; to train it is not built here: use its own program, or leave --student out"
-    )
   if plain == "mobilesam":
     raise UserError(f"--student {name}: it needs a prompt, and no class that transformers has; leave --student out")
   if plain in FAMILIES and plain != name:
     raise UserError(f"--student {name}: it is written {plain}")
-  if name in FAMILIES and importlib.util.find_spec("transformers") is None:
+  if name in OF_TRANSFORMERS and importlib.util.find_spec("transformers") is None:
     raise UserError(f"--student {name}: it is transformers' class; `pip install -e .[train]`")

@@ -19,7 +19,7 @@ from openpilot.tools.fair.images.store import Said, fill
 from openpilot.tools.fair.labels.label_options import parse_weights
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.spec import InputSpec
-from openpilot.tools.fair.students.families import FAMILIES, LICENSE
+from openpilot.tools.fair.students.families import FAMILIES, OF_TRANSFORMERS
 from openpilot.tools.fair.students.sizes import SIZES
 from openpilot.tools.fair.students.student import student_names
 from openpilot.tools.lib.errors import UserError, cli
@@ -28,6 +28,7 @@ from openpilot.tools.lib.options import option as flag, parse
 from openpilot.tools.lib.said import public
 
 KINDS = ("rgb", "model-frame")
+OF_ULTRALYTICS = tuple(n for n in FAMILIES if n not in OF_TRANSFORMERS)
 OURS = tuple(n for n in student_names() if n.startswith(("objects-", "detector-")))
 FAMILY = 2e-4  # learning rate of another project's student
 SIDE = 640  # of pictures, of ours
@@ -44,7 +45,9 @@ class Options(Learning):
   alias: tuple[str, ...] = flag((), metavar="NAME=CLASS", help="a teacher's name of one of the data's classes")
   teacher_score: float = flag(0.4, help="from which on what a teacher says is an object; what is below teaches softly")
   student: str = flag(
-    "", help=f"one of {', '.join(OURS)}, or of transformers: {', '.join(FAMILIES)}; default: of ours, by the data"
+    "",
+    help=f"one of {', '.join(OURS)}; of transformers: {', '.join(OF_TRANSFORMERS)}; of ultralytics, where it is "
+    f"installed and its AGPL-3.0 accepted: {', '.join(OF_ULTRALYTICS)}; default: of ours, by the data",
   )
   size: str = flag("small", choices=tuple(SIZES), help="of the student that the data chooses")
   picture_size: int | None = flag(
@@ -166,7 +169,11 @@ def of_family(args: Options, student: str, classes: int, side: int) -> tuple[str
   from openpilot.tools.fair.teacher import find_weights
 
   if not args.pretrained:
-    return False, describe_network(student, classes, side)
+    return False, describe_network(student, classes, side) if student in OF_TRANSFORMERS else ""
+  if FAMILIES[student].package == "ultralytics":
+    if args.pretrained is True:
+      raise UserError(f"--pretrained: {student} has no weights on the hub; name a file of them, .safetensors")
+    return str(find_weights("", args.pretrained)), ""
   said = FAMILIES[student].hub if args.pretrained is True else str(args.pretrained)
   is_hub_id = said.count("/") == 1 and not said.startswith(("/", ".", "~"))
   folder = find_weights(said, None if is_hub_id and not Path(said).exists() else said, args.download)
@@ -259,8 +266,8 @@ def notes_of(args: Options, said: Said, student: str) -> list[str]:
       name = family.hub if args.pretrained is True else public(str(args.pretrained))
       begun = f"the weights of {name}, whose own card says under which license they are"
     notes.append(
-      f"Its network is transformers' {family.kind}, whose code is under {LICENSE}. It began from {begun}, and learned "
-      "by transformers' own loss."
+      f"Its network is {family.package}' {family.kind}, whose code is under {family.license}. It began from {begun}, "
+      f"and learned by {family.package}' own loss."
     )
   return notes
 

@@ -17,10 +17,12 @@ from typing import Any
 from openpilot.tools.fair.labels.driver import Driver, Result
 from openpilot.tools.fair.labels.jobs import Job, make_jobs
 from openpilot.tools.fair.labels.label_options import Options
+from openpilot.tools.fair.labels.loading import held_teachers, source_options
 from openpilot.tools.fair.labels.passes import Failures, reason_of
 from openpilot.tools.fair.labels.remote import folder_of, url_of
 from openpilot.tools.fair.labels.sources import find_pieces
 from openpilot.tools.fair.labels.store import LabelStore
+from openpilot.tools.fair.labels.worker import Worker, say_stale
 from openpilot.tools.fair.teacher import weight_dirs
 from openpilot.tools.lib.errors import UserError, load_plugins, printable, warn
 from openpilot.tools.lib.options import absolute
@@ -61,22 +63,17 @@ class Actor:
 
   def warm(self) -> About:
     """Loads the teachers."""
-    from openpilot.tools.fair.labels.label import held_teachers
-    from openpilot.tools.fair.labels.worker import Worker
-
     wrong = ""
     try:
       if self.worker is None:
         load_plugins()
-        self.worker = Worker(held_teachers(self.args), LabelStore(self.args.output), self.args)
+        self.worker = Worker(held_teachers(self.args), LabelStore(self.args.output, writes=True), self.args)
     except UserError as e:
       wrong = printable(e)
     stateful = {} if self.worker is None else {n: t.stateful for n, t in self.worker.teachers.items()}
     return About(platform.node(), versions(), stateful, wrong)
 
   def do(self, job: Job) -> Result:
-    from openpilot.tools.fair.labels.worker import say_stale
-
     if (about := self.warm()).wrong:  # where it was started again
       return Result(failed={p.name: about.wrong for p in job.pieces})
     self.worker.failures = Failures(most=1)  # another worker tries again
@@ -151,18 +148,37 @@ class RayPool:
   def __init__(self, ray: Any, args: Options, workers: int | None):
     self.ray = ray
     n, takes = shares(ray, workers)
-    make = ray.remote(Actor).options(max_restarts=-1, max_task_retries=0, **takes)
-    self.actors = {k: make.remote(args) for k in range(n)}
-    self.warming = {a.warm.remote(): k for k, a in self.actors.items()}
+    # not restarted by Ray, which fails every call until the new process is there
+    self.make = lambda: ray.remote(Actor).options(max_restarts=0, max_task_retries=0, **takes).remote(args)
+    self.actors: dict[int, Any] = {}
+    self.warming: dict[Any, int] = {}
     self.ready: set[int] = set()
     self.running: dict[Any, tuple[int, Job]] = {}
     self.first: About | None = None
+    self.most = self.chances = 3 * n  # workers that are begun anew before one of them has done a job
+    self.begun = 0
+    for _ in range(n):
+      self.begin()
+
+  def begin(self) -> None:
+    self.actors[self.begun] = actor = self.make()
+    self.warming[actor.warm.remote()] = self.begun
+    self.begun += 1
+
+  def replace(self, worker: int) -> None:
+    """Another in the place of one that is gone."""
+    self.retire(worker)
+    if self.chances:
+      self.chances -= 1
+      self.begin()
 
   def start(self) -> About:
     """Waits for the first worker. Raises UserError where none can work."""
     end = time.monotonic() + READY
     while self.first is None:
-      if not self.warming or time.monotonic() > end:
+      if not self.warming:
+        raise UserError("no worker starts; see the logs that Ray keeps, by default in /tmp/ray/session_latest/logs")
+      if time.monotonic() > end:
         raise UserError(f"no worker was ready after {READY:.0f} s; the cluster may be full: see `ray status`")
       list(self.wait(1.0))
     return self.first
@@ -188,9 +204,12 @@ class RayPool:
         continue
       worker, job = self.running.pop(ref)
       try:
-        yield worker, job, self.ray.get(ref)
+        result = self.ray.get(ref)
+        self.chances = self.most
       except self.ray.exceptions.RayError as e:
-        yield worker, job, Result(died=type(e).__name__)
+        result = Result(died=type(e).__name__)
+        self.replace(worker)
+      yield worker, job, result
 
   def greet(self, worker: int, ref: Any) -> None:
     """A worker is ready. Raises UserError where it cannot work, or is of other versions than the first."""
@@ -198,7 +217,7 @@ class RayPool:
       about = self.ray.get(ref)
     except self.ray.exceptions.RayError as e:
       warn(f"a worker did not start ({type(e).__name__}); it gets no job")
-      self.retire(worker)
+      self.replace(worker)
       return
     if about.wrong:
       raise UserError(f"on node {about.node}: {about.wrong}")
@@ -219,19 +238,17 @@ class RayPool:
 def placed(args: Options) -> Options:
   """The options with paths that mean the same on every node."""
   given = {n: getattr(args, n) for n in ("output", "data_dir", "images", "aim")}
-  place = {n: p if url_of(p) else folder_of(p).absolute() for n, p in given.items() if p}
-  texts = {n: tuple(absolute(t) for t in getattr(args, n)) for n in ("paths", "weights", "option")}
-  return replace(args, **place, **texts, teachers=",".join(absolute(t) for t in args.teachers.split(",")))
+  changes: dict[str, Any] = {n: p if url_of(p) else folder_of(p).absolute() for n, p in given.items() if p}
+  for n in ("paths", "weights", "option"):
+    changes[n] = tuple(absolute(t) for t in getattr(args, n))
+  return replace(args, **changes, teachers=",".join(absolute(t) for t in args.teachers.split(",")))
 
 
 def label_on(args: Options) -> int:
   """-> the exit code."""
-  from openpilot.tools.fair.labels.label import source_options
-
-  assert args.ray is not None
-  args = placed(args)
+  address, args = args.ray or LOCAL, placed(args)
   pieces = find_pieces(list(args.paths), source_options(args), args.source)
-  ray = connect(args.ray, args.workers)
+  ray = connect(address, args.workers)
   try:
     store = LabelStore(args.output, create=True)
     pool = RayPool(ray, args, args.workers)

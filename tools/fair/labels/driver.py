@@ -50,7 +50,7 @@ class Outcome:
   rows: Counter[str] = field(default_factory=Counter)  # teacher -> frames
   entries: Counter[str] = field(default_factory=Counter)
   bytes: Counter[str] = field(default_factory=Counter)
-  seconds: Counter[str] = field(default_factory=Counter)  # of workers
+  seconds: dict[str, float] = field(default_factory=dict)  # of workers
   sizes: Counter[str] = field(default_factory=Counter)  # teacher -> sizes of its jobs that are done
   pieces: Counter[str] = field(default_factory=Counter)  # teacher -> segments
   failed: dict[tuple[str, str], str] = field(default_factory=dict)  # (teacher, segment) -> reason
@@ -128,10 +128,10 @@ class Driver:
       (out.rows, result.rows),
       (out.entries, result.entries),
       (out.bytes, result.bytes),
-      (out.seconds, result.seconds),
       (out.sizes, sum(p.size for p in job.pieces if p.name not in result.failed)),
     ):
       counter[t] += value
+    out.seconds[t] = out.seconds.get(t, 0.0) + result.seconds
     again = []
     for p in job.pieces:
       if p.name not in result.failed:

@@ -49,10 +49,10 @@ INFO, ORIGINS = "store.json", "sources.yaml"
 class LabelStore:
   """Raises UserError where DIR holds something else, or the labels of another version."""
 
-  def __init__(self, root: str | Path, create: bool = False):
-    """root: a folder, or a URL (remote.py)."""
+  def __init__(self, root: str | Path, create: bool = False, writes: bool = False):
+    """root: a folder, or a URL (remote.py). create: where it is not there. writes: labels will be put into it."""
     url = url_of(root)
-    self.remote = None if url is None else Remote(url, create)
+    self.remote = None if url is None else Remote(url, create or writes)
     self.place = str(root) if url is None else url  # for people
     self.root = folder_of(root) if self.remote is None else self.remote.mirror
     info = self.root / INFO

@@ -82,8 +82,7 @@ def to_tflite(bundle: Bundle, calibrating: Inputs, judging: Inputs, calibration:
       done = subprocess.run(words, env=python.environment(), stderr=subprocess.PIPE, text=True)
       said = read_json(folder / convert.SAID) if (folder / convert.SAID).is_file() else {}
       if done.returncode or "error" in said:
-        why = said.get("error") or (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
-        raise UserError(f"--format tflite: {why}")
+        raise UserError(f"--format tflite: {said.get('error') or python.why_failed(done)}")
       for target in targets:
         one = said[target]
         made.files[one["file"]] = (folder / one["file"]).read_bytes()

@@ -54,7 +54,7 @@ def footprint(bundle: Bundle) -> dict[str, float]:
   words = python.command("-m", "openpilot.tools.fair.optimize.footprint", bundle.path.resolve())
   done = subprocess.run(words, env=python.environment(), capture_output=True, text=True, timeout=TIMEOUT)
   if done.returncode:
-    raise UserError(f"{bundle.path} does not run by itself: {(done.stderr.strip().splitlines() or ['?'])[-1][:160]}")
+    raise UserError(f"{bundle.path} does not run by itself: {python.why_failed(done)}")
   return json.loads(done.stdout)
 
 

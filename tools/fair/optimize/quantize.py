@@ -7,7 +7,7 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,9 +228,30 @@ def quantize(
     )
     quantizer.quantize_model()
     quantizer.model.topological_sort()
+    read_unrounded(quantizer.model.model, set(nodes))
   finally:
     logging.getLogger().setLevel(quiet)
   return plain(quantizer.model.model)
+
+
+def read_unrounded(model: onnx.ModelProto, nodes: Collection[str]) -> None:
+  """nodes: of 8 bits. Float nodes that read what another float node says read it as it is: the quantizer has them read
+  what 8-bit nodes beside them do, rounded, and back in float for nothing."""
+  by = {o: n.name for n in model.graph.node for o in n.output}
+  whole = {
+    n.output[0]: n.input[0]
+    for n in model.graph.node
+    if n.op_type == "QuantizeLinear" and n.input[0] in by and by[n.input[0]] not in nodes
+  }
+  back = {
+    n.output[0]: whole[n.input[0]] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in whole
+  }
+  for node in model.graph.node:
+    if node.name not in nodes:
+      for k, i in enumerate(node.input):
+        if i in back:
+          node.input[k] = back[i]
+  drop_unused(model)
 
 
 def plain(model: onnx.ModelProto) -> bytes:

@@ -12,7 +12,7 @@ from openpilot.selfdrive.modeld.fair.bundle import Bundle
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.scenes import Segment
 from openpilot.tools.fair.optimize.bias import shifts
-from openpilot.tools.fair.optimize.choose import Back, Found, Net, more_float
+from openpilot.tools.fair.optimize.choose import Back, Found, Net, more_float, not_worth
 from openpilot.tools.fair.optimize.judge import FLOAT, Cards, Row, judge, worst
 from openpilot.tools.fair.optimize.quantize import (
   NEVER,
@@ -37,6 +37,7 @@ HEADS = {"masks": "objects", "video": "objects", "identity": "objects"}  # of ta
 LOOKED_AT = 6  # frames by which layers are compared
 LAST = "a last layer: what it says is the answer itself"
 PRICE = "costs more than it saves in 8 bits"
+SLOW = "is faster in float, with the ways there and back"
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Graphs:
     self.models = {g["name"]: prepare(base.onnx(g)) for g in base.graphs}
     self.last = {name: last_layers(m) for name, m in self.models.items()}
     self.nets = {name: Net(m, self.last[name]) for name, m in self.models.items()}
+    self.slow_known: Back | None = None
     self.ranges: dict[tuple[str, bool], Calibrated] = {}
     self.shifts: dict[tuple[str, bool, bool], dict[str, np.ndarray]] = {}
     self.found: dict[tuple[str, bool, bool], list[Found]] = {}
@@ -63,6 +65,16 @@ class Graphs:
       raise UserError(
         f"{base.path}: no graph has a layer that 8 bits would make faster: no convolution before the last"
       )
+
+  def slow(self, target: str) -> Back:
+    """Layers that are faster in float, on the processor that this is known of; none where all are: 8 bits are smaller
+    all the same."""
+    if target != "x86-vnni":
+      return frozenset()
+    if self.slow_known is None:
+      found = not_worth(self.nets)
+      self.slow_known = found if len(found) < sum(len(net.layers) for net in self.nets.values()) else frozenset()
+    return self.slow_known
 
   def calibrated(self, name: str, target: Target) -> Calibrated:
     key = name, target.symmetric
@@ -95,14 +107,16 @@ class Graphs:
 
   def make(self, label: str, target: str, back: Back = frozenset()) -> Variant:
     files, left = {}, {}
+    slow = self.slow(target)
     for name, model in self.models.items():
-      mine = sorted(layer for graph, layer in back if graph == name)
+      mine, slower = (sorted(layer for graph, layer in x if graph == name) for x in (back - slow, back & slow))
       calibrated, shift = self.calibrated(name, TARGETS[target]), self.shifted(name, TARGETS[target])
-      files[name] = quantize(calibrated, TARGETS[target], [*self.last[name], *mine], shift)
+      files[name] = quantize(calibrated, TARGETS[target], [*self.last[name], *mine, *slower], shift)
       rest = [n for n in model.graph.node if n.op_type in NEVER]
       left[name] = {
         LAST: self.last[name],
         PRICE: mine,
+        SLOW: slower,
         "a product of attention or of coordinates": [n.name for n in rest],
       }
       left[name] = {why: nodes for why, nodes in left[name].items() if nodes}
@@ -132,7 +146,7 @@ def search(
   sources = graphs.sources(TARGETS[target])
   count = sum(len(net.layers) for net in graphs.nets.values())
   tried: list[tuple[Variant, Rung]] = []
-  back: Back = frozenset()
+  back = graphs.slow(target)
   cards: Cards = {}
   for n in range(RUNGS):
     rung = Rung(f"{len(back)} of {count} layers in float", back)

@@ -1,11 +1,12 @@
-"""Students of other projects by name, all of transformers' classes under Apache-2.0: what each is, as data. Nothing
-here imports torch."""
+"""Students of other projects by name: what each is, as data. Transformers' classes under Apache-2.0; and ultralytics'
+under AGPL-3.0, where the user has that package and accepts its license by name. Nothing here imports torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LICENSE = "Apache-2.0"  # of transformers' code of all of these
+LICENSE = "Apache-2.0"  # of transformers' code of all of its classes
+AGPL = "AGPL-3.0"  # of ultralytics' code and weights
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class Family:
   backbone: its published numbers, where they are not the class's own. side: of the square pictures that it sees by
   default; step: sides are multiples of it. masks: whether it makes them. features: whether it shows a
   map that a teacher's can be compared with. normalized: pictures by ImageNet's mean and deviation. dynamo:
-  which of torch's two ONNX exporters can write it."""
+  which of torch's two ONNX exporters can write it. package, license: whose code it is. like: the size of ours that is
+  most like it."""
 
   model_type: str
   kind: str
@@ -27,6 +29,15 @@ class Family:
   features: bool = True
   normalized: bool = False
   dynamo: bool = False
+  package: str = "transformers"
+  license: str = LICENSE
+  like: str = "nano"
+
+
+def yolo(name: str, like: str, masks: bool = False) -> Family:
+  """Of ultralytics' description of that name."""
+  kind, config = "SegmentationModel" if masks else "DetectionModel", {"yaml": f"{name}.yaml"}
+  return Family("yolov8", kind, "", config, {}, masks=masks, package="ultralytics", license=AGPL, like=like)
 
 
 # both D-FINEs have the smallest HGNetV2
@@ -129,11 +140,19 @@ FAMILIES: dict[str, Family] = {
     normalized=True,
     dynamo=True,
   ),
+  "yolov8n": yolo("yolov8n", "nano"),
+  "yolov8s": yolo("yolov8s", "small"),
+  "yolov8n-seg": yolo("yolov8n-seg", "nano", True),
+  "yolov8s-seg": yolo("yolov8s-seg", "small", True),
+  "fastsam-s": yolo("yolov8s-seg", "small", True),  # that network; what makes it FastSAM is its weights
 }
+OF_TRANSFORMERS = tuple(n for n, f in FAMILIES.items() if f.package == "transformers")
 
 
 def split_name(name: str) -> tuple[str, str]:
   """Of a family: task and size, as a StudentSpec has them."""
+  if FAMILIES[name].package == "ultralytics":
+    return name, ""
   task, _, size = name.rpartition("-")
   return task, size
 

@@ -109,18 +109,12 @@ class FamilyStudent(nn.Module):
 
   def __init__(self, spec: StudentSpec, pretrained: bool | str = False):
     super().__init__()
-    self.spec, self.name, self.task = spec, spec.name, spec.task
-    self.family = FAMILIES[spec.name]
-    if spec.input.kind != "rgb":
-      raise UserError(f"{spec.name} sees RGB pictures alone, no model frames; leave out --input model-frame")
-    if any(s % self.family.step for s in (spec.input.height, spec.input.width)):
-      raise UserError(f"{spec.name} sees pictures whose sides are multiples of {self.family.step}: --picture-size")
+    self.describe(spec)
     weights = Path(pretrained) if isinstance(pretrained, str) else None
     network = spec.network or describe_network(spec.name, len(spec.classes.boxes), spec.input.width, weights)
     self.net, anew = make_network(self.family, network, weights)
     if weights is not None:
       print(f"{spec.name}: starts from {weights}; {len(anew)} of its tensors are of other classes, and start anew")
-    self.hint = False  # whether its map comes out as 'features', too
     config = self.net.config
     strides = [config.backbone_config.patch_size] if "patch_size" in network else config.feat_strides
     if (cells := sum((spec.input.height // s) * (spec.input.width // s) for s in strides)) < config.num_queries:
@@ -129,6 +123,16 @@ class FamilyStudent(nn.Module):
         f"{cells} places alone; take a larger --picture-size"
       )
     self.size = Width(int(getattr(config, "encoder_hidden_dim", config.d_model)))
+
+  def describe(self, spec: StudentSpec) -> None:
+    """What it is and sees. Raises UserError for an input that it cannot have."""
+    self.spec, self.name, self.task = spec, spec.name, spec.task
+    self.family = FAMILIES[spec.name]
+    if spec.input.kind != "rgb":
+      raise UserError(f"{spec.name} sees RGB pictures alone, no model frames; leave out --input model-frame")
+    if any(s % self.family.step for s in (spec.input.height, spec.input.width)):
+      raise UserError(f"{spec.name} sees pictures whose sides are multiples of {self.family.step}: --picture-size")
+    self.hint = False  # whether its map comes out as 'features', too
     mean, std = (RGB_MEAN, RGB_STD) if self.family.normalized else ((0.0,) * 3, (1.0,) * 3)
     self.mean: Tensor
     self.std: Tensor

@@ -216,10 +216,14 @@ def build(what: str | StudentSpec, backbone: str | None = None, pretrained: bool
   (student.backbone.pretrained says whether), or from a file of them. Raises UserError on an unknown name, without timm,
   or over a task's parameter budget."""
   spec = spec_of(what) if isinstance(what, str) else what
-  if spec.name in FAMILIES:
+  if spec.name in FAMILIES:  # these stand for a Student wherever one is asked for
+    if FAMILIES[spec.name].package == "ultralytics":
+      from openpilot.tools.fair.students.yolo import YoloStudent
+
+      return cast(Any, YoloStudent(spec, pretrained))
     from openpilot.tools.fair.students.family import FamilyStudent
 
-    return cast(Any, FamilyStudent(spec, pretrained))  # it stands for a Student wherever one is asked for
+    return cast(Any, FamilyStudent(spec, pretrained))
   if spec.size not in SIZES:
     raise UserError(f"no size '{spec.size}' of students; there are {', '.join(SIZES)}")
   size = SIZES[spec.size]

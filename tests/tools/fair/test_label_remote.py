@@ -3,7 +3,6 @@ In obstore's memory where only what is asked matters; against moto's S3 server, 
 installed: pip install -e '.[scale]' 'moto[server]'."""
 
 import json
-import os
 import socket
 import threading
 import time
@@ -12,9 +11,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from test_label_claims import Mean, Small, contents, find
+import torch
+from label_fixture import write_store
+from test_label_claims import Mean, Small, contents
 from test_label_claims import route as small_route
 
+from openpilot.tools.fair.distillation.batch import Batches
+from openpilot.tools.fair.distillation.data import Clips
+from openpilot.tools.fair.evaluation.scenes import open_segments
 from openpilot.tools.fair.labels import browse, remote
 from openpilot.tools.fair.labels.claims import CLAIMS
 from openpilot.tools.fair.labels.dataset import LabelDataset
@@ -67,6 +71,13 @@ def objects(store):
   return {n: hashlib.sha256(bytes(obstore.get(store, n).bytes())).hexdigest() for n in names if n != INDEX}
 
 
+def fill(store, folder):
+  """As the first test shows a store to be."""
+  for path in folder.rglob("*"):
+    if path.is_file():
+      obstore.put(store, f"{path.relative_to(folder)}", path.read_bytes())
+
+
 def label_into(place, views):
   for teacher in (FrameTeacher(), Mean(), Small()):
     run_teacher(teacher, views, LabelStore(place, create=True), every=2, progress=False)
@@ -104,7 +115,8 @@ def test_the_objects_are_a_folders_files(route, local, memory, tmp_path):
 
 def test_readers_fetch_once(route, local, memory, tmp_path):
   store, counted = memory
-  label_into(URL, views_of(route))
+  fill(store, local)
+  LabelStore(URL, writes=True).finish()
   want = LabelDataset(local, ["frames/frame", "mean/mean", "counter/points"])
   for again in (False, True):
     counted.calls.clear()
@@ -127,9 +139,10 @@ def test_readers_fetch_once(route, local, memory, tmp_path):
   assert group.done() == {0} and "is not what was written" in next(group.problems())[1]
 
 
-def test_the_index_is_not_trusted(route, memory, capsys):
+def test_the_index_is_not_trusted(route, local, memory, capsys):
   store, counted = memory
-  label_into(URL, views_of(route))
+  fill(store, local)
+  LabelStore(URL, writes=True).finish()
   names = [g.name for g in LabelStore(URL).groups()]
   obstore.put(store, INDEX, json.dumps({"groups": [*names, "x--0/none-1"]}).encode())
   assert [g.name for g in LabelStore(URL).groups()] == names
@@ -243,7 +256,7 @@ def test_a_server_that_stumbles_changes_nothing(route, local, s3):
 
 @pytest.mark.parametrize("how", ["bucket", "read-only", "credentials"])
 def test_what_cannot_be_written_is_one_line(how, route, s3, monkeypatch, capsys):
-  from openpilot.tools.fair.labels import label
+  from openpilot.tools.fair.labels import label, loading
 
   url, says = (
     "s3://labels/x",
@@ -258,15 +271,30 @@ def test_what_cannot_be_written_is_one_line(how, route, s3, monkeypatch, capsys)
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setitem(remote.RETRIES, "max_retries", 1)
-  monkeypatch.setattr(label, "load_teachers", lambda args: [Mean()])
+  monkeypatch.setattr(loading, "load_teachers", lambda args: [Mean()])
   monkeypatch.setattr("sys.argv", ["label", str(route), "--teachers", "mean", "--focal", "110", "--output", url])
   assert cli(label.main)() == 2
   err = [x for x in capsys.readouterr().err.splitlines() if not x.startswith("warning: ")]
   assert len(err) == 1 and says[how] in err[0] and url in err[0], err
 
 
-def test_labels_lists_a_store_by_its_url(route, memory, monkeypatch, capsys):
-  label_into(URL, views_of(route))
+def test_labels_lists_a_store_by_its_url(local, memory, monkeypatch, capsys):
+  fill(memory[0], local)
   monkeypatch.setattr("sys.argv", ["labels", URL])
   assert cli(browse.main)() == 0
-  assert "mean" in capsys.readouterr().out and find(route) and os.environ["FAIR_CACHE"]
+  assert "mean" in capsys.readouterr().out
+
+
+def test_students_and_evaluation_read_it(memory, tmp_path):
+  """What they read is there before workers are forked, which cannot fetch."""
+  _, counted = memory
+  write_store(tmp_path / "s", n=70)
+  write_store(URL, n=70)
+  here, there = Clips(tmp_path / "s", ["segmentation", "depth"], 2), Clips(URL, ["segmentation", "depth"], 2)
+  counted.calls.clear()
+  assert len(here) == len(there) > 60
+  a, b = (Batches(c, 0, False)[(0, [0, len(here) - 1], False)] for c in (here, there))
+  assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in ("frame", "depth", "segmentation"))
+  assert not counted.calls
+  found = open_segments(remote.Path(URL), {"simulator"}, [])
+  assert [s.name for s in found] == [s.name for s in open_segments(tmp_path / "s", {"simulator"}, [])]

@@ -67,7 +67,7 @@ class Group:
 
   def _fetched(self, path: Path) -> Path:
     """Of a remote store's group a file, in the mirror if it is anywhere."""
-    if self.remote is not None and not path.exists():
+    if self.remote is not None and not path.exists() and self.remote.name(path) in self.there:
       self.remote.fetch(self.remote.name(path))
     return path
 
@@ -80,6 +80,7 @@ class Group:
   def _send(self, path: Path) -> Path:
     if self.remote is not None:
       self.remote.send(path)
+      self.there[self.remote.name(path)] = f"new {path.stat().st_size}"
     return path
 
   def _remove(self, path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import images_student_fixture
 import optimize_fixture
 from fair_bundle import lanes_graph, write_bundle, write_graphs
+from label_fixture import LABELS, write_store
 from openpilot.selfdrive.modeld.fair import cpu
 from openpilot.selfdrive.modeld.fair.bundle import Bundle, load_bundle, write_manifest
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
@@ -21,7 +22,9 @@ from openpilot.tools.fair.optimize.calibration import blocks, grid, record, spli
 from openpilot.tools.fair.optimize.judge import make_row, worst
 from openpilot.tools.fair.optimize.search import Graphs
 from openpilot.tools.fair.optimize.variants import Variant
+from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.sim.truth import MAP_H, MAP_W
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +220,17 @@ def test_bad_input_is_one_line(tmp_path, store, quick, change, match):
   with pytest.raises(UserError, match=match) as e:
     module.run(replace(options(bundle.path, store, tmp_path / "out"), **change))
   assert "\n" not in str(e.value) and not (tmp_path / "out" / "optimize.json").exists()
+
+
+def test_what_calibrates_is_of_the_same_classes(tmp_path, store, quick, monkeypatch):
+  monkeypatch.setattr(module, "record", None)  # nothing is computed before
+  bundle = optimize_fixture.write_conv(tmp_path / "conv")
+  other = [x for x in LABELS if x.name == "depth"]
+  other.append(Label("segmentation", "dense", "uint8", (MAP_H, MAP_W), "class", ("background", "moon", "sun", "road")))
+  write_store(tmp_path / "moon", routes=optimize_fixture.ROUTES[4:5], n=2, labels=other)
+  with pytest.raises(UserError, match="moon"):
+    module.run(options(bundle.path, store, tmp_path / "out", calibration=tmp_path / "moon"))
+  assert not (tmp_path / "out" / "optimize.json").exists()
 
 
 def test_a_graph_without_layers_and_one_that_takes_other_pictures(tmp_path, store, quick):

@@ -15,6 +15,7 @@ from openpilot.selfdrive.modeld.fair.bundle import Bundle, BundleError, given_or
 from openpilot.selfdrive.modeld.fair.cpu import targets
 from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.fair.evaluation.compared import Compared, classes_said, input_of, set_of
+from openpilot.tools.fair.evaluation.evaluate import check_tasks
 from openpilot.tools.fair.evaluation.groups import load_groups
 from openpilot.tools.fair.evaluation.scenes import Segment, check_label, open_segments
 from openpilot.tools.fair.optimize import formats, report
@@ -119,7 +120,8 @@ def store_of(args: Options, compared: Compared, oriented: bool) -> Path:
 
 
 def open_data(args: Options, bundle: Bundle) -> Data:
-  """Raises UserError where the data is of another picture or of other classes, or cannot be parted."""
+  """Raises UserError where the data, or what calibrates, is of another picture or of other classes, or cannot be
+  parted."""
   classes = set_of([bundle]) if args.classes is None else classes_said(args.classes)
   compared = Compared(classes, input_of([bundle]), args.ignore_classes)
   heads = {out.get("head") for g in bundle.graphs for out in g["outputs"]}
@@ -133,6 +135,7 @@ def open_data(args: Options, bundle: Bundle) -> Data:
     if truth is None:
       raise UserError(f"{store}: name who judges with --truth; there are {', '.join(sorted(there)) or 'no labels'}")
     found = check_label(segments, truth, store)
+    check_tasks([], found, [truth], replace(compared, left_out={}), store)  # the classes that both must know
     return (blocks(found) if all(s.sizes is not None for s in found) else found), truth
 
   segments, truth = opened(root)

@@ -16,7 +16,7 @@ from test_labels import FRAMES, Counter, command, contents, run, write_network
 from test_labels import route as written_route
 
 from openpilot.tools.fair.labels import claims as claims_module
-from openpilot.tools.fair.labels.claims import CLAIMS, EXPIRE, Claims
+from openpilot.tools.fair.labels.claims import CLAIMS, EXPIRE, Claims, Folder
 from openpilot.tools.fair.labels.labeling import FrameTeacher, job_numbers, run_teacher
 from openpilot.tools.fair.labels.passes import ALIKE, TRIES, Failures
 from openpilot.tools.fair.labels.sources.routes import find_views
@@ -68,7 +68,7 @@ def dead_process():
 
 
 def test_a_claim_has_one_owner_and_leaves_nothing(tmp_path):
-  mine, other = Claims(tmp_path / CLAIMS), Claims(tmp_path / CLAIMS)
+  mine, other = Claims(Folder(tmp_path)), Claims(Folder(tmp_path))
   claim = mine.take(GROUP)
   assert claim and mine.take(GROUP) is None and other.take(GROUP) is None and other.taken(GROUP)
   assert files(tmp_path) == [f"{CLAIMS}/{GROUP}.0"]
@@ -86,7 +86,7 @@ def test_of_many_one_gets_it(tmp_path, dead_process):
       path = tmp_path / CLAIMS / f"{GROUP}.0"
       path.parent.mkdir(parents=True, exist_ok=True)
       path.write_bytes(f"{claims_module.machine_id()} {dead_process} x 0\n".encode())
-    takers, got, start = [Claims(tmp_path / CLAIMS) for _ in range(4)], [], threading.Barrier(4)
+    takers, got, start = [Claims(Folder(tmp_path)) for _ in range(4)], [], threading.Barrier(4)
 
     def take(taker, got=got, start=start):
       start.wait()
@@ -106,7 +106,7 @@ def test_of_many_one_gets_it(tmp_path, dead_process):
 def test_a_claim_expires_by_the_clock_of_who_wants_it(tmp_path, monkeypatch):
   """Of another machine, whose processes cannot be asked for."""
   clock = Clock(monkeypatch)
-  owner, other = Claims(tmp_path / CLAIMS), Claims(tmp_path / CLAIMS)
+  owner, other = Claims(Folder(tmp_path)), Claims(Folder(tmp_path))
   owner.token = f"elsewhere 1 {'0' * 16}"
   claim = owner.take(GROUP)
   for _ in range(5):  # it lives: whoever looks now and then never gets it
@@ -130,7 +130,7 @@ def test_what_the_dead_left_is_swept_where_the_work_is_done(tmp_path):
   for name in ("a--0/x-1.0", "a--0/x-1.1", "a--1/x-1.0"):
     (tmp_path / CLAIMS / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / CLAIMS / name).write_bytes(b"elsewhere 1 x 0\n")
-  claims = Claims(tmp_path / CLAIMS)
+  claims = Claims(Folder(tmp_path))
   claims.sweep(lambda group: group == "a--0/x-1")
   assert files(tmp_path) == [f"{CLAIMS}/a--1/x-1.0"]
 

@@ -25,8 +25,8 @@ class Look:
   """Raises UserError where there is no label store, or a teacher has two sets of labels for one segment."""
 
   def __init__(self, root: str | Path):
-    self.root = Path(root)
     self.store = LabelStore(root)
+    self.root = self.store.root
     self.groups = self.store.groups()
     # segment -> teacher -> group
     self.segments = self.store.by_segment({g.teacher for g in self.groups}, self.groups)

@@ -95,7 +95,7 @@ def open_segments(
   frames, or other ones, one has two sets of them or of labels by one of `teachers`, or some are stale (labels/rules.py)
   and `stale` does not take them."""
   store = LabelStore(root)
-  by_segment, said = store.by_segment({"frames", *teachers}), read_origins(root)
+  by_segment, said = store.by_segment({"frames", *teachers}), read_origins(store.root)
   out = []
   for name, groups in sorted(by_segment.items()):
     if only not in (None, name) or "frames" not in groups or not groups["frames"].done():

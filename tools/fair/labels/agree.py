@@ -196,7 +196,7 @@ def main() -> None:
   classes, detectors = read_classes(args.classes), [n for n in args.boxes.replace(" ", "").split(",") if n]
   if len(detectors) < 2:
     raise UserError(f"--boxes {args.boxes}: two teachers at least, to agree on anything")
-  store, groups = LabelStore(args.labels), []
+  store, groups = LabelStore(args.labels, writes=True), []
   wanted = [args.roads, args.scenes, *detectors]
   for there in labeled_by_all(store, wanted, args.name):
     segment = Segment(there["frames"], there[args.roads], there[args.scenes], [there[d] for d in detectors])

@@ -15,10 +15,12 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import machine_id, process_runs
 
 CLAIMS = ".claims"  # folder in a store
@@ -30,10 +32,68 @@ def now() -> float:
   return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
+class Place(Protocol):
+  """Where claims are kept, by names in the store: a folder, or remote.Remote."""
+
+  def names(self, prefix: str) -> Iterable[str]: ...
+
+  def create(self, name: str, data: bytes) -> bool:
+    """False where it is there already."""
+
+  def read(self, name: str) -> bytes | None: ...
+
+  def rewrite(self, name: str, data: bytes) -> bool:
+    """False where it is not there any more."""
+
+  def remove(self, name: str) -> None: ...
+
+
+class Folder:
+  def __init__(self, root: Path):
+    self.root = root
+
+  def names(self, prefix: str) -> list[str]:
+    return [p.relative_to(self.root).as_posix() for p in (self.root / prefix).rglob("*") if p.is_file()]
+
+  def create(self, name: str, data: bytes) -> bool:
+    path = self.root / name
+    while True:
+      try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "xb") as f:
+          f.write(data)
+        return True
+      except FileExistsError:
+        return False
+      except FileNotFoundError:  # whoever released the last one here removed the folder
+        continue
+
+  def read(self, name: str) -> bytes | None:
+    try:
+      return (self.root / name).read_bytes()[:200]
+    except FileNotFoundError:
+      return None
+
+  def rewrite(self, name: str, data: bytes) -> bool:
+    try:
+      with open(self.root / name, "r+b") as f:
+        f.write(data)
+      return True
+    except FileNotFoundError:
+      return False
+
+  def remove(self, name: str) -> None:
+    path = self.root / name
+    path.unlink(missing_ok=True)
+    for p in (path.parent, path.parent.parent):
+      with contextlib.suppress(OSError):
+        p.rmdir()
+
+
 @dataclass
 class Claim:
   group: str  # <segment>/<teacher>-<key>
-  path: Path
+  name: str  # in the store
   beats: int = 0
   last: float = 0.0  # when it was rewritten
   lost: bool = False
@@ -42,35 +102,19 @@ class Claim:
 class Claims:
   """Of one store, as this process sees them. Safe for its threads."""
 
-  def __init__(self, root: Path):
-    self.root = root
+  def __init__(self, place: Place):
+    self.place = place
     self.token = f"{machine_id()} {os.getpid()} {secrets.token_hex(8)}"
-    self.held: dict[Path, Claim] = {}
-    self.seen: dict[Path, tuple[bytes, float]] = {}  # others': what they say, and since when
+    self.held: dict[str, Claim] = {}
+    self.seen: dict[str, tuple[bytes, float]] = {}  # others': what they say, and since when
     self.lock, self.wake = threading.RLock(), threading.Event()
     self.thread: threading.Thread | None = None
 
-  def _there(self, group: str) -> list[Path]:
+  def _there(self, group: str) -> list[str]:
     """All claims of a group, the one that counts last."""
-    place, numbered = self.root / group, []
-    with contextlib.suppress(FileNotFoundError):
-      for p in place.parent.iterdir():
-        name, _, number = p.name.rpartition(".")
-        if name == place.name and number.isdecimal():
-          numbered.append((int(number), p))
-    return [p for _, p in sorted(numbered)]
-
-  def _create(self, path: Path) -> bool:
-    while True:
-      try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "xb") as f:
-          f.write(self._says(0))
-        return True
-      except FileExistsError:
-        return False
-      except FileNotFoundError:  # whoever released the last one here removed the folder
-        continue
+    own = f"{CLAIMS}/{group}."
+    found = [n for n in self.place.names(f"{CLAIMS}/{group.partition('/')[0]}/") if n.startswith(own)]
+    return sorted((n for n in found if n[len(own) :].isdecimal()), key=lambda n: int(n[len(own) :]))
 
   def _says(self, beats: int) -> bytes:
     return f"{self.token} {beats:010d}\n".encode()
@@ -81,31 +125,29 @@ class Claims:
       there = self._there(group)
       if there and self._alive(there[-1]):
         return None
-      place = self.root / group
-      number = int(there[-1].name.rpartition(".")[2]) + 1 if there else 0
-      path = place.with_name(f"{place.name}.{number}")
-      if not self._create(path):
+      number = int(there[-1].rpartition(".")[2]) + 1 if there else 0
+      name = f"{CLAIMS}/{group}.{number}"
+      if not self.place.create(name, self._says(0)):
         return None
-      claim = self.held[path] = Claim(group, path, last=now())
+      claim = self.held[name] = Claim(group, name, last=now())
       if self.thread is None:
         self.thread = threading.Thread(target=self._beat_all, daemon=True)
         self.thread.start()
       return claim
 
-  def _alive(self, path: Path) -> bool:
-    if path in self.held:
+  def _alive(self, name: str) -> bool:
+    if name in self.held:
       return True
-    try:
-      said = path.read_bytes()[:200]
-    except FileNotFoundError:
+    said = self.place.read(name)
+    if said is None:
       return False
     machine, _, rest = said.decode(errors="replace").partition(" ")
     pid = rest.partition(" ")[0]
     if machine == machine_id() and pid.isdecimal() and not process_runs(int(pid)):
       return False
-    before = self.seen.get(path)
+    before = self.seen.get(name)
     if before is None or before[0] != said:
-      self.seen[path] = said, now()
+      self.seen[name] = said, now()
       return True
     return now() - before[1] < EXPIRE
 
@@ -123,20 +165,18 @@ class Claims:
 
   def _beat(self, claim: Claim) -> None:
     with self.lock:
-      if claim.lost or claim.path not in self.held:
+      if claim.lost or claim.name not in self.held:
         return
       try:
-        if self._there(claim.group)[-1:] != [claim.path] or not claim.path.read_bytes().startswith(self.token.encode()):
+        said = self.place.read(claim.name) if self._there(claim.group)[-1:] == [claim.name] else None
+        if said is None or not said.startswith(self.token.encode()):
           claim.lost = True
-          return
-        with open(claim.path, "r+b") as f:
-          f.write(self._says(claim.beats + 1))
-      except FileNotFoundError:
-        claim.lost = True
-      except OSError:  # if it lasts, the claim expires
+        elif self.place.rewrite(claim.name, self._says(claim.beats + 1)):
+          claim.beats, claim.last = claim.beats + 1, now()
+        else:
+          claim.lost = True
+      except (OSError, UserError):  # if it lasts, the claim expires
         return
-      else:
-        claim.beats, claim.last = claim.beats + 1, now()
 
   def _beat_all(self) -> None:
     while not self.wake.wait(BEAT):
@@ -150,24 +190,17 @@ class Claims:
 
   def release(self, claim: Claim) -> None:
     with self.lock:
-      if self.held.pop(claim.path, None) is None:
+      if self.held.pop(claim.name, None) is None:
         return
       there = self._there(claim.group)
       # the highest first: while it is there, no lower one is free
-      for path in reversed(there if there[-1:] == [claim.path] and not claim.lost else []):
-        path.unlink(missing_ok=True)
-        self.seen.pop(path, None)
-      self._remove_empty(claim.path.parent)
+      for name in reversed(there if there[-1:] == [claim.name] and not claim.lost else []):
+        self.place.remove(name)
+        self.seen.pop(name, None)
 
   def sweep(self, finished: Callable[[str], bool]) -> None:
     """Removes what killed processes left of groups that are finished."""
     with self.lock:
-      for path in sorted(self.root.glob("*/*.*"), reverse=True) if self.root.is_dir() else ():
-        if path not in self.held and finished(f"{path.parent.name}/{path.name.rpartition('.')[0]}"):
-          path.unlink(missing_ok=True)
-          self._remove_empty(path.parent)
-
-  def _remove_empty(self, folder: Path) -> None:
-    for p in (folder, self.root):
-      with contextlib.suppress(OSError):
-        p.rmdir()
+      for name in sorted(self.place.names(f"{CLAIMS}/"), reverse=True):
+        if name not in self.held and finished(name[len(CLAIMS) + 1 :].rpartition(".")[0]):
+          self.place.remove(name)

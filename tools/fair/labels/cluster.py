@@ -19,6 +19,7 @@ from openpilot.tools.fair.labels.jobs import Job, make_jobs
 from openpilot.tools.fair.labels.label_options import Options
 from openpilot.tools.fair.labels.loading import held_teachers, source_options
 from openpilot.tools.fair.labels.passes import Failures, reason_of
+from openpilot.tools.fair.labels.remote import folder_of, url_of
 from openpilot.tools.fair.labels.sources import find_pieces
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.labels.worker import Worker, say_stale
@@ -66,7 +67,7 @@ class Actor:
     try:
       if self.worker is None:
         load_plugins()
-        self.worker = Worker(held_teachers(self.args), LabelStore(self.args.output), self.args)
+        self.worker = Worker(held_teachers(self.args), LabelStore(self.args.output, writes=True), self.args)
     except UserError as e:
       wrong = printable(e)
     stateful = {} if self.worker is None else {n: t.stateful for n, t in self.worker.teachers.items()}
@@ -236,9 +237,8 @@ class RayPool:
 
 def placed(args: Options) -> Options:
   """The options with paths that mean the same on every node."""
-  changes: dict[str, Any] = {
-    n: getattr(args, n).absolute() for n in ("output", "data_dir", "images", "aim") if getattr(args, n)
-  }
+  given = {n: getattr(args, n) for n in ("output", "data_dir", "images", "aim")}
+  changes: dict[str, Any] = {n: p if url_of(p) else folder_of(p).absolute() for n, p in given.items() if p}
   for n in ("paths", "weights", "option"):
     changes[n] = tuple(absolute(t) for t in getattr(args, n))
   return replace(args, **changes, teachers=",".join(absolute(t) for t in args.teachers.split(",")))
@@ -255,7 +255,7 @@ def label_on(args: Options) -> int:
     jobs = make_jobs(pieces, pool.start().stateful)
     print(f"{len(jobs)} jobs, {pool.size()} workers", file=sys.stderr)
     outcome = Driver(pool, jobs).run()
-    store.claims.sweep(store.is_whole)
+    store.finish()
   finally:
     ray.shutdown()
   for name, rows in outcome.rows.items():

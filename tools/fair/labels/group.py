@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from openpilot.tools.fair.labels.encode import META, DenseEncoder, shard_name
 from openpilot.tools.fair.labels.meta import CHUNK, read_meta
+from openpilot.tools.fair.labels.remote import Remote
 from openpilot.tools.fair.labels.rules import stale_rules
 from openpilot.tools.fair.labels.stored import (
   check_columns,
@@ -39,8 +40,10 @@ def file_hash(path: Path) -> str:
 class Group:
   """One segment's labels by one teacher."""
 
-  def __init__(self, path: Path):
-    self.path = path
+  def __init__(self, path: Path, remote: Remote | None = None):
+    """path: its folder, of a remote store in its mirror."""
+    self.path, self.remote = path, remote
+    self.refresh()
     try:
       self.meta: dict[str, Any] = read_meta(path / "group.json")
       self.frames = read_table(path / "frames.parquet")
@@ -56,6 +59,34 @@ class Group:
     self.n: int = self.frames.num_rows
     self._arrays: dict[str, Any] = {}  # zarr.Array: what it types as the result of indexing is of no use
     self._encoders: dict[str, DenseEncoder] = {}
+
+  def refresh(self) -> None:
+    """What a remote store has of it now."""
+    if self.remote is not None:
+      self.there = self.remote.sync(self.name)
+
+  def _fetched(self, path: Path) -> Path:
+    """Of a remote store's group a file, in the mirror if it is anywhere."""
+    if self.remote is not None and not path.exists() and self.remote.name(path) in self.there:
+      self.remote.fetch(self.remote.name(path))
+    return path
+
+  def fetch(self) -> None:
+    """All that its chunks have, for processes that cannot fetch."""
+    if self.remote is not None:
+      files = {self.path / f for k in self.done() for f in self.commit(k)["files"]}
+      self.remote.fetch_all(self.remote.name(p) for p in files if not p.exists())
+
+  def _send(self, path: Path) -> Path:
+    if self.remote is not None:
+      self.remote.send(path)
+      self.there[self.remote.name(path)] = f"new {path.stat().st_size}"
+    return path
+
+  def _remove(self, path: Path) -> None:
+    if self.remote is not None:
+      self.remote.remove(self.remote.name(path))
+    path.unlink(missing_ok=True)
 
   @property
   def teacher(self) -> str:
@@ -143,6 +174,7 @@ class Group:
       made = self._encoders[label.name] = DenseEncoder(label, self.n, self.meta, folder)
       if not (folder / META).exists():
         write_bytes(folder / META, made.meta)
+        self._send(folder / META)
     return self._encoders[label.name]
 
   def write_chunk(self, k: int, labels: Labels, state: State | None = None, bad: list[int] | None = None) -> None:
@@ -157,22 +189,27 @@ class Group:
         if label.kind == "dense":
           made, shard = self._encoder(label).shard(k, rows, labels[label.name]), self.shard(label, k)
           if made is None:  # of nothing but the fill value
-            shard.unlink(missing_ok=True)
+            self._remove(shard)
           else:
             write_bytes(shard, made)
-            files.append(shard)
+            files.append(self._send(shard))
         else:
           path = self.path / label.name / f"{k:05d}.parquet"
           with atomic_path(path) as tmp:
             pq.write_table(self._table(labels[label.name], rows.start), tmp, compression="zstd")
-          files.append(path)
+          files.append(self._send(path))
       if state is not None:
         path = self.path / "chunks" / f"{k:05d}.npz"
         with atomic_path(path) as tmp:
           np.savez(tmp, **state)  # type: ignore[arg-type]
-        files.append(path)
+        files.append(self._send(path))
       commit = {"files": {str(f.relative_to(self.path)): file_hash(f) for f in files}, "bad": bad or []}
       write_bytes(self.commit_path(k), json.dumps(commit).encode())
+      self._send(self.commit_path(k))
+    if self.remote is not None:  # of a writer's mirror nobody reads the large files
+      for label in self.labels:
+        if label.kind == "dense":
+          self.shard(label, k).unlink(missing_ok=True)
     if state is not None:
       self.forget_states()
 
@@ -184,7 +221,8 @@ class Group:
       commit = self.commit(int(path.stem))
       if commit["files"].pop(str(path.relative_to(self.path)), None) is not None:
         write_bytes(self.commit_path(int(path.stem)), json.dumps(commit).encode())
-      path.unlink(missing_ok=True)
+        self._send(self.commit_path(int(path.stem)))
+      self._remove(path)
 
   def _table(self, table: dict[str, Any], first: int) -> pa.Table:
     rows = np.asarray(table["frame"], np.int64) + first
@@ -203,7 +241,7 @@ class Group:
       return read_arrays(path)
 
   def drop_chunk(self, k: int) -> None:
-    self.commit_path(k).unlink(missing_ok=True)
+    self._remove(self.commit_path(k))
 
   # *** reading ***
 
@@ -229,7 +267,7 @@ class Group:
     array, k = self.dense(name), first // CHUNK
     shard = self.shard(self.label(name), k)
     with damage_is_said(shard):
-      if shard.exists():
+      if self._fetched(shard).exists():
         ordinary(shard)
       elif str(shard.relative_to(self.path)) in self.commit(k)["files"]:
         raise FileNotFoundError("it is gone")  # Zarr would read zeros
@@ -247,7 +285,7 @@ class Group:
     for k in sorted(self.done()):
       path = self.path / name / f"{k:05d}.parquet"
       with damage_is_said(path):
-        parts.append(checked_table(read_table(path), self.rows(k), self.label(name)))
+        parts.append(checked_table(read_table(self._fetched(path)), self.rows(k), self.label(name)))
     if not parts:
       raise UserError(f"{self.path} holds no finished chunk yet; run the labeling command again")
     return pa.concat_tables(parts, promote_options="permissive")
@@ -255,7 +293,7 @@ class Group:
   def entry_count(self, name: str) -> int:
     """Rows of a table so far, over all frames."""
     paths = [self.path / name / f"{k:05d}.parquet" for k in self.done()]
-    return sum(pq.read_metadata(p).num_rows for p in paths if p.exists())
+    return sum(pq.read_metadata(p).num_rows for p in paths if self._fetched(p).exists())
 
   def problems(self) -> Iterator[tuple[int, str]]:
     """(chunk, what is wrong) of every finished chunk whose files are not what was written."""
@@ -266,7 +304,7 @@ class Group:
         yield k, f"{self.commit_path(k)} is damaged"
         continue
       for name, digest in files.items():
-        path = self.path / name
+        path = self._fetched(self.path / name)
         if not path.exists():
           yield k, f"{path} is gone"
         elif not path.is_file() or file_hash(path) != digest:
@@ -274,4 +312,7 @@ class Group:
 
   @property
   def size(self) -> int:
+    if self.remote is not None:
+      self.refresh()
+      return sum(int(x.rpartition(" ")[2]) for x in self.there.values())
     return sum(p.stat().st_size for p in self.path.rglob("*") if p.is_file())

@@ -47,7 +47,7 @@ def main() -> int:
     store, failures = LabelStore(args.output, create=True), Failures()
     keep_license(store, parts, args.license)
     groups = label_all(list(held.values()), found, store, args, failures)
-    store.claims.sweep(store.is_whole)
+    store.finish()
     say_stale(store, groups, args.prune)
     return failures.finish()
   jobs = make_jobs(find_pieces(list(args.paths), told, args.source), {n: t.stateful for n, t in held.items()})

@@ -145,7 +145,7 @@ def main() -> None:
   args = parse(Options, __doc__, "meters")
   if not args.far > 0:
     raise UserError(f"--far {args.far:g}: it is above 0")
-  store, report, groups = LabelStore(args.labels), Report(), []
+  store, report, groups = LabelStore(args.labels, writes=True), Report(), []
   name, wanted = args.name or f"{args.relative}-meters", [args.relative, args.by]
   for there in labeled_by_all(store, wanted, name):
     groups.append(write_segment(store, there["frames"], there[args.relative], there[args.by], name, args.far, report))

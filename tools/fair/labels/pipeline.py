@@ -43,6 +43,7 @@ class Work:
 
   def look(self, stateful: bool) -> None:
     """What the store lacks of it now."""
+    self.group.refresh()
     done = self.group.done()
     self.todo = set(range(self.group.chunk_count)) - done
     self.left = set(self.todo)

@@ -87,7 +87,7 @@ class Options:
 
 def main() -> None:
   args = parse(Options, __doc__, "plane")
-  classes, store, groups, guessed = read_classes(args.classes), LabelStore(args.labels), [], 0
+  classes, store, groups, guessed = read_classes(args.classes), LabelStore(args.labels, writes=True), [], 0
   for there in tqdm(store.by_segment({"frames", args.of}).values(), desc=args.name, unit="segment"):
     if args.of not in there or "frames" not in there:
       continue

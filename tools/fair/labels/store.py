@@ -17,17 +17,20 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
-from openpilot.tools.fair.labels.claims import CLAIMS, Claims
+from openpilot.tools.fair.labels.claims import Claims, Folder
 from openpilot.tools.fair.labels.encode import META, group_bytes
 from openpilot.tools.fair.labels.group import Group
 from openpilot.tools.fair.labels.meta import VERSION
+from openpilot.tools.fair.labels.remote import AT_ONCE, INDEX, Remote, folder_of, url_of
 from openpilot.tools.fair.labels.rules import check_stale
 from openpilot.tools.fair.labels.stored import disk_full_is_said
 from openpilot.tools.lib.encode_index import EncodeEntry
@@ -40,22 +43,33 @@ def key_of(meta: dict[str, Any]) -> str:
   return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:12]
 
 
+INFO, ORIGINS = "store.json", "sources.yaml"
+
+
 class LabelStore:
   """Raises UserError where DIR holds something else, or the labels of another version."""
 
-  def __init__(self, root: str | Path, create: bool = False):
-    self.root = Path(root)
-    info = self.root / "store.json"
+  def __init__(self, root: str | Path, create: bool = False, writes: bool = False):
+    """root: a folder, or a URL (remote.py). create: where it is not there. writes: labels will be put into it."""
+    url = url_of(root)
+    self.remote = None if url is None else Remote(url, create or writes)
+    self.place = str(root) if url is None else url  # for people
+    self.root = folder_of(root) if self.remote is None else self.remote.mirror
+    info = self.root / INFO
+    if self.remote is not None:
+      info.unlink(missing_ok=True)
+      self.remote.fetch_all((INFO, ORIGINS))
     if not info.exists():
       if not create:
-        make = f"`tools/op.sh label ROUTE --teachers ... {command('--out', self.root)}`"
-        raise UserError(f"no label store in {self.root}: store.json is missing; make one with {make}")
-      if self.root.exists() and any(self.root.iterdir()):
+        make = f"`tools/op.sh label ROUTE --teachers ... {command('--out', self.place)}`"
+        raise UserError(f"no label store in {self.place}: store.json is missing; make one with {make}")
+      if self.remote.folders() if self.remote is not None else self.root.exists() and any(self.root.iterdir()):
         raise UserError(
-          f"{self.root} holds other files and is no label store; choose an empty or a new folder for --out"
+          f"{self.place} holds other files and is no label store; choose an empty or a new folder for --out"
         )
       with disk_full_is_said(self.root):
         write_bytes(info, json.dumps({"version": VERSION}).encode())
+      self._send(info)
     try:
       version = read_json(info)["version"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -71,11 +85,30 @@ class LabelStore:
   @cached_property
   def claims(self) -> Claims:
     """Who fills which group, where several commands fill one store."""
-    return Claims(self.root / CLAIMS)
+    return Claims(Folder(self.root) if self.remote is None else self.remote)
+
+  def _send(self, path: Path) -> None:
+    if self.remote is not None:
+      self.remote.send(path)
+
+  def _paths(self, segment: str | None) -> list[Path]:
+    """Folders of all groups, or of a segment's."""
+    if self.remote is None:
+      own = "*" if segment is None else glob.escape(segment)  # its folder is called so, too
+      return [p.parent for p in sorted(self.root.glob(f"{own}/*/group.json"))]
+    found = self.remote.groups() if segment is None else self.remote.folders(f"{segment}/")
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+      list(pool.map(self.remote.sync, found))
+    return [self.root / g for g in sorted(found) if (self.root / g / "group.json").exists()]
+
+  def finish(self) -> None:
+    """What is left to do when all is labeled: nothing of a folder but what killed processes left."""
+    self.claims.sweep(self.is_whole)
+    if self.remote is not None:
+      self.remote.write_index()
 
   def groups(self, teacher: str | None = None, segment: str | None = None) -> list[Group]:
-    own = "*" if segment is None else glob.escape(segment)  # its folder is called so, too
-    found = [Group(p.parent) for p in sorted(self.root.glob(f"{own}/*/group.json"))]
+    found = [Group(p, self.remote) for p in self._paths(segment)]
     return [g for g in found if teacher in (None, g.teacher) and segment in (None, g.segment)]
 
   def by_segment(self, teachers: set[str], groups: list[Group] | None = None) -> dict[str, dict[str, Group]]:
@@ -95,6 +128,9 @@ class LabelStore:
           f"{there[g.teacher].path}"
         )
       there[g.teacher] = g
+    if self.remote is not None:  # what reads them may be forked, and cannot fetch
+      for g in tqdm([g for x in out.values() for t, g in x.items() if t in teachers], desc=self.place, unit="group"):
+        g.fetch()
     return out
 
   def check_stale(self, groups: Iterable[Group], allowed: bool) -> None:
@@ -115,6 +151,8 @@ class LabelStore:
       if name.startswith(".") or Path(name).name != name:
         raise UserError(f"'{name}' is no name of a segment or teacher, it would lead out of {self.root}; give another")
     path = self.root / meta["segment"] / f"{meta['teacher']['name']}-{key_of(meta)}"
+    if self.remote is not None:
+      self.remote.sync(f"{path.parent.name}/{path.name}")
     if not (path / "group.json").exists():
       with disk_full_is_said(self.root):
         columns = {
@@ -127,23 +165,27 @@ class LabelStore:
           pq.write_table(pa.table({**table, **{k: pa.array(v) for k, v in (more or {}).items()}}), tmp)
         title = f"labels of {meta['segment']} by {meta['teacher']['name']}"
         write_bytes(path / META, group_bytes(title, meta["teacher"]["licence"]))
+        if self.remote is not None:
+          self.remote.remove(INDEX)
+        for name in ("frames.parquet", META):
+          self._send(path / name)
         self._write(path / "group.json", meta, camera_height)
-    group = Group(path)
+    group = Group(path, self.remote)
     if camera_height is not None and group.camera_height != camera_height:
       self._write(path / "group.json", meta, camera_height)
-      return Group(path)
+      return Group(path, self.remote)
     return group
 
-  @staticmethod
-  def _write(path: Path, meta: dict[str, Any], camera_height: float | None) -> None:
+  def _write(self, path: Path, meta: dict[str, Any], camera_height: float | None) -> None:
     height = {} if camera_height is None else {"camera_height": camera_height}
     with disk_full_is_said(path.parent):
       write_json(path, {**meta, **height})
+    self._send(path)
 
   def is_whole(self, name: str) -> bool:
     """Whether nothing is left to do in a group; also where it is no group any more."""
     try:
-      group = Group(self.root / name)
+      group = Group(self.root / name, self.remote)
     except UserError:
       return True
     return len(group.done()) == group.chunk_count
@@ -156,5 +198,10 @@ class LabelStore:
     return [g for g in found if (g.segment, g.teacher) in named and g.path not in kept]
 
   def remove(self, group: Group) -> None:
+    if self.remote is not None:
+      self.remote.remove(INDEX)
+      first = f"{group.name}/group.json"
+      for name in (first, *(n for n in self.remote.names(f"{group.name}/") if n != first)):
+        self.remote.remove(name)
     (group.path / "group.json").unlink(missing_ok=True)  # from here on it is no group, whatever is left of it
     shutil.rmtree(group.path, ignore_errors=True)  # another command may be removing it, too

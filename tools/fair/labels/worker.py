@@ -174,5 +174,5 @@ def label_jobs(worker: Worker, jobs: Sequence[Job]) -> int:
     if rows[name] and not entries[name]:
       warn(f"teacher '{name}' says nothing of any of the {rows[name]} frames of this part: its tables are empty")
     print(f"{name:<22} {sum(j.teacher == name for j in jobs)} jobs, {rows[name]} frames")
-  worker.store.claims.sweep(worker.store.is_whole)
+  worker.store.finish()
   return worker.failures.finish()

@@ -64,7 +64,12 @@ def good(job):
 
 def drive(pool, jobs):
   said = []
-  return Driver(pool, jobs, said.append).run(), said
+  driver = Driver(pool, jobs, said.append)
+  assert driver.left().total() == sum(j.size for j in jobs)
+  try:
+    return driver.run(), said
+  finally:
+    assert driver.left().total() == sum(j.size for j in driver.waiting)
 
 
 def test_the_longest_come_first_and_each_worker_has_one():

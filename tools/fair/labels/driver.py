@@ -89,6 +89,9 @@ class Driver:
     """say: takes a line of progress, at most one in SAY seconds; None: stderr."""
     self.pool, self.total = pool, len(jobs)
     self.waiting = deque(sorted(jobs, key=lambda j: -j.size))  # stable: teachers in their order where sizes are one
+    self.todo: Counter[str] = Counter()  # teacher -> sizes of what waits: kept, since a million jobs take long to sum
+    for job in self.waiting:
+      self.todo[job.teacher] += job.size
     self.say = say or (lambda line: print(line, file=sys.stderr))
     self.running: dict[Any, Job] = {}
     self.tries: Counter[tuple[str, str]] = Counter()
@@ -104,6 +107,7 @@ class Driver:
         if not self.waiting:
           break
         self.running[worker] = job = self.waiting.popleft()
+        self.todo[job.teacher] -= job.size
         self.pool.give(worker, job)
       if not self.running and not self.pool.size():
         raise UserError(
@@ -143,6 +147,7 @@ class Driver:
         out.failed[t, p.name] = result.failed[p.name]
     if again:  # behind the others: by another worker, when what a dead one held is free
       self.waiting.append(job if is_still(again[0].part) else Job(t, tuple(again)))  # stills share batches
+      self.todo[t] += self.waiting[-1].size
     if good:
       self.streak[worker] = 0
     elif any(self.tries[t, name] == 1 for name in result.failed):  # what failed elsewhere says nothing of this worker
@@ -157,12 +162,11 @@ class Driver:
     if not out.pieces[t] and max(reasons.values(), default=0) >= ALIKE:
       self.say(f"{t}: {ALIKE} pieces failed alike and none succeeded; it is left out")
       self.waiting = deque(j for j in self.waiting if j.teacher != t)
+      self.todo[t] = 0
 
   def left(self) -> Counter[str]:
     """teacher -> sizes of what is not done; of what runs, half."""
-    out: Counter[str] = Counter()
-    for job in self.waiting:
-      out[job.teacher] += job.size
+    out = Counter(self.todo)
     for job in self.running.values():
       out[job.teacher] += job.size // 2
     return out

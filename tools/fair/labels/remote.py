@@ -29,7 +29,7 @@ URL = re.compile(r"(s3|gs):/+([^/].*)")  # a Path of a URL has one slash
 FILE_URL = re.compile(r"file:/+(.*)")
 INDEX, TAGS = ".index.json", ".tags.json"
 AT_ONCE = 16  # requests
-RETRIES: dict[str, Any] = {"max_retries": 8, "retry_timeout": timedelta(seconds=90)}
+RETRIES: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=90)}
 TIMEOUTS = {"timeout": "60s", "connect_timeout": "5s"}
 LIMIT = 1 << 32  # bytes of one object
 KNOWN = (  # words of an error, and what is said
@@ -77,7 +77,7 @@ def open_url(url: str) -> Any:
 
   ends = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3")
   plain = any(os.environ.get(k, "").startswith("http:") for k in ends)
-  options = {**TIMEOUTS, **({"allow_http": True} if plain else {})}
+  options: Any = {**TIMEOUTS, **({"allow_http": True} if plain else {})}
   return from_url(url, client_options=options, retry_config=RETRIES)
 
 

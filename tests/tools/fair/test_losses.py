@@ -278,6 +278,9 @@ def test_match(rng):
     c + rng.uniform(-s / 2, s / 2, c.shape) for (c, _), s in zip(looks, sizes, strict=True)
   ]  # up to half a cell beyond the outer places' middles
   visible, known = rng.random((2, 3, 6)).round(), rng.random((2, 3, 6)) < 0.8
+  visible[0, 0, :2], known[0, 0, :2] = 1, True
+  for (center, _), at, s in zip(looks, cells, sizes, strict=True):  # one inside and one outside, whatever is drawn
+    at[0, 0, :2] = center[0, 0, :2] + [[0, 0], [s / 2, 0]]
   expected, counted = 0.0, []
   for (center, logits), at, size in zip(looks, cells, sizes, strict=True):
     terms, where = [], np.zeros(known.shape, bool)

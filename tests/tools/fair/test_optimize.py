@@ -248,7 +248,9 @@ def test_labeled_pictures_are_parted_in_blocks(tmp_path):
   heat |= {"parameters": {"part": "heat"}, "classes": ["flurb", "zott"]}
   graph = {"name": "objects", "inputs": [], "outputs": [heat]}
   bundle = Bundle(tmp_path, {"name": "x", "view": "medmodel", "input": said, "graphs": [graph]}, "")
-  found = module.open_data(options(tmp_path, data, tmp_path / "out"), bundle)
+  with pytest.raises(UserError, match=r"'never seen' is no class of 'x'.*--ignore-classes"):
+    module.open_data(options(tmp_path, data, tmp_path / "out"), bundle)
+  found = module.open_data(options(tmp_path, data, tmp_path / "out", ignore_classes=True), bundle)
   assert found.truth == "labeled" and found.compared.names("boxes") == ("flurb", "zott")
   one, other = ([i for s in part for i in s.ids] for part in (found.parts.calibration, found.parts.judged))
   assert not set(one) & set(other) and len(one) == 4 and len(other) == 8

@@ -112,13 +112,15 @@ def test_views_of_finer_cameras_are_made_smaller(focal, shrunk):
   assert not is_shrunk({**meta, "camera": {**meta["camera"], "stream": "images"}})
 
 
-def test_what_is_wrong_with_some_segments_is_a_warning_and_with_all_an_error(monkeypatch, capsys):
+def test_what_is_wrong_with_some_segments_is_a_warning_and_with_all_an_error(tmp_path, monkeypatch, capsys):
   def one(s, camera, every, focal):
     if s.num in bad:
       raise UserError(f"{s.name} is odd")
     return s.name
 
-  segments = [Segment("a", n, Path("d"), {"fcamera": Path("x")} if n != 2 else {}) for n in (0, 1, 2, 1)]
+  video = tmp_path / "x"
+  video.touch()
+  segments = [Segment("a", n, Path("d"), {"fcamera": video} if n != 2 else {}) for n in (0, 1, 2, 1)]
   monkeypatch.setattr(routes, "Route", lambda name, data_dir: SimpleNamespace(segments=segments))
   monkeypatch.setattr(routes, "usable", lambda found, camera: (found, camera))
   monkeypatch.setattr(routes, "segment_view", one)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
@@ -44,14 +43,7 @@ class Learned:
 
   def calibrated(self, found: Calibrated) -> Calibrated:
     """With its ranges in place of what was found. Raises UserError where the graph has no such tensor."""
-    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
-
-    data: dict[str, Any] = dict(found.ranges.data)
-    if lacks := [t for t in self.ranges if t not in data]:
-      raise UserError(f"the graph has no tensor {lacks[0]}, whose range was learned; distill --qat again")
-    for tensor, (low, high) in self.ranges.items():
-      data[tensor] = TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
-    return Calibrated(found.model, TensorsData(CalibrationMethod.Percentile, data), found.symmetric)
+    return found.with_ranges(self.ranges)
 
   def join(self, manifest: dict[str, Any]) -> None:
     """Puts who taught it, and what it learned from, into a manifest as it is read."""

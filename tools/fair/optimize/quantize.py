@@ -167,6 +167,17 @@ class Calibrated:
   ranges: Any
   symmetric: bool
 
+  def with_ranges(self, of: Mapping[str, tuple[float, float]]) -> "Calibrated":
+    """With other ranges of some tensors: low, high. Raises UserError where the graph has no such tensor."""
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+
+    data: dict[str, Any] = dict(self.ranges.data)
+    if lacks := [t for t in of if t not in data]:
+      raise UserError(f"the graph has no tensor {lacks[0]}, whose range was learned; distill --qat again")
+    for tensor, (low, high) in of.items():
+      data[tensor] = TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
+    return Calibrated(self.model, TensorsData(CalibrationMethod.Percentile, data), self.symmetric)
+
 
 def calibrate(model: onnx.ModelProto, inputs: Sequence[dict[str, np.ndarray]], symmetric: bool = False) -> Calibrated:
   """inputs: of the graph, one dict a frame. Raises UserError where a tensor is not finite."""

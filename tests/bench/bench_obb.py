@@ -18,11 +18,13 @@ from typing import Any
 
 if not __package__:  # run as a file
   import from_root  # noqa: F401
+  from feature_teachers import WEIGHTS
+else:
+  from tests.bench.feature_teachers import WEIGHTS
 
 import cv2
 import numpy as np
 import torch
-from feature_teachers import WEIGHTS  # beside this file
 from PIL import Image
 
 from openpilot.selfdrive.modeld.fair.heads.oriented import corners, le90

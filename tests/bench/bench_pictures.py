@@ -45,6 +45,8 @@ TAUGHT = ("--teachers", TEACHER, "--untuned", "--alias", "person=pedestrian")
 MODELS = Path(__file__).resolve().parents[2] / "models"
 STREET = ("--size", "small", "--init", str(MODELS / "fair_unified_small"))  # which has seen people on streets
 EVERY = (*STREET, "--teachers", f"{TEACHER},xfeat", "--untuned", "--alias", "person=pedestrian")
+# every part of the loss, and each left out
+PARTED = {"all": EVERY, **{f"no-{part}": (*EVERY, f"--no-{part}") for part in PARTS}}
 # what is learned from, of each fold
 VARIANTS: dict[str, tuple[str, ...]] = {
   "labels": (),
@@ -53,8 +55,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
   "street": STREET,
   "street-teacher": (*STREET, *TAUGHT),
   "street-unlabeled": (*STREET, *TAUGHT),
-  "all": EVERY,
-  **{f"no-{part}": (*EVERY, f"--no-{part}") for part in PARTS},
+  **PARTED,
 }
 DRAWS = 200  # of the bootstrap over pictures
 SCORE = 0.3
@@ -107,7 +108,7 @@ def write_few(data: Path, images: Path, folds: int, count: int) -> None:
 
 def free(variant: str) -> bool:
   """Whether it learns from pictures without labels too."""
-  return variant.endswith("unlabeled") or VARIANTS[variant][: len(EVERY)] == EVERY
+  return variant.endswith("unlabeled") or variant in PARTED
 
 
 def train(fold: int, variant: str, args: argparse.Namespace) -> Path:

@@ -1,9 +1,15 @@
 """A small label store of made-up frames: a bright square that moves, its depth, class, box and tracked corners."""
 
+import contextlib
+import os
+import signal
+
 import numpy as np
+import pytest
 import torch
 
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, pack_rgb
+from openpilot.tools.fair.distillation.trainer import Run
 from openpilot.tools.fair.labels.rules import rules_of
 from openpilot.tools.fair.labels.meta import CHUNK, VERSION
 from openpilot.tools.fair.labels.store import LabelStore
@@ -135,3 +141,18 @@ def same_in_pieces(teacher, rgb, sizes, whole, last, folder):
   for k, v in whole.items():
     assert [x for p in parts for x in p[k]] == list(v), k
   assert sorted(state) == sorted(last) and all(np.array_equal(state[k], last[k]) for k in last)
+
+
+@contextlib.contextmanager
+def interrupted(step):
+  """Ctrl-C at the end of that step of the run within, which ends by it."""
+  real = Run.update_ema
+
+  def stop(self):
+    real(self)
+    if self.step == step:
+      os.kill(os.getpid(), signal.SIGINT)
+
+  with pytest.MonkeyPatch.context() as m, pytest.raises(KeyboardInterrupt):
+    m.setattr(Run, "update_ema", stop)
+    yield

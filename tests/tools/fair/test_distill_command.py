@@ -2,14 +2,12 @@
 and one at a time is in a folder."""
 
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from label_fixture import same, write_store
+from label_fixture import interrupted, same, write_store
 
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation import distill
@@ -147,17 +145,9 @@ def test_a_runs_folder_starts_it_again_and_goes_on(labels, tmp_path, monkeypatch
   argv(monkeypatch, labels.name, run, "--seed", 7, "--weight", "depth=2", "--no-augment")
   distill.main()
   monkeypatch.chdir(tmp_path)
-  real = Run.update_ema
-
-  def stop(self):
-    real(self)
-    os.kill(os.getpid(), signal.SIGINT)
-
   monkeypatch.setattr(sys, "argv", ["distill", "--config", str(run), "--output", str(other)])
-  with monkeypatch.context() as m:
-    m.setattr(Run, "update_ema", stop)
-    with pytest.raises(KeyboardInterrupt):
-      distill.main()
+  with interrupted(1):
+    distill.main()
   monkeypatch.setattr(sys, "argv", ["distill", "--config", str(other)])
   with pytest.raises(UserError, match="holds a run at step 1 of 2; add --resume"):
     distill.main()
@@ -177,17 +167,8 @@ def test_resume_compares_and_says_what_changed(labels, tmp_path, monkeypatch, ca
   argv(monkeypatch, root, first, "--seed", 5)
   distill.main()
   argv(monkeypatch, root, out, "--init", first, "--steps", 4)
-  real = Run.update_ema
-
-  def stop(self):
-    real(self)
-    if self.step == 3:
-      os.kill(os.getpid(), signal.SIGINT)
-
-  with monkeypatch.context() as m:
-    m.setattr(Run, "update_ema", stop)
-    with pytest.raises(KeyboardInterrupt):
-      distill.main()
+  with interrupted(3):
+    distill.main()
   argv(monkeypatch, root, out, "--init", first, "--steps", 4, "--resume", "--overfit", 2)
   with pytest.raises(UserError, match="overfit 0 then, 2 now"):
     distill.main()

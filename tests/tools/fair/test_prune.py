@@ -2,15 +2,13 @@
 and what it refuses."""
 
 import json
-import os
 import shutil
-import signal
 import sys
 
 import numpy as np
 import pytest
 import torch
-from label_fixture import LABELS, same, write_store
+from label_fixture import LABELS, interrupted, same, write_store
 from student_inputs import assert_close
 
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
@@ -98,17 +96,8 @@ def test_it_is_distilled_on_and_resumed_when_what_it_started_from_is_gone(store,
   assert "depth-nano, pruned:" in said and "start anew" not in said
   student, config, _ = export.load_student(tmp_path / "on")
   assert on["config"]["widths"] == config.widths and macs(student) == pruned[1]["macs"][1]
-  real = distill.Run.update_ema
-
-  def stop(self):
-    real(self)
-    if self.step == 1:
-      os.kill(os.getpid(), signal.SIGINT)
-
-  with monkeypatch.context() as m:
-    m.setattr(distill.Run, "update_ema", stop)
-    with pytest.raises(KeyboardInterrupt):
-      distilled(store, tmp_path / "broken", "--init", tmp_path / "gone", *COMMON)
+  with interrupted(1):
+    distilled(store, tmp_path / "broken", "--init", tmp_path / "gone", *COMMON)
   shutil.rmtree(tmp_path / "gone")
   again = distilled(store, tmp_path / "broken", "--init", tmp_path / "gone", *COMMON, "--resume")
   assert same({k: on[k] for k in ("model", "ema", "optimizer")}, {k: again[k] for k in ("model", "ema", "optimizer")})

@@ -2,8 +2,6 @@
 the graph that PTQ makes; the commands."""
 
 import json
-import os
-import signal
 import sys
 
 import numpy as np
@@ -11,7 +9,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from label_fixture import same, write_store
+from label_fixture import interrupted, same, write_store
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
@@ -23,7 +21,6 @@ from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.options import Options, target_of
 from openpilot.tools.fair.optimize import optimize
-from openpilot.tools.fair.optimize.learned import Learned
 from openpilot.tools.fair.optimize.qat import inputs_with, make_plan, told_apart
 from openpilot.tools.fair.optimize.quantize import TARGETS, Target, calibrate, last_layers, prepare, quantize
 from openpilot.tools.fair.optimize.sensitivity import rounded
@@ -246,7 +243,7 @@ def test_the_graph_computes_what_the_rounded_student_does(name, backbone, target
   rounding.observe({k: (float(a) * 0.8, float(b) * 0.9) for k, (a, b) in seen.items()})
   low, high = (x.detach().tolist() for x in rounding.now())
   ranges = {t: (low[rounding.ranges.index(n)], high[rounding.ranges.index(n)]) for t, n in plan.tensors.items()}
-  taught = Learned("", 1, name, model, ranges, [], "").calibrated(found)
+  taught = found.with_ranges(ranges)
   want = graph_values(taught, target, inputs)
   by_call = {place: want[t] for t, places in plan.made.items() for place in places}
   worst = {}
@@ -290,17 +287,8 @@ def test_it_is_learned_resumed_and_made_a_variant(tmp_path, monkeypatch, capsys)
   before = load_checkpoint(tmp_path / "float" / "best.pt")
   args = ["--init", tmp_path / "float", "--qat", "--steps", 2, "--lr", "0.0005"]
   whole = teach(tmp_path / "s", tmp_path / "whole", *args)
-  real = distill.Run.update_ema
-
-  def stop(self):
-    real(self)
-    if self.step == 1:
-      os.kill(os.getpid(), signal.SIGINT)
-
-  with monkeypatch.context() as m:
-    m.setattr(distill.Run, "update_ema", stop)
-    with pytest.raises(KeyboardInterrupt):
-      teach(tmp_path / "s", tmp_path / "parts", *args)
+  with interrupted(1):
+    teach(tmp_path / "s", tmp_path / "parts", *args)
   again = teach(tmp_path / "s", tmp_path / "parts", *args, "--resume")
   assert (
     same(again["model"], whole["model"]) and same(again["ema"], whole["ema"]) and again["ranges"] == whole["ranges"]

@@ -266,7 +266,8 @@ def target_of(args: Options) -> str:
   if name not in TARGETS:
     raise UserError(f"--qat {name}: no such target; there are {', '.join(TARGETS)}")
   if args.student in FAMILIES:
-    raise UserError(f"--qat: {args.student} is of transformers, and only our own students learn in 8 bits")
+    package = FAMILIES[args.student].package
+    raise UserError(f"--qat: {args.student} is of {package}, and only our own students learn in 8 bits")
   if not args.init and not args.resume:
     raise UserError("--qat: it goes on from a student that has learned in float; name it with --init")
   if args.precision not in (None, "no"):

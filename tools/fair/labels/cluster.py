@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from openpilot.tools.fair.labels.driver import Driver, Result
@@ -24,6 +23,7 @@ from openpilot.tools.fair.labels.sources import find_pieces
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.labels.worker import Worker, say_stale
 from openpilot.tools.fair.teacher import weight_dirs
+from openpilot.tools.lib import python
 from openpilot.tools.lib.errors import UserError, load_plugins, printable, warn
 from openpilot.tools.lib.options import absolute
 
@@ -111,11 +111,8 @@ def check_address(address: str) -> None:
 def connect(address: str, workers: int | None) -> Any:
   """-> ray. Raises UserError where there is no cluster, or one of other versions."""
   ray = load_ray()
-  root = str(Path(__file__).resolve().parents[3])
   own = {
-    "PYTHONPATH": os.pathsep.join(
-      dict.fromkeys([root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
-    ),
+    "PYTHONPATH": python.environment()["PYTHONPATH"],
     "FAIR_WEIGHTS": os.pathsep.join(str(p.absolute()) for p in weight_dirs()),
     **{k: v for k, v in os.environ.items() if k in ("FAIR_PLUGINS", "FAIR_ORT_THREADS", "OMP_NUM_THREADS")},
   }

@@ -13,7 +13,7 @@ from openpilot.selfdrive.modeld.fair.bundle import Bundle
 from openpilot.tools.fair.bundle.export import load_student, read_environment
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.optimize.qat import make_plan, outputs_of
-from openpilot.tools.fair.optimize.quantize import TARGETS, Calibrated, Target, prepare
+from openpilot.tools.fair.optimize.quantize import TARGETS, Target, prepare
 from openpilot.tools.fair.students.onnx_export import export_onnx
 from openpilot.tools.fair.teacher import check_license, license_of
 from openpilot.tools.lib.errors import UserError
@@ -40,10 +40,6 @@ class Learned:
   def fits(self, target: Target) -> bool:
     own = TARGETS[self.target]
     return (own.symmetric, own.limit, own.whole) == (target.symmetric, target.limit, target.whole)
-
-  def calibrated(self, found: Calibrated) -> Calibrated:
-    """With its ranges in place of what was found. Raises UserError where the graph has no such tensor."""
-    return found.with_ranges(self.ranges)
 
   def join(self, manifest: dict[str, Any]) -> None:
     """Puts who taught it, and what it learned from, into a manifest as it is read."""

@@ -12,7 +12,7 @@ from openpilot.selfdrive.modeld.fair.bundle import Bundle
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.scenes import Segment
 from openpilot.tools.fair.optimize.bias import shifts
-from openpilot.tools.fair.optimize.choose import Back, Found, Net, more_float, not_worth
+from openpilot.tools.fair.optimize.choose import Back, Found, Net, mine, more_float, not_worth
 from openpilot.tools.fair.optimize.learned import Learned
 from openpilot.tools.fair.optimize.judge import FLOAT, Cards, Row, judge, worst
 from openpilot.tools.fair.optimize.quantize import (
@@ -85,7 +85,7 @@ class Graphs:
     key = name, target.symmetric
     if key not in self.ranges:
       found = calibrate(self.models[name], self.inputs[name], target.symmetric)
-      self.ranges[key] = found if self.learned is None else self.learned.calibrated(found)
+      self.ranges[key] = found if self.learned is None else found.with_ranges(self.learned.ranges)
     return self.ranges[key]
 
   def shifted(self, name: str, target: Target) -> dict[str, np.ndarray]:
@@ -117,13 +117,13 @@ class Graphs:
     files, left = {}, {}
     slow = self.slow(target)
     for name, model in self.models.items():
-      mine, slower = (sorted(layer for graph, layer in x if graph == name) for x in (back - slow, back & slow))
+      costly, slower = (sorted(mine(x, name)) for x in (back - slow, back & slow))
       calibrated, shift = self.calibrated(name, TARGETS[target]), self.shifted(name, TARGETS[target])
-      files[name] = quantize(calibrated, TARGETS[target], [*self.last[name], *mine, *slower], shift)
+      files[name] = quantize(calibrated, TARGETS[target], [*self.last[name], *costly, *slower], shift)
       rest = [n for n in model.graph.node if n.op_type in NEVER]
       left[name] = {
         LAST: self.last[name],
-        PRICE: mine,
+        PRICE: costly,
         SLOW: slower,
         "a product of attention or of coordinates": [n.name for n in rest],
       }

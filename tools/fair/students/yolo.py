@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from openpilot.tools.fair.spec import StudentSpec
 from openpilot.tools.fair.students.families import Width
-from openpilot.tools.fair.students.family import OF_CLASSES, FamilyStudent
+from openpilot.tools.fair.students.family import FamilyStudent
 from openpilot.tools.lib.errors import UserError, printable
 
 QUERIES = 100  # places that come out, of all the best ones
@@ -85,7 +85,7 @@ class YoloStudent(FamilyStudent):
   def start_from(self, path: Path) -> None:
     own, there = self.net.state_dict(), read_weights(path)
     anew = [k for k, v in own.items() if k not in there or there[k].shape != v.shape]
-    wrong = [k for k in anew if f".{CLASSES}." not in k and not any(w in k for w in OF_CLASSES)]
+    wrong = [k for k in anew if f".{CLASSES}." not in k]
     if wrong:
       raise UserError(
         f"--pretrained {path} lacks {len(wrong)} of the weights of {self.name}, or has them of another shape "

@@ -4,8 +4,6 @@ import contextlib
 import json
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ import transformers
 import yaml
 from detr_models import options, save_backbone, write_yolo
 from PIL import Image
+from torchrun import torchrun
 from transformers import TrainerState
 
 from openpilot.tools.fair.detr.backbone import load_backbone
@@ -177,10 +176,7 @@ def test_two_processes_make_one_detector(trained):
   out = folder / "two"
   o = options(folder, output=out, backbone=str(folder / "dinov3-small"), batch_size=1)
   words = shlex.split(command_line(o))
-  run_ = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-  done = subprocess.run(
-    [*run_, "openpilot.tools.fair.images.train_detr", *words], capture_output=True, text=True, timeout=500
-  )
+  done = torchrun(2, "-m", "openpilot.tools.fair.images.train_detr", *words, timeout=500)
   assert done.returncode == 0, done.stderr[-2000:]
   assert done.stdout.count("wrote        ") == 1
   said, told = read_detr(out), json.loads((out / "evaluation.json").read_text())

@@ -18,7 +18,7 @@ from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.losses import wide
 from openpilot.tools.fair.distillation.trained import Trained, trained_on
 from openpilot.tools.fair.spec import InputSpec, StudentSpec
-from openpilot.tools.fair.students.onnx_import import classes_of, student_of
+from openpilot.tools.fair.students.onnx_import import classes_of, is_per_height, student_of, teachers_of
 from openpilot.tools.fair.students.student import Student, build
 from openpilot.tools.fair.tasks import TASKS
 from openpilot.tools.lib.errors import UserError
@@ -167,12 +167,10 @@ def open_teacher(path: Path, config: Config) -> tuple[Student, list[dict[str, st
     graph = bundle.graphs[0]
     student, _ = student_of(bundle, graph)
     names, picture = classes_of(graph), InputSpec.from_dict(bundle.manifest.get("input"))
-    per_height = any(o.get("parameters", {}).get("per_height", False) for o in graph["outputs"])
+    per_height = is_per_height(graph)
     outputs = [o["name"] for o in graph["outputs"]]
     tasks = [t for t in TASKS if TASKS[t].outputs and any(o.startswith(TASKS[t].outputs) for o in outputs)]
-    said = bundle.manifest["provenance"]["teachers"]
-    teachers = [{("licence" if k == "license" else k): v for k, v in t.items()} for t in said]
-    trained = trained_on({}, path)
+    teachers, trained = teachers_of(bundle), trained_on({}, path)
   else:
     student, its, state = load_student(path)
     names, picture = {"maps": list(its.classes.maps), "boxes": list(its.classes.boxes)}, its.input

@@ -4,6 +4,7 @@ the command."""
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +12,16 @@ import torch
 from label_fixture import interrupted, same, write_store
 from scipy.special import expit, rel_entr, softmax
 
+from openpilot.selfdrive.modeld.fair.bundle import load_bundle
+from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.tools.fair.bundle import export
 from openpilot.tools.fair.bundle.card import card
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.options import Options, float_teacher
-from openpilot.tools.fair.distillation.self_taught import Teacher, check_alike, check_known, difference
-from openpilot.tools.fair.spec import Class, ClassSet
+from openpilot.tools.fair.distillation.self_taught import Teacher, check_alike, check_known, difference, open_teacher
+from openpilot.tools.fair.spec import Class, ClassSet, InputSpec
 from openpilot.tools.fair.students.fake_quant import Rounding
 from openpilot.tools.fair.students.student import build, spec_of
 from openpilot.tools.learn.checkpoint import load_checkpoint
@@ -155,6 +158,41 @@ def test_a_teacher_is_of_its_student_s_form(student):
   other = build(spec_of("objects-nano", classes=two))
   with pytest.raises(UserError, match=r"objects_heat of unified-nano is \(1, 3, 32, 64\), and \(1, 2, 32, 64\) of obj"):
     check_alike(Teacher(student, ["objects"]), other)
+
+
+SHIPPED = Path(__file__).resolve().parents[3] / "models"
+
+
+@pytest.mark.parametrize(
+  "bundle, more, says",
+  [
+    ("depth", {"tasks": ["depth", "lanes"]}, "it has not learned lanes; name with --tasks"),
+    ("depth", {"input": InputSpec(view="sbigmodel")}, "it sees .*medmodel.*, and .*sbigmodel.* is learned on"),
+    ("depth", {"per_height": False}, "its depth is in heights of the camera"),
+    (
+      "objects",
+      {"tasks": ["objects"]},
+      "it tells the boxes vehicle, person, two-wheeler apart, not those of --classes",
+    ),
+  ],
+)
+def test_a_bundle_that_says_something_else(bundle, more, says):
+  config = replace(Config(f"{bundle}-small", ["depth"]), **more)
+  with pytest.raises(UserError, match=says):
+    open_teacher(SHIPPED / f"fair_{bundle}_small", config)
+
+
+@pytest.mark.slow
+def test_a_bundle_teaches(rng):
+  bundle = load_bundle(SHIPPED / "fair_depth_small")
+  config = Config("depth-small", ["depth"], backbone=bundle.manifest["backbone"])
+  student, teachers, trained = open_teacher(bundle.path, config)
+  frame = rng.integers(0, 256, (1, 6, 128, 256), dtype=np.uint8)
+  want = OnnxRunner(bundle, bundle.graphs[0]).run({"frame": frame})["depth"]
+  out = Teacher.of_state(Teacher(student, ["depth"]).state(), ["depth"], ()).student.encode(torch.from_numpy(frame))[0]
+  assert np.abs(out["depth"].numpy() - want).max() < 1e-3 * np.abs(want).max()
+  assert len(teachers) == len(bundle.manifest["provenance"]["teachers"]) and "licence" in teachers[0]
+  assert trained["unknown"] == ["fair_depth_small"]
 
 
 # *** the command ***

@@ -327,6 +327,9 @@ def start(
     return run, {}
   print(f"warm start from step {before['step']}" + (f"; {len(missing)} tensors start anew" if missing else ""))
   was = run.evaluate()
+  if config.self_taught and was:
+    run.best = was["total"]  # one that is further from its teacher than that is no use
+    run.save(run.BEST)
   with open(args.output / "log.jsonl", "a") as f:
     f.write(json.dumps({"step": 0, "before": was}) + "\n")
   return run, was

@@ -46,8 +46,7 @@ def chances(logits: Tensor, want: Tensor) -> Tensor:
 
 def classes(logits: Tensor, want: Tensor) -> Tensor:
   """(B, C, H, W) logits -> the same divergence of distributions over C classes, mean over pixels: scalar."""
-  said = (F.log_softmax(x, 1) for x in (logits, want))
-  return F.kl_div(*said, reduction="none", log_target=True).sum(1).mean()
+  return F.kl_div(F.log_softmax(logits, 1), F.log_softmax(want, 1), reduction="none", log_target=True).sum(1).mean()
 
 
 def values(x: Tensor, want: Tensor, weight: Tensor) -> Tensor:
@@ -162,19 +161,17 @@ def open_teacher(path: Path, config: Config) -> tuple[Student, list[dict[str, st
   from openpilot.tools.fair.bundle.export import load_student
 
   where = f"--self-taught {path}"
-  if (path / "manifest.json").exists():
-    bundle = load_bundle(path)
-    graph = bundle.graphs[0]
-    student, _ = student_of(bundle, graph)
-    names, picture = classes_of(graph), InputSpec.from_dict(bundle.manifest.get("input"))
-    per_height = is_per_height(graph)
-    outputs = [o["name"] for o in graph["outputs"]]
-    tasks = [t for t in TASKS if TASKS[t].outputs and any(o.startswith(TASKS[t].outputs) for o in outputs)]
-    teachers, trained = teachers_of(bundle), trained_on({}, path)
-  else:
+  bundle = load_bundle(path) if (path / "manifest.json").exists() else None
+  if bundle is None:
     student, its, state = load_student(path)
     names, picture = {"maps": list(its.classes.maps), "boxes": list(its.classes.boxes)}, its.input
     per_height, tasks, teachers, trained = its.per_height, its.tasks, state["provenance"], trained_on(state, path)
+  else:
+    graph = bundle.graphs[0]
+    outputs = [o["name"] for o in graph["outputs"]]
+    tasks = [t for t in TASKS if TASKS[t].outputs and any(o.startswith(TASKS[t].outputs) for o in outputs)]
+    names, picture = classes_of(graph), InputSpec.from_dict(bundle.manifest.get("input"))
+    per_height, teachers, trained = is_per_height(graph), teachers_of(bundle), trained_on({}, path)
   if lacks := [t for t in config.tasks if t not in tasks]:
     raise UserError(f"{where}: it has not learned {', '.join(lacks)}; name with --tasks what it teaches")
   if picture != config.input:
@@ -183,5 +180,6 @@ def open_teacher(path: Path, config: Config) -> tuple[Student, list[dict[str, st
     if any(TASKS[t].kind == kind for t in config.tasks) and own != list(getattr(config.classes, kind)):
       raise UserError(f"{where}: it tells the {kind} {', '.join(own)} apart, not those of --classes")
   if "depth" in config.tasks and per_height != config.per_height:
-    raise UserError(f"{where}: its depth is in {'heights of the camera' if per_height else 'meters'}; see --per-height")
-  return student, teachers, trained
+    what = "heights of the camera" if per_height else "meters"
+    raise UserError(f"{where}: its depth is in {what}, and that is not learned here; see --no-per-height")
+  return student if bundle is None else student_of(bundle, graph)[0], teachers, trained

@@ -209,7 +209,7 @@ class Run(Loop):
 
   def be_taught(self, teacher: Teacher) -> None:
     """By a float student, from now on."""
-    teacher.student.to(self.accelerator.device, memory_format=torch.channels_last)
+    teacher.student.to(self.accelerator.device).to(memory_format=torch.channels_last)
     for model in (self.distiller, self.ema):
       model.teacher, model.student.maps_too = teacher, True
 

@@ -114,9 +114,9 @@ def free(variant: str) -> bool:
   return variant.endswith(("unlabeled", FIRST)) or variant in PARTED
 
 
-def write_persons(folder: Path, to: Path) -> Path:
+def write_persons(folder: Path, pictures: Path, to: Path) -> Path:
   """COCO128's persons as pedestrians, a COCO JSON: what the student of pictures without labels is judged by."""
-  found = open_dataset(folder)
+  found = open_dataset(folder, pictures)
   which = {c["id"] for c in found.categories if c["name"] == "person"}
   rows = [{**a, "category_id": 1} for a in found.annotations if a["category_id"] in which]
   images = [i for i in found.images if i["id"] in {a["image_id"] for a in rows}]
@@ -128,11 +128,12 @@ def train_first(args: argparse.Namespace) -> Path:
   """RTMDet alone teaches, on the pictures without labels, which are varied in scale: its pedestrians are small. No
   picture of the folds is seen. -> the student's folder."""
   out, persons = args.output / FIRST, args.data / "coco128/instance_segmentation"
+  pictures = args.data / "coco128/object_detection/images/train2017"
   data, recipe = args.output / "persons.json", args.output / "varying.yaml"
   if (out / "done").exists():
     return out
   write_json(recipe, {"characteristics": {"distance": ["varying"]}, "intensity": "medium"})
-  options = ["--data", write_persons(persons, data), "--images", persons, "--unlabeled", args.unlabeled]
+  options = ["--data", write_persons(persons, pictures, data), "--images", pictures, "--unlabeled", args.unlabeled]
   options += ["--unlabeled-share", 1, "--student", f"objects-{args.size}", "--augment", recipe, "--no-export"]
   learn(out, args, args.first_steps, [*options, *STREET, *TAUGHT], f"{FIRST}, {args.first_steps} steps")
   (out / "done").touch()

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from openpilot.tools.sim.narrow import SPEED, narrow_road, narrow_scenery, parked
+
 TABLE_STEP = 0.5  # meters of x between entries of the centerline table
 TABLE_REACH = 260.0  # meters ahead
 BEHIND, AHEAD = 40.0, 200.0  # traffic lives in this window around the ego
@@ -16,6 +18,7 @@ VEHICLE, PEDESTRIAN = 3, 4  # as render.CLASSES
 PLAIN, BODY, CABIN, WHEEL, FOLIAGE, BUILDING = range(6)
 TIMES = ("day", "dusk", "night")
 WEATHERS = ("clear", "rain")
+SURROUNDINGS = ("open", "narrow")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Layout:
   driving.
 
   Rain changes only the picture: the same seed in clear weather has the same truth. camera_height: least and most, m,
-  between which the seed draws it; by default from 1.15 to 1.4."""
+  between which the seed draws it; by default from 1.15 to 1.4. surroundings: narrow is a street between walls, hedges
+  and houses."""
 
   def __init__(
     self,
@@ -58,14 +62,20 @@ class Layout:
     seconds: float = 60.0,
     weather: str = "clear",
     camera_height: tuple[float, float] | None = None,
+    surroundings: str = "open",
   ):
     if time_of_day not in TIMES:
       raise ValueError(f"time of day '{time_of_day}' is not known; one of {', '.join(TIMES)}")
     if weather not in WEATHERS:
       raise ValueError(f"weather '{weather}' is not known; one of {', '.join(WEATHERS)}")
-    self.seed, self.time_of_day, self.weather = seed, time_of_day, weather
+    if surroundings not in SURROUNDINGS:
+      raise ValueError(f"surroundings '{surroundings}' are not known; one of {', '.join(SURROUNDINGS)}")
+    self.seed, self.time_of_day, self.weather, self.surroundings = seed, time_of_day, weather, surroundings
+    close = np.random.default_rng([seed, 23]) if surroundings == "narrow" else None
     r = self._rng = np.random.default_rng([seed, 7])
     self.speed = float(r.uniform(6, 31))
+    if close is not None:
+      self.speed = float(close.uniform(*SPEED))
     self.speed_swing = float(r.uniform(0, 0.25))
     self.length = self.speed * (1 + self.speed_swing) * seconds + 2 * TABLE_REACH + 100
     self.camera_height = float(r.uniform(1.15, 1.4))
@@ -76,11 +86,15 @@ class Layout:
     )  # how the device is mounted
     self._road(r)
     self._paint(r)
+    if close is not None:
+      narrow_road(self, close)
     self._look(r)
     if weather == "rain":
       self._wet(np.random.default_rng([seed, 13]))  # a generator of its own, so that the traffic stays the same
-    self._traffic(r)
+    self._traffic(r, close)
     self._background(r)
+    if close is not None:
+      self.scenery = narrow_scenery(self, close)
 
   def _road(self, r: np.random.Generator) -> None:
     s = np.arange(-60.0, self.length, TABLE_STEP)
@@ -197,7 +211,7 @@ class Layout:
     look["haze"], look["wet"], look["noise"] = 0.003 + 0.010 * strength, float(r.uniform(0.5, 1.0)), look["noise"] * 1.3
     look["mirror"], look["rain"] = float(r.uniform(0.35, 0.8)), strength
 
-  def _traffic(self, r: np.random.Generator) -> None:
+  def _traffic(self, r: np.random.Generator, close: np.random.Generator | None) -> None:
     actors: list[Actor] = []
     w, window = self.lane_width, BEHIND + AHEAD
 
@@ -230,6 +244,8 @@ class Layout:
       while s0 < window - 10:
         actors.append(vehicle(s0, 0.0, self.d_right + 1.1, 0.0))
         s0 += 6.5 + r.exponential(12)
+    if close is not None:
+      actors += [vehicle(s0, 0.0, d, 0.0) for s0, d in parked(self, close, window)]
     for _ in range(int(r.integers(3, 22)) if self.city else int(r.integers(0, 3))):
       right = r.uniform() < 0.65
       d = (

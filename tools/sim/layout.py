@@ -2,49 +2,19 @@
 
 Coordinates: see world.py."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from openpilot.tools.sim.narrow import SPEED, narrow_road, narrow_scenery, parked
+from openpilot.tools.sim.narrow import LANE, PARKED, SPEED, WALK, narrow_scenery, parked
+from openpilot.tools.sim.pieces import BUILDING, DASHED, DOUBLE, FOLIAGE, PEDESTRIAN, PLAIN, SOLID, VEHICLE, Actor, Line
 
 TABLE_STEP = 0.5  # meters of x between entries of the centerline table
 TABLE_REACH = 260.0  # meters ahead
 BEHIND, AHEAD = 40.0, 200.0  # traffic lives in this window around the ego
-SOLID, DASHED, DOUBLE = 1, 2, 3
-KINDS = {SOLID: "solid", DASHED: "dashed", DOUBLE: "double"}
-VEHICLE, PEDESTRIAN = 3, 4  # as render.CLASSES
-PLAIN, BODY, CABIN, WHEEL, FOLIAGE, BUILDING = range(6)
 TIMES = ("day", "dusk", "night")
 WEATHERS = ("clear", "rain")
 SURROUNDINGS = ("open", "narrow")
-
-
-@dataclass(frozen=True)
-class Line:
-  d: float
-  kind: int
-  rgb: tuple[float, float, float]
-  wear: float
-  dash: float
-  period: float
-
-
-@dataclass(frozen=True)
-class Actor:
-  """Something that moves: s = s0 + v t, wrapped around the ego's window; each wrap is a new actor with a new
-  identity."""
-
-  cls: int
-  s0: float
-  v: float
-  d: float
-  sway: float
-  size: tuple[float, float, float]  # length, width, height
-  rgb: tuple[float, float, float]
-  shape: int  # 0 car, 1 van, 2 truck
-  cross: float  # m/s across the road, pedestrians only
 
 
 class Layout:
@@ -87,14 +57,17 @@ class Layout:
     self._road(r)
     self._paint(r)
     if close is not None:
-      narrow_road(self, close)
+      self._narrow(close)
     self._look(r)
     if weather == "rain":
       self._wet(np.random.default_rng([seed, 13]))  # a generator of its own, so that the traffic stays the same
     self._traffic(r, close)
     self._background(r)
     if close is not None:
-      self.scenery = narrow_scenery(self, close)
+      beside = self.shoulder + self.walk
+      self.scenery = narrow_scenery(
+        close, beside - self.d_left, beside + self.d_right, self.length, float(time_of_day == "night")
+      )
 
   def _road(self, r: np.random.Generator) -> None:
     s = np.arange(-60.0, self.length, TABLE_STEP)
@@ -140,6 +113,17 @@ class Layout:
     self.city = bool(r.uniform() < 0.5)
     self.walk = float(r.uniform(1.5, 4)) if self.city else 0.0
     self.ego_d = (self.ego_lane + 0.5) * w
+
+  def _narrow(self, r: np.random.Generator) -> None:
+    """A lane or two, without lines but for one in the middle of some, and room for cars that stand."""
+    w = self.lane_width = float(r.uniform(*LANE))
+    self.n_same, self.n_oncoming, self.ego_lane = 1, int(r.integers(2)), 0
+    self.lines = []
+    if self.n_oncoming and r.uniform() < 0.5:
+      self.lines = [Line(0.0, DASHED, (0.6, 0.6, 0.58), float(r.choice([0.0, 0.4])), 2.0, 6.0)]
+    self.d_left, self.d_right = -self.n_oncoming * w - 0.2, w + 0.2
+    self.shoulder = float(r.choice([0.2, PARKED]))
+    self.city, self.walk, self.ego_d = True, float(r.uniform(*WALK)), 0.5 * w
 
   def _look(self, r: np.random.Generator) -> None:
     gray = r.uniform(0.05, 0.26)
@@ -245,7 +229,8 @@ class Layout:
         actors.append(vehicle(s0, 0.0, self.d_right + 1.1, 0.0))
         s0 += 6.5 + r.exponential(12)
     if close is not None:
-      actors += [vehicle(s0, 0.0, d, 0.0) for s0, d in parked(self, close, window)]
+      room = window if self.shoulder > 2 else 0.0
+      actors += [vehicle(s0, 0.0, self.d_left - 1.1, 0.0) for s0 in parked(close, room)]
     for _ in range(int(r.integers(3, 22)) if self.city else int(r.integers(0, 3))):
       right = r.uniform() < 0.65
       d = (

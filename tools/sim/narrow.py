@@ -2,51 +2,31 @@
 hedges and houses that stand a step beside them. What stands near the road is then near in the picture too, as in the
 streets of old towns; on the open road it is 10 m away and more."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-  from openpilot.tools.sim.layout import Layout
+from openpilot.tools.sim.pieces import BUILDING, FOLIAGE, PLAIN
 
 LANE, PARKED, WALK, SETBACK = (2.5, 3.3), 2.2, (0.6, 2.2), (0.1, 2.0)  # m
 SPEED = (4.0, 11.0)  # m/s
 
 
-def narrow_road(layout: "Layout", r: np.random.Generator) -> None:
-  """Sets the road's width and what is painted on it."""
-  from openpilot.tools.sim.layout import DASHED, Line
-
-  w = layout.lane_width = float(r.uniform(*LANE))
-  layout.n_same, layout.n_oncoming, layout.ego_lane = 1, int(r.integers(2)), 0
-  layout.lines = []
-  if layout.n_oncoming and r.uniform() < 0.5:
-    layout.lines = [Line(0.0, DASHED, (0.6, 0.6, 0.58), float(r.choice([0.0, 0.4])), 2.0, 6.0)]
-  layout.d_left, layout.d_right = -layout.n_oncoming * w - 0.2, w + 0.2
-  layout.shoulder = float(r.choice([0.2, PARKED]))
-  layout.city, layout.walk, layout.ego_d = True, float(r.uniform(*WALK)), 0.5 * w
-
-
-def parked(layout: "Layout", r: np.random.Generator, window: float) -> list[tuple[float, float]]:
-  """-> (s0, d) of the cars that stand along the left side; those of the right are the open road's."""
+def parked(r: np.random.Generator, window: float) -> list[float]:
+  """-> places along the road, from 0 to `window` m, of cars that stand at its side."""
   out, s0 = [], r.uniform(0, 20)
-  while layout.shoulder > 2 and s0 < window - 10:
-    out.append((float(s0), layout.d_left - 1.1))
+  while s0 < window - 10:
+    out.append(float(s0))
     s0 += 6.0 + r.exponential(6)
   return out
 
 
-def narrow_scenery(layout: "Layout", r: np.random.Generator) -> np.ndarray:
-  """Rows as Layout._background has them: both sides are closed but for gaps of some meters."""
-  from openpilot.tools.sim.layout import BUILDING, FOLIAGE, PLAIN
-
+def narrow_scenery(r: np.random.Generator, left: float, right: float, length: float, night: float) -> np.ndarray:
+  """Rows as Layout._background has them: both sides are closed but for gaps of some meters. left, right: m from the
+  centerline to where the pavements end, both positive; length: m; night: 1 at night, 0 else."""
   rows: list[list[float]] = []
-  night = 1.0 if layout.time_of_day == "night" else 0.0
-  for side in (-1, 1):
-    edge = (layout.d_right if side > 0 else -layout.d_left) + layout.shoulder + layout.walk
+  for side, edge in ((-1, left), (1, right)):
     houses = r.uniform(0.2, 0.9)  # of this side
     s = -40.0
-    while s < layout.length:
+    while s < length:
       kind, half, near = r.uniform(), r.uniform(3, 10), edge + r.uniform(*SETBACK)
       gray = r.uniform(0.12, 0.6) * np.array([1, r.uniform(0.8, 1), r.uniform(0.6, 1)])
       green = np.array([0.06, 0.13, 0.04]) * r.uniform(0.5, 1.8)

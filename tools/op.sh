@@ -142,7 +142,7 @@ Drive: replay a route through fairmodeld
 
 Label and learn: from routes to a student
   teachers         list the teachers, their licenses, and whether their weights are here
-  label PATH...    label routes, pictures and videos with teachers; --shard 3/64: a part; --ray: on a cluster
+  label PATH...    label routes, pictures, videos with teachers; --shard 3/64: a part; --ray: on a cluster; --estimate
   labels DIR       list, check and draw a label store
   agree DIR        what several teachers of a store agree on, as one more
   meters DIR       a relative teacher's depth in a store put to meters, as one more

@@ -28,17 +28,27 @@ def main() -> int:
   shard = parse_shard(args.shard) if args.shard is not None else None
   wanted = read_plan(args.only) if args.only is not None else None
   size, spec = parse_size(args.view) if args.view else None, picture_spec(args.input, args.size)
+  if args.workers is not None and args.workers < 1:
+    raise UserError("--workers is at least 1")
+  part = args.plan is not None or shard is not None or wanted is not None
+  if args.estimate:
+    if args.ray is not None or part:
+      raise UserError("--estimate is of the whole work, on this machine; leave --ray, --plan, --shard and --only out")
+    from openpilot.tools.fair.labels.estimate import estimate
+
+    estimate(args)
+    return 0
+  if args.segments is not None:
+    raise UserError("--segments is for --estimate; name the routes to label")
   if args.ray is not None:
-    if args.plan is not None or shard is not None or wanted is not None:
+    if part:
       raise UserError("--ray shares the work out itself; leave --plan, --shard and --only out")
-    if args.workers is not None and args.workers < 1:
-      raise UserError("--workers is at least 1")
     teacher_names(args)
     from openpilot.tools.fair.labels.cluster import label_on
 
     return label_on(args)
   held, told = held_teachers(args), source_options(args)
-  if args.plan is None and shard is None and wanted is None:
+  if not part:
     found = open_sources(list(args.paths), told, args.source)
     views, parts = split(found)
     for name, teacher in held.items():

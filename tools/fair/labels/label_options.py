@@ -96,8 +96,12 @@ class Options:
     metavar="HOST:PORT",
     help="on a Ray cluster: its head's address; without one, workers on this machine",
   )
-  workers: int | None = flag(None, help="with --ray: so many; by default one on each GPU, else one on each node")
+  workers: int | None = flag(
+    None, help="with --ray: so many; by default one on each GPU, else one on each node. With --estimate: for so many"
+  )
   only: Path | None = flag(None, metavar="FILE.parquet", help="do these rows of a plan alone")
+  estimate: bool = flag(False, help="label nothing: say from a timed sample what hours, GPU hours and disk it takes")
+  segments: int | None = flag(None, metavar="N", help="with --estimate: of so many segments like those given")
 
 
 def parse_size(text: str, flag: str = "--view") -> tuple[int, int]:

@@ -3,7 +3,8 @@
 Decoding and drawing, the teacher, and writing overlap. Batches stay inside a segment."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H, VIEW_W
@@ -153,6 +154,52 @@ def picture_size(teacher: Teacher, size: tuple[int, int] | None) -> tuple[int, i
   return size if size is not None and getattr(teacher, "wants", "rgb") == "rgb" else (VIEW_W, VIEW_H)
 
 
+@dataclass
+class Showing:
+  """How a teacher is shown some of the parts."""
+
+  rows: Sequence[int]  # which of them
+  canvas: Canvas
+  stored: list[Label]  # the teacher's labels as the store has them
+  scale: tuple[float, float] = (1, 1)  # pixels of the canvas for one of the view
+  whole: bool = False  # a route camera's whole pictures
+
+
+def showings(
+  teacher: Teacher,
+  views: Sequence[SegmentView | Pictures],
+  view: str = "medmodel",
+  size: tuple[int, int] | None = None,
+  sees: str | None = None,
+  spec: InputSpec | None = None,
+) -> Iterator[Showing]:
+  """As run_teacher() is told; of routes whose whole pictures are shown one for each size of them. The teacher is
+  prepared for each when it is asked for."""
+  everything = range(len(views))
+  if spec is not None:
+    own = fits_pictures(teacher)
+    if hasattr(teacher, "sees"):
+      setattr(teacher, "whole", own)  # noqa: B010
+    canvas = canvas_of(teacher, spec, size)
+    prepare(teacher, canvas.width, canvas.height)
+    yield Showing(everything, canvas, [input_label(x, spec, own) for x in teacher.labels])
+    return
+  wants = getattr(teacher, "wants", "rgb")
+  if not sees_picture(teacher, sees):
+    if hasattr(teacher, "sees"):
+      setattr(teacher, "whole", False)  # noqa: B010
+    canvas = Canvas(wants, *picture_size(teacher, size), view)
+    prepare(teacher, canvas.width, canvas.height)
+    yield Showing(everything, canvas, list(teacher.labels), (canvas.width / VIEW_W, canvas.height / VIEW_H))
+    return
+  sizes = [size_of_picture(teacher, v, view) for v in views if isinstance(v, SegmentView)]
+  for one in dict.fromkeys(sizes):
+    setattr(teacher, "whole", True)  # noqa: B010
+    prepare(teacher, *one)
+    rows = [i for i, x in enumerate(sizes) if x == one]
+    yield Showing(rows, Canvas(wants, *one, view), [view_label(x) for x in teacher.labels], whole=True)
+
+
 def run_teacher(
   teacher: Teacher,
   views: Sequence[SegmentView | Pictures],
@@ -172,34 +219,12 @@ def run_teacher(
   None: what it was made for. spec: of single pictures, the input in which they and their labels are stored. failures:
   where what fails is noted; without it the first failure is raised. -> the groups."""
   more = (batch, every, repair, progress, failures)
-  if spec is not None:
-    own = fits_pictures(teacher)
-    if hasattr(teacher, "sees"):
-      setattr(teacher, "whole", own)  # noqa: B010
-    canvas = canvas_of(teacher, spec, size)
-    prepare(teacher, canvas.width, canvas.height)
-    stored = [input_label(x, spec, own) for x in teacher.labels]
-    return label_parts(teacher, views, store, canvas, stored, (1, 1), *more)
-  wants = getattr(teacher, "wants", "rgb")
-  if not sees_picture(teacher, sees):
-    if hasattr(teacher, "sees"):
-      setattr(teacher, "whole", False)  # noqa: B010
-    canvas = Canvas(wants, *picture_size(teacher, size), view)
-    prepare(teacher, canvas.width, canvas.height)
-    scale = canvas.width / VIEW_W, canvas.height / VIEW_H
-    return label_parts(teacher, views, store, canvas, teacher.labels, scale, *more)
-  sizes = [size_of_picture(teacher, v, view) for v in views if isinstance(v, SegmentView)]
   groups: dict[int, Group] = {}
   jobs = job_numbers(views)
-  for one in dict.fromkeys(sizes):
-    some = [i for i, s in enumerate(sizes) if s == one]
-    setattr(teacher, "whole", True)  # noqa: B010
-    prepare(teacher, *one)
-    stored = [view_label(x) for x in teacher.labels]
-    canvas = Canvas(wants, *one, view)
-    alike = [views[i] for i in some]
-    done = label_parts(teacher, alike, store, canvas, stored, (1, 1), *more, whole=True, jobs=[jobs[i] for i in some])
-    groups.update(zip(some, done, strict=True))
+  for s in showings(teacher, views, view, size, sees, spec):
+    alike, own = [views[i] for i in s.rows], [jobs[i] for i in s.rows]
+    done = label_parts(teacher, alike, store, s.canvas, s.stored, s.scale, *more, whole=s.whole, jobs=own)
+    groups.update(zip(s.rows, done, strict=True))
   return [groups[i] for i in range(len(views))]
 
 

@@ -63,9 +63,14 @@ def check_teacher(
 
 
 def run_one(
-  teacher: Teacher, found: Sequence[Part], store: LabelStore, args: Options, failures: Failures, progress: bool = True
+  teacher: Teacher,
+  found: Sequence[Part],
+  store: LabelStore,
+  args: Options,
+  failures: Failures | None,
+  progress: bool = True,
 ) -> list[Group]:
-  """One teacher over parts of any kind. -> their groups."""
+  """One teacher over parts of any kind. failures: as run_teacher()'s. -> their groups."""
   size = parse_size(args.view) if args.view else None
   spec, sees = picture_spec(args.input, args.size), args.sees or ("view" if size else None)
   more = (args.view_name, size, args.batch_size, args.every, args.repair, progress)

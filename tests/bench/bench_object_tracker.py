@@ -37,7 +37,7 @@ from openpilot.tools.fair.sam.motion import ObjectTracker, Tracks
 from openpilot.tools.fair.sam.track import flow_of, looks_of
 from openpilot.tools.fair.sam.turn import turned
 from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.sim.layout import PEDESTRIAN, VEHICLE
+from openpilot.tools.sim.pieces import PEDESTRIAN, VEHICLE
 from openpilot.tools.sim.render import CLASSES, render
 from openpilot.tools.sim.world import World
 from tests.bench.bench_streets import STREETS, Runner, frame_of, view_of

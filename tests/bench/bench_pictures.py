@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Students of labeled pictures, by folds: each picture of PennFudan is judged by a student that has not seen it. Labels
 alone, beside labels and a teacher, beside these and pictures without labels; and the teacher itself. all and no-PART:
-RTMDet and XFeat's features teach beside labels, with every part of the loss and with one left out. --labeled 13: only
-so many of a fold's pictures keep their labels, and the others are the pictures without labels.
+RTMDet and XFeat's features teach beside labels, with every part of the loss and with one left out. first: RTMDet alone
+teaches on the pictures without labels, once; each fold's labels then go on from there. --labeled 13: only so many of a
+fold's pictures keep their labels, and the others are the pictures without labels.
 
 python tests/bench/bench_pictures.py --data FOLDER --output DIR [--unlabeled PICTURES] [--variants labels teacher]
 
@@ -45,6 +46,7 @@ TAUGHT = ("--teachers", TEACHER, "--untuned", "--alias", "person=pedestrian")
 MODELS = Path(__file__).resolve().parents[2] / "models"
 STREET = ("--size", "small", "--init", str(MODELS / "fair_unified_small"))  # which has seen people on streets
 EVERY = (*STREET, "--teachers", f"{TEACHER},xfeat", "--untuned", "--alias", "person=pedestrian")
+FIRST = "first"
 # every part of the loss, and each left out
 PARTED = {"all": EVERY, **{f"no-{part}": (*EVERY, f"--no-{part}") for part in PARTS}}
 # what is learned from, of each fold
@@ -55,6 +57,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
   "street": STREET,
   "street-teacher": (*STREET, *TAUGHT),
   "street-unlabeled": (*STREET, *TAUGHT),
+  FIRST: ("--size", "small"),
   **PARTED,
 }
 DRAWS = 200  # of the bootstrap over pictures
@@ -108,7 +111,45 @@ def write_few(data: Path, images: Path, folds: int, count: int) -> None:
 
 def free(variant: str) -> bool:
   """Whether it learns from pictures without labels too."""
-  return variant.endswith("unlabeled") or variant in PARTED
+  return variant.endswith(("unlabeled", FIRST)) or variant in PARTED
+
+
+def write_persons(folder: Path, pictures: Path, to: Path) -> Path:
+  """COCO128's persons as pedestrians, a COCO JSON: what the student of pictures without labels is judged by."""
+  found = open_dataset(folder, pictures)
+  which = {c["id"] for c in found.categories if c["name"] == "person"}
+  rows = [{**a, "category_id": 1} for a in found.annotations if a["category_id"] in which]
+  images = [i for i in found.images if i["id"] in {a["image_id"] for a in rows}]
+  write_json(to, {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "pedestrian"}]})
+  return to
+
+
+def train_first(args: argparse.Namespace) -> Path:
+  """RTMDet alone teaches, on the pictures without labels, which are varied in scale: its pedestrians are small. No
+  picture of the folds is seen. -> the student's folder."""
+  out, persons = args.output / FIRST, args.data / "coco128/instance_segmentation"
+  pictures = args.data / "coco128/object_detection/images/train2017"
+  data, recipe = args.output / "persons.json", args.output / "varying.yaml"
+  if (out / "done").exists():
+    return out
+  write_json(recipe, {"characteristics": {"distance": ["varying"]}, "intensity": "medium"})
+  options = ["--data", write_persons(persons, pictures, data), "--images", pictures, "--unlabeled", args.unlabeled]
+  options += ["--unlabeled-share", 1, "--student", f"objects-{args.size}", "--augment", recipe, "--no-export"]
+  learn(out, args, args.first_steps, [*options, *STREET, *TAUGHT], f"{FIRST}, {args.first_steps} steps")
+  (out / "done").touch()
+  return out
+
+
+def learn(out: Path, args: argparse.Namespace, steps: int, more: Sequence[Any], what: str) -> None:
+  options = ["--output", out, "--picture-size", args.picture_size, "--steps", steps, "--batch-size", args.batch_size]
+  options += ["--license", "research", "--backbone", "mobilenetv2_100_same"]
+  options += ["--pretrained", args.data / "weights/timm_mobilenetv2_100_imagenet.pth", *more]
+  options += ["--precision", args.precision] if args.precision else []
+  options += ["--resume"] if (out / "last.pt").exists() else []
+  print(what, flush=True)
+  command = [sys.executable, "-P", "-m", "openpilot.tools.fair.images.train_student", *map(str, options)]
+  if code := subprocess.run(command).returncode:
+    raise UserError(f"{what}: ended with exit code {code}")
 
 
 def train(fold: int, variant: str, args: argparse.Namespace) -> Path:
@@ -116,26 +157,14 @@ def train(fold: int, variant: str, args: argparse.Namespace) -> Path:
   out = args.output / f"{variant}-{fold}"
   if (out / out.name / "manifest.json").exists():
     return out
-  options = [
-    "--data",
-    args.output / f"train-{fold}.json",
-    "--images",
-    args.data / "pennfudan/PNGImages",
-    "--output",
-    out,
-  ]
-  options += ["--size", args.size, "--picture-size", args.picture_size, "--steps", args.steps, "--augment", "plain"]
-  options += ["--backbone", "mobilenetv2_100_same", "--batch-size", args.batch_size, "--license", "research"]
-  options += ["--pretrained", args.data / "weights/timm_mobilenetv2_100_imagenet.pth", *VARIANTS[variant]]
-  options += ["--precision", args.precision] if args.precision else []
-  if free(variant):
+  options = ["--data", args.output / f"train-{fold}.json", "--images", args.data / "pennfudan/PNGImages"]
+  options += ["--size", args.size, "--augment", "plain", *VARIANTS[variant]]
+  if variant == FIRST:
+    options += ["--init", train_first(args)]
+  elif free(variant):
     pictures = args.unlabeled or args.output / f"rest-{fold}"
     options += ["--unlabeled", pictures, "--unlabeled-share", args.unlabeled_share]
-  options += ["--resume"] if (out / "last.pt").exists() else []
-  what = [sys.executable, "-P", "-m", "openpilot.tools.fair.images.train_student", *map(str, options)]
-  print(f"{variant}, fold {fold}", flush=True)
-  if code := subprocess.run(what).returncode:
-    raise UserError(f"{variant}, fold {fold} ended with exit code {code}")
+  learn(out, args, args.steps, options, f"{variant}, fold {fold}")
   return out
 
 
@@ -223,12 +252,15 @@ def main() -> None:
   p.add_argument("--folds", type=int, default=5)
   p.add_argument("--only", type=int, nargs="+", help="these folds; default: all")
   p.add_argument("--steps", type=int, default=120)
+  p.add_argument("--first-steps", type=int, default=400, help="of the student that starts on pictures without labels")
   p.add_argument("--batch-size", type=int, default=16)
   p.add_argument("--size", default="nano")
   p.add_argument("--picture-size", type=int, default=256)
   p.add_argument("--precision", choices=("no", "bf16"))
   p.add_argument("--seed", type=int, default=0, help="of the folds")
   args = p.parse_args()
+  if args.unlabeled is None and FIRST in args.variants:
+    raise UserError(f"the variant '{FIRST}' wants --unlabeled, a folder of pictures")
   if args.unlabeled is None and args.labeled is None and (those := [v for v in args.variants if free(v)]):
     raise UserError(f"the variant '{those[0]}' wants --unlabeled, a folder of pictures, or --labeled")
   os.environ.setdefault("FAIR_WEIGHTS", str(args.data / "weights"))

@@ -58,6 +58,8 @@ def library() -> Any:
     ctypes.c_void_p,
   ]
   lib.scan.restype = ctypes.c_int64
+  lib.headers.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, *[ctypes.c_void_p] * 4]
+  lib.headers.restype = None
   return lib
 
 
@@ -137,10 +139,15 @@ def chain(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
   return start, root, end, pos
 
 
-def scan(dat: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """-> beginnings and ends in bytes, times in ns (uint64) and union tags (uint16) of the messages in `dat`."""
-  q = np.frombuffer(dat, "<u8", len(dat) // 8)
-  start, root, end, _ = chain(q)
+def headers_native(lib: Any, q: np.ndarray, root: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  times, tags = np.empty(len(root), np.uint64), np.empty(len(root), np.uint16)
+  root, end = (np.ascontiguousarray(x) for x in (root, end))
+  lib.headers(q.ctypes.data, len(q), len(root), *(x.ctypes.data for x in (root, end, times, tags)))
+  return times, tags
+
+
+def headers_numpy(q: np.ndarray, root: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """As scan.c."""
   pointer = q[root]
   data = root + 1 + ((pointer >> np.uint64(2)) & np.uint64(0x3FFFFFFF)).astype(np.int64)
   # a struct pointer: two low bits 0, 30 bits offset in words, then 16 bits of data words
@@ -151,6 +158,15 @@ def scan(dat: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
   tags = np.where(
     plain, q[np.minimum(data + 1, len(q) - 1)] & np.uint64(0xFFFF), np.where(far, np.uint64(FAR), np.uint64(DAMAGED))
   ).astype(np.uint16)
+  return times, tags
+
+
+def scan(dat: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """-> beginnings and ends in bytes, times in ns (uint64) and union tags (uint16) of the messages in `dat`."""
+  q = np.frombuffer(dat, "<u8", len(dat) // 8)
+  start, root, end, _ = chain(q)
+  lib = library()
+  times, tags = headers_numpy(q, root, end) if lib is None else headers_native(lib, q, root, end)
   return start * 8, end * 8, times, tags
 
 
@@ -247,6 +263,9 @@ def log_paths(source: Route | str | Path | Sequence[str | Path]) -> list[Path]:
   return [Path(p) for p in source]
 
 
+Place = tuple[int, int, bytes, int, int]  # a message's time in ns, its union tag, and where it lies in a log's bytes
+
+
 class LogReader:
   """Iterates log.Event readers of one or more logs as one stream in time order, one log in memory at a time (two around
   a boundary).
@@ -282,7 +301,7 @@ class LogReader:
     order = self._order()
     try:
       while batch := list(itertools.islice(order, BATCH)):
-        parts = [f.dat[f.start[i] : f.end[i]] for f, i in batch]
+        parts = [dat[start:end] for _, _, dat, start, end in batch]
         events = log.Event.read_multiple_bytes(
           b"".join(parts), traversal_limit_in_words=reading_limit(max(map(len, parts)))
         )
@@ -311,8 +330,8 @@ class LogReader:
   def raw(self) -> Iterator[tuple[int, int, bytes]]:
     """(logMonoTime, union tag, bytes) without building objects. A log's initData comes first, with the time of the
     message that follows it."""
-    for f, i in self._order():
-      yield int(f.time[i]), int(f.tag[i]), f.raw(i)
+    for time, tag, dat, start, end in self._order():
+      yield time, tag, dat[start:end]
 
   def _load(self, path: Path) -> tuple[LogFile, np.ndarray]:
     f = LogFile(path)
@@ -344,24 +363,21 @@ class LogReader:
       index = index[np.argsort(f.time[index], kind="stable")]
     return f, index
 
-  def _order(self) -> Iterator[tuple[LogFile, int]]:
+  def _order(self) -> Iterator[Place]:
     self.unknown, self.truncated, self.damaged = Counter(), [], 0
-    held: list[
-      tuple[int, LogFile, int]
-    ] = []  # messages at the end of the last log that may belong after the next one's first
+    held: list[Place] = []  # messages at the end of the last log that may belong after the next one's first
     for k, path in enumerate(self.paths):
       f, index = self._load(path)
+      time, tag, start, end = (x[index].tolist() for x in (f.time, f.tag, f.start, f.end))
+      items: Iterable[Place] = zip(time, tag, itertools.repeat(f.dat), start, end)
       if not self.sort_by_time:
-        yield from ((f, int(i)) for i in index)
+        yield from items
         continue
-      items = [(int(t), f, int(i)) for t, i in zip(f.time[index], index, strict=True)]
-      if held:
-        items = sorted(held + items, key=lambda x: x[0])
+      items = sorted(itertools.chain(held, items), key=lambda x: x[0]) if held else list(items)
       # messages of the last second of a log may overlap with the next log: they wait for it
       limit = items[-1][0] - 1_000_000_000 if items and k + 1 < len(self.paths) else None
       cut = len(items) if limit is None else next((j for j, x in enumerate(items) if x[0] > limit), len(items))
-      for _, g, i in items[:cut]:
-        yield g, i
+      yield from items[:cut]
       held = items[cut:]
 
 

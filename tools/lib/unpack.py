@@ -35,7 +35,10 @@ def decompress(path: Path) -> tuple[bytes, str]:
     return dat, ""
   limit = min(MAX_BYTES, max(SMALL_BYTES, MAX_RATIO * size))
   frames = unbz2 if dat[:3] == BZ2_MAGIC else unzstd
-  out, problem = gather(frames(dat, STEP if frames is unbz2 or most_bytes(dat, limit) <= limit else CAREFUL), limit)
+  most, end = (limit, 0) if frames is unbz2 else most_bytes(dat, limit)
+  if end == len(dat) and (whole := one_frame(dat, most)):
+    return whole, ""
+  out, problem = gather(frames(dat, STEP if most <= limit else CAREFUL), limit)
   if problem and frames is unzstd:
     out, problem = gather(frames(dat, CAREFUL), limit)  # in small steps: all that stands before the damage
   if out is None:
@@ -81,13 +84,15 @@ def is_skippable(dat: bytes) -> bool:
   return dat[1:4] == b"\x2a\x4d\x18" and 0x50 <= dat[0] <= 0x5F
 
 
-def most_bytes(dat: bytes, limit: int) -> int:
-  """The largest size that a zstd file can unpack to, by the headers of its blocks; or a value above `limit`."""
-  pos = total = 0
+def most_bytes(dat: bytes, limit: int) -> tuple[int, int]:
+  """The largest size that a zstd file can unpack to, by the headers of its blocks; or a value above `limit`. And where
+  its first frame ends, as these say; 0 where it begins with a skippable one."""
+  pos = total = end = 0
   while pos + 6 <= len(dat) and total <= limit:
     if is_skippable(dat[pos : pos + 4]):
       pos += 8 + int.from_bytes(dat[pos + 4 : pos + 8], "little")
       continue
+    first = pos == 0
     d = dat[pos + 4]
     single, size = d >> 5 & 1, (0, 2, 4, 8)[d >> 6]
     pos += 6 - single + (0, 1, 2, 4)[d & 3] + (size or single)
@@ -99,7 +104,20 @@ def most_bytes(dat: bytes, limit: int) -> int:
       if head & 1:
         break
     pos += 4 * (d >> 2 & 1)
-  return total
+    end = pos if first else end
+  return total, end
+
+
+def one_frame(dat: bytes, most: int) -> bytes:
+  """A zstd file of one frame, unpacked at once, which takes half the time of unzstd(); b"" where it is damaged or says
+  that it unpacks to more than `most` bytes. most: of most_bytes(), which are allocated."""
+  try:
+    said = zstandard.get_frame_parameters(dat).content_size
+    if said > most and said != zstandard.CONTENTSIZE_UNKNOWN:
+      return b""
+    return zstandard.ZstdDecompressor().decompress(dat, max_output_size=most)
+  except zstandard.ZstdError:
+    return b""
 
 
 def unzstd(dat: bytes, step: int) -> Iterator[bytes]:

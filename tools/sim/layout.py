@@ -2,46 +2,19 @@
 
 Coordinates: see world.py."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from openpilot.tools.sim.narrow import LANE, PARKED, SPEED, WALK, narrow_scenery, parked
+from openpilot.tools.sim.pieces import BUILDING, DASHED, DOUBLE, FOLIAGE, PEDESTRIAN, PLAIN, SOLID, VEHICLE, Actor, Line
+
 TABLE_STEP = 0.5  # meters of x between entries of the centerline table
 TABLE_REACH = 260.0  # meters ahead
 BEHIND, AHEAD = 40.0, 200.0  # traffic lives in this window around the ego
-SOLID, DASHED, DOUBLE = 1, 2, 3
-KINDS = {SOLID: "solid", DASHED: "dashed", DOUBLE: "double"}
-VEHICLE, PEDESTRIAN = 3, 4  # as render.CLASSES
-PLAIN, BODY, CABIN, WHEEL, FOLIAGE, BUILDING = range(6)
 TIMES = ("day", "dusk", "night")
 WEATHERS = ("clear", "rain")
-
-
-@dataclass(frozen=True)
-class Line:
-  d: float
-  kind: int
-  rgb: tuple[float, float, float]
-  wear: float
-  dash: float
-  period: float
-
-
-@dataclass(frozen=True)
-class Actor:
-  """Something that moves: s = s0 + v t, wrapped around the ego's window; each wrap is a new actor with a new
-  identity."""
-
-  cls: int
-  s0: float
-  v: float
-  d: float
-  sway: float
-  size: tuple[float, float, float]  # length, width, height
-  rgb: tuple[float, float, float]
-  shape: int  # 0 car, 1 van, 2 truck
-  cross: float  # m/s across the road, pedestrians only
+SURROUNDINGS = ("open", "narrow")
 
 
 class Layout:
@@ -49,7 +22,8 @@ class Layout:
   driving.
 
   Rain changes only the picture: the same seed in clear weather has the same truth. camera_height: least and most, m,
-  between which the seed draws it; by default from 1.15 to 1.4."""
+  between which the seed draws it; by default from 1.15 to 1.4. surroundings: narrow is a street between walls, hedges
+  and houses."""
 
   def __init__(
     self,
@@ -58,14 +32,20 @@ class Layout:
     seconds: float = 60.0,
     weather: str = "clear",
     camera_height: tuple[float, float] | None = None,
+    surroundings: str = "open",
   ):
     if time_of_day not in TIMES:
       raise ValueError(f"time of day '{time_of_day}' is not known; one of {', '.join(TIMES)}")
     if weather not in WEATHERS:
       raise ValueError(f"weather '{weather}' is not known; one of {', '.join(WEATHERS)}")
-    self.seed, self.time_of_day, self.weather = seed, time_of_day, weather
+    if surroundings not in SURROUNDINGS:
+      raise ValueError(f"surroundings '{surroundings}' are not known; one of {', '.join(SURROUNDINGS)}")
+    self.seed, self.time_of_day, self.weather, self.surroundings = seed, time_of_day, weather, surroundings
+    close = np.random.default_rng([seed, 23]) if surroundings == "narrow" else None
     r = self._rng = np.random.default_rng([seed, 7])
     self.speed = float(r.uniform(6, 31))
+    if close is not None:
+      self.speed = float(close.uniform(*SPEED))
     self.speed_swing = float(r.uniform(0, 0.25))
     self.length = self.speed * (1 + self.speed_swing) * seconds + 2 * TABLE_REACH + 100
     self.camera_height = float(r.uniform(1.15, 1.4))
@@ -76,11 +56,18 @@ class Layout:
     )  # how the device is mounted
     self._road(r)
     self._paint(r)
+    if close is not None:
+      self._narrow(close)
     self._look(r)
     if weather == "rain":
       self._wet(np.random.default_rng([seed, 13]))  # a generator of its own, so that the traffic stays the same
-    self._traffic(r)
+    self._traffic(r, close)
     self._background(r)
+    if close is not None:
+      beside = self.shoulder + self.walk
+      self.scenery = narrow_scenery(
+        close, beside - self.d_left, beside + self.d_right, self.length, float(time_of_day == "night")
+      )
 
   def _road(self, r: np.random.Generator) -> None:
     s = np.arange(-60.0, self.length, TABLE_STEP)
@@ -126,6 +113,17 @@ class Layout:
     self.city = bool(r.uniform() < 0.5)
     self.walk = float(r.uniform(1.5, 4)) if self.city else 0.0
     self.ego_d = (self.ego_lane + 0.5) * w
+
+  def _narrow(self, r: np.random.Generator) -> None:
+    """A lane or two, without lines but for one in the middle of some, and room for cars that stand."""
+    w = self.lane_width = float(r.uniform(*LANE))
+    self.n_same, self.n_oncoming, self.ego_lane = 1, int(r.integers(2)), 0
+    self.lines = []
+    if self.n_oncoming and r.uniform() < 0.5:
+      self.lines = [Line(0.0, DASHED, (0.6, 0.6, 0.58), float(r.choice([0.0, 0.4])), 2.0, 6.0)]
+    self.d_left, self.d_right = -self.n_oncoming * w - 0.2, w + 0.2
+    self.shoulder = float(r.choice([0.2, PARKED]))
+    self.city, self.walk, self.ego_d = True, float(r.uniform(*WALK)), 0.5 * w
 
   def _look(self, r: np.random.Generator) -> None:
     gray = r.uniform(0.05, 0.26)
@@ -197,7 +195,7 @@ class Layout:
     look["haze"], look["wet"], look["noise"] = 0.003 + 0.010 * strength, float(r.uniform(0.5, 1.0)), look["noise"] * 1.3
     look["mirror"], look["rain"] = float(r.uniform(0.35, 0.8)), strength
 
-  def _traffic(self, r: np.random.Generator) -> None:
+  def _traffic(self, r: np.random.Generator, close: np.random.Generator | None) -> None:
     actors: list[Actor] = []
     w, window = self.lane_width, BEHIND + AHEAD
 
@@ -230,6 +228,9 @@ class Layout:
       while s0 < window - 10:
         actors.append(vehicle(s0, 0.0, self.d_right + 1.1, 0.0))
         s0 += 6.5 + r.exponential(12)
+    if close is not None:
+      room = window if self.shoulder > 2 else 0.0
+      actors += [vehicle(s0, 0.0, self.d_left - 1.1, 0.0) for s0 in parked(close, room)]
     for _ in range(int(r.integers(3, 22)) if self.city else int(r.integers(0, 3))):
       right = r.uniform() < 0.65
       d = (

@@ -11,20 +11,8 @@ from typing import Any
 import numpy as np
 
 from openpilot.common.transformations.camera import CameraConfig, DEVICE_CAMERAS
-from openpilot.tools.sim.layout import (
-  AHEAD,
-  BEHIND,
-  BODY,
-  CABIN,
-  KINDS,
-  PEDESTRIAN,
-  PLAIN,
-  TABLE_REACH,
-  TABLE_STEP,
-  VEHICLE,
-  WHEEL,
-  Layout,
-)
+from openpilot.tools.sim.layout import AHEAD, BEHIND, TABLE_REACH, TABLE_STEP, Layout
+from openpilot.tools.sim.pieces import BODY, CABIN, KINDS, PEDESTRIAN, PLAIN, VEHICLE, WHEEL
 
 CAMERAS: dict[str, tuple[CameraConfig, str]] = {  # name -> narrow road camera, sensor
   "mici": (DEVICE_CAMERAS[("mici", "os04c10")].narrow_road, "os04c10"),

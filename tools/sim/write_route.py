@@ -28,7 +28,7 @@ from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.sim.messages import FRAME_ID_OFFSET, FRAME_NS, SOF_TO_EOF_NS, START_NS, qlog_of, segment_messages
 from openpilot.tools.sim.render import CLASSES, Frame, library, render
 from openpilot.tools.sim.truth import CHUNK
-from openpilot.tools.sim.layout import TIMES, WEATHERS
+from openpilot.tools.sim.layout import SURROUNDINGS, TIMES, WEATHERS
 from openpilot.tools.sim.world import CAMERAS, World
 
 FPS = 20
@@ -46,6 +46,7 @@ class Drive:
   weather: str = "clear"
   qcamera_only: bool = False  # no fcamera: the picture is rendered at the qcamera's size
   camera_height: tuple[float, float] | None = None  # m, least and most; see Layout
+  surroundings: str = "open"
 
   @property
   def name(self) -> str:
@@ -54,6 +55,7 @@ class Drive:
     if self.camera_height is not None:
       low, high = (round(1000 * h) for h in self.camera_height)
       salt += 104729 * (low + 10007 * high)
+    salt += 15485863 * SURROUNDINGS.index(self.surroundings)
     return f"{self.seed & 0xFFFFFFFF:08x}--{(self.seed * 2654435761 + salt) % 16**10:010x}"
 
   def lens(self) -> tuple[np.ndarray, int, int]:
@@ -68,7 +70,9 @@ class Drive:
 @lru_cache(1)
 def world_of(drive: Drive) -> World:
   """Keeps the last world: a worker renders many frames of one."""
-  return World(drive.seed, drive.time_of_day, drive.seconds, drive.weather, drive.camera_height)
+  return World(
+    drive.seed, drive.time_of_day, drive.seconds, drive.weather, drive.camera_height, surroundings=drive.surroundings
+  )
 
 
 def box_of(mask: np.ndarray) -> list[int] | None:
@@ -185,6 +189,7 @@ def write_segment(
     "seed": world.seed,
     "time_of_day": world.time_of_day,
     "weather": world.weather,
+    "surroundings": world.surroundings,
     "camera": drive.camera,
     "camera_size": drive.lens()[1:],  # of box_camera's pixels
     "seconds": drive.seconds,
@@ -244,9 +249,11 @@ def write_route(
   weather: str = "clear",
   qcamera_only: bool = False,
   camera_height: tuple[float, float] | None = None,
+  surroundings: str = "open",
 ) -> Path:
   """Writes `<out_dir>/<route>--<n>/` for each segment and returns out_dir. Segments that are there already are kept."""
-  out, drive = Path(out_dir), Drive(seed, seconds, camera, time_of_day, weather, qcamera_only, camera_height)
+  out = Path(out_dir)
+  drive = Drive(seed, seconds, camera, time_of_day, weather, qcamera_only, camera_height, surroundings)
   segments = cut(drive, segment_seconds)
   missing = missing_of(out, drive, segments)
   frames = [f for _, first, count in missing for f in range(first, first + count)]
@@ -340,6 +347,11 @@ class Options:
   camera_height: str | None = option(
     None, metavar="LOW[:HIGH]", help="m above the road, between which each seed draws it; default: 1.15:1.4"
   )
+  surroundings: str = option(
+    "open",
+    choices=(*SURROUNDINGS, "any"),
+    help="narrow: a street between walls and hedges; any: every fourth seed's is",
+  )
   workers: int | None = option(None, aliases=("--jobs",), help="processes with --seeds; default: one a core")
 
 
@@ -348,7 +360,15 @@ def main() -> None:
   seeds = parse_seeds(args.seeds) if args.seeds else range(args.seed, args.seed + 1)
   height = None if args.camera_height is None else parse_height(args.camera_height)
   drives = [
-    Drive(s, args.seconds, args.camera, *conditions(s, args.time, args.weather), args.qcamera_only, height)
+    Drive(
+      s,
+      args.seconds,
+      args.camera,
+      *conditions(s, args.time, args.weather),
+      args.qcamera_only,
+      height,
+      SURROUNDINGS[s % 4 == 3] if args.surroundings == "any" else args.surroundings,
+    )
     for s in seeds
   ]
   if args.seeds:
@@ -357,7 +377,16 @@ def main() -> None:
     return
   (d,) = drives
   write_route(
-    args.output, d.seed, d.seconds, d.camera, d.time_of_day, args.segment_seconds, d.weather, d.qcamera_only, height
+    args.output,
+    d.seed,
+    d.seconds,
+    d.camera,
+    d.time_of_day,
+    args.segment_seconds,
+    d.weather,
+    d.qcamera_only,
+    height,
+    d.surroundings,
   )
   print(f"{args.output}: route {d.name}, {d.seconds} s, {d.time_of_day}, {d.weather}, truth beside each segment")
 

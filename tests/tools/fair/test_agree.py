@@ -96,6 +96,8 @@ def test_a_map_is_known_where_two_say_the_same():
   assert out[20, 20] == at["sky"] and out[180, 200] == at["road"] and out[155, 250] == at["marking"]
   assert out[130, 200] == 255 and out[235, 250] == 255
   assert out[80, 130] == at["vehicle"] and out[80, 420] == 255
+  # what is near its outline is told of neither side
+  assert (out[60:100, 100:103] == 255).all() and out[80, 103] == at["vehicle"] and out[80, 99] == at["sky"]
   assert out[220, 20] == at["road"] and out[220, 480] == 255
   # where two boxes agree and the map says otherwise, nobody knows
   hidden = agreed_map(STREET, {"road": road, "marking": paint}, np.full_like(scene, at["sky"]), parts, car)

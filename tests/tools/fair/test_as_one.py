@@ -85,18 +85,17 @@ def assert_alike(found, want, rtol):
 
 @pytest.mark.slow
 def test_two_and_four_processes_have_the_losses_of_one(learn, tmp_path):
-  """With what makes a loss no mean over clips: several tasks with unknown pixels, boxes and tracks, batch norms,
-  learned weights, and shares that are not alike; and changes by which each clip is varied."""
-  told = {"tasks": ["depth", "segmentation", "objects", "lanes"], "steps": 2, "batch": 10, "clip": 2}
+  """And its gradients, of which all that comes after is made. With what makes a loss no mean over clips: several tasks
+  with unknown pixels and boxes, batch norms, learned weights, and shares that are not alike; and changes by which each
+  clip is varied."""
+  told = {"tasks": ["depth", "segmentation", "objects"], "steps": 1, "batch": 5, "clip": 1}
   for processes in (1, 2, 4):
     r = learn(processes, tmp_path / str(processes), **told)
     assert r.returncode == 0, r.stderr[-3000:]
   want, gradients = losses_of(tmp_path / "1"), torch.load(tmp_path / "1" / "gradients.pt")
-  assert len(want) == 2 and len(want[1]) > 8
+  assert len(want) == 1 and len(want[1]) > 6
   for processes in ("2", "4"):
-    found = losses_of(tmp_path / processes)
-    assert_alike({1: found[1]}, {1: want[1]}, 1e-3)
-    assert found[2]["loss"] == pytest.approx(want[2]["loss"], rel=0.02)  # Adam's first step makes much of rounding
+    assert_alike(losses_of(tmp_path / processes), want, 1e-3)
     own = torch.load(tmp_path / processes / "gradients.pt")
     apart = torch.cat([(own[k] - v).flatten() for k, v in gradients.items() if v is not None])
     assert apart.norm() < 0.01 * torch.cat([v.flatten() for v in gradients.values() if v is not None]).norm()

@@ -63,12 +63,14 @@ def test_all_four_parts_are_learned_and_the_config_says_them(trained):
 
 
 @pytest.mark.parametrize(
-  "share, free, weight", [(0.5, 400, 60 / 400), (0.5, 30, 1), (0.75, 400, 3 * 60 / 400), (0.5, 0, 1)]
+  "share, free, weights",
+  [(0.5, 400, (1, 60 / 400)), (0.5, 30, (1, 1)), (0.75, 400, (1, 3 * 60 / 400)), (0.5, 0, (1, 1)), (1.0, 400, (0, 1))],
 )
-def test_unlabeled_pictures_are_a_share_of_what_is_seen(share, free, weight):
+def test_unlabeled_pictures_are_a_share_of_what_is_seen(share, free, weights):
   said = SimpleNamespace(labeled=60, unlabeled=free)
-  assert learning.unlabeled_weight(said, share) == pytest.approx(weight)
-  assert weight * free / (60 + weight * free) <= share + 1e-9
+  labeled, more = learning.picture_weights(said, share)
+  assert (labeled, more) == pytest.approx(weights)
+  assert more * free / (60 * labeled + more * free) <= share + 1e-9
 
 
 def test_an_epoch_holds_as_many_of_them(trained, tmp_path):
@@ -252,7 +254,8 @@ def squares_classes():
     ({"student": "yolov8n-seg"}, "AGPL-3.0"),
     ({"student": "lanes-nano"}, "finds no objects"),
     ({"epochs": 0}, "at least 1"),
-    ({"unlabeled_share": 1.0}, "between 0 and 1"),
+    ({"unlabeled_share": 1.5}, "1 at most"),
+    ({"unlabeled_share": 1.0}, "--unlabeled"),
     ({"lr": float("nan")}, "above 0"),
     ({"teacher_dir": Path("nowhere")}, "train-teacher"),
     ({"alias": ("red",)}, "NAME=CLASS"),

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 
-def torchrun(processes, *words, timeout=400, **env):
+def torchrun(processes, *words, timeout=1200, **env):
   """-> what subprocess.run() gives; of one process without torchrun."""
   several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
   command = [sys.executable, *(several if processes > 1 else []), *map(str, words)]

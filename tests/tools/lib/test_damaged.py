@@ -20,7 +20,7 @@ from openpilot.tools.lib.guard import is_sound, open_event, read_all
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route, Segment
-from openpilot.tools.lib.unpack import decompress
+from openpilot.tools.lib.unpack import decompress, most_bytes, one_frame
 from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.replay.source import KnownCamera, frames, open_route
 
@@ -108,6 +108,25 @@ def test_frames_of_zstd_and_bz2(tmp_path):
     (tmp_path / "rlog").write_bytes(dat)
     reader = LogReader(tmp_path / "rlog")
     assert len(list(reader)) == 8 and not reader.truncated
+
+
+def test_one_frame_of_zstd_is_unpacked_at_once():
+  """Of a size that is stated or not, as a device writes it; what is damaged, cut or claims too much is left to the
+  careful way."""
+  dat = b"".join(message("carState", i * SECOND, vEgo=float(i)) for i in range(3000))
+  stream = zstandard.ZstdCompressor(level=3).compressobj()
+  unstated, stated = stream.compress(dat) + stream.flush(), zstandard.compress(dat)
+  for packed in (unstated, stated):
+    most, end = most_bytes(packed, 1 << 26)
+    assert most >= len(dat) and end == len(packed)
+    assert one_frame(packed, most) == dat
+    assert one_frame(packed[:-9], most) == b"" and one_frame(packed, len(dat) - 1) == b""
+    assert most_bytes(packed * 2, 1 << 26) == (2 * most, len(packed))
+  size = zstandard.get_frame_parameters(stated).content_size
+  at = stated.index(size.to_bytes(4, "little"))
+  claims = stated[:at] + (2**31 - 1).to_bytes(4, "little") + stated[at + 4 :]
+  assert zstandard.get_frame_parameters(claims).content_size == 2**31 - 1
+  assert one_frame(claims, most_bytes(claims, 1 << 26)[0]) == b""
 
 
 def test_what_stands_before_the_damage_of_a_zstd_frame_is_read(tmp_path):

@@ -103,6 +103,29 @@ def test_the_chain_in_c_equals_that_in_python():
     words = np.frombuffer(bytes(dat), "<u8", len(dat) // 8)
     (s, b, e), (s2, b2, e2) = logreader.chain_native(lib, words), logreader.chain_python(words)
     assert e == e2 and (s == s2).all() and (b == b2).all() and len(s) == len(s2), trial
+    _, root, end, _ = logreader.chain(words)  # over gaps, too
+    (times, tags), (times2, tags2) = (
+      logreader.headers_native(lib, words, root, end),
+      logreader.headers_numpy(words, root, end),
+    )
+    assert len(times) == len(root) and (times == times2).all() and (tags == tags2).all(), trial
+
+
+def test_the_root_of_any_pointer_is_found_alike_in_c_and_in_numpy():
+  """Far pointers, lists, structs that are too small or reach out of the message."""
+  lib = logreader.library()
+  if lib is None:
+    pytest.skip("no C compiler")
+  r = np.random.default_rng(2)
+  words = r.integers(0, 2**62, 4000, dtype=np.uint64)
+  root = np.arange(0, 3990, 10)
+  pointer = r.integers(0, 4, len(root)) | r.integers(0, 12, len(root)) << 2 | r.integers(0, 4, len(root)) << 32
+  pointer[:2] = 0x3FFFFFFF << 2 | 5 << 32, 2**16 - 1 << 32  # a root before the message; behind it
+  words[root] = pointer.astype(np.uint64)
+  end = root + r.integers(1, 11, len(root))
+  native, numpy = logreader.headers_native(lib, words, root, end), logreader.headers_numpy(words, root, end)
+  assert all(np.array_equal(a, b) for a, b in zip(native, numpy, strict=True))
+  assert {logreader.FAR, logreader.DAMAGED} < set(native[1].tolist()) and (native[0] > 0).sum() > 20
 
 
 @pytest.mark.parametrize("suffix", [".zst", ".bz2", ""])

@@ -45,11 +45,12 @@ def test_depth_of_the_ground_is_exact(rpy):
   np.testing.assert_allclose(f.depth[on_road], want[on_road], rtol=2e-5)
 
 
-def test_depth_of_boxes_is_exact():
+@pytest.mark.parametrize("surroundings", ["open", "narrow"])
+def test_depth_of_boxes_is_exact(surroundings):
   """Every vehicle pixel against an independent float64 slab test over that vehicle's boxes."""
   checked = 0
   for seed in range(3, 9):
-    world = World(seed, "day", 10.0)
+    world = World(seed, "day", 10.0, surroundings=surroundings)
     f = view(world, 1.0)
     for o in world.objects(1.0):
       ys, xs = np.nonzero((f.instance == o["id"]) & (f.semantic == VEHICLE))
@@ -75,6 +76,35 @@ def test_depth_of_boxes_is_exact():
         assert f.depth[y, x] == pytest.approx(best, rel=1e-4)
         checked += 1
   assert checked > 200
+
+
+def test_a_narrow_street_has_walls_near_the_road():
+  """What stands beside the road, between 10 and 30 m ahead and as high as a car: near, and on both sides. No row of
+  scenery stands on the road."""
+  beside: dict[str, list[float]] = {"open": [], "narrow": []}
+  for surroundings, found in beside.items():
+    for seed in range(12):
+      world = World(seed, "day", 10.0, surroundings=surroundings)
+      f = view(world, 1.0, rgb=False)
+      x = (np.arange(512) - 256) / 910 * f.depth
+      y = world.camera_height - (np.arange(256)[:, None] - 47.6) / 910 * f.depth  # above the ground
+      stands = (f.depth > 10) & (f.depth < 30) & (y > 0.3) & (y < 1.5)
+      found += [float((stands & side).sum()) for side in (x < 0, x > 0)]
+      edge = [world.d_right + world.shoulder, world.d_left - world.shoulder]
+      d, half = world.scenery[:, 1], world.scenery[:, 4]
+      trunk = world.scenery[:, 5] < 0.1  # crowns and lamps may hang above it
+      assert ((d - half)[trunk & (d > 0)] > edge[0]).all() and ((d + half)[trunk & (d < 0)] < edge[1]).all()
+  assert np.median(beside["narrow"]) > 2 * np.median(beside["open"])
+
+
+def test_surroundings_are_part_of_the_name_and_of_the_truth(tmp_path):
+  assert Drive(1).name != Drive(1, surroundings="narrow").name
+  write_route(tmp_path, 5, 0.1, qcamera_only=True, surroundings="narrow")
+  (segment,) = tmp_path.iterdir()
+  truth = json.loads((segment / "truth/truth.json").read_text())
+  assert truth["surroundings"] == "narrow" and segment.name.startswith(Drive(5, 0.1, surroundings="narrow").name)
+  with pytest.raises(ValueError, match="open, narrow"):
+    World(1, surroundings="wide")
 
 
 def test_the_car_is_told_its_own_motion():

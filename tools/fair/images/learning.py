@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from openpilot.tools.fair.images.augment import read_recipe
-from openpilot.tools.fair.images.store import FREE, Said
+from openpilot.tools.fair.images.store import FREE, LABELED, Said
 from openpilot.tools.fair.labels.sources.pictures import plain_name
 from openpilot.tools.fair.students.student import BACKBONES
 from openpilot.tools.lib.errors import UserError
@@ -21,7 +21,9 @@ class Learning:
   output: Path = flag(aliases=("--out",), help="the student's folder")
   images: Path | None = flag(None, help="the pictures' folder, where it is not beside")
   val_images: Path | None = flag(None, help="the folder of --val's pictures; default: as --images")
-  unlabeled_share: float = flag(0.5, aliases=("--unlabelled-share",), help="of what is seen: theirs at most")
+  unlabeled_share: float = flag(
+    0.5, aliases=("--unlabelled-share",), help="of what is seen: theirs at most; 1: they alone"
+  )
   epochs: int = flag(100, help="how often each picture is seen")
   steps: int | None = flag(None, help="of the optimizer, in place of --epochs")
   batch_size: int = flag(16, aliases=("--batch",), help="pictures a step")
@@ -56,22 +58,26 @@ def check_learning(args: Any) -> None:
     raise UserError(f"--steps {args.steps}: it is at least 1")
   if args.lr is not None and not 0 < args.lr < math.inf:
     raise UserError(f"--lr {args.lr:g}: the learning rate is above 0, as {NEWEST}")
-  if not 0 < args.unlabeled_share < 1:
-    raise UserError(f"--unlabeled-share {args.unlabeled_share:g}: a share is between 0 and 1")
+  if not 0 < args.unlabeled_share <= 1:
+    raise UserError(f"--unlabeled-share {args.unlabeled_share:g}: a share is above 0, and 1 at most")
+  if args.unlabeled_share == 1 and args.unlabeled is None:
+    raise UserError("--unlabeled-share 1: pictures without labels alone teach then; name their folder by --unlabeled")
 
 
-def unlabeled_weight(said: Said, share: float) -> float:
-  """How often an unlabeled picture is drawn beside a labeled one, so that they are at most `share` of what is seen: a
-  crowd of them would leave the labels little to say."""
-  return min(1.0, share / (1 - share) * said.labeled / max(1, said.unlabeled))
+def picture_weights(said: Said, share: float) -> tuple[float, float]:
+  """How often a labeled picture is drawn, and one without labels, so that the latter are at most `share` of what is
+  seen: a crowd of them would leave the labels little to say. Of 1 they are all that is seen: labels then only judge."""
+  if share == 1:
+    return 0.0, 1.0
+  return 1.0, min(1.0, share / (1 - share) * said.labeled / max(1, said.unlabeled))
 
 
 def learn_by(args: Any, said: Said) -> dict[str, Any]:
   """What distillation's Config has alike for every student of pictures. args: with the options of Learning."""
   from openpilot.tools.learn.device import mixed_precision
 
-  often = unlabeled_weight(said, args.unlabeled_share)
-  per_epoch = max(1, math.ceil((said.labeled + often * said.unlabeled) / args.batch_size))
+  labeled, free = picture_weights(said, args.unlabeled_share)
+  per_epoch = max(1, math.ceil((labeled * said.labeled + free * said.unlabeled) / args.batch_size))
   steps = args.steps if args.steps is not None else args.epochs * per_epoch
   return {
     "backbone": args.backbone,
@@ -79,7 +85,7 @@ def learn_by(args: Any, said: Said) -> dict[str, Any]:
     "batch": args.batch_size,
     "warmup": min(200, steps // 10),
     "seed": args.seed,
-    "sample": [f"{FREE}*={often:.6g}"] if said.unlabeled and often < 1 else [],
+    "sample": [f"{name}*={w:.6g}" for name, w in ((LABELED, labeled), (FREE, free)) if said.unlabeled and w < 1],
     "augment": args.augment != "none",
     "eval_every": min(500, max(per_epoch, steps // 10)),
     "eval_clips": 200,

@@ -24,7 +24,8 @@ from openpilot.tools.fair.tasks.objects import SCORES
 from openpilot.tools.lib.errors import UserError, printable, warn
 
 NAME = "labeled"  # of the data's own labels in the store
-FREE = "unlabeled"  # segments of pictures that teachers alone label
+LABELED = "train"  # segments of pictures that the data labels
+FREE = "unlabeled"  # and of those that teachers alone label
 UNKNOWN_SCALE = 0.4, 2.2  # of pictures of any camera in openpilot's view
 HELD_OUT = 0.1  # of the pictures, where there is no --val
 BATCH = 8
@@ -209,7 +210,7 @@ def fill(args: Any, spec: InputSpec, teachers: list[Any], see: See | None = None
     check_teacher(t, [], [*parts, *free], None, spec)
   scores, masked, features = known_to(teachers, classes)
   stores = {k: args.output / "labels" / k for k in ("train", "val")}
-  sets = {"train": (named(parts, "train"), named(free, FREE)), "val": (named(val, "val"), [])}
+  sets = {"train": (named(parts, LABELED), named(free, FREE)), "val": (named(val, "val"), [])}
   for k, (own, more) in sets.items():
     if not own:
       continue

@@ -26,7 +26,8 @@ from openpilot.tools.sim.truth import IGNORE
 SURE = 0.9  # of the roads' teacher: so sure, it needs no second voice but none that says something stands there
 ROADLIKE, NOT_ROAD = 0.5, 0.3
 SAME = 0.5  # intersection over union of two boxes of one thing
-GROW = 0.1  # of a box's sides, within which pixels may be of its thing
+GROW = 0.05  # of a box's sides, within which pixels may be of its thing
+OUTLINE = 3  # view pixels: so far inside its outline a class map cannot tell a thing from what is behind it
 MIN_SIDE = 8.0  # view pixels: of smaller boxes one voice is as good as none, and teaches nothing
 
 
@@ -75,6 +76,12 @@ def painted(boxes: np.ndarray, grow: float = 0.0) -> np.ndarray:
   return out
 
 
+def core(thing: np.ndarray) -> np.ndarray:
+  """(256, 512) bool without what is within OUTLINE of its outline; the view's edge is none."""
+  disk: Any = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * OUTLINE + 1, 2 * OUTLINE + 1))
+  return cv2.erode(thing.astype(np.uint8), disk, borderType=cv2.BORDER_CONSTANT, borderValue=1) > 0
+
+
 def agreed_map(
   classes: ClassSet, roads: dict[str, np.ndarray], scene: np.ndarray, parts: list[Boxes], both: Boxes
 ) -> np.ndarray:
@@ -100,7 +107,9 @@ def agreed_map(
   for i in movable:
     name = classes.maps[i]
     mine = kinds == classes.boxes.index(name) if name in classes.boxes else np.zeros(len(kinds), bool)
-    out[(scene == i) & (road < ROADLIKE) & painted(every[mine], GROW)] = i
+    thing = (scene == i) & (road < ROADLIKE) & painted(every[mine], GROW)
+    out[thing] = IGNORE
+    out[core(thing)] = i
   inside = painted(both.xyxy)
   out[inside & ~np.isin(out, movable) & ~((road >= SURE) & ~painted(both.xyxy, -GROW))] = IGNORE
   return out
@@ -166,7 +175,7 @@ def write_segment(store: LabelStore, segment: Segment, classes: ClassSet, name: 
     "scenes": segment.scenes.teacher,
     "boxes": [g.teacher for g in segment.boxes],
     "classes": classes.to_dict(),
-    "rule": [SURE, ROADLIKE, NOT_ROAD, SAME, GROW, MIN_SIDE],
+    "rule": [SURE, ROADLIKE, NOT_ROAD, SAME, GROW, OUTLINE, MIN_SIDE],
   }
   group = derived_group(store, segment.frames, name, sources, labels, settings)
   reader = Reader()

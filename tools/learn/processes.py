@@ -6,7 +6,6 @@ import importlib.util
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,32 +50,6 @@ def make_accelerator(precision: str, trackers: Sequence[str], out: Path, cpu: bo
 def is_first() -> bool:
   """Whether this process is the one that prints and writes; known before there is an Accelerator."""
   return int(os.environ.get("RANK", "0")) == 0
-
-
-@contextlib.contextmanager
-def first_alone() -> Iterator[None]:
-  """Within it the first process of a run is alone; the others come behind it, in silence, and find what it has
-  written. Before there is an Accelerator, too."""
-  if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-    yield
-    return
-  import torch
-  from accelerate import PartialState
-
-  gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-  state = PartialState(cpu=not gpu, timeout=timedelta(days=1))  # pictures may take long
-  if is_first():
-    yield
-    state.wait_for_everyone()
-    return
-  try:
-    state.wait_for_everyone()
-  except RuntimeError as e:
-    if is_lost(e):
-      raise SystemExit(2) from None  # it has said why
-    raise
-  with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-    yield
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@ it changes on the way; and one process that is killed costs a step."""
 
 import json
 
-import images_student_fixture as squares
 import pytest
 import torch
 from label_fixture import write_store
@@ -120,23 +119,6 @@ def test_a_process_that_is_killed_ends_it_with_one_line_and_another_number_goes_
   assert r.returncode == 0, r.stderr[-3000:]
   assert seen(out, range(4)) == list(range(24))  # each clip once
   assert_alike(losses_of(out), losses_of(tmp_path / "one"), 0.05)
-
-
-@pytest.mark.slow
-def test_a_student_of_pictures_is_the_same_by_two_processes(tmp_path):
-  """The command as a whole: the first process reads the pictures, and it alone speaks and writes."""
-  data, val = (squares.write(tmp_path / name, 4, seed) for seed, name in enumerate(("train", "val")))
-  words = ["--data", data, "--val", val, "--size", "nano", "--picture-size", 96, "--batch-size", 3, "--steps", 2]
-  words += ["--workers", 0, "--augment", "plain", "--no-export"]
-  found = []
-  for n in (1, 2):
-    out = tmp_path / str(n)
-    r = torchrun(n, "-m", "openpilot.tools.fair.images.train_student", *words, "--output", out)
-    assert r.returncode == 0, r.stderr[-3000:]
-    assert r.stdout.count("pictures     ") == r.stdout.count("next\n") == 1
-    found.append([json.loads(x)["val"] for x in (out / "log.jsonl").read_text().splitlines() if '"val"' in x][-1])
-  assert found[0].keys() == found[1].keys() and len(found[0]) > 2
-  assert found[1]["total"] == pytest.approx(found[0]["total"], rel=5e-3)
 
 
 def test_labels_of_shares_are_those_of_the_whole(tmp_path):

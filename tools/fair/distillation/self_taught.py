@@ -111,7 +111,7 @@ class Teacher:
     self, out: Mapping[str, Tensor], frame: Tensor, shares: tuple[list[int], list[int]] | None = None
   ) -> dict[str, Tensor]:
     """out: the student's, of frame (B, *its input) uint8, encode()'s with maps_too -> {"task/self_output": scalar}.
-    shares: of several processes that have a share of the frames each, and `out` of all, the frames and clips of each."""
+    shares: of several processes, with `out` of all their frames and `frame` of its own: frames and clips of each."""
     with torch.no_grad():
       want = self.student.encode(frame)[0]
       if shares is not None:

@@ -16,7 +16,6 @@ from openpilot.tools.fair.images.train_student import export_bundle, learn
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.sizes import SIZES
-from openpilot.tools.learn.processes import first_alone, is_first
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.options import option as flag, parse
 
@@ -128,19 +127,16 @@ def run(args: Options) -> Path:
   teachers = [load_features(args)] if args.teacher else []
   for t in teachers:
     check_features(t, spec)
-  with first_alone():
-    said = fill(args, spec, teachers, lambda parts: tiled(orient(parts), args.tile, args.overlap))
-    config, weights = config_of(args, said)
+  said = fill(args, spec, teachers, lambda parts: tiled(orient(parts), args.tile, args.overlap))
+  config, weights = config_of(args, said)
   accepted = tuple(dict.fromkeys((*args.accept_license, said.license)))  # who brings the pictures may use them
   learn(args, said, config, accepted, weights)
-  return export_bundle(args.output, said.train, accepted) if args.export and is_first() else args.output
+  return export_bundle(args.output, said.train, accepted) if args.export else args.output
 
 
 def main() -> None:
   args = parse(Options, __doc__, "images train-obb")
-  where = run(args)
-  if is_first():
-    say_next(args, where)
+  say_next(args, run(args))
 
 
 if __name__ == "__main__":

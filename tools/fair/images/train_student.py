@@ -22,7 +22,6 @@ from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.families import FAMILIES, OF_TRANSFORMERS
 from openpilot.tools.fair.students.sizes import SIZES
 from openpilot.tools.fair.students.student import student_names
-from openpilot.tools.learn.processes import first_alone, is_first, said_once
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.options import option as flag, parse
@@ -204,6 +203,7 @@ def learn(args: Any, said: Said, config: Any, accepted: tuple[str, ...], weights
   losses."""
   from openpilot.tools.fair.distillation import distill
   from openpilot.tools.fair.distillation.options import Options as Distill
+  from openpilot.tools.learn.processes import is_first, said_once
 
   told = Distill(
     labels=said.train,
@@ -222,8 +222,7 @@ def learn(args: Any, said: Said, config: Any, accepted: tuple[str, ...], weights
     with said_once():
       run, _ = distill.start(told, held, config, args)
     if args.resume and run.step >= run.config.steps:
-      if is_first():
-        print(f"{args.output}: the run is complete at step {run.step}")
+      print(f"{args.output}: the run is complete at step {run.step}")
       return {}
     if is_first():
       write_config(args, said, config, weights)
@@ -234,13 +233,12 @@ def run(args: Options) -> Path:
   """-> the bundle's folder, or the run's where none is written."""
   spec = check_options(args)
   teachers = teachers_of(args) if args.teachers or args.teacher_dir is not None else []
-  with first_alone():
-    said = fill(args, spec, teachers)
-    student = args.student or select_student_model(said.info, args.size)
-    config = config_of(args, said, student)
+  said = fill(args, spec, teachers)
+  student = args.student or select_student_model(said.info, args.size)
+  config = config_of(args, said, student)
   accepted = tuple(dict.fromkeys((*args.accept_license, said.license)))  # who brings the pictures may use them
   learn(args, said, config, accepted, balance(args, said, student)[0])
-  if not args.export or not is_first():
+  if not args.export:
     return args.output
   return export_bundle(args.output, said.train, accepted, "\n\n".join(notes_of(args, said, student)))
 
@@ -276,9 +274,7 @@ def notes_of(args: Options, said: Said, student: str) -> list[str]:
 
 def main() -> None:
   args = parse(Options, __doc__, "images train-student")
-  where = run(args)
-  if is_first():
-    say_next(args, where)
+  say_next(args, run(args))
 
 
 if __name__ == "__main__":

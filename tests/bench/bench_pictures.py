@@ -2,8 +2,8 @@
 """Students of labeled pictures, by folds: each picture of PennFudan is judged by a student that has not seen it. Labels
 alone, beside labels and a teacher, beside these and pictures without labels; and the teacher itself. all and no-PART:
 RTMDet and XFeat's features teach beside labels, with every part of the loss and with one left out. first and
-street-first: RTMDet alone teaches on the pictures without labels, once; each fold's labels then go on from there. --labeled 13: only so many of a
-fold's pictures keep their labels, and the others are the pictures without labels.
+street-first: RTMDet alone teaches on the pictures without labels, once; each fold's labels then go on from there.
+--labeled 13: only so many of a fold's pictures keep their labels, and the others are the pictures without labels.
 
 python tests/bench/bench_pictures.py --data FOLDER --output DIR [--unlabeled PICTURES] [--variants labels teacher]
 

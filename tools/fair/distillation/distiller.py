@@ -76,7 +76,8 @@ class Distiller(nn.Module):
         out = special(self.student, batch)
       else:
         out = self.student(batch["frame"]) if by_itself is None else by_itself(batch)
-    frame, shares = batch["frame"], None
+    frame = batch["frame"]
+    shares: tuple[list[int], list[int]] | None = None
     if (whole := batch.get("whole")) is not None:
       shares, batch = (whole["frames"], whole["counts"]), whole
       out = gathered_outputs(out, *shares)

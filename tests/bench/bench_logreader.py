@@ -9,31 +9,19 @@ buffer of the size that the frame states, the fastest way there is; "alone" what
 
 import argparse
 import bz2
-import time
 from pathlib import Path
 
 if not __package__:  # run as a file
   import from_root  # noqa: F401
 
-import numpy as np
 import zstandard
 
 from openpilot.cereal import log
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logreader import LogFile, LogReader
+from tests.bench.turns import in_turns, ratio
 
 DEFAULT = Path(__file__).resolve().parents[3] / "shared/data/realdata/0000002c--d68dde99ca--1/qlog.zst"
-
-
-def in_turns(what, rounds):
-  """what: name -> function -> (name -> CPU time of each round, s; name -> result)"""
-  times, results = {k: [] for k in what}, {}
-  for _ in range(rounds):
-    for k, f in what.items():
-      t = time.process_time()
-      results[k] = f()
-      times[k].append(time.process_time() - t)
-  return {k: np.array(v) for k, v in times.items()}, results
 
 
 def unpack(path):
@@ -77,7 +65,7 @@ def main():
   print(f"{path.name}: {len(dat) / 1e6:.2f} MB, {len(LogFile(path).start)} events, {len(x)} carState")
   print(f"{args.rounds} rounds in turns; CPU time, the least; over unpacking alone; over ours")
   for k, v in times.items():
-    of = [np.median(a / b) for a, b in ((v, times["unpacking alone"]), (v, times["ours"]))]
+    of = [ratio(v, times[other]) for other in ("unpacking alone", "ours")]
     print(f"{k:<34} {v.min() * 1e3:8.2f} ms {of[0]:8.2f} {of[1]:8.2f}")
   print(f"goal: ours at most {1.05 if path.suffix == '.bz2' else 1.3} of unpacking alone")
 

@@ -18,7 +18,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
 def keep_freed() -> None:
   """From now on this process keeps memory that it frees, and takes it again. glibc gives large blocks back at once, and
   the system then hands them out anew in zeroed pages of 4 kB: every step of a training, which wants the same blocks
-  again, waits for 600 MB of them. Does nothing where malloc is another."""
+  again, waits for 300 to 600 MB of them. Does nothing where malloc is another."""
   if platform.libc_ver()[0] != "glibc":
     return
   mallopt = ctypes.CDLL(None).mallopt

@@ -3,7 +3,7 @@
 weights of a layer.
 
 python tests/bench/bench_qat.py RUN --labels LABELS --data HELD_OUT [--steps 60] [--lr 1e-4] [--batch-size 8]
-    [--seeds 3] [--limit 20] [--frames 32] [--prefer TEACHER,...]
+    [--seeds 3] [--limit 20] [--frames 32] [--prefer TEACHER,...] [--labels-teach]
 
 RUN is a finished run of `tools/op.sh distill`; LABELS are what it learned from, HELD_OUT routes that it did not see:
 some of them calibrate, the others judge. All layers but the last are in 8 bits. The goal: half of the loss back."""
@@ -47,6 +47,7 @@ def main() -> None:
   p.add_argument("--limit", type=int, default=20)
   p.add_argument("--frames", type=int, default=32)
   p.add_argument("--prefer", default="")
+  p.add_argument("--labels-teach", action="store_true", help="in place of the float student")
   args = p.parse_args()
   TARGETS[NAME] = Target("int8 around zero, one scale for all weights of a layer", "int8", True, whole=True)
   load_groups()
@@ -70,6 +71,7 @@ def main() -> None:
         backbone=config.backbone,
         init=(str(args.run),),
         qat=NAME,
+        self_taught="off" if args.labels_teach else None,
         steps=args.steps,
         lr=args.lr,
         warmup=args.steps // 10,

@@ -298,7 +298,7 @@ def test_a_students_graph_for_tensorrt_is_judged_and_built(tmp_path, store, quic
     (tmp_path / "kept" / name).write_text(name)
   results = module.run(options(tmp_path, bundle.path, store, "tensorrt", max_loss=0.5))
   (row,) = results["variants"][1:]
-  assert row["label"] == "float16 tensorrt" and row["within"] and not row["here"]
+  assert row["label"] == "float16 tensorrt" and row["verdict"] == "within" and not row["here"]
   ((made, graph),) = built
   (found,) = graph["variants"]
   assert {k: found[k] for k in variant} == variant and "calibration" not in found and found["float"]

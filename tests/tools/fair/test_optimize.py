@@ -19,7 +19,7 @@ from openpilot.tools.fair.evaluation.compared import Compared, input_of, set_of
 from openpilot.tools.fair.evaluation.scenes import open_segments
 from openpilot.tools.fair.optimize import judge, optimize as module
 from openpilot.tools.fair.optimize.calibration import blocks, grid, record, split, spread
-from openpilot.tools.fair.optimize.judge import make_row, worst
+from openpilot.tools.fair.optimize.judge import counts, hardest, make_row, verdict, worst
 from openpilot.tools.fair.optimize.search import Graphs
 from openpilot.tools.fair.optimize.variants import Variant
 from openpilot.tools.fair.teacher import Label
@@ -118,6 +118,51 @@ def test_losses_and_what_they_may_be_by_hand():
     worst([make_row("depth", "silog", 0.2, 0.3, 0.01)])
 
 
+def judged(task, metric, base, value, ends=None):
+  """ends: of the difference's interval."""
+  row = make_row(task, metric, base, value, 0.01)
+  if ends is not None:
+    row.spread(*ends)
+  return row
+
+
+def test_what_an_interval_decides():
+  """The whole of it is within, or beyond, what may be lost; else nothing is decided, whatever the value says."""
+  error = "depth", "abs_rel", 0.2
+  assert judged(*error, 0.2, (-0.01, 0.0019)).verdict == "within"  # up to .95%
+  assert judged(*error, 0.203, (0.0021, 0.004)).verdict == "beyond"  # at least 1.05%
+  assert judged(*error, 0.203, (0.0019, 0.004)).verdict == "undecided"
+  assert judged(*error, 0.2, (-0.01, 0.0021)).verdict == "undecided"
+  assert judged(*error, 0.2).verdict == judged(*error, 0.3).verdict == "undecided"  # too few routes for an interval
+  assert judged("depth", "silog", 0.2, 0.3, (0.1, 0.2)).verdict == ""
+  better = judged("segmentation", "miou", 0.5, 0.497, (-0.006, -0.002))
+  assert (better.least, better.most) == pytest.approx((0.004, 0.012)) and better.verdict == "undecided"
+  assert "0.60% (+0.40 to +1.20)" in better.words
+  recall = judged("objects", "recall", 0.6, 0.597, (-0.0049, 0.001))
+  assert recall.most == pytest.approx(0.0049) and recall.verdict == "within"  # half a point
+  assert "0.30 points (-0.10 to +0.49)" in recall.words
+  rows = [recall, judged(*error, 0.2, (0, 0)), judged("depth", "silog", 0.2, 0.3)]
+  assert counts(rows) == {"within": 2, "undecided": 0, "beyond": 0} and verdict(rows) == "within"
+  rows.append(better)
+  assert verdict(rows) == "undecided" and hardest(rows) is better  # though recall has lost more of what it may
+  rows.append(judged(*error, 0.203, (0.0021, 0.004)))
+  assert counts(rows) == {"within": 2, "undecided": 1, "beyond": 1} and verdict(rows) == "beyond"
+
+
+def test_so_many_frames_judge_unless_it_is_said(tmp_path, store, monkeypatch, capsys):
+  bundle = optimize_fixture.write_conv(tmp_path / "conv")
+  monkeypatch.setattr(module, "MOST", 12)
+
+  def frames(**more):
+    parts = module.open_data(options(bundle.path, store, tmp_path / "out", **more), bundle).parts
+    return [len(s.ids) for s in (*parts.calibration, *parts.judged)]
+
+  assert frames() == [3] * 4 and "of 32 frames the first 3 of each segment are used" in capsys.readouterr().out
+  assert frames(limit=5) == [5] * 4 and not capsys.readouterr().out
+  monkeypatch.setattr(module, "MOST", 32)
+  assert frames() == [8] * 4 and not capsys.readouterr().out
+
+
 def test_outputs_that_a_task_is_judged_by(tmp_path):
   outputs = [{"name": "depth", "head": "depth"}, {"name": "heat", "head": "objects"}, {"name": "state"}]
   graphs = object.__new__(Graphs)
@@ -130,12 +175,15 @@ def test_outputs_that_a_task_is_judged_by(tmp_path):
 def test_recommended_is_the_fastest_of_those_that_lose_little(monkeypatch):
   monkeypatch.setattr("openpilot.tools.fair.optimize.variants.targets", lambda: ("x86-vnni", "x86"))
   a, b, c = (Variant(f"int8 {t}", "int8", t, {}) for t in ("x86-vnni", "x86", "aarch64"))
-  good, bad = [make_row("depth", "abs_rel", 0.2, 0.2, 0.01)], [make_row("depth", "abs_rel", 0.2, 0.3, 0.01)]
+  good, bad = ([judged("depth", "abs_rel", 0.2, v, (v - 0.2, v - 0.2))] for v in (0.2, 0.3))
   ms = {"float": {"p50": 9.0}, a.label: {"p50": 4.0}, b.label: {"p50": 5.0}, c.label: {"p50": 1.0}}
   assert module.recommend([a, b, c], {a.label: good, b.label: good, c.label: good}, ms)[0] == a.label
   found, why = module.recommend([a, b], {a.label: bad, b.label: good}, ms)
   assert found == b.label and "int8 x86-vnni would lose more" in why
   assert module.recommend([a], {a.label: bad}, ms)[0] == "float"
+  unknown = [judged("depth", "abs_rel", 0.2, 0.2, (-0.1, 0.1))]
+  found, why = module.recommend([a, b], {a.label: unknown, b.label: good}, ms)
+  assert found == b.label and "int8 x86-vnni is undecided" in why
 
 
 @pytest.mark.slow
@@ -160,7 +208,7 @@ def test_the_whole_command(tmp_path, store, quick, monkeypatch, capsys):
   table = evaluation.evaluate(evaluation.Options((bundle.path,), judged, output=tmp_path / "e"))["tables"]["simulator"]
   half, variant = results["variants"][1:]
   # a graph for a GPU, judged by what it would say there
-  assert half["label"] == "float16 tensorrt" and half["within"] and not half["here"]
+  assert half["label"] == "float16 tensorrt" and half["verdict"] == "within" and not half["here"]
   assert 0 < max(half["output_errors"].values()) < max(variant["output_errors"].values()) / 2
   assert half["bytes"] == (bundle.path / "scene.float16-tensorrt.onnx").stat().st_size
   rows = {(m["task"], m["metric"]): m for m in variant["metrics"]}
@@ -188,8 +236,8 @@ def test_the_whole_command(tmp_path, store, quick, monkeypatch, capsys):
 
 def test_a_loss_that_is_too_large_is_told_and_nothing_is_applied(tmp_path, store, quick, monkeypatch):
   bundle = optimize_fixture.write_conv(tmp_path / "conv")
-  monkeypatch.setattr(judge, "make_row", lambda *words: replace(make_row(*words), loss=0.02))
-  with pytest.raises(UserError, match=r"--max-loss 0\.01 is not met: int8 x86: .*2\.00%; the page says"):
+  monkeypatch.setattr(judge, "loss_of", lambda *words: 0.02)
+  with pytest.raises(UserError, match=r"--max-loss 0\.01 is not met: int8 x86: .*2\.00% .*; the page says"):
     module.run(options(bundle.path, store, tmp_path / "out", apply=True, max_loss=0.01))
   assert load_bundle(bundle.path).manifest_hash == bundle.manifest_hash
   tried = json.loads((tmp_path / "out" / "optimize.json").read_text())["search"]["x86"]
@@ -198,10 +246,26 @@ def test_a_loss_that_is_too_large_is_told_and_nothing_is_applied(tmp_path, store
   assert all(t["share"] > 1 for t in tried) and not (tmp_path / "out" / "conv").exists()
 
 
+def test_what_is_undecided_is_told_and_applied_where_one_says_so(tmp_path, store, quick, monkeypatch):
+  bundle = optimize_fixture.write_conv(tmp_path / "conv")
+  real = judge.paired_bootstrap
+  monkeypatch.setattr(judge, "paired_bootstrap", lambda a, b, n: dict.fromkeys(real(a, b, 3), (-9.0, 9.0)))
+  said = r"int8 x86 is undecided: of what 2 metrics lose on 3 routes, 2 undecided --max-loss 0\.5; .*more routes, or"
+  with pytest.raises(UserError, match=said):
+    module.run(options(bundle.path, store, tmp_path / "out", apply=True))
+  assert load_bundle(bundle.path).manifest_hash == bundle.manifest_hash
+  tried = load_bundle(tmp_path / "out" / "conv")
+  assert len(tried.graphs[0]["variants"]) == 1 and "undecided" in (tmp_path / "out" / "optimize.html").read_text()
+  results = module.run(options(bundle.path, store, tmp_path / "again", apply=True, undecided=True))
+  assert len(load_bundle(bundle.path).graphs[0]["variants"]) == 1
+  assert results["applied"] == ["int8 x86"] and results["recommendation"]["variant"] == "float"
+
+
 @pytest.mark.parametrize(
   ("change", "match"),
   [
     ({"int8": False}, "nothing to do"),
+    ({"undecided": True}, "--undecided says what --apply takes"),
     ({"fp16": True, "target": ("tensorrt",)}, "--fp16 or --int8, the other in a command of its own"),
     ({"frames": 0}, "at least 1"),
     ({"frames": 4}, "too few"),

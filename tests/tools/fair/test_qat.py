@@ -293,7 +293,7 @@ def test_it_is_learned_resumed_and_made_a_variant(tmp_path, monkeypatch, capsys)
   assert (
     same(again["model"], whole["model"]) and same(again["ema"], whole["ema"]) and again["ranges"] == whole["ranges"]
   )
-  assert same(again["optimizer"], whole["optimizer"])
+  assert same(again["optimizer"], whole["optimizer"]) and same(again["teacher"], whole["teacher"])
   # ranges were observed, and move; in the average, too, by less
   assert (whole["model"]["rounding.first"][:, 1] > 0).all() and len(whole["ranges"]) > 50
   for part in ("model", "ema"):
@@ -323,8 +323,10 @@ def test_it_is_learned_resumed_and_made_a_variant(tmp_path, monkeypatch, capsys)
   assert results["variants"][1]["output_errors"]["depth"] < 0.5
   bundle = load_bundle(tmp_path / "out" / "float")
   entry = bundle.graphs[0]["variants"][0]
-  assert entry["calibration"]["method"] == "ranges and weights learned in 2 steps of quantization-aware training"
-  assert any(x.startswith("8 bits: 2 steps on ") for x in bundle.manifest["provenance"]["data"])
+  n = load_checkpoint(tmp_path / "whole" / "best.pt")["step"]
+  how = f"ranges and weights learned in {n} steps of quantization-aware training, taught by its own float copy"
+  assert entry["calibration"]["method"] == how
+  assert any(x.startswith(f"8 bits: {n} steps on ") for x in bundle.manifest["provenance"]["data"])
   # its ranges are in the file, not those of the calibration frames
   model = onnx.load_from_string(bundle.onnx(bundle.graphs[0], entry))
   constants = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}

@@ -183,16 +183,6 @@ class Options:
   )
 
 
-def untaught(config: Config) -> set[str]:
-  """Outputs whose losses all have the weight 0."""
-  return {
-    out
-    for t in config.tasks
-    for out, parts in TASKS[t].taught_by.items()
-    if all(config.parts.get(f"{t}/{p}", 1.0) == 0 for p in parts)
-  }
-
-
 def run(args: Options, told: str = "") -> None:
   """told: of another command, for the card. Raises UserError."""
   check_out(args.output, args.run)
@@ -210,7 +200,7 @@ def run(args: Options, told: str = "") -> None:
     warn(f"{args.run} learned in 8 bits: its float graph is not what it learned; see `tools/op.sh optimize --qat`")
   with new_bundle(args.output, args.run) as folder:
     path = folder / f"{config.student}.onnx"
-    graph = export_onnx(student, path, wanted, untaught(config))
+    graph = export_onnx(student, path, wanted, config.untaught)
     for out in graph["outputs"]:
       if config.per_height and out.get("head") == "depth":
         out["parameters"] = dict(PER_HEIGHT)
@@ -251,7 +241,7 @@ def run(args: Options, told: str = "") -> None:
         "data": [
           (
             f"{environment['clips']} clips of {config.clip} frames from {len(environment['segments'])} segments, label "
-            f"store {environment['labels']}"
+            f"store {environment['labels']}" + (f", {config.taught_by}" if config.taught_by else "")
           ),
           *data_lines(state),
         ],

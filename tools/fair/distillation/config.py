@@ -7,7 +7,7 @@ from openpilot.tools.fair.spec import ClassSet, InputSpec, StudentSpec, road_cla
 from openpilot.tools.fair.students.families import FAMILIES
 from openpilot.tools.fair.students.student import spec_of
 from openpilot.tools.fair.students.sizes import SIZES
-from openpilot.tools.fair.tasks import task_name
+from openpilot.tools.fair.tasks import TASKS, task_name
 from openpilot.tools.lib.errors import UserError
 
 
@@ -60,6 +60,8 @@ class Config:
   per_height: bool = True  # depth is learned in heights of the camera, not in meters
   widths: dict[str, list[int]] = field(default_factory=dict)  # of a pruned student: see students/widths.py
   qat: str = ""  # the target whose 8 bits are learned with: see optimize/qat.py; "": none
+  self_taught: str = ""  # the frozen float student that teaches it: "init", its own start, or another's name; "": none
+  label_weight: float = 1.0  # of the labels' losses beside that; 0: labels are not read
 
   def stage(self, step: int) -> Stage:
     for s in self.stages:
@@ -74,6 +76,29 @@ class Config:
     if self.student in FAMILIES:
       return self.student
     return self.backbone or SIZES[self.spec.size].backbone
+
+  @property
+  def untaught(self) -> set[str]:
+    """Outputs whose losses all have the weight 0."""
+    return {
+      out
+      for t in self.tasks
+      for out, parts in TASKS[t].taught_by.items()
+      if all(self.parts.get(f"{t}/{p}", 1.0) == 0 for p in parts)
+    }
+
+  @property
+  def labeled(self) -> list[str]:
+    """Tasks that labels teach."""
+    return self.tasks if self.label_weight else []
+
+  @property
+  def taught_by(self) -> str:
+    """In words, where it is a float student."""
+    if not self.self_taught:
+      return ""
+    who = "its own float copy" if self.self_taught == "init" else f"the student {self.self_taught}"
+    return f"taught by {who}" + (f", and by labels with a weight of {self.label_weight:g}" if self.label_weight else "")
 
   @property
   def spec(self) -> StudentSpec:

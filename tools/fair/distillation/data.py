@@ -104,7 +104,7 @@ def choose(
 
 
 class Clips:
-  """All clips of `length` frames of a store in which some task of `tasks` is labeled.
+  """All clips of `length` frames of a store in which some task of `tasks` is labeled; without tasks all there are.
 
   prefer: teachers in the order in which they are asked where several label a task. live: a teacher that labels while
   training, in place of what is stored of its tasks. classes: that are learned, by default the road's; ignore: names
@@ -149,7 +149,7 @@ class Clips:
       with_frames += 1
       found = {t: choose(groups, t, prefer, self.classes, ignore) for t in stored}
       sources = {t: s for t, s in found.items() if s is not None}
-      if sources or self.taught_live:
+      if sources or self.taught_live or not self.tasks:
         frames = groups["frames"]
         self.segments.append(Segment(name, frames, sources, valid_of(frames), sizes_of(frames), camera_height(groups)))
       for s in sources.values():
@@ -178,9 +178,8 @@ class Clips:
       raise UserError(f"{root} holds {said}, with `tools/op.sh label ROUTE --teachers ... {command('--out', root)}`")
     self.starts = np.concatenate([self._starts(i) for i in range(len(self.segments))])  # (N, 2) segment, first row
     if not len(self.starts):
-      raise UserError(
-        f"{root} holds no {self.length} consecutive labeled frames; label more frames, or with a smaller --every"
-      )
+      what = "labeled frames" if self.tasks else "frames"
+      raise UserError(f"{root} holds no {self.length} consecutive {what}; label more frames, or with a smaller --every")
     self.reader = Reader(window=8)
     self.reader.labels = len(self.tasks) + 1
 
@@ -200,7 +199,8 @@ class Clips:
       done[list(s.frames.rows(k))] = True
     done[list(s.frames.bad())] = False  # another frame stands for it, or none
     step = int(s.frames.meta["every"])
-    labeled = set[int]().union(*(src.rows for src in s.sources.values())) if not self.taught_live else set(ids.tolist())
+    every = self.taught_live or not self.tasks
+    labeled = set(ids.tolist()) if every else set[int]().union(*(src.rows for src in s.sources.values()))
     if s.still:
       here = [(i, a) for a, f in enumerate(ids) if done[a] and int(f) in labeled]
       return np.array(here, np.int64).reshape(-1, 2)

@@ -27,11 +27,12 @@ from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
 from openpilot.tools.fair.distillation import history
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.look import Look, look_at
-from openpilot.tools.fair.distillation.options import Options, configuration
+from openpilot.tools.fair.distillation.options import OWN, Options, configuration
 from openpilot.tools.fair.distillation.plan import held_out as held_out
 from openpilot.tools.fair.distillation.plan import make_plan
 from openpilot.tools.fair.distillation.plan import split as split
 from openpilot.tools.fair.distillation.sampling import in_words, shares
+from openpilot.tools.fair.distillation.self_taught import Teacher, check_alike, check_known, open_teacher
 from openpilot.tools.fair.distillation.trained import load_student_checkpoint, trained_on, union
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.trainer import RESUMED, Run
@@ -245,6 +246,25 @@ def earlier(args: Options, run: Run) -> dict[str, Any] | None:
   return before
 
 
+def float_teacher(args: Options, run: Run, initials: dict[str, Any]) -> None:
+  """--self-taught: `run`, which has begun from `initials`, is taught by that student as it is now, or by RUN. Raises
+  UserError where it cannot be."""
+  config = run.config
+  own = run.ema.student
+  if config.self_taught == OWN:
+    teacher = Teacher(own, config.tasks, config.untaught)
+    check_known(teacher, {k.removeprefix("student."): v for k, v in initials["ema"].items()})
+  else:
+    student, teachers, trained = open_teacher(Path(str(args.self_taught)), config)
+    for t in teachers:
+      check_license(t["model"], t["licence"], args.accept_license)
+    run.inherited = run.inherited + teachers
+    run.trained = union(run.trained, trained)
+    teacher = Teacher(student, config.tasks, config.untaught)
+  check_alike(teacher, own)
+  run.be_taught(teacher)
+
+
 def start(
   args: Options, held: contextlib.ExitStack, made: Config | None = None, typed: Any = None
 ) -> tuple[Run, dict[str, float]]:
@@ -272,6 +292,13 @@ def start(
   run.accelerator.wait_for_everyone()
   before = earlier(args, run) or initials
   missing = run.warm_start(before) if before is not None else []
+  if config.self_taught and not args.resume:
+    if before is None or before is not initials:
+      raise UserError(
+        f"--self-taught: {args.output} holds a student of other labels, which would be gone on from; choose another "
+        "--output"
+      )
+    float_teacher(args, run, before)
   if config.qat and not args.resume:
     run.observe()
   if not is_first():
@@ -286,9 +313,10 @@ def start(
       )
   held_out = f", {len(val)} held out" if val is not None else ", none held out"
   count = sum(q.numel() for q in run.distiller.student.parameters())
+  taught = f", {config.taught_by}" if config.taught_by else ""
   print(
     f"{args.student}{', pruned' if config.widths else ''}: {count / 1e6:.2f}M parameters, "
-    f"learns {', '.join(config.tasks)}; {len(train)} clips of {config.clip} frames{held_out}"
+    f"learns {', '.join(config.tasks)}{taught}; {len(train)} clips of {config.clip} frames{held_out}"
   )
   if config.sample:
     said = shares([s.name for s in train.segments], train.per_segment(), config.sample)
@@ -299,6 +327,9 @@ def start(
     return run, {}
   print(f"warm start from step {before['step']}" + (f"; {len(missing)} tensors start anew" if missing else ""))
   was = run.evaluate()
+  if config.self_taught and was:
+    run.best = was["total"]  # one that is further from its teacher than that is no use
+    run.save(run.BEST)
   with open(args.output / "log.jsonl", "a") as f:
     f.write(json.dumps({"step": 0, "before": was}) + "\n")
   return run, was

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from openpilot.tools.fair.distillation.batch import Batch
 from openpilot.tools.fair.distillation.features import Projector, Standardiser
 from openpilot.tools.fair.distillation.losses import TaskWeights
+from openpilot.tools.fair.distillation.self_taught import Teacher
 from openpilot.tools.fair.spec import ClassSet, road_classes
 from openpilot.tools.fair.students.fake_quant import Rounding
 from openpilot.tools.fair.students.student import Student
@@ -22,12 +23,13 @@ class Distiller(nn.Module):
   """forward(batch, tasks) -> {"task/part": scalar, "total": the loss}, of `tasks` alone where any are named; where the
   batch has no labels of them, nothing but a "total" of 0. feature_shape: (C, h, w) of the teacher's features, where the
   student learns them. classes: that it tells apart, by default those of the student. parts: weights of parts of tasks'
-  losses, 1 where not named; one of 0 is left out."""
+  losses, 1 where not named; one of 0 is left out. labels: whether these teach it, too."""
 
   class_weights: Tensor  # of class maps
   projector: Projector | None  # where features are learned
   standardiser: Standardiser | None
   rounding: Rounding | None  # where it learns in 8 bits
+  teacher: Teacher | None  # where a float student teaches it
 
   def __init__(
     self,
@@ -38,6 +40,7 @@ class Distiller(nn.Module):
     feature_shape: tuple[int, ...] | None = None,
     classes: ClassSet | None = None,
     parts: Mapping[str, float] | None = None,
+    labels: bool = True,
   ):
     super().__init__()
     self.student, self.tasks, self.parts = student, tasks, dict(parts or {})
@@ -48,9 +51,10 @@ class Distiller(nn.Module):
     if classes is None:
       classes = student.spec.classes if hasattr(student, "spec") else road_classes()
     self.register_buffer("class_weights", torch.tensor(classes.map_weights))
-    self.projector = self.standardiser = self.rounding = None
+    self.projector = self.standardiser = self.rounding = self.teacher = None
+    self.label_weight = 1.0  # of the losses of labels
     for t in tasks:
-      if (aids := TASKS[t].aids) is not None:
+      if (aids := TASKS[t].aids) is not None and labels:
         for name, module in aids(student, feature_shape).items():
           setattr(self, name, module)
     self.register_load_state_dict_pre_hook(renamed)
@@ -61,7 +65,8 @@ class Distiller(nn.Module):
     return {**parts, "total": self.total(parts) if parts else touch(self)}
 
   def losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """-> the parts of every task that this batch has labels of, and the student's outputs."""
+    """-> the parts of every task that this batch has labels of, or a float student teaches, and the student's
+    outputs."""
     mine = [t for t in TASKS.values() if t.name in self.tasks]
     special = next((t.forward for t in mine if t.forward is not None and t.fills.keys() <= batch.keys()), None)
     by_itself = getattr(self.student, "learn", None)  # of a family, whose loss needs the labels in its forward
@@ -70,7 +75,12 @@ class Distiller(nn.Module):
         out = special(self.student, batch)
       else:
         out = self.student(batch["frame"]) if by_itself is None else by_itself(batch)
-    found = {f"{t.name}/{k}": v for t in mine for k, v in t.loss(self, out, batch).items()}
+    found: dict[str, Tensor] = {}
+    if self.label_weight:
+      by = self.label_weight
+      found = {f"{t.name}/{k}": v * by if by != 1 else v for t in mine for k, v in t.loss(self, out, batch).items()}
+    if self.teacher is not None:
+      found |= self.teacher.parts(out, batch["frame"])
     weight = {k: self.parts.get(k, 1.0) for k in found}
     return {k: v if weight[k] == 1 else v * weight[k] for k, v in found.items() if weight[k]}, out
 

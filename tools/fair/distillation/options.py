@@ -46,6 +46,7 @@ class StoreOptions:
   resume: bool = option(False, help="go on from the last checkpoint of the run's folder")
 
 
+OWN, OFF = "init", "off"  # of --self-taught
 D = Config("", [])  # whose defaults the options have
 
 
@@ -119,6 +120,17 @@ class Options(StoreOptions):
     metavar="TARGET",
     help="learn in 8 bits, which `optimize --int8 --qat RUN` then makes: those of x86-vnni, aarch64 and tinygrad, or "
     "of another TARGET of that command; needs --init",
+  )
+  self_taught: str | None = option(
+    None,
+    bare=OWN,
+    metavar="RUN|off",
+    path=True,
+    help="taught by the float student that --init names, as it is, or by a RUN or bundle of its form, as the one that "
+    "it was pruned from; on with --qat, unless 'off'",
+  )
+  label_weight: float | None = option(
+    None, help="with --self-taught: weight of the labels' losses beside it; by default 0: any frames teach"
   )
   eval_every: int = option(D.eval_every, help="steps; a checkpoint is written as often")
   precision: str | None = option(
@@ -275,6 +287,26 @@ def target_of(args: Options) -> str:
   return name
 
 
+def float_teacher(args: Options) -> tuple[str, float]:
+  """--self-taught -> as Config has it: who teaches, "" where labels alone do; and their weight. Raises UserError."""
+  said = args.self_taught or (OWN if args.qat else OFF)
+  weight = args.label_weight
+  if said == OFF:
+    if weight is not None:
+      raise UserError("--label-weight weighs labels beside --self-taught; --weight TASK=W is for tasks")
+    return "", 1.0
+  if args.student in FAMILIES:
+    raise UserError(f"--self-taught: {args.student} is of {FAMILIES[args.student].package}; only our own students are")
+  if not args.init and not args.resume:
+    raise UserError("--self-taught: it goes on from a student that has learned; name it with --init")
+  weight = 0.0 if weight is None else weight
+  if not 0 <= weight < math.inf:
+    raise UserError(f"--label-weight {weight:g}: a weight is a number of at least 0")
+  if args.live_teacher and not weight:
+    raise UserError("--live-teacher labels for nobody where the student is self-taught; give --label-weight, too")
+  return (said if said == OWN else Path(said).resolve().name), weight
+
+
 def trunk_of(args: Options) -> str | None:
   """The backbone that is learned: what --backbone says, else that of what --init starts from. None: by the size.
   What goes on has its own: the run that it started from may be gone."""
@@ -309,6 +341,7 @@ def configuration(args: Options, look: Look) -> tuple[Config, Any]:
   for t in tasks:
     if t not in (able := can_learn(spec)):
       raise UserError(f"--tasks {t}: {args.student} cannot learn it; it learns {', '.join(able)}")
+  taught, label_weight = float_teacher(args)
   config = Config(
     student=args.student,
     tasks=tasks,
@@ -316,7 +349,7 @@ def configuration(args: Options, look: Look) -> tuple[Config, Any]:
     pretrained=args.pretrained,
     steps=args.steps,
     batch=args.batch_size,
-    clip=args.clip or clip_length(tasks, look),
+    clip=args.clip or (clip_length(tasks, look) if label_weight else 1),
     lr=args.lr,
     warmup=args.warmup,
     seed=args.seed,
@@ -336,6 +369,8 @@ def configuration(args: Options, look: Look) -> tuple[Config, Any]:
     ignore_classes=args.ignore_classes,
     per_height=args.per_height,
     qat=target_of(args),
+    self_taught=taught,
+    label_weight=label_weight,
   )
   if config.batch < config.clip:
     raise UserError(

@@ -64,7 +64,7 @@ def split(
     judged = [
       t for t in config.tasks if not TASKS[t].optional or any(t in task_of(x, config.classes) for x in there.labels)
     ]
-    if judged != config.tasks and is_first():
+    if judged != config.tasks and config.labeled and is_first():
       print(f"{val} judges {', '.join(judged)} alone: nothing in it teaches the rest")
     other = clips_of(there, replace(config, tasks=judged), prefer, live, stale)
     if other.picture != whole.picture:
@@ -92,7 +92,7 @@ def split(
 def clips_of(look: Look, config: Config, prefer: Sequence[str], live: Any, stale: bool) -> Clips:
   clips = Clips(
     look,
-    config.tasks,
+    config.labeled,
     config.clip,
     prefer,
     live,

@@ -17,6 +17,7 @@ from openpilot.tools.fair.distillation.config import Config, Stage
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.samples import draw_samples
+from openpilot.tools.fair.distillation.self_taught import Teacher
 from openpilot.tools.fair.distillation.sampling import drawn
 from openpilot.tools.fair.distillation.soft_labels import DistillationTrainer as DistillationTrainer
 from openpilot.tools.fair.distillation.trained import Trained, union
@@ -106,8 +107,15 @@ class Run(Loop):
     shape = next((s for t in config.tasks if TASKS[t].aids is not None and (s := train.label_shape(t))), None)
     student = build(config.spec, pretrained=config.pretrained).to(memory_format=torch.channels_last)
     model = Distiller(
-      student, config.tasks, config.weights, config.learned_weights, shape and shape[-3:], parts=config.parts
+      student,
+      config.tasks,
+      config.weights,
+      config.learned_weights,
+      shape and shape[-3:],
+      parts=config.parts,
+      labels=bool(config.label_weight),
     )
+    model.label_weight = config.label_weight
     if model.standardiser is not None:
       sample = np.linspace(0, len(train) - 1, min(64, len(train))).astype(int)
       model.fit_features(Batches(train, config.seed, False)[(0, [int(i)], False)] for i in sample)
@@ -199,11 +207,22 @@ class Run(Loop):
       rounding.observe(ranges)
       rounding.shift(model.student, shifts)
 
+  def be_taught(self, teacher: Teacher) -> None:
+    """By a float student, from now on."""
+    teacher.student.to(self.accelerator.device).to(memory_format=torch.channels_last)
+    for model in (self.distiller, self.ema):
+      model.teacher, model.student.maps_too = teacher, True
+
   # *** checkpoints ***
 
+  def best_state(self) -> dict[str, Any]:
+    return {k: v for k, v in super().best_state().items() if k != "teacher"}
+
   def state(self) -> dict[str, Any]:
+    teacher = self.distiller.teacher
     return {
       **super().state(),
+      **({} if teacher is None else {"teacher": teacher.state()}),
       **({} if self.distiller.rounding is None else {"ranges": self.distiller.rounding.ranges}),
       "config": dataclasses.asdict(self.config),
       "labels": self.labels,
@@ -234,6 +253,8 @@ class Run(Loop):
     if state.get("ranges") != own:
       raise UserError(f"{self.out}: its ranges of 8 bits are of another version of this code; start anew with --init")
     super().load(state)
+    if self.config.self_taught:
+      self.be_taught(Teacher.of_state(state["teacher"], self.config.tasks, self.config.untaught))
     self.order, self.epoch, self.at = state["order"], state["epoch"], state["at"]
     self.clip_losses = state["losses"].numpy()
     self.inherited = state["provenance"]

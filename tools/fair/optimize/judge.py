@@ -16,6 +16,7 @@ from openpilot.tools.fair.evaluation.scenes import Segment
 from openpilot.tools.fair.evaluation.student import Student
 from openpilot.tools.lib.errors import UserError
 
+WITHIN, UNDECIDED, BEYOND = "within", "undecided", "beyond"  # what it may lose
 FLOAT = "float"  # the column that all are compared with
 LEAST = 0.05  # a metric under it is hardly one: its losses are parts of this
 Cards = dict[tuple[str, str], dict[str, Card]]  # (reference, column) -> segment -> what was counted
@@ -25,8 +26,8 @@ RECALL = 0.5  # of --max-loss, in points: half a point where others may lose one
 @dataclass
 class Row:
   """One metric of one variant. difference: value less base, with its 95% interval over routes where there are three.
-  loss: how much worse, in parts of the base, of a recall in points; limit: what it may be, None where nothing is asked
-  of this metric. conditions: name -> (base, value)."""
+  loss: how much worse, in parts of the base, of a recall in points, least and most: by the ends of that interval;
+  limit: what it may be, None where nothing is asked of this metric. conditions: name -> (base, value)."""
 
   task: str
   metric: str
@@ -38,6 +39,18 @@ class Row:
   loss: float
   limit: float | None
   conditions: dict[str, tuple[float, float]] = field(default_factory=dict)
+  least: float | None = None
+  most: float | None = None
+
+  @property
+  def verdict(self) -> str:
+    """Whether the interval lies on one side of the limit, or holds it; "" where nothing is asked. Without an interval
+    nothing is decided."""
+    if self.limit is None:
+      return ""
+    if self.most is not None and self.most <= self.limit:
+      return WITHIN
+    return BEYOND if self.least is not None and self.least > self.limit else UNDECIDED
 
   @property
   def share(self) -> float:
@@ -46,8 +59,16 @@ class Row:
 
   @property
   def words(self) -> str:
-    said = f"{self.loss:.2%}" if not self.metric.startswith("recall") else f"{100 * self.loss:.2f} points"
+    unit = " points" if self.metric.startswith("recall") else "%"
+    said = f"{100 * self.loss:.2f}{unit}"
+    if self.least is not None and self.most is not None:
+      said += f" ({100 * self.least:+.2f} to {100 * self.most:+.2f})"
     return f"{GROUPS[self.task].title}, {self.metric}: {self.base:.4f} to {self.value:.4f}, {said}"
+
+  def spread(self, low: float, high: float) -> None:
+    """Takes the 95% interval of its difference."""
+    ends = sorted(loss_of(self.metric, self.base, d) for d in (low, high))
+    self.low, self.high, (self.least, self.most) = low, high, ends
 
 
 class NoRival:
@@ -62,20 +83,45 @@ def bounded(task: str, metric: str) -> bool:
   return metric == GROUPS[task].headline or metric == "recall"
 
 
+def loss_of(metric: str, base: float, difference: float) -> float:
+  """difference: of a value less base."""
+  down = difference if lower_is_better(metric) else -difference
+  return down if metric.startswith("recall") else down / max(abs(base), LEAST)
+
+
 def make_row(task: str, metric: str, base: float, value: float, max_loss: float) -> Row:
-  down = base - value if not lower_is_better(metric) else value - base
-  recall = metric.startswith("recall")
-  loss = down if recall else down / max(abs(base), LEAST)
-  limit = (RECALL * max_loss if recall else max_loss) if bounded(task, metric) else None
-  return Row(task, metric, base, value, value - base, None, None, loss, limit)
+  limit = (RECALL * max_loss if metric.startswith("recall") else max_loss) if bounded(task, metric) else None
+  return Row(task, metric, base, value, value - base, None, None, loss_of(metric, base, value - base), limit)
 
 
 def worst(rows: Sequence[Row]) -> Row:
   """The metric that is nearest to what it may lose, or furthest beyond. Raises UserError where nothing was judged."""
-  asked = [r for r in rows if r.limit]
-  if not asked:
+  return max(asked(rows), key=lambda r: r.share)
+
+
+def asked(rows: Sequence[Row]) -> list[Row]:
+  """Those that may not fall. Raises UserError where there are none."""
+  found = [r for r in rows if r.limit]
+  if not found:
     raise UserError("no metric that stands for a task could be judged; give data with labels of what the student says")
-  return max(asked, key=lambda r: r.share)
+  return found
+
+
+def counts(rows: Sequence[Row]) -> dict[str, int]:
+  """Of a variant, how many of its metrics have each verdict."""
+  said = [r.verdict for r in asked(rows)]
+  return {v: said.count(v) for v in (WITHIN, UNDECIDED, BEYOND)}
+
+
+def verdict(rows: Sequence[Row]) -> str:
+  """Of a variant: that of its worst metric."""
+  found = counts(rows)
+  return next((v for v in (BEYOND, UNDECIDED) if found[v]), WITHIN)
+
+
+def hardest(rows: Sequence[Row]) -> Row:
+  """Of those with the variant's verdict the metric that lost most of what it may."""
+  return worst([r for r in asked(rows) if r.verdict == verdict(rows)])
 
 
 def judge(
@@ -118,7 +164,8 @@ def judge(
         ranges = paired_bootstrap(a, b, a[0].draws) if intervals else {}
         mine = [make_row(task, m, vb[m], va[m], max_loss) for m in va if m in vb]
         for row in mine:
-          row.low, row.high = ranges.get(row.metric, (None, None))
+          if row.metric in ranges:
+            row.spread(*ranges[row.metric])
         rows += mine
         for condition in names if intervals else ():
           here = {s.name for s in segments if condition in s.conditions}

@@ -32,10 +32,12 @@ class Learned:
   ranges: dict[str, tuple[float, float]]
   teachers: list[dict[str, str]]
   data: str
+  taught_by: str = ""  # in words, where it was a float student
 
   @property
   def method(self) -> str:
-    return f"ranges and weights learned in {self.steps} steps of quantization-aware training"
+    how = f"ranges and weights learned in {self.steps} steps of quantization-aware training"
+    return how + (f", {self.taught_by}" if self.taught_by else "")
 
   def fits(self, target: Target) -> bool:
     own = TARGETS[self.target]
@@ -91,6 +93,7 @@ def learned(run: Path, base: Bundle, targets: Collection[str], accept_license: C
       for t in state["provenance"]
     ],
     f"8 bits: {state['step']} steps on {environment['clips']} clips, label store {environment['labels']}",
+    config.taught_by,
   )
   if wrong := [t for t in targets if not found.fits(TARGETS[t])]:
     fit = ", ".join(t for t in TARGETS if found.fits(TARGETS[t]))

@@ -67,3 +67,11 @@ def sizes(bundle: Bundle) -> dict[str, int]:
     "parameters": sum(p for p, _ in counted),
     "macs": sum(m for _, m in counted),
   }
+
+
+def static_cost(bundle: Bundle) -> dict[str, Any]:
+  """Of a comma four, which has no use for 8 bits: tinygrad computes them in float there."""
+  from openpilot.tools.fair.comma_four.report import TIMEOUT, measure
+
+  graphs = [measure(bundle.path / g["file"], g["name"], TIMEOUT) for g in bundle.graphs]
+  return {k: sum(g[k] for g in graphs) for k in ("kernels", "bytes", "macs")}

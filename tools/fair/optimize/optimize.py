@@ -21,19 +21,31 @@ from openpilot.tools.fair.evaluation.scenes import Segment, check_label, open_se
 from openpilot.tools.fair.optimize import formats, report
 from openpilot.tools.fair.optimize.calibration import Parts, blocks, check_apart, record, split
 from openpilot.tools.fair.optimize.choose import variances
-from openpilot.tools.fair.optimize.judge import FLOAT, Row, judge, worst
+from openpilot.tools.fair.optimize.judge import (
+  BEYOND,
+  FLOAT,
+  UNDECIDED,
+  WITHIN,
+  Row,
+  counts,
+  hardest,
+  judge,
+  verdict,
+  worst,
+)
 from openpilot.tools.fair.optimize.learned import Learned, learned, learned_by_itself
-from openpilot.tools.fair.optimize.measure import footprint, milliseconds, sizes
+from openpilot.tools.fair.optimize.measure import footprint, milliseconds, sizes, static_cost
 from openpilot.tools.fair.optimize.quantize import PERCENTILE, TARGETS
 from openpilot.tools.fair.optimize.search import Graphs, Rung, search
 from openpilot.tools.fair.optimize.sensitivity import Source
 from openpilot.tools.fair.optimize.variants import Variant, by_itself, write
-from openpilot.tools.lib.errors import UserError, above_zero, cli
+from openpilot.tools.lib.errors import UserError, above_zero, cli, warn
 from openpilot.tools.lib.files import atomic_path, write_json
 from openpilot.tools.lib.options import option, parse, save
 from openpilot.tools.lib.said import public_path
 from openpilot.tools.replay.report import cpu_name
 
+MOST = 3000  # frames that calibrate and judge, unless --limit says otherwise
 PICTURES = "labeled"  # of a COCO JSON's labels in the store
 
 
@@ -59,7 +71,9 @@ class Options:
     None, metavar="STORE", help="labels to calibrate and choose by; default: each third route of --data"
   )
   frames: int = option(48, help="that ranges are taken from")
-  limit: int | None = option(None, metavar="N", help="judge and choose by at most so many frames of each segment")
+  limit: int | None = option(
+    None, metavar="N", help=f"judge and choose by at most so many frames of each segment; default: {MOST} of all"
+  )
   truth: str | None = option(None, metavar="TEACHER", help="whose labels judge; default: 'simulator' where it is there")
   images: Path | None = option(None, help="of a COCO JSON: the pictures' folder, where it is not beside")
   classes: str | None = option(
@@ -72,7 +86,8 @@ class Options:
     None, metavar="RUN", help="8 bits as a run of `distill --qat` learned them, --init of the same student"
   )
   comma_four: bool = option(False, help="compile for a comma four, too: kernels and bytes; minutes")
-  apply: bool = option(False, help="put the recommended variants into the bundle itself")
+  apply: bool = option(False, help="put the variants that are within what they may lose into the bundle itself")
+  undecided: bool = option(False, help="with --apply: also those of which the routes that judge are too few to tell")
   prune: float | None = option(
     None, metavar="SHARE", help="remove this share of the multiply-adds, as .4: --output is a run for `distill --init`"
   )
@@ -136,6 +151,10 @@ def open_data(args: Options, bundle: Bundle) -> Data:
   def opened(store: Path) -> tuple[list[Segment], str]:
     wanted = {args.truth or "simulator", PICTURES}
     segments = open_segments(store, wanted, [], None, args.limit, args.stale_labels, compared.input)
+    if args.limit is None and (count := sum(len(s.ids) for s in segments)) > MOST:
+      limit = max(1, MOST // len(segments))
+      print(f"{store}: of {count} frames the first {limit} of each segment are used; --limit takes more")
+      segments = open_segments(store, wanted, [], None, limit, args.stale_labels, compared.input)
     there = {t for s in segments for t in s.groups} - {"frames"}
     truth = args.truth or next((t for t in ("simulator", PICTURES) if t in there), None)
     if truth is None:
@@ -159,18 +178,17 @@ def described(segments: list[Segment]) -> dict[str, Any]:
   return {"segments": len(segments), "routes": routes, "frames": sum(len(s.ids) for s in segments), "conditions": kinds}
 
 
-def within(rows: list[Row]) -> bool:
-  return worst(rows).share <= 1
-
-
 def recommend(variants: list[Variant], rows: dict[str, list[Row]], ms: dict[str, dict[str, float]]) -> tuple[str, str]:
-  """-> the variant's label, and why. The rule: of those for this processor whose metrics all stay within what they may
-  lose, the one whose median is shortest with one thread."""
-  fit = [v.label for v in variants if v.here and within(rows[v.label])]
+  """-> the variant's label, and why. The rule: of those for this processor whose metrics are all shown to stay within
+  what they may lose, the one whose median is shortest with one thread."""
+  said = {v.label: verdict(rows[v.label]) for v in variants if v.here}
+  fit = [name for name, v in said.items() if v == WITHIN]
   best = min([FLOAT, *fit], key=lambda name: ms[name]["p50"])
-  others = [v.label for v in variants if v.here and v.label not in fit]
   why = f"{ms[best]['p50']:.1f} ms, the shortest of {', '.join([FLOAT, *fit])}"
-  return best, why + (f"; {', '.join(others)} would lose more than it may" if others else "")
+  for what, words in ((BEYOND, "would lose more than it may"), (UNDECIDED, "is undecided: these routes are too few")):
+    if others := [name for name, v in said.items() if v == what]:
+      why += f"; {', '.join(others)} {words}"
+  return best, why
 
 
 def column(label: str, ms: dict[int, Any], bundle: Bundle) -> dict[str, Any]:
@@ -186,9 +204,10 @@ def told(variant: Variant, graphs: Graphs, rows: list[Row]) -> dict[str, Any]:
     "bytes": sum(map(len, variant.files.values())),
     "output_errors": graphs.output_errors(variant),
     "float": variant.left,
-    "within": within(rows),
-    "worst": worst(rows).words,
-    "metrics": [asdict(r) for r in rows],
+    "verdict": verdict(rows),
+    "counts": counts(rows),
+    "worst": hardest(rows).words,
+    "metrics": [{**asdict(r), "verdict": r.verdict} for r in rows],
   }
 
 
@@ -243,6 +262,8 @@ def check(args: Options) -> Wanted:
   made: tuple[str, ...] = ()
   if args.qat is not None and not args.int8:
     raise UserError("--qat says how 8 bits are made; add --int8")
+  if args.undecided and not args.apply:
+    raise UserError("--undecided says what --apply takes; add that")
   if args.int8 and "onnx" in said:
     made = args.target or targets()[:1]
     if not made:
@@ -306,12 +327,15 @@ def run(args: Options) -> dict[str, Any]:
       **({"formats": made.told} if made is not None else {}),
       **({"comma_four": static_cost(floats)} if args.comma_four else {}),
     }
-    places = dict.fromkeys([args.output / base.name, *([base.path] if args.apply else [])])
-    fit = [v for v in variants if within(rows[v.label])]
-    results["applied"] = keep(args, base, fit, results, data.public, calibration, list(places), taught)
+    verdicts = {v.label: verdict(rows[v.label]) for v in variants}
+    fit = [v for v in variants if verdicts[v.label] != BEYOND]
+    places = {args.output / base.name: fit}
+    if args.apply:
+      places[base.path] = [v for v in fit if args.undecided or verdicts[v.label] == WITHIN]
+    results["applied"] = keep(args, base, places, results, data.public, calibration, taught)
     if made is not None:
-      for place in places:
-        formats.put(load_bundle(place) if any(v.run for v in fit) else base, made, place, args.data)
+      for place, here in places.items():
+        formats.put(load_bundle(place) if any(v.run for v in here) else base, made, place, args.data)
       print("\n".join(formats.lines(made)))
     if wanted.engines and any(v.target == "tensorrt" for v in fit):
       print("wrote       ", *formats.engines(load_bundle(args.output / base.name), args.output))
@@ -321,9 +345,15 @@ def run(args: Options) -> dict[str, Any]:
   save(replace(args, apply=False), args.output)
   print(report.summary(results))
   print(f"wrote        {args.output / 'optimize.html'}, optimize.json")
-  if missed := [v for v in results["variants"][1:] if not v["within"]]:
-    near = "; ".join(f"{v['label']}: {v['worst']}" for v in missed)
+  missed = {what: [v for v in results["variants"][1:] if v["verdict"] == what] for what in (BEYOND, UNDECIDED)}
+  if missed[BEYOND]:
+    near = "; ".join(f"{v['label']}: {v['worst']}" for v in missed[BEYOND])
     raise UserError(f"--max-loss {args.max_loss:g} is not met: {near}; the page says what disturbs")
+  if missed[UNDECIDED]:
+    few = "; ".join(report.undecided(v, results) for v in missed[UNDECIDED])
+    if args.apply and not args.undecided:
+      raise UserError(f"{few}; judge by more routes, or --apply --undecided takes it as it is")
+    warn(few)
   return results
 
 
@@ -337,37 +367,28 @@ def calibration_of(data: Data, inputs: dict[str, list[dict[str, Any]]], taught: 
 def keep(
   args: Options,
   base: Bundle,
-  fit: list[Variant],
+  places: dict[Path, list[Variant]],
   results: dict[str, Any],
   public: str,
   calibration: dict[str, Any],
-  places: list[Path],
   taught: Learned | None,
 ) -> list[str]:
-  """Writes those that lose little: into a copy of the bundle, with --apply into itself; those of other programs as
-  files. -> what was applied."""
+  """Writes into each bundle its variants, into a copy first; those of other programs as files. -> what was applied."""
   args.output.mkdir(parents=True, exist_ok=True)
-  for v in fit:
+  for v in next(iter(places.values())):
     for g in base.graphs if not v.run else ():
       with atomic_path(args.output / v.file(g)) as path:
         path.write_bytes(v.files[g["name"]])
-  kept = [v for v in fit if v.run]
-  if not kept:
-    return []
-  names = [v.label for v in kept]
-  said = report.card([v for v in results["variants"] if v["label"] in names], results, public)
-  for place in places:
-    write(base, kept, calibration, said, place, args.data, taught if any(v.precision == "int8" for v in kept) else None)
-    print(f"wrote        {place}: {', '.join(names)}")
+  names: list[str] = []
+  for place, here in places.items():
+    kept = [v for v in here if v.run]
+    names = [v.label for v in kept]
+    said = report.card([v for v in results["variants"] if v["label"] in names], results, public)
+    by = taught if any(v.precision == "int8" for v in kept) else None
+    if kept:
+      write(base, kept, calibration, said, place, args.data, by)
+      print(f"wrote        {place}: {', '.join(names)}")
   return names if args.apply else []
-
-
-def static_cost(bundle: Bundle) -> dict[str, Any]:
-  """Of a comma four, which has no use for 8 bits: tinygrad computes them in float there."""
-  from openpilot.tools.fair.comma_four.report import TIMEOUT, measure
-
-  graphs = [measure(bundle.path / g["file"], g["name"], TIMEOUT) for g in bundle.graphs]
-  return {k: sum(g[k] for g in graphs) for k in ("kernels", "bytes", "macs")}
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 import torch.nn.functional as F
 
-from openpilot.tools.fair.bundle.export import real_inputs, untaught
+from openpilot.tools.fair.bundle.export import real_inputs
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.optimize.bias import shifts
 from openpilot.tools.fair.optimize.quantize import (
@@ -43,7 +43,7 @@ NEAR = 1e-3  # of a tensor's largest value: how far torch and ONNX Runtime may b
 
 def outputs_of(config: Config) -> tuple[tuple[str, ...], set[str]]:
   """As export_onnx() takes them: how the names of those begin that are exported, and which of them are not."""
-  return tuple(o for t in config.tasks for o in TASKS[t].outputs), untaught(config)
+  return tuple(o for t in config.tasks for o in TASKS[t].outputs), config.untaught
 
 
 def rounding_of(student: Student, config: Config) -> Rounding:

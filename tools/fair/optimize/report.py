@@ -10,8 +10,9 @@ from openpilot.tools.replay.report import load_template
 WIDTH, HEIGHT, EDGE = 520, 260, 48  # of the plot, pixels
 LEAST_COST = 0.0002  # that is shown of a tensor
 RULE = (
-  "Of the variants for this processor whose metrics all stay within what they may lose, the one whose median is "
-  "shortest with one thread; float where none is."
+  "Of the variants for this processor whose metrics are all shown to stay within what they may lose, the one whose "
+  "median is shortest with one thread; float where none is. A metric is within where the whole 95% interval of its "
+  "loss is, beyond where none of it is, and undecided where it holds the limit: then more routes are needed to tell."
 )
 COMMA_FOUR = (
   "A comma four runs the float graph in tinygrad, which computes 8-bit graphs in float: they give it no speed. What "
@@ -60,6 +61,19 @@ def reasons(variant: dict[str, Any]) -> dict[str, list[str]]:
   return out
 
 
+def counted(variant: dict[str, Any]) -> str:
+  """Of its metrics how many have each verdict."""
+  return ", ".join(f"{n} {what}" for what, n in variant["counts"].items() if n)
+
+
+def undecided(variant: dict[str, Any], results: dict[str, Any]) -> str:
+  routes = results["judged"]["routes"]
+  return (
+    f"{variant['label']} is undecided: of what {sum(variant['counts'].values())} metrics lose on {routes} routes, "
+    f"{counted(variant)} --max-loss {results['max_loss']:g}; {variant['worst']}"
+  )
+
+
 def interval(row: dict[str, Any]) -> str:
   return "" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
 
@@ -85,14 +99,15 @@ def summary(results: dict[str, Any]) -> str:
       f"{results['bundle']}: calibrated on {c['taken']} frames of {c['routes']} routes, judged on {j['frames']} of "
       f"{j['routes']} others, by {results['truth']}"
     ),
-    f"{'variant':<16} {'MB':>5} {'ms p50':>8} {'p99':>7} {'2 threads':>10} {'speed':>6}  nearest to what it may lose",
+    f"{'variant':<16} {'MB':>5} {'ms p50':>8} {'p99':>7} {'2 threads':>10} {'speed':>6}  metrics, the worst",
   ]
   for v in results["variants"]:
     one, two = v["ms"][1], v["ms"][2]
     away = "" if v["here"] else "  (ms of another processor's form)"
+    said = f"{counted(v)}; {v['worst']}" if "worst" in v else ""
     lines.append(
       f"{v['label']:<16} {v['bytes'] / 1e6:>5.2f} {one['p50']:>8.1f} {one['p99']:>7.1f} {two['p50']:>10.1f} "
-      f"x{one['ratio']:<5.2f}  {v.get('worst', '')}{away}"
+      f"x{one['ratio']:<5.2f}  {said}{away}"
     )
   r = results["recommendation"]
   lines.append(f"recommended: {r['variant']}: {r['why']}")
@@ -105,14 +120,15 @@ def card(variants: Sequence[dict[str, Any]], results: dict[str, Any], data: str)
   rows = []
   for v in variants:
     speed = f"x{v['ms'][1]['ratio']:.2f}" if v["here"] else "not timed there"
-    rows.append(f"| {v['target']} | {v['bytes'] / 1e6:.2f} of {whole['bytes'] / 1e6:.2f} MB | {speed} | {v['worst']} |")
+    said = f"{counted(v)}; {v['worst']}"
+    rows.append(f"| {v['target']} | {v['bytes'] / 1e6:.2f} of {whole['bytes'] / 1e6:.2f} MB | {speed} | {said} |")
   j = results["judged"]
   return (
     f"`tools/op.sh optimize` on `{data}`: judged on {j['frames']} frames of {j['routes']} routes that did not "
     f"calibrate, by {results['truth']}; a metric may lose {results['max_loss']:.1%}, a recall half as many points. "
+    "It is within where the whole 95% interval is, by route, and undecided where that holds the limit. "
     "ONNX Runtime takes the variant of its processor; where there is none, and in tinygrad, the float graph runs.\n\n"
-    "| processor | file | speed, one thread | the metric that is nearest to its limit |\n|---|---|---|---|\n"
-    + "\n".join(rows)
+    "| processor | file | speed, one thread | metrics; the one that loses most |\n|---|---|---|---|\n" + "\n".join(rows)
   )
 
 
@@ -127,6 +143,7 @@ def page(results: dict[str, Any]) -> str:
     interval=interval,
     loss_words=loss_words,
     losses=losses,
+    counted=counted,
     costs=costs,
     title_of=lambda task: GROUPS[task].title,
     definition_of=lambda task: GROUPS[task].words,

@@ -195,17 +195,25 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
   mine = student.state_dict()
   return {
     "ema": {f"student.{k}": mine[k].clone() for k in weights},
-    # checkpoints keep the former spelling
-    "provenance": [
-      {("licence" if k == "license" else k): v for k, v in t.items()} for t in bundle.manifest["provenance"]["teachers"]
-    ],
+    "provenance": teachers_of(bundle),
     "classes": classes_of(graph),
     "input": picture.to_dict(),
     "backbone": student.backbone.name,
     "widths": student.spec.widths,
-    "per_height": any(o.get("parameters", {}).get("per_height", False) for o in graph["outputs"]),
+    "per_height": is_per_height(graph),
     "step": 0,
   }
+
+
+def teachers_of(bundle: Bundle) -> list[dict[str, str]]:
+  """As checkpoints name them, which keep a former spelling."""
+  said = bundle.manifest["provenance"]["teachers"]
+  return [{("licence" if k == "license" else k): v for k, v in t.items()} for t in said]
+
+
+def is_per_height(graph: dict[str, Any]) -> bool:
+  """Whether a graph of a manifest says depth in heights of the camera."""
+  return any(o.get("parameters", {}).get("per_height", False) for o in graph["outputs"])
 
 
 def as_exported(student: Student, graph: dict[str, Any]) -> None:

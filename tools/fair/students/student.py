@@ -113,6 +113,7 @@ class Student(nn.Module):
     self.spec, self.name, self.task, self.size = spec, spec.name, spec.task, size
     self.tasks = heads_of(spec)
     self.hint = False  # whether the pyramid's map of stride 16 comes out as 'features' too, where no head makes them
+    self.maps_too = False  # whether the tracker's maps come out, too, as 'tracker_coarse' and 'tracker_fine'
     self.backbone = Backbone(backbone, pretrained, deepest, spec.input)
     channels = self.backbone.channels
     self.neck = Neck(channels, size.neck)
@@ -130,7 +131,10 @@ class Student(nn.Module):
         out.update(self.get_submodule(name)(maps))
     if self.hint:
       out.setdefault("features", maps[16])
-    return out, [] if self.lanes is None else self.lanes.encode(self.backbone.normalize(frame), maps)
+    tracked = [] if self.lanes is None else self.lanes.encode(self.backbone.normalize(frame), maps)
+    if self.maps_too:
+      out.update(zip(("tracker_coarse", "tracker_fine"), tracked, strict=False))
+    return out, tracked
 
   def forward(
     self,

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 if not __package__:  # run as a file
@@ -84,21 +85,20 @@ def main() -> None:
       with torch.no_grad(), run.accelerator.autocast():
         run.ema.student(batch["frame"])
 
-    def default() -> int:
-      give_back()
+    def faults(memory: Callable[[], None]) -> int:
+      """Of the second of two steps."""
+      memory()
       step()
       before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
       step()
       return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    def kept() -> int:
-      keep_freed()
-      step()
-      before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-      step()
-      return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    what = {"bare": forward, "kept": kept, "given back": default, "a batch": lambda: next(batches)}
+    what = {
+      "bare": forward,
+      "kept": lambda: faults(keep_freed),
+      "given back": lambda: faults(give_back),
+      "a batch": lambda: next(batches),
+    }
     in_turns(what, 1)
     times, found = in_turns(what, args.rounds)
   finally:
@@ -111,8 +111,8 @@ def main() -> None:
     ("given back", "a step, given back"),
     ("a batch", "its batch, by a worker"),
   ):
-    faults = f"   {found[k]} page faults" if k in ("kept", "given back") else ""
-    print(f"{says:<28} CPU least {each[k].min():6.3f} s   median {np.median(each[k]):6.3f} s{faults}")
+    pages = f"   {found[k]} page faults" if k in ("kept", "given back") else ""
+    print(f"{says:<28} CPU least {each[k].min():6.3f} s   median {np.median(each[k]):6.3f} s{pages}")
   print(f"kept over given back {ratio(each['kept'], each['given back']):.2f}")
   print(f"kept over bare {ratio(each['kept'], each['bare']):.2f}")
 

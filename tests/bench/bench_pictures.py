@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Students of labeled pictures, by folds: each picture of PennFudan is judged by a student that has not seen it. Labels
 alone, beside labels and a teacher, beside these and pictures without labels; and the teacher itself. all and no-PART:
-RTMDet and XFeat's features teach beside labels, with every part of the loss and with one left out. first: RTMDet alone
-teaches on the pictures without labels, once; each fold's labels then go on from there. --labeled 13: only so many of a
-fold's pictures keep their labels, and the others are the pictures without labels.
+RTMDet and XFeat's features teach beside labels, with every part of the loss and with one left out. first and
+street-first: RTMDet alone teaches on the pictures without labels, once; each fold's labels then go on from there.
+--labeled 13: only so many of a fold's pictures keep their labels, and the others are the pictures without labels.
 
 python tests/bench/bench_pictures.py --data FOLDER --output DIR [--unlabeled PICTURES] [--variants labels teacher]
 
@@ -57,7 +57,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
   "street": STREET,
   "street-teacher": (*STREET, *TAUGHT),
   "street-unlabeled": (*STREET, *TAUGHT),
-  FIRST: ("--size", "small"),
+  FIRST: (),
+  f"street-{FIRST}": ("--size", "small"),
   **PARTED,
 }
 DRAWS = 200  # of the bootstrap over pictures
@@ -124,18 +125,19 @@ def write_persons(folder: Path, pictures: Path, to: Path) -> Path:
   return to
 
 
-def train_first(args: argparse.Namespace) -> Path:
+def train_first(args: argparse.Namespace, variant: str) -> Path:
   """RTMDet alone teaches, on the pictures without labels, which are varied in scale: its pedestrians are small. No
   picture of the folds is seen. -> the student's folder."""
-  out, persons = args.output / FIRST, args.data / "coco128/instance_segmentation"
+  out, persons = args.output / variant, args.data / "coco128/instance_segmentation"
   pictures = args.data / "coco128/object_detection/images/train2017"
   data, recipe = args.output / "persons.json", args.output / "varying.yaml"
   if (out / "done").exists():
     return out
+  start = STREET if variant.startswith("street") else ("--size", args.size)
   write_json(recipe, {"characteristics": {"distance": ["varying"]}, "intensity": "medium"})
   options = ["--data", write_persons(persons, pictures, data), "--images", pictures, "--unlabeled", args.unlabeled]
   options += ["--unlabeled-share", 1, "--student", f"objects-{args.size}", "--augment", recipe, "--no-export"]
-  learn(out, args, args.first_steps, [*options, *STREET, *TAUGHT], f"{FIRST}, {args.first_steps} steps")
+  learn(out, args, args.first_steps, [*options, *start, *TAUGHT], f"{variant}, {args.first_steps} steps")
   (out / "done").touch()
   return out
 
@@ -159,8 +161,8 @@ def train(fold: int, variant: str, args: argparse.Namespace) -> Path:
     return out
   options = ["--data", args.output / f"train-{fold}.json", "--images", args.data / "pennfudan/PNGImages"]
   options += ["--size", args.size, "--augment", "plain", *VARIANTS[variant]]
-  if variant == FIRST:
-    options += ["--init", train_first(args)]
+  if variant.endswith(FIRST):
+    options += ["--init", train_first(args, variant)]
   elif free(variant):
     pictures = args.unlabeled or args.output / f"rest-{fold}"
     options += ["--unlabeled", pictures, "--unlabeled-share", args.unlabeled_share]
@@ -259,8 +261,8 @@ def main() -> None:
   p.add_argument("--precision", choices=("no", "bf16"))
   p.add_argument("--seed", type=int, default=0, help="of the folds")
   args = p.parse_args()
-  if args.unlabeled is None and FIRST in args.variants:
-    raise UserError(f"the variant '{FIRST}' wants --unlabeled, a folder of pictures")
+  if args.unlabeled is None and (those := [v for v in args.variants if v.endswith(FIRST)]):
+    raise UserError(f"the variant '{those[0]}' wants --unlabeled, a folder of pictures")
   if args.unlabeled is None and args.labeled is None and (those := [v for v in args.variants if free(v)]):
     raise UserError(f"the variant '{those[0]}' wants --unlabeled, a folder of pictures, or --labeled")
   os.environ.setdefault("FAIR_WEIGHTS", str(args.data / "weights"))

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Decoding a 1200-frame HEVC segment: ours against a reader that starts one ffmpeg process per group of pictures, as
-openpilot's does. In order, and at random over the groups.
+openpilot's does. In order, and at random over the groups. And any video in order beside PyAV's bare decoding of it.
 
 python tests/bench/bench_framereader.py      (needs an ffmpeg: on the path, or `pip install imageio-ffmpeg`)
+python tests/bench/bench_framereader.py --video qcamera.ts [--rounds 5]     PyAV's alone, in CPU time, in turns
 """
 
 import argparse
@@ -14,10 +15,12 @@ from pathlib import Path
 if not __package__:  # run as a file
   import from_root  # noqa: F401
 
+import av
 import numpy as np
 
 from openpilot.tools.lib.framereader import FrameReader
 from openpilot.tools.lib.videowriter import VideoWriter
+from tests.bench.turns import in_turns, ratio
 
 W, H, N, GOP = 1344, 760, 1200, 20
 PATH = Path(__file__).resolve().parents[2] / "out" / "bench" / "fcamera.hevc"
@@ -67,8 +70,36 @@ class ProcessPerGop:
     return np.frombuffer(raw, np.uint8).reshape(-1, H * 3 // 2, W)
 
 
+def beside_bare(path, rounds):
+  """CPU time of all threads, without a decoder's threads and with them."""
+  for threads in (1, None):
+
+    def bare(threads=threads):
+      with av.open(str(path), format="hevc" if path.suffix == ".hevc" else None) as c:
+        c.streams.video[0].thread_type = "NONE" if threads == 1 else "AUTO"
+        return sum(1 for _ in c.decode(video=0))
+
+    what = {
+      "bare PyAV": bare,
+      "planes": lambda threads=threads: sum(1 for _ in FrameReader(path, "nv12", threads).planes_from(0)),
+      "NV12": lambda threads=threads: sum(1 for _ in FrameReader(path, "nv12", threads)),
+    }
+    times, counts = in_turns(what, rounds)
+    for k, v in times.items():
+      print(
+        f"{'one thread' if threads else 'threads':<11} {k:<10} {counts[k]} frames, "
+        f"{v.min() / counts[k] * 1e6:7.0f} us of CPU a frame, of bare {ratio(v, times['bare PyAV']):.3f} (goal 1.05)"
+      )
+
+
 def main():
-  argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+  p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  p.add_argument("--video", type=Path)
+  p.add_argument("--rounds", type=int, default=5)
+  args = p.parse_args()
+  if args.video is not None:
+    beside_bare(args.video, args.rounds)
+    return
   ffmpeg = shutil.which("ffmpeg")
   if ffmpeg is None:
     try:

@@ -5,7 +5,8 @@ memory, in the same run. Then reading labels back for training against running t
 The bare network is the file's own, with its batch axis freed and all its classes, run in two ways: a batch at a time on
 all cores, and a batch on each core, each from memory of its own, as labeling does. The overhead is over the way that is
 faster in the median: the faster one of each round would be the luckier one. It is also given over the network that the
-teacher runs, which leaves out YOLOX's classes of no road: all that is done around it. The order turns around every
+teacher runs, which leaves out YOLOX's classes of no road: all that is done around it. And over either with PyAV's bare
+decoding of the same frames, by a thread. The order turns around every
 other round. Processor time is what to look at where other work runs on the machine; less so where that work shares a
 physical core.
 
@@ -16,6 +17,7 @@ It needs the shared data's weights and routes.
 
 import argparse
 import contextlib
+import itertools
 import shutil
 import tempfile
 import threading
@@ -26,6 +28,7 @@ from pathlib import Path
 if not __package__:  # run as a file
   import from_root  # noqa: F401
 
+import av
 import cv2
 import numpy as np
 import onnx
@@ -99,7 +102,7 @@ def main():
     Pace("bare network, a batch on each core"),
     Pace("labeling"),
   )
-  taught = Pace("teacher's network, a batch on each core")
+  taught, decoded = Pace("teacher's network, a batch on each core"), Pace("bare decoding")
   root = Path(tempfile.mkdtemp())
   try:
     together = load_teacher(args.teacher, weights, device="cpu")
@@ -117,6 +120,12 @@ def main():
         with pace.measure(batches * 8):
           list(pool.map(own, [forward] * batches))
 
+    def decode():
+      with decoded.measure(len(views[0].entries)), av.open(str(views[0].path)) as c:
+        c.streams.video[0].thread_type = "NONE"
+        for _ in itertools.islice(c.decode(video=0), len(views[0].entries)):
+          pass
+
     def label(k):
       store = LabelStore(root / str(k), create=True)
       with whole.measure(len(views[0].entries)):
@@ -129,6 +138,7 @@ def main():
         lambda: each(spread, on_one),
         lambda k=k: label(k),
         lambda: each(taught, teacher.forward),
+        decode,
       ]
       for turn in turns if k % 2 == 0 else turns[::-1]:
         turn()
@@ -136,7 +146,7 @@ def main():
     print(
       f"{args.teacher}, {args.frames} frames of a qcamera, batch 8, {threads} cores, {args.rounds} rounds; ms a frame"
     )
-    for pace in (alone, spread, taught, whole):
+    for pace in (alone, spread, taught, decoded, whole):
       print(
         f"{pace.name:40} median {np.median(pace.wall):6.2f}   best {min(pace.wall):6.2f}   processor median "
         f"{np.median(pace.cpu):6.2f}"
@@ -150,6 +160,8 @@ def main():
         f"overhead of labeling over {what}, median of the rounds: {wall:.1f}% by the clock, {cpu:.1f}% of "
         "processor time"
       )
+      both = np.median(np.divide(whole.cpu, np.add(base.cpu, decoded.cpu)))
+      print(f"  of {what} and bare decoding together, processor time: {both:.3f} (goal 1.05)")
     run_teacher(FrameTeacher(), views, store, progress=False)
     for what in (
       [f"{teacher.name}/{x.name}" for x in teacher.labels],

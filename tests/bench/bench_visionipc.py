@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """A 1928x1208 NV12 frame from a server process to a client process: VisionIPC against sending its bytes through ZeroMQ.
-One-way time, from before send() to the frame in hand.
+One-way time, from before send() to the frame in hand; and what the call takes of the processor, beside one copy of the
+same bytes into the same buffers.
 
 python tests/bench/bench_visionipc.py [FRAMES]"""
 
 import argparse
+import ctypes
 import multiprocessing
 import os
 import time
@@ -16,6 +18,7 @@ import numpy as np
 
 from openpilot.cereal.messaging import PubSocket, SubSocket
 from openpilot.cereal.visionipc import VisionIpcClient, VisionIpcServer, VisionStreamType, nv12_info
+from tests.bench.turns import in_turns, ratio
 
 W, H = 1928, 1208
 ROAD = VisionStreamType.VISION_STREAM_ROAD
@@ -94,11 +97,39 @@ def receive_zmq(n, go):
   return times
 
 
+def calls(n):
+  """The calls alone, with a client: CPU time, in turns with memcpy."""
+  server = VisionIpcServer("bench")
+  server.create_buffers(ROAD, 8, W, H)
+  server.start_listener()
+  client = VisionIpcClient("bench", ROAD, True)
+  client.connect()
+  frame = np.full(nv12_info(W, H)[3], 7, np.uint8)
+  size = server.buffers[ROAD][0].picture_size
+  for buf in server.buffers[ROAD]:
+    buf.data[:] = 0  # its pages are there from now on
+  what = {
+    "memcpy": lambda: ctypes.memmove(server.get_buffer(ROAD).data.ctypes.data, frame.ctypes.data, size),
+    "send()": lambda: server.send(ROAD, frame, 1, 0, 0),
+    "send_buffer()": lambda: server.send_buffer(ROAD, server.get_buffer(ROAD), 1, 0, 0),
+  }
+  times, _ = in_turns(what, n, time.thread_time)
+  client.close()
+  server.close()
+  return times
+
+
 def main():
   p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   p.add_argument("frames", type=int, nargs="?", default=300)
   n = p.parse_args().frames
   os.environ["OPENPILOT_PREFIX"] = f"bench-{os.getpid()}"
+  call = calls(n)
+  print(f"{W}x{H} NV12, the calling thread's CPU time, {n} rounds in turns, ms")
+  for name, t in call.items():
+    print(
+      f"{name:<38} median {np.median(t) * 1e3:6.3f}   of memcpy {ratio(t, call['memcpy']):6.2f} (goal of send() 1.3)"
+    )
   ours, in_place, zmq = (
     run(serve_vision, n, receive_vision),
     run(serve_in_place, n, receive_vision),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from openpilot.tools.learn.memory import does_not_fit
+from openpilot.tools.learn.memory import does_not_fit, keep_freed
 from openpilot.tools.learn.processes import (
   anywhere,
   first_to_ask,
@@ -271,6 +271,8 @@ class Loop:
   def fit(self) -> dict[str, float]:
     """Trains to the end. -> the last evaluation. Raises UserError where a loss stops being finite or the memory is too
     small; KeyboardInterrupt after saving at a whole step."""
+    if self.accelerator.device.type == "cpu":
+      keep_freed()
     main = self.accelerator.is_main_process
     simple = {k: v for k, v in vars(self.config).items() if isinstance(v, (int, float, str, bool))}
     self.accelerator.init_trackers(self.NAME, config=simple)

@@ -298,7 +298,10 @@ class FrameReader:
     y, u, v = self._planes(frame)
     h, w = y.shape
     out = np.empty((h * 3 // 2, w), dtype=np.uint8)  # no scaler: the planes are interleaved as they are
-    out[:h], out[h:, 0::2], out[h:, 1::2] = y, u, v
+    out[:h] = y
+    pairs = out[h:].view("<u2")  # in half the time of every second byte
+    np.left_shift(v, 8, out=pairs, dtype=np.uint16, casting="unsafe")
+    np.bitwise_or(pairs, u, out=pairs)
     return out
 
   def _planes(self, frame: Any) -> Planes:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torchrun import torchrun
 
+from openpilot.tools.learn import loop
 from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
 from openpilot.tools.learn.loop import Loop
 from openpilot.tools.learn.processes import make_accelerator
@@ -115,6 +116,17 @@ def test_a_stopped_run_goes_on_as_the_unbroken_one(tmp_path, which, at):
       x.pop(timing, None)
   assert lines[0] == lines[1] and [x["step"] for x in lines[0] if "val" in x] == [4, 8]
   assert [x["step"] for x in lines[0] if "loss" in x] == [2, 4, 6, 8] and "square" in lines[0][0]
+
+
+def test_a_training_on_a_cpu_keeps_what_it_frees_and_learns_the_same(tmp_path, monkeypatch):
+  asked: list[int] = []
+  keep, said = loop.keep_freed, []
+  for name, also in (("given back", lambda: None), ("kept", keep)):
+    monkeypatch.setattr(loop, "keep_freed", lambda also=also: (asked.append(1), also()))
+    run = Line(tmp_path / name, 3)
+    run.fit()
+    said.append(load_checkpoint(tmp_path / name / "last.pt"))
+  assert len(asked) == 2 * (run.accelerator.device.type == "cpu") and equal(*said)
 
 
 def test_best_is_the_best_and_last_the_last(tmp_path, monkeypatch):

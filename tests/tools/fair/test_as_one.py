@@ -14,7 +14,6 @@ from openpilot.tools.fair.distillation.data import Clips
 SCRIPT = """
 import json, os, signal, sys
 from pathlib import Path
-import torch
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.trainer import Run
@@ -36,12 +35,7 @@ def main():
     if kill == [str(rank), str(run.step)]:
       os.kill(os.getpid(), signal.SIGKILL)
     return parts
-  run.losses, report = losses, run.report
-  def kept():
-    if run.step == 1 and rank == 0:
-      torch.save({k: p.grad for k, p in run.distiller.named_parameters()}, out / "gradients.pt")
-    report()
-  run.report = kept
+  run.losses = losses
   run.fit()
 raise SystemExit(cli(main)())
 """
@@ -84,20 +78,17 @@ def assert_alike(found, want, rtol):
 
 @pytest.mark.slow
 def test_two_and_four_processes_have_the_losses_of_one(learn, tmp_path):
-  """And its gradients, of which all that comes after is made. With what makes a loss no mean over clips: several tasks
-  with unknown pixels and boxes, batch norms, learned weights, and shares that are not alike; and changes by which each
-  clip is varied."""
+  """Of the same weights. With what makes a loss no mean over clips: several tasks with unknown pixels and boxes, batch
+  norms, learned weights, and shares that are not alike; and changes by which each clip is varied. Gradients:
+  test_one_batch.py."""
   told = {"tasks": ["depth", "segmentation", "objects"], "steps": 1, "batch": 5, "clip": 1}
   for processes in (1, 2, 4):
     r = learn(processes, tmp_path / str(processes), **told)
     assert r.returncode == 0, r.stderr[-3000:]
-  want, gradients = losses_of(tmp_path / "1"), torch.load(tmp_path / "1" / "gradients.pt")
+  want = losses_of(tmp_path / "1")
   assert len(want) == 1 and len(want[1]) > 6
   for processes in ("2", "4"):
     assert_alike(losses_of(tmp_path / processes), want, 1e-3)
-    own = torch.load(tmp_path / processes / "gradients.pt")
-    apart = torch.cat([(own[k] - v).flatten() for k, v in gradients.items() if v is not None])
-    assert apart.norm() < 0.01 * torch.cat([v.flatten() for v in gradients.values() if v is not None]).norm()
 
 
 @pytest.mark.slow

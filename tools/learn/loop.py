@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from openpilot.tools.learn.memory import does_not_fit, keep_freed
-from openpilot.tools.learn.processes import anywhere, gathered, interrupts, make_accelerator, said_once
+from openpilot.tools.learn.processes import (
+  anywhere,
+  first_to_ask,
+  gathered,
+  gathered_objects,
+  interrupts,
+  is_lost,
+  make_accelerator,
+  said_once,
+)
 from openpilot.tools.learn.schedule import averaged, follow, learning_rate
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import atomic_path
@@ -58,6 +67,7 @@ class Loop:
     self.best = math.inf
     self.metrics: dict[str, float] = {}  # of the last evaluation
     self.values: dict[str, float] = {}  # of the last step's losses
+    self.before: list[Tensor] = []  # of several processes: the model's buffers, as long as a step is not done
     self.shares: list[float] = []  # of the last step: the loss of each process's part of it, by rank
     self.waited, self.begun = 0.0, time.perf_counter()
 
@@ -184,11 +194,9 @@ class Loop:
 
   def not_finite(self, what: str, values: Mapping[str, float], batch: Any, totals: Sequence[float]) -> NoReturn:
     """In every process, where the loss of any is not finite. totals: of each, by rank; all finite: all are named."""
-    from accelerate.utils import gather_object
-
     mine = [k for k, v in values.items() if not math.isfinite(v)]
     finite = [math.isfinite(x) for x in totals]
-    found = gather_object([(self.accelerator.process_index, mine, self.names(batch))])
+    found = gathered_objects((self.accelerator.process_index, mine, self.names(batch)))
     found = [x for x in found if all(finite) or not finite[x[0]]]
     parts = ", ".join(sorted({k for _, ks, _ in found for k in ks}))
     names = "; ".join(dict.fromkeys(n for _, _, ns in found for n in ns))
@@ -205,9 +213,11 @@ class Loop:
       follow(self.ema, self.unwrapped, self.decay, self.step)
 
   def step_on(self, batch: Any) -> dict[str, float] | None:
-    """One optimizer step over a batch. -> the losses' parts, None where nothing was taught. Raises UserError where a
-    loss or gradient is not finite: then no weight has changed."""
+    """One optimizer step over a batch. -> the losses' parts, of several processes their mean; None where nothing was
+    taught. Raises UserError where a loss or gradient is not finite: then no weight has changed."""
     acc = self.accelerator
+    if acc.num_processes > 1:
+      self.before = [b.clone() for b in self.unwrapped.buffers()]
     torch.manual_seed(self.seed * 1_000_003 + self.step)
     for group in self.optimizer.param_groups:
       group["lr"] = self.rate(self.step)
@@ -234,6 +244,12 @@ class Loop:
     # with a scaler, of fp16, it happens: such a step is skipped
     if acc.scaler is None and norm is not None and not math.isfinite(float(norm)):
       self.not_finite("the gradient", {}, batch, shares)
+    if acc.num_processes > 1:
+      every = gathered_objects(sums)
+      sums = {
+        k: sum(s.get(k, 0.0) for s in every) / acc.num_processes for k in dict.fromkeys(k for s in every for k in s)
+      }
+    self.before = []
     self.optimizer.step()
     self.shares = shares
     return sums
@@ -244,6 +260,8 @@ class Loop:
       self.metrics = self.evaluate()
       self.report_metrics()
       self.accelerator.log({f"val/{k}": v for k, v in self.metrics.items()}, step=self.step)
+    if self.accelerator.num_processes > 1:  # all know them: any may have to save
+      self.metrics = gathered_objects(self.metrics)[0]
     if (score := self.score()) <= self.best:
       self.best = score
       self.save(self.BEST)
@@ -275,6 +293,8 @@ class Loop:
           if self.step == first:
             raise UserError("there is no batch to learn from")
       except RuntimeError as e:
+        if is_lost(e):
+          self.give_up()
         if not does_not_fit(e):
           raise
         raise UserError(f"the memory does not hold {self.too_much()}") from None
@@ -286,6 +306,20 @@ class Loop:
     if not (self.out / self.BEST).exists():
       self.save(self.BEST)
     return self.metrics
+
+  def give_up(self) -> NoReturn:
+    """Another process of the run is gone. Whoever is left saves: a step is done by all or by none, and what all have is
+    the same. Raises UserError in the first of them."""
+    for b, was in zip(self.unwrapped.buffers(), self.before, strict=False):
+      b.copy_(was)
+    with atomic_path(self.out / self.LAST) as tmp:
+      torch.save(self.state(), tmp)
+    if not first_to_ask("lost"):
+      raise SystemExit(2)
+    raise UserError(
+      f"a process of this run is gone; {self.out / self.LAST} is saved at step {self.step}: the same command with "
+      "--resume goes on, with any number of processes"
+    )
 
   def next_of(self, batches: Iterator[Any]) -> Any:
     begun = time.perf_counter()

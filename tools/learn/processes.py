@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from openpilot.tools.lib.errors import UserError
 
@@ -73,6 +73,13 @@ def gathered(accelerator: "Accelerator", *values: "Tensor | float") -> list[list
   return accelerator.gather(torch.tensor([mine], device=accelerator.device)).tolist()
 
 
+def gathered_objects(mine: Any) -> list[Any]:
+  """What each process has, by rank; it is pickled on the way."""
+  from accelerate.utils import gather_object
+
+  return gather_object([mine])
+
+
 def anywhere(accelerator: "Accelerator", flag: bool) -> bool:
   """Whether any process says so: a loop that one leaves alone hangs the others."""
   return any(f for (f,) in gathered(accelerator, flag))
@@ -85,6 +92,30 @@ def touch(model: "nn.Module") -> "Tensor":
   import torch
 
   return torch.stack([0.0 * p.sum() for p in model.parameters() if p.requires_grad]).sum()
+
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL", "process group")
+
+
+def is_lost(error: BaseException) -> bool:
+  """Whether it says that another process of the run does not answer any more. torch's own errors of it have no class
+  that is theirs alone on a CPU."""
+  import torch
+
+  if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    return False
+  return isinstance(error, torch.distributed.DistError) or any(w in str(error) for w in LOST)
+
+
+def first_to_ask(name: str) -> bool:
+  """Whether no other process of the run asked so before; also where the first one is gone. torchrun itself keeps the
+  count."""
+  from torch.distributed import distributed_c10d
+
+  try:
+    return distributed_c10d._get_default_store().add(f"openpilot-fair/{name}", 1) == 1
+  except Exception:  # it is gone, too
+    return is_first()
 
 
 STEP = 60  # s, longer than any step

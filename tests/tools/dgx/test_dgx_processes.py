@@ -1,12 +1,9 @@
 """Training on two processes of a CPU: one that is interrupted takes the other along, and the run is saved at the step
 that both have done."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
-
+from torchrun import torchrun
 
 pytestmark = pytest.mark.slow
 
@@ -40,19 +37,7 @@ def test_an_interrupt_of_one_process_stops_and_saves_both(data, base, tmp_path, 
   (tmp_path / "script.py").write_text(SCRIPT)
   out = tmp_path / "run"
   out.mkdir()
-  command = [
-    sys.executable,
-    "-m",
-    "torch.distributed.run",
-    "--standalone",
-    "--nproc-per-node",
-    "2",
-    tmp_path / "script.py",
-    data,
-    base,
-    out,
-  ]
-  r = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200)
+  r = torchrun(2, tmp_path / "script.py", data, base, out)
   assert r.returncode == 0, r.stderr[-3000:]
   assert (out / "stopped0").read_text() == (out / "stopped1").read_text() == "2"
   assert torch.load(out / "last.pt", weights_only=True)["step"] == 2

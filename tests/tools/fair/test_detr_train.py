@@ -1,11 +1,10 @@
 """`images train-detr` whole, on small random backbones: what Trainer does to such models, and what comes out."""
 
+import argparse
 import contextlib
 import json
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,15 @@ import transformers
 import yaml
 from detr_models import options, save_backbone, write_yolo
 from PIL import Image
+from torchrun import torchrun
 from transformers import TrainerState
 
 from openpilot.tools.fair.detr.backbone import load_backbone
 from openpilot.tools.fair.detr.data import read_index
-from openpilot.tools.fair.detr.experiment import read_detr
+from openpilot.tools.fair.detr.experiment import read_detr, write_detr
 from openpilot.tools.fair.detr.model import check_queries, features, is_frozen, levels_for, make_model, prepare
 from openpilot.tools.fair.detr.trainer import Clock, Lines
-from openpilot.tools.fair.detr.training import Fit, fitted, run, trainer_of
+from openpilot.tools.fair.detr.training import PER_STEP, Fit, check_same, fitted, key_of, run, trainer_of
 from openpilot.tools.fair.images import train_student
 from openpilot.tools.fair.images.soft import load_experiment
 from openpilot.tools.fair.images.train_detr import check
@@ -168,6 +168,23 @@ def test_it_labels_pictures_and_teaches_a_student(trained, tmp_path, monkeypatch
   assert "DINOv3" in (bundle / "README.md").read_text()
 
 
+def test_a_number_of_processes_by_which_epochs_would_be_counted_otherwise_is_refused(tmp_path, monkeypatch):
+  said = {"classes": ["a"], "license": "MIT", "backbone": {"name": "x"}}
+  backbone = argparse.Namespace(weights="w")
+
+  def key(processes, **more):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    return key_of(options(tmp_path, batch_size=2, **more), backbone, ("a",))
+
+  write_detr(tmp_path, {**said, "run": key(2, accumulate=4)})
+  check_same(tmp_path, key(4, accumulate=2))
+  check_same(tmp_path, key(1, accumulate=8))
+  with pytest.raises(UserError, match=r"pictures a step 16 then, 8 now; they are --batch-size x --accumulate x proc"):
+    check_same(tmp_path, key(1, accumulate=4))
+  write_detr(tmp_path, {**said, "run": {k: v for k, v in key(2).items() if k != PER_STEP}})
+  check_same(tmp_path, key(1))  # of before it was told
+
+
 @pytest.mark.slow
 def test_two_processes_make_one_detector(trained):
   """Each picture is judged once, and one process writes."""
@@ -177,10 +194,7 @@ def test_two_processes_make_one_detector(trained):
   out = folder / "two"
   o = options(folder, output=out, backbone=str(folder / "dinov3-small"), batch_size=1)
   words = shlex.split(command_line(o))
-  run_ = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-  done = subprocess.run(
-    [*run_, "openpilot.tools.fair.images.train_detr", *words], capture_output=True, text=True, timeout=500
-  )
+  done = torchrun(2, "-m", "openpilot.tools.fair.images.train_detr", *words)
   assert done.returncode == 0, done.stderr[-2000:]
   assert done.stdout.count("wrote        ") == 1
   said, told = read_detr(out), json.loads((out / "evaluation.json").read_text())

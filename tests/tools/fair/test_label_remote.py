@@ -298,3 +298,17 @@ def test_students_and_evaluation_read_it(memory, tmp_path):
   assert not counted.calls
   found = open_segments(remote.Path(URL), {"simulator"}, [])
   assert [s.name for s in found] == [s.name for s in open_segments(tmp_path / "s", {"simulator"}, [])]
+
+
+def test_routes_come_through_a_server_that_stumbles(route, s3, tmp_path, monkeypatch):
+  from openpilot.tools.fair.labels import label, loading
+
+  store = remote.open_url("s3://labels/routes")
+  fill(store, route)
+  s3.every = 3
+  monkeypatch.setattr(loading, "load_teachers", lambda args: [Mean()])
+  for place, out in ((route, "want"), ("s3://labels/routes", "s")):
+    words = [str(place), "--teachers", "x", "--focal", "110", "--every", "2", "--output", str(tmp_path / out)]
+    monkeypatch.setattr("sys.argv", ["label", *words])
+    assert cli(label.main)() == 0
+  assert contents(tmp_path / "s") == contents(tmp_path / "want")

@@ -6,13 +6,12 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torchrun import torchrun
 
 from openpilot.tools.learn import loop
 from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
@@ -298,9 +297,7 @@ raise SystemExit(cli(main)())
 def test_what_one_process_finds_not_finite_stops_both_and_is_said_once(tmp_path):
   (tmp_path / "script.py").write_text(TWO)
   (tmp_path / "run").mkdir()
-  words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "script.py"]
-  command = [sys.executable, *words, tmp_path / "run"]
-  r = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200)
+  r = torchrun(2, tmp_path / "script.py", tmp_path / "run")
   assert r.returncode != 0 and r.stderr.count("error: the loss") == 1
   assert "the loss (total) of step 3 is not finite on batch 3 of 1; the last good checkpoint is" in r.stderr
   assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2

@@ -70,16 +70,17 @@ def light(x: Tensor, r: np.random.Generator) -> Tensor:
   return torch.from_numpy(out.reshape(x.shape))
 
 
-def augment(batch: dict[str, Any], r: np.random.Generator) -> dict[str, Any]:
-  """A batch of clips, changed; a function of the batch and of `r` alone."""
+def augment(batch: dict[str, Any], r: np.random.Generator, part: slice = slice(None), of: int = 0) -> dict[str, Any]:
+  """A batch of clips, changed; a function of the batch and of `r` alone. part: which clips of a larger batch of `of`
+  these are: they are changed as they are there."""
   out = dict(batch)
-  n = len(batch["frames"])
-  flipped = torch.from_numpy(r.uniform(size=n) < 0.5)
+  n = of or len(batch["frames"])
+  flipped = torch.from_numpy(r.uniform(size=n) < 0.5)[part]
   other = mirror({k: v for k, v in batch.items() if torch.is_tensor(v)})
   for k, v in other.items():
     if v is not batch[k]:
       out[k] = torch.where(flipped.reshape(-1, *[1] * (v.dim() - 1)), v, batch[k])
-  seeds = r.integers(1 << 31, size=n)
+  seeds = r.integers(1 << 31, size=n)[part]
   for k in IMAGES:  # both cameras of a clip in the same light
     out[k] = torch.stack([light(x, np.random.default_rng(int(s))) for x, s in zip(out[k], seeds, strict=True)])
   return out

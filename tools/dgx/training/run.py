@@ -78,6 +78,11 @@ class Run(Loop):
     self.config, self.base, self.teacher = config, base, teacher
     self.train, self.val, self.workers = train, val, workers
     self.rank, self.world = accelerator.process_index, accelerator.num_processes
+    if config.batch_size < self.world:
+      raise UserError(
+        f"--batch-size {config.batch_size} is fewer clips than there are processes ({self.world}); raise it, or start "
+        "fewer"
+      )
     self.steps_per_epoch = len(self.order(0))
     super().__init__(
       out,
@@ -181,22 +186,26 @@ class Run(Loop):
     return out
 
   def pieces(self, batch: dict[str, Any]) -> Sequence[Any]:
-    """-> (piece, its teacher's labels, its share of what the batch teaches), the latter None where the batch is whole.
-    What a piece teaches may be much or little: see Student.losses. Labels are kept for all pieces at once, where the
-    pictures are not."""
+    """-> (piece, its teacher's labels, its share of what the step teaches in all processes, times their number, since
+    the mean of their gradients is taken), the latter None where the batch is whole. What a piece teaches may be much or
+    little: see Student.losses. Labels are kept for all pieces at once, where the pictures are not."""
     if self.config.augment:
-      batch = augment(batch, np.random.default_rng([self.config.seed, self.step]))
-    parts = [p for p in np.array_split(np.arange(len(batch["frames"])), self.config.accumulate) if len(p)]
+      random, own = np.random.default_rng([self.config.seed, self.step]), slice(self.rank, None, self.world)
+      batch = augment(batch, random, own, self.config.batch_size)
+    most = self.config.batch_size // self.world  # clips of the smallest share: all processes have as many pieces
+    parts = np.array_split(np.arange(len(batch["frames"])), min(self.config.accumulate, most))
     pieces = [{k: v[part[0] : part[-1] + 1] for k, v in batch.items()} for part in parts]
-    if len(pieces) == 1:
+    if len(pieces) == 1 and self.world == 1:
       return [(pieces[0], None, None)]
     labels, amounts = [], []
     for piece in pieces:
       b = self.prepared(piece)
       labels.append(b.get("labels"))
       amounts.append(self.student.amounts(b))
-    every = {k: torch.stack([a[k] for a in amounts]).sum(0).clamp(min=TINY) for k in amounts[0]}
-    shares = [{k: v / every[k] for k, v in a.items()} for a in amounts]
+    every = {k: torch.stack([a[k] for a in amounts]).sum(0) for k in amounts[0]}
+    if self.world > 1:
+      every = {k: self.accelerator.reduce(v, "sum") for k, v in every.items()}
+    shares = [{k: self.world * v / every[k].clamp(min=TINY) for k, v in a.items()} for a in amounts]
     return list(zip(pieces, labels, shares, strict=True))
 
   def losses(self, batch: Any) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 provenance and metrics, model card."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.bundle.card import card, metrics_of, read_evaluation
 from openpilot.tools.fair.bundle.sources import data_lines
 from openpilot.tools.fair.bundle.replace import check_out, new_bundle
+from openpilot.tools.fair.labels.fetching import run_folder
 from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
 from openpilot.tools.fair.students.student import Student, build
 from openpilot.tools.fair.tasks import TASKS
@@ -185,6 +186,7 @@ class Options:
 
 def run(args: Options, told: str = "") -> None:
   """told: of another command, for the card. Raises UserError."""
+  args = replace(args, run=run_folder(args.run))
   check_out(args.output, args.run)
   evaluations = [read_evaluation(e, args.output.name) for e in args.evaluation]
   try:

@@ -33,6 +33,7 @@ from openpilot.tools.lib.options import save
 from openpilot.tools.lib.said import public_path
 
 PILOT = 10  # pictures of each kind
+PER_STEP = "pictures_a_step"  # by which Trainer counts how many epochs are done
 SMALLER = (800, 1333)  # edges, where memory is too small for the plan's
 
 
@@ -220,15 +221,17 @@ def key_of(args: Any, backbone: Backbone, names: tuple[str, ...]) -> dict[str, A
     k: getattr(args, k)
     for k in ("head", "queries", "encoder_layers", "decoder_layers", "width", "level", "short", "long")
   }
-  return {"classes": list(names), "backbone_weights": backbone.weights, **sizes}
+  step = args.batch_size * args.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
+  return {"classes": list(names), "backbone_weights": backbone.weights, **sizes, PER_STEP: step}
 
 
 def check_same(output: Path, key: dict[str, Any]) -> dict[str, Any]:
   """detr.json of a training that goes on. Raises UserError."""
   before = read_detr(output)
   for k, now in key.items():
-    if (was := before["run"].get(k)) != now:
+    if (was := before["run"].get(k)) != now and (k != PER_STEP or was is not None):  # earlier trainings do not say it
       said = f"{printable(was, 120)} then, {printable(now, 120)} now"
+      said += "; they are --batch-size x --accumulate x processes" if k == PER_STEP else ""
       raise UserError(f"--resume: {output / FILE} is of another training: {k.replace('_', ' ')} {said}")
   return before
 

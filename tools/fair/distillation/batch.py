@@ -51,13 +51,17 @@ def convert(clip: RawClip, a: Augmentation, r: np.random.Generator) -> Batch:
   return out
 
 
-def empty(key: str, like: Any, steps: int) -> Any:
-  """What stands for a label that a clip does not have. like: the same key of another clip."""
-  task = next(t for t in TASKS.values() if key in t.fills)
-  fill = task.fills[key]
+def is_per_clip(key: str) -> bool:
+  """Whether a key has one row a clip, not a frame."""
+  return any(t.per_clip for t in TASKS.values() if key in t.fills)
+
+
+def empty(key: str, like: Any, steps: int, clips: int = 1) -> Any:
+  """What stands for a label that clips of `steps` frames in all do not have. like: the same key of another clip."""
+  fill = next(t for t in TASKS.values() if key in t.fills).fills[key]
   if fill is None:
     return [None] * steps
-  return torch.full((1 if task.per_clip else steps, *like.shape[1:]), fill, dtype=like.dtype)
+  return torch.full((clips if is_per_clip(key) else steps, *like.shape[1:]), fill, dtype=like.dtype)
 
 
 def collate(parts: list[Batch]) -> Batch:
@@ -71,9 +75,37 @@ def collate(parts: list[Batch]) -> Batch:
   return out
 
 
+ABOUT = ("frame", "clip", "step", "clips", "names")  # keys that are no labels
+
+
+def labels_of(batch: Batch) -> Batch:
+  """For together(): what a process's share has but its frames."""
+  return {**{k: v for k, v in batch.items() if k not in ABOUT}, "count": len(batch["clips"])}
+
+
+def together(parts: Sequence[Batch], rank: int, batch: Batch) -> Batch:
+  """parts: labels_of() of each process's share, by rank; batch: that of `rank`. -> it, with what it lacks and another
+  has filled as unknown, and "whole": the labels of all shares, "frames" and "counts" of each."""
+  frames, clips = [len(p["valid"]) for p in parts], [p["count"] for p in parts]
+  whole: Batch = {}
+  out = {k: v for k, v in batch.items() if k in ABOUT}
+  for key in dict.fromkeys(k for p in parts for k in p if k != "count"):
+    like = next(p[key] for p in parts if key in p)
+    got = [p[key] if key in p else empty(key, like, f, c) for p, f, c in zip(parts, frames, clips, strict=True)]
+    whole[key] = [x for g in got for x in g] if isinstance(like, list) else torch.cat(got)
+    out[key] = got[rank]
+  steps = torch.tensor([f // c for f, c in zip(frames, clips, strict=True) for _ in range(c)])
+  whole["clip"] = torch.repeat_interleave(torch.arange(len(steps)), steps)
+  return {**out, "whole": {**whole, "frames": frames, "counts": clips}}
+
+
+What = tuple[int, list[int], bool] | tuple[int, list[int], bool, list[int]]
+
+
 class Batches(torch.utils.data.Dataset):
   """For a DataLoader with batch_size=None, fed (step, clips, augmented) by the trainer's sampler: the same triple gives
-  the same batch in any worker."""
+  the same batch in any worker. A fourth says at which places of a larger batch these clips are, of which each is
+  changed as it is there."""
 
   def __init__(
     self,
@@ -92,11 +124,12 @@ class Batches(torch.utils.data.Dataset):
     a = draw(r, self.mirror, self.clips.picture, self.light, self.zoom, self.pixels)
     return turned(a, float(r.uniform(-self.turn, self.turn))) if self.turn else a
 
-  def __getitem__(self, what: tuple[int, list[int], bool]) -> Batch:
-    step, indices, augmented = what
+  def __getitem__(self, what: What) -> Batch:
+    step, indices, augmented, *more = what
+    places = more[0] if more else range(len(indices))
     cv2.setNumThreads(1)  # its threads would fight the student's
     parts, names = [], []
-    for j, i in enumerate(indices):
+    for j, i in zip(places, indices, strict=True):
       r = np.random.default_rng([self.seed, step, j])
       clip = self.clips.read(int(i))
       a = self.change(r) if augmented else none(self.clips.picture)
@@ -112,14 +145,14 @@ class Carried(torch.utils.data.Dataset):
   def __init__(self, data: Batches):
     self.data = data
 
-  def __getitem__(self, what: tuple[int, list[int], bool]) -> Batch:
+  def __getitem__(self, what: What) -> Batch:
     try:
       return self.data[what]
     except UserError as e:
       return {"error": str(e)}
 
 
-def load(data: Batches, what: list[tuple[int, list[int], bool]], workers: int) -> Iterator[Batch]:
+def load(data: Batches, what: Sequence[What], workers: int) -> Iterator[Batch]:
   """data[w] for each of `what`, in order, by `workers` processes. Raises UserError as data does."""
   loader = torch.utils.data.DataLoader(
     Carried(data),

@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ from openpilot.tools.fair.distillation.trained import load_student_checkpoint, t
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.trainer import RESUMED, Run
 from openpilot.tools.learn.processes import is_first, parse_trackers, said_once
+from openpilot.tools.fair.labels.fetching import run_folder
 from openpilot.tools.fair.spec import ClassSet, InputSpec
 from openpilot.tools.fair.students.onnx_import import bundle_state
 from openpilot.tools.fair.teacher import check_license
@@ -145,7 +147,10 @@ def said_of_input(state: dict[str, Any], now: InputSpec, where: str) -> None:
 
 
 def place(run: str) -> tuple[Path, str]:
-  """--init -> the run, its best checkpoint or the bundle, and the part that is meant, '' where all is."""
+  """--init -> the run, its best checkpoint or the bundle, and the part that is meant, '' where all is. Raises
+  UserError."""
+  if found := re.fullmatch(r"(\w+://?[^:]+)(?::(\w+))?", run):
+    return run_folder(found[1]), found[2] or ""
   if Path(run).exists():
     return Path(run), ""
   path, _, part = run.rpartition(":")

@@ -16,6 +16,7 @@ from openpilot.tools.fair.spec import ClassSet, road_classes
 from openpilot.tools.fair.students.fake_quant import Rounding
 from openpilot.tools.fair.students.student import Student
 from openpilot.tools.fair.tasks import BEFORE, TASKS
+from openpilot.tools.learn.one_batch import gathered_outputs
 from openpilot.tools.learn.processes import touch
 
 
@@ -65,8 +66,8 @@ class Distiller(nn.Module):
     return {**parts, "total": self.total(parts) if parts else touch(self)}
 
   def losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """-> the parts of every task that this batch has labels of, or a float student teaches, and the student's
-    outputs."""
+    """-> the parts of every task that this batch has labels of, or a float student teaches, and the student's outputs.
+    Of a batch.together() they are those of all processes' shares."""
     mine = [t for t in TASKS.values() if t.name in self.tasks]
     special = next((t.forward for t in mine if t.forward is not None and t.fills.keys() <= batch.keys()), None)
     by_itself = getattr(self.student, "learn", None)  # of a family, whose loss needs the labels in its forward
@@ -75,12 +76,17 @@ class Distiller(nn.Module):
         out = special(self.student, batch)
       else:
         out = self.student(batch["frame"]) if by_itself is None else by_itself(batch)
+    frame = batch["frame"]
+    shares: tuple[list[int], list[int]] | None = None
+    if (whole := batch.get("whole")) is not None:
+      shares, batch = (whole["frames"], whole["counts"]), whole
+      out = gathered_outputs(out, *shares)
     found: dict[str, Tensor] = {}
     if self.label_weight:
       by = self.label_weight
       found = {f"{t.name}/{k}": v * by if by != 1 else v for t in mine for k, v in t.loss(self, out, batch).items()}
     if self.teacher is not None:
-      found |= self.teacher.parts(out, batch["frame"])
+      found |= self.teacher.parts(out, frame, shares)
     weight = {k: self.parts.get(k, 1.0) for k in found}
     return {k: v if weight[k] == 1 else v * weight[k] for k, v in found.items() if weight[k]}, out
 

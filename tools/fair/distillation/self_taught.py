@@ -21,6 +21,7 @@ from openpilot.tools.fair.spec import InputSpec, StudentSpec
 from openpilot.tools.fair.students.onnx_import import classes_of, is_per_height, student_of, teachers_of
 from openpilot.tools.fair.students.student import Student, build
 from openpilot.tools.fair.tasks import TASKS
+from openpilot.tools.learn.one_batch import gathered_outputs
 from openpilot.tools.lib.errors import UserError
 
 MAPS = {"lanes": ("tracker_",)}  # what the tracker sees; its steps behind that stay in float, and as they are
@@ -106,10 +107,15 @@ class Teacher:
       if start and name.startswith(start) and name not in self.leave
     }
 
-  def parts(self, out: Mapping[str, Tensor], frame: Tensor) -> dict[str, Tensor]:
-    """out: the student's, of frame (B, *its input) uint8, encode()'s with maps_too -> {"task/self_output": scalar}."""
+  def parts(
+    self, out: Mapping[str, Tensor], frame: Tensor, shares: tuple[list[int], list[int]] | None = None
+  ) -> dict[str, Tensor]:
+    """out: the student's, of frame (B, *its input) uint8, encode()'s with maps_too -> {"task/self_output": scalar}.
+    shares: of several processes, with `out` of all their frames and `frame` of its own: frames and clips of each."""
     with torch.no_grad():
       want = self.student.encode(frame)[0]
+      if shares is not None:
+        want = gathered_outputs(want, *shares)
     return {part: difference(name, out, want) for name, part in self.asked(want).items()}
 
   def state(self) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""The training loop: clips of a label store in, a student out.
+"""The training loop: clips of a label store in, a student out. Several processes share each step's clips, and learn
+what one would.
 
 Everything random is a function of the seed and the step, so that a resumed run is the unbroken one."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from openpilot.tools.fair.distillation import history
-from openpilot.tools.fair.distillation.batch import Batch, Batches, load
+from openpilot.tools.fair.distillation.batch import Batch, Batches, labels_of, load, together
 from openpilot.tools.fair.distillation.config import Config, Stage
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.distiller import Distiller
@@ -26,7 +28,8 @@ from openpilot.tools.fair.students.student import build
 from openpilot.tools.fair.tasks import TASKS
 from openpilot.tools.learn.checkpoint import to_device
 from openpilot.tools.learn.loop import Loop
-from openpilot.tools.learn.processes import make_accelerator, said_once
+from openpilot.tools.learn.one_batch import norms_of_all
+from openpilot.tools.learn.processes import gathered_objects, make_accelerator, said_once
 from openpilot.tools.learn.schedule import learning_rate
 from openpilot.tools.lib.errors import UserError
 
@@ -137,6 +140,8 @@ class Run(Loop):
       [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=config.lr
     )
     self.prepare(model, optimizer, config.ema)
+    # a student of another package learns by that one's own loss, which knows of its share alone
+    self.as_one = world > 1 and not hasattr(student, "learn")
     self.stage: Stage | None = None  # that of the step before
     self.inherited: list[dict[str, str]] = []  # teachers of the student that this one started from
     self.trained: Trained = {"segments": sorted(s.name for s in train.segments), "unknown": []}
@@ -183,8 +188,9 @@ class Run(Loop):
     n, rank, world = self.clips_per_step(), self.accelerator.process_index, self.accelerator.num_processes
     first = self.step
     starts = range(self.at, len(self.order) - n + 1, n)
+    places = list(range(n))[rank::world]
     what = [
-      (first + k, self.order[a : a + n][rank::world], self.config.augment and self.chosen is None)
+      (first + k, self.order[a : a + n][rank::world], self.config.augment and self.chosen is None, places)
       for k, a in enumerate(starts)
     ]
     c = self.config
@@ -285,7 +291,10 @@ class Run(Loop):
     if stage is not self.stage:
       freeze(self.distiller, stage)
       self.stage = stage
-    parts = self.model(to_device(batch, self.accelerator.device), stage.tasks)
+    if self.as_one:
+      batch = together(gathered_objects(labels_of(batch)), self.accelerator.process_index, batch)
+    with norms_of_all() if self.accelerator.num_processes > 1 else nullcontext():
+      parts = self.model(to_device(batch, self.accelerator.device), stage.tasks)
     if self.taught(parts) and not parts["total"].requires_grad:
       with said_once():
         raise UserError(f"--stages: at step {self.step} all that its tasks learn is frozen; freeze less")

@@ -16,7 +16,7 @@ from typing import Any
 from openpilot.tools.fair.labels.driver import Driver, Result
 from openpilot.tools.fair.labels.jobs import Job, make_jobs
 from openpilot.tools.fair.labels.label_options import Options
-from openpilot.tools.fair.labels.loading import held_teachers, source_options
+from openpilot.tools.fair.labels.loading import held_teachers, inputs, source_options
 from openpilot.tools.fair.labels.passes import Failures, reason_of
 from openpilot.tools.fair.labels.remote import folder_of, url_of
 from openpilot.tools.fair.labels.sources import find_pieces
@@ -244,7 +244,7 @@ def placed(args: Options) -> Options:
 def label_on(args: Options) -> int:
   """-> the exit code."""
   address, args = args.ray or LOCAL, placed(args)
-  pieces = find_pieces(list(args.paths), source_options(args), args.source)
+  pieces = find_pieces(inputs(args), source_options(args), args.source)
   ray = connect(address, args.workers)
   try:
     store = LabelStore(args.output, create=True)

@@ -14,7 +14,7 @@ import torch
 from openpilot.tools.fair.labels.jobs import make_jobs
 from openpilot.tools.fair.labels.label_options import Options, parse_size, picture_spec
 from openpilot.tools.fair.labels.labeling import FrameTeacher, plan, showings
-from openpilot.tools.fair.labels.loading import held_teachers, source_options
+from openpilot.tools.fair.labels.loading import held_teachers, inputs, source_options
 from openpilot.tools.fair.labels.meta import CHUNK
 from openpilot.tools.fair.labels.pipeline import batches, label_batch, load
 from openpilot.tools.fair.labels.remote import url_of
@@ -229,7 +229,7 @@ def estimate(args: Options) -> Estimate:
   begun = clock()
   held = held_teachers(args)
   loading = clock() - begun
-  pieces = find_pieces(list(args.paths), source_options(args), args.source)
+  pieces = find_pieces(inputs(args), source_options(args), args.source)
   if len({p.part is None for p in pieces}) > 1:
     raise UserError("--estimate takes routes, or pictures, not both at once: their sizes have no common measure")
   samples, opening, frames_of_size = open_samples(pieces)

@@ -4,8 +4,9 @@ stopped, and the result is that of an unbroken run. Several commands may fill on
 
 from openpilot.tools.fair.labels.jobs import make_jobs, only, parse_shard, read_plan, shards_of, write_plan
 from openpilot.tools.fair.labels.label_options import Options, parse_size, picture_spec
-from openpilot.tools.fair.labels.loading import held_teachers, source_options, teacher_names
+from openpilot.tools.fair.labels.loading import held_teachers, inputs, source_options, teacher_names
 from openpilot.tools.fair.labels.passes import Failures
+from openpilot.tools.fair.labels.remote import url_of
 from openpilot.tools.fair.labels.sources import find_pieces, open_sources
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.labels.worker import (
@@ -47,9 +48,11 @@ def main() -> int:
     from openpilot.tools.fair.labels.cluster import label_on
 
     return label_on(args)
+  # a job after the other where what they need is fetched: it need not all be here at once
+  part = part or bool(args.connect) or any(url_of(p) for p in args.paths)
   held, told = held_teachers(args), source_options(args)
   if not part:
-    found = open_sources(list(args.paths), told, args.source)
+    found = open_sources(inputs(args), told, args.source)
     views, parts = split(found)
     for name, teacher in held.items():
       if name != "frames":
@@ -60,7 +63,7 @@ def main() -> int:
     store.finish()
     say_stale(store, groups, args.prune)
     return failures.finish()
-  jobs = make_jobs(find_pieces(list(args.paths), told, args.source), {n: t.stateful for n, t in held.items()})
+  jobs = make_jobs(find_pieces(inputs(args), told, args.source), {n: t.stateful for n, t in held.items()})
   if wanted is not None:
     jobs = only(jobs, wanted)
   k, n = shard or (0, 1)

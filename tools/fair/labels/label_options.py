@@ -16,14 +16,18 @@ SIZE = "640x640"  # of single pictures
 
 @dataclass(frozen=True)
 class Options:
-  paths: tuple[str, ...] = flag(
-    positional=True,
-    metavar="PATH",
-    help="a route: a folder with segments, one segment's folder, its name (with --data-dir), or a video; a folder of "
-    "pictures; a COCO JSON; a YOLO folder",
-  )
   teachers: str = flag(help="comma-separated; `tools/op.sh teachers` lists them")
   output: Path = flag(aliases=("--out",), help="the label store")
+  paths: tuple[str, ...] = flag(
+    (),
+    positional=True,
+    metavar="PATH",
+    help="a route: a folder with segments, one segment's folder, its name (with --data-dir), a video, or "
+    "s3://BUCKET/... or gs://BUCKET/...; a folder of pictures; a COCO JSON; a YOLO folder",
+  )
+  connect: tuple[str, ...] = flag(
+    (), metavar="ROUTE", help="a route of comma connect, DONGLE|LOG or its address; COMMA_JWT is the token"
+  )
   source: str = flag(
     "",
     help="kind of the paths, where it is not recognized: routes, pictures, coco, yolo, class_maps; or "

@@ -5,6 +5,7 @@ import cv2
 from openpilot.tools.fair.labels.label_options import Options, parse_weights
 from openpilot.tools.fair.labels.labeling import FrameTeacher
 from openpilot.tools.fair.labels.sources import SourceOptions
+from openpilot.tools.fair.labels.sources.fetched import CONNECT
 from openpilot.tools.fair.labels.sources.routes import number_or_auto
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.registry import load_teacher
@@ -36,6 +37,13 @@ def held_teachers(args: Options) -> dict[str, Teacher]:
     if held.setdefault(t.name, t) is not t:
       raise UserError(f"two of --teachers are called '{t.name}'; label with one after the other")
   return held
+
+
+def inputs(args: Options) -> list[str]:
+  """What is to be labeled, for the sources. Raises UserError."""
+  if not args.paths and not args.connect:
+    raise UserError("what is to be labeled? Give a PATH, or --connect ROUTE")
+  return [*args.paths, *(f"{CONNECT}{r}" for r in args.connect)]
 
 
 def source_options(args: Options) -> SourceOptions:

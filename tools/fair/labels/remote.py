@@ -18,12 +18,12 @@ import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from openpilot.tools.fair.labels import mirrors
 from openpilot.tools.lib.errors import UserError, printable, warn
-from openpilot.tools.lib.files import machine_id, process_runs, read_json, write_bytes
+from openpilot.tools.lib.files import atomic_path, machine_id, process_runs, read_json, write_bytes
 
 URL = re.compile(r"(s3|gs):/+([^/].*)")  # a Path of a URL has one slash
 FILE_URL = re.compile(r"file:/+(.*)")
@@ -53,14 +53,9 @@ def folder_of(place: str | Path) -> Path:
   return Path(f"/{found[1]}") if found else Path(place)
 
 
-def cache_folder() -> Path:
-  """FAIR_CACHE, else ~/.cache/openpilot-fair."""
-  return Path(os.environ.get("FAIR_CACHE") or Path.home() / ".cache" / "openpilot-fair")
-
-
 def writing_mirror() -> Path:
   """A folder of this process alone. Those of processes that were killed are removed."""
-  place = cache_folder() / "writing"
+  place = mirrors.cache_folder() / "writing"
   for path in place.iterdir() if place.is_dir() else ():
     machine, _, rest = path.name.partition("-")
     pid = rest.partition("-")[0]
@@ -81,11 +76,11 @@ def open_url(url: str) -> Any:
   return from_url(url, client_options=options, retry_config=RETRIES)
 
 
-class Remote:
-  """The objects of one store, by names as a folder's files have them. Safe for threads, not for processes that were
-  forked: they read what is in the mirror already."""
+class Bucket:
+  """The objects below a URL, by names as a folder's files have them. Safe for threads, not for processes that were
+  forked."""
 
-  def __init__(self, url: str, writes: bool):
+  def __init__(self, url: str):
     try:
       import obstore
       from obstore.exceptions import BaseError
@@ -93,7 +88,6 @@ class Remote:
       raise UserError(f"{url} needs obstore, which is not installed; run `pip install -e '.[scale]'`") from None
     self.url, self.obstore, self.errors = url, obstore, obstore.exceptions
     self.base_error: type[Exception] = BaseError
-    self.mirror = writing_mirror() if writes else cache_folder() / "labels" / sha256(url.encode()).hexdigest()[:16]
     with self.said():
       self.store = open_url(url)
 
@@ -148,7 +142,25 @@ class Remote:
     with self.said():
       return list(self.obstore.list_with_delimiter(self.store, prefix)["common_prefixes"])
 
-  # *** mirror ***
+  def download(self, name: str, path: Path) -> None:
+    """A large object into a file, whole or not at all. Raises UserError."""
+    with self.said(), atomic_path(path) as tmp, open(tmp, "wb") as f:
+      try:
+        for part in self.obstore.get(self.store, name):
+          f.write(part)
+      except FileNotFoundError:
+        raise UserError(f"{self.url}/{name} is gone") from None
+
+
+class Remote(Bucket):
+  """A label store, with its mirror. Processes that were forked read what is in the mirror already."""
+
+  def __init__(self, url: str, writes: bool):
+    super().__init__(url)
+    self.mirror = writing_mirror() if writes else mirrors.unit("labels", url)
+    if not writes:
+      mirrors.use(self.mirror, url)
+      mirrors.make_room()
 
   def fetch(self, name: str) -> Path | None:
     """Into the mirror. None where there is none."""

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from openpilot.tools.fair.labels import mirrors
 from openpilot.tools.fair.labels.claims import Claims, Folder
 from openpilot.tools.fair.labels.encode import META, group_bytes
 from openpilot.tools.fair.labels.group import Group
@@ -131,6 +132,7 @@ class LabelStore:
     if self.remote is not None:  # what reads them may be forked, and cannot fetch
       for g in tqdm([g for x in out.values() for t, g in x.items() if t in teachers], desc=self.place, unit="group"):
         g.fetch()
+      mirrors.make_room()  # of what others keep
     return out
 
   def check_stale(self, groups: Iterable[Group], allowed: bool) -> None:

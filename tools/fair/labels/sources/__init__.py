@@ -1,9 +1,11 @@
 """Sources of what is labeled: see source.py. Another package adds one with register_source(name, source)."""
 
+from openpilot.tools.fair.labels.remote import FILE_URL, folder_of
 from openpilot.tools.fair.labels.sources.class_maps import ClassMaps
 from openpilot.tools.fair.labels.sources.coco import Coco
 from openpilot.tools.fair.labels.sources.dota import Dota
 from openpilot.tools.fair.labels.sources.pictures import PictureFolders, Pictures
+from openpilot.tools.fair.labels.sources.fetched import RoutesByUrl, RoutesOfConnect
 from openpilot.tools.fair.labels.sources.routes import Routes
 from openpilot.tools.fair.labels.sources.source import SOURCES, Piece, Source, SourceOptions, pieces_of, register_source
 from openpilot.tools.fair.labels.sources.stills import Stills
@@ -22,6 +24,8 @@ register_source("class_maps", ClassMaps())
 register_source("yolo", Yolo())
 register_source("coco", Coco())
 register_source("dota", Dota())
+register_source("url", RoutesByUrl())
+register_source("connect", RoutesOfConnect())
 
 
 def find_source(path: str, options: SourceOptions, named: str = "") -> Source:
@@ -36,7 +40,7 @@ def find_source(path: str, options: SourceOptions, named: str = "") -> Source:
 def by_source(paths: list[str], options: SourceOptions, named: str) -> list[tuple[Source, list[str]]]:
   """The sources of the paths, each with its own."""
   out: dict[int, tuple[Source, list[str]]] = {}
-  for path in paths:
+  for path in (str(folder_of(p)) if FILE_URL.fullmatch(p) else p for p in paths):
     source = find_source(path, options, named)
     out.setdefault(id(source), (source, []))[1].append(path)
   return list(out.values())

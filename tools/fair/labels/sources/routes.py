@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +41,10 @@ class RoutePiece(Piece):
   horizon: float | str | None = None
 
   def open(self) -> SegmentView:
-    (segment,), own = usable([self.segment], choose_camera([self.segment], self.camera))
+    return self.view(self.segment)
+
+  def view(self, segment: Segment) -> SegmentView:
+    (segment,), own = usable([segment], choose_camera([segment], self.camera))
     return aimed(segment_view(segment, own, self.every, self.focal), self.horizon)
 
 
@@ -76,9 +80,14 @@ def find_views(
   horizon: float | str | None = None,
 ) -> list[SegmentView]:
   """Of all segments that have video. Raises UserError where none has."""
+  return views_of(route_pieces(routes, data_dir, camera, every, focal, horizon))
+
+
+def views_of(pieces: Sequence[RoutePiece]) -> list[SegmentView]:
+  """Of those that can be opened; the others are named. Raises UserError where none can."""
   views: list[SegmentView] = []
   problems: list[UserError] = []
-  for piece in route_pieces(routes, data_dir, camera, every, focal, horizon):
+  for piece in pieces:
     try:
       views.append(piece.open())
     except UserError as e:

@@ -3,9 +3,8 @@
 
 python tests/bench/bench_step.py [--rounds 5] [--backbone mobilenetv2_100_same] [--tasks depth,segmentation,...]
 
-It renders two drives of a second and labels them with their truth. "Bare" is the least that a processor needs: three
-times the network's forward on the same frames, without gradients and norms' statistics, since a step multiplies once
-forward and twice backward."""
+It renders two drives of a second and labels them with their truth. "Bare" is a yardstick, no bound: three times the
+averaged network's forward on the same frames, since a step multiplies once forward and twice backward."""
 
 import argparse
 import ctypes

@@ -142,7 +142,7 @@ def test_every_bundle_that_ships_has_a_reference():
       "real",
       "simulated",
     }
-    assert (REFS / f"{folder.name}.json").stat().st_size < 100_000
+    assert (REFS / f"{folder.name}.json").stat().st_size < 150_000  # boxes of forty frames grow with what is found
     said = {name: unpack(run["values"]) for name, run in reference["drives"].items()}
     assert all(run["frames"] == 40 for run in reference["drives"].values()) and said["simulated"]
     heads = {o.get("head") for g in load_bundle(folder).graphs for o in g["outputs"]}

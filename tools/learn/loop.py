@@ -67,7 +67,7 @@ class Loop:
     self.best = math.inf
     self.metrics: dict[str, float] = {}  # of the last evaluation
     self.values: dict[str, float] = {}  # of the last step's losses
-    self.before: list[Tensor] = []  # of several processes: the model's buffers, as long as a step is not done
+    self.buffers: list[Tensor] = []  # of several processes: the model's buffers, as long as a step is not done
     self.shares: list[float] = []  # of the last step: the loss of each process's part of it, by rank
     self.waited, self.begun = 0.0, time.perf_counter()
 
@@ -217,7 +217,7 @@ class Loop:
     taught. Raises UserError where a loss or gradient is not finite: then no weight has changed."""
     acc = self.accelerator
     if acc.num_processes > 1:
-      self.before = [b.clone() for b in self.unwrapped.buffers()]
+      self.buffers = [b.clone() for b in self.unwrapped.buffers()]
     torch.manual_seed(self.seed * 1_000_003 + self.step)
     for group in self.optimizer.param_groups:
       group["lr"] = self.rate(self.step)
@@ -249,7 +249,7 @@ class Loop:
       sums = {
         k: sum(s.get(k, 0.0) for s in every) / acc.num_processes for k in dict.fromkeys(k for s in every for k in s)
       }
-    self.before = []
+    self.buffers = []
     self.optimizer.step()
     self.shares = shares
     return sums
@@ -310,7 +310,7 @@ class Loop:
   def give_up(self) -> NoReturn:
     """Another process of the run is gone. Whoever is left saves: a step is done by all or by none, and what all have is
     the same. Raises UserError in the first of them."""
-    for b, was in zip(self.unwrapped.buffers(), self.before, strict=False):
+    for b, was in zip(self.unwrapped.buffers(), self.buffers, strict=False):
       b.copy_(was)
     with atomic_path(self.out / self.LAST) as tmp:
       torch.save(self.state(), tmp)

@@ -13,7 +13,7 @@ from openpilot.tools.dgx.dense.driving_features import DrivingFeatures, pair_up,
 from openpilot.tools.dgx.dense.live import live_batch, parsed, taught
 from openpilot.tools.dgx.training.losses import driving_loss
 from openpilot.tools.dgx.training.model import OnnxModule
-from openpilot.tools.fair.distillation.batch import Batch, Batches
+from openpilot.tools.fair.distillation.batch import Batch, Batches, What
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.hf import DenseTeacher
 from openpilot.tools.fair.students.student import Student
@@ -53,7 +53,7 @@ def moved(new: dict[str, Tensor], base: dict[str, Tensor]) -> Tensor:
 class Pairs(Batches):
   """Batches of pairs of frames, for driving networks."""
 
-  def __getitem__(self, what: tuple[int, list[int], bool]) -> Batch:
+  def __getitem__(self, what: What) -> Batch:
     return pair_up(super().__getitem__(what), self.clips.length)
 
 

@@ -63,6 +63,13 @@ def said_once() -> Iterator[None]:
     raise
 
 
+def one_process(command: str) -> None:
+  """Raises UserError where torchrun started several: each would do all of it, on the same files."""
+  if (n := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+    with said_once():
+      raise UserError(f"{command} is made for one process, and torchrun started {n}; start it without")
+
+
 def gathered(accelerator: "Accelerator", *values: "Tensor | float") -> list[list[float]]:
   """Scalars of each process, by rank: the same in all."""
   import torch

@@ -13,6 +13,8 @@ import pytest
 import torch
 from torchrun import torchrun
 
+from openpilot.tools.dgx.dense import dora_distillation
+from openpilot.tools.fair.images import train_obb, train_student, train_teacher
 from openpilot.tools.learn import loop
 from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
 from openpilot.tools.learn.loop import Loop
@@ -301,3 +303,14 @@ def test_what_one_process_finds_not_finite_stops_both_and_is_said_once(tmp_path)
   assert r.returncode != 0 and r.stderr.count("error: the loss") == 1
   assert "the loss (total) of step 3 is not finite on batch 3 of 1; the last good checkpoint is" in r.stderr
   assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2
+
+
+@pytest.mark.parametrize("command", [train_student, train_obb, train_teacher, dora_distillation])
+def test_what_is_made_for_one_process_refuses_more(command, monkeypatch):
+  monkeypatch.setenv("WORLD_SIZE", "2")
+  with pytest.raises(UserError, match="made for one process, and torchrun started 2"):
+    command.main()
+  monkeypatch.setenv("RANK", "1")
+  with pytest.raises(SystemExit) as e:
+    command.main()
+  assert e.value.code == 2

@@ -39,6 +39,7 @@ from openpilot.tools.fair.tasks import task_of
 from openpilot.tools.fair.teacher import check_license
 from openpilot.tools.learn.adapters.apply import clipped
 from openpilot.tools.learn.checkpoint import load_checkpoint
+from openpilot.tools.learn.processes import one_process
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.options import option, parse, save
@@ -143,6 +144,7 @@ class Options(StoreOptions, AdapterOptions):
 
 
 def main() -> None:
+  one_process("dgx distill")
   args = parse(Options, __doc__, "dora_distillation")
   source = args.base or args.student
   if source is None or (args.base is not None and args.student is not None):

@@ -16,6 +16,7 @@ from openpilot.tools.fair.images.train_student import export_bundle, learn
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.sizes import SIZES
+from openpilot.tools.learn.processes import one_process
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.options import option as flag, parse
 
@@ -135,6 +136,7 @@ def run(args: Options) -> Path:
 
 
 def main() -> None:
+  one_process("images train-obb")
   args = parse(Options, __doc__, "images train-obb")
   say_next(args, run(args))
 

@@ -22,6 +22,7 @@ from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.families import FAMILIES, OF_TRANSFORMERS
 from openpilot.tools.fair.students.sizes import SIZES
 from openpilot.tools.fair.students.student import student_names
+from openpilot.tools.learn.processes import one_process
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.options import option as flag, parse
@@ -273,6 +274,7 @@ def notes_of(args: Options, said: Said, student: str) -> list[str]:
 
 
 def main() -> None:
+  one_process("images train-student")
   args = parse(Options, __doc__, "images train-student")
   say_next(args, run(args))
 

@@ -11,7 +11,7 @@ from typing import Any
 from openpilot.tools.lib.errors import UserError, above_zero, cli, not_negative, printable, warn
 from openpilot.tools.lib.files import LONG
 from openpilot.tools.lib.options import option, parse, save
-from openpilot.tools.learn.processes import TRACKERS, parse_trackers
+from openpilot.tools.learn.processes import TRACKERS, one_process, parse_trackers
 
 DINO, SAM = "IDEA-Research/grounding-dino-tiny", "facebook/sam-vit-base"
 NAMES = {"grounding-dino": "grounding_dino", "sam": "sam"}
@@ -297,6 +297,7 @@ def run(args: Options) -> dict[str, Any]:
 
 
 def main() -> None:
+  one_process("images train-teacher")
   run(parse(Options, __doc__, "images train-teacher"))
 
 

@@ -130,7 +130,7 @@ class SubSocket:
       time.sleep(0.001)
     while True:
       written = self.queue.head[1]
-      if written - self.at > self.queue.size:  # overtaken
+      if not 0 <= written - self.at <= self.queue.size:  # overtaken; or of two that wrote at once one took the end back
         self.at = written
         return None
       (size,) = struct.unpack("<Q", self.queue.read(self.at, 8))

@@ -11,7 +11,7 @@ import pytest
 
 from fair_bundle import write_bundle
 from fair_rig import DEADLINE, Rig, wait
-from msgq_like import TREES, beside, site, transport
+from msgq_like import HEAD, TREES, PubSocket, SubSocket, beside, site, transport
 from openpilot.cereal import messaging
 from openpilot.selfdrive.modeld.fair import sender
 
@@ -30,6 +30,18 @@ print(json.dumps({
   "close": hasattr(ipc.Client, "close"), "layout": ipc.messaging.__name__,
 }))
 """
+
+
+def test_one_of_two_publishers_takes_the_end_back_and_the_reader_goes_on(tmp_path, monkeypatch):
+  """Of the stand-in itself: its queue has no lock. The reader would have read zeros for ever."""
+  monkeypatch.setenv("TMPDIR", str(tmp_path))
+  pub, sub = PubSocket("q", 4096), SubSocket("q", conflate=True)
+  pub.send(bytes(100))
+  assert sub.receive() == bytes(100)
+  HEAD.pack_into(pub.queue.map, 0, pub.uid, sub.at - 50)
+  assert sub.receive(non_blocking=True) is None
+  pub.send(b"new")
+  assert sub.receive() == b"new"
 
 
 @pytest.mark.parametrize("date", TREES)

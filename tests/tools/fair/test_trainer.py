@@ -108,14 +108,15 @@ def test_shares_of_what_is_drawn():
 
 @pytest.mark.parametrize("rank, world", [(0, 1), (1, 2)])
 def test_steps_are_whole_and_shared(monkeypatch, rank, world):
-  """What is left of an epoch and fills no step is not seen; the next epoch begins where none is left."""
+  """What is left of an epoch and fills no step is not seen; the next epoch begins where none is left. Each clip is
+  varied by its place in the whole step."""
   monkeypatch.setattr(trainer, "load", lambda data, what, workers: what)
   run = Planned(7, 2)
   run.accelerator.process_index, run.accelerator.num_processes = rank, world
-  want = [(10 + k, [2 * k, 2 * k + 1][rank::world], True) for k in range(3)]
+  want = [(10 + k, [2 * k, 2 * k + 1][rank::world], True, [0, 1][rank::world]) for k in range(3)]
   assert run.batches() == want and run.epoch == 0
   run.at = 4
-  assert run.batches() == [(10, want[2][1], True)] and run.epoch == 0
+  assert run.batches() == [(10, *want[2][1:])] and run.epoch == 0
   run.at = 6
   assert run.batches() == want and run.epoch == 1
 

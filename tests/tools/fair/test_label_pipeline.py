@@ -31,7 +31,7 @@ def test_order_is_kept_and_no_thread_stays(threads):
 
   assert list(ahead(slowly, range(30), threads)) == [(i, i * 10) for i in range(30)]
   assert list(ahead(slowly, [], threads)) == []
-  assert threading.active_count() == before
+  assert threading.active_count() <= before  # those of other tests may end meanwhile
 
 
 def test_what_is_made_ahead_is_bounded_and_stops_with_its_user():
@@ -41,7 +41,7 @@ def test_what_is_made_ahead_is_bounded_and_stops_with_its_user():
   time.sleep(0.1)
   assert len(made) <= 6
   results.close()
-  assert threading.active_count() == before
+  assert threading.active_count() <= before  # those of other tests may end meanwhile
 
 
 @pytest.mark.parametrize("where", ["source", "function"])

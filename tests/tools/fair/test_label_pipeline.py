@@ -62,7 +62,7 @@ def test_errors_come_up_in_their_place(where):
   with pytest.raises(ValueError, match="the seventh"):
     for i, _ in ahead(function, source(), 3):
       seen.append(i)
-  assert seen == list(range(7)) and threading.active_count() == before
+  assert seen == list(range(7)) and threading.active_count() <= before
 
 
 @pytest.mark.parametrize("focal, shrink", [(720, 1), (1500, 2), (2400, 3)])
@@ -206,7 +206,7 @@ def test_what_a_thread_fetches_ahead_comes_in_order_and_ends(monkeypatch):
   with pytest.raises(KeyError, match="no more"):
     for x in prefetch(fails(), 2):
       got.append(x)
-  assert got == [1] and threading.active_count() == before
+  assert got == [1] and threading.active_count() <= before
 
 
 class Numbered:

@@ -1,5 +1,5 @@
-"""Batch norms and outputs of several processes, as one process has them. Whole trainers: test_as_one.py of fair and
-dgx."""
+"""Batch norms and outputs of several processes, as one process has them. Whole trainers:
+test_distill_as_one.py, test_dgx_as_one.py."""
 
 import pytest
 import torch

@@ -93,8 +93,8 @@ def test_two_and_four_processes_have_the_losses_of_one(learn, tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_ends_it_with_one_line_and_another_number_goes_on(learn, tmp_path):
-  """An epoch of four steps, of 24 clips: one of two is killed in its third, and one process goes on. test_as_one.py of
-  dgx goes on with more."""
+  """An epoch of four steps, of 24 clips: one of two is killed in its third, and one process goes on.
+  test_dgx_as_one.py goes on with more."""
   told = {"tasks": ["segmentation"], "steps": 4, "batch": 6, "clip": 1}
   r = learn(1, tmp_path / "one", **told)
   assert r.returncode == 0, r.stderr[-3000:]

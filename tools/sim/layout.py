@@ -62,8 +62,9 @@ class Layout:
     if weather == "rain":
       self._wet(np.random.default_rng([seed, 13]))  # a generator of its own, so that the traffic stays the same
     self._traffic(r, close)
-    self._background(r)
-    if close is not None:
+    if close is None:
+      self._background(r)
+    else:
       beside = self.shoulder + self.walk
       self.scenery = narrow_scenery(
         close, beside - self.d_left, beside + self.d_right, self.length, float(time_of_day == "night")

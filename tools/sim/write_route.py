@@ -251,9 +251,14 @@ def write_route(
   camera_height: tuple[float, float] | None = None,
   surroundings: str = "open",
 ) -> Path:
+  """write_drive() of Drive's values."""
+  drive = Drive(seed, seconds, camera, time_of_day, weather, qcamera_only, camera_height, surroundings)
+  return write_drive(out_dir, drive, segment_seconds)
+
+
+def write_drive(out_dir: str | Path, drive: Drive, segment_seconds: float = 60.0) -> Path:
   """Writes `<out_dir>/<route>--<n>/` for each segment and returns out_dir. Segments that are there already are kept."""
   out = Path(out_dir)
-  drive = Drive(seed, seconds, camera, time_of_day, weather, qcamera_only, camera_height, surroundings)
   segments = cut(drive, segment_seconds)
   missing = missing_of(out, drive, segments)
   frames = [f for _, first, count in missing for f in range(first, first + count)]
@@ -376,18 +381,7 @@ def main() -> None:
     print(f"{args.output}: {len(drives)} routes of {args.seconds} s, {n} frames written, truth beside each segment")
     return
   (d,) = drives
-  write_route(
-    args.output,
-    d.seed,
-    d.seconds,
-    d.camera,
-    d.time_of_day,
-    args.segment_seconds,
-    d.weather,
-    d.qcamera_only,
-    height,
-    d.surroundings,
-  )
+  write_drive(args.output, d, args.segment_seconds)
   print(f"{args.output}: route {d.name}, {d.seconds} s, {d.time_of_day}, {d.weather}, truth beside each segment")
 
 

@@ -3,18 +3,21 @@
 import contextlib
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from openpilot.selfdrive.modeld.fair.frames import FRAME_SHAPE, pack_rgb
+from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.trainer import Run
 from openpilot.tools.fair.labels.rules import rules_of
 from openpilot.tools.fair.labels.meta import CHUNK, VERSION
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.teacher import Clip, Label
+from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.sim.truth import MAP_H, MAP_W
 
@@ -141,6 +144,15 @@ def same_in_pieces(teacher, rgb, sizes, whole, last, folder):
   for k, v in whole.items():
     assert [x for p in parts for x in p[k]] == list(v), k
   assert sorted(state) == sorted(last) and all(np.array_equal(state[k], last[k]) for k in last)
+
+
+def taught(store, out, *more):
+  """`distill` of a small student of depth, with more options. -> its last checkpoint."""
+  words = ["--labels", store, "--student", "depth-nano", "--tasks", "depth", "--output", out, "--workers", 0, *more]
+  with pytest.MonkeyPatch.context() as m:
+    m.setattr(sys, "argv", ["distill", *map(str, words)])
+    distill.main()
+  return load_checkpoint(out / "last.pt")
 
 
 @contextlib.contextmanager

@@ -8,17 +8,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-from label_fixture import LABELS, interrupted, same, write_store
+from label_fixture import LABELS, interrupted, same, taught, write_store
 from student_inputs import assert_close
 
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.tools.fair.bundle import export
-from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.optimize import optimize
 from openpilot.tools.fair.students import list_students
 from openpilot.tools.fair.students.list_students import macs
-from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.lib.errors import UserError
 
 
@@ -29,18 +27,10 @@ def store(tmp_path_factory):
   return root
 
 
-def distilled(store, out, *args):
-  words = ["--labels", store, "--student", "depth-nano", "--tasks", "depth", "--output", out, "--workers", 0, *args]
-  with pytest.MonkeyPatch.context() as m:
-    m.setattr(sys, "argv", ["distill", *map(str, words)])
-    distill.main()
-  return load_checkpoint(out / "last.pt")
-
-
 @pytest.fixture(scope="module")
 def run(store):
   out = store.parent / "run"
-  distilled(store, out, "--steps", 1, "--batch-size", 2)
+  taught(store, out, "--steps", 1, "--batch-size", 2)
   return out
 
 
@@ -91,23 +81,23 @@ COMMON = ("--batch-size", 2, "--no-augment", "--steps", 2, "--eval-every", 1)
 def test_it_is_distilled_on_and_resumed_when_what_it_started_from_is_gone(store, pruned, tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, "torch_pruning", None)
   shutil.copytree(pruned[0], tmp_path / "gone")
-  on = distilled(store, tmp_path / "on", "--init", tmp_path / "gone", *COMMON)
+  on = taught(store, tmp_path / "on", "--init", tmp_path / "gone", *COMMON)
   said = capsys.readouterr().out
   assert "depth-nano, pruned:" in said and "start anew" not in said
   student, config, _ = export.load_student(tmp_path / "on")
   assert on["config"]["widths"] == config.widths and macs(student) == pruned[1]["macs"][1]
   with interrupted(1):
-    distilled(store, tmp_path / "broken", "--init", tmp_path / "gone", *COMMON)
+    taught(store, tmp_path / "broken", "--init", tmp_path / "gone", *COMMON)
   shutil.rmtree(tmp_path / "gone")
-  again = distilled(store, tmp_path / "broken", "--init", tmp_path / "gone", *COMMON, "--resume")
+  again = taught(store, tmp_path / "broken", "--init", tmp_path / "gone", *COMMON, "--resume")
   assert same({k: on[k] for k in ("model", "ema", "optimizer")}, {k: again[k] for k in ("model", "ema", "optimizer")})
   with pytest.raises(UserError, match=r"its widths are of depth-nano on .*, not of depth-nano on mobilenetv4_conv_sm"):
-    distilled(store, tmp_path / "no", "--init", pruned[0], "--backbone", "mobilenetv4_conv_small", *COMMON)
+    taught(store, tmp_path / "no", "--init", pruned[0], "--backbone", "mobilenetv4_conv_small", *COMMON)
 
 
 @pytest.mark.slow
 def test_a_pruned_bundle_is_distilled_on_and_pruned_again(store, pruned, thin, tmp_path):
-  on = distilled(store, tmp_path / "on", "--init", thin.path, *COMMON)
+  on = taught(store, tmp_path / "on", "--init", thin.path, *COMMON)
   assert on["config"]["widths"] == thin.manifest["widths"]
   now = pruned[1]["macs"][1]
   again = optimize.run(options(thin.path, store, tmp_path / "b", prune=None, prune_macs=0.9e-6 * now))

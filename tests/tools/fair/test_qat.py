@@ -2,14 +2,13 @@
 the graph that PTQ makes; the commands."""
 
 import json
-import sys
 
 import numpy as np
 import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from label_fixture import interrupted, same, write_store
+from label_fixture import interrupted, same, taught, write_store
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
@@ -17,7 +16,6 @@ import optimize_fixture
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.fair.bundle import export
-from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.options import Options, target_of
 from openpilot.tools.fair.optimize import optimize
@@ -272,12 +270,7 @@ def test_the_graph_computes_what_the_rounded_student_does(name, backbone, target
 
 
 def teach(store, out, *more):
-  words = ["--labels", store, "--student", "depth-nano", "--tasks", "depth", "--output", out, "--workers", 0]
-  words += ["--batch-size", 2, "--eval-every", 1, "--no-augment", *more]
-  with pytest.MonkeyPatch.context() as m:
-    m.setattr(sys, "argv", ["distill", *map(str, words)])
-    distill.main()
-  return load_checkpoint(out / "last.pt")
+  return taught(store, out, "--batch-size", 2, "--eval-every", 1, "--no-augment", *more)
 
 
 @pytest.mark.slow

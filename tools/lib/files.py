@@ -147,6 +147,12 @@ def process_runs(pid: int) -> bool:
   return True
 
 
+def still_runs(machine: str, pid: str) -> bool | None:
+  """Whether the process of that number runs, of the machine of that machine_id(); None: of another, or no number, so
+  that nobody here can tell."""
+  return process_runs(int(pid)) if machine == machine_id() and pid.isdecimal() else None
+
+
 def remove_left_behind(folder: Path) -> None:
   """Removes the temporary files that killed processes left in a folder: those of this machine at once, those of another
   after a day. A living process's files stay."""
@@ -156,7 +162,8 @@ def remove_left_behind(folder: Path) -> None:
       continue
     with contextlib.suppress(OSError):
       old = datetime.datetime.now().timestamp() - path.lstat().st_mtime > STALE
-      if old if found[1] != machine_id() else not process_runs(int(found[2])):
+      runs = still_runs(found[1], found[2])
+      if old if runs is None else not runs:
         path.unlink()
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.files import machine_id, process_runs
+from openpilot.tools.lib.files import machine_id, still_runs
 
 CLAIMS = ".claims"  # folder in a store
 BEAT, EXPIRE = 10.0, 60.0  # s
@@ -142,8 +142,7 @@ class Claims:
     if said is None:
       return False
     machine, _, rest = said.decode(errors="replace").partition(" ")
-    pid = rest.partition(" ")[0]
-    if machine == machine_id() and pid.isdecimal() and not process_runs(int(pid)):
+    if still_runs(machine, rest.partition(" ")[0]) is False:
       return False
     before = self.seen.get(name)
     if before is None or before[0] != said:

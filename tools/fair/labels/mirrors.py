@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from openpilot.tools.lib.errors import UserError, warn
-from openpilot.tools.lib.files import machine_id, process_runs
+from openpilot.tools.lib.files import machine_id, still_runs
 
 KINDS = ("labels", "routes", "runs")
 USED = ".used"  # folder of a unit, with a file for each process that uses it
@@ -82,7 +82,8 @@ def users(folder: Path) -> list[Path]:
     machine, _, pid = mark.name.partition("-")
     with contextlib.suppress(OSError):
       age = datetime.now().timestamp() - mark.stat().st_mtime
-      if process_runs(int(pid)) if machine == machine_id() else age < STALE:
+      runs = still_runs(machine, pid)
+      if age < STALE if runs is None else runs:
         out.append(mark)
       else:
         mark.unlink(missing_ok=True)

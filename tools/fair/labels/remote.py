@@ -23,7 +23,7 @@ from typing import Any
 
 from openpilot.tools.fair.labels import mirrors
 from openpilot.tools.lib.errors import UserError, printable, warn
-from openpilot.tools.lib.files import atomic_path, machine_id, process_runs, read_json, write_bytes
+from openpilot.tools.lib.files import atomic_path, machine_id, read_json, still_runs, write_bytes
 
 URL = re.compile(r"(s3|gs):/+([^/].*)")  # a Path of a URL has one slash
 FILE_URL = re.compile(r"file:/+(.*)")
@@ -58,8 +58,7 @@ def writing_mirror() -> Path:
   place = mirrors.cache_folder() / "writing"
   for path in place.iterdir() if place.is_dir() else ():
     machine, _, rest = path.name.partition("-")
-    pid = rest.partition("-")[0]
-    if machine == machine_id() and pid.isdecimal() and not process_runs(int(pid)):
+    if still_runs(machine, rest.partition("-")[0]) is False:
       shutil.rmtree(path, ignore_errors=True)
   mirror = place / f"{machine_id()}-{os.getpid()}-{secrets.token_hex(4)}"
   atexit.register(shutil.rmtree, mirror, ignore_errors=True)

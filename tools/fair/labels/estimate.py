@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from openpilot.tools.fair.labels.jobs import make_jobs
-from openpilot.tools.fair.labels.label_options import Options, parse_size, picture_spec
+from openpilot.tools.fair.labels.label_options import Options, shown
 from openpilot.tools.fair.labels.labeling import FrameTeacher, plan, showings
 from openpilot.tools.fair.labels.loading import held_teachers, inputs, source_options
 from openpilot.tools.fair.labels.meta import CHUNK
@@ -148,12 +148,12 @@ def open_samples(pieces: Sequence[Piece]) -> tuple[list[list[Part]], list[tuple[
 def apart(teacher: Teacher, parts: Sequence[Part], args: Options, folder: Path) -> Cost:
   """Decoding and the network one after the other, without what was waited for in the first batch."""
   views, pictures = split(parts)
-  size, spec = parse_size(args.view) if args.view else None, picture_spec(args.input, args.size)
+  size, spec, sees = shown(args)
   if pictures and teacher.name == "frames":
     teacher = FrameTeacher(spec)
   store = LabelStore(folder, create=True)
   marks: list[tuple[int, float, float]] = []  # frames, s of decoding, s of the network
-  told = (args.view_name, size, args.sees or ("view" if size else None), None if views else spec)
+  told = (args.view_name, size, sees, None if views else spec)
   begun = clock()
   for s in showings(teacher, parts, *told):
     rgb = views and s.canvas.wants == "rgb"
@@ -233,7 +233,7 @@ def estimate(args: Options) -> Estimate:
   if len({p.part is None for p in pieces}) > 1:
     raise UserError("--estimate takes routes, or pictures, not both at once: their sizes have no common measure")
   samples, opening, frames_of_size = open_samples(pieces)
-  size, spec = parse_size(args.view) if args.view else None, picture_spec(args.input, args.size)
+  size, spec, _ = shown(args)
   views, pictures = split([p for own in samples for p in own])
   for name, teacher in held.items():
     if name != "frames":

@@ -3,7 +3,7 @@
 stopped, and the result is that of an unbroken run. Several commands may fill one store."""
 
 from openpilot.tools.fair.labels.jobs import make_jobs, only, parse_shard, read_plan, shards_of, write_plan
-from openpilot.tools.fair.labels.label_options import Options, parse_size, picture_spec
+from openpilot.tools.fair.labels.label_options import Options, shown
 from openpilot.tools.fair.labels.loading import held_teachers, inputs, source_options, teacher_names
 from openpilot.tools.fair.labels.passes import Failures
 from openpilot.tools.fair.labels.remote import url_of
@@ -28,7 +28,7 @@ def main() -> int:
     raise UserError("--every and --batch-size are at least 1")
   shard = parse_shard(args.shard) if args.shard is not None else None
   wanted = read_plan(args.only) if args.only is not None else None
-  size, spec = parse_size(args.view) if args.view else None, picture_spec(args.input, args.size)
+  size, spec, _ = shown(args)
   if args.workers is not None and args.workers < 1:
     raise UserError("--workers is at least 1")
   part = args.plan is not None or shard is not None or wanted is not None

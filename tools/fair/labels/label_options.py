@@ -124,6 +124,12 @@ def parse_weights(items: Sequence[str], teachers: list[str]) -> dict[str, str]:
   return pairs
 
 
+def shown(args: Options) -> tuple[tuple[int, int] | None, InputSpec, str | None]:
+  """-> for run_teacher() and check_teacher(): size, spec, sees. Raises UserError."""
+  size = parse_size(args.view) if args.view else None
+  return size, picture_spec(args.input, args.size), args.sees or ("view" if size else None)
+
+
 def picture_spec(kind: str, size: str) -> InputSpec:
   """Of single pictures. Raises UserError."""
   if kind == "model_frame":

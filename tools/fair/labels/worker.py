@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from openpilot.tools.fair.labels.jobs import Job
-from openpilot.tools.fair.labels.label_options import Options, parse_size, picture_spec
+from openpilot.tools.fair.labels.label_options import Options, shown
 from openpilot.tools.fair.labels.labeling import FrameTeacher, picture_size, refuse_silence, run_teacher
 from openpilot.tools.fair.labels.passes import Failures
 from openpilot.tools.fair.labels.refit import canvas_of
@@ -71,8 +71,7 @@ def run_one(
   progress: bool = True,
 ) -> list[Group]:
   """One teacher over parts of any kind. failures: as run_teacher()'s. -> their groups."""
-  size = parse_size(args.view) if args.view else None
-  spec, sees = picture_spec(args.input, args.size), args.sees or ("view" if size else None)
+  size, spec, sees = shown(args)
   more = (args.view_name, size, args.batch_size, args.every, args.repair, progress)
   views, parts = split(found)
   groups: list[Group] = []
@@ -149,8 +148,8 @@ class Worker:
         part = self.open(piece)
         views, parts = split([part])
         if job.teacher != "frames":
-          size = parse_size(self.args.view) if self.args.view else None
-          check_teacher(teacher, views, parts, size, picture_spec(self.args.input, self.args.size))
+          size, spec, _ = shown(self.args)
+          check_teacher(teacher, views, parts, size, spec)
         found.append(part)
       except Exception as e:
         self.failures.final[job.teacher, piece.name] = e

@@ -5,6 +5,7 @@ import functools
 import re
 import tempfile
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -44,15 +45,19 @@ class ConnectPlace:
     self.route.download(name, path)
 
 
+def video_of(there: Mapping[str, There], camera: str) -> str | None:
+  """The kind of the camera's video, else of another that is there."""
+  return next((k for k in (VIDEOS[camera], *VIDEOS.values()) if k in there), None)
+
+
 @dataclass(frozen=True)
 class FetchedPiece(RoutePiece):
   place: Place = field(default_factory=lambda: UrlPlace(""))
   there: Mapping[str, There] = field(default_factory=dict)  # kind -> where it lies
 
   def open(self) -> SegmentView:
-    videos = (VIDEOS[self.camera], *VIDEOS.values())
-    kinds = [next(k for k in videos if k in self.there), *[k for k in ("rlog", "qlog") if k in self.there][:1]]
-    there = {k: self.there[k] for k in kinds}
+    kinds = [video_of(self.there, self.camera), *[k for k in ("rlog", "qlog") if k in self.there][:1]]
+    there = {k: self.there[k] for k in kinds if k is not None}
     names = {k: PurePosixPath(f.name).name.rpartition("--")[2] for k, f in there.items()}
     place = f"{self.place.place} {self.name}"
     folder = mirrors.unit("routes", place)
@@ -98,12 +103,12 @@ def pieces_at(
   out = []
   for s in found:
     there = {k: names[p.relative_to(root).as_posix()] for k, p in s.files.items()}
-    own = [there[v] for v in (VIDEOS[options.camera], *VIDEOS.values()) if v in there]
-    if not own:
+    video = video_of(there, options.camera)
+    if video is None:
       warn(f"segment {s.name} in {place.place} has no video, it is left out")
       continue
     told = (options.camera, options.every, options.focal, options.horizon)
-    out.append(FetchedPiece(s.name, s.route, own[0].size, None, s, *told, place, there))
+    out.append(FetchedPiece(s.name, s.route, there[video].size, None, s, *told, place, there))
   if not out:
     raise UserError(
       f"no segment with video at {place.place}{'/' if part else ''}{part}; teachers need fcamera.hevc, ecamera.hevc or "
@@ -124,43 +129,46 @@ def list_url(url: str) -> tuple[Place, dict[str, There], str]:
   return place, names, part
 
 
-class RoutesOfConnect:
+class Elsewhere(ABC):
+  """A source of routes that lie elsewhere."""
+
+  @abstractmethod
+  def found(self, path: str) -> tuple[Place, Mapping[str, There], str, str]:
+    """What lies at one path -> as pieces_at() takes it. Raises UserError."""
+
+  def pieces(self, paths: list[str], options: SourceOptions) -> list[FetchedPiece]:
+    out: dict[str, FetchedPiece] = {}
+    for path in paths:
+      for piece in pieces_at(*self.found(path), options):
+        out.setdefault(piece.name, piece)
+    return list(out.values())
+
+  def open(self, paths: list[str], options: SourceOptions) -> list[SegmentView]:
+    return views_of(self.pieces(paths, options))
+
+
+class RoutesOfConnect(Elsewhere):
   says = "a route of comma connect, as connect:DONGLE|LOG"
 
   def accepts(self, path: str, options: SourceOptions) -> bool:
     return path.startswith(CONNECT)
 
-  def pieces(self, paths: list[str], options: SourceOptions) -> list[FetchedPiece]:
-    out: dict[str, FetchedPiece] = {}
-    for path in paths:
-      dongle, log, part = parse_route(path.removeprefix(CONNECT))
-      place = ConnectPlace(dongle, log)
-      names = {n: There(n, 1, "connect") for n in place.route.files()}  # sizes are not told: all segments count alike
-      for piece in pieces_at(place, names, log, part, options):
-        out.setdefault(piece.name, piece)
-    return list(out.values())
-
-  def open(self, paths: list[str], options: SourceOptions) -> list[SegmentView]:
-    return views_of(self.pieces(paths, options))
+  def found(self, path: str) -> tuple[Place, Mapping[str, There], str, str]:
+    dongle, log, part = parse_route(path.removeprefix(CONNECT))
+    place = ConnectPlace(dongle, log)
+    # sizes are not told: all segments count alike
+    return place, {n: There(n, 1, "connect") for n in place.route.files()}, log, part
 
 
-class RoutesByUrl:
+class RoutesByUrl(Elsewhere):
   says = "routes at s3://BUCKET/... or gs://BUCKET/..."
 
   def accepts(self, path: str, options: SourceOptions) -> bool:
     return url_of(path) is not None
 
-  def pieces(self, paths: list[str], options: SourceOptions) -> list[FetchedPiece]:
-    out: dict[str, FetchedPiece] = {}
-    for path in paths:
-      url = url_of(path)
-      if url is None:
-        raise UserError(f"{path} is no URL of a bucket")
-      place, names, part = list_url(url)
-      name = re.sub(r"[^\w|.-]", "-", place.place.rpartition("/")[2])
-      for piece in pieces_at(place, names, name, part, options):
-        out.setdefault(piece.name, piece)
-    return list(out.values())
-
-  def open(self, paths: list[str], options: SourceOptions) -> list[SegmentView]:
-    return views_of(self.pieces(paths, options))
+  def found(self, path: str) -> tuple[Place, Mapping[str, There], str, str]:
+    url = url_of(path)
+    if url is None:
+      raise UserError(f"{path} is no URL of a bucket")
+    place, names, part = list_url(url)
+    return place, names, re.sub(r"[^\w|.-]", "-", place.place.rpartition("/")[2]), part

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from label_fixture import interrupted, same, write_store
+from label_fixture import interrupted, same, taught, write_store
 from scipy.special import expit, rel_entr, softmax
 
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
@@ -101,8 +101,8 @@ def student():
 
 def lesson(student, teacher, rounding=None):
   """-> the losses' parts of two frames, and the gradients of all."""
-  model = Distiller(student, TASKS, {}, labels=False).eval()
-  model.label_weight, model.teacher, model.rounding = 0.0, teacher, rounding
+  model = Distiller(student, TASKS, {}, label_weight=0.0).eval()
+  model.teacher, model.rounding = teacher, rounding
   student.maps_too = True
   student.zero_grad()
   frame = torch.randint(0, 256, (2, *student.spec.input.shape), dtype=torch.uint8)
@@ -226,12 +226,7 @@ def test_8_bits_are_self_taught_unless_it_is_switched_off(tmp_path):
 
 
 def teach(store, out, *more):
-  words = ["--labels", store, "--student", "depth-nano", "--tasks", "depth", "--output", out, "--workers", 0]
-  words += ["--batch-size", 2, "--eval-every", 1, "--lr", "0.001", *more]
-  with pytest.MonkeyPatch.context() as m:
-    m.setattr(sys, "argv", ["distill", *map(str, words)])
-    distill.main()
-  return load_checkpoint(out / "last.pt")
+  return taught(store, out, "--batch-size", 2, "--eval-every", 1, "--lr", "0.001", *more)
 
 
 @pytest.fixture(scope="module")

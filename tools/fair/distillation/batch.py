@@ -51,17 +51,13 @@ def convert(clip: RawClip, a: Augmentation, r: np.random.Generator) -> Batch:
   return out
 
 
-def is_per_clip(key: str) -> bool:
-  """Whether a key has one row a clip, not a frame."""
-  return any(t.per_clip for t in TASKS.values() if key in t.fills)
-
-
 def empty(key: str, like: Any, steps: int, clips: int = 1) -> Any:
   """What stands for a label that clips of `steps` frames in all do not have. like: the same key of another clip."""
-  fill = next(t for t in TASKS.values() if key in t.fills).fills[key]
+  task = next(t for t in TASKS.values() if key in t.fills)
+  fill = task.fills[key]
   if fill is None:
     return [None] * steps
-  return torch.full((clips if is_per_clip(key) else steps, *like.shape[1:]), fill, dtype=like.dtype)
+  return torch.full((clips if task.per_clip else steps, *like.shape[1:]), fill, dtype=like.dtype)
 
 
 def collate(parts: list[Batch]) -> Batch:

@@ -24,7 +24,8 @@ class Distiller(nn.Module):
   """forward(batch, tasks) -> {"task/part": scalar, "total": the loss}, of `tasks` alone where any are named; where the
   batch has no labels of them, nothing but a "total" of 0. feature_shape: (C, h, w) of the teacher's features, where the
   student learns them. classes: that it tells apart, by default those of the student. parts: weights of parts of tasks'
-  losses, 1 where not named; one of 0 is left out. labels: whether these teach it, too."""
+  losses, 1 where not named; one of 0 is left out. label_weight: of the losses of labels; of 0
+  these teach nothing."""
 
   class_weights: Tensor  # of class maps
   projector: Projector | None  # where features are learned
@@ -41,7 +42,7 @@ class Distiller(nn.Module):
     feature_shape: tuple[int, ...] | None = None,
     classes: ClassSet | None = None,
     parts: Mapping[str, float] | None = None,
-    labels: bool = True,
+    label_weight: float = 1.0,
   ):
     super().__init__()
     self.student, self.tasks, self.parts = student, tasks, dict(parts or {})
@@ -53,9 +54,9 @@ class Distiller(nn.Module):
       classes = student.spec.classes if hasattr(student, "spec") else road_classes()
     self.register_buffer("class_weights", torch.tensor(classes.map_weights))
     self.projector = self.standardiser = self.rounding = self.teacher = None
-    self.label_weight = 1.0  # of the losses of labels
+    self.label_weight = label_weight
     for t in tasks:
-      if (aids := TASKS[t].aids) is not None and labels:
+      if (aids := TASKS[t].aids) is not None and label_weight:
         for name, module in aids(student, feature_shape).items():
           setattr(self, name, module)
     self.register_load_state_dict_pre_hook(renamed)

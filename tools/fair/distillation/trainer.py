@@ -116,9 +116,8 @@ class Run(Loop):
       config.learned_weights,
       shape and shape[-3:],
       parts=config.parts,
-      labels=bool(config.label_weight),
+      label_weight=config.label_weight,
     )
-    model.label_weight = config.label_weight
     if model.standardiser is not None:
       sample = np.linspace(0, len(train) - 1, min(64, len(train))).astype(int)
       model.fit_features(Batches(train, config.seed, False)[(0, [int(i)], False)] for i in sample)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from openpilot.tools.sim import queue
 from openpilot.tools.sim.narrow import LANE, PARKED, SPEED, WALK, narrow_scenery, parked
 from openpilot.tools.sim.pieces import BUILDING, DASHED, DOUBLE, FOLIAGE, PEDESTRIAN, PLAIN, SOLID, VEHICLE, Actor, Line
 
@@ -14,7 +15,7 @@ TABLE_REACH = 260.0  # meters ahead
 BEHIND, AHEAD = 40.0, 200.0  # traffic lives in this window around the ego
 TIMES = ("day", "dusk", "night")
 WEATHERS = ("clear", "rain")
-SURROUNDINGS = ("open", "narrow")
+SURROUNDINGS = ("open", "narrow", "queue")
 
 
 class Layout:
@@ -23,7 +24,7 @@ class Layout:
 
   Rain changes only the picture: the same seed in clear weather has the same truth. camera_height: least and most, m,
   between which the seed draws it; by default from 1.15 to 1.4. surroundings: narrow is a street between walls, hedges
-  and houses."""
+  and houses; queue one that is full of creeping cars."""
 
   def __init__(
     self,
@@ -41,11 +42,12 @@ class Layout:
     if surroundings not in SURROUNDINGS:
       raise ValueError(f"surroundings '{surroundings}' are not known; one of {', '.join(SURROUNDINGS)}")
     self.seed, self.time_of_day, self.weather, self.surroundings = seed, time_of_day, weather, surroundings
-    close = np.random.default_rng([seed, 23]) if surroundings == "narrow" else None
+    close = None if surroundings == "open" else np.random.default_rng([seed, 23])
+    self.swing = queue.SWING if surroundings == "queue" else 6.0  # m, of the gaps in the ego's lane
     r = self._rng = np.random.default_rng([seed, 7])
     self.speed = float(r.uniform(6, 31))
     if close is not None:
-      self.speed = float(close.uniform(*SPEED))
+      self.speed = float(close.uniform(*(queue.SPEED if surroundings == "queue" else SPEED)))
     self.speed_swing = float(r.uniform(0, 0.25))
     self.length = self.speed * (1 + self.speed_swing) * seconds + 2 * TABLE_REACH + 100
     self.camera_height = float(r.uniform(1.15, 1.4))
@@ -56,9 +58,13 @@ class Layout:
     )  # how the device is mounted
     self._road(r)
     self._paint(r)
-    if close is not None:
+    if surroundings == "narrow" and close is not None:
       self._narrow(close)
+    if surroundings == "queue" and close is not None:
+      self.city, self.walk = True, float(close.uniform(*queue.WALK))
     self._look(r)
+    if surroundings == "queue" and close is not None and close.uniform() < 0.6:
+      self.look.update(queue.gray_sky(close, time_of_day))
     if weather == "rain":
       self._wet(np.random.default_rng([seed, 13]))  # a generator of its own, so that the traffic stays the same
     self._traffic(r, close)
@@ -204,22 +210,29 @@ class Layout:
       base = r.uniform(0.02, 0.75) * np.ones(3) if r.uniform() < 0.65 else r.uniform(0.03, 0.6, 3)
       return (float(base[0]), float(base[1]), float(base[2]))
 
-    def vehicle(s0: float, v: float, d: float, sway: float = 0.15) -> Actor:
-      shape = int(r.choice(3, p=[0.7, 0.18, 0.12]))
+    def vehicle(s0: float, v: float, d: float, sway: float = 0.15, shape: int | None = None) -> Actor:
+      shape = int(r.choice(3, p=[0.7, 0.18, 0.12])) if shape is None else shape
       size = [(4.5, 1.82, 1.48), (5.2, 2.0, 2.1), (9.5, 2.45, 3.4)][shape]
       k = r.uniform(0.92, 1.1)
       return Actor(
         VEHICLE, float(s0), float(v), float(d), sway, (size[0] * k, size[1] * k, size[2] * k), color(), shape, 0.0
       )
 
-    for lane in range(self.n_same):
+    full = close if self.surroundings == "queue" else None
+    if full is not None:
+      for lane in range(-self.n_oncoming, self.n_same):
+        own, d = lane == self.ego_lane, (lane + 0.5) * w
+        first, end = (full.uniform(*queue.FIRST), AHEAD) if own else (0.0, window)
+        v = self.speed if own else (1 if lane >= 0 else -1) * float(self.speed + full.uniform(-1, 1))
+        actors += [vehicle(s0, v, d, 0.1, shape) for s0, shape in queue.queued(full, first, end)]
+    for lane in range(self.n_same if full is None else 0):
       rel = 0.0 if lane == self.ego_lane else float(r.uniform(-5, 6))
       gap = r.uniform(25, 110)
       s0 = r.uniform(12, 55) if lane == self.ego_lane else r.uniform(0, 40)
       while s0 < window - BEHIND - 15:
         actors.append(vehicle(s0, self.speed + rel, (lane + 0.5) * w))
         s0 += 14 + r.exponential(gap)
-    for lane in range(self.n_oncoming):
+    for lane in range(self.n_oncoming if full is None else 0):
       v, s0, gap = -float(r.uniform(0.7, 1.1) * self.speed), r.uniform(0, 60), r.uniform(20, 90)
       while s0 < window - 15:
         actors.append(vehicle(s0, v, -(lane + 0.5) * w))
@@ -229,7 +242,7 @@ class Layout:
       while s0 < window - 10:
         actors.append(vehicle(s0, 0.0, self.d_right + 1.1, 0.0))
         s0 += 6.5 + r.exponential(12)
-    if close is not None:
+    if close is not None and full is None:
       room = window if self.shoulder > 2 else 0.0
       actors += [vehicle(s0, 0.0, self.d_left - 1.1, 0.0) for s0 in parked(close, room)]
     for _ in range(int(r.integers(3, 22)) if self.city else int(r.integers(0, 3))):

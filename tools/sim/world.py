@@ -100,7 +100,7 @@ class World(Layout):
       own = a.cls == VEHICLE and abs(a.d - self.ego_d) < 0.1
       rel = (
         a.s0
-        + (6.0 * np.sin(2 * np.pi * t / 19.0 + i) * (a.s0 > 20) if own else a.s0 * 0 + a.v * t - (e["s"] - 5.0))
+        + (self.swing * np.sin(2 * np.pi * t / 19.0 + i) * (a.s0 > 20) if own else a.s0 * 0 + a.v * t - (e["s"] - 5.0))
         + (0 if own else BEHIND)
       )
       lap = 0 if own else int(np.floor(rel / (BEHIND + AHEAD)))

@@ -14,6 +14,7 @@ from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.framereader import FrameReader
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.route import Route
+from openpilot.tools.sim.layout import SURROUNDINGS
 from openpilot.tools.sim.messages import START_NS, segment_messages
 from openpilot.tools.sim.render import CLASSES, render
 from openpilot.tools.sim.truth import Truth, map_labels
@@ -45,7 +46,7 @@ def test_depth_of_the_ground_is_exact(rpy):
   np.testing.assert_allclose(f.depth[on_road], want[on_road], rtol=2e-5)
 
 
-@pytest.mark.parametrize("surroundings", ["open", "narrow"])
+@pytest.mark.parametrize("surroundings", ["open", "narrow", "queue"])
 def test_depth_of_boxes_is_exact(surroundings):
   """Every vehicle pixel against an independent float64 slab test over that vehicle's boxes."""
   checked = 0
@@ -97,13 +98,39 @@ def test_a_narrow_street_has_walls_near_the_road():
   assert np.median(beside["narrow"]) > 2 * np.median(beside["open"])
 
 
+def test_a_queue_fills_every_lane_and_nobody_drives_into_another():
+  """A car's rear is mostly near ahead, vehicles take twice the share of the picture that they do on the open road, and no two boxes of
+  a lane overlap at any time."""
+  share: dict[str, list[float]] = {"open": [], "queue": []}
+  for surroundings, found in share.items():
+    for seed in range(12):
+      world = World(seed, "day", 10.0, surroundings=surroundings)
+      found.append(float((view(world, 1.0, rgb=False).semantic == VEHICLE).mean()))
+  assert np.mean(share["queue"]) > 2 * np.mean(share["open"])
+  ahead = []
+  for seed in range(12):
+    world = World(seed, "day", 10.0, surroundings="queue")
+    for t in (0.0, 3.0, 8.0):
+      lanes: dict[int, list[tuple[float, float]]] = {}
+      for a, o in ((world.actors[(o["id"] - 1) % len(world.actors)], o) for o in world.objects(t)):
+        if a.cls == VEHICLE and -world.n_oncoming * world.lane_width < a.d < world.n_same * world.lane_width:
+          half = a.size[0] / 2
+          lanes.setdefault(int(a.d // world.lane_width), []).append((o["x"] - half, o["x"] + half))
+      own = [b for b in sorted(lanes[world.ego_lane]) if b[1] > 0]
+      ahead.append(own[0][0])
+      for boxes in lanes.values():
+        ends = np.array(sorted(boxes))
+        assert (ends[1:, 0] > ends[:-1, 1]).all()
+  assert min(ahead) > 4.5 and np.median(ahead) < 14
+
+
 def test_surroundings_are_part_of_the_name_and_of_the_truth(tmp_path):
-  assert Drive(1).name != Drive(1, surroundings="narrow").name
+  assert len({Drive(1, surroundings=s).name for s in SURROUNDINGS}) == len(SURROUNDINGS)
   write_route(tmp_path, 5, 0.1, qcamera_only=True, surroundings="narrow")
   (segment,) = tmp_path.iterdir()
   truth = json.loads((segment / "truth/truth.json").read_text())
   assert truth["surroundings"] == "narrow" and segment.name.startswith(Drive(5, 0.1, surroundings="narrow").name)
-  with pytest.raises(ValueError, match="open, narrow"):
+  with pytest.raises(ValueError, match="open, narrow, queue"):
     World(1, surroundings="wide")
 
 

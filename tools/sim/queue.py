@@ -1,5 +1,5 @@
-"""Dense traffic in a city street: every lane is full, bumper to bumper, and creeps. Of the road little more is seen than
-what lies between the cars, and those ahead are large in the picture, which on the open road they are not."""
+"""Dense traffic in a city street: every lane is full, bumper to bumper, and creeps. Of the road little more is seen
+than what lies between the cars, and those ahead are large in the picture, which on the open road they are not."""
 
 from collections.abc import Iterator
 

@@ -355,7 +355,7 @@ class Options:
   surroundings: str = option(
     "open",
     choices=(*SURROUNDINGS, "any"),
-    help="narrow: a street between walls and hedges; queue: dense, creeping traffic; any: every fourth seed's is narrow",
+    help="narrow: a street between walls and hedges; queue: creeping traffic; any: every fourth seed's is narrow",
   )
   workers: int | None = option(None, aliases=("--jobs",), help="processes with --seeds; default: one a core")
 

@@ -99,8 +99,8 @@ def test_a_narrow_street_has_walls_near_the_road():
 
 
 def test_a_queue_fills_every_lane_and_nobody_drives_into_another():
-  """A car's rear is mostly near ahead, vehicles take twice the share of the picture that they do on the open road, and no two boxes of
-  a lane overlap at any time."""
+  """A car's rear is mostly near ahead, vehicles take twice the share of the picture that they do on the open road, and
+  no two boxes of a lane overlap at any time."""
   share: dict[str, list[float]] = {"open": [], "queue": []}
   for surroundings, found in share.items():
     for seed in range(12):

@@ -6,7 +6,9 @@ from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import FAR, HEIGHT_STD, PITCH_STD, Ground
 
 PIXEL_STD, EDGE_STD = 2.0, 0.03  # of a box's lower edge: pixels, and share of its height
-DEPTH_STD = 0.25  # of a student's depth on real streets: of a lead it is within 15% in half of the frames (docs/measured.md)
+DEPTH_STD = (
+  0.25  # of a student's depth on real streets: of a lead it is within 15% in half of the frames (docs/measured.md)
+)
 MIDDLE = np.array([0.35, 0.45, 0.55, 0.65], np.float32)  # where in a box its depth is sampled, across and down
 
 

@@ -1,19 +1,29 @@
 """What a card says of where a student's pictures came from, and of its teachers."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 from label_fixture import write_store
 
-from openpilot.tools.fair.bundle.sources import data_lines, over_teachers, source_table, teacher_table, warning
+from openpilot.selfdrive.modeld.fair.bundle import schema, violation
+from openpilot.tools.fair.bundle.sources import (
+  data_lines,
+  over_teachers,
+  shown_runs,
+  source_table,
+  teacher_table,
+  warning,
+)
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.history import earlier, entry, joined, totals
 from openpilot.tools.fair.distillation.trainer import Run
 from openpilot.tools.fair.evaluation.scenes import open_segments
 from openpilot.tools.fair.labels.origins import read_origins
+from openpilot.tools.fair.students.onnx_import import history_of
 from openpilot.tools.lib.errors import UserError
 
 SIM, YOLO = {"model": "the simulator's truth"}, {"model": "yolox_nano.onnx"}
@@ -84,6 +94,17 @@ def test_shares_are_of_all_frames_of_a_students_line():
   put_together = [*history, shown(0, (WET, 1.0))]  # of no steps
   assert totals(put_together)[0] == found
   assert joined(history, history[:1]) == history and source_table({}) == "" and data_lines({}) == []
+
+
+def test_a_bundle_says_what_its_student_was_shown_to_those_that_start_from_it():
+  """Run by run, by the manifest's schema; of a run that did not record its sources that it did not."""
+  history = [{"steps": 9, "frames": 0, "sources": None}, shown(100, (TOY, 0.6), (WET, 0.4))]
+  said = shown_runs({"history": history})
+  assert violation(said, schema()["properties"]["provenance"]["properties"]["history"]) is None
+  bundle = SimpleNamespace(manifest={"provenance": {"history": said}})
+  read = history_of(bundle)["history"]
+  assert totals(read) == totals(history) and read[0] == history[0]
+  assert history_of(SimpleNamespace(manifest={"provenance": {}})) == {}
 
 
 def sources_file(root, *entries):

@@ -155,7 +155,10 @@ def test_a_run_says_its_unit_to_its_bundle_and_to_the_next_run(tmp_path, monkeyp
     command(export.main, tmp_path / run, "--output", tmp_path / "b" / run, "--no-tinygrad")
     bundle = load_bundle(tmp_path / "b" / run)
     assert bundle.graphs[0]["outputs"][0]["parameters"] == parameters
-    assert bundle_state(tmp_path / "b" / run, frames)["per_height"] == (run == "run")
+    state = bundle_state(tmp_path / "b" / run, frames)
+    assert state["per_height"] == (run == "run")
+    assert [(x["steps"], x["frames"]) for x in state["history"]] == [(1, 4)] * (1 if run == "meters" else 2)
+    assert state["history"][0]["sources"][0]["share"] == 1
     student = Student(bundle, Compared(road_classes()))
     low = student.step(frame, 0, valid, None)
     student.reset(2.44)

@@ -18,7 +18,7 @@ from openpilot.tools.fair.distillation.trained import load_student_checkpoint, t
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.bundle.card import card, metrics_of, read_evaluation
-from openpilot.tools.fair.bundle.sources import data_lines
+from openpilot.tools.fair.bundle.sources import data_lines, shown_runs
 from openpilot.tools.fair.bundle.replace import check_out, new_bundle
 from openpilot.tools.fair.labels.fetching import run_folder
 from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
@@ -247,6 +247,7 @@ def run(args: Options, told: str = "") -> None:
           ),
           *data_lines(state),
         ],
+        "history": shown_runs(state),
         "licence": license_of(state["provenance"]),
         "checkpoint_hash": sha256(args.run / "best.pt"),
         "git_commit": environment["commit"] or "unknown",

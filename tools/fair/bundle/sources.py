@@ -68,6 +68,23 @@ def data_lines(state: Mapping[str, Any]) -> list[str]:
   ]
 
 
+def shown_runs(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """The same, run by run, for a manifest's provenance.history, so that a student that starts from the bundle knows it.
+  A run that did not record its sources has none."""
+  keys = ("kind", "name", "license", "share")
+  return [
+    {
+      **{k: run[k] for k in ("steps", "frames")},
+      **(
+        {}
+        if run["sources"] is None
+        else {"sources": [{k: public(x[k]) if isinstance(x[k], str) else x[k] for k in keys} for x in run["sources"]]}
+      ),
+    }
+    for run in state.get("history", [])
+  ]
+
+
 def over_teachers(evaluation: Mapping[str, Any], name: str) -> list[tuple[str, str, str, float, str, float]]:
   """Of every task whose truth both were judged by, in all frames and in each condition: task, metric, condition, the
   student's value, the best teacher, its value."""

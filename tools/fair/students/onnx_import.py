@@ -179,7 +179,7 @@ def student_of(bundle: Bundle, graph: dict[str, Any]) -> tuple[Student, dict[str
 
 def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
   """A bundle's folder -> what a training run's checkpoint holds of its student: "ema" (names begin with student.),
-  "provenance" (its teachers), "step".
+  "provenance" (its teachers), "step", and where the bundle says it "history": what it was shown.
 
   frames: (B, *shape of an input) uint8, such as it will be trained on: see settle_norms(); of another input than its
   own they are placed into that. "input": its own, as InputSpec.to_dict(). "classes": names of its 'maps' and 'boxes'.
@@ -202,7 +202,14 @@ def bundle_state(folder: str | Path, frames: Tensor) -> dict[str, Any]:
     "widths": student.spec.widths,
     "per_height": is_per_height(graph),
     "step": 0,
+    **history_of(bundle),
   }
+
+
+def history_of(bundle: Bundle) -> dict[str, Any]:
+  """What it was shown, as checkpoints have it; {} of a bundle that does not say it."""
+  said = bundle.manifest["provenance"].get("history")
+  return {} if said is None else {"history": [{"sources": None, **run} for run in said]}
 
 
 def teachers_of(bundle: Bundle) -> list[dict[str, str]]:

@@ -19,13 +19,14 @@ from tqdm import tqdm
 from openpilot.tools.learn.memory import does_not_fit, keep_freed
 from openpilot.tools.learn.processes import (
   anywhere,
-  first_to_ask,
+  averaged_gradients,
   gathered,
   gathered_objects,
   interrupts,
   is_lost,
   make_accelerator,
   said_once,
+  say_lost,
 )
 from openpilot.tools.learn.schedule import averaged, follow, learning_rate
 from openpilot.tools.lib.errors import UserError
@@ -71,12 +72,22 @@ class Loop:
     self.shares: list[float] = []  # of the last step: the loss of each process's part of it, by rank
     self.waited, self.begun = 0.0, time.perf_counter()
 
-  def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, ema: float | None = None) -> None:
+  def prepare(
+    self, model: nn.Module, optimizer: torch.optim.Optimizer, ema: float | None = None, whole: bool = True
+  ) -> None:
     """Puts both onto the device. ema: the decay of averaged weights, which are kept beside the model's where it is
-    given."""
-    self.decay = ema
+    given. whole: whether losses() calls self.model, and the loss comes of what that returns alone; else gradients of
+    several processes are averaged once all are there."""
+    self.decay, self.whole = ema, whole
     self.ema: Any = None if ema is None else averaged(model).to(self.accelerator.device)
-    self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+    self.model = self.accelerator.prepare_model(model, evaluation_mode=not whole)
+    self.optimizer = self.accelerator.prepare(optimizer)
+    if not whole and self.accelerator.num_processes > 1:  # DistributedDataParallel does so, too
+      for p in self.learning():
+        torch.distributed.broadcast(p.data, 0)
+
+  def learning(self) -> list[Tensor]:
+    return [p for p in self.model.parameters() if p.requires_grad]
 
   @property
   def unwrapped(self) -> Any:
@@ -240,6 +251,8 @@ class Loop:
         acc.backward(parts["total"])
     if not sums:
       return None
+    if acc.num_processes > 1 and not self.whole:
+      averaged_gradients(self.learning())
     norm = acc.clip_grad_norm_(self.model.parameters(), self.clip_norm)
     # with a scaler, of fp16, it happens: such a step is skipped
     if acc.scaler is None and norm is not None and not math.isfinite(float(norm)):
@@ -314,11 +327,9 @@ class Loop:
       b.copy_(was)
     with atomic_path(self.out / self.LAST) as tmp:
       torch.save(self.state(), tmp)
-    if not first_to_ask("lost"):
-      raise SystemExit(2)
-    raise UserError(
-      f"a process of this run is gone; {self.out / self.LAST} is saved at step {self.step}: the same command with "
-      "--resume goes on, with any number of processes"
+    say_lost(
+      f"{self.out / self.LAST} is saved at step {self.step}: the same command with --resume goes on, with any number "
+      "of processes"
     )
 
   def next_of(self, batches: Iterator[Any]) -> Any:

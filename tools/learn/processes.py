@@ -5,9 +5,10 @@ import contextlib
 import importlib.util
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from openpilot.tools.lib.errors import UserError
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
   from accelerate import Accelerator
   from torch import Tensor, nn
 
+T = TypeVar("T")
 TRACKERS = ("tensorboard", "trackio")  # named as their packages
+# for which the others wait for one: it may label a data set, or judge a student. One that is gone they notice before
+PATIENCE = timedelta(days=2)
 
 
 def parse_trackers(text: str) -> tuple[str, ...]:
@@ -33,18 +37,27 @@ def parse_trackers(text: str) -> tuple[str, ...]:
 
 def make_accelerator(precision: str, trackers: Sequence[str], out: Path, cpu: bool = False) -> "Accelerator":
   """trackers: of parse_trackers(). cpu: also where there is a GPU."""
-  import torch
   from accelerate import (
     Accelerator,
     DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
   )  # a second, which tools that only read data need not wait
 
-  handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]  # heads that nothing teaches in a step
-  # said, else several processes on a CPU do not find each other
-  cpu = cpu or (not torch.cuda.is_available() and not torch.backends.mps.is_available())
+  handlers = [
+    DistributedDataParallelKwargs(find_unused_parameters=True),  # heads that nothing teaches in a step
+    InitProcessGroupKwargs(timeout=PATIENCE),
+  ]
+  cpu = cpu or only_cpu()
   return Accelerator(
     mixed_precision=precision, log_with=list(trackers) or None, project_dir=str(out), kwargs_handlers=handlers, cpu=cpu
   )
+
+
+def only_cpu() -> bool:
+  """Said to accelerate, else several processes on a CPU do not find each other."""
+  import torch
+
+  return not torch.cuda.is_available() and not torch.backends.mps.is_available()
 
 
 def is_first() -> bool:
@@ -63,11 +76,54 @@ def said_once() -> Iterator[None]:
     raise
 
 
+def world_size() -> int:
+  """Processes that torchrun started; known before there is an Accelerator."""
+  return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def one_process(command: str) -> None:
   """Raises UserError where torchrun started several: each would do all of it, on the same files."""
-  if (n := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+  if (n := world_size()) > 1:
     with said_once():
       raise UserError(f"{command} is made for one process, and torchrun started {n}; start it without")
+
+
+@contextlib.contextmanager
+def only_the_first_speaks() -> Iterator[None]:
+  """The others print nothing; what they raise passes."""
+  with contextlib.ExitStack() as quiet:
+    if not is_first():
+      nowhere = quiet.enter_context(open(os.devnull, "w"))
+      quiet.enter_context(contextlib.redirect_stdout(nowhere))
+      quiet.enter_context(contextlib.redirect_stderr(nowhere))
+    yield
+
+
+def made_by_the_first(make: Callable[[], T], cpu: bool = False) -> T:
+  """In every process what make() returns in the first, however long it takes there; it is pickled on the way. cpu: as
+  of make_accelerator(). Raises the first's UserError, or one where it is gone."""
+  if world_size() == 1:
+    return make()
+  from accelerate import PartialState
+
+  PartialState(cpu=cpu or only_cpu(), timeout=PATIENCE)
+  made: Any = None
+  error: UserError | None = None
+  if is_first():
+    try:
+      made = make()
+    except UserError as e:
+      error = e
+  try:
+    made, error = gathered_objects((made, error))[0]
+  except RuntimeError as e:
+    if not is_lost(e):
+      raise
+    say_lost("it wrote no checkpoint yet, and the same command begins again")
+  if error is not None:
+    with said_once():
+      raise error
+  return made
 
 
 def gathered(accelerator: "Accelerator", *values: "Tensor | float") -> list[list[float]]:
@@ -123,6 +179,29 @@ def first_to_ask(name: str) -> bool:
     return distributed_c10d._get_default_store().add(f"openpilot-fair/{name}", 1) == 1
   except Exception:  # it is gone, too
     return is_first()
+
+
+def say_lost(what: str) -> NoReturn:
+  """Another process of the run is gone: what comes of it. Raises UserError in the first of those that are left."""
+  if not first_to_ask("lost"):
+    raise SystemExit(2)
+  raise UserError(f"a process of this run is gone; {what}")
+
+
+def averaged_gradients(parameters: "Sequence[Tensor]") -> None:
+  """Each one's mean over all processes, as DistributedDataParallel has it. What none has a gradient of keeps none."""
+  import torch
+  import torch.distributed as dist
+
+  there = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+  own = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+  flat = torch.cat([there, *(g.flatten() for g in own)])
+  dist.all_reduce(flat)
+  counts, sums = flat.split([len(own), len(flat) - len(own)])
+  means = (sums / dist.get_world_size()).split([g.numel() for g in own])
+  for p, count, mean in zip(parameters, counts.tolist(), means, strict=True):
+    if count:
+      p.grad = mean.view_as(p)
 
 
 STEP = 60  # s, longer than any step

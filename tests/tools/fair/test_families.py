@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import images_student_fixture as squares
 import numpy as np
@@ -15,6 +16,7 @@ import family_models as small
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.tools.fair.bundle.export import TOLERANCE, as_sets, parity
 from openpilot.tools.fair.distillation.distiller import Distiller
+from openpilot.tools.fair.distillation.trainer import Run
 from openpilot.tools.fair.images import benchmark, evaluate, infer, train_student
 from openpilot.tools.fair.images.families import check_family
 from openpilot.tools.fair.images.loss import balance
@@ -317,3 +319,19 @@ def test_parts_that_a_family_cannot_have(name):
   weights, off = balance(Options(data=Path("a"), output=Path("o")), said, name)
   gone = "feature" if "seg" in name else "segmentation"
   assert list(off) == [gone] and name in off[gone] and sum(weights.values()) == pytest.approx(1)
+
+
+def test_several_processes_are_told_of_a_loss_of_shares_and_one_that_waits_is_refused(capsys):
+  """An RF-DETR's loss asks all processes, which do not judge when the first one does."""
+
+  def asked(name, processes, student):
+    accelerator = SimpleNamespace(num_processes=processes, is_main_process=True)
+    return Run.learns_by_itself(SimpleNamespace(accelerator=accelerator, config=SimpleNamespace(student=name)), student)
+
+  own = SimpleNamespace(learn=None)
+  assert not asked("objects-nano", 2, SimpleNamespace()) and asked("rf-detr-nano", 1, own)
+  assert asked("d-fine-nano", 2, own)
+  assert "d-fine-nano learns by its package's own loss, of each process's share" in capsys.readouterr().err
+  for name in ("rf-detr-nano", "rf-detr-seg-nano"):
+    with pytest.raises(UserError, match=f"{name}: transformers' own loss of it does not go with 2 processes"):
+      asked(name, 2, own)

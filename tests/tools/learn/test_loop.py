@@ -14,7 +14,7 @@ import torch
 from torchrun import torchrun
 
 from openpilot.tools.dgx.dense import dora_distillation
-from openpilot.tools.fair.images import train_obb, train_student, train_teacher
+from openpilot.tools.fair.images import train_teacher
 from openpilot.tools.learn import loop
 from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
 from openpilot.tools.learn.loop import Loop
@@ -305,7 +305,7 @@ def test_what_one_process_finds_not_finite_stops_both_and_is_said_once(tmp_path)
   assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2
 
 
-@pytest.mark.parametrize("command", [train_student, train_obb, train_teacher, dora_distillation])
+@pytest.mark.parametrize("command", [train_teacher, dora_distillation])
 def test_what_is_made_for_one_process_refuses_more(command, monkeypatch):
   monkeypatch.setenv("WORLD_SIZE", "2")
   with pytest.raises(UserError, match="made for one process, and torchrun started 2"):

@@ -23,7 +23,7 @@ from openpilot.tools.fair.distillation.self_taught import Teacher
 from openpilot.tools.fair.distillation.sampling import drawn
 from openpilot.tools.fair.distillation.soft_labels import DistillationTrainer as DistillationTrainer
 from openpilot.tools.fair.distillation.trained import Trained, union
-from openpilot.tools.fair.students.families import FAMILIES, LICENSE
+from openpilot.tools.fair.students.families import FAMILIES, LICENSE, check_processes
 from openpilot.tools.fair.students.student import build
 from openpilot.tools.fair.tasks import TASKS
 from openpilot.tools.learn.checkpoint import to_device
@@ -31,7 +31,7 @@ from openpilot.tools.learn.loop import Loop
 from openpilot.tools.learn.one_batch import norms_of_all
 from openpilot.tools.learn.processes import gathered_objects, make_accelerator, said_once
 from openpilot.tools.learn.schedule import learning_rate
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.errors import UserError, warn
 
 RESUMED = (
   "config",
@@ -139,8 +139,7 @@ class Run(Loop):
       [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=config.lr
     )
     self.prepare(model, optimizer, config.ema)
-    # a student of another package learns by that one's own loss, which knows of its share alone
-    self.as_one = world > 1 and not hasattr(student, "learn")
+    self.as_one = world > 1 and not self.learns_by_itself(student)
     self.stage: Stage | None = None  # that of the step before
     self.inherited: list[dict[str, str]] = []  # teachers of the student that this one started from
     self.trained: Trained = {"segments": sorted(s.name for s in train.segments), "unknown": []}
@@ -157,6 +156,18 @@ class Run(Loop):
   @property
   def distiller(self) -> Distiller:
     return self.unwrapped
+
+  def learns_by_itself(self, student: Any) -> bool:
+    """Whether it is of another package, whose own loss knows of a process's share alone. Raises UserError where that
+    loss asks the other processes, who do not judge when the first one does."""
+    if not hasattr(student, "learn"):
+      return False
+    if (n := self.accelerator.num_processes) > 1:
+      name = self.config.student
+      check_processes(name, n)
+      if self.accelerator.is_main_process:
+        warn(f"{name} learns by its package's own loss, of each process's share: {n} do not learn quite what one would")
+    return True
 
   # *** what is seen next ***
 

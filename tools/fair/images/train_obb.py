@@ -12,11 +12,11 @@ from typing import Any
 from openpilot.tools.fair.images.store import Said, fill
 from openpilot.tools.fair.images.learning import NEWEST, Learning, check_learning, learn_by, say_next
 from openpilot.tools.fair.images.tiles import OVERLAP, check_tiles, tiled
-from openpilot.tools.fair.images.train_student import export_bundle, learn
+from openpilot.tools.fair.images.train_student import accepted_by, export_bundle, learn
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.sizes import SIZES
-from openpilot.tools.learn.processes import one_process
+from openpilot.tools.learn.processes import is_first, made_by_the_first
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.options import option as flag, parse
 
@@ -120,8 +120,8 @@ def check_features(teacher: Any, spec: InputSpec) -> None:
     )
 
 
-def run(args: Options) -> Path:
-  """-> the bundle's folder, or the run's where none is written."""
+def prepared(args: Options) -> tuple[Said, Any, dict[str, float]]:
+  """As of train_student."""
   from openpilot.tools.fair.images.oriented import orient
 
   spec = check_options(args)
@@ -129,16 +129,22 @@ def run(args: Options) -> Path:
   for t in teachers:
     check_features(t, spec)
   said = fill(args, spec, teachers, lambda parts: tiled(orient(parts), args.tile, args.overlap))
-  config, weights = config_of(args, said)
-  accepted = tuple(dict.fromkeys((*args.accept_license, said.license)))  # who brings the pictures may use them
+  return said, *config_of(args, said)
+
+
+def run(args: Options) -> Path:
+  """-> the bundle's folder, or the run's where none is written."""
+  said, config, weights = made_by_the_first(lambda: prepared(args))
+  accepted = accepted_by(args, said)
   learn(args, said, config, accepted, weights)
-  return export_bundle(args.output, said.train, accepted) if args.export else args.output
+  return export_bundle(args.output, said.train, accepted) if args.export and is_first() else args.output
 
 
 def main() -> None:
-  one_process("images train-obb")
   args = parse(Options, __doc__, "images train-obb")
-  say_next(args, run(args))
+  where = run(args)
+  if is_first():
+    say_next(args, where)
 
 
 if __name__ == "__main__":

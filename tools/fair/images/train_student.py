@@ -19,10 +19,10 @@ from openpilot.tools.fair.images.store import Said, fill
 from openpilot.tools.fair.labels.label_options import parse_weights
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.spec import InputSpec
-from openpilot.tools.fair.students.families import FAMILIES, OF_TRANSFORMERS
+from openpilot.tools.fair.students.families import FAMILIES, OF_TRANSFORMERS, check_processes
 from openpilot.tools.fair.students.sizes import SIZES
 from openpilot.tools.fair.students.student import student_names
-from openpilot.tools.learn.processes import one_process
+from openpilot.tools.learn.processes import is_first, made_by_the_first, said_once, world_size
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.options import option as flag, parse
@@ -77,6 +77,7 @@ def check_options(args: Options) -> InputSpec:
   """Raises UserError, before anything is read or written. -> the picture that the student sees."""
   if args.student:
     check_family(args.student, args.accept_license)
+    check_processes(args.student, world_size())
     if args.student not in (*OURS, *FAMILIES):
       what = "finds no objects" if args.student in student_names() else "is none"
       raise UserError(f"--student {args.student} {what}; there are {', '.join((*OURS, *FAMILIES))}")
@@ -204,7 +205,6 @@ def learn(args: Any, said: Said, config: Any, accepted: tuple[str, ...], weights
   losses."""
   from openpilot.tools.fair.distillation import distill
   from openpilot.tools.fair.distillation.options import Options as Distill
-  from openpilot.tools.learn.processes import is_first, said_once
 
   told = Distill(
     labels=said.train,
@@ -223,25 +223,37 @@ def learn(args: Any, said: Said, config: Any, accepted: tuple[str, ...], weights
     with said_once():
       run, _ = distill.start(told, held, config, args)
     if args.resume and run.step >= run.config.steps:
-      print(f"{args.output}: the run is complete at step {run.step}")
+      if is_first():
+        print(f"{args.output}: the run is complete at step {run.step}")
       return {}
     if is_first():
       write_config(args, said, config, weights)
     return run.fit()
 
 
-def run(args: Options) -> Path:
-  """-> the bundle's folder, or the run's where none is written."""
+def prepared(args: Options) -> tuple[Said, Any, dict[str, float]]:
+  """-> what there is to learn from, which teachers have labeled; distillation's Config; the weights of the loss. Raises
+  UserError."""
   spec = check_options(args)
   teachers = teachers_of(args) if args.teachers or args.teacher_dir is not None else []
   said = fill(args, spec, teachers)
   student = args.student or select_student_model(said.info, args.size)
-  config = config_of(args, said, student)
-  accepted = tuple(dict.fromkeys((*args.accept_license, said.license)))  # who brings the pictures may use them
-  learn(args, said, config, accepted, balance(args, said, student)[0])
-  if not args.export:
+  return said, config_of(args, said, student), balance(args, said, student)[0]
+
+
+def run(args: Options) -> Path:
+  """-> the bundle's folder, or the run's where none is written."""
+  said, config, weights = made_by_the_first(lambda: prepared(args))
+  accepted = accepted_by(args, said)
+  learn(args, said, config, accepted, weights)
+  if not args.export or not is_first():
     return args.output
-  return export_bundle(args.output, said.train, accepted, "\n\n".join(notes_of(args, said, student)))
+  return export_bundle(args.output, said.train, accepted, "\n\n".join(notes_of(args, said, config.student)))
+
+
+def accepted_by(args: Any, said: Said) -> tuple[str, ...]:
+  """Licenses: who brings the pictures may use them."""
+  return tuple(dict.fromkeys((*args.accept_license, said.license)))
 
 
 def export_bundle(output: Path, store: Path, accepted: tuple[str, ...], told: str = "") -> Path:
@@ -274,9 +286,10 @@ def notes_of(args: Options, said: Said, student: str) -> list[str]:
 
 
 def main() -> None:
-  one_process("images train-student")
   args = parse(Options, __doc__, "images train-student")
-  say_next(args, run(args))
+  where = run(args)
+  if is_first():
+    say_next(args, where)
 
 
 if __name__ == "__main__":

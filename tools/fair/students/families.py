@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from openpilot.tools.lib.errors import UserError
+
 LICENSE = "Apache-2.0"  # of transformers' code of all of its classes
 AGPL = "AGPL-3.0"  # of ultralytics' code and weights
 
@@ -16,7 +18,7 @@ class Family:
   default; step: sides are multiples of it. masks: whether it makes them. features: whether it shows a
   map that a teacher's can be compared with. normalized: pictures by ImageNet's mean and deviation. dynamo:
   which of torch's two ONNX exporters can write it. package, license: whose code it is. like: the size of ours that is
-  most like it."""
+  most like it. asks_others: whether its loss counts the objects of all processes."""
 
   model_type: str
   kind: str
@@ -32,6 +34,7 @@ class Family:
   package: str = "transformers"
   license: str = LICENSE
   like: str = "nano"
+  asks_others: bool = False
 
 
 def yolo(name: str, like: str, masks: bool = False) -> Family:
@@ -126,6 +129,7 @@ FAMILIES: dict[str, Family] = {
     side=384,
     normalized=True,
     dynamo=True,
+    asks_others=True,
   ),
   "rf-detr-seg-nano": Family(
     "rf_detr",
@@ -139,6 +143,7 @@ FAMILIES: dict[str, Family] = {
     features=False,
     normalized=True,
     dynamo=True,
+    asks_others=True,
   ),
   "yolov8n": yolo("yolov8n", "nano"),
   "yolov8s": yolo("yolov8s", "small"),
@@ -162,3 +167,11 @@ class Width:
   """What a student's size says to the projector of features: channels of its map."""
 
   neck: int
+
+
+def check_processes(name: str, processes: int) -> None:
+  """Raises UserError where they are too many for the student."""
+  if name in FAMILIES and FAMILIES[name].asks_others and processes > 1:
+    raise UserError(
+      f"{name}: transformers' own loss of it does not go with {processes} processes; start it without torchrun"
+    )

@@ -246,7 +246,7 @@ class Loop:
           continue
         if not all(map(math.isfinite, totals)):
           self.not_finite("the loss", values, batch, totals)
-        sums = {k: sums.get(k, 0.0) + v for k, v in values.items()}
+        sums |= {k: sums.get(k, 0.0) + v for k, v in values.items()}
         shares = [a + b for a, b in zip(shares, totals, strict=True)]
         acc.backward(parts["total"])
     if not sums:
@@ -312,13 +312,17 @@ class Loop:
           raise
         raise UserError(f"the memory does not hold {self.too_much()}") from None
       finally:
-        self.accelerator.end_training()
+        self.end()
     if self.saved != self.step:  # no step at all: the model that it started from, as it is; or none taught at the end
       self.metrics = self.evaluate() if main else {}
       self.save(self.LAST)
     if not (self.out / self.BEST).exists():
       self.save(self.BEST)
     return self.metrics
+
+  def end(self) -> None:
+    """Of what Accelerate keeps: trackers, and the processes' group."""
+    self.accelerator.end_training()
 
   def give_up(self) -> NoReturn:
     """Another process of the run is gone. Whoever is left saves: a step is done by all or by none, and what all have is

@@ -81,32 +81,36 @@ def world_size() -> int:
   return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def one_process(command: str) -> None:
-  """Raises UserError where torchrun started several: each would do all of it, on the same files."""
-  if (n := world_size()) > 1:
-    with said_once():
-      raise UserError(f"{command} is made for one process, and torchrun started {n}; start it without")
-
-
 @contextlib.contextmanager
-def only_the_first_speaks() -> Iterator[None]:
-  """The others print nothing; what they raise passes."""
+def one_run() -> Iterator[None]:
+  """Around a command that several processes run as one: the first alone prints. What is raised passes; where another
+  process is gone, before there is a loop that saves, that is a UserError of one of them."""
   with contextlib.ExitStack() as quiet:
     if not is_first():
       nowhere = quiet.enter_context(open(os.devnull, "w"))
       quiet.enter_context(contextlib.redirect_stdout(nowhere))
       quiet.enter_context(contextlib.redirect_stderr(nowhere))
-    yield
+    try:
+      yield
+    except RuntimeError as e:
+      if not is_lost(e):
+        raise
+      say_lost("nothing was learned since the last checkpoint, if there is one")
+    if world_size() > 1:
+      import torch.distributed as dist
+
+      if dist.is_initialized():  # else torch warns
+        dist.destroy_process_group()
 
 
-def made_by_the_first(make: Callable[[], T], cpu: bool = False) -> T:
-  """In every process what make() returns in the first, however long it takes there; it is pickled on the way. cpu: as
-  of make_accelerator(). Raises the first's UserError, or one where it is gone."""
+def made_by_the_first(make: Callable[[], T]) -> T:
+  """In every process what make() returns in the first, however long it takes there; it is pickled on the way. Raises
+  the first's UserError."""
   if world_size() == 1:
     return make()
   from accelerate import PartialState
 
-  PartialState(cpu=cpu or only_cpu(), timeout=PATIENCE)
+  PartialState(cpu=only_cpu(), timeout=PATIENCE)
   made: Any = None
   error: UserError | None = None
   if is_first():
@@ -114,12 +118,7 @@ def made_by_the_first(make: Callable[[], T], cpu: bool = False) -> T:
       made = make()
     except UserError as e:
       error = e
-  try:
-    made, error = gathered_objects((made, error))[0]
-  except RuntimeError as e:
-    if not is_lost(e):
-      raise
-    say_lost("it wrote no checkpoint yet, and the same command begins again")
+  made, error = gathered_objects((made, error))[0]
   if error is not None:
     with said_once():
       raise error

@@ -13,8 +13,6 @@ import pytest
 import torch
 from torchrun import torchrun
 
-from openpilot.tools.dgx.dense import dora_distillation
-from openpilot.tools.fair.images import train_teacher
 from openpilot.tools.learn import loop
 from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
 from openpilot.tools.learn.loop import Loop
@@ -143,6 +141,19 @@ def test_best_is_the_best_and_last_the_last(tmp_path, monkeypatch):
   none = Line(tmp_path / "z", steps=0)
   none.fit()
   assert load_checkpoint(tmp_path / "z" / "last.pt")["step"] == load_checkpoint(tmp_path / "z" / "best.pt")["step"] == 0
+
+
+def test_parts_that_a_piece_lacks_stay(tmp_path):
+  run, names = Line(tmp_path, accumulate=2), iter("ab")
+  real = run.losses
+
+  def losses(piece):
+    total = real(piece)["total"]
+    return {next(names): total, "total": total}
+
+  run.losses = losses
+  values = run.step_on(next(iter(run.batches())))
+  assert values.keys() == {"a", "b", "total"} and values["total"] == pytest.approx(values["a"] + values["b"])
 
 
 def test_pieces_of_a_batch_are_the_batch(tmp_path):
@@ -303,14 +314,3 @@ def test_what_one_process_finds_not_finite_stops_both_and_is_said_once(tmp_path)
   assert r.returncode != 0 and r.stderr.count("error: the loss") == 1
   assert "the loss (total) of step 3 is not finite on batch 3 of 1; the last good checkpoint is" in r.stderr
   assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2
-
-
-@pytest.mark.parametrize("command", [train_teacher, dora_distillation])
-def test_what_is_made_for_one_process_refuses_more(command, monkeypatch):
-  monkeypatch.setenv("WORLD_SIZE", "2")
-  with pytest.raises(UserError, match="made for one process, and torchrun started 2"):
-    command.main()
-  monkeypatch.setenv("RANK", "1")
-  with pytest.raises(SystemExit) as e:
-    command.main()
-  assert e.value.code == 2

@@ -39,7 +39,7 @@ from openpilot.tools.fair.tasks import task_of
 from openpilot.tools.fair.teacher import check_license
 from openpilot.tools.learn.adapters.apply import clipped
 from openpilot.tools.learn.checkpoint import load_checkpoint
-from openpilot.tools.learn.processes import one_process
+from openpilot.tools.learn.processes import is_first, one_run, said_once
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.options import option, parse, save
@@ -143,9 +143,8 @@ class Options(StoreOptions, AdapterOptions):
   eval_every: int = option(D.eval_every, help="steps; a checkpoint is written as often")
 
 
-def main() -> None:
-  one_process("dgx distill")
-  args = parse(Options, __doc__, "dora_distillation")
+def settings_of(args: Options) -> tuple[Path, Settings]:
+  """-> the base or the student's run, and how it learns. Raises UserError."""
   source = args.base or args.student
   if source is None or (args.base is not None and args.student is not None):
     raise UserError("give --base, a driving model, or --student, a run: one of them")
@@ -154,6 +153,12 @@ def main() -> None:
   settings = Settings(**same, targets=targets, weights=parse_weights(args.weight, args.data is not None))
   if min(settings.steps, settings.batch_size, settings.clip, settings.eval_every) < 1 or settings.lr <= 0:
     raise UserError("--steps, --batch-size, --clip and --eval-every are at least 1, --lr above 0")
+  return source, settings
+
+
+def start(args: Options) -> Run:
+  """The run, ready to fit. Raises UserError."""
+  source, settings = settings_of(args)
   tasks = tasks_of(args.labels, args.tasks)
   length = 1
   if args.base is not None:
@@ -170,17 +175,27 @@ def main() -> None:
   state = load_checkpoint(args.output / RESUME, "leave --resume out to start") if args.resume else None
   if state is None and (args.output / RESUME).exists():
     raise UserError(f"{args.output} holds a run; add --resume to go on, or choose another --output")
-  args.output.mkdir(parents=True, exist_ok=True)
   labels = digest(args.labels)
   run = Run(settings, source, train, val, args.output, labels, args.data, args.workers)
   if state is not None:
     run.load(state)
-  else:
+  elif is_first():
+    args.output.mkdir(parents=True, exist_ok=True)
     save(args, args.output)
     with atomic_path(args.output / "environment.json") as tmp:
       tmp.write_text(json.dumps(environment(args, config, train, labels), indent=1))
   print(table(run))
-  run.fit()
+  return run
+
+
+def main() -> None:
+  args = parse(Options, __doc__, "dora_distillation")
+  with one_run():
+    with said_once():
+      run = start(args)
+    run.fit()
+  if not is_first():
+    return
   if args.base is not None:
     print(
       f"{args.output / BEST}: next, `python tools/dgx/training/export.py {command('--checkpoint', args.output / BEST)} "

@@ -19,6 +19,7 @@ from openpilot.tools.fair.hf import DenseTeacher
 from openpilot.tools.fair.students.student import Student
 from openpilot.tools.learn.adapters.apply import apply_dora, check_rank
 from openpilot.tools.learn.checkpoint import to_device
+from openpilot.tools.learn.one_batch import gathered_outputs
 from openpilot.tools.lib.errors import UserError
 
 TAUGHT = ("features", "depth")
@@ -120,9 +121,11 @@ class DoRADistillation(nn.Module):
     return self.losses(batch)[0]
 
   def losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """-> the parts, and the student's outputs."""
+    """-> the parts, and the student's outputs; of a batch.together() those of all processes' shares."""
     parts, out = self.distiller.losses(batch)
     base = self.before(batch["frame"])
+    if (whole := batch.get("whole")) is not None:  # of several processes, as the student's outputs are
+      base = gathered_outputs(base, whole["frames"], whole["counts"])
     return {**parts, "keep": moved(out, base)} if base else parts, out
 
   def train_step(self, images: Tensor, targets: Mapping[str, Tensor] | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from openpilot.tools.dgx.dense.dora_model import DoRADistillation, Pairs, Settin
 from openpilot.tools.dgx.dense.driving_features import DrivingFeatures
 from openpilot.tools.dgx.training.losses import check_weights
 from openpilot.tools.dgx.training.model import hash_file, load_onnx
-from openpilot.tools.dgx.training.run import adapter_state
+from openpilot.tools.dgx.training.run import adapter_state, shares_of
 from openpilot.tools.dgx.training.shards import DrivingClips, epoch_batches, make_loader, read_dataset
 from openpilot.tools.dgx.training.student import Student as DrivingStudent
 from openpilot.tools.fair.bundle.export import load_student
-from openpilot.tools.fair.distillation.batch import Batch, Batches, load
+from openpilot.tools.fair.distillation.batch import Batch, Batches, labels_of, load, together
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.trained import trained_on, union
 from openpilot.tools.fair.students.student import Student
@@ -28,7 +29,8 @@ from openpilot.tools.learn.adapters.apply import unload
 from openpilot.tools.learn.adapters.files import base_hash, save_adapter
 from openpilot.tools.learn.checkpoint import same_run, to_device
 from openpilot.tools.learn.loop import Loop
-from openpilot.tools.learn.processes import make_accelerator
+from openpilot.tools.learn.one_batch import norms_of_all
+from openpilot.tools.learn.processes import gathered_objects, make_accelerator
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import atomic_path
 
@@ -71,6 +73,12 @@ class Run(Loop):
       workers,
     )
     self.device = self.accelerator.device
+    self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+    if settings.batch_size < self.world:
+      raise UserError(
+        f"--batch-size {settings.batch_size} is fewer clips than there are processes ({self.world}); raise it, or "
+        "start fewer"
+      )
     torch.manual_seed(settings.seed)
     self.is_driving = source.is_file()
     self.BEST = BEST if self.is_driving else "best.pt"
@@ -93,7 +101,8 @@ class Run(Loop):
       model.distiller.fit_features(self.label_batches[(0, [int(i)], False)] for i in sample)
     model.to(self.device)
     self.learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    self.prepare(model, torch.optim.AdamW(list(self.learned.values()), lr=settings.lr, weight_decay=0.0))
+    # the path is learned beside the model's forward()
+    self.prepare(model, torch.optim.AdamW(list(self.learned.values()), lr=settings.lr, weight_decay=0.0), whole=False)
     self.order = lru_cache(2)(lambda epoch: train.order([settings.seed, epoch]))
     self.path: DrivingStudent | None = None
     if data is not None:
@@ -110,27 +119,38 @@ class Run(Loop):
   # *** a step ***
 
   def chosen(self, step: int) -> list[int]:
+    """Clips of a step, of all processes."""
     n, size = len(self.clips), self.settings.batch_size
     return [int(self.order(i // n)[i % n]) for i in range(step * size, (step + 1) * size)]
 
   def batches(self) -> Iterator[tuple[Batch, dict[str, Any] | None]]:
     """Labels, and of --data the driven path, from this step on: a function of the seed and the step alone, so that a
-    resumed run sees what the unbroken one sees."""
+    resumed run sees what the unbroken one sees. Of several processes each takes its share."""
     steps, size, seed = range(self.step, self.steps), self.settings.batch_size, self.settings.seed
-    labels = load(self.label_batches, [(s, self.chosen(s), self.settings.augment) for s in steps], self.workers)
+    places = list(range(size))[self.rank :: self.world]
+    mine = [(s, self.chosen(s)[self.rank :: self.world], self.settings.augment, places) for s in steps]
+    labels = load(self.label_batches, mine, self.workers)
     if self.path is None:
       return ((batch, None) for batch in labels)
     per = len(epoch_batches(len(self.driven), size, 0, 0))
-    order = [epoch_batches(len(self.driven), size, seed, s // per)[s % per] for s in steps]
+    order = [epoch_batches(len(self.driven), size, seed, s // per, self.rank, self.world)[s % per] for s in steps]
     return zip(labels, make_loader(self.driven, order, self.workers), strict=True)
 
   def losses(self, batch: tuple[Batch, dict[str, Any] | None]) -> dict[str, Tensor]:
     labels, driven = batch
-    parts: dict[str, Tensor] = self.model(to_device(labels, self.device))
+    if self.world > 1:
+      labels = together(gathered_objects(labels_of(labels)), self.rank, labels)
+    with norms_of_all() if self.world > 1 else nullcontext():
+      parts = self.parts(labels)
     if driven is not None and self.path is not None:
       seen = to_device({k: v for k, v in driven.items() if torch.is_tensor(v)}, self.device)
+      if self.world > 1:
+        seen["shares"] = shares_of([self.path.amounts(seen)], self.accelerator)[0]
       parts["path"] = self.path(seen)["total"]
     return {**parts, "total": self.unwrapped.total(parts)}
+
+  def parts(self, labels: Batch) -> dict[str, Tensor]:
+    return self.model(to_device(labels, self.device))
 
   def names(self, batch: tuple[Batch, dict[str, Any] | None]) -> list[str]:
     return [*batch[0]["names"], *sorted(set((batch[1] or {}).get("segment", [])))]
@@ -150,7 +170,8 @@ class Run(Loop):
     for a in range(0, len(which), size):
       some = [int(i) for i in which[a : a + size]]
       with self.accelerator.autocast():
-        parts = self.losses((self.val_batches[(0, some, False)], None))
+        parts = self.parts(self.val_batches[(0, some, False)])
+        parts["total"] = self.unwrapped.total(parts)
       for k, v in parts.items():
         sums[k] = sums.get(k, 0.0) + float(v) * len(some)
     self.model.train()
@@ -161,7 +182,7 @@ class Run(Loop):
 
   def fit(self) -> dict[str, float]:
     self.model.train()
-    if self.step == 0:
+    if self.step == 0 and self.accelerator.is_main_process:
       self.write({"step": 0, "val": (first := self.evaluate())})
       tqdm.write("before: " + ", ".join(f"{k} {v:.3f}" for k, v in first.items()))
     return super().fit()

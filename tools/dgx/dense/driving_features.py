@@ -170,4 +170,5 @@ def pair_up(batch: dict[str, Any], steps: int) -> dict[str, Any]:
   pair = torch.stack([frames[:, 0], frames[:, -1]], 1)  # (clips, 2, 6, 128, 256)
   big = torch.from_numpy(np.stack([big_frame(f) for f in pair.flatten(0, 1).numpy()])).reshape(pair.shape)
   last = {k: v[steps - 1 :: steps] for k, v in batch.items() if k in ("valid", "depth", "metric", "features")}
-  return {"frame": torch.cat([pair.flatten(1, 2), big.flatten(1, 2)], 1), **last}
+  about: dict[str, Any] = {k: batch[k] for k in ("clips", "names") if k in batch}
+  return {"frame": torch.cat([pair.flatten(1, 2), big.flatten(1, 2)], 1), **last, **about}

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from openpilot.tools.learn.checkpoint import same_run, to_device
 from openpilot.tools.learn.loop import Loop
 from openpilot.tools.learn.processes import make_accelerator
 from openpilot.tools.lib.errors import UserError
+
+if TYPE_CHECKING:
+  from accelerate import Accelerator
 
 SECONDS = (1.0, 2.0, 3.0)  # at which path errors are given
 BEST, LAST = "best_model.pt", "last.pt"
@@ -54,6 +57,15 @@ def adapter_state(
     "config": dataclasses.asdict(config),
     **more,
   }
+
+
+def shares_of(amounts: Sequence[Mapping[str, Tensor]], accelerator: "Accelerator") -> list[dict[str, Tensor]]:
+  """amounts: Student.amounts() of this process's pieces of a step -> of each piece its share of what all pieces of all
+  processes teach, times the number of processes, since the mean of their gradients is taken."""
+  every = {k: torch.stack([a[k] for a in amounts]).sum(0) for k in amounts[0]}
+  if accelerator.num_processes > 1:
+    every = {k: accelerator.reduce(v, "sum") for k, v in every.items()}
+  return [{k: accelerator.num_processes * v / every[k].clamp(min=TINY) for k, v in a.items()} for a in amounts]
 
 
 class Run(Loop):
@@ -186,9 +198,9 @@ class Run(Loop):
     return out
 
   def pieces(self, batch: dict[str, Any]) -> Sequence[Any]:
-    """-> (piece, its teacher's labels, its share of what the step teaches in all processes, times their number, since
-    the mean of their gradients is taken), the latter None where the batch is whole. What a piece teaches may be much or
-    little: see Student.losses. Labels are kept for all pieces at once, where the pictures are not."""
+    """-> (piece, its teacher's labels, shares_of() it), the latter two None where the batch is whole. What a piece
+    teaches may be much or little: see Student.losses. Labels are kept for all pieces at once, where the pictures are
+    not."""
     if self.config.augment:
       random, own = np.random.default_rng([self.config.seed, self.step]), slice(self.rank, None, self.world)
       batch = augment(batch, random, own, self.config.batch_size)
@@ -202,11 +214,7 @@ class Run(Loop):
       b = self.prepared(piece)
       labels.append(b.get("labels"))
       amounts.append(self.student.amounts(b))
-    every = {k: torch.stack([a[k] for a in amounts]).sum(0) for k in amounts[0]}
-    if self.world > 1:
-      every = {k: self.accelerator.reduce(v, "sum") for k, v in every.items()}
-    shares = [{k: self.world * v / every[k].clamp(min=TINY) for k, v in a.items()} for a in amounts]
-    return list(zip(pieces, labels, shares, strict=True))
+    return list(zip(pieces, labels, shares_of(amounts, self.accelerator), strict=True))
 
   def losses(self, batch: Any) -> dict[str, Tensor]:
     piece, labels, shares = batch

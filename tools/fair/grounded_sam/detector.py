@@ -1,6 +1,7 @@
 """Grounding DINO, and MM Grounding DINO: boxes of what phrases name, with a score for every class."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,20 @@ def mend_loss() -> None:
   loss_grounding_dino.GroundingDinoImageLoss._get_target_classes_one_hot = one_hot  # type: ignore[method-assign]
 
 
+@contextlib.contextmanager
+def own_boxes() -> Iterator[None]:
+  """Within it transformers' loss is over the number of this process's boxes. By itself it asks the other processes, who
+  may judge meanwhile, and divides by their number twice."""
+  from transformers.loss import loss_for_object_detection as module
+
+  asks = module.is_accelerate_available
+  module.is_accelerate_available = lambda: False
+  try:
+    yield
+  finally:
+    module.is_accelerate_available = asks
+
+
 class Detector:
   """A Grounding DINO and what it is asked for. model: transformers' class, which adapters may have changed in place."""
 
@@ -89,11 +104,13 @@ class Detector:
       {**self.pictures.config, "size": {"shortest_edge": edge, "longest_edge": int(edge * most)}}
     )
 
-  def batch(self, rgbs: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+  def batch(
+    self, rgbs: Sequence[np.ndarray], prompts: Sequence[Prompt], largest: Callable[[list[int]], list[int]] = list
+  ) -> dict[str, Tensor]:
     """Pictures (3, H, W) uint8 RGB of any sizes, each with its prompt -> the network's inputs, padded to the largest,
-    and pixel_mask, 1 where a picture is."""
+    and pixel_mask, 1 where a picture is. largest: [height, width] of these -> of a batch that they are a share of."""
     found = [self.pictures(x[None], self.device)[0] for x in rgbs]
-    h, w = (max(x.shape[i] for x in found) for i in (1, 2))
+    h, w = largest([max(x.shape[i] for x in found) for i in (1, 2)])
     pixels = found[0].new_zeros(len(found), 3, h, w)
     mask = torch.zeros(len(found), h, w, dtype=torch.long, device=pixels.device)
     for i, x in enumerate(found):

@@ -1,6 +1,7 @@
 """Tuning a teacher: Grounding DINO on boxes, SAM on masks, on the loop of tools/learn. Only adapters learn, or with
 `full` all weights."""
 
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 
 from openpilot.tools.fair.evaluation.detections import Detections, make_objects
 from openpilot.tools.fair.grounded_sam.data import Example, LabeledPictures, flipped, jittered, steps_of
-from openpilot.tools.fair.grounded_sam.detector import Detector
+from openpilot.tools.fair.grounded_sam.detector import Detector, own_boxes
 from openpilot.tools.fair.grounded_sam.lora import trainable
 from openpilot.tools.fair.grounded_sam.prompts import Prompt
 from openpilot.tools.fair.grounded_sam.segmenter import Segmenter
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.learn.loop import Loop
 from openpilot.tools.learn.memory import does_not_fit
+from openpilot.tools.learn.processes import gathered, gathered_objects
 from openpilot.tools.lib.errors import UserError, warn
 
 LOWEST = 0.05  # score of boxes that AP is counted over
@@ -61,7 +63,7 @@ def mask_loss(logits: Tensor, iou: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 class TeacherLoop(Loop):
   """One teacher's run. Where memory is too small for a batch, it is halved and accumulation doubled: the pictures of a
-  step stay the same."""
+  step stay the same. Several processes share each batch, and learn what one would."""
 
   LEARNED_FROM = "pictures"
   NAME = "teacher"
@@ -76,12 +78,11 @@ class TeacherLoop(Loop):
     super().__init__(
       out, t.epochs * per_epoch, lr=t.lr, warmup=t.warmup, seed=t.seed, clip_norm=0.1, eval_every=per_epoch, **more
     )
-    if self.accelerator.num_processes > 1:
-      raise UserError("teachers are tuned by one process; start it without torchrun")
+    self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
     self.at_once = t.batch_size
     self.before: dict[str, float] = {}
     learn = list(trainable(model).values())
-    self.prepare(model, torch.optim.AdamW(learn, lr=t.lr, weight_decay=1e-4))
+    self.prepare(model, torch.optim.AdamW(learn, lr=t.lr, weight_decay=1e-4), whole=False)
 
   def batches(self) -> Iterable[list[int]]:
     for rows in steps_of(len(self.data), self.per_step, self.step, self.steps, self.seed):
@@ -90,8 +91,16 @@ class TeacherLoop(Loop):
   def pieces(self, batch: Sequence[int]) -> list[Any]:
     return [(batch[i : i + self.at_once], len(batch)) for i in range(0, len(batch), self.at_once)]
 
+  def share(self) -> int:
+    """Pictures of a batch that a process has at most."""
+    return -(-self.at_once // self.world)
+
+  def mine(self, rows: Sequence[int]) -> Sequence[int]:
+    """Of a piece's pictures those of this process."""
+    return rows[self.rank :: self.world]
+
   def names(self, batch: Sequence[int]) -> list[str]:
-    return [self.data.pictures[i].name for i in batch]
+    return [self.data.pictures[i].name for rows, _ in self.pieces(batch) for i in self.mine(rows)]
 
   def random(self, picture: int) -> np.random.Generator:
     return np.random.default_rng([self.seed, self.step, picture])
@@ -101,7 +110,7 @@ class TeacherLoop(Loop):
       try:
         return super().step_on(batch)
       except (RuntimeError, MemoryError) as e:
-        if not does_not_fit(e) or self.at_once == 1:
+        if not does_not_fit(e) or self.at_once == 1 or self.world > 1:  # the others know nothing of it
           raise
         self.halve(str(e))
 
@@ -116,6 +125,8 @@ class TeacherLoop(Loop):
     )
 
   def too_much(self) -> str:
+    if self.world > 1:
+      return f"{self.share()} pictures of each process; take a smaller --batch-size"
     return "a single picture; take a smaller --size, fewer --max-objects, or a smaller model"
 
   def score(self) -> float:
@@ -152,14 +163,19 @@ class TeacherLoop(Loop):
     super().load(state)
     self.at_once, self.before, self.metrics = state["at_once"], state["before"], state["metrics"]
 
+  def end(self) -> None:
+    """The processes' group stays: another teacher may follow."""
+    for tracker in self.accelerator.trackers:
+      tracker.finish()
+
   def start(self) -> None:
     """Judges the teacher as it is."""
     if not self.before and self.val is not None:
-      self.before = self.evaluate()
-      self.write({"step": 0, "val": self.before})
-
-  def share(self, piece: tuple[Sequence[int], int]) -> float:
-    return len(piece[0]) / piece[1]
+      if self.accelerator.is_main_process:
+        self.before = self.evaluate()
+        self.write({"step": 0, "val": self.before})
+      if self.world > 1:
+        self.before = gathered_objects(self.before)[0]
 
 
 class DetectorLoop(TeacherLoop):
@@ -193,11 +209,23 @@ class DetectorLoop(TeacherLoop):
       examples.append(e)
       prompts.append(prompt)
       labels.append(target_of(e, mine, own, self.accelerator.device))
-    return {**self.detector.batch([e.rgb for e in examples], prompts), "labels": labels}
+    return {**self.detector.batch([e.rgb for e in examples], prompts, self.largest), "labels": labels}
+
+  def largest(self, size: list[int]) -> list[int]:
+    """Of all processes."""
+    return [int(max(n)) for n in zip(*gathered(self.accelerator, *size), strict=True)]
 
   def losses(self, piece: tuple[Sequence[int], int]) -> dict[str, Tensor]:
-    out = self.detector.model(**self.inputs(piece[0]))
-    share = self.share(piece)
+    """Of a piece, whose loss is over its boxes, this process's part, times the number of processes, since the mean is
+    taken. One that has none of its pictures looks at one all the same, since the others wait, and learns nothing."""
+    rows, count = piece
+    mine = self.mine(rows)
+    inputs = self.inputs(mine or rows[:1])
+    boxes = sum(len(x["boxes"]) for x in inputs["labels"])
+    every = sum(n for (n,) in gathered(self.accelerator, boxes if mine else 0))
+    with own_boxes():
+      out = self.detector.model(**inputs)
+    share = len(rows) / count * (max(1, boxes) / max(1, every)) * self.world if mine else 0.0
     last = {k: v * share for k, v in out.loss_dict.items() if k in ("loss_ce", "loss_bbox", "loss_giou")}
     return {**last, "total": out.loss * share}
 
@@ -237,10 +265,11 @@ class SegmenterLoop(TeacherLoop):
     self.kept_bytes, self.full = 0, False
 
   def losses(self, piece: tuple[Sequence[int], int]) -> dict[str, Tensor]:
-    """Each picture weighs the same, and in it each object. Without masks a picture teaches nothing."""
+    """Each picture weighs the same, and in it each object. Without masks a picture teaches nothing. Of several
+    processes, of whose losses the mean is taken, this one's part."""
     rows, count = piece
     sums: dict[str, Tensor] = {}
-    for i in rows:
+    for i in self.mine(rows):
       random = self.random(i)
       e = self.data.example(i, masks=True, most=self.t.max_objects, pick=random)
       mirrored = self.t.flip and random.random() < 0.5
@@ -250,7 +279,7 @@ class SegmenterLoop(TeacherLoop):
         continue
       boxes = jittered(e.boxes, self.t.jitter, e.rgb.shape[1:], random)
       for k, v in self.one(e, boxes, (i, mirrored)).items():
-        sums[k] = sums.get(k, torch.zeros((), device=v.device)) + v / count
+        sums[k] = sums.get(k, torch.zeros((), device=v.device)) + v / count * self.world
     return sums or {"total": 0.0 * torch.stack([p.sum() for p in trainable(self.segmenter.model).values()]).sum()}
 
   def one(self, e: Example, boxes: np.ndarray, which: tuple[int, bool]) -> dict[str, Tensor]:
@@ -347,17 +376,20 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def estimate(loop: TeacherLoop) -> dict[str, float]:
-  """Memory in GiB that a step takes: weights, gradients and moments, what a batch keeps; and what is free. Where that
-  is less, batches are halved before the first one."""
+  """Memory in GiB that a step takes, of several processes each one: weights, gradients and moments, what its share of a
+  batch keeps; and what is free. Where that is less, batches are halved before the first one."""
   ready(loop)
   rows = list(range(min(2, len(loop.data))))
-  one = max(saved_bytes(loop, ([i], 1)) for i in rows)
+  own = max(saved_bytes(loop, ([i] * loop.world, 1)) for i in rows)
   weights = sum(p.numel() * p.element_size() for p in loop.unwrapped.parameters())
   learn = sum(p.numel() * p.element_size() for p in trainable(loop.unwrapped).values())
-  free = free_bytes(loop.accelerator.device)
-  while free is not None and 3 * learn + one * loop.at_once * 1.3 > free and loop.at_once > 1:  # 1.3: passing things
+  room = free_bytes(loop.accelerator.device)
+  every = gathered(loop.accelerator, own, math.inf if room is None else room)  # all halve alike
+  one, least = max(n for n, _ in every), min(n for _, n in every)
+  free = None if math.isinf(least) else least
+  while 3 * learn + one * loop.share() * 1.3 > least and loop.at_once > 1:  # 1.3: passing things
     loop.halve("")
-  gib = {"weights": weights, "gradients_and_moments": 3 * learn, "a_picture": one, "a_batch": one * loop.at_once}
+  gib = {"weights": weights, "gradients_and_moments": 3 * learn, "a_picture": one, "a_batch": one * loop.share()}
   return {k: v / 2**30 for k, v in {**gib, **({} if free is None else {"free": free})}.items()}
 
 
@@ -377,6 +409,7 @@ def learn(loop: TeacherLoop) -> dict[str, float]:
   loop.start()
   ready(loop)
   loop.fit()
+  loop.accelerator.wait_for_everyone()  # the first writes it
   best = load_checkpoint(loop.out / loop.BEST, keys=("learned", "metrics"), of="a teacher")
   loop.load_weights(best)
   loop.unwrapped.eval()

@@ -16,7 +16,7 @@ from openpilot.tools.fair.images.train_student import accepted_by, export_bundle
 from openpilot.tools.fair.options import parse_options
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.sizes import SIZES
-from openpilot.tools.learn.processes import is_first, made_by_the_first
+from openpilot.tools.learn.processes import is_first, made_by_the_first, one_run
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.options import option as flag, parse
 
@@ -142,9 +142,8 @@ def run(args: Options) -> Path:
 
 def main() -> None:
   args = parse(Options, __doc__, "images train-obb")
-  where = run(args)
-  if is_first():
-    say_next(args, where)
+  with one_run():
+    say_next(args, run(args))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.families import FAMILIES, OF_TRANSFORMERS, check_processes
 from openpilot.tools.fair.students.sizes import SIZES
 from openpilot.tools.fair.students.student import student_names
-from openpilot.tools.learn.processes import is_first, made_by_the_first, said_once, world_size
+from openpilot.tools.learn.processes import is_first, made_by_the_first, one_run, said_once, world_size
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.options import option as flag, parse
@@ -287,9 +287,8 @@ def notes_of(args: Options, said: Said, student: str) -> list[str]:
 
 def main() -> None:
   args = parse(Options, __doc__, "images train-student")
-  where = run(args)
-  if is_first():
-    say_next(args, where)
+  with one_run():
+    say_next(args, run(args))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ are both. Small adapters learn (LoRA), the networks stay as they are; --full tun
 
 The output is an experiment's folder: `label --teachers FOLDER` labels with it, and train-student learns from it."""
 
+import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from openpilot.tools.lib.errors import UserError, above_zero, cli, not_negative, printable, warn
 from openpilot.tools.lib.files import LONG
 from openpilot.tools.lib.options import option, parse, save
-from openpilot.tools.learn.processes import TRACKERS, one_process, parse_trackers
+from openpilot.tools.learn.processes import TRACKERS, is_first, only_cpu, one_run, parse_trackers, said_once, world_size
 
 DINO, SAM = "IDEA-Research/grounding-dino-tiny", "facebook/sam-vit-base"
 NAMES = {"grounding-dino": "grounding_dino", "sam": "sam"}
@@ -88,7 +89,10 @@ def check(args: Options) -> None:
     raise UserError(f"--size {args.size}: 16 to 4096 pixels")
   if args.jitter > 0.4:
     raise UserError(f"--jitter {args.jitter}: at most 0.4; such boxes are not the object's any more")
-  if not args.resume and args.output.exists() and any(args.output.iterdir()):
+  if world_size() > 1 and ":" in (args.device or ""):
+    raise UserError(f"--device {args.device}: each of {world_size()} processes takes a GPU of its own; leave it out")
+  # the first process looks: another one may find what it has begun to write
+  if not args.resume and is_first() and args.output.exists() and any(args.output.iterdir()):
     raise UserError(f"{args.output} is not empty; name another --output, or go on with --resume")
 
 
@@ -138,17 +142,38 @@ def tuning(args: Options) -> Any:
   return Tuning(**{f.name: getattr(args, f.name) for f in fields(Tuning)})
 
 
-def tune_one(args: Options, key: str, data: Any, val: Any) -> dict[str, Any]:
-  """Tunes one teacher and saves it. -> its part of metadata.json."""
+def own_device(args: Options) -> Any:
+  """Of several processes each has a GPU of its own."""
+  from openpilot.tools.learn.device import choose_device
+
+  several = world_size() > 1 and not only_cpu() and args.device != "cpu"
+  return choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several else args.device, "float32")
+
+
+@dataclass
+class Begun:
+  """One teacher, ready to be tuned."""
+
+  loop: Any
+  teacher: Any
+  tuned: Any  # LoRATrainer; None with --full
+  path: Path
+  base: str
+  base_hash: str
+  learn: int  # parameters
+
+
+def begin(args: Options, key: str, data: Any, val: Any) -> Begun:
+  """Raises UserError."""
   from openpilot.tools.fair.grounded_sam import tune
-  from openpilot.tools.fair.grounded_sam.lora import LoRATrainer, lora_config, save_lora
+  from openpilot.tools.fair.grounded_sam.lora import LoRATrainer, lora_config
   from openpilot.tools.fair.grounded_sam.prompts import make_prompts, parse_prompts
   from openpilot.tools.fair.teacher import hash_weights
   from openpilot.tools.learn.checkpoint import load_checkpoint, same_run
   from openpilot.tools.learn.device import choose_device
   from openpilot.tools.learn.processes import make_accelerator
 
-  device = choose_device(args.device, "float32")
+  device = own_device(args)
   path, base = find_base(args, key)
   teacher = load_base(args, key, path, device)
   asked: Any = None
@@ -169,13 +194,12 @@ def tune_one(args: Options, key: str, data: Any, val: Any) -> dict[str, Any]:
   if args.checkpointing:
     checkpointing(teacher.model)
   learn = sum(p.numel() for p in teacher.model.parameters() if p.requires_grad)
-  total = sum(p.numel() for p in teacher.model.parameters())
   print(f"{key}: {base} ({teacher.family}), {tuned.report() if tuned else f'all {learn:,} parameters learn'}")
   folder = args.output / "runs" / key
   folder.mkdir(parents=True, exist_ok=True)
   there = [t for t in TRACKERS[:1] if installed(t)]
   trackers = tuple(there) if args.trackers is None else parse_trackers(args.trackers)
-  bf16 = device.device.type == "cuda" and str(choose_device(args.device).dtype) == "torch.bfloat16"
+  bf16 = device.device.type == "cuda" and str(choose_device(str(device.device)).dtype) == "torch.bfloat16"
   accelerator = make_accelerator(
     args.precision or ("bf16" if bf16 else "no"), trackers, args.output / "logs", device.device.type == "cpu"
   )
@@ -191,34 +215,52 @@ def tune_one(args: Options, key: str, data: Any, val: Any) -> dict[str, Any]:
     same_run(folder / loop.LAST, state["run"], loop.run_key)
     loop.load(state)
     print(f"{key}: goes on from step {loop.step} of {loop.steps}")
+  return Begun(loop, teacher, tuned, path, base, base_hash, learn)
+
+
+def tune_one(args: Options, key: str, data: Any, val: Any) -> dict[str, Any]:
+  """Tunes one teacher; the first process saves it. -> its part of metadata.json."""
+  from openpilot.tools.fair.grounded_sam import tune
+
+  with said_once():
+    begun = begin(args, key, data, val)
+  loop = begun.loop
   memory = tune.estimate(loop)
   print(f"{key}: memory in GiB: " + ", ".join(f"{k.replace('_', ' ')} {v:.2f}" for k, v in memory.items()))
   after = tune.learn(loop)
   before = loop.before
   for k in after:
     print(f"{key}: {k} {before.get(k, float('nan')):.3f} before, {after[k]:.3f} after")
-  place = args.output / "teachers" / (key if args.full else f"{key}_lora")
-  if tuned is None:
-    megabytes = save_whole(place, teacher)
-  else:
-    megabytes = save_lora(place, tuned.model, base, base_hash, teacher.family)
-    if key == "grounding_dino" and path.is_file():
-      teacher.tokenizer.save_pretrained(place)  # the base has none
-  print(f"{key}: {megabytes:.2f} MB in {place}")
+  megabytes = save_tuned(args, key, begun) if is_first() else 0.0
   return {
-    "base": base,
-    "base_hash": base_hash,
-    "family": teacher.family,
+    "base": begun.base,
+    "base_hash": begun.base_hash,
+    "family": begun.teacher.family,
     "full": args.full,
     "size": args.size,
-    "parameters": total,
-    "trainable": learn,
+    "parameters": sum(p.numel() for p in begun.teacher.model.parameters()),
+    "trainable": begun.learn,
     "megabytes": round(megabytes, 3),
     "steps": loop.step,
     "memory_gib": {k: round(v, 3) for k, v in memory.items()},
     "before": before,
     "after": after,
   }
+
+
+def save_tuned(args: Options, key: str, begun: Begun) -> float:
+  """-> megabytes."""
+  from openpilot.tools.fair.grounded_sam.lora import save_lora
+
+  place = args.output / "teachers" / (key if args.full else f"{key}_lora")
+  if begun.tuned is None:
+    megabytes = save_whole(place, begun.teacher)
+  else:
+    megabytes = save_lora(place, begun.tuned.model, begun.base, begun.base_hash, begun.teacher.family)
+    if key == "grounding_dino" and begun.path.is_file():
+      begun.teacher.tokenizer.save_pretrained(place)  # the base has none
+  print(f"{key}: {megabytes:.2f} MB in {place}")
+  return megabytes
 
 
 def installed(package: str) -> bool:
@@ -247,12 +289,13 @@ def save_whole(place: Path, teacher: Any) -> float:
   return sum(p.stat().st_size for p in place.glob("*.safetensors")) / 1e6
 
 
-def run(args: Options) -> dict[str, Any]:
-  """-> metadata.json."""
+def read(args: Options) -> tuple[Any, Any, list[str], dict[str, Any]]:
+  """-> the pictures, those to judge by, the teachers that are tuned, metadata.json as it is. The first process writes
+  how. Raises UserError."""
   import yaml
 
   from openpilot.tools.fair.grounded_sam.data import read_pictures
-  from openpilot.tools.fair.grounded_sam.experiment import CONFIG, generate_config, read_experiment, write_metadata
+  from openpilot.tools.fair.grounded_sam.experiment import CONFIG, generate_config, read_experiment
   from openpilot.tools.fair.grounded_sam.lora import versions
   from openpilot.tools.fair.grounded_sam.prompts import parse_prompts
   from openpilot.tools.lib.files import atomic_path
@@ -263,13 +306,15 @@ def run(args: Options) -> dict[str, Any]:
   teachers = chosen(args, data.info)
   for key in teachers:
     find_base(args, key)  # before anything is written
-  args.output.mkdir(parents=True, exist_ok=True)
-  save(args, args.output)
-  lora = {f.name.removeprefix("lora_"): getattr(args, f.name) for f in fields(args) if f.name.startswith("lora_")}
-  config = generate_config(args.output / "options.yaml", data.info, {"lora": lora, "teachers": teachers})
-  config = {k: v for k, v in config.items() if not k.startswith("lora_")}
-  with atomic_path(args.output / CONFIG) as tmp:
-    tmp.write_text(yaml.safe_dump(config, sort_keys=False))
+  prompts = parse_prompts(args.prompt, data.names)
+  if is_first():
+    args.output.mkdir(parents=True, exist_ok=True)
+    save(args, args.output)
+    lora = {f.name.removeprefix("lora_"): getattr(args, f.name) for f in fields(args) if f.name.startswith("lora_")}
+    config = generate_config(args.output / "options.yaml", data.info, {"lora": lora, "teachers": teachers})
+    config = {k: v for k, v in config.items() if not k.startswith("lora_")}
+    with atomic_path(args.output / CONFIG) as tmp:
+      tmp.write_text(yaml.safe_dump(config, sort_keys=False))
   print(f"pictures     {len(data)} to learn from, {'none' if val is None else len(val)} held out")
   print(f"classes      {', '.join(map(str, data.names))}")
   if val is None:
@@ -279,7 +324,7 @@ def run(args: Options) -> dict[str, Any]:
     "info": {**data.info, "class_mapping": {str(k): v for k, v in data.mapping.items()}},
     "licenses": data.licenses,
     "versions": versions(),
-    "prompts": parse_prompts(args.prompt, data.names),
+    "prompts": prompts,
     "negatives": list(args.negative),
     "each": args.prompts == "each",
     "data": {"train": data.summary(), **({} if val is None else {"val": val.summary()})},
@@ -287,18 +332,29 @@ def run(args: Options) -> dict[str, Any]:
   }
   if args.resume and (args.output / "metadata.json").exists():
     said["teachers"] = read_experiment(args.output).metadata["teachers"]
+  return data, val, teachers, said
+
+
+def run(args: Options) -> dict[str, Any]:
+  """-> metadata.json."""
+  from openpilot.tools.fair.grounded_sam.experiment import write_metadata
+
+  with said_once():
+    data, val, teachers, said = read(args)
   for key in teachers:
     if key in said["teachers"]:
       print(f"{key}: is there already")
       continue
     said["teachers"][key] = tune_one(args, key, data, val)
-    write_metadata(args.output, said)
+    if is_first():
+      write_metadata(args.output, said)
   return said
 
 
 def main() -> None:
-  one_process("images train-teacher")
-  run(parse(Options, __doc__, "images train-teacher"))
+  args = parse(Options, __doc__, "images train-teacher")
+  with one_run():
+    run(args)
 
 
 if __name__ == "__main__":

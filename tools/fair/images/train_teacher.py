@@ -165,6 +165,8 @@ class Begun:
 
 def begin(args: Options, key: str, data: Any, val: Any) -> Begun:
   """Raises UserError."""
+  import torch
+
   from openpilot.tools.fair.grounded_sam import tune
   from openpilot.tools.fair.grounded_sam.lora import LoRATrainer, lora_config
   from openpilot.tools.fair.grounded_sam.prompts import make_prompts, parse_prompts
@@ -190,6 +192,7 @@ def begin(args: Options, key: str, data: Any, val: Any) -> Begun:
     config = lora_config(
       teacher.model, teacher.family, args.lora_r, args.lora_alpha, args.lora_dropout, args.lora_targets
     )
+    torch.manual_seed(args.seed)  # adapters begin at random
     tuned = LoRATrainer(teacher.model, config)
   if args.checkpointing:
     checkpointing(teacher.model)

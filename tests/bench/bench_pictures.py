@@ -4,6 +4,8 @@ alone, beside labels and a teacher, beside these and pictures without labels; an
 RTMDet and XFeat's features teach beside labels, with every part of the loss and with one left out. first and
 street-first: RTMDet alone teaches on the pictures without labels, once; each fold's labels then go on from there.
 --labeled 13: only so many of a fold's pictures keep their labels, and the others are the pictures without labels.
+--zoomed: of the pictures without labels, squares around the persons that RTMDet finds, which are then as large in them
+as the labeled ones are in theirs, and a few pictures without any.
 
 python tests/bench/bench_pictures.py --data FOLDER --output DIR [--unlabeled PICTURES] [--variants labels teacher]
 
@@ -27,6 +29,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from openpilot.selfdrive.modeld.fair.heads.objects import intersection
 from openpilot.tools.fair.images.check import Check
 from openpilot.tools.fair.images.dataset import open_dataset
 from openpilot.tools.fair.images.evaluate import truth_of
@@ -63,6 +66,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 DRAWS = 200  # of the bootstrap over pictures
 SCORE = 0.3
+SURE, LEAST = 0.5, 30  # score and height in pixels of a person that a picture is zoomed on
 Rows = list[dict[str, Any]]
 
 
@@ -108,6 +112,48 @@ def write_few(data: Path, images: Path, folds: int, count: int) -> None:
     for key, at in (("images", "id"), ("annotations", "image_id")):
       coco[key] = [r for r in coco[key] if r[at] in kept]
     write_json(path, coco)
+
+
+def teacher_boxes(rgb: np.ndarray, teacher: Any) -> np.ndarray:
+  """(h, w, 3) uint8 -> (N, 5) x0 y0 x1 y1 score, pixels counted from the picture's corner."""
+  teacher.prepare(*rgb.shape[:2])
+  t = teacher.label(Clip(np.ascontiguousarray(rgb.transpose(2, 0, 1))[None]))[0]["boxes"]
+  return np.stack([np.asarray(t[k], float) + (k != "score") / 2 for k in ("x0", "y0", "x1", "y1", "score")], 1)
+
+
+def write_zoomed(pictures: Path, checked: Any, to: Path) -> Path:
+  """Squares around the persons that RTMDet finds on a folder's pictures: each is as large in its square as one drawn
+  from the labeled ones is in its picture. No two squares of a picture share half of the smaller. A tenth as many
+  pictures without a person stay whole. -> `to`, a folder."""
+  if to.is_dir():
+    return to
+  teacher, r = load_teacher(TEACHER, None, [], score=SURE), np.random.default_rng(0)
+  sizes = {p.entry["id"]: max(p.entry["width"], p.entry["height"]) for p in checked.pictures}
+  heights = [a["bbox"][3] / sizes[a["image_id"]] for a in checked.annotations]
+  tmp = to.with_name(f".{to.name}")
+  shutil.rmtree(tmp, ignore_errors=True)
+  tmp.mkdir()
+  empty = []
+  for path in tqdm(sorted(pictures.iterdir()), desc="zoomed", unit="picture"):
+    rgb = read_rgb(path)
+    boxes = teacher_boxes(rgb, teacher)
+    empty += [path] if not len(boxes) else []
+    taken = np.zeros((0, 4))
+    for x0, y0, x1, y1 in boxes[np.argsort(boxes[:, 1] - boxes[:, 3]), :4]:  # the tallest first
+      side = max((y1 - y0) / r.choice(heights), x1 - x0)
+      low = np.array([x1, y1]) - side  # of the square's corner, so that the person is in it
+      corner = r.uniform(low, np.maximum(low, [x0, y0]))
+      a, b = np.clip([corner, corner + side], 0, [rgb.shape[1], rgb.shape[0]]).round().astype(int)
+      square = np.concatenate([a, b])[None].astype(float)
+      shared = intersection(square, taken) / np.minimum((b - a).prod(), (taken[:, 2:] - taken[:, :2]).prod(1))
+      if y1 - y0 < LEAST or (shared > 0.5).any():
+        continue
+      taken = np.concatenate([taken, square])
+      Image.fromarray(rgb[a[1] : b[1], a[0] : b[0]]).save(tmp / f"{path.stem}-{len(taken)}.png")
+  for i in r.permutation(len(empty))[: len(list(tmp.iterdir())) // 10]:
+    shutil.copy(empty[i], tmp)
+  tmp.rename(to)
+  return to
 
 
 def free(variant: str) -> bool:
@@ -184,11 +230,8 @@ def found_by_teacher(data: Any) -> Rows:
   teacher = load_teacher(TEACHER, None, [], score=FLOOR)
   rows: Rows = []
   for p in tqdm(data.pictures, desc=TEACHER, unit="picture"):
-    rgb = np.ascontiguousarray(read_rgb(p.path).transpose(2, 0, 1))
-    teacher.prepare(*rgb.shape[1:])
-    t = teacher.label(Clip(rgb[None]))[0]["boxes"]
-    for x0, y0, x1, y1, s in zip(*(np.asarray(t[k], float) for k in ("x0", "y0", "x1", "y1", "score")), strict=True):
-      box = [x0 + 0.5, y0 + 0.5, x1 - x0, y1 - y0]
+    for x0, y0, x1, y1, s in teacher_boxes(read_rgb(p.path), teacher).tolist():
+      box = [x0, y0, x1 - x0, y1 - y0]
       own = {"id": len(rows) + 1, "image_id": p.entry["id"], "category_id": 1, "score": s, "area": box[2] * box[3]}
       rows.append({**own, "bbox": box})
   return rows
@@ -248,6 +291,7 @@ def main() -> None:
   p.add_argument("--data", type=Path, required=True)
   p.add_argument("--output", type=Path, required=True)
   p.add_argument("--unlabeled", type=Path)
+  p.add_argument("--zoomed", action="store_true", help="show squares around persons in place of whole pictures")
   p.add_argument("--labeled", type=int, help="pictures of a fold that keep their labels; default: all")
   p.add_argument("--unlabeled-share", type=float, default=0.5, help="of the pictures that a student is shown")
   p.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=["labels", "teacher"])
@@ -263,6 +307,8 @@ def main() -> None:
   args = p.parse_args()
   if args.unlabeled is None and (those := [v for v in args.variants if v.endswith(FIRST)]):
     raise UserError(f"the variant '{those[0]}' wants --unlabeled, a folder of pictures")
+  if args.unlabeled is None and args.zoomed:
+    raise UserError("--zoomed wants --unlabeled, a folder of pictures")
   if args.unlabeled is None and args.labeled is None and (those := [v for v in args.variants if free(v)]):
     raise UserError(f"the variant '{those[0]}' wants --unlabeled, a folder of pictures, or --labeled")
   os.environ.setdefault("FAIR_WEIGHTS", str(args.data / "weights"))
@@ -274,6 +320,8 @@ def main() -> None:
     write_few(data, args.data / "pennfudan/PNGImages", args.folds, args.labeled)
   folds = args.only if args.only is not None else range(args.folds)
   checked = Check(open_dataset(data, args.data / "pennfudan/PNGImages"), True).run()
+  if args.zoomed:
+    args.unlabeled = write_zoomed(args.unlabeled, checked, args.output / "zoomed")
   found: dict[str, Rows] = {v: [] for v in args.variants}
   for k in folds:
     for v in args.variants:

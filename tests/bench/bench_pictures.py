@@ -206,7 +206,7 @@ def train(fold: int, variant: str, args: argparse.Namespace) -> Path:
   if (out / out.name / "manifest.json").exists():
     return out
   options = ["--data", args.output / f"train-{fold}.json", "--images", args.data / "pennfudan/PNGImages"]
-  options += ["--size", args.size, "--augment", "plain", *VARIANTS[variant]]
+  options += ["--size", args.size, "--augment", args.augment, *VARIANTS[variant]]
   if variant.endswith(FIRST):
     options += ["--init", train_first(args, variant)]
   elif free(variant):
@@ -291,6 +291,7 @@ def main() -> None:
   p.add_argument("--data", type=Path, required=True)
   p.add_argument("--output", type=Path, required=True)
   p.add_argument("--unlabeled", type=Path)
+  p.add_argument("--augment", default="plain", help="plain, auto, none, or a recipe's file")
   p.add_argument("--zoomed", action="store_true", help="show squares around persons in place of whole pictures")
   p.add_argument("--labeled", type=int, help="pictures of a fold that keep their labels; default: all")
   p.add_argument("--unlabeled-share", type=float, default=0.5, help="of the pictures that a student is shown")

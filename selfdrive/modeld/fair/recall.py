@@ -64,7 +64,7 @@ def free_edges(boxes: np.ndarray, others: np.ndarray, view: tuple[int, int]) -> 
     )
     ends = np.where(cut, others, a)
   far = np.concatenate([np.minimum(ends, a)[..., :2].min(-2), np.maximum(ends, a)[..., 2:].max(-2)], axis=-1)
-  out = ~cut.any(-2)
+  out = np.equal(cut.sum(-2), 0)
   out[..., :2] &= boxes[..., :2] > 1
   out[..., 2:] &= boxes[..., 2:] < np.array([view[1], view[0]]) - 2
   return out, far
@@ -92,7 +92,7 @@ def weigh(boxes: np.ndarray, seen: np.ndarray, free: np.ndarray, far: np.ndarray
   weighs in a fit, 1/pixels^2. An edge that is never free is still no farther than what hides it; what all frames say of
   that is as good as what one says, since it may be the same in all."""
   used, noise = believed(free, seen), box_noise(boxes)[..., None]
-  behind = seen[..., None] & ~free & (far != boxes) & ~used.any(1)[:, None]
+  behind = seen[..., None] & ~free & (far != boxes) & (used.sum(1, keepdims=True) == 0)
   off = np.where(behind, far - boxes, 0)
   bound = behind / (noise + BEHIND[1] * np.abs(off)) ** 2
   bound *= (bound.max(1) / np.maximum(bound.sum(1), 1e-12))[:, None]

@@ -2,8 +2,7 @@
 
 What was seen of a thing for two seconds is fitted, once it is lost, by a box that moves over the road with a constant
 acceleration; the car's own way is taken out. Its prediction knows how vague it is, so that of all that come into sight
-each is told from the others, and from who is new. It is parted by the speed along the road, since how large a thing
-will be seen depends on it far from linearly."""
+each is told from the others, and from who is new."""
 
 import numpy as np
 
@@ -27,23 +26,14 @@ NEW = 4 * np.log(500.0)  # a new thing may be anywhere, and is rare: as if each 
 GATE = 30.0  # squared deviations of the four edges
 LOOKS, ALIKE = 6.0, 0.6  # what an embedding's cosine counts for, and where it speaks neither for nor against
 
-BEHIND = (0.15, 0.2)  # where an edge is that something hides: mean and deviation, of what hides it there
-# the speeds along the road that a prediction is parted by, and the deviation of each part, in deviations of the fit
-SPEEDS, APART = np.array([-2.0, -1.0, 0.0, 1.0, 2.0]), 0.65
-WAYS = 2 * len(SPEEDS)  # straight on, then along the bend
-# what a part loses, of a logarithm, in each frame in which nobody is where it would be in sight: so much of its box in
-# the view, at most so much behind another's; and the least that is left of it
-ABSENT, IN_VIEW, HIDDEN, LEAST_SHARE = 0.5, 0.6, 0.35, -6.0
-
-ROWS = ("boxes", "seen", "known", "since", "state", "cov", "share")  # of Recall, one a track
+ROWS = ("boxes", "seen", "known", "since", "state", "cov")  # of Recall, one a track
 P, V, A = slice(0, 2), slice(2, 4), slice(4, 6)  # of the state: place, speed, acceleration, then width and height
 TIMES = np.array([-0.5, 0.0, 0.5, 0.0]), np.array([0.0, -1.0, 0.0, 0.0])  # of width and height in x0, y0, x1, y1
 
 
-def free_edges(boxes: np.ndarray, others: np.ndarray, view: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def free_edges(boxes: np.ndarray, others: np.ndarray, view: tuple[int, int]) -> np.ndarray:
   """boxes (..., 4), others (..., M, 4) with the same leading axes, nan where there is none -> (..., 4) bool: edges that
-  no nearer box, which is one that reaches lower, and no end of the view may have cut; (..., 4): how far such boxes
-  reach, the edges themselves where there are none."""
+  no nearer box, which is one that reaches lower, and no end of the view may have cut."""
   a = boxes[..., None, :]
   with np.errstate(invalid="ignore"):
     side = others[..., 2:] - others[..., :2]
@@ -53,21 +43,16 @@ def free_edges(boxes: np.ndarray, others: np.ndarray, view: tuple[int, int]) -> 
     nearer = others[..., 3] > a[..., 3]
     low, high = others - slack[..., None], others + slack[..., None]
     tall, wide = nearer & large[..., 1], nearer & large[..., 0]
-    cut = np.stack(
-      [
-        tall & (low[..., 0] < a[..., 0]) & (high[..., 2] > a[..., 0]),
-        wide & (low[..., 1] < a[..., 1]),
-        tall & (low[..., 0] < a[..., 2]) & (high[..., 2] > a[..., 2]),
-        wide & (low[..., 1] < a[..., 3]),
-      ],
-      axis=-1,
-    )
-    ends = np.where(cut, others, a)
-  far = np.concatenate([np.minimum(ends, a)[..., :2].min(-2), np.maximum(ends, a)[..., 2:].max(-2)], axis=-1)
-  out = np.equal(cut.sum(-2), 0)
+    cut = [
+      tall & (low[..., 0] < a[..., 0]) & (high[..., 2] > a[..., 0]),
+      wide & (low[..., 1] < a[..., 1]),
+      tall & (low[..., 0] < a[..., 2]) & (high[..., 2] > a[..., 2]),
+      wide & (low[..., 1] < a[..., 3]),
+    ]
+  out = ~np.stack([c.any(-1) for c in cut], axis=-1)
   out[..., :2] &= boxes[..., :2] > 1
   out[..., 2:] &= boxes[..., 2:] < np.array([view[1], view[0]]) - 2
-  return out, far
+  return out
 
 
 def box_noise(boxes: np.ndarray) -> np.ndarray:
@@ -85,18 +70,6 @@ def believed(free: np.ndarray, seen: np.ndarray) -> np.ndarray:
   neither = ~(often | often[:, pair])
   out = free & (often | neither)[:, None]
   return out | (seen[..., None] & (neither & (count + count[:, pair] == 0))[:, None])
-
-
-def weigh(boxes: np.ndarray, seen: np.ndarray, free: np.ndarray, far: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(B, K, 4) boxes, (B, K) whether there is one, (B, K, 4) of free_edges() -> (B, K, 4) boxes and what each edge
-  weighs in a fit, 1/pixels^2. An edge that is never free is still no farther than what hides it; what all frames say of
-  that is as good as what one says, since it may be the same in all."""
-  used, noise = believed(free, seen), box_noise(boxes)[..., None]
-  behind = seen[..., None] & ~free & (far != boxes) & (used.sum(1, keepdims=True) == 0)
-  off = np.where(behind, far - boxes, 0)
-  bound = behind / (noise + BEHIND[1] * np.abs(off)) ** 2
-  bound *= (bound.max(1) / np.maximum(bound.sum(1), 1e-12))[:, None]
-  return boxes + BEHIND[0] * off, used / noise**2 + bound
 
 
 def project(
@@ -161,20 +134,18 @@ def begin(
 
 def fit(
   boxes: np.ndarray,
-  weight: np.ndarray,
+  free: np.ndarray,
   time: np.ndarray,
   pose: np.ndarray,
   bend: np.ndarray,
   ground: Ground,
   push: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(B, K, 4) boxes, (B, K, 4) what their edges weigh, 1/pixels^2, 0 for those that are not used, (B, K) s before now,
-  poses and curvatures as of project(); push: (B,) curvature of a bend that things are expected to follow -> (B, 8)
-  states at time 0 and (B, 8, 8) their covariances. Gauss-Newton, as least squares with priors; edges far off count
-  less, as Huber's would."""
+  """(B, K, 4) boxes, (B, K, 4) bool which of their edges are believed, (B, K) s before now, poses and curvatures as of
+  project(); push: (B,) curvature of a bend that things are expected to follow -> (B, 8) states at time 0 and (B, 8, 8)
+  their covariances. Gauss-Newton, as least squares with priors; edges far off count less, as Huber's would."""
   n = len(boxes)
-  free = weight > 0
-  weight = weight.reshape(n, -1)
+  weight = (free / box_noise(boxes)[..., None] ** 2).reshape(n, -1)
   state, heading = begin(boxes, free, time, pose, bend, ground), pose[:, -1, 2]
   far = np.hypot(*(state[:, P] - pose[:, -1, :2]).T)
   prior, mean = np.zeros((n, 8, 8)), np.zeros((n, 8))
@@ -198,28 +169,6 @@ def fit(
   return state, np.linalg.inv(information)
 
 
-def log_sum(a: np.ndarray) -> np.ndarray:
-  """Logarithm of the sum of exp(a) over the last axis; of -inf alone -inf."""
-  most = np.maximum(a.max(-1), -1e300)
-  with np.errstate(divide="ignore"):
-    return most + np.log(np.exp(a - most[..., None]).sum(-1))
-
-
-def part(state: np.ndarray, cov: np.ndarray, heading: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Of fit(), (B,) the road's heading -> (B, K, 8) states and (B, K, 8, 8) covariances, parted by the speed along the
-  road, (B, K) logarithm of each part's share."""
-  way = np.zeros((len(state), 8))
-  way[:, 2], way[:, 3] = np.cos(heading), np.sin(heading)
-  with_speed = (cov @ way[..., None])[..., 0]
-  std = np.sqrt((with_speed * way).sum(1))
-  gain = with_speed / (std * std)[:, None]
-  states = state[:, None] + gain[:, None] * (SPEEDS * std[:, None])[..., None]
-  less = cov - (1 - APART**2) * with_speed[:, :, None] * gain[:, None]
-  share = -0.5 * SPEEDS**2
-  share = np.broadcast_to(share - log_sum(share), (len(state), len(SPEEDS)))
-  return states, np.broadcast_to(less[:, None], (*states.shape, 8)), share
-
-
 class Recall:
   """The last KEPT frames of every track, in step with the tracker's rows, and a fit of those that are lost."""
 
@@ -235,8 +184,7 @@ class Recall:
     self.others = np.full((KEPT, self.most, 4), np.nan, np.float32)
     self.boxes, self.seen = np.zeros((0, KEPT, 4), np.float32), np.zeros((0, KEPT), bool)
     self.known, self.since = np.zeros(0, bool), np.zeros(0, np.int64)  # whether it is fitted, at which frame
-    self.state, self.cov = np.zeros((0, WAYS, 8)), np.zeros((0, WAYS, 8, 8))
-    self.share = np.zeros((0, WAYS))  # of each part, a logarithm
+    self.state, self.cov = np.zeros((0, 2, 8)), np.zeros((0, 2, 8, 8))
 
   def select(self, at: np.ndarray) -> None:
     for name in ROWS:
@@ -289,62 +237,44 @@ class Recall:
     boxes = np.where(seen[..., None], boxes, newest[:, None])
     most = int((self.others[..., 0] == self.others[..., 0]).sum(1).max())
     others = np.broadcast_to(self.others[order, :most], (len(rows), KEPT, most, 4))
-    free, far = free_edges(boxes, others, self.view)
-    boxes, weight = weigh(boxes, seen, free & seen[..., None], far)
+    free = believed(free_edges(boxes, others, self.view) & seen[..., None], seen)
     # both ways at once: straight on, then along the bend
     n, time = len(rows), (np.arange(KEPT) - KEPT + 1) * DT
     pose, bend = self.poses[order].swapaxes(0, 1).repeat(n, 0), self.bends[order].T.repeat(n, 0)
     state, cov = fit(
       np.concatenate([boxes, boxes]),
-      np.concatenate([weight, weight]),
+      np.concatenate([free, free]),
       np.broadcast_to(time, bend.shape),
       pose,
       bend,
       ground,
       np.array([self.curvature, 0.0]).repeat(n),
     )
-    parts = part(state, cov, pose[:, -1, 2])
-    for a, of_way in zip((self.state, self.cov, self.share), parts, strict=True):
-      halves = of_way.reshape(2, n, len(SPEEDS), *of_way.shape[2:])
-      a[rows] = np.concatenate([*halves], axis=1)
-    self.share[rows] -= np.log(2)
+    self.state[rows], self.cov[rows] = state.reshape(2, n, 8).swapaxes(0, 1), cov.reshape(2, n, 8, 8).swapaxes(0, 1)
     self.known[rows], self.since[rows] = True, self.frame
 
   def expect(self, ground: Ground) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """-> rows of the tracks that are fitted, (L, WAYS, 4) their boxes in this frame, (L, WAYS, 4, 4) covariance of the
-    edges."""
+    """-> rows of the tracks that are fitted, (L, 2, 4) their boxes in this frame by either way, (L, 2, 4, 4) covariance
+    of the edges."""
     rows = self.known.nonzero()[0]
-    n, t, k = len(rows), ((self.frame - self.since[rows]) * DT).repeat(WAYS), len(SPEEDS)
-    pose, bend = np.tile(self.poses[self.slot].repeat(k, 0), (n, 1)), np.tile(self.bends[self.slot].repeat(k), n)
-    edges, j = project(self.state[rows].reshape(n * WAYS, 8), t[:, None], pose[:, None], bend[:, None], ground)
-    cov = self.cov[rows].reshape(n * WAYS, 8, 8).copy()
+    n, t = len(rows), ((self.frame - self.since[rows]) * DT).repeat(2)
+    pose, bend = np.tile(self.poses[self.slot], (n, 1)), np.tile(self.bends[self.slot], n)
+    edges, j = project(self.state[rows].reshape(2 * n, 8), t[:, None], pose[:, None], bend[:, None], ground)
+    cov = self.cov[rows].reshape(2 * n, 8, 8).copy()
     cov[:, P, P] += along(pose[:, 2], UNSEEN) * ((t * t / 2) ** 2)[:, None, None]
     out = j[:, 0] @ cov @ j[:, 0].swapaxes(1, 2)
-    return rows, edges[:, 0].reshape(n, WAYS, 4), out.reshape(n, WAYS, 4, 4)
-
-  def doubt(self, rows: np.ndarray, edges: np.ndarray, every: np.ndarray) -> None:
-    """rows, edges: of expect(); every: (M, 4) all boxes of the frame, none of which is one of these things: the parts
-    that would be in sight are believed less."""
-    area = np.maximum(np.prod(edges[..., 2:] - edges[..., :2], axis=-1), 1)
-    view = np.array([[0, 0, self.view[1] - 1, self.view[0] - 1]])
-    shared = [
-      np.maximum(np.minimum(edges[..., None, 2:], b[:, 2:]) - np.maximum(edges[..., None, :2], b[:, :2]), 0).prod(-1)
-      for b in (view, every)
-    ]
-    inside, cover = (s.max(-1, initial=0) / area for s in shared)
-    share = self.share[rows] - ABSENT * ((inside > IN_VIEW) & (cover < HIDDEN))
-    self.share[rows] = np.maximum(share - log_sum(share)[:, None], LEAST_SHARE)
+    return rows, edges[:, 0].reshape(n, 2, 4), out.reshape(n, 2, 4, 4)
 
   def likelihood(
-    self, rows: np.ndarray, edges: np.ndarray, cov: np.ndarray, boxes: np.ndarray, every: np.ndarray
+    self, edges: np.ndarray, cov: np.ndarray, boxes: np.ndarray, every: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Of expect(), (C, 4) boxes, of `every` one of the frame -> (L, C) log of how much likelier it is that they are
+    """Of expect(), and (C, 4) boxes, of `every` one of the frame -> (L, C) log of how much likelier it is that they are
     the same than that the box is new, -inf where they cannot be; (C,) whether nothing covers the box."""
-    free, _ = free_edges(boxes, np.broadcast_to(every, (len(boxes), *every.shape)), self.view)
+    free = free_edges(boxes, np.broadcast_to(every, (len(boxes), *every.shape)), self.view)
     size = np.sqrt(np.maximum((edges[..., 2] - edges[..., 0]) * (edges[..., 3] - edges[..., 1]), 1))
     variance = (box_noise(boxes) ** 2)[:, None] + np.where(free, 0, (COVERED * size[..., None, None]) ** 2)
     spread = cov[:, :, None] + variance[..., None] * np.eye(4)  # (L, 2, C, 4, 4)
     off = boxes - edges[:, :, None]
     d2 = (off * np.linalg.solve(spread, off[..., None])[..., 0]).sum(-1)
     likely = np.where(d2 < GATE, -(d2 + np.linalg.slogdet(2 * np.pi * spread)[1]) / 2, -np.inf)
-    return NEW + log_sum((likely + self.share[rows][..., None]).swapaxes(1, 2)), np.asarray(free.all(1))
+    return NEW + likely.max(1), np.asarray(free.all(1))

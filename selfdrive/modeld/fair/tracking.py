@@ -8,16 +8,14 @@ from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import Ground
 from openpilot.selfdrive.modeld.fair.heads.objects import MAX_OBJECTS, Detections, intersection
 from openpilot.selfdrive.modeld.fair.locate import EDGE_STD, PIXEL_STD, locate
-from openpilot.selfdrive.modeld.fair.recall import ALIKE, DT, LOOKS, WAYS, Recall
+from openpilot.selfdrive.modeld.fair.recall import ALIKE, DT, LOOKS, Recall
 from openpilot.selfdrive.modeld.fair.tracked import TRACK_FIELDS, Tracked, pack
 
 MAX_LOST = 40  # frames without a detection for which a track is told: 2 s
 REMEMBERED = 60  # frames after which it is forgotten
 # frames for which it is open who came into sight, where it may be who went out of it: the latter is told meanwhile
 UNDECIDED = 6
-# detections after which who comes into sight is decided, which a false alarm seldom has; and the log-likelihood over
-# the next best that decides it early: with as many, and with fewer
-FIRM, SURE, CERTAIN = 3, 6.0, 9.0
+SURE = 6.0  # of a log-likelihood over the next best: who comes into sight uncovered is known at once
 OLD_SHARE = 0.6  # of what the frames before said in what is said of a pair
 NEVER = -20.0  # log-likelihood of a pair that cannot be
 LOST_FROM = 3  # frames unseen, from which on it is looked for by its way on the road
@@ -212,7 +210,6 @@ class Tracker:
       cover = np.minimum(share[np.arange(len(share)), front] / np.maximum(area, 1), 1)
       seen = self._uncover(seen, boxes[i], d.boxes[front[i]], cover[i])
     self._correct(i, seen, cover[i])
-    self.recall.doubt(away, edges, self._there(d))
     self.recall.see(i, d.boxes[j], d.boxes)
     self.lost = np.where(found >= 0, 0, self.lost + dt)
     self.hits[i] += 1
@@ -225,9 +222,8 @@ class Tracker:
       self.recall.lose(lost.nonzero()[0], ground)
     # leave: unseen too long, seen once and weakly, or gone out of the view
     inside = (boxes[:, 2] > 0) & (boxes[:, 3] > 0) & (boxes[:, 0] < self.view[1] - 1) & (boxes[:, 1] < self.view[0] - 1)
-    most = np.where((self.ids < 0) & (self.hits < 2), UNDECIDED, REMEMBERED)
     stay = (self.lost == 0) | (
-      (self.lost <= most) & ((self.hits > 1) | (self.scores >= PROBABLE)) & (inside | self.recall.known)
+      (self.lost <= REMEMBERED) & ((self.hits > 1) | (self.scores >= PROBABLE)) & (inside | self.recall.known)
     )
     unknown = np.ones(len(d.boxes), bool)
     unknown[j] = False
@@ -255,31 +251,27 @@ class Tracker:
   def _away(self, ground: Ground) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of recall.expect(); what is out of sight is put where it should be by now."""
     if not self.recall.known.any():
-      return np.zeros(0, np.intp), np.zeros((0, WAYS, 4)), np.zeros((0, WAYS, 4, 4))
+      return np.zeros(0, np.intp), np.zeros((0, 2, 4)), np.zeros((0, 2, 4, 4))
     away, edges, vague = self.recall.expect(ground)
     most = 2.0 * max(self.view)
-    share = np.exp(self.recall.share[away])
-    share /= share.sum(1, keepdims=True)
-    mean = (share[:, None] @ np.clip(edges, -most, most))[:, 0] @ FROM_BOX
+    mean = np.clip(edges, -most, most).mean(1) @ FROM_BOX
     mean[:, 2:] = np.maximum(mean[:, 2:], 4)
     self.mean[away] = mean
     return away, edges, vague
-
-  def _there(self, d: Detections) -> np.ndarray:
-    """(M, 4) boxes of all that may hide others: what the detector overlooks does it all the same."""
-    return np.concatenate([d.boxes, self.boxes[(self.lost > 0) & (self.lost < LOST_FROM)]])
 
   def _likely(
     self, away: np.ndarray, edges: np.ndarray, vague: np.ndarray, d: Detections, looks: np.ndarray, of: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
     """(L, C) log-likelihood that who is away is detection `of` (C,), and (C,) whether that is in sight whole."""
-    value, whole = self.recall.likelihood(away, edges, vague, d.boxes[of].astype(np.float64), self._there(d))
+    # what the detector overlooks hides others all the same
+    missed = self.boxes[(self.lost > 0) & (self.lost < LOST_FROM)]
+    every = np.concatenate([d.boxes, missed])
+    value, whole = self.recall.likelihood(edges, vague, d.boxes[of].astype(np.float64), every)
     value[self.votes[away].argmax(1)[:, None] != d.class_ids[of]] = -np.inf
     if self.embed is not None and d.embed is not None:
       both = self.has_embed[away][:, None] & looks[of]
       cosine = self.embed[away] @ d.embed[of].T
-      unlike = (cosine < MIN_COSINE) & whole  # half hidden, it looks like its occluder
-      value += np.where(both, np.where(unlike, -np.inf, LOOKS * (cosine - ALIKE)), 0)
+      value += np.where(both, np.where(cosine > MIN_COSINE, LOOKS * (cosine - ALIKE), -np.inf), 0)
     return np.maximum(value, NEVER), whole
 
   def _decide(
@@ -314,13 +306,12 @@ class Tracker:
         k: v for row, values in zip(keys, value.tolist(), strict=True) for k, v in zip(row, values, strict=True)
       }
     a, b = assign(value)
-    firm = self.hits[young] >= FIRM
-    age = frame_id - self.born[young]
-    due = (age >= np.where(firm, UNDECIDED, 2 * UNDECIDED)) | ~(value > 0).any(0)
+    due = (frame_id - self.born[young] >= UNDECIDED) | ~(value > 0).any(0)
     rest = value.copy()
     rest[a, b] = 0
     alone = rest[a].max(1, initial=0), rest[:, b].max(0, initial=0)
-    due[b] |= value[a, b] - np.maximum(*alone) > np.where(firm[b], SURE, CERTAIN)
+    again = self.hits[young[b]] > 1
+    due[b] |= (whole[b] | again) & (value[a, b] - np.maximum(*alone) > SURE)
     for row, column in zip(away[a[due[b]]].tolist(), young[b[due[b]]].tolist(), strict=True):
       self.hits[column] += self.hits[row]
       for name in self.tracks:

@@ -10,7 +10,7 @@ from openpilot.selfdrive.modeld.fair.assignment import assign, hungarian
 from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.objects import Detections, box_iou, intersection
-from openpilot.selfdrive.modeld.fair.locate import DEPTH_STD, locate
+from openpilot.selfdrive.modeld.fair.locate import DEPTH_GROWTH, DEPTH_STD, locate
 from openpilot.selfdrive.modeld.fair.tracked import merge
 from openpilot.selfdrive.modeld.fair.tracking import (
   FROM_BOX,
@@ -321,7 +321,7 @@ def test_position_on_the_road():
   assert 20 < both[0, 0] < 22 and both_std[0, 0] < std[0, 0] and shown[0] == 22
   vague = locate(b, one, yes, GROUND, Depth(z, True, 3.0, 0.3), VIEW)[0]  # meters by a scale that is known to 30 %
   assert 20 < vague[0, 0] < both[0, 0]
-  w0, w1 = std[0, 0] ** -2.0, (DEPTH_STD * 22.0) ** -2.0
+  w0, w1 = std[0, 0] ** -2.0, (np.hypot(DEPTH_STD, DEPTH_GROWTH * 22.0) * 22.0) ** -2.0
   assert both[0, 0] == pytest.approx((20 * w0 + 22 * w1) / (w0 + w1), rel=1e-4) and both[0, 1] / both[
     0, 0
   ] == pytest.approx(0.1, rel=1e-4)

@@ -6,8 +6,8 @@ from openpilot.selfdrive.modeld.fair.heads.depth import Depth
 from openpilot.selfdrive.modeld.fair.heads.ground import FAR, HEIGHT_STD, PITCH_STD, Ground
 
 PIXEL_STD, EDGE_STD = 2.0, 0.03  # of a box's lower edge: pixels, and share of its height
-# of a depth map, as a share of the depth: near, and what each meter adds. On real streets cars at 40 m come out a quarter
-# too near, those at 10 m are right to a tenth; and such an error stays from frame to frame (docs/measured.md)
+# of a depth map, as a share of the depth: near, and what each meter adds. On real streets cars at 40 m come out a
+# quarter too near, those at 10 m are right to a tenth; and such an error stays from frame to frame (docs/measured.md)
 DEPTH_STD, DEPTH_GROWTH = 0.1, 0.02
 MIDDLE = np.array([0.35, 0.45, 0.55, 0.65], np.float32)  # where in a box its depth is sampled, across and down
 

@@ -44,7 +44,8 @@ from openpilot.tools.lib.route import Segment
 from openpilot.tools.sim.render import CLASSES
 
 CAMVID = {"ROAD": 3, "UNKNOWN": 11}
-CAMVID_HORIZON = 178 / 360  # of the height
+# of the height, by the vanishing point of lines on the road: the drive at dusk is cropped otherwise, or its camera looks up
+CAMVID_HORIZON = {"0001TP": 234 / 360, "0016E5": 178 / 360}
 FAR = 80.0  # m
 # m: of KITTI's camera, and the mean of the simulator's, from which students in meters learned
 KITTI_HEIGHT, TAUGHT_HEIGHT = 1.65, 1.275
@@ -222,7 +223,7 @@ def judge_camvid(runners: dict[str, Runner], teachers: Teachers, data: Path, eve
       rgb = np.ascontiguousarray(bgr[..., ::-1])
       h, w = rgb.shape[:2]
       k = pinhole(FOCAL_OF_WIDTH * w, w, h)
-      view = view_of(w, h, k, mounting_of((w / 2, CAMVID_HORIZON * h), k))
+      view = view_of(w, h, k, mounting_of((w / 2, CAMVID_HORIZON[drive] * h), k))
       frame, valid = frame_of(rgb, view)
       at = PictureWarp(view, "medmodel", w, h).maps((h, w), (64, 128))
       true = cv2.remap(truth, *at, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=255)

@@ -44,7 +44,7 @@ from openpilot.tools.lib.route import Segment
 from openpilot.tools.sim.render import CLASSES
 
 CAMVID = {"ROAD": 3, "UNKNOWN": 11}
-# of the height, by the vanishing point of lines on the road: the drive at dusk is cropped otherwise, or its camera looks up
+# of the height, by the vanishing point of the lines on the road; at dusk the camera was mounted otherwise
 CAMVID_HORIZON = {"0001TP": 234 / 360, "0016E5": 178 / 360}
 FAR = 80.0  # m
 # m: of KITTI's camera, and the mean of the simulator's, from which students in meters learned

@@ -90,12 +90,13 @@ def test_two_and_four_processes_have_the_losses_of_one(adapt, tmp_path, network)
     assert r.stdout.count("\nbesides") == r.stdout.count(": next, ") == 1
     found[processes] = losses_of(out)
   want = found[1]
-  moved = {n: [parts.pop("keep") for parts in losses.values()] for n, losses in found.items()}
+  moved = {n: [parts.pop("keep") for parts in losses.values() if "keep" in parts] for n, losses in found.items()}
   assert list(want) == [1, 2] and {"features/features", "depth/silog"} <= set(want[1])
-  assert ("path" in want[1]) == (network == "driving")
+  assert ("path" in want[1]) == (len(moved[1]) == 2) == (network == "driving")  # a student's outputs may move
   for processes in (2, 4):
     assert_alike(found[processes], want, 2e-3)
-    assert moved[processes][0] < 1e-5 and moved[processes][1] == pytest.approx(moved[1][1], rel=0.5)
+    if network == "driving":
+      assert moved[processes][0] < 1e-5 and moved[processes][1] == pytest.approx(moved[1][1], rel=0.5)
 
 
 def test_the_first_is_killed_and_another_number_goes_on(adapt, tmp_path):

@@ -41,6 +41,9 @@ else:
   model = model.module
 if world == 1 or rank == 0:
   torch.save({**{k: p.grad for k, p in model.named_parameters()}, **dict(model.named_buffers())}, sys.argv[3])
+if world > 1:
+  dist.barrier()
+  dist.destroy_process_group()  # else its threads may be running when Python ends, which aborts
 """
 
 

@@ -27,6 +27,7 @@ from openpilot.tools.lib.errors import cli
 out = Path(sys.argv[sys.argv.index("--output") + 1])
 kill = os.environ.get("KILL", "").split(",")  # rank, step
 def losses(self, batch, real=Run.losses):
+  out.mkdir(parents=True, exist_ok=True)  # the first process may not have come to it
   with open(out / f"seen-{os.getpid()}.jsonl", "a") as f:
     f.write(json.dumps([self.step, batch[0]["clips"]]) + "\\n")
   parts = real(self, batch)

@@ -81,6 +81,14 @@ def world_size() -> int:
   return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def check_share(size: int, processes: int) -> None:
+  """Raises UserError where a step of `size` clips has none for some process."""
+  if size < processes:
+    raise UserError(
+      f"--batch-size {size} is fewer clips than there are processes ({processes}); raise it, or start fewer"
+    )
+
+
 @contextlib.contextmanager
 def one_run() -> Iterator[None]:
   """Around a command that several processes run as one: the first alone prints. What is raised passes; where another

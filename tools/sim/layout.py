@@ -218,31 +218,31 @@ class Layout:
         VEHICLE, float(s0), float(v), float(d), sway, (size[0] * k, size[1] * k, size[2] * k), color(), shape, 0.0
       )
 
-    full = close if self.surroundings == "queue" else None
-    if full is not None:
+    if close is not None and self.surroundings == "queue":
       for lane in range(-self.n_oncoming, self.n_same):
         own, d = lane == self.ego_lane, (lane + 0.5) * w
-        first, end = (full.uniform(*queue.FIRST), AHEAD) if own else (0.0, window)
-        v = self.speed if own else (1 if lane >= 0 else -1) * float(self.speed + full.uniform(-1, 1))
-        actors += [vehicle(s0, v, d, 0.1, shape) for s0, shape in queue.queued(full, first, end)]
-    for lane in range(self.n_same if full is None else 0):
-      rel = 0.0 if lane == self.ego_lane else float(r.uniform(-5, 6))
-      gap = r.uniform(25, 110)
-      s0 = r.uniform(12, 55) if lane == self.ego_lane else r.uniform(0, 40)
-      while s0 < window - BEHIND - 15:
-        actors.append(vehicle(s0, self.speed + rel, (lane + 0.5) * w))
-        s0 += 14 + r.exponential(gap)
-    for lane in range(self.n_oncoming if full is None else 0):
-      v, s0, gap = -float(r.uniform(0.7, 1.1) * self.speed), r.uniform(0, 60), r.uniform(20, 90)
-      while s0 < window - 15:
-        actors.append(vehicle(s0, v, -(lane + 0.5) * w))
-        s0 += 14 + r.exponential(gap)
+        first, end = (close.uniform(*queue.FIRST), AHEAD) if own else (0.0, window)
+        v = self.speed if own else (1 if lane >= 0 else -1) * float(self.speed + close.uniform(-1, 1))
+        actors += [vehicle(s0, v, d, 0.1, shape) for s0, shape in queue.queued(close, first, end)]
+    else:
+      for lane in range(self.n_same):
+        rel = 0.0 if lane == self.ego_lane else float(r.uniform(-5, 6))
+        gap = r.uniform(25, 110)
+        s0 = r.uniform(12, 55) if lane == self.ego_lane else r.uniform(0, 40)
+        while s0 < window - BEHIND - 15:
+          actors.append(vehicle(s0, self.speed + rel, (lane + 0.5) * w))
+          s0 += 14 + r.exponential(gap)
+      for lane in range(self.n_oncoming):
+        v, s0, gap = -float(r.uniform(0.7, 1.1) * self.speed), r.uniform(0, 60), r.uniform(20, 90)
+        while s0 < window - 15:
+          actors.append(vehicle(s0, v, -(lane + 0.5) * w))
+          s0 += 14 + r.exponential(gap)
     if self.shoulder > 2 and self.city:
       s0 = r.uniform(0, 30)
       while s0 < window - 10:
         actors.append(vehicle(s0, 0.0, self.d_right + 1.1, 0.0))
         s0 += 6.5 + r.exponential(12)
-    if close is not None and full is None:
+    if close is not None and self.surroundings == "narrow":
       room = window if self.shoulder > 2 else 0.0
       actors += [vehicle(s0, 0.0, self.d_left - 1.1, 0.0) for s0 in parked(close, room)]
     for _ in range(int(r.integers(3, 22)) if self.city else int(r.integers(0, 3))):

@@ -27,7 +27,6 @@ def main():
     run.load(load_checkpoint(out / LAST))
   real, losses, report = DrivingClips.__getitem__, run.losses, run.report
   def read(self, i):
-    out.mkdir(parents=True, exist_ok=True)
     with open(out / f"seen-{os.getpid()}.jsonl", "a") as f:
       f.write(json.dumps([run.step, int(i)]) + "\\n")
     return real(self, i)

@@ -29,7 +29,6 @@ def main():
     run.load(load_checkpoint(out / "last.pt"))
   rank, real = run.accelerator.process_index, run.losses
   def losses(batch):
-    out.mkdir(parents=True, exist_ok=True)
     with open(out / f"seen-{os.getpid()}.jsonl", "a") as f:
       f.write(json.dumps([run.step, batch["clips"]]) + "\\n")
     parts = real(batch)

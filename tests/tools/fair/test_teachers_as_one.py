@@ -33,7 +33,6 @@ def begun(self, *words, real=TeacherLoop.__init__, **more):
 TeacherLoop.__init__ = begun
 def batches(self, real=TeacherLoop.batches):
   for rows in real(self):
-    out.mkdir(parents=True, exist_ok=True)
     with open(out / f"seen-{os.getpid()}.jsonl", "a") as f:
       f.write(json.dumps([self.step, [i for piece, _ in self.pieces(rows) for i in self.mine(piece)]]) + "\\n")
     yield rows

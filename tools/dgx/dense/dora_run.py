@@ -30,7 +30,7 @@ from openpilot.tools.learn.adapters.files import base_hash, save_adapter
 from openpilot.tools.learn.checkpoint import same_run, to_device
 from openpilot.tools.learn.loop import Loop
 from openpilot.tools.learn.one_batch import norms_of_all
-from openpilot.tools.learn.processes import gathered_objects, make_accelerator
+from openpilot.tools.learn.processes import check_share, gathered_objects, make_accelerator
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import atomic_path
 
@@ -74,11 +74,7 @@ class Run(Loop):
     )
     self.device = self.accelerator.device
     self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-    if settings.batch_size < self.world:
-      raise UserError(
-        f"--batch-size {settings.batch_size} is fewer clips than there are processes ({self.world}); raise it, or "
-        "start fewer"
-      )
+    check_share(settings.batch_size, self.world)
     torch.manual_seed(settings.seed)
     self.is_driving = source.is_file()
     self.BEST = BEST if self.is_driving else "best.pt"

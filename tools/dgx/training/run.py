@@ -23,7 +23,7 @@ from openpilot.tools.learn.adapters.apply import apply_dora, check_rank
 from openpilot.tools.learn.adapters.files import save_adapter
 from openpilot.tools.learn.checkpoint import same_run, to_device
 from openpilot.tools.learn.loop import Loop
-from openpilot.tools.learn.processes import make_accelerator
+from openpilot.tools.learn.processes import check_share, make_accelerator
 from openpilot.tools.lib.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,11 +90,7 @@ class Run(Loop):
     self.config, self.base, self.teacher = config, base, teacher
     self.train, self.val, self.workers = train, val, workers
     self.rank, self.world = accelerator.process_index, accelerator.num_processes
-    if config.batch_size < self.world:
-      raise UserError(
-        f"--batch-size {config.batch_size} is fewer clips than there are processes ({self.world}); raise it, or start "
-        "fewer"
-      )
+    check_share(config.batch_size, self.world)
     self.steps_per_epoch = len(self.order(0))
     super().__init__(
       out,

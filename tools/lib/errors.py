@@ -1,5 +1,6 @@
 """Bad input, or a machine that lacks what is needed: one clear line, exit code 2."""
 
+import atexit
 import contextlib
 import errno
 import functools
@@ -9,6 +10,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 BROKEN_PIPE = 141  # as a program that SIGPIPE ends
 
@@ -142,8 +144,7 @@ def cli(main: Callable[..., int | None], extra: tuple[type[Exception], ...] = ()
   (`| head`) ends it silently. FAIR_TRACEBACK=1 shows where an error came from."""
   wrong: tuple[type[Exception], ...] = (UserError, *extra)
 
-  @functools.wraps(main)
-  def wrapped(*args, **kwargs) -> int:
+  def run(*args, **kwargs) -> int:
     try:
       try:
         load_plugins()
@@ -165,7 +166,30 @@ def cli(main: Callable[..., int | None], extra: tuple[type[Exception], ...] = ()
       _unread()
       return _say(said)
 
+  @functools.wraps(main)
+  def wrapped(*args, **kwargs) -> int:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+      return run(*args, **kwargs)
+    try:
+      code = run(*args, **kwargs)
+    except SystemExit as e:
+      if not isinstance(e.code, int):
+        raise
+      code = e.code
+    _leave(code)
+
   return wrapped
+
+
+def _leave(code: int) -> NoReturn:
+  """Ends one of several processes that torchrun started, as Python does, but without taking Python apart: a thread of
+  torch's may still drop its last work, which then aborts (pytorch issue 190489), and torchrun takes the run for failed
+  and ends the others."""
+  atexit._run_exitfuncs()
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError):
+      stream.flush()
+  os._exit(code)
 
 
 def _say(what: str) -> int:

@@ -13,21 +13,24 @@ from pathlib import Path
 from openpilot.tools.dgx.training.config import Config
 from openpilot.tools.dgx.training.shards import read_dataset, split
 from openpilot.tools.dgx.training.train import Run
+from openpilot.tools.lib.errors import cli
 data, base, out = map(Path, sys.argv[1:])
-config = Config(epochs=3, batch_size=2, clip=2, lr=1e-3, val_share=0.5, dora_rank=4)
-train, val, _ = split(read_dataset(data)[1], config.clip, None, config.val_share)
-run = Run(config, base, None, None, train, val, out)
-assert run.accelerator.num_processes == 2
-real = run.step_on
-def step_on(batch):
-  if run.step == 1 and run.accelerator.process_index == 1:
-    os.kill(os.getpid(), getattr(signal, os.environ["HOW"]))
-  return real(batch)
-run.step_on = step_on
-try:
-  run.fit()
-except KeyboardInterrupt:
-  (out / f"stopped{run.accelerator.process_index}").write_text(str(run.step))
+def main():
+  config = Config(epochs=3, batch_size=2, clip=2, lr=1e-3, val_share=0.5, dora_rank=4)
+  train, val, _ = split(read_dataset(data)[1], config.clip, None, config.val_share)
+  run = Run(config, base, None, None, train, val, out)
+  assert run.accelerator.num_processes == 2
+  real = run.step_on
+  def step_on(batch):
+    if run.step == 1 and run.accelerator.process_index == 1:
+      os.kill(os.getpid(), getattr(signal, os.environ["HOW"]))
+    return real(batch)
+  run.step_on = step_on
+  try:
+    run.fit()
+  except KeyboardInterrupt:
+    (out / f"stopped{run.accelerator.process_index}").write_text(str(run.step))
+raise SystemExit(cli(main)())
 """
 
 

@@ -21,22 +21,25 @@ import torch
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.config import Config, Stage
 from openpilot.tools.fair.distillation.trainer import Run
+from openpilot.tools.lib.errors import cli
 root, out = map(Path, sys.argv[1:])
-stages = [Stage(6, tasks=["depth"], freeze=["backbone"]), Stage(2)]
-config = Config("unified-nano", ["depth", "segmentation"], steps=8, batch=2, clip=1, warmup=2, eval_every=4,
-                stages=stages, learned_weights=True)
-train = Clips(root, config.tasks, 1)
-run = Run(config, train, train, out, "labels", workers=0)
-skipped, real = [], type(run.distiller).forward
-def forward(self, batch, tasks=()):
-  parts = real(self, batch, tasks)
-  skipped.append(len(parts) == 1)
-  return parts
-type(run.distiller).forward = forward
-run.fit()
-assert run.accelerator.num_processes == 2
-found = {"parameters": dict(run.distiller.named_parameters()), "losses": torch.from_numpy(run.clip_losses)}
-torch.save({**found, "order": run.order, "skipped": skipped}, out / f"rank{run.accelerator.process_index}.pt")
+def main():
+  stages = [Stage(6, tasks=["depth"], freeze=["backbone"]), Stage(2)]
+  config = Config("unified-nano", ["depth", "segmentation"], steps=8, batch=2, clip=1, warmup=2, eval_every=4,
+                  stages=stages, learned_weights=True)
+  train = Clips(root, config.tasks, 1)
+  run = Run(config, train, train, out, "labels", workers=0)
+  skipped, real = [], type(run.distiller).forward
+  def forward(self, batch, tasks=()):
+    parts = real(self, batch, tasks)
+    skipped.append(len(parts) == 1)
+    return parts
+  type(run.distiller).forward = forward
+  run.fit()
+  assert run.accelerator.num_processes == 2
+  found = {"parameters": dict(run.distiller.named_parameters()), "losses": torch.from_numpy(run.clip_losses)}
+  torch.save({**found, "order": run.order, "skipped": skipped}, out / f"rank{run.accelerator.process_index}.pt")
+raise SystemExit(cli(main)())
 """
 
 

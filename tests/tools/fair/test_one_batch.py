@@ -16,6 +16,7 @@ import sys
 import torch
 import torch.distributed as dist
 from openpilot.tools.learn.one_batch import gathered_outputs, norms_of_all
+from openpilot.tools.lib.errors import cli
 x, world = torch.load(sys.argv[1]), int(sys.argv[2])
 def net():
   torch.manual_seed(0)
@@ -25,25 +26,25 @@ def loss(out):  # no mean over examples
   return (out["a"] ** 2).sum().sqrt() + out["b"][0].std()
 def outputs(y):
   return {"a": y, "b": [y.reshape(-1, 2, *y.shape[1:]).mean((1, 2, 3, 4))]}  # of frames, of clips of two
-model = net()
-if world == 1:
-  loss(outputs(model(x))).backward()
-else:
-  dist.init_process_group("gloo")
-  rank = dist.get_rank()
-  clips = [list(range(k, 5, world)) for k in range(world)]  # uneven shares
-  model = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
-  with norms_of_all():
-    own = model(x.reshape(5, 2, *x.shape[1:])[clips[rank]].flatten(0, 1))
-  whole = gathered_outputs(outputs(own), [2 * len(c) for c in clips], [len(c) for c in clips])
-  assert len(whole["a"]) == 10 and len(whole["b"][0]) == 5
-  loss(whole).backward()
-  model = model.module
-if world == 1 or rank == 0:
-  torch.save({**{k: p.grad for k, p in model.named_parameters()}, **dict(model.named_buffers())}, sys.argv[3])
-if world > 1:
-  dist.barrier()
-  dist.destroy_process_group()  # else its threads may be running when Python ends, which aborts
+def main():
+  model, rank = net(), 0
+  if world == 1:
+    loss(outputs(model(x))).backward()
+  else:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    clips = [list(range(k, 5, world)) for k in range(world)]  # uneven shares
+    model = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+    with norms_of_all():
+      own = model(x.reshape(5, 2, *x.shape[1:])[clips[rank]].flatten(0, 1))
+    whole = gathered_outputs(outputs(own), [2 * len(c) for c in clips], [len(c) for c in clips])
+    assert len(whole["a"]) == 10 and len(whole["b"][0]) == 5
+    loss(whole).backward()
+    model = model.module
+    dist.barrier()
+  if rank == 0:
+    torch.save({**{k: p.grad for k, p in model.named_parameters()}, **dict(model.named_buffers())}, sys.argv[3])
+raise SystemExit(cli(main)())
 """
 
 

@@ -138,3 +138,27 @@ def test_other_systems_are_told_in_one_line(capsys, monkeypatch):
   code = "import sys; sys.platform = 'win32'; import openpilot"
   r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
   assert r.returncode == 1 and "WSL" in r.stderr and r.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("end, code", [("return 0", 0), ("raise UserError('none')", 2), ("raise SystemExit(3)", 3)])
+def test_one_of_several_processes_is_not_taken_apart(end, code):
+  """What is alive when Python ends is not destroyed, since torch's threads may be at work on it; atexit is heard."""
+  script = f"""
+import atexit
+from openpilot.tools.lib.errors import UserError, cli
+class Alive:
+  def __del__(self):
+    print("destroyed")
+alive = Alive()
+atexit.register(print, "at exit")
+def main():
+  print("done")
+  {end}
+raise SystemExit(cli(main)())
+"""
+  for world, last in (("1", "destroyed\n"), ("2", "")):
+    r = subprocess.run(
+      [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env={**os.environ, "WORLD_SIZE": world}
+    )
+    assert (r.returncode, r.stdout) == (code, "done\nat exit\n" + last), r.stderr
+    assert r.stderr == ("error: none\n" if code == 2 else "")

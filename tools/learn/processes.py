@@ -5,12 +5,13 @@ import contextlib
 import importlib.util
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.errors import UserError, warnings_by
 
 if TYPE_CHECKING:
   from accelerate import Accelerator
@@ -91,9 +92,13 @@ def check_share(size: int, processes: int) -> None:
 
 @contextlib.contextmanager
 def one_run() -> Iterator[None]:
-  """Around a command that several processes run as one: the first alone prints. What is raised passes; where another
-  process is gone, before there is a loop that saves, that is a UserError of one of them."""
+  """Around a command that several processes run as one: the first alone prints, and a warning is said by whoever comes
+  to it first. What is raised passes; where another process is gone, before there is a loop that saves, that is a
+  UserError of one of them."""
   with contextlib.ExitStack() as quiet:
+    if world_size() > 1:
+      stderr = sys.stderr
+      quiet.enter_context(warnings_by(lambda line: first_to_ask(line) and print(line, file=stderr)))
     if not is_first():
       nowhere = quiet.enter_context(open(os.devnull, "w"))
       quiet.enter_context(contextlib.redirect_stdout(nowhere))

@@ -9,7 +9,7 @@ import math
 import os
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 BROKEN_PIPE = 141  # as a program that SIGPIPE ends
@@ -23,6 +23,7 @@ def printable(text: object, most: int | None = None) -> str:
 
 
 _said: set[str] = set()
+_say_warning: list[Callable[[str], None]] = []  # innermost last
 
 
 def warn(text: str) -> None:
@@ -30,7 +31,21 @@ def warn(text: str) -> None:
   may read a log several times."""
   if text not in _said:
     _said.add(text)
-    print(f"warning: {printable(text)}", file=sys.stderr)
+    line = f"warning: {printable(text)}"
+    if _say_warning:
+      _say_warning[-1](line)
+    else:
+      print(line, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def warnings_by(say: Callable[[str], None]) -> Iterator[None]:
+  """Within it warn() hands its lines to `say`."""
+  _say_warning.append(say)
+  try:
+    yield
+  finally:
+    _say_warning.pop()
 
 
 class UserError(Exception):

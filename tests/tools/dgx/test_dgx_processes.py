@@ -45,3 +45,40 @@ def test_an_interrupt_of_one_process_stops_and_saves_both(data, base, tmp_path, 
   assert (out / "stopped0").read_text() == (out / "stopped1").read_text() == "2"
   assert torch.load(out / "last.pt", weights_only=True)["step"] == 2
   assert (r.stdout + r.stderr).count("stopped at step 2, saved") == 1
+
+
+def test_two_processes_speak_as_one(data, tmp_path):
+  out = tmp_path / "run"
+  words = ["--data", data, "--output", out, "--epochs", 1, "--batch-size", 2, "--clip", 2, "--dora-rank", 4]
+  r = torchrun(2, "-m", "openpilot.tools.dgx.training.train", *words)
+  assert r.returncode == 0, r.stderr[-3000:]
+  assert r.stderr.count("warning: no --base") == 1 and r.stdout.count("next, `") == 1
+  assert (out / "reference.onnx").exists() and (out / "best_model.pt").exists()
+  r = torchrun(2, "-m", "openpilot.tools.dgx.training.train", *words)
+  assert r.returncode != 0 and r.stderr.count("error: ") == r.stderr.count("is of a run there; add --resume") == 1
+
+
+def test_what_one_process_alone_warns_of_is_said(tmp_path):
+  (tmp_path / "script.py").write_text("""
+from openpilot.tools.learn.processes import gathered_objects, is_first, made_by_the_first, one_run
+from openpilot.tools.lib.errors import cli, warn
+def main():
+  warn("before")
+  with one_run():
+    made_by_the_first(list)
+    warn("of both")
+    if not is_first():
+      print("not heard")
+      warn("of the second")
+    gathered_objects(0)
+raise SystemExit(cli(main)())
+""")
+  r = torchrun(2, tmp_path / "script.py")
+  assert r.returncode == 0, r.stderr[-3000:]
+  assert sorted(x for x in r.stderr.splitlines() if x.startswith("warning: ")) == [
+    "warning: before",
+    "warning: before",
+    "warning: of both",
+    "warning: of the second",
+  ]
+  assert not r.stdout

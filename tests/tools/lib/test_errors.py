@@ -157,8 +157,7 @@ def main():
 raise SystemExit(cli(main)())
 """
   for world, last in (("1", "destroyed\n"), ("2", "")):
-    r = subprocess.run(
-      [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env={**os.environ, "WORLD_SIZE": world}
-    )
+    env = {**os.environ, "WORLD_SIZE": world}
+    r = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=env)
     assert (r.returncode, r.stdout) == (code, "done\nat exit\n" + last), r.stderr
     assert r.stderr == ("error: none\n" if code == 2 else "")

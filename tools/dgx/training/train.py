@@ -27,8 +27,8 @@ from openpilot.tools.dgx.training.teacher import DrivingTeacher
 from openpilot.tools.learn.adapters.apply import clipped
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.learn.device import mixed_precision
-from openpilot.tools.learn.processes import TRACKERS, parse_trackers
-from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.learn.processes import TRACKERS, is_first, made_by_the_first, one_run, parse_trackers, said_once
+from openpilot.tools.lib.errors import UserError, cli, warn
 from openpilot.tools.lib.options import option, parse, save
 from openpilot.tools.lib.said import command
 
@@ -141,8 +141,8 @@ def config_of(args: Options) -> Config:
   return config
 
 
-def main() -> None:
-  args = parse(Options, __doc__, "train")
+def start(args: Options) -> tuple[Run, str]:
+  """-> the run, and how its clips were parted. Raises UserError."""
   if args.base is not None and args.reference is not None:
     raise UserError("--base and --reference: give one of them")
   config, trackers = config_of(args), parse_trackers(args.trackers)
@@ -166,27 +166,30 @@ def main() -> None:
   if path is None:
     path = args.output / "reference.onnx"
     if not args.reference:
-      print(
-        "warning: no --base: the small reference network is trained, which knows nothing yet; give openpilot's driving "
-        "model with --base",
-        file=sys.stderr,
+      warn(
+        "no --base: the small reference network is trained, which knows nothing yet; give openpilot's driving model "
+        "with --base"
       )
-    if not path.exists():
-      save_reference(
-        path, TurnDriving(config.seed) if args.reference == "turn" else None, config.seed, args.reference == "speed"
-      )
+    turn = TurnDriving(config.seed) if args.reference == "turn" else None
+    made_by_the_first(lambda: path.exists() or save_reference(path, turn, config.seed, args.reference == "speed"))
   teacher = (
     DrivingTeacher(list(args.teacher), batch=-(-config.batch_size // config.accumulate)) if args.teacher else None
   )
   run = Run(config, path, args.vision, teacher, train, val, args.output, args.workers, trackers)
   if state is not None:
     run.load(state)
-  elif run.accelerator.is_main_process:
+  elif is_first():
     save(args, args.output)
-  if run.accelerator.is_main_process:
+  return run, how
+
+
+def learn(args: Options) -> None:
+  with said_once():
+    run, how = start(args)
+  if is_first():
     print(table(run, args, how))
   metrics = run.fit()
-  if run.accelerator.is_main_process:
+  if is_first():
     if "path_1s" in metrics:
       for s in SECONDS:
         if f"path_{s:g}s" in metrics:
@@ -203,6 +206,12 @@ def main() -> None:
       "custom_driving_policy.onnx",
     )
     print(f"{args.output / BEST}: next, `{export}`")
+
+
+def main() -> None:
+  args = parse(Options, __doc__, "train")
+  with one_run():
+    learn(args)
 
 
 if __name__ == "__main__":

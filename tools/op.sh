@@ -96,8 +96,9 @@ setup() {
     make_venv "$python"
     if [ -e "$VENV/.installing" ]; then mend; fi
     echo "installing: runtime${extras:+, ${extras//,/, }} (once; FAIR_PIP_ARGS is passed on to pip)"
+    # --no-compile: Python compiles what is imported, a small part of it
     mkdir -p "$VENV/.installing" || die "cannot write to $VENV; is the disk full?"
-    if ! "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check ${FAIR_PIP_ARGS:-} -e "$ROOT${extras:+[$extras]}"; then
+    if ! "$VENV/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check ${FAIR_PIP_ARGS:-} -e "$ROOT${extras:+[$extras]}"; then
       mend && rmdir "$VENV/.installing"  # what was there before still works
       die "pip could not install the packages; is a package index reachable, and room on the disk? Run the command again to go on"
     fi

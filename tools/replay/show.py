@@ -3,7 +3,9 @@
 
 from dataclasses import dataclass
 import contextlib
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.replay.overlay import ABOUT, Overlay
 from openpilot.tools.replay.source import frames, open_route
 
+BEHIND = 4  # pictures that may wait for the encoder
 LOGGED = [*ABOUT, "fairState", "modelV2", "carState", "extrinsicsCalibration", "deviceState", "narrowRoadCameraState"]
 
 
@@ -98,12 +101,16 @@ def show(
   n, kept = 0, []
   with atomic_path(out) as tmp, contextlib.ExitStack() as stack:
     video: VideoWriter | None = None
+    behind: deque[Future[None]] = deque()
     for _, picture, _ in tqdm(
       overlay_frames(logs, segments, camera, start, focal), desc="overlay", unit="frame", total=limit
     ):
       if video is None:
         video = stack.enter_context(VideoWriter(tmp, picture.shape[1], picture.shape[0]))
-      video.write(picture)
+        encoder = stack.enter_context(ThreadPoolExecutor(1))  # encodes while the next picture is drawn
+      behind.append(encoder.submit(video.write, picture))
+      if len(behind) > BEHIND:
+        behind.popleft().result()
       if keep and n % 10 == 5:
         kept.append(picture)
       n += 1
@@ -113,6 +120,8 @@ def show(
       raise UserError(
         f"the video of {segments[0].route} has none of the frames of the log's fair messages; is it the same route?"
       )
+    for written in behind:
+      written.result()
   step = max(1, len(kept) // keep) if keep else 1
   return n, kept[step // 2 :: step][:keep] if keep else []
 

@@ -188,11 +188,10 @@ static void shade_box(const Scene *w, const float *b, const float *o, const floa
   shade(w, base, lit > 0 ? lit : 0.05f, lamps(w, X, Y, (float)w->s0 + X) * facing, distance, emission, rgb);
 }
 
-typedef struct { const double *R, *K; int width, height; } Camera;
+typedef struct { const double *R, *K; int width, height; double *across, *down; } Camera;  // a ray's parts by column and by row
 
 static inline void ray(const Camera *m, int u, int v, float *dir) {
-  double a = (u - m->K[2]) / m->K[0], b = (v - m->K[3]) / m->K[1];
-  for (int i = 0; i < 3; i++) dir[i] = (float)(m->R[i * 3] * a + m->R[i * 3 + 1] * b + m->R[i * 3 + 2]);
+  for (int i = 0; i < 3; i++) dir[i] = (float)(m->across[3 * u + i] + m->down[3 * v + i] + m->R[i * 3 + 2]);
 }
 
 // The pixels u0, v0 .. u1, v1 that a box of this half length and width may cover, z up from the ground. 0: none.
@@ -314,7 +313,11 @@ static void fall(const Scene *w, int width, int height, double time, float *rgb)
 // alone: per identity, 65536 counts, how many pixels it would fill with nothing before it; stamp: (height, width) of work space. Both may be NULL.
 void raycast(const Scene *w, const double *R, const double *K, int width, int height, double time, float *rgb, float *depth, uint8_t *semantic,
              uint16_t *instance, int32_t *alone, uint16_t *stamp) {
-  const Camera m = {R, K, width, height};
+  double *parts = malloc(sizeof(double) * 3 * (width + height));
+  if (parts == NULL) abort();
+  const Camera m = {R, K, width, height, parts, parts + 3 * width};
+  for (int u = 0; u < width; u++) for (int i = 0; i < 3; i++) m.across[3 * u + i] = R[i * 3] * ((u - K[2]) / K[0]);
+  for (int v = 0; v < height; v++) for (int i = 0; i < 3; i++) m.down[3 * v + i] = R[i * 3 + 1] * ((v - K[3]) / K[1]);
   float h = (float)w->height;
   if (alone) memset(stamp, 0, sizeof(uint16_t) * width * height);
   for (int v = 0; v < height; v++) for (int u = 0; u < width; u++) {
@@ -350,6 +353,7 @@ void raycast(const Scene *w, const double *R, const double *K, int width, int he
   }
   if (rgb && w->mirror > 0) reflect(w, &m, rgb, depth, semantic);
   if (rgb && w->rain > 0) fall(w, width, height, time, rgb);
+  free(parts);
 }
 
 // Exposure, the sensor's noise and the display curve: linear (n, 3) and noise (n) -> rgb (n, 3) through a table of 4096.

@@ -14,7 +14,8 @@ from student_inputs import assert_close
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.tools.fair.bundle import export
-from openpilot.tools.fair.optimize import optimize
+from openpilot.tools.fair.optimize import optimize, prune
+from openpilot.tools.fair.optimize.measure import milliseconds_of_students
 from openpilot.tools.fair.students import list_students
 from openpilot.tools.fair.students.list_students import macs
 from openpilot.tools.lib.errors import UserError
@@ -110,7 +111,8 @@ def test_a_pruned_bundle_is_distilled_on_and_pruned_again(store, pruned, thin, t
   ("change", "match"),
   [
     ({"int8": True}, "--prune gives a run that is to be distilled on"),
-    ({"prune_macs": 50.0}, "--prune and --prune-macs both say how much goes"),
+    ({"prune_macs": 50.0}, "--prune, --prune-macs and --prune-ms each say how much goes"),
+    ({"prune": None, "prune_ms": 1e6}, r"--prune-ms 1e\+06: the student takes .* ms a frame here; name less"),
     ({"prune": 0.0}, "--prune 0: it is the share"),
     ({"prune": float("nan")}, "--prune nan: it is the share"),
     ({"prune": None, "prune_macs": 5000.0}, "--prune-macs 5000: the student has .* million; name fewer"),
@@ -146,3 +148,24 @@ def test_a_target_that_cannot_be_met_says_how_near_it_came(store, run, tmp_path)
   with pytest.raises(UserError, match=r"0\.9\d* of the multiply-adds cannot go: at most 0\.\d+ can, to \d+ million"):
     optimize.run(options(run, store, tmp_path / "out", prune=0.95))
   assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_channels_go_until_a_frame_is_fast_enough(store, run, tmp_path, monkeypatch, capsys):
+  """By a clock whose time is the multiply-adds: half of them is half of the time, and no more goes than must."""
+  pytest.importorskip("torch_pruning", reason="the package that finds groups")
+
+  def milliseconds(students):
+    assert all(np.isfinite(milliseconds_of_students(students, 2)))
+    return [macs(s) / 1e6 for s in students]
+
+  monkeypatch.setattr(prune, "milliseconds_of_students", milliseconds)
+  before = milliseconds([export.load_student(run)[0]])[0]
+  said = optimize.run(options(run, store, tmp_path / "out", prune=None, prune_ms=0.7 * before))
+  assert said["milliseconds"] == [before, said["macs"][1] / 1e6] and said["macs"][0] == before * 1e6
+  assert 0.62 * before < said["milliseconds"][1] <= 0.7 * before
+  times = [line for line in capsys.readouterr().out.splitlines() if line.startswith("time ")]
+  assert times[-1].endswith(f"{said['milliseconds'][1]:.2f} ms a frame") and len(times) > 1
+  with pytest.raises(UserError, match=r"--prune-ms 0.1 cannot be met: of .* ms a frame .* are left where 0\.\d+ of"):
+    optimize.run(options(run, store, tmp_path / "not", prune=None, prune_ms=0.1))
+  assert not (tmp_path / "not").exists()

@@ -2,18 +2,22 @@
 
 import json
 import subprocess
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
-from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
+from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner, open_session
 from openpilot.tools.fair.comma_four.cost import count
 from openpilot.tools.lib import python
 from openpilot.tools.lib.errors import UserError
+
+if TYPE_CHECKING:
+  from openpilot.tools.fair.students.student import Student
 
 WARM = 3  # rounds that are not counted
 TIMEOUT = 300  # s
@@ -47,6 +51,25 @@ def milliseconds(
       "ratio_of_cpu": round(float(np.median(np.array(cpu[base]) / np.maximum(cpu[name], 1e-9))), 3),
     }
   return out
+
+
+def milliseconds_of_students(students: Sequence["Student"], rounds: int = 40) -> list[float]:
+  """Each one's median milliseconds a frame by ONNX Runtime on one thread, in turns, exported as it is now. Of CPU, which
+  is what a frame takes where nothing else runs."""
+  from openpilot.tools.fair.students.onnx_export import export_onnx
+
+  sessions, times = [], np.zeros((len(students), WARM + rounds))
+  for student in students:
+    with tempfile.TemporaryDirectory() as folder:
+      inputs = export_onnx(student, path := Path(folder) / "student.onnx")["inputs"]
+      feed = {s["name"]: np.zeros(s["shape"], s["dtype"]) for s in inputs}
+      sessions.append((open_session(path.read_bytes(), 1), feed))
+  for n in range(WARM + rounds):
+    for k, (session, feed) in enumerate(sessions):
+      begun = time.thread_time()
+      session.run(None, feed)
+      times[k, n] = time.thread_time() - begun
+  return (1e3 * np.median(times[:, WARM:], axis=1)).tolist()
 
 
 def footprint(bundle: Bundle) -> dict[str, float]:

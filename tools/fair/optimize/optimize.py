@@ -92,6 +92,9 @@ class Options:
     None, metavar="SHARE", help="remove this share of the multiply-adds, as .4: --output is a run for `distill --init`"
   )
   prune_macs: float | None = option(None, metavar="MILLIONS", help="the same, until so many are left")
+  prune_ms: float | None = option(
+    None, parse=above_zero, metavar="MS", help="the same, until a frame takes so long here, on one thread"
+  )
   accept_license: tuple[str, ...] = option(
     (),
     aliases=("--accept-licence",),
@@ -275,7 +278,7 @@ def check(args: Options) -> Wanted:
 
 def run(args: Options) -> dict[str, Any]:
   """-> what is in the JSON. Raises UserError, BundleError."""
-  if args.prune is not None or args.prune_macs is not None:
+  if not (args.prune is args.prune_macs is args.prune_ms is None):
     from openpilot.tools.fair.optimize.prune import prune
 
     return prune(args)

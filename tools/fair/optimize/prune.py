@@ -27,6 +27,7 @@ from openpilot.tools.fair.distillation.plan import clips_of
 from openpilot.tools.fair.distillation.trained import trained_on
 from openpilot.tools.fair.evaluation.compared import class_set, classes_of, set_of
 from openpilot.tools.fair.labels.dataset import LabelDataset
+from openpilot.tools.fair.optimize.measure import milliseconds_of_students
 from openpilot.tools.fair.optimize.pruning import Kept, Plan, apply, choose, make_plan, silence, values
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.families import FAMILIES
@@ -43,6 +44,7 @@ from openpilot.tools.lib.options import save
 from openpilot.tools.lib.said import command
 
 ROUNDS = 4  # in which channels go: what the rest is worth is measured anew in each
+STEPS = 16  # of all that can go, where a time is to be met: it is taken after each
 BATCH = 8  # frames at once
 SAME = 1e-4  # of an output's largest value: sums of as many zeros fewer, in float32
 
@@ -190,8 +192,29 @@ def check(student: Student, plan: Plan, kept: Kept, pruned: Student) -> None:
   )
 
 
-def reduce(source: Source, calibration: Calibration, remove: int) -> tuple[Student, Plan]:
-  """-> the pruned student, and what may lose channels and what not. Raises UserError where `remove` cannot be met."""
+class Clock:
+  """Whether a student is as fast as it shall be, on this machine now."""
+
+  def __init__(self, whole: Student, goal: float):
+    """goal: ms a frame. Raises UserError where the whole one is."""
+    self.whole, self.goal = copy.deepcopy(whole), goal
+    (self.before,) = (self.last,) = milliseconds_of_students([self.whole])
+    if self.before <= goal:
+      raise UserError(f"--prune-ms {goal:g}: the student takes {self.before:.2f} ms a frame here; name less")
+
+  def fast(self, student: Student) -> bool:
+    """Beside the whole one in turns: a machine that has become slower since is not the student's fault."""
+    whole, now = milliseconds_of_students([self.whole, copy.deepcopy(student)])
+    self.last = now * self.before / whole
+    print(f"time         {macs(student) / 1e6:.0f} million multiply-adds: {self.last:.2f} ms a frame", flush=True)
+    return self.last <= self.goal
+
+
+def reduce(
+  source: Source, calibration: Calibration, remove: int | None, clock: Clock | None = None
+) -> tuple[Student, Plan]:
+  """remove: multiply-adds; None: until clock says that it is fast -> the pruned student, and what may lose channels and
+  what not. Raises UserError where that cannot be met."""
   student = source.student
   plan = make_plan(student)
   whole: Kept = {g.name: torch.arange(g.channels) for g in plan.groups}
@@ -201,26 +224,30 @@ def reduce(source: Source, calibration: Calibration, remove: int) -> tuple[Stude
     plan.groups = [g for g in plan.groups if g.name not in idle]
   now = macs(student)
   _, most = choose(student, plan, whole, {g.name: torch.ones(g.channels) for g in plan.groups}, now)
-  if most < remove:
-    why = "; ".join(f"{reason}: {len(names)} layers" for reason, names in plan.left.items())
+  why = "; ".join(f"{reason}: {len(names)} layers" for reason, names in plan.left.items())
+  whole_says = f"what stays whole is {why or 'a quarter of each layer'}"
+  if remove is not None and most < remove:
     raise UserError(
       f"{remove / now:.3f} of the multiply-adds cannot go: at most {most / now:.3f} can, to {(now - most) / 1e6:.0f} "
-      f"million; what stays whole is {why or 'a quarter of each layer'}"
+      f"million; {whole_says}"
     )
+  aim, rounds = (most, STEPS) if remove is None else (remove, ROUNDS)
   kept, saved, worth = {g.name: whole[g.name] for g in plan.groups}, 0, first
-  for k in range(ROUNDS):
-    if k:
-      thinner = copy.deepcopy(student)
-      apply(thinner, plan, kept)
-      check(student, plan, kept, thinner)
-      calibration.settle(thinner)
-      worth = values(thinner, plan.groups, calibration.losses(thinner), kept)
-    kept, more = choose(student, plan, kept, worth, math.ceil(remove * (k + 1) / ROUNDS) - saved)
+  for k in range(1, rounds + 1):
+    kept, more = choose(student, plan, kept, worth, math.ceil(aim * k / rounds) - saved)
     saved += more
-  pruned = copy.deepcopy(student)
-  apply(pruned, plan, kept)
-  check(student, plan, kept, pruned)
-  calibration.settle(pruned)
+    pruned = copy.deepcopy(student)
+    apply(pruned, plan, kept)
+    check(student, plan, kept, pruned)
+    calibration.settle(pruned)
+    if k == rounds or (clock is not None and clock.fast(pruned)):
+      break
+    worth = values(pruned, plan.groups, calibration.losses(pruned), kept)
+  if clock is not None and clock.last > clock.goal and not clock.fast(pruned):
+    raise UserError(
+      f"--prune-ms {clock.goal:g} cannot be met: of {clock.before:.2f} ms a frame {clock.last:.2f} are left where "
+      f"{saved / now:.3f} of the multiply-adds are gone, and no more can go; {whole_says}"
+    )
   return pruned, plan
 
 
@@ -230,19 +257,20 @@ def prune(args: Any) -> dict[str, Any]:
     raise UserError(
       "--prune gives a run that is to be distilled on; then --int8 or --fp16 on that, in a command of its own"
     )
-  if args.prune is not None and args.prune_macs is not None:
-    raise UserError("--prune and --prune-macs both say how much goes; give one")
+  if sum(x is not None for x in (args.prune, args.prune_macs, args.prune_ms)) > 1:
+    raise UserError("--prune, --prune-macs and --prune-ms each say how much goes; give one")
   if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
     raise UserError(f"--output {args.output}: there is something already; choose another folder")
   source = open_source(args.bundle, args.data)
   if source.config.student in FAMILIES:
     raise UserError(f"{source.config.student} is of a family, whose widths are its own; prune one of ours")
-  remove = goal(source.student, args.prune, args.prune_macs)
+  clock = Clock(source.student, args.prune_ms) if args.prune_ms is not None else None
+  remove = goal(source.student, args.prune, args.prune_macs) if clock is None else None
   prefer = [args.truth] if args.truth else []
   calibration = Calibration(source, args.data, args.frames, prefer, args.stale_labels, args.ignore_classes)
   for t in [*source.state["provenance"], *calibration.clips.provenance()]:
     check_license(t["model"], t["licence"], args.accept_license)
-  pruned, plan = reduce(source, calibration, remove)
+  pruned, plan = reduce(source, calibration, remove, clock)
   spec = replace(source.config.spec, widths={})
   config = replace(source.config, widths=widths_of(pruned, build(spec)), steps=0, stages=[], pretrained=False)
   before, now = macs(source.student), macs(pruned)
@@ -251,6 +279,7 @@ def prune(args: Any) -> dict[str, Any]:
     "parameters": [parameters(source.student), parameters(pruned)],
     "losses": [calibration.mean(source.student), calibration.mean(pruned)],
     "frames": calibration.frames,
+    **({"milliseconds": [clock.before, clock.last]} if clock is not None else {}),
     "channels": {g.name: [g.channels, sides(pruned.get_submodule(g.name))[1]] for g in plan.groups},
     "whole": plan.left,
   }

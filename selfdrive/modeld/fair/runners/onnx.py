@@ -25,6 +25,21 @@ DISABLED = ["WeightBiasQuantization"]
 TOLD: set[str] = set()  # what was said of variants that are not for this processor
 
 
+def open_session(model: bytes, threads: int) -> Any:
+  """An InferenceSession, as the car runs it. Raises what ONNX Runtime does, whose exceptions have no common base."""
+  options = ort.SessionOptions()
+  options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+  options.add_session_config_entry(
+    "session.intra_op.allow_spinning", "0"
+  )  # a waiting thread must not burn the driving stack's cores
+  # trained students make numbers below 1e-38, which cost a CPU a hundred times as long as zero: a fifth of
+  # unified-small's time. ONNX Runtime sets this for the thread that makes the process's first session
+  options.add_session_config_entry("session.set_denormal_as_zero", "1")
+  options.add_session_config_entry("session.load_model_format", "ONNX")
+  options.log_severity_level = 3
+  return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED)
+
+
 class OnnxRunner:
   """`run({name: array}) -> {name: array}`. Outputs are the same arrays at every call: copy what must outlive the next
   one.
@@ -51,21 +66,9 @@ class OnnxRunner:
       self.what = f"ONNX Runtime, {variant['precision']} for {variant['target']}"
     elif variants and (made := [v["target"] for v in graph.get("variants", []) if v["target"] in TARGETS]):
       self._tell(path, made)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry(
-      "session.intra_op.allow_spinning", "0"
-    )  # a waiting thread must not burn the driving stack's cores
-    # trained students make numbers below 1e-38, which cost a CPU a hundred times as long as zero: a fifth of
-    # unified-small's time. ONNX Runtime sets this for the thread that makes the process's first session
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    options.log_severity_level = 3
     try:
-      self.session = ort.InferenceSession(
-        model, options, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED
-      )
-    except Exception as e:  # ONNX Runtime's exceptions have no common base
+      self.session = open_session(model, threads)
+    except Exception as e:
       raise BundleError(f"{path} is not a graph that ONNX Runtime can load: {str(e).splitlines()[0][:200]}") from None
     self.session._model_bytes = None  # it keeps them for other providers to be tried
     self.inputs = self._buffers(path, "input", self.session.get_inputs(), graph["inputs"])

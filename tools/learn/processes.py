@@ -98,7 +98,12 @@ def one_run() -> Iterator[None]:
   with contextlib.ExitStack() as quiet:
     if world_size() > 1:
       stderr = sys.stderr
-      quiet.enter_context(warnings_by(lambda line: first_to_ask(line) and print(line, file=stderr)))
+
+      def warned(line: str) -> None:
+        if first_to_ask(line):
+          print(line, file=stderr)
+
+      quiet.enter_context(warnings_by(warned))
     if not is_first():
       nowhere = quiet.enter_context(open(os.devnull, "w"))
       quiet.enter_context(contextlib.redirect_stdout(nowhere))

@@ -6,8 +6,9 @@ import pytest
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
 from openpilot.tools.fair.labels.agree import Boxes
-from openpilot.tools.fair.labels.plane import BELOW, plane_depth, plane_map
+from openpilot.tools.fair.labels.plane import BELOW, plane_depth, plane_map, tilts_of
 from openpilot.tools.fair.spec import street_classes
+from openpilot.tools.lib.errors import UserError
 from openpilot.tools.sim.truth import MAP_H, MAP_W
 
 STREET = street_classes()
@@ -50,3 +51,24 @@ def test_what_stands_on_the_road_is_as_far_as_where_it_stands():
 def test_a_class_without_a_box_is_not_known():
   cls = np.full((MAP_H, MAP_W), CAR)
   assert np.isnan(plane_map(STREET, cls, boxes(), 1.2)).all()
+
+
+@pytest.mark.parametrize("degrees", [-8.0, 2.5, 8.0])
+def test_a_view_that_looks_down_or_up_sees_the_plane_there(degrees, rng):
+  """Points on the road, turned into the view's axes and seen by its lens."""
+  t, height, z = np.radians(degrees), 1.4, rng.uniform(4, 40, 50)
+  ahead, down = z * np.cos(t) + height * np.sin(t), height * np.cos(t) - z * np.sin(t)
+  got = plane_depth(CY + F * down / ahead, height, t)
+  sure = F * height / ahead >= BELOW
+  np.testing.assert_allclose(got[sure], ahead[sure], rtol=1e-9)
+  assert np.isnan(got[~sure]).all() and sure.any()
+
+
+def test_which_segments_are_tilted_is_said_by_name():
+  names = ["low-a--0", "low-b--0", "high--0"]
+  assert tilts_of(["low*=5", "low-b*=-2.5"], names) == pytest.approx(
+    {"low-a--0": np.radians(5), "low-b--0": np.radians(-2.5)}
+  )
+  for item, said in (("low*", "write SEGMENTS=DEGREES"), ("low*=40", "from -15 to 15"), ("no*=3", "fits none of")):
+    with pytest.raises(UserError, match=said):
+      tilts_of([item], names)

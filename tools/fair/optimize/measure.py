@@ -54,8 +54,8 @@ def milliseconds(
 
 
 def milliseconds_of_students(students: Sequence["Student"], rounds: int = 40) -> list[float]:
-  """Each one's median milliseconds a frame by ONNX Runtime on one thread, in turns, exported as it is now. Of CPU, which
-  is what a frame takes where nothing else runs."""
+  """Each one's median milliseconds a frame by ONNX Runtime on one thread, in turns, exported as it is now. Of CPU,
+  which is what a frame takes where nothing else runs."""
   from openpilot.tools.fair.students.onnx_export import export_onnx
 
   sessions, times = [], np.zeros((len(students), WARM + rounds))

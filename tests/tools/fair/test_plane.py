@@ -2,11 +2,16 @@
 
 import numpy as np
 import pytest
+from label_fixture import LABELS, write_store
 
 from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
 from openpilot.tools.fair.labels.agree import Boxes
+from openpilot.tools.fair.distillation.data import Clips
+from openpilot.tools.fair.labels import plane
 from openpilot.tools.fair.labels.plane import BELOW, plane_depth, plane_map, tilts_of
+from openpilot.tools.fair.labels.store import LabelStore
+from openpilot.tools.fair.spec import STREET as STREET_FILE
 from openpilot.tools.fair.spec import street_classes
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.sim.truth import MAP_H, MAP_W
@@ -72,3 +77,19 @@ def test_which_segments_are_tilted_is_said_by_name():
   for item, said in (("low*", "write SEGMENTS=DEGREES"), ("low*=40", "from -15 to 15"), ("no*=3", "fits none of")):
     with pytest.raises(UserError, match=said):
       tilts_of([item], names)
+
+
+def test_tilted_segments_are_learned_from_beside_others(tmp_path, monkeypatch, capsys):
+  """The road in both, at other distances, and one run learns from both."""
+  write_store(tmp_path / "s", ("level", "low"), 4, "agreed", LABELS[1:3])
+  road = ["--classes", str(STREET_FILE.with_name("road.yaml"))]
+  monkeypatch.setattr("sys.argv", ["plane", str(tmp_path / "s"), *road, "--tilt", "low*=5"])
+  plane.main()
+  assert capsys.readouterr().out == "road-plane: 2 segments, 8 frames\n"
+  assert len(Clips(tmp_path / "s", ["depth"], 1)) == 8
+  found = {
+    s: there["road-plane"].row("depth", 0).reshape(MAP_H, MAP_W)[60, 0]
+    for s, there in LabelStore(tmp_path / "s").by_segment({"road-plane"}).items()
+  }
+  want = {s: float(plane_depth(241.5, DEFAULT_HEIGHT, t)) for s, t in (("level--0", 0.0), ("low--0", np.radians(5)))}
+  assert found == pytest.approx(want, rel=1e-3)

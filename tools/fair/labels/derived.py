@@ -33,10 +33,11 @@ def derived_group(
   labels: list[Label],
   settings: dict[str, Any],
   model_id: str = "{}",
+  more: dict[str, Any] | None = None,
 ) -> Group:
   """The group of teacher `name`, of the same frames as `frames`. settings: all else that decides its labels. model_id:
-  what the sources' models, put in for {}, are called together. Raises UserError where the sources' licenses do not go
-  together."""
+  what the sources' models, put in for {}, are called together. more: what else decides the labels of this segment
+  alone. Raises UserError where the sources' licenses do not go together."""
   license = sources[0].meta["teacher"]["license"]
   for g in sources[1:]:
     license = joint_license(name, license, g.meta["teacher"]["license"])
@@ -54,6 +55,7 @@ def derived_group(
     "view": frames.meta["view"],
     "source": [g.path.name for g in sources],
     "chunk": CHUNK,
+    **(more or {}),
   }
   if rules := rules_of(meta):
     meta["rules"] = rules

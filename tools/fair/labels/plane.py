@@ -73,9 +73,8 @@ def write_segment(
   height = frames.camera_height or DEFAULT_HEIGHT
   label = Label("depth", "dense", "float16", (MAP_H, MAP_W), "m")
   settings = {"of": source.teacher, "height": height, "classes": classes.to_dict(), "rule": [BELOW, CUT]}
-  if tilt:
-    settings["tilt"] = tilt
-  group = derived_group(store, frames, name, [source], [label], settings, "the road plane under {}")
+  more = {"tilt": tilt} if tilt else None
+  group = derived_group(store, frames, name, [source], [label], settings, "the road plane under {}", more)
   lut = np.full(256, -1, np.int64)
   lut[: len(dense.classes)] = classes.resolve(dense.classes, "maps", f"{source.teacher}'s classes")
   reader = Reader()

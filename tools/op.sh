@@ -150,6 +150,7 @@ Label and learn: from routes to a student
   plane DIR        depth of the road plane, where the store's class maps say road
   students         list the students: parameters, multiply-adds, outputs
   distill          train a student on a label store
+  average RUN RUN  the mean of runs of one student: before and after it learned on other data
   evaluate BUNDLE DATA     compare a bundle with its teachers and the truth: one page, and JSON
   export RUN       write a finished run as a bundle
   optimize BUNDLE  its graphs in 8 bits, as TFLite, for TensorRT, judged beside the float ones: --data, --int8, --format
@@ -244,6 +245,7 @@ case "$cmd" in
   import-images) setup tools,teach; py openpilot.tools.fair.labels.import_images "$@" ;;
   students) setup tools,train; py openpilot.tools.fair.students.list_students "$@" ;;
   distill) setup tools,train; py openpilot.tools.fair.distillation.distill "$@" ;;
+  average) setup tools,train; py openpilot.tools.fair.distillation.average "$@" ;;
   evaluate) setup tools,train; py openpilot.tools.fair.evaluation.evaluate "$@" ;;
   export) setup tools,train; py openpilot.tools.fair.bundle.export "$@" ;;
   optimize) setup tools,train; py openpilot.tools.fair.optimize.optimize "$@" ;;

@@ -36,6 +36,7 @@ COMMANDS = {
   "import-images": "tools.fair.labels.import_images",
   "students": "tools.fair.students.list_students",
   "distill": "tools.fair.distillation.distill",
+  "average": "tools.fair.distillation.average",
   "evaluate": "tools.fair.evaluation.evaluate",
   "export": "tools.fair.bundle.export",
   "optimize": "tools.fair.optimize.optimize",

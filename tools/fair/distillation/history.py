@@ -42,8 +42,16 @@ def earlier(state: Mapping[str, Any]) -> History:
 
 
 def joined(a: History, b: History) -> History:
-  """Of two students of which one is made: what they have in common counts once."""
-  return a + [x for x in b if x not in a]
+  """Of two students of which one is made: what they have in common counts once. A bundle tells less of a run than its
+  checkpoint does: steps, frames and shares say whether it is the same."""
+
+  def told(run: Mapping[str, Any]) -> Any:
+    sources = run["sources"]
+    shares = None if sources is None else [(s["kind"], s["name"], s["license"], s["share"]) for s in sources]
+    return run["steps"], run["frames"], shares
+
+  known = [told(x) for x in a]
+  return a + [x for x in b if told(x) not in known]
 
 
 def totals(history: History) -> tuple[list[dict[str, Any]], bool]:

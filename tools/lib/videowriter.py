@@ -25,7 +25,7 @@ class VideoWriter:
     self.stream.width, self.stream.height, self.stream.pix_fmt, self.stream.gop_size = width, height, "yuv420p", gop
     self.stream.codec_context.max_b_frames = 0
     # one thread: with more the bytes would depend on the machine
-    options: dict[str, Any] = {"preset": "ultrafast" if kind != "mp4" else "veryfast", "crf": str(crf)}
+    options: dict[str, Any] = {"preset": "ultrafast" if kind != "mp4" else "veryfast", "crf": str(crf), "threads": "1"}
     if codec == "libx265":  # blocks of 16 take two thirds of the time of 32, and 5% more bytes
       fast = "log-level=none:bframes=0:scenecut=0:frame-threads=1:ctu=16"
       options["x265-params"] = f"{fast}:keyint={gop}:min-keyint={gop}"

@@ -222,7 +222,8 @@ def test_the_vanishing_point_of_a_drive(tmp_path):
   (view,) = find_views([str(tmp_path / "a.mp4")], None, "road", 1, "auto")
   assert view.estimated and view.camera()["estimated"] and view.intrinsics[0, 0] == pytest.approx(544)
   at, spread, n = find_vanishing(view)
-  assert n >= LEAST_PAIRS and np.abs(at - (340, 165)).max() < 3, (at, spread, n)
+  # half a degree: where the encoder is another one, or has other threads, flow differs by as much
+  assert n >= LEAST_PAIRS and np.abs(at - (340, 165)).max() < 5, (at, spread, n)
   (aimed,) = find_views([str(tmp_path / "a.mp4")], None, "road", 1, "auto", 165.0)
   np.testing.assert_allclose(vanishing_of(aimed.rpy, view.intrinsics), (320, 165), atol=1e-6)
 

@@ -1,29 +1,19 @@
 """How often the clips of a segment are drawn, beside those of others: so that conditions of which there is little, as
 night, are seen as often as others."""
 
-import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
+from openpilot.tools.fair.globs import numbers_of
 from openpilot.tools.lib.errors import UserError
 
 
 def parse_sample(items: Sequence[str]) -> list[tuple[str, float]]:
   """'GLOB=W' each -> (glob, weight). Raises UserError."""
-  out = []
-  for item in items:
-    glob, _, number = item.rpartition("=")
-    try:
-      weight = float(number)
-    except ValueError:
-      weight = math.nan
-    if not glob or not 0 <= weight <= 100:
-      raise UserError(f"--sample {item}: write SEGMENTS=W, as 'night*=6', with a number from 0 to 100")
-    out.append((glob, weight))
-  return out
+  return numbers_of("--sample", items, "SEGMENTS=W, as 'night*=6'", 0, 100)
 
 
 def weights_of(names: Sequence[str], items: Sequence[str]) -> np.ndarray:

@@ -18,6 +18,7 @@ from openpilot.common.transformations.model import medmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.frames import VIEW_H
 from openpilot.selfdrive.modeld.fair.heads.depth import map_centers
 from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
+from openpilot.tools.fair.globs import numbers_of
 from openpilot.tools.fair.labels.agree import Boxes, read_boxes
 from openpilot.tools.fair.labels.dataset import Reader
 from openpilot.tools.fair.labels.derived import derived_group, to_derive
@@ -103,16 +104,9 @@ class Options:
 def tilts_of(items: Sequence[str], names: Sequence[str]) -> dict[str, float]:
   """-> of each segment that one of `items` fits radians. Raises UserError."""
   out: dict[str, float] = {}
-  for item in items:
-    glob, _, number = item.rpartition("=")
-    try:
-      degrees = float(number)
-    except ValueError:
-      degrees = math.nan
-    if not glob or not abs(degrees) <= MOST:
-      raise UserError(f"--tilt {item}: write SEGMENTS=DEGREES, as 'low*=5', with a number from -{MOST} to {MOST}")
+  for glob, degrees in numbers_of("--tilt", items, "SEGMENTS=DEGREES, as 'low*=5'", -MOST, MOST):
     if not (fits := [n for n in names if fnmatchcase(n, glob)]):
-      raise UserError(f"--tilt {item} fits none of the store's {len(names)} segments")
+      raise UserError(f"--tilt {glob}={degrees:g} fits none of the store's {len(names)} segments")
     out |= dict.fromkeys(fits, math.radians(degrees))
   return out
 

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ T = TypeVar("T")
 TRACKERS = ("tensorboard", "trackio")  # named as their packages
 # for which the others wait for one: it may label a data set, or judge a student. One that is gone they notice before
 PATIENCE = timedelta(days=2)
+UNSAID = 20.0  # s, in which another process says what is wrong
 
 
 def parse_trackers(text: str) -> tuple[str, ...]:
@@ -66,6 +68,14 @@ def is_first() -> bool:
   return int(os.environ.get("RANK", "0")) == 0
 
 
+def leave_it_to_another() -> NoReturn:
+  """Ends this process after the one that says what is wrong: torchrun ends all others where one has failed, and that
+  one would not come to say it."""
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which torchrun sends then
+  time.sleep(UNSAID)
+  raise SystemExit(2)
+
+
 @contextlib.contextmanager
 def said_once() -> Iterator[None]:
   """For what goes wrong alike in every process: only the first says it, the others exit with its code."""
@@ -73,7 +83,7 @@ def said_once() -> Iterator[None]:
     yield
   except UserError:
     if not is_first():
-      raise SystemExit(2) from None
+      leave_it_to_another()
     raise
 
 
@@ -101,7 +111,7 @@ def one_run() -> Iterator[None]:
 
       def warned(line: str) -> None:
         if first_to_ask(line):
-          print(line, file=stderr)
+          stderr.write(line + "\n")
 
       quiet.enter_context(warnings_by(warned))
     if not is_first():
@@ -201,7 +211,7 @@ def first_to_ask(name: str) -> bool:
 def say_lost(what: str) -> NoReturn:
   """Another process of the run is gone: what comes of it. Raises UserError in the first of those that are left."""
   if not first_to_ask("lost"):
-    raise SystemExit(2)
+    leave_it_to_another()
   raise UserError(f"a process of this run is gone; {what}")
 
 

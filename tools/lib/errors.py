@@ -35,7 +35,7 @@ def warn(text: str) -> None:
     if _say_warning:
       _say_warning[-1](line)
     else:
-      print(line, file=sys.stderr)
+      sys.stderr.write(line + "\n")  # at once: other processes may write, too
 
 
 @contextlib.contextmanager

@@ -183,7 +183,7 @@ def cli(main: Callable[..., int | None], extra: tuple[type[Exception], ...] = ()
 
   @functools.wraps(main)
   def wrapped(*args, **kwargs) -> int:
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
       return run(*args, **kwargs)
     try:
       code = run(*args, **kwargs)

@@ -204,7 +204,7 @@ def drive(path, at, k, frames=24):
   """A camera that moves ahead between dots on the ground and beside the road."""
   r = np.random.default_rng(0)
   rpy = mounting_of(at, k)
-  p = np.stack([r.uniform(2, 90, 500), r.uniform(-15, 15, 500), r.choice([1.3, 1.3, -2.0, 0.0], 500)], axis=1)
+  p = np.stack([r.uniform(2, 90, 1000), r.uniform(-15, 15, 1000), r.choice([1.3, 1.3, -2.0, 0.0], 1000)], axis=1)
   with VideoWriter(path, 640, 360, 15, 10) as v:
     for i in range(frames):
       q = p - [0.5 * i, 0, 0]
@@ -222,8 +222,7 @@ def test_the_vanishing_point_of_a_drive(tmp_path):
   (view,) = find_views([str(tmp_path / "a.mp4")], None, "road", 1, "auto")
   assert view.estimated and view.camera()["estimated"] and view.intrinsics[0, 0] == pytest.approx(544)
   at, spread, n = find_vanishing(view)
-  # half a degree: where the encoder is another one, or has other threads, flow differs by as much
-  assert n >= LEAST_PAIRS and np.abs(at - (340, 165)).max() < 5, (at, spread, n)
+  assert n >= LEAST_PAIRS and np.abs(at - (340, 165)).max() < 3, (at, spread, n)
   (aimed,) = find_views([str(tmp_path / "a.mp4")], None, "road", 1, "auto", 165.0)
   np.testing.assert_allclose(vanishing_of(aimed.rpy, view.intrinsics), (320, 165), atol=1e-6)
 

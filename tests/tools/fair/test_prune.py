@@ -15,7 +15,7 @@ from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.tools.fair.bundle import export
 from openpilot.tools.fair.optimize import optimize, prune
-from openpilot.tools.fair.optimize.measure import milliseconds_of_students
+from openpilot.tools.fair.optimize.measure import frame_of, milliseconds_in_turns
 from openpilot.tools.fair.students import list_students
 from openpilot.tools.fair.students.list_students import macs
 from openpilot.tools.lib.errors import UserError
@@ -155,12 +155,20 @@ def test_channels_go_until_a_frame_is_fast_enough(store, run, tmp_path, monkeypa
   """By a clock whose time is the multiply-adds: half of them is half of the time, and no more goes than must."""
   pytest.importorskip("torch_pruning", reason="the package that finds groups")
 
-  def milliseconds(students):
-    assert all(np.isfinite(milliseconds_of_students(students, 2)))
-    return [macs(s) / 1e6 for s in students]
+  counted = {}
 
-  monkeypatch.setattr(prune, "milliseconds_of_students", milliseconds)
-  before = milliseconds([export.load_student(run)[0]])[0]
+  def frame(student):
+    call = frame_of(student)
+    counted[call] = macs(student) / 1e6
+    return call
+
+  def milliseconds(calls):
+    assert all(np.isfinite(milliseconds_in_turns(calls, 2)))
+    return [counted[c] for c in calls]
+
+  monkeypatch.setattr(prune, "frame_of", frame)
+  monkeypatch.setattr(prune, "milliseconds_in_turns", milliseconds)
+  before = macs(export.load_student(run)[0]) / 1e6
   said = optimize.run(options(run, store, tmp_path / "out", prune=None, prune_ms=0.7 * before))
   assert said["milliseconds"] == [before, said["macs"][1] / 1e6] and said["macs"][0] == before * 1e6
   assert 0.62 * before < said["milliseconds"][1] <= 0.7 * before

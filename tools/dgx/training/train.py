@@ -141,6 +141,10 @@ def config_of(args: Options) -> Config:
   return config
 
 
+def write_reference(path: Path, kind: str | None, seed: int) -> Path:
+  return save_reference(path, TurnDriving(seed) if kind == "turn" else None, seed, kind == "speed")
+
+
 def start(args: Options) -> tuple[Run, str]:
   """-> the run, and how its clips were parted. Raises UserError."""
   if args.base is not None and args.reference is not None:
@@ -170,8 +174,7 @@ def start(args: Options) -> tuple[Run, str]:
         "no --base: the small reference network is trained, which knows nothing yet; give openpilot's driving model "
         "with --base"
       )
-    turn = TurnDriving(config.seed) if args.reference == "turn" else None
-    made_by_the_first(lambda: path.exists() or save_reference(path, turn, config.seed, args.reference == "speed"))
+    made_by_the_first(lambda: path.exists() or write_reference(path, args.reference, config.seed))
   teacher = (
     DrivingTeacher(list(args.teacher), batch=-(-config.batch_size // config.accumulate)) if args.teacher else None
   )

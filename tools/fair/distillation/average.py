@@ -3,24 +3,20 @@
 forgets some of what it knew; the mean of its weights before and after keeps most of both (Wortsman and others,
 arXiv:2109.01903). OUT is a run of no steps: export it, or distill on with --init."""
 
-import dataclasses
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from openpilot.tools.fair.bundle.export import load_student, read_environment
 from openpilot.tools.fair.distillation import history
+from openpilot.tools.fair.distillation.made import check_new, write_run
 from openpilot.tools.fair.distillation.trained import Trained, trained_on, union
 from openpilot.tools.fair.teacher import check_license
 from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.lib.files import atomic_path, write_json
-from openpilot.tools.lib.options import option, parse, save
+from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.said import command
 
 
@@ -65,14 +61,13 @@ def run(args: Options) -> Path:
   if len(args.runs) < 2:
     raise UserError("average wants two runs at least")
   weights = weights_of(args.weights, len(args.runs))
-  if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
-    raise UserError(f"--output {args.output}: there is something already; choose another folder")
+  check_new(args.output)
   loaded = [load_student(path) for path in args.runs]
   config, states = loaded[-1][1], [student.state_dict() for student, _, _ in loaded]
   for path, (_, other, _) in zip(args.runs, loaded, strict=True):
     if (other.spec, other.tasks, other.per_height) != (config.spec, config.tasks, config.per_height):
       raise UserError(f"{path} is of another student than {args.runs[-1]}: a mean wants the same layers and tasks")
-  teachers = [dict(x) for x in sorted({tuple(sorted(t.items())) for _, _, s in loaded for t in s["provenance"]})]
+  teachers = [t for _, _, state in loaded for t in state["provenance"]]
   for t in teachers:
     check_license(t["model"], t["licence"], args.accept_license)
   shown: history.History = []
@@ -80,25 +75,8 @@ def run(args: Options) -> Path:
   for path, (_, _, state) in zip(args.runs, loaded, strict=True):
     shown = history.joined(shown, history.earlier(state))
     trained = union(trained, trained_on(state, path))
-  config = replace(config, steps=0, stages=[], pretrained=False)
-  out: dict[str, Any] = {
-    "config": dataclasses.asdict(config),
-    "step": 0,
-    "ema": {f"student.{k}": v for k, v in mean_of(states, weights).items()},
-    "provenance": teachers,
-    "trained": trained,
-    "history": shown,
-  }
-  args.output.mkdir(parents=True, exist_ok=True)
-  save(args, args.output)
-  write_json(args.output / "config.json", out["config"])
-  write_json(args.output / "environment.json", {**read_environment(args.runs[-1]), "trained": trained})
-  with atomic_path(args.output / "log.jsonl") as tmp:
-    told = {"runs": [str(x) for x in args.runs], "weights": weights}
-    tmp.write_text(json.dumps({"step": 0, "average": told}) + "\n")
-  for name in ("best.pt", "last.pt"):
-    with atomic_path(args.output / name) as tmp:
-      torch.save(out, tmp)
+  said = {"average": {"runs": [str(x) for x in args.runs], "weights": weights}}
+  write_run(args, config, mean_of(states, weights), teachers, trained, shown, read_environment(args.runs[-1]), said)
   return args.output
 
 

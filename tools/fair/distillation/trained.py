@@ -1,6 +1,7 @@
 """Which route segments a student has learned from: its own, and those of the students that it started from, as far as
 that is known."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +37,8 @@ def trained_on(state: dict[str, Any], where: Path) -> Trained:
 
 def union(a: Trained, b: Trained) -> Trained:
   return {k: sorted({*a[k], *b[k]}) for k in ("segments", "unknown")}
+
+
+def distinct(teachers: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
+  """Each once, in one order."""
+  return [dict(x) for x in sorted({tuple(sorted(t.items())) for t in teachers})]

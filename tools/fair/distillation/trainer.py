@@ -22,7 +22,7 @@ from openpilot.tools.fair.distillation.samples import draw_samples
 from openpilot.tools.fair.distillation.self_taught import Teacher
 from openpilot.tools.fair.distillation.sampling import drawn
 from openpilot.tools.fair.distillation.soft_labels import DistillationTrainer as DistillationTrainer
-from openpilot.tools.fair.distillation.trained import Trained, union
+from openpilot.tools.fair.distillation.trained import Trained, distinct, union
 from openpilot.tools.fair.students.families import FAMILIES, LICENSE, check_processes
 from openpilot.tools.fair.students.student import build
 from openpilot.tools.fair.tasks import TASKS
@@ -262,7 +262,7 @@ class Run(Loop):
     if family is not None and family.license != LICENSE:
       model = f"{self.config.student} of {family.package}"
       every.append({"model": model, "checkpoint_hash": "", "licence": family.license})
-    return [dict(x) for x in sorted({tuple(sorted(t.items())) for t in every})]
+    return distinct(every)
 
   def load(self, state: Mapping[str, Any]) -> None:
     own = None if self.distiller.rounding is None else self.distiller.rounding.ranges

@@ -4,7 +4,7 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,21 +53,24 @@ def milliseconds(
   return out
 
 
-def milliseconds_of_students(students: Sequence["Student"], rounds: int = 40) -> list[float]:
-  """Each one's median milliseconds a frame by ONNX Runtime on one thread, in turns, exported as it is now. Of CPU,
-  which is what a frame takes where nothing else runs."""
+def frame_of(student: "Student") -> Callable[[], Any]:
+  """A call that computes one frame by ONNX Runtime on one thread, of the student as it is now."""
   from openpilot.tools.fair.students.onnx_export import export_onnx
 
-  sessions, times = [], np.zeros((len(students), WARM + rounds))
-  for student in students:
-    with tempfile.TemporaryDirectory() as folder:
-      inputs = export_onnx(student, path := Path(folder) / "student.onnx")["inputs"]
-      feed = {s["name"]: np.zeros(s["shape"], s["dtype"]) for s in inputs}
-      sessions.append((open_session(path.read_bytes(), 1), feed))
+  with tempfile.TemporaryDirectory() as folder:
+    inputs = export_onnx(student, path := Path(folder) / "student.onnx")["inputs"]
+    session = open_session(path.read_bytes(), 1)
+  feed = {s["name"]: np.zeros(s["shape"], s["dtype"]) for s in inputs}
+  return lambda: session.run(None, feed)
+
+
+def milliseconds_in_turns(calls: Sequence[Callable[[], Any]], rounds: int = 40) -> list[float]:
+  """Each one's median, of CPU, which is what it takes where nothing else runs."""
+  times = np.zeros((len(calls), WARM + rounds))
   for n in range(WARM + rounds):
-    for k, (session, feed) in enumerate(sessions):
+    for k, call in enumerate(calls):
       begun = time.thread_time()
-      session.run(None, feed)
+      call()
       times[k, n] = time.thread_time() - begun
   return (1e3 * np.median(times[:, WARM:], axis=1)).tolist()
 

@@ -278,7 +278,7 @@ def check(args: Options) -> Wanted:
 
 def run(args: Options) -> dict[str, Any]:
   """-> what is in the JSON. Raises UserError, BundleError."""
-  if not (args.prune is args.prune_macs is args.prune_ms is None):
+  if any(x is not None for x in (args.prune, args.prune_macs, args.prune_ms)):
     from openpilot.tools.fair.optimize.prune import prune
 
     return prune(args)

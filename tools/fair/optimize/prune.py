@@ -3,8 +3,6 @@ on. What goes is chosen by what it is worth to the student's own losses, on fram
 
 import contextlib
 import copy
-import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,12 +20,13 @@ from openpilot.tools.fair.distillation.batch import Batch, Batches
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.look import Look
+from openpilot.tools.fair.distillation.made import check_new, write_run
 from openpilot.tools.fair.distillation.options import can_learn, clip_length
 from openpilot.tools.fair.distillation.plan import clips_of
 from openpilot.tools.fair.distillation.trained import trained_on
 from openpilot.tools.fair.evaluation.compared import class_set, classes_of, set_of
 from openpilot.tools.fair.labels.dataset import LabelDataset
-from openpilot.tools.fair.optimize.measure import milliseconds_of_students
+from openpilot.tools.fair.optimize.measure import frame_of, milliseconds_in_turns
 from openpilot.tools.fair.optimize.pruning import Kept, Plan, apply, choose, make_plan, silence, values
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.students.families import FAMILIES
@@ -39,8 +38,6 @@ from openpilot.tools.fair.students.widths import BatchNorm, sides, widths_of
 from openpilot.tools.fair.tasks import TASKS, task_of
 from openpilot.tools.fair.teacher import check_license
 from openpilot.tools.lib.errors import UserError, warn
-from openpilot.tools.lib.files import atomic_path, write_json
-from openpilot.tools.lib.options import save
 from openpilot.tools.lib.said import command
 
 ROUNDS = 4  # in which channels go: what the rest is worth is measured anew in each
@@ -197,14 +194,14 @@ class Clock:
 
   def __init__(self, whole: Student, goal: float):
     """goal: ms a frame. Raises UserError where the whole one is."""
-    self.whole, self.goal = copy.deepcopy(whole), goal
-    (self.before,) = (self.last,) = milliseconds_of_students([self.whole])
+    self.whole, self.goal = frame_of(whole), goal
+    (self.before,) = (self.last,) = milliseconds_in_turns([self.whole])
     if self.before <= goal:
       raise UserError(f"--prune-ms {goal:g}: the student takes {self.before:.2f} ms a frame here; name less")
 
   def fast(self, student: Student) -> bool:
     """Beside the whole one in turns: a machine that has become slower since is not the student's fault."""
-    whole, now = milliseconds_of_students([self.whole, copy.deepcopy(student)])
+    whole, now = milliseconds_in_turns([self.whole, frame_of(student)])
     self.last = now * self.before / whole
     print(f"time         {macs(student) / 1e6:.0f} million multiply-adds: {self.last:.2f} ms a frame", flush=True)
     return self.last <= self.goal
@@ -259,8 +256,7 @@ def prune(args: Any) -> dict[str, Any]:
     )
   if sum(x is not None for x in (args.prune, args.prune_macs, args.prune_ms)) > 1:
     raise UserError("--prune, --prune-macs and --prune-ms each say how much goes; give one")
-  if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
-    raise UserError(f"--output {args.output}: there is something already; choose another folder")
+  check_new(args.output)
   source = open_source(args.bundle, args.data)
   if source.config.student in FAMILIES:
     raise UserError(f"{source.config.student} is of a family, whose widths are its own; prune one of ours")
@@ -268,11 +264,12 @@ def prune(args: Any) -> dict[str, Any]:
   remove = goal(source.student, args.prune, args.prune_macs) if clock is None else None
   prefer = [args.truth] if args.truth else []
   calibration = Calibration(source, args.data, args.frames, prefer, args.stale_labels, args.ignore_classes)
-  for t in [*source.state["provenance"], *calibration.clips.provenance()]:
+  teachers = [*source.state["provenance"], *calibration.clips.provenance()]
+  for t in teachers:
     check_license(t["model"], t["licence"], args.accept_license)
   pruned, plan = reduce(source, calibration, remove, clock)
   spec = replace(source.config.spec, widths={})
-  config = replace(source.config, widths=widths_of(pruned, build(spec)), steps=0, stages=[], pretrained=False)
+  config = replace(source.config, widths=widths_of(pruned, build(spec)))
   before, now = macs(source.student), macs(pruned)
   said: dict[str, Any] = {
     "macs": [before, now],
@@ -283,7 +280,8 @@ def prune(args: Any) -> dict[str, Any]:
     "channels": {g.name: [g.channels, sides(pruned.get_submodule(g.name))[1]] for g in plan.groups},
     "whole": plan.left,
   }
-  write(args, source, config, pruned, said, calibration.clips.provenance())
+  shown, log = history.earlier(source.state), {"pruned": said}
+  write_run(args, config, pruned.state_dict(), teachers, source.state["trained"], shown, source.environment, log)
   print(
     f"{source.config.student}: {before / 1e6:.0f} -> {now / 1e6:.0f} million multiply-adds ({1 - now / before:.1%} "
     f"fewer), {said['parameters'][0] / 1e6:.2f} -> {said['parameters'][1] / 1e6:.2f}M parameters; mean loss on "
@@ -300,27 +298,3 @@ def onward(args: Any, config: Config) -> str:
   tasks = ["--tasks", ",".join(config.tasks)]
   words = ["--labels", args.data, "--student", config.student, *backbone, *tasks, "--init", args.output]
   return command("tools/op.sh", "distill", *words, "--output", args.output.with_name(args.output.name + "-on"))
-
-
-def write(
-  args: Any, source: Source, config: Config, pruned: Student, said: dict[str, Any], teachers: list[dict[str, str]]
-) -> None:
-  """The run's folder: what `export` and `distill --init` read."""
-  args.output.mkdir(parents=True, exist_ok=True)
-  every = [*source.state["provenance"], *teachers]
-  state = {
-    "config": dataclasses.asdict(config),
-    "step": 0,
-    "ema": {f"student.{k}": v.clone() for k, v in pruned.state_dict().items()},
-    "provenance": [dict(x) for x in sorted({tuple(sorted(t.items())) for t in every})],
-    "trained": source.state["trained"],
-    "history": history.earlier(source.state),
-  }
-  save(args, args.output)
-  write_json(args.output / "config.json", state["config"])
-  write_json(args.output / "environment.json", {**source.environment, "trained": state["trained"]})
-  with atomic_path(args.output / "log.jsonl") as tmp:
-    tmp.write_text(json.dumps({"step": 0, "pruned": said}) + "\n")
-  for name in ("best.pt", "last.pt"):
-    with atomic_path(args.output / name) as tmp:
-      torch.save(state, tmp)

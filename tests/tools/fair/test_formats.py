@@ -16,7 +16,7 @@ import tensorrt_mock
 import tflite_mock
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.tools.fair.evaluation.student import named_runner
-from openpilot.tools.fair.optimize import formats, optimize as module
+from openpilot.tools.fair.optimize import formats, optimize as module, told
 from openpilot.tools.fair.optimize.half import half, outside
 from openpilot.tools.fair.optimize.quantize import last_layers, prepare
 from openpilot.tools.fair.optimize.sensitivity import run_all
@@ -152,16 +152,34 @@ def converter(monkeypatch, tmp_path, answer):
   monkeypatch.setattr(formats, "student_names", lambda: ["scene"])
 
 
+# a form with the first k layers in float is off by what `off` says of it
 GOOD = """
-said = {"frames": len(frames)}
-for t in job["targets"]:
-  file = job["graph"] + (".tflite" if t == "tflite" else "-int8.tflite")
-  shutil.copyfile(Path(job["bundle"]) / "scene.onnx", folder / file)
+import onnx
+from onnx import numpy_helper
+forms, off = [], {off}
+for first in (None, *job["first"]):
+  t = "tflite" if first is None else "tflite-int8"
+  file = job["graph"] + (".tflite" if first is None else "-int8.tflite")
+  path = folder / (file if first is None else str(first) + "/" + file)
+  path.parent.mkdir(exist_ok=True)
+  net = onnx.load(str(Path(job["bundle"]) / "scene.onnx"))
+  for w in net.graph.initializer:
+    if w.name == "w_out":
+      w.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(w) * np.float32(1 + off.get(first, 0)), w.name))
+  onnx.save(net, str(path))
   outputs = {"depth": {"max": .03, "mean": .001}, "segmentation": {"max": .01, "mean": .002}}
-  said[t] = {"file": file, "precision": "float32" if t == "tflite" else "int8", "bytes": 1234567, "outputs": outputs}
-  said[t] |= {"ms": 2.5, "float": {"the last layer of an output": ["a/b/x.y.Head_out;13;"]} if t != "tflite" else {}}
-(folder / "said.json").write_text(json.dumps(said))
+  one = {"target": t, "file": file, "path": str(path.relative_to(folder)), "bytes": path.stat().st_size, "ms": 2.5}
+  one |= {"precision": "float32" if first is None else "int8", "outputs": outputs}
+  left = {"the last layer of an output": ["a/b/x.y.Head_out;13;"]}
+  if first:
+    left["one of the first layers, whose rounding all outputs feel"] = ["a/b/x.y.layer_%d;1;" % k for k in range(first)]
+  forms.append(one | {"float": {} if first is None else left})
+(folder / "said.json").write_text(json.dumps({"frames": len(frames), "forms": forms}))
 """
+
+
+def good(off: str = "{}") -> str:
+  return GOOD.replace("{off}", off)
 
 
 @pytest.fixture(scope="module")
@@ -173,11 +191,12 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def quick(monkeypatch):
-  monkeypatch.setattr(module, "footprint", lambda bundle: {"load_s": 0.1, "memory_mb": 1.0})
+  monkeypatch.setattr(told, "footprint", lambda bundle, runner: {"load_s": 0.1, "memory_mb": 1.0})
+  tflite_mock.install(monkeypatch)
 
 
 def test_tflite_files_become_variants_that_run(tmp_path, store, quick, monkeypatch, capsys):
-  converter(monkeypatch, tmp_path, GOOD)
+  converter(monkeypatch, tmp_path, good())
   bundle = optimize_fixture.write_conv(tmp_path / "conv")
   stale = optimize_fixture.write_conv(tmp_path / "out" / "conv", seed=1)  # of an earlier run, of another network
   results = module.run(options(tmp_path, bundle.path, store, "tflite", int8=True))
@@ -195,13 +214,47 @@ def test_tflite_files_become_variants_that_run(tmp_path, store, quick, monkeypat
   assert (
     "scene-int8.tflite" in (said := capsys.readouterr().out) and "3.0e-02 at most, 1.0e-03 on average, in depth" in said
   )
-  assert "1.23" in (page := (tmp_path / "out" / "optimize.html").read_text()) and "scene-int8.tflite" in page
-  tflite_mock.install(monkeypatch)
+  assert "scene-int8.tflite" in (page := (tmp_path / "out" / "optimize.html").read_text()) and "was not judged" in page
   assert named_runner("tflite-int8", made, made.graphs[0]).what == "LiteRT, int8"
   # once more: in place of those that it had
   module.run(options(tmp_path, tmp_path / "out" / "conv", store, "tflite", apply=True))
   again = load_bundle(tmp_path / "out" / "conv").graphs[0]["variants"]
   assert sorted(v["target"] for v in again) == ["tflite", "tflite-int8"]
+
+
+def test_first_layers_of_tflite_stay_float_as_far_as_its_metrics_need_it(tmp_path, store, quick, monkeypatch, capsys):
+  converter(monkeypatch, tmp_path, good("{0: 100, 3: 60}"))
+  bundle = optimize_fixture.write_conv(tmp_path / "conv")
+  results = module.run(options(tmp_path, bundle.path, store, "tflite", int8=True))
+  tries = results["search"]["tflite-int8"]
+  assert [t["float"] for t in tries] == [f"the first {k} layers in float" for k in (0, 3, 6)]
+  assert tries[0]["share"] > tries[1]["share"] > formats.ENOUGH >= tries[2]["share"] == 0
+  assert tries[2]["back"] == [f"a/b/x.y.layer_{k};1;" for k in range(6)]
+  float_, eight = results["variants"][1:]
+  assert (float_["label"], eight["label"]) == ("tflite", "tflite-int8") and "verdict" not in float_
+  assert eight["worst"] and eight["output_errors"] == {"depth": 0.0, "segmentation": 0.0}
+  made = load_bundle(tmp_path / "out" / "conv")
+  left = made.graphs[0]["variants"][1]["float"]
+  assert [len(x["nodes"]) for x in left] == [1, 6]
+  assert "What was tried" in (tmp_path / "out" / "optimize.html").read_text()
+
+
+def test_a_tflite_file_that_loses_too_much_is_named_and_left_out(tmp_path, store, quick, monkeypatch):
+  converter(monkeypatch, tmp_path, good("dict.fromkeys((0, 3, 6, 9, 15), 100)"))
+  bundle = optimize_fixture.write_conv(tmp_path / "conv")
+  with pytest.raises(UserError, match=r"--max-loss 0.01 is not met: tflite-int8: Depth, abs_rel"):
+    module.run(options(tmp_path, bundle.path, store, "tflite", int8=True, apply=True))
+  for place in (bundle.path, tmp_path / "out" / "conv"):
+    assert [v["target"] for v in load_bundle(place).graphs[0]["variants"]] == ["tflite"]
+  results = json.loads((tmp_path / "out" / "optimize.json").read_text())
+  assert results["applied"] == ["tflite"] and results["recommendation"]["variant"] in ("float", "tflite")
+
+
+def test_tflite_wants_litert_here_before_any_work(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+  monkeypatch.setattr(module, "open_bundle", lambda args: pytest.fail("it went on"))
+  with pytest.raises(UserError, match=r"--format tflite: LiteRT judges and times the files; pip install"):
+    module.run(options(tmp_path, tmp_path / "b", tmp_path, "tflite"))
 
 
 @pytest.mark.parametrize(

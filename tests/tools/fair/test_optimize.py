@@ -17,7 +17,7 @@ from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.tools.fair.evaluation import evaluate as evaluation
 from openpilot.tools.fair.evaluation.compared import Compared, input_of, set_of
 from openpilot.tools.fair.evaluation.scenes import open_segments
-from openpilot.tools.fair.optimize import judge, optimize as module
+from openpilot.tools.fair.optimize import judge, optimize as module, told
 from openpilot.tools.fair.optimize.calibration import blocks, grid, record, split, spread
 from openpilot.tools.fair.optimize.judge import counts, hardest, make_row, verdict, worst
 from openpilot.tools.fair.optimize.search import Graphs
@@ -42,7 +42,7 @@ def options(bundle, store, out, **kwargs):
 @pytest.fixture
 def quick(monkeypatch):
   """Without a process for each variant."""
-  monkeypatch.setattr(module, "footprint", lambda bundle: {"load_s": 0.1, "memory_mb": 1.0})
+  monkeypatch.setattr(told, "footprint", lambda bundle, runner: {"load_s": 0.1, "memory_mb": 1.0})
 
 
 def test_no_route_both_calibrates_and_judges_and_conditions_are_among_both(store):

@@ -10,7 +10,7 @@ from openpilot.selfdrive.modeld.fair import cpu
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.tools.fair.distillation import distill
-from openpilot.tools.fair.optimize import optimize as module
+from openpilot.tools.fair.optimize import optimize as module, told
 from openpilot.tools.lib.errors import UserError
 
 
@@ -23,7 +23,7 @@ def test_a_run_is_exported_and_quantized(tmp_path, monkeypatch):
   distill.main()
   store = tmp_path / "labels"
   optimize_fixture.write_routes(store, count=2, n=8)
-  monkeypatch.setattr(module, "footprint", lambda bundle: {"load_s": 0.1, "memory_mb": 1.0})
+  monkeypatch.setattr(told, "footprint", lambda bundle, runner: {"load_s": 0.1, "memory_mb": 1.0})
   said = {"int8": True, "target": ("x86",), "frames": 8, "rounds": 1, "max_loss": 0.5}
   args = module.Options(bundle=tmp_path / "My-Run", data=store, output=tmp_path / "out", **said)
   with pytest.raises(UserError, match="CC-BY-NC-4"):

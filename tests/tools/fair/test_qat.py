@@ -18,7 +18,7 @@ from openpilot.selfdrive.modeld.fair.ort import ort
 from openpilot.tools.fair.bundle import export
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.options import Options, target_of
-from openpilot.tools.fair.optimize import optimize
+from openpilot.tools.fair.optimize import optimize, told
 from openpilot.tools.fair.optimize.qat import inputs_with, make_plan, told_apart
 from openpilot.tools.fair.optimize.quantize import TARGETS, Target, calibrate, last_layers, prepare, quantize
 from openpilot.tools.fair.optimize.sensitivity import rounded
@@ -300,7 +300,7 @@ def test_it_is_learned_resumed_and_made_a_variant(tmp_path, monkeypatch, capsys)
 
   export.run(export.Options(run=tmp_path / "float", output=tmp_path / "models" / "float", tinygrad=False))
   optimize_fixture.write_routes(tmp_path / "labels", count=2, n=8)
-  monkeypatch.setattr(optimize, "footprint", lambda bundle: {"load_s": 0.1, "memory_mb": 1.0})
+  monkeypatch.setattr(told, "footprint", lambda bundle, runner: {"load_s": 0.1, "memory_mb": 1.0})
   said = {"int8": True, "frames": 8, "rounds": 1, "max_loss": 0.9, "qat": tmp_path / "whole"}
   options = optimize.Options(
     bundle=tmp_path / "models" / "float", data=tmp_path / "labels", output=tmp_path / "out", target=("aarch64",), **said

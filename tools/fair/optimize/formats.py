@@ -4,6 +4,7 @@ import copy
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,12 @@ from openpilot.selfdrive.modeld.fair.artifact import ArtifactError, folder_of, r
 from openpilot.selfdrive.modeld.fair.bundle import MANIFEST, Bundle, load_bundle, write_manifest
 from openpilot.selfdrive.modeld.fair.runners import tensorrt
 from openpilot.tools.fair.bundle.replace import CARD, new_bundle
+from openpilot.tools.fair.evaluation.compared import Compared
+from openpilot.tools.fair.evaluation.scenes import Segment
 from openpilot.tools.fair.optimize.half import ROOM, emulated, half, outside, overflowing
+from openpilot.tools.fair.optimize.judge import FLOAT, Cards, judge, worst
 from openpilot.tools.fair.optimize.quantize import last_layers, prepare
+from openpilot.tools.fair.optimize.search import Rung
 from openpilot.tools.fair.optimize.variants import Variant
 from openpilot.tools.fair.students.student import student_names
 from openpilot.tools.fair.tflite import convert, environment
@@ -22,8 +27,10 @@ from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_json, write_json
 
 FORMATS = ("onnx", "tensorrt", "tflite")
+FIRST = [0, 3, 6, 9, 15]  # layers that stay float, from the picture on: the fewest that lose little
+ENOUGH = 0.5  # of what a metric may lose, on the routes that choose: these layers cost little, and others judge
 JUDGED = 16  # frames of the routes that judge, at which a TFLite file is compared with the student
-METHOD = "moving average of the least and the largest value, weights of each channel"
+METHOD = "moving average of the least and the largest value, weights of each channel, biases shifted"
 OVER = f"its values at frames that calibrate, times {ROOM:g}, are beyond float16"
 HEADING = "\n## As TFLite\n"
 Inputs = dict[str, list[dict[str, Any]]]
@@ -44,6 +51,11 @@ def check(formats: tuple[str, ...]) -> None:
       f"--format tensorrt cannot be made here: {why}; --target tensorrt writes the graph that the GPU's machine builds "
       "by `op compile BUNDLE --target tensorrt`"
     )
+  if "tflite" in formats:
+    try:
+      import ai_edge_litert.interpreter  # noqa: F401
+    except ImportError:
+      raise UserError("--format tflite: LiteRT judges and times the files; pip install -e '.[tflite]'") from None
 
 
 @dataclass
@@ -54,27 +66,57 @@ class Made:
   entries: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
   told: list[dict[str, Any]] = field(default_factory=list)
 
+  def add(self, graph: str, one: dict[str, Any], blob: bytes, calibration: dict[str, Any] | None, frames: int) -> None:
+    """one: of the converter's forms."""
+    row: dict[str, Any] = {k: one[k] for k in ("target", "file", "precision")}
+    if one["precision"] == "int8":
+      left = [{"why": why, "nodes": [short(n) for n in nodes]} for why, nodes in one["float"].items()]
+      said = {**(calibration or {}), "method": METHOD}
+      row |= {"activations": "int8", "weight_bits": 8, "calibration": said, "float": left}
+    self.files[one["file"]] = blob
+    self.entries.setdefault(graph, []).append(row)
+    self.told.append({"graph": graph, "frames": frames, **one})
+
+  def variants(self) -> list[Variant]:
+    """One for each target."""
+    out: dict[str, Variant] = {}
+    for name, rows in self.entries.items():
+      for row in rows:
+        v = out.setdefault(
+          row["target"], Variant(row["target"], row["precision"], row["target"], {}, runner=row["target"])
+        )
+        v.files[name] = self.files[row["file"]]
+        v.left[name] = {x["why"]: x["nodes"] for x in row.get("float", [])}
+    return list(out.values())
+
+  def only(self, targets: Collection[str]) -> "Made":
+    """What is of these."""
+    entries = {name: [r for r in rows if r["target"] in targets] for name, rows in self.entries.items()}
+    files = {r["file"]: self.files[r["file"]] for rows in entries.values() for r in rows}
+    return Made(files, entries, [t for t in self.told if t["target"] in targets])
+
 
 def short(node: str) -> str:
   """What TFLite's converter calls a node, without the modules that it lies in."""
   return node.rstrip(";").rpartition("/")[2].rpartition(".")[2][:100]
 
 
-def to_tflite(bundle: Bundle, calibrating: Inputs, judging: Inputs, calibration: dict[str, Any] | None) -> Made:
+def to_tflite(bundle: Bundle, calibrating: Inputs, judging: Inputs, calibration: dict[str, Any] | None) -> list[Made]:
   """calibrating, judging: what goes into each graph at some frames. calibration: what the manifest says of it; None: no
-  file in 8 bits. Raises UserError where a graph is none of our students, or has an operator that TFLite lacks."""
+  file in 8 bits. -> one for each of FIRST. Raises UserError where a graph is none of our students, or has an operator
+  that TFLite lacks."""
   for graph in bundle.graphs:
     if graph["name"] not in student_names():
       raise UserError(
         f"--format tflite: {bundle.path}: its graph '{graph['name']}' is none of our students; TFLite is made of these"
       )
-  made = Made()
-  targets = [convert.FLOAT] if calibration is None else [convert.FLOAT, convert.INT8]
+  first = [] if calibration is None else FIRST
+  rungs = [Made() for _ in first or [0]]
   for graph in bundle.graphs:
     name = graph["name"]
     with tempfile.TemporaryDirectory() as tmp:
       folder = Path(tmp)
-      job = {"bundle": str(bundle.path.resolve()), "graph": name, "targets": targets}
+      job = {"bundle": str(bundle.path.resolve()), "graph": name, "first": first}
       write_json(folder / convert.JOB, {**job, "calibrate": len(calibrating[name])})
       convert.write_frames(folder, [*calibrating[name], *judging[name]])
       words = environment.command("-m", "openpilot.tools.fair.tflite.convert", folder)
@@ -83,21 +125,32 @@ def to_tflite(bundle: Bundle, calibrating: Inputs, judging: Inputs, calibration:
       said = read_json(folder / convert.SAID) if (folder / convert.SAID).is_file() else {}
       if done.returncode or "error" in said:
         raise UserError(f"--format tflite: {said.get('error') or python.why_failed(done)}")
-      for target in targets:
-        one = said[target]
-        made.files[one["file"]] = (folder / one["file"]).read_bytes()
-        row: dict[str, Any] = {"target": target, "file": one["file"], "precision": one["precision"]}
-        if calibration is not None and target == convert.INT8:
-          left = [{"why": why, "nodes": [short(n) for n in nodes]} for why, nodes in one["float"].items()]
-          row |= {
-            "activations": "int8",
-            "weight_bits": 8,
-            "calibration": {**calibration, "method": METHOD},
-            "float": left,
-          }
-        made.entries.setdefault(name, []).append(row)
-        made.told.append({"graph": name, "target": target, "frames": said["frames"], **one})
-  return made
+      whole, *eight = said["forms"]
+      for n, made in enumerate(rungs):
+        for one in (whole, *eight[n : n + 1]):
+          made.add(name, one, (folder / one["path"]).read_bytes(), calibration, said["frames"])
+  return rungs
+
+
+def chosen(
+  rungs: list[Made], base: Bundle, segments: list[Segment], truth: str, compared: Compared, max_loss: float
+) -> tuple[Made, list[Rung]]:
+  """The one with the fewest float layers whose metrics all lose at most ENOUGH on these segments, or the one that comes
+  nearest; and all that were tried."""
+  cards: Cards = {}
+  tried: list[Rung] = []
+  for n, made in enumerate(rungs):
+    column = f"{convert.INT8} {n}"
+    back = frozenset((t["graph"], node) for t in made.told for node in t["float"].get(convert.FIRST, []))
+    with tempfile.TemporaryDirectory() as tmp:
+      bundles = {FLOAT: base, column: put(base, made, Path(tmp) / "bundle", base.path)}
+      runners = {column: convert.INT8}
+      rows = judge(bundles, segments, truth, compared, max_loss, False, cards, runners)[column]
+    tried.append(Rung(f"the first {FIRST[n]} layers in float", back, rows))
+    if worst(rows).share <= ENOUGH:
+      break
+  best = min(range(len(tried)), key=lambda n: (max(ENOUGH, worst(tried[n].rows).share), n))
+  return rungs[best], tried
 
 
 def to_half(base: Bundle, inputs: Inputs | None = None) -> Variant:
@@ -128,9 +181,9 @@ def lines(made: Made) -> list[str]:
   return out
 
 
-def put(base: Bundle, made: Made, out: Path, away: Path) -> Bundle:
+def put(base: Bundle, made: Made, out: Path, away: Path, said: Mapping[str, str] | None = None) -> Bundle:
   """The bundle at `out`, with these files as its variants for the same targets. away: a folder that must not be lost.
-  Raises UserError as new_bundle() does."""
+  said: target -> for the card. Raises UserError as new_bundle() does."""
   manifest = copy.deepcopy(base.manifest)
   targets = {e["target"] for rows in made.entries.values() for e in rows}
   former = {v["file"] for g in manifest["graphs"] for v in g.get("variants", []) if v["target"] in targets}
@@ -145,7 +198,10 @@ def put(base: Bundle, made: Made, out: Path, away: Path) -> Bundle:
       graph["variants"] = [*kept, *made.entries[graph["name"]]]
     if (card := folder / CARD).exists():
       text = card.read_text().partition(HEADING)[0].rstrip("\n")
-      rows = "\n".join(f"- `{t['file']}`: {t['precision']}, {t['bytes'] / 1e6:.2f} MB" for t in made.told)
+      words = {t["target"]: f"; {(said or {})[t['target']]}" if t["target"] in (said or {}) else "" for t in made.told}
+      rows = "\n".join(
+        f"- `{t['file']}`: {t['precision']}, {t['bytes'] / 1e6:.2f} MB{words[t['target']]}" for t in made.told
+      )
       card.write_text(f"{text}\n{HEADING}\nWhat runs them: `--runner tflite`, `--runner tflite-int8`.\n\n{rows}\n")
     write_manifest(folder, manifest)
   return load_bundle(out)

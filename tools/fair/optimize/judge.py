@@ -132,15 +132,16 @@ def judge(
   max_loss: float,
   intervals: bool = True,
   known: Cards | None = None,
+  runners: Mapping[str, str] | None = None,
 ) -> dict[str, list[Row]]:
   """bundles: by column, FLOAT among them. known: of columns that were run on these segments before, and need not be
-  again; those that are run now are added. -> of each other column its metrics. Raises UserError where the labels say
-  nothing of what the bundle puts out."""
+  again; those that are run now are added. runners: of columns that ONNX Runtime does not run. -> of each other column
+  its metrics. Raises UserError where the labels say nothing of what the bundle puts out."""
   known = {} if known is None else known
   students = []
   for name, bundle in bundles.items():
     if not any(column == name for _, column in known):
-      students.append(Student(bundle, compared))
+      students.append(Student(bundle, compared, runner=(runners or {}).get(name, "onnx")))
       students[-1].name = name
   check_tasks(students, segments, [truth], compared, segments[0].frames.path.parent)
   nobody: Any = NoRival()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
-from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner, open_session
+from openpilot.selfdrive.modeld.fair.runners import make_runner
+from openpilot.selfdrive.modeld.fair.runners.onnx import open_session
 from openpilot.tools.fair.comma_four.cost import count
 from openpilot.tools.lib import python
 from openpilot.tools.lib.errors import UserError
@@ -24,16 +25,22 @@ TIMEOUT = 300  # s
 
 
 def milliseconds(
-  bundles: Mapping[str, Bundle], inputs: Mapping[str, list[dict[str, Any]]], rounds: int, threads: int, base: str
+  bundles: Mapping[str, Bundle],
+  inputs: Mapping[str, list[dict[str, Any]]],
+  rounds: int,
+  threads: int,
+  base: str,
+  runners: Mapping[str, str] | None = None,
 ) -> dict[str, dict[str, float]]:
-  """inputs: of each graph. All take turns, so that what else the machine does falls on all. -> of each p50 and p99, and
-  how many times as fast as `base` it is: the median over rounds, by the fastest of each, and by this process's CPU
-  time, which is that of a busy machine."""
-  runners = {name: [(OnnxRunner(b, g, threads), inputs[g["name"]]) for g in b.graphs] for name, b in bundles.items()}
+  """inputs: of each graph. runners: of bundles that ONNX Runtime does not run. All take turns, so that what else the
+  machine does falls on all. -> of each p50 and p99, and how many times as fast as `base` it is: the median over rounds,
+  by the fastest of each, and by this process's CPU time, which is that of a busy machine."""
+  of = {name: (runners or {}).get(name, "onnx") for name in bundles}
+  made = {n: [(make_runner(of[n], b, g, threads), inputs[g["name"]]) for g in b.graphs] for n, b in bundles.items()}
   times: dict[str, list[float]] = {name: [] for name in bundles}
   cpu: dict[str, list[float]] = {name: [] for name in bundles}
   for n in range(rounds + WARM):
-    for name, graphs in runners.items():
+    for name, graphs in made.items():
       begun, busy = time.perf_counter(), time.process_time()
       for runner, some in graphs:
         runner.run(some[n % len(some)])
@@ -75,9 +82,9 @@ def milliseconds_in_turns(calls: Sequence[Callable[[], Any]], rounds: int = 40) 
   return (1e3 * np.median(times[:, WARM:], axis=1)).tolist()
 
 
-def footprint(bundle: Bundle) -> dict[str, float]:
+def footprint(bundle: Bundle, runner: str = "onnx") -> dict[str, float]:
   """In a process of its own. Raises UserError."""
-  words = python.command("-m", "openpilot.tools.fair.optimize.footprint", bundle.path.resolve())
+  words = python.command("-m", "openpilot.tools.fair.optimize.footprint", bundle.path.resolve(), runner)
   done = subprocess.run(words, env=python.environment(), capture_output=True, text=True, timeout=TIMEOUT)
   if done.returncode:
     raise UserError(f"{bundle.path} does not run by itself: {python.why_failed(done)}")

@@ -6,7 +6,7 @@ The bundle keeps its float graphs; the 8-bit ones are variants beside them, of w
 
 import platform
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,13 @@ from openpilot.tools.fair.evaluation.groups import load_groups
 from openpilot.tools.fair.evaluation.scenes import Segment, check_label, open_segments
 from openpilot.tools.fair.optimize import formats, report
 from openpilot.tools.fair.optimize.calibration import Parts, blocks, check_apart, record, split
-from openpilot.tools.fair.optimize.choose import variances
-from openpilot.tools.fair.optimize.judge import (
-  BEYOND,
-  FLOAT,
-  UNDECIDED,
-  WITHIN,
-  Row,
-  counts,
-  hardest,
-  judge,
-  verdict,
-  worst,
-)
+from openpilot.tools.fair.optimize.judge import BEYOND, FLOAT, UNDECIDED, WITHIN, judge, verdict
 from openpilot.tools.fair.optimize.learned import Learned, learned, learned_by_itself
-from openpilot.tools.fair.optimize.measure import footprint, milliseconds, sizes, static_cost
+from openpilot.tools.fair.optimize.measure import milliseconds, sizes, static_cost
 from openpilot.tools.fair.optimize.quantize import PERCENTILE, TARGETS
 from openpilot.tools.fair.optimize.search import Graphs, Rung, search
-from openpilot.tools.fair.optimize.sensitivity import Source
-from openpilot.tools.fair.optimize.variants import Variant, by_itself, write
+from openpilot.tools.fair.optimize.told import column, described, recommend, sources_told, told, tried
+from openpilot.tools.fair.optimize.variants import ONNX, Variant, by_itself, write
 from openpilot.tools.lib.errors import UserError, above_zero, cli, warn
 from openpilot.tools.lib.files import atomic_path, write_json
 from openpilot.tools.lib.options import option, parse, save
@@ -175,71 +163,6 @@ def open_data(args: Options, bundle: Bundle) -> Data:
   return Data(parts, truth, compared, public_path(str(args.data)))
 
 
-def described(segments: list[Segment]) -> dict[str, Any]:
-  kinds = sorted({" ".join(s.conditions) for s in segments} - {""})
-  routes = len({s.route for s in segments})
-  return {"segments": len(segments), "routes": routes, "frames": sum(len(s.ids) for s in segments), "conditions": kinds}
-
-
-def recommend(variants: list[Variant], rows: dict[str, list[Row]], ms: dict[str, dict[str, float]]) -> tuple[str, str]:
-  """-> the variant's label, and why. The rule: of those for this processor whose metrics are all shown to stay within
-  what they may lose, the one whose median is shortest with one thread."""
-  said = {v.label: verdict(rows[v.label]) for v in variants if v.here}
-  fit = [name for name, v in said.items() if v == WITHIN]
-  best = min([FLOAT, *fit], key=lambda name: ms[name]["p50"])
-  why = f"{ms[best]['p50']:.1f} ms, the shortest of {', '.join([FLOAT, *fit])}"
-  for what, words in ((BEYOND, "would lose more than it may"), (UNDECIDED, "is undecided: these routes are too few")):
-    if others := [name for name, v in said.items() if v == what]:
-      why += f"; {', '.join(others)} {words}"
-  return best, why
-
-
-def column(label: str, ms: dict[int, Any], bundle: Bundle) -> dict[str, Any]:
-  """What of a variant is measured here."""
-  return {"label": label, "ms": {n: t[label] for n, t in ms.items()}, **footprint(bundle)}
-
-
-def told(variant: Variant, graphs: Graphs, rows: list[Row]) -> dict[str, Any]:
-  return {
-    "precision": variant.precision,
-    "target": variant.target,
-    "here": variant.here,
-    "bytes": sum(map(len, variant.files.values())),
-    "output_errors": graphs.output_errors(variant),
-    "float": variant.left,
-    "verdict": verdict(rows),
-    "counts": counts(rows),
-    "worst": hardest(rows).words,
-    "metrics": [{**asdict(r), "verdict": r.verdict} for r in rows],
-  }
-
-
-def sources_told(graphs: Graphs, target: str, rows: list[Row]) -> list[dict[str, Any]]:
-  """Of each tensor that is rounded what that does alone, those first that disturb most; and its part of what each
-  metric lost where all were: the part that it has in the variance of the outputs that the metric is of."""
-  sources = graphs.sources(TARGETS[target])
-  whole = variances(sources)
-
-  def part(source: Source, outputs: set[str]) -> float:
-    parts = [source.errors[o] ** 2 / whole[o] for o in outputs if o in source.errors and whole[o]]
-    return sum(parts) / max(1, len(parts))
-
-  out = []
-  for graph, x in sorted(sources, key=lambda x: -part(x[1], set(whole))):
-    costs = {f"{r.task} {r.metric}": max(0.0, r.loss) * part(x, graphs.outputs_of(r.task)) for r in rows if r.limit}
-    out.append({"graph": graph, **asdict(x), "output": x.output, "costs": costs})
-  return out
-
-
-def tried(rungs: list[Rung]) -> list[dict[str, Any]]:
-  out = []
-  for r in rungs:
-    row, over = worst(r.rows), [x.words for x in r.rows if x.share > 1]
-    back = sorted(layer for _, layer in r.back)
-    out.append({"float": r.label, "share": row.share, "worst": row.words, "over": over, "back": back})
-  return out
-
-
 @dataclass
 class Wanted:
   """targets: in 8 bits, of ONNX. half: TensorRT's graph in float16, asked for, or since 8 bits are not."""
@@ -291,12 +214,15 @@ def run(args: Options) -> dict[str, Any]:
     data = open_data(args, floats)
     inputs = record(floats, data.parts.calibration, data.compared, args.frames)
     calibration = calibration_of(data, inputs, taught)
+    rungs: dict[str, list[Rung]] = {}
     made = None
     if wanted.tflite:
       judging = record(floats, data.parts.judged, data.compared, formats.JUDGED)
-      made = formats.to_tflite(base, inputs, judging, calibration if args.int8 else None)
+      made, *more = formats.to_tflite(base, inputs, judging, calibration if args.int8 else None)
+      if args.int8:
+        parts = data.parts.calibration, data.truth, data.compared, args.max_loss
+        made, rungs[formats.convert.INT8] = formats.chosen([made, *more], floats, *parts)
     variants: list[Variant] = [formats.to_half(base, inputs)] if wanted.half else []
-    rungs: dict[str, list[Rung]] = {}
     bundles = {FLOAT: floats} | {v.label: by_itself(floats, v.said, Path(tmp) / "judged") for v in variants}
     timed = {v.label: by_itself(floats, v.files, Path(tmp) / "half") for v in variants}
     graphs = Graphs(floats, inputs, taught)
@@ -304,10 +230,20 @@ def run(args: Options) -> dict[str, Any]:
       found, rungs[t] = search(graphs, floats, t, data.parts.calibration, data.truth, data.compared, args.max_loss)
       bundles[found.label] = by_itself(floats, found.files, Path(tmp) / t)
       variants.append(found)
-    rows = judge(bundles, data.parts.judged, data.truth, data.compared, args.max_loss) if variants else {}
+    runners: dict[str, str] = {}
+    if made is not None:
+      lite = formats.put(floats, made, Path(tmp) / "tflite", args.data)
+      for v in made.variants():
+        variants.append(v)
+        runners[v.label], timed[v.label] = v.runner, lite
+        if v.precision == "int8":  # the other is float, equal to rounding
+          bundles[v.label] = lite
+    rows = {}
+    if len(bundles) > 1:
+      rows = judge(bundles, data.parts.judged, data.truth, data.compared, args.max_loss, runners=runners)
     some = {name: x[:8] for name, x in inputs.items()}
     timed = bundles | timed
-    ms = {n: milliseconds(timed, some, args.rounds, n, FLOAT) for n in (1, 2)}
+    ms = {n: milliseconds(timed, some, args.rounds, n, FLOAT, runners) for n in (1, 2)}
     best, why = recommend(variants, rows, ms[1])
     whole = sizes(floats)
     results: dict[str, Any] = {
@@ -324,21 +260,28 @@ def run(args: Options) -> dict[str, Any]:
       "search": {t: tried(r) for t, r in rungs.items()},
       "variants": [
         {**column(FLOAT, ms, floats), **whole, "precision": "float32", "target": "", "here": True},
-        *({**whole, **column(v.label, ms, timed[v.label]), **told(v, graphs, rows[v.label])} for v in variants),
+        *(
+          {**whole, **column(v.label, ms, timed[v.label], v.runner), **told(v, graphs, rows.get(v.label))}
+          for v in variants
+        ),
       ],
       "recommendation": {"variant": best, "why": why, "rule": report.RULE},
       **({"formats": made.told} if made is not None else {}),
       **({"comma_four": static_cost(floats)} if args.comma_four else {}),
     }
-    verdicts = {v.label: verdict(rows[v.label]) for v in variants}
+    verdicts = {v.label: verdict(rows[v.label]) if v.label in rows else WITHIN for v in variants}
     fit = [v for v in variants if verdicts[v.label] != BEYOND]
     places = {args.output / base.name: fit}
     if args.apply:
       places[base.path] = [v for v in fit if args.undecided or verdicts[v.label] == WITHIN]
     results["applied"] = keep(args, base, places, results, data.public, calibration, taught)
     if made is not None:
+      said = {v["label"]: report.in_short(v) for v in results["variants"]}
       for place, here in places.items():
-        formats.put(load_bundle(place) if any(v.run for v in here) else base, made, place, args.data)
+        mine = made.only([v.label for v in here])
+        if mine.told:
+          formats.put(load_bundle(place) if any(v.run for v in here) else base, mine, place, args.data, said)
+          results["applied"] += [t["target"] for t in mine.told] if place == base.path else []
       print("\n".join(formats.lines(made)))
     if wanted.engines and any(v.target == "tensorrt" for v in fit):
       print("wrote       ", *formats.engines(load_bundle(args.output / base.name), args.output))
@@ -348,7 +291,7 @@ def run(args: Options) -> dict[str, Any]:
   save(replace(args, apply=False), args.output)
   print(report.summary(results))
   print(f"wrote        {args.output / 'optimize.html'}, optimize.json")
-  missed = {what: [v for v in results["variants"][1:] if v["verdict"] == what] for what in (BEYOND, UNDECIDED)}
+  missed = {what: [v for v in results["variants"][1:] if v.get("verdict") == what] for what in (BEYOND, UNDECIDED)}
   if missed[BEYOND]:
     near = "; ".join(f"{v['label']}: {v['worst']}" for v in missed[BEYOND])
     raise UserError(f"--max-loss {args.max_loss:g} is not met: {near}; the page says what disturbs")
@@ -379,7 +322,7 @@ def keep(
   """Writes into each bundle its variants, into a copy first; those of other programs as files. -> what was applied."""
   args.output.mkdir(parents=True, exist_ok=True)
   for v in next(iter(places.values())):
-    for g in base.graphs if not v.run else ():
+    for g in base.graphs if not v.run and v.runner == ONNX else ():
       with atomic_path(args.output / v.file(g)) as path:
         path.write_bytes(v.files[g["name"]])
   names: list[str] = []

@@ -10,9 +10,10 @@ from openpilot.tools.replay.report import load_template
 WIDTH, HEIGHT, EDGE = 520, 260, 48  # of the plot, pixels
 LEAST_COST = 0.0002  # that is shown of a tensor
 RULE = (
-  "Of the variants for this processor whose metrics are all shown to stay within what they may lose, the one whose "
-  "median is shortest with one thread; float where none is. A metric is within where the whole 95% interval of its "
-  "loss is, beyond where none of it is, and undecided where it holds the limit: then more routes are needed to tell."
+  "Of the variants for this processor, LiteRT's among them, whose metrics are all shown to stay within what they may "
+  "lose, the one whose median is shortest with one thread; float where none is. A metric is within where the whole 95% "
+  "interval of its loss is, beyond where none of it is, and undecided where it holds the limit: then more routes are "
+  "needed to tell."
 )
 COMMA_FOUR = (
   "A comma four runs the float graph in tinygrad, which computes 8-bit graphs in float: they give it no speed. What "
@@ -64,6 +65,12 @@ def reasons(variant: dict[str, Any]) -> dict[str, list[str]]:
 def counted(variant: dict[str, Any]) -> str:
   """Of its metrics how many have each verdict."""
   return ", ".join(f"{n} {what}" for what, n in variant["counts"].items() if n)
+
+
+def in_short(variant: dict[str, Any]) -> str:
+  """Its speed, and what it loses, where that was judged."""
+  said = f"; {counted(variant)}; {variant['worst']}" if "worst" in variant else ""
+  return f"x{variant['ms'][1]['ratio']:.2f} as fast as ONNX Runtime with the float graph{said}"
 
 
 def undecided(variant: dict[str, Any], results: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
+from openpilot.selfdrive.modeld.fair.runners.tflite import Network
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.scenes import Segment
 from openpilot.tools.fair.optimize.bias import shifts
@@ -26,7 +27,7 @@ from openpilot.tools.fair.optimize.quantize import (
   TARGETS,
 )
 from openpilot.tools.fair.optimize.sensitivity import errors, run_all, sensitivity
-from openpilot.tools.fair.optimize.variants import Variant, by_itself
+from openpilot.tools.fair.optimize.variants import ONNX, Variant, by_itself
 from openpilot.tools.lib.errors import UserError
 
 RUNGS = 8  # variants that are tried
@@ -137,7 +138,12 @@ class Graphs:
     for graph in self.base.graphs:
       name = graph["name"]
       some = self.inputs[name][:LOOKED_AT]
-      out |= errors(run_all(variant.said[name], some), run_all(self.base.onnx(graph), some))
+      want = run_all(self.base.onnx(graph), some)
+      if variant.runner == ONNX:
+        out |= errors(run_all(variant.said[name], some), want)
+      else:
+        net = Network(variant.files[name], graph["inputs"], graph["outputs"])
+        out |= errors([{k: v.copy() for k, v in net.run(x).items()} for x in some], want)
     return out
 
 

@@ -12,6 +12,7 @@ from openpilot.tools.fair.bundle.replace import CARD, new_bundle
 from openpilot.tools.fair.optimize.learned import Learned
 from openpilot.tools.fair.optimize.quantize import TARGETS
 
+ONNX = "onnx"  # the runner of all that is no TFLite
 RUN = (*ON_CPU, "tensorrt")  # targets whose variants lie in a bundle: ONNX Runtime's, and what an engine is built of
 INT8, HALF = "\n## In 8 bits\n", "\n## In float16\n"  # of the card
 
@@ -19,7 +20,8 @@ INT8, HALF = "\n## In 8 bits\n", "\n## In float16\n"  # of the card
 @dataclass
 class Variant:
   """One form of all graphs of a bundle. files: graph -> its ONNX file. left: graph -> reason -> nodes that stay
-  float. judged: files that say here what those say where they run; without it they do so themselves."""
+  float. judged: files that say here what those say where they run; without it they do so themselves. runner: that runs
+  it here."""
 
   label: str
   precision: str
@@ -27,6 +29,7 @@ class Variant:
   files: dict[str, bytes]
   left: dict[str, dict[str, list[str]]] = field(default_factory=dict)
   judged: dict[str, bytes] | None = None
+  runner: str = ONNX
 
   @property
   def said(self) -> dict[str, bytes]:
@@ -34,8 +37,8 @@ class Variant:
 
   @property
   def here(self) -> bool:
-    """Whether its milliseconds here say something of its target: it is this processor's, or float."""
-    return self.target in ("", *targets())
+    """Whether its milliseconds here say something of its target: it is this processor's, float, or LiteRT's."""
+    return self.runner != ONNX or self.target in ("", *targets())
 
   @property
   def run(self) -> bool:

@@ -26,6 +26,7 @@ from openpilot.tools.fair.bundle.export import apart
 from openpilot.tools.fair.optimize.quantize import LAYERS, last_layers, trunk
 from openpilot.tools.fair.students.onnx_import import student_of
 from openpilot.tools.fair.students.student import Student
+from openpilot.tools.fair.tflite.bias import shift_biases
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path, read_json, write_json
 
@@ -47,6 +48,7 @@ ONNX = {
   "RESIZE_BILINEAR": "Resize",
   "RESIZE_NEAREST_NEIGHBOR": "Resize",
 }
+FIRST = "one of the first layers, whose rounding all outputs feel"
 ALIKE = 1e-2  # of an output's largest value: torch sums in another order
 Inputs = dict[str, np.ndarray]
 
@@ -126,16 +128,18 @@ def operators(blob: bytes) -> tuple[onnx.ModelProto, dict[str, str]]:
   return out, kinds
 
 
-def to_int8(path: Path, out: Path, frames: list[Inputs]) -> dict[str, list[str]]:
+def to_int8(path: Path, out: Path, frames: list[Inputs], first: int = 0) -> dict[str, list[str]]:
   """path: the float file; frames: what goes into it. Convolutions and what lies between them in 8 bits, weights
-  of each channel; the last ones stay float. -> reason -> nodes that do."""
+  of each channel; the last ones stay float, and so many of the first. -> reason -> nodes that do."""
   from ai_edge_quantizer import quantizer
 
   blob = path.read_bytes()
   graph, kinds = operators(blob)
   last = last_layers(graph)
-  chosen = trunk(graph, last)
-  q = quantizer.Quantizer(blob)
+  layers = [n.name for n in graph.graph.node if n.op_type in LAYERS]
+  front = [n for n in trunk(graph, last) if n in layers][:first]
+  chosen = trunk(graph, [*last, *front])
+  q = quantizer.Quantizer(shift_biases(blob, set(chosen), frames))
   for name in chosen:
     q.add_static_config(f"^{re.escape(name)}$", kinds[name], 8, 8)
   with contextlib.redirect_stdout(sys.stderr):
@@ -143,8 +147,9 @@ def to_int8(path: Path, out: Path, frames: list[Inputs]) -> dict[str, list[str]]
     done = q.quantize(ranges, enable_progress_report=False)
   with atomic_path(out) as tmp:
     tmp.write_bytes(bytes(done.quantized_model))
-  rest = [n.name for n in graph.graph.node if n.op_type in LAYERS and n.name not in chosen and n.name not in last]
-  return {"the last layer of an output": last, **({"the converter lacks it": rest} if rest else {})}
+  rest = [n for n in layers if n not in {*chosen, *last, *front}]
+  left = {"the last layer of an output": last, FIRST: front, "the converter lacks it": rest}
+  return {why: nodes for why, nodes in left.items() if nodes}
 
 
 def compared(net: Network, want: list[Inputs], frames: list[Inputs]) -> tuple[dict[str, dict[str, float]], float]:
@@ -185,24 +190,31 @@ def run(folder: Path) -> None:
   if not off <= ALIKE:
     raise UserError(f"{bundle.path}: the student of graph '{graph['name']}' is off from its file by {off:.2g}")
   said_of: dict[str, Any] = {"frames": len(judged), "student": off}
-  files = {FLOAT: folder / f"{graph['name']}.tflite", INT8: folder / f"{graph['name']}-int8.tflite"}
-  for target in job["targets"]:
-    print(f"{graph['name']}: {target}", flush=True)
+  said_of["forms"] = []
+  whole = folder / f"{graph['name']}.tflite"
+  for first in (None, *job["first"]):
     left: dict[str, list[str]] = {}
-    if target == FLOAT:
-      to_tflite(module, tensors(frames[0], names), files[FLOAT])
+    if first is None:
+      print(f"{graph['name']}: {FLOAT}", flush=True)
+      to_tflite(module, tensors(frames[0], names), path := whole)
     else:
-      left = to_int8(files[FLOAT], files[INT8], [{k: x[k] for k in names} for x in calibrating])
-    net = Network(files[target].read_bytes(), graph["inputs"], graph["outputs"])
+      print(f"{graph['name']}: {INT8}, the first {first} layers in float", flush=True)
+      (path := folder / str(first) / f"{graph['name']}-int8.tflite").parent.mkdir()
+      left = to_int8(whole, path, [{k: x[k] for k in names} for x in calibrating], first)
+    net = Network(path.read_bytes(), graph["inputs"], graph["outputs"])
     outs, ms = compared(net, want, judged)
-    said_of[target] = {
-      "file": files[target].name,
-      "precision": "float32" if target == FLOAT else "int8",
-      "bytes": files[target].stat().st_size,
-      "outputs": outs,
-      "ms": ms,
-      "float": left,
-    }
+    said_of["forms"].append(
+      {
+        "target": FLOAT if first is None else INT8,
+        "path": str(path.relative_to(folder)),
+        "file": path.name,
+        "precision": "float32" if first is None else "int8",
+        "bytes": path.stat().st_size,
+        "outputs": outs,
+        "ms": ms,
+        "float": left,
+      }
+    )
   write_json(folder / SAID, said_of)
 
 

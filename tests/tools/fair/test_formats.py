@@ -113,6 +113,7 @@ def options(tmp_path, bundle, store, *said, **kwargs):
 
 
 def test_what_is_made_of_what_is_asked_for(tmp_path, monkeypatch):
+  tflite_mock.install(monkeypatch)
   monkeypatch.setattr(formats.tensorrt, "missing", lambda: None)
   monkeypatch.setattr(module, "targets", lambda: ("x86-vnni", "x86"))
 

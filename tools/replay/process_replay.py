@@ -17,6 +17,7 @@ from openpilot.selfdrive.modeld.fair.calibration import mounting, turn_rate
 from openpilot.selfdrive.modeld.fair.worker import STATE_PERIOD
 from openpilot.selfdrive.modeld.fair.frames import CameraError
 from openpilot.selfdrive.modeld.fair.model import FairModel
+from openpilot.selfdrive.modeld.fair.runners import RUNNERS
 from openpilot.selfdrive.modeld.fair.schedule import Verdict
 from openpilot.tools.lib.cameras import STATE_SERVICES, VIDEOS
 from openpilot.tools.lib.options import option, parse
@@ -26,6 +27,7 @@ from openpilot.tools.lib.guard import read_all
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Segment
+from openpilot.tools.replay.runner import named_runner
 from openpilot.tools.replay.source import RouteOptions, fill_nv12, frames, open_route
 
 PROCESSING_NS = 20_000_000  # in place of the time that fairmodeld takes
@@ -164,6 +166,7 @@ class Options(RouteOptions):
   small: bool = option(
     False, help="as a car logs it without the param FairLogDense: no masks, nearest objects, few lane points"
   )
+  runner: str | None = option(None, help=f"what runs the graphs: {', '.join(RUNNERS)}; default: as fairmodeld's here")
   output: Path = option(Path("out/process_replay.zst"), aliases=("--out",), help="the log to write")
 
 
@@ -172,7 +175,10 @@ def main() -> None:
   segments, camera = open_route(args.route, args.data_dir, args.camera)
   if not any(getattr(s, VIDEOS[camera]) for s in segments):
     raise UserError(f"{args.route} has no video; fairmodeld needs camera frames")
-  model = FairModel(load_bundle(args.bundle) if args.bundle else find_bundle(None, MODELS_DIR), dense=not args.small)
+  bundle = load_bundle(args.bundle) if args.bundle else find_bundle(None, MODELS_DIR)
+  for graph in bundle.graphs if args.runner is not None else ():
+    named_runner(args.runner, bundle, graph)
+  model = FairModel(bundle, runner=args.runner, dense=not args.small)
   n = write_log(args.output, process_replay(segments, model, camera, args.start, args.seconds, focal=args.focal))
   print(f"{args.output}: {n} messages of {model.frames} frames by {model.bundle.name}, {model.invalid} invalid")
 

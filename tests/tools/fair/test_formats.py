@@ -15,13 +15,13 @@ import optimize_fixture
 import tensorrt_mock
 import tflite_mock
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
-from openpilot.tools.fair.evaluation.student import named_runner
 from openpilot.tools.fair.optimize import formats, optimize as module, told
 from openpilot.tools.fair.optimize.half import half, outside
 from openpilot.tools.fair.optimize.quantize import last_layers, prepare
 from openpilot.tools.fair.optimize.sensitivity import run_all
 from openpilot.tools.fair.tflite import convert, environment
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.replay.runner import named_runner
 
 
 # the environment

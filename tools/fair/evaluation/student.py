@@ -7,34 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.artifact import ArtifactError
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
 from openpilot.selfdrive.modeld.fair.heads import HEADS
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.objects import THRESHOLD
 from openpilot.selfdrive.modeld.fair.plan import Plan, plan_heads, plan_inputs
-from openpilot.selfdrive.modeld.fair.runners import RUNNERS, Runner, make_runner
+from openpilot.selfdrive.modeld.fair.runners import Runner
 from openpilot.selfdrive.modeld.fair.tracking import Tracker
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.detections import Objects, make_objects
 from openpilot.tools.fair.evaluation.scenes import Queries, Scene
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.replay.runner import named_runner
 from openpilot.tools.sim.truth import IGNORE
 
 LOW_SCORE = 0.05  # average precision wants unsure detections too
-
-
-def named_runner(name: str, bundle: Bundle, graph: dict[str, Any], threads: int = 1) -> Runner:
-  """Of --runner. Raises UserError where there is none of this name, or it cannot run the graph here; BundleError."""
-  if name not in RUNNERS:
-    raise UserError(f"--runner {name}: there are {', '.join(RUNNERS)}")
-  try:
-    return make_runner(name, bundle, graph, threads)
-  except ArtifactError as e:
-    raise UserError(f"--runner {name}: {e}") from None
-  except ImportError as e:
-    raise UserError(f"--runner {name}: {e.name or e} is not installed") from None
 
 
 class Student:

@@ -14,7 +14,7 @@ from openpilot.selfdrive.modeld.fair.heads import HEADS
 from openpilot.selfdrive.modeld.fair.plan import plan_heads
 from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
 from openpilot.selfdrive.modeld.fair.heads.oriented import upright
-from openpilot.tools.fair.evaluation.student import named_runner
+from openpilot.tools.replay.runner import named_runner
 from openpilot.tools.fair.images.tiles import OVERLAP, check_tiles, merged, windows
 from openpilot.tools.fair.labels.placement import place_input
 from openpilot.tools.fair.labels import rle

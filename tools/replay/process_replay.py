@@ -176,8 +176,9 @@ def main() -> None:
   if not any(getattr(s, VIDEOS[camera]) for s in segments):
     raise UserError(f"{args.route} has no video; fairmodeld needs camera frames")
   bundle = load_bundle(args.bundle) if args.bundle else find_bundle(None, MODELS_DIR)
-  for graph in bundle.graphs if args.runner is not None else ():
-    named_runner(args.runner, bundle, graph)
+  if args.runner is not None:
+    for graph in bundle.graphs:
+      named_runner(args.runner, bundle, graph)
   model = FairModel(bundle, runner=args.runner, dense=not args.small)
   n = write_log(args.output, process_replay(segments, model, camera, args.start, args.seconds, focal=args.focal))
   print(f"{args.output}: {n} messages of {model.frames} frames by {model.bundle.name}, {model.invalid} invalid")

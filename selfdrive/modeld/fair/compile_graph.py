@@ -18,6 +18,7 @@ from openpilot.selfdrive.modeld.fair.bundle import Bundle
 from openpilot.selfdrive.modeld.fair.child import environment, python
 from openpilot.selfdrive.modeld.fair.parity import TOLERANCE, differences, sample_inputs
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import read_jit, requirements
+from openpilot.selfdrive.modeld.fair.runners.tinygrad_ops import improve
 
 NUMBERS = 1 << 20  # of buffers that a jit may have
 
@@ -41,7 +42,7 @@ def make_jit(path: Path, graph: dict[str, Any]) -> tuple[Callable[..., Any], dic
       raise NotImplementedError(
         "it reads ONNX files by itself since September 2025, and this one is older; update it, or use ONNX Runtime"
       ) from None
-  net = OnnxRunner(str(path))
+  net = improve(OnnxRunner(str(path)))
   kinds = {o["name"]: _from_np_dtype(np.dtype(o["dtype"]).type) for o in graph["outputs"]}
 
   def step(**inputs: Tensor) -> dict[str, Tensor]:

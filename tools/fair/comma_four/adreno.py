@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from openpilot.selfdrive.modeld.fair.runners.tinygrad_ops import improve
+
 DEVICE = "NULL:IR3:a630,IMAGE_PITCH_ALIGNMENT=64"
 # constants of the graph (shapes, slices) are worked out on a device that has memory, then all goes to the NULL one
 FLAGS = {"DEV": "CPU", "IMAGE": "1", "FLOAT16": "1", "NOLOCALS": "1", "JIT_BATCH_SIZE": "0", "OPENPILOT_HACKS": "1"}
@@ -25,7 +27,7 @@ def capture(path: Path) -> list[Any]:
   from tinygrad.nn.onnx import OnnxRunner
   from tinygrad.uop.ops import Ops
 
-  net = OnnxRunner(str(path))
+  net = improve(OnnxRunner(str(path)))
   net(
     {k: Tensor.zeros(*v.shape, dtype=v.dtype) for k, v in net.graph_inputs.items()}
   )  # nothing is computed but what Python has to know: it is kept by name
@@ -41,15 +43,40 @@ def capture(path: Path) -> list[Any]:
   return [c for c in calls if c.src[0].op is Ops.PROGRAM]
 
 
-def describe(call: Any) -> dict[str, Any]:
-  """One kernel: its size, what it reads and writes (bytes, each byte of a buffer once), floating-point operations, and
-  what Mesa made of it."""
+def moved(call: Any, written: dict[Any, int]) -> tuple[int, int]:
+  """Bytes that a kernel reads and writes, each byte of a buffer once. written: buffer -> what was written into it, to
+  which this is added: an image's rows are padded, up to eight times what is in them, and of those nothing is read."""
   from tinygrad.renderer import Estimates
-  from tinygrad.runtime.support.compiler_mesa import IR3Compiler
   from tinygrad.uop.ops import Ops
 
+  def parts(kind: Any) -> dict[Any, int]:
+    """Of each buffer that is loaded from, or stored into."""
+    others, out = {u for u in lines if u.op in (Ops.LOAD, Ops.STORE) and u.op is not kind}, {}
+    for slot in {slot_of(u) for u in lines if u.op is kind} - {None}:
+      mine = [u for u in lines if u not in others and (u.op is not kind or slot_of(u) == slot)]
+      out[call.src[1 + slot]] = int(Estimates.from_uops(tuple(mine)).mem)
+    return out
+
+  def slot_of(u: Any) -> Any:
+    while len(u.src) and u.op is not Ops.PARAM:
+      u = u.src[0]
+    return u.arg.slot if u.op is Ops.PARAM else None
+
+  lines = call.src[0].src[1].src
+  reads = sum(min(n, written.get(buffer, n)) for buffer, n in parts(Ops.LOAD).items())
+  made = parts(Ops.STORE)
+  written |= made
+  return reads, sum(made.values())
+
+
+def describe(call: Any, written: dict[Any, int]) -> dict[str, Any]:
+  """One kernel: its size, what it reads and writes, see moved(), floating-point operations, and what Mesa made of
+  it."""
+  from tinygrad.runtime.support.compiler_mesa import IR3Compiler
+
   program = call.src[0]
-  kernel, lines, _, binary = program.src
+  kernel, _, _, binary = program.src
+  read, stored = moved(call, written)
   variant, _, _, code = IR3Compiler.unpack_lib(binary.arg)
   info = variant.info
   return {
@@ -62,14 +89,15 @@ def describe(call: Any) -> dict[str, Any]:
     "waves": info.max_waves,
     "spilled": variant.pvtmem_size,
     "textures": variant.image_mapping.num_tex,
-    "read": int(Estimates.from_uops(tuple(u for u in lines.src if u.op is not Ops.STORE)).mem),
-    "written": int(Estimates.from_uops(tuple(u for u in lines.src if u.op is not Ops.LOAD)).mem),
+    "read": read,
+    "written": stored,
     "flops": int(kernel.arg.estimates.ops),
   }
 
 
 def main() -> None:
-  kernels = [describe(call) for call in capture(Path(sys.argv[1]))]
+  written: dict[Any, int] = {}
+  kernels = [describe(call, written) for call in capture(Path(sys.argv[1]))]
   Path(sys.argv[2]).write_text(json.dumps(kernels))
 
 

@@ -12,7 +12,6 @@ clips in the same order. --rehearse: how many old clips are seen for each new on
 layers and ranks, without magnitudes."""
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,11 +114,11 @@ def report(rows: dict[str, dict[str, list[np.ndarray]]], drives: dict[str, np.nd
         results.setdefault(name, {}).setdefault(where, []).append({**at, **less})
   write_json(out / "shift.json", results)
   print("meters from the driven path after 2 s: of each seed, mean and 95% by drive; and less than before")
-  for name, wheres in results.items():
-    for where, seeds in wheres.items():
+  for name, found_of in results.items():
+    for where, told in found_of.items():
       was = [s["2"][0] for s in results["before"][where]]
-      said = "; ".join("{:.2f} [{:.2f}, {:.2f}]".format(*s["2"]) for s in seeds)
-      change = ", ".join(f"{s['2'][0] / w - 1:+.0%}" for s, w in zip(seeds, was, strict=True))
+      said = "; ".join("{:.2f} [{:.2f}, {:.2f}]".format(*s["2"]) for s in told)
+      change = ", ".join(f"{s['2'][0] / w - 1:+.0%}" for s, w in zip(told, was, strict=True))
       print(f"{name:<20} {where:<4} {said}   {change}")
 
 
@@ -141,6 +140,8 @@ def main() -> None:
   p.add_argument("--lr", type=float, default=1e-3, help="of the pre-training")
   p.add_argument("--adapter-lr", type=float, default=2e-3)
   p.add_argument("--full-lr", type=float, default=3e-4)
+  p.add_argument("--augment", action="store_true", help="as train.py's")
+  p.add_argument("--pose", type=float, help="weight of the pose's loss")
   p.add_argument("--precision", choices=("no", "bf16"), default="no")
   p.add_argument("--reference", choices=("plain", "speed", "turn"), default="plain")
   args = p.parse_args()
@@ -159,7 +160,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     turn = TurnDriving(seed) if args.reference == "turn" else None
     start = save_reference(out / "reference.onnx", turn, seed, args.reference == "speed")
-    same = {"batch_size": BATCH, "clip": CLIP, "seed": seed, "precision": args.precision}
+    same = {"batch_size": BATCH, "clip": CLIP, "seed": seed, "precision": args.precision, "augment": args.augment}
+    same["weights"] = {} if args.pose is None else {"pose": args.pose}
     config = Config(**same, full=True, lr=args.lr, epochs=epochs(args.steps, old))
     run = learn(config, start, old, out / "before")
     base = out / "before.onnx"
@@ -193,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  main()

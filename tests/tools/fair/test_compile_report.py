@@ -300,3 +300,25 @@ def test_adreno_code_is_made_here(tmp_path):
     cost.read >= 4 * 512 * 2 and cost.written >= 8 * 512 * 4
   )  # at least the input in halves, and the output, which is float32
   assert any(k["textures"] for k in kernels)  # images, as openpilot's flags ask for
+
+
+@pytest.mark.slow
+def test_a_padded_image_is_read_once_and_blocks_hold_no_zeros(tmp_path):
+  """A 1 x 1 convolution reads all its channels for each group of four that it says: from an image whose rows are
+  padded. A transposed one of 2 x 2 is as much work as its multiply-adds."""
+  if importlib.util.find_spec("tinymesa") is None or importlib.util.find_spec("tinygrad") is None:
+    pytest.skip("tinygrad and tinymesa make the comma four's machine code; they are not installed")
+  nodes = [
+    helper.make_node("Conv", ["x", "a"], ["p"]),
+    helper.make_node("ConvTranspose", ["p", "up"], ["q"], strides=[2, 2]),
+    helper.make_node("Conv", ["q", "b"], ["y"]),
+  ]
+  weights = {"a": (16, 16, 1, 1), "up": (16, 16, 2, 2), "b": (16, 16, 1, 1)}
+  path = save(tmp_path / "net.onnx", nodes, [1, 16, 32, 64], {"y": [1, 16, 64, 128]}, weights)
+  kernels = report.lower(path, 600)
+  small, large = 16 * 32 * 64, 16 * 64 * 128  # numbers
+  # x is float32, what is between float16 or float32, y float32: each is written once and read once, or not at all
+  most = 4 * (2 * small + 2 * small + 2 * large + large) + 4 * sum(int(np.prod(s)) for s in weights.values())
+  assert sum(k["read"] + k["written"] for k in kernels) <= 1.1 * most
+  macs = small * 16 + small * 16 * 4 + large * 16
+  assert sum(k["flops"] for k in kernels) < 2.5 * macs

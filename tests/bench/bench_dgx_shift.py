@@ -128,8 +128,11 @@ def epochs(steps: int, train: DrivingClips) -> int:
 
 def main() -> None:
   p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  for name in ("old", "new", "old-val", "new-val", "output"):
-    p.add_argument(f"--{name}", type=Path, required=True)
+  p.add_argument("--old", type=Path, required=True)
+  p.add_argument("--new", type=Path, required=True)
+  p.add_argument("--old-val", type=Path, required=True)
+  p.add_argument("--new-val", type=Path, required=True)
+  p.add_argument("--output", type=Path, required=True)
   p.add_argument("--seeds", type=int, default=3)
   p.add_argument("--first-seed", type=int, default=0)
   p.add_argument("--steps", type=int, default=700)

@@ -12,9 +12,10 @@ clips in the same order. --rehearse: how many old clips are seen for each new on
 layers and ranks, without magnitudes."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run as a file
   import from_root  # noqa: F401
@@ -24,23 +25,23 @@ import torch
 from torch import Tensor
 
 from openpilot.tools.dgx.training.config import Config
-from openpilot.tools.dgx.training.evaluate import interval
+from openpilot.tools.dgx.training.constants import FRAME_SKIP
+from openpilot.tools.dgx.training.evaluate import SECONDS, interval
 from openpilot.tools.dgx.training.export import export
 from openpilot.tools.dgx.training.paths import constant_curvature, path_error
-from openpilot.tools.dgx.training.reference import save_reference
-from openpilot.tools.dgx.training.reference_turn import TurnDriving
 from openpilot.tools.dgx.training.run import BEST, LAST, Run
 from openpilot.tools.dgx.training.shards import DrivingClips, make_loader, read_dataset
+from openpilot.tools.dgx.training.train import write_reference
 from openpilot.tools.learn.adapters.lowrank import Adapter
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.lib.files import write_json
 
-SECONDS = (1.0, 2.0, 3.0)
 CURVATURE = "constant curvature"
 WAYS = ("dora", "lora", "full")
 WARM = 5  # steps of a clip that only fill the memory
 LONG = 25  # steps of a clip that judges
 BATCH, CLIP = 8, 5
+Rows = dict[str, dict[str, list[np.ndarray]]]  # who -> condition -> of each seed errors_of()'s
 
 
 @contextmanager
@@ -59,9 +60,8 @@ def without_magnitudes(lora: bool) -> Iterator[None]:
     Adapter.scale = own  # type: ignore[method-assign]
 
 
-def clips(data: Path, hop: int, share: float = 1.0) -> DrivingClips:
-  shards = read_dataset(data)[1]
-  return DrivingClips(shards[: max(1, round(share * len(shards)))], CLIP, hop)
+def clips(data: Path, length: int, hop: int) -> DrivingClips:
+  return DrivingClips(read_dataset(data)[1], length, hop)
 
 
 def joined(a: DrivingClips, b: DrivingClips, share: float) -> DrivingClips:
@@ -73,24 +73,32 @@ def joined(a: DrivingClips, b: DrivingClips, share: float) -> DrivingClips:
   return out
 
 
+def errors_of(data: DrivingClips, plan_of: Callable[[dict[str, Any]], np.ndarray]) -> np.ndarray:
+  """plan_of: of a clip, (1, LONG, 33, 15) -> (N, len(SECONDS)) m."""
+  found = []
+  for batch in make_loader(data, [[i] for i in range(len(data))]):
+    plan, driven = plan_of(batch)[:, WARM:], batch["plan"].numpy()[:, WARM:]
+    found.append(np.stack([path_error(plan, driven, s).ravel() for s in SECONDS], -1))
+  return np.concatenate(found)
+
+
+def rivals(judges: dict[str, DrivingClips], seeds: int) -> tuple[dict[str, np.ndarray], Rows]:
+  """-> of each condition the drive that each frame is of, and constant curvature's errors, which no seed changes."""
+  drives = {where: np.repeat(data.clips[:, 0], LONG - WARM) for where, data in judges.items()}
+  curved = {where: errors_of(data, lambda b: constant_curvature(b["pose"].numpy())) for where, data in judges.items()}
+  return drives, {CURVATURE: {where: [e] * seeds for where, e in curved.items()}}
+
+
 @torch.no_grad()
-def errors_of(run: Run, data: DrivingClips) -> dict[str, np.ndarray]:
-  """-> {"path", CURVATURE: (N, len(SECONDS)) m, "drive": (N,)}."""
+def judge(name: str, run: Run, judges: dict[str, DrivingClips], rows: Rows) -> None:
   run.model.eval()
-  found: dict[str, list[np.ndarray]] = {"path": [], CURVATURE: [], "drive": []}
-  order = [[i] for i in range(len(data))]
-  for (i,), batch in zip(order, make_loader(data, order), strict=True):
-    outputs = list(run.student.run(run.prepared(batch)))
-    driven = batch["plan"].numpy()[:, WARM:]
-    plans = {
-      "path": torch.stack([o["plan"] for o in outputs], 1).float().numpy()[:, WARM:],
-      CURVATURE: constant_curvature(batch["pose"].numpy()[:, WARM:]),
-    }
-    for name, plan in plans.items():
-      found[name].append(np.stack([path_error(plan, driven, s).ravel() for s in SECONDS], -1))
-    found["drive"].append(np.full(driven.shape[1], int(data.clips[i, 0])))
+
+  def plan(batch: dict[str, Any]) -> np.ndarray:
+    return torch.stack([o["plan"] for o in run.student.run(run.prepared(batch))], 1).float().numpy()
+
+  for where, data in judges.items():
+    rows.setdefault(name, {}).setdefault(where, []).append(errors_of(data, plan))
   run.model.train()
-  return {k: np.concatenate(v) for k, v in found.items()}
 
 
 def learn(config: Config, base: Path, train: DrivingClips, out: Path) -> Run:
@@ -102,13 +110,11 @@ def learn(config: Config, base: Path, train: DrivingClips, out: Path) -> Run:
   return run
 
 
-def report(rows: dict[str, dict[str, list[np.ndarray]]], drives: dict[str, np.ndarray], out: Path) -> None:
-  """rows: who -> condition -> of each seed errors_of()'s."""
+def report(rows: Rows, drives: dict[str, np.ndarray], out: Path) -> None:
   results: dict[str, dict[str, list[dict[str, list[float]]]]] = {}
   for name, wheres in rows.items():
     for where, seeds in wheres.items():
-      for k, found in enumerate(seeds):
-        before = rows["before"][where][k]
+      for before, found in zip(rows["before"][where], seeds, strict=False):  # as far as seeds are done
         at = {f"{s:g}": [*interval(found[:, n], drives[where])] for n, s in enumerate(SECONDS)}
         less = {f"less_{s:g}": [*interval(before[:, n] - found[:, n], drives[where])] for n, s in enumerate(SECONDS)}
         results.setdefault(name, {}).setdefault(where, []).append({**at, **less})
@@ -149,37 +155,23 @@ def main() -> None:
   p.add_argument("--reference", choices=("plain", "speed", "turn"), default="plain")
   args = p.parse_args()
   torch.set_num_threads(1)
-  old, new = clips(args.old, args.hop), clips(args.new, args.hop)
+  old, new = clips(args.old, CLIP, args.hop), clips(args.new, CLIP, args.hop)
   both = joined(new, old, args.rehearse)
-  judges = {
-    k: DrivingClips(read_dataset(d)[1], LONG, 4 * (LONG - WARM))
-    for k, d in (("old", args.old_val), ("new", args.new_val))
-  }
+  long = LONG, FRAME_SKIP * (LONG - WARM)
+  judges = {"old": clips(args.old_val, *long), "new": clips(args.new_val, *long)}
   print(f"{len(old)} clips of the old condition, {len(new)} of the new one, tuned on {len(both)} of both", flush=True)
-  rows: dict[str, dict[str, list[np.ndarray]]] = {}
-  drives: dict[str, np.ndarray] = {}
+  drives, rows = rivals(judges, args.seeds)
   for seed in range(args.first_seed, args.first_seed + args.seeds):
     out = args.output / str(seed)
     out.mkdir(parents=True, exist_ok=True)
-    turn = TurnDriving(seed) if args.reference == "turn" else None
-    start = save_reference(out / "reference.onnx", turn, seed, args.reference == "speed")
+    start = write_reference(out / "reference.onnx", args.reference, seed)
     same = {"batch_size": BATCH, "clip": CLIP, "seed": seed, "precision": args.precision, "augment": args.augment}
     same["weights"] = {} if args.pose is None else {"pose": args.pose}
     config = Config(**same, full=True, lr=args.lr, epochs=epochs(args.steps, old))
     run = learn(config, start, old, out / "before")
     base = out / "before.onnx"
     export(out / "before" / BEST, base, tinygrad=False)
-
-    def judged(name: str, run: Run, k: int = seed - args.first_seed) -> None:
-      for where, data in judges.items():
-        found = errors_of(run, data)
-        drives[where] = found["drive"]
-        for who, e in ((name, found["path"]), (CURVATURE, found[CURVATURE])):
-          of = rows.setdefault(who, {}).setdefault(where, [])
-          del of[k:]  # constant curvature is of every way the same
-          of.append(e)
-
-    judged("before", run)
+    judge("before", run, judges, rows)
     for way in WAYS:
       tuned = Config(
         **same,
@@ -191,7 +183,7 @@ def main() -> None:
       )
       with without_magnitudes(way == "lora"):
         run = learn(tuned, base, both, out / way)
-        judged(way, run)
+        judge(way, run, judges, rows)
       count = sum(p.numel() for p in run.learned.values())
       print(f"seed {seed}, {way}: {count:,} of {run.size:,} parameters", flush=True)
     report(rows, drives, args.output)

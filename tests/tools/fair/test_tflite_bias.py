@@ -36,10 +36,10 @@ convert.to_tflite(net, {"x": torch.from_numpy(frames[0]["x"])}, folder / "float.
 with torch.no_grad():
   want = np.stack([net(torch.from_numpy(f["x"]))["y"].numpy() for f in frames])
 ends = [{"name": n, "shape": list(a.shape), "dtype": "float32"} for n, a in (("x", frames[0]["x"]), ("y", want[0]))]
-shift, off = convert.shift_biases, {}
-for name, how in (("plain", lambda blob, names, frames: blob), ("shifted", shift)):
-  convert.shift_biases = how
-  left = convert.to_int8(folder / "float.tflite", folder / "int8.tflite", frames)
+off = {}
+shift = convert.bias_shifts((folder / "float.tflite").read_bytes(), frames)
+for name, how in (("plain", {}), ("shifted", shift)):
+  left = convert.to_int8(folder / "float.tflite", folder / "int8.tflite", frames, how)
   run = Network((folder / "int8.tflite").read_bytes(), ends[:1], ends[1:]).run
   got = np.stack([run(f)["y"].copy() for f in frames])
   off[name] = float(np.abs((got - want).mean((0, 1, 3, 4))).mean())
@@ -52,7 +52,7 @@ print("said " + json.dumps(off))
 def test_weights_are_rounded_to_127_steps_of_each_channel(axis):
   w = np.random.default_rng(0).normal(size=(5, 3, 3, 4)).astype(np.float32)
   w[(slice(None),) * axis + (0,)] = 0  # a channel of zeros stays one
-  got = bias.rounded(w, axis)
+  got = bias.rounded(w, axis, bias.TARGET)
   for a, b in zip(np.moveaxis(w, axis, 0), np.moveaxis(got, axis, 0), strict=True):
     step = np.abs(a).max() / 127
     np.testing.assert_allclose(b, np.round(a / step) * step if step else a, rtol=1e-6)

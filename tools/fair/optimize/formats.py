@@ -198,9 +198,9 @@ def put(base: Bundle, made: Made, out: Path, away: Path, said: Mapping[str, str]
       graph["variants"] = [*kept, *made.entries[graph["name"]]]
     if (card := folder / CARD).exists():
       text = card.read_text().partition(HEADING)[0].rstrip("\n")
-      words = {t["target"]: f"; {(said or {})[t['target']]}" if t["target"] in (said or {}) else "" for t in made.told}
+      more = {target: f"; {words}" for target, words in (said or {}).items()}
       rows = "\n".join(
-        f"- `{t['file']}`: {t['precision']}, {t['bytes'] / 1e6:.2f} MB{words[t['target']]}" for t in made.told
+        f"- `{t['file']}`: {t['precision']}, {t['bytes'] / 1e6:.2f} MB{more.get(t['target'], '')}" for t in made.told
       )
       card.write_text(f"{text}\n{HEADING}\nWhat runs them: `--runner tflite`, `--runner tflite-int8`.\n\n{rows}\n")
     write_manifest(folder, manifest)

@@ -20,12 +20,12 @@ from openpilot.tools.fair.evaluation.groups import load_groups
 from openpilot.tools.fair.evaluation.scenes import Segment, check_label, open_segments
 from openpilot.tools.fair.optimize import formats, report
 from openpilot.tools.fair.optimize.calibration import Parts, blocks, check_apart, record, split
-from openpilot.tools.fair.optimize.judge import BEYOND, FLOAT, UNDECIDED, WITHIN, judge, verdict
+from openpilot.tools.fair.optimize.judge import BEYOND, FLOAT, UNDECIDED, WITHIN, judge
 from openpilot.tools.fair.optimize.learned import Learned, learned, learned_by_itself
 from openpilot.tools.fair.optimize.measure import milliseconds, sizes, static_cost
 from openpilot.tools.fair.optimize.quantize import PERCENTILE, TARGETS
 from openpilot.tools.fair.optimize.search import Graphs, Rung, search
-from openpilot.tools.fair.optimize.told import column, described, recommend, sources_told, told, tried
+from openpilot.tools.fair.optimize.told import column, described, recommend, sources_told, told, tried, verdicts
 from openpilot.tools.fair.optimize.variants import ONNX, Variant, by_itself, write
 from openpilot.tools.lib.errors import UserError, above_zero, cli, warn
 from openpilot.tools.lib.files import atomic_path, write_json
@@ -269,11 +269,11 @@ def run(args: Options) -> dict[str, Any]:
       **({"formats": made.told} if made is not None else {}),
       **({"comma_four": static_cost(floats)} if args.comma_four else {}),
     }
-    verdicts = {v.label: verdict(rows[v.label]) if v.label in rows else WITHIN for v in variants}
-    fit = [v for v in variants if verdicts[v.label] != BEYOND]
+    judged = verdicts(variants, rows)
+    fit = [v for v in variants if judged[v.label] != BEYOND]
     places = {args.output / base.name: fit}
     if args.apply:
-      places[base.path] = [v for v in fit if args.undecided or verdicts[v.label] == WITHIN]
+      places[base.path] = [v for v in fit if args.undecided or judged[v.label] == WITHIN]
     results["applied"] = keep(args, base, places, results, data.public, calibration, taught)
     if made is not None:
       said = {v["label"]: report.in_short(v) for v in results["variants"]}

@@ -21,10 +21,15 @@ def described(segments: Sequence[Segment]) -> dict[str, Any]:
   return {"segments": len(segments), "routes": routes, "frames": sum(len(s.ids) for s in segments), "conditions": kinds}
 
 
+def verdicts(variants: list[Variant], rows: dict[str, list[Row]]) -> dict[str, str]:
+  """Of each by its label; what was not judged is float itself."""
+  return {v.label: verdict(rows[v.label]) if v.label in rows else WITHIN for v in variants}
+
+
 def recommend(variants: list[Variant], rows: dict[str, list[Row]], ms: dict[str, dict[str, float]]) -> tuple[str, str]:
   """-> the variant's label, and why. The rule: of those for this processor whose metrics are all shown to stay within
   what they may lose, the one whose median is shortest with one thread."""
-  said = {v.label: verdict(rows[v.label]) if v.label in rows else WITHIN for v in variants if v.here}
+  said = verdicts([v for v in variants if v.here], rows)
   fit = [name for name, v in said.items() if v == WITHIN]
   best = min([FLOAT, *fit], key=lambda name: ms[name]["p50"])
   why = f"{ms[best]['p50']:.1f} ms, the shortest of {', '.join([FLOAT, *fit])}"

@@ -26,7 +26,7 @@ from openpilot.tools.fair.bundle.export import apart
 from openpilot.tools.fair.optimize.quantize import LAYERS, last_layers, trunk
 from openpilot.tools.fair.students.onnx_import import student_of
 from openpilot.tools.fair.students.student import Student
-from openpilot.tools.fair.tflite.bias import shift_biases
+from openpilot.tools.fair.tflite.bias import Shifts, shift_biases, shifts
 from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.files import atomic_path, read_json, write_json
 
@@ -128,9 +128,15 @@ def operators(blob: bytes) -> tuple[onnx.ModelProto, dict[str, str]]:
   return out, kinds
 
 
-def to_int8(path: Path, out: Path, frames: list[Inputs], first: int = 0) -> dict[str, list[str]]:
-  """path: the float file; frames: what goes into it. Convolutions and what lies between them in 8 bits, weights
-  of each channel; the last ones stay float, and so many of the first. -> reason -> nodes that do."""
+def bias_shifts(blob: bytes, frames: list[Inputs]) -> Shifts:
+  """Of a float file's layers that may be 8 bits, at frames that go into it."""
+  graph, _ = operators(blob)
+  return shifts(blob, set(trunk(graph, last_layers(graph))), frames)
+
+
+def to_int8(path: Path, out: Path, frames: list[Inputs], shift: Shifts, first: int = 0) -> dict[str, list[str]]:
+  """path: the float file; frames: what goes into it; shift: bias_shifts(). Convolutions and what lies between them in 8
+  bits, weights of each channel; the last ones stay float, and so many of the first. -> reason -> nodes that do."""
   from ai_edge_quantizer import quantizer
 
   blob = path.read_bytes()
@@ -139,7 +145,7 @@ def to_int8(path: Path, out: Path, frames: list[Inputs], first: int = 0) -> dict
   layers = [n.name for n in graph.graph.node if n.op_type in LAYERS]
   front = [n for n in trunk(graph, last) if n in layers][:first]
   chosen = trunk(graph, [*last, *front])
-  q = quantizer.Quantizer(shift_biases(blob, set(chosen), frames))
+  q = quantizer.Quantizer(shift_biases(blob, {n: shift[n] for n in chosen if n in shift}))
   for name in chosen:
     q.add_static_config(f"^{re.escape(name)}$", kinds[name], 8, 8)
   with contextlib.redirect_stdout(sys.stderr):
@@ -191,16 +197,19 @@ def run(folder: Path) -> None:
     raise UserError(f"{bundle.path}: the student of graph '{graph['name']}' is off from its file by {off:.2g}")
   said_of: dict[str, Any] = {"frames": len(judged), "student": off}
   said_of["forms"] = []
-  whole = folder / f"{graph['name']}.tflite"
+  whole, shift = folder / f"{graph['name']}.tflite", Shifts()
+  some = [{k: x[k] for k in names} for x in calibrating]
   for first in (None, *job["first"]):
     left: dict[str, list[str]] = {}
     if first is None:
       print(f"{graph['name']}: {FLOAT}", flush=True)
       to_tflite(module, tensors(frames[0], names), path := whole)
+      if job["first"]:
+        shift = bias_shifts(whole.read_bytes(), some)
     else:
       print(f"{graph['name']}: {INT8}, the first {first} layers in float", flush=True)
       (path := folder / str(first) / f"{graph['name']}-int8.tflite").parent.mkdir()
-      left = to_int8(whole, path, [{k: x[k] for k in names} for x in calibrating], first)
+      left = to_int8(whole, path, some, shift, first)
     net = Network(path.read_bytes(), graph["inputs"], graph["outputs"])
     outs, ms = compared(net, want, judged)
     said_of["forms"].append(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,13 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
-def prefix(monkeypatch, tmp_path) -> str:
+def prefix(monkeypatch, tmp_path) -> Iterator[str]:
   """A private OPENPILOT_PREFIX, so that tests never meet a running openpilot or each other."""
   name = f"test-{os.getpid()}-{abs(hash(str(tmp_path))) % 10**8}"
   monkeypatch.setenv("OPENPILOT_PREFIX", name)
   monkeypatch.setenv("PARAMS_ROOT", str(tmp_path / "params"))
-  return name
+  yield name
+  from openpilot.cereal.messaging import remove_sockets
+
+  monkeypatch.setenv("OPENPILOT_PREFIX", name)  # which a test may have changed
+  remove_sockets()

@@ -169,12 +169,17 @@ def main() -> None:
   )  # a shell that starts us in the background ignores SIGINT, which stops the processes below
   for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, end)
+  from openpilot.cereal.messaging import remove_sockets
+
   args = parse(Options, __doc__, "demo")
   args.output.mkdir(parents=True, exist_ok=True)
   # its own prefix and params: a running openpilot and the user's params are not touched
   with tempfile.TemporaryDirectory(prefix="fair-demo-") as params_root:
     os.environ |= {"OPENPILOT_PREFIX": f"demo-{os.getpid()}", "PARAMS_ROOT": params_root}
-    run(args)
+    try:
+      run(args)
+    finally:
+      remove_sockets()
 
 
 if __name__ == "__main__":

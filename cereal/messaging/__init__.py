@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import stat
 import time
 from collections import deque
@@ -46,15 +47,21 @@ def context() -> zmq.Context:
   return _context[1]
 
 
-def endpoint_path(endpoint: str) -> str:
-  """The socket file of an endpoint: <tmp>/openpilot-<uid>/<prefix>/<endpoint>. Makes the folder where needed. Raises
-  OSError where its path is too long."""
+def socket_folders() -> tuple[str, str, str]:
+  """This user's folder, <tmp>/openpilot-<uid>, in it the prefix's, and that of a prefix whose sockets' paths would be
+  too long."""
   prefix = os.environ.get("OPENPILOT_PREFIX", "") or "default"
   # not tempfile.gettempdir(): on a full disk it chooses another folder, where nobody listens
   own = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"openpilot-{os.getuid()}")
-  folder = os.path.join(own, prefix)
+  return own, os.path.join(own, prefix), os.path.join(own, hashlib.sha256(prefix.encode()).hexdigest()[:16])
+
+
+def endpoint_path(endpoint: str) -> str:
+  """The socket file of an endpoint: <tmp>/openpilot-<uid>/<prefix>/<endpoint>. Makes the folder where needed. Raises
+  OSError where its path is too long."""
+  own, folder, short = socket_folders()
   if len(folder) + 1 + len(endpoint) > MAX_IPC_PATH:
-    folder = os.path.join(own, hashlib.sha256(prefix.encode()).hexdigest()[:16])
+    folder = short
   if len(folder) + 1 + len(endpoint) > MAX_IPC_PATH:
     raise OSError(
       errno.ENAMETOOLONG,
@@ -63,6 +70,14 @@ def endpoint_path(endpoint: str) -> str:
   private_folder(own)
   private_folder(folder)
   return os.path.join(folder, endpoint)
+
+
+def remove_sockets() -> None:
+  """Ends an OPENPILOT_PREFIX that nobody else has: its sockets' files go, which ZeroMQ leaves."""
+  own, *folders = socket_folders()
+  for folder in folders:
+    if os.path.dirname(os.path.realpath(folder)) == os.path.realpath(own):  # a prefix may be any path
+      shutil.rmtree(folder, ignore_errors=True)
 
 
 def private_folder(path: str) -> None:

@@ -169,3 +169,21 @@ def test_a_message_may_take_a_third_of_its_queue(prefix):
   with pytest.raises(messaging.MessageTooLargeError, match="101 bytes, at most 100 fit"):
     sock.send(bytes(101))
   sock.close()
+
+
+def test_a_prefix_of_ones_own_leaves_no_sockets(monkeypatch, tmp_path):
+  monkeypatch.setenv("TMPDIR", str(tmp_path))
+  own = tmp_path / f"openpilot-{os.getuid()}"
+  for name in ("mine", "yours", "m" * 60):
+    monkeypatch.setenv("OPENPILOT_PREFIX", name)
+    messaging.pub_sock("carState").close()
+  assert len(list(own.iterdir())) == 3
+  messaging.remove_sockets()
+  monkeypatch.setenv("OPENPILOT_PREFIX", "mine")
+  messaging.remove_sockets()
+  assert [f.name for f in own.iterdir()] == ["yours"]
+  (tmp_path / "kept").mkdir()
+  for name in ("../kept", ".", "..", str(tmp_path / "kept")):
+    monkeypatch.setenv("OPENPILOT_PREFIX", name)
+    messaging.remove_sockets()
+  assert (tmp_path / "kept").is_dir() and (own / "yours").is_dir()

@@ -430,3 +430,17 @@ def test_objects_loss_at_the_edges(rng):
       assert all(value(v) == 0 for k, v in parts.items() if k != "heat")
     elif scale == 1.0:
       assert value(parts["embed"]) > 0 and value(parts["mask"]) > 0
+
+
+def test_a_box_without_an_outline_beside_outlined_ones_teaches_no_mask(rng):
+  """As in pictures of which some things have polygons: an empty mask is none."""
+  center, size = rng.uniform([60, 60], [450, 200], (2, 2)), rng.uniform(30, 50, (2, 2))
+  boxes = t(np.concatenate([center - size / 2, center + size / 2], 1))
+  one = {"cls": torch.tensor([0, 1]), "track": torch.tensor([-1, -1]), "score": torch.ones(2).double()}
+  outlined = t(rng.integers(0, 2, (1, *MASK)).astype(float))
+  both = {"boxes": boxes, **one, "mask": torch.cat([outlined, torch.zeros_like(outlined)])}
+  out, valid = {k: t(v) for k, v in random_outputs(rng, 1).items()}, torch.ones(1, *MASK, dtype=torch.bool)
+  parts = mt.objects_loss(out, [both], valid)
+  alone = mt.objects_loss(out, [{k: v[:1] for k, v in both.items()}], valid)
+  for k in ("mask", "dice"):
+    assert value(parts[k]) == pytest.approx(value(alone[k]), rel=1e-12) and value(alone[k]) > 0

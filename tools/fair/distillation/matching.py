@@ -180,7 +180,8 @@ def scores(o: Mapping[str, Any]) -> Tensor:
 
 
 def flatten_objects(objects: Sequence[Mapping[str, Any]], like: Tensor, height: int, width: int) -> Flat:
-  """All objects as tensors of like's device and floating dtype; those without masks of height x width get zeros."""
+  """All objects as tensors of like's device and floating dtype; those without masks of height x width get zeros,
+  which as empty masks teach nothing: of a box that nobody outlined it is not known what it holds."""
 
   def ints(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts).to(like.device)
@@ -190,14 +191,15 @@ def flatten_objects(objects: Sequence[Mapping[str, Any]], like: Tensor, height: 
     o["boxes"].new_zeros(m, height, width) if o.get("mask") is None else o["mask"].to(o["boxes"].dtype)
     for o, m in zip(objects, counts, strict=True)
   ]
+  mask = torch.cat(empty).to(like)
   return Flat(
     image=torch.repeat_interleave(torch.arange(len(objects)), torch.tensor(counts, dtype=torch.int64)).to(like.device),
     boxes=torch.cat([o["boxes"] for o in objects]).to(like),
     cls=ints([o["cls"] for o in objects]),
     track=ints([o["track"] if o.get("track") is not None else torch.full_like(o["cls"], -1) for o in objects]),
     score=torch.cat([scores(o) for o in objects]).to(like),
-    mask=torch.cat(empty).to(like),
-    has_mask=ints([torch.full_like(o["cls"], o.get("mask") is not None, dtype=torch.bool) for o in objects]),
+    mask=mask,
+    has_mask=mask.flatten(1).any(1),
   )
 
 

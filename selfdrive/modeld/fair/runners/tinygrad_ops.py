@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,8 @@ def transposed(own: Callable[..., Any]) -> Callable[..., Any]:
   return ConvTranspose
 
 
-class Pick(NamedTuple):
+@dataclass(frozen=True)
+class Pick:
   """Columns `first` to `first + count` of an input, each `times` times, and all of this again and again."""
 
   first: int

@@ -28,7 +28,6 @@ LOOKS, ALIKE = 6.0, 0.6  # what an embedding's cosine counts for, and where it s
 
 ROWS = ("boxes", "seen", "known", "since", "state", "cov")  # of Recall, one a track
 P, V, A = slice(0, 2), slice(2, 4), slice(4, 6)  # of the state: place, speed, acceleration, then width and height
-TIMES = np.array([-0.5, 0.0, 0.5, 0.0]), np.array([0.0, -1.0, 0.0, 0.0])  # of width and height in x0, y0, x1, y1
 
 
 def free_edges(boxes: np.ndarray, others: np.ndarray, view: tuple[int, int]) -> np.ndarray:
@@ -72,46 +71,68 @@ def believed(free: np.ndarray, seen: np.ndarray) -> np.ndarray:
   return out | (seen[..., None] & (neither & (count + count[:, pair] == 0))[:, None])
 
 
-def project(
-  state: np.ndarray, time: np.ndarray, pose: np.ndarray, bend: np.ndarray, ground: Ground
-) -> tuple[np.ndarray, np.ndarray]:
-  """(B, 8) states, (B, K) s, (B, K, 3) the car's x, y, heading, (B, K) curvature of the road that x is measured along,
-  1/m -> (B, K, 4) edges of boxes, (B, K, 4, 8) their derivatives."""
-  t = np.stack([np.ones_like(time), time, time * time / 2], axis=-1)  # (B, K, 3)
-  at = t @ state[:, :6].reshape(-1, 3, 2) - pose[..., :2]
-  c, s = np.cos(pose[..., 2]), np.sin(pose[..., 2])
+class Course:
+  """When and from where things are looked at: (B, K) s, (B, K, 3) the car's x, y, heading, (B, K) curvature of the road
+  that x is measured along, 1/m."""
+
+  def __init__(self, time: np.ndarray, pose: np.ndarray, bend: np.ndarray):
+    self.t = np.stack([np.ones_like(time), time, time * time / 2], axis=-1)  # (B, K, 3)
+    self.at, self.bend = pose[..., :2], bend
+    self.c, self.s = np.cos(pose[..., 2]), np.sin(pose[..., 2])
+
+
+def project(state: np.ndarray, course: Course, ground: Ground) -> tuple[np.ndarray, np.ndarray]:
+  """(B, 8) states -> (B, K, 4) edges of boxes, (B, K, 4, 8) their derivatives. One column after the other: of so few
+  numbers each array costs more than what is in it."""
+  c, s, bend, t = course.c, course.s, course.bend, course.t
+  at = t @ state[:, :6].reshape(-1, 3, 2) - course.at
   x = np.maximum(c * at[..., 0] + s * at[..., 1], MIN_AHEAD)
   y = c * at[..., 1] - s * at[..., 0] + bend * x * x / 2
-  size, k = state[:, None, 6:], ground.f / x
-  center = np.array([ground.cx, ground.cy, ground.cx, ground.cy])
-  beside = y[..., None] * [1, 0, 1, 0] + ground.height * np.array([0, 1, 0, 1])
-  edges = k[..., None] * (beside + size @ np.stack(TIMES))
-  aside = k[..., None] * np.array([1, 0, 1, 0])  # by y
-  ahead = -edges / x[..., None] + aside * (bend * x)[..., None]  # by x
-  out = np.empty((*edges.shape, 8))
-  c, s = c[..., None], s[..., None]
-  place = np.stack([ahead * c - aside * s, ahead * s + aside * c], axis=-1)
-  out[..., :6] = (place[..., None, :] * t[:, :, None, :, None]).reshape(*edges.shape, 6)
-  out[..., 6:] = k[..., None, None] * np.stack(TIMES, axis=-1)
-  return edges + center, out
+  k, half, high = ground.f / x, 0.5 * state[:, 6:7], state[:, 7:8]
+  edges, out = np.empty((*x.shape, 4)), np.zeros((*x.shape, 4, 8))
+  edges[..., 0], edges[..., 2] = k * (y - half), k * (y + half)
+  edges[..., 1], edges[..., 3] = k * (ground.height - high), k * ground.height
+  ahead = -edges / x[..., None]  # by x
+  ahead[..., ::2] += (k * (bend * x))[..., None]
+  place = np.empty((*x.shape, 4, 2))
+  np.multiply(ahead, c[..., None], out=place[..., 0])
+  np.multiply(ahead, s[..., None], out=place[..., 1])
+  place[..., ::2, 0] -= (k * s)[..., None]  # by y, along which edges of the foot and the top do not move
+  place[..., ::2, 1] += (k * c)[..., None]
+  np.multiply(place[..., None, :], t[:, :, None, :, None], out=out[..., :6].reshape(*x.shape, 4, 3, 2))
+  out[..., 0, 6], out[..., 2, 6], out[..., 1, 7] = -0.5 * k, 0.5 * k, -k
+  edges += (ground.cx, ground.cy, ground.cx, ground.cy)
+  return edges, out
 
 
 def along(heading: np.ndarray, deviations: tuple[float, float]) -> np.ndarray:
   """(B,) -> (B, 2, 2) covariance of what is known so well along each heading and across it."""
   c, s = np.cos(heading), np.sin(heading)
-  turn = np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)
-  return turn @ np.diag(np.square(deviations)) @ turn.swapaxes(1, 2)
+  a, b = deviations[0] ** 2, deviations[1] ** 2
+  out = np.empty((len(heading), 2, 2))
+  out[:, 0, 0], out[:, 1, 1] = a * c * c + b * s * s, a * s * s + b * c * c
+  out[:, 0, 1] = out[:, 1, 0] = (a - b) * c * s
+  return out
+
+
+def median(x: np.ndarray) -> np.ndarray:
+  """(B, K) -> (B, 1) medians of each row without its nan, nan where there is nothing else: numpy's own look for nan in
+  more ways than there is time for."""
+  ordered, count = np.sort(x, axis=1), np.isfinite(x).sum(1, keepdims=True)  # nan comes last
+  middle = np.maximum(count - 1, 0)
+  two = np.take_along_axis(ordered, np.concatenate([middle // 2, np.maximum(count, 1) // 2], axis=1), 1)
+  return (two[:, :1] + two[:, 1:]) / 2
 
 
 def begin(
   boxes: np.ndarray, free: np.ndarray, time: np.ndarray, pose: np.ndarray, bend: np.ndarray, ground: Ground
 ) -> np.ndarray:
   """Where fit() starts from: the mean place of the first and of the second half of what was seen."""
-  high = np.median(boxes[..., 3] - boxes[..., 1], axis=1)[:, None]
+  high = median(boxes[..., 3] - boxes[..., 1])
   foot = np.where(free[..., 3] > 0, ground.f * ground.height / np.maximum(boxes[..., 3] - ground.cy, 3.0), np.nan)
   seen = np.asarray(free.any(-1))
   some = np.isfinite(foot).any(1, keepdims=True)
-  usual = np.where(some, np.nanmedian(np.where(some, foot, 1.0), axis=1, keepdims=True), ground.f * HEIGHT[0] / high)
+  usual = np.where(some, median(foot), ground.f * HEIGHT[0] / high)
   x = np.where(np.isfinite(foot), foot, usual * high / np.maximum(boxes[..., 3] - boxes[..., 1], 1))
   y = ((boxes[..., 0] + boxes[..., 2]) / 2 - ground.cx) * x / ground.f - bend * x * x / 2
   c, s = np.cos(pose[..., 2]), np.sin(pose[..., 2])
@@ -127,7 +148,7 @@ def begin(
   state = np.zeros((len(boxes), 8))
   state[:, P] = np.where(count[1:].T > 0, second[:, :2] - second[:, 2:] * speed, first[:, :2] - first[:, 2:] * speed)
   state[:, V] = speed
-  state[:, 6] = np.median(boxes[..., 2] - boxes[..., 0], axis=1) * usual[:, 0] / ground.f
+  state[:, 6] = median(boxes[..., 2] - boxes[..., 0])[:, 0] * usual[:, 0] / ground.f
   state[:, 7] = high[:, 0] * usual[:, 0] / ground.f
   return state
 
@@ -142,26 +163,30 @@ def fit(
   push: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
   """(B, K, 4) boxes, (B, K, 4) bool which of their edges are believed, (B, K) s before now, poses and curvatures as of
-  project(); push: (B,) curvature of a bend that things are expected to follow -> (B, 8) states at time 0 and (B, 8, 8)
+  Course; push: (B,) curvature of a bend that things are expected to follow -> (B, 8) states at time 0 and (B, 8, 8)
   their covariances. Gauss-Newton, as least squares with priors; edges far off count less, as Huber's would."""
   n = len(boxes)
-  weight = (free / box_noise(boxes)[..., None] ** 2).reshape(n, -1)
   state, heading = begin(boxes, free, time, pose, bend, ground), pose[:, -1, 2]
   far = np.hypot(*(state[:, P] - pose[:, -1, :2]).T)
   prior, mean = np.zeros((n, 8, 8)), np.zeros((n, 8))
-  prior[:, V, V] = np.linalg.inv(along(heading, SPEED))
-  prior[:, A, A] = np.linalg.inv(along(heading, ACCELERATION))
+  prior[:, V, V] = along(heading, (1 / SPEED[0], 1 / SPEED[1]))
+  prior[:, A, A] = along(heading, (1 / ACCELERATION[0], 1 / ACCELERATION[1]))
   prior[:, 6, 6], prior[:, 7, 7] = WIDTH[1] ** -2, HEIGHT[1] ** -2
   prior[:, range(2), range(2)] = 1e-6
   mean[:, 6], mean[:, 7] = WIDTH[0], HEIGHT[0]
   information = np.zeros((n, 8, 8))
+  used = free.any((0, 2)).nonzero()[0]
+  some = slice(*(used[[0, -1]] + [0, 1])) if len(used) else slice(0)  # most that is lost was seen in a few frames
+  course, boxes, free = Course(time[:, some], pose[:, some], bend[:, some]), boxes[:, some], free[:, some]
+  weight = (free / box_noise(boxes)[..., None] ** 2).reshape(n, -1)
+  root = np.sqrt(weight)
   for k in range(ROUNDS):
     aside = np.clip(push * (state[:, V] ** 2).sum(1), -BEND, BEND)
     mean[:, P], mean[:, 4], mean[:, 5] = state[:, P], -np.sin(heading) * aside, np.cos(heading) * aside
-    edges, j = project(state, time, pose, bend, ground)
+    edges, j = project(state, course, ground)
     off, j = np.where(free, boxes - edges, 0).reshape(n, -1), j.reshape(n, -1, 8)
     most = ROBUST if k > 1 else 4 * ROBUST
-    w = weight * np.minimum(1, most / np.maximum(np.abs(off) * np.sqrt(weight), 1e-9))
+    w = weight * np.minimum(1, most / np.maximum(np.abs(off) * root, 1e-9))
     jw = (j * w[..., None]).swapaxes(1, 2)
     information = jw @ j + prior
     step = np.linalg.solve(information, jw @ off[..., None] + prior @ (mean - state)[..., None])[..., 0]
@@ -259,7 +284,8 @@ class Recall:
     rows = self.known.nonzero()[0]
     n, t = len(rows), ((self.frame - self.since[rows]) * DT).repeat(2)
     pose, bend = np.tile(self.poses[self.slot], (n, 1)), np.tile(self.bends[self.slot], n)
-    edges, j = project(self.state[rows].reshape(2 * n, 8), t[:, None], pose[:, None], bend[:, None], ground)
+    course = Course(t[:, None], pose[:, None], bend[:, None])
+    edges, j = project(self.state[rows].reshape(2 * n, 8), course, ground)
     cov = self.cov[rows].reshape(2 * n, 8, 8).copy()
     cov[:, P, P] += along(pose[:, 2], UNSEEN) * ((t * t / 2) ** 2)[:, None, None]
     out = j[:, 0] @ cov @ j[:, 0].swapaxes(1, 2)

@@ -239,8 +239,9 @@ class Tracker:
       self._start(new, d, frame_id, bits, pixels, looks)
       found, cover = np.concatenate([found, new]), np.concatenate([cover, np.zeros(len(new), np.float32)])
     if (self.ids < 0).any():
-      there = np.isin(gone, self.ids)
-      rows = (self.ids == gone[there][:, None]).nonzero()[1]
+      same = gone[:, None] == self.ids
+      there = same.any(1)
+      rows = same.nonzero()[1]
       stay = self._decide(frame_id, rows, edges[there], vague[there], d, looks, found, cover)
       if not stay.all():
         at = np.flatnonzero(stay)

@@ -6,6 +6,9 @@ import pytest
 from openpilot.selfdrive.modeld.fair.heads.ground import view_ground
 from openpilot.selfdrive.modeld.fair.heads.objects import Detections
 from openpilot.selfdrive.modeld.fair.recall import (
+  Course,
+  along,
+  median,
   DT,
   HEIGHT,
   KEPT,
@@ -185,7 +188,7 @@ def test_derivatives_are_those_of_differences():
   pose, t = poses(12.0, 0.2, 5)
   state = np.array([[35.0, 2.0, 9.0, -1.0, 0.5, 0.3, 1.8, 1.5], [60.0, -4.0, -12.0, 0.5, 0.0, -1.0, 2.4, 3.0]])
   bend = r.normal(0, 0.01, (2, 5))
-  args = np.broadcast_to(t, (2, 5)), np.broadcast_to(pose, (2, 5, 3)), bend, GROUND
+  args = Course(np.broadcast_to(t, (2, 5)), np.broadcast_to(pose, (2, 5, 3)), bend), GROUND
   j = project(state, *args)[1]
   for k in range(8):
     step = np.zeros(8)
@@ -193,11 +196,9 @@ def test_derivatives_are_those_of_differences():
     difference = (project(state + step, *args)[0] - project(state - step, *args)[0]) / 2e-5
     np.testing.assert_allclose(j[..., k], difference, rtol=1e-5, atol=1e-5)
   # one that stands at the origin's height, straight on, seen from there
+  here = Course(np.zeros((1, 1)), np.zeros((1, 1, 3)), np.zeros((1, 1)))
   np.testing.assert_allclose(
-    project(np.array([[30.0, 1.0, 0, 0, 0, 0, *CAR]]), np.zeros((1, 1)), np.zeros((1, 1, 3)), np.zeros((1, 1)), GROUND)[
-      0
-    ][0, 0],
-    box(30.0, 1.0, view=False),
+    project(np.array([[30.0, 1.0, 0, 0, 0, 0, *CAR]]), here, GROUND)[0][0, 0], box(30.0, 1.0, view=False)
   )
 
 
@@ -208,7 +209,7 @@ def test_fit_is_the_least_squares_of_scipy():
   pose, t = poses(14.0, 0.1)
   true = np.array([32.0, 1.5, 12.0, 1.2, -0.8, 0.4, 1.85, 1.45])
   t, pose, bend = t[None], pose[None], np.zeros((1, KEPT))
-  boxes = project(true[None], t, pose, bend, GROUND)[0]
+  boxes = project(true[None], Course(t, pose, bend), GROUND)[0]
   boxes = boxes + r.normal(0, 0.3, boxes.shape)
   free = np.ones(boxes.shape, bool)
   state, cov = fit(boxes, free, t, pose, bend, GROUND, np.zeros(1))
@@ -217,7 +218,7 @@ def test_fit_is_the_least_squares_of_scipy():
   deviation = np.array([1e9, 1e9, *SPEED, *ACCELERATION, WIDTH[1], HEIGHT[1]])
 
   def residuals(x):
-    off = (project(x[None], t, pose, bend, GROUND)[0] - boxes) / sigma
+    off = (project(x[None], Course(t, pose, bend), GROUND)[0] - boxes) / sigma
     return np.concatenate([off.ravel(), (x - mean) / deviation])
 
   other = optimize.least_squares(residuals, true + [5, 1, 3, 1, 0, 0, 0.3, 0.3], x_scale=np.sqrt(np.diag(cov[0])))
@@ -229,7 +230,7 @@ def test_a_few_wrong_boxes_do_not_lead_it_astray():
   pose, t = poses(14.0, 0.0)
   true = np.array([30.0, 0.0, 14.0, 0.0, 0.0, 0.0, *CAR])
   t, pose, bend = t[None], pose[None], np.zeros((1, KEPT))
-  boxes = project(true[None], t, pose, bend, GROUND)[0]
+  boxes = project(true[None], Course(t, pose, bend), GROUND)[0]
   boxes[0, ::9] += [40, 0, 40, 0]
   state, _ = fit(boxes, np.ones(boxes.shape, bool), t, pose, bend, GROUND, np.zeros(1))
   assert abs(state[0, 1]) < 0.15 and abs(state[0, 0] - 30) < 1
@@ -285,3 +286,26 @@ def test_memory_is_bounded_and_the_same_twice():
   rows, edges, cov = run()
   assert rows.tolist() == [0, 1, 2] and np.isfinite(edges).all() and np.isfinite(cov).all()
   assert all(np.array_equal(a, b) for a, b in zip(run(), (rows, edges, cov), strict=True))
+
+
+def test_medians_are_numpys():
+  r = np.random.default_rng(5)
+  for count in (1, 2, 7, 40):
+    x = r.normal(size=(6, count))
+    np.testing.assert_array_equal(median(x), np.median(x, axis=1, keepdims=True))
+    x[r.uniform(size=x.shape) < 0.4] = np.nan
+    x[0] = np.nan
+    some = ~np.isnan(x).all(1)
+    np.testing.assert_array_equal(median(x)[some], np.nanmedian(x[some], axis=1, keepdims=True))
+    assert np.isnan(median(x)[~some]).all()
+
+
+def test_what_is_known_along_a_heading_is_turned():
+  r = np.random.default_rng(6)
+  heading = r.uniform(-4, 4, 20)
+  c, s = np.cos(heading), np.sin(heading)
+  turn = np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)
+  want = turn @ np.diag([9.0, 0.25]) @ turn.swapaxes(1, 2)
+  np.testing.assert_allclose(along(heading, (3.0, 0.5)), want, rtol=0, atol=1e-12)
+  # the inverse is as well known, by one over the deviations
+  np.testing.assert_allclose(along(heading, (1 / 3, 2.0)), np.linalg.inv(want), rtol=0, atol=1e-12)

@@ -175,7 +175,7 @@ def fit(
   prior[:, range(2), range(2)] = 1e-6
   mean[:, 6], mean[:, 7] = WIDTH[0], HEIGHT[0]
   information = np.zeros((n, 8, 8))
-  used = free.any((0, 2)).nonzero()[0]
+  used = np.flatnonzero(free.any((0, 2)))
   some = slice(*(used[[0, -1]] + [0, 1])) if len(used) else slice(0)  # most that is lost was seen in a few frames
   course, boxes, free = Course(time[:, some], pose[:, some], bend[:, some]), boxes[:, some], free[:, some]
   weight = (free / box_noise(boxes)[..., None] ** 2).reshape(n, -1)

@@ -72,8 +72,7 @@ class InputSpec:
   def covered(self, width: int, height: int) -> np.ndarray:
     """(height, width) bool of the input: pixels whose center a picture of this size covers; the rest is padding."""
     m, out = self.fit(width, height), np.zeros((self.height, self.width), bool)
-    w, h = (int(np.ceil(s * n - 0.5 - 1e-9)) for s, n in ((m[0, 0], width), (m[1, 1], height)))
-    out[:h, :w] = True
+    out[: shown_pixels(m[1, 1], height, self.height), : shown_pixels(m[0, 0], width, self.width)] = True
     return out
 
   def to_dict(self) -> dict[str, Any]:
@@ -83,6 +82,12 @@ class InputSpec:
   def from_dict(cls, said: Mapping[str, Any] | None) -> "InputSpec":
     """None, as in files from before there was a choice, is openpilot's medmodel frame. Raises UserError."""
     return cls(**checked(cls, said or {}, "input"))
+
+
+def shown_pixels(scale: float, source: int, target: int) -> int:
+  """How many of a side's `target` pixels have their center within a picture of `source` pixels; one at least, of a
+  picture that is long and thin."""
+  return max(1, min(target, int(np.ceil(scale * source - 0.5 - 1e-9))))
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,7 @@ CASES = {
     6,
   ),
   "category name twice": (lambda c, d: change(c, "categories", 2, name="bag"), {"category_name_twice": 1}, 4, 8),
+  "category name alike": (lambda c, d: change(c, "categories", 2, name="Bag "), {"category_name_alike": 1}, 4, 8),
   "category gap": (
     lambda c, d: (c["categories"].append({"id": 9, "name": "x"}), change(c, "annotations", 0, category_id=9)),
     {"category_gap": 5},

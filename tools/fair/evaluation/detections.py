@@ -4,7 +4,7 @@ seen, and the IoU of masks."""
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -33,6 +33,7 @@ class Objects:
   ignore: np.ndarray = field(
     default_factory=lambda: np.zeros(0, bool)
   )  # of truth: to find it or to miss it counts nowhere
+  boxed: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # of truth: it has no mask, though others may
   embed: np.ndarray | None = None  # (M, D)
   map_shape: tuple[int, int] = MAP
 
@@ -49,6 +50,7 @@ class Objects:
       None if self.rle is None else [self.rle[i] for i in k],
       self.visible[k],
       self.ignore[k],
+      self.boxed[k],
       None if self.embed is None else self.embed[k],
       self.map_shape,
     )
@@ -62,6 +64,7 @@ def make_objects(boxes: Any, cls: Any, score: Any = None, **more: Any) -> Object
     "track": np.full(n, -1),
     "visible": np.ones(n, np.float32),
     "ignore": np.zeros(n, bool),
+    "boxed": np.zeros(n, bool),
   }
   return Objects(
     boxes,
@@ -78,12 +81,7 @@ def beside(truth: Objects, unknown: np.ndarray | None, classes: int) -> Objects:
   boxes, n = np.concatenate([truth.boxes, np.repeat(unknown, classes, axis=0)]), classes * len(unknown)
   masks = None
   if truth.rle is not None:
-    h, w = truth.map_shape
-    drawn = np.zeros((len(unknown), h, w), bool)
-    for mask, box in zip(drawn, unknown, strict=True):
-      x0, y0, x1, y1 = np.rint((box + 0.5) / 4).astype(int)
-      mask[max(y0, 0) : y1, max(x0, 0) : x1] = True
-    masks = [*truth.rle, *(text for text in rle.encode(drawn) for _ in range(classes))]
+    masks = [*truth.rle, *(text for text in box_masks(unknown, truth.map_shape) for _ in range(classes))]
   return make_objects(
     boxes,
     np.concatenate([truth.cls, np.tile(np.arange(classes), len(unknown))]),
@@ -91,9 +89,28 @@ def beside(truth: Objects, unknown: np.ndarray | None, classes: int) -> Objects:
     track=np.concatenate([truth.track, np.full(n, -1)]),
     visible=np.concatenate([truth.visible, np.ones(n, np.float32)]),
     ignore=np.concatenate([truth.ignore, np.ones(n, bool)]),
+    boxed=np.concatenate([truth.boxed, np.zeros(n, bool)]),
     rle=masks,
     map_shape=truth.map_shape,
   )
+
+
+def box_masks(boxes: np.ndarray, shape: tuple[int, int]) -> list[str]:
+  """(N, 4) pixels of the picture -> run lengths of maps of that shape (h, w), filled inside."""
+  drawn = np.zeros((len(boxes), *shape), bool)
+  for mask, box in zip(drawn, boxes, strict=True):
+    x0, y0, x1, y1 = np.rint((box + 0.5) / 4).astype(int)
+    mask[max(y0, 0) : y1, max(x0, 0) : x1] = True
+  return rle.encode(drawn)
+
+
+def by_masks(truth: Objects) -> Objects:
+  """Masks as truth: what has a box alone counts nowhere, as a crowd whose mask is the box."""
+  at = np.flatnonzero(truth.boxed)
+  if truth.rle is None or not len(at):
+    return truth
+  masks = dict(zip(at.tolist(), box_masks(truth.boxes[at], truth.map_shape), strict=True))
+  return replace(truth, ignore=truth.ignore | truth.boxed, rle=[masks.get(i, text) for i, text in enumerate(truth.rle)])
 
 
 def overlaps(a: Objects, b: Objects, kind: str, crowd: np.ndarray | None = None) -> np.ndarray:

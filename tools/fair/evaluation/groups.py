@@ -11,7 +11,7 @@ import numpy as np
 from openpilot.tools.fair.evaluation import oriented as oriented_boxes
 from openpilot.tools.fair.evaluation import pictures
 from openpilot.tools.fair.evaluation.compared import Compared
-from openpilot.tools.fair.evaluation.detections import Detections, beside
+from openpilot.tools.fair.evaluation.detections import Detections, beside, by_masks
 from openpilot.tools.fair.evaluation.labels import MIN_SIDE, MIN_VISIBLE, READERS, Read
 from openpilot.tools.fair.evaluation.logged import Logged
 from openpilot.tools.fair.evaluation.metrics import Classes, Depth, Tracks, align_least_squares, depth_errors
@@ -141,7 +141,8 @@ def judge_masks(card: Card, p: Pair) -> float | None:
   if found is None or truth is None or found.rle is None or truth.rle is None:
     return None
   names, score = card.compared.names("boxes"), card.score.get("objects", 0.0)
-  return card.of("masks", lambda: Detections(names, "segm", score)).add(found, beside(truth, p.ref.unknown, len(names)))
+  masks = by_masks(beside(truth, p.ref.unknown, len(names)))
+  return card.of("masks", lambda: Detections(names, "segm", score)).add(found, masks)
 
 
 def judge_oriented(card: Card, p: Pair) -> float | None:

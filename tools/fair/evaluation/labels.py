@@ -135,6 +135,7 @@ def read_objects(x: Labels, labels: list[Label], row: int, s: Scene) -> None:
   )
   if "rle" in table and label.shape:
     o.rle = [small_rle(str(c), label.shape[-2:], x.compared.map_shape) for c in table["rle"]]
+    o.boxed = np.array([not str(c) for c in table["rle"]], bool)
   for k in cls[o.cls < 0].tolist():
     x.compared.leave_out(x.name, label.classes[k], "objects", 1)
   s.objects = s.detector = o.take(o.cls >= 0)

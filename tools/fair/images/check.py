@@ -16,6 +16,7 @@ from openpilot.tools.fair.images.shapes import TURNS, Place, Shape, area_of, cut
 from openpilot.tools.fair.images.twins import alike, bits_of
 from openpilot.tools.fair.labels.sources.coco import inside, number, polygons_of, runs_of, same_size
 from openpilot.tools.fair.labels.sources.pictures import Still
+from openpilot.tools.fair.spec import plain
 from openpilot.tools.lib.errors import UserError, printable
 from openpilot.tools.lib.files import LONG, ordinary
 from openpilot.tools.lib.pictures import PictureError, open_rgb, orientation
@@ -128,6 +129,7 @@ class Check:
     numbers = Numbers([k for k in keys if k is not None])
     self.category: dict[str, int] = {}
     by_name: dict[str, int] = {}
+    as_learned: dict[str, str] = {}  # as the student's classes are told apart
     self.problems_of(len(self.data.categories) - len(entries), "category_id")
     for c, key in zip(entries, keys, strict=True):
       name = c.get("name")
@@ -142,6 +144,8 @@ class Check:
         self.problems.add("category_name_twice", name)
         self.category[key] = by_name[str(name)]
         continue
+      if (first := as_learned.setdefault(plain(str(name)), str(name))) != str(name):
+        self.problems.add("category_name_alike", f"{name} and {first}")
       self.category[key] = by_name[str(name)] = numbers.of(key)
       self.out.categories.append({**c, "id": numbers.of(key), "name": str(name)})
     ids = sorted(c["id"] for c in self.out.categories)

@@ -10,7 +10,7 @@ from typing import Any
 from openpilot.tools.fair.images.problems import Problems
 from openpilot.tools.fair.labels.sources import dota, yolo
 from openpilot.tools.fair.labels.sources.coco import BESIDE, Annotation, find_images, read_tables
-from openpilot.tools.lib.errors import UserError, printable
+from openpilot.tools.lib.errors import UserError, printable, warn
 from openpilot.tools.lib.files import LONG, ordinary
 from openpilot.tools.lib.pictures import PictureError, picture_size
 
@@ -31,9 +31,9 @@ class Dataset:
   problems: Problems = field(default_factory=Problems)
 
 
-def open_dataset(path: Path, images: Path | None = None) -> Dataset:
-  """images: the pictures' folder, where it is not beside. Raises UserError where it is none of these, or holds no
-  annotations."""
+def open_dataset(path: Path, images: Path | None = None, judge: bool = False) -> Dataset:
+  """images: the pictures' folder, where it is not beside. judge: of a folder with parts of its own only the one to
+  judge by, test, or else val. Raises UserError where it is none of these, or holds no annotations."""
   if path.is_dir() and not (path / BESIDE).is_file() and yolo.find_yaml(path) is None and not dota.is_dota(path):
     some = sum(1 for _ in zip(path.glob("*.json"), range(1000), strict=False))
     if some > 1:
@@ -47,9 +47,9 @@ def open_dataset(path: Path, images: Path | None = None) -> Dataset:
   if not path.exists():
     raise UserError(f"there is no {path}")
   if yolo.find_yaml(path) is not None:
-    found = read_yolo(path, images)
+    found = read_yolo(path, images, judge)
   else:
-    found = read_dota(path, images) if dota.is_dota(path) else read_coco(path, images)
+    found = read_dota(path, images, judge) if dota.is_dota(path) else read_coco(path, images)
   if not found.images or not found.annotations:
     raise UserError(f"{path} has no {'annotations' if found.images else 'pictures'}")
   return found
@@ -70,8 +70,14 @@ def read_coco(path: Path, images: Path | None) -> Dataset:
   )
 
 
-def read_yolo(path: Path, images: Path | None) -> Dataset:
-  """Every part that data.yaml names, each picture once."""
+def say_judged(path: Path, part: str) -> None:
+  warn(
+    f"{path}: judged by its part '{part}' alone; `tools/op.sh images validate --fix` puts all parts into one COCO JSON"
+  )
+
+
+def read_yolo(path: Path, images: Path | None, judge: bool = False) -> Dataset:
+  """Every part that data.yaml names, each picture once; or the one to judge by."""
   at = yolo.find_yaml(path)
   assert at is not None
   read = yolo.read_data(at)
@@ -83,7 +89,10 @@ def read_yolo(path: Path, images: Path | None) -> Dataset:
   if license:
     out.licenses.append({"id": 1, "name": license})
   points = yolo.key_points(read)
-  labels = yolo.all_files(at, root, read, images)
+  splits = yolo.judged_by(at, root, read, images) if judge else ()
+  if splits:
+    say_judged(path, splits[0])
+  labels = yolo.all_files(at, root, read, images, splits)
   for entry, text, size, left_out in with_labels(out, labels, "yolo", {"license": 1} if license else {}):
     for a in yolo.read_labels(text, {k: k for k in ids}, *size, left_out, points):
       out.annotations.append(entry_of(a, len(out.annotations) + 1, entry["id"], bool(points)))
@@ -113,11 +122,16 @@ def with_labels(
       out.problems.add(f"{kind}_lines", f"{name} ({why})", n)
 
 
-def read_dota(path: Path, images: Path | None) -> Dataset:
-  """Every part's pictures. What is difficult is a crowd: nothing learns from it, and it need not be found."""
+def read_dota(path: Path, images: Path | None, judge: bool = False) -> Dataset:
+  """Every part's pictures, or those of the one to judge by. What is difficult is a crowd: nothing learns from it, and
+  it need not be found."""
   out = Dataset(path, path if images is None else images, [], [], [], kind="DOTA folder")
   labels: dict[Path, Path] = {}
-  for folder in dota.folders_of(path, images).values():
+  folders = dota.folders_of(path, images)
+  if judge and (part := next((s for s in ("test", "val", "valid") if s in folders and len(folders) > 1), "")):
+    say_judged(path, part)
+    folders = {part: folders[part]}
+  for folder in folders.values():
     labels |= dota.files_of(folder, images)[0]
   found: list[tuple[int, str, Annotation]] = []
   for entry, text, size, left_out in with_labels(out, labels, "dota", {}):

@@ -88,8 +88,18 @@ def judge(truth: dict[str, Any], found: list[dict[str, Any]], kind: str, args: O
 
 
 def with_masks(truth: dict[str, Any]) -> dict[str, Any]:
-  """Only what has a mask, whose area then is the mask's."""
-  return {**truth, "annotations": [a for a in truth["annotations"] if a.get("segmentation")]}
+  """Masks as truth. What has a box alone is a crowd there: what is found on it is neither right nor wrong."""
+  size = {i["id"]: (i["width"], i["height"]) for i in truth["images"]}
+  return {
+    **truth,
+    "annotations": [a if a.get("segmentation") else boxed(a, *size[a["image_id"]]) for a in truth["annotations"]],
+  }
+
+
+def boxed(a: dict[str, Any], width: int, height: int) -> dict[str, Any]:
+  """A crowd whose mask is the annotation's box."""
+  x, y, w, h = a["bbox"]
+  return {**a, "iscrowd": 1, "segmentation": as_runs([[x, y, x + w, y, x + w, y + h, x, y + h]], width, height)}
 
 
 def evaluate(
@@ -116,8 +126,8 @@ def evaluate(
     "bbox": judge(truth, found, "bbox", args),
   }
   masked = with_masks(truth)
-  if predictor.has_masks and masked["annotations"]:
-    results["segm"] = judge(masked, found, "segm", args)
+  if predictor.has_masks and (n := sum(not a["iscrowd"] for a in masked["annotations"])):
+    results["segm"] = {"objects": n, **judge(masked, found, "segm", args)}
   m = confusion(truth, found, args.score)
   results["at_score"] = at_score(m)
   if "confusion" in args.metrics:
@@ -136,6 +146,10 @@ def lines_of(r: dict[str, Any]) -> list[str]:
     if "mean_iou" in r[kind]:
       m, f = (text(r[kind][k]) for k in ("mean_iou", "matched_iou"))
       out.append(f"             mean IoU {m} over all true objects, {f} of those found")
+    if (n := r[kind].get("objects", r["objects"])) < r["objects"]:
+      out.append(
+        f"             of {n} objects; {r['objects'] - n} have no mask, and what is found on them counts nowhere"
+      )
   return out + last_lines(r, r["bbox"].get("classes", {}))
 
 
@@ -149,7 +163,7 @@ def run(args: Options) -> dict[str, Any]:
     from openpilot.tools.fair.images.evaluate_oriented import evaluate_oriented
 
     return evaluate_oriented(predictor, args)
-  data = open_dataset(args.data, args.images)
+  data = open_dataset(args.data, args.images, judge=True)
   checked = Check(data, True).run()
   if said := data.problems.lines(True):
     warn(

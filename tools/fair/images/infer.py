@@ -3,7 +3,7 @@
 
 import contextlib
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,8 +20,8 @@ from openpilot.tools.fair.images.tiles import OVERLAP
 from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
 from openpilot.tools.fair.labels.sources.pictures import Pictures, Video
 from openpilot.tools.fair.rotated import outline
-from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.lib.files import atomic_path, write_json
+from openpilot.tools.lib.errors import UserError, cli, printable
+from openpilot.tools.lib.files import LONG, atomic_path, write_json
 from openpilot.tools.lib.options import option, parse
 
 FORMATS = ("coco", "yolo", "csv")
@@ -61,6 +61,23 @@ def name_of(part: Pictures, row: int) -> str:
   if isinstance(part, Video):
     return f"{part.path.stem}_{part.entries[row].segment_id:06d}.jpg"
   return part.stills[row].name
+
+
+def check_names(parts: Sequence[Pictures], in_files: bool) -> None:
+  """Raises UserError where two pictures would be told under one name, or, in_files, in one file, which has no suffix of
+  its picture's."""
+  seen: dict[Path, Path] = {}
+  for part in parts:
+    for row in range(len(part.entries)):
+      name = Path(name_of(part, row))
+      name = name.with_suffix("") if in_files else name
+      at = part.path if isinstance(part, Video) else part.stills[row].path
+      if name in seen:
+        raise UserError(
+          f"{printable(seen[name], LONG)} and {printable(at, LONG)} would both be told as {printable(name, LONG)}; "
+          "search them one after the other, each with an --output of its own"
+        )
+      seen[name] = at
 
 
 def yolo_lines(found: Found) -> list[str]:
@@ -168,6 +185,7 @@ def run(args: Options) -> Path:
   parts: list[Pictures] = []
   for path in args.paths:
     parts += [p for p in open_sources([path], SourceOptions(every=args.every), "pictures") if isinstance(p, Pictures)]
+  check_names(parts, "yolo" in args.format or args.visualize)
   writer = Writer(args, predictor.names)
   with tqdm(total=sum(len(p.entries) for p in parts), desc="infer", unit="picture") as bar:
     for part in parts:

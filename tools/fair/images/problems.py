@@ -26,6 +26,7 @@ KINDS: dict[str, tuple[str, str]] = {
   "category_id": ("categories without a name, or without an id that is a number or text", LEFT_OUT),
   "category_id_twice": ("categories whose id another one has", LEFT_OUT),
   "category_name_twice": ("categories of the same name", "put together"),
+  "category_name_alike": ("categories that case, '_', '-' or blanks alone tell apart, which no student can", KEPT),
   "category_gap": ("numbers that category ids skip", KEPT),
   "category_unused": ("categories without a label", KEPT),
   "id_kind": ("ids that are text or fractions", "made whole numbers"),

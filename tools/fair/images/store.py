@@ -1,6 +1,7 @@
 """Labeled pictures, and what teachers say of them, in a label store beside a student: made once, read every epoch."""
 
 import copy
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -186,16 +187,23 @@ def fill(args: Any, spec: InputSpec, teachers: list[Any], see: See | None = None
     known = {*UNKNOWN, *(plain(n) for n in names)}
     if other := [n for p in val for n in p.carries.boxes or () if plain(n) not in known]:
       raise UserError(f"--val {args.val} has the class '{other[0]}', which {args.data} does not have")
-  elif named_val := [p for p in parts if p.segment.route.endswith(("-val", "-valid"))]:
+  elif len(parts) > 1 and (named_val := [p for p in parts if p.segment.route.endswith(("-val", "-valid"))]):
     val, parts = named_val, [p for p in parts if p not in named_val and not p.segment.route.endswith("-test")]
   else:
     parts, val = hold_out(parts, args.seed)
     warn(
-      f"no --val: {sum(len(p.stills) for p in val)} pictures are held out at random; `tools/op.sh images validate "
-      "--split` keeps alike ones together"
+      f"no --val: {sum(len(p.stills) for p in val)} pictures are held out at random; all others are learned from, "
+      "which `images evaluate` of the same data does not know; `tools/op.sh images validate --split` makes parts, and "
+      "keeps alike ones together"
     )
   if not parts:
     raise UserError(f"{args.data} holds no pictures to train on")
+  learned = {os.path.realpath(s.path) for p in parts for s in p.stills}
+  judging = [os.path.realpath(s.path) for p in val for s in p.stills]
+  if n := sum(path in learned for path in judging):
+    warn(
+      f"{n} of {len(judging)} pictures to judge by are also learned from: what is said of them is not of new pictures"
+    )
   parts, val = see(parts), see(val)
   used, boxes, masks = count(parts)
   classes = class_set(names, used, getattr(args, "alias", ()))

@@ -9,13 +9,7 @@ from pycocotools import mask as coco
 
 from openpilot.selfdrive.modeld.fair.frames import pack_rgb, unpack_rgb
 from openpilot.tools.fair.labels import rle
-from openpilot.tools.fair.spec import InputSpec
-
-
-def pixels(scale: float, source: int, target: int) -> int:
-  """How many of a side's `target` pixels have their center within a picture of `source` pixels: as InputSpec.covered()
-  has it."""
-  return min(target, int(np.ceil(scale * source - 0.5 - 1e-9)))
+from openpilot.tools.fair.spec import InputSpec, shown_pixels
 
 
 def place_picture(rgb: np.ndarray, matrix: np.ndarray, width: int, height: int, pad: int) -> np.ndarray:
@@ -23,12 +17,13 @@ def place_picture(rgb: np.ndarray, matrix: np.ndarray, width: int, height: int, 
   covers, exact to less than a pixel's part: nothing is rounded to whole pixels first."""
   h, w = rgb.shape[:2]
   sx, sy = matrix[0, 0], matrix[1, 1]
-  to_w, to_h = pixels(sx, w, width), pixels(sy, h, height)
+  to_w, to_h = shown_pixels(sx, w, width), shown_pixels(sy, h, height)
   out = np.full((height, width, 3), pad, np.uint8)
   if (sx, sy) == (1, 1):
     out[:to_h, :to_w] = rgb[:to_h, :to_w]
     return out
-  right, low = to_w / sx, to_h / sy  # of the part that is shown, in the picture's pixels
+  # of the part that is shown, in the picture's pixels; of one that is thinner than half a pixel all of it
+  right, low = (n / s if s * side >= 0.5 else side for n, s, side in ((to_w, sx, w), (to_h, sy, h)))
   over = max(0, int(np.ceil(low - h - 1e-9))), max(0, int(np.ceil(right - w - 1e-9)))
   source = np.pad(rgb, ((0, over[0]), (0, over[1]), (0, 0)), mode="edge") if any(over) else rgb
   box = (0, 0, min(right, source.shape[1]), min(low, source.shape[0]))
@@ -52,7 +47,7 @@ def place_ids(ids: np.ndarray, matrix: np.ndarray, width: int, height: int, fill
   """(h, w) of numbers that cannot be averaged -> (height, width), each the number where its center lies."""
   h, w = ids.shape
   sx, sy = matrix[0, 0], matrix[1, 1]
-  to_w, to_h = pixels(sx, w, width), pixels(sy, h, height)
+  to_w, to_h = shown_pixels(sx, w, width), shown_pixels(sy, h, height)
   out = np.full((height, width), fill, ids.dtype)
   xs = np.minimum(((np.arange(to_w) + 0.5) / sx).astype(int), w - 1)
   ys = np.minimum(((np.arange(to_h) + 0.5) / sy).astype(int), h - 1)

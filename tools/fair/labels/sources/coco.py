@@ -41,7 +41,7 @@ class Image:
 def number(x: Any) -> float:
   """Raises ValueError."""
   if isinstance(x, bool) or not isinstance(x, (int, float)) or not abs(x) < LARGEST:  # nan neither
-    raise ValueError
+    raise ValueError(f"{printable(repr(x), 40)} is no number that can be used")
   return float(x)
 
 
@@ -150,7 +150,9 @@ def read_coco(path: Path) -> tuple[dict[str, Image], tuple[str, ...], Counter[st
       on.said.append(found)
   except (KeyError, TypeError, AttributeError, ValueError) as e:
     what = "an entry lacks" if isinstance(e, KeyError) else "an entry is wrong:"
-    raise UserError(f"{path} is no COCO JSON: {what} {printable(e, 60)}") from None
+    raise UserError(
+      f"{path} is no COCO JSON: {what} {printable(e, 80)}; `tools/op.sh images validate --fix` writes a mended copy"
+    ) from None
   if not names or len(names) > MANY:
     raise UserError(f"{path} has no categories")
   return images, tuple(names), left_out

@@ -107,20 +107,25 @@ def labels_folder(images: Path) -> Path:
   return Path(*parts[:last], "labels", *parts[last + 1 :])
 
 
+def below_root(root: Path, name: str) -> Path | None:
+  """What data.yaml names, None where it leads out of `root`."""
+  at = inside(root, name)
+  while name.startswith("../") and (at is None or not at.exists()):  # as one exporter writes what lies beside it
+    name = name[3:]
+    at = inside(root, name)
+  return at
+
+
 def pictures_of(root: Path, said: Any, where: str) -> tuple[list[Path], Path]:
   """A split as data.yaml names it, a folder, a list of folders or a text file of paths -> pictures and the folder they
   lie below. Raises UserError where it leads out of `root`, or is not there."""
   found: list[Path] = []
   for s in said if isinstance(said, list) else [said]:
-    name = str(s)
-    at = inside(root, name)
-    while name.startswith("../") and (at is None or not at.exists()):  # as one exporter writes what lies beside it
-      name = name[3:]
-      at = inside(root, name)
+    at = below_root(root, str(s))
     if at is None:
-      raise UserError(f"{where} names {printable(name, LONG)}, which is not below {root}; move it there")
+      raise UserError(f"{where} names {printable(s, LONG)}, which is not below {root}; move it there")
     if not at.exists():
-      raise UserError(f"{where} names {printable(name, LONG)}, and there is no {at}")
+      raise UserError(f"{where} names {printable(s, LONG)}, and there is no {at}")
     if at.suffix == ".txt":
       listed = read_bytes(at, LABELS_LIMIT).decode("utf-8", "replace").split("\n")
       lines = [inside(root, os.path.normpath(x.strip())) for x in listed if x.strip()]
@@ -151,8 +156,10 @@ def label_of(f: Path, root: Path, read: dict[str, Any], split: str, images: Path
   """A picture's file of labels, which may not be there."""
   if images is None:
     return (labels_folder(f.parent) / f.name).with_suffix(".txt")
-  folder = labels_folder(root / str(read[split][0] if isinstance(read[split], list) else read[split]))
-  return (folder / f.relative_to(images)).with_suffix(".txt")
+  said = read[split] if isinstance(read[split], list) else [read[split]]
+  folders = [labels_folder(below_root(root, str(s)) or root / str(s)) for s in said]
+  files = [(folder / f.relative_to(images)).with_suffix(".txt") for folder in folders]
+  return next((t for t in files if t.is_file()), files[0])
 
 
 def split_files(
@@ -189,7 +196,35 @@ def all_files(
   for w in wrong:
     warn(f"{w}; it is left out")
   say_strays(labels, str(at))
+  say_unlabeled(at, root, read, images)
+  if read.get("skip_if_label_file_missing"):
+    without = [f for f, text in labels.items() if not text.is_file()]
+    say_left_out([f"{below(f, images or root)} has no labels" for f in without], len(labels), str(at))
+    labels = {f: text for f, text in labels.items() if text.is_file()}
   return labels
+
+
+def judged_by(at: Path, root: Path, read: dict[str, Any], images: Path | None) -> tuple[str, ...]:
+  """The split to judge by: test, or else val, where there are others and it has labels; else all, ()."""
+  named = [s for s in SPLITS if read.get(s)]
+  for split in (s for s in ("test", "val", "valid") if s in named and len(named) > 1):
+    try:
+      labels = split_files(at, root, read, split, images)[0]
+    except UserError:
+      continue  # all_files says it
+    if any(t.is_file() for t in labels.values()):
+      return (split,)
+  return ()
+
+
+def say_unlabeled(at: Path, root: Path, read: dict[str, Any], images: Path | None) -> None:
+  """Of pictures that lie elsewhere, and may be of any of several splits, those that have labels in none."""
+  named = [s for s in SPLITS if read.get(s)]
+  if images is None or len(named) < 2:
+    return
+  files = find_pictures(images)
+  without = [f for f in files if not any(label_of(f, root, read, s, images).is_file() for s in named)]
+  say_left_out([f"{below(f, images)} has labels in no part" for f in without], len(files), str(at))
 
 
 def say_strays(labels: dict[Path, Path], where: str) -> None:
@@ -240,6 +275,7 @@ class Yolo:
       raise UserError(problems[0] if problems else f"{at} names neither train nor val")
     for problem in problems:
       warn(f"{problem}; it is left out")
+    say_unlabeled(at, root, read, options.images)
     return parts
 
   def _split(

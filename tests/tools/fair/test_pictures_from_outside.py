@@ -1,0 +1,180 @@
+"""Labeled pictures as people have them: masks on some objects alone, folders with parts, names that are there twice."""
+
+import json
+
+import images_fixture as made
+import images_student_fixture as squares
+import numpy as np
+import pytest
+
+from openpilot.tools.fair.evaluation.detections import Detections, by_masks, make_objects
+from openpilot.tools.fair.images import evaluate, infer, store, train_student
+from openpilot.tools.fair.images.check import Check
+from openpilot.tools.fair.images.dataset import open_dataset
+from openpilot.tools.fair.images.evaluate import judge, match_classes, truth_of, with_masks
+from openpilot.tools.fair.labels import rle
+from openpilot.tools.fair.labels.placement import place_ids, place_picture
+from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
+from openpilot.tools.fair.spec import InputSpec
+from openpilot.tools.lib.errors import UserError
+
+SPEC = InputSpec("rgb", 96, 96)
+
+
+def parts_of(*paths, every=1):
+  return [p for path in paths for p in open_sources([str(path)], SourceOptions(every=every), "pictures")]
+
+
+def yolo_folder(folder, **splits):
+  """splits: of each the seeds of its pictures, with a label each."""
+  for split, seeds in splits.items():
+    for k in seeds:
+      for sub in ("images", "labels"):
+        (folder / split / sub).mkdir(parents=True, exist_ok=True)
+      made.picture(k).save(folder / split / f"images/{k}.png")
+      (folder / split / f"labels/{k}.txt").write_text("0 .5 .5 .25 .5\n")
+  lines = "".join(f"{s}: ../{s}/images\n" for s in splits)
+  (folder / "data.yaml").write_text(f"names: [bag]\n{lines}")  # as Roboflow writes it
+  return folder
+
+
+def test_what_would_be_told_under_one_name_is_not_searched(tmp_path):
+  for name in ("a/1.png", "a/1.jpg", "b/1.png", "b/2.png"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    made.picture(1).save(tmp_path / name)
+  infer.check_names(parts_of(tmp_path / "a"), False)  # 1.png and 1.jpg are two names, and one name of a text file
+  infer.check_names(parts_of(tmp_path / "b"), True)
+  with pytest.raises(UserError, match=r"1\.jpg and .*1\.png would both be told as 1;"):
+    infer.check_names(parts_of(tmp_path / "a"), True)
+  with pytest.raises(UserError, match=r"a/1\.png and .*b/1\.png would both be told as 1\.png"):
+    infer.check_names(parts_of(tmp_path / "a", tmp_path / "b"), False)
+  with pytest.raises(UserError, match="both be told"):  # a picture twice
+    infer.check_names(parts_of(tmp_path / "b", tmp_path / "b/2.png"), False)
+
+
+@pytest.mark.parametrize("size", [(9000, 7), (7, 9000), (600, 1)])
+def test_a_picture_that_is_thinner_than_half_a_pixel_is_one_pixel_thin(size):
+  w, h = size
+  rgb = np.full((h, w, 3), 200, np.uint8)
+  matrix = SPEC.fit(w, h)
+  placed, ids = place_picture(rgb, matrix, 96, 96, 0), place_ids(rgb[..., 0], matrix, 96, 96, 0)
+  want = np.zeros((96, 96), bool)
+  want[: 96 if h > w else 1, : 96 if w > h else 1] = True
+  assert (SPEC.covered(w, h) == want).all()
+  assert ((placed == 200).all(2) == want).all() and ((ids == 200) == want).all()
+
+
+def half_masked(folder):
+  """-> a data set of which one label of two has a mask, and the same with all masks, both checked."""
+  coco = made.make(folder)
+  some = Check(open_dataset(made.write(folder, coco), folder / "images"), True).run()
+  for a in coco["annotations"]:
+    x, y, w, h = a["bbox"]
+    a["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+  return some, Check(open_dataset(made.write(folder, coco), folder / "images"), True).run()
+
+
+def test_masks_are_judged_where_the_truth_has_them(tmp_path):
+  some, whole = half_masked(tmp_path)
+  args = evaluate.Options(model=tmp_path, data=tmp_path)
+  truth, every = (match_classes(truth_of(x), list(made.NAMES), args) for x in (some, whole))
+  found = [
+    {k: a[k] for k in ("id", "image_id", "category_id", "bbox", "segmentation")} | {"score": 0.5 + 0.01 * a["id"]}
+    for a in every["annotations"]
+  ]
+  masked = with_masks(truth)
+  assert sum(not a["iscrowd"] for a in masked["annotations"]) == 4 and len(masked["annotations"]) == 8
+  got = judge(masked, found, "segm", args)  # all is right: none of it is found where nothing is
+  assert got["stats"]["ap"] == got["stats"]["ap50"] == 1 and got["mean_iou"] == 1
+  assert {k: c["truths"] for k, c in got["classes"].items()} == {"bag": 2, "dent": 1, "label": 1}
+  r = {
+    "model": "m",
+    "pictures": 4,
+    "objects": 8,
+    "classes": [],
+    "score": 0.3,
+    "at_score": dict.fromkeys(("precision", "recall", "f1")),
+  }
+  lines = evaluate.lines_of(r | {"bbox": {}, "segm": {"objects": 4, **got}})
+  assert any("of 4 objects; 4 have no mask" in x for x in lines)
+
+
+def test_a_store_judges_masks_where_the_truth_has_them():
+  boxes = np.array([[-0.5, -0.5, 39.5, 39.5], [79.5, 39.5, 119.5, 79.5]], np.float32)
+  drawn = np.zeros((2, 64, 128), bool)
+  drawn[0, :10, :10], drawn[1, 10:20, 20:30] = True, True
+  found = make_objects(boxes, [0, 0], [0.6, 0.9], rle=rle.encode(drawn))
+  nothing = rle.encode(np.zeros((1, 64, 128), bool))
+  truth = make_objects(boxes, [0, 0], rle=[rle.encode(drawn)[0], *nothing], boxed=np.array([False, True]))
+  acc = Detections(["vehicle"], "segm")
+  acc.add(found, by_masks(truth))
+  assert acc.result()["ap"] == 1 and acc.result()["mask_iou"] == 1 and acc.coco()["ap"] == 1
+  assert by_masks(truth).ignore.tolist() == [False, True] and not truth.ignore.any()
+  assert by_masks(truth.take(np.array([0]))).ignore.tolist() == [False]
+
+
+def test_a_folder_with_parts_is_judged_by_one_of_them(tmp_path, capsys):
+  folder = yolo_folder(tmp_path / "y", train=(1, 2, 3), valid=(4, 5))
+  assert [i["file_name"] for i in open_dataset(folder, judge=True).images] == [
+    "valid/images/4.png",
+    "valid/images/5.png",
+  ]
+  assert "judged by its part 'valid' alone" in capsys.readouterr().err
+  assert len(open_dataset(folder).images) == 5
+  folder = yolo_folder(tmp_path / "t", train=(1,), val=(2,), test=(3,))
+  assert [i["file_name"] for i in open_dataset(folder, judge=True).images] == ["test/images/3.png"]
+  (folder / "test/labels/3.txt").unlink()  # as of a test whose labels others keep
+  assert [i["file_name"] for i in open_dataset(folder, judge=True).images] == ["val/images/2.png"]
+  assert len(open_dataset(yolo_folder(tmp_path / "one", train=(1, 2)), judge=True).images) == 2
+
+
+def learned(tmp_path, **more):
+  said = store.fill(train_student.Options(output=tmp_path / "out", augment="plain", **more), SPEC, [])
+  return said.labeled, said.held_out
+
+
+def test_a_json_that_is_called_val_is_learned_from_where_it_is_all_there_is(tmp_path):
+  squares.write(tmp_path / "a", 3)
+  data = (tmp_path / "a/annotations.json").rename(tmp_path / "a/instances-val.json")
+  assert learned(tmp_path, data=data) == (2, 1)
+
+
+def test_pictures_to_judge_by_that_are_learned_from_are_said(tmp_path, capsys):
+  folder = yolo_folder(tmp_path / "y", train=(1, 2, 3), valid=(4, 5))
+  assert learned(tmp_path, data=folder) == (3, 2) and "also learned from" not in capsys.readouterr().err
+  val = tmp_path / "y/only.yaml"
+  val.write_text("names: [bag]\nval: valid/images\n")
+  assert learned(tmp_path, data=folder, val=val) == (5, 2)
+  assert "2 of 2 pictures to judge by are also learned from" in capsys.readouterr().err
+
+
+def test_pictures_without_labels_are_left_out_where_data_yaml_says_so(tmp_path, capsys):
+  folder = yolo_folder(tmp_path, train=(1, 2, 3))
+  (folder / "train/labels/2.txt").unlink()
+  assert len(open_dataset(folder).images) == 3  # as empty
+  with open(folder / "data.yaml", "a") as f:
+    f.write("skip_if_label_file_missing: true\n")
+  assert len(open_dataset(folder).images) == 2
+  assert "1 of 3 pictures are left out: train/images/2.png has no labels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", ["check", "learn"])
+def test_pictures_that_are_of_no_part_are_said(tmp_path, capsys, to):
+  folder, every = yolo_folder(tmp_path / "y", train=(1,), val=(2,)), tmp_path / "all"
+  every.mkdir()
+  for k in (1, 2, 3):
+    made.picture(k).save(every / f"{k}.png")
+  if to == "check":
+    assert len(open_dataset(folder, every).images) == 2
+  else:
+    assert sum(len(p.stills) for p in open_sources([str(folder)], SourceOptions(images=every))) == 2
+  assert "1 of 3 pictures are left out: 3.png has labels in no part" in capsys.readouterr().err
+
+
+def test_a_number_that_is_text_is_said(tmp_path):
+  data = squares.write(tmp_path / "a", 1)
+  coco = json.loads(data.read_text())
+  coco["images"][0]["height"] = "80"
+  data.write_text(json.dumps(coco))
+  with pytest.raises(UserError, match=r"an entry is wrong: '80' is no number.*images validate --fix"):
+    open_sources([str(data)], SourceOptions())

@@ -176,7 +176,7 @@ def fit(
   mean[:, 6], mean[:, 7] = WIDTH[0], HEIGHT[0]
   information = np.zeros((n, 8, 8))
   used = np.flatnonzero(free.any((0, 2)))
-  some = slice(*(used[[0, -1]] + [0, 1])) if len(used) else slice(0)  # most that is lost was seen in a few frames
+  some = slice(*(used[[0, -1]] + [0, 1])) if len(used) else slice(0)
   course, boxes, free = Course(time[:, some], pose[:, some], bend[:, some]), boxes[:, some], free[:, some]
   weight = (free / box_noise(boxes)[..., None] ** 2).reshape(n, -1)
   root = np.sqrt(weight)
@@ -260,9 +260,13 @@ class Recall:
     boxes, seen = self.boxes[rows][:, order], self.seen[rows][:, order]
     newest = boxes[np.arange(len(rows)), KEPT - 1 - seen[:, ::-1].argmax(1)]
     boxes = np.where(seen[..., None], boxes, newest[:, None])
-    most = int((self.others[..., 0] == self.others[..., 0]).sum(1).max())
-    others = np.broadcast_to(self.others[order, :most], (len(rows), KEPT, most, 4))
-    free = believed(free_edges(boxes, others, self.view) & seen[..., None], seen)
+    some = slice(int(seen.any(0).argmax()), KEPT)  # most that is lost was seen in a few frames
+    there = self.others[order[some]]
+    most = int((there[..., 0] == there[..., 0]).sum(1).max())
+    others = np.broadcast_to(there[:, :most], (len(rows), *there[:, :most].shape))
+    free = np.zeros(boxes.shape, bool)
+    now = seen[:, some]
+    free[:, some] = believed(free_edges(boxes[:, some], others, self.view) & now[..., None], now)
     # both ways at once: straight on, then along the bend
     n, time = len(rows), (np.arange(KEPT) - KEPT + 1) * DT
     pose, bend = self.poses[order].swapaxes(0, 1).repeat(n, 0), self.bends[order].T.repeat(n, 0)

@@ -121,6 +121,11 @@ def join(entries: list[EncodeEntry], reader: FrameReader) -> list[EncodeEntry]:
   presentation time, which loggerd sets to the exposure's; or by its number in the stream, where the number of entries
   shows how many whole groups are lost."""
   count = entries[-1].segment_id + 1
+  if at := elsewhere(entries, reader):
+    warn(
+      f"{reader.path}: its pictures begin at {at[0]:.2f} s, those of the log's index at {at[1]:.2f} s; is it the video "
+      "of another segment?"
+    )
   numbers = np.arange(reader.frame_count) if reader.frame_count == count else by_time(entries, reader)
   if numbers is None:
     numbers = by_number(count, reader)
@@ -134,14 +139,34 @@ def join(entries: list[EncodeEntry], reader: FrameReader) -> list[EncodeEntry]:
   ]
 
 
+def elsewhere(entries: list[EncodeEntry], reader: FrameReader) -> tuple[float, float] | None:
+  """Where no picture is of the index's time: when pictures and index begin, s since the device's start. None also where
+  the video does not tell: it counts from 0, or whole frames from the recording's beginning."""
+  if reader.seconds is None:
+    return None
+  first, last = entries[0].timestamp_eof * 1e-9, entries[-1].timestamp_eof * 1e-9
+  shown = on_clock(reader, first)
+  whole = abs(reader.seconds[0] * reader.fps - round(reader.seconds[0] * reader.fps)) < 0.01
+  if reader.seconds[0] < 10 or whole or (shown[0] < last + 0.02 and shown[-1] > first - 0.02):
+    return None
+  return float(shown[0]), first
+
+
+def on_clock(reader: FrameReader, first: float) -> np.ndarray:
+  """(frames,) s, presentation times; those of an MPEG-TS, which begin anew after a day, as near to `first` s as can
+  be."""
+  assert reader.seconds is not None
+  wrap = TS_WRAP if reader.path.suffix.lower() == ".ts" else 1e9
+  return reader.seconds + np.round((first - reader.seconds[0]) / wrap) * wrap
+
+
 def by_time(entries: list[EncodeEntry], reader: FrameReader) -> np.ndarray | None:
   """(frames,) segment_id of each picture, -1 for none, where presentation times are times of exposures."""
   if reader.seconds is None:
     return None
-  wrap = TS_WRAP if reader.path.suffix.lower() == ".ts" else 1e9
   for times in ([e.timestamp_eof for e in entries], [e.timestamp_sof for e in entries]):
     t = np.array(times, np.float64) * 1e-9
-    shown = reader.seconds + np.round((t[0] - reader.seconds[0]) / wrap) * wrap
+    shown = on_clock(reader, t[0])
     near = np.clip(np.searchsorted(t, shown), 1, max(1, len(t) - 1)) if len(t) > 1 else np.zeros(len(shown), np.int64)
     if len(t) > 1:
       near -= np.abs(t[near - 1] - shown) < np.abs(t[near] - shown)

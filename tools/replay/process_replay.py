@@ -22,7 +22,7 @@ from openpilot.selfdrive.modeld.fair.schedule import Verdict
 from openpilot.tools.lib.cameras import STATE_SERVICES, VIDEOS
 from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.encode_index import EncodeEntry
-from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.errors import UserError, cli, warn
 from openpilot.tools.lib.guard import read_all
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import write_log
@@ -113,7 +113,7 @@ def process_replay(
   models = models_by_frame(reader)
   of_frame = next(models, None)
   buffer = CameraBuffer(model.set_camera, camera)
-  last_state = 0
+  last_state = uncalibrated = 0
 
   def hear(which: str, m: Any) -> None:
     if which == "extrinsicsCalibration":
@@ -138,6 +138,7 @@ def process_replay(
     while of_frame is not None and of_frame[0] < entry.frame_id:
       of_frame = next(models, None)
     logged = of_frame[1] if of_frame is not None and of_frame[0] == entry.frame_id else None
+    uncalibrated += model.rpy is None
     messages = model.process(buf, entry.frame_id, entry.timestamp_sof, eof, logged)
     if not last_state or (eof - last_state) * 1e-9 >= STATE_PERIOD:
       messages.append(model.state_message())
@@ -145,6 +146,8 @@ def process_replay(
     for _, msg in messages:
       msg.logMonoTime = eof + PROCESSING_NS
       yield msg.to_bytes()
+  if uncalibrated and paths:
+    warn(f"{uncalibrated} of {model.frames} frames were before the log's first calibration: the default one was taken")
 
 
 def models_by_frame(reader: LogReader) -> Iterator[tuple[int, Any]]:

@@ -92,13 +92,18 @@ def usable(segments: list[Segment], camera: str) -> tuple[list[Segment], str]:
 
 
 def segment_index(segment: Segment, camera: str, reader: FrameReader, first_id: int, start: int) -> list[EncodeEntry]:
-  """The frames that a segment's video has. A video without log plays at its own rate from `start` ns on, numbered from
-  first_id."""
+  """The frames that a segment's video has; warns of those that only the log or only the video has. A video without log
+  plays at its own rate from `start` ns on, numbered from first_id."""
   if segment.log_path is None:
     warn(f"segment {segment.name} has no log: its video plays at {reader.fps:g} Hz with the default calibration")
     return synthetic_index(reader.frame_count, reader.fps, segment.num, start, first_id, reader.seconds)
   entries = encode_index(segment, "qcamera" if reader.path == segment.qcamera else camera)
-  return join(entries, reader)
+  shown = join(entries, reader)
+  if lost := len(entries) - len(shown):
+    warn(f"{reader.path} has no picture of {lost} of the {len(entries)} frames in the log's index; they are left out")
+  if more := reader.frame_count - len(shown):
+    warn(f"{reader.path}: {more} of its {reader.frame_count} pictures are not in the log's index; they are left out")
+  return shown
 
 
 COVERED = 0.7  # a video that fills less of the student's view gets a warning
@@ -195,7 +200,6 @@ def frames(
     if not entries:
       warn(f"{path}: none of its pictures is in the log's index; the video of segment {segment.name} is left out")
       continue
-    count = entries[-1].segment_id + 1
     origin = entries[0].timestamp_eof if origin is None else origin
     next_id, next_time = entries[-1].frame_id + 1, entries[-1].timestamp_eof + 50_000_000
     wanted = {e.position: e for e in entries if not start or (e.timestamp_eof - origin) * 1e-9 >= start}
@@ -205,9 +209,8 @@ def frames(
         if i in wanted:
           played += 1
           yield wanted.pop(i), known(frame)
-    if wanted or len(entries) < count:
-      lost = len(wanted) + count - len(entries)
-      warn(f"{path}: {lost} of {total + count - len(entries)} frames are lost or cannot be decoded; they are left out")
+    if wanted:
+      warn(f"{path}: {len(wanted)} of {total} pictures cannot be decoded; they are left out")
     reader.close()
   if not played and any(getattr(s, VIDEOS[camera]) for s in segments):
     raise UserError(

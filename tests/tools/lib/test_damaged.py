@@ -501,7 +501,8 @@ def test_names_of_connect(tmp_path):
     f"connect.comma.ai/{dongle}/{log}/5/20",
   ):
     assert [s.num for s in Route(name, tmp_path).segments] == [0, 1]
-  assert [s.num for s in Route(f"{dongle}/{log}/1", tmp_path).segments] == [1]
+  for one in (f"{dongle}/{log}/1", f"{dongle}/{log}--1", f"{dongle}|{log}--1", f"connect.comma.ai/{dongle}/{log}--1"):
+    assert [s.num for s in Route(one, tmp_path).segments] == [1]
 
 
 def test_names_do_not_reach_the_terminal_raw():

@@ -85,8 +85,12 @@ def find_vanishing(view: SegmentView) -> tuple[np.ndarray, float, int]:
 
 def aimed(view: SegmentView, horizon: float | str | None) -> SegmentView:
   """The view of a video without a calibration, aimed: horizon is its row in the picture, pixels, or 'auto'. A log's own
-  calibration stays. Says what was found."""
-  if horizon is None or view.calibrated:
+  calibration stays. Says what was found, and where the default mounting is taken."""
+  if view.calibrated:
+    return view
+  if horizon is None:
+    if view.segment.log_path is not None:
+      warn(f"the log of segment {view.segment.name} has no calibration; the default one is taken, or give --horizon")
     return view
   if not isinstance(horizon, str):
     return replace(view, rpy=mounting_of((float(view.intrinsics[0, 2]), horizon), view.intrinsics))

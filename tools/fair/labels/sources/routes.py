@@ -13,7 +13,7 @@ from openpilot.tools.fair.labels.views import SegmentView, segment_view
 from openpilot.tools.lib.cameras import VIDEOS
 from openpilot.tools.lib.errors import UserError, warn
 from openpilot.tools.lib.framereader import picture_size
-from openpilot.tools.lib.route import FILES, NAMES, VIDEO_SUFFIXES, Route, Segment
+from openpilot.tools.lib.route import FILES, NAMES, VIDEO_SUFFIXES, Route, Segment, segments_in
 from openpilot.tools.replay.source import choose_camera, usable
 
 
@@ -59,7 +59,9 @@ def route_pieces(
   """Of all segments that have video; their size is the video's, bytes. Raises UserError where none has."""
   pieces: dict[str, RoutePiece] = {}
   for s in (s for r in routes for s in Route(r, data_dir).segments):
-    if s.name in pieces:
+    if (same := pieces.get(s.name)) is not None:
+      if same.segment.dir.resolve() != s.dir.resolve():
+        warn(f"segment {s.name} is in {same.segment.dir} and in {s.dir}; the first one is labeled")
       continue
     own = [s.files[v] for v in (VIDEOS[camera], *VIDEOS.values()) if v in s.files]
     if not own:
@@ -121,8 +123,8 @@ class Routes:
       return False
     try:
       found = Route(path).segments
-    except UserError:
-      return not Path(path).exists()  # a route's name: what is wrong with it this source says best
+    except UserError:  # a route's name, or a folder of several routes: what is wrong with it this source says best
+      return not Path(path).exists() or (Path(path).is_dir() and bool(segments_in(Path(path), 2)))
     return any(k in s.files for s in found for k in FILES)
 
   def pieces(self, paths: list[str], options: SourceOptions) -> list[RoutePiece]:

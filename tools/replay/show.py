@@ -25,6 +25,7 @@ from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.replay.overlay import ABOUT, Overlay
 from openpilot.tools.replay.source import frames, open_route
 
+SAME = 1.0  # s between a frame's times by the log and by the video's index, of one frame
 BEHIND = 4  # pictures that may wait for the encoder
 LOGGED = [*ABOUT, "fairState", "modelV2", "carState", "extrinsicsCalibration", "deviceState", "narrowRoadCameraState"]
 
@@ -33,16 +34,17 @@ def overlay_frames(
   logs: list[Path], segments: list[Segment], camera: str, start: float = 0.0, focal: float | None = None
 ) -> Iterator[tuple[int, np.ndarray, bool]]:
   """(frame id, annotated picture, has fair messages) of every frame of the video from the first with fair messages to
-  the last."""
+  the last. Raises UserError where the log has none, or is of another route."""
   # the logs are of the same time: no stream in sequence
   events = sorted((e for path in logs for e in LogReader([path], services=LOGGED).whole()), key=lambda e: e.logMonoTime)
-  about = {getattr(e, e.which()).frameId for e in events if e.which() in ABOUT}
+  about = {getattr(e, e.which()).frameId: getattr(e, e.which()).timestampEof for e in events if e.which() in ABOUT}
   if not about:
     raise UserError(
       f"no fair messages in {', '.join(map(str, logs))}; run fairmodeld beside a replay and record it, or "
       "process-replay the route"
     )
   overlay: Overlay | None = None
+  fits = False
   # messages about a frame come after it, so these are all passed on first; the others by time
   timed = [e for e in events if e.which() not in (*ABOUT, "modelV2")]
   guard = Guard("the overlay")
@@ -52,6 +54,14 @@ def overlay_frames(
       continue
     if entry.frame_id > max(about):
       return
+    if not fits and entry.frame_id in about:  # two routes may count their frames alike
+      apart = abs(entry.timestamp_eof - about[entry.frame_id]) * 1e-9
+      if apart > SAME:
+        raise UserError(
+          f"frame {entry.frame_id} of {segments[0].route} was taken {apart:.1f} s from when the fair messages say; "
+          "they are of another route"
+        )
+      fits = True
     if overlay is None:
       overlay = Overlay(rgb.shape[1], rgb.shape[0], camera == "wide", roles_of_bundle(events))
       for e in events:

@@ -285,6 +285,18 @@ def test_real_route_over_its_boundary(shared_data, prefix):
   assert any(e.which() == "extrinsicsCalibration" and len(e.extrinsicsCalibration.rpyCalib) == 3 for e in got.events)
 
 
+def test_messages_of_another_route_are_not_drawn(route, tmp_path):
+  """Frames of two routes may have the same numbers."""
+  events = [messaging.log_from_bytes(dat).as_builder() for dat in run(route)]
+  for e in events:
+    if e.which() != "fairState":
+      getattr(e, e.which()).timestampEof += 60 * 10**9
+  write_log(tmp_path / "other.zst", [e.to_bytes() for e in events])
+  with pytest.raises(UserError, match="taken 60.0 s from when the fair messages say; they are of another route"):
+    show([tmp_path / "other.zst"], Route(route).segments, "road", tmp_path / "o.mp4")
+  assert not (tmp_path / "o.mp4").exists()
+
+
 @pytest.mark.slow
 def test_demo(tmp_path):
   r = subprocess.run(

@@ -151,8 +151,9 @@ class Route:
         warn(f"'{m['rest']}' behind the route's name is not used; choose a part with --start and --seconds")
       short = f"{m['log']}{rest}"
       folder = Path(data_dir) if data_dir else Path()
-      if any(log_of(m["log"]) in (s.route, s.name) for s in segments_in(folder)) or (folder / m["dongle"] / m["log"]).is_dir():
-        text = short if not (folder / m["dongle"] / m["log"]).is_dir() else f"{m['dongle']}/{short}"
+      below = (folder / m["dongle"] / m["log"]).is_dir()
+      if below or any(log_of(m["log"]) in (s.route, s.name) for s in segments_in(folder)):
+        text = f"{m['dongle']}/{short}" if below else short
         self.segments = self._find(text, folder)
     if not self.segments:
       head, _, tail = text.rpartition("/")

@@ -292,7 +292,7 @@ def test_messages_of_another_route_are_not_drawn(route, tmp_path):
     if e.which() != "fairState":
       getattr(e, e.which()).timestampEof += 60 * 10**9
   write_log(tmp_path / "other.zst", [e.to_bytes() for e in events])
-  with pytest.raises(UserError, match="taken 60.0 s from when the fair messages say; they are of another route"):
+  with pytest.raises(UserError, match="s from when the fair messages say; they are of another route"):
     show([tmp_path / "other.zst"], Route(route).segments, "road", tmp_path / "o.mp4")
   assert not (tmp_path / "o.mp4").exists()
 

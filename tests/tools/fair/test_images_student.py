@@ -119,6 +119,7 @@ def test_the_bundle_tells_the_datas_classes_and_has_one_input(trained):
   assert outputs["objects_heat"]["classes"] == ["zott", "flurb"]
   card = (trained / "made/README.md").read_text()
   assert "not tuned on this data: colors" in card
+  assert "\n`tools/op.sh images train-student --output " in card and "routes" not in card
   found = Predictor(trained, score=0.01)([np.zeros((50, 70, 3), np.uint8)])[0]
   assert found.boxes.shape == (len(found.scores), 4) and found.size == (70, 50)
 

@@ -1,6 +1,7 @@
 """Labeled pictures as people have them: masks on some objects alone, folders with parts, names that are there twice."""
 
 import json
+from types import SimpleNamespace
 
 import images_fixture as made
 import images_student_fixture as squares
@@ -11,6 +12,8 @@ from openpilot.tools.fair.evaluation.detections import Detections, by_masks, mak
 from openpilot.tools.fair.images import evaluate, infer, store, train_student
 from openpilot.tools.fair.images.check import Check
 from openpilot.tools.fair.images.dataset import open_dataset
+from openpilot.tools.fair.images.soft import load_soft
+from openpilot.tools.fair.images.predict import Found
 from openpilot.tools.fair.images.evaluate import judge, match_classes, truth_of, with_masks
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.labels.placement import place_ids, place_picture
@@ -178,3 +181,43 @@ def test_a_number_that_is_text_is_said(tmp_path):
   data.write_text(json.dumps(coco))
   with pytest.raises(UserError, match=r"an entry is wrong: '80' is no number.*images validate --fix"):
     open_sources([str(data)], SourceOptions())
+
+
+@pytest.mark.parametrize("aliases, unknown", [(("red=flurb",), "zott"), (("red=flurb", "blue=zott"), "")])
+def test_classes_that_the_teacher_of_unlabeled_pictures_does_not_know_are_said(
+  tmp_path, monkeypatch, capsys, aliases, unknown
+):
+  data, val = squares.write(tmp_path / "a", 4), squares.write(tmp_path / "b", 2, seed=1)
+  squares.write(tmp_path / "c", 2, seed=2, labels=False)
+  squares.register(monkeypatch)
+  teacher = load_soft("colors", None, 0.4, ())
+  args = {"data": data, "val": val, "unlabeled": tmp_path / "c/images", "alias": aliases, "augment": "plain"}
+  store.fill(train_student.Options(output=tmp_path / "out", **args), SPEC, [teacher])
+  said = capsys.readouterr().err
+  what = (
+    "'colors' has no name for 1 of 2 classes, and pictures that it alone labels teach that none of these is there: zott"
+  )
+  assert (f"{what}: {unknown}" in said) == bool(unknown) and ("has no name for" in said) == bool(unknown)
+
+
+def test_what_is_left_out_of_an_evaluation_is_counted(tmp_path, monkeypatch, capsys):
+  coco = made.make(tmp_path)
+  coco["images"][0]["file_name"] = "gone.png"
+  path = made.write(tmp_path, coco)
+  nothing = Found(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, np.int64), (made.W, made.H))
+  monkeypatch.setattr(evaluate, "Predictor", lambda *args: Nothing(nothing))
+  r = evaluate.run(evaluate.Options(model=tmp_path, data=path, images=tmp_path / "images", output=tmp_path / "out"))
+  assert r["pictures"] == 3 and r["objects"] == 6
+  assert "mended here; left out are 1 of 4 pictures, 2 of 8 labels;" in capsys.readouterr().err
+
+
+class Nothing:
+  """A student that finds nothing."""
+
+  head, names, has_masks, hash, bundle, path = "objects", list(made.NAMES), False, "", SimpleNamespace(name="m"), None
+
+  def __init__(self, found):
+    self.found = found
+
+  def __call__(self, pictures):
+    return [self.found for _ in pictures]

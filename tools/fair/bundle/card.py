@@ -83,8 +83,7 @@ def metrics_of(evaluations: list[dict[str, Any]], name: str, run: Path, trained:
       "give one"
     ) from None
   return [
-    {"name": f"held-out loss {k}", "value": v, "data": "routes of the training store that were held out"}
-    for k, v in held.items()
+    {"name": f"held-out loss {k}", "value": v, "data": "held out of what was learned from"} for k, v in held.items()
   ]
 
 
@@ -169,7 +168,7 @@ def card(
 {teachers}
 {sources}
 {environment.get("clips", 0)} clips of {config.clip} frames from {len(environment.get("segments", []))} segments:
-`tools/op.sh distill {public_command(environment.get("command", ""))}`
+`tools/op.sh {environment.get("verb", "distill")} {public_command(environment.get("command", ""))}`
 
 ## Measured
 

@@ -65,6 +65,7 @@ def environment(args: Any, config: Config, train: Clips, labels: str) -> dict[st
   commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
   device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
   return {
+    "verb": getattr(args, "verb", "distill"),
     "command": command_line(args),
     "commit": commit,
     "python": platform.python_version(),

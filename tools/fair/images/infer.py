@@ -169,7 +169,7 @@ class Writer:
       written.append(out / "predictions.csv")
     if "yolo" in self.args.format:
       with atomic_path(out / "labels" / "classes.txt") as tmp:
-        tmp.write_text("".join(f"{n}\n" for n in self.names))
+        tmp.write_text("".join(f"{printable(n)}\n" for n in self.names))
       written.append(out / "labels")
     return written
 

@@ -173,6 +173,20 @@ def known_to(teachers: list[Any], classes: ClassSet) -> tuple[bool, bool, bool]:
   return scores, masks, features
 
 
+def say_unknown(teachers: list[Any], classes: ClassSet) -> None:
+  """What the pictures that a teacher alone labels say of classes that it has no name for: that they are not there."""
+  finds = ((t, [x for x in t.labels if x.kind == "boxes" and x.unit != SCORES]) for t in teachers)
+  for t, labels in finds:
+    if labels:  # the first one's boxes are learned
+      known = {c.name for x in labels for n in x.classes if (c := classes.find(n)) is not None}
+      if unknown := [n for n in classes.boxes if n not in known]:
+        warn(
+          f"--unlabeled: '{t.name}' has no name for {len(unknown)} of {len(classes.boxes)} classes, and pictures that "
+          f"it alone labels teach that none of these is there: {printable(', '.join(unknown), 200)}"
+        )
+      return
+
+
 def fill(args: Any, spec: InputSpec, teachers: list[Any], see: See | None = None) -> Said:
   """args: of train_student, or of train_obb. see: of the parts as they are read, as the student is to see them. Imports
   pictures and labels, and lets the teachers label. Raises UserError."""
@@ -217,6 +231,8 @@ def fill(args: Any, spec: InputSpec, teachers: list[Any], see: See | None = None
   for t in teachers:
     check_teacher(t, [], [*parts, *free], None, spec)
   scores, masked, features = known_to(teachers, classes)
+  if free:
+    say_unknown(teachers, classes)
   stores = {k: args.output / "labels" / k for k in ("train", "val")}
   sets = {"train": (named(parts, LABELED), named(free, FREE)), "val": (named(val, "val"), [])}
   for k, (own, more) in sets.items():

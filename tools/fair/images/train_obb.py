@@ -7,7 +7,7 @@ the folder's own name. The same command with --resume goes on."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from openpilot.tools.fair.images.store import Said, fill
 from openpilot.tools.fair.images.learning import NEWEST, Learning, check_learning, learn_by, say_next
@@ -25,6 +25,7 @@ ANYHOW = 180.0  # degrees: pictures from above have no up
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Learning):
+  verb: ClassVar[str] = "images train-obb"
   data: Path = flag(help="a YOLO-OBB folder or its data.yaml, a DOTA folder, or a COCO JSON with polygons or masks")
   val: Path | None = flag(None, help="other data to judge by; else the data's own val, or some pictures are held out")
   teacher: str = flag("", path=True, help="a DINOv3 or DINOv2 folder, or a registered teacher of dense features")

@@ -10,7 +10,7 @@ import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from openpilot.tools.fair.images.families import check_family, select_student_model
 from openpilot.tools.fair.images.learning import NEWEST, Learning, bundle_of, check_learning, learn_by, say_next
@@ -37,6 +37,7 @@ SIDE = 640  # of pictures, of ours
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Learning):
+  verb: ClassVar[str] = "images train-student"
   data: Path = flag(help="a COCO JSON, a YOLO folder, or its data.yaml")
   val: Path | None = flag(None, help="another COCO JSON or YOLO folder to judge by; else some pictures are held out")
   teacher_dir: Path | None = flag(None, metavar="EXP", help="what `images train-teacher` wrote")

@@ -194,9 +194,7 @@ def test_classes_that_the_teacher_of_unlabeled_pictures_does_not_know_are_said(
   args = {"data": data, "val": val, "unlabeled": tmp_path / "c/images", "alias": aliases, "augment": "plain"}
   store.fill(train_student.Options(output=tmp_path / "out", **args), SPEC, [teacher])
   said = capsys.readouterr().err
-  what = (
-    "'colors' has no name for 1 of 2 classes, and pictures that it alone labels teach that none of these is there: zott"
-  )
+  what = "'colors' has no name for 1 of 2 classes, and pictures that it alone labels teach that none of these is there"
   assert (f"{what}: {unknown}" in said) == bool(unknown) and ("has no name for" in said) == bool(unknown)
 
 

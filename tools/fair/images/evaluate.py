@@ -167,10 +167,10 @@ def run(args: Options) -> dict[str, Any]:
   checked = Check(data, True).run()
   if said := data.problems.lines(True):
     lost = checked.listed - len(checked.pictures), len(data.annotations) - len(checked.annotations)
-    out = f"; left out are {lost[0]} of {checked.listed} pictures, {lost[1]} of {len(data.annotations)} labels"
+    more = f"; left out are {lost[0]} of {checked.listed} pictures, {lost[1]} of {len(data.annotations)} labels"
     warn(
       f"{printable(str(args.data), LONG)} has {len(said)} kinds of problems, which are mended here"
-      f"{out if any(lost) else ''}; `tools/op.sh images validate` lists them"
+      f"{more if any(lost) else ''}; `tools/op.sh images validate` lists them"
     )
   results, truth, found = evaluate(predictor, checked, args)
   print("\n".join(lines_of(results)))

@@ -174,6 +174,49 @@ def test_pictures_that_are_of_no_part_are_said(tmp_path, capsys, to):
   assert "1 of 3 pictures are left out: 3.png has labels in no part" in capsys.readouterr().err
 
 
+def test_a_polygon_without_a_list_around_it_is_learned_from(tmp_path):
+  data = squares.write(tmp_path / "a", 1)
+  coco = json.loads(data.read_text())
+  for a in coco["annotations"]:
+    (a["segmentation"],) = a["segmentation"]
+  data.write_text(json.dumps(coco))
+  (part,) = open_sources([str(data)], SourceOptions())
+  assert [m[0].ravel().tolist() for m in part.said(0).masks] == [a["segmentation"] for a in coco["annotations"]]
+
+
+@pytest.mark.parametrize(
+  "names, said",
+  [
+    ("[yes, no]", "takes a name for True; put names into quotes"),
+    ("[a, 1.10]", "for 1.1;"),
+    ("{0: a, 1: }", "for None;"),
+  ],
+)
+def test_names_that_yaml_reads_as_something_else_are_not_renamed(tmp_path, names, said):
+  folder = yolo_folder(tmp_path, train=(1, 2))
+  (folder / "data.yaml").write_text(f"names: {names}\ntrain: train/images\n")
+  for read in (open_dataset, lambda path: store.open_labeled(path, None, "")):
+    with pytest.raises(UserError, match=said):
+      read(folder)
+
+
+@pytest.mark.parametrize("at", ["", "data.yaml"])
+def test_a_data_yaml_without_names_is_said(tmp_path, at):
+  folder = yolo_folder(tmp_path, train=(1, 2))
+  (folder / "data.yaml").write_text("nc: 1\ntrain: train/images\n")
+  with pytest.raises(UserError, match="describes no YOLO folder: it needs names"):
+    store.open_labeled(folder / at, None, "")
+
+
+@pytest.mark.parametrize("path, said", [("../elsewhere", True), ("/nowhere/else", True), (".", False), ("", False)])
+def test_a_path_that_is_not_followed_is_said(tmp_path, capsys, path, said):
+  folder = yolo_folder(tmp_path / "y", train=(1, 2))
+  (tmp_path / "elsewhere").mkdir()
+  (folder / "data.yaml").write_text(f"path: {path}\nnames: [bag]\ntrain: train/images\n")
+  assert len(open_dataset(folder).images) == 2
+  assert ("where pictures are looked for instead" in capsys.readouterr().err) == said
+
+
 def test_a_number_that_is_text_is_said(tmp_path):
   data = squares.write(tmp_path / "a", 1)
   coco = json.loads(data.read_text())

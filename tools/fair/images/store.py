@@ -17,7 +17,8 @@ from openpilot.tools.fair.images.characteristics import GEOMETRY, Looks, guess, 
 from openpilot.tools.fair.labels.import_labels import import_parts
 from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
 from openpilot.tools.fair.labels.worker import check_teacher
-from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
+from openpilot.tools.fair.labels.sources import SourceOptions, dota, open_sources, yolo
+from openpilot.tools.fair.labels.sources.coco import BESIDE
 from openpilot.tools.fair.labels.sources.pictures import Pictures
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.spec import UNKNOWN, Class, ClassSet, InputSpec, plain, road_classes
@@ -61,7 +62,8 @@ def open_labeled(path: Path, images: Path | None, license: str) -> list[Pictures
   if not path.exists():
     raise UserError(f"there is no {path}")
   told = SourceOptions(images=images, license=license)
-  parts = open_sources([str(path)], told)
+  others = (path / BESIDE).is_file() or dota.is_dota(path)
+  parts = open_sources([str(path)], told, "yolo" if yolo.find_yaml(path) is not None and not others else "")
   for p in parts:
     if not isinstance(p, Pictures) or p.carries.boxes is None:
       raise UserError(f"{path} carries no boxes or masks; give a COCO JSON, a YOLO or a DOTA folder")

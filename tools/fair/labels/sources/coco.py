@@ -46,9 +46,9 @@ def number(x: Any) -> float:
 
 
 def polygons_of(segmentation: list[Any]) -> list[np.ndarray]:
-  """Those of at least three points. Raises ValueError, TypeError."""
+  """Those of at least three points; one may stand without a list around it. Raises ValueError, TypeError."""
   out = []
-  for p in segmentation:
+  for p in [segmentation] if segmentation and isinstance(segmentation[0], (int, float)) else segmentation:
     flat = [number(v) for v in p]
     if len(flat) >= 6 and len(flat) % 2 == 0:
       out.append(np.array(flat).reshape(-1, 2))

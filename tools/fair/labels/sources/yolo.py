@@ -48,7 +48,10 @@ def read_data(path: Path) -> dict[str, Any]:
 
 def class_ids(names: list[Any] | dict[Any, Any], path: Path) -> dict[int, str]:
   """Raises UserError."""
-  pairs = names.items() if isinstance(names, dict) else enumerate(names)
+  pairs = list(names.items() if isinstance(names, dict) else enumerate(names))
+  for _, name in pairs:
+    if not isinstance(name, (str, int)) or isinstance(name, bool):  # of yes, no, 1.10 another text would be left
+      raise UserError(f"{path}: YAML takes a name for {printable(repr(name), 60)}; put names into quotes")
   try:
     return {int(k): str(v) for k, v in pairs}
   except (ValueError, TypeError):
@@ -137,8 +140,13 @@ def pictures_of(root: Path, said: Any, where: str) -> tuple[list[Path], Path]:
 
 def root_of(at: Path, read: dict[str, Any]) -> Path:
   """The folder that data.yaml's paths are of."""
-  below_it = inside(at.parent, read["path"]) if isinstance(read.get("path"), str) else None
-  return below_it if below_it is not None and below_it.is_dir() else at.parent
+  said = read.get("path")
+  below_it = inside(at.parent, said) if isinstance(said, str) else None
+  if below_it is not None and below_it.is_dir():
+    return below_it
+  if said:
+    warn(f"{at}: path {printable(said, LONG)} is no folder below {at.parent}, where pictures are looked for instead")
+  return at.parent
 
 
 def license_of(read: dict[str, Any]) -> str:

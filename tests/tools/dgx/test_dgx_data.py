@@ -165,6 +165,51 @@ def test_resuming_writes_what_is_lacking(route, tmp_path, monkeypatch):
     make_data([str(route)], out, {**OPTIONS, "fps": 5}, progress=False)
 
 
+def test_a_segment_is_that_of_its_files(route, tmp_path, capsys):
+  """A segment made without its neighbor, or of a log that was replaced, is made again: the data does not depend on what
+  came first."""
+  first, second = Route(str(route)).segments
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  make_data([str(route)], whole, OPTIONS, progress=False)
+  make_data([str(first.dir)], parts, OPTIONS, progress=False)
+  alone = np.load(parts / first.name / "columns.npz")["plan"]
+  make_data([str(route)], parts, OPTIONS, progress=False)
+  assert f"{first.name} was made of other files" in capsys.readouterr().err
+  for name in (first.name, second.name):
+    for file in ("segment.json", "columns.npz", "frames.u8", "big.u8"):
+      assert (parts / name / file).read_bytes() == (whole / name / file).read_bytes(), (name, file)
+  together = np.load(whole / first.name / "columns.npz")["plan"]
+  assert np.isfinite(together).all((1, 2)).sum() >= np.isfinite(alone).all((1, 2)).sum()
+  assert not np.array_equal(together, alone, equal_nan=True)
+  # the same segment with another log
+  other = tmp_path / "other" / first.dir.name
+  shutil.copytree(first.dir, other)
+  path = next(p for p in (other / "rlog.zst", other / "qlog.zst") if p.exists())
+  events = [e.as_builder() for e in LogReader(path)]
+  for e in events:
+    if e.which() == "carState":
+      e.carState.vEgo += 1
+  write_log(path, [e.to_bytes() for e in events])
+  before = json.loads((whole / "statistics.json").read_text())["segments"][first.name]["speed_mean"]
+  stats = make_data([str(other.parent)], whole, OPTIONS, progress=False)
+  assert stats["segments"][first.name]["speed_mean"] == pytest.approx(before + 1)
+  assert f"holds 1 more segments, which this command did not make ({second.name})" in capsys.readouterr().err
+  make_data([str(other.parent), str(first.dir)], whole, OPTIONS, progress=False)
+  assert "the first one is taken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["log", "video"])
+def test_a_segment_that_cannot_be_read_is_left_out(route, tmp_path, what):
+  shutil.copytree(route, tmp_path / "r")
+  first, second = Route(str(tmp_path / "r")).segments
+  (first.log_path if what == "log" else first.qcamera).write_bytes(b"")
+  stats = make_data([str(tmp_path / "r")], tmp_path / "d", OPTIONS, progress=False)
+  assert list(stats["segments"]) == [second.name] and "is empty" in stats["left_out"][first.name]
+  assert f"left out: {first.name}" in table(stats)
+  with pytest.raises(UserError, match="is empty"):
+    make_data([str(first.dir)], tmp_path / "e", OPTIONS, progress=False)
+
+
 def test_filters_say_why(route, tmp_path):
   segments = Route(str(route)).segments
   view, log = segment_view(segments[0], "qcamera"), read_log(segments[0])

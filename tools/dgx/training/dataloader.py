@@ -6,6 +6,7 @@ OUTPUT keeps a folder a segment (see shards.py), dataset.json, statistics.json. 
 the same command again to go on."""
 
 import errno
+import hashlib
 import json
 import shutil
 import sys
@@ -25,7 +26,8 @@ from openpilot.tools.dgx.training.drive_log import DriveLog, between, held, moti
 from openpilot.tools.dgx.training.paths import DrivenPath
 from openpilot.tools.dgx.training.shards import VERSION
 from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, read_frames, segment_view
-from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.cameras import VIDEOS
+from openpilot.tools.lib.errors import UserError, cli, warn
 from openpilot.tools.lib.log_fields import GPS
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.options import option, parse
@@ -58,7 +60,9 @@ def find_segments(routes: list[str]) -> tuple[list[Segment], dict[str, str]]:
     path = Path(r)
     inside = segments_in(path) if path.is_dir() else []
     for s in inside or Route(r).segments:
-      found[s.name] = s
+      same = found.setdefault(s.name, s)
+      if same.dir.resolve() != s.dir.resolve():
+        warn(f"segment {s.name} is in {same.dir} and in {s.dir}; the first one is taken")
   out: dict[str, str] = {}
   for name, s in found.items():
     if s.log_path is None:
@@ -73,6 +77,18 @@ def find_segments(routes: list[str]) -> tuple[list[Segment], dict[str, str]]:
       "rlog.zst and fcamera.hevc"
     )
   return good, out
+
+
+def made_of(segment: Segment, stream: str, around: list[Segment]) -> dict[str, str]:
+  """{file: sha256} of all files that decide a segment's data: its videos, its log and those of `around`, beside it."""
+  files = {f"{s.name}/{s.log_path.name}": s.log_path for s in (segment, *around) if s.log_path is not None}
+  for kind in {VIDEOS[stream], "ecamera"} & set(segment.files):
+    files[f"{segment.name}/{kind}"] = segment.files[kind]
+  out: dict[str, str] = {}
+  for name, path in sorted(files.items()):
+    with open(path, "rb") as f:
+      out[name] = hashlib.file_digest(f, "sha256").hexdigest()
+  return out
 
 
 def wide_positions(main: SegmentView, wide: SegmentView) -> np.ndarray:
@@ -207,12 +223,17 @@ def write_frames(
 
 
 def make_segment(
-  segment: Segment, log: DriveLog, near: list[DriveLog], options: dict[str, Any], root: Path, progress: bool = True
+  view: SegmentView,
+  wide: SegmentView | None,
+  log: DriveLog,
+  near: list[DriveLog],
+  options: dict[str, Any],
+  origin: dict[str, str],
+  root: Path,
+  progress: bool = True,
 ) -> dict[str, Any]:
-  """Writes one segment's folder, whole or not at all. -> its segment.json."""
-  stream = choose_camera([segment], options["camera"])
-  view = segment_view(segment, stream, 1, options["focal"])
-  wide = segment_view(segment, "wide") if stream == "road" and segment.ecamera is not None else None
+  """Writes one segment's folder, whole or not at all. origin: what made_of() says. -> its segment.json."""
+  segment = view.segment
   columns, facts = columns_of(view, log, near, options)
   tmp = root / f".{segment.name}.tmp"
   shutil.rmtree(tmp, ignore_errors=True)
@@ -229,8 +250,9 @@ def make_segment(
     speed = columns["speed"][keep]
     meta = {
       **facts,
+      "made_of": origin,
       "camera": view.camera(),
-      "big": wide.camera() if wide is not None else f"the {stream} camera's picture in the wide view",
+      "big": wide.camera() if wide is not None else f"the {view.stream} camera's picture in the wide view",
       "rows": rows,
       "frames": len(keep),
       "reasons": {REASONS[k]: v for k, v in sorted(Counter(columns["reason"].tolist()).items())},
@@ -240,6 +262,7 @@ def make_segment(
       "pulses": int(columns["desire"].sum()),
     }
     (tmp / "segment.json").write_text(json.dumps(meta, indent=1))
+    shutil.rmtree(root / segment.name, ignore_errors=True)
     tmp.replace(root / segment.name)
   except OSError as e:
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -253,8 +276,8 @@ def make_segment(
 
 
 def make_data(routes: list[str], root: Path, options: dict[str, Any], progress: bool = True) -> dict[str, Any]:
-  """All segments that are not there yet. -> statistics: of each segment, their sum, and what was left out. Raises
-  UserError where nothing is kept."""
+  """All segments that are not there yet, or are of other files. -> statistics: of each segment, their sum, and what was
+  left out. Raises UserError where no segment can be read."""
   segments, left_out = find_segments(routes)
   described = {"version": VERSION, **options}
   if (root / "dataset.json").is_file():
@@ -267,24 +290,48 @@ def make_data(routes: list[str], root: Path, options: dict[str, Any], progress: 
     with atomic_path(root / "dataset.json") as tmp:
       tmp.write_text(json.dumps(described, indent=1))
   by_name = {s.name: s for s in segments}
-  logs: dict[str, DriveLog] = {}
+  logs: dict[str, DriveLog | None] = {}  # None: cannot be read
 
-  def log_of(name: str) -> DriveLog | None:
-    if name in by_name and name not in logs:
-      logs[name] = read_log(by_name[name])
-    return logs.get(name)
+  def log_of(s: Segment) -> DriveLog | None:
+    if s.name not in logs:
+      try:
+        logs[s.name] = read_log(s)
+      except UserError as e:
+        logs[s.name], left_out[s.name] = None, str(e)
+    return logs[s.name]
 
   metas: dict[str, Any] = {}
   for s in segments:
-    done = root / s.name / "segment.json"
-    if done.is_file():
-      metas[s.name] = json.loads(done.read_text())
+    around = [n for k in (-1, 0, 1) if (n := by_name.get(f"{s.route}--{s.num + k}")) is not None]
+    try:
+      stream = choose_camera([s], options["camera"])
+      origin = made_of(s, stream, around)
+      if (done := root / s.name / "segment.json").is_file():
+        metas[s.name] = json.loads(done.read_text())
+        if metas[s.name].get("made_of") == origin:
+          continue
+        del metas[s.name]
+        warn(f"{done.parent} was made of other files (a video, a log, or a log beside it); it is made again")
+      log = log_of(s)
+      if log is None:
+        continue
+      view = segment_view(s, stream, 1, options["focal"])
+      wide = segment_view(s, "wide") if stream == "road" and s.ecamera is not None else None
+    except UserError as e:
+      left_out[s.name] = str(e)
       continue
-    around = [f"{s.route}--{s.num + k}" for k in (-1, 0, 1)]
-    near = [log for log in map(log_of, around) if log is not None]
-    metas[s.name] = make_segment(s, logs[s.name], near, options, root, progress)
-    for name in [n for n in logs if n not in around[1:]]:  # what the next segment does not need
+    near = [beside for beside in map(log_of, around) if beside is not None]
+    metas[s.name] = make_segment(view, wide, log, near, options, origin, root, progress)
+    for name in logs.keys() - {n.name for n in around if n.num >= s.num}:  # what the next segment does not need
       del logs[name]
+  if not metas:
+    raise UserError(left_out[segments[0].name])
+  more = [p.parent.name for p in sorted(root.glob("*/segment.json")) if p.parent.name not in metas]
+  if more:
+    warn(
+      f"{root} holds {len(more)} more segments, which this command did not make ({', '.join(more[:4])}"
+      f"{', ...' if len(more) > 4 else ''}); they are learned from, too"
+    )
   total: Counter[str] = Counter()
   for m in metas.values():
     total.update(m["reasons"])

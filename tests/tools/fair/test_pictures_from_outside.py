@@ -1,6 +1,7 @@
 """Labeled pictures as people have them: masks on some objects alone, folders with parts, names that are there twice."""
 
 import json
+import shlex
 from types import SimpleNamespace
 
 import images_fixture as made
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from openpilot.tools.fair.evaluation.detections import Detections, by_masks, make_objects
-from openpilot.tools.fair.images import evaluate, infer, store, train_student
+from openpilot.tools.fair.images import evaluate, infer, store, train_detr, train_student
 from openpilot.tools.fair.images.check import Check
 from openpilot.tools.fair.images.dataset import open_dataset
 from openpilot.tools.fair.images.soft import load_soft
@@ -20,6 +21,7 @@ from openpilot.tools.fair.labels.placement import place_ids, place_picture
 from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.options import parse
 
 SPEC = InputSpec("rgb", 96, 96)
 
@@ -262,3 +264,28 @@ class Nothing:
 
   def __call__(self, pictures):
     return [self.found for _ in pictures]
+
+
+def test_the_command_after_a_transformer_starts_a_student(tmp_path):
+  args = train_detr.Options(
+    data=tmp_path / "a b.json",
+    val=tmp_path / "v.json",
+    images=tmp_path,
+    val_images=tmp_path / "v",
+    output=tmp_path / "exp",
+    accept_license=("DINOv3",),
+  )
+  words = shlex.split(train_detr.next_command(args))
+  assert words[:2] == ["images", "train-student"]
+  told = parse(train_student.Options, None, "x", words[2:])
+  assert (told.data, told.val, told.images, told.val_images) == (args.data, args.val, args.images, args.val_images)
+  assert told.teacher_dir == args.output and told.accept_license == ("DINOv3",) and told.output != args.output
+
+
+def test_a_class_that_is_a_crowd_alone_need_not_be_known(tmp_path):
+  coco = made.make(tmp_path)
+  for a in coco["annotations"]:
+    a["iscrowd"] = int(a["category_id"] == 3)  # so that nothing is learned of it
+  truth = truth_of(Check(open_dataset(made.write(tmp_path, coco), tmp_path / "images"), True).run())
+  found = match_classes(truth, ["bag", "dent"], evaluate.Options(model=tmp_path, data=tmp_path))
+  assert len(found["annotations"]) == 6 and not any(a["iscrowd"] for a in found["annotations"])

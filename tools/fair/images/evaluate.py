@@ -50,11 +50,11 @@ def match_classes(truth: dict[str, Any], names: list[str], args: Options) -> dic
   """The truth of the student's classes, whose categories are these, in the student's order. Raises UserError where it
   names others."""
   known = known_names(names, args)
-  used = {a["category_id"] for a in truth["annotations"]}
+  used = {a["category_id"] for a in truth["annotations"] if not a["iscrowd"]}  # what is a crowd alone need not be known
   to = {c["id"]: known.get(plain(c["name"])) for c in truth["categories"]}
   if other := [c["name"] for c in truth["categories"] if c["id"] in used and to[c["id"]] is None]:
     said = listed_others(other, names, args)
-    n = sum(to[a["category_id"]] is None for a in truth["annotations"])
+    n = sum(to[a["category_id"]] is None for a in truth["annotations"] if not a["iscrowd"])
     warn(f"left out are {n} labels of classes that the student does not know: {said}")
   rows = [{**a, "category_id": to[a["category_id"]]} for a in truth["annotations"] if to[a["category_id"]] is not None]
   if not any(not a["iscrowd"] for a in rows):

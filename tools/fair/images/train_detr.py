@@ -108,6 +108,17 @@ def check(args: Options) -> None:
     raise UserError(f"--resume: no training in {args.output}: it has no {FILE}")
 
 
+def next_command(args: Options) -> str:
+  """A student that this teaches: the same pictures, and all that `images train-student` asks for."""
+  words: list[str | Path] = ["--data", args.data, "--teacher-dir", args.output, "--output", f"{args.output}-student"]
+  for flag in ("val", "images", "val_images"):
+    if (value := getattr(args, flag)) is not None:
+      words += [f"--{flag.replace('_', '-')}", value]
+  for license in args.accept_license:
+    words += ["--accept-license", license]
+  return command("images", "train-student", *words)
+
+
 def main() -> None:
   args = parse(Options, __doc__, "images train-detr")
   check(args)
@@ -115,9 +126,7 @@ def main() -> None:
 
   run(args)
   if is_first():
-    print(
-      f"next\n  tools/op.sh {command('images', 'train-student', '--data', args.data, '--teacher-dir', args.output)}"
-    )
+    print(f"next\n  tools/op.sh {next_command(args)}")
 
 
 if __name__ == "__main__":

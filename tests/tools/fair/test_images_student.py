@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,16 +12,19 @@ import pytest
 import torch
 import yaml
 
-from openpilot.selfdrive.modeld.fair.bundle import load_bundle
+from openpilot.selfdrive.modeld.fair.bundle import DEFAULT, MODELS_DIR, load_bundle
 from openpilot.tools.fair.distillation.look import Look
 from openpilot.tools.fair.distillation.sampling import shares
 from openpilot.tools.fair.images import learning, train_student
 from openpilot.tools.fair.images.aimed import Aimed, window
+from openpilot.tools.fair.images.learning import begun
 from openpilot.tools.fair.images.predict import Predictor
 from openpilot.tools.fair.images.train_student import Options
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
 from openpilot.tools.fair.spec import InputSpec
+from openpilot.tools.fair.students.backbone import other_stem
+from openpilot.tools.fair.students.onnx_import import bundle_state
 from openpilot.tools.lib.errors import UserError
 
 SMALL = {"size": "nano", "picture_size": 96, "batch_size": 3, "steps": 2, "workers": 0}
@@ -346,6 +350,48 @@ def test_a_student_of_pictures_starts_from_a_bundle_of_model_frames(tmp_path, ca
   before, now = (torch.load(tmp_path / k / "best.pt", weights_only=True)["ema"] for k in ("frames", "rgb"))
   for k in (f"student.objects.{part}.weight" for part in ("heat", "box", "coef", "proto")):
     torch.testing.assert_close(now[k], before[k], rtol=2e-3, atol=1e-4)  # halves of the file
+  stem = "student.backbone.net.conv_stem.weight"
+  seen = bundle_state(frames, torch.zeros(2, 6, 128, 256, dtype=torch.uint8))["ema"][stem]
+  torch.testing.assert_close(now[stem], other_stem(seen), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "said, student, start",
+  [
+    ({}, "objects-small", DEFAULT),
+    ({}, "detector-small", DEFAULT),
+    ({}, "objects-nano", "random"),  # another size than the one that ships
+    ({"init": ("none",)}, "objects-small", "random"),
+    ({"init": ("none",), "pretrained": True}, "objects-small", ""),
+    ({"init": ("out/other",)}, "objects-small", ""),
+    ({"backbone": "mobilenetv4_conv_small"}, "objects-small", "random"),
+    ({"pretrained": True}, "objects-small", ""),
+    ({}, "d-fine-small", ""),
+  ],
+)
+def test_what_a_student_starts_from_where_nobody_says_it(said, student, start, tmp_path, capsys):
+  args = Options(data=tmp_path, output=tmp_path, **said)
+  now, out = begun(args, student), capsys.readouterr().out
+  if start == DEFAULT:
+    assert now == replace(args, init=(str(MODELS_DIR / DEFAULT),), backbone="mobilenetv2_100_same")
+  else:
+    assert now == replace(args, init=() if args.init == ("none",) else args.init)
+  assert out.startswith(f"start        {start}") if start else not out
+
+
+def test_a_run_that_goes_on_keeps_its_backbone(tmp_path):
+  args = Options(data=tmp_path, output=tmp_path, resume=True)
+  assert begun(args, "objects-small") == args
+  (tmp_path / "config.json").write_text('{"backbone": "mobilenetv2_100_same"}')
+  assert begun(args, "objects-small") == replace(args, backbone="mobilenetv2_100_same")
+  (tmp_path / "config.json").write_text("[")
+  assert begun(args, "objects-small") == args
+
+
+def test_without_the_bundle_that_ships_it_starts_from_nothing(tmp_path, monkeypatch):
+  monkeypatch.setattr(learning, "MODELS_DIR", tmp_path / "models")
+  args = Options(data=tmp_path, output=tmp_path)
+  assert begun(args, "objects-small") == args
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from torch import nn
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, schema, violation
 from openpilot.selfdrive.modeld.fair.runners.tinygrad import find_clang
 from openpilot.tools.fair.students import backbone as backbones
-from openpilot.tools.fair.students.backbone import Backbone, packed_stem
+from openpilot.tools.fair.students.backbone import Backbone, other_stem, packed_stem, rgb_stem
 from openpilot.tools.fair.students.detector import DecoderLayer, DetectorHead, SharedAttention, grid, sine
 from openpilot.tools.fair.students.lanes import POINTS
 from openpilot.tools.fair.students.layers import Attention, split_heads
@@ -153,6 +153,16 @@ def test_packed_stem_is_the_rgb_stem():
   normalized = (yuv - backbones.yuv_offset(mean).view(1, 6, 1, 1)) / backbones.SCALE
   got = F.conv2d(normalized, packed_stem(weight, std), stride=2, padding=1)
   assert torch.allclose(got, want, atol=1e-9)
+
+
+def test_a_stem_is_translated_between_packed_frames_and_rgb(rng):
+  weight, std = torch.from_numpy(rng.normal(size=(5, 3, 3, 3))), (0.2, 0.3, 0.25)
+  packed, rgb = packed_stem(weight, std), rgb_stem(weight, std)
+  np.testing.assert_allclose(other_stem(packed).numpy(), rgb.numpy(), rtol=0, atol=1e-12)
+  np.testing.assert_allclose(other_stem(rgb).numpy(), packed.numpy(), rtol=0, atol=1e-12)
+  # one that tells the four luma planes apart sees their sum
+  apart = packed + torch.tensor([1.0, -1.0, 2.0, -2.0, 0.0, 0.0]).view(1, 6, 1, 1)
+  np.testing.assert_allclose(other_stem(apart).numpy(), rgb.numpy(), rtol=0, atol=1e-12)
 
 
 def test_pretrained_weights_reach_the_packed_stem(monkeypatch):

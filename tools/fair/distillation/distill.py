@@ -40,6 +40,7 @@ from openpilot.tools.fair.distillation.trainer import RESUMED, Run
 from openpilot.tools.learn.processes import is_first, parse_trackers, said_once
 from openpilot.tools.fair.labels.fetching import run_folder
 from openpilot.tools.fair.spec import ClassSet, InputSpec
+from openpilot.tools.fair.students.backbone import other_stem
 from openpilot.tools.fair.students.onnx_import import bundle_state
 from openpilot.tools.fair.teacher import check_license
 from openpilot.tools.lib.errors import UserError, cli, warn
@@ -136,15 +137,20 @@ def of_trunk(state: dict[str, Any], backbone: str, where: str) -> dict[str, Any]
   return {**state, "ema": {k: v for k, v in state["ema"].items() if not k.startswith(trunk)}}
 
 
-def said_of_input(state: dict[str, Any], now: InputSpec, where: str) -> None:
-  """Says where the checkpoint, or what bundle_state() gives, has learned to see other frames: the layers that do not
-  fit are left out when it is loaded."""
+def of_input(state: dict[str, Any], now: InputSpec, where: str) -> dict[str, Any]:
+  """The checkpoint, or what bundle_state() gives, with a trunk that sees what is seen now: packed frames or RGB. Says
+  so: what joins maps of another size does not fit, and is left out when it is loaded."""
   before = InputSpec.from_dict(state.get("input")) if "input" in state else Config.from_dict(state["config"]).input
-  if before.kind != now.kind and is_first():
+  if before.kind == now.kind:
+    return state
+  if is_first():
     warn(
-      f"{where}: it sees {before.kind}, and {now.kind} is learned now: its first layer starts anew, and what joins "
-      "maps of another size"
+      f"{where}: it sees {before.kind}, and {now.kind} is learned now: its first layer is translated, and what joins "
+      "maps of another size starts anew"
     )
+  planes, trunk = before.shape[0], "student.backbone.net."
+  stems = [k for k, v in state["ema"].items() if k.startswith(trunk) and v.dim() == 4 and v.shape[1] == planes]
+  return {**state, "ema": {**state["ema"], **{k: other_stem(state["ema"][k]) for k in stems[:1]}}}
 
 
 def place(run: str) -> tuple[Path, str]:
@@ -199,7 +205,7 @@ def initial(runs: Sequence[str], train: Clips, backbone: str | None = None) -> d
     else:
       state = load_student_checkpoint(path / "best.pt" if path.is_dir() else path)
     state = in_unit(without_other_classes(state, train.classes, f"--init {run}"), train.per_height, f"--init {run}")
-    said_of_input(state, train.picture, f"--init {run}")
+    state = of_input(state, train.picture, f"--init {run}")
     if not part and backbone is not None:
       state = of_trunk(state, backbone, f"--init {run}")
     learned = trained_on(state, path)

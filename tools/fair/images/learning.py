@@ -1,18 +1,23 @@
 """What every student of labeled pictures is asked: the options that its commands share."""
 
+import contextlib
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from openpilot.selfdrive.modeld.fair.bundle import DEFAULT, MODELS_DIR, BundleError, load_bundle
 from openpilot.tools.fair.images.augment import read_recipe
 from openpilot.tools.fair.images.store import FREE, LABELED, Said
 from openpilot.tools.fair.labels.sources.pictures import plain_name
+from openpilot.tools.fair.students.families import FAMILIES
 from openpilot.tools.fair.students.student import BACKBONES
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.options import option as flag
 from openpilot.tools.lib.said import command
 
+NOTHING = "none"  # as --init
 NEWEST = 1e-3  # learning rate of a student that starts anew
 
 
@@ -62,6 +67,28 @@ def check_learning(args: Any) -> None:
     raise UserError(f"--unlabeled-share {args.unlabeled_share:g}: a share is above 0, and 1 at most")
   if args.unlabeled_share == 1 and args.unlabeled is None:
     raise UserError("--unlabeled-share 1: pictures without labels alone teach then; name their folder by --unlabeled")
+
+
+def begun(args: Any, student: str) -> Any:
+  """args: with the options of Learning and --pretrained -> the same; where nobody says what it starts from, a student
+  of the size of the bundle that ships starts from that: a few dozen pictures teach one that has seen others more than
+  one that has seen none. Says so."""
+  if args.resume:
+    try:
+      was = json.loads((args.output / "config.json").read_text()).get("backbone")
+    except (OSError, ValueError, AttributeError):
+      was = None
+    return replace(args, backbone=args.backbone or was)
+  nothing = args.init == (NOTHING,)
+  if args.pretrained or (args.init and not nothing) or student in FAMILIES:
+    return replace(args, init=()) if nothing else args
+  if not nothing and args.backbone is None and student.endswith("-small"):
+    with contextlib.suppress(BundleError):
+      backbone = load_bundle(MODELS_DIR / DEFAULT).manifest.get("backbone")
+      print(f"start        {DEFAULT}, which has seen streets; --init {NOTHING}: from random weights")
+      return replace(args, init=(str(MODELS_DIR / DEFAULT),), backbone=backbone)
+  print("start        random weights; --pretrained: those of the hub for its backbone")
+  return replace(args, init=())
 
 
 def picture_weights(said: Said, share: float) -> tuple[float, float]:

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from openpilot.tools.fair.images.families import check_family, select_student_model
-from openpilot.tools.fair.images.learning import NEWEST, Learning, bundle_of, check_learning, learn_by, say_next
+from openpilot.selfdrive.modeld.fair.bundle import DEFAULT
+from openpilot.tools.fair.images.learning import (
+  NEWEST,
+  NOTHING,
+  Learning,
+  begun,
+  bundle_of,
+  check_learning,
+  learn_by,
+  say_next,
+)
 from openpilot.tools.fair.images.loss import PARTS, balance, parts_of, read_weights, say_balance
 from openpilot.tools.fair.images.store import Said, fill
 from openpilot.tools.fair.labels.label_options import parse_weights
@@ -45,6 +55,13 @@ class Options(Learning):
   untuned: bool = flag(False, help="teachers that were not tuned on this data may teach; the card says it")
   unlabeled: Path | None = flag(None, aliases=("--unlabelled",), help="a folder of pictures that teachers alone teach")
   alias: tuple[str, ...] = flag((), metavar="NAME=CLASS", help="a teacher's name of one of the data's classes")
+  init: tuple[str, ...] = flag(
+    (),
+    metavar="RUN",
+    path=True,
+    help=f"start from another run's student or a bundle; default: of size small from the one that ships, {DEFAULT}, "
+    f"where neither --backbone nor --pretrained is given; {NOTHING}: from random weights",
+  )
   teacher_score: float = flag(0.4, help="from which on what a teacher says is an object; what is below teaches softly")
   student: str = flag(
     "",
@@ -232,19 +249,20 @@ def learn(args: Any, said: Said, config: Any, accepted: tuple[str, ...], weights
     return run.fit()
 
 
-def prepared(args: Options) -> tuple[Said, Any, dict[str, float]]:
-  """-> what there is to learn from, which teachers have labeled; distillation's Config; the weights of the loss. Raises
-  UserError."""
+def prepared(args: Options) -> tuple[Options, Said, Any, dict[str, float]]:
+  """-> the options, with what it starts from; what there is to learn from, which teachers have labeled; distillation's
+  Config; the weights of the loss. Raises UserError."""
   spec = check_options(args)
   teachers = teachers_of(args) if args.teachers or args.teacher_dir is not None else []
   said = fill(args, spec, teachers)
   student = args.student or select_student_model(said.info, args.size)
-  return said, config_of(args, said, student), balance(args, said, student)[0]
+  args = begun(args, student)
+  return args, said, config_of(args, said, student), balance(args, said, student)[0]
 
 
 def run(args: Options) -> Path:
   """-> the bundle's folder, or the run's where none is written."""
-  said, config, weights = made_by_the_first(lambda: prepared(args))
+  args, said, config, weights = made_by_the_first(lambda: prepared(args))
   accepted = accepted_by(args, said)
   learn(args, said, config, accepted, weights)
   if not args.export or not is_first():

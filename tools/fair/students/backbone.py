@@ -84,6 +84,18 @@ def rgb_stem(weight: Tensor, std: tuple[float, ...]) -> Tensor:
   return weight / (255.0 * torch.tensor(std).view(1, 3, 1, 1)) * SCALE
 
 
+def other_stem(weight: Tensor) -> Tensor:
+  """A first convolution's weight for the normalized packed frame, (O, 6, k, k), as one for the normalized RGB frame,
+  (O, 3, k, k), or the other way round.
+
+  Exact, for pictures of half the view's size: what a packed one tells of its four luma planes apart is lost."""
+  if weight.shape[1] == 3:
+    per_yuv = torch.einsum("ocij,cy->oyij", weight.double(), YUV_TO_RGB)
+    return torch.cat([per_yuv[:, :1].expand(-1, 4, -1, -1) / 4, per_yuv[:, 1:]], dim=1).to(weight.dtype)
+  per_yuv = torch.cat([weight[:, :4].sum(1, keepdim=True), weight[:, 4:]], dim=1).double()
+  return torch.einsum("oyij,yc->ocij", per_yuv, torch.linalg.inv(YUV_TO_RGB)).to(weight.dtype)
+
+
 class Same(nn.Conv2d):
   """A convolution of stride 2 on even sides, padded as TensorFlow does: what is odd goes to the right and below."""
 

@@ -87,12 +87,15 @@ class CameraBuffer:
     self.stride = self.uv_offset = 0
 
   def fill(self, frame: np.ndarray, device: str | None, sensor: str | None) -> np.ndarray:
-    """frame: NV12 (H * 3 / 2, W) -> a buffer, the same at every call."""
+    """frame: NV12 (H * 3 / 2, W) -> a buffer, the same at every call. Raises UserError on what no camera gives."""
     h, w = frame.shape[0] * 2 // 3, frame.shape[1]
     if (w, h, device, sensor) != self.layout:
       self.stride, y_height, _, size = nv12_info(w, h)
       self.uv_offset = self.stride * y_height
-      self.set_camera(w, h, self.stride, self.uv_offset, device, sensor, self.wide)
+      try:
+        self.set_camera(w, h, self.stride, self.uv_offset, device, sensor, self.wide)
+      except CameraError as e:
+        raise UserError(f"{e}; or give its focal length in pixels with --focal") from None
       self.buffer, self.layout = np.zeros(size, dtype=np.uint8), (w, h, device, sensor)
     return fill_nv12(frame, self.buffer, self.stride, self.uv_offset)
 
@@ -188,4 +191,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  raise SystemExit(cli(main, (BundleError, CameraError))())
+  raise SystemExit(cli(main, (BundleError,))())

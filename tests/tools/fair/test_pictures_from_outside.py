@@ -15,7 +15,8 @@ from openpilot.tools.fair.images.check import Check
 from openpilot.tools.fair.images.dataset import open_dataset
 from openpilot.tools.fair.images.soft import load_soft
 from openpilot.tools.fair.images.predict import Found
-from openpilot.tools.fair.images.evaluate import judge, match_classes, truth_of, with_masks
+from openpilot.tools.fair.images.score import confusion
+from openpilot.tools.fair.images.evaluate import each_once, judge, match_classes, truth_of, with_masks
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.labels.placement import place_ids, place_picture
 from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
@@ -289,3 +290,30 @@ def test_a_class_that_is_a_crowd_alone_need_not_be_known(tmp_path):
   truth = truth_of(Check(open_dataset(made.write(tmp_path, coco), tmp_path / "images"), True).run())
   found = match_classes(truth, ["bag", "dent"], evaluate.Options(model=tmp_path, data=tmp_path))
   assert len(found["annotations"]) == 6 and not any(a["iscrowd"] for a in found["annotations"])
+
+
+def test_what_is_called_unknown_counts_nowhere_in_an_evaluation(tmp_path):
+  coco = made.make(tmp_path)
+  coco["categories"][2]["name"] = "Ignore"
+  checked = Check(open_dataset(made.write(tmp_path, coco), tmp_path / "images"), True).run()
+  args = evaluate.Options(model=tmp_path, data=tmp_path)
+  truth = match_classes(truth_of(checked), ["bag", "dent"], args)
+  every = checked.annotations  # what is found: all that is there, what is unknown as a dent
+  found = [
+    {
+      "id": k,
+      "image_id": a["image_id"],
+      "bbox": a["bbox"],
+      "category_id": [0, 1, 1][a["category_id"] - 1],
+      "score": 0.5,
+    }
+    for k, a in enumerate(every, 1)
+  ]
+  got = judge(truth, found, "bbox", args)
+  assert got["stats"]["ap"] == 1 and {k: c["truths"] for k, c in got["classes"].items()} == {"bag": 3, "dent": 3}
+  m = confusion(truth, found, 0.3)
+  assert m.tolist() == [[3, 0, 0], [0, 3, 0], [0, 0, 0]]
+  shown = each_once(truth["annotations"])
+  assert len(shown) == 8 and sum(a["iscrowd"] for a in shown) == 2
+  assert [a["category_id"] for a in shown if a["iscrowd"]] == [-1, -1]
+  assert len({a["id"] for a in truth["annotations"]}) == len(truth["annotations"]) == 6 + 2 * 2

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, find_bundle
@@ -12,6 +13,7 @@ from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route
+from openpilot.tools.lib.videowriter import VideoWriter
 from openpilot.tools.replay.process_replay import process_replay
 from openpilot.tools.sim.write_route import write_route
 
@@ -100,3 +102,21 @@ def test_two_drives(drive, tmp_path, capsys):
   assert "the first one is labeled" in capsys.readouterr().err
   assert len(Routes().pieces([both[0], both[0] + "/"], SourceOptions())) == 1
   assert capsys.readouterr().err == ""
+
+
+def test_options_that_do_nothing_are_said(drive, capsys):
+  options = SourceOptions(camera="qcamera", horizon=100.0, license="CC0-1.0", name="mine")
+  (view,) = Routes().open([str(drive)], options)
+  said = capsys.readouterr().err
+  assert view.calibrated and "--name and --license: of pictures, not used" in said and "--horizon is not used" in said
+
+
+def test_a_camera_that_nobody_knows(tmp_path):
+  with VideoWriter(tmp_path / "dashcam.mp4", 640, 480, 20, 20) as v:
+    for _ in range(4):
+      v.write(np.full((480, 640, 3), 90, np.uint8))
+  model = FairModel(find_bundle("scene-nano", MODELS_DIR))
+  segments = Route(tmp_path / "dashcam.mp4").segments
+  with pytest.raises(UserError, match=r"640x480 frames.*with --focal"):
+    list(process_replay(segments, model, "road", progress=False))
+  assert list(process_replay(segments, model, "road", progress=False, focal=500.0))

@@ -3,6 +3,7 @@
 which, precision and recall, and the worst pictures, as one page and as JSON. Of oriented boxes: DOTA's mAP."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from openpilot.tools.fair.images.score import at_score, by_image, coco_scores, c
 from openpilot.tools.fair.images.shapes import as_runs
 from openpilot.tools.fair.images.tiles import OVERLAP
 from openpilot.tools.fair.images.told import known_names, last_lines, listed_others, nothing_known, text
-from openpilot.tools.fair.spec import plain
+from openpilot.tools.fair.spec import UNKNOWN, plain
 from openpilot.tools.lib.errors import UserError, cli, printable, warn
 from openpilot.tools.lib.files import LONG
 from openpilot.tools.lib.options import option, parse
@@ -47,19 +48,31 @@ class Options:
 
 
 def match_classes(truth: dict[str, Any], names: list[str], args: Options) -> dict[str, Any]:
-  """The truth of the student's classes, whose categories are these, in the student's order. Raises UserError where it
-  names others."""
+  """The truth of the student's classes, whose categories are these, in the student's order; what is called unknown, or
+  the like, is a crowd of each, as it was for the student that learned. Raises UserError where it names others."""
   known = known_names(names, args)
-  used = {a["category_id"] for a in truth["annotations"] if not a["iscrowd"]}  # what is a crowd alone need not be known
   to = {c["id"]: known.get(plain(c["name"])) for c in truth["categories"]}
-  if other := [c["name"] for c in truth["categories"] if c["id"] in used and to[c["id"]] is None]:
-    said = listed_others(other, names, args)
-    n = sum(to[a["category_id"]] is None for a in truth["annotations"] if not a["iscrowd"])
+  free = {c["id"] for c in truth["categories"] if to[c["id"]] is None and plain(c["name"]) in UNKNOWN}
+  others = [a for a in truth["annotations"] if to[a["category_id"]] is None and a["category_id"] not in free]
+  used = {a["category_id"] for a in others if not a["iscrowd"]}  # what is a crowd alone need not be known
+  if used:
+    said = listed_others([c["name"] for c in truth["categories"] if c["id"] in used], names, args)
+    n = sum(not a["iscrowd"] for a in others)
     warn(f"left out are {n} labels of classes that the student does not know: {said}")
   rows = [{**a, "category_id": to[a["category_id"]]} for a in truth["annotations"] if to[a["category_id"]] is not None]
   if not any(not a["iscrowd"] for a in rows):
     raise nothing_known(names, args)
+  number = max(a["id"] for a in truth["annotations"])
+  for a in (a for a in truth["annotations"] if a["category_id"] in free):
+    rows += [{**a, "category_id": k, "iscrowd": 1, "id": number + k + 1, "unknown": a["id"]} for k in range(len(names))]
+    number += len(names)
   return {**truth, "annotations": rows, "categories": [{"id": k, "name": n} for k, n in enumerate(names)]}
+
+
+def each_once(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+  """Annotations to be drawn: what is unknown once, as category -1."""
+  once = {a["unknown"]: {**a, "category_id": -1} for a in rows if "unknown" in a}
+  return [*(a for a in rows if "unknown" not in a), *once.values()]
 
 
 def truth_of(found: Checked) -> dict[str, Any]:
@@ -119,7 +132,7 @@ def evaluate(
     "data": public_path(str(args.data)),
     "pictures": len(data.pictures),
     "objects": sum(not a["iscrowd"] for a in truth["annotations"]),
-    "crowds": sum(a["iscrowd"] for a in truth["annotations"]),
+    "crowds": sum(a["iscrowd"] for a in each_once(truth["annotations"])),
     "classes": predictor.names,
     "score": args.score,
     "seconds_per_picture": round(seconds / max(1, len(data.pictures)), 4),
@@ -196,13 +209,13 @@ def draw_worst(
   """What was found, and what is there, side by side."""
   from openpilot.tools.fair.images.draw import beside, draw
 
-  names = {c["id"]: c["name"] for c in truth["categories"]}
+  names = {c["id"]: c["name"] for c in truth["categories"]} | {-1: UNKNOWN[0]}
   path = {p.entry["id"]: p.path for p in data.pictures}
   mine, theirs = by_image([f for f in found if f["score"] >= score]), by_image(truth["annotations"])
   out = []
   for i in worst:
     rgb = read_rgb(path[i])
-    out.append(beside(draw(rgb, mine.get(i, []), names), draw(rgb, theirs.get(i, []), names)))
+    out.append(beside(draw(rgb, mine.get(i, []), names), draw(rgb, each_once(theirs.get(i, [])), names)))
   return out
 
 

@@ -85,8 +85,10 @@ def find_vanishing(view: SegmentView) -> tuple[np.ndarray, float, int]:
 
 def aimed(view: SegmentView, horizon: float | str | None) -> SegmentView:
   """The view of a video without a calibration, aimed: horizon is its row in the picture, pixels, or 'auto'. A log's own
-  calibration stays. Says what was found, and where the default mounting is taken."""
+  calibration stays. Says what was found, not used, or taken by default."""
   if view.calibrated:
+    if horizon is not None:
+      warn(f"--horizon is not used for segment {view.segment.name}, whose log has a calibration")
     return view
   if horizon is None:
     if view.segment.log_path is not None:

@@ -128,7 +128,9 @@ class Routes:
     return any(k in s.files for s in found for k in FILES)
 
   def pieces(self, paths: list[str], options: SourceOptions) -> list[RoutePiece]:
+    if unused := [f"--{k}" for k in ("name", "license") if getattr(options, k)]:
+      warn(f"{' and '.join(unused)}: of pictures, not used for routes ({', '.join(paths[:3])})")
     return route_pieces(paths, options.data_dir, options.camera, options.every, options.focal, options.horizon)
 
   def open(self, paths: list[str], options: SourceOptions) -> list[SegmentView]:
-    return find_views(paths, options.data_dir, options.camera, options.every, options.focal, options.horizon)
+    return views_of(self.pieces(paths, options))

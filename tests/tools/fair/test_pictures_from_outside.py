@@ -54,7 +54,7 @@ def test_what_would_be_told_under_one_name_is_not_searched(tmp_path):
     infer.check_names(parts_of(tmp_path / "a"), True)
   with pytest.raises(UserError, match=r"a/1\.png and .*b/1\.png would both be told as 1\.png"):
     infer.check_names(parts_of(tmp_path / "a", tmp_path / "b"), False)
-  with pytest.raises(UserError, match="both be told"):  # a picture twice
+  with pytest.raises(UserError, match=r"b/2\.png is named twice"):
     infer.check_names(parts_of(tmp_path / "b", tmp_path / "b/2.png"), False)
 
 
@@ -317,3 +317,14 @@ def test_what_is_called_unknown_counts_nowhere_in_an_evaluation(tmp_path):
   assert len(shown) == 8 and sum(a["iscrowd"] for a in shown) == 2
   assert [a["category_id"] for a in shown if a["iscrowd"]] == [-1, -1]
   assert len({a["id"] for a in truth["annotations"]}) == len(truth["annotations"]) == 6 + 2 * 2
+
+
+def test_a_pictures_name_is_told_to_the_letter(tmp_path):
+  names = ["a  b.png", f"{'long' * 55}.png", "sub  dir/c.png"]
+  for k, name in enumerate(names):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    made.picture(k).save(tmp_path / name)
+  (part,) = parts_of(tmp_path)
+  assert [infer.name_of(part, row) for row in range(3)] == names
+  (alone,) = parts_of(tmp_path / names[0])
+  assert infer.name_of(alone, 0) == names[0]

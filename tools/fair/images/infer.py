@@ -57,10 +57,11 @@ def found_in(part: Pictures, predictor: Predictor, size: int) -> Iterator[tuple[
 
 
 def name_of(part: Pictures, row: int) -> str:
-  """Of a picture, below its folder; of a video's frame with its number, as a picture's file would be called."""
+  """Of a picture, below its folder, to the letter; of a video's frame with its number, as a picture's file would be
+  called."""
   if isinstance(part, Video):
     return f"{part.path.stem}_{part.entries[row].segment_id:06d}.jpg"
-  return part.stills[row].name
+  return str(part.stills[row].path.relative_to(part.segment.dir))
 
 
 def check_names(parts: Sequence[Pictures], in_files: bool) -> None:
@@ -72,6 +73,8 @@ def check_names(parts: Sequence[Pictures], in_files: bool) -> None:
       name = Path(name_of(part, row))
       name = name.with_suffix("") if in_files else name
       at = part.path if isinstance(part, Video) else part.stills[row].path
+      if seen.get(name) == at:
+        raise UserError(f"{printable(at, LONG)} is named twice; name it once")
       if name in seen:
         raise UserError(
           f"{printable(seen[name], LONG)} and {printable(at, LONG)} would both be told as {printable(name, LONG)}; "

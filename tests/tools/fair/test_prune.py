@@ -11,9 +11,10 @@ import torch
 from label_fixture import LABELS, interrupted, same, taught, write_store
 from student_inputs import assert_close
 
-from openpilot.selfdrive.modeld.fair.bundle import load_bundle
+from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, load_bundle
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.tools.fair.bundle import export
+from openpilot.tools.fair.evaluation.compared import classes_of
 from openpilot.tools.fair.optimize import optimize, prune
 from openpilot.tools.fair.optimize.measure import frame_of, milliseconds_in_turns
 from openpilot.tools.fair.students import list_students
@@ -53,6 +54,17 @@ def thin(pruned):
     out = pruned[0].parent / "models" / "thin"
     export.run(export.Options(run=pruned[0], output=out, tinygrad=False))
   return load_bundle(out)
+
+
+def test_a_bundle_of_boxes_alone_knows_its_classes_by_all_names():
+  """Labels call them as teachers do: a two-wheeler is a bicycle, and what has no box is known, too."""
+  names, roles = classes_of(load_bundle(MODELS_DIR / "fair_detector_small"))
+  known = prune.named("fair_detector_small", names, roles)
+  assert names == {"maps": [], "boxes": list(known.boxes)} and known.maps == ()
+  said = ["car", "bicycle", "motorcycle", "person", "traffic light"]
+  assert known.resolve(said, "boxes", "yolox").tolist() == [0, 2, 2, 1, -1]
+  own = prune.named("mine", {"maps": [], "boxes": ["cone", "vehicle"]}, {"cone": "movable"})
+  assert own.boxes == ("cone", "vehicle") and own.name == "mine" and own.find("car").name == "vehicle"
 
 
 @pytest.mark.slow
@@ -113,6 +125,7 @@ def test_a_pruned_bundle_is_distilled_on_and_pruned_again(store, pruned, thin, t
     ({"int8": True}, "--prune gives a run that is to be distilled on"),
     ({"prune_macs": 50.0}, "--prune, --prune-macs and --prune-ms each say how much goes"),
     ({"prune": None, "prune_ms": 1e6}, r"--prune-ms 1e\+06: the student takes .* ms a frame here; name less"),
+    ({"classes": "car,person"}, "--classes is not for --prune"),
     ({"prune": 0.0}, "--prune 0: it is the share"),
     ({"prune": float("nan")}, "--prune nan: it is the share"),
     ({"prune": None, "prune_macs": 5000.0}, "--prune-macs 5000: the student has .* million; name fewer"),

@@ -24,11 +24,11 @@ from openpilot.tools.fair.distillation.made import check_new, write_run
 from openpilot.tools.fair.distillation.options import can_learn, clip_length
 from openpilot.tools.fair.distillation.plan import clips_of
 from openpilot.tools.fair.distillation.trained import trained_on
-from openpilot.tools.fair.evaluation.compared import class_set, classes_of, set_of
+from openpilot.tools.fair.evaluation.compared import class_set, classes_of
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.optimize.measure import frame_of, milliseconds_in_turns
 from openpilot.tools.fair.optimize.pruning import Kept, Plan, apply, choose, make_plan, silence, values
-from openpilot.tools.fair.spec import InputSpec
+from openpilot.tools.fair.spec import ClassSet, InputSpec, road_classes, street_classes
 from openpilot.tools.fair.students.families import FAMILIES
 from openpilot.tools.fair.students.list_students import macs
 from openpilot.tools.fair.students.onnx_import import bundle_state
@@ -56,16 +56,24 @@ class Source:
   environment: dict[str, Any]
 
 
+def named(name: str, names: dict[str, list[str]], roles: dict[str, str]) -> ClassSet:
+  """The class set of a bundle: what it knows of the road's or the street's classes, aliases of all of them included,
+  where these are its names, else one of its own names."""
+  for whole in (road_classes(), street_classes()):
+    kept = [replace(c, maps=c.name in names["maps"], boxes=c.name in names["boxes"]) for c in whole.classes]
+    known = replace(whole, classes=tuple(kept))
+    if {k: list(getattr(known, k)) for k in names} == names:
+      return known
+  return class_set(name, names["maps"], names["boxes"], roles)
+
+
 def of_bundle(folder: Path, data: Path) -> Source:
   """Raises UserError, BundleError."""
   look, bundle = Look(data), load_bundle(folder)
   name = bundle.graphs[0]["name"]
   names, roles = classes_of(bundle)
-  known = set_of([bundle])
-  if {k: list(getattr(known, k)) for k in names} != names:
-    # of a student of depth alone nothing is told apart
-    some = any(names.values())
-    known = class_set(bundle.name, names["maps"], names["boxes"], roles) if some else no_classes(names)
+  # of a student of depth alone nothing is told apart
+  known = no_classes(names) if not any(names.values()) else named(bundle.name, names, roles)
   said = bundle.manifest
   picture, widths = InputSpec.from_dict(said.get("input") or {"view": said["view"]}), said.get("widths", {})
   spec = spec_of(name, backbone=said.get("backbone"), input=picture, classes=known, widths=widths)
@@ -256,6 +264,8 @@ def prune(args: Any) -> dict[str, Any]:
     )
   if sum(x is not None for x in (args.prune, args.prune_macs, args.prune_ms)) > 1:
     raise UserError("--prune, --prune-macs and --prune-ms each say how much goes; give one")
+  if args.classes is not None:
+    raise UserError("--classes is not for --prune: the student keeps its classes; --ignore-classes leaves others out")
   check_new(args.output)
   source = open_source(args.bundle, args.data)
   if source.config.student in FAMILIES:

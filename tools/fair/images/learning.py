@@ -33,7 +33,13 @@ class Learning:
   steps: int | None = flag(None, help="of the optimizer, in place of --epochs")
   batch_size: int = flag(16, aliases=("--batch",), help="pictures a step")
   backbone: str | None = flag(None, help=f"of timm: {', '.join(BACKBONES)}")
-  init: tuple[str, ...] = flag((), metavar="RUN", path=True, help="start from another run's student or a bundle")
+  init: tuple[str, ...] = flag(
+    (),
+    metavar="RUN",
+    path=True,
+    help=f"start from another run's student or a bundle; default: of size small from the one that ships, {DEFAULT}, "
+    f"where neither --backbone nor --pretrained is given; {NOTHING}: from random weights",
+  )
   augment: str = flag("auto", path=True, help="auto: by what the pictures look like; plain; none; or a recipe's file")
   license: str = flag("", aliases=("--licence",), help="of the pictures, where the data names none")
   option: tuple[str, ...] = flag((), metavar="TEACHER.KEY=VALUE", help="`tools/op.sh teachers TEACHER` lists them")

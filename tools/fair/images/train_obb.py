@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from openpilot.tools.fair.images.store import Said, fill
-from openpilot.tools.fair.images.learning import NEWEST, Learning, check_learning, learn_by, say_next
+from openpilot.tools.fair.images.learning import NEWEST, Learning, begun, check_learning, learn_by, say_next
 from openpilot.tools.fair.images.tiles import OVERLAP, check_tiles, tiled
 from openpilot.tools.fair.images.train_student import accepted_by, export_bundle, learn
 from openpilot.tools.fair.options import parse_options
@@ -121,7 +121,7 @@ def check_features(teacher: Any, spec: InputSpec) -> None:
     )
 
 
-def prepared(args: Options) -> tuple[Said, Any, dict[str, float]]:
+def prepared(args: Options) -> tuple[Options, Said, Any, dict[str, float]]:
   """As of train_student."""
   from openpilot.tools.fair.images.oriented import orient
 
@@ -130,12 +130,13 @@ def prepared(args: Options) -> tuple[Said, Any, dict[str, float]]:
   for t in teachers:
     check_features(t, spec)
   said = fill(args, spec, teachers, lambda parts: tiled(orient(parts), args.tile, args.overlap))
-  return said, *config_of(args, said)
+  args = begun(args, f"oriented-{args.size}")
+  return args, said, *config_of(args, said)
 
 
 def run(args: Options) -> Path:
   """-> the bundle's folder, or the run's where none is written."""
-  said, config, weights = made_by_the_first(lambda: prepared(args))
+  args, said, config, weights = made_by_the_first(lambda: prepared(args))
   accepted = accepted_by(args, said)
   learn(args, said, config, accepted, weights)
   return export_bundle(args.output, said.train, accepted) if args.export and is_first() else args.output

@@ -13,17 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from openpilot.tools.fair.images.families import check_family, select_student_model
-from openpilot.selfdrive.modeld.fair.bundle import DEFAULT
-from openpilot.tools.fair.images.learning import (
-  NEWEST,
-  NOTHING,
-  Learning,
-  begun,
-  bundle_of,
-  check_learning,
-  learn_by,
-  say_next,
-)
+from openpilot.tools.fair.images.learning import NEWEST, Learning, begun, bundle_of, check_learning, learn_by, say_next
 from openpilot.tools.fair.images.loss import PARTS, balance, parts_of, read_weights, say_balance
 from openpilot.tools.fair.images.store import Said, fill
 from openpilot.tools.fair.labels.label_options import parse_weights
@@ -55,13 +45,6 @@ class Options(Learning):
   untuned: bool = flag(False, help="teachers that were not tuned on this data may teach; the card says it")
   unlabeled: Path | None = flag(None, aliases=("--unlabelled",), help="a folder of pictures that teachers alone teach")
   alias: tuple[str, ...] = flag((), metavar="NAME=CLASS", help="a teacher's name of one of the data's classes")
-  init: tuple[str, ...] = flag(
-    (),
-    metavar="RUN",
-    path=True,
-    help=f"start from another run's student or a bundle; default: of size small from the one that ships, {DEFAULT}, "
-    f"where neither --backbone nor --pretrained is given; {NOTHING}: from random weights",
-  )
   teacher_score: float = flag(0.4, help="from which on what a teacher says is an object; what is below teaches softly")
   student: str = flag(
     "",

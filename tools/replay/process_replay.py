@@ -110,6 +110,10 @@ def process_replay(
   focal: float | None = None,
 ) -> Iterator[bytes]:
   """Serialized fair* messages in order. logMonoTime: the end of the frame's exposure plus PROCESSING_NS."""
+  numbers = [s.num for s in segments]
+  if lacks := sorted({*range(min(numbers, default=0), max(numbers, default=0))} - {*numbers}):
+    named = ", ".join(map(str, lacks[:8])) + (", ..." if len(lacks) > 8 else "")
+    warn(f"{segments[0].route} lacks segment {named} in its middle: what is tracked starts anew behind it")
   # a frame's modelV2 comes after the frame; fairmodeld waits for it, so here it is looked up by the frame's number
   paths = [s.log_path for s in segments if s.log_path is not None]
   reader = LogReader(paths, services=["modelV2"])

@@ -120,3 +120,13 @@ def test_a_camera_that_nobody_knows(tmp_path):
   with pytest.raises(UserError, match=r"640x480 frames.*with --focal"):
     list(process_replay(segments, model, "road", progress=False))
   assert list(process_replay(segments, model, "road", progress=False, focal=500.0))
+
+
+def test_a_segment_that_is_missing_in_the_middle(tmp_path, capsys):
+  route = write_route(tmp_path, seed=11, seconds=3, segment_seconds=1, qcamera_only=True)
+  for whole in (True, False):
+    segments = Route(route).segments
+    model = FairModel(find_bundle(None, MODELS_DIR))
+    assert any(process_replay(segments, model, "qcamera", seconds=1.5, progress=False))
+    assert ("lacks segment 1 in its middle" in capsys.readouterr().err) is not whole
+    shutil.rmtree(segments[1].dir)

@@ -2,7 +2,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -171,19 +173,21 @@ def test_a_message_may_take_a_third_of_its_queue(prefix):
   sock.close()
 
 
-def test_a_prefix_of_ones_own_leaves_no_sockets(monkeypatch, tmp_path):
-  monkeypatch.setenv("TMPDIR", str(tmp_path))
-  own = tmp_path / f"openpilot-{os.getuid()}"
-  for name in ("mine", "yours", "m" * 60):
-    monkeypatch.setenv("OPENPILOT_PREFIX", name)
-    messaging.pub_sock("carState").close()
-  assert len(list(own.iterdir())) == 3
-  messaging.remove_sockets()
-  monkeypatch.setenv("OPENPILOT_PREFIX", "mine")
-  messaging.remove_sockets()
-  assert [f.name for f in own.iterdir()] == ["yours"]
-  (tmp_path / "kept").mkdir()
-  for name in ("../kept", ".", "..", str(tmp_path / "kept")):
-    monkeypatch.setenv("OPENPILOT_PREFIX", name)
+def test_a_prefix_of_ones_own_leaves_no_sockets(monkeypatch):
+  with tempfile.TemporaryDirectory(dir="/tmp") as short:  # a socket's path has 107 bytes
+    tmp = Path(short)
+    monkeypatch.setenv("TMPDIR", short)
+    own = tmp / f"openpilot-{os.getuid()}"
+    for name in ("mine", "yours", "m" * 80):
+      monkeypatch.setenv("OPENPILOT_PREFIX", name)
+      messaging.pub_sock("carState").close()
+    assert len(list(own.iterdir())) == 3
     messaging.remove_sockets()
-  assert (tmp_path / "kept").is_dir() and (own / "yours").is_dir()
+    monkeypatch.setenv("OPENPILOT_PREFIX", "mine")
+    messaging.remove_sockets()
+    assert [f.name for f in own.iterdir()] == ["yours"]
+    (tmp / "kept").mkdir()
+    for name in ("../kept", ".", "..", str(tmp / "kept")):
+      monkeypatch.setenv("OPENPILOT_PREFIX", name)
+      messaging.remove_sockets()
+    assert (tmp / "kept").is_dir() and (own / "yours").is_dir()

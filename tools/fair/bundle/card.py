@@ -168,7 +168,7 @@ def card(
 {teachers}
 {sources}
 {environment.get("clips", 0)} clips of {config.clip} frames from {len(environment.get("segments", []))} segments:
-`tools/op.sh {environment.get("verb", "distill")} {public_command(environment.get("command", ""))}`
+`tools/op.sh {public(environment.get("verb", "distill"))} {public_command(environment.get("command", ""))}`
 
 ## Measured
 

@@ -14,7 +14,7 @@ import av.logging
 import numpy as np
 
 from openpilot.tools.lib import hevc
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.errors import UserError, warn
 from openpilot.tools.lib.files import ordinary_size
 
 CACHE_BYTES = 256 * 1024 * 1024  # of decoded groups
@@ -114,10 +114,11 @@ class FrameReader:
         raise UserError("its video codec is not supported here")
       stamps: dict[int, tuple[bool, bool]] = {}
       torn = False
-      packets = untimed = 0
+      packets = untimed = there = 0
       before = False  # a group begins before the first picture that is shown: cut off by an edit list, and decodable
       with contextlib.suppress(av.FFmpegError):  # a damaged end: everything before it is good
         for p in c.demux(stream):
+          there += bool(p.size)
           if not p.size or p.is_discard:
             before |= bool(p.size and p.is_keyframe and not stamps)
             continue
@@ -126,6 +127,8 @@ class FrameReader:
           if p.pts is not None:
             stamps[p.pts] = (p.is_keyframe, p.is_corrupt or torn)
           torn = p.pts is None  # half a picture: the next one has lost its reference
+      if stream.frames > there and "avi" not in c.format.name:
+        warn(f"{self.path} says that it has {stream.frames} frames, and {there} are there: it is cut short")
       self.counted = "avi" in c.format.name or untimed * 4 > packets
       if self.counted:
         stamps = {i: (i == 0, False) for i in range(packets)}

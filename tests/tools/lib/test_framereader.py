@@ -108,6 +108,25 @@ def test_cut_short(tmp_path, name):
   assert 10 < len(list(reader)) <= reader.frame_count < N
 
 
+def test_an_mp4_that_is_cut_short_says_how_many_frames_it_lacks(tmp_path, capsys):
+  """Its header, where that stands first, counts them all."""
+  path = tmp_path / "clip.mp4"
+  write(path)
+  with av.open(str(path)) as old, av.open(str(tmp_path / "first.mp4"), "w", options={"movflags": "faststart"}) as new:
+    to = new.add_stream_from_template(old.streams.video[0])
+    for p in old.demux(video=0):
+      if p.dts is not None:
+        p.stream = to
+        new.mux(p)
+  whole = (tmp_path / "first.mp4").read_bytes()
+  assert FrameReader(tmp_path / "first.mp4").frame_count == N and not capsys.readouterr().err
+  path.write_bytes(whole[: len(whole) * 2 // 3])
+  reader = FrameReader(path)
+  said = capsys.readouterr().err
+  assert 10 < reader.frame_count < N
+  assert f"says that it has {N} frames, and " in said and "it is cut short" in said
+
+
 @pytest.mark.slow
 def test_shared_qcamera(shared_data):
   reader = FrameReader(shared_data / "realdata" / "0000002c--d68dde99ca--1" / "qcamera.ts", "nv12")

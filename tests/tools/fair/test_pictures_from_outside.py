@@ -20,6 +20,7 @@ from openpilot.tools.fair.images.evaluate import each_once, judge, match_classes
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.labels.placement import place_ids, place_picture
 from openpilot.tools.fair.labels.sources import SourceOptions, open_sources
+from openpilot.tools.fair.labels.sources.coco import is_crowd
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.options import parse
@@ -328,3 +329,11 @@ def test_a_pictures_name_is_told_to_the_letter(tmp_path):
   assert [infer.name_of(part, row) for row in range(3)] == names
   (alone,) = parts_of(tmp_path / names[0])
   assert infer.name_of(alone, 0) == names[0]
+
+
+@pytest.mark.parametrize(
+  "said, crowd",
+  [(0, False), (1, True), (False, False), (True, True), (None, False), ("0", False), ("1", True), ("false", False)],
+)
+def test_a_crowd_may_be_written_as_a_text(said, crowd):
+  assert is_crowd({"iscrowd": said}) is crowd and not is_crowd({})

@@ -14,7 +14,7 @@ from openpilot.tools.fair.images.dataset import Dataset
 from openpilot.tools.fair.images.problems import Problems
 from openpilot.tools.fair.images.shapes import TURNS, Place, Shape, area_of, cut, perimeter, tight_box
 from openpilot.tools.fair.images.twins import alike, bits_of
-from openpilot.tools.fair.labels.sources.coco import inside, number, polygons_of, runs_of, same_size
+from openpilot.tools.fair.labels.sources.coco import inside, is_crowd, number, polygons_of, runs_of, same_size
 from openpilot.tools.fair.labels.sources.pictures import Still
 from openpilot.tools.fair.spec import plain
 from openpilot.tools.lib.errors import UserError, printable
@@ -304,7 +304,7 @@ class Check:
   def mend(self, a: dict[str, Any], picture: Picture) -> dict[str, Any] | None:
     """-> the annotation in the picture as it is shown, with box and area; None where nothing of it can be used."""
     where = f"{a.get('id', '')} on {picture.name}"
-    place, crowd = picture.place, bool(a.get("iscrowd"))
+    place, crowd = picture.place, is_crowd(a)
     shape = self.shape(a.get("segmentation"), place, where)
     given = self.box(a.get("bbox"), place, where)
     if shape is not None and not (area := area_of(shape, place.w, place.h)):

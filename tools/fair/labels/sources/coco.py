@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,11 @@ def runs_of(said: dict[str, Any], width: int, height: int) -> dict[str, Any]:
   return {"size": [h, w], "counts": str(counts)}
 
 
+def is_crowd(a: Mapping[str, Any]) -> bool:
+  """Whether an annotation is of a crowd; some programs write "0" as a text."""
+  return str(a.get("iscrowd")).strip().lower() not in ("0", "0.0", "false", "none", "")
+
+
 def read_annotation(a: dict[str, Any], classes: dict[Any, int], image: Image) -> Annotation | str:
   """-> what is wrong with it, where something is."""
   if a.get("category_id") not in classes:
@@ -103,7 +109,7 @@ def read_annotation(a: dict[str, Any], classes: dict[Any, int], image: Image) ->
     return "with a box that is none"
   if min(box[2], image.width) <= max(box[0], 0) or min(box[3], image.height) <= max(box[1], 0):
     return "with a box that is empty, or outside the picture"
-  return Annotation(classes[a["category_id"]], box, shape, bool(a.get("iscrowd")))
+  return Annotation(classes[a["category_id"]], box, shape, is_crowd(a))
 
 
 def read_tables(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from openpilot.tools.fair.labels.sources.coco import is_crowd
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.options import parse
+from openpilot.tools.lib.videowriter import VideoWriter
 
 SPEC = InputSpec("rgb", 96, 96)
 
@@ -337,3 +338,15 @@ def test_a_pictures_name_is_told_to_the_letter(tmp_path):
 )
 def test_a_crowd_may_be_written_as_a_text(said, crowd):
   assert is_crowd({"iscrowd": said}) is crowd and not is_crowd({})
+
+
+def test_one_broken_video_of_a_folder_is_left_out(tmp_path, capsys):
+  with VideoWriter(tmp_path / "a.mp4", 64, 48) as v:
+    for _ in range(3):
+      v.write(np.zeros((48, 64, 3), np.uint8))
+  (tmp_path / "b.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:200])
+  (part,) = open_sources([str(tmp_path)], SourceOptions(), "pictures")
+  assert part.path.name == "a.mp4" and "1 of 2 videos are left out" in capsys.readouterr().err
+  (tmp_path / "a.mp4").unlink()
+  with pytest.raises(UserError, match="is left$"):
+    open_sources([str(tmp_path)], SourceOptions(), "pictures")

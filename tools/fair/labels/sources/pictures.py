@@ -202,10 +202,10 @@ def look_at(found: list[tuple[Path, str, Any]], where: str) -> list[Still]:
   return good
 
 
-def say_left_out(bad: list[str], total: int, where: str) -> None:
+def say_left_out(bad: list[str], total: int, where: str, what: str = "pictures") -> None:
   if bad:
     more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-    warn(f"{where}: {len(bad)} of {total} pictures are left out: {'; '.join(bad[:SHOWN])}{more}")
+    warn(f"{where}: {len(bad)} of {total} {what} are left out: {'; '.join(bad[:SHOWN])}{more}")
 
 
 def below(path: Path, folder: Path) -> str:
@@ -216,6 +216,21 @@ def below(path: Path, folder: Path) -> str:
 def is_video(path: Path) -> bool:
   """By its name."""
   return path.suffix.lower() in VIDEO_SUFFIXES and not is_picture(path)
+
+
+def open_videos(videos: list[Path], options: SourceOptions, where: Path) -> list[Pictures]:
+  """Those of a folder that can be read; the others are named and counted. Raises UserError where none is left."""
+  good: list[Pictures] = []
+  bad: list[str] = []
+  for v in videos:
+    try:
+      good.append(Video(v, replace(options, name=f"{options.name}-{v.stem}" if options.name else "")))
+    except UserError as e:
+      bad.append(str(e))
+  say_left_out(bad, len(videos), str(where), "videos")
+  if not good:
+    raise UserError(f"{bad[0]}; no video of {where} is left")
+  return good
 
 
 class PictureFolders:
@@ -240,7 +255,7 @@ class PictureFolders:
     if not found and not videos:
       raise UserError(f"no pictures in {path}")
     if not found:
-      return [Video(v, replace(options, name=f"{options.name}-{v.stem}" if options.name else "")) for v in videos]
+      return open_videos(videos, options, path)
     if videos:
       warn(f"{path}: {len(videos)} videos beside the pictures are left out; name them one by one")
     folder = path.parent if path.is_file() else path

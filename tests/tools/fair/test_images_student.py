@@ -388,6 +388,13 @@ def test_a_run_that_goes_on_keeps_its_backbone(tmp_path):
   assert begun(args, "objects-small") == args
 
 
+def test_other_labels_go_on_from_the_student_that_is_there(tmp_path, capsys):
+  args = Options(data=tmp_path, output=tmp_path)
+  (tmp_path / "config.json").write_text('{"backbone": null}')
+  (tmp_path / "last.pt").touch()
+  assert begun(args, "objects-small") == args and not capsys.readouterr().out
+
+
 def test_without_the_bundle_that_ships_it_starts_from_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr(learning, "MODELS_DIR", tmp_path / "models")
   args = Options(data=tmp_path, output=tmp_path)

@@ -79,7 +79,7 @@ def begun(args: Any, student: str) -> Any:
   """args: with the options of Learning and --pretrained -> the same; where nobody says what it starts from, a student
   of the size of the bundle that ships starts from that: a few dozen pictures teach one that has seen others more than
   one that has seen none. Says so."""
-  if args.resume:
+  if args.resume or (args.output / "last.pt").exists():  # it goes on from the student that is there
     try:
       was = json.loads((args.output / "config.json").read_text()).get("backbone")
     except (OSError, ValueError, AttributeError):

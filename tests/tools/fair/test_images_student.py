@@ -392,7 +392,8 @@ def test_other_labels_go_on_from_the_student_that_is_there(tmp_path, capsys):
   args = Options(data=tmp_path, output=tmp_path)
   (tmp_path / "config.json").write_text('{"backbone": null}')
   (tmp_path / "last.pt").touch()
-  assert begun(args, "objects-small") == args and not capsys.readouterr().out
+  assert begun(args, "objects-small") == args == begun(replace(args, init=("none",)), "objects-small")
+  assert not capsys.readouterr().out
 
 
 def test_without_the_bundle_that_ships_it_starts_from_nothing(tmp_path, monkeypatch):

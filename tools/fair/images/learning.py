@@ -79,13 +79,13 @@ def begun(args: Any, student: str) -> Any:
   """args: with the options of Learning and --pretrained -> the same; where nobody says what it starts from, a student
   of the size of the bundle that ships starts from that: a few dozen pictures teach one that has seen others more than
   one that has seen none. Says so."""
+  nothing = args.init == (NOTHING,)
   if args.resume or (args.output / "last.pt").exists():  # it goes on from the student that is there
     try:
       was = json.loads((args.output / "config.json").read_text()).get("backbone")
     except (OSError, ValueError, AttributeError):
       was = None
-    return replace(args, backbone=args.backbone or was)
-  nothing = args.init == (NOTHING,)
+    return replace(args, backbone=args.backbone or was, init=() if nothing else args.init)
   if args.pretrained or (args.init and not nothing) or student in FAMILIES:
     return replace(args, init=()) if nothing else args
   if not nothing and args.backbone is None and student.endswith("-small"):

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from openpilot.selfdrive.modeld.fair.bundle import DEFAULT, MODELS_DIR, load_bundle
+from openpilot.tools.fair.distillation.distill import of_input
 from openpilot.tools.fair.distillation.look import Look
 from openpilot.tools.fair.distillation.sampling import shares
 from openpilot.tools.fair.images import learning, train_student
@@ -377,6 +378,19 @@ def test_what_a_student_starts_from_where_nobody_says_it(said, student, start, t
   else:
     assert now == replace(args, init=() if args.init == ("none",) else args.init)
   assert out.startswith(f"start        {start}") if start else not out
+
+
+def test_a_first_layer_is_said_to_be_translated_where_it_is(capsys):
+  """Not that of a part alone, nor of another backbone, which is not taken."""
+  frames, stem = InputSpec().to_dict(), "student.backbone.net.conv_stem.weight"
+  taken = {stem: torch.ones(4, 6, 3, 3), "student.objects.heat.weight": torch.ones(1, 4, 1, 1)}
+  seen = of_input({"input": frames, "ema": taken}, InputSpec("rgb", 96, 96), "--init a")["ema"]
+  assert seen[stem].shape == (4, 3, 3, 3) and seen.keys() == taken.keys()
+  assert "its first layer is translated" in capsys.readouterr().err
+  head = {k: v for k, v in taken.items() if k != stem}
+  assert of_input({"input": frames, "ema": head}, InputSpec("rgb", 96, 96), "--init b")["ema"] == head
+  said = capsys.readouterr().err
+  assert "it sees model_frame, and rgb is learned now" in said and "translated" not in said
 
 
 def test_a_run_that_goes_on_keeps_its_backbone(tmp_path):

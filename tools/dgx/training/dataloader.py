@@ -6,12 +6,13 @@ OUTPUT keeps a folder a segment (see shards.py), dataset.json, statistics.json. 
 the same command again to go on."""
 
 import errno
-import hashlib
 import json
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,7 @@ from openpilot.tools.dgx.training.constants import FRAME_SKIP, RUN_FREQ
 from openpilot.tools.dgx.training.drive_log import DriveLog, between, held, motion_of, pulses, read_log
 from openpilot.tools.dgx.training.paths import DrivenPath
 from openpilot.tools.dgx.training.shards import VERSION
+from openpilot.tools.fair.labels.group import file_hash
 from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, read_frames, segment_view
 from openpilot.tools.lib.cameras import VIDEOS
 from openpilot.tools.lib.errors import UserError, cli, warn
@@ -79,16 +81,12 @@ def find_segments(routes: list[str]) -> tuple[list[Segment], dict[str, str]]:
   return good, out
 
 
-def made_of(segment: Segment, stream: str, around: list[Segment]) -> dict[str, str]:
+def made_of(segment: Segment, stream: str, around: list[Segment], hashed: Callable[[Path], str]) -> dict[str, str]:
   """{file: sha256} of all files that decide a segment's data: its videos, its log and those of `around`, beside it."""
   files = {f"{s.name}/{s.log_path.name}": s.log_path for s in (segment, *around) if s.log_path is not None}
   for kind in {VIDEOS[stream], "ecamera"} & set(segment.files):
     files[f"{segment.name}/{kind}"] = segment.files[kind]
-  out: dict[str, str] = {}
-  for name, path in sorted(files.items()):
-    with open(path, "rb") as f:
-      out[name] = hashlib.file_digest(f, "sha256").hexdigest()
-  return out
+  return {name: hashed(path) for name, path in sorted(files.items())}
 
 
 def wide_positions(main: SegmentView, wide: SegmentView) -> np.ndarray:
@@ -291,6 +289,7 @@ def make_data(routes: list[str], root: Path, options: dict[str, Any], progress: 
       tmp.write_text(json.dumps(described, indent=1))
   by_name = {s.name: s for s in segments}
   logs: dict[str, DriveLog | None] = {}  # None: cannot be read
+  hashed = cache(file_hash)  # a log is its own segment's, and those beside it ask for it too
 
   def log_of(s: Segment) -> DriveLog | None:
     if s.name not in logs:
@@ -305,7 +304,7 @@ def make_data(routes: list[str], root: Path, options: dict[str, Any], progress: 
     around = [n for k in (-1, 0, 1) if (n := by_name.get(f"{s.route}--{s.num + k}")) is not None]
     try:
       stream = choose_camera([s], options["camera"])
-      origin = made_of(s, stream, around)
+      origin = made_of(s, stream, around, hashed)
       if (done := root / s.name / "segment.json").is_file():
         metas[s.name] = json.loads(done.read_text())
         if metas[s.name].get("made_of") == origin:

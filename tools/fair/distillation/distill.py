@@ -138,19 +138,20 @@ def of_trunk(state: dict[str, Any], backbone: str, where: str) -> dict[str, Any]
 
 
 def of_input(state: dict[str, Any], now: InputSpec, where: str) -> dict[str, Any]:
-  """The checkpoint, or what bundle_state() gives, with a trunk that sees what is seen now: packed frames or RGB. Says
-  so: what joins maps of another size does not fit, and is left out when it is loaded."""
+  """What is taken of a checkpoint, or of what bundle_state() gives, with a trunk that sees what is seen now: packed
+  frames or RGB. Says so: what joins maps of another size does not fit, and is left out when it is loaded."""
   before = InputSpec.from_dict(state.get("input")) if "input" in state else Config.from_dict(state["config"]).input
   if before.kind == now.kind:
     return state
-  if is_first():
-    warn(
-      f"{where}: it sees {before.kind}, and {now.kind} is learned now: its first layer is translated, and what joins "
-      "maps of another size starts anew"
-    )
   planes, trunk = before.shape[0], "student.backbone.net."
-  stems = [k for k, v in state["ema"].items() if k.startswith(trunk) and v.dim() == 4 and v.shape[1] == planes]
-  return {**state, "ema": {**state["ema"], **{k: other_stem(state["ema"][k]) for k in stems[:1]}}}
+  stems = [k for k, v in state["ema"].items() if k.startswith(trunk) and v.dim() == 4 and v.shape[1] == planes][:1]
+  if is_first():
+    first = "its first layer is translated, and " if stems else ""
+    warn(
+      f"{where}: it sees {before.kind}, and {now.kind} is learned now: {first}what joins maps of another size starts "
+      "anew"
+    )
+  return {**state, "ema": {**state["ema"], **{k: other_stem(state["ema"][k]) for k in stems}}}
 
 
 def place(run: str) -> tuple[Path, str]:
@@ -205,7 +206,6 @@ def initial(runs: Sequence[str], train: Clips, backbone: str | None = None) -> d
     else:
       state = load_student_checkpoint(path / "best.pt" if path.is_dir() else path)
     state = in_unit(without_other_classes(state, train.classes, f"--init {run}"), train.per_height, f"--init {run}")
-    state = of_input(state, train.picture, f"--init {run}")
     if not part and backbone is not None:
       state = of_trunk(state, backbone, f"--init {run}")
     learned = trained_on(state, path)
@@ -214,10 +214,11 @@ def initial(runs: Sequence[str], train: Clips, backbone: str | None = None) -> d
     if not taken:
       parts = sorted({k.split(".")[1] for k in state["ema"] if k.startswith("student.")})
       raise UserError(f"--init {run}: the student there has no part '{part}'; it has {', '.join(parts)}")
+    state = of_input({**state, "ema": taken}, train.picture, f"--init {run}")
     if before is None:
-      before = {**state, "ema": taken, "trained": learned, "history": history.earlier(state)}
+      before = {**state, "trained": learned, "history": history.earlier(state)}
     else:
-      before["ema"] = {**before["ema"], **taken}
+      before["ema"] = {**before["ema"], **state["ema"]}
       before["provenance"] = before["provenance"] + state["provenance"]
       before["trained"] = union(before["trained"], learned)
       before["history"] = history.joined(before["history"], history.earlier(state))

@@ -128,7 +128,7 @@ def read_dota(path: Path, images: Path | None, judge: bool = False) -> Dataset:
   out = Dataset(path, path if images is None else images, [], [], [], kind="DOTA folder")
   labels: dict[Path, Path] = {}
   folders = dota.folders_of(path, images)
-  if judge and (part := next((s for s in ("test", "val", "valid") if s in folders and len(folders) > 1), "")):
+  if judge and (part := next((s for s in yolo.JUDGING if s in folders and len(folders) > 1), "")):
     say_judged(path, part)
     folders = {part: folders[part]}
   for folder in folders.values():

@@ -65,11 +65,11 @@ def pick_of(index: np.ndarray) -> Pick | None:
 
 
 def picks_of(matrix: np.ndarray) -> tuple[list[Pick], np.ndarray | None] | None:
-  """A matrix (n, width) that only picks columns and adds them: what it picks, and by what the sum is multiplied, None:
-  by 1. None where it does more."""
+  """A matrix (n, width), not empty, that only picks columns and adds them: what it picks, and by what the sum is
+  multiplied, None: by 1. None where it does more."""
   there = matrix != 0
   each = there.sum(0)
-  if matrix.ndim != 2 or not matrix.size or not 1 <= each[0] <= PICKED or (each != each[0]).any():
+  if not 1 <= each[0] <= PICKED or (each != each[0]).any():
     return None
   index = np.argsort(~there, axis=0, kind="stable")[: each[0]]  # (picked, width)
   values = np.take_along_axis(matrix, index, 0)

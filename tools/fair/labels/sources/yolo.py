@@ -26,6 +26,7 @@ from openpilot.tools.lib.pictures import find_pictures, is_picture
 
 NAMES = ("data.yaml", "data.yml", "dataset.yaml", "config.yaml")
 SPLITS = ("train", "val", "valid", "test")
+JUDGING = ("test", "val", "valid")  # the first that is there
 LABELS_LIMIT = 16 * MB  # bytes of one picture's text
 
 
@@ -215,7 +216,7 @@ def all_files(
 def judged_by(at: Path, root: Path, read: dict[str, Any], images: Path | None) -> tuple[str, ...]:
   """The split to judge by: test, or else val, where there are others and it has labels; else all, ()."""
   named = [s for s in SPLITS if read.get(s)]
-  for split in (s for s in ("test", "val", "valid") if s in named and len(named) > 1):
+  for split in (s for s in JUDGING if s in named and len(named) > 1):
     try:
       labels = split_files(at, root, read, split, images)[0]
     except UserError:

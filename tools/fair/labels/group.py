@@ -22,6 +22,7 @@ from openpilot.tools.fair.labels.stored import (
   disk_full_is_said,
   open_dense,
   read_table,
+  write_table,
 )
 from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.fair.teacher import Label, Labels, State
@@ -195,8 +196,7 @@ class Group:
             files.append(self._send(shard))
         else:
           path = self.path / label.name / f"{k:05d}.parquet"
-          with atomic_path(path) as tmp:
-            pq.write_table(self._table(labels[label.name], rows.start), tmp, compression="zstd")
+          write_table(path, self._table(labels[label.name], rows.start), compression="zstd")
           files.append(self._send(path))
       if state is not None:
         path = self.path / "chunks" / f"{k:05d}.npz"

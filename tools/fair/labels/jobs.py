@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from openpilot.tools.fair.labels.meta import CHUNK
 from openpilot.tools.fair.labels.sources import Piece
-from openpilot.tools.fair.labels.stored import read_table
+from openpilot.tools.fair.labels.stored import read_table, write_table
 from openpilot.tools.fair.labels.views import is_still
 from openpilot.tools.lib.errors import UserError, printable
-from openpilot.tools.lib.files import atomic_path
 
 MOST_SHARDS = 100_000
 
@@ -101,8 +99,7 @@ def write_plan(path: Path, jobs: Sequence[Job], n: int) -> pa.Table:
       for c, v in zip(COLUMNS, (k, shard, job.teacher, p.name, p.route, p.size), strict=True):
         rows[c].append(v)
   table = pa.table({c: pa.array(rows[c], t) for c, t in COLUMNS.items()})
-  with atomic_path(path) as tmp:
-    pq.write_table(table, tmp, compression="zstd")
+  write_table(path, table, compression="zstd")
   return table
 
 

@@ -32,11 +32,22 @@ AT_ONCE = 16  # requests
 RETRIES: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=90)}
 TIMEOUTS = {"timeout": "60s", "connect_timeout": "5s"}
 LIMIT = 1 << 32  # bytes of one object
-KNOWN = (  # words of an error, and what is said
-  (("NoSuchBucket",), "there is no such bucket"),
-  (("PermissionDenied", "403", "AccessDenied"), "no permission; look at the rights of these credentials"),
-  (("Unauthenticated", "401"), "the credentials are not accepted"),
-  (("redentials", "metadata", "token"), "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the like"),
+OTHER_URL = re.compile(r"([A-Za-z][A-Za-z0-9+-]+):/+.*|[sS]3:.*")  # also with one slash
+NO_BUCKET = "<Code>NoSuchBucket<"
+LACKING = {  # what is said where nobody gave credentials
+  "s3": "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the like",
+  "gs": "no credentials; set GOOGLE_APPLICATION_CREDENTIALS, or the like",
+}
+# a machine of the cloud is asked for credentials where there are none; names of objects may hold any word
+ASKED = re.compile(r"https?://[^/\s]+/(?:latest/(?:api/token|meta-data/)|computeMetadata/)")
+NAMES = re.compile(r"https?://\S+|(?<=Object at location ).+?(?= not found:)|(?<=to complete for path ).+?(?=: Error )")
+KNOWN = (  # what an error says, without names, and what is said of it
+  (re.compile(NO_BUCKET), "there is no such bucket"),
+  (
+    re.compile(r"<Code>(?:ExpiredToken|InvalidToken|InvalidAccessKeyId|SignatureDoesNotMatch)<|status code: 401"),
+    "the credentials are not accepted",
+  ),
+  (re.compile(r"status code: 403"), "no permission; look at the rights of these credentials"),
 )
 SMALL = re.compile(r"(?:group\.json|frames\.parquet|(?:[^/]+/)?zarr\.json|chunks/[0-9]+\.(?:json|npz))")
 
@@ -48,9 +59,27 @@ def url_of(place: str | Path) -> str | None:
 
 
 def folder_of(place: str | Path) -> Path:
-  """The folder that a path or file:// names."""
+  """The folder that a path or file:// names. Raises UserError of another URL, which would be made a folder of that
+  name."""
   found = FILE_URL.fullmatch(str(place))
+  if not found and OTHER_URL.fullmatch(str(place)) and not Path(place).exists():
+    raise UserError(
+      f"{printable(place, 80)} is no folder; write s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or file:///FOLDER"
+    )
   return Path(f"/{found[1]}") if found else Path(place)
+
+
+def reason_of(error: Exception, scheme: str) -> str:
+  """Of an error of obstore's: what is known of it, and what it was in its own words."""
+  text = str(error).partition("Debug source:")  # which has the same, and the name, again
+  plain = NAMES.sub("", text[0])
+  if ASKED.search(text[0]) or re.search(r"redential error|Missing (?:AccessKeyId|SecretAccessKey)", plain):
+    why = LACKING[scheme]
+  else:
+    why = next((says for words, says in KNOWN if words.search(plain)), "the store does not answer as it should")
+  own = printable(plain.partition(" - ")[2] or plain, 200)
+  deeper = re.search(r'message: "([^"]+)"', text[2])
+  return f"{why} ({own}{f': {deeper[1]}' if deeper and deeper[1] not in own else ''})"
 
 
 def writing_mirror() -> Path:
@@ -87,6 +116,9 @@ class Bucket:
       raise UserError(f"{url} needs obstore, which is not installed; run `pip install -e '.[scale]'`") from None
     self.url, self.obstore, self.errors = url, obstore, obstore.exceptions
     self.base_error: type[Exception] = BaseError
+    wrong = next((x for x in ("?", "#", "//") if x in url.partition("://")[2]), None)
+    if wrong:  # what follows would be dropped, so that two stores were one
+      raise UserError(f"{printable(url, 80)}: a URL with '{wrong}' in it is not taken; choose a name without it")
     with self.said():
       self.store = open_url(url)
 
@@ -96,9 +128,7 @@ class Bucket:
     try:
       yield
     except (self.base_error, OSError) as e:
-      text, name = printable(e), type(e).__name__
-      why = next((says for words, says in KNOWN if any(w in name or w in text for w in words)), None)
-      raise UserError(f"{self.url}: {why or 'the store does not answer as it should'} ({text[:160]})") from None
+      raise UserError(f"{self.url}: {reason_of(e, self.url.partition(':')[0])}") from None
 
   def get(self, name: str) -> bytes | None:
     """None where there is none."""
@@ -109,7 +139,7 @@ class Bucket:
           raise UserError(f"{self.url}/{name} has {found.meta['size']} bytes, more than such a file may have")
         return bytes(found.bytes())
       except FileNotFoundError as e:  # what obstore raises
-        if "NoSuchBucket" in str(e):
+        if NO_BUCKET in str(e):
           raise UserError(f"{self.url}: there is no such bucket") from None
         return None
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from openpilot.tools.fair.labels import mirrors
@@ -33,10 +32,10 @@ from openpilot.tools.fair.labels.group import Group
 from openpilot.tools.fair.labels.meta import VERSION
 from openpilot.tools.fair.labels.remote import AT_ONCE, INDEX, Remote, folder_of, url_of
 from openpilot.tools.fair.labels.rules import check_stale
-from openpilot.tools.fair.labels.stored import disk_full_is_said
+from openpilot.tools.fair.labels.stored import disk_full_is_said, write_table
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, printable
-from openpilot.tools.lib.files import atomic_path, read_json, write_bytes, write_json
+from openpilot.tools.lib.files import read_json, write_bytes, write_json
 from openpilot.tools.lib.said import command
 
 
@@ -162,9 +161,8 @@ class LabelStore:
           "segment_id": [e.segment_id for e in entries],
           "timestamp_eof": [e.timestamp_eof for e in entries],
         }
-        with atomic_path(path / "frames.parquet") as tmp:
-          table = {k: pa.array(v, pa.int64()) for k, v in columns.items()}
-          pq.write_table(pa.table({**table, **{k: pa.array(v) for k, v in (more or {}).items()}}), tmp)
+        table = {k: pa.array(v, pa.int64()) for k, v in columns.items()}
+        write_table(path / "frames.parquet", pa.table({**table, **{k: pa.array(v) for k, v in (more or {}).items()}}))
         title = f"labels of {meta['segment']} by {meta['teacher']['name']}"
         write_bytes(path / META, group_bytes(title, meta["teacher"]["licence"]))
         if self.remote is not None:

@@ -16,7 +16,7 @@ import zarr
 from openpilot.tools.fair.labels.meta import CHUNK
 from openpilot.tools.fair.teacher import Label
 from openpilot.tools.lib.errors import UserError
-from openpilot.tools.lib.files import MANY, MB, ordinary
+from openpilot.tools.lib.files import MANY, MB, atomic_path, ordinary
 
 MOST_SIDE = 1 << 20  # pixels of a picture
 TABLE_LIMIT = 512 * MB  # bytes of one chunk's table, unpacked
@@ -65,6 +65,12 @@ def read_table(path: Path) -> pa.Table:
       raise ValueError(f"the texts of '{name}' are too long")
     table = table.set_column(table.column_names.index(name), name, column.cast(pa.string()))
   return table
+
+
+def write_table(path: Path, table: pa.Table, **how: Any) -> None:
+  """Atomically. how: as Parquet's writer takes it. Raises UserError as atomic_path() does."""
+  with atomic_path(path) as tmp:
+    pq.write_table(table, tmp.absolute(), **how)  # a relative name with a colon would be taken for a URL
 
 
 def check_columns(table: pa.Table, names: tuple[str, ...]) -> None:

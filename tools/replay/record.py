@@ -3,16 +3,17 @@
 
 from dataclasses import dataclass
 import heapq
+import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from openpilot.cereal import messaging
 from openpilot.cereal.services import SERVICE_LIST
 from openpilot.tools.lib.options import option, parse
-from openpilot.tools.lib.errors import cli
+from openpilot.tools.lib.errors import UserError, above_zero, cli
 from openpilot.tools.lib.guard import Guard, open_event
 from openpilot.tools.lib.logreader import LATEST, TAG_NAMES, LogReader
 from openpilot.tools.lib.logwriter import write_log
@@ -36,6 +37,19 @@ class Recorder:
     while not self.done.is_set():
       for sock in self.poller.poll(100):
         self.messages += messaging.drain_sock_raw(sock)
+
+  def until(self, over: Callable[[], bool]) -> Iterator[bytes]:
+    """Messages as they come, until over(), which is asked several times a second. None is
+    kept. Raises UserError where none came."""
+    came, last = False, False
+    while not last:
+      if last := over():
+        self.stop()
+      while self.messages:
+        came = True
+        yield self.messages.pop(0)
+    if not came:
+      raise UserError("no fair message came, nothing is written; does fairmodeld run, under the same OPENPILOT_PREFIX?")
 
   def stop(self) -> list[bytes]:
     self.done.set()
@@ -85,7 +99,7 @@ def is_fair(tag: int) -> bool:
 @dataclass(frozen=True)
 class Options:
   output: Path = option(positional=True, help="the log to write: .zst, .bz2 or raw")
-  seconds: float | None = option(None, help="stop after so many; by default on Ctrl-C")
+  seconds: float | None = option(None, parse=above_zero, help="stop after so many; by default on Ctrl-C")
 
 
 def main() -> None:
@@ -94,10 +108,9 @@ def main() -> None:
   for sig in (signal.SIGINT, signal.SIGTERM):
     signal.signal(sig, lambda *_: stop.set())
   print(f"recording {', '.join(FAIR)}; Ctrl-C ends")
-  end = time.monotonic() + args.seconds if args.seconds else None
-  while not stop.wait(0.2) and (end is None or time.monotonic() < end):
-    pass
-  n = write_log(args.output, recorder.stop())
+  end = time.monotonic() + (args.seconds or math.inf)
+  # written as they come: a path that cannot be written is told before the drive, not after it
+  n = write_log(args.output, recorder.until(lambda: stop.wait(0.2) or time.monotonic() >= end))
   print(f"{args.output}: {n} messages")
 
 

@@ -32,7 +32,15 @@ from openpilot.tools.lib.framereader import picture_size
 from openpilot.tools.lib.guard import Guard, is_sound, open_event
 from openpilot.tools.lib.logreader import TAG_NAMES, LogReader
 from openpilot.tools.lib.route import Segment
-from openpilot.tools.replay.source import KnownCamera, RouteOptions, choose_camera, fill_nv12, frames, open_route
+from openpilot.tools.replay.source import (
+  KnownCamera,
+  RouteOptions,
+  choose_camera,
+  fill_nv12,
+  frames,
+  is_published,
+  open_route,
+)
 
 BUFFERS = 20
 AHEAD = 8  # frames decoded before they are due
@@ -62,12 +70,7 @@ def messages(segments: list[Segment], allow: set[str] | None, block: set[str]) -
     return
   for t, tag, dat in LogReader(paths).raw():
     service = TAG_NAMES[tag]
-    if (
-      service in SERVICE_LIST
-      and not service.startswith("fair")
-      and service not in block
-      and (allow is None or service in allow)
-    ):
+    if is_published(service) and service not in block and (allow is None or service in allow):
       yield t, service, dat
 
 

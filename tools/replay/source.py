@@ -8,13 +8,14 @@ from pathlib import Path
 import av
 import numpy as np
 
+from openpilot.cereal.services import SERVICE_LIST
 from openpilot.common.transformations.model import MEDMODEL_CY, MEDMODEL_INPUT_SIZE
 from openpilot.tools.lib.cameras import CAMERAS, VIDEOS
 from openpilot.tools.lib.options import option
 from openpilot.tools.lib.encode_index import EncodeEntry, encode_index, join, synthetic_index
 from openpilot.tools.lib.errors import UserError, above_zero, not_negative, warn
 from openpilot.tools.lib.framereader import FrameReader, picture_size
-from openpilot.tools.lib.logreader import is_log
+from openpilot.tools.lib.logreader import TAG_NAMES, LogReader, is_log
 from openpilot.tools.lib.route import Route, Segment
 
 
@@ -169,6 +170,18 @@ class KnownCamera:
     return min(1, width / view_w) * (min(above, height / 2) + min(below, height / 2)) / view_h
 
 
+def is_published(service: str) -> bool:
+  """Whether a replay publishes it: a live process publishes the fair ones."""
+  return service in SERVICE_LIST and not service.startswith("fair")
+
+
+def log_begins(segments: list[Segment]) -> int | None:
+  """Time of the log's first message that is published, ns: seconds into a route count from there. None without a
+  log."""
+  paths = [s.log_path for s in segments if s.log_path is not None]
+  return next((t for t, tag, _ in LogReader(paths).raw() if is_published(TAG_NAMES[tag])), None) if paths else None
+
+
 def frames(
   segments: list[Segment],
   camera: str,
@@ -177,13 +190,14 @@ def frames(
   origin: int | None = None,
   focal: float | None = None,
 ) -> Iterator[tuple[EncodeEntry, np.ndarray]]:
-  """(entry, frame) of a route's video over all its segments, in order, from `start` seconds after `origin` ns, or the
-  first one, on.
+  """(entry, frame) of a route's video over all its segments, in order, from `start` seconds after `origin` ns on, by
+  default after the log's first message, without a log after the first frame.
 
   focal: pixels, of a camera that is not comma's; its frames are converted by KnownCamera. A segment whose video or
   index cannot be read is left out, and so are lost pictures, with a warning."""
   next_id, next_time = 0, 1_000_000_000
   played = 0
+  origin = log_begins(segments) if start and origin is None else origin
   known = KnownCamera(focal, pix_fmt) if focal is not None else lambda frame: frame
   for segment in segments:
     path: Path | None = getattr(segment, VIDEOS[camera])

@@ -236,3 +236,21 @@ def test_numbers_are_pycocotools(rng):
   for k in a:
     assert a[k] == pytest.approx(b[k], abs=1e-12), k
   assert json.dumps(a)
+
+
+def test_a_class_that_is_called_as_one_of_cocos_numbers(tmp_path):
+  """The AP of the class "small" was logged as that of small objects, and that of "50" as AP50."""
+  names = ("50", "small", "a b", "a_b")
+  boxes = [[10.0, 10.0, 50.0, 40.0], [100.0, 10.0, 60.0, 40.0], [10.0, 100.0, 50.0, 40.0], [100.0, 100.0, 60.0, 40.0]]
+  images = [{"id": 0, "file_name": "x.png", "width": 320, "height": 320}]
+  rows = [{"id": k + 1, "image_id": 0, "category_id": k, "bbox": b, "area": b[2] * b[3]} for k, b in enumerate(boxes)]
+  truth = {
+    "images": images,
+    "annotations": [{**r, "iscrowd": 0} for r in rows],
+    "categories": [{"id": k, "name": n} for k, n in enumerate(names)],
+  }
+  found = [{**r, "score": 0.9} for r in rows if r["category_id"] in (1, 3)]
+  said = metrics(truth, found)
+  assert said["map"] == said["map_50"] == pytest.approx(0.5) and said["map_small"] == -1
+  assert said["map_medium"] == pytest.approx(0.5) and said["mar_100"] == pytest.approx(0.5)
+  assert [said[f"map_{k}"] for k in ("50_", "small_", "a_b", "a_b_")] == pytest.approx([0, 1, 0, 1])

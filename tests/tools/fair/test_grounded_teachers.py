@@ -14,6 +14,7 @@ peft = pytest.importorskip("peft")
 
 import grounded_models as small
 
+from openpilot.tools.fair.detr.teacher import Pictures
 from openpilot.tools.fair.grounded_sam import lora
 from openpilot.tools.fair.grounded_sam.detector import join, levels, load_detector, mend_loss
 from openpilot.tools.fair.grounded_sam.prompts import class_scores, label_map, load_tokenizer, make_prompts, token_batch
@@ -85,6 +86,37 @@ def test_phrases_that_cannot_be_asked_for(words):
   with pytest.raises(UserError, match="at most 12"):
     make_prompts(words, ("car " * 40,), most=12)
   assert make_prompts(words, ("Car", "x"), {"x": "Traffic Light?"}).phrases == ("car", "traffic light")
+
+
+@pytest.mark.parametrize("size", [(2, 900), (900, 2), (1, 4000)])
+def test_a_picture_thinner_than_a_pixel_of_the_input(folders, size):
+  """One pixel thin: it ended the training in "preprocessor_config.json: pictures of 64x0 pixels"."""
+  rgb = pictures(size)[0]
+  h, w = size
+  boxes = np.array([[0, 0, w, h], [0, 0, w / 2, h]], np.float32)
+  found = load_segmenter(folders["sam"], CPU)
+  assert min(found.fit(h, w)) == 1 and max(found.fit(h, w)) == found.side
+  assert found.segment(rgb, boxes).shape == (2, h, w)
+  assert found.from_picture(np.ones((1, h, w), bool), 16).shape == (1, 16, 16)
+  detector = load_detector(folders["dino"], CPU)
+  p = make_prompts(detector.tokenizer, NAMES)
+  assert np.isfinite(detector.detect([rgb], p, score=0.0)[0].boxes).all()
+  fit = Pictures({"size": {"shortest_edge": 800, "longest_edge": 1333}}).fit
+  assert (fit(1, 9000), fit(9000, 3)) == ((1, 1333), (1333, 1))
+
+
+@pytest.mark.parametrize("names", [("car", "c\u00e4r"), ("\u8eca", "\u72ac"), ("car", "car\u200b")])
+def test_words_that_are_the_same_to_the_tokenizer_are_refused(words, names):
+  """Both classes had the same tokens: every box was of both, with the same score, without a word."""
+  assert words(names[0])["input_ids"] == words(names[1])["input_ids"]
+  with pytest.raises(UserError, match=r"are the same words to Grounding DINO.*--prompt CLASS=TEXT"):
+    make_prompts(words, names)
+  assert len(make_prompts(words, names, {names[1]: "a dent"}).all) == 1
+
+
+def test_a_class_without_a_known_word_is_told(words, capsys):
+  make_prompts(words, ("car", "\u72ac"))
+  assert "Grounding DINO knows no word of '\u72ac'" in capsys.readouterr().err
 
 
 def test_a_tokenizer_that_is_not_berts(tmp_path):

@@ -18,7 +18,7 @@ from openpilot.tools.fair.evaluation import evaluate as evaluation
 from openpilot.tools.fair.evaluation.compared import Compared, input_of, set_of
 from openpilot.tools.fair.evaluation.scenes import open_segments
 from openpilot.tools.fair.optimize import judge, optimize as module, told
-from openpilot.tools.fair.optimize.calibration import blocks, grid, record, split, spread
+from openpilot.tools.fair.optimize.calibration import Parts, blocks, check_apart, grid, record, split, spread
 from openpilot.tools.fair.optimize.judge import counts, hardest, make_row, verdict, worst
 from openpilot.tools.fair.optimize.search import Graphs
 from openpilot.tools.fair.optimize.variants import Variant
@@ -59,6 +59,15 @@ def test_no_route_both_calibrates_and_judges_and_conditions_are_among_both(store
     split(many[:2])
   two = split(many[:4])
   assert len(two.calibration) == len(two.judged) == 2
+
+
+def test_another_segment_of_a_route_that_is_judged_does_not_calibrate(store):
+  """Segments were compared by their own names: one minute of a drive calibrated, the next one judged."""
+  a, b, *_ = open_segments(store, {"simulator"}, [])
+  check_apart(Parts([a], [b]), "STORE")
+  one, next_one = (replace(a, name=f"0000002c--d68dde99ca--{n}") for n in (0, 1))
+  with pytest.raises(UserError, match="STORE has 1 routes or pictures that are judged too, as 0000002c--d68dde99ca;"):
+    check_apart(Parts([one], [b, next_one]), "STORE")
 
 
 def test_frames_are_spread_over_segments_and_along_them(store):
@@ -270,7 +279,7 @@ def test_what_is_undecided_is_told_and_applied_where_one_says_so(tmp_path, store
     ({"frames": 0}, "at least 1"),
     ({"frames": 4}, "too few"),
     ({"data": "nowhere"}, "there is no such file"),
-    ({"calibration": "same"}, "segments that are judged too"),
+    ({"calibration": "same"}, "4 routes or pictures that are judged too"),
     ({"truth": "nobody"}, "no labels by 'nobody'"),
     ({"classes": "moon,sun"}, "is no class|moon"),
   ],
@@ -320,3 +329,14 @@ def test_labeled_pictures_are_parted_in_blocks(tmp_path):
   assert not set(one) & set(other) and len(one) == 4 and len(other) == 8
   with pytest.raises(UserError, match="there is no such file"):
     module.open_data(options(tmp_path, tmp_path / "no.json", tmp_path / "out"), bundle)
+  # blocks of two stores are called alike: every other store was refused as the same one
+  more = options(
+    tmp_path, images_student_fixture.write(tmp_path / "more", 9, seed=1), tmp_path / "out2", ignore_classes=True
+  )
+  module.open_data(more, bundle)
+  apart = module.open_data(
+    replace(more, data=data, output=tmp_path / "out3", calibration=tmp_path / "out2/labels"), bundle
+  )
+  assert [sum(len(s.ids) for s in p) for p in (apart.parts.calibration, apart.parts.judged)] == [9, 12]
+  with pytest.raises(UserError, match="has 12 routes or pictures that are judged too, as picture"):
+    module.open_data(replace(more, data=data, output=tmp_path / "out4", calibration=tmp_path / "out/labels"), bundle)

@@ -73,12 +73,15 @@ def numbered(by_picture: Mapping[int, list[dict[str, Any]]]) -> list[dict[str, A
 def metrics(
   truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], library: str = "faster_coco_eval"
 ) -> dict[str, float]:
-  """COCO's numbers by torchmetrics' names: map, map_50, ..., mar_large, and map_CLASS and mar_100_CLASS. What does not
-  occur is -1, as there."""
+  """COCO's numbers by torchmetrics' names: map, map_50, ..., mar_large, and map_CLASS and mar_100_CLASS, with _ for
+  blanks; a class of such a name ("small", "50"), or of another class's, gets an underscore more. What does not occur is
+  -1, as there."""
   scores = coco_scores(truth, found, "bbox", library)
   out = {k: -1.0 if scores["stats"][v] is None else float(scores["stats"][v]) for k, v in NAMES.items()}
   for name, c in scores["classes"].items():
     key = "_".join(str(name).split())
+    while f"map_{key}" in out or f"mar_{key}" in out:
+      key += "_"
     out[f"map_{key}"], out[f"mar_100_{key}"] = float(c["ap"]), float(c["ar"])
   return out
 

@@ -63,7 +63,7 @@ class Pictures:
       return int(size["height"]), int(size["width"])
     if "max_height" in size:
       ratio = min(size["max_height"] / height, size["max_width"] / width)
-      return int(height * ratio), int(width * ratio)
+      return max(1, int(height * ratio)), max(1, int(width * ratio))
     if "shortest_edge" not in size:
       raise UserError(
         f"preprocessor_config.json: size {printable(size, 80)} is not known; height and width, or shortest_edge and "
@@ -76,6 +76,7 @@ class Pictures:
       raw = size["longest_edge"] * short / long
       edge = round(raw)
     other = int((edge if raw is None else raw) * long / short) if short != edge else long
+    edge = max(1, edge)  # of a thin picture; officially an error
     return (edge, other) if height <= width else (other, edge)
 
   def __call__(self, rgb: np.ndarray | torch.Tensor, device: Device) -> torch.Tensor:

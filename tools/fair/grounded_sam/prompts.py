@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openpilot.tools.lib.errors import UserError, printable
+from openpilot.tools.lib.errors import UserError, printable, warn
 
 SPECIAL = {"[PAD]": 0, "[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}  # the network has these numbers in its code
+UNKNOWN = 100  # [UNK], of every word that the vocabulary cannot spell
 TOKENS = 256  # of a prompt; more is an error of shapes inside
 VOCABULARY = "google-bert/bert-base-uncased"  # whose tokens all published sizes read
 
@@ -80,6 +81,24 @@ def parse_prompts(said: Sequence[str], names: Sequence[str]) -> dict[str, str]:
   return out
 
 
+def check_tokens(tokenizer: Any, phrases: Sequence[str]) -> None:
+  """The tokenizer takes accents off, and has one token for all words that it does not know: other words may be the same
+  to the network. Raises UserError on two such phrases; warns of one without a known word."""
+  seen: dict[tuple[int, ...], str] = {}
+  for phrase in phrases:
+    ids = tuple(tokenizer(phrase)["input_ids"])[1:-1]
+    if (same := seen.setdefault(ids, phrase)) != phrase:
+      raise UserError(
+        f"'{printable(phrase, 40)}' and '{printable(same, 40)}' are the same words to Grounding DINO, which reads "
+        "English without accents; tell the classes apart with --prompt CLASS=TEXT"
+      )
+    if set(ids) <= {UNKNOWN}:
+      warn(
+        f"Grounding DINO knows no word of '{printable(phrase, 40)}': it finds what it learns here at most; name it in "
+        "English with --prompt CLASS=TEXT"
+      )
+
+
 def make_prompts(
   tokenizer: Any,
   names: Sequence[str],
@@ -99,6 +118,7 @@ def make_prompts(
   for i, phrase in enumerate([*phrases, *more]):
     if phrase in [*phrases, *more][:i]:
       raise UserError(f"'{printable(phrase, 40)}' is asked for twice; tell the classes apart with --prompt CLASS=TEXT")
+  check_tokens(tokenizer, [*phrases, *more])
 
   def build(classes: Sequence[int]) -> Prompt:
     text = ". ".join([*(phrases[c] for c in classes), *more]) + "."

@@ -32,11 +32,12 @@ class Segmenter:
     self.said = pictures
 
   def fit(self, height: int, width: int) -> tuple[int, int]:
-    """A picture's size -> that of it in the square input: SAM's longer side fills it, SAM 2 stretches both."""
+    """A picture's size -> that of it in the square input: SAM's longer side fills it, SAM 2 stretches both. It is a
+    pixel thin at least."""
     if self.family == "sam2":
       return self.side, self.side
     scale = self.side / max(height, width)
-    return int(height * scale + 0.5), int(width * scale + 0.5)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
   def pixels(self, rgb: np.ndarray) -> Tensor:
     """(3, H, W) uint8 RGB -> (1, 3, side, side), as the official processor has it."""

@@ -10,7 +10,7 @@ from openpilot.selfdrive.modeld.fair.bundle import BundleError, load_bundle
 from openpilot.selfdrive.modeld.fair.runners import file_of
 from openpilot.tools.fair.images.predict import find_bundle
 from openpilot.tools.fair.optimize import formats, optimize
-from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.errors import UserError, above_zero, cli
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.options import option, parse
 
@@ -30,7 +30,9 @@ class Options:
     None, aliases=("--calibration-data",), help="a COCO JSON or YOLO folder of pictures that it has not learned from"
   )
   images: Path | None = option(None, help="the pictures' folder, where it is not beside")
-  max_loss: float = option(0.01, help="what each metric may lose, in parts of it; recalls half of it, in points")
+  max_loss: float = option(
+    0.01, parse=above_zero, help="what each metric may lose, in parts of it; recalls half of it, in points"
+  )
   frames: int = option(48, help="pictures that ranges are taken from")
 
 

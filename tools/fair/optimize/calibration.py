@@ -1,6 +1,7 @@
 """Which frames of a label store ranges are taken from and layers chosen by, and which ones judge the result: never the
 same route. And what goes into a graph at these frames, its state included."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,9 +64,23 @@ def split(segments: list[Segment]) -> Parts:
 
 
 def check_apart(parts: Parts, where: str) -> None:
-  """Raises UserError where a segment is to calibrate and to be judged."""
-  if both := {s.name for s in parts.calibration} & {s.name for s in parts.judged}:
-    raise UserError(f"{where} has segments that are judged too, as {sorted(both)[0]}; give another store")
+  """Raises UserError where a route, or a single picture, is to calibrate and to be judged."""
+  one, other = (
+    {s.route: s.route for s in part if s.sizes is None} | pictures_of([s for s in part if s.sizes is not None])
+    for part in (parts.calibration, parts.judged)
+  )
+  if both := sorted(one[k] for k in one.keys() & other.keys()):
+    raise UserError(f"{where} has {len(both)} routes or pictures that are judged too, as {both[0]}; give another store")
+
+
+def pictures_of(segments: Iterable[Segment]) -> dict[str, str]:
+  """{sha256: name} of single pictures as they are stored: blocks of two stores are called alike."""
+  reader = Reader(window=0)
+  return {
+    hashlib.sha256(frame.tobytes()).hexdigest(): f"picture {i} of {s.frames.path.parent.name}"
+    for s in segments
+    for i, frame in zip(s.ids, reader.dense(s.frames, "frame", s.rows), strict=True)
+  }
 
 
 class Heard:

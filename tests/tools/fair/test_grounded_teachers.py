@@ -17,6 +17,7 @@ import grounded_models as small
 from openpilot.tools.fair.detr.teacher import Pictures
 from openpilot.tools.fair.grounded_sam import lora
 from openpilot.tools.fair.grounded_sam.detector import join, levels, load_detector, mend_loss
+from openpilot.tools.fair.grounded_sam.experiment import Tuned, find_base
 from openpilot.tools.fair.grounded_sam.prompts import class_scores, label_map, load_tokenizer, make_prompts, token_batch
 from openpilot.tools.fair.grounded_sam.segmenter import load_segmenter
 from openpilot.tools.fair.grounded_sam.two_stage import GroundedSAM, load_teachers
@@ -457,3 +458,14 @@ def test_texts_of_a_batch_are_padded(words):
   batch = token_batch(asks, CPU.device)
   assert batch["attention_mask"].sum(1).tolist() == [len(p.ids) for p in asks]
   assert (batch["input_ids"][1, len(asks[1].ids) :] == 0).all()
+
+
+def test_a_base_that_was_moved_is_told_with_the_place_where_it_was(tmp_path):
+  """It told of another folder alone, ./weights, in which nobody had put it."""
+  tuned = Tuned("sam", tmp_path / "exp/teachers/sam_lora", False, "moved-base", "0" * 64, None, str(tmp_path / "was"))
+  with pytest.raises(
+    UserError, match=rf"sam_lora needs its base moved-base; it is not at {tmp_path}/was, and no weights"
+  ):
+    find_base(tuned)
+  with pytest.raises(UserError, match=rf"it is not at {tmp_path}/here, and no weights 'moved-base'"):
+    find_base(tuned, tmp_path / "here")

@@ -147,7 +147,13 @@ def find_base(tuned: Tuned, given: str | Path | None = None) -> Path:
   places = [Path(given), Path(given) / tuned.base] if given is not None else [Path(tuned.base_path or os.devnull)]
   found = next((p for p in places if (p.is_file() and p.suffix) or (p / "config.json").is_file()), None)
   if found is None:
-    found = find_weights(tuned.base)
+    try:
+      found = find_weights(tuned.base)
+    except UserError as e:
+      was = given or tuned.base_path
+      raise UserError(
+        f"{tuned.folder} needs its base {tuned.base}; {f'it is not at {was}, and ' if was else ''}{e}"
+      ) from None
   if hash_weights(found) != tuned.base_hash:
     raise UserError(
       f"{found} is another {KEYS[tuned.key]} than {tuned.folder} was tuned on ({tuned.base}, hash "

@@ -20,6 +20,7 @@ from openpilot.tools.fair.detr.pictures import Frame, to_pixels, to_relative
 from openpilot.tools.fair.detr.samples import ByShape, Collate, Samples
 from openpilot.tools.fair.images.check import Check
 from openpilot.tools.fair.images.dataset import open_dataset
+from openpilot.tools.fair.images.predict import find_bundle
 from openpilot.tools.lib.errors import UserError
 
 GOOD = ["0 0.5 0.5 0.2 0.4", "1 0.25 0.3 0.1 0.2"]
@@ -254,3 +255,13 @@ def test_a_class_that_is_called_as_one_of_cocos_numbers(tmp_path):
   assert said["map"] == said["map_50"] == pytest.approx(0.5) and said["map_small"] == -1
   assert said["map_medium"] == pytest.approx(0.5) and said["mar_100"] == pytest.approx(0.5)
   assert [said[f"map_{k}"] for k in ("50_", "small_", "a_b", "a_b_")] == pytest.approx([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("files", [("detr.json",), ("metadata.json", "teacher_config.yaml")])
+def test_a_teachers_folder_is_no_bundle_that_export_could_make(tmp_path, files):
+  for name in files:
+    (tmp_path / name).touch()
+  with pytest.raises(
+    UserError, match=r"holds no bundle: it is a teacher, for `label --teachers` and .*--teacher-dir`$"
+  ):
+    find_bundle(tmp_path)

@@ -117,6 +117,9 @@ def test_losses_and_what_they_may_be_by_hand():
   assert error.loss == pytest.approx(0.015) and error.limit == 0.01 and error.share == pytest.approx(1.5)
   better = make_row("segmentation", "miou", 0.5, 0.51, 0.01)
   assert better.loss == pytest.approx(-0.02)
+  same = make_row("objects", "recall", 0.6, 0.6, 0.01)
+  same.spread(0.0, 0.0)
+  assert same.words.endswith("0.6000 to 0.6000, 0.00 points (+0.00 to +0.00)")  # it was told as a gain, -0.00
   recall = make_row("objects", "recall", 0.6, 0.597, 0.01)
   assert recall.loss == pytest.approx(0.003) and recall.limit == 0.005  # half a point
   tiny = make_row("objects", "ap", 0.01, 0.0095, 0.01)

@@ -15,6 +15,8 @@ from openpilot.selfdrive.modeld.fair.plan import plan_heads
 from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
 from openpilot.selfdrive.modeld.fair.heads.oriented import upright
 from openpilot.tools.replay.runner import named_runner
+from openpilot.tools.fair.detr.experiment import is_detr
+from openpilot.tools.fair.grounded_sam.experiment import is_experiment
 from openpilot.tools.fair.images.tiles import OVERLAP, check_tiles, merged, windows
 from openpilot.tools.fair.labels.placement import place_input
 from openpilot.tools.fair.labels import rle
@@ -53,6 +55,8 @@ def find_bundle(path: Path) -> Path:
   if len(inside) != 1:
     more = f"{len(inside)} bundles: {', '.join(p.name for p in inside)}; name one" if inside else "no bundle"
     hint = "" if inside else ": make one with `tools/op.sh export`"
+    if is_detr(path) or is_experiment(path):
+      hint = ": it is a teacher, for `label --teachers` and `images train-student --teacher-dir`"
     raise UserError(f"{path} holds {more}{hint}")
   return inside[0]
 

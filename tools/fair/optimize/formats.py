@@ -169,13 +169,13 @@ def to_half(base: Bundle, inputs: Inputs | None = None) -> Variant:
 
 
 def lines(made: Made) -> list[str]:
-  """For the terminal."""
+  """For the terminal. Milliseconds are the table's, in turns with the others: alone they were of another load."""
   out = []
   for t in made.told:
     worst = max(t["outputs"], key=lambda k: t["outputs"][k]["max"])
     o = t["outputs"][worst]
     out.append(
-      f"{t['file']:<28} {t['bytes'] / 1e6:>5.2f} MB {t['ms']:>8.1f} ms in LiteRT; off from the float student at "
+      f"{t['file']:<28} {t['bytes'] / 1e6:>5.2f} MB; off from the float student at "
       f"{t['frames']} frames by {o['max']:.1e} at most, {o['mean']:.1e} on average, in {worst}"
     )
   return out

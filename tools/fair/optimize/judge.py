@@ -85,7 +85,7 @@ def bounded(task: str, metric: str) -> bool:
 
 def loss_of(metric: str, base: float, difference: float) -> float:
   """difference: of a value less base."""
-  down = difference if lower_is_better(metric) else -difference
+  down = difference if lower_is_better(metric) else 0.0 - difference  # not -0.0, which is told as a gain
   return down if metric.startswith("recall") else down / max(abs(base), LEAST)
 
 

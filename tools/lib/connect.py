@@ -1,6 +1,7 @@
 """Routes of comma connect, by its HTTP API: which files there are, and their bytes. As openpilot's tools/lib/api.py and
 route.py ask for them; API_HOST names another host, as there."""
 
+import contextlib
 import errno
 import json
 import os
@@ -21,7 +22,7 @@ from openpilot.tools.lib.route import CONNECT, NAMES, RANGE
 T = TypeVar("T")
 TOKEN = "COMMA_JWT"
 HOST = "https://api.commadotai.com"
-TRIES, AGAIN = 5, (500, 502, 503, 504)
+TRIES, AGAIN = 5, (429, 500, 502, 503, 504)
 TIMEOUT = 30.0  # s
 WAIT = 1.0  # s before the second try; twice as long before each further one
 ANSWER_LIMIT = 64 * MB  # bytes
@@ -59,8 +60,9 @@ class Expired(UserError):
 
 def ask(url: str, what: str, read: Callable[[Any], T], token: str = "") -> T:
   """read(answer), tried again where the other side stumbles. what: for people. Raises UserError."""
-  scheme = urllib.parse.urlsplit(url).scheme
-  if scheme != "https" and not (scheme == "http" and host().startswith("http:")):
+  parts = urllib.parse.urlsplit(url)
+  at = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+  if parts.scheme != "https" and not (parts.scheme == "http" and host().startswith("http:")):
     raise UserError(f"{what}: its address is none of https")
   request = urllib.request.Request(url, headers={"User-Agent": "openpilot-fair"})
   if token:
@@ -76,29 +78,47 @@ def ask(url: str, what: str, read: Callable[[Any], T], token: str = "") -> T:
       if e.code in (401, 403):
         raise Expired(f"{what}: its signed address is not accepted ({e.code})") from None
       if e.code == 404:
-        raise UserError(f"{what}: there is no such route, or it is not shared with you (404)") from None
+        gone = "there is no such route, or it is not shared with you" if token else f"{at} does not have it any more"
+        raise UserError(f"{what}: {gone} (404)") from None
       if e.code not in AGAIN or n == TRIES - 1:
-        raise UserError(f"{what}: {host()} answers {e.code}") from None
+        raise UserError(f"{what}: {at} answers {e.code}") from None
     except (OSError, HTTPException) as e:  # no connection, or lost on the way
       if system_errno(e) in (errno.ENOSPC, errno.EDQUOT):
         raise
       if n == TRIES - 1:
-        raise UserError(f"{what}: {host()} does not answer ({printable(e, 80)})") from None
+        raise UserError(f"{what}: {at} does not answer ({printable(e, 80)})") from None
     time.sleep(WAIT * 2**n)
   raise AssertionError
 
 
+def is_whole(answer: Any, total: int) -> None:
+  """Raises OSError where fewer bytes came than were promised."""
+  want = answer.headers.get("Content-Length")
+  if want is not None and total != int(want):
+    raise ConnectionError(f"cut short at {total} of {want} bytes")
+
+
+def take(answer: Any) -> bytes:
+  """An answer's body. Raises OSError where it is cut short, UserError where it is too long."""
+  data = answer.read(ANSWER_LIMIT + 1)
+  if len(data) > ANSWER_LIMIT:
+    raise UserError(f"{host()} answers with over {ANSWER_LIMIT} bytes, which is no list of files")
+  is_whole(answer, len(data))
+  return data
+
+
 def copy(answer: Any, path: Path) -> None:
-  """An answer's body into a file. Raises OSError where it is cut short, UserError where it is too long."""
-  want, total = answer.headers.get("Content-Length"), 0
+  """An answer's body into a file. Raises OSError where it is cut short, UserError where it is too long, or a page."""
+  total = 0
+  if answer.headers.get_content_type() == "text/html":
+    raise UserError(f"{urllib.parse.urlsplit(answer.geturl()).hostname} answers with a page in place of the file")
   with open(path, "wb") as f:
     while part := answer.read(MB):
       total += len(part)
       if total > FILE_LIMIT:
         raise UserError(f"a file of over {FILE_LIMIT} bytes is none of a route's")
       f.write(part)
-  if want is not None and total != int(want):
-    raise ConnectionError(f"cut short at {total} of {want} bytes")
+  is_whole(answer, total)
 
 
 class Connect:
@@ -118,7 +138,7 @@ class Connect:
     if not token or not token.isascii() or not token.isprintable():
       raise UserError(f"--connect needs a token: set {TOKEN}, from https://jwt.comma.ai")
     url = f"{host()}/v1/route/{urllib.parse.quote(self.name, safe='')}/files"
-    data = ask(url, self.name, lambda answer: answer.read(ANSWER_LIMIT), token)
+    data = ask(url, self.name, take, token)
     try:
       lists = [x for x in json.loads(data).values() if isinstance(x, list)]
       urls = [u for x in lists for u in x if isinstance(u, str)]
@@ -126,9 +146,10 @@ class Connect:
       raise UserError(f"{self.name}: {host()} answers with something that is no list of files") from None
     self.urls, self.told = {}, time.monotonic()
     for u in urls:
-      *_, dongle, log, n, file = ("", "", "", *urllib.parse.urlsplit(u).path.split("/"))
-      if (urllib.parse.unquote(dongle), log) == (self.dongle, self.log) and n.isdecimal() and file in NAMES:
-        self.urls[f"{log}--{int(n)}/{file}"] = u
+      with contextlib.suppress(ValueError):  # no URL
+        *_, dongle, log, n, file = ("", "", "", *map(urllib.parse.unquote, urllib.parse.urlsplit(u).path.split("/")))
+        if (dongle, log) == (self.dongle, self.log) and re.fullmatch("[0-9]{1,6}", n) and file in NAMES:
+          self.urls.setdefault(f"{log}--{int(n)}/{file}", u)
     return self.urls
 
   def download(self, name: str, path: Path) -> None:

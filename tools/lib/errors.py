@@ -52,6 +52,10 @@ class UserError(Exception):
   """Something the user gave is wrong. The message is one line: what was wrong, where, what to do."""
 
 
+class Unreadable(UserError):
+  """Its files are damaged, or are something else."""
+
+
 def not_negative(text: str) -> float:
   """For argparse: a number, 0 or above. Raises UserError, since argparse's own errors are a page."""
   try:

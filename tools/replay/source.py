@@ -13,7 +13,7 @@ from openpilot.common.transformations.model import MEDMODEL_CY, MEDMODEL_INPUT_S
 from openpilot.tools.lib.cameras import CAMERAS, VIDEOS
 from openpilot.tools.lib.options import option
 from openpilot.tools.lib.encode_index import EncodeEntry, encode_index, join, synthetic_index
-from openpilot.tools.lib.errors import UserError, above_zero, not_negative, warn
+from openpilot.tools.lib.errors import Unreadable, UserError, above_zero, not_negative, warn
 from openpilot.tools.lib.framereader import FrameReader, picture_size
 from openpilot.tools.lib.logreader import TAG_NAMES, LogReader, is_log
 from openpilot.tools.lib.route import Route, Segment
@@ -46,7 +46,7 @@ def usable(segments: list[Segment], camera: str) -> tuple[list[Segment], str]:
   """Segments whose log and video can be read. In place of an unreadable rlog the qlog is used, in place of an fcamera
   the qcamera; else the segment is left out.
 
-  Raises UserError where none is left."""
+  Raises Unreadable where none is left."""
   out: list[Segment] = []
   for s in segments:
     files = dict(s.files)
@@ -88,7 +88,7 @@ def usable(segments: list[Segment], camera: str) -> tuple[list[Segment], str]:
     out[k].files["fcamera"] = out[k].files["qcamera"]
   out = [s for k, s in enumerate(out) if k not in bad]
   if not out:
-    raise UserError(f"no segment of {segments[0].route} can be read; copy its files again")
+    raise Unreadable(f"no segment of {segments[0].route} can be read; copy its files again")
   return out, camera
 
 

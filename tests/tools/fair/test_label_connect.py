@@ -1,5 +1,6 @@
 """Routes of comma connect, from a stand-in of its HTTP answers."""
 
+import email.message
 import http.server
 import json
 import threading
@@ -41,16 +42,23 @@ class Api(http.server.BaseHTTPRequestHandler):
       if path.path != f"/v1/route/{DONGLE}%7C{LOG}/files":
         return self.reply(404, json.dumps({"error": 404, "description": "not found"}).encode())
       if said["answer"] is not None:
-        return self.reply(200, said["answer"])
+        return self.reply(200, said["answer"], said["length"])
       said["signed"] += 1
       files = {"cameras": [], "logs": [f"{here}/other/{DONGLE}/{LOG}/0/notes.txt?sig={said['signed']}"]}
       files["qcameras"] = [f"{here}/qcameras/{DONGLE}/{LOG}/{k}/qcamera.ts?sig={said['signed']}" for k in range(2)]
       files["qcameras"] += [f"{here}/x/{DONGLE}/00000001--aaaaaaaaaa/0/qcamera.ts", f"{here}/../0/qcamera.ts", 3]
+      files["qcameras"].append(f"http://[bad/{DONGLE}/{LOG}/0/qcamera.ts")
+      if said["quoted"]:
+        files["qcameras"] = [str(u).replace("--", "%2D%2D") for u in files["qcameras"]]
       return self.reply(200, json.dumps(files).encode())
     if f"sig={said['signed']}" != path.query:
       return self.reply(403, b"expired")
     number = path.path.split("/")[-2]
     body = (said["route"] / f"{LOG}--{number}" / "qcamera.ts").read_bytes()
+    if said["page"]:
+      return self.reply(200, b"<html>sign in</html>")
+    if said["lacks"] == number:
+      return self.reply(404, b"")
     if said["cuts"]:
       said["cuts"] -= 1
       return self.reply(200, body[:100], len(body))
@@ -61,7 +69,18 @@ class Api(http.server.BaseHTTPRequestHandler):
 def api(route, monkeypatch, tmp_path):
   """-> what the stand-in is told, and what it was asked."""
   server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
-  server.said = {"route": route, "asked": [], "signed": 0, "stumbles": 0, "cuts": 0, "answer": None}
+  server.said = {
+    "route": route,
+    "asked": [],
+    "signed": 0,
+    "stumbles": 0,
+    "cuts": 0,
+    "answer": None,
+    "length": None,
+    "page": 0,
+    "lacks": "",
+    "quoted": False,
+  }
   thread = threading.Thread(target=server.serve_forever, daemon=True)
   thread.start()
   monkeypatch.setenv("API_HOST", f"http://127.0.0.1:{server.server_address[1]}")
@@ -132,6 +151,49 @@ def test_an_answer_that_is_no_list_of_files(answer, api, tmp_path, monkeypatch, 
   api["answer"] = answer
   code, err = run(monkeypatch, capsys, tmp_path / "s", "--connect", NAME)
   assert code == 2 and len(err) == 1 and ("no list of files" in err[0] or "no segment with video" in err[0])
+
+
+def test_an_answer_that_is_cut_short_is_asked_for_again(api, monkeypatch):
+  api["answer"], api["length"] = b'{"qcameras": [', 5000
+  with pytest.raises(UserError, match=r"does not answer \(cut short at 14 of 5000 bytes"):
+    Connect(DONGLE, LOG).files()
+  assert len(api["asked"]) == connect.TRIES
+
+
+def test_a_page_that_came_in_place_of_a_video_is_not_kept(route, api, tmp_path, monkeypatch, capsys):
+  """It was, and no later command asked for the video again. Nor is it said that it was tried thrice."""
+  api["page"] = 1
+  code, err = run(monkeypatch, capsys, tmp_path / "s", "--connect", NAME)
+  assert code == 2 and "no segment of 0000002c--d68dde99ca can be read" in err[-1] and "times" not in "".join(err)
+  api["page"] = 0
+  assert run(monkeypatch, capsys, tmp_path / "s", "--connect", NAME)[0] == 0
+  assert run(monkeypatch, capsys, tmp_path / "want", route)[0] == 0
+  assert contents(tmp_path / "s") == contents(tmp_path / "want")
+
+
+def test_a_page_that_says_so_is_refused(tmp_path):
+  class Answer:
+    headers = email.message.Message()
+
+    def geturl(self):
+      return "https://elsewhere/x"
+
+  Answer.headers["Content-Type"] = "text/html; charset=utf-8"
+  with pytest.raises(UserError, match="elsewhere answers with a page in place of the file"):
+    connect.copy(Answer(), tmp_path / "x")
+
+
+def test_a_file_that_is_gone_is_not_called_a_route(api, tmp_path, monkeypatch, capsys):
+  api["lacks"] = "1"
+  code, err = run(monkeypatch, capsys, tmp_path / "s", "--connect", NAME)
+  failed = [x for x in err if x.startswith("failed: ")]
+  assert code == 1 and len(failed) == 1 and "--1/qcamera.ts: http://127.0.0.1:" in failed[0], err
+  assert failed[0].endswith("does not have it any more (404)") and "3 times" not in failed[0]
+
+
+def test_addresses_may_be_quoted(api):
+  api["quoted"] = True
+  assert sorted(Connect(DONGLE, LOG).files()) == [f"{LOG}--{k}/qcamera.ts" for k in range(2)]
 
 
 def test_without_a_path_or_a_route(api, tmp_path, monkeypatch, capsys):

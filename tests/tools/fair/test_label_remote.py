@@ -3,6 +3,7 @@ In obstore's memory where only what is asked matters; against moto's S3 server, 
 installed: pip install -e '.[scale]' 'moto[server]'."""
 
 import json
+import shutil
 import socket
 import threading
 import time
@@ -25,7 +26,7 @@ from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
 from openpilot.tools.fair.labels.remote import INDEX, folder_of, url_of
 from openpilot.tools.fair.labels.store import LabelStore
-from openpilot.tools.lib.errors import cli
+from openpilot.tools.lib.errors import UserError, cli
 
 obstore = pytest.importorskip("obstore", reason="obstore is not installed")
 route = small_route  # a fixture of theirs
@@ -157,6 +158,35 @@ def test_the_index_is_not_trusted(route, local, memory, capsys):
   obstore.put(store, INDEX, b'{"groups": []}')
   run_teacher(Small(), views_of(route)[:1], LabelStore(URL, create=True), every=1, progress=False)
   assert len(LabelStore(URL).groups()) == len(names) + 1
+
+
+def test_what_is_said_names_the_url(local, memory):
+  """Not the mirror of this process, in which no command would find or mend anything."""
+  store, _ = memory
+  fill(store, local)
+  LabelStore(URL, writes=True).finish()
+  with pytest.raises(UserError, match=f"^{URL} holds nothing that teaches 'depth'.*--out {URL}`$"):
+    Clips(URL, ["depth"], 2)
+  group = next(g for g in LabelStore(URL).groups("mean"))
+  for n in [n for n in objects(store) if n.startswith(f"{group.name}/")]:
+    obstore.put(store, n.replace("/mean-", "/mean-0"), bytes(obstore.get(store, n).bytes()))
+  obstore.delete(store, INDEX)
+  with pytest.raises(UserError, match=f"delete one: {URL}/.* or {URL}/"):
+    LabelStore(URL).by_segment({"mean"})
+
+
+def test_groups_come_in_the_order_of_a_folder(memory, tmp_path):
+  """A student's clips, and so what it learns, follow it."""
+  store, _ = memory
+  write_store(tmp_path / "s", n=8)
+  first = sorted((tmp_path / "s").glob("*--*"))[0]
+  for name in ("cars", "cars-2", "cars 3"):
+    (tmp_path / "s" / name).mkdir()
+    for group in first.iterdir():
+      shutil.copytree(group, tmp_path / "s" / name / group.name)
+  fill(store, tmp_path / "s")
+  LabelStore(URL, writes=True).finish()
+  assert [g.name for g in LabelStore(URL).groups()] == [g.name for g in LabelStore(tmp_path / "s").groups()]
 
 
 def test_two_writers_share_and_a_broken_run_goes_on(route, local, memory):

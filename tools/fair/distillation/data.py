@@ -127,7 +127,8 @@ class Clips:
   ):
     look = look_at(root)
     self.per_height = per_height
-    self.root, self.tasks, self.length, self.live = look.root, [task_name(t) for t in tasks], length, live
+    self.root, self.place = look.root, look.place
+    self.tasks, self.length, self.live = [task_name(t) for t in tasks], length, live
     self.classes = classes or road_classes()
     self.taught_live: dict[str, Source] = {}
     if live is not None:
@@ -138,7 +139,7 @@ class Clips:
           self.taught_live[t] = source
     self.picture = look.picture(segments)
     self.segments: list[Segment] = []
-    seen: dict[str, tuple[str, Path]] = {}
+    seen: dict[str, tuple[str, str]] = {}
     with_frames = 0
     stored = [t for t in self.tasks if t not in self.taught_live]
     for name, groups in look.segments.items():
@@ -154,24 +155,24 @@ class Clips:
         self.segments.append(Segment(name, frames, sources, valid_of(frames), sizes_of(frames), camera_height(groups)))
       for s in sources.values():
         key = json.dumps([s.group.meta["teacher"], s.group.meta["view"]], sort_keys=True)
-        before = seen.setdefault(s.group.teacher, (key, s.group.path))
+        before = seen.setdefault(s.group.teacher, (key, s.group.place))
         if before[0] != key:
           raise UserError(
             f"labels by '{s.group.teacher}' were made with two checkpoints or settings: {before[1]} and "
-            f"{s.group.path}; label again with --prune"
+            f"{s.group.place}; label again with --prune"
           )
     look.store.check_stale(
       (g for s in self.segments for g in (s.frames, *(x.group for x in s.sources.values()))), stale_labels
     )
     if not with_frames:
       raise UserError(
-        f"{self.root} holds no segment with model frames to learn from; label routes without --no-frames: `tools/op.sh "
-        "label`"
+        f"{self.place} holds no segment with model frames to learn from; label routes without --no-frames: "
+        "`tools/op.sh label`"
       )
     self._index()
 
   def _index(self) -> None:
-    root = self.root
+    root = self.place
     there = {*self.taught_live, *(t for s in self.segments for t in s.sources)}
     if lacks := [t for t in self.tasks if t not in there]:
       said = ", and ".join(f"nothing that teaches '{t}'; add {TASKS[t].wanted}" for t in lacks)

@@ -26,7 +26,7 @@ class Look:
 
   def __init__(self, root: str | Path):
     self.store = LabelStore(root)
-    self.root = self.store.root
+    self.root, self.place = self.store.root, self.store.place
     self.groups = self.store.groups()
     # segment -> teacher -> group
     self.segments = self.store.by_segment({g.teacher for g in self.groups}, self.groups)
@@ -65,7 +65,7 @@ class Look:
         found.setdefault(picture_of(groups["frames"]), name)
     if len(found) > 1:
       what = " and ".join(f"{p.kind} {p.width}x{p.height} of {p.view} ({name})" for p, name in list(found.items())[:2])
-      raise UserError(f"{self.root} holds frames of several kinds: {what}; label each kind into a store of its own")
+      raise UserError(f"{self.place} holds frames of several kinds: {what}; label each kind into a store of its own")
     return next(iter(found), InputSpec())
 
 

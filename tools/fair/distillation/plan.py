@@ -69,7 +69,7 @@ def split(
     other = clips_of(there, replace(config, tasks=judged), prefer, live, stale)
     if other.picture != whole.picture:
       raise UserError(
-        f"--val {val} holds {other.picture}, and {look.root} {whole.picture}; give labels of the same kind"
+        f"--val {val} holds {other.picture}, and {look.place} {whole.picture}; give labels of the same kind"
       )
     return whole, other
   names, out = set(look.segments), held_out(look)

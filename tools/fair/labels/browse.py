@@ -66,10 +66,10 @@ def drawn(
   frames = store.groups("frames", segment)
   if not frames:
     raise UserError(
-      f"{store.root} holds no frames{f' of {segment}' if segment else ''} to draw on; label again without --no-frames"
+      f"{store.place} holds no frames{f' of {segment}' if segment else ''} to draw on; label again without --no-frames"
     )
   if len({g.segment for g in frames}) < len(frames):
-    raise UserError(f"{store.root} holds frames of one segment made with several settings; label again with --prune")
+    raise UserError(f"{store.place} holds frames of one segment made with several settings; label again with --prune")
   for f in frames:
     groups = [
       g
@@ -78,7 +78,7 @@ def drawn(
     ]
     if not groups:
       by = f" by {', '.join(teachers)}" if teachers else ""
-      raise UserError(f"{f.segment} has no labels{by} in {store.root}; label it first")
+      raise UserError(f"{f.segment} has no labels{by} in {store.place}; label it first")
     for picture in tqdm(pictures(f, groups, limit), desc=f.segment, unit="frame", total=limit or f.n):
       yield f, picture
 

@@ -55,7 +55,7 @@ class Group:
       ]
     except (OSError, ValueError, TypeError, RecursionError) as e:
       raise UserError(
-        f"{path} is no group of labels: {' '.join(str(e).split())[:120]}; delete it and label again"
+        f"{self.place} is no group of labels: {' '.join(str(e).split())[:120]}; delete it and label again"
       ) from None
     self.n: int = self.frames.num_rows
     self._arrays: dict[str, Any] = {}  # zarr.Array: what it types as the result of indexing is of no use
@@ -101,6 +101,11 @@ class Group:
   def name(self) -> str:
     """In its store."""
     return f"{self.path.parent.name}/{self.path.name}"
+
+  @property
+  def place(self) -> str:
+    """For people: of a remote store its URL."""
+    return f"{self.path}" if self.remote is None else f"{self.remote.url}/{self.name}"
 
   @property
   def camera_height(self) -> float | None:
@@ -249,7 +254,7 @@ class Group:
     for label in self.labels:
       if label.name == name:
         return label
-    raise UserError(f"{self.path} has no label '{name}'; it has {', '.join(x.name for x in self.labels)}")
+    raise UserError(f"{self.place} has no label '{name}'; it has {', '.join(x.name for x in self.labels)}")
 
   def dense(self, name: str) -> Any:
     """(rows, ...) Zarr array; rows of chunks that are not done are zero: see done(). What it reads is not checked: see
@@ -287,7 +292,7 @@ class Group:
       with damage_is_said(path):
         parts.append(checked_table(read_table(self._fetched(path)), self.rows(k), self.label(name)))
     if not parts:
-      raise UserError(f"{self.path} holds no finished chunk yet; run the labeling command again")
+      raise UserError(f"{self.place} holds no finished chunk yet; run the labeling command again")
     return pa.concat_tables(parts, promote_options="permissive")
 
   def entry_count(self, name: str) -> int:

@@ -68,7 +68,9 @@ class Failures:
     count = Counter(teacher for teacher, _ in self.final)
     for (teacher, segment), error in self.final.items():
       if self.succeeded[teacher] or count[teacher] > 1:
-        print(f"failed: {segment} by {teacher}, {self.most} times: {reason_of(error)}", file=sys.stderr)
+        often = self.tries[teacher, segment]  # what cannot be opened is not tried again
+        times = f", {often} times" if often > 1 else ""
+        print(f"failed: {segment} by {teacher}{times}: {reason_of(error)}", file=sys.stderr)
     for (teacher, _), error in self.final.items():
       if not self.succeeded[teacher]:
         raise error

@@ -78,8 +78,8 @@ class LabelStore:
       ) from None
     if version != VERSION:
       raise UserError(
-        f"{self.root} is a label store of version {printable(version, 20)}, this program writes {VERSION}; label again "
-        "into another folder"
+        f"{self.place} is a label store of version {printable(version, 20)}, this program writes {VERSION}; label "
+        "again into another folder"
       )
 
   @cached_property
@@ -99,7 +99,9 @@ class LabelStore:
     found = self.remote.groups() if segment is None else self.remote.folders(f"{segment}/")
     with ThreadPoolExecutor(AT_ONCE) as pool:
       list(pool.map(self.remote.sync, found))
-    return [self.root / g for g in sorted(found) if (self.root / g / "group.json").exists()]
+    # in the order of a folder's paths: of the groups of 'cars' and 'cars-2' those of 'cars' come first
+    found = sorted(found, key=lambda g: g.split("/"))
+    return [self.root / g for g in found if (self.root / g / "group.json").exists()]
 
   def finish(self) -> None:
     """What is left to do when all is labeled: nothing of a folder but what killed processes left."""
@@ -124,8 +126,8 @@ class LabelStore:
         continue
       if g.teacher in there and g.teacher in teachers:
         raise UserError(
-          f"segment {g.segment} has two sets of labels by '{g.teacher}'; delete one: {g.path} or "
-          f"{there[g.teacher].path}"
+          f"segment {g.segment} has two sets of labels by '{g.teacher}'; delete one: {g.place} or "
+          f"{there[g.teacher].place}"
         )
       there[g.teacher] = g
     if self.remote is not None:  # what reads them may be forked, and cannot fetch
@@ -136,7 +138,7 @@ class LabelStore:
 
   def check_stale(self, groups: Iterable[Group], allowed: bool) -> None:
     """Raises UserError where some of the groups that are used are stale and that is not allowed; else it is said."""
-    check_stale(((str(g.path), g.meta) for g in groups), allowed)
+    check_stale(((g.place, g.meta) for g in groups), allowed)
 
   def group(
     self,

@@ -105,12 +105,12 @@ def label_all(
 def say_stale(store: LabelStore, current: list[Group], prune: bool) -> None:
   for g in store.stale(current):
     if prune and store.claims.taken(g.name):
-      print(f"kept: {g.path}: another command fills it")
+      print(f"kept: {g.place}: another command fills it")
       continue
     if prune:
       store.remove(g)
     why = "by rules that were mended since" if stale_rules(g.meta) else "with other settings"
-    print(f"{'removed' if prune else 'stale'}: {g.path}{'' if prune else f' (made {why}; --prune deletes it)'}")
+    print(f"{'removed' if prune else 'stale'}: {g.place}{'' if prune else f' (made {why}; --prune deletes it)'}")
 
 
 @dataclass

@@ -19,7 +19,7 @@ from openpilot.tools.fair.labels.sources.source import SourceOptions
 from openpilot.tools.fair.labels.views import SegmentView
 from openpilot.tools.lib.cameras import VIDEOS
 from openpilot.tools.lib.connect import Connect, parse_route
-from openpilot.tools.lib.errors import UserError, warn
+from openpilot.tools.lib.errors import Unreadable, UserError, warn
 from openpilot.tools.lib.route import FLAT, NAMES, RANGE, Route, Segment, segments_in
 
 CONNECT = "connect:"  # before a route of connect's
@@ -66,7 +66,11 @@ class FetchedPiece(RoutePiece):
       fetch(self.place, folder, {names[k]: f for k, f in there.items()})
       files = {k: folder / n for k, n in names.items()}
       view = self.view(Segment(self.segment.route, self.segment.num, folder, files))
-    except BaseException:
+    except BaseException as e:
+      for n in (
+        names.values() if isinstance(e, Unreadable) else ()
+      ):  # a sign-in page, as it may be: fetched anew next time
+        (folder / n).unlink(missing_ok=True)
       mirrors.release(folder)
       raise
     weakref.finalize(view, mirrors.release, folder)

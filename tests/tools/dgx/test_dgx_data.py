@@ -16,7 +16,7 @@ from openpilot.tools.dgx.training.dataloader import columns_of, find_segments, m
 from openpilot.tools.dgx.training.drive_log import read_log
 from openpilot.tools.dgx.training.shards import DrivingClips, epoch_batches, make_loader, read_dataset, split
 from openpilot.tools.fair.labels.views import ViewWarp, read_frames, segment_view
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.errors import UserError, cli
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route
@@ -357,3 +357,22 @@ def test_real_segments(shared_data, tmp_path):
   # turn rate
   assert np.median(np.abs(c["plan"][i][:, :, 7][:, 0] - c["pose"][i, 0] * c["pose"][i, 5])) < 0.2
   assert np.abs(c["plan"][i][:, :, 2]).max() < 8 and np.abs(c["plan"][i][:, 0, :3]).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+  "words",
+  [
+    ["--focal", "0"],
+    ["--focal", "nan"],
+    ["--focal", "-3"],
+    ["--min-speed", "nan"],
+    ["--gps-box", "1", "2", "3", "nan"],
+  ],
+)
+def test_numbers_that_are_none_are_one_line(words, tmp_path, monkeypatch, capsys):
+  """A focal length of 0 was taken for one that is not given, and one of nan ended in a traceback."""
+  monkeypatch.setattr("sys.argv", ["dataloader", "--routes", str(tmp_path), "--output", str(tmp_path / "d"), *words])
+  assert cli(dataloader.main)() == 2
+  err = capsys.readouterr().err.splitlines()
+  assert len(err) == 1 and words[0] in err[0] and words[-1] in err[0], err
+  assert not (tmp_path / "d").exists()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from driving_fixture import write_data
 
 from openpilot.tools.dgx.training import train as training
 from openpilot.tools.dgx.training.config import Config, rate
@@ -418,3 +419,20 @@ def test_a_reference_that_sees_turns_is_trained_whole(data, tmp_path, monkeypatc
   before = dict(module.named_parameters())
   moved = {k for k, v in learned.items() if not torch.equal(v, before[k])}
   assert set(learned) == set(before) and len(moved) > 0.5 * len(before)
+
+
+def test_the_last_segment_of_a_route_is_that_of_the_highest_number(tmp_path):
+  """Not the last by its name, which of twelve segments is the 9th."""
+  write_data(tmp_path / "d", segments=12)
+  _, shards = read_dataset(tmp_path / "d")
+  assert [int(s.name.rpartition("--")[2]) for s in shards] == list(range(12))
+  train, val, how = split(shards, 2, None, 0.1)
+  assert how == "the last 1 of 12 segments of the only route held out"
+  assert [s.name for s in val.shards] == [shards[-1].name] and val.shards[0].name.endswith("--11")
+  assert len(train.shards) == 11
+
+
+def test_judging_by_what_is_learned_is_said(data, base, tmp_path, monkeypatch, capsys):
+  words = ["--data", data, "--val", data, "--base", base, "--epochs", 1, "--batch-size", 2, "--clip", 2, "--workers", 0]
+  assert command(monkeypatch, *words, "--output", tmp_path / "r") == 0
+  assert "--val has 2 of the segments that are learned from" in capsys.readouterr().err

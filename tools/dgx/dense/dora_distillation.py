@@ -198,7 +198,7 @@ def main() -> None:
     return
   if args.base is not None:
     print(
-      f"{args.output / BEST}: next, `python tools/dgx/training/export.py {command('--checkpoint', args.output / BEST)} "
+      f"{args.output / BEST}: next, `tools/op.sh dgx export {command('--checkpoint', args.output / BEST)} "
       "--output custom_driving.onnx`"
     )
   else:

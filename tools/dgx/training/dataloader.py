@@ -7,6 +7,7 @@ the same command again to go on."""
 
 import errno
 import json
+import math
 import shutil
 import sys
 from collections import Counter
@@ -29,7 +30,7 @@ from openpilot.tools.dgx.training.shards import VERSION
 from openpilot.tools.fair.labels.group import file_hash
 from openpilot.tools.fair.labels.views import SegmentView, ViewWarp, read_frames, segment_view
 from openpilot.tools.lib.cameras import VIDEOS
-from openpilot.tools.lib.errors import UserError, cli, warn
+from openpilot.tools.lib.errors import UserError, above_zero, cli, not_negative, warn
 from openpilot.tools.lib.log_fields import GPS
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.options import option, parse
@@ -381,19 +382,21 @@ class Options:
   fps: int = option(
     20, choices=(5, 10, 20), help="frames kept a second; 5 is one phase of four, and a quarter of the disk"
   )
-  min_speed: float = option(0.0, metavar="M/S", help="only frames at this speed or above")
+  min_speed: float = option(0.0, parse=not_negative, metavar="M/S", help="only frames at this speed or above")
   engaged: bool = option(False, help="only frames at which openpilot drove")
   gps_box: tuple[float, ...] | None = option(
     None, nargs=4, metavar=("LAT", "LON", "LAT", "LON"), help="two corners; only frames inside"
   )
   traffic: str = option("log", choices=("log", "right", "left"), help="the side that traffic keeps to")
-  focal: float | None = option(None, help="pixels, for a camera that is none of comma's")
+  focal: float | None = option(None, parse=above_zero, help="pixels, for a camera that is none of comma's")
 
 
 def main() -> None:
   args = parse(Options, __doc__, "dataloader")
   options = {k: getattr(args, k) for k in ("camera", "fps", "min_speed", "engaged", "traffic", "focal")}
   options["gps_box"] = None if args.gps_box is None else list(args.gps_box)
+  if not all(map(math.isfinite, args.gps_box or ())):
+    raise UserError(f"--gps-box {' '.join(map(str, args.gps_box or ()))}: four numbers, degrees")
   stats = make_data(list(args.routes), args.output, options)
   print(table(stats))
   if not stats["total"].get("kept"):
@@ -402,7 +405,7 @@ def main() -> None:
       f"no frame was kept: {worst[0]} of {sum(stats['total'].values())} were left out as '{worst[1]}'; take other "
       "routes or wider filters"
     )
-  print(f"{args.output}: next, `python tools/dgx/training/train.py {command('--data', args.output)}`")
+  print(f"{args.output}: next, `tools/op.sh dgx train {command('--data', args.output, '--output', 'RUN')}`")
 
 
 if __name__ == "__main__":

@@ -90,6 +90,12 @@ class Shard:
     return np.array(out, np.int64)
 
 
+def in_order(path: Path) -> tuple[str, int, str]:
+  """Of a segment's folder: by route and number, so that the 10th comes behind the 9th."""
+  route, _, number = path.name.rpartition("--")
+  return route, int(number) if number.isdecimal() else -1, path.name
+
+
 def read_dataset(root: Path) -> tuple[dict[str, Any], list[Shard]]:
   """-> dataset.json and the segments that are whole. Raises UserError where there are none."""
   try:
@@ -103,7 +109,8 @@ def read_dataset(root: Path) -> tuple[dict[str, Any], list[Shard]]:
     raise UserError(
       f"{root} is of version {meta.get('version')}, this program reads {VERSION}; make it again with dataloader.py"
     )
-  shards = [Shard(p) for p in sorted(root.iterdir()) if (p / "segment.json").is_file() and not p.name.startswith(".")]
+  there = [p for p in root.iterdir() if (p / "segment.json").is_file() and not p.name.startswith(".")]
+  shards = [Shard(p) for p in sorted(there, key=in_order)]
   if not any(s.columns["keep"].any() for s in shards):
     raise UserError(f"{root} holds no kept frames; see statistics.json there for why they were left out")
   return meta, shards

@@ -160,6 +160,8 @@ def start(args: Options) -> tuple[Run, str]:
   train, val, how = split(shards, config.clip, hop, 0.0 if args.val else config.val_share)
   if args.val:
     val, how = DrivingClips(read_dataset(args.val)[1], config.clip, hop), str(args.val)
+    if both := sorted({s.name for s in shards} & {s.name for s in val.shards}):
+      warn(f"--val has {len(both)} of the segments that are learned from ({', '.join(both[:3])}): it judges too well")
   if not len(train):
     raise UserError(
       f"{args.data} has no clip of {config.clip} steps that follow each other, each kept; lower --clip, or filter less "
@@ -201,12 +203,7 @@ def learn(args: Options) -> None:
             f"{metrics[f'constant_curvature_{s:g}s']:.2f} m"
           )
     export = command(
-      "python",
-      "tools/dgx/training/export.py",
-      "--checkpoint",
-      args.output / BEST,
-      "--output",
-      "custom_driving_policy.onnx",
+      "tools/op.sh", "dgx", "export", "--checkpoint", args.output / BEST, "--output", "custom_driving_policy.onnx"
     )
     print(f"{args.output / BEST}: next, `{export}`")
 

@@ -1,6 +1,7 @@
 """A user's own classes, from labels to the manifest; and that no class of a label is dropped in silence."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from openpilot.selfdrive.modeld.fair.bundle import load_bundle
 from openpilot.selfdrive.modeld.fair.frames import pack_rgb
 from openpilot.tools.fair.bundle import export
-from openpilot.tools.fair.distillation import distill
+from openpilot.tools.fair.distillation import distill, initial
 from openpilot.tools.fair.distillation.augment import NONE
 from openpilot.tools.fair.distillation.batch import Batches
 from openpilot.tools.fair.distillation.config import Config
@@ -22,6 +23,7 @@ from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.distiller import Distiller
 from openpilot.tools.fair.distillation.options import find_classes, label_names
 from openpilot.tools.fair.distillation.plan import Plan
+from openpilot.tools.fair.distillation.trainer import Run
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.spec import Class, ClassSet, InputSpec, read_classes, road_classes
 from openpilot.tools.fair.students.student import build
@@ -98,23 +100,62 @@ def test_a_map_of_the_users_own_class_reaches_the_manifest(holes, tmp_path, monk
   assert bundle.manifest["input"] == InputSpec().to_dict()
 
 
-def test_layers_of_other_classes_start_anew(monkeypatch):
-  ema = dict.fromkeys(("student.objects.segmentation.weight", "student.objects.heat.bias", "student.neck.x"), 0)
-  state = {"ema": ema, "classes": {"maps": ["background", "pothole"], "boxes": []}}
+def test_channels_follow_their_classes(monkeypatch):
+  heat, maps = torch.arange(6.0).reshape(3, 2, 1, 1), torch.arange(12.0).reshape(1, 3, 2, 2)
+  logits = torch.arange(6.0).reshape(3, 2)
+  ema = {
+    "student.objects.heat.weight": heat,
+    "student.detector.logits.1.weight": logits,
+    "student.objects.segmentation.weight": maps,
+    "student.neck.x": torch.ones(1),
+  }
+  state = {"ema": ema, "classes": {"maps": ["road", "pothole", "sky"], "boxes": ["vehicle", "person", "two-wheeler"]}}
   said: list[str] = []
-  monkeypatch.setattr(distill, "warn", said.append)
-  other = ClassSet("other", (Class("pothole"), Class("background")))
-  kept = distill.without_other_classes(state, other, "here")["ema"]
-  assert list(kept) == ["student.objects.heat.bias", "student.neck.x"]
-  assert "here: it tells the maps background, pothole apart, and pothole, background are learned now" in said[0]
-  longer = ClassSet("longer", (Class("background"), Class("pothole"), Class("crack")))
-  assert distill.without_other_classes(state, longer, "here")["ema"] == ema and len(said) == 1
+  monkeypatch.setattr(initial, "warn", said.append)
+
+  def boxes(*names: str | Class) -> ClassSet:
+    both = [Class("road", boxes=False), Class("pothole"), Class("sky")]
+    more = [n if isinstance(n, Class) else Class(n, maps=False, boxes=True) for n in names]
+    return ClassSet("other", (*both, *more))
+
+  same = boxes("vehicle", "person", "two-wheeler", "cone")
+  assert initial.in_classes(state, same, "here")["ema"] == ema and not said
+  # by name in another order, by the set's own alias, by what streets' classes call both, and none of them
+  own = Class("runner", aliases=("Two Wheeler",), maps=False, boxes=True)
+  kept = initial.in_classes(state, boxes("person", "cone", own, "car", "truck"), "here")["ema"]
+  rows = [1, None, 2, 0, 0]
+  for name, layer in (("objects.heat", heat), ("detector.logits.1", logits)):
+    got = kept[f"student.{name}.weight"]
+    assert got.shape == (5, *layer.shape[1:])
+    for i, row in enumerate(rows):
+      assert got[i].isnan().all() if row is None else torch.equal(got[i], layer[row])
+  assert kept["student.objects.segmentation.weight"] is maps
+  assert "runner starts as two-wheeler; car starts as vehicle; truck starts as vehicle; cone starts anew" in said[0]
+  # a transposed convolution's outputs are its second dimension
+  kept = initial.in_classes(state, ClassSet("maps", (Class("sky"), Class("road"))), "here")["ema"]
+  assert torch.equal(kept["student.objects.segmentation.weight"], maps[:, [2, 0]])
+  assert list(kept) == ["student.neck.x", "student.objects.segmentation.weight"]  # no boxes are learned
+  kept = initial.in_classes(state, boxes("cone", "barrel"), "here")["ema"]
+  assert "student.objects.heat.weight" not in kept and "cone, barrel start anew" in said[-1]
+
+
+def test_a_class_that_was_not_known_starts_as_the_student_does(holes, tmp_path):
+  plan = Clips(holes / "s", ["segmentation"], 1, classes=find_classes("background,pothole", [MAP_LABEL]))
+  config = Config(student="objects-nano", tasks=["segmentation"], steps=1, batch=1, classes=plan.classes)
+  run = Run(config, plan, None, tmp_path / "run", "labels", workers=0)
+  name = "student.objects.segmentation.weight"
+  own = run.distiller.state_dict()[name].clone()
+  given = torch.stack([torch.full_like(own[:, 0], math.nan), torch.full_like(own[:, 1], 7)], 1)
+  run.warm_start({"ema": {name: given}, "provenance": [], "trained": {}, "history": [], "config": {}, "step": 0})
+  got = run.distiller.state_dict()[name]
+  assert torch.equal(got[:, 0], own[:, 0]) and (got[:, 1] == 7).all()
+  assert torch.equal(run.ema.state_dict()[name], got)
 
 
 @pytest.mark.slow
 def test_a_bundle_of_own_classes_is_trained_on(holes):
   train = Clips(holes / "s", ["segmentation"], 1, classes=find_classes("background,pothole", [MAP_LABEL]))
-  state = distill.initial([str(holes / "models" / "holes")], train)
+  state = initial.initial([str(holes / "models" / "holes")], train)
   own = load_checkpoint(holes / "run" / "best.pt")["ema"]["student.objects.segmentation.weight"]
   assert torch.allclose(state["ema"]["student.objects.segmentation.weight"], own, atol=1e-3)  # by way of float16
 

@@ -19,7 +19,7 @@ from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.distillation.augment import NONE, Augmentation
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.data import Clips
-from openpilot.tools.fair.distillation.distill import in_unit
+from openpilot.tools.fair.distillation.initial import in_unit
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.student import Student
 from openpilot.tools.fair.labels.store import LabelStore

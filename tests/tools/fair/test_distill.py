@@ -16,7 +16,7 @@ from label_fixture import LABELS, same, write_store
 from student_inputs import assert_close, randomise, some_inputs
 
 from openpilot.tools.learn.checkpoint import load_checkpoint
-from openpilot.tools.fair.distillation import distill
+from openpilot.tools.fair.distillation import distill, initial
 from openpilot.tools.fair.distillation.augment import NONE, draw
 from openpilot.tools.fair.distillation.batch import Batches, collate, convert
 from openpilot.tools.fair.distillation.data import Clips, RawClip
@@ -359,7 +359,7 @@ def test_a_student_is_put_together_from_two(labels, tmp_path):
     r.save("best.pt")
     assert (tmp_path / name / "best.pt").exists()
   first.train.per_height = True  # as both have learned
-  state = distill.initial([str(tmp_path / "a"), f"{tmp_path / 'b'}:lanes"], first.train)
+  state = initial.initial([str(tmp_path / "a"), f"{tmp_path / 'b'}:lanes"], first.train)
   for k, v in state["ema"].items():
     assert torch.equal(v, (second if ".lanes." in k else first).ema.state_dict()[k])
   third = run(labels, tmp_path / "c", config(seed=3))
@@ -372,9 +372,9 @@ def test_a_student_is_put_together_from_two(labels, tmp_path):
   again.load(load_checkpoint(tmp_path / "c/last.pt"))
   assert again.provenance() == third.provenance()
   with pytest.raises(UserError, match=r"no part 'wheels'; it has .*lanes"):
-    distill.initial([f"{tmp_path / 'a'}:wheels"], first.train)
+    initial.initial([f"{tmp_path / 'a'}:wheels"], first.train)
   with pytest.raises(UserError, match="nowhere"):
-    distill.initial([str(tmp_path / "nowhere")], first.train)
+    initial.initial([str(tmp_path / "nowhere")], first.train)
 
 
 def test_a_wider_student_starts_as_the_narrower_one():
@@ -410,6 +410,6 @@ def test_a_pickle_with_code_is_not_opened(tmp_path, monkeypatch):
 def test_another_backbones_trunk_starts_anew(capsys):
   """Layers of two backbones are called alike, and some have one shape: the first convolution."""
   state = {"backbone": "one", "ema": {"student.backbone.conv": 1, "student.neck.conv": 2, "student.depth.conv": 3}}
-  assert distill.of_trunk(state, "other", "--init R")["ema"] == {"student.depth.conv": 3}
+  assert initial.of_trunk(state, "other", "--init R")["ema"] == {"student.depth.conv": 3}
   assert "its backbone is one, and other is learned now" in capsys.readouterr().err
-  assert distill.of_trunk(state, "one", "--init R") is state
+  assert initial.of_trunk(state, "one", "--init R") is state

@@ -10,7 +10,7 @@ import torch
 from label_fixture import interrupted, same, write_store
 
 from openpilot.tools.learn.checkpoint import load_checkpoint
-from openpilot.tools.fair.distillation import distill
+from openpilot.tools.fair.distillation import distill, initial
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.look import Look
 from openpilot.tools.fair.distillation.options import Options, configuration, trunk_of
@@ -228,7 +228,7 @@ def test_it_is_known_what_a_student_was_trained_on(labels, tmp_path):
   assert load_checkpoint(tmp_path / "a" / "best.pt")["trained"] == {"segments": mine, "unknown": []}
   write_store(tmp_path / "s", routes=("00000009--dddddddddd",))
   second = make_run(tmp_path / "s", tmp_path / "b")
-  second.warm_start(distill.initial([str(tmp_path / "a")], second.train))
+  second.warm_start(initial.initial([str(tmp_path / "a")], second.train))
   assert second.trained == {"segments": [*mine, "00000009--dddddddddd--0"], "unknown": []}
   old = {k: v for k, v in load_checkpoint(tmp_path / "a" / "best.pt").items() if k != "trained"}
   assert trained_on(old, tmp_path / "a") == {"segments": [], "unknown": ["a"]}

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from openpilot.selfdrive.modeld.fair.bundle import DEFAULT, MODELS_DIR, load_bundle
-from openpilot.tools.fair.distillation.distill import of_input
+from openpilot.tools.fair.distillation.initial import of_input
 from openpilot.tools.fair.distillation.look import Look
 from openpilot.tools.fair.distillation.sampling import shares
 from openpilot.tools.fair.images import learning, train_student

@@ -11,7 +11,7 @@ from test_label_claims import Mean, Small, contents
 from test_label_claims import route as small_route
 from test_label_remote import Counted, fill, obstore
 
-from openpilot.tools.fair.distillation.distill import place
+from openpilot.tools.fair.distillation.initial import place
 from openpilot.tools.fair.labels import label, loading, mirrors, remote
 from openpilot.tools.fair.labels.fetching import run_folder
 from openpilot.tools.fair.labels.mirrors import make_room, release, unit, units, use

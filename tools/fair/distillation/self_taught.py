@@ -136,13 +136,13 @@ def of_an_empty_frame(student: Student) -> tuple[Student, dict[str, Tensor]]:
 
 
 def check_known(teacher: Teacher, known: Mapping[str, Tensor]) -> None:
-  """known: weights that --init gave, by the student's names. Raises UserError where the student began any anew, or
-  wider, that its outputs depend on: then it was not that student."""
+  """known: weights that --init gave, by the student's names; NaN: it has none. Raises UserError where the student began
+  any anew, or wider, that its outputs depend on: then it was not that student."""
   twin, out = of_an_empty_frame(teacher.student)
   torch.stack([out[name].sum() for name in teacher.asked(out)]).sum().backward()
   own = [n for n, p in twin.named_parameters() if p.grad is not None]
   shapes = {n: p.shape for n, p in twin.named_parameters()}
-  if new := [n for n in own if n not in known or known[n].shape != shapes[n]]:
+  if new := [n for n in own if n not in known or known[n].shape != shapes[n] or known[n].isnan().any()]:
     raise UserError(
       f"--self-taught: {len(new)} of {len(own)} tensors of {twin.name} are not those of --init, the first is {new[0]}; "
       "name the student that it is, with its classes, and with --tasks what it has learned"

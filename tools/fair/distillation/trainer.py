@@ -278,11 +278,11 @@ class Run(Loop):
     self.history = list(state.get("history", []))[:-1]  # the last is this run's own
 
   def warm_start(self, state: dict[str, Any]) -> list[str]:
-    """Takes an earlier student's weights where names and shapes agree, or where this one is wider: see grown(). ->
-    names of the student's that found none."""
+    """Takes an earlier student's weights where names and shapes agree, or where this one is wider: see grown(); what is
+    NaN there stays as it is here. -> names of the student's that found none."""
     own = self.distiller.state_dict()
     there = {k: v for k, v in state["ema"].items() if k.startswith("student.") and k in own}
-    fit = {k: x for k, v in there.items() if (x := grown(v, own[k])) is not None}
+    fit = {k: x.where(~x.isnan(), own[k]) for k, v in there.items() if (x := grown(v, own[k])) is not None}
     for model in (self.distiller, self.ema):
       model.load_state_dict({**own, **fit})
     self.inherited = state["provenance"]

@@ -146,7 +146,16 @@ def test_a_class_that_was_not_known_starts_as_the_student_does(holes, tmp_path):
   name = "student.objects.segmentation.weight"
   own = run.distiller.state_dict()[name].clone()
   given = torch.stack([torch.full_like(own[:, 0], math.nan), torch.full_like(own[:, 1], 7)], 1)
-  run.warm_start({"ema": {name: given}, "provenance": [], "trained": {}, "history": [], "config": {}, "step": 0})
+  run.warm_start(
+    {
+      "ema": {name: given},
+      "provenance": [],
+      "trained": {"segments": [], "unknown": []},
+      "history": [],
+      "config": {},
+      "step": 0,
+    }
+  )
   got = run.distiller.state_dict()[name]
   assert torch.equal(got[:, 0], own[:, 0]) and (got[:, 1] == 7).all()
   assert torch.equal(run.ema.state_dict()[name], got)

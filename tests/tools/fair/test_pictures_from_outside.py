@@ -9,6 +9,7 @@ import images_student_fixture as squares
 import numpy as np
 import pytest
 
+from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.evaluation.detections import Detections, by_masks, make_objects
 from openpilot.tools.fair.images import evaluate, infer, store, train_detr, train_student
 from openpilot.tools.fair.images.check import Check
@@ -232,18 +233,25 @@ def test_a_number_that_is_text_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("aliases, unknown", [(("red=flurb",), "zott"), (("red=flurb", "blue=zott"), "")])
-def test_classes_that_the_teacher_of_unlabeled_pictures_does_not_know_are_said(
-  tmp_path, monkeypatch, capsys, aliases, unknown
-):
+def test_classes_that_the_teacher_of_unlabeled_pictures_does_not_know(tmp_path, monkeypatch, capsys, aliases, unknown):
   data, val = squares.write(tmp_path / "a", 4), squares.write(tmp_path / "b", 2, seed=1)
   squares.write(tmp_path / "c", 2, seed=2, labels=False)
   squares.register(monkeypatch)
   teacher = load_soft("colors", None, 0.4, ())
   args = {"data": data, "val": val, "unlabeled": tmp_path / "c/images", "alias": aliases, "augment": "plain"}
-  store.fill(train_student.Options(output=tmp_path / "out", **args), SPEC, [teacher])
-  said = capsys.readouterr().err
+  family = train_student.Options(output=tmp_path / "f", student="d-fine-nano", **args)  # learns by its own loss
+  store.fill(family, SPEC, [teacher])
   what = "'colors' has no name for 1 of 2 classes, and pictures that it alone labels teach that none of these is there"
-  assert (f"{what}: {unknown}" in said) == bool(unknown) and ("has no name for" in said) == bool(unknown)
+  err = capsys.readouterr().err
+  assert (f"{what}: {unknown}" in err) == bool(unknown) and ("has no name for" in err) == bool(unknown)
+  said = store.fill(train_student.Options(output=tmp_path / "out", **args), SPEC, [teacher])
+  assert "has no name for" not in capsys.readouterr().err
+  clips = Clips(said.train, ["objects"], 1, said.prefer, classes=said.classes, ignore=True)
+  told = {c.name.split(" frames")[0]: c.said["objects"].tells().tolist() for c in map(clips.read, range(len(clips)))}
+  free = [known for name, known in told.items() if name.startswith("unlabeled")]
+  assert len(told) == 2 and free == [[not unknown or n != unknown for n in said.classes.boxes]]
+  assert all(known == [True, True] for name, known in told.items() if not name.startswith("unlabeled"))
+  assert [unknown in line and "colors has no name" in line for line in clips.not_told()] == ([True] if unknown else [])
 
 
 def test_what_is_left_out_of_an_evaluation_is_counted(tmp_path, monkeypatch, capsys):

@@ -36,6 +36,12 @@ class Source:
   index: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # see tasks.Said
   left_out: tuple[str, ...] = ()  # names of classes that are not learned
 
+  def says(self, count: int) -> np.ndarray:
+    """(count,) bool of as many classes: of which it says where they are. The simulator knows all that is there."""
+    out = np.full(count, self.group is not None and self.group.teacher == "simulator")
+    out[self.index[self.index >= 0]] = True
+    return out
+
 
 @dataclass
 class Segment:
@@ -169,7 +175,16 @@ class Clips:
         f"{self.place} holds no segment with model frames to learn from; label routes without --no-frames: "
         "`tools/op.sh label`"
       )
+    count = len(self.classes.boxes)
+    self.told = {t: np.zeros(count, bool) for t in self.tasks if TASKS[t].kind == "boxes"}  # of all of them
+    for t, known in self.told.items():
+      for source in self._sources(t):
+        known |= source.says(count)
     self._index()
+
+  def _sources(self, task: str) -> list[Source]:
+    live = [self.taught_live[task]] if task in self.taught_live else []
+    return live or [s.sources[task] for s in self.segments if task in s.sources]
 
   def _index(self) -> None:
     root = self.place
@@ -243,14 +258,17 @@ class Clips:
     )
     for task, source in s.sources.items():
       at = [source.rows.get(int(f)) for f in ids]
-      clip.said[task] = self._said(source, [None if r is None else self._label(source, r) for r in at], s.height)
+      values = [None if r is None else self._label(source, r) for r in at]
+      clip.said[task] = self._said(task, source, values, s.height)
     if self.taught_live:
       self._ask(clip, ids, s.height)
     return clip
 
-  def _said(self, source: Source, values: list[Any], height: float | None) -> Said:
-    known = height if height is not None else DEFAULT_HEIGHT
-    return Said(source.labels, values, source.index, self.classes, self.picture, known if self.per_height else None)
+  def _said(self, task: str, source: Source, values: list[Any], height: float | None) -> Said:
+    at = (height if height is not None else DEFAULT_HEIGHT) if self.per_height else None
+    told = self.told.get(task)  # what nobody has a name for is nowhere, so that its channel stays quiet
+    known = None if told is None else source.says(len(told)) | ~told
+    return Said(source.labels, values, source.index, self.classes, self.picture, at, known)
 
   def _label(self, source: Source, row: int) -> Any:
     if source.labels[0].kind != "dense":
@@ -273,12 +291,11 @@ class Clips:
           k: np.asarray(v, np.float32) if k in COORDINATES else np.asarray(v) for k, v in told[labels[0].name].items()
         }
         values = [{k: v[table["frame"] == t] for k, v in table.items() if k != "frame"} for t in range(len(ids))]
-      clip.said[task] = self._said(source, values, height)
+      clip.said[task] = self._said(task, source, values, height)
 
   def label_shape(self, task: str) -> tuple[int, ...] | None:
     """Of one frame's label that teaches it; None where nothing does."""
-    found = [s.sources[task] for s in self.segments if task in s.sources]
-    found += [self.taught_live[task]] if task in self.taught_live else []
+    found = self._sources(task)
     return found[0].labels[0].shape if found else None
 
   def left_out(self) -> list[str]:
@@ -305,6 +322,25 @@ class Clips:
       + what[kind].format(count[teacher, kind])
       for (teacher, kind), found in names.items()
     ]
+
+  def not_told(self) -> list[str]:
+    """A line for each teacher of boxes that has no name for some classes that another one knows, and for those that
+    nobody knows."""
+    names = np.array(self.classes.boxes)
+    out: dict[str, None] = {}
+    for task, told in self.told.items():
+      lacks: dict[tuple[str, str], int] = {}
+      for s in self.segments:
+        source = s.sources.get(task)
+        if source is not None and (unknown := names[told & ~source.says(len(told))]).size:
+          key = source.group.teacher, ", ".join(unknown)
+          lacks[key] = lacks.get(key, 0) + 1
+      for (teacher, unknown), count in lacks.items():
+        segments = f"{count} segment{'s' if count > 1 else ''}"
+        out[f"{teacher} has no name for {unknown}: in the {segments} that it labels nothing of that is taught"] = None
+      if not told.all():
+        out[f"nothing here has a name for {', '.join(names[~told])}: taught as being nowhere"] = None
+    return list(out)
 
   def without_height(self) -> list[str]:
     """A line where depth in meters is learned in heights of the camera and some are not known, else none."""

@@ -4,6 +4,7 @@ DETR-shaped one (set_loss).
 objects, everywhere: one dict for each of the B images of {boxes (M, 4) float xyxy in view pixels, cls (M,) int64 into
 the K classes, track (M,) int64 or -1, score (M,) float, mask (M, 64, 128) float or bool, or None}. The teacher's score
 weighs what an object asks for; without scores all are 1. ignore (N, 4), if there: boxes of which nobody knows what
+they are. known (K,) bool, if there: classes of which it is known where they are not; the others are only taught where
 they are.
 The dicts of parts are weighted already: sum(parts.values()) is the loss."""
 
@@ -135,7 +136,8 @@ def set_loss(
     cls = torch.cat([o["cls"][m] for o, m in pick]).to(device)
     target = to_relative(torch.cat([o["boxes"][m] for o, m in pick]).to(boxes), view)
     score = torch.cat([scores(o)[m] for o, m in pick]).to(boxes)
-    classes, weight = torch.zeros_like(logits), torch.ones_like(logits)
+    classes = torch.zeros_like(logits)
+    weight = known_classes(objects, logits.transpose(1, 2))[:, None].repeat(1, logits.shape[1], 1)
     free = torch.stack([spared(b, o, view) for b, o in zip(boxes, objects, strict=True)])
     free[image, query] = False
     weight[free] = 0
@@ -229,8 +231,17 @@ def heat_targets(cells: Tensor, o: Flat, shape: torch.Size) -> Tensor:
   return gaussians.new_zeros(b * k, h * w).scatter_reduce(0, place, gaussians, "amax").reshape(shape)
 
 
-def heat_loss(heat: Tensor, o: Flat, cells: Tensor, keep: Tensor, valid: Tensor) -> Tensor:
-  """CenterNet's penalty-reduced focal loss over valid (B, h, w) cells, over the number of objects kept; scalar.
+def known_classes(objects: Sequence[Mapping[str, Any]], scores: Tensor) -> Tensor:
+  """(B, K) of scores' (B, K, ...) dtype: 1 for classes of which it is known where they are not. Of those that nobody
+  looked for, nothing is an error but what is missed."""
+  every = torch.ones(scores.shape[1], dtype=torch.bool)
+  known = [o["known"] if len(o.get("known", ())) else every for o in objects]
+  return torch.stack(known).to(scores)
+
+
+def heat_loss(heat: Tensor, o: Flat, cells: Tensor, keep: Tensor, valid: Tensor, known: Tensor | float = 1.0) -> Tensor:
+  """CenterNet's penalty-reduced focal loss over valid (B, h, w) cells, over the number of objects kept; scalar. known:
+  (B, K) of known_classes().
 
   Objects that are not kept (their center is where nothing counts) are no positives, but their Gaussians still spare
   their surroundings."""
@@ -242,7 +253,8 @@ def heat_loss(heat: Tensor, o: Flat, cells: Tensor, keep: Tensor, valid: Tensor)
   p = torch.sigmoid(heat)
   hit = -weight * (1 - p) ** 2 * F.logsigmoid(heat)
   miss = -((1 - target) ** 4) * p**2 * F.logsigmoid(-heat)
-  return torch.where(positive, hit, miss * valid[:, None]).sum() / max(len(kept.cls), 1)
+  counts = valid[:, None] * torch.as_tensor(known, device=heat.device)[..., None, None]
+  return torch.where(positive, hit, miss * counts).sum() / max(len(kept.cls), 1)
 
 
 def assign_cells(
@@ -344,7 +356,7 @@ def objects_loss(
   inside = ((cells >= 0) & (cells < limit)).all(-1) & (o.boxes[:, 2:] > o.boxes[:, :2]).all(-1)
   place = torch.where(inside[:, None], cells, 0)
   keep = inside & cells_valid[o.image, place[:, 1], place[:, 0]]
-  parts = {"heat": heat_loss(heat, o, cells, keep, cells_valid)}
+  parts = {"heat": heat_loss(heat, o, cells, keep, cells_valid, known_classes(objects, heat))}
 
   o, cells = o.take(keep), cells[keep]
   row, place, own = assign_cells(o, cells, cells_valid)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from openpilot.selfdrive.modeld.fair.heads.oriented import LOG_SIDE, MOST_LOG_RATIO
 from openpilot.tools.fair.distillation.features import shrink_valid
 from openpilot.tools.fair.distillation.losses import wide
-from openpilot.tools.fair.distillation.matching import CELL, assign_cells, flatten_objects, heat_loss
+from openpilot.tools.fair.distillation.matching import CELL, assign_cells, flatten_objects, heat_loss, known_classes
 
 PROBIOU_WEIGHT, CODE_WEIGHT, ANGLE_WEIGHT = 2.0, 0.5, 0.5
 THINNEST = 1.0  # pixels: a side of the target, as long at least; nothing of a Gaussian is left below
@@ -114,7 +114,7 @@ def oriented_loss(
   inside = ((cells >= 0) & (cells < torch.tensor([w, h], device=cells.device))).all(-1)
   place = torch.where(inside[:, None], cells, 0)
   keep = inside & cells_valid[flat.image, place[:, 1], place[:, 0]]
-  parts = {"heat": heat_loss(heat, flat, cells, keep, cells_valid)}
+  parts = {"heat": heat_loss(heat, flat, cells, keep, cells_valid, known_classes(objects, heat))}
 
   flat, cells, every = flat.take(keep), cells[keep], every[keep]
   row, place, _ = assign_cells(flat, cells, cells_valid, lambda points: holds(every, points))

@@ -102,6 +102,6 @@ def clips_of(look: Look, config: Config, prefer: Sequence[str], live: Any, stale
     per_height=config.per_height,
   )
   if is_first():
-    for line in (*clips.left_out(), *clips.without_height()):
+    for line in (*clips.left_out(), *clips.not_told(), *clips.without_height()):
       warn(line)
   return clips

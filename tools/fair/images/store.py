@@ -23,6 +23,7 @@ from openpilot.tools.fair.labels.sources.pictures import Pictures
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.spec import UNKNOWN, Class, ClassSet, InputSpec, plain, road_classes
 from openpilot.tools.fair.tasks.objects import SCORES
+from openpilot.tools.fair.students.families import FAMILIES
 from openpilot.tools.lib.errors import UserError, printable, warn
 
 NAME = "labeled"  # of the data's own labels in the store
@@ -176,7 +177,8 @@ def known_to(teachers: list[Any], classes: ClassSet) -> tuple[bool, bool, bool]:
 
 
 def say_unknown(teachers: list[Any], classes: ClassSet) -> None:
-  """What the pictures that a teacher alone labels say of classes that it has no name for: that they are not there."""
+  """What the pictures that a teacher alone labels say, by a family's own loss, of classes that it has no name for: that
+  they are not there. Ours learns nothing of these there, which `Clips.not_told` says."""
   finds = ((t, [x for x in t.labels if x.kind == "boxes" and x.unit != SCORES]) for t in teachers)
   for t, labels in finds:
     if labels:  # the first one's boxes are learned
@@ -233,7 +235,7 @@ def fill(args: Any, spec: InputSpec, teachers: list[Any], see: See | None = None
   for t in teachers:
     check_teacher(t, [], [*parts, *free], None, spec)
   scores, masked, features = known_to(teachers, classes)
-  if free:
+  if free and getattr(args, "student", "") in FAMILIES:
     say_unknown(teachers, classes)
   stores = {k: args.output / "labels" / k for k in ("train", "val")}
   sets = {"train": (named(parts, LABELED), named(free, FREE)), "val": (named(val, "val"), [])}

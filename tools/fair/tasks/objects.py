@@ -1,8 +1,8 @@
 """Objects at their centers: boxes, masks, identities.
 
 Batch, shared with the detector: objects, a list of B dicts: boxes (M, 4) x0 y0 x1 y1, cls, track (M,) int64, score (M,)
-float32, mask (M, H / 4, W / 4) float32 or None, ignore (N, 4) boxes of which nobody knows what they are; or None: not
-labeled."""
+float32, mask (M, H / 4, W / 4) float32 or None, ignore (N, 4) boxes of which nobody knows what they are, known (K,)
+bool: classes of which it is known where they are not; or None: not labeled."""
 
 from typing import Any
 
@@ -76,6 +76,7 @@ def object_list(a: Augmentation, said: Said, table: dict[str, np.ndarray]) -> di
     "score": table["score"][keep].astype(np.float32),
     "mask": mask,
     "ignore": cut[ignore].astype(np.float32),
+    "known": said.tells(),
   }
 
 

@@ -1,8 +1,8 @@
 """Oriented boxes at their centers.
 
 Batch: oriented, a list of B dicts: boxes (M, 5) cx, cy, w, h, angle in pixels of the picture, cls (M,) int64, score
-(M,) float32, upright (M, 4) the boxes around them, ignore (N, 4) upright boxes of which nobody knows what they are; or
-None: not labeled."""
+(M,) float32, upright (M, 4) the boxes around them, ignore (N, 4) upright boxes of which nobody knows what they are,
+known as in tasks/objects.py; or None: not labeled."""
 
 from typing import Any
 
@@ -54,6 +54,7 @@ def oriented_list(a: Augmentation, said: Said, table: dict[str, np.ndarray]) -> 
     "score": table["score"][keep].astype(np.float32),
     "upright": cut[keep].astype(np.float32),
     "ignore": cut[ignore].astype(np.float32),
+    "known": said.tells(),
   }
 
 

@@ -18,7 +18,9 @@ class Said:
 
   labels: one; of a teacher that gives a probability map for each class, all of them. values: T arrays or tables as
   stored, None where a frame is not labeled. index: of each of names_of(labels) its place among the classes that the
-  student tells apart, -1: left out. height: of the camera above the road, m, where depth is learned per meter of it."""
+  student tells apart, -1: left out. height: of the camera above the road, m, where depth is learned per meter of it.
+  known: (K,) bool, of which of the student's classes of boxes it says where they are, and so where they are not; None:
+  of all."""
 
   labels: list[Label]
   values: list[Any]
@@ -26,6 +28,11 @@ class Said:
   classes: ClassSet = field(default_factory=road_classes)
   picture: InputSpec = field(default_factory=InputSpec)
   height: float | None = None
+  known: np.ndarray | None = None
+
+  def tells(self) -> np.ndarray:
+    """known, (K,) bool."""
+    return np.ones(len(self.classes.boxes), bool) if self.known is None else self.known
 
   @property
   def label(self) -> Label:

@@ -17,6 +17,7 @@ from openpilot.tools.dgx.training.drive_log import read_log
 from openpilot.tools.dgx.training.shards import DrivingClips, epoch_batches, make_loader, read_dataset, split
 from openpilot.tools.fair.labels.views import ViewWarp, read_frames, segment_view
 from openpilot.tools.lib.errors import UserError, cli
+from openpilot.tools.lib.lock import only_one
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.logwriter import write_log
 from openpilot.tools.lib.route import Route
@@ -376,3 +377,12 @@ def test_numbers_that_are_none_are_one_line(words, tmp_path, monkeypatch, capsys
   err = capsys.readouterr().err.splitlines()
   assert len(err) == 1 and words[0] in err[0] and words[-1] in err[0], err
   assert not (tmp_path / "d").exists()
+
+
+def test_two_at_once_are_refused(tmp_path, monkeypatch, capsys):
+  """They wrote into one folder, and left a segment without its columns."""
+  (tmp_path / "d").mkdir()
+  monkeypatch.setattr("sys.argv", ["dataloader", "--routes", str(tmp_path), "--output", str(tmp_path / "d")])
+  with only_one(tmp_path / "d", ""):
+    assert cli(dataloader.main)() == 2
+  assert "another command makes" in capsys.readouterr().err

@@ -33,6 +33,7 @@ from openpilot.tools.lib.cameras import VIDEOS
 from openpilot.tools.lib.errors import UserError, above_zero, cli, not_negative, warn
 from openpilot.tools.lib.log_fields import GPS
 from openpilot.tools.lib.files import atomic_path
+from openpilot.tools.lib.lock import only_one
 from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.route import Route, Segment, segments_in
 from openpilot.tools.lib.said import command
@@ -397,7 +398,9 @@ def main() -> None:
   options["gps_box"] = None if args.gps_box is None else list(args.gps_box)
   if not all(map(math.isfinite, args.gps_box or ())):
     raise UserError(f"--gps-box {' '.join(map(str, args.gps_box or ()))}: four numbers, degrees")
-  stats = make_data(list(args.routes), args.output, options)
+  args.output.mkdir(parents=True, exist_ok=True)
+  with only_one(args.output, f"another command makes {args.output}; wait for it, or choose another --output"):
+    stats = make_data(list(args.routes), args.output, options)
   print(table(stats))
   if not stats["total"].get("kept"):
     worst = max((v, k) for k, v in stats["total"].items())

@@ -14,7 +14,7 @@ from onnx import helper
 from onnx.numpy_helper import from_array
 
 from openpilot.selfdrive.modeld.fair.bundle import write_manifest
-from openpilot.tools.fair.evaluation import evaluate as module
+from openpilot.tools.fair.evaluation import evaluate as module, report
 from openpilot.tools.fair.evaluation.detections import Detections
 from openpilot.tools.fair.evaluation.metrics import Sums
 from openpilot.tools.fair.evaluation.groups import GROUPS
@@ -405,6 +405,16 @@ def test_conditions(result):
   assert result["conditions"]["rain"]["tables"]["simulator"]["depth"]["unified"]["abs_rel"] == pytest.approx(
     np.exp(BIAS) - 1, abs=6e-4
   )
+
+
+def test_of_frames_that_lie_apart_it_is_said_what_that_means_for_what_is_followed(result):
+  assert result["every"] == 1 and report.sparse(result) == ""
+  apart = {**result, "every": 2}
+  line = report.sparse(apart)
+  assert "Tracks of points" in line and "Depth" not in line
+  assert line.endswith("of 2 frames one is labeled, so that things move 2 times as far between two as on the road")
+  assert line in report.left_out(apart) and line not in report.left_out(result)
+  assert report.sparse({**apart, "tables": {"simulator": {"depth": {}}}}) == ""
 
 
 def test_page_and_json(made, result):

@@ -8,6 +8,7 @@ from openpilot.tools.fair.bundle.sources import source_table, teacher_table, war
 from openpilot.tools.fair.distillation.trained import Trained
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.evaluation.groups import GROUPS
+from openpilot.tools.fair.evaluation.report import sparse
 from openpilot.tools.fair.students.student import Student
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_json
@@ -106,6 +107,8 @@ def tables(evaluations: list[dict[str, Any]], name: str, trained: Trained) -> st
     known = f"**{known}**" if known != "not trained on" else known
     routes = "route" if e["routes"] == 1 else "routes"
     what = f"{e['frames']} frames of {e['routes']} {routes} (`{public_path(e['data'])}`), {known}"
+    if apart := sparse(e):
+      what += f". {apart}"
     out.append(f"{what}:\n\n| what | metric | by | value [95%] | others |\n|---|---|---|---|---|\n" + "\n".join(rows))
     if beside := teacher_table(e, name):
       out.append(beside)

@@ -150,6 +150,7 @@ def evaluate(args: Options) -> dict[str, Any]:
   results = {
     "data": str(args.data),
     "frames": run.frames,
+    "every": max((int(s.frames.meta["every"]) for s in segments), default=1),
     "segments": [{"name": s.name, "frames": len(s.ids), "conditions": s.conditions} for s in segments],
     "routes": len({s.route for s in segments}),
     "truth": truth,

@@ -37,9 +37,24 @@ def summary(results: dict[str, Any]) -> str:
   return "\n".join(lines)
 
 
+FOLLOWED = ("lanes", "video", "identity")  # tasks in which things are followed from frame to frame
+
+
+def sparse(results: dict[str, Any]) -> str:
+  """Of frames that lie apart what that means for what is followed; '' where it is judged on all of them, or nothing
+  is."""
+  step = results.get("every", 1)
+  tasks = dict.fromkeys(t for tasks in results["tables"].values() for t in FOLLOWED if t in tasks)
+  if step == 1 or not tasks:
+    return ""
+  what = ", ".join(GROUPS[t].title for t in tasks)
+  return f"{what}: of {step} frames one is labeled, so that things move {step} times as far between two as on the road"
+
+
 def left_out(results: dict[str, Any]) -> list[str]:
-  """What was not compared, a line each."""
-  found = [
+  """What was not compared or not as on the road, a line each."""
+  found = [line] if (line := sparse(results)) else []
+  found += [
     f"not compared, of {who}: " + "; ".join(f"{name}: {n}" for name, n in names.items())
     for who, names in results["compared"]["left_out"].items()
   ]

@@ -134,6 +134,11 @@ def test_a_stores_sources(tmp_path):
   write_store(tmp_path / "sim", ("00000001--aaaaaaaaaa",), n=4)
   found = entry(Clips(tmp_path / "sim", ["depth"], 1), [])["sources"][0]
   assert (found["kind"], found["license"], found["share"]) == ("simulated drives", "MIT", 1.0)
+  unread = Clips(tmp_path / "sim", [], 1)  # a float student teaches, and no label is read
+  assert entry(unread, [])["sources"][0]["kind"] == "simulated drives"
+  write_store(tmp_path / "sim", ("00000001--aaaaaaaaaa",), n=4, teacher="yolox")
+  other = Clips(tmp_path / "sim", ["depth"], 1, prefer=["yolox"])  # nor the simulator's
+  assert entry(other, [])["sources"][0]["kind"] == "simulated drives"
 
 
 def test_conditions_beside_a_teacher_whose_source_is_a_list(tmp_path):

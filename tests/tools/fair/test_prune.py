@@ -68,7 +68,7 @@ def test_a_bundle_of_boxes_alone_knows_its_classes_by_all_names():
 
 
 @pytest.mark.slow
-def test_a_pruned_run_is_counted_and_exported_without_the_package(run, pruned, thin, monkeypatch, capsys):
+def test_a_pruned_run_is_counted_and_exported_without_the_package(run, pruned, thin, tmp_path, monkeypatch, capsys):
   out, said = pruned
   whole, student = (export.load_student(r)[0] for r in (run, out))
   assert said["macs"] == [macs(whole), macs(student)] and macs(student) <= 0.7 * macs(whole)
@@ -81,6 +81,12 @@ def test_a_pruned_run_is_counted_and_exported_without_the_package(run, pruned, t
   assert [int(row[3].removesuffix("M")) for row in table] == [round(macs(s) / 1e6) for s in (student, whole)]
   assert thin.manifest["widths"] == {k: list(v) for k, v in student.spec.widths.items()}
   assert "pruned, and not taught since" in (thin.path / "README.md").read_text()
+  environment = json.loads((out / "environment.json").read_text())
+  (out / "environment.json").write_text(json.dumps({k: v for k, v in environment.items() if k != "pruned"}))
+  monkeypatch.setattr(sys, "argv", ["export", str(out), "--output", str(tmp_path / "joined"), "--no-tinygrad"])
+  export.main()
+  (out / "environment.json").write_text(json.dumps(environment))
+  assert "pruned, put together from students that had learned before" in (tmp_path / "joined/README.md").read_text()
   frame = np.random.default_rng(0).integers(0, 256, (1, 6, 128, 256), dtype=np.uint8)
   got = OnnxRunner(thin, thin.graphs[0], 1).run({"frame": frame})["depth"]
   with torch.no_grad():

@@ -149,7 +149,9 @@ def card(
   losses = "\n".join(f"| {m['name']} | {m['value']:.4g} | {m['data']} |" for m in metrics)
   learned = f"learned {', '.join(config.tasks)} in {state['step']} steps of {config.batch} frames"
   learned += f", {config.taught_by}" if config.taught_by else ""
-  made = "pruned, and not taught since" if config.widths else "put together from students that had learned before"
+  made = "put together from students that had learned before"
+  if config.widths:
+    made = "pruned, and not taught since" if environment.get("pruned") else f"pruned, {made}"
   how = learned if config.steps else made
   measured = tables(evaluations, name, trained) or f"| metric | value | data |\n|---|---|---|\n{losses}"
   table, picture = source_table(state), student.spec.input

@@ -51,6 +51,7 @@ class Segment:
   valid: np.ndarray  # (H, W) bool: pixels of the student's picture that the camera's covers
   sizes: np.ndarray | None = None  # (rows, 2) width and height of pictures that are each placed by itself
   height: float | None = None  # of the camera above the road, m, where it was stored
+  groups: Mapping[str, Group] = field(default_factory=dict)  # all that the store has of it, by teacher
 
   @property
   def still(self) -> bool:
@@ -158,7 +159,8 @@ class Clips:
       sources = {t: s for t, s in found.items() if s is not None}
       if sources or self.taught_live or not self.tasks:
         frames = groups["frames"]
-        self.segments.append(Segment(name, frames, sources, valid_of(frames), sizes_of(frames), camera_height(groups)))
+        shape = valid_of(frames), sizes_of(frames)
+        self.segments.append(Segment(name, frames, sources, *shape, camera_height(groups), groups))
       for s in sources.values():
         key = json.dumps([s.group.meta["teacher"], s.group.meta["view"]], sort_keys=True)
         before = seen.setdefault(s.group.teacher, (key, s.group.place))

@@ -291,7 +291,16 @@ def prune(args: Any) -> dict[str, Any]:
     "whole": plan.left,
   }
   shown, log = history.earlier(source.state), {"pruned": said}
-  write_run(args, config, pruned.state_dict(), teachers, source.state["trained"], shown, source.environment, log)
+  write_run(
+    args,
+    config,
+    pruned.state_dict(),
+    teachers,
+    source.state["trained"],
+    shown,
+    {**source.environment, "pruned": True},
+    log,
+  )
   print(
     f"{source.config.student}: {before / 1e6:.0f} -> {now / 1e6:.0f} million multiply-adds ({1 - now / before:.1%} "
     f"fewer), {said['parameters'][0] / 1e6:.2f} -> {said['parameters'][1] / 1e6:.2f}M parameters; mean loss on "

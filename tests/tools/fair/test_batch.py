@@ -74,7 +74,7 @@ def told_live(labels, told, steps=2):
   asked = SimpleNamespace(
     live=SimpleNamespace(label=lambda clip, state: (told, state)),
     taught_live={"x": SimpleNamespace(labels=labels)},
-    _said=lambda source, values, height: values,
+    _said=lambda task, source, values, height: values,
   )
   clip = SimpleNamespace(frames=np.zeros((steps, 6, 128, 256), np.uint8), said=got)
   Clips._ask(asked, clip, np.arange(steps), None)

@@ -20,6 +20,7 @@ LEAST = 8  # frames that ranges can be taken from
 EVERY = 3  # each so many-th route calibrates
 RUN_UP = 2  # frames that the graph has seen before one that is taken, so that its state is as on the road
 BLOCKS = 30  # into which single pictures are put: what stands for a route of theirs
+AT_ONCE = 64  # pictures that are read
 
 
 @dataclass
@@ -77,9 +78,10 @@ def pictures_of(segments: Iterable[Segment]) -> dict[str, str]:
   """{sha256: name} of single pictures as they are stored: blocks of two stores are called alike."""
   reader = Reader(window=0)
   return {
-    hashlib.sha256(frame.tobytes()).hexdigest(): f"picture {i} of {s.frames.path.parent.name}"
+    hashlib.sha256(frame.tobytes()).hexdigest(): f"picture {s.ids[k]} of {s.frames.path.parent.name}"
     for s in segments
-    for i, frame in zip(s.ids, reader.dense(s.frames, "frame", s.rows), strict=True)
+    for first in range(0, len(s.rows), AT_ONCE)
+    for k, frame in enumerate(reader.dense(s.frames, "frame", s.rows[first : first + AT_ONCE]), first)
   }
 
 

@@ -67,10 +67,9 @@ class FetchedPiece(RoutePiece):
       files = {k: folder / n for k, n in names.items()}
       view = self.view(Segment(self.segment.route, self.segment.num, folder, files))
     except BaseException as e:
-      for n in (
-        names.values() if isinstance(e, Unreadable) else ()
-      ):  # a sign-in page, as it may be: fetched anew next time
-        (folder / n).unlink(missing_ok=True)
+      if isinstance(e, Unreadable):  # a sign-in page, as it may be: fetched anew next time
+        for n in names.values():
+          (folder / n).unlink(missing_ok=True)
       mirrors.release(folder)
       raise
     weakref.finalize(view, mirrors.release, folder)

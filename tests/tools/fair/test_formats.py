@@ -252,7 +252,8 @@ def test_a_tflite_file_that_loses_too_much_is_named_and_left_out(tmp_path, store
 
 
 def test_tflite_wants_litert_here_before_any_work(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+  for name in ("ai_edge_litert", "ai_edge_litert.interpreter"):  # another test may have imported it
+    monkeypatch.setitem(sys.modules, name, None)
   monkeypatch.setattr(module, "open_bundle", lambda args: pytest.fail("it went on"))
   with pytest.raises(UserError, match=r"--format tflite: LiteRT judges and times the files; pip install"):
     module.run(options(tmp_path, tmp_path / "b", tmp_path, "tflite"))

@@ -37,10 +37,11 @@ LEARNED_HEIGHT = 1.275  # m: the mean of the simulator's cameras, from which stu
 def begins_as(name: str, before: Sequence[str], now: ClassSet) -> int | None:
   """Which of the classes that were told apart `before` a class of `now` is: of its name or alias, else by what streets'
   classes call both. None where it is none of them."""
-  same = [i for i, b in enumerate(before) if (c := now.find(b)) is not None and c.name == name]
-  if not same and (like := street_classes().find(name)) is not None:
-    same = [i for i, b in enumerate(before) if street_classes().find(b) == like]
-  return same[0] if same else None
+  for known in (now, street_classes()):
+    own = known.find(name)
+    if own is not None and (same := [i for i, b in enumerate(before) if known.find(b) == own]):
+      return same[0]
+  return None
 
 
 def channels_of(layer: torch.Tensor, rows: Sequence[int | None]) -> torch.Tensor:

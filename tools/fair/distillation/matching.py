@@ -239,7 +239,7 @@ def known_classes(objects: Sequence[Mapping[str, Any]], scores: Tensor) -> Tenso
   return torch.stack(known).to(scores)
 
 
-def heat_loss(heat: Tensor, o: Flat, cells: Tensor, keep: Tensor, valid: Tensor, known: Tensor | float = 1.0) -> Tensor:
+def heat_loss(heat: Tensor, o: Flat, cells: Tensor, keep: Tensor, valid: Tensor, known: Tensor) -> Tensor:
   """CenterNet's penalty-reduced focal loss over valid (B, h, w) cells, over the number of objects kept; scalar. known:
   (B, K) of known_classes().
 
@@ -253,7 +253,7 @@ def heat_loss(heat: Tensor, o: Flat, cells: Tensor, keep: Tensor, valid: Tensor,
   p = torch.sigmoid(heat)
   hit = -weight * (1 - p) ** 2 * F.logsigmoid(heat)
   miss = -((1 - target) ** 4) * p**2 * F.logsigmoid(-heat)
-  counts = valid[:, None] * torch.as_tensor(known, device=heat.device)[..., None, None]
+  counts = valid[:, None] * known[..., None, None]
   return torch.where(positive, hit, miss * counts).sum() / max(len(kept.cls), 1)
 
 

@@ -246,7 +246,8 @@ def test_classes_that_the_teacher_of_unlabeled_pictures_does_not_know(tmp_path, 
   assert (f"{what}: {unknown}" in err) == bool(unknown) and ("has no name for" in err) == bool(unknown)
   said = store.fill(train_student.Options(output=tmp_path / "out", **args), SPEC, [teacher])
   assert "has no name for" not in capsys.readouterr().err
-  clips = Clips(said.train, ["objects"], 1, said.prefer, classes=said.classes, ignore=True)
+  # scores of the teacher say themselves of which classes they are
+  clips = Clips(said.train, ["objects", "logits"], 1, said.prefer, classes=said.classes, ignore=True)
   told = {c.name.split(" frames")[0]: c.said["objects"].tells().tolist() for c in map(clips.read, range(len(clips)))}
   free = [known for name, known in told.items() if name.startswith("unlabeled")]
   assert len(told) == 2 and free == [[not unknown or n != unknown for n in said.classes.boxes]]

@@ -22,7 +22,7 @@ from openpilot.tools.fair.labels.store import Group
 from openpilot.tools.fair.spec import UNKNOWN, ClassSet, InputSpec, plain, road_classes
 from openpilot.tools.fair.tasks import TASKS, Said, names_of, task_name
 from openpilot.tools.fair.teacher import COORDINATES, LICENSES, Clip, Label, Teacher
-from openpilot.tools.lib.errors import UserError
+from openpilot.tools.lib.errors import UserError, printable
 from openpilot.tools.lib.said import command
 
 
@@ -178,7 +178,9 @@ class Clips:
         "`tools/op.sh label`"
       )
     count = len(self.classes.boxes)
-    self.told = {t: np.zeros(count, bool) for t in self.tasks if TASKS[t].kind == "boxes"}  # of all of them
+    # of all of them; scores of a teacher say themselves of which classes they are: see tasks/logits.py
+    boxes = [t for t in self.tasks if TASKS[t].kind == "boxes" and not TASKS[t].optional]
+    self.told = {t: np.zeros(count, bool) for t in boxes}
     for t, known in self.told.items():
       for source in self._sources(t):
         known |= source.says(count)
@@ -339,9 +341,10 @@ class Clips:
           lacks[key] = lacks.get(key, 0) + 1
       for (teacher, unknown), count in lacks.items():
         segments = f"{count} segment{'s' if count > 1 else ''}"
-        out[f"{teacher} has no name for {unknown}: in the {segments} that it labels nothing of that is taught"] = None
+        of = printable(unknown, 200)
+        out[f"{teacher} has no name for {of}: in the {segments} that it labels nothing of that is taught"] = None
       if not told.all():
-        out[f"nothing here has a name for {', '.join(names[~told])}: taught as being nowhere"] = None
+        out[f"nothing here has a name for {printable(', '.join(names[~told]), 200)}: taught as being nowhere"] = None
     return list(out)
 
   def without_height(self) -> list[str]:

@@ -24,7 +24,7 @@ from openpilot.tools.fair.students.backbone import other_stem
 from openpilot.tools.fair.students.onnx_import import bundle_state
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.learn.processes import is_first
-from openpilot.tools.lib.errors import UserError, warn
+from openpilot.tools.lib.errors import UserError, printable, warn
 
 CLASS_LAYERS = {
   "maps": ("student.objects.segmentation.",),
@@ -76,8 +76,9 @@ def in_classes(state: dict[str, Any], now: ClassSet, where: str) -> dict[str, An
       starts = [f"{n} starts as {there[i]}" for n, i in zip(mine, rows, strict=True) if i is not None and there[i] != n]
       told = [*starts, *([f"{', '.join(new)} {'start' if len(new) > 1 else 'starts'} anew"] if new else [])]
       warn(
-        f"{where}: it tells the {kind} {', '.join(there)} apart, and {', '.join(mine) or 'none'} are learned now"
-        + (f": {'; '.join(told)}" if told else "")
+        f"{where}: it tells the {kind} {printable(', '.join(there), 200)} apart, and "
+        f"{printable(', '.join(mine), 200) or 'none'} are learned now"
+        + (f": {printable('; '.join(told), 400)}" if told else "")
       )
   return {**state, "ema": ema}
 

@@ -1,6 +1,5 @@
 """A bundle's weights come back out of its graph, and training goes on from them."""
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -15,31 +14,21 @@ pytest.importorskip("timm", reason="students are built on timm")
 from label_fixture import write_store
 from student_inputs import assert_close, randomise, some_inputs
 
-from openpilot.selfdrive.modeld.fair.bundle import write_manifest
+from openpilot.selfdrive.modeld.fair.bundle import load_bundle, write_manifest
 from openpilot.tools.learn.checkpoint import load_checkpoint
 from openpilot.tools.fair.distillation import distill
 from openpilot.tools.fair.students.onnx_export import export_onnx, store_half
-from openpilot.tools.fair.students.onnx_import import (
-  as_exported,
-  class_set,
-  classes_of,
-  import_onnx,
-  plain_norms,
-  settle_norms,
-)
+from openpilot.tools.fair.students.onnx_import import import_onnx, plain_norms, settle_norms, student_of
 from openpilot.tools.fair.students.student import build, spec_of
 from openpilot.tools.lib.errors import UserError
 
 MODELS = Path(__file__).resolve().parents[3] / "models"
 
 
-def imported(name, path, seed=5, backbone=None, graph=None):
+def imported(name, path, seed=5, backbone=None):
   torch.manual_seed(seed)
-  more = {} if graph is None else {"classes": class_set({k: v or ["one"] for k, v in classes_of(graph).items()})}
-  student = build(spec_of(name, backbone=backbone, **more))
+  student = build(spec_of(name, backbone=backbone))
   plain_norms(student)
-  if graph is not None:
-    as_exported(student, graph)
   weights = import_onnx(student, path)
   student.load_state_dict(weights, strict=False)
   return student.eval(), weights
@@ -171,13 +160,13 @@ def test_training_goes_on_from_a_bundle(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", sorted(p.parent.name for p in MODELS.glob("fair_*/manifest.json")))
 def test_what_ships_can_be_trained_on(name):
   """Its graph is still that of this code's student; its weights are all there."""
-  manifest = json.loads((MODELS / name / "manifest.json").read_text())
-  graph = manifest["graphs"][0]
-  path = MODELS / name / graph["file"]
-  student, _ = imported(graph["name"], path, backbone=manifest.get("backbone"), graph=graph)
+  bundle = load_bundle(MODELS / name)
+  graph = bundle.graphs[0]
+  student, _ = student_of(bundle, graph)
+  student.eval()
   inputs = some_inputs(student)
   names = [o["name"] for o in graph["outputs"]]
-  session = onnxruntime.InferenceSession(str(path))
+  session = onnxruntime.InferenceSession(bundle.onnx(graph))
   given = {i.name for i in session.get_inputs()}
   want = session.run(names, {k: v.numpy() for k, v in inputs.items() if k in given})
   out = student(**inputs)

@@ -121,7 +121,8 @@ def test_parts_of_the_work_make_one_machines_store(route, tmp_path, monkeypatch,
   assert code == 2 and said.err.count("\n") == 1 and not (tmp_path / "none").exists()
 
 
-def test_a_segment_that_cannot_be_opened_is_named_and_the_rest_is_done(route, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("part", [[], ["--shard", "0/1"]])
+def test_a_segment_that_cannot_be_opened_is_named_and_the_rest_is_done(route, part, tmp_path, monkeypatch, capsys):
   import shutil
 
   shutil.copytree(route, tmp_path / "r")
@@ -129,8 +130,10 @@ def test_a_segment_that_cannot_be_opened_is_named_and_the_rest_is_done(route, tm
   bad.write_bytes(b"no video" * 100)
   monkeypatch.setattr(loading, "load_teachers", lambda args: [Mean()])
   words = [str(tmp_path / "r"), "--teachers", "mean", "--focal", "110", "--output", str(tmp_path / "s"), "--no-frames"]
-  monkeypatch.setattr("sys.argv", ["label", *words, "--shard", "0/1"])
+  monkeypatch.setattr("sys.argv", ["label", *words, *part])
   assert cli(label.main)() == 1
   err = capsys.readouterr().err
   assert "failed: 0000002c--d68dde99ca--0 by mean" in err and "Traceback" not in err
   assert [g.segment[-1] for g in LabelStore(tmp_path / "s").groups()] == ["1"]
+  shutil.rmtree(tmp_path / "r" / "0000002c--d68dde99ca--1")
+  assert cli(label.main)() == 2  # nothing is left that can be labeled

@@ -7,7 +7,7 @@ from openpilot.tools.fair.labels.label_options import Options, shown
 from openpilot.tools.fair.labels.loading import held_teachers, inputs, source_options, teacher_names
 from openpilot.tools.fair.labels.passes import Failures
 from openpilot.tools.fair.labels.remote import url_of
-from openpilot.tools.fair.labels.sources import find_pieces, open_sources
+from openpilot.tools.fair.labels.sources import find_pieces, open_pieces
 from openpilot.tools.fair.labels.store import LabelStore
 from openpilot.tools.fair.labels.worker import (
   Worker,
@@ -52,7 +52,7 @@ def main() -> int:
   part = part or bool(args.connect) or any(url_of(p) for p in args.paths)
   held, told = held_teachers(args), source_options(args)
   if not part:
-    found = open_sources(inputs(args), told, args.source)
+    found, unopened = open_pieces(find_pieces(inputs(args), told, args.source))
     views, parts = split(found)
     for name, teacher in held.items():
       if name != "frames":
@@ -60,6 +60,7 @@ def main() -> int:
     store, failures = LabelStore(args.output, create=True), Failures()
     keep_license(store, parts, args.license)
     groups = label_all(list(held.values()), found, store, args, failures)
+    failures.final.update({(teacher, piece): e for teacher in held for piece, e in unopened.items()})
     store.finish()
     say_stale(store, groups, args.prune)
     return failures.finish()

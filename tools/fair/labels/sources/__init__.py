@@ -7,13 +7,31 @@ from openpilot.tools.fair.labels.sources.dota import Dota
 from openpilot.tools.fair.labels.sources.pictures import PictureFolders, Pictures
 from openpilot.tools.fair.labels.sources.fetched import RoutesByUrl, RoutesOfConnect
 from openpilot.tools.fair.labels.sources.routes import Routes
-from openpilot.tools.fair.labels.sources.source import SOURCES, Piece, Source, SourceOptions, pieces_of, register_source
+from openpilot.tools.fair.labels.sources.source import (
+  SOURCES,
+  Piece,
+  Source,
+  SourceOptions,
+  open_pieces,
+  pieces_of,
+  register_source,
+)
 from openpilot.tools.fair.labels.sources.stills import Stills
 from openpilot.tools.fair.labels.sources.yolo import Yolo
 from openpilot.tools.fair.labels.views import SegmentView
 from openpilot.tools.lib.errors import UserError
 
-__all__ = ["SOURCES", "Part", "Piece", "Source", "SourceOptions", "find_pieces", "open_sources", "register_source"]
+__all__ = [
+  "SOURCES",
+  "Part",
+  "Piece",
+  "Source",
+  "SourceOptions",
+  "find_pieces",
+  "open_pieces",
+  "open_sources",
+  "register_source",
+]
 
 Part = SegmentView | Pictures
 
@@ -47,24 +65,22 @@ def by_source(paths: list[str], options: SourceOptions, named: str) -> list[tupl
 
 
 def open_sources(paths: list[str], options: SourceOptions, named: str = "") -> list[Part]:
-  """All parts of all paths, each once. Raises UserError where two folders of pictures go by one name."""
-  parts: dict[str, Part] = {}
-  for source, own in by_source(paths, options, named):
-    for part in source.open(own, options):
-      same = parts.setdefault(part.name, part)
-      if same is not part and not part.segment.files and same.camera() != part.camera():
-        raise UserError(
-          f"{same.segment.dir} and {part.segment.dir} would both be '{part.name}' in the store; label one by one, each "
-          "with a --name"
-        )
-  return list(parts.values())
+  """All parts of all paths that can be opened, each once; the others are named. Raises UserError as find_pieces()."""
+  return open_pieces(find_pieces(paths, options, named))[0]
 
 
 def find_pieces(paths: list[str], options: SourceOptions, named: str = "") -> list[Piece]:
-  """As open_sources(), of routes without opening them. Raises UserError."""
+  """All pieces of all paths, each once; of routes they are not opened. Raises UserError where two folders of pictures
+  go by one name."""
   pieces: dict[str, Piece] = {}
   for source, own in by_source(paths, options, named):
     for piece in pieces_of(source, own, options):
-      if pieces.setdefault(piece.name, piece) is not piece and piece.part is not None:
-        raise UserError(f"two parts would be '{piece.name}' in the store; label one by one, each with a --name")
+      same = pieces.setdefault(piece.name, piece)
+      if same is piece or piece.part is None:
+        continue
+      if same.part is None or same.part.camera() != piece.part.camera():
+        places = " and ".join(
+          str(p.part.segment.dir) if p.part is not None else f"a segment of {p.route}" for p in (same, piece)
+        )
+        raise UserError(f"{places} would both be '{piece.name}' in the store; label one by one, each with a --name")
   return list(pieces.values())

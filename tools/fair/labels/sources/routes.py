@@ -2,13 +2,12 @@
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from openpilot.tools.fair.labels.aim import aimed
 from openpilot.selfdrive.modeld.fair.frames import CameraError, camera_intrinsics
-from openpilot.tools.fair.labels.sources.source import Piece, SourceOptions
+from openpilot.tools.fair.labels.sources.source import Piece, SourceOptions, open_pieces
 from openpilot.tools.fair.labels.views import SegmentView, segment_view
 from openpilot.tools.lib.cameras import VIDEOS
 from openpilot.tools.lib.errors import UserError, warn
@@ -81,24 +80,8 @@ def find_views(
   focal: float | str | None,
   horizon: float | str | None = None,
 ) -> list[SegmentView]:
-  """Of all segments that have video. Raises UserError where none has."""
-  return views_of(route_pieces(routes, data_dir, camera, every, focal, horizon))
-
-
-def views_of(pieces: Sequence[RoutePiece]) -> list[SegmentView]:
-  """Of those that can be opened; the others are named. Raises UserError where none can."""
-  views: list[SegmentView] = []
-  problems: list[UserError] = []
-  for piece in pieces:
-    try:
-      views.append(piece.open())
-    except UserError as e:
-      problems.append(e)
-  if problems and not views:
-    raise problems[0]
-  for problem in problems:
-    warn(f"{problem}; the segment is left out")
-  return views
+  """Of all segments that have video and can be opened; the others are named. Raises UserError where none is."""
+  return open_pieces(route_pieces(routes, data_dir, camera, every, focal, horizon))[0]
 
 
 def is_foreign(path: str, options: SourceOptions) -> bool:
@@ -133,4 +116,4 @@ class Routes:
     return route_pieces(paths, options.data_dir, options.camera, options.every, options.focal, options.horizon)
 
   def open(self, paths: list[str], options: SourceOptions) -> list[SegmentView]:
-    return views_of(self.pieces(paths, options))
+    return open_pieces(self.pieces(paths, options))[0]

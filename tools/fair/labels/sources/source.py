@@ -5,11 +5,14 @@ and sizes, how they are drawn into an input, and the labels that the data itself
 views.SegmentView of a route, or pictures.Pictures: stills, or a subclass that reads them, and says what they carry, in
 its own way."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from openpilot.tools.lib.errors import UserError, warn
 
 
 @dataclass
@@ -84,6 +87,23 @@ def pieces_of(source: Source, paths: list[str], options: SourceOptions) -> list[
   if hasattr(source, "pieces"):
     return source.pieces(paths, options)
   return [Piece(p.name, p.name, len(p.entries), p) for p in source.open(paths, options)]
+
+
+def open_pieces(pieces: Sequence[Piece]) -> tuple[list[Any], dict[str, UserError]]:
+  """-> the parts of those that can be opened, and by name why others cannot, which is said. Raises UserError where none
+  can."""
+  parts: list[Any] = []
+  problems: dict[str, UserError] = {}
+  for piece in pieces:
+    try:
+      parts.append(piece.open())
+    except UserError as e:
+      problems[piece.name] = e
+  if problems and not parts:
+    raise next(iter(problems.values()))
+  for problem in problems.values():
+    warn(f"{problem}; the segment is left out")
+  return parts, problems
 
 
 def register_source(name: str, source: Source) -> None:

@@ -169,7 +169,7 @@ for first in (None, *job["first"]):
       w.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(w) * np.float32(1 + off.get(first, 0)), w.name))
   onnx.save(net, str(path))
   outputs = {"depth": {"max": .03, "mean": .001}, "segmentation": {"max": .01, "mean": .002}}
-  one = {"target": t, "file": file, "path": str(path.relative_to(folder)), "bytes": path.stat().st_size, "ms": 2.5}
+  one = {"target": t, "file": file, "path": str(path.relative_to(folder)), "bytes": path.stat().st_size}
   one |= {"precision": "float32" if first is None else "int8", "outputs": outputs}
   left = {"the last layer of an output": ["a/b/x.y.Head_out;13;"]}
   if first:

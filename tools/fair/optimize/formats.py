@@ -169,7 +169,7 @@ def to_half(base: Bundle, inputs: Inputs | None = None) -> Variant:
 
 
 def lines(made: Made) -> list[str]:
-  """For the terminal. Milliseconds are the table's, in turns with the others: alone they were of another load."""
+  """For the terminal."""
   out = []
   for t in made.told:
     worst = max(t["outputs"], key=lambda k: t["outputs"][k]["max"])

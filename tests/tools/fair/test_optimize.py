@@ -19,7 +19,7 @@ from openpilot.tools.fair.evaluation.compared import Compared, input_of, set_of
 from openpilot.tools.fair.evaluation.scenes import open_segments
 from openpilot.tools.fair.optimize import judge, optimize as module, told
 from openpilot.tools.fair.optimize.calibration import Parts, blocks, check_apart, grid, record, split, spread
-from openpilot.tools.fair.optimize.judge import counts, hardest, make_row, verdict, worst
+from openpilot.tools.fair.optimize.judge import counts, hardest, make_row, most_shown, verdict, worst
 from openpilot.tools.fair.optimize.search import Graphs
 from openpilot.tools.fair.optimize.variants import Variant
 from openpilot.tools.fair.teacher import Label
@@ -115,6 +115,11 @@ def test_points_all_over_the_picture():
 def test_losses_and_what_they_may_be_by_hand():
   error = make_row("depth", "abs_rel", 0.2, 0.203, 0.01)
   assert error.loss == pytest.approx(0.015) and error.limit == 0.01 and error.share == pytest.approx(1.5)
+  assert error.shown and most_shown([error]) == pytest.approx(1.5)  # no interval: taken for a loss
+  error.spread(-0.001, 0.007)
+  assert not error.shown and most_shown([error]) == 0 and error.share == pytest.approx(1.5)
+  error.spread(0.001, 0.007)
+  assert error.shown and most_shown([error]) == pytest.approx(1.5)
   better = make_row("segmentation", "miou", 0.5, 0.51, 0.01)
   assert better.loss == pytest.approx(-0.02)
   same = make_row("objects", "recall", 0.6, 0.6, 0.01)

@@ -16,7 +16,7 @@ from openpilot.tools.fair.bundle.replace import CARD, new_bundle
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.scenes import Segment
 from openpilot.tools.fair.optimize.half import ROOM, emulated, half, outside, overflowing
-from openpilot.tools.fair.optimize.judge import FLOAT, Cards, judge, worst
+from openpilot.tools.fair.optimize.judge import FLOAT, Cards, judge, most_shown
 from openpilot.tools.fair.optimize.quantize import last_layers, prepare
 from openpilot.tools.fair.optimize.search import Rung
 from openpilot.tools.fair.optimize.variants import Variant
@@ -135,8 +135,8 @@ def to_tflite(bundle: Bundle, calibrating: Inputs, judging: Inputs, calibration:
 def chosen(
   rungs: list[Made], base: Bundle, segments: list[Segment], truth: str, compared: Compared, max_loss: float
 ) -> tuple[Made, list[Rung]]:
-  """The one with the fewest float layers whose metrics all lose at most ENOUGH on these segments, or the one that comes
-  nearest; and all that were tried."""
+  """The one with the fewest float layers of which no metric is shown to lose more than ENOUGH on these segments, or the
+  one that comes nearest; and all that were tried."""
   cards: Cards = {}
   tried: list[Rung] = []
   for n, made in enumerate(rungs):
@@ -145,11 +145,11 @@ def chosen(
     with tempfile.TemporaryDirectory() as tmp:
       bundles = {FLOAT: base, column: put(base, made, Path(tmp) / "bundle", base.path)}
       runners = {column: convert.INT8}
-      rows = judge(bundles, segments, truth, compared, max_loss, False, cards, runners)[column]
+      rows = judge(bundles, segments, truth, compared, max_loss, known=cards, runners=runners)[column]
     tried.append(Rung(f"the first {FIRST[n]} layers in float", back, rows))
-    if worst(rows).share <= ENOUGH:
+    if most_shown(rows) <= ENOUGH:
       break
-  best = min(range(len(tried)), key=lambda n: (max(ENOUGH, worst(tried[n].rows).share), n))
+  best = min(range(len(tried)), key=lambda n: (max(ENOUGH, most_shown(tried[n].rows)), n))
   return rungs[best], tried
 
 

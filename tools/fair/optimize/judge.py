@@ -58,6 +58,12 @@ class Row:
     return self.loss / self.limit if self.limit else 0.0
 
   @property
+  def shown(self) -> bool:
+    """Whether its routes show a loss at all: of few routes most that a metric loses is chance. Without an interval it
+    is taken for one."""
+    return self.least is None or self.least > 0
+
+  @property
   def words(self) -> str:
     unit = " points" if self.metric.startswith("recall") else "%"
     said = f"{100 * self.loss:.2f}{unit}"
@@ -97,6 +103,12 @@ def make_row(task: str, metric: str, base: float, value: float, max_loss: float)
 def worst(rows: Sequence[Row]) -> Row:
   """The metric that is nearest to what it may lose, or furthest beyond. Raises UserError where nothing was judged."""
   return max(asked(rows), key=lambda r: r.share)
+
+
+def most_shown(rows: Sequence[Row]) -> float:
+  """Of what a metric may lose, the most that one does whose loss is shown; 0 where none is. Raises UserError as
+  asked()."""
+  return max((r.share for r in asked(rows) if r.shown), default=0.0)
 
 
 def asked(rows: Sequence[Row]) -> list[Row]:

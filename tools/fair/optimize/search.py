@@ -15,7 +15,7 @@ from openpilot.tools.fair.evaluation.scenes import Segment
 from openpilot.tools.fair.optimize.bias import shifts
 from openpilot.tools.fair.optimize.choose import Back, Found, Net, mine, more_float, not_worth
 from openpilot.tools.fair.optimize.learned import Learned
-from openpilot.tools.fair.optimize.judge import FLOAT, Cards, Row, judge, worst
+from openpilot.tools.fair.optimize.judge import FLOAT, Cards, Row, judge, most_shown
 from openpilot.tools.fair.optimize.quantize import (
   NEVER,
   Calibrated,
@@ -156,8 +156,8 @@ def search(
   compared: Compared,
   max_loss: float,
 ) -> tuple[Variant, list[Rung]]:
-  """The variant with the fewest float layers whose metrics all stay within what they may lose on these segments, or,
-  where none does, the one that comes nearest; and all that were tried."""
+  """The variant with the fewest float layers of which no metric is shown to lose more than it may on these segments,
+  or, where there is none, the one that comes nearest; and all that were tried."""
   sources = graphs.sources(TARGETS[target])
   count = sum(len(net.layers) for net in graphs.nets.values())
   tried: list[tuple[Variant, Rung]] = []
@@ -169,18 +169,15 @@ def search(
     with tempfile.TemporaryDirectory() as tmp:
       column = f"{variant.label} {n}"
       bundles = {FLOAT: float_bundle, column: by_itself(graphs.base, variant.files, Path(tmp) / "bundle")}
-      rung.rows = judge(bundles, segments, truth, compared, max_loss, intervals=False, known=cards)[column]
+      rung.rows = judge(bundles, segments, truth, compared, max_loss, known=cards)[column]
     tried.append((variant, rung))
     left: dict[str, float] = {}  # of each output's variance, by the task that loses most by it
     for row in rung.rows:
-      if row.share > 1:
+      if row.share > 1 and row.shown:
         part = min(max(1 / row.share, STEP[0]), STEP[1])
         left |= {o: min(part, left.get(o, 1.0)) for o in graphs.outputs_of(row.task)}
     if not left or len(back) == count:
       break
     back = more_float(graphs.nets, sources, back, left)
-  if worst(tried[-1][1].rows).share <= 1:
-    best = tried[-1][0]
-  else:
-    best = min(tried, key=lambda x: worst(x[1].rows).share)[0]
-  return best, [rung for _, rung in tried]
+  best = min(range(len(tried)), key=lambda n: (max(1.0, most_shown(tried[n][1].rows)), n))
+  return tried[best][0], [rung for _, rung in tried]

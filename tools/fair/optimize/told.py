@@ -7,7 +7,18 @@ from typing import Any
 from openpilot.selfdrive.modeld.fair.bundle import Bundle
 from openpilot.tools.fair.evaluation.scenes import Segment
 from openpilot.tools.fair.optimize.choose import variances
-from openpilot.tools.fair.optimize.judge import BEYOND, FLOAT, UNDECIDED, WITHIN, Row, counts, hardest, verdict, worst
+from openpilot.tools.fair.optimize.judge import (
+  BEYOND,
+  FLOAT,
+  UNDECIDED,
+  WITHIN,
+  Row,
+  counts,
+  hardest,
+  most_shown,
+  verdict,
+  worst,
+)
 from openpilot.tools.fair.optimize.measure import footprint
 from openpilot.tools.fair.optimize.quantize import TARGETS
 from openpilot.tools.fair.optimize.search import Graphs, Rung
@@ -87,7 +98,15 @@ def sources_told(graphs: Graphs, target: str, rows: list[Row]) -> list[dict[str,
 def tried(rungs: list[Rung]) -> list[dict[str, Any]]:
   out = []
   for r in rungs:
-    row, over = worst(r.rows), [x.words for x in r.rows if x.share > 1]
-    back = sorted(layer for _, layer in r.back)
-    out.append({"float": r.label, "share": row.share, "worst": row.words, "over": over, "back": back})
+    row = worst(r.rows)
+    out.append(
+      {
+        "float": r.label,
+        "share": row.share,
+        "shown": most_shown(r.rows),
+        "worst": row.words,
+        "over": [x.words for x in r.rows if x.share > 1 and x.shown],
+        "back": sorted(layer for _, layer in r.back),
+      }
+    )
   return out

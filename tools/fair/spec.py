@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from openpilot.selfdrive.modeld.fair.roles import ROLES
+from openpilot.selfdrive.modeld.fair.roles import ROLES, folded as plain
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.files import read_yaml
 
@@ -236,10 +236,6 @@ def checked(cls: Any, said: Mapping[str, Any], what: str) -> dict[str, Any]:
   if wrong := [k for k in said if k not in cls.__dataclass_fields__]:
     raise UserError(f"{what}: '{wrong[0]}' is not known; there are {', '.join(cls.__dataclass_fields__)}")
   return dict(said)
-
-
-def plain(name: str) -> str:
-  return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
 
 
 @cache

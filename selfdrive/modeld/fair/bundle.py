@@ -10,12 +10,14 @@ import math
 import os
 import re
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from openpilot.selfdrive.modeld.fair.onnxfile import OnnxError, whole
+from openpilot.selfdrive.modeld.fair.roles import folded
 
 MODELS_DIR = Path(os.environ.get("FAIR_MODELS_DIR") or Path(__file__).resolve().parents[3] / "models")
 SCHEMA_PATH = Path(__file__).with_name("bundle.schema.json")
@@ -164,14 +166,36 @@ def contradiction(manifest: dict[str, Any]) -> str | None:
       taken = next((i["shape"] for i in graph["inputs"] if i["name"] == "frame"), shape)
       if taken != shape:
         return f"graph '{graph['name']}' takes frames {taken}, by its input they are {shape}"
+  if name := twice(manifest["streams"]):
+    return f"streams names '{name}' twice"
   for graph in manifest["graphs"]:
+    states = graph.get("state", [])
+    for what, names in (
+      ("input", [i["name"] for i in graph["inputs"]]),
+      ("output", [o["name"] for o in graph["outputs"]]),
+      ("state's input", [s["input"] for s in states]),
+    ):
+      if (name := twice(names)) is not None:
+        return f"graph '{graph['name']}' has the {what} '{name[:60]}' twice"
     targets = [v["target"] for v in graph.get("variants", [])]
     if len(set(targets)) < len(targets):
       return f"graph '{graph['name']}' has two variants for one target; its variants are for {', '.join(targets)}"
     for out in graph["outputs"]:
-      if stray := [name for name in out.get("roles", {}) if name not in out.get("classes", [])]:
+      classes = out.get("classes", [])
+      if no_name := [n for n in classes if not n.strip() or any(c < " " or "\x7f" <= c <= "\x9f" for c in n)]:
+        return f"output '{out['name'][:60]}' has a class called {json.dumps(no_name[0])}, which is no name"
+      # messages carry names alone, and the tools tell classes apart as folded() does
+      if (name := twice(map(folded, classes))) is not None:
+        return f"output '{out['name'][:60]}' has two classes called '{name}'"
+      if stray := [name for name in out.get("roles", {}) if name not in classes]:
         return f"output '{out['name'][:60]}' has a role for '{stray[0][:60]}', which is none of its classes"
   return None
+
+
+def twice(names: Iterable[str]) -> str | None:
+  """The first of the names that was there before."""
+  seen: set[str] = set()
+  return next((n for n in names if n in seen or seen.add(n)), None)
 
 
 def frame_shape(said: dict[str, Any]) -> tuple[int, int, int]:
@@ -182,6 +206,12 @@ def frame_shape(said: dict[str, Any]) -> tuple[int, int, int]:
 
 def no_number(text: str) -> None:
   raise ValueError(f"{text} is no number")
+
+
+def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  if (key := twice(k for k, _ in pairs)) is not None:
+    raise ValueError(f"it has {json.dumps(key)[:60]} twice in one object")
+  return dict(pairs)
 
 
 def open_file(path: Path, limit: int) -> BinaryIO:
@@ -246,7 +276,7 @@ def load_bundle(path: str | Path) -> Bundle:
   except BundleError as e:
     raise BundleError(f"{path} has no readable {MANIFEST} ({e}); export the bundle again") from None
   try:
-    manifest = normalized(json.loads(raw, parse_constant=no_number))
+    manifest = normalized(json.loads(raw, parse_constant=no_number, object_pairs_hook=no_key_twice))
   except (ValueError, RecursionError) as e:
     raise BundleError(f"{path / MANIFEST} is not JSON ({e}); export the bundle again") from None
   if found := violation(manifest, schema()):

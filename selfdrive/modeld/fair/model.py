@@ -20,7 +20,7 @@ from openpilot.selfdrive.modeld.fair.heads.scale import DepthScale
 from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation
 from openpilot.selfdrive.modeld.fair.ipc import messaging
 from openpilot.selfdrive.modeld.fair.lanes import MAX_HIDDEN, MAX_LINES, VISIBLE, LaneTracker
-from openpilot.selfdrive.modeld.fair.plan import VIEW, Plan, check_input, make_plan, try_heads
+from openpilot.selfdrive.modeld.fair.plan import VIEW, Plan, check_apart, check_input, make_plan, try_heads
 from openpilot.selfdrive.modeld.fair.publish import PUBLISH, Stamp, add_maps, lanes_message, objects_message, period
 from openpilot.selfdrive.modeld.fair.runners import Runner, open_runner
 from openpilot.selfdrive.modeld.fair.schedule import FrameSchedule, due
@@ -68,6 +68,7 @@ class FairModel:
     for graph in bundle.graphs:
       where = f"{bundle.path}: graph '{graph['name']}'"
       plan = make_plan(where, graph)
+      check_apart(where, plan.heads, self.plans)
       self.plans.append(plan)
       for name in OBJECT_HEADS:
         if name in plan.heads:

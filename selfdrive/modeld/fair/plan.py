@@ -1,5 +1,6 @@
 """What a manifest makes of a graph: which head decodes what, which arrays go in, when it has its turn."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +93,17 @@ def plan_heads(where: str, graph: dict[str, Any]) -> dict[str, dict[str, dict[st
         )
       there[head.classes] = {**out, "channels": channels_of(out["classes"], roles_of(out))}
   return heads
+
+
+def check_apart(where: str, heads: Iterable[str], others: Iterable[Plan]) -> None:
+  """Raises BundleError where another graph has one of a graph's heads that follow things from frame to frame: of the
+  same frame one result would be lost, or two would be sent with ids of their own."""
+  for other in others:
+    if both := sorted({*heads} & {*other.heads} & {"objects", "detector", "lanes"}):
+      raise BundleError(
+        f"{where} has the head '{both[0]}', as has graph '{other.graph['name']}': what is followed is one graph's; "
+        "export the bundle again"
+      )
 
 
 def plan_inputs(where: str, plan: Plan, view: tuple[int, int] = VIEW) -> None:

@@ -17,6 +17,11 @@ FORMER = {
 Channels = Mapping[str, tuple[int, ...]]  # role -> the classes that have it, by their index
 
 
+def folded(name: str) -> str:
+  """A name as it is compared: letters' case, '_', '-' and blanks do not matter."""
+  return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
+
+
 def roles_of(output: Mapping[str, Any]) -> dict[str, str]:
   """An output's entry in the manifest -> {class: role}, of its classes that have one."""
   said = output.get("roles", FORMER)

@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import jsonschema
+import numpy as np
 import pytest
 
-from fair_bundle import manifest, write_bundle
+from fair_bundle import lanes_graph, manifest, objects_graph, write_bundle, write_graphs
 from openpilot.selfdrive.modeld.fair.bundle import (
   DEFAULT,
   BundleError,
@@ -32,6 +33,25 @@ def edit(bundle, change):
   m = json.loads((bundle / "manifest.json").read_text())
   change(m)
   (bundle / "manifest.json").write_text(json.dumps(m))
+
+
+def classes(*names):
+  """Of the class maps: these, and others up to as many as there are channels."""
+
+  def change(m):
+    out = m["graphs"][0]["outputs"][1]
+    out["classes"], out["roles"] = [*names, *"abcde"[len(names) :]], {}
+
+  return change
+
+
+def doubled(entries):
+  entries.append(copy.deepcopy(entries[0]))
+
+
+def states_into_one_input(m):
+  one = {"input": "in", "initial": 0, "reset": "gap"}
+  m["graphs"][0]["state"] = [{**one, "output": name} for name in ("first", "second")]
 
 
 def test_loads(bundle):
@@ -82,6 +102,24 @@ BREAK = {
   "input.view is not the bundle's view 'medmodel'": lambda b: edit(
     b, lambda m: m.update(input={"kind": "model_frame", "height": 256, "width": 512, "view": "sbigmodel"})
   ),
+  r"output 'segmentation' has two classes called 'road'": lambda b: edit(b, classes("road", "lane", "road")),
+  r"output 'segmentation' has two classes called 'two wheeler'": lambda b: edit(
+    b, classes("two-wheeler", "lane", "Two_Wheeler ")
+  ),
+  r"output 'segmentation' has a class called \"\", which is no name": lambda b: edit(b, classes("")),
+  r"has a class called \"\\u001b\[31mcar\", which is no name": lambda b: edit(b, classes("\x1b[31mcar")),
+  "streams names 'narrowRoad' twice": lambda b: edit(b, lambda m: m.update(streams=["narrowRoad"] * 2)),
+  "graph 'scene' has the input 'frame' twice": lambda b: edit(b, lambda m: doubled(m["graphs"][0]["inputs"])),
+  "graph 'scene' has the output 'depth' twice": lambda b: edit(
+    b, lambda m: doubled(m["graphs"][0]["outputs"]) or m["graphs"][0]["outputs"][-1].pop("head")
+  ),
+  "graph 'scene' has the state's input 'in' twice": lambda b: edit(b, states_into_one_input),
+  r"it has \"version\" twice in one object": lambda b: (b / "manifest.json").write_text(
+    (b / "manifest.json").read_text().replace('"version": "1"', '"version": "2", "version": "1"')
+  ),
+  r"history\[0\]\.frames is 1000*, must be at most": lambda b: edit(
+    b, lambda m: m["provenance"].update(history=[{"steps": 1, "frames": 10**400}])
+  ),
   r"provenance\.licence is not known": lambda b: edit(
     b, lambda m: m["provenance"].update(licence="MIT", license="MIT")
   ),
@@ -109,6 +147,19 @@ def test_graphs_that_disagree_with_the_manifest(bundle, message, change):
   edit(bundle, change)
   with pytest.raises(BundleError, match=message):
     FairModel(load_bundle(bundle))
+
+
+@pytest.mark.parametrize("head", ["objects", "lanes"])
+def test_what_is_followed_is_one_graphs(tmp_path, head):
+  """Two of them: the objects of one were lost, and lines were sent twice a frame, under the same ids."""
+  if head == "lanes":
+    graph = lanes_graph(tmp_path)
+  else:
+    raw = {"heat": np.full((1, 3, 32, 64), -9, np.float32), "box": np.full((1, 4, 32, 64), 20, np.float32)}
+    graph = objects_graph(tmp_path, raw)
+  FairModel(write_graphs(tmp_path, [graph]))
+  with pytest.raises(BundleError, match=rf"graph 'two' has the head '{head}', as has graph '{graph['name']}'"):
+    FairModel(write_graphs(tmp_path, [graph, {**graph, "name": "two"}]))
 
 
 def test_the_former_spelling_of_license_is_read_and_the_present_one_written(bundle):

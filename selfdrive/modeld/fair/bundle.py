@@ -195,7 +195,11 @@ def contradiction(manifest: dict[str, Any]) -> str | None:
 def twice(names: Iterable[str]) -> str | None:
   """The first of the names that was there before."""
   seen: set[str] = set()
-  return next((n for n in names if n in seen or seen.add(n)), None)
+  for name in names:
+    if name in seen:
+      return name
+    seen.add(name)
+  return None
 
 
 def frame_shape(said: dict[str, Any]) -> tuple[int, int, int]:

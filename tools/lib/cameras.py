@@ -14,6 +14,7 @@ STREAMS = {
   "qcamera": VisionStreamType.VISION_STREAM_NARROW_ROAD,
   "wide": VisionStreamType.VISION_STREAM_WIDE_ROAD,
 }
+STREAM_NAMES = {"road": "narrowRoad", "qcamera": "narrowRoad", "wide": "wideRoad"}  # as manifests and fairState have it
 
 
 def pinhole(focal: float, width: int, height: int) -> np.ndarray:

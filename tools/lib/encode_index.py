@@ -128,6 +128,11 @@ def join(entries: list[EncodeEntry], reader: FrameReader) -> list[EncodeEntry]:
     )
   numbers = np.arange(reader.frame_count) if reader.frame_count == count else by_time(entries, reader)
   if numbers is None:
+    if rates := other_rate(entries, reader):
+      raise UserError(
+        f"{reader.path}: its pictures are {rates[0]:.3f} s apart, those of the log's index {rates[1]:.3f} s: it was "
+        "encoded again at another rate and cannot be joined to its log; copy the video that the device wrote"
+      )
     numbers = by_number(count, reader)
   if reader.frame_count < count and not reader.raw:  # libav does not notice missing pictures
     reader.broken |= {int(i) + 1 for i in np.flatnonzero(np.diff(numbers) > 1)}
@@ -150,6 +155,15 @@ def elsewhere(entries: list[EncodeEntry], reader: FrameReader) -> tuple[float, f
   if reader.seconds[0] < 10 or whole or (shown[0] < last + 0.02 and shown[-1] > first - 0.02):
     return None
   return float(shown[0]), first
+
+
+def other_rate(entries: list[EncodeEntry], reader: FrameReader) -> tuple[float, float] | None:
+  """Where pictures follow each other at another rate than the index's frames: both, s from one to the next."""
+  if reader.seconds is None or len(reader.seconds) < 3 or len(entries) < 3:
+    return None
+  ids, ends = (np.array([getattr(e, k) for e in entries], np.float64) for k in ("segment_id", "timestamp_eof"))
+  mine, its = float(np.median(np.diff(reader.seconds))), float(np.median(np.diff(ends) / np.diff(ids))) * 1e-9
+  return (mine, its) if its > 0 and not 0.9 < mine / its < 1.1 else None
 
 
 def on_clock(reader: FrameReader, first: float) -> np.ndarray:

@@ -19,7 +19,7 @@ from openpilot.selfdrive.modeld.fair.frames import CameraError
 from openpilot.selfdrive.modeld.fair.model import FairModel
 from openpilot.selfdrive.modeld.fair.runners import RUNNERS
 from openpilot.selfdrive.modeld.fair.schedule import Verdict
-from openpilot.tools.lib.cameras import STATE_SERVICES, VIDEOS
+from openpilot.tools.lib.cameras import STATE_SERVICES, STREAM_NAMES, VIDEOS
 from openpilot.tools.lib.options import option, parse
 from openpilot.tools.lib.encode_index import EncodeEntry
 from openpilot.tools.lib.errors import UserError, cli, warn
@@ -114,6 +114,9 @@ def process_replay(
   if lacks := sorted({*range(min(numbers, default=0), max(numbers, default=0))} - {*numbers}):
     named = ", ".join(map(str, lacks[:8])) + (", ..." if len(lacks) > 8 else "")
     warn(f"{segments[0].route} lacks segment {named} in its middle: what is tracked starts anew behind it")
+  stream, takes = STREAM_NAMES[camera], model.bundle.manifest["streams"]
+  if stream not in takes:
+    warn(f"bundle '{model.bundle.name}' is made for {' and '.join(takes)}; it is given {stream}")
   # a frame's modelV2 comes after the frame; fairmodeld waits for it, so here it is looked up by the frame's number
   paths = [s.log_path for s in segments if s.log_path is not None]
   reader = LogReader(paths, services=["modelV2"])
@@ -148,7 +151,7 @@ def process_replay(
     uncalibrated += model.rpy is None
     messages = model.process(buf, entry.frame_id, entry.timestamp_sof, eof, logged)
     if not last_state or (eof - last_state) * 1e-9 >= STATE_PERIOD:
-      messages.append(model.state_message())
+      messages.append(model.state_message(stream=stream))
       last_state = eof
     for _, msg in messages:
       msg.logMonoTime = eof + PROCESSING_NS

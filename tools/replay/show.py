@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, BundleError, find_bundle
 from openpilot.selfdrive.modeld.fair.roles import FORMER, roles_of
-from openpilot.tools.lib.cameras import CAMERAS
+from openpilot.tools.lib.cameras import CAMERAS, STREAM_NAMES
 from openpilot.tools.lib.options import option, parse
-from openpilot.tools.lib.errors import UserError, above_zero, cli
+from openpilot.tools.lib.errors import UserError, above_zero, cli, warn
 from openpilot.tools.lib.guard import Guard
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.files import atomic_path
@@ -42,6 +42,12 @@ def overlay_frames(
     raise UserError(
       f"no fair messages in {', '.join(map(str, logs))}; run fairmodeld beside a replay and record it, or "
       "process-replay the route"
+    )
+  streams = {e.fairState.stream for e in events if e.which() == "fairState"} - {""}
+  if streams and STREAM_NAMES[camera] not in streams:
+    warn(
+      f"the fair messages are of {' and '.join(sorted(streams))}, the video is of {STREAM_NAMES[camera]}: they are "
+      "drawn where the one camera would see what the other saw; choose the video with --camera"
     )
   overlay: Overlay | None = None
   fits = False

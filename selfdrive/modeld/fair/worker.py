@@ -76,6 +76,7 @@ class FairModeld:
     self.model: FairModel | None = None
     self.client: VisionIpcClient | None = None
     self.stream = ""
+    self.passed: list[str] = []  # streams that are there, not taken, and told of
     self.layout: tuple[Any, ...] = ()
     self.fault, self.faults = "", 0
     self.drop_perc = self.publish_time = 0.0
@@ -201,6 +202,10 @@ class FairModeld:
         self.stream = stream
         self.model.schedule.begin()
         return self.client.connect(False)
+    others = [s for s in ("narrowRoad", "wideRoad") if stream_type(s) in there]
+    if others and others != self.passed:
+      self.passed = others
+      self.note(f"the camera gives {others[0]}, not {' or '.join(wanted)}; --stream {others[0]} takes it all the same")
     return False
 
   def listen(self, timeout_ms: int = 0) -> None:

@@ -40,7 +40,7 @@ class Rig:
     args = [] if bundle is None else ["--bundle", str(bundle)]
     self.proc = subprocess.Popen([*command, *args], stderr=subprocess.PIPE, text=True, env={**os.environ, **env})
     self.sm = messaging.SubMaster(list(services))
-    self.server = None
+    self.server, self.stream = None, ROAD
     self.frame_id = 0
     self.level = None  # of all bytes of a frame; None: changes from frame to frame
 
@@ -49,18 +49,18 @@ class Rig:
     """The pid of the process below the supervisor."""
     return wait(lambda: children(self.proc.pid), "worker")[0]
 
-  def camera(self, w=1344, h=760, buffers=6):
+  def camera(self, w=1344, h=760, buffers=6, stream=ROAD):
     if self.server is not None:
       self.server.close()
-    self.server = VisionIpcServer("camerad")
-    self.server.create_buffers(ROAD, buffers, w, h)
+    self.server, self.stream = VisionIpcServer("camerad"), stream
+    self.server.create_buffers(stream, buffers, w, h)
     self.server.start_listener()
     self.size = nv12_info(w, h)[3]
 
   def send(self, frame_id, eof=None):
     level = frame_id % 250 if self.level is None else self.level
     eof = frame_id * PERIOD_NS + 1 if eof is None else eof
-    self.server.send(ROAD, np.full(self.size, level, np.uint8), frame_id, max(0, eof - 1), eof)
+    self.server.send(self.stream, np.full(self.size, level, np.uint8), frame_id, max(0, eof - 1), eof)
 
   def until(self, condition, what, step=1, period=0.05):
     """Sends a frame every period s, as a camera would, if there is one, until condition(sm) holds."""

@@ -14,6 +14,7 @@ from fair_bundle import write_bundle
 from fair_rig import DEADLINE, FAIRMODELD, Rig, wait
 from msgq_like import beside
 from openpilot.cereal import messaging
+from openpilot.cereal.visionipc import VisionStreamType
 from openpilot.selfdrive.modeld.fair import worker
 from openpilot.selfdrive.modeld.fair.bundle import BundleError
 from openpilot.selfdrive.modeld.fair.schedule import ModelPace
@@ -76,6 +77,16 @@ def test_unknown_camera_is_a_fault_and_the_process_lives(any_rig):
   any_rig.server = None
   any_rig.camera()
   any_rig.until(lambda sm: sm.updated["fairDepth"], "fairDepth once the camera is one that is known")
+
+
+def test_a_camera_that_the_bundle_does_not_take_is_told_once(any_rig):
+  any_rig.camera(stream=VisionStreamType.VISION_STREAM_WIDE_ROAD)
+  said = "the camera gives wideRoad, not narrowRoad; --stream wideRoad takes it all the same"
+  any_rig.until(lambda sm: said in sm["fairState"].fault, "fault that names the camera")
+  any_rig.until(lambda sm: str(sm["fairState"].status) == "waitingForCamera", "waiting")
+  assert any_rig.sm["fairState"].faultCount == 1
+  any_rig.camera()
+  any_rig.until(lambda sm: sm.updated["fairDepth"], "fairDepth once the camera is the one that is taken")
 
 
 def test_calibration_is_taken(any_rig):

@@ -409,6 +409,19 @@ def test_a_hole_in_a_ts_keeps_its_numbers(tmp_path, begin):
   assert all(i == s for i, s in got.items()) and 20 < len(got) < N and {0, N - 1} <= set(got), got
 
 
+@pytest.mark.parametrize(("fps", "pictures"), [(10, 20), (25, 50)])
+def test_a_video_encoded_again_at_another_rate(tmp_path, fps, pictures):
+  """Of 40 frames at 20 Hz. By their numbers its pictures would be those of other times."""
+  for count in (pictures, N):
+    with VideoWriter(tmp_path / f"{count}.ts", W, H, GOP, 18, fps) as v:
+      for i in range(count):
+        v.write(np.full((H, W, 3), 16 + 5 * (i % N), np.uint8))
+  reader = FrameReader(tmp_path / f"{pictures}.ts", "nv12")
+  with pytest.raises(UserError, match=rf"pictures are {1 / fps:.3f} s apart, those of the log's index 0\.050 s"):
+    join(synthetic_index(N, 20.0), reader)
+  assert joined(tmp_path / f"{N}.ts") == {k: k for k in range(N)}  # as many as frames, whatever rate the file says
+
+
 def test_real_qcamera_with_a_hole(shared_data, tmp_path):
   source = shared_data / "realdata" / "0000002c--d68dde99ca--1"
   dat = bytearray((source / "qcamera.ts").read_bytes())

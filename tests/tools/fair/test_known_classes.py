@@ -7,9 +7,11 @@ from label_fixture import LABELS, write_store
 
 from openpilot.tools.fair.distillation.augment import NONE
 from openpilot.tools.fair.distillation.batch import convert
+from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.distillation.matching import objects_loss, set_loss
 from openpilot.tools.fair.distillation.oriented import oriented_loss
+from openpilot.tools.fair.distillation.plan import split
 from openpilot.tools.fair.spec import Class, ClassSet
 from openpilot.tools.fair.teacher import Label
 
@@ -86,6 +88,19 @@ def test_a_teacher_teaches_the_classes_that_it_has_names_for(tmp_path):
   one = clips.part([f"{ROUTES[0]}--0"])  # what is held out is judged by the same
   read = convert(one.read(0), NONE, np.random.default_rng(0))
   assert read["objects"][0]["known"].tolist() == [True, False, True]
+
+
+def test_a_store_that_judges_does_not_deny_what_it_has_no_name_for(tmp_path, capsys):
+  """Held out in a store of its own, without a name for deer: one that is found there was counted as an error."""
+  learned = store_of(tmp_path / "learned", {"cars": ("vehicle",), "zoo": ("vehicle", "deer")})
+  store_of(tmp_path / "val", {"cars": ("vehicle",), "other": ("vehicle",)})
+  config = Config("objects-nano", ["objects"], classes=learned.classes)
+  train, val = split(tmp_path / "learned", tmp_path / "val", config, (), None)
+  assert known(train) == [[True, False, True], [True, True, True]]
+  assert known(val) == [[True, False, True]] * 2  # nobody knows elks: those are nowhere, here too
+  err = capsys.readouterr().err
+  assert "other has no name for deer: in the 1 segment that it labels nothing of that is judged" in err
+  assert "nothing here has a name for elk: judged as being nowhere" in err and "for deer, elk" not in err
 
 
 def test_the_simulator_knows_all_that_is_there(tmp_path):

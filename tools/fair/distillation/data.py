@@ -180,7 +180,7 @@ class Clips:
     count = len(self.classes.boxes)
     # of all of them; scores of a teacher say themselves of which classes they are: see tasks/logits.py
     boxes = [t for t in self.tasks if TASKS[t].kind == "boxes" and not TASKS[t].optional]
-    self.told = {t: np.zeros(count, bool) for t in boxes}
+    self.told, self.verb = {t: np.zeros(count, bool) for t in boxes}, "taught"
     for t, known in self.told.items():
       for source in self._sources(t):
         known |= source.says(count)
@@ -202,6 +202,13 @@ class Clips:
       raise UserError(f"{root} holds no {self.length} consecutive {what}; label more frames, or with a smaller --every")
     self.reader = Reader(window=8)
     self.reader.labels = len(self.tasks) + 1
+
+  def judges(self, learned: "Clips") -> None:
+    """For clips that judge what is learned from those: a class that they have a name for is not nowhere here, where
+    nothing has one for it, but unknown."""
+    self.verb = "judged"
+    for task, known in self.told.items():
+      known |= learned.told.get(task, False)
 
   def part(self, segments: Iterable[str]) -> "Clips":
     """Those of some segments alone. Raises UserError where nothing of them teaches a task."""
@@ -342,9 +349,10 @@ class Clips:
       for (teacher, unknown), count in lacks.items():
         segments = f"{count} segment{'s' if count > 1 else ''}"
         of = printable(unknown, 200)
-        out[f"{teacher} has no name for {of}: in the {segments} that it labels nothing of that is taught"] = None
+        out[f"{teacher} has no name for {of}: in the {segments} that it labels nothing of that is {self.verb}"] = None
       if not told.all():
-        out[f"nothing here has a name for {printable(', '.join(names[~told]), 200)}: taught as being nowhere"] = None
+        nobody = printable(", ".join(names[~told]), 200)
+        out[f"nothing here has a name for {nobody}: {self.verb} as being nowhere"] = None
     return list(out)
 
   def without_height(self) -> list[str]:

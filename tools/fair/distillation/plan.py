@@ -66,7 +66,7 @@ def split(
     ]
     if judged != config.tasks and config.labeled and is_first():
       print(f"{val} judges {', '.join(judged)} alone: nothing in it teaches the rest")
-    other = clips_of(there, replace(config, tasks=judged), prefer, live, stale)
+    other = clips_of(there, replace(config, tasks=judged), prefer, live, stale, whole)
     if other.picture != whole.picture:
       raise UserError(
         f"--val {val} holds {other.picture}, and {look.place} {whole.picture}; give labels of the same kind"
@@ -89,7 +89,10 @@ def split(
   return whole, end
 
 
-def clips_of(look: Look, config: Config, prefer: Sequence[str], live: Any, stale: bool) -> Clips:
+def clips_of(
+  look: Look, config: Config, prefer: Sequence[str], live: Any, stale: bool, learned: Clips | None = None
+) -> Clips:
+  """learned: what these are to judge. What of the labels is left out is said."""
   clips = Clips(
     look,
     config.labeled,
@@ -101,6 +104,8 @@ def clips_of(look: Look, config: Config, prefer: Sequence[str], live: Any, stale
     ignore=config.ignore_classes,
     per_height=config.per_height,
   )
+  if learned is not None:
+    clips.judges(learned)
   if is_first():
     for line in (*clips.left_out(), *clips.not_told(), *clips.without_height()):
       warn(line)

@@ -16,6 +16,7 @@ from openpilot.tools.fair.evaluation.metrics import (
   depth_errors,
   lower_is_better,
   paired_bootstrap,
+  standing,
 )
 from openpilot.tools.fair.evaluation.columns import TeacherTracks
 from openpilot.tools.fair.evaluation.logged import Logged, cells
@@ -471,6 +472,17 @@ class Fixed:
 
   def result(self):
     return self.values
+
+
+def test_a_difference_is_better_or_worse_where_its_interval_lies_on_one_side():
+  assert [standing("miou", *x) for x in ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1), (0.0, 0.1), (None, None))] == [
+    "better",
+    "worse",
+    "not decided",
+    "not decided",
+    "not decided",
+  ]
+  assert standing("abs_rel", 0.1, 0.2) == "worse" and standing("abs_rel", -0.2, -0.1) == "better"
 
 
 def test_only_what_both_have_is_compared():

@@ -8,6 +8,7 @@ from openpilot.tools.fair.bundle.sources import source_table, teacher_table, war
 from openpilot.tools.fair.distillation.trained import Trained
 from openpilot.tools.fair.distillation.config import Config
 from openpilot.tools.fair.evaluation.groups import GROUPS
+from openpilot.tools.fair.evaluation.metrics import standing
 from openpilot.tools.fair.evaluation.report import sparse
 from openpilot.tools.fair.students.student import Student
 from openpilot.tools.lib.errors import UserError
@@ -116,9 +117,7 @@ def tables(evaluations: list[dict[str, Any]], name: str, trained: Trained) -> st
     if pairs:
       lines = [
         f"| {GROUPS[d['task']].title}, {d['metric']} | {d['b'].removeprefix(name + ', ')} | "
-        f"{d['difference']:+.3f}{interval(d['low'], d['high'])} | "
-        + ("better" if d["better"] else "not shown to be better")
-        + " |"
+        f"{d['difference']:+.3f}{interval(d['low'], d['high'])} | " + standing(d["metric"], d["low"], d["high"]) + " |"
         for d in pairs
       ]
       out.append(

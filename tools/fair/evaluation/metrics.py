@@ -20,6 +20,14 @@ def lower_is_better(metric: str) -> bool:
   return metric.startswith(LOWER)
 
 
+def standing(metric: str, low: float | None, high: float | None) -> str:
+  """Of one metric less another's, by its 95% interval: 'better' or 'worse' where that lies on one side of 0, else
+  'not decided'."""
+  if low is None or high is None or low <= 0 <= high:
+    return "not decided"
+  return "better" if (high < 0) == lower_is_better(metric) else "worse"
+
+
 class Sums:
   """Base of the accumulators that are nothing but sums."""
 

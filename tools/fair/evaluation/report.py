@@ -7,7 +7,7 @@ from typing import Any
 
 from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.groups import GROUPS
-from openpilot.tools.fair.evaluation.metrics import lower_is_better
+from openpilot.tools.fair.evaluation.metrics import lower_is_better, standing
 from openpilot.tools.fair.evaluation.pictures import picture
 from openpilot.tools.replay.report import load_template, png
 
@@ -107,4 +107,5 @@ def page(results: dict[str, Any], worst: dict[tuple[str, str], Any], compared: C
     by_condition=by_condition,
     worst=shown,
     lower_is_better=lower_is_better,
+    standing=standing,
   )

@@ -14,7 +14,7 @@ from openpilot.tools.fair.evaluation.compared import Compared
 from openpilot.tools.fair.evaluation.detections import Objects
 from openpilot.tools.fair.evaluation.groups import GROUPS, Card
 from openpilot.tools.fair.evaluation.labels import Labels
-from openpilot.tools.fair.evaluation.metrics import bootstrap, lower_is_better, paired_bootstrap
+from openpilot.tools.fair.evaluation.metrics import bootstrap, lower_is_better, paired_bootstrap, standing
 from openpilot.tools.fair.evaluation.scenes import SLOTS, QueryMaker, Scene, Segment
 from openpilot.tools.fair.evaluation.student import Student
 from openpilot.tools.fair.evaluation.video import IouTracker
@@ -311,7 +311,7 @@ class Evaluation:
     if va is None or vb is None:
       return None
     low, high = paired_bootstrap(p, q, p[0].draws).get(metric, (None, None))
-    sure = low is not None and high is not None and (high < 0 if lower_is_better(metric) else low > 0)
+    sure = standing(metric, low, high) == "better"
     row = {"reference": reference, "task": task, "metric": metric, "a": a, "b": b, "a_value": va, "b_value": vb}
     return {**row, "difference": va - vb, "low": low, "high": high, "better": sure, "routes": len(p)}
 

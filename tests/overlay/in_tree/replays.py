@@ -20,6 +20,21 @@ from openpilot.system.manager.process_config import managed_processes
 MIGRATE = pr.migrate_all
 
 
+class Server(pr.VisionIpcServer):
+  """Its thread names the socket by OPENPILOT_PREFIX, which process_replay takes back soon after: on a busy machine
+  before the thread has run, and then no process ever finds the camera."""
+
+  def start_listener(self) -> None:
+    super().start_listener()
+    socket = Path(f"/tmp/{os.environ['OPENPILOT_PREFIX']}_visionipc_camerad")
+    end = time.monotonic() + 30
+    while not socket.exists() and time.monotonic() < end:
+      time.sleep(0.01)
+
+
+pr.VisionIpcServer = Server
+
+
 def fairmodeld(args: argparse.Namespace) -> dict[str, Any]:
   frames = Frames(args.frames, 40, (1344, 760))
   lr = route_log(args.route, frames.count) if args.route else made_log(args.count)

@@ -17,7 +17,7 @@ from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.tools.fair.evaluation import evaluate as evaluation
 from openpilot.tools.fair.evaluation.compared import Compared, input_of, set_of
 from openpilot.tools.fair.evaluation.scenes import open_segments
-from openpilot.tools.fair.optimize import judge, optimize as module, told
+from openpilot.tools.fair.optimize import judge, optimize as module, search as searching, told
 from openpilot.tools.fair.optimize.calibration import Parts, blocks, check_apart, grid, record, split, spread
 from openpilot.tools.fair.optimize.judge import counts, hardest, make_row, most_shown, verdict, worst
 from openpilot.tools.fair.optimize.search import Graphs
@@ -261,6 +261,18 @@ def test_a_loss_that_is_too_large_is_told_and_nothing_is_applied(tmp_path, store
   counts = [len(t["back"]) for t in tried]
   assert tried[0]["float"] == "0 of 2 layers in float" and counts == sorted(set(counts)) and counts[-1] == 2
   assert all(t["share"] > 1 for t in tried) and not (tmp_path / "out" / "conv").exists()
+
+
+@pytest.mark.parametrize("low, rungs", [(-0.001, 1), (0.001, 2)])  # of the difference, of an error
+def test_layers_go_back_only_for_a_loss_that_is_shown(tmp_path, store, quick, monkeypatch, low, rungs):
+  bundle = optimize_fixture.write_conv(tmp_path / "conv")
+  row = make_row("depth", "abs_rel", 0.2, 0.21, 0.01)
+  row.spread(low, 0.02)
+  monkeypatch.setattr(searching, "judge", lambda bundles, *more, **named: {b: [row] for b in bundles if b != "float"})
+  tried = module.run(options(bundle.path, store, tmp_path / "out"))["search"]["x86"]
+  assert [t["float"] for t in tried] == [f"{2 * n} of 2 layers in float" for n in range(rungs)]
+  assert tried[0]["share"] == pytest.approx(5) and tried[0]["shown"] == pytest.approx(5 if rungs > 1 else 0)
+  assert bool(tried[0]["over"]) == (rungs > 1)
 
 
 def test_what_is_undecided_is_told_and_applied_where_one_says_so(tmp_path, store, quick, monkeypatch):

@@ -14,7 +14,7 @@ STREAMS = {
   "qcamera": VisionStreamType.VISION_STREAM_NARROW_ROAD,
   "wide": VisionStreamType.VISION_STREAM_WIDE_ROAD,
 }
-STREAM_NAMES = {"road": "narrowRoad", "qcamera": "narrowRoad", "wide": "wideRoad"}  # as manifests and fairState have it
+STREAM_NAMES = {c: s.removesuffix("CameraState") for c, s in STATE_SERVICES.items()}  # of manifests and fairState
 
 
 def pinhole(focal: float, width: int, height: int) -> np.ndarray:

@@ -178,7 +178,7 @@ def contradiction(manifest: dict[str, Any]) -> str | None:
       if (name := twice(names)) is not None:
         return f"graph '{graph['name']}' has the {what} '{name[:60]}' twice"
     targets = [v["target"] for v in graph.get("variants", [])]
-    if len(set(targets)) < len(targets):
+    if twice(targets) is not None:
       return f"graph '{graph['name']}' has two variants for one target; its variants are for {', '.join(targets)}"
     for out in graph["outputs"]:
       classes = out.get("classes", [])

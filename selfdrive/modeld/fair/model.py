@@ -20,7 +20,7 @@ from openpilot.selfdrive.modeld.fair.heads.scale import DepthScale
 from openpilot.selfdrive.modeld.fair.heads.segmentation import Segmentation
 from openpilot.selfdrive.modeld.fair.ipc import messaging
 from openpilot.selfdrive.modeld.fair.lanes import MAX_HIDDEN, MAX_LINES, VISIBLE, LaneTracker
-from openpilot.selfdrive.modeld.fair.plan import VIEW, Plan, check_apart, check_input, make_plan, try_heads
+from openpilot.selfdrive.modeld.fair.plan import OBJECT_HEADS, VIEW, Plan, check_input, make_plan, try_heads
 from openpilot.selfdrive.modeld.fair.publish import PUBLISH, Stamp, add_maps, lanes_message, objects_message, period
 from openpilot.selfdrive.modeld.fair.runners import Runner, open_runner
 from openpilot.selfdrive.modeld.fair.schedule import FrameSchedule, due
@@ -30,7 +30,6 @@ from openpilot.selfdrive.modeld.fair.tracking import Tracker
 
 JUMP = 0.005  # rad; a calibration that moved further since the last reset is another one: over one pixel of a map
 MAX_STEP = 5  # frames; more between two, or a number that falls, is a gap
-OBJECT_HEADS = ("objects", "detector")  # the order in which they are preferred where both see one thing
 # what happened -> the `reset` of the states that begin anew
 RESETS = {"stream": ("stream", "gap", "calibration"), "gap": ("gap", "calibration"), "calibration": ("calibration",)}
 
@@ -67,8 +66,7 @@ class FairModel:
     check_input(bundle)
     for graph in bundle.graphs:
       where = f"{bundle.path}: graph '{graph['name']}'"
-      plan = make_plan(where, graph)
-      check_apart(where, plan.heads, self.plans)
+      plan = make_plan(where, graph, self.plans)
       self.plans.append(plan)
       for name in OBJECT_HEADS:
         if name in plan.heads:

@@ -14,6 +14,7 @@ from openpilot.selfdrive.modeld.fair.lanes import LaneTracker
 from openpilot.selfdrive.modeld.fair.roles import channels_of, roles_of
 
 VIEW = (VIEW_H, VIEW_W)
+OBJECT_HEADS = ("objects", "detector")  # the order in which they are preferred where both see one thing
 
 
 @dataclass
@@ -99,7 +100,7 @@ def check_apart(where: str, heads: Iterable[str], others: Iterable[Plan]) -> Non
   """Raises BundleError where another graph has one of a graph's heads that follow things from frame to frame: of the
   same frame one result would be lost, or two would be sent with ids of their own."""
   for other in others:
-    if both := sorted({*heads} & {*other.heads} & {"objects", "detector", "lanes"}):
+    if both := sorted({*heads} & {*other.heads} & {*OBJECT_HEADS, "lanes"}):
       raise BundleError(
         f"{where} has the head '{both[0]}', as has graph '{other.graph['name']}': what is followed is one graph's; "
         "export the bundle again"
@@ -154,11 +155,12 @@ def plan_inputs(where: str, plan: Plan, view: tuple[int, int] = VIEW) -> None:
     )
 
 
-def make_plan(where: str, graph: dict[str, Any]) -> Plan:
-  """where: what a BundleError begins with; graph: its entry in the manifest. Raises BundleError where this runtime
-  cannot run it."""
+def make_plan(where: str, graph: dict[str, Any], others: Iterable[Plan] = ()) -> Plan:
+  """where: what a BundleError begins with; graph: its entry in the manifest; others: of the bundle's other graphs.
+  Raises BundleError where this runtime cannot run it beside them."""
   plan_turns(where, graph)
   heads = plan_heads(where, graph)
+  check_apart(where, heads, others)
   plan = Plan(
     graph,
     heads,

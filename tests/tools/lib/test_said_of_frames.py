@@ -7,6 +7,7 @@ import pytest
 
 from openpilot.selfdrive.modeld.fair.bundle import MODELS_DIR, find_bundle
 from openpilot.selfdrive.modeld.fair.model import FairModel
+from openpilot.tools.fair.labels.sources import open_sources
 from openpilot.tools.fair.labels.sources.routes import Routes, find_views
 from openpilot.tools.fair.labels.sources.source import SourceOptions
 from openpilot.tools.lib.errors import UserError
@@ -106,7 +107,7 @@ def test_two_drives(drive, tmp_path, capsys):
 
 def test_options_that_do_nothing_are_said(drive, capsys):
   options = SourceOptions(camera="qcamera", horizon=100.0, license="CC0-1.0", name="mine")
-  (view,) = Routes().open([str(drive)], options)
+  (view,) = open_sources([str(drive)], options, "routes")
   said = capsys.readouterr().err
   assert view.calibrated and "--name and --license: of pictures, not used" in said and "--horizon is not used" in said
 

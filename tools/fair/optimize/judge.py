@@ -58,10 +58,10 @@ class Row:
     return self.loss / self.limit if self.limit else 0.0
 
   @property
-  def shown(self) -> bool:
-    """Whether its routes show a loss at all: of few routes most that a metric loses is chance. Without an interval it
-    is taken for one."""
-    return self.least is None or self.least > 0
+  def shown(self) -> float:
+    """Its share, where its routes show a loss at all, else 0: of few routes most that a metric loses is chance. Without
+    an interval it is taken for a loss."""
+    return self.share if self.least is None or self.least > 0 else 0.0
 
   @property
   def words(self) -> str:
@@ -106,9 +106,8 @@ def worst(rows: Sequence[Row]) -> Row:
 
 
 def most_shown(rows: Sequence[Row]) -> float:
-  """Of what a metric may lose, the most that one does whose loss is shown; 0 where none is. Raises UserError as
-  asked()."""
-  return max((r.share for r in asked(rows) if r.shown), default=0.0)
+  """Of what a metric may lose, the most that one is shown to. Raises UserError as asked()."""
+  return max(r.shown for r in asked(rows))
 
 
 def asked(rows: Sequence[Row]) -> list[Row]:
@@ -142,7 +141,6 @@ def judge(
   truth: str,
   compared: Compared,
   max_loss: float,
-  intervals: bool = True,
   known: Cards | None = None,
   runners: Mapping[str, str] | None = None,
 ) -> dict[str, list[Row]]:
@@ -174,13 +172,13 @@ def judge(
         if not a:
           continue
         va, vb = values_of(a), values_of(b)
-        ranges = paired_bootstrap(a, b, a[0].draws) if intervals else {}
+        ranges = paired_bootstrap(a, b, a[0].draws)
         mine = [make_row(task, m, vb[m], va[m], max_loss) for m in va if m in vb]
         for row in mine:
           if row.metric in ranges:
             row.spread(*ranges[row.metric])
         rows += mine
-        for condition in names if intervals else ():
+        for condition in names:
           here = {s.name for s in segments if condition in s.conditions}
           both = [[c[n].sums[task] for n in c if n in here and task in c[n].sums] for c in (base_cards, cards)]
           if all(both):

@@ -173,8 +173,8 @@ def search(
     tried.append((variant, rung))
     left: dict[str, float] = {}  # of each output's variance, by the task that loses most by it
     for row in rung.rows:
-      if row.share > 1 and row.shown:
-        part = min(max(1 / row.share, STEP[0]), STEP[1])
+      if row.shown > 1:
+        part = min(max(1 / row.shown, STEP[0]), STEP[1])
         left |= {o: min(part, left.get(o, 1.0)) for o in graphs.outputs_of(row.task)}
     if not left or len(back) == count:
       break

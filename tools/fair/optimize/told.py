@@ -105,7 +105,7 @@ def tried(rungs: list[Rung]) -> list[dict[str, Any]]:
         "share": row.share,
         "shown": most_shown(r.rows),
         "worst": row.words,
-        "over": [x.words for x in r.rows if x.share > 1 and x.shown],
+        "over": [x.words for x in r.rows if x.shown > 1],
         "back": sorted(layer for _, layer in r.back),
       }
     )

@@ -15,7 +15,7 @@ from openpilot.tools.fair.labels import mirrors
 from openpilot.tools.fair.labels.fetching import Place, There, UrlPlace, fetch, listed
 from openpilot.tools.fair.labels.remote import url_of
 from openpilot.tools.fair.labels.sources.routes import RoutePiece
-from openpilot.tools.fair.labels.sources.source import SourceOptions, open_pieces
+from openpilot.tools.fair.labels.sources.source import SourceOptions
 from openpilot.tools.fair.labels.views import SegmentView
 from openpilot.tools.lib.cameras import VIDEOS
 from openpilot.tools.lib.connect import Connect, parse_route
@@ -145,9 +145,6 @@ class Elsewhere(ABC):
       for piece in pieces_at(*self.found(path), options):
         out.setdefault(piece.name, piece)
     return list(out.values())
-
-  def open(self, paths: list[str], options: SourceOptions) -> list[SegmentView]:
-    return open_pieces(self.pieces(paths, options))[0]
 
 
 class RoutesOfConnect(Elsewhere):

@@ -114,6 +114,3 @@ class Routes:
     if unused := [f"--{k}" for k in ("name", "license") if getattr(options, k)]:
       warn(f"{' and '.join(unused)}: of pictures, not used for routes ({', '.join(paths[:3])})")
     return route_pieces(paths, options.data_dir, options.camera, options.every, options.focal, options.horizon)
-
-  def open(self, paths: list[str], options: SourceOptions) -> list[SegmentView]:
-    return open_pieces(self.pieces(paths, options))[0]

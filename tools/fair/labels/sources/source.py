@@ -46,18 +46,28 @@ class Piece:
     return self.part
 
 
-class Source(Protocol):
-  """Opens paths of one kind. `accepts` is asked where --source names none; it must be quick and raise nothing.
-
-  One whose parts take long to open may also have pieces(paths, options) -> list[Piece], which only looks what is
-  there."""
+class Kind(Protocol):
+  """Finds what lies at paths of one kind, or opens it. `accepts` is asked where --source names none; it must be quick
+  and raise nothing."""
 
   says: str  # what it opens, for people
 
   def accepts(self, path: str, options: "SourceOptions") -> bool: ...
 
+
+class Finds(Kind, Protocol):
+  """Of parts that take long to open."""
+
+  def pieces(self, paths: list[str], options: "SourceOptions") -> Sequence["Piece"]:
+    """What is there, not opened. Raises UserError where there is nothing; what is left out is said (errors.warn)."""
+
+
+class Opens(Kind, Protocol):
   def open(self, paths: list[str], options: "SourceOptions") -> list[Any]:
     """-> parts. Raises UserError where nothing of them can be used; what is left out is said (errors.warn)."""
+
+
+Source = Finds | Opens
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ class SourceOptions:
 SOURCES: dict[str, Source] = {}
 
 
-def pieces_of(source: Source, paths: list[str], options: SourceOptions) -> list[Piece]:
+def pieces_of(source: Source, paths: list[str], options: SourceOptions) -> Sequence[Piece]:
   """Raises UserError."""
   if hasattr(source, "pieces"):
     return source.pieces(paths, options)

@@ -17,6 +17,7 @@ import torch
 
 from openpilot.tools.fair.distillation.augment import Augmentation, draw, none, turned, warp_frame, warp_grid
 from openpilot.tools.fair.distillation.data import Clips, RawClip
+from openpilot.tools.fair.distillation.night import by_night
 from openpilot.tools.fair.tasks import TASKS
 from openpilot.tools.learn.handover import Collate, begin, handed_over
 from openpilot.tools.lib.errors import UserError
@@ -112,8 +113,9 @@ class Batches(torch.utils.data.Dataset):
     zoom: tuple[float, float] | None = None,
     pixels: Sequence[tuple[str, float, float]] = (),
     turn: float = 0.0,
+    night: float = 0.0,
   ):
-    self.turn = turn
+    self.turn, self.night = turn, night
     self.clips, self.seed, self.mirror, self.light, self.zoom, self.pixels = clips, seed, mirror, light, zoom, pixels
 
   def change(self, r: np.random.Generator) -> Augmentation:
@@ -129,6 +131,8 @@ class Batches(torch.utils.data.Dataset):
       r = np.random.default_rng([self.seed, step, j])
       clip = self.clips.read(int(i))
       a = self.change(r) if augmented else none(self.clips.picture)
+      if augmented and self.night and r.uniform() < self.night:
+        clip.frames = by_night(clip, r, self.clips.picture)
       parts.append(convert(clip, a, r))
       names.append(clip.name)
     return {**collate(parts), "step": step, "clips": list(map(int, indices)), "names": names}

@@ -45,6 +45,7 @@ class Config:
   mirror: bool = True
   augment: bool = True
   light: float = 1.0  # strength of what augmentation does to light and sharpness
+  night: float = 0.0  # share of clips by day that are made clips by night
   overfit: int = 0  # clips that are all there is to learn; 0: all clips
   eval_every: int = 500
   eval_clips: int = 64

@@ -113,6 +113,11 @@ class Options(StoreOptions):
     help="strength of the changes of light, contrast and sharpness, from 1 to 4; above 1 also gradients, flares, low "
     "resolution and compression",
   )
+  night: float = option(
+    D.night,
+    help="share of the clips by day that are made clips by night: dark, with what lights there are by night where "
+    "labels say that vehicles, sky and road are",
+  )
   stages: Path | None = option(None, help="a YAML list of {steps, tasks, freeze, lr}")
   qat: str | bool = option(
     False,
@@ -243,6 +248,8 @@ def check_numbers(args: Options) -> None:
     raise UserError("--sample and --overfit: what is learned by heart is drawn in turn; leave one of them out")
   if not 1 <= args.light <= MOST:
     raise UserError(f"--light {args.light:g}: it is a strength from 1 to {MOST:g}; --no-augment changes nothing at all")
+  if not 0 <= args.night <= 1:
+    raise UserError(f"--night {args.night:g}: it is a share, from 0 to 1")
   if args.steps < (0 if args.init else 1):
     raise UserError(f"--steps {args.steps}: it is at least 1, or 0 to put together what --init names")
 
@@ -360,6 +367,7 @@ def configuration(args: Options, look: Look) -> tuple[Config, Any]:
     mirror=all(TASKS[t].mirror for t in tasks),
     augment=args.augment,
     light=args.light,
+    night=args.night,
     overfit=args.overfit,
     eval_every=args.eval_every,
     precision=args.precision or ("no" if args.qat else mixed_precision()),

@@ -204,7 +204,7 @@ class Run(Loop):
       for k, a in enumerate(starts)
     ]
     c = self.config
-    data = Batches(self.train, c.seed, c.mirror, c.light, c.zoom, c.pixels, c.turn)
+    data = Batches(self.train, c.seed, c.mirror, c.light, c.zoom, c.pixels, c.turn, c.night)
     return load(data, what, 0 if self.train.live else self.workers)
 
   # *** 8 bits ***

@@ -9,6 +9,7 @@ CamVid's camera is not known: its focal length is taken as 0.85 of its width, it
 import argparse
 import json
 import os
+import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,20 +31,22 @@ from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
 from openpilot.selfdrive.modeld.fair.plan import plan_heads, plan_inputs, Plan
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.tools.fair.distillation.data import camera_height
+from openpilot.tools.fair.distillation.night import Night, Scene
 from openpilot.tools.fair.labels.agree import Boxes, agreed_boxes
 from openpilot.tools.fair.labels.aim import mounting_of
 from openpilot.tools.fair.labels.picture import PictureWarp, size_of_picture
 from openpilot.tools.fair.labels.store import LabelStore
-from openpilot.tools.fair.labels.views import FOCAL_OF_WIDTH, SegmentView
+from openpilot.tools.fair.labels.views import FOCAL_OF_WIDTH, SegmentView, segment_view
 from openpilot.tools.fair.registry import load_teacher
-from openpilot.tools.fair.spec import road_classes, street_classes
+from openpilot.tools.fair.spec import InputSpec, road_classes, street_classes
 from openpilot.tools.fair.teacher import Clip
 from openpilot.tools.lib.cameras import pinhole
 from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.lib.route import Segment
+from openpilot.tools.lib.framereader import FrameReader
+from openpilot.tools.lib.route import Route, Segment
 from openpilot.tools.sim.render import CLASSES
 
-CAMVID = {"ROAD": 3, "UNKNOWN": 11}
+CAMVID = {"SKY": 0, "ROAD": 3, "UNKNOWN": 11}
 # of the height, by the vanishing point of the lines on the road; at dusk the camera was mounted otherwise
 CAMVID_HORIZON = {"0001TP": 234 / 360, "0016E5": 178 / 360}
 FAR = 80.0  # m
@@ -201,6 +204,14 @@ def judge_boxes(sums: Sums, who: str, found: np.ndarray, both: np.ndarray, alone
   sums.add(f"{who}: vehicles, precision", right[counts].sum(), counts.sum())
 
 
+def judge_each_other(sums: Sums, name: str, parts: list[Boxes]) -> None:
+  """How far two detectors have the same vehicles: the second's recall of the first's, and its precision."""
+  of_one, of_other = parts[0].xyxy, parts[1].xyxy
+  tall = [b[b[:, 3] - b[:, 1] >= MIN_SIDE] for b in (of_one, of_other)]
+  sums.add(f"{name}, the two detectors: vehicles, recall", matched(tall[0], of_other).sum(), len(tall[0]))
+  sums.add(f"{name}, the two detectors: vehicles, precision", matched(tall[1], of_one).sum(), len(tall[1]))
+
+
 def camvid(data: Path, every: int) -> dict[str, list[tuple[Path, Path]]]:
   """Drive -> pictures with class maps."""
   pairs = [
@@ -216,10 +227,10 @@ def camvid(data: Path, every: int) -> dict[str, list[tuple[Path, Path]]]:
 
 
 def judge_camvid(
-  runners: dict[str, Runner], teachers: Teachers, data: Path, every: int, tilt: float = 0.0
+  runners: dict[str, Runner], teachers: Teachers, data: Path, every: int, tilt: float = 0.0, night: bool = False
 ) -> dict[str, float]:
   """tilt: degrees by which the horizon is taken to be lower in the picture than it is; then of road and vehicles in the
-  maps of `runners` alone."""
+  maps of `runners` alone. night: `runners` see the pictures as `distill --night` makes them, teachers by day."""
   sums = Sums()
   for drive, pairs in camvid(data, every).items():
     for picture, annotation in tqdm(pairs, desc=f"CamVid {drive}", unit="frame"):
@@ -234,14 +245,15 @@ def judge_camvid(
       true = cv2.remap(truth, *at, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=255)
       known = valid[1::4, 1::4] & (true != CAMVID["UNKNOWN"]) & (true != 255)
       road = true == CAMVID["ROAD"]
-      name = f"CamVid {drive}" + (f", tilted by {tilt:+g} degrees" if tilt else "")
-      said = {n: r(frame, valid) for n, r in runners.items()}
+      name = f"CamVid {drive}" + (f", tilted by {tilt:+g} degrees" if tilt else ", by night" if night else "")
       if not tilt:
         both, alone = agreed_boxes(parts := teachers.vehicles(rgb, view))
-        of_one, of_other = parts[0].xyxy, parts[1].xyxy
-        tall = [b[b[:, 3] - b[:, 1] >= MIN_SIDE] for b in (of_one, of_other)]
-        sums.add(f"{name}, the two detectors: vehicles, recall", matched(tall[0], of_other).sum(), len(tall[0]))
-        sums.add(f"{name}, the two detectors: vehicles, precision", matched(tall[1], of_one).sum(), len(tall[1]))
+      if night:
+        scene = Scene(np.full((64, 128), np.nan, np.float32), true == CAMVID["SKY"], both.xyxy)
+        frame = Night(np.random.default_rng(zlib.crc32(picture.stem.encode())), InputSpec()).frame(frame, scene, 0)
+      said = {n: r(frame, valid) for n, r in runners.items()}
+      if not tilt:
+        judge_each_other(sums, name, parts)
         said = {ROAD_TEACHER: Seen(road=teachers.road(rgb, view)), **said}
       for who, seen in said.items():
         if seen.road is not None:
@@ -252,6 +264,33 @@ def judge_camvid(
             f"{name}, {who}: free road called vehicle", (seen.vehicle & road & known).sum(), (road & known).sum()
           )
         if seen.boxes is not None and not tilt:
+          judge_boxes(sums, f"{name}, {who}", seen.boxes, both.xyxy, alone)
+  return sums.ratios()
+
+
+def judge_night(
+  runners: dict[str, Runner], teachers: Teachers, folders: Sequence[Path], every: int
+) -> dict[str, float]:
+  """Genuine drives by night: there is no truth, but what the roads' teacher and two detectors say of whole pictures."""
+  sums = Sums()
+  for segment in (s for folder in folders for s in Route(folder).segments):
+    view, name = segment_view(segment, "qcamera"), f"night, {segment.name}"
+    reader = FrameReader(view.path, "rgb24")
+    for k in tqdm(range(0, len(view.entries), every), desc=name, unit="frame"):
+      rgb = reader.get(view.entries[k].segment_id)[: view.height // 2 * 2, : view.width // 2 * 2]
+      frame, valid = frame_of(rgb, view)
+      known = valid[1::4, 1::4]
+      road = teachers.road(rgb, view) & known
+      parts = teachers.vehicles(rgb, view)
+      both, alone = agreed_boxes(parts)
+      judge_each_other(sums, name, parts)
+      for who, runner in runners.items():
+        seen = runner(frame, valid)
+        if seen.road is not None:
+          sums.add(f"{name}, {who}: road IoU", (seen.road & road).sum(), ((seen.road & known) | road).sum())
+        if seen.vehicle is not None:
+          sums.add(f"{name}, {who}: free road called vehicle", (seen.vehicle & road).sum(), road.sum())
+        if seen.boxes is not None:
           judge_boxes(sums, f"{name}, {who}", seen.boxes, both.xyxy, alone)
   return sums.ratios()
 
@@ -339,6 +378,10 @@ def main() -> None:
   p.add_argument(
     "--tilt", type=float, nargs="+", metavar="DEGREES", help="only CamVid's road, by a calibration so far off"
   )
+  p.add_argument(
+    "--night", type=Path, nargs="+", default=[], metavar="SEGMENT", help="folders of genuine drives by night"
+  )
+  p.add_argument("--night-every", type=int, default=15, metavar="N", help="of their frames")
   p.add_argument("--simulated-every", type=int, default=10, metavar="N", help="of the simulated frames")
   p.add_argument("--output", type=Path, help="a JSON of all figures")
   args = p.parse_args()
@@ -351,6 +394,9 @@ def main() -> None:
       figures |= judge_camvid(runners, teachers, args.data, args.every, tilt)
   else:
     figures = {**judge_camvid(runners, teachers, args.data, args.every), **judge_kitti(runners, teachers, args.data)}
+  if args.night:
+    figures |= judge_camvid(runners, teachers, args.data, args.every, night=True)
+    figures |= judge_night(runners, teachers, args.night, args.night_every)
   if args.simulated:
     figures |= judge_simulated(runners, args.simulated, args.simulated_every)
   for name, value in figures.items():

@@ -61,6 +61,9 @@ def make_run(root, out, **more):
     (("--student", "depth-nano", "--sample", "*=2", "--overfit", "2"), "leave one of them out"),
     (("--student", "depth-nano", "--light", "0.5"), "--light 0.5: it is a strength from 1 to 4"),
     (("--student", "depth-nano", "--light", "nan"), "--light nan"),
+    (("--student", "depth-nano", "--night", "1.5"), "--night 1.5: it is a share, from 0 to 1"),
+    (("--student", "depth-nano", "--night", "nan"), "--night nan"),
+    (("--student", "depth-nano", "--night", "0.2", "--no-augment"), "--night and --no-augment"),
     (("--student", "depth-nano", "--resume"), "no checkpoint to go on from"),
   ],
 )

@@ -181,9 +181,7 @@ def warp_frame(a: Augmentation, frame: np.ndarray, t: int = 0) -> np.ndarray:
     planes = changed_luma(a, ycc[..., 0], t), *(changed_chroma(a, ycc[..., 1 + k], 1 - k) for k in range(2))
     return np.ascontiguousarray(cv2.cvtColor(np.stack(planes, -1), cv2.COLOR_YCrCb2RGB).transpose(2, 0, 1))
   w, h = a.picture.width, a.picture.height
-  y: np.ndarray = np.empty((h, w), np.uint8)
-  y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2] = frame[:4]
-  uv = np.ascontiguousarray(frame[4:].transpose(1, 2, 0))
+  y, uv = planes_of(frame)
   if a.is_geometric:
     y = cv2.warpAffine(y, a.matrix[:2], (w, h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     g = grid_matrix(w // 2, h // 2, a.picture)
@@ -194,12 +192,20 @@ def warp_frame(a: Augmentation, frame: np.ndarray, t: int = 0) -> np.ndarray:
       flags=cv2.INTER_LINEAR,
       borderMode=cv2.BORDER_REPLICATE,
     )
-  y = changed_luma(a, y, t)
-  out = np.empty_like(frame)
-  out[0], out[1], out[2], out[3] = y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2]
-  for k in range(2):
-    out[4 + k] = changed_chroma(a, uv[..., k], k)
-  return out
+  chroma = [changed_chroma(a, uv[..., k], k) for k in range(2)]
+  return packed(changed_luma(a, y, t), np.stack(chroma, -1))
+
+
+def planes_of(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(6, h / 2, w / 2) of a model frame -> (h, w) luma, (h / 2, w / 2, 2) U and V."""
+  y = np.empty((2 * frame.shape[1], 2 * frame.shape[2]), frame.dtype)
+  y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2] = frame[:4]
+  return y, np.ascontiguousarray(frame[4:].transpose(1, 2, 0))
+
+
+def packed(y: np.ndarray, uv: np.ndarray) -> np.ndarray:
+  """planes_of(), back."""
+  return np.stack([y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2], uv[..., 0], uv[..., 1]])
 
 
 def with_pixels(a: Augmentation, rgb: np.ndarray, t: int) -> np.ndarray:

@@ -5,6 +5,7 @@ plane where that is not known; lamps along the street light a little of everythi
 headlights, or, where they are near, none; the road mirrors them. Above the horizon lamps, signs and windows shine that
 are no vehicles'. Labels stay what they were by day. Lengths are in heights of the camera above the road."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -12,9 +13,9 @@ import numpy as np
 
 from openpilot.common.transformations.model import medmodel_intrinsics, sbigmodel_intrinsics
 from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
-from openpilot.tools.fair.distillation.augment import none
+from openpilot.tools.fair.distillation.augment import none, packed, planes_of
 from openpilot.tools.fair.distillation.data import RawClip
-from openpilot.tools.fair.spec import InputSpec
+from openpilot.tools.fair.spec import InputSpec, street_classes
 from openpilot.tools.fair.tasks import TASKS
 
 TELLS = "depth", "segmentation", "objects", "detector"  # tasks whose labels say what a scene is made of
@@ -37,6 +38,11 @@ class Scene:
   vehicles: np.ndarray  # (N, 4) x0 y0 x1 y1, the picture's pixels
 
 
+def called(name: str, classes: Sequence[str]) -> list[int]:
+  """Places of the classes that are a class of the streets' by their name or an alias of it, as car is a vehicle."""
+  return [k for k, n in enumerate(classes) if (c := street_classes().find(n)) is not None and c.name == name]
+
+
 def scenes(clip: RawClip, picture: InputSpec) -> list[Scene]:
   steps, r = len(clip.frames), np.random.default_rng(0)
   said, still = clip.said, none(picture)
@@ -47,12 +53,13 @@ def scenes(clip: RawClip, picture: InputSpec) -> list[Scene]:
   if "depth" in told:
     unit = 1.0 if said["depth"].height is not None else DEFAULT_HEIGHT
     z = np.where(told["metric"][:, None, None], told["depth"] / unit, np.nan).astype(np.float32)
-  if "segmentation" in told and "sky" in (maps := said["segmentation"].classes.maps):
-    sky = told["segmentation"][:, maps.index("sky")] > 0.5
+  if "segmentation" in told:
+    sky = told["segmentation"][:, called("sky", said["segmentation"].classes.maps)].sum(axis=1) > 0.5
   if "objects" in told:
-    names = (said.get("objects") or said["detector"]).classes.boxes
-    mine = names.index("vehicle") if "vehicle" in names else -1
-    boxes = [b if o is None else o["boxes"][o["cls"] == mine] for b, o in zip(boxes, told["objects"], strict=True)]
+    mine = called("vehicle", (said.get("objects") or said["detector"]).classes.boxes)
+    boxes = [
+      b if o is None else o["boxes"][np.isin(o["cls"], mine)] for b, o in zip(boxes, told["objects"], strict=True)
+    ]
   return [Scene(*s) for s in zip(z, sky, boxes, strict=True)]
 
 
@@ -149,8 +156,9 @@ class Night:
         out.panel(color, x, y - 4 * size, x + r.uniform(3, 12) * size, y, min(peak, 0.8))
     return out
 
-  def frame(self, y: np.ndarray, uv: np.ndarray, scene: Scene, t: int) -> tuple[np.ndarray, np.ndarray]:
-    """(h, w) uint8 luma, (h / 2, w / 2, 2) uint8 chroma -> the same, by night. t: of the clip."""
+  def frame(self, frame: np.ndarray, scene: Scene, t: int) -> np.ndarray:
+    """(6, h / 2, w / 2) uint8 model frame -> the same, by night. t: of the clip."""
+    y, uv = planes_of(frame)
     h, w = y.shape
     below = slice(int(self.row) + 8, None)
     day = (y.astype(np.float32) / 255) ** GAMMA
@@ -170,7 +178,7 @@ class Night:
     bright = np.minimum(cv2.resize(luma, half, interpolation=cv2.INTER_AREA) / 60, 1)[..., None]
     body = self.color * (uv.astype(np.float32) - 128) + np.array(self.tint, np.float32)
     color = own * bright * body + np.tensordot(np.stack(share, -1), COLOR, 1) * bright
-    return tuple(np.clip(x + 0.5, 0, 255).astype(np.uint8) for x in (luma, 128 + color))  # type: ignore[return-value]
+    return packed(*(np.clip(x + 0.5, 0, 255).astype(np.uint8) for x in (luma, 128 + color)))
 
 
 def is_dark(frames: np.ndarray) -> bool:
@@ -182,12 +190,7 @@ def by_night(clip: RawClip, r: np.random.Generator, picture: InputSpec) -> np.nd
   """A clip of model frames -> its frames by night, (T, 6, h / 2, w / 2) uint8; as they are where they are dark."""
   if is_dark(clip.frames):
     return clip.frames
-  night, out = Night(r, picture), np.empty_like(clip.frames)
-  for t, (frame, scene) in enumerate(zip(clip.frames, scenes(clip, picture), strict=True)):
-    y: np.ndarray = np.empty((picture.height, picture.width), np.uint8)
-    corners = (y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2])
-    for corner, plane in zip(corners, frame, strict=False):
-      corner[:] = plane
-    y, uv = night.frame(y, np.ascontiguousarray(frame[4:].transpose(1, 2, 0)), scene, t)
-    out[t] = y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2], uv[..., 0], uv[..., 1]
-  return out
+  night = Night(r, picture)
+  return np.stack(
+    [night.frame(f, s, t) for t, (f, s) in enumerate(zip(clip.frames, scenes(clip, picture), strict=True))]
+  )

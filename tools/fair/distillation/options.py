@@ -250,6 +250,8 @@ def check_numbers(args: Options) -> None:
     raise UserError(f"--light {args.light:g}: it is a strength from 1 to {MOST:g}; --no-augment changes nothing at all")
   if not 0 <= args.night <= 1:
     raise UserError(f"--night {args.night:g}: it is a share, from 0 to 1")
+  if args.night and not args.augment:
+    raise UserError("--night and --no-augment: the one changes pictures, the other changes none; leave one of them out")
   if args.steps < (0 if args.init else 1):
     raise UserError(f"--steps {args.steps}: it is at least 1, or 0 to put together what --init names")
 
@@ -345,6 +347,11 @@ def configuration(args: Options, look: Look) -> tuple[Config, Any]:
   tasks = find_tasks(spec, labels)
   if args.tasks:
     tasks = [task_name(t) for t in args.tasks.replace(" ", "").split(",")]
+  if args.night and picture.kind != "model_frame":
+    raise UserError(
+      f"--night {args.night:g}: it knows where the road is in the view of openpilot's driving model, not in pictures "
+      "of any camera; leave it out"
+    )
   for t in tasks:
     if t not in (able := can_learn(spec)):
       raise UserError(f"--tasks {t}: {args.student} cannot learn it; it learns {', '.join(able)}")

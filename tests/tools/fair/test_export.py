@@ -295,6 +295,8 @@ def test_only_a_bundle_is_ever_replaced(run, tmp_path, monkeypatch):
     (run, "is the run"),
     (run.parent, "holds the run"),
     (run.parent / "s" / "..", "names no folder"),
+    (models / "mein Schüler", "is no name of one: a to z"),
+    (models / "Mine", "is no name of one: a to z"),
   ):
     with pytest.raises(UserError, match=said):
       export_to(monkeypatch, run, "--out", out, "--accept-license", "CC-BY-NC-4.0")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from openpilot.selfdrive.modeld.fair.artifact import FOREIGN
-from openpilot.selfdrive.modeld.fair.bundle import MANIFEST
+from openpilot.selfdrive.modeld.fair.bundle import MANIFEST, schema, violation
 from openpilot.tools.lib.errors import UserError
 
 CARD = "README.md"
@@ -37,10 +37,15 @@ def foreign(folder: Path) -> str | None:
 
 
 def check_out(out: Path, run: Path) -> None:
-  """Raises UserError where `out` is not there to be written or replaced: a file, a link, the run or what it lies in, or
-  a folder with anything but a bundle."""
+  """Raises UserError where `out` is not there to be written or replaced: a file, a link, the run or what it lies in, a
+  folder with anything but a bundle, or one whose name no bundle may have."""
   if not out.name or out.name == "..":
     raise UserError(f"--output {out} names no folder of the bundle's own; give one, as models/NAME")
+  if violation(out.name, schema()["properties"]["name"]):
+    raise UserError(
+      f"--output {out}: a bundle is called as its folder is, and '{out.name}' is no name of one: a to z, 0 to 9, '_', "
+      "'.', '-', the first a letter or a digit, at most 64"
+    )
   whole, source = out.resolve(), run.resolve()
   if whole == source or whole in source.parents:
     raise UserError(

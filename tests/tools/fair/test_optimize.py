@@ -279,7 +279,7 @@ def test_what_is_undecided_is_told_and_applied_where_one_says_so(tmp_path, store
   bundle = optimize_fixture.write_conv(tmp_path / "conv")
   real = judge.paired_bootstrap
   monkeypatch.setattr(judge, "paired_bootstrap", lambda a, b, n: dict.fromkeys(real(a, b, 3), (-9.0, 9.0)))
-  said = r"int8 x86 is undecided: of what 2 metrics lose on 3 routes, 2 undecided --max-loss 0\.5; .*more routes, or"
+  said = r"int8 x86 is undecided: of what 2 metrics lose on 3 routes, 2 undecided by --max-loss 0\.5; .*more routes, or"
   with pytest.raises(UserError, match=said):
     module.run(options(bundle.path, store, tmp_path / "out", apply=True))
   assert load_bundle(bundle.path).manifest_hash == bundle.manifest_hash

@@ -77,7 +77,7 @@ def undecided(variant: dict[str, Any], results: dict[str, Any]) -> str:
   routes = results["judged"]["routes"]
   return (
     f"{variant['label']} is undecided: of what {sum(variant['counts'].values())} metrics lose on {routes} routes, "
-    f"{counted(variant)} --max-loss {results['max_loss']:g}; {variant['worst']}"
+    f"{counted(variant)} by --max-loss {results['max_loss']:g}; {variant['worst']}"
   )
 
 

@@ -13,12 +13,13 @@ import torch
 import yaml
 
 from openpilot.selfdrive.modeld.fair.bundle import DEFAULT, MODELS_DIR, load_bundle
+from openpilot.tools.fair.bundle.replace import check_out
 from openpilot.tools.fair.distillation.initial import of_input
 from openpilot.tools.fair.distillation.look import Look
 from openpilot.tools.fair.distillation.sampling import shares
 from openpilot.tools.fair.images import learning, train_student
 from openpilot.tools.fair.images.aimed import Aimed, window
-from openpilot.tools.fair.images.learning import begun
+from openpilot.tools.fair.images.learning import begun, bundle_of
 from openpilot.tools.fair.images.predict import Predictor
 from openpilot.tools.fair.images.train_student import Options
 from openpilot.tools.fair.labels import rle
@@ -436,3 +437,20 @@ def test_the_notes_gpu_is_cudas(monkeypatch):
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
   assert in_our_words(["--data", "d", "--gpu", "1", "--epochs", "3"]) == ["--data", "d", "--epochs", "3"]
   assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+@pytest.mark.parametrize(
+  ("folder", "name"),
+  [
+    ("pedestrian", "pedestrian"),
+    ("Pedestrians v2", "pedestrians-v2"),
+    ("mein Schüler", "mein-sch-ler"),
+    ("_run", "run"),
+    ("___", "student"),
+    ("x" * 80, "x" * 64),
+  ],
+)
+def test_a_student_in_a_folder_of_any_name_has_a_name_that_a_bundle_may_have(tmp_path, folder, name):
+  made = bundle_of(tmp_path / folder)
+  assert made == tmp_path / folder / name
+  check_out(made, tmp_path / folder)

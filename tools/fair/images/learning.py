@@ -132,8 +132,8 @@ def learn_by(args: Any, said: Said) -> dict[str, Any]:
 
 
 def bundle_of(output: Path) -> Path:
-  """Its folder has the student's name: a bundle is called as its folder is."""
-  return output / plain_name(output.resolve().name)
+  """Its folder has the student's name, as far as a bundle may have it: a bundle is called as its folder is."""
+  return output / (plain_name(output.resolve().name).lower().lstrip("_-.")[:64] or "student")
 
 
 def say_next(args: Any, where: Path) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import unicodedata
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,13 @@ VIN = re.compile(
 )
 ABSOLUTE = re.compile(r"(?<![\w./:~-])(?:file://)?(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\'\"`,;:()<>|]+)+[/\\]?")
 DONGLE = re.compile(r"(?<![0-9A-Za-z])[0-9a-f]{16}(?=[|/])")
+
+
+def drawn(text: str) -> str:
+  """As Pillow's own font can draw it, which has a box for most of what is no ASCII: letters without their marks, ß as
+  ss."""
+  plain = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
+  return "".join(c for c in plain if not unicodedata.combining(c))
 
 
 def command(*words: str | Path) -> str:

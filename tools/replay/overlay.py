@@ -18,6 +18,7 @@ from openpilot.selfdrive.modeld.fair.heads.lanes import on_line
 from openpilot.selfdrive.modeld.fair.publish import class_map_from_message, depth_from_message, mask_from_message
 from openpilot.selfdrive.modeld.fair.roles import FORMER
 from openpilot.tools.lib.colors import TINT, TURBO, class_colors, depth_picture, depth_scale, track_color
+from openpilot.tools.lib.said import drawn
 
 ABOUT = ("fairDepth", "fairSegmentation", "fairObjects", "fairLanes")  # each belongs to one frame
 HELD = 3  # frames that a map of depth stays in the picture
@@ -47,7 +48,7 @@ def distance(o: Any) -> float:
 def label_text(o: Any, classes: list[str], lead: bool) -> str:
   """'lead 27 m', 'pedestrian 12 m', with the standard deviation where that is more than a fifth; 'sign' of what nobody
   knows the distance of."""
-  name = classes[o.classId] if o.classId < len(classes) else f"class {o.classId}"
+  name = drawn(classes[o.classId]) if o.classId < len(classes) else f"class {o.classId}"
   if not np.isfinite(distance(o)):
     return name
   meters = f"{distance(o):.0f}"
@@ -317,7 +318,7 @@ class Overlay:
     d.rectangle((0, top, self.size[0], self.size[1]), fill=SHADE)
     labels.reserve(0, top, *self.size)
     x, side = 8.0, self.font_size * 2 // 3
-    for name, color in legend.items():
+    for name, color in ((drawn(n), c) for n, c in legend.items()):
       d.rectangle((x, top + 8, x + side, top + 8 + side), fill=color)
       d.text((x + side + 6, top + 4), name, fill=WHITE, font=self.font)
       x += side + d.textlength(name, font=self.font) + 2 * self.font_size

@@ -6,8 +6,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import ImageFont
 
-from openpilot.tools.lib.said import command, public, public_command, public_path
+from openpilot.tools.lib.said import command, drawn, public, public_command, public_path
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -99,3 +100,18 @@ def test_nothing_that_ships_tells_of_anybody():
       assert public(text) == text or (
         path.suffix == ".json" and public(text).replace("\\", "") == text.replace("\\", "")
       ), path
+
+
+@pytest.mark.parametrize(
+  ("text", "seen"),
+  [("Fußgänger, ÉÑÇ", "Fussganger, ENC"), ("u\u0308", "u"), ("car 2 m ±1", "car 2 m ±1"), ("車", "車")],
+)
+def test_letters_with_marks_are_drawn_as_letters(text, seen):
+  assert drawn(text) == seen
+
+
+def test_pillows_own_font_has_no_letters_with_marks():
+  """The day it has them drawn() can go."""
+  font = ImageFont.load_default(size=14)
+  box = bytes(font.getmask("車"))
+  assert bytes(font.getmask("ä")) == box and bytes(font.getmask("a")) != box

@@ -11,6 +11,7 @@ from openpilot.tools.fair.evaluation.scenes import Scene
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.labels.placement import rgb_of
 from openpilot.tools.lib.colors import TINT, class_colors, depth_picture, track_color
+from openpilot.tools.lib.said import drawn
 from openpilot.tools.sim.truth import IGNORE
 
 GAP = 4  # pixels between two pictures
@@ -68,7 +69,7 @@ def objects_on(rgb: np.ndarray, o: Objects, compared: Compared, score: float = 0
     box = [float(v) + 0.5 for v in o.boxes[i]]
     draw.rectangle(box, outline=(128, 128, 128) if o.ignore[i] else color)
     text = f"{names[int(o.cls[i])]}{f' #{track}' if track >= 0 else ''} {o.score[i]:.2f}"
-    draw.text((box[0] + 1, max(0, box[1] - 11)), text, fill=color)
+    draw.text((box[0] + 1, max(0, box[1] - 11)), drawn(text), fill=color)
   return np.asarray(image)
 
 

@@ -11,6 +11,7 @@ from openpilot.tools.fair.images.shapes import as_runs
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.lib.colors import Color, name_color
 from openpilot.tools.lib.errors import printable
+from openpilot.tools.lib.said import drawn
 
 WIDE = 640  # pixels of a picture that is drawn on for a page
 TINT = 110  # of 255
@@ -54,7 +55,7 @@ def named_box(d: Any, box: Sequence[float], text: str, color: Color, font: Any, 
 
 def name_at(d: Any, x: float, y: float, text: str, color: Color, font: Any) -> None:
   """The text above a corner."""
-  at = x + 2, max(0.0, y - 14)
+  at, text = (x + 2, max(0.0, y - 14)), drawn(text)
   d.rectangle(d.textbbox(at, text, font=font), fill=color)
   d.text(at, text, fill=(0, 0, 0) if sum(color) > 330 else (255, 255, 255), font=font)
 

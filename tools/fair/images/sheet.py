@@ -13,6 +13,7 @@ from openpilot.tools.lib.colors import Color, name_color
 from openpilot.tools.lib.errors import printable
 from openpilot.tools.lib.files import atomic_path
 from openpilot.tools.lib.pictures import open_rgb
+from openpilot.tools.lib.said import drawn
 
 MOST = 300  # labels drawn on one picture
 
@@ -55,7 +56,8 @@ def draw(found: Checked, index: int) -> np.ndarray:
     color = name_color(names[a["category_id"]])
     text = printable(names[a["category_id"]], 30) + (" (crowd)" if a["iscrowd"] else "")
     named_box(d, [v * scale for v in a["bbox"]], text, color, font)
-  d.text((3, size[1] - 15), printable(picture.name, 50), fill=(255, 255, 255), font=font, stroke_width=1, stroke_fill=0)
+  name = drawn(printable(picture.name, 50))
+  d.text((3, size[1] - 15), name, fill=(255, 255, 255), font=font, stroke_width=1, stroke_fill=0)
   return np.asarray(image)
 
 

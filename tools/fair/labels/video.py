@@ -14,6 +14,7 @@ from openpilot.tools.fair.teacher import Label
 from openpilot.tools.fair.spec import InputSpec, road_classes
 from openpilot.tools.lib.colors import TURBO, class_colors, depth_picture, track_color
 from openpilot.tools.lib.errors import UserError, printable
+from openpilot.tools.lib.said import drawn
 
 WIDTH = 1024  # of what is drawn, about
 SHEET = 5, 12  # pictures in a row of a sheet, and in all
@@ -122,7 +123,7 @@ class Painter:
     there = [n for k, n in enumerate(label.classes) if n in colors and (big == k).any()]
     for i, name in enumerate(there):
       at = 8, self.size[1] - 18 * (len(there) - i)
-      draw.text(at, name, fill=colors[name], font=self.font, stroke_width=2, stroke_fill=(0, 0, 0))
+      draw.text(at, drawn(name), fill=colors[name], font=self.font, stroke_width=2, stroke_fill=(0, 0, 0))
     return np.asarray(image)
 
   def _boxes(
@@ -138,7 +139,7 @@ class Painter:
         draw = ImageDraw.Draw(image)
       box = [(float(columns[c][i]) + 0.5) * self.scale for c in ("x0", "y0", "x1", "y1")]
       draw.rectangle(box, outline=color, width=2)
-      name = label.classes[int(columns["cls"][i])] if label.classes else ""
+      name = drawn(label.classes[int(columns["cls"][i])]) if label.classes else ""
       text = f"{name} {columns['score'][i]:.2f}" + (f" #{track}" if track >= 0 else "")
       draw.text(
         (box[0] + 2, max(0, box[1] - 15)), text, fill=color, font=self.font, stroke_width=1, stroke_fill=(0, 0, 0)
@@ -214,7 +215,7 @@ def compose(base: np.ndarray, insets: list[tuple[str, np.ndarray]], title: str) 
   image = Image.new("RGB", (width, height + strip))
   image.paste(Image.fromarray(base), (0, 0))
   draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=14)
-  draw.text((8, 4), title, fill=(255, 255, 255), font=font, stroke_width=1, stroke_fill=(0, 0, 0))
+  draw.text((8, 4), drawn(title), fill=(255, 255, 255), font=font, stroke_width=1, stroke_fill=(0, 0, 0))
   for k, (name, picture) in enumerate(insets[: width // INSET[0]]):
     image.paste(Image.fromarray(picture).resize(INSET), (k * INSET[0], height))
     draw.text(

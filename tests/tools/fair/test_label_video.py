@@ -74,6 +74,19 @@ def test_a_mask_tints_its_own_pixels():
   assert np.abs(out - want)[elsewhere].max() <= 1
 
 
+def test_an_oriented_box_is_drawn_turned():
+  """A square of 80 on its corner: its sides are lines, and the upright box around it is not drawn."""
+  r = 40 * 2**0.5
+  box = {"x0": 250 - r, "y0": 130 - r, "x1": 250 + r, "y1": 130 + r, "score": 1, "cx": 250, "cy": 130, "w": 80, "h": 80}
+  table = {k: np.float32([v]) for k, v in {**box, "angle": np.pi / 4}.items()} | {"row": [0], "cls": [0]}
+  out = painted([Label("oriented", "boxes", unit="px", classes=("car",))], {"oriented": table})
+  at = (np.array([[250 - r / 2, 130 - r / 2], [250 + r / 2, 130 + r / 2]]) + 0.5) * 2  # in the middle of two sides
+  for x, y in at.round().astype(int):
+    assert out[y - 2 : y + 3, x - 2 : x + 3].max() > 0
+  right, low = round((250 + r + 0.5) * 2), round((130 + r + 0.5) * 2)
+  assert not out[low - 8 : low + 3, right - 8 : right + 3].any()
+
+
 @pytest.mark.parametrize("every, fps", [(1, 20), (4, 5), (50, 1)])
 def test_a_video_of_labels_is_whole_and_as_fast_as_the_route(tmp_path, monkeypatch, every, fps):
   frames = [np.full((64, 97, 3), v, np.uint8) for v in (40, 120, 200)]

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from openpilot.selfdrive.modeld.fair.heads.oriented import corners
+from openpilot.tools.fair.labels.carried import ORIENTED
 from openpilot.tools.fair.labels.store import Group
 from openpilot.tools.fair.labels import rle
 from openpilot.tools.fair.labels.placement import rgb_of
@@ -138,7 +140,11 @@ class Painter:
         image.paste(Image.new("RGB", image.size, color), (0, 0), mask.resize(image.size, Image.Resampling.NEAREST))
         draw = ImageDraw.Draw(image)
       box = [(float(columns[c][i]) + 0.5) * self.scale for c in ("x0", "y0", "x1", "y1")]
-      draw.rectangle(box, outline=color, width=2)
+      if "angle" in columns:
+        turned = corners(np.array([columns[c][i] for c in ORIENTED], np.float64))[0]
+        draw.polygon([tuple(p) for p in ((turned + 0.5) * self.scale).tolist()], outline=color, width=2)
+      else:
+        draw.rectangle(box, outline=color, width=2)
       name = drawn(label.classes[int(columns["cls"][i])]) if label.classes else ""
       text = f"{name} {columns['score'][i]:.2f}" + (f" #{track}" if track >= 0 else "")
       draw.text(

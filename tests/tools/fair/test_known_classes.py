@@ -106,3 +106,17 @@ def test_a_store_that_judges_does_not_deny_what_it_has_no_name_for(tmp_path, cap
 def test_the_simulator_knows_all_that_is_there(tmp_path):
   clips = store_of(tmp_path, {"simulator": ("vehicle",), "zoo": ("vehicle", "deer", "elk")})
   assert known(clips) == [[True] * 3, [True] * 3] and clips.not_told() == []
+
+
+@pytest.mark.parametrize(
+  ("teachers", "said"), [(("cars",), "one segment only"), (("cars", "zoo"), "no two of the 2 segments")]
+)
+def test_why_nothing_better_is_held_out_than_the_end(tmp_path, capsys, teachers, said):
+  """Two segments were called one."""
+  boxes = [Label("objects", "boxes", shape=(256, 512), unit="px", classes=("vehicle",))]
+  for route, teacher in zip(ROUTES, teachers, strict=False):
+    write_store(tmp_path, (route,), 16, teacher, boxes)
+  classes = ClassSet("own", (Class("vehicle", boxes=True, maps=False),))
+  train, val = split(tmp_path, None, Config("objects-nano", ["objects"], classes=classes, clip=1), (), None)
+  assert (len(train), len(val)) == (14 * len(teachers) - 2, 2 * len(teachers))
+  assert f"warning: {said}" in capsys.readouterr().err

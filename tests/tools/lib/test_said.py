@@ -104,7 +104,13 @@ def test_nothing_that_ships_tells_of_anybody():
 
 @pytest.mark.parametrize(
   ("text", "seen"),
-  [("Fußgänger, ÉÑÇ", "Fussganger, ENC"), ("u\u0308", "u"), ("car 2 m ±1", "car 2 m ±1"), ("車", "車")],
+  [
+    ("Fußgänger, ÉÑÇ", "Fussganger, ENC"),
+    ("u\u0308", "u"),
+    ("car 2 m ±1", "car 2 m ±1"),
+    ("車", "車"),
+    ("a \u2013 b\u2014c", "a - b-c"),
+  ],
 )
 def test_letters_with_marks_are_drawn_as_letters(text, seen):
   assert drawn(text) == seen

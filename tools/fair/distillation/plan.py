@@ -81,9 +81,8 @@ def split(
   if n < 8:
     return whole, None
   if is_first():
-    print(
-      "warning: one segment only; the last eighth of it is held out, which is too alike to judge by", file=sys.stderr
-    )
+    alone = "one segment only" if len(names) == 1 else f"no two of the {len(names)} segments have the same teachers"
+    print(f"warning: {alone}; the last eighth is held out, which is too alike to judge by", file=sys.stderr)
   end.starts = whole.starts[n - keep :]
   whole.starts = whole.starts[: n - keep - 2]
   return whole, end

@@ -20,7 +20,7 @@ from test_label_claims import route as small_route
 from openpilot.tools.fair.distillation.batch import Batches
 from openpilot.tools.fair.distillation.data import Clips
 from openpilot.tools.fair.evaluation.scenes import open_segments
-from openpilot.tools.fair.labels import browse, remote
+from openpilot.tools.fair.labels import agree, browse, plane, remote
 from openpilot.tools.fair.labels.claims import CLAIMS
 from openpilot.tools.fair.labels.dataset import LabelDataset
 from openpilot.tools.fair.labels.labeling import FrameTeacher, run_teacher
@@ -313,6 +313,16 @@ def test_labels_lists_a_store_by_its_url(local, memory, monkeypatch, capsys):
   monkeypatch.setattr("sys.argv", ["labels", URL])
   assert cli(browse.main)() == 0
   assert "mean" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", [agree, plane])
+def test_what_is_missing_is_told_by_the_stores_url(local, memory, monkeypatch, capsys, module):
+  """A path of it has one slash less."""
+  fill(memory[0], local)
+  monkeypatch.setattr("sys.argv", ["x", URL])
+  assert cli(module.main)() == 2
+  err = capsys.readouterr().err
+  assert f"error: {URL} has no segment that" in err and "s3:/labels" not in err
 
 
 def test_students_and_evaluation_read_it(memory, tmp_path):

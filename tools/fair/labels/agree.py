@@ -211,7 +211,7 @@ def main() -> None:
     segment = Segment(there["frames"], there[args.roads], there[args.scenes], [there[d] for d in detectors])
     groups.append(write_segment(store, segment, classes, args.name))
   if not groups:
-    raise UserError(f"{args.labels} has no segment that all of {', '.join(wanted)} have labeled")
+    raise UserError(f"{store.place} has no segment that all of {', '.join(wanted)} have labeled")
   print(f"{args.name}: {len(groups)} segments, {sum(g.row_count for g in groups)} frames")
 
 

@@ -150,7 +150,7 @@ def main() -> None:
   for there in labeled_by_all(store, wanted, name):
     groups.append(write_segment(store, there["frames"], there[args.relative], there[args.by], name, args.far, report))
   if not groups:
-    raise UserError(f"{args.labels} has no segment that both {' and '.join(wanted)} have labeled")
+    raise UserError(f"{store.place} has no segment that both {' and '.join(wanted)} have labeled")
   print(f"{name}: {len(groups)} segments, {sum(g.row_count for g in groups)} frames; new: {'; '.join(report.lines())}")
 
 

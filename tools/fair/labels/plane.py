@@ -122,8 +122,8 @@ def main() -> None:
     guessed += there["frames"].camera_height is None
     groups.append(write_segment(store, there["frames"], there[args.of], classes, args.name, tilts.get(segment, 0.0)))
   if not groups:
-    again = command("tools/op.sh", "agree", args.labels)
-    raise UserError(f"{args.labels} has no segment that {args.of} has labeled; run `{again}`")
+    again = command("tools/op.sh", "agree", store.place)
+    raise UserError(f"{store.place} has no segment that {args.of} has labeled; run `{again}`")
   if guessed:
     warn(
       f"of {guessed} of {len(groups)} segments the camera's height is not known: {DEFAULT_HEIGHT} m is taken, so that "

@@ -20,7 +20,9 @@ DONGLE = re.compile(r"(?<![0-9A-Za-z])[0-9a-f]{16}(?=[|/])")
 def drawn(text: str) -> str:
   """As Pillow's own font can draw it, which has a box for most of what is no ASCII: letters without their marks, ß as
   ss, dashes as hyphens."""
-  plain = unicodedata.normalize("NFKD", text.translate(str.maketrans({"ß": "ss", "\u2013": "-", "\u2014": "-"})))
+  for a, b in (("ß", "ss"), ("\u2013", "-"), ("\u2014", "-")):
+    text = text.replace(a, b)
+  plain = unicodedata.normalize("NFKD", text)
   return "".join(c for c in plain if not unicodedata.combining(c))
 
 

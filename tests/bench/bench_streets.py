@@ -36,14 +36,13 @@ from openpilot.tools.fair.labels.agree import Boxes, agreed_boxes
 from openpilot.tools.fair.labels.aim import mounting_of
 from openpilot.tools.fair.labels.picture import PictureWarp, size_of_picture
 from openpilot.tools.fair.labels.store import LabelStore
-from openpilot.tools.fair.labels.views import FOCAL_OF_WIDTH, SegmentView, segment_view
+from openpilot.tools.fair.labels.views import FOCAL_OF_WIDTH, SegmentView
 from openpilot.tools.fair.registry import load_teacher
 from openpilot.tools.fair.spec import InputSpec, road_classes, street_classes
 from openpilot.tools.fair.teacher import Clip
 from openpilot.tools.lib.cameras import pinhole
 from openpilot.tools.lib.errors import UserError, cli
-from openpilot.tools.lib.framereader import FrameReader
-from openpilot.tools.lib.route import Route, Segment
+from openpilot.tools.lib.route import Segment
 from openpilot.tools.sim.render import CLASSES
 
 CAMVID = {"SKY": 0, "ROAD": 3, "UNKNOWN": 11}
@@ -268,33 +267,6 @@ def judge_camvid(
   return sums.ratios()
 
 
-def judge_night(
-  runners: dict[str, Runner], teachers: Teachers, folders: Sequence[Path], every: int
-) -> dict[str, float]:
-  """Genuine drives by night: there is no truth, but what the roads' teacher and two detectors say of whole pictures."""
-  sums = Sums()
-  for segment in (s for folder in folders for s in Route(folder).segments):
-    view, name = segment_view(segment, "qcamera"), f"night, {segment.name}"
-    reader = FrameReader(view.path, "rgb24")
-    for k in tqdm(range(0, len(view.entries), every), desc=name, unit="frame"):
-      rgb = reader.get(view.entries[k].segment_id)[: view.height // 2 * 2, : view.width // 2 * 2]
-      frame, valid = frame_of(rgb, view)
-      known = valid[1::4, 1::4]
-      road = teachers.road(rgb, view) & known
-      parts = teachers.vehicles(rgb, view)
-      both, alone = agreed_boxes(parts)
-      judge_each_other(sums, name, parts)
-      for who, runner in runners.items():
-        seen = runner(frame, valid)
-        if seen.road is not None:
-          sums.add(f"{name}, {who}: road IoU", (seen.road & road).sum(), ((seen.road & known) | road).sum())
-        if seen.vehicle is not None:
-          sums.add(f"{name}, {who}: free road called vehicle", (seen.vehicle & road).sum(), road.sum())
-        if seen.boxes is not None:
-          judge_boxes(sums, f"{name}, {who}", seen.boxes, both.xyxy, alone)
-  return sums.ratios()
-
-
 def kitti_points(folder: Path, stem: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """-> picture, (3, 3) intrinsics, (N, 3) lidar points in the camera's frame: x right, y down, z ahead, m."""
   rgb = np.ascontiguousarray(cv2.imread(str(folder / "image_2" / f"{stem}.png"))[..., ::-1])
@@ -378,10 +350,7 @@ def main() -> None:
   p.add_argument(
     "--tilt", type=float, nargs="+", metavar="DEGREES", help="only CamVid's road, by a calibration so far off"
   )
-  p.add_argument(
-    "--night", type=Path, nargs="+", default=[], metavar="SEGMENT", help="folders of genuine drives by night"
-  )
-  p.add_argument("--night-every", type=int, default=15, metavar="N", help="of their frames")
+  p.add_argument("--night", action="store_true", help="CamVid made night, too")
   p.add_argument("--simulated-every", type=int, default=10, metavar="N", help="of the simulated frames")
   p.add_argument("--output", type=Path, help="a JSON of all figures")
   args = p.parse_args()
@@ -396,7 +365,6 @@ def main() -> None:
     figures = {**judge_camvid(runners, teachers, args.data, args.every), **judge_kitti(runners, teachers, args.data)}
   if args.night:
     figures |= judge_camvid(runners, teachers, args.data, args.every, night=True)
-    figures |= judge_night(runners, teachers, args.night, args.night_every)
   if args.simulated:
     figures |= judge_simulated(runners, args.simulated, args.simulated_every)
   for name, value in figures.items():

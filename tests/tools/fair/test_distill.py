@@ -184,8 +184,9 @@ def test_a_teacher_that_says_how_sure_it_is_teaches_that(rng):
 
 
 def test_a_resumed_run_is_the_unbroken_one(labels, tmp_path):
-  """Stopped within an epoch, of which some segments are drawn more often, and with stronger light."""
-  how = config(sample=["*=1", "00000001*=2.5"], light=2.0)
+  """Stopped within an epoch, of which some segments are drawn more often, with stronger light, and half of it by
+  night."""
+  how = config(sample=["*=1", "00000001*=2.5"], light=2.0, night=0.5)
   whole = run(labels, tmp_path / "a", how)
   whole.fit()
   part = run(labels, tmp_path / "b", how)

@@ -17,6 +17,7 @@ from openpilot.tools.fair.distillation.options import Options, configuration, tr
 from openpilot.tools.fair.distillation.trained import trained_on
 from openpilot.tools.fair.distillation.config import Config, Stage
 from openpilot.tools.fair.distillation.trainer import Run
+from openpilot.tools.fair.spec import InputSpec
 from openpilot.tools.lib.errors import UserError
 from openpilot.tools.lib.lock import only_one
 from openpilot.tools.lib.options import parse
@@ -275,3 +276,13 @@ def test_precision_is_what_is_said_else_what_the_gpu_has(labels, monkeypatch, gi
   ]
   config, live = configuration(parse(Options, None, "distill", args), Look(labels))
   assert config.precision == (given or ("bf16" if able else "no")) and live is None
+
+
+def test_pictures_of_any_camera_are_not_made_night(labels, monkeypatch):
+  """Where the road is is known of the view alone."""
+  args = ("--labels", str(labels), "--output", "x", "--student", "depth-nano", "--night", "0.2")
+  options = parse(Options, None, "distill", args)
+  assert configuration(options, Look(labels))[0].night == 0.2
+  monkeypatch.setattr(Look, "picture", lambda self: InputSpec("rgb", 160, 224))
+  with pytest.raises(UserError, match="--night 0.2: it knows where the road is in the view"):
+    configuration(options, Look(labels))

@@ -44,6 +44,7 @@ def called(name: str, classes: Sequence[str]) -> list[int]:
 
 
 def scenes(clip: RawClip, picture: InputSpec) -> list[Scene]:
+  """One of each frame. What no label tells is not there: no sky, no vehicles, no depth."""
   steps, r = len(clip.frames), np.random.default_rng(0)
   said, still = clip.said, none(picture)
   told = {k: v for t in TELLS if t in said for k, v in TASKS[t].targets(said[t], still, r).items()}
@@ -100,10 +101,8 @@ class Night:
     self.picture, self.seed = picture, int(r.integers(1 << 31))
     view = sbigmodel_intrinsics if picture.view == "sbigmodel" else medmodel_intrinsics
     self.f, self.row = view[0, 0] * picture.width / 512, view[1, 2] * picture.height / 256  # the horizon's row
-    self.oncoming, self.parked = (
-      r.normal(0.42, 0.12),
-      r.normal(1.0, 0.25),
-    )  # left and right of these: share of the width
+    # shares of the width: left of the one vehicles come towards us, right of the other near ones are parked
+    self.oncoming, self.parked = r.normal(0.42, 0.12), r.normal(1.0, 0.25)
     self.reach, self.beam = chance(r, 5, 20), (r.uniform(1.0, 2.5), r.uniform(0.12, 0.35))  # heights; width and slope
     self.above, self.street = chance(r, 0.03, 0.3), chance(r, 0.004, 0.25)  # of the beams' light: above the cut, lamps'
     self.pools = cv2.resize(np.exp(r.normal(0, 0.7, (5, 6))).astype(np.float32), (picture.width, picture.height))

@@ -20,7 +20,7 @@ class Planned(Run):
   def __init__(self, n, clips, chosen=None, **config):
     self.config = SimpleNamespace(
       **{"batch": clips, "clip": 1, "seed": 0, "hard": 0.0, "augment": True, "mirror": False, "light": 1.0, "tasks": []}
-      | {"zoom": None, "pixels": [], "turn": 0.0}
+      | {"zoom": None, "pixels": [], "turn": 0.0, "night": 0.0}
       | config
     )
     self.train = SimpleNamespace(order=lambda seed: np.arange(n), live=True)

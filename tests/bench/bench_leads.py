@@ -9,7 +9,6 @@ the point is taken half a meter above the road. A distance is right within 15%. 
 leads are its driving model's: how many are is printed."""
 
 import argparse
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from openpilot.tools.lib.framereader import FrameReader
 from openpilot.tools.lib.logreader import LogReader
 from openpilot.tools.lib.route import Route, Segment
 from openpilot.tools.replay.process_replay import CameraBuffer
-from tests.bench.bench_streets import BOX_TEACHERS, STREETS, Runner, Sums, Teachers, frame_of
+from tests.bench.bench_streets import BOX_TEACHERS, STREETS, Runner, Sums, Teachers, frame_of, tell
 
 RADAR_TO_CAMERA = 1.52  # m, of openpilot's radard
 ABOVE_ROAD = 0.5  # m, of the point that must lie in the box
@@ -171,10 +170,7 @@ def main() -> None:
         judge_segment(sums, name, segment, args.camera, {str(b): b for b in args.bundles}, teachers)
     if (radar := sums.of.get(f"{name}: leads that are a radar's")) is not None:
       figures |= {f"{name}: frames with a lead": float(radar[1]), **sums.ratios()}
-  for what, value in figures.items():
-    print(f"{value:8.3f}  {what}")
-  if args.output:
-    args.output.write_text(json.dumps(figures, indent=1))
+  tell(figures, args.output)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from openpilot.selfdrive.modeld.fair.heads.objects import box_iou
 from openpilot.selfdrive.modeld.fair.plan import plan_heads, plan_inputs, Plan
 from openpilot.selfdrive.modeld.fair.runners.onnx import OnnxRunner
 from openpilot.tools.fair.distillation.data import camera_height
-from openpilot.tools.fair.distillation.night import Night, Scene
+from openpilot.tools.fair.distillation.night import Night, Scene, called
 from openpilot.tools.fair.labels.agree import Boxes, agreed_boxes
 from openpilot.tools.fair.labels.aim import mounting_of
 from openpilot.tools.fair.labels.picture import PictureWarp, size_of_picture
@@ -112,16 +112,14 @@ class Runner:
           seen.per_height = bool(specs["depth"].get("parameters", {}).get("per_height", False))
         elif head == "segmentation":
           role = {k: c.role for k, n in enumerate(found.classes) if (c := STREETS.find(n)) is not None}
-          name = {k: c.name for k, n in enumerate(found.classes) if (c := STREETS.find(n)) is not None}
           seen.road = np.isin(found.class_map, [k for k, r in role.items() if r in ("ground", "marking")])
-          seen.vehicle = np.isin(found.class_map, [k for k, n in name.items() if n == "vehicle"])
+          seen.vehicle = np.isin(found.class_map, called("vehicle", found.classes))
           road = [road_classes().find(n) for n in found.classes]
           to = np.zeros(256, np.int64)  # 255 is outside the camera's image
           to[: len(road)] = [CLASSES.index(c.name) if c is not None and c.name in CLASSES else 0 for c in road]
           seen.classes = to[found.class_map]
         else:
-          mine = [k for k, n in enumerate(found.classes) if (c := STREETS.find(n)) is not None and c.name == "vehicle"]
-          seen.boxes = found.boxes[np.isin(found.class_ids, mine)]
+          seen.boxes = found.boxes[np.isin(found.class_ids, called("vehicle", found.classes))]
     return seen
 
 
@@ -211,6 +209,27 @@ def judge_each_other(sums: Sums, name: str, parts: list[Boxes]) -> None:
   sums.add(f"{name}, the two detectors: vehicles, precision", matched(tall[1], of_one).sum(), len(tall[1]))
 
 
+def judge_seen(
+  sums: Sums, who: str, seen: Seen, road: np.ndarray, known: np.ndarray, vehicles: tuple[np.ndarray, np.ndarray] | None
+) -> None:
+  """Beside the road where it is known, (64, 128) bool each, and boxes of vehicles as judge_boxes() has them."""
+  road = road & known
+  if seen.road is not None:
+    a = seen.road & known
+    sums.add(f"{who}: road IoU", (a & road).sum(), (a | road).sum())
+  if seen.vehicle is not None:
+    sums.add(f"{who}: free road called vehicle", (seen.vehicle & road).sum(), road.sum())
+  if seen.boxes is not None and vehicles is not None:
+    judge_boxes(sums, who, seen.boxes, *vehicles)
+
+
+def tell(figures: dict[str, float], output: Path | None) -> None:
+  for what, value in figures.items():
+    print(f"{value:8.3f}  {what}")
+  if output:
+    output.write_text(json.dumps(figures, indent=1))
+
+
 def camvid(data: Path, every: int) -> dict[str, list[tuple[Path, Path]]]:
   """Drive -> pictures with class maps."""
   pairs = [
@@ -229,7 +248,7 @@ def judge_camvid(
   runners: dict[str, Runner], teachers: Teachers, data: Path, every: int, tilt: float = 0.0, night: bool = False
 ) -> dict[str, float]:
   """tilt: degrees by which the horizon is taken to be lower in the picture than it is; then of road and vehicles in the
-  maps of `runners` alone. night: `runners` see the pictures as `distill --night` makes them, teachers by day."""
+  maps of `runners` alone. night: `runners` see each picture once more, as `distill --night` makes it."""
   sums = Sums()
   for drive, pairs in camvid(data, every).items():
     for picture, annotation in tqdm(pairs, desc=f"CamVid {drive}", unit="frame"):
@@ -244,26 +263,19 @@ def judge_camvid(
       true = cv2.remap(truth, *at, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=255)
       known = valid[1::4, 1::4] & (true != CAMVID["UNKNOWN"]) & (true != 255)
       road = true == CAMVID["ROAD"]
-      name = f"CamVid {drive}" + (f", tilted by {tilt:+g} degrees" if tilt else ", by night" if night else "")
+      name, vehicles = f"CamVid {drive}" + (f", tilted by {tilt:+g} degrees" if tilt else ""), None
       if not tilt:
         both, alone = agreed_boxes(parts := teachers.vehicles(rgb, view))
-      if night:
-        scene = Scene(np.full((64, 128), np.nan, np.float32), true == CAMVID["SKY"], both.xyxy)
-        frame = Night(np.random.default_rng(zlib.crc32(picture.stem.encode())), InputSpec()).frame(frame, scene, 0)
-      said = {n: r(frame, valid) for n, r in runners.items()}
-      if not tilt:
+        vehicles = both.xyxy, alone
         judge_each_other(sums, name, parts)
-        said = {ROAD_TEACHER: Seen(road=teachers.road(rgb, view)), **said}
-      for who, seen in said.items():
-        if seen.road is not None:
-          a, b = seen.road & known, road & known
-          sums.add(f"{name}, {who}: road IoU", (a & b).sum(), (a | b).sum())
-        if seen.vehicle is not None:
-          sums.add(
-            f"{name}, {who}: free road called vehicle", (seen.vehicle & road & known).sum(), (road & known).sum()
-          )
-        if seen.boxes is not None and not tilt:
-          judge_boxes(sums, f"{name}, {who}", seen.boxes, both.xyxy, alone)
+        judge_seen(sums, f"{name}, {ROAD_TEACHER}", Seen(road=teachers.road(rgb, view)), road, known, None)
+      for who, runner in runners.items():
+        judge_seen(sums, f"{name}, {who}", runner(frame, valid), road, known, vehicles)
+      if night and vehicles is not None:
+        scene = Scene(np.full((64, 128), np.nan, np.float32), true == CAMVID["SKY"], vehicles[0])
+        dark = Night(np.random.default_rng(zlib.crc32(picture.stem.encode())), InputSpec()).frame(frame, scene, 0)
+        for who, runner in runners.items():
+          judge_seen(sums, f"{name} by night, {who}", runner(dark, valid), road, known, vehicles)
   return sums.ratios()
 
 
@@ -362,15 +374,11 @@ def main() -> None:
     for tilt in args.tilt:
       figures |= judge_camvid(runners, teachers, args.data, args.every, tilt)
   else:
-    figures = {**judge_camvid(runners, teachers, args.data, args.every), **judge_kitti(runners, teachers, args.data)}
-  if args.night:
-    figures |= judge_camvid(runners, teachers, args.data, args.every, night=True)
+    figures = judge_camvid(runners, teachers, args.data, args.every, night=args.night)
+    figures |= judge_kitti(runners, teachers, args.data)
   if args.simulated:
     figures |= judge_simulated(runners, args.simulated, args.simulated_every)
-  for name, value in figures.items():
-    print(f"{value:8.3f}  {name}")
-  if args.output:
-    args.output.write_text(json.dumps(figures, indent=1))
+  tell(figures, args.output)
 
 
 if __name__ == "__main__":

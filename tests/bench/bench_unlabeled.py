@@ -6,7 +6,6 @@ python tests/bench/bench_unlabeled.py --weights FOLDER --data DRIVE PICTURES --e
 PICTURES is a folder with an aim.yaml in it, focal length and horizon of each as `label --aim` has them."""
 
 import argparse
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from openpilot.tools.lib.errors import cli
 from openpilot.tools.lib.framereader import FrameReader
 from openpilot.tools.lib.pictures import read_rgb
 from openpilot.tools.lib.route import Route
-from tests.bench.bench_streets import Runner, Sums, Teachers, frame_of, judge_boxes, judge_each_other
+from tests.bench.bench_streets import Runner, Sums, Teachers, frame_of, judge_each_other, judge_seen, tell
 
 
 def frames_of(folder: Path, every: int) -> Iterator[tuple[np.ndarray, SegmentView]]:
@@ -48,18 +47,14 @@ def judge(sums: Sums, runners: dict[str, Runner], teachers: Teachers, folder: Pa
     rgb = np.ascontiguousarray(rgb)
     frame, valid = frame_of(rgb, view)
     known = valid[1::4, 1::4]
-    road, parts = teachers.road(rgb, view) & known, teachers.vehicles(rgb, view)
+    road, parts = teachers.road(rgb, view), teachers.vehicles(rgb, view)
     both, alone = agreed_boxes(parts)
     judge_each_other(sums, name, parts)
     sums.add(f"{name}: boxes a frame on which both detectors agree", len(both.xyxy), 1)
     for who, runner in runners.items():
       seen = runner(frame, valid)
-      if seen.road is not None:
-        sums.add(f"{name}, {who}: road IoU", (seen.road & road).sum(), ((seen.road & known) | road).sum())
-      if seen.vehicle is not None:
-        sums.add(f"{name}, {who}: free road called vehicle", (seen.vehicle & road).sum(), road.sum())
+      judge_seen(sums, f"{name}, {who}", seen, road, known, (both.xyxy, alone))
       if seen.boxes is not None:
-        judge_boxes(sums, f"{name}, {who}", seen.boxes, both.xyxy, alone)
         sums.add(f"{name}, {who}: boxes a frame", len(seen.boxes), 1)
 
 
@@ -76,11 +71,7 @@ def main() -> None:
   runners, teachers, sums = {str(b): Runner(b) for b in args.bundles}, Teachers(), Sums()
   for folder in args.data:
     judge(sums, runners, teachers, folder, args.every)
-  figures = sums.ratios()
-  for what, value in figures.items():
-    print(f"{value:8.3f}  {what}")
-  if args.output:
-    args.output.write_text(json.dumps(figures, indent=1))
+  tell(sums.ratios(), args.output)
 
 
 if __name__ == "__main__":

@@ -100,13 +100,7 @@ class ModelFrame:
     m_uv = m * np.array([[1.0, 1.0, 0.5], [1.0, 1.0, 0.5], [2.0, 2.0, 1.0]])
     x, y, _ = self._source(m_uv, VIEW_W // 2, VIEW_H // 2, self.width // 2, self.height // 2)
     chroma = self.uv_offset + y * self.stride + 2 * x
-    self.indices[0], self.indices[1], self.indices[2], self.indices[3] = (
-      luma[0::2, 0::2],
-      luma[1::2, 0::2],
-      luma[0::2, 1::2],
-      luma[1::2, 1::2],
-    )
-    self.indices[4], self.indices[5] = chroma, chroma + 1
+    self.indices[:] = packed(luma, chroma, chroma + 1)
     self.valid[:] = inside
 
   @staticmethod
@@ -138,6 +132,18 @@ class ModelFrame:
     return np.take(buf, self.indices, out=out, mode="clip")
 
 
+def packed(y: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+  """(2h, 2w) luma, (h, w) U and V -> (6, h, w), as a model frame has them."""
+  return np.stack([y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2], u, v])
+
+
+def luma_of(frame: np.ndarray) -> np.ndarray:
+  """(6, h, w) of a model frame -> (2h, 2w)."""
+  y = np.empty((2 * frame.shape[1], 2 * frame.shape[2]), frame.dtype)
+  y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2] = frame[:4]
+  return y
+
+
 def pack_rgb(rgb: np.ndarray) -> np.ndarray:
   """(256, 512, 3) uint8 RGB of the model view -> (6, 128, 256) uint8: BT.601 limited range, chroma averaged over 2x2,
   as the cameras' NV12."""
@@ -146,17 +152,14 @@ def pack_rgb(rgb: np.ndarray) -> np.ndarray:
   c = f.reshape(VIEW_H // 2, 2, VIEW_W // 2, 2, 3).mean(axis=(1, 3))
   u = 128 + c @ np.array([-37.797, -74.203, 112.0], dtype=np.float32) / 255
   v = 128 + c @ np.array([112.0, -93.786, -18.214], dtype=np.float32) / 255
-  planes = [y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2], u, v]
-  return np.clip(np.round(np.stack(planes)), 0, 255).astype(np.uint8)
+  return np.clip(np.round(packed(y, u, v)), 0, 255).astype(np.uint8)
 
 
 def unpack_rgb(frame: np.ndarray) -> np.ndarray:
   """(6, h, w) uint8, by default h 128, w 256 -> (2h, 2w, 3) uint8 RGB, the inverse of pack_rgb up to chroma resolution:
   to look at, and for teachers."""
-  y = np.empty((2 * frame.shape[1], 2 * frame.shape[2]), dtype=np.float32)
-  y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2] = frame[:4].astype(np.float32)
   u, v = (np.repeat(np.repeat(frame[i].astype(np.float32) - 128, 2, 0), 2, 1) for i in (4, 5))
-  y = 1.164384 * (y - 16)
+  y = 1.164384 * (luma_of(frame).astype(np.float32) - 16)
   return np.clip(
     np.round(np.stack([y + 1.596027 * v, y - 0.391762 * u - 0.812968 * v, y + 2.017232 * u], axis=-1)), 0, 255
   ).astype(np.uint8)

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from openpilot.selfdrive.modeld.fair.frames import pack_rgb
-from openpilot.tools.fair.distillation.augment import planes_of
+from openpilot.selfdrive.modeld.fair.frames import luma_of, pack_rgb
 from openpilot.tools.fair.distillation.data import RawClip
 from openpilot.tools.fair.distillation.night import DARK, Night, Scene, by_night, called, is_dark, scenes
 from openpilot.tools.fair.spec import InputSpec, street_classes
@@ -47,7 +46,8 @@ def night(seed: int) -> Night:
 def test_vehicles_have_their_lights_and_the_sky_is_dark(seed):
   scene = scenes(clip(), PICTURE)[0]
   assert scene.sky[:11].all() and not scene.sky[13:].any() and np.array_equal(scene.vehicles, BOXES)
-  y, uv = planes_of(night(seed).frame(clip().frames[0], scene, 0))
+  frame = night(seed).frame(clip().frames[0], scene, 0)
+  y, uv = luma_of(frame), frame[4:].transpose(1, 2, 0)
   for x0, y0, x1, y1 in BOXES.astype(int):
     inside = y[y0:y1, x0:x1]
     assert inside.max() > 200 and inside.max() > 1.5 * np.median(y[100:200])  # brighter than the road

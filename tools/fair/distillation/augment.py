@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from openpilot.common.transformations.model import medmodel_intrinsics, sbigmodel_intrinsics
-from openpilot.selfdrive.modeld.fair.frames import pack_rgb, unpack_rgb
+from openpilot.selfdrive.modeld.fair.frames import luma_of, pack_rgb, packed, unpack_rgb
 from openpilot.tools.fair.distillation.light import HIGH, LOW, NO_LIGHT, Light, draw_light, lit, not_darker, stored
 from openpilot.tools.fair.distillation.pixels import apply
 from openpilot.tools.fair.spec import InputSpec
@@ -181,7 +181,7 @@ def warp_frame(a: Augmentation, frame: np.ndarray, t: int = 0) -> np.ndarray:
     planes = changed_luma(a, ycc[..., 0], t), *(changed_chroma(a, ycc[..., 1 + k], 1 - k) for k in range(2))
     return np.ascontiguousarray(cv2.cvtColor(np.stack(planes, -1), cv2.COLOR_YCrCb2RGB).transpose(2, 0, 1))
   w, h = a.picture.width, a.picture.height
-  y, uv = planes_of(frame)
+  y, uv = luma_of(frame), np.ascontiguousarray(frame[4:].transpose(1, 2, 0))
   if a.is_geometric:
     y = cv2.warpAffine(y, a.matrix[:2], (w, h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     g = grid_matrix(w // 2, h // 2, a.picture)
@@ -192,20 +192,7 @@ def warp_frame(a: Augmentation, frame: np.ndarray, t: int = 0) -> np.ndarray:
       flags=cv2.INTER_LINEAR,
       borderMode=cv2.BORDER_REPLICATE,
     )
-  chroma = [changed_chroma(a, uv[..., k], k) for k in range(2)]
-  return packed(changed_luma(a, y, t), np.stack(chroma, -1))
-
-
-def planes_of(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """(6, h / 2, w / 2) of a model frame -> (h, w) luma, (h / 2, w / 2, 2) U and V."""
-  y = np.empty((2 * frame.shape[1], 2 * frame.shape[2]), frame.dtype)
-  y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2] = frame[:4]
-  return y, np.ascontiguousarray(frame[4:].transpose(1, 2, 0))
-
-
-def packed(y: np.ndarray, uv: np.ndarray) -> np.ndarray:
-  """planes_of(), back."""
-  return np.stack([y[0::2, 0::2], y[1::2, 0::2], y[0::2, 1::2], y[1::2, 1::2], uv[..., 0], uv[..., 1]])
+  return packed(changed_luma(a, y, t), *(changed_chroma(a, uv[..., k], k) for k in range(2)))
 
 
 def with_pixels(a: Augmentation, rgb: np.ndarray, t: int) -> np.ndarray:

@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 
 from openpilot.common.transformations.model import medmodel_intrinsics, sbigmodel_intrinsics
+from openpilot.selfdrive.modeld.fair.frames import luma_of, packed
 from openpilot.selfdrive.modeld.fair.heads.ground import DEFAULT_HEIGHT
-from openpilot.tools.fair.distillation.augment import none, packed, planes_of
+from openpilot.tools.fair.distillation.augment import none
 from openpilot.tools.fair.distillation.data import RawClip
 from openpilot.tools.fair.spec import InputSpec, street_classes
 from openpilot.tools.fair.tasks import TASKS
 
-TELLS = "depth", "segmentation", "objects", "detector"  # tasks whose labels say what a scene is made of
 GAMMA = 2.2
 DARK = 60.0  # mean luma: darker clips are of a night already
 FARTHEST = 60.0  # heights: how far the road is drawn
@@ -47,7 +47,10 @@ def scenes(clip: RawClip, picture: InputSpec) -> list[Scene]:
   """One of each frame. What no label tells is not there: no sky, no vehicles, no depth."""
   steps, r = len(clip.frames), np.random.default_rng(0)
   said, still = clip.said, none(picture)
-  told = {k: v for t in TELLS if t in said for k, v in TASKS[t].targets(said[t], still, r).items()}
+  boxed = "detector" if "detector" in said else "objects"  # both are taught by boxes
+  told = {
+    k: v for t in ("depth", "segmentation", boxed) if t in said for k, v in TASKS[t].targets(said[t], still, r).items()
+  }
   z = np.full((steps, *picture.map_shape), np.nan, np.float32)
   sky = np.zeros(z.shape, bool)
   boxes: list[np.ndarray] = [np.zeros((0, 4), np.float32)] * steps
@@ -57,7 +60,7 @@ def scenes(clip: RawClip, picture: InputSpec) -> list[Scene]:
   if "segmentation" in told:
     sky = told["segmentation"][:, called("sky", said["segmentation"].classes.maps)].sum(axis=1) > 0.5
   if "objects" in told:
-    mine = called("vehicle", (said.get("objects") or said["detector"]).classes.boxes)
+    mine = called("vehicle", said[boxed].classes.boxes)
     boxes = [
       b if o is None else o["boxes"][np.isin(o["cls"], mine)] for b, o in zip(boxes, told["objects"], strict=True)
     ]
@@ -157,7 +160,7 @@ class Night:
 
   def frame(self, frame: np.ndarray, scene: Scene, t: int) -> np.ndarray:
     """(6, h / 2, w / 2) uint8 model frame -> the same, by night. t: of the clip."""
-    y, uv = planes_of(frame)
+    y, uv = luma_of(frame), frame[4:].transpose(1, 2, 0)
     h, w = y.shape
     below = slice(int(self.row) + 8, None)
     day = (y.astype(np.float32) / 255) ** GAMMA
@@ -177,7 +180,7 @@ class Night:
     bright = np.minimum(cv2.resize(luma, half, interpolation=cv2.INTER_AREA) / 60, 1)[..., None]
     body = self.color * (uv.astype(np.float32) - 128) + np.array(self.tint, np.float32)
     color = own * bright * body + np.tensordot(np.stack(share, -1), COLOR, 1) * bright
-    return packed(*(np.clip(x + 0.5, 0, 255).astype(np.uint8) for x in (luma, 128 + color)))
+    return np.clip(packed(luma, *(128 + color).transpose(2, 0, 1)) + 0.5, 0, 255).astype(np.uint8)
 
 
 def is_dark(frames: np.ndarray) -> bool:
